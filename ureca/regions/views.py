@@ -1,0 +1,183 @@
+"""The views of a region that an MLLM is shown (paper, stages 2 to 4).
+
+Background is a Gaussian blur of sigma 100 px of the image; contours are 3 px wide, as the model sees them.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFilter, ImageFont
+
+from ureca.regions import rle as rle_codec
+from ureca.regions.mask import Mask
+
+Pixels = npt.NDArray[np.uint8]
+BoolMask = npt.NDArray[np.bool_]
+
+YELLOW = (255, 255, 0)
+TARGET_BLUE = (0, 64, 255)
+_LOOKALIKE_COLOURS = ((255, 64, 0), (0, 200, 0), (255, 0, 200), (255, 170, 0), (0, 200, 220), (150, 60, 255))
+_BLUR_SIGMA_PX = 100
+_BLUR_SHRINK = 8  # a blur this wide has no detail that an eighth of the resolution loses
+
+
+@dataclass(frozen=True)
+class Box:
+    """A box of whole pixels: columns left to right - 1, rows top to bottom - 1."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @classmethod
+    def around(cls, masks: Sequence[Mask]) -> "Box":
+        """Smallest box that holds all the masks, of which at least one must have a pixel."""
+        boxes = [rle_codec.box_xywh(mask.rle) for mask in masks]
+        boxes = [box for box in boxes if box[2] > 0]
+        return cls(
+            left=int(min(x for x, _, _, _ in boxes)),
+            top=int(min(y for _, y, _, _ in boxes)),
+            right=int(max(x + width for x, _, width, _ in boxes)),
+            bottom=int(max(y + height for _, y, _, height in boxes)),
+        )
+
+    @property
+    def rows_and_columns(self) -> tuple[slice, slice]:
+        """Index of the box into an array [H, W, ...]."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
+class Views:
+    """Renders the views of one image's masks; every view is uint8 RGB [h, w, 3] with max(h, w) <= max_side_px.
+
+    The image is blurred once, whatever the number of views, and only where some view needs it.
+
+    Args:
+        pixels: the image, uint8 RGB [H, W, 3].
+        masks: its masks by id, each with at least one pixel where it is drawn.
+        max_side_px: longest side of a view; larger crops are shrunk, smaller ones left as they are.
+    """
+
+    def __init__(self, pixels: Pixels, masks: Mapping[int, Mask], *, max_side_px: int = 1024) -> None:
+        if max_side_px < 1:
+            raise ValueError(f"max_side_px is at least 1, not {max_side_px}")
+        self._pixels = pixels
+        self._masks = masks
+        self._max_side_px = max_side_px
+
+    def whole_with_contour(self, id: int) -> Pixels:
+        """The full image with the region's contour: a main object's first view, and the bottom-up view."""
+        return self._outlined(self._pixels, [(self._masks[id].decode(), YELLOW)])
+
+    def crop(self, id: int) -> Pixels:
+        """The crop of the region's box with everything outside its mask blurred."""
+        pixels, _ = self.crop_with_mask(id, max_side_px=self._max_side_px)
+        return pixels
+
+    def crop_with_mask(self, id: int, *, max_side_px: int) -> tuple[Pixels, BoolMask]:
+        """The same crop at a size of its own, and the mask within it, bool [h, w], with at least one pixel."""
+        crop = Box.around([self._masks[id]]).rows_and_columns
+        inside = self._masks[id].decode()[crop]
+        pixels = _capped(self._blurred_outside(inside, crop), max_side_px)
+        return pixels, _shrunk_mask(inside, pixels.shape[:2])
+
+    def part_in_parent(self, id: int, parent: int) -> Pixels:
+        """The crop of the parent, everything outside the parent blurred, with the part's contour.
+
+        A part may reach out of its parent (containment is at least 0.8, not 1): its contour is cut at the crop.
+        """
+        crop = Box.around([self._masks[parent]]).rows_and_columns
+        blurred = self._blurred_outside(self._masks[parent].decode()[crop], crop)
+        return self._outlined(blurred, [(self._masks[id].decode()[crop], YELLOW)])
+
+    def lookalikes(self, target: int, others: Sequence[int]) -> Pixels:
+        """The crop of the union box of a region and its look-alikes, contoured and numbered; the target is 0, blue."""
+        ids = [target, *others]
+        crop = Box.around([self._masks[id] for id in ids]).rows_and_columns
+        colours = [
+            TARGET_BLUE,
+            *(_LOOKALIKE_COLOURS[index % len(_LOOKALIKE_COLOURS)] for index in range(len(others))),
+        ]
+        inside = [self._masks[id].decode()[crop] for id in ids]
+        # The target is drawn last: nothing may cover its contour and its index.
+        outlines = list(zip(inside, colours, strict=True))[::-1]
+        drawn = self._outlined(self._pixels[crop], outlines)
+        shrink = drawn.shape[1] / inside[0].shape[1]
+        canvas = Image.fromarray(drawn)
+        for index, (mask, colour) in zip(reversed(range(len(ids))), outlines, strict=True):
+            column, row = _centre(mask)
+            _write_index(canvas, index, (column * shrink, row * shrink), colour)
+        return np.asarray(canvas)
+
+    @cached_property
+    def _background(self) -> Pixels:
+        height, width = self._pixels.shape[:2]
+        small = (max(1, height // _BLUR_SHRINK), max(1, width // _BLUR_SHRINK))
+        blurred = _resized(Image.fromarray(self._pixels), small).filter(
+            ImageFilter.GaussianBlur(_BLUR_SIGMA_PX / _BLUR_SHRINK)
+        )
+        return np.asarray(blurred.resize((width, height), Image.Resampling.BILINEAR))
+
+    def _blurred_outside(self, inside: BoolMask, crop: tuple[slice, slice]) -> Pixels:
+        return np.where(inside[..., None], self._pixels[crop], self._background[crop])
+
+    def _outlined(self, pixels: Pixels, outlines: Sequence[tuple[BoolMask, tuple[int, int, int]]]) -> Pixels:
+        """Shrink to the cap, then draw contours, so that they are 3 px wide as the model sees them."""
+        drawn = _capped(pixels, self._max_side_px).copy()
+        for inside, colour in outlines:
+            drawn[_contour(_shrunk_mask(inside, drawn.shape[:2]))] = colour
+        return drawn
+
+
+def _capped(pixels: Pixels, max_side_px: int) -> Pixels:
+    longest = max(pixels.shape[:2])
+    if longest <= max_side_px:
+        return pixels
+    height, width = (max(1, round(side * max_side_px / longest)) for side in pixels.shape[:2])
+    return np.asarray(_resized(Image.fromarray(pixels), (height, width)))
+
+
+def _shrunk_mask(inside: BoolMask, size: tuple[int, ...]) -> BoolMask:
+    """The mask at another size (height, width); a mask too thin to fill half of any pixel keeps its fullest ones."""
+    if inside.shape == size:
+        return inside
+    share = np.asarray(_resized(Image.fromarray(inside.astype(np.uint8) * 255), (size[0], size[1])))
+    return share >= min(128, max(1, int(share.max())))
+
+
+def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    """Shrink to (height, width) by averaging."""
+    return image.resize((size[1], size[0]), Image.Resampling.BOX)
+
+
+def _contour(inside: BoolMask) -> BoolMask:
+    """A line 3 px wide along the border of a mask [h, w]: one pixel outside, two inside; closed at the image's edge."""
+    padded = Image.fromarray(np.pad(inside, 2).astype(np.uint8) * 255)
+    outer = np.asarray(padded.filter(ImageFilter.MaxFilter(3)))
+    inner = np.asarray(padded.filter(ImageFilter.MinFilter(5)))
+    ring: BoolMask = (outer > 0) & (inner == 0)
+    return ring[2:-2, 2:-2]
+
+
+def _centre(inside: BoolMask) -> tuple[float, float]:
+    """Column and row of the pixel of the mask that is nearest to its centre of mass: always inside, also for a ring."""
+    rows, columns = np.nonzero(inside)
+    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
+    return float(columns[nearest]), float(rows[nearest])
+
+
+def _write_index(canvas: Image.Image, index: int, centre: tuple[float, float], colour: tuple[int, int, int]) -> None:
+    size = max(12, max(canvas.size) // 40)
+    ImageDraw.Draw(canvas).text(
+        centre,
+        str(index),
+        fill=colour,
+        font=ImageFont.load_default(size),
+        anchor="mm",
+        stroke_width=max(1, size // 8),
+        stroke_fill=(255, 255, 255),
+    )

@@ -1,0 +1,89 @@
+"""Arrow schemas of everything that is stored: one row an image, regions as a nested list.
+
+Readers of a dataset can rely on these names and types; every file that is written is conformed to them.
+"""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pyarrow as pa
+
+ERROR = pa.struct(
+    [
+        pa.field("stage", pa.string(), nullable=False),  # read | propose | curate | caption
+        pa.field("kind", pa.string(), nullable=False),  # snake_case, for counting
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+_BOX = pa.list_(pa.float32(), 4)
+
+REGION = pa.struct(
+    [
+        # SA-1B ids fit 32 bits; ids of COCO crowd annotations do not.
+        pa.field("region_id", pa.int64(), nullable=False),
+        pa.field("rle", pa.string(), nullable=False),
+        pa.field("bbox_xywh", _BOX, nullable=False),
+        pa.field("area_px", pa.int64(), nullable=False),
+        pa.field("parent_id", pa.int64(), nullable=False),
+        pa.field("depth", pa.int16(), nullable=False),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability_score", pa.float32()),
+        pa.field("short_caption", pa.string()),
+        pa.field("detailed_caption", pa.string()),
+        pa.field("caption", pa.string()),
+        pa.field("lookalike_ids", pa.list_(pa.int64()), nullable=False),
+        pa.field("verdict", pa.string(), nullable=False),
+        pa.field("verdict_reason", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+    ]
+)
+
+PROVENANCE = pa.struct(
+    [
+        pa.field("proposer", pa.string()),
+        pa.field("annotator", pa.string()),
+        pa.field("embedder", pa.string()),
+        pa.field("verifier", pa.string()),
+        pa.field("prompts", pa.string()),
+        pa.field("ureca", pa.string()),
+    ]
+)
+
+REGIONS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("regions", pa.list_(REGION), nullable=False),
+        pa.field("error", ERROR),
+        pa.field("provenance", PROVENANCE),
+    ]
+)
+"""The dataset that ``curate`` writes.
+
+A region: ``rle`` holds COCO compressed counts of a [height, width] mask; ``parent_id`` is -1 at the top level and
+``depth`` 0 there; ``verdict`` is unchecked, accepted or rejected; ``status`` is ok, skipped:<why> or failed:<why>.
+``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null where no pixels
+could be read.
+"""
+
+
+def conform(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Make a table of exactly ``schema`` from rows of Python values.
+
+    Raises:
+        pyarrow.ArrowInvalid, pyarrow.ArrowTypeError: a value does not fit its column; this is a bug of the writer.
+        ValueError: a row has a column that the schema lacks, or lacks one that must not be null.
+    """
+    rows = list(rows)
+    names = set(schema.names)
+    for row in rows:
+        if unknown := row.keys() - names:
+            raise ValueError(f"row {row.get('image_id')!r} has columns that the schema lacks: {sorted(unknown)}")
+    table = pa.Table.from_pylist(rows, schema=schema)
+    for field in schema:
+        if not field.nullable and table.column(field.name).null_count:
+            raise ValueError(f"column {field.name!r} must not be null")
+    return table
