@@ -71,7 +71,7 @@ class Views:
 
     def whole_with_contour(self, id: int) -> Pixels:
         """The full image with the region's contour: a main object's first view, and the bottom-up view."""
-        return self._outlined(self._pixels, [(self._masks[id].decode(), YELLOW)])
+        return self._outlined(self._whole, [(self._masks[id].decode(), YELLOW)])
 
     def crop(self, id: int) -> Pixels:
         """The crop of the region's box with everything outside its mask blurred."""
@@ -112,6 +112,10 @@ class Views:
             column, row = _centre(mask)
             _write_index(canvas, index, (column * shrink, row * shrink), colour)
         return np.asarray(canvas)
+
+    @cached_property
+    def _whole(self) -> Pixels:
+        return _capped(self._pixels, self._max_side_px)
 
     @cached_property
     def _background(self) -> Pixels:
@@ -156,11 +160,27 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def _contour(inside: BoolMask) -> BoolMask:
     """A line 3 px wide along the border of a mask [h, w]: one pixel outside, two inside; closed at the image's edge."""
-    padded = Image.fromarray(np.pad(inside, 2).astype(np.uint8) * 255)
-    outer = np.asarray(padded.filter(ImageFilter.MaxFilter(3)))
-    inner = np.asarray(padded.filter(ImageFilter.MinFilter(5)))
-    ring: BoolMask = (outer > 0) & (inner == 0)
-    return ring[2:-2, 2:-2]
+    ring = np.zeros_like(inside)
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    if rows.size:  # only around the mask: a view can hold many small ones
+        box = slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2)
+        near = inside[box]
+        ring[box] = _dilated(near, 1) & ~_eroded(near, 2)
+    return ring
+
+
+def _dilated(inside: BoolMask, by_px: int) -> BoolMask:
+    """Every pixel within ``by_px`` rows and columns of the mask."""
+    padded = np.pad(inside, by_px)
+    shifts = range(2 * by_px + 1)
+    rows: BoolMask = np.logical_or.reduce([padded[shift : shift + inside.shape[0]] for shift in shifts])
+    grown: BoolMask = np.logical_or.reduce([rows[:, shift : shift + inside.shape[1]] for shift in shifts])
+    return grown
+
+
+def _eroded(inside: BoolMask, by_px: int) -> BoolMask:
+    """Every pixel of the mask with only the mask within ``by_px`` rows and columns; outside the array there is none."""
+    return ~_dilated(np.pad(~inside, by_px, constant_values=True), by_px)[by_px:-by_px, by_px:-by_px]
 
 
 def _centre(inside: BoolMask) -> tuple[float, float]:

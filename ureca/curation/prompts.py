@@ -1,0 +1,71 @@
+"""Every prompt of the curation, in one place. Change a word, raise the version: rows carry it.
+
+The system part is the same for all requests of a stage and comes first, so that an engine's prefix cache serves it.
+"""
+
+from collections.abc import Sequence
+
+VERSION = "1"
+
+_RULES = """\
+You write captions for one region of a photograph. The region is marked for you by a thin coloured line, or everything \
+around it is blurred. Those marks are not part of the photograph: never mention a line, contour, outline, mark, \
+highlight, blur, crop, number, or the words "image", "photo" and "region".
+Say only what can be seen. Answer with one JSON object and nothing else."""
+
+SHORT_CAPTION = f"""\
+{_RULES}
+You see two pictures: first the region in its surroundings, then the region alone.
+Write one sentence that names what the region shows, with its visible attributes (colour, material, texture, shape, \
+action), and says where it is in the larger object or what it does for it. It must not fit any of its neighbours."""
+
+DETAILED_CAPTION = f"""\
+{_RULES}
+You see the whole photograph with the region marked, and you are given a short caption of it and captions of its parts.
+Write one paragraph that describes the region as a whole. Take from the captions of the parts what is right and \
+important and drop what contradicts the photograph; do not list the parts one after another."""
+
+UNIQUE_CAPTION = f"""\
+{_RULES}
+You see several things of one photograph that look alike, each with a coloured line and a number. Number 0, in blue, \
+is the one to describe.
+Rewrite its caption so that it fits number 0 and none of the others: keep what is true, and add what tells it apart \
+(position, neighbours, size, colour, state). Never mention numbers or lines."""
+
+VERIFICATION = """\
+You check captions of one region of a photograph. You see the whole photograph with the region marked by a yellow \
+line, and the region alone with everything around it blurred. The line and the blur are not part of the photograph.
+Decide whether the caption is true of the region: everything it says must be visible there or follow from its place in \
+the photograph. Answer with one JSON object and nothing else."""
+
+
+def short_caption(parent_caption: str | None, sibling_captions: Sequence[str]) -> str:
+    """The question of stage 2, with what is known of the surroundings."""
+    lines = []
+    if parent_caption is not None:
+        lines.append(f"It is a part of this: {parent_caption}")
+    if sibling_captions:
+        lines.append("Its neighbours were captioned so:")
+        lines.extend(f"- {caption}" for caption in sibling_captions)
+    lines.append('Caption it as {"caption": "..."}.')
+    return "\n".join(lines)
+
+
+def detailed_caption(short_caption: str, child_captions: Sequence[str]) -> str:
+    """The question of stage 3."""
+    parts = "\n".join(f"- {caption}" for caption in child_captions)
+    return f'Short caption: {short_caption}\nCaptions of its parts:\n{parts}\nDescribe it as {{"caption": "..."}}.'
+
+
+def unique_caption(caption: str, lookalike_captions: Sequence[str]) -> str:
+    """The question of stage 4; look-alikes in the order of their numbers, from 1."""
+    others = "\n".join(f"{number}: {other}" for number, other in enumerate(lookalike_captions, start=1))
+    return (
+        f"Caption of number 0 so far: {caption}\nCaptions of the others:\n{others}\n"
+        'Rewrite the caption of number 0 as {"caption": "..."}.'
+    )
+
+
+def verification(caption: str) -> str:
+    """The question of the verification."""
+    return f'Caption: {caption}\nAnswer as {{"is_true": true or false, "reason": "..."}}.'

@@ -1,0 +1,75 @@
+"""A stand-in for a multimodal model: no weights, answers that depend on what it is shown."""
+
+import asyncio
+import hashlib
+import json
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from ureca.mllm.protocol import ChatAnswer, ChatRequest
+
+_MATERIALS = ("velvet", "brass", "linen", "granite", "amber", "cedar", "slate", "ivory", "copper", "wicker")
+_FORMS = ("arch", "ribbon", "vessel", "panel", "lantern", "spindle", "canopy", "shell", "tassel", "wedge")
+
+
+class StandInSettings(BaseModel):
+    """How the stand-in behaves as an engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    seconds_per_answer: float = Field(default=0.0, ge=0, description="time each answer takes")
+    malformed_fraction: float = Field(default=0.0, ge=0, le=1, description="share of answers that are not JSON")
+
+
+class StandInChatModel:
+    """Answers by content: the same request gets the same answer, another image or question another one.
+
+    It exists for tests, dry runs and benchmarks of everything around a model. Its captions are well-formed and say
+    nothing about the image. A question whose answer schema has the property ``caption`` gets a caption, one with
+    ``is_true`` the verdict true.
+    """
+
+    name = "stand-in"
+
+    def __init__(self, settings: StandInSettings) -> None:
+        self._settings = settings
+
+    async def answer(self, request: ChatRequest) -> ChatAnswer:
+        """Answer after the time that an engine would take."""
+        if self._settings.seconds_per_answer:
+            await asyncio.sleep(self._settings.seconds_per_answer)
+        digest = _digest(request)
+        text = self._text(request, digest)
+        num_image_tokens = 256 * len(request.images)
+        return ChatAnswer(
+            text=text,
+            num_prompt_tokens=num_image_tokens + len(request.system.split()) + len(request.text.split()),
+            num_new_tokens=len(text.split()),
+        )
+
+    def _text(self, request: ChatRequest, digest: int) -> str:
+        if (digest % 1000) / 1000 < self._settings.malformed_fraction:
+            return "I would rather not say"
+        properties = request.answer_schema["properties"]
+        answer: dict[str, object] = {}
+        if "caption" in properties:
+            answer["caption"] = _caption(digest)
+        if "is_true" in properties:
+            answer |= {"is_true": True, "reason": "The stand-in agrees with everything."}
+        return json.dumps(answer)
+
+
+def _digest(request: ChatRequest) -> int:
+    hashed = hashlib.blake2b(digest_size=8)
+    hashed.update(f"{request.temperature} {request.system}\n{request.text}".encode())
+    for image in request.images:
+        hashed.update(str(image.shape).encode())
+        hashed.update(np.ascontiguousarray(image).data)
+    return int.from_bytes(hashed.digest(), "big")
+
+
+def _caption(digest: int) -> str:
+    material = _MATERIALS[digest % len(_MATERIALS)]
+    form = _FORMS[digest // 16 % len(_FORMS)]
+    return f"A {material} {form} bearing the mark {digest % 2**40:010x}."

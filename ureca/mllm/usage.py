@@ -1,0 +1,40 @@
+"""Counting what a piece of asynchronous work asks of chat models."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+
+from ureca.mllm.protocol import ChatAnswer
+
+
+@dataclass(slots=True)
+class Usage:
+    """Calls of chat models and their tokens."""
+
+    num_calls: int = 0
+    num_prompt_tokens: int = 0
+    num_new_tokens: int = 0
+
+
+_current: ContextVar[Usage | None] = ContextVar("usage", default=None)
+
+
+@contextmanager
+def metered() -> Iterator[Usage]:
+    """Count the calls made inside the block, also by tasks started there; blocks that run concurrently stay apart."""
+    usage = Usage()
+    token = _current.set(usage)
+    try:
+        yield usage
+    finally:
+        _current.reset(token)
+
+
+def record(answer: ChatAnswer) -> None:
+    """Count one answered call for the block it happens in, if any."""
+    usage = _current.get()
+    if usage is not None:
+        usage.num_calls += 1
+        usage.num_prompt_tokens += answer.num_prompt_tokens
+        usage.num_new_tokens += answer.num_new_tokens
