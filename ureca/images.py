@@ -1,0 +1,187 @@
+"""From the bytes of an image file to pixels, whoever wrote the bytes."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.GifImagePlugin import GifImageFile
+from PIL.ImageFile import ImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+from PIL.PpmImagePlugin import PpmImageFile
+from PIL.TiffImagePlugin import TiffImageFile
+from PIL.WebPImagePlugin import WebPImageFile
+from pydantic import BaseModel, ConfigDict, PositiveInt
+
+from ureca.errors import ImageError
+
+Pixels = npt.NDArray[np.uint8]
+
+# What Pillow raises for bytes that are not what they claim to be: its own (SyntaxError for headers, OSError for
+# pixel data, ValueError for limits on text chunks and profiles), what its parsers let through from the standard
+# library, and warnings where the process turns them into errors. A MemoryError belongs here because the pixels are
+# limited before: it comes from absurd sizes inside the file, not from a machine that is short of memory.
+_PILLOW_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    AttributeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    RuntimeError,
+    MemoryError,
+    AssertionError,
+    Warning,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+_SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
+    (b"\xff\xd8\xff", JpegImageFile),
+    (b"\x89PNG\r\n\x1a\n", PngImageFile),
+    (b"GIF87a", GifImageFile),
+    (b"GIF89a", GifImageFile),
+    (b"BM", BmpImageFile),
+    (b"II*\0", TiffImageFile),
+    (b"MM\0*", TiffImageFile),
+    (b"II+\0", TiffImageFile),
+    (b"MM\0+", TiffImageFile),
+    *((b"P%d" % number, PpmImageFile) for number in range(1, 7)),
+)
+
+_EXIF_ORIENTATION = 0x0112
+_TIFF_TILE_TAGS = (322, 323)  # width and height
+
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+class ImageLimits(BaseModel):
+    """What an image may cost before it is refused."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    max_bytes: PositiveInt = 256 * 1024 * 1024
+    """Largest file, in bytes; also the largest annotation file."""
+    max_pixels: PositiveInt = 100_000_000
+    """Largest width x height that the header may state; decoding takes about eight bytes a pixel at its peak."""
+
+
+def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
+    """Decode an image file to uint8 RGB [H, W, 3], upright.
+
+    The content decides the format: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM/PGM/PBM, whatever the file was called. The
+    first frame of an animation counts; the EXIF orientation is applied; transparency is laid over white; CMYK, palette,
+    YCbCr and LAB become RGB without a colour profile. Greys of more than 8 bits are scaled: 16-bit and integers within
+    0 to 65535 from that range, floats within 0 to 1 from that range, anything else from its own smallest to its own
+    largest finite value (not a number becomes black).
+
+    Args:
+        data: the whole file.
+        limits: checked on length and header, before anything is decoded.
+
+    Raises:
+        ImageError: ``empty_file``; ``too_many_bytes``; ``not_an_image`` (no signature of a format above);
+            ``too_many_pixels``; ``truncated`` (the data end early); ``corrupt`` (any other damage);
+            ``out_of_memory`` (the file asks the decoder for more memory than there is).
+    """
+    if not data:
+        raise ImageError("empty_file", "the file has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError("too_many_bytes", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    open_format = _format(data)
+    if open_format is None:
+        raise ImageError(
+            "not_an_image", f"the content starts with {data[:12]!r}: no JPEG, PNG, WebP, TIFF, BMP, GIF or PPM"
+        )
+    try:
+        # Image.open is not used: it reports large images through process-wide state and warnings.
+        with open_format(io.BytesIO(data)) as image:
+            _check_size(image, limits)
+            image.load()
+            return np.array(_to_rgb(_upright(image)))
+    except ImageError:
+        raise
+    except Image.DecompressionBombError as error:
+        raise ImageError("too_many_pixels", str(error)) from error
+    except _PILLOW_ERRORS as error:
+        raise ImageError(_kind(error, data), f"{open_format.format}: {type(error).__name__}: {error}") from error
+
+
+def _format(data: bytes) -> type[ImageFile] | None:
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return WebPImageFile
+    return next((format for signature, format in _SIGNATURES if data.startswith(signature)), None)
+
+
+def _check_size(image: ImageFile, limits: ImageLimits) -> None:
+    areas = [("an image", image.width, image.height)]
+    if isinstance(image, TiffImageFile):
+        # A tile can be larger than the image that it is part of, and is decoded whole.
+        width, height = (int(image.tag_v2.get(tag, 0)) for tag in _TIFF_TILE_TAGS)
+        areas.append(("a tile", width, height))
+    for what, width, height in areas:
+        if width * height > limits.max_pixels:
+            raise ImageError(
+                "too_many_pixels",
+                f"the header states {what} of {width} x {height} pixels, the limit is {limits.max_pixels}",
+            )
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turn the image as its EXIF orientation says. Malformed EXIF says nothing, and the pixels are good without it."""
+    try:
+        orientation = image.getexif().get(_EXIF_ORIENTATION)
+    except _PILLOW_ERRORS:
+        return image
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
+    if image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
+    return image.convert("RGB")
+
+
+def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:
+    """Scale greys [H, W] of more than 8 bits to uint8 [H, W], by the rule of ``decode_image``."""
+    is_float = np.issubdtype(values.dtype, np.floating)
+    grey = values.astype(np.float64)
+    finite = grey[np.isfinite(grey)]
+    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+    full_range = 1.0 if is_float else 65535.0
+    if low >= 0 and high <= full_range:
+        low, high = 0.0, full_range
+    # Halved, because the distance between two floats can be more than a float can hold.
+    span = max(high / 2 - low / 2, np.finfo(np.float64).tiny)
+    scaled = np.nan_to_num((grey / 2 - low / 2) / span, nan=0.0, posinf=1.0, neginf=0.0)
+    return np.rint(scaled * 255).astype(np.uint8)
+
+
+def _kind(error: BaseException, data: bytes) -> str:
+    """Name a failure of Pillow's. Its parsers say when they reach the end; WebP's does not, but states its length."""
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):
+        return "truncated"
+    causes = (error, error.__cause__)
+    if any(isinstance(cause, EOFError | struct.error) or "truncated" in str(cause).lower() for cause in causes):
+        return "truncated"
+    return "corrupt"
