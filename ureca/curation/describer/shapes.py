@@ -1,0 +1,173 @@
+"""Shapes of masks: nouns (strip, ring, patch ...) and adjectives (round, rectangular, vertical ...)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ureca.curation.describer.vocabulary import Rule, Vocabulary
+
+_MIN_PIXELS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The outline of a region.
+
+    Attributes:
+        area_px: pixels of the mask in the image.
+        area_fraction: share of the image, 0 to 1.
+        num_pixels: that were looked at; below 25 an outline has no shape.
+        axis_ratio: length of the minor axis over that of the major one, above 0 and at most 1.
+        angle_deg: of the major axis, 0 (horizontal) to 180, counter-clockwise.
+        ellipse_iou: overlap with the ellipse of the same moments, 0 to 1.
+        rectangle_iou: overlap with the rectangle of the same moments, or with its box, whichever is more.
+        hole_share: of the filled outline that is its largest hole, 0 to 1; 0 where the hole is off the centre.
+        num_pieces: connected pieces that each have at least a fiftieth of the pixels.
+        largest_piece_share: of the pixels, above 0 and at most 1.
+    """
+
+    area_px: int
+    area_fraction: float
+    num_pixels: int
+    axis_ratio: float
+    angle_deg: float
+    ellipse_iou: float
+    rectangle_iou: float
+    hole_share: float
+    num_pieces: int
+    largest_piece_share: float
+
+
+def _strip_like(shape: Shape, slack: float) -> bool:
+    return shape.num_pixels >= _MIN_PIXELS * (1 - slack) and shape.axis_ratio < 0.38 + slack
+
+
+def _is_ring(shape: Shape, slack: float) -> bool:
+    return shape.hole_share > 0.15 - slack and shape.num_pixels >= _MIN_PIXELS
+
+
+def _is_cluster(shape: Shape, slack: float) -> bool:
+    return shape.num_pieces >= 3 - 10 * slack and shape.largest_piece_share < 0.6 + slack
+
+
+NOUNS = Vocabulary[Shape](
+    {
+        "dot": lambda shape, slack: shape.area_px < 16 * (1 + 10 * slack),
+        "cluster": _is_cluster,
+        "ring": _is_ring,
+        "line": lambda shape, slack: shape.num_pixels >= _MIN_PIXELS and shape.axis_ratio < 0.09 + 0.6 * slack,
+        "strip": _strip_like,
+        "area": lambda shape, slack: shape.area_fraction >= 0.10 - 0.3 * slack,
+        "patch": lambda shape, slack: shape.area_fraction < 0.10 + 0.6 * slack,
+    }
+)
+"""Exactly one is always said; "area" and "patch" differ by size alone."""
+
+SIZES = Vocabulary[Shape](
+    {
+        "tiny": lambda shape, slack: shape.area_fraction < 0.0005 * (1 + 5 * slack),
+        "small": lambda shape, slack: shape.area_fraction < 0.015 * (1 + 6 * slack),
+        "large": lambda shape, slack: shape.area_fraction >= 0.25 - slack,
+    }
+)
+"""Of the image; nothing is said in between."""
+
+
+def _running(angle_deg: float, within_deg: float) -> Rule[Shape]:
+    return lambda shape, slack: (
+        _strip_like(shape, slack) and abs((shape.angle_deg - angle_deg + 90) % 180 - 90) <= within_deg + 100 * slack
+    )
+
+
+def _solid(shape: Shape, slack: float) -> bool:
+    return (
+        shape.num_pixels >= _MIN_PIXELS and not _is_ring(shape, -slack / 2) and shape.largest_piece_share > 0.9 - slack
+    )
+
+
+SHAPES = Vocabulary[Shape](
+    {
+        "horizontal": _running(0, 18),
+        "vertical": _running(90, 18),
+        "slanting": lambda shape, slack: _running(45, 27)(shape, slack) or _running(135, 27)(shape, slack),
+        "round": lambda shape, slack: (
+            _solid(shape, slack)
+            and shape.axis_ratio > 0.8 - slack
+            and shape.ellipse_iou > 0.91 - slack
+            and shape.ellipse_iou > shape.rectangle_iou - 0.3 * slack
+        ),
+        "rectangular": lambda shape, slack: (
+            _solid(shape, slack)
+            and shape.rectangle_iou > 0.87 - slack
+            and shape.rectangle_iou > shape.ellipse_iou - 0.3 * slack
+        ),
+        "oval": lambda shape, slack: (
+            _solid(shape, slack)
+            and 0.38 - slack <= shape.axis_ratio <= 0.8 + slack
+            and shape.ellipse_iou > 0.89 - slack
+            and shape.ellipse_iou > shape.rectangle_iou - 0.3 * slack
+        ),
+        "irregular": lambda shape, slack: (
+            shape.num_pixels >= _MIN_PIXELS and not _is_ring(shape, -slack) and shape.ellipse_iou < 0.72 + 0.8 * slack
+        ),
+    }
+)
+
+
+def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: float) -> Shape:
+    """Measure a mask bool [h, w], cut to its box and perhaps reduced, with at least one pixel inside.
+
+    Args:
+        mask: what is looked at.
+        area_px: pixels of the mask in the image.
+        area_fraction: their share of it.
+    """
+    y, x = np.nonzero(mask)
+    covariance = np.cov(np.stack([x, y]).astype(np.float64), bias=True) + np.eye(2) / 12
+    variances, axes = np.linalg.eigh(covariance)
+    height, width = mask.shape
+    grid = np.stack(np.meshgrid(np.arange(width) - x.mean(), np.arange(height) - y.mean()), axis=-1)
+    along_axes = np.abs(grid @ axes) / np.sqrt(variances)
+    # The box of an ellipse that fills it has the same moments as the ellipse, so the matching shapes may overhang it.
+    ellipse_area, rectangle_area = (factor * np.sqrt(variances.prod()) for factor in (4 * np.pi, 12.0))
+    pieces = _piece_sizes(mask) / len(x)
+    return Shape(
+        area_px=area_px,
+        area_fraction=area_fraction,
+        num_pixels=len(x),
+        axis_ratio=float(np.sqrt(variances[0] / variances[1])),
+        angle_deg=float(np.degrees(np.arctan2(-axes[1, 1], axes[0, 1])) % 180),
+        ellipse_iou=_iou(mask, (along_axes**2).sum(axis=-1) <= 4, ellipse_area),
+        rectangle_iou=max(_iou(mask, along_axes.max(axis=-1) <= np.sqrt(3), rectangle_area), len(x) / mask.size),
+        hole_share=_central_hole_share(mask),
+        num_pieces=int((pieces >= 0.02).sum()),
+        largest_piece_share=float(pieces.max()),
+    )
+
+
+def _iou(mask: npt.NDArray[np.bool_], model: npt.NDArray[np.bool_], model_area_px: float) -> float:
+    common = float((mask & model).sum())
+    return min(1.0, common / (float(mask.sum()) + max(model_area_px, common) - common))
+
+
+def _piece_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    from scipy import ndimage  # noqa: PLC0415
+
+    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return np.bincount(pieces[mask])[1:]
+
+
+def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
+    """Share of the filled outline taken by its largest hole, if the outline's centre lies in that hole."""
+    from scipy import ndimage  # noqa: PLC0415
+
+    filled = ndimage.binary_fill_holes(mask)
+    holes, num_holes = ndimage.label(filled & ~mask)
+    if num_holes == 0:
+        return 0.0
+    y, x = (round(float(axis.mean())) for axis in np.nonzero(filled))
+    sizes = np.bincount(holes.ravel())
+    sizes[0] = 0
+    largest = int(sizes.argmax())
+    return float(sizes[largest] / filled.sum()) if holes[y, x] == largest else 0.0
