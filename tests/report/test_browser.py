@@ -1,0 +1,277 @@
+"""What a person does with the report, done in headless Chromium."""
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from ureca.dataset import UnitReport
+from ureca.report import write_report
+
+from .rows import drawn, failed_row, grey_pixels, make_region, make_row
+
+HOSTILE = "</script><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp;"
+
+
+def rows() -> list[dict[str, Any]]:
+    """A whole with two like parts, one of which has a part of its own; a region left out; a second, hostile image."""
+    whole = make_region(10, drawn(20, 20, 280, 180), caption="the whole", short_caption="whole, in short")
+    left = make_region(11, drawn(40, 40, 140, 160), parent_id=10, depth=1, caption="left half", lookalike_ids=[12])
+    right = make_region(12, drawn(170, 40, 260, 160), parent_id=10, depth=1, caption="right half", lookalike_ids=[11])
+    deep = make_region(13, drawn(60, 60, 120, 140), parent_id=11, depth=2, caption="innermost", verdict="rejected")
+    gone = make_region(14, drawn(0, 0, 15, 15), status="skipped:area_below_minimum", caption=None, short_caption=None)
+    hostile = make_region(0, drawn(20, 20, 280, 180), caption=HOSTILE, short_caption=HOSTILE, detailed_caption=HOSTILE)
+    return [
+        make_row("first", [whole, left, right, deep, gone]),
+        make_row(HOSTILE, [hostile], uri=HOSTILE),
+        failed_row("broken", "truncated", "ends after 9 bytes"),
+    ]
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> str:
+    to = tmp_path_factory.mktemp("report") / "report.html"
+    write_report(rows(), grey_pixels, to, title="a run", work=UnitReport(seconds={"propose": 3.0}))
+    return to.as_uri()
+
+
+def start(chromium: tuple[str, str], *, phone: bool) -> webdriver.Chrome:
+    browser, driver = chromium
+    options = webdriver.ChromeOptions()
+    options.binary_location = browser
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1400,1000"):
+        options.add_argument(argument)
+    for service in ("background-networking", "component-update", "sync"):
+        options.add_argument(f"--disable-{service}")
+    if phone:
+        screen = {"width": 390, "height": 844, "pixelRatio": 2.0, "touch": True, "mobile": True}
+        options.add_experimental_option("mobileEmulation", {"deviceMetrics": screen})
+    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
+    return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
+
+
+@pytest.fixture(scope="module")
+def desktop(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
+    browser = start(chromium, phone=False)
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def phone(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
+    browser = start(chromium, phone=True)
+    yield browser
+    browser.quit()
+
+
+class Panel:
+    """One image on the page."""
+
+    def __init__(self, browser: webdriver.Chrome, number: int = 0) -> None:
+        self.browser = browser
+        wait = WebDriverWait(browser, 20)
+        panels = wait.until(lambda browser: browser.find_elements(By.CSS_SELECTOR, ".panel.built"))
+        self.root: WebElement = panels[number]
+        browser.execute_script("arguments[0].scrollIntoView({block: 'center'})", self.root)
+
+    def one(self, selector: str) -> WebElement:
+        return self.root.find_element(By.CSS_SELECTOR, selector)
+
+    def pointer(self, x: float, y: float) -> ActionChains:
+        """A pointer moved over a place in the picture, in pixels of the image (300 x 200)."""
+        svg = self.one(".stage svg")
+        size = svg.size
+        at = (round((x / 300 - 0.5) * size["width"]), round((y / 200 - 0.5) * size["height"]))
+        return ActionChains(self.browser).move_to_element_with_offset(svg, *at)
+
+    @property
+    def card(self) -> str:
+        return self.one(".card").text
+
+    @property
+    def marked(self) -> list[str | None]:
+        """Ids of the look-alikes that are outlined in the picture."""
+        return [path.get_attribute("data-id") for path in self.root.find_elements(By.CSS_SELECTOR, "path.lookalike")]
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "caption"),
+    [(90, 100, "innermost"), (50, 100, "left half"), (30, 30, "the whole"), (200, 90, "right half")],
+)
+def test_pointing_at_a_region_shows_the_deepest_ones_caption(
+    desktop: webdriver.Chrome, address: str, x: float, y: float, caption: str
+) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    panel.pointer(x, y).perform()
+    assert panel.one(".card .caption").text == caption
+    current = panel.one('[role="treeitem"].current')
+    outline = panel.one(".front").get_attribute("d")
+    assert outline == panel.one(f'path[data-id="{current.get_attribute("data-id")}"]').get_attribute("d")
+    panel.pointer(2, 198).perform()
+    assert "4 of 5 regions captioned" in panel.card
+
+
+def test_the_card_tells_everything_about_a_region(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    panel.pointer(50, 100).perform()
+    for text in ("Region 11", "depth 1", "20.0 % of the image", "left half", "short 11", "detailed 11", "right half"):
+        assert text in panel.card
+    panel.pointer(90, 100).perform()
+    assert "rejected" in panel.card
+
+
+def test_pointing_at_the_list_marks_the_picture(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    ActionChains(desktop).move_to_element(panel.one('[role="treeitem"][data-id="11"]')).perform()
+    assert panel.one(".card .caption").text == "left half"
+    assert panel.marked == ["12"]
+
+
+def test_look_alikes_are_links_to_each_other(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    panel.one('[role="treeitem"][data-id="11"]').click()
+    link = panel.one('.card .lookalikes [aria-label="Region 12"]')
+    ActionChains(desktop).move_to_element(link).perform()
+    assert "pointed" in str(panel.one('path[data-id="12"]').get_attribute("class"))
+    link.click()
+    assert panel.one(".card .caption").text == "right half"
+    assert panel.marked == ["11"]
+
+
+def test_the_keyboard_walks_the_tree(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    panel.one(".stage").send_keys(Keys.TAB)
+    focused = desktop.switch_to.active_element
+    assert focused.get_attribute("data-id") == "10"
+    captions = []
+    for key in (
+        Keys.ARROW_DOWN,
+        Keys.ARROW_DOWN,
+        Keys.ARROW_LEFT,
+        Keys.ARROW_LEFT,
+        Keys.END,
+        Keys.HOME,
+        Keys.ARROW_RIGHT,
+    ):
+        desktop.switch_to.active_element.send_keys(key)
+        captions.append(panel.one(".card .caption").text)
+    assert captions == ["left half", "innermost", "left half", "the whole", "right half", "the whole", "left half"]
+    focused = desktop.switch_to.active_element
+    assert focused.get_attribute("aria-selected") == "true"
+    assert focused.value_of_css_property("outline-style") == "solid"
+    focused.send_keys(Keys.ESCAPE)
+    assert "4 of 5 regions captioned" in panel.card
+
+
+def test_the_picture_can_be_walked_by_keyboard_too(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    panel.one(".stage").send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    assert panel.one(".card .caption").text == "left half"
+
+
+def test_a_region_without_caption_is_listed_with_its_reason(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    panel.pointer(5, 5).perform()
+    assert "4 of 5 regions captioned" in panel.card
+    panel.one("summary").click()
+    panel.one('[role="treeitem"][data-id="14"]').click()
+    assert "No caption: skipped:area_below_minimum" in panel.card
+
+
+def test_search_keeps_what_matches(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    desktop.find_element(By.ID, "query").send_keys("HALF right")
+    assert desktop.find_element(By.ID, "matches").text == "1 region in 1 image"
+    shown = [item for item in panel.root.find_elements(By.CSS_SELECTOR, '[role="treeitem"]') if item.is_displayed()]
+    assert [item.get_attribute("data-id") for item in shown] == ["12"]
+    panel.pointer(50, 100).perform()
+    assert panel.root.find_elements(By.CSS_SELECTOR, ".focused .card .caption") == []
+    desktop.find_element(By.ID, "query").clear()
+    desktop.find_element(By.ID, "query").send_keys(" ")
+    assert desktop.find_element(By.ID, "matches").text == ""
+    desktop.find_element(By.CSS_SELECTOR, '#kind option[value="left-out"]').click()
+    shown = [item for item in panel.root.find_elements(By.CSS_SELECTOR, '[role="treeitem"]') if item.is_displayed()]
+    assert [item.get_attribute("data-id") for item in shown] == ["14"]
+
+
+def test_tapping_shows_the_caption_on_a_phone(phone: webdriver.Chrome, address: str) -> None:
+    phone.get(address)
+    panel = Panel(phone)
+    box = phone.execute_script(
+        "const box = arguments[0].getBoundingClientRect(); return [box.x, box.y, box.width, box.height]",
+        panel.one(".stage svg"),
+    )
+    finger = {"x": box[0] + box[2] * 90 / 300, "y": box[1] + box[3] / 2}
+    phone.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [finger]})
+    phone.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert panel.one(".card .caption").text == "innermost"
+    width, screen = phone.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width <= screen == 390
+
+
+def test_hostile_text_is_shown_as_text_and_nothing_is_requested(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get_log("performance")
+    desktop.get_log("browser")
+    desktop.get(address)
+    panel = Panel(desktop, 1)
+    assert panel.one(".card h2").text == HOSTILE
+    panel.pointer(100, 100).perform()
+    assert panel.one(".card .caption").text == HOSTILE
+    assert desktop.title == "a run"
+    messages = [json.loads(entry["message"])["message"] for entry in desktop.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert address in urls
+    assert [url for url in urls if url != address and not url.startswith("data:image/jpeg")] == []
+    assert desktop.get_log("browser") == []
+
+
+def test_failed_images_are_reached_from_the_figures(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    desktop.find_element(By.CSS_SELECTOR, '.figures a[href="#failures"]').click()
+    table = desktop.find_element(By.CSS_SELECTOR, "#failures table")
+    assert "ends after 9 bytes" in table.text
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_schemes(desktop: webdriver.Chrome, address: str, scheme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    desktop.get(address)
+    panel = Panel(desktop)
+    panel.pointer(50, 100).perform()
+    for selector in (".card .caption", ".card dt", ".card .facts", ".tree .number", ".link"):
+        assert contrast(desktop, panel.one(selector)) >= 4.5, selector
+    desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def contrast(browser: webdriver.Chrome, element: WebElement) -> float:
+    """WCAG's contrast ratio of an element's text to what is behind it."""
+    colours = browser.execute_script(
+        """let [element] = arguments; const colour = getComputedStyle(element).color; let behind = "rgba(0, 0, 0, 0)";
+        while (behind === "rgba(0, 0, 0, 0)") { behind = getComputedStyle(element).backgroundColor;
+        element = element.parentElement; } return [colour, behind];""",
+        element,
+    )
+    first, second = (luminance(colour) for colour in colours)
+    return (max(first, second) + 0.05) / (min(first, second) + 0.05)
+
+
+def luminance(colour: str) -> float:
+    channels = [int(value) / 255 for value in colour.removeprefix("rgb(").removesuffix(")").split(", ")]
+    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
