@@ -1,0 +1,23 @@
+"""`ureca init-tiny DST`: a tiny random checkpoint for tests, dry runs and demos."""
+
+import argparse
+from dataclasses import fields
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Write the checkpoint; returns 0."""
+    from ureca.model.tiny import TinySizes, save_tiny
+
+    parser = argparse.ArgumentParser(prog="ureca init-tiny", description=__doc__)
+    parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
+    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
+    for field in fields(TinySizes):
+        flag = "--" + field.name.replace("_", "-")
+        parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
+    arguments = vars(parser.parse_args(argv))
+
+    destination, seed = arguments.pop("destination"), arguments.pop("seed")
+    save_tiny(destination, TinySizes(**arguments), seed=seed)
+    print(f"wrote a random checkpoint to {destination}")
+    return 0

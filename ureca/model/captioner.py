@@ -1,0 +1,187 @@
+"""Captions for all regions of an image at once: one vision pass, one prefix, all regions in a batch."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ureca.model.checkpoints import load_checkpoint
+from ureca.model.decoding import Row, complete
+from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.processing import QUESTION, UrecaProcessor
+from ureca.model.region_prompts import Masks, Picture, RegionPrompts, check_masks
+from ureca.model.shared_prefix import enable_shared_prefixes
+
+
+@dataclass(frozen=True)
+class CaptionSettings:
+    """How captions are written.
+
+    Args:
+        question: what the model is asked about each region.
+        max_new_tokens: a caption is cut off after so many tokens.
+        batch_size: regions written at once; memory grows with it, but not with the number of regions.
+        temperature: 0 takes the likeliest token; above, tokens are drawn.
+        top_p: draw from the likeliest tokens that together have this probability, above 0 and at most 1.
+        seed: mask i of an image is drawn with the seed ``seed + i``, whatever else is in the batch.
+
+    Raises:
+        ValueError: if a value is out of its range.
+    """
+
+    question: str = QUESTION
+    max_new_tokens: int = 256
+    batch_size: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+        if self.temperature < 0:
+            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+
+
+@dataclass(frozen=True)
+class RegionCaption:
+    """A caption and how it ended.
+
+    Args:
+        image_index: which of the images given.
+        mask_index: which of its image's masks.
+        text: the caption.
+        num_tokens: tokens written, the end token not counted.
+        finish_reason: "stop" (the model ended it) or "length" (``max_new_tokens`` did).
+    """
+
+    image_index: int
+    mask_index: int
+    text: str
+    num_tokens: int
+    finish_reason: str
+
+
+class RegionCaptioner:
+    """Captions regions; an image is encoded once for all its regions.
+
+    Args:
+        model: on the device and of the type it shall run with.
+        processor: the processor of its checkpoint.
+        cached_images: how many images stay encoded for later calls (the latest used), so that more regions of the
+            same pixels need no further vision pass.
+
+    Raises:
+        ValueError: if a layer of the language model has no full attention.
+    """
+
+    def __init__(
+        self, model: UrecaForConditionalGeneration, processor: UrecaProcessor, *, cached_images: int = 0
+    ) -> None:
+        enable_shared_prefixes(model.model.language_model.config)
+        self.model = model.eval()
+        self.processor = processor
+        self._prompts = RegionPrompts(model, processor, cached_images=cached_images)
+        end = model.generation_config.eos_token_id
+        if end is None:
+            end = processor.tokenizer.eos_token_id
+        self._end_token_ids: list[int] = end if isinstance(end, list) else [end]
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        directory: Path | str,
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | str = "auto",
+        cached_images: int = 0,
+    ) -> "RegionCaptioner":
+        """Load a checkpoint.
+
+        Args:
+            directory: a checkpoint as `save_pretrained` of model and processor write it.
+            device: where to run; a GPU if there is one, unless given.
+            dtype: type of the weights; "auto" takes the checkpoint's.
+            cached_images: see the class.
+
+        Raises:
+            CheckpointError: if the directory is not a complete URECA checkpoint.
+        """
+        model, processor = load_checkpoint(directory, dtype=dtype)
+        device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        return cls(model.to(device), processor, cached_images=cached_images)
+
+    def caption(self, image: Picture, masks: Masks, **settings: Any) -> list[str]:
+        """Captions of regions of one image, in the order of the masks.
+
+        Args:
+            image: a PIL image, or RGB pixels, uint8 [H, W, 3].
+            masks: bool [H, W] each, or [N, H, W]; may be none.
+            settings: fields of `CaptionSettings`.
+
+        Raises:
+            RegionError: if a mask is empty, not bool, or of another size than the image.
+        """
+        return self.caption_many([image], [masks], **settings)[0]
+
+    def caption_many(self, images: Sequence[Picture], masks: Sequence[Masks], **settings: Any) -> list[list[str]]:
+        """Captions of regions of several images, written in common batches; ``masks`` holds each image's masks."""
+        regions = self.describe(images, masks, CaptionSettings(**settings))
+        return [[region.text for region in of_image] for of_image in regions]
+
+    def describe(
+        self, images: Sequence[Picture], masks: Sequence[Masks], settings: CaptionSettings
+    ) -> list[list[RegionCaption]]:
+        """As `caption_many`, with the number of tokens and the reason for the end of each caption."""
+        regions: list[dict[int, RegionCaption]] = [{} for _ in images]
+        for region in self.stream(images, masks, settings):
+            regions[region.image_index][region.mask_index] = region
+        return [[of_image[index] for index in sorted(of_image)] for of_image in regions]
+
+    @torch.inference_mode()
+    def stream(
+        self, images: Sequence[Picture], masks: Sequence[Masks], settings: CaptionSettings
+    ) -> Iterator[RegionCaption]:
+        """As `describe`, but each caption as soon as it is finished; those of a batch in any order.
+
+        Raises:
+            RegionError: before anything is computed, if a mask cannot be captioned.
+        """
+        if len(images) != len(masks):
+            raise ValueError(f"each image needs its masks: got {len(images)} images and masks for {len(masks)}")
+        for index, image in enumerate(images):
+            check_masks(image, masks[index], index)
+        batch: list[tuple[int, int, Row]] = []
+        for image_index, image in enumerate(images):
+            if len(masks[image_index]) == 0:
+                continue
+            encoded = self._prompts.encode(image)
+            for mask_index, mask in enumerate(masks[image_index]):
+                row = self._prompts.row(encoded, mask, settings.question, seed=settings.seed + mask_index)
+                batch.append((image_index, mask_index, row))
+                if len(batch) == settings.batch_size:
+                    yield from self._write(batch, settings)
+                    batch = []
+        if batch:
+            yield from self._write(batch, settings)
+
+    def _write(self, batch: Sequence[tuple[int, int, Row]], settings: CaptionSettings) -> Iterator[RegionCaption]:
+        completions = complete(
+            self.model,
+            [row for _, _, row in batch],
+            end_token_ids=self._end_token_ids,
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+        )
+        for completion in completions:
+            image_index, mask_index, _ = batch[completion.row]
+            text = self.processor.decode(completion.token_ids, skip_special_tokens=True).strip()
+            num_tokens = len(completion.token_ids)
+            yield RegionCaption(image_index, mask_index, text, num_tokens, completion.finish_reason)

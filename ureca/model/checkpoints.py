@@ -1,0 +1,73 @@
+"""Checkpoints on disk: loaded completely or not at all, and exported together with the code that they need."""
+
+import json
+from pathlib import Path
+
+import torch
+
+from ureca.errors import UrecaError
+from ureca.model.configuration import UrecaConfig
+from ureca.model.modeling import UrecaForConditionalGeneration, UrecaModel
+from ureca.model.processing import UrecaProcessor
+
+
+class CheckpointError(UrecaError):
+    """A directory is not the checkpoint that it should be; the message says what is missing or too many."""
+
+
+def load_checkpoint(
+    directory: Path | str, *, dtype: torch.dtype | str = "auto"
+) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
+    """Load model and processor, on the CPU.
+
+    `from_pretrained` of transformers only warns about missing weights and leaves them random; this refuses.
+
+    Args:
+        directory: holds what `save_pretrained` of a URECA model and of its processor wrote.
+        dtype: type of the weights; "auto" takes the checkpoint's.
+
+    Raises:
+        CheckpointError: if it is no URECA checkpoint, or weights are missing, too many or of another shape.
+    """
+    model_type = read_model_type(directory)
+    if model_type != UrecaConfig.model_type:
+        raise CheckpointError(
+            f"{directory} holds a {model_type} checkpoint, not a URECA. `ureca convert` converts the authors' weights; "
+            "ureca.model.training_start.from_internvl adds a mask encoder to an InternVL-hf checkpoint."
+        )
+    model, report = UrecaForConditionalGeneration.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+    problems = [
+        f"{what}: {', '.join(sorted(str(key) for key in report[kind]))}"
+        for kind, what in (("missing_keys", "missing"), ("unexpected_keys", "unexpected"), ("mismatched_keys", "shape"))
+        if report[kind]
+    ]
+    if problems:
+        raise CheckpointError(f"the weights in {directory} do not fit their configuration; {'; '.join(problems)}")
+    return model, UrecaProcessor.from_pretrained(directory)
+
+
+def read_model_type(directory: Path | str) -> str:
+    """The ``model_type`` that a checkpoint's config.json names.
+
+    Raises:
+        CheckpointError: if there is no readable config.json.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} is not a checkpoint: cannot read {path} ({error})") from error
+
+
+def save_with_code(model: UrecaForConditionalGeneration, processor: UrecaProcessor, directory: Path | str) -> None:
+    """Save a checkpoint that loads without this package, by ``from_pretrained(directory, trust_remote_code=True)``.
+
+    The modules that define model and processor are copied beside the weights.
+    """
+    model.config.register_for_auto_class()
+    UrecaModel.register_for_auto_class("AutoModel")
+    model.register_for_auto_class("AutoModelForImageTextToText")
+    processor.image_processor.register_for_auto_class("AutoImageProcessor")
+    processor.register_for_auto_class("AutoProcessor")
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)

@@ -1,0 +1,65 @@
+"""The image half of the processor: tiles, normalised as InternVL's vision encoder wants them."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
+from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, make_flat_list_of_images
+
+from .tiling import tile_image
+
+
+class UrecaImageProcessor(BaseImageProcessor):
+    """Cuts images into tiles (`tile_image`) and normalises them.
+
+    Args:
+        tile_size_px: side S of a tile.
+        max_tiles: the most tiles of an image, its thumbnail not counted. Released URECA: 6; InternVL-2.5: 12.
+        image_mean: mean of each RGB channel at a value range of [0, 1].
+        image_std: standard deviation of each channel.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        tile_size_px: int = 448,
+        max_tiles: int = 6,
+        image_mean: list[float] | None = None,
+        image_std: list[float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.tile_size_px = tile_size_px
+        self.max_tiles = max_tiles
+        self.image_mean = IMAGENET_DEFAULT_MEAN if image_mean is None else image_mean
+        self.image_std = IMAGENET_DEFAULT_STD if image_std is None else image_std
+
+    def preprocess(
+        self, images: Any, max_tiles: int | None = None, return_tensors: str | None = None, **kwargs: Any
+    ) -> BatchFeature:
+        """Tiles of one image or many.
+
+        Args:
+            images: PIL images, or RGB pixels, uint8 [H, W, 3]; one, a list, or a list of lists.
+            max_tiles: for this call instead of the processor's own.
+            return_tensors: "pt" for tensors.
+
+        Returns:
+            ``pixel_values`` float32 [tiles of all images, 3, S, S] and ``num_tiles``, a count for each image.
+
+        Raises:
+            ValueError: if an array is not uint8 [H, W, 3].
+        """
+        tiles = [
+            tile_image(image, size=self.tile_size_px, max_tiles=max_tiles or self.max_tiles)
+            for image in make_flat_list_of_images(images)
+        ]
+        pixels = torch.from_numpy(np.concatenate(tiles)).permute(0, 3, 1, 2)
+        mean = torch.tensor(self.image_mean).view(3, 1, 1)
+        std = torch.tensor(self.image_std).view(3, 1, 1)
+        return BatchFeature(
+            {"pixel_values": (pixels / 255 - mean) / std, "num_tiles": [len(image) for image in tiles]},
+            tensor_type=return_tensors,
+        )

@@ -1,0 +1,250 @@
+"""URECA: InternVL with a mask encoder, so that a prompt can say which region of the image it is about.
+
+Only modules beside this one and transformers are imported, so that a checkpoint can carry its code along
+(`save_with_code`). Annotations stay real types: transformers reads the configuration class from them.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import GenerationMixin
+from transformers import initialization as init
+from transformers.cache_utils import Cache
+from transformers.conversion_mapping import register_checkpoint_conversion_mapping
+from transformers.core_model_loading import WeightRenaming
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.internvl.modeling_internvl import (
+    InternVLCausalLMOutputWithPast,
+    InternVLModel,
+    InternVLModelOutputWithPast,
+    InternVLPreTrainedModel,
+)
+
+from .configuration import UrecaConfig
+from .mask_encoder import FusedMaskEncoder, MaskEncoder, build_mask_encoder
+from .placeholders import fill_placeholders, image_tile_of_mask_tile, tiles_per_prompt
+
+
+class UrecaPreTrainedModel(InternVLPreTrainedModel):
+    """What the model with and without a language-modelling head have in common."""
+
+    config: UrecaConfig
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, MaskEncoder | FusedMaskEncoder):
+            # A mask tile is mostly zeros: at transformers' usual deviation of 0.02 all masks would look alike.
+            for layer in module.modules():
+                if isinstance(layer, nn.Conv2d | nn.Linear):
+                    init.kaiming_uniform_(layer.weight, a=5**0.5)
+
+
+class UrecaModel(UrecaPreTrainedModel, InternVLModel):
+    """Vision encoder, projector, mask encoder and language model, without the language-modelling head."""
+
+    def __init__(self, config: UrecaConfig) -> None:
+        super().__init__(config)
+        self.mask_encoder = build_mask_encoder(config)
+        self.post_init()
+
+    def get_mask_features(self, mask_values: torch.Tensor, image_features: torch.Tensor | None = None) -> torch.Tensor:
+        """Tokens of the language model for mask tiles.
+
+        Args:
+            mask_values: [N, 1, S, S] mask tiles as the processor makes them.
+            image_features: [N, image_seq_length, D] projected features of the same tiles; for the fused encoder.
+
+        Returns:
+            [N, T, D].
+        """
+        features: torch.Tensor = self.mask_encoder(mask_values.to(self.device, self.dtype), image_features)
+        return features
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> InternVLModelOutputWithPast:
+        """Run the model on prompts whose placeholders stand for images and masks.
+
+        Args:
+            input_ids: int64 [B, L]; needed to find the placeholders if there are images or masks.
+            pixel_values: [image tiles of the batch, 3, S, S], in the order of the placeholders.
+            mask_values: [mask tiles of the batch, 1, S, S], in the order of the placeholders.
+            attention_mask: [B, L], 0 where padded.
+            inputs_embeds: [B, L, D] instead of embedding `input_ids`.
+            mm_encoder_outputs: {"image": result of `get_image_features`} instead of `pixel_values`.
+            position_ids, past_key_values, kwargs: as the language model takes them.
+
+        Raises:
+            ValueError: with both counts, if features do not fit their placeholders.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+
+        image_features = self._image_features(pixel_values, mm_encoder_outputs)
+        if image_features is not None:
+            inputs_embeds = fill_placeholders(
+                inputs_embeds, input_ids, self.config.image_token_id, image_features, "image"
+            )
+        if mask_values is not None:
+            tile_features = self._image_features_of_masks(input_ids, image_features)
+            mask_features = self.get_mask_features(mask_values, tile_features)
+            inputs_embeds = fill_placeholders(
+                inputs_embeds, input_ids, self.config.mask_token_id, mask_features, "mask"
+            )
+
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            **kwargs,
+        )
+        return InternVLModelOutputWithPast(**outputs, image_hidden_states=image_features)
+
+    def _image_features(
+        self,
+        pixel_values: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+    ) -> torch.Tensor | None:
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if pixel_values is not None and encoded is not None:
+            raise ValueError("give either pixel_values or mm_encoder_outputs['image'], not both")
+        if pixel_values is not None:
+            encoded = self.get_image_features(pixel_values, return_dict=True)
+        return None if encoded is None else encoded.pooler_output
+
+    def _image_features_of_masks(
+        self, input_ids: torch.Tensor | None, image_features: torch.Tensor | None
+    ) -> torch.Tensor | None:
+        if not isinstance(self.mask_encoder, FusedMaskEncoder) or image_features is None or input_ids is None:
+            return None
+        tiles = image_tile_of_mask_tile(
+            input_ids,
+            image_token_id=self.config.image_token_id,
+            mask_token_id=self.config.mask_token_id,
+            image_seq_length=self.config.image_seq_length,
+            num_mask_tokens=self.config.num_mask_tokens,
+        )
+        return image_features[tiles.to(image_features.device)]
+
+
+class UrecaForConditionalGeneration(UrecaPreTrainedModel, GenerationMixin):
+    """URECA with its language-modelling head: captions a region of an image."""
+
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
+
+    def __init__(self, config: UrecaConfig) -> None:
+        super().__init__(config)
+        self.model = UrecaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        self.post_init()
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        *,
+        pixel_values: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> InternVLCausalLMOutputWithPast:
+        """Next-token logits [B, L, vocabulary], and the loss if there are labels.
+
+        Args:
+            labels: int64 [B, L] with -100 where no loss is taken.
+            logits_to_keep: as in transformers' models: how many last positions get logits, 0 for all.
+            Other arguments: see `UrecaModel.forward`.
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            mask_values=mask_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(outputs.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            loss = self.loss_function(logits, labels, vocab_size=self.config.text_config.vocab_size, **kwargs)
+        return InternVLCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+        )
+
+    # The catch-all must be called kwargs: generate reads the signature to tell which inputs are known.
+    def prepare_inputs_for_generation(
+        self,
+        *args: Any,
+        mask_values: torch.Tensor | None = None,
+        is_first_iteration: bool = False,
+        **kwargs: Any,
+    ) -> dict[str, Any]:
+        """Inputs of one step of `generate`; masks go in with the prompt and are in the cache afterwards."""
+        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
+            *args, is_first_iteration=is_first_iteration, **kwargs
+        )
+        if is_first_iteration:
+            inputs["mask_values"] = mask_values
+        return inputs
+
+    def _expand_inputs_for_generation(
+        self,
+        expand_size: int = 1,
+        is_encoder_decoder: bool = False,
+        input_ids: torch.Tensor | None = None,
+        mask_values: torch.Tensor | None = None,
+        **model_kwargs: Any,
+    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
+        """Repeat each prompt for beams; all mask tiles of a prompt stay together."""
+        if mask_values is not None and input_ids is not None and expand_size > 1:
+            counts = tiles_per_prompt(input_ids, self.config.mask_token_id, self.config.num_mask_tokens)
+            groups = torch.split(mask_values, counts)
+            mask_values = torch.cat([tiles.repeat(expand_size, 1, 1, 1) for tiles in groups])
+        input_ids, model_kwargs = super()._expand_inputs_for_generation(
+            expand_size, is_encoder_decoder, input_ids, **model_kwargs
+        )
+        return input_ids, {**model_kwargs, "mask_values": mask_values}
+
+
+def _published_layout() -> list[WeightRenaming]:
+    """From the tensor names that InternVL-hf checkpoints have on disk, which ours keep, to the model's own."""
+    return [
+        WeightRenaming(r"^language_model\.lm_head", "lm_head"),
+        WeightRenaming(r"^language_model\.model", "model.language_model"),
+        WeightRenaming(r"^vision_tower", "model.vision_tower"),
+        WeightRenaming(r"^multi_modal_projector", "model.multi_modal_projector"),
+        WeightRenaming(r"^mask_encoder", "model.mask_encoder"),
+    ]
+
+
+register_checkpoint_conversion_mapping("ureca", _published_layout(), overwrite=True)

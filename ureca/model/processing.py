@@ -1,0 +1,188 @@
+"""From prompts, images and masks to the model's inputs."""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from transformers.image_processing_utils import BatchFeature
+from transformers.image_utils import make_flat_list_of_images
+from transformers.processing_utils import ProcessorMixin
+from transformers.tokenization_utils_base import PreTrainedTokenizerBase
+
+from .image_processing import UrecaImageProcessor
+from .tiling import tile_mask, tile_mask_as_released
+
+IMAGE_TOKENS = ("<img>", "<IMG_CONTEXT>", "</img>")
+MASK_TOKENS = ("<mask>", "<MASK_CONTEXT>", "</mask>")
+
+SYSTEM_MESSAGE = (
+    "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
+)
+"""The system message that InternVL-2.5 and the released URECA were trained with."""
+
+QUESTION = "Describe this region in the image."
+"""The question of the released model's prompt."""
+
+CHAT_TEMPLATE = (
+    "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM_MESSAGE + "<|im_end|>\n{% endif %}"
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}" + IMAGE_TOKENS[1] + "\n"
+    "{% elif part['type'] == 'mask' %}" + MASK_TOKENS[1] + "\n"
+    "{% elif part['type'] == 'text' %}{{ part['text'] }}{% endif %}"
+    "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+"""ChatML with InternVL's system message unless the conversation brings its own; {"type": "mask"} is a region."""
+
+
+def region_conversation(question: str = QUESTION, answer: str | None = None) -> list[dict[str, Any]]:
+    """The conversation about one region of one image, for `apply_chat_template`; with its answer for training."""
+    content = [{"type": "image"}, {"type": "mask"}, {"type": "text", "text": question}]
+    conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
+    if answer is not None:
+        conversation.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    return conversation
+
+
+class UrecaProcessor(ProcessorMixin):
+    """Tokenizer, image tiles and mask tiles, with placeholders expanded to as many tokens as there are features.
+
+    Args:
+        image_processor: cuts and normalises images; its tile size and number of tiles hold for masks too.
+        tokenizer: knows the tokens of `IMAGE_TOKENS` and `MASK_TOKENS` as one token each.
+        num_mask_tokens: tokens T of a mask tile, as the model's configuration has it.
+        image_seq_length: tokens of an image tile, as the model's configuration has it.
+        dynamic_mask: cut masks into the image's grid; False gives the whole mask as one tile (the paper's ablation).
+        mask_values: "binary" (0 and 1, nearest neighbour) or "released" (`tile_mask_as_released`).
+        chat_template: Jinja template; `CHAT_TEMPLATE` if None.
+
+    Raises:
+        ValueError: if the tokenizer does not know a token, or ``mask_values`` is neither of the two.
+    """
+
+    text_kwargs = {"padding_side": "left"}  # noqa: RUF012
+
+    def __init__(
+        self,
+        image_processor: UrecaImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        num_mask_tokens: int = 16,
+        image_seq_length: int = 256,
+        dynamic_mask: bool = True,
+        mask_values: str = "binary",
+        chat_template: str | None = None,
+    ) -> None:
+        super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
+        if mask_values not in ("binary", "released"):
+            raise ValueError(f"mask_values must be 'binary' or 'released', got {mask_values!r}")
+        vocabulary = tokenizer.get_vocab()
+        if unknown := [token for token in (*IMAGE_TOKENS, *MASK_TOKENS) if token not in vocabulary]:
+            raise ValueError(f"the tokenizer does not know {', '.join(unknown)}; add them as special tokens first")
+        self.num_mask_tokens = num_mask_tokens
+        self.image_seq_length = image_seq_length
+        self.dynamic_mask = dynamic_mask
+        self.mask_values = mask_values
+        self.image_token, self.mask_token = IMAGE_TOKENS[1], MASK_TOKENS[1]
+        self.image_token_id, self.mask_token_id = vocabulary[self.image_token], vocabulary[self.mask_token]
+
+    def __call__(
+        self,
+        images: Any = None,
+        text: str | list[str] | None = None,
+        masks: Sequence[npt.NDArray[np.bool_]] | None = None,
+        max_tiles: int | None = None,
+        **kwargs: Any,
+    ) -> BatchFeature:
+        """Inputs of the model for one prompt or a batch.
+
+        Args:
+            images: PIL images, or RGB pixels, uint8 [H, W, 3], in the order of the ``<IMG_CONTEXT>`` in the prompts.
+            text: prompts, in which each image and each mask is one placeholder (the chat template writes them).
+            masks: bool [H, W] each, in the order of the ``<MASK_CONTEXT>`` in the prompts, of the size of the last
+                image before them.
+            max_tiles: the most tiles of an image and its masks, for this call instead of the image processor's.
+            kwargs: for the tokenizer, ``return_tensors="pt"`` and ``padding=True`` for example.
+
+        Returns:
+            ``input_ids`` and ``attention_mask`` [B, L]; ``pixel_values`` [image tiles, 3, S, S]; ``mask_values``
+            float32 [mask tiles, 1, S, S].
+
+        Raises:
+            ValueError: if placeholders and images or masks differ in number, or a mask and its image in size.
+        """
+        if text is None:
+            raise ValueError("the processor needs text: prompts with a placeholder for each image and each mask")
+        prompts = [text] if isinstance(text, str) else list(text)
+        masks = [] if masks is None else list(masks)
+        pictures = [] if images is None else make_flat_list_of_images(images)
+        self._check_masks(prompts, pictures, masks)
+
+        max_tiles = max_tiles or self.image_processor.max_tiles
+        mask_tiles = [self.tile_mask(mask, max_tiles) for mask in masks]
+        expansions = iter([self.mask_placeholders(len(tiles)) for tiles in mask_tiles])
+        prompts = [re.sub(re.escape(self.mask_token), lambda _: next(expansions), prompt) for prompt in prompts]
+        inputs: BatchFeature = super().__call__(
+            images=images, text=prompts, images_kwargs={"max_tiles": max_tiles}, **kwargs
+        )
+        if mask_tiles:
+            inputs["mask_values"] = torch.cat(mask_tiles)
+        return inputs
+
+    def tile_mask(self, mask: npt.NDArray[np.bool_], max_tiles: int) -> torch.Tensor:
+        """The model's input for one mask bool [H, W]: float32 [N, 1, S, S]."""
+        cut = tile_mask_as_released if self.mask_values == "released" else tile_mask
+        size, limit = self.image_processor.tile_size_px, max_tiles if self.dynamic_mask else 1
+        tiles = cut(np.asarray(mask), size=size, max_tiles=limit)
+        return torch.from_numpy(tiles.astype(np.float32)).unsqueeze(1)
+
+    def mask_placeholders(self, num_tiles: int) -> str:
+        """The text that a mask of so many tiles becomes."""
+        start, context, end = MASK_TOKENS
+        return start + context * (self.num_mask_tokens * num_tiles) + end
+
+    def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
+        """The text that an image becomes; called by transformers for each image."""
+        start, context, end = IMAGE_TOKENS
+        return start + context * (self.image_seq_length * int(image_inputs["num_tiles"][image_idx])) + end
+
+    @property
+    def unused_input_names(self) -> list[str]:
+        return ["num_tiles"]
+
+    @property
+    def model_input_names(self) -> list[str]:
+        return [*super().model_input_names, "mask_values"]
+
+    def _check_masks(self, prompts: list[str], pictures: list[Any], masks: Sequence[npt.NDArray[np.bool_]]) -> None:
+        num_placeholders = sum(prompt.count(self.mask_token) for prompt in prompts)
+        if num_placeholders != len(masks):
+            raise ValueError(
+                f"the prompts hold {num_placeholders} {self.mask_token} placeholders, but {len(masks)} masks were given"
+            )
+        if sum(prompt.count(self.image_token) for prompt in prompts) != len(pictures):
+            return  # transformers tells the counts of images
+        next_picture, next_mask = iter(pictures), iter(enumerate(masks))
+        placeholder = re.compile(f"{re.escape(self.image_token)}|{re.escape(self.mask_token)}")
+        for prompt in prompts:
+            height, width = None, None
+            for token in placeholder.findall(prompt):
+                if token == self.image_token:
+                    height, width = _height_and_width(next(next_picture))
+                    continue
+                index, mask = next(next_mask)
+                if height is not None and np.shape(mask) != (height, width):
+                    raise ValueError(
+                        f"mask {index} is {list(np.shape(mask))} (height, width), its image [{height}, {width}]"
+                    )
+
+
+def _height_and_width(image: Any) -> tuple[int, int]:
+    if isinstance(image, np.ndarray):
+        return image.shape[0], image.shape[1]
+    return image.height, image.width

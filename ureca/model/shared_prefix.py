@@ -1,0 +1,161 @@
+"""Attention for many regions of the same image: what their prompts have in common is computed and stored once.
+
+The prompts of an image's regions begin alike (system message and image, up to thousands of tokens) and differ in
+their ends (mask, question, caption). Keys and values of the common beginning, the prefix, exist once for each image;
+a region has its own only for its end. A query attends to both with one softmax, so the result is what a separate
+call would compute, but the prefix is neither repeated in memory nor multiplied once for each region: all regions of
+an image are rows of the same matrix product.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
+from transformers.cache_utils import DynamicCache
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+MAX_SCORES_CPU = 1 << 20
+"""Attention scores of a layer held at once on a CPU; more rows come block after block. 4 MiB stay in its cache."""
+
+MAX_SCORES_GPU = 1 << 26
+"""The same on a GPU, where large products pay and 256 MiB are bearable."""
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Keys and values of a prompt's beginning: for each layer [1, key-value heads, length, head size]."""
+
+    keys: tuple[torch.Tensor, ...]
+    values: tuple[torch.Tensor, ...]
+
+    @classmethod
+    def from_cache(cls, cache: DynamicCache) -> "Prefix":
+        """Take over what a forward pass over the prefix alone left in its cache."""
+        return cls(tuple(layer.keys for layer in cache.layers), tuple(layer.values for layer in cache.layers))
+
+    @property
+    def length(self) -> int:
+        """Tokens in the prefix."""
+        return self.keys[0].shape[2]
+
+
+@dataclass(frozen=True)
+class SharedPrefixes:
+    """Which rows of a batch continue which prefix: the first ``num_rows[0]`` rows ``prefixes[0]``, and so on."""
+
+    prefixes: tuple[Prefix, ...]
+    num_rows: tuple[int, ...]
+
+
+def enable_shared_prefixes(config: PreTrainedConfig) -> None:
+    """Let a language model's attention take ``shared_prefixes`` as a keyword argument.
+
+    Without the argument it stays the attention that the configuration had (eager becomes sdpa).
+
+    Args:
+        config: the language model's configuration; changed in place.
+
+    Raises:
+        ValueError: if the model has other than full attention layers, which cannot share a prefix this way.
+    """
+    layer_types = set(getattr(config, "layer_types", None) or ["full_attention"])
+    if layer_types != {"full_attention"}:
+        raise ValueError(
+            f"a shared prefix needs full attention in every layer, this {config.model_type} has "
+            f"{', '.join(sorted(layer_types))}"
+        )
+    usual = config._attn_implementation
+    if usual == "eager":
+        usual = "sdpa"
+    if usual.startswith("shared_prefixes_over_"):
+        return
+    name = f"shared_prefixes_over_{usual}"
+    usual_attention = ALL_ATTENTION_FUNCTIONS[usual]
+
+    def attention(  # noqa: PLR0917 (called by position)
+        module: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        shared_prefixes: SharedPrefixes | None = None,
+        **kwargs: Any,
+    ) -> tuple[torch.Tensor, Any]:
+        if shared_prefixes is None or attention_mask is None:
+            output, weights = usual_attention(module, query, key, value, attention_mask, **kwargs)
+            return output, weights
+        output = attend_to_prefix_and_suffix(
+            query, key, value, attention_mask, shared_prefixes, layer=module.layer_idx, scaling=module.scaling
+        )
+        return output, None
+
+    AttentionInterface.register(name, attention)
+    AttentionMaskInterface.register(name, ALL_MASK_ATTENTION_FUNCTIONS[usual])
+    config._attn_implementation = name
+
+
+def attend_to_prefix_and_suffix(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    suffix_mask: torch.Tensor,
+    shared: SharedPrefixes,
+    *,
+    layer: int,
+    scaling: float,
+) -> torch.Tensor:
+    """Attention of rows to their prefix, seen in full, and to their own suffix.
+
+    Args:
+        query: [B, heads, L, size].
+        key, value: of the suffixes so far, [B, key-value heads, S, size].
+        suffix_mask: bool [B, 1, L, S], true where a query may look.
+        shared: which rows continue which prefix.
+        layer: index of the layer.
+        scaling: what scores are multiplied by.
+
+    Returns:
+        [B, L, heads, size].
+    """
+    max_scores = MAX_SCORES_CPU if query.device.type == "cpu" else MAX_SCORES_GPU
+    outputs, start = [], 0
+    for prefix, num_rows in zip(shared.prefixes, shared.num_rows, strict=True):
+        scores_a_row = query.shape[1] * query.shape[2] * (prefix.length + key.shape[2])
+        block = max(1, max_scores // scores_a_row)
+        for first in range(start, start + num_rows, block):
+            rows = slice(first, min(first + block, start + num_rows))
+            attended = _attend(
+                query[rows] * scaling,
+                (prefix.keys[layer][0], prefix.values[layer][0]),
+                (key[rows], value[rows]),
+                suffix_mask[rows],
+            )
+            outputs.append(attended)
+        start += num_rows
+    return torch.cat(outputs)
+
+
+def _attend(
+    query: torch.Tensor,
+    prefix: tuple[torch.Tensor, torch.Tensor],
+    suffix: tuple[torch.Tensor, torch.Tensor],
+    suffix_mask: torch.Tensor,
+) -> torch.Tensor:
+    """query [B, H, L, d], prefix each [K, P, d], suffix each [B, K, S, d], mask [B, 1, L, S] -> [B, L, H, d]."""
+    batch, num_heads, length, size = query.shape
+    num_kv_heads, prefix_length = prefix[0].shape[:2]
+    group = num_heads // num_kv_heads
+    # Key-value heads first: rows, the heads of a group and positions are then all rows of one product.
+    query = query.reshape(batch, num_kv_heads, group * length, size).transpose(0, 1)
+    keys, values = (states.transpose(0, 1) for states in suffix)
+    mask = suffix_mask.expand(batch, group, length, -1).reshape(batch, group * length, -1)
+
+    prefix_scores = query.reshape(num_kv_heads, -1, size) @ prefix[0].transpose(1, 2)
+    suffix_scores = (query @ keys.transpose(2, 3)).masked_fill(~mask, -torch.inf)
+    scores = torch.cat([prefix_scores.view(*suffix_scores.shape[:3], prefix_length), suffix_scores], dim=-1)
+    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
+    from_prefix = weights[..., :prefix_length].flatten(1, 2) @ prefix[1]
+    attended = from_prefix.view_as(query) + weights[..., prefix_length:] @ values
+    return attended.transpose(0, 1).reshape(batch, num_heads, length, size).transpose(1, 2).contiguous()

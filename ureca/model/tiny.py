@@ -1,0 +1,174 @@
+"""Random checkpoints small enough for tests, dry runs and demos, whose captions still depend on image and mask."""
+
+import dataclasses
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
+from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
+
+from ureca.model.configuration import UrecaConfig
+from ureca.model.image_processing import UrecaImageProcessor
+from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS, SYSTEM_MESSAGE, UrecaProcessor
+
+PATCH_SIZE_PX = 14
+DOWNSAMPLE_RATIO = 0.5
+PAD_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_end|>"
+
+SENTENCES = (
+    "A red car with round headlights is parked beside a tall brick building on a quiet street.",
+    "The left wheel of the yellow bicycle leans against the wooden fence near the garden.",
+    "A person in a blue shirt and dark trousers holds a small white dog under the old tree.",
+    "The largest of three green bottles stands on the kitchen table behind a bowl of fruit.",
+    "The upper window of the grey house has an open shutter and a flower box below it.",
+    "Describe this region in the image.",
+    SYSTEM_MESSAGE,
+)
+"""What the tokenizer's merges are learned from."""
+
+
+@dataclasses.dataclass(frozen=True)
+class TinySizes:
+    """Sizes of a random checkpoint; the defaults have 0.4 million parameters.
+
+    Args:
+        image_size: side of a tile in pixels, a multiple of 28.
+        max_tiles: the most tiles of an image.
+        vision_width, vision_layers, vision_heads: the vision encoder.
+        width, layers, heads, key_value_heads, mlp_width: the language model.
+        vocab_size: rows of the embedding; at least as many as the tokenizer has tokens.
+        num_mask_tokens: tokens of a mask tile.
+        mask_encoder: "convolutional" or "fused".
+    """
+
+    image_size: int = 56
+    max_tiles: int = 6
+    vision_width: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 2
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+    key_value_heads: int = 1
+    mlp_width: int = 128
+    vocab_size: int = 512
+    num_mask_tokens: int = 4
+    mask_encoder: str = "convolutional"
+
+    def __post_init__(self) -> None:
+        if self.image_size % (2 * PATCH_SIZE_PX):
+            raise ValueError(f"image_size must be a multiple of {2 * PATCH_SIZE_PX}, got {self.image_size}")
+
+    @property
+    def image_seq_length(self) -> int:
+        """Tokens of an image tile after the pixel shuffle."""
+        return int((self.image_size // PATCH_SIZE_PX * DOWNSAMPLE_RATIO) ** 2)
+
+
+def build_tiny(
+    sizes: TinySizes | None = None, *, seed: int = 0
+) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
+    """A random model in float32 and its processor; the same seed gives the same weights."""
+    sizes = sizes or TinySizes()
+    tokenizer = build_tokenizer()
+    if len(tokenizer) > sizes.vocab_size:
+        raise ValueError(f"vocab_size must be at least {len(tokenizer)}, the tokenizer's size, got {sizes.vocab_size}")
+    image_processor = UrecaImageProcessor(tile_size_px=sizes.image_size, max_tiles=sizes.max_tiles)
+    processor = UrecaProcessor(
+        image_processor,
+        tokenizer,
+        num_mask_tokens=sizes.num_mask_tokens,
+        image_seq_length=sizes.image_seq_length,
+    )
+    model = UrecaForConditionalGeneration(_configuration(sizes, processor)).eval()
+    model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
+    _randomise(model, seed)
+    _silence_special_tokens(model, tokenizer)
+    return model, processor
+
+
+def save_tiny(directory: Path | str, sizes: TinySizes | None = None, *, seed: int = 0) -> None:
+    """Write a random checkpoint: weights, configuration, tokenizer, chat template and processor."""
+    model, processor = build_tiny(sizes, seed=seed)
+    model.save_pretrained(directory)
+    processor.save_pretrained(directory)
+
+
+def build_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer (any text can be written) with ChatML's, InternVL's and URECA's special tokens."""
+    special_tokens = [PAD_TOKEN, "<|im_start|>", END_TOKEN, *IMAGE_TOKENS, *MASK_TOKENS]
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=480,
+        special_tokens=special_tokens,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(SENTENCES, trainer)
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token=END_TOKEN,
+        pad_token=PAD_TOKEN,
+        additional_special_tokens=special_tokens[1:],
+        padding_side="left",
+        model_max_length=32768,
+    )
+
+
+def _configuration(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig:
+    tokenizer = processor.tokenizer
+    return UrecaConfig(
+        vision_config=InternVLVisionConfig(
+            hidden_size=sizes.vision_width,
+            num_hidden_layers=sizes.vision_layers,
+            num_attention_heads=sizes.vision_heads,
+            intermediate_size=2 * sizes.vision_width,
+            image_size=sizes.image_size,
+            patch_size=PATCH_SIZE_PX,
+            attention_bias=True,
+        ),
+        text_config=Qwen2Config(
+            hidden_size=sizes.width,
+            num_hidden_layers=sizes.layers,
+            num_attention_heads=sizes.heads,
+            num_key_value_heads=sizes.key_value_heads,
+            intermediate_size=sizes.mlp_width,
+            vocab_size=sizes.vocab_size,
+            max_position_embeddings=32768,
+            bos_token_id=None,
+            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=tokenizer.pad_token_id,
+            tie_word_embeddings=False,
+        ),
+        image_token_id=processor.image_token_id,
+        image_seq_length=sizes.image_seq_length,
+        downsample_ratio=DOWNSAMPLE_RATIO,
+        tie_word_embeddings=False,
+        mask_token_id=processor.mask_token_id,
+        num_mask_tokens=sizes.num_mask_tokens,
+        mask_encoder=sizes.mask_encoder,
+    )
+
+
+@torch.no_grad()
+def _randomise(model: UrecaForConditionalGeneration, seed: int) -> None:
+    # At the usual deviation of 0.02 a random network answers everything alike; these keep activations near 1.
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if "embed_tokens" in name or "position_embeddings" in name or "cls_token" in name:
+            parameter.normal_(0, 0.5, generator=generator)
+        elif parameter.ndim > 1:
+            parameter.normal_(0, parameter[0].numel() ** -0.5, generator=generator)
+        elif "lambda" in name:
+            parameter.fill_(1.0)
+
+
+@torch.no_grad()
+def _silence_special_tokens(model: UrecaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Never the likeliest next token: placeholders, and the rows that no token has; the end token stays."""
+    silent = {*tokenizer.all_special_ids, *range(len(tokenizer), model.lm_head.out_features)}
+    model.lm_head.weight[sorted(silent - {tokenizer.eos_token_id})] = 0
