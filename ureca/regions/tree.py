@@ -1,6 +1,6 @@
 """The mask tree: which mask is part of which (paper, stage 1 of the curation)."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Self
@@ -9,11 +9,10 @@ import numpy as np
 
 from ureca.regions import rle as rle_codec
 from ureca.regions.mask import Mask
+from ureca.regions.rle import Rle
 
 ROOT = -1
 """Parent id of a top-level mask: the whole image."""
-
-_ROWS_AT_ONCE = 256  # containment is computed in strips, so that memory grows with the masks, not with their pairs
 
 
 @dataclass(frozen=True)
@@ -47,21 +46,36 @@ class MaskTree:
         if not 0 < containment <= 1:
             raise ValueError(f"containment is a share above 0 and at most 1, not {containment}")
         _check_one_image(masks)
-        areas = [rle_codec.area_px(mask.rle) for mask in masks]
-        order = sorted(range(len(masks)), key=lambda index: -areas[index])
+        areas_px = [rle_codec.area_px(mask.rle) for mask in masks]
+        order = sorted(range(len(masks)), key=lambda index: -areas_px[index])
+        holders = _Holders([masks[index].rle for index in order], containment)
         ids = [masks[index].id for index in order]
         parents: dict[int, int] = {}
         children: dict[int, list[int]] = {id: [] for id in (ROOT, *ids)}
-        for id, holders in zip(ids, _holders([masks[index] for index in order], containment), strict=True):
+        ranks: dict[int, list[int]] = {ROOT: []}
+        for rank, id in enumerate(ids):
             node = ROOT
-            while (below := next((child for child in children[node] if child in holders), None)) is not None:
-                node = below
+            while (holder := holders.first(rank, among=ranks[node])) is not None:
+                node = ids[holder]
             parents[id] = node
             children[node].append(id)
-        fractions = {
-            masks[index].id: areas[index] / max(1, masks[index].height_px * masks[index].width_px) for index in order
-        }
-        return cls(parents=parents, children=children, area_fractions=fractions)
+            ranks[node].append(rank)
+            ranks[id] = []
+        return cls(parents=parents, children=children, area_fractions=_area_fractions(masks, areas_px))
+
+    @classmethod
+    def regrow(cls, masks: Sequence[Mask], parents: Mapping[int, int]) -> Self:
+        """The tree that was planted before, from its ``parents``, whose order is that of insertion.
+
+        Raises:
+            KeyError: a parent comes after its child, or a mask is missing.
+        """
+        children: dict[int, list[int]] = {ROOT: []}
+        for id, parent in parents.items():
+            children[parent].append(id)
+            children[id] = []
+        fractions = _area_fractions(masks, [rle_codec.area_px(mask.rle) for mask in masks])
+        return cls(dict(parents), children, {id: fractions[id] for id in parents})
 
     def levels(self, id: int) -> int:
         """Number of levels of a mask's subtree; a leaf has 1."""
@@ -129,6 +143,12 @@ class MaskTree:
         return levels
 
 
+def _area_fractions(masks: Sequence[Mask], areas_px: Sequence[int]) -> dict[int, float]:
+    return {
+        mask.id: area_px / max(1, mask.height_px * mask.width_px) for mask, area_px in zip(masks, areas_px, strict=True)
+    }
+
+
 def _check_one_image(masks: Sequence[Mask]) -> None:
     seen: set[int] = set()
     for mask in masks:
@@ -143,12 +163,31 @@ def _check_one_image(masks: Sequence[Mask]) -> None:
             )
 
 
-def _holders(masks: Sequence[Mask], containment: float) -> Iterator[set[int]]:
-    """For each mask, in order, the ids of those before it that hold enough of it."""
-    ids = np.array([mask.id for mask in masks], dtype=np.int64)
-    rles = [mask.rle for mask in masks]
-    for start in range(0, len(masks), _ROWS_AT_ONCE):
-        stop = min(start + _ROWS_AT_ONCE, len(masks))
-        shares = rle_codec.containment(rles[start:stop], rles[:stop])
-        for row, index in zip(shares, range(start, stop), strict=True):
-            yield set(ids[:index][row[:index] >= containment].tolist())
+class _Holders:
+    """Finds which masks hold enough of another; a mask is only compared where its box allows it to be held.
+
+    Args:
+        rles: of all masks; they are named by their index.
+        containment: share of a mask that must lie inside.
+    """
+
+    def __init__(self, rles: Sequence[Rle], containment: float) -> None:
+        self._rles = rles
+        self._containment = containment
+        boxes = np.array([rle_codec.box_xywh(rle) for rle in rles]).reshape(-1, 4)
+        self._starts, self._ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        # A hair less than the share itself: rounding must not drop a mask that exactly reaches it.
+        self._least_px = np.array([rle_codec.area_px(rle) for rle in rles]) * (containment * (1 - 1e-9))
+
+    def first(self, inner: int, among: Sequence[int]) -> int | None:
+        """The first of ``among`` that holds the mask ``inner``."""
+        if not among:
+            return None
+        outer = np.array(among)
+        sides = np.minimum(self._ends[outer], self._ends[inner]) - np.maximum(self._starts[outer], self._starts[inner])
+        overlap_px = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
+        possible = outer[overlap_px >= self._least_px[inner]].tolist()
+        if not possible:
+            return None
+        shares = rle_codec.containment([self._rles[inner]], [self._rles[index] for index in possible])[0]
+        return next((index for index, share in zip(possible, shares, strict=True) if share >= self._containment), None)

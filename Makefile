@@ -1,0 +1,48 @@
+# Two commands matter: `make demo` and `make test`. Each makes the environment it needs in .venv.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO ?= demo
+
+.PHONY: demo test lint types browser bench-tree bench-caption clean
+
+demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
+	$(BIN)/python -m jobs.demo $(DEMO)
+
+test: $(VENV)/.dev browser lint types  ## lint, types and all tests that run in minutes
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.dev
+	$(BIN)/mypy
+
+bench-tree: $(VENV)/.demo
+	$(BIN)/ureca bench tree
+
+bench-caption: $(VENV)/.dev
+	$(BIN)/ureca bench caption
+
+# The report's tests drive a browser. Without one, and without the right to install one, they skip and say so.
+browser:
+	@command -v chromedriver >/dev/null || if command -v apt-get >/dev/null && [ "$$(id -u)" = 0 ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium chromium-driver >/dev/null \
+			|| echo "no browser could be installed: its tests will skip"; \
+	else echo "no chromedriver: the browser tests will skip"; fi
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --upgrade pip
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -1,0 +1,32 @@
+"""``ureca bench NAME``: measure both sides of a claim in one run and print the ratio."""
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+from ureca.errors import SettingsError
+
+_BENCHMARKS = {
+    "tree": ("ureca.benchmarks.tree", "plant mask trees on run lengths, against decoding and comparing pixels"),
+    "caption": ("ureca.benchmarks.caption", "caption all regions of an image at once, against one call a region"),
+}
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark that is named; returns its exit status."""
+    names = "\n".join(f"  {name:<8} {purpose}" for name, (_, purpose) in _BENCHMARKS.items())
+    usage = f"usage: ureca bench NAME ...\n\n{names}"
+    if not argv or argv[0] in {"-h", "--help"}:
+        print(usage)
+        return 0 if argv else 2
+    if argv[0] not in _BENCHMARKS:
+        raise SettingsError(f"there is no benchmark {argv[0]!r}\n\n{usage}")
+    module, _ = _BENCHMARKS[argv[0]]
+    status: int = importlib.import_module(module).main(list(argv[1:]))
+    return status
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,0 +1,54 @@
+"""The ``ureca`` command: hands its arguments to the job of the verb, and loads nothing else."""
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+
+from ureca import __version__
+from ureca.errors import UrecaError
+
+_VERBS = {
+    "curate": ("jobs.curate", "propose masks and caption every region of images, uniquely"),
+    "report": ("jobs.report", "show what curate made as one HTML page"),
+    "export": ("jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
+    "convert": ("jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
+    "init-tiny": ("jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
+    "bench": ("jobs.bench", "measure: tree, caption"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run ``ureca VERB ...``; returns the exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in {"-h", "--help"}:
+        print(_usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        print(f"ureca {__version__}")
+        return 0
+    if arguments[0] not in _VERBS:
+        print(f"ureca: there is no verb {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
+        return 2
+    module, _ = _VERBS[arguments[0]]
+    return run_verb(importlib.import_module(module).main, arguments[1:])
+
+
+def run_verb(verb: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+    """Run a verb's ``main``: what its user can put right becomes a message and status 2, an interrupt status 130."""
+    try:
+        return verb(argv)
+    except UrecaError as error:
+        print(f"ureca: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nureca: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _usage() -> str:
+    verbs = "\n".join(f"  {verb:<10} {purpose}" for verb, (_, purpose) in _VERBS.items())
+    return f"usage: ureca VERB ...\n\n{verbs}\n\n`ureca VERB --help` lists a verb's arguments and settings."
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,143 @@
+"""What travels between the stages of the curation: typed tables with one row a unit.
+
+A unit stays one row whatever Ray does to blocks, so no split, merge or retry can tear it apart.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import pyarrow as pa
+
+from ureca.corpus.manifest import MANIFEST, ManifestEntry
+from ureca.curation.stages import ProposedImage, ProposedUnit, RowError
+from ureca.dataset.parts import UnitReport
+from ureca.regions.mask import Mask
+from ureca.schema import ERROR
+
+_MASK = pa.struct(
+    [
+        pa.field("id", pa.int64(), nullable=False),
+        pa.field("counts", pa.string(), nullable=False),
+        pa.field("bbox_xywh", pa.list_(pa.float64(), 4), nullable=False),
+        pa.field("area_px", pa.int64(), nullable=False),
+        pa.field("predicted_iou", pa.float64()),
+        pa.field("stability_score", pa.float64()),
+        pa.field("parent_id", pa.int64()),
+    ]
+)
+_IMAGE = pa.struct(
+    [
+        pa.field("entry", pa.struct(MANIFEST), nullable=False),
+        pa.field("height_px", pa.int32()),
+        pa.field("width_px", pa.int32()),
+        pa.field("masks", pa.list_(_MASK), nullable=False),
+        pa.field("error", ERROR),
+    ]
+)
+PROPOSED = pa.schema(
+    [
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("proposer", pa.string(), nullable=False),
+        pa.field("images", pa.list_(_IMAGE), nullable=False),
+        pa.field("seconds", pa.map_(pa.string(), pa.float64()), nullable=False),
+    ]
+)
+"""Units with their masks; ``parent_id`` is null until the tree is planted, ``seconds`` are by stage."""
+
+REPORTED = pa.schema([pa.field("unit", pa.int32(), nullable=False), pa.field("report", pa.string(), nullable=False)])
+"""Units that are written, each with its ``UnitReport`` as JSON."""
+
+
+def read_units(batch: pa.Table) -> Iterator[tuple[int, list[ManifestEntry]]]:
+    """Units of a stored manifest."""
+    for row in batch.to_pylist():
+        yield row["unit"], [ManifestEntry.from_row(image) for image in row["images"]]
+
+
+def proposed_table(units: Iterable[ProposedUnit]) -> pa.Table:
+    """Units as a table of the schema ``PROPOSED``."""
+    rows = [
+        {
+            "unit": unit.number,
+            "proposer": unit.proposer,
+            "images": [_image_row(image) for image in unit.images],
+            "seconds": list(unit.seconds.items()),
+        }
+        for unit in units
+    ]
+    return pa.Table.from_pylist(rows, schema=PROPOSED)
+
+
+def read_proposed(batch: pa.Table) -> Iterator[ProposedUnit]:
+    """What ``proposed_table`` was given."""
+    for row in batch.to_pylist():
+        images = tuple(_image(image) for image in row["images"])
+        yield ProposedUnit(row["unit"], row["proposer"], images, dict(row["seconds"]))
+
+
+def reported_table(unit: int, report: UnitReport) -> pa.Table:
+    """One written unit as a table of the schema ``REPORTED``."""
+    return pa.Table.from_pylist([{"unit": unit, "report": report.model_dump_json()}], schema=REPORTED)
+
+
+def pending_units(failed: Mapping[int, set[str]], done: Sequence[int]) -> Callable[[pa.Table], pa.Table]:
+    """A filter over stored manifests that keeps the units without a file whole, and of the others what failed."""
+    finished = frozenset(done)
+
+    def keep(batch: pa.Table) -> pa.Table:
+        kept = []
+        for row in batch.to_pylist():
+            if row["unit"] not in finished:
+                kept.append(row)
+            elif row["unit"] in failed:
+                again = [image for image in row["images"] if image["image_id"] in failed[row["unit"]]]
+                kept.append({"unit": row["unit"], "images": again})
+        return pa.Table.from_pylist(kept, schema=batch.schema)
+
+    return keep
+
+
+def _image_row(image: ProposedImage) -> dict[str, Any]:
+    return {
+        "entry": image.entry.to_row(),
+        "height_px": image.height_px,
+        "width_px": image.width_px,
+        "masks": [_mask_row(mask, image.parents.get(mask.id)) for mask in image.masks],
+        "error": None if image.error is None else asdict(image.error),
+    }
+
+
+def _mask_row(mask: Mask, parent_id: int | None) -> dict[str, Any]:
+    return {
+        "id": mask.id,
+        "counts": mask.rle["counts"],
+        "bbox_xywh": list(mask.bbox_xywh),
+        "area_px": mask.area_px,
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "parent_id": parent_id,
+    }
+
+
+def _image(row: Mapping[str, Any]) -> ProposedImage:
+    size = [row["height_px"], row["width_px"]]
+    masks = tuple(
+        Mask(
+            id=mask["id"],
+            rle={"size": size, "counts": mask["counts"]},
+            bbox_xywh=tuple(mask["bbox_xywh"]),
+            area_px=mask["area_px"],
+            predicted_iou=mask["predicted_iou"],
+            stability_score=mask["stability_score"],
+        )
+        for mask in row["masks"]
+    )
+    return ProposedImage(
+        entry=ManifestEntry.from_row(row["entry"]),
+        height_px=row["height_px"],
+        width_px=row["width_px"],
+        masks=masks,
+        parents={mask["id"]: mask["parent_id"] for mask in row["masks"] if mask["parent_id"] is not None},
+        error=None if row["error"] is None else RowError(**row["error"]),
+    )

@@ -1,0 +1,112 @@
+"""The curation as a Ray Data graph: stored manifest -> masks -> tree -> captions, written unit by unit."""
+
+import asyncio
+from collections.abc import Callable
+
+import pyarrow as pa
+from ray.data import ActorPoolStrategy, Dataset
+
+from pipelines.blocks import REPORTED, proposed_table, read_proposed, read_units, reported_table
+from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
+from ureca.dataset import Output, UnitReport
+from ureca.settings.components import build_curator, build_proposer
+from ureca.settings.curate import CurateSettings
+from ureca.settings.resources import ActorResources
+
+TablesToTables = Callable[[pa.Table], pa.Table]
+
+
+class ProposeActor:
+    """Holds a proposer; turns units of a manifest into units with masks."""
+
+    def __init__(self, settings: CurateSettings) -> None:
+        self._proposer = build_proposer(settings)
+        self._limits = settings.image_limits
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """From the schema ``UNITS`` to ``PROPOSED``."""
+        units = read_units(batch)
+        return proposed_table(propose(number, entries, self._proposer, self._limits) for number, entries in units)
+
+
+def plant_trees(containment: float) -> TablesToTables:
+    """The task that plants the trees of units, schema ``PROPOSED`` to ``PROPOSED``."""
+
+    def plant_batch(batch: pa.Table) -> pa.Table:
+        return proposed_table(plant(unit, containment) for unit in read_proposed(batch))
+
+    return plant_batch
+
+
+class CurateActor:
+    """Holds annotator, embedder and verifier; captions units, many at a time, and writes each when it is complete."""
+
+    def __init__(self, settings: CurateSettings) -> None:
+        self._output = Output(settings.output)
+        self._stage = CurateStage(
+            build_curator(settings), settings.image_limits, settings.resources.curate.images_in_flight
+        )
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """From the schema ``PROPOSED`` to ``REPORTED``; a unit whose report is returned is on disk."""
+        tables = await asyncio.gather(*(self._curate(unit) for unit in read_proposed(batch)))
+        return pa.concat_tables([REPORTED.empty_table(), *tables])
+
+    async def _curate(self, unit: ProposedUnit) -> pa.Table:
+        rows, work = await self._stage(unit)
+        await asyncio.to_thread(self._output.write_unit, unit.number, rows, work)
+        return reported_table(unit.number, UnitReport.of_rows(rows) + work)
+
+
+def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_units: int, num_cpus: int) -> Dataset:
+    """The stages over a dataset of stored manifests.
+
+    Args:
+        units: schema ``UNITS``.
+        keep: filter of the units that are to be done.
+        settings: of the verb.
+        num_units: that are to be done; no stage gets more actors.
+        num_cpus: logical CPUs of the cluster.
+
+    Returns:
+        a lazy dataset of the schema ``REPORTED``, one row a written unit, as they are written.
+    """
+    resources = settings.resources
+    pending = units.map_batches(
+        keep, batch_format="pyarrow", batch_size=None, num_cpus=resources.read.num_cpus
+    ).repartition(target_num_rows_per_block=1)
+    proposed = pending.map_batches(
+        ProposeActor,
+        fn_constructor_args=(settings,),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=resources.propose.num_cpus,
+        num_gpus=resources.propose.num_gpus,
+        compute=_pool(resources.propose, num_units, num_cpus),
+    )
+    planted = proposed.map_batches(
+        plant_trees(settings.tree.containment),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=resources.tree.num_cpus,
+    )
+    return planted.map_batches(
+        CurateActor,
+        fn_constructor_args=(settings,),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=resources.curate.num_cpus,
+        num_gpus=resources.curate.num_gpus,
+        compute=_pool(resources.curate, num_units, num_cpus, resources.curate.units_in_flight),
+    )
+
+
+def _pool(resources: ActorResources, num_units: int, num_cpus: int, calls_per_actor: int = 1) -> ActorPoolStrategy:
+    num_actors = max(1, min(resources.num_actors or num_cpus, num_units))
+    # The pool starts whole, and may run with one actor while the rest wait for room.
+    return ActorPoolStrategy(
+        min_size=1,
+        max_size=num_actors,
+        initial_size=num_actors,
+        max_concurrent_calls_per_actor=calls_per_actor,
+    )

@@ -1,0 +1,198 @@
+"""The stages of the curation over a unit of images: plain Python, whatever moves the data between them.
+
+What goes wrong with one image is a value (``RowError``) that travels with it; everything else is an exception.
+"""
+
+import asyncio
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from ureca import __version__
+from ureca.corpus.fetch import Fetched, fetch
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.curate import Curator, curate_image
+from ureca.dataset.parts import UnitReport
+from ureca.errors import DataError
+from ureca.images import ImageLimits, Pixels, decode_image
+from ureca.mllm.usage import metered
+from ureca.proposals.protocol import Proposer
+from ureca.regions.mask import Mask
+from ureca.regions.tree import MaskTree
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why an image has no regions; fields as in ``ureca.schema.ERROR``."""
+
+    stage: str
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, stage: str, error: DataError) -> "RowError":
+        """The error of a stage."""
+        return cls(stage, error.kind, error.message)
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedImage:
+    """An image on its way: where its bytes are, and its masks or what went wrong.
+
+    Attributes:
+        entry: where the bytes are; pixels do not travel.
+        height_px: None where the image could not be read.
+        width_px: None where the image could not be read.
+        masks: in the order of insertion into the tree, once that is planted.
+        parents: parent id by mask id; empty until the tree is planted.
+        error: None where all went well.
+    """
+
+    entry: ManifestEntry
+    height_px: int | None = None
+    width_px: int | None = None
+    masks: tuple[Mask, ...] = ()
+    parents: Mapping[int, int] = field(default_factory=dict)
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedUnit:
+    """A group of images that is worked on and written as a whole.
+
+    Attributes:
+        number: of the unit in its output.
+        proposer: name of what proposed the masks.
+        images: in the manifest's order.
+        seconds: spent so far, by stage.
+    """
+
+    number: int
+    proposer: str
+    images: tuple[ProposedImage, ...]
+    seconds: Mapping[str, float]
+
+
+def propose(number: int, entries: Sequence[ManifestEntry], proposer: Proposer, limits: ImageLimits) -> ProposedUnit:
+    """Read the images of a unit and propose their masks."""
+    started = time.monotonic()
+    proposed = {fetched.entry.image_id: _propose(fetched, proposer, limits) for fetched in fetch(entries, limits)}
+    images = tuple(proposed[entry.image_id] for entry in entries)
+    return ProposedUnit(number, proposer.name, images, {"propose": time.monotonic() - started})
+
+
+def _propose(fetched: Fetched, proposer: Proposer, limits: ImageLimits) -> ProposedImage:
+    entry = fetched.entry
+    pixels = _decoded(fetched, limits)
+    if isinstance(pixels, DataError):
+        return ProposedImage(entry, error=RowError.of("read", pixels))
+    height, width = pixels.shape[:2]
+    try:
+        annotation = None if fetched.annotation is None else _bytes(fetched.annotation)
+        masks = proposer.propose(pixels, annotation)
+        if not masks:
+            raise DataError("no_masks", f"{proposer.name} proposed no mask")
+    except DataError as error:
+        return ProposedImage(entry, height, width, error=RowError.of("propose", error))
+    return ProposedImage(entry, height, width, tuple(masks))
+
+
+def plant(unit: ProposedUnit, containment: float) -> ProposedUnit:
+    """Plant the mask tree of each image."""
+    started = time.monotonic()
+    planted = []
+    for image in unit.images:
+        parents = MaskTree.plant(image.masks, containment).parents
+        by_id = {mask.id: mask for mask in image.masks}
+        planted.append(replace(image, masks=tuple(by_id[id] for id in parents), parents=parents))
+    seconds = {**unit.seconds, "tree": time.monotonic() - started}
+    return replace(unit, images=tuple(planted), seconds=seconds)
+
+
+class CurateStage:
+    """Captions units of images; at most ``images_in_flight`` of them, over all units, are in memory at a time."""
+
+    def __init__(self, curator: Curator, limits: ImageLimits, images_in_flight: int) -> None:
+        self._curator = curator
+        self._limits = limits
+        self._slots = asyncio.Semaphore(images_in_flight)
+
+    async def __call__(self, unit: ProposedUnit) -> tuple[list[dict[str, Any]], UnitReport]:
+        """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
+        started = time.monotonic()
+        made_by = provenance(self._curator, unit.proposer)
+        rows = {image.entry.image_id: _row(image, made_by) for image in unit.images}
+        good = {image.entry.image_id: image for image in unit.images if image.error is None}
+        # One generator for the unit: images that lie together in a file are read together, in an order of its own.
+        fetching = fetch([replace(image.entry, annotation_path=None) for image in good.values()], self._limits)
+        with metered() as usage:
+            async with asyncio.TaskGroup() as walks:
+                for _ in good:
+                    id, pixels = await self._next_pixels(fetching)
+                    walks.create_task(self._curate(good[id], pixels, rows[id]))
+        seconds = {**unit.seconds, "curate": time.monotonic() - started}
+        return list(rows.values()), UnitReport(**asdict(usage), seconds=seconds)
+
+    async def _next_pixels(self, fetching: Iterator[Fetched]) -> tuple[str, Pixels | DataError]:
+        """Wait for a slot, which ``_curate`` gives back, and decode the next image into it."""
+
+        def decode_next() -> tuple[str, Pixels | DataError]:
+            fetched = next(fetching)
+            return fetched.entry.image_id, _decoded(fetched, self._limits)
+
+        await self._slots.acquire()
+        try:
+            return await asyncio.to_thread(decode_next)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def _curate(self, image: ProposedImage, pixels: Pixels | DataError, row: dict[str, Any]) -> None:
+        try:
+            if isinstance(pixels, DataError):
+                row["error"] = asdict(RowError.of("curate", pixels))
+            elif pixels.shape[:2] != (image.height_px, image.width_px):
+                changed = DataError("changed", "the image has another size than when its masks were proposed")
+                row["error"] = asdict(RowError.of("curate", changed))
+            else:
+                tree = MaskTree.regrow(image.masks, image.parents)
+                row["regions"] = await curate_image(pixels, image.masks, self._curator, tree)
+        finally:
+            self._slots.release()
+
+
+def _row(image: ProposedImage, made_by: Mapping[str, str | None]) -> dict[str, Any]:
+    return {
+        "image_id": image.entry.image_id,
+        "uri": image.entry.uri,
+        "height": image.height_px,
+        "width": image.width_px,
+        "regions": [],
+        "error": None if image.error is None else asdict(image.error),
+        "provenance": made_by,
+    }
+
+
+def provenance(curator: Curator, proposer_name: str) -> dict[str, str | None]:
+    """What made a row; fields as in ``ureca.schema.PROVENANCE``."""
+    return {
+        "proposer": proposer_name,
+        "annotator": curator.annotator.name,
+        "embedder": curator.embedder.name,
+        "verifier": None if curator.verifier is None else curator.verifier.name,
+        "ureca": __version__,
+    }
+
+
+def _decoded(fetched: Fetched, limits: ImageLimits) -> Pixels | DataError:
+    try:
+        return decode_image(_bytes(fetched.image), limits)
+    except DataError as error:
+        return error
+
+
+def _bytes(data: bytes | DataError) -> bytes:
+    if isinstance(data, DataError):
+        raise data
+    return data

@@ -1,0 +1,180 @@
+"""One output folder."""
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ureca.corpus.fetch import fetch
+from ureca.corpus.manifest import ManifestEntry
+from ureca.corpus.storage import locate
+from ureca.dataset import storage
+from ureca.dataset.parts import UnitReport, read_report, write_part
+from ureca.dataset.plan import new_images, units_of
+from ureca.errors import DataError, ImageError, OutputError
+from ureca.images import ImageLimits, decode_image
+from ureca.schema import REGIONS
+
+_PARTS = "regions"
+_MANIFEST = "manifest"
+_RUN = "run.json"
+_UNITS_PER_ROW_GROUP = 256
+
+
+class Output:
+    """Reads and writes an output folder, on a disk or in an object store. It holds no state: any process can have one.
+
+    Args:
+        path: local path or URI of the folder, which need not exist.
+
+    Attributes:
+        path: as given.
+        filesystem: Arrow's, where the folder is; ``manifest_files`` are paths within it.
+
+    Raises:
+        InputError: the URI's scheme or place is unknown.
+    """
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        location = locate(path)
+        self.filesystem = location.filesystem
+        self._folder = location.name
+
+    # What is to be done
+
+    def add_images(self, manifest: pa.Table, images_per_unit: int | None) -> int:
+        """Make units of the images that no unit has yet; returns how many images are new."""
+        files = self.manifest_files()
+        known = self._known_ids(files)
+        new = new_images(manifest, known)
+        if new.num_rows:
+            units = units_of(new, len(self.unit_sizes()), images_per_unit)
+            path = f"{self._folder}/{_MANIFEST}/{len(files):06d}.parquet"
+            storage.write_table(self.filesystem, path, units, _UNITS_PER_ROW_GROUP)
+        return int(new.num_rows)
+
+    def manifest_files(self) -> list[str]:
+        """Paths of the stored manifests, within the file system, oldest first."""
+        names = storage.list_names(self.filesystem, f"{self._folder}/{_MANIFEST}")
+        return [f"{self._folder}/{_MANIFEST}/{name}" for name in names]
+
+    def unit_sizes(self) -> dict[int, int]:
+        """Number of images by unit."""
+        sizes: dict[int, int] = {}
+        for path in self.manifest_files():
+            columns = ["unit", "images.list.element.image_id"]
+            units = pq.read_table(path, filesystem=self.filesystem, columns=columns)
+            sizes |= zip(units["unit"].to_pylist(), pc.list_value_length(units["images"]).to_pylist(), strict=True)
+        return sizes
+
+    def done_units(self) -> list[int]:
+        """Numbers of the units that have their file."""
+        names = storage.list_names(self.filesystem, f"{self._folder}/{_PARTS}")
+        return [int(name.removeprefix("part-").removesuffix(".parquet")) for name in names]
+
+    def failed_images(self) -> dict[int, set[str]]:
+        """Ids of the images with an error, or with a region that failed, by unit."""
+        failed: dict[int, set[str]] = {}
+        for unit in self.done_units():
+            columns = ["image_id", "error", "regions.list.element.status"]
+            for row in pq.read_table(self._part(unit), filesystem=self.filesystem, columns=columns).to_pylist():
+                if row["error"] or any(region["status"].startswith("failed:") for region in row["regions"]):
+                    failed.setdefault(unit, set()).add(row["image_id"])
+        return failed
+
+    # Writing
+
+    def write_unit(self, unit: int, rows: Sequence[Mapping[str, Any]], work: UnitReport) -> None:
+        """Write a unit's rows at once; see ``ureca.dataset.parts.write_part``."""
+        write_part(self.filesystem, self._part(unit), rows, REGIONS, work)
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        text = json.dumps(run, indent=2, ensure_ascii=False)
+        storage.write_bytes(self.filesystem, f"{self._folder}/{_RUN}", text.encode())
+
+    def remove_temporary(self) -> None:
+        """Remove half-written files that killed writers have left."""
+        for folder in (self._folder, f"{self._folder}/{_PARTS}", f"{self._folder}/{_MANIFEST}"):
+            storage.remove_temporary(self.filesystem, folder)
+
+    def remove(self) -> None:
+        """Remove everything that this class writes, and nothing else."""
+        for folder in (_PARTS, _MANIFEST):
+            for name in storage.list_names(self.filesystem, f"{self._folder}/{folder}"):
+                self.filesystem.delete_file(f"{self._folder}/{folder}/{name}")
+        if self.exists():
+            self.filesystem.delete_file(f"{self._folder}/{_RUN}")
+
+    # Reading
+
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return bool(self.filesystem.get_file_info(f"{self._folder}/{_RUN}").is_file)
+
+    def run(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            OutputError: there is none, or it cannot be read.
+        """
+        try:
+            with self.filesystem.open_input_stream(f"{self._folder}/{_RUN}") as stream:
+                run = json.loads(stream.read())
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.path} is not the output of a run: run.json cannot be read ({error})") from error
+        if not isinstance(run, dict):
+            raise OutputError(f"{self.path} is not the output of a run: run.json holds no object")
+        return run
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the schema ``REGIONS`` as Python values, in the manifest's order, one unit in memory at a time."""
+        for unit in self.done_units():
+            yield from pq.read_table(self._part(unit), filesystem=self.filesystem).to_pylist()
+
+    def report(self, units: Iterable[int] | None = None) -> UnitReport:
+        """The reports of some units, or of all that are done, added up."""
+        paths = [self._part(unit) for unit in (self.done_units() if units is None else units)]
+        total = UnitReport()
+        with ThreadPoolExecutor(max_workers=16) as pool:  # a footer is one small request to an object store
+            for report in pool.map(lambda path: read_report(self.filesystem, path), paths):
+                total = total + report
+        return total
+
+    def pixels(self, image_ids: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[np.uint8] | DataError]]:
+        """Decode some images again from where the manifest says they are; uint8 RGB [H, W, 3] or what went wrong."""
+        limits = ImageLimits()
+        wanted = pa.array(image_ids, pa.string())
+        for path in self.manifest_files():
+            images = pc.list_flatten(pq.read_table(path, filesystem=self.filesystem, columns=["images"])["images"])
+            table = pa.Table.from_struct_array(images)
+            entries = table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
+            for row in entries:
+                for fetched in fetch([ManifestEntry.from_row(row)], limits):
+                    yield row["image_id"], _decoded(fetched.image, limits)
+
+    def _known_ids(self, files: Sequence[str]) -> pa.ChunkedArray:
+        ids: list[pa.Array] = []
+        for path in files:
+            units = pq.read_table(path, filesystem=self.filesystem, columns=["images.list.element.image_id"])
+            ids += pc.struct_field(pc.list_flatten(units["images"]), "image_id").chunks
+        return pa.chunked_array(ids, pa.string())
+
+    def _part(self, unit: int) -> str:
+        return f"{self._folder}/{_PARTS}/part-{unit:06d}.parquet"
+
+
+def _decoded(data: bytes | DataError, limits: ImageLimits) -> npt.NDArray[np.uint8] | DataError:
+    if isinstance(data, DataError):
+        return data
+    try:
+        return decode_image(data, limits)
+    except ImageError as error:
+        return error

@@ -1,0 +1,41 @@
+"""Which images make which unit, for good."""
+
+import math
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ureca.corpus.manifest import MANIFEST
+
+UNITS = pa.schema([pa.field("unit", pa.int32(), nullable=False), pa.field("images", pa.list_(pa.struct(MANIFEST)))])
+"""A stored manifest: one row a unit, its images in order."""
+
+_MAX_IMAGES_PER_UNIT = 64
+_UNITS_OF_A_SMALL_CORPUS = 64
+
+
+def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -> pa.Table:
+    """Group a manifest's images, in order, into units numbered from ``first_unit``; schema ``UNITS``.
+
+    Args:
+        manifest: schema ``MANIFEST``.
+        first_unit: number of the first unit.
+        images_per_unit: None chooses 1 to 64, so that a small corpus still spreads over many actors and a large one
+            does not make millions of files.
+    """
+    num_images = manifest.num_rows
+    size = images_per_unit or max(1, min(_MAX_IMAGES_PER_UNIT, math.ceil(num_images / _UNITS_OF_A_SMALL_CORPUS)))
+    num_units = math.ceil(num_images / size)
+    offsets = pa.array([min(index * size, num_images) for index in range(num_units + 1)], pa.int32())
+    images = manifest.combine_chunks().to_struct_array()
+    if isinstance(images, pa.ChunkedArray):
+        images = pa.concat_arrays(images.chunks) if images.num_chunks else pa.array([], pa.struct(MANIFEST))
+    return pa.table(
+        [pa.array(range(first_unit, first_unit + num_units), pa.int32()), pa.ListArray.from_arrays(offsets, images)],
+        schema=UNITS,
+    )
+
+
+def new_images(manifest: pa.Table, known_ids: pa.ChunkedArray) -> pa.Table:
+    """Rows of a manifest whose image ids are not among ``known_ids``."""
+    return manifest.filter(pc.invert(pc.is_in(manifest["image_id"], known_ids)))

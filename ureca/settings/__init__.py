@@ -1,0 +1,1 @@
+"""Settings of each verb: one validated, frozen model, read from defaults < YAML < environment < flags."""

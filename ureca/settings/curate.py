@@ -1,0 +1,140 @@
+"""Settings of ``ureca curate``."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+
+from ureca.curation.curate import ViewSettings
+from ureca.curation.embedders.descriptor import DescriptorSettings
+from ureca.curation.embedders.dinov2 import Dinov2Settings
+from ureca.curation.lookalikes import UniquenessSettings
+from ureca.curation.prompted import PromptingSettings
+from ureca.curation.selection import TreeSettings
+from ureca.images import ImageLimits
+from ureca.mllm.standin import StandInSettings
+from ureca.proposals.sam import SamSettings
+from ureca.proposals.segments import SegmentsSettings
+from ureca.settings.loading import VerbSettings
+from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
+
+
+class ListingSettings(BaseModel):
+    """What belongs to the images."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    annotations: str | None = Field(default=None, description="'beside' the images, or a folder of <image_id>.json")
+    image_column: str | None = Field(default=None, description="of Parquet inputs; None: image, bytes, uri or path")
+    id_column: str | None = Field(default=None, description="of Parquet inputs; None: image_id where there is one")
+
+
+class FromSegments(SegmentsSettings):
+    """Masks of several granularities without weights."""
+
+    kind: Literal["segments"] = "segments"
+
+
+class FromSam(SamSettings):
+    """Masks by Segment Anything."""
+
+    kind: Literal["sam"] = "sam"
+
+
+class FromAnnotations(BaseModel):
+    """Masks from annotation files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["annotations"] = "annotations"
+
+
+class Describing(BaseModel):
+    """Captions that say what pixels prove, without weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["describer"] = "describer"
+
+
+class Prompting(PromptingSettings):
+    """Captions by the MLLM of ``mllm``."""
+
+    kind: Literal["prompted"] = "prompted"
+
+
+class NoVerification(BaseModel):
+    """Captions stay unchecked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["none"] = "none"
+
+
+class StandIn(StandInSettings):
+    """No model: answers by content, for tests and dry runs."""
+
+    kind: Literal["standin"] = "standin"
+
+
+class ByDescriptor(DescriptorSettings):
+    """Colour, texture and shape, without weights."""
+
+    kind: Literal["descriptor"] = "descriptor"
+
+
+class ByDinov2(Dinov2Settings):
+    """DINOv2, as in the paper."""
+
+    kind: Literal["dinov2"] = "dinov2"
+
+
+class CurateResources(BaseModel):
+    """Where each stage runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    read: TaskResources = TaskResources()
+    propose: ActorResources = ActorResources()
+    tree: TaskResources = TaskResources()
+    curate: AsyncActorResources = AsyncActorResources()
+    write: TaskResources = TaskResources()
+
+
+class CurateSettings(VerbSettings):
+    """Caption the regions of images: masks, mask tree, captions, uniqueness, verification.
+
+    INPUT is an image, a folder, a glob, a list file (.txt), tar shards, or Parquet; OUTPUT a folder. The same command
+    again does what is missing.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="ureca curate")
+    verb: ClassVar[str] = "curate"
+
+    input: CliPositionalArg[str] = Field(description="images: a file, folder, glob, list, tar shards or Parquet")
+    output: CliPositionalArg[str] = Field(description="folder or URI to write to")
+
+    listing: ListingSettings = ListingSettings()
+    image_limits: ImageLimits = ImageLimits()
+    proposals: Annotated[FromSegments | FromSam | FromAnnotations, Field(discriminator="kind")] = FromSegments()
+    tree: TreeSettings = TreeSettings()
+    views: ViewSettings = ViewSettings()
+    annotator: Annotated[Describing | Prompting, Field(discriminator="kind")] = Describing()
+    mllm: StandIn = StandIn()
+    embedder: Annotated[ByDescriptor | ByDinov2, Field(discriminator="kind")] = ByDescriptor()
+    uniqueness: UniquenessSettings = UniquenessSettings()
+    verification: Annotated[NoVerification | Describing | Prompting, Field(discriminator="kind")] = NoVerification()
+    resources: CurateResources = CurateResources()
+
+    images_per_unit: int | None = Field(
+        default=None, ge=1, description="images that are written and resumed together; None: 1 to 64 by their number"
+    )
+    max_error_fraction: float = Field(default=0.1, ge=0, le=1, description="share of failed rows that fails the job")
+    retry_errors: bool = Field(default=False, description="run the rows again that failed, too")
+    overwrite: bool = Field(default=False, description="remove what OUTPUT holds and start anew")
+
+    @model_validator(mode="after")
+    def _annotations_are_used(self) -> Self:
+        if self.listing.annotations is not None and self.proposals.kind != "annotations":
+            raise ValueError("listing.annotations is for proposals.kind annotations; set both or none")
+        return self

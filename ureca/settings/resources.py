@@ -1,0 +1,28 @@
+"""Where a stage runs, apart from what it does."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class TaskResources(BaseModel):
+    """A stage of stateless tasks, as many at a time as the cluster has room for."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_cpus: float = Field(default=0.25, gt=0, description="logical CPUs a task")
+
+
+class ActorResources(BaseModel):
+    """A stage of actors, each of which loads its models once."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    num_actors: int | None = Field(default=None, ge=1, description="None: as many as the cluster has CPUs")
+    num_cpus: float = Field(default=0.25, ge=0, description="logical CPUs an actor")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs an actor")
+
+
+class AsyncActorResources(ActorResources):
+    """A stage of actors that work on many images at a time."""
+
+    units_in_flight: int = Field(default=4, ge=1, description="units an actor works on at a time")
+    images_in_flight: int = Field(default=16, ge=1, description="decoded images an actor holds at a time")
