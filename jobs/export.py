@@ -2,33 +2,30 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ureca.dataset import Output
-from ureca.errors import UrecaError
 from ureca.export import Selection, export_coco, export_jsonl, export_parquet
 
 
-def main(argv: list[str]) -> int:
-    """Export an output folder; returns the exit status (2: something its user can put right)."""
+def main(argv: Sequence[str]) -> int:
+    """Export the captions of an output folder to one file."""
     parser = _parser()
     arguments = parser.parse_args(argv)
     if arguments.masks is not None and arguments.format != "jsonl":
         parser.error("--masks goes with --format jsonl; the other formats hold the masks themselves")
+    output = Output(arguments.output)
+    output.run()
+    rows, to, overwrite = output.rows(), arguments.to, arguments.overwrite
     selection = Selection(include_rejected=arguments.include_rejected)
-    to, overwrite = arguments.to, arguments.overwrite
-    try:
-        output = Output(arguments.output)
-        output.run()
-        if arguments.format == "jsonl":
-            export_jsonl(output.rows(), to, selection, masks=arguments.masks, overwrite=overwrite)
-        elif arguments.format == "parquet":
-            export_parquet(output.rows(), to, selection, overwrite=overwrite)
-        else:
-            export_coco(output.rows(), to, selection, overwrite=overwrite)
-    except UrecaError as error:
-        print(f"ureca export: {error}", file=sys.stderr)
-        return 2
+    match arguments.format:
+        case "jsonl":
+            export_jsonl(rows, to, selection, masks=arguments.masks, overwrite=overwrite)
+        case "parquet":
+            export_parquet(rows, to, selection, overwrite=overwrite)
+        case "coco":
+            export_coco(rows, to, selection, overwrite=overwrite)
     print(f"{to}: {selection.summary()}")
     return 0
 
@@ -54,4 +51,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

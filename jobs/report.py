@@ -2,32 +2,29 @@
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from ureca.corpus.storage import locate
 from ureca.dataset import Output
-from ureca.errors import SettingsError, UrecaError
+from ureca.errors import SettingsError
 from ureca.report import write_report
 
 
-def main(argv: list[str]) -> int:
-    """Write the report of an output folder; returns the exit status (2: something its user can put right)."""
+def main(argv: Sequence[str]) -> int:
+    """Write the report of an output folder."""
     arguments = _parser().parse_args(argv)
-    try:
-        to = arguments.to or _default_target(arguments.output)
-        output = Output(arguments.output)
-        output.run()
-        figures = write_report(
-            output.rows(),
-            output.pixels,
-            to,
-            title=arguments.output.rstrip("/").rpartition("/")[2] or arguments.output,
-            work=output.report(),
-            max_images=arguments.max_images,
-        )
-    except UrecaError as error:
-        print(f"ureca report: {error}", file=sys.stderr)
-        return 2
+    to = arguments.to or _default_target(arguments.output)
+    output = Output(arguments.output)
+    output.run()
+    figures = write_report(
+        output.rows(),
+        output.pixels,
+        to,
+        title=arguments.output.rstrip("/").rpartition("/")[2] or arguments.output,
+        work=output.report(),
+        max_images=arguments.max_images,
+    )
     print(f"{to}: {figures.num_captioned} captions of {figures.num_images} images, {figures.num_failed} images failed")
     return 0
 
@@ -50,9 +47,9 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive_integer(text: str) -> int:
-    if (number := int(text)) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not 1 or more")
-    return number
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of 1 or more")
+    return int(text)
 
 
 def _default_target(output: str) -> Path:
@@ -63,4 +60,6 @@ def _default_target(output: str) -> Path:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))
