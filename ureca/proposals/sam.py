@@ -153,8 +153,8 @@ class SamProposer:
 
 
 def _generator_class() -> type[Any]:
-    from segment_anything import SamAutomaticMaskGenerator  # noqa: PLC0415
-    from segment_anything.utils.amg import MaskData  # noqa: PLC0415
+    from segment_anything import SamAutomaticMaskGenerator
+    from segment_anything.utils.amg import MaskData
 
     class MaskGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
         def _process_crop(self, *arguments: Any) -> MaskData:
@@ -181,7 +181,7 @@ def _as_mask(id: int, record: dict[str, Any]) -> Mask:
 
 
 def _device(name: str) -> torch.device:
-    import torch  # noqa: PLC0415
+    import torch
 
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

@@ -28,8 +28,8 @@ def require_segment_anything() -> None:
         SettingsError: one is missing; the message says what to install.
     """
     try:
-        import segment_anything  # noqa: F401, PLC0415
-        import torch  # noqa: F401, PLC0415
+        import segment_anything  # noqa: F401
+        import torch  # noqa: F401
     except ImportError as error:
         raise SettingsError(
             f"the proposer 'sam' needs the package '{error.name}', which is not installed: pip install 'ureca-ray[sam]'"
@@ -43,7 +43,7 @@ def build_sam(model_type: ModelType, checkpoint: Path) -> Sam:
         SettingsError: segment-anything is not installed, or the checkpoint is unreadable or of another model type.
     """
     require_segment_anything()
-    from segment_anything import sam_model_registry  # noqa: PLC0415
+    from segment_anything import sam_model_registry
 
     state = read_state(checkpoint)
     found = _model_type_of(state)
@@ -58,7 +58,7 @@ def read_state(checkpoint: Path) -> Mapping[str, torch.Tensor]:
     Raises:
         SettingsError: there is no such file, it is damaged, or it holds something else than a state dict.
     """
-    import torch  # noqa: PLC0415
+    import torch
 
     if not checkpoint.is_file():
         raise SettingsError(f"checkpoint {checkpoint} does not exist or is not a file")

@@ -2,7 +2,8 @@
 
 A reduced copy of the image is cut into small regions along the boundaries of colour and texture; the most alike
 neighbours are merged until one region is left; and of all regions that existed on the way, the ones that resisted
-being merged the longest become masks.
+being merged the longest become masks. A part thus lies within its object's mask as long as it differs from the object
+less than the object does from what is around it.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ class SegmentsSettings(BaseModel):
     Attributes:
         max_masks: most masks of an image.
         min_area_fraction: smallest mask, as a share of the image.
-        max_area_fraction: largest mask, as a share of the image; the whole image is never a mask.
+        max_area_fraction: largest mask, as a share of the image; the whole image is never a mask. Larger regions are
+            mostly an image less one object, and would hold everything else as their parts.
         max_iou: IoU from which two masks are duplicates; the one that resists merging longer stays.
         max_working_pixels: most pixels of the reduced copy; time and detail grow with it.
         appearance_weight: what a difference in colour and texture counts, against the boundary between two regions.
@@ -46,7 +48,7 @@ class SegmentsSettings(BaseModel):
 
     max_masks: int = Field(default=80, ge=1)
     min_area_fraction: float = Field(default=0.001, ge=0, le=1)
-    max_area_fraction: float = Field(default=0.95, gt=0, le=1)
+    max_area_fraction: float = Field(default=0.5, gt=0, le=1)
     max_iou: float = Field(default=0.8, gt=0, le=1)
     max_working_pixels: int = Field(default=200_000, ge=1)
     appearance_weight: float = Field(default=0.7, ge=0)
@@ -85,7 +87,7 @@ class SegmentsProposer:
             image: the pixels, EXIF rotation applied.
             annotation: not used.
         """
-        from skimage.color import rgb2lab  # noqa: PLC0415
+        from skimage.color import rgb2lab
 
         settings = self._settings
         lab = rgb2lab(_reduced(image, settings.max_working_pixels)).astype(np.float32)

@@ -26,7 +26,7 @@ def histogram_channels(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     Returns:
         [C, H, W] in 0 to 1; ``NUM_HISTOGRAMS`` groups of bins, each of which sums to 1 at every pixel.
     """
-    from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude  # noqa: PLC0415
+    from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
 
     lightness = lab[..., 0]
     groups = [
@@ -53,8 +53,8 @@ def boundary_strength(lab: npt.NDArray[np.float32], histograms: npt.NDArray[np.f
 
 def superpixels(strength: FloatImage) -> npt.NDArray[np.int64]:
     """Regions [H, W] numbered from 0, 4-connected: the catchment basins of the boundary strength."""
-    from scipy.ndimage import gaussian_filter, label, minimum_filter  # noqa: PLC0415
-    from skimage.segmentation import watershed  # noqa: PLC0415
+    from scipy.ndimage import gaussian_filter, label, minimum_filter
+    from skimage.segmentation import watershed
 
     smooth = gaussian_filter(strength, 0.7)
     markers, _ = label(minimum_filter(smooth, size=_MINIMUM_WINDOW_PX) == smooth)
@@ -72,7 +72,7 @@ def _soft_bins(values: FloatImage, low: float, high: float, num_bins: int) -> np
 
 def _gradient(channels: npt.NDArray[np.float32], scale_px: float) -> FloatImage:
     """Largest rate of change over all directions and channels together (Di Zenzo 1986), times the scale."""
-    from scipy.ndimage import gaussian_filter  # noqa: PLC0415
+    from scipy.ndimage import gaussian_filter
 
     height, width = channels.shape[1:]
     if scale_px > 2:  # a wide filter sees no more than half the resolution has, at a quarter of the cost

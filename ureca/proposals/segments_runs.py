@@ -108,8 +108,8 @@ class Patches:
 
 
 def _components(num_nodes: int, first: Ints, second: Ints) -> tuple[int, Ints]:
-    from scipy.sparse import coo_array  # noqa: PLC0415
-    from scipy.sparse.csgraph import connected_components  # noqa: PLC0415
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
 
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(num_nodes, num_nodes))
     count, component = connected_components(graph.tocsr(), directed=False)

@@ -55,7 +55,7 @@ def _share_of_parent(
     hierarchy: Hierarchy, node: int, parent: int | None, height_px: int, width_px: int
 ) -> tuple[FloatImage, Box]:
     """Share, 0 to 1, of the node in its parent's smoothed mask, around the node, and the box where that is."""
-    from scipy.ndimage import gaussian_filter  # noqa: PLC0415
+    from scipy.ndimage import gaussian_filter
 
     inside = hierarchy.holds(node, hierarchy.labels)
     left, top, right, bottom = _box_with_margin(inside)
