@@ -73,7 +73,7 @@ def _simplify(rings: list[_Ring], tolerance_px: float, max_points: int) -> list[
     """Drop points (Douglas-Peucker) and rings until the rest fits; empty where nothing is left of them."""
     from skimage.measure import approximate_polygon
 
-    rings = sorted(rings, key=_area_px, reverse=True)
+    rings = sorted(rings, key=_area_px, reverse=True)[: max(1, max_points // 3)]
     while True:
         rings = [approximate_polygon(ring, tolerance_px) for ring in rings]  # type: ignore[no-untyped-call]
         # A thin mask may end as a line and be drawn all the same; islands and holes that collapse are noise.
