@@ -79,7 +79,7 @@ def list_images(
 
 def _list_input(input: str, with_annotations: bool, image_column: str | None, id_column: str | None) -> pa.Table:
     location, names = _find_files(input)
-    if len(names) == 1 and _any(names, LIST_EXTENSIONS):
+    if len(names) == 1 and names[0].as_py() == location.name and _any(names, LIST_EXTENSIONS):
         return _list_lines(location, input)
     if _any(names, IMAGE_EXTENSIONS):
         return _list_files(location, names.filter(has_extension(names, IMAGE_EXTENSIONS)))

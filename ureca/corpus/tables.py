@@ -89,7 +89,7 @@ def _read_strings(table: pq.ParquetFile, uri: str, column: str) -> pa.ChunkedArr
     values = table.read(columns=[column]).column(column)
     try:
         strings = values.cast(pa.string())
-    except pa.ArrowInvalid as error:
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise InputError(f"{uri}: the column {column!r} of {values.type} does not hold text: {error}") from error
     if strings.null_count:
         row = pc.index(strings.is_null(), True).as_py()

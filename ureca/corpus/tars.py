@@ -1,5 +1,6 @@
 """Images in uncompressed tar archives, as SA-1B and WebDataset publish them, listed by their headers alone."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
@@ -20,9 +21,10 @@ from ureca.errors import InputError
 
 _BLOCK = 512  # bytes; a tar is made of such blocks
 _MAX_EXTENDED_BYTES = 1 << 20  # of a long name, or of extended attributes
-_SHARDS_AT_ONCE = 16  # in an object store each header is a request, and requests wait for nothing but the network
+_SHARDS_AT_ONCE = 8  # in an object store each header is a request, which waits for nothing but the network
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
+_SPARSE = b"S"  # of GNU's, with more headers of its own
 _EXTENDED = (b"x", b"g", b"L", b"K")
 _COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"\x28\xb5\x2f\xfd")
 
@@ -41,6 +43,9 @@ class TarMember(NamedTuple):
     offset: int
     size: int | None
 
+
+_HERE = re.compile(rb"(?<![^/])(?:\./)+")
+_VISIBLE = re.compile(rb"(?:[^./][^/]*/)*[^./][^/]*", re.DOTALL)
 
 _MEMBERS = pa.schema([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
@@ -113,15 +118,15 @@ def scan(file: pa.NativeFile) -> Iterator[TarMember]:
     """Read the headers of a tar in order and skip the data.
 
     Links, devices, folders and hidden files are left out, and so is whatever has an absolute name or one with ``..``.
-    Long names and sizes are read in GNU's and in POSIX' form. A damaged or half header ends the scan with a member
-    without size; an archive without its end mark is good.
+    Long names and sizes are read in GNU's and in POSIX' form. A damaged or half header, or a sparse file, ends the
+    scan with a member without size; an archive without its end mark is good.
     """
     length = file.size()
     offset = 0
     extended: dict[str, bytes] = {}
     while offset < max(length, 1):
         block = file.read_at(_BLOCK, offset)
-        if len(block) == _BLOCK and not any(block):
+        if block[:1] == b"\0" and len(block) == _BLOCK and not any(block):
             return
         try:
             type, name, size = _parse_header(block)
@@ -130,6 +135,8 @@ def scan(file: pa.NativeFile) -> Iterator[TarMember]:
             else:
                 name, size = extended.get("path", name), int(extended.get("size", size))
                 extended = {}
+            if type == _SPARSE or not 0 <= size < 2**62:
+                raise ValueError("a file whose end cannot be told")
         except ValueError:
             yield TarMember("", offset, None)
             return
@@ -151,10 +158,7 @@ def _parse_header(block: bytes) -> tuple[bytes, bytes, int]:
 
 def _number(field: bytes) -> int:
     """A number in octal digits or, with the first bit set, in base 256."""
-    value = int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.partition(b"\0")[0].strip() or b"0", 8)
-    if value < 0:
-        raise ValueError("a negative number")
-    return value
+    return int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.partition(b"\0")[0].strip() or b"0", 8)
 
 
 def _parse_extended(type: bytes, content: bytes) -> dict[str, bytes]:
@@ -171,6 +175,6 @@ def _parse_extended(type: bytes, content: bytes) -> dict[str, bytes]:
 
 
 def _safe(name: bytes) -> str:
-    """The name without leading ``./``; empty for a folder, a hidden file, or one outside the archive's folder."""
-    parts = [part for part in name.decode("utf-8", "backslashreplace").split("/") if part != "."]
-    return "" if any(not part or part.startswith(".") for part in parts) else "/".join(parts)
+    """The name without any ``./``; empty for a folder, a hidden file, or one outside the archive's folder."""
+    name = _HERE.sub(b"", name)
+    return name.decode("utf-8", "backslashreplace") if _VISIBLE.fullmatch(name) else ""
