@@ -4,6 +4,7 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 const NUM_DEPTH_COLOURS = 6;
+const LONG_CAPTION = 140; // characters, from which smaller letters read better
 
 // Text only ever enters the page as text: captions and file names are not ours.
 function node(tag, attributes = {}, ...children) {
@@ -222,16 +223,19 @@ class Viewer {
     const rows = [];
     if (region.short === region.caption && region.detailed === region.caption) {
       rows.push(node("dd", { class: "same" }, "Its short and its detailed caption are the same."));
+    } else if (region.short === region.detailed) {
+      rows.push(node("dt", {}, "Short and detailed"), node("dd", {}, region.short ?? "–"));
     } else {
-      rows.push(node("dt", {}, "Short"), node("dd", { class: "short" }, region.short ?? "–"));
-      rows.push(node("dt", {}, "Detailed"), node("dd", { class: "detailed" }, region.detailed ?? "–"));
+      rows.push(node("dt", {}, "Short"), node("dd", {}, region.short ?? "–"));
+      rows.push(node("dt", {}, "Detailed"), node("dd", {}, region.detailed ?? "–"));
     }
     if (region.verdict_reason) rows.push(node("dt", {}, "Verdict"), node("dd", {}, region.verdict_reason));
     if (region.lookalikes.length > 0) {
       const links = region.lookalikes.filter((id) => this.byId.has(id)).map((id) => node("li", {}, this.#link(id, `${id}`), ` ${this.byId.get(id).caption ?? ""}`));
       rows.push(node("dt", {}, "Look-alikes"), node("dd", {}, node("ul", { class: "lookalikes" }, ...links)));
     }
-    return [head, node("p", { class: "caption" }, region.caption), node("dl", {}, ...rows)];
+    const length = region.caption.length > LONG_CAPTION ? "long" : "";
+    return [head, node("p", { class: `caption ${length}` }, region.caption), node("dl", {}, ...rows)];
   }
 
   #link(id, text) {
