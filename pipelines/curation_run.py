@@ -92,7 +92,7 @@ def _run(
         units = ray.data.read_parquet(
             output.manifest_files(),
             filesystem=output.filesystem,
-            ray_remote_args={"num_cpus": settings.resources.read.num_cpus},
+            num_cpus=settings.resources.read.num_cpus,
         )
         written = graph(units, pending_units(failed, done), settings, num_units, num_cpus)
         for row in written.iter_rows():

@@ -20,19 +20,28 @@ def ray_session(num_cpus: int | None = None) -> Iterator[int]:
         the cluster's logical CPUs, at least 1.
     """
     started_here = not ray.is_initialized()
-    if started_here:
-        # Workers say what they have to say through exceptions and reports; Ray's own chatter would hide the progress.
-        options = {"log_to_driver": False, "logging_level": logging.WARNING}
-        if "RAY_ADDRESS" in os.environ:
-            ray.init(**options)
-        else:
-            ray.init(address="local", include_dashboard=False, num_cpus=num_cpus, **options)
+    # Notes on defaults that are wanted here: token authentication stays on, progress is shown by the job.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    for module in ("ray._private.authentication", "ray.data._internal.progress"):
+        logging.getLogger(module).setLevel(logging.ERROR)
+    if started_here and "RAY_ADDRESS" in os.environ:
+        ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    elif started_here:
+        # The C++ core notes on standard error, as an error, that Ray Data's actors take arguments by reference.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        ray.init(
+            address="local",
+            include_dashboard=False,
+            num_cpus=num_cpus,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+        )
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
     try:
-        yield max(1, int(ray.cluster_resources().get("CPU", 1)))
+        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+        yield max(1, int(resources.get("CPU", 1)))
     finally:
         if started_here:
             ray.shutdown()

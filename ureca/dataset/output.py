@@ -9,7 +9,6 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
 from ureca.corpus.fetch import fetch
 from ureca.corpus.manifest import ManifestEntry
@@ -70,7 +69,7 @@ class Output:
         sizes: dict[int, int] = {}
         for path in self.manifest_files():
             columns = ["unit", "images.list.element.image_id"]
-            units = pq.read_table(path, filesystem=self.filesystem, columns=columns)
+            units = storage.read_table(self.filesystem, path, columns)
             sizes |= zip(units["unit"].to_pylist(), pc.list_value_length(units["images"]).to_pylist(), strict=True)
         return sizes
 
@@ -84,7 +83,7 @@ class Output:
         failed: dict[int, set[str]] = {}
         for unit in self.done_units():
             columns = ["image_id", "error", "regions.list.element.status"]
-            for row in pq.read_table(self._part(unit), filesystem=self.filesystem, columns=columns).to_pylist():
+            for row in storage.read_table(self.filesystem, self._part(unit), columns).to_pylist():
                 if row["error"] or any(region["status"].startswith("failed:") for region in row["regions"]):
                     failed.setdefault(unit, set()).add(row["image_id"])
         return failed
@@ -137,7 +136,7 @@ class Output:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the schema ``REGIONS`` as Python values, in the manifest's order, one unit in memory at a time."""
         for unit in self.done_units():
-            yield from pq.read_table(self._part(unit), filesystem=self.filesystem).to_pylist()
+            yield from storage.read_table(self.filesystem, self._part(unit)).to_pylist()
 
     def report(self, units: Iterable[int] | None = None) -> UnitReport:
         """The reports of some units, or of all that are done, added up."""
@@ -153,7 +152,7 @@ class Output:
         limits = ImageLimits()
         wanted = pa.array(image_ids, pa.string())
         for path in self.manifest_files():
-            images = pc.list_flatten(pq.read_table(path, filesystem=self.filesystem, columns=["images"])["images"])
+            images = pc.list_flatten(storage.read_table(self.filesystem, path, ["images"])["images"])
             table = pa.Table.from_struct_array(images)
             entries = table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
             for row in entries:
@@ -163,7 +162,7 @@ class Output:
     def _known_ids(self, files: Sequence[str]) -> pa.ChunkedArray:
         ids: list[pa.Array] = []
         for path in files:
-            units = pq.read_table(path, filesystem=self.filesystem, columns=["images.list.element.image_id"])
+            units = storage.read_table(self.filesystem, path, ["images.list.element.image_id"])
             ids += pc.struct_field(pc.list_flatten(units["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())
 

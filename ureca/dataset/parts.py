@@ -91,7 +91,7 @@ def write_part(
     """
     made = {row["image_id"]: row for row in rows}
     if filesystem.get_file_info(path).is_file:
-        existing = pq.read_table(path, filesystem=filesystem).to_pylist()
+        existing = storage.read_table(filesystem, path).to_pylist()
         rows = [made.pop(row["image_id"], row) for row in existing] + list(made.values())
         earlier = read_report(filesystem, path)
         work = work + UnitReport(**earlier.model_dump(include=_WORK))

@@ -1,6 +1,7 @@
 """Small whole-file operations on local disks and object stores: files that appear complete or not at all."""
 
 import uuid
+from collections.abc import Sequence
 
 import pyarrow as pa
 import pyarrow.fs as pafs
@@ -22,6 +23,12 @@ def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, row_gro
     target = _begin(filesystem, path)
     pq.write_table(table, target, filesystem=filesystem, compression="zstd", row_group_size=row_group_rows)
     _finish(filesystem, target, path)
+
+
+def read_table(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or of it only some columns, which may be fields within lists (``a.list.element.b``)."""
+    with filesystem.open_input_file(path) as file:
+        return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
 
 
 def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:

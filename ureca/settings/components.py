@@ -62,5 +62,5 @@ def _annotator(kind: Describing | Prompting, settings: CurateSettings) -> Annota
 
 def _embedder(settings: CurateSettings) -> Embedder:
     if isinstance(settings.embedder, ByDescriptor):
-        return DescriptorEmbedder(settings.embedder)
+        return DescriptorEmbedder()
     return Dinov2Embedder(settings.embedder)

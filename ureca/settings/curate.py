@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.curation.curate import ViewSettings
-from ureca.curation.embedders.descriptor import DescriptorSettings
 from ureca.curation.embedders.dinov2 import Dinov2Settings
 from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptingSettings
@@ -77,8 +76,10 @@ class StandIn(StandInSettings):
     kind: Literal["standin"] = "standin"
 
 
-class ByDescriptor(DescriptorSettings):
+class ByDescriptor(BaseModel):
     """Colour, texture and shape, without weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["descriptor"] = "descriptor"
 
@@ -96,9 +97,9 @@ class CurateResources(BaseModel):
 
     read: TaskResources = TaskResources()
     propose: ActorResources = ActorResources()
-    tree: TaskResources = TaskResources()
+    # Another share than the actors' below: Ray runs a task stage inside the actors after it where the two are equal.
+    tree: TaskResources = TaskResources(num_cpus=0.5)
     curate: AsyncActorResources = AsyncActorResources()
-    write: TaskResources = TaskResources()
 
 
 class CurateSettings(VerbSettings):

@@ -6,6 +6,7 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
+import yaml
 from pydantic import ValidationError
 from pydantic_settings import (
     BaseSettings,
@@ -73,6 +74,8 @@ class VerbSettings(BaseSettings):
             return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.verb}")
         except ValidationError as error:
             raise SettingsError(_explain(error)) from error
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--config {known.config} is not YAML: {error}") from error
         except (UnreadableSettings, OSError, ValueError) as error:
             raise SettingsError(str(error).removeprefix("error parsing CLI: ")) from error
         finally:

@@ -1,0 +1,58 @@
+"""Who may import whom: jobs -> pipelines -> ureca, and the library imports no engine of distribution or serving."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+FORBIDDEN = {
+    "ureca": {"pipelines", "jobs", "tests", "ray", "deepspeed", "fastapi", "gradio"},
+    "pipelines": {"jobs", "tests"},
+    "jobs": {"tests"},
+}
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Top-level names of the packages that a file imports, anywhere in it."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+            yield node.module.partition(".")[0]
+
+
+@pytest.mark.parametrize("package", FORBIDDEN)
+def test_no_import_goes_up(package: str) -> None:
+    files = sorted((ROOT / package).rglob("*.py"))
+    assert files
+    wrong = {str(path.relative_to(ROOT)): found for path in files if (found := FORBIDDEN[package] & {*imported(path)})}
+    assert not wrong
+
+
+def test_jobs_are_thin() -> None:
+    """A job reads settings, calls a pipeline or the library, and prints: it never touches Ray itself."""
+    assert not [path.name for path in (ROOT / "jobs").glob("*.py") if "ray" in {*imported(path)}]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from jobs.cli import main; main(['--help']); "
+        "print([name for name in ('ray', 'torch', 'transformers', 'numpy', 'pyarrow', 'PIL') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.rstrip().endswith("[]")
+
+
+@pytest.mark.parametrize("verb", ["curate", "report", "export"])
+def test_help_of_a_verb_loads_no_engine(verb: str) -> None:
+    code = (
+        f"import sys\nfrom jobs.cli import main\ntry:\n    main([{verb!r}, '--help'])\nexcept SystemExit:\n    pass\n"
+        "print([name for name in ('ray', 'torch', 'transformers', 'skimage', 'scipy') if name in sys.modules])"
+    )
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
+    assert printed.rstrip().endswith("[]")
