@@ -211,6 +211,8 @@ def test_what_attributes_single_out_is_false_of_every_other_region(canvas, paint
         ("A bright ball.", "says bright; its lightness is 0.59 of 1"),
         ("A ball in the top right of the photo.", "says in the upper right of; it is on the left side of the image"),
         ("A round ball at the left of a grey wall.", None),
+        ("A red ball within the image.", None),
+        ("A RED ball,\n on the left side of the picture", None),
         ("A ball.", "says nothing that pixels could show"),
         ("", "says nothing that pixels could show"),
     ],

@@ -57,7 +57,9 @@ def measure_regions(image: CurationImage) -> dict[int, Measurement]:
         if area_px == 0:
             continue
         box = _box(image, id)
-        pixels, mask, reduction = _look_at(image.pixels, image.masks[id].decode(), box)
+        left, top, right, bottom = (int(side) for side in box)
+        inside = slice(top, bottom), slice(left, right)
+        pixels, mask, reduction = look_at(image.pixels[inside], image.masks[id].decode()[inside])
         y, x = np.nonzero(mask)
         centre = (box[0] + (float(x.mean()) + 0.5) * reduction, box[1] + (float(y.mean()) + 0.5) * reduction)
         parent_id = image.tree.parents[id] if id not in image.main_objects else None
@@ -85,17 +87,19 @@ def _box(image: CurationImage, id: int) -> Box:
     return x, y, x + width, y + height
 
 
-def _look_at(
-    pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], box: Box
+def look_at(
+    pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]:
-    """The box's pixels and mask, averaged over blocks whose side in pixels is returned with them."""
-    left, top, right, bottom = (int(side) for side in box)
-    rows, columns = slice(top, bottom), slice(left, right)
-    reduction = ceil(max(bottom - top, right - left) / _SIDE_PX)
-    coverage = _reduced(mask[rows, columns].view(np.uint8) * np.uint8(255), reduction)
+    """Pixels [h, w, 3] and mask [h, w] of a region, averaged over square blocks so that no side exceeds 128.
+
+    Returns:
+        both, reduced, and the side of a block in pixels.
+    """
+    reduction = ceil(max(mask.shape) / _SIDE_PX)
+    coverage = _reduced(mask.view(np.uint8) * np.uint8(255), reduction)
     # A line thinner than a block covers half of none: what it covers most stands for it.
     inside = coverage >= min(128, int(coverage.max()) // 2 + 1)
-    return _reduced(pixels[rows, columns], reduction), inside, reduction
+    return _reduced(pixels, reduction), inside, reduction
 
 
 def _reduced(pixels: npt.NDArray[Any], reduction: int) -> npt.NDArray[np.uint8]:

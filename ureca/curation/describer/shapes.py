@@ -152,7 +152,7 @@ def _iou(mask: npt.NDArray[np.bool_], model: npt.NDArray[np.bool_], model_area_p
 
 
 def _piece_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    from scipy import ndimage  # noqa: PLC0415
+    from scipy import ndimage
 
     pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
     return np.bincount(pieces[mask])[1:]
@@ -160,7 +160,7 @@ def _piece_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
     """Share of the filled outline taken by its largest hole, if the outline's centre lies in that hole."""
-    from scipy import ndimage  # noqa: PLC0415
+    from scipy import ndimage
 
     filled = ndimage.binary_fill_holes(mask)
     holes, num_holes = ndimage.label(filled & ~mask)

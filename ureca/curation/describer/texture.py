@@ -74,7 +74,7 @@ TEXTURES = Vocabulary[Texture](
 
 def measure_texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> Texture:
     """Measure the lightness [h, w] (0 to 1) inside a mask bool [h, w]; its outermost pixels do not count."""
-    from scipy import ndimage  # noqa: PLC0415
+    from scipy import ndimage
 
     inside = ndimage.binary_erosion(mask)
     num_pixels = int(inside.sum())
@@ -98,7 +98,7 @@ def _blur_within(
     values: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_], sigma_px: float
 ) -> npt.NDArray[np.float64]:
     """Gaussian blur that what lies outside the mask does not bleed into."""
-    from scipy import ndimage  # noqa: PLC0415
+    from scipy import ndimage
 
     weights = ndimage.gaussian_filter(mask.astype(np.float64), sigma_px)
     return np.asarray(ndimage.gaussian_filter(np.where(mask, values, 0.0), sigma_px) / np.maximum(weights, 1e-6))

@@ -47,8 +47,9 @@ _KINDS = {
     "noun": "|".join(_CHECKED_NOUNS),
 }
 _WORDS = re.compile(r"\b(?:" + "|".join(f"(?P<{kind}>{words})" for kind, words in _KINDS.items()) + r")s?\b")
+_WITHIN = "within"
 _PLACE = re.compile(
-    rf"\b(?P<place>{'|'.join(PLACES.words)}|within) (?:the|that|this) (?P<frame>[^,.;]*?)"
+    rf"\b(?P<place>{'|'.join(PLACES.words)}|{_WITHIN}) (?:the|that|this) (?P<frame>[^,.;]*?)"
     rf"(?= is |[,.;]|$| (?:{'|'.join(PLACES.words)}) )"
 )
 _COORDINATES = re.compile(
@@ -124,10 +125,11 @@ def _check(claim: _Claim, regions: list[Measurement]) -> str | None:
 def _check_places(text: str, own: Measurement, measured: Mapping[int, Measurement]) -> Iterator[str | None]:
     for match in _PLACE.finditer(text):
         place, frame = match["place"], match["frame"]
-        if frame.startswith("image"):
+        in_image = frame.startswith("image")
+        if in_image and place != _WITHIN:
             yield _check(_Claim("place_in_image", place), [own])
-        elif own.parent_id is not None:
-            if place != "within":
+        elif not in_image and own.parent_id is not None:
+            if place != _WITHIN:
                 yield _check(_Claim("place_in_parent", place), [own])
             for claim in _claims(frame):
                 problem = _check(claim, [measured[own.parent_id]])

@@ -1,0 +1,137 @@
+import io
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from ureca.curation.embedder import RegionCrop
+from ureca.curation.embedders import DescriptorEmbedder
+
+SIDE = 120
+Y, X = np.mgrid[:SIDE, :SIDE]
+DISC = (X - 60) ** 2 + (Y - 60) ** 2 <= 50**2
+SMALL_DISC = (X - 40) ** 2 + (Y - 40) ** 2 <= 25**2
+STRIP = (np.abs(Y - 60) <= 9) & (np.abs(X - 60) <= 55)
+RING = DISC & ((X - 60) ** 2 + (Y - 60) ** 2 > 32**2)
+STAR = (np.abs(Y - 60) <= 7) | (np.abs(X - 60) <= 7) | ((np.abs(X - Y) <= 9) & DISC)
+
+COLOURS = {
+    "red": "c81e1e",
+    "green": "2e8b3a",
+    "blue": "2050d0",
+    "yellow": "ffd700",
+    "white": "f4f4f4",
+    "black": "101010",
+}
+
+
+def _crop(mask, colour="c81e1e", texture=0.0):
+    """The mask in a colour (plus a texture of sRGB levels) on grey, cut to its box."""
+    pixels = np.full((SIDE, SIDE, 3), 128.0)
+    pixels[mask] = list(bytes.fromhex(colour))
+    pixels += np.asarray(texture)[..., None] * mask[..., None]
+    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    return RegionCrop(pixels=np.clip(pixels[box], 0, 255).astype(np.uint8), mask=mask[box])
+
+
+def _cosine(first, second):
+    a, b = DescriptorEmbedder().embed([first, second])
+    return float(a @ b)
+
+
+def _stripes(angle_deg):
+    angle = np.radians(angle_deg)
+    return 50 * np.sign(np.sin((X * np.sin(angle) + Y * np.cos(angle)) / 2.0))
+
+
+def _noise(level, seed=0):
+    return np.random.default_rng(seed).normal(0, level, (SIDE, SIDE))
+
+
+def _as_jpeg(crop):
+    stream = io.BytesIO()
+    Image.fromarray(crop.pixels).save(stream, "jpeg", quality=60)
+    return RegionCrop(pixels=np.asarray(Image.open(stream)), mask=crop.mask)
+
+
+def _resized(crop, factor):
+    size = tuple(round(side * factor) for side in crop.mask.shape[::-1])
+    return RegionCrop(
+        pixels=np.asarray(Image.fromarray(crop.pixels).resize(size)),
+        mask=np.asarray(Image.fromarray(crop.mask).resize(size, Image.Resampling.NEAREST)),
+    )
+
+
+@pytest.mark.parametrize("mask", [DISC, STRIP, RING, STAR], ids=["disc", "strip", "ring", "star"])
+@pytest.mark.parametrize("colour", COLOURS.values(), ids=COLOURS)
+def test_near_copies_stay_above_nine_tenths(mask, colour):
+    crop = _crop(mask, colour, _noise(8))
+    darker = RegionCrop((crop.pixels * 0.94).astype(np.uint8), crop.mask)
+    noisier = _crop(mask, colour, _noise(10, seed=1))
+    for copy in (crop, darker, noisier, _as_jpeg(crop), _resized(crop, 1.5)):
+        assert _cosine(crop, copy) > 0.9
+
+
+def test_size_and_place_do_not_matter():
+    assert _cosine(_crop(DISC), _crop(SMALL_DISC)) > 0.9
+
+
+def test_a_turned_outline_does_not_matter():
+    assert _cosine(_crop(STRIP), _crop(STRIP.T)) > 0.9
+
+
+@pytest.mark.parametrize("first", COLOURS)
+@pytest.mark.parametrize("second", COLOURS)
+def test_other_colours_are_below_six_tenths(first, second):
+    if first != second:
+        assert _cosine(_crop(DISC, COLOURS[first]), _crop(DISC, COLOURS[second])) < 0.6
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (0.0, _stripes(0)),
+        (_stripes(0), _stripes(90)),
+        (0.0, _noise(45)),
+        (_stripes(45), _stripes(135)),
+    ],
+    ids=["plain-stripes", "directions", "plain-noise", "diagonals"],
+)
+def test_other_textures_are_below_six_tenths(first, second):
+    assert _cosine(_crop(DISC, "808080", first), _crop(DISC, "808080", second)) < 0.6
+
+
+@pytest.mark.parametrize(("first", "second"), [(DISC, STRIP), (DISC, RING), (DISC, STAR), (STRIP, RING), (STRIP, STAR)])
+def test_other_shapes_are_below_six_tenths(first, second):
+    assert _cosine(_crop(first), _crop(second)) < 0.6
+
+
+def test_what_lies_outside_the_mask_does_not_matter():
+    crop = _crop(DISC)
+    other = RegionCrop(np.where(crop.mask[..., None], crop.pixels, np.uint8(255)), crop.mask)
+    assert _cosine(crop, other) > 0.99
+
+
+@settings(max_examples=40, deadline=None)
+@given(data=st.data(), height=st.integers(1, 300), width=st.integers(1, 300))
+def test_any_crop_has_a_vector_of_length_one_of_its_own(data, height, width):
+    pixels = data.draw(
+        hnp.arrays(np.uint8, (height, width, 3), elements=st.sampled_from([0, 77, 255]), fill=st.just(9))
+    )
+    mask = data.draw(hnp.arrays(bool, (height, width), fill=st.booleans()))
+    mask[0, 0] = True
+    crop = RegionCrop(pixels, mask)
+    alone = DescriptorEmbedder().embed([crop])
+    among = DescriptorEmbedder().embed([_crop(DISC), crop, _crop(STRIP)])
+    assert alone.dtype == np.float32
+    assert np.linalg.norm(alone[0]) == pytest.approx(1, abs=1e-5)
+    assert np.array_equal(alone[0], among[1])
+
+
+def test_no_crops_make_no_vectors():
+    width = DescriptorEmbedder().embed([_crop(DISC)]).shape[1]
+    assert DescriptorEmbedder().embed([]).shape == (0, width)
