@@ -125,6 +125,13 @@ def test_a_list_file_names_paths_and_uris(tmp_path: Path) -> None:
     assert manifest["uri"].to_pylist()[3] == "s3://bucket/key.with.dots.jpg"
 
 
+def test_a_text_file_that_a_folder_or_a_glob_holds_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("a.jpg\n")
+    for input in (str(tmp_path), f"{tmp_path}/*.txt"):
+        with pytest.raises(InputError, match="no image"):
+            list_images(input)
+
+
 @pytest.mark.parametrize("content", [b"", b"\n# nothing\n", b"\xff\xfe.jpg\n"])
 def test_a_bad_list_file_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)

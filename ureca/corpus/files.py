@@ -74,7 +74,7 @@ def open_file(path: str) -> pa.NativeFile:
         if type == pafs.FileType.NotFound:
             raise DataError("missing_file", f"{path}: there is no such file")
         if type != pafs.FileType.File:  # opening a pipe would wait for its writer
-            raise DataError("unreadable_file", f"{path}: it is a {type.name.lower()}, not a file")
+            raise DataError("unreadable_file", f"{path}: it is no regular file, but {type.name}")
     return location.filesystem.open_input_file(location.name)
 
 

@@ -21,7 +21,8 @@ from ureca.errors import InputError
 
 _BLOCK = 512  # bytes; a tar is made of such blocks
 _MAX_EXTENDED_BYTES = 1 << 20  # of a long name, or of extended attributes
-_SHARDS_AT_ONCE = 8  # in an object store each header is a request, which waits for nothing but the network
+_LOCAL_SHARDS_AT_ONCE = 4  # more would fight over the interpreter: scanning a file that is in memory is all Python
+_REMOTE_SHARDS_AT_ONCE = 32  # each header is a request, which waits for nothing but the network
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _SPARSE = b"S"  # of GNU's, with more headers of its own
@@ -58,7 +59,8 @@ def list_tars(location: Location, names: Any, *, with_annotations: bool) -> pa.T
     Raises:
         InputError: an archive cannot be opened, or is compressed.
     """
-    with ThreadPoolExecutor(_SHARDS_AT_ONCE) as pool:
+    num_threads = _LOCAL_SHARDS_AT_ONCE if location.is_local else _REMOTE_SHARDS_AT_ONCE
+    with ThreadPoolExecutor(num_threads) as pool:
         return pa.concat_tables(
             [
                 MANIFEST.empty_table(),
