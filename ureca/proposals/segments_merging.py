@@ -12,13 +12,14 @@ Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]
 
 _SIZE_EXPONENT = 0.75
+_MIN_STRENGTH = 1e-3  # of a boundary; far below what noise alone makes
 
 
 @dataclass(frozen=True)
 class MergeRule:
     """How unlike two neighbouring regions are.
 
-    (mean boundary strength between them + ``appearance_weight`` x chi-squared distance of their histograms)
+    (geometric mean of the strength along their boundary + ``appearance_weight`` x chi-squared distance of histograms)
     x (m / (m + ``small_region_fraction``)) ^ 0.75, where m is the smaller one's share of the image,
     x (1 - ``enclosure_discount`` x share of the shorter outline that is shared).
 
@@ -108,7 +109,7 @@ class _Merging:
         self.outlines = np.zeros(num_nodes)
         for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
             self.outlines[: self.num_leaves] += np.bincount(side, minlength=self.num_leaves)
-        # By neighbour: length of the shared boundary in pixel edges, and the strength summed along it.
+        # By neighbour: length of the shared boundary in pixel edges, and log strength summed along it.
         self.neighbours: list[dict[int, tuple[float, float]]] = [{} for _ in range(num_nodes)]
         for first, second, length, total in zip(*_shared_boundaries(labels, strength), strict=True):
             self.neighbours[first][second] = self.neighbours[second][first] = (length, total)
@@ -125,7 +126,7 @@ class _Merging:
         chi_squared = ((mine - theirs) ** 2 / (mine + theirs + 1e-9)).sum(axis=1) / 2
         smaller = np.minimum(self.areas[node], self.areas[others]) / self.num_pixels
         shared = lengths / np.minimum(self.outlines[node], self.outlines[others])
-        unlikeness = totals / lengths + self.rule.appearance_weight * chi_squared
+        unlikeness = np.exp(totals / lengths) + self.rule.appearance_weight * chi_squared
         unlikeness *= (smaller / (smaller + self.rule.small_region_fraction)) ** _SIZE_EXPONENT
         unlikeness *= 1 - self.rule.enclosure_discount * shared
         return [(value, node, other) for value, other in zip(unlikeness.tolist(), others, strict=True)]
@@ -152,7 +153,7 @@ class _Merging:
 
 
 def _shared_boundaries(labels: Ints, strength: FloatImage) -> tuple[list[int], list[int], list[float], list[float]]:
-    """For each two neighbours: both labels, the pixel edges between them, and the strength summed over those."""
+    """For each two neighbours: both labels, the pixel edges between them, and log strength summed over those."""
     keys, strengths = [], []
     num_labels = int(labels.max()) + 1
     for before, after in (
@@ -163,9 +164,11 @@ def _shared_boundaries(labels: Ints, strength: FloatImage) -> tuple[list[int], l
         first, second = labels[before][differs], labels[after][differs]
         keys.append(np.minimum(first, second) * num_labels + np.maximum(first, second))
         strengths.append(np.maximum(strength[before], strength[after])[differs])
+    # Where a weak boundary meets a strong one its ends are strong too: an arithmetic mean would count them for much.
+    logarithms = np.log(np.maximum(np.concatenate(strengths), _MIN_STRENGTH))
     pairs, index = np.unique(np.concatenate(keys), return_inverse=True)
     lengths = np.bincount(index, minlength=len(pairs)).astype(np.float64)
-    totals = np.bincount(index, np.concatenate(strengths), minlength=len(pairs))
+    totals = np.bincount(index, logarithms, minlength=len(pairs))
     return (pairs // num_labels).tolist(), (pairs % num_labels).tolist(), lengths.tolist(), totals.tolist()
 
 
