@@ -6,8 +6,15 @@ import numpy as np
 import torch
 from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, make_flat_list_of_images
+from transformers.processing_utils import ImagesKwargs
 
 from .tiling import tile_image
+
+
+class UrecaImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict, which mypy cannot see
+    """What a call may set besides the images."""
+
+    max_tiles: int
 
 
 class UrecaImageProcessor(BaseImageProcessor):
@@ -20,6 +27,7 @@ class UrecaImageProcessor(BaseImageProcessor):
         image_std: standard deviation of each channel.
     """
 
+    valid_kwargs = UrecaImagesKwargs
     model_input_names = ["pixel_values"]  # noqa: RUF012
 
     def __init__(

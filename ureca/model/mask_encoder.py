@@ -34,9 +34,10 @@ class MaskEncoder(nn.Module):
 
 
 class FusedMaskEncoder(nn.Module):
-    """Mask channels are fused with the image features of the same tile by convolutions before they become tokens.
+    """Mask channels are fused with the region's image features by convolutions before they become tokens.
 
-    The paper's code has such a variant ("architecture 2"); its exact layers are not published, these are ours.
+    The paper's code has such a variant ("architecture 2"). Its layers here are ours: image features count as much as
+    the mask covers of their cell, so that even a new encoder tells regions of the same image apart.
     """
 
     def __init__(self, config: UrecaConfig) -> None:
@@ -72,8 +73,9 @@ class FusedMaskEncoder(nn.Module):
                 f"image features of {found} tiles"
             )
         masks = nn.functional.adaptive_avg_pool2d(self.convolutions(mask_values), self.side)
+        coverage = nn.functional.adaptive_avg_pool2d(mask_values, self.side)
         images = image_features.transpose(1, 2).reshape(len(masks), -1, self.side, self.side)
-        channels = self.fusion(torch.cat([images, masks], dim=1))
+        channels = self.fusion(torch.cat([images * coverage, masks], dim=1))
         tokens: torch.Tensor = self.projection(channels.flatten(2))
         return tokens
 

@@ -155,6 +155,10 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.lm_head
 
+    def get_image_features(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """Encode image tiles [N, 3, S, S]; their features [N, image_seq_length, D] are the ``pooler_output``."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

@@ -67,11 +67,11 @@ class UrecaProcessor(ProcessorMixin):
 
     text_kwargs = {"padding_side": "left"}  # noqa: RUF012
 
-    def __init__(
+    # transformers restores only settings that could also be given by position.
+    def __init__(  # noqa: PLR0917
         self,
         image_processor: UrecaImageProcessor,
         tokenizer: PreTrainedTokenizerBase,
-        *,
         num_mask_tokens: int = 16,
         image_seq_length: int = 256,
         dynamic_mask: bool = True,

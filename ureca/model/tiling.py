@@ -154,9 +154,8 @@ def _resize_mask(mask: MaskTiles, height: int, width: int) -> MaskTiles:
 
 
 def _sample_nearest(mask: MaskTiles, height: int, width: int) -> MaskTiles:
-    y = ((2 * np.arange(height) + 1) * mask.shape[0]) // (2 * height)
-    x = ((2 * np.arange(width) + 1) * mask.shape[1]) // (2 * width)
-    return mask[np.ix_(y, x)]
+    pixels = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
+    return np.array(pixels, dtype=np.bool_)
 
 
 def _cut(canvas: npt.NDArray[Value], columns: int, rows: int, size: int) -> npt.NDArray[Value]:

@@ -1,0 +1,227 @@
+"""All regions of an image at once, with the captions that one call a region gives."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.inputs import box_masks, generate, noise_image, region_inputs
+from ureca.model import UrecaForConditionalGeneration, UrecaProcessor
+from ureca.model.captioner import CaptionSettings, RegionCaptioner
+from ureca.model.checkpoints import CheckpointError
+from ureca.model.region_prompts import RegionError
+from ureca.model.tiny import TinySizes, build_tiny, save_tiny
+
+IMAGE, MASKS = noise_image(60, 110), box_masks(60, 110, 7)
+
+
+@pytest.fixture(params=["convolutional", "fused"])
+def captioner(request: pytest.FixtureRequest) -> RegionCaptioner:
+    return RegionCaptioner(*build_tiny(TinySizes(mask_encoder=request.param)))
+
+
+@pytest.fixture
+def ending() -> RegionCaptioner:
+    """Captions of several lengths: a token that the model writes in some of them is another end token."""
+    model, processor = build_tiny()
+    captions = [generate(model, region_inputs(processor, [IMAGE], [mask]), max_new_tokens=25)[0] for mask in MASKS]
+    tokens = sorted({token for caption in captions for token in caption})
+    used_by = {token: sum(token in caption for caption in captions) for token in tokens}
+    some = next(token for token in tokens if 3 <= used_by[token] < len(MASKS))
+    model.generation_config.eos_token_id = [processor.tokenizer.eos_token_id, some]
+    return RegionCaptioner(model, processor)
+
+
+def one_call_a_region(captioner: RegionCaptioner, settings: dict[str, object]) -> list[str]:
+    """What transformers' own generate writes, each region with its own copy of the image."""
+    captions = []
+    for index, mask in enumerate(MASKS):
+        torch.manual_seed(int(settings.get("seed", 0)) + index)
+        inputs = region_inputs(captioner.processor, [IMAGE], [mask])
+        tokens = captioner.model.generate(
+            **inputs,
+            max_new_tokens=settings["max_new_tokens"],
+            do_sample="temperature" in settings,
+            temperature=settings.get("temperature"),
+            top_p=settings.get("top_p"),
+            top_k=0,
+        )
+        new_tokens = tokens[0, inputs["input_ids"].shape[1] :]
+        captions.append(captioner.processor.decode(new_tokens, skip_special_tokens=True).strip())
+    return captions
+
+
+@pytest.mark.parametrize("batch_size", [32, 3, 1])
+@pytest.mark.parametrize(
+    "settings",
+    [{"max_new_tokens": 25}, {"max_new_tokens": 25, "temperature": 0.8, "top_p": 0.9, "seed": 11}],
+    ids=["greedy", "sampled"],
+)
+def test_captions_equal_one_call_a_region(
+    captioner: RegionCaptioner, settings: dict[str, object], batch_size: int
+) -> None:
+    expected = one_call_a_region(captioner, settings)
+    assert len(set(expected)) > 4
+    assert captioner.caption(IMAGE, MASKS, batch_size=batch_size, **settings) == expected
+
+
+def test_captions_that_end_early_leave_the_batch(ending: RegionCaptioner) -> None:
+    widths: list[int] = []
+    ending.model.lm_head.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[0]))
+    regions = ending.describe([IMAGE], [MASKS], CaptionSettings(max_new_tokens=25))[0]
+    assert {region.finish_reason for region in regions} == {"stop", "length"}
+    steps = [region.num_tokens + (region.finish_reason == "stop") for region in regions]
+    assert widths == [sum(step > index for step in steps) for index in range(max(steps))]
+
+
+def test_captions_that_end_early_equal_one_call_a_region(ending: RegionCaptioner) -> None:
+    end = ending.model.generation_config.eos_token_id
+    regions = ending.describe([IMAGE], [MASKS], CaptionSettings(max_new_tokens=25))[0]
+    for region, mask in zip(regions, MASKS, strict=True):
+        inputs = region_inputs(ending.processor, [IMAGE], [mask])
+        tokens = ending.model.generate(**inputs, max_new_tokens=25, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+        kept = [token for token in tokens.tolist() if token not in end]
+        assert region.num_tokens == len(kept)
+        assert region.text == ending.processor.decode(kept, skip_special_tokens=True).strip()
+
+
+def test_a_seed_belongs_to_a_region_not_to_its_place_in_the_batch(captioner: RegionCaptioner) -> None:
+    settings = {"max_new_tokens": 15, "temperature": 1.0}
+    together = captioner.caption(IMAGE, MASKS, seed=3, **settings)
+    assert captioner.caption(IMAGE, MASKS[4:5], seed=3 + 4, **settings) == together[4:5]
+    assert captioner.caption(IMAGE, MASKS, seed=4, **settings) != together
+
+
+def test_images_share_batches_and_keep_their_own_captions(captioner: RegionCaptioner) -> None:
+    images = [noise_image(60, 110), noise_image(56, 56, seed=1), noise_image(150, 56, seed=2)]
+    masks = [box_masks(60, 110, 3), [], np.stack(box_masks(150, 56, 4))]
+    expected = [captioner.caption(image, own, max_new_tokens=10) for image, own in zip(images, masks, strict=True)]
+    for batch_size in (32, 2):
+        assert captioner.caption_many(images, masks, max_new_tokens=10, batch_size=batch_size) == expected
+    assert [len(captions) for captions in expected] == [3, 0, 4]
+
+
+def test_captions_are_streamed_as_they_finish(ending: RegionCaptioner) -> None:
+    finished = list(ending.stream([IMAGE], [MASKS], CaptionSettings(max_new_tokens=25)))
+    assert [region.num_tokens for region in finished] == sorted(region.num_tokens for region in finished)
+    assert sorted(region.mask_index for region in finished) == list(range(len(MASKS)))
+
+
+def test_the_question_is_asked(captioner: RegionCaptioner) -> None:
+    default = captioner.caption(IMAGE, MASKS[:1], max_new_tokens=15)
+    assert captioner.caption(IMAGE, MASKS[:1], max_new_tokens=15, question="What colour is it?") != default
+
+
+def count_vision_passes(model: UrecaForConditionalGeneration) -> list[int]:
+    passes: list[int] = []
+    model.model.vision_tower.register_forward_hook(lambda *_: passes.append(1))
+    return passes
+
+
+def test_an_image_is_encoded_once_for_all_batches(captioner: RegionCaptioner) -> None:
+    passes = count_vision_passes(captioner.model)
+    captioner.caption(IMAGE, MASKS, max_new_tokens=2, batch_size=2)
+    assert len(passes) == 1
+    captioner.caption(IMAGE, [], max_new_tokens=2)
+    assert len(passes) == 1
+
+
+@pytest.mark.parametrize("variant", ["convolutional", "fused"])
+def test_encoded_images_are_kept_across_calls(variant: str) -> None:
+    captioner = RegionCaptioner(*build_tiny(TinySizes(mask_encoder=variant)), cached_images=1)
+    passes = count_vision_passes(captioner.model)
+    other = noise_image(60, 110, seed=9)
+    first = captioner.caption(IMAGE, MASKS[:2], max_new_tokens=8)
+    assert captioner.caption(IMAGE.copy(), MASKS[:2], max_new_tokens=8) == first
+    assert len(passes) == 1
+    assert captioner.caption(other, MASKS[:2], max_new_tokens=8) != first
+    assert captioner.caption(IMAGE, MASKS[:2], max_new_tokens=8) == first
+    assert len(passes) == 3  # the second image took the only place
+
+
+def test_many_more_masks_than_a_batch_holds_are_all_captioned() -> None:
+    captioner = RegionCaptioner(*build_tiny())
+    widths: list[int] = []
+    captioner.model.lm_head.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[0]))
+    masks = box_masks(60, 110, 150)
+    captions = captioner.caption(IMAGE, masks, max_new_tokens=3, batch_size=8)
+    assert len(captions) == 150
+    assert captions[137] == captioner.caption(IMAGE, masks[137:138], max_new_tokens=3)[0]
+    assert max(widths) == 8
+
+
+@pytest.mark.parametrize(("height", "width"), [(2, 900), (900, 2), (1, 1)])
+def test_extreme_aspect_ratios_are_captioned(captioner: RegionCaptioner, height: int, width: int) -> None:
+    image, masks = noise_image(height, width), [np.ones((height, width), dtype=np.bool_)]
+    inputs = region_inputs(captioner.processor, [image], masks)
+    tokens = captioner.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
+    expected = captioner.processor.decode(tokens, skip_special_tokens=True).strip()
+    assert captioner.caption(image, masks, max_new_tokens=8) == [expected]
+
+
+def test_a_mask_of_one_pixel_is_not_the_empty_mask() -> None:
+    captioner = RegionCaptioner(*build_tiny())
+    mask = np.zeros((600, 900), dtype=np.bool_)
+    mask[301, 17] = True
+    assert captioner.processor.tile_mask(mask, 6).any()
+    assert captioner.caption(noise_image(600, 900), [mask], max_new_tokens=2)[0]
+
+
+@pytest.mark.parametrize(
+    ("mask", "kind", "message"),
+    [
+        (np.zeros((60, 110), np.bool_), "empty_mask", "mask 1 of image 0 has no pixel set"),
+        (np.ones((110, 60), np.bool_), "size_mismatch", "mask 1 of image 0 is [110, 60] (height, width), its image"),
+        (np.ones((60, 110), np.uint8), "not_a_mask", "mask 1 of image 0 must be a bool array [H, W], it is uint8"),
+        ([[True]], "not_a_mask", "it is list"),
+    ],
+)
+def test_masks_that_cannot_be_captioned_are_named(
+    captioner: RegionCaptioner, mask: object, kind: str, message: str
+) -> None:
+    passes = count_vision_passes(captioner.model)
+    with pytest.raises(RegionError, match=re.escape(message)) as error:
+        captioner.caption(IMAGE, [MASKS[0], mask])
+    assert error.value.kind == kind
+    assert not passes
+
+
+def test_every_image_needs_its_masks(captioner: RegionCaptioner) -> None:
+    with pytest.raises(ValueError, match="2 images and masks for 1"):
+        captioner.caption_many([IMAGE, IMAGE], [MASKS])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("max_new_tokens", 0), ("batch_size", 0), ("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.1)],
+)
+def test_impossible_settings_are_refused(field: str, value: float) -> None:
+    with pytest.raises(ValueError, match=rf"{field} must be .* got {value}"):
+        CaptionSettings(**{field: value})  # type: ignore[arg-type]
+
+
+def test_it_loads_from_a_checkpoint(tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    captioner = RegionCaptioner.from_pretrained(tmp_path, device="cpu")
+    expected = RegionCaptioner(*build_tiny()).caption(IMAGE, MASKS[:2], max_new_tokens=5)
+    assert captioner.caption(IMAGE, MASKS[:2], max_new_tokens=5) == expected
+    half = RegionCaptioner.from_pretrained(tmp_path, device="cpu", dtype=torch.bfloat16)
+    assert half.model.dtype == torch.bfloat16
+    assert all(half.caption(IMAGE, MASKS[:2], max_new_tokens=5))
+
+
+def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
+        RegionCaptioner.from_pretrained(tmp_path)
+
+
+def test_the_model_still_generates_in_padded_batches_of_its_own(
+    tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor],
+) -> None:
+    model, processor = tiny
+    inputs = region_inputs(processor, [IMAGE, noise_image(56, 56)], [MASKS[0], box_masks(56, 56, 1)[0]])
+    before = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    RegionCaptioner(model, processor)
+    assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), before)

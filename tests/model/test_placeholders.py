@@ -1,0 +1,52 @@
+"""Features go where their placeholders stand, or nowhere."""
+
+import pytest
+import torch
+
+from ureca.model.placeholders import fill_placeholders, image_tile_of_mask_tile, tiles_per_prompt
+
+IMAGE, MASK, TEXT = 5, 7, 1
+
+
+def tiles_of(prompts: list[list[int]]) -> list[int]:
+    """With two tokens an image tile and one token a mask tile."""
+    indices = image_tile_of_mask_tile(
+        torch.tensor(prompts), image_token_id=IMAGE, mask_token_id=MASK, image_seq_length=2, num_mask_tokens=1
+    )
+    return [int(index) for index in indices]
+
+
+def test_features_replace_placeholders_in_order() -> None:
+    ids = torch.tensor([[TEXT, MASK, MASK], [MASK, MASK, TEXT]])
+    features = torch.arange(1.0, 9.0).view(2, 2, 2)
+    filled = fill_placeholders(torch.zeros(2, 3, 2), ids, MASK, features, "mask")
+    assert filled.tolist() == [[[0, 0], [1, 2], [3, 4]], [[5, 6], [7, 8], [0, 0]]]
+
+
+@pytest.mark.parametrize("num_tiles", [1, 3])
+def test_features_that_do_not_fit_raise_with_both_counts(num_tiles: int) -> None:
+    ids = torch.tensor([[MASK, MASK, MASK, MASK]])
+    with pytest.raises(ValueError, match=rf"4 mask placeholders .* the {num_tiles} mask tiles give {2 * num_tiles}"):
+        fill_placeholders(torch.zeros(1, 4, 2), ids, MASK, torch.zeros(num_tiles, 2, 2), "mask")
+
+
+def test_features_need_to_know_where_they_go() -> None:
+    with pytest.raises(ValueError, match="need input_ids"):
+        fill_placeholders(torch.zeros(1, 4, 2), None, MASK, torch.zeros(2, 2, 2), "mask")
+
+
+def test_tiles_are_counted_for_each_prompt() -> None:
+    assert tiles_per_prompt(torch.tensor([[MASK] * 4, [TEXT, TEXT, MASK, MASK]]), MASK, 2) == [2, 1]
+
+
+def test_a_mask_belongs_to_the_image_before_it() -> None:
+    one_image = [IMAGE] * 4 + [TEXT, MASK, MASK, TEXT, MASK, MASK]
+    two_images = [IMAGE] * 2 + [TEXT, MASK, TEXT] + [IMAGE] * 2 + [TEXT, MASK, TEXT]
+    assert tiles_of([one_image]) == [0, 1, 0, 1]
+    assert tiles_of([one_image, two_images]) == [0, 1, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize("prompt", [[MASK, TEXT, IMAGE, IMAGE], [IMAGE, IMAGE, TEXT, MASK, MASK]])
+def test_a_mask_needs_an_image_of_as_many_tiles(prompt: list[int]) -> None:
+    with pytest.raises(ValueError, match="a mask tile for each tile of the image before it"):
+        tiles_of([prompt])
