@@ -23,5 +23,6 @@ class Proposer(Protocol):
 
         Raises:
             AnnotationError: the annotation is needed and missing, or cannot be used.
+            ImageError: this proposer cannot work on an image of this shape.
         """
         ...
