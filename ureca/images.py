@@ -78,7 +78,10 @@ class ImageLimits(BaseModel):
     max_bytes: PositiveInt = 256 * 1024 * 1024
     """Largest file, in bytes; also the largest annotation file."""
     max_pixels: PositiveInt = 100_000_000
-    """Largest width x height that the header may state; decoding peaks at about 16 bytes a pixel (44 for greys of more than 8 bits)."""
+    """Largest width x height that the header may state.
+
+    Decoding peaks at about 16 bytes a pixel, at 44 for greys of more than 8 bits.
+    """
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
