@@ -18,7 +18,7 @@ def main(argv: Sequence[str]) -> int:
     shipped = Path(skimage.__file__).parent / "data"
     images = folder / "images.txt"
     images.write_text("".join(f"{shipped / name}\n" for name in _PHOTOGRAPHS), encoding="utf-8")
-    output = folder / "output"
+    output = folder / "photographs"
     status = curate.main([str(images), str(output), "--verification.kind", "describer", "--overwrite"])
     return status or report.main([str(output), "--to", str(folder / "report.html")])
 

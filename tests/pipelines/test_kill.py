@@ -66,4 +66,4 @@ def test_every_image_once_after_sigkill(tmp_path: Path) -> None:
     # What was done before the kills was not done again.
     assert before == {unit: (tmp_path / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in before}
     assert [session["state"] for session in output.run()["sessions"]] == ["running", "running", "finished"]
-    assert not [path for path in (tmp_path / "out").rglob(".tmp-*")]
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
