@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from bad_corpus import HEIGHT_PX, WIDTH_PX, image_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import ValidationError
 
+from tests.bad_corpus import HEIGHT_PX, WIDTH_PX, image_cases
 from ureca.errors import ImageError
 from ureca.images import ImageLimits, decode_image
 

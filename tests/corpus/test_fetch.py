@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from bad_corpus import write_bad_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.bad_corpus import write_bad_corpus
 from ureca.corpus.fetch import Fetched, fetch
 from ureca.corpus.listing import BESIDE, list_images
 from ureca.corpus.manifest import ManifestEntry

@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
-from bad_corpus import write_bad_corpus
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.bad_corpus import write_bad_corpus
 from ureca.corpus.listing import BESIDE, list_images
 from ureca.corpus.manifest import MANIFEST, ManifestEntry
 from ureca.corpus.storage import locate
