@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from model.inputs import Tiny
+from tests.model.inputs import Tiny
 from ureca.model.tiny import build_tiny
 
 

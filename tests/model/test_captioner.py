@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from model.inputs import box_masks, generate, noise_image, region_inputs
+from tests.model.inputs import box_masks, generate, noise_image, region_inputs
 from ureca.model import UrecaForConditionalGeneration, UrecaProcessor
 from ureca.model.captioner import CaptionSettings, RegionCaptioner
 from ureca.model.checkpoints import CheckpointError

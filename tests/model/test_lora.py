@@ -7,7 +7,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForImageTextToText
 
-from model.inputs import Tiny, box_masks, generate, noise_image, region_inputs
+from tests.model.inputs import Tiny, box_masks, generate, noise_image, region_inputs
 
 ALL_LINEAR_LAYERS_OF_THE_LLM = r".*language_model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
-from model.inputs import Tiny, box_masks, generate, noise_image, region_inputs, region_prompt
+from tests.model.inputs import Tiny, box_masks, generate, noise_image, region_inputs, region_prompt
 from ureca.model import UrecaForConditionalGeneration, UrecaModel, UrecaProcessor
 from ureca.model.tiny import TinySizes, build_tiny
 

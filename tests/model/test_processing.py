@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from model.inputs import box_masks, noise_image, region_inputs, region_prompt
+from tests.model.inputs import box_masks, noise_image, region_inputs, region_prompt
 from ureca.model import UrecaProcessor
 from ureca.model.processing import SYSTEM_MESSAGE, region_conversation
 from ureca.model.tiling import num_tiles, tile_image, tile_mask, tile_mask_as_released
