@@ -1,12 +1,14 @@
 """Annotation files: SA-1B's (one JSON an image) and COCO instances (one JSON a dataset)."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, overload
+from typing import Annotated, Any, NoReturn, TypeVar, overload
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from ureca.errors import AnnotationError
 from ureca.regions import rle as rle_codec
@@ -14,9 +16,13 @@ from ureca.regions.mask import Mask
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
 _MAX_SIDE_PX = 2**16
+_MAX_NESTING = 32
+
+Id = TypeVar("Id", int, int | str)
 
 _Side = Annotated[StrictInt, Field(ge=1, le=_MAX_SIDE_PX)]
 _Id = Annotated[StrictInt, Field(ge=0, lt=2**63)]
+_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 
 @dataclass(frozen=True)
@@ -66,10 +72,10 @@ class _Annotation(BaseModel):
 
     segmentation: dict[str, Any] | list[Any]
     id: _Id | None = None
-    bbox: tuple[FiniteFloat, FiniteFloat, FiniteFloat, FiniteFloat] | None = None
-    area: FiniteFloat | None = None
-    predicted_iou: FiniteFloat | None = None
-    stability_score: FiniteFloat | None = None
+    bbox: tuple[_Number, _Number, _Number, _Number] | None = None
+    area: _Number | None = None
+    predicted_iou: _Number | None = None
+    stability_score: _Number | None = None
 
 
 class _CocoAnnotation(_Annotation):
@@ -116,7 +122,8 @@ def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
     """Read a COCO instances JSON file: the annotations of each of its images that has any, in the file's order.
 
     Raises:
-        AnnotationError: as ``parse_annotations``; also for an annotation whose image the file does not list.
+        AnnotationError: as ``parse_annotations``, without a bound of the file's size; also ``duplicate_ids`` of images,
+            and ``malformed`` for an annotation whose image the file does not list.
         OSError: the file cannot be read.
     """
     content = _load_json(Path(path).read_bytes(), max_bytes=None)
@@ -124,7 +131,9 @@ def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
         file = _CocoFile.model_validate(content)
     except ValidationError as error:
         _refuse(error)
-    by_image: dict[int | str, list[_Annotation]] = {image.id: [] for image in file.images}
+    by_image: dict[int | str, list[_Annotation]] = {
+        id: [] for id in _distinct((image.id for image in file.images), "image ids")
+    }
     for annotation in file.annotations:
         if annotation.image_id not in by_image:
             raise AnnotationError(
@@ -176,13 +185,17 @@ def _annotations(
 
 
 def _ids(annotations: Sequence[_Annotation]) -> list[int]:
-    given = [annotation.id for annotation in annotations if annotation.id is not None]
-    if len(set(given)) < len(given):
-        twice = sorted({id for id in given if given.count(id) > 1})
-        raise AnnotationError("duplicate_ids", f"mask ids appear more than once: {twice[:5]}")
-    taken = set(given)
+    given = (annotation.id for annotation in annotations if annotation.id is not None)
+    taken = _distinct(given, "mask ids")
     free = (id for id in range(len(annotations) + len(taken)) if id not in taken)
     return [next(free) if annotation.id is None else annotation.id for annotation in annotations]
+
+
+def _distinct(ids: Iterable[Id], what: str) -> set[Id]:
+    times = Counter(ids)
+    if twice := [id for id, count in times.items() if count > 1]:
+        raise AnnotationError("duplicate_ids", f"{what} appear more than once: {twice[:5]}")
+    return set(times)
 
 
 def _mask(id: int, annotation: _Annotation, image: _Image, *, inclusive: bool) -> Mask:
@@ -201,28 +214,39 @@ def _mask(id: int, annotation: _Annotation, image: _Image, *, inclusive: bool) -
         area_px=area_px,
         predicted_iou=annotation.predicted_iou,
         stability_score=annotation.stability_score,
-        extra=_extra(annotation),
+        extra=_extra(id, annotation),
     )
 
 
-def _extra(annotation: _Annotation) -> Mapping[str, Any]:
-    return dict(annotation.model_extra or {})
+def _extra(id: int, annotation: _Annotation) -> Mapping[str, Any]:
+    extra = dict(annotation.model_extra or {})
+    inner: list[Any] = [extra]
+    for _ in range(_MAX_NESTING):
+        containers = (value.values() if isinstance(value, dict) else value for value in inner)
+        inner = [item for items in containers for item in items if isinstance(item, dict | list)]
+    if inner:  # what is nested deeper may be read here and yet be too deep to travel to another process
+        raise AnnotationError("malformed", f"mask {id}: its keys hold more than {_MAX_NESTING} levels of lists")
+    return extra
 
 
 def _load_json(data: bytes, max_bytes: int | None = MAX_ANNOTATION_BYTES) -> Any:
     if max_bytes is not None and len(data) > max_bytes:
         raise AnnotationError("malformed", f"the file is larger than {max_bytes} bytes")
     try:
-        return json.loads(data, parse_constant=_refuse_constant)
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # ValueError: JSONDecodeError, UnicodeDecodeError, huge integers
+        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+    except (ValueError, RecursionError) as error:  # ValueError: no JSON, no Unicode, integers of thousands of digits
         raise AnnotationError("malformed", f"not JSON: {error}") from error
 
 
 def _refuse_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is no JSON number")
+
+
+def _finite(digits: str) -> float:
+    number = float(digits)
+    if not math.isfinite(number):
+        raise ValueError("a number is beyond what a float can hold")
+    return number
 
 
 def _refuse(error: ValidationError) -> NoReturn:

@@ -4,6 +4,7 @@ A COCO RLE is ``{"size": [height, width], "counts": ...}`` over the mask in colu
 a list of run lengths (uncompressed) or pycocotools' compact string of it (compressed).
 """
 
+import reprlib
 from collections.abc import Sequence
 from typing import Any, TypedDict
 
@@ -12,6 +13,9 @@ import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
 BoolMask = npt.NDArray[np.bool_]
+
+MAX_PIXELS = 2**29 - 1
+"""Of a mask: from there on pycocotools misreads runs that it wrote itself."""
 
 
 class Rle(TypedDict):
@@ -77,47 +81,59 @@ def from_coco(segmentation: object, height: int, width: int) -> Rle:
         width: of the image, in pixels.
 
     Raises:
-        ValueError: another form, a size that is not the image's, or runs that do not add up to its pixels.
+        ValueError: another form, a size that is not the image's, an image of 2^29 pixels or more, or runs that do not
+            add up to its pixels.
     """
+    if height * width > MAX_PIXELS:
+        raise ValueError(f"an image of {height} x {width} pixels is too large for run lengths")
     if isinstance(segmentation, list):
         return _from_polygons(segmentation, height, width)
     if not isinstance(segmentation, dict) or not {"size", "counts"} <= segmentation.keys():
         raise ValueError("a segmentation is an RLE with 'size' and 'counts', or a list of polygons")
     if segmentation["size"] != [height, width]:
-        raise ValueError(f"the mask's size is {segmentation['size']}, the image's [height, width] {[height, width]}")
+        size = reprlib.repr(segmentation["size"])
+        raise ValueError(f"the mask's size is {size}, the image's [height, width] {[height, width]}")
     counts = segmentation["counts"]
-    if isinstance(counts, list):
-        if not all(type(run) is int and run >= 0 for run in counts):
-            raise ValueError("uncompressed counts are whole numbers of 0 or more")
-        if sum(counts) != height * width:
-            raise ValueError(f"the runs cover {sum(counts)} pixels of {height * width}")
-        packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-        return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
-    if not isinstance(counts, str):
+    if isinstance(counts, str):
+        runs = _unpacked(counts)
+    elif isinstance(counts, list):
+        runs = _whole_numbers(counts, height * width)
+    else:
         raise ValueError(f"counts are a string or a list of runs, not {type(counts).__name__}")
-    _check_compressed(counts, height * width)
-    return Rle(size=[height, width], counts=counts)
+    # No run may exceed the image before they are summed: a sum that wraps around could come out right.
+    if (runs < 0).any() or (runs > height * width).any() or int(runs.sum()) != height * width:
+        raise ValueError(f"the runs do not add up to the {height * width} pixels of the image")
+    if isinstance(counts, str) and (runs[1:] > 0).all():
+        return Rle(size=[height, width], counts=counts)
+    runs = _without_empty_runs(runs)
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
 
 
 def _from_polygons(polygons: list[Any], height: int, width: int) -> Rle:
     if not polygons:
         raise ValueError("the list of polygons is empty")
+    # The rasteriser walks every pixel between two corners: one far outside would take for ever.
+    furthest = 10 * max(height, width)
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
             raise ValueError("a polygon is a flat list of at least three x, y pairs")
-        if not all(isinstance(value, int | float) and np.isfinite(value) for value in polygon):
-            raise ValueError("a polygon holds finite numbers only")
-        # The rasteriser walks every pixel between two corners: one far outside would take for ever.
-        if max(abs(value) for value in polygon) > 10 * max(height, width):
-            raise ValueError("a polygon lies far outside the image")
+        if not all(type(value) in (int, float) and abs(value) <= furthest for value in polygon):
+            raise ValueError(f"a polygon holds numbers only, and none beyond {furthest}, ten times the image's side")
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
 
 
-def _check_compressed(counts: str, num_pixels: int) -> None:
-    """Walk the compact string: pycocotools itself reads past its end or allocates wrongly when it is malformed.
+def _whole_numbers(counts: list[Any], num_pixels: int) -> npt.NDArray[np.int64]:
+    if not all(type(run) is int and 0 <= run <= num_pixels for run in counts):
+        raise ValueError("uncompressed counts are whole numbers from 0 to the number of pixels")
+    return np.array(counts, dtype=np.int64)
 
-    Each run is a little-endian sequence of 5-bit groups with a continuation bit; from the third run on it is stored
+
+def _unpacked(counts: str) -> npt.NDArray[np.int64]:
+    """The runs of a compact string, walked here: pycocotools reads past its end where it is malformed.
+
+    Each run is a little-endian sequence of 5-bit groups with a continuation bit; from the fourth run on it is stored
     as the difference to the run two places before.
     """
     data = np.frombuffer(counts.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
@@ -128,15 +144,21 @@ def _check_compressed(counts: str, num_pixels: int) -> None:
         raise ValueError("the compressed counts end within a run")
     starts = np.concatenate(([0], ends[:-1] + 1))
     lengths = ends - starts + 1
-    if (lengths > 7).any():
+    if (lengths > 6).any():  # 30 bits, which hold every run and every difference up to MAX_PIXELS
         raise ValueError("the compressed counts hold a run longer than any image")
     position = np.arange(data.size) - np.repeat(starts, lengths)
     values = np.add.reduceat((data & 31) << (5 * position), starts)
     negative = (data[ends] & 16) != 0
-    values = np.where(negative, values - (1 << (5 * lengths)), values)
-    # The first run is absolute, and so are the second and third; pycocotools adds the run two before from index 3.
-    runs = values.copy()
+    runs = np.where(negative, values - (1 << (5 * lengths)), values)
+    # Differences add up along the odd places and along the even ones; the very first run stands apart.
     for parity in (1, 2):
-        runs[parity::2] = np.cumsum(values[parity::2])
-    if (runs < 0).any() or int(runs.sum()) != num_pixels:
-        raise ValueError(f"the runs cover {int(runs.sum())} pixels of {num_pixels}")
+        runs[parity::2] = np.cumsum(runs[parity::2])
+    return runs
+
+
+def _without_empty_runs(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The same pixels without runs of length 0 after the first, for which pycocotools computes false boxes."""
+    borders, times = np.unique(np.cumsum(runs)[:-1], return_counts=True)
+    # Where an even number of runs ends, the colour stays what it was.
+    borders = borders[(times % 2 == 1) & (borders < runs.sum())]
+    return np.asarray(np.diff(borders, prepend=0, append=runs.sum()))
