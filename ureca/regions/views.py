@@ -3,13 +3,14 @@
 Background is a Gaussian blur of sigma 100 px of the image; contours are 3 px wide, as the model sees them.
 """
 
+import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFilter, ImageFont
+from PIL import Image, ImageColor, ImageDraw, ImageFilter, ImageFont
 
 from ureca.regions import rle as rle_codec
 from ureca.regions.mask import Mask
@@ -19,7 +20,6 @@ BoolMask = npt.NDArray[np.bool_]
 
 YELLOW = (255, 255, 0)
 TARGET_BLUE = (0, 64, 255)
-_LOOKALIKE_COLOURS = ((255, 64, 0), (0, 200, 0), (255, 0, 200), (255, 170, 0), (0, 200, 220), (150, 60, 255))
 _BLUR_SIGMA_PX = 100
 _BLUR_SHRINK = 8  # a blur this wide has no detail that an eighth of the resolution loses
 
@@ -68,6 +68,11 @@ class Views:
         self._pixels = pixels
         self._masks = masks
         self._max_side_px = max_side_px
+        self._blurring = threading.Lock()
+
+    def whole(self) -> Pixels:
+        """The full image with nothing drawn on it: the verification's global view."""
+        return self._whole
 
     def whole_with_contour(self, id: int) -> Pixels:
         """The full image with the region's contour: a main object's first view, and the bottom-up view."""
@@ -98,27 +103,29 @@ class Views:
         """The crop of the union box of a region and its look-alikes, contoured and numbered; the target is 0, blue."""
         ids = [target, *others]
         crop = Box.around([self._masks[id] for id in ids]).rows_and_columns
-        colours = [
-            TARGET_BLUE,
-            *(_LOOKALIKE_COLOURS[index % len(_LOOKALIKE_COLOURS)] for index in range(len(others))),
-        ]
+        colours = [TARGET_BLUE, *_colours_but_blue(len(others))]
         inside = [self._masks[id].decode()[crop] for id in ids]
         # The target is drawn last: nothing may cover its contour and its index.
         outlines = list(zip(inside, colours, strict=True))[::-1]
         drawn = self._outlined(self._pixels[crop], outlines)
-        shrink = drawn.shape[1] / inside[0].shape[1]
+        shrink_x, shrink_y = drawn.shape[1] / inside[0].shape[1], drawn.shape[0] / inside[0].shape[0]
         canvas = Image.fromarray(drawn)
         for index, (mask, colour) in zip(reversed(range(len(ids))), outlines, strict=True):
             column, row = _centre(mask)
-            _write_index(canvas, index, (column * shrink, row * shrink), colour)
+            _write_index(canvas, index, (column * shrink_x, row * shrink_y), colour)
         return np.asarray(canvas)
 
     @cached_property
     def _whole(self) -> Pixels:
         return _capped(self._pixels, self._max_side_px)
 
-    @cached_property
+    @property
     def _background(self) -> Pixels:
+        with self._blurring:  # views are rendered on several threads
+            return self._blurred
+
+    @cached_property
+    def _blurred(self) -> Pixels:
         height, width = self._pixels.shape[:2]
         small = (max(1, height // _BLUR_SHRINK), max(1, width // _BLUR_SHRINK))
         blurred = _resized(Image.fromarray(self._pixels), small).filter(
@@ -137,6 +144,12 @@ class Views:
         return drawn
 
 
+def _colours_but_blue(num_colours: int) -> list[tuple[int, int, int]]:
+    """Distinct RGB colours, from magenta over red, yellow and green to cyan."""
+    hues = np.linspace(-60, 180, num_colours) % 360
+    return [ImageColor.getrgb(f"hsl({hue:.2f}, 100%, 45%)")[:3] for hue in hues]
+
+
 def _capped(pixels: Pixels, max_side_px: int) -> Pixels:
     longest = max(pixels.shape[:2])
     if longest <= max_side_px:
@@ -149,8 +162,8 @@ def _shrunk_mask(inside: BoolMask, size: tuple[int, ...]) -> BoolMask:
     """The mask at another size (height, width); a mask too thin to fill half of any pixel keeps its fullest ones."""
     if inside.shape == size:
         return inside
-    share = np.asarray(_resized(Image.fromarray(inside.astype(np.uint8) * 255), (size[0], size[1])))
-    return share >= min(128, max(1, int(share.max())))
+    share = np.asarray(_resized(Image.fromarray(inside.astype(np.float32)), (size[0], size[1])))
+    return (share > 0) & (share >= min(0.5, float(share.max())))
 
 
 def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
