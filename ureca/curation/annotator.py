@@ -72,8 +72,9 @@ class Annotator(Protocol):
         Args:
             image: the image that has the region.
             region_id: one of ``image.regions``.
-            caption: the region's detailed caption.
-            lookalikes: at least one; with their captions at this time.
+            caption: the region's caption at this time: the detailed one, or the one written in the round before.
+            lookalikes: at least one; with their captions at this time; those with an equal caption first, then the
+                most alike.
         """
         ...
 

@@ -49,7 +49,7 @@ def find_lookalikes(
 
 
 def equal_captions(captions: Mapping[int, str]) -> dict[int, list[int]]:
-    """For each region whose caption another region has too, letter case and spaces aside, those other regions.
+    """For each region whose caption another region has too, but for case, spaces and full stops, those other regions.
 
     Whatever they look like, a caption that two regions share is not unique.
     """
@@ -60,7 +60,7 @@ def equal_captions(captions: Mapping[int, str]) -> dict[int, list[int]]:
 
 
 def _normal_form(caption: str) -> str:
-    return " ".join(caption.casefold().split()).rstrip(".")
+    return " ".join(caption.casefold().split()).rstrip(". ")
 
 
 def _crop(image: CurationImage, id: int) -> RegionCrop:

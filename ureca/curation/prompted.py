@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from ureca.curation import prompts
 from ureca.curation.annotator import LookAlike, Verdict
@@ -26,11 +26,19 @@ class PromptingSettings(BaseModel):
     max_new_tokens: int = Field(default=1024, ge=16, description="bound of one answer")
     max_attempts: int = Field(default=3, ge=1, description="times a question is asked until its answer is usable")
     max_sibling_captions: int = Field(default=16, ge=0, description="nearest elder siblings named in a question")
-    max_lookalikes: int = Field(default=8, ge=1, description="look-alikes shown in a question, the most alike first")
+    max_lookalikes: int = Field(default=8, ge=1, description="look-alikes shown in a question, the likest first")
 
 
 class _Caption(BaseModel):
     caption: str = Field(min_length=1, max_length=8000)
+
+    @field_validator("caption")
+    @classmethod
+    def _on_one_line(cls, caption: str) -> str:
+        words = caption.split()
+        if not words:
+            raise ValueError("the caption is blank")
+        return " ".join(words)
 
 
 class _Judgement(BaseModel):
@@ -45,7 +53,7 @@ class PromptedAnnotator:
     """
 
     def __init__(self, model: ChatModel, settings: PromptingSettings) -> None:
-        self.name = f"prompted:{model.name}"
+        self.name = f"prompted-{prompts.VERSION}:{model.name}"
         self._model = model
         self._settings = settings
 
@@ -87,16 +95,17 @@ class PromptedAnnotator:
         return await self._caption(prompts.UNIQUE_CAPTION, (view, question))
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
-        """Ask whether the caption is true, at temperature 0."""
-        whole = await asyncio.to_thread(image.views.whole_with_contour, region_id)
+        """Ask with the image, the image with the region's contour, and the region alone, at temperature 0."""
+        whole = await asyncio.to_thread(image.views.whole)
+        contour = await asyncio.to_thread(image.views.whole_with_contour, region_id)
         crop = await asyncio.to_thread(image.views.crop, region_id)
-        parts = (whole, crop, prompts.verification(caption))
+        parts = (whole, contour, crop, prompts.verification(caption))
         answer = await self._ask(_Judgement, prompts.VERIFICATION, parts, temperature=0.0)
         return Verdict(accepted=answer.is_true, reason=answer.reason)
 
     async def _caption(self, system: str, parts: tuple[str | Pixels, ...]) -> str:
         answer = await self._ask(_Caption, system, parts, temperature=self._settings.temperature)
-        return " ".join(answer.caption.split())
+        return answer.caption
 
     async def _ask(
         self, expected: type[Answer], system: str, parts: tuple[str | Pixels, ...], *, temperature: float

@@ -5,7 +5,7 @@ The system part is the same for all requests of a stage and comes first, so that
 
 from collections.abc import Sequence
 
-VERSION = "1"
+VERSION = "2"
 
 _RULES = """\
 You write captions for one region of a photograph. The region is marked for you by a thin coloured line, or everything \
@@ -33,8 +33,9 @@ Rewrite its caption so that it fits number 0 and none of the others: keep what i
 (position, neighbours, size, colour, state). Never mention numbers or lines."""
 
 VERIFICATION = """\
-You check captions of one region of a photograph. You see the whole photograph with the region marked by a yellow \
-line, and the region alone with everything around it blurred. The line and the blur are not part of the photograph.
+You check captions of one region of a photograph. You see the whole photograph, then the same with the region marked \
+by a yellow line, then the region alone with everything around it blurred. The line and the blur are not part of the \
+photograph.
 Decide whether the caption is true of the region: everything it says must be visible there or follow from its place in \
 the photograph. Answer with one JSON object and nothing else."""
 

@@ -25,13 +25,16 @@ def select_regions(tree: MaskTree, settings: TreeSettings) -> tuple[list[int], l
 
     Returns:
         ids of the main objects; ids of all regions, parents before children; and for every other mask why it is
-        skipped: ``small``, ``large``, ``shallow`` (its subtree has too few levels) or ``parent`` (its parent is).
+        skipped: ``empty`` (it has no pixel), ``small``, ``large``, ``shallow`` (its subtree has too few levels) or
+        ``parent`` (its parent is).
     """
     main_objects = tree.main_objects(
         min_levels=settings.main_object_min_levels,
         min_area_fraction=settings.min_area_fraction,
         max_area_fraction=settings.max_area_fraction,
     )
+    # Masks without a pixel lie below nothing: a bound of 0 would make them main objects that no view can show.
+    main_objects = [id for id in main_objects if tree.area_fractions[id] > 0]
     regions: list[int] = []
     for id in main_objects:
         regions += [id, *tree.parts(id, min_area_fraction=settings.min_area_fraction)]
@@ -41,6 +44,8 @@ def select_regions(tree: MaskTree, settings: TreeSettings) -> tuple[list[int], l
 
 
 def _why_skipped(id: int, tree: MaskTree, kept: set[int], settings: TreeSettings) -> str:
+    if tree.area_fractions[id] == 0:
+        return "empty"
     if tree.area_fractions[id] < settings.min_area_fraction:
         return "small"
     if tree.parents[id] != ROOT:

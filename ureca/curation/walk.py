@@ -100,17 +100,22 @@ class _Walk:
         )
 
     async def make_unique(self, embedder: Embedder, settings: UniquenessSettings) -> None:
-        """Stage 4: rewrite the captions of look-alikes, then of whatever still shares its caption with another."""
+        """Stage 4: rewrite the captions of look-alikes, then of whatever still shares its caption with another.
+
+        Regions that share a caption come before those that look alike: an annotator may not show all of them.
+        """
         captioned = [id for id, region in self.captions.items() if region.detailed_caption is not None]
         for id in captioned:
             self.captions[id].caption = self.captions[id].detailed_caption
         # Rendering and embedding take longer than an event loop should stand still.
         lookalikes = await asyncio.to_thread(find_lookalikes, self._image, captioned, embedder, settings)
-        lookalikes = _merged(lookalikes, equal_captions(self._captions_now()))
+        shared = equal_captions(self._captions_now())
+        lookalikes = _merged(shared, lookalikes)
         await self._rewrite(lookalikes)
         for _ in range(settings.max_rounds - 1):
             shared = equal_captions(self._captions_now())
-            await self._rewrite({id: _merged(lookalikes, shared)[id] for id in shared})
+            lookalikes = _merged(shared, lookalikes)
+            await self._rewrite({id: lookalikes[id] for id in shared})
         for id in equal_captions(self._captions_now()):
             self.captions[id].caption = None
             self.captions[id].failure = "unique_caption:not_unique"
