@@ -3,7 +3,7 @@
 Readers of a dataset can rely on these names and types; every file that is written is conformed to them.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import pyarrow as pa
@@ -15,6 +15,8 @@ ERROR = pa.struct(
         pa.field("message", pa.string(), nullable=False),
     ]
 )
+
+_FieldNames = dict[str, "_FieldNames | None"]
 
 _BOX = pa.list_(pa.float32(), 4)
 
@@ -42,10 +44,9 @@ REGION = pa.struct(
 PROVENANCE = pa.struct(
     [
         pa.field("proposer", pa.string()),
-        pa.field("annotator", pa.string()),
+        pa.field("annotator", pa.string()),  # with the version of its prompts, where it has any
         pa.field("embedder", pa.string()),
         pa.field("verifier", pa.string()),
-        pa.field("prompts", pa.string()),
         pa.field("ureca", pa.string()),
     ]
 )
@@ -75,15 +76,43 @@ def conform(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
     Raises:
         pyarrow.ArrowInvalid, pyarrow.ArrowTypeError: a value does not fit its column; this is a bug of the writer.
-        ValueError: a row has a column that the schema lacks, or lacks one that must not be null.
+        ValueError: a row, or a struct within it, has a field that the schema lacks, or lacks one that must not be null.
     """
     rows = list(rows)
-    names = set(schema.names)
+    names = {field.name: _field_names(field.type) for field in schema}
     for row in rows:
-        if unknown := row.keys() - names:
-            raise ValueError(f"row {row.get('image_id')!r} has columns that the schema lacks: {sorted(unknown)}")
+        if unknown := sorted(_unknown_fields(row, names)):
+            raise ValueError(f"row {row.get('image_id')!r} has fields that the schema lacks: {unknown}")
     table = pa.Table.from_pylist(rows, schema=schema)
     for field in schema:
-        if not field.nullable and table.column(field.name).null_count:
-            raise ValueError(f"column {field.name!r} must not be null")
+        _check_nulls(table.column(field.name).combine_chunks(), field, field.name)
     return table
+
+
+def _field_names(type: pa.DataType) -> _FieldNames | None:
+    """Names within a struct, or within the structs of a list; None where there is neither."""
+    if pa.types.is_struct(type):
+        return {field.name: _field_names(field.type) for field in type}
+    return _field_names(type.value_type) if pa.types.is_list(type) else None
+
+
+def _unknown_fields(value: Any, names: _FieldNames, path: str = "") -> Iterator[str]:
+    if isinstance(value, Mapping):
+        yield from (f"{path}{name}" for name in value.keys() - names.keys())
+        for name, inner in names.items():
+            if inner is not None:
+                yield from _unknown_fields(value.get(name), inner, f"{path}{name}.")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _unknown_fields(item, names, path)
+
+
+def _check_nulls(values: pa.Array, field: pa.Field, path: str) -> None:
+    if not field.nullable and values.null_count:
+        raise ValueError(f"{path!r} must not be null")
+    present = values.drop_null()
+    if pa.types.is_struct(field.type):
+        for child, child_values in zip(field.type, present.flatten(), strict=True):
+            _check_nulls(child_values, child, f"{path}.{child.name}")
+    elif pa.types.is_list(field.type):
+        _check_nulls(present.flatten(), field.type.value_field, path)

@@ -10,7 +10,7 @@ def test_rows_add_up() -> None:
         make_region(3, drawn(0, 100, 9, 109), status="skipped:area_below_minimum", caption=None),
         make_region(4, drawn(50, 100, 99, 199), status="failed:timeout", caption=None, lookalike_ids=[1]),
     ]
-    provenance = dict.fromkeys(("proposer", "annotator", "embedder", "verifier", "prompts", "ureca"))
+    provenance = dict.fromkeys(("proposer", "annotator", "embedder", "verifier", "ureca"))
     figures = Figures()
     for annotator in ("first 1", "second 2", "first 1"):
         figures.add(make_row("a", regions, provenance=provenance | {"annotator": annotator}))
