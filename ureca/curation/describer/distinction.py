@@ -3,6 +3,8 @@
 After R. Dale and E. Reiter, "Computational interpretations of the Gricean maxims in the generation of referring
 expressions" (1995): attributes in an order of preference, as few as rule out every other region. A region is ruled
 out only if a word cannot be said of it even with tolerance, so what a reader may well call red is no contrast to red.
+Where attributes do not suffice, a region is counted, or compared in size and brightness, among those that the captions
+call by the same words.
 """
 
 from collections import Counter
@@ -75,6 +77,8 @@ class Distinction:
         descriptions = [self._shared_by_fewest(id, kinds) for kinds in (("colour", "shape", "parent"), _PREFERENCE)]
         for longest_count in (_EASY_COUNT, _LONGEST_COUNT):
             for kinds in descriptions:
+                if self._called_alike(id, kinds) == {id}:
+                    return self._expression(id, kinds)
                 expression = self._by_extreme(id, kinds) or self._by_order(id, kinds, longest_count)
                 if expression is not None:
                     return expression
@@ -84,14 +88,14 @@ class Distinction:
         """Those of the attributes, one after another, that leave fewer regions to be counted among."""
         telling: tuple[str, ...] = ()
         for kind in kinds:
-            if self._has(id, kind) and self._sharing(id, (*telling, kind)) < self._sharing(id, telling):
+            if self._has(id, kind) and self._called_alike(id, (*telling, kind)) < self._called_alike(id, telling):
                 telling = (*telling, kind)
         return telling
 
     def _by_extreme(self, id: int, kinds: tuple[str, ...]) -> ReferringExpression | None:
         """ "The largest red patch": clearly more so than all that share the description."""
         kinds = tuple(kind for kind in kinds if kind != "size")
-        others = [self._measured[other] for other in self._sharing(id, kinds) - {id}]
+        others = [self._measured[other] for other in self._called_alike(id, kinds) - {id}]
         own = self._measured[id]
         areas = [other.shape.area_px for other in others]
         tones = [other.colours.mean_lightness for other in others]
@@ -107,7 +111,7 @@ class Distinction:
 
     def _by_order(self, id: int, kinds: tuple[str, ...], longest_count: int) -> ReferringExpression | None:
         """ "The second red patch from the left", counted among all that share the description."""
-        others = self._sharing(id, kinds) - {id}
+        others = self._called_alike(id, kinds) - {id}
         ranks: list[tuple[int, str]] = []
         for axis, (near, far) in enumerate((("left", "right"), ("top", "bottom"))):
             steps = [
@@ -151,6 +155,30 @@ class Distinction:
                 return self._measured[id].parent_id is not None
             case _:
                 return getattr(traits, kind) is not None
+
+    def _called_alike(self, id: int, kinds: tuple[str, ...]) -> set[int]:
+        """Regions, itself among them, whose own words these are too: those that a reader of the captions counts."""
+        return {other for other in self._ids if self._says_same(id, other, ("noun", *kinds))}
+
+    def _says_same(self, id: int, other: int, kinds: tuple[str, ...]) -> bool:
+        own, theirs = self._traits[id], self._traits[other]
+        for kind in kinds:
+            if kind == "colour":
+                # Dark red is red as well.
+                same = theirs.colours[0].endswith(own.colours[0])
+            elif kind in ("parent", "place_in_parent"):
+                same = self._parent_brief(id) == self._parent_brief(other) and (
+                    kind == "parent" or own.place_in_parent == theirs.place_in_parent
+                )
+            else:
+                same = getattr(own, kind) == getattr(theirs, kind)
+            if not same:
+                return False
+        return True
+
+    def _parent_brief(self, id: int) -> str | None:
+        parent_id = self._measured[id].parent_id
+        return None if parent_id is None else self._traits[parent_id].brief
 
     def _sharing(self, id: int, kinds: tuple[str, ...]) -> frozenset[int]:
         """Regions, itself among them, that its noun and these attributes fit."""
