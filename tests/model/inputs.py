@@ -46,5 +46,6 @@ def generate(
     """New tokens of each prompt, padding and end token removed."""
     settings = {"max_new_tokens": 12, "do_sample": False} | settings
     tokens = model.generate(**inputs, **settings)[:, inputs["input_ids"].shape[1] :]
-    end = {model.generation_config.eos_token_id, model.generation_config.pad_token_id}
+    end = model.generation_config.eos_token_id
+    end = {*(end if isinstance(end, list) else [end]), model.generation_config.pad_token_id}
     return [[token for token in row if token not in end] for row in tokens.tolist()]

@@ -143,9 +143,7 @@ def logits_of(
     hidden = embeddings
     for layer in range(llm["num_hidden_layers"]):
         of_layer = _cut(tensors, f"language_model.model.layers.{layer}.")
-        first, second = (
-            ("input_layernorm", "post_attention_layernorm") if qwen2 else ("attention_norm", "ffn_norm")
-        )
+        first, second = ("input_layernorm", "post_attention_layernorm") if qwen2 else ("attention_norm", "ffn_norm")
         normed = _rms_norm(hidden, of_layer[first + ".weight"], llm["rms_norm_eps"])
         hidden = hidden + (_qwen2_attention if qwen2 else _internlm2_attention)(of_layer, llm, normed)
         normed = _rms_norm(hidden, of_layer[second + ".weight"], llm["rms_norm_eps"])

@@ -2,12 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from ureca.errors import UrecaError
 from ureca.model.configuration import UrecaConfig
-from ureca.model.modeling import UrecaForConditionalGeneration, UrecaModel
+from ureca.model.image_processing import UrecaImageProcessor
+from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
 
 
@@ -64,10 +66,21 @@ def save_with_code(model: UrecaForConditionalGeneration, processor: UrecaProcess
 
     The modules that define model and processor are copied beside the weights.
     """
-    model.config.register_for_auto_class()
-    UrecaModel.register_for_auto_class("AutoModel")
-    model.register_for_auto_class("AutoModelForImageTextToText")
-    processor.image_processor.register_for_auto_class("AutoImageProcessor")
-    processor.register_for_auto_class("AutoProcessor")
-    model.save_pretrained(directory)
-    processor.save_pretrained(directory)
+    auto_classes: dict[Any, str] = {
+        UrecaConfig: "AutoConfig",
+        UrecaForConditionalGeneration: "AutoModelForImageTextToText",
+        UrecaImageProcessor: "AutoImageProcessor",
+        UrecaProcessor: "AutoProcessor",
+    }
+    for exported, auto_class in auto_classes.items():
+        exported.register_for_auto_class(auto_class)
+    try:
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
+    finally:
+        # transformers remembers the wish: every later save would bring the code along, too.
+        for exported in auto_classes:
+            exported._auto_class = None
+        saved: tuple[Any, ...] = (model.config, processor, processor.image_processor)
+        for configured in saved:
+            configured.__dict__.pop("auto_map", None)

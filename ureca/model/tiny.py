@@ -96,9 +96,9 @@ def save_tiny(directory: Path | str, sizes: TinySizes | None = None, *, seed: in
     processor.save_pretrained(directory)
 
 
-def build_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer (any text can be written) with ChatML's, InternVL's and URECA's special tokens."""
-    special_tokens = [PAD_TOKEN, "<|im_start|>", END_TOKEN, *IMAGE_TOKENS, *MASK_TOKENS]
+def build_tokenizer(*, mask_tokens: bool = True) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the special tokens of ChatML, InternVL and, unless told otherwise, URECA."""
+    special_tokens = [PAD_TOKEN, "<|im_start|>", END_TOKEN, *IMAGE_TOKENS, *(MASK_TOKENS if mask_tokens else ())]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -44,11 +44,11 @@ def _from_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     settings = _read_json(directory / "tokenizer_config.json")
     added = _added_tokens(directory, settings)
 
-    pieces = [piece.piece for piece in model.pieces]
-    for token_id, token in added.items():
-        if token_id < len(pieces):
-            pieces[token_id] = token.content
-    normal = [piece.piece for piece in model.pieces if piece.type == NORMAL]
+    pieces = [added[i].content if i in added else piece.piece for i, piece in enumerate(model.pieces)]
+    normal, whole = (
+        [piece.piece for i, piece in enumerate(model.pieces) if piece.type == kind and i not in added]
+        for kind in (NORMAL, USER_DEFINED)
+    )
     tokenizer = Tokenizer(
         models.BPE(
             {piece: token_id for token_id, piece in enumerate(pieces)},
@@ -60,9 +60,7 @@ def _from_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
     )
     tokenizer.normalizer = _normalizer(model.normalizer_spec)
     tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
-    tokenizer.add_tokens(
-        [AddedToken(piece.piece, normalized=False) for piece in model.pieces if piece.type == USER_DEFINED]
-    )
+    tokenizer.add_tokens([AddedToken(piece, normalized=False) for piece in whole])
     for token_id, token in sorted(added.items()):
         tokenizer.add_special_tokens([token])
         if tokenizer.token_to_id(token.content) != token_id:
@@ -76,7 +74,7 @@ def _from_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
 def _normalizer(spec: Any) -> normalizers.Sequence:
     steps: list[normalizers.Normalizer] = []
     if spec.remove_extra_whitespaces:
-        steps += [normalizers.Replace(Regex(" {2,}"), " "), normalizers.Strip()]
+        steps += [normalizers.Replace(Regex(r"\A +| +\z"), ""), normalizers.Replace(Regex(" {2,}"), " ")]
     if spec.add_dummy_prefix:
         steps.append(normalizers.Prepend("▁"))
     return normalizers.Sequence([*steps, normalizers.Replace(" ", "▁")])
