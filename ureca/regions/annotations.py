@@ -110,6 +110,8 @@ def parse_annotations(data: bytes) -> Annotations:
         AnnotationError: ``malformed`` (no such JSON, wrong types, runs or polygons that make no mask, over 256 MiB),
             ``no_masks`` (its list is empty), ``duplicate_ids``.
     """
+    if len(data) > MAX_ANNOTATION_BYTES:
+        raise AnnotationError("malformed", f"the file is larger than {MAX_ANNOTATION_BYTES} bytes")
     content = _load_json(data)
     try:
         file = _Sa1bFile.model_validate(content)
@@ -126,7 +128,7 @@ def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
             and ``malformed`` for an annotation whose image the file does not list.
         OSError: the file cannot be read.
     """
-    content = _load_json(Path(path).read_bytes(), max_bytes=None)
+    content = _load_json(Path(path).read_bytes())
     try:
         file = _CocoFile.model_validate(content)
     except ValidationError as error:
@@ -229,9 +231,7 @@ def _extra(id: int, annotation: _Annotation) -> Mapping[str, Any]:
     return extra
 
 
-def _load_json(data: bytes, max_bytes: int | None = MAX_ANNOTATION_BYTES) -> Any:
-    if max_bytes is not None and len(data) > max_bytes:
-        raise AnnotationError("malformed", f"the file is larger than {max_bytes} bytes")
+def _load_json(data: bytes) -> Any:
     try:
         return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no Unicode, integers of thousands of digits
