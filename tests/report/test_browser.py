@@ -17,7 +17,10 @@ from ureca.report import write_report
 
 from .rows import drawn, failed_row, grey_pixels, make_region, make_row
 
-HOSTILE = "</script><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp;"
+HOSTILE = (
+    "</script x</script><script>document.title='taken'</script>"
+    "<img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp;"
+)
 
 
 def rows() -> list[dict[str, Any]]:

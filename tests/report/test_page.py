@@ -16,7 +16,9 @@ from ureca.report.panel import image_panel, in_tree_order
 from .conftest import WriteReport
 from .rows import HEIGHT, WIDTH, drawn, failed_row, grey_pixels, make_region, make_row
 
-HOSTILE = "</script><script>document.title='taken'</script><!--<img src=x onerror=alert(1)> \"'&amp;\u2028"
+HOSTILE = (
+    "</script x</script><script>document.title='taken'</script><!--<script <img src=x onerror=alert(1)> \"'&amp;\u2028"
+)
 
 
 class Elements(HTMLParser):
