@@ -17,10 +17,10 @@ from ureca.regions.tree import ROOT
 def main(argv: Sequence[str]) -> int:
     """Measure both and print times, their ratio, and the peak memory of the first."""
     parser = argparse.ArgumentParser(prog="ureca bench tree", description=__doc__)
-    parser.add_argument("--masks", type=int, default=1028, help="random nested masks (default: %(default)s)")
-    parser.add_argument("--height", type=int, default=1500, help="of the image, in pixels (default: %(default)s)")
-    parser.add_argument("--width", type=int, default=2250, help="of the image, in pixels (default: %(default)s)")
-    parser.add_argument("--repeats", type=int, default=5, help="of the fast side; the median counts")
+    parser.add_argument("--masks", type=_positive, default=1028, help="random nested masks (default: %(default)s)")
+    parser.add_argument("--height", type=_positive, default=1500, help="of the image, in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=_positive, default=2250, help="of the image, in pixels (default: %(default)s)")
+    parser.add_argument("--repeats", type=_positive, default=5, help="of the fast side; the median counts")
     parser.add_argument("--annotations", type=Path, help="an SA-1B JSON file to use instead of random masks")
     parser.add_argument("--skip-baseline", action="store_true", help="leave out the slow side")
     options = parser.parse_args(argv)
@@ -48,6 +48,12 @@ def main(argv: Sequence[str]) -> int:
         print(f"ratio               {baseline / planting:8.1f}, with {same} parents")
         return int(parents != tree.parents)
     return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, not {text!r}")
+    return int(text)
 
 
 def random_masks(num_masks: int, height: int, width: int, seed: int) -> list[Mask]:
