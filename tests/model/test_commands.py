@@ -1,0 +1,58 @@
+"""`ureca init-tiny`, and the benchmark of captioning."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.init_tiny import main as init_tiny
+from tests.model.inputs import noise_image
+from ureca.benchmarks.caption import main as benchmark
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.checkpoints import load_checkpoint
+from ureca.model.tiny import TinySizes, build_tiny
+
+
+def test_a_tiny_checkpoint_captions_by_what_it_sees(tmp_path: Path) -> None:
+    assert init_tiny([str(tmp_path)]) == 0
+    captioner = RegionCaptioner.from_pretrained(tmp_path, device="cpu")
+    masks = np.zeros((3, 60, 110), dtype=np.bool_)
+    for index in range(3):
+        masks[index, :, 30 * index : 30 * index + 30] = True
+    captions = captioner.caption(noise_image(60, 110), masks, max_new_tokens=20)
+    assert len(set(captions)) == 3
+    assert captioner.caption(noise_image(60, 110, seed=1), masks, max_new_tokens=20) != captions
+
+
+def test_flags_set_seed_and_sizes(tmp_path: Path) -> None:
+    flags = ["--seed", "5", "--layers", "1", "--num-mask-tokens", "7", "--mask-encoder", "fused", "--max-tiles", "3"]
+    assert init_tiny([str(tmp_path), *flags]) == 0
+    model, processor = load_checkpoint(tmp_path)
+    expected, _ = build_tiny(TinySizes(layers=1, num_mask_tokens=7, mask_encoder="fused", max_tiles=3), seed=5)
+    assert model.state_dict().keys() == expected.state_dict().keys()
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in expected.state_dict().items())
+    assert processor.image_processor.max_tiles == 3
+
+
+@pytest.mark.parametrize(
+    ("sizes", "message"),
+    [({"image_size": 60}, "multiple of 28, got 60"), ({"vocab_size": 100}, "at least 480, the tokenizer's size")],
+)
+def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_tiny(TinySizes(**sizes))
+
+
+def test_the_benchmark_compares_three_ways_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--regions", "3", "--new-tokens", "2", "--image-tokens", "208", "--baseline-regions", "2"]
+    assert benchmark([*flags, "--json", str(tmp_path / "result.json")]) == 0
+    printed = capsys.readouterr().out
+    assert "208 image tokens, 13 mask tokens a region, 3 regions" in printed
+    assert "captions equal to one call a region: 2 of 2" in printed
+    shared, single, batch = json.loads((tmp_path / "result.json").read_text())
+    assert [row["way"] for row in (shared, single, batch)] == ["shared prefix", "one call a region", "plain batch"]
+    assert [row["measured_regions"] for row in (shared, single, batch)] == [3, 2, 2]
+    assert shared["captions"][:2] == single["captions"] == batch["captions"]
+    assert all(row["cpu_s"] > 0 and row["peak_mib"] > 0 and row["first_caption_s"] > 0 for row in (shared, single))
