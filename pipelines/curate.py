@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 from ray.data import ActorPoolStrategy, Dataset
@@ -9,24 +10,47 @@ from ray.data import ActorPoolStrategy, Dataset
 from pipelines.blocks import REPORTED, proposed_table, read_proposed, read_units, reported_table
 from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
 from ureca.dataset import Output, UnitReport
+from ureca.errors import UrecaError
 from ureca.settings.components import build_curator, build_proposer
 from ureca.settings.curate import CurateSettings
 from ureca.settings.resources import ActorResources
 
+Component = TypeVar("Component")
 TablesToTables = Callable[[pa.Table], pa.Table]
+
+
+class _Built(Generic[Component]):
+    """Builds a component at once; an error of its user's is raised when it is first asked for.
+
+    Raised by an actor's constructor, Ray would try again and again before it gave up.
+    """
+
+    def __init__(self, build: Callable[[CurateSettings], Component], settings: CurateSettings) -> None:
+        self._component: Component | UrecaError
+        try:
+            self._component = build(settings)
+        except UrecaError as error:
+            self._component = error
+
+    def get(self) -> Component:
+        """The component."""
+        if isinstance(self._component, UrecaError):
+            raise self._component
+        return self._component
 
 
 class ProposeActor:
     """Holds a proposer; turns units of a manifest into units with masks."""
 
     def __init__(self, settings: CurateSettings) -> None:
-        self._proposer = build_proposer(settings)
+        self._proposer = _Built(build_proposer, settings)
         self._limits = settings.image_limits
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """From the schema ``UNITS`` to ``PROPOSED``."""
+        proposer = self._proposer.get()
         units = read_units(batch)
-        return proposed_table(propose(number, entries, self._proposer, self._limits) for number, entries in units)
+        return proposed_table(propose(number, entries, proposer, self._limits) for number, entries in units)
 
 
 def plant_trees(containment: float) -> TablesToTables:
@@ -43,9 +67,7 @@ class CurateActor:
 
     def __init__(self, settings: CurateSettings) -> None:
         self._output = Output(settings.output)
-        self._stage = CurateStage(
-            build_curator(settings), settings.image_limits, settings.resources.curate.images_in_flight
-        )
+        self._stage = _Built(_build_stage, settings)
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """From the schema ``PROPOSED`` to ``REPORTED``; a unit whose report is returned is on disk."""
@@ -53,9 +75,13 @@ class CurateActor:
         return pa.concat_tables([REPORTED.empty_table(), *tables])
 
     async def _curate(self, unit: ProposedUnit) -> pa.Table:
-        rows, work = await self._stage(unit)
+        rows, work = await self._stage.get()(unit)
         await asyncio.to_thread(self._output.write_unit, unit.number, rows, work)
         return reported_table(unit.number, UnitReport.of_rows(rows) + work)
+
+
+def _build_stage(settings: CurateSettings) -> CurateStage:
+    return CurateStage(build_curator(settings), settings.image_limits, settings.resources.curate.images_in_flight)
 
 
 def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_units: int, num_cpus: int) -> Dataset:

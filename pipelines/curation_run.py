@@ -100,7 +100,7 @@ def _run(
 
 
 def _check_same_run(output: Output, settings: CurateSettings) -> None:
-    if not output.exists():
+    if not output.exists() or not output.done_units():
         return
     before = output.run()
     if before.get("verb") != "curate":

@@ -2,11 +2,16 @@
 
 import logging
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
 from ray.data import DataContext
+from ray.exceptions import RayError
+
+from ureca import errors
+from ureca.errors import DataError, UrecaError
 
 
 @contextmanager
@@ -21,9 +26,9 @@ def ray_session(num_cpus: int | None = None) -> Iterator[int]:
     """
     started_here = not ray.is_initialized()
     # Notes on defaults that are wanted here: token authentication stays on, progress is shown by the job.
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    for module in ("ray._private.authentication", "ray.data._internal.progress"):
-        logging.getLogger(module).setLevel(logging.ERROR)
+    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
+    # What Ray Data logs of a failure, it also raises; once is enough.
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
     if started_here and "RAY_ADDRESS" in os.environ:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     elif started_here:
@@ -42,6 +47,19 @@ def ray_session(num_cpus: int | None = None) -> Iterator[int]:
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield max(1, int(resources.get("CPU", 1)))
+    except RayError as error:
+        raise _as_user_error(error) or error from error
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _as_user_error(error: RayError) -> UrecaError | None:
+    """What its user can put right, if that is why a worker failed; Ray hands it on as the text of a traceback."""
+    last = re.search(
+        r"^ureca\.errors\.(\w+): (.*?)(?:\n\nThe above exception|\Z)", str(error), re.DOTALL | re.MULTILINE
+    )
+    kind: type[UrecaError] | None = None if last is None else getattr(errors, last[1])
+    if last is None or kind is None or issubclass(kind, DataError):
+        return None
+    return kind(last[2].strip())

@@ -12,7 +12,7 @@ from tests.bad_corpus import write_bad_corpus
 from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
 from tests.pipelines.test_graph import settings_of
 from ureca.dataset import Output
-from ureca.errors import InputError, OutputError
+from ureca.errors import InputError, OutputError, SettingsError
 from ureca.settings.curate import CurateSettings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -133,6 +133,24 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, plans: Plans) -> Non
     report = curate(settings_of(tmp_path, **changed, overwrite=True), plans)
     assert report.num_images == 1
     assert len(Output(settings.output).run()["sessions"]) == 1
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"proposals": {"kind": "sam", "checkpoint": "nowhere/sam.pth"}},
+        {"embedder": {"kind": "dinov2", "checkpoint": "/nowhere/dinov2"}},
+    ],
+)
+def test_what_fails_on_a_worker_is_a_settings_error_here(tmp_path: Path, plans: Plans, changed: dict[str, Any]) -> None:
+    write_corpus(tmp_path / "in", 1)
+    settings = settings_of(tmp_path).model_dump() | changed
+    if "proposals" in changed:
+        settings["listing"] = {}
+    with pytest.raises(SettingsError, match="nowhere") as raised:
+        curate(CurateSettings(**settings), plans)
+    assert "above exception" not in str(raised.value)
+    assert Output(settings["output"]).run()["state"] == "stopped"
 
 
 def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plans) -> None:
