@@ -217,6 +217,15 @@ def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
         RegionCaptioner.from_pretrained(tmp_path)
 
 
+def test_another_attention_chosen_later_changes_no_caption(
+    tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor],
+) -> None:
+    captioner = RegionCaptioner(*tiny)
+    expected = captioner.caption(IMAGE, MASKS, max_new_tokens=8)
+    captioner.model.set_attn_implementation("eager")
+    assert captioner.caption(IMAGE, MASKS, max_new_tokens=8) == expected
+
+
 def test_the_model_still_generates_in_padded_batches_of_its_own(
     tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor],
 ) -> None:

@@ -103,6 +103,8 @@ def test_the_number_of_tiles_can_be_set_for_a_call(processor: UrecaProcessor) ->
     prompt, mask = region_prompt(processor), box_masks(60, 110, 1)
     inputs = processor(images=noise_image(60, 110), text=prompt, masks=mask, max_tiles=1, return_tensors="pt")
     assert inputs["pixel_values"].shape[0] == inputs["mask_values"].shape[0] == 1
+    with pytest.raises(ValueError, match="max_tiles=0"):
+        processor(images=noise_image(60, 110), text=prompt, masks=mask, max_tiles=0)
 
 
 def test_it_saves_and_loads_all_its_settings(processor: UrecaProcessor, tmp_path) -> None:

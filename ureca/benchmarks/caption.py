@@ -6,7 +6,6 @@ run the same random model on the same regions in one process, and their captions
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+from ureca.benchmarks.cost import Cost, measure
 
 if TYPE_CHECKING:
     from ureca.model.captioner import RegionCaptioner
@@ -35,22 +36,16 @@ class Measurement:
     Args:
         way: "shared prefix", "one call a region" or "plain batch".
         image_tokens: tokens of the image in the prompt.
-        measured_regions: regions that were captioned.
-        cpu_s: CPU seconds of the process for all regions; scaled up where fewer were measured.
-        wall_s: the same in wall-clock seconds.
-        first_caption_s: wall-clock seconds until the first caption was finished.
-        peak_mib: most memory in use meanwhile (resident set; on a GPU what torch allocated there).
-        captions: what was written.
+        captions: of the regions that were captioned, in their order.
+        cost: of these regions.
+        scale: all regions to be captioned, divided by those that were.
     """
 
     way: str
     image_tokens: int
-    measured_regions: int
-    cpu_s: float
-    wall_s: float
-    first_caption_s: float
-    peak_mib: float
     captions: list[str]
+    cost: Cost
+    scale: float
 
 
 def main(argv: list[str]) -> int:
@@ -181,33 +176,18 @@ def _measure_ways(
 
     _generate(captioner, image, masks[:1], 2)  # the first call of a process is slower
     return [
-        _measure("shared prefix", image_tokens, shared_prefix, len(masks), len(masks)),
-        _measure("one call a region", image_tokens, one_call_a_region, len(baseline_masks), len(masks)),
-        _measure("plain batch", image_tokens, plain_batch, len(baseline_masks), len(masks)),
+        _measure("shared prefix", image_tokens, shared_prefix, len(masks)),
+        _measure("one call a region", image_tokens, one_call_a_region, len(masks)),
+        _measure("plain batch", image_tokens, plain_batch, len(masks)),
     ]
 
 
 def _measure(
-    way: str, image_tokens: int, run: Callable[[], Iterator[tuple[int, str]]], measured_regions: int, num_regions: int
+    way: str, image_tokens: int, run: Callable[[], Iterator[tuple[int, str]]], num_regions: int
 ) -> Measurement:
-    _reset_peak_memory()
-    captions = [""] * measured_regions
-    first_caption_s = None
-    start_cpu, start = time.process_time(), time.perf_counter()
-    for index, text in run():
-        first_caption_s = first_caption_s or time.perf_counter() - start
-        captions[index] = text
-    scale = num_regions / measured_regions
-    return Measurement(
-        way,
-        image_tokens,
-        measured_regions,
-        cpu_s=(time.process_time() - start_cpu) * scale,
-        wall_s=(time.perf_counter() - start) * scale,
-        first_caption_s=first_caption_s or 0.0,
-        peak_mib=_peak_memory_mib(),
-        captions=captions,
-    )
+    captions, cost = measure(run)
+    in_order = [text for _, text in sorted(captions)]
+    return Measurement(way, image_tokens, in_order, cost, scale=num_regions / len(captions))
 
 
 def _generate(captioner: "RegionCaptioner", image: npt.NDArray[np.uint8], masks: Masks, new_tokens: int) -> list[str]:
@@ -224,32 +204,15 @@ def _generate(captioner: "RegionCaptioner", image: npt.NDArray[np.uint8], masks:
     return [text.strip() for text in texts]
 
 
-def _reset_peak_memory() -> None:
-    import torch
-
-    if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
-    else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # Linux: forget the peak so far
-
-
-def _peak_memory_mib() -> float:
-    import torch
-
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**20
-    status = Path("/proc/self/status").read_text(encoding="ascii")
-    return int(status.split("VmHWM:")[1].split()[0]) / 2**10
-
-
 def _print_table(measurements: Sequence[Measurement], num_regions: int) -> None:
-    shared = measurements[0]
     print("| way | regions measured | CPU s | times shared | captions/s (wall) | first caption s | peak MiB |")
     print("|---|---|---|---|---|---|---|")
+    shared_cpu_s = measurements[0].cost.cpu_s
     for row in measurements:
+        cpu_s, wall_s = row.cost.cpu_s * row.scale, row.cost.wall_s * row.scale
         print(
-            f"| {row.way} | {row.measured_regions} | {row.cpu_s:.1f} | {row.cpu_s / shared.cpu_s:.1f} | "
-            f"{num_regions / row.wall_s:.2f} | {row.first_caption_s:.1f} | {row.peak_mib:.0f} |"
+            f"| {row.way} | {len(row.captions)} | {cpu_s:.1f} | {cpu_s / shared_cpu_s:.1f} | "
+            f"{num_regions / wall_s:.2f} | {row.cost.first_result_s:.1f} | {row.cost.peak_mib:.0f} |"
         )
 
 

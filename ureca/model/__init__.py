@@ -12,12 +12,16 @@ from transformers import (
     AutoProcessor,
 )
 
+from ureca.model.captioner import CaptionSettings, RegionCaption, RegionCaptioner
 from ureca.model.configuration import UrecaConfig
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.modeling import UrecaForConditionalGeneration, UrecaModel
 from ureca.model.processing import UrecaProcessor
 
 __all__ = [
+    "CaptionSettings",
+    "RegionCaption",
+    "RegionCaptioner",
     "UrecaConfig",
     "UrecaForConditionalGeneration",
     "UrecaImageProcessor",

@@ -75,7 +75,7 @@ class RegionCaptioner:
         model: on the device and of the type it shall run with.
         processor: the processor of its checkpoint.
         cached_images: how many images stay encoded for later calls (the latest used), so that more regions of the
-            same pixels need no further vision pass.
+            same pixels need no further vision pass. Each holds the keys and values of its prompt's beginning.
 
     Raises:
         ValueError: if a layer of the language model has no full attention.

@@ -1,6 +1,6 @@
 """Writing the captions of a batch of regions, token by token, over the prefixes that they share."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ureca.model.modeling import UrecaForConditionalGeneration
-from ureca.model.shared_prefix import Prefix, SharedPrefixes
+from ureca.model.shared_prefix import Prefix, SharedPrefixes, enable_shared_prefixes
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,13 @@ class Row:
 
 @dataclass(frozen=True)
 class Completion:
-    """The tokens of a finished row, its end token not among them."""
+    """A finished row.
+
+    Args:
+        row: which of the rows.
+        token_ids: what it wrote, the end token not among them.
+        finish_reason: "stop" or "length".
+    """
 
     row: int
     token_ids: list[int]
@@ -40,7 +46,7 @@ def complete(
     model: UrecaForConditionalGeneration,
     rows: Sequence[Row],
     *,
-    end_token_ids: Sequence[int],
+    end_token_ids: Collection[int],
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
@@ -50,7 +56,7 @@ def complete(
     A row's tokens do not depend on the other rows (in float32; in bfloat16 a near tie may fall differently).
 
     Args:
-        model: its language model must have `enable_shared_prefixes`.
+        model: on the device and of the type to run with.
         rows: rows that share a prefix must stand next to each other.
         end_token_ids: a row is finished ("stop") when it writes one of them.
         max_new_tokens: a row is finished ("length") when it has so many tokens.
@@ -60,49 +66,74 @@ def complete(
     Yields:
         Each row once, in the order in which they finish.
     """
-    device = model.device
-    choose = _Chooser([row.seed for row in rows], temperature, top_p, device)
-    end_tokens = torch.tensor(list(end_token_ids), device=device)
-    embeddings, visible = _pad_left([row.suffix for row in rows])
-    first_positions = torch.tensor([[row.prefix.length] for row in rows], device=device)
-    positions = first_positions + (visible.long().cumsum(1) - 1).clamp(min=0)
-    mask = visible[:, None, None, :] & torch.ones_like(visible[0]).expand(visible.shape[1], -1).tril()
-    cache = DynamicCache(config=model.config.text_config)
-    token_ids: list[list[int]] = [[] for _ in rows]
-    alive = list(range(len(rows)))
-
+    batch = _Batch(model, rows)
+    choose = _Chooser([row.seed for row in rows], temperature, top_p, model.device)
+    written: list[list[int]] = [[] for _ in rows]
+    hidden = batch.read_prompts()
     while True:
-        hidden = model.model.language_model(
+        tokens = choose(model.lm_head(hidden).float(), batch.rows)
+        going_on = []
+        for place, (row, token) in enumerate(zip(batch.rows, tokens.tolist(), strict=True)):
+            if token in end_token_ids:
+                yield Completion(row, written[row], "stop")
+                continue
+            written[row].append(token)
+            if len(written[row]) == max_new_tokens:
+                yield Completion(row, written[row], "length")
+            else:
+                going_on.append(place)
+        if not going_on:
+            return
+        batch.keep(going_on)
+        hidden = batch.read_tokens(tokens[going_on])
+
+
+class _Batch:
+    """The rows that are still being written: what they have read so far, and how they read on."""
+
+    def __init__(self, model: UrecaForConditionalGeneration, rows: Sequence[Row]) -> None:
+        self.model = model
+        self.rows = list(range(len(rows)))
+        self._prefixes = [row.prefix for row in rows]
+        self._prompts, self._visible = _pad_left([row.suffix for row in rows])
+        self._cache = DynamicCache(config=model.config.text_config)
+        starts = torch.tensor([[prefix.length] for prefix in self._prefixes], device=model.device)
+        self._positions = starts + (self._visible.long().cumsum(1) - 1).clamp(min=0)
+        enable_shared_prefixes(model.model.language_model.config)  # whatever attention was chosen meanwhile
+
+    def read_prompts(self) -> torch.Tensor:
+        """Read the suffixes; returns the hidden state of each row's last token, [B, D]."""
+        length = self._prompts.shape[1]
+        causal = torch.ones(length, length, dtype=torch.bool, device=self.model.device).tril()
+        return self._read(self._prompts, self._visible[:, None, None, :] & causal)
+
+    def read_tokens(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Read one more token [B] in each row; returns their hidden states [B, D]."""
+        self._visible = torch.cat([self._visible, self._visible.new_ones(len(tokens), 1)], dim=1)
+        self._positions = self._positions[:, -1:] + 1
+        return self._read(self.model.get_input_embeddings()(tokens[:, None]), self._visible[:, None, None, :])
+
+    def keep(self, places: list[int]) -> None:
+        """Drop all rows but those at these places."""
+        if len(places) == len(self.rows):
+            return
+        self._cache.batch_select_indices(torch.tensor(places, device=self.model.device))
+        self.rows = [self.rows[place] for place in places]
+        self._prefixes = [self._prefixes[place] for place in places]
+        self._visible, self._positions = self._visible[places], self._positions[places]
+
+    def _read(self, embeddings: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+        groups = [list(group) for _, group in groupby(self._prefixes, key=id)]
+        outputs = self.model.model.language_model(
             inputs_embeds=embeddings,
             attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
+            position_ids=self._positions,
+            past_key_values=self._cache,
             use_cache=True,
-            shared_prefixes=_shared_prefixes([rows[row].prefix for row in alive]),
-        ).last_hidden_state
-        tokens = choose(model.lm_head(hidden[:, -1]).float(), alive)
-        ended = torch.isin(tokens, end_tokens).tolist()
-        keep = []
-        for index, (row, token) in enumerate(zip(alive, tokens.tolist(), strict=True)):
-            if not ended[index]:
-                token_ids[row].append(token)
-            if ended[index]:
-                yield Completion(row, token_ids[row], "stop")
-            elif len(token_ids[row]) == max_new_tokens:
-                yield Completion(row, token_ids[row], "length")
-            else:
-                keep.append(index)
-        if not keep:
-            return
-        if len(keep) < len(alive):
-            kept = torch.tensor(keep, device=device)
-            cache.batch_select_indices(kept)
-            alive = [alive[index] for index in keep]
-            tokens, visible, positions = tokens[kept], visible[kept], positions[kept]
-        visible = torch.cat([visible, visible.new_ones(len(alive), 1)], dim=1)
-        embeddings = model.get_input_embeddings()(tokens[:, None])
-        positions = positions[:, -1:] + 1
-        mask = visible[:, None, None, :]
+            shared_prefixes=SharedPrefixes(tuple(group[0] for group in groups), tuple(len(group) for group in groups)),
+        )
+        hidden: torch.Tensor = outputs.last_hidden_state[:, -1]
+        return hidden
 
 
 class _Chooser:
@@ -137,8 +168,3 @@ def _pad_left(suffixes: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Ten
         batch[row, length - len(suffix) :] = suffix
         visible[row, length - len(suffix) :] = True
     return batch, visible
-
-
-def _shared_prefixes(prefixes: Sequence[Prefix]) -> SharedPrefixes:
-    groups = [list(group) for _, group in groupby(prefixes, key=id)]
-    return SharedPrefixes(tuple(group[0] for group in groups), tuple(len(group) for group in groups))

@@ -60,9 +60,9 @@ class UrecaImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: if an array is not uint8 [H, W, 3].
         """
+        max_tiles = self.max_tiles if max_tiles is None else max_tiles
         tiles = [
-            tile_image(image, size=self.tile_size_px, max_tiles=max_tiles or self.max_tiles)
-            for image in make_flat_list_of_images(images)
+            tile_image(image, size=self.tile_size_px, max_tiles=max_tiles) for image in make_flat_list_of_images(images)
         ]
         pixels = torch.from_numpy(np.concatenate(tiles)).permute(0, 3, 1, 2)
         mean = torch.tensor(self.image_mean).view(3, 1, 1)

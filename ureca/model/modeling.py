@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -23,8 +22,9 @@ from transformers.models.internvl.modeling_internvl import (
 )
 
 from .configuration import UrecaConfig
+from .generation import MaskGenerationMixin
 from .mask_encoder import FusedMaskEncoder, MaskEncoder, build_mask_encoder
-from .placeholders import fill_placeholders, image_tile_of_mask_tile, tiles_per_prompt
+from .placeholders import fill_placeholders, image_tile_of_mask_tile
 
 
 class UrecaPreTrainedModel(InternVLPreTrainedModel):
@@ -141,7 +141,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         return image_features[tiles.to(image_features.device)]
 
 
-class UrecaForConditionalGeneration(UrecaPreTrainedModel, GenerationMixin):
+class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
     """URECA with its language-modelling head: captions a region of an image."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
@@ -204,40 +204,6 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, GenerationMixin):
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
         )
-
-    # The catch-all must be called kwargs: generate reads the signature to tell which inputs are known.
-    def prepare_inputs_for_generation(
-        self,
-        *args: Any,
-        mask_values: torch.Tensor | None = None,
-        is_first_iteration: bool = False,
-        **kwargs: Any,
-    ) -> dict[str, Any]:
-        """Inputs of one step of `generate`; masks go in with the prompt and are in the cache afterwards."""
-        inputs: dict[str, Any] = super().prepare_inputs_for_generation(
-            *args, is_first_iteration=is_first_iteration, **kwargs
-        )
-        if is_first_iteration:
-            inputs["mask_values"] = mask_values
-        return inputs
-
-    def _expand_inputs_for_generation(
-        self,
-        expand_size: int = 1,
-        is_encoder_decoder: bool = False,
-        input_ids: torch.Tensor | None = None,
-        mask_values: torch.Tensor | None = None,
-        **model_kwargs: Any,
-    ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Repeat each prompt for beams; all mask tiles of a prompt stay together."""
-        if mask_values is not None and input_ids is not None and expand_size > 1:
-            counts = tiles_per_prompt(input_ids, self.config.mask_token_id, self.config.num_mask_tokens)
-            groups = torch.split(mask_values, counts)
-            mask_values = torch.cat([tiles.repeat(expand_size, 1, 1, 1) for tiles in groups])
-        input_ids, model_kwargs = super()._expand_inputs_for_generation(
-            expand_size, is_encoder_decoder, input_ids, **model_kwargs
-        )
-        return input_ids, {**model_kwargs, "mask_values": mask_values}
 
 
 def _published_layout() -> list[WeightRenaming]:

@@ -123,7 +123,7 @@ class UrecaProcessor(ProcessorMixin):
         pictures = [] if images is None else make_flat_list_of_images(images)
         self._check_masks(prompts, pictures, masks)
 
-        max_tiles = max_tiles or self.image_processor.max_tiles
+        max_tiles = self.image_processor.max_tiles if max_tiles is None else max_tiles
         mask_tiles = [self.tile_mask(mask, max_tiles) for mask in masks]
         expansions = iter([self.mask_placeholders(len(tiles)) for tiles in mask_tiles])
         prompts = [re.sub(re.escape(self.mask_token), lambda _: next(expansions), prompt) for prompt in prompts]

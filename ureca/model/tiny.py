@@ -31,7 +31,7 @@ SENTENCES = (
 
 @dataclasses.dataclass(frozen=True)
 class TinySizes:
-    """Sizes of a random checkpoint; the defaults have 0.4 million parameters.
+    """Sizes of a random checkpoint; the defaults have 0.3 million parameters.
 
     Args:
         image_size: side of a tile in pixels, a multiple of 28.
