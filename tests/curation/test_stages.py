@@ -1,0 +1,195 @@
+"""The stages over a unit: order, limits, and what happens to images that go wrong on the way."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.drawn import drawn_image, png, write_corpus
+from ureca.corpus.listing import list_images
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.annotator import LookAlike, Verdict
+from ureca.curation.curate import Curator
+from ureca.curation.embedder import RegionCrop
+from ureca.curation.image import CurationImage
+from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
+from ureca.images import ImageLimits
+from ureca.proposals.annotations import AnnotationProposer
+from ureca.regions.mask import Mask
+
+LIMITS = ImageLimits()
+
+
+class CountingAnnotator:
+    """Captions are numbers; counts the images that are captioned at the same time."""
+
+    name = "counting"
+
+    def __init__(self) -> None:
+        self.images: dict[int, int] = {}
+        self.most_images = 0
+        self.num_captions = 0
+
+    async def short_caption(
+        self, image: CurationImage, region_id: int, *, parent_caption: str | None, sibling_captions: Sequence[str]
+    ) -> str:
+        self.images[id(image)] = self.images.get(id(image), 0) + 1
+        self.most_images = max(self.most_images, len(self.images))
+        await asyncio.sleep(0.002)
+        self.images[id(image)] -= 1
+        if not self.images[id(image)]:
+            del self.images[id(image)]
+        self.num_captions += 1
+        return f"caption {self.num_captions}"
+
+    async def detailed_caption(
+        self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
+    ) -> str:
+        return f"{short_caption} in detail"
+
+    async def unique_caption(
+        self, image: CurationImage, region_id: int, *, caption: str, lookalikes: Sequence[LookAlike]
+    ) -> str:
+        return f"{caption}, and no other"
+
+    async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
+        return Verdict(True, "counted")
+
+
+class OneHotEmbedder:
+    """No two regions look alike."""
+
+    name = "one-hot"
+
+    def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
+        return np.eye(len(crops), dtype=np.float32)
+
+
+class BuggyEmbedder:
+    """A bug, which is nobody's data."""
+
+    name = "buggy"
+
+    def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
+        raise ZeroDivisionError
+
+
+class FixedProposer:
+    """The drawn image's masks for any image."""
+
+    name = "fixed"
+
+    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+        return drawn_image(0)[1]
+
+
+def entries_of(folder: Path, annotations: str | None = "beside") -> list[ManifestEntry]:
+    """The manifest of a folder."""
+    return [ManifestEntry.from_row(row) for row in list_images(str(folder), annotations=annotations).to_pylist()]
+
+
+def proposed_unit(entries: Sequence[ManifestEntry]) -> ProposedUnit:
+    """A unit with planted trees."""
+    return plant(propose(7, entries, AnnotationProposer(), LIMITS), 0.8)
+
+
+def stage_of(annotator: CountingAnnotator | None = None, images_in_flight: int = 16) -> CurateStage:
+    """A stage that captions by counting."""
+    curator = Curator(annotator=annotator or CountingAnnotator(), embedder=OneHotEmbedder())
+    return CurateStage(curator, LIMITS, images_in_flight)
+
+
+def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
+    ids = write_corpus(tmp_path, 5)
+    rows, work = asyncio.run(stage_of()(proposed_unit(entries_of(tmp_path))))
+    assert [row["image_id"] for row in rows] == ids
+    assert rows[0]["provenance"] | {"ureca": ""} == {
+        "proposer": "annotations",
+        "annotator": "counting",
+        "embedder": "one-hot",
+        "verifier": None,
+        "ureca": "",
+    }
+    assert work.seconds.keys() == {"propose", "tree", "curate"}
+
+
+@pytest.mark.parametrize("limit", [1, 2, 5])
+def test_no_more_images_are_in_memory_than_allowed_over_all_units(tmp_path: Path, limit: int) -> None:
+    write_corpus(tmp_path, 8)
+    entries = entries_of(tmp_path)
+    annotator = CountingAnnotator()
+    stage = stage_of(annotator, limit)
+
+    async def both() -> None:
+        await asyncio.gather(stage(proposed_unit(entries[:4])), stage(proposed_unit(entries[4:])))
+
+    asyncio.run(both())
+    assert 1 <= annotator.most_images <= limit
+    assert limit == 1 or annotator.most_images > 1
+    assert annotator.num_captions == 8 * 4
+
+
+def test_rows_of_parquet_files_come_back_in_the_manifest_s_order(tmp_path: Path) -> None:
+    images = [png(drawn_image(seed)[0]) for seed in range(6)]
+    table = pa.table({"image_id": [f"row{index}" for index in range(6)], "image": images})
+    pq.write_table(table, tmp_path / "images.parquet", row_group_size=2)
+    entries = entries_of(tmp_path, annotations=None)[::-1]
+    unit = plant(propose(0, entries, FixedProposer(), LIMITS), 0.8)
+    assert [image.entry.image_id for image in unit.images] == [f"row{index}" for index in range(5, -1, -1)]
+    rows, _ = asyncio.run(stage_of()(unit))
+    assert [row["image_id"] for row in rows] == [f"row{index}" for index in range(5, -1, -1)]
+    assert all(row["error"] is None and len(row["regions"]) == 4 for row in rows)
+
+
+def test_an_image_that_vanishes_or_changes_is_an_error_row(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 3)
+    unit = proposed_unit(entries_of(tmp_path))
+    (tmp_path / "img_0000.png").unlink()
+    (tmp_path / "img_0001.png").write_bytes(png(np.zeros((3, 3, 3), np.uint8)))
+    rows, _ = asyncio.run(stage_of()(unit))
+    errors = [row["error"] and (row["error"]["stage"], row["error"]["kind"]) for row in rows]
+    assert errors == [("curate", "missing_file"), ("curate", "changed"), None]
+    assert [len(row["regions"]) for row in rows] == [0, 0, 4]
+
+
+def test_errors_of_the_proposal_pass_through(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 2)
+    (tmp_path / "img_0000.json").write_text("{")
+    rows, _ = asyncio.run(stage_of()(proposed_unit(entries_of(tmp_path))))
+    assert rows[0]["error"]["stage"] == "propose"
+    assert (rows[0]["height"], rows[0]["width"]) == (60, 80)
+    assert rows[1]["error"] is None
+
+
+def test_a_bug_is_no_row_and_leaves_no_slot_taken(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 3)
+    unit = proposed_unit(entries_of(tmp_path))
+    stage = CurateStage(Curator(annotator=CountingAnnotator(), embedder=BuggyEmbedder()), LIMITS, images_in_flight=1)
+
+    async def twice() -> list[BaseException]:
+        failures = []
+        for _ in range(2):
+            with pytest.raises(ExceptionGroup) as raised:
+                await asyncio.wait_for(stage(unit), timeout=30)
+            failures.append(raised.value)
+        return failures
+
+    for failure in asyncio.run(twice()):
+        assert failure.subgroup(ZeroDivisionError) is not None
+
+
+def test_a_unit_without_good_images_asks_nothing(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 1)
+    unit = proposed_unit(entries_of(tmp_path))
+    (tmp_path / "img_0000.png").write_bytes(b"")
+    failed = propose(0, [unit.images[0].entry], AnnotationProposer(), LIMITS)
+    annotator = CountingAnnotator()
+    rows, _ = asyncio.run(stage_of(annotator)(replace(failed, number=3)))
+    assert rows[0]["error"]["kind"] == "empty_file"
+    assert annotator.num_captions == 0
