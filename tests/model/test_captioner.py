@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
+from ureca.errors import SettingsError
 from ureca.model import UrecaForConditionalGeneration, UrecaProcessor
 from ureca.model.captioner import CaptionSettings, RegionCaptioner
 from ureca.model.checkpoints import CheckpointError
@@ -198,7 +199,7 @@ def test_every_image_needs_its_masks(captioner: RegionCaptioner) -> None:
     [("max_new_tokens", 0), ("batch_size", 0), ("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.1)],
 )
 def test_impossible_settings_are_refused(field: str, value: float) -> None:
-    with pytest.raises(ValueError, match=rf"{field} must be .* got {value}"):
+    with pytest.raises(SettingsError, match=rf"{field} must be .* got {value}"):
         CaptionSettings(**{field: value})  # type: ignore[arg-type]
 
 

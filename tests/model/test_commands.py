@@ -10,6 +10,7 @@ import torch
 from jobs.init_tiny import main as init_tiny
 from tests.model.inputs import noise_image
 from ureca.benchmarks.caption import main as benchmark
+from ureca.errors import SettingsError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.tiny import TinySizes, build_tiny
@@ -38,10 +39,16 @@ def test_flags_set_seed_and_sizes(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("sizes", "message"),
-    [({"image_size": 60}, "multiple of 28, got 60"), ({"vocab_size": 100}, "at least 480, the tokenizer's size")],
+    [
+        ({"image_size": 60}, "image_size must be a multiple of 28, got 60"),
+        ({"width": 50, "heads": 4}, "width must be a multiple of 8, got 50"),
+        ({"heads": 4, "key_value_heads": 3}, "heads must be a multiple of 3, got 4"),
+        ({"vocab_size": 100}, "at least 480, the tokenizer's size"),
+        ({"num_mask_tokens": 40}, "1 to 32, got 40"),
+    ],
 )
 def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(SettingsError, match=message):
         build_tiny(TinySizes(**sizes))
 
 

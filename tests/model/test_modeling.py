@@ -143,6 +143,14 @@ def test_only_the_logits_asked_for_are_computed(tiny: Tiny) -> None:
     assert torch.allclose(last, logits_of(model, inputs)[:, -1:], atol=1e-5)
 
 
+def test_outputs_can_be_tuples(tiny: Tiny) -> None:
+    model, processor = tiny
+    inputs = three_regions(processor)[0]
+    loss, logits, *_ = model(**inputs, labels=labels_of(model, inputs), return_dict=False)
+    assert torch.equal(logits, logits_of(model, inputs))
+    assert loss.ndim == 0
+
+
 def test_bfloat16_stays_near_float32(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     inputs = all_in_one_batch(processor)

@@ -15,19 +15,22 @@ from ureca.model.tiny import build_tiny
 HEADS, KEY_VALUE_HEADS, SIZE = 6, 2, 8
 
 
-def random_prefix(length: int) -> Prefix:
-    states = torch.randn(2, 1, KEY_VALUE_HEADS, length, SIZE)
+def random_prefix(length: int, dtype: torch.dtype) -> Prefix:
+    states = torch.randn(2, 1, KEY_VALUE_HEADS, length, SIZE, dtype=dtype)
     return Prefix((states[0],), (states[1],))
 
 
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 3e-2)])
 @pytest.mark.parametrize("max_scores", [1, 500, 1 << 20])
-def test_it_equals_attention_over_repeated_prefixes(max_scores: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_equals_attention_over_repeated_prefixes(
+    max_scores: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(shared_prefix, "MAX_SCORES_CPU", max_scores)
     torch.manual_seed(0)
     num_rows, length = (3, 1), 4
-    prefixes = (random_prefix(5), random_prefix(9))
-    query = torch.randn(4, HEADS, length, SIZE)
-    key, value = torch.randn(2, 4, KEY_VALUE_HEADS, length + 2, SIZE)
+    prefixes = (random_prefix(5, dtype), random_prefix(9, dtype))
+    query = torch.randn(4, HEADS, length, SIZE, dtype=dtype)
+    key, value = torch.randn(2, 4, KEY_VALUE_HEADS, length + 2, SIZE, dtype=dtype)
     mask = torch.ones(length, length + 2, dtype=torch.bool).tril(2).repeat(4, 1, 1, 1)
     mask[1, :, :, :2] = False  # a shorter suffix, padded on the left
 
@@ -35,6 +38,7 @@ def test_it_equals_attention_over_repeated_prefixes(max_scores: int, monkeypatch
     output = attend_to_prefix_and_suffix(query, key, value, mask, shared, layer=0, scaling=0.3)
 
     assert output.shape == (4, length, HEADS, SIZE)
+    assert output.dtype == dtype
     for row, prefix in enumerate([prefixes[0]] * 3 + [prefixes[1]]):
         expected = torch.nn.functional.scaled_dot_product_attention(
             query[row : row + 1],
@@ -44,7 +48,7 @@ def test_it_equals_attention_over_repeated_prefixes(max_scores: int, monkeypatch
             scale=0.3,
             enable_gqa=True,
         )
-        assert torch.allclose(output[row], expected[0].transpose(0, 1), atol=1e-5)
+        assert torch.allclose(output[row], expected[0].transpose(0, 1), atol=tolerance)
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ureca.errors import SettingsError
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import Row, complete
 from ureca.model.modeling import UrecaForConditionalGeneration
@@ -28,7 +29,7 @@ class CaptionSettings:
         seed: mask i of an image is drawn with the seed ``seed + i``, whatever else is in the batch.
 
     Raises:
-        ValueError: if a value is out of its range.
+        SettingsError: if a value is out of its range.
     """
 
     question: str = QUESTION
@@ -40,13 +41,13 @@ class CaptionSettings:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
+            raise SettingsError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {self.batch_size}")
+            raise SettingsError(f"batch_size must be at least 1, got {self.batch_size}")
         if self.temperature < 0:
-            raise ValueError(f"temperature must be 0 or more, got {self.temperature}")
+            raise SettingsError(f"temperature must be 0 or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+            raise SettingsError(f"top_p must be above 0 and at most 1, got {self.top_p}")
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from transformers.models.internvl.modeling_internvl import (
     InternVLModelOutputWithPast,
     InternVLPreTrainedModel,
 )
+from transformers.utils.generic import can_return_tuple
 
 from .configuration import UrecaConfig
 from .generation import MaskGenerationMixin
@@ -63,6 +64,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         features: torch.Tensor = self.mask_encoder(mask_values.to(self.device, self.dtype), image_features)
         return features
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -159,6 +161,7 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
         """Encode image tiles [N, 3, S, S]; their features [N, image_seq_length, D] are the ``pooler_output``."""
         return self.model.get_image_features(pixel_values, **kwargs)
 
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.Tensor | None = None,

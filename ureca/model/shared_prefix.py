@@ -79,11 +79,11 @@ def enable_shared_prefixes(config: PreTrainedConfig) -> None:
         query: torch.Tensor,
         key: torch.Tensor,
         value: torch.Tensor,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         shared_prefixes: SharedPrefixes | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Any]:
-        if shared_prefixes is None or attention_mask is None:
+        if shared_prefixes is None:
             output, weights = usual_attention(module, query, key, value, attention_mask, **kwargs)
             return output, weights
         output = attend_to_prefix_and_suffix(

@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
 from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
 
+from ureca.errors import SettingsError
 from ureca.model.configuration import UrecaConfig
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.modeling import UrecaForConditionalGeneration
@@ -41,6 +42,9 @@ class TinySizes:
         vocab_size: rows of the embedding; at least as many as the tokenizer has tokens.
         num_mask_tokens: tokens of a mask tile.
         mask_encoder: "convolutional" or "fused".
+
+    Raises:
+        SettingsError: if sizes do not fit each other.
     """
 
     image_size: int = 56
@@ -58,8 +62,15 @@ class TinySizes:
     mask_encoder: str = "convolutional"
 
     def __post_init__(self) -> None:
-        if self.image_size % (2 * PATCH_SIZE_PX):
-            raise ValueError(f"image_size must be a multiple of {2 * PATCH_SIZE_PX}, got {self.image_size}")
+        divisors = {
+            "image_size": (self.image_size, 2 * PATCH_SIZE_PX),
+            "vision_width": (self.vision_width, self.vision_heads),
+            "width": (self.width, 2 * self.heads),
+            "heads": (self.heads, self.key_value_heads),
+        }
+        for name, (size, divisor) in divisors.items():
+            if size < 1 or size % divisor:
+                raise SettingsError(f"{name} must be a multiple of {divisor}, got {size}")
 
     @property
     def image_seq_length(self) -> int:
@@ -70,11 +81,17 @@ class TinySizes:
 def build_tiny(
     sizes: TinySizes | None = None, *, seed: int = 0
 ) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
-    """A random model in float32 and its processor; the same seed gives the same weights."""
+    """A random model in float32 and its processor; the same seed gives the same weights.
+
+    Raises:
+        SettingsError: if the vocabulary is too small for the tokenizer, or the mask encoder cannot be of these sizes.
+    """
     sizes = sizes or TinySizes()
     tokenizer = build_tokenizer()
     if len(tokenizer) > sizes.vocab_size:
-        raise ValueError(f"vocab_size must be at least {len(tokenizer)}, the tokenizer's size, got {sizes.vocab_size}")
+        raise SettingsError(
+            f"vocab_size must be at least {len(tokenizer)}, the tokenizer's size, got {sizes.vocab_size}"
+        )
     image_processor = UrecaImageProcessor(tile_size_px=sizes.image_size, max_tiles=sizes.max_tiles)
     processor = UrecaProcessor(
         image_processor,
@@ -82,7 +99,11 @@ def build_tiny(
         num_mask_tokens=sizes.num_mask_tokens,
         image_seq_length=sizes.image_seq_length,
     )
-    model = UrecaForConditionalGeneration(_configuration(sizes, processor)).eval()
+    try:
+        config = _configuration(sizes, processor)
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+    model = UrecaForConditionalGeneration(config).eval()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     _randomise(model, seed)
     _silence_special_tokens(model, tokenizer)
