@@ -62,7 +62,7 @@ def test_any_image_gives_distinct_connected_nested_masks(
     for mask in masks:
         assert mask.rle["size"] == list(image.shape[:2])
         assert 0 < mask.area_px == rle.area_px(mask.rle) < image.shape[0] * image.shape[1]
-        assert mask.bbox_xywh == rle.box_xywh(mask.rle)
+        assert mask.bbox_xywh == rle.inclusive_box_xywh(mask.rle)
         assert mask.predicted_iou is None
         assert mask.stability_score is not None
         assert 0 <= mask.stability_score <= 1

@@ -70,7 +70,7 @@ class SegmentsProposer:
     """
 
     def __init__(self, settings: SegmentsSettings | None = None) -> None:
-        self.name = "segments 1"
+        self.name = "segments-1"
         self._settings = settings or SegmentsSettings()
 
     def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
@@ -108,7 +108,7 @@ class SegmentsProposer:
             Mask(
                 id=id,
                 rle=drawn[position][1],
-                bbox_xywh=rle_codec.box_xywh(drawn[position][1]),
+                bbox_xywh=rle_codec.inclusive_box_xywh(drawn[position][1]),
                 area_px=rle_codec.area_px(drawn[position][1]),
                 stability_score=float(persistence[drawn[position][0]]),
             )
