@@ -3,6 +3,11 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more of the machine than of the code.
+settings.register_profile("ureca", deadline=None)
+settings.load_profile("ureca")
 
 
 @pytest.fixture(scope="session")

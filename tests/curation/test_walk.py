@@ -55,7 +55,7 @@ def random_delays(seed: int) -> RecordingAnnotator:
 
 
 class TestOrder:
-    @settings(max_examples=40, deadline=None)
+    @settings(max_examples=40)
     @given(trees(), st.integers(0, 2**32))
     def test_every_question_comes_after_what_it_tells(self, parents: dict[int, int], seed: int) -> None:
         image = image_of(parents)
@@ -88,7 +88,7 @@ class TestOrder:
                 if children[child]:
                     assert annotator.when("answered", "detailed", child) < annotator.when("asked", "detailed", id)
 
-    @settings(max_examples=20, deadline=None)
+    @settings(max_examples=20)
     @given(trees(), st.integers(0, 2**32), st.integers(0, 2**32))
     def test_captions_do_not_depend_on_timing(self, parents: dict[int, int], seed: int, other: int) -> None:
         image = image_of(parents)
@@ -186,7 +186,7 @@ class TestFailures:
             walk(image_of(FAMILY), RecordingAnnotator(buggy))
         assert caught.value.subgroup(ZeroDivisionError) is not None
 
-    @settings(max_examples=30, deadline=None)
+    @settings(max_examples=30)
     @given(trees(), st.data())
     def test_who_fails_fails_alone(self, parents: dict[int, int], data: st.DataObject) -> None:
         failed = data.draw(st.sets(st.sampled_from(list(parents))))
@@ -265,7 +265,7 @@ class TestUniqueness:
             assert (region.caption, region.failure) == (None, "unique_caption:not_unique")
             assert region.detailed_caption == "same"
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=60)
     @given(trees(), st.integers(0, 2**32), st.booleans(), st.integers(1, 4))
     def test_final_captions_are_pairwise_distinct(
         self, parents: Mapping[int, int], seed: int, alike: bool, max_rounds: int

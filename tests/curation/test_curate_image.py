@@ -1,0 +1,213 @@
+"""From an image and its masks to rows."""
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.curation.stand_ins import EverythingAlike, NothingAlike, RecordingAnnotator, failing
+from tests.drawn import HEIGHT, WIDTH, disc, drawn_image
+from ureca.curation.curate import Curator, ViewSettings, curate_image
+from ureca.curation.describer import Describer
+from ureca.curation.embedder import Embedder
+from ureca.curation.embedders import DescriptorEmbedder
+from ureca.curation.lookalikes import UniquenessSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.selection import TreeSettings
+from ureca.mllm.standin import StandInChatModel, StandInSettings
+from ureca.regions import Mask, MaskTree
+from ureca.schema import REGIONS, conform
+
+BLACK = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+
+
+def curate(masks: list[Mask], annotator: RecordingAnnotator | None = None, **curator: Any) -> dict[int, dict[str, Any]]:
+    """Rows by region id, in their order."""
+    curator.setdefault("embedder", NothingAlike())
+    made = Curator(annotator=annotator or RecordingAnnotator(), **curator)
+    rows = asyncio.run(curate_image(BLACK, masks, made))
+    return {row["region_id"]: row for row in rows}
+
+
+def drawn_masks() -> list[Mask]:
+    """A large disc 1 with two parts 2 and 3, and a small disc 4 beside it."""
+    return drawn_image(0)[1]
+
+
+def test_a_row_of_a_mask() -> None:
+    mask = Mask.from_array(7, disc(20, 30, 9), predicted_iou=1.02, stability_score=0.9)
+    assert curate([mask])[7] == {
+        "region_id": 7,
+        "rle": mask.rle["counts"],
+        "bbox_xywh": [21, 11, 18, 18],
+        "area_px": mask.area_px,
+        "parent_id": -1,
+        "depth": 0,
+        "predicted_iou": 1.02,
+        "stability_score": 0.9,
+        "short_caption": "short of 7",
+        "detailed_caption": "short of 7",
+        "caption": "short of 7",
+        "lookalike_ids": [],
+        "verdict": "unchecked",
+        "verdict_reason": None,
+        "status": "ok",
+    }
+
+
+def test_every_mask_has_a_row_parents_first() -> None:
+    rows = curate(drawn_masks()[::-1])
+    assert {id: (row["parent_id"], row["depth"]) for id, row in rows.items()} == {
+        1: (-1, 0),
+        2: (1, 1),
+        3: (1, 1),
+        4: (-1, 0),
+    }
+    assert next(iter(rows)) == 1
+    assert rows[1]["detailed_caption"] == "detailed of 1"
+
+
+def test_masks_that_are_not_captioned_say_why() -> None:
+    empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
+    rows = curate([*drawn_masks(), empty], tree=TreeSettings(min_area_fraction=0.033))
+    assert {id: row["status"] for id, row in rows.items()} == {
+        1: "ok",
+        2: "skipped:small",
+        3: "skipped:small",
+        4: "ok",
+        9: "skipped:empty",
+    }
+    for id in (3, 9):
+        assert rows[id]["short_caption"] is rows[id]["detailed_caption"] is rows[id]["caption"] is None
+        assert rows[id]["verdict"] == "unchecked"
+
+
+def test_an_empty_mask_is_a_row_even_where_no_area_is_too_small() -> None:
+    empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
+    annotator = PromptedAnnotator(StandInChatModel(StandInSettings()), PromptingSettings())
+    curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(min_area_fraction=0))
+    rows = asyncio.run(curate_image(BLACK, [*drawn_masks(), empty], curator))
+    assert [row["region_id"] for row in rows if row["status"] == "skipped:empty"] == [9]
+
+
+@pytest.mark.parametrize(
+    ("stage", "status"),
+    [
+        ("short", "failed:short_caption:refused"),
+        ("detailed", "failed:detailed_caption:refused"),
+        ("unique", "failed:unique_caption:refused"),
+        ("verify", "failed:verify:refused"),
+    ],
+)
+def test_a_failed_region_says_at_which_stage(stage: str, status: str) -> None:
+    annotator = RecordingAnnotator(failing(stage, 1, kind="refused"))
+    rows = curate(drawn_masks(), annotator, embedder=EverythingAlike(), verifier=annotator)
+    assert {id: row["status"] for id, row in rows.items()} == {1: status, 2: "ok", 3: "ok", 4: "ok"}
+    assert rows[1]["verdict"] == "unchecked"
+
+
+def test_verdicts_and_reasons() -> None:
+    verifier = RecordingAnnotator(accepts=lambda caption: caption != "short of 4")
+    rows = curate(drawn_masks(), verifier=verifier)
+    assert {id: row["verdict"] for id, row in rows.items()} == {
+        1: "accepted",
+        2: "accepted",
+        3: "accepted",
+        4: "rejected",
+    }
+    assert rows[4]["verdict_reason"] == "verify of 4"
+    assert rows[4]["caption"] == "short of 4"
+    assert rows[4]["status"] == "ok"
+
+
+def test_lookalikes_and_uniqueness_settings() -> None:
+    masks = drawn_masks()
+    assert curate(masks, embedder=EverythingAlike())[1]["lookalike_ids"] == [4]
+    nested = UniquenessSettings(include_nested=True)
+    assert set(curate(masks, embedder=EverythingAlike(), uniqueness=nested)[1]["lookalike_ids"]) == {2, 3, 4}
+
+
+def test_the_tree_is_planted_with_its_setting_unless_one_is_given() -> None:
+    first, second = Mask.from_array(1, disc(30, 40, 12)), Mask.from_array(2, disc(30, 48, 9))
+    assert curate([first, second], tree=TreeSettings(containment=0.9))[2]["parent_id"] == -1
+    assert curate([first, second], tree=TreeSettings(containment=0.5))[2]["parent_id"] == 1
+    tree = MaskTree.plant([first, second], containment=0.5)
+    rows = asyncio.run(curate_image(BLACK, [first, second], Curator(RecordingAnnotator(), NothingAlike()), tree))
+    assert [row["parent_id"] for row in rows] == [-1, 1]
+
+
+def test_views_are_capped_by_their_setting() -> None:
+    class Looking(RecordingAnnotator):
+        async def short_caption(self, image: Any, region_id: int, **context: Any) -> str:
+            assert max(image.views.whole_with_contour(region_id).shape) == 40
+            return await super().short_caption(image, region_id, **context)
+
+    assert curate(drawn_masks(), Looking(), views=ViewSettings(max_side_px=40))[1]["status"] == "ok"
+
+
+def test_an_image_without_masks() -> None:
+    assert curate([]) == {}
+
+
+def test_one_pixel() -> None:
+    pixels, mask = np.full((1, 1, 3), 90, np.uint8), Mask.from_array(0, np.ones((1, 1), bool))
+    annotator = PromptedAnnotator(StandInChatModel(StandInSettings()), PromptingSettings())
+    curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(max_area_fraction=1), verifier=annotator)
+    (row,) = asyncio.run(
+        curate_image(
+            pixels,
+            [
+                mask,
+            ],
+            curator,
+        )
+    )
+    assert (row["status"], row["verdict"]) == ("ok", "accepted")
+
+
+def test_masks_of_another_image_are_a_bug_of_the_caller() -> None:
+    with pytest.raises(ValueError, match=r"mask 3 has the size \[2, 2\], the image \[60, 80\]"):
+        curate([Mask.from_array(3, np.ones((2, 2), bool))])
+    with pytest.raises(ValueError, match="4 appears twice"):
+        curate([Mask.from_array(4, disc(20, 20, 5)), Mask.from_array(4, disc(40, 40, 5))])
+
+
+@pytest.mark.parametrize("embedder", [DescriptorEmbedder(), EverythingAlike()], ids=["descriptor", "all alike"])
+@pytest.mark.parametrize(
+    "annotator",
+    [Describer(), PromptedAnnotator(StandInChatModel(StandInSettings()), PromptingSettings())],
+    ids=["describer", "prompted"],
+)
+def test_real_annotators_write_distinct_captions_that_fit_the_schema(
+    annotator: Describer | PromptedAnnotator, embedder: Embedder
+) -> None:
+    pixels, masks = drawn_image(1)
+    rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, embedder, verifier=annotator)))
+    captions = [row["caption"] for row in rows]
+    assert len(set(captions)) == len(captions) == 4
+    assert {row["status"] for row in rows} == {"ok"}
+    assert {row["verdict"] for row in rows} == {"accepted"}
+    conform([{"image_id": "a", "uri": "a.png", "height": HEIGHT, "width": WIDTH, "regions": rows}], REGIONS)
+
+
+@settings(max_examples=15)
+@given(
+    st.lists(st.tuples(st.integers(0, 59), st.integers(0, 79), st.integers(1, 40)), max_size=8),
+    st.floats(0, 0.6),
+    st.integers(0, 2**16),
+)
+def test_whatever_the_model_says_ok_captions_are_distinct(
+    discs: list[tuple[int, int, int]], malformed_fraction: float, seed: int
+) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    masks = [Mask.from_array(id, disc(*shape)) for id, shape in enumerate(discs)]
+    model = StandInChatModel(StandInSettings(malformed_fraction=malformed_fraction))
+    annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=1))
+    rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, DescriptorEmbedder())))
+    assert sorted(row["region_id"] for row in rows) == list(range(len(masks)))
+    captions = [row["caption"] for row in rows if row["status"] == "ok"]
+    assert None not in captions
+    assert len({caption.casefold() for caption in captions}) == len(captions)

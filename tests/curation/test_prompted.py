@@ -1,0 +1,343 @@
+"""The annotator that asks an MLLM: what it shows, what it asks, and which answers it takes."""
+
+import asyncio
+import json
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from pydantic import ValidationError
+
+from tests.curation.stand_ins import NothingAlike, RecordingAnnotator, ScriptedChatModel, caption_json
+from ureca.curation import prompts
+from ureca.curation.annotator import LookAlike, Verdict
+from ureca.curation.image import CurationImage
+from ureca.curation.lookalikes import UniquenessSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.walk import caption_regions
+from ureca.errors import AnswerError
+from ureca.mllm.protocol import ChatAnswer, ChatRequest
+from ureca.mllm.standin import StandInChatModel, StandInSettings
+from ureca.mllm.usage import metered
+from ureca.regions import ROOT, Mask, MaskTree
+from ureca.regions.views import TARGET_BLUE, YELLOW, Views
+
+Answer = TypeVar("Answer")
+
+HEIGHT, WIDTH = 60, 100
+RED, GREEN, WHITE = (200, 0, 0), (0, 200, 0), (250, 250, 250)
+CAT, EAR, NOSE, CUP = 1, 2, 3, 4
+
+
+def rectangle(top: int, bottom: int, left: int, right: int) -> npt.NDArray[np.bool_]:
+    pixels = np.zeros((HEIGHT, WIDTH), bool)
+    pixels[top:bottom, left:right] = True
+    return pixels
+
+
+@pytest.fixture
+def image() -> CurationImage:
+    """On white: a red cat of 40 x 50 pixels with a green ear of 20 x 20 and a nose, and a white cup of 20 x 20."""
+    shapes = {
+        CAT: rectangle(10, 50, 10, 60),
+        EAR: rectangle(20, 40, 20, 40),
+        NOSE: rectangle(20, 30, 45, 55),
+        CUP: rectangle(20, 40, 70, 90),
+    }
+    pixels = np.full((HEIGHT, WIDTH, 3), WHITE, np.uint8)
+    pixels[shapes[CAT]] = RED
+    pixels[shapes[EAR]] = GREEN
+    masks = {id: Mask.from_array(id, shape) for id, shape in shapes.items()}
+    tree = MaskTree.plant(list(masks.values()))
+    return CurationImage(pixels, masks, tree, (CAT, CUP), (CAT, EAR, NOSE, CUP), Views(pixels, masks))
+
+
+def annotator_of(model: ScriptedChatModel, **settings: Any) -> PromptedAnnotator:
+    return PromptedAnnotator(model, PromptingSettings(**settings))
+
+
+def run(question: Coroutine[Any, Any, Answer]) -> Answer:
+    return asyncio.run(question)
+
+
+def short_caption(
+    annotator: PromptedAnnotator, image: CurationImage, region_id: int = CAT, *siblings: str, parent: str | None = None
+) -> str:
+    return run(annotator.short_caption(image, region_id, parent_caption=parent, sibling_captions=siblings))
+
+
+def num_pixels(view: npt.NDArray[np.uint8], colour: tuple[int, int, int]) -> int:
+    return int((view == colour).all(axis=2).sum())
+
+
+def is_whole_with_contour(view: npt.NDArray[np.uint8]) -> bool:
+    return view.shape == (HEIGHT, WIDTH, 3) and num_pixels(view, YELLOW) > 0
+
+
+class TestViews:
+    def test_a_main_object_in_the_image_and_alone(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        short_caption(annotator_of(model), image, CAT)
+        whole, crop = model.requests[0].images
+        assert is_whole_with_contour(whole)
+        assert num_pixels(whole, WHITE) > HEIGHT * WIDTH / 4  # nothing is blurred
+        assert crop.shape == (40, 50, 3)
+        assert num_pixels(crop, GREEN) == 400
+        assert num_pixels(crop, YELLOW) == 0
+
+    def test_a_part_in_its_parent_and_alone(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        short_caption(annotator_of(model), image, EAR)
+        in_parent, crop = model.requests[0].images
+        assert in_parent.shape == (40, 50, 3)
+        assert num_pixels(in_parent, YELLOW) == 22**2 - 16**2
+        assert num_pixels(in_parent, RED) == 40 * 50 - 22**2
+        assert crop.shape == (20, 20, 3)
+        assert num_pixels(crop, GREEN) == 400
+
+    def test_in_detail_the_image_with_the_region_in_it(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        run(annotator_of(model).detailed_caption(image, EAR, short_caption="An ear.", child_captions=["Fur."]))
+        (view,) = model.requests[0].images
+        assert is_whole_with_contour(view)
+        assert num_pixels(view, YELLOW) == 22**2 - 16**2
+
+    def test_lookalikes_in_their_union_with_the_region_in_blue(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        run(annotator_of(model).unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")]))
+        (view,) = model.requests[0].images
+        assert view.shape == (20, 70, 3)
+        assert tuple(view[0, 60]) == TARGET_BLUE
+        assert tuple(view[0, 10]) not in {TARGET_BLUE, GREEN}
+
+    def test_verification_sees_the_image_the_contour_and_the_crop(self, image: CurationImage) -> None:
+        model = ScriptedChatModel(['{"is_true": true, "reason": "So it is."}'])
+        run(annotator_of(model).verify(image, EAR, caption="A green ear."))
+        whole, contour, crop = model.requests[0].images
+        np.testing.assert_array_equal(whole, image.pixels)
+        assert is_whole_with_contour(contour)
+        assert crop.shape == (20, 20, 3)
+
+
+class TestQuestions:
+    def test_a_short_caption_is_asked_with_the_parents_and_the_siblings(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        short_caption(annotator_of(model), image, NOSE, "Its left ear.", "Its right ear.", parent="A cat.")
+        text = model.requests[0].text
+        assert text.index("A cat.") < text.index("Its left ear.") < text.index("Its right ear.")
+
+    def test_a_main_object_is_asked_about_without_a_parent(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        short_caption(annotator_of(model), image)
+        assert "part of" not in model.requests[0].text
+        assert "neighbours" not in model.requests[0].text
+
+    @pytest.mark.parametrize(("limit", "named"), [(0, []), (1, ["c"]), (2, ["b", "c"]), (3, ["a", "b", "c"])])
+    def test_the_nearest_siblings_are_named(self, image: CurationImage, limit: int, named: list[str]) -> None:
+        model = ScriptedChatModel()
+        short_caption(annotator_of(model, max_sibling_captions=limit), image, NOSE, "a", "b", "c")
+        assert [line[2:] for line in model.requests[0].text.splitlines() if line.startswith("- ")] == named
+
+    def test_a_detailed_caption_is_asked_with_all_parts(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        parts = [f"Part {index}." for index in range(40)]
+        run(annotator_of(model).detailed_caption(image, CAT, short_caption="A cat.", child_captions=parts))
+        text = model.requests[0].text
+        assert [line[2:] for line in text.splitlines() if line.startswith("- ")] == parts
+        assert "A cat." in text
+
+    def test_the_first_lookalikes_are_shown_and_numbered(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        lookalikes = [LookAlike(NOSE, "A nose."), LookAlike(EAR, "An ear."), LookAlike(CAT, "A cat.")]
+        annotator = annotator_of(model, max_lookalikes=2)
+        run(annotator.unique_caption(image, CUP, caption="A cup.", lookalikes=lookalikes))
+        text = model.requests[0].text
+        assert "A cup." in text
+        assert [line for line in text.splitlines() if line[:1].isdigit()] == ["1: A nose.", "2: An ear."]
+        (view,) = model.requests[0].images
+        assert view.shape == (20, 70, 3)  # the cat would make it larger
+
+    def test_verification_names_the_caption(self, image: CurationImage) -> None:
+        model = ScriptedChatModel(['{"is_true": true}'])
+        run(annotator_of(model).verify(image, EAR, caption="A green ear."))
+        assert "A green ear." in model.requests[0].text
+
+    def test_the_constant_part_is_the_same_for_all_regions_of_a_stage(self, image: CurationImage) -> None:
+        """It comes first, so that an engine's prefix cache serves it; all that differs comes after it."""
+        model = _ByContent()
+        annotator = PromptedAnnotator(model, PromptingSettings())
+        uniqueness = UniquenessSettings(include_nested=True, similarity_threshold=-1)
+        run(caption_regions(image, annotator, NothingAlike(), uniqueness, verifier=annotator))
+        stages: dict[str, set[str]] = {}
+        for request in model.requests:
+            stages.setdefault(request.system, set()).add(request.text)
+        constant = [prompts.SHORT_CAPTION, prompts.DETAILED_CAPTION, prompts.UNIQUE_CAPTION, prompts.VERIFICATION]
+        assert list(stages) == constant
+        assert [len(texts) for texts in stages.values()] == [4, 1, 4, 4]
+        assert len({json.dumps(request.answer_schema) for request in model.requests}) == 2
+        for request in model.requests:
+            assert isinstance(request.parts[-1], str)  # pictures before the question
+            assert len(request.images) == len(request.parts) - 1
+
+    def test_captions_are_asked_at_the_settings_temperature_and_bound(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        short_caption(annotator_of(model, temperature=0.7, max_new_tokens=99), image)
+        assert (model.requests[0].temperature, model.requests[0].max_new_tokens) == (0.7, 99)
+
+    def test_verification_is_greedy(self, image: CurationImage) -> None:
+        model = ScriptedChatModel(['{"is_true": true}'])
+        run(annotator_of(model, temperature=0.7).verify(image, EAR, caption="A green ear."))
+        assert model.requests[0].temperature == 0
+
+    def test_the_answers_schema_goes_along(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        short_caption(annotator_of(model), image)
+        schema = model.requests[0].answer_schema
+        assert schema["required"] == ["caption"]
+        assert schema["properties"]["caption"]["type"] == "string"
+
+    def test_the_name_tells_the_model_and_the_version_of_the_prompts(self) -> None:
+        assert annotator_of(ScriptedChatModel()).name == f"prompted-{prompts.VERSION}:scripted"
+
+
+class _ByContent(StandInChatModel):
+    def __init__(self) -> None:
+        super().__init__(StandInSettings())
+        self.requests: list[ChatRequest] = []
+
+    async def answer(self, request: ChatRequest) -> ChatAnswer:
+        self.requests.append(request)
+        return await super().answer(request)
+
+
+class TestAnswers:
+    @pytest.mark.parametrize(
+        ("text", "caption"),
+        [
+            ('{"caption": "A cat."}', "A cat."),
+            ('```json\n{"caption": "A cat."}\n```', "A cat."),
+            ('Sure, here it is:\n{"caption": "A cat."}\nAnything else?', "A cat."),
+            ('{"caption": "  A cat\\n on\\ta mat. "}', "A cat on a mat."),
+            ('{"caption": "A {black} cat."}', "A {black} cat."),
+            ('{"caption": "A cat.", "confidence": 0.3}', "A cat."),
+            ('{"caption": "Eine Katze: \\u00fc \\ud83d\\ude3a"}', "Eine Katze: ü 😺"),
+        ],
+    )
+    def test_a_caption_is_found(self, image: CurationImage, text: str, caption: str) -> None:
+        assert short_caption(annotator_of(ScriptedChatModel([text])), image) == caption
+
+    @pytest.mark.parametrize(
+        "text",
+        [
+            "",
+            "A cat.",
+            "}{",
+            '{"caption": "A cat."',
+            '{"caption": "A cat.}',
+            '{"caption": ""}',
+            '{"caption": " \\n "}',
+            '{"caption": "\\u001c"}',
+            '{"caption": null}',
+            '{"caption": 3}',
+            '{"caption": ["A cat."]}',
+            '{"Caption": "A cat."}',
+            '["A cat."]',
+            '{"caption": "a \\ud800"}',
+            caption_json("x" * 8001),
+            '{"caption": ' * 50_000 + "1" + "}" * 50_000,
+            '{"caption": ' + "9" * 5000 + "}",
+        ],
+    )
+    def test_everything_else_is_asked_again(self, image: CurationImage, text: str) -> None:
+        model = ScriptedChatModel([text, caption_json("A cat.")])
+        assert short_caption(annotator_of(model), image) == "A cat."
+        assert len(model.requests) == 2
+
+    def test_the_temperature_rises_with_the_attempts_up_to_two(self, image: CurationImage) -> None:
+        model = ScriptedChatModel(["no"])
+        with pytest.raises(AnswerError):
+            short_caption(annotator_of(model, temperature=1.7, max_attempts=4), image)
+        assert [request.temperature for request in model.requests] == pytest.approx([1.7, 1.9, 2.0, 2.0])
+        first, *others = model.requests
+        assert all((other.system, other.text) == (first.system, first.text) for other in others)
+
+    @pytest.mark.parametrize("max_attempts", [1, 3])
+    def test_after_the_last_attempt_the_answer_is_unusable(self, image: CurationImage, max_attempts: int) -> None:
+        model = ScriptedChatModel(["I would rather not say"])
+        with pytest.raises(
+            AnswerError, match=f"{max_attempts} answers were no typed answer: there is no JSON"
+        ) as failed:
+            short_caption(annotator_of(model, max_attempts=max_attempts), image)
+        assert failed.value.kind == "unusable_answer"
+        assert len(model.requests) == max_attempts
+
+    def test_a_refusal_for_good_is_not_asked_again(self, image: CurationImage) -> None:
+        class Refusing(ScriptedChatModel):
+            async def answer(self, request: ChatRequest) -> ChatAnswer:
+                await super().answer(request)
+                raise AnswerError("too_long", "the prompt does not fit")
+
+        model = Refusing()
+        with pytest.raises(AnswerError, match="too_long"):
+            short_caption(annotator_of(model), image)
+        assert len(model.requests) == 1
+
+    @pytest.mark.parametrize(
+        ("text", "verdict"),
+        [
+            ('{"is_true": true, "reason": "It is."}', Verdict(True, "It is.")),
+            ('{"is_true": false, "reason": "It is red."}', Verdict(False, "It is red.")),
+            ('{"is_true": "False"}', Verdict(False, "")),
+        ],
+    )
+    def test_verdicts(self, image: CurationImage, text: str, verdict: Verdict) -> None:
+        annotator = annotator_of(ScriptedChatModel([text]))
+        assert run(annotator.verify(image, EAR, caption="A green ear.")) == verdict
+
+    @pytest.mark.parametrize("text", ['{"reason": "It is."}', '{"is_true": "perhaps"}', '{"is_true": null}'])
+    def test_no_verdict_is_no_false(self, image: CurationImage, text: str) -> None:
+        with pytest.raises(AnswerError):
+            run(annotator_of(ScriptedChatModel([text])).verify(image, EAR, caption="A green ear."))
+
+
+class TestUsage:
+    def test_every_attempt_costs(self, image: CurationImage) -> None:
+        with metered() as usage:
+            short_caption(annotator_of(ScriptedChatModel(["no", "no", caption_json("A cat.")])), image)
+        assert (usage.num_calls, usage.num_prompt_tokens, usage.num_new_tokens) == (3, 300, 30)
+
+    def test_images_curated_at_the_same_time_are_counted_apart(self, image: CurationImage) -> None:
+        annotator = annotator_of(ScriptedChatModel(['{"is_true": true}']))
+
+        async def verify(times: int) -> int:
+            with metered() as usage:
+                async with asyncio.TaskGroup() as group:
+                    for _ in range(times):
+                        group.create_task(annotator.verify(image, EAR, caption="A green ear."))
+            return usage.num_calls
+
+        async def both() -> list[int]:
+            return await asyncio.gather(verify(2), verify(5))
+
+        assert run(both()) == [2, 5]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"temperature": -0.1}, {"temperature": 2.1}, {"max_attempts": 0}, {"max_lookalikes": 0}, {"max_new_tokens": 1}],
+)
+def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        PromptingSettings.model_validate(settings)
+
+
+def test_the_walk_with_a_recording_verifier_needs_no_second_model(image: CurationImage) -> None:
+    """Annotator and verifier are any two annotators."""
+    model = _ByContent()
+    verifier = RecordingAnnotator()
+    annotator = PromptedAnnotator(model, PromptingSettings())
+    captions = run(caption_regions(image, annotator, NothingAlike(), UniquenessSettings(), verifier))
+    assert verifier.of_stage("verify").keys() == captions.keys() == set(image.regions)
+    assert image.tree.parents[EAR] == CAT != ROOT
