@@ -1,0 +1,69 @@
+"""The ``ureca`` command: exit statuses, messages, and the demo from end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import demo
+from jobs.cli import main
+from tests.drawn import write_corpus
+from ureca.dataset import Output
+
+
+def test_an_unknown_verb_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["caress"]) == 2
+    assert "curate" in capsys.readouterr().err
+
+
+def test_version_and_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert main([]) == 2
+    assert capsys.readouterr().out.startswith("ureca 0.")
+
+
+def test_what_the_user_can_put_right_is_one_message_and_status_2(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["curate", str(tmp_path / "nowhere"), str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("ureca: ")
+    assert "nowhere" in error
+    assert "Traceback" not in error
+
+
+def test_an_unknown_benchmark_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["bench", "nothing"]) == 2
+    assert "tree" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_too_many_failures_are_status_1_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_corpus(tmp_path / "in", 4)
+    (tmp_path / "in" / "img_0001.png").write_bytes(b"")
+    annotated = ["--listing.annotations", "beside", "--proposals.kind", "annotations"]
+    command = ["curate", str(tmp_path / "in"), str(tmp_path / "out"), *annotated]
+    assert main(command) == 1
+    printed = capsys.readouterr()
+    assert "4, of which 1 failed" in printed.out
+    assert "1 x read:empty_file" in printed.out
+    assert "--retry-errors" in printed.err
+    assert main([*command, "--max-error-fraction", "0.25"]) == 0
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(600)
+def test_the_demo_captions_real_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert demo.main([str(tmp_path / "demo")]) == 0
+    assert "report.html" in capsys.readouterr().out
+    assert (tmp_path / "demo" / "report.html").stat().st_size > 100_000
+    rows = list(Output(str(tmp_path / "demo" / "photographs")).rows())
+    assert len(rows) == 5
+    for row in rows:
+        captions = [region["caption"] for region in row["regions"] if region["status"] == "ok"]
+        assert row["error"] is None
+        assert len(captions) >= 20
+        assert len({caption.casefold() for caption in captions}) == len(captions)
+        assert max(region["depth"] for region in row["regions"]) >= 2
+    run = json.loads((tmp_path / "demo" / "photographs" / "run.json").read_text())
+    assert run["state"] == "finished"
