@@ -228,6 +228,19 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
     assert torch.allclose(converted_logits(save_released(tmp_path, tensors, config)), expected, atol=1e-4)
 
 
+@pytest.mark.parametrize("equal", [True, False])
+def test_a_tied_head_may_be_stored_but_not_differ(equal: bool, tmp_path: Path) -> None:
+    config = released.config_of("qwen2")
+    config["llm_config"]["tie_word_embeddings"] = True
+    tensors = released.random_tensors(config)
+    if equal:
+        tensors["language_model.lm_head.weight"] = tensors["language_model.model.embed_tokens.weight"].clone()
+        converted_logits(save_released(tmp_path, tensors, config))
+        return
+    with pytest.raises(CheckpointError, match=r"tied: lm_head\.weight differs from the embeddings"):
+        converted_logits(save_released(tmp_path, tensors, config))
+
+
 def test_tensors_that_are_missing_unexpected_or_of_another_shape_are_all_listed(tmp_path: Path) -> None:
     config = released.config_of("internlm2")
     tensors = released.random_tensors(config)

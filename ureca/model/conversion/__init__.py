@@ -98,10 +98,14 @@ def _build_model(
 ) -> UrecaForConditionalGeneration:
     with torch.device("meta"):
         expected = {name: tensor.shape for name, tensor in UrecaForConditionalGeneration(config).state_dict().items()}
+    problems = []
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight")
-        tensors.pop("lm_head.weight", None)
-    problems = [
+        embeddings = tensors.get("model.language_model.embed_tokens.weight")
+        head = tensors.pop("lm_head.weight", None)
+        if head is not None and embeddings is not None and not torch.equal(head, embeddings):
+            problems.append("tied: lm_head.weight differs from the embeddings, which config.json ties it to")
+    problems += [
         *(f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())),
         *(f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())),
         *(
