@@ -13,6 +13,7 @@ SIZE = 28
 sides = st.integers(1, 300)
 
 
+@settings(deadline=None)
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000), max_tiles=st.integers(1, 12))
 def test_the_grid_is_the_one_that_internvl_chooses(height: int, width: int, max_tiles: int) -> None:
     expected = get_optimal_tiled_canvas((height, width), (448, 448), 1, max_tiles)

@@ -147,15 +147,15 @@ def _attend(
     batch, num_heads, length, size = query.shape
     num_kv_heads, prefix_length = prefix[0].shape[:2]
     group = num_heads // num_kv_heads
-    # Key-value heads first: rows, the heads of a group and positions are then all rows of one product.
-    query = query.reshape(batch, num_kv_heads, group * length, size).transpose(0, 1)
-    keys, values = (states.transpose(0, 1) for states in suffix)
-    mask = suffix_mask.expand(batch, group, length, -1).reshape(batch, group * length, -1)
+    query = query.reshape(batch, num_kv_heads, group * length, size)
+    mask = suffix_mask.expand(batch, group, length, -1).reshape(batch, 1, group * length, -1)
 
-    prefix_scores = query.reshape(num_kv_heads, -1, size) @ prefix[0].transpose(1, 2)
-    suffix_scores = (query @ keys.transpose(2, 3)).masked_fill(~mask, -torch.inf)
+    # For the prefix key-value heads come first: rows, heads of a group and positions are all rows of one product.
+    prefix_scores = query.transpose(0, 1).reshape(num_kv_heads, -1, size) @ prefix[0].transpose(1, 2)
+    suffix_scores = (query @ suffix[0].transpose(2, 3)).masked_fill(~mask, -torch.inf).transpose(0, 1)
     scores = torch.cat([prefix_scores.view(*suffix_scores.shape[:3], prefix_length), suffix_scores], dim=-1)
     weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
     from_prefix = weights[..., :prefix_length].flatten(1, 2) @ prefix[1]
-    attended = from_prefix.view_as(query) + weights[..., prefix_length:] @ values
-    return attended.transpose(0, 1).reshape(batch, num_heads, length, size).transpose(1, 2).contiguous()
+    from_suffix = weights[..., prefix_length:].transpose(0, 1) @ suffix[1]
+    attended = from_prefix.view(num_kv_heads, batch, group * length, size).transpose(0, 1) + from_suffix
+    return attended.reshape(batch, num_heads, length, size).transpose(1, 2).contiguous()

@@ -110,7 +110,8 @@ def tile_mask_as_released(
     """Cut a mask as the inputs of the released weights were cut: values 0 and 255, and a thumbnail that wraps.
 
     The grid is sampled by nearest neighbour, but the thumbnail is resized bicubically in floating point and cast to
-    uint8, so that overshoot wraps around (-3 becomes 253). Only for weights that were trained on such inputs.
+    uint8, so that overshoot wraps around (-3 becomes 253). The bicubic kernel is Pillow's, as for images. Only for
+    weights that were trained on such inputs.
 
     Args:
         mask: bool [H, W]; the other arguments as `tile_mask`.
