@@ -96,19 +96,20 @@ class TestRoundTrips:
 
 
 class TestContainment:
-    @given(
-        st.integers(0, 4),
-        st.integers(0, 4),
-        st.data(),
-    )
-    def test_shares_are_those_of_the_pixels(self, num_inner: int, num_outer: int, data: st.DataObject) -> None:
-        drawn = arrays.arrays(bool, (5, 6))
-        inner = [data.draw(drawn) for _ in range(num_inner)]
-        outer = [data.draw(drawn) for _ in range(num_outer)]
-        shares = rle.containment([rle.encode(mask) for mask in inner], [rle.encode(mask) for mask in outer])
-        assert shares.shape == (num_inner, num_outer)
-        expected = [[(a & b).sum() / a.sum() if a.any() else 0.0 for b in outer] for a in inner]
-        np.testing.assert_array_equal(shares, np.array(expected).reshape(num_inner, num_outer))
+    @given(arrays.arrays(bool, (5, 6)), arrays.arrays(bool, (5, 6)))
+    def test_the_share_is_that_of_the_pixels(self, inner: BoolMask, outer: BoolMask) -> None:
+        share = rle.Runs(rle.encode(inner)).containment_in(rle.Runs(rle.encode(outer)))
+        assert share == ((inner & outer).sum() / inner.sum() if inner.any() else 0.0)
+
+    def test_the_share_is_pycocotools_share_on_a_large_image(self) -> None:
+        rng = np.random.default_rng(0)
+        rows, columns = np.mgrid[:700, :900]
+        discs = [
+            rle.encode((rows - rng.uniform(0, 700)) ** 2 + (columns - rng.uniform(0, 900)) ** 2 < rng.uniform(9, 9e4))
+            for _ in range(12)
+        ]
+        shares = [[rle.Runs(inner).containment_in(rle.Runs(outer)) for outer in discs] for inner in discs]
+        np.testing.assert_array_equal(shares, coco_mask.iou(discs, discs, [1] * len(discs)))
 
 
 class TestFormsOfCoco:

@@ -5,7 +5,6 @@ a list of run lengths (uncompressed) or pycocotools' compact string of it (compr
 """
 
 import reprlib
-from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -59,17 +58,26 @@ def inclusive_box_xywh(rle: Rle) -> tuple[float, float, float, float]:
     return x, y, max(0.0, width - 1), max(0.0, height - 1)
 
 
-def containment(inner: Sequence[Rle], outer: Sequence[Rle]) -> npt.NDArray[np.float64]:
-    """|inner ∩ outer| / |inner| for all pairs, [len(inner), len(outer)], computed on runs, never on pixels.
+class Runs:
+    """The runs of a mask, unpacked once to be compared with many others."""
 
-    An empty inner mask is contained nowhere (0).
-    """
-    if not inner or not outer:
-        return np.zeros((len(inner), len(outer)))
-    # With "crowd" set for the second list, pycocotools divides by the first mask's area instead of the union.
-    shares: npt.NDArray[np.float64] = np.asarray(coco_mask.iou(list(inner), list(outer), [1] * len(outer)))
-    shares[~np.isfinite(shares)] = 0.0
-    return shares
+    def __init__(self, rle: Rle) -> None:
+        runs = _unpacked(rle["counts"])
+        self._borders = np.cumsum(runs)
+        inside = runs.copy()
+        inside[::2] = 0
+        self._inside_before = np.cumsum(inside)
+        self.area_px = int(self._inside_before[-1])
+
+    def containment_in(self, outer: "Runs") -> float:
+        """The share |self ∩ outer| / |self| of this mask that lies inside another of the same image; 0 if it is empty.
+
+        The number of pixels of ``outer`` before a place rises by 1 a pixel along its runs and stays between them, so
+        interpolating it at this mask's borders is exact.
+        """
+        outer_before = np.interp(self._borders, outer._borders, outer._inside_before)
+        num_common = outer_before[1::2].sum() - outer_before[: self._borders.size // 2 * 2 : 2].sum()
+        return float(num_common / self.area_px) if self.area_px else 0.0
 
 
 def from_coco(segmentation: object, height: int, width: int) -> Rle:

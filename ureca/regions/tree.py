@@ -9,7 +9,7 @@ import numpy as np
 
 from ureca.regions import rle as rle_codec
 from ureca.regions.mask import Mask
-from ureca.regions.rle import Rle
+from ureca.regions.rle import Rle, Runs
 
 ROOT = -1
 """Parent id of a top-level mask: the whole image."""
@@ -172,22 +172,18 @@ class _Holders:
     """
 
     def __init__(self, rles: Sequence[Rle], containment: float) -> None:
-        self._rles = rles
+        self._runs = [Runs(rle) for rle in rles]
         self._containment = containment
         boxes = np.array([rle_codec.box_xywh(rle) for rle in rles]).reshape(-1, 4)
         self._starts, self._ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         # A hair less than the share itself: rounding must not drop a mask that exactly reaches it.
-        self._least_px = np.array([rle_codec.area_px(rle) for rle in rles]) * (containment * (1 - 1e-9))
+        self._least_px = np.array([runs.area_px for runs in self._runs]) * (containment * (1 - 1e-9))
 
     def first(self, inner: int, among: Sequence[int]) -> int | None:
-        """The first of ``among`` that holds the mask ``inner``."""
-        if not among:
-            return None
-        outer = np.array(among)
+        """The first of ``among`` that holds the mask ``inner``; an empty mask is held by none."""
+        outer = np.array(among, dtype=np.int64)
         sides = np.minimum(self._ends[outer], self._ends[inner]) - np.maximum(self._starts[outer], self._starts[inner])
         overlap_px = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
         possible = outer[overlap_px >= self._least_px[inner]].tolist()
-        if not possible:
-            return None
-        shares = rle_codec.containment([self._rles[inner]], [self._rles[index] for index in possible])[0]
-        return next((index for index, share in zip(possible, shares, strict=True) if share >= self._containment), None)
+        held = (index for index in possible if self._runs[inner].containment_in(self._runs[index]) >= self._containment)
+        return next(held, None)
