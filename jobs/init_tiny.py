@@ -4,11 +4,11 @@ import argparse
 from dataclasses import fields
 from pathlib import Path
 
+from ureca.settings.tiny_sizes import TinySizes
+
 
 def main(argv: list[str]) -> int:
     """Write the checkpoint; returns 0."""
-    from ureca.model.tiny import TinySizes, save_tiny
-
     parser = argparse.ArgumentParser(prog="ureca init-tiny", description=__doc__)
     parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
     parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
@@ -18,6 +18,10 @@ def main(argv: list[str]) -> int:
     arguments = vars(parser.parse_args(argv))
 
     destination, seed = arguments.pop("destination"), arguments.pop("seed")
-    save_tiny(destination, TinySizes(**arguments), seed=seed)
+    sizes = TinySizes(**arguments)
+
+    from ureca.model.tiny import save_tiny
+
+    save_tiny(destination, sizes, seed=seed)
     print(f"wrote a random checkpoint to {destination}")
     return 0

@@ -13,7 +13,8 @@ from ureca.model import UrecaForConditionalGeneration, UrecaProcessor
 from ureca.model.captioner import CaptionSettings, RegionCaptioner
 from ureca.model.checkpoints import CheckpointError
 from ureca.model.region_prompts import RegionError
-from ureca.model.tiny import TinySizes, build_tiny, save_tiny
+from ureca.model.tiny import build_tiny, save_tiny
+from ureca.settings.tiny_sizes import TinySizes
 
 IMAGE, MASKS = noise_image(60, 110), box_masks(60, 110, 7)
 

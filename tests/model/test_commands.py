@@ -13,7 +13,8 @@ from ureca.benchmarks.caption import main as benchmark
 from ureca.errors import SettingsError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoints import load_checkpoint
-from ureca.model.tiny import TinySizes, build_tiny
+from ureca.model.tiny import build_tiny
+from ureca.settings.tiny_sizes import TinySizes
 
 
 def test_a_tiny_checkpoint_captions_by_what_it_sees(tmp_path: Path) -> None:

@@ -115,7 +115,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def _build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "RegionCaptioner":
     from ureca.model.captioner import RegionCaptioner
-    from ureca.model.tiny import TinySizes, build_tiny
+    from ureca.model.tiny import build_tiny
+    from ureca.settings.tiny_sizes import TinySizes
 
     sizes = TinySizes(
         image_size=TILE_SIZE_PX[image_tokens],

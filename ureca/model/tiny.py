@@ -1,6 +1,5 @@
 """Random checkpoints small enough for tests, dry runs and demos, whose captions still depend on image and mask."""
 
-import dataclasses
 from pathlib import Path
 
 import torch
@@ -13,9 +12,8 @@ from ureca.model.configuration import UrecaConfig
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS, SYSTEM_MESSAGE, UrecaProcessor
+from ureca.settings.tiny_sizes import DOWNSAMPLE_RATIO, PATCH_SIZE_PX, TinySizes
 
-PATCH_SIZE_PX = 14
-DOWNSAMPLE_RATIO = 0.5
 PAD_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_end|>"
 
 SENTENCES = (
@@ -28,54 +26,6 @@ SENTENCES = (
     SYSTEM_MESSAGE,
 )
 """What the tokenizer's merges are learned from."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TinySizes:
-    """Sizes of a random checkpoint; the defaults have 0.3 million parameters.
-
-    Args:
-        image_size: side of a tile in pixels, a multiple of 28.
-        max_tiles: the most tiles of an image.
-        vision_width, vision_layers, vision_heads: the vision encoder.
-        width, layers, heads, key_value_heads, mlp_width: the language model.
-        vocab_size: rows of the embedding; at least as many as the tokenizer has tokens.
-        num_mask_tokens: tokens of a mask tile.
-        mask_encoder: "convolutional" or "fused".
-
-    Raises:
-        SettingsError: if sizes do not fit each other.
-    """
-
-    image_size: int = 56
-    max_tiles: int = 6
-    vision_width: int = 64
-    vision_layers: int = 2
-    vision_heads: int = 2
-    width: int = 64
-    layers: int = 2
-    heads: int = 2
-    key_value_heads: int = 1
-    mlp_width: int = 128
-    vocab_size: int = 512
-    num_mask_tokens: int = 4
-    mask_encoder: str = "convolutional"
-
-    def __post_init__(self) -> None:
-        divisors = {
-            "image_size": (self.image_size, 2 * PATCH_SIZE_PX),
-            "vision_width": (self.vision_width, self.vision_heads),
-            "width": (self.width, 2 * self.heads),
-            "heads": (self.heads, self.key_value_heads),
-        }
-        for name, (size, divisor) in divisors.items():
-            if size < 1 or size % divisor:
-                raise SettingsError(f"{name} must be a multiple of {divisor}, got {size}")
-
-    @property
-    def image_seq_length(self) -> int:
-        """Tokens of an image tile after the pixel shuffle."""
-        return int((self.image_size // PATCH_SIZE_PX * DOWNSAMPLE_RATIO) ** 2)
 
 
 def build_tiny(
