@@ -1,0 +1,138 @@
+"""Captions of the regions of a scene: short ones, detailed ones, and unique ones."""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from itertools import product
+from typing import Any
+
+from ureca.regions import ROOT
+from ureca.scenes.dice import Dice
+from ureca.scenes.language import Caption, Description
+from ureca.scenes.resolve import referents, related
+from ureca.scenes.scene import Region, Scene
+from ureca.scenes.vocabulary import BACKDROP, BEHIND, IN_FRONT_OF, LEFT_OF, NUMBERS, OF, ORDERS, RIGHT_OF
+
+_RELATIONS_FIRST = 0.7
+_PARTS_FIRST = 0.2
+"""How often relations, and parts, are tried before the order from left to right."""
+
+
+@dataclass(frozen=True, slots=True)
+class RegionCaptions:
+    """What is said of one region.
+
+    Attributes:
+        short: what it is and what it is part of; true, distinct from the parts beside it, often not unique.
+        detailed: the same, and all that it is made of; the short one where it has no parts.
+        unique: fits this region and no other of the scene.
+    """
+
+    short: Caption
+    detailed: Caption
+    unique: Caption
+
+
+def caption_scene(scene: Scene, dice: Dice) -> dict[int, RegionCaptions] | None:
+    """Captions by region id; None: a region cannot be told apart in this language."""
+    shortest: dict[int, Description] = {}
+    captions: dict[int, RegionCaptions] = {}
+    for region in scene.regions:
+        description = _shortest(region, scene, shortest, dice)
+        if description is None:
+            return None
+        shortest[region.id] = description
+        short = _short(region, description, scene)
+        captions[region.id] = RegionCaptions(
+            short=Caption(short),
+            detailed=Caption(short, tuple(_groups(region, scene, details=True))),
+            unique=Caption(_unique(region, description, scene)),
+        )
+    return captions
+
+
+def _shortest(region: Region, scene: Scene, shortest: dict[int, Description], dice: Dice) -> Description | None:
+    """The first description that fits nothing else, from the plainest to the most particular."""
+    base = Description(region.kind, colour=region.colour)
+    if region.parent_id != ROOT:
+        base = replace(base, relation=(OF, shortest[region.parent_id]))
+    for description in _candidates(region, base, scene, dice):
+        if _singles_out(description, region, scene):
+            return description
+    return None
+
+
+def _unique(region: Region, shortest: Description, scene: Scene) -> Description:
+    """The shortest description with all that is seen of the region itself, unless that says less by saying more."""
+    full = replace(shortest, size=region.size, pattern=_seen_pattern(region) or shortest.pattern)
+    return full if _singles_out(full, region, scene) else shortest
+
+
+def _singles_out(description: Description, region: Region, scene: Scene) -> bool:
+    return [other.id for other in referents(description, scene)] == [region.id]
+
+
+def _seen_pattern(region: Region) -> str | None:
+    return None if region.pattern == "plain" else region.pattern
+
+
+def _candidates(region: Region, base: Description, scene: Scene, dice: Dice) -> Iterator[Description]:
+    adjectives: list[dict[str, Any]] = [
+        {name: word for name, word in (("size", size), ("pattern", pattern)) if word is not None}
+        for size, pattern in product(dict.fromkeys((None, region.size)), (None, region.pattern))
+    ]
+    yield from (replace(base, **words) for words in adjectives)
+    further = [replace(base, order=order) for order in ORDERS]
+    if region.parent_id == ROOT:
+        beside = [replace(base, relation=relation) for relation in _relations(region, scene)]
+        further = beside + further if dice.happens(_RELATIONS_FIRST) else further + beside
+    having = [replace(base, having=item) for item in _groups(region, scene)]
+    further = having + further if dice.happens(_PARTS_FIRST) else further + having
+    for description, words in product(further, adjectives):
+        yield replace(description, **words)
+
+
+def _relations(region: Region, scene: Scene) -> Iterator[tuple[str, Description]]:
+    """Relations to what colour and kind, or size as well, single out: what is hidden or hides first, then the nearest.
+
+    Only objects are sure to lie clearly to the left or right of each other.
+    """
+    x, y = region.centre_xy_px
+    others = [other for other in scene.children(ROOT) if other.kind not in BACKDROP and other.id != region.id]
+    others.sort(key=lambda other: (other.centre_xy_px[0] - x) ** 2 + (other.centre_xy_px[1] - y) ** 2)
+    landmarks: list[tuple[Region, Description]] = []
+    for other in others:
+        plain = Description(other.kind, colour=other.colour)
+        for description in dict.fromkeys((plain, replace(plain, size=other.size))):
+            if _singles_out(description, other, scene):
+                landmarks.append((other, description))
+                break
+    for other, description in landmarks:
+        yield from ((word, description) for word in (IN_FRONT_OF, BEHIND) if related(region, word, other, scene))
+    for other, description in landmarks:
+        if other.size is not None and region.size is not None:
+            yield from ((word, description) for word in (LEFT_OF, RIGHT_OF) if related(region, word, other, scene))
+
+
+def _groups(region: Region, scene: Scene, details: bool = False) -> list[Description]:
+    """Items for the parts of a region, those alike together; with the first of their own parts, if asked for."""
+    counts: Counter[Description] = Counter()
+    for part in scene.children(region.id):
+        inner = _groups(part, scene, details=True)[:1] if details else []
+        counts[
+            Description(
+                part.kind, "a", colour=part.colour, pattern=_seen_pattern(part), having=inner[0] if inner else None
+            )
+        ] += 1
+    return [replace(item, number=number) for item, number in counts.items() if number <= max(NUMBERS.values())]
+
+
+def _short(region: Region, shortest: Description, scene: Scene) -> Description:
+    """As the top-down pass would say it: with all that is seen of the region itself, and what it is a part of."""
+    pattern = _seen_pattern(region) or shortest.pattern
+    if region.parent_id == ROOT:
+        return Description(region.kind, "a", size=region.size, colour=region.colour, pattern=pattern)
+    parent = scene[region.parent_id]
+    within = (OF, Description(parent.kind, "a", colour=parent.colour))
+    article = "a" if shortest.order is None else "the"
+    return replace(shortest, article=article, pattern=pattern, relation=within)

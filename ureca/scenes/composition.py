@@ -1,0 +1,160 @@
+"""What a scene consists of, before anything has its place: drawn at random, look-alikes on purpose."""
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from ureca.scenes.blueprints import OBJECTS, Box, Plan
+from ureca.scenes.dice import Dice
+from ureca.scenes.vocabulary import COLOURS, PATTERNS
+
+Split = Literal["train", "validation", "test"]
+SPLITS: tuple[Split, ...] = ("train", "validation", "test")
+
+_SPLIT_OF_REMAINDER: tuple[Split, ...] = ("test", "validation", "train", "train")
+
+_SKY_COLOURS = ("blue", "turquoise", "pink", "orange", "purple", "grey", "white", "black")
+_GROUND_COLOURS = ("green", "yellow", "brown", "white", "grey", "orange")
+_HILL_COLOURS = ("green", "brown", "purple", "grey", "turquoise", "yellow", "orange", "blue", "red")
+_CLOUD_COLOURS = ("white", "grey", "pink", "yellow", "purple", "black", "blue")
+_POND_COLOURS = ("blue", "turquoise", "purple", "white", "black", "pink")
+_NUM_OBJECTS = (3, 6)
+_LOOKALIKE_SHARE = 0.65
+_PATTERNED_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A part of an object, with parts of its own.
+
+    Attributes:
+        kind, colour, pattern: words of ``vocabulary``.
+        form: a name in ``forms.FORMS``.
+        box: within the box of what it belongs to.
+        parts: later ones in front of earlier ones.
+        is_main: whether its colour and pattern are the object's.
+    """
+
+    kind: str
+    colour: str
+    pattern: str
+    form: str
+    box: Box
+    parts: tuple["Part", ...] = ()
+    is_main: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Object:
+    """An object.
+
+    Attributes:
+        kind: a key of ``blueprints.OBJECTS``.
+        size: "small" or "large".
+        mirrored: left for right.
+        parts: later ones in front of earlier ones.
+    """
+
+    kind: str
+    size: str
+    mirrored: bool
+    parts: tuple[Part, ...]
+
+    @property
+    def main(self) -> Part:
+        """The part whose colour and pattern are the object's."""
+        return next(part for part in self.parts if part.is_main)
+
+
+@dataclass(frozen=True, slots=True)
+class Composition:
+    """A scene without places: colours (and a pattern) of the background, and objects."""
+
+    sky: str
+    ground: str
+    ground_pattern: str
+    hills: tuple[str, ...]
+    clouds: tuple[str, ...]
+    ponds: tuple[str, ...]
+    objects: tuple[Object, ...]
+
+    def split(self) -> Split:
+        """The only split that this composition can be in, whatever the seed and however its objects are placed."""
+        unordered = replace(self, objects=tuple(sorted(self.objects, key=repr)))
+        return _SPLIT_OF_REMAINDER[hashlib.blake2b(repr(unordered).encode()).digest()[0] % len(_SPLIT_OF_REMAINDER)]
+
+
+def compose(dice: Dice) -> Composition:
+    """Draw a composition."""
+    sky = dice.pick(_SKY_COLOURS)
+    ground = dice.pick(_other_than((sky,), _GROUND_COLOURS))
+    return Composition(
+        sky=sky,
+        ground=ground,
+        ground_pattern=_pattern(dice),
+        hills=_colours(dice, dice.whole(0, 3), _other_than((sky, ground), _HILL_COLOURS)),
+        clouds=_colours(dice, dice.whole(0, 3), _other_than((sky,), _CLOUD_COLOURS)),
+        ponds=_colours(dice, dice.whole(0, 2), _other_than((ground,), _POND_COLOURS)),
+        objects=_objects(dice),
+    )
+
+
+def _objects(dice: Dice) -> tuple[Object, ...]:
+    kinds = dice.shuffled(list(OBJECTS))[: dice.whole(2, 3)]
+    objects: list[Object] = []
+    for _ in range(dice.whole(*_NUM_OBJECTS)):
+        if objects and dice.happens(_LOOKALIKE_SHARE):
+            objects.append(_lookalike(dice, dice.pick(objects)))
+        else:
+            objects.append(_object(dice, dice.pick(kinds)))
+    return tuple(objects)
+
+
+def _object(dice: Dice, kind: str, colour: str | None = None) -> Object:
+    main = (colour or dice.pick(list(COLOURS)), _pattern(dice))
+    parts = tuple(part for plan in OBJECTS[kind].parts for part in _parts(dice, plan, main[0], main))
+    return Object(kind, dice.pick(("small", "large")), dice.happens(0.5), parts)
+
+
+def _lookalike(dice: Dice, model: Object) -> Object:
+    """Another of its kind: alike in everything, in all but the size, or in colour alone."""
+    chance = dice.between(0, 1)
+    if chance < 0.35:
+        return replace(model, mirrored=dice.happens(0.5))
+    if chance < 0.6:
+        return replace(model, size=dice.pick(("small", "large")))
+    return _object(dice, model.kind, model.main.colour)
+
+
+def _parts(dice: Dice, plan: Plan, around: str, main: tuple[str, str]) -> list[Part]:
+    """The parts of a plan: never of the colour around them, of one colour or each of its own."""
+    boxes = dice.pick(plan.layouts)
+    if plan.is_main:
+        colours: Sequence[str] = [main[0]] * len(boxes)
+    else:
+        possible = _other_than((around,), COLOURS)
+        colours = [dice.pick(possible)] * len(boxes)
+        if dice.happens(0.35):
+            colours = [dice.pick(possible) for _ in boxes]
+    made: list[Part] = []
+    for box, colour in zip(boxes, colours, strict=True):
+        if plan.is_main:
+            pattern = main[1] if plan.is_patterned else "plain"
+        else:
+            pattern = _pattern(dice) if plan.is_patterned else "plain"
+        details = tuple(detail for inner in plan.parts for detail in _parts(dice, inner, colour, main))
+        made.append(Part(plan.kind, colour, pattern, plan.form, box, details, plan.is_main))
+    return made
+
+
+def _pattern(dice: Dice) -> str:
+    return dice.pick(PATTERNS[1:]) if dice.happens(_PATTERNED_SHARE) else PATTERNS[0]
+
+
+def _colours(dice: Dice, count: int, possible: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dice.pick(possible) for _ in range(count))
+
+
+def _other_than(avoided: Sequence[str], colours: Sequence[str] | dict[str, tuple[int, int, int]]) -> list[str]:
+    return [colour for colour in colours if colour not in avoided]

@@ -1,0 +1,173 @@
+"""A set of scenes on disk, in the forms that everything else reads.
+
+``images/<id>.png`` with ``images/<id>.json`` beside it (SA-1B's layout; its extra keys are the scene), ``regions/``,
+``manifest/`` and ``run.json`` as ``ureca curate`` writes them, and ``captions.jsonl`` (URECA's training format).
+"""
+
+import multiprocessing
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from PIL import Image
+
+from ureca import __version__
+from ureca.corpus.manifest import make_manifest
+from ureca.dataset import Output, UnitReport
+from ureca.errors import OutputError
+from ureca.export import Selection, export_jsonl
+from ureca.regions import write_annotations
+from ureca.scenes.composition import Split
+from ureca.scenes.rendering import Rendering, image_id, render
+from ureca.scenes.resolve import resolve
+from ureca.scenes.scene import Region
+
+VERSION = "1"
+"""Of the drawings and captions that a seed stands for."""
+
+_VERB = "scenes"
+_IMAGES = "images"
+_CAPTIONS = "captions.jsonl"
+_IMAGES_PER_UNIT = 64
+_PNG_LEVEL = 4
+
+
+def write_scenes(
+    destination: Path,
+    num_images: int,
+    *,
+    split: Split,
+    seed: int,
+    width_px: int,
+    height_px: int,
+    num_processes: int = 1,
+    overwrite: bool = False,
+) -> Selection:
+    """Write the scenes number 0 to ``num_images`` - 1 of a set; returns the counts of images and captions.
+
+    Args:
+        destination: folder, made if it is missing.
+        num_images: at least 1.
+        split, seed, width_px, height_px: of the set, as ``rendering.render`` takes them.
+        num_processes: that draw; they change nothing in the files.
+        overwrite: replace an earlier set.
+
+    Raises:
+        OutputError: the folder holds something, and ``overwrite`` is not set or it is something else than scenes.
+    """
+    output = Output(str(destination))
+    _make_room(destination, output, overwrite=overwrite)
+    images = destination / _IMAGES
+    images.mkdir(parents=True, exist_ok=True)
+    settings = {"split": split, "seed": seed, "num_images": num_images, "width_px": width_px, "height_px": height_px}
+    output.write_run(_run("running", settings))
+    output.add_images(
+        _manifest(images, [image_id(split, seed, number) for number in range(num_images)]), _IMAGES_PER_UNIT
+    )
+    draw = partial(_draw, images, split, seed, (width_px, height_px))
+    rows = iter(_mapped(draw, num_images, num_processes))
+    report = UnitReport()
+    for unit, size in sorted(output.unit_sizes().items()):
+        of_unit = list(islice(rows, size))
+        output.write_unit(unit, of_unit, UnitReport())
+        report = report + UnitReport.of_rows(of_unit)
+    selection = Selection()
+    export_jsonl(output.rows(), destination / _CAPTIONS, selection, overwrite=True)
+    output.write_run(_run("finished", settings) | {"totals": report.model_dump()})
+    return selection
+
+
+def regions_row(rendering: Rendering, uri: str) -> dict[str, Any]:
+    """The row of a scene in the schema ``REGIONS``: its captions are accepted, since ``resolve`` decides on them."""
+    annotations = rendering.annotations
+    return {
+        "image_id": annotations.image_id,
+        "uri": uri,
+        "height": annotations.height_px,
+        "width": annotations.width_px,
+        "regions": [_region_row(rendering, region) for region in rendering.scene.regions],
+        "error": None,
+        "provenance": {
+            "proposer": f"scenes {VERSION}",
+            "annotator": f"scenes {VERSION}",
+            "embedder": None,
+            "verifier": "ureca.scenes.resolve",
+            "ureca": __version__,
+        },
+    }
+
+
+def _region_row(rendering: Rendering, region: Region) -> dict[str, Any]:
+    mask, captions = rendering.annotations[region.id], rendering.captions[region.id]
+    return {
+        "region_id": region.id,
+        "rle": mask.rle["counts"],
+        "bbox_xywh": list(mask.bbox_xywh),
+        "area_px": mask.area_px,
+        "parent_id": region.parent_id,
+        "depth": sum(1 for _ in rendering.scene.ancestors(region)),
+        "short_caption": str(captions.short),
+        "detailed_caption": str(captions.detailed),
+        "caption": str(captions.unique),
+        "lookalike_ids": [id for id in resolve(captions.short, rendering.scene) if id != region.id],
+        "verdict": "accepted",
+        "status": "ok",
+    }
+
+
+def _draw(images: Path, split: Split, seed: int, size_px: tuple[int, int], number: int) -> dict[str, Any]:
+    rendering = render(split, seed, number, *size_px)
+    path = images / f"{rendering.annotations.image_id}.png"
+    Image.fromarray(rendering.pixels).save(path, compress_level=_PNG_LEVEL)
+    write_annotations(path.with_suffix(".json"), rendering.annotations)
+    return regions_row(rendering, str(path.absolute()))
+
+
+def _mapped(draw: "partial[dict[str, Any]]", num_images: int, num_processes: int) -> Iterable[dict[str, Any]]:
+    return map(draw, range(num_images)) if num_processes == 1 else _mapped_apart(draw, num_images, num_processes)
+
+
+def _mapped_apart(draw: "partial[dict[str, Any]]", num_images: int, num_processes: int) -> Iterator[dict[str, Any]]:
+    with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
+        yield from pool.map(draw, range(num_images), chunksize=8)
+
+
+def _manifest(images: Path, ids: list[str]) -> pa.Table:
+    paths = [str((images / f"{id}.png").absolute()) for id in ids]
+    beside = [str((images / f"{id}.json").absolute()) for id in ids]
+    return make_manifest(
+        image_id=pa.array(ids), uri=pa.array(paths), path=pa.array(paths), annotation_path=pa.array(beside)
+    )
+
+
+def _make_room(destination: Path, output: Output, *, overwrite: bool) -> None:
+    if destination.is_file():
+        raise OutputError(f"{destination} is a file; name a folder")
+    if not destination.is_dir() or not any(destination.iterdir()):
+        return
+    if not overwrite:
+        raise OutputError(
+            f"the folder {destination} is not empty; name another one, or replace scenes with --overwrite"
+        )
+    if (verb := output.run().get("verb")) != _VERB:
+        raise OutputError(f"{destination} is the output of {verb!r}, not of scenes; name another folder")
+    known = output.run()["settings"]
+    for number in range(known["num_images"]):
+        for suffix in (".png", ".json"):
+            id = image_id(known["split"], known["seed"], number)
+            (destination / _IMAGES / f"{id}{suffix}").unlink(missing_ok=True)
+    output.remove()
+
+
+def _run(state: str, settings: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "verb": _VERB,
+        "state": state,
+        "settings": settings,
+        "versions": {"ureca": __version__, "scenes": VERSION},
+        "totals": None,
+    }

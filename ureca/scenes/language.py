@@ -1,0 +1,185 @@
+"""The grammar of captions: one definition, which is written out by ``str`` and read back by ``parse``.
+
+    caption   = description "." [ "It has" items "." ]
+    description = ("a" | "an" | "the") noun [ relation description ]
+    items     = item | item { "," item } "and" item
+    item      = ("a" | "an" | number) noun
+    noun      = [order] [size] [colour] [pattern] kind [ "with" item ]
+
+``order`` is for descriptions only; a kind after a number is a plural. "with" and a relation belong to the kind just
+before them. The words of each class are in ``vocabulary``.
+"""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Self
+
+from ureca.errors import AnswerError
+from ureca.scenes.vocabulary import COLOURS, KINDS, NUMBERS, ORDERS, PATTERNS, RELATIONS, SIZES
+
+ADJECTIVES: Mapping[str, tuple[str, ...]] = {
+    "order": ORDERS,
+    "size": SIZES,
+    "colour": tuple(COLOURS),
+    "pattern": PATTERNS,
+}
+"""Words of each class of adjective, in the order in which they stand."""
+
+_ARTICLES = ("the", "an", "a")
+_SINGULARS = {plural: singular for singular, plural in KINDS.items()}
+_WORDS_OF_NUMBERS = {number: word for word, number in NUMBERS.items()}
+_MAX_NESTING = 12
+
+
+class CaptionError(AnswerError):
+    """A caption is not of this language.
+
+    Args:
+        caption: the whole text.
+        position: of the character from which on it is not.
+        expected: what could have stood there.
+    """
+
+    def __init__(self, caption: str, position: int, expected: str) -> None:
+        found = repr(caption[position:].split(maxsplit=1)[0]) if caption[position:].strip() else "the end"
+        super().__init__(
+            "not_in_language", f"{found} at character {position}, where {expected} could stand: {caption!r}"
+        )
+        self.position = position
+
+
+@dataclass(frozen=True, slots=True)
+class Description:
+    """What is said of a region, or of several at once.
+
+    Attributes:
+        kind: singular.
+        article: "the", or "a" for "a" and "an"; of an item with a number, "a".
+        number: of regions in an item, 1 without one.
+        order, size, colour, pattern: adjectives; None: unsaid.
+        having: the item after "with".
+        relation: the words of a relation, and what it leads to.
+    """
+
+    kind: str
+    article: str = "the"
+    number: int = 1
+    order: str | None = None
+    size: str | None = None
+    colour: str | None = None
+    pattern: str | None = None
+    having: Self | None = None
+    relation: tuple[str, Self] | None = None
+
+    def __str__(self) -> str:
+        return " ".join(self._words())
+
+    def _words(self) -> Iterator[str]:
+        words = [word for name in ADJECTIVES if (word := getattr(self, name)) is not None]
+        words.append(self.kind if self.number == 1 else KINDS[self.kind])
+        if self.number > 1:
+            yield _WORDS_OF_NUMBERS[self.number]
+        else:
+            yield "an" if self.article == "a" and words[0][0] in "aeiou" else self.article
+        yield from words
+        if self.having is not None:
+            yield f"with {self.having}"
+        if self.relation is not None:
+            yield f"{self.relation[0]} {self.relation[1]}"
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """A description of one region and, in a second sentence, items that it has."""
+
+    region: Description
+    items: tuple[Description, ...] = ()
+
+    def __str__(self) -> str:
+        text = str(self.region)
+        text = f"{text[0].upper()}{text[1:]}."
+        if not self.items:
+            return text
+        *first, last = (str(item) for item in self.items)
+        return f"{text} It has {', '.join(first)}{' and ' if first else ''}{last}."
+
+
+def parse(text: str) -> Caption:
+    """Read a caption, in letters of either case.
+
+    Raises:
+        CaptionError: it is not of this language; says from which character on.
+    """
+    reader = _Reader(text)
+    region = _description(reader)
+    reader.expect(["."], "a full stop")
+    items: list[Description] = []
+    if not reader.at_end:
+        reader.expect(["it has"], "'It has' or the end")
+        items.append(_item(reader))
+        while reader.take([","]):
+            items.append(_item(reader))
+        if reader.take(["and"]) or len(items) > 1:
+            items.append(_item(reader))
+        reader.expect(["."], "',', 'and' or a full stop")
+    reader.expect([""], "the end")
+    return Caption(region, tuple(items))
+
+
+class _Reader:
+    """Goes through the words of a text."""
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._tokens = [(match[0].lower(), match.start()) for match in re.finditer(r"[^\W\d_]+|\S", text)]
+        self._next = 0
+
+    @property
+    def at_end(self) -> bool:
+        return self._next == len(self._tokens)
+
+    def take(self, phrases: Iterable[str]) -> str | None:
+        """Pass over the first of the phrases (of one or several words; "" is the end) that stands here."""
+        for phrase in phrases:
+            words = phrase.split()
+            here = [token for token, _ in self._tokens[self._next : self._next + len(words)]]
+            if here == words and (words or self.at_end):
+                self._next += len(words)
+                return phrase
+        return None
+
+    def expect(self, phrases: Iterable[str], expected: str) -> str:
+        """Pass over one of the phrases, which must stand here."""
+        phrase = self.take(phrases)
+        if phrase is None:
+            raise self.error(expected)
+        return phrase
+
+    def error(self, expected: str) -> CaptionError:
+        return CaptionError(self._text, len(self._text) if self.at_end else self._tokens[self._next][1], expected)
+
+
+def _description(reader: _Reader, nesting: int = 0) -> Description:
+    if nesting > _MAX_NESTING:
+        raise reader.error(f"the end of more than {_MAX_NESTING} descriptions within each other")
+    article = reader.expect(_ARTICLES, "an article")
+    adjectives: dict[str, Any] = {name: reader.take(words) for name, words in ADJECTIVES.items()}
+    kind = reader.expect(KINDS, "an adjective or a kind")
+    having = _item(reader, nesting + 1) if reader.take(["with"]) else None
+    word = reader.take(RELATIONS)
+    relation = None if word is None else (word, _description(reader, nesting + 1))
+    return Description(kind, article.replace("an", "a"), having=having, relation=relation, **adjectives)
+
+
+def _item(reader: _Reader, nesting: int = 0) -> Description:
+    if nesting > _MAX_NESTING:
+        raise reader.error(f"the end of more than {_MAX_NESTING} descriptions within each other")
+    number = NUMBERS.get(reader.expect(("an", "a", *NUMBERS), "'a', 'an' or a number"), 1)
+    adjectives: dict[str, Any] = {name: reader.take(words) for name, words in ADJECTIVES.items() if name != "order"}
+    if number == 1:
+        kind = reader.expect(KINDS, "an adjective or a kind")
+    else:
+        kind = _SINGULARS[reader.expect(_SINGULARS, "an adjective or the plural of a kind")]
+    having = _item(reader, nesting + 1) if reader.take(["with"]) else None
+    return Description(kind, "a", number, having=having, **adjectives)
