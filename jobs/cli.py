@@ -17,6 +17,12 @@ _VERBS = {
     "bench": ("jobs.bench", "measure: tree, caption"),
 }
 
+_EXTRA_OF_PACKAGE = {
+    **dict.fromkeys(("torch", "torchvision", "transformers", "tokenizers", "safetensors", "sentencepiece"), "model"),
+    **dict.fromkeys(("deepspeed", "peft"), "train"),
+    "segment_anything": "sam",
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ureca VERB ...``; returns the exit status."""
@@ -35,11 +41,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_verb(verb: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a verb's ``main``: what its user can put right becomes a message and status 2, an interrupt status 130."""
+    """Run a verb's ``main``: what its user can put right becomes a message and status 2, an interrupt status 130.
+
+    A package of an extra that is not installed is something that its user can put right.
+    """
     try:
         return verb(argv)
     except UrecaError as error:
         print(f"ureca: {error}", file=sys.stderr)
+        return 2
+    except ModuleNotFoundError as error:
+        if error.name not in _EXTRA_OF_PACKAGE:
+            raise
+        extra = _EXTRA_OF_PACKAGE[error.name]
+        print(f"ureca: this needs the package {error.name}: pip install 'ureca-ray[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nureca: interrupted; the same command goes on from here", file=sys.stderr)

@@ -1,12 +1,13 @@
 """The ``ureca`` command: exit statuses, messages, and the demo from end to end."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
 from jobs import demo
-from jobs.cli import main
+from jobs.cli import main, run_verb
 from tests.drawn import write_corpus
 from ureca.dataset import Output
 
@@ -30,6 +31,30 @@ def test_what_the_user_can_put_right_is_one_message_and_status_2(
     assert error.startswith("ureca: ")
     assert "nowhere" in error
     assert "Traceback" not in error
+
+
+def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    def verb(argv: Sequence[str]) -> int:
+        raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
+
+    assert run_verb(verb, []) == 2
+    assert "pip install 'ureca-ray[model]'" in capsys.readouterr().err
+
+
+def test_another_missing_module_is_a_bug_and_raised() -> None:
+    def verb(argv: Sequence[str]) -> int:
+        raise ModuleNotFoundError("No module named 'urcea'", name="urcea")
+
+    with pytest.raises(ModuleNotFoundError):
+        run_verb(verb, [])
+
+
+def test_an_interrupt_says_that_the_same_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def verb(argv: Sequence[str]) -> int:
+        raise KeyboardInterrupt
+
+    assert run_verb(verb, []) == 130
+    assert "goes on" in capsys.readouterr().err
 
 
 def test_an_unknown_benchmark_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
