@@ -7,6 +7,8 @@ from ureca.curation.embedder import Embedder
 from ureca.curation.embedders.descriptor import DescriptorEmbedder
 from ureca.curation.embedders.dinov2 import Dinov2Embedder
 from ureca.curation.prompted import PromptedAnnotator
+from ureca.mllm.openai.engine import OpenAIChatModel
+from ureca.mllm.protocol import ChatModel
 from ureca.mllm.standin import StandInChatModel
 from ureca.proposals.annotations import AnnotationProposer
 from ureca.proposals.protocol import Proposer
@@ -14,6 +16,7 @@ from ureca.proposals.sam import SamProposer
 from ureca.proposals.segments import SegmentsProposer
 from ureca.settings.curate import (
     ByDescriptor,
+    ByOpenAI,
     CurateSettings,
     Describing,
     FromAnnotations,
@@ -41,23 +44,31 @@ def build_curator(settings: CurateSettings) -> Curator:
     """Build the annotator, the embedder and the verifier.
 
     Raises:
-        SettingsError: a checkpoint or a package is missing.
+        SettingsError: a checkpoint, a package or the MLLM's key is missing.
     """
     verification = settings.verification
+    # One for both: an endpoint's limit is its own, whoever asks.
+    model = _chat_model(settings)
     return Curator(
-        annotator=_annotator(settings.annotator, settings),
+        annotator=_annotator(settings.annotator, model),
         embedder=_embedder(settings),
         tree=settings.tree,
         views=settings.views,
         uniqueness=settings.uniqueness,
-        verifier=None if isinstance(verification, NoVerification) else _annotator(verification, settings),
+        verifier=None if isinstance(verification, NoVerification) else _annotator(verification, model),
     )
 
 
-def _annotator(kind: Describing | Prompting, settings: CurateSettings) -> Annotator:
+def _annotator(kind: Describing | Prompting, model: ChatModel) -> Annotator:
     if isinstance(kind, Prompting):
-        return PromptedAnnotator(StandInChatModel(settings.mllm), kind)
+        return PromptedAnnotator(model, kind)
     return Describer()
+
+
+def _chat_model(settings: CurateSettings) -> ChatModel:
+    if isinstance(settings.mllm, ByOpenAI):
+        return OpenAIChatModel(settings.mllm)
+    return StandInChatModel(settings.mllm)
 
 
 def _embedder(settings: CurateSettings) -> Embedder:

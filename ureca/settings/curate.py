@@ -11,6 +11,7 @@ from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
 from ureca.images import ImageLimits
+from ureca.mllm.openai.settings import OpenAISettings
 from ureca.mllm.standin import StandInSettings
 from ureca.proposals.sam import SamSettings
 from ureca.proposals.segments import SegmentsSettings
@@ -76,6 +77,12 @@ class StandIn(StandInSettings):
     kind: Literal["standin"] = "standin"
 
 
+class ByOpenAI(OpenAISettings):
+    """A model behind OpenAI-compatible endpoints, such as a vLLM server."""
+
+    kind: Literal["openai"] = "openai"
+
+
 class ByDescriptor(BaseModel):
     """Colour, texture and shape, without weights."""
 
@@ -121,7 +128,7 @@ class CurateSettings(VerbSettings):
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
     annotator: Annotated[Describing | Prompting, Field(discriminator="kind")] = Describing()
-    mllm: StandIn = StandIn()
+    mllm: Annotated[StandIn | ByOpenAI, Field(discriminator="kind")] = StandIn()
     embedder: Annotated[ByDescriptor | ByDinov2, Field(discriminator="kind")] = ByDescriptor()
     uniqueness: UniquenessSettings = UniquenessSettings()
     verification: Annotated[NoVerification | Describing | Prompting, Field(discriminator="kind")] = NoVerification()
@@ -138,4 +145,10 @@ class CurateSettings(VerbSettings):
     def _annotations_are_used(self) -> Self:
         if self.listing.annotations is not None and self.proposals.kind != "annotations":
             raise ValueError("listing.annotations is for proposals.kind annotations; set both or none")
+        return self
+
+    @model_validator(mode="after")
+    def _mllm_is_asked(self) -> Self:
+        if self.mllm.kind == "openai" and "prompted" not in {self.annotator.kind, self.verification.kind}:
+            raise ValueError("mllm.kind openai is for annotator.kind prompted or verification.kind prompted; set one")
         return self

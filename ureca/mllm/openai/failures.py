@@ -1,0 +1,25 @@
+"""What may go wrong with an attempt and go right with the next."""
+
+
+class PassingFailure(Exception):
+    """An attempt failed for a reason that may pass.
+
+    Attributes:
+        kind: ``unreachable`` (no connection: the request never arrived), ``connection_lost``, ``timeout``,
+            ``rate_limited`` or ``server_error``.
+        message: the particulars.
+        overloaded: the endpoint has too many requests, or takes too long for an answer.
+        retry_after_s: for how long it asks not to be asked, if it does.
+    """
+
+    def __init__(
+        self, kind: str, message: str, *, overloaded: bool = False, retry_after_s: float | None = None
+    ) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+        self.overloaded = overloaded
+        self.retry_after_s = retry_after_s
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.message}"
