@@ -38,7 +38,8 @@ def _summary(report: UnitReport, output: str) -> str:
     ]
     commonest = sorted(report.failures.items(), key=lambda item: (-item[1], item[0]))[:5]
     rows += [("failures" if index == 0 else "", f"{count} x {kind}") for index, (kind, count) in enumerate(commonest)]
-    rows += [("results", f"{output}/regions (Parquet), {output}/run.json")]
+    folder = output.partition("?")[0].rstrip("/")  # without the options of a URI
+    rows += [("results", f"{folder}/regions (Parquet), {folder}/run.json")]
     return "\n".join(f"{name:<18} {value}" for name, value in rows)
 
 
