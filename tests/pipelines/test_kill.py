@@ -1,5 +1,6 @@
-"""A driver that is killed, and the same command again: each image exactly once."""
+"""Drivers and workers that are killed: each image exactly once."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -8,6 +9,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+import psutil
 import pytest
 
 from tests.drawn import write_corpus
@@ -67,3 +69,37 @@ def test_every_image_once_after_sigkill(tmp_path: Path) -> None:
     assert before == {unit: (tmp_path / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in before}
     assert [session["state"] for session in output.run()["sessions"]] == ["running", "running", "finished"]
     assert not list((tmp_path / "out").rglob(".tmp-*"))
+
+
+@pytest.mark.timeout(400)
+def test_every_image_once_after_workers_die(tmp_path: Path) -> None:
+    ids = write_corpus(tmp_path / "in", NUM_IMAGES)
+    output = Output(str(tmp_path / "out"))
+    killed: list[str] = []
+    with (tmp_path / "log").open("wb") as log:
+        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        process = subprocess.Popen(command(tmp_path), cwd=ROOT, stdout=log, stderr=log, env=environment)
+        try:
+            for at_least in (2, 8):
+                wait_for_parts(output, at_least, process)
+                killed += kill_workers(process.pid, "CurateActor")
+            assert process.wait(timeout=200) == 0, (tmp_path / "log").read_text()
+        finally:
+            process.kill()
+            process.wait()
+    assert len(killed) >= 2
+    rows = list(output.rows())
+    assert Counter(row["image_id"] for row in rows) == Counter(ids)
+    assert all(row["error"] is None and len(row["regions"]) == 4 for row in rows)
+
+
+def kill_workers(driver_pid: int, stage: str) -> list[str]:
+    """Kill the workers of a stage below a driver; returns what they were called."""
+    killed = []
+    for worker in psutil.Process(driver_pid).children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            name = " ".join(worker.cmdline())
+            if stage in name:
+                worker.kill()
+                killed.append(name)
+    return killed
