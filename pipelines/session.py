@@ -56,8 +56,11 @@ def ray_session(num_cpus: int | None = None) -> Iterator[int]:
 
 def _as_user_error(error: RayError) -> UrecaError | None:
     """What its user can put right, if that is why a worker failed; Ray hands it on as the text of a traceback."""
+    # Concurrent work raises groups, whose lines stand behind bars and whose members end with a rule.
     last = re.search(
-        r"^ureca\.errors\.(\w+): (.*?)(?:\n\nThe above exception|\Z)", str(error), re.DOTALL | re.MULTILINE
+        r"^[ |]*ureca\.errors\.(\w+): (.*?)(?:\n[ |]*\+-|\n\nThe above exception|\Z)",
+        str(error),
+        re.DOTALL | re.MULTILINE,
     )
     kind: type[UrecaError] | None = None if last is None else getattr(errors, last[1])
     if last is None or kind is None or issubclass(kind, DataError):

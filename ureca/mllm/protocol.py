@@ -60,5 +60,6 @@ class ChatModel(Protocol):
 
         Raises:
             AnswerError: the engine refuses this request for good; errors that may pass are the engine's to retry.
+            SettingsError: the engine would refuse every request: a wrong key, no such model, nobody there.
         """
         ...

@@ -114,8 +114,8 @@ class Endpoints:
 
     def outage_s(self, now: float) -> float:
         """For how long no endpoint could be reached; 0 where there is one that was, or was not tried yet."""
-        since = [endpoint.unreachable_since for endpoint in self.all]
-        return now - max(time for time in since if time is not None) if None not in since else 0.0
+        since = [endpoint.unreachable_since for endpoint in self.all if endpoint.unreachable_since is not None]
+        return now - max(since) if len(since) == len(self.all) else 0.0
 
     @asynccontextmanager
     async def slot(self, avoid: Endpoint | None = None) -> AsyncIterator[Slot]:

@@ -64,9 +64,9 @@ class OpenAIChatModel:
                 self._check_outage(session, endpoint, failure)
             else:
                 num_attempts += 1
-            if num_attempts == self._settings.max_attempts:
-                message = f"{num_attempts} attempts failed, the last one at {endpoint.url}: {failure.message}"
-                raise AnswerError(failure.kind, message) from failure
+                if num_attempts == self._settings.max_attempts:
+                    message = f"{num_attempts} attempts failed, the last one at {endpoint.url}: {failure.message}"
+                    raise AnswerError(failure.kind, message) from failure
             await asyncio.sleep(self._backoff.wait_s(num_failures))
 
     async def close(self) -> None:

@@ -1,0 +1,41 @@
+"""What a worker's traceback says to the user."""
+
+import asyncio
+import traceback
+
+import pytest
+from ray.exceptions import RayError
+
+from pipelines.session import _as_user_error
+from ureca.errors import AnswerError, SettingsError
+
+RAY = "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.Some: it"
+
+
+def traceback_of(error: Exception, depth: int) -> str:
+    """Raised in so many nested groups of concurrent tasks."""
+
+    async def work(depth: int) -> None:
+        if depth == 0:
+            raise error
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work(depth - 1))
+
+    try:
+        asyncio.run(work(depth))
+    except Exception as raised:
+        return "".join(traceback.format_exception(raised))
+    raise AssertionError
+
+
+@pytest.mark.parametrize("depth", [0, 1, 3])
+@pytest.mark.parametrize("end", ["", RAY])
+def test_what_a_user_can_put_right_is_found_in_groups_too(depth: int, end: str) -> None:
+    found = _as_user_error(RayError(traceback_of(SettingsError("mllm.model: there is none"), depth) + end))
+    assert isinstance(found, SettingsError)
+    assert str(found) == "mllm.model: there is none"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), AnswerError("refused", "no")])
+def test_what_a_user_cannot_put_right_stays_as_it_is(error: Exception) -> None:
+    assert _as_user_error(RayError(traceback_of(error, 1) + RAY)) is None
