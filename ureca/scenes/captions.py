@@ -82,12 +82,14 @@ def _candidates(region: Region, base: Description, scene: Scene, dice: Dice) -> 
         for size, pattern in product(dict.fromkeys((None, region.size)), (None, region.pattern))
     ]
     yield from (replace(base, **words) for words in adjectives)
-    further = [replace(base, order=order) for order in ORDERS]
-    if region.parent_id == ROOT:
-        beside = [replace(base, relation=relation) for relation in _relations(region, scene)]
-        further = beside + further if dice.happens(_RELATIONS_FIRST) else further + beside
+    ordered = [replace(base, order=order) for order in ORDERS]
     having = [replace(base, having=item) for item in _groups(region, scene)]
-    further = having + further if dice.happens(_PARTS_FIRST) else further + having
+    if region.parent_id != ROOT:  # its parts are named by it: the other way round only where nothing else helps
+        further = ordered + having
+    else:
+        beside = [replace(base, relation=relation) for relation in _relations(region, scene)]
+        further = beside + ordered if dice.happens(_RELATIONS_FIRST) else ordered + beside
+        further = having + further if dice.happens(_PARTS_FIRST) else further + having
     for description, words in product(further, adjectives):
         yield replace(description, **words)
 

@@ -5,7 +5,7 @@
 """
 
 import multiprocessing
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
@@ -69,7 +69,7 @@ def write_scenes(
         _manifest(images, [image_id(split, seed, number) for number in range(num_images)]), _IMAGES_PER_UNIT
     )
     draw = partial(_draw, images, split, seed, (width_px, height_px))
-    rows = iter(_mapped(draw, num_images, num_processes))
+    rows = _drawn(draw, num_images, num_processes)
     report = UnitReport()
     for unit, size in sorted(output.unit_sizes().items()):
         of_unit = list(islice(rows, size))
@@ -127,11 +127,10 @@ def _draw(images: Path, split: Split, seed: int, size_px: tuple[int, int], numbe
     return regions_row(rendering, str(path.absolute()))
 
 
-def _mapped(draw: "partial[dict[str, Any]]", num_images: int, num_processes: int) -> Iterable[dict[str, Any]]:
-    return map(draw, range(num_images)) if num_processes == 1 else _mapped_apart(draw, num_images, num_processes)
-
-
-def _mapped_apart(draw: "partial[dict[str, Any]]", num_images: int, num_processes: int) -> Iterator[dict[str, Any]]:
+def _drawn(draw: Callable[[int], dict[str, Any]], num_images: int, num_processes: int) -> Iterator[dict[str, Any]]:
+    if num_processes == 1:
+        yield from map(draw, range(num_images))
+        return
     with ProcessPoolExecutor(num_processes, multiprocessing.get_context("spawn")) as pool:
         yield from pool.map(draw, range(num_images), chunksize=8)
 

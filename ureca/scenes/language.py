@@ -30,6 +30,7 @@ _ARTICLES = ("the", "an", "a")
 _SINGULARS = {plural: singular for singular, plural in KINDS.items()}
 _WORDS_OF_NUMBERS = {number: word for word, number in NUMBERS.items()}
 _MAX_NESTING = 12
+_TOKEN = re.compile(r"[^\W\d_]+|\S")
 
 
 class CaptionError(AnswerError):
@@ -42,7 +43,8 @@ class CaptionError(AnswerError):
     """
 
     def __init__(self, caption: str, position: int, expected: str) -> None:
-        found = repr(caption[position:].split(maxsplit=1)[0]) if caption[position:].strip() else "the end"
+        token = _TOKEN.search(caption, position)
+        found = "the end" if token is None else repr(token[0])
         super().__init__(
             "not_in_language", f"{found} at character {position}, where {expected} could stand: {caption!r}"
         )
@@ -132,7 +134,7 @@ class _Reader:
 
     def __init__(self, text: str) -> None:
         self._text = text
-        self._tokens = [(match[0].lower(), match.start()) for match in re.finditer(r"[^\W\d_]+|\S", text)]
+        self._tokens = [(match[0].lower(), match.start()) for match in _TOKEN.finditer(text)]
         self._next = 0
 
     @property

@@ -13,6 +13,9 @@ JITTER = 8
 _SHADE = 0.32
 _BACKDROP_SHADE = 0.14
 _OUTLINE = 0.45
+_LEAST_OUTLINED_PX = 100
+"""Lines lie on what is behind, and on nothing so small that too little of its own colour would be left."""
+
 _PERIOD_FRACTION = 0.036
 
 
@@ -35,7 +38,7 @@ def paint(canvas: Canvas, dice: Dice) -> npt.NDArray[np.uint8]:
         patterns = pattern_of_node[labels]
         for number, marks in enumerate(_marks(*labels.shape), start=1):
             index[(patterns == number) & marks] += num_nodes
-    outline = _outline(labels)
+    outline = _outline(labels) & (np.bincount(labels.ravel()) >= _LEAST_OUTLINED_PX)[labels]
     index[outline] = labels[outline] + 2 * num_nodes
     return table[index]
 
@@ -52,8 +55,10 @@ def _marks(height: int, width: int) -> list[npt.NDArray[np.bool_]]:
 
 
 def _outline(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
-    """Pixels whose right or lower neighbour belongs to something else."""
+    """Pixels beside something that is in front of them."""
     outline = np.zeros(labels.shape, np.bool_)
-    outline[:, :-1] = labels[:, :-1] != labels[:, 1:]
-    outline[:-1] |= labels[:-1] != labels[1:]
+    outline[:, :-1] |= labels[:, :-1] < labels[:, 1:]
+    outline[:, 1:] |= labels[:, 1:] < labels[:, :-1]
+    outline[:-1] |= labels[:-1] < labels[1:]
+    outline[1:] |= labels[1:] < labels[:-1]
     return outline

@@ -21,7 +21,7 @@ from ureca.scenes.sprites import NONE
 LEAST_SIDE_PX = 112
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class Rendering:
     """One scene, drawn and captioned.
 
@@ -57,18 +57,23 @@ def render(split: Split, seed: int, number: int, width_px: int = 448, height_px:
     """
     if min(width_px, height_px) < LEAST_SIDE_PX:
         raise ValueError(f"an image has sides of at least {LEAST_SIDE_PX} pixels, not {width_px} x {height_px}")
-    for attempt in count():
-        dice = Dice(seed, SPLITS.index(split), number, attempt)
-        composition = compose(dice)
-        if composition.split() != split or (canvas := place(composition, width_px, height_px, dice)) is None:
-            continue
-        scene, masks = _regions(canvas)
-        if not _is_spread(scene) or (captions := caption_scene(scene, dice)) is None:
-            continue
-        id = image_id(split, seed, number)
-        annotations = Annotations(masks, height_px, width_px, id, f"{id}.png")
-        return Rendering(paint(canvas, dice), scene, annotations, captions)
-    raise AssertionError("attempts do not end")
+    attempts = (Dice(seed, SPLITS.index(split), number, attempt) for attempt in count())
+    id = image_id(split, seed, number)
+    return next(made for dice in attempts if (made := _attempt(split, id, width_px, height_px, dice)) is not None)
+
+
+def _attempt(split: Split, id: str, width_px: int, height_px: int, dice: Dice) -> Rendering | None:
+    """A scene; None: it is another split's, there is no place for all of it, or its regions cannot be told apart."""
+    composition = compose(dice)
+    if composition.split() != split:
+        return None
+    canvas = place(composition, width_px, height_px, dice)
+    if canvas is None:
+        return None
+    scene, masks = _regions(canvas)
+    if not _is_spread(scene) or (captions := caption_scene(scene, dice)) is None:
+        return None
+    return Rendering(paint(canvas, dice), scene, Annotations(masks, height_px, width_px, id, f"{id}.png"), captions)
 
 
 def _regions(canvas: Canvas) -> tuple[Scene, tuple[Mask, ...]]:

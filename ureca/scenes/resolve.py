@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ureca.regions import ROOT
 from ureca.scenes.language import Caption, Description, parse
 from ureca.scenes.scene import Region, Scene
-from ureca.scenes.vocabulary import BACKDROP, BEHIND, IN_FRONT_OF, LEFT_OF, OF, RIGHT_OF
+from ureca.scenes.vocabulary import BACKDROP, BEHIND, IN_FRONT_OF, LEFT_OF, OF, RELATIONS
 
 BESIDE_FRACTION = 0.03
 """How far, as a share of the image's width, a centre must lie to the left of another to be "to the left of" it."""
@@ -52,22 +52,21 @@ def referents(description: Description, scene: Scene) -> list[Region]:
 
 
 def related(region: Region, word: str, landmark: Region, scene: Scene) -> bool:
-    """Whether a region stands in a relation, one of ``vocabulary.RELATIONS``, to another."""
+    """Whether a region stands in a relation to another.
+
+    Raises:
+        ValueError: ``word`` is none of ``vocabulary.RELATIONS``.
+    """
+    if word not in RELATIONS:
+        raise ValueError(f"{word!r} is no relation")
     if word == OF:
         return any(ancestor.id == landmark.id for ancestor in scene.ancestors(region))
     if any(other.parent_id != ROOT or other.kind in BACKDROP for other in (region, landmark)):
         return False
-    distance_px = landmark.centre_xy_px[0] - region.centre_xy_px[0]
-    match word:
-        case _ if word == LEFT_OF:
-            return distance_px >= BESIDE_FRACTION * scene.width_px
-        case _ if word == RIGHT_OF:
-            return -distance_px >= BESIDE_FRACTION * scene.width_px
-        case _ if word == IN_FRONT_OF:
-            return landmark.id in region.hides
-        case _ if word == BEHIND:
-            return region.id in landmark.hides
-    raise ValueError(f"{word!r} is no relation")
+    first, second = (region, landmark) if word in (LEFT_OF, IN_FRONT_OF) else (landmark, region)
+    if word in (IN_FRONT_OF, BEHIND):
+        return second.id in first.hides
+    return second.centre_xy_px[0] - first.centre_xy_px[0] >= BESIDE_FRACTION * scene.width_px
 
 
 def _fits_words(region: Region, description: Description) -> bool:

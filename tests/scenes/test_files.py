@@ -1,0 +1,137 @@
+"""``ureca scenes``: files that the rest of the project reads, the same bytes every time."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from jobs import export, report
+from jobs.cli import main
+from tests.scenes.worlds import rendering
+from ureca.corpus.listing import list_images
+from ureca.dataset import Output
+from ureca.errors import AnnotationError
+from ureca.regions import Annotations, Mask, read_annotations, write_annotations
+from ureca.scenes import read_scene, resolve
+from ureca.schema import REGIONS
+
+ARGUMENTS = ["--images", "3", "--seed", "4", "--split", "validation", "--size", "160x128"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes") / "set"
+    assert main(["scenes", str(folder), *ARGUMENTS]) == 0
+    return folder
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def test_every_image_is_written_with_its_scene(folder: Path) -> None:
+    ids = [f"validation_4_00000{number}" for number in range(3)]
+    names = sorted(path.name for path in (folder / "images").iterdir())
+    assert names == sorted(f"{id}{suffix}" for id in ids for suffix in (".png", ".json"))
+    for number, id in enumerate(ids):
+        made = rendering("validation", 4, number, 160, 128)
+        with Image.open(folder / "images" / f"{id}.png") as image:
+            assert np.array_equal(np.asarray(image), made.pixels)
+        path = folder / "images" / f"{id}.json"
+        assert read_scene(path) == made.scene
+        assert read_annotations(path) == made.annotations
+
+
+def test_rows_fit_the_schema_and_resolve(folder: Path) -> None:
+    rows = list(Output(str(folder)).rows())
+    assert [row["image_id"] for row in rows] == [f"validation_4_00000{number}" for number in range(3)]
+    part = next((folder / "regions").iterdir())
+    assert pq.read_schema(part).remove_metadata().equals(REGIONS)
+    for row in rows:
+        scene = read_scene(Path(row["uri"]).with_suffix(".json"))
+        for region in row["regions"]:
+            assert resolve(region["caption"], scene) == [region["region_id"]]
+            alike = sorted([region["region_id"], *region["lookalike_ids"]])
+            assert resolve(region["short_caption"], scene) == alike
+            assert region["depth"] == len(list(scene.ancestors(scene[region["region_id"]])))
+            assert (region["status"], region["verdict"]) == ("ok", "accepted")
+
+
+def test_jsonl_has_a_line_a_region(folder: Path) -> None:
+    lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
+    rows = [(row["image_id"], region) for row in Output(str(folder)).rows() for region in row["regions"]]
+    assert [line["id"] for line in lines] == list(range(len(rows)))
+    for line, (image_id, region) in zip(lines, rows, strict=True):
+        assert (line["image"], line["mask_id"]) == (image_id, str(region["region_id"]))
+        assert line["conversations"][1]["value"] == region["caption"]
+
+
+def test_other_verbs_read_it(folder: Path, tmp_path: Path) -> None:
+    assert report.main([str(folder), "--to", str(tmp_path / "report.html")]) == 0
+    assert export.main([str(folder), "--format", "coco", "--to", str(tmp_path / "captions.json")]) == 0
+    assert list_images(str(folder / "images"), annotations="beside")["annotation_path"].null_count == 0
+
+
+def test_a_second_run_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    before = bytes_of(folder)
+    assert main(["scenes", str(folder), *ARGUMENTS, "--overwrite", "--processes", "2"]) == 0
+    assert bytes_of(folder) == before
+    assert main(["scenes", str(tmp_path / "elsewhere"), *ARGUMENTS]) == 0
+    placeless = {name: data for name, data in before.items() if name.startswith(("images", "captions", "run"))}
+    assert len(placeless) == 8
+    assert placeless.items() <= bytes_of(tmp_path / "elsewhere").items()
+
+
+def test_an_earlier_set_is_replaced_whole(tmp_path: Path) -> None:
+    assert main(["scenes", str(tmp_path), "--images", "2", "--size", "112"]) == 0
+    assert main(["scenes", str(tmp_path), "--images", "1", "--size", "112", "--seed", "1", "--overwrite"]) == 0
+    assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
+        "train_1_000000.json",
+        "train_1_000000.png",
+    ]
+    assert [row["image_id"] for row in Output(str(tmp_path)).rows()] == ["train_1_000000"]
+
+
+def test_what_is_not_scenes_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "mine.txt").write_text("mine")
+    assert main(["scenes", str(tmp_path), *ARGUMENTS]) == 2
+    assert "not empty" in capsys.readouterr().err
+    assert main(["scenes", str(tmp_path), *ARGUMENTS, "--overwrite"]) == 2
+    assert "not the output of a run" in capsys.readouterr().err
+    (tmp_path / "run.json").write_text('{"verb": "curate"}')
+    assert main(["scenes", str(tmp_path), *ARGUMENTS, "--overwrite"]) == 2
+    assert "output of 'curate'" in capsys.readouterr().err
+    assert main(["scenes", str(tmp_path / "mine.txt"), *ARGUMENTS]) == 2
+    assert "is a file" in capsys.readouterr().err
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["--images", "0"], ["--images", "1", "--size", "100"], ["--images", "1", "--seed", "-1"], []]
+)
+def test_impossible_arguments_are_refused(arguments: list[str], tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="2"):
+        main(["scenes", str(tmp_path), *arguments])
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("extra", "message"),
+    [
+        ({}, "parent_id: Field required"),
+        ({"kind": "zebra"}, "kind 'zebra'"),
+        ({"colour": "mauve"}, "colour 'mauve'"),
+        ({"size": "huge"}, "size 'huge'"),
+        ({"parent_id": 7}, "its parent 7"),
+    ],
+)
+def test_other_annotations_are_no_scene(extra: dict[str, object], message: str, tmp_path: Path) -> None:
+    whole = {"parent_id": -1, "kind": "car", "colour": "red", "pattern": "plain", "size": None, "hides": []}
+    mask = Mask.from_array(3, np.ones((4, 5), bool))
+    given = Mask(3, mask.rle, mask.bbox_xywh, mask.area_px, extra=whole | extra if extra else {})
+    write_annotations(tmp_path / "a.json", Annotations((given,), 4, 5))
+    with pytest.raises(AnnotationError, match=f"no_scene: mask 3.*{message}"):
+        read_scene(tmp_path / "a.json")
