@@ -5,15 +5,16 @@ from collections.abc import Callable
 from typing import Generic, TypeVar
 
 import pyarrow as pa
-from ray.data import ActorPoolStrategy, Dataset
+from ray.data import Dataset
 
 from pipelines.blocks import REPORTED, proposed_table, read_proposed, read_units, reported_table
+from pipelines.pools import plan_pools
+from pipelines.session import Cluster
 from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
 from ureca.dataset import Output, UnitReport
 from ureca.errors import UrecaError
 from ureca.settings.components import build_curator, build_proposer
 from ureca.settings.curate import CurateSettings
-from ureca.settings.resources import ActorResources
 
 Component = TypeVar("Component")
 TablesToTables = Callable[[pa.Table], pa.Table]
@@ -84,7 +85,7 @@ def _build_stage(settings: CurateSettings) -> CurateStage:
     return CurateStage(build_curator(settings), settings.image_limits, settings.resources.curate.images_in_flight)
 
 
-def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_units: int, num_cpus: int) -> Dataset:
+def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_units: int, cluster: Cluster) -> Dataset:
     """The stages over a dataset of stored manifests.
 
     Args:
@@ -92,12 +93,16 @@ def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_un
         keep: filter of the units that are to be done.
         settings: of the verb.
         num_units: that are to be done; no stage gets more actors.
-        num_cpus: logical CPUs of the cluster.
+        cluster: what there is to run on.
 
     Returns:
         a lazy dataset of the schema ``REPORTED``, one row a written unit, as they are written.
+
+    Raises:
+        SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
+    propose_pool, curate_pool = plan_pools(resources, num_units, cluster)
     pending = units.map_batches(
         keep, batch_format="pyarrow", batch_size=None, num_cpus=resources.read.num_cpus
     ).repartition(target_num_rows_per_block=1)
@@ -108,7 +113,7 @@ def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_un
         batch_size=None,
         num_cpus=resources.propose.num_cpus,
         num_gpus=resources.propose.num_gpus,
-        compute=_pool(resources.propose, num_units, num_cpus),
+        compute=propose_pool,
     )
     planted = proposed.map_batches(
         plant_trees(settings.tree.containment),
@@ -123,16 +128,5 @@ def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_un
         batch_size=None,
         num_cpus=resources.curate.num_cpus,
         num_gpus=resources.curate.num_gpus,
-        compute=_pool(resources.curate, num_units, num_cpus, resources.curate.units_in_flight),
-    )
-
-
-def _pool(resources: ActorResources, num_units: int, num_cpus: int, calls_per_actor: int = 1) -> ActorPoolStrategy:
-    num_actors = max(1, min(resources.num_actors or num_cpus, num_units))
-    # The pool starts whole, and may run with one actor while the rest wait for room.
-    return ActorPoolStrategy(
-        min_size=1,
-        max_size=num_actors,
-        initial_size=num_actors,
-        max_concurrent_calls_per_actor=calls_per_actor,
+        compute=curate_pool,
     )

@@ -88,13 +88,13 @@ def _run(
     output: Output, settings: CurateSettings, failed: dict[int, set[str]], done: list[int], num_units: int
 ) -> Iterator[UnitReport]:
     """Run the graph; yields the report of each unit as it is written."""
-    with ray_session() as num_cpus:
+    with ray_session() as cluster:
         units = ray.data.read_parquet(
             output.manifest_files(),
             filesystem=output.filesystem,
             num_cpus=settings.resources.read.num_cpus,
         )
-        written = graph(units, pending_units(failed, done), settings, num_units, num_cpus)
+        written = graph(units, pending_units(failed, done), settings, num_units, cluster)
         for row in written.iter_rows():
             yield UnitReport.model_validate_json(row["report"])
 

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import ray
 from ray.data import DataContext
@@ -14,22 +15,41 @@ from ureca import errors
 from ureca.errors import DataError, UrecaError
 
 
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """What there is to run on.
+
+    Attributes:
+        num_cpus: logical CPUs.
+        num_gpus: GPUs.
+        may_grow: it was there before, and may have an autoscaler; False: it is this machine.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    may_grow: bool
+
+
 @contextmanager
-def ray_session(num_cpus: int | None = None) -> Iterator[int]:
+def ray_session(num_cpus: int | None = None) -> Iterator[Cluster]:
     """Use the cluster that is there (a submitted job's, ``RAY_ADDRESS``), else start one and end it afterwards.
 
     Args:
         num_cpus: logical CPUs of a cluster that is started here; None: the machine's.
 
     Yields:
-        the cluster's logical CPUs, at least 1.
+        the cluster.
+
+    Raises:
+        UrecaError: what its user can put right, where that made a worker fail.
     """
     started_here = not ray.is_initialized()
+    may_grow = not started_here or "RAY_ADDRESS" in os.environ
     # Notes on defaults that are wanted here: token authentication stays on, progress is shown by the job.
     logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
     # What Ray Data logs of a failure, it also raises; once is enough.
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    if started_here and "RAY_ADDRESS" in os.environ:
+    if started_here and may_grow:
         ray.init(log_to_driver=False, logging_level=logging.WARNING)
     elif started_here:
         # The C++ core notes on standard error, as an error, that Ray Data's actors take arguments by reference.
@@ -37,7 +57,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[int]:
         ray.init(
             address="local",
             include_dashboard=False,
-            num_cpus=num_cpus,
+            num_cpus=num_cpus or max(2, os.cpu_count() or 1),  # one for actors, one for Ray Data's own tasks
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -46,7 +66,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[int]:
     context.enable_operator_progress_bars = False
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield max(1, int(resources.get("CPU", 1)))
+        yield Cluster(resources.get("CPU", 0), resources.get("GPU", 0), may_grow)
     except RayError as error:
         raise _as_user_error(error) or error from error
     finally:

@@ -11,10 +11,13 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.blocks import pending_units
 from pipelines.curate import graph
+from pipelines.pools import plan_pools
+from pipelines.session import Cluster
 from tests.drawn import write_corpus
 from ureca.corpus.listing import list_images
 from ureca.dataset import Output
 from ureca.dataset.plan import units_of
+from ureca.errors import SettingsError
 from ureca.settings.curate import CurateSettings
 
 
@@ -66,7 +69,13 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
     }
     dataset: Any = RecordingDataset()
     keep = pending_units({}, [])
-    graph(dataset, keep, settings_of(tmp_path, resources=resources), num_units=5, num_cpus=8)
+    graph(
+        dataset,
+        keep,
+        settings_of(tmp_path, resources=resources),
+        num_units=5,
+        cluster=Cluster(num_cpus=64, num_gpus=8, may_grow=False),
+    )
     (read, reading), (_, proposing), (_, planting), (_, curating) = dataset.stages
     assert read is keep
     assert dataset.rows_per_block == 1
@@ -80,20 +89,53 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
         assert (options["batch_format"], options["batch_size"]) == ("pyarrow", None)
 
 
-@pytest.mark.parametrize(("num_units", "num_cpus", "expected"), [(1, 8, 1), (100, 8, 8), (3, 1, 1)])
+@pytest.mark.parametrize(("num_units", "num_cpus", "expected"), [(1, 8, 1), (100, 8, 8), (3, 2, 2)])
 def test_pools_follow_the_cluster_unless_told(tmp_path: Path, num_units: int, num_cpus: int, expected: int) -> None:
     dataset: Any = RecordingDataset()
-    graph(dataset, pending_units({}, []), settings_of(tmp_path), num_units, num_cpus)
+    graph(dataset, pending_units({}, []), settings_of(tmp_path), num_units, Cluster(num_cpus, 0, may_grow=False))
     pools = [options["compute"] for _, options in dataset.stages if "compute" in options]
     assert all(isinstance(pool, ActorPoolStrategy) for pool in pools)
     assert [(pool.min_size, pool.initial_size, pool.max_size) for pool in pools] == [(1, expected, expected)] * 2
+
+
+@pytest.mark.parametrize(
+    ("resources", "cluster", "expected"),
+    [
+        # Four CPUs are asked for where 1.5 are free beside the tasks, on this machine: it stays at one actor a stage.
+        ({"propose": {"num_actors": 4, "num_cpus": 1}}, Cluster(2.5, 0, may_grow=False), [(1, 1), (1, 1)]),
+        # Half of what is asked for fits: both stages start with half, and grow where the cluster does.
+        ({"propose": {"num_actors": 8, "num_cpus": 1}, "curate": {"num_actors": 8, "num_cpus": 1}},
+         Cluster(9, 0, may_grow=True), [(4, 8), (4, 8)]),
+        # A cluster without room yet may grow.
+        ({"propose": {"num_actors": 2, "num_gpus": 1}}, Cluster(4, 0, may_grow=True), [(1, 2), (1, 4)]),
+    ],
+)  # fmt: skip
+def test_no_stage_takes_the_room_of_the_next(
+    resources: dict[str, Any], cluster: Cluster, expected: list[tuple[int, int]], tmp_path: Path
+) -> None:
+    planned = plan_pools(settings_of(tmp_path, resources=resources).resources, 100, cluster)
+    assert [(pool.initial_size, pool.max_size) for pool in planned] == expected
+
+
+@pytest.mark.parametrize(
+    ("resources", "named"),
+    [
+        ({"propose": {"num_cpus": 2}}, r"2 CPUs.*resources\.propose\.num_cpus"),
+        ({"propose": {"num_gpus": 1}, "curate": {"num_gpus": 1}}, r"1 GPUs.*resources\.propose\.num_gpus"),
+    ],
+)
+def test_stages_that_cannot_run_side_by_side_are_refused(resources: dict[str, Any], named: str, tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=named):
+        plan_pools(settings_of(tmp_path, resources=resources).resources, 100, Cluster(2, 1, may_grow=False))
 
 
 def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", 5)
     settings = settings_of(tmp_path)
     dataset: Any = RecordingDataset()
-    graph(dataset, pending_units({}, []), settings, num_units=3, num_cpus=2)
+    graph(
+        dataset, pending_units({}, []), settings, num_units=3, cluster=Cluster(num_cpus=2, num_gpus=0, may_grow=False)
+    )
     units = units_of(list_images(settings.input, annotations="beside"), 0, 2)
     reported = asyncio.run(dataset.run(units))
     assert sorted(reported["unit"].to_pylist()) == [0, 1, 2]
