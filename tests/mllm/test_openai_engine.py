@@ -234,6 +234,17 @@ def test_failover_from_an_endpoint_that_is_down() -> None:
     asyncio.run(many())
 
 
+def test_a_request_that_failed_tries_another_endpoint_next() -> None:
+    async def one() -> None:
+        async with ChatServer(saying(error(500))) as broken, ChatServer() as well:
+            model = engine(broken.url, well.url, max_attempts=2)
+            assert await model.answer(REQUEST) == CAPTION
+            assert (len(broken.received), len(well.received)) == (1, 1)
+            await model.close()
+
+    asyncio.run(one())
+
+
 def test_an_endpoint_that_comes_back_is_used_again() -> None:
     async def many() -> None:
         broken = True
@@ -280,6 +291,19 @@ def test_an_outage_that_lasts_ends_the_job() -> None:
             await model.answer(REQUEST)
 
     asyncio.run(one())
+
+
+def test_a_connection_that_is_not_made_in_time_is_no_connection() -> None:
+    async def one(port: int) -> None:
+        model = engine(f"http://127.0.0.1:{port}/v1", connect_timeout_s=0.05, max_outage_s=0.1)
+        with pytest.raises(SettingsError, match=r"no endpoint could be reached .*ConnectTimeout"):
+            await model.answer(REQUEST)
+
+    with socket.socket() as listening, socket.socket() as waiting:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        waiting.connect(listening.getsockname())  # and takes the only place in the queue
+        asyncio.run(one(listening.getsockname()[1]))
 
 
 def test_a_server_that_restarts_costs_no_answer() -> None:
