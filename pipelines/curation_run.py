@@ -4,7 +4,6 @@ import datetime
 import platform
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
-from typing import Any
 
 import ray
 
@@ -22,14 +21,11 @@ from ureca.settings.loading import differences
 
 # A later session may name its input otherwise, add images, and run elsewhere; it must not caption otherwise.
 _MAY_CHANGE = {
-    "input",
-    "output",
-    "listing",
-    "resources",
-    "images_per_unit",
-    "max_error_fraction",
-    "retry_errors",
-    "overwrite",
+    *("input", "output", "listing", "resources"),
+    *("images_per_unit", "max_error_fraction", "retry_errors", "overwrite"),
+    *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
+    *("mllm.connect_timeout_s", "mllm.answer_timeout_s", "mllm.first_wait_s", "mllm.max_wait_s", "mllm.max_outage_s"),
+    *("mllm.max_answer_bytes", "mllm.seconds_per_answer"),
 }
 
 
@@ -105,17 +101,13 @@ def _check_same_run(output: Output, settings: CurateSettings) -> None:
     before = output.run()
     if before.get("verb") != "curate":
         raise OutputError(f"{output.path} is the output of {before.get('verb')!r}, not of curate; name another folder")
-    changed = differences(_algorithm(before["settings"]), _algorithm(settings.model_dump(mode="json")))
+    changed = differences(before["settings"], settings.model_dump(mode="json"), ignore=_MAY_CHANGE)
     if changed:
         raise OutputError(
             f"{output.path} was begun with other settings:\n  "
             + "\n  ".join(changed)
             + "\nGive the same ones to go on, name another folder, or start anew with --overwrite"
         )
-
-
-def _algorithm(settings: dict[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in settings.items() if key not in _MAY_CHANGE}
 
 
 class _Record:

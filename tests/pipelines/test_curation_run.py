@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from pipelines.curation_run import curate
+from pipelines.curation_run import _MAY_CHANGE, curate
 from tests.bad_corpus import write_bad_corpus
 from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
 from tests.pipelines.test_graph import settings_of
 from ureca.dataset import Output
 from ureca.errors import InputError, OutputError, SettingsError
-from ureca.settings.curate import CurateSettings
+from ureca.settings.curate import ByOpenAI, CurateSettings, StandIn
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -127,6 +127,8 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, plans: Plans) -> Non
     write_corpus(tmp_path / "in", 1)
     settings = settings_of(tmp_path)
     curate(settings, plans)
+    # Where and how patiently a model is asked makes no other captions.
+    assert curate(settings_of(tmp_path, mllm={"kind": "standin", "seconds_per_answer": 0.1}), plans).num_images == 1
     changed: dict[str, Any] = {"uniqueness": {"similarity_threshold": 0.5}}
     with pytest.raises(OutputError, match=r"uniqueness\.similarity_threshold: 0\.8 then, 0\.5 now"):
         curate(settings_of(tmp_path, **changed), plans)
@@ -163,3 +165,11 @@ def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plan
         curate(settings_of(tmp_path), plans)
     assert not (tmp_path / "out").exists()
     assert plans.seen == []
+
+
+def test_settings_that_may_change_exist() -> None:
+    models = {"": CurateSettings, "mllm": (ByOpenAI, StandIn)}
+    for key in _MAY_CHANGE:
+        section, _, name = key.rpartition(".")
+        owners = models[section]
+        assert any(name in owner.model_fields for owner in (owners if isinstance(owners, tuple) else (owners,))), key

@@ -74,3 +74,9 @@ def test_differences_name_dotted_keys_and_both_values() -> None:
         "d: 3 then, None now",
         "e: None then, 4 now",
     ]
+
+
+def test_differences_pass_over_what_they_are_told() -> None:
+    before = {"a": {"b": 1, "c": 2}, "d": {"e": 3}}
+    now = {"a": {"b": 5, "c": 6}, "d": {"e": 7}}
+    assert differences(before, now, ignore={"a.b", "d"}) == ["a.c: 2 then, 6 now"]

@@ -1,7 +1,7 @@
 """Reading a verb's settings from a file, the environment and the command line."""
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -87,13 +87,17 @@ def _explain(error: ValidationError) -> str:
     return "these settings cannot be used:\n" + "\n".join(lines)
 
 
-def differences(before: dict[str, Any], now: dict[str, Any], prefix: str = "") -> list[str]:
-    """Dotted keys in which two dumps of settings differ, each with both values."""
+def differences(
+    before: Mapping[str, Any], now: Mapping[str, Any], ignore: Collection[str] = (), prefix: str = ""
+) -> list[str]:
+    """Dotted keys in which two dumps of settings differ, each with both values; ``ignore`` names keys to pass over."""
     lines: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
+        if f"{prefix}{key}" in ignore:
+            continue
         if isinstance(old, dict) and isinstance(new, dict):
-            lines += differences(old, new, f"{prefix}{key}.")
+            lines += differences(old, new, ignore, f"{prefix}{key}.")
         elif old != new:
             lines.append(f"{prefix}{key}: {old!r} then, {new!r} now")
     return lines
