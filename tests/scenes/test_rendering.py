@@ -89,18 +89,17 @@ def test_pixels_have_the_colour_that_captions_name(rendering: Rendering) -> None
 @settings(max_examples=25, deadline=None)
 @given(renderings)
 def test_what_hides_something_touches_it(rendering: Rendering) -> None:
-    masks = {mask.id: np.pad(mask.decode(), 1) for mask in rendering.annotations}
-    covered_later = {id for region in rendering.scene.regions for id in region.hides}
+    hidden_by: dict[int, list[int]] = {region.id: [] for region in rendering.scene.regions}
     for region in rendering.scene.regions:
         assert not region.hides or region.parent_id == ROOT
         for id in region.hides:
             assert id < region.id, "what is in front comes later"
-            if region.id not in covered_later:
-                mask = masks[region.id]
-                grown = mask | sum(
-                    (np.roll(mask, step, axis) for step in (1, -1) for axis in (0, 1)), np.zeros_like(mask)
-                )
-                assert (grown & masks[id]).any()
+            hidden_by[id].append(region.id)
+    for id, in_front in hidden_by.items():
+        if len(in_front) == 1 and not hidden_by[in_front[0]]:  # else a third one may hide where they touch
+            mask = np.pad(rendering.annotations[in_front[0]].decode(), 1)
+            grown = mask | np.any([np.roll(mask, step, axis) for step in (1, -1) for axis in (0, 1)], axis=0)
+            assert (grown & np.pad(rendering.annotations[id].decode(), 1)).any()
 
 
 @pytest.fixture(scope="module")

@@ -1,5 +1,8 @@
 """The label map of a whole image, on which a sprite is placed only where everything stays recognisable."""
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,6 +45,7 @@ class Canvas:
         self.nodes: list[Node] = [sky, ground]
         self.windows = [(slice(0, horizon_px), slice(0, width_px)), (slice(horizon_px, height_px), slice(0, width_px))]
         self.hides: list[tuple[int, int]] = []
+        self._parents = np.full(_NUM_BACKDROP, NONE, np.int64)
         self._least_px = least_px(width_px, height_px)
         self._own_px = np.array([horizon_px * width_px, (height_px - horizon_px) * width_px], np.int64)
         self._full_px = self._own_px
@@ -59,32 +63,28 @@ class Canvas:
         inside = cut != NONE
 
         first = len(self.nodes)
-        parents = np.array([*(node.parent for node in self.nodes), *_shifted_parents(sprite, first)], np.int64)
         hidden_px = np.bincount(window[inside], minlength=first).astype(np.int64)
-        new_px = np.bincount(cut[inside], minlength=len(sprite.nodes)).astype(np.int64)
-        own_px = np.concatenate([self._own_px - hidden_px, new_px])
+        hidden_share = totals_px(hidden_px, self._parents) / np.maximum(self._full_px, 1)
+        hidden_share[:_NUM_BACKDROP] = 0
+        hidden = (hidden_share > 0) & (self._parents == NONE)
+        if (hidden_share[hidden] < _HIDING_SHARE).any():
+            return False
+        parents = np.concatenate([self._parents, _parents(sprite.nodes, first)])
+        own_px = np.concatenate([self._own_px - hidden_px, np.bincount(cut[inside], minlength=len(sprite.nodes))])
         visible_px = totals_px(own_px, parents)
         full_px = np.concatenate([self._full_px, visible_px[first:]])
-        hidden_share = totals_px(hidden_px, parents[:first]) / self._full_px
-
-        on_top = [number for number in range(_NUM_BACKDROP, first) if parents[number] == NONE]
-        if any(0 < hidden_share[number] < _HIDING_SHARE for number in on_top):
-            return False
         if not self._all_recognisable(visible_px, full_px, parents):
             return False
-        self.hides += [(first, number) for number in on_top if hidden_share[number] > 0]
-        self.nodes += [
-            Node(parent, node.kind, node.colour, node.pattern, node.size)
-            for parent, node in zip(parents[first:].tolist(), sprite.nodes, strict=True)
-        ]
+        self.hides += [(first, int(number)) for number in np.flatnonzero(hidden)]
+        self.nodes += [replace(node, parent=int(parents[first + number])) for number, node in enumerate(sprite.nodes)]
         self.windows += [(rows, columns)] * len(sprite.nodes)
         window[inside] = cut[inside] + first
-        self._own_px, self._full_px = own_px, full_px
+        self._parents, self._own_px, self._full_px = parents, own_px, full_px
         return True
 
     def regions_px(self) -> npt.NDArray[np.int64]:
         """Visible pixels of each node with its parts."""
-        return totals_px(self._own_px, np.array([node.parent for node in self.nodes]))
+        return totals_px(self._own_px, self._parents)
 
     def _all_recognisable(
         self,
@@ -100,5 +100,7 @@ class Canvas:
         return bool(seen.all() and (visible_px[inner] <= _CHILD_SHARE * visible_px[parents[inner]]).all())
 
 
-def _shifted_parents(sprite: Sprite, by: int) -> list[int]:
-    return [node.parent if node.parent == NONE else node.parent + by for node in sprite.nodes]
+def _parents(nodes: Sequence[Node], first: int) -> npt.NDArray[np.int64]:
+    """Numbers of the parents of nodes that are numbered from ``first`` on."""
+    parents = np.array([node.parent for node in nodes], np.int64)
+    return np.where(parents == NONE, NONE, parents + first)

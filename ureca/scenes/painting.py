@@ -1,5 +1,7 @@
 """From a label map to pixels."""
 
+from functools import lru_cache
+
 import numpy as np
 import numpy.typing as npt
 
@@ -43,7 +45,8 @@ def paint(canvas: Canvas, dice: Dice) -> npt.NDArray[np.uint8]:
     return table[index]
 
 
-def _marks(height: int, width: int) -> list[npt.NDArray[np.bool_]]:
+@lru_cache(maxsize=4)
+def _marks(height: int, width: int) -> tuple[npt.NDArray[np.bool_], ...]:
     """Where the patterns after "plain" are shaded, bool [height, width] each."""
     period = max(4, round(_PERIOD_FRACTION * min(height, width)))
     rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
@@ -51,7 +54,7 @@ def _marks(height: int, width: int) -> list[npt.NDArray[np.bool_]]:
     down, across = rows % period - (period - 1) / 2, columns % period - (period - 1) / 2
     dots = down * down + across * across <= period * period / 10
     checks = (rows // (period // 2) + columns // (period // 2)) % 2 == 0
-    return [stripes, dots, checks]
+    return stripes, dots, checks
 
 
 def _outline(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:

@@ -86,13 +86,15 @@ def _regions(canvas: Canvas) -> tuple[Scene, tuple[Mask, ...]]:
         if (parent := canvas.nodes[number].parent) != NONE:
             members[parent] += members[number]
     regions, masks = [], []
+    labels = np.ascontiguousarray(canvas.labels.T)  # run lengths go down the columns
     for number in visible:
         node = canvas.nodes[number]
         inside = np.zeros(len(canvas.nodes), np.bool_)
         inside[members[number]] = True
-        pixels = np.zeros((height, width), np.bool_, order="F")  # run lengths go down the columns
-        pixels[canvas.windows[number]] = inside[canvas.labels[canvas.windows[number]]]
-        mask = Mask.from_array(ids[number], pixels)
+        pixels = np.zeros((width, height), np.bool_)
+        window = canvas.windows[number][::-1]
+        pixels[window] = inside[labels[window]]
+        mask = Mask.from_array(ids[number], pixels.T)
         x, y, box_width, box_height = rle_codec.box_xywh(mask.rle)
         hides = tuple(ids[other] for front, other in canvas.hides if front == number)
         centre = (x + box_width / 2, y + box_height / 2)

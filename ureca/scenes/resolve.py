@@ -36,7 +36,7 @@ def resolve(caption: str | Caption, scene: Scene) -> list[int]:
 
 def referents(description: Description, scene: Scene) -> list[Region]:
     """The regions that a description fits."""
-    fitting = [region for region in scene.regions if _fits_words(region, description)]
+    fitting = [region for region in scene.of_kind(description.kind) if _fits_words(region, description)]
     if fitting and (item := description.having) is not None:
         fitting = [region for region in fitting if _has(region, item, scene)]
     if fitting and description.relation is not None:

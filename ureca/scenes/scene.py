@@ -53,6 +53,10 @@ class Scene:
     def __getitem__(self, id: int) -> Region:
         return self._by_id[id]
 
+    def of_kind(self, kind: str) -> list[Region]:
+        """All regions of a kind."""
+        return self._of_kind.get(kind, [])
+
     def ancestors(self, region: Region) -> Iterator[Region]:
         """From the parent up to the top level."""
         while region.parent_id != ROOT:
@@ -72,6 +76,13 @@ class Scene:
     @cached_property
     def _by_id(self) -> dict[int, Region]:
         return {region.id: region for region in self.regions}
+
+    @cached_property
+    def _of_kind(self) -> dict[str, list[Region]]:
+        of_kind: dict[str, list[Region]] = {}
+        for region in self.regions:
+            of_kind.setdefault(region.kind, []).append(region)
+        return of_kind
 
     @cached_property
     def _children(self) -> dict[int, list[Region]]:
