@@ -154,10 +154,9 @@ class Output:
         for path in self.manifest_files():
             images = pc.list_flatten(storage.read_table(self.filesystem, path, ["images"])["images"])
             table = pa.Table.from_struct_array(images)
-            entries = table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
-            for row in entries:
-                for fetched in fetch([ManifestEntry.from_row(row)], limits):
-                    yield row["image_id"], _decoded(fetched.image, limits)
+            rows = table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
+            for fetched in fetch([ManifestEntry.from_row(row) for row in rows], limits):
+                yield fetched.entry.image_id, _decoded(fetched.image, limits)
 
     def _known_ids(self, files: Sequence[str]) -> pa.ChunkedArray:
         ids: list[pa.Array] = []
