@@ -5,14 +5,14 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-_LEAST_SIDE_PX = 112
+from ureca.scenes.composition import SPLITS
+from ureca.scenes.files import write_scenes
+from ureca.scenes.rendering import LEAST_SIDE_PX
 
 
 def main(argv: Sequence[str]) -> int:
     """Write a set of scenes."""
     arguments = _parser().parse_args(argv)
-    from ureca.scenes.files import write_scenes
-
     width_px, height_px = arguments.size
     counts = write_scenes(
         arguments.destination,
@@ -36,9 +36,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
     parser.add_argument("--images", type=_at_least(1), required=True, metavar="N", help="number of images")
     parser.add_argument("--seed", type=_at_least(0), default=0, metavar="S", help="of the set [0]")
-    parser.add_argument(
-        "--split", choices=("train", "validation", "test"), default="train", help="no two share a scene [train]"
-    )
+    parser.add_argument("--split", choices=SPLITS, default="train", help="no two share a scene [train]")
     parser.add_argument("--size", type=_size, default=(448, 448), metavar="SIDE|WxH", help="in pixels [448]")
     parser.add_argument("--processes", type=_at_least(1), default=1, metavar="N", help="that draw at once [1]")
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier set in the folder")
@@ -57,9 +55,9 @@ def _at_least(least: int) -> Callable[[str], int]:
 def _size(text: str) -> tuple[int, int]:
     width, separator, height = text.partition("x")
     sides = (width, height if separator else width)
-    if not all(side.isdecimal() and int(side) >= _LEAST_SIDE_PX for side in sides):
+    if not all(side.isdecimal() and int(side) >= LEAST_SIDE_PX for side in sides):
         raise argparse.ArgumentTypeError(
-            f"{text!r} is no size: a side of {_LEAST_SIDE_PX} pixels or more, or two as 672x448"
+            f"{text!r} is no size: a side of {LEAST_SIDE_PX} pixels or more, or two as 672x448"
         )
     return int(sides[0]), int(sides[1])
 

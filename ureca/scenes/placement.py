@@ -41,12 +41,9 @@ def _place_background(canvas: Canvas, composition: Composition, horizon_px: int,
             "hill": (horizon_px - height, horizon_px - height),
             "pond": (horizon_px + 0.02 * height_px, 0.97 * height_px - height),
         }
-        if not any(
-            canvas.place(
-                sprite, int(dice.between(-0.3 * width, width_px - 0.7 * width)), int(dice.between(*tops[kind]))
-            )
-            for _ in range(_TRIES)
-        ):
+        lefts = (-0.3 * width, width_px - 0.7 * width)
+        places = ((int(dice.between(*lefts)), int(dice.between(*tops[kind]))) for _ in range(_TRIES))
+        if not any(canvas.place(sprite, left, top) for left, top in places):
             return False
     return True
 
