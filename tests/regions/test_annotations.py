@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as arrays
 
 from ureca.errors import AnnotationError
 from ureca.regions import Annotations, Mask, read_annotations, write_annotations
-from ureca.regions.annotations import parse_annotations, read_coco_instances, to_sa1b
+from ureca.regions.annotations import MAX_MASKS, parse_annotations, read_coco_instances, to_sa1b
 
 HEIGHT, WIDTH = 3, 4
 SEGMENTATION = {"size": [HEIGHT, WIDTH], "counts": "327"}
@@ -162,6 +162,12 @@ class TestWriting:
 class TestRefusals:
     def test_no_masks(self) -> None:
         assert refusal(sa1b()).kind == "no_masks"
+
+    def test_too_many_masks(self) -> None:
+        assert len(parse_annotations(sa1b(*[annotation()] * MAX_MASKS))) == MAX_MASKS
+        error = refusal(sa1b(*[annotation()] * (MAX_MASKS + 1)))
+        assert error.kind == "too_many_masks"
+        assert "4097 masks" in error.message
 
     def test_duplicate_ids(self) -> None:
         error = refusal(sa1b(*(annotation(id=id) for id in (4, 8, None, 8, 4, 1))))

@@ -15,6 +15,9 @@ from ureca.regions import rle as rle_codec
 from ureca.regions.mask import Mask
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
+MAX_MASKS = 4096
+"""Of one image. Planting a tree costs up to the square of it, where each mask lies in the one before."""
+
 _MAX_SIDE_PX = 2**16
 _MAX_NESTING = 32
 
@@ -96,7 +99,7 @@ def read_annotations(path: str | Path) -> Annotations:
     """Read the SA-1B JSON file of one image. What it says is kept, what it lacks (ids, boxes, areas) is computed.
 
     Raises:
-        AnnotationError: kinds malformed, no_masks, duplicate_ids; ``parse_annotations`` says when.
+        AnnotationError: kinds malformed, no_masks, too_many_masks, duplicate_ids; ``parse_annotations`` says when.
         OSError: the file cannot be read.
     """
     with Path(path).open("rb") as file:
@@ -108,7 +111,7 @@ def parse_annotations(data: bytes) -> Annotations:
 
     Raises:
         AnnotationError: ``malformed`` (no such JSON, wrong types, runs or polygons that make no mask, over 256 MiB),
-            ``no_masks`` (its list is empty), ``duplicate_ids``.
+            ``no_masks`` (its list is empty), ``too_many_masks`` (over 4096), ``duplicate_ids``.
     """
     if len(data) > MAX_ANNOTATION_BYTES:
         raise AnnotationError("malformed", f"the file is larger than {MAX_ANNOTATION_BYTES} bytes")
@@ -179,6 +182,8 @@ def _annotations(
 ) -> Annotations:
     if not annotations:
         raise AnnotationError("no_masks", "the list of annotations is empty")
+    if len(annotations) > MAX_MASKS:
+        raise AnnotationError("too_many_masks", f"{len(annotations)} masks of one image, the limit is {MAX_MASKS}")
     ids = _ids(annotations)
     masks = tuple(
         _mask(id, annotation, image, inclusive=inclusive) for id, annotation in zip(ids, annotations, strict=True)
