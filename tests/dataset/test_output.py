@@ -82,6 +82,7 @@ def test_rows_come_back_in_the_order_of_units(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
     output.write_unit(1, [row("c")], UnitReport())
     output.write_unit(0, [row("a"), row("b")], UnitReport())
+    (tmp_path / "out" / "regions" / "README.txt").write_text("somebody else's")
     assert output.done_units() == [0, 1]
     assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
 

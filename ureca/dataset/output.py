@@ -1,6 +1,7 @@
 """One output folder."""
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -23,6 +24,7 @@ from ureca.schema import REGIONS
 _PARTS = "regions"
 _MANIFEST = "manifest"
 _RUN = "run.json"
+_PART_NAME = re.compile(r"part-(\d+)\.parquet")
 _UNITS_PER_ROW_GROUP = 256
 
 
@@ -76,7 +78,7 @@ class Output:
     def done_units(self) -> list[int]:
         """Numbers of the units that have their file."""
         names = storage.list_names(self.filesystem, f"{self._folder}/{_PARTS}")
-        return [int(name.removeprefix("part-").removesuffix(".parquet")) for name in names]
+        return sorted(int(part[1]) for name in names if (part := _PART_NAME.fullmatch(name)))
 
     def failed_images(self) -> dict[int, set[str]]:
         """Ids of the images with an error, or with a region that failed, by unit."""
