@@ -11,9 +11,12 @@ import pyarrow as pa
 
 from ureca.corpus.manifest import MANIFEST, ManifestEntry
 from ureca.curation.stages import ProposedImage, ProposedUnit, RowError
-from ureca.dataset.parts import UnitReport
+from ureca.dataset import Output, UnitReport
+from ureca.dataset.plan import UNITS
 from ureca.regions.mask import Mask
 from ureca.schema import ERROR
+
+TablesToTables = Callable[[pa.Table], pa.Table]
 
 _MASK = pa.struct(
     [
@@ -49,6 +52,26 @@ REPORTED = pa.schema([pa.field("unit", pa.int32(), nullable=False), pa.field("re
 """Units that are written, each with its ``UnitReport`` as JSON."""
 
 
+def manifest_items(output: Output) -> list[dict[str, Any]]:
+    """The pieces of an output's stored manifests, for ``read_pending``."""
+    return [{"path": path, "row_group": row_group} for path, row_group in output.manifest_pieces()]
+
+
+def read_pending(output_path: str, keep: TablesToTables) -> TablesToTables:
+    """The task that reads pieces of stored manifests, and of them what ``keep`` keeps; the result has ``UNITS``.
+
+    Pieces are read here and not by ``ray.data.read_parquet``, which looks at several files on threads that race for an
+    import, and lists and samples what is known already.
+    """
+
+    def read_batch(batch: pa.Table) -> pa.Table:
+        output = Output(output_path)
+        pieces = [output.read_manifest_piece(item["path"], item["row_group"]) for item in batch.to_pylist()]
+        return pa.concat_tables([UNITS.empty_table(), *(keep(piece) for piece in pieces)])
+
+    return read_batch
+
+
 def read_units(batch: pa.Table) -> Iterator[tuple[int, list[ManifestEntry]]]:
     """Units of a stored manifest."""
     for row in batch.to_pylist():
@@ -81,7 +104,7 @@ def reported_table(unit: int, report: UnitReport) -> pa.Table:
     return pa.Table.from_pylist([{"unit": unit, "report": report.model_dump_json()}], schema=REPORTED)
 
 
-def pending_units(failed: Mapping[int, set[str]], done: Sequence[int]) -> Callable[[pa.Table], pa.Table]:
+def pending_units(failed: Mapping[int, set[str]], done: Sequence[int]) -> TablesToTables:
     """A filter over stored manifests that keeps the units without a file whole, and of the others what failed."""
     finished = frozenset(done)
 

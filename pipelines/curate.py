@@ -7,7 +7,15 @@ from typing import Generic, TypeVar
 import pyarrow as pa
 from ray.data import Dataset
 
-from pipelines.blocks import REPORTED, proposed_table, read_proposed, read_units, reported_table
+from pipelines.blocks import (
+    REPORTED,
+    TablesToTables,
+    proposed_table,
+    read_pending,
+    read_proposed,
+    read_units,
+    reported_table,
+)
 from pipelines.pools import plan_pools
 from pipelines.session import Cluster
 from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
@@ -17,7 +25,6 @@ from ureca.settings.components import build_curator, build_proposer
 from ureca.settings.curate import CurateSettings
 
 Component = TypeVar("Component")
-TablesToTables = Callable[[pa.Table], pa.Table]
 
 
 class _Built(Generic[Component]):
@@ -85,11 +92,11 @@ def _build_stage(settings: CurateSettings) -> CurateStage:
     return CurateStage(build_curator(settings), settings.image_limits, settings.resources.curate.images_in_flight)
 
 
-def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_units: int, cluster: Cluster) -> Dataset:
+def graph(pieces: Dataset, keep: TablesToTables, settings: CurateSettings, num_units: int, cluster: Cluster) -> Dataset:
     """The stages over a dataset of stored manifests.
 
     Args:
-        units: schema ``UNITS``.
+        pieces: of stored manifests, from ``manifest_items``.
         keep: filter of the units that are to be done.
         settings: of the verb.
         num_units: that are to be done; no stage gets more actors.
@@ -103,8 +110,11 @@ def graph(units: Dataset, keep: TablesToTables, settings: CurateSettings, num_un
     """
     resources = settings.resources
     propose_pool, curate_pool = plan_pools(resources, num_units, cluster)
-    pending = units.map_batches(
-        keep, batch_format="pyarrow", batch_size=None, num_cpus=resources.read.num_cpus
+    pending = pieces.map_batches(
+        read_pending(settings.output, keep),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=resources.read.num_cpus,
     ).repartition(target_num_rows_per_block=1)
     proposed = pending.map_batches(
         ProposeActor,

@@ -7,7 +7,7 @@ from importlib.metadata import version
 
 import ray
 
-from pipelines.blocks import pending_units
+from pipelines.blocks import manifest_items, pending_units
 from pipelines.curate import graph
 from pipelines.progress import Progress
 from pipelines.session import ray_session
@@ -27,6 +27,8 @@ _MAY_CHANGE = {
     *("mllm.connect_timeout_s", "mllm.answer_timeout_s", "mllm.first_wait_s", "mllm.max_wait_s", "mllm.max_outage_s"),
     *("mllm.max_answer_bytes", "mllm.seconds_per_answer"),
 }
+
+_MAX_READ_TASKS = 256
 
 
 def curate(
@@ -85,12 +87,9 @@ def _run(
 ) -> Iterator[UnitReport]:
     """Run the graph; yields the report of each unit as it is written."""
     with ray_session() as cluster:
-        units = ray.data.read_parquet(
-            output.manifest_files(),
-            filesystem=output.filesystem,
-            num_cpus=settings.resources.read.num_cpus,
-        )
-        written = graph(units, pending_units(failed, done), settings, num_units, cluster)
+        items = manifest_items(output)
+        pieces = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
+        written = graph(pieces, pending_units(failed, done), settings, num_units, cluster)
         for row in written.iter_rows():
             yield UnitReport.model_validate_json(row["report"])
 

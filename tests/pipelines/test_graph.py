@@ -9,14 +9,13 @@ import pyarrow as pa
 import pytest
 from ray.data import ActorPoolStrategy
 
-from pipelines.blocks import pending_units
+from pipelines.blocks import manifest_items, pending_units
 from pipelines.curate import graph
 from pipelines.pools import plan_pools
 from pipelines.session import Cluster
 from tests.drawn import write_corpus
 from ureca.corpus.listing import list_images
 from ureca.dataset import Output
-from ureca.dataset.plan import units_of
 from ureca.errors import SettingsError
 from ureca.settings.curate import CurateSettings
 
@@ -77,7 +76,7 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
         cluster=Cluster(num_cpus=64, num_gpus=8, may_grow=False),
     )
     (read, reading), (_, proposing), (_, planting), (_, curating) = dataset.stages
-    assert read is keep
+    assert read.__name__ == "read_batch"
     assert dataset.rows_per_block == 1
     assert reading["num_cpus"] == 0.1
     assert (proposing["num_cpus"], proposing["num_gpus"], proposing["compute"].max_size) == (2, 0.5, 3)
@@ -136,8 +135,9 @@ def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
     graph(
         dataset, pending_units({}, []), settings, num_units=3, cluster=Cluster(num_cpus=2, num_gpus=0, may_grow=False)
     )
-    units = units_of(list_images(settings.input, annotations="beside"), 0, 2)
-    reported = asyncio.run(dataset.run(units))
+    output = Output(settings.output)
+    output.add_images(list_images(settings.input, annotations="beside"), images_per_unit=2)
+    reported = asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
     assert sorted(reported["unit"].to_pylist()) == [0, 1, 2]
     rows = list(Output(settings.output).rows())
     assert [row["image_id"] for row in rows] == ids

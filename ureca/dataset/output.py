@@ -66,6 +66,18 @@ class Output:
         names = storage.list_names(self.filesystem, f"{self._folder}/{_MANIFEST}")
         return [f"{self._folder}/{_MANIFEST}/{name}" for name in names]
 
+    def manifest_pieces(self) -> list[tuple[str, int]]:
+        """Path and number of each row group of the stored manifests; ``read_manifest_piece`` reads one."""
+        return [
+            (path, row_group)
+            for path in self.manifest_files()
+            for row_group in range(storage.num_row_groups(self.filesystem, path))
+        ]
+
+    def read_manifest_piece(self, path: str, row_group: int) -> pa.Table:
+        """Units of one row group; schema ``UNITS``."""
+        return storage.read_row_group(self.filesystem, path, row_group)
+
     def unit_sizes(self) -> dict[int, int]:
         """Number of images by unit."""
         sizes: dict[int, int] = {}

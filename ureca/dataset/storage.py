@@ -31,6 +31,18 @@ def read_table(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | 
         return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
 
 
+def num_row_groups(filesystem: pafs.FileSystem, path: str) -> int:
+    """Number of row groups of a Parquet file."""
+    with filesystem.open_input_file(path) as file:
+        return int(pq.ParquetFile(file).num_row_groups)
+
+
+def read_row_group(filesystem: pafs.FileSystem, path: str, row_group: int) -> pa.Table:
+    """Read one row group of a Parquet file."""
+    with filesystem.open_input_file(path) as file:
+        return pq.ParquetFile(file).read_row_group(row_group)
+
+
 def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """Names of the files in a folder, sorted, without hidden ones; none if the folder does not exist."""
     infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
