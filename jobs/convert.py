@@ -1,10 +1,12 @@
 """`ureca convert SRC DST`: the authors' weights become a checkpoint of ours."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Convert a released checkpoint; returns 0, or raises a `UrecaError` that says what is wrong with it."""
     parser = argparse.ArgumentParser(prog="ureca convert", description=__doc__)
     parser.add_argument("source", type=Path, metavar="SRC", help="folder with the authors' weights and tokenizer")
@@ -16,3 +18,9 @@ def main(argv: list[str]) -> int:
     convert_released(arguments.source, arguments.destination)
     print(f"converted {arguments.source} to {arguments.destination}")
     return 0
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,13 +1,15 @@
 """`ureca init-tiny DST`: a tiny random checkpoint for tests, dry runs and demos."""
 
 import argparse
+import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
 from ureca.settings.tiny_sizes import TinySizes
 
 
-def main(argv: list[str]) -> int:
+def main(argv: Sequence[str]) -> int:
     """Write the checkpoint; returns 0."""
     parser = argparse.ArgumentParser(prog="ureca init-tiny", description=__doc__)
     parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
@@ -25,3 +27,9 @@ def main(argv: list[str]) -> int:
     save_tiny(destination, sizes, seed=seed)
     print(f"wrote a random checkpoint to {destination}")
     return 0
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

@@ -31,11 +31,8 @@ class Cluster:
 
 
 @contextmanager
-def ray_session(num_cpus: int | None = None) -> Iterator[Cluster]:
+def ray_session() -> Iterator[Cluster]:
     """Use the cluster that is there (a submitted job's, ``RAY_ADDRESS``), else start one and end it afterwards.
-
-    Args:
-        num_cpus: logical CPUs of a cluster that is started here; None: the machine's.
 
     Yields:
         the cluster.
@@ -57,7 +54,7 @@ def ray_session(num_cpus: int | None = None) -> Iterator[Cluster]:
         ray.init(
             address="local",
             include_dashboard=False,
-            num_cpus=num_cpus or max(2, os.cpu_count() or 1),  # one for actors, one for Ray Data's own tasks
+            num_cpus=max(2, os.cpu_count() or 1),  # one for actors, one for Ray Data's own tasks
             log_to_driver=False,
             logging_level=logging.WARNING,
         )

@@ -39,6 +39,18 @@ def test_jobs_are_thin() -> None:
     assert not [path.name for path in (ROOT / "jobs").glob("*.py") if "ray" in {*imported(path)}]
 
 
+@pytest.mark.parametrize("job", sorted(path.stem for path in (ROOT / "jobs").glob("*.py") if path.stem != "__init__"))
+def test_every_job_runs_as_a_module(job: str) -> None:
+    """`ray job submit -- python -m jobs.VERB` needs it; a module without an entry point would do nothing, and well."""
+    if job == "demo":
+        assert '__name__ == "__main__"' in (ROOT / "jobs" / "demo.py").read_text(encoding="utf-8")  # it has no help
+        return
+    finished = subprocess.run(
+        [sys.executable, "-m", f"jobs.{job}", "--help"], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert "usage:" in finished.stdout
+
+
 def test_help_loads_nothing_heavy() -> None:
     code = (
         "import sys; from jobs.cli import main; main(['--help']); "
