@@ -1,0 +1,6 @@
+"""The table of an evaluation: built from measures, written as Markdown, JSON and HTML."""
+
+from ureca.evaluation.tables.build import Evaluated, TableSettings, build_table
+from ureca.evaluation.tables.results import EvaluationTable, Figure, Group, ModelRows
+
+__all__ = ["Evaluated", "EvaluationTable", "Figure", "Group", "ModelRows", "TableSettings", "build_table"]
