@@ -5,14 +5,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
+from PIL import Image
 
 from ureca.errors import SettingsError
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import Row, complete
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import QUESTION, UrecaProcessor
+from ureca.model.region_prompt import shares_image
 from ureca.model.region_prompts import Masks, Picture, RegionPrompts, check_masks
+from ureca.model.region_views import region_view
 from ureca.model.shared_prefix import enable_shared_prefixes
 
 
@@ -88,6 +93,7 @@ class RegionCaptioner:
         enable_shared_prefixes(model.model.language_model.config)
         self.model = model.eval()
         self.processor = processor
+        self._region_prompt = processor.region_prompt
         self._prompts = RegionPrompts(model, processor, cached_images=cached_images)
         end = model.generation_config.eos_token_id
         if end is None:
@@ -162,8 +168,9 @@ class RegionCaptioner:
         for image_index, image in enumerate(images):
             if len(masks[image_index]) == 0:
                 continue
-            encoded = self._prompts.encode(image)
+            shared = self._prompts.encode(image) if shares_image(self._region_prompt) else None
             for mask_index, mask in enumerate(masks[image_index]):
+                encoded = shared or self._prompts.encode(region_view(_pixels(image), mask, self._region_prompt))
                 row = self._prompts.row(encoded, mask, settings.question, seed=settings.seed + mask_index)
                 batch.append((image_index, mask_index, row))
                 if len(batch) == settings.batch_size:
@@ -186,3 +193,7 @@ class RegionCaptioner:
             text = self.processor.decode(completion.token_ids, skip_special_tokens=True).strip()
             num_tokens = len(completion.token_ids)
             yield RegionCaption(image_index, mask_index, text, num_tokens, completion.finish_reason)
+
+
+def _pixels(image: Picture) -> npt.NDArray[np.uint8]:
+    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image

@@ -13,6 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .image_processing import UrecaImageProcessor
+from .region_prompt import REGION_PROMPTS
 from .tiling import tile_mask, tile_mask_as_released
 
 IMAGE_TOKENS = ("<img>", "<IMG_CONTEXT>", "</img>")
@@ -40,9 +41,12 @@ CHAT_TEMPLATE = (
 """ChatML with InternVL's system message unless the conversation brings its own; {"type": "mask"} is a region."""
 
 
-def region_conversation(question: str = QUESTION, answer: str | None = None) -> list[dict[str, Any]]:
+def region_conversation(
+    question: str = QUESTION, answer: str | None = None, *, with_mask: bool = True
+) -> list[dict[str, Any]]:
     """The conversation about one region of one image, for `apply_chat_template`; with its answer for training."""
-    content = [{"type": "image"}, {"type": "mask"}, {"type": "text", "text": question}]
+    masks = [{"type": "mask"}] if with_mask else []
+    content = [{"type": "image"}, *masks, {"type": "text", "text": question}]
     conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
     if answer is not None:
         conversation.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
@@ -60,9 +64,11 @@ class UrecaProcessor(ProcessorMixin):
         dynamic_mask: cut masks into the image's grid; False gives the whole mask as one tile (the paper's ablation).
         mask_values: "binary" (0 and 1, nearest neighbour) or "released" (`tile_mask_as_released`).
         chat_template: Jinja template; `CHAT_TEMPLATE` if None.
+        region_prompt: how captioner and training tell the model which region is meant: "mask" (URECA), or a baseline
+            without a mask, "none", "contour" or "crop" (see `ureca.model.region_views`).
 
     Raises:
-        ValueError: if the tokenizer does not know a token, or ``mask_values`` is neither of the two.
+        ValueError: if the tokenizer does not know a token, or ``mask_values`` or ``region_prompt`` is unknown.
     """
 
     text_kwargs = {"padding_side": "left"}  # noqa: RUF012
@@ -77,10 +83,13 @@ class UrecaProcessor(ProcessorMixin):
         dynamic_mask: bool = True,
         mask_values: str = "binary",
         chat_template: str | None = None,
+        region_prompt: str = "mask",
     ) -> None:
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         if mask_values not in ("binary", "released"):
             raise ValueError(f"mask_values must be 'binary' or 'released', got {mask_values!r}")
+        if region_prompt not in REGION_PROMPTS:
+            raise ValueError(f"region_prompt must be one of {', '.join(REGION_PROMPTS)}, got {region_prompt!r}")
         vocabulary = tokenizer.get_vocab()
         if unknown := [token for token in (*IMAGE_TOKENS, *MASK_TOKENS) if token not in vocabulary]:
             raise ValueError(f"the tokenizer does not know {', '.join(unknown)}; add them as special tokens first")
@@ -88,6 +97,7 @@ class UrecaProcessor(ProcessorMixin):
         self.image_seq_length = image_seq_length
         self.dynamic_mask = dynamic_mask
         self.mask_values = mask_values
+        self.region_prompt = region_prompt
         self.image_token, self.mask_token = IMAGE_TOKENS[1], MASK_TOKENS[1]
         self.image_token_id, self.mask_token_id = vocabulary[self.image_token], vocabulary[self.mask_token]
 
@@ -146,10 +156,24 @@ class UrecaProcessor(ProcessorMixin):
         start, context, end = MASK_TOKENS
         return start + context * (self.num_mask_tokens * num_tiles) + end
 
+    def split_prompt(self, question: str) -> tuple[str, str]:
+        """The prompt about a region in two: up to and including the image, where all regions of an image begin alike,
+        and what comes after the mask."""
+        with_mask = self.region_prompt == "mask"
+        conversation = region_conversation(question, with_mask=with_mask)
+        prompt = self.apply_chat_template(conversation, add_generation_prompt=True)
+        last = self.mask_token if with_mask else self.image_token
+        beginning, _, end = prompt.partition(last)
+        return (beginning if with_mask else beginning + last), end
+
+    def image_placeholders(self, num_tiles: int) -> str:
+        """The text that an image of so many tiles becomes."""
+        start, context, end = IMAGE_TOKENS
+        return start + context * (self.image_seq_length * num_tiles) + end
+
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
         """The text that an image becomes; called by transformers for each image."""
-        start, context, end = IMAGE_TOKENS
-        return start + context * (self.image_seq_length * int(image_inputs["num_tiles"][image_idx])) + end
+        return self.image_placeholders(int(image_inputs["num_tiles"][image_idx]))
 
     @property
     def unused_input_names(self) -> list[str]:

@@ -15,7 +15,7 @@ from ureca.model.decoding import Row
 from ureca.model.mask_encoder import FusedMaskEncoder
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.placeholders import fill_placeholders
-from ureca.model.processing import QUESTION, UrecaProcessor, region_conversation
+from ureca.model.processing import QUESTION, UrecaProcessor
 from ureca.model.shared_prefix import Prefix
 
 Picture = Image.Image | npt.NDArray[np.uint8]
@@ -66,29 +66,40 @@ class RegionPrompts:
         return encoded
 
     def row(self, image: EncodedImage, mask: npt.NDArray[np.bool_], question: str, *, seed: int) -> Row:
-        """A region as a row of a batch: mask bool [H, W] of the image's size."""
+        """A region as a row of a batch.
+
+        Args:
+            image: what `encode` made of `view` of this mask.
+            mask: bool [H, W] of the image's size.
+            question: what is asked.
+            seed: of the row, if tokens are drawn.
+        """
+        _, end = self.processor.split_prompt(question)
+        if self.processor.region_prompt != "mask":
+            return Row(image.prefix, self._embeddings(self._tokens(end))[0], seed)
         tiles = self.processor.tile_mask(mask, self.processor.image_processor.max_tiles)
-        _, end = self._split_prompt(question)
-        text = self.processor.mask_placeholders(len(tiles)) + end
-        token_ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        token_ids = token_ids.to(self.model.device)
-        embeddings = self.model.get_input_embeddings()(token_ids)
+        token_ids = self._tokens(self.processor.mask_placeholders(len(tiles)) + end)
         features = self.model.model.get_mask_features(tiles, image.features)
-        filled = fill_placeholders(embeddings, token_ids, self.processor.mask_token_id, features, "mask")
+        filled = fill_placeholders(
+            self._embeddings(token_ids), token_ids, self.processor.mask_token_id, features, "mask"
+        )
         return Row(image.prefix, filled[0], seed)
 
     def _encode(self, image: Picture) -> EncodedImage:
-        beginning, _ = self._split_prompt(QUESTION)
+        beginning, _ = self.processor.split_prompt(QUESTION)
         inputs = self.processor(images=image, text=beginning, return_tensors="pt").to(self.model.device)
         outputs = self.model.model(**inputs, use_cache=True)
         fused = isinstance(self.model.model.mask_encoder, FusedMaskEncoder)
         return EncodedImage(Prefix.from_cache(outputs.past_key_values), outputs.image_hidden_states if fused else None)
 
-    def _split_prompt(self, question: str) -> tuple[str, str]:
-        """The prompt's text before the mask, where the question does not occur yet, and after it."""
-        prompt = self.processor.apply_chat_template(region_conversation(question), add_generation_prompt=True)
-        beginning, _, end = prompt.partition(self.processor.mask_token)
-        return beginning, end
+    def _tokens(self, text: str) -> torch.Tensor:
+        token_ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        on_device: torch.Tensor = token_ids.to(self.model.device)
+        return on_device
+
+    def _embeddings(self, token_ids: torch.Tensor) -> torch.Tensor:
+        embeddings: torch.Tensor = self.model.get_input_embeddings()(token_ids)
+        return embeddings
 
 
 def check_masks(image: Picture, masks: Masks, image_index: int) -> None:

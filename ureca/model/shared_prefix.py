@@ -16,6 +16,8 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from ureca.model.packed_prefix import PackedLayout, attend_packed
+
 MAX_SCORES_CPU = 1 << 20
 """Attention scores of a layer held at once on a CPU; more rows come block after block. 4 MiB stay in its cache."""
 
@@ -50,9 +52,11 @@ class SharedPrefixes:
 
 
 def enable_shared_prefixes(config: PreTrainedConfig) -> None:
-    """Let a language model's attention take ``shared_prefixes`` as a keyword argument.
+    """Let a language model's attention take ``shared_prefixes`` or ``packed`` as a keyword argument.
 
-    Without the argument it stays the attention that the configuration had (eager becomes sdpa).
+    With ``shared_prefixes`` rows continue prefixes that were read before (captions), with ``packed`` one row holds
+    prefixes and segments (training). Without either it stays the attention that the configuration had (eager becomes
+    sdpa).
 
     Args:
         config: the language model's configuration; changed in place.
@@ -81,8 +85,11 @@ def enable_shared_prefixes(config: PreTrainedConfig) -> None:
         value: torch.Tensor,
         attention_mask: Any,
         shared_prefixes: SharedPrefixes | None = None,
+        packed: PackedLayout | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Any]:
+        if packed is not None:
+            return attend_packed(query, key, value, packed, scaling=module.scaling), None
         if shared_prefixes is None:
             output, weights = usual_attention(module, query, key, value, attention_mask, **kwargs)
             return output, weights
