@@ -98,9 +98,9 @@ def tile_mask(mask: npt.NDArray[np.bool_], *, size: int, max_tiles: int, thumbna
         ValueError: if the mask is not bool [H, W], or a size is below 1.
     """
     columns, rows = _mask_grid(mask, size, max_tiles)
-    tiles = _cut(_resize_mask(mask, rows * size, columns * size), columns, rows, size)
+    tiles = _cut(resize_mask(mask, rows * size, columns * size), columns, rows, size)
     if thumbnail and columns * rows > 1:
-        tiles = np.concatenate([tiles, _resize_mask(mask, size, size)[None]])
+        tiles = np.concatenate([tiles, resize_mask(mask, size, size)[None]])
     return tiles
 
 
@@ -146,7 +146,8 @@ def _mask_grid(mask: npt.NDArray[np.bool_], size: int, max_tiles: int) -> tuple[
     return choose_grid(mask.shape[0], mask.shape[1], size=size, max_tiles=max_tiles)
 
 
-def _resize_mask(mask: MaskTiles, height: int, width: int) -> MaskTiles:
+def resize_mask(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Resize a mask bool [H, W] to [height, width] by nearest neighbour; one with a pixel set keeps one."""
     resized = _sample_nearest(mask, height, width)
     if not resized.any():
         y, x = np.nonzero(mask)

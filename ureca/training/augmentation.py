@@ -1,0 +1,76 @@
+"""Size augmentation (the paper's): an image and its masks are resized together, at random."""
+
+from typing import Self
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
+
+from ureca.training import chance
+
+
+class AugmentationSettings(BaseModel):
+    """How images are resized. Equal scales of 1, the default, leave them as they are."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_scale: float = Field(default=1.0, ge=0.05, le=4, description="smallest factor of both sides")
+    max_scale: float = Field(default=1.0, ge=0.05, le=4, description="largest factor of both sides")
+    num_scales: int = Field(
+        default=8, ge=2, le=64, description="factors between which chance chooses, evenly spaced in their logarithm"
+    )
+    max_pixels: PositiveInt = Field(default=16_000_000, description="no image is enlarged beyond so many pixels")
+
+    @model_validator(mode="after")
+    def _range(self) -> Self:
+        if self.min_scale > self.max_scale:
+            raise ValueError(f"min_scale {self.min_scale} is above max_scale {self.max_scale}")
+        return self
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The factors; a single one where the range has no width."""
+        if self.min_scale == self.max_scale:
+            return (self.min_scale,)
+        return tuple(np.geomspace(self.min_scale, self.max_scale, self.num_scales).tolist())
+
+
+def draw_scales(
+    image_keys: npt.NDArray[np.uint64], settings: AugmentationSettings, *, epoch: int, seed: int
+) -> npt.NDArray[np.uint8]:
+    """Which of ``settings.scales`` each image has in an epoch; uint8 of the shape of ``image_keys``."""
+    random = chance.words(chance.word(seed, epoch, "scale"), image_keys)
+    return (random % np.uint64(len(settings.scales))).astype(np.uint8)
+
+
+def draw_scale(image_id: str, settings: AugmentationSettings, *, epoch: int, seed: int) -> float:
+    """The factor of one image in an epoch."""
+    (number,) = draw_scales(np.array([image_key(image_id)], np.uint64), settings, epoch=epoch, seed=seed)
+    return settings.scales[int(number)]
+
+
+def image_key(image_id: str) -> int:
+    """The number below 2^64 that stands for an image where chance is drawn."""
+    return chance.word("image", image_id)
+
+
+def scaled_size(height: int, width: int, scale: float, settings: AugmentationSettings) -> tuple[int, int]:
+    """Height and width in pixels of an image that is resized by a factor, at least 1 each."""
+    if scale > 1:
+        scale = max(1.0, min(scale, (settings.max_pixels / (height * width)) ** 0.5))
+    return max(1, round(height * scale)), max(1, round(width * scale))
+
+
+def resize_image(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.NDArray[np.uint8]:
+    """Resize uint8 RGB [H, W, 3] bicubically to [height, width, 3]."""
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def resize_mask(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Resize bool [H, W] to [height, width] by nearest neighbour; what was not empty is never empty afterwards."""
+    from ureca.model.tiling import resize_mask as resize
+
+    return mask if mask.shape == (height, width) else resize(mask, height, width)
