@@ -11,9 +11,9 @@ from pycocotools.coco import COCO
 from ureca.errors import OutputError
 from ureca.export import Selection, export_coco, export_jsonl, export_parquet
 from ureca.export.flat import FLAT
-from ureca.export.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, question
 from ureca.regions import read_annotations
 from ureca.regions.rle import Rle, decode
+from ureca.training.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, paraphrase
 
 Rows = list[dict[str, Any]]
 Export = Callable[..., None]
@@ -34,17 +34,17 @@ def test_jsonl_has_the_final_captions_with_a_question_each(rows: Rows, tmp_path:
         (2, "b", "1"),
     ]
     assert first["conversations"] == [
-        {"from": "human", "value": f"<image>\n{question('a', 1, detailed=True)}"},
+        {"from": "human", "value": f"<image>\n{paraphrase('a', 1, detailed=True)}"},
         {"from": "gpt", "value": "one of a kind"},
     ]
-    assert second["conversations"][0]["value"] == f"<image>\n{question('a', 2, detailed=False)}"
+    assert second["conversations"][0]["value"] == f"<image>\n{paraphrase('a', 2, detailed=False)}"
     assert second["conversations"][1]["value"] == 'ein „Zitat“ \n and "quotes"'
 
 
 def test_questions_vary_over_regions_and_stay_the_same_for_one() -> None:
-    assert question("a", 7, detailed=True) == question("a", 7, detailed=True)
-    assert {question("a", id, detailed=False) for id in range(300)} == set(SHORT_QUESTIONS)
-    assert {question(f"{id}", 0, detailed=True) for id in range(300)} == set(DETAILED_QUESTIONS)
+    assert paraphrase("a", 7, detailed=True) == paraphrase("a", 7, detailed=True)
+    assert {paraphrase("a", id, detailed=False) for id in range(300)} == set(SHORT_QUESTIONS)
+    assert {paraphrase(f"{id}", 0, detailed=True) for id in range(300)} == set(DETAILED_QUESTIONS)
     assert not set(SHORT_QUESTIONS) & set(DETAILED_QUESTIONS)
 
 

@@ -150,7 +150,16 @@ class Output:
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the schema ``REGIONS`` as Python values, in the manifest's order, one unit in memory at a time."""
         for unit in self.done_units():
-            yield from storage.read_table(self.filesystem, self._part(unit)).to_pylist()
+            yield from self.unit_rows(unit)
+
+    def unit_rows(self, unit: int) -> list[dict[str, Any]]:
+        """Rows of a unit that is done."""
+        rows: list[dict[str, Any]] = storage.read_table(self.filesystem, self._part(unit)).to_pylist()
+        return rows
+
+    def part_files(self) -> list[str]:
+        """Paths of the files of the units that are done, within the file system."""
+        return [self._part(unit) for unit in self.done_units()]
 
     def report(self, units: Iterable[int] | None = None) -> UnitReport:
         """The reports of some units, or of all that are done, added up."""

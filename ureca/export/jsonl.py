@@ -7,10 +7,10 @@ from typing import Any
 
 from ureca.atomic import replacing
 from ureca.errors import OutputError
-from ureca.export.questions import question
 from ureca.export.selection import Selection
 from ureca.regions import Annotations, Mask, write_annotations
 from ureca.regions.rle import Rle
+from ureca.training.questions import paraphrase
 
 
 def export_jsonl(
@@ -51,7 +51,7 @@ def export_jsonl(
 def _line(number: int, image_id: str, region: Mapping[str, Any]) -> dict[str, Any]:
     # A region without parts keeps its short caption as its detailed one.
     detailed = region["detailed_caption"] != region["short_caption"]
-    asked = question(image_id, region["region_id"], detailed=detailed)
+    asked = paraphrase(image_id, region["region_id"], detailed=detailed)
     return {
         "id": number,
         "image": image_id,
