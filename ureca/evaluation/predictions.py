@@ -67,6 +67,4 @@ def by_image(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
 
 def failures(predictions: Iterable[Prediction]) -> Counter[str]:
     """How many regions have no caption, by the reason."""
-    return Counter(
-        prediction.failure or "the model said nothing" for prediction in predictions if prediction.is_blank
-    )
+    return Counter(prediction.failure or "the model said nothing" for prediction in predictions if prediction.is_blank)

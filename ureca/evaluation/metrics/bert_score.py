@@ -1,6 +1,33 @@
 """BERTScore: words of a caption aligned with those of a reference by contextual embeddings (Zhang et al. 2020)."""
 
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import PurePath
+from typing import TYPE_CHECKING, Any, TypeAlias
+
 from pydantic import BaseModel, ConfigDict, Field
+
+from ureca.errors import SettingsError
+from ureca.evaluation.checkpoints import load_encoder
+from ureca.evaluation.measures import Measure, mean_of
+
+if TYPE_CHECKING:
+    import torch
+
+    Words: TypeAlias = torch.Tensor
+    """Vectors of length 1 of the tokens of a text, [T, D]; those that mark its begin and end are left out."""
+
+_LAYERS = {
+    "bert-base-uncased": 9,
+    "bert-large-uncased": 18,
+    "bert-base-multilingual-cased": 9,
+    "distilbert-base-uncased": 5,
+    "roberta-base": 10,
+    "roberta-large": 17,
+    "deberta-xlarge-mnli": 40,
+}
+"""The layers that the authors found to agree best with people, by the last part of the model's name."""
 
 
 class BertScoreSettings(BaseModel):
@@ -17,3 +44,67 @@ class BertScoreSettings(BaseModel):
     )
     batch_size: int = Field(default=64, ge=1, description="captions in one pass of the model")
     device: str = Field(default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one")
+
+
+def bert_score(hypotheses: Sequence[str], references: Sequence[Sequence[str]], settings: BertScoreSettings) -> Measure:
+    """The F1 of each caption with its best reference, without rescaling and without weights of words, and their mean.
+
+    Texts longer than the model takes are cut. A text without a word scores 0.
+
+    Raises:
+        SettingsError: the model cannot be loaded, has no such layer, or does not say which tokens are special.
+    """
+    encoder = _Encoder(settings)
+    texts = {text.strip() for texts in references for text in texts} | {text.strip() for text in hypotheses}
+    # Texts of like length together, so that little is padded.
+    words = dict(encoder.embed(sorted(texts - {""}, key=lambda text: (len(text), text))))
+    values = [
+        max((_f1(words.get(hypothesis.strip()), words.get(text.strip())) for text in texts), default=0.0)
+        for hypothesis, texts in zip(hypotheses, references, strict=True)
+    ]
+    return mean_of("BERTScore", values, (f"BERTScore: {settings.model}, layer {encoder.layer}, not rescaled.",))
+
+
+def _f1(hypothesis: Words | None, reference: Words | None) -> float:
+    if hypothesis is None or reference is None or not len(hypothesis) or not len(reference):
+        return 0.0
+    cosines = hypothesis @ reference.T
+    precision, recall = float(cosines.amax(dim=1).mean()), float(cosines.amax(dim=0).mean())
+    return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
+
+
+class _Encoder:
+    def __init__(self, settings: BertScoreSettings) -> None:
+        self._batch_size = settings.batch_size
+        self._network, self._tokenizer, self._device = load_encoder(settings.model, "AutoTokenizer", settings.device)
+        num_layers = int(self._network.config.num_hidden_layers)
+        published = _LAYERS.get(PurePath(settings.model).name.lower(), num_layers)
+        self.layer = published if settings.layer is None else settings.layer
+        if self.layer > num_layers:
+            raise SettingsError(f"layer {self.layer} of {settings.model} does not exist: it has {num_layers}")
+        if self._tokenizer.pad_token is None:
+            raise SettingsError(f"the tokenizer of {settings.model} has no padding; BERTScore needs an encoder's")
+        # Some tokenizers state an absurd limit, others none at all.
+        positions = int(getattr(self._network.config, "max_position_embeddings", 512))
+        padding = int(getattr(self._network.config, "pad_token_id", 0) or 0)
+        self._max_tokens = min(int(self._tokenizer.model_max_length), positions - padding - 1)
+
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[str, Words]]:
+        import torch
+
+        for start in range(0, len(texts), self._batch_size):
+            batch = texts[start : start + self._batch_size]
+            inputs: Mapping[str, Any] = self._tokenizer(
+                batch,
+                padding=True,
+                truncation=True,
+                max_length=self._max_tokens,
+                return_special_tokens_mask=True,
+                return_tensors="pt",
+            )
+            given = {name: values.to(self._device) for name, values in inputs.items() if name != "special_tokens_mask"}
+            with torch.inference_mode():
+                hidden = self._network(**given, output_hidden_states=True).hidden_states[self.layer]
+            vectors = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
+            is_word = (inputs["special_tokens_mask"] == 0) & (inputs["attention_mask"] == 1)
+            yield from ((text, vectors[row][is_word[row]].clone()) for row, text in enumerate(batch))
