@@ -6,36 +6,25 @@ prefix and itself; nothing sees another segment or another image. So every token
 sequence of its own, and the row has no padding.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
 from torch.nn import functional
 
-MAX_GROUP_TOKENS = 512
-"""Segments that are attended to in one call. Longer groups save calls and waste products between segments."""
+from ureca.model.blockwise_attention import Block, attend_blockwise
 
-
-@dataclass(frozen=True)
-class SegmentGroup:
-    """Some segments of an image that stand next to each other.
-
-    Args:
-        tokens: where they are in the row.
-        visible: bool [tokens, prefix + tokens], what each of their tokens may look at.
-    """
-
-    tokens: slice
-    visible: torch.Tensor
+MAX_GROUP_TOKENS = 256
+"""On a GPU: segments that are attended to in one call. Longer groups save calls and waste products between segments."""
 
 
 @dataclass(frozen=True)
 class PackedImage:
-    """One image of a row: its prefix, and its segments in groups."""
+    """One image of a row: where its prefix and its segments are."""
 
     prefix: slice
-    groups: tuple[SegmentGroup, ...]
+    segments: tuple[slice, ...]
 
 
 @dataclass(frozen=True)
@@ -45,26 +34,27 @@ class PackedLayout:
     images: tuple[PackedImage, ...]
 
     @classmethod
-    def of_lengths(
-        cls, lengths: Sequence[tuple[int, Sequence[int]]], device: torch.device | str | None = None
-    ) -> "PackedLayout":
+    def of_lengths(cls, lengths: Sequence[tuple[int, Sequence[int]]]) -> "PackedLayout":
         """Lay out images back to back.
 
         Args:
             lengths: of each image, tokens of its prefix and of each of its segments.
-            device: where attention will run.
         """
         images, start = [], 0
         for prefix_length, segment_lengths in lengths:
-            prefix = slice(start, start + prefix_length)
-            start = prefix.stop
-            groups = []
-            for group in _groups(segment_lengths):
-                tokens = slice(start, start + sum(group))
-                groups.append(SegmentGroup(tokens, _visible(prefix_length, group, device)))
-                start = tokens.stop
-            images.append(PackedImage(prefix, tuple(groups)))
+            ends = list(accumulate([start + prefix_length, *segment_lengths]))
+            images.append(PackedImage(slice(start, ends[0]), tuple(map(slice, ends, ends[1:]))))
+            start = ends[-1]
         return cls(tuple(images))
+
+    def blocks(self) -> Iterator[Block]:
+        """Which tokens look at which: a prefix at itself, an image's segments at its prefix and each at itself."""
+        for image in self.images:
+            yield Block(image.prefix, image.prefix, causal=True)
+            if image.segments:
+                yield Block(_joined(image.segments), image.prefix, causal=False)
+            for segment in image.segments:
+                yield Block(segment, segment, causal=True)
 
 
 def attend_packed(
@@ -84,6 +74,17 @@ def attend_packed(
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
+    if query.device.type == "cpu":
+        attended = attend_blockwise(query, key, value, tuple(layout.blocks()), scaling=scaling)
+    else:
+        attended = _attend_in_groups(query, key, value, layout, scaling)
+    return attended.transpose(1, 2).contiguous()
+
+
+def _attend_in_groups(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout, scaling: float
+) -> torch.Tensor:
+    """[1, heads, L, size], some segments a call."""
     outputs = []
     for image in layout.images:
         prefix = image.prefix
@@ -93,35 +94,40 @@ def attend_packed(
                 query[:, :, prefix], prefix_keys, prefix_values, is_causal=True, scale=scaling
             )
         )
-        outputs += [
-            functional.scaled_dot_product_attention(
-                query[:, :, group.tokens],
-                torch.cat([prefix_keys, key[:, :, group.tokens]], dim=2),
-                torch.cat([prefix_values, value[:, :, group.tokens]], dim=2),
-                attn_mask=group.visible,
-                scale=scaling,
+        for group in _groups(image.segments):
+            tokens = _joined(group)
+            outputs.append(
+                functional.scaled_dot_product_attention(
+                    query[:, :, tokens],
+                    torch.cat([prefix_keys, key[:, :, tokens]], dim=2),
+                    torch.cat([prefix_values, value[:, :, tokens]], dim=2),
+                    attn_mask=_visible(prefix.stop - prefix.start, group, query.device),
+                    scale=scaling,
+                )
             )
-            for group in image.groups
-        ]
-    return torch.cat(outputs, dim=2).transpose(1, 2).contiguous()
+    return torch.cat(outputs, dim=2)
 
 
-def _groups(lengths: Sequence[int]) -> list[list[int]]:
+def _joined(neighbours: Sequence[slice]) -> slice:
+    return slice(neighbours[0].start, neighbours[-1].stop)
+
+
+def _groups(segments: Sequence[slice]) -> list[list[slice]]:
     """Neighbours together while they have at most `MAX_GROUP_TOKENS` tokens."""
-    groups: list[list[int]] = []
-    for length in lengths:
-        if groups and sum(groups[-1]) + length <= MAX_GROUP_TOKENS:
-            groups[-1].append(length)
+    groups: list[list[slice]] = []
+    for segment in segments:
+        if groups and segment.stop - groups[-1][0].start <= MAX_GROUP_TOKENS:
+            groups[-1].append(segment)
         else:
-            groups.append([length])
+            groups.append([segment])
     return groups
 
 
-def _visible(prefix_length: int, lengths: Sequence[int], device: torch.device | str | None) -> torch.Tensor:
-    total = sum(lengths)
-    visible = torch.zeros(total, prefix_length + total, dtype=torch.bool, device=device)
-    visible[:, :prefix_length] = True
-    for start, length in zip(accumulate([0, *lengths]), lengths, strict=False):
-        inside = torch.ones(length, length, dtype=torch.bool, device=device).tril()
-        visible[start : start + length, prefix_length + start : prefix_length + start + length] = inside
-    return visible
+def _visible(prefix_length: int, segments: Sequence[slice], device: torch.device) -> torch.Tensor:
+    """Bool [tokens, prefix + tokens], what each token of some neighbours may look at."""
+    numbers = torch.cat(
+        [torch.full((segment.stop - segment.start,), number) for number, segment in enumerate(segments)]
+    )
+    inside = (numbers[:, None] == numbers[None]).tril()
+    seen = torch.ones(len(numbers), prefix_length, dtype=torch.bool)
+    return torch.cat([seen, inside], dim=1).to(device)

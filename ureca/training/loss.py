@@ -71,7 +71,7 @@ class PackedLoss(nn.Module):
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device),
             position_ids=batch.position_ids[None],
             use_cache=False,
-            packed=batch.layout(embeddings.device),
+            packed=batch.layout(),
         )
         hidden: torch.Tensor = outputs.last_hidden_state
         return hidden

@@ -83,14 +83,14 @@ class PackedBatch:
         """Tokens on which loss is taken."""
         return int((self.labels != IGNORED).sum())
 
-    def layout(self, device: torch.device | str | None = None) -> PackedLayout:
+    def layout(self) -> PackedLayout:
         """What stands where in the row."""
         segments = iter(self.segment_lengths.tolist())
         lengths = [
             (prefix, [next(segments) for _ in range(count)])
             for prefix, count in zip(self.prefix_lengths.tolist(), self.num_segments.tolist(), strict=True)
         ]
-        return PackedLayout.of_lengths(lengths, device)
+        return PackedLayout.of_lengths(lengths)
 
     def tensors(self) -> dict[str, torch.Tensor]:
         """All tensors by name, to be stored or sent; ``PackedBatch(**tensors)`` is the way back."""
