@@ -1,8 +1,10 @@
 """The figures of an evaluation as a value that JSON holds."""
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
+
+Dimension: TypeAlias = Literal["all", "depth", "size"]
 
 
 class _Value(BaseModel):
@@ -24,7 +26,7 @@ class Group(_Value):
     measure that at least one of these regions counts for.
     """
 
-    dimension: Literal["all", "depth", "size"]
+    dimension: Dimension
     name: str
     num_regions: int = Field(ge=0)
     num_images: int = Field(ge=0)
@@ -61,7 +63,7 @@ class EvaluationTable(_Value):
     version: Literal[1] = 1
     title: str
     columns: tuple[str, ...]
-    dimensions: dict[str, tuple[str, ...]]
+    dimensions: dict[Dimension, tuple[str, ...]]
     models: tuple[ModelRows, ...]
     confidence: float
     num_resamples: int
