@@ -1,0 +1,249 @@
+"""The index of a run: all samples of its sources, copied once, in a form that any worker reads at random.
+
+    INDEX/images-000000.parquet   one row an image: where its bytes are, its size, its regions with masks and captions
+    INDEX/counts.parquet          one row an image: numbers of tokens and tiles
+    INDEX/bad_samples.parquet     what cannot be learned from, and why
+    INDEX/index.json              settings, files of the sources and totals; written last
+
+Pixels stay where they are. ``ureca.training.indexing`` writes it.
+"""
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
+
+from ureca.corpus.manifest import MANIFEST, ManifestEntry
+from ureca.corpus.storage import locate
+from ureca.dataset import storage
+from ureca.errors import OutputError
+from ureca.training.augmentation import AugmentationSettings
+from ureca.training.counts import SampleCounts
+from ureca.training.questions import QuestionSettings
+from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
+from ureca.training.sources.settings import SourceSettings
+
+IMAGES_PER_FILE = 4096
+IMAGES_PER_ROW_GROUP = 16
+"""Few, because a step reads images from all over the index."""
+
+_REGION = pa.struct(
+    [
+        pa.field("region_id", pa.int64(), nullable=False),
+        pa.field("counts", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("detailed", pa.bool_(), nullable=False),
+        pa.field("question", pa.string()),
+    ]
+)
+_BYTES = [MANIFEST.field(name) for name in ("image_id", "uri", "path", "offset", "size", "column", "row")]
+IMAGES = pa.schema(
+    [
+        *_BYTES,
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("regions", pa.list_(_REGION), nullable=False),
+    ]
+)
+COUNTS = pa.schema(
+    [
+        pa.field("image_key", pa.uint64(), nullable=False),
+        pa.field("num_tiles", pa.list_(pa.uint8()), nullable=False),
+        pa.field("text_tokens", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+BAD_SAMPLES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("region_id", pa.int64()),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+
+class IndexSettings(BaseModel):
+    """What decides the content of an index."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    sources: tuple[SourceSettings, ...] = Field(min_length=1)
+    tile_size_px: PositiveInt
+    max_tiles: int = Field(ge=1, le=254)
+    augmentation: AugmentationSettings = AugmentationSettings()
+    questions: QuestionSettings = QuestionSettings()
+
+
+class SourceFile(BaseModel):
+    """A file of a source, as it was when the index was made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str
+    size: int
+    modified_ns: int | None
+    digest: str
+
+
+class IndexInfo(BaseModel):
+    """The content of index.json.
+
+    Attributes:
+        version: of the layout.
+        settings: that it was made with.
+        tokenizer: identity of what counted the tokens.
+        files: of the sources.
+        num_images: that are learned from.
+        num_regions: that are learned from.
+        bad_samples: regions and images that cannot be, by kind; bad_samples.parquet names each.
+        left_out: regions that the sources leave out on purpose, by reason.
+        failed_images: images that the sources have no regions of, by reason.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int
+    settings: IndexSettings
+    tokenizer: str
+    files: tuple[SourceFile, ...]
+    num_images: int
+    num_regions: int
+    bad_samples: dict[str, int]
+    left_out: dict[str, int]
+    failed_images: dict[str, int]
+
+    @property
+    def fingerprint(self) -> str:
+        """The same for the same content of sources, settings and tokenizer, whenever and wherever it was made."""
+        digest = hashlib.blake2b(digest_size=16)
+        settings = self.settings.model_dump_json(exclude={"sources": {"__all__": {"path", "images"}}})
+        for part in (str(self.version), settings, self.tokenizer, *(file.digest for file in self.files)):
+            digest.update(f"{len(part)}:{part}".encode())
+        return digest.hexdigest()
+
+    @property
+    def num_bad_samples(self) -> int:
+        """Regions and images that cannot be learned from."""
+        return sum(self.bad_samples.values())
+
+    def summary(self) -> str:
+        """What is learned from and what is not, for people."""
+        lines = [f"{self.num_regions} regions of {self.num_images} images to learn from"]
+        for reasons, what in (
+            (self.bad_samples, "bad samples"),
+            (self.left_out, "regions left out"),
+            (self.failed_images, "images left out"),
+        ):
+            lines += [f"{count} {what}: {reason}" for reason, count in sorted(reasons.items())]
+        return "\n".join(lines)
+
+
+class TrainingIndex:
+    """Reads an index. Cheap to make, so that every worker opens its own.
+
+    Args:
+        path: local path or URI of its folder.
+
+    Raises:
+        OutputError: there is none, or it is of another version.
+    """
+
+    def __init__(self, path: str) -> None:
+        location = locate(path)
+        self.path = path
+        self._filesystem, self._folder = location.filesystem, location.name
+        self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
+        self.info = self._read_info()
+
+    def counts(self) -> SampleCounts:
+        """What a plan is made of; 4 bytes a region and about 17 an image."""
+        table = storage.read_table(self._filesystem, f"{self._folder}/counts.parquet").combine_chunks()
+        tokens, tiles = (table[name].combine_chunks() for name in ("text_tokens", "num_tiles"))
+        return SampleCounts(
+            first_regions=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
+            text_tokens=tokens.flatten().to_numpy(),
+            num_tiles=tiles.flatten().to_numpy().reshape(len(tiles), -1),
+            image_keys=table["image_key"].to_numpy(),
+        )
+
+    def read(self, image_numbers: Sequence[int]) -> list[TrainingImage]:
+        """Images by number, in the order asked for; a row group is read once.
+
+        Raises:
+            IndexError: there is no image of a number.
+        """
+        for number in image_numbers:
+            if not 0 <= number < self.info.num_images:
+                raise IndexError(f"image {number} of an index of {self.info.num_images}: {self.path}")
+        groups: dict[int, pa.Table] = {}
+        for number in image_numbers:
+            group = number // IMAGES_PER_ROW_GROUP
+            if group not in groups:
+                groups[group] = self._read_row_group(group)
+        return [
+            _image(groups[number // IMAGES_PER_ROW_GROUP].slice(number % IMAGES_PER_ROW_GROUP, 1).to_pylist()[0])
+            for number in image_numbers
+        ]
+
+    def bad_samples(self) -> Iterator[BadSample]:
+        """What cannot be learned from, one by one."""
+        with self._filesystem.open_input_file(f"{self._folder}/bad_samples.parquet") as file:
+            for batch in pq.ParquetFile(file).iter_batches():
+                yield from (BadSample(**row) for row in batch.to_pylist())
+
+    def _read_info(self) -> IndexInfo:
+        try:
+            with self._filesystem.open_input_stream(f"{self._folder}/index.json") as stream:
+                info = IndexInfo.model_validate_json(stream.read())
+        except FileNotFoundError as error:
+            raise OutputError(f"{self.path} holds no index: there is no index.json") from error
+        except (OSError, ValidationError) as error:
+            raise OutputError(f"{self.path}: index.json cannot be read: {error}. Remove the folder") from error
+        return info
+
+    def _read_row_group(self, group: int) -> pa.Table:
+        groups_per_file = IMAGES_PER_FILE // IMAGES_PER_ROW_GROUP
+        number = group // groups_per_file
+        file = self._files.pop(number, None)
+        if file is None:
+            path = f"{self._folder}/{images_file(number)}"
+            file = pq.ParquetFile(self._filesystem.open_input_file(path), pre_buffer=True)
+            if len(self._files) >= _OPEN_FILES:
+                self._files.popitem(last=False)[1].close(force=True)
+        self._files[number] = file
+        return file.read_row_group(group % groups_per_file)
+
+
+_OPEN_FILES = 64
+
+
+def images_file(number: int) -> str:
+    """Name of the file of the images from ``number * IMAGES_PER_FILE`` on."""
+    return f"images-{number:06d}.parquet"
+
+
+def image_row(image: TrainingImage) -> dict[str, Any]:
+    """The row of an image in the schema ``IMAGES``."""
+    regions = [
+        {
+            "region_id": region.region_id,
+            "counts": region.counts,
+            "caption": region.caption,
+            "detailed": region.detailed,
+            "question": region.question,
+        }
+        for region in image.regions
+    ]
+    entry = {field.name: getattr(image.entry, field.name) for field in _BYTES}
+    return entry | {"height": image.height, "width": image.width, "regions": regions}
+
+
+def _image(row: Mapping[str, Any]) -> TrainingImage:
+    entry = ManifestEntry(**{field.name: row[field.name] for field in _BYTES})
+    regions = tuple(TrainingRegion(**region) for region in row["regions"])
+    return TrainingImage(entry, row["height"], row["width"], regions)

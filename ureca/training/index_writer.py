@@ -1,0 +1,183 @@
+"""Measuring samples and writing them to the files of an index, as they come."""
+
+import re
+from array import array
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ureca.dataset import storage
+from ureca.schema import conform
+from ureca.training.augmentation import image_key, scaled_size
+from ureca.training.index import (
+    BAD_SAMPLES,
+    COUNTS,
+    IMAGES,
+    IMAGES_PER_FILE,
+    IMAGES_PER_ROW_GROUP,
+    IndexSettings,
+    image_row,
+    images_file,
+)
+from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
+from ureca.training.tokens import TextTokens
+
+_COUNTS_PER_ROW_GROUP = 1 << 16
+
+
+@dataclass(frozen=True, slots=True)
+class MeasuredImage:
+    """An image with what it costs: tiles at each scale, and tokens of each region's longest question and answer."""
+
+    image: TrainingImage
+    num_tiles: tuple[int, ...]
+    text_tokens: tuple[int, ...]
+
+
+class Measure:
+    """Counts tokens and tiles of images.
+
+    Args:
+        settings: of the index.
+        text: counts tokens of texts.
+    """
+
+    def __init__(self, settings: IndexSettings, text: TextTokens) -> None:
+        self._settings, self._text = settings, text
+        self._scales = settings.augmentation.scales
+        self._longest_question = {
+            detailed: max(text.of_questions(settings.questions.possible(detailed=detailed)))
+            for detailed in (False, True)
+        }
+        self._special = re.compile("|".join(map(re.escape, text.special_tokens)) or r"(?!)")
+
+    def images(self, images: Sequence[TrainingImage]) -> tuple[list[MeasuredImage], list[BadSample]]:
+        """Measure images; regions whose text holds a special token come back as bad samples."""
+        good, bad = [], []
+        for image in images:
+            clean = tuple(region for region in image.regions if self._is_clean(region))
+            if clean:
+                good.append(replace(image, regions=clean))
+            bad += [self._bad(image, region) for region in image.regions if not self._is_clean(region)]
+        regions = [region for image in good for region in image.regions]
+        answers = self._text.of_answers([region.caption for region in regions])
+        asked = iter(self._text.of_questions([region.question for region in regions if region.question is not None]))
+        questions = [
+            self._longest_question[region.detailed] if region.question is None else next(asked) for region in regions
+        ]
+        tokens = iter([question + answer for question, answer in zip(questions, answers, strict=True)])
+        return [
+            MeasuredImage(image, self._num_tiles(image), tuple(next(tokens) for _ in image.regions)) for image in good
+        ], bad
+
+    def _num_tiles(self, image: TrainingImage) -> tuple[int, ...]:
+        from ureca.model.tiling import num_tiles
+
+        settings = self._settings
+        sizes = [scaled_size(image.height, image.width, scale, settings.augmentation) for scale in self._scales]
+        return tuple(
+            num_tiles(height, width, size=settings.tile_size_px, max_tiles=settings.max_tiles)
+            for height, width in sizes
+        )
+
+    def _is_clean(self, region: TrainingRegion) -> bool:
+        return not self._special.search(f"{region.caption}\n{region.question or ''}")
+
+    def _bad(self, image: TrainingImage, region: TrainingRegion) -> BadSample:
+        (found,) = self._special.findall(f"{region.caption}\n{region.question or ''}")[:1]
+        message = f"the text holds {found!r}, which is no text to the tokenizer"
+        return BadSample(image.image_id, region.region_id, "special_token", message)
+
+
+class IndexWriter:
+    """Writes all files of an index but index.json. Counts stay in memory, 4 bytes a region, until the block ends well.
+
+    Args:
+        filesystem: of the index.
+        folder: within it; files there are replaced.
+
+    Attributes:
+        num_images: written so far.
+        num_regions: written so far.
+        bad_kinds: bad samples written so far, by kind.
+    """
+
+    def __init__(self, filesystem: pafs.FileSystem, folder: str) -> None:
+        self.num_images = self.num_regions = 0
+        self.bad_kinds: Counter[str] = Counter()
+        self._filesystem, self._folder = filesystem, folder
+        self._waiting: list[dict[str, Any]] = []
+        self._keys, self._tiles, self._tokens = array("Q"), array("B"), array("i")
+        self._regions_of_images = array("i")
+
+    def __enter__(self) -> Self:
+        self._filesystem.create_dir(self._folder, recursive=True)
+        self._bad = self._open("bad_samples.parquet", BAD_SAMPLES)
+        self._images = self._open(images_file(0), IMAGES)
+        return self
+
+    def __exit__(
+        self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if type is None:
+            self._flush()
+        self._images.close()
+        self._bad.close()
+        if type is None:
+            path = f"{self._folder}/counts.parquet"
+            storage.write_table(self._filesystem, path, self._counts(), _COUNTS_PER_ROW_GROUP)
+
+    def add_bad(self, samples: Sequence[BadSample]) -> None:
+        """Add what cannot be learned from."""
+        if samples:
+            self.bad_kinds.update(sample.kind for sample in samples)
+            self._bad.write_table(conform([asdict(sample) for sample in samples], BAD_SAMPLES))
+
+    def add_images(self, images: Sequence[MeasuredImage]) -> None:
+        """Add images, in order."""
+        for measured in images:
+            self._keys.append(image_key(measured.image.image_id))
+            self._tiles.extend(measured.num_tiles)
+            self._tokens.extend(measured.text_tokens)
+            self._regions_of_images.append(len(measured.text_tokens))
+            self._waiting.append(image_row(measured.image))
+            self.num_images += 1
+            self.num_regions += len(measured.text_tokens)
+            if len(self._waiting) == IMAGES_PER_ROW_GROUP:
+                self._flush()
+
+    def _flush(self) -> None:
+        if not self._waiting:
+            return
+        first = self.num_images - len(self._waiting)
+        if first and first % IMAGES_PER_FILE == 0:
+            self._images.close()
+            self._images = self._open(images_file(first // IMAGES_PER_FILE), IMAGES)
+        self._images.write_table(conform(self._waiting, IMAGES), row_group_size=IMAGES_PER_ROW_GROUP)
+        self._waiting = []
+
+    def _open(self, name: str, schema: pa.Schema) -> pq.ParquetWriter:
+        path = f"{self._folder}/{name}"
+        return pq.ParquetWriter(path, schema, filesystem=self._filesystem, compression="zstd")
+
+    def _counts(self) -> pa.Table:
+        num_scales = len(self._tiles) // max(1, self.num_images)
+        columns = [
+            pa.array(np.frombuffer(self._keys, np.uint64) if self._keys else np.zeros(0, np.uint64)),
+            _lists(self._tiles, [num_scales] * self.num_images, pa.uint8()),
+            _lists(self._tokens, self._regions_of_images, pa.int32()),
+        ]
+        return pa.table(columns, schema=COUNTS)
+
+
+def _lists(values: Any, lengths: Sequence[int], type: pa.DataType) -> pa.Array:
+    offsets = np.concatenate([[0], np.cumsum(np.asarray(lengths, np.int64))])
+    flat = np.frombuffer(values, type.to_pandas_dtype()) if values else np.zeros(0)
+    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), pa.array(flat, type))
