@@ -128,7 +128,7 @@ class Packer:
             lambda text: tuple(tokenizer(text, add_special_tokens=False).input_ids)
         )
         self._end_of_prompt = lru_cache(maxsize=256)(lambda question: processor.split_prompt(question)[1])
-        self._end_of_turn = self._tokens_of(_end_of_turn(processor))
+        self._end_of_turn = self._tokens_of(end_of_turn(processor))
 
     def pack(self, examples: Sequence[ImageExample]) -> PackedBatch:
         """Pack images, at least one; where each region is shown other pixels, each becomes an image of its own.
@@ -207,7 +207,7 @@ def _labels(segment: _Segment) -> list[int]:
     return [IGNORED] * (segment.num_asked - 1) + answer + [IGNORED]
 
 
-def _end_of_turn(processor: UrecaProcessor) -> str:
+def end_of_turn(processor: UrecaProcessor) -> str:
     """What the chat template puts after an answer, which the model must learn to write."""
     answer = "Answer."
     conversation = processor.apply_chat_template(region_conversation(QUESTION, answer))
