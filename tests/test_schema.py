@@ -31,11 +31,14 @@ REGION_ROWS = st.fixed_dictionaries(
         "detailed_caption": st.none() | TEXT,
         "caption": st.none() | TEXT,
         "lookalike_ids": st.lists(INT64, max_size=3),
+        "listener_choice": st.none() | TEXT,
+        "listener_rounds": st.none() | st.integers(0, 2**15 - 1),
         "verdict": st.sampled_from(["unchecked", "accepted", "rejected"]),
         "verdict_reason": st.none() | TEXT,
         "status": TEXT,
     }
 )
+MAKERS = ("proposer", "annotator", "embedder", "listener", "verifier")
 SIDES = st.none() | st.integers(1, 2**31 - 1)
 ROWS = st.fixed_dictionaries(
     {
@@ -45,10 +48,7 @@ ROWS = st.fixed_dictionaries(
         "width": SIDES,
         "regions": st.lists(REGION_ROWS, max_size=3),
         "error": st.none() | st.fixed_dictionaries({"stage": TEXT, "kind": TEXT, "message": TEXT}),
-        "provenance": st.none()
-        | st.fixed_dictionaries(
-            {name: st.none() | TEXT for name in ("proposer", "annotator", "embedder", "verifier", "ureca")}
-        ),
+        "provenance": st.none() | st.fixed_dictionaries({name: st.none() | TEXT for name in (*MAKERS, "ureca")}),
     }
 )
 
@@ -99,7 +99,7 @@ def test_what_may_be_missing_is_null() -> None:
     (row,) = conform([ROW], REGIONS).to_pylist()
     assert row["height"] is row["width"] is None
     assert row["regions"][0]["caption"] is row["regions"][0]["predicted_iou"] is None
-    assert row["provenance"] == dict.fromkeys(("proposer", "annotator", "embedder", "verifier")) | {"ureca": "1"}
+    assert row["provenance"] == dict.fromkeys(MAKERS) | {"ureca": "1"}
     (row,) = conform([{"image_id": "a", "uri": "u", "regions": []}], REGIONS).to_pylist()
     assert row["error"] is row["provenance"] is None
 

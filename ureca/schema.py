@@ -35,6 +35,8 @@ REGION = pa.struct(
         pa.field("detailed_caption", pa.string()),
         pa.field("caption", pa.string()),
         pa.field("lookalike_ids", pa.list_(pa.int64()), nullable=False),
+        pa.field("listener_choice", pa.string()),
+        pa.field("listener_rounds", pa.int16()),
         pa.field("verdict", pa.string(), nullable=False),
         pa.field("verdict_reason", pa.string()),
         pa.field("status", pa.string(), nullable=False),
@@ -46,6 +48,7 @@ PROVENANCE = pa.struct(
         pa.field("proposer", pa.string()),
         pa.field("annotator", pa.string()),  # with the version of its prompts, where it has any
         pa.field("embedder", pa.string()),
+        pa.field("listener", pa.string()),
         pa.field("verifier", pa.string()),
         pa.field("ureca", pa.string()),
     ]
@@ -65,7 +68,9 @@ REGIONS = pa.schema(
 """The dataset that ``curate`` writes.
 
 A region: ``rle`` holds COCO compressed counts of a [height, width] mask; ``parent_id`` is -1 at the top level and
-``depth`` 0 there; ``verdict`` is unchecked, accepted or rejected; ``status`` is ok, skipped:<why> or failed:<why>.
+``depth`` 0 there; ``listener_choice`` is the region_id that the listener took ``caption`` for, "none" or "several",
+null where it was not asked, and ``listener_rounds`` how often it was asked; ``verdict`` is unchecked, accepted or
+rejected; ``status`` is ok, skipped:<why> or failed:<why>.
 ``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null where no pixels
 could be read.
 """

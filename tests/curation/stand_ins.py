@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ureca.curation.annotator import LookAlike, Verdict
+from ureca.curation.annotator import Choice, LookAlike, Verdict
 from ureca.curation.embedder import RegionCrop
 from ureca.curation.image import CurationImage
 from ureca.errors import AnswerError
@@ -100,9 +100,16 @@ class RecordingAnnotator:
         return await self._answer("detailed", region_id, short=short_caption, children=tuple(child_captions))
 
     async def unique_caption(
-        self, image: CurationImage, region_id: int, *, caption: str, lookalikes: Sequence[LookAlike]
+        self,
+        image: CurationImage,
+        region_id: int,
+        *,
+        caption: str,
+        lookalikes: Sequence[LookAlike],
+        confused_with: Choice | None = None,
     ) -> str:
-        return await self._answer("unique", region_id, caption=caption, lookalikes=tuple(lookalikes))
+        confusion = {} if confused_with is None else {"confused_with": confused_with}
+        return await self._answer("unique", region_id, caption=caption, lookalikes=tuple(lookalikes), **confusion)
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
         reason = await self._answer("verify", region_id, caption=caption)

@@ -52,6 +52,8 @@ def test_a_row_of_a_mask() -> None:
         "detailed_caption": "short of 7",
         "caption": "short of 7",
         "lookalike_ids": [],
+        "listener_choice": None,
+        "listener_rounds": 0,
         "verdict": "unchecked",
         "verdict_reason": None,
         "status": "ok",

@@ -261,13 +261,15 @@ class TestAnswers:
             short_caption(annotator_of(model, temperature=1.7, max_attempts=4), image)
         assert [request.temperature for request in model.requests] == pytest.approx([1.7, 1.9, 2.0, 2.0])
         first, *others = model.requests
-        assert all((other.system, other.text) == (first.system, first.text) for other in others)
+        assert all(other.system == first.system for other in others)
+        assert all(other.parts[:-1] == first.parts for other in others)  # what was asked before comes from the cache
+        assert all("there is no JSON object in it" in str(other.parts[-1]) for other in others)
 
     @pytest.mark.parametrize("max_attempts", [1, 3])
     def test_after_the_last_attempt_the_answer_is_unusable(self, image: CurationImage, max_attempts: int) -> None:
         model = ScriptedChatModel(["I would rather not say"])
         with pytest.raises(
-            AnswerError, match=f"{max_attempts} answers were no typed answer: there is no JSON"
+            AnswerError, match=f"{max_attempts} answers could not be used; the last one: there is no JSON"
         ) as failed:
             short_caption(annotator_of(model, max_attempts=max_attempts), image)
         assert failed.value.kind == "unusable_answer"
@@ -289,17 +291,58 @@ class TestAnswers:
         [
             ('{"is_true": true, "reason": "It is."}', Verdict(True, "It is.")),
             ('{"is_true": false, "reason": "It is red."}', Verdict(False, "It is red.")),
-            ('{"is_true": "False"}', Verdict(False, "")),
+            ('{"is_true": "False", "reason": " So\\n it is. "}', Verdict(False, "So it is.")),
+            ('{"is_true": true}', Verdict(True, "")),
         ],
     )
     def test_verdicts(self, image: CurationImage, text: str, verdict: Verdict) -> None:
         annotator = annotator_of(ScriptedChatModel([text]))
         assert run(annotator.verify(image, EAR, caption="A green ear.")) == verdict
 
-    @pytest.mark.parametrize("text", ['{"reason": "It is."}', '{"is_true": "perhaps"}', '{"is_true": null}'])
+    @pytest.mark.parametrize(
+        "text",
+        ['{"reason": "It is."}', '{"is_true": "perhaps"}', '{"is_true": null}', '{"is_true": false, "reason": " "}'],
+    )
     def test_no_verdict_is_no_false(self, image: CurationImage, text: str) -> None:
         with pytest.raises(AnswerError):
             run(annotator_of(ScriptedChatModel([text])).verify(image, EAR, caption="A green ear."))
+
+
+class TestRules:
+    """What breaks a rule is asked again; which rules apply depends on the question."""
+
+    def test_a_short_caption_is_one_sentence_and_a_unique_one_need_not_be(self, image: CurationImage) -> None:
+        two, one = caption_json("A red cup. It stands left."), caption_json("A red cup.")
+        assert short_caption(annotator_of(ScriptedChatModel([two, one])), image) == "A red cup."
+        annotator = annotator_of(ScriptedChatModel([two, one]))
+        question = annotator.unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")])
+        assert run(question) == "A red cup. It stands left."
+
+    def test_only_numbers_that_were_shown_are_marks(self, image: CurationImage) -> None:
+        model = ScriptedChatModel([caption_json("Number 1, a cup."), caption_json("A cup with the number 2.")])
+        annotator = annotator_of(model)
+        question = annotator.unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")])
+        assert run(question) == "A cup with the number 2."
+        assert 'only drawn there ("Number 1")' in str(model.requests[1].parts[-1])
+        bus = ScriptedChatModel([caption_json("A bus of line number 1.")])
+        assert short_caption(annotator_of(bus), image) == "A bus of line number 1."
+
+    def test_a_fault_to_the_last_is_the_kind_of_the_failure(self, image: CurationImage) -> None:
+        said = ["no", caption_json("A blurred cat."), caption_json("I'm sorry, I cannot say.")]
+        with metered() as usage, pytest.raises(AnswerError) as failed:
+            short_caption(annotator_of(ScriptedChatModel(said)), image)
+        assert failed.value.kind == "refusal"
+        assert usage.rejected_answers == {"unusable_answer": 1, "mentions_blur": 1, "refusal": 1}
+
+    def test_a_confusion_is_told_with_the_number_of_this_question(self, image: CurationImage) -> None:
+        lookalikes = [LookAlike(NOSE, "A nose."), LookAlike(EAR, "An ear.")]
+        for choice, told in ((NOSE, "number 1:"), (EAR, "number 2:"), ("none", "none of them"), ("several", "several")):
+            model = ScriptedChatModel()
+            question = annotator_of(model).unique_caption(
+                image, CUP, caption="A cup.", lookalikes=lookalikes, confused_with=choice
+            )
+            run(question)
+            assert told in model.requests[0].text.split("Someone who was given only this caption")[1]
 
 
 class TestUsage:

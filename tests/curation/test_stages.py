@@ -14,7 +14,7 @@ import pytest
 from tests.drawn import drawn_image, png, write_corpus
 from ureca.corpus.listing import list_images
 from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.annotator import LookAlike, Verdict
+from ureca.curation.annotator import Choice, LookAlike, Verdict
 from ureca.curation.curate import Curator
 from ureca.curation.embedder import RegionCrop
 from ureca.curation.image import CurationImage
@@ -54,7 +54,13 @@ class CountingAnnotator:
         return f"{short_caption} in detail"
 
     async def unique_caption(
-        self, image: CurationImage, region_id: int, *, caption: str, lookalikes: Sequence[LookAlike]
+        self,
+        image: CurationImage,
+        region_id: int,
+        *,
+        caption: str,
+        lookalikes: Sequence[LookAlike],
+        confused_with: Choice | None = None,
     ) -> str:
         return f"{caption}, and no other"
 
@@ -113,6 +119,7 @@ def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
         "proposer": "annotations",
         "annotator": "counting",
         "embedder": "one-hot",
+        "listener": None,
         "verifier": None,
         "ureca": "",
     }

@@ -20,10 +20,11 @@ from tests.curation.stand_ins import (
     say_everything,
 )
 from ureca.curation.annotator import Annotator, LookAlike, Verdict
+from ureca.curation.captions import RegionCaptions
 from ureca.curation.embedder import Embedder
 from ureca.curation.image import CurationImage
 from ureca.curation.lookalikes import UniquenessSettings, equal_captions
-from ureca.curation.walk import RegionCaptions, caption_regions
+from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
 from ureca.regions import ROOT
 

@@ -55,6 +55,12 @@ def test_answers_fit_the_schema_that_was_asked_for() -> None:
     assert verdict["reason"]
 
 
+def test_a_choice_is_made_by_content() -> None:
+    schema = {"type": "object", "properties": {"choice": {}}}
+    requests = [replace(REQUEST, parts=(f"Caption {number}",), answer_schema=schema) for number in range(60)]
+    assert {json.loads(answer(request).text)["choice"] for request in requests} == {0, 1, "none", "several"}
+
+
 def test_tokens_grow_with_pictures_and_words() -> None:
     said = answer(REQUEST)
     assert said.num_prompt_tokens == 256 + 2 + 3

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from ureca.curation.image import CurationImage
 
@@ -21,6 +21,10 @@ class Verdict:
 
     accepted: bool
     reason: str
+
+
+Choice = int | Literal["none", "several"]
+"""What a listener takes a caption for: the id of a region, none of those it was shown, or several of them."""
 
 
 class Annotator(Protocol):
@@ -65,7 +69,13 @@ class Annotator(Protocol):
         ...
 
     async def unique_caption(
-        self, image: CurationImage, region_id: int, *, caption: str, lookalikes: Sequence[LookAlike]
+        self,
+        image: CurationImage,
+        region_id: int,
+        *,
+        caption: str,
+        lookalikes: Sequence[LookAlike],
+        confused_with: Choice | None = None,
     ) -> str:
         """The caption rewritten so that it fits the region and none of its look-alikes (stage 4).
 
@@ -75,6 +85,8 @@ class Annotator(Protocol):
             caption: the region's caption at this time: the detailed one, or the one written in the round before.
             lookalikes: at least one; with their captions at this time; those with an equal caption first, then the
                 most alike.
+            confused_with: what a listener took ``caption`` for, where one did not take it for the region; if it is a
+                region, it is the first of ``lookalikes``.
         """
         ...
 

@@ -9,11 +9,13 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.annotator import Annotator
+from ureca.curation.captions import RegionCaptions
 from ureca.curation.embedder import Embedder
 from ureca.curation.image import CurationImage
+from ureca.curation.listener import Listener, ListeningSettings
 from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.selection import TreeSettings, select_regions
-from ureca.curation.walk import RegionCaptions, caption_regions
+from ureca.curation.walk import caption_regions
 from ureca.regions.mask import Mask
 from ureca.regions.tree import MaskTree
 from ureca.regions.views import Views
@@ -37,6 +39,8 @@ class Curator:
     views: ViewSettings = field(default_factory=ViewSettings)
     uniqueness: UniquenessSettings = field(default_factory=UniquenessSettings)
     verifier: Annotator | None = None
+    listener: Listener | None = None
+    listening: ListeningSettings = field(default_factory=ListeningSettings)
 
 
 async def curate_image(
@@ -71,7 +75,15 @@ async def curate_image(
         regions=tuple(regions),
         views=Views(pixels, by_id, max_side_px=curator.views.max_side_px),
     )
-    captions = await caption_regions(image, curator.annotator, curator.embedder, curator.uniqueness, curator.verifier)
+    captions = await caption_regions(
+        image,
+        curator.annotator,
+        curator.embedder,
+        curator.uniqueness,
+        curator.verifier,
+        listener=curator.listener,
+        listening=curator.listening,
+    )
     return [_region_row(by_id[id], tree, captions, skipped) for id in tree.walk()]
 
 
@@ -99,6 +111,8 @@ def _region_row(
         "detailed_caption": region.detailed_caption,
         "caption": region.caption,
         "lookalike_ids": region.lookalike_ids,
+        "listener_choice": None if region.listener_choice is None else str(region.listener_choice),
+        "listener_rounds": region.listener_rounds,
         "verdict": verdict,
         "verdict_reason": None if region.verdict is None else region.verdict.reason,
         "status": status,

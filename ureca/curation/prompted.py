@@ -1,20 +1,20 @@
 """The annotator that asks an MLLM."""
 
 import asyncio
-import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation import prompts
-from ureca.curation.annotator import LookAlike, Verdict
+from ureca.curation.annotator import Choice, LookAlike, Verdict
+from ureca.curation.asking import ask
 from ureca.curation.image import CurationImage
-from ureca.errors import AnswerError
-from ureca.mllm import usage
-from ureca.mllm.protocol import ChatModel, ChatRequest, Pixels
+from ureca.curation.rules import CaptionRules, Fault
+from ureca.mllm.protocol import ChatModel, Pixels
 
-Answer = TypeVar("Answer", bound=BaseModel)
+Typed = TypeVar("Typed", bound=BaseModel)
+Answer = TypeVar("Answer")
 
 
 class PromptingSettings(BaseModel):
@@ -25,20 +25,13 @@ class PromptingSettings(BaseModel):
     temperature: float = Field(default=0.2, ge=0, le=2, description="of captions; verification uses 0")
     max_new_tokens: int = Field(default=1024, ge=16, description="bound of one answer")
     max_attempts: int = Field(default=3, ge=1, description="times a question is asked until its answer is usable")
+    rules: CaptionRules = Field(default=CaptionRules(), description="what is accepted as a caption")
     max_sibling_captions: int = Field(default=16, ge=0, description="nearest elder siblings named in a question")
     max_lookalikes: int = Field(default=8, ge=1, description="look-alikes shown in a question, the likest first")
 
 
 class _Caption(BaseModel):
     caption: str = Field(min_length=1, max_length=8000)
-
-    @field_validator("caption")
-    @classmethod
-    def _on_one_line(cls, caption: str) -> str:
-        words = caption.split()
-        if not words:
-            raise ValueError("the caption is blank")
-        return " ".join(words)
 
 
 class _Judgement(BaseModel):
@@ -47,7 +40,7 @@ class _Judgement(BaseModel):
 
 
 class PromptedAnnotator:
-    """Renders views, asks a chat model, and takes nothing but typed answers (paper, stages 2 to 4, verification).
+    """Renders views, asks a chat model, and takes only answers that keep to the rules (paper, stages 2 to 4).
 
     Views are rendered on threads: the event loop has other images' requests to attend to.
     """
@@ -74,7 +67,7 @@ class PromptedAnnotator:
         crop = await asyncio.to_thread(views.crop, region_id)
         nearest = sibling_captions[max(0, len(sibling_captions) - self._settings.max_sibling_captions) :]
         question = prompts.short_caption(parent_caption, nearest)
-        return await self._caption(prompts.SHORT_CAPTION, (surroundings, crop, question))
+        return await self._caption(prompts.SHORT_CAPTION, (surroundings, crop, question), short=True)
 
     async def detailed_caption(
         self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
@@ -85,14 +78,23 @@ class PromptedAnnotator:
         return await self._caption(prompts.DETAILED_CAPTION, (view, question))
 
     async def unique_caption(
-        self, image: CurationImage, region_id: int, *, caption: str, lookalikes: Sequence[LookAlike]
+        self,
+        image: CurationImage,
+        region_id: int,
+        *,
+        caption: str,
+        lookalikes: Sequence[LookAlike],
+        confused_with: Choice | None = None,
     ) -> str:
         """Ask with the numbered look-alikes; the region is number 0."""
         shown = lookalikes[: self._settings.max_lookalikes]
         others = [other.region_id for other in shown]
         view = await asyncio.to_thread(image.views.lookalikes, region_id, others)
-        question = prompts.unique_caption(caption, [other.caption for other in shown])
-        return await self._caption(prompts.UNIQUE_CAPTION, (view, question))
+        # Numbers are this question's own: whoever confused the caption was shown other ones.
+        number = others.index(confused_with) + 1 if isinstance(confused_with, int) else confused_with
+        confusion = None if number is None else prompts.confused_with(number)
+        question = prompts.unique_caption(caption, [other.caption for other in shown], confusion)
+        return await self._caption(prompts.UNIQUE_CAPTION, (view, question), highest_number=len(others))
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
         """Ask with the image, the image with the region's contour, and the region alone, at temperature 0."""
@@ -100,37 +102,43 @@ class PromptedAnnotator:
         contour = await asyncio.to_thread(image.views.whole_with_contour, region_id)
         crop = await asyncio.to_thread(image.views.crop, region_id)
         parts = (whole, contour, crop, prompts.verification(caption))
-        answer = await self._ask(_Judgement, prompts.VERIFICATION, parts, temperature=0.0)
-        return Verdict(accepted=answer.is_true, reason=answer.reason)
+        return await self._ask(_Judgement, _verdict, prompts.VERIFICATION, parts, temperature=0.0)
 
-    async def _caption(self, system: str, parts: tuple[str | Pixels, ...]) -> str:
-        answer = await self._ask(_Caption, system, parts, temperature=self._settings.temperature)
-        return answer.caption
+    async def _caption(
+        self, system: str, parts: tuple[str | Pixels, ...], *, short: bool = False, highest_number: int | None = None
+    ) -> str:
+        def read(answer: _Caption) -> str:
+            caption = " ".join(answer.caption.split())
+            if not caption:
+                raise Fault("blank", "the caption is blank")
+            self._settings.rules.check(caption, short=short, highest_number=highest_number)
+            return caption
+
+        return await self._ask(_Caption, read, system, parts, temperature=self._settings.temperature)
 
     async def _ask(
-        self, expected: type[Answer], system: str, parts: tuple[str | Pixels, ...], *, temperature: float
+        self,
+        expected: type[Typed],
+        read: Callable[[Typed], Answer],
+        system: str,
+        parts: tuple[str | Pixels, ...],
+        *,
+        temperature: float,
     ) -> Answer:
-        for attempt in range(self._settings.max_attempts):
-            request = ChatRequest(
-                system=system,
-                parts=parts,
-                answer_schema=expected.model_json_schema(),
-                # The same question at the same temperature may well get the same unusable answer.
-                temperature=min(2.0, temperature + 0.2 * attempt),
-                max_new_tokens=self._settings.max_new_tokens,
-            )
-            answer = await self._model.answer(request)
-            usage.record(answer)
-            try:
-                return expected.model_validate(_json_object(answer.text))
-            except (ValueError, RecursionError) as error:
-                reason = str(error)
-        raise AnswerError("unusable_answer", f"{self._settings.max_attempts} answers were no typed answer: {reason}")
+        return await ask(
+            self._model,
+            system=system,
+            parts=parts,
+            expected=expected,
+            read=read,
+            temperature=temperature,
+            max_new_tokens=self._settings.max_new_tokens,
+            max_attempts=self._settings.max_attempts,
+        )
 
 
-def _json_object(text: str) -> object:
-    """The JSON object in an answer; models like to put it into a code fence or between sentences."""
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        raise ValueError("there is no JSON object in the answer")
-    return json.loads(text[start : end + 1])
+def _verdict(answer: _Judgement) -> Verdict:
+    reason = " ".join(answer.reason.split())
+    if not answer.is_true and not reason:
+        raise Fault("no_reason", "it gives no reason why the caption is not true")
+    return Verdict(accepted=answer.is_true, reason=reason)

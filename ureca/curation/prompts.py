@@ -4,8 +4,9 @@ The system part is the same for all requests of a stage and comes first, so that
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
-VERSION = "2"
+VERSION = "3"
 
 _RULES = """\
 You write captions for one region of a photograph. The region is marked for you by a thin coloured line, or everything \
@@ -39,6 +40,12 @@ photograph.
 Decide whether the caption is true of the region: everything it says must be visible there or follow from its place in \
 the photograph. Answer with one JSON object and nothing else."""
 
+LISTENING = """\
+You match a caption with what it describes. You see several things of one photograph, each with a coloured line and a \
+number; colours and numbers mean nothing else. The caption was written for one of them, or for none.
+Decide for which of them everything that the caption says is true. Choose the number of that one; choose "several" if \
+it fits two or more of them equally well, and "none" if it fits none. Answer with one JSON object and nothing else."""
+
 
 def short_caption(parent_caption: str | None, sibling_captions: Sequence[str]) -> str:
     """The question of stage 2, with what is known of the surroundings."""
@@ -58,15 +65,46 @@ def detailed_caption(short_caption: str, child_captions: Sequence[str]) -> str:
     return f'Short caption: {short_caption}\nCaptions of its parts:\n{parts}\nDescribe it as {{"caption": "..."}}.'
 
 
-def unique_caption(caption: str, lookalike_captions: Sequence[str]) -> str:
-    """The question of stage 4; look-alikes in the order of their numbers, from 1."""
+def unique_caption(caption: str, lookalike_captions: Sequence[str], confusion: str | None = None) -> str:
+    """The question of stage 4.
+
+    Args:
+        caption: of number 0 until now.
+        lookalike_captions: in the order of their numbers, from 1.
+        confusion: what the caption was taken for, as ``confused_with`` says it; None: nobody has tried yet.
+    """
     others = "\n".join(f"{number}: {other}" for number, other in enumerate(lookalike_captions, start=1))
+    tried = "" if confusion is None else f"{confusion}\n"
     return (
-        f"Caption of number 0 so far: {caption}\nCaptions of the others:\n{others}\n"
+        f"Caption of number 0 so far: {caption}\nCaptions of the others:\n{others}\n{tried}"
         'Rewrite the caption of number 0 as {"caption": "..."}.'
     )
+
+
+def confused_with(choice: int | Literal["none", "several"]) -> str:
+    """What a reader of the caption chose instead of number 0; ``choice`` is the number in this question."""
+    if choice == "none":
+        outcome = "found that it fits none of them: something in it is not true of number 0"
+    elif choice == "several":
+        outcome = "found that it fits several of them: it lacks what only number 0 has"
+    else:
+        outcome = f"took it for the caption of number {choice}: say what number 0 has and number {choice} has not"
+    return f"Someone who was given only this caption {outcome}."
 
 
 def verification(caption: str) -> str:
     """The question of the verification."""
     return f'Caption: {caption}\nAnswer as {{"is_true": true or false, "reason": "..."}}.'
+
+
+def listening(caption: str, highest_number: int) -> str:
+    """The question to the listener; numbers start at 0."""
+    return (
+        f"Caption: {caption}\nThe numbers are 0 to {highest_number}. "
+        'Answer as {"choice": number}, {"choice": "several"} or {"choice": "none"}.'
+    )
+
+
+def again(reason: str) -> str:
+    """What is added to a question whose answer could not be used."""
+    return f"Your last answer cannot be used: {reason}. Answer again, without this fault."

@@ -180,6 +180,7 @@ def provenance(curator: Curator, proposer_name: str) -> dict[str, str | None]:
         "proposer": proposer_name,
         "annotator": curator.annotator.name,
         "embedder": curator.embedder.name,
+        "listener": None if curator.listener is None else curator.listener.name,
         "verifier": None if curator.verifier is None else curator.verifier.name,
         "ureca": __version__,
     }

@@ -28,6 +28,7 @@ class UnitReport(BaseModel):
         num_calls: answers of chat models.
         num_prompt_tokens: of those calls.
         num_new_tokens: of those calls.
+        rejected_answers: those that could not be used and were asked for again, by kind.
         seconds: time spent by stage, added over the images, some of which are worked on together.
     """
 
@@ -41,6 +42,7 @@ class UnitReport(BaseModel):
     num_calls: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
+    rejected_answers: dict[str, int] = {}
     seconds: dict[str, float] = {}
 
     @classmethod
@@ -100,7 +102,7 @@ def write_part(
     storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 
-_WORK = {"num_calls", "num_prompt_tokens", "num_new_tokens", "seconds"}
+_WORK = {"num_calls", "num_prompt_tokens", "num_new_tokens", "rejected_answers", "seconds"}
 
 
 def read_report(filesystem: pafs.FileSystem, path: str) -> UnitReport:

@@ -11,6 +11,7 @@ from ureca.mllm.protocol import ChatAnswer, ChatRequest
 
 _MATERIALS = ("velvet", "brass", "linen", "granite", "amber", "cedar", "slate", "ivory", "copper", "wicker")
 _FORMS = ("arch", "ribbon", "vessel", "panel", "lantern", "spindle", "canopy", "shell", "tassel", "wedge")
+_CHOICES: tuple[int | str, ...] = (0, 1, 0, 1, "none", "several")
 
 
 class StandInSettings(BaseModel):
@@ -27,7 +28,7 @@ class StandInChatModel:
 
     It exists for tests, dry runs and benchmarks of everything around a model. Its captions are well-formed and say
     nothing about the image. A question whose answer schema has the property ``caption`` gets a caption, one with
-    ``is_true`` the verdict true.
+    ``is_true`` the verdict true, and one with ``choice`` one of the numbers 0 and 1, none or several.
     """
 
     name = "stand-in"
@@ -57,6 +58,8 @@ class StandInChatModel:
             answer["caption"] = _caption(digest)
         if "is_true" in properties:
             answer |= {"is_true": True, "reason": "The stand-in agrees with everything."}
+        if "choice" in properties:
+            answer["choice"] = _CHOICES[digest % len(_CHOICES)]
         return json.dumps(answer)
 
 

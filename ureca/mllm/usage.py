@@ -3,18 +3,19 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ureca.mllm.protocol import ChatAnswer
 
 
 @dataclass(slots=True)
 class Usage:
-    """Calls of chat models and their tokens."""
+    """Calls of chat models, their tokens, and the answers that could not be used, by reason."""
 
     num_calls: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
+    rejected_answers: dict[str, int] = field(default_factory=dict)
 
 
 _current: ContextVar[Usage | None] = ContextVar("usage", default=None)
@@ -38,3 +39,10 @@ def record(answer: ChatAnswer) -> None:
         usage.num_calls += 1
         usage.num_prompt_tokens += answer.num_prompt_tokens
         usage.num_new_tokens += answer.num_new_tokens
+
+
+def record_rejected(kind: str) -> None:
+    """Count an answer, counted as a call already, that could not be used."""
+    usage = _current.get()
+    if usage is not None:
+        usage.rejected_answers[kind] = usage.rejected_answers.get(kind, 0) + 1

@@ -6,7 +6,7 @@ import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from ureca.curation.annotator import LookAlike, Verdict
+from ureca.curation.annotator import Choice, LookAlike, Verdict
 from ureca.curation.describer.captions import Captions
 from ureca.curation.describer.measurement import Measurement, measure_regions
 from ureca.curation.describer.verification import judge
@@ -54,7 +54,13 @@ class Describer:
         return f"{short_caption} {parts}".rstrip()
 
     async def unique_caption(
-        self, image: CurationImage, region_id: int, *, caption: str, lookalikes: Sequence[LookAlike]
+        self,
+        image: CurationImage,
+        region_id: int,
+        *,
+        caption: str,
+        lookalikes: Sequence[LookAlike],
+        confused_with: Choice | None = None,
     ) -> str:
         """What singles the region out from all regions of the image, then its other attributes and its parts.
 

@@ -1,0 +1,342 @@
+"""The listener: what it sees and says, and what becomes of captions that it takes for something else."""
+
+import asyncio
+import json
+import random
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from tests.curation.stand_ins import (
+    Call,
+    EverythingAlike,
+    NothingAlike,
+    RecordingAnnotator,
+    ScriptedChatModel,
+    failing,
+    image_of,
+    say_everything,
+)
+from tests.drawn import HEIGHT, WIDTH, drawn_image
+from ureca.curation.annotator import Annotator, Choice, LookAlike
+from ureca.curation.captions import RegionCaptions
+from ureca.curation.curate import Curator, curate_image
+from ureca.curation.embedder import Embedder
+from ureca.curation.image import CurationImage
+from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener, numbered
+from ureca.curation.lookalikes import UniquenessSettings, equal_captions
+from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.walk import caption_regions
+from ureca.errors import AnswerError
+from ureca.mllm.standin import StandInChatModel, StandInSettings
+from ureca.mllm.usage import metered
+from ureca.regions import ROOT
+from ureca.regions.views import Views
+from ureca.schema import REGIONS, conform
+
+FLAT = dict.fromkeys((1, 2, 3), ROOT)
+
+
+@dataclass
+class RecordingListener:
+    """Chooses by a rule, and writes down what it was asked."""
+
+    rule: Callable[[str, frozenset[int]], Choice]
+    name: str = "recording"
+    heard: list[tuple[str, frozenset[int]]] = field(default_factory=list)
+
+    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+        assert len(set(candidates)) == len(candidates)
+        self.heard.append((caption, frozenset(candidates)))
+        await asyncio.sleep(0)
+        return self.rule(caption, frozenset(candidates))
+
+
+def understands(caption: str, candidates: frozenset[int]) -> Choice:
+    """The id at the end of a caption."""
+    id = int(caption.rsplit(maxsplit=1)[1])
+    return id if id in candidates else "none"
+
+
+def walk(
+    image: CurationImage,
+    annotator: Annotator,
+    listener: RecordingListener | PromptedListener,
+    embedder: Embedder | None = None,
+    verifier: Annotator | None = None,
+    **listening: Any,
+) -> dict[int, RegionCaptions]:
+    return asyncio.run(
+        caption_regions(
+            image,
+            annotator,
+            embedder or EverythingAlike(),
+            UniquenessSettings(),
+            verifier,
+            listener=listener,
+            listening=ListeningSettings(**listening),
+        )
+    )
+
+
+class TestQuestion:
+    def views(self) -> Views:
+        pixels, masks = drawn_image(1)
+        return Views(pixels, {mask.id: mask for mask in masks})
+
+    def choose(self, said: str, candidates: Collection[int] = (1, 2, 4), **asked: Any) -> Choice:
+        model = ScriptedChatModel([said])
+        listener = PromptedListener(model, ListenerSettings(**{"max_attempts": 1} | asked))
+        return asyncio.run(listener.choose(self.views(), candidates, "A disc."))
+
+    @pytest.mark.parametrize("number", [0, 1, 2])
+    def test_a_number_is_the_region_that_bears_it(self, number: int) -> None:
+        assert self.choose(json.dumps({"choice": number})) == numbered((1, 2, 4), "A disc.")[number]
+
+    @pytest.mark.parametrize("word", ["none", "several"])
+    def test_none_and_several(self, word: str) -> None:
+        assert self.choose(json.dumps({"choice": word})) == word
+
+    @pytest.mark.parametrize(
+        ("said", "kind"),
+        [
+            ('{"choice": 3}', "no_such_number"),
+            ('{"choice": -1}', "no_such_number"),
+            ('{"choice": "all"}', "unusable_answer"),
+            ('{"choice": 1.5}', "unusable_answer"),
+            ('{"choice": true}', "unusable_answer"),
+            ("1", "unusable_answer"),
+            ("I'm sorry, I cannot tell.", "refusal"),
+        ],
+    )
+    def test_everything_else_is_no_choice(self, said: str, kind: str) -> None:
+        with pytest.raises(AnswerError) as failed:
+            self.choose(said)
+        assert failed.value.kind == kind
+
+    def test_it_is_asked_greedily_and_afresh_with_nothing_but_the_view_and_the_caption(self) -> None:
+        model = ScriptedChatModel(["none", '{"choice": "none"}'])
+        listener = PromptedListener(model, ListenerSettings(max_new_tokens=77))
+        with metered() as usage:
+            asyncio.run(listener.choose(self.views(), [4, 1], "A disc."))
+        first, _ = model.requests
+        assert (first.temperature, first.max_new_tokens) == (0, 77)
+        view, question = first.parts
+        ids = numbered([1, 4], "A disc.")
+        np.testing.assert_array_equal(view, self.views().lookalikes(ids[0], ids[1:]))
+        assert "A disc." in str(question) and "0 to 1" in str(question)
+        assert (usage.num_calls, usage.rejected_answers) == (2, {"unusable_answer": 1})
+
+    @given(st.sets(st.integers(0, 2**40), min_size=1, max_size=12), st.text(), st.randoms())
+    def test_numbers_tell_nothing_of_which_region_is_meant(
+        self, ids: set[int], caption: str, shuffler: random.Random
+    ) -> None:
+        """The target is not even known; whatever the order of the candidates, they bear the same numbers."""
+        order = list(ids)
+        shuffler.shuffle(order)
+        assert numbered(order, caption) == numbered(sorted(ids), caption)
+        assert set(numbered(order, caption)) == ids
+
+    def test_every_number_is_as_likely_for_every_region(self) -> None:
+        counts = np.zeros((4, 4), int)
+        for index in range(2000):
+            for place, id in enumerate(numbered(range(4), f"caption {index}")):
+                counts[place, id] += 1
+        assert counts.min() > 400 and counts.max() < 600
+
+
+class TestRounds:
+    def test_what_is_understood_is_accepted_after_one_round(self) -> None:
+        listener = RecordingListener(understands)
+        annotator = RecordingAnnotator()
+        captions = walk(image_of(FLAT), annotator, listener)
+        assert sorted(listener.heard) == [(f"unique of {id}", frozenset(FLAT)) for id in FLAT]
+        for id, region in captions.items():
+            assert (region.listener_choice, region.listener_rounds) == (id, 1)
+            assert region.verdict is not None and region.verdict.accepted
+        assert sum(call.stage == "unique" for call in annotator.calls) == 3
+
+    def test_regions_without_lookalikes_are_skipped_unless_asked_for(self) -> None:
+        listener = RecordingListener(understands)
+        family = {1: ROOT, 2: ROOT, 3: 1, 4: 1}
+        captions = walk(image_of(family), RecordingAnnotator(), listener, NothingAlike())
+        assert listener.heard == []
+        assert all((region.listener_rounds, region.verdict) == (0, None) for region in captions.values())
+        captions = walk(image_of(family), RecordingAnnotator(), listener, NothingAlike(), include_all=True)
+        candidates = {int(caption.split()[-1]): ids for caption, ids in listener.heard}
+        assert candidates == {1: {1, 2}, 2: {1, 2, 3, 4}, 3: {2, 3, 4}, 4: {2, 3, 4}}
+        assert all(region.lookalike_ids == [] and region.listener_rounds == 1 for region in captions.values())
+        listener = RecordingListener(understands)
+        walk(image_of(family), RecordingAnnotator(), listener, NothingAlike(), include_all=True, max_candidates=2)
+        assert {int(caption.split()[-1]): ids for caption, ids in listener.heard}[4] == {3, 4}  # the sibling first
+
+    def test_a_confused_caption_is_rewritten_with_the_confusion_named(self) -> None:
+        def script(call: Call) -> str:
+            clearer = "clearer " if "confused_with" in call.context else ""
+            return f"{clearer}{say_everything(call)}"
+
+        def rule(caption: str, candidates: frozenset[int]) -> Choice:
+            return 3 if caption == "unique of 1" else understands(caption, candidates)
+
+        annotator = RecordingAnnotator(script)
+        captions = walk(image_of(FLAT), annotator, RecordingListener(rule))
+        asked = annotator.of_stage("unique")[1]
+        assert asked["confused_with"] == 3
+        assert asked["caption"] == "unique of 1"
+        assert asked["lookalikes"] == (LookAlike(3, "unique of 3"), LookAlike(2, "unique of 2"))
+        assert captions[1].caption == "clearer unique of 1"
+        assert (captions[1].listener_choice, captions[1].listener_rounds) == (1, 2)
+        assert captions[1].lookalike_ids == [2, 3]
+        assert [captions[id].listener_rounds for id in (2, 3)] == [1, 1]
+        assert all(region.verdict and region.verdict.accepted for region in captions.values())
+
+    @pytest.mark.parametrize("max_rounds", [1, 2, 4])
+    @pytest.mark.parametrize(
+        ("choice", "reason"),
+        [(2, "took it for region 2"), ("none", "fits none"), ("several", "fits several")],
+    )
+    def test_after_the_last_round_it_is_rejected_with_the_reason(
+        self, choice: Choice, reason: str, max_rounds: int
+    ) -> None:
+        counter = iter(range(100))
+        annotator = RecordingAnnotator(lambda call: f"try {next(counter)} of {call.region_id}")
+
+        def rule(caption: str, candidates: frozenset[int]) -> Choice:
+            return choice if caption.endswith("of 1") else understands(caption, candidates)
+
+        captions = walk(image_of(FLAT), annotator, RecordingListener(rule), max_rounds=max_rounds)
+        assert (captions[1].listener_choice, captions[1].listener_rounds) == (choice, max_rounds)
+        assert captions[1].verdict is not None and not captions[1].verdict.accepted
+        assert reason in captions[1].verdict.reason
+        assert captions[1].caption is not None and captions[1].failure is None
+        assert sum(call.stage == "unique" and call.region_id == 1 for call in annotator.calls) == max_rounds
+
+    def test_a_rewrite_that_another_region_has_is_undone_and_not_listened_to_again(self) -> None:
+        def script(call: Call) -> str:
+            return "the same 9" if "confused_with" in call.context else say_everything(call)
+
+        listener = RecordingListener(lambda caption, candidates: "none")
+        captions = walk(image_of(FLAT), RecordingAnnotator(script), listener, max_rounds=3)
+        assert [region.caption for region in captions.values()] == [f"unique of {id}" for id in FLAT]
+        assert [region.listener_rounds for region in captions.values()] == [1, 1, 1]
+        assert all(region.verdict and not region.verdict.accepted for region in captions.values())
+
+    def test_without_an_answer_of_the_listener_the_region_has_failed(self) -> None:
+        def rule(caption: str, candidates: frozenset[int]) -> Choice:
+            if caption == "unique of 2":
+                raise AnswerError("refusal", "as told")
+            return understands(caption, candidates)
+
+        verifier = RecordingAnnotator()
+        captions = walk(image_of(FLAT), RecordingAnnotator(), RecordingListener(rule), verifier=verifier)
+        assert captions[2].failure == "listen:refusal"
+        assert (captions[2].caption, captions[2].verdict, captions[2].listener_rounds) == ("unique of 2", None, 1)
+        assert verifier.of_stage("verify").keys() == {1, 3}
+
+    def test_without_an_answer_of_the_annotator_there_is_no_caption(self) -> None:
+        def script(call: Call) -> str:
+            return failing("unique", 2)(call) if "confused_with" in call.context else say_everything(call)
+
+        listener = RecordingListener(lambda caption, candidates: "several")
+        captions = walk(image_of(FLAT), RecordingAnnotator(script), listener)
+        assert captions[2].failure == "unique_caption:unusable_answer"
+        assert captions[2].caption is captions[2].listener_choice is captions[2].verdict is None
+
+    def test_a_region_without_a_caption_can_be_chosen_but_not_told(self) -> None:
+        annotator = RecordingAnnotator(failing("unique", 3))
+        listener = RecordingListener(lambda caption, candidates: 3)
+        captions = walk(image_of(FLAT), annotator, listener)
+        assert "confused_with" not in annotator.of_stage("unique")[1]
+        assert annotator.of_stage("unique")[1]["lookalikes"] == (LookAlike(2, "unique of 2"),)
+        assert captions[1].listener_choice == 3
+
+    def test_what_was_not_understood_is_not_verified_and_a_verdict_of_the_verifier_stands(self) -> None:
+        listener = RecordingListener(lambda caption, ids: "none" if "of 1" in caption else understands(caption, ids))
+        verifier = RecordingAnnotator(accepts=lambda caption: caption != "unique of 2")
+        captions = walk(image_of(FLAT), RecordingAnnotator(), listener, verifier=verifier)
+        assert verifier.of_stage("verify").keys() == {2, 3}
+        verdicts = {id: region.verdict for id, region in captions.items()}
+        assert {id: verdict and (verdict.accepted, verdict.reason) for id, verdict in verdicts.items()} == {
+            1: (False, "the listener found that it fits none of the regions shown"),
+            2: (False, "verify of 2"),
+            3: (True, "verify of 3"),
+        }
+
+    @settings(max_examples=60)
+    @given(
+        st.integers(1, 8).flatmap(
+            lambda size: st.fixed_dictionaries({id: st.sampled_from([ROOT, *range(id)]) for id in range(size)})
+        ),
+        st.integers(0, 2**32),
+        st.booleans(),
+        st.booleans(),
+        st.integers(1, 4),
+    )
+    def test_whatever_annotator_and_listener_say(
+        self, parents: Mapping[int, int], seed: int, alike: bool, include_all: bool, max_rounds: int
+    ) -> None:
+        generator = random.Random(seed)
+
+        def babble(call: Call) -> str:
+            if generator.random() < 0.05:
+                raise AnswerError("refusal", "as told")
+            return generator.choice(["a cup", "A cup.", "a jar", "a box", "a lid", "a bag", "a pot"])
+
+        def guess(caption: str, candidates: frozenset[int]) -> Choice:
+            if generator.random() < 0.05:
+                raise AnswerError("refusal", "as told")
+            return generator.choice([*sorted(candidates), "none", "several"])
+
+        embedder = EverythingAlike() if alike else NothingAlike()
+        captions = walk(
+            image_of(dict(sorted(parents.items()))),
+            RecordingAnnotator(babble),
+            RecordingListener(guess),
+            embedder,
+            include_all=include_all,
+            max_rounds=max_rounds,
+        )
+        final = {id: region.caption for id, region in captions.items() if region.caption is not None}
+        assert equal_captions(final) == {}
+        for id, region in captions.items():
+            assert 0 <= region.listener_rounds <= max_rounds
+            if region.caption is None:
+                assert region.failure is not None
+                assert region.listener_choice is None
+            assert (region.verdict is None) == (region.listener_choice is None)
+            if region.verdict is not None:
+                assert region.verdict.accepted == (region.listener_choice == id)
+                assert region.verdict.reason
+
+
+def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
+    """The stand-in chooses by content: some captions pass, some do not, and the same ones each time."""
+    pixels, masks = drawn_image(1)
+    model = StandInChatModel(StandInSettings())
+    curator = Curator(
+        PromptedAnnotator(model, PromptingSettings()),
+        EverythingAlike(),
+        uniqueness=UniquenessSettings(include_nested=True),
+        listener=PromptedListener(model, ListeningSettings()),
+    )
+    rows = asyncio.run(curate_image(pixels, masks, curator))
+    assert rows == asyncio.run(curate_image(pixels, masks, curator))
+    conform([{"image_id": "a", "uri": "a.png", "height": HEIGHT, "width": WIDTH, "regions": rows}], REGIONS)
+    for row in rows:
+        assert re.fullmatch(r"\d+|none|several", row["listener_choice"])
+        assert row["listener_rounds"] in {1, 2}
+        assert (row["verdict"] == "accepted") == (row["listener_choice"] == str(row["region_id"]))
+        assert row["verdict_reason"]
+
+
+@pytest.mark.parametrize("settings", [{"max_rounds": 0}, {"max_candidates": 1}, {"max_attempts": 0}, {"rounds": 1}])
+def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
+    with pytest.raises(ValidationError, match=next(iter(settings))):
+        ListeningSettings.model_validate(settings)

@@ -1,0 +1,150 @@
+"""What a caption must not be: a refusal, a remark about the marks it was asked with, or in another language.
+
+The rules know English. They prefer to let a bad caption pass to refusing a good one: a ground may be marked, a crop be
+wheat, a picture hang on a wall.
+"""
+
+import re
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+_FEW_WORDS = 8
+"""Text of fewer words says too little about its language to be judged by them."""
+
+_LATIN_SHARE = 0.9
+
+_COMMON_WORDS = {
+    *("a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "is", "are"),
+    *("to", "from", "by", "its", "for", "that", "which", "has", "near"),
+}
+
+_REFUSAL = re.compile(
+    r"^\W*(?:(?:i'?m |i am )?sorry\b|i apologi[sz]e|unfortunately|as an ai\b|unable to\b"
+    r"|i (?:can't|cannot|can not|couldn't|could not|won't|will not|am not able|am unable)\b"
+    r"|(?:i'm|we're|we are) (?:not able|unable)\b|it is (?:not possible|impossible) to\b)",
+    re.IGNORECASE,
+)
+
+_MENTIONS = {
+    "mentions_marks": re.compile(
+        r"\bcontour(?:s|ed)?\b|\boutlin(?:e|es|ed|ing)\b|\bbounding box(?:es)?\b"
+        r"|\b(?:highlighted|marked|circled|masked|segmented) (?:area|region|part|object|section|portion)\b"
+        r"|\bthis region\b",
+        re.IGNORECASE,
+    ),
+    "mentions_blur": re.compile(r"\b(?:un)?blur(?:s|red|ring|ry|riness)?\b", re.IGNORECASE),
+    "mentions_picture": re.compile(
+        r"\b(?:the|this) (?:(?:whole|entire|full|given|provided|first|second|third|left|right|original|cropped) )*"
+        r"(?:image|photo|photograph|picture|screenshot)s?\b(?! (?:frame|album|book|window|rail|on the wall))"
+        r"|\bthis crop\b|\b(?:in|of) the crop\b|\bcropped (?:image|photo|picture|view|version|section|area|region)\b"
+        r"|\bclose-up crop\b|\bis cropped\b",
+        re.IGNORECASE,
+    ),
+}
+
+_WHAT_TO_DO = {
+    "mentions_marks": "it mentions the line or mark that shows which thing is meant",
+    "mentions_blur": "it mentions the blur, which is not part of the photograph",
+    "mentions_picture": "it speaks of a picture, photo or crop instead of what can be seen",
+}
+
+_ABBREVIATED = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|mt|no|vs|ca|approx|jr|sr|inc|e\.g|i\.e)|\b[a-z])$", re.IGNORECASE)
+_END_OF_SENTENCE = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
+
+
+class Fault(ValueError):
+    """Why an answer cannot be used.
+
+    Attributes:
+        kind: for counting, in snake_case.
+        reason: for whoever is to answer again, the rest of "It cannot be used because".
+    """
+
+    def __init__(self, kind: str, reason: str) -> None:
+        super().__init__(kind, reason)
+        self.kind = kind
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{self.kind}: {self.reason}"
+
+
+class CaptionRules(BaseModel):
+    """What is accepted as a caption."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    min_words: int = Field(default=2, ge=1, description="of any caption")
+    max_short_words: int = Field(default=80, ge=2, description="of a short caption")
+    max_words: int = Field(default=400, ge=2, description="of detailed and unique captions")
+    language: Literal["english", "any"] = Field(
+        default="english", description="english: captions in another script or without English words are asked again"
+    )
+
+    def check(self, caption: str, *, short: bool = False, highest_number: int | None = None) -> None:
+        """Look for a reason to ask again.
+
+        Args:
+            caption: on one line, not blank.
+            short: it must be one sentence of at most ``max_short_words``.
+            highest_number: of the numbers 0 and up that were drawn on what was shown, if any were.
+
+        Raises:
+            Fault: ``refusal``, ``mentions_marks``, ``mentions_blur``, ``mentions_picture``, ``mentions_numbers``,
+                ``other_language``, ``too_short``, ``too_long`` or ``several_sentences``.
+        """
+        check_no_refusal(caption)
+        for kind, pattern in _MENTIONS.items():
+            if found := pattern.search(caption):
+                raise Fault(kind, f'{_WHAT_TO_DO[kind]} ("{found[0]}")')
+        if highest_number is not None and (said := _number_of_a_mark(caption, highest_number)):
+            raise Fault("mentions_numbers", f'it mentions a number that is only drawn there ("{said}")')
+        if self.language == "english" and not _may_be_english(caption):
+            raise Fault("other_language", "it is not in English")
+        self._check_length(caption, short)
+
+    def _check_length(self, caption: str, short: bool) -> None:
+        num_words = len(caption.split())
+        most = min(self.max_words, self.max_short_words) if short else self.max_words
+        if num_words < self.min_words:
+            raise Fault("too_short", f"it has fewer words than {self.min_words}")
+        if num_words > most:
+            raise Fault("too_long", f"it has {num_words} words, and {most} is the limit")
+        if short and num_sentences(caption) > 1:
+            raise Fault("several_sentences", "it must be one sentence")
+
+
+def check_no_refusal(text: str) -> None:
+    """Raise the fault ``refusal`` where a text begins like one."""
+    if _REFUSAL.search(text.replace("\u2019", "'")):
+        raise Fault("refusal", "it declines to answer; say what can be seen, as far as it can be seen")
+
+
+def num_sentences(text: str) -> int:
+    """Sentences of a text, at least 1; a full stop after an abbreviation or a single letter ends none."""
+    ends = [end for end in _END_OF_SENTENCE.finditer(text) if text[end.start()] != "." or not _abbreviated(text, end)]
+    return 1 + len(ends)
+
+
+def _abbreviated(text: str, end: re.Match[str]) -> bool:
+    return _ABBREVIATED.search(text[: end.start()]) is not None
+
+
+def _number_of_a_mark(caption: str, highest: int) -> str | None:
+    """Where a caption names one of the numbers 0 to ``highest``; a number on a jersey above that may be real."""
+    pattern = r"\b(?:number|no\.|index|label|labell?ed|numbered|region|object|item)\s*#?\s*(\d{1,3})\b|#\s?(\d{1,3})\b"
+    for found in re.finditer(pattern, caption, re.IGNORECASE):
+        if int(found[1] or found[2]) <= highest:
+            return found[0]
+    named = re.search(r"\b(?:indices|index (?:number|zero|one|two)|number zero)\b", caption, re.IGNORECASE)
+    return None if named is None else named[0]
+
+
+def _may_be_english(caption: str) -> bool:
+    letters = [character for character in caption if character.isalpha()]
+    latin = sum(character < "\u0250" for character in letters)
+    if not letters or latin < _LATIN_SHARE * len(letters):
+        return False
+    words = re.findall(r"[^\W\d_]+", caption.lower())
+    return len(words) < _FEW_WORDS or not _COMMON_WORDS.isdisjoint(words)
