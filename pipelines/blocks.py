@@ -1,4 +1,4 @@
-"""What travels between the stages of the curation: typed tables with one row a unit.
+"""What travels between the stages of a batch verb: typed tables with one row a unit.
 
 A unit stays one row whatever Ray does to blocks, so no split, merge or retry can tear it apart.
 """
@@ -8,6 +8,7 @@ from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
+from ray.data import Dataset
 
 from ureca.corpus.manifest import MANIFEST, ManifestEntry
 from ureca.curation.stages import ProposedImage, ProposedUnit, RowError
@@ -70,6 +71,24 @@ def read_pending(output_path: str, keep: TablesToTables) -> TablesToTables:
         return pa.concat_tables([UNITS.empty_table(), *(keep(piece) for piece in pieces)])
 
     return read_batch
+
+
+def pending_rows(pieces: Dataset, output_path: str, keep: TablesToTables, num_cpus: float) -> Dataset:
+    """The units that are to be done, one a block, so that they spread over the actors.
+
+    Args:
+        pieces: of stored manifests, from ``manifest_items``.
+        output_path: of the output that they are of.
+        keep: filter of the units.
+        num_cpus: logical CPUs a task.
+
+    Returns:
+        a lazy dataset of the schema ``UNITS``.
+    """
+    read = pieces.map_batches(
+        read_pending(output_path, keep), batch_format="pyarrow", batch_size=None, num_cpus=num_cpus
+    )
+    return read.repartition(target_num_rows_per_block=1)
 
 
 def read_units(batch: pa.Table) -> Iterator[tuple[int, list[ManifestEntry]]]:

@@ -1,64 +1,28 @@
 """The curation as a Ray Data graph: stored manifest -> masks -> tree -> captions, written unit by unit."""
 
-import asyncio
-from collections.abc import Callable
-from typing import Generic, TypeVar
+from functools import partial
 
 import pyarrow as pa
 from ray.data import Dataset
 
-from pipelines.blocks import (
-    REPORTED,
-    TablesToTables,
-    proposed_table,
-    read_pending,
-    read_proposed,
-    read_units,
-    reported_table,
-)
+from pipelines.actors import ProposeActor, ProposeStage, WritingActor
+from pipelines.blocks import TablesToTables, pending_rows, proposed_table, read_proposed
 from pipelines.pools import plan_pools
 from pipelines.session import Cluster
-from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
-from ureca.dataset import Output, UnitReport
-from ureca.errors import UrecaError
+from ureca.curation.stages import CurateStage, plant, propose
+from ureca.schema import REGIONS_DATASET
 from ureca.settings.components import build_curator, build_proposer
 from ureca.settings.curate import CurateSettings
 
-Component = TypeVar("Component")
 
+class CurateActor(WritingActor[CurateSettings]):
+    """Holds annotator, embedder and verifier."""
 
-class _Built(Generic[Component]):
-    """Builds a component at once; an error of its user's is raised when it is first asked for.
+    dataset = REGIONS_DATASET
 
-    Raised by an actor's constructor, Ray would try again and again before it gave up.
-    """
-
-    def __init__(self, build: Callable[[CurateSettings], Component], settings: CurateSettings) -> None:
-        self._component: Component | UrecaError
-        try:
-            self._component = build(settings)
-        except UrecaError as error:
-            self._component = error
-
-    def get(self) -> Component:
-        """The component."""
-        if isinstance(self._component, UrecaError):
-            raise self._component
-        return self._component
-
-
-class ProposeActor:
-    """Holds a proposer; turns units of a manifest into units with masks."""
-
-    def __init__(self, settings: CurateSettings) -> None:
-        self._proposer = _Built(build_proposer, settings)
-        self._limits = settings.image_limits
-
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """From the schema ``UNITS`` to ``PROPOSED``."""
-        proposer = self._proposer.get()
-        units = read_units(batch)
-        return proposed_table(propose(number, entries, proposer, self._limits) for number, entries in units)
+    def build(self, settings: CurateSettings) -> CurateStage:
+        """Build the stage, with what it loads."""
+        return CurateStage(build_curator(settings), settings.image_limits, settings.resources.curate.images_in_flight)
 
 
 def plant_trees(containment: float) -> TablesToTables:
@@ -70,26 +34,9 @@ def plant_trees(containment: float) -> TablesToTables:
     return plant_batch
 
 
-class CurateActor:
-    """Holds annotator, embedder and verifier; captions units, many at a time, and writes each when it is complete."""
-
-    def __init__(self, settings: CurateSettings) -> None:
-        self._output = Output(settings.output)
-        self._stage = _Built(_build_stage, settings)
-
-    async def __call__(self, batch: pa.Table) -> pa.Table:
-        """From the schema ``PROPOSED`` to ``REPORTED``; a unit whose report is returned is on disk."""
-        tables = await asyncio.gather(*(self._curate(unit) for unit in read_proposed(batch)))
-        return pa.concat_tables([REPORTED.empty_table(), *tables])
-
-    async def _curate(self, unit: ProposedUnit) -> pa.Table:
-        rows, work = await self._stage.get()(unit)
-        await asyncio.to_thread(self._output.write_unit, unit.number, rows, work)
-        return reported_table(unit.number, UnitReport.of_rows(rows) + work)
-
-
-def _build_stage(settings: CurateSettings) -> CurateStage:
-    return CurateStage(build_curator(settings), settings.image_limits, settings.resources.curate.images_in_flight)
+def build_propose_stage(settings: CurateSettings) -> ProposeStage:
+    """Build the proposer of ``proposals``."""
+    return partial(propose, proposer=build_proposer(settings.proposals), limits=settings.image_limits)
 
 
 def graph(pieces: Dataset, keep: TablesToTables, settings: CurateSettings, num_units: int, cluster: Cluster) -> Dataset:
@@ -110,15 +57,10 @@ def graph(pieces: Dataset, keep: TablesToTables, settings: CurateSettings, num_u
     """
     resources = settings.resources
     propose_pool, curate_pool = plan_pools(resources, num_units, cluster)
-    pending = pieces.map_batches(
-        read_pending(settings.output, keep),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.read.num_cpus,
-    ).repartition(target_num_rows_per_block=1)
+    pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
     proposed = pending.map_batches(
         ProposeActor,
-        fn_constructor_args=(settings,),
+        fn_constructor_args=(build_propose_stage, settings),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=resources.propose.num_cpus,

@@ -1,50 +1,50 @@
 """How many actors each stage gets, so that all stages can run side by side."""
 
+from pydantic import BaseModel
 from ray.data import ActorPoolStrategy
 
 from pipelines.session import Cluster
 from ureca.errors import SettingsError
-from ureca.settings.curate import CurateResources
-from ureca.settings.resources import ActorResources
+from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
 
 _RAY_TASK_CPUS = 1.0  # what Ray Data takes for a task of its own: listing files, repartitioning
 
 
-def plan_pools(
-    resources: CurateResources, num_units: int, cluster: Cluster
-) -> tuple[ActorPoolStrategy, ActorPoolStrategy]:
-    """The pools of the stages ``propose`` and ``curate``.
+def plan_pools(resources: BaseModel, num_units: int, cluster: Cluster) -> list[ActorPoolStrategy]:
+    """The pools of a verb's stages of actors, in the order in which its resources name them.
 
     A pool starts with as many of its actors as fit beside the other stages: an actor holds its CPUs for good, and one
     stage could take them all and wait for ever for the next. It grows only where the cluster does.
 
+    Args:
+        resources: has ``ActorResources`` and ``TaskResources`` by stage.
+        num_units: that are to be done; no stage gets more actors.
+        cluster: what there is to run on.
+
     Raises:
         SettingsError: not even one actor of each stage fits on this machine.
     """
-    stages = (resources.propose, resources.curate)
-    task_cpus = max(resources.read.num_cpus, resources.tree.num_cpus, _RAY_TASK_CPUS)
+    stages = {name: stage for name, stage in resources if isinstance(stage, ActorResources)}
+    task_cpus = max([_RAY_TASK_CPUS, *(stage.num_cpus for _, stage in resources if isinstance(stage, TaskResources))])
+    held_cpus = {name: stage.num_cpus for name, stage in stages.items()}
+    held_gpus = {name: stage.num_gpus for name, stage in stages.items()}
     if not cluster.may_grow:
-        _check_room("CPUs", [stage.num_cpus for stage in stages], cluster.num_cpus - task_cpus)
-        _check_room("GPUs", [stage.num_gpus for stage in stages], cluster.num_gpus)
-    wanted = [_wanted(stage, num_units, cluster) for stage in stages]
+        _check_room("CPUs", held_cpus, cluster.num_cpus - task_cpus)
+        _check_room("GPUs", held_gpus, cluster.num_gpus)
+    wanted = {name: _wanted(stage, num_units, cluster) for name, stage in stages.items()}
     shares = [
-        _share(free, sum(each * count for each, count in zip(held, wanted, strict=True)))
-        for free, held in (
-            (cluster.num_cpus - task_cpus, [stage.num_cpus for stage in stages]),
-            (cluster.num_gpus, [stage.num_gpus for stage in stages]),
-        )
+        _share(free, sum(each * wanted[name] for name, each in held.items()))
+        for free, held in ((cluster.num_cpus - task_cpus, held_cpus), (cluster.num_gpus, held_gpus))
     ]
-    first = [max(1, int(count * min(shares))) for count in wanted]
-    most = wanted if cluster.may_grow else first
-    return (
-        ActorPoolStrategy(min_size=1, initial_size=first[0], max_size=most[0]),
-        ActorPoolStrategy(
-            min_size=1,
-            initial_size=first[1],
-            max_size=most[1],
-            max_concurrent_calls_per_actor=resources.curate.units_in_flight,
-        ),
-    )
+    pools = []
+    for name, stage in stages.items():
+        first = max(1, int(wanted[name] * min(shares)))
+        most = wanted[name] if cluster.may_grow else first
+        calls = stage.units_in_flight if isinstance(stage, AsyncActorResources) else None
+        pools.append(
+            ActorPoolStrategy(min_size=1, initial_size=first, max_size=most, max_concurrent_calls_per_actor=calls)
+        )
+    return pools
 
 
 def _wanted(stage: ActorResources, num_units: int, cluster: Cluster) -> int:
@@ -55,10 +55,11 @@ def _share(free: float, wanted: float) -> float:
     return 1.0 if wanted <= free else max(0.0, free / wanted)
 
 
-def _check_room(what: str, held: list[float], free: float) -> None:
-    if sum(held) > free:
+def _check_room(what: str, held: dict[str, float], free: float) -> None:
+    if sum(held.values()) > free:
+        actors = " and ".join(f"one of {name} ({each:g} {what})" for name, each in held.items())
+        keys = " or ".join(f"resources.{name}.num_{what.lower()}" for name in held)
         raise SettingsError(
-            f"resources: an actor of propose ({held[0]:g} {what}) and one of curate ({held[1]:g}) do not fit side by "
-            f"side on this machine, which has {free:g} to spare. Lower resources.propose.num_{what.lower()} or "
-            f"resources.curate.num_{what.lower()}, or run on a cluster"
+            f"resources: actors of the stages, {actors}, do not fit side by side on this machine, which has {free:g} "
+            f"to spare. Lower {keys}, or run on a cluster"
         )

@@ -17,6 +17,10 @@ class OutputError(UrecaError):
     """An output folder cannot be read or written, or holds something else than what was asked to continue."""
 
 
+class CheckpointError(UrecaError):
+    """A directory is not the checkpoint that it should be; the message says what is missing or too many."""
+
+
 class DataError(UrecaError):
     """One image, annotation file or answer is unusable. It becomes an error row or a failed region, never a crash.
 

@@ -4,6 +4,7 @@ Readers of a dataset can rely on these names and types; every file that is writt
 """
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -74,6 +75,60 @@ rejected; ``status`` is ok, skipped:<why> or failed:<why>.
 ``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null where no pixels
 could be read.
 """
+
+CAPTION = pa.struct(
+    [
+        pa.field("region_id", pa.int64(), nullable=False),
+        pa.field("rle", pa.string(), nullable=False),
+        pa.field("bbox_xywh", _BOX, nullable=False),
+        pa.field("area_px", pa.int64(), nullable=False),
+        pa.field("parent_id", pa.int64()),
+        pa.field("depth", pa.int16()),
+        pa.field("predicted_iou", pa.float32()),
+        pa.field("stability_score", pa.float32()),
+        pa.field("caption", pa.string()),
+        pa.field("num_tokens", pa.int32()),
+        pa.field("finish_reason", pa.string()),
+        pa.field("status", pa.string(), nullable=False),
+    ]
+)
+
+CAPTIONS = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("height", pa.int32()),
+        pa.field("width", pa.int32()),
+        pa.field("captions", pa.list_(CAPTION), nullable=False),
+        pa.field("error", ERROR),
+        pa.field("model", pa.string()),
+        pa.field("proposer", pa.string()),
+    ]
+)
+"""The dataset that ``caption`` writes.
+
+``parent_id`` (-1: top level) and ``depth`` are null where no mask tree is known. ``status`` is ok, or failed:<why> for
+a mask that cannot be captioned: it has no caption, the others of its image do. ``finish_reason`` is stop (the model
+ended the caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` what made the masks.
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Dataset:
+    """A kind of dataset: rows are images, each with a list of regions that have ``region_id`` and ``status``.
+
+    Attributes:
+        name: of the folder of its parts, and of the column with the regions.
+        schema: of its rows.
+    """
+
+    name: str
+    schema: pa.Schema
+
+
+REGIONS_DATASET = Dataset("regions", REGIONS)
+CAPTIONS_DATASET = Dataset("captions", CAPTIONS)
+DATASETS = {dataset.name: dataset for dataset in (REGIONS_DATASET, CAPTIONS_DATASET)}
 
 
 def conform(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

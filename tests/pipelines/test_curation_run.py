@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from pipelines.batch_run import MAY_CHANGE
 from pipelines.curation_run import _MAY_CHANGE, curate
 from tests.bad_corpus import write_bad_corpus
 from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
@@ -169,7 +170,7 @@ def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plan
 
 def test_settings_that_may_change_exist() -> None:
     models = {"": CurateSettings, "mllm": (ByOpenAI, StandIn)}
-    for key in _MAY_CHANGE:
+    for key in MAY_CHANGE | _MAY_CHANGE:
         section, _, name = key.rpartition(".")
         owners = models[section]
         assert any(name in owner.model_fields for owner in (owners if isinstance(owners, tuple) else (owners,))), key

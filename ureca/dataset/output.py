@@ -4,7 +4,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,9 +19,8 @@ from ureca.dataset.parts import UnitReport, read_report, write_part
 from ureca.dataset.plan import new_images, units_of
 from ureca.errors import DataError, ImageError, OutputError
 from ureca.images import ImageLimits, decode_image
-from ureca.schema import REGIONS
+from ureca.schema import DATASETS, REGIONS_DATASET, Dataset
 
-_PARTS = "regions"
 _MANIFEST = "manifest"
 _RUN = "run.json"
 _PART_NAME = re.compile(r"part-(\d+)\.parquet")
@@ -33,20 +32,35 @@ class Output:
 
     Args:
         path: local path or URI of the folder, which need not exist.
+        dataset: that the parts hold.
 
     Attributes:
         path: as given.
+        dataset: that the parts hold.
         filesystem: Arrow's, where the folder is; ``manifest_files`` are paths within it.
 
     Raises:
         InputError: the URI's scheme or place is unknown.
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, dataset: Dataset = REGIONS_DATASET) -> None:
         self.path = path
-        location = locate(path)
-        self.filesystem = location.filesystem
-        self._folder = location.name
+        self.dataset = dataset
+        self._location = locate(path)
+        self.filesystem = self._location.filesystem
+        self._folder = self._location.name
+
+    @classmethod
+    def of_run(cls, path: str) -> Self:
+        """The output of a run that exists, with the dataset that its run.json names.
+
+        Raises:
+            OutputError: there is none, it cannot be read, or it holds another dataset than this version knows.
+        """
+        name = cls(path).run().get("dataset", REGIONS_DATASET.name)
+        if name not in DATASETS:
+            raise OutputError(f"{path} holds a dataset {name!r}, which this version does not know")
+        return cls(path, DATASETS[name])
 
     # What is to be done
 
@@ -89,16 +103,17 @@ class Output:
 
     def done_units(self) -> list[int]:
         """Numbers of the units that have their file."""
-        names = storage.list_names(self.filesystem, f"{self._folder}/{_PARTS}")
+        names = storage.list_names(self.filesystem, self._parts)
         return sorted(int(part[1]) for name in names if (part := _PART_NAME.fullmatch(name)))
 
     def failed_images(self) -> dict[int, set[str]]:
         """Ids of the images with an error, or with a region that failed, by unit."""
         failed: dict[int, set[str]] = {}
         for unit in self.done_units():
-            columns = ["image_id", "error", "regions.list.element.status"]
+            columns = ["image_id", "error", f"{self.dataset.name}.list.element.status"]
             for row in storage.read_table(self.filesystem, self._part(unit), columns).to_pylist():
-                if row["error"] or any(region["status"].startswith("failed:") for region in row["regions"]):
+                statuses = (region["status"] for region in row[self.dataset.name])
+                if row["error"] or any(status.startswith("failed:") for status in statuses):
                     failed.setdefault(unit, set()).add(row["image_id"])
         return failed
 
@@ -106,7 +121,7 @@ class Output:
 
     def write_unit(self, unit: int, rows: Sequence[Mapping[str, Any]], work: UnitReport) -> None:
         """Write a unit's rows at once; see ``ureca.dataset.parts.write_part``."""
-        write_part(self.filesystem, self._part(unit), rows, REGIONS, work)
+        write_part(self.filesystem, self._part(unit), rows, self.dataset, work)
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Write run.json."""
@@ -115,14 +130,14 @@ class Output:
 
     def remove_temporary(self) -> None:
         """Remove half-written files that killed writers have left."""
-        for folder in (self._folder, f"{self._folder}/{_PARTS}", f"{self._folder}/{_MANIFEST}"):
+        for folder in (self._folder, self._parts, f"{self._folder}/{_MANIFEST}"):
             storage.remove_temporary(self.filesystem, folder)
 
     def remove(self) -> None:
         """Remove everything that this class writes, and nothing else."""
-        for folder in (_PARTS, _MANIFEST):
-            for name in storage.list_names(self.filesystem, f"{self._folder}/{folder}"):
-                self.filesystem.delete_file(f"{self._folder}/{folder}/{name}")
+        for folder in (self._parts, f"{self._folder}/{_MANIFEST}"):
+            for name in storage.list_names(self.filesystem, folder):
+                self.filesystem.delete_file(f"{folder}/{name}")
         if self.exists():
             self.filesystem.delete_file(f"{self._folder}/{_RUN}")
 
@@ -148,7 +163,7 @@ class Output:
         return run
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the schema ``REGIONS`` as Python values, in the manifest's order, one unit in memory at a time."""
+        """Rows of the dataset as Python values, in the manifest's order, one unit in memory at a time."""
         for unit in self.done_units():
             yield from self.unit_rows(unit)
 
@@ -188,8 +203,12 @@ class Output:
             ids += pc.struct_field(pc.list_flatten(units["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())
 
+    @property
+    def _parts(self) -> str:
+        return f"{self._folder}/{self.dataset.name}"
+
     def _part(self, unit: int) -> str:
-        return f"{self._folder}/{_PARTS}/part-{unit:06d}.parquet"
+        return f"{self._parts}/part-{unit:06d}.parquet"
 
 
 def _decoded(data: bytes | DataError, limits: ImageLimits) -> npt.NDArray[np.uint8] | DataError:

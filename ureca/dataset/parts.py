@@ -4,13 +4,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
-import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ureca.dataset import storage
-from ureca.schema import conform
+from ureca.schema import REGIONS_DATASET, Dataset, conform
 
 _FOOTER_KEY = b"ureca.unit"
 _ROW_GROUP_ROWS = 64
@@ -25,9 +24,9 @@ class UnitReport(BaseModel):
         failures: how often each ``<stage>:<kind>`` occurred, over error rows and failed regions.
         num_regions: captioned regions.
         num_failed_regions: regions of good rows that have a failure.
-        num_calls: answers of chat models.
+        num_calls: answers of chat models; the captioner's own are not calls.
         num_prompt_tokens: of those calls.
-        num_new_tokens: of those calls.
+        num_new_tokens: of those calls, or written by the captioner.
         rejected_answers: those that could not be used and were asked for again, by kind.
         seconds: time spent by stage, added over the images, some of which are worked on together.
     """
@@ -46,8 +45,8 @@ class UnitReport(BaseModel):
     seconds: dict[str, float] = {}
 
     @classmethod
-    def of_rows(cls, rows: Iterable[Mapping[str, Any]]) -> Self:
-        """Count rows of the schema ``REGIONS``; calls, tokens and seconds are not in them."""
+    def of_rows(cls, rows: Iterable[Mapping[str, Any]], dataset: Dataset = REGIONS_DATASET) -> Self:
+        """Count rows of a dataset; calls, tokens and seconds are not in them."""
         report = cls()
         failures: Counter[str] = Counter()
         for row in rows:
@@ -55,7 +54,7 @@ class UnitReport(BaseModel):
             if row["error"] is not None:
                 report.num_failed += 1
                 failures[f"{row['error']['stage']}:{row['error']['kind']}"] += 1
-            statuses = [region["status"] for region in row["regions"]]
+            statuses = [region["status"] for region in row[dataset.name]]
             failed = [status.removeprefix("failed:") for status in statuses if status.startswith("failed:")]
             report.num_regions += statuses.count("ok")
             report.num_failed_regions += len(failed)
@@ -79,7 +78,7 @@ def write_part(
     filesystem: pafs.FileSystem,
     path: str,
     rows: Sequence[Mapping[str, Any]],
-    schema: pa.Schema,
+    dataset: Dataset,
     work: UnitReport,
 ) -> None:
     """Write the rows of a unit, or put them into its file in the place of the rows of the same images.
@@ -88,7 +87,7 @@ def write_part(
         filesystem: of the output.
         path: of the unit's file within it.
         rows: of distinct images.
-        schema: of the dataset.
+        dataset: that they are rows of.
         work: calls, tokens and seconds that the rows took.
     """
     made = {row["image_id"]: row for row in rows}
@@ -97,8 +96,8 @@ def write_part(
         rows = [made.pop(row["image_id"], row) for row in existing] + list(made.values())
         earlier = read_report(filesystem, path)
         work = work + UnitReport(**earlier.model_dump(include=_WORK))
-    report = UnitReport.of_rows(rows) + UnitReport(**work.model_dump(include=_WORK))
-    table = conform(rows, schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
+    report = UnitReport.of_rows(rows, dataset) + UnitReport(**work.model_dump(include=_WORK))
+    table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
     storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 

@@ -10,49 +10,17 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
-from ureca.errors import SettingsError
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import Row, complete
 from ureca.model.modeling import UrecaForConditionalGeneration
-from ureca.model.processing import QUESTION, UrecaProcessor
+from ureca.model.processing import UrecaProcessor
 from ureca.model.region_prompt import shares_image
 from ureca.model.region_prompts import Masks, Picture, RegionPrompts, check_masks
 from ureca.model.region_views import region_view
 from ureca.model.shared_prefix import enable_shared_prefixes
+from ureca.settings.captioner import CaptionSettings
 
-
-@dataclass(frozen=True)
-class CaptionSettings:
-    """How captions are written.
-
-    Args:
-        question: what the model is asked about each region.
-        max_new_tokens: a caption is cut off after so many tokens.
-        batch_size: regions written at once; memory grows with it, but not with the number of regions.
-        temperature: 0 takes the likeliest token; above, tokens are drawn.
-        top_p: draw from the likeliest tokens that together have this probability, above 0 and at most 1.
-        seed: mask i of an image is drawn with the seed ``seed + i``, whatever else is in the batch.
-
-    Raises:
-        SettingsError: if a value is out of its range.
-    """
-
-    question: str = QUESTION
-    max_new_tokens: int = 256
-    batch_size: int = 32
-    temperature: float = 0.0
-    top_p: float = 1.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise SettingsError(f"max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.batch_size < 1:
-            raise SettingsError(f"batch_size must be at least 1, got {self.batch_size}")
-        if self.temperature < 0:
-            raise SettingsError(f"temperature must be 0 or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise SettingsError(f"top_p must be above 0 and at most 1, got {self.top_p}")
+__all__ = ["CaptionSettings", "RegionCaption", "RegionCaptioner"]
 
 
 @dataclass(frozen=True)

@@ -6,15 +6,13 @@ from typing import Any
 
 import torch
 
-from ureca.errors import UrecaError
+from ureca.errors import CheckpointError
 from ureca.model.configuration import UrecaConfig
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
 
-
-class CheckpointError(UrecaError):
-    """A directory is not the checkpoint that it should be; the message says what is missing or too many."""
+__all__ = ["CheckpointError", "load_checkpoint", "read_model_type", "save_with_code"]
 
 
 def load_checkpoint(

@@ -1,4 +1,4 @@
-"""Building what the settings of ``curate`` name. Called where the work is done: weights load once an actor."""
+"""Building what settings name. Called where the work is done: weights load once an actor."""
 
 from ureca.curation.annotator import Annotator
 from ureca.curation.curate import Curator
@@ -19,20 +19,18 @@ from ureca.settings.curate import (
     ByOpenAI,
     CurateSettings,
     Describing,
-    FromAnnotations,
-    FromSegments,
     NoVerification,
     Prompting,
 )
+from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
 
 
-def build_proposer(settings: CurateSettings) -> Proposer:
-    """Build the proposer of ``proposals``.
+def build_proposer(proposals: FromSegments | FromSam | FromAnnotations) -> Proposer:
+    """Build what proposes masks.
 
     Raises:
         SettingsError: its checkpoint or a package is missing.
     """
-    proposals = settings.proposals
     if isinstance(proposals, FromAnnotations):
         return AnnotationProposer()
     if isinstance(proposals, FromSegments):

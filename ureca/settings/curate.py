@@ -3,50 +3,18 @@
 from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
-from pydantic_settings import CliPositionalArg, SettingsConfigDict
+from pydantic_settings import SettingsConfigDict
 
 from ureca.curation.curate import ViewSettings
 from ureca.curation.embedders.dinov2 import Dinov2Settings
 from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
-from ureca.images import ImageLimits
 from ureca.mllm.openai.settings import OpenAISettings
 from ureca.mllm.standin import StandInSettings
-from ureca.proposals.sam import SamSettings
-from ureca.proposals.segments import SegmentsSettings
-from ureca.settings.loading import VerbSettings
+from ureca.settings.batch import BatchSettings
+from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
-
-
-class ListingSettings(BaseModel):
-    """What belongs to the images."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    annotations: str | None = Field(default=None, description="'beside' the images, or a folder of <image_id>.json")
-    image_column: str | None = Field(default=None, description="of Parquet inputs; None: image, bytes, uri or path")
-    id_column: str | None = Field(default=None, description="of Parquet inputs; None: image_id where there is one")
-
-
-class FromSegments(SegmentsSettings):
-    """Masks of several granularities without weights."""
-
-    kind: Literal["segments"] = "segments"
-
-
-class FromSam(SamSettings):
-    """Masks by Segment Anything."""
-
-    kind: Literal["sam"] = "sam"
-
-
-class FromAnnotations(BaseModel):
-    """Masks from annotation files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["annotations"] = "annotations"
 
 
 class Describing(BaseModel):
@@ -109,7 +77,7 @@ class CurateResources(BaseModel):
     curate: AsyncActorResources = AsyncActorResources()
 
 
-class CurateSettings(VerbSettings):
+class CurateSettings(BatchSettings):
     """Caption the regions of images: masks, mask tree, captions, uniqueness, verification.
 
     INPUT is an image, a folder, a glob, a list file (.txt), tar shards, or Parquet; OUTPUT a folder. The same command
@@ -119,11 +87,6 @@ class CurateSettings(VerbSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca curate")
     verb: ClassVar[str] = "curate"
 
-    input: CliPositionalArg[str] = Field(description="images: a file, folder, glob, list, tar shards or Parquet")
-    output: CliPositionalArg[str] = Field(description="folder or URI to write to")
-
-    listing: ListingSettings = ListingSettings()
-    image_limits: ImageLimits = ImageLimits()
     proposals: Annotated[FromSegments | FromSam | FromAnnotations, Field(discriminator="kind")] = FromSegments()
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
@@ -133,13 +96,6 @@ class CurateSettings(VerbSettings):
     uniqueness: UniquenessSettings = UniquenessSettings()
     verification: Annotated[NoVerification | Describing | Prompting, Field(discriminator="kind")] = NoVerification()
     resources: CurateResources = CurateResources()
-
-    images_per_unit: int | None = Field(
-        default=None, ge=1, description="images that are written and resumed together; None: 1 to 64 by their number"
-    )
-    max_error_fraction: float = Field(default=0.1, ge=0, le=1, description="share of failed rows that fails the job")
-    retry_errors: bool = Field(default=False, description="run the rows again that failed, too")
-    overwrite: bool = Field(default=False, description="remove what OUTPUT holds and start anew")
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:

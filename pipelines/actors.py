@@ -1,0 +1,94 @@
+"""The actors that batch verbs share: one that holds a proposer, and one that makes rows of units and writes them."""
+
+import asyncio
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, Generic, Protocol, TypeVar
+
+import pyarrow as pa
+
+from pipelines.blocks import REPORTED, proposed_table, read_proposed, read_units, reported_table
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.stages import ProposedUnit
+from ureca.dataset import Output, UnitReport
+from ureca.errors import UrecaError
+from ureca.schema import Dataset
+from ureca.settings.batch import BatchSettings
+
+Component = TypeVar("Component")
+Settings = TypeVar("Settings", bound=BatchSettings)
+
+ProposeStage = Callable[[int, Sequence[ManifestEntry]], ProposedUnit]
+"""From the number and the images of a unit to their masks."""
+
+
+class RowStage(Protocol):
+    """Makes the rows of units."""
+
+    async def __call__(self, unit: ProposedUnit) -> tuple[Sequence[dict[str, Any]], UnitReport]:
+        """Rows of the verb's dataset, in the order of the unit's images, and the work they took."""
+        ...
+
+
+class Built(Generic[Component]):
+    """Builds a component at once; an error of its user's is raised when it is first asked for.
+
+    Raised by an actor's constructor, Ray would try again and again before it gave up.
+    """
+
+    def __init__(self, build: Callable[[], Component]) -> None:
+        self._component: Component | UrecaError
+        try:
+            self._component = build()
+        except UrecaError as error:
+            self._component = error
+
+    def get(self) -> Component:
+        """The component."""
+        if isinstance(self._component, UrecaError):
+            raise self._component
+        return self._component
+
+
+class ProposeActor:
+    """Holds what proposes masks; turns units of a manifest into units with masks.
+
+    Args:
+        build: makes the stage, in the actor.
+        settings: its argument.
+    """
+
+    def __init__(self, build: Callable[[Settings], ProposeStage], settings: Settings) -> None:
+        self._stage = Built(lambda: build(settings))
+
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """From the schema ``UNITS`` to ``PROPOSED``."""
+        stage = self._stage.get()
+        return proposed_table(stage(number, entries) for number, entries in read_units(batch))
+
+
+class WritingActor(ABC, Generic[Settings]):
+    """Makes the rows of units, several at a time, and writes each unit when it is complete."""
+
+    dataset: ClassVar[Dataset]
+
+    def __init__(self, settings: Settings) -> None:
+        self._output = Output(settings.output, self.dataset)
+        self._stage = Built(lambda: self.build(settings))
+
+    @abstractmethod
+    def build(self, settings: Settings) -> RowStage:
+        """Build the stage, with what it loads."""
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        """From the schema ``PROPOSED`` to ``REPORTED``; a unit whose report is returned is on disk."""
+        return _concatenated(await asyncio.gather(*(self._write(unit) for unit in read_proposed(batch))))
+
+    async def _write(self, unit: ProposedUnit) -> pa.Table:
+        rows, work = await self._stage.get()(unit)
+        await asyncio.to_thread(self._output.write_unit, unit.number, rows, work)
+        return reported_table(unit.number, UnitReport.of_rows(rows, self.dataset) + work)
+
+
+def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:
+    return pa.concat_tables([REPORTED.empty_table(), *tables])
