@@ -57,14 +57,14 @@ class Dinov2Embedder:
     def _embed_batch(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         import torch
 
-        images = self._processor(images=[_squared(crop.pixels) for crop in crops], return_tensors="pt")
+        images = self._processor(images=[squared(crop.pixels) for crop in crops], return_tensors="pt")
         with torch.inference_mode():
             tokens = self._model(pixel_values=images["pixel_values"].to(self._device)).last_hidden_state
             vectors = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1)
         return np.asarray(vectors.cpu().numpy())
 
 
-def _squared(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+def squared(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     """Processors cut a square out of the middle: without a border, a long region would lose its ends."""
     height, width = pixels.shape[:2]
     side = max(height, width)
