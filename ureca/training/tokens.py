@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TYPE_CHECKING, Protocol
 
 from ureca.training.counts import TokenCosts
@@ -48,14 +49,20 @@ class ProcessorTextTokens:
         self.identity = hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
         self.special_tokens = tuple(processor.tokenizer.all_special_tokens)
         (self._end_of_turn,) = self._count([end_of_turn(processor)])
+        # Sources ask few questions of many regions, and templates are slow.
+        self._of_question = lru_cache(maxsize=65_536)(self._count_question)
 
     def of_questions(self, questions: Sequence[str]) -> list[int]:
         """Tokens of a segment from its mask's end to its answer, for each question."""
-        return self._count([self._processor.split_prompt(question)[1] for question in questions])
+        return [self._of_question(question) for question in questions]
 
     def of_answers(self, answers: Sequence[str]) -> list[int]:
         """Tokens of each answer with the end of its turn."""
         return [count + self._end_of_turn for count in self._count(answers)]
+
+    def _count_question(self, question: str) -> int:
+        (count,) = self._count([self._processor.split_prompt(question)[1]])
+        return count
 
     def _count(self, texts: Sequence[str]) -> list[int]:
         if not texts:

@@ -21,6 +21,7 @@ from ureca.errors import AnnotationError, DataError, InputError
 from ureca.export.selection import Selection
 from ureca.regions.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations
 from ureca.regions.mask import Mask
+from ureca.regions.rle import area_px
 from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.training.sources.settings import JsonlSource
 from ureca.training.sources.source import Sample, checked
@@ -198,4 +199,4 @@ def _sample(line: _Line, mask: Mask) -> TrainingRegion | BadSample:
     for placeholder in _PLACEHOLDERS:
         question = question.replace(placeholder, "")
     region = TrainingRegion(mask.id, mask.rle["counts"], answer, question=question.strip() or None)
-    return checked(line.image, region, mask.rle)
+    return checked(line.image, region, area_px=area_px(mask.rle))

@@ -5,7 +5,6 @@ from dataclasses import replace
 from typing import Protocol
 
 from ureca.export.selection import Selection
-from ureca.regions.rle import Rle, area_px
 from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.training.sources.settings import JsonlSource, RegionsSource
 
@@ -42,17 +41,17 @@ def open_source(settings: RegionsSource | JsonlSource) -> Source:
     return RegionsDataset(settings) if isinstance(settings, RegionsSource) else JsonlFile(settings)
 
 
-def checked(image_id: str, region: TrainingRegion, rle: Rle) -> TrainingRegion | BadSample:
+def checked(image_id: str, region: TrainingRegion, *, area_px: int) -> TrainingRegion | BadSample:
     """The region with its caption stripped of white space around it, or what keeps it from being learned.
 
     Args:
         image_id: of its image.
         region: its caption may be empty.
-        rle: its mask, checked by ``ureca.regions.rle.from_coco``.
+        area_px: of its mask.
     """
     region = replace(region, caption=region.caption.strip())
     if not region.caption:
         return BadSample(image_id, region.region_id, "empty_caption", "the region has no caption")
-    if area_px(rle) == 0:
+    if area_px == 0:
         return BadSample(image_id, region.region_id, "empty_mask", "no pixel of the mask is set")
     return region

@@ -1,0 +1,239 @@
+"""Every region once an epoch, ranks in step, whatever the numbers."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from ureca.training.augmentation import AugmentationSettings, draw_scales
+from ureca.training.counts import SampleCounts, TokenCosts
+from ureca.training.plan import EpochPlan, MicroBatch, PlanSettings, is_too_long, too_long
+
+COSTS = TokenCosts(image=5, image_tile=16, region=3, mask_tile=2)
+
+
+def make_counts(text_tokens: list[list[int]], num_scales: int = 1) -> SampleCounts:
+    """Counts of images with regions of these text tokens; the first image has 1 tile, the second 3, and so on."""
+    tiles = [[1 + 2 * ((image + scale) % 4) for scale in range(num_scales)] for image in range(len(text_tokens))]
+    return SampleCounts(
+        first_regions=np.cumsum([0, *map(len, text_tokens)]),
+        text_tokens=np.array([tokens for image in text_tokens for tokens in image], np.int32),
+        num_tiles=np.array(tiles, np.uint8).reshape(len(text_tokens), num_scales),
+        image_keys=np.arange(len(text_tokens), dtype=np.uint64) * 977,
+    )
+
+
+def all_micro_batches(plan: EpochPlan, world_size: int) -> list[list[list[MicroBatch]]]:
+    """By step and rank."""
+    return [[plan.micro_batches(step, rank) for rank in range(world_size)] for step in range(plan.num_steps)]
+
+
+def shown(plan: EpochPlan, world_size: int) -> Counter[tuple[int, int]]:
+    """How often each region of each image is shown, fillers left aside."""
+    return Counter(
+        (group.image_number, region)
+        for step in all_micro_batches(plan, world_size)
+        for rank in step
+        for micro_batch in rank
+        if not micro_batch.is_filler
+        for group in micro_batch.groups
+        for region in group.region_numbers
+    )
+
+
+COUNTS = st.lists(st.lists(st.integers(1, 60), min_size=1, max_size=20), min_size=1, max_size=25)
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> dict[str, Any]:
+    """Arguments of a plan, of which at least one region is short enough."""
+    counts = make_counts(draw(COUNTS), num_scales := draw(st.sampled_from([1, 3])))
+    max_length = draw(st.sampled_from([60, 110, 140, 8192]))
+    limit = draw(st.none() | st.integers(max_length, 3 * max_length))
+    settings = PlanSettings(
+        regions_per_image=draw(st.integers(1, 9)),
+        images_per_device=draw(st.integers(1, 4)),
+        gradient_accumulation=draw(st.integers(1, 3)),
+        max_length=max_length,
+        max_tokens_per_device=limit,
+        sort_window_steps=draw(st.integers(1, 4)),
+    )
+    costs = COSTS.model_copy(update={"shared": draw(st.booleans()), "one_mask_tile": draw(st.booleans())})
+    scales = {} if num_scales == 1 else {"min_scale": 0.5, "max_scale": 2.0, "num_scales": num_scales}
+    if is_too_long(counts, costs, settings).all():
+        counts = make_counts([[1], *[[1]] * counts.num_images], num_scales)
+        settings = settings.model_copy(update={"max_length": 8192, "max_tokens_per_device": None})
+    return {
+        "counts": counts,
+        "costs": costs,
+        "settings": settings,
+        "augmentation": AugmentationSettings(**scales),
+        "epoch": draw(st.integers(0, 3)),
+        "seed": draw(st.integers(0, 2**40)),
+        "world_size": draw(st.integers(1, 5)),
+    }
+
+
+@given(plans())
+def test_every_region_once_and_ranks_in_step(arguments: dict[str, Any]) -> None:
+    counts, settings, world_size = arguments["counts"], arguments["settings"], arguments["world_size"]
+    plan = EpochPlan(**arguments)
+    steps = all_micro_batches(plan, world_size)
+    assert all(len(rank) == settings.gradient_accumulation for step in steps for rank in step)
+
+    left_out = {
+        (sample.image_number, sample.region_number) for sample in too_long(counts, arguments["costs"], settings)
+    }
+    regions = {
+        (image, region) for image, number in enumerate(counts.regions_of_images.tolist()) for region in range(number)
+    }
+    assert shown(plan, world_size) == Counter(regions - left_out)
+    assert plan.num_regions == len(regions) - len(left_out)
+
+    fillers = [[micro_batch.is_filler for rank in step for micro_batch in rank] for step in steps]
+    assert not any(any(step) for step in fillers[:-1])
+    assert not all(fillers[-1])
+    assert sum(not filler for step in fillers for filler in step) == plan.num_micro_batches
+
+
+@given(plans())
+def test_nothing_exceeds_its_bound_and_tokens_are_counted(arguments: dict[str, Any]) -> None:
+    counts, costs, settings = arguments["counts"], arguments["costs"], arguments["settings"]
+    drawn = {name: arguments[name] for name in ("epoch", "seed")}
+    scales = draw_scales(counts.image_keys, arguments["augmentation"], **drawn)
+    plan = EpochPlan(**arguments)
+    for step in all_micro_batches(plan, arguments["world_size"]):
+        for micro_batch in (micro_batch for rank in step for micro_batch in rank):
+            assert 1 <= len(micro_batch.groups) <= settings.images_per_device
+            assert all(1 <= len(group.region_numbers) <= settings.regions_per_image for group in micro_batch.groups)
+            if settings.max_tokens_per_device is not None:
+                assert micro_batch.num_tokens <= settings.max_tokens_per_device
+            num_tokens = 0
+            for image, numbers in micro_batch.groups:
+                tiles = int(counts.num_tiles[image, scales[image]])
+                text = counts.text_tokens[counts.first_regions[image] + np.array(numbers)]
+                mask_tiles = 1 if costs.one_mask_tile else tiles
+                num_tokens += (5 + 16 * tiles) * (1 if costs.shared else len(numbers))
+                num_tokens += sum(3 + 2 * mask_tiles + tokens for tokens in text.tolist())
+            assert micro_batch.num_tokens == num_tokens
+
+
+@given(plans(), st.data())
+def test_a_plan_is_a_function_of_its_arguments(arguments: dict[str, Any], data: st.DataObject) -> None:
+    """So a run that goes on at a step sees exactly what the uninterrupted one would have seen."""
+    first, again = EpochPlan(**arguments), EpochPlan(**arguments)
+    start = data.draw(st.integers(0, first.num_steps - 1))
+    whole = all_micro_batches(first, arguments["world_size"])
+    assert again.num_steps == first.num_steps
+    assert [
+        [again.micro_batches(step, rank) for rank in range(arguments["world_size"])]
+        for step in range(start, again.num_steps)
+    ] == whole[start:]
+
+
+@given(plans())
+def test_steps_do_not_depend_on_how_ranks_share_them(arguments: dict[str, Any]) -> None:
+    settings, world_size = arguments["settings"], arguments["world_size"]
+    alone = settings.model_copy(update={"gradient_accumulation": settings.gradient_accumulation * world_size})
+    together, single = EpochPlan(**arguments), EpochPlan(**arguments | {"settings": alone, "world_size": 1})
+    for step in range(max(together.num_steps, single.num_steps)):
+        of_ranks = [together.micro_batches(step, rank) for rank in range(world_size)]
+        in_turn = [micro_batch for turn in zip(*of_ranks, strict=True) for micro_batch in turn]
+        assert in_turn == single.micro_batches(step, 0)
+
+
+@pytest.fixture(scope="module")
+def large() -> SampleCounts:
+    """4000 images with up to 40 regions each, of tokens as captions have them."""
+    rng = np.random.default_rng(0)
+    return make_counts(
+        [(10 + rng.lognormal(3.3, 0.6, size)).astype(int).tolist() for size in rng.integers(1, 40, 4000)]
+    )
+
+
+def test_images_of_like_size_meet(large: SampleCounts) -> None:
+    """Ranks of a step have nearly as much to do; without sorting they would not."""
+    balance = {}
+    for window in (1, 16):
+        settings = PlanSettings(images_per_device=2, sort_window_steps=window)
+        plan = EpochPlan(large, COSTS, settings, epoch=0, seed=0, world_size=4)
+        tokens = np.array(
+            [[b.num_tokens for rank in step for b in rank] for step in all_micro_batches(plan, 4)[:-1]], float
+        )
+        balance[window] = (tokens.mean(axis=1) / tokens.max(axis=1)).mean()
+    assert balance[16] > 0.93
+    assert balance[16] > balance[1] + 0.02
+
+
+def test_groups_are_few_near_equal_and_of_another_composition_each_epoch(large: SampleCounts) -> None:
+    sizes: dict[int, list[int]] = {}
+    compositions: list[set[frozenset[int]]] = []
+    for epoch in (0, 1):
+        plan = EpochPlan(large, COSTS, PlanSettings(), epoch=epoch, seed=0, world_size=1)
+        groups = [group for (batches,) in all_micro_batches(plan, 1) for batch in batches for group in batch.groups]
+        compositions.append({frozenset(group.region_numbers) for group in groups if group.image_number == 17})
+        sizes = {}
+        for group in groups:
+            sizes.setdefault(group.image_number, []).append(len(group.region_numbers))
+    assert compositions[0] != compositions[1]
+    for image, number in enumerate(large.regions_of_images.tolist()):
+        assert len(sizes[image]) == -(-number // 8)
+        assert max(sizes[image]) - min(sizes[image]) <= 1
+
+
+def test_epochs_and_seeds_come_in_other_orders(large: SampleCounts) -> None:
+    firsts = [
+        EpochPlan(large, COSTS, PlanSettings(), epoch=epoch, seed=seed, world_size=1).micro_batches(0, 0)
+        for epoch, seed in ((0, 0), (1, 0), (0, 1))
+    ]
+    assert firsts[0] != firsts[1] != firsts[2] != firsts[0]
+
+
+def test_chunks_of_images_change_nothing(large: SampleCounts, monkeypatch: pytest.MonkeyPatch) -> None:
+    limited = PlanSettings(max_length=300, max_tokens_per_device=400)
+    whole = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
+    monkeypatch.setattr("ureca.training.grouping._REGIONS_AT_ONCE", 1000)
+    chunked = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
+    assert all_micro_batches(whole, 2) == all_micro_batches(chunked, 2)
+
+
+def test_a_group_that_is_too_large_is_split_by_regions() -> None:
+    counts = make_counts([[20] * 8])
+    settings = PlanSettings(max_length=50, max_tokens_per_device=100, images_per_device=4)
+    plan = EpochPlan(counts, COSTS, settings, epoch=0, seed=0, world_size=1)
+    batches = [batch for step in range(plan.num_steps) for batch in plan.micro_batches(step, 0)]
+    # 21 tokens of the image and 25 a region: at most three regions, and halving eight gives two.
+    assert [len(group.region_numbers) for batch in batches for group in batch.groups] == [2, 2, 2, 2]
+    assert {batch.num_tokens for batch in batches} == {71}
+
+
+def test_regions_that_are_too_long_are_named() -> None:
+    counts = make_counts([[20, 500], [30]])
+    settings = PlanSettings(max_length=100)
+    (found,) = too_long(counts, COSTS, settings)
+    assert dataclasses.astuple(found) == (0, 1, 5 + 16 + 3 + 2 + 500)
+    assert EpochPlan(counts, COSTS, settings, epoch=0, seed=0, world_size=1).num_regions == 2
+
+
+def test_nothing_to_train_on_is_an_error() -> None:
+    with pytest.raises(ValueError, match="max_length 8192"):
+        EpochPlan(make_counts([[9000]]), COSTS, PlanSettings(), epoch=0, seed=0, world_size=1)
+
+
+def test_a_micro_batch_must_hold_the_longest_sample() -> None:
+    with pytest.raises(ValidationError, match="max_tokens_per_device 4000 is below max_length 8192"):
+        PlanSettings(max_tokens_per_device=4000)
+
+
+def test_no_such_step_or_rank() -> None:
+    plan = EpochPlan(make_counts([[1]]), COSTS, PlanSettings(), epoch=0, seed=0, world_size=2)
+    assert plan.num_steps == 1
+    assert [plan.micro_batches(0, rank)[0].is_filler for rank in range(2)] == [False, True]
+    for step, rank in ((1, 0), (0, 2), (-1, 0)):
+        with pytest.raises(IndexError, match="the epoch has 1 steps, the world 2 ranks"):
+            plan.micro_batches(step, rank)
