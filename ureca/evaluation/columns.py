@@ -1,6 +1,15 @@
 """The columns a table can have, in their order: the paper's first."""
 
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+Family: TypeAlias = Literal["references", "uniqueness", "scenes"]
+
+FAMILIES: dict[Family, str] = {
+    "references": "Compared with references",
+    "uniqueness": "Uniqueness within the image",
+    "scenes": "Decided by the scene",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -9,35 +18,42 @@ class Column:
 
     Attributes:
         name: of the measure, and the head of its column.
-        is_higher_better: whether more is better.
-        explanation: a sentence for the reader of a table.
+        family: columns under one head.
+        explanation: for the reader of a table.
+        is_higher_better: whether more is better; None: it is not the model's, but a bound of what it can have.
     """
 
     name: str
+    family: Family
     explanation: str
-    is_higher_better: bool = True
+    is_higher_better: bool | None = True
 
 
 _ALL = (
     *(
-        Column(f"BLEU@{order}", f"n-grams up to {order} that a reference has too, of the whole set")
+        Column(f"BLEU@{order}", "references", f"n-grams of up to {order} words that a reference has too")
         for order in (1, 2, 3, 4)
     ),
-    Column("ROUGE", "longest common subsequence with a reference (ROUGE-L)"),
-    Column("METEOR", "words aligned with a reference, by form, stem, synonym or paraphrase, of the whole set"),
-    Column("BERTScore", "F1 of words aligned with a reference by contextual embeddings"),
-    Column("CIDEr", "n-grams shared with the references, weighted by how few regions have them"),
-    Column("Duplicates", "regions with the caption of another region of the image, or with none", False),
-    Column("Near-duplicates", "regions with nearly the caption of another region of the image, or with none", False),
-    Column("Retrieval R@1", "captions whose own region is the nearest of its image, for an image-text encoder"),
-    Column("Retrieval MRR", "1 / rank of the caption's own region among those of its image"),
-    Column("Retrieval ceiling", "retrieval R@1 of the reference captions"),
-    Column("Listener", "captions by which an MLLM picks the right one of the numbered candidates"),
-    Column("Listener ceiling", "the same for the reference captions"),
-    Column("Correct", "captions that fit their region and no other, by the language of scenes"),
-    Column("Ambiguous", "captions that fit their region and others", False),
-    Column("Wrong", "captions that do not fit their region, or are not of the language", False),
-    Column("Not of the language", "captions that are not of the language of scenes; they are among the wrong", False),
+    Column("ROUGE", "references", "longest common subsequence with a reference (ROUGE-L)"),
+    Column("METEOR", "references", "words aligned with a reference by form, stem, synonym or paraphrase"),
+    Column("BERTScore", "references", "F1 of words aligned with a reference by contextual embeddings"),
+    Column("CIDEr", "references", "n-grams shared with the references, the more the rarer (100 times the mean)"),
+    Column("Duplicates", "uniqueness", "regions with the caption of another region of the image, or with none", False),
+    Column(
+        "Near-duplicates",
+        "uniqueness",
+        "regions with nearly the caption of another region of the image, or with none",
+        False,
+    ),
+    Column("Retrieval R@1", "uniqueness", "captions that an image-text encoder finds nearest to their own region"),
+    Column("Retrieval MRR", "uniqueness", "mean of 1 / rank of the caption's own region among those of its image"),
+    Column("Retrieval ceiling", "uniqueness", "retrieval R@1 of the reference captions", None),
+    Column("Listener", "uniqueness", "captions by which an MLLM picks the right one of numbered candidates"),
+    Column("Listener ceiling", "uniqueness", "the same for the reference captions", None),
+    Column("Correct", "scenes", "captions that fit their region and no other"),
+    Column("Ambiguous", "scenes", "captions that fit their region and others", False),
+    Column("Wrong", "scenes", "captions that do not fit their region, or are not of the language", False),
+    Column("Not of the language", "scenes", "captions that are not of the language; they are among the wrong", False),
 )
 
 COLUMNS: dict[str, Column] = {column.name: column for column in _ALL}

@@ -2,5 +2,16 @@
 
 from ureca.evaluation.tables.build import Evaluated, TableSettings, build_table
 from ureca.evaluation.tables.results import EvaluationTable, Figure, Group, ModelRows
+from ureca.evaluation.tables.write import read_table, write_table
 
-__all__ = ["Evaluated", "EvaluationTable", "Figure", "Group", "ModelRows", "TableSettings", "build_table"]
+__all__ = [
+    "Evaluated",
+    "EvaluationTable",
+    "Figure",
+    "Group",
+    "ModelRows",
+    "TableSettings",
+    "build_table",
+    "read_table",
+    "write_table",
+]
