@@ -18,27 +18,34 @@ _backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 @dataclass(frozen=True)
 class Block:
-    """Queries that look at keys: each at all of them or, in a causal block, at those up to its own place in it."""
+    """Queries that look at keys."""
 
     queries: slice
     keys: slice
-    causal: bool
 
 
 def attend_blockwise(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[Block], *, scaling: float
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    causal: Sequence[Block],
+    full: Sequence[Block],
+    scaling: float,
 ) -> torch.Tensor:
     """Attention in blocks.
 
     Args:
         query: [1, heads, L, size], on a CPU.
         key, value: [1, heads, S, size].
-        blocks: with every query in at least one of them, and no pair of query and key in two.
+        causal: blocks in which a query looks at keys up to its own place; every query is in exactly one of them.
+        full: blocks in which it looks at all of them besides; keys that it does not see elsewhere.
         scaling: what scores are multiplied by.
 
     Returns:
         [1, heads, L, size].
     """
+    blocks = (*((block, True) for block in causal), *((block, False) for block in full))
     attended: torch.Tensor = _BlockwiseAttention.apply(query, key, value, blocks, scaling)
     return attended
 
@@ -46,19 +53,24 @@ def attend_blockwise(
 class _BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 (called by position)
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[Block], scaling: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        blocks: Sequence[tuple[Block, bool]],
+        scaling: float,
     ) -> torch.Tensor:
-        output = torch.zeros_like(query)
-        log_sums = query.new_full(query.shape[:3], -torch.inf, dtype=torch.float32)
-        for block in blocks:
-            part, part_sums = _forward(
-                query[:, :, block.queries],
-                key[:, :, block.keys],
-                value[:, :, block.keys],
-                is_causal=block.causal,
-                scale=scaling,
+        output = torch.empty_like(query)
+        log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
+        for block, is_causal in blocks:
+            queries, keys = block.queries, block.keys
+            part, sums = _forward(
+                query[:, :, queries], key[:, :, keys], value[:, :, keys], is_causal=is_causal, scale=scaling
             )
-            _add(output[:, :, block.queries], log_sums[:, :, block.queries], part, part_sums)
+            if is_causal:
+                output[:, :, queries], log_sums[:, :, queries] = part, sums
+            else:
+                _add(output[:, :, queries], log_sums[:, :, queries], part, sums)
         ctx.save_for_backward(query, key, value, output, log_sums)
         ctx.blocks, ctx.scaling = blocks, scaling
         return output
@@ -67,7 +79,7 @@ class _BlockwiseAttention(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, log_sums = ctx.saved_tensors
         of_query, of_key, of_value = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block in ctx.blocks:
+        for block, is_causal in ctx.blocks:
             queries, keys = block.queries, block.keys
             parts = _backward(
                 gradients[0][:, :, queries],
@@ -77,7 +89,7 @@ class _BlockwiseAttention(torch.autograd.Function):
                 output[:, :, queries],
                 log_sums[:, :, queries],
                 0.0,
-                block.causal,
+                is_causal,
                 scale=ctx.scaling,
             )
             of_query[:, :, queries] += parts[0]
@@ -86,8 +98,8 @@ class _BlockwiseAttention(torch.autograd.Function):
         return of_query, of_key, of_value, None, None
 
 
-def _add(output: torch.Tensor, log_sums: torch.Tensor, part: torch.Tensor, part_sums: torch.Tensor) -> None:
+def _add(output: torch.Tensor, log_sums: torch.Tensor, part: torch.Tensor, sums: torch.Tensor) -> None:
     """Put one more part of the softmax of some queries to those that are there, in place."""
-    total = torch.logaddexp(log_sums, part_sums)
-    output.mul_((log_sums - total).exp()[..., None]).add_(part * (part_sums - total).exp()[..., None])
+    total = torch.logaddexp(log_sums, sums)
+    output.mul_((log_sums - total).exp()[..., None]).add_(part * (sums - total).exp()[..., None])
     log_sums.copy_(total)

@@ -16,7 +16,7 @@ from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from ureca.model.packed_prefix import PackedLayout, attend_packed
+from ureca.model.packed_prefix import PackedAttention
 
 MAX_SCORES_CPU = 1 << 20
 """Attention scores of a layer held at once on a CPU; more rows come block after block. 4 MiB stay in its cache."""
@@ -85,11 +85,11 @@ def enable_shared_prefixes(config: PreTrainedConfig) -> None:
         value: torch.Tensor,
         attention_mask: Any,
         shared_prefixes: SharedPrefixes | None = None,
-        packed: PackedLayout | None = None,
+        packed: PackedAttention | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, Any]:
         if packed is not None:
-            return attend_packed(query, key, value, packed, scaling=module.scaling), None
+            return packed.attend(query, key, value, layer=module.layer_idx, scaling=module.scaling), None
         if shared_prefixes is None:
             output, weights = usual_attention(module, query, key, value, attention_mask, **kwargs)
             return output, weights

@@ -1,0 +1,227 @@
+"""What each stage trains, with which optimizer, and that shortcuts change no gradient."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter, ValidationError
+
+from tests.training.test_packing import Built, gradients, make_examples
+from ureca.errors import SettingsError
+from ureca.model.tiny import build_tiny
+from ureca.settings.tiny_sizes import TinySizes
+from ureca.training.loss import PackedLoss
+from ureca.training.optimisation import build_optimizer, learning_rate_scale, parameter_groups
+from ureca.training.packing import PackedBatch, Packer
+from ureca.training.stages import (
+    Align,
+    Full,
+    Stage,
+    Tune,
+    check_region_prompt,
+    prepare,
+    train_mode,
+    vision_is_frozen,
+)
+
+SMALL_LORA = Tune(rank=4, alpha=8)
+STAGES = (Align(), SMALL_LORA, Full())
+
+
+def batch_of(built: Built) -> PackedBatch:
+    return Packer(built[1]).pack(make_examples())
+
+
+def trained_names(built: Built) -> list[str]:
+    return [name for name, parameter in built[0].named_parameters() if parameter.requires_grad]
+
+
+def randomise_adapters(model: torch.nn.Module) -> None:
+    """Fresh adapters change nothing: give them something to say."""
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(0, 0.1, generator=generator)
+
+
+def without_dropout(stage: Align | Tune | Full) -> Align | Tune | Full:
+    return stage.model_copy(update={"dropout": 0.0}) if isinstance(stage, Tune) else stage
+
+
+def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    largest = max(gradient.abs().max().item() for gradient in expected.values())
+    for name, gradient in found.items():
+        scale = max(expected[name].abs().max().item(), 0.01 * largest)
+        assert (gradient - expected[name]).abs().max().item() <= 1e-5 * scale, name
+
+
+def test_the_papers_values_are_the_defaults() -> None:
+    align, tune = Align(), Tune()
+    assert (align.learning_rate, tune.learning_rate) == (2e-4, 4e-5)
+    assert (tune.rank, tune.alpha, tune.dropout) == (128, 256, 0.05)
+    assert {(stage.weight_decay, stage.warmup_fraction, stage.epochs) for stage in STAGES} == {(0.01, 0.03, 2)}
+
+
+def test_a_stage_is_chosen_by_its_kind() -> None:
+    stages: TypeAdapter[Align | Tune | Full] = TypeAdapter(Stage)
+    assert stages.validate_python({"kind": "tune", "rank": 8}) == Tune(rank=8)
+    with pytest.raises(ValidationError):
+        stages.validate_python({"kind": "align", "rank": 8})
+
+
+@pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
+def test_align_trains_the_mask_encoder_alone(mask_encoder: str) -> None:
+    built = build_tiny(TinySizes(mask_encoder=mask_encoder))
+    prepare(built[0], Align())
+    assert trained_names(built)
+    assert all(name.startswith("model.mask_encoder.") for name in trained_names(built))
+    assert vision_is_frozen(built[0])
+
+
+def test_tune_adapts_every_linear_layer_of_the_llm() -> None:
+    built = build_tiny()
+    prepare(built[0], SMALL_LORA)
+    names = trained_names(built)
+    assert all(name.startswith("model.language_model.layers.") and "lora_" in name for name in names)
+    assert len([name for name in names if "lora_A" in name]) == 2 * 7
+    assert vision_is_frozen(built[0])
+    again = prepare(build_tiny()[0], SMALL_LORA)
+    assert all(torch.equal(one, other) for one, other in zip(again.parameters(), built[0].parameters(), strict=True)), (
+        "adapters start alike everywhere"
+    )
+
+
+def test_full_trains_everything() -> None:
+    built = build_tiny()
+    prepare(built[0], Full())
+    assert len(trained_names(built)) == len(list(built[0].parameters()))
+    assert not vision_is_frozen(built[0])
+
+
+def test_adapters_begin_as_the_model_was() -> None:
+    built = build_tiny()
+    batch = batch_of(built)
+    expected = PackedLoss(built[0])(batch).item()
+    prepare(built[0], SMALL_LORA)
+    built[0].eval()
+    assert PackedLoss(built[0])(batch).item() == expected
+
+
+def test_no_adapters_on_adapters() -> None:
+    model = prepare(build_tiny()[0], SMALL_LORA)
+    with pytest.raises(SettingsError, match="merge them"):
+        prepare(model, Align())
+
+
+def test_align_needs_masks() -> None:
+    check_region_prompt(Align(), "mask")
+    check_region_prompt(Full(), "crop")
+    with pytest.raises(SettingsError, match=r"stage\.kind: align trains the mask encoder"):
+        check_region_prompt(Align(), "contour")
+
+
+@pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
+def test_reading_prefixes_without_gradients_changes_no_gradient(mask_encoder: str) -> None:
+    built = build_tiny(TinySizes(mask_encoder=mask_encoder))
+    batch = batch_of(built)
+    prepare(built[0], Full())
+    expected_loss = PackedLoss(built[0])(batch)
+    expected_loss.backward()
+    expected = {name: g for name, g in gradients(built[0]).items() if name.startswith("model.mask_encoder.")}
+    prepare(built[0], Align())
+    loss = PackedLoss(built[0])(batch)
+    loss.backward()
+    assert loss.item() == pytest.approx(expected_loss.item(), rel=1e-6)
+    assert_same(gradients(built[0]), expected)
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.kind)
+def test_gradient_checkpointing_changes_no_gradient(stage: Align | Tune | Full) -> None:
+    results = []
+    for gradient_checkpointing in (False, True):
+        built = build_tiny()
+        prepare(built[0], without_dropout(stage), gradient_checkpointing=gradient_checkpointing)
+        randomise_adapters(built[0])
+        PackedLoss(built[0])(batch_of(built)).backward()
+        results.append(gradients(built[0]))
+    assert_same(results[1], results[0])
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.kind)
+def test_every_stage_learns(stage: Align | Tune | Full) -> None:
+    built = build_tiny()
+    batch = batch_of(built)
+    stage = stage.model_copy(update={"learning_rate": 3e-3})
+    model = prepare(built[0], stage)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    optimizer, training, losses = build_optimizer(model, stage), PackedLoss(model), []
+    for _ in range(5):
+        optimizer.zero_grad()
+        loss = training(batch) / batch.num_answer_tokens
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+    changed = {name for name, parameter in model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert changed <= set(trained_names(built))
+    assert changed
+
+
+@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.kind)
+def test_bfloat16(stage: Align | Tune | Full) -> None:
+    built = build_tiny()
+    batch = batch_of(built)
+    expected = PackedLoss(built[0])(batch).item()
+    model = prepare(built[0].to(torch.bfloat16), stage, gradient_checkpointing=True)
+    loss = PackedLoss(model)(batch)
+    loss.backward()
+    assert loss.dtype == torch.float32
+    assert loss.item() == pytest.approx(expected, rel=0.05)
+    found = gradients(model)
+    assert found
+    assert all(gradient.isfinite().all() and gradient.dtype == torch.bfloat16 for gradient in found.values())
+
+
+def test_frozen_parts_drop_nothing_out() -> None:
+    model, _ = build_tiny()
+    model.model.vision_tower.embeddings.dropout.p = 0.5
+    prepare(model, SMALL_LORA)
+    assert not model.model.vision_tower.embeddings.dropout.training
+    assert model.model.language_model.layers[0].self_attn.q_proj.lora_dropout["default"].training
+    model.eval()
+    train_mode(model)
+    assert not model.model.vision_tower.embeddings.dropout.training
+    model, _ = build_tiny()
+    prepare(model, Full())
+    assert model.model.vision_tower.embeddings.dropout.training
+
+
+def test_what_decays() -> None:
+    model = prepare(build_tiny()[0], Full())
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    decaying, constant = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.01))
+    assert decaying | constant == set(names.values())
+    assert "model.vision_tower.embeddings.patch_embeddings.projection.weight" in decaying
+    assert "model.mask_encoder.projection.weight" in decaying
+    assert "lm_head.weight" in decaying
+    assert "model.language_model.embed_tokens.weight" in constant
+    assert "model.vision_tower.embeddings.position_embeddings" in constant
+    assert "model.vision_tower.embeddings.cls_token" in constant
+    assert {name for name in names.values() if "norm" in name or name.endswith("bias") or "lambda" in name} <= constant
+    assert [group["weight_decay"] for group in parameter_groups(model, 0.01)] == [0.01, 0.0]
+
+
+def test_an_optimizer_needs_parameters() -> None:
+    with pytest.raises(SettingsError, match="nothing of the model is trained"):
+        build_optimizer(build_tiny()[0].requires_grad_(False), Full())
+
+
+@given(st.integers(1, 500), st.floats(0, 0.5))
+def test_the_learning_rate_rises_then_falls(num_steps: int, warmup_fraction: float) -> None:
+    scales = [learning_rate_scale(step, num_steps, warmup_fraction) for step in range(num_steps)]
+    assert all(0 < scale <= 1 for scale in scales)
+    peak = scales.index(max(scales))
+    assert scales[: peak + 1] == sorted(scales[: peak + 1])
+    assert scales[peak:] == sorted(scales[peak:], reverse=True)
