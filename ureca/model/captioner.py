@@ -1,6 +1,6 @@
 """Captions for all regions of an image at once: one vision pass, one prefix, all regions in a batch."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -8,15 +8,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import Row, complete
 from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.prepared import Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
-from ureca.model.region_prompt import shares_image
-from ureca.model.region_prompts import Masks, Picture, RegionPrompts, check_masks
-from ureca.model.region_views import region_view
+from ureca.model.region_prompts import Masks, RegionPrompts, check_masks
 from ureca.model.shared_prefix import enable_shared_prefixes
 from ureca.settings.captioner import CaptionSettings
 
@@ -61,7 +59,6 @@ class RegionCaptioner:
         enable_shared_prefixes(model.model.language_model.config)
         self.model = model.eval()
         self.processor = processor
-        self._region_prompt = processor.region_prompt
         self._prompts = RegionPrompts(model, processor, cached_images=cached_images)
         end = model.generation_config.eos_token_id
         if end is None:
@@ -132,13 +129,24 @@ class RegionCaptioner:
             raise ValueError(f"each image needs its masks: got {len(images)} images and masks for {len(masks)}")
         for index, image in enumerate(images):
             check_masks(image, masks[index], index)
+        yield from self.stream_prepared(map(self.prepare, images, masks), settings)
+
+    def prepare(self, image: Picture, masks: Iterable[npt.NDArray[np.bool_]]) -> PreparedImage:
+        """Cut an image and its masks into tiles, without the model and in any thread; see `ureca.model.prepared`.
+
+        Masks are not checked here: each must be bool [H, W] of the image's size, with at least one pixel.
+        """
+        return prepare(self.processor, image, masks)
+
+    @torch.inference_mode()
+    def stream_prepared(self, images: Iterable[PreparedImage], settings: CaptionSettings) -> Iterator[RegionCaption]:
+        """As `stream`, for images that are prepared; each is taken when its turn comes."""
         batch: list[tuple[int, int, Row]] = []
         for image_index, image in enumerate(images):
-            if len(masks[image_index]) == 0:
-                continue
-            shared = self._prompts.encode(image) if shares_image(self._region_prompt) else None
-            for mask_index, mask in enumerate(masks[image_index]):
-                encoded = shared or self._prompts.encode(region_view(_pixels(image), mask, self._region_prompt))
+            shared = self._prompts.encode(image.views[0]) if len(image.views) == 1 else None
+            for mask_index in range(image.num_regions):
+                encoded = shared or self._prompts.encode(image.views[mask_index])
+                mask = image.masks[mask_index] if image.masks else None
                 row = self._prompts.row(encoded, mask, settings.question, seed=settings.seed + mask_index)
                 batch.append((image_index, mask_index, row))
                 if len(batch) == settings.batch_size:
@@ -161,7 +169,3 @@ class RegionCaptioner:
             text = self.processor.decode(completion.token_ids, skip_special_tokens=True).strip()
             num_tokens = len(completion.token_ids)
             yield RegionCaption(image_index, mask_index, text, num_tokens, completion.finish_reason)
-
-
-def _pixels(image: Picture) -> npt.NDArray[np.uint8]:
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image

@@ -8,7 +8,7 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
-from .tiling import tile_image
+from .tiling import Tiles, tile_image
 
 
 class UrecaImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict, which mypy cannot see
@@ -60,14 +60,18 @@ class UrecaImageProcessor(BaseImageProcessor):
         Raises:
             ValueError: if an array is not uint8 [H, W, 3].
         """
-        max_tiles = self.max_tiles if max_tiles is None else max_tiles
-        tiles = [
-            tile_image(image, size=self.tile_size_px, max_tiles=max_tiles) for image in make_flat_list_of_images(images)
-        ]
-        pixels = torch.from_numpy(np.concatenate(tiles)).permute(0, 3, 1, 2)
-        mean = torch.tensor(self.image_mean).view(3, 1, 1)
-        std = torch.tensor(self.image_std).view(3, 1, 1)
+        tiles = [self.cut(image, max_tiles) for image in make_flat_list_of_images(images)]
+        pixel_values = self.normalise(torch.from_numpy(np.concatenate(tiles)))
         return BatchFeature(
-            {"pixel_values": (pixels / 255 - mean) / std, "num_tiles": [len(image) for image in tiles]},
-            tensor_type=return_tensors,
+            {"pixel_values": pixel_values, "num_tiles": [len(image) for image in tiles]}, tensor_type=return_tensors
         )
+
+    def cut(self, image: Any, max_tiles: int | None = None) -> Tiles:
+        """Tiles of one image as they are, uint8 [N, S, S, 3]; arguments as `preprocess`."""
+        return tile_image(image, size=self.tile_size_px, max_tiles=self.max_tiles if max_tiles is None else max_tiles)
+
+    def normalise(self, tiles: torch.Tensor) -> torch.Tensor:
+        """Tiles uint8 [N, S, S, 3] as the vision encoder's input, float32 [N, 3, S, S] on their device."""
+        mean = torch.tensor(self.image_mean, device=tiles.device).view(3, 1, 1)
+        std = torch.tensor(self.image_std, device=tiles.device).view(3, 1, 1)
+        return (tiles.permute(0, 3, 1, 2) / 255 - mean) / std

@@ -146,10 +146,13 @@ class UrecaProcessor(ProcessorMixin):
 
     def tile_mask(self, mask: npt.NDArray[np.bool_], max_tiles: int) -> torch.Tensor:
         """The model's input for one mask bool [H, W]: float32 [N, 1, S, S]."""
+        return torch.from_numpy(self.cut_mask(mask, max_tiles).astype(np.float32)).unsqueeze(1)
+
+    def cut_mask(self, mask: npt.NDArray[np.bool_], max_tiles: int) -> npt.NDArray[np.bool_] | npt.NDArray[np.uint8]:
+        """Tiles of one mask bool [H, W] as they are, [N, S, S]: bool, or uint8 where mask values are "released"."""
         cut = tile_mask_as_released if self.mask_values == "released" else tile_mask
         size, limit = self.image_processor.tile_size_px, max_tiles if self.dynamic_mask else 1
-        tiles = cut(np.asarray(mask), size=size, max_tiles=limit)
-        return torch.from_numpy(tiles.astype(np.float32)).unsqueeze(1)
+        return cut(np.asarray(mask), size=size, max_tiles=limit)
 
     def mask_placeholders(self, num_tiles: int) -> str:
         """The text that a mask of so many tiles becomes."""

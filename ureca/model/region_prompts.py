@@ -8,17 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 import torch
-from PIL import Image
 
 from ureca.errors import DataError
 from ureca.model.decoding import Row
 from ureca.model.mask_encoder import FusedMaskEncoder
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.placeholders import fill_placeholders
+from ureca.model.prepared import MaskTiles, Picture
 from ureca.model.processing import QUESTION, UrecaProcessor
 from ureca.model.shared_prefix import Prefix
 
-Picture = Image.Image | npt.NDArray[np.uint8]
 Masks = Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_]
 
 
@@ -54,41 +53,42 @@ class RegionPrompts:
         self.cached_images = cached_images
         self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
 
-    def encode(self, image: Picture) -> EncodedImage:
-        """The pass of an image through vision encoder and language model, or its kept result."""
+    def encode(self, tiles: npt.NDArray[np.uint8]) -> EncodedImage:
+        """The pass of an image, cut into tiles uint8 [N, S, S, 3], through vision encoder and language model, or its
+        kept result."""
         if self.cached_images == 0:
-            return self._encode(image)
-        key = _fingerprint(image)
-        encoded = self._encoded.pop(key, None) or self._encode(image)
+            return self._encode(tiles)
+        key = _fingerprint(tiles)
+        encoded = self._encoded.pop(key, None) or self._encode(tiles)
         self._encoded[key] = encoded
         if len(self._encoded) > self.cached_images:
             self._encoded.popitem(last=False)
         return encoded
 
-    def row(self, image: EncodedImage, mask: npt.NDArray[np.bool_], question: str, *, seed: int) -> Row:
+    def row(self, image: EncodedImage, mask: MaskTiles | None, question: str, *, seed: int) -> Row:
         """A region as a row of a batch.
 
         Args:
-            image: what `encode` made of `view` of this mask.
-            mask: bool [H, W] of the image's size.
+            image: what `encode` made of the region's view.
+            mask: tiles of the region's mask; None where it is not told by a mask.
             question: what is asked.
             seed: of the row, if tokens are drawn.
         """
         _, end = self.processor.split_prompt(question)
-        if self.processor.region_prompt != "mask":
+        if mask is None:
             return Row(image.prefix, self._embeddings(self._tokens(end))[0], seed)
-        tiles = self.processor.tile_mask(mask, self.processor.image_processor.max_tiles)
-        token_ids = self._tokens(self.processor.mask_placeholders(len(tiles)) + end)
-        features = self.model.model.get_mask_features(tiles, image.features)
+        token_ids = self._tokens(self.processor.mask_placeholders(mask.num_tiles) + end)
+        features = self.model.model.get_mask_features(mask.unpack(), image.features)
         filled = fill_placeholders(
             self._embeddings(token_ids), token_ids, self.processor.mask_token_id, features, "mask"
         )
         return Row(image.prefix, filled[0], seed)
 
-    def _encode(self, image: Picture) -> EncodedImage:
+    def _encode(self, tiles: npt.NDArray[np.uint8]) -> EncodedImage:
         beginning, _ = self.processor.split_prompt(QUESTION)
-        inputs = self.processor(images=image, text=beginning, return_tensors="pt").to(self.model.device)
-        outputs = self.model.model(**inputs, use_cache=True)
+        text = beginning.replace(self.processor.image_token, self.processor.image_placeholders(len(tiles)))
+        pixel_values = self.processor.image_processor.normalise(torch.from_numpy(tiles).to(self.model.device))
+        outputs = self.model.model(input_ids=self._tokens(text), pixel_values=pixel_values, use_cache=True)
         fused = isinstance(self.model.model.mask_encoder, FusedMaskEncoder)
         return EncodedImage(Prefix.from_cache(outputs.past_key_values), outputs.image_hidden_states if fused else None)
 
@@ -123,8 +123,7 @@ def check_masks(image: Picture, masks: Masks, image_index: int) -> None:
             raise RegionError("empty_mask", f"{name} has no pixel set: there is nothing to caption")
 
 
-def _fingerprint(image: Picture) -> bytes:
-    pixels = np.asarray(image.convert("RGB") if isinstance(image, Image.Image) else image)
-    digest = hashlib.blake2b(str(pixels.shape).encode())
-    digest.update(pixels.tobytes())
+def _fingerprint(tiles: npt.NDArray[np.uint8]) -> bytes:
+    digest = hashlib.blake2b(str(tiles.shape).encode())
+    digest.update(np.ascontiguousarray(tiles).data)
     return digest.digest()
