@@ -97,7 +97,8 @@ class IndexInfo(BaseModel):
         version: of the layout.
         settings: that it was made with.
         tokenizer: identity of what counted the tokens.
-        files: of the sources.
+        files: of the sources, whose change is refused.
+        content: digest of all images and their regions, in order.
         num_images: that are learned from.
         num_regions: that are learned from.
         bad_samples: regions and images that cannot be, by kind; bad_samples.parquet names each.
@@ -111,6 +112,7 @@ class IndexInfo(BaseModel):
     settings: IndexSettings
     tokenizer: str
     files: tuple[SourceFile, ...]
+    content: str
     num_images: int
     num_regions: int
     bad_samples: dict[str, int]
@@ -119,10 +121,10 @@ class IndexInfo(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same content of sources, settings and tokenizer, whenever and wherever it was made."""
+        """The same for the same samples, settings and tokenizer, whenever and wherever the index was made."""
+        settings = self.settings.model_dump_json(exclude={"sources"})
         digest = hashlib.blake2b(digest_size=16)
-        settings = self.settings.model_dump_json(exclude={"sources": {"__all__": {"path", "images"}}})
-        for part in (str(self.version), settings, self.tokenizer, *(file.digest for file in self.files)):
+        for part in (str(self.version), settings, self.tokenizer, self.content):
             digest.update(f"{len(part)}:{part}".encode())
         return digest.hexdigest()
 

@@ -1,5 +1,6 @@
 """Measuring samples and writing them to the files of an index, as they come."""
 
+import hashlib
 import re
 from array import array
 from collections import Counter
@@ -30,6 +31,7 @@ from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.training.tokens import TextTokens
 
 _COUNTS_PER_ROW_GROUP = 1 << 16
+_CONTENT = ("image_id", "height", "width", "regions")
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,11 +109,13 @@ class IndexWriter:
         num_images: written so far.
         num_regions: written so far.
         bad_kinds: bad samples written so far, by kind.
+        content: digest of the images written so far; where their bytes are is no part of it.
     """
 
     def __init__(self, filesystem: pafs.FileSystem, folder: str) -> None:
         self.num_images = self.num_regions = 0
         self.bad_kinds: Counter[str] = Counter()
+        self.content = hashlib.blake2b(digest_size=16)
         self._filesystem, self._folder = filesystem, folder
         self._waiting: list[dict[str, Any]] = []
         self._keys, self._tiles, self._tokens = array("Q"), array("B"), array("i")
@@ -147,7 +151,9 @@ class IndexWriter:
             self._tiles.extend(measured.num_tiles)
             self._tokens.extend(measured.text_tokens)
             self._regions_of_images.append(len(measured.text_tokens))
-            self._waiting.append(image_row(measured.image))
+            row = image_row(measured.image)
+            self.content.update(repr([row[name] for name in _CONTENT]).encode("utf-8", "surrogatepass"))
+            self._waiting.append(row)
             self.num_images += 1
             self.num_regions += len(measured.text_tokens)
             if len(self._waiting) == IMAGES_PER_ROW_GROUP:

@@ -126,6 +126,7 @@ def _build(filesystem: pafs.FileSystem, folder: str, settings: IndexSettings, te
         settings=settings,
         tokenizer=text.identity,
         files=files,
+        content=writer.content.hexdigest(),
         num_images=writer.num_images,
         num_regions=writer.num_regions,
         bad_samples=dict(writer.bad_kinds),

@@ -48,11 +48,11 @@ class TrainingImage:
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A region, or a whole image, that cannot be learned from, and why.
+    """A region that cannot be learned from, and why. Where it is the image's fault, each of its regions is one.
 
     Attributes:
-        image_id: as the source has it.
-        region_id: None: the image as a whole.
+        image_id: as the source has it; empty where it does not say.
+        region_id: None where the source does not say, or says something else than a number.
         kind: what is wrong, in a few snake_case letters, for counting.
         message: the particulars.
     """

@@ -93,18 +93,15 @@ class JsonlFile:
                 for image, entry in enumerate(entries, start=first):
                     places = by_image[ends[image - 1] if image else 0 : ends[image]]
                     lines = [self._line_at(file, offsets[place]) for place in places.tolist()]
-                    yield from self._image(names[image], entry, lines, annotations)
+                    yield from self._image(entry, lines, annotations)
 
-    def _image(
-        self, name: str, entry: ManifestEntry | None, lines: Sequence[_Line], files: FileReader
-    ) -> Iterator[Sample]:
-        if entry is None:
-            message = f"no image of this name in {self._settings.images}; {len(lines)} captions are of it"
-            yield BadSample(name, None, "unknown_image", message)
+    def _image(self, entry: ManifestEntry | None, lines: Sequence[_Line], files: FileReader) -> Iterator[Sample]:
+        annotations = None if entry is None else _read(entry, files)
+        if entry is None or annotations is None:
+            yield from _all_bad(lines, "unknown_image", f"there is no such image in {self._settings.images}")
             return
-        annotations = _read(entry, files)
         if isinstance(annotations, DataError):
-            yield BadSample(name, None, annotations.kind, annotations.message)
+            yield from _all_bad(lines, annotations.kind, annotations.message)
             return
         regions = []
         for line, mask in zip(lines, self._masks(annotations, lines), strict=True):
@@ -186,12 +183,19 @@ def _read(entry: ManifestEntry, files: FileReader) -> Annotations | DataError:
         return AnnotationError(error.kind, f"{entry.annotation_path}: {error.message}")
 
 
+def _all_bad(lines: Sequence[_Line], kind: str, message: str) -> Iterator[BadSample]:
+    return (BadSample(line.image, _region_id(line), kind, message) for line in lines)
+
+
 def _unknown_mask(line: _Line, entry: ManifestEntry) -> BadSample:
-    id = str(line.mask_id)
-    region_id = int(id) if id.isascii() and id.isdecimal() and len(id) <= _MAX_ID_DIGITS else None
     name = reprlib.repr(line.mask_id)
     message = f"{entry.annotation_path} has no mask {name}; the setting mask_ids says whether that is an id or a place"
-    return BadSample(line.image, region_id, "unknown_mask", message)
+    return BadSample(line.image, _region_id(line), "unknown_mask", message)
+
+
+def _region_id(line: _Line) -> int | None:
+    id = str(line.mask_id)
+    return int(id) if id.isascii() and id.isdecimal() and len(id) <= _MAX_ID_DIGITS else None
 
 
 def _sample(line: _Line, mask: Mask) -> TrainingRegion | BadSample:

@@ -54,12 +54,8 @@ class RegionsDataset:
         entries = {image["image_id"]: ManifestEntry.from_row(image) for image in unit["images"]}
         for row, regions in self.selection.of(self._output.unit_rows(unit["unit"])):
             image_id = row["image_id"]
-            if image_id not in entries:
-                message = f"{self._output.path}: unit {unit['unit']} of the manifest has no such image"
-                yield BadSample(image_id, None, "unknown_image", message)
-                continue
-            if row["height"] is None or row["width"] is None:
-                yield BadSample(image_id, None, "no_size", "the row has regions, but neither height nor width")
+            if (wrong := _wrong_with(row, entries)) is not None:
+                yield from (BadSample(image_id, region["region_id"], *wrong) for region in regions)
                 continue
             found = [self._region(image_id, region) for region in regions]
             yield from (sample for sample in found if isinstance(sample, BadSample))
@@ -73,3 +69,12 @@ class RegionsDataset:
         # Checking the runs takes longer than all else here; whoever decodes them checks them.
         made = TrainingRegion(region["region_id"], region["rle"], region[self._column] or "", detailed)
         return checked(image_id, made, area_px=region["area_px"])
+
+
+def _wrong_with(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) -> tuple[str, str] | None:
+    """Kind and message of what keeps all regions of a row from being learned."""
+    if row["image_id"] not in entries:
+        return "unknown_image", "the manifest has no image of this id in the row's unit"
+    if row["height"] is None or row["width"] is None:
+        return "no_size", "the row has regions, but neither height nor width"
+    return None

@@ -1,0 +1,210 @@
+"""All samples of a source, and a name for all that is bad."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus, write_shard
+from tests.training.datasets import line, region, row, write_dataset, write_jsonl
+from ureca.dataset import Output, UnitReport
+from ureca.errors import InputError, OutputError
+from ureca.export import Selection, export_jsonl
+from ureca.regions.mask import Mask
+from ureca.regions.rle import Rle, decode
+from ureca.training.samples import BadSample, TrainingImage
+from ureca.training.sources import JsonlSource, RegionsSource, open_source
+
+MASKS = drawn_image(0)[1]
+
+
+def read(settings: RegionsSource | JsonlSource) -> tuple[list[TrainingImage], list[BadSample]]:
+    samples = list(open_source(settings).samples())
+    good = [sample for sample in samples if isinstance(sample, TrainingImage)]
+    return good, [sample for sample in samples if isinstance(sample, BadSample)]
+
+
+def kinds(bad: list[BadSample]) -> list[tuple[str, int | None, str]]:
+    return [(sample.image_id, sample.region_id, sample.kind) for sample in bad]
+
+
+# Regions datasets
+
+
+def test_a_dataset_gives_every_image_with_its_bytes_and_regions(tmp_path: Path) -> None:
+    images, bad = read(RegionsSource(path=str(write_dataset(tmp_path, 5))))
+    assert not bad
+    assert [image.image_id for image in images] == [f"img_{number:04d}" for number in range(5)]
+    assert {(image.height, image.width) for image in images} == {(HEIGHT, WIDTH)}
+    assert Path(images[3].entry.path).samefile(tmp_path / "images" / "img_0003.png")
+    assert images[3].entry.annotation_path is None
+    assert [found.region_id for found in images[3].regions] == [1, 2, 3, 4]
+    assert {found.question for found in images[3].regions} == {None}
+    mask = decode(Rle(size=[HEIGHT, WIDTH], counts=images[3].regions[2].counts))
+    assert np.array_equal(mask, drawn_image(3)[1][2].decode())
+
+
+@pytest.mark.parametrize(
+    ("caption", "text", "detailed"),
+    [("unique", "the only disc 1", True), ("short", "disc 1", False), ("detailed", "disc 1, in detail", True)],
+)
+def test_the_caption_that_is_learned_is_a_setting(tmp_path: Path, caption: str, text: str, detailed: bool) -> None:
+    path = str(write_dataset(tmp_path, 1))
+    ((image,), _) = read(RegionsSource.model_validate({"path": path, "caption": caption}))
+    assert (image.regions[0].caption, image.regions[0].detailed) == (text, detailed)
+
+
+def test_a_region_without_parts_has_no_detailed_caption(tmp_path: Path) -> None:
+    output = Output(str(write_dataset(tmp_path, 1)))
+    output.write_unit(0, [row("img_0000", [region(MASKS[0], detailed_caption="disc 1")])], UnitReport())
+    for caption in ("unique", "detailed"):
+        ((image,), _) = read(RegionsSource.model_validate({"path": output.path, "caption": caption}))
+        assert not image.regions[0].detailed
+
+
+def test_what_a_dataset_leaves_out_is_counted_and_what_is_bad_is_named(tmp_path: Path) -> None:
+    output = Output(str(write_dataset(tmp_path, 8, images_per_unit=6)))
+    (tmp_path / "dataset" / "regions" / "part-000001.parquet").unlink()
+    empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
+    regions = [
+        region(MASKS[0], caption=" \n"),
+        region(MASKS[1], caption=None),
+        region(MASKS[2], verdict="rejected"),
+        region(MASKS[3], caption=None, status="failed:timeout"),
+        region(empty),
+    ]
+    rows = [
+        row("img_0000", regions),
+        row("img_0001", [region(MASKS[0], caption=" good ")]),
+        row("img_0002", [region(MASKS[0])], height=None, width=None),
+        row("img_0003", [], error={"stage": "read", "kind": "truncated", "message": "ends early"}),
+        row("stranger", [region(MASKS[0])]),
+    ]
+    (tmp_path / "dataset" / "regions" / "part-000000.parquet").unlink()
+    output.write_unit(0, rows, UnitReport())
+    source = open_source(RegionsSource(path=output.path))
+    samples = list(source.samples())
+    bad = [sample for sample in samples if isinstance(sample, BadSample)]
+    assert kinds(bad) == [
+        ("img_0000", 1, "empty_caption"),
+        ("img_0000", 2, "empty_caption"),
+        ("img_0000", 9, "empty_mask"),
+        ("img_0002", 1, "no_size"),
+        ("stranger", 1, "unknown_image"),
+    ]
+    (good,) = [sample for sample in samples if isinstance(sample, TrainingImage)]
+    assert [found.caption for found in good.regions] == ["good"]
+    assert source.selection.left_out == {"rejected": 1, "failed:timeout": 1}
+    assert source.selection.failed_images == {"read: truncated": 1, "not curated yet": 2}
+    (rejected, _) = read(RegionsSource(path=output.path, include_rejected=True))
+    assert [found.region_id for found in rejected[0].regions] == [3]
+
+
+def test_a_folder_without_a_run_is_no_dataset(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="not the output of a run"):
+        read(RegionsSource(path=str(tmp_path)))
+
+
+# JSONL
+
+
+def test_jsonl_gives_what_a_dataset_was_exported_from(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, 3)
+    export_jsonl(Output(str(dataset)).rows(), tmp_path / "train.jsonl", Selection())
+    images, bad = read(JsonlSource(path=str(tmp_path / "train.jsonl"), images=str(tmp_path / "images")))
+    of_dataset, _ = read(RegionsSource(path=str(dataset)))
+    assert not bad
+    assert [image.entry for image in images] == [image.entry for image in of_dataset]
+    for ours, theirs in zip(images, of_dataset, strict=True):
+        assert [(r.region_id, r.counts, r.caption) for r in ours.regions] == [
+            (r.region_id, r.counts, r.caption) for r in theirs.regions
+        ]
+        assert all(found.question and "<image>" not in found.question for found in ours.regions)
+
+
+def test_lines_of_an_image_may_stand_apart_and_repeat(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "images", 2)
+    lines = [
+        line("img_0001", "1"),
+        line("img_0000", "2", question="<image>\n<mask>\n"),
+        line("img_0001.png", "3"),
+        "",
+        line("img_0001", "1", answer="once more", question="<image>\n<mask>\nAnd now?"),
+    ]
+    path = write_jsonl(tmp_path / "lines.jsonl", lines)
+    images, bad = read(JsonlSource(path=str(path), images=str(tmp_path / "images")))
+    assert not bad
+    assert [(image.image_id, [(r.region_id, r.caption, r.question) for r in image.regions]) for image in images] == [
+        ("img_0001", [(1, "a disc", "What is it?"), (1, "once more", "And now?")]),
+        ("img_0000", [(2, "a disc", None)]),
+        ("img_0001", [(3, "a disc", "What is it?")]),
+    ]
+
+
+def test_masks_by_their_place_and_images_in_a_shard(tmp_path: Path) -> None:
+    write_shard(tmp_path / "sa.tar", 2)
+    path = write_jsonl(tmp_path / "lines.jsonl", [line("img_0001", "0"), line("img_0001", "4")])
+    images, bad = read(JsonlSource(path=str(path), images=str(tmp_path / "sa.tar"), mask_ids="position"))
+    assert [found.region_id for image in images for found in image.regions] == [1]
+    assert kinds(bad) == [("img_0001", 4, "unknown_mask")]
+
+
+def test_everything_that_is_wrong_with_jsonl_is_named(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "images", 5)
+    (tmp_path / "images" / "img_0001.json").unlink()
+    (tmp_path / "images" / "img_0002.json").write_text("{")
+    nobody = Mask.from_array(7, np.zeros((HEIGHT, WIDTH), bool))
+    sa1b = json.loads((tmp_path / "images" / "img_0003.json").read_text())
+    sa1b["annotations"].append({"id": 7, "segmentation": dict(nobody.rle)})
+    (tmp_path / "images" / "img_0003.json").write_text(json.dumps(sa1b))
+    system = {"from": "system", "value": "x"}
+    lines = [
+        line("img_0000", "1"),
+        "{",
+        "[1, 2]",
+        json.dumps(line("img_0000", "1") | {"mask_id": None}),
+        json.dumps(line("img_0000", "1") | {"conversations": [system, system]}),
+        json.dumps(line("img_0000", "1", answer="x" * (1 << 20))),
+        '{"image": "\\ud800"}',
+        line("img_0000", "99"),
+        line("img_0000", "9" * 30),
+        line("img_0000", "one"),
+        line("img_0001", "1"),
+        line("img_0002", "1"),
+        line("img_0002", "3"),
+        line("img_0003", "7"),
+        line("img_0003", "2", answer="  "),
+        line("../img_0004", "2"),
+        line("gone", "1"),
+        line("img_0004", "4"),
+    ]
+    path = write_jsonl(tmp_path / "lines.jsonl", lines)
+    images, bad = read(JsonlSource(path=str(path), images=str(tmp_path / "images")))
+    assert kinds(bad) == [
+        *[("", None, "malformed_line")] * 6,
+        ("img_0000", 99, "unknown_mask"),
+        ("img_0000", None, "unknown_mask"),
+        ("img_0000", None, "unknown_mask"),
+        ("img_0001", 1, "missing_annotation"),
+        ("img_0002", 1, "malformed"),
+        ("img_0002", 3, "malformed"),
+        ("img_0003", 7, "empty_mask"),
+        ("img_0003", 2, "empty_caption"),
+        ("gone", 1, "unknown_image"),
+    ]
+    assert [sample.message.partition(": ")[0] for sample in bad[:6]] == [f"{path}, line {n}" for n in range(2, 8)]
+    assert "mask_id" in bad[2].message
+    assert [(image.image_id, len(image.regions)) for image in images] == [
+        ("img_0000", 1),
+        ("img_0004", 1),
+        ("img_0004", 1),
+    ]
+
+
+def test_a_missing_file_or_folder_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="cannot be read"):
+        read(JsonlSource(path=str(tmp_path / "none.jsonl"), images=str(tmp_path)))
+    path = write_jsonl(tmp_path / "lines.jsonl", [line("a", "1")])
+    with pytest.raises(InputError, match="no such file or folder"):
+        read(JsonlSource(path=str(path), images=str(tmp_path / "none")))
