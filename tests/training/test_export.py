@@ -1,0 +1,142 @@
+"""What is exported captions as the model in training does."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors import safe_open
+
+from tests.training.test_packing import Built, make_examples
+from tests.training.test_stages import randomise_adapters
+from ureca.errors import OutputError
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.checkpoints import CheckpointError, load_checkpoint
+from ureca.model.tiny import build_tiny
+from ureca.settings.tiny_sizes import TinySizes
+from ureca.training.export import load_with_adapter, save_adapter, save_checkpoint
+from ureca.training.loss import PackedLoss
+from ureca.training.packing import PackedBatch, Packer
+from ureca.training.stages import Align, Full, Tune, prepare
+
+Logits = torch.Tensor
+
+
+@pytest.fixture
+def tuned() -> Built:
+    model, processor = build_tiny()
+    prepare(model, Tune(rank=4, alpha=8))
+    randomise_adapters(model)
+    return model.eval(), processor
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Path:
+    model, processor = build_tiny()
+    save_checkpoint(model, processor, tmp_path / "base")
+    return tmp_path / "base"
+
+
+def batch_of(built: Built) -> PackedBatch:
+    return Packer(built[1]).pack(make_examples())
+
+
+def captions(built: Built) -> list[str]:
+    captioner = RegionCaptioner(*built)
+    return [
+        caption
+        for example in make_examples()
+        for caption in captioner.caption(example.pixels, [region.mask for region in example.regions], max_new_tokens=12)
+    ]
+
+
+@torch.no_grad()
+def logits(built: Built) -> Logits:
+    return PackedLoss(built[0]).logits(batch_of(built))[0]
+
+
+def test_merged_and_adapter_on_base_are_the_model_in_training(tuned: Built, base: Path, tmp_path: Path) -> None:
+    expected, expected_captions = logits(tuned), captions(tuned)
+    assert expected_captions != captions(load_checkpoint(base))
+    save_checkpoint(*tuned, tmp_path / "merged")
+    save_adapter(tuned[0], tmp_path / "adapter", base=str(base))
+    by_peft = load_checkpoint(base)
+    PeftModel.from_pretrained(by_peft[0], tmp_path / "adapter").merge_and_unload()
+    for exported in (load_checkpoint(tmp_path / "merged"), load_with_adapter(base, tmp_path / "adapter"), by_peft):
+        assert torch.allclose(logits(exported), expected, atol=1e-4)
+        assert captions(exported) == expected_captions
+    assert torch.equal(logits(tuned), expected), "the model in training stays as it was"
+    assert RegionCaptioner.from_pretrained(tmp_path / "merged", device="cpu")
+
+
+def test_the_adapters_are_in_pefts_format(tuned: Built, base: Path, tmp_path: Path) -> None:
+    save_adapter(tuned[0], tmp_path / "adapter", base=str(base))
+    assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    config = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text(encoding="utf-8"))
+    assert (config["r"], config["lora_alpha"], config["peft_type"]) == (4, 8, "LORA")
+    assert config["base_model_name_or_path"] == str(base)
+    with safe_open(tmp_path / "adapter" / "adapter_model.safetensors", "pt") as file:
+        names = list(file.keys())
+    assert len(names) == 2 * 2 * 7
+    assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in names
+
+
+@pytest.mark.parametrize("stage", [Align(), Full()], ids=lambda stage: stage.kind)
+def test_other_stages_leave_a_plain_checkpoint(stage: Align | Full, tmp_path: Path) -> None:
+    model, processor = build_tiny()
+    prepare(model, stage)
+    with torch.no_grad():
+        for parameter in model.model.mask_encoder.parameters():
+            parameter.add_(0.1)
+    save_checkpoint(model, processor, tmp_path / "checkpoint")
+    exported = load_checkpoint(tmp_path / "checkpoint")
+    assert torch.equal(logits(exported), logits((model.eval(), processor)))
+    with pytest.raises(ValueError, match="no adapters"):
+        save_adapter(model, tmp_path / "adapter")
+
+
+def test_a_checkpoint_appears_whole_or_not_at_all(
+    tuned: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_checkpoint(*tuned, tmp_path / "checkpoint")
+    with pytest.raises(OutputError, match="exists"):
+        save_checkpoint(*tuned, tmp_path / "checkpoint")
+    before = sorted(path.name for path in (tmp_path / "checkpoint").iterdir())
+
+    def full_disk(_: object) -> None:
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr(tuned[1], "save_pretrained", full_disk)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(*tuned, tmp_path / "checkpoint", overwrite=True)
+    with pytest.raises(OSError, match="no space left"):
+        save_checkpoint(*tuned, tmp_path / "other")
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint"]
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == before
+    monkeypatch.undo()
+    save_checkpoint(*tuned, tmp_path / "checkpoint", overwrite=True)
+    assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == before
+
+
+def test_adapters_of_another_model(tuned: Built, base: Path, tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
+        load_with_adapter(base, base)
+    save_adapter(tuned[0], tmp_path / "adapter")
+    for name, sizes in (("wide", TinySizes(width=128)), ("deep", TinySizes(layers=3))):
+        save_checkpoint(*build_tiny(sizes), tmp_path / name)
+        with pytest.raises(CheckpointError, match="does not fit"):
+            load_with_adapter(tmp_path / name, tmp_path / "adapter")
+
+
+def test_tensors_gathered_elsewhere_are_taken(tuned: Built, base: Path, tmp_path: Path) -> None:
+    gathered = {name: tensor * 1 for name, tensor in tuned[0].state_dict().items()}
+    expected = captions(tuned)
+    model = prepare(build_tiny()[0], Tune(rank=4, alpha=8))
+    save_checkpoint(model, tuned[1], tmp_path / "merged", state_dict=gathered)
+    save_adapter(model, tmp_path / "adapter", state_dict=gathered)
+    assert captions(load_checkpoint(tmp_path / "merged")) == expected
+    assert captions(load_with_adapter(base, tmp_path / "adapter")) == expected
