@@ -1,12 +1,11 @@
 """A stand-in for a multimodal model: no weights, answers that depend on what it is shown."""
 
 import asyncio
-import hashlib
 import json
 
-import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.mllm.content import content_digest
 from ureca.mllm.protocol import ChatAnswer, ChatRequest
 
 _MATERIALS = ("velvet", "brass", "linen", "granite", "amber", "cedar", "slate", "ivory", "copper", "wicker")
@@ -40,7 +39,7 @@ class StandInChatModel:
         """Answer after the time that an engine would take."""
         if self._settings.seconds_per_answer:
             await asyncio.sleep(self._settings.seconds_per_answer)
-        digest = _digest(request)
+        digest = content_digest(request)
         text = self._text(request, digest)
         num_image_tokens = 256 * len(request.images)
         return ChatAnswer(
@@ -61,15 +60,6 @@ class StandInChatModel:
         if "choice" in properties:
             answer["choice"] = _CHOICES[digest % len(_CHOICES)]
         return json.dumps(answer)
-
-
-def _digest(request: ChatRequest) -> int:
-    hashed = hashlib.blake2b(digest_size=8)
-    hashed.update(f"{request.temperature} {request.system}\n{request.text}".encode())
-    for image in request.images:
-        hashed.update(str(image.shape).encode())
-        hashed.update(np.ascontiguousarray(image).data)
-    return int.from_bytes(hashed.digest(), "big")
 
 
 def _caption(digest: int) -> str:
