@@ -31,7 +31,11 @@ class Column:
 
 _ALL = (
     *(
-        Column(f"BLEU@{order}", "references", f"n-grams of up to {order} words that a reference has too")
+        Column(
+            f"BLEU@{order}",
+            "references",
+            f"precision of n-grams up to length {order}, less where captions are short",
+        )
         for order in (1, 2, 3, 4)
     ),
     Column("ROUGE", "references", "longest common subsequence with a reference (ROUGE-L)"),

@@ -15,8 +15,8 @@ from ureca.evaluation.measures import Measure, mean_of
 if TYPE_CHECKING:
     import torch
 
-    Words: TypeAlias = torch.Tensor
-    """Vectors of length 1 of the tokens of a text, [T, D]; those that mark its begin and end are left out."""
+    Tokens: TypeAlias = tuple[torch.Tensor, torch.Tensor]
+    """Vectors of length 1 of the tokens of a text, [T, D], and which are not mere marks of begin and end, bool [T]."""
 
 _LAYERS = {
     "bert-base-uncased": 9,
@@ -65,11 +65,13 @@ def bert_score(hypotheses: Sequence[str], references: Sequence[Sequence[str]], s
     return mean_of("BERTScore", values, (f"BERTScore: {settings.model}, layer {encoder.layer}, not rescaled.",))
 
 
-def _f1(hypothesis: Words | None, reference: Words | None) -> float:
-    if hypothesis is None or reference is None or not len(hypothesis) or not len(reference):
+def _f1(hypothesis: Tokens | None, reference: Tokens | None) -> float:
+    """As the authors' program has it: a word may be nearest to a mark, but marks do not count themselves."""
+    if hypothesis is None or reference is None or not hypothesis[1].any() or not reference[1].any():
         return 0.0
-    cosines = hypothesis @ reference.T
-    precision, recall = float(cosines.amax(dim=1).mean()), float(cosines.amax(dim=0).mean())
+    cosines = hypothesis[0] @ reference[0].T
+    precision = float(cosines.amax(dim=1)[hypothesis[1]].mean())
+    recall = float(cosines.amax(dim=0)[reference[1]].mean())
     return 2 * precision * recall / (precision + recall) if precision + recall > 0 else 0.0
 
 
@@ -89,7 +91,7 @@ class _Encoder:
         padding = int(getattr(self._network.config, "pad_token_id", 0) or 0)
         self._max_tokens = min(int(self._tokenizer.model_max_length), positions - padding - 1)
 
-    def embed(self, texts: Sequence[str]) -> Iterator[tuple[str, Words]]:
+    def embed(self, texts: Sequence[str]) -> Iterator[tuple[str, Tokens]]:
         import torch
 
         for start in range(0, len(texts), self._batch_size):
@@ -106,5 +108,7 @@ class _Encoder:
             with torch.inference_mode():
                 hidden = self._network(**given, output_hidden_states=True).hidden_states[self.layer]
             vectors = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
-            is_word = (inputs["special_tokens_mask"] == 0) & (inputs["attention_mask"] == 1)
-            yield from ((text, vectors[row][is_word[row]].clone()) for row, text in enumerate(batch))
+            for row, text in enumerate(batch):
+                is_token = inputs["attention_mask"][row] == 1
+                is_word = inputs["special_tokens_mask"][row] == 0
+                yield text, (vectors[row][is_token], is_word[is_token])

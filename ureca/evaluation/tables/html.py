@@ -23,6 +23,7 @@ from ureca.evaluation.tables.text import (
 )
 
 _BAR_WIDTH = 100
+_LINES = "Lines run from 0 to 100; for comparisons with references, to the largest figure of the column."
 
 
 def to_html(table: EvaluationTable) -> str:
@@ -35,7 +36,7 @@ def to_html(table: EvaluationTable) -> str:
         title=escape(table.title),
         style=style,
         style_hash=f"sha256-{digest}",
-        reading=escape(f"{reading(table)} Lines start at 0 and end at 100, for metrics at the column's largest."),
+        reading=escape(f"{reading(table)} {_LINES}"),
         sections="\n".join(_section(table, *section, scale=scale) for section in sections(table)),
         notes="\n".join(_notes(table)),
         columns="".join(
@@ -52,7 +53,7 @@ def _section(
     for block in blocks:
         rows = "".join(_row(table.columns, model, group, block.best, scale) for model, group in block.rows)
         name = (
-            f'<tr class="group"><th scope="rowgroup" class="name">{escape(block.name)}</th>'
+            f'<tr class="group"><th scope="rowgroup" class="name">{escape(_label(dimension, block))}</th>'
             f'<th colspan="{len(table.columns)}"></th></tr>'
         )
         bodies.append(f"<tbody>{'' if dimension == 'all' else name}{rows}</tbody>")
@@ -60,6 +61,10 @@ def _section(
     scrolling = f'<div class="scroll" tabindex="0" role="region" aria-label="{heading}">'
     rows = f"<table>{_head(table.columns)}{''.join(bodies)}</table>"
     return f"<section><h2>{heading}</h2>{scrolling}{rows}</div></section>"
+
+
+def _label(dimension: Dimension, block: Block) -> str:
+    return f"Depth {block.name}" if dimension == "depth" else block.name
 
 
 def _head(columns: Sequence[str]) -> str:

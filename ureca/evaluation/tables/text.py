@@ -66,7 +66,7 @@ def reading(table: EvaluationTable) -> str:
 
 
 def notes(table: EvaluationTable) -> Iterator[tuple[str, list[str]]]:
-    """Below the tables: what is missing, failed, or to be known, first for all models (an empty name), then by model."""
+    """Below the tables: what is missing, failed, or to be known; of all models (an empty name), then of each."""
     lines = {model.model: [*_missing(model), *model.remarks, *_failed(model)] for model in table.models}
     first, *others = lines.values()
     common = [line for line in first if others and all(line in other for other in others)]

@@ -1,0 +1,88 @@
+"""BERTScore with a random BERT of two narrow layers."""
+
+from pathlib import Path
+from statistics import mean
+
+import pytest
+
+from ureca.errors import SettingsError
+from ureca.evaluation import score
+from ureca.evaluation.metrics.bert_score import BertScoreSettings, bert_score
+
+WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "red", "blue", "car", "house", "of", "the", "."]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> str:
+    import torch
+    from transformers import BertConfig, BertModel, BertTokenizerFast
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("bert")
+    (folder / "vocab.txt").write_text("\n".join(WORDS))
+    BertTokenizerFast(str(folder / "vocab.txt"), model_max_length=16).save_pretrained(folder)
+    configuration = BertConfig(
+        vocab_size=len(WORDS),
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        max_position_embeddings=24,
+        initializer_range=0.5,
+    )
+    BertModel(configuration).save_pretrained(folder)
+    return str(folder)
+
+
+def test_f1_of_the_best_alignment(model: str) -> None:
+    import torch
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer, network = AutoTokenizer.from_pretrained(model), AutoModel.from_pretrained(model).eval()
+
+    def words(text: str) -> torch.Tensor:
+        with torch.no_grad():
+            hidden = network(**tokenizer(text, return_tensors="pt"), output_hidden_states=True).hidden_states[1]
+        return torch.nn.functional.normalize(hidden[0], dim=-1)  # with the marks at both ends
+
+    def f1(one: str, other: str) -> float:
+        cosines = [[float(a @ b) for b in words(other)] for a in words(one)]
+        precision = mean(max(row) for row in cosines[1:-1])
+        recall = mean(max(column) for column in list(zip(*cosines, strict=True))[1:-1])
+        return 2 * precision * recall / (precision + recall)
+
+    hypotheses = ["a red car", "the blue house of the car", "a red car", "", "a car"]
+    references = [["a red car"], ["a house", "a blue house ."], ["the house"], ["a car"], ["  "]]
+    expected = [1, max(f1(hypotheses[1], text) for text in references[1]), f1("a red car", "the house"), 0, 0]
+    settings = BertScoreSettings(model=model, layer=1, batch_size=2, device="cpu")
+    assert bert_score(hypotheses, references, settings).each() == pytest.approx(expected, abs=1e-5)
+    found = score(hypotheses, references, bert_score=settings, metrics=["BERTScore"])
+    assert found["BERTScore"] == pytest.approx(sum(expected) / 5, abs=1e-5)
+    assert found["missing"] == {}
+
+
+def test_the_last_layer_where_none_is_known(model: str) -> None:
+    (remark,) = bert_score(["a car"], [["a car"]], BertScoreSettings(model=model, device="cpu")).remarks
+    assert "layer 2" in remark
+
+
+def test_long_texts_are_cut(model: str) -> None:
+    settings = BertScoreSettings(model=model, device="cpu")
+    assert bert_score(["car " * 500], [["car " * 400]], settings).value() == pytest.approx(1, abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [({"layer": 3}, "layer 3 .* it has 2"), ({"device": "abacus"}, "device 'abacus' cannot be used")],
+)
+def test_impossible_settings(model: str, changes: dict[str, object], message: str) -> None:
+    settings = BertScoreSettings.model_validate({"model": model, "device": "cpu"} | changes)
+    with pytest.raises(SettingsError, match=message):
+        bert_score(["a car"], [["a car"]], settings)
+
+
+def test_a_model_without_weights_is_a_reason(tmp_path: Path) -> None:
+    settings = BertScoreSettings(model=str(tmp_path), device="cpu")
+    found = score(["a car"], [["a car"]], bert_score=settings, metrics=["BERTScore"])
+    assert found["BERTScore"] is None
+    assert "cannot be loaded" in found["missing"]["BERTScore"]
