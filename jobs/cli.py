@@ -9,6 +9,7 @@ from ureca.errors import UrecaError
 
 _VERBS = {
     "curate": ("jobs.curate", "propose masks and caption every region of images, uniquely"),
+    "caption": ("jobs.caption", "caption the regions of images with a trained model"),
     "report": ("jobs.report", "show what curate made as one HTML page"),
     "export": ("jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
     "scenes": ("jobs.scenes", "draw scenes with exact masks and captions that are true and unique by construction"),

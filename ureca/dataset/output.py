@@ -88,6 +88,14 @@ class Output:
             for row_group in range(storage.num_row_groups(self.filesystem, path))
         ]
 
+    def read_manifest(self, path: str) -> pa.Table:
+        """Units of one of ``manifest_files``; schema ``UNITS``."""
+        return storage.read_table(self.filesystem, path)
+
+    def part_paths(self) -> dict[int, str]:
+        """Path or URI of the file of each unit that has one, for any process to open."""
+        return {unit: self._location.paths(pa.scalar(self._part(unit))).as_py() for unit in self.done_units()}
+
     def read_manifest_piece(self, path: str, row_group: int) -> pa.Table:
         """Units of one row group; schema ``UNITS``."""
         return storage.read_row_group(self.filesystem, path, row_group)

@@ -1,0 +1,21 @@
+"""``ureca caption``: caption the regions of images with a trained model, into a Parquet dataset."""
+
+import sys
+from collections.abc import Sequence
+
+from ureca.settings.caption import CaptioningSettings
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; returns 1 when more rows failed than ``max_error_fraction`` allows."""
+    settings = CaptioningSettings.load(argv)
+    from pipelines.captioning_run import caption
+    from pipelines.summary import print_plan, print_summary
+
+    return print_summary(caption(settings, on_plan=print_plan), settings, "captions")
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,0 +1,149 @@
+"""Images and their masks to captioned regions, given a loaded captioner.
+
+``caption_image`` is the whole of it for one image. Its two halves are for who has many: ``make_ready`` needs the
+processor only and may run in other threads, ``caption_ready`` runs the model on several images in common batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from ureca.images import Pixels
+from ureca.regions import rle as rle_codec
+from ureca.regions.mask import Mask
+from ureca.settings.captioner import CaptionSettings
+
+if TYPE_CHECKING:
+    from ureca.model.captioner import RegionCaption, RegionCaptioner
+    from ureca.model.prepared import PreparedImage
+
+_STAGE = "caption"
+
+
+@dataclass(frozen=True, eq=False)
+class ReadyImage:
+    """An image cut for the model, and what is known of its masks.
+
+    Attributes:
+        masks: all of them, in their order.
+        parents: parent id by mask id, -1 at the top level; empty where no tree is known.
+        failures: why a mask cannot be captioned, by id.
+        prepared: the image and the masks without failure, in their order.
+    """
+
+    masks: tuple[Mask, ...]
+    parents: Mapping[int, int]
+    failures: Mapping[int, str]
+    prepared: PreparedImage
+
+
+def caption_image(
+    captioner: RegionCaptioner,
+    pixels: Pixels,
+    masks: Sequence[Mask],
+    settings: CaptionSettings,
+    parents: Mapping[int, int] | None = None,
+) -> list[dict[str, Any]]:
+    """Caption the regions of one image.
+
+    Args:
+        captioner: loaded.
+        pixels: uint8 RGB [H, W, 3].
+        masks: with distinct ids. One that cannot be captioned (no pixel, another size) is a region with a failure.
+        settings: how captions are written.
+        parents: parent id by mask id, -1 at the top level; None: no tree is known.
+
+    Returns:
+        rows of the struct ``ureca.schema.CAPTION``, in the order of the masks.
+    """
+    (regions,) = caption_ready(captioner, [make_ready(captioner, pixels, masks, parents)], settings)
+    return regions
+
+
+def make_ready(
+    captioner: RegionCaptioner, pixels: Pixels, masks: Sequence[Mask], parents: Mapping[int, int] | None = None
+) -> ReadyImage:
+    """Cut an image and its masks, one mask in memory at a time, without the model; arguments as ``caption_image``."""
+    size = pixels.shape[:2]
+    failures = {mask.id: why for mask in masks if (why := _why_not(mask, size)) is not None}
+    good = (mask.decode() for mask in masks if mask.id not in failures)
+    return ReadyImage(tuple(masks), parents or {}, failures, captioner.prepare(pixels, good))
+
+
+def caption_ready(
+    captioner: RegionCaptioner,
+    images: Sequence[ReadyImage],
+    settings: CaptionSettings,
+    on_finished: Callable[[int, list[dict[str, Any]]], None] | None = None,
+) -> list[list[dict[str, Any]]]:
+    """Caption several images in common batches.
+
+    Args:
+        captioner: loaded.
+        images: of like sizes, where there is a choice: the prompts of a batch are padded to the longest.
+        settings: how captions are written.
+        on_finished: told the place and the rows of each image as soon as its last region has its caption.
+
+    Returns:
+        of each image the rows of the struct ``ureca.schema.CAPTION``, in the order of its masks.
+    """
+    captions: list[dict[int, RegionCaption]] = [{} for _ in images]
+    rows: dict[int, list[dict[str, Any]]] = {}
+
+    def finish(index: int) -> None:
+        rows[index] = _rows(images[index], captions[index])
+        if on_finished is not None:
+            on_finished(index, rows[index])
+
+    for index, image in enumerate(images):
+        if not image.prepared.num_regions:
+            finish(index)
+    for caption in captioner.stream_prepared((image.prepared for image in images), settings):
+        of_image = captions[caption.image_index]
+        of_image[caption.mask_index] = caption
+        if len(of_image) == images[caption.image_index].prepared.num_regions:
+            finish(caption.image_index)
+    return [rows[index] for index in range(len(images))]
+
+
+def _why_not(mask: Mask, size: tuple[int, int]) -> str | None:
+    if tuple(mask.rle["size"]) != size:
+        return "size_mismatch"
+    return None if rle_codec.area_px(mask.rle) else "empty_mask"
+
+
+def _rows(image: ReadyImage, captions: Mapping[int, RegionCaption]) -> list[dict[str, Any]]:
+    in_order = iter(captions[index] for index in sorted(captions))
+    return [
+        {
+            "region_id": mask.id,
+            "rle": mask.rle["counts"],
+            "bbox_xywh": list(mask.bbox_xywh),
+            "area_px": mask.area_px,
+            "parent_id": image.parents.get(mask.id),
+            "depth": _depth(mask.id, image.parents),
+            "predicted_iou": mask.predicted_iou,
+            "stability_score": mask.stability_score,
+            **_caption(image.failures.get(mask.id), None if mask.id in image.failures else next(in_order)),
+        }
+        for mask in image.masks
+    ]
+
+
+def _caption(failure: str | None, caption: RegionCaption | None) -> dict[str, Any]:
+    if caption is None:
+        return {"caption": None, "num_tokens": None, "finish_reason": None, "status": f"failed:{_STAGE}:{failure}"}
+    said = {"caption": caption.text, "num_tokens": caption.num_tokens, "finish_reason": caption.finish_reason}
+    # A model may end a caption before its first word.
+    return {**said, "status": "ok"} if caption.text else {**said, "caption": None, "status": f"failed:{_STAGE}:no_text"}
+
+
+def _depth(id: int, parents: Mapping[int, int]) -> int | None:
+    if id not in parents:
+        return None
+    depth = 0
+    while (id := parents[id]) in parents:
+        depth += 1
+    return depth

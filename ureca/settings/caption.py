@@ -1,0 +1,58 @@
+"""Settings of ``ureca caption``."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from ureca.settings.batch import BatchSettings
+from ureca.settings.captioner import CaptionSettings
+from ureca.settings.proposals import FromAnnotations, FromRegions, FromSam, FromSegments
+from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
+
+
+class Automatic(BaseModel):
+    """Those of INPUT where it is the output of a run, else ``segments``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["auto"] = "auto"
+
+
+MaskSource = FromRegions | FromSegments | FromSam | FromAnnotations
+
+
+class CaptionResources(BaseModel):
+    """Where each stage runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    read: TaskResources = TaskResources()
+    propose: ActorResources = ActorResources()
+    caption: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
+
+
+class CaptioningSettings(BatchSettings):
+    """Caption the regions of images with a URECA checkpoint.
+
+    INPUT is an image, a folder, a glob, a list file (.txt), tar shards, Parquet, or the output folder of `ureca
+    curate`, `ureca scenes` or `ureca caption`, of which masks and ids are taken; OUTPUT a folder. The same command
+    again does what is missing.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="ureca caption")
+    verb: ClassVar[str] = "caption"
+
+    model: str = Field(description="folder of the checkpoint, which every machine can read")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="type of the weights; auto: the checkpoint's"
+    )
+    proposals: Annotated[Automatic | MaskSource, Field(discriminator="kind")] = Automatic()
+    captioner: CaptionSettings = CaptionSettings()
+    resources: CaptionResources = CaptionResources()
+
+    @model_validator(mode="after")
+    def _annotations_are_used(self) -> Self:
+        if self.listing.annotations is not None and self.proposals.kind != "annotations":
+            raise ValueError("listing.annotations is for proposals.kind annotations; set both or none")
+        return self
