@@ -54,7 +54,9 @@ def _near(captions: dict[int, str], threshold: float) -> set[int]:
     words = {place: _words(caption) for place, caption in captions.items()}
     found: set[int] = set()
     for one, other in combinations(words, 2):
-        if words[one] and Indel.normalized_similarity(words[one], words[other], score_cutoff=threshold):
+        num_words = len(words[one]) + len(words[other])
+        most_apart = int((1 - threshold) * num_words + 1e-9)
+        if words[one] and Indel.distance(words[one], words[other], score_cutoff=most_apart) <= most_apart:
             found |= {one, other}
     return found
 

@@ -1,0 +1,162 @@
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ureca.errors import SettingsError
+from ureca.evaluation.uniqueness import (
+    DualEncoder,
+    DualEncoderSettings,
+    Retrieved,
+    retrieval_measures,
+    retrieve,
+)
+
+Pixels = npt.NDArray[np.uint8]
+
+
+class GreyEncoder:
+    """Sees the mean grey of an image, and reads a number as a grey; greys are angles of a quarter circle."""
+
+    name = "grey"
+
+    def encode_images(self, images: Sequence[Pixels]) -> npt.NDArray[np.float32]:
+        return self._vectors([float(image.mean()) for image in images])
+
+    def encode_texts(self, texts: Sequence[str]) -> npt.NDArray[np.float32]:
+        return self._vectors([float(text) for text in texts])
+
+    def _vectors(self, greys: Sequence[float]) -> npt.NDArray[np.float32]:
+        angles = np.array(greys) / 255 * np.pi / 2
+        return np.stack([np.cos(angles), np.sin(angles)], axis=1).astype(np.float32)
+
+
+def grey(*values: int) -> list[Pixels]:
+    return [np.full((4, 5, 3), value, np.uint8) for value in values]
+
+
+def test_rank_of_the_own_region() -> None:
+    found = retrieve(["0", "200", "190"], grey(0, 100, 200), GreyEncoder())
+    assert found == [Retrieved(1.0, 1.0, 3), Retrieved(0.0, 0.5, 3), Retrieved(1.0, 1.0, 3)]
+
+
+def test_regions_that_fit_equally_come_in_any_order() -> None:
+    first, *_ = retrieve(["50", "50", "50"], grey(50, 50, 250), GreyEncoder())
+    assert first == Retrieved(1 / 2, (1 + 1 / 2) / 2, 3)
+
+
+@given(st.integers(2, 9))
+def test_an_encoder_that_sees_nothing_is_at_chance(num_regions: int) -> None:
+    found = retrieve(["7"] * num_regions, grey(*[7] * num_regions), GreyEncoder())
+    (remark,) = retrieval_measures(found, "grey")[0].remarks
+    first, reciprocal = (measure.value() for measure in retrieval_measures(found, "grey"))
+    assert first == pytest.approx(1 / num_regions)
+    assert reciprocal == pytest.approx(sum(1 / rank for rank in range(1, num_regions + 1)) / num_regions)
+    assert f"{100 / num_regions:.1f} %" in remark
+
+
+def test_blank_captions_find_nothing_and_single_regions_do_not_count() -> None:
+    assert retrieve(["", "9"], grey(0, 9), GreyEncoder()) == [Retrieved(0.0, 0.0, 2), Retrieved(1.0, 1.0, 2)]
+    assert retrieve(["", " "], grey(0, 9), GreyEncoder()) == [Retrieved(0.0, 0.0, 2)] * 2
+    alone = retrieve(["3"], grey(3), GreyEncoder())
+    measures = retrieval_measures([*alone, Retrieved(0.0, 0.5, 2)], "grey", of_references=[None, Retrieved(1, 1, 2)])
+    assert {measure.name: measure.value() for measure in measures} == {
+        "Retrieval R@1": 0,
+        "Retrieval MRR": 0.5,
+        "Retrieval ceiling": 1,
+    }
+    with pytest.raises(ValueError, match="1 captions do not fit 2 crops"):
+        retrieve(["1"], grey(1, 2), GreyEncoder())
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> object:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {word: id for id, word in enumerate(["<pad>", "<end>", "a", "red", "blue", "car", "house"])}
+    tokenizer = Tokenizer(models.WordLevel(words, "a"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"pad_token": "<pad>", "eos_token": "<end>"})
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def checkpoint(request: pytest.FixtureRequest, tokenizer: object, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A random CLIP, and a random SigLIP, of two narrow layers."""
+    import torch
+    from transformers import (
+        CLIPConfig,
+        CLIPImageProcessor,
+        CLIPModel,
+        CLIPProcessor,
+        SiglipConfig,
+        SiglipImageProcessor,
+        SiglipModel,
+        SiglipProcessor,
+    )
+
+    torch.manual_seed(0)
+    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    text = {"vocab_size": 7, "max_position_embeddings": 12, "eos_token_id": 1, "projection_size": 16} | layers
+    vision = {"image_size": 28, "patch_size": 14} | layers
+    folder = tmp_path_factory.mktemp(request.param)
+    if request.param == "clip":
+        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
+        images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+        CLIPProcessor(images, tokenizer).save_pretrained(folder)
+    else:
+        SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
+        images = SiglipImageProcessor(size={"height": 28, "width": 28})
+        SiglipProcessor(images, tokenizer).save_pretrained(folder)
+    return str(folder)
+
+
+def crops(count: int) -> list[Pixels]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (20 + 9 * index, 60, 3)).astype(np.uint8) for index in range(count)]
+
+
+def test_vectors_of_a_checkpoint(checkpoint: str) -> None:
+    by_two, at_once = (
+        DualEncoder(DualEncoderSettings(checkpoint=checkpoint, batch_size=size, device="cpu")) for size in (2, 32)
+    )
+    images, texts = crops(5), ["a red car", "a house", "a red car " * 30]
+    for one, other in (
+        (by_two.encode_images(images), at_once.encode_images(images)),
+        (by_two.encode_texts(texts), at_once.encode_texts(texts)),
+    ):
+        assert one.dtype == np.float32
+        assert np.linalg.norm(one, axis=1) == pytest.approx(1, abs=1e-5)
+        assert one == pytest.approx(other, abs=1e-4)
+        assert not np.allclose(one[0], one[1], atol=1e-3)
+    found = retrieve(["a red car", "a blue house"], images[:2], at_once)
+    assert {item.num_candidates for item in found if item} == {2}
+
+
+def test_logits_are_the_networks_own(checkpoint: str) -> None:
+    """The cosines agree with the network's logits, which are a scale and a bias away from them."""
+    import torch
+    from PIL import Image
+    from transformers import AutoModel, AutoProcessor
+
+    encoder = DualEncoder(DualEncoderSettings(checkpoint=checkpoint, device="cpu"))
+    square, texts = np.random.default_rng(1).integers(0, 256, (28, 28, 3)).astype(np.uint8), ["a red car", "a house"]
+    network, processor = AutoModel.from_pretrained(checkpoint), AutoProcessor.from_pretrained(checkpoint)
+    padding = {"padding": "max_length", "max_length": 12} if "siglip" in checkpoint else {"padding": True}
+    inputs = processor(images=[Image.fromarray(square)], text=texts, return_tensors="pt", **padding)
+    with torch.no_grad():
+        logits = network(**inputs).logits_per_image[0]
+        bias = float(getattr(network, "logit_bias", torch.zeros(1)))
+        scale = float(network.logit_scale.exp())
+    cosines = encoder.encode_images([square]) @ encoder.encode_texts(texts).T
+    assert cosines[0] == pytest.approx(((logits - bias) / scale).numpy(), abs=1e-4)
+
+
+def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="cannot be loaded"):
+        DualEncoder(DualEncoderSettings(checkpoint=str(tmp_path), device="cpu"))
