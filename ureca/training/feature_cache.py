@@ -1,0 +1,187 @@
+"""Image features that stay the same are computed once and kept on disk, for later epochs, runs and stages.
+
+A file holds the projected features of one image. Its name is a hash of the image's tiles as the vision encoder sees
+them, so pixels, resizing, tiling and normalisation are all part of it; its folder is named after the weights that made
+it. Tuning from an aligned checkpoint finds what aligning left, since neither changes these weights.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+
+from ureca.errors import OutputError, SettingsError
+from ureca.training.augmentation import AugmentationSettings
+
+if TYPE_CHECKING:
+    import torch
+
+    from ureca.model.modeling import UrecaForConditionalGeneration
+    from ureca.training.packing import PackedBatch
+
+
+class FeatureCacheSettings(BaseModel):
+    """Where features are kept."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    directory: str | None = Field(default=None, description="folder that all workers see; None: no cache")
+    max_bytes: PositiveInt = Field(default=20 * 2**30, description="when it is full, further images are computed anew")
+
+
+def check_cacheable(model: UrecaForConditionalGeneration, augmentation: AugmentationSettings) -> None:
+    """Refuse to keep what does not stay the same.
+
+    Raises:
+        SettingsError: the vision encoder or the projector is trained, or images change their size.
+    """
+    from ureca.training.stages import vision_is_frozen
+
+    if not vision_is_frozen(model):
+        raise SettingsError(
+            "feature_cache.directory: features cannot be kept while the vision encoder or the projector is trained; "
+            "leave it out, or train in stage align or tune"
+        )
+    if len(augmentation.scales) > 1:
+        raise SettingsError(
+            "feature_cache.directory: features cannot be kept while size augmentation resizes images at random; leave "
+            "it out, or set augmentation.min_scale and augmentation.max_scale to the same value"
+        )
+
+
+class FeatureCache:
+    """Projected image features on disk.
+
+    When the folder is full nothing more is added and nothing removed: epochs ask for every image once, so that any
+    exchange would throw out what is needed before what was needed last.
+
+    Args:
+        directory: shared by runs and workers; made if missing.
+        model: what computes features; with ZeRO-3, as it was before its weights were sharded.
+        max_bytes: of all files in the folder.
+        num_writers: processes that add to the folder at the same time; each fills its share of what is free.
+
+    Raises:
+        OutputError: the folder cannot be made or written to.
+    """
+
+    def __init__(
+        self,
+        directory: Path | str,
+        model: UrecaForConditionalGeneration,
+        *,
+        max_bytes: int,
+        num_writers: int = 1,
+    ) -> None:
+        self._model = model
+        self._folder = Path(directory) / vision_fingerprint(model)
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OutputError(f"the feature cache {directory} cannot be written to: {error}") from error
+        used = sum(_size(path) for path in Path(directory).rglob("*"))
+        self._free_bytes = max(0, max_bytes - used) // num_writers
+        self.hits = 0
+        self.misses = 0
+
+    def features(self, batch: PackedBatch) -> torch.Tensor:
+        """Features of a batch's images, from disk where they are there: the ``image_features`` of `PackedLoss`.
+
+        Args:
+            batch: on any device.
+
+        Returns:
+            [image tiles, image_seq_length, D] on the model's device and of its type, without gradient.
+        """
+        import torch
+
+        tiles = torch.split(batch.pixel_values, batch.num_tiles.tolist())
+        keys = [_key(of_image) for of_image in tiles]
+        known = {key: features for key in dict.fromkeys(keys) if (features := self._read(key)) is not None}
+        new = {key: of_image for key, of_image in zip(keys, tiles, strict=True) if key not in known}
+        self.hits += len(known)
+        self.misses += len(new)
+        if new:
+            computed = self._encode(new.values())
+            for key, features in zip(new, computed, strict=True):
+                known[key] = features
+                self._write(key, features)
+        return torch.cat([known[key] for key in keys])
+
+    def _encode(self, images: Iterable[torch.Tensor]) -> tuple[torch.Tensor, ...]:
+        import torch
+
+        images = tuple(images)
+        with torch.no_grad():
+            pixels = torch.cat(images).to(self._model.device, self._model.dtype)
+            features: torch.Tensor = self._model.get_image_features(pixels, return_dict=True).pooler_output
+        return torch.split(features, [len(of_image) for of_image in images])
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.safetensors"
+
+    def _read(self, key: str) -> torch.Tensor | None:
+        """A file that cannot be read counts as missing and is written anew."""
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            features = load_file(self._path(key))["features"]
+        except (OSError, SafetensorError, KeyError):
+            return None
+        return features.to(self._model.device)
+
+    def _write(self, key: str, features: torch.Tensor) -> None:
+        from safetensors.torch import save
+
+        content = save({"features": features.detach().cpu().contiguous()})
+        if len(content) > self._free_bytes:
+            return
+        path = self._path(key)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            temporary.write_bytes(content)
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        self._free_bytes -= len(content)
+
+
+def vision_fingerprint(model: UrecaForConditionalGeneration) -> str:
+    """What features depend on besides pixels: weights, type and configuration of vision encoder and projector."""
+    parts = model.model
+    config = model.config
+    digest = hashlib.blake2b(digest_size=16)
+    names = ("vision_feature_layer", "vision_feature_select_strategy", "downsample_ratio", "projector_hidden_act")
+    settings = [config.vision_config.to_json_string(), *(str(getattr(config, name)) for name in names)]
+    digest.update("\n".join(settings).encode())
+    for part in (parts.vision_tower, parts.multi_modal_projector):
+        for name, tensor in part.state_dict().items():
+            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(_bytes(tensor))
+    return digest.hexdigest()
+
+
+def _key(tiles: torch.Tensor) -> str:
+    digest = hashlib.blake2b(f"{tiles.dtype} {list(tiles.shape)}".encode(), digest_size=16)
+    digest.update(_bytes(tiles))
+    return digest.hexdigest()
+
+
+def _bytes(tensor: torch.Tensor) -> memoryview:
+    import torch
+
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size if path.is_file() else 0
+    except OSError:  # another run replaces it
+        return 0
