@@ -18,7 +18,7 @@ from ureca.training.augmentation import AugmentationSettings, image_key, scaled_
 from ureca.training.counts import TokenCosts
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.indexing import prepare_index
-from ureca.training.plan import EpochPlan, PlanSettings
+from ureca.training.plan import EpochPlan, PlanSettings, too_long
 from ureca.training.questions import QuestionSettings
 from ureca.training.sources import RegionsSource, open_source
 
@@ -94,6 +94,21 @@ def test_sources_are_mixed_and_a_plan_is_made_of_them(tmp_path: Path, dataset: P
     costs = TokenCosts(image=5, image_tile=4, region=2, mask_tile=2)
     plan = EpochPlan(index.counts(), costs, PlanSettings(), epoch=0, seed=0, world_size=2)
     assert plan.num_regions == 21
+
+
+def test_regions_that_are_too_long_are_named(tmp_path: Path) -> None:
+    output = Output(str(write_dataset(tmp_path / "data", 2)))
+    rows = [
+        row("img_0000", [region(MASKS[0])]),
+        row("img_0001", [region(MASKS[0]), region(MASKS[1], caption="a " * 90)]),
+    ]
+    output.write_unit(0, rows, UnitReport())
+    index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
+    costs = TokenCosts(image=5, image_tile=1, region=2, mask_tile=1)
+    found = too_long(index.counts(), costs, PlanSettings(max_length=100))
+    (bad,) = index.too_long_samples(found, 100)
+    assert (bad.image_id, bad.region_id, bad.kind) == ("img_0001", 2, "too_long")
+    assert "max_length is 100" in bad.message
 
 
 def test_text_that_is_no_text_to_the_tokenizer_is_bad(tmp_path: Path) -> None:

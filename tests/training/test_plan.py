@@ -1,6 +1,5 @@
 """Every region once an epoch, ranks in step, whatever the numbers."""
 
-import dataclasses
 from collections import Counter
 from typing import Any
 
@@ -86,9 +85,9 @@ def test_every_region_once_and_ranks_in_step(arguments: dict[str, Any]) -> None:
     steps = all_micro_batches(plan, world_size)
     assert all(len(rank) == settings.gradient_accumulation for step in steps for rank in step)
 
-    left_out = {
-        (sample.image_number, sample.region_number) for sample in too_long(counts, arguments["costs"], settings)
-    }
+    never = too_long(counts, arguments["costs"], settings)
+    left_out = set(zip(never.image_numbers.tolist(), never.region_numbers.tolist(), strict=True))
+    assert plan.num_too_long == len(never) == len(left_out)
     regions = {
         (image, region) for image, number in enumerate(counts.regions_of_images.tolist()) for region in range(number)
     }
@@ -215,8 +214,9 @@ def test_a_group_that_is_too_large_is_split_by_regions() -> None:
 def test_regions_that_are_too_long_are_named() -> None:
     counts = make_counts([[20, 500], [30]])
     settings = PlanSettings(max_length=100)
-    (found,) = too_long(counts, COSTS, settings)
-    assert dataclasses.astuple(found) == (0, 1, 5 + 16 + 3 + 2 + 500)
+    found = too_long(counts, COSTS, settings)
+    assert (found.image_numbers.tolist(), found.region_numbers.tolist()) == ([0], [1])
+    assert found.num_tokens.tolist() == [5 + 16 + 3 + 2 + 500]
     assert EpochPlan(counts, COSTS, settings, epoch=0, seed=0, world_size=1).num_regions == 2
 
 

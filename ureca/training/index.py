@@ -11,6 +11,8 @@ Pixels stay where they are. ``ureca.training.indexing`` writes it.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from ureca.dataset import storage
 from ureca.errors import OutputError
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.counts import SampleCounts
+from ureca.training.plan import TooLong
 from ureca.training.questions import QuestionSettings
 from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.training.sources.settings import SourceSettings
@@ -197,6 +200,22 @@ class TrainingIndex:
         with self._filesystem.open_input_file(f"{self._folder}/bad_samples.parquet") as file:
             for batch in pq.ParquetFile(file).iter_batches():
                 yield from (BadSample(**row) for row in batch.to_pylist())
+
+    def too_long_samples(self, found: TooLong, max_length: int) -> Iterator[BadSample]:
+        """The regions that plans leave out, as bad samples of the kind ``too_long``, one by one.
+
+        Args:
+            found: by ``ureca.training.plan.too_long``.
+            max_length: of that plan.
+        """
+        numbers = zip(
+            found.image_numbers.tolist(), found.region_numbers.tolist(), found.num_tokens.tolist(), strict=True
+        )
+        for image_number, of_image in groupby(numbers, key=itemgetter(0)):
+            (image,) = self.read([image_number])
+            for _, number, num_tokens in of_image:
+                message = f"{num_tokens} tokens with its image, max_length is {max_length}"
+                yield BadSample(image.image_id, image.regions[number].region_id, "too_long", message)
 
     def _read_info(self) -> IndexInfo:
         try:

@@ -69,13 +69,19 @@ class MicroBatch(NamedTuple):
     is_filler: bool = False
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TooLong:
-    """A region that no epoch shows, because with its image it has more tokens than ``max_length``."""
+    """Regions that no epoch shows, because with their image they have more tokens than ``max_length``.
 
-    image_number: int
-    region_number: int
-    num_tokens: int
+    ``TrainingIndex.too_long_samples`` says which they are. Numbers as ``Group`` has them, int64 each.
+    """
+
+    image_numbers: Indices
+    region_numbers: Indices
+    num_tokens: Indices
+
+    def __len__(self) -> int:
+        return len(self.num_tokens)
 
 
 class EpochPlan:
@@ -111,13 +117,15 @@ class EpochPlan:
     ) -> None:
         self._settings = settings
         self._world_size = world_size
+        left_out = is_too_long(counts, costs, settings)
+        self._num_too_long = int(left_out.sum())
         scales = draw_scales(counts.image_keys, augmentation or AugmentationSettings(), epoch=epoch, seed=seed)
         num_tiles = np.take_along_axis(counts.num_tiles, scales[:, None].astype(np.intp), axis=1)[:, 0]
         self._groups = group_regions(
             counts,
             costs,
             num_tiles,
-            is_too_long(counts, costs, settings),
+            left_out,
             regions_per_group=settings.regions_per_image,
             max_tokens=settings.max_tokens_per_device,
             stream=chance.word(seed, epoch, "regions"),
@@ -145,6 +153,11 @@ class EpochPlan:
     def num_regions(self) -> int:
         """Regions that the epoch shows."""
         return int(self._groups.sizes.sum())
+
+    @property
+    def num_too_long(self) -> int:
+        """Regions that no epoch shows; ``too_long`` has their numbers."""
+        return self._num_too_long
 
     @property
     def num_tokens(self) -> int:
@@ -210,21 +223,19 @@ class EpochPlan:
 
 def is_too_long(counts: SampleCounts, costs: TokenCosts, settings: PlanSettings) -> npt.NDArray[np.bool_]:
     """Which regions have more tokens than ``max_length`` at any scale of their image; bool [regions]."""
-    return _longest(counts, costs) > settings.max_length
+    room = np.maximum(settings.max_length - _tokens_without_text(counts, costs), -1)
+    return counts.text_tokens > np.repeat(room.astype(np.int32), counts.regions_of_images)
 
 
-def too_long(counts: SampleCounts, costs: TokenCosts, settings: PlanSettings) -> list[TooLong]:
-    """The regions that no epoch shows."""
-    longest = _longest(counts, costs)
-    found = np.flatnonzero(longest > settings.max_length)
-    images = np.searchsorted(counts.first_regions, found, side="right") - 1
-    return [
-        TooLong(int(image), int(region - counts.first_regions[image]), int(longest[region]))
-        for image, region in zip(images, found, strict=True)
-    ]
+def too_long(counts: SampleCounts, costs: TokenCosts, settings: PlanSettings) -> TooLong:
+    """The regions that no epoch shows, in the order of the index."""
+    regions = np.flatnonzero(is_too_long(counts, costs, settings))
+    images = np.searchsorted(counts.first_regions, regions, side="right") - 1
+    num_tokens = _tokens_without_text(counts, costs)[images] + counts.text_tokens[regions]
+    return TooLong(images, regions - counts.first_regions[images], num_tokens)
 
 
-def _longest(counts: SampleCounts, costs: TokenCosts) -> Indices:
-    """Tokens of each region with its image at the scale with the most tiles."""
-    tiles = np.repeat(counts.num_tiles.max(axis=1, initial=0), counts.regions_of_images)
-    return costs.of_images(tiles) + costs.of_segments(counts.text_tokens, tiles)
+def _tokens_without_text(counts: SampleCounts, costs: TokenCosts) -> Indices:
+    """Tokens of a region with its image, but for question and answer, at the scale with the most tiles; by image."""
+    tiles = counts.num_tiles.max(axis=1, initial=0)
+    return costs.of_images(tiles) + costs.of_segments(np.zeros(len(tiles), np.int32), tiles)
