@@ -13,6 +13,7 @@ _VERBS = {
     "report": ("jobs.report", "show what curate made as one HTML page"),
     "export": ("jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
     "scenes": ("jobs.scenes", "draw scenes with exact masks and captions that are true and unique by construction"),
+    "train": ("jobs.train", "train a checkpoint on captioned regions"),
     "convert": ("jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
     "init-tiny": ("jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
     "bench": ("jobs.bench", "measure: tree, caption"),

@@ -1,0 +1,143 @@
+"""From a place in the plan to a packed micro-batch: what a worker that prepares data does."""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+
+from ureca.images import ImageLimits
+from ureca.model.processing import QUESTION, UrecaProcessor
+from ureca.training import chance
+from ureca.training.augmentation import AugmentationSettings
+from ureca.training.examples import ExampleSettings, make_example
+from ureca.training.index import TrainingIndex
+from ureca.training.packing import ImageExample, Packer, RegionExample
+from ureca.training.plan import MicroBatch, PlanSettings
+from ureca.training.questions import QuestionSettings
+from ureca.training.run_plan import RunPlan
+from ureca.training.samples import BadSample
+from ureca.training.tokens import costs_of
+from ureca.training.transport import to_bytes
+
+
+@dataclass(frozen=True, eq=False)
+class MadeMicroBatch:
+    """A packed micro-batch and what it holds; the numbers are those that count, all 0 where ``weight`` is 0.
+
+    Attributes:
+        data: the packed batch, as ``ureca.training.transport`` encodes it.
+        weight: of its loss, 1 or 0: a filler, or nothing of it could be read.
+        num_answer_tokens: on which loss is taken.
+        num_tokens: of the packed row.
+        num_regions: that are learned from.
+        image_ids: one an image.
+        samples: sum modulo 2^64 of the hashes of each region's image id and region id.
+        bad_samples: regions that cannot be learned from.
+    """
+
+    data: bytes
+    weight: float
+    num_answer_tokens: int
+    num_tokens: int
+    num_regions: int
+    image_ids: tuple[str, ...]
+    samples: int
+    bad_samples: tuple[BadSample, ...]
+
+
+class MicroBatchMaker:
+    """Makes the micro-batches of a run, each whenever it is asked for.
+
+    Args:
+        processor: of the model that is trained.
+        index: of the samples.
+        plan: of the run.
+        examples: how samples become examples.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, processor: UrecaProcessor, index: TrainingIndex, plan: RunPlan, examples: ExampleSettings, *, seed: int
+    ) -> None:
+        self._processor, self._index, self._plan = processor, index, plan
+        self._examples, self._seed = examples, seed
+        self._packer = Packer(processor)
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        index: str,
+        *,
+        batch: PlanSettings,
+        augmentation: AugmentationSettings,
+        questions: QuestionSettings,
+        image_limits: ImageLimits,
+        seed: int,
+        world_size: int,
+        epochs: int,
+        max_steps: int | None,
+    ) -> Self:
+        """Open an index with the processor of a checkpoint; both are paths."""
+        processor = UrecaProcessor.from_pretrained(model)
+        opened = TrainingIndex(index)
+        plan = RunPlan(
+            opened.counts(),
+            costs_of(processor),
+            batch,
+            augmentation,
+            seed=seed,
+            world_size=world_size,
+            epochs=epochs,
+            max_steps=max_steps,
+        )
+        examples = ExampleSettings(augmentation=augmentation, questions=questions, image_limits=image_limits)
+        return cls(processor, opened, plan, examples, seed=seed)
+
+    def make(self, step: int, number: int, rank: int) -> MadeMicroBatch:
+        """Micro-batch ``number`` of a rank in a step of the run."""
+        micro_batch = self._plan.micro_batches(step, rank)[number]
+        epoch = self._plan.position(step).epoch
+        images = self._index.read([group.image_number for group in micro_batch.groups])
+        examples: list[ImageExample] = []
+        image_ids: list[str] = []
+        bad: list[BadSample] = []
+        samples = num_regions = 0
+        for image, group in zip(images, micro_batch.groups, strict=True):
+            made = make_example(image, group.region_numbers, epoch=epoch, seed=self._seed, settings=self._examples)
+            bad += made.bad_samples
+            if made.example is not None:
+                examples.append(made.example)
+                image_ids.append(image.image_id)
+                num_regions += len(made.region_numbers)
+                samples += sum(
+                    chance.word(image.image_id, image.regions[number].region_id, number)
+                    for number in made.region_numbers
+                )
+        if micro_batch.is_filler or not examples:
+            return self._weightless(micro_batch, examples, bad)
+        packed = self._packer.pack(examples)
+        return MadeMicroBatch(
+            data=to_bytes(packed, self._processor.image_processor),
+            weight=1.0,
+            num_answer_tokens=packed.num_answer_tokens,
+            num_tokens=len(packed.input_ids),
+            num_regions=num_regions,
+            image_ids=tuple(image_ids),
+            samples=samples % 2**64,
+            bad_samples=tuple(bad),
+        )
+
+    def _weightless(
+        self, micro_batch: MicroBatch, examples: list[ImageExample], bad: list[BadSample]
+    ) -> MadeMicroBatch:
+        """Something small that all ranks can work on together, with a loss that does not count."""
+        packed = self._packer.pack(examples or [_blank(self._processor.image_processor.tile_size_px)])
+        # What a filler repeats has been counted where it belongs.
+        counted = () if micro_batch.is_filler else tuple(bad)
+        return MadeMicroBatch(to_bytes(packed, self._processor.image_processor), 0.0, 0, 0, 0, (), 0, counted)
+
+
+def _blank(size_px: int) -> ImageExample:
+    region = RegionExample(np.ones((size_px, size_px), np.bool_), QUESTION, ".")
+    return ImageExample(np.zeros((size_px, size_px, 3), np.uint8), (region,))
