@@ -15,9 +15,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     if arguments.masks is not None and arguments.format != "jsonl":
         parser.error("--masks goes with --format jsonl; the other formats hold the masks themselves")
-    output = Output(arguments.output)
-    output.run()
-    rows, to, overwrite = output.rows(), arguments.to, arguments.overwrite
+    output = Output.of_run(arguments.output)
+    rows, to, overwrite = output.region_rows(), arguments.to, arguments.overwrite
     selection = Selection(include_rejected=arguments.include_rejected)
     match arguments.format:
         case "jsonl":
@@ -36,7 +35,9 @@ def _parser() -> argparse.ArgumentParser:
         description="Write the captions of a run for other tools. Regions without caption stay out, and so do rejected "
         "captions unless asked for.",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="output folder of `ureca curate`, a path or URI")
+    parser.add_argument(
+        "output", metavar="OUTPUT", help="output folder of `ureca curate` or `ureca caption`, a path or URI"
+    )
     parser.add_argument(
         "--format",
         required=True,

@@ -15,10 +15,9 @@ def main(argv: Sequence[str]) -> int:
     """Write the report of an output folder."""
     arguments = _parser().parse_args(argv)
     to = arguments.to or _default_target(arguments.output)
-    output = Output(arguments.output)
-    output.run()
+    output = Output.of_run(arguments.output)
     figures = write_report(
-        output.rows(),
+        output.region_rows(),
         output.pixels,
         to,
         title=arguments.output.rstrip("/").rpartition("/")[2] or arguments.output,
@@ -34,7 +33,9 @@ def _parser() -> argparse.ArgumentParser:
         prog="ureca report",
         description="Write one self-contained HTML page with the images of a run, their regions and captions.",
     )
-    parser.add_argument("output", metavar="OUTPUT", help="output folder of `ureca curate`, a path or URI")
+    parser.add_argument(
+        "output", metavar="OUTPUT", help="output folder of `ureca curate` or `ureca caption`, a path or URI"
+    )
     parser.add_argument("--to", type=Path, metavar="FILE", help="replaced if it exists [OUTPUT/report.html]")
     parser.add_argument(
         "--max-images",

@@ -15,6 +15,7 @@ from ureca.corpus.fetch import fetch
 from ureca.corpus.manifest import ManifestEntry
 from ureca.corpus.storage import locate
 from ureca.dataset import storage
+from ureca.dataset.as_regions import as_regions_row
 from ureca.dataset.parts import UnitReport, read_report, write_part
 from ureca.dataset.plan import new_images, units_of
 from ureca.errors import DataError, ImageError, OutputError
@@ -183,6 +184,11 @@ class Output:
     def part_files(self) -> list[str]:
         """Paths of the files of the units that are done, within the file system."""
         return [self._part(unit) for unit in self.done_units()]
+
+    def region_rows(self) -> Iterator[dict[str, Any]]:
+        """The same rows in the schema ``REGIONS``, whatever dataset the output holds."""
+        rows = self.rows()
+        return rows if self.dataset is REGIONS_DATASET else map(as_regions_row, rows)
 
     def report(self, units: Iterable[int] | None = None) -> UnitReport:
         """The reports of some units, or of all that are done, added up."""

@@ -68,8 +68,8 @@ class MaskGeneratorSettings(BaseModel):
         return self
 
 
-class SamSettings(MaskGeneratorSettings):
-    """Which model to run where, and how to generate masks with it.
+class SamModelSettings(BaseModel):
+    """Which model to run where.
 
     Attributes:
         model_type: the image encoder.
@@ -77,9 +77,15 @@ class SamSettings(MaskGeneratorSettings):
         device: "auto" (CUDA where there is one, else the CPU) or a PyTorch device such as "cpu" or "cuda:1".
     """
 
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     model_type: ModelType = "vit_h"
     checkpoint: Path
     device: str = "auto"
+
+
+class SamSettings(MaskGeneratorSettings, SamModelSettings):
+    """Which model to run where, and how to generate masks with it."""
 
 
 class SamProposer:
@@ -97,10 +103,7 @@ class SamProposer:
             SettingsError: segment-anything or OpenCV is needed and missing, the checkpoint cannot be used, or the
                 device does not exist.
         """
-        require_segment_anything()
-        device = _device(settings.device)
-        sam = build_sam(settings.model_type, settings.checkpoint).to(device)
-        self._set_up(sam, settings, f"sam {settings.model_type} {settings.checkpoint.name}")
+        self._set_up(load_sam(settings), settings, f"sam {settings.model_type} {settings.checkpoint.name}")
 
     @classmethod
     def from_model(cls, sam: Sam, settings: MaskGeneratorSettings, name: str = "sam") -> Self:
@@ -139,17 +142,32 @@ class SamProposer:
         Raises:
             ImageError: the image is so elongated that it vanishes at the model's input size.
         """
-        self._check_proportions(image)
+        check_proportions(self.model, image)
         records = [record for record in self._generator.generate(image) if record["area"] > 0]
         return [_as_mask(id, record) for id, record in enumerate(records, start=1)]
 
-    def _check_proportions(self, image: npt.NDArray[np.uint8]) -> None:
-        height, width = image.shape[:2]
-        input_side = self.model.image_encoder.img_size
-        if min(height, width) * input_side / max(height, width) < 0.5:
-            raise ImageError(
-                "too_elongated", f"SAM sees at most {input_side} px a side: {width} x {height} px vanishes"
-            )
+
+def load_sam(settings: SamModelSettings) -> Sam:
+    """The network with its weights, on its device.
+
+    Raises:
+        SettingsError: segment-anything is missing, the checkpoint cannot be used, or the device does not exist.
+    """
+    require_segment_anything()
+    device = _device(settings.device)
+    return build_sam(settings.model_type, settings.checkpoint).to(device)
+
+
+def check_proportions(sam: Sam, image: npt.NDArray[np.uint8]) -> None:
+    """Refuse an image [H, W, 3] of which nothing is left when it is resized to the network's input.
+
+    Raises:
+        ImageError: ``too_elongated``.
+    """
+    height, width = image.shape[:2]
+    input_side = sam.image_encoder.img_size
+    if min(height, width) * input_side / max(height, width) < 0.5:
+        raise ImageError("too_elongated", f"SAM sees at most {input_side} px a side: {width} x {height} px vanishes")
 
 
 def _generator_class() -> type[Any]:

@@ -221,7 +221,9 @@ class Viewer {
       region.verdict === "unchecked" ? null : node("span", { class: `badge ${region.verdict}` }, region.verdict));
     if (region.status !== "ok") return [head, node("p", { class: "caption none" }, `No caption: ${region.status}`)];
     const rows = [];
-    if (region.short === region.caption && region.detailed === region.caption) {
+    if (region.short === null && region.detailed === null) {
+      // A trained model writes one caption.
+    } else if (region.short === region.caption && region.detailed === region.caption) {
       rows.push(node("dd", { class: "same" }, "Its short and its detailed caption are the same."));
     } else if (region.short === region.detailed) {
       rows.push(node("dt", {}, "Short and detailed"), node("dd", {}, region.short ?? "–"));

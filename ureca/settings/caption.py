@@ -7,7 +7,7 @@ from pydantic_settings import SettingsConfigDict
 
 from ureca.settings.batch import BatchSettings
 from ureca.settings.captioner import CaptionSettings
-from ureca.settings.proposals import FromAnnotations, FromRegions, FromSam, FromSegments
+from ureca.settings.proposals import FromAnnotations, FromPrompts, FromRegions, FromSam, FromSegments
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
 
 
@@ -19,7 +19,7 @@ class Automatic(BaseModel):
     kind: Literal["auto"] = "auto"
 
 
-MaskSource = FromRegions | FromSegments | FromSam | FromAnnotations
+MaskSource = FromRegions | FromSegments | FromSam | FromAnnotations | FromPrompts
 
 
 class CaptionResources(BaseModel):
@@ -53,6 +53,6 @@ class CaptioningSettings(BatchSettings):
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:
-        if self.listing.annotations is not None and self.proposals.kind != "annotations":
-            raise ValueError("listing.annotations is for proposals.kind annotations; set both or none")
+        if self.listing.annotations is not None and self.proposals.kind not in {"annotations", "prompts"}:
+            raise ValueError("listing.annotations is for proposals.kind annotations or prompts; set both or none")
         return self

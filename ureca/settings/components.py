@@ -11,6 +11,7 @@ from ureca.mllm.openai.engine import OpenAIChatModel
 from ureca.mllm.protocol import ChatModel
 from ureca.mllm.standin import StandInChatModel
 from ureca.proposals.annotations import AnnotationProposer
+from ureca.proposals.prompted_sam import PromptedSam
 from ureca.proposals.protocol import Proposer
 from ureca.proposals.sam import SamProposer
 from ureca.proposals.segments import SegmentsProposer
@@ -22,10 +23,10 @@ from ureca.settings.curate import (
     NoVerification,
     Prompting,
 )
-from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
+from ureca.settings.proposals import FromAnnotations, FromPrompts, FromSam, FromSegments
 
 
-def build_proposer(proposals: FromSegments | FromSam | FromAnnotations) -> Proposer:
+def build_proposer(proposals: FromSegments | FromSam | FromAnnotations | FromPrompts) -> Proposer:
     """Build what proposes masks.
 
     Raises:
@@ -35,6 +36,8 @@ def build_proposer(proposals: FromSegments | FromSam | FromAnnotations) -> Propo
         return AnnotationProposer()
     if isinstance(proposals, FromSegments):
         return SegmentsProposer(proposals)
+    if isinstance(proposals, FromPrompts):
+        return PromptedSam(proposals)
     return SamProposer(proposals)
 
 

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from ureca.proposals.sam import SamSettings
+from ureca.proposals.sam import SamModelSettings, SamSettings
 from ureca.proposals.segments import SegmentsSettings
 
 
@@ -18,6 +18,12 @@ class FromSam(SamSettings):
     """Masks by Segment Anything."""
 
     kind: Literal["sam"] = "sam"
+
+
+class FromPrompts(SamModelSettings):
+    """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
+
+    kind: Literal["prompts"] = "prompts"
 
 
 class FromAnnotations(BaseModel):
