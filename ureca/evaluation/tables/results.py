@@ -1,10 +1,13 @@
 """The figures of an evaluation as a value that JSON holds."""
 
-from typing import Literal, TypeAlias
+from typing import Annotated, Literal, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 Dimension: TypeAlias = Literal["all", "depth", "size"]
+
+Text: TypeAlias = Annotated[str, AfterValidator(lambda text: text.encode(errors="backslashreplace").decode())]
+"""Text that files can hold, whatever a file name or a model's answer had in it (lone surrogates)."""
 
 
 class _Value(BaseModel):
@@ -41,11 +44,11 @@ class ModelRows(_Value):
     by reason; ``remarks`` what a reader must know.
     """
 
-    model: str
+    model: Text
     groups: tuple[Group, ...]
-    missing: dict[str, str]
-    failures: dict[str, int]
-    remarks: tuple[str, ...]
+    missing: dict[str, Text]
+    failures: dict[Text, int]
+    remarks: tuple[Text, ...]
 
     def group(self, dimension: str, name: str) -> Group | None:
         """The group of that dimension and name, if the model has regions in it."""
@@ -61,11 +64,11 @@ class EvaluationTable(_Value):
     """
 
     version: Literal[1] = 1
-    title: str
+    title: Text
     columns: tuple[str, ...]
     dimensions: dict[Dimension, tuple[str, ...]]
     models: tuple[ModelRows, ...]
     confidence: float
     num_resamples: int
     seed: int
-    remarks: tuple[str, ...]
+    remarks: tuple[Text, ...]

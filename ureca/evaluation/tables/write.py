@@ -26,8 +26,7 @@ def write_table(table: EvaluationTable, folder: Path, stem: str = "table") -> li
     for suffix, text in forms.items():
         path = folder / f"{stem}.{suffix}"
         with replacing(path, overwrite=True) as temporary:
-            # A caption or name may hold what is no text (lone surrogates).
-            temporary.write_bytes(text.encode(errors="backslashreplace"))
+            temporary.write_text(text, encoding="utf-8")
         paths.append(path)
     return paths
 

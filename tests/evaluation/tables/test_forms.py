@@ -1,0 +1,113 @@
+"""The table as Markdown, and as a page in headless Chromium."""
+
+import json
+from pathlib import Path
+
+import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+
+from tests.report.test_browser import start
+from ureca.evaluation import Prediction
+from ureca.evaluation.measures import mean_of
+from ureca.evaluation.tables import Evaluated, EvaluationTable, TableSettings, build_table, write_table
+from ureca.evaluation.tables.html import to_html
+from ureca.evaluation.tables.markdown import to_markdown
+
+from .conftest import HOSTILE
+
+
+def small_table() -> EvaluationTable:
+    regions = [
+        Prediction("one", 0, "a car", ("a car",), None, 0.2),
+        Prediction("two", 0, "", ("a car",), None, 0.2, failure="too_small"),
+    ]
+    models = [
+        Evaluated(
+            name,
+            regions,
+            [
+                mean_of("ROUGE", [rouge, 0]),
+                mean_of("Duplicates", [duplicates, 0]),
+                mean_of("Listener ceiling", [rouge, rouge]),
+                mean_of("METEOR", [0.5, 0.5]),
+            ],
+        )
+        for name, rouge, duplicates in (("contour", 0.5, 1), ("URECA", 1, 0))
+    ]
+    return build_table(models, TableSettings(num_resamples=100), title="Two images")
+
+
+def test_markdown() -> None:
+    lines = to_markdown(small_table()).splitlines()
+    assert lines[0] == "# Two images"
+    head = next(line for line in lines if line.startswith("| model"))
+    assert head == (
+        "| model | regions | images | BLEU@1 | BLEU@2 | BLEU@3 | BLEU@4 | ROUGE | METEOR | BERTScore | Duplicates "
+        "| Listener ceiling |"
+    )
+    first, second = lines[lines.index(head) + 2 : lines.index(head) + 4]
+    assert first == (
+        "| contour | 2 | 2 | – | – | – | – | 25.00 (0.0 to 50.0) | 50.00 (50.0 to 50.0) | – "  # noqa: RUF001
+        "| 50.00 (0.0 to 100.0) | 50.00 (50.0 to 50.0) |"
+    )
+    # The best is bold: the higher, the lower, nothing of what is equal, and no ceiling.
+    assert [cell for cell in second.split("|") if "**" in cell] == [
+        " **50.00** (0.0 to 100.0) ",
+        " **0.00** (0.0 to 0.0) ",
+    ]
+    notes = "\n".join(lines[lines.index("**All models**") :])
+    assert "Not measured: BLEU@1, BLEU@2, BLEU@3, BLEU@4, BERTScore (it was not asked for)." in notes
+    assert r"1 of 2 regions have no caption and count as blank (too\_small: 1)." in notes
+    assert "## By depth" not in "\n".join(lines)
+
+
+def test_hostile_names_break_no_markdown(hostile_table: EvaluationTable) -> None:
+    text = to_markdown(hostile_table)
+    assert "<" not in text
+    assert "\n# c" not in text
+    rows = [line.replace(r"\|", "") for line in text.splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in rows} == {rows[0].count("|"), rows[0].count("|") + 1}  # one more for the group
+    assert "](" not in text.replace(r"\](", "")
+
+
+def test_the_page_holds_nothing_that_runs(hostile_table: EvaluationTable) -> None:
+    page = to_html(hostile_table)
+    assert "<script" not in page
+    assert "<img" not in page
+    assert page.count("<style>") == page.count("</style>") == page.count("</title>") == 1
+
+
+@pytest.fixture(scope="module")
+def address(hostile_table: EvaluationTable, tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder: Path = tmp_path_factory.mktemp("table")
+    write_table(hostile_table, folder)
+    return (folder / "table.html").as_uri()
+
+
+@pytest.mark.parametrize("is_phone", [False, True])
+def test_the_page_in_a_browser(
+    chromium: tuple[str, str], hostile_table: EvaluationTable, address: str, is_phone: bool
+) -> None:
+    browser: webdriver.Chrome = start(chromium, phone=is_phone)
+    try:
+        browser.get_log("performance")
+        browser.get(address)
+        assert browser.title == " ".join(HOSTILE.split())
+        assert browser.find_element(By.TAG_NAME, "h1").text == " ".join(HOSTILE.split())
+        messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+        asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+        assert asked == {address}
+        assert browser.get_log("browser") == []  # nothing that the page's policy had to stop
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        rows = browser.find_elements(By.CSS_SELECTOR, "tbody tr:not(.group)")
+        assert len(rows) == sum(len(model.groups) for model in hostile_table.models)
+        # The models' names stay in view when the figures move aside.
+        moved = browser.execute_script(
+            "const box = document.querySelector('.scroll'), name = box.querySelector('tbody th');"
+            "const before = name.getBoundingClientRect().left; box.scrollLeft = 300;"
+            "return [box.scrollLeft, name.getBoundingClientRect().left - before]"
+        )
+        assert moved == [300, 0]
+    finally:
+        browser.quit()
