@@ -10,64 +10,27 @@ Pixels stay where they are. ``ureca.training.indexing`` writes it.
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from operator import itemgetter
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from ureca.corpus.manifest import MANIFEST, ManifestEntry
 from ureca.corpus.storage import locate
 from ureca.dataset import storage
 from ureca.errors import OutputError
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.counts import SampleCounts
+from ureca.training.index_rows import IMAGES_PER_FILE, IMAGES_PER_ROW_GROUP, image_of_row, images_file
 from ureca.training.plan import TooLong
 from ureca.training.questions import QuestionSettings
-from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
+from ureca.training.samples import BadSample, TrainingImage
 from ureca.training.sources.settings import SourceSettings
 
-IMAGES_PER_FILE = 4096
-IMAGES_PER_ROW_GROUP = 16
-"""Few, because a step reads images from all over the index."""
-
-_REGION = pa.struct(
-    [
-        pa.field("region_id", pa.int64(), nullable=False),
-        pa.field("counts", pa.string(), nullable=False),
-        pa.field("caption", pa.string(), nullable=False),
-        pa.field("detailed", pa.bool_(), nullable=False),
-        pa.field("question", pa.string()),
-    ]
-)
-_BYTES = [MANIFEST.field(name) for name in ("image_id", "uri", "path", "offset", "size", "column", "row")]
-IMAGES = pa.schema(
-    [
-        *_BYTES,
-        pa.field("height", pa.int32(), nullable=False),
-        pa.field("width", pa.int32(), nullable=False),
-        pa.field("regions", pa.list_(_REGION), nullable=False),
-    ]
-)
-COUNTS = pa.schema(
-    [
-        pa.field("image_key", pa.uint64(), nullable=False),
-        pa.field("num_tiles", pa.list_(pa.uint8()), nullable=False),
-        pa.field("text_tokens", pa.list_(pa.int32()), nullable=False),
-    ]
-)
-BAD_SAMPLES = pa.schema(
-    [
-        pa.field("image_id", pa.string(), nullable=False),
-        pa.field("region_id", pa.int64()),
-        pa.field("kind", pa.string(), nullable=False),
-        pa.field("message", pa.string(), nullable=False),
-    ]
-)
+_OPEN_FILES = 64
 
 
 class IndexSettings(BaseModel):
@@ -191,7 +154,7 @@ class TrainingIndex:
             if group not in groups:
                 groups[group] = self._read_row_group(group)
         return [
-            _image(groups[number // IMAGES_PER_ROW_GROUP].slice(number % IMAGES_PER_ROW_GROUP, 1).to_pylist()[0])
+            image_of_row(groups[number // IMAGES_PER_ROW_GROUP].slice(number % IMAGES_PER_ROW_GROUP, 1).to_pylist()[0])
             for number in image_numbers
         ]
 
@@ -238,33 +201,3 @@ class TrainingIndex:
                 self._files.popitem(last=False)[1].close(force=True)
         self._files[number] = file
         return file.read_row_group(group % groups_per_file)
-
-
-_OPEN_FILES = 64
-
-
-def images_file(number: int) -> str:
-    """Name of the file of the images from ``number * IMAGES_PER_FILE`` on."""
-    return f"images-{number:06d}.parquet"
-
-
-def image_row(image: TrainingImage) -> dict[str, Any]:
-    """The row of an image in the schema ``IMAGES``."""
-    regions = [
-        {
-            "region_id": region.region_id,
-            "counts": region.counts,
-            "caption": region.caption,
-            "detailed": region.detailed,
-            "question": region.question,
-        }
-        for region in image.regions
-    ]
-    entry = {field.name: getattr(image.entry, field.name) for field in _BYTES}
-    return entry | {"height": image.height, "width": image.width, "regions": regions}
-
-
-def _image(row: Mapping[str, Any]) -> TrainingImage:
-    entry = ManifestEntry(**{field.name: row[field.name] for field in _BYTES})
-    regions = tuple(TrainingRegion(**region) for region in row["regions"])
-    return TrainingImage(entry, row["height"], row["width"], regions)

@@ -17,13 +17,13 @@ import pyarrow.parquet as pq
 from ureca.dataset import storage
 from ureca.schema import conform
 from ureca.training.augmentation import image_key, scaled_size
-from ureca.training.index import (
+from ureca.training.index import IndexSettings
+from ureca.training.index_rows import (
     BAD_SAMPLES,
     COUNTS,
     IMAGES,
     IMAGES_PER_FILE,
     IMAGES_PER_ROW_GROUP,
-    IndexSettings,
     image_row,
     images_file,
 )
