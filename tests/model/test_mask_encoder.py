@@ -75,3 +75,17 @@ def test_the_fused_encoder_needs_the_image_features_of_its_tiles(num_image_tiles
 def test_impossible_settings_are_refused(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UrecaConfig(**{field: value})
+
+
+@pytest.mark.parametrize("variant", ["convolutional", "fused"])
+def test_empty_tiles_are_encoded_once(variant: str) -> None:
+    model, _ = build_tiny(TinySizes(mask_encoder=variant))
+    tiles = torch.zeros(6, 1, 56, 56)
+    tiles[1, 0, 3:9, 3:9] = tiles[4, 0, 20:50, 7:9] = 1
+    image_features = torch.rand(6, 4, 64)
+    features = model.model.get_mask_features(tiles, image_features)
+    assert torch.allclose(features, model.model.mask_encoder(tiles, image_features), atol=1e-6)
+    counted: list[int] = []
+    model.model.mask_encoder.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[0])))
+    model.model.get_mask_features(tiles, image_features)
+    assert counted == [3]

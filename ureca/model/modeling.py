@@ -54,6 +54,9 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
     def get_mask_features(self, mask_values: torch.Tensor, image_features: torch.Tensor | None = None) -> torch.Tensor:
         """Tokens of the language model for mask tiles.
 
+        Most tiles of a small region are empty. What the encoder makes of an empty tile does not depend on the image,
+        so it is computed once for all of them.
+
         Args:
             mask_values: [N, 1, S, S] mask tiles as the processor makes them.
             image_features: [N, image_seq_length, D] projected features of the same tiles; for the fused encoder.
@@ -61,8 +64,21 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         Returns:
             [N, T, D].
         """
-        features: torch.Tensor = self.mask_encoder(mask_values.to(self.device, self.dtype), image_features)
-        return features
+        mask_values = mask_values.to(self.device, self.dtype)
+        is_empty = ~mask_values.flatten(1).any(dim=1)
+        fit = image_features is None or len(image_features) == len(
+            mask_values
+        )  # if not, the encoder says what is wrong
+        if int(is_empty.sum()) < 2 or not fit:
+            features: torch.Tensor = self.mask_encoder(mask_values, image_features)
+            return features
+        first_empty = is_empty.nonzero()[:1, 0]
+        encoded = torch.cat([(~is_empty).nonzero()[:, 0], first_empty])
+        places = torch.full_like(is_empty, len(encoded) - 1, dtype=torch.long)
+        places[encoded] = torch.arange(len(encoded), device=places.device)
+        of_encoded = None if image_features is None else image_features[encoded]
+        features = self.mask_encoder(mask_values[encoded], of_encoded)
+        return features[places]
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
