@@ -9,12 +9,13 @@ from ureca.errors import SettingsError
 _BENCHMARKS = {
     "tree": ("ureca.benchmarks.tree", "plant mask trees on run lengths, against decoding and comparing pixels"),
     "caption": ("ureca.benchmarks.caption", "caption all regions of an image at once, against one call a region"),
+    "caption-corpus": ("ureca.benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
 }
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the benchmark that is named; returns its exit status."""
-    names = "\n".join(f"  {name:<8} {purpose}" for name, (_, purpose) in _BENCHMARKS.items())
+    names = "\n".join(f"  {name:<14} {purpose}" for name, (_, purpose) in _BENCHMARKS.items())
     usage = f"usage: ureca bench NAME ...\n\n{names}"
     if not argv or argv[0] in {"-h", "--help"}:
         print(usage)

@@ -62,9 +62,9 @@ def main(argv: list[str]) -> int:
     agree = True
     for image_tokens in arguments.image_tokens:
         mask_tokens = arguments.mask_tokens or max(1, image_tokens // NUM_TILES // IMAGE_TOKENS_PER_MASK_TOKEN)
-        captioner = _build_captioner(image_tokens, mask_tokens, device)
+        captioner = build_captioner(image_tokens, mask_tokens, device)
         parameters = sum(parameter.numel() for parameter in captioner.model.parameters())
-        image, masks = _scene(TILE_SIZE_PX[image_tokens], arguments.regions)
+        image, masks = make_scene(TILE_SIZE_PX[image_tokens], arguments.regions)
         print(
             f"\n{image_tokens} image tokens, {mask_tokens * NUM_TILES} mask tokens a region, "
             f"{arguments.regions} regions, {arguments.new_tokens} new tokens each; "
@@ -113,7 +113,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "RegionCaptioner":
+def build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "RegionCaptioner":
+    """A random model whose prompts have so many image tokens, and so many mask tokens a tile, on a device."""
     from ureca.model.captioner import RegionCaptioner
     from ureca.model.tiny import build_tiny
     from ureca.settings.tiny_sizes import TinySizes
@@ -138,9 +139,9 @@ def _build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "Regio
     return RegionCaptioner(model.to(device), processor)
 
 
-def _scene(tile_size_px: int, num_regions: int) -> tuple[npt.NDArray[np.uint8], Masks]:
+def make_scene(tile_size_px: int, num_regions: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], Masks]:
     """An image of 4 x 3 tiles of noise, and elliptic masks."""
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     height, width = 3 * tile_size_px, 4 * tile_size_px
     image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
     y, x = np.mgrid[:height, :width]
@@ -170,12 +171,12 @@ def _measure_ways(
 
     def one_call_a_region() -> Iterator[tuple[int, str]]:
         for index, mask in enumerate(baseline_masks):
-            yield index, _generate(captioner, image, [mask], arguments.new_tokens)[0]
+            yield index, generate(captioner, image, [mask], arguments.new_tokens)[0]
 
     def plain_batch() -> Iterator[tuple[int, str]]:
-        yield from enumerate(_generate(captioner, image, baseline_masks, arguments.new_tokens))
+        yield from enumerate(generate(captioner, image, baseline_masks, arguments.new_tokens))
 
-    _generate(captioner, image, masks[:1], 2)  # the first call of a process is slower
+    generate(captioner, image, masks[:1], 2)  # the first call of a process is slower
     return [
         _measure("shared prefix", image_tokens, shared_prefix, len(masks)),
         _measure("one call a region", image_tokens, one_call_a_region, len(masks)),
@@ -191,7 +192,7 @@ def _measure(
     return Measurement(way, image_tokens, in_order, cost, scale=num_regions / len(captions))
 
 
-def _generate(captioner: "RegionCaptioner", image: npt.NDArray[np.uint8], masks: Masks, new_tokens: int) -> list[str]:
+def generate(captioner: "RegionCaptioner", image: npt.NDArray[np.uint8], masks: Masks, new_tokens: int) -> list[str]:
     """Captions as transformers alone writes them: each prompt has the whole image."""
     from ureca.model.processing import region_conversation
 

@@ -1,0 +1,62 @@
+"""CPU time of a process and all below it, by what they are called. Linux only."""
+
+import os
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+_TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+
+
+class ProcessTree:
+    """Adds up what the processes below one have used; those that have ended keep what they were last seen with.
+
+    Args:
+        root: process id.
+        roles: what a command line must contain to count for a role; the first that fits; else "other".
+    """
+
+    def __init__(self, root: int, roles: Sequence[str]) -> None:
+        self._root = root
+        self._roles = roles
+        self._used_s: dict[int, tuple[str, float]] = {}
+
+    def sample(self) -> dict[str, float]:
+        """CPU seconds by role so far."""
+        for pid, fields in _descendants(self._root):
+            role = _role(pid, self._roles)
+            if role is not None:
+                self._used_s[pid] = role, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+        totals: dict[str, float] = defaultdict(float)
+        for role, used_s in self._used_s.values():
+            totals[role] += used_s
+        return dict(totals)
+
+
+def _descendants(root: int) -> Iterator[tuple[int, list[str]]]:
+    """Ids and fields of /proc/ID/stat, from the state on, of a process and all below it."""
+    stats: dict[int, list[str]] = {}
+    children: dict[int, list[int]] = defaultdict(list)
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            try:
+                # The name, in parentheses, can hold anything.
+                fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+            except OSError:  # it has just ended
+                continue
+            stats[int(folder.name)] = fields
+            children[int(fields[1])].append(int(folder.name))
+    pending = [root]
+    while pending:
+        pid = pending.pop()
+        if pid in stats:
+            yield pid, stats[pid]
+        pending += children[pid]
+
+
+def _role(pid: int, roles: Sequence[str]) -> str | None:
+    try:
+        command = Path(f"/proc/{pid}/cmdline").read_bytes().decode("utf-8", "replace")
+    except OSError:
+        return None
+    return next((role for role in roles if role in command), "other")
