@@ -1,0 +1,19 @@
+"""Units of images on disk with their masks, as the stage before captioning hands them on."""
+
+from pathlib import Path
+
+from tests.drawn import drawn_image, png
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.stages import ProposedImage, ProposedUnit
+
+
+def proposed_unit(folder: Path, number: int, num_images: int) -> ProposedUnit:
+    """A unit of drawn images of four masks."""
+    images = []
+    for seed in range(num_images):
+        pixels, masks = drawn_image(seed)
+        path = folder / f"{number}-{seed}.png"
+        path.write_bytes(png(pixels))
+        entry = ManifestEntry(path.stem, str(path), str(path))
+        images.append(ProposedImage(entry, *pixels.shape[:2], tuple(masks)))
+    return ProposedUnit(number, "drawn", tuple(images), {"propose": 1.0})

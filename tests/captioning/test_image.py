@@ -1,0 +1,84 @@
+"""Masks of an image to rows of captions."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from tests.drawn import drawn_image
+from ureca.captioning import caption_image, caption_ready, make_ready
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.processing import QUESTION as QUESTION_OF_THE_PROCESSOR
+from ureca.model.tiny import build_tiny
+from ureca.regions.mask import Mask
+from ureca.schema import CAPTIONS, conform
+from ureca.settings.captioner import QUESTION, CaptionSettings
+
+SETTINGS = CaptionSettings(max_new_tokens=6)
+
+
+@pytest.fixture(scope="module")
+def captioner() -> RegionCaptioner:
+    return RegionCaptioner(*build_tiny())
+
+
+def test_rows_have_the_captions_of_the_masks(captioner: RegionCaptioner) -> None:
+    pixels, masks = drawn_image(0)
+    rows = caption_image(captioner, pixels, masks, SETTINGS, parents={1: -1, 4: -1, 2: 1, 3: 2})
+    expected = captioner.describe([pixels], [[mask.decode() for mask in masks]], SETTINGS)[0]
+    assert [row["caption"] for row in rows] == [region.text for region in expected]
+    assert [row["num_tokens"] for row in rows] == [region.num_tokens for region in expected]
+    assert [(row["region_id"], row["parent_id"], row["depth"]) for row in rows] == [
+        (1, -1, 0),
+        (2, 1, 1),
+        (3, 2, 2),
+        (4, -1, 0),
+    ]
+    height, width = pixels.shape[:2]
+    image = {"image_id": "a", "uri": "a.png", "height": height, "width": width, "captions": rows}
+    assert conform([image], CAPTIONS).num_rows == 1
+
+
+def test_a_mask_that_cannot_be_captioned_leaves_the_others_as_they_are(captioner: RegionCaptioner) -> None:
+    pixels, masks = drawn_image(0)
+    empty = Mask.from_array(9, np.zeros(pixels.shape[:2], np.bool_))
+    turned = Mask.from_array(8, np.ones(pixels.shape[1::-1], np.bool_))
+    alone = caption_image(captioner, pixels, masks, SETTINGS)
+    rows = caption_image(captioner, pixels, [empty, *masks, turned], SETTINGS)
+    assert rows[1:-1] == alone
+    assert [rows[0]["status"], rows[-1]["status"]] == ["failed:caption:empty_mask", "failed:caption:size_mismatch"]
+    assert rows[0]["caption"] is rows[0]["num_tokens"] is None
+    assert {row["status"] for row in alone} == {"ok"}
+    assert {(row["parent_id"], row["depth"]) for row in alone} == {(None, None)}
+
+
+def test_an_area_that_a_file_states_wrongly_decides_nothing(captioner: RegionCaptioner) -> None:
+    pixels, masks = drawn_image(0)
+    rows = caption_image(captioner, pixels, [replace(masks[0], area_px=0)], SETTINGS)
+    assert rows[0]["status"] == "ok"
+
+
+def test_images_are_captioned_together_as_they_are_alone(captioner: RegionCaptioner) -> None:
+    drawn = [drawn_image(seed) for seed in range(3)]
+    alone = [caption_image(captioner, pixels, masks, SETTINGS) for pixels, masks in drawn]
+    none = make_ready(captioner, drawn[0][0], [])
+    ready = [none, *(make_ready(captioner, pixels, masks) for pixels, masks in drawn)]
+    finished: dict[int, list[dict[str, object]]] = {}
+    together = caption_ready(captioner, ready, SETTINGS.model_copy(update={"batch_size": 5}), finished.__setitem__)
+    assert together == [[], *alone]
+    assert [finished[index] for index in range(4)] == together
+
+
+def test_an_empty_caption_is_a_failure() -> None:
+    model, processor = build_tiny()
+    captioner = RegionCaptioner(model, processor)
+    pixels, masks = drawn_image(0)
+    said = captioner.describe([pixels], [[masks[0].decode()]], CaptionSettings(max_new_tokens=1))[0][0]
+    token = processor.tokenizer(said.text, add_special_tokens=False).input_ids[0]
+    model.generation_config.eos_token_id = token
+    (row,) = caption_image(RegionCaptioner(model, processor), pixels, masks[:1], SETTINGS)
+    assert (row["caption"], row["status"], row["finish_reason"]) == (None, "failed:caption:no_text", "stop")
+
+
+def test_the_question_is_the_released_models() -> None:
+    assert QUESTION == QUESTION_OF_THE_PROCESSOR

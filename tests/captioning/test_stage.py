@@ -1,0 +1,102 @@
+"""Units of images through the stage: common batches, failures as rows, errors that are none of the data's."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.captioning.stand_ins import proposed_unit
+from ureca.captioning.stage import CaptionStage
+from ureca.curation.stages import ProposedUnit
+from ureca.dataset import UnitReport
+from ureca.images import ImageLimits
+from ureca.model.captioner import RegionCaption, RegionCaptioner
+from ureca.model.prepared import PreparedImage
+from ureca.model.tiny import build_tiny
+from ureca.settings.captioner import CaptionSettings
+
+
+class Recording(RegionCaptioner):
+    """Remembers the sizes, in tiles, of the images of each call."""
+
+    calls: list[list[int]]
+
+    def stream_prepared(self, images: Any, settings: CaptionSettings) -> Iterator[RegionCaption]:
+        held: list[PreparedImage] = list(images)
+        self.calls.append([image.num_tiles for image in held])
+        yield from super().stream_prepared(held, settings)
+
+
+@pytest.fixture
+def captioner() -> Recording:
+    captioner = Recording(*build_tiny())
+    captioner.calls = []
+    return captioner
+
+
+def run(
+    captioner: RegionCaptioner, units: list[ProposedUnit], images_in_flight: int = 8, **settings: Any
+) -> list[tuple[list[dict[str, Any]], UnitReport]]:
+    async def all_units() -> list[tuple[list[dict[str, Any]], UnitReport]]:
+        chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
+        stage = CaptionStage(captioner, "tiny 1", chosen, ImageLimits(), images_in_flight)
+        return list(await asyncio.gather(*map(stage, units)))
+
+    return asyncio.run(all_units())
+
+
+def test_units_share_batches_and_keep_their_order(captioner: Recording, tmp_path: Path) -> None:
+    units = [proposed_unit(tmp_path, number, 5) for number in range(2)]
+    made = run(captioner, units)
+    for unit, (rows, report) in zip(units, made, strict=True):
+        assert [row["image_id"] for row in rows] == [image.entry.image_id for image in unit.images]
+        assert all(region["status"] == "ok" for row in rows for region in row["captions"])
+        assert {(row["model"], row["proposer"], row["error"]) for row in rows} == {("tiny 1", "drawn", None)}
+        assert report.num_new_tokens == sum(region["num_tokens"] for row in rows for region in row["captions"])
+        assert report.seconds.keys() == {"propose", "prepare", "caption"}
+    assert sum(map(len, captioner.calls)) == 10
+    assert max(map(len, captioner.calls)) > 1
+    alone = run(captioner, units[:1], images_in_flight=1)
+    assert alone[0][0] == made[0][0]
+
+
+def test_images_of_a_size_come_together(captioner: Recording, tmp_path: Path) -> None:
+    unit = proposed_unit(tmp_path, 0, 6)
+    wide = []
+    for image in unit.images[::2]:
+        Image.fromarray(np.zeros((60, 80, 3), np.uint8)).resize((300, 60)).save(image.entry.path)
+        mask = image.masks[0].from_array(1, np.ones((60, 300), np.bool_))
+        wide.append(type(image)(image.entry, 60, 300, (mask,)))
+    mixed = ProposedUnit(0, "drawn", tuple(x for pair in zip(wide, unit.images[1::2], strict=True) for x in pair), {})
+    run(captioner, [mixed], batch_size=1)
+    for call in captioner.calls:
+        distances = [abs(size - call[0]) for size in call]
+        assert distances == sorted(distances)
+
+
+def test_files_that_changed_or_vanished_are_rows(captioner: Recording, tmp_path: Path) -> None:
+    unit = proposed_unit(tmp_path, 0, 4)
+    gone, changed, broken, good = (Path(image.entry.path) for image in unit.images)
+    gone.unlink()
+    Image.new("RGB", (9, 9)).save(changed)
+    broken.write_bytes(good.read_bytes()[:100])
+    rows, _ = run(captioner, [unit])[0]
+    errors = [row["error"] and f"{row['error']['stage']}:{row['error']['kind']}" for row in rows]
+    assert errors == ["read:missing_file", "caption:changed", "read:truncated", None]
+    assert [len(row["captions"]) for row in rows] == [0, 0, 0, 4]
+
+
+def test_a_bug_of_the_model_is_raised_and_frees_its_slots(captioner: Recording, tmp_path: Path) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    handle = captioner.model.lm_head.register_forward_hook(fail)
+    with pytest.raises(ExceptionGroup) as error:
+        run(captioner, [proposed_unit(tmp_path, 0, 3)], images_in_flight=1)
+    assert error.group_contains(RuntimeError, match="out of memory")
+    handle.remove()
+    assert run(captioner, [proposed_unit(tmp_path, 0, 1)])
