@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-caption clean
+.PHONY: demo test lint types browser bench-tree bench-caption bench-train clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -24,6 +24,9 @@ bench-tree: $(VENV)/.demo
 
 bench-caption: $(VENV)/.dev
 	$(BIN)/ureca bench caption
+
+bench-train: $(VENV)/.dev
+	$(BIN)/ureca bench train
 
 # The report's tests drive a browser. Without one, and without the right to install one, they skip and say so.
 browser:

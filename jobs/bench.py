@@ -9,6 +9,7 @@ from ureca.errors import SettingsError
 _BENCHMARKS = {
     "tree": ("ureca.benchmarks.tree", "plant mask trees on run lengths, against decoding and comparing pixels"),
     "caption": ("ureca.benchmarks.caption", "caption all regions of an image at once, against one call a region"),
+    "train": ("ureca.benchmarks.train", "train on all regions of an image at once, against one region a pass"),
     "caption-corpus": ("ureca.benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
 }
 

@@ -1,0 +1,49 @@
+"""The benchmark of training: what it compares, and what it prints."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jobs import bench
+from ureca.benchmarks import train
+from ureca.errors import InputError
+
+SMALL = ["--regions", "2", "--repeats", "1", "--width", "128", "--layers", "1", "--tile-size-px", "56"]
+
+
+def test_all_ways_of_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """So small an example gains too little for the limit, which the exit status says."""
+    assert bench.main(["train", *SMALL, "--stages", "align", "--json", str(tmp_path / "out.json")]) == 1
+    printed = capsys.readouterr().out
+    assert "gradients agree: yes" in printed
+    assert "of the tokens are padding" in printed
+    results = json.loads((tmp_path / "out.json").read_text(encoding="utf-8"))
+    assert [result["way"] for result in results] == [
+        "all regions in a row",
+        "one region a pass",
+        "one region a pass, transformers' loss",
+        "all regions in a row, cached features",
+    ]
+    assert all(result["gradient_difference"] < train.TOLERANCE for result in results)
+
+
+def test_a_training_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train, "TOLERANCE", -1.0)
+    monkeypatch.setattr(train, "LIMIT", 0.0)
+    assert train.main([*SMALL, "--stages", "full"]) == 1
+
+
+def test_waiting_for_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(InputError, match=r"no folder of a run"):
+        train.main(["--run", str(tmp_path)])
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text('{"step": 0, "validation_loss": 1.0}\n', encoding="utf-8")
+    with pytest.raises(InputError, match="no metrics of a step"):
+        train.main(["--run", str(tmp_path)])
+    lines = [{"seconds": 4.0, "data_wait_fraction": 0.5}, {"seconds": 2.0, "data_wait_fraction": 0.05}]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines * 1), encoding="utf-8")
+    assert train.main(["--run", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "2 steps, 6.0 s" in printed
+    assert "35.0% of the time, the first step 2.0 s, later steps 5.0%" in printed
