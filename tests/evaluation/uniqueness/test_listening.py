@@ -5,8 +5,10 @@ import numpy as np
 import pytest
 
 from ureca.curation.annotator import Choice
+from ureca.curation.listener import ListenerSettings, PromptedListener
 from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.uniqueness import Question, distractors, listen, listener_measures
+from ureca.mllm.protocol import ChatAnswer, ChatRequest
 from ureca.regions import Mask
 from ureca.regions.views import Views
 
@@ -99,3 +101,26 @@ def test_distractors_are_lookalikes_then_like_sizes_nearby() -> None:
     assert distractors(1, regions) == (2, 5, 3, 4)
     assert distractors(1, regions, [3, 1, 99], max_distractors=2) == (3, 2)
     assert distractors(1, {1: regions[1]}) == ()
+
+
+class Looker:
+    """A chat model that always says the same, and keeps what it was shown."""
+
+    name = "looker"
+
+    def __init__(self) -> None:
+        self.pictures: list[bytes] = []
+
+    async def answer(self, request: ChatRequest) -> ChatAnswer:
+        (picture,) = request.images
+        self.pictures.append(picture.tobytes())
+        return ChatAnswer('It is {"choice": 2}.', 1, 1)
+
+
+def test_a_chat_model_is_not_told_which_region_is_meant() -> None:
+    """Whichever of three regions a caption is said to be of, the picture and so the choice are the same."""
+    views, model = Views(np.zeros((100, 100, 3), np.uint8), masks()), Looker()
+    listener = PromptedListener(model, ListenerSettings())
+    questions = [Question(1, "a car", (2, 3)), Question(2, "a car", (3, 1)), Question(3, "a car", (1, 2))]
+    assert sorted(asyncio.run(listen(listener, views, questions))) == ["another", "another", "right"]
+    assert len(set(model.pictures)) == 1
