@@ -3,6 +3,7 @@
 import datetime
 import platform
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, Generic, TypeVar
@@ -45,6 +46,7 @@ class BatchVerb(Generic[Settings]):
         list_input: the manifest of what the settings name.
         graph: the stages over a dataset of stored manifests: pieces, filter of units, settings, number of units and
             cluster to a lazy dataset of the schema ``REPORTED``.
+        within: what runs on the cluster beside the graph, and the settings that the graph is then given.
         may_change: keys of settings that a later session may change, dotted; beside ``MAY_CHANGE``.
         versions: of what makes the rows, beside Ray's and the library's.
         packages: of which the versions are kept, beside those that every verb uses.
@@ -54,6 +56,7 @@ class BatchVerb(Generic[Settings]):
     dataset: Dataset
     list_input: Callable[[Settings], pa.Table]
     graph: Callable[[RayDataset, TablesToTables, Settings, int, Cluster], RayDataset]
+    within: Callable[[Settings], AbstractContextManager[Settings]] = nullcontext
     may_change: frozenset[str] = frozenset()
     versions: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
@@ -118,10 +121,10 @@ def _run(
     verb: BatchVerb[Settings], output: Output, settings: Settings, keep: TablesToTables, num_units: int
 ) -> Iterator[UnitReport]:
     """Run the graph; yields the report of each unit as it is written."""
-    with ray_session() as cluster:
+    with ray_session() as cluster, verb.within(settings) as graph_settings:
         items = manifest_items(output)
         pieces = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
-        written = verb.graph(pieces, keep, settings, num_units, cluster)
+        written = verb.graph(pieces, keep, graph_settings, num_units, cluster)
         for row in written.iter_rows():
             yield UnitReport.model_validate_json(row["report"])
 

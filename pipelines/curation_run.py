@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from pipelines.batch_run import BatchVerb, run_batch
+from pipelines.chat_application import chat_application
 from pipelines.curate import graph
 from pipelines.progress import Progress
 from ureca.corpus.listing import list_images
@@ -19,6 +20,8 @@ _MAY_CHANGE = frozenset(
         *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
         *("mllm.connect_timeout_s", "mllm.answer_timeout_s", "mllm.first_wait_s", "mllm.max_wait_s"),
         *("mllm.max_outage_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer"),
+        *("mllm.device", "mllm.max_batch_size", "mllm.tensor_parallel_size", "mllm.gpu_memory_utilization"),
+        *("mllm.min_replicas", "mllm.max_replicas", "mllm.requests_per_replica", "mllm.accelerator_type", "mllm.port"),
     }
 )
 
@@ -39,6 +42,7 @@ _CURATE = BatchVerb(
     dataset=REGIONS_DATASET,
     list_input=_list_input,
     graph=graph,
+    within=chat_application,
     may_change=_MAY_CHANGE,
     versions={"prompts": PROMPTS_VERSION},
     packages=("scikit-image",),

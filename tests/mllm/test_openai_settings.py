@@ -12,7 +12,8 @@ from ureca.mllm.openai.api_key import read_api_key
 from ureca.mllm.openai.engine import OpenAIChatModel
 from ureca.mllm.openai.settings import OpenAISettings
 from ureca.settings.components import build_curator
-from ureca.settings.curate import ByOpenAI, CurateSettings
+from ureca.settings.curate import CurateSettings
+from ureca.settings.mllm import ByOpenAI
 
 KEY = "sk-Sw0rdfish/42=="
 SERVER = ("--mllm.kind", "openai", "--mllm.model", "m", "--mllm.base-urls", "http://a:8000/v1,https://b/v1/")
@@ -69,7 +70,7 @@ def test_the_verb_builds_one_model_for_annotator_and_verifier() -> None:
 
 
 def test_a_model_that_nobody_asks_is_refused() -> None:
-    with pytest.raises(SettingsError, match=r"annotator\.kind prompted"):
+    with pytest.raises(SettingsError, match=r"annotator\.kind.* prompted"):
         CurateSettings.load(["in", "out", *SERVER])
 
 

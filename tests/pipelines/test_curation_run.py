@@ -14,7 +14,8 @@ from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
 from tests.pipelines.test_graph import settings_of
 from ureca.dataset import Output
 from ureca.errors import InputError, OutputError, SettingsError
-from ureca.settings.curate import ByOpenAI, CurateSettings, StandIn
+from ureca.settings.curate import CurateSettings
+from ureca.settings.mllm import ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -169,7 +170,7 @@ def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plan
 
 
 def test_settings_that_may_change_exist() -> None:
-    models = {"": CurateSettings, "mllm": (ByOpenAI, StandIn)}
+    models = {"": CurateSettings, "mllm": (ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn)}
     for key in MAY_CHANGE | _MAY_CHANGE:
         section, _, name = key.rpartition(".")
         owners = models[section]

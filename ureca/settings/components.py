@@ -6,23 +6,21 @@ from ureca.curation.describer import Describer
 from ureca.curation.embedder import Embedder
 from ureca.curation.embedders.descriptor import DescriptorEmbedder
 from ureca.curation.embedders.dinov2 import Dinov2Embedder
+from ureca.curation.listener import ListeningSettings, PromptedListener
 from ureca.curation.prompted import PromptedAnnotator
+from ureca.errors import SettingsError
 from ureca.mllm.openai.engine import OpenAIChatModel
 from ureca.mllm.protocol import ChatModel
 from ureca.mllm.standin import StandInChatModel
+from ureca.mllm.transformers.engine import TransformersChatModel
+from ureca.mllm.vllm.engine import VllmChatModel
 from ureca.proposals.annotations import AnnotationProposer
 from ureca.proposals.prompted_sam import PromptedSam
 from ureca.proposals.protocol import Proposer
 from ureca.proposals.sam import SamProposer
 from ureca.proposals.segments import SegmentsProposer
-from ureca.settings.curate import (
-    ByDescriptor,
-    ByOpenAI,
-    CurateSettings,
-    Describing,
-    NoVerification,
-    Prompting,
-)
+from ureca.settings.curate import ByDescriptor, CurateSettings, Describing, NoListener, NoVerification, Prompting
+from ureca.settings.mllm import ByOpenAI, ByRayServe, ByTransformers, ByVllm, Mllm
 from ureca.settings.proposals import FromAnnotations, FromPrompts, FromSam, FromSegments
 
 
@@ -42,14 +40,14 @@ def build_proposer(proposals: FromSegments | FromSam | FromAnnotations | FromPro
 
 
 def build_curator(settings: CurateSettings) -> Curator:
-    """Build the annotator, the embedder and the verifier.
+    """Build the annotator, the embedder, the listener and the verifier.
 
     Raises:
         SettingsError: a checkpoint, a package or the MLLM's key is missing.
     """
-    verification = settings.verification
-    # One for both: an endpoint's limit is its own, whoever asks.
-    model = _chat_model(settings)
+    verification, listener = settings.verification, settings.listener
+    # One for all: weights are loaded once, and an endpoint's limit is its own, whoever asks.
+    model = build_chat_model(settings.mllm)
     return Curator(
         annotator=_annotator(settings.annotator, model),
         embedder=_embedder(settings),
@@ -57,6 +55,8 @@ def build_curator(settings: CurateSettings) -> Curator:
         views=settings.views,
         uniqueness=settings.uniqueness,
         verifier=None if isinstance(verification, NoVerification) else _annotator(verification, model),
+        listener=None if isinstance(listener, NoListener) else PromptedListener(model, listener),
+        listening=ListeningSettings() if isinstance(listener, NoListener) else listener,
     )
 
 
@@ -66,10 +66,23 @@ def _annotator(kind: Describing | Prompting, model: ChatModel) -> Annotator:
     return Describer()
 
 
-def _chat_model(settings: CurateSettings) -> ChatModel:
-    if isinstance(settings.mllm, ByOpenAI):
-        return OpenAIChatModel(settings.mllm)
-    return StandInChatModel(settings.mllm)
+def build_chat_model(mllm: Mllm) -> ChatModel:
+    """Build the model that ``mllm`` names; what runs in this process is loaded.
+
+    Raises:
+        SettingsError: a checkpoint, a package or the key is missing; or the model is behind an application that
+            only a pipeline can start.
+    """
+    match mllm:
+        case ByOpenAI():
+            return OpenAIChatModel(mllm)
+        case ByTransformers():
+            return TransformersChatModel(mllm)
+        case ByVllm():
+            return VllmChatModel(mllm)
+        case ByRayServe():
+            raise SettingsError("mllm.kind ray_serve: the application has not been started")
+    return StandInChatModel(mllm)
 
 
 def _embedder(settings: CurateSettings) -> Embedder:

@@ -7,12 +7,12 @@ from pydantic_settings import SettingsConfigDict
 
 from ureca.curation.curate import ViewSettings
 from ureca.curation.embedders.dinov2 import Dinov2Settings
+from ureca.curation.listener import ListeningSettings
 from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
-from ureca.mllm.openai.settings import OpenAISettings
-from ureca.mllm.standin import StandInSettings
 from ureca.settings.batch import BatchSettings
+from ureca.settings.mllm import Mllm, StandIn
 from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
 
@@ -39,16 +39,18 @@ class NoVerification(BaseModel):
     kind: Literal["none"] = "none"
 
 
-class StandIn(StandInSettings):
-    """No model: answers by content, for tests and dry runs."""
+class NoListener(BaseModel):
+    """Nobody listens to captions."""
 
-    kind: Literal["standin"] = "standin"
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["none"] = "none"
 
 
-class ByOpenAI(OpenAISettings):
-    """A model behind OpenAI-compatible endpoints, such as a vLLM server."""
+class Listening(ListeningSettings):
+    """The MLLM of ``mllm`` must choose the region from the caption, among those that look alike."""
 
-    kind: Literal["openai"] = "openai"
+    kind: Literal["prompted"] = "prompted"
 
 
 class ByDescriptor(BaseModel):
@@ -78,7 +80,7 @@ class CurateResources(BaseModel):
 
 
 class CurateSettings(BatchSettings):
-    """Caption the regions of images: masks, mask tree, captions, uniqueness, verification.
+    """Caption the regions of images: masks, mask tree, captions, uniqueness, listener, verification.
 
     INPUT is an image, a folder, a glob, a list file (.txt), tar shards, or Parquet; OUTPUT a folder. The same command
     again does what is missing.
@@ -91,9 +93,10 @@ class CurateSettings(BatchSettings):
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
     annotator: Annotated[Describing | Prompting, Field(discriminator="kind")] = Describing()
-    mllm: Annotated[StandIn | ByOpenAI, Field(discriminator="kind")] = StandIn()
+    mllm: Mllm = StandIn()
     embedder: Annotated[ByDescriptor | ByDinov2, Field(discriminator="kind")] = ByDescriptor()
     uniqueness: UniquenessSettings = UniquenessSettings()
+    listener: Annotated[NoListener | Listening, Field(discriminator="kind")] = NoListener()
     verification: Annotated[NoVerification | Describing | Prompting, Field(discriminator="kind")] = NoVerification()
     resources: CurateResources = CurateResources()
 
@@ -105,6 +108,25 @@ class CurateSettings(BatchSettings):
 
     @model_validator(mode="after")
     def _mllm_is_asked(self) -> Self:
-        if self.mllm.kind == "openai" and "prompted" not in {self.annotator.kind, self.verification.kind}:
-            raise ValueError("mllm.kind openai is for annotator.kind prompted or verification.kind prompted; set one")
+        asking = {self.annotator.kind, self.listener.kind, self.verification.kind}
+        if self.mllm.kind != "standin" and "prompted" not in asking:
+            raise ValueError(
+                f"mllm.kind {self.mllm.kind} is for annotator.kind, listener.kind or verification.kind prompted; "
+                "set one of them"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _actors_can_hold_the_mllm(self) -> Self:
+        where = self.resources.curate
+        if self.mllm.kind in {"transformers", "vllm"} and where.num_actors is None and not where.num_gpus:
+            raise ValueError(
+                f"mllm.kind {self.mllm.kind} loads the model once an actor: say by resources.curate.num_gpus or "
+                "resources.curate.num_actors how many that shall be"
+            )
+        if self.mllm.kind == "vllm" and where.num_gpus < self.mllm.tensor_parallel_size > 1:
+            raise ValueError(
+                f"mllm.tensor_parallel_size {self.mllm.tensor_parallel_size} needs as many GPUs an actor, and "
+                f"resources.curate.num_gpus is {where.num_gpus:g}"
+            )
         return self

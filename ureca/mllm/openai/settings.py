@@ -5,21 +5,11 @@ from typing import Self
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
 
 
-class OpenAISettings(BaseModel):
-    """Which model is asked where, and how patiently.
-
-    The key itself is no setting: settings are stored beside the results. They name where it is read from, on the
-    machine that sends the requests.
-    """
+class RequestSettings(BaseModel):
+    """How requests are sent, and how patiently."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(min_length=1, description="name of the model at the endpoints")
-    base_urls: tuple[HttpUrl, ...] = Field(
-        min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
-    )
-    api_key_variable: str | None = Field(default=None, description="environment variable with the key; None: no key")
-    api_key_file: str | None = Field(default=None, description="file with the key; None: no key")
     constrain_answers: bool = Field(
         default=True, description="have answers decoded by their JSON schema; off for servers that cannot"
     )
@@ -39,6 +29,27 @@ class OpenAISettings(BaseModel):
     )
     max_answer_bytes: int = Field(default=2**20, ge=1024, description="longer HTTP answers are not read to their end")
 
+    @model_validator(mode="after")
+    def _waits_agree(self) -> Self:
+        if self.first_wait_s > self.max_wait_s:
+            raise ValueError("first_wait_s is longer than max_wait_s")
+        return self
+
+
+class OpenAISettings(RequestSettings):
+    """Which model is asked where, and how patiently.
+
+    The key itself is no setting: settings are stored beside the results. They name where it is read from, on the
+    machine that sends the requests.
+    """
+
+    model: str = Field(min_length=1, description="name of the model at the endpoints")
+    base_urls: tuple[HttpUrl, ...] = Field(
+        min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
+    )
+    api_key_variable: str | None = Field(default=None, description="environment variable with the key; None: no key")
+    api_key_file: str | None = Field(default=None, description="file with the key; None: no key")
+
     @field_validator("base_urls")
     @classmethod
     def _are_plain(cls, base_urls: tuple[HttpUrl, ...]) -> tuple[HttpUrl, ...]:
@@ -51,9 +62,7 @@ class OpenAISettings(BaseModel):
         return base_urls
 
     @model_validator(mode="after")
-    def _agree(self) -> Self:
+    def _keys_agree(self) -> Self:
         if self.api_key_variable is not None and self.api_key_file is not None:
             raise ValueError("api_key_variable and api_key_file both name a key; set one of them")
-        if self.first_wait_s > self.max_wait_s:
-            raise ValueError("first_wait_s is longer than max_wait_s")
         return self

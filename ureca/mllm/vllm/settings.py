@@ -1,5 +1,6 @@
 """Settings of the engine that runs a checkpoint by vLLM."""
 
+import json
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
@@ -31,9 +32,25 @@ class VllmSettings(BaseModel):
         default={}, description="further fields of vLLM's AsyncEngineArgs, such as enforce_eager or quantization"
     )
 
+    @field_validator("engine_options", mode="before")
+    @classmethod
+    def _as_on_a_command_line(cls, options: object) -> object:
+        """There, true, false and numbers arrive as text."""
+        if not isinstance(options, dict):
+            return options
+        return {name: _scalar(value) if isinstance(value, str) else value for name, value in options.items()}
+
     @field_validator("engine_options")
     @classmethod
     def _are_no_settings(cls, options: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
         if taken := sorted(options.keys() & _NOT_OPTIONS):
             raise ValueError(f"{', '.join(taken)}: set by the settings beside it, or not to be set at all")
         return options
+
+
+def _scalar(text: str) -> object:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
