@@ -18,8 +18,11 @@ from ureca.curation.annotator import Choice, LookAlike, Verdict
 from ureca.curation.curate import Curator
 from ureca.curation.embedder import RegionCrop
 from ureca.curation.image import CurationImage
+from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener
+from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
 from ureca.images import ImageLimits
+from ureca.mllm.standin import StandInChatModel, StandInSettings
 from ureca.proposals.annotations import AnnotationProposer
 from ureca.regions.mask import Mask
 
@@ -124,6 +127,18 @@ def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
         "ureca": "",
     }
     assert work.seconds.keys() == {"propose", "tree", "curate"}
+
+
+def test_answers_that_could_not_be_used_are_in_the_report(tmp_path: Path) -> None:
+    write_corpus(tmp_path, 2)
+    model = StandInChatModel(StandInSettings(malformed_fraction=0.4))
+    annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=9))
+    listener = PromptedListener(model, ListenerSettings())
+    curator = Curator(annotator, OneHotEmbedder(), listener=listener, listening=ListeningSettings(include_all=True))
+    rows, work = asyncio.run(CurateStage(curator, LIMITS, 4)(proposed_unit(entries_of(tmp_path))))
+    assert {row["provenance"]["listener"] for row in rows} == {listener.name}
+    assert work.rejected_answers["unusable_answer"] > 0
+    assert work.num_calls > sum(work.rejected_answers.values())
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])

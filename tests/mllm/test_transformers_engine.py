@@ -16,12 +16,17 @@ from PIL import Image
 from pydantic import ValidationError
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from tests.drawn import drawn_image
 from tests.mllm.tiny_models import FAMILIES, chatml
+from ureca.curation.curate import Curator, curate_image
+from ureca.curation.embedders import DescriptorEmbedder
+from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.errors import AnswerError, SettingsError
 from ureca.mllm.conversation import ChatTemplate
 from ureca.mllm.protocol import ChatAnswer, ChatRequest, Pixels
 from ureca.mllm.transformers.engine import TransformersChatModel
 from ureca.mllm.transformers.settings import TransformersSettings
+from ureca.mllm.usage import metered
 
 Engine = Callable[..., TransformersChatModel]
 
@@ -194,6 +199,15 @@ class TestWhatCannotBeAsked:
         assert isinstance(first, ChatAnswer) and isinstance(third, ChatAnswer)
         assert isinstance(second, AnswerError) and second.kind == "unusable_request"
         assert "aspect ratio" in second.message
+
+    def test_a_model_that_talks_nonsense_fails_regions_and_nothing_else(self, model: TransformersChatModel) -> None:
+        prompting = PromptingSettings(max_new_tokens=16, max_attempts=2)
+        annotator = PromptedAnnotator(model, prompting)
+        pixels, masks = drawn_image(1)
+        with metered() as usage:
+            rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, DescriptorEmbedder())))
+        assert {row["status"] for row in rows} == {"failed:short_caption:unusable_answer"}
+        assert (usage.num_calls, usage.rejected_answers) == (8, {"unusable_answer": 8})
 
 
 class TestSettings:
