@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from weakref import WeakSet
 
 import numpy as np
 import pytest
@@ -76,6 +77,23 @@ def test_images_of_a_size_come_together(captioner: Recording, tmp_path: Path) ->
     for call in captioner.calls:
         distances = [abs(size - call[0]) for size in call]
         assert distances == sorted(distances)
+
+
+def test_no_more_images_are_held_than_may_be(captioner: Recording, tmp_path: Path) -> None:
+    alive: WeakSet[PreparedImage] = WeakSet()
+    most = 0
+
+    def prepare(*arguments: Any) -> PreparedImage:
+        nonlocal most
+        prepared = RegionCaptioner.prepare(captioner, *arguments)
+        alive.add(prepared)
+        most = max(most, len(alive))
+        return prepared
+
+    captioner.prepare = prepare  # type: ignore[method-assign]
+    run(captioner, [proposed_unit(tmp_path, number, 8) for number in range(3)], images_in_flight=3)
+    assert 1 < most <= 2 * 3  # those of a call that are finished stay until its end
+    assert not alive
 
 
 def test_files_that_changed_or_vanished_are_rows(captioner: Recording, tmp_path: Path) -> None:

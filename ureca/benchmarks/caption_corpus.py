@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca bench caption-corpus", description=__doc__)
-    parser.add_argument("--images", type=int, default=12, help="of the corpus (default 12)")
+    parser.add_argument("--images", type=int, default=16, help="of the corpus (default 16)")
     parser.add_argument("--regions", type=int, default=32, help="of each image (default 32)")
     parser.add_argument("--new-tokens", type=int, default=32, help="of each caption (default 32)")
     parser.add_argument("--image-tokens", type=int, default=832, choices=sorted(TILE_SIZE_PX), help="(default 832)")
@@ -148,7 +148,8 @@ def _measure_job(folder: Path, num_actors: int, arguments: argparse.Namespace) -
         *("--captioner.batch-size", str(arguments.regions)),
         *("--resources.caption.num-actors", str(num_actors), "--resources.caption.num-cpus", "0.25"),
         *("--resources.caption.num-gpus", str(arguments.gpus_per_actor)),
-        *("--resources.propose.num-actors", "1"),
+        # One image is prepared while another is captioned: more would be under way when the clock starts.
+        *("--resources.propose.num-actors", "1", "--resources.caption.units-in-flight", "2"),
     ]
     with (folder / "log").open("wb") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 (our own command)

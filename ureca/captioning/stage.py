@@ -23,7 +23,9 @@ if TYPE_CHECKING:
 
 
 class CaptionStage:
-    """Captions units of images; at most ``images_in_flight`` of them, over all units, are in memory at a time.
+    """Captions units of images, of which ``images_in_flight`` over all units are worked on at a time.
+
+    So many images, and for a moment those that have just been finished, are in memory: as tiles, not as pixels.
 
     Args:
         captioner: loaded.

@@ -87,7 +87,7 @@ class RegionPrompts:
     def _encode(self, tiles: npt.NDArray[np.uint8]) -> EncodedImage:
         beginning, _ = self.processor.split_prompt(QUESTION)
         text = beginning.replace(self.processor.image_token, self.processor.image_placeholders(len(tiles)))
-        pixel_values = self.processor.image_processor.normalise(torch.from_numpy(tiles).to(self.model.device))
+        pixel_values = self.processor.image_processor.normalise(torch.tensor(tiles, device=self.model.device))
         outputs = self.model.model(input_ids=self._tokens(text), pixel_values=pixel_values, use_cache=True)
         fused = isinstance(self.model.model.mask_encoder, FusedMaskEncoder)
         return EncodedImage(Prefix.from_cache(outputs.past_key_values), outputs.image_hidden_states if fused else None)

@@ -47,7 +47,7 @@ class CaptioningSettings(BatchSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="type of the weights; auto: the checkpoint's"
     )
-    proposals: Annotated[Automatic | MaskSource, Field(discriminator="kind")] = Automatic()
+    proposals: Annotated[MaskSource | Automatic, Field(discriminator="kind")] = Automatic()
     captioner: CaptionSettings = CaptionSettings()
     resources: CaptionResources = CaptionResources()
 

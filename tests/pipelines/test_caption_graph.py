@@ -1,0 +1,94 @@
+"""The captioning's stages one after another, without a cluster."""
+
+import asyncio
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+from pipelines.blocks import manifest_items, pending_units
+from pipelines.caption import graph
+from pipelines.captioning_run import _list_input, _resolved
+from pipelines.session import Cluster
+from tests.bad_corpus import write_bad_corpus
+from tests.drawn import write_corpus
+from tests.pipelines.test_graph import RecordingDataset
+from ureca.dataset import Output
+from ureca.model.tiny import save_tiny
+from ureca.schema import CAPTIONS_DATASET
+from ureca.settings.caption import CaptioningSettings
+
+HERE = Cluster(num_cpus=2, num_gpus=0, may_grow=False)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    save_tiny(folder)
+    return folder
+
+
+def settings_of(tmp_path: Path, checkpoint: Path, **more: Any) -> CaptioningSettings:
+    """Settings that caption four tokens a region, of masks from files beside the images."""
+    defaults = {
+        "input": str(tmp_path / "in"),
+        "output": str(tmp_path / "out"),
+        "model": str(checkpoint),
+        "listing": {"annotations": "beside"},
+        "proposals": {"kind": "annotations"},
+        "captioner": {"max_new_tokens": 4},
+    }
+    return CaptioningSettings(**defaults | more)
+
+
+def caption_here(settings: CaptioningSettings) -> Output:
+    """Caption in this process; returns the output."""
+    settings = _resolved(settings)
+    output = Output(settings.output, CAPTIONS_DATASET)
+    output.add_images(_list_input(settings), images_per_unit=8)
+    dataset: Any = RecordingDataset()
+    graph(dataset, pending_units({}, []), settings, num_units=9, cluster=HERE)
+    asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
+    return output
+
+
+def test_every_stage_runs_where_its_resources_say(tmp_path: Path, checkpoint: Path) -> None:
+    resources = {
+        "propose": {"num_actors": 3, "num_cpus": 2},
+        "caption": {"num_actors": 9, "num_cpus": 4, "num_gpus": 1, "units_in_flight": 6},
+    }
+    dataset: Any = RecordingDataset()
+    settings = settings_of(tmp_path, checkpoint, resources=resources)
+    graph(dataset, pending_units({}, []), settings, num_units=5, cluster=Cluster(64, 8, may_grow=False))
+    _, (_, proposing), (_, captioning) = dataset.stages
+    assert dataset.rows_per_block == 1
+    assert (proposing["num_cpus"], proposing["compute"].max_size) == (2, 3)
+    assert (captioning["num_cpus"], captioning["num_gpus"], captioning["compute"].max_size) == (4, 1, 5)
+    assert captioning["compute"].max_concurrent_calls_per_actor == 6
+
+
+def test_bad_files_are_all_accounted_for(tmp_path: Path, checkpoint: Path) -> None:
+    expected = write_bad_corpus(tmp_path / "in")
+    rows = list(caption_here(settings_of(tmp_path, checkpoint)).rows())
+    found = {
+        row["image_id"]: "ok" if row["error"] is None else f"{row['error']['stage']}:{row['error']['kind']}"
+        for row in rows
+    }
+    assert found == expected
+    assert len(rows) == len(expected)
+    statuses = Counter(region["status"] for row in rows for region in row["captions"])
+    assert statuses.keys() == {"ok"}
+
+
+def test_captions_of_a_run_are_captioned_with_its_ids(tmp_path: Path, checkpoint: Path) -> None:
+    ids = write_corpus(tmp_path / "in", 3)
+    first = caption_here(settings_of(tmp_path, checkpoint))
+    first.write_run({"verb": "caption", "dataset": "captions"})
+    plain: dict[str, Any] = {"listing": {}, "proposals": {"kind": "auto"}, "input": first.path}
+    again = caption_here(settings_of(tmp_path, checkpoint, output=str(tmp_path / "again"), **plain))
+    rows = list(again.rows())
+    assert [row["image_id"] for row in rows] == ids
+    assert {row["proposer"] for row in rows} == {"regions"}
+    assert [row["captions"] for row in rows] == [row["captions"] for row in first.rows()]
