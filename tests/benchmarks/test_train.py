@@ -41,8 +41,12 @@ def test_waiting_for_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
     metrics.write_text('{"step": 0, "validation_loss": 1.0}\n', encoding="utf-8")
     with pytest.raises(InputError, match="no metrics of a step"):
         train.main(["--run", str(tmp_path)])
-    lines = [{"seconds": 4.0, "data_wait_fraction": 0.5}, {"seconds": 2.0, "data_wait_fraction": 0.05}]
-    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines * 1), encoding="utf-8")
+    waits = {2.0: 2.0, 0.1: 1.9}
+    lines = [
+        {"data_wait_fraction": 0, "seconds": {"data_wait": wait, "forward_backward": work, "optimizer": 0.0}}
+        for wait, work in waits.items()
+    ]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     assert train.main(["--run", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "2 steps, 6.0 s" in printed

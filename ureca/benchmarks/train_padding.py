@@ -64,16 +64,16 @@ def print_waiting(run: Path) -> None:
     """
     try:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
-        steps = [(line["seconds"], line["data_wait_fraction"]) for line in lines if "data_wait_fraction" in line]
+        steps = [line["seconds"] for line in lines if "data_wait_fraction" in line]
+        waited = np.array([step["data_wait"] for step in steps])
+        worked = np.array([step["forward_backward"] + step["optimizer"] for step in steps])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{run} is no folder of a run of `ureca train` with metrics.jsonl ({error})") from error
     if not steps:
         raise InputError(f"{run} has no metrics of a step yet")
-    seconds, fractions = np.array(steps).T
-    later = seconds[1:].sum()
+    seconds = waited + worked
     print(
-        f"{len(steps)} steps, {seconds.sum():.1f} s; waiting for data: "
-        f"{(seconds * fractions).sum() / seconds.sum():.1%} of the time, the first step "
-        f"{seconds[0] * fractions[0]:.1f} s"
-        + (f", later steps {(seconds * fractions)[1:].sum() / later:.1%}" if later else "")
+        f"{len(steps)} steps, {seconds.sum():.1f} s; waiting for data: {waited.sum() / seconds.sum():.1%} of the time, "
+        f"the first step {waited[0]:.1f} s"
+        + (f", later steps {waited[1:].sum() / seconds[1:].sum():.1%}" if len(steps) > 1 else "")
     )
