@@ -2,17 +2,42 @@
 
 import sys
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from ureca.settings.train import TrainSettings
 
+if TYPE_CHECKING:
+    from pipelines.train import TrainReport
+
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb; what ends a run before its last step is an error, and status 2."""
+    """Run the verb; a run that cannot reach its last step is an error, of status 2."""
     settings = TrainSettings.load(argv)
     from pipelines.train import train
 
-    print(train(settings).summary())
+    print(_summary(train(settings, on_plan=_print_plan)))
     return 0
+
+
+def _print_plan(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+def _summary(report: "TrainReport") -> str:
+    totals = report.totals
+    seconds = ", ".join(f"{part} {value:.1f}" for part, value in totals.seconds.items())
+    rows = [
+        ("steps", f"{totals.num_steps}"),
+        ("loss", f"{totals.loss:.4f} (mean of all steps)"),
+        ("regions", f"{totals.counts['regions']} ({totals.regions_per_s:.1f}/s), {totals.counts['bad_samples']} bad"),
+        ("tokens", f"{totals.counts['tokens']}, {totals.padding_fraction:.1%} padding"),
+        ("seconds by part", f"{seconds} (waiting for data: {totals.data_wait_fraction:.1%} of the steps)"),
+    ]
+    if report.validation is not None:
+        figures = {name: value for name, value in report.validation.items() if isinstance(value, float)}
+        rows.append(("validation", ", ".join(f"{name} {value:.4f}" for name, value in figures.items())))
+    rows.append(("results", f"{report.run}/model, {report.run}/run.json, {report.run}/metrics.jsonl"))
+    return "\n".join(f"{name:<16} {value}" for name, value in rows)
 
 
 if __name__ == "__main__":

@@ -66,7 +66,7 @@ class Progress:
             return "0s"
         first_at, first_images = self._first or (0.0, 0)
         since = self.done.num_images - first_images
-        return _duration(left * (self._clock() - first_at) / since) if since else "unknown"
+        return duration(left * (self._clock() - first_at) / since) if since else "unknown"
 
     def _print(self) -> None:
         self._printed = self._clock()
@@ -74,7 +74,8 @@ class Progress:
         print(f"{start}{self.line()}", end=end, file=self._stream, flush=True)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Seconds for people: ``1h02m``, ``3m05s``, ``9s``."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:

@@ -31,8 +31,12 @@ class Cluster:
 
 
 @contextmanager
-def ray_session() -> Iterator[Cluster]:
+def ray_session(least_cpus: int = 2) -> Iterator[Cluster]:
     """Use the cluster that is there (a submitted job's, ``RAY_ADDRESS``), else start one and end it afterwards.
+
+    Args:
+        least_cpus: logical CPUs that a cluster started here has, however few the machine has: what must run side by
+            side then shares them. The default has one for actors and one for Ray Data's own tasks.
 
     Yields:
         the cluster.
@@ -54,7 +58,7 @@ def ray_session() -> Iterator[Cluster]:
         ray.init(
             address="local",
             include_dashboard=False,
-            num_cpus=max(2, os.cpu_count() or 1),  # one for actors, one for Ray Data's own tasks
+            num_cpus=max(least_cpus, os.cpu_count() or 1),
             log_to_driver=False,
             logging_level=logging.WARNING,
         )
@@ -65,13 +69,13 @@ def ray_session() -> Iterator[Cluster]:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(resources.get("CPU", 0), resources.get("GPU", 0), may_grow)
     except RayError as error:
-        raise _as_user_error(error) or error from error
+        raise user_error(error) or error from error
     finally:
         if started_here:
             ray.shutdown()
 
 
-def _as_user_error(error: RayError) -> UrecaError | None:
+def user_error(error: Exception) -> UrecaError | None:
     """What its user can put right, if that is why a worker failed; Ray hands it on as the text of a traceback."""
     # Concurrent work raises groups, whose lines stand behind bars and whose members end with a rule.
     last = re.search(

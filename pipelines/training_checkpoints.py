@@ -53,16 +53,20 @@ class Checkpoints:
                 return Checkpoint(path, _step(path), state)
         return None
 
-    def begin(self, step: int) -> Path:
-        """An empty folder to write to; on one rank only, before all others write."""
-        path = self._folder / f"step-{step:08d}"
+    def path_of(self, step: int) -> Path:
+        """The folder of the checkpoint after so many steps."""
+        return self._folder / f"step-{step:08d}"
+
+    def begin(self, step: int) -> None:
+        """Make an empty folder to write to; on one rank only, before all others write."""
+        path = self.path_of(step)
         if path.exists():
             shutil.rmtree(path)
         path.mkdir(parents=True)
-        return path
 
-    def finish(self, path: Path, state: Mapping[str, Any]) -> None:
-        """Declare what all ranks have written complete, and remove what is older than the policy wants."""
+    def finish(self, step: int, state: Mapping[str, Any]) -> None:
+        """Declare what all ranks have written complete, and remove what the policy does not keep; on one rank only."""
+        path = self.path_of(step)
         files = {}
         for file in sorted(path.rglob("*")):
             if file.is_file():
@@ -71,11 +75,10 @@ class Checkpoints:
         with replacing(path / _COMPLETE, overwrite=True) as temporary:
             temporary.write_text(json.dumps({"state": dict(state), "files": files}), encoding="utf-8")
             _flush(temporary)
+        _flush(path)
         complete = sorted(other for other in self._paths() if _read(other) is not None)
-        kept = set(complete[-self._keep :])
-        for other in self._paths():
-            if other not in kept and other <= path:
-                shutil.rmtree(other)
+        for other in set(self._paths()) - set(complete[-self._keep :]):
+            shutil.rmtree(other)
 
     def _paths(self) -> list[Path]:
         if not self._folder.is_dir():

@@ -1,22 +1,24 @@
 """Ray Data: the packed micro-batches of one rank, in order, made ahead of the steps that use them."""
 
 import json
-import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from typing import Any, cast
 
 import pyarrow as pa
 import ray
+import torch
 from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from ureca.settings.train import TrainSettings
 from ureca.training.augmentation import AugmentationSettings
+from ureca.training.micro_batches import MadeMicroBatch, MicroBatchMaker
 from ureca.training.samples import BadSample
 
 PACKED = pa.schema(
     [
         pa.field("number", pa.int64(), nullable=False),
-        pa.field("batch", pa.binary(), nullable=False),
+        pa.field("data", pa.large_binary(), nullable=False),
         pa.field("weight", pa.float32(), nullable=False),
         pa.field("num_answer_tokens", pa.int64(), nullable=False),
         pa.field("num_tokens", pa.int64(), nullable=False),
@@ -24,40 +26,12 @@ PACKED = pa.schema(
         pa.field("image_ids", pa.list_(pa.string()), nullable=False),
         pa.field("samples", pa.uint64(), nullable=False),
         pa.field("bad_samples", pa.string(), nullable=False),
-        pa.field("seconds", pa.float64(), nullable=False),
     ]
 )
 """Micro-batches on their way to a worker; ``number`` counts a rank's from the beginning of the run."""
 
 _ROWS_PER_BLOCK = 4  # a block costs the worker about 20 ms, whatever it holds
 _MAX_BLOCKS = 20_000
-
-
-@dataclass(frozen=True)
-class PackedMicroBatch:
-    """A micro-batch as it comes to a worker.
-
-    Attributes:
-        batch: as ``ureca.training.transport`` encodes it.
-        weight: 0 for one that only keeps the ranks in step.
-        num_answer_tokens: that count, 0 at weight 0; as all the numbers below.
-        num_tokens: of the packed row.
-        num_regions: that are learned from.
-        image_ids: one an image.
-        samples: sum of the hashes of image and region, modulo 2^64: which regions these are, in any order.
-        bad_samples: that should be among them.
-        seconds: that packing took.
-    """
-
-    batch: bytes
-    weight: float
-    num_answer_tokens: int
-    num_tokens: int
-    num_regions: int
-    image_ids: tuple[str, ...]
-    samples: int
-    bad_samples: tuple[BadSample, ...]
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -83,10 +57,6 @@ class PackingActor:
     """Reads, decodes, tiles, tokenises and packs."""
 
     def __init__(self, task: PackingTask) -> None:
-        import torch
-
-        from ureca.training.micro_batches import MicroBatchMaker
-
         torch.set_num_threads(1)
         settings = task.settings
         self._gradient_accumulation = settings.batch.gradient_accumulation
@@ -108,24 +78,14 @@ class PackingActor:
         """From numbers of a rank's micro-batches to the schema ``PACKED``."""
         return pa.Table.from_pylist([self._row(number) for number in rows["number"].to_pylist()], schema=PACKED)
 
-    def _row(self, number: int) -> dict[str, object]:
-        started = time.perf_counter()
+    def _row(self, number: int) -> dict[str, Any]:
         made = self._maker.make(*divmod(number, self._gradient_accumulation), self._rank)
-        return {
-            "number": number,
-            "batch": made.data,
-            "weight": made.weight,
-            "num_answer_tokens": made.num_answer_tokens,
-            "num_tokens": made.num_tokens,
-            "num_regions": made.num_regions,
-            "image_ids": list(made.image_ids),
-            "samples": made.samples,
-            "bad_samples": json.dumps([asdict(bad) for bad in made.bad_samples]),
-            "seconds": time.perf_counter() - started,
-        }
+        row = {field.name: getattr(made, field.name) for field in fields(made)}
+        bad_samples = json.dumps([asdict(bad) for bad in made.bad_samples])
+        return row | {"number": number, "bad_samples": bad_samples}
 
 
-def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[PackedMicroBatch]:
+def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[MadeMicroBatch]:
     """A rank's micro-batches with numbers from ``first`` to before ``end``, in order; call it in that rank's worker.
 
     The iterator has no state that outlives it: a run that goes on starts another one where it stopped.
@@ -155,17 +115,14 @@ def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[Pa
     )
     expected = first
     for table in packed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
-        for row in table.to_pylist():
+        for row in cast(pa.Table, table).to_pylist():
             if row["number"] != expected:
                 raise RuntimeError(f"micro-batch {row['number']} came where {expected} was expected")
             expected += 1
-            yield _packed(row)
+            yield _made(row)
 
 
-def _packed(row: dict[str, object]) -> PackedMicroBatch:
-    bad = json.loads(str(row.pop("bad_samples")))
-    del row["number"]
-    image_ids = tuple(row.pop("image_ids"))  # type: ignore[arg-type]
-    return PackedMicroBatch(  # type: ignore[arg-type]
-        **row, image_ids=image_ids, bad_samples=tuple(BadSample(**sample) for sample in bad)
-    )
+def _made(row: dict[str, Any]) -> MadeMicroBatch:
+    bad_samples = tuple(BadSample(**bad) for bad in json.loads(row["bad_samples"]))
+    known = {field.name: row[field.name] for field in fields(MadeMicroBatch)}
+    return MadeMicroBatch(**known | {"image_ids": tuple(row["image_ids"]), "bad_samples": bad_samples})

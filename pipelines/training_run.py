@@ -11,7 +11,7 @@ from ureca.atomic import replacing
 from ureca.errors import OutputError
 from ureca.training.samples import BadSample
 
-_RUN, _METRICS, _ERRORS, _FAILURE = "run.json", "metrics.jsonl", "errors.jsonl", "failure.json"
+_RUN, _FAILURE = "run.json", "failure.json"
 
 
 class RunFolder:
@@ -27,8 +27,10 @@ class RunFolder:
         self.validation_index = str(self.path / "validation_index")
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
-        self.metrics = self.path / _METRICS
-        self.errors = self.path / _ERRORS
+        self.metrics = self.path / "metrics.jsonl"
+        self.errors = self.path / "errors.jsonl"
+        self.validation = self.path / "validation.jsonl"
+        self.captions = self.path / "captions"
 
     def record(self) -> dict[str, Any] | None:
         """run.json; None: there is no run.
@@ -68,10 +70,10 @@ class RunFolder:
 
     def rewind(self, step: int) -> None:
         """Forget what was written of steps from this one on: they will be done again."""
-        for path in (self.metrics, self.errors):
+        for path, end in ((self.metrics, step), (self.errors, step), (self.validation, step + 1)):
             if not path.exists():
                 continue
-            kept = [line for line in read_lines(path) if line["step"] < step]
+            kept = [line for line in read_lines(path) if line["step"] < end]
             with replacing(path, overwrite=True) as temporary:
                 temporary.write_text("".join(_line(line) for line in kept), encoding="utf-8")
 
@@ -93,6 +95,13 @@ class RunFolder:
         ]
         if lines:
             _append(self.errors, lines)
+
+    def add_validation(self, figures: Mapping[str, Any], captions: Iterable[Mapping[str, Any]]) -> None:
+        """Add the figures of a validation, and the captions that it looked at."""
+        _append(self.validation, [figures])
+        self.captions.mkdir(exist_ok=True)
+        with replacing(self.captions / f"step-{figures['step']:08d}.jsonl", overwrite=True) as temporary:
+            temporary.write_text("".join(map(_line, captions)), encoding="utf-8")
 
     # What ended a run before its end
 

@@ -1,76 +1,83 @@
 """What each worker of a training run does."""
 
 import itertools
-import math
-import random
 import time
-from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
 import torch.distributed as dist
 
 from pipelines.training_checkpoints import Checkpoints
-from pipelines.training_data import PackedMicroBatch, PackingTask, packed_micro_batches
+from pipelines.training_data import PackingTask, packed_micro_batches
 from pipelines.training_engine import Engine
+from pipelines.training_ranks import gather
 from pipelines.training_run import RunFolder
-from ureca.errors import UrecaError
+from pipelines.training_step import Inputs, StepFigures, run_step
+from pipelines.training_validation import Validation
+from ureca.errors import InputError, UrecaError
 from ureca.model.checkpoints import load_checkpoint
+from ureca.model.region_prompt import RegionPrompt
 from ureca.settings.train import TrainSettings
+from ureca.training.export import save_adapter, save_checkpoint
+from ureca.training.feature_cache import FeatureCache, check_cacheable
 from ureca.training.index import TrainingIndex
 from ureca.training.loss import PackedLoss
+from ureca.training.micro_batches import MadeMicroBatch
 from ureca.training.run_plan import RunPlan
-from ureca.training.samples import BadSample
 from ureca.training.stages import check_region_prompt, prepare
 from ureca.training.tokens import costs_of
-from ureca.training.transport import from_bytes
+from ureca.training.tracking import Tracker, open_trackers
 
 
 def train_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in every worker.
 
     Args:
-        config: ``settings`` of the verb, as JSON.
+        config: ``settings`` of the verb, as JSON, with paths that hold on every machine.
     """
     from ray.train import get_context
     from ray.train.torch import get_device
 
     settings = TrainSettings.model_validate_json(config["settings"])
-    run = RunFolder(settings.run)
     device: Any = get_device()
     if device.type == "cpu":
         torch.set_num_threads(settings.resources.cpus_per_worker)
+    rank, world_size = get_context().get_world_rank(), get_context().get_world_size()
+    run = RunFolder(settings.run)
     try:
-        _Worker(settings, run, device, get_context().get_world_rank(), get_context().get_world_size()).train()
+        Worker(settings, run, device, rank, world_size).train()
     except UrecaError as error:
-        # All ranks come to the same decision and end here together; raised, it would be tried again.
-        if dist.get_rank() == 0:
+        # All ranks come to it at the same place. Raised, it would be met again after a new start, and again.
+        if rank == 0:
             run.write_failure(error)
 
 
-@dataclass
-class _Totals:
-    """Sums over the steps of a session or epoch."""
+class Worker:
+    """One rank of a run.
 
-    seconds: Counter[str]
+    Args:
+        settings: of the verb.
+        run: its folder, with the indices.
+        device: of this rank.
+        rank: of ``world_size``.
+        world_size: number of ranks.
 
+    Raises:
+        UrecaError: the model cannot be trained so; on all ranks alike, as all that its methods raise.
+    """
 
-class _Worker:
     def __init__(
         self, settings: TrainSettings, run: RunFolder, device: torch.device, rank: int, world_size: int
     ) -> None:
         self._settings, self._run, self._device = settings, run, device
         self._rank, self._world_size = rank, world_size
         _seed(settings.seed, rank)
-        model, self._processor = load_checkpoint(settings.model, dtype=_dtype(settings.precision))
-        check_region_prompt(settings.stage, self._processor.region_prompt)
-        prepare(model, settings.stage, gradient_checkpointing=settings.gradient_checkpointing, seed=settings.seed)
-        self._model = model
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        self._model, self._processor = load_checkpoint(settings.model, dtype=dtype)
+        check_region_prompt(settings.stage, cast(RegionPrompt, self._processor.region_prompt))
+        prepare(self._model, settings.stage, gradient_checkpointing=settings.gradient_checkpointing, seed=settings.seed)
         index = TrainingIndex(run.index)
-        self._num_regions = index.info.num_regions
         self._plan = RunPlan(
             index.counts(),
             costs_of(self._processor),
@@ -81,103 +88,109 @@ class _Worker:
             epochs=settings.stage.epochs,
             max_steps=settings.max_steps,
         )
-        self._engine = Engine(PackedLoss(model), settings, self._plan.num_steps, device)
+        self._engine = Engine(PackedLoss(self._model), settings, self._plan.num_steps, device)
+        self._inputs = Inputs(self._processor.image_processor, device, self._feature_cache())
+        self._validation = (
+            Validation(settings, run, self._model, self._processor, self._engine, device)
+            if settings.validation.sources
+            else None
+        )
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
-        self._counts: Counter[str] = Counter()
+        self._num_bad = 0
+        """Bad samples of the epoch so far."""
 
     def train(self) -> None:
+        """Train from where the run is to its end."""
         first = self._resume()
-        gas = self._settings.batch.gradient_accumulation
+        per_step = self._settings.batch.gradient_accumulation
         task = PackingTask(self._settings, self._run.index, self._rank, self._world_size)
-        micro_batches = packed_micro_batches(task, first * gas, self._plan.num_steps * gas)
+        micro_batches = packed_micro_batches(task, first * per_step, self._plan.num_steps * per_step)
+        trackers = open_trackers(self._settings.trackers, self._run.path, first) if self._rank == 0 else []
+        beside_s: dict[str, float] = {}
         for step in range(first, self._plan.num_steps):
-            started = time.perf_counter()
-            batch = list(itertools.islice(micro_batches, gas))
-            waited = time.perf_counter() - started
-            self._step(step, batch, started, waited)
-            if (step + 1) % self._settings.checkpoint.every_steps == 0 or step + 1 == self._plan.num_steps:
-                self._save(step + 1)
+            waiting = time.perf_counter()
+            mine = list(itertools.islice(micro_batches, per_step))
+            waited_s = time.perf_counter() - waiting
+            if step == first:
+                # That actors start is no sign that they are too few.
+                beside_s, waited_s = {"start": waited_s}, 0.0
+            figures = run_step(step, mine, waited_s, engine=self._engine, inputs=self._inputs, device=self._device)
+            self._note(step, figures, beside_s, trackers)
+            self._note_bad_samples(step, mine, figures.counts["bad_samples"])
+            beside_s = self._after_step(step + 1, trackers)
         self._export()
+        for tracker in trackers:
+            tracker.close()
 
-    def _step(self, step: int, micro_batches: list[PackedMicroBatch], started: float, waited: float) -> None:
-        learning_rate = self._engine.learning_rate
-        counts = self._sum(
+    def _after_step(self, done: int, trackers: list[Tracker]) -> dict[str, float]:
+        """What is due after so many steps; returns the seconds that it took."""
+        settings, started = self._settings, time.perf_counter()
+        every, ends = settings.validation.every_steps, done == self._plan.num_steps
+        due = ends or (done % every == 0 if every else self._plan.ends_epoch(done - 1))
+        if self._validation is not None and due:
+            validated = self._validation.validate(done)
+            figures = {f"validation/{name}": value for name, value in validated.items() if isinstance(value, float)}
+            for tracker in trackers:
+                tracker.add(figures, done)
+        validated_at = time.perf_counter()
+        if ends or done % settings.checkpoint.every_steps == 0:
+            self._save(done)
+            if settings.checkpoint.export and not ends:
+                self._export()
+        return {"validation": validated_at - started, "checkpoint": time.perf_counter() - validated_at}
+
+    def _note(self, step: int, figures: StepFigures, beside_s: dict[str, float], trackers: list[Tracker]) -> None:
+        """Add the line of a step; ``beside_s`` is what was done since the step before."""
+        if self._rank:
+            return
+        seconds = figures.seconds | beside_s
+        busy_s = sum(figures.seconds.values())
+        scalars = {
+            "loss": figures.loss,
+            "learning_rate": figures.learning_rate,
+            "gradient_norm": figures.gradient_norm,
+            "data_wait_fraction": figures.seconds["data_wait"] / max(busy_s, 1e-9),
+        }
+        self._run.add_metrics(
             {
-                "answer_tokens": sum(made.num_answer_tokens for made in micro_batches),
-                "tokens": sum(made.num_tokens for made in micro_batches),
-                "regions": sum(made.num_regions for made in micro_batches),
-                "images": sum(len(made.image_ids) for made in micro_batches),
-                "bad": sum(len(made.bad_samples) for made in micro_batches),
+                "step": step,
+                "epoch": self._plan.position(step).epoch,
+                **scalars,
+                **figures.counts,
+                "seconds": {part: round(value, 4) for part, value in seconds.items()},
             }
         )
-        losses = []
-        for made in micro_batches:
-            batch = from_bytes(made.batch, self._processor.image_processor).to(self._device)
-            losses.append(self._engine.forward_backward((batch,), made.weight, int(counts["answer_tokens"])))
-            self._engine.step()
-        total = self._sum({"loss": sum(loss.item() for loss in losses)})["loss"]
-        self._check_finite(step, total, losses, micro_batches)
-        self._note_bad_samples(step, micro_batches, int(counts["bad"]), int(counts["regions"]))
-        seconds = time.perf_counter() - started
-        times = self._sum({"wait": waited, "all": seconds})
-        if self._rank == 0:
-            epoch, _ = self._plan.position(step)
-            self._run.add_metrics(
-                {
-                    "step": step,
-                    "epoch": epoch,
-                    "loss": total / max(1, counts["answer_tokens"]),
-                    "learning_rate": learning_rate,
-                    **{name: int(count) for name, count in counts.items()},
-                    "seconds": round(seconds, 4),
-                    "data_wait_fraction": round(times["wait"] / times["all"], 4),
-                }
-            )
+        for tracker in trackers:
+            tracker.add({f"train/{name}": value for name, value in scalars.items()}, step)
 
-    def _sum(self, numbers: dict[str, float]) -> dict[str, float]:
-        """Sums over all ranks; float64 holds counts exactly."""
-        tensor = torch.tensor(list(numbers.values()), dtype=torch.float64, device=self._device)
-        dist.all_reduce(tensor)
-        return dict(zip(numbers, tensor.tolist(), strict=True))
-
-    def _check_finite(
-        self, step: int, total: float, losses: list[torch.Tensor], micro_batches: list[PackedMicroBatch]
-    ) -> None:
-        if math.isfinite(total):
-            return
-        mine = [
-            image_id
-            for loss, made in zip(losses, micro_batches, strict=True)
-            if not math.isfinite(loss.item())
-            for image_id in made.image_ids
-        ]
-        named: list[list[str]] = [[] for _ in range(self._world_size)]
-        dist.all_gather_object(named, mine)
-        images = [image_id for of_rank in named for image_id in of_rank]
-        raise UrecaError(
-            f"step {step}: the loss is not finite. Images of the micro-batches with such a loss: {', '.join(images)}. "
-            "Look at them; else lower stage.learning_rate or stage.max_gradient_norm, or train in fp32. "
-            "The last checkpoint is unharmed: the same command goes on from there"
-        )
-
-    def _note_bad_samples(self, step: int, micro_batches: list[PackedMicroBatch], num_bad: int, num_good: int) -> None:
-        self._counts.update(bad=num_bad, good=num_good)
+    def _note_bad_samples(self, step: int, mine: list[MadeMicroBatch], num_bad: int) -> None:
+        epoch, step_of_epoch = self._plan.position(step)
+        if step_of_epoch == 0:
+            self._num_bad = 0
         if not num_bad:
             return
-        mine = [bad for made in micro_batches for bad in made.bad_samples]
-        named: list[list[BadSample]] = [[] for _ in range(self._world_size)]
-        dist.all_gather_object(named, mine)
+        bad_samples = gather([bad for made in mine for bad in made.bad_samples])
         if self._rank == 0:
-            self._run.add_errors(step, [bad for of_rank in named for bad in of_rank])
+            self._run.add_errors(step, bad_samples)
+        self._num_bad += num_bad
+        num_regions = self._plan.epoch_plan(epoch).num_regions
+        if self._num_bad > self._settings.max_error_fraction * num_regions:
+            raise InputError(
+                f"step {step}: {self._num_bad} of the epoch's {num_regions} regions could not be read, more than "
+                f"max_error_fraction {self._settings.max_error_fraction:g}; {self._run.errors} names each. Mend them "
+                "or allow more; the same command goes on from the last checkpoint"
+            )
 
-    # Checkpoints
+    # What outlasts the worker
 
     def _resume(self) -> int:
         """Go on from the newest checkpoint; returns the step that comes next."""
         checkpoint = self._checkpoints.latest()
-        step = 0 if checkpoint is None else checkpoint.step
+        step = 0
         if checkpoint is not None:
-            self._engine.load(checkpoint.path)
+            step = checkpoint.step
+            self._engine.load(checkpoint.path, checkpoint.state["shapes"])
+            self._num_bad = checkpoint.state["bad_samples"]
             _restore_random_state(checkpoint.path / f"random-{self._rank}.pt", self._device)
         if self._rank == 0:
             self._run.rewind(step)
@@ -185,32 +198,36 @@ class _Worker:
         return step
 
     def _save(self, step: int) -> None:
-        path = self._run.checkpoints / f"step-{step:08d}"
+        path = self._checkpoints.path_of(step)
         if self._rank == 0:
             self._checkpoints.begin(step)
         dist.barrier()
-        self._engine.save(path)
+        shapes = self._engine.save(path)
         torch.save(_random_state(self._device), path / f"random-{self._rank}.pt")
         dist.barrier()
         if self._rank == 0:
-            self._checkpoints.finish(path, {"step": step, "world_size": self._world_size})
+            self._checkpoints.finish(step, {"shapes": shapes, "bad_samples": self._num_bad})
         dist.barrier()
 
     def _export(self) -> None:
-        if self._rank == 0:
-            self._model.save_pretrained(self._run.model)
-            self._processor.save_pretrained(self._run.model)
+        tensors = self._engine.gathered(self._model)
+        if self._rank == 0 and self._settings.export == "adapter":
+            save_adapter(self._model, self._run.model, base=self._settings.model, state_dict=tensors, overwrite=True)
+        elif self._rank == 0:
+            save_checkpoint(self._model, self._processor, self._run.model, state_dict=tensors, overwrite=True)
+        dist.barrier()
 
-
-def _dtype(precision: str) -> torch.dtype:
-    return torch.bfloat16 if precision == "bf16" else torch.float32
+    def _feature_cache(self) -> FeatureCache | None:
+        cache = self._settings.feature_cache
+        if cache.directory is None:
+            return None
+        check_cacheable(self._model, self._settings.augmentation)
+        return FeatureCache(cache.directory, self._model, max_bytes=cache.max_bytes, num_writers=self._world_size)
 
 
 def _seed(seed: int, rank: int) -> None:
     """Dropout differs from rank to rank; all else that is random has a stream of its own."""
     torch.manual_seed(seed * 100_003 + rank)
-    np.random.seed((seed * 100_003 + rank) % 2**32)
-    random.seed(seed * 100_003 + rank)
 
 
 def _random_state(device: torch.device) -> dict[str, torch.Tensor]:

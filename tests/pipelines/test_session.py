@@ -6,7 +6,7 @@ import traceback
 import pytest
 from ray.exceptions import RayError
 
-from pipelines.session import _as_user_error
+from pipelines.session import user_error
 from ureca.errors import AnswerError, SettingsError
 
 RAY = "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.Some: it"
@@ -31,11 +31,11 @@ def traceback_of(error: Exception, depth: int) -> str:
 @pytest.mark.parametrize("depth", [0, 1, 3])
 @pytest.mark.parametrize("end", ["", RAY])
 def test_what_a_user_can_put_right_is_found_in_groups_too(depth: int, end: str) -> None:
-    found = _as_user_error(RayError(traceback_of(SettingsError("mllm.model: there is none"), depth) + end))
+    found = user_error(RayError(traceback_of(SettingsError("mllm.model: there is none"), depth) + end))
     assert isinstance(found, SettingsError)
     assert str(found) == "mllm.model: there is none"
 
 
 @pytest.mark.parametrize("error", [ValueError("a bug"), AnswerError("refused", "no")])
 def test_what_a_user_cannot_put_right_stays_as_it_is(error: Exception) -> None:
-    assert _as_user_error(RayError(traceback_of(error, 1) + RAY)) is None
+    assert user_error(RayError(traceback_of(error, 1) + RAY)) is None

@@ -8,6 +8,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from ureca.images import ImageLimits
 from ureca.settings.loading import VerbSettings
 from ureca.training.augmentation import AugmentationSettings
+from ureca.training.feature_cache import FeatureCacheSettings
 from ureca.training.plan import PlanSettings
 from ureca.training.questions import QuestionSettings
 from ureca.training.sources.settings import JsonlSource, RegionsSource
@@ -64,6 +65,7 @@ class CheckpointSettings(BaseModel):
 
     every_steps: PositiveInt = Field(default=200, description="steps from one checkpoint to the next")
     keep: PositiveInt = Field(default=2, description="the newest so many stay")
+    export: bool = Field(default=False, description="also write RUN/model at each checkpoint, not only at the end")
 
 
 class ValidationSettings(BaseModel):
@@ -91,7 +93,7 @@ class TrainResources(BaseModel):
     packers_per_worker: PositiveInt = Field(default=1, description="actors that read, tile, tokenise and pack for it")
     cpus_per_packer: float = Field(default=0.25, gt=0, description="logical CPUs of each")
     prefetch_bytes: PositiveInt = Field(default=256 * 2**20, description="packed micro-batches that wait for a worker")
-    max_restarts: int = Field(default=8, ge=-1, description="of all workers after one was lost; -1: any number")
+    max_restarts: int = Field(default=3, ge=-1, description="of all workers after one was lost; -1: any number")
 
 
 class TrainSettings(VerbSettings):
@@ -115,6 +117,7 @@ class TrainSettings(VerbSettings):
     augmentation: AugmentationSettings = AugmentationSettings()
     questions: QuestionSettings = QuestionSettings()
     image_limits: ImageLimits = ImageLimits()
+    feature_cache: FeatureCacheSettings = FeatureCacheSettings()
     validation: ValidationSettings = ValidationSettings()
 
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="of weights and activations (paper: bf16)")
@@ -124,6 +127,9 @@ class TrainSettings(VerbSettings):
     deepspeed: DeepspeedSettings = DeepspeedSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
     resources: TrainResources = TrainResources()
+    export: Literal["merged", "adapter"] = Field(
+        default="merged", description="RUN/model is whole, or holds the adapters of stage tune alone"
+    )
     trackers: tuple[Tracker, ...] = Field(default=("tensorboard",), description="what the figures are also written to")
 
     seed: NonNegativeInt = Field(default=0, description="of the order of samples, questions, scales, dropout, adapters")
@@ -152,6 +158,18 @@ class TrainSettings(VerbSettings):
             else RegionsSource(path=path, **self.regions.model_dump())
             for path in paths
         )
+
+    @model_validator(mode="after")
+    def _adapters_exist(self) -> Self:
+        if self.export == "adapter" and self.stage.kind != "tune":
+            raise ValueError(f"export adapter is for stage.kind tune; {self.stage.kind} trains no adapters")
+        return self
+
+    @model_validator(mode="after")
+    def _cache_needs_whole_weights(self) -> Self:
+        if self.feature_cache.directory is not None and self.deepspeed.zero_stage == 3:
+            raise ValueError("feature_cache.directory needs deepspeed.zero_stage 0, 1 or 2: a worker encodes alone")
+        return self
 
     @model_validator(mode="after")
     def _jsonl_has_images(self) -> Self:

@@ -22,7 +22,7 @@ from ureca.training.transport import to_bytes
 
 @dataclass(frozen=True, eq=False)
 class MadeMicroBatch:
-    """A packed micro-batch and what it holds; the numbers are those that count, all 0 where ``weight`` is 0.
+    """A packed micro-batch and what it holds. Where ``weight`` is 0, nothing of it is counted but ``num_tokens``.
 
     Attributes:
         data: the packed batch, as ``ureca.training.transport`` encodes it.
@@ -133,9 +133,17 @@ class MicroBatchMaker:
     ) -> MadeMicroBatch:
         """Something small that all ranks can work on together, with a loss that does not count."""
         packed = self._packer.pack(examples or [_blank(self._processor.image_processor.tile_size_px)])
-        # What a filler repeats has been counted where it belongs.
-        counted = () if micro_batch.is_filler else tuple(bad)
-        return MadeMicroBatch(to_bytes(packed, self._processor.image_processor), 0.0, 0, 0, 0, (), 0, counted)
+        return MadeMicroBatch(
+            data=to_bytes(packed, self._processor.image_processor),
+            weight=0.0,
+            num_answer_tokens=0,
+            num_tokens=len(packed.input_ids),
+            num_regions=0,
+            image_ids=(),
+            samples=0,
+            # What a filler repeats is counted where it belongs.
+            bad_samples=() if micro_batch.is_filler else tuple(bad),
+        )
 
 
 def _blank(size_px: int) -> ImageExample:

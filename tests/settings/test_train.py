@@ -1,0 +1,55 @@
+"""What the settings of ``ureca train`` refuse."""
+
+import pytest
+
+from ureca.errors import SettingsError
+from ureca.settings.train import TrainSettings
+from ureca.training.sources import JsonlSource, RegionsSource
+
+
+def load(*flags: str) -> TrainSettings:
+    return TrainSettings.load(["a", "b", "run", "--model", "tiny", *flags])
+
+
+def test_the_last_path_is_the_run() -> None:
+    settings = load("--regions.caption", "short", "--validation.sources", "v")
+    assert settings.run == "run"
+    assert settings.training_sources == (
+        RegionsSource(path="a", caption="short"),
+        RegionsSource(path="b", caption="short"),
+    )
+    assert settings.validation_sources == (RegionsSource(path="v", caption="short"),)
+    jsonl = TrainSettings.load(
+        ["a.jsonl", "run", "--model", "m", "--jsonl.images", "i", "--jsonl.mask-ids", "position"]
+    )
+    assert jsonl.training_sources == (JsonlSource(path="a.jsonl", images="i", mask_ids="position"),)
+
+
+def test_the_defaults_are_those_of_the_paper() -> None:
+    settings = load()
+    assert (settings.stage.kind, settings.stage.learning_rate, settings.stage.epochs) == ("align", 2e-4, 2)
+    assert (settings.precision, settings.gradient_checkpointing, settings.deepspeed.zero_stage) == ("bf16", True, 1)
+    assert settings.batch.images_per_device * settings.batch.regions_per_image == 16
+    assert load("--stage.kind", "tune").stage.learning_rate == 4e-5
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--deepspeed.zero-stage", "0", "--deepspeed.offload-optimizer", "cpu"], "offload_optimizer needs zero_stage"),
+        (["--deepspeed.offload-param", "cpu"], "offload_param needs zero_stage 3"),
+        (["--export", "adapter"], "export adapter is for stage.kind tune"),
+        (["--validation.sources", "v.jsonl"], "jsonl.images must say"),
+        (["--feature-cache.directory", "c", "--deepspeed.zero-stage", "3"], "feature_cache.directory needs"),
+        (["--stage.rank", "8"], "stage.align.rank"),
+        (["--deepspeed.zero-stage", "4"], "deepspeed.zero_stage"),
+    ],
+)
+def test_what_cannot_be(flags: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        load(*flags)
+
+
+def test_a_source_and_a_run_at_least() -> None:
+    with pytest.raises(SettingsError, match="paths"):
+        TrainSettings.load(["run", "--model", "tiny"])

@@ -1,0 +1,127 @@
+"""The figures of a run for programs that draw them."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from ureca.errors import SettingsError
+
+
+class Tracker(Protocol):
+    """Takes figures."""
+
+    def add(self, figures: Mapping[str, float], step: int) -> None:
+        """Figures of a step, by names such as ``train/loss``."""
+        ...
+
+    def close(self) -> None:
+        """Make sure that all are kept."""
+        ...
+
+
+class TensorBoard:
+    """Event files for TensorBoard.
+
+    Args:
+        folder: of the event files.
+        first_step: what earlier sessions wrote of steps from this one on is superseded.
+    """
+
+    def __init__(self, folder: Path, first_step: int) -> None:
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
+
+    def add(self, figures: Mapping[str, float], step: int) -> None:
+        """Figures of a step."""
+        for name, value in figures.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Write what is left."""
+        self._writer.close()
+
+
+class MlFlow:
+    """A run of MLflow: the server of ``MLFLOW_TRACKING_URI``, else files in the run's folder.
+
+    Args:
+        run: folder of the run; it keeps the id of MLflow's run.
+    """
+
+    def __init__(self, run: Path) -> None:
+        import mlflow
+
+        if "MLFLOW_TRACKING_URI" not in os.environ:
+            mlflow.set_tracking_uri(f"sqlite:///{run / 'mlflow.db'}")
+        id_file = run / "mlflow_run_id"
+        known = id_file.read_text(encoding="utf-8") if id_file.exists() else None
+        started = mlflow.start_run(run_id=known, run_name=None if known else run.name)
+        id_file.write_text(started.info.run_id, encoding="utf-8")
+        self._mlflow = mlflow
+
+    def add(self, figures: Mapping[str, float], step: int) -> None:
+        """Figures of a step."""
+        self._mlflow.log_metrics(dict(figures), step=step)
+
+    def close(self) -> None:
+        """End MLflow's run."""
+        self._mlflow.end_run()
+
+
+class WeightsAndBiases:
+    """A run of Weights & Biases, as its own environment variables configure it.
+
+    Args:
+        run: folder of the run; it keeps the id of the run there.
+    """
+
+    def __init__(self, run: Path) -> None:
+        import wandb
+
+        id_file = run / "wandb_run_id"
+        if not id_file.exists():
+            id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+        id = id_file.read_text(encoding="utf-8")
+        self._run = wandb.init(dir=str(run), id=id, name=run.name, project="ureca", resume="allow")
+
+    def add(self, figures: Mapping[str, float], step: int) -> None:
+        """Figures of a step."""
+        self._run.log(dict(figures), step=step)
+
+    def close(self) -> None:
+        """End the run there."""
+        self._run.finish()
+
+
+_PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"}
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Find out before a run starts whether its trackers are there.
+
+    Raises:
+        SettingsError: a package is not installed.
+    """
+    from importlib.util import find_spec
+
+    for name in names:
+        if find_spec(_PACKAGES[name]) is None:
+            raise SettingsError(f"trackers: {name} needs the package {_PACKAGES[name]}: pip install {_PACKAGES[name]}")
+
+
+def open_trackers(names: Sequence[str], run: Path, first_step: int) -> list[Tracker]:
+    """The trackers of a run, which go on where an earlier session stopped.
+
+    Args:
+        names: "tensorboard", "mlflow", "wandb".
+        run: its folder.
+        first_step: of this session.
+    """
+    make: dict[str, Any] = {
+        "tensorboard": lambda: TensorBoard(run / "tensorboard", first_step),
+        "mlflow": lambda: MlFlow(run),
+        "wandb": lambda: WeightsAndBiases(run),
+    }
+    return [make[name]() for name in names]
