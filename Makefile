@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-caption bench-train clean
+.PHONY: demo test lint types browser bench-tree bench-caption bench-caption-corpus bench-train clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -24,6 +24,9 @@ bench-tree: $(VENV)/.demo
 
 bench-caption: $(VENV)/.dev
 	$(BIN)/ureca bench caption
+
+bench-caption-corpus: $(VENV)/.dev
+	$(BIN)/ureca bench caption-corpus
 
 bench-train: $(VENV)/.dev
 	$(BIN)/ureca bench train

@@ -16,7 +16,7 @@ _VERBS = {
     "train": ("jobs.train", "train a checkpoint on captioned regions"),
     "convert": ("jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
     "init-tiny": ("jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
-    "bench": ("jobs.bench", "measure: tree, caption"),
+    "bench": ("jobs.bench", "measure: tree, caption, train, caption-corpus"),
 }
 
 _EXTRA_OF_PACKAGE = {
