@@ -50,6 +50,16 @@ def test_a_new_encoder_tells_masks_of_the_same_image_apart(variant: str) -> None
     assert (tokens - encoder(right, image)).norm() > 0.03 * tokens.norm()
 
 
+@pytest.mark.parametrize("variant", ["convolutional", "fused"])
+def test_a_new_models_mask_tokens_weigh_as_much_as_words(variant: str) -> None:
+    torch.manual_seed(0)
+    model = UrecaForConditionalGeneration(config_of(mask_encoder=variant, image_size=112))
+    mask = torch.zeros(1, 1, 112, 112)
+    mask[..., 30:70, 40:60] = 1
+    tokens = model.model.get_mask_features(mask, torch.zeros(1, 16, 64))
+    assert tokens.std() > 0.2 * model.get_input_embeddings().weight.std()
+
+
 def test_the_fused_encoder_sees_the_image() -> None:
     config = config_of(mask_encoder="fused", num_mask_tokens=8)
     encoder = FusedMaskEncoder(config)

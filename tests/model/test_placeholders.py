@@ -46,7 +46,12 @@ def test_a_mask_belongs_to_the_image_before_it() -> None:
     assert tiles_of([one_image, two_images]) == [0, 1, 0, 1, 2, 3]
 
 
+def test_a_mask_of_one_tile_belongs_to_the_thumbnail() -> None:
+    prompt = [IMAGE] * 6 + [TEXT, MASK, TEXT, MASK, MASK, MASK, TEXT, MASK]
+    assert tiles_of([prompt]) == [2, 0, 1, 2, 2]
+
+
 @pytest.mark.parametrize("prompt", [[MASK, TEXT, IMAGE, IMAGE], [IMAGE, IMAGE, TEXT, MASK, MASK]])
 def test_a_mask_needs_an_image_of_as_many_tiles(prompt: list[int]) -> None:
-    with pytest.raises(ValueError, match="a mask tile for each tile of the image before it"):
+    with pytest.raises(ValueError, match="or one for each tile of the image before it"):
         tiles_of([prompt])

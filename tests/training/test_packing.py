@@ -97,14 +97,26 @@ def test_gradient_checkpointing_changes_nothing() -> None:
         assert torch.allclose(gradient, expected[name], atol=1e-6), name
 
 
-def test_one_mask_tile_of_a_tiled_image() -> None:
-    model, processor = build_tiny()
+@pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
+def test_one_mask_tile_of_a_tiled_image(mask_encoder: str) -> None:
+    model, processor = build_tiny(TinySizes(mask_encoder=mask_encoder))
     processor.dynamic_mask = False
     batch = Packer(processor).pack(make_examples())
     assert len(batch.mask_values) == 5
     assert len(batch.pixel_values) > 5
     separate = [loss for example in make_examples() for loss in separate_loss(model, processor, example)]
     assert PackedLoss(model)(batch).item() == pytest.approx(sum(loss.item() for loss in separate), rel=1e-5)
+    example, question = make_examples()[0], "Describe this region in the image."
+    inputs = processor(
+        images=example.pixels,
+        text=processor.apply_chat_template(region_conversation(question), add_generation_prompt=True),
+        masks=[example.regions[0].mask],
+        return_tensors="pt",
+    )
+    tokens = model.generate(**inputs, max_new_tokens=12, do_sample=False)[0, inputs.input_ids.shape[1] :]
+    expected = processor.decode(tokens, skip_special_tokens=True).strip()
+    captioner = RegionCaptioner(model, processor)
+    assert captioner.caption(example.pixels, [example.regions[0].mask], max_new_tokens=12) == [expected]
 
 
 def test_an_answer_is_learned_where_the_captioner_writes_it() -> None:

@@ -12,8 +12,7 @@ class UrecaConfig(InternVLConfig):
         mask_token_id: token whose embeddings are replaced by mask features (``<MASK_CONTEXT>``).
         num_mask_tokens: tokens T that a mask tile becomes, 1 to 32. The paper finds 16 best; the released model has 8.
         mask_encoder: "convolutional" encodes a mask tile alone, as in the paper. "fused" encodes it together with
-            the projected image features of the same tile (the paper's code calls this architecture 2).
-        mask_fusion_channels: channels that image and mask features are fused in; only read when fused.
+            the projected image features of the same tile (the paper's code calls such a variant architecture 2).
     """
 
     model_type = "ureca"
@@ -21,7 +20,6 @@ class UrecaConfig(InternVLConfig):
     mask_token_id: int = 151668
     num_mask_tokens: int = 16
     mask_encoder: str = "convolutional"
-    mask_fusion_channels: int = 256
 
     def __post_init__(self, **kwargs: object) -> None:
         super().__post_init__(**kwargs)

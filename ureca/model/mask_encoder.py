@@ -5,6 +5,23 @@ from torch import nn
 
 from .configuration import UrecaConfig
 
+_EVEN_SHARE = 0.1
+"""A channel that is nowhere active pools the whole region, so that it has something to learn from."""
+
+_LEAST_WEIGHT = 1e-4
+"""Where a tile has nothing of the region, no image feature counts."""
+
+
+class MaskConv2d(nn.Conv2d):
+    """A convolution of mask tiles; a class of its own, since transformers would initialise it as any other layer.
+
+    A mask tile is mostly zeros: at transformers' usual deviation of 0.02 all masks would look alike.
+    """
+
+
+class MaskLinear(nn.Linear):
+    """A projection of mask channels; a class of its own for the same reason."""
+
 
 class MaskEncoder(nn.Module):
     """Two strided convolutions and a projection; every output channel of the convolutions becomes one token.
@@ -16,7 +33,7 @@ class MaskEncoder(nn.Module):
         super().__init__()
         side = -(-config.tile_size_px // 4)
         self.convolutions = _strided_convolutions(config.num_mask_tokens)
-        self.projection = nn.Linear(side * side, config.text_config.hidden_size)
+        self.projection = MaskLinear(side * side, config.text_config.hidden_size)
 
     def forward(self, mask_values: torch.Tensor, image_features: torch.Tensor | None = None) -> torch.Tensor:
         """Encode mask tiles.
@@ -34,24 +51,20 @@ class MaskEncoder(nn.Module):
 
 
 class FusedMaskEncoder(nn.Module):
-    """Mask channels are fused with the region's image features by convolutions before they become tokens.
+    """A mask token is its channel's layout, as in `MaskEncoder`, and what the image shows where the channel is active.
 
-    The paper's code has such a variant ("architecture 2"). Its layers here are ours: image features count as much as
-    the mask covers of their cell, so that even a new encoder tells regions of the same image apart.
+    The paper's code has a variant that fuses both ("architecture 2"). Its layers here are ours: each channel of the
+    convolutions, within the mask, says how much the projected image features of each place count in its token. So
+    what the region looks like is told at once, and the language model need not learn first to find the place.
     """
 
     def __init__(self, config: UrecaConfig) -> None:
         super().__init__()
-        num_tokens, width = config.num_mask_tokens, config.text_config.hidden_size
+        width, side = config.text_config.hidden_size, -(-config.tile_size_px // 4)
         self.side = int(config.image_seq_length**0.5)
-        self.convolutions = _strided_convolutions(num_tokens)
-        self.fusion = nn.Sequential(
-            nn.Conv2d(width + num_tokens, config.mask_fusion_channels, kernel_size=3, padding=1),
-            nn.ReLU(),
-            nn.Conv2d(config.mask_fusion_channels, num_tokens, kernel_size=3, padding=1),
-            nn.ReLU(),
-        )
-        self.projection = nn.Linear(self.side * self.side, width)
+        self.convolutions = _strided_convolutions(config.num_mask_tokens)
+        self.projection = MaskLinear(side * side, width)
+        self.appearance = MaskLinear(width, width)
 
     def forward(self, mask_values: torch.Tensor, image_features: torch.Tensor | None = None) -> torch.Tensor:
         """Encode mask tiles together with what the image shows there.
@@ -72,11 +85,12 @@ class FusedMaskEncoder(nn.Module):
                 f"the fused mask encoder needs the image features of each mask tile: {len(mask_values)} mask tiles, "
                 f"image features of {found} tiles"
             )
-        masks = nn.functional.adaptive_avg_pool2d(self.convolutions(mask_values), self.side)
+        channels = self.convolutions(mask_values)
         coverage = nn.functional.adaptive_avg_pool2d(mask_values, self.side)
-        images = image_features.transpose(1, 2).reshape(len(masks), -1, self.side, self.side)
-        channels = self.fusion(torch.cat([images * coverage, masks], dim=1))
-        tokens: torch.Tensor = self.projection(channels.flatten(2))
+        activity = nn.functional.adaptive_avg_pool2d(channels, self.side)
+        weights = ((activity + _EVEN_SHARE) * coverage).flatten(2)
+        weights = weights / (weights.sum(-1, keepdim=True) + _LEAST_WEIGHT)
+        tokens: torch.Tensor = self.projection(channels.flatten(2)) + weights @ self.appearance(image_features)
         return tokens
 
 
@@ -88,8 +102,8 @@ def build_mask_encoder(config: UrecaConfig) -> MaskEncoder | FusedMaskEncoder:
 def _strided_convolutions(num_tokens: int) -> nn.Sequential:
     """[N, 1, S, S] -> [N, T, S/4, S/4]."""
     return nn.Sequential(
-        nn.Conv2d(1, num_tokens, kernel_size=3, stride=2, padding=1),
+        MaskConv2d(1, num_tokens, kernel_size=3, stride=2, padding=1),
         nn.ReLU(),
-        nn.Conv2d(num_tokens, num_tokens, kernel_size=3, stride=2, padding=1),
+        MaskConv2d(num_tokens, num_tokens, kernel_size=3, stride=2, padding=1),
         nn.ReLU(),
     )

@@ -24,7 +24,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration import UrecaConfig
 from .generation import MaskGenerationMixin
-from .mask_encoder import FusedMaskEncoder, MaskEncoder, build_mask_encoder
+from .mask_encoder import FusedMaskEncoder, MaskConv2d, MaskLinear, build_mask_encoder
 from .placeholders import fill_placeholders, image_tile_of_mask_tile
 
 
@@ -36,11 +36,8 @@ class UrecaPreTrainedModel(InternVLPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MaskEncoder | FusedMaskEncoder):
-            # A mask tile is mostly zeros: at transformers' usual deviation of 0.02 all masks would look alike.
-            for layer in module.modules():
-                if isinstance(layer, nn.Conv2d | nn.Linear):
-                    init.kaiming_uniform_(layer.weight, a=5**0.5)
+        if isinstance(module, MaskConv2d | MaskLinear):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
 
 
 class UrecaModel(UrecaPreTrainedModel, InternVLModel):

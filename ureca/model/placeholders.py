@@ -46,6 +46,8 @@ def image_tile_of_mask_tile(
 ) -> torch.Tensor:
     """Which image tile shows what a mask tile covers; a mask belongs to the last image before it in its prompt.
 
+    A mask of one tile covers the whole image, as the last tile of an image does: its thumbnail, or its only tile.
+
     Args:
         token_ids: int64 [B, L]; the placeholders of one image, or of one mask, stand next to each other and other
             tokens stand between two images or two masks.
@@ -66,10 +68,11 @@ def image_tile_of_mask_tile(
                 image_tiles = range(num_image_tiles, num_image_tiles + length // image_seq_length)
                 num_image_tiles = image_tiles.stop
             elif token_id == mask_token_id:
-                if length != len(image_tiles) * num_mask_tokens:
+                shown_by = image_tiles[-1:] if length == num_mask_tokens else image_tiles
+                if length != len(shown_by) * num_mask_tokens:
                     raise ValueError(
-                        f"the fused mask encoder needs a mask tile for each tile of the image before it: the image "
-                        f"has {len(image_tiles)} tiles, the mask {length // num_mask_tokens}"
+                        f"the fused mask encoder needs one mask tile, or one for each tile of the image before it: the "
+                        f"image has {len(image_tiles)} tiles, the mask {length // num_mask_tokens}"
                     )
-                tile_indices.extend(image_tiles)
+                tile_indices.extend(shown_by)
     return torch.tensor(tile_indices, dtype=torch.long, device=token_ids.device)

@@ -78,7 +78,10 @@ class RegionPrompts:
         if mask is None:
             return Row(image.prefix, self._embeddings(self._tokens(end))[0], seed)
         token_ids = self._tokens(self.processor.mask_placeholders(mask.num_tiles) + end)
-        features = self.model.model.get_mask_features(mask.unpack(), image.features)
+        of_tiles = image.features
+        if of_tiles is not None and mask.num_tiles == 1:
+            of_tiles = of_tiles[-1:]  # which shows the whole image, as the mask's only tile does
+        features = self.model.model.get_mask_features(mask.unpack(), of_tiles)
         filled = fill_placeholders(
             self._embeddings(token_ids), token_ids, self.processor.mask_token_id, features, "mask"
         )

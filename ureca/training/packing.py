@@ -144,7 +144,7 @@ class Packer:
         position_ids: list[int] = []
         labels: list[int] = []
         mask_tiles, mask_tile_images = [], []
-        for (_, prefix, segments), first_tile in zip(rows, first_tiles, strict=False):
+        for (tiles, prefix, segments), first_tile in zip(rows, first_tiles, strict=False):
             input_ids += prefix
             position_ids += range(len(prefix))
             labels += [IGNORED] * len(prefix)
@@ -153,7 +153,9 @@ class Packer:
                 position_ids += range(len(prefix), len(prefix) + len(segment.token_ids))
                 labels += _labels(segment)
                 mask_tiles.append(segment.mask_tiles)
-                mask_tile_images.append(torch.arange(len(segment.mask_tiles)) + int(first_tile))
+                # A mask of one tile covers the whole image, as the image's last tile does.
+                first = int(first_tile) + (len(tiles) - 1 if len(segment.mask_tiles) == 1 else 0)
+                mask_tile_images.append(torch.arange(first, first + len(segment.mask_tiles)))
         return PackedBatch(
             input_ids=torch.tensor(input_ids),
             position_ids=torch.tensor(position_ids),
