@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-caption bench-caption-corpus bench-train clean
+.PHONY: demo test lint types browser bench-tree bench-caption bench-caption-corpus bench-train long-train clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -30,6 +30,9 @@ bench-caption-corpus: $(VENV)/.dev
 
 bench-train: $(VENV)/.dev
 	$(BIN)/ureca bench train
+
+long-train: $(VENV)/.dev  ## training whose workers and drivers are killed many times, compared with one that is not
+	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py
 
 # The report's tests drive a browser. Without one, and without the right to install one, they skip and say so.
 browser:

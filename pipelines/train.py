@@ -87,6 +87,7 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
     num_steps = _num_steps(settings, index, processor)
     done = record.step
     on_plan(f"{index.info.summary()}\n{num_steps} steps, {done} done before, {num_steps - done} to do")
+    run.take_failure()  # of a session that was killed before it could tell
     record.write("running")
     try:
         with StepProgress(run.metrics, num_steps):
@@ -100,7 +101,7 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
 
 
 def _fit(settings: TrainSettings, run: RunFolder) -> None:
-    # Workers must not change their folder, nor print twice what they print; one machine is not preempted by halves.
+    # Workers must not change their folder, nor print twice what they print.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -109,7 +110,9 @@ def _fit(settings: TrainSettings, run: RunFolder) -> None:
     resources = settings.resources
     on_gpu = resources.gpus_per_worker > 0
     for_packers = resources.packers_per_worker * resources.cpus_per_packer
-    with ray_session(least_cpus=int(resources.workers * (resources.cpus_per_worker + for_packers)) + 2):
+    with ray_session(least_cpus=int(resources.workers * (resources.cpus_per_worker + for_packers)) + 2) as cluster:
+        if not cluster.may_grow:
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine goes as a whole
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"settings": _absolute(settings).model_dump_json()},
@@ -134,7 +137,11 @@ def _fit(settings: TrainSettings, run: RunFolder) -> None:
 def _absolute(settings: TrainSettings) -> TrainSettings:
     """For workers, which may have other working folders."""
     paths = [*settings.paths[:-1], str(Path(settings.run).absolute())]
-    return settings.model_copy(update={"paths": paths, "model": str(Path(settings.model).absolute())})
+    cache = settings.feature_cache
+    if cache.directory is not None:
+        cache = cache.model_copy(update={"directory": str(Path(cache.directory).absolute())})
+    model = str(Path(settings.model).absolute())
+    return settings.model_copy(update={"paths": paths, "model": model, "feature_cache": cache})
 
 
 def _raise_failure(run: RunFolder) -> None:

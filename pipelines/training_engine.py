@@ -34,7 +34,7 @@ class Engine:
         self._shapes = {name: list(weight.shape) for name, weight in module.named_parameters() if weight.requires_grad}
         self._world_size = dist.get_world_size()
         # DeepSpeed keeps no norm where it leaves the optimizer as it is.
-        self._keeps_norm = settings.deepspeed.zero_stage > 0 or settings.precision == "bf16"
+        self._keeps_norm = settings.deepspeed.zero_stage > 0
         self._own_norm = 0.0
         self._optimizer = build_optimizer(module, settings.stage)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -140,8 +140,7 @@ def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
     }
     if settings.precision == "bf16":
         config["bf16"] = {"enabled": True}
-        if sharding.zero_stage:
-            config["data_types"] = {"grad_accum_dtype": "fp32"}
+        config["data_types"] = {"grad_accum_dtype": "fp32"}
     return config
 
 

@@ -37,6 +37,7 @@ def test_the_defaults_are_those_of_the_paper() -> None:
     ("flags", "message"),
     [
         (["--deepspeed.zero-stage", "0", "--deepspeed.offload-optimizer", "cpu"], "offload_optimizer needs zero_stage"),
+        (["--deepspeed.zero-stage", "0"], "precision bf16 needs deepspeed.zero_stage 1"),
         (["--deepspeed.offload-param", "cpu"], "offload_param needs zero_stage 3"),
         (["--export", "adapter"], "export adapter is for stage.kind tune"),
         (["--validation.sources", "v.jsonl"], "jsonl.images must say"),

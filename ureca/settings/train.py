@@ -160,6 +160,13 @@ class TrainSettings(VerbSettings):
         )
 
     @model_validator(mode="after")
+    def _bf16_keeps_exact_weights(self) -> Self:
+        # At stage 0 DeepSpeed's optimizer for bf16 loses small updates.
+        if self.precision == "bf16" and self.deepspeed.zero_stage == 0:
+            raise ValueError("precision bf16 needs deepspeed.zero_stage 1, 2 or 3; for stage 0 set precision fp32")
+        return self
+
+    @model_validator(mode="after")
     def _adapters_exist(self) -> Self:
         if self.export == "adapter" and self.stage.kind != "tune":
             raise ValueError(f"export adapter is for stage.kind tune; {self.stage.kind} trains no adapters")

@@ -1,0 +1,72 @@
+"""Many kills at random times: ``make long-train``."""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from pipelines.training_run import read_lines
+from tests.pipelines.test_kill import ROOT, kill_workers
+from tests.training.datasets import write_dataset
+from ureca.model.tiny import save_tiny
+
+NUM_KILLS, NUM_STEPS = 10, 300
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+def test_whatever_is_killed_the_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -> None:
+    save_tiny(tmp_path / "tiny")
+    write_dataset(tmp_path, 40)
+    environment = {
+        **os.environ,
+        **{"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2"},
+    }
+
+    def command(run: str) -> list[str]:
+        return [
+            *(sys.executable, "-m", "jobs.train", str(tmp_path / "dataset"), str(tmp_path / run)),
+            *("--model", str(tmp_path / "tiny"), "--stage.kind", "tune", "--stage.rank", "4", "--precision", "fp32"),
+            *("--max-steps", str(NUM_STEPS), "--checkpoint.every-steps", "7", "--resources.workers", "2"),
+            *("--resources.max-restarts", "-1", "--deepspeed.zero-stage", "2", "--stage.learning-rate", "1e-3"),
+        ]
+
+    def lines(run: str) -> list[tuple[int, int]]:
+        return [(line["step"], line["samples"]) for line in read_lines(tmp_path / run / "metrics.jsonl")]
+
+    def losses(run: str) -> list[float]:
+        return [line["loss"] for line in read_lines(tmp_path / run / "metrics.jsonl")]
+
+    subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, capture_output=True)
+    dice = random.Random(0)
+    kills = 0
+    with (tmp_path / "log").open("wb") as log:
+        while True:
+            process = subprocess.Popen(command("killed"), cwd=ROOT, env=environment, stdout=log, stderr=log)
+            try:
+                while process.poll() is None and kills < NUM_KILLS:
+                    known = len(lines("killed"))
+                    deadline = time.monotonic() + 120
+                    while len(lines("killed")) <= known and process.poll() is None and time.monotonic() < deadline:
+                        time.sleep(0.05)
+                    time.sleep(dice.uniform(0, 2))
+                    kills += 1
+                    if dice.random() < 0.5:
+                        break
+                    kill_workers(process.pid, dice.choice(["RayTrainWorker", "PackingActor"]))
+                if kills >= NUM_KILLS:
+                    assert process.wait(timeout=1200) == 0, (tmp_path / "log").read_text()[-3000:]
+                    break
+            finally:
+                children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
+                process.send_signal(signal.SIGKILL)
+                process.wait()
+                psutil.wait_procs(children, timeout=60)
+    assert lines("killed") == lines("whole")
+    assert losses("killed") == pytest.approx(losses("whole"), rel=1e-4)
