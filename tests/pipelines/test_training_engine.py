@@ -1,0 +1,141 @@
+"""The same losses however a step is spread: over ranks, micro-batches, shards of ZeRO, and sessions."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+
+FULL = ["--stage.kind", "full", "--no-gradient-checkpointing"]
+FP32, BF16 = [*FULL, "--precision", "fp32"], [*FULL, "--precision", "bf16"]
+LORA = [
+    "--stage.kind",
+    "tune",
+    "--precision",
+    "fp32",
+    "--stage.dropout",
+    "0",
+    "--stage.rank",
+    "4",
+    "--stage.alpha",
+    "8",
+]
+
+
+def zero(stage: int, *flags: str) -> list[str]:
+    return ["--deepspeed.zero-stage", str(stage), *flags]
+
+
+OFFLOAD = ("--deepspeed.offload-optimizer", "cpu")
+
+SCENARIOS = {
+    1: [
+        ("0", "train", FP32 + zero(0)),
+        ("1", "train", FP32 + zero(1)),
+        ("lora 0", "train", LORA + zero(0)),
+        ("look", "look_plainly", []),
+    ],
+    2: [
+        *((f"{stage}", "train", FP32 + zero(stage)) for stage in range(4)),
+        ("3 offload", "train", FP32 + zero(3, "--deepspeed.offload-param", "cpu", *OFFLOAD)),
+        *((f"bf16 {stage}", "train", BF16 + zero(stage)) for stage in (1, 3)),
+        *((f"resume {stage}", "resume", FP32 + zero(stage)) for stage in (0, 3)),
+        ("lora 3", "train", LORA + zero(3)),
+        ("export align 3", "export", ["--stage.kind", "align", "--precision", "fp32", *zero(3)]),
+        ("look 3", "look", FP32 + zero(3)),
+        ("nan", "not_finite", FP32 + zero(0)),
+    ],
+}
+
+
+def run_ranks(world_size: int, folder: Path) -> dict[str, Any]:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    ranks = []
+    for rank in range(world_size):
+        arguments = [str(rank), str(world_size), json.dumps(SCENARIOS[world_size]), str(folder), str(port)]
+        with (folder / f"log-{rank}").open("wb") as log:
+            command = [sys.executable, "-m", "tests.pipelines.training_ranks", *arguments]
+            ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
+    try:
+        statuses = [process.wait(timeout=540) for process in ranks]
+    finally:
+        for process in ranks:
+            process.kill()
+    assert statuses == [0] * world_size, (folder / "log-0").read_text()[-3000:]
+    found: dict[str, Any] = json.loads((folder / "found.json").read_text(encoding="utf-8"))
+    return found
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
+    """What ranks found, by their number; they take long to start, so that they do all at once."""
+    return {world_size: run_ranks(world_size, tmp_path_factory.mktemp("ranks")) for world_size in SCENARIOS}
+
+
+def largest_difference(found: Any, expected: Any) -> float:
+    """Relative, over losses and gradient norms."""
+    return max(
+        abs(value - other) / abs(other)
+        for line, expected_line in zip(found, expected, strict=True)
+        for value, other in zip(line, expected_line, strict=True)
+    )
+
+
+@pytest.mark.timeout(900)
+def test_losses_and_gradients_do_not_depend_on_how_a_step_is_spread(found: dict[int, dict[str, Any]]) -> None:
+    expected = found[1]["0"]
+    losses = [loss for loss, _ in expected]
+    assert losses[-1] < losses[0]
+    differences = {
+        (world_size, name): largest_difference(found[world_size][name], expected)
+        for world_size, name in [(1, "1"), *((2, name) for name in ("0", "1", "2", "3", "3 offload"))]
+    }
+    print("largest relative difference of losses and norms in fp32:", differences)
+    assert max(differences.values()) < 1e-5
+
+
+def test_bfloat16_trains_alike(found: dict[int, dict[str, Any]]) -> None:
+    expected = [loss for loss, _ in found[1]["0"]]
+    for stage in (1, 3):
+        assert [loss for loss, _ in found[2][f"bf16 {stage}"]] == pytest.approx(expected, rel=0.03), stage
+
+
+def test_adapters_train_alike_where_weights_are_sharded(found: dict[int, dict[str, Any]]) -> None:
+    assert largest_difference(found[2]["lora 3"], found[1]["lora 0"]) < 1e-4
+    losses = [loss for loss, _ in found[2]["lora 3"]]
+    assert losses[-1] < losses[0]
+
+
+def test_a_checkpoint_is_gone_on_with_as_if_nothing_had_been(found: dict[int, dict[str, Any]]) -> None:
+    for stage in (0, 3):
+        figures, refusal = found[2][f"resume {stage}"]
+        assert largest_difference(figures, found[2][f"{stage}"]) < 2e-6, stage
+        assert "is of another model: 1 weights differ, model.lm_head.weight for one is [3, 3] there" in refusal
+
+
+def test_looking_at_sharded_weights_sees_the_model_and_changes_nothing(found: dict[int, dict[str, Any]]) -> None:
+    figures, (loss, captions) = found[2]["look 3"]
+    plain_loss, plain_captions = found[1]["look"]
+    assert loss == pytest.approx(plain_loss, rel=1e-5)
+    assert captions == plain_captions
+    assert largest_difference(figures, found[2]["3"]) < 2e-6
+
+
+def test_what_is_not_finite_is_named(found: dict[int, dict[str, Any]]) -> None:
+    images = ", ".join(f"image {number}" for number in (0, 2, 1, 3))  # those of rank 0 first
+    assert found[2]["nan"].startswith(
+        f"step 0: the loss is not finite. Images of the micro-batches concerned: {images}"
+    )
+
+
+def test_sharded_weights_are_exported_whole(found: dict[int, dict[str, Any]]) -> None:
+    assert found[2]["export align 3"] == [True, ["mask_encoder"], True]
