@@ -115,7 +115,7 @@ def _fit(settings: TrainSettings, run: RunFolder) -> None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine goes as a whole
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"settings": _absolute(settings).model_dump_json()},
+            train_loop_config={"settings": _absolute(settings).model_dump_json(), "session": run.claim()},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,

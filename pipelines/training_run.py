@@ -3,6 +3,7 @@
 import datetime
 import json
 import shutil
+import uuid
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from ureca.atomic import replacing
 from ureca.errors import OutputError
 from ureca.training.samples import BadSample
 
-_RUN, _FAILURE = "run.json", "failure.json"
+_RUN, _FAILURE, _SESSION = "run.json", "failure.json", "session"
 
 
 class RunFolder:
@@ -65,6 +66,24 @@ class RunFolder:
             raise OutputError(f"{self.path} is the output of {record.get('verb')!r}, not of train; name another folder")
         if self.path.is_dir():
             shutil.rmtree(self.path)
+
+    # One session at a time
+
+    def claim(self) -> str:
+        """Take the run over from whatever session had it, and return a word that stands for the new one."""
+        session = uuid.uuid4().hex
+        with replacing(self.path / _SESSION, overwrite=True) as temporary:
+            temporary.write_text(session, encoding="utf-8")
+        return session
+
+    def check_claim(self, session: str) -> None:
+        """Make sure that no other session has taken the run over: workers may outlive a driver that was killed.
+
+        Raises:
+            RuntimeError: one has; nothing more must be written.
+        """
+        if (self.path / _SESSION).read_text(encoding="utf-8") != session:
+            raise RuntimeError(f"another session has taken over the run {self.path}; this one ends")
 
     # A line a step
 

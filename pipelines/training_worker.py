@@ -34,22 +34,21 @@ def train_worker(config: dict[str, Any]) -> None:
     """The function that Ray Train runs in every worker.
 
     Args:
-        config: ``settings`` of the verb, as JSON, with paths that hold on every machine.
+        config: ``settings`` of the verb, as JSON, with paths that hold on every machine, and the ``session`` that has
+            claimed the run.
     """
-    from ray.train import get_context
     from ray.train.torch import get_device
 
     settings = TrainSettings.model_validate_json(config["settings"])
     device: Any = get_device()
     if device.type == "cpu":
         torch.set_num_threads(settings.resources.cpus_per_worker)
-    rank, world_size = get_context().get_world_rank(), get_context().get_world_size()
     run = RunFolder(settings.run)
     try:
-        Worker(settings, run, device, rank, world_size).train()
+        Worker(settings, run, device, config["session"]).train()
     except UrecaError as error:
         # All ranks come to it at the same place. Raised, it would be met again after a new start, and again.
-        if rank == 0:
+        if dist.get_rank() == 0:
             run.write_failure(error)
 
 
@@ -60,18 +59,15 @@ class Worker:
         settings: of the verb.
         run: its folder, with the indices.
         device: of this rank.
-        rank: of ``world_size``.
-        world_size: number of ranks.
+        session: that has claimed the run.
 
     Raises:
         UrecaError: the model cannot be trained so; on all ranks alike, as all that its methods raise.
     """
 
-    def __init__(
-        self, settings: TrainSettings, run: RunFolder, device: torch.device, rank: int, world_size: int
-    ) -> None:
-        self._settings, self._run, self._device = settings, run, device
-        self._rank, self._world_size = rank, world_size
+    def __init__(self, settings: TrainSettings, run: RunFolder, device: torch.device, session: str) -> None:
+        self._settings, self._run, self._device, self._session = settings, run, device, session
+        self._rank, self._world_size = rank, world_size = dist.get_rank(), dist.get_world_size()
         _seed(settings.seed, rank)
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         self._model, self._processor = load_checkpoint(settings.model, dtype=dtype)
@@ -143,6 +139,7 @@ class Worker:
         """Add the line of a step; ``beside_s`` is what was done since the step before."""
         if self._rank:
             return
+        self._run.check_claim(self._session)
         seconds = figures.seconds | beside_s
         busy_s = sum(figures.seconds.values())
         scalars = {
@@ -193,6 +190,7 @@ class Worker:
             self._num_bad = checkpoint.state["bad_samples"]
             _restore_random_state(checkpoint.path / f"random-{self._rank}.pt", self._device)
         if self._rank == 0:
+            self._run.check_claim(self._session)
             self._run.rewind(step)
         dist.barrier()
         return step
@@ -200,6 +198,7 @@ class Worker:
     def _save(self, step: int) -> None:
         path = self._checkpoints.path_of(step)
         if self._rank == 0:
+            self._run.check_claim(self._session)
             self._checkpoints.begin(step)
         dist.barrier()
         shapes = self._engine.save(path)

@@ -61,6 +61,16 @@ def test_a_failure_is_told_once(tmp_path: Path) -> None:
     assert run.take_failure() is None
 
 
+def test_a_session_that_another_has_replaced_writes_nothing_more(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    old = run.claim()
+    run.check_claim(old)
+    new = run.claim()
+    run.check_claim(new)
+    with pytest.raises(RuntimeError, match="another session has taken over the run"):
+        run.check_claim(old)
+
+
 def test_reports_are_sums_and_means_over_tokens() -> None:
     lines = [line(step) for step in range(6)]
     lines[5] = line(5, answer_tokens=300, padding_tokens=100)
