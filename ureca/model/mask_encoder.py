@@ -12,15 +12,24 @@ _LEAST_WEIGHT = 1e-4
 """Where a tile has nothing of the region, no image feature counts."""
 
 
+TYPICAL_COVERAGE = 0.1
+"""Share of a tile that a mask covers whose tokens weigh as much as words in a new model."""
+
+
 class MaskConv2d(nn.Conv2d):
     """A convolution of mask tiles; a class of its own, since transformers would initialise it as any other layer.
 
-    A mask tile is mostly zeros: at transformers' usual deviation of 0.02 all masks would look alike.
+    A mask tile is mostly zeros: at transformers' usual deviation of 0.02 all masks would look alike. A new one keeps
+    the strength of the mask, and its kernels sum to more than 0, so that no channel is dead inside a mask.
     """
 
 
 class MaskLinear(nn.Linear):
-    """A projection of mask channels; a class of its own for the same reason."""
+    """A projection of mask channels; a new one makes tokens as large as the language model's words."""
+
+
+class AppearanceLinear(nn.Linear):
+    """A projection of image features; a new one keeps their strength."""
 
 
 class MaskEncoder(nn.Module):
@@ -64,7 +73,7 @@ class FusedMaskEncoder(nn.Module):
         self.side = int(config.image_seq_length**0.5)
         self.convolutions = _strided_convolutions(config.num_mask_tokens)
         self.projection = MaskLinear(side * side, width)
-        self.appearance = MaskLinear(width, width)
+        self.appearance = AppearanceLinear(width, width)
 
     def forward(self, mask_values: torch.Tensor, image_features: torch.Tensor | None = None) -> torch.Tensor:
         """Encode mask tiles together with what the image shows there.

@@ -24,7 +24,14 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration import UrecaConfig
 from .generation import MaskGenerationMixin
-from .mask_encoder import FusedMaskEncoder, MaskConv2d, MaskLinear, build_mask_encoder
+from .mask_encoder import (
+    TYPICAL_COVERAGE,
+    AppearanceLinear,
+    FusedMaskEncoder,
+    MaskConv2d,
+    MaskLinear,
+    build_mask_encoder,
+)
 from .placeholders import fill_placeholders, image_tile_of_mask_tile
 
 
@@ -36,8 +43,14 @@ class UrecaPreTrainedModel(InternVLPreTrainedModel):
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         super()._init_weights(module)
-        if isinstance(module, MaskConv2d | MaskLinear):
-            init.kaiming_uniform_(module.weight, a=5**0.5)
+        if isinstance(module, MaskConv2d):
+            init.kaiming_uniform_(module.weight, nonlinearity="linear")
+            init.copy_(module.weight, module.weight * module.weight.sum((1, 2, 3), keepdim=True).sign())
+        elif isinstance(module, MaskLinear):
+            deviation = self.config.text_config.initializer_range / (TYPICAL_COVERAGE * module.in_features) ** 0.5
+            init.normal_(module.weight, std=deviation)
+        elif isinstance(module, AppearanceLinear):
+            init.orthogonal_(module.weight)
 
 
 class UrecaModel(UrecaPreTrainedModel, InternVLModel):
