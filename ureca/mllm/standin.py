@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Collection
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -51,15 +52,24 @@ class StandInChatModel:
     def _text(self, request: ChatRequest, digest: int) -> str:
         if (digest % 1000) / 1000 < self._settings.malformed_fraction:
             return "I would rather not say"
-        properties = request.answer_schema["properties"]
-        answer: dict[str, object] = {}
-        if "caption" in properties:
-            answer["caption"] = _caption(digest)
-        if "is_true" in properties:
-            answer |= {"is_true": True, "reason": "The stand-in agrees with everything."}
-        if "choice" in properties:
-            answer["choice"] = _CHOICES[digest % len(_CHOICES)]
-        return json.dumps(answer)
+        return json.dumps(stand_in_answer(digest, request.answer_schema["properties"]))
+
+
+def stand_in_answer(digest: int, properties: Collection[str]) -> dict[str, object]:
+    """What the stand-in says to a question.
+
+    Args:
+        digest: of what the question shows and says, at least 0.
+        properties: names that the answer's schema has.
+    """
+    answer: dict[str, object] = {}
+    if "caption" in properties:
+        answer["caption"] = _caption(digest)
+    if "is_true" in properties:
+        answer |= {"is_true": True, "reason": "The stand-in agrees with everything."}
+    if "choice" in properties:
+        answer["choice"] = _CHOICES[digest % len(_CHOICES)]
+    return answer
 
 
 def _caption(digest: int) -> str:
