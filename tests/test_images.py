@@ -14,7 +14,7 @@ from pydantic import ValidationError
 
 from tests.bad_corpus import HEIGHT_PX, WIDTH_PX, image_cases
 from ureca.errors import ImageError
-from ureca.images import ImageLimits, decode_image
+from ureca.images import ImageLimits, decode_image, decode_layers
 
 LIMITS = ImageLimits()
 CASES = image_cases()
@@ -215,3 +215,17 @@ def check_decodes_or_refuses(data: bytes) -> None:
 def test_the_bad_corpus_is_the_same_every_time() -> None:
     assert image_cases() == CASES
     assert (HEIGHT_PX, WIDTH_PX) == (48, 64)
+
+
+def test_layers_keep_the_colours_beneath_transparency() -> None:
+    rgba = np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8)
+    colours, alpha = decode_layers(save(Image.fromarray(rgba)), LIMITS)
+    assert alpha is not None
+    assert (colours == rgba[..., :3]).all() and (alpha == rgba[..., 3]).all()
+
+
+def test_layers_of_an_opaque_image_are_its_pixels() -> None:
+    photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8))
+    colours, alpha = decode_layers(save(photograph), LIMITS)
+    assert alpha is None
+    assert (colours == decode(photograph)).all()

@@ -3,6 +3,8 @@
 import io
 import struct
 import zlib
+from collections.abc import Callable
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -20,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, PositiveInt
 from ureca.errors import ImageError
 
 Pixels = npt.NDArray[np.uint8]
+Decoded = TypeVar("Decoded")
 
 # What Pillow raises for bytes that are not what they claim to be: its own (SyntaxError for headers, OSError for
 # pixel data, ValueError for limits on text chunks and profiles), what its parsers let through from the standard
@@ -102,6 +105,22 @@ def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
             ``too_many_pixels``; ``truncated`` (the data end early); ``corrupt`` (any other damage);
             ``out_of_memory`` (the file asks the decoder for more memory than there is).
     """
+    return _decode(data, limits, lambda image: np.array(_to_rgb(image)))
+
+
+def decode_layers(data: bytes, limits: ImageLimits) -> tuple[Pixels, Pixels | None]:
+    """As ``decode_image``, with transparency apart: the colours as they are stored beneath it, whatever it hides.
+
+    Returns:
+        the colours, uint8 RGB [H, W, 3], and the alpha channel, uint8 [H, W]; None where the file has none.
+
+    Raises:
+        ImageError: as ``decode_image``.
+    """
+    return _decode(data, limits, _to_layers)
+
+
+def _decode(data: bytes, limits: ImageLimits, convert: Callable[[Image.Image], Decoded]) -> Decoded:
     if not data:
         raise ImageError("empty_file", "the file has no bytes")
     if len(data) > limits.max_bytes:
@@ -116,7 +135,7 @@ def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
         with open_format(io.BytesIO(data)) as image:
             _check_size(image, limits)
             image.load()
-            return np.array(_to_rgb(_upright(image)))
+            return convert(_upright(image))
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -161,6 +180,13 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     return image.convert("RGB")
+
+
+def _to_layers(image: Image.Image) -> tuple[Pixels, Pixels | None]:
+    if not image.has_transparency_data:
+        return np.array(_to_rgb(image)), None
+    layers = np.asarray(image.convert("RGBA"))
+    return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
 
 
 def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:

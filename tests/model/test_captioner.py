@@ -236,3 +236,20 @@ def test_the_model_still_generates_in_padded_batches_of_its_own(
     before = model.generate(**inputs, max_new_tokens=8, do_sample=False)
     RegionCaptioner(model, processor)
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), before)
+
+
+def test_captions_of_an_image_that_is_no_longer_wanted_are_given_up(captioner: RegionCaptioner) -> None:
+    prepared = [captioner.prepare(image, MASKS[:2]) for image in (IMAGE, noise_image(60, 110, seed=5))]
+    settings = CaptionSettings(max_new_tokens=12)
+    alone = {caption.mask_index: caption.text for caption in captioner.stream_prepared(prepared[:1], settings)}
+    asked: list[int] = []
+
+    def is_wanted(image_index: int) -> bool:
+        asked.append(image_index)
+        return image_index == 0 or asked.count(1) < 4
+
+    regions = [(index, image, mask_index) for index, image in enumerate(prepared) for mask_index in range(2)]
+    kept = list(captioner.stream_regions(regions, settings, is_wanted))
+    assert {caption.mask_index: caption.text for caption in kept} == alone
+    assert {caption.image_index for caption in kept} == {0}
+    assert asked.count(1) < asked.count(0)  # it was not written to the end

@@ -1,6 +1,6 @@
 """Captions for all regions of an image at once: one vision pass, one prefix, all regions in a batch."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from ureca.model.decoding import Row, complete
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.prepared import Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
-from ureca.model.region_prompts import Masks, RegionPrompts, check_masks
+from ureca.model.region_prompts import EncodedImage, Masks, RegionPrompts, check_masks
 from ureca.model.shared_prefix import enable_shared_prefixes
 from ureca.settings.captioner import CaptionSettings
 
@@ -141,21 +141,48 @@ class RegionCaptioner:
     @torch.inference_mode()
     def stream_prepared(self, images: Iterable[PreparedImage], settings: CaptionSettings) -> Iterator[RegionCaption]:
         """As `stream`, for images that are prepared; each is taken when its turn comes."""
-        batch: list[tuple[int, int, Row]] = []
-        for image_index, image in enumerate(images):
-            shared = self._prompts.encode(image.views[0]) if len(image.views) == 1 else None
-            for mask_index in range(image.num_regions):
-                encoded = shared or self._prompts.encode(image.views[mask_index])
-                mask = image.masks[mask_index] if image.masks else None
-                row = self._prompts.row(encoded, mask, settings.question, seed=settings.seed + mask_index)
-                batch.append((image_index, mask_index, row))
-                if len(batch) == settings.batch_size:
-                    yield from self._write(batch, settings)
-                    batch = []
-        if batch:
-            yield from self._write(batch, settings)
+        regions = (
+            (index, image, mask_index) for index, image in enumerate(images) for mask_index in range(image.num_regions)
+        )
+        yield from self.stream_regions(regions, settings)
 
-    def _write(self, batch: Sequence[tuple[int, int, Row]], settings: CaptionSettings) -> Iterator[RegionCaption]:
+    @torch.inference_mode()
+    def stream_regions(
+        self,
+        regions: Iterable[tuple[int, PreparedImage, int]],
+        settings: CaptionSettings,
+        is_wanted: Callable[[int], bool] | None = None,
+    ) -> Iterator[RegionCaption]:
+        """As `stream_prepared`, for some regions of images, those of an image next to each other.
+
+        Args:
+            regions: of each region the index of its image, the image, and the index of its mask.
+            settings: how captions are written.
+            is_wanted: asked, by the index of the image, while captions are written; those of an image that is no
+                longer wanted are given up.
+        """
+        batch: list[tuple[int, int, Row]] = []
+        encoded: EncodedImage | None = None
+        shown: npt.NDArray[np.uint8] | None = None
+        for image_index, image, mask_index in regions:
+            view = image.views[0 if len(image.views) == 1 else mask_index]
+            if encoded is None or view is not shown:
+                encoded, shown = self._prompts.encode(view), view
+            mask = image.masks[mask_index] if image.masks else None
+            row = self._prompts.row(encoded, mask, settings.question, seed=settings.seed + mask_index)
+            batch.append((image_index, mask_index, row))
+            if len(batch) == settings.batch_size:
+                yield from self._write(batch, settings, is_wanted)
+                batch = []
+        if batch:
+            yield from self._write(batch, settings, is_wanted)
+
+    def _write(
+        self,
+        batch: Sequence[tuple[int, int, Row]],
+        settings: CaptionSettings,
+        is_wanted: Callable[[int], bool] | None,
+    ) -> Iterator[RegionCaption]:
         completions = complete(
             self.model,
             [row for _, _, row in batch],
@@ -163,6 +190,7 @@ class RegionCaptioner:
             max_new_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             top_p=settings.top_p,
+            is_wanted=None if is_wanted is None else lambda row: is_wanted(batch[row][0]),
         )
         for completion in completions:
             image_index, mask_index, _ = batch[completion.row]

@@ -1,6 +1,6 @@
 """Writing the captions of a batch of regions, token by token, over the prefixes that they share."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -50,6 +50,7 @@ def complete(
     max_new_tokens: int,
     temperature: float = 0.0,
     top_p: float = 1.0,
+    is_wanted: Callable[[int], bool] | None = None,
 ) -> Iterator[Completion]:
     """Write the continuation of every row; a row leaves the batch as soon as it is finished.
 
@@ -62,9 +63,10 @@ def complete(
         max_new_tokens: a row is finished ("length") when it has so many tokens.
         temperature: 0 takes the likeliest token; else tokens are drawn, each row by its own seed.
         top_p: draw from the likeliest tokens that together have this probability.
+        is_wanted: asked of each row before each of its tokens but the first; a row that is not leaves the batch.
 
     Yields:
-        Each row once, in the order in which they finish.
+        Each row once, in the order in which they finish, but for those that were no longer wanted.
     """
     batch = _Batch(model, rows)
     choose = _Chooser([row.seed for row in rows], temperature, top_p, model.device)
@@ -80,7 +82,7 @@ def complete(
             written[row].append(token)
             if len(written[row]) == max_new_tokens:
                 yield Completion(row, written[row], "length")
-            else:
+            elif is_wanted is None or is_wanted(row):
                 going_on.append(place)
         if not going_on:
             return
