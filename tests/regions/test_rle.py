@@ -268,3 +268,16 @@ def pack_runs(runs: list[int]) -> str:
 def drawn(runs: list[int], height: int = 3, width: int = 4) -> BoolMask:
     inside = np.repeat(np.arange(len(runs)) % 2 == 1, runs)
     return inside.reshape(height, width, order="F")
+
+
+@pytest.mark.parametrize(
+    "box",
+    [(0, 0, 80, 60), (3, 5, 1, 1), (-4, -9, 20, 30), (70, 50, 99, 99), (10, 0, 5, 60), (90, 3, 5, 5), (3, 3, 0, 4)],
+)
+def test_a_box_is_the_pixels_it_covers(box: tuple[int, int, int, int]) -> None:
+    x, y, width, height = box
+    expected = np.zeros((60, 80), np.bool_)
+    expected[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True
+    encoded = rle.encode_box(*box, (60, 80))
+    assert np.array_equal(rle.decode(encoded), expected)
+    assert encoded == rle.encode(expected)

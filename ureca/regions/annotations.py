@@ -3,7 +3,7 @@
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, NoReturn, TypeVar, overload
@@ -131,6 +131,25 @@ def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
             and ``malformed`` for an annotation whose image the file does not list.
         OSError: the file cannot be read.
     """
+    for _, annotations in coco_images(path):
+        if isinstance(annotations, AnnotationError):
+            raise annotations
+        yield annotations
+
+
+def coco_images(
+    path: str | Path, *, only: Collection[int] | None = None
+) -> Iterator[tuple[int | str, Annotations | AnnotationError]]:
+    """The same, image by image: its id, and its annotations or what is wrong with them.
+
+    Args:
+        path: of the file.
+        only: ids of the annotations that are wanted; None: all of them.
+
+    Raises:
+        AnnotationError: of the file as a whole.
+        OSError: the file cannot be read.
+    """
     content = _load_json(Path(path).read_bytes())
     try:
         file = _CocoFile.model_validate(content)
@@ -144,10 +163,14 @@ def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
             raise AnnotationError(
                 "malformed", f"annotation {annotation.id} is of image {annotation.image_id}, not listed"
             )
-        by_image[annotation.image_id].append(annotation)
+        if only is None or annotation.id in only:
+            by_image[annotation.image_id].append(annotation)
     for image in file.images:
-        if by_image[image.id]:
-            yield _annotations(image, by_image[image.id], image_id=image.id, inclusive=False)
+        if of_image := by_image[image.id]:
+            try:
+                yield image.id, _annotations(image, of_image, image_id=image.id, inclusive=False)
+            except AnnotationError as error:
+                yield image.id, error
 
 
 def to_sa1b(annotations: Annotations) -> dict[str, Any]:

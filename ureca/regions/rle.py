@@ -41,6 +41,19 @@ def decode(rle: Rle) -> BoolMask:
     return np.ascontiguousarray(coco_mask.decode(rle)).view(np.bool_)
 
 
+def encode_box(x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Rle:
+    """Encode a filled box of whole pixels; what lies outside of the image, ``size`` (height, width), is cut off."""
+    image_height, image_width = size
+    left, right = max(0, x), min(image_width, x + width)
+    top, bottom = max(0, y), min(image_height, y + height)
+    if right <= left or bottom <= top:
+        return encode(np.zeros(size, np.bool_))
+    inside, between = bottom - top, image_height - (bottom - top)
+    runs = [left * image_height + top, *([inside, between] * (right - left))]
+    runs[-1] = image_height * image_width - sum(runs[:-1])
+    return from_coco({"size": list(size), "counts": runs}, *size)
+
+
 def area_px(rle: Rle) -> int:
     """Number of pixels inside, without decoding."""
     return int(coco_mask.area(rle))

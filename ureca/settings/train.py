@@ -11,7 +11,7 @@ from ureca.training.augmentation import AugmentationSettings
 from ureca.training.feature_cache import FeatureCacheSettings
 from ureca.training.plan import PlanSettings
 from ureca.training.questions import QuestionSettings
-from ureca.training.sources.settings import JsonlSource, RegionsSource
+from ureca.training.sources.settings import JsonlOptions, JsonlSource, RegionsSource
 from ureca.training.stages import Align, Full, Tune
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
@@ -24,18 +24,6 @@ class RegionsOptions(BaseModel):
 
     caption: Literal["unique", "short", "detailed"] = Field(default="unique", description="which caption is learned")
     include_rejected: bool = Field(default=False, description="also captions that verification rejected")
-
-
-class JsonlOptions(BaseModel):
-    """How sources whose names end in .jsonl are read."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    images: str | None = Field(default=None, description="folder, glob, list, tar shards or Parquet with the images")
-    annotations: str = Field(default="beside", description="'beside' the images, or a folder of <image_id>.json")
-    mask_ids: Literal["id", "position"] = Field(
-        default="id", description="what mask_id names: an annotation's id, or its place in the file, from 0"
-    )
 
 
 class DeepspeedSettings(BaseModel):

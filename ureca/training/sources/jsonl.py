@@ -5,17 +5,15 @@ import reprlib
 from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError
 
 from ureca.corpus.files import FileReader
 from ureca.corpus.listing import list_images
+from ureca.corpus.lookup import entries_at, rows_of_images
 from ureca.corpus.manifest import ManifestEntry
-from ureca.corpus.paths import stems
 from ureca.corpus.storage import locate
 from ureca.errors import AnnotationError, DataError, InputError
 from ureca.export.selection import Selection
@@ -82,14 +80,14 @@ class JsonlFile:
                     image_of_line.append(codes.setdefault(line.image, len(codes)))
                     offsets.append(offset)
         manifest = list_images(settings.images, annotations=settings.annotations)
-        rows = _find(list(codes), manifest)
+        rows = rows_of_images(list(codes), manifest)
         images = np.frombuffer(image_of_line, np.int32) if codes else np.zeros(0, np.int32)
         by_image = np.argsort(images, kind="stable")
         ends = np.cumsum(np.bincount(images, minlength=len(codes)))
         names = list(codes)
         with self._open() as file, FileReader(MAX_ANNOTATION_BYTES) as annotations:
             for first in range(0, len(names), _IMAGES_AT_ONCE):
-                entries = _entries(manifest, rows[first : first + _IMAGES_AT_ONCE])
+                entries = entries_at(manifest, rows[first : first + _IMAGES_AT_ONCE])
                 for image, entry in enumerate(entries, start=first):
                     places = by_image[ends[image - 1] if image else 0 : ends[image]]
                     lines = [self._line_at(file, offsets[place]) for place in places.tolist()]
@@ -153,22 +151,6 @@ def _parse(data: bytes, where: str) -> _Line | BadSample | None:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         key = ".".join(str(step) for step in first["loc"])
         return BadSample("", None, "malformed_line", f"{where}: {key + ': ' if key else ''}{first['msg']}")
-
-
-def _find(names: list[str], manifest: pa.Table) -> list[int | None]:
-    """Row of the manifest by name, which may also be the name of a file."""
-    keys = pa.array(names, pa.string())
-    known = manifest["image_id"].combine_chunks()
-    rows: list[int | None] = pc.coalesce(
-        pc.index_in(keys, value_set=known), pc.index_in(stems(keys), value_set=known)
-    ).to_pylist()
-    return rows
-
-
-def _entries(manifest: pa.Table, rows: Sequence[int | None]) -> list[ManifestEntry | None]:
-    found: list[dict[str, Any]] = manifest.take(pa.array(rows, pa.int64())).to_pylist()
-    pairs = zip(rows, found, strict=True)
-    return [None if place is None else ManifestEntry.from_row(row) for place, row in pairs]
 
 
 def _read(entry: ManifestEntry, files: FileReader) -> Annotations | DataError:
