@@ -1,0 +1,56 @@
+#!/usr/bin/env bash
+# One verb on one Ray cluster for as long as the job lasts:
+#   sbatch --nodes 4 --gpus-per-node 8 cluster/slurm.sh train /data/curated /data/runs/align --model /data/start \
+#     --config cluster/configs/gpu-cluster/train.yaml
+# The job ends with the verb's status. A job that was preempted, or ran out of time, goes on when it is queued again.
+#SBATCH --job-name=ureca
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=1
+#SBATCH --exclusive
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=ureca-%j.log
+set -euo pipefail
+
+verb=${1:?usage: sbatch cluster/slurm.sh VERB ARGUMENTS...}
+shift
+
+# One job's cluster is no other's: a token, a port and a folder of its own.
+export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
+port=$((20000 + SLURM_JOB_ID % 20000))
+folder=/tmp/ray-$SLURM_JOB_ID
+
+mapfile -t nodes < <(scontrol show hostnames "$SLURM_JOB_NODELIST")
+head=${nodes[0]}
+on_head=(srun --overlap --nodes=1 --ntasks=1 --nodelist="$head")
+address=$("${on_head[@]}" hostname --ip-address | cut -d' ' -f1):$port
+
+started=()
+trap 'kill "${started[@]}" 2>/dev/null || true; wait' EXIT
+start() { # step and its `ray start`; Ray finds the CPUs and GPUs that Slurm has given to the job
+    "$@" --block --disable-usage-stats &
+    started+=($!)
+}
+
+start "${on_head[@]}" ray start --head --node-ip-address="${address%:*}" --port="$port" --temp-dir="$folder" \
+    --dashboard-host=127.0.0.1
+wait_for() { # so many nodes: what starts earlier would plan for fewer
+    for _ in {1..60}; do
+        "${on_head[@]}" python -c "import ray
+ray.init('$address', logging_level='ERROR')
+raise SystemExit(sum(node['Alive'] for node in ray.nodes()) < $1)" >/dev/null 2>&1 && return
+        sleep 2
+    done
+    echo "slurm.sh: $1 nodes of Ray did not start within minutes; what is above says why" >&2
+    exit 1
+}
+
+wait_for 1
+others=$((${#nodes[@]} - 1))
+if ((others)); then
+    start srun --overlap --nodes="$others" --ntasks="$others" --exclude="$head" ray start --address="$address"
+    wait_for "${#nodes[@]}"
+fi
+
+RAY_ADDRESS=$address "${on_head[@]}" python -m "jobs.$verb" "$@"

@@ -1,0 +1,55 @@
+"""What the files in ``cluster/`` say, and the commands in them."""
+
+import importlib
+import re
+import shlex
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ureca.settings.loading import VerbSettings
+
+ROOT = Path(__file__).parents[2]
+CLUSTER = ROOT / "cluster"
+IN_THE_IMAGE = "/opt/ureca/"  # where the checkout's files are in the image
+
+
+def load(path: Path) -> Any:
+    """A YAML file's only document."""
+    return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
+
+
+def settings_of(verb: str) -> type[VerbSettings]:
+    """The settings that the job of a verb reads."""
+    job = importlib.import_module(f"jobs.{verb}")
+    found = {
+        value
+        for value in vars(job).values()
+        if isinstance(value, type) and issubclass(value, VerbSettings) and value.verb == verb
+    }
+    assert len(found) == 1, f"jobs/{verb}.py reads {found or 'no settings'}"
+    return found.pop()
+
+
+def check_command(words: list[str]) -> VerbSettings:
+    """Read the settings of ``python -m jobs.VERB ARGUMENTS...`` or ``ureca VERB ARGUMENTS...`` as the job would."""
+    if words[:2] == ["python", "-m"]:
+        package, verb = words[2].split(".")
+        assert package == "jobs"
+        arguments = words[3:]
+    else:
+        assert words[0] == "ureca"
+        verb, arguments = words[1], words[2:]
+    return settings_of(verb).load([word.replace(IN_THE_IMAGE, f"{ROOT}/") for word in arguments])
+
+
+def commands_in_comments(path: Path) -> list[list[str]]:
+    """The commands of ureca that a file's comments name, line continuations joined; without what goes before them."""
+    comments = [line.strip().removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()
+                if line.startswith("#")]  # fmt: skip
+    text = re.sub(r"\\\n", " ", "\n".join(comments))
+    return [
+        shlex.split(match[0])
+        for match in re.finditer(r"(?:^|(?<= ))(python -m jobs\.|ureca )[a-z].*$", text, re.MULTILINE)
+    ]

@@ -1,0 +1,45 @@
+"""The file for ``ray up``, by Ray's own reading of it."""
+
+import re
+
+from ray.autoscaler._private.util import prepare_config, validate_config
+
+from tests.cluster.manifests import CLUSTER, check_command, commands_in_comments, load
+
+FILE = CLUSTER / "ray-up.yaml"
+
+
+def test_ray_accepts_it() -> None:
+    config = prepare_config(load(FILE))
+    validate_config(config)
+    assert config["docker"]["image"] == "ureca:0.1.0"
+    # Keys that Ray fills in must not be mistakes of ours that it passed over.
+    assert load(FILE).keys() <= config.keys()
+
+
+def test_it_has_machines_with_and_without_gpus_that_come_and_go() -> None:
+    config = load(FILE)
+    types = config["available_node_types"]
+    workers = {name: type for name, type in types.items() if name != config["head_node_type"]}
+    assert types[config["head_node_type"]]["resources"]["CPU"] == 0
+    assert {bool(type["resources"].get("GPU")) for type in workers.values()} == {True, False}
+    assert all(type["min_workers"] == 0 < type["max_workers"] for type in workers.values())
+    assert sum(type["max_workers"] for type in workers.values()) == config["max_workers"]
+
+
+def test_the_job_that_its_comments_submit_can_read_its_settings() -> None:
+    (command,) = commands_in_comments(FILE)
+    assert check_command(command).verb == "curate"
+
+
+def test_ray_start_has_no_option_that_ray_does_not_know() -> None:
+    from ray.scripts.scripts import start
+
+    known = {option for parameter in start.params for option in parameter.opts}
+    config = load(FILE)
+    script = re.sub(r"\\\n", " ", (CLUSTER / "slurm.sh").read_text(encoding="utf-8"))
+    commands = [*config["head_start_ray_commands"], *config["worker_start_ray_commands"], *script.splitlines()]
+    starts = [command.partition("ray start ")[2] for command in commands if "ray start " in command]
+    used = {option for start in starts for option in re.findall(r"(?:^|(?<=\s))--[a-z-]+", start)}
+    assert len(starts) == 4
+    assert {"--head", "--port", "--autoscaling-config"} <= used <= known

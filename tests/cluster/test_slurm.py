@@ -1,0 +1,72 @@
+"""The Slurm script: its syntax, its commands, and a job on one node whose ``srun`` is a stand-in."""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+
+from tests.cluster.manifests import CLUSTER, ROOT, check_command
+from tests.drawn import write_corpus
+from ureca.dataset import Output
+
+SCRIPT = CLUSTER / "slurm.sh"
+
+
+def test_bash_can_read_it() -> None:
+    subprocess.run(["bash", "-n", SCRIPT], check=True)
+
+
+def test_the_command_in_its_comments_can_read_its_settings() -> None:
+    comments = SCRIPT.read_text(encoding="utf-8").replace("\\\n# ", "").splitlines()
+    line = next(line for line in comments if line.startswith("#   sbatch"))
+    words = line.partition("slurm.sh ")[2].split()
+    assert check_command(["ureca", *words]).verb == "train"
+
+
+def run_on_one_node(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the script as Slurm would in a job of one node, this one."""
+    stand_ins = {
+        # Options of srun start with dashes and are of one word each.
+        "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
+        "scontrol": "echo localhost",
+        "hostname": "echo 127.0.0.1",
+    }
+    for name, body in stand_ins.items():
+        (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {
+        **{key: value for key, value in os.environ.items() if not key.startswith("RAY_")},
+        **{"SLURM_JOB_ID": str(os.getpid()), "SLURM_JOB_NODELIST": "localhost", "PYTHONPATH": str(ROOT)},
+        "PATH": f"{tmp_path}:{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    return subprocess.run(
+        ["bash", SCRIPT, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=240,
+    )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_job_of_one_node_ends_with_the_status_of_its_verb(tmp_path: Path) -> None:
+    ids = write_corpus(tmp_path / "in", 3)
+    (tmp_path / "in" / f"{ids[1]}.png").write_bytes(b"")
+    annotated = ("--listing.annotations", "beside", "--proposals.kind", "annotations")
+    finished = run_on_one_node(tmp_path, "curate", str(tmp_path / "in"), str(tmp_path / "out"), *annotated)
+    assert finished.returncode == 1, finished.stderr
+    assert "3, of which 1 failed" in finished.stdout
+    assert "--retry-errors" in finished.stderr
+    assert Output(str(tmp_path / "out")).run()["state"] == "finished"
+    # The cluster is gone with the job.
+    folder = Path(tempfile.gettempdir(), f"ray-{os.getpid()}")
+    running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    assert str(folder) not in running
+    shutil.rmtree(folder)
