@@ -1,18 +1,16 @@
 """Drivers and workers that are killed: each image exactly once."""
 
-import contextlib
 import os
-import signal
 import subprocess
 import sys
 import time
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 
 from tests.drawn import write_corpus
+from tests.pipelines.killing import kill_driver, kill_workers
 from ureca.dataset import Output
 
 NUM_IMAGES = 60
@@ -50,11 +48,9 @@ def test_every_image_once_after_sigkill(tmp_path: Path) -> None:
             try:
                 wait_for_parts(output, at_least, process)
             finally:
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-    written = len(output.done_units())
-    assert 10 <= written < NUM_IMAGES // 2
-    before = {unit: (tmp_path / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in range(3)}
+                kill_driver(process)
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "regions").glob("part-*")}
+    assert 10 <= len(before) < NUM_IMAGES // 2
 
     finished = subprocess.run(
         command(tmp_path), cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=200
@@ -66,7 +62,7 @@ def test_every_image_once_after_sigkill(tmp_path: Path) -> None:
     assert f"{NUM_IMAGES} images" in finished.stderr
     assert f"{NUM_IMAGES} done before" not in finished.stderr
     # What was done before the kills was not done again.
-    assert before == {unit: (tmp_path / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in before}
+    assert before == {path: path.stat().st_mtime_ns for path in before}
     assert [session["state"] for session in output.run()["sessions"]] == ["running", "running", "finished"]
     assert not list((tmp_path / "out").rglob(".tmp-*"))
 
@@ -91,15 +87,3 @@ def test_every_image_once_after_workers_die(tmp_path: Path) -> None:
     rows = list(output.rows())
     assert Counter(row["image_id"] for row in rows) == Counter(ids)
     assert all(row["error"] is None and len(row["regions"]) == 4 for row in rows)
-
-
-def kill_workers(driver_pid: int, stage: str) -> list[str]:
-    """Kill the workers of a stage below a driver; returns what they were called."""
-    killed = []
-    for worker in psutil.Process(driver_pid).children(recursive=True):
-        with contextlib.suppress(psutil.NoSuchProcess):
-            name = " ".join(worker.cmdline())
-            if stage in name:
-                worker.kill()
-                killed.append(name)
-    return killed
