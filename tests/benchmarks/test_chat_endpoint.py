@@ -3,7 +3,7 @@
 import asyncio
 import json
 
-import httpx2
+import aiohttp
 import numpy as np
 import pytest
 
@@ -47,10 +47,11 @@ def test_it_answers_by_content_and_tells_what_it_did() -> None:
         answers = await asyncio.gather(*(model.answer(request_of(seed)) for seed in (0, 1, 0, 2, 1)))
         captions = [json.loads(answer.text)["caption"] for answer in answers]
         assert captions[0] == captions[2] != captions[1] == captions[4] != captions[3]
-        async with httpx2.AsyncClient() as client:
-            refused = await client.post(f"{url}/v1/chat/completions", content=b'{"messages": []}')
-            stats = (await client.get(f"{url}/stats")).json()
-        assert refused.status_code == 400
+        async with aiohttp.ClientSession() as client:
+            async with client.post(f"{url}/v1/chat/completions", data=b'{"messages": []}') as refused:
+                assert refused.status == 400
+            async with client.get(f"{url}/stats") as told:
+                stats = await told.json()
         assert stats["num_answers"] == 5
         assert sum(stats["busy_s"]) == pytest.approx(5 * 0.01)
         await model.close()

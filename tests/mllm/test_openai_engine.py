@@ -110,7 +110,7 @@ def test_what_may_pass_is_tried_again(failure: Said) -> None:
         (error(429, "slow down"), "rate_limited", "HTTP 429: slow down"),
         (error(500, "CUDA error"), "server_error", "HTTP 500: CUDA error"),
         (error(503, "full"), "server_error", "HTTP 503: full"),
-        (HANG_UP, "connection_lost", "RemoteProtocolError"),
+        (HANG_UP, "connection_lost", "ServerDisconnectedError"),
     ],
 )
 def test_what_does_not_pass_is_given_up(failure: Said, kind: str, message: str) -> None:
@@ -287,7 +287,7 @@ def test_a_server_that_starts_late_is_waited_for() -> None:
 def test_an_outage_that_lasts_ends_the_job() -> None:
     async def one() -> None:
         model = engine(f"http://127.0.0.1:{closed_port()}/v1", max_outage_s=0.05)
-        with pytest.raises(SettingsError, match=r"mllm\.base_urls: no endpoint could be reached .*ConnectError"):
+        with pytest.raises(SettingsError, match=r"mllm\.base_urls: no endpoint could be .*ClientConnectorError"):
             await model.answer(REQUEST)
 
     asyncio.run(one())
@@ -296,7 +296,7 @@ def test_an_outage_that_lasts_ends_the_job() -> None:
 def test_a_connection_that_is_not_made_in_time_is_no_connection() -> None:
     async def one(port: int) -> None:
         model = engine(f"http://127.0.0.1:{port}/v1", connect_timeout_s=0.05, max_outage_s=0.1)
-        with pytest.raises(SettingsError, match=r"no endpoint could be reached .*ConnectTimeout"):
+        with pytest.raises(SettingsError, match=r"no endpoint could be reached .*ConnectionTimeoutError"):
             await model.answer(REQUEST)
 
     with socket.socket() as listening, socket.socket() as waiting:
@@ -454,3 +454,15 @@ def test_the_key_is_sent_and_neither_logged_nor_told(
     assert caplog.records
     assert KEY not in caplog.text
     assert KEY not in json.dumps([str(vars(record)) for record in caplog.records])
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one() -> None:
+        async with ChatServer() as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+            model = engine("http://models.example/v1")
+            assert await model.answer(REQUEST) == CAPTION
+            assert [received.path for received in proxy.received] == ["http://models.example/v1/chat/completions"]
+            await model.close()
+
+    asyncio.run(one())

@@ -20,14 +20,15 @@ Tokens = Annotated[int, Field(ge=0, lt=2**31)]
 def request_body(request: ChatRequest, settings: OpenAISettings) -> bytes:
     """Write a request as JSON, its constant part first; images are encoded here, as JPEG data URLs."""
     content = [_content(part, settings.jpeg_quality) for part in request.parts]
+    system = [{"role": "system", "content": request.system}] if request.system else []
     body: dict[str, Any] = {
         "model": settings.model,
-        "messages": [{"role": "system", "content": request.system}, {"role": "user", "content": content}],
+        "messages": [*system, {"role": "user", "content": content}],
         "temperature": request.temperature,
         # Its successor, max_completion_tokens, is not known to every server.
         "max_tokens": request.max_new_tokens,
     }
-    if settings.constrain_answers:
+    if settings.constrain_answers and request.answer_schema:
         schema = {"name": "answer", "schema": request.answer_schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return json.dumps(body).encode()

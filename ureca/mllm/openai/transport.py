@@ -1,13 +1,17 @@
 """Sending one request once.
 
-Over httpx2, the maintained httpx on which OpenAI's own client stands: it pools connections and is typed, while that
-client's retries know neither several servers nor a limit on what is read.
+Over aiohttp, which pools connections and reads HTTP in C: a request costs a fifth of the CPU time that it costs with
+httpx, on which OpenAI's own client stands; and that client's retries know neither several servers nor a limit on what
+is read.
 """
 
 import asyncio
+import functools
+import urllib.parse
+import urllib.request
 from dataclasses import dataclass
 
-import httpx2
+import aiohttp
 from pydantic import SecretStr
 
 from ureca.mllm.openai.backoff import retry_after_s
@@ -48,10 +52,13 @@ class Transport:
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
         if key is not None:
             headers["Authorization"] = f"Bearer {key.get_secret_value()}"
-        self._client = httpx2.AsyncClient(
+        self._proxy_for = functools.cache(_proxy_for)
+        self._session = aiohttp.ClientSession(
             headers=headers,
-            timeout=httpx2.Timeout(None, connect=settings.connect_timeout_s),
-            limits=httpx2.Limits(keepalive_expiry=_KEEP_ALIVE_S),
+            timeout=aiohttp.ClientTimeout(sock_connect=settings.connect_timeout_s),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
+            cookie_jar=aiohttp.DummyCookieJar(),
+            auto_decompress=False,
         )
 
     async def post(self, url: str, body: bytes) -> Reply:
@@ -63,26 +70,28 @@ class Transport:
         try:
             async with asyncio.timeout(self._timeout_s):
                 return await self._exchange(url, body)
-        except (httpx2.ConnectError, httpx2.ConnectTimeout, httpx2.ProxyError) as error:
+        except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
             raise PassingFailure("unreachable", _named(error)) from error
         except TimeoutError as error:
             raise PassingFailure("timeout", f"no answer within {self._timeout_s:g} s", overloaded=True) from error
-        except (httpx2.NetworkError, httpx2.RemoteProtocolError) as error:
+        except aiohttp.ClientError as error:
             raise PassingFailure("connection_lost", _named(error)) from error
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.aclose()
+        await self._session.close()
 
     async def _exchange(self, url: str, body: bytes) -> Reply:
-        async with self._client.stream("POST", url, content=body) as response:
+        request = self._session.post(url, data=body, allow_redirects=False, proxy=self._proxy_for(url))
+        async with request as response:
             answer = bytearray()
-            async for chunk in response.aiter_raw():
+            async for chunk in response.content.iter_any():
                 answer += chunk
                 if len(answer) > self._max_bytes:
+                    response.close()
                     break
-        reply = Reply(response.status_code, bytes(answer[: self._max_bytes]), len(answer) <= self._max_bytes)
-        if response.is_success:
+        reply = Reply(response.status, bytes(answer[: self._max_bytes]), len(answer) <= self._max_bytes)
+        if 200 <= reply.status < 300:
             return reply
         reply = self._without_key(reply)
         if reply.status not in _OVERLOADED and reply.status < 500:
@@ -100,6 +109,15 @@ class Transport:
             return reply
         body = reply.body.replace(self._key.get_secret_value().encode(), b"(key)")
         return Reply(reply.status, body, reply.is_complete)
+
+
+def _proxy_for(url: str) -> str | None:
+    """The proxy that the environment names for an address (``HTTPS_PROXY``, ``NO_PROXY``)."""
+    parts = urllib.parse.urlsplit(url)
+    if urllib.request.proxy_bypass(parts.netloc):
+        return None
+    proxies = urllib.request.getproxies()
+    return proxies.get(parts.scheme) or proxies.get("all")
 
 
 def _named(error: Exception) -> str:
