@@ -1,7 +1,7 @@
 """Captioning as a Ray Data graph: stored manifest -> masks -> captions, written unit by unit."""
 
 from functools import partial
-from pathlib import Path
+from typing import Any
 
 from ray.data import Dataset
 
@@ -10,10 +10,12 @@ from pipelines.blocks import TablesToTables, pending_rows
 from pipelines.pools import plan_pools
 from pipelines.session import Cluster
 from ureca.captioning.adopt import adopt
-from ureca.captioning.checkpoint import fingerprint
-from ureca.captioning.stage import CaptionStage
+from ureca.captioning.checkpoint import identify
+from ureca.captioning.stage import CaptionStage, ImageWriter
 from ureca.curation.stages import propose
 from ureca.errors import SettingsError
+from ureca.mllm.transformers.engine import TransformersChatModel
+from ureca.mllm.transformers.settings import TransformersSettings
 from ureca.schema import CAPTIONS_DATASET
 from ureca.settings.caption import Automatic, CaptioningSettings
 from ureca.settings.components import build_proposer
@@ -25,15 +27,39 @@ class CaptionActor(WritingActor[CaptioningSettings]):
 
     dataset = CAPTIONS_DATASET
 
-    def build(self, settings: CaptioningSettings) -> CaptionStage:
+    def build(self, settings: CaptioningSettings) -> CaptionStage[Any]:
         """Load the checkpoint, on a GPU if the actor has one."""
-        from ureca.model.captioner import RegionCaptioner
+        checkpoint = identify(settings.model)
+        name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
+        writer = _captioner(settings) if checkpoint.kind == "ureca" else _chat_writer(settings)
+        return CaptionStage(writer, name, settings.image_limits, settings.resources.caption.images_in_flight)
 
-        resources = settings.resources.caption
-        device = "cuda" if resources.num_gpus > 0 else "cpu"
-        captioner = RegionCaptioner.from_pretrained(settings.model, device=device, dtype=settings.dtype)
-        name = f"{Path(settings.model).name} {fingerprint(settings.model)}"
-        return CaptionStage(captioner, name, settings.captioner, settings.image_limits, resources.images_in_flight)
+
+def _captioner(settings: CaptioningSettings) -> ImageWriter[Any]:
+    from ureca.captioning.batching import Batcher
+    from ureca.model.captioner import RegionCaptioner
+
+    device = "cuda" if settings.resources.caption.num_gpus > 0 else "cpu"
+    captioner = RegionCaptioner.from_pretrained(settings.model, device=device, dtype=settings.dtype)
+    if settings.region_prompt is not None:
+        captioner.processor.region_prompt = settings.region_prompt
+    return Batcher(captioner, settings.captioner)
+
+
+def _chat_writer(settings: CaptioningSettings) -> ImageWriter[Any]:
+    from ureca.captioning.chat import ChatWriter
+
+    model = TransformersChatModel(
+        TransformersSettings(
+            checkpoint=settings.model,
+            device="auto" if settings.resources.caption.num_gpus > 0 else "cpu",
+            dtype=settings.dtype,
+            max_batch_size=settings.captioner.batch_size,
+            image_options=settings.image_options,
+        )
+    )
+    assert settings.region_prompt is not None  # noqa: S101 - refused before anything ran
+    return ChatWriter(model, settings.region_prompt, settings.captioner)
 
 
 def build_propose_stage(settings: CaptioningSettings) -> ProposeStage:

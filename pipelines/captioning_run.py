@@ -8,11 +8,11 @@ from pipelines.batch_run import BatchVerb, run_batch
 from pipelines.caption import graph
 from pipelines.progress import Progress
 from ureca.captioning.adopt import list_run
-from ureca.captioning.checkpoint import fingerprint
+from ureca.captioning.checkpoint import Checkpoint, identify
 from ureca.corpus.listing import list_images
 from ureca.corpus.storage import locate
 from ureca.dataset import Output, UnitReport
-from ureca.errors import InputError
+from ureca.errors import InputError, SettingsError
 from ureca.schema import CAPTIONS_DATASET
 from ureca.settings.caption import Automatic, CaptioningSettings
 from ureca.settings.proposals import FromRegions, FromSegments
@@ -29,10 +29,27 @@ def caption(
     """Caption what is missing in the output, and, if asked for, again what failed; see ``run_batch``.
 
     Raises:
-        CheckpointError: the model is not a checkpoint of URECA.
+        CheckpointError: the model is not a checkpoint.
+        SettingsError: it is not URECA, and how it is shown a region is not said.
     """
-    identity = {"model": fingerprint(settings.model)}
+    identity = {"model": _usable(settings).identity}
     return run_batch(_CAPTION, _resolved(settings), on_plan, progress_of, identity)
+
+
+def _usable(settings: CaptioningSettings) -> Checkpoint:
+    """What the model is, if it can be told of regions as the settings say."""
+    checkpoint = identify(settings.model)
+    if checkpoint.kind == "ureca":
+        if settings.image_options:
+            raise SettingsError("image_options are for baselines; a checkpoint of URECA says itself how images are cut")
+    elif settings.region_prompt in {None, "mask"}:
+        raise SettingsError(
+            f"{settings.model} is not a folder with a checkpoint of URECA. If it is another model that sees images, "
+            "say by region_prompt (none, contour or crop) how it is shown which region is meant"
+        )
+    elif settings.captioner.top_p < 1:
+        raise SettingsError(f"captioner.top_p is for checkpoints of URECA; {settings.model} has captioner.temperature")
+    return checkpoint
 
 
 def _resolved(settings: CaptioningSettings) -> CaptioningSettings:

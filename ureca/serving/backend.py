@@ -1,6 +1,6 @@
 """What does the work of a request, wherever it runs."""
 
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from typing import Protocol
 
 from ureca.images import Pixels
@@ -30,7 +30,7 @@ class Backend(Protocol):
         """All captions of a job, in the order of its masks."""
         ...
 
-    def stream(self, job: CaptionJob) -> AsyncIterator[Written]:
+    def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
         """Each caption of a job as soon as it is finished."""
         ...
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -84,7 +85,7 @@ class CaptionEngine:
         self._waiting: list[_Work] = []
         self._running: asyncio.Task[None] | None = None
 
-    async def stream(self, job: CaptionJob) -> AsyncIterator[Written]:
+    async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
         """Caption a job; each caption once, in the order in which they finish.
 
         What is no longer read (the iterator is closed, or its task cancelled) is no longer written.
@@ -109,7 +110,8 @@ class CaptionEngine:
 
     async def caption(self, job: CaptionJob) -> list[Written]:
         """All captions of a job, in the order of its masks."""
-        return sorted([written async for written in self.stream(job)], key=lambda written: written.index)
+        async with aclosing(self.stream(job)) as captions:
+            return sorted([written async for written in captions], key=lambda written: written.index)
 
     @property
     def num_waiting(self) -> int:

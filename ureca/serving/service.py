@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -122,7 +122,7 @@ class Service:
 
     async def stream(
         self, request: CaptionsRequest, file: bytes | None
-    ) -> AsyncIterator[FoundRegions | Caption | Timings]:
+    ) -> AsyncGenerator[FoundRegions | Caption | Timings]:
         """The regions of an image at once, each caption as soon as it is finished, and the timings at the end."""
         clock = Clock()
         settings = self.caption_settings(request, request.model)
@@ -130,8 +130,9 @@ class Service:
         yield found
         lookalikes = await self.backend.compare(found.pixels, found.masks) if request.lookalikes else None
         clock.end_of("segment_s")
-        async for item in self.backend.stream(CaptionJob(found.pixels, found.masks, settings)):
-            yield captioned(found.regions[item.index], item, lookalikes)
+        async with aclosing(self.backend.stream(CaptionJob(found.pixels, found.masks, settings))) as captions:
+            async for item in captions:
+                yield captioned(found.regions[item.index], item, lookalikes)
         clock.end_of("caption_s")
         yield clock.timings()
 
@@ -142,7 +143,7 @@ class Service:
         written = {ids[item.index]: item for (ids, _), items in zip(jobs, answers, strict=True) for item in items}
         return chat_answer(self.settings.name, written)
 
-    async def stream_chat(self, request: ChatRequest) -> AsyncIterator[dict[str, object]]:
+    async def stream_chat(self, request: ChatRequest) -> AsyncGenerator[dict[str, object]]:
         """As ``chat``, in pieces, each caption as soon as it is finished."""
         jobs = await self._chat_jobs(request)
         chunks = Chunks(self.settings.name)

@@ -1,0 +1,114 @@
+"""The service's HTTP interface, given what answers its requests."""
+
+import asyncio
+import time
+from collections.abc import Awaitable, Collection
+from pathlib import Path
+from typing import TypeVar
+
+from fastapi import FastAPI, Request, Response
+from fastapi.staticfiles import StaticFiles
+from pydantic import BaseModel
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+
+import ureca
+from pipelines import serving_openapi as openapi
+from pipelines.serving_bodies import read_body, read_json
+from pipelines.serving_errors import add_error_handlers
+from pipelines.serving_events import CaptionEvents, error_data, event, nameless, out_of_time, respond
+from pipelines.serving_gate import Gate
+from ureca.serving.answers import Health, Model, Models
+from ureca.serving.chat import ChatRequest
+from ureca.serving.requests import CaptionsRequest, RegionsRequest
+from ureca.serving.service import Service
+
+T = TypeVar("T")
+
+PAGE = Path(ureca.__file__).parent / "serving" / "page"
+
+
+def build_app(service: Service, token_digests: Collection[bytes], page: Path = PAGE) -> FastAPI:
+    """The app.
+
+    Args:
+        service: answers requests.
+        token_digests: see ``serving_gate.Gate``.
+        page: folder with the files of the page; the app has no page where it does not exist.
+    """
+    limits = service.settings.limits
+    app = FastAPI(title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, redoc_url=None)
+    app.add_middleware(Gate, limits=limits, token_digests=token_digests)
+    if service.settings.is_local:
+        # Else a page elsewhere could point its own name to this machine and talk to the service through a browser.
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    add_error_handlers(app)
+    started = int(time.time())
+
+    async def in_time(answering: Awaitable[T]) -> T:
+        try:
+            async with asyncio.timeout(limits.timeout_s):
+                return await answering
+        except TimeoutError as error:
+            raise out_of_time(limits.timeout_s) from error
+
+    @app.post("/v1/captions", **openapi.CAPTIONS)
+    async def captions(request: Request) -> Response:
+        """Caption regions of an image, or everything in it."""
+        asked, file = await in_time(read_body(request, CaptionsRequest, max_bytes=limits.max_body_bytes))
+        if not asked.stream:
+            return _json(await in_time(service.captions(asked, file)))
+        return await respond(
+            service.stream(asked, file),
+            CaptionEvents(service.settings.name),
+            on_error=lambda refusal: event("error", error_data(refusal)),
+            timeout_s=limits.timeout_s,
+        )
+
+    @app.post("/v1/regions", **openapi.REGIONS)
+    async def regions(request: Request) -> Response:
+        """Find masks: everything in an image, or those of boxes and points."""
+        asked, file = await in_time(read_body(request, RegionsRequest, max_bytes=limits.max_body_bytes))
+        return _json(await in_time(service.regions(asked, file)))
+
+    @app.post("/v1/chat/completions", **openapi.CHAT)
+    async def chat_completions(request: Request) -> Response:
+        """Caption regions in the form of OpenAI's API: each image is one, by its alpha channel."""
+        asked = await in_time(read_json(request, ChatRequest))
+        if not asked.stream:
+            return _json(await in_time(service.chat(asked)))
+        return await respond(
+            service.stream_chat(asked),
+            lambda chunk: [nameless(chunk)],
+            on_error=lambda refusal: nameless(error_data(refusal)),
+            end="data: [DONE]\n\n",
+            timeout_s=limits.timeout_s,
+        )
+
+    @app.get("/v1/models", **openapi.MODELS)
+    async def models() -> Models:
+        """The names that `model` may have."""
+        return Models(data=[Model(id=service.settings.name, created=started)])
+
+    @app.get("/healthz", **openapi.HEALTH)
+    async def healthz() -> Health:
+        """Whether this process answers."""
+        return Health(status="ok")
+
+    @app.get("/readyz", **openapi.READY)
+    async def readyz(response: Response) -> Health:
+        """Whether a request could be served now."""
+        parts = await service.backend.ready()
+        response.status_code = 200 if all(parts.values()) else 503
+        return Health(
+            status="ok" if all(parts.values()) else "unavailable",
+            parts={name: "ok" if is_ready else "unavailable" for name, is_ready in parts.items()},
+        )
+
+    openapi.document_bodies(app)
+    if page.is_dir():
+        app.mount("/", StaticFiles(directory=page, html=True))
+    return app
+
+
+def _json(answer: BaseModel) -> Response:
+    return Response(answer.model_dump_json(), media_type="application/json")

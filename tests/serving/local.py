@@ -1,0 +1,59 @@
+"""A service whose parts are all in this process, with a tiny checkpoint."""
+
+import asyncio
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from functools import cache
+
+import numpy as np
+
+from ureca.images import Pixels
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.tiny import build_tiny
+from ureca.proposals.segments import SegmentsProposer
+from ureca.regions.mask import Mask
+from ureca.regions.prompts import Prompt
+from ureca.serving.engine import CaptionEngine, CaptionJob, Written
+from ureca.serving.regions import lookalikes
+from ureca.serving.segmenter import Segmenter
+
+
+class LocalBackend:
+    """A ``Backend`` without replicas."""
+
+    def __init__(self, captioner: RegionCaptioner, batch_size: int = 8) -> None:
+        self._segmenter = Segmenter(SegmentsProposer())
+        self.segmenter_name = self._segmenter.name
+        self.engine = CaptionEngine(captioner, batch_size)
+
+    async def propose(self, pixels: Pixels) -> list[Mask]:
+        return await asyncio.to_thread(self._segmenter.propose, pixels)
+
+    async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
+        return await asyncio.to_thread(self._segmenter.find, pixels, prompts)
+
+    async def compare(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
+        return await asyncio.to_thread(lookalikes, pixels, masks)
+
+    async def caption(self, job: CaptionJob) -> list[Written]:
+        return await self.engine.caption(job)
+
+    def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
+        return self.engine.stream(job)
+
+    async def ready(self) -> dict[str, bool]:
+        return {"captioner": True, "segmenter": True}
+
+
+@cache
+def tiny_captioner() -> RegionCaptioner:
+    return RegionCaptioner(*build_tiny(), cached_images=4)
+
+
+def scene(height: int = 60, width: int = 90, seed: int = 0) -> Pixels:
+    """A red disc and two like blue squares on grey, with a little noise."""
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.full((height, width, 3), 150, np.int16)
+    pixels[(rows - 20) ** 2 + (columns - 20) ** 2 <= 14**2] = (200, 30, 30)
+    pixels[34:54, 44:60] = pixels[34:54, 66:82] = (30, 30, 200)
+    noise = np.random.default_rng(seed).integers(-4, 5, pixels.shape)
+    return np.clip(pixels + noise, 0, 255).astype(np.uint8)
