@@ -1,7 +1,6 @@
 """Captioning on a local Ray: sessions, resume, retries, refusals, processes that are killed."""
 
 import os
-import signal
 import subprocess
 import sys
 from collections import Counter
@@ -14,8 +13,9 @@ from jobs.cli import main
 from pipelines.batch_run import MAY_CHANGE
 from pipelines.captioning_run import _MAY_CHANGE, caption
 from tests.drawn import drawn_image, png, write_corpus
+from tests.pipelines.killing import kill_driver, kill_workers
 from tests.pipelines.test_caption_graph import settings_of
-from tests.pipelines.test_kill import ROOT, kill_workers, wait_for_parts
+from tests.pipelines.test_kill import ROOT, wait_for_parts
 from ureca.dataset import Output
 from ureca.errors import CheckpointError, InputError, OutputError
 from ureca.model.tiny import save_tiny
@@ -118,8 +118,7 @@ def test_every_image_once_after_a_worker_and_the_driver_die(tmp_path: Path, chec
             killed = kill_workers(process.pid, "CaptionActor")
             wait_for_parts(output, len(output.done_units()) + 1, process)
         finally:
-            process.send_signal(signal.SIGKILL)
-            process.wait()
+            kill_driver(process)
     assert killed
     done = output.done_units()
     assert len(done) < 12

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
 import time
@@ -13,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from pipelines.train import train
 from pipelines.training_run import read_lines
 from tests.drawn import drawn_image
-from tests.pipelines.test_kill import ROOT, kill_workers
+from tests.pipelines.killing import kill_driver, kill_workers
+from tests.pipelines.test_kill import ROOT
 from tests.training.datasets import write_dataset
 from ureca.errors import InputError, OutputError
 from ureca.model.captioner import RegionCaptioner
@@ -167,10 +166,7 @@ def test_killed_workers_and_drivers_change_no_loss(whole: tuple[Path, Any], data
             assert kill_workers(process.pid, "RayTrainWorker")
             wait_for(17, process)
         finally:
-            children = psutil.Process(process.pid).children(recursive=True)
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            psutil.wait_procs(children, timeout=60)
+            kill_driver(process)
     assert len(losses(run)) < NUM_STEPS
     finished = subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600

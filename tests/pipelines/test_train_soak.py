@@ -2,17 +2,16 @@
 
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import psutil
 import pytest
 
 from pipelines.training_run import read_lines
-from tests.pipelines.test_kill import ROOT, kill_workers
+from tests.pipelines.killing import kill_driver, kill_workers
+from tests.pipelines.test_kill import ROOT
 from tests.training.datasets import write_dataset
 from ureca.model.tiny import save_tiny
 
@@ -64,9 +63,6 @@ def test_whatever_is_killed_the_losses_are_those_of_a_run_without_a_break(tmp_pa
                     assert process.wait(timeout=1200) == 0, (tmp_path / "log").read_text()[-3000:]
                     break
             finally:
-                children = psutil.Process(process.pid).children(recursive=True) if process.poll() is None else []
-                process.send_signal(signal.SIGKILL)
-                process.wait()
-                psutil.wait_procs(children, timeout=60)
+                kill_driver(process)
     assert lines("killed") == lines("whole")
     assert losses("killed") == pytest.approx(losses("whole"), rel=1e-4)
