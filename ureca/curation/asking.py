@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from functools import cache
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
@@ -53,7 +54,7 @@ async def ask(
         request = ChatRequest(
             system=system,
             parts=(*parts, *again),
-            answer_schema=expected.model_json_schema(),
+            answer_schema=_schema(expected),
             # The same question at the same temperature may well get the same unusable answer.
             temperature=min(_HOTTEST, temperature + _TEMPERATURE_STEP * attempt),
             max_new_tokens=max_new_tokens,
@@ -67,6 +68,11 @@ async def ask(
             usage.record_rejected(fault.kind)
             again = (prompts.again(fault.reason),)
     raise AnswerError(fault.kind, f"{max_attempts} answers could not be used; the last one: {fault.reason}")
+
+
+@cache
+def _schema(expected: type[BaseModel]) -> dict[str, Any]:
+    return expected.model_json_schema()
 
 
 def _typed(expected: type[Typed], text: str) -> Typed:

@@ -59,15 +59,18 @@ class PromptedAnnotator:
         sibling_captions: Sequence[str],
     ) -> str:
         """Ask with the region in its surroundings (the image, or the parent for a part) and the region alone."""
-        views = image.views
-        if region_id in image.main_objects:
-            surroundings = await asyncio.to_thread(views.whole_with_contour, region_id)
-        else:
-            surroundings = await asyncio.to_thread(views.part_in_parent, region_id, image.tree.parents[region_id])
-        crop = await asyncio.to_thread(views.crop, region_id)
+
+        def render() -> tuple[Pixels, Pixels]:
+            if region_id in image.main_objects:
+                surroundings = image.views.whole_with_contour(region_id)
+            else:
+                surroundings = image.views.part_in_parent(region_id, image.tree.parents[region_id])
+            return surroundings, image.views.crop(region_id)
+
+        views = await asyncio.to_thread(render)
         nearest = sibling_captions[max(0, len(sibling_captions) - self._settings.max_sibling_captions) :]
         question = prompts.short_caption(parent_caption, nearest)
-        return await self._caption(prompts.SHORT_CAPTION, (surroundings, crop, question), short=True)
+        return await self._caption(prompts.SHORT_CAPTION, (*views, question), short=True)
 
     async def detailed_caption(
         self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
@@ -98,10 +101,11 @@ class PromptedAnnotator:
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
         """Ask with the image, the image with the region's contour, and the region alone, at temperature 0."""
-        whole = await asyncio.to_thread(image.views.whole)
-        contour = await asyncio.to_thread(image.views.whole_with_contour, region_id)
-        crop = await asyncio.to_thread(image.views.crop, region_id)
-        parts = (whole, contour, crop, prompts.verification(caption))
+
+        def render() -> tuple[Pixels, Pixels, Pixels]:
+            return image.views.whole(), image.views.whole_with_contour(region_id), image.views.crop(region_id)
+
+        parts = (*await asyncio.to_thread(render), prompts.verification(caption))
         return await self._ask(_Judgement, _verdict, prompts.VERIFICATION, parts, temperature=0.0)
 
     async def _caption(

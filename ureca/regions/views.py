@@ -6,7 +6,7 @@ Background is a Gaussian blur of sigma 100 px of the image; contours are 3 px wi
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -203,13 +203,18 @@ def _centre(inside: BoolMask) -> tuple[float, float]:
     return float(columns[nearest]), float(rows[nearest])
 
 
+@cache
+def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    return ImageFont.load_default(size_px)
+
+
 def _write_index(canvas: Image.Image, index: int, centre: tuple[float, float], colour: tuple[int, int, int]) -> None:
     size = max(12, max(canvas.size) // 40)
     ImageDraw.Draw(canvas).text(
         centre,
         str(index),
         fill=colour,
-        font=ImageFont.load_default(size),
+        font=_font(size),
         anchor="mm",
         stroke_width=max(1, size // 8),
         stroke_fill=(255, 255, 255),
