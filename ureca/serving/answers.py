@@ -31,6 +31,9 @@ class Region(_Part):
     depth: int = Field(description="regions above this one; 0 at the top level")
     predicted_iou: float | None = Field(default=None, description="the segmenter's own estimate of the mask's quality")
     stability_score: float | None = None
+    lookalike_ids: list[int] | None = Field(
+        default=None, description="regions that look alike, most alike first; null unless `lookalikes` was asked for"
+    )
 
 
 class Caption(Region):
@@ -39,9 +42,6 @@ class Caption(Region):
     caption: str | None = Field(description="null where the model ended before its first word")
     num_tokens: int
     finish_reason: Literal["stop", "length"]
-    lookalike_ids: list[int] | None = Field(
-        default=None, description="regions that look alike, most alike first; null unless `lookalikes` was asked for"
-    )
 
 
 class Timings(_Part):

@@ -1,6 +1,6 @@
 """Regions as answers have them: their place in the tree, and what they could be taken for."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ureca.images import Pixels
 from ureca.regions import rle as rle_codec
@@ -30,14 +30,20 @@ def describe(masks: Sequence[Mask]) -> list[Region]:
     ]
 
 
-def captioned(region: Region, written: Written, lookalikes: dict[int, list[int]] | None) -> Caption:
-    """A region with its caption; ``lookalikes`` are those of all regions, None where nobody asked."""
+def compared(region: Region, lookalikes: Mapping[int, list[int]] | None) -> Region:
+    """A region with its look-alikes; ``lookalikes`` are those of all regions, None where nobody asked."""
+    return region.model_copy(
+        update={"lookalike_ids": None if lookalikes is None else lookalikes.get(region.region_id, [])}
+    )
+
+
+def captioned(region: Region, written: Written) -> Caption:
+    """A region with its caption."""
     return Caption(
         **dict(region),
         caption=written.text or None,
         num_tokens=written.num_tokens,
         finish_reason="stop" if written.finish_reason == "stop" else "length",
-        lookalike_ids=None if lookalikes is None else lookalikes.get(region.region_id, []),
     )
 
 

@@ -78,6 +78,9 @@ class RegionsRequest(_Part):
     regions: Annotated[list[RegionRequest], Field(min_length=1, max_length=MAX_MASKS)] | None = Field(
         default=None, description="absent: all regions that the segmenter finds"
     )
+    lookalikes: StrictBool = Field(
+        default=False, description="also say which of the regions could be taken for one another"
+    )
 
 
 class Generation(_Part):
@@ -105,6 +108,3 @@ class CaptionsRequest(Generation, RegionsRequest):
 
     model: str | None = Field(default=None, description="a name that GET /v1/models lists; absent: the one there is")
     stream: StrictBool = Field(default=False, description="server-sent events, each caption as soon as it is finished")
-    lookalikes: StrictBool = Field(
-        default=False, description="also say which of the regions could be taken for one another"
-    )

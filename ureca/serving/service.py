@@ -19,7 +19,7 @@ from ureca.serving.engine import CaptionJob, Written
 from ureca.serving.fetching import Fetcher
 from ureca.serving.merging import merged
 from ureca.serving.refusal import Refusal
-from ureca.serving.regions import captioned, describe
+from ureca.serving.regions import captioned, compared, describe
 from ureca.serving.requests import CaptionsRequest, Generation, RegionRequest, RegionsRequest
 from ureca.settings.captioner import CaptionSettings
 from ureca.settings.serve import ServeSettings
@@ -98,20 +98,18 @@ class Service:
         """
         clock = Clock()
         found = await self._find(request, file, clock)
-        return RegionsAnswer(
-            image=found.size, segmenter=found.segmenter, regions=list(found.regions), timings=clock.timings()
-        )
+        regions = await self._compared(request, found, clock)
+        return RegionsAnswer(image=found.size, segmenter=found.segmenter, regions=regions, timings=clock.timings())
 
     async def captions(self, request: CaptionsRequest, file: bytes | None) -> CaptionsAnswer:
         """Captions of regions of an image; arguments and errors as ``regions``."""
         clock = Clock()
         settings = self.caption_settings(request, request.model)
         found = await self._find(request, file, clock)
-        lookalikes = await self.backend.compare(found.pixels, found.masks) if request.lookalikes else None
-        clock.end_of("segment_s")
+        regions = await self._compared(request, found, clock)
         written = await self.backend.caption(CaptionJob(found.pixels, found.masks, settings))
         clock.end_of("caption_s")
-        captions = [captioned(found.regions[item.index], item, lookalikes) for item in written]
+        captions = [captioned(regions[item.index], item) for item in written]
         return CaptionsAnswer(
             model=self.settings.name,
             image=found.size,
@@ -128,11 +126,10 @@ class Service:
         settings = self.caption_settings(request, request.model)
         found = await self._find(request, file, clock)
         yield found
-        lookalikes = await self.backend.compare(found.pixels, found.masks) if request.lookalikes else None
-        clock.end_of("segment_s")
+        regions = await self._compared(request, found, clock)
         async with aclosing(self.backend.stream(CaptionJob(found.pixels, found.masks, settings))) as captions:
             async for item in captions:
-                yield captioned(found.regions[item.index], item, lookalikes)
+                yield captioned(regions[item.index], item)
         clock.end_of("caption_s")
         yield clock.timings()
 
@@ -200,6 +197,11 @@ class Service:
             masks, segmenter = await self._given(request.regions, pixels, clock)
         regions = await self.in_thread(lambda: describe(masks))
         return FoundRegions(pixels, tuple(masks), tuple(regions), segmenter)
+
+    async def _compared(self, request: RegionsRequest, found: FoundRegions, clock: Clock) -> list[Region]:
+        lookalikes = await self.backend.compare(found.pixels, found.masks) if request.lookalikes else None
+        clock.end_of("segment_s")
+        return [compared(region, lookalikes) for region in found.regions]
 
     async def _given(
         self, regions: Sequence[RegionRequest], pixels: Pixels, clock: Clock
