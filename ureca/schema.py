@@ -112,6 +112,71 @@ a mask that cannot be captioned: it has no caption, the others of its image do. 
 ended the caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` what made the masks.
 """
 
+BENCHMARK = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field(
+            "benchmark",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("region_id", pa.int64(), nullable=False),
+                        pa.field("rle", pa.string(), nullable=False),
+                        pa.field("bbox_xywh", _BOX, nullable=False),
+                        pa.field("area_px", pa.int64(), nullable=False),
+                        pa.field("parent_id", pa.int64()),
+                        pa.field("depth", pa.int16()),
+                        pa.field("lookalike_ids", pa.list_(pa.int64()), nullable=False),
+                        pa.field("references", pa.list_(pa.string()), nullable=False),
+                        pa.field("status", pa.string(), nullable=False),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        pa.field("scene", pa.string()),
+        pa.field("error", ERROR),
+    ]
+)
+"""The regions that ``evaluate`` has captioned, and what people say of them.
+
+``parent_id`` and ``depth`` as in ``CAPTIONS``; ``references`` may be empty; ``status`` is ok, ``error`` null.
+``scene`` is the file with the scene that captions are resolved in, null where the image is none.
+"""
+
+JUDGED = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field(
+            "judged",
+            pa.list_(
+                pa.struct(
+                    [
+                        pa.field("region_id", pa.int64(), nullable=False),
+                        pa.field("is_first", pa.float32()),
+                        pa.field("reciprocal_rank", pa.float32()),
+                        pa.field("num_candidates", pa.int32()),
+                        pa.field("heard", pa.string()),
+                        pa.field("bert_f1", pa.float32()),
+                        pa.field("resolution", pa.string()),
+                        pa.field("status", pa.string(), nullable=False),
+                    ]
+                )
+            ),
+            nullable=False,
+        ),
+        pa.field("error", ERROR),
+    ]
+)
+"""What was found out about captions of a benchmark, region by region; null where a question was not asked.
+
+``is_first``, ``reciprocal_rank`` and ``num_candidates`` are of ``ureca.evaluation.uniqueness.Retrieved``, ``heard``
+and ``resolution`` as there, ``bert_f1`` is BERTScore's. ``status`` is ok.
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
@@ -128,7 +193,10 @@ class Dataset:
 
 REGIONS_DATASET = Dataset("regions", REGIONS)
 CAPTIONS_DATASET = Dataset("captions", CAPTIONS)
-DATASETS = {dataset.name: dataset for dataset in (REGIONS_DATASET, CAPTIONS_DATASET)}
+BENCHMARK_DATASET = Dataset("benchmark", BENCHMARK)
+JUDGED_DATASET = Dataset("judged", JUDGED)
+DATASETS = {dataset.name: dataset for dataset in (REGIONS_DATASET, CAPTIONS_DATASET, BENCHMARK_DATASET)}
+"""Those with regions that have masks, by name: what shows, exports, trains or captions can read."""
 
 
 def conform(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:

@@ -1,6 +1,7 @@
 """Masks of an image to rows of captions."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
@@ -9,10 +10,11 @@ from tests.drawn import drawn_image
 from ureca.captioning import caption_image, caption_ready, make_ready
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.processing import QUESTION as QUESTION_OF_THE_PROCESSOR
+from ureca.model.region_prompt import REGION_PROMPTS
 from ureca.model.tiny import build_tiny
 from ureca.regions.mask import Mask
 from ureca.schema import CAPTIONS, conform
-from ureca.settings.captioner import QUESTION, CaptionSettings
+from ureca.settings.captioner import QUESTION, CaptionSettings, RegionPrompt
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
 
@@ -80,5 +82,6 @@ def test_an_empty_caption_is_a_failure() -> None:
     assert (row["caption"], row["status"], row["finish_reason"]) == (None, "failed:caption:no_text", "stop")
 
 
-def test_the_question_is_the_released_models() -> None:
+def test_settings_are_the_models() -> None:
     assert QUESTION == QUESTION_OF_THE_PROCESSOR
+    assert get_args(RegionPrompt) == REGION_PROMPTS

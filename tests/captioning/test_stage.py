@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.captioning.stand_ins import proposed_unit
+from ureca.captioning.batching import Batcher
 from ureca.captioning.stage import CaptionStage
 from ureca.curation.stages import ProposedUnit
 from ureca.dataset import UnitReport
@@ -44,7 +45,7 @@ def run(
 ) -> list[tuple[list[dict[str, Any]], UnitReport]]:
     async def all_units() -> list[tuple[list[dict[str, Any]], UnitReport]]:
         chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
-        stage = CaptionStage(captioner, "tiny 1", chosen, ImageLimits(), images_in_flight)
+        stage = CaptionStage(Batcher(captioner, chosen), "tiny 1", ImageLimits(), images_in_flight)
         return list(await asyncio.gather(*map(stage, units)))
 
     return asyncio.run(all_units())

@@ -124,6 +124,6 @@ def _mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
         rle=rle,
         bbox_xywh=tuple(region["bbox_xywh"]),
         area_px=region["area_px"],
-        predicted_iou=region["predicted_iou"],
-        stability_score=region["stability_score"],
+        predicted_iou=region.get("predicted_iou"),
+        stability_score=region.get("stability_score"),
     )

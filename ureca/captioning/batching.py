@@ -8,7 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from ureca.captioning.image import ReadyImage, caption_ready
+from ureca.captioning.image import ReadyImage, caption_ready, make_ready
+from ureca.curation.stages import ProposedImage
+from ureca.images import Pixels
 from ureca.settings.captioner import CaptionSettings
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ class _Waiting:
 
 
 class Batcher:
-    """Runs the model on what waits, images of like size together, for one event loop.
+    """Runs the model on what waits, images of like size together, for one event loop; an ``ImageWriter``.
 
     The model never waits for a batch to fill: what arrives while it works makes the next batch.
     """
@@ -37,7 +39,11 @@ class Batcher:
         self._waiting: list[_Waiting] = []
         self._work: asyncio.Task[None] | None = None
 
-    async def __call__(self, image: ReadyImage) -> tuple[list[dict[str, Any]], float]:
+    def make_ready(self, pixels: Pixels, image: ProposedImage) -> ReadyImage:
+        """Cut an image and its masks; in any thread."""
+        return make_ready(self._captioner, pixels, image.masks, image.parents)
+
+    async def write(self, image: ReadyImage) -> tuple[list[dict[str, Any]], float]:
         """The rows of an image, see ``caption_image``, and the seconds of the model that they took."""
         waiting = _Waiting(image)
         self._waiting.append(waiting)

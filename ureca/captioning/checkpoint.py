@@ -2,17 +2,52 @@
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
 from ureca.errors import CheckpointError
 
 _CHUNK_BYTES = 1 << 16
 _CHUNKS_A_FILE = 64
+_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What captions regions.
+
+    Attributes:
+        kind: "ureca", or "mllm": any other model that sees images, which can serve as a baseline.
+        name: for the rows: its folder's, with a fingerprint of the content; or its name on the hub.
+        identity: the same wherever the folder is.
+    """
+
+    kind: Literal["ureca", "mllm"]
+    name: str
+    identity: str
+
+
+def identify(model: str) -> Checkpoint:
+    """Tell what a folder, or a name on the hub, holds.
+
+    Raises:
+        CheckpointError: there is no such folder and it is no name of the hub, or it holds no checkpoint.
+    """
+    folder = Path(model)
+    if not folder.is_dir():
+        if _HUB_NAME.fullmatch(model) and not folder.exists():
+            return Checkpoint("mllm", model, model)
+        raise CheckpointError(f"--model {model} is not a checkpoint: there is no such folder")
+    kind: Literal["ureca", "mllm"] = "ureca" if _model_type(folder) == "ureca" else "mllm"
+    digest = _digest(folder)
+    return Checkpoint(kind, f"{folder.resolve().name} {digest}", digest)
 
 
 def fingerprint(directory: Path | str) -> str:
-    """A name for the content of a checkpoint, so that a dataset is not gone on with by other weights.
+    """A name for the content of a checkpoint of URECA, so that a dataset is not gone on with by other weights.
 
     It covers each file's name, size and evenly spread pieces of its content: a whole pass over the weights of a large
     model would take longer than loading them.
@@ -21,15 +56,22 @@ def fingerprint(directory: Path | str) -> str:
         CheckpointError: the directory is not a checkpoint of URECA.
     """
     folder = Path(directory)
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"--model {directory} is not a checkpoint: cannot read config.json ({error})") from error
-    if not isinstance(config, dict) or config.get("model_type") != "ureca":
-        found = config.get("model_type") if isinstance(config, dict) else None
+    if (found := _model_type(folder)) != "ureca":
         raise CheckpointError(
             f"--model {directory} holds a {found} checkpoint, not a URECA. `ureca convert` makes one of the authors'"
         )
+    return _digest(folder)
+
+
+def _model_type(folder: Path) -> Any:
+    try:
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"--model {folder} is not a checkpoint: cannot read config.json ({error})") from error
+    return config.get("model_type") if isinstance(config, dict) else None
+
+
+def _digest(folder: Path) -> str:
     digest = hashlib.blake2b(digest_size=8)
     for path in sorted(folder.iterdir()):
         if path.is_file() and not path.name.startswith("."):

@@ -66,8 +66,7 @@ def make_ready(
     captioner: RegionCaptioner, pixels: Pixels, masks: Sequence[Mask], parents: Mapping[int, int] | None = None
 ) -> ReadyImage:
     """Cut an image and its masks, one mask in memory at a time, without the model; arguments as ``caption_image``."""
-    size = pixels.shape[:2]
-    failures = {mask.id: why for mask in masks if (why := _why_not(mask, size)) is not None}
+    failures = failures_of(masks, pixels.shape[:2])
     good = (mask.decode() for mask in masks if mask.id not in failures)
     return ReadyImage(tuple(masks), parents or {}, failures, captioner.prepare(pixels, good))
 
@@ -108,7 +107,50 @@ def caption_ready(
     return [rows[index] for index in range(len(images))]
 
 
-def _why_not(mask: Mask, size: tuple[int, int]) -> str | None:
+def failures_of(masks: Sequence[Mask], size: tuple[int, ...]) -> dict[int, str]:
+    """Why masks cannot be captioned in an image of that size (height, width), by id; the others are not in it."""
+    return {mask.id: why for mask in masks if (why := _why_not(mask, size)) is not None}
+
+
+def caption_rows(
+    masks: Sequence[Mask], parents: Mapping[int, int], said: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Rows of the struct ``ureca.schema.CAPTION``.
+
+    Args:
+        masks: in the order of the rows.
+        parents: parent id by mask id, -1 at the top level; empty where no tree is known.
+        said: of each mask, by id, what ``answered`` or ``failed`` gave.
+    """
+    return [
+        {
+            "region_id": mask.id,
+            "rle": mask.rle["counts"],
+            "bbox_xywh": list(mask.bbox_xywh),
+            "area_px": mask.area_px,
+            "parent_id": parents.get(mask.id),
+            "depth": _depth(mask.id, parents),
+            "predicted_iou": mask.predicted_iou,
+            "stability_score": mask.stability_score,
+            **said[mask.id],
+        }
+        for mask in masks
+    ]
+
+
+def answered(text: str, num_tokens: int, finish_reason: str | None) -> dict[str, Any]:
+    """What a model said of a region; a failure where that is nothing."""
+    said = {"caption": text, "num_tokens": num_tokens, "finish_reason": finish_reason}
+    # A model may end a caption before its first word.
+    return {**said, "status": "ok"} if text else {**said, "caption": None, "status": f"failed:{_STAGE}:no_text"}
+
+
+def failed(why: str) -> dict[str, Any]:
+    """A region without caption, and why in snake_case letters."""
+    return {"caption": None, "num_tokens": None, "finish_reason": None, "status": f"failed:{_STAGE}:{why}"}
+
+
+def _why_not(mask: Mask, size: tuple[int, ...]) -> str | None:
     if tuple(mask.rle["size"]) != size:
         return "size_mismatch"
     return None if rle_codec.area_px(mask.rle) else "empty_mask"
@@ -116,28 +158,14 @@ def _why_not(mask: Mask, size: tuple[int, int]) -> str | None:
 
 def _rows(image: ReadyImage, captions: Mapping[int, RegionCaption]) -> list[dict[str, Any]]:
     in_order = iter(captions[index] for index in sorted(captions))
-    return [
-        {
-            "region_id": mask.id,
-            "rle": mask.rle["counts"],
-            "bbox_xywh": list(mask.bbox_xywh),
-            "area_px": mask.area_px,
-            "parent_id": image.parents.get(mask.id),
-            "depth": _depth(mask.id, image.parents),
-            "predicted_iou": mask.predicted_iou,
-            "stability_score": mask.stability_score,
-            **_caption(image.failures.get(mask.id), None if mask.id in image.failures else next(in_order)),
-        }
-        for mask in image.masks
-    ]
-
-
-def _caption(failure: str | None, caption: RegionCaption | None) -> dict[str, Any]:
-    if caption is None:
-        return {"caption": None, "num_tokens": None, "finish_reason": None, "status": f"failed:{_STAGE}:{failure}"}
-    said = {"caption": caption.text, "num_tokens": caption.num_tokens, "finish_reason": caption.finish_reason}
-    # A model may end a caption before its first word.
-    return {**said, "status": "ok"} if caption.text else {**said, "caption": None, "status": f"failed:{_STAGE}:no_text"}
+    said: dict[int, dict[str, Any]] = {}
+    for mask in image.masks:
+        if mask.id in image.failures:
+            said[mask.id] = failed(image.failures[mask.id])
+        else:
+            caption = next(in_order)
+            said[mask.id] = answered(caption.text, caption.num_tokens, caption.finish_reason)
+    return caption_rows(image.masks, image.parents, said)
 
 
 def _depth(id: int, parents: Mapping[int, int]) -> int | None:

@@ -1,51 +1,49 @@
-"""The captioning of units of images: reading and cutting in threads, the model on common batches."""
-
-from __future__ import annotations
+"""The captioning of units of images: reading and preparing in threads, whatever model writes."""
 
 import asyncio
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from ureca.captioning.batching import Batcher
-from ureca.captioning.image import ReadyImage, make_ready
 from ureca.corpus.fetch import Fetched, fetch
 from ureca.curation.stages import ProposedImage, ProposedUnit, RowError
 from ureca.dataset import UnitReport
 from ureca.errors import DataError
-from ureca.images import ImageLimits, decode_image
-from ureca.settings.captioner import CaptionSettings
+from ureca.images import ImageLimits, Pixels, decode_image
+from ureca.mllm.usage import metered
 
-if TYPE_CHECKING:
-    from ureca.model.captioner import RegionCaptioner
+Ready = TypeVar("Ready")
 
 
-class CaptionStage:
+class ImageWriter(Protocol[Ready]):
+    """Writes the captions of one image; many at the same time on one event loop."""
+
+    def make_ready(self, pixels: Pixels, image: ProposedImage) -> Ready:
+        """What the model needs of uint8 RGB pixels [H, W, 3] and masks; called in any thread."""
+        ...
+
+    async def write(self, image: Ready) -> tuple[list[dict[str, Any]], float]:
+        """Rows of the struct ``ureca.schema.CAPTION``, one a mask, and the seconds of the model that they took."""
+        ...
+
+
+class CaptionStage(Generic[Ready]):
     """Captions units of images, of which ``images_in_flight`` over all units are worked on at a time.
 
-    So many images, and for a moment those that have just been finished, are in memory: as tiles, not as pixels.
+    So many images, and for a moment those that have just been finished, are in memory.
 
     Args:
-        captioner: loaded.
-        model_name: of the checkpoint, for the rows.
-        settings: how captions are written.
+        writer: of captions, with what it has loaded.
+        model_name: for the rows.
         limits: of images.
         images_in_flight: at least 1.
     """
 
-    def __init__(
-        self,
-        captioner: RegionCaptioner,
-        model_name: str,
-        settings: CaptionSettings,
-        limits: ImageLimits,
-        images_in_flight: int,
-    ) -> None:
-        self._captioner = captioner
+    def __init__(self, writer: ImageWriter[Ready], model_name: str, limits: ImageLimits, images_in_flight: int) -> None:
+        self._writer = writer
         self._model_name = model_name
-        self._batcher = Batcher(captioner, settings)
         self._limits = limits
         self._slots = asyncio.Semaphore(images_in_flight)
 
@@ -56,13 +54,15 @@ class CaptionStage:
         seconds = defaultdict(float, unit.seconds)
         # One generator for the unit: images that lie together in a file are read together, in an order of its own.
         fetching = fetch([replace(image.entry, annotation_path=None) for image in good.values()], self._limits)
-        async with asyncio.TaskGroup() as captioning:
-            for _ in good:
-                fetched = await self._next(fetching)
-                id = fetched.entry.image_id
-                captioning.create_task(self._caption(good[id], fetched, rows[id], seconds))
+        with metered() as usage:
+            async with asyncio.TaskGroup() as captioning:
+                for _ in good:
+                    fetched = await self._next(fetching)
+                    id = fetched.entry.image_id
+                    captioning.create_task(self._caption(good[id], fetched, rows[id], seconds))
         num_tokens = sum(region["num_tokens"] or 0 for row in rows.values() for region in row["captions"])
-        return list(rows.values()), UnitReport(num_new_tokens=num_tokens, seconds=dict(seconds))
+        work = asdict(usage) | {"num_new_tokens": num_tokens}
+        return list(rows.values()), UnitReport(**work, seconds=dict(seconds))
 
     async def _next(self, fetching: Iterator[Fetched]) -> Fetched:
         """Wait for a slot, which ``_caption`` gives back, and read the next image into it."""
@@ -83,12 +83,12 @@ class CaptionStage:
             if isinstance(ready, RowError):
                 row["error"] = asdict(ready)
             else:
-                row["captions"], model_s = await self._batcher(ready)
+                row["captions"], model_s = await self._writer.write(ready)
                 seconds["caption"] += model_s
         finally:
             self._slots.release()
 
-    def _make_ready(self, image: ProposedImage, fetched: Fetched) -> ReadyImage | RowError:
+    def _make_ready(self, image: ProposedImage, fetched: Fetched) -> Ready | RowError:
         if isinstance(fetched.image, DataError):
             return RowError.of("read", fetched.image)
         try:
@@ -98,7 +98,7 @@ class CaptionStage:
         if pixels.shape[:2] != (image.height_px, image.width_px):
             changed = DataError("changed", "the image has another size than when its masks were made")
             return RowError.of("caption", changed)
-        return make_ready(self._captioner, pixels, image.masks, image.parents)
+        return self._writer.make_ready(pixels, image)
 
     def _row(self, image: ProposedImage, proposer: str) -> dict[str, Any]:
         return {

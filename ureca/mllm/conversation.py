@@ -47,6 +47,8 @@ class ChatTemplate:
     def conversation(self, request: ChatRequest) -> list[dict[str, Any]]:
         """The messages of a request; its images as PIL images."""
         content = [self._text(part) if isinstance(part, str) else _image(part) for part in request.parts]
+        if not request.system:  # some families have a system message of their own, which an empty one would replace
+            return [{"role": "user", "content": content}]
         system = self._text(request.system)
         if self._has_system:
             return [{"role": "system", "content": [system]}, {"role": "user", "content": content}]

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ureca.settings.batch import BatchSettings
-from ureca.settings.captioner import CaptionSettings
+from ureca.settings.captioner import CaptionSettings, RegionPrompt
 from ureca.settings.proposals import FromAnnotations, FromPrompts, FromRegions, FromSam, FromSegments
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
 
@@ -43,7 +43,18 @@ class CaptioningSettings(BatchSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca caption")
     verb: ClassVar[str] = "caption"
 
-    model: str = Field(description="folder of the checkpoint, which every machine can read")
+    model: str = Field(
+        description="folder of a checkpoint of URECA, which every machine can read; or, as a baseline, any other model "
+        "that sees images, a folder or a name on the hub"
+    )
+    region_prompt: RegionPrompt | None = Field(
+        default=None,
+        description="how the model is told which region is meant: mask (URECA), or, without one, none, contour or crop; "
+        "None: as the checkpoint was trained",
+    )
+    image_options: dict[str, int | bool] = Field(
+        default={}, description="of a baseline that is not URECA, for its image processor, such as max_patches"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="type of the weights; auto: the checkpoint's"
     )

@@ -1,6 +1,6 @@
 """How captions are written; apart from the model, so that ``--help`` answers at once."""
 
-from typing import Self
+from typing import Literal, Self, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -8,6 +8,9 @@ from ureca.errors import SettingsError
 
 QUESTION = "Describe this region in the image."
 """The question of the released model's prompt."""
+
+RegionPrompt: TypeAlias = Literal["mask", "none", "contour", "crop"]
+"""``ureca.model.region_prompt.RegionPrompt``, which loads torch."""
 
 
 class CaptionSettings(BaseModel):

@@ -133,6 +133,7 @@ class _Vllm:
         return self.engine_arguments(**arguments, **settings.engine_options)
 
     def sampling(self, request: ChatRequest, constrain: bool) -> Any:
+        constrain = constrain and bool(request.answer_schema)
         return self.sampling_parameters(
             temperature=request.temperature,
             max_tokens=request.max_new_tokens,

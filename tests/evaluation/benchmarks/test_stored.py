@@ -1,0 +1,69 @@
+"""A benchmark that is stored once and stays what it was."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.drawn import write_corpus
+from tests.training.datasets import line, write_dataset, write_jsonl
+from ureca.captioning.adopt import adopt, list_run
+from ureca.corpus.manifest import ManifestEntry
+from ureca.dataset import Output
+from ureca.errors import InputError, OutputError
+from ureca.evaluation.benchmarks import BenchmarkSettings, Sample, StoredBenchmark, open_benchmark
+
+
+def store(path: Path, to: Path, limit: int | None = None) -> StoredBenchmark:
+    benchmark = open_benchmark(str(path), BenchmarkSettings())
+    return StoredBenchmark.open(str(to), benchmark, Sample(limit), {"limit": limit})
+
+
+def test_it_is_a_run_whose_regions_can_be_captioned_and_shown(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 3)
+    lines = [line(f"img_{number:04d}", str(mask), f"disc {mask}") for number in range(3) for mask in (2, 1, 2)]
+    jsonl = write_jsonl(tmp_path / "in" / "captions.jsonl", [*lines, "{"])
+    stored = store(jsonl, tmp_path / "stored")
+    assert (stored.num_images, stored.num_regions, stored.images_per_unit) == (3, 6, 1)
+    assert (stored.left_out, stored.description) == ({"malformed_line": 1}, "captions")
+    assert stored.units == [0, 1, 2]
+    manifest = list_run(Output.of_run(str(tmp_path / "stored")), with_regions=True)
+    (image,) = adopt(0, [ManifestEntry.from_row(manifest.to_pylist()[0])]).images
+    assert [mask.id for mask in image.masks] == [2, 1]
+    assert image.parents == {2: 1, 1: -1}
+    first = next(iter(stored.output.region_rows()))
+    assert [region["caption"] for region in first["regions"]] == ["disc 2", "disc 1"]
+
+
+def test_it_stays_what_it_was_or_is_refused(tmp_path: Path) -> None:
+    dataset = write_dataset(tmp_path, 5)
+    first = store(dataset, tmp_path / "stored", limit=3)
+    rows = list(first.output.rows())
+    assert list(store(dataset, tmp_path / "stored", limit=3).output.rows()) == rows
+    with pytest.raises(OutputError, match=r"another benchmark:\n  limit: 3 then, 4 now"):
+        store(dataset, tmp_path / "stored", limit=4)
+    run = first.output.run()
+    first.output.write_run(run | {"state": "running"})  # it was stopped: it begins anew
+    assert len(list(store(dataset, tmp_path / "stored", limit=4).output.rows())) == 4
+    (dataset / "regions" / "part-000001.parquet").unlink()
+    with pytest.raises(OutputError, match="another benchmark"):
+        store(dataset, tmp_path / "stored", limit=4)
+
+
+def test_many_images_make_units_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ureca.evaluation.benchmarks.stored._IMAGES_AT_ONCE", 6)
+    monkeypatch.setattr("ureca.evaluation.benchmarks.stored._UNITS_OF_A_SMALL_BENCHMARK", 2)
+    stored = store(write_dataset(tmp_path, 11), tmp_path / "stored")
+    assert stored.images_per_unit == 3
+    assert [len(stored.rows(unit)) for unit in stored.units] == [3, 3, 3, 2]
+    assert stored.output.unit_sizes() == {0: 3, 1: 3, 2: 3, 3: 2}
+    manifest = list_run(stored.output, with_regions=True)
+    again = Output(str(tmp_path / "again"))
+    again.add_images(manifest, stored.images_per_unit)
+    assert again.unit_sizes() == stored.output.unit_sizes()
+    assert manifest["image_id"].to_pylist() == [row["image_id"] for row in stored.output.rows()]
+
+
+def test_a_benchmark_without_images_is_refused(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 1)
+    with pytest.raises(InputError, match=r"no image with a region that can be captioned \(unknown_mask: 1\)"):
+        store(write_jsonl(tmp_path / "in" / "a.jsonl", [line("img_0000", "77")]), tmp_path / "stored")
