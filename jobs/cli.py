@@ -10,18 +10,21 @@ from ureca.errors import UrecaError
 _VERBS = {
     "curate": ("jobs.curate", "propose masks and caption every region of images, uniquely"),
     "caption": ("jobs.caption", "caption the regions of images with a trained model"),
+    "serve": ("jobs.serve", "caption regions over HTTP, with a page"),
     "report": ("jobs.report", "show what curate made as one HTML page"),
     "export": ("jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
     "scenes": ("jobs.scenes", "draw scenes with exact masks and captions that are true and unique by construction"),
     "train": ("jobs.train", "train a checkpoint on captioned regions"),
     "convert": ("jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
     "init-tiny": ("jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
+    "init-scratch": ("jobs.init_scratch", "make an untrained small model that knows the words of a corpus"),
     "bench": ("jobs.bench", "measure: tree, caption, train, caption-corpus"),
 }
 
 _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("torch", "torchvision", "transformers", "tokenizers", "safetensors", "sentencepiece"), "model"),
     **dict.fromkeys(("deepspeed", "peft"), "train"),
+    **dict.fromkeys(("fastapi", "starlette"), "serve"),
     "segment_anything": "sam",
 }
 
@@ -64,7 +67,7 @@ def run_verb(verb: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<10} {purpose}" for verb, (_, purpose) in _VERBS.items())
+    verbs = "\n".join(f"  {verb:<12} {purpose}" for verb, (_, purpose) in _VERBS.items())
     return f"usage: ureca VERB ...\n\n{verbs}\n\n`ureca VERB --help` lists a verb's arguments and settings."
 
 

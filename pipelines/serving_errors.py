@@ -31,7 +31,9 @@ def invalid(error: ValidationError) -> Refusal:
     # Where several forms are possible, the error that lies deepest is of the form that was meant.
     first = max(errors, key=lambda item: len(item["loc"]))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Refusal(422, "malformed", f"{first['msg'].removeprefix('Value error, ')}{more}", param=_field(first["loc"]) or None)
+    return Refusal(
+        422, "malformed", f"{first['msg'].removeprefix('Value error, ')}{more}", param=_field(first["loc"]) or None
+    )
 
 
 def internal_error(error: BaseException) -> Refusal:

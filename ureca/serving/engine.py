@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
@@ -84,6 +85,7 @@ class CaptionEngine:
         self._preparing = ThreadPoolExecutor(preparing_threads, "prepare")
         self._waiting: list[_Work] = []
         self._running: asyncio.Task[None] | None = None
+        self._batch_began: float | None = None
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
         """Caption a job; each caption once, in the order in which they finish.
@@ -118,6 +120,15 @@ class CaptionEngine:
         """Requests with regions that are not in a batch yet."""
         return sum(work.is_wanted for work in self._waiting)
 
+    def check(self, longest_s: float) -> None:
+        """Whether the model still works.
+
+        Raises:
+            RuntimeError: it has been on one batch for longer than ``longest_s``.
+        """
+        if self._batch_began is not None and time.monotonic() - self._batch_began > longest_s:
+            raise RuntimeError(f"the model has been on one batch for more than {longest_s:g} seconds")
+
     def _wake(self) -> None:
         if self._running is None or self._running.done():
             self._running = asyncio.create_task(self._run())
@@ -125,6 +136,7 @@ class CaptionEngine:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while batch := self._take():
+            self._batch_began = time.monotonic()
             try:
                 await loop.run_in_executor(self._model_thread, self._write, batch, loop)
             except Exception as error:
@@ -132,6 +144,8 @@ class CaptionEngine:
                 for work, _ in batch:
                     work.is_wanted = False
                     work.written.put_nowait(error)
+            finally:
+                self._batch_began = None
 
     def _take(self) -> list[tuple[_Work, range]]:
         """The next batch: the oldest request, and those behind it that are written in the same way."""

@@ -78,7 +78,7 @@ def _checked(values: list[str], source: str) -> set[str]:
         raise SettingsError(f"{source} holds no token")
     if any(len(token) < _LEAST_TOKEN or not _TOKEN.fullmatch(token) for token in tokens):
         raise SettingsError(
-            f"{source}: a token has at least {_LEAST_TOKEN} letters, digits or ._~+/=-; `openssl rand -hex 24` makes one"
+            f"{source}: a token has {_LEAST_TOKEN} or more letters, digits or ._~+/=-; `openssl rand -hex 24` makes one"
         )
     return tokens
 

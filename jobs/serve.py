@@ -1,0 +1,29 @@
+"""``ureca serve``: caption regions of images over HTTP, with a page."""
+
+import signal
+import sys
+import threading
+from collections.abc import Sequence
+
+from ureca.settings.serve import ServeSettings
+
+
+def main(argv: Sequence[str]) -> int:
+    """Serve until interrupted or told to end; returns 0."""
+    settings = ServeSettings.load(argv)
+    from pipelines.serve import serving
+
+    ended = threading.Event()
+    with serving(settings) as address:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, lambda *_: ended.set())
+        print(f"{address} captions with {settings.model}; its API is at {address}/docs. Ctrl-C ends it.", flush=True)
+        ended.wait()
+        print("finishing what has begun", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))
