@@ -4,7 +4,7 @@ const panels = [...document.querySelectorAll(".panel")].map((element) => ({
   element,
   image: JSON.parse(element.querySelector(".regions").textContent),
   jpeg: element.querySelector(".jpeg").textContent,
-  viewer: null,
+  view: null,
 }));
 const panelOf = new Map(panels.map((panel) => [panel.element, panel]));
 
@@ -38,10 +38,10 @@ function isSearching() {
 }
 
 function build(panel) {
-  if (panel.viewer !== null) return;
-  panel.viewer = new Viewer(panel.element, panel.image, panel.jpeg);
+  if (panel.view !== null) return;
+  panel.view = new Panel(panel.element, panel.image, panel.jpeg);
   panel.element.classList.add("built");
-  if (isSearching()) panel.viewer.filter(matcher(), true);
+  if (isSearching()) panel.view.filter(matcher(), true);
 }
 
 function search() {
@@ -54,7 +54,7 @@ function search() {
     numRegions += found;
     numImages += found > 0;
     panel.element.hidden = searching && found === 0;
-    panel.viewer?.filter(matches, searching);
+    panel.view?.filter(matches, searching);
   }
   document.querySelector("#matches").textContent = searching ? `${counted(numRegions, "region")} in ${counted(numImages, "image")}` : "";
 }

@@ -93,8 +93,8 @@ def _json_in_html(value: object) -> str:
 
 def _page(title: str, header: str, footer: str) -> str:
     """The whole page with a mark where the panels go. Its policy admits this style, this script and embedded images."""
-    style = _part("page.css")
-    script = _part("viewer.js") + _part("page.js")
+    style = _shared("viewer.css") + _part("page.css")
+    script = _shared("viewer.js") + _part("panels.js") + _part("page.js")
     policy = "; ".join(
         [
             "default-src 'none'",
@@ -119,6 +119,11 @@ def _page(title: str, header: str, footer: str) -> str:
 
 def _hash(content: str) -> str:
     return "sha256-" + base64.b64encode(hashlib.sha256(content.encode("utf-8")).digest()).decode("ascii")
+
+
+def _shared(name: str) -> str:
+    """What shows an image with its regions here and on the page of the service, whose browsers fetch it as a file."""
+    return (resources.files("ureca.serving") / "page" / name).read_text(encoding="utf-8")
 
 
 def _part(name: str) -> str:
