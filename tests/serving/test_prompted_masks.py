@@ -1,0 +1,68 @@
+"""Boxes and points without weights: the masks that an image has anyway."""
+
+import numpy as np
+import pytest
+
+from ureca.regions.mask import Mask
+from ureca.regions.prompts import Prompt
+from ureca.serving.prompted_masks import among_masks
+
+HEIGHT, WIDTH = 40, 60
+
+
+def box_mask(id: int, left: int, top: int, right: int, bottom: int) -> Mask:
+    inside = np.zeros((HEIGHT, WIDTH), np.bool_)
+    inside[top:bottom, left:right] = True
+    return Mask.from_array(id, inside)
+
+
+HOUSE, DOOR, POLE = box_mask(1, 5, 5, 35, 35), box_mask(2, 10, 15, 20, 35), box_mask(3, 44, 0, 46, 40)
+MASKS = [HOUSE, DOOR, POLE]
+
+
+def find(prompt: Prompt, masks: list[Mask] = MASKS) -> Mask:
+    (mask,) = among_masks(masks, {7: prompt}, HEIGHT, WIDTH)
+    assert mask.id == 7
+    return mask
+
+
+@pytest.mark.parametrize(
+    ("prompt", "found"),
+    [
+        (Prompt(points_xy=((12, 20),)), DOOR),
+        (Prompt(points_xy=((12, 20), (30, 20))), HOUSE),
+        (Prompt(points_xy=((30, 20), (12, 20)), labels=(1, 0)), None),
+        (Prompt(points_xy=((30, 10),)), HOUSE),
+        (Prompt(bbox_xywh=(4, 4, 32, 32)), HOUSE),
+        (Prompt(bbox_xywh=(10, 14, 10, 20)), DOOR),
+        (Prompt(bbox_xywh=(9, 14, 12, 22), points_xy=((30, 10),)), None),
+    ],
+)
+def test_the_mask_that_fits(prompt: Prompt, found: Mask | None) -> None:
+    mask = find(prompt)
+    if found is not None:
+        assert mask.rle == found.rle
+    elif prompt.bbox_xywh is None:
+        assert mask.area_px == 0  # in the house but not in its door: no mask is that
+    else:
+        assert mask.bbox_xywh == prompt.bbox_xywh  # the door fits better, but the point is not in it
+
+
+def test_a_box_that_no_mask_fits_is_the_region_itself() -> None:
+    mask = find(Prompt(bbox_xywh=(48.4, 30.6, 30, 3)))
+    assert mask.bbox_xywh == (48, 31, 12, 3)  # whole pixels within the image
+    assert mask.area_px == 36
+
+
+def test_a_point_in_no_mask_is_of_the_background_around_it() -> None:
+    left, right = find(Prompt(points_xy=((1, 1),))), find(Prompt(points_xy=((59.5, 40),)))
+    assert left.decode()[0, 0] and not left.decode()[0, 50]  # the pole cuts it in two
+    assert right.area_px == 14 * HEIGHT
+    assert left.area_px + right.area_px == HEIGHT * WIDTH - HOUSE.area_px - POLE.area_px
+    assert find(Prompt(points_xy=((1, 1), (59, 1)))).area_px == 0
+    assert find(Prompt(points_xy=((1, 1), (2, 2)), labels=(1, 0))).area_px == 0
+
+
+def test_without_masks_everything_is_background() -> None:
+    assert find(Prompt(points_xy=((1, 1),)), []).area_px == HEIGHT * WIDTH
+    assert find(Prompt(bbox_xywh=(1, 2, 3, 4)), []).area_px == 12
