@@ -61,7 +61,12 @@ def test_units_hold_each_image_once_in_order(num_images: int, size: int | None, 
 
 def test_a_small_corpus_makes_many_units_and_a_large_one_few() -> None:
     assert units_of(manifest([f"i{index}" for index in range(5)]), 0, None).num_rows == 5
-    assert units_of(manifest([f"i{index}" for index in range(6400)]), 0, None).num_rows == 100
+    sizes = [
+        len(unit["images"]) for unit in units_of(manifest([f"i{index}" for index in range(6400)]), 0, None).to_pylist()
+    ]
+    assert sizes[:8] == [1, 2, 4, 8, 16, 32, 64, 64]  # the first masks are soon ready
+    assert set(sizes[6:-1]) == {64}
+    assert sum(sizes) == 6400
 
 
 def test_units_of_chunked_manifests() -> None:

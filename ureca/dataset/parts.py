@@ -28,6 +28,8 @@ class UnitReport(BaseModel):
         num_prompt_tokens: of those calls.
         num_new_tokens: of those calls, or written by the captioner.
         rejected_answers: those that could not be used and were asked for again, by kind.
+        retries: attempts at a call that failed and were followed by another, by kind.
+        latency_ms: calls by the upper bound of the time they took, in milliseconds.
         seconds: time spent by stage, added over the images, some of which are worked on together.
     """
 
@@ -42,6 +44,8 @@ class UnitReport(BaseModel):
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
     rejected_answers: dict[str, int] = {}
+    retries: dict[str, int] = {}
+    latency_ms: dict[str, int] = {}
     seconds: dict[str, float] = {}
 
     @classmethod
@@ -101,7 +105,9 @@ def write_part(
     storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 
-_WORK = {"num_calls", "num_prompt_tokens", "num_new_tokens", "rejected_answers", "seconds"}
+_WORK = {
+    *("num_calls", "num_prompt_tokens", "num_new_tokens", "rejected_answers", "retries", "latency_ms", "seconds"),
+}
 
 
 def read_report(filesystem: pafs.FileSystem, path: str) -> UnitReport:

@@ -21,12 +21,11 @@ def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -
         manifest: schema ``MANIFEST``.
         first_unit: number of the first unit.
         images_per_unit: None chooses 1 to 64, so that a small corpus still spreads over many actors and a large one
-            does not make millions of files.
+            does not make millions of files. The first units are smaller, so that the first masks are ready soon.
     """
     num_images = manifest.num_rows
-    size = images_per_unit or max(1, min(_MAX_IMAGES_PER_UNIT, math.ceil(num_images / _UNITS_OF_A_SMALL_CORPUS)))
-    num_units = math.ceil(num_images / size)
-    offsets = pa.array([min(index * size, num_images) for index in range(num_units + 1)], pa.int32())
+    offsets = pa.array(_offsets(num_images, images_per_unit), pa.int32())
+    num_units = len(offsets) - 1
     images = manifest.combine_chunks().to_struct_array()
     if isinstance(images, pa.ChunkedArray):
         images = pa.concat_arrays(images.chunks) if images.num_chunks else pa.array([], pa.struct(MANIFEST))
@@ -34,6 +33,16 @@ def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -
         [pa.array(range(first_unit, first_unit + num_units), pa.int32()), pa.ListArray.from_arrays(offsets, images)],
         schema=UNITS,
     )
+
+
+def _offsets(num_images: int, images_per_unit: int | None) -> list[int]:
+    """Where units begin, and where the last one ends."""
+    size = images_per_unit or max(1, min(_MAX_IMAGES_PER_UNIT, math.ceil(num_images / _UNITS_OF_A_SMALL_CORPUS)))
+    offsets, next_size = [0], size if images_per_unit else 1
+    while offsets[-1] < num_images:
+        offsets.append(min(offsets[-1] + next_size, num_images))
+        next_size = min(size, 2 * next_size)
+    return offsets
 
 
 def new_images(manifest: pa.Table, known_ids: pa.ChunkedArray) -> pa.Table:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.mllm.content import content_digest
+from ureca.mllm.load import process_load
 from ureca.mllm.protocol import ChatAnswer, ChatRequest
 
 _MATERIALS = ("velvet", "brass", "linen", "granite", "amber", "cedar", "slate", "ivory", "copper", "wicker")
@@ -38,8 +39,9 @@ class StandInChatModel:
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer after the time that an engine would take."""
-        if self._settings.seconds_per_answer:
-            await asyncio.sleep(self._settings.seconds_per_answer)
+        with process_load().asked():
+            if self._settings.seconds_per_answer:
+                await asyncio.sleep(self._settings.seconds_per_answer)
         digest = content_digest(request)
         text = self._text(request, digest)
         num_image_tokens = 256 * len(request.images)

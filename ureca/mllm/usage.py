@@ -10,12 +10,19 @@ from ureca.mllm.protocol import ChatAnswer
 
 @dataclass(slots=True)
 class Usage:
-    """Calls of chat models, their tokens, and the answers that could not be used, by reason."""
+    """Calls of chat models, their tokens, and the answers that could not be used, by reason.
+
+    Attributes:
+        retries: attempts that failed and were followed by another, by kind.
+        latency_ms: calls by the time they took, as in ``ureca.mllm.load.LoadReport``.
+    """
 
     num_calls: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
     rejected_answers: dict[str, int] = field(default_factory=dict)
+    retries: dict[str, int] = field(default_factory=dict)
+    latency_ms: dict[str, int] = field(default_factory=dict)
 
 
 _current: ContextVar[Usage | None] = ContextVar("usage", default=None)
@@ -46,3 +53,17 @@ def record_rejected(kind: str) -> None:
     usage = _current.get()
     if usage is not None:
         usage.rejected_answers[kind] = usage.rejected_answers.get(kind, 0) + 1
+
+
+def record_retry(kind: str) -> None:
+    """Count an attempt at a call that failed and is followed by another."""
+    usage = _current.get()
+    if usage is not None:
+        usage.retries[kind] = usage.retries.get(kind, 0) + 1
+
+
+def record_latency(bound_ms: str) -> None:
+    """Count the time that a call took."""
+    usage = _current.get()
+    if usage is not None:
+        usage.latency_ms[bound_ms] = usage.latency_ms.get(bound_ms, 0) + 1

@@ -112,6 +112,11 @@ class Endpoints:
         self._turn = asyncio.Lock()
         self._changed = asyncio.Event()
 
+    @property
+    def limit(self) -> int:
+        """Requests that may be in flight at all of them together."""
+        return sum(endpoint.limit.value for endpoint in self.all)
+
     def outage_s(self, now: float) -> float:
         """For how long no endpoint could be reached; 0 where there is one that was, or was not tried yet."""
         since = [endpoint.unreachable_since for endpoint in self.all if endpoint.unreachable_since is not None]

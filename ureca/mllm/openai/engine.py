@@ -4,6 +4,7 @@ import asyncio
 from dataclasses import dataclass
 
 from ureca.errors import AnswerError, SettingsError
+from ureca.mllm.load import process_load
 from ureca.mllm.openai.api_key import read_api_key
 from ureca.mllm.openai.backoff import Backoff
 from ureca.mllm.openai.endpoints import Endpoint, Endpoints
@@ -33,6 +34,7 @@ class OpenAIChatModel:
         self._key = read_api_key(settings)
         self._backoff = Backoff(settings.first_wait_s, settings.max_wait_s)
         self._session: _Session | None = None
+        self._load = process_load()
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
@@ -52,13 +54,14 @@ class OpenAIChatModel:
             async with session.endpoints.slot(avoid=failed_at) as slot:
                 endpoint = slot.endpoint
                 try:
-                    reply = await session.transport.post(f"{endpoint.url}/chat/completions", body)
+                    with self._load.working(), self._load.asked():
+                        reply = await session.transport.post(f"{endpoint.url}/chat/completions", body)
+                        endpoint.answered(slot)
+                        self._load.set_places(self, session.endpoints.limit)
+                        return _read(reply, endpoint.url)
                 except PassingFailure as error:
                     failure, failed_at = error, endpoint
                     endpoint.failed(slot, error, session.loop.time())
-                else:
-                    endpoint.answered(slot)
-                    return _read(reply, endpoint.url)
             num_failures += 1
             if failure.kind == "unreachable":
                 self._check_outage(session, endpoint, failure)
@@ -67,6 +70,8 @@ class OpenAIChatModel:
                 if num_attempts == self._settings.max_attempts:
                     message = f"{num_attempts} attempts failed, the last one at {endpoint.url}: {failure.message}"
                     raise AnswerError(failure.kind, message) from failure
+            self._load.sent_again(failure.kind)
+            self._load.set_places(self, session.endpoints.limit)
             await asyncio.sleep(self._backoff.wait_s(num_failures))
 
     async def close(self) -> None:

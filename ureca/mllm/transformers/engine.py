@@ -1,6 +1,7 @@
 """The chat model in this process."""
 
 from ureca.errors import SettingsError
+from ureca.mllm.load import process_load
 from ureca.mllm.protocol import ChatAnswer, ChatRequest
 from ureca.mllm.transformers.batching import Batches
 from ureca.mllm.transformers.settings import TransformersSettings
@@ -30,7 +31,9 @@ class TransformersChatModel:
             ) from error
         self.name = settings.checkpoint
         model = LocalModel(settings)
-        self._batches = Batches(model.prepare, model.generate, _length, settings.max_batch_size)
+        self._load = process_load()
+        self._load.set_places(self, 1)
+        self._batches = Batches(model.prepare, self._load.working()(model.generate), _length, settings.max_batch_size)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
@@ -38,7 +41,8 @@ class TransformersChatModel:
         Raises:
             AnswerError: ``unusable_request``, ``too_long`` or ``out_of_memory``.
         """
-        return await self._batches.submit(request)
+        with self._load.asked():
+            return await self._batches.submit(request)
 
     def close(self) -> None:
         """End the threads; nothing may be asked from then on."""

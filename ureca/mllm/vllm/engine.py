@@ -9,6 +9,7 @@ from typing import Any
 from ureca.errors import AnswerError, SettingsError
 from ureca.mllm.content import content_digest
 from ureca.mllm.conversation import ChatTemplate
+from ureca.mllm.load import process_load
 from ureca.mllm.protocol import ChatAnswer, ChatRequest
 from ureca.mllm.vllm.settings import VllmSettings
 
@@ -39,6 +40,9 @@ class VllmChatModel:
         self._template = ChatTemplate(processor, settings.checkpoint)
         self._begin = _begin_that_tokenizing_adds(processor.tokenizer)
         self._ids = itertools.count()
+        self._load = process_load()
+        if isinstance(places := settings.engine_options.get("max_num_seqs"), int):
+            self._load.set_places(self, places)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
@@ -50,8 +54,9 @@ class VllmChatModel:
         parameters = self._vllm.sampling(request, self._constrain)
         final = None
         try:
-            async for output in self._engine.generate(prompt, parameters, f"ureca-{os.getpid()}-{next(self._ids)}"):
-                final = output
+            with self._load.working(), self._load.asked():
+                async for output in self._engine.generate(prompt, parameters, f"ureca-{os.getpid()}-{next(self._ids)}"):
+                    final = output
         except self._vllm.refusals as error:
             raise AnswerError("unusable_request", f"vLLM refuses it: {error}") from error
         if final is None or not final.outputs:
