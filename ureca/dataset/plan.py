@@ -24,7 +24,7 @@ def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -
             does not make millions of files. The first units are smaller, so that the first masks are ready soon.
     """
     num_images = manifest.num_rows
-    offsets = pa.array(_offsets(num_images, images_per_unit), pa.int32())
+    offsets = pa.array(unit_offsets(num_images, images_per_unit), pa.int32())
     num_units = len(offsets) - 1
     images = manifest.combine_chunks().to_struct_array()
     if isinstance(images, pa.ChunkedArray):
@@ -35,8 +35,8 @@ def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -
     )
 
 
-def _offsets(num_images: int, images_per_unit: int | None) -> list[int]:
-    """Where units begin, and where the last one ends."""
+def unit_offsets(num_images: int, images_per_unit: int | None) -> list[int]:
+    """Where the units of so many images begin, and where the last one ends; ``images_per_unit`` as in ``units_of``."""
     size = images_per_unit or max(1, min(_MAX_IMAGES_PER_UNIT, math.ceil(num_images / _UNITS_OF_A_SMALL_CORPUS)))
     offsets, next_size = [0], size if images_per_unit else 1
     while offsets[-1] < num_images:
