@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ureca.captioning.image import ReadyImage, caption_ready, make_ready
 from ureca.curation.stages import ProposedImage
 from ureca.images import Pixels
+from ureca.mllm.load import process_load
 from ureca.settings.captioner import CaptionSettings
 
 if TYPE_CHECKING:
@@ -38,6 +39,8 @@ class Batcher:
         self._settings = settings
         self._waiting: list[_Waiting] = []
         self._work: asyncio.Task[None] | None = None
+        self._load = process_load()
+        self._load.set_places(self, 1)
 
     def make_ready(self, pixels: Pixels, image: ProposedImage) -> ReadyImage:
         """Cut an image and its masks; in any thread."""
@@ -49,7 +52,8 @@ class Batcher:
         self._waiting.append(waiting)
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._run())
-        return await waiting.rows
+        with self._load.asked():
+            return await waiting.rows
 
     async def _run(self) -> None:
         while self._waiting:
@@ -84,7 +88,8 @@ class Batcher:
             seconds, since = time.monotonic() - since, time.monotonic()
             loop.call_soon_threadsafe(_succeed, batch[index].rows, (rows, seconds))
 
-        caption_ready(self._captioner, [waiting.image for waiting in batch], self._settings, on_finished)
+        with self._load.working():
+            caption_ready(self._captioner, [waiting.image for waiting in batch], self._settings, on_finished)
 
 
 def _succeed(
