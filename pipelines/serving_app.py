@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastapi import FastAPI, Request, Response
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
@@ -105,9 +105,18 @@ def build_app(service: Service, token_digests: Collection[bytes], page: Path = P
         )
 
     openapi.document_bodies(app)
-    if page.is_dir():
-        app.mount("/", StaticFiles(directory=page, html=True))
+    for file in sorted(page.rglob("*")):
+        if file.is_file():
+            _add_file(app, "/" + file.relative_to(page).as_posix().removesuffix("index.html"), file)
     return app
+
+
+def _add_file(app: FastAPI, path: str, file: Path) -> None:
+    # A mounted folder would also answer for what has no file, and instead of routes with another method.
+    async def send() -> FileResponse:
+        return FileResponse(file, headers={"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
+
+    app.add_api_route(path, send, methods=["GET", "HEAD"], include_in_schema=False)
 
 
 def _json(answer: BaseModel) -> Response:

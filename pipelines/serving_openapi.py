@@ -75,7 +75,13 @@ def _body(model: str, examples: dict[str, Any], *, multipart: bool) -> dict[str,
     return {"requestBody": {"required": True, "content": content}}
 
 
-_EVENTS = {"text/event-stream": {"schema": {"type": "string", "description": "with `stream`: server-sent events"}}}
+_EVENT = {
+    "type": "object",
+    "description": "With `stream`: server-sent events",
+    "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON"}},
+    "required": ["data"],
+}
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}
 
 _PROBLEMS: dict[int | str, dict[str, Any]] = {
     401: {"model": ErrorAnswer, "description": "No token, or a wrong one"},

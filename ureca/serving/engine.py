@@ -118,7 +118,7 @@ class CaptionEngine:
     @property
     def num_waiting(self) -> int:
         """Requests with regions that are not in a batch yet."""
-        return sum(work.is_wanted for work in self._waiting)
+        return sum(work.is_wanted and work.num_left > 0 for work in self._waiting)
 
     def check(self, longest_s: float) -> None:
         """Whether the model still works.

@@ -1,0 +1,348 @@
+"""The service's HTTP interface, with all of the service in one process."""
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import AsyncGenerator, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import schemathesis
+from fastapi.testclient import TestClient
+from hypothesis import HealthCheck, settings
+from schemathesis.specs.openapi.checks import positive_data_acceptance
+
+from pipelines.serving_app import build_app
+from pipelines.serving_gate import digest_of
+from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, file_of, request, square, with_alpha
+from tests.serving.local import LocalBackend, scene, tiny_captioner
+from ureca.regions import rle as rle_codec
+from ureca.serving.engine import CaptionJob, Written
+from ureca.serving.refusal import Refusal
+from ureca.serving.service import Service
+from ureca.settings.serve import ServeSettings
+
+SETTINGS: dict[str, Any] = {"model": "tiny", "captioner": {"max_new_tokens": 8}}
+
+
+def client_of(backend: LocalBackend | None = None, tokens: tuple[str, ...] = (), **changes: Any) -> TestClient:
+    service = Service(ServeSettings(**{**SETTINGS, **changes}), backend or LocalBackend(tiny_captioner()))
+    app = build_app(service, [digest_of(token) for token in tokens])
+    return TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def client() -> Iterator[TestClient]:
+    with client_of() as client:
+        yield client
+
+
+def expected(*insides: np.ndarray) -> list[str]:
+    return tiny_captioner().caption(scene(), list(insides), max_new_tokens=8)
+
+
+def test_regions_are_captioned_in_order(client: TestClient) -> None:
+    answer = client.post("/v1/captions", json=request(SQUARE, DISC, model="ureca")).json()
+    assert [item["caption"] for item in answer["captions"]] == expected(square(), disc())
+    assert [item["region_id"] for item in answer["captions"]] == [0, 1]
+    assert [item["area_px"] for item in answer["captions"]] == [int(square().sum()), int(disc().sum())]
+    assert {item["finish_reason"] for item in answer["captions"]} <= {"stop", "length"}
+    assert (answer["model"], answer["image"], answer["segmenter"]) == ("ureca", {"height": 60, "width": 90}, None)
+    assert answer["timings"]["total_s"] > 0
+
+
+def test_what_is_answered_can_be_sent_back(client: TestClient) -> None:
+    found = client.post("/v1/regions", json={"image": IMAGE}).json()
+    assert found["segmenter"] == "segments-1" and len(found["regions"]) > 2
+    again = [{"rle": region["rle"], "region_id": region["region_id"]} for region in found["regions"]]
+    everything = client.post("/v1/captions", json={"image": IMAGE}).json()
+    given = client.post("/v1/captions", json={"image": IMAGE, "regions": again}).json()
+    names = ("region_id", "rle", "bbox_xywh", "area_px", "parent_id", "depth")
+    for region, first, second in zip(found["regions"], everything["captions"], given["captions"], strict=True):
+        assert {name: region[name] for name in names} == {name: first[name] for name in names}
+        assert {name: region[name] for name in names} == {name: second[name] for name in names}
+        assert first["caption"] == second["caption"]
+
+
+def test_points_and_boxes_become_masks(client: TestClient) -> None:
+    point, box = {"points": [{"x": 20, "y": 20, "label": 1}]}, {"bbox_xywh": [44, 34, 16, 20]}
+    answer = client.post("/v1/regions", json=request(point, SQUARE, box)).json()
+    assert answer["segmenter"] == "segments-1"
+    first, second, third = (
+        rle_codec.decode({"size": list(region["rle"]["size"]), "counts": region["rle"]["counts"]})
+        for region in answer["regions"]
+    )
+    assert (first & disc()).sum() > 0.9 * (first | disc()).sum()
+    assert (second == square()).all()
+    assert (third & square()).sum() > 0.9 * (third | square()).sum()
+
+
+def test_multipart(client: TestClient) -> None:
+    files = {"image": ("scene.png", file_of(scene()), "image/png")}
+    answer = client.post("/v1/captions", files=files, data={"request": json.dumps({"regions": [DISC]})})
+    assert [item["caption"] for item in answer.json()["captions"]] == expected(disc())
+    assert len(client.post("/v1/regions", files=files).json()["regions"]) > 2
+
+
+def test_lookalikes(client: TestClient) -> None:
+    other = {"polygon": [[66, 34, 82, 34, 82, 54, 66, 54]]}
+    answer = client.post("/v1/captions", json=request(SQUARE, DISC, other, lookalikes=True)).json()
+    assert [item["lookalike_ids"] for item in answer["captions"]] == [[2], [], [0]]
+
+
+def test_a_stream_has_the_regions_each_caption_and_an_end(client: TestClient) -> None:
+    whole = client.post("/v1/captions", json=request(SQUARE, DISC)).json()
+    answer = client.post("/v1/captions", json=request(SQUARE, DISC, stream=True))
+    assert answer.headers["content-type"].startswith("text/event-stream")
+    (first, head), *captions, (last, end) = events_of(answer.text)
+    assert (first, last) == ("regions", "done")
+    assert [region["region_id"] for region in json.loads(head)["regions"]] == [0, 1]
+    assert {name for name, _ in captions} == {"caption"}
+    assert sorted((json.loads(data) for _, data in captions), key=lambda item: item["region_id"]) == whole["captions"]
+    assert json.loads(end)["num_captions"] == 2
+
+
+def image_part(url: str) -> dict[str, Any]:
+    return {"type": "image_url", "image_url": {"url": url}}
+
+
+def test_chat_has_a_choice_an_image_and_equal_images_share_their_work(client: TestClient) -> None:
+    parts = [image_part(with_alpha(scene(), disc())), image_part(with_alpha(scene(seed=1), disc()))]
+    parts.append(image_part(with_alpha(scene(), square())))
+    body = {"model": "ureca", "messages": [{"role": "user", "content": parts}]}
+    answer = client.post("/v1/chat/completions", json=body).json()
+    contents = [choice["message"]["content"] for choice in answer["choices"]]
+    other = tiny_captioner().caption(scene(seed=1), [disc()], max_new_tokens=8)
+    assert contents == [expected(disc())[0], other[0], expected(square())[0]]
+    assert [choice["index"] for choice in answer["choices"]] == [0, 1, 2]
+    assert answer["usage"]["completion_tokens"] > 0
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "code", "param"),
+    [
+        ("captions", {}, 422, "missing_image", "image"),
+        ("captions", {"image": "%"}, 422, "not_base64", "image"),
+        ("captions", {"image": "QUJD"}, 422, "not_an_image", "image"),
+        ("captions", {"image": IMAGE, "regions": []}, 422, "malformed", "regions"),
+        ("captions", request({}), 422, "malformed", "regions[0]"),
+        ("captions", request(DISC, {**DISC, **SQUARE}), 422, "malformed", "regions[1]"),
+        ("captions", request({"rle": {"size": [1, 1], "counts": "1"}}), 422, "size_mismatch", "regions[0].rle"),
+        ("captions", request({"points": [{"x": "1", "y": 1}]}), 422, "malformed", "regions[0].points[0].x"),
+        ("captions", request(DISC, model="other"), 404, "unknown_model", "model"),
+        ("captions", request(DISC, max_new_tokens=9), 422, "too_many_tokens", "max_new_tokens"),
+        ("captions", request(DISC, colour="red"), 422, "malformed", "colour"),
+        ("captions", {"image": "http://169.254.169.254/latest"}, 422, "host_not_allowed", "image"),
+        ("regions", request(DISC, stream=True), 422, "malformed", "stream"),
+        ("chat/completions", {"model": "ureca", "messages": []}, 422, "malformed", "messages"),
+        (
+            "chat/completions",
+            {"model": "ureca", "messages": [{"role": "user", "content": "hello"}]},
+            422,
+            "missing_image",
+            "messages[0].content",
+        ),
+        (
+            "chat/completions",
+            {
+                "model": "ureca",
+                "messages": [{"role": "user", "content": [image_part(with_alpha(scene(), disc() & square()))]}],
+            },
+            422,
+            "empty_mask",
+            "messages[0].content[0].image_url",
+        ),
+    ],
+)
+def test_bad_requests_are_told_the_field_and_item(  # noqa: PLR0917
+    client: TestClient, path: str, body: dict[str, Any], status: int, code: str, param: str
+) -> None:
+    answer = client.post(f"/v1/{path}", json=body)
+    problem = answer.json()["error"]
+    assert (answer.status_code, problem["code"], problem["param"]) == (status, code, param)
+    streamed = client.post(f"/v1/{path}", json={**body, "stream": True})
+    assert streamed.status_code == status  # what fails before the first event has its status
+
+
+def test_pixels_are_limited_before_decoding() -> None:
+    with client_of(limits={"image": {"max_pixels": 5399}}) as client:
+        problem = client.post("/v1/captions", json=request(DISC)).json()["error"]
+        assert (problem["code"], problem["param"]) == ("too_many_pixels", "image")
+        parts = [image_part(with_alpha(scene()[:30], disc()[:30])), image_part(with_alpha(scene()[30:], disc()[:30]))]
+        body = {"model": "ureca", "messages": [{"role": "user", "content": parts * 2}]}
+        assert client.post("/v1/chat/completions", json=body).json()["error"]["code"] == "too_many_pixels"
+
+
+def test_bodies_are_limited_whatever_they_say_of_their_length() -> None:
+    with client_of(limits={"max_body_bytes": 5000}) as client:
+        stated = client.post("/v1/captions", content=b"x" * 5001, headers={"content-type": "application/json"})
+        assert (stated.status_code, stated.json()["error"]["code"]) == (413, "too_many_bytes")
+        pieces = (b"x" * 100 for _ in range(100))
+        unstated = client.post("/v1/captions", content=pieces, headers={"content-type": "application/json"})
+        assert (unstated.status_code, unstated.json()["error"]["code"]) == (413, "too_many_bytes")
+
+
+def test_other_methods_types_and_paths(client: TestClient) -> None:
+    assert client.post("/v1/captions", content=b"a,b", headers={"content-type": "text/csv"}).status_code == 415
+    form = client.post("/v1/chat/completions", files={"image": b"x"})
+    assert (form.status_code, form.json()["error"]["code"]) == (415, "unsupported_media_type")
+    assert client.get("/v1/captions").json()["error"]["code"] == "method_not_allowed"
+    assert client.get("/nowhere").json()["error"]["code"] == "not_found"
+    broken = client.post("/v1/captions", content=b"--x", headers={"content-type": "multipart/form-data; boundary=x"})
+    assert broken.status_code == 422
+
+
+def test_another_name_of_this_machine_is_refused(client: TestClient) -> None:
+    assert client.get("/v1/models", headers={"Host": "evil.example"}).status_code == 400
+
+
+TOKEN = "a-token-of-some-length"  # noqa: S105
+
+
+def test_tokens() -> None:
+    with client_of(tokens=("another-token-there-is", TOKEN)) as client:
+        for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer "}):
+            answer = client.post("/v1/captions", json=request(DISC), headers=headers)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+        right = {"Authorization": f"Bearer {TOKEN}"}
+        assert client.post("/v1/captions", json=request(DISC), headers=right).status_code == 200
+        assert client.get("/v1/models", headers=right).json()["data"][0]["id"] == "ureca"
+        assert client.get("/v1/models").status_code == 401
+        assert client.get("/healthz").status_code == client.get("/readyz").status_code == 200
+
+
+class Stuck(LocalBackend):
+    """Captions nothing until it is released, and notes who has gone."""
+
+    def __init__(self) -> None:
+        super().__init__(tiny_captioner())
+        self.num_waiting = 0
+        self.num_given_up = 0
+        self.released = threading.Event()
+
+    async def caption(self, job: CaptionJob) -> list[Written]:
+        await self._wait()
+        return await super().caption(job)
+
+    async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
+        yield (await super().caption(job))[0]
+        await self._wait()
+
+    async def _wait(self) -> None:
+        self.num_waiting += 1
+        try:
+            while not self.released.is_set():  # noqa: ASYNC110 - a thread sets it
+                await asyncio.sleep(0.01)
+        except asyncio.CancelledError:
+            self.num_given_up += 1
+            raise
+        finally:
+            self.num_waiting -= 1
+
+
+def test_a_timeout_frees_the_place() -> None:
+    backend = Stuck()
+    with client_of(backend, limits={"timeout_s": 0.5, "max_in_flight": 1}) as client:
+        for _ in range(2):  # the second would be refused if the first still had the place
+            answer = client.post("/v1/captions", json=request(DISC))
+            assert (answer.status_code, answer.json()["error"]["code"]) == (504, "timeout")
+        *_, (name, data) = events_of(client.post("/v1/captions", json=request(DISC, SQUARE, stream=True)).text)
+        assert (name, json.loads(data)["error"]["code"]) == ("error", "timeout")
+    assert (backend.num_given_up, backend.num_waiting) == (3, 0)
+
+
+def test_more_requests_than_there_is_room_for_are_told_when_to_come_again() -> None:
+    backend = Stuck()
+    answers: list[int] = []
+    with client_of(backend, limits={"max_in_flight": 2, "retry_after_s": 7}) as client:
+
+        def ask() -> None:
+            answers.append(client.post("/v1/captions", json=request(DISC)).status_code)
+
+        threads = [threading.Thread(target=ask) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        while backend.num_waiting < 2:
+            time.sleep(0.01)
+        refused = client.post("/v1/captions", json=request(DISC))
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
+        assert client.get("/healthz").status_code == 200
+        backend.released.set()
+        for thread in threads:
+            thread.join()
+    assert answers == [200, 200]
+
+
+class Broken(LocalBackend):
+    """Fails with a bug, or refuses in the midst of a stream."""
+
+    async def caption(self, job: CaptionJob) -> list[Written]:
+        raise RuntimeError("the secret of a bug")
+
+    async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
+        yield Written(0, "text", 1, "stop")
+        raise Refusal(503, "replica_lost", "it was lost")
+
+
+def test_a_bug_shows_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
+    with client_of(Broken(tiny_captioner()), tokens=(TOKEN,)) as client, caplog.at_level(logging.DEBUG):
+        headers = {"Authorization": f"Bearer {TOKEN}"}
+        answer = client.post("/v1/captions", json=request(DISC), headers=headers)
+        assert (answer.status_code, answer.json()["error"]["code"]) == (500, "internal_error")
+        assert "secret" not in answer.text and "Traceback" not in answer.text
+        *_, (name, data) = events_of(
+            client.post("/v1/captions", json=request(DISC, SQUARE, stream=True), headers=headers).text
+        )
+        assert (name, json.loads(data)["error"]["code"]) == ("error", "replica_lost")
+    logged = caplog.text
+    assert "the secret of a bug" in logged  # where it belongs
+    assert TOKEN not in logged and IMAGE[:60] not in logged and DISC["mask_png"][:60] not in logged
+
+
+def test_readiness_names_the_part_that_is_not() -> None:
+    class Half(LocalBackend):
+        async def ready(self) -> dict[str, bool]:
+            return {"captioner": True, "segmenter": False}
+
+    with client_of(Half(tiny_captioner())) as client:
+        answer = client.get("/readyz")
+        assert answer.status_code == 503
+        assert answer.json() == {"status": "unavailable", "parts": {"captioner": "ok", "segmenter": "unavailable"}}
+
+
+def test_the_examples_of_the_document_work(client: TestClient) -> None:
+    document = client.get("/openapi.json").json()
+    num_examples = 0
+    for path, operations in document["paths"].items():
+        if "post" in operations:
+            for example in operations["post"]["requestBody"]["content"]["application/json"]["examples"].values():
+                body = {**example["value"]} | ({"max_tokens": 8} if "chat" in path else {})
+                answer = client.post(path, json=body)
+                assert answer.status_code == 200, answer.text
+                num_examples += 1
+    assert num_examples == 7
+    assert client.get("/docs").status_code == 200
+
+
+def test_the_page_is_served_where_it_is(tmp_path: Path) -> None:
+    (tmp_path / "index.html").write_text("<title>the page</title>")
+    app = build_app(Service(ServeSettings(**SETTINGS), LocalBackend(tiny_captioner())), [digest_of(TOKEN)], tmp_path)
+    with TestClient(app, base_url="http://127.0.0.1") as client:
+        assert "the page" in client.get("/").text
+        assert client.get("/../pyproject.toml").status_code == 404
+        assert client.get("/healthz").json()["status"] == "ok"
+
+
+# Its client comes under a name of its own, which a service for this machine alone refuses.
+schema = schemathesis.openapi.from_asgi("/openapi.json", client_of(host="0.0.0.0").app)  # noqa: S104
+
+
+@schema.parametrize()
+@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+def test_no_request_of_the_documents_form_makes_the_service_fail(case: schemathesis.Case) -> None:
+    # That a string is an image, and a mask of its size, is more than a schema says.
+    case.call_and_validate(excluded_checks=[positive_data_acceptance])
