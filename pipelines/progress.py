@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from ureca.dataset import UnitReport
+from ureca.durations import duration
 
 
 class Progress:
@@ -72,12 +73,3 @@ class Progress:
         self._printed = self._clock()
         start, end = ("\r\x1b[K", "") if self._in_place else ("", "\n")
         print(f"{start}{self.line()}", end=end, file=self._stream, flush=True)
-
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``1h02m``, ``3m05s``, ``9s``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"

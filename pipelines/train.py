@@ -85,6 +85,7 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
     run.path.mkdir(parents=True, exist_ok=True)
     index = _prepare_indices(settings, run, processor)
     num_steps = _num_steps(settings, index, processor)
+    record.num_steps = num_steps
     done = record.step
     on_plan(f"{index.info.summary()}\n{num_steps} steps, {done} done before, {num_steps - done} to do")
     run.take_failure()  # of a session that was killed before it could tell
@@ -234,6 +235,8 @@ class _Record:
         """Steps that need not be done again."""
         self._identity = {"model": fingerprint(settings.model)}
         self._started = now()
+        self.num_steps: int | None = None
+        """Of the whole run, once they are known."""
 
     @property
     def is_finished(self) -> bool:
@@ -269,6 +272,7 @@ class _Record:
                 "settings": self._settings.model_dump(mode="json"),
                 "identity": self._identity,
                 "versions": _versions(),
+                "num_steps": self.num_steps,
                 "data": TrainingIndex(self._run.index).info.model_dump(mode="json", exclude={"files", "settings"}),
                 "totals": report_steps(lines).dump(),
                 "epochs": [epoch.dump() for epoch in report_epochs(lines)],

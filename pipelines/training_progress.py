@@ -9,7 +9,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from pipelines.progress import duration
+from ureca.durations import duration
 
 _LOOKS_PER_SECOND = 2
 

@@ -1,0 +1,71 @@
+"""How far a batch verb is: its manifest says what there is to do, its parts what is done and when."""
+
+import datetime
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow.fs as pafs
+
+from ureca.corpus.storage import locate
+from ureca.dataset import Output
+from ureca.operations.status import SILENCE_S, Status
+
+_CLAIM = "claim.json"
+
+
+def batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
+    """The status of the output of a batch verb; ``run`` is its record."""
+    sizes = output.unit_sizes()
+    written = _written_at(output)
+    session = run["sessions"][-1]
+    began_s = datetime.datetime.fromisoformat(session["started"]).timestamp()
+    num_total, num_done = sum(sizes.values()), sum(sizes[unit] for unit in written)
+    rate = _rate(sizes, {unit: at for unit, at in written.items() if at >= began_s})
+    state = run["state"]
+    if state == "running" and now_s - _last_sign(output, began_s, written) > SILENCE_S:
+        state = "lost"
+    report = None if quick else output.report()
+    return Status(
+        output=output.path.partition("?")[0],
+        verb=run["verb"],
+        state=state,
+        counted="images",
+        num_total=num_total,
+        num_done=num_done,
+        num_failed=None if report is None else report.num_failed,
+        failures=None if report is None else report.failures,
+        rate_per_s=rate,
+        left_s=(num_total - num_done) / rate if rate and state == "running" else None,
+        silent_s=max(0.0, now_s - max(written.values())) if written else None,
+        session_started=session["started"],
+        num_sessions=len(run["sessions"]),
+    )
+
+
+def _written_at(output: Output) -> dict[int, float]:
+    """When each unit's file was written, in seconds since 1970: one listing, whatever the number of files."""
+    units = {path: _unit(path) for path in output.part_files()}
+    if not units:
+        return {}
+    folder = next(iter(units)).rpartition("/")[0]
+    infos = output.filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    return {units[info.path]: info.mtime_ns / 1e9 for info in infos if info.path in units}
+
+
+def _unit(path: str) -> int:
+    return int(path.rpartition("part-")[2].removesuffix(".parquet"))
+
+
+def _rate(sizes: Mapping[int, int], written: Mapping[int, float]) -> float | None:
+    """Images a second, from the first unit of the session to the last; the first has waited for actors to start."""
+    if len(written) < 2:
+        return None
+    first = min(written, key=lambda unit: written[unit])
+    seconds = max(written.values()) - written[first]
+    return sum(sizes[unit] for unit in written if unit != first) / seconds if seconds > 0 else None
+
+
+def _last_sign(output: Output, began_s: float, written: Mapping[int, float]) -> float:
+    """When the session last showed that it lives: by its claim, else by what it wrote."""
+    claim = output.filesystem.get_file_info(f"{locate(output.path).name}/{_CLAIM}")
+    return max([began_s, *([claim.mtime_ns / 1e9] if claim.is_file else []), *written.values()])
