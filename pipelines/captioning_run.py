@@ -32,12 +32,17 @@ def caption(
         CheckpointError: the model is not a checkpoint.
         SettingsError: it is not URECA, and how it is shown a region is not said.
     """
-    identity = {"model": _usable(settings).identity}
+    identity = {"model": usable_checkpoint(settings).identity}
     return run_batch(_CAPTION, _resolved(settings), on_plan, progress_of, identity)
 
 
-def _usable(settings: CaptioningSettings) -> Checkpoint:
-    """What the model is, if it can be told of regions as the settings say."""
+def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
+    """What the model is, if it can be told of regions as the settings say.
+
+    Raises:
+        CheckpointError: it is not a checkpoint.
+        SettingsError: it cannot.
+    """
     checkpoint = identify(settings.model)
     if checkpoint.kind == "ureca":
         if settings.image_options:

@@ -2,14 +2,17 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 
 from ureca.errors import SettingsError
 from ureca.mllm.ray_serve import RayServeSettings
 from ureca.settings.curate import CurateSettings
+from ureca.settings.judging import JudgeSettings
 from ureca.settings.mllm import ByOpenAI, ByRayServe
+
+Settings = TypeVar("Settings", CurateSettings, JudgeSettings)
 
 _NAME = "ureca-mllm"
 _MAX_IMAGES = 3
@@ -17,7 +20,7 @@ _MAX_IMAGES = 3
 
 
 @contextmanager
-def chat_application(settings: CurateSettings) -> Iterator[CurateSettings]:
+def chat_application(settings: Settings) -> Iterator[Settings]:
     """Serve the model of ``mllm.kind ray_serve`` for the block, within a Ray session.
 
     The application scales between its replicas with the requests in flight, and ends with the block.

@@ -4,7 +4,8 @@ import logging
 import os
 import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 
 import ray
@@ -30,6 +31,28 @@ class Cluster:
     may_grow: bool
 
 
+@dataclass(slots=True)
+class _Kept:
+    """The session of a block that has several; it is started when it is first needed."""
+
+    stack: ExitStack
+    cluster: Cluster | None = None
+
+
+_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+
+
+@contextmanager
+def kept_session() -> Iterator[None]:
+    """Sessions within the block are one: the first that is needed stays until the end of the block."""
+    with ExitStack() as stack:
+        token = _kept.set(_Kept(stack))
+        try:
+            yield
+        finally:
+            _kept.reset(token)
+
+
 @contextmanager
 def ray_session(least_cpus: int = 2) -> Iterator[Cluster]:
     """Use the cluster that is there (a submitted job's, ``RAY_ADDRESS``), else start one and end it afterwards.
@@ -44,6 +67,18 @@ def ray_session(least_cpus: int = 2) -> Iterator[Cluster]:
     Raises:
         UrecaError: what its user can put right, where that made a worker fail.
     """
+    kept = _kept.get()
+    if kept is None:
+        with _session(least_cpus) as cluster:
+            yield cluster
+        return
+    if kept.cluster is None:
+        kept.cluster = kept.stack.enter_context(_session(least_cpus))
+    yield kept.cluster
+
+
+@contextmanager
+def _session(least_cpus: int) -> Iterator[Cluster]:
     started_here = not ray.is_initialized()
     may_grow = not started_here or "RAY_ADDRESS" in os.environ
     # Notes on defaults that are wanted here: token authentication stays on, progress is shown by the job.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
@@ -25,23 +27,47 @@ def load_encoder(checkpoint: str, companion: str, device: str) -> tuple[Any, Any
         SettingsError: transformers or torch is not installed, the checkpoint cannot be loaded, or there is no such
             device.
     """
+    reader = check_checkpoint(checkpoint, companion)
+    place = _device(device)
+    import transformers
+
+    with _loading(checkpoint, companion):
+        network = transformers.AutoModel.from_pretrained(checkpoint, trust_remote_code=False, weights_only=True)
+    return network.to(place).eval(), reader, place
+
+
+def check_checkpoint(checkpoint: str, companion: str) -> Any:
+    """The tokenizer or processor of a checkpoint that ``AutoModel`` knows; its weights are not loaded.
+
+    Args:
+        checkpoint, companion: as ``load_encoder`` takes them.
+
+    Raises:
+        SettingsError: transformers or torch is not installed, or there is no such checkpoint.
+    """
     try:
+        import torch  # noqa: F401
         import transformers
-        from safetensors import SafetensorError
     except ImportError as error:
         raise SettingsError(
             f"an encoder needs the package '{error.name}', which is not installed: pip install 'ureca-ray[model]'"
         ) from error
-    place = _device(device)
+    with _loading(checkpoint, companion):
+        transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
+        return getattr(transformers, companion).from_pretrained(checkpoint, trust_remote_code=False)
+
+
+@contextmanager
+def _loading(checkpoint: str, companion: str) -> Iterator[None]:
+    from safetensors import SafetensorError
+
     try:
-        reader = getattr(transformers, companion).from_pretrained(checkpoint, trust_remote_code=False)
-        network = transformers.AutoModel.from_pretrained(checkpoint, trust_remote_code=False, weights_only=True)
+        yield
     except (OSError, ValueError, SafetensorError, UnpicklingError, ImportError) as error:
         raise SettingsError(
             f"checkpoint '{checkpoint}' cannot be loaded: it must be a folder, or the name of a model on the hub, that "
             f"transformers' AutoModel and {companion} read ({_first_line(error)})"
         ) from error
-    return network.to(place).eval(), reader, place
 
 
 def _device(name: str) -> torch.device:

@@ -49,8 +49,8 @@ class CaptioningSettings(BatchSettings):
     )
     region_prompt: RegionPrompt | None = Field(
         default=None,
-        description="how the model is told which region is meant: mask (URECA), or, without one, none, contour or crop; "
-        "None: as the checkpoint was trained",
+        description="how the model is told which region is meant: mask (URECA), or, without one, none, contour or "
+        "crop; None: as the checkpoint was trained",
     )
     image_options: dict[str, int | bool] = Field(
         default={}, description="of a baseline that is not URECA, for its image processor, such as max_patches"

@@ -12,7 +12,7 @@ from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
 from ureca.settings.batch import BatchSettings
-from ureca.settings.mllm import Mllm, StandIn
+from ureca.settings.mllm import Mllm, StandIn, check_actors_can_hold
 from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
 
@@ -118,15 +118,5 @@ class CurateSettings(BatchSettings):
 
     @model_validator(mode="after")
     def _actors_can_hold_the_mllm(self) -> Self:
-        where = self.resources.curate
-        if self.mllm.kind in {"transformers", "vllm"} and where.num_actors is None and not where.num_gpus:
-            raise ValueError(
-                f"mllm.kind {self.mllm.kind} loads the model once an actor: say by resources.curate.num_gpus or "
-                "resources.curate.num_actors how many that shall be"
-            )
-        if self.mllm.kind == "vllm" and where.num_gpus < self.mllm.tensor_parallel_size > 1:
-            raise ValueError(
-                f"mllm.tensor_parallel_size {self.mllm.tensor_parallel_size} needs as many GPUs an actor, and "
-                f"resources.curate.num_gpus is {where.num_gpus:g}"
-            )
+        check_actors_can_hold(self.mllm, self.resources.curate, "curate")
         return self

@@ -9,6 +9,7 @@ from ureca.mllm.ray_serve import RayServeSettings
 from ureca.mllm.standin import StandInSettings
 from ureca.mllm.transformers.settings import TransformersSettings
 from ureca.mllm.vllm.settings import VllmSettings
+from ureca.settings.resources import ActorResources
 
 
 class StandIn(StandInSettings):
@@ -42,3 +43,21 @@ class ByRayServe(RayServeSettings):
 
 
 Mllm = Annotated[StandIn | ByOpenAI | ByTransformers | ByVllm | ByRayServe, Field(discriminator="kind")]
+
+
+def check_actors_can_hold(mllm: Mllm, where: ActorResources, stage: str) -> None:
+    """Refuse a model that is loaded once an actor where nobody said how many actors that shall be.
+
+    Raises:
+        ValueError: nobody did, or they have fewer GPUs than the model takes.
+    """
+    if mllm.kind in {"transformers", "vllm"} and where.num_actors is None and not where.num_gpus:
+        raise ValueError(
+            f"mllm.kind {mllm.kind} loads the model once an actor: say by resources.{stage}.num_gpus or "
+            f"resources.{stage}.num_actors how many that shall be"
+        )
+    if mllm.kind == "vllm" and where.num_gpus < mllm.tensor_parallel_size > 1:
+        raise ValueError(
+            f"mllm.tensor_parallel_size {mllm.tensor_parallel_size} needs as many GPUs an actor, and "
+            f"resources.{stage}.num_gpus is {where.num_gpus:g}"
+        )

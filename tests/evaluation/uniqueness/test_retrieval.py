@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.evaluation.tiny_encoders import save_dual_encoder
 from ureca.errors import SettingsError
 from ureca.evaluation.uniqueness import (
     DualEncoder,
@@ -73,47 +74,9 @@ def test_blank_captions_find_nothing_and_single_regions_do_not_count() -> None:
         retrieve(["1"], grey(1, 2), GreyEncoder())
 
 
-@pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> object:
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-    from transformers import PreTrainedTokenizerFast
-
-    words = {word: id for id, word in enumerate(["<pad>", "<end>", "a", "red", "blue", "car", "house"])}
-    tokenizer = Tokenizer(models.WordLevel(words, "a"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.post_processor = processors.TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 1)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, **{"pad_token": "<pad>", "eos_token": "<end>"})
-
-
 @pytest.fixture(scope="module", params=["clip", "siglip"])
-def checkpoint(request: pytest.FixtureRequest, tokenizer: object, tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A random CLIP, and a random SigLIP, of two narrow layers."""
-    import torch
-    from transformers import (
-        CLIPConfig,
-        CLIPImageProcessor,
-        CLIPModel,
-        CLIPProcessor,
-        SiglipConfig,
-        SiglipImageProcessor,
-        SiglipModel,
-        SiglipProcessor,
-    )
-
-    torch.manual_seed(0)
-    layers = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    text = {"vocab_size": 7, "max_position_embeddings": 12, "eos_token_id": 1, "projection_size": 16} | layers
-    vision = {"image_size": 28, "patch_size": 14} | layers
-    folder = tmp_path_factory.mktemp(request.param)
-    if request.param == "clip":
-        CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=8)).save_pretrained(folder)
-        images = CLIPImageProcessor(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-        CLIPProcessor(images, tokenizer).save_pretrained(folder)
-    else:
-        SiglipModel(SiglipConfig(text_config=text, vision_config=vision)).save_pretrained(folder)
-        images = SiglipImageProcessor(size={"height": 28, "width": 28})
-        SiglipProcessor(images, tokenizer).save_pretrained(folder)
-    return str(folder)
+def checkpoint(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return save_dual_encoder(tmp_path_factory.mktemp(request.param), request.param)
 
 
 def crops(count: int) -> list[Pixels]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.errors import SettingsError
-from ureca.evaluation.checkpoints import load_encoder
+from ureca.evaluation.checkpoints import check_checkpoint, load_encoder
 from ureca.evaluation.measures import Measure, mean_of
 
 if TYPE_CHECKING:
@@ -47,22 +47,57 @@ class BertScoreSettings(BaseModel):
 
 
 def bert_score(hypotheses: Sequence[str], references: Sequence[Sequence[str]], settings: BertScoreSettings) -> Measure:
-    """The F1 of each caption with its best reference, without rescaling and without weights of words, and their mean.
+    """The mean of ``BertScorer.f1`` over captions.
 
-    Texts longer than the model takes are cut. A text without a word scores 0.
+    Raises:
+        SettingsError: as ``BertScorer``.
+    """
+    return bert_measure(BertScorer(settings).f1(hypotheses, references), settings)
+
+
+def bert_measure(values: Sequence[float | None], settings: BertScoreSettings) -> Measure:
+    """The mean of F1 values, one a region; None where it does not count."""
+    layer = _chosen_layer(settings)
+    which = "last layer" if layer is None else f"layer {layer}"
+    return mean_of("BERTScore", values, (f"BERTScore: {settings.model}, {which}, not rescaled.",))
+
+
+class BertScorer:
+    """A model that embeds words.
 
     Raises:
         SettingsError: the model cannot be loaded, has no such layer, or does not say which tokens are special.
     """
-    encoder = _Encoder(settings)
-    texts = {text.strip() for texts in references for text in texts} | {text.strip() for text in hypotheses}
-    # Texts of like length together, so that little is padded.
-    words = dict(encoder.embed(sorted(texts - {""}, key=lambda text: (len(text), text))))
-    values = [
-        max((_f1(words.get(hypothesis.strip()), words.get(text.strip())) for text in texts), default=0.0)
-        for hypothesis, texts in zip(hypotheses, references, strict=True)
-    ]
-    return mean_of("BERTScore", values, (f"BERTScore: {settings.model}, layer {encoder.layer}, not rescaled.",))
+
+    def __init__(self, settings: BertScoreSettings) -> None:
+        self._encoder = _Encoder(settings)
+
+    def f1(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+        """The F1 of each caption with its best reference, without rescaling and without weights of words.
+
+        Texts longer than the model takes are cut. A text without a word scores 0.
+        """
+        texts = {text.strip() for texts in references for text in texts} | {text.strip() for text in hypotheses}
+        # Texts of like length together, so that little is padded.
+        words = dict(self._encoder.embed(sorted(texts - {""}, key=lambda text: (len(text), text))))
+        return [
+            max((_f1(words.get(hypothesis.strip()), words.get(text.strip())) for text in texts), default=0.0)
+            for hypothesis, texts in zip(hypotheses, references, strict=True)
+        ]
+
+
+def check_encoder(settings: BertScoreSettings) -> None:
+    """Make sure that there is such a model, without loading its weights.
+
+    Raises:
+        SettingsError: there is none.
+    """
+    check_checkpoint(settings.model, "AutoTokenizer")
+
+
+def _chosen_layer(settings: BertScoreSettings) -> int | None:
+    """The layer that settings name, or that is published for the model; None: the last."""
+    return _LAYERS.get(PurePath(settings.model).name.lower()) if settings.layer is None else settings.layer
 
 
 def _f1(hypothesis: Tokens | None, reference: Tokens | None) -> float:
@@ -80,8 +115,8 @@ class _Encoder:
         self._batch_size = settings.batch_size
         self._network, self._tokenizer, self._device = load_encoder(settings.model, "AutoTokenizer", settings.device)
         num_layers = int(self._network.config.num_hidden_layers)
-        published = _LAYERS.get(PurePath(settings.model).name.lower(), num_layers)
-        self.layer = published if settings.layer is None else settings.layer
+        chosen = _chosen_layer(settings)
+        self.layer = num_layers if chosen is None else chosen
         if self.layer > num_layers:
             raise SettingsError(f"layer {self.layer} of {settings.model} does not exist: it has {num_layers}")
         if self._tokenizer.pad_token is None:

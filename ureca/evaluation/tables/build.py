@@ -52,8 +52,16 @@ class Evaluated:
     remarks: Sequence[str] = ()
 
 
-def build_table(models: Sequence[Evaluated], settings: TableSettings, *, title: str) -> EvaluationTable:
+def build_table(
+    models: Sequence[Evaluated], settings: TableSettings, *, title: str, remarks: Sequence[str] = ()
+) -> EvaluationTable:
     """Figures of all models over all regions, by depth and by size, with bootstrap confidence intervals.
+
+    Args:
+        models: in the order of the rows.
+        settings: of breakdowns and intervals.
+        title: of the table.
+        remarks: on the benchmark, for the reader, a sentence each.
 
     Raises:
         InputError: no model, two models of one name, or a model without predictions.
@@ -80,7 +88,7 @@ def build_table(models: Sequence[Evaluated], settings: TableSettings, *, title: 
         confidence=settings.confidence,
         num_resamples=settings.num_resamples,
         seed=settings.seed,
-        remarks=_remarks(models),
+        remarks=(*remarks, *_remarks(models)),
     )
 
 

@@ -11,19 +11,19 @@ from ureca.evaluation.tables.markdown import to_markdown
 from ureca.evaluation.tables.results import EvaluationTable
 
 
+def to_forms(table: EvaluationTable) -> dict[str, str]:
+    """The table as Markdown, JSON and HTML, by the suffix of each form's files."""
+    return {"md": to_markdown(table), "json": table.model_dump_json(indent=2) + "\n", "html": to_html(table)}
+
+
 def write_table(table: EvaluationTable, folder: Path, stem: str = "table") -> list[Path]:
     """Write ``stem`` as .md, .json and .html into a folder that exists, replacing what is there; returns the paths.
 
     Raises:
         OutputError: a file cannot be written.
     """
-    forms = {
-        "md": to_markdown(table),
-        "json": table.model_dump_json(indent=2) + "\n",
-        "html": to_html(table),
-    }
     paths = []
-    for suffix, text in forms.items():
+    for suffix, text in to_forms(table).items():
         path = folder / f"{stem}.{suffix}"
         with replacing(path, overwrite=True) as temporary:
             temporary.write_text(text, encoding="utf-8")

@@ -1,0 +1,44 @@
+"""``ureca evaluate``: compare models on a benchmark, in one table."""
+
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from ureca.settings.evaluate import EvaluateSettings
+
+if TYPE_CHECKING:
+    from pipelines.evaluation_run import Evaluation
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb; returns 1 when of a model more images failed than ``max_error_fraction`` allows."""
+    settings = EvaluateSettings.load(argv)
+    from pipelines.evaluation_run import evaluate
+
+    evaluation = evaluate(settings, tell=lambda text: print(text, file=sys.stderr))
+    return _print(evaluation, settings)
+
+
+def _print(evaluation: "Evaluation", settings: EvaluateSettings) -> int:
+    from ureca.evaluation.tables import to_text
+
+    print(to_text(evaluation.table))
+    folder = settings.output.partition("?")[0].rstrip("/")
+    print(f"{folder}/table.html, {folder}/table.md, {folder}/table.json")
+    status = 0
+    for name, report in evaluation.reports.items():
+        if report.num_failed > settings.max_error_fraction * report.num_images:
+            status = 1
+            reasons = ", ".join(f"{count} x {kind}" for kind, count in report.failures.items())
+            print(
+                f"{name}: {report.num_failed} of {report.num_images} images failed ({reasons}); mend their causes and "
+                "run the same command with --retry-errors, or allow more with --max-error-fraction",
+                file=sys.stderr,
+            )
+    return status
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,0 +1,282 @@
+"""``evaluate``: a benchmark is stored, captioned by each model, judged and made a table of."""
+
+import hashlib
+import json
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from pipelines.batch_run import BatchVerb, run_batch
+from pipelines.captioning_run import caption, usable_checkpoint
+from pipelines.chat_application import chat_application
+from pipelines.evaluate import graph
+from pipelines.session import kept_session
+from pipelines.summary import print_plan
+from ureca import __version__
+from ureca.captioning.adopt import list_run
+from ureca.captioning.checkpoint import identify
+from ureca.corpus.storage import locate
+from ureca.dataset import Output, UnitReport, storage
+from ureca.errors import OutputError, SettingsError
+from ureca.evaluation import Prediction, collecting, measure_captions
+from ureca.evaluation.benchmarks import Sample, StoredBenchmark, open_benchmark
+from ureca.evaluation.given import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.measures import Measure, Unmeasured
+from ureca.evaluation.metrics.bert_score import bert_measure, check_encoder
+from ureca.evaluation.metrics.tokenization import tokenize
+from ureca.evaluation.models import EvaluatedModel, parse_models
+from ureca.evaluation.tables import Evaluated, EvaluationTable, build_table, to_forms
+from ureca.evaluation.uniqueness import measure_duplicates
+from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
+from ureca.settings.caption import CaptioningSettings, CaptionResources
+from ureca.settings.evaluate import EvaluateSettings
+from ureca.settings.judging import Asking, JudgeResources, JudgeSettings
+from ureca.settings.proposals import FromRegions
+
+_BENCHMARK, _MODELS, _JUDGED, _TABLE = "benchmark", "models", "judged", "table"
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation has found.
+
+    Attributes:
+        table: of all models.
+        reports: of each model's captions, by its name.
+    """
+
+    table: EvaluationTable
+    reports: Mapping[str, UnitReport]
+
+
+def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
+    """Do what is missing, and write the table.
+
+    Args:
+        settings: of the verb.
+        tell: is told what is done next, for people.
+
+    Raises:
+        InputError: the benchmark, or captions that are there, cannot be read.
+        CheckpointError, SettingsError: a model is none, or settings do not fit.
+        OutputError: the folder is another run's, or was begun with other settings.
+    """
+    run = _Run(settings, tell)
+    with kept_session():
+        reports = {model.name: run.caption(model, place) for place, model in enumerate(run.models, start=1)}
+        evaluated = [run.evaluate(model) for model in run.models]
+    table = run.write_table(evaluated)
+    run.write_record("finished", reports)
+    return Evaluation(table, reports)
+
+
+class _Run:
+    """One session; everything that can be refused is refused when it is made."""
+
+    def __init__(self, settings: EvaluateSettings, tell: Tell) -> None:
+        self._settings = settings
+        self._tell = tell
+        self._output = Output(settings.output)
+        self._folder = settings.output.rstrip("/")
+        if self._output.exists() and (verb := self._output.run().get("verb")) != settings.verb:
+            raise OutputError(f"{settings.output} is the output of {verb!r}, not of evaluate; name another folder")
+        self.models = parse_models(settings.models)
+        self._unmeasured = _check_metrics(settings)
+        if settings.overwrite:
+            for name in (_BENCHMARK, _MODELS, _JUDGED):
+                storage.remove_folder(self._output.filesystem, locate(f"{self._folder}/{name}").name)
+        self.write_record("running", {})
+        self._benchmark = StoredBenchmark.open(
+            f"{self._folder}/{_BENCHMARK}",
+            open_benchmark(settings.input, settings.benchmark),
+            Sample(settings.limit, settings.seed),
+            {"limit": settings.limit, "seed": settings.seed, **settings.benchmark.model_dump(mode="json")},
+        )
+        for model in self.models:
+            if model.kind == "checkpoint":
+                usable_checkpoint(self._captioning(model, self._captions(model).path))
+        self._of_references: list[Mapping[str, Any] | None] | None = None
+        tell(
+            f"{self._benchmark.description}: {self._benchmark.num_regions} regions of "
+            f"{self._benchmark.num_images} images"
+        )
+
+    def caption(self, model: EvaluatedModel, place: int) -> UnitReport:
+        """Have the regions captioned, or take captions that are there."""
+        self._tell(f"{model.name} ({place} of {len(self.models)})")
+        output = self._captions(model)
+        if model.kind == "checkpoint":
+            return caption(self._captioning(model, output.path), on_plan=print_plan)
+        read = read_jsonl_captions if model.kind == "jsonl" else read_output_captions
+        return write_given(read(model.path), self._benchmark, output, source=model.path)
+
+    def evaluate(self, model: EvaluatedModel) -> Evaluated:
+        """Measure a model's captions."""
+        settings = self._settings
+        self._tell(f"{model.name}: measuring")
+        predictions = collecting.predictions_of(self._benchmark, self._captions(model))
+        metrics = [metric for metric in settings.metrics if metric != "BERTScore" or settings.bert_score is None]
+        measures: list[Measure | Unmeasured] = [
+            *measure_captions(predictions, metrics=metrics),
+            *self._unmeasured,
+            *measure_duplicates(predictions, settings.duplicates),
+        ]
+        remarks: list[str] = []
+        if self._is_judged(predictions):
+            judged = self._judge(predictions, self._captions(model).path)
+            measures += self._judgements(predictions, judged)
+            remarks = collecting.unjudged(predictions, judged)
+        return Evaluated(model.name, predictions, measures, remarks)
+
+    def write_table(self, evaluated: Sequence[Evaluated]) -> EvaluationTable:
+        """Build the table, and write it as Markdown, JSON and HTML."""
+        self._tell("building the table")
+        benchmark = self._benchmark
+        remarks = []
+        if self._settings.limit is not None:
+            remarks.append(f"{benchmark.num_images:,} images of the benchmark, chosen by seed {self._settings.seed}.")
+        if benchmark.left_out:
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in benchmark.left_out.items())
+            remarks.append(f"Regions of the benchmark that cannot be used are left out for all models ({reasons}).")
+        table = build_table(evaluated, self._settings.table, title=benchmark.description, remarks=remarks)
+        for suffix, text in to_forms(table).items():
+            path = locate(f"{self._folder}/{_TABLE}.{suffix}").name
+            storage.write_bytes(self._output.filesystem, path, text.encode())
+        return table
+
+    def write_record(self, state: str, reports: Mapping[str, UnitReport]) -> None:
+        """Write run.json."""
+        models = [
+            {**asdict(model), "captions": f"{_MODELS}/{model.folder}", "totals": _dumped(reports.get(model.name))}
+            for model in self.models
+        ]
+        self._output.write_run(
+            {
+                "verb": self._settings.verb,
+                "state": state,
+                "settings": self._settings.model_dump(mode="json"),
+                "versions": {"ureca": __version__, "python": platform.python_version()},
+                "models": models,
+            }
+        )
+
+    def _captions(self, model: EvaluatedModel) -> Output:
+        return Output(f"{self._folder}/{_MODELS}/{model.folder}", CAPTIONS_DATASET)
+
+    def _captioning(self, model: EvaluatedModel, output: str) -> CaptioningSettings:
+        settings = self._settings
+        captioner, image_options = settings.captioner, {}
+        if identify(model.path).kind == "mllm" and model.region_prompt is not None:
+            question = getattr(settings.baseline, model.region_prompt, captioner.question)
+            captioner = captioner.model_copy(update={"question": question})
+            image_options = settings.baseline.image_options
+        return CaptioningSettings(
+            input=self._benchmark.output.path,
+            output=output,
+            model=model.path,
+            region_prompt=model.region_prompt,
+            image_options=image_options,
+            dtype=settings.dtype,
+            proposals=FromRegions(),
+            captioner=captioner,
+            image_limits=settings.image_limits,
+            images_per_unit=self._benchmark.images_per_unit,
+            retry_errors=settings.retry_errors,
+            resources=CaptionResources(
+                read=settings.resources.read, propose=settings.resources.propose, caption=settings.resources.caption
+            ),
+        )
+
+    def _is_judged(self, predictions: Sequence[Prediction]) -> bool:
+        settings = self._settings
+        is_scene = any(row["scene"] for unit in self._benchmark.units[:1] for row in self._benchmark.rows(unit))
+        return is_scene or settings.retrieval is not None or settings.listener.kind != "none" or self._has_bert
+
+    @property
+    def _has_bert(self) -> bool:
+        return self._settings.bert_score is not None and not self._unmeasured
+
+    def _judge(self, predictions: Sequence[Prediction] | None, captions: str | None) -> collecting.Judged:
+        """Judge captions, or the references; what was judged before, by the same judges, is kept."""
+        settings = self._settings
+        judges = {
+            "bert_score": settings.bert_score if self._has_bert and captions is not None else None,
+            "retrieval": settings.retrieval,
+            "listener": settings.listener,
+            "mllm": settings.mllm,
+        }
+        asked = JudgeSettings(
+            input=self._benchmark.output.path,
+            output=f"{self._folder}/{_JUDGED}/{_key(judges, predictions)}",
+            captions=captions,
+            image_limits=settings.image_limits,
+            images_per_unit=self._benchmark.images_per_unit,
+            retry_errors=settings.retry_errors,
+            resources=JudgeResources(read=settings.resources.read, judge=settings.resources.judge),
+            **judges,
+        )
+        run_batch(_JUDGE, asked, on_plan=print_plan)
+        return collecting.judged_of(self._benchmark, Output(asked.output, JUDGED_DATASET))
+
+    def _judgements(self, predictions: Sequence[Prediction], judged: collecting.Judged) -> list[Measure]:
+        settings = self._settings
+        measures = collecting.scenes(judged)
+        if self._has_bert and settings.bert_score is not None:
+            measures.append(bert_measure([row and row["bert_f1"] for row in judged], settings.bert_score))
+        if settings.retrieval is None and not isinstance(settings.listener, Asking):
+            return measures
+        if self._of_references is None:
+            self._tell("ceilings: judging the references")
+            self._of_references = list(self._judge(None, None))
+        if settings.retrieval is not None:
+            name = settings.retrieval.checkpoint
+            measures += collecting.retrieval(predictions, judged, self._of_references, name)
+        if isinstance(settings.listener, Asking):
+            name = getattr(settings.mllm, "model", None) or getattr(settings.mllm, "checkpoint", settings.mllm.kind)
+            measures += collecting.listener(predictions, judged, self._of_references, name)
+        return measures
+
+
+def _check_metrics(settings: EvaluateSettings) -> list[Unmeasured]:
+    """Make sure, before anything is captioned, that metrics can be computed; what of BERTScore cannot."""
+    if set(settings.metrics) - {"BERTScore"}:
+        tokenize(["a word"])
+    if settings.bert_score is None:
+        return []
+    try:
+        check_encoder(settings.bert_score)
+    except SettingsError as error:
+        return [Unmeasured("BERTScore", str(error))]
+    return []
+
+
+def _dumped(report: UnitReport | None) -> dict[str, Any] | None:
+    return None if report is None else report.model_dump()
+
+
+def _key(judges: Mapping[str, Any], predictions: Sequence[Prediction] | None) -> str:
+    """A name for what these judges say of these captions."""
+    asked = {name: None if value is None else value.model_dump(mode="json") for name, value in judges.items()}
+    digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8)
+    for prediction in predictions or ():
+        said = (prediction.image_id, prediction.region_id, prediction.caption, prediction.failure)
+        digest.update(repr(said).encode(errors="surrogatepass"))
+    return digest.hexdigest() if predictions is not None else f"references-{digest.hexdigest()}"
+
+
+def _list_benchmark(settings: JudgeSettings) -> pa.Table:
+    return list_run(Output(settings.input, BENCHMARK_DATASET), with_regions=True)
+
+
+_JUDGE = BatchVerb(
+    name="judge",
+    dataset=JUDGED_DATASET,
+    list_input=_list_benchmark,
+    graph=graph,
+    within=chat_application,
+)

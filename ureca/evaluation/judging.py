@@ -1,0 +1,238 @@
+"""What others make of the captions of an image: an encoder, a listener, BERTScore's model, and the scene itself."""
+
+import asyncio
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ureca.corpus.fetch import Fetched
+from ureca.curation.in_flight import ImagesInFlight
+from ureca.curation.listener import Listener
+from ureca.curation.stages import ProposedImage, ProposedUnit, RowError
+from ureca.dataset import Output, UnitReport
+from ureca.dataset.attempts import Attempts, NoAttempts
+from ureca.errors import AnnotationError, DataError
+from ureca.evaluation.metrics.bert_score import BertScorer
+from ureca.evaluation.uniqueness import (
+    ImageTextEncoder,
+    Question,
+    Retrieved,
+    distractors,
+    listen,
+    resolution,
+    retrieve,
+)
+from ureca.images import ImageLimits, decode_image
+from ureca.mllm.usage import metered
+from ureca.regions.mask import Mask
+from ureca.regions.views import Views
+from ureca.scenes import read_scene
+
+_CROP_SIDE_PX = 448
+"""Longest side of what the encoder is shown; encoders see less."""
+
+Row = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who judges; None: nobody.
+
+    Attributes:
+        encoder: finds regions by captions.
+        listener: chooses regions by captions.
+        bert: compares captions with references.
+        max_distractors: regions that the listener is shown beside the right one, at most.
+    """
+
+    encoder: ImageTextEncoder | None = None
+    listener: Listener | None = None
+    bert: BertScorer | None = None
+    max_distractors: int = 8
+
+    @property
+    def look(self) -> bool:
+        """Whether pixels are needed."""
+        return self.encoder is not None or self.listener is not None
+
+
+class JudgeStage:
+    """Judges the captions of units of a benchmark, or its references.
+
+    Args:
+        benchmark: the stored benchmark.
+        captions: of its regions, in the same units; None: the first reference of each region is judged, by encoder and
+            listener, which gives their ceilings.
+        judges: who judges.
+        limits: of images.
+        images_in_flight: decoded images that are held at a time.
+        attempts: of this stage, where processes may die and be replaced.
+    """
+
+    def __init__(  # noqa: PLR0917
+        self,
+        benchmark: Output,
+        captions: Output | None,
+        judges: Judges,
+        limits: ImageLimits,
+        images_in_flight: int,
+        attempts: Attempts | None = None,
+    ) -> None:
+        self._benchmark = benchmark
+        self._captions = captions
+        self._judges = judges
+        self._limits = limits
+        self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
+        self._encoding = asyncio.Lock()  # one network, one batch at a time
+
+    async def __call__(self, unit: ProposedUnit) -> tuple[list[Row], UnitReport]:
+        """Rows of the schema ``JUDGED``, in the order of the unit's images, and the work they took."""
+        started = time.monotonic()
+        regions = {row["image_id"]: row for row in await asyncio.to_thread(self._benchmark.unit_rows, unit.number)}
+        said = await asyncio.to_thread(self._said, unit.number, regions)
+        rows: dict[str, Row] = {
+            image.entry.image_id: {"image_id": image.entry.image_id, "judged": [], "error": None}
+            for image in unit.images
+        }
+
+        images = {image.entry.image_id: image for image in unit.images}
+
+        async def judge(fetched: Fetched) -> None:
+            id = fetched.entry.image_id
+            try:
+                rows[id]["judged"] = await self._judge(images[id], fetched, regions[id], said[id])
+            except DataError as error:
+                give_up(id, error)
+
+        def give_up(id: str, reason: DataError) -> None:
+            rows[id]["error"] = asdict(RowError.of("judge", reason))
+
+        entries = [replace(image.entry, annotation_path=None) for image in unit.images]
+        with metered() as usage:
+            await self._images.each(entries, judge, give_up)
+        seconds = {"judge": time.monotonic() - started}
+        return list(rows.values()), UnitReport(**asdict(usage), seconds=seconds)
+
+    def _said(self, unit: int, regions: Mapping[str, Row]) -> dict[str, dict[int, str]]:
+        """Captions by image and region; blank where there is none."""
+        if self._captions is None:
+            return {
+                id: {region["region_id"]: next(iter(region["references"]), "") for region in row["benchmark"]}
+                for id, row in regions.items()
+            }
+        said: dict[str, dict[int, str]] = {id: {} for id in regions}
+        for row in self._captions.unit_rows(unit):
+            said[row["image_id"]] = {region["region_id"]: region["caption"] or "" for region in row["captions"]}
+        return said
+
+    async def _judge(self, image: ProposedImage, fetched: Fetched, row: Row, said: Mapping[int, str]) -> list[Row]:
+        regions = [
+            _Region.of(region, said.get(region["region_id"], ""), is_reference=self._captions is None)
+            for region in row["benchmark"]
+        ]
+        if self._judges.look:
+            views = await asyncio.to_thread(self._views, image, fetched)
+            await self._retrieve(views, regions)
+            await self._listen(views, {mask.id: mask for mask in image.masks}, regions)
+        if self._captions is not None:
+            await self._compare(regions)
+            if row["scene"] is not None:
+                await asyncio.to_thread(_resolve, row["scene"], regions)
+        return [region.judged for region in regions]
+
+    async def _retrieve(self, views: Views, regions: Sequence["_Region"]) -> None:
+        encoder = self._judges.encoder
+        if encoder is None:
+            return
+
+        def find() -> list[Retrieved | None]:
+            crops = [views.crop_with_mask(region.id, max_side_px=_CROP_SIDE_PX)[0] for region in regions]
+            return retrieve([region.text for region in regions], crops, encoder)
+
+        async with self._encoding:
+            found = await asyncio.to_thread(find)
+        for region, retrieved in zip(regions, found, strict=True):
+            if retrieved is not None and region.counts:
+                region.judged.update(asdict(retrieved))
+
+    async def _listen(self, views: Views, masks: Mapping[int, Mask], regions: Sequence["_Region"]) -> None:
+        if self._judges.listener is None or len(regions) < 2:
+            return
+        most = self._judges.max_distractors
+        asked = [region for region in regions if region.counts]
+        questions = [
+            Question(region.id, region.text, distractors(region.id, masks, region.lookalike_ids, max_distractors=most))
+            for region in asked
+        ]
+        for region, heard in zip(asked, await listen(self._judges.listener, views, questions), strict=True):
+            region.judged["heard"] = heard
+
+    async def _compare(self, regions: Sequence["_Region"]) -> None:
+        bert = self._judges.bert
+        compared = [region for region in regions if region.references]
+        if bert is None or not compared:
+            return
+        texts, references = [region.text for region in compared], [region.references for region in compared]
+        async with self._encoding:
+            values = await asyncio.to_thread(bert.f1, texts, references)
+        for region, value in zip(compared, values, strict=True):
+            region.judged["bert_f1"] = value
+
+    def _views(self, image: ProposedImage, fetched: Fetched) -> Views:
+        """The views of an image whose masks fit it.
+
+        Raises:
+            DataError: it cannot be read, or has another size than when its masks were made.
+        """
+        if image.error is not None:
+            raise DataError(image.error.kind, image.error.message)
+        if isinstance(fetched.image, DataError):
+            raise fetched.image
+        pixels = decode_image(fetched.image, self._limits)
+        if pixels.shape[:2] != (image.height_px, image.width_px):
+            raise DataError("changed", "the image has another size than when its masks were made")
+        return Views(pixels, {mask.id: mask for mask in image.masks})
+
+
+@dataclass(frozen=True, slots=True)
+class _Region:
+    """A region that is judged.
+
+    Attributes:
+        id: of the region.
+        text: what is said of it; may be blank.
+        references: of it.
+        lookalike_ids: of it.
+        counts: whether encoder and listener are asked.
+        judged: the struct of ``JUDGED`` that becomes of it.
+    """
+
+    id: int
+    text: str
+    references: Sequence[str]
+    lookalike_ids: Sequence[int]
+    counts: bool
+    judged: Row
+
+    @classmethod
+    def of(cls, region: Row, text: str, *, is_reference: bool) -> "_Region":
+        """Nothing is asked of a region that has no reference where references are judged."""
+        return cls(
+            id=region["region_id"],
+            text=text,
+            references=region["references"],
+            lookalike_ids=region["lookalike_ids"],
+            counts=bool(text) or not is_reference,
+            judged={"region_id": region["region_id"], "status": "ok"},
+        )
+
+
+def _resolve(path: str, regions: Sequence[_Region]) -> None:
+    try:
+        scene = read_scene(Path(path))
+    except OSError as error:
+        raise AnnotationError("missing_scene", f"{path}: {error}") from error
+    for region in regions:
+        region.judged["resolution"] = resolution(region.text, region.id, scene)

@@ -1,0 +1,87 @@
+"""What is evaluated, as a person names it: ``[NAME=]PATH[:none|contour|crop]``."""
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Literal, get_args
+
+from ureca.dataset import Output
+from ureca.errors import SettingsError
+from ureca.settings.captioner import RegionPrompt
+
+_NAMED = re.compile(r"(?P<name>[^=/?]+)=(?P<path>.+)", re.DOTALL)
+_PROMPTS = "|".join(get_args(RegionPrompt))
+_SHOWN = re.compile(rf"(?P<path>.+):(?P<prompt>{_PROMPTS})", re.DOTALL)
+_TRAINED = "model"
+"""Where ``ureca train`` leaves what it trained, within the folder of a run."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluatedModel:
+    """One row of a table.
+
+    Attributes:
+        name: of the row.
+        kind: "checkpoint", which captions the regions; or captions that are there: "output" of ``ureca caption`` or
+            ``ureca curate``, or "jsonl".
+        path: of the checkpoint (a folder, or a name on the hub), of the output, or of the file.
+        region_prompt: how a checkpoint is told which region is meant; None: as it was trained.
+    """
+
+    name: str
+    kind: Literal["checkpoint", "output", "jsonl"]
+    path: str
+    region_prompt: RegionPrompt | None = None
+
+    @property
+    def folder(self) -> str:
+        """A name for files of this model: legible, and another one for another name."""
+        legible = re.sub(r"[^\w.-]+", "-", self.name, flags=re.ASCII).strip("-.")[:60]
+        if legible == self.name:
+            return legible
+        digest = hashlib.blake2b(self.name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
+        return f"{legible}-{digest}"
+
+
+def parse_models(texts: Sequence[str]) -> list[EvaluatedModel]:
+    """The models that texts name, in their order; captions that are there are told from checkpoints by looking.
+
+    Raises:
+        SettingsError: two models have one name, or captions are to be shown regions.
+    """
+    models = [_parse(text) for text in texts]
+    if twice := [name for name, count in Counter(model.name for model in models).items() if count > 1]:
+        paths = " and ".join(text for text, model in zip(texts, models, strict=True) if model.name == twice[0])
+        raise SettingsError(f"models: {paths} are all called {twice[0]!r}; give them names, NAME=PATH, without commas")
+    return models
+
+
+def _parse(text: str) -> EvaluatedModel:
+    named = _NAMED.fullmatch(text)
+    name, rest = (named["name"].strip(), named["path"]) if named else (None, text)
+    shown = _SHOWN.fullmatch(rest)
+    path, prompt = (shown["path"], shown["prompt"]) if shown else (rest, None)
+    kind, path = _kind(path)
+    if prompt is not None and kind != "checkpoint":
+        raise SettingsError(f"models: {path} holds captions that are there: leave out :{prompt}")
+    default = _name(path) if prompt is None else f"{_name(path)}, {prompt}"
+    return EvaluatedModel(name or default, kind, path, next((p for p in get_args(RegionPrompt) if p == prompt), None))
+
+
+def _kind(path: str) -> tuple[Literal["checkpoint", "output", "jsonl"], str]:
+    if path.endswith(".jsonl"):
+        return "jsonl", path
+    if (output := Output(path)).exists():
+        if output.run().get("verb") == "train":
+            return "checkpoint", f"{path.rstrip('/')}/{_TRAINED}"
+        return "output", path
+    return "checkpoint", path
+
+
+def _name(path: str) -> str:
+    parts = PurePosixPath(path.partition("?")[0]).parts
+    is_run = len(parts) > 1 and parts[-1] == _TRAINED
+    return (parts[-2] if is_run else parts[-1]).removesuffix(".jsonl") if parts else path
