@@ -68,4 +68,5 @@ def _rate(sizes: Mapping[int, int], written: Mapping[int, float]) -> float | Non
 def _last_sign(output: Output, began_s: float, written: Mapping[int, float]) -> float:
     """When the session last showed that it lives: by its claim, else by what it wrote."""
     claim = output.filesystem.get_file_info(f"{locate(output.path).name}/{_CLAIM}")
-    return max([began_s, *([claim.mtime_ns / 1e9] if claim.is_file else []), *written.values()])
+    last: float = max([began_s, *([claim.mtime_ns / 1e9] if claim.is_file else []), *written.values()])
+    return last
