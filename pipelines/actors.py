@@ -3,23 +3,46 @@
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
 from pipelines.blocks import REPORTED, proposed_table, read_proposed, read_units, reported_table
-from ureca.corpus.manifest import ManifestEntry
+from pipelines.monitor import Reporter
+from ureca.curation.quarantine import ProposeStage, guarded
 from ureca.curation.stages import ProposedUnit
 from ureca.dataset import Output, UnitReport
+from ureca.dataset.attempts import Attempts
 from ureca.errors import UrecaError
+from ureca.mllm.load import process_load
 from ureca.schema import Dataset
 from ureca.settings.batch import BatchSettings
 
 Component = TypeVar("Component")
 Settings = TypeVar("Settings", bound=BatchSettings)
 
-ProposeStage = Callable[[int, Sequence[ManifestEntry]], ProposedUnit]
-"""From the number and the images of a unit to their masks."""
+
+@dataclass(frozen=True)
+class Session:
+    """What actors know of the session that they work for.
+
+    Attributes:
+        claim: of the output; None: nobody else can want it.
+        recipe: a hash of all that decides what rows say, for the rows.
+    """
+
+    claim: str | None = None
+    recipe: str | None = None
+
+    @property
+    def board_name(self) -> str:
+        """Of the board that the session's actors report to; see ``pipelines.monitor``."""
+        return f"ureca-board-{self.claim}"
+
+
+NOBODY = Session()
+"""For work of which no other session can know."""
 
 
 class RowStage(Protocol):
@@ -59,7 +82,8 @@ class ProposeActor:
     """
 
     def __init__(self, build: Callable[[Settings], ProposeStage], settings: Settings) -> None:
-        self._stage = Built(lambda: build(settings))
+        attempts = Output(settings.output).attempts("propose", settings.max_worker_deaths)
+        self._stage = Built(lambda: guarded(build(settings), attempts))
 
     def __call__(self, batch: pa.Table) -> pa.Table:
         """From the schema ``UNITS`` to ``PROPOSED``."""
@@ -70,24 +94,38 @@ class ProposeActor:
 class WritingActor(ABC, Generic[Settings]):
     """Makes the rows of units, several at a time, and writes each unit when it is complete."""
 
+    name: ClassVar[str]
+    """Of the stage, for the marks of what it works on."""
+
     dataset: ClassVar[Dataset]
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, images_in_flight: int, session: Session) -> None:
         self._output = Output(settings.output, self.dataset)
-        self._stage = Built(lambda: self.build(settings))
+        self._claim = session.claim
+        self._reporter = Reporter(self.name, session.board_name, process_load())
+        attempts = self._output.attempts(self.name, settings.max_worker_deaths)
+        self._stage = Built(lambda: self.build(settings, images_in_flight, attempts, session.recipe))
 
     @abstractmethod
-    def build(self, settings: Settings) -> RowStage:
+    def build(self, settings: Settings, images_in_flight: int, attempts: Attempts, recipe: str | None) -> RowStage:
         """Build the stage, with what it loads."""
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """From the schema ``PROPOSED`` to ``REPORTED``; a unit whose report is returned is on disk."""
-        return _concatenated(await asyncio.gather(*(self._write(unit) for unit in read_proposed(batch))))
+        return _concatenated(await asyncio.gather(*(self._write(unit) for unit in self.units(batch))))
+
+    def units(self, batch: pa.Table) -> Iterable[ProposedUnit]:
+        """The units of a batch, which has the schema ``PROPOSED`` unless the stage has none before it."""
+        return read_proposed(batch)
 
     async def _write(self, unit: ProposedUnit) -> pa.Table:
         rows, work = await self._stage.get()(unit)
+        if self._claim is not None:
+            await asyncio.to_thread(self._output.check_claim, self._claim)
         await asyncio.to_thread(self._output.write_unit, unit.number, rows, work)
-        return reported_table(unit.number, UnitReport.of_rows(rows, self.dataset) + work)
+        report = UnitReport.of_rows(rows, self.dataset) + work
+        self._reporter.wrote(report)
+        return reported_table(unit.number, report)
 
 
 def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:

@@ -5,14 +5,16 @@ from typing import Any
 
 from ray.data import Dataset
 
-from pipelines.actors import ProposeActor, ProposeStage, WritingActor
+from pipelines.actors import ProposeActor, WritingActor
 from pipelines.blocks import TablesToTables, pending_rows
-from pipelines.pools import plan_pools
+from pipelines.pools import Work, images_in_flight, plan_pools
 from pipelines.session import Cluster
 from ureca.captioning.adopt import adopt
 from ureca.captioning.checkpoint import identify
 from ureca.captioning.stage import CaptionStage, ImageWriter
+from ureca.curation.quarantine import ProposeStage
 from ureca.curation.stages import propose
+from ureca.dataset.attempts import Attempts
 from ureca.errors import SettingsError
 from ureca.mllm.transformers.engine import TransformersChatModel
 from ureca.mllm.transformers.settings import TransformersSettings
@@ -25,14 +27,17 @@ from ureca.settings.proposals import FromRegions
 class CaptionActor(WritingActor[CaptioningSettings]):
     """Holds a captioner."""
 
+    name = "caption"
     dataset = CAPTIONS_DATASET
 
-    def build(self, settings: CaptioningSettings) -> CaptionStage[Any]:
+    def build(
+        self, settings: CaptioningSettings, images_in_flight: int, attempts: Attempts, recipe: str | None
+    ) -> CaptionStage[Any]:
         """Load the checkpoint, on a GPU if the actor has one."""
         checkpoint = identify(settings.model)
         name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
         writer = _captioner(settings) if checkpoint.kind == "ureca" else _chat_writer(settings)
-        return CaptionStage(writer, name, settings.image_limits, settings.resources.caption.images_in_flight)
+        return CaptionStage(writer, name, settings.image_limits, images_in_flight, attempts=attempts, recipe=recipe)
 
 
 def _captioner(settings: CaptioningSettings) -> ImageWriter[Any]:
@@ -73,7 +78,11 @@ def build_propose_stage(settings: CaptioningSettings) -> ProposeStage:
 
 
 def graph(
-    pieces: Dataset, keep: TablesToTables, settings: CaptioningSettings, num_units: int, cluster: Cluster
+    pieces: Dataset,
+    keep: TablesToTables,
+    settings: CaptioningSettings,
+    work: Work,
+    cluster: Cluster,
 ) -> Dataset:
     """The stages over a dataset of stored manifests.
 
@@ -81,7 +90,7 @@ def graph(
         pieces: of stored manifests, from ``manifest_items``.
         keep: filter of the units that are to be done.
         settings: of the verb.
-        num_units: that are to be done; no stage gets more actors.
+        work: that is to be done; no stage gets more actors than it has units.
         cluster: what there is to run on.
 
     Returns:
@@ -91,7 +100,8 @@ def graph(
         SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
-    propose_pool, caption_pool = plan_pools(resources, num_units, cluster)
+    propose_pool, caption_pool = plan_pools(resources, work, cluster)
+    images = images_in_flight(resources.caption, caption_pool.initial_size or 1, None)
     pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
     proposed = pending.map_batches(
         ProposeActor,
@@ -104,7 +114,7 @@ def graph(
     )
     return proposed.map_batches(
         CaptionActor,
-        fn_constructor_args=(settings,),
+        fn_constructor_args=(settings, images, work.session),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=resources.caption.num_cpus,

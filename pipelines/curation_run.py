@@ -11,12 +11,14 @@ from pipelines.progress import Progress
 from ureca.corpus.listing import list_images
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
 from ureca.dataset import UnitReport
+from ureca.fingerprints import named
 from ureca.schema import REGIONS_DATASET
 from ureca.settings.curate import CurateSettings
 
-# How a model is reached makes no other captions.
+# How a model is reached makes no other captions; what a checkpoint is, its content tells.
 _MAY_CHANGE = frozenset(
     {
+        *("proposals.checkpoint", "embedder.checkpoint", "mllm.checkpoint"),
         *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
         *("mllm.connect_timeout_s", "mllm.answer_timeout_s", "mllm.first_wait_s", "mllm.max_wait_s"),
         *("mllm.max_outage_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer"),
@@ -30,7 +32,18 @@ def curate(
     settings: CurateSettings, on_plan: Callable[[int, int], None], progress_of: Callable[[int], Progress] = Progress
 ) -> UnitReport:
     """Curate what is missing in the output, and, if asked for, again what failed; see ``run_batch``."""
-    return run_batch(_CURATE, settings, on_plan, progress_of)
+    return run_batch(_CURATE, settings, on_plan, progress_of, _identity(settings))
+
+
+def _identity(settings: CurateSettings) -> dict[str, str]:
+    """What the settings only name: prompts, and checkpoints by their content."""
+    sections = {"proposals": settings.proposals, "embedder": settings.embedder, "mllm": settings.mllm}
+    checkpoints = {
+        f"{name}.checkpoint": named(checkpoint)
+        for name, section in sections.items()
+        if (checkpoint := getattr(section, "checkpoint", None)) is not None
+    }
+    return {"prompts": PROMPTS_VERSION, **checkpoints}
 
 
 def _list_input(settings: CurateSettings) -> pa.Table:
@@ -44,6 +57,5 @@ _CURATE = BatchVerb(
     graph=graph,
     within=chat_application,
     may_change=_MAY_CHANGE,
-    versions={"prompts": PROMPTS_VERSION},
     packages=("scikit-image",),
 )

@@ -1,8 +1,12 @@
-"""How many actors each stage gets, so that all stages can run side by side."""
+"""How many actors each stage gets, so that all stages can run side by side, and how much each works on at a time."""
+
+import math
+from dataclasses import dataclass
 
 from pydantic import BaseModel
 from ray.data import ActorPoolStrategy
 
+from pipelines.actors import NOBODY, Session
 from pipelines.session import Cluster
 from ureca.errors import SettingsError
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
@@ -10,7 +14,23 @@ from ureca.settings.resources import ActorResources, AsyncActorResources, TaskRe
 _RAY_TASK_CPUS = 1.0  # what Ray Data takes for a task of its own: listing files, repartitioning
 
 
-def plan_pools(resources: BaseModel, num_units: int, cluster: Cluster) -> list[ActorPoolStrategy]:
+_IMAGES_IN_FLIGHT = 16
+_SPARE_FRACTION = 0.25
+"""Each image under way has a question to ask, but for the moments in which it is decoded, rendered or embedded."""
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What there is to do, and for which session."""
+
+    num_units: int
+    num_images: int
+    session: Session = NOBODY
+
+
+def plan_pools(
+    resources: BaseModel, work: Work, cluster: Cluster, engine_concurrency: int | None = None
+) -> list[ActorPoolStrategy]:
     """The pools of a verb's stages of actors, in the order in which its resources name them.
 
     A pool starts with as many of its actors as fit beside the other stages: an actor holds its CPUs for good, and one
@@ -18,8 +38,9 @@ def plan_pools(resources: BaseModel, num_units: int, cluster: Cluster) -> list[A
 
     Args:
         resources: has ``ActorResources`` and ``TaskResources`` by stage.
-        num_units: that are to be done; no stage gets more actors.
+        work: that is to be done; no stage gets more actors than it has units.
         cluster: what there is to run on.
+        engine_concurrency: see ``images_in_flight``.
 
     Raises:
         SettingsError: not even one actor of each stage fits on this machine.
@@ -31,7 +52,7 @@ def plan_pools(resources: BaseModel, num_units: int, cluster: Cluster) -> list[A
     if not cluster.may_grow:
         _check_room("CPUs", held_cpus, cluster.num_cpus - task_cpus)
         _check_room("GPUs", held_gpus, cluster.num_gpus)
-    wanted = {name: _wanted(stage, num_units, cluster) for name, stage in stages.items()}
+    wanted = {name: _wanted(stage, work.num_units, cluster) for name, stage in stages.items()}
     shares = [
         _share(free, sum(each * wanted[name] for name, each in held.items()))
         for free, held in ((cluster.num_cpus - task_cpus, held_cpus), (cluster.num_gpus, held_gpus))
@@ -40,11 +61,37 @@ def plan_pools(resources: BaseModel, num_units: int, cluster: Cluster) -> list[A
     for name, stage in stages.items():
         first = max(1, int(wanted[name] * min(shares)))
         most = wanted[name] if cluster.may_grow else first
-        calls = stage.units_in_flight if isinstance(stage, AsyncActorResources) else None
+        calls = None
+        if isinstance(stage, AsyncActorResources):
+            calls = stage.units_in_flight or _units_in_flight(images_in_flight(stage, first, engine_concurrency), work)
         pools.append(
             ActorPoolStrategy(min_size=1, initial_size=first, max_size=most, max_concurrent_calls_per_actor=calls)
         )
     return pools
+
+
+def images_in_flight(stage: AsyncActorResources, num_actors: int, engine_concurrency: int | None) -> int:
+    """Decoded images that each actor of a stage holds at a time.
+
+    Args:
+        stage: what it is told.
+        num_actors: that it starts with.
+        engine_concurrency: requests that an engine which all actors share takes at a time; None: there is none.
+    """
+    if stage.images_in_flight is not None:
+        return stage.images_in_flight
+    share = engine_share(engine_concurrency or 0, num_actors)
+    return max(_IMAGES_IN_FLIGHT, math.ceil(share * (1 + _SPARE_FRACTION)))
+
+
+def engine_share(engine_concurrency: int, num_actors: int) -> int:
+    """Requests that each of some actors may have in flight, so that all together have no more than an engine takes."""
+    return math.ceil(engine_concurrency / num_actors)
+
+
+def _units_in_flight(num_images: int, work: Work) -> int:
+    """As many as have so many images, and one that the actor goes on with when another is complete but for the last."""
+    return math.ceil(num_images * work.num_units / max(1, work.num_images)) + 1
 
 
 def _wanted(stage: ActorResources, num_units: int, cluster: Cluster) -> int:

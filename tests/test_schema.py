@@ -48,7 +48,8 @@ ROWS = st.fixed_dictionaries(
         "width": SIDES,
         "regions": st.lists(REGION_ROWS, max_size=3),
         "error": st.none() | st.fixed_dictionaries({"stage": TEXT, "kind": TEXT, "message": TEXT}),
-        "provenance": st.none() | st.fixed_dictionaries({name: st.none() | TEXT for name in (*MAKERS, "ureca")}),
+        "provenance": st.none()
+        | st.fixed_dictionaries({name: st.none() | TEXT for name in (*MAKERS, "ureca", "recipe")}),
     }
 )
 
@@ -99,7 +100,7 @@ def test_what_may_be_missing_is_null() -> None:
     (row,) = conform([ROW], REGIONS).to_pylist()
     assert row["height"] is row["width"] is None
     assert row["regions"][0]["caption"] is row["regions"][0]["predicted_iou"] is None
-    assert row["provenance"] == dict.fromkeys(MAKERS) | {"ureca": "1"}
+    assert row["provenance"] == dict.fromkeys((*MAKERS, "recipe")) | {"ureca": "1"}
     (row,) = conform([{"image_id": "a", "uri": "u", "regions": []}], REGIONS).to_pylist()
     assert row["error"] is row["provenance"] is None
 

@@ -52,6 +52,7 @@ PROVENANCE = pa.struct(
         pa.field("listener", pa.string()),
         pa.field("verifier", pa.string()),
         pa.field("ureca", pa.string()),
+        pa.field("recipe", pa.string()),  # a hash of all that decides what rows say: settings, prompts, checkpoints
     ]
 )
 
@@ -103,13 +104,15 @@ CAPTIONS = pa.schema(
         pa.field("error", ERROR),
         pa.field("model", pa.string()),
         pa.field("proposer", pa.string()),
+        pa.field("recipe", pa.string()),
     ]
 )
 """The dataset that ``caption`` writes.
 
 ``parent_id`` (-1: top level) and ``depth`` are null where no mask tree is known. ``status`` is ok, or failed:<why> for
 a mask that cannot be captioned: it has no caption, the others of its image do. ``finish_reason`` is stop (the model
-ended the caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` what made the masks.
+ended the caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` what made the masks;
+``recipe`` is as in the provenance of ``REGIONS``.
 """
 
 BENCHMARK = pa.schema(

@@ -125,6 +125,7 @@ def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
         "listener": None,
         "verifier": None,
         "ureca": "",
+        "recipe": None,
     }
     assert work.seconds.keys() == {"propose", "tree", "curate"}
 

@@ -1,17 +1,14 @@
 """Which checkpoint it is, told without loading it."""
 
-import hashlib
 import json
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from ureca.errors import CheckpointError
+from ureca.fingerprints import content_digest
 
-_CHUNK_BYTES = 1 << 16
-_CHUNKS_A_FILE = 64
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -42,15 +39,12 @@ def identify(model: str) -> Checkpoint:
             return Checkpoint("mllm", model, model)
         raise CheckpointError(f"--model {model} is not a checkpoint: there is no such folder")
     kind: Literal["ureca", "mllm"] = "ureca" if _model_type(folder) == "ureca" else "mllm"
-    digest = _digest(folder)
+    digest = content_digest(folder)
     return Checkpoint(kind, f"{folder.resolve().name} {digest}", digest)
 
 
 def fingerprint(directory: Path | str) -> str:
     """A name for the content of a checkpoint of URECA, so that a dataset is not gone on with by other weights.
-
-    It covers each file's name, size and evenly spread pieces of its content: a whole pass over the weights of a large
-    model would take longer than loading them.
 
     Raises:
         CheckpointError: the directory is not a checkpoint of URECA.
@@ -60,7 +54,7 @@ def fingerprint(directory: Path | str) -> str:
         raise CheckpointError(
             f"--model {directory} holds a {found} checkpoint, not a URECA. `ureca convert` makes one of the authors'"
         )
-    return _digest(folder)
+    return content_digest(folder)
 
 
 def _model_type(folder: Path) -> Any:
@@ -69,22 +63,3 @@ def _model_type(folder: Path) -> Any:
     except (OSError, ValueError) as error:
         raise CheckpointError(f"--model {folder} is not a checkpoint: cannot read config.json ({error})") from error
     return config.get("model_type") if isinstance(config, dict) else None
-
-
-def _digest(folder: Path) -> str:
-    digest = hashlib.blake2b(digest_size=8)
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and not path.name.startswith("."):
-            for piece in _pieces(path):
-                digest.update(piece)
-    return digest.hexdigest()
-
-
-def _pieces(path: Path) -> Iterator[bytes]:
-    size = path.stat().st_size
-    yield f"{path.name}\0{size}\0".encode()
-    num_chunks = min(_CHUNKS_A_FILE, -(-size // _CHUNK_BYTES))
-    with path.open("rb") as file:
-        for index in range(num_chunks):
-            file.seek(0 if num_chunks == 1 else index * max(0, size - _CHUNK_BYTES) // (num_chunks - 1))
-            yield file.read(_CHUNK_BYTES)

@@ -3,13 +3,14 @@
 import asyncio
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import asdict, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from ureca.corpus.fetch import Fetched, fetch
+from ureca.corpus.fetch import Fetched
+from ureca.curation.in_flight import ImagesInFlight
 from ureca.curation.stages import ProposedImage, ProposedUnit, RowError
 from ureca.dataset import UnitReport
+from ureca.dataset.attempts import Attempts, NoAttempts
 from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, decode_image
 from ureca.mllm.usage import metered
@@ -39,54 +40,58 @@ class CaptionStage(Generic[Ready]):
         model_name: for the rows.
         limits: of images.
         images_in_flight: at least 1.
+        attempts: of this stage, where processes may die and be replaced.
+        recipe: that rows are made by.
     """
 
-    def __init__(self, writer: ImageWriter[Ready], model_name: str, limits: ImageLimits, images_in_flight: int) -> None:
+    def __init__(
+        self,
+        writer: ImageWriter[Ready],
+        model_name: str,
+        limits: ImageLimits,
+        images_in_flight: int,
+        *,
+        attempts: Attempts | None = None,
+        recipe: str | None = None,
+    ) -> None:
         self._writer = writer
         self._model_name = model_name
         self._limits = limits
-        self._slots = asyncio.Semaphore(images_in_flight)
+        self._recipe = recipe
+        self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
 
     async def __call__(self, unit: ProposedUnit) -> tuple[list[dict[str, Any]], UnitReport]:
         """Rows of the schema ``CAPTIONS``, in the order of the unit's images, and the work they took."""
         rows = {image.entry.image_id: self._row(image, unit.proposer) for image in unit.images}
         good = {image.entry.image_id: image for image in unit.images if image.error is None}
         seconds = defaultdict(float, unit.seconds)
-        # One generator for the unit: images that lie together in a file are read together, in an order of its own.
-        fetching = fetch([replace(image.entry, annotation_path=None) for image in good.values()], self._limits)
-        with metered() as usage:
-            async with asyncio.TaskGroup() as captioning:
-                for _ in good:
-                    fetched = await self._next(fetching)
-                    id = fetched.entry.image_id
-                    captioning.create_task(self._caption(good[id], fetched, rows[id], seconds))
-        num_tokens = sum(region["num_tokens"] or 0 for row in rows.values() for region in row["captions"])
-        work = asdict(usage) | {"num_new_tokens": num_tokens}
-        return list(rows.values()), UnitReport(**work, seconds=dict(seconds))
 
-    async def _next(self, fetching: Iterator[Fetched]) -> Fetched:
-        """Wait for a slot, which ``_caption`` gives back, and read the next image into it."""
-        await self._slots.acquire()
-        try:
-            return await asyncio.to_thread(next, fetching)
-        except BaseException:
-            self._slots.release()
-            raise
+        async def work(fetched: Fetched) -> None:
+            id = fetched.entry.image_id
+            await self._caption(good[id], fetched, rows[id], seconds)
+
+        def give_up(id: str, reason: DataError) -> None:
+            rows[id]["error"] = asdict(RowError.of("caption", reason))
+
+        with metered() as usage:
+            await self._images.each(
+                [replace(image.entry, annotation_path=None) for image in good.values()], work, give_up
+            )
+        num_tokens = sum(region["num_tokens"] or 0 for row in rows.values() for region in row["captions"])
+        spent = asdict(usage) | {"num_new_tokens": num_tokens}
+        return list(rows.values()), UnitReport(**spent, seconds=dict(seconds))
 
     async def _caption(
         self, image: ProposedImage, fetched: Fetched, row: dict[str, Any], seconds: defaultdict[str, float]
     ) -> None:
-        try:
-            started = time.monotonic()
-            ready = await asyncio.to_thread(self._make_ready, image, fetched)
-            seconds["prepare"] += time.monotonic() - started
-            if isinstance(ready, RowError):
-                row["error"] = asdict(ready)
-            else:
-                row["captions"], model_s = await self._writer.write(ready)
-                seconds["caption"] += model_s
-        finally:
-            self._slots.release()
+        started = time.monotonic()
+        ready = await asyncio.to_thread(self._make_ready, image, fetched)
+        seconds["prepare"] += time.monotonic() - started
+        if isinstance(ready, RowError):
+            row["error"] = asdict(ready)
+        else:
+            row["captions"], model_s = await self._writer.write(ready)
+            seconds["caption"] += model_s
 
     def _make_ready(self, image: ProposedImage, fetched: Fetched) -> Ready | RowError:
         if isinstance(fetched.image, DataError):
@@ -110,4 +115,5 @@ class CaptionStage(Generic[Ready]):
             "error": None if image.error is None else asdict(image.error),
             "model": self._model_name,
             "proposer": proposer,
+            "recipe": self._recipe,
         }

@@ -1,12 +1,11 @@
-"""Every prompt of the curation, in one place. Change a word, raise the version: rows carry it.
+"""Every prompt of the curation, in one place. Rows carry a hash of what they say.
 
 The system part is the same for all requests of a stage and comes first, so that an engine's prefix cache serves it.
 """
 
+import hashlib
 from collections.abc import Sequence
 from typing import Literal
-
-VERSION = "3"
 
 _RULES = """\
 You write captions for one region of a photograph. The region is marked for you by a thin coloured line, or everything \
@@ -108,3 +107,24 @@ def listening(caption: str, highest_number: int) -> str:
 def again(reason: str) -> str:
     """What is added to a question whose answer could not be used."""
     return f"Your last answer cannot be used: {reason}. Answer again, without this fault."
+
+
+def _content() -> str:
+    """Every word that a model is told, and where what is told of regions stands among them."""
+    systems = (SHORT_CAPTION, DETAILED_CAPTION, UNIQUE_CAPTION, VERIFICATION, LISTENING)
+    choices: tuple[int | Literal["none", "several"], ...] = (1, "none", "several")
+    questions = (
+        short_caption(None, ()),
+        short_caption("{parent}", ("{elder}", "{younger}")),
+        detailed_caption("{short}", ("{first}", "{second}")),
+        unique_caption("{caption}", ("{first}", "{second}")),
+        *(unique_caption("{caption}", ("{first}",), confused_with(choice)) for choice in choices),
+        verification("{caption}"),
+        listening("{caption}", 2),
+        again("{reason}"),
+    )
+    return "\0".join((*systems, *questions))
+
+
+VERSION = hashlib.blake2b(_content().encode(), digest_size=4).hexdigest()
+"""Of the prompts: another one for other words."""

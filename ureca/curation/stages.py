@@ -5,7 +5,7 @@ What goes wrong with one image is a value (``RowError``) that travels with it; e
 
 import asyncio
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -13,6 +13,8 @@ from ureca import __version__
 from ureca.corpus.fetch import Fetched, fetch
 from ureca.corpus.manifest import ManifestEntry
 from ureca.curation.curate import Curator, curate_image
+from ureca.curation.in_flight import ImagesInFlight
+from ureca.dataset.attempts import Attempts, NoAttempts
 from ureca.dataset.parts import UnitReport
 from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, decode_image
@@ -111,55 +113,60 @@ def plant(unit: ProposedUnit, containment: float) -> ProposedUnit:
 
 
 class CurateStage:
-    """Captions units of images; at most ``images_in_flight`` of them, over all units, are in memory at a time."""
+    """Captions units of images; at most ``images_in_flight`` of them, over all units, are in memory at a time.
 
-    def __init__(self, curator: Curator, limits: ImageLimits, images_in_flight: int) -> None:
+    Args:
+        curator: writes the captions.
+        limits: of images.
+        images_in_flight: at least 1.
+        attempts: of this stage, where processes may die and be replaced.
+        recipe: for the provenance of rows.
+    """
+
+    def __init__(
+        self,
+        curator: Curator,
+        limits: ImageLimits,
+        images_in_flight: int,
+        *,
+        attempts: Attempts | None = None,
+        recipe: str | None = None,
+    ) -> None:
         self._curator = curator
         self._limits = limits
-        self._slots = asyncio.Semaphore(images_in_flight)
+        self._recipe = recipe
+        self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
 
     async def __call__(self, unit: ProposedUnit) -> tuple[list[dict[str, Any]], UnitReport]:
         """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
         started = time.monotonic()
-        made_by = provenance(self._curator, unit.proposer)
+        made_by = provenance(self._curator, unit.proposer, self._recipe)
         rows = {image.entry.image_id: _row(image, made_by) for image in unit.images}
         good = {image.entry.image_id: image for image in unit.images if image.error is None}
-        # One generator for the unit: images that lie together in a file are read together, in an order of its own.
-        fetching = fetch([replace(image.entry, annotation_path=None) for image in good.values()], self._limits)
+
+        async def work(fetched: Fetched) -> None:
+            id = fetched.entry.image_id
+            await self._curate(good[id], fetched, rows[id])
+
+        def give_up(id: str, reason: DataError) -> None:
+            rows[id]["error"] = asdict(RowError.of("curate", reason))
+
+        entries = [replace(image.entry, annotation_path=None) for image in good.values()]
         with metered() as usage:
-            async with asyncio.TaskGroup() as walks:
-                for _ in good:
-                    id, pixels = await self._next_pixels(fetching)
-                    walks.create_task(self._curate(good[id], pixels, rows[id]))
+            await self._images.each(entries, work, give_up)
         seconds = {**unit.seconds, "curate": time.monotonic() - started}
         return list(rows.values()), UnitReport(**asdict(usage), seconds=seconds)
 
-    async def _next_pixels(self, fetching: Iterator[Fetched]) -> tuple[str, Pixels | DataError]:
-        """Wait for a slot, which ``_curate`` gives back, and decode the next image into it."""
-
-        def decode_next() -> tuple[str, Pixels | DataError]:
-            fetched = next(fetching)
-            return fetched.entry.image_id, _decoded(fetched, self._limits)
-
-        await self._slots.acquire()
-        try:
-            return await asyncio.to_thread(decode_next)
-        except BaseException:
-            self._slots.release()
-            raise
-
-    async def _curate(self, image: ProposedImage, pixels: Pixels | DataError, row: dict[str, Any]) -> None:
-        try:
-            if isinstance(pixels, DataError):
-                row["error"] = asdict(RowError.of("curate", pixels))
-            elif pixels.shape[:2] != (image.height_px, image.width_px):
-                changed = DataError("changed", "the image has another size than when its masks were proposed")
-                row["error"] = asdict(RowError.of("curate", changed))
-            else:
-                tree = MaskTree.regrow(image.masks, image.parents)
-                row["regions"] = await curate_image(pixels, image.masks, self._curator, tree)
-        finally:
-            self._slots.release()
+    async def _curate(self, image: ProposedImage, fetched: Fetched, row: dict[str, Any]) -> None:
+        pixels = await asyncio.to_thread(_decoded, fetched, self._limits)
+        if isinstance(pixels, DataError):
+            row["error"] = asdict(RowError.of("curate", pixels))
+        elif pixels.shape[:2] != (image.height_px, image.width_px):
+            changed = DataError("changed", "the image has another size than when its masks were proposed")
+            row["error"] = asdict(RowError.of("curate", changed))
+        else:
+            tree = MaskTree.regrow(image.masks, image.parents)
+            row["regions"] = await curate_image(pixels, image.masks, self._curator, tree)
 
 
 def _row(image: ProposedImage, made_by: Mapping[str, str | None]) -> dict[str, Any]:
@@ -174,7 +181,7 @@ def _row(image: ProposedImage, made_by: Mapping[str, str | None]) -> dict[str, A
     }
 
 
-def provenance(curator: Curator, proposer_name: str) -> dict[str, str | None]:
+def provenance(curator: Curator, proposer_name: str, recipe: str | None = None) -> dict[str, str | None]:
     """What made a row; fields as in ``ureca.schema.PROVENANCE``."""
     return {
         "proposer": proposer_name,
@@ -183,6 +190,7 @@ def provenance(curator: Curator, proposer_name: str) -> dict[str, str | None]:
         "listener": None if curator.listener is None else curator.listener.name,
         "verifier": None if curator.verifier is None else curator.verifier.name,
         "ureca": __version__,
+        "recipe": recipe,
     }
 
 

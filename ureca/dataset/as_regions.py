@@ -18,6 +18,7 @@ def as_regions_row(row: Mapping[str, Any]) -> dict[str, Any]:
     regions = row["benchmark"] if "benchmark" in row else row["captions"]
     provenance = dict.fromkeys(field.name for field in PROVENANCE)
     provenance |= {"proposer": row.get("proposer"), "annotator": row.get("model"), "ureca": __version__}
+    provenance["recipe"] = row.get("recipe")
     return {
         **{name: row[name] for name in ("image_id", "uri", "height", "width", "error")},
         "regions": [_as_region(region) for region in regions],

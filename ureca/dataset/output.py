@@ -2,8 +2,9 @@
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, Self
 
 import numpy as np
@@ -13,9 +14,12 @@ import pyarrow.compute as pc
 
 from ureca.corpus.fetch import fetch
 from ureca.corpus.manifest import ManifestEntry
+from ureca.corpus.selection import EVERYTHING, Selection, select
 from ureca.corpus.storage import locate
 from ureca.dataset import storage
 from ureca.dataset.as_regions import as_regions_row
+from ureca.dataset.attempts import Attempts
+from ureca.dataset.claim import ClaimFile
 from ureca.dataset.parts import UnitReport, read_report, write_part
 from ureca.dataset.plan import new_images, units_of
 from ureca.errors import DataError, ImageError, OutputError
@@ -23,7 +27,9 @@ from ureca.images import ImageLimits, decode_image
 from ureca.schema import DATASETS, REGIONS_DATASET, Dataset
 
 _MANIFEST = "manifest"
+_ATTEMPTS = "attempts"
 _RUN = "run.json"
+_CLAIM = "claim.json"
 _PART_NAME = re.compile(r"part-(\d+)\.parquet")
 _UNITS_PER_ROW_GROUP = 256
 
@@ -65,11 +71,16 @@ class Output:
 
     # What is to be done
 
-    def add_images(self, manifest: pa.Table, images_per_unit: int | None) -> int:
-        """Make units of the images that no unit has yet; returns how many images are new."""
+    def add_images(self, manifest: pa.Table, images_per_unit: int | None, selection: Selection = EVERYTHING) -> int:
+        """Make units of the selected images that no unit has yet; returns how many images are new.
+
+        Raises:
+            OutputError: the folder holds what is not selected; see ``ureca.corpus.selection.select``.
+            InputError: nothing is selected.
+        """
         files = self.manifest_files()
         known = self._known_ids(files)
-        new = new_images(manifest, known)
+        new = new_images(select(manifest, selection, known), known)
         if new.num_rows:
             units = units_of(new, len(self.unit_sizes()), images_per_unit)
             path = f"{self._folder}/{_MANIFEST}/{len(files):06d}.parquet"
@@ -126,6 +137,28 @@ class Output:
                     failed.setdefault(unit, set()).add(row["image_id"])
         return failed
 
+    # Who writes
+
+    def claim(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
+        """Have the folder to oneself for the block; see ``ureca.dataset.claim.ClaimFile.hold``.
+
+        Raises:
+            OutputError: another session has it, or it cannot be written to.
+        """
+        return self._claim.hold(on_wait)
+
+    def check_claim(self, session: str) -> None:
+        """Make sure that the claim of a session still stands.
+
+        Raises:
+            RuntimeError: another session has the folder now; nothing more must be written.
+        """
+        self._claim.check(session)
+
+    def attempts(self, stage: str, max_deaths: int) -> Attempts:
+        """What is known, and to be noted, of images that a stage's processes have died with."""
+        return Attempts(self.filesystem, f"{self._folder}/{_ATTEMPTS}", stage, max_deaths)
+
     # Writing
 
     def write_unit(self, unit: int, rows: Sequence[Mapping[str, Any]], work: UnitReport) -> None:
@@ -141,9 +174,15 @@ class Output:
         """Remove half-written files that killed writers have left."""
         for folder in (self._folder, self._parts, f"{self._folder}/{_MANIFEST}"):
             storage.remove_temporary(self.filesystem, folder)
+        self.remove_attempts()
+
+    def remove_attempts(self) -> None:
+        """Forget what images processes have died with: a session begins, or has ended."""
+        storage.remove_folder(self.filesystem, f"{self._folder}/{_ATTEMPTS}")
 
     def remove(self) -> None:
-        """Remove everything that this class writes, and nothing else."""
+        """Remove everything that this class writes, but for the claim, and nothing else."""
+        self.remove_attempts()
         for folder in (self._parts, f"{self._folder}/{_MANIFEST}"):
             for name in storage.list_names(self.filesystem, folder):
                 self.filesystem.delete_file(f"{folder}/{name}")
@@ -216,6 +255,10 @@ class Output:
             units = storage.read_table(self.filesystem, path, ["images.list.element.image_id"])
             ids += pc.struct_field(pc.list_flatten(units["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())
+
+    @property
+    def _claim(self) -> ClaimFile:
+        return ClaimFile(self.filesystem, f"{self._folder}/{_CLAIM}", self.path)
 
     @property
     def _parts(self) -> str:

@@ -1,8 +1,11 @@
 """What the settings of every verb have that turns a corpus into a dataset."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Annotated
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
 
+from ureca.corpus.selection import Selection, checked_shard
 from ureca.images import ImageLimits
 from ureca.settings.loading import VerbSettings
 
@@ -26,9 +29,29 @@ class BatchSettings(VerbSettings):
     listing: ListingSettings = ListingSettings()
     image_limits: ImageLimits = ImageLimits()
 
+    shard: Annotated[str, AfterValidator(checked_shard)] | None = Field(
+        default=None, description="i/n, from 1/n to n/n: one of n parts of INPUT, by the images' ids alone"
+    )
+    sample: int | None = Field(
+        default=None, ge=1, description="so many images of INPUT (of its shard), drawn by their ids and sample_seed"
+    )
+    sample_seed: int = Field(default=0, description="of the sample")
+    limit: int | None = Field(default=None, ge=1, description="so many images, the first ones of INPUT (of its sample)")
+
     images_per_unit: int | None = Field(
         default=None, ge=1, description="images that are written and resumed together; None: 1 to 64 by their number"
     )
     max_error_fraction: float = Field(default=0.1, ge=0, le=1, description="share of failed rows that fails the job")
+    max_worker_deaths: int = Field(
+        default=3, ge=2, description="workers that may die while they work on an image; then it is a failed row"
+    )
     retry_errors: bool = Field(default=False, description="run the rows again that failed, too")
+    accept_changes: bool = Field(
+        default=False, description="go on in an OUTPUT that was begun with other settings; rows say by which recipe"
+    )
     overwrite: bool = Field(default=False, description="remove what OUTPUT holds and start anew")
+
+    @property
+    def selection(self) -> Selection:
+        """Which images of INPUT are worked on."""
+        return Selection(self.shard, self.sample, self.sample_seed, self.limit)
