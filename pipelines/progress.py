@@ -1,16 +1,27 @@
-"""The line that tells how far a job is."""
+"""The line that tells how far a job is, and how busy its engines are."""
 
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable
-from typing import TextIO
+from typing import Any, TextIO
 
 from ureca.dataset import UnitReport
 from ureca.durations import duration
+from ureca.mllm.load import LoadReport, percentile_s
+
+Engines = Callable[[], LoadReport | None]
+"""Tells what the engines of all workers have done so far; None: that is not known at this moment."""
+
+_RECENT_S = 10.0
+_MOST_REASONS = 3
 
 
 class Progress:
-    """Prints images and regions done, rates, failures and the time left: in place on a terminal, else now and then.
+    """Prints images and regions done, rates, failures, the time left, and what engines do.
+
+    In place on a terminal, else now and then; also while no unit is complete.
 
     Args:
         num_images: to be done in this session.
@@ -29,36 +40,104 @@ class Progress:
         self._num_images = num_images
         self._stream = stream or sys.stderr
         self._in_place = self._stream.isatty()
-        self._pause_s = 0.2 if self._in_place else seconds_between_lines
+        self._pause_s = 0.5 if self._in_place else seconds_between_lines
         self._clock = clock
         self._started = clock()
         self._printed = self._started - self._pause_s
         self._first: tuple[float, int] | None = None
+        self._loads: deque[tuple[float, LoadReport]] = deque()
+        self._lock = threading.Lock()
+        self._closed = threading.Event()
         self.done = UnitReport()
 
     def add(self, report: UnitReport) -> None:
         """Count what was written, and print a line if the last one is old enough."""
-        self.done = self.done + report
-        if self._first is None:
-            self._first = self._clock(), self.done.num_images
-        if self._clock() - self._printed >= self._pause_s:
-            self._print()
+        with self._lock:
+            self.done = self.done + report
+            if self._first is None:
+                self._first = self._clock(), self.done.num_images
+            if self._clock() - self._printed >= self._pause_s:
+                self._print()
+
+    def watch(self, engines: Engines) -> None:
+        """Ask every now and then what engines do, and print lines, until ``close``."""
+
+        def watch() -> None:
+            while not self._closed.wait(min(1.0, self._pause_s)):
+                self.look(engines)
+
+        threading.Thread(target=watch, name="progress", daemon=True).start()
+
+    def look(self, engines: Engines) -> None:
+        """Ask what engines do, and print a line if the last one is old enough."""
+        load = engines()
+        with self._lock:
+            if load is not None:
+                self._loads.append((self._clock(), load))
+            while len(self._loads) > 2 and self._clock() - self._loads[1][0] > _RECENT_S:
+                self._loads.popleft()
+            if self._clock() - self._printed >= self._pause_s and not self._closed.is_set():
+                self._print()
 
     def close(self) -> None:
         """Print the last line."""
-        self._print()
-        if self._in_place:
-            print(file=self._stream)
+        self._closed.set()
+        with self._lock:
+            self._print()
+            if self._in_place:
+                print(file=self._stream)
 
     def line(self) -> str:
         """The line as of now."""
         done = self.done
         elapsed_s = max(self._clock() - self._started, 1e-9)
-        return (
-            f"{done.num_images}/{self._num_images} images ({done.num_images / elapsed_s:.2f}/s), "
-            f"{done.num_regions} regions ({done.num_regions / elapsed_s:.1f}/s), "
-            f"{done.num_failed} failed, ETA {self._eta()}"
-        )
+        parts = [
+            f"{done.num_images}/{self._num_images} images ({done.num_images / elapsed_s:.2f}/s)",
+            f"{done.num_regions} regions ({done.num_regions / elapsed_s:.1f}/s)",
+            *self._engine_parts(),
+            self._failures(),
+            f"ETA {self._eta()}",
+        ]
+        return ", ".join(parts)
+
+    def figures(self) -> dict[str, Any]:
+        """The same as numbers, for run.json; those of engines are of the whole session."""
+        elapsed_s = max(self._clock() - self._started, 1e-9)
+        load = self._load
+        return {
+            "num_images": self.done.num_images,
+            "images_per_s": round(self.done.num_images / elapsed_s, 3),
+            "regions_per_s": round(self.done.num_regions / elapsed_s, 3),
+            "engine_utilisation": None if load.utilisation is None else round(load.utilisation, 4),
+            "latency_p50_s": percentile_s(self.done.latency_ms, 0.5),
+            "latency_p95_s": percentile_s(self.done.latency_ms, 0.95),
+            "retries": dict(self.done.retries),
+        }
+
+    @property
+    def _load(self) -> LoadReport:
+        return self._loads[-1][1] if self._loads else LoadReport()
+
+    def _engine_parts(self) -> list[str]:
+        load = self._load
+        p50, p95 = (percentile_s(load.latency_ms, share) for share in (0.5, 0.95))
+        parts = []
+        if load.num_answers or load.num_in_flight:
+            parts.append(f"{load.num_in_flight} calls in flight")
+        utilisation = load.since(self._loads[0][1]).utilisation if self._loads else None
+        if utilisation is not None:
+            parts.append(f"engine {utilisation:.0%} busy")
+        if p50 is not None and p95 is not None:
+            parts.append(f"p50 {p50:.2f}s p95 {p95:.2f}s")
+        if load.retries:
+            parts.append(f"{sum(load.retries.values())} retries ({_commonest(load.retries)})")
+        return parts
+
+    def _failures(self) -> str:
+        done = self.done
+        reasons = f" ({_commonest(done.failures)})" if done.failures else ""
+        regions = f" and {done.num_failed_regions} regions" if done.num_failed_regions else ""
+        return f"{done.num_failed} failed{regions}{reasons}"
 
     def _eta(self) -> str:
         """The time left at the rate since the first images came: starting actors takes long, and only once."""
@@ -73,3 +152,9 @@ class Progress:
         self._printed = self._clock()
         start, end = ("\r\x1b[K", "") if self._in_place else ("", "\n")
         print(f"{start}{self.line()}", end=end, file=self._stream, flush=True)
+
+
+def _commonest(counts: dict[str, int]) -> str:
+    ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    more = f", {len(ranked) - _MOST_REASONS} more kinds" if len(ranked) > _MOST_REASONS else ""
+    return ", ".join(f"{number} {kind}" for kind, number in ranked[:_MOST_REASONS]) + more

@@ -4,6 +4,7 @@ import io
 
 from pipelines.progress import Progress
 from ureca.dataset import UnitReport
+from ureca.mllm.load import EngineLoad, LoadReport
 
 
 class Clock:
@@ -48,3 +49,46 @@ def test_a_stream_that_is_no_terminal_gets_a_line_now_and_then() -> None:
     lines = stream.getvalue().splitlines()
     assert 5 <= len(lines) <= 7
     assert lines[-1].startswith("1000/1000 images")
+
+
+def test_the_line_tells_what_engines_do() -> None:
+    clock = Clock()
+    stream = io.StringIO()
+    progress = Progress(num_images=100, stream=stream, seconds_between_lines=5, clock=clock)
+    assert "in flight" not in progress.line()
+    progress.look(lambda: LoadReport(num_in_flight=0, busy_s=0.0, places_s=10.0))
+    clock.now_s += 5
+    progress.add(UnitReport(num_images=10, num_failed=1, num_failed_regions=2, failures={"read:truncated": 3}))
+    now = LoadReport(
+        num_in_flight=60,
+        num_answers=100,
+        busy_s=240.0,
+        places_s=10.0 + 250.0,
+        latency_ms={_bound(0.2): 90, _bound(3.0): 10},
+        retries={"timeout": 2, "rate_limited": 5},
+    )
+    progress.look(lambda: now)
+    line = progress.line()
+    assert "60 calls in flight, engine 96% busy, p50 0.19s p95 3.09s" in line
+    assert "7 retries (5 rate_limited, 2 timeout)" in line
+    assert "1 failed and 2 regions (3 read:truncated)" in line
+    # The engine has idled for some time; a machine that does not answer changes nothing.
+    clock.now_s += 5
+    progress.look(lambda: now.model_copy(update={"places_s": 510.0, "num_in_flight": 0}))
+    progress.look(lambda: None)
+    assert "0 calls in flight, engine 48% busy" in progress.line()
+    for _ in range(20):  # what is long past says nothing about now
+        clock.now_s += 5
+        progress.look(lambda: now.model_copy(update={"places_s": 510.0, "num_in_flight": 1}))
+    assert "busy" not in progress.line()
+    assert len(stream.getvalue().splitlines()) >= 20  # though no unit was complete
+    figures = progress.figures()
+    assert (figures["num_images"], figures["engine_utilisation"]) == (10, round(240 / 510, 4))
+
+
+def _bound(seconds: float) -> str:
+    """How load reports name a time."""
+    load = EngineLoad(iter([0.0, seconds]).__next__)
+    with load.asked():
+        pass
+    return next(iter(load.report().latency_ms))

@@ -65,13 +65,19 @@ def _combined(first: Any, second: Any, sign: int) -> Any:
 
 def percentile_s(latency_ms: Mapping[str, int], share: float) -> float | None:
     """Seconds within which this share of the answers came, within 7 %; None where there are none."""
-    counts = [latency_ms.get(name, 0) for name in _NAMES]
-    left = share * sum(counts)
-    for bound_ms, number in zip(_BOUNDS_MS, counts, strict=True):
+    left = share * sum(latency_ms.values())
+    for seconds, number in latencies_s(latency_ms):
         left -= number
-        if number and left <= 0:
-            return float(bound_ms / _STEP**0.5 / 1000)
+        if left <= 0:
+            return seconds
     return None
+
+
+def latencies_s(latency_ms: Mapping[str, int]) -> Iterator[tuple[float, int]]:
+    """Seconds, within 7 %, and how many answers took so long; shorter ones first."""
+    for name, bound_ms in zip(_NAMES, _BOUNDS_MS, strict=True):
+        if number := latency_ms.get(name, 0):
+            yield float(bound_ms / _STEP**0.5 / 1000), number
 
 
 class EngineLoad:
