@@ -238,18 +238,31 @@ def test_the_model_still_generates_in_padded_batches_of_its_own(
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), before)
 
 
-def test_captions_of_an_image_that_is_no_longer_wanted_are_given_up(captioner: RegionCaptioner) -> None:
-    prepared = [captioner.prepare(image, MASKS[:2]) for image in (IMAGE, noise_image(60, 110, seed=5))]
-    settings = CaptionSettings(max_new_tokens=12)
-    alone = {caption.mask_index: caption.text for caption in captioner.stream_prepared(prepared[:1], settings)}
-    asked: list[int] = []
-
-    def is_wanted(image_index: int) -> bool:
-        asked.append(image_index)
-        return image_index == 0 or asked.count(1) < 4
-
-    regions = [(index, image, mask_index) for index, image in enumerate(prepared) for mask_index in range(2)]
-    kept = list(captioner.stream_regions(regions, settings, is_wanted))
-    assert {caption.mask_index: caption.text for caption in kept} == alone
-    assert {caption.image_index for caption in kept} == {0}
-    assert asked.count(1) < asked.count(0)  # it was not written to the end
+def test_regions_join_a_batch_and_leave_it_at_any_time(captioner: RegionCaptioner) -> None:
+    images = [captioner.prepare(image, MASKS[:3]) for image in (IMAGE, noise_image(60, 110, seed=5))]
+    greedy = CaptionSettings(max_new_tokens=12)
+    drawn = CaptionSettings(max_new_tokens=7, temperature=0.9, top_p=0.8, seed=3, question="What is this?")
+    alone = {
+        (image_index, caption.mask_index, settings.temperature): caption.text
+        for settings in (greedy, drawn)
+        for image_index, image in enumerate(images)
+        for caption in captioner.stream_prepared([image], settings)
+    }
+    batch = captioner.open_batch()
+    joining = {
+        0: ([(0, 0, 0.0), (0, 1, 0.0), (1, 0, 0.0)], greedy),
+        3: ([(1, 1, 0.9), (0, 2, 0.9)], drawn),
+        4: ([(0, 2, 0.0), (1, 2, 0.0)], greedy),
+        20: ([(1, 0, 0.9)], drawn),  # when the others are finished
+    }
+    gone = (1, 2, 0.0)
+    written = {}
+    for step in range(40):
+        if step in joining:
+            keys, settings = joining[step]
+            batch.join((key, images[key[0]], key[1], settings) for key in keys)
+        for region in batch.step(lambda key, step=step: step < 9 or key != gone):
+            written[region.key] = region.text
+    assert len(batch) == 0
+    expected = {key for keys, _ in joining.values() for key in keys} - {gone}
+    assert written == {key: alone[key] for key in expected}

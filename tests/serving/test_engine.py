@@ -1,13 +1,17 @@
 """Common batches across requests: the captions that each request gets alone, and nothing written for who has gone."""
 
 import asyncio
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.serving.local import scene, tiny_captioner
-from ureca.model.captioner import RegionCaption, RegionCaptioner
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.prepared import PreparedImage
+from ureca.model.region_batch import FinishedRegion, RegionBatch
 from ureca.regions.mask import Mask
 from ureca.serving.engine import CaptionEngine, CaptionJob, Written
 from ureca.settings.captioner import CaptionSettings
@@ -34,21 +38,42 @@ def alone(job: CaptionJob) -> list[Written]:
     return [Written(index, item.text, item.num_tokens, item.finish_reason) for index, item in enumerate(captions)]
 
 
+class WatchedBatch:
+    """Notes who is in the batch at each step."""
+
+    def __init__(self, batch: RegionBatch[Any], watched: "Watched") -> None:
+        self._batch = batch
+        self._watched = watched
+
+    def __len__(self) -> int:
+        return len(self._batch)
+
+    def join(self, regions: Iterable[tuple[Any, PreparedImage, int, CaptionSettings]]) -> None:
+        joining = list(regions)
+        self._watched.joined += [(id(key[0]), key[1]) for key, *_ in joining]
+        self._batch.join(joining)
+
+    def step(self, is_wanted: Callable[[Any], bool]) -> Iterator[FinishedRegion[Any]]:
+        self._watched.sizes.append(len(self._batch))
+        if self._watched.fail:
+            self._watched.fail = False
+            raise MemoryError("no room")
+        return self._batch.step(is_wanted)
+
+
 class Watched(RegionCaptioner):
-    """Notes the batches."""
+    """Notes what is in its batches."""
 
     def __init__(self) -> None:
         tiny = tiny_captioner()
         super().__init__(tiny.model, tiny.processor, cached_images=2)
-        self.batches: list[list[tuple[int, int]]] = []
+        self.joined: list[tuple[int, int]] = []
+        self.sizes: list[int] = []
         self.fail = False
+        self.batch_class = WatchedBatch
 
-    def _write(self, batch, *rest) -> Iterator[RegionCaption]:  # type: ignore[no-untyped-def]
-        self.batches.append([(image, mask) for image, mask, _ in batch])
-        if self.fail:
-            self.fail = False
-            raise MemoryError("no room")
-        yield from super()._write(batch, *rest)
+    def open_batch(self) -> Any:
+        return self.batch_class(super().open_batch(), self)
 
 
 def test_captions_in_common_batches_are_those_of_each_request_alone() -> None:
@@ -61,9 +86,10 @@ def test_captions_in_common_batches_are_those_of_each_request_alone() -> None:
 
     for asked, written in zip(jobs, asyncio.run(run()), strict=True):
         assert written == alone(asked)
-    assert max(map(len, watched.batches)) == 4
-    assert any(len({image for image, _ in batch}) > 1 for batch in watched.batches)
-    assert sum(map(len, watched.batches)) == 17
+    assert len(watched.joined) == len(set(watched.joined)) == 17
+    assert max(watched.sizes) == 4
+    # One after another, 15 captions of 6 tokens and 2 of 3 would take 96 steps.
+    assert len(watched.sizes) < 60
 
 
 def test_a_request_with_many_regions_does_not_stop_the_others() -> None:
@@ -88,18 +114,17 @@ def test_what_nobody_waits_for_is_not_written() -> None:
     async def run() -> None:
         engine = CaptionEngine(watched, batch_size=2)
         long = CaptionSettings(max_new_tokens=100_000)
-        first = asyncio.create_task(engine.caption(job(0, 2, long)))
-        second = asyncio.create_task(engine.caption(job(1, 2, long)))
-        while not watched.batches or engine.num_waiting != 1:  # noqa: ASYNC110 - the model's thread changes it
+        tasks = [asyncio.create_task(engine.caption(job(seed, 2, long))) for seed in range(2)]
+        while not watched.sizes:  # noqa: ASYNC110 - the model's thread changes it
             await asyncio.sleep(0.01)
-        second.cancel()
-        first.cancel()
+        for task in tasks:
+            task.cancel()
         # The model gives up what it is on, and what has not begun never begins.
         assert await engine.caption(job(2, 1)) == alone(job(2, 1))
         engine.check(longest_s=60)
 
     asyncio.run(asyncio.wait_for(run(), 60))
-    assert len(watched.batches) == 2
+    assert len({work for work, _ in watched.joined}) == 2
 
 
 def test_a_stream_that_is_closed_gives_up_the_rest() -> None:
@@ -107,13 +132,29 @@ def test_a_stream_that_is_closed_gives_up_the_rest() -> None:
 
     async def run() -> None:
         engine = CaptionEngine(watched, batch_size=1)
-        stream = engine.stream(job(0, 5))
+        stream = engine.stream(job(0, 11))
         await anext(stream)
         await stream.aclose()
         await engine.caption(job(1, 1))
 
     asyncio.run(run())
-    assert len(watched.batches) <= 3  # the one that was read, perhaps one that had begun, and the other request's
+    assert len(watched.joined) < 8  # what was read, perhaps what had begun meanwhile, and the other request's
+
+
+def test_who_comes_later_joins_what_is_being_written() -> None:
+    watched = Watched()
+
+    async def run() -> None:
+        engine = CaptionEngine(watched, batch_size=2)
+        first = asyncio.create_task(engine.caption(job(0, 1, CaptionSettings(max_new_tokens=100_000))))
+        while not watched.sizes:  # noqa: ASYNC110 - the model's thread changes it
+            await asyncio.sleep(0.01)
+        assert await engine.caption(job(1, 3)) == alone(job(1, 3))
+        assert not first.done()
+        first.cancel()
+
+    asyncio.run(asyncio.wait_for(run(), 60))
+    assert max(watched.sizes) == 2
 
 
 def test_a_failure_ends_the_requests_of_its_batch_and_no_other() -> None:
@@ -129,13 +170,27 @@ def test_a_failure_ends_the_requests_of_its_batch_and_no_other() -> None:
 
 
 def test_a_model_that_hangs_is_noticed() -> None:
+    entered, released = threading.Event(), threading.Event()
+
+    class Hanging(WatchedBatch):
+        def step(self, is_wanted: Callable[[Any], bool]) -> Iterator[FinishedRegion[Any]]:
+            entered.set()
+            released.wait()
+            return super().step(is_wanted)
+
+    watched = Watched()
+    watched.batch_class = Hanging
+
     async def run() -> None:
-        engine = CaptionEngine(Watched(), batch_size=1)
-        work = asyncio.create_task(engine.caption(job(0, 1, CaptionSettings(max_new_tokens=100_000))))
-        await asyncio.sleep(0.2)
+        engine = CaptionEngine(watched, batch_size=1)
+        work = asyncio.create_task(engine.caption(job(0, 1)))
+        await asyncio.to_thread(entered.wait)
+        await asyncio.sleep(0.05)
         engine.check(longest_s=60)
         with pytest.raises(RuntimeError, match=r"more than 0\.01 seconds"):
             engine.check(longest_s=0.01)
-        work.cancel()
+        released.set()
+        await work
+        engine.check(longest_s=0)
 
     asyncio.run(run())

@@ -1,7 +1,8 @@
 """Captions for all regions of an image at once: one vision pass, one prefix, all regions in a batch."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import numpy.typing as npt
 import torch
 
 from ureca.model.checkpoints import load_checkpoint
-from ureca.model.decoding import Row, complete
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.prepared import Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
-from ureca.model.region_prompts import EncodedImage, Masks, RegionPrompts, check_masks
+from ureca.model.region_batch import RegionBatch
+from ureca.model.region_prompts import Masks, RegionPrompts, check_masks
 from ureca.model.shared_prefix import enable_shared_prefixes
 from ureca.settings.captioner import CaptionSettings
 
@@ -60,10 +61,6 @@ class RegionCaptioner:
         self.model = model.eval()
         self.processor = processor
         self._prompts = RegionPrompts(model, processor, cached_images=cached_images)
-        end = model.generation_config.eos_token_id
-        if end is None:
-            end = processor.tokenizer.eos_token_id
-        self._end_token_ids: list[int] = end if isinstance(end, list) else [end]
 
     @classmethod
     def from_pretrained(
@@ -141,59 +138,18 @@ class RegionCaptioner:
     @torch.inference_mode()
     def stream_prepared(self, images: Iterable[PreparedImage], settings: CaptionSettings) -> Iterator[RegionCaption]:
         """As `stream`, for images that are prepared; each is taken when its turn comes."""
-        regions = (
-            (index, image, mask_index) for index, image in enumerate(images) for mask_index in range(image.num_regions)
+        batch: RegionBatch[tuple[int, int]] = self.open_batch()
+        keyed = (
+            ((image_index, mask_index), image)
+            for image_index, image in enumerate(images)
+            for mask_index in range(image.num_regions)
         )
-        yield from self.stream_regions(regions, settings)
+        while regions := list(islice(keyed, settings.batch_size)):
+            batch.join((key, image, key[1], settings) for key, image in regions)
+            while batch:
+                for region in batch.step():
+                    yield RegionCaption(*region.key, region.text, region.num_tokens, region.finish_reason)
 
-    @torch.inference_mode()
-    def stream_regions(
-        self,
-        regions: Iterable[tuple[int, PreparedImage, int]],
-        settings: CaptionSettings,
-        is_wanted: Callable[[int], bool] | None = None,
-    ) -> Iterator[RegionCaption]:
-        """As `stream_prepared`, for some regions of images, those of an image next to each other.
-
-        Args:
-            regions: of each region the index of its image, the image, and the index of its mask.
-            settings: how captions are written.
-            is_wanted: asked, by the index of the image, while captions are written; those of an image that is no
-                longer wanted are given up.
-        """
-        batch: list[tuple[int, int, Row]] = []
-        encoded: EncodedImage | None = None
-        shown: npt.NDArray[np.uint8] | None = None
-        for image_index, image, mask_index in regions:
-            view = image.views[0 if len(image.views) == 1 else mask_index]
-            if encoded is None or view is not shown:
-                encoded, shown = self._prompts.encode(view), view
-            mask = image.masks[mask_index] if image.masks else None
-            row = self._prompts.row(encoded, mask, settings.question, seed=settings.seed + mask_index)
-            batch.append((image_index, mask_index, row))
-            if len(batch) == settings.batch_size:
-                yield from self._write(batch, settings, is_wanted)
-                batch = []
-        if batch:
-            yield from self._write(batch, settings, is_wanted)
-
-    def _write(
-        self,
-        batch: Sequence[tuple[int, int, Row]],
-        settings: CaptionSettings,
-        is_wanted: Callable[[int], bool] | None,
-    ) -> Iterator[RegionCaption]:
-        completions = complete(
-            self.model,
-            [row for _, _, row in batch],
-            end_token_ids=self._end_token_ids,
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            is_wanted=None if is_wanted is None else lambda row: is_wanted(batch[row][0]),
-        )
-        for completion in completions:
-            image_index, mask_index, _ = batch[completion.row]
-            text = self.processor.decode(completion.token_ids, skip_special_tokens=True).strip()
-            num_tokens = len(completion.token_ids)
-            yield RegionCaption(image_index, mask_index, text, num_tokens, completion.finish_reason)
+    def open_batch(self) -> RegionBatch[Any]:
+        """An empty batch, for who has regions to caption at any time; see `RegionBatch`."""
+        return RegionBatch(self.model, self.processor, self._prompts)

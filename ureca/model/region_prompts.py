@@ -17,6 +17,7 @@ from ureca.model.placeholders import fill_placeholders
 from ureca.model.prepared import MaskTiles, Picture
 from ureca.model.processing import QUESTION, UrecaProcessor
 from ureca.model.shared_prefix import Prefix
+from ureca.settings.captioner import CaptionSettings
 
 Masks = Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_]
 
@@ -65,18 +66,22 @@ class RegionPrompts:
             self._encoded.popitem(last=False)
         return encoded
 
-    def row(self, image: EncodedImage, mask: MaskTiles | None, question: str, *, seed: int) -> Row:
+    def row(self, image: EncodedImage, mask: MaskTiles | None, settings: CaptionSettings, *, seed: int) -> Row:
         """A region as a row of a batch.
 
         Args:
             image: what `encode` made of the region's view.
             mask: tiles of the region's mask; None where it is not told by a mask.
-            question: what is asked.
+            settings: what is asked, and how it is answered.
             seed: of the row, if tokens are drawn.
         """
+        suffix = self._suffix(image, mask, settings.question)
+        return Row(image.prefix, suffix, settings.max_new_tokens, settings.temperature, settings.top_p, seed)
+
+    def _suffix(self, image: EncodedImage, mask: MaskTiles | None, question: str) -> torch.Tensor:
         _, end = self.processor.split_prompt(question)
         if mask is None:
-            return Row(image.prefix, self._embeddings(self._tokens(end))[0], seed)
+            return self._embeddings(self._tokens(end))[0]
         token_ids = self._tokens(self.processor.mask_placeholders(mask.num_tiles) + end)
         of_tiles = image.features
         if of_tiles is not None and mask.num_tiles == 1:
@@ -85,7 +90,7 @@ class RegionPrompts:
         filled = fill_placeholders(
             self._embeddings(token_ids), token_ids, self.processor.mask_token_id, features, "mask"
         )
-        return Row(image.prefix, filled[0], seed)
+        return filled[0]
 
     def _encode(self, tiles: npt.NDArray[np.uint8]) -> EncodedImage:
         beginning, _ = self.processor.split_prompt(QUESTION)

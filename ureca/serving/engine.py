@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
-from collections.abc import AsyncGenerator, Iterator, Sequence
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
@@ -16,8 +17,8 @@ from ureca.regions.mask import Mask
 from ureca.settings.captioner import CaptionSettings
 
 if TYPE_CHECKING:
-    from ureca.model.captioner import RegionCaption, RegionCaptioner
-    from ureca.model.prepared import PreparedImage
+    from ureca.model.captioner import RegionCaptioner
+    from ureca.model.region_batch import RegionBatch
 
 
 @dataclass(frozen=True, eq=False)
@@ -56,6 +57,7 @@ class Written:
 class _Work:
     image: ReadyImage
     settings: CaptionSettings
+    loop: asyncio.AbstractEventLoop
     next_region: int = 0
     is_wanted: bool = True
     written: asyncio.Queue[Written | BaseException] = field(default_factory=asyncio.Queue)
@@ -64,17 +66,22 @@ class _Work:
     def num_left(self) -> int:
         return self.image.prepared.num_regions - self.next_region
 
+    def deliver(self, item: Written | BaseException) -> None:
+        """From any thread."""
+        self.loop.call_soon_threadsafe(self.written.put_nowait, item)
+
 
 class CaptionEngine:
-    """Runs a captioner on what waits, for one event loop.
+    """Runs a captioner on what waits.
 
-    A batch holds up to ``batch_size`` regions, those of an image next to each other, for they share its prefix. What
-    arrives while the model works makes the next batch; the model never waits for a batch to fill. A request with more
-    regions than a batch holds goes behind the others after each of its batches, so that it does not stop them.
+    Up to ``batch_size`` regions are written at a time, a token each; those of an image stand next to each other, for
+    they share its prefix. As soon as one is finished, or nobody waits for it any more, the next takes its place. A
+    request with more regions than there is room for goes behind the others for those that are left, so that it does not
+    stop them.
 
     Args:
         captioner: loaded.
-        batch_size: regions written at once.
+        batch_size: regions written at a time.
         preparing_threads: images that are cut into tiles at a time.
     """
 
@@ -83,9 +90,10 @@ class CaptionEngine:
         self._batch_size = batch_size
         self._model_thread = ThreadPoolExecutor(1, "model")
         self._preparing = ThreadPoolExecutor(preparing_threads, "prepare")
+        self._lock = threading.Lock()  # of what follows, which both the event loop and the model's thread change
         self._waiting: list[_Work] = []
-        self._running: asyncio.Task[None] | None = None
-        self._batch_began: float | None = None
+        self._is_running = False
+        self._step_began: float | None = None
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
         """Caption a job; each caption once, in the order in which they finish.
@@ -96,11 +104,10 @@ class CaptionEngine:
         ready = await loop.run_in_executor(self._preparing, make_ready, self._captioner, job.pixels, job.masks)
         if ready.failures:
             raise ValueError(f"masks that cannot be captioned: {dict(ready.failures)}")
-        work = _Work(ready, job.settings.model_copy(update={"batch_size": self._batch_size}))
+        work = _Work(ready, job.settings, loop)
         num_regions = ready.prepared.num_regions
         if num_regions:
-            self._waiting.append(work)
-            self._wake()
+            self._add(work)
         try:
             for _ in range(num_regions):
                 written = await work.written.get()
@@ -115,67 +122,65 @@ class CaptionEngine:
         async with aclosing(self.stream(job)) as captions:
             return sorted([written async for written in captions], key=lambda written: written.index)
 
-    @property
-    def num_waiting(self) -> int:
-        """Requests with regions that are not in a batch yet."""
-        return sum(work.is_wanted and work.num_left > 0 for work in self._waiting)
-
     def check(self, longest_s: float) -> None:
         """Whether the model still works.
 
         Raises:
-            RuntimeError: it has been on one batch for longer than ``longest_s``.
+            RuntimeError: it has been on one token for longer than ``longest_s``.
         """
-        if self._batch_began is not None and time.monotonic() - self._batch_began > longest_s:
-            raise RuntimeError(f"the model has been on one batch for more than {longest_s:g} seconds")
+        began = self._step_began
+        if began is not None and time.monotonic() - began > longest_s:
+            raise RuntimeError(f"the model has been on one token for more than {longest_s:g} seconds")
 
-    def _wake(self) -> None:
-        if self._running is None or self._running.done():
-            self._running = asyncio.create_task(self._run())
+    def _add(self, work: _Work) -> None:
+        with self._lock:
+            self._waiting.append(work)
+            if not self._is_running:
+                self._is_running = True
+                self._model_thread.submit(self._write)
 
-    async def _run(self) -> None:
-        loop = asyncio.get_running_loop()
-        while batch := self._take():
-            self._batch_began = time.monotonic()
+    def _write(self) -> None:
+        """Write until nothing waits; in the model's thread."""
+        batch: RegionBatch[_Key] = self._captioner.open_batch()
+        in_batch: set[_Work] = set()
+        while True:
+            self._step_began = time.monotonic()
             try:
-                await loop.run_in_executor(self._model_thread, self._write, batch, loop)
+                joining = self._take(self._batch_size - len(batch))
+                in_batch = {work for work in in_batch if work.is_wanted} | {key[0] for key in joining}
+                batch.join((key, key[0].image.prepared, key[1], key[0].settings) for key in joining)
+                for region in batch.step(lambda key: key[0].is_wanted):
+                    work, index = region.key
+                    work.deliver(Written(index, region.text, region.num_tokens, region.finish_reason))
             except Exception as error:
-                # It is raised where each job is waited for.
-                for work, _ in batch:
+                # It is raised where each job of the batch is waited for; the next ones have a batch of their own.
+                for work in in_batch:
                     work.is_wanted = False
-                    work.written.put_nowait(error)
+                    work.deliver(error)
+                batch = self._captioner.open_batch()
             finally:
-                self._batch_began = None
+                self._step_began = None
+            with self._lock:
+                if not batch and not self._waiting:
+                    self._is_running = False
+                    return
 
-    def _take(self) -> list[tuple[_Work, range]]:
-        """The next batch: the oldest request, and those behind it that are written in the same way."""
-        self._waiting = [work for work in self._waiting if work.is_wanted and work.num_left]
-        batch: list[tuple[_Work, range]] = []
-        room = self._batch_size
-        for work in self._waiting:
-            if not room:
-                break
-            if batch and work.settings != batch[0][0].settings:
-                continue
-            taken = range(work.next_region, work.next_region + min(room, work.num_left))
-            work.next_region = taken.stop
-            room -= len(taken)
-            batch.append((work, taken))
-        had_a_turn = {id(work) for work, _ in batch}
-        self._waiting.sort(key=lambda work: id(work) in had_a_turn)
-        return batch
-
-    def _write(self, batch: Sequence[tuple[_Work, range]], loop: asyncio.AbstractEventLoop) -> None:
-        def regions() -> Iterator[tuple[int, PreparedImage, int]]:
-            for index, (work, taken) in enumerate(batch):
-                for region in taken:
-                    yield index, work.image.prepared, region
-
-        for caption in self._captioner.stream_regions(
-            regions(), batch[0][0].settings, is_wanted=lambda index: batch[index][0].is_wanted
-        ):
-            loop.call_soon_threadsafe(batch[caption.image_index][0].written.put_nowait, _written(caption))
+    def _take(self, room: int) -> list[_Key]:
+        """The regions that are next, at most so many: of the oldest request, and of those behind it."""
+        with self._lock:
+            taken: list[_Key] = []
+            waiting: list[_Work] = []
+            had_a_turn: list[_Work] = []
+            for work in self._waiting:
+                if not work.is_wanted:
+                    continue
+                first = work.next_region
+                work.next_region += min(work.num_left, room - len(taken))
+                taken += [(work, index) for index in range(first, work.next_region)]
+                if work.num_left:
+                    (waiting if work.next_region == first else had_a_turn).append(work)
+            self._waiting = waiting + had_a_turn
+            return taken
 
 
-def _written(caption: RegionCaption) -> Written:
-    return Written(caption.mask_index, caption.text, caption.num_tokens, caption.finish_reason)
+_Key = tuple[_Work, int]
