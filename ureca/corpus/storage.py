@@ -82,6 +82,10 @@ def locate(path: str) -> Location:
 
 @lru_cache(maxsize=64)
 def _filesystem(root: str, options: str) -> tuple[pafs.FileSystem, str]:
+    if root.startswith("s3://") and "allow_delayed_open=" not in options:
+        # What is smaller than a part of an upload is then written by one request, which a killed writer cannot have
+        # begun and not ended: no uploads are left that nobody sees and that cost money.
+        options += f"{'&' if options else '?'}allow_delayed_open=true"
     filesystem, base = pafs.FileSystem.from_uri(f"{root}/{options}")
     return filesystem, f"{base.rstrip('/')}/" if base else ""
 

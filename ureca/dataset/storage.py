@@ -15,7 +15,7 @@ _TEMPORARY = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_bytes(filesystem: pafs.FileSystem, path: str, data: bytes) -> None:
+def write_bytes(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
     """Write a file; readers see the old one or the new one.
 
     Raises:
@@ -44,6 +44,12 @@ def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, row_gro
     Raises:
         OutputError: it cannot be written, as on a full disk; the old one is still there.
     """
+    if not _is_local(filesystem):
+        # Closing a stream completes an object, after an error in the middle, too: it gets all its bytes at once.
+        sink = pa.BufferOutputStream()
+        pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
+        write_bytes(filesystem, path, sink.getvalue())
+        return
     with _replacing(filesystem, path) as target:
         pq.write_table(table, target, filesystem=filesystem, compression="zstd", row_group_size=row_group_rows)
 
