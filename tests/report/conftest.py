@@ -1,6 +1,5 @@
-"""Writing a report, and a browser where there is one."""
+"""Writing a report."""
 
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,14 +24,3 @@ def report(tmp_path: Path) -> WriteReport:
         return to, write_report(rows, read_pixels, to, **settings)
 
     return write
-
-
-@pytest.fixture(scope="session")
-def chromium() -> tuple[str, str]:
-    """Paths of a Chromium and of its driver."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next((path for name in names if (path := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("needs a Chromium and its chromedriver on the PATH (Debian: apt-get install chromium-driver)")
-    return browser, driver

@@ -12,6 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
+from tests.browser import contrast, start, tap
 from ureca.dataset import UnitReport
 from ureca.report import write_report
 
@@ -43,21 +44,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     to = tmp_path_factory.mktemp("report") / "report.html"
     write_report(rows(), grey_pixels, to, title="a run", work=UnitReport(seconds={"propose": 3.0}))
     return to.as_uri()
-
-
-def start(chromium: tuple[str, str], *, phone: bool) -> webdriver.Chrome:
-    browser, driver = chromium
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1400,1000"):
-        options.add_argument(argument)
-    for service in ("background-networking", "component-update", "sync"):
-        options.add_argument(f"--disable-{service}")
-    if phone:
-        screen = {"width": 390, "height": 844, "pixelRatio": 2.0, "touch": True, "mobile": True}
-        options.add_experimental_option("mobileEmulation", {"deviceMetrics": screen})
-    options.set_capability("goog:loggingPrefs", {"performance": "ALL", "browser": "ALL"})
-    return webdriver.Chrome(options=options, service=webdriver.ChromeService(executable_path=driver))
 
 
 @pytest.fixture(scope="module")
@@ -215,13 +201,7 @@ def test_search_keeps_what_matches(desktop: webdriver.Chrome, address: str) -> N
 def test_tapping_shows_the_caption_on_a_phone(phone: webdriver.Chrome, address: str) -> None:
     phone.get(address)
     panel = Panel(phone)
-    box = phone.execute_script(
-        "const box = arguments[0].getBoundingClientRect(); return [box.x, box.y, box.width, box.height]",
-        panel.one(".stage svg"),
-    )
-    finger = {"x": box[0] + box[2] * 90 / 300, "y": box[1] + box[3] / 2}
-    phone.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [finger]})
-    phone.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    tap(phone, panel.one(".stage svg"), 90 / 300, 1 / 2)
     assert panel.one(".card .caption").text == "innermost"
     width, screen = phone.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert width <= screen == 390
@@ -260,21 +240,3 @@ def test_text_stands_out_in_both_schemes(desktop: webdriver.Chrome, address: str
     for selector in (".card .caption", ".card dt", ".card .facts", ".tree .number", ".link"):
         assert contrast(desktop, panel.one(selector)) >= 4.5, selector
     desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
-
-
-def contrast(browser: webdriver.Chrome, element: WebElement) -> float:
-    """WCAG's contrast ratio of an element's text to what is behind it."""
-    colours = browser.execute_script(
-        """let [element] = arguments; const colour = getComputedStyle(element).color; let behind = "rgba(0, 0, 0, 0)";
-        while (behind === "rgba(0, 0, 0, 0)") { behind = getComputedStyle(element).backgroundColor;
-        element = element.parentElement; } return [colour, behind];""",
-        element,
-    )
-    first, second = (luminance(colour) for colour in colours)
-    return (max(first, second) + 0.05) / (min(first, second) + 0.05)
-
-
-def luminance(colour: str) -> float:
-    channels = [int(value) / 255 for value in colour.removeprefix("rgb(").removesuffix(")").split(", ")]
-    linear = [value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4 for value in channels]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
