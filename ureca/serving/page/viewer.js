@@ -60,6 +60,11 @@ class Viewer {
     this.select(id === this.selected ? null : id);
   }
 
+  // Somebody clicked into the picture.
+  picked(id) {
+    this.choose(id);
+  }
+
   // Takes regions in the order of the tree.
   setRegions(regions) {
     const focused = this.tree.contains(document.activeElement) ? Number(document.activeElement.dataset.id) : null;
@@ -109,7 +114,7 @@ class Viewer {
       if (event.pointerType !== "touch" && id !== this.hovered) this.hover(id);
     });
     this.svg.addEventListener("pointerleave", () => this.hover(null));
-    this.svg.addEventListener("click", (event) => this.choose(this.#under(event)));
+    this.svg.addEventListener("click", (event) => this.picked(this.#under(event)));
     this.stage.addEventListener("keydown", (event) => this.#walk(event, false));
     this.stage.append(this.svg);
     return node("div", { class: "picture" }, this.stage);

@@ -1,0 +1,132 @@
+"use strict";
+
+// Masks in COCO's compressed run lengths as SVG outlines. (The report is written with finished outlines, as it has to
+// stay small with hundreds of masks in one file; here every mask comes from the service as it is.)
+
+const MAX_TRACED_SIDE = 480; // cells: a larger mask is traced on a grid that is coarser than its pixels
+const MAX_RINGS = 60;
+const TOLERANCE = 0.4; // cells, that an outline may stray
+
+// Lengths of the runs, alternately outside and inside, down one column after another.
+function runLengths(counts) {
+  if (Array.isArray(counts)) return counts;
+  const runs = [];
+  for (let at = 0; at < counts.length;) {
+    let value = 0;
+    let shift = 0;
+    let bits;
+    do {
+      bits = counts.charCodeAt(at++) - 48;
+      value |= (bits & 31) << shift;
+      shift += 5;
+    } while (bits & 32 && at < counts.length);
+    if (bits & 16) value |= -1 << shift;
+    runs.push(runs.length > 2 ? value + runs[runs.length - 2] : value);
+  }
+  return runs;
+}
+
+// The outline of a mask ({size: [height, width], counts}) whose smallest box is known; fill it by the rule evenodd.
+function outlineOf(rle, [left, top, width, height]) {
+  const factor = Math.max(1, Math.ceil(Math.max(width, height) / MAX_TRACED_SIDE));
+  const grid = coverage(rle, [left, top, width, height], factor);
+  const rings = trace(grid).sort((a, b) => b.length - a.length).slice(0, MAX_RINGS).map((ring) => simplified(ring));
+  const place = ([x, y]) => `${tenths(left + Math.min(x * factor, width))} ${tenths(top + Math.min(y * factor, height))}`;
+  return rings.map((ring) => `M${ring.map(place).join("L")}z`).join("");
+}
+
+function tenths(value) {
+  return Math.round(value * 10) / 10;
+}
+
+// Which cells of factor x factor pixels within the box are inside: those that the mask covers by half. Where it is too
+// thin for that, those that it touches.
+function coverage(rle, [left, top, width, height], factor) {
+  const rows = Math.ceil(height / factor);
+  const columns = Math.ceil(width / factor);
+  const covered = new Uint32Array(rows * columns);
+  const imageHeight = rle.size[0];
+  let at = 0;
+  runLengths(rle.counts).forEach((length, index) => {
+    const end = at + length;
+    while (index % 2 === 1 && at < end) {
+      const column = Math.floor(at / imageHeight);
+      const stop = Math.min(end, (column + 1) * imageHeight);
+      const cell = Math.floor((column - left) / factor) * rows;
+      for (; at < stop; at++) covered[cell + Math.floor((at - column * imageHeight - top) / factor)]++;
+    }
+    at = end;
+  });
+  const least = covered.some((count) => 2 * count >= factor * factor) ? factor * factor : 1;
+  const inside = (x, y) => x >= 0 && y >= 0 && x < columns && y < rows && 2 * covered[x * rows + y] >= least;
+  return { rows, columns, inside };
+}
+
+const STEPS = [[1, 0], [0, 1], [-1, 0], [0, -1]]; // right, down, left, up
+
+// All boundaries, holes included, as rings of points halfway along the edges between inside and outside.
+function trace({ rows, columns, inside }) {
+  const across = columns + 1;
+  const leaving = new Uint8Array(across * (rows + 1)); // by corner of cells: a bit for each direction an edge goes off
+  for (let y = 0; y < rows; y++) {
+    for (let x = 0; x < columns; x++) {
+      if (!inside(x, y)) continue;
+      if (!inside(x, y - 1)) leaving[y * across + x] |= 1;
+      if (!inside(x + 1, y)) leaving[y * across + x + 1] |= 2;
+      if (!inside(x, y + 1)) leaving[(y + 1) * across + x + 1] |= 4;
+      if (!inside(x - 1, y)) leaving[(y + 1) * across + x] |= 8;
+    }
+  }
+  const rings = [];
+  for (let corner = 0; corner < leaving.length; corner++) {
+    while (leaving[corner]) rings.push(follow(leaving, corner, across));
+  }
+  return rings;
+}
+
+// Takes the edges of one ring away. Where two rings touch it turns left: cells that meet at a corner are connected.
+function follow(leaving, corner, across) {
+  const ring = [];
+  let direction = Math.log2(leaving[corner] & -leaving[corner]);
+  while (leaving[corner]) {
+    direction = [3, 0, 1, 2].map((turn) => (direction + turn) % 4).find((way) => leaving[corner] & (1 << way));
+    leaving[corner] &= ~(1 << direction);
+    const [right, down] = STEPS[direction];
+    ring.push([(corner % across) + right / 2, Math.floor(corner / across) + down / 2]);
+    corner += right + down * across;
+  }
+  return ring;
+}
+
+// Douglas and Peucker's way to drop points, from two points of the ring that are far apart.
+function simplified(ring) {
+  if (ring.length <= 8) return ring;
+  const kept = new Uint8Array(ring.length + 1);
+  const closed = [...ring, ring[0]];
+  const farthest = ring.reduce((best, point, index) => (gap(point, ring[0]) > gap(ring[best], ring[0]) ? index : best), 0);
+  kept[0] = kept[farthest] = 1;
+  const pending = [[0, farthest], [farthest, ring.length]];
+  while (pending.length > 0) {
+    const [from, to] = pending.pop();
+    let most = TOLERANCE;
+    let split = -1;
+    for (let at = from + 1; at < to; at++) {
+      const distance = offLine(closed[at], closed[from], closed[to]);
+      if (distance > most) [most, split] = [distance, at];
+    }
+    if (split < 0) continue;
+    kept[split] = 1;
+    pending.push([from, split], [split, to]);
+  }
+  return ring.filter((_, index) => kept[index]);
+}
+
+function gap([x0, y0], [x1, y1]) {
+  return Math.hypot(x1 - x0, y1 - y0);
+}
+
+function offLine(point, from, to) {
+  const length = gap(from, to);
+  if (length === 0) return gap(point, from);
+  return Math.abs((to[0] - from[0]) * (from[1] - point[1]) - (from[0] - point[0]) * (to[1] - from[1])) / length;
+}

@@ -1,0 +1,202 @@
+"use strict";
+
+// The page: choosing an image, what a click does, and telling what went wrong.
+
+const find = (selector) => document.querySelector(selector);
+const service = new Service(askForToken);
+let workbench = null;
+
+const told = {
+  status(text, done) {
+    find("#status").replaceChildren(...(done === null ? [] : [node("progress", { value: done, "aria-hidden": "true" })]), text);
+  },
+  failed: showProblem,
+  spoken(text) { find("#spoken").textContent = text; },
+  busy(isBusy) {
+    find("#stop").hidden = !isBusy;
+    find("#everything").hidden = isBusy;
+  },
+  async copy(text) {
+    try {
+      await navigator.clipboard.writeText(text);
+      told.status("Copied.", null);
+    } catch {
+      // Without a secure connection browsers give pages no clipboard.
+      showText(text);
+    }
+  },
+};
+
+// Shows an image, and finds its regions.
+async function open(file) {
+  const picture = node("img", { alt: "", draggable: "false", src: URL.createObjectURL(file) });
+  hideAlert();
+  try {
+    await picture.decode();
+  } catch {
+    showProblem(new Error(`${file.name || "this"} is not an image that this browser can show`), null);
+    return;
+  }
+  leave();
+  const named = file.name ? file : new File([file], "image.png", { type: file.type });
+  const size = { width: picture.naturalWidth, height: picture.naturalHeight };
+  find("#start").hidden = true;
+  find("#work").hidden = false;
+  find("#panel").replaceChildren();
+  workbench = new Workbench(service, named, find("#panel"), size, picture, told);
+  useMode("select");
+  workbench.viewer.draw();
+  workbench.viewer.stage.focus({ preventScroll: true });
+  scrollTo({ top: 0 });
+  await workbench.propose();
+}
+
+function leave() {
+  workbench?.close();
+  if (workbench) URL.revokeObjectURL(workbench.viewer.source.src);
+  workbench = null;
+}
+
+function startAgain() {
+  leave();
+  hideAlert();
+  find("#work").hidden = true;
+  find("#start").hidden = false;
+  find("#choose").focus();
+}
+
+async function openExample(path) {
+  try {
+    const answer = await fetch(path);
+    if (!answer.ok) throw await Refused.of(answer);
+    await open(new File([await answer.blob()], path.split("/").pop(), { type: answer.headers.get("Content-Type") ?? "" }));
+  } catch (error) {
+    showProblem(error, () => openExample(path));
+  }
+}
+
+function openFirst(files) {
+  const image = [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
+  if (image) open(image);
+}
+
+function useMode(mode) {
+  find(`#modes [value="${mode}"]`).checked = true;
+  find("#sides").hidden = mode !== "point";
+  workbench.pointing.use(mode);
+}
+
+// Says what went wrong and what to do; again: what a second try does.
+function showProblem(error, again) {
+  const field = error.param ? node("code", {}, error.param) : null;
+  const parts = [node("p", {}, node("b", {}, headline(error)), " ", field, field ? ": " : null, error.message)];
+  const wait = error.retryAfter ?? 0;
+  if (again !== null) {
+    const button = node("button", { type: "button" }, "Try again");
+    button.addEventListener("click", () => { hideAlert(); again(); });
+    countDown(button, wait);
+    parts.push(button);
+  }
+  const close = node("button", { type: "button", "aria-label": "Close this message" }, "×");
+  close.addEventListener("click", hideAlert);
+  find("#alert").replaceChildren(...parts, close);
+  find("#alert").hidden = false;
+}
+
+function headline({ status }) {
+  const headlines = {
+    401: "A token is needed.",
+    413: "The image is too large for this service.",
+    422: "The service cannot use this.",
+    429: "The service is busy.",
+    503: "The service is not ready.",
+    504: "It took too long.",
+  };
+  return headlines[status] ?? "That did not work.";
+}
+
+function countDown(button, seconds) {
+  button.disabled = seconds > 0;
+  button.textContent = seconds > 0 ? `Try again in ${seconds} s` : "Try again";
+  if (seconds > 0) setTimeout(() => countDown(button, seconds - 1), 1000);
+}
+
+function hideAlert() {
+  find("#alert").hidden = true;
+}
+
+function showText(text) {
+  const area = node("textarea", { readonly: "", rows: "6", "aria-label": "To copy" });
+  area.value = text;
+  const close = node("button", { type: "button", "aria-label": "Close this message" }, "×");
+  close.addEventListener("click", hideAlert);
+  find("#alert").replaceChildren(node("p", {}, "Copy this:"), area, close);
+  find("#alert").hidden = false;
+  area.select();
+}
+
+// Shows the field for a token; resolves to what is entered, or to null.
+function askForToken(reason) {
+  const form = find("#token");
+  const field = find("#token-field");
+  form.hidden = false;
+  find("#token label").textContent = service.token === null ? "This service asks for a token" : `Not accepted: ${reason}`;
+  field.value = "";
+  field.focus();
+  return new Promise((resolve) => {
+    const finish = (token) => {
+      form.hidden = true;
+      field.value = "";
+      form.onsubmit = find("#token-cancel").onclick = null;
+      resolve(token);
+    };
+    form.onsubmit = (event) => {
+      event.preventDefault();
+      finish(field.value.trim());
+    };
+    find("#token-cancel").onclick = () => finish(null);
+  });
+}
+
+find("#choose").addEventListener("click", () => find("#file").click());
+find("#file").addEventListener("change", (event) => {
+  openFirst(event.target.files);
+  event.target.value = "";
+});
+for (const button of document.querySelectorAll("[data-example]")) button.addEventListener("click", () => openExample(button.dataset.example));
+find("#another").addEventListener("click", startAgain);
+find("#everything").addEventListener("click", () => workbench.captionEverything());
+find("#stop").addEventListener("click", () => workbench.stop());
+find("#modes").addEventListener("change", (event) => useMode(event.target.value));
+find("#sides").addEventListener("change", (event) => { workbench.pointing.label = Number(event.target.value); });
+
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  document.body.classList.add("dropping");
+});
+document.addEventListener("dragleave", (event) => event.relatedTarget === null && document.body.classList.remove("dropping"));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  document.body.classList.remove("dropping");
+  openFirst(event.dataTransfer.files);
+});
+document.addEventListener("paste", (event) => openFirst(event.clipboardData.files));
+
+// Before the picture and the list see them: keys of what is being pointed at, and of captions.
+document.addEventListener("keydown", (event) => {
+  if (workbench === null || event.altKey || event.ctrlKey || event.metaKey) return;
+  const { viewer, pointing } = workbench;
+  const onPicture = event.target === viewer.stage;
+  const onRegions = onPicture || event.target.closest?.('[role="treeitem"]');
+  if (event.key === "Escape") {
+    if (!workbench.cancel()) return;
+  } else if (event.key === "Enter" && onRegions) {
+    if (viewer.draft?.region && viewer.selected === null) workbench.commit();
+    else if (viewer.selected !== null) viewer.actions.caption([viewer.selected]);
+  } else if (!(onPicture && pointing.key(event))) {
+    return;
+  }
+  event.preventDefault();
+}, true);
+
+service.model().then((name) => { find("#model").textContent = `model ${name}`; }, (error) => showProblem(error, null));

@@ -1,0 +1,199 @@
+"use strict";
+
+// What the page tells of a region: its caption, its look-alikes and what tells it apart, and what can be done with it.
+
+const MAX_LOOKALIKES_SHOWN = 5;
+const LONG_CAPTION = 140; // characters, from which smaller letters read better
+const CROP_PX = 160; // twice as many as they are shown with, for fine screens
+const SMALL_CROP_PX = 64;
+
+// Regions also have a caption (undefined: none yet; null: the model wrote nothing), whether it is awaited (waiting),
+// and what the service answered (answer).
+class CaptionViewer extends Viewer {
+  // actions: caption(ids), copyJson(id), copyCurl(id), remove(id), commit(), undo(), discard(), all by a button or a key.
+  constructor(panel, image, picture, actions) {
+    super(panel, image, picture);
+    this.source = picture;
+    this.actions = actions;
+    this.draft = null; // a region that is being pointed at: points, box, region, waiting
+    this.unfolded = new Set(); // regions of which all look-alikes are shown
+  }
+
+  picked(id) {
+    if (!this.panel.classList.contains("drawing")) this.choose(id);
+  }
+
+  choose(id) {
+    if (id === null || this.byId.get(id).caption !== undefined) super.choose(id);
+    else {
+      this.select(id);
+      this.actions.caption([id]);
+    }
+  }
+
+  // Something about a region has changed.
+  refresh(id) {
+    const region = this.byId.get(id);
+    this.items.get(id).querySelector(".text").replaceWith(this.#text(region));
+    this.paths.get(id).classList.toggle("captioned", region.caption !== undefined);
+    if (this.shown === null || this.shown === id || this.byId.get(this.shown).lookalikes.includes(id)) this.draw();
+  }
+
+  setRegions(regions) {
+    super.setRegions(regions);
+    for (const region of regions) this.paths.get(region.id).classList.toggle("captioned", region.caption !== undefined);
+  }
+
+  draw() {
+    const focused = this.card.contains(document.activeElement) ? document.activeElement.dataset.action : undefined;
+    super.draw();
+    if (this.#isDrafting()) {
+      this.panel.classList.add("focused");
+      this.outline(this.draft.region?.outline ?? "", 0);
+    }
+    if (focused !== undefined) (this.card.querySelector(`[data-action="${focused}"]`) ?? this.stage).focus({ preventScroll: true });
+  }
+
+  #isDrafting() {
+    return this.draft !== null && this.shown === null;
+  }
+
+  itemParts(region) {
+    return [
+      node("span", { class: "dot", "aria-hidden": "true" }),
+      this.#crop(region, SMALL_CROP_PX),
+      this.#text(region),
+      region.lookalikes.length > 0 ? node("span", { class: "badge", title: "look-alikes" }, `≈ ${region.lookalikes.length}`) : null,
+      node("span", { class: "number" }, `${region.id}`),
+    ];
+  }
+
+  #text(region) {
+    return node("span", { class: `text ${region.caption ? "" : "none"}` }, region.caption ?? withoutCaption(region));
+  }
+
+  cardParts(region) {
+    if (this.#isDrafting()) return this.#draftParts();
+    if (region === null) return this.#overview();
+    return [
+      node("p", { class: `facts ${depthColour(region)}` }, ...this.facts(region)),
+      node("div", { class: "this" }, this.#crop(region), this.#caption(region)),
+      ...this.#lookalikes(region),
+      node("div", { class: "actions" },
+        region.caption === undefined && !region.waiting ? this.#button("caption", "Caption this region", () => this.actions.caption([region.id]), true) : null,
+        this.#button("json", "Copy JSON", () => this.actions.copyJson(region.id)),
+        this.#button("curl", "Copy curl", () => this.actions.copyCurl(region.id)),
+        region.prompt ? this.#button("remove", "Remove", () => this.actions.remove(region.id)) : null),
+    ];
+  }
+
+  #button(action, text, act, isPrimary = false) {
+    const button = node("button", { type: "button", "data-action": action, ...(isPrimary ? { class: "primary" } : {}) }, text);
+    button.addEventListener("click", () => act(button));
+    return button;
+  }
+
+  #overview() {
+    const touch = matchMedia("(hover: none)").matches;
+    const numCaptioned = this.regions.filter((region) => region.caption !== undefined).length;
+    const parts = [node("h2", {}, this.image.id)];
+    if (this.regions.length === 0) return [...parts, node("p", { class: "hint" }, "No regions yet.")];
+    const hint = touch ? "Tap a region to caption it." : "Point at a region to outline it, click to caption it.";
+    return [
+      ...parts,
+      node("p", { class: "hint" }, `${numCaptioned} of ${this.regions.length} regions captioned. ${hint} What is not outlined can be pointed at, or put in a box.`),
+      node("div", { class: "actions" },
+        this.#button("json", "Copy JSON", () => this.actions.copyJson(null)),
+        this.#button("curl", "Copy curl", () => this.actions.copyCurl(null))),
+    ];
+  }
+
+  #draftParts() {
+    const { points, box, region, waiting, problem } = this.draft;
+    const inside = points.filter((point) => point.label === 1).length;
+    const what = [box ? "a box" : "", inside ? `${inside} inside` : "", points.length > inside ? `${points.length - inside} outside` : ""].filter(Boolean).join(", ");
+    const state = problem ?? (waiting ? "Looking for what fits …" : region ? "" : "Now say what is inside: a point, or a box.");
+    return [
+      node("p", { class: "facts" }, node("span", {}, "New region"), node("span", {}, what)),
+      region ? node("div", { class: "this" }, this.#crop(region), node("p", { class: "caption pending" }, "Is this what you mean? More points change it.")) : null,
+      state ? node("p", { class: problem ? "problem" : "hint" }, state) : null,
+      node("div", { class: "actions" },
+        region ? this.#button("commit", "Caption this region", () => this.actions.commit(), true) : null,
+        points.length + (box ? 1 : 0) > 1 ? this.#button("undo", "Undo", () => this.actions.undo()) : null,
+        this.#button("discard", "Discard", () => this.actions.discard())),
+    ];
+  }
+
+  #caption(region) {
+    if (!region.caption) return node("p", { class: "caption pending" }, withoutCaption(region));
+    const words = wordsOf(region.caption);
+    const differs = words.map(() => false);
+    for (const other of this.#known(region)) differing(words, wordsOf(other.caption))[0].forEach((does, at) => { differs[at] ||= does; });
+    const length = region.caption.length > LONG_CAPTION ? "long" : "";
+    return node("p", { class: `caption ${length}` }, ...marked(words, differs));
+  }
+
+  // The look-alikes shown, and those of them whose captions are known.
+  #shownLookalikes(region) {
+    const all = region.lookalikes.filter((id) => this.byId.has(id)).map((id) => this.byId.get(id));
+    return this.unfolded.has(region.id) ? all : all.slice(0, MAX_LOOKALIKES_SHOWN);
+  }
+
+  #known(region) {
+    return this.#shownLookalikes(region).filter((other) => other.caption);
+  }
+
+  #lookalikes(region) {
+    if (region.lookalikes.length === 0) return [];
+    const shown = this.#shownLookalikes(region);
+    const uncaptioned = shown.filter((other) => other.caption === undefined && !other.waiting).map((other) => other.id);
+    const same = region.caption ? this.#known(region).filter((other) => plainText(other.caption) === plainText(region.caption)) : [];
+    const more = region.lookalikes.length - shown.length;
+    return [
+      node("h3", {}, region.caption && this.#known(region).length > 0 ? "What tells it apart from its look-alikes" : "Its look-alikes"),
+      same.length > 0 ? node("p", { class: "problem" }, `Its caption is also that of region ${same.map((other) => other.id).join(", ")}: it does not tell them apart.`) : null,
+      node("ul", { class: "alike" }, ...shown.map((other) => this.#lookalike(region, other))),
+      node("div", { class: "actions" },
+        region.caption !== undefined && uncaptioned.length > 0 ? this.#button("captions", "Caption its look-alikes", () => this.actions.caption(uncaptioned)) : null,
+        more > 0 ? this.#button("more", `Show ${more} more`, () => { this.unfolded.add(region.id); this.draw(); }) : null),
+    ];
+  }
+
+  #lookalike(region, other) {
+    let text = [withoutCaption(other)];
+    if (other.caption) {
+      const words = wordsOf(other.caption);
+      const differs = region.caption ? differing(wordsOf(region.caption), words)[1] : words.map(() => false);
+      text = marked(words, differs);
+    }
+    return node("li", {}, this.link(other.id, this.#crop(other)),
+      node("span", { class: other.caption ? "" : "none" }, node("small", {}, `${other.id} `), ...text));
+  }
+
+  // A region in its surroundings, outlined.
+  #crop(region, size = CROP_PX) {
+    const canvas = node("canvas", { width: size, height: size, class: "crop", "aria-hidden": "true" });
+    const [x, y, width, height] = region.answer.bbox_xywh;
+    const side = Math.max(width, height, 8) * 1.3;
+    const pen = canvas.getContext("2d");
+    const scale = size / side;
+    pen.setTransform(scale, 0, 0, scale, (side / 2 - x - width / 2) * scale, (side / 2 - y - height / 2) * scale);
+    if (this.source instanceof HTMLImageElement) pen.drawImage(this.source, 0, 0, this.image.width, this.image.height);
+    const outline = new Path2D(region.outline);
+    const around = new Path2D(`M0 0H${this.image.width}V${this.image.height}H0z${region.outline}`);
+    pen.fillStyle = "rgb(8 9 11 / 45%)";
+    pen.fill(around, "evenodd");
+    pen.lineJoin = "round";
+    for (const [colour, lineWidth] of [["rgb(0 0 0 / 65%)", 6], ["#fff", 3]]) {
+      pen.strokeStyle = colour;
+      pen.lineWidth = (lineWidth * Math.sqrt(size / CROP_PX)) / scale;
+      pen.stroke(outline);
+    }
+    return canvas;
+  }
+}
+
+function withoutCaption(region) {
+  if (region.waiting) return "captioning …";
+  return region.caption === null ? "the model wrote nothing" : "not captioned yet";
+}

@@ -1,0 +1,46 @@
+"use strict";
+
+// Which words tell two captions apart.
+
+function wordsOf(text) {
+  return text.split(/\s+/).filter(Boolean);
+}
+
+function plain(word) {
+  return word.toLowerCase().replace(/^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu, "");
+}
+
+// For each word of two captions whether it is outside of their longest common subsequence.
+function differing(first, second) {
+  const [a, b] = [first.map(plain), second.map(plain)];
+  const longest = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
+  for (let i = a.length - 1; i >= 0; i--) {
+    for (let j = b.length - 1; j >= 0; j--) {
+      longest[i][j] = a[i] === b[j] ? longest[i + 1][j + 1] + 1 : Math.max(longest[i + 1][j], longest[i][j + 1]);
+    }
+  }
+  const [differsA, differsB] = [a.map(() => true), b.map(() => true)];
+  for (let i = 0, j = 0; i < a.length && j < b.length;) {
+    if (a[i] === b[j]) differsA[i++] = differsB[j++] = false;
+    else if (longest[i + 1][j] >= longest[i][j + 1]) i++;
+    else j++;
+  }
+  return [differsA, differsB];
+}
+
+// A caption as nodes, its differing words marked.
+function marked(words, differs) {
+  const parts = [];
+  for (let at = 0; at < words.length;) {
+    let end = at + 1;
+    while (end < words.length && differs[end] === differs[at]) end++;
+    const text = words.slice(at, end).join(" ");
+    parts.push(differs[at] ? node("mark", {}, text) : text, " ");
+    at = end;
+  }
+  return parts.slice(0, -1);
+}
+
+function plainText(caption) {
+  return wordsOf(caption).map(plain).join(" ");
+}
