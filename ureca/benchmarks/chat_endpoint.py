@@ -10,9 +10,11 @@ import asyncio
 import hashlib
 import heapq
 import json
+import subprocess
 import sys
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from ureca.mllm.standin import stand_in_answer
@@ -161,6 +163,21 @@ async def serve(engine: Engine, on_ready: Callable[[int], None], port: int = 0) 
     on_ready(server.sockets[0].getsockname()[1])
     async with server:
         await server.serve_forever()
+
+
+@contextmanager
+def endpoint_process(*, slots: int, seconds: float, slow_every: int = 0, slow_times: float = 1.0) -> Iterator[str]:
+    """Serve in a process of its own for the block; yields the address. Arguments as of ``Engine``."""
+    command = [
+        *(sys.executable, "-m", "ureca.benchmarks.chat_endpoint", "--slots", str(slots), "--seconds", str(seconds)),
+        *("--slow-every", str(slow_every), "--slow-times", str(slow_times)),
+    ]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
+        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both are pipes
+        try:
+            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
+        finally:
+            process.stdin.close()
 
 
 def main(argv: list[str]) -> int:
