@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-caption bench-caption-corpus bench-train long-train clean
+.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory bench-caption bench-caption-corpus bench-train long-train clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -21,6 +21,12 @@ types: $(VENV)/.dev
 
 bench-tree: $(VENV)/.demo
 	$(BIN)/ureca bench tree
+
+bench-curate: $(VENV)/.demo  ## how busy `ureca curate` keeps an engine; takes about five minutes
+	$(BIN)/ureca bench curate
+
+long-curate-memory: $(VENV)/.demo  ## memory at 100, 1000 and 10,000 images; takes about ten minutes
+	$(BIN)/ureca bench curate --images 100 1000 10000 --slow-every 0 --seconds 0.02 -- --tree.min-area-fraction 0.05
 
 bench-caption: $(VENV)/.dev
 	$(BIN)/ureca bench caption

@@ -10,6 +10,7 @@ _BENCHMARKS = {
     "tree": ("ureca.benchmarks.tree", "plant mask trees on run lengths, against decoding and comparing pixels"),
     "caption": ("ureca.benchmarks.caption", "caption all regions of an image at once, against one call a region"),
     "train": ("ureca.benchmarks.train", "train on all regions of an image at once, against one region a pass"),
+    "curate": ("ureca.benchmarks.curate", "curate with a stand-in endpoint, against one question at a time"),
     "caption-corpus": ("ureca.benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
 }
 

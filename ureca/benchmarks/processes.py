@@ -1,4 +1,4 @@
-"""CPU time of a process and all below it, by what they are called. Linux only."""
+"""CPU time and memory of a process and all below it, by what they are called. Linux only."""
 
 import os
 from collections import defaultdict
@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessTree:
@@ -14,12 +15,16 @@ class ProcessTree:
     Args:
         root: process id.
         roles: what a command line must contain to count for a role; the first that fits; else "other".
+
+    Attributes:
+        peak_mib: most resident memory that any one process of a role was seen with; shared pages count.
     """
 
     def __init__(self, root: int, roles: Sequence[str]) -> None:
         self._root = root
         self._roles = roles
         self._used_s: dict[int, tuple[str, float]] = {}
+        self.peak_mib: dict[str, float] = {}
 
     def sample(self) -> dict[str, float]:
         """CPU seconds by role so far."""
@@ -27,6 +32,8 @@ class ProcessTree:
             role = _role(pid, self._roles)
             if role is not None:
                 self._used_s[pid] = role, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
+                resident_mib = int(fields[21]) * _PAGE_BYTES / 2**20
+                self.peak_mib[role] = max(resident_mib, self.peak_mib.get(role, 0.0))
         totals: dict[str, float] = defaultdict(float)
         for role, used_s in self._used_s.values():
             totals[role] += used_s

@@ -31,6 +31,7 @@ class ImagesInFlight:
         self._attempts = attempts
         self._slots = asyncio.Semaphore(most)
         self._loner = asyncio.Lock()
+        self._turn = asyncio.Lock()
 
     async def each(
         self, entries: Sequence[ManifestEntry], work: Work, give_up: Callable[[str, DataError], None]
@@ -53,7 +54,8 @@ class ImagesInFlight:
         others = [entry for entry in entries if entry not in suspects]
         # One generator for the unit: images that lie together in a file are read together, in an order of its own.
         fetching = fetch(others, self._limits)
-        async with asyncio.TaskGroup() as group:
+        # Images are begun unit after unit: the first is complete, and written, while those behind it are under way.
+        async with asyncio.TaskGroup() as group, self._turn:
             for _ in others:
                 group.create_task(self._in_slot(await self._next(fetching), work))
 
@@ -79,10 +81,12 @@ class ImagesInFlight:
             self._slots.release()
 
     async def _finish(self, fetched: Fetched, work: Work) -> None:
+        done = False
         try:
             await work(fetched)
+            done = True
         finally:
-            await asyncio.to_thread(self._attempts.end, fetched.entry.image_id)
+            await asyncio.to_thread(self._attempts.end, fetched.entry.image_id, done=done)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:

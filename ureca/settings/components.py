@@ -50,7 +50,7 @@ def build_curator(settings: CurateSettings) -> Curator:
     model = build_chat_model(settings.mllm)
     return Curator(
         annotator=_annotator(settings.annotator, model),
-        embedder=_embedder(settings),
+        embedder=build_embedder(settings),
         tree=settings.tree,
         views=settings.views,
         uniqueness=settings.uniqueness,
@@ -85,7 +85,12 @@ def build_chat_model(mllm: Mllm) -> ChatModel:
     return StandInChatModel(mllm)
 
 
-def _embedder(settings: CurateSettings) -> Embedder:
+def build_embedder(settings: CurateSettings) -> Embedder:
+    """Build what tells look-alikes.
+
+    Raises:
+        SettingsError: a checkpoint or a package is missing.
+    """
     if isinstance(settings.embedder, ByDescriptor):
         return DescriptorEmbedder()
     return Dinov2Embedder(settings.embedder)
