@@ -72,17 +72,23 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
         SettingsError, CheckpointError: the model cannot be trained so.
         UrecaError: the loss became infinite.
     """
+    check_trackers(settings.trackers)
+    processor = UrecaProcessor.from_pretrained(settings.model)
     run = RunFolder(settings.run)
+    with run.claim(on_plan) as session:
+        return _train(settings, run, session, processor, on_plan)
+
+
+def _train(
+    settings: TrainSettings, run: RunFolder, session: str, processor: UrecaProcessor, on_plan: Callable[[str], None]
+) -> TrainReport:
     if settings.overwrite:
         run.remove()
-    check_trackers(settings.trackers)
     record = _Record(run, settings)
     record.check_same()
     if record.is_finished:
         on_plan(f"{run.path} is finished; there is nothing to do")
         return _report(run, was_finished=True)
-    processor = UrecaProcessor.from_pretrained(settings.model)
-    run.path.mkdir(parents=True, exist_ok=True)
     index = _prepare_indices(settings, run, processor)
     num_steps = _num_steps(settings, index, processor)
     record.num_steps = num_steps
@@ -92,7 +98,7 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
     record.write("running")
     try:
         with StepProgress(run.metrics, num_steps):
-            _fit(settings, run)
+            _fit(settings, run, session)
         _raise_failure(run)
     except BaseException:
         record.write("stopped")
@@ -101,7 +107,7 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
     return _report(run, was_finished=False)
 
 
-def _fit(settings: TrainSettings, run: RunFolder) -> None:
+def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
     # Workers must not change their folder, nor print twice what they print.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -116,7 +122,7 @@ def _fit(settings: TrainSettings, run: RunFolder) -> None:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine goes as a whole
         trainer = TorchTrainer(
             train_worker,
-            train_loop_config={"settings": _absolute(settings).model_dump_json(), "session": run.claim()},
+            train_loop_config={"settings": _absolute(settings).model_dump_json(), "session": session},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=resources.workers,
@@ -228,7 +234,7 @@ class _Record:
         if self._before and self._before.get("verb") != "train":
             verb = self._before.get("verb")
             raise OutputError(f"{run.path} is the output of {verb!r}, not of train; name another folder")
-        if not self._before and run.path.is_dir() and any(run.path.iterdir()):
+        if not self._before and run.holds_something:
             raise OutputError(f"{run.path} is not empty and no run; name another folder")
         checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).latest()
         self.step = 0 if checkpoint is None else checkpoint.step

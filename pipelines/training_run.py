@@ -3,16 +3,19 @@
 import datetime
 import json
 import shutil
-import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
+from pyarrow.fs import LocalFileSystem
+
 from ureca.atomic import replacing
+from ureca.dataset.claim import ClaimFile
 from ureca.errors import OutputError
 from ureca.training.samples import BadSample
 
-_RUN, _FAILURE, _SESSION = "run.json", "failure.json", "session"
+_RUN, _FAILURE, _CLAIM = "run.json", "failure.json", "claim.json"
 
 
 class RunFolder:
@@ -54,27 +57,39 @@ class RunFolder:
             temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
     def remove(self) -> None:
-        """Remove a run.
+        """Remove a run, but for the claim of it.
 
         Raises:
             OutputError: the folder holds something else.
         """
         record = self.record()
-        if record is None and self.path.is_dir() and any(self.path.iterdir()):
+        if record is None and self.holds_something:
             raise OutputError(f"{self.path} is not empty and no run; name another folder")
         if record is not None and record.get("verb") != "train":
             raise OutputError(f"{self.path} is the output of {record.get('verb')!r}, not of train; name another folder")
-        if self.path.is_dir():
-            shutil.rmtree(self.path)
+        for path in self._contents():
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+    @property
+    def holds_something(self) -> bool:
+        """Whether there is anything in the folder but a claim."""
+        return bool(self._contents())
+
+    def _contents(self) -> list[Path]:
+        return [path for path in self.path.iterdir() if path.name != _CLAIM] if self.path.is_dir() else []
 
     # One session at a time
 
-    def claim(self) -> str:
-        """Take the run over from whatever session had it, and return a word that stands for the new one."""
-        session = uuid.uuid4().hex
-        with replacing(self.path / _SESSION, overwrite=True) as temporary:
-            temporary.write_text(session, encoding="utf-8")
-        return session
+    def claim(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
+        """Have the run to oneself for the block; see ``ureca.dataset.claim.ClaimFile.hold``.
+
+        Raises:
+            OutputError: another session has it, or its folder cannot be written to.
+        """
+        return self._claim.hold(on_wait)
 
     def check_claim(self, session: str) -> None:
         """Make sure that no other session has taken the run over: workers may outlive a driver that was killed.
@@ -82,8 +97,11 @@ class RunFolder:
         Raises:
             RuntimeError: one has; nothing more must be written.
         """
-        if (self.path / _SESSION).read_text(encoding="utf-8") != session:
-            raise RuntimeError(f"another session has taken over the run {self.path}; this one ends")
+        self._claim.check(session)
+
+    @property
+    def _claim(self) -> ClaimFile:
+        return ClaimFile(LocalFileSystem(), str(self.path / _CLAIM), str(self.path))
 
     # A line a step
 

@@ -49,7 +49,7 @@ def test_nothing_but_a_run_is_removed(tmp_path: Path) -> None:
         RunFolder(tmp_path).record()
     RunFolder(tmp_path).write_record({"verb": "train"})
     RunFolder(tmp_path).remove()
-    assert not tmp_path.exists()
+    assert not any(tmp_path.iterdir())
     RunFolder(tmp_path).remove()
 
 
@@ -63,12 +63,12 @@ def test_a_failure_is_told_once(tmp_path: Path) -> None:
 
 def test_a_session_that_another_has_replaced_writes_nothing_more(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    old = run.claim()
-    run.check_claim(old)
-    new = run.claim()
-    run.check_claim(new)
-    with pytest.raises(RuntimeError, match="another session has taken over the run"):
+    with run.claim() as old:
         run.check_claim(old)
+    with run.claim() as new:
+        run.check_claim(new)
+        with pytest.raises(RuntimeError, match="another session has taken over"):
+            run.check_claim(old)
 
 
 def test_reports_are_sums_and_means_over_tokens() -> None:

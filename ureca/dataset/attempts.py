@@ -1,15 +1,14 @@
 """What a process was working on when it died.
 
 A process that dies tells nobody why: a segmentation fault, too little memory, a machine that is gone. So a stage leaves
-a mark, a small file, before it begins on something, and takes it back when it is done, well or not. What marks are left
-when the next process of the stage starts were left by processes that died.
+a mark, a small file, before it begins on something, and takes it back after. What marks are left when the next process
+of the stage starts were left by processes that died; they go when a process has survived what they are of.
 """
 
 import contextlib
 import hashlib
 import threading
 import uuid
-from collections import Counter
 from collections.abc import Iterator
 
 import pyarrow.fs as pafs
@@ -36,12 +35,15 @@ class Attempts:
         self._has_folder = False
         self._lock = threading.Lock()
         self._marks: dict[str, list[str]] = {}
-        names = (name.split("-") for name in storage.list_names(filesystem, folder))
-        self._deaths = Counter(key for by, key, *_ in names if by == stage)
+        self._left: dict[str, list[str]] = {}
+        for name in storage.list_names(filesystem, folder):
+            by, key, _ = name.split("-")
+            if by == stage:
+                self._left.setdefault(key, []).append(f"{folder}/{name}")
 
     def deaths(self, what: str) -> int:
         """Processes that died while they worked on this."""
-        return self._deaths[_key(what)]
+        return len(self._left.get(_key(what), ()))
 
     def given_up(self, image_id: str, earlier: int = 0) -> DataError | None:
         """Why an image is not to be worked on again; None: it is.
@@ -69,23 +71,28 @@ class Attempts:
                 self._has_folder = True
         storage.write_mark(self._filesystem, path, what)
 
-    def end(self, what: str) -> None:
-        """Take the mark back."""
+    def end(self, what: str, *, done: bool) -> None:
+        """Take the mark back, and if it is done also those that were left before: nobody died of it."""
         with self._lock:
-            path = self._marks[what].pop()
+            paths = [self._marks[what].pop()]
             if not self._marks[what]:
                 del self._marks[what]
-        with contextlib.suppress(FileNotFoundError):  # the session is over, and its marks forgotten
-            self._filesystem.delete_file(path)
+            if done:
+                paths += self._left.pop(_key(what), [])
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):  # the session is over, and its marks forgotten
+                self._filesystem.delete_file(path)
 
     @contextlib.contextmanager
     def attempt(self, what: str) -> Iterator[None]:
         """Have a mark for the block."""
         self.begin(what)
+        done = False
         try:
             yield
+            done = True
         finally:
-            self.end(what)
+            self.end(what, done=done)
 
 
 class NoAttempts(Attempts):
@@ -101,7 +108,7 @@ class NoAttempts(Attempts):
     def begin(self, what: str) -> None:
         """Nothing happens."""
 
-    def end(self, what: str) -> None:
+    def end(self, what: str, *, done: bool) -> None:
         """Nothing happens."""
 
 

@@ -146,9 +146,8 @@ class ClaimFile:
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
-            raise OutputError(
-                f"the claim {self._path} cannot be read: {error}. Remove it if no run is there"
-            ) from error
+            what = "it is no claim" if isinstance(error, ValidationError) else error
+            raise OutputError(f"{self._path} cannot be read: {what}. Remove it if no run is there") from error
 
     def _write(self, claim: _Claim) -> None:
         storage.write_bytes(self._filesystem, self._path, json.dumps(claim.model_dump(), indent=2).encode())

@@ -1,0 +1,180 @@
+"""Images that take down the process that works on them: found out, and given up, without the others."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.drawn import write_corpus
+from ureca.corpus.fetch import Fetched
+from ureca.corpus.listing import list_images
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.in_flight import ImagesInFlight
+from ureca.curation.quarantine import guarded, guarded_plant
+from ureca.curation.stages import ProposedImage, ProposedUnit, plant
+from ureca.dataset import Output
+from ureca.dataset.attempts import Attempts, NoAttempts
+from ureca.errors import DataError
+from ureca.images import ImageLimits
+
+LIMITS = ImageLimits()
+
+
+class Death(BaseException):
+    """What stands for the end of the process here: nothing is cleaned up after it."""
+
+
+class Mortal(Attempts):
+    """Marks of a process that does nothing more once it is dead."""
+
+    def begin(self, what: str) -> None:
+        if not self.dying:
+            super().begin(what)
+
+    def end(self, what: str, *, done: bool) -> None:
+        if not self.dying:
+            super().end(what, done=done)
+
+    dying = False
+
+
+def mortal(folder: Path, stage: str, max_deaths: int = 3) -> Mortal:
+    """What the next process of a stage knows."""
+    output = Output(str(folder))
+    return Mortal(output.filesystem, f"{folder}/attempts", stage, max_deaths)
+
+
+def entries_of(folder: Path, num_images: int) -> list[ManifestEntry]:
+    """The manifest of a corpus with so many images."""
+    write_corpus(folder, num_images)
+    return [ManifestEntry.from_row(row) for row in list_images(str(folder)).to_pylist()]
+
+
+class Poisoned:
+    """A stage that dies of some images, in whatever process it runs."""
+
+    def __init__(self, attempts: Mortal, poison: set[str], seen: list[list[str]]) -> None:
+        self._attempts, self._poison, self._seen = attempts, poison, seen
+
+    def __call__(self, number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+        ids = [entry.image_id for entry in entries]
+        if ids:
+            self._seen.append(ids)
+        if self._poison & {*ids}:
+            self._attempts.dying = True
+            raise Death
+        return ProposedUnit(number, "poisoned", tuple(map(ProposedImage, entries)), {"propose": float(len(ids))})
+
+
+@pytest.mark.parametrize("max_deaths", [2, 3, 5])
+@pytest.mark.parametrize("poison", [{"img_0001"}, {"img_0000", "img_0003"}, {f"img_000{index}" for index in range(4)}])
+def test_a_unit_goes_image_by_image_until_the_guilty_are_given_up(
+    tmp_path: Path, max_deaths: int, poison: set[str]
+) -> None:
+    entries = entries_of(tmp_path / "in", 4)
+    seen: list[list[str]] = []
+    deaths = 0
+    while True:
+        attempts = mortal(tmp_path, "propose", max_deaths)
+        try:
+            unit = guarded(Poisoned(attempts, poison, seen), attempts)(7, entries)
+            break
+        except Death:
+            deaths += 1
+    # The first process dies with all; further ones with one image each.
+    assert deaths == 1 + len(poison) * (max_deaths - 1)
+    assert (unit.number, unit.proposer) == (7, "poisoned")
+    assert [image.entry for image in unit.images] == entries
+    errors = {image.entry.image_id: image.error for image in unit.images if image.error is not None}
+    assert errors.keys() == poison
+    assert {(error.stage, error.kind) for error in errors.values()} == {("propose", "worker_died")}
+    assert unit.seconds == {"propose": 4 - len(poison)}
+
+
+def test_what_nobody_dies_of_goes_as_a_unit(tmp_path: Path) -> None:
+    entries = entries_of(tmp_path / "in", 4)
+    seen: list[list[str]] = []
+    attempts = mortal(tmp_path, "propose")
+    assert len(guarded(Poisoned(attempts, set(), seen), attempts)(0, entries).images) == 4
+    assert seen == [[entry.image_id for entry in entries]]
+    assert list((tmp_path / "attempts").iterdir()) == []
+
+
+def test_trees_too(tmp_path: Path) -> None:
+    entries = entries_of(tmp_path / "in", 3)
+    unit = ProposedUnit(5, "p", tuple(map(ProposedImage, entries)), {"propose": 1.0})
+    for _ in range(4):
+        attempts = mortal(tmp_path, "tree")
+
+        def plant_mortally(some: ProposedUnit, attempts: Mortal = attempts) -> ProposedUnit:
+            if entries[1] in [image.entry for image in some.images]:
+                attempts.dying = True
+                raise Death
+            return plant(some, 0.8)
+
+        try:
+            planted = guarded_plant(unit, plant_mortally, attempts)
+        except Death:
+            continue
+    assert [image.error and image.error.stage for image in planted.images] == [None, "tree", None]
+    assert planted.seconds.keys() == {"propose", "tree"}
+
+
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, most: int) -> None:
+    entries = entries_of(tmp_path / "in", 6)
+    processes: list[list[frozenset[str]]] = []
+    given_up: dict[str, DataError] = {}
+
+    async def process() -> None:
+        attempts = mortal(tmp_path, "curate")
+        images = ImagesInFlight(most, LIMITS, attempts)
+        company: set[str] = set()
+        companies: list[frozenset[str]] = []
+        processes.append(companies)
+
+        async def work(fetched: Fetched) -> None:
+            id = fetched.entry.image_id
+            company.add(id)
+            companies.append(frozenset(company))
+            await asyncio.sleep(0.01)
+            if id == "img_0002":
+                attempts.dying = True
+                raise Death
+            company.remove(id)
+
+        await asyncio.gather(
+            images.each(entries[:4], work, given_up.__setitem__), images.each(entries[4:], work, given_up.__setitem__)
+        )
+
+    for _ in range(4):
+        try:
+            asyncio.run(process())
+        except BaseExceptionGroup as group:
+            assert group.subgroup(Death) is not None
+        except Death:
+            pass
+    assert len(processes) == 4
+    assert {id: str(error) for id, error in given_up.items()} == {
+        "img_0002": "worker_died: 3 workers of the stage curate died while they worked on it"
+    }
+    assert set().union(*processes[3]) == {entry.image_id for entry in entries} - {"img_0002"}
+    # After the first death the suspects are alone, until they are done or dead.
+    assert all(
+        company == {"img_0002"} for companies in processes[1:3] for company in companies if "img_0002" in company
+    )
+    assert all(len(company) <= most for companies in processes for company in companies)
+    # Whoever was in company of the first death is no suspect once it was done.
+    assert (len(max(processes[3], key=len)) > 1) == (most > 1)
+
+
+def test_without_marks_nothing_is_suspected(tmp_path: Path) -> None:
+    entries = entries_of(tmp_path / "in", 3)
+    seen: list[str] = []
+
+    async def work(fetched: Fetched) -> None:
+        seen.append(fetched.entry.image_id)
+
+    asyncio.run(ImagesInFlight(2, LIMITS, NoAttempts()).each(entries, work, lambda id, reason: seen.append("given up")))
+    assert sorted(seen) == [entry.image_id for entry in entries]
