@@ -24,5 +24,12 @@ class ActorResources(BaseModel):
 class AsyncActorResources(ActorResources):
     """A stage of actors that work on many images at a time."""
 
-    units_in_flight: int = Field(default=4, ge=1, description="units an actor works on at a time")
-    images_in_flight: int = Field(default=16, ge=1, description="decoded images an actor holds at a time")
+    units_in_flight: int | None = Field(
+        default=None, ge=1, description="units an actor works on at a time; None: as many as have images_in_flight"
+    )
+    images_in_flight: int | None = Field(
+        default=None,
+        ge=1,
+        description="decoded images an actor holds at a time; None: 16, or a few more than its share of the requests "
+        "that an engine takes at a time",
+    )
