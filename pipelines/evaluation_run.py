@@ -100,7 +100,7 @@ class _Run:
         for model in self.models:
             if model.kind == "checkpoint":
                 usable_checkpoint(self._captioning(model, self._captions(model).path))
-        self._of_references: list[Mapping[str, Any] | None] | None = None
+        self._of_references: collecting.Judged | None = None
         tell(
             f"{self._benchmark.description}: {self._benchmark.num_regions} regions of "
             f"{self._benchmark.num_images} images"
@@ -128,9 +128,10 @@ class _Run:
         ]
         remarks: list[str] = []
         if self._is_judged(predictions):
-            judged = self._judge(predictions, self._captions(model).path)
+            judged, num_failed = self._judge(predictions, self._captions(model).path)
             measures += self._judgements(predictions, judged)
-            remarks = collecting.unjudged(predictions, judged)
+            if num_failed:
+                remarks.append(f"Images that could not be looked at to judge captions by: {num_failed:,}.")
         return Evaluated(model.name, predictions, measures, remarks)
 
     def write_table(self, evaluated: Sequence[Evaluated]) -> EvaluationTable:
@@ -139,7 +140,9 @@ class _Run:
         benchmark = self._benchmark
         remarks = []
         if self._settings.limit is not None:
-            remarks.append(f"{benchmark.num_images:,} images of the benchmark, chosen by seed {self._settings.seed}.")
+            remarks.append(
+                f"A sample of the benchmark: {benchmark.num_images:,} images, by seed {self._settings.seed}."
+            )
         if benchmark.left_out:
             reasons = ", ".join(f"{reason}: {count:,}" for reason, count in benchmark.left_out.items())
             remarks.append(f"Regions of the benchmark that cannot be used are left out for all models ({reasons}).")
@@ -201,7 +204,7 @@ class _Run:
     def _has_bert(self) -> bool:
         return self._settings.bert_score is not None and not self._unmeasured
 
-    def _judge(self, predictions: Sequence[Prediction] | None, captions: str | None) -> collecting.Judged:
+    def _judge(self, predictions: Sequence[Prediction] | None, captions: str | None) -> tuple[collecting.Judged, int]:
         """Judge captions, or the references; what was judged before, by the same judges, is kept."""
         settings = self._settings
         judges = {
@@ -227,12 +230,12 @@ class _Run:
         settings = self._settings
         measures = collecting.scenes(judged)
         if self._has_bert and settings.bert_score is not None:
-            measures.append(bert_measure([row and row["bert_f1"] for row in judged], settings.bert_score))
+            measures.append(bert_measure([row["bert_f1"] for row in judged], settings.bert_score))
         if settings.retrieval is None and not isinstance(settings.listener, Asking):
             return measures
         if self._of_references is None:
             self._tell("ceilings: judging the references")
-            self._of_references = list(self._judge(None, None))
+            self._of_references, _ = self._judge(None, None)
         if settings.retrieval is not None:
             name = settings.retrieval.checkpoint
             measures += collecting.retrieval(predictions, judged, self._of_references, name)

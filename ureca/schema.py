@@ -177,7 +177,8 @@ JUDGED = pa.schema(
 """What was found out about captions of a benchmark, region by region; null where a question was not asked.
 
 ``is_first``, ``reciprocal_rank`` and ``num_candidates`` are of ``ureca.evaluation.uniqueness.Retrieved``, ``heard``
-and ``resolution`` as there, ``bert_f1`` is BERTScore's. ``status`` is ok.
+and ``resolution`` as there, ``bert_f1`` is BERTScore's. ``status`` is ok. Where the image could not be read, ``error``
+says so, and what needs no pixels is there.
 """
 
 

@@ -1,9 +1,11 @@
 """From what is stored of a benchmark, of captions and of judgements to measures."""
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from ureca.dataset import Output
+from ureca.errors import OutputError
 from ureca.evaluation.benchmarks import StoredBenchmark
 from ureca.evaluation.measures import Measure
 from ureca.evaluation.predictions import Prediction
@@ -14,8 +16,8 @@ from ureca.evaluation.uniqueness import (
     retrieval_measures,
 )
 
-Judged = Sequence[Mapping[str, Any] | None]
-"""What was found out about each prediction, fields as in ``JUDGED``; None where its image could not be judged."""
+Judged = Sequence[Mapping[str, Any]]
+"""What was found out about each prediction; fields as in ``JUDGED``."""
 
 
 def predictions_of(benchmark: StoredBenchmark, captions: Output) -> list[Prediction]:
@@ -45,23 +47,26 @@ def predictions_of(benchmark: StoredBenchmark, captions: Output) -> list[Predict
     return predictions
 
 
-def judged_of(benchmark: StoredBenchmark, judged: Output) -> list[Mapping[str, Any] | None]:
-    """What was found out about the same regions, in the same order."""
-    found: list[Mapping[str, Any] | None] = []
+def judged_of(benchmark: StoredBenchmark, judged: Output) -> tuple[Judged, int]:
+    """What was found out about the same regions, in the same order, and how many images could not be looked at."""
+    found: list[Mapping[str, Any]] = []
+    num_failed = 0
     for row, of_image in _pairs(benchmark, judged):
-        regions = {} if of_image is None else {region["region_id"]: region for region in of_image["judged"]}
-        found += [regions.get(region["region_id"]) for region in row["benchmark"]]
-    return found
+        if of_image is None:
+            raise OutputError(f"{judged.path} lacks image {row['image_id']!r}: run the same command again")
+        num_failed += of_image["error"] is not None
+        regions = {region["region_id"]: region for region in of_image["judged"]}
+        found += [regions[region["region_id"]] for region in row["benchmark"]]
+    return found, num_failed
 
 
 def retrieval(
     predictions: Sequence[Prediction], judged: Judged, of_references: Judged, encoder_name: str
 ) -> list[Measure]:
-    """Retrieval and its ceiling. A region without a caption, whose image could not be read, is not retrieved."""
-    sizes = _images_with_several(predictions)
+    """Retrieval and its ceiling. A region without a caption is not retrieved, even if its image could not be read."""
+    sizes = Counter(prediction.image_id for prediction in predictions)
     found = [
-        _retrieved(row)
-        or (Retrieved(0.0, 0.0, sizes[prediction.image_id]) if _is_lost(prediction, row, sizes) else None)
+        _retrieved(row) or (_lost(sizes[prediction.image_id]) if prediction.is_blank else None)
         for prediction, row in zip(predictions, judged, strict=True)
     ]
     return retrieval_measures(found, encoder_name, of_references=[_retrieved(row) for row in of_references])
@@ -70,25 +75,19 @@ def retrieval(
 def listener(
     predictions: Sequence[Prediction], judged: Judged, of_references: Judged, listener_name: str
 ) -> list[Measure]:
-    """The listener and its ceiling; a region without a caption is not understood."""
-    sizes = _images_with_several(predictions)
+    """The listener and its ceiling. A region without a caption is not understood, even if its image is unreadable."""
+    sizes = Counter(prediction.image_id for prediction in predictions)
     heard = [
-        "blank" if _is_lost(prediction, row, sizes) else row and row["heard"]
+        row["heard"] or ("blank" if prediction.is_blank and sizes[prediction.image_id] > 1 else None)
         for prediction, row in zip(predictions, judged, strict=True)
     ]
-    return listener_measures(heard, listener_name, of_references=[row and row["heard"] for row in of_references])
+    return listener_measures(heard, listener_name, of_references=[row["heard"] for row in of_references])
 
 
 def scenes(judged: Judged) -> list[Measure]:
     """What ``ureca.scenes.resolve`` says; none where no image is a scene."""
-    resolutions = [row and row["resolution"] for row in judged]
+    resolutions = [row["resolution"] for row in judged]
     return resolution_measures(resolutions) if any(resolutions) else []
-
-
-def unjudged(predictions: Sequence[Prediction], judged: Judged) -> list[str]:
-    """A sentence on the images that could not be judged, if there are any."""
-    lost = {prediction.image_id for prediction, row in zip(predictions, judged, strict=True) if row is None}
-    return [f"{len(lost):,} images could not be read to judge captions by."] if lost else []
 
 
 def _caption(row: Mapping[str, Any] | None, region: Mapping[str, Any] | None) -> tuple[str, str | None]:
@@ -104,21 +103,14 @@ def _caption(row: Mapping[str, Any] | None, region: Mapping[str, Any] | None) ->
     return region["caption"], None
 
 
-def _retrieved(row: Mapping[str, Any] | None) -> Retrieved | None:
-    if row is None or row["num_candidates"] is None:
+def _retrieved(row: Mapping[str, Any]) -> Retrieved | None:
+    if row["num_candidates"] is None:
         return None
     return Retrieved(row["is_first"], row["reciprocal_rank"], row["num_candidates"])
 
 
-def _is_lost(prediction: Prediction, row: Mapping[str, Any] | None, sizes: Mapping[str, int]) -> bool:
-    return row is None and prediction.is_blank and prediction.image_id in sizes
-
-
-def _images_with_several(predictions: Sequence[Prediction]) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for prediction in predictions:
-        sizes[prediction.image_id] = sizes.get(prediction.image_id, 0) + 1
-    return {id: size for id, size in sizes.items() if size > 1}
+def _lost(num_candidates: int) -> Retrieved | None:
+    return Retrieved(0.0, 0.0, num_candidates) if num_candidates > 1 else None
 
 
 def _pairs(benchmark: StoredBenchmark, other: Output) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:

@@ -1,5 +1,6 @@
 """Captions that are there already, whoever wrote them, as the captions of a benchmark's regions."""
 
+import io
 import json
 import reprlib
 from collections.abc import Iterator, Mapping
@@ -132,8 +133,8 @@ def _row(row: Mapping[str, Any], captions: Captions, source: str) -> dict[str, A
 
 def _lines(path: str) -> Iterator[bytes]:
     try:
-        with open_file(path) as file:
-            while data := file.readline():
+        with io.BufferedReader(open_file(path), 1 << 16) as file:
+            while data := file.readline(_MAX_LINE_BYTES + 1):
                 if len(data) > _MAX_LINE_BYTES:
                     raise InputError(f"{path}: a line has more than {_MAX_LINE_BYTES} bytes: {reprlib.repr(data[:40])}")
                 yield data

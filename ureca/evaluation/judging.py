@@ -52,11 +52,6 @@ class Judges:
     bert: BertScorer | None = None
     max_distractors: int = 8
 
-    @property
-    def look(self) -> bool:
-        """Whether pixels are needed."""
-        return self.encoder is not None or self.listener is not None
-
 
 class JudgeStage:
     """Judges the captions of units of a benchmark, or its references.
@@ -98,11 +93,15 @@ class JudgeStage:
         }
 
         images = {image.entry.image_id: image for image in unit.images}
+        asked = {id: self._regions(row, said[id]) for id, row in regions.items()}
+        for id, row in rows.items():
+            row["judged"] = [region.judged for region in asked[id]]
 
         async def judge(fetched: Fetched) -> None:
             id = fetched.entry.image_id
             try:
-                rows[id]["judged"] = await self._judge(images[id], fetched, regions[id], said[id])
+                await self._read(regions[id], asked[id])
+                await self._look(images[id], fetched, asked[id])
             except DataError as error:
                 give_up(id, error)
 
@@ -127,20 +126,25 @@ class JudgeStage:
             said[row["image_id"]] = {region["region_id"]: region["caption"] or "" for region in row["captions"]}
         return said
 
-    async def _judge(self, image: ProposedImage, fetched: Fetched, row: Row, said: Mapping[int, str]) -> list[Row]:
-        regions = [
+    def _regions(self, row: Row, said: Mapping[int, str]) -> list["_Region"]:
+        return [
             _Region.of(region, said.get(region["region_id"], ""), is_reference=self._captions is None)
             for region in row["benchmark"]
         ]
-        if self._judges.look:
-            views = await asyncio.to_thread(self._views, image, fetched)
-            await self._retrieve(views, regions)
-            await self._listen(views, {mask.id: mask for mask in image.masks}, regions)
+
+    async def _read(self, row: Row, regions: Sequence["_Region"]) -> None:
+        """What needs no pixels."""
         if self._captions is not None:
             await self._compare(regions)
             if row["scene"] is not None:
                 await asyncio.to_thread(_resolve, row["scene"], regions)
-        return [region.judged for region in regions]
+
+    async def _look(self, image: ProposedImage, fetched: Fetched, regions: Sequence["_Region"]) -> None:
+        """What needs pixels."""
+        if self._judges.encoder is not None or self._judges.listener is not None:
+            views = await asyncio.to_thread(self._views, image, fetched)
+            await self._retrieve(views, regions)
+            await self._listen(views, {mask.id: mask for mask in image.masks}, regions)
 
     async def _retrieve(self, views: Views, regions: Sequence["_Region"]) -> None:
         encoder = self._judges.encoder

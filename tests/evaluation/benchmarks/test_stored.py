@@ -24,7 +24,7 @@ def test_it_is_a_run_whose_regions_can_be_captioned_and_shown(tmp_path: Path) ->
     jsonl = write_jsonl(tmp_path / "in" / "captions.jsonl", [*lines, "{"])
     stored = store(jsonl, tmp_path / "stored")
     assert (stored.num_images, stored.num_regions, stored.images_per_unit) == (3, 6, 1)
-    assert (stored.left_out, stored.description) == ({"malformed_line": 1}, "captions")
+    assert (stored.left_out, stored.description) == ({"malformed_line": 1}, "in/captions.jsonl")
     assert stored.units == [0, 1, 2]
     manifest = list_run(Output.of_run(str(tmp_path / "stored")), with_regions=True)
     (image,) = adopt(0, [ManifestEntry.from_row(manifest.to_pylist()[0])]).images

@@ -2,13 +2,10 @@
 
 import pytest
 
-from tests.report.conftest import chromium
 from ureca.evaluation import Prediction
 from ureca.evaluation.columns import COLUMNS
 from ureca.evaluation.measures import Unmeasured, mean_of
 from ureca.evaluation.tables import Evaluated, EvaluationTable, TableSettings, build_table
-
-__all__ = ["chromium"]
 
 HOSTILE = (
     "</title></style></td><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> "

@@ -31,7 +31,7 @@ class JsonlReader:
         folder, _, name = path.rpartition("/")
         options = settings.model_dump() | {"images": settings.images or folder or "."}
         self._source = JsonlFile(JsonlSource(path=path, **options))
-        self.description = name.removesuffix(".jsonl")
+        self.description = f"{folder.rpartition('/')[2]}/{name}".lstrip("/")
 
     def files(self) -> list[str]:
         """The JSONL file."""

@@ -84,7 +84,7 @@ def _head(columns: Sequence[str]) -> str:
 
 
 def _row(
-    columns: Sequence[str], model: ModelRows, group: Group, best: Mapping[str, float], scale: Mapping[str, float]
+    columns: Sequence[str], model: ModelRows, group: Group, best: Mapping[str, str], scale: Mapping[str, float]
 ) -> str:
     count = f"{group.num_regions:,} regions, {group.num_images:,} images"
     cells = "".join(
@@ -94,10 +94,10 @@ def _row(
     return f'<tr><th scope="row" class="name">{escape(model.model)}<small>{count}</small></th>{cells}</tr>'
 
 
-def _cell(figure: Figure | None, first: str, best: float | None, most: float) -> str:
+def _cell(figure: Figure | None, first: str, best: str | None, most: float) -> str:
     if figure is None:
         return f"<td{first or ' class=none'}>{NOT_MEASURED}</td>"
-    is_best = " best" if figure.value == best else ""
+    is_best = " best" if value_text(figure) == best else ""
     interval = interval_text(figure)
     small = f"<small>{interval}</small>" if interval else ""
     return f'<td{first}><span class="value{is_best}">{value_text(figure)}</span>{small}{_bar(figure, most)}</td>'

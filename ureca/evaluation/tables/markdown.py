@@ -25,12 +25,12 @@ def to_markdown(table: EvaluationTable) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _figure(figure: Figure | None, best: float | None) -> str:
+def _figure(figure: Figure | None, best: str | None) -> str:
     if figure is None:
         return NOT_MEASURED
     value = value_text(figure)
     interval = interval_text(figure)
-    shown = f"**{value}**" if figure.value == best else value
+    shown = f"**{value}**" if value == best else value
     return f"{shown} ({interval})" if interval else shown
 
 

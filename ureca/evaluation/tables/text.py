@@ -17,11 +17,11 @@ HEADINGS: dict[Dimension, str] = {
 
 @dataclass(frozen=True, slots=True)
 class Block:
-    """The models side by side over one group of regions; ``best`` has the best values by column."""
+    """The models side by side over one group of regions; ``best`` has the best figures by column, as they are shown."""
 
     name: str
     rows: tuple[tuple[ModelRows, Group], ...]
-    best: Mapping[str, float]
+    best: Mapping[str, str]
 
 
 def sections(table: EvaluationTable) -> Iterator[tuple[Dimension, list[Block]]]:
@@ -37,10 +37,12 @@ def _block(table: EvaluationTable, dimension: Dimension, name: str) -> Block:
     rows = tuple((model, group) for model, group in found if group is not None)
     best = {}
     for column in table.columns:
-        values = [group.figures[column].value for _, group in rows if column in group.figures]
+        figures = [group.figures[column] for _, group in rows if column in group.figures]
         is_higher_better = COLUMNS[column].is_higher_better
-        if is_higher_better is not None and len(set(values)) > 1:
-            best[column] = max(values) if is_higher_better else min(values)
+        # What cannot be told apart in the table is equally good.
+        if is_higher_better is not None and len(set(map(value_text, figures))) > 1:
+            choose = max if is_higher_better else min
+            best[column] = value_text(choose(figures, key=lambda figure: figure.value))
     return Block(name, rows, best)
 
 

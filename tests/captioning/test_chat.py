@@ -1,0 +1,100 @@
+"""Baselines: any model that sees images, shown regions in the paper's ways."""
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.captioning.stand_ins import proposed_unit
+from tests.drawn import drawn_image
+from tests.mllm.tiny_models import internvl
+from ureca.captioning.chat import ChatWriter
+from ureca.captioning.checkpoint import identify
+from ureca.captioning.stage import CaptionStage
+from ureca.errors import AnswerError, CheckpointError
+from ureca.images import ImageLimits
+from ureca.mllm.protocol import ChatAnswer, ChatRequest
+from ureca.mllm.transformers.engine import TransformersChatModel
+from ureca.mllm.transformers.settings import TransformersSettings
+from ureca.model.region_prompt import RegionPrompt
+from ureca.model.region_views import region_view
+from ureca.regions.mask import Mask
+from ureca.settings.captioner import CaptionSettings
+
+SETTINGS = CaptionSettings(question="What is it?", max_new_tokens=7, temperature=0.5, batch_size=2)
+
+
+class Asked:
+    """Remembers what it is asked, and answers with the mean of the picture's red."""
+
+    name = "asked"
+
+    def __init__(self, error: AnswerError | None = None) -> None:
+        self.requests: list[ChatRequest] = []
+        self.error = error
+        self.at_once = self.most_at_once = 0
+
+    async def answer(self, request: ChatRequest) -> ChatAnswer:
+        self.at_once += 1
+        self.most_at_once = max(self.most_at_once, self.at_once)
+        await asyncio.sleep(0)
+        self.at_once -= 1
+        self.requests.append(request)
+        if self.error is not None and len(self.requests) == 1:
+            raise self.error
+        return ChatAnswer(f" {request.images[0][..., 0].mean():.6f}\n", 11, 5)
+
+
+def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask, ...] = ()) -> tuple[list[Any], Any]:
+    unit = proposed_unit(tmp_path, 0, 2)
+    first, second = unit.images
+    unit = replace(unit, images=(replace(first, masks=(*first.masks, *masks)), second))
+    stage = CaptionStage(ChatWriter(model, prompt, SETTINGS), "asked", ImageLimits(), 2)
+    return asyncio.run(stage(unit))  # type: ignore[return-value]
+
+
+@pytest.mark.parametrize("prompt", ["none", "contour", "crop"])
+def test_a_region_is_shown_as_the_baseline_says(tmp_path: Path, prompt: RegionPrompt) -> None:
+    model = Asked()
+    empty = Mask.from_array(9, np.zeros((60, 80), np.bool_))
+    rows, report = caption(tmp_path, model, prompt, (empty,))
+    assert [row["status"] for row in rows[0]["captions"]] == ["ok"] * 4 + ["failed:caption:empty_mask"]
+    for seed, row in enumerate(rows):
+        pixels, masks = drawn_image(seed)
+        expected = [f"{region_view(pixels, mask.decode(), prompt)[..., 0].mean():.6f}" for mask in masks]
+        assert [region["caption"] for region in row["captions"][:4]] == expected
+        assert (len(set(expected)) == 1) == (prompt == "none")
+    request = model.requests[0]
+    assert (request.system, request.text, request.answer_schema) == ("", "What is it?", {})
+    assert (request.temperature, request.max_new_tokens) == (0.5, 7)
+    assert 1 < model.most_at_once <= 2 * SETTINGS.batch_size
+    assert (report.num_calls, report.num_prompt_tokens, report.num_new_tokens) == (8, 88, 40)
+
+
+def test_an_answer_that_there_is_not_fails_its_region_only(tmp_path: Path) -> None:
+    rows, report = caption(tmp_path, Asked(AnswerError("too_long", "it is")), "crop")
+    statuses = [region["status"] for row in rows for region in row["captions"]]
+    assert sorted(statuses) == ["failed:caption:too_long", *["ok"] * 7]
+    assert report.num_calls == 7
+
+
+def test_a_checkpoint_of_another_family_is_asked(tmp_path: Path) -> None:
+    folder = tmp_path / "internvl"
+    internvl(folder)
+    model = TransformersChatModel(TransformersSettings(checkpoint=str(folder), device="cpu"))
+    rows, _ = caption(tmp_path, model, "crop")
+    captions = [region["caption"] for row in rows for region in row["captions"]]
+    assert len(set(captions)) > 1
+    model.close()
+    checkpoint = identify(str(folder))
+    assert (checkpoint.kind, checkpoint.name) == ("mllm", f"internvl {checkpoint.identity}")
+    assert identify("OpenGVLab/InternVL3-1B-hf").identity == "OpenGVLab/InternVL3-1B-hf"
+    (folder / "config.json").write_text(json.dumps({"model_type": "ureca"}))
+    assert identify(str(folder)).kind == "ureca"
+    for missing in (tmp_path / "missing", "a/b/c", "checkpoint"):
+        with pytest.raises(CheckpointError, match="there is no such folder"):
+            identify(str(missing))
