@@ -5,7 +5,7 @@ from collections.abc import Iterable
 import pyarrow as pa
 from ray.data import Dataset
 
-from pipelines.actors import NOBODY, Session, WritingActor
+from pipelines.actors import WritingActor
 from pipelines.blocks import TablesToTables, pending_rows, read_units
 from pipelines.pools import Work, images_in_flight, plan_pools
 from pipelines.session import Cluster
@@ -62,13 +62,12 @@ def build_judges(settings: JudgeSettings) -> Judges:
     return Judges(judges.encoder, listener, judges.bert, settings.listener.max_distractors)
 
 
-def graph(  # noqa: PLR0917
+def graph(
     pieces: Dataset,
     keep: TablesToTables,
     settings: JudgeSettings,
     work: Work,
     cluster: Cluster,
-    session: Session = NOBODY,
 ) -> Dataset:
     """The stages over a dataset of stored manifests; arguments and result as ``pipelines.caption.graph``."""
     resources = settings.resources
@@ -77,7 +76,7 @@ def graph(  # noqa: PLR0917
     pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
     return pending.map_batches(
         JudgeActor,
-        fn_constructor_args=(settings, images, session),
+        fn_constructor_args=(settings, images, work.session),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=resources.judge.num_cpus,
