@@ -12,6 +12,7 @@ _VERBS = {
     "caption": ("jobs.caption", "caption the regions of images with a trained model"),
     "serve": ("jobs.serve", "caption regions over HTTP, with a page"),
     "report": ("jobs.report", "show what curate made as one HTML page"),
+    "plan": ("jobs.plan", "predict what a curation takes on other resources, from a small one"),
     "export": ("jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
     "scenes": ("jobs.scenes", "draw scenes with exact masks and captions that are true and unique by construction"),
     "train": ("jobs.train", "train a checkpoint on captioned regions"),
@@ -21,6 +22,7 @@ _VERBS = {
     "init-scratch": ("jobs.init_scratch", "make an untrained small model that knows the words of a corpus"),
     "status": ("jobs.status", "tell how far a run is, and what failed"),
     "doctor": ("jobs.doctor", "check this machine, and say what to do"),
+    "science": ("jobs.science", "train small models on scenes and compare how they are told which region is meant"),
     "bench": ("jobs.bench", "measure: tree, caption, train, caption-corpus"),
 }
 

@@ -73,7 +73,7 @@ def graph(
         SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
-    concurrency = _engine_concurrency(settings.mllm)
+    concurrency = engine_concurrency(settings.mllm)
     propose_pool, curate_pool = plan_pools(resources, work, cluster, concurrency)
     num_actors = curate_pool.initial_size or 1
     images = images_in_flight(resources.curate, num_actors, concurrency)
@@ -104,7 +104,7 @@ def graph(
     )
 
 
-def _engine_concurrency(mllm: Mllm) -> int | None:
+def engine_concurrency(mllm: Mllm) -> int | None:
     """Requests that an engine which all actors share takes at a time; None: each actor has its own, or none."""
     return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, ByOpenAI) else None
 

@@ -1,0 +1,115 @@
+"""``ureca plan`` over an output that a run would have left."""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from tests.drawn import write_corpus
+from ureca.corpus.listing import list_images
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.stages import CurateStage, plant, propose
+from ureca.dataset import Output
+from ureca.settings.components import build_curator, build_proposer
+from ureca.settings.curate import CurateSettings
+
+NUM_IMAGES = 6
+
+
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The output of six images, each a unit, with a model that takes 20 ms an answer; a session of 30 s."""
+    folder = tmp_path_factory.mktemp("measured")
+    write_corpus(folder / "in", NUM_IMAGES)
+    settings = CurateSettings(
+        input=str(folder / "in"),
+        output=str(folder / "out"),
+        listing={"annotations": "beside"},
+        proposals={"kind": "annotations"},
+        annotator={"kind": "prompted"},
+        mllm={"kind": "standin", "seconds_per_answer": 0.02},
+        resources={"curate": {"num_actors": 1, "images_in_flight": 1, "units_in_flight": 1}},
+    )
+    output = Output(settings.output)
+    stage = CurateStage(build_curator(settings), settings.image_limits, 1)
+    proposer = build_proposer(settings.proposals)
+    manifest = list_images(settings.input, **settings.listing.model_dump())
+    for number, row in enumerate(manifest.to_pylist()):
+        unit = propose(number, [ManifestEntry.from_row(row)], proposer, settings.image_limits)
+        output.write_unit(number, *asyncio.run(stage(plant(unit, settings.tree.containment))))
+    session = {"started": "2020-01-01T00:00:00+00:00", "ended": "2020-01-01T00:00:30+00:00"}
+    record = {"verb": "curate", "state": "finished", "settings": settings.model_dump(mode="json")}
+    output.write_run({**record, "totals": output.report().model_dump(), "sessions": [session]})
+    return folder / "out"
+
+
+def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
+    assert main(["plan", *arguments, "--json"]) == 0
+    predicted: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return predicted
+
+
+def test_the_run_that_was_measured_is_predicted_to_take_what_it_took(
+    measured: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    predicted = planned(capsys, str(measured), "--images", str(NUM_IMAGES), "--measured-cpus", "2", "--cpus", "2")
+    assert predicted["duration_s"] == pytest.approx(30, abs=0.5)
+    run = Output(str(measured)).run()
+    assert predicted["num_calls"] == pytest.approx(run["totals"]["num_calls"], abs=1)
+    assert predicted["num_new_tokens"] == pytest.approx(run["totals"]["num_new_tokens"], rel=0.05)
+    assert predicted["num_units"] == NUM_IMAGES
+    files = (measured / "regions").glob("*.parquet")
+    assert predicted["stored_bytes"] == pytest.approx(sum(path.stat().st_size for path in files))
+
+
+def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    config = tmp_path / "cluster.yaml"
+    config.write_text(
+        "{annotator: {kind: prompted}, mllm: {kind: openai, model: m, base_urls: ['http://a/v1'], max_concurrency: 8},"
+        " resources: {curate: {num_actors: 4, num_cpus: 1}}}"
+    )
+    known = ["--cpus", "64", "--answer-s", "1", "--step-s", "0.001", "--propose-s", "0.001", "--startup-s", "60"]
+    predicted = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known)
+    calls_per_image = predicted["num_calls"] / 100_000
+    assert calls_per_image >= 4
+    places = {part["name"]: part["places"] for part in predicted["parts"]}
+    assert (places["engine"], places["curate"], places["cpus"]) == (8, 4, 64)
+    assert predicted["images_per_s"] == pytest.approx(8 / calls_per_image, rel=0.1)
+    flags = ("--mllm.max-concurrency", "16", "--engine-places", "12")
+    twice = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known, *flags)
+    assert {part["name"]: part["places"] for part in twice["parts"]}["engine"] == 12
+    assert twice["images_per_s"] == pytest.approx(1.5 * predicted["images_per_s"], rel=0.1)
+    assert main(["plan", str(measured), "--images", "100000", "--config", str(config), *known]) == 0
+    assert "saturated: engine" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["--images", "5", "--tree.containmant", "1"], "containmant"),
+        (["--images", "5", "--cpus", "2", "--resources.propose.num-cpus", "9"], "resources.propose.num_cpus"),
+        (["--images", "5", "--config", "nowhere.yaml"], "nowhere.yaml"),
+    ],
+)
+def test_what_cannot_be_planned_says_why(
+    measured: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(measured), *arguments]) == 2
+    assert named in capsys.readouterr().err
+
+
+def test_only_a_finished_run_of_one_session_is_learned_from(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["plan", str(tmp_path), "--images", "5"]) == 2
+    run = Output(str(measured)).run()
+    output = Output(str(tmp_path / "out"))
+    for change in ({"totals": None}, {"verb": "caption"}, {"sessions": run["sessions"] * 2}):
+        output.write_run({**run, **change})
+        assert main(["plan", output.path, "--images", "5"]) == 2
+        assert "one session" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["plan", str(measured), "--images", "0"])

@@ -1,0 +1,297 @@
+"""The curation's stages in simulated time: units of images through propose, tree and curate, and the chat model.
+
+What is modelled: workers, the places of the chat model, images in flight, units in flight, the order of an image's
+questions, and processors that all of these share. What is not: Ray's own work, the network, and how many units Ray
+Data lets wait between two stages; they wait here without bound, so that what waits is the most that there could be.
+"""
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ureca.simulation.events import Action, Clock, Places
+from ureca.simulation.measured import Measured
+from ureca.simulation.questions import Questions
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """What there is to run on.
+
+    Attributes:
+        cpus: processors; each actor and task of Python keeps at most one of them busy.
+        propose_actors: actors.
+        proposes_on_cpu: False: on GPUs, and its time takes no processor.
+        tree_tasks: trees that are planted at a time.
+        curate_actors: actors.
+        units_in_flight: of each curating actor.
+        images_in_flight: of each curating actor.
+        requests_per_actor: that each may have at the chat model; ``math.inf``: any number.
+        engine_places: answers that the chat model writes at a time, over all its servers.
+    """
+
+    cpus: float
+    propose_actors: int
+    proposes_on_cpu: bool
+    tree_tasks: int
+    curate_actors: int
+    units_in_flight: int
+    images_in_flight: int
+    requests_per_actor: float
+    engine_places: float
+
+
+@dataclass(frozen=True)
+class Service:
+    """Seconds that work takes.
+
+    Attributes:
+        propose_s: an image.
+        tree_s: an image.
+        step_s: of a curating actor's processor: to decode an image, to embed its regions, for each question.
+        answer_s: of a place of the chat model, a call: some values, each as likely as the next.
+        calls_per_question: at least 1.
+    """
+
+    propose_s: float
+    tree_s: float
+    step_s: float
+    answer_s: Sequence[float]
+    calls_per_question: float = 1.0
+
+
+@dataclass(frozen=True)
+class Moment:
+    """How far a simulation is.
+
+    Attributes:
+        now_s: seconds since the beginning.
+        num_images: that are done.
+        busy_s: by part, seconds that its places were taken so far, added over the places.
+    """
+
+    now_s: float
+    num_images: int
+    busy_s: Mapping[str, float]
+
+
+@dataclass
+class Simulated:
+    """What happened.
+
+    Attributes:
+        places: by part: propose, tree, curate (processors of its actors), engine, cpus, images_in_flight.
+        quarter: when a quarter of the images was done.
+        three_quarters: when so many were; between both the run is under way.
+        end: when the last unit was done.
+        curate_s: from when an actor gets a unit to its end, added over the units.
+        num_calls: of the chat model.
+        most_images_decoded: at a time, over all curating actors.
+        most_images_waiting: whose masks were ready at a time, but no actor to curate them.
+    """
+
+    places: Mapping[str, float]
+    quarter: Moment
+    three_quarters: Moment
+    end: Moment
+    curate_s: float
+    num_calls: int
+    most_images_decoded: int
+    most_images_waiting: int
+
+
+def simulate(measured: Measured, service: Service, arrangement: Arrangement, unit_sizes: Sequence[int]) -> Simulated:
+    """Run units of such sizes through the stages; images are those that were measured, over and over."""
+    return _Pipeline(measured, service, arrangement).run(unit_sizes)
+
+
+class _Pipeline:
+    def __init__(self, measured: Measured, service: Service, arrangement: Arrangement) -> None:
+        self.measured, self.service, self.arrangement = measured, service, arrangement
+        self.clock = clock = Clock()
+        self.dice = random.Random(0)
+        self.cpus = Places(clock, arrangement.cpus)
+        self.proposers = Places(clock, arrangement.propose_actors)
+        self.planters = Places(clock, arrangement.tree_tasks)
+        self.engine = Places(clock, arrangement.engine_places)
+        self.actors = [_Actor(self) for _ in range(arrangement.curate_actors)]
+        self.decoded = Places(clock)
+        self.waiting = Places(clock)
+        self.queue: list[tuple[int, int]] = []
+        self.num_calls = self.num_done = 0
+        self.curate_s = 0.0
+        self.moments: list[Moment] = []
+
+    def run(self, unit_sizes: Sequence[int]) -> Simulated:
+        num_images = sum(unit_sizes)
+        self.look_at = [math.ceil(num_images / 4), math.ceil(3 * num_images / 4)]
+        first = 0
+        for size in unit_sizes:
+            self._propose(first, size)
+            first += size
+        self.clock.run()
+        arrangement = self.arrangement
+        return Simulated(
+            places={
+                "propose": arrangement.propose_actors,
+                "tree": arrangement.tree_tasks,
+                "curate": arrangement.curate_actors,
+                "engine": arrangement.engine_places,
+                "cpus": arrangement.cpus,
+                "images_in_flight": arrangement.curate_actors * arrangement.images_in_flight,
+            },
+            quarter=self.moments[0],
+            three_quarters=self.moments[-1],
+            end=self._moment(),
+            curate_s=self.curate_s,
+            num_calls=self.num_calls,
+            most_images_decoded=self.decoded.most_taken,
+            most_images_waiting=self.waiting.most_taken,
+        )
+
+    def image_done(self) -> None:
+        """Count an image."""
+        self.num_done += 1
+        for _ in range(self.look_at.count(self.num_done)):
+            self.moments.append(self._moment())
+
+    def _moment(self) -> Moment:
+        busy_s = {
+            "propose": self.proposers.busy_s,
+            "tree": self.planters.busy_s,
+            "curate": sum(actor.process.busy_s for actor in self.actors),
+            "engine": self.engine.busy_s,
+            "cpus": self.cpus.busy_s,
+            "images_in_flight": self.decoded.busy_s,
+        }
+        return Moment(self.clock.now_s, self.num_done, busy_s)
+
+    def compute(self, worker: Places, seconds: float, then: Action) -> None:
+        """A worker's work on a processor."""
+
+        def end() -> None:
+            worker.give_back()
+            then()
+
+        worker.take(lambda: self.cpus.use(seconds, end))
+
+    def _propose(self, first: int, size: int) -> None:
+        def plant() -> None:
+            self.compute(self.planters, size * self.service.tree_s, arrive)
+
+        def arrive() -> None:
+            for _ in range(size):
+                self.waiting.take(lambda: None)
+            self.queue.append((first, size))
+            self.hand_out()
+
+        seconds = size * self.service.propose_s
+        if self.arrangement.proposes_on_cpu:
+            self.compute(self.proposers, seconds, plant)
+        else:
+            self.proposers.use(seconds, plant)
+
+    def hand_out(self) -> None:
+        """Give units to the actors that have least to do, while they take any."""
+        taken = 0
+        for first, size in self.queue:
+            actor = min(self.actors, key=lambda actor: actor.num_units)
+            if actor.num_units >= self.arrangement.units_in_flight:
+                break
+            for _ in range(size):
+                self.waiting.give_back()
+            actor.curate(first, size)
+            taken += 1
+        del self.queue[:taken]
+
+
+class _Actor:
+    """A curating actor: one processor, so many images in flight, so many requests at the chat model."""
+
+    def __init__(self, pipeline: _Pipeline) -> None:
+        arrangement = pipeline.arrangement
+        self.pipeline = pipeline
+        self.num_units = 0
+        self.process = Places(pipeline.clock, 1)
+        self.images = Places(pipeline.clock, arrangement.images_in_flight)
+        self.requests = Places(pipeline.clock, arrangement.requests_per_actor)
+
+    def curate(self, first: int, size: int) -> None:
+        began_s, left = self.pipeline.clock.now_s, size
+        self.num_units += 1
+
+        def image_done() -> None:
+            nonlocal left
+            self.pipeline.decoded.give_back()
+            self.pipeline.image_done()
+            self.images.give_back()
+            left -= 1
+            if not left:
+                self.num_units -= 1
+                self.pipeline.curate_s += self.pipeline.clock.now_s - began_s
+                self.pipeline.hand_out()
+
+        images = self.pipeline.measured.images
+
+        def begin(number: int) -> None:
+            self.pipeline.decoded.take(lambda: _Image(self, images[number % len(images)], image_done).begin())
+
+        for number in range(first, first + size):
+            self.images.take(lambda number=number: begin(number))  # type: ignore[misc]
+
+    def ask(self, then: Action) -> None:
+        """One question, with the answers that could not be used."""
+        service, dice = self.pipeline.service, self.pipeline.dice
+        again, may_repeat = divmod(service.calls_per_question - 1, 1)
+        num_calls = 1 + int(again) + (dice.random() < may_repeat)
+
+        def render() -> None:
+            self.pipeline.compute(self.process, service.step_s, lambda: self.requests.take(send))
+
+        def send() -> None:
+            self.pipeline.num_calls += 1
+            self.pipeline.engine.use(dice.choice(service.answer_s), answered)
+
+        def answered() -> None:
+            nonlocal num_calls
+            self.requests.give_back()
+            num_calls -= 1
+            if num_calls:
+                render()
+            else:
+                then()
+
+        render()
+
+
+class _Image:
+    """One image on its way through its questions."""
+
+    def __init__(self, actor: _Actor, questions: Questions, done: Action) -> None:
+        self._actor, self._questions, self._done = actor, questions, done
+        self._num_before = list(questions.num_before)
+        self._left = len(questions.kinds)
+
+    def begin(self) -> None:
+        self._step(0)
+
+    def _step(self, step: int) -> None:
+        kind = self._questions.kinds[step]
+        pipeline = self._actor.pipeline
+        if kind == "wait":
+            self._end(step)
+        elif kind in pipeline.measured.asked:
+            self._actor.ask(lambda: self._end(step))
+        else:
+            pipeline.compute(self._actor.process, pipeline.service.step_s, lambda: self._end(step))
+
+    def _end(self, step: int) -> None:
+        self._left -= 1
+        is_last = not self._left  # a step that follows may end at once
+        for following in self._questions.then[step]:
+            self._num_before[following] -= 1
+            if not self._num_before[following]:
+                self._step(following)
+        if is_last:
+            self._done()
