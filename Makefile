@@ -34,6 +34,9 @@ bench-caption: $(VENV)/.dev
 bench-caption-corpus: $(VENV)/.dev
 	$(BIN)/ureca bench caption-corpus
 
+bench-plan: $(VENV)/.dev
+	$(BIN)/ureca bench plan
+
 bench-train: $(VENV)/.dev
 	$(BIN)/ureca bench train
 

@@ -11,6 +11,7 @@ _BENCHMARKS = {
     "caption": ("ureca.benchmarks.caption", "caption all regions of an image at once, against one call a region"),
     "train": ("ureca.benchmarks.train", "train on all regions of an image at once, against one region a pass"),
     "curate": ("ureca.benchmarks.curate", "curate with a stand-in endpoint, against one question at a time"),
+    "plan": ("ureca.benchmarks.plan", "predict a curation from a smaller one, against what it then takes"),
     "caption-corpus": ("ureca.benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
 }
 
