@@ -9,9 +9,12 @@ from ureca.settings.caption import CaptioningSettings
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns 1 when more rows failed than ``max_error_fraction`` allows."""
     settings = CaptioningSettings.load(argv)
-    from pipelines.captioning_run import caption
+    from pipelines.captioning_run import caption, plan
     from pipelines.summary import print_plan, print_summary
 
+    if settings.plan:
+        print(plan(settings))
+        return 0
     return print_summary(caption(settings, on_plan=print_plan), settings, "captions")
 
 

@@ -9,9 +9,12 @@ from ureca.settings.curate import CurateSettings
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns 1 when more rows failed than ``max_error_fraction`` allows."""
     settings = CurateSettings.load(argv)
-    from pipelines.curation_run import curate
+    from pipelines.curation_run import curate, plan
     from pipelines.summary import print_plan, print_summary
 
+    if settings.plan:
+        print(plan(settings))
+        return 0
     return print_summary(curate(settings, on_plan=print_plan), settings, "regions")
 
 

@@ -29,6 +29,7 @@ MAY_CHANGE = frozenset(
     {
         *("input", "output", "listing", "resources", "shard", "sample", "sample_seed", "limit"),
         *("images_per_unit", "max_error_fraction", "max_worker_deaths", "retry_errors", "overwrite", "accept_changes"),
+        *("plan", "planning"),
     }
 )
 """A later session may name its input otherwise, add images, and run elsewhere; it must not make other rows."""

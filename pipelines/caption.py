@@ -34,10 +34,20 @@ class CaptionActor(WritingActor[CaptioningSettings]):
         self, settings: CaptioningSettings, images_in_flight: int, attempts: Attempts, recipe: str | None
     ) -> CaptionStage[Any]:
         """Load the checkpoint, on a GPU if the actor has one."""
-        checkpoint = identify(settings.model)
-        name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
-        writer = _captioner(settings) if checkpoint.kind == "ureca" else _chat_writer(settings)
-        return CaptionStage(writer, name, settings.image_limits, images_in_flight, attempts=attempts, recipe=recipe)
+        return build_caption_stage(settings, images_in_flight, attempts, recipe)
+
+
+def build_caption_stage(
+    settings: CaptioningSettings,
+    images_in_flight: int,
+    attempts: Attempts | None = None,
+    recipe: str | None = None,
+) -> CaptionStage[Any]:
+    """Load the checkpoint, on a GPU where ``resources`` say so."""
+    checkpoint = identify(settings.model)
+    name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
+    writer = _captioner(settings) if checkpoint.kind == "ureca" else _chat_writer(settings)
+    return CaptionStage(writer, name, settings.image_limits, images_in_flight, attempts=attempts, recipe=recipe)
 
 
 def _captioner(settings: CaptioningSettings) -> ImageWriter[Any]:

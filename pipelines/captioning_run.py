@@ -5,7 +5,8 @@ from collections.abc import Callable
 import pyarrow as pa
 
 from pipelines.batch_run import BatchVerb, run_batch
-from pipelines.caption import graph
+from pipelines.caption import build_caption_stage, build_propose_stage, graph
+from pipelines.estimate import Rehearsal, estimate
 from pipelines.progress import Progress
 from ureca.captioning.adopt import list_run
 from ureca.captioning.checkpoint import Checkpoint, identify
@@ -34,6 +35,30 @@ def caption(
     """
     identity = {"model": usable_checkpoint(settings).identity}
     return run_batch(_CAPTION, _resolved(settings), on_plan, progress_of, identity)
+
+
+def plan(settings: CaptioningSettings) -> str:
+    """What ``caption`` would take, as lines for people; nothing is started, and nothing written.
+
+    The model is loaded and asked only where ``planning.ask_model`` says so.
+
+    Raises:
+        CheckpointError: the model is not a checkpoint.
+        SettingsError: it is not URECA, and how it is shown a region is not said.
+        InputError: there is nothing to read, or nothing to do.
+    """
+    usable_checkpoint(settings)
+    settings = _resolved(settings)
+    ask = settings.planning.ask_model
+    rehearsal = Rehearsal(
+        propose=build_propose_stage(settings),
+        prepare=lambda unit: unit,
+        write=build_caption_stage(settings, settings.planning.images) if ask else None,
+        questions={},
+        asks_model=ask,
+        engine_places=None,
+    )
+    return estimate(_CAPTION, settings, rehearsal, "caption")
 
 
 def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:

@@ -7,6 +7,8 @@ import pyarrow as pa
 from pipelines.batch_run import BatchVerb, run_batch
 from pipelines.chat_application import chat_application
 from pipelines.curate import graph
+from pipelines.curate_rehearsal import curate_rehearsal
+from pipelines.estimate import estimate
 from pipelines.progress import Progress
 from ureca.corpus.listing import list_images
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
@@ -33,6 +35,15 @@ def curate(
 ) -> UnitReport:
     """Curate what is missing in the output, and, if asked for, again what failed; see ``run_batch``."""
     return run_batch(_CURATE, settings, on_plan, progress_of, _identity(settings))
+
+
+def plan(settings: CurateSettings) -> str:
+    """What ``curate`` would take, as lines for people; nothing is started, and nothing written.
+
+    Raises:
+        InputError: there is nothing to read, or nothing to do.
+    """
+    return estimate(_CURATE, settings, curate_rehearsal(settings), "curate")
 
 
 def _identity(settings: CurateSettings) -> dict[str, str]:

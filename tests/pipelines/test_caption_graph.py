@@ -10,7 +10,8 @@ import pytest
 
 from pipelines.blocks import manifest_items, pending_units
 from pipelines.caption import graph
-from pipelines.captioning_run import _list_input, _resolved
+from pipelines.captioning_run import _list_input, _resolved, plan
+from pipelines.pools import Work
 from pipelines.session import Cluster
 from tests.bad_corpus import write_bad_corpus
 from tests.drawn import write_corpus
@@ -49,7 +50,7 @@ def caption_here(settings: CaptioningSettings) -> Output:
     output = Output(settings.output, CAPTIONS_DATASET)
     output.add_images(_list_input(settings), images_per_unit=8)
     dataset: Any = RecordingDataset()
-    graph(dataset, pending_units({}, []), settings, num_units=9, cluster=HERE)
+    graph(dataset, pending_units({}, []), settings, work=Work(9, 18), cluster=HERE)
     asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
     return output
 
@@ -61,7 +62,7 @@ def test_every_stage_runs_where_its_resources_say(tmp_path: Path, checkpoint: Pa
     }
     dataset: Any = RecordingDataset()
     settings = settings_of(tmp_path, checkpoint, resources=resources)
-    graph(dataset, pending_units({}, []), settings, num_units=5, cluster=Cluster(64, 8, may_grow=False))
+    graph(dataset, pending_units({}, []), settings, work=Work(5, 10), cluster=Cluster(64, 8, may_grow=False))
     _, (_, proposing), (_, captioning) = dataset.stages
     assert dataset.rows_per_block == 1
     assert (proposing["num_cpus"], proposing["compute"].max_size) == (2, 3)
@@ -92,3 +93,17 @@ def test_captions_of_a_run_are_captioned_with_its_ids(tmp_path: Path, checkpoint
     assert [row["image_id"] for row in rows] == ids
     assert {row["proposer"] for row in rows} == {"regions"}
     assert [row["captions"] for row in rows] == [row["captions"] for row in first.rows()]
+
+
+def test_a_plan_counts_masks_and_asks_the_model_only_when_told_to(tmp_path: Path, checkpoint: Path) -> None:
+    write_corpus(tmp_path / "in", 5)
+    (tmp_path / "in" / "img_0003.png").write_bytes(b"")
+    said = plan(settings_of(tmp_path, checkpoint, planning={"images": 50}))
+    assert "5 to do; so said 5 of them" in said
+    assert "about 16 (3.2 an image)" in said
+    assert "1 x read:empty_file" in said
+    assert "caption (" not in said
+    asked = plan(settings_of(tmp_path, checkpoint, planning={"images": 50, "ask_model": True}))
+    assert "captioned regions" in asked
+    assert "as caption sets the pace" in asked
+    assert not (tmp_path / "out").exists()

@@ -79,7 +79,7 @@ class Output:
             InputError: nothing is selected.
         """
         files = self.manifest_files()
-        known = self._known_ids(files)
+        known = self.held_ids()
         new = new_images(select(manifest, selection, known), known)
         if new.num_rows:
             units = units_of(new, len(self.unit_sizes()), images_per_unit)
@@ -249,9 +249,10 @@ class Output:
             for fetched in fetch([ManifestEntry.from_row(row) for row in rows], limits):
                 yield fetched.entry.image_id, _decoded(fetched.image, limits)
 
-    def _known_ids(self, files: Sequence[str]) -> pa.ChunkedArray:
+    def held_ids(self) -> pa.ChunkedArray:
+        """Ids of the images of all units, done or not."""
         ids: list[pa.Array] = []
-        for path in files:
+        for path in self.manifest_files():
             units = storage.read_table(self.filesystem, path, ["images.list.element.image_id"])
             ids += pc.struct_field(pc.list_flatten(units["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())

@@ -8,6 +8,7 @@ from pydantic_settings import CliPositionalArg
 from ureca.corpus.selection import Selection, checked_shard
 from ureca.images import ImageLimits
 from ureca.settings.loading import VerbSettings
+from ureca.settings.planning import PlanningSettings
 
 
 class ListingSettings(BaseModel):
@@ -55,3 +56,10 @@ class BatchSettings(VerbSettings):
     def selection(self) -> Selection:
         """Which images of INPUT are worked on."""
         return Selection(self.shard, self.sample, self.sample_seed, self.limit)
+
+
+class PlannableSettings(BatchSettings):
+    """Base of the settings of a batch verb that can say beforehand what it would take."""
+
+    plan: bool = Field(default=False, description="say what the run would take, and write nothing")
+    planning: PlanningSettings = PlanningSettings()

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.settings.batch import BatchSettings
+from ureca.settings.batch import PlannableSettings
 from ureca.settings.captioner import CaptionSettings, RegionPrompt
 from ureca.settings.proposals import FromAnnotations, FromPrompts, FromRegions, FromSam, FromSegments
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
@@ -32,7 +32,7 @@ class CaptionResources(BaseModel):
     caption: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
 
 
-class CaptioningSettings(BatchSettings):
+class CaptioningSettings(PlannableSettings):
     """Caption the regions of images with a URECA checkpoint.
 
     INPUT is an image, a folder, a glob, a list file (.txt), tar shards, Parquet, or the output folder of `ureca

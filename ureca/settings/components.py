@@ -39,15 +39,19 @@ def build_proposer(proposals: FromSegments | FromSam | FromAnnotations | FromPro
     return SamProposer(proposals)
 
 
-def build_curator(settings: CurateSettings) -> Curator:
+def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> Curator:
     """Build the annotator, the embedder, the listener and the verifier.
+
+    Args:
+        settings: of the verb.
+        model: that is asked; None: the one that ``mllm`` names.
 
     Raises:
         SettingsError: a checkpoint, a package or the MLLM's key is missing.
     """
     verification, listener = settings.verification, settings.listener
     # One for all: weights are loaded once, and an endpoint's limit is its own, whoever asks.
-    model = build_chat_model(settings.mllm)
+    model = model or build_chat_model(settings.mllm)
     return Curator(
         annotator=_annotator(settings.annotator, model),
         embedder=build_embedder(settings),

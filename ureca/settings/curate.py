@@ -11,7 +11,7 @@ from ureca.curation.listener import ListeningSettings
 from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
-from ureca.settings.batch import BatchSettings
+from ureca.settings.batch import PlannableSettings
 from ureca.settings.mllm import Mllm, StandIn, check_actors_can_hold
 from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
@@ -79,7 +79,7 @@ class CurateResources(BaseModel):
     curate: AsyncActorResources = AsyncActorResources()
 
 
-class CurateSettings(BatchSettings):
+class CurateSettings(PlannableSettings):
     """Caption the regions of images: masks, mask tree, captions, uniqueness, listener, verification.
 
     INPUT is an image, a folder, a glob, a list file (.txt), tar shards, or Parquet; OUTPUT a folder. The same command

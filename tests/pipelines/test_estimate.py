@@ -1,0 +1,120 @@
+"""What a run would take, against what it takes."""
+
+import asyncio
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.curate_rehearsal import curate_rehearsal
+from pipelines.curation_run import _CURATE, plan
+from pipelines.estimate import estimate
+from tests.drawn import write_corpus
+from tests.mllm.chat_server import ChatServer
+from tests.mllm.test_openai_curation import by_content
+from tests.pipelines.test_graph import settings_of
+from ureca.corpus.listing import list_images
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.stages import CurateStage, plant, propose
+from ureca.dataset import Output, UnitReport
+from ureca.errors import InputError
+from ureca.proposals.annotations import AnnotationProposer
+from ureca.settings.components import build_curator
+from ureca.settings.curate import CurateSettings
+
+NUM_IMAGES = 10
+
+
+def lines_of(settings: CurateSettings) -> dict[str, str]:
+    """The plan, by name."""
+    return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in plan(settings).splitlines())
+
+
+def really(settings: CurateSettings) -> UnitReport:
+    """What the stage counts when all images are curated."""
+    entries = [
+        ManifestEntry.from_row(row) for row in list_images(settings.input, **settings.listing.model_dump()).to_pylist()
+    ]
+    unit = plant(propose(0, entries, AnnotationProposer(), settings.image_limits), settings.tree.containment)
+    rows, work = asyncio.run(CurateStage(build_curator(settings), settings.image_limits, 4)(unit))
+    return UnitReport.of_rows(rows) + work
+
+
+def test_questions_are_those_of_the_run(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", NUM_IMAGES)
+    (tmp_path / "in" / "img_0003.json").write_text("{")
+    settings = settings_of(tmp_path, verification={"kind": "prompted"}, planning={"images": 100})
+    planned, report = lines_of(settings), really(settings)
+    assert planned["images"].startswith(f"{NUM_IMAGES} to do; so said {NUM_IMAGES} of them")
+    assert planned["captioned regions"] == f"about {report.num_regions} (3.6 an image)"
+    assert planned["failures"] == "about 1 images; of those looked at: 1 x propose:malformed"
+    calls = dict(re.findall(r"(\w+) (\d+)", planned["model calls"].split(": ")[1]))
+    assert sum(map(int, calls.values())) == report.num_calls
+    assert (calls["short_caption"], calls["detailed_caption"], calls["verify"]) == ("36", "9", "36")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sample_stands_for_all(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", NUM_IMAGES)
+    settings = settings_of(tmp_path, planning={"images": 3}, limit=9)
+    planned = lines_of(settings)
+    assert planned["images"].startswith("9 to do; so said 3 of them")
+    assert planned["captioned regions"] == "about 36 (4.0 an image)"
+    # Images that are done are not done again; those that are new are.
+    output = Output(settings.output)
+    output.write_run({"verb": "curate"})
+    output.add_images(list_images(settings.input, annotations="beside"), 2, settings.selection)
+    output.write_unit(0, [], UnitReport())
+    assert lines_of(settings)["images"].startswith("7 to do")
+    assert lines_of(settings.model_copy(update={"limit": None}))["images"].startswith("8 to do")
+    for unit in range(5):
+        output.write_unit(unit, [], UnitReport())
+    with pytest.raises(InputError, match="all 9 images are done"):
+        plan(settings)
+
+
+def test_listeners_are_asked_once_and_understand(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 4)
+    all_of_them: dict[str, Any] = {"kind": "prompted", "include_all": True, "max_rounds": 5}
+    planned = lines_of(settings_of(tmp_path, listener=all_of_them))
+    assert "listen 16" in planned["model calls"]
+
+
+def test_times_and_prices_follow_from_what_is_known(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 4)
+    mllm = {"kind": "openai", "model": "m", "base_urls": ["http://nobody.invalid/v1"], "max_concurrency": 8}
+    known = {"new_tokens_per_answer": 50, "prompt_token_price": 1000.0, "new_token_price": 2000.0}
+    settings = settings_of(tmp_path, mllm=mllm, planning=known | {"seconds_per_answer": 100.0})
+    planned = lines_of(settings)
+    calls = int(re.findall(r"about (\d+)", planned["model calls"])[0])
+    tokens_in = int(re.findall(r"about (\d+)", planned["tokens in"])[0])
+    assert planned["tokens out"] == f"about {50 * calls}"
+    assert planned["price"] == f"{tokens_in / 1000:.2f} (in) + {2 * 50 * calls / 1000:.2f} (out)"
+    text = plan(settings)
+    minutes, seconds = divmod(round(calls * 100 / 8), 60)
+    assert f"{minutes}m{seconds:02d}s engine (8 answers at a time, 100 s each)" in text
+    assert f"about {minutes}m{seconds:02d}s, as engine sets the pace" in text
+    unknown = lines_of(settings_of(tmp_path, mllm=mllm))
+    assert "the engine's time is not known" in unknown["time in all"]
+    assert unknown["tokens out"].startswith(f"at most {1024 * calls}")
+    assert "price" not in unknown
+
+
+def test_the_model_itself_can_be_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    write_corpus(tmp_path / "in", 2)
+
+    async def asked() -> tuple[str, int]:
+        async with ChatServer(by_content) as server:
+            mllm = {"kind": "openai", "model": "m", "base_urls": [server.url]}
+            settings = settings_of(tmp_path, mllm=mllm, planning={"ask_model": True})
+            text = await asyncio.to_thread(lambda: estimate(_CURATE, settings, curate_rehearsal(settings), "curate"))
+            return text, len(server.received)
+
+    text, num_calls = asyncio.run(asked())
+    assert f"about {num_calls}:" in text
+    assert f"about {300 * num_calls} (as the model counts them)" in text
+    assert f"about {9 * num_calls}\n" in text
+    assert re.search(r"engine \(64 answers at a time, [\d.e-]+ s each\)", text)
+    assert not (tmp_path / "out").exists()
