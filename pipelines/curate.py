@@ -30,7 +30,12 @@ class CurateActor(WritingActor[CurateSettings]):
     ) -> CurateStage:
         """Build the stage, with what it loads."""
         return CurateStage(
-            build_curator(settings), settings.image_limits, images_in_flight, attempts=attempts, recipe=recipe
+            build_curator(settings),
+            settings.image_limits,
+            images_in_flight,
+            attempts=attempts,
+            recipe=recipe,
+            pixels_in_flight=settings.resources.curate.pixels_in_flight,
         )
 
 

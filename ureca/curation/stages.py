@@ -14,6 +14,7 @@ from ureca.corpus.fetch import Fetched, fetch
 from ureca.corpus.manifest import ManifestEntry
 from ureca.curation.curate import Curator, curate_image
 from ureca.curation.in_flight import ImagesInFlight
+from ureca.curation.pixel_budget import DEFAULT_PIXELS_IN_FLIGHT, PixelBudget
 from ureca.dataset.attempts import Attempts, NoAttempts
 from ureca.dataset.parts import UnitReport
 from ureca.errors import DataError
@@ -121,6 +122,7 @@ class CurateStage:
         images_in_flight: at least 1.
         attempts: of this stage, where processes may die and be replaced.
         recipe: for the provenance of rows.
+        pixels_in_flight: bound of the decoded pixels, beside that of the images.
     """
 
     def __init__(
@@ -131,11 +133,13 @@ class CurateStage:
         *,
         attempts: Attempts | None = None,
         recipe: str | None = None,
+        pixels_in_flight: int = DEFAULT_PIXELS_IN_FLIGHT,
     ) -> None:
         self._curator = curator
         self._limits = limits
         self._recipe = recipe
         self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
+        self._pixels = PixelBudget(pixels_in_flight)
 
     async def __call__(self, unit: ProposedUnit) -> tuple[list[dict[str, Any]], UnitReport]:
         """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
@@ -146,7 +150,8 @@ class CurateStage:
 
         async def work(fetched: Fetched) -> None:
             id = fetched.entry.image_id
-            await self._curate(good[id], fetched, rows[id])
+            async with self._pixels.taken((good[id].height_px or 1) * (good[id].width_px or 1)):
+                await self._curate(good[id], fetched, rows[id])
 
         def give_up(id: str, reason: DataError) -> None:
             rows[id]["error"] = asdict(RowError.of("curate", reason))

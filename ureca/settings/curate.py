@@ -9,6 +9,7 @@ from ureca.curation.curate import ViewSettings
 from ureca.curation.embedders.dinov2 import Dinov2Settings
 from ureca.curation.listener import ListeningSettings
 from ureca.curation.lookalikes import UniquenessSettings
+from ureca.curation.pixel_budget import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
 from ureca.settings.batch import PlannableSettings
@@ -67,6 +68,16 @@ class ByDinov2(Dinov2Settings):
     kind: Literal["dinov2"] = "dinov2"
 
 
+class CuratingResources(AsyncActorResources):
+    """The stage that captions."""
+
+    pixels_in_flight: int = Field(
+        default=DEFAULT_PIXELS_IN_FLIGHT,
+        ge=1,
+        description="decoded pixels an actor holds at a time, about 10 bytes each; larger images one at a time",
+    )
+
+
 class CurateResources(BaseModel):
     """Where each stage runs."""
 
@@ -76,7 +87,7 @@ class CurateResources(BaseModel):
     propose: ActorResources = ActorResources()
     # Another share than the actors' below: Ray runs a task stage inside the actors after it where the two are equal.
     tree: TaskResources = TaskResources(num_cpus=0.5)
-    curate: AsyncActorResources = AsyncActorResources()
+    curate: CuratingResources = CuratingResources()
 
 
 class CurateSettings(PlannableSettings):

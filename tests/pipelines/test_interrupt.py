@@ -1,0 +1,74 @@
+"""Ctrl-C: a clean stop that keeps what is done; and what a run tells of itself, while it runs and afterwards."""
+
+import os
+import re
+import signal
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.drawn import write_corpus
+from tests.pipelines.test_kill import ROOT, command, wait_for_parts
+from ureca.dataset import Output
+
+LIMIT = 24
+
+
+@pytest.mark.timeout(400)
+def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path: Path) -> None:
+    ids = write_corpus(tmp_path / "in", 30)
+    output = Output(str(tmp_path / "out"))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    limited = [*command(tmp_path), "--limit", str(LIMIT)]
+    with (tmp_path / "log").open("wb") as log:
+        process = subprocess.Popen(limited, cwd=ROOT, stdout=log, stderr=log, env=environment, start_new_session=True)
+        try:
+            wait_for_parts(output, 3, process)
+            workers = psutil.Process(process.pid).children(recursive=True)
+            # A terminal sends it to all that it has started.
+            os.killpg(process.pid, signal.SIGINT)
+            assert process.wait(timeout=60) == 130, (tmp_path / "log").read_text()
+        finally:
+            process.kill()
+            process.wait()
+    assert not psutil.wait_procs(workers, timeout=30)[1]
+    said = (tmp_path / "log").read_text()
+    assert said.endswith("ureca: interrupted; the same command goes on from here\n")
+    assert "Traceback" not in said
+    done = output.done_units()
+    assert 3 <= len(done) < LIMIT // 2
+    assert output.run()["state"] == "stopped"
+    assert not list((tmp_path / "out").rglob(".tmp-*"))
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "regions").iterdir()}
+
+    finished = subprocess.run(
+        limited, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=200
+    )
+    assert finished.returncode == 0, finished.stderr
+    rows = list(output.rows())
+    assert Counter(row["image_id"] for row in rows) == Counter(ids[:LIMIT])
+    assert all(row["error"] is None for row in rows)
+    assert before == {path: path.stat().st_mtime_ns for path in before}
+
+    # What the run told of itself.
+    assert re.search(rf"{LIMIT} images, \d+ done before, \d+ to do", finished.stderr)
+    last = finished.stderr.strip().splitlines()[-1]
+    assert re.search(r"images \([\d.]+/s\), \d+ regions \([\d.]+/s\)", last)
+    assert re.search(r"\d+ calls in flight, p50 0\.\d\ds p95 0\.\d\ds, 0 failed, ETA 0s$", last)
+    record = output.run()
+    stopped, this = record["sessions"]
+    assert (stopped["state"], this["state"]) == ("stopped", "finished")
+    assert stopped["num_images"] + this["num_images"] == LIMIT
+    assert this["images_per_s"] > 0
+    assert 0.04 < this["latency_p50_s"] <= this["latency_p95_s"]
+    assert sum(record["totals"]["latency_ms"].values()) == record["totals"]["num_calls"]
+
+    # A smaller limit would leave out what is there.
+    refused = subprocess.run(
+        [*command(tmp_path), "--limit", "10"], cwd=ROOT, capture_output=True, text=True, env=environment, check=False
+    )
+    assert refused.returncode == 2
+    assert f"OUTPUT holds {LIMIT} of the images already, more than limit 10" in refused.stderr
