@@ -12,6 +12,7 @@ _BENCHMARKS = {
     "train": ("ureca.benchmarks.train", "train on all regions of an image at once, against one region a pass"),
     "curate": ("ureca.benchmarks.curate", "curate with a stand-in endpoint, against one question at a time"),
     "plan": ("ureca.benchmarks.plan", "predict a curation from a smaller one, against what it then takes"),
+    "resume": ("ureca.benchmarks.resume", "list and resume a corpus of a million images"),
     "caption-corpus": ("ureca.benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
 }
 
