@@ -138,6 +138,7 @@ def _attend(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout, scaling: float
 ) -> torch.Tensor:
     """Attention of the last L of S tokens: query [1, heads, L, size], others [1, key-value heads, S, size]."""
+    key, value = key.to(query.dtype), value.to(query.dtype)  # autocast leaves what was rotated in float32
     repeats = query.shape[1] // key.shape[1]
     if repeats > 1:
         key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)

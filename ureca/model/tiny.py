@@ -1,5 +1,6 @@
 """Random checkpoints small enough for tests, dry runs and demos, whose captions still depend on image and mask."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ from ureca.model.configuration import UrecaConfig
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS, SYSTEM_MESSAGE, UrecaProcessor
-from ureca.settings.tiny_sizes import DOWNSAMPLE_RATIO, PATCH_SIZE_PX, TinySizes
+from ureca.settings.tiny_sizes import TinySizes
 
 PAD_TOKEN, END_TOKEN = "<|endoftext|>", "<|im_end|>"
 
@@ -50,7 +51,7 @@ def build_tiny(
         image_seq_length=sizes.image_seq_length,
     )
     try:
-        config = _configuration(sizes, processor)
+        config = configuration_of(sizes, processor)
     except ValueError as error:
         raise SettingsError(str(error)) from error
     model = UrecaForConditionalGeneration(config).eval()
@@ -67,19 +68,27 @@ def save_tiny(directory: Path | str, sizes: TinySizes | None = None, *, seed: in
     processor.save_pretrained(directory)
 
 
-def build_tokenizer(*, mask_tokens: bool = True) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the special tokens of ChatML, InternVL and, unless told otherwise, URECA."""
+def build_tokenizer(
+    sentences: Iterable[str] = SENTENCES, *, vocab_size: int = 480, mask_tokens: bool = True
+) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer with the special tokens of ChatML, InternVL and, unless told otherwise, URECA.
+
+    Args:
+        sentences: what its merges are learned from.
+        vocab_size: the most tokens; at least 270 or so, for the bytes and the special tokens.
+        mask_tokens: whether it knows URECA's special tokens.
+    """
     special_tokens = [PAD_TOKEN, "<|im_start|>", END_TOKEN, *IMAGE_TOKENS, *(MASK_TOKENS if mask_tokens else ())]
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=480,
+        vocab_size=vocab_size,
         special_tokens=special_tokens,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train_from_iterator(SENTENCES, trainer)
+    tokenizer.train_from_iterator(sentences, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
         eos_token=END_TOKEN,
@@ -90,7 +99,12 @@ def build_tokenizer(*, mask_tokens: bool = True) -> PreTrainedTokenizerFast:
     )
 
 
-def _configuration(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig:
+def configuration_of(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig:
+    """The configuration of a model of these sizes for this processor.
+
+    Raises:
+        ValueError: the mask encoder cannot be of these sizes.
+    """
     tokenizer = processor.tokenizer
     return UrecaConfig(
         vision_config=InternVLVisionConfig(
@@ -99,7 +113,7 @@ def _configuration(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig:
             num_attention_heads=sizes.vision_heads,
             intermediate_size=2 * sizes.vision_width,
             image_size=sizes.image_size,
-            patch_size=PATCH_SIZE_PX,
+            patch_size=sizes.patch_size,
             attention_bias=True,
         ),
         text_config=Qwen2Config(
@@ -117,7 +131,7 @@ def _configuration(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig:
         ),
         image_token_id=processor.image_token_id,
         image_seq_length=sizes.image_seq_length,
-        downsample_ratio=DOWNSAMPLE_RATIO,
+        downsample_ratio=1 / sizes.merged_patches,
         tie_word_embeddings=False,
         mask_token_id=processor.mask_token_id,
         num_mask_tokens=sizes.num_mask_tokens,

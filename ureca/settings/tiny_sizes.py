@@ -4,19 +4,16 @@ import dataclasses
 
 from ureca.errors import SettingsError
 
-PATCH_SIZE_PX = 14
-"""Side of a patch of InternVL's vision encoder."""
-
-DOWNSAMPLE_RATIO = 0.5
-"""Its pixel shuffle merges patches two by two."""
-
 
 @dataclasses.dataclass(frozen=True)
 class TinySizes:
     """Sizes of a random checkpoint; the defaults have 0.3 million parameters.
 
     Args:
-        image_size: side of a tile in pixels, a multiple of 28.
+        image_size: side of a tile in pixels, a multiple of ``patch_size * merged_patches``.
+        patch_size: side of a patch of the vision encoder in pixels; InternVL's is 14.
+        merged_patches: so many by so many patches become one token of the language model; InternVL's pixel shuffle
+            merges two by two.
         max_tiles: the most tiles of an image.
         vision_width, vision_layers, vision_heads: the vision encoder.
         width, layers, heads, key_value_heads, mlp_width: the language model.
@@ -29,6 +26,8 @@ class TinySizes:
     """
 
     image_size: int = 56
+    patch_size: int = 14
+    merged_patches: int = 2
     max_tiles: int = 6
     vision_width: int = 64
     vision_layers: int = 2
@@ -43,8 +42,11 @@ class TinySizes:
     mask_encoder: str = "convolutional"
 
     def __post_init__(self) -> None:
+        for name in ("patch_size", "merged_patches"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
         divisors = {
-            "image_size": (self.image_size, 2 * PATCH_SIZE_PX),
+            "image_size": (self.image_size, self.merged_patches * self.patch_size),
             "vision_width": (self.vision_width, self.vision_heads),
             "width": (self.width, 2 * self.heads),
             "heads": (self.heads, self.key_value_heads),
@@ -56,4 +58,4 @@ class TinySizes:
     @property
     def image_seq_length(self) -> int:
         """Tokens of an image tile after the pixel shuffle."""
-        return int((self.image_size // PATCH_SIZE_PX * DOWNSAMPLE_RATIO) ** 2)
+        return (self.image_size // (self.merged_patches * self.patch_size)) ** 2
