@@ -11,7 +11,7 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.blocks import manifest_items, pending_units
 from pipelines.curate import graph
-from pipelines.pools import plan_pools
+from pipelines.pools import Work, plan_pools
 from pipelines.session import Cluster
 from tests.drawn import write_corpus
 from ureca.corpus.listing import list_images
@@ -72,7 +72,7 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
         dataset,
         keep,
         settings_of(tmp_path, resources=resources),
-        num_units=5,
+        work=Work(5, 10),
         cluster=Cluster(num_cpus=64, num_gpus=8, may_grow=False),
     )
     (read, reading), (_, proposing), (_, planting), (_, curating) = dataset.stages
@@ -91,7 +91,13 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("num_units", "num_cpus", "expected"), [(1, 8, 1), (100, 8, 8), (3, 2, 2)])
 def test_pools_follow_the_cluster_unless_told(tmp_path: Path, num_units: int, num_cpus: int, expected: int) -> None:
     dataset: Any = RecordingDataset()
-    graph(dataset, pending_units({}, []), settings_of(tmp_path), num_units, Cluster(num_cpus, 0, may_grow=False))
+    graph(
+        dataset,
+        pending_units({}, []),
+        settings_of(tmp_path),
+        Work(num_units, num_units),
+        Cluster(num_cpus, 0, may_grow=False),
+    )
     pools = [options["compute"] for _, options in dataset.stages if "compute" in options]
     assert all(isinstance(pool, ActorPoolStrategy) for pool in pools)
     assert [(pool.min_size, pool.initial_size, pool.max_size) for pool in pools] == [(1, expected, expected)] * 2
@@ -112,7 +118,7 @@ def test_pools_follow_the_cluster_unless_told(tmp_path: Path, num_units: int, nu
 def test_no_stage_takes_the_room_of_the_next(
     resources: dict[str, Any], cluster: Cluster, expected: list[tuple[int, int]], tmp_path: Path
 ) -> None:
-    planned = plan_pools(settings_of(tmp_path, resources=resources).resources, 100, cluster)
+    planned = plan_pools(settings_of(tmp_path, resources=resources).resources, Work(100, 100), cluster)
     assert [(pool.initial_size, pool.max_size) for pool in planned] == expected
 
 
@@ -125,7 +131,7 @@ def test_no_stage_takes_the_room_of_the_next(
 )
 def test_stages_that_cannot_run_side_by_side_are_refused(resources: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=named):
-        plan_pools(settings_of(tmp_path, resources=resources).resources, 100, Cluster(2, 1, may_grow=False))
+        plan_pools(settings_of(tmp_path, resources=resources).resources, Work(100, 100), Cluster(2, 1, may_grow=False))
 
 
 def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
@@ -133,7 +139,11 @@ def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
     settings = settings_of(tmp_path)
     dataset: Any = RecordingDataset()
     graph(
-        dataset, pending_units({}, []), settings, num_units=3, cluster=Cluster(num_cpus=2, num_gpus=0, may_grow=False)
+        dataset,
+        pending_units({}, []),
+        settings,
+        work=Work(3, 6),
+        cluster=Cluster(num_cpus=2, num_gpus=0, may_grow=False),
     )
     output = Output(settings.output)
     output.add_images(list_images(settings.input, annotations="beside"), images_per_unit=2)
@@ -145,3 +155,21 @@ def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
         assert row["error"] is None
         assert [region["status"] for region in row["regions"]] == ["ok"] * 4
         assert len({region["caption"] for region in row["regions"]}) == 4
+
+
+def test_actors_share_an_endpoint_and_have_enough_images_for_their_share(tmp_path: Path) -> None:
+    mllm = {"kind": "openai", "model": "m", "base_urls": ["http://a/v1", "http://b/v1"], "max_concurrency": 64}
+    cluster = Cluster(num_cpus=16, num_gpus=0, may_grow=False)
+
+    def planned(**curate: int) -> tuple[int, int, int]:
+        dataset: Any = RecordingDataset()
+        settings = settings_of(tmp_path, mllm=mllm, resources={"curate": {"num_actors": 4, **curate}})
+        graph(dataset, pending_units({}, []), settings, Work(num_units=50, num_images=500), cluster)
+        _, options = dataset.stages[-1]
+        told, images, _ = options["fn_constructor_args"]
+        return told.mllm.max_concurrency, images, options["compute"].max_concurrent_calls_per_actor
+
+    # 16 requests an actor at each of two endpoints; a quarter more images than requests; units of 10 images.
+    assert planned() == (16, 40, 4 + 1)
+    assert planned(images_in_flight=5) == (16, 5, 1 + 1)
+    assert planned(images_in_flight=5, units_in_flight=9) == (16, 5, 9)
