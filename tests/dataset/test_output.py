@@ -65,7 +65,9 @@ def test_a_small_corpus_makes_many_units_and_a_large_one_few() -> None:
         len(unit["images"]) for unit in units_of(manifest([f"i{index}" for index in range(6400)]), 0, None).to_pylist()
     ]
     assert sizes[:8] == [1, 2, 4, 8, 16, 32, 64, 64]  # the first masks are soon ready
-    assert set(sizes[6:-1]) == {64}
+    assert sizes[-20:] == [2] * 4 + [1] * 16  # and at the end no actor has much left when the others have nothing
+    assert max(sizes) == 64
+    assert len(sizes) < 170
     assert sum(sizes) == 6400
 
 

@@ -12,6 +12,7 @@ UNITS = pa.schema([pa.field("unit", pa.int32(), nullable=False), pa.field("image
 
 _MAX_IMAGES_PER_UNIT = 64
 _UNITS_OF_A_SMALL_CORPUS = 64
+_UNITS_AT_THE_END = 16
 
 
 def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -> pa.Table:
@@ -21,7 +22,8 @@ def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -
         manifest: schema ``MANIFEST``.
         first_unit: number of the first unit.
         images_per_unit: None chooses 1 to 64, so that a small corpus still spreads over many actors and a large one
-            does not make millions of files. The first units are smaller, so that the first masks are ready soon.
+            does not make millions of files. The first units are smaller, so that the first masks are ready soon, and
+            so are the last ones, so that no actor has much left when the others have nothing.
     """
     num_images = manifest.num_rows
     offsets = pa.array(unit_offsets(num_images, images_per_unit), pa.int32())
@@ -38,10 +40,12 @@ def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -
 def unit_offsets(num_images: int, images_per_unit: int | None) -> list[int]:
     """Where the units of so many images begin, and where the last one ends; ``images_per_unit`` as in ``units_of``."""
     size = images_per_unit or max(1, min(_MAX_IMAGES_PER_UNIT, math.ceil(num_images / _UNITS_OF_A_SMALL_CORPUS)))
-    offsets, next_size = [0], size if images_per_unit else 1
-    while offsets[-1] < num_images:
-        offsets.append(min(offsets[-1] + next_size, num_images))
-        next_size = min(size, 2 * next_size)
+    offsets = [0]
+    while (left := num_images - offsets[-1]) > 0:
+        this = size
+        if images_per_unit is None:
+            this = min(size, 2 ** (len(offsets) - 1), math.ceil(left / _UNITS_AT_THE_END))
+        offsets.append(offsets[-1] + min(this, left))
     return offsets
 
 
