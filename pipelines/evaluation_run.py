@@ -86,32 +86,36 @@ class _Run:
         if self._output.exists() and (verb := self._output.run().get("verb")) != settings.verb:
             raise OutputError(f"{settings.output} is the output of {verb!r}, not of evaluate; name another folder")
         self.models = parse_models(settings.models)
+        for model in self.models:
+            if model.kind == "checkpoint":
+                usable_checkpoint(self._captioning(model))
         self._unmeasured = _check_metrics(settings)
+        self._benchmark = self._open_benchmark()
+        self._of_references: collecting.Judged | None = None
+
+    def _open_benchmark(self) -> StoredBenchmark:
+        settings = self._settings
+        benchmark = open_benchmark(settings.input, settings.benchmark)
         if settings.overwrite:
             for name in (_BENCHMARK, _MODELS, _JUDGED):
                 storage.remove_folder(self._output.filesystem, locate(f"{self._folder}/{name}").name)
         self.write_record("running", {})
-        self._benchmark = StoredBenchmark.open(
+        stored = StoredBenchmark.open(
             f"{self._folder}/{_BENCHMARK}",
-            open_benchmark(settings.input, settings.benchmark),
+            benchmark,
             Sample(settings.limit, settings.seed),
             {"limit": settings.limit, "seed": settings.seed, **settings.benchmark.model_dump(mode="json")},
         )
-        for model in self.models:
-            if model.kind == "checkpoint":
-                usable_checkpoint(self._captioning(model, self._captions(model).path))
-        self._of_references: collecting.Judged | None = None
-        tell(
-            f"{self._benchmark.description}: {self._benchmark.num_regions} regions of "
-            f"{self._benchmark.num_images} images"
-        )
+        self._tell(f"{stored.description}: {stored.num_regions} regions of {stored.num_images} images")
+        return stored
 
     def caption(self, model: EvaluatedModel, place: int) -> UnitReport:
         """Have the regions captioned, or take captions that are there."""
         self._tell(f"{model.name} ({place} of {len(self.models)})")
         output = self._captions(model)
         if model.kind == "checkpoint":
-            return caption(self._captioning(model, output.path), on_plan=print_plan)
+            settings = self._captioning(model, self._benchmark.images_per_unit)
+            return caption(settings, on_plan=print_plan)
         read = read_jsonl_captions if model.kind == "jsonl" else read_output_captions
         return write_given(read(model.path), self._benchmark, output, source=model.path)
 
@@ -171,7 +175,7 @@ class _Run:
     def _captions(self, model: EvaluatedModel) -> Output:
         return Output(f"{self._folder}/{_MODELS}/{model.folder}", CAPTIONS_DATASET)
 
-    def _captioning(self, model: EvaluatedModel, output: str) -> CaptioningSettings:
+    def _captioning(self, model: EvaluatedModel, images_per_unit: int | None = None) -> CaptioningSettings:
         settings = self._settings
         captioner, image_options = settings.captioner, {}
         if identify(model.path).kind == "mllm" and model.region_prompt is not None:
@@ -179,8 +183,8 @@ class _Run:
             captioner = captioner.model_copy(update={"question": question})
             image_options = settings.baseline.image_options
         return CaptioningSettings(
-            input=self._benchmark.output.path,
-            output=output,
+            input=f"{self._folder}/{_BENCHMARK}",
+            output=self._captions(model).path,
             model=model.path,
             region_prompt=model.region_prompt,
             image_options=image_options,
@@ -188,7 +192,7 @@ class _Run:
             proposals=FromRegions(),
             captioner=captioner,
             image_limits=settings.image_limits,
-            images_per_unit=self._benchmark.images_per_unit,
+            images_per_unit=images_per_unit,
             retry_errors=settings.retry_errors,
             resources=CaptionResources(
                 read=settings.resources.read, propose=settings.resources.propose, caption=settings.resources.caption

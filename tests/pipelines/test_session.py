@@ -6,7 +6,7 @@ import traceback
 import pytest
 from ray.exceptions import RayError
 
-from pipelines.session import user_error
+from pipelines.session import kept_session, ray_session, user_error
 from ureca.errors import AnswerError, SettingsError
 
 RAY = "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.Some: it"
@@ -39,3 +39,22 @@ def test_what_a_user_can_put_right_is_found_in_groups_too(depth: int, end: str) 
 @pytest.mark.parametrize("error", [ValueError("a bug"), AnswerError("refused", "no")])
 def test_what_a_user_cannot_put_right_stays_as_it_is(error: Exception) -> None:
     assert user_error(RayError(traceback_of(error, 1) + RAY)) is None
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_sessions_within_a_block_are_one() -> None:
+    with kept_session():
+        with ray_session() as first:
+            pass
+        with ray_session() as second:
+            assert second is first
+        with pytest.raises(ValueError, match="a bug"), ray_session():
+            raise ValueError("a bug")
+    with ray_session() as third:
+        assert third is not first
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_a_worker_says_of_settings_leaves_a_block_as_such() -> None:
+    with pytest.raises(SettingsError, match="there is none"), kept_session(), ray_session():
+        raise RayError(traceback_of(SettingsError("mllm.model: there is none"), 1) + RAY)
