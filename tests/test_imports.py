@@ -60,7 +60,9 @@ def test_help_loads_nothing_heavy() -> None:
     assert printed.rstrip().endswith("[]")
 
 
-@pytest.mark.parametrize("verb", ["curate", "caption", "serve", "train", "report", "export", "convert", "init-tiny", "bench"])
+@pytest.mark.parametrize(
+    "verb", ["curate", "caption", "evaluate", "serve", "train", "report", "export", "convert", "init-tiny", "bench"]
+)
 def test_help_of_a_verb_loads_no_engine(verb: str) -> None:
     code = (
         f"import sys\nfrom jobs.cli import main\ntry:\n    main([{verb!r}, '--help'])\nexcept SystemExit:\n    pass\n"
