@@ -11,13 +11,13 @@ from ureca.training import chance
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.examples import ExampleSettings, make_example
 from ureca.training.index import TrainingIndex
-from ureca.training.packing import ImageExample, Packer, RegionExample
+from ureca.training.packing import ImageExample, PackedBatch, Packer, RegionExample
 from ureca.training.plan import MicroBatch, PlanSettings
 from ureca.training.questions import QuestionSettings
 from ureca.training.run_plan import RunPlan
 from ureca.training.samples import BadSample
 from ureca.training.tokens import costs_of
-from ureca.training.transport import to_bytes
+from ureca.training.transport import from_bytes, to_bytes
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,6 +127,10 @@ class MicroBatchMaker:
             samples=samples % 2**64,
             bad_samples=tuple(bad),
         )
+
+    def unpack(self, made: MadeMicroBatch) -> PackedBatch:
+        """The packed batch of a micro-batch, on the CPU."""
+        return from_bytes(made.data, self._processor.image_processor)
 
     def _weightless(
         self, micro_batch: MicroBatch, examples: list[ImageExample], bad: list[BadSample]

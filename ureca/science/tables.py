@@ -1,0 +1,83 @@
+"""The tables of the models that are finished."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ureca.errors import SettingsError
+from ureca.evaluation.measures import Measure, Unmeasured
+from ureca.evaluation.metrics.scoring import Metric, measure_captions
+from ureca.evaluation.predictions import Prediction
+from ureca.evaluation.tables import Evaluated, EvaluationTable, build_table, write_table
+from ureca.evaluation.uniqueness import DuplicateSettings, measure_duplicates, resolution_measures
+from ureca.science.captions import Judged
+from ureca.science.variants import TABLES, VARIANTS
+from ureca.settings.science import ScienceSettings
+
+TITLES = {
+    "prompts": "How a model is told which region is meant",
+    "mask_tokens": "Mask tokens of a tile",
+}
+
+_METRICS: tuple[Metric, ...] = ("BLEU", "ROUGE", "METEOR", "CIDEr")
+
+
+def write_tables(
+    settings: ScienceSettings,
+    captions: Mapping[str, list[Judged]],
+    figures: Mapping[str, dict[str, Any]],
+    folder: Path,
+    *,
+    with_references: bool = True,
+) -> list[Path]:
+    """Write each table that two or more finished models are in, or the only one that there is; returns the files.
+
+    Args:
+        settings: of the experiment.
+        captions: by name of a finished model.
+        figures: of its training, as ``train_variant`` returns them.
+        folder: that exists.
+        with_references: also compare captions with the references, where the packages for it are installed; it takes
+            many seconds.
+    """
+    evaluated = {
+        name: _evaluated(VARIANTS[name].title, judged, figures[name], with_references=with_references)
+        for name, judged in captions.items()
+    }
+    paths = []
+    for table, names in TABLES.items():
+        models = [evaluated[name] for name in names if name in evaluated]
+        if len(models) >= min(2, len(captions)) and models:
+            paths += write_table(_table(table, models, settings), folder, stem=table)
+    return paths
+
+
+def _table(name: str, models: list[Evaluated], settings: ScienceSettings) -> EvaluationTable:
+    scenes = settings.scenes
+    title = (
+        f"{TITLES[name]}: {scenes.test} unseen scenes of {scenes.side_px} x {scenes.side_px} pixels, models trained "
+        f"from nothing for {settings.training.budget_s:g} CPU seconds each"
+    )
+    return build_table(models, settings.table, title=title)
+
+
+def _evaluated(title: str, judged: list[Judged], figures: dict[str, Any], *, with_references: bool) -> Evaluated:
+    predictions = [one.prediction for one in judged]
+    measures: list[Measure | Unmeasured] = [*resolution_measures([one.resolution for one in judged])]
+    if with_references:
+        measures += _of_references(predictions)
+    remark = (
+        f"{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "
+        f"{figures['regions']} regions, "
+        f"{figures['cpu_s']:.0f} CPU seconds ({figures['wall_s']:.0f} by the clock, {figures['precision']}), "
+        f"loss {figures['loss']:.3f} at the end."
+    )
+    return Evaluated(title, predictions, measures, remarks=(remark,))
+
+
+def _of_references(predictions: list[Prediction]) -> list[Measure | Unmeasured]:
+    """What needs packages that an experiment can do without."""
+    try:
+        return [*measure_captions(predictions, metrics=_METRICS), *measure_duplicates(predictions, DuplicateSettings())]
+    except SettingsError:
+        return []

@@ -1,0 +1,70 @@
+"""Settings of ``ureca science``."""
+
+from pathlib import Path
+from typing import ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
+from pydantic_settings import CliPositionalArg, SettingsConfigDict
+
+from ureca.evaluation.tables.build import TableSettings
+from ureca.science.variants import VARIANTS
+from ureca.settings.loading import VerbSettings
+from ureca.settings.scratch_sizes import ScratchSizes
+
+
+class SceneSets(BaseModel):
+    """What is learned from and what is measured on; no scene is in both."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    side_px: int = Field(default=112, ge=112, description="side of an image; twice sizes.image_size: 2 x 2 tiles")
+    train: PositiveInt = Field(default=4000, description="images to learn from")
+    test: PositiveInt = Field(default=100, description="images to measure on")
+    seed: NonNegativeInt = Field(default=0, description="of both sets")
+
+
+class ScienceTraining(BaseModel):
+    """How every model is trained."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    budget_s: PositiveFloat = Field(default=600, description="CPU seconds that each model may train")
+    images: PositiveInt = Field(default=4, description="of a step")
+    regions_per_image: PositiveInt = Field(default=24, description="of a step, where they share their image's tokens")
+    views_per_image: PositiveInt = Field(default=6, description="of a step, where each region is a view of its own")
+    matrix_learning_rate: PositiveFloat = Field(default=0.03, description="highest, of Muon, for weight matrices")
+    learning_rate: PositiveFloat = Field(default=3e-3, description="highest, of AdamW, for everything else")
+    adam_beta_2: float = Field(default=0.98, ge=0, lt=1, description="AdamW's memory of squared gradients")
+    weight_decay: float = Field(default=0.01, ge=0, description="of weight matrices")
+    warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of the budget that warms up")
+    max_gradient_norm: PositiveFloat = Field(default=1.0, description="gradients are clipped to it")
+    precision: Literal["auto", "fp32", "bf16"] = Field(
+        default="auto", description="of products of matrices; auto: bf16 where the CPU computes with it"
+    )
+
+
+class ScienceSettings(VerbSettings):
+    """Train small models from nothing on drawn scenes, with one budget each, and compare what they learn.
+
+    OUTPUT is a folder. The same command again goes on with the models that are not finished.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="ureca science")
+    verb: ClassVar[str] = "science"
+
+    output: CliPositionalArg[Path] = Field(description="folder of scenes, models, captions and tables")
+    models: tuple[str, ...] = Field(default=tuple(VARIANTS), description=f"which of {', '.join(VARIANTS)}")
+    tables: Path | None = Field(default=None, description="another folder for the tables; None: OUTPUT")
+    scenes: SceneSets = SceneSets()
+    sizes: ScratchSizes = ScratchSizes()
+    training: ScienceTraining = ScienceTraining()
+    table: TableSettings = TableSettings()
+    max_new_tokens: PositiveInt = Field(default=48, description="a caption is cut off there")
+    processes: PositiveInt = Field(default=2, description="models that train side by side, each on one core")
+    seed: NonNegativeInt = Field(default=0, description="of weights and of the order of samples")
+
+    @model_validator(mode="after")
+    def _models_are_known(self) -> Self:
+        if unknown := sorted({*self.models} - {*VARIANTS}):
+            raise ValueError(f"models must be of {', '.join(VARIANTS)}, not {', '.join(unknown)}")
+        return self
