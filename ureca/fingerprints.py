@@ -22,10 +22,10 @@ def content_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def named(checkpoint: str) -> str:
+def named(checkpoint: str | Path) -> str:
     """What a setting names: the digest of a file or folder that is there, else the name itself, as of a hub."""
     path = Path(checkpoint)
-    return content_digest(path) if path.exists() else checkpoint
+    return content_digest(path) if path.exists() else str(checkpoint)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:

@@ -14,8 +14,9 @@ from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
 from tests.pipelines.test_graph import settings_of
 from ureca.dataset import Output
 from ureca.errors import InputError, OutputError, SettingsError
-from ureca.settings.curate import CurateSettings
+from ureca.settings.curate import ByDinov2, CurateSettings
 from ureca.settings.mllm import ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn
+from ureca.settings.proposals import FromSam
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -170,7 +171,12 @@ def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plan
 
 
 def test_settings_that_may_change_exist() -> None:
-    models = {"": CurateSettings, "mllm": (ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn)}
+    models = {
+        "": CurateSettings,
+        "proposals": FromSam,
+        "embedder": ByDinov2,
+        "mllm": (ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn),
+    }
     for key in MAY_CHANGE | _MAY_CHANGE:
         section, _, name = key.rpartition(".")
         owners = models[section]
