@@ -18,9 +18,8 @@ from ureca.schema import REGIONS_DATASET
 from ureca.settings.curate import CurateSettings
 
 # How a model is reached makes no other captions; what a checkpoint is, its content tells.
-_MAY_CHANGE = frozenset(
+REACHING_AN_MLLM = frozenset(
     {
-        *("proposals.checkpoint", "embedder.checkpoint", "mllm.checkpoint"),
         *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
         *("mllm.connect_timeout_s", "mllm.answer_timeout_s", "mllm.first_wait_s", "mllm.max_wait_s"),
         *("mllm.max_outage_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer"),
@@ -28,6 +27,9 @@ _MAY_CHANGE = frozenset(
         *("mllm.min_replicas", "mllm.max_replicas", "mllm.requests_per_replica", "mllm.accelerator_type", "mllm.port"),
     }
 )
+"""How a model is reached, and what it runs on, makes no other answers."""
+
+_MAY_CHANGE = REACHING_AN_MLLM | {"proposals.checkpoint", "embedder.checkpoint", "mllm.checkpoint"}
 
 
 def curate(

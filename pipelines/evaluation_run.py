@@ -1,39 +1,31 @@
 """``evaluate``: a benchmark is stored, captioned by each model, judged and made a table of."""
 
-import hashlib
-import json
 import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import pyarrow as pa
-
-from pipelines.batch_run import BatchVerb, run_batch
 from pipelines.captioning_run import caption, usable_checkpoint
-from pipelines.chat_application import chat_application
-from pipelines.evaluate import graph
+from pipelines.judging_run import Judging
 from pipelines.session import kept_session
 from pipelines.summary import print_plan
 from ureca import __version__
-from ureca.captioning.adopt import list_run
 from ureca.captioning.checkpoint import identify
 from ureca.corpus.storage import locate
 from ureca.dataset import Output, UnitReport, storage
 from ureca.errors import OutputError, SettingsError
-from ureca.evaluation import Prediction, collecting, measure_captions
+from ureca.evaluation import collecting, measure_captions
 from ureca.evaluation.benchmarks import Sample, StoredBenchmark, open_benchmark
 from ureca.evaluation.given import read_jsonl_captions, read_output_captions, write_given
 from ureca.evaluation.measures import Measure, Unmeasured
-from ureca.evaluation.metrics.bert_score import bert_measure, check_encoder
+from ureca.evaluation.metrics.bert_score import check_encoder
 from ureca.evaluation.metrics.tokenization import tokenize
 from ureca.evaluation.models import EvaluatedModel, parse_models
 from ureca.evaluation.tables import Evaluated, EvaluationTable, build_table, to_forms
 from ureca.evaluation.uniqueness import measure_duplicates
-from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
+from ureca.schema import CAPTIONS_DATASET
 from ureca.settings.caption import CaptioningSettings, CaptionResources
 from ureca.settings.evaluate import EvaluateSettings
-from ureca.settings.judging import Asking, JudgeResources, JudgeSettings
 from ureca.settings.proposals import FromRegions
 
 _BENCHMARK, _MODELS, _JUDGED, _TABLE = "benchmark", "models", "judged", "table"
@@ -91,7 +83,13 @@ class _Run:
                 usable_checkpoint(self._captioning(model))
         self._unmeasured = _check_metrics(settings)
         self._benchmark = self._open_benchmark()
-        self._of_references: collecting.Judged | None = None
+        self._judging = Judging(
+            settings,
+            self._benchmark,
+            f"{self._folder}/{_JUDGED}",
+            None if self._unmeasured else settings.bert_score,
+            tell,
+        )
 
     def _open_benchmark(self) -> StoredBenchmark:
         settings = self._settings
@@ -130,13 +128,8 @@ class _Run:
             *self._unmeasured,
             *measure_duplicates(predictions, settings.duplicates),
         ]
-        remarks: list[str] = []
-        if self._is_judged(predictions):
-            judged, num_failed = self._judge(predictions, self._captions(model).path)
-            measures += self._judgements(predictions, judged)
-            if num_failed:
-                remarks.append(f"Images that could not be looked at to judge captions by: {num_failed:,}.")
-        return Evaluated(model.name, predictions, measures, remarks)
+        judged, remarks = self._judging.measures(predictions, self._captions(model).path)
+        return Evaluated(model.name, predictions, [*measures, *judged], remarks)
 
     def write_table(self, evaluated: Sequence[Evaluated]) -> EvaluationTable:
         """Build the table, and write it as Markdown, JSON and HTML."""
@@ -199,55 +192,6 @@ class _Run:
             ),
         )
 
-    def _is_judged(self, predictions: Sequence[Prediction]) -> bool:
-        settings = self._settings
-        is_scene = any(row["scene"] for unit in self._benchmark.units[:1] for row in self._benchmark.rows(unit))
-        return is_scene or settings.retrieval is not None or settings.listener.kind != "none" or self._has_bert
-
-    @property
-    def _has_bert(self) -> bool:
-        return self._settings.bert_score is not None and not self._unmeasured
-
-    def _judge(self, predictions: Sequence[Prediction] | None, captions: str | None) -> tuple[collecting.Judged, int]:
-        """Judge captions, or the references; what was judged before, by the same judges, is kept."""
-        settings = self._settings
-        judges = {
-            "bert_score": settings.bert_score if self._has_bert and captions is not None else None,
-            "retrieval": settings.retrieval,
-            "listener": settings.listener,
-            "mllm": settings.mllm,
-        }
-        asked = JudgeSettings(
-            input=self._benchmark.output.path,
-            output=f"{self._folder}/{_JUDGED}/{_key(judges, predictions)}",
-            captions=captions,
-            image_limits=settings.image_limits,
-            images_per_unit=self._benchmark.images_per_unit,
-            retry_errors=settings.retry_errors,
-            resources=JudgeResources(read=settings.resources.read, judge=settings.resources.judge),
-            **judges,
-        )
-        run_batch(_JUDGE, asked, on_plan=print_plan)
-        return collecting.judged_of(self._benchmark, Output(asked.output, JUDGED_DATASET))
-
-    def _judgements(self, predictions: Sequence[Prediction], judged: collecting.Judged) -> list[Measure]:
-        settings = self._settings
-        measures = collecting.scenes(judged)
-        if self._has_bert and settings.bert_score is not None:
-            measures.append(bert_measure([row["bert_f1"] for row in judged], settings.bert_score))
-        if settings.retrieval is None and not isinstance(settings.listener, Asking):
-            return measures
-        if self._of_references is None:
-            self._tell("ceilings: judging the references")
-            self._of_references, _ = self._judge(None, None)
-        if settings.retrieval is not None:
-            name = settings.retrieval.checkpoint
-            measures += collecting.retrieval(predictions, judged, self._of_references, name)
-        if isinstance(settings.listener, Asking):
-            name = getattr(settings.mllm, "model", None) or getattr(settings.mllm, "checkpoint", settings.mllm.kind)
-            measures += collecting.listener(predictions, judged, self._of_references, name)
-        return measures
-
 
 def _check_metrics(settings: EvaluateSettings) -> list[Unmeasured]:
     """Make sure, before anything is captioned, that metrics can be computed; what of BERTScore cannot."""
@@ -264,26 +208,3 @@ def _check_metrics(settings: EvaluateSettings) -> list[Unmeasured]:
 
 def _dumped(report: UnitReport | None) -> dict[str, Any] | None:
     return None if report is None else report.model_dump()
-
-
-def _key(judges: Mapping[str, Any], predictions: Sequence[Prediction] | None) -> str:
-    """A name for what these judges say of these captions."""
-    asked = {name: None if value is None else value.model_dump(mode="json") for name, value in judges.items()}
-    digest = hashlib.blake2b(json.dumps(asked, sort_keys=True).encode(), digest_size=8)
-    for prediction in predictions or ():
-        said = (prediction.image_id, prediction.region_id, prediction.caption, prediction.failure)
-        digest.update(repr(said).encode(errors="surrogatepass"))
-    return digest.hexdigest() if predictions is not None else f"references-{digest.hexdigest()}"
-
-
-def _list_benchmark(settings: JudgeSettings) -> pa.Table:
-    return list_run(Output(settings.input, BENCHMARK_DATASET), with_regions=True)
-
-
-_JUDGE = BatchVerb(
-    name="judge",
-    dataset=JUDGED_DATASET,
-    list_input=_list_benchmark,
-    graph=graph,
-    within=chat_application,
-)

@@ -10,6 +10,7 @@ from ureca.evaluation.benchmarks import StoredBenchmark
 from ureca.evaluation.measures import Measure
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.uniqueness import (
+    Heard,
     Retrieved,
     listener_measures,
     resolution_measures,
@@ -77,7 +78,7 @@ def listener(
 ) -> list[Measure]:
     """The listener and its ceiling. A region without a caption is not understood, even if its image is unreadable."""
     sizes = Counter(prediction.image_id for prediction in predictions)
-    heard = [
+    heard: list[Heard | None] = [
         row["heard"] or ("blank" if prediction.is_blank and sizes[prediction.image_id] > 1 else None)
         for prediction, row in zip(predictions, judged, strict=True)
     ]
