@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory bench-caption bench-caption-corpus bench-train long-train clean
+.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train long-train clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -39,6 +39,9 @@ bench-plan: $(VENV)/.dev
 
 bench-train: $(VENV)/.dev
 	$(BIN)/ureca bench train
+
+long-curate-metrics: $(VENV)/.dev  ## a run as Prometheus sees it
+	$(BIN)/python -m pytest -m long tests/pipelines/test_monitor.py
 
 long-train: $(VENV)/.dev  ## training whose workers and drivers are killed many times, compared with one that is not
 	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py

@@ -23,7 +23,7 @@ _VERBS = {
     "status": ("jobs.status", "tell how far a run is, and what failed"),
     "doctor": ("jobs.doctor", "check this machine, and say what to do"),
     "science": ("jobs.science", "train small models on scenes and compare how they are told which region is meant"),
-    "bench": ("jobs.bench", "measure: tree, caption, train, caption-corpus"),
+    "bench": ("jobs.bench", "measure: `ureca bench` lists what"),
 }
 
 _EXTRA_OF_PACKAGE = {
