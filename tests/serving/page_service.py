@@ -28,14 +28,19 @@ COLOURS = {"grey": (150, 150, 150), "blue": (40, 60, 210), "yellow": (230, 210, 
 
 
 def picture() -> tuple[Pixels, list[Mask]]:
-    """Two like blue squares, the left with a yellow disc in it, and a red disc between them that nobody proposes."""
+    """Two like blue squares, each with a yellow disc in it, and a red disc between them that nobody proposes."""
     pixels = np.full((HEIGHT, WIDTH, 3), COLOURS["grey"], np.uint8)
     left, right = np.zeros((2, HEIGHT, WIDTH), np.bool_)
     left[60:140, 30:110] = right[60:140, 190:270] = True
-    inner, between = disc(80, 55, 14, HEIGHT, WIDTH), disc(100, 150, 20, HEIGHT, WIDTH)
-    for shape, colour in ((left, "blue"), (right, "blue"), (inner, "yellow"), (between, "red")):
+    in_left, in_right, between = (
+        disc(row, column, radius, HEIGHT, WIDTH)
+        for row, column, radius in ((80, 55, 14), (120, 250, 14), (100, 150, 20))
+    )
+    coloured = ((left, "blue"), (right, "blue"), (in_left, "yellow"), (in_right, "yellow"), (between, "red"))
+    for shape, colour in coloured:
         pixels[shape] = COLOURS[colour]
-    return pixels, [Mask.from_array(id, shape) for id, shape in ((1, left), (2, right), (5, inner))]
+    numbered = ((1, left), (2, right), (5, in_left), (6, in_right))
+    return pixels, [Mask.from_array(id, shape) for id, shape in numbered]
 
 
 class PageBackend:

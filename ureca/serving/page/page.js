@@ -103,16 +103,10 @@ function showProblem(error, again) {
   find("#alert").hidden = false;
 }
 
-function headline({ status }) {
-  const headlines = {
-    401: "A token is needed.",
-    413: "The image is too large for this service.",
-    422: "The service cannot use this.",
-    429: "The service is busy.",
-    503: "The service is not ready.",
-    504: "It took too long.",
-  };
-  return headlines[status] ?? "That did not work.";
+function headline({ status, type }) {
+  const ofStatus = { 413: "The image is too large for this service.", 503: "The service is not ready.", 504: "It took too long." };
+  const ofType = { authentication_error: "A token is needed.", rate_limit_error: "The service is busy.", invalid_request_error: "The service cannot use this." };
+  return ofStatus[status] ?? ofType[type] ?? "That did not work.";
 }
 
 function countDown(button, seconds) {

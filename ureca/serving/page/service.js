@@ -2,12 +2,14 @@
 
 // The service, as a browser talks to it: requests with the image as a file, answers in JSON or as events.
 
+const WAIT_S = 2; // before a second try, where a stream ended because the service was busy
+
 // Why a request did not get what it asked for.
 class Refused extends Error {
-  constructor(status, { message, code = "", param = null }, retryAfter) {
+  constructor(status, { message, type = "", param = null }, retryAfter) {
     super(message);
-    this.status = status;
-    this.code = code;
+    this.status = status; // 0: there was none
+    this.type = type;
     this.param = param;
     this.retryAfter = retryAfter; // seconds, or null
   }
@@ -45,7 +47,7 @@ class Service {
   async *captions(image, request, signal) {
     const answer = await this.#post("v1/captions", image, { ...request, stream: true }, signal);
     for await (const [event, data] of eventsOf(answer.body)) {
-      if (event === "error") throw new Refused(0, data.error, null);
+      if (event === "error") throw new Refused(0, data.error, data.error.type === "rate_limit_error" ? WAIT_S : null);
       yield [event, data];
       if (event === "done") return;
     }

@@ -14,12 +14,11 @@ class Workbench {
     this.segmenter = null;
     this.running = new Set(); // controllers of requests that Stop and Escape end
     this.finding = null;
-    this.hasLookalikes = false;
     this.viewer = new CaptionViewer(panel, { id: file.name, ...size }, picture, {
       caption: (ids) => this.caption(this.#withLookalikes(ids)),
       copyJson: (id) => this.told.copy(this.#json(id)),
       copyCurl: (id) => this.told.copy(this.#curl(id)),
-      remove: (id) => this.#set(this.regions.filter((region) => region.id !== id)),
+      remove: (id) => this.#remove(id),
       commit: () => this.commit(),
       undo: () => this.pointing.undo(),
       discard: () => this.pointing.clear(),
@@ -61,6 +60,7 @@ class Workbench {
       }
     });
     this.#wait(wanted, false);
+    this.#say();
   }
 
   async captionEverything() {
@@ -116,18 +116,15 @@ class Workbench {
     this.running.add(controller);
     this.#say(text);
     this.told.busy(true);
-    let isOver = false;
     try {
       await work(controller.signal);
     } catch (error) {
-      isOver = true;
       if (error.name !== "AbortError") this.told.failed(error, again);
     } finally {
       this.running.delete(controller);
       this.told.busy(this.isBusy);
       if (!this.isBusy) this.#say();
     }
-    return !isOver;
   }
 
   #of(id) {
@@ -149,6 +146,12 @@ class Workbench {
 
   #set(regions) {
     this.viewer.setRegions(inTreeOrder(regions));
+  }
+
+  #remove(id) {
+    this.#set(this.regions.filter((region) => region.id !== id));
+    this.#say();
+    this.viewer.stage.focus({ preventScroll: true });
   }
 
   // The place of all regions in the tree, and what they could be taken for.

@@ -1,0 +1,480 @@
+"""What a person does with the service's page, done in headless Chromium."""
+
+import json
+import shlex
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from selenium import webdriver
+from selenium.common.exceptions import StaleElementReferenceException
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+from tests.browser import contrast, start, tap
+from ureca.serving.refusal import Refusal
+
+from .page_service import HEIGHT, WIDTH, PageBackend, picture, serving
+
+HOSTILE = "</p><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp; left"
+TOKEN = "a-token-for-the-test"  # noqa: S105
+LEFT, RIGHT, INNER, NOBODY = (90, 120), (230, 100), (55, 80), (150, 100)
+
+
+@pytest.fixture(scope="module")
+def backend() -> PageBackend:
+    return PageBackend()
+
+
+@pytest.fixture(scope="module")
+def address(backend: PageBackend) -> Iterator[str]:
+    with serving(backend) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("page") / 'the "picture"; it\'s.png'
+    Image.fromarray(picture()[0]).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def desktop(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
+    browser = start(chromium, phone=False)
+    permissions = {"permissions": ["clipboardReadWrite", "clipboardSanitizedWrite"]}
+    browser.execute_cdp_cmd("Browser.grantPermissions", permissions)
+    yield browser
+    browser.quit()
+
+
+@pytest.fixture(scope="module")
+def phone(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
+    browser = start(chromium, phone=True)
+    yield browser
+    browser.quit()
+
+
+class Page:
+    """The page, as one uses it."""
+
+    def __init__(self, browser: webdriver.Chrome, address: str) -> None:
+        self.browser = browser
+        browser.get(address)
+
+    def upload(self, file: Path) -> "Page":
+        self.one("#file").send_keys(str(file))
+        self.until("#status", "4 regions, 0 captioned")
+        self.wait_for('[role="treeitem"] .badge')  # their look-alikes are known
+        return self
+
+    def one(self, selector: str) -> WebElement:
+        return self.browser.find_element(By.CSS_SELECTOR, selector)
+
+    def all(self, selector: str) -> list[WebElement]:
+        return self.browser.find_elements(By.CSS_SELECTOR, selector)
+
+    def wait_for(self, selector: str) -> WebElement:
+        return WebDriverWait(self.browser, 8).until(
+            lambda _: next((found for found in self.all(selector) if found.is_displayed()), None),
+            f"nothing fits {selector}",
+        )
+
+    def until(self, selector: str, text: str) -> None:
+        """Waits for a text; reads it in one step, as elements are replaced while the page works."""
+        script = "return document.querySelector(arguments[0])?.textContent ?? ''"
+        read = lambda: self.browser.execute_script(script, selector)  # noqa: E731
+        try:
+            WebDriverWait(self.browser, 8, poll_frequency=0.05).until(lambda _: text in read())
+        except Exception as error:
+            raise AssertionError(f"{selector} says {read()!r}, not {text!r}") from error
+
+    def at(self, place: tuple[float, float]) -> ActionChains:
+        """The pointer over a place in the picture, in its pixels."""
+        svg = self.one(".stage svg")
+        size = svg.size
+        offset = (round((place[0] / WIDTH - 0.5) * size["width"]), round((place[1] / HEIGHT - 0.5) * size["height"]))
+        return ActionChains(self.browser).move_to_element_with_offset(svg, *offset)
+
+    def use(self, tool: str) -> None:
+        self.one(f'.choice input[value="{tool}"]').click()
+
+    def act(self, action: str) -> None:
+        """Presses a button of the card, which is drawn anew whenever something is known of the region."""
+        WebDriverWait(self.browser, 8, ignored_exceptions=[StaleElementReferenceException]).until(
+            lambda _: self.wait_for(f'[data-action="{action}"]').click() is None
+        )
+
+    def copied(self, action: str) -> str:
+        """What a button copies."""
+        self.act(action)
+        self.until("#status", "Copied.")
+        return str(self.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])"))
+
+    def marked(self, selector: str) -> list[str]:
+        return [word.text for word in self.all(f"{selector} mark")]
+
+    @property
+    def outlined(self) -> str:
+        return str(self.one(".front").get_attribute("d"))
+
+    def outline_of(self, region_id: int) -> str:
+        return str(self.one(f'.region[data-id="{region_id}"]').get_attribute("d"))
+
+
+def test_an_example_is_opened_and_nothing_is_requested_elsewhere(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get_log("performance")
+    desktop.get_log("browser")
+    page = Page(desktop, address)
+    page.until("#model", "model ureca")
+    assert [
+        image.get_property("complete") and image.get_property("naturalWidth") for image in page.all(".examples img")
+    ] == [640] * 3
+    page.one('[data-example="examples/cars.png"]').click()
+    page.until("#status", "captioned")
+    assert len(page.all(".region")) > 20
+    messages = [json.loads(entry["message"])["message"] for entry in desktop.get_log("performance")]
+    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    assert f"{address}v1/regions" in urls
+    assert [url for url in urls if not url.startswith((address, f"blob:{address}"))] == []
+    assert desktop.get_log("browser") == []
+    page.one("#another").click()
+    assert page.wait_for("#start").is_displayed()
+
+
+@pytest.mark.parametrize("way", ["drop", "paste"])
+def test_an_image_is_dropped_or_pasted(desktop: webdriver.Chrome, address: str, way: str) -> None:
+    page = Page(desktop, address)
+    desktop.execute_script(
+        """const canvas = document.createElement("canvas");
+        canvas.width = 90; canvas.height = 60;
+        const pen = canvas.getContext("2d");
+        pen.fillStyle = "#999"; pen.fillRect(0, 0, 90, 60);
+        pen.fillStyle = "#22c"; pen.fillRect(20, 20, 30, 30);
+        canvas.toBlob((blob) => {
+          const data = new DataTransfer();
+          data.items.add(new File([blob], "given.png", { type: "image/png" }));
+          const event = arguments[0] === "drop" ? new DragEvent("drop", { dataTransfer: data, bubbles: true })
+            : new ClipboardEvent("paste", { clipboardData: data, bubbles: true });
+          document.body.dispatchEvent(event);
+        });""",
+        way,
+    )
+    page.until(".card h2", "given.png")
+    page.until("#status", " captioned")
+    assert len(page.all(".region")) > 0
+
+
+def test_pointing_outlines_and_a_click_captions(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.at(INNER).perform()
+    assert page.outlined == page.outline_of(5)
+    assert "not captioned yet" in page.one(".card").text
+    page.at(INNER).click().perform()
+    page.until(".card .caption", "The left yellow thing.")
+    page.until("#spoken", "Region 5: The left yellow thing.")
+    page.at((5, 195)).perform()  # away: what was clicked stays
+    assert page.one(".card .caption").text == "The left yellow thing."
+    assert page.one('[role="treeitem"][data-id="5"] .text').text == "The left yellow thing."
+    for fact in ("Region 5", "part of 1", "depth 1", "1.0 % of the image"):
+        assert fact in page.one(".card .facts").text
+
+
+def test_look_alikes_stand_side_by_side_with_what_differs(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.at(LEFT).click().perform()
+    page.until(".this .caption", "The left blue thing.")
+    page.until(".alike", "The right blue thing.")
+    assert "What tells it apart" in page.one(".card h3").text
+    assert (page.marked(".this .caption"), page.marked(".alike")) == (["left"], ["right"])
+    assert [path.get_attribute("data-id") for path in page.all("path.lookalike")] == ["2"]
+    link = page.one('.alike [aria-label="Region 2"]')
+    ActionChains(desktop).move_to_element(link).perform()
+    assert "pointed" in str(page.one('.region[data-id="2"]').get_attribute("class"))
+    link.click()
+    assert page.one(".this .caption").text == "The right blue thing."
+    assert page.marked(".alike") == ["left"]
+
+
+def test_a_caption_that_tells_nothing_apart_is_called_so(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
+    page = Page(desktop, address).upload(file)
+    backend.say = "A thing."
+    page.at(LEFT).click().perform()
+    page.until(".card .problem", "Its caption is also that of region 2")
+    backend.say = None
+    assert page.marked(".card") == []
+
+
+def test_points_inside_and_outside_make_a_region(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("point")
+    page.at(INNER).click().perform()
+    page.until(".card .facts", "1 inside")
+    page.wait_for('[data-action="commit"]')
+    assert page.outlined == page.outline_of(5)
+    page.use("0")
+    page.at(RIGHT).click().perform()
+    page.use("1")
+    page.at(LEFT).click().perform()
+    page.until(".card .facts", "2 inside, 1 outside")
+    page.wait_for('[data-action="commit"]')
+    assert page.outlined == page.outline_of(1)
+    assert [mark.text for mark in page.all(".marks span")] == ["+", "\N{MINUS SIGN}", "+"]
+    page.act("undo")
+    page.until(".card .facts", "1 inside, 1 outside")
+    page.act("discard")
+    assert page.all(".marks span") == []
+    with_shift = page.at(RIGHT).key_down(Keys.SHIFT).click().key_up(Keys.SHIFT)
+    with_shift.perform()
+    page.until(".card .facts", "1 outside")
+    assert "Now say what is inside" in page.one(".card").text
+
+
+def test_what_points_find_is_captioned_and_can_be_removed(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("point")
+    page.at(NOBODY).click().perform()
+    page.wait_for('[data-action="commit"]')
+    desktop.switch_to.active_element.send_keys(Keys.ENTER)
+    page.until(".card .caption", "The middle grey thing.")  # what no mask covers, in which the point lies
+    page.until("#status", "5 regions, 1 captioned")
+    command = page.copied("curl")
+    request = json.loads(shlex.split(command)[-1].removeprefix("request="))
+    [point] = request["regions"][0]["points"]
+    assert point["label"] == 1
+    assert (round(point["x"]), round(point["y"])) == pytest.approx(NOBODY, abs=1)
+    page.act("remove")
+    page.until("#status", "4 regions, 0 captioned")
+
+
+def test_a_region_that_is_there_already_is_not_added_twice(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("point")
+    page.at(RIGHT).click().perform()
+    page.act("commit")
+    page.until(".card .caption", "The right blue thing.")
+    page.until("#status", "4 regions, 2 captioned")
+
+
+def test_a_box_makes_a_region(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("box")
+    page.at((125, 75)).click_and_hold().perform()
+    page.at((175, 125)).perform()
+    assert float(str(page.one("rect.box").get_attribute("width"))) == pytest.approx(50, abs=1)
+    ActionChains(desktop).release().perform()
+    page.act("commit")
+    page.until(".card .caption", "The middle red thing.")
+    region = json.loads(page.copied("json"))
+    assert region["bbox_xywh"] == pytest.approx([125, 75, 50, 50], abs=1)
+    assert (region["region_id"], region["parent_id"], region["caption"]) == (7, -1, "The middle red thing.")
+
+
+def test_captions_appear_as_they_are_written_and_can_be_stopped(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
+    page = Page(desktop, address).upload(file)
+    while backend.room.acquire(blocking=False):
+        pass
+    stopped = backend.stopped
+    page.one("#everything").click()
+    page.until("#status", "Captioning: 0 of 4")
+    backend.room.release()
+    page.until("#status", "Captioning: 1 of 4")
+    assert sum(item.text == "captioning …" for item in page.all(".tree .text")) == 3
+    desktop.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.until("#status", "4 regions, 1 captioned")
+    backend.room.release(1000)
+    WebDriverWait(desktop, 10).until(lambda _: backend.stopped == stopped + 1)
+    page.one("#everything").click()
+    page.until("#spoken", "All 4 regions are captioned.")
+    whole = json.loads(page.copied("json"))
+    assert [region["caption"] for region in whole["regions"]] == [
+        "The left blue thing.",
+        "The left yellow thing.",
+        "The right blue thing.",
+        "The right yellow thing.",
+    ]
+    assert [region["lookalike_ids"] for region in whole["regions"]] == [[2], [6], [1], [5]]
+
+
+def test_the_copied_command_asks_the_same(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    page = Page(desktop, address).upload(file)
+    page.at(LEFT).click().perform()
+    page.until(".card .caption", "The left blue thing.")
+    page.until("#status", "4 regions, 2 captioned")
+    command = shlex.split(page.copied("curl"))
+    answer = subprocess.run([*command, "--silent"], cwd=file.parent, capture_output=True, text=True, check=True).stdout
+    [caption] = json.loads(answer)["captions"]
+    assert caption["caption"] == "The left blue thing."
+
+
+def test_a_busy_service_is_asked_again_when_it_says(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
+    page = Page(desktop, address).upload(file)
+    backend.refusal = Refusal(429, "queue_full", "all queues are full", retry_after_s=1)
+    page.at(INNER).click().perform()
+    page.until("#alert", "The service is busy. all queues are full")
+    assert not page.one("#alert button").is_enabled()
+    assert page.one('[role="treeitem"][data-id="5"] .text').text == "not captioned yet"
+    page.use("point")
+    backend.refusal = Refusal(429, "queue_full", "segmenters are busy", retry_after_s=1)
+    page.at(INNER).click().perform()
+    page.until("#alert", "segmenters are busy")
+    assert page.one("#alert button").text == "Try again in 1 s"
+    WebDriverWait(desktop, 10).until(lambda _: page.one("#alert button").is_enabled())
+    page.one("#alert button").click()
+    page.act("commit")
+    page.until(".card .caption", "The left yellow thing.")
+    assert not page.one("#alert").is_displayed()
+
+
+def test_a_refusal_names_the_field(desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    backend.refusal = Refusal(422, "empty_mask", "the mask has no pixel", param="regions[0].rle")
+    page.at(INNER).click().perform()
+    page.until("#alert", "The service cannot use this. regions[0].rle: the mask has no pixel")
+    page.use("point")
+    backend.refusal = Refusal(422, "no_region", "no region fits these points", param="regions[0]")
+    page.at(INNER).click().perform()
+    page.until(".card .problem", "no region fits these points")
+
+
+def test_too_large_an_image_and_no_image_are_told(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, tmp_path: Path, file: Path
+) -> None:
+    with serving(backend, limits={"max_body_bytes": 1000}) as small:
+        page = Page(desktop, small)
+        page.one("#file").send_keys(str(file))
+        page.until("#alert", "The image is too large for this service.")
+    text = tmp_path / "a.png"
+    text.write_text("not an image")
+    page = Page(desktop, address)
+    page.one("#file").send_keys(str(text))
+    page.until("#alert", "a.png is not an image that this browser can show")
+    assert page.one("#start").is_displayed()
+
+
+def test_a_token_is_asked_for_and_kept_nowhere(desktop: webdriver.Chrome, backend: PageBackend, file: Path) -> None:
+    with serving(backend, token=TOKEN) as guarded:
+        page = Page(desktop, guarded)
+        page.wait_for("#token-field").send_keys("a-wrong-token" + Keys.ENTER)
+        page.until("#token label", "Not accepted")
+        page.wait_for("#token-field").send_keys(TOKEN + Keys.ENTER)
+        page.until("#model", "model ureca")
+        page.upload(file)
+        page.at(INNER).click().perform()
+        page.until(".card .caption", "The left yellow thing.")
+        assert '-H "Authorization: Bearer $URECA_TOKEN"' in page.copied("curl")
+        kept = desktop.execute_script(
+            "return [localStorage.length, sessionStorage.length, document.cookie, location.href]"
+        )
+        assert kept == [0, 0, "", guarded]
+        assert TOKEN not in desktop.page_source
+        assert page.one("#token-field").get_property("value") == ""
+        desktop.refresh()
+        assert page.wait_for("#token-field").is_displayed()
+
+
+def test_everything_works_by_keyboard(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    stage = page.one(".stage")
+    assert desktop.switch_to.active_element == stage
+    stage.send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
+    assert page.outlined == page.outline_of(5)
+    stage.send_keys(Keys.ENTER)
+    page.until("#spoken", "Region 5: The left yellow thing.")
+    stage.send_keys(Keys.TAB)
+    for _ in range(4):  # through the card's buttons to the list
+        if desktop.switch_to.active_element.get_attribute("role") == "treeitem":
+            break
+        desktop.switch_to.active_element.send_keys(Keys.TAB)
+    item = desktop.switch_to.active_element
+    assert item.get_attribute("data-id") == "5"
+    assert item.value_of_css_property("outline-style") == "solid"
+    item.send_keys(Keys.ARROW_DOWN, Keys.ENTER)
+    page.until(".card .caption", "The right blue thing.")
+    desktop.switch_to.active_element.send_keys(Keys.ESCAPE)
+    page.until(".card .hint", "4 of 4 regions captioned")
+
+
+def test_points_and_boxes_are_set_by_keyboard(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("point")
+    stage = page.one(".stage")
+    stage.send_keys(Keys.ARROW_LEFT, Keys.ARROW_RIGHT, " ")  # the middle
+    page.wait_for('[data-action="commit"]')
+    stage.send_keys(Keys.BACKSPACE)
+    page.until(".card .hint", "0 of 4 regions captioned")
+    page.use("box")
+    stage.send_keys(
+        *[Keys.ARROW_LEFT] * 4, *[Keys.ARROW_UP] * 4, " ", *[Keys.ARROW_RIGHT] * 8, *[Keys.ARROW_DOWN] * 8, " "
+    )
+    page.until(".card .facts", "a box")
+    page.wait_for('[data-action="commit"]')
+    stage.send_keys(Keys.ENTER)
+    page.until(".card .caption", "The middle red thing.")
+    stage.send_keys(" ", Keys.ARROW_RIGHT, Keys.ARROW_DOWN, " ")
+    page.until(".card .facts", "a box")
+    stage.send_keys(Keys.ESCAPE)
+    page.until(".card .hint", "1 of 5 regions captioned")
+
+
+def test_a_phone_has_taps_and_one_column(phone: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(phone, address).upload(file)
+    tap(phone, page.one(".stage svg"), INNER[0] / WIDTH, INNER[1] / HEIGHT)
+    page.until(".card .caption", "The left yellow thing.")
+    page.use("point")
+    tap(phone, page.one(".stage svg"), RIGHT[0] / WIDTH, RIGHT[1] / HEIGHT)
+    page.until(".card .facts", "1 inside")
+    page.act("commit")
+    page.until(".card .caption", "The right blue thing.")
+    assert page.one(".card").location["y"] >= page.one(".stage").location["y"] + page.one(".stage").size["height"]
+    width, screen = phone.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width <= screen == 390
+
+
+def test_hostile_captions_are_text(desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    desktop.get_log("browser")
+    backend.say = HOSTILE
+    page.one("#everything").click()
+    page.until("#spoken", "All 4 regions are captioned.")
+    backend.say = None
+    page.at(LEFT).click().perform()
+    assert page.one(".this .caption").text == HOSTILE
+    assert page.one('[role="treeitem"][data-id="1"] .text').text == HOSTILE
+    assert page.all("p script") == page.all("p img") == []
+    assert desktop.title == "URECA: captions of regions"
+    assert desktop.get_log("browser") == []
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_text_stands_out_in_both_schemes(desktop: webdriver.Chrome, address: str, file: Path, scheme: str) -> None:
+    feature = {"name": "prefers-color-scheme", "value": scheme}
+    desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
+    page = Page(desktop, address).upload(file)
+    page.at(LEFT).click().perform()
+    page.until(".alike", "The right blue thing.")
+    for selector in (
+        ".this .caption",
+        ".card h3",
+        ".card .facts",
+        ".alike small",
+        ".tree .none",
+        "#everything",
+        "#status",
+    ):
+        assert contrast(desktop, page.one(selector)) >= 4.5, selector
+    desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
