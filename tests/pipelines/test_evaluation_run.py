@@ -71,7 +71,7 @@ def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
     assert of_crops.num_regions == of_people.num_regions == sum(len(row["benchmark"]) for row in rows.values())
     assert (of_crops.num_blank, of_people.num_blank) == (lost, 0)
     assert crops.failures == {"read: truncated": lost}
-    assert of_people.figures["Correct"].value == of_people.figures["BLEU@4"].value == pytest.approx(1)
+    assert (of_people.figures["Correct"].value, of_people.figures["BLEU@4"].value) == (1, pytest.approx(1))
     assert of_crops.figures["Wrong"].value == 1
     assert of_crops.figures["Listener ceiling"] == of_people.figures["Listener ceiling"]
     assert "METEOR" in crops.missing
@@ -91,10 +91,10 @@ def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
     run = json.loads((out / "run.json").read_text())
     assert (run["state"], [model["kind"] for model in run["models"]]) == ("finished", ["checkpoint", "jsonl"])
 
-    # Another model beside: only it is captioned.
-    assert (
-        main([*command[:4], f"{out}/models/Crops", *command[5:], "--listener.kind", "none", "--metrics", "BLEU"]) == 0
-    )
+    # Another model beside, of captions that are there: nothing is captioned.
+    fewer = ["--listener.kind", "none", "--metrics", "BLEU"]
+    assert main([*command[:4], f"Again={out}/models/Crops", *command[5:], *fewer]) == 0
+    assert "3 images, 3 done before, 0 to do" in capsys.readouterr().err
     table = read_table(out / "table.json")
     assert [model.groups[0].figures["BLEU@1"].value for model in table.models] == [
         again[0].groups[0].figures["BLEU@1"].value

@@ -10,12 +10,14 @@ from safetensors import safe_open
 
 from tests.training.test_packing import Built, make_examples
 from tests.training.test_stages import randomise_adapters
+from ureca.captioning.checkpoint import fingerprint
 from ureca.errors import OutputError
+from ureca.model.adapters import load_with_adapter
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoints import CheckpointError, load_checkpoint
 from ureca.model.tiny import build_tiny
 from ureca.settings.tiny_sizes import TinySizes
-from ureca.training.export import load_with_adapter, save_adapter, save_checkpoint
+from ureca.training.export import save_adapter, save_checkpoint
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedBatch, Packer
 from ureca.training.stages import Align, Full, Tune, prepare
@@ -140,3 +142,18 @@ def test_tensors_gathered_elsewhere_are_taken(tuned: Built, base: Path, tmp_path
     save_adapter(model, tmp_path / "adapter", state_dict=gathered)
     assert captions(load_checkpoint(tmp_path / "merged")) == expected
     assert captions(load_with_adapter(base, tmp_path / "adapter")) == expected
+
+
+def test_a_folder_of_adapters_is_loaded_like_any_checkpoint(tuned: Built, base: Path, tmp_path: Path) -> None:
+    expected = captions(tuned)
+    save_adapter(tuned[0], tmp_path / "adapter", base=str(base))
+    loaded = RegionCaptioner.from_pretrained(tmp_path / "adapter", device="cpu")
+    assert captions((loaded.model, loaded.processor)) == expected
+    before = fingerprint(tmp_path / "adapter")
+    assert before != fingerprint(base)
+    (base / "generation_config.json").write_text('{"eos_token_id": 1}')
+    assert fingerprint(tmp_path / "adapter") != before
+    base.rename(tmp_path / "moved")
+    for look in (fingerprint, load_checkpoint):
+        with pytest.raises(CheckpointError, match=r"base, which is not there\. Name it"):
+            look(tmp_path / "adapter")

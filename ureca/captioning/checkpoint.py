@@ -1,11 +1,13 @@
 """Which checkpoint it is, told without loading it."""
 
+import hashlib
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ureca.adapter_files import base_of_adapter
 from ureca.errors import CheckpointError
 from ureca.fingerprints import content_digest
 
@@ -39,7 +41,7 @@ def identify(model: str) -> Checkpoint:
             return Checkpoint("mllm", model, model)
         raise CheckpointError(f"--model {model} is not a checkpoint: there is no such folder")
     kind: Literal["ureca", "mllm"] = "ureca" if _model_type(folder) == "ureca" else "mllm"
-    digest = content_digest(folder)
+    digest = _digest(folder)
     return Checkpoint(kind, f"{folder.resolve().name} {digest}", digest)
 
 
@@ -54,10 +56,17 @@ def fingerprint(directory: Path | str) -> str:
         raise CheckpointError(
             f"--model {directory} holds a {found} checkpoint, not a URECA. `ureca convert` makes one of the authors'"
         )
-    return content_digest(folder)
+    return _digest(folder)
+
+
+def _digest(folder: Path) -> str:
+    """Of adapters, a name for them and for what they belong to."""
+    digest, base = content_digest(folder), base_of_adapter(folder)
+    return digest if base is None else hashlib.blake2b(f"{digest} {_digest(base)}".encode(), digest_size=8).hexdigest()
 
 
 def _model_type(folder: Path) -> Any:
+    folder = base_of_adapter(folder) or folder
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from ureca.adapter_files import base_of_adapter
 from ureca.errors import CheckpointError
 from ureca.model.configuration import UrecaConfig
 from ureca.model.image_processing import UrecaImageProcessor
@@ -23,12 +24,18 @@ def load_checkpoint(
     `from_pretrained` of transformers only warns about missing weights and leaves them random; this refuses.
 
     Args:
-        directory: holds what `save_pretrained` of a URECA model and of its processor wrote.
+        directory: holds what `save_pretrained` of a URECA model and of its processor wrote; or adapters, which are
+            merged into the checkpoint that they name.
         dtype: type of the weights; "auto" takes the checkpoint's.
 
     Raises:
-        CheckpointError: if it is no URECA checkpoint, or weights are missing, too many or of another shape.
+        CheckpointError: if it is no URECA checkpoint, or weights are missing, too many or of another shape; or if what
+            adapters belong to is not there.
     """
+    if (base := base_of_adapter(directory)) is not None:
+        from ureca.model.adapters import load_with_adapter
+
+        return load_with_adapter(base, directory, dtype=dtype)
     model_type = read_model_type(directory)
     if model_type != UrecaConfig.model_type:
         raise CheckpointError(
