@@ -59,10 +59,16 @@ def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
         OutputError: the folder is another run's, or was begun with other settings.
     """
     run = _Run(settings, tell)
-    with kept_session():
-        reports = {model.name: run.caption(model, place) for place, model in enumerate(run.models, start=1)}
-        evaluated = [run.evaluate(model) for model in run.models]
-    table = run.write_table(evaluated)
+    reports: dict[str, UnitReport] = {}
+    try:
+        with kept_session():
+            for place, model in enumerate(run.models, start=1):
+                reports[model.name] = run.caption(model, place)
+            evaluated = [run.evaluate(model) for model in run.models]
+        table = run.write_table(evaluated)
+    except BaseException:
+        run.write_record("stopped", reports)
+        raise
     run.write_record("finished", reports)
     return Evaluation(table, reports)
 

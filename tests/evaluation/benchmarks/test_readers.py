@@ -226,5 +226,7 @@ def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:
         read(tmp_path)
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
     captions.write_run({"verb": "caption", "dataset": "captions"})
-    with pytest.raises(InputError, match="has no references"):
-        read(tmp_path / "captions")
+    Output(str(tmp_path / "evaluated")).write_run({"verb": "evaluate"})
+    for name in ("captions", "evaluated"):
+        with pytest.raises(InputError, match="which is no benchmark"):
+            read(tmp_path / name)

@@ -31,12 +31,13 @@ class RegionsReader:
         self._column = _COLUMNS[settings.references]
         self._include_rejected = settings.include_rejected
         self._output = Output.of_run(path)
-        if self._output.dataset is not REGIONS_DATASET:
+        verb = self._output.run().get("verb")
+        if self._output.dataset is not REGIONS_DATASET or verb in {"evaluate", "train"}:
             raise InputError(
-                f"{path} is the output of `ureca {self._output.run().get('verb')}`, which has no references; name a "
-                "regions dataset as the benchmark, and captions of it among the models"
+                f"{path} is the output of `ureca {verb}`, which is no benchmark; name a regions dataset as the "
+                "benchmark, and captions of it among the models"
             )
-        self._has_scenes = self._output.run().get("verb") == "scenes"
+        self._has_scenes = verb == "scenes"
         self.description = f"{path.rstrip('/').rpartition('/')[2]} ({settings.references} captions)"
 
     def files(self) -> list[str]:
