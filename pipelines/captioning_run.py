@@ -74,8 +74,9 @@ def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
             raise SettingsError("image_options are for baselines; a checkpoint of URECA says itself how images are cut")
     elif settings.region_prompt in {None, "mask"}:
         raise SettingsError(
-            f"{settings.model} is not a folder with a checkpoint of URECA. If it is another model that sees images, say "
-            "how it is shown which region is meant: none, contour or crop (region_prompt; of ureca evaluate: PATH:crop)"
+            f"{settings.model} is not a folder with a checkpoint of URECA. If it is another model that sees images, "
+            "say how it is shown which region is meant: none, contour or crop (by region_prompt; to ureca evaluate as "
+            "PATH:crop)"
         )
     elif settings.captioner.top_p < 1:
         raise SettingsError(f"captioner.top_p is for checkpoints of URECA; {settings.model} has captioner.temperature")
