@@ -136,8 +136,8 @@ def _run(
         ray_session() as cluster,
         verb.within(settings) as graph_settings,
         board(work.session.board_name) as engines,
+        progress.watching(engines),
     ):
-        progress.watch(engines)
         items = manifest_items(output)
         pieces = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
         written = verb.graph(pieces, keep, graph_settings, work, cluster)

@@ -69,7 +69,7 @@ def board(name: str) -> Iterator[Callable[[], LoadReport | None]]:
 
 
 class Reporter:
-    """Reports on the engines of this process, and on the units that it writes; does nothing where there is no Ray.
+    """Reports on the engines of this process, and on the units that it writes; does nothing outside an actor of Ray.
 
     Args:
         verb: that the process works for.
@@ -80,7 +80,7 @@ class Reporter:
     def __init__(self, verb: str, board_name: str, load: EngineLoad) -> None:
         self._load = load
         self._metrics: _Metrics | None = None
-        if not ray.is_initialized():
+        if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
             return
         self._metrics = _Metrics(verb)
         self._worker = f"{ray.util.get_node_ip_address()}:{os.getpid()}"  # type: ignore[no-untyped-call]

@@ -4,7 +4,8 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, TextIO
 
 from ureca.dataset import UnitReport
@@ -47,7 +48,6 @@ class Progress:
         self._first: tuple[float, int] | None = None
         self._loads: deque[tuple[float, LoadReport]] = deque()
         self._lock = threading.Lock()
-        self._closed = threading.Event()
         self.done = UnitReport()
 
     def add(self, report: UnitReport) -> None:
@@ -59,14 +59,22 @@ class Progress:
             if self._clock() - self._printed >= self._pause_s:
                 self._print()
 
-    def watch(self, engines: Engines) -> None:
-        """Ask every now and then what engines do, and print lines, until ``close``."""
+    @contextmanager
+    def watching(self, engines: Engines) -> Iterator[None]:
+        """Ask every now and then what engines do, and print lines, during the block and not a moment longer."""
+        ended = threading.Event()
 
         def watch() -> None:
-            while not self._closed.wait(min(1.0, self._pause_s)):
+            while not ended.wait(min(1.0, self._pause_s)):
                 self.look(engines)
 
-        threading.Thread(target=watch, name="progress", daemon=True).start()
+        thread = threading.Thread(target=watch, name="progress", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
 
     def look(self, engines: Engines) -> None:
         """Ask what engines do, and print a line if the last one is old enough."""
@@ -76,12 +84,11 @@ class Progress:
                 self._loads.append((self._clock(), load))
             while len(self._loads) > 2 and self._clock() - self._loads[1][0] > _RECENT_S:
                 self._loads.popleft()
-            if self._clock() - self._printed >= self._pause_s and not self._closed.is_set():
+            if self._clock() - self._printed >= self._pause_s:
                 self._print()
 
     def close(self) -> None:
         """Print the last line."""
-        self._closed.set()
         with self._lock:
             self._print()
             if self._in_place:

@@ -206,8 +206,8 @@ def _row(job: Job, run: Run, arguments: argparse.Namespace) -> str:
         job.name,
         f"{run.num_calls}",
         f"{run.num_calls / (len(shares) * BIN_S):.0f}",
-        f"{_mean(shares[warm_up:]):.1%}",
-        f"{_mean(shares[warm_up:end]):.1%}",
+        _mean(shares[warm_up:]),
+        _mean(shares[warm_up:end]),
         f"{(len(shares) - end) * BIN_S:.1f} s",
         f"{1000 * run.cpu_s[_CURATE] / run.num_calls:.2f}, {1000 * sum(run.cpu_s.values()) / run.num_calls:.2f}",
         f"{percentile_s(latency, 0.5):.2f} / {percentile_s(latency, 0.95):.2f}",
@@ -215,8 +215,8 @@ def _row(job: Job, run: Run, arguments: argparse.Namespace) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-def _mean(shares: Sequence[float]) -> float:
-    return sum(shares) / len(shares) if shares else float("nan")
+def _mean(shares: Sequence[float]) -> str:
+    return f"{sum(shares) / len(shares):.1%}" if shares else "too short"
 
 
 def _memory(jobs: Sequence[Job], runs: Sequence[Run]) -> str:
