@@ -82,13 +82,18 @@ class Writer(Generic[Key]):
         if self._state is not None:
             state = self._state.joined_with(state)
         self._rows += [_Going(key, row) for key, row in rows]
-        # Rows of one prefix are rows of the same matrix product if they stand next to each other.
+        # Rows of one prefix are rows of the same matrix product if they stand next to each other, and prefixes of one
+        # length make one batch of products.
         places: dict[int, int] = {}
         for row in self._rows:
             places.setdefault(id(row.row.prefix), len(places))
-        order = sorted(range(len(self._rows)), key=lambda place: places[id(self._rows[place].row.prefix)])
+        order = sorted(range(len(self._rows)), key=lambda place: self._order_of(place, places))
         self._rows = [self._rows[place] for place in order]
         self._state = state.selected(order)
+
+    def _order_of(self, place: int, places: dict[int, int]) -> tuple[int, int]:
+        prefix = self._rows[place].row.prefix
+        return prefix.length, places[id(prefix)]
 
     @torch.inference_mode()
     def step(self, is_wanted: Callable[[Key], bool] | None = None) -> Iterator[Completion[Key]]:

@@ -8,6 +8,7 @@ an image are rows of the same matrix product.
 """
 
 from dataclasses import dataclass
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -128,19 +129,25 @@ def attend_to_prefix_and_suffix(
     """
     max_scores = MAX_SCORES_CPU if query.device.type == "cpu" else MAX_SCORES_GPU
     outputs, start = [], 0
-    for prefix, num_rows in zip(shared.prefixes, shared.num_rows, strict=True):
-        scores_a_row = query.shape[1] * query.shape[2] * (prefix.length + key.shape[2])
-        block = max(1, max_scores // scores_a_row)
-        for first in range(start, start + num_rows, block):
-            rows = slice(first, min(first + block, start + num_rows))
-            attended = _attend(
-                query[rows] * scaling,
-                (prefix.keys[layer][0], prefix.values[layer][0]),
-                (key[rows], value[rows]),
-                suffix_mask[rows],
+    # Prefixes of one length with as many rows each make one batch of products. Where every image has one region, a
+    # product each would be far too small.
+    of_a_kind = groupby(zip(shared.prefixes, shared.num_rows, strict=True), key=lambda item: (item[0].length, item[1]))
+    for (length, num_rows), group in of_a_kind:
+        prefixes = [prefix for prefix, _ in group]
+        rows_at_once = max(1, max_scores // (query.shape[1] * query.shape[2] * (length + key.shape[2])))
+        # Either several prefixes with all their rows, or some rows of one.
+        prefixes_at_once, block = max(1, rows_at_once // num_rows), min(num_rows, rows_at_once)
+        for place in range(0, len(prefixes), prefixes_at_once):
+            some = prefixes[place : place + prefixes_at_once]
+            keys, values = (
+                torch.stack([getattr(prefix, name)[layer][0] for prefix in some]) for name in ("keys", "values")
             )
-            outputs.append(attended)
-        start += num_rows
+            for first in range(start, start + len(some) * num_rows, len(some) * block):
+                rows = slice(first, min(first + len(some) * block, start + len(some) * num_rows))
+                outputs.append(
+                    _attend(query[rows] * scaling, (keys, values), (key[rows], value[rows]), suffix_mask[rows])
+                )
+            start += len(some) * num_rows
     return torch.cat(outputs)
 
 
@@ -150,19 +157,30 @@ def _attend(
     suffix: tuple[torch.Tensor, torch.Tensor],
     suffix_mask: torch.Tensor,
 ) -> torch.Tensor:
-    """query [B, H, L, d], prefix each [K, P, d], suffix each [B, K, S, d], mask [B, 1, L, S] -> [B, L, H, d]."""
-    batch, num_heads, length, size = query.shape
-    num_kv_heads, prefix_length = prefix[0].shape[:2]
+    """Rows of G prefixes, R each: query [G R, H, L, d], prefix each [G, K, P, d], suffix each [G R, K, S, d],
+    mask [G R, 1, L, S] -> [G R, L, H, d]."""
+    num_rows, num_heads, length, size = query.shape
+    num_prefixes, num_kv_heads, prefix_length = prefix[0].shape[:3]
     group = num_heads // num_kv_heads
-    query = query.reshape(batch, num_kv_heads, group * length, size)
-    mask = suffix_mask.expand(batch, group, length, -1).reshape(batch, 1, group * length, -1)
+    query = query.reshape(num_rows, num_kv_heads, group * length, size)
+    mask = suffix_mask.expand(num_rows, group, length, -1).reshape(num_rows, 1, group * length, -1)
 
-    # For the prefix key-value heads come first: rows, heads of a group and positions are all rows of one product.
-    prefix_scores = query.transpose(0, 1).reshape(num_kv_heads, -1, size) @ prefix[0].transpose(1, 2)
-    suffix_scores = (query @ suffix[0].transpose(2, 3)).masked_fill(~mask, -torch.inf).transpose(0, 1)
-    scores = torch.cat([prefix_scores.view(*suffix_scores.shape[:3], prefix_length), suffix_scores], dim=-1)
-    weights = scores.softmax(-1, dtype=torch.float32).to(query.dtype)
-    from_prefix = weights[..., :prefix_length].flatten(1, 2) @ prefix[1]
-    from_suffix = weights[..., prefix_length:].transpose(0, 1) @ suffix[1]
-    attended = from_prefix.view(num_kv_heads, batch, group * length, size).transpose(0, 1) + from_suffix
-    return attended.reshape(batch, num_heads, length, size).transpose(1, 2).contiguous()
+    suffix_scores = (query @ suffix[0].transpose(2, 3)).masked_fill(~mask, -torch.inf)
+    prefix_scores = _of_rows(_of_prefixes(query, num_prefixes) @ prefix[0].transpose(2, 3), num_rows)
+    weights = torch.cat([prefix_scores, suffix_scores], dim=-1).softmax(-1, dtype=torch.float32).to(query.dtype)
+    from_prefix = _of_rows(_of_prefixes(weights[..., :prefix_length], num_prefixes) @ prefix[1], num_rows)
+    attended = from_prefix + weights[..., prefix_length:] @ suffix[1]
+    return attended.reshape(num_rows, num_heads, length, size).transpose(1, 2).contiguous()
+
+
+def _of_prefixes(rows: torch.Tensor, num_prefixes: int) -> torch.Tensor:
+    """[G R, K, N, d] -> [G, K, R N, d]: rows, heads of a group and positions are all rows of one product."""
+    _, num_kv_heads, length, size = rows.shape
+    return rows.reshape(num_prefixes, -1, num_kv_heads, length, size).transpose(1, 2).flatten(2, 3)
+
+
+def _of_rows(of_prefixes: torch.Tensor, num_rows: int) -> torch.Tensor:
+    """And back: [G, K, R N, d] -> [G R, K, N, d]."""
+    num_prefixes, num_kv_heads, _, size = of_prefixes.shape
+    split = of_prefixes.view(num_prefixes, num_kv_heads, num_rows // num_prefixes, -1, size)
+    return split.transpose(1, 2).flatten(0, 1)

@@ -1,0 +1,69 @@
+"""Settings of the service: who may use it, and what cannot be."""
+
+from pathlib import Path
+
+import pytest
+
+from ureca.errors import SettingsError
+from ureca.settings.serve import ServeSettings
+
+
+def settings_of(*arguments: str) -> ServeSettings:
+    return ServeSettings.load(["--model", "folder", *arguments])
+
+
+def test_tokens_come_from_a_file_and_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "tokens"
+    file.write_text("the-first-token-here\n\n  the-second-token-here\n")
+    monkeypatch.setenv("SOME_TOKENS", "a-third-token-here-, a-fourth-token-here")
+    both = settings_of("--access.tokens-file", str(file), "--access.tokens-variable", "SOME_TOKENS")
+    assert both.read_tokens() == {
+        *("the-first-token-here", "the-second-token-here", "a-third-token-here-", "a-fourth-token-here")
+    }
+    assert "the-first" not in repr(both) and "a-third" not in repr(both)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"), [("", "holds no token"), ("short", "16 or more letters"), ("ä" * 20, "16 or more letters")]
+)
+def test_tokens_that_are_none(tmp_path: Path, content: str, message: str) -> None:
+    file = tmp_path / "tokens"
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(SettingsError, match=message):
+        settings_of("--access.tokens-file", str(file)).read_tokens()
+
+
+def test_a_source_of_tokens_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_TOKENS", raising=False)
+    with pytest.raises(SettingsError, match="SOME_TOKENS holds no token"):
+        settings_of("--access.tokens-variable", "SOME_TOKENS").read_tokens()
+    with pytest.raises(SettingsError, match="cannot be read"):
+        settings_of("--access.tokens-file", str(tmp_path / "none")).read_tokens()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
+def test_no_tokens_are_needed_where_nobody_else_comes(host: str) -> None:
+    assert settings_of("--host", host).read_tokens() == frozenset()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])  # noqa: S104
+def test_tokens_are_needed_where_others_come(host: str) -> None:
+    with pytest.raises(SettingsError, match="can be reached by others"):
+        settings_of("--host", host).read_tokens()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--resources.captioner.min-replicas", "3"], "min_replicas 3 is above max_replicas 1"),
+        (["--resources.captioner.target-ongoing-requests", "65"], "would never be reached"),
+        (["--batches.folders", "/data"], "both folders and output"),
+        (["--access.allowed-hosts", "https://images.example"], "no host name"),
+        (["--limits.timeout-s", "0"], "limits.timeout_s"),
+        (["--port", "70000"], "port"),
+        (["--limits.colour", "red"], "unrecognized arguments"),
+    ],
+)
+def test_what_cannot_be_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises(SettingsError, match=message):
+        settings_of(*arguments)
