@@ -1,0 +1,175 @@
+"""A curation whose processes are killed, and what must be true of it afterwards."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from pipelines.curate import build_propose_stage
+from pipelines.curation_run import curate
+from tests.drawn import write_corpus
+from tests.pipelines.killing import kill_workers
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.quarantine import ProposeStage
+from ureca.curation.stages import ProposedUnit
+from ureca.dataset import Output, UnitReport
+from ureca.settings.curate import CurateSettings
+
+ROOT = Path(__file__).parent.parent.parent
+NUM_IMAGES, NUM_UNITS = 24, 12
+ENDPOINT = """
+import asyncio, sys
+from ureca.benchmarks.chat_endpoint import Engine, serve
+
+asyncio.run(serve(Engine(num_slots=16, seconds_per_answer=0.1), lambda port: print(port, flush=True), int(sys.argv[1])))
+"""
+
+
+def flags(corpus: Path, out: Path, port: int | None = None) -> list[str]:
+    """The curation of a corpus, with captions that take their time."""
+    model = ["--mllm.seconds-per-answer", "0.1"]
+    if port is not None:
+        urls = f"http://127.0.0.1:{port}/v1"
+        model = ["--mllm.kind", "openai", "--mllm.model", "stand-in", "--mllm.base-urls", urls]
+    return [
+        *(str(corpus), str(out), "--annotator.kind", "prompted", *model),
+        *("--listing.annotations", "beside", "--proposals.kind", "annotations"),
+        *("--images-per-unit", str(NUM_IMAGES // NUM_UNITS), "--max-worker-deaths", "5"),
+        *("--resources.propose.num-actors", "1", "--resources.curate.num-actors", "2"),
+        *("--resources.curate.units-in-flight", "2", "--resources.curate.images-in-flight", "3"),
+    ]
+
+
+def build_slow_propose_stage(settings: CurateSettings) -> ProposeStage:
+    """Masks that take their time."""
+    stage = build_propose_stage(settings)
+
+    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+        time.sleep(0.1 * len(entries))
+        return stage(number, entries)
+
+    return propose
+
+
+def run_here(argv: list[str]) -> UnitReport:
+    """Run the verb in this process, with masks that take their time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.curate.build_propose_stage", build_slow_propose_stage)
+        return curate(CurateSettings.load(argv), on_plan=lambda num_images, num_to_do: None)
+
+
+class Corpus:
+    """Images, and what a curation without a fault makes of them.
+
+    Args:
+        folder: to write to.
+        run: curates, given the flags.
+        port: of an endpoint; None: the stand-in in the actors is asked.
+    """
+
+    def __init__(self, folder: Path, run: Callable[[list[str]], Any], port: int | None = None) -> None:
+        self.images = folder / "in"
+        self._ids = write_corpus(self.images, NUM_IMAGES)
+        (self.images / "img_0005.png").write_bytes(b"no image")  # a row that fails, whatever is killed
+        run(flags(self.images, folder / "whole", port))
+        output = Output(str(folder / "whole"))
+        self._rows = {row["image_id"]: said(row) for row in output.rows()}
+        self._totals = output.run()["totals"]
+        assert self._totals["num_regions"] >= NUM_IMAGES
+
+    def check(self, out: Path, sessions: list[str]) -> None:
+        """Every image once, no caption but a whole one, and right counts in run.json."""
+        output = Output(str(out))
+        rows = list(output.rows())
+        assert Counter(row["image_id"] for row in rows) == Counter(self._ids)
+        assert {row["image_id"]: said(row) for row in rows} == self._rows
+        run = output.run()
+        assert [session["state"] for session in run["sessions"]] == sessions
+        for name in ("num_images", "num_failed", "failures", "num_regions", "num_failed_regions"):
+            assert run["totals"][name] == self._totals[name], name
+        assert run["totals"]["num_calls"] >= self._totals["num_calls"]
+        left = {path.name for path in out.iterdir()}
+        assert left == {"run.json", "manifest", "regions"}
+        assert not [path for path in out.rglob("*") if path.name.startswith(".tmp-")]
+
+
+def said(row: Mapping[str, Any]) -> str:
+    """Everything of a row but by what it was made."""
+    return json.dumps({name: value for name, value in row.items() if name != "provenance"}, sort_keys=True)
+
+
+@contextmanager
+def meanwhile(work: Callable[[], None]) -> Iterator[None]:
+    """Do something on a thread during the block; an error of it is the block's."""
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            work()
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    yield
+    thread.join()
+    if errors:
+        raise errors[0]
+
+
+def kill_stage_at_random(output: Output, stage: str, dice: random.Random) -> None:
+    """Kill the workers of a stage below this process at a random moment of their work."""
+    wait_until(lambda: any(stage in command(child) for child in psutil.Process().children(recursive=True)))
+    if stage == "CurateActor":
+        at_least = dice.randrange(NUM_UNITS - 4)
+        wait_until(lambda: len(output.done_units()) >= at_least)
+        time.sleep(dice.uniform(0, 0.3))
+    else:
+        time.sleep(dice.uniform(0, 1.6))
+    assert kill_workers(os.getpid(), stage), f"no {stage} was there any more"
+
+
+def wait_until(true: Callable[[], bool]) -> None:
+    """Wait for something that must come within two minutes."""
+    deadline = time.monotonic() + 120
+    while not true():
+        assert time.monotonic() < deadline, "it did not come"
+        time.sleep(0.02)
+
+
+def command(process: psutil.Process) -> str:
+    """What a process is called; empty: it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@contextmanager
+def endpoint(port: int = 0) -> Iterator[tuple[subprocess.Popen[str], int]]:
+    """A chat endpoint in a process of its own, and its port."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", ENDPOINT, str(port)],
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        assert process.stdout is not None
+        yield process, int(process.stdout.readline())
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()

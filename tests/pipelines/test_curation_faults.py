@@ -1,0 +1,123 @@
+"""Processes of a curation are killed at random moments: each image once, no caption but a whole one, right counts.
+
+One seed of each kind of death; twenty more by ``make long-curate``.
+"""
+
+import random
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.pipelines.curation_faults import (
+    NUM_UNITS,
+    ROOT,
+    Corpus,
+    endpoint,
+    flags,
+    kill_stage_at_random,
+    meanwhile,
+    run_here,
+    wait_until,
+)
+from tests.pipelines.killing import kill_driver
+from ureca.dataset import Output
+
+SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 21))]
+LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 21)]
+
+
+@pytest.fixture(scope="module")
+def corpus(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    """Images, and their curation without a fault."""
+    return Corpus(tmp_path_factory.mktemp("corpus"), run_here)
+
+
+@pytest.fixture(scope="module")
+def asked_corpus(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Corpus]:
+    """The same with an endpoint that is asked."""
+    folder = tmp_path_factory.mktemp("asked")
+    with endpoint() as (_, port):
+        yield Corpus(folder, run_here, port)
+
+
+# test_kill.py has one of these for each run of the tests.
+@pytest.mark.parametrize("seed", LONG)
+def test_an_annotator_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
+    check_death_of_a_stage("CurateActor", corpus, seed, tmp_path / "out")
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_proposals_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
+    check_death_of_a_stage("ProposeActor", corpus, seed, tmp_path / "out")
+
+
+def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, out: Path) -> None:
+    """Kill the actors of a stage once while they work."""
+    with meanwhile(lambda: kill_stage_at_random(Output(str(out)), stage, random.Random(seed))):
+        run_here(flags(corpus.images, out))
+    corpus.check(out, ["finished"])
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_the_endpoint_which_comes_back_after_five_seconds(asked_corpus: Corpus, seed: int, tmp_path: Path) -> None:
+    out, dice = tmp_path / "out", random.Random(seed)
+    ended = threading.Event()
+    with endpoint() as (first, port):
+
+        def die_and_come_back() -> None:
+            at_least = dice.randrange(NUM_UNITS - 4)
+            wait_until(lambda: len(Output(str(out)).done_units()) >= at_least)
+            time.sleep(dice.uniform(0, 0.5))
+            first.kill()
+            first.wait()
+            assert not ended.wait(5), "the job ended without its endpoint"
+            with endpoint(port):
+                ended.wait()
+
+        with meanwhile(die_and_come_back):
+            try:
+                run_here(flags(asked_corpus.images, out, port))
+            finally:
+                ended.set()
+    asked_corpus.check(out, ["finished"])
+
+
+# test_kill.py has one of these for each run of the tests.
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("seed", LONG)
+def test_the_driver_whose_command_is_run_again(corpus: Corpus, seed: int, tmp_path: Path) -> None:
+    out, dice = tmp_path / "out", random.Random(seed)
+    command = [sys.executable, "-m", "jobs.curate", *flags(corpus.images, out)]
+    with (tmp_path / "log").open("wb") as log:
+        driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+        at_least = dice.randrange(NUM_UNITS - 4)
+        wait_until(lambda: len(Output(str(out)).done_units()) >= at_least or driver.poll() is not None)
+        time.sleep(dice.uniform(0, 0.5))
+        assert driver.poll() is None, "the job ended before it could be killed"
+        kill_driver(driver)
+        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
+    corpus.check(out, ["running", "finished"])
+
+
+@pytest.mark.timeout(400)
+@pytest.mark.parametrize(
+    "seeds",
+    [
+        "0",
+        *(
+            pytest.param(seeds, marks=pytest.mark.long)
+            for seeds in ("1 2 3 4 5", "6 7 8 9 10", "11 12 13 14 15", "16 17 18 19 20")
+        ),
+    ],
+)
+def test_a_node_of_a_cluster(corpus: Corpus, seeds: str, tmp_path: Path) -> None:
+    """In a process of its own: it has a cluster of several nodes."""
+    script = [sys.executable, "-m", "tests.pipelines.node_faults", str(tmp_path), *seeds.split()]
+    ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert ended.stdout.count("node killed") == len(seeds.split())
