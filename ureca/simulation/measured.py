@@ -1,14 +1,15 @@
 """What one run was measured to take, for the simulation of others."""
 
 import datetime
-import math
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any
 
 from ureca.dataset import Output
 from ureca.errors import InputError
+from ureca.mllm.load import latencies_s
 from ureca.settings.curate import CurateSettings
 from ureca.simulation.questions import Kind, Questions, questions_of
 
@@ -113,15 +114,11 @@ def _asked(settings: CurateSettings) -> frozenset[Kind]:
 
 
 def _spread(latency_ms: Mapping[str, int], number: int = 200) -> Iterator[float]:
-    """So many seconds, at equal shares of the calls; bounds rise by 15 %, and times lie between two of them."""
-    bounds = sorted((float(bound), count) for bound, count in latency_ms.items())
-    total = sum(count for _, count in bounds)
-    passed, index = 0, 0
-    for share in range(number if total else 0):
-        while passed + bounds[index][1] <= (share + 0.5) / number * total:
-            passed += bounds[index][1]
-            index += 1
-        yield bounds[index][0] / math.sqrt(1.15) / 1000
+    """So many seconds, at equal shares of the answers, shorter ones first."""
+    latencies = list(latencies_s(latency_ms))
+    shares = list(accumulate(count for _, count in latencies))
+    for share in range(number if latencies else 0):
+        yield latencies[bisect_right(shares, (share + 0.5) / number * shares[-1])][0]
 
 
 def _seconds_between(session: Mapping[str, Any]) -> float:
