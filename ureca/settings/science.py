@@ -12,14 +12,24 @@ from ureca.settings.loading import VerbSettings
 from ureca.settings.scratch_sizes import ScratchSizes
 
 
+_SIZES = ScratchSizes(
+    image_size=56,
+    patch_size=4,
+    max_tiles=4,
+    vision_width=128,
+    num_mask_tokens=4,
+    mask_encoder="fused",
+)
+
+
 class SceneSets(BaseModel):
     """What is learned from and what is measured on; no scene is in both."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     side_px: int = Field(default=112, ge=112, description="side of an image; twice sizes.image_size: 2 x 2 tiles")
-    train: PositiveInt = Field(default=4000, description="images to learn from")
-    test: PositiveInt = Field(default=100, description="images to measure on")
+    train: PositiveInt = Field(default=3000, description="images to learn from")
+    test: PositiveInt = Field(default=60, description="images to measure on")
     seed: NonNegativeInt = Field(default=0, description="of both sets")
 
 
@@ -28,10 +38,10 @@ class ScienceTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget_s: PositiveFloat = Field(default=600, description="CPU seconds that each model may train")
-    images: PositiveInt = Field(default=4, description="of a step")
-    regions_per_image: PositiveInt = Field(default=24, description="of a step, where they share their image's tokens")
-    views_per_image: PositiveInt = Field(default=6, description="of a step, where each region is a view of its own")
+    budget_s: PositiveFloat = Field(default=320, description="CPU seconds that each model may train")
+    images: PositiveInt = Field(default=2, description="of a step")
+    regions_per_image: PositiveInt = Field(default=40, description="of a step, where they share their image's tokens")
+    views_per_image: PositiveInt = Field(default=8, description="of a step, where each region is a view of its own")
     matrix_learning_rate: PositiveFloat = Field(default=0.03, description="highest, of Muon, for weight matrices")
     learning_rate: PositiveFloat = Field(default=3e-3, description="highest, of AdamW, for everything else")
     adam_beta_2: float = Field(default=0.98, ge=0, lt=1, description="AdamW's memory of squared gradients")
@@ -56,7 +66,7 @@ class ScienceSettings(VerbSettings):
     models: tuple[str, ...] = Field(default=tuple(VARIANTS), description=f"which of {', '.join(VARIANTS)}")
     tables: Path | None = Field(default=None, description="another folder for the tables; None: OUTPUT")
     scenes: SceneSets = SceneSets()
-    sizes: ScratchSizes = ScratchSizes()
+    sizes: ScratchSizes = _SIZES
     training: ScienceTraining = ScienceTraining()
     table: TableSettings = TableSettings()
     max_new_tokens: PositiveInt = Field(default=48, description="a caption is cut off there")
