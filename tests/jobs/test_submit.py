@@ -1,0 +1,96 @@
+"""Jobs that are submitted to a cluster: logs, exit status, output, and what a stop leaves."""
+
+import json
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.drawn import write_corpus
+from tests.jobs.submitted import Head, ray_head
+from ureca.dataset import Output
+
+ANNOTATED = ("--listing.annotations", "beside", "--proposals.kind", "annotations")
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[Head]:
+    with ray_head() as head:
+        yield head
+
+
+@pytest.mark.timeout(400)
+def test_a_stopped_job_goes_on_when_it_is_submitted_again(head: Head, tmp_path: Path) -> None:
+    ids = write_corpus(tmp_path / "in", 16)
+    output = Output(str(tmp_path / "out"))
+    command = [
+        *("python", "-m", "jobs.curate", str(tmp_path / "in"), str(tmp_path / "out"), *ANNOTATED),
+        *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05", "--images-per-unit", "1"),
+        *("--resources.curate.num-actors", "1", "--resources.propose.num-actors", "1"),
+        *("--resources.curate.units-in-flight", "1"),
+    ]
+    submitted = head.submit(*command, options=("--no-wait", "--submission-id", "stopped"))
+    assert submitted.returncode == 0, submitted.stdout
+    deadline = time.monotonic() + 120
+    while len(output.done_units()) < 3:
+        assert not output.exists() or output.run()["state"] == "running", head.ray_job("logs", "stopped").stdout
+        assert time.monotonic() < deadline, head.ray_job("logs", "stopped").stdout
+        time.sleep(0.1)
+    stopped = head.ray_job("stop", "stopped")
+    assert "was stopped" in stopped.stdout
+    assert output.run()["state"] == "stopped"
+    done = len(output.done_units())
+    assert 3 <= done < 16
+
+    finished = head.submit(*command)
+    assert finished.returncode == 0, finished.stdout
+    assert f"16 images, {done} done before, {16 - done} to do" in finished.stdout
+    assert "16, of which 0 failed" in finished.stdout
+    assert Counter(row["image_id"] for row in output.rows()) == Counter(ids)
+    assert all(len(row["regions"]) == 4 and row["error"] is None for row in output.rows())
+    assert [session["state"] for session in output.run()["sessions"]] == ["stopped", "finished"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_job_fails_with_the_status_of_its_verb(head: Head, tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 3)
+    (tmp_path / "in" / "img_0001.png").write_bytes(b"")
+    command = ("python", "-m", "jobs.curate", str(tmp_path / "in"), str(tmp_path / "out"), *ANNOTATED)
+    failed = head.submit(*command)
+    assert failed.returncode == 1
+    assert "3, of which 1 failed" in failed.stdout
+    assert "failed with exit code 1" in failed.stdout
+    assert head.submit(*command, "--max-error-fraction", "0.5").returncode == 0
+    unusable = head.submit("python", "-m", "jobs.curate", str(tmp_path / "nowhere"), str(tmp_path / "other"))
+    assert unusable.returncode == 1
+    assert "failed with exit code 2" in unusable.stdout
+    assert "ureca: " in unusable.stdout
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_scenes_training_and_captions_by_jobs_alone(head: Head, tmp_path: Path) -> None:
+    """From nothing to the captions of a trained checkpoint, each step a job that reads what the one before wrote."""
+    scenes, tiny, run, captions = (str(tmp_path / name) for name in ("scenes", "tiny", "run", "captions"))
+    for command, said in (
+        (("scenes", scenes, "--images", "4", "--size", "224"), "4 images"),
+        (("init_tiny", tiny), "wrote a random checkpoint"),
+        (("train", scenes, run, "--model", tiny, "--stage.kind", "full", "--max-steps", "3", "--precision", "fp32",
+          "--no-gradient-checkpointing", "--deepspeed.zero-stage", "0"), "steps            3"),
+        (("caption", scenes, captions, "--model", f"{run}/model", "--captioner.max-new-tokens", "8",
+          "--resources.caption.num-actors", "1"), "4, of which 0 failed"),
+        (("report", captions), "report.html"),
+        (("export", captions, "--format", "jsonl", "--to", f"{captions}/captions.jsonl"), "captions.jsonl"),
+    ):  # fmt: skip
+        finished = head.submit("python", "-m", f"jobs.{command[0]}", *command[1:])
+        assert finished.returncode == 0, finished.stdout
+        assert said in finished.stdout
+    rows = list(Output.of_run(captions).rows())
+    assert len(rows) == 4
+    assert all(
+        region["status"].startswith(("ok", "failed:caption:no_text")) for row in rows for region in row["captions"]
+    )
+    assert json.loads(Path(run, "run.json").read_text(encoding="utf-8"))["state"] == "finished"
