@@ -7,10 +7,10 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.report.test_browser import start
+from tests.browser import start
 from ureca.evaluation import Prediction
 from ureca.evaluation.measures import mean_of
-from ureca.evaluation.tables import Evaluated, EvaluationTable, TableSettings, build_table, write_table
+from ureca.evaluation.tables import Evaluated, EvaluationTable, TableSettings, build_table, to_text, write_table
 from ureca.evaluation.tables.html import to_html
 from ureca.evaluation.tables.markdown import to_markdown
 
@@ -60,6 +60,22 @@ def test_markdown() -> None:
     assert "Not measured: BLEU@1, BLEU@2, BLEU@3, BLEU@4, BERTScore (it was not asked for)." in notes
     assert r"1 of 2 regions have no caption and count as blank (too\_small: 1)." in notes
     assert "## By depth" not in "\n".join(lines)
+
+
+def test_what_looks_equal_is_equally_good() -> None:
+    regions = [Prediction("one", 0, "a car", ("a car",), None, 0.2)]
+    models = [Evaluated(name, regions, [mean_of("ROUGE", [value])]) for name, value in (("a", 0.50001), ("b", 0.5))]
+    table = build_table(models, TableSettings(num_resamples=100), title="Close")
+    assert "**50.00**" not in to_markdown(table)
+    assert 'class="value best"' not in to_html(table)
+
+
+def test_a_terminal_gets_measures_down_and_models_across() -> None:
+    lines = to_text(small_table()).splitlines()
+    assert [line.split()[:2] for line in lines[:2]] == [["contour", "URECA"], ["regions", "2"]]
+    assert len({len(line) for line in lines}) == 1
+    assert lines[2].split() == ["without", "a", "caption", "1", "1"]
+    assert next(line for line in lines if line.startswith("ROUGE")).split() == ["ROUGE", "25.00", "50.00"]
 
 
 def test_hostile_names_break_no_markdown(hostile_table: EvaluationTable) -> None:
