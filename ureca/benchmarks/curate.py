@@ -72,7 +72,7 @@ class Run:
         num_calls: answers of the endpoint.
         taken_s: seconds that places were taken, in each ``BIN_S`` since the first request.
         cpu_s: CPU seconds by role.
-        peak_mib: most resident memory of any one process, by role.
+        peak_mib: most memory of its own of any one process, by role.
         record: run.json.
         captions: final ones by image and region.
     """
@@ -126,7 +126,7 @@ def _run(folder: Path, arguments: argparse.Namespace) -> int:
     for job in jobs:
         runs.append(_measure(folder, job, arguments))
         print(_row(job, runs[-1], arguments), flush=True)
-    print(f"\nmemory, the most of any one process, in MiB:\n{_memory(jobs, runs)}")
+    print(f"\nmost memory of any one process, without what it shares with others, in MiB:\n{_memory(jobs, runs)}")
     captions, sequential_s = _sequential(folder, jobs[-1], arguments)
     return _compare(jobs, runs, captions, sequential_s, arguments)
 

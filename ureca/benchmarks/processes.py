@@ -17,7 +17,8 @@ class ProcessTree:
         roles: what a command line must contain to count for a role; the first that fits; else "other".
 
     Attributes:
-        peak_mib: most resident memory that any one process of a role was seen with; shared pages count.
+        peak_mib: most memory of its own that any one process of a role was seen with; Ray's object store, which
+            processes share, and files do not count.
     """
 
     def __init__(self, root: int, roles: Sequence[str]) -> None:
@@ -32,8 +33,7 @@ class ProcessTree:
             role = _role(pid, self._roles)
             if role is not None:
                 self._used_s[pid] = role, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-                resident_mib = int(fields[21]) * _PAGE_BYTES / 2**20
-                self.peak_mib[role] = max(resident_mib, self.peak_mib.get(role, 0.0))
+                self.peak_mib[role] = max(_own_mib(pid), self.peak_mib.get(role, 0.0))
         totals: dict[str, float] = defaultdict(float)
         for role, used_s in self._used_s.values():
             totals[role] += used_s
@@ -59,6 +59,15 @@ def _descendants(root: int) -> Iterator[tuple[int, list[str]]]:
         if pid in stats:
             yield pid, stats[pid]
         pending += children[pid]
+
+
+def _own_mib(pid: int) -> float:
+    """Resident memory that is not shared."""
+    try:
+        _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
+    except OSError:
+        return 0.0
+    return (int(resident) - int(shared)) * _PAGE_BYTES / 2**20
 
 
 def _role(pid: int, roles: Sequence[str]) -> str | None:
