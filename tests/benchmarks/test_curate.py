@@ -1,0 +1,40 @@
+"""What the benchmark of the curation is made of: its corpus, and the table that it reads off an endpoint."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ureca.benchmarks import curate, scene_corpus
+from ureca.benchmarks.chat_endpoint import BIN_S
+from ureca.regions.annotations import read_annotations
+
+
+def test_no_two_images_are_equal_and_all_have_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(scene_corpus, "_DISTINCT_SCENES", 2)
+    scene_corpus.write_scene_corpus(tmp_path / "images", 9, 112)
+    paths = sorted((tmp_path / "images").glob("*.png"))
+    images = [np.asarray(Image.open(path)) for path in paths]
+    assert len({image.tobytes() for image in images}) == len(images) == 9
+    assert {image.shape for image in images} == {(112, 112, 3)}
+    for path, image in zip(paths, images, strict=True):
+        annotations = read_annotations(path.with_suffix(".json"))
+        assert len(annotations) > 5
+        assert (annotations.height_px, annotations.width_px) == image.shape[:2]
+
+
+def test_shares_are_of_the_places_and_the_end_is_told_apart() -> None:
+    arguments = curate._parser().parse_args(["--slots", "10", "--warm-up-s", "1"])
+    # A second of warm-up, two with all places taken, one with half of them.
+    taken_s = [2 * BIN_S] * 10 + [10 * BIN_S] * 20 + [5 * BIN_S] * 10
+    run = curate.Run(
+        num_calls=200,
+        taken_s=taken_s,
+        cpu_s={"CurateActor": 1.0, "other": 0.5},
+        peak_mib={},
+        record={"totals": {"latency_ms": {"1": 1}}},
+        captions={},
+    )
+    cells = [cell.strip() for cell in curate._row(curate.Job(30, 0), run, arguments).strip("|").split("|")]
+    assert cells[:7] == ["30 images", "200", "50", "83.3%", "100.0%", "1.0 s", "5.00, 7.50"]
