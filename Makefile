@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train long-train clean
+.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train long-train long-cluster test-lowest clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -45,6 +45,16 @@ long-curate-metrics: $(VENV)/.dev  ## a run as Prometheus sees it
 
 long-train: $(VENV)/.dev  ## training whose workers and drivers are killed many times, compared with one that is not
 	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py
+
+long-cluster: $(VENV)/.dev  ## every job through `ray job submit`, and the Slurm script on one node
+	$(BIN)/python -m pytest -m "long or not long" tests/jobs/test_submit.py tests/cluster
+
+# The oldest versions that pyproject.toml allows, in an environment of their own.
+test-lowest: pyproject.toml
+	$(PYTHON) -m venv $(VENV)-lowest
+	$(PYTHON) -m tests.lowest > $(VENV)-lowest/constraints.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pytest
 
 # The report's tests drive a browser. Without one, and without the right to install one, they skip and say so.
 browser:
