@@ -11,7 +11,7 @@ from pipelines.session import kept_session
 from pipelines.summary import print_plan
 from ureca import __version__
 from ureca.captioning.checkpoint import identify
-from ureca.corpus.storage import locate
+from ureca.corpus.storage import below, locate
 from ureca.dataset import Output, UnitReport, storage
 from ureca.errors import OutputError, SettingsError
 from ureca.evaluation import collecting, measure_captions
@@ -80,7 +80,6 @@ class _Run:
         self._settings = settings
         self._tell = tell
         self._output = Output(settings.output)
-        self._folder = settings.output.rstrip("/")
         if self._output.exists() and (verb := self._output.run().get("verb")) != settings.verb:
             raise OutputError(f"{settings.output} is the output of {verb!r}, not of evaluate; name another folder")
         self.models = parse_models(settings.models)
@@ -92,7 +91,7 @@ class _Run:
         self._judging = Judging(
             settings,
             self._benchmark,
-            f"{self._folder}/{_JUDGED}",
+            self._below(_JUDGED),
             None if self._unmeasured else settings.bert_score,
             tell,
         )
@@ -102,10 +101,10 @@ class _Run:
         benchmark = open_benchmark(settings.input, settings.benchmark)
         if settings.overwrite:
             for name in (_BENCHMARK, _MODELS, _JUDGED):
-                storage.remove_folder(self._output.filesystem, locate(f"{self._folder}/{name}").name)
+                storage.remove_folder(self._output.filesystem, locate(self._below(name)).name)
         self.write_record("running", {})
         stored = StoredBenchmark.open(
-            f"{self._folder}/{_BENCHMARK}",
+            self._below(_BENCHMARK),
             benchmark,
             Sample(settings.limit, settings.seed),
             {"limit": settings.limit, "seed": settings.seed, **settings.benchmark.model_dump(mode="json")},
@@ -151,7 +150,7 @@ class _Run:
             remarks.append(f"Regions of the benchmark that cannot be used are left out for all models ({reasons}).")
         table = build_table(evaluated, self._settings.table, title=benchmark.description, remarks=remarks)
         for suffix, text in to_forms(table).items():
-            path = locate(f"{self._folder}/{_TABLE}.{suffix}").name
+            path = locate(self._below(f"{_TABLE}.{suffix}")).name
             storage.write_bytes(self._output.filesystem, path, text.encode())
         return table
 
@@ -171,8 +170,11 @@ class _Run:
             }
         )
 
+    def _below(self, name: str) -> str:
+        return below(self._settings.output, name)
+
     def _captions(self, model: EvaluatedModel) -> Output:
-        return Output(f"{self._folder}/{_MODELS}/{model.folder}", CAPTIONS_DATASET)
+        return Output(self._below(f"{_MODELS}/{model.folder}"), CAPTIONS_DATASET)
 
     def _captioning(self, model: EvaluatedModel, images_per_unit: int | None = None) -> CaptioningSettings:
         settings = self._settings
@@ -182,7 +184,7 @@ class _Run:
             captioner = captioner.model_copy(update={"question": question})
             image_options = settings.baseline.image_options
         return CaptioningSettings(
-            input=f"{self._folder}/{_BENCHMARK}",
+            input=self._below(_BENCHMARK),
             output=self._captions(model).path,
             model=model.path,
             region_prompt=model.region_prompt,

@@ -12,6 +12,7 @@ from pipelines.evaluate import graph
 from pipelines.run_record import recipe_of
 from pipelines.summary import print_plan
 from ureca.captioning.adopt import list_run
+from ureca.corpus.storage import below
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
 from ureca.dataset import Output
 from ureca.evaluation import Prediction, collecting
@@ -105,7 +106,7 @@ class Judging:
         )
         identity = _identity(asked) | {"said": _digest(predictions)}
         recipe = recipe_of(asked.model_dump(mode="json"), MAY_CHANGE | _MAY_CHANGE, identity)
-        asked = asked.model_copy(update={"output": f"{self._folder}/{recipe}"})
+        asked = asked.model_copy(update={"output": below(self._folder, recipe)})
         run_batch(_JUDGE, asked, on_plan=print_plan, identity=identity)
         return collecting.judged_of(self._benchmark, Output(asked.output, JUDGED_DATASET))
 

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from tests.bad_corpus import write_bad_corpus
 from ureca.corpus.listing import BESIDE, list_images
 from ureca.corpus.manifest import MANIFEST, ManifestEntry
-from ureca.corpus.storage import locate
+from ureca.corpus.storage import below, has_suffix, locate, parent
 from ureca.errors import InputError
 
 
@@ -344,3 +344,19 @@ def test_entries_and_rows_are_the_same_thing(tmp_path: Path) -> None:
     (row,) = list_images(str(tmp_path), annotations=BESIDE).to_pylist()
     assert ManifestEntry.from_row(row | {"more": 1}).to_row() == row
     assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.parametrize(
+    ("folder", "child", "up"),
+    [
+        ("a/b", "a/b/c.d", "a"),
+        ("/a", "/a/c.d", "/"),
+        ("a/", "a/c.d", "a"),
+        ("a?b", "a?b/c.d", "."),
+        ("s3://x/y?scheme=http", "s3://x/y/c.d?scheme=http", "s3://x?scheme=http"),
+    ],
+)
+def test_names_within_folders(folder: str, child: str, up: str) -> None:
+    assert below(folder, "c.d") == child
+    assert parent(folder) == up
+    assert has_suffix(child, ".d")

@@ -20,7 +20,8 @@ from tests.drawn import write_corpus
 from tests.evaluation.benchmarks.folders import write_refcoco
 from tests.mllm.tiny_models import internvl
 from tests.pipelines.test_graph import RecordingDataset
-from tests.training.datasets import write_dataset
+from tests.s3 import s3_server
+from tests.training.datasets import line, write_dataset, write_jsonl
 from ureca.dataset import Output
 from ureca.errors import CheckpointError, InputError, OutputError, SettingsError
 from ureca.evaluation.tables import read_table
@@ -144,6 +145,27 @@ def test_captions_that_are_there_need_no_cluster(tmp_path: Path, monkeypatch: py
     assert evaluation.table.models[0].groups[0].num_images == 1
     assert evaluation.table.remarks == ("A sample of the benchmark: 1 images, by seed 0.",)
     assert len(list((tmp_path / "out" / "models").rglob("part-*"))) == 1
+
+
+def test_a_bucket_holds_benchmark_captions_and_table(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 1)
+    lines = [line("img_0000", str(mask), f"disc {mask}") for mask in (1, 2)]
+    with s3_server() as store:
+        for name in ("img_0000.png", "img_0000.json"):
+            store.put(f"bench/{name}", (tmp_path / "in" / name).read_bytes())
+        store.put("bench/test.jsonl", write_jsonl(tmp_path / "test.jsonl", lines).read_bytes())
+        bench, out = store.uri("bench/test.jsonl"), store.uri("out")
+        settings = EvaluateSettings(input=bench, output=out, models=[f"Same={bench}"], metrics=("BLEU",))
+        evaluation = evaluate(settings, tell)
+        assert evaluation.table.title == "bench/test.jsonl"
+        assert evaluation.table.models[0].groups[0].figures["BLEU@2"].value == pytest.approx(1)
+        tables = [f"out/table.{suffix}" for suffix in ("html", "json", "md")]
+        assert store.names("out/table") == tables
+        assert [row["captions"][0]["caption"] for row in Output.of_run(store.uri("out/models/Same")).rows()] == [
+            "disc 1"
+        ]
+        evaluate(settings.model_copy(update={"overwrite": True}), tell)
+        assert store.names("out/table") == tables
 
 
 def test_judging_runs_where_its_resources_say(tmp_path: Path) -> None:

@@ -80,6 +80,32 @@ def locate(path: str) -> Location:
     return Location(filesystem, base + name.rstrip("/"), root, base, options)
 
 
+def below(folder: str, name: str) -> str:
+    """The path or URI of what a folder holds by a name, which may have slashes; with the options of the folder's URI."""
+    bare, options = _bare(folder)
+    return f"{bare.rstrip('/')}/{name}{options}"
+
+
+def parent(path: str) -> str:
+    """The folder that a path or URI names something in, with the options of the URI."""
+    bare, options = _bare(path)
+    folder, slash, _ = bare.rpartition("/")
+    return f"{folder or slash or '.'}{options}"
+
+
+def has_suffix(path: str, suffix: str) -> bool:
+    """Whether a path, or a URI without its options, ends so."""
+    return _bare(path)[0].endswith(suffix)
+
+
+def _bare(path: str) -> tuple[str, str]:
+    """A path or URI without options, and the options with their question mark; a path of this machine has none."""
+    if _URI.fullmatch(path) is None:
+        return path, ""
+    bare, mark, options = path.partition("?")
+    return bare, f"{mark}{options}"
+
+
 @lru_cache(maxsize=64)
 def _filesystem(root: str, options: str) -> tuple[pafs.FileSystem, str]:
     if root.startswith("s3://") and "allow_delayed_open=" not in options:

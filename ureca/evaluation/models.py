@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
+from ureca.corpus.storage import below, has_suffix
 from ureca.dataset import Output
 from ureca.errors import SettingsError
 from ureca.settings.captioner import RegionPrompt
@@ -72,11 +73,11 @@ def _parse(text: str) -> EvaluatedModel:
 
 
 def _kind(path: str) -> tuple[Literal["checkpoint", "output", "jsonl"], str]:
-    if path.endswith(".jsonl"):
+    if has_suffix(path, ".jsonl"):
         return "jsonl", path
     if (output := Output(path)).exists():
         if output.run().get("verb") == "train":
-            return "checkpoint", f"{path.rstrip('/')}/{_TRAINED}"
+            return "checkpoint", below(path, _TRAINED)
         return "output", path
     return "checkpoint", path
 

@@ -18,7 +18,8 @@ class ChatRequest:
         system: the constant part, first, so that prefix caches hit; empty: none.
         parts: text and images (uint8 RGB [h, w, 3]) of the user's turn, in order. Engines encode an image only when
             and where they send it.
-        answer_schema: JSON schema that the answer must fit; engines that can, constrain decoding by it. Empty: any text.
+        answer_schema: JSON schema that the answer must fit; engines that can, constrain decoding by it. Empty: any
+            text.
         temperature: 0 is greedy.
         max_new_tokens: bound of the answer.
     """

@@ -4,6 +4,7 @@ import heapq
 from collections.abc import Iterator
 from itertools import count
 
+from ureca.corpus.storage import parent
 from ureca.errors import DataError
 from ureca.evaluation.benchmarks.benchmark import (
     BenchmarkImage,
@@ -28,10 +29,10 @@ class JsonlReader:
     """
 
     def __init__(self, path: str, settings: JsonlOptions) -> None:
-        folder, _, name = path.rpartition("/")
-        options = settings.model_dump() | {"images": settings.images or folder or "."}
+        folder = parent(path)
+        options = settings.model_dump() | {"images": settings.images or folder}
         self._source = JsonlFile(JsonlSource(path=path, **options))
-        self.description = f"{folder.rpartition('/')[2]}/{name}".lstrip("/")
+        self.description = "/".join(path.partition("?")[0].split("/")[-2:])
 
     def files(self) -> list[str]:
         """The JSONL file."""

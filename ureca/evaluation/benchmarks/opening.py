@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from ureca.corpus.storage import has_suffix
 from ureca.dataset import Output
 from ureca.errors import InputError
 from ureca.evaluation.benchmarks.benchmark import Benchmark
@@ -18,7 +19,7 @@ def open_benchmark(path: str, settings: BenchmarkSettings) -> Benchmark:
     Raises:
         InputError: it is none, or files that belong to it are missing.
     """
-    if path.endswith(".jsonl"):
+    if has_suffix(path, ".jsonl"):
         return JsonlReader(path, settings.jsonl)
     if Output(path).exists():
         return RegionsReader(path, settings.regions)

@@ -38,7 +38,8 @@ class RegionsReader:
                 "benchmark, and captions of it among the models"
             )
         self._has_scenes = verb == "scenes"
-        self.description = f"{path.rstrip('/').rpartition('/')[2]} ({settings.references} captions)"
+        name = path.partition("?")[0].rstrip("/").rpartition("/")[2]
+        self.description = f"{name} ({settings.references} captions)"
 
     def files(self) -> list[str]:
         """The units' files."""
