@@ -81,7 +81,7 @@ def locate(path: str) -> Location:
 
 
 def below(folder: str, name: str) -> str:
-    """The path or URI of what a folder holds by a name, which may have slashes; with the options of the folder's URI."""
+    """The path or URI of what a folder holds by a name, which may have slashes; options of the URI stay at its end."""
     bare, options = _bare(folder)
     return f"{bare.rstrip('/')}/{name}{options}"
 
