@@ -1,0 +1,178 @@
+"""Images that kill their workers, disks that are full, runs that are there already, recipes that have changed."""
+
+import asyncio
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.curate import CurateActor, build_propose_stage
+from pipelines.curation_run import curate
+from tests.drawn import drawn_image, png, write_corpus
+from tests.pipelines.test_graph import settings_of
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.image import CurationImage
+from ureca.curation.prompted import PromptedAnnotator
+from ureca.curation.quarantine import ProposeStage
+from ureca.curation.stages import ProposedUnit
+from ureca.dataset import Output, UnitReport
+from ureca.errors import OutputError
+from ureca.settings.curate import CurateSettings
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+
+POISON_OF_PROPOSALS, POISON_OF_CAPTIONS = "img_0003", "img_0008"
+
+
+def say_nothing(num_images: int, num_to_do: int) -> None:
+    """Of the plan."""
+
+
+def build_mortal_propose_stage(settings: CurateSettings) -> ProposeStage:
+    """Masks; one image kills the process."""
+    stage = build_propose_stage(settings)
+
+    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+        if any(entry.image_id == POISON_OF_PROPOSALS for entry in entries):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return stage(number, entries)
+
+    return propose
+
+
+class MortalCurateActor(CurateActor):
+    """Captions; an image with a white corner kills the process while others are in flight."""
+
+    def build(self, *arguments: Any, **more: Any) -> Any:
+        stage = super().build(*arguments, **more)
+        short_caption = PromptedAnnotator.short_caption
+
+        async def die_of_poison(self: PromptedAnnotator, image: CurationImage, region_id: int, **context: Any) -> str:
+            await asyncio.sleep(0.05)
+            if (image.pixels[0, 0] == 255).all():
+                os.kill(os.getpid(), signal.SIGKILL)
+            return await short_caption(self, image, region_id, **context)
+
+        PromptedAnnotator.short_caption = die_of_poison  # type: ignore[method-assign]
+        return stage
+
+
+@pytest.mark.timeout(200)
+def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = write_corpus(tmp_path / "in", 12)
+    pixels, _ = drawn_image(8)
+    pixels[0, 0] = 255
+    (tmp_path / "in" / f"{POISON_OF_CAPTIONS}.png").write_bytes(png(pixels))
+    resources = {"propose": {"num_actors": 1}, "curate": {"num_actors": 1}}
+    settings = settings_of(tmp_path, images_per_unit=4, max_worker_deaths=2, resources=resources, max_error_fraction=1)
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.curate.build_propose_stage", build_mortal_propose_stage)
+        patch.setattr("pipelines.curate.CurateActor", MortalCurateActor)
+        report = curate(settings, say_nothing)
+    rows = {row["image_id"]: row for row in Output(settings.output).rows()}
+    assert list(rows) == ids
+    errors = {id: (row["error"]["stage"], row["error"]["kind"]) for id, row in rows.items() if row["error"]}
+    assert errors == {
+        POISON_OF_PROPOSALS: ("propose", "worker_died"),
+        POISON_OF_CAPTIONS: ("curate", "worker_died"),
+    }
+    assert all(len(row["regions"]) == 4 for id, row in rows.items() if id not in errors)
+    assert report.failures == {"propose:worker_died": 1, "curate:worker_died": 1}
+    assert "2 workers of the stage curate died" in rows[POISON_OF_CAPTIONS]["error"]["message"]
+    assert not (tmp_path / "out" / "attempts").exists()
+    # Where workers survive them, they are images like any other.
+    report = curate(settings.model_copy(update={"retry_errors": True}), say_nothing)
+    assert (report.num_images, report.num_failed, report.num_regions) == (12, 0, 48)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one MiB."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("only root can mount a small disk")
+    yield folder
+    subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def test_a_full_disk_is_named_and_the_rerun_goes_on(tmp_path: Path, small_disk: Path) -> None:
+    ids = write_corpus(tmp_path / "in", 16)
+    settings = settings_of(tmp_path, images_per_unit=1).model_copy(update={"output": str(small_disk / "out")})
+    free = os.statvfs(small_disk)
+    ballast = small_disk / "ballast"
+    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - 100 * 1024))
+    with pytest.raises(
+        OutputError, match=r"out/regions/part-.*No space left on device.*make room there, and"
+    ) as raised:
+        curate(settings, say_nothing)
+    assert "\n" not in str(raised.value)
+    output = Output(settings.output)
+    done = output.done_units()
+    assert 0 < len(done) < len(ids)
+    before = {unit: (small_disk / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in done}
+    ballast.unlink()
+    assert curate(settings, say_nothing).num_images == len(ids)
+    assert [row["image_id"] for row in output.rows()] == ids
+    assert all(row["error"] is None for row in output.rows())
+    assert before == {unit: (small_disk / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in before}
+
+
+def test_where_the_disk_is_full_the_file_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a small disk: the boundary to the file system says that it is full."""
+    output = Output(str(tmp_path))
+    output.write_unit(3, [], UnitReport())
+    files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(pq, "write_table", full)
+    with pytest.raises(OutputError, match=r"No space left on device.*make room there, and give the same command again"):
+        output.write_unit(3, [], UnitReport())
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
+
+
+def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    write_corpus(tmp_path / "in", 2)
+    settings = settings_of(tmp_path)
+    output = Output(settings.output)
+    with output.claim():
+        for overwrite in (False, True):
+            with pytest.raises(OutputError, match="is being written by another run"):
+                curate(settings.model_copy(update={"overwrite": overwrite}), say_nothing)
+        assert not output.exists()
+        assert output.manifest_files() == []
+    assert curate(settings, say_nothing).num_images == 2
+
+
+def test_other_prompts_or_checkpoints_are_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_corpus(tmp_path / "in", 2)
+    settings = settings_of(tmp_path, images_per_unit=1)
+    curate(settings, say_nothing)
+    output = Output(settings.output)
+    (first,) = {row["provenance"]["recipe"] for row in output.rows()}
+    write_corpus(tmp_path / "in", 3)
+    monkeypatch.setattr("pipelines.curation_run.PROMPTS_VERSION", "other")
+    with pytest.raises(OutputError, match=r"begun with another recipe:\n  prompts: '\w+' then, 'other' now\n"):
+        curate(settings, say_nothing)
+    assert len(list(output.rows())) == 2
+    # Told to, the session goes on, and each row says by which recipe it was made.
+    curate(settings.model_copy(update={"accept_changes": True}), say_nothing)
+    recipes = [row["provenance"]["recipe"] for row in output.rows()]
+    assert recipes[:2] == [first, first] != recipes[2:]
+    run = output.run()
+    assert {*run["recipes"]} == {*recipes}
+    assert [session["recipe"] for session in run["sessions"]] == [first, recipes[2]]
+    assert run["recipes"][recipes[2]]["identity"]["prompts"] == "other"
