@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 from selenium import webdriver
@@ -16,8 +17,10 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
+from skimage.filters import gaussian
 
 from tests.browser import contrast, start, tap
+from ureca.regions import rle as rle_codec
 from ureca.serving.refusal import Refusal
 
 from .page_service import HEIGHT, WIDTH, PageBackend, picture, serving
@@ -478,3 +481,37 @@ def test_text_stands_out_in_both_schemes(desktop: webdriver.Chrome, address: str
     ):
         assert contrast(desktop, page.one(selector)) >= 4.5, selector
     desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_outlines_cover_their_masks(desktop: webdriver.Chrome, address: str) -> None:
+    """Masks as the service sends them, drawn by the browser's own rasteriser: with holes, islands, and lines."""
+    desktop.get(address)
+    for seed, (height, width) in enumerate([(40, 60), (7, 500), (300, 200), (1500, 1100)]):
+        mask = blobs(height, width, seed)
+        rle = rle_codec.encode(mask)
+        drawn = desktop.execute_script(
+            """const [size, counts, box] = arguments;
+            const canvas = new OffscreenCanvas(size[1], size[0]);
+            const pen = canvas.getContext("2d");
+            pen.fill(new Path2D(outlineOf({ size, counts }, box)), "evenodd");
+            const pixels = pen.getImageData(0, 0, size[1], size[0]).data;
+            let runs = [], last = 0, length = 0;
+            for (let at = 3; at < pixels.length; at += 4) {
+              const inside = Number(pixels[at] > 127);
+              if (inside !== last) { runs.push(length); [last, length] = [inside, 0]; }
+              length++;
+            }
+            return [...runs, length];""",
+            [height, width],
+            rle["counts"],
+            rle_codec.box_xywh(rle),
+        )
+        values = np.arange(len(drawn)) % 2 == 1
+        found = np.repeat(values, drawn).reshape(height, width)
+        assert (found & mask).sum() / (found | mask).sum() > 0.93, (height, width)
+
+
+def blobs(height: int, width: int, seed: int) -> np.ndarray:
+    """Noise, smoothed: bool [height, width]."""
+    noise = gaussian(np.random.default_rng(seed).normal(size=(height, width)), max(height, width) / 40)
+    return np.asarray(noise > np.median(noise))
