@@ -15,6 +15,7 @@ from ureca.curation.image import CurationImage
 from ureca.curation.listener import Listener, ListeningSettings
 from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.selection import TreeSettings, select_regions
+from ureca.curation.switches import StageSettings
 from ureca.curation.walk import caption_regions
 from ureca.regions.mask import Mask
 from ureca.regions.tree import MaskTree
@@ -41,6 +42,7 @@ class Curator:
     verifier: Annotator | None = None
     listener: Listener | None = None
     listening: ListeningSettings = field(default_factory=ListeningSettings)
+    stages: StageSettings = field(default_factory=StageSettings)
 
 
 async def curate_image(
@@ -83,6 +85,7 @@ async def curate_image(
         curator.verifier,
         listener=curator.listener,
         listening=curator.listening,
+        stages=curator.stages,
     )
     return [_region_row(by_id[id], tree, captions, skipped) for id in tree.walk()]
 

@@ -28,8 +28,8 @@ class Uniqueness:
         self._annotator = annotator
         self._regions = regions
 
-    async def make_unique(self, embedder: Embedder, settings: UniquenessSettings) -> None:
-        """Rewrite the captions of look-alikes, then of whatever still shares its caption with another.
+    async def find_lookalikes(self, embedder: Embedder, settings: UniquenessSettings) -> None:
+        """Find out which regions can be taken for one another: those that look alike, or share a caption.
 
         Regions that share a caption come before those that look alike: an annotator may not show all of them.
         """
@@ -38,7 +38,12 @@ class Uniqueness:
             self._regions[id].caption = self._regions[id].detailed_caption
         # Rendering and embedding take longer than an event loop should stand still.
         lookalikes = await asyncio.to_thread(find_lookalikes, self._image, captioned, embedder, settings)
-        lookalikes = _merged(self._shared(), lookalikes)
+        for id, others in _merged(self._shared(), lookalikes).items():
+            self._regions[id].lookalike_ids = others
+
+    async def make_unique(self, settings: UniquenessSettings) -> None:
+        """Rewrite the captions of look-alikes, then of whatever still shares its caption with another."""
+        lookalikes = {id: region.lookalike_ids for id, region in self._regions.items() if region.lookalike_ids}
         await self._rewrite_all(lookalikes)
         for _ in range(settings.max_rounds - 1):
             shared = self._shared()

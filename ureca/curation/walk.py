@@ -9,6 +9,7 @@ from ureca.curation.embedder import Embedder
 from ureca.curation.image import CurationImage
 from ureca.curation.listener import Listener, ListeningSettings
 from ureca.curation.lookalikes import UniquenessSettings
+from ureca.curation.switches import StageSettings
 from ureca.curation.uniqueness import Uniqueness
 
 
@@ -21,8 +22,9 @@ async def caption_regions(
     *,
     listener: Listener | None = None,
     listening: ListeningSettings | None = None,
+    stages: StageSettings | None = None,
 ) -> dict[int, RegionCaptions]:
-    """Caption every region of ``image.regions`` so that no two captions are equal.
+    """Caption every region of ``image.regions`` so that no two captions are equal, unless they are not refined.
 
     Requests that do not depend on one another are in flight together; those that do keep the paper's order: parents
     before children, elder siblings before younger ones, children's details before their parent's. A region whose
@@ -36,15 +38,19 @@ async def caption_regions(
         verifier: judges the final captions, if there is one; not those that the listener did not understand.
         listener: checks that captions are unique, if there is one.
         listening: which captions it checks.
+        stages: that take part; None: all.
 
     Returns:
         captions by region id, in the order of ``image.regions``.
     """
-    walk = _Walk(image, annotator)
+    stages = stages or StageSettings()
+    walk = _Walk(image, annotator, stages)
     await walk.write_short_captions(image.main_objects, parent_caption=None)
     await at_once(walk.write_detailed_captions(id) for id in image.main_objects)
     stage = Uniqueness(image, annotator, walk.captions)
-    await stage.make_unique(embedder, uniqueness)
+    await stage.find_lookalikes(embedder, uniqueness)
+    if stages.refinement:
+        await stage.make_unique(uniqueness)
     if listener is not None:
         await stage.listen(listener, listening or ListeningSettings())
     if verifier is not None:
@@ -53,9 +59,10 @@ async def caption_regions(
 
 
 class _Walk:
-    def __init__(self, image: CurationImage, annotator: Annotator) -> None:
+    def __init__(self, image: CurationImage, annotator: Annotator, stages: StageSettings) -> None:
         self._image = image
         self._annotator = annotator
+        self._stages = stages
         self.captions = {id: RegionCaptions() for id in image.regions}
         self._parts = {
             id: [child for child in image.tree.children[id] if child in self.captions] for id in image.regions
@@ -73,12 +80,11 @@ class _Walk:
                         self._image, id, parent_caption=parent_caption, sibling_captions=tuple(elder)
                     ),
                 )
-                if region.short_caption is not None:
+                if region.short_caption is not None and self._stages.tree_context:
                     elder.append(region.short_caption)
                 if self._parts[id]:
-                    below.create_task(
-                        self.write_short_captions(self._parts[id], region.short_caption or parent_caption)
-                    )
+                    known = (region.short_caption or parent_caption) if self._stages.tree_context else None
+                    below.create_task(self.write_short_captions(self._parts[id], known))
 
     async def write_detailed_captions(self, id: int) -> None:
         """Stage 3: all parts at once, then the region itself."""
@@ -87,7 +93,7 @@ class _Walk:
         if region.short_caption is None:
             return
         details = [detail for part in self._parts[id] if (detail := self.captions[part].detailed_caption) is not None]
-        if not details:
+        if not details or not self._stages.bottom_up:
             region.detailed_caption = region.short_caption
             return
         region.detailed_caption = await region.answered(

@@ -60,6 +60,7 @@ def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> C
         uniqueness=settings.uniqueness,
         verifier=None if isinstance(verification, NoVerification) else _annotator(verification, model),
         listener=None if isinstance(listener, NoListener) else PromptedListener(model, listener),
+        stages=settings.stages,
         listening=ListeningSettings() if isinstance(listener, NoListener) else listener,
     )
 

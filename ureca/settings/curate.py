@@ -12,6 +12,7 @@ from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.pixel_budget import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
+from ureca.curation.switches import StageSettings
 from ureca.settings.batch import PlannableSettings
 from ureca.settings.mllm import Mllm, StandIn, check_actors_can_hold
 from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
@@ -103,6 +104,7 @@ class CurateSettings(PlannableSettings):
     proposals: Annotated[FromSegments | FromSam | FromAnnotations, Field(discriminator="kind")] = FromSegments()
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
+    stages: StageSettings = StageSettings()
     annotator: Annotated[Describing | Prompting, Field(discriminator="kind")] = Describing()
     mllm: Mllm = StandIn()
     embedder: Annotated[ByDescriptor | ByDinov2, Field(discriminator="kind")] = ByDescriptor()
