@@ -61,7 +61,8 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path: Path) -> No
     record = output.run()
     stopped, this = record["sessions"]
     assert (stopped["state"], this["state"]) == ("stopped", "finished")
-    assert stopped["num_images"] + this["num_images"] == LIMIT
+    assert 0 <= stopped["num_images"] <= 2 * len(done)  # of the last units the driver may not have heard
+    assert this["num_images"] == LIMIT - 2 * len(done)
     assert this["images_per_s"] > 0
     assert 0.04 < this["latency_p50_s"] <= this["latency_p95_s"]
     assert sum(record["totals"]["latency_ms"].values()) == record["totals"]["num_calls"]
