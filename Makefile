@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train long-train long-cluster test-lowest clean
+.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train long-train long-cluster test-lowest bench-serve soak-serve clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -55,6 +55,12 @@ test-lowest: pyproject.toml
 	$(PYTHON) -m tests.lowest > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
 	$(VENV)-lowest/bin/python -m pytest
+
+bench-serve: $(VENV)/.dev
+	$(BIN)/ureca bench serve
+
+soak-serve: $(VENV)/.dev  ## the service scales with its load, and does not grow in five minutes of it
+	$(BIN)/python -m pytest -s -m long tests/pipelines/test_serve_soak.py
 
 # The report's tests drive a browser. Without one, and without the right to install one, they skip and say so.
 browser:

@@ -1,0 +1,209 @@
+"""The service on Ray Serve: what clients see, also when it is full, when they go, and when a replica is killed."""
+
+import os
+import signal
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+
+import httpx2
+import openai
+import psutil
+import pytest
+import torch
+from ray import serve
+
+from pipelines.serve import NAME, serving
+from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
+from tests.serving.local import scene
+from ureca.errors import CheckpointError, SettingsError
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.tiny import build_tiny
+from ureca.settings.replicas import Replicas
+from ureca.settings.serve import AccessSettings, ServeSettings, ServingResources
+
+PORT = 18437
+TOKEN = "a-token-of-some-length"  # noqa: S105
+HEADERS = {"Authorization": f"Bearer {TOKEN}"}
+PLACES, QUEUE = 4, 8  # of a captioner's replica, and before both of them
+
+SHORT = request(DISC, max_new_tokens=8)
+LONG = request(DISC, max_new_tokens=100_000)
+
+
+@cache
+def endless_captioner() -> RegionCaptioner:
+    """Of a model whose captions end only by their length."""
+    model, processor = build_tiny()
+    with torch.no_grad():
+        model.lm_head.weight[processor.tokenizer.eos_token_id] = 0
+    return RegionCaptioner(model, processor)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    endless_captioner().model.save_pretrained(folder)
+    endless_captioner().processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def address(ray_cluster: None, model: Path) -> Iterator[str]:
+    captioners = Replicas(
+        min_replicas=2,
+        max_replicas=2,
+        target_ongoing_requests=2,
+        max_ongoing_requests=PLACES,
+        max_queued_requests=QUEUE,
+        health_check_period_s=1,
+        graceful_shutdown_timeout_s=1,
+    )
+    tokens = model / "tokens.txt"
+    tokens.write_text(f"another-token-that-is-right\n{TOKEN}\n")
+    settings = ServeSettings(
+        model=str(model),
+        port=PORT,
+        captioner={"max_new_tokens": 100_000, "batch_size": 8},
+        access=AccessSettings(tokens_file=tokens),
+        resources=ServingResources(captioner=captioners),
+    )
+    with serving(settings) as address:
+        yield address
+    assert NAME not in serve.status().applications
+
+
+@pytest.fixture
+def client(address: str) -> Iterator[httpx2.Client]:
+    with httpx2.Client(base_url=address, headers=HEADERS, timeout=60, trust_env=False) as client:
+        yield client
+
+
+def expected(number: int) -> list[str]:
+    return endless_captioner().caption(scene(), [disc(), square()][:number], max_new_tokens=8)
+
+
+def test_captions(client: httpx2.Client) -> None:
+    answer = client.post("/v1/captions", json=request(DISC, SQUARE, max_new_tokens=8)).json()
+    assert [item["caption"] for item in answer["captions"]] == expected(2)
+    everything = client.post("/v1/captions", json={"image": IMAGE, "max_new_tokens": 2, "lookalikes": True}).json()
+    assert everything["segmenter"] == "segments-1" and len(everything["captions"]) > 2
+    assert client.get("/readyz").json() == {"status": "ok", "parts": {"captioner": "ok", "segmenter": "ok"}}
+    problem = client.post("/v1/regions", json=request({"bbox_xywh": [900, 0, 1, 1]})).json()["error"]
+    assert (problem["code"], problem["param"]) == ("outside", "regions[0].bbox_xywh")
+    assert client.get("/v1/models", headers={"Authorization": "Bearer no"}).status_code == 401
+
+
+def test_a_caption_is_streamed_before_the_others_are_finished(client: httpx2.Client) -> None:
+    body = request(DISC, SQUARE, max_new_tokens=8, stream=True)
+    names = [name for name, _ in events_of(client.post("/v1/captions", json=body).text)]
+    assert names == ["regions", "caption", "caption", "done"]
+    with client.stream("POST", "/v1/captions", json={**LONG, "stream": True}) as answer:
+        assert next(answer.iter_lines()) == "event: regions"  # and its caption will take a minute
+
+
+def test_the_client_of_openai(address: str) -> None:
+    with openai.OpenAI(base_url=f"{address}/v1", api_key=TOKEN, max_retries=0) as client:
+        assert [model.id for model in client.models.list()] == ["ureca"]
+        parts = [{"type": "image_url", "image_url": {"url": with_alpha(scene(), mask)}} for mask in (disc(), square())]
+        messages = [{"role": "user", "content": parts}]
+        answer = client.chat.completions.create(model="ureca", messages=messages, max_tokens=8)  # type: ignore[arg-type]
+        assert [choice.message.content for choice in answer.choices] == expected(2)
+        assert answer.usage is not None and answer.usage.completion_tokens > 0
+        texts, ends, usage = ["", ""], [None, None], None
+        for chunk in client.chat.completions.create(  # type: ignore[call-overload]
+            model="ureca", messages=messages, max_tokens=8, stream=True, stream_options={"include_usage": True}
+        ):
+            for choice in chunk.choices:
+                texts[choice.index] += choice.delta.content or ""
+                ends[choice.index] = choice.finish_reason
+            usage = chunk.usage
+        assert texts == expected(2) and set(ends) <= {"stop", "length"}
+        assert usage is not None and usage.completion_tokens == answer.usage.completion_tokens
+        with pytest.raises(openai.NotFoundError, match="the model here is 'ureca'"):
+            client.chat.completions.create(model="gpt", messages=messages)  # type: ignore[arg-type]
+        with pytest.raises(openai.UnprocessableEntityError, match="image_url"):
+            client.chat.completions.create(model="ureca", messages=[{"role": "user", "content": "hello"}])
+    stranger = openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0)
+    with stranger, pytest.raises(openai.AuthenticationError):
+        stranger.models.list()
+
+
+def test_what_does_not_fit_the_queues_is_told_when_to_come_again_and_who_goes_frees_the_place(
+    client: httpx2.Client,
+) -> None:
+    def ask() -> int:
+        try:
+            answer = client.post("/v1/captions", json=LONG, timeout=httpx2.Timeout(60, read=4))
+        except httpx2.ReadTimeout:
+            return 0
+        if answer.status_code == 429:
+            assert answer.headers["retry-after"] == "2"
+            assert answer.json()["error"]["code"] == "queue_full"
+        return answer.status_code
+
+    with ThreadPoolExecutor(24) as clients:
+        statuses = Counter(clients.map(lambda _: ask(), range(24)))
+    assert set(statuses) == {0, 429}
+    assert statuses[0] >= 2 * PLACES
+    # All of the others have gone without their captions. Had they kept their places, these would be refused.
+    ends = time.monotonic() + 30
+    while (answer := client.post("/v1/captions", json=SHORT)).status_code == 429 and time.monotonic() < ends:
+        time.sleep(0.1)
+    assert [item["caption"] for item in answer.json()["captions"]] == expected(1)
+
+
+def captioner_processes() -> list[psutil.Process]:
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        try:
+            if f"ServeReplica:{NAME}:captioner" in " ".join(process.cmdline()):
+                found.append(process)
+        except psutil.NoSuchProcess:
+            continue
+    return found
+
+
+def test_a_replica_that_is_killed_takes_only_what_it_was_working_on(client: httpx2.Client) -> None:
+    body = request(DISC, max_new_tokens=300)
+    answers: list[tuple[int, str | None]] = []
+    ended = threading.Event()
+
+    def ask_on() -> None:
+        while not ended.is_set():
+            answer = client.post("/v1/captions", json=body)
+            code = answer.json()["error"]["code"] if answer.status_code != 200 else None
+            assert answer.status_code == 200 or answer.headers["retry-after"] == "2"
+            answers.append((answer.status_code, code))
+
+    with ThreadPoolExecutor(6) as clients:
+        asking = [clients.submit(ask_on) for _ in range(6)]
+        try:
+            while len(answers) < 6:
+                time.sleep(0.05)
+            victim, *_ = captioner_processes()
+            os.kill(victim.pid, signal.SIGKILL)
+            before = len(answers)
+            # The other one goes on, and a new one takes the place of the victim.
+            while len(captioner_processes()) < 2 or victim.is_running() or len(answers) < before + 12:
+                time.sleep(0.1)
+        finally:
+            ended.set()
+        for task in asking:
+            task.result()
+    statuses = Counter(answers)
+    assert set(statuses) <= {(200, None), (503, "replica_lost")}
+    assert statuses[503, "replica_lost"] <= PLACES
+    assert client.get("/readyz").status_code == 200
+
+
+def test_what_cannot_be_served_is_told_before_anything_starts(tmp_path: Path, model: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"config\.json"), serving(ServeSettings(model=str(tmp_path))):
+        pass
+    open_to_all = ServeSettings(model=str(model), host="0.0.0.0")  # noqa: S104
+    with pytest.raises(SettingsError, match="can be reached by others"), serving(open_to_all):
+        pass
