@@ -65,8 +65,8 @@ class Views:
     def __init__(self, pixels: Pixels, masks: Mapping[int, Mask], *, max_side_px: int = 1024) -> None:
         if max_side_px < 1:
             raise ValueError(f"max_side_px is at least 1, not {max_side_px}")
-        self._pixels = pixels
-        self._masks = masks
+        self.pixels = self._pixels = pixels
+        self.masks = self._masks = masks
         self._max_side_px = max_side_px
         self._blurring = threading.Lock()
 

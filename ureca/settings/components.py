@@ -2,11 +2,11 @@
 
 from ureca.curation.annotator import Annotator
 from ureca.curation.curate import Curator
-from ureca.curation.describer import Describer
+from ureca.curation.describer import Describer, DescribingListener
 from ureca.curation.embedder import Embedder
 from ureca.curation.embedders.descriptor import DescriptorEmbedder
 from ureca.curation.embedders.dinov2 import Dinov2Embedder
-from ureca.curation.listener import ListeningSettings, PromptedListener
+from ureca.curation.listener import Listener, ListeningSettings, PromptedListener
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
 from ureca.mllm.openai.engine import OpenAIChatModel
@@ -19,7 +19,16 @@ from ureca.proposals.prompted_sam import PromptedSam
 from ureca.proposals.protocol import Proposer
 from ureca.proposals.sam import SamProposer
 from ureca.proposals.segments import SegmentsProposer
-from ureca.settings.curate import ByDescriptor, CurateSettings, Describing, NoListener, NoVerification, Prompting
+from ureca.settings.curate import (
+    ByDescriptor,
+    CurateSettings,
+    Describing,
+    Listening,
+    ListeningByMeasuring,
+    NoListener,
+    NoVerification,
+    Prompting,
+)
 from ureca.settings.mllm import ByOpenAI, ByRayServe, ByTransformers, ByVllm, Mllm
 from ureca.settings.proposals import FromAnnotations, FromPrompts, FromSam, FromSegments
 
@@ -59,7 +68,7 @@ def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> C
         views=settings.views,
         uniqueness=settings.uniqueness,
         verifier=None if isinstance(verification, NoVerification) else _annotator(verification, model),
-        listener=None if isinstance(listener, NoListener) else PromptedListener(model, listener),
+        listener=_listener(listener, model),
         stages=settings.stages,
         listening=ListeningSettings() if isinstance(listener, NoListener) else listener,
     )
@@ -99,3 +108,12 @@ def build_embedder(settings: CurateSettings) -> Embedder:
     if isinstance(settings.embedder, ByDescriptor):
         return DescriptorEmbedder()
     return Dinov2Embedder(settings.embedder)
+
+
+def _listener(kind: NoListener | Listening | ListeningByMeasuring, model: ChatModel) -> Listener | None:
+    match kind:
+        case NoListener():
+            return None
+        case ListeningByMeasuring():
+            return DescribingListener()
+    return PromptedListener(model, kind)

@@ -55,6 +55,12 @@ class Listening(ListeningSettings):
     kind: Literal["prompted"] = "prompted"
 
 
+class ListeningByMeasuring(ListeningSettings):
+    """The region must be the only one shown that all measurable claims of its caption are true of; without weights."""
+
+    kind: Literal["describer"] = "describer"
+
+
 class ByDescriptor(BaseModel):
     """Colour, texture and shape, without weights."""
 
@@ -109,7 +115,7 @@ class CurateSettings(PlannableSettings):
     mllm: Mllm = StandIn()
     embedder: Annotated[ByDescriptor | ByDinov2, Field(discriminator="kind")] = ByDescriptor()
     uniqueness: UniquenessSettings = UniquenessSettings()
-    listener: Annotated[NoListener | Listening, Field(discriminator="kind")] = NoListener()
+    listener: Annotated[NoListener | Listening | ListeningByMeasuring, Field(discriminator="kind")] = NoListener()
     verification: Annotated[NoVerification | Describing | Prompting, Field(discriminator="kind")] = NoVerification()
     resources: CurateResources = CurateResources()
 
