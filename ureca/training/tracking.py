@@ -1,6 +1,7 @@
 """The figures of a run for programs that draw them."""
 
 import os
+import secrets
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -82,7 +83,7 @@ class WeightsAndBiases:
 
         id_file = run / "wandb_run_id"
         if not id_file.exists():
-            id_file.write_text(wandb.util.generate_id(), encoding="utf-8")
+            id_file.write_text(secrets.token_hex(4), encoding="utf-8")
         id = id_file.read_text(encoding="utf-8")
         self._run = wandb.init(dir=str(run), id=id, name=run.name, project="ureca", resume="allow")
 
