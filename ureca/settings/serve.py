@@ -4,9 +4,9 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import SettingsConfigDict
 
 from ureca.errors import SettingsError
@@ -83,20 +83,6 @@ def _checked(values: list[str], source: str) -> set[str]:
     return tokens
 
 
-class BatchesSettings(_Part):
-    """Batch jobs by HTTP (``POST /v1/batches``); off unless folders are named."""
-
-    folders: tuple[Path, ...] = Field(default=(), description="folders that a job may read; none: no jobs")
-    output: Path | None = Field(default=None, description="folder that jobs write to, each into one of its own")
-    max_jobs: int = Field(default=4, ge=1, description="jobs that wait or run at a time")
-
-    @model_validator(mode="after")
-    def _has_both(self) -> Self:
-        if bool(self.folders) != (self.output is not None):
-            raise ValueError("batches need both folders and output, or none")
-        return self
-
-
 class ServingResources(_Part):
     """Where each part of the service runs, and how it scales."""
 
@@ -124,7 +110,6 @@ class ServeSettings(VerbSettings):
     proposals: Annotated[FromSegments | FromSam, Field(discriminator="kind")] = FromSegments()
     limits: ServingLimits = ServingLimits()
     access: AccessSettings = AccessSettings()
-    batches: BatchesSettings = BatchesSettings()
     resources: ServingResources = ServingResources()
 
     @property
