@@ -9,6 +9,7 @@ from ureca.errors import UrecaError
 
 _VERBS = {
     "curate": ("jobs.curate", "propose masks and caption every region of images, uniquely"),
+    "ablate-curation": ("jobs.ablate_curation", "curate with stages left out one by one, and compare the captions"),
     "caption": ("jobs.caption", "caption the regions of images with a trained model"),
     "serve": ("jobs.serve", "caption regions over HTTP, with a page"),
     "report": ("jobs.report", "show what curate made as one HTML page"),

@@ -9,6 +9,7 @@ from ureca.curation.embedders.dinov2 import Dinov2Embedder
 from ureca.curation.listener import Listener, ListeningSettings, PromptedListener
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
+from ureca.evaluation.uniqueness.encoders import DualEncoder, DualEncoderSettings, ImageTextEncoder
 from ureca.mllm.openai.engine import OpenAIChatModel
 from ureca.mllm.protocol import ChatModel
 from ureca.mllm.standin import StandInChatModel
@@ -19,6 +20,7 @@ from ureca.proposals.prompted_sam import PromptedSam
 from ureca.proposals.protocol import Proposer
 from ureca.proposals.sam import SamProposer
 from ureca.proposals.segments import SegmentsProposer
+from ureca.settings.ablation import AblationSettings
 from ureca.settings.curate import (
     ByDescriptor,
     CurateSettings,
@@ -108,6 +110,24 @@ def build_embedder(settings: CurateSettings) -> Embedder:
     if isinstance(settings.embedder, ByDescriptor):
         return DescriptorEmbedder()
     return Dinov2Embedder(settings.embedder)
+
+
+def build_judge(settings: AblationSettings) -> Listener | None:
+    """Build who listens to the captions of all variants.
+
+    Raises:
+        SettingsError: a checkpoint, a package or the MLLM's key is missing.
+    """
+    return _listener(settings.judge, build_chat_model(settings.mllm))
+
+
+def build_encoder(settings: DualEncoderSettings | None) -> ImageTextEncoder | None:
+    """Load an image-text encoder, if one is named.
+
+    Raises:
+        SettingsError: its checkpoint or a package is missing.
+    """
+    return None if settings is None else DualEncoder(settings)
 
 
 def _listener(kind: NoListener | Listening | ListeningByMeasuring, model: ChatModel) -> Listener | None:

@@ -1,0 +1,35 @@
+"""``ureca ablate-curation``: what each stage of the curation does for the captions."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ureca.settings.ablation import AblationSettings
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the verb, print the table, and write it as Markdown and JSON."""
+    settings = AblationSettings.load(argv)
+    from pipelines.ablation import ablate
+    from ureca.atomic import replacing
+    from ureca.corpus.storage import locate
+    from ureca.errors import SettingsError
+    from ureca.evaluation.ablation import to_markdown
+
+    if not locate(settings.output).is_local:
+        raise SettingsError(f"{settings.output} is not on this machine; name a folder for the tables and runs here")
+    rows = ablate(settings, on_variant=lambda name: print(f"{name}:", file=sys.stderr))
+    table = to_markdown(rows)
+    dump = {"settings": settings.model_dump(mode="json"), "variants": [row.model_dump() for row in rows]}
+    for name, text in (("ablation.md", table), ("ablation.json", json.dumps(dump, indent=2, ensure_ascii=False))):
+        with replacing(Path(settings.output) / name, overwrite=True) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+    print(table, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    from jobs.cli import run_verb
+
+    sys.exit(run_verb(main, sys.argv[1:]))
