@@ -18,6 +18,7 @@ from pipelines.serving_errors import add_error_handlers
 from pipelines.serving_events import CaptionEvents, error_data, event, nameless, out_of_time, respond
 from pipelines.serving_gate import Gate
 from ureca.serving.answers import Health, Model, Models
+from ureca.serving.batches import Batches, BatchRequest
 from ureca.serving.chat import ChatRequest
 from ureca.serving.requests import CaptionsRequest, RegionsRequest
 from ureca.serving.service import Service
@@ -27,13 +28,16 @@ T = TypeVar("T")
 PAGE = Path(ureca.__file__).parent / "serving" / "page"
 
 
-def build_app(service: Service, token_digests: Collection[bytes], page: Path = PAGE) -> FastAPI:
+def build_app(
+    service: Service, token_digests: Collection[bytes], page: Path = PAGE, batches: Batches | None = None
+) -> FastAPI:
     """The app.
 
     Args:
         service: answers requests.
         token_digests: see ``serving_gate.Gate``.
         page: folder with the files of the page; the app has no page where it does not exist.
+        batches: runs batch jobs; None: the app has none.
     """
     limits = service.settings.limits
     app = FastAPI(title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, redoc_url=None)
@@ -104,11 +108,25 @@ def build_app(service: Service, token_digests: Collection[bytes], page: Path = P
             parts={name: "ok" if is_ready else "unavailable" for name, is_ready in parts.items()},
         )
 
+    if batches is not None:
+        _add_batches(app, batches)
     openapi.document_bodies(app)
     for file in sorted(page.rglob("*")):
         if file.is_file():
             _add_file(app, "/" + file.relative_to(page).as_posix().removesuffix("index.html"), file)
     return app
+
+
+def _add_batches(app: FastAPI, batches: Batches) -> None:
+    @app.post("/v1/batches", **openapi.BATCHES)
+    async def start_batch(request: Request) -> Response:
+        """Caption a corpus that the service may read, as a job."""
+        return _json(await batches.submit(await read_json(request, BatchRequest)))
+
+    @app.get("/v1/batches/{batch_id}", **openapi.BATCH)
+    async def batch(batch_id: str) -> Response:
+        """How a job is."""
+        return _json(await batches.get(batch_id))
 
 
 def _add_file(app: FastAPI, path: str, file: Path) -> None:

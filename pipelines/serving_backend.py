@@ -13,6 +13,7 @@ from ureca.errors import DataError
 from ureca.images import Pixels
 from ureca.regions.mask import Mask
 from ureca.regions.prompts import Prompt
+from ureca.serving.batches import Batch, BatchRequest
 from ureca.serving.engine import CaptionJob, Written
 from ureca.serving.refusal import Refusal
 
@@ -65,7 +66,7 @@ class HandleBackend:
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
         """Each caption of a job as soon as it is finished."""
-        with self._refusing():
+        with _refusing(self._retry_after_s):
             # A handle with stream=True gives a generator, which its types do not say.
             response: Any = self._captioner.options(stream=True).stream.remote(job)
             try:
@@ -91,26 +92,60 @@ class HandleBackend:
         return True
 
     async def _ask(self, method: DeploymentHandle[Any], *arguments: Any) -> Any:
-        with self._refusing():
-            response: Any = method.remote(*arguments)
-            try:
-                return await response
-            except asyncio.CancelledError:
-                response.cancel()
-                raise
+        return await ask(method, *arguments, retry_after_s=self._retry_after_s)
 
-    @contextmanager
-    def _refusing(self) -> Iterator[None]:
-        """What Ray says of a call, in the terms of requests."""
+
+class HandleBatches:
+    """``Batches`` of a replica.
+
+    Args:
+        handle: of the deployment ``BatchesReplica``.
+        retry_after_s: what a client is told to wait when the replica was lost.
+    """
+
+    def __init__(self, handle: DeploymentHandle[Any], retry_after_s: int) -> None:
+        self._handle = handle
+        self._retry_after_s = retry_after_s
+
+    async def submit(self, request: BatchRequest) -> Batch:
+        """See ``BatchJobs.submit``."""
+        batch: Batch = await ask(self._handle.submit, request, retry_after_s=self._retry_after_s)
+        return batch
+
+    async def get(self, id: str) -> Batch:
+        """See ``BatchJobs.get``."""
+        batch: Batch = await ask(self._handle.get, id, retry_after_s=self._retry_after_s)
+        return batch
+
+
+async def ask(method: DeploymentHandle[Any], *arguments: Any, retry_after_s: int) -> Any:
+    """Call a method of a deployment; a caller that is cancelled cancels the call.
+
+    Raises:
+        DataError: as the method does.
+        Refusal: as the method does; 429, queues are full; 503, the replica was lost.
+    """
+    with _refusing(retry_after_s):
+        response: Any = method.remote(*arguments)
         try:
-            yield
-        except BackPressureError as error:
-            message = "all replicas are busy and their queue is full"
-            raise Refusal(429, "queue_full", message, retry_after_s=self._retry_after_s) from error
-        except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
-            message = "the replica that worked on this request was lost; the same request may be sent again"
-            raise Refusal(503, "replica_lost", message, retry_after_s=self._retry_after_s) from error
-        except RayTaskError as error:
-            if isinstance(error.cause, DataError | Refusal):
-                raise error.cause from None
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()
             raise
+
+
+@contextmanager
+def _refusing(retry_after_s: int) -> Iterator[None]:
+    """What Ray says of a call, in the terms of requests."""
+    try:
+        yield
+    except BackPressureError as error:
+        message = "all replicas are busy and their queue is full"
+        raise Refusal(429, "queue_full", message, retry_after_s=retry_after_s) from error
+    except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
+        message = "the replica that worked on this request was lost; the same request may be sent again"
+        raise Refusal(503, "replica_lost", message, retry_after_s=retry_after_s) from error
+    except RayTaskError as error:
+        if isinstance(error.cause, DataError | Refusal):
+            raise error.cause from None
+        raise

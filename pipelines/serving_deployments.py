@@ -1,10 +1,12 @@
 """The parts of the service as deployments of Ray Serve."""
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Collection, Mapping, Sequence
 from contextlib import aclosing
 from typing import Any
 
+import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
@@ -15,6 +17,7 @@ from ray.serve.schema import LoggingConfig
 from ureca.images import Pixels
 from ureca.regions.mask import Mask
 from ureca.regions.prompts import Prompt
+from ureca.serving.batches import Batch, BatchJobs, BatchRequest
 from ureca.serving.engine import CaptionEngine, CaptionJob, Written
 from ureca.serving.regions import lookalikes
 from ureca.serving.segmenter import Segmenter
@@ -92,6 +95,27 @@ class SegmenterReplica:
     async def is_ready(self) -> bool:
         """True: what it needs is loaded."""
         return True
+
+
+class BatchesReplica:
+    """The one replica that runs batch jobs, on the cluster that the service is on."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        address = ray.get_runtime_context().gcs_address
+        self._jobs = BatchJobs(settings, {**os.environ, "RAY_ADDRESS": address})
+
+    async def submit(self, request: BatchRequest) -> Batch:
+        """See ``BatchJobs.submit``."""
+        return await self._jobs.submit(request)
+
+    async def get(self, id: str) -> Batch:
+        """See ``BatchJobs.get``."""
+        return await self._jobs.get(id)
+
+    def __del__(self) -> None:
+        """Serve calls this when the service ends."""
+        if hasattr(self, "_jobs"):
+            self._jobs.close()
 
 
 @serve.ingress()

@@ -10,6 +10,7 @@ from PIL import Image, ImageDraw
 from pydantic.json_schema import models_json_schema
 
 from ureca.serving.answers import CaptionsAnswer, ErrorAnswer, Health, RegionsAnswer
+from ureca.serving.batches import Batch, BatchRequest
 from ureca.serving.chat import ChatAnswer, ChatRequest
 from ureca.serving.requests import CaptionsRequest, RegionsRequest
 
@@ -18,7 +19,7 @@ DESCRIPTION = """Captions for any region of an image, each so that it fits that 
 With tokens set, everything below `/v1` needs the header `Authorization: Bearer TOKEN`."""
 
 _REFERENCE = "#/components/schemas/{model}"
-_REQUESTS = (CaptionsRequest, RegionsRequest, ChatRequest)
+_REQUESTS = (CaptionsRequest, RegionsRequest, ChatRequest, BatchRequest)
 _SIDE_PX = 56
 
 
@@ -111,6 +112,22 @@ CHAT: dict[str, Any] = {
     "response_model": None,
     "responses": {200: {"model": ChatAnswer, "description": "Captions", "content": _EVENTS}, **_PROBLEMS},
     "openapi_extra": _body("ChatRequest", _chat_examples(), multipart=False),
+}
+BATCHES: dict[str, Any] = {
+    "tags": ["batches"],
+    "response_model": None,
+    "responses": {200: {"model": Batch, "description": "The job"}, **_PROBLEMS},
+    "openapi_extra": _body(
+        "BatchRequest", {"folder": {"summary": "A folder", "value": {"input": "/data/images"}}}, multipart=False
+    ),
+}
+BATCH: dict[str, Any] = {
+    "tags": ["batches"],
+    "response_model": None,
+    "responses": {
+        200: {"model": Batch, "description": "The job"},
+        **{status: _PROBLEMS[status] for status in (401, 404, 429)},
+    },
 }
 MODELS: dict[str, Any] = {"tags": ["service"], "responses": {status: _PROBLEMS[status] for status in (401, 429)}}
 HEALTH: dict[str, Any] = {"tags": ["service"]}

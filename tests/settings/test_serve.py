@@ -57,6 +57,7 @@ def test_tokens_are_needed_where_others_come(host: str) -> None:
     [
         (["--resources.captioner.min-replicas", "3"], "min_replicas 3 is above max_replicas 1"),
         (["--resources.captioner.target-ongoing-requests", "65"], "would never be reached"),
+        (["--batches.folders", "/data"], "both folders and output"),
         (["--access.allowed-hosts", "https://images.example"], "no host name"),
         (["--limits.timeout-s", "0"], "limits.timeout_s"),
         (["--port", "70000"], "port"),

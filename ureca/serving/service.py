@@ -17,6 +17,7 @@ from ureca.serving.chat import ChatAnswer, ChatRequest, Chunks, chat_answer, las
 from ureca.serving.decoding import check_number, read_base64, read_image, read_regions
 from ureca.serving.engine import CaptionJob, Written
 from ureca.serving.fetching import Fetcher
+from ureca.serving.generation import caption_settings
 from ureca.serving.merging import merged
 from ureca.serving.refusal import Refusal
 from ureca.serving.regions import captioned, compared, describe
@@ -173,11 +174,7 @@ class Service:
         """
         if model not in (None, self.settings.name):
             raise Refusal(404, "unknown_model", f"the model here is '{self.settings.name}'", param="model")
-        given = {name: value for name in Generation.model_fields if (value := getattr(asked, name)) is not None}
-        most = self.settings.captioner.max_new_tokens
-        if given.get("max_new_tokens", 1) > most:
-            raise Refusal(422, "too_many_tokens", f"the limit is {most}", param="max_new_tokens")
-        return self.settings.captioner.model_copy(update=given)
+        return caption_settings(self.settings.captioner, asked)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
         """Run what decodes, a few at a time."""

@@ -4,9 +4,9 @@ import ipaddress
 import os
 import re
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ureca.errors import SettingsError
@@ -83,6 +83,20 @@ def _checked(values: list[str], source: str) -> set[str]:
     return tokens
 
 
+class BatchesSettings(_Part):
+    """Batch jobs by HTTP (``POST /v1/batches``); off unless folders are named."""
+
+    folders: tuple[Path, ...] = Field(default=(), description="folders that a job may read; none: no jobs")
+    output: Path | None = Field(default=None, description="folder that jobs write to, each into one of its own")
+    max_jobs: int = Field(default=1, ge=1, description="jobs that run at a time; further ones are refused")
+
+    @model_validator(mode="after")
+    def _has_both(self) -> Self:
+        if bool(self.folders) != (self.output is not None):
+            raise ValueError("batches need both folders and output, or none")
+        return self
+
+
 class ServingResources(_Part):
     """Where each part of the service runs, and how it scales."""
 
@@ -109,6 +123,7 @@ class ServeSettings(VerbSettings):
     )
     proposals: Annotated[FromSegments | FromSam, Field(discriminator="kind")] = FromSegments()
     limits: ServingLimits = ServingLimits()
+    batches: BatchesSettings = BatchesSettings()
     access: AccessSettings = AccessSettings()
     resources: ServingResources = ServingResources()
 
