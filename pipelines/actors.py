@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from pipelines.blocks import REPORTED, proposed_table, read_proposed, read_units, reported_table
+from pipelines.event_log import EventLog
 from pipelines.monitor import Reporter
 from ureca.curation.quarantine import ProposeStage, guarded
 from ureca.curation.stages import ProposedUnit
@@ -103,6 +104,7 @@ class WritingActor(ABC, Generic[Settings]):
         self._output = Output(settings.output, self.dataset)
         self._claim = session.claim
         self._reporter = Reporter(self.name, session.board_name, process_load())
+        self._log = EventLog(self.name, settings.output, session.claim, session.recipe)
         attempts = self._output.attempts(self.name, settings.max_worker_deaths)
         self._stage = Built(lambda: self.build(settings, images_in_flight, attempts, session.recipe))
 
@@ -125,6 +127,7 @@ class WritingActor(ABC, Generic[Settings]):
         await asyncio.to_thread(self._output.write_unit, unit.number, rows, work)
         report = UnitReport.of_rows(rows, self.dataset) + work
         self._reporter.wrote(report)
+        self._log.wrote(unit.number, rows, self.dataset, report)
         return reported_table(unit.number, report)
 
 
