@@ -138,8 +138,8 @@ def test_an_example_is_opened_and_nothing_is_requested_elsewhere(desktop: webdri
     page.until("#model", "model ureca")
     assert [
         image.get_property("complete") and image.get_property("naturalWidth") for image in page.all(".examples img")
-    ] == [640] * 3
-    page.one('[data-example="examples/cars.png"]').click()
+    ] == [448] * 3
+    page.one('[data-example="examples/trees.png"]').click()
     page.until("#status", "captioned")
     assert len(page.all(".region")) > 20
     messages = [json.loads(entry["message"])["message"] for entry in desktop.get_log("performance")]
