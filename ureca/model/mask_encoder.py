@@ -11,8 +11,6 @@ _EVEN_SHARE = 0.1
 _LEAST_WEIGHT = 1e-4
 """Where a tile has nothing of the region, no image feature counts."""
 
-_PLACES = 4
-"""Places on a side of an image feature."""
 
 TYPICAL_COVERAGE = 0.1
 """Share of a tile that a mask covers whose tokens weigh as much as words in a new model."""
@@ -67,9 +65,6 @@ class FusedMaskEncoder(nn.Module):
     The paper's code has a variant that fuses both ("architecture 2"). Its layers here are ours: each channel of the
     convolutions, within the mask, says how much the projected image features of each place count in its token. So
     what the region looks like is told at once, and the language model need not learn first to find the place.
-
-    An image feature stands for many pixels, of which a small region has a few: it is read with other weights for each
-    of 4 x 4 places inside it, so that vision encoder and mask encoder can agree on what is where.
     """
 
     def __init__(self, config: UrecaConfig) -> None:
@@ -78,7 +73,7 @@ class FusedMaskEncoder(nn.Module):
         self.side = int(config.image_seq_length**0.5)
         self.convolutions = _strided_convolutions(config.num_mask_tokens)
         self.projection = MaskLinear(side * side, width)
-        self.appearance = AppearanceLinear(_PLACES * _PLACES * width, width)
+        self.appearance = AppearanceLinear(width, width)
 
     def forward(self, mask_values: torch.Tensor, image_features: torch.Tensor | None = None) -> torch.Tensor:
         """Encode mask tiles together with what the image shows there.
@@ -100,20 +95,12 @@ class FusedMaskEncoder(nn.Module):
                 f"image features of {found} tiles"
             )
         channels = self.convolutions(mask_values)
-        weights = self._weights(mask_values, channels)
-        features = weights @ image_features[:, None].to(weights.dtype)
-        tokens: torch.Tensor = self.projection(channels.flatten(2)) + self.appearance(features.flatten(2))
+        coverage = nn.functional.adaptive_avg_pool2d(mask_values, self.side)
+        activity = nn.functional.adaptive_avg_pool2d(channels, self.side)
+        weights = ((activity + _EVEN_SHARE) * coverage).flatten(2)
+        weights = weights / (weights.sum(-1, keepdim=True) + _LEAST_WEIGHT)
+        tokens: torch.Tensor = self.projection(channels.flatten(2)) + weights @ self.appearance(image_features)
         return tokens
-
-    def _weights(self, mask_values: torch.Tensor, channels: torch.Tensor) -> torch.Tensor:
-        """How much an image feature counts at each place inside it, [N, T, places, image_seq_length]; sums to 1."""
-        fine = self.side * _PLACES
-        coverage = nn.functional.adaptive_avg_pool2d(mask_values, fine)
-        activity = nn.functional.adaptive_avg_pool2d(channels, fine)
-        weights = (activity + _EVEN_SHARE) * coverage
-        weights = weights / (weights.sum((-1, -2), keepdim=True) + _LEAST_WEIGHT)
-        cells = weights.unflatten(-1, (self.side, _PLACES)).unflatten(-3, (self.side, _PLACES))
-        return cells.permute(0, 1, 3, 5, 2, 4).flatten(4).flatten(2, 3)
 
 
 def build_mask_encoder(config: UrecaConfig) -> MaskEncoder | FusedMaskEncoder:

@@ -11,13 +11,14 @@ from ureca.science.variants import VARIANTS
 from ureca.settings.loading import VerbSettings
 from ureca.settings.scratch_sizes import ScratchSizes
 
-
 _SIZES = ScratchSizes(
     image_size=56,
-    patch_size=4,
+    patch_size=7,
+    merged_patches=1,
     max_tiles=4,
     vision_width=128,
-    num_mask_tokens=4,
+    vision_layers=5,
+    num_mask_tokens=8,
     mask_encoder="fused",
 )
 
@@ -38,10 +39,10 @@ class ScienceTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget_s: PositiveFloat = Field(default=320, description="CPU seconds that each model may train")
-    images: PositiveInt = Field(default=2, description="of a step")
-    regions_per_image: PositiveInt = Field(default=40, description="of a step, where they share their image's tokens")
-    views_per_image: PositiveInt = Field(default=8, description="of a step, where each region is a view of its own")
+    budget_s: PositiveFloat = Field(default=240, description="CPU seconds that each model may train")
+    images: PositiveInt = Field(default=4, description="of a step")
+    regions_per_image: PositiveInt = Field(default=24, description="of a step, where they share their image's tokens")
+    views_per_image: PositiveInt = Field(default=6, description="of a step, where each region is a view of its own")
     matrix_learning_rate: PositiveFloat = Field(default=0.03, description="highest, of Muon, for weight matrices")
     learning_rate: PositiveFloat = Field(default=3e-3, description="highest, of AdamW, for everything else")
     adam_beta_2: float = Field(default=0.98, ge=0, lt=1, description="AdamW's memory of squared gradients")
