@@ -55,7 +55,8 @@ def _parser() -> argparse.ArgumentParser:
         description="Predict what a curation takes: duration, how busy each part is, which one saturates first, memory "
         "and storage. A small finished run tells what work takes; a simulation tells the rest.",
         epilog="Settings of `ureca curate` change what is simulated: --resources.curate.num-actors 8, "
-        "--mllm.max-concurrency 256; all others are those of the run that was measured.",
+        "--mllm.max-concurrency 256; all others are those of the run that was measured. "
+        "Another kind of model or proposals needs --config, which replaces them all.",
         allow_abbrev=False,
     )
     parser.add_argument("measured", metavar="MEASURED", help="OUTPUT of a finished `ureca curate` over a small sample")

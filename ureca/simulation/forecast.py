@@ -3,13 +3,13 @@
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 
 from ureca.dataset.plan import unit_offsets
 from ureca.simulation.calibration import Calibrated
 from ureca.simulation.measured import Measured
-from ureca.simulation.pipeline import Arrangement, Simulated, simulate
+from ureca.simulation.pipeline import Arrangement, Moment, Simulated, simulate
 
 _LEAST_SIMULATED = 2000
 _FILLINGS = 4
@@ -138,12 +138,18 @@ def _units_with(sizes: Sequence[int], num_images: int) -> int:
     return len(sizes)
 
 
+def _under_way(simulated: Simulated) -> tuple[Moment, Moment]:
+    """Between which moments the run is under way: its middle half; all of it, where it is short for what it has."""
+    is_short = _FILLINGS * simulated.most_images_decoded > simulated.end.num_images
+    if is_short or simulated.three_quarters.now_s <= simulated.quarter.now_s:
+        return Moment(0.0, 0, dict.fromkeys(simulated.end.busy_s, 0.0)), simulated.end
+    return simulated.quarter, simulated.three_quarters
+
+
 def _rate(simulated: Simulated) -> float:
-    """Images per second while the run is under way; of a run too short for that, over the whole of it."""
-    first, last = simulated.quarter, simulated.three_quarters
-    if last.now_s > first.now_s:
-        return (last.num_images - first.num_images) / (last.now_s - first.now_s)
-    return simulated.end.num_images / simulated.end.now_s
+    """Images per second while the run is under way."""
+    first, last = _under_way(simulated)
+    return (last.num_images - first.num_images) / (last.now_s - first.now_s)
 
 
 def _parts(simulated: Simulated, images_per_s: float) -> list[Part]:
@@ -161,9 +167,7 @@ def _parts(simulated: Simulated, images_per_s: float) -> list[Part]:
 
 
 def _share_in_flight(simulated: Simulated) -> float:
-    first, last = simulated.quarter, simulated.three_quarters
-    if last.now_s <= first.now_s:
-        first, last = replace(first, now_s=0.0, busy_s=dict.fromkeys(first.busy_s, 0.0)), simulated.end
+    first, last = _under_way(simulated)
     busy_s = last.busy_s["images_in_flight"] - first.busy_s["images_in_flight"]
     return busy_s / (simulated.places["images_in_flight"] * (last.now_s - first.now_s))
 
