@@ -27,6 +27,7 @@ from ureca.settings.curate import CurateSettings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
+ONE_ACTOR_EACH = {"propose": {"num_actors": 1}, "curate": {"num_actors": 1}}
 POISON_OF_PROPOSALS, POISON_OF_CAPTIONS = "img_0003", "img_0008"
 
 
@@ -71,8 +72,9 @@ def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
     pixels, _ = drawn_image(8)
     pixels[0, 0] = 255
     (tmp_path / "in" / f"{POISON_OF_CAPTIONS}.png").write_bytes(png(pixels))
-    resources = {"propose": {"num_actors": 1}, "curate": {"num_actors": 1}}
-    settings = settings_of(tmp_path, images_per_unit=4, max_worker_deaths=2, resources=resources, max_error_fraction=1)
+    settings = settings_of(
+        tmp_path, images_per_unit=4, max_worker_deaths=2, resources=ONE_ACTOR_EACH, max_error_fraction=1
+    )
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.curate.build_propose_stage", build_mortal_propose_stage)
         patch.setattr("pipelines.curate.CurateActor", MortalCurateActor)
@@ -108,11 +110,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def test_a_full_disk_is_named_and_the_rerun_goes_on(tmp_path: Path, small_disk: Path) -> None:
-    ids = write_corpus(tmp_path / "in", 16)
-    settings = settings_of(tmp_path, images_per_unit=1).model_copy(update={"output": str(small_disk / "out")})
+    ids = write_corpus(tmp_path / "in", 12)
+    settings = settings_of(tmp_path, images_per_unit=1, resources=ONE_ACTOR_EACH).model_copy(
+        update={"output": str(small_disk / "out")}
+    )
     free = os.statvfs(small_disk)
     ballast = small_disk / "ballast"
-    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - 100 * 1024))
+    ballast.write_bytes(bytes(free.f_bavail * free.f_frsize - 90 * 1024))
     with pytest.raises(
         OutputError, match=r"out/regions/part-.*No space left on device.*make room there, and"
     ) as raised:
@@ -146,7 +150,7 @@ def test_where_the_disk_is_full_the_file_that_was_there_stays(tmp_path: Path, mo
 
 def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 2)
-    settings = settings_of(tmp_path)
+    settings = settings_of(tmp_path, resources=ONE_ACTOR_EACH)
     output = Output(settings.output)
     with output.claim():
         for overwrite in (False, True):
@@ -159,7 +163,7 @@ def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Pa
 
 def test_other_prompts_or_checkpoints_are_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_corpus(tmp_path / "in", 2)
-    settings = settings_of(tmp_path, images_per_unit=1)
+    settings = settings_of(tmp_path, images_per_unit=1, resources=ONE_ACTOR_EACH)
     curate(settings, say_nothing)
     output = Output(settings.output)
     (first,) = {row["provenance"]["recipe"] for row in output.rows()}

@@ -136,7 +136,7 @@ class _Kept:
             self._heard += [None] * len(kept)
             self._retrieved += [None] * len(kept)
             return
-        views = Views(pixels, masks)
+        views = Views(pixels, {region["region_id"]: _mask(region, row) for region in row["regions"]})
         self._heard += self._listen(kept, masks, views)
         self._retrieved += self._retrieve(captions, views)
 

@@ -12,9 +12,11 @@ from ureca.settings.curate import (
     Describing,
     Listening,
     ListeningByMeasuring,
+    ListeningByWitness,
     NoListener,
     NoVerification,
     Prompting,
+    Witnessing,
 )
 
 FULL = "everything"
@@ -30,14 +32,16 @@ class AblationSettings(CurateSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca ablate-curation")
     verb: ClassVar[str] = "ablate-curation"
 
-    listener: Annotated[NoListener | Listening | ListeningByMeasuring, Field(discriminator="kind")] = (
-        ListeningByMeasuring()
+    listener: Annotated[
+        NoListener | Listening | ListeningByMeasuring | ListeningByWitness, Field(discriminator="kind")
+    ] = ListeningByMeasuring()
+    verification: Annotated[NoVerification | Describing | Prompting | Witnessing, Field(discriminator="kind")] = (
+        Describing()
     )
-    verification: Annotated[NoVerification | Describing | Prompting, Field(discriminator="kind")] = Describing()
 
-    judge: Annotated[NoListener | Listening | ListeningByMeasuring, Field(discriminator="kind")] = Field(
-        default=ListeningByMeasuring(), description="who listens to all captions at the end; prompted asks mllm"
-    )
+    judge: Annotated[
+        NoListener | Listening | ListeningByMeasuring | ListeningByWitness, Field(discriminator="kind")
+    ] = Field(default=ListeningByMeasuring(), description="who listens to all captions at the end; prompted asks mllm")
     retrieval: DualEncoderSettings | None = Field(
         default=None, description="the image-text encoder of self-retrieval; None: it is not measured"
     )

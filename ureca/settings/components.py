@@ -20,6 +20,7 @@ from ureca.proposals.prompted_sam import PromptedSam
 from ureca.proposals.protocol import Proposer
 from ureca.proposals.sam import SamProposer
 from ureca.proposals.segments import SegmentsProposer
+from ureca.scenes.witness import Witness
 from ureca.settings.ablation import AblationSettings
 from ureca.settings.curate import (
     ByDescriptor,
@@ -27,9 +28,11 @@ from ureca.settings.curate import (
     Describing,
     Listening,
     ListeningByMeasuring,
+    ListeningByWitness,
     NoListener,
     NoVerification,
     Prompting,
+    Witnessing,
 )
 from ureca.settings.mllm import ByOpenAI, ByRayServe, ByTransformers, ByVllm, Mllm
 from ureca.settings.proposals import FromAnnotations, FromPrompts, FromSam, FromSegments
@@ -76,9 +79,12 @@ def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> C
     )
 
 
-def _annotator(kind: Describing | Prompting, model: ChatModel) -> Annotator:
-    if isinstance(kind, Prompting):
-        return PromptedAnnotator(model, kind)
+def _annotator(kind: Describing | Prompting | Witnessing, model: ChatModel) -> Annotator:
+    match kind:
+        case Prompting():
+            return PromptedAnnotator(model, kind)
+        case Witnessing():
+            return Witness(kind)
     return Describer()
 
 
@@ -130,10 +136,14 @@ def build_encoder(settings: DualEncoderSettings | None) -> ImageTextEncoder | No
     return None if settings is None else DualEncoder(settings)
 
 
-def _listener(kind: NoListener | Listening | ListeningByMeasuring, model: ChatModel) -> Listener | None:
+def _listener(
+    kind: NoListener | Listening | ListeningByMeasuring | ListeningByWitness, model: ChatModel
+) -> Listener | None:
     match kind:
         case NoListener():
             return None
         case ListeningByMeasuring():
             return DescribingListener()
+        case ListeningByWitness():
+            return Witness(kind)
     return PromptedListener(model, kind)

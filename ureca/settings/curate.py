@@ -13,6 +13,7 @@ from ureca.curation.pixel_budget import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.curation.prompted import PromptingSettings
 from ureca.curation.selection import TreeSettings
 from ureca.curation.switches import StageSettings
+from ureca.scenes.witness import WitnessSettings
 from ureca.settings.batch import PlannableSettings
 from ureca.settings.mllm import Mllm, StandIn, check_actors_can_hold
 from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
@@ -31,6 +32,12 @@ class Prompting(PromptingSettings):
     """Captions by the MLLM of ``mllm``."""
 
     kind: Literal["prompted"] = "prompted"
+
+
+class Witnessing(WitnessSettings):
+    """Captions of drawn scenes by who knows them and errs at known rates, to measure what the stages mend."""
+
+    kind: Literal["scenes"] = "scenes"
 
 
 class NoVerification(BaseModel):
@@ -59,6 +66,12 @@ class ListeningByMeasuring(ListeningSettings):
     """The region must be the only one shown that all measurable claims of its caption are true of; without weights."""
 
     kind: Literal["describer"] = "describer"
+
+
+class ListeningByWitness(ListeningSettings, WitnessSettings):
+    """Who knows the drawn scenes, and errs at a known rate, chooses the region."""
+
+    kind: Literal["scenes"] = "scenes"
 
 
 class ByDescriptor(BaseModel):
@@ -111,12 +124,16 @@ class CurateSettings(PlannableSettings):
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
     stages: StageSettings = StageSettings()
-    annotator: Annotated[Describing | Prompting, Field(discriminator="kind")] = Describing()
+    annotator: Annotated[Describing | Prompting | Witnessing, Field(discriminator="kind")] = Describing()
     mllm: Mllm = StandIn()
     embedder: Annotated[ByDescriptor | ByDinov2, Field(discriminator="kind")] = ByDescriptor()
     uniqueness: UniquenessSettings = UniquenessSettings()
-    listener: Annotated[NoListener | Listening | ListeningByMeasuring, Field(discriminator="kind")] = NoListener()
-    verification: Annotated[NoVerification | Describing | Prompting, Field(discriminator="kind")] = NoVerification()
+    listener: Annotated[
+        NoListener | Listening | ListeningByMeasuring | ListeningByWitness, Field(discriminator="kind")
+    ] = NoListener()
+    verification: Annotated[NoVerification | Describing | Prompting | Witnessing, Field(discriminator="kind")] = (
+        NoVerification()
+    )
     resources: CurateResources = CurateResources()
 
     @model_validator(mode="after")

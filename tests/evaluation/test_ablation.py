@@ -1,0 +1,92 @@
+"""What is measured of a variant of the curation, and which variants there are."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import main
+from tests.drawn import write_corpus
+from ureca.curation.describer import DescribingListener
+from ureca.curation.switches import StageSettings
+from ureca.dataset import Output
+from ureca.evaluation.ablation import Ablated, Judges, measure_variant, to_markdown
+from ureca.evaluation.tables.text import NOT_MEASURED
+from ureca.scenes.files import write_scenes
+from ureca.settings.ablation import FULL, AblationSettings
+from ureca.settings.curate import NoListener, NoVerification
+
+
+def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(tmp_path: Path) -> None:
+    write_scenes(tmp_path, 2, split="test", seed=1, width_px=224, height_px=224)
+    output = Output(str(tmp_path))
+    whole = measure_variant("whole", output, Judges(listener=DescribingListener()))
+    assert whole.num_kept == whole.num_regions > 20
+    assert whole.figures["Correct"] == 1.0
+    assert whole.figures["Duplicates"] == whole.figures["Wrong"] == 0.0
+    assert 0 <= whole.figures["Listener"] <= 1
+
+    # Of the first image one caption is rejected, one has failed, one is skipped, and one is of another region.
+    rows = output.unit_rows(0)
+    regions = rows[0]["regions"]
+    regions[0]["verdict"] = "rejected"
+    regions[1] |= {"status": "failed:short_caption:refusal", "caption": None}
+    regions[2]["status"] = "skipped:small"
+    regions[3]["caption"] = regions[4]["caption"]
+    output.write_unit(0, rows, output.report([0]))
+    changed = measure_variant("changed", output, Judges())
+    assert changed.num_regions == whole.num_regions - 1
+    assert (changed.num_kept, changed.num_rejected, changed.num_failed) == (whole.num_kept - 3, 1, 1)
+    assert changed.figures["Duplicates"] == pytest.approx(2 / changed.num_kept)
+    assert changed.figures["Wrong"] == pytest.approx(1 / changed.num_kept)
+    assert "Listener" not in changed.figures
+
+
+def test_the_table_has_a_row_a_variant() -> None:
+    made: dict[str, Any] = {"num_rejected": 1, "num_failed": 0, "num_new_tokens": 5}
+    rows = [
+        Ablated(variant="a", num_regions=8, num_kept=7, num_calls=20, figures={"Duplicates": 0.25}, **made),
+        Ablated(variant="b", num_regions=8, num_kept=6, num_calls=0, figures={"Listener": 1.0}, **made),
+    ]
+    head, _, first, second = to_markdown(rows).splitlines()
+    assert head.startswith(
+        "| variant | kept of regions | rejected | failed | calls | calls a region | Duplicates | Lis"
+    )
+    assert first == f"| a | 7 of 8 | 1 | 0 | 20 | 2.50 | 25.0 | {NOT_MEASURED} |"
+    assert second == f"| b | 6 of 8 | 1 | 0 | 0 | 0.00 | {NOT_MEASURED} | 100.0 |"
+
+
+def test_each_variant_leaves_out_one_stage_that_the_curation_has() -> None:
+    settings = AblationSettings(input="in", output="out", uniqueness={"similarity_threshold": 0.7})
+    variants = settings.variants()
+    assert {variant.output for variant in variants.values()} == {f"out/{name.replace(' ', '-')}" for name in variants}
+    assert {variant.uniqueness.similarity_threshold for variant in variants.values()} == {0.7}
+    assert variants[FULL].stages == StageSettings()
+    assert variants["no refinement"].stages == StageSettings(refinement=False)
+    assert variants["no listener"].listener == NoListener()
+    assert variants["no listener"].verification == settings.verification
+    without = AblationSettings(input="in", output="out", listener=NoListener(), verification=NoVerification())
+    assert variants.keys() - without.variants().keys() == {"no listener", "no verification"}
+
+
+@pytest.mark.timeout(200)
+def test_the_verb_writes_the_tables(
+    tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "in", 2)
+    all_of_them = AblationSettings.variants
+
+    def two(settings: AblationSettings) -> dict[str, Any]:
+        return {name: variant for name, variant in all_of_them(settings).items() if name in {FULL, "no listener"}}
+
+    monkeypatch.setattr(AblationSettings, "variants", two)
+    flags = ["--listing.annotations", "beside", "--proposals.kind", "annotations"]
+    assert main(["ablate-curation", str(tmp_path / "in"), str(tmp_path / "out"), *flags]) == 0
+    table = (tmp_path / "out" / "ablation.md").read_text()
+    assert capsys.readouterr().out == table
+    dump = json.loads((tmp_path / "out" / "ablation.json").read_text())
+    assert [row["variant"] for row in dump["variants"]] == [FULL, "no listener"]
+    assert all(row["num_regions"] == 8 for row in dump["variants"])
+    assert dump["variants"][1]["num_rejected"] == 0
+    assert dump["settings"]["verification"] == {"kind": "describer"}
