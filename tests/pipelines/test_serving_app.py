@@ -14,7 +14,7 @@ import pytest
 import schemathesis
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
-from schemathesis.specs.openapi.checks import positive_data_acceptance
+from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from pipelines.serving_app import build_app
 from pipelines.serving_gate import digest_of
@@ -342,7 +342,9 @@ schema = schemathesis.openapi.from_asgi("/openapi.json", client_of(host="0.0.0.0
 
 
 @schema.parametrize()
-@settings(max_examples=20, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 def test_no_request_of_the_documents_form_makes_the_service_fail(case: schemathesis.Case) -> None:
-    # That a string is an image, and a mask of its size, is more than a schema says.
-    case.call_and_validate(excluded_checks=[positive_data_acceptance])
+    # That a string is an image, and a mask of its size, is more than a schema says. And what is wrong as JSON may be
+    # right once it is a form: a list without items is a field that is not there.
+    is_form = case.media_type == "multipart/form-data"
+    case.call_and_validate(excluded_checks=[positive_data_acceptance, *([negative_data_rejection] if is_form else [])])
