@@ -13,14 +13,20 @@ def main(argv: Sequence[str]) -> int:
     settings = ServeSettings.load(argv)
     from pipelines.serve import serving
 
-    ended = threading.Event()
     with serving(settings) as address:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, lambda *_: ended.set())
+        ended = ending()
         print(f"{address} captions with {settings.model}; its API is at {address}/docs. Ctrl-C ends it.", flush=True)
         ended.wait()
         print("finishing what has begun", flush=True)
     return 0
+
+
+def ending() -> threading.Event:
+    """What Ctrl-C and SIGTERM set from now on, instead of raising."""
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: ended.set())
+    return ended
 
 
 if __name__ == "__main__":
