@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train long-train long-cluster test-lowest bench-serve soak-serve clean
+.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -46,6 +46,9 @@ long-curate-metrics: $(VENV)/.dev  ## a run as Prometheus sees it
 long-train: $(VENV)/.dev  ## training whose workers and drivers are killed many times, compared with one that is not
 	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py
 
+long-nodes: $(VENV)/.dev  ## curate, caption and train on three nodes, of which one is lost while another joins
+	$(BIN)/python -m pytest -m "long or not long" tests/pipelines/test_nodes.py
+
 long-cluster: $(VENV)/.dev  ## every job through `ray job submit`, and the Slurm script on one node
 	$(BIN)/python -m pytest -m "long or not long" tests/jobs/test_submit.py tests/cluster
 
@@ -61,6 +64,11 @@ bench-serve: $(VENV)/.dev
 
 soak-serve: $(VENV)/.dev  ## the service scales with its load, and does not grow in five minutes of it
 	$(BIN)/python -m pytest -s -m long tests/pipelines/test_serve_soak.py
+
+audit: $(VENV)/.dev  ## known vulnerabilities of the installed versions; needs the network
+	$(PYTHON) -m venv $(VENV)-audit
+	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
+	$(VENV)-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
 
 # The report's tests drive a browser. Without one, and without the right to install one, they skip and say so.
 browser:

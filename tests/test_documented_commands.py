@@ -1,0 +1,135 @@
+"""Every command of README and docs is one that the verb's own parser accepts."""
+
+import argparse
+import re
+import shlex
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import pytest
+
+from jobs import bench, cli
+from ureca.settings.loading import VerbSettings
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+
+# `ureca curate IMAGES OUTPUT ...` stands for more settings, as words in brackets do; `VERB` for any verb.
+_STANDS_FOR_MORE = {"...", "VERB"}
+
+
+def lines_of(page: Path) -> Iterator[tuple[str, bool]]:
+    """What a page shows as code: lines of blocks, continued ones joined, and spans within the text.
+
+    Yields the code, and whether it is a whole command: a span may leave out what is not its subject.
+    """
+    text = page.read_text(encoding="utf-8")
+    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+        if language in {"sh", "bash", ""}:
+            yield from ((line, True) for line in re.sub(r"\\\n", " ", block).splitlines())
+    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    for block in re.findall(r"(?:^ {4}[^\n]*\n)+", prose, re.MULTILINE):
+        yield from ((line.strip(), True) for line in re.sub(r"\\\n", " ", block).splitlines())
+    yield from ((span, False) for span in re.findall(r"`((?:ureca|make|python -m jobs\.)[^`]*)`", prose))
+
+
+def commands() -> list[Any]:
+    """Words of all commands, without comments, by page and line."""
+    found = {}
+    for page in PAGES:
+        for line, is_whole in lines_of(page):
+            start = re.search(r"(?:^|(?<= -- ))(?:\.venv/bin/)?(ureca |python -m jobs\.|make )(?! )", line.strip())
+            if start is None:
+                continue
+            words = shlex.split(re.sub(r"\[[a-z ]+\]", "", line.strip()[start.start(1) :]), comments=True)
+            if words[0] == "python":
+                words = ["ureca", words[2].removeprefix("jobs.").replace("_", "-"), *words[3:]]
+            found[f"{page.name}: {' '.join(words)}"] = words, is_whole
+    return [pytest.param(*command, id=name) for name, command in found.items()]
+
+
+class Accepted(Exception):
+    """The parser has taken all arguments."""
+
+
+@pytest.fixture
+def parsing_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Verbs end as soon as their arguments are read."""
+    parse, parse_known, load = (
+        argparse.ArgumentParser.parse_args,
+        argparse.ArgumentParser.parse_known_args,
+        VerbSettings.load.__func__,  # type: ignore[attr-defined]
+    )
+    within: list[str] = []
+
+    def accepted(what: str, call: Any) -> Any:
+        if within:
+            return call()
+        within.append(what)
+        try:
+            call()
+        finally:
+            within.pop()
+        raise Accepted(what)
+
+    def loaded(cls: type[Self], argv: list[str]) -> Any:
+        return accepted("settings", lambda: load(cls, argv))
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *a, **k: accepted("all", lambda: parse(*a, **k)))
+    monkeypatch.setattr(
+        argparse.ArgumentParser, "parse_known_args", lambda *a, **k: accepted("known", lambda: parse_known(*a, **k))
+    )
+    monkeypatch.setattr(VerbSettings, "load", classmethod(loaded))
+
+
+def test_pages_have_commands() -> None:
+    assert len(commands()) >= 60
+
+
+@pytest.mark.usefixtures("parsing_only")
+@pytest.mark.parametrize(("words", "is_whole"), commands())
+def test_it_is_accepted(
+    words: list[str], is_whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(ROOT)  # where its relative paths begin
+    if words[0] == "make":
+        assert set(words[1:]) <= TARGETS
+        return
+    arguments = [word for word in words[1:] if word not in _STANDS_FOR_MORE]
+    if not arguments or set(arguments) <= {"--help", "--version"}:
+        return
+    verb, rest = arguments[0], without_made_up_files(arguments[1:])
+    assert verb in cli._VERBS
+    if verb == "bench":
+        assert set(rest[:1]) <= bench._BENCHMARKS.keys()
+    elif rest:
+        status = status_of_parsing([verb, *rest])
+        said = capsys.readouterr().err
+        assert status == 0 or (not is_whole and "are required" in said), said
+
+
+def without_made_up_files(arguments: list[str]) -> list[str]:
+    """Settings files that a page only supposes, unlike those of ``cluster/configs``, are left out."""
+    if "--config" not in arguments:
+        return arguments
+    place = arguments.index("--config")
+    is_real = arguments[place + 1].startswith("cluster/")
+    return arguments if is_real else arguments[:place] + arguments[place + 2 :]
+
+
+def status_of_parsing(arguments: list[str]) -> object:
+    """0: the parser has taken all of them, or printed its help."""
+    try:
+        return cli.main(arguments)
+    except Accepted:
+        return 0
+    except SystemExit as ended:
+        return ended.code or 0
+
+
+@pytest.mark.usefixtures("parsing_only")
+@pytest.mark.parametrize("wrong", ["curate IN OUT --tree.containmint 0.8", "status", "scenes DST --images 3 --x 1"])
+def test_a_wrong_command_would_be_found(wrong: str) -> None:
+    assert status_of_parsing(wrong.split()) == 2
