@@ -46,7 +46,7 @@ def estimate_text(
     """
     times = num_to_do / sample.report.num_images
     rows = [
-        ("images", f"{num_to_do} to do; so said {sample.report.num_images} of them, and nothing was written"),
+        ("images", f"{num_to_do} to do, estimated from {sample.report.num_images} of them; nothing is written"),
         *_regions(sample, times),
         *_calls(sample, times, planning),
         *_time(sample, num_to_do, planning, actors, engine_places),

@@ -99,7 +99,7 @@ def test_a_plan_counts_masks_and_asks_the_model_only_when_told_to(tmp_path: Path
     write_corpus(tmp_path / "in", 5)
     (tmp_path / "in" / "img_0003.png").write_bytes(b"")
     said = plan(settings_of(tmp_path, checkpoint, planning={"images": 50}))
-    assert "5 to do; so said 5 of them" in said
+    assert "5 to do, estimated from 5 of them" in said
     assert "about 16 (3.2 an image)" in said
     assert "1 x read:empty_file" in said
     assert "caption (" not in said

@@ -46,7 +46,7 @@ def test_questions_are_those_of_the_run(tmp_path: Path) -> None:
     (tmp_path / "in" / "img_0003.json").write_text("{")
     settings = settings_of(tmp_path, verification={"kind": "prompted"}, planning={"images": 100})
     planned, report = lines_of(settings), really(settings)
-    assert planned["images"].startswith(f"{NUM_IMAGES} to do; so said {NUM_IMAGES} of them")
+    assert planned["images"].startswith(f"{NUM_IMAGES} to do, estimated from {NUM_IMAGES} of them")
     assert planned["captioned regions"] == f"about {report.num_regions} (3.6 an image)"
     assert planned["failures"] == "about 1 images; of those looked at: 1 x propose:malformed"
     calls = dict(re.findall(r"(\w+) (\d+)", planned["model calls"].split(": ")[1]))
@@ -59,7 +59,7 @@ def test_a_sample_stands_for_all(tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", NUM_IMAGES)
     settings = settings_of(tmp_path, planning={"images": 3}, limit=9)
     planned = lines_of(settings)
-    assert planned["images"].startswith("9 to do; so said 3 of them")
+    assert planned["images"].startswith("9 to do, estimated from 3 of them")
     assert planned["captioned regions"] == "about 36 (4.0 an image)"
     # Images that are done are not done again; those that are new are.
     output = Output(settings.output)
