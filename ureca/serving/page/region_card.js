@@ -127,8 +127,7 @@ class CaptionViewer extends Viewer {
   #caption(region) {
     if (!region.caption) return node("p", { class: "caption pending" }, withoutCaption(region));
     const words = wordsOf(region.caption);
-    const differs = words.map(() => false);
-    for (const other of this.#known(region)) differing(words, wordsOf(other.caption))[0].forEach((does, at) => { differs[at] ||= does; });
+    const differs = apart(words, this.#known(region).map((other) => wordsOf(other.caption)));
     const length = region.caption.length > LONG_CAPTION ? "long" : "";
     return node("p", { class: `caption ${length}` }, ...marked(words, differs));
   }

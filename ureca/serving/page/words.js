@@ -28,6 +28,13 @@ function differing(first, second) {
   return [differsA, differsB];
 }
 
+// For each word of a caption whether it tells it apart from all others; where none does, from any of them.
+function apart(words, others) {
+  const pairs = others.map((other) => differing(words, other)[0]);
+  const fromAll = words.map((_, at) => pairs.length > 0 && pairs.every((differs) => differs[at]));
+  return fromAll.includes(true) ? fromAll : words.map((_, at) => pairs.some((differs) => differs[at]));
+}
+
 // A caption as nodes, its differing words marked.
 function marked(words, differs) {
   const parts = [];
