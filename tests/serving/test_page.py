@@ -322,6 +322,14 @@ def test_the_copied_command_asks_the_same(desktop: webdriver.Chrome, address: st
     assert caption["caption"] == "The left blue thing."
 
 
+def test_what_cannot_be_copied_is_shown(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    desktop.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as without HTTPS
+    page.act("json")
+    shown = json.loads(str(page.wait_for("#alert textarea").get_property("value")))
+    assert [region["region_id"] for region in shown["regions"]] == [1, 5, 2, 6]
+
+
 def test_a_busy_service_is_asked_again_when_it_says(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:

@@ -91,7 +91,7 @@ function showProblem(error, again) {
   const field = error.param ? node("code", {}, error.param) : null;
   const parts = [node("p", {}, node("b", {}, headline(error)), " ", field, field ? ": " : null, error.message)];
   const wait = error.retryAfter ?? 0;
-  if (again !== null) {
+  if (again !== null && error.type !== "invalid_request_error") {
     const button = node("button", { type: "button" }, "Try again");
     button.addEventListener("click", () => { hideAlert(); again(); });
     countDown(button, wait);
