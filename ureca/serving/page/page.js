@@ -28,7 +28,7 @@ const told = {
 };
 
 // Shows an image, and finds its regions.
-async function open(file) {
+async function openImage(file) {
   const picture = node("img", { alt: "", draggable: "false", src: URL.createObjectURL(file) });
   hideAlert();
   try {
@@ -69,7 +69,7 @@ async function openExample(path) {
   try {
     const answer = await fetch(path);
     if (!answer.ok) throw await Refused.of(answer);
-    await open(new File([await answer.blob()], path.split("/").pop(), { type: answer.headers.get("Content-Type") ?? "" }));
+    await openImage(new File([await answer.blob()], path.split("/").pop(), { type: answer.headers.get("Content-Type") ?? "" }));
   } catch (error) {
     showProblem(error, () => openExample(path));
   }
@@ -77,7 +77,7 @@ async function openExample(path) {
 
 function openFirst(files) {
   const image = [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
-  if (image) open(image);
+  if (image) openImage(image);
 }
 
 function useMode(mode) {
