@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.embedder import RegionCrop
+from ureca.curation.embedders.common_batches import CommonBatches
 from ureca.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -33,6 +34,8 @@ class Dinov2Settings(BaseModel):
 class Dinov2Embedder:
     """The class token of a vision transformer, of length 1; an ``Embedder``.
 
+    Crops of images that are embedded at the same time, on several threads, make common batches.
+
     Any checkpoint will do that transformers' ``AutoModel`` reads and whose first token stands for the image. No code
     from a checkpoint is run, and no pickled object in it.
 
@@ -47,21 +50,23 @@ class Dinov2Embedder:
         self._device = _device(self._settings.device)
         self._processor, model = _load(self._settings.checkpoint)
         self._model = model.to(self._device).eval()
+        self._batches: CommonBatches[RegionCrop, npt.NDArray[np.float32]] = CommonBatches(
+            self._embed_batch, self._settings.batch_size
+        )
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         """Vectors of length 1, float32 [len(crops), width of the network]; the mask of a crop is not looked at."""
-        size = self._settings.batch_size
-        batches = [self._embed_batch(crops[start : start + size]) for start in range(0, len(crops), size)]
-        return np.concatenate([np.zeros((0, self._model.config.hidden_size), np.float32), *batches])
+        vectors = self._batches.results(crops)
+        return np.stack(vectors) if vectors else np.zeros((0, self._model.config.hidden_size), np.float32)
 
-    def _embed_batch(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
+    def _embed_batch(self, crops: Sequence[RegionCrop]) -> list[npt.NDArray[np.float32]]:
         import torch
 
         images = self._processor(images=[squared(crop.pixels) for crop in crops], return_tensors="pt")
         with torch.inference_mode():
             tokens = self._model(pixel_values=images["pixel_values"].to(self._device)).last_hidden_state
             vectors = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1)
-        return np.asarray(vectors.cpu().numpy())
+        return list(vectors.cpu().numpy())
 
 
 def squared(pixels: npt.NDArray[np.uint8]) -> Image.Image:
