@@ -30,6 +30,7 @@ def main(argv: Sequence[str]) -> int:
     before = arrangement_of(
         measured.settings,
         measured.num_images,
+        pixels_per_image=measured.pixel_bytes / 3,
         num_cpus=arguments.measured_cpus or _cpus_here(),
         num_gpus=arguments.measured_gpus,
         engine_places=arguments.measured_engine_places,
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     after = arrangement_of(
         settings,
         arguments.images,
+        pixels_per_image=measured.pixel_bytes / 3,
         num_cpus=arguments.cpus or _cpus_here(),
         num_gpus=arguments.gpus,
         engine_places=arguments.engine_places,

@@ -12,13 +12,20 @@ from ureca.simulation.pipeline import Arrangement
 
 
 def arrangement_of(
-    settings: CurateSettings, num_images: int, *, num_cpus: float, num_gpus: float, engine_places: int | None = None
+    settings: CurateSettings,
+    num_images: int,
+    *,
+    pixels_per_image: float,
+    num_cpus: float,
+    num_gpus: float,
+    engine_places: int | None = None,
 ) -> Arrangement:
     """What a run would have.
 
     Args:
         settings: of the run.
         num_images: that it has to do.
+        pixels_per_image: of a decoded one.
         num_cpus: of the cluster, at least 1.
         num_gpus: of the cluster.
         engine_places: answers that the chat model writes at a time, over all its servers; None: as many as the
@@ -33,6 +40,8 @@ def arrangement_of(
     propose, curate = plan_pools(resources, Work(len(sizes), num_images), cluster, concurrency)
     num_propose, num_curate = propose.initial_size or 1, curate.initial_size or 1
     held_cpus = num_propose * resources.propose.num_cpus + num_curate * resources.curate.num_cpus
+    images = images_in_flight(resources.curate, num_curate, concurrency)
+    fitting = int(resources.curate.pixels_in_flight / max(1.0, pixels_per_image))
     per_actor: float = math.inf
     if concurrency is not None:
         per_actor = engine_share(concurrency, num_curate)
@@ -48,7 +57,7 @@ def arrangement_of(
         tree_tasks=max(1, int((num_cpus - held_cpus) / resources.tree.num_cpus)),
         curate_actors=num_curate,
         units_in_flight=curate.max_concurrent_calls_per_actor or 1,
-        images_in_flight=images_in_flight(resources.curate, num_curate, concurrency),
+        images_in_flight=max(1, min(images, fitting)),
         requests_per_actor=per_actor,
         engine_places=engine_places or places,
     )

@@ -82,6 +82,9 @@ def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsy
     twice = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known, *flags)
     assert {part["name"]: part["places"] for part in twice["parts"]}["engine"] == 12
     assert twice["images_per_s"] == pytest.approx(1.5 * predicted["images_per_s"], rel=0.1)
+    pixels = ("--resources.curate.pixels-in-flight", str(5 * 60 * 80 + 9))  # of images of 60 x 80
+    held = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known, *pixels)
+    assert {part["name"]: part["places"] for part in held["parts"]}["images_in_flight"] == 4 * 5
     assert main(["plan", str(measured), "--images", "100000", "--config", str(config), *known]) == 0
     assert "saturated: engine" in capsys.readouterr().out
 

@@ -14,7 +14,10 @@ _PURPOSES = {
     "curate": ("processors of the curating actors", "raise resources.curate.num_actors"),
     "engine": ("answers of the chat model at a time", "add servers, or raise mllm.max_concurrency if theirs are idle"),
     "cpus": ("processors of the cluster", "give the cluster more CPUs"),
-    "images_in_flight": ("images under way in curating actors", "raise resources.curate.images_in_flight"),
+    "images_in_flight": (
+        "images under way in curating actors",
+        "raise resources.curate.images_in_flight, or pixels_in_flight",
+    ),
 }
 
 
