@@ -4,10 +4,23 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo test lint types browser bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve clean
+.PHONY: demo demo-science test lint types browser science bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve clean
 
-demo: $(VENV)/.demo  ## curate five real photographs without weights or network, and write a report
+demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
 	$(BIN)/python -m jobs.demo $(DEMO)
+	@if $(MAKE) --no-print-directory $(VENV)/.science; then $(MAKE) --no-print-directory demo-science; \
+		else echo "torch could not be installed: the second part, which trains, is left out"; fi
+
+# Two models, side by side: one that is given masks, and one that is not told which region is meant.
+demo-science: $(VENV)/.science
+	@echo "second part: two small models learn drawn scenes from nothing, two minutes each, and caption unseen ones"
+	rm -rf $(DEMO)/science
+	$(BIN)/ureca science $(DEMO)/science --models '["none", "dynamic"]' --training.budget-s 110 --scenes.train 1200 \
+		--scenes.test 12 --metrics '[]'
+	@echo "the table so far: $(DEMO)/science/prompts.html; with more time: docs/science.md"
+
+science: $(VENV)/.science  ## what models learn, by how they are told which region is meant; about an hour on two cores
+	$(BIN)/ureca science science --tables docs/science
 
 test: $(VENV)/.dev browser lint types  ## lint, types and all tests that run in minutes
 	$(BIN)/python -m pytest
@@ -83,6 +96,10 @@ $(VENV)/bin/python:
 
 $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable .
+	touch $@
+
+$(VENV)/.science: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[science]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python

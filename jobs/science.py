@@ -9,9 +9,16 @@ from ureca.settings.science import ScienceSettings
 def main(argv: Sequence[str]) -> int:
     """Run the experiment, or what is missing of it."""
     settings = ScienceSettings.load(argv)
+    from ureca.evaluation.tables import read_table
+    from ureca.evaluation.tables.plain import to_text
     from ureca.science.experiment import run_science
 
-    print("\n".join(map(str, run_science(settings))))
+    paths = run_science(settings)
+    for path in paths:
+        if path.suffix == ".json" and path.with_suffix(".html") in paths:
+            table = read_table(path)
+            print(f"{table.title}\n\n{to_text(table)}\n")
+    print("\n".join(map(str, paths)))
     return 0
 
 

@@ -3,13 +3,14 @@
 import json
 import multiprocessing
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
 from ureca.atomic import replacing
 from ureca.errors import OutputError
+from ureca.evaluation.metrics.scoring import Metric
 from ureca.scenes.composition import Split
 from ureca.scenes.files import write_scenes
 from ureca.science.captions import caption_scenes, read_captions
@@ -20,7 +21,7 @@ from ureca.settings.science import ScienceSettings
 
 _RECORD, _FIGURES, _CAPTIONS = "science.json", "figures.json", "captions.json"
 
-_MAY_CHANGE = frozenset({"output", "models", "tables", "table", "processes"})
+_MAY_CHANGE = frozenset({"output", "models", "tables", "table", "metrics", "processes"})
 
 
 def run_science(settings: ScienceSettings) -> list[Path]:
@@ -37,8 +38,8 @@ def run_science(settings: ScienceSettings) -> list[Path]:
     missing = [name for name in settings.models if not (folder / "models" / name / _CAPTIONS).exists()]
     for name in _run(missing, settings):
         _tell(f"{name}: finished")
-        _tables(settings, with_references=False)
-    return _tables(settings)
+        _tables(settings, ())
+    return _tables(settings, settings.metrics)
 
 
 def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
@@ -78,7 +79,7 @@ def _finish(name: str, settings: ScienceSettings) -> str:
     return name
 
 
-def _tables(settings: ScienceSettings, *, with_references: bool = True) -> list[Path]:
+def _tables(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
     """Write the tables of all models that are finished."""
     captions, figures = {}, {}
     for name in settings.models:
@@ -92,7 +93,7 @@ def _tables(settings: ScienceSettings, *, with_references: bool = True) -> list[
         return []
     settings_path = target / "settings.json"
     _write(settings_path, {"settings": _identity(settings), "models": figures})
-    return [*write_tables(settings, captions, figures, target, with_references=with_references), settings_path]
+    return [*write_tables(settings, captions, figures, target, metrics), settings_path]
 
 
 def _check_same(settings: ScienceSettings) -> None:

@@ -1,13 +1,11 @@
 """The tables of the models that are finished."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ureca.errors import SettingsError
 from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.scoring import Metric, measure_captions
-from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.tables import Evaluated, EvaluationTable, build_table, write_table
 from ureca.evaluation.uniqueness import DuplicateSettings, measure_duplicates, resolution_measures
 from ureca.science.captions import Judged
@@ -19,16 +17,13 @@ TITLES = {
     "mask_tokens": "Mask tokens of a tile",
 }
 
-_METRICS: tuple[Metric, ...] = ("BLEU", "ROUGE", "METEOR", "CIDEr")
-
 
 def write_tables(
     settings: ScienceSettings,
     captions: Mapping[str, list[Judged]],
     figures: Mapping[str, dict[str, Any]],
     folder: Path,
-    *,
-    with_references: bool = True,
+    metrics: Sequence[Metric],
 ) -> list[Path]:
     """Write each table that two or more finished models are in, or the only one that there is; returns the files.
 
@@ -37,13 +32,9 @@ def write_tables(
         captions: by name of a finished model.
         figures: of its training, as ``train_variant`` returns them.
         folder: that exists.
-        with_references: also compare captions with the references, where the packages for it are installed; it takes
-            many seconds.
+        metrics: of captions against references; they take seconds a model.
     """
-    evaluated = {
-        name: _evaluated(VARIANTS[name].title, judged, figures[name], with_references=with_references)
-        for name, judged in captions.items()
-    }
+    evaluated = {name: _evaluated(name, judged, figures[name], settings, metrics) for name, judged in captions.items()}
     paths = []
     for table, names in TABLES.items():
         models = [evaluated[name] for name in names if name in evaluated]
@@ -61,23 +52,20 @@ def _table(name: str, models: list[Evaluated], settings: ScienceSettings) -> Eva
     return build_table(models, settings.table, title=title)
 
 
-def _evaluated(title: str, judged: list[Judged], figures: dict[str, Any], *, with_references: bool) -> Evaluated:
+def _evaluated(
+    name: str, judged: list[Judged], figures: dict[str, Any], settings: ScienceSettings, metrics: Sequence[Metric]
+) -> Evaluated:
+    variant = VARIANTS[name]
     predictions = [one.prediction for one in judged]
     measures: list[Measure | Unmeasured] = [*resolution_measures([one.resolution for one in judged])]
-    if with_references:
-        measures += _of_references(predictions)
+    if metrics:
+        measures += measure_captions(predictions, metrics=metrics)
+        measures += measure_duplicates(predictions, DuplicateSettings())
+    tokens = variant.sizes(settings.sizes).num_mask_tokens
+    told = f"{tokens} mask tokens a tile, " if variant.region_prompt == "mask" else ""
     remark = (
-        f"{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "
-        f"{figures['regions']} regions, "
-        f"{figures['cpu_s']:.0f} CPU seconds ({figures['wall_s']:.0f} by the clock, {figures['precision']}), "
-        f"loss {figures['loss']:.3f} at the end."
+        f"{told}{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "
+        f"{figures['regions']} regions, {figures['cpu_s']:.0f} CPU seconds ({figures['wall_s']:.0f} by the clock, "
+        f"{figures['precision']}), loss {figures['loss']:.3f} at the end."
     )
-    return Evaluated(title, predictions, measures, remarks=(remark,))
-
-
-def _of_references(predictions: list[Prediction]) -> list[Measure | Unmeasured]:
-    """What needs packages that an experiment can do without."""
-    try:
-        return [*measure_captions(predictions, metrics=_METRICS), *measure_duplicates(predictions, DuplicateSettings())]
-    except SettingsError:
-        return []
+    return Evaluated(variant.title, predictions, measures, remarks=(remark,))

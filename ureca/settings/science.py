@@ -6,6 +6,7 @@ from typing import ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
+from ureca.evaluation.metrics.scoring import Metric
 from ureca.evaluation.tables.build import TableSettings
 from ureca.science.variants import VARIANTS
 from ureca.settings.loading import VerbSettings
@@ -39,7 +40,7 @@ class ScienceTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget_s: PositiveFloat = Field(default=240, description="CPU seconds that each model may train")
+    budget_s: PositiveFloat = Field(default=600, description="CPU seconds that each model may train")
     images: PositiveInt = Field(default=4, description="of a step")
     regions_per_image: PositiveInt = Field(default=24, description="of a step, where they share their image's tokens")
     views_per_image: PositiveInt = Field(default=6, description="of a step, where each region is a view of its own")
@@ -70,6 +71,9 @@ class ScienceSettings(VerbSettings):
     sizes: ScratchSizes = _SIZES
     training: ScienceTraining = ScienceTraining()
     table: TableSettings = TableSettings()
+    metrics: tuple[Metric, ...] = Field(
+        default=("BLEU", "ROUGE", "METEOR", "CIDEr"), description="of captions against references; none: '[]'"
+    )
     max_new_tokens: PositiveInt = Field(default=48, description="a caption is cut off there")
     processes: PositiveInt = Field(default=2, description="models that train side by side, each on one core")
     seed: NonNegativeInt = Field(default=0, description="of weights and of the order of samples")
