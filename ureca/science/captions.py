@@ -52,7 +52,7 @@ def caption_scenes(model: Path, scenes: Path, path: Path, *, max_new_tokens: int
     began = time.process_time()
     captioner = RegionCaptioner.from_pretrained(model, device="cpu")
     settings = CaptionSettings(max_new_tokens=max_new_tokens, batch_size=128)
-    judged = []
+    judged: list[Judged] = []
     rows = Output(str(scenes)).rows()
     while some := list(islice(rows, _IMAGES_AT_ONCE)):
         masks = [list(_masks(row)) for row in some]

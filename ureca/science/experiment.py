@@ -33,8 +33,8 @@ def run_science(settings: ScienceSettings) -> list[Path]:
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
     _check_same(settings)
-    for split, number in (("train", settings.scenes.train), ("test", settings.scenes.test)):
-        _draw(settings, split, number)
+    _draw(settings, "train", settings.scenes.train)
+    _draw(settings, "test", settings.scenes.test)
     missing = [name for name in settings.models if not (folder / "models" / name / _CAPTIONS).exists()]
     for name in _run(missing, settings):
         _tell(f"{name}: finished")
