@@ -1,0 +1,231 @@
+"""Verbs on a simulated cluster of three nodes, of which one is lost while a fourth one joins.
+
+Run as ``python -m tests.pipelines.nodes VERB FOLDER``: Ray clusters of several nodes do not get on with that of the
+other tests. What work a node has begun is written to FOLDER/notes; work waits there for nodes that are to take part, so
+that no test depends on how fast the machine is.
+"""
+
+import asyncio
+import contextlib
+import os
+import sys
+import tempfile
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import ray
+from ray._private.node import Node
+from ray.cluster_utils import Cluster
+
+from pipelines.caption import CaptionActor
+from pipelines.curate import CurateActor
+from pipelines.training_worker import train_worker
+from tests.drawn import write_corpus
+from tests.training.datasets import write_dataset
+
+NUM_IMAGES, NUM_UNITS, NUM_STEPS = 48, 24, 24
+CPUS_PER_NODE = 3
+_LONGEST_WAIT_S = 240.0
+
+
+class Notes:
+    """Which node has begun what, for every process to see."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+
+    @classmethod
+    def here(cls) -> "Notes":
+        """Those of the environment, in workers as in the driver."""
+        return cls(Path(os.environ["URECA_TEST_NOTES"]))
+
+    def add(self, work: str) -> None:
+        """This node has begun something."""
+        node = ray.get_runtime_context().get_node_id()
+        (self._folder / f"{work}-{node}-{uuid.uuid4().hex}").touch()
+
+    def nodes(self, work: str) -> set[str]:
+        """Ids of the nodes that have begun such work."""
+        return {path.name.split("-")[1] for path in self._folder.glob(f"{work}-*")}
+
+    def node_is_lost(self) -> None:
+        """From now on, work waits for four nodes."""
+        (self._folder / "lost").touch()
+
+    def may_go_on(self, work: str) -> bool:
+        """All nodes that there are to be have begun such work."""
+        return len(self.nodes(work)) >= (4 if (self._folder / "lost").exists() else 3)
+
+
+class NotingCurateActor(CurateActor):
+    """Notes that it works, and waits for other nodes to do so."""
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        await _take_part("curate")
+        return await super().__call__(batch)
+
+
+class NotingCaptionActor(CaptionActor):
+    """Notes that it works, and waits for other nodes to do so."""
+
+    async def __call__(self, batch: pa.Table) -> pa.Table:
+        await _take_part("caption")
+        return await super().__call__(batch)
+
+
+def noting_train_worker(config: dict[str, Any]) -> None:
+    """Notes that it works."""
+    Notes.here().add("train")
+    train_worker(config)
+
+
+async def _take_part(work: str) -> None:
+    Notes.here().add(work)
+    deadline = time.monotonic() + _LONGEST_WAIT_S
+    while not Notes.here().may_go_on(work) and time.monotonic() < deadline:  # noqa: ASYNC110 - of other processes
+        await asyncio.sleep(0.05)
+
+
+@contextlib.contextmanager
+def cluster_of_three() -> Iterator[tuple[Cluster, list[Node]]]:
+    """A head, and two nodes that may be lost; this process is connected to the head."""
+    # Sockets of Ray have a name that must be short.
+    with tempfile.TemporaryDirectory(prefix="ray", dir="/tmp") as short:
+        os.environ["RAY_TMPDIR"] = short
+        Path(short, "ray").mkdir()
+        head = {"num_cpus": CPUS_PER_NODE, "object_store_memory": 100 * 2**20}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        nodes = [add_node(cluster) for _ in range(2)]
+        ray.init(address=cluster.address, log_to_driver=False, logging_level="WARNING")
+        try:
+            yield cluster, nodes
+        finally:
+            ray.shutdown()
+            cluster.shutdown()
+
+
+def add_node(cluster: Cluster) -> Node:
+    """One more."""
+    return cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=100 * 2**20)
+
+
+def lose_one_and_add_one(cluster: Cluster, node: Node, is_under_way: Callable[[], bool]) -> None:
+    """Kill all processes of a node once all take part, and add another."""
+    deadline = time.monotonic() + _LONGEST_WAIT_S
+    while not is_under_way():
+        assert time.monotonic() < deadline, "the work was not spread over three nodes"
+        time.sleep(0.05)
+    cluster.remove_node(node, allow_graceful=False)
+    Notes.here().node_is_lost()
+    add_node(cluster)
+
+
+def curate(folder: Path) -> None:
+    """48 images in 24 units, by three actors, of which no node has room for two."""
+    from pipelines.curation_run import curate
+    from ureca.settings.curate import CurateSettings
+
+    write_corpus(folder / "in", NUM_IMAGES)
+    settings = CurateSettings.load(
+        [
+            *_batch_flags(folder, "curate"),
+            *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.02"),
+            *("--resources.tree.num-cpus", "0.25"),
+        ]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.curate.CurateActor", NotingCurateActor)
+        curate(settings, on_plan=lambda num_images, num_to_do: None)
+
+
+def caption(folder: Path) -> None:
+    """The same with a tiny checkpoint."""
+    from pipelines.captioning_run import caption
+    from ureca.model.tiny import save_tiny
+    from ureca.settings.caption import CaptioningSettings
+
+    write_corpus(folder / "in", NUM_IMAGES)
+    save_tiny(folder / "tiny")
+    model = ("--model", str(folder / "tiny"), "--captioner.max-new-tokens", "4")
+    settings = CaptioningSettings.load([*_batch_flags(folder, "caption"), *model])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.caption.CaptionActor", NotingCaptionActor)
+        caption(settings, on_plan=lambda num_images, num_to_do: None)
+
+
+def _batch_flags(folder: Path, stage: str) -> list[str]:
+    return [
+        *(str(folder / "in"), str(folder / "out"), "--images-per-unit", str(NUM_IMAGES // NUM_UNITS)),
+        *("--listing.annotations", "beside", "--proposals.kind", "annotations", "--max-worker-deaths", "5"),
+        # A whole CPU of a node must stay free for what Ray Data does itself.
+        *("--resources.propose.num-actors", "3", "--resources.propose.num-cpus", "0"),
+        *(f"--resources.{stage}.num-actors", "3", f"--resources.{stage}.num-cpus", "2"),
+        *(f"--resources.{stage}.units-in-flight", "1", f"--resources.{stage}.images-in-flight", "2"),
+    ]
+
+
+def train(folder: Path, run: str = "out") -> None:
+    """A tiny checkpoint, by three workers, of which no node has room for two."""
+    from pipelines.train import train
+    from ureca.model.tiny import save_tiny
+    from ureca.settings.train import TrainSettings
+
+    if not (folder / "tiny").exists():
+        save_tiny(folder / "tiny")
+        write_dataset(folder, 24)
+    settings = TrainSettings.load(
+        [
+            *(str(folder / "dataset"), str(folder / run), "--model", str(folder / "tiny"), "--stage.kind", "full"),
+            *("--precision", "fp32", "--no-gradient-checkpointing", "--max-steps", str(NUM_STEPS)),
+            *("--checkpoint.every-steps", "2", "--deepspeed.zero-stage", "2", "--resources.workers", "3"),
+            *("--resources.cpus-per-worker", "2", "--resources.packers-per-worker", "1"),
+            *("--resources.cpus-per-packer", "0.5", "--resources.max-restarts", "-1"),
+        ]
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pipelines.train.train_worker", noting_train_worker)
+        train(settings)
+
+
+def main(verb: str, folder: Path) -> None:
+    """Run a verb while a node is lost and another is added; training is also run without that."""
+    from pipelines.training_run import read_lines
+
+    notes = folder / "notes"
+    notes.mkdir()
+    os.environ["URECA_TEST_NOTES"] = str(notes)
+    os.environ["OMP_NUM_THREADS"] = "1"
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+
+    def is_under_way() -> bool:
+        if verb == "train":
+            return len(read_lines(folder / "out" / "metrics.jsonl")) > NUM_STEPS // 4
+        return Notes.here().may_go_on(verb) and any((folder / "out").glob("*/part-*"))
+
+    with cluster_of_three() as (cluster, nodes):
+        if verb == "train":
+            train(folder, "whole")
+        error: list[BaseException] = []
+
+        def fault() -> None:
+            try:
+                lose_one_and_add_one(cluster, nodes[0], is_under_way)
+            except BaseException as raised:
+                error.append(raised)
+
+        thread = threading.Thread(target=fault)
+        thread.start()
+        {"curate": curate, "caption": caption, "train": train}[verb](folder)
+        thread.join()
+        if error:
+            raise error[0]
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], Path(sys.argv[2]))
