@@ -158,9 +158,12 @@ def build_application(settings: ServeSettings, token_digests: Collection[bytes])
     options = _options("ingress", resources.ingress, retry_after_s)
     options["max_ongoing_requests"] = settings.limits.max_in_flight + _ROOM_FOR_REFUSALS
     ingress = serve.deployment(**options)(Ingress)
-    application: Application = ingress.bind(
-        settings, frozenset(token_digests), captioner.bind(settings), segmenter.bind(settings)
-    )
+    parts = [captioner.bind(settings), segmenter.bind(settings)]
+    if settings.batches.folders:
+        # It only starts processes and looks at them.
+        alone = Replicas(num_cpus=0.05, target_ongoing_requests=1)
+        parts.append(serve.deployment(**_options("batches", alone, retry_after_s))(BatchesReplica).bind(settings))
+    application: Application = ingress.bind(settings, frozenset(token_digests), *parts)
     return application
 
 

@@ -18,14 +18,13 @@ import torch
 from ray import serve
 
 from pipelines.serve import NAME, serving
-from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, file_of, request, square, with_alpha
+from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
 from tests.serving.local import scene
-from ureca.dataset import Output
 from ureca.errors import CheckpointError, SettingsError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.tiny import build_tiny
 from ureca.settings.replicas import Replicas
-from ureca.settings.serve import AccessSettings, BatchesSettings, ServeSettings, ServingResources
+from ureca.settings.serve import AccessSettings, ServeSettings, ServingResources
 
 PORT = 18437
 TOKEN = "a-token-of-some-length"  # noqa: S105
@@ -64,8 +63,6 @@ def address(ray_cluster: None, model: Path) -> Iterator[str]:
         health_check_period_s=1,
         graceful_shutdown_timeout_s=1,
     )
-    (model / "images").mkdir()
-    (model / "images" / "scene.png").write_bytes(file_of(scene()))
     tokens = model / "tokens.txt"
     tokens.write_text(f"another-token-that-is-right\n{TOKEN}\n")
     settings = ServeSettings(
@@ -73,7 +70,6 @@ def address(ray_cluster: None, model: Path) -> Iterator[str]:
         port=PORT,
         captioner={"max_new_tokens": 100_000, "batch_size": 8},
         access=AccessSettings(tokens_file=tokens),
-        batches=BatchesSettings(folders=(model / "images",), output=model / "batches"),
         resources=ServingResources(captioner=captioners),
     )
     with serving(settings) as address:
@@ -159,19 +155,6 @@ def test_what_does_not_fit_the_queues_is_told_when_to_come_again_and_who_goes_fr
     while (answer := client.post("/v1/captions", json=SHORT)).status_code == 429 and time.monotonic() < ends:
         time.sleep(0.1)
     assert [item["caption"] for item in answer.json()["captions"]] == expected(1)
-
-
-def test_a_batch_job(client: httpx2.Client, model: Path) -> None:
-    job = client.post("/v1/batches", json={"input": str(model / "images"), "max_new_tokens": 4}).json()
-    ends = time.monotonic() + 120
-    while job["status"] == "in_progress" and time.monotonic() < ends:
-        time.sleep(0.2)
-        job = client.get(f"/v1/batches/{job['id']}").json()
-    log = (model / "batches" / f"{job['id']}.log").read_text()
-    assert (job["status"], job["num_rows"]) == ("completed", 1), log
-    (row,) = Output.of_run(job["output"]).rows()
-    found = client.post("/v1/regions", json={"image": IMAGE}).json()["regions"]
-    assert [item["rle"] for item in row["captions"]] == [region["rle"]["counts"] for region in found]
 
 
 def captioner_processes() -> list[psutil.Process]:
