@@ -18,6 +18,9 @@ TITLES = {
 }
 
 
+_FIRST = "prompts"
+
+
 def write_tables(
     settings: ScienceSettings,
     captions: Mapping[str, list[Judged]],
@@ -25,7 +28,7 @@ def write_tables(
     folder: Path,
     metrics: Sequence[Metric],
 ) -> list[Path]:
-    """Write each table that two or more finished models are in, or the only one that there is; returns the files.
+    """Write each table that two or more finished models are in, and the first one of a single model; returns the files.
 
     Args:
         settings: of the experiment.
@@ -38,7 +41,7 @@ def write_tables(
     paths = []
     for table, names in TABLES.items():
         models = [evaluated[name] for name in names if name in evaluated]
-        if len(models) >= min(2, len(captions)) and models:
+        if len(models) > 1 or (models and table == _FIRST):
             paths += write_table(_table(table, models, settings), folder, stem=table)
     return paths
 
