@@ -128,8 +128,10 @@ class Ingress:
         token_digests: Collection[bytes],
         captioner: DeploymentHandle[Any],
         segmenter: DeploymentHandle[Any],
+        batches: DeploymentHandle[Any] | None = None,
     ) -> None:
         self._settings = settings
+        self._batches = batches
         self._token_digests = token_digests
         self._handles = captioner, segmenter
         self._segmenter_name: str = await segmenter.name.remote()
@@ -137,12 +139,13 @@ class Ingress:
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The app, built where it runs."""
         from pipelines.serving_app import build_app
-        from pipelines.serving_backend import HandleBackend
+        from pipelines.serving_backend import HandleBackend, HandleBatches
         from ureca.serving.service import Service
 
         retry_after_s = self._settings.limits.retry_after_s
         backend = HandleBackend(*self._handles, self._segmenter_name, retry_after_s)
-        return build_app(Service(self._settings, backend), self._token_digests)
+        batches = None if self._batches is None else HandleBatches(self._batches, retry_after_s)
+        return build_app(Service(self._settings, backend), self._token_digests, batches=batches)
 
 
 def build_application(settings: ServeSettings, token_digests: Collection[bytes]) -> Application:
