@@ -55,8 +55,8 @@ def test_dependencies_are_a_layer_before_the_code() -> None:
 def test_its_extras_exist_and_serve_all_roles() -> None:
     extras = next(arguments for name, arguments in instructions() if name == "ARG").partition("=")[2].split(",")
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
-    # Environments of their own, and what only developers need.
-    assert PROJECT["optional-dependencies"].keys() - {*extras} == {"dev", "vllm", "ray-serve"}
+    # Environments of their own, experiments, and what only developers need.
+    assert PROJECT["optional-dependencies"].keys() - {*extras} == {"dev", "vllm", "ray-serve", "science"}
 
 
 def test_it_runs_without_root_and_starts_what_exists() -> None:
