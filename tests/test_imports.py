@@ -61,7 +61,8 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb", ["curate", "caption", "evaluate", "serve", "train", "report", "export", "convert", "init-tiny", "bench"]
+    "verb",
+    ["curate", "caption", "evaluate", "serve", "train", "report", "export", "convert", "init-tiny", "science", "bench"],
 )
 def test_help_of_a_verb_loads_no_engine(verb: str) -> None:
     code = (
