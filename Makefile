@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo demo-science test lint types browser science bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve clean
+.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
 	$(BIN)/python -m jobs.demo $(DEMO)
 	@if $(MAKE) --no-print-directory $(VENV)/.science; then $(MAKE) --no-print-directory demo-science; \
 		else echo "torch could not be installed: the second part, which trains, is left out"; fi
+	@if [ -d $(DEMO)/science/models ] && $(MAKE) --no-print-directory $(VENV)/.serve; then \
+		$(MAKE) --no-print-directory demo-serve; else echo "the third part, which serves the model, is left out"; fi
 
 # Two models, side by side: one that is given masks, and one that is not told which region is meant.
 demo-science: $(VENV)/.science
@@ -18,6 +20,9 @@ demo-science: $(VENV)/.science
 	$(BIN)/ureca science $(DEMO)/science --models '["none", "dynamic"]' --training.budget-s 110 --scenes.train 1200 \
 		--scenes.test 12 --metrics '[]'
 	@echo "the table so far: $(DEMO)/science/prompts.html; with more time: docs/science.md"
+
+demo-serve: $(VENV)/.serve  ## what demo-science trained captions a scene and a photograph, through the service
+	$(BIN)/python -m jobs.demo $(DEMO) serve
 
 science: $(VENV)/.science  ## what models learn, by how they are told which region is meant; about an hour on two cores
 	$(BIN)/ureca science science --tables docs/science
@@ -100,6 +105,10 @@ $(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.science: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable '.[science]'
+	touch $@
+
+$(VENV)/.serve: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --editable '.[serve]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
