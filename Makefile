@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve clean
+.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -60,6 +60,9 @@ bench-train: $(VENV)/.dev
 
 long-curate-metrics: $(VENV)/.dev  ## a run as Prometheus sees it
 	$(BIN)/python -m pytest -m long tests/pipelines/test_monitor.py
+
+long-curate: $(VENV)/.dev  ## a curation of which actors, a node, the endpoint or the driver are killed; twenty times each
+	$(BIN)/python -m pytest -m long tests/pipelines/test_curation_faults.py
 
 long-train: $(VENV)/.dev  ## training whose workers and drivers are killed many times, compared with one that is not
 	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py
