@@ -165,8 +165,23 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, m
         company == {"img_0002"} for companies in processes[1:3] for company in companies if "img_0002" in company
     )
     assert all(len(company) <= most for companies in processes for company in companies)
-    # Whoever was in company of the first death is no suspect once it was done.
-    assert (len(max(processes[3], key=len)) > 1) == (most > 1)
+    asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, mortal(tmp_path, "curate")), most))
+
+
+async def _together(entries: Sequence[ManifestEntry], images: ImagesInFlight, most: int) -> None:
+    """Whoever was in company of a death is no suspect once it was done: all but the guilty one go together again."""
+    company: set[str] = set()
+    together = asyncio.Event()
+
+    async def work(fetched: Fetched) -> None:
+        company.add(fetched.entry.image_id)
+        if len(company) == min(most, len(entries) - 1):
+            together.set()
+        await asyncio.wait_for(together.wait(), timeout=60)
+
+    given_up: dict[str, DataError] = {}
+    await images.each(entries, work, given_up.__setitem__)
+    assert given_up.keys() == {"img_0002"}
 
 
 def test_without_marks_nothing_is_suspected(tmp_path: Path) -> None:
