@@ -89,14 +89,15 @@ class Corpus:
         self._totals = output.run()["totals"]
         assert self._totals["num_regions"] >= NUM_IMAGES
 
-    def check(self, out: Path, sessions: list[str]) -> None:
+    def check(self, out: Path, num_sessions: int = 1) -> None:
         """Every image once, no caption but a whole one, and right counts in run.json."""
         output = Output(str(out))
         rows = list(output.rows())
         assert Counter(row["image_id"] for row in rows) == Counter(self._ids)
         assert {row["image_id"]: said(row) for row in rows} == self._rows
         run = output.run()
-        assert [session["state"] for session in run["sessions"]] == sessions
+        assert len(run["sessions"]) == num_sessions
+        assert run["sessions"][-1]["state"] == run["state"] == "finished"
         for name in ("num_images", "num_failed", "failures", "num_regions", "num_failed_regions"):
             assert run["totals"][name] == self._totals[name], name
         assert run["totals"]["num_calls"] >= self._totals["num_calls"]
@@ -129,16 +130,21 @@ def meanwhile(work: Callable[[], None]) -> Iterator[None]:
         raise errors[0]
 
 
-def kill_stage_at_random(output: Output, stage: str, dice: random.Random) -> None:
-    """Kill the workers of a stage below this process at a random moment of their work."""
+def until_it_hits(folder: Path, run: Callable[[Path], bool]) -> None:
+    """Run with a new output until the random moment came before the end; it tells whether it did."""
+    assert any(run(folder / str(number)) for number in range(8)), "no moment came before the end"
+
+
+def kill_stage_at_random(output: Output, stage: str, dice: random.Random) -> list[str]:
+    """Kill the workers of a stage below this process at a random moment; none: they had done their work."""
     wait_until(lambda: any(stage in command(child) for child in psutil.Process().children(recursive=True)))
     if stage == "CurateActor":
-        at_least = dice.randrange(NUM_UNITS - 4)
+        at_least = dice.randrange(NUM_UNITS // 2)
         wait_until(lambda: len(output.done_units()) >= at_least)
         time.sleep(dice.uniform(0, 0.3))
     else:
         time.sleep(dice.uniform(0, 1.6))
-    assert kill_workers(os.getpid(), stage), f"no {stage} was there any more"
+    return kill_workers(os.getpid(), stage)
 
 
 def wait_until(true: Callable[[], bool]) -> None:

@@ -22,6 +22,7 @@ from tests.pipelines.curation_faults import (
     kill_stage_at_random,
     meanwhile,
     run_here,
+    until_it_hits,
     wait_until,
 )
 from tests.pipelines.killing import kill_driver
@@ -48,60 +49,80 @@ def asked_corpus(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
 # test_kill.py has one of these for each run of the tests.
 @pytest.mark.parametrize("seed", LONG)
 def test_an_annotator_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    check_death_of_a_stage("CurateActor", corpus, seed, tmp_path / "out")
+    check_death_of_a_stage("CurateActor", corpus, seed, tmp_path)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_proposals_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    check_death_of_a_stage("ProposeActor", corpus, seed, tmp_path / "out")
+    check_death_of_a_stage("ProposeActor", corpus, seed, tmp_path)
 
 
-def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, out: Path) -> None:
+def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, folder: Path) -> None:
     """Kill the actors of a stage once while they work."""
-    with meanwhile(lambda: kill_stage_at_random(Output(str(out)), stage, random.Random(seed))):
-        run_here(flags(corpus.images, out))
-    corpus.check(out, ["finished"])
+    dice = random.Random(seed)
+
+    def run(out: Path) -> bool:
+        killed: list[str] = []
+        with meanwhile(lambda: killed.extend(kill_stage_at_random(Output(str(out)), stage, dice))):
+            run_here(flags(corpus.images, out))
+        corpus.check(out)
+        return bool(killed)
+
+    until_it_hits(folder, run)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_endpoint_which_comes_back_after_five_seconds(asked_corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    out, dice = tmp_path / "out", random.Random(seed)
-    ended = threading.Event()
-    with endpoint() as (first, port):
+    dice = random.Random(seed)
 
-        def die_and_come_back() -> None:
-            at_least = dice.randrange(NUM_UNITS - 4)
-            wait_until(lambda: len(Output(str(out)).done_units()) >= at_least)
-            time.sleep(dice.uniform(0, 0.5))
-            first.kill()
-            first.wait()
-            assert not ended.wait(5), "the job ended without its endpoint"
-            with endpoint(port):
-                ended.wait()
+    def run(out: Path) -> bool:
+        ended = threading.Event()
+        with endpoint() as (first, port):
 
-        with meanwhile(die_and_come_back):
-            try:
-                run_here(flags(asked_corpus.images, out, port))
-            finally:
-                ended.set()
-    asked_corpus.check(out, ["finished"])
+            def die_and_come_back() -> None:
+                at_least = dice.randrange(NUM_UNITS // 2)
+                wait_until(lambda: len(Output(str(out)).done_units()) >= at_least)
+                if ended.wait(dice.uniform(0, 0.5)):
+                    return
+                first.kill()
+                first.wait()
+                if not ended.wait(5):
+                    with endpoint(port):
+                        ended.wait()
+
+            with meanwhile(die_and_come_back):
+                try:
+                    run_here(flags(asked_corpus.images, out, port))
+                finally:
+                    ended.set()
+            was_killed = first.poll() is not None
+        asked_corpus.check(out)
+        return was_killed
+
+    until_it_hits(tmp_path, run)
 
 
 # test_kill.py has one of these for each run of the tests.
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("seed", LONG)
 def test_the_driver_whose_command_is_run_again(corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    out, dice = tmp_path / "out", random.Random(seed)
-    command = [sys.executable, "-m", "jobs.curate", *flags(corpus.images, out)]
-    with (tmp_path / "log").open("wb") as log:
-        driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-        at_least = dice.randrange(NUM_UNITS - 4)
-        wait_until(lambda: len(Output(str(out)).done_units()) >= at_least or driver.poll() is not None)
-        time.sleep(dice.uniform(0, 0.5))
-        assert driver.poll() is None, "the job ended before it could be killed"
-        kill_driver(driver)
-        subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
-    corpus.check(out, ["running", "finished"])
+    dice = random.Random(seed)
+
+    def run(out: Path) -> bool:
+        output = Output(str(out))
+        command = [sys.executable, "-m", "jobs.curate", *flags(corpus.images, out)]
+        with (tmp_path / "log").open("wb") as log:
+            driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+            at_least = dice.randrange(NUM_UNITS // 2)
+            wait_until(lambda: output.exists() and len(output.done_units()) >= at_least)
+            time.sleep(dice.uniform(0, 0.5))
+            was_killed = driver.poll() is None and output.run()["state"] == "running"
+            kill_driver(driver)
+            subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)
+        corpus.check(out, num_sessions=2)
+        return was_killed
+
+    until_it_hits(tmp_path, run)
 
 
 @pytest.mark.timeout(400)
