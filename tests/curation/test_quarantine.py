@@ -138,11 +138,13 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, m
             id = fetched.entry.image_id
             company.add(id)
             companies.append(frozenset(company))
-            await asyncio.sleep(0.01)
-            if id == "img_0002":
-                attempts.dying = True
-                raise Death
-            company.remove(id)
+            try:
+                await asyncio.sleep(0.01)
+                if id == "img_0002":
+                    attempts.dying = True
+                    raise Death
+            finally:
+                company.remove(id)
 
         await asyncio.gather(
             images.each(entries[:4], work, given_up.__setitem__), images.each(entries[4:], work, given_up.__setitem__)
