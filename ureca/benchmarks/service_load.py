@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -101,16 +100,17 @@ def keep_busy(
 async def _keep_busy(
     address: str, bodies: Sequence[Mapping[str, Any]], num_requests: int, num_clients: int, seconds: float
 ) -> list[Answer]:
-    numbers = deque(range(num_requests))
+    numbers = iter(range(num_requests))
     answers: list[Answer] = []
     ends = time.monotonic() + seconds
     limits = httpx2.Limits(max_connections=num_clients)
     async with httpx2.AsyncClient(base_url=address, timeout=600, limits=limits, trust_env=False) as client:
 
         async def ask_on() -> None:
-            while numbers and time.monotonic() < ends:
-                number = numbers.popleft()
+            for number in numbers:
                 sent = time.monotonic()
+                if sent >= ends:
+                    return
                 try:
                     answer = await client.post("/v1/captions", json=bodies[number % len(bodies)])
                 except httpx2.HTTPError:
