@@ -34,7 +34,7 @@ class EventLog:
         counts = report.model_dump(include={"num_images", "num_failed", "num_regions", "num_failed_regions", "seconds"})
         self._write("INFO", "unit_written", unit=unit, **counts)
         for row in rows:
-            image = {"unit": unit, "image_id": row["image_id"], "uri": row["uri"]}
+            image = {"unit": unit, "image_id": row["image_id"], "uri": row.get("uri")}
             if row["error"] is not None:
                 self._write("WARNING", "image_failed", **image, **row["error"])
             for region in row[dataset.name]:

@@ -123,6 +123,7 @@ def lose_one_and_add_one(cluster: Cluster, node: Node, is_under_way: Callable[[]
         time.sleep(0.05)
     cluster.remove_node(node, allow_graceful=False)
     Notes.here().node_is_lost()
+    cluster._shutdown_at_exit = False  # its hook is for the main thread; the end of the cluster ends the node, too
     add_node(cluster)
 
 

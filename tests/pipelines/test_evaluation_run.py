@@ -154,18 +154,18 @@ def test_a_bucket_holds_benchmark_captions_and_table(tmp_path: Path) -> None:
         for name in ("img_0000.png", "img_0000.json"):
             store.put(f"bench/{name}", (tmp_path / "in" / name).read_bytes())
         store.put("bench/test.jsonl", write_jsonl(tmp_path / "test.jsonl", lines).read_bytes())
-        bench, out = store.uri("bench/test.jsonl"), store.uri("out")
+        bench, out = store.uri("bench/test.jsonl"), store.uri("evaluated")
         settings = EvaluateSettings(input=bench, output=out, models=[f"Same={bench}"], metrics=("BLEU",))
         evaluation = evaluate(settings, tell)
         assert evaluation.table.title == "bench/test.jsonl"
         assert evaluation.table.models[0].groups[0].figures["BLEU@2"].value == pytest.approx(1)
-        tables = [f"out/table.{suffix}" for suffix in ("html", "json", "md")]
-        assert store.names("out/table") == tables
-        assert [row["captions"][0]["caption"] for row in Output.of_run(store.uri("out/models/Same")).rows()] == [
+        tables = [f"evaluated/table.{suffix}" for suffix in ("html", "json", "md")]
+        assert store.names("evaluated/table") == tables
+        assert [row["captions"][0]["caption"] for row in Output.of_run(store.uri("evaluated/models/Same")).rows()] == [
             "disc 1"
         ]
         evaluate(settings.model_copy(update={"overwrite": True}), tell)
-        assert store.names("out/table") == tables
+        assert store.names("evaluated/table") == tables
 
 
 def test_judging_runs_where_its_resources_say(tmp_path: Path) -> None:

@@ -22,7 +22,10 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path: Path) -> No
     ids = write_corpus(tmp_path / "in", 30)
     output = Output(str(tmp_path / "out"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    limited = [*command(tmp_path), "--limit", str(LIMIT)]
+    slowly = [
+        "0.2" if word == "0.05" else word for word in command(tmp_path)
+    ]  # so that it does not end before it is told
+    limited = [*slowly, "--limit", str(LIMIT)]
     with (tmp_path / "log").open("wb") as log:
         process = subprocess.Popen(limited, cwd=ROOT, stdout=log, stderr=log, env=environment, start_new_session=True)
         try:
