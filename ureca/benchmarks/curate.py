@@ -19,13 +19,12 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ureca.benchmarks.chat_endpoint import BIN_S
+from ureca.benchmarks.chat_endpoint import BIN_S, endpoint_process
 from ureca.benchmarks.processes import ProcessTree
 from ureca.benchmarks.scene_corpus import write_scene_corpus
 from ureca.corpus.listing import list_images
@@ -131,21 +130,6 @@ def _run(folder: Path, arguments: argparse.Namespace) -> int:
     return _compare(jobs, runs, captions, sequential_s, arguments)
 
 
-@contextmanager
-def _endpoint(*, slots: int, seconds: float, slow_every: int = 0, slow_times: float = 1.0) -> Iterator[str]:
-    """Serve for the block; yields the address."""
-    command = [
-        *(sys.executable, "-m", "ureca.benchmarks.chat_endpoint", "--slots", str(slots), "--seconds", str(seconds)),
-        *("--slow-every", str(slow_every), "--slow-times", str(slow_times)),
-    ]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:  # noqa: S603
-        assert process.stdin is not None and process.stdout is not None  # noqa: S101 - both are pipes
-        try:
-            yield f"http://127.0.0.1:{int(process.stdout.readline())}"
-        finally:
-            process.stdin.close()
-
-
 def _stats(url: str) -> dict[str, Any]:
     with urllib.request.urlopen(f"{url}/stats", timeout=60) as response:  # noqa: S310 - our own endpoint
         stats: dict[str, Any] = json.load(response)
@@ -166,7 +150,7 @@ def _options(folder: Path, job: Job, url: str, arguments: argparse.Namespace) ->
 
 
 def _measure(folder: Path, job: Job, arguments: argparse.Namespace) -> Run:
-    with _endpoint(
+    with endpoint_process(
         slots=arguments.slots, seconds=arguments.seconds, slow_every=job.slow_every, slow_times=arguments.slow_times
     ) as url:
         command = [sys.executable, "-m", "jobs.curate", *_options(folder, job, url, arguments)]
@@ -229,7 +213,7 @@ def _memory(jobs: Sequence[Job], runs: Sequence[Run]) -> str:
 
 def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[Captions, float]:
     """Captions of some images, one question after another, and the seconds of a call beside the engine's."""
-    with _endpoint(slots=1, seconds=0.0) as url:
+    with endpoint_process(slots=1, seconds=0.0) as url:
         settings = CurateSettings.load([*_options(folder, job, url, arguments), "--mllm.max-concurrency", "1"])
         manifest = list_images(settings.input, **settings.listing.model_dump())
         entries = [ManifestEntry.from_row(row) for row in manifest.slice(0, arguments.sequential).to_pylist()]
