@@ -152,6 +152,9 @@ def main() -> None:
     found = {name: globals()[scenario](flags, folder / name) for name, scenario, flags in scenarios}
     if rank == 0:
         (folder / "found.json").write_text(json.dumps(found), encoding="utf-8")
+    # A rank whose peer is gone before its own connections are closed may be aborted by gloo.
+    dist.barrier()
+    dist.destroy_process_group()
 
 
 if __name__ == "__main__":
