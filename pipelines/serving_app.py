@@ -26,6 +26,7 @@ from ureca.serving.service import Service
 T = TypeVar("T")
 
 PAGE = Path(ureca.__file__).parent / "serving" / "page"
+_ADDRESSES = {"index.html": "", "docs.html": "docs"}
 
 
 def build_app(
@@ -40,7 +41,9 @@ def build_app(
         batches: runs batch jobs; None: the app has none.
     """
     limits = service.settings.limits
-    app = FastAPI(title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, redoc_url=None)
+    app = FastAPI(
+        title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, docs_url=None, redoc_url=None
+    )
     app.add_middleware(Gate, limits=limits, token_digests=token_digests)
     if service.settings.is_local:
         # Else a page elsewhere could point its own name to this machine and talk to the service through a browser.
@@ -113,7 +116,9 @@ def build_app(
     openapi.document_bodies(app)
     for file in sorted(page.rglob("*")):
         if file.is_file():
-            _add_file(app, "/" + file.relative_to(page).as_posix().removesuffix("index.html"), file)
+            _add_file(app, "/" + _ADDRESSES.get(name := file.relative_to(page).as_posix(), name), file)
+    for file in _swagger_ui():
+        _add_file(app, f"/{file.name}", file)
     return app
 
 
@@ -127,6 +132,14 @@ def _add_batches(app: FastAPI, batches: Batches) -> None:
     async def batch(batch_id: str) -> Response:
         """How a job is."""
         return _json(await batches.get(batch_id))
+
+
+def _swagger_ui() -> list[Path]:
+    """What FastAPI's own page of the API would have a browser ask another host for."""
+    import fastapi_offline
+
+    folder = Path(fastapi_offline.__file__).parent / "static"
+    return [folder / "swagger-ui.css", folder / "swagger-ui-bundle.js"]
 
 
 def _add_file(app: FastAPI, path: str, file: Path) -> None:

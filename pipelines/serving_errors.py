@@ -20,8 +20,8 @@ def answer_of(refusal: Refusal) -> Response:
     headers = {}
     if refusal.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if refusal.retry_after_s is not None:
-        headers["Retry-After"] = str(refusal.retry_after_s)
+    if refusal.problem.retry_after_s is not None:
+        headers["Retry-After"] = str(refusal.problem.retry_after_s)
     return _answer(refusal.status, refusal.problem, headers)
 
 

@@ -270,6 +270,7 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_again() -> N
             time.sleep(0.01)
         refused = client.post("/v1/captions", json=request(DISC))
         assert (refused.status_code, refused.headers["retry-after"]) == (429, "7")
+        assert refused.json()["error"]["retry_after_s"] == 7
         assert client.get("/healthz").status_code == 200
         backend.released.set()
         for thread in threads:
@@ -285,7 +286,7 @@ class Broken(LocalBackend):
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
         yield Written(0, "text", 1, "stop")
-        raise Refusal(503, "replica_lost", "it was lost")
+        raise Refusal(503, "replica_lost", "it was lost", retry_after_s=7)
 
 
 def test_a_bug_shows_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None:
@@ -297,7 +298,8 @@ def test_a_bug_shows_nothing_of_itself(caplog: pytest.LogCaptureFixture) -> None
         *_, (name, data) = events_of(
             client.post("/v1/captions", json=request(DISC, SQUARE, stream=True), headers=headers).text
         )
-        assert (name, json.loads(data)["error"]["code"]) == ("error", "replica_lost")
+        error = json.loads(data)["error"]
+        assert (name, error["code"], error["retry_after_s"]) == ("error", "replica_lost", 7)
     logged = caplog.text
     assert "the secret of a bug" in logged  # where it belongs
     assert TOKEN not in logged and IMAGE[:60] not in logged and DISC["mask_png"][:60] not in logged

@@ -72,7 +72,7 @@ def test_errors_become_refusals(error: Exception, status: int, code: str) -> Non
         with pytest.raises(Refusal) as refusal:
             asyncio.run(asking)
         assert (refusal.value.status, refusal.value.problem.code) == (status, code)
-        assert refusal.value.retry_after_s == (7 if status in {429, 503} else None)
+        assert refusal.value.problem.retry_after_s == (7 if status in {429, 503} else None)
 
 
 def test_what_is_wrong_with_an_image_stays_that_and_bugs_stay_bugs() -> None:

@@ -131,6 +131,12 @@ class Page:
         return str(self.one(f'.region[data-id="{region_id}"]').get_attribute("d"))
 
 
+def requested(browser: webdriver.Chrome) -> list[str]:
+    """URLs, since the log was last read."""
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+
+
 def test_an_example_is_opened_and_nothing_is_requested_elsewhere(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get_log("performance")
     desktop.get_log("browser")
@@ -142,13 +148,27 @@ def test_an_example_is_opened_and_nothing_is_requested_elsewhere(desktop: webdri
     page.one('[data-example="examples/trees.png"]').click()
     page.until("#status", "captioned")
     assert len(page.all(".region")) > 20
-    messages = [json.loads(entry["message"])["message"] for entry in desktop.get_log("performance")]
-    urls = [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
+    urls = requested(desktop)
     assert f"{address}v1/regions" in urls
     assert [url for url in urls if not url.startswith((address, f"blob:{address}"))] == []
     assert desktop.get_log("browser") == []
     page.one("#another").click()
     assert page.wait_for("#start").is_displayed()
+
+
+def test_the_api_is_shown_and_tried_and_nothing_is_requested_elsewhere(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get_log("performance")
+    desktop.get_log("browser")
+    page = Page(desktop, f"{address}docs")
+    page.wait_for("#operations-captions-captions_v1_captions_post").click()
+    page.wait_for(".examples-select")
+    page.wait_for(".try-out__btn").click()
+    page.wait_for(".execute").click()
+    page.until(".live-responses-table", '"finish_reason"')
+    urls = requested(desktop)
+    assert f"{address}openapi.json" in urls and f"{address}v1/captions" in urls
+    assert [url for url in urls if not url.startswith((address, "data:"))] == []
+    assert desktop.get_log("browser") == []  # where a policy that forbids something says so
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
@@ -336,9 +356,10 @@ def test_a_busy_service_is_asked_again_when_it_says(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
-    backend.refusal = Refusal(429, "queue_full", "all queues are full", retry_after_s=1)
+    backend.refusal = Refusal(429, "queue_full", "all queues are full", retry_after_s=39)
     page.at(INNER).click().perform()
     page.until("#alert", "The service is busy. all queues are full")
+    page.until("#alert", "Try again in 3")  # the stream had begun: its event says so
     assert not page.one("#alert button").is_enabled()
     assert page.one('[role="treeitem"][data-id="5"] .text').text == "not captioned yet"
     page.use("point")

@@ -107,6 +107,9 @@ class Problem(_Part):
     type: ProblemType
     code: str = Field(description="what went wrong in a few snake_case letters, for programs")
     param: str | None = Field(default=None, description="the field and item at fault, such as regions[3].polygon")
+    retry_after_s: int | None = Field(
+        default=None, description="when the same request may succeed, as `Retry-After` says; null: not by waiting"
+    )
 
 
 class ErrorAnswer(_Part):

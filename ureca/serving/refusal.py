@@ -22,8 +22,9 @@ class Refusal(UrecaError):
     ) -> None:
         super().__init__(status, code, message)
         self.status = status
-        self.problem = Problem(message=message, type=problem_type(status), code=code, param=param)
-        self.retry_after_s = retry_after_s
+        self.problem = Problem(
+            message=message, type=problem_type(status), code=code, param=param, retry_after_s=retry_after_s
+        )
 
     def __str__(self) -> str:
         where = f"{self.problem.param}: " if self.problem.param else ""

@@ -2,8 +2,6 @@
 
 // The service, as a browser talks to it: requests with the image as a file, answers in JSON or as events.
 
-const WAIT_S = 2; // before a second try, where a stream ended because the service was busy
-
 // Why a request did not get what it asked for.
 class Refused extends Error {
   constructor(status, { message, type = "", param = null }, retryAfter) {
@@ -47,7 +45,7 @@ class Service {
   async *captions(image, request, signal) {
     const answer = await this.#post("v1/captions", image, { ...request, stream: true }, signal);
     for await (const [event, data] of eventsOf(answer.body)) {
-      if (event === "error") throw new Refused(0, data.error, data.error.type === "rate_limit_error" ? WAIT_S : null);
+      if (event === "error") throw new Refused(0, data.error, data.error.retry_after_s);
       yield [event, data];
       if (event === "done") return;
     }
