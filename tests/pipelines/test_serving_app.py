@@ -3,15 +3,18 @@
 import asyncio
 import json
 import logging
+import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pytest
 import schemathesis
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
@@ -21,6 +24,7 @@ from pipelines.serving_gate import digest_of
 from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, file_of, request, square, with_alpha
 from tests.serving.local import LocalBackend, scene, tiny_captioner
 from ureca.regions import rle as rle_codec
+from ureca.serving.batches import BatchJobs
 from ureca.serving.engine import CaptionJob, Written
 from ureca.serving.refusal import Refusal
 from ureca.serving.service import Service
@@ -339,8 +343,19 @@ def test_the_page_is_served_where_it_is(tmp_path: Path) -> None:
         assert client.get("/healthz").json()["status"] == "ok"
 
 
-# Its client comes under a name of its own, which a service for this machine alone refuses.
-schema = schemathesis.openapi.from_asgi("/openapi.json", client_of(host="0.0.0.0").app)  # noqa: S104
+BATCHES = TemporaryDirectory(ignore_cleanup_errors=True)
+
+
+def complete_app() -> FastAPI:
+    """The app with all that it can have; jobs end at once, and may read what is named by chance."""
+    batches = {"folders": ["/"], "output": BATCHES.name, "max_jobs": 10_000}
+    # Its client comes under a name of its own, which a service for this machine alone refuses.
+    settings = ServeSettings(**SETTINGS, host="0.0.0.0", batches=batches)  # noqa: S104
+    jobs = BatchJobs(settings, os.environ, ["true"])
+    return build_app(Service(settings, LocalBackend(tiny_captioner())), [], batches=jobs)
+
+
+schema = schemathesis.openapi.from_asgi("/openapi.json", complete_app())
 
 
 @schema.parametrize()
