@@ -2,7 +2,7 @@
 
 import asyncio
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
@@ -17,7 +17,7 @@ from ureca.dataset import Output, UnitReport
 from ureca.dataset.attempts import Attempts
 from ureca.errors import UrecaError
 from ureca.mllm.load import process_load
-from ureca.schema import Dataset
+from ureca.schema import Dataset, conform
 from ureca.settings.batch import BatchSettings
 
 Component = TypeVar("Component")
@@ -75,25 +75,35 @@ class Built(Generic[Component]):
 
 
 class ProposeActor:
-    """Holds what proposes masks; turns units of a manifest into units with masks.
+    """Holds what proposes masks; turns units of a manifest into units with masks, or pieces as they are ready.
 
     Args:
         build: makes the stage, in the actor.
         settings: its argument.
+        images_per_piece: None: whole units.
     """
 
-    def __init__(self, build: Callable[[Settings], ProposeStage], settings: Settings) -> None:
+    def __init__(
+        self, build: Callable[[Settings], ProposeStage], settings: Settings, images_per_piece: int | None = None
+    ) -> None:
         attempts = Output(settings.output).attempts("propose", settings.max_worker_deaths)
-        self._stage = Built(lambda: guarded(build(settings), attempts))
+        self._stage = Built(lambda: guarded(build(settings), attempts, images_per_piece))
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """From the schema ``UNITS`` to ``PROPOSED``."""
         stage = self._stage.get()
-        return proposed_table(stage(number, entries) for number, entries in read_units(batch))
+        if not batch.num_rows:
+            yield proposed_table([])
+        for number, entries in read_units(batch):
+            for unit in stage(number, entries):
+                yield proposed_table([unit])
 
 
 class WritingActor(ABC, Generic[Settings]):
-    """Makes the rows of units, several at a time, and writes each unit when it is complete."""
+    """Makes the rows of units, several at a time, and writes each unit when it is complete.
+
+    Rows of pieces go on to the driver: pieces of one unit may be in several actors.
+    """
 
     name: ClassVar[str]
     """Of the stage, for the marks of what it works on."""
@@ -113,22 +123,33 @@ class WritingActor(ABC, Generic[Settings]):
         """Build the stage, with what it loads."""
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """From the schema ``PROPOSED`` to ``REPORTED``; a unit whose report is returned is on disk."""
-        return _concatenated(await asyncio.gather(*(self._write(unit) for unit in self.units(batch))))
+        """From the schema ``PROPOSED`` to ``REPORTED``; a whole unit whose report is returned is on disk."""
+        return _concatenated(await asyncio.gather(*(self._make(unit) for unit in self.units(batch))))
 
     def units(self, batch: pa.Table) -> Iterable[ProposedUnit]:
         """The units of a batch, which has the schema ``PROPOSED`` unless the stage has none before it."""
         return read_proposed(batch)
 
-    async def _write(self, unit: ProposedUnit) -> pa.Table:
+    async def _make(self, unit: ProposedUnit) -> pa.Table:
         rows, work = await self._stage.get()(unit)
+        report = UnitReport.of_rows(rows, self.dataset) + work
+        is_whole = unit.num_pieces == 1
+        if is_whole:
+            await self._write(unit.number, rows, work)
+        self._reporter.made(report)
+        self._log.made(unit.number, rows, self.dataset, report, piece=None if is_whole else unit.piece)
+        return reported_table(
+            unit.number,
+            report,
+            piece=unit.piece,
+            num_pieces=unit.num_pieces,
+            rows=None if is_whole else conform(rows, self.dataset.schema),
+        )
+
+    async def _write(self, number: int, rows: Sequence[dict[str, Any]], work: UnitReport) -> None:
         if self._claim is not None:
             await asyncio.to_thread(self._output.check_claim, self._claim)
-        await asyncio.to_thread(self._output.write_unit, unit.number, rows, work)
-        report = UnitReport.of_rows(rows, self.dataset) + work
-        self._reporter.wrote(report)
-        self._log.wrote(unit.number, rows, self.dataset, report)
-        return reported_table(unit.number, report)
+        await asyncio.to_thread(self._output.write_unit, number, rows, work)
 
 
 def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:

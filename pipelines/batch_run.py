@@ -12,6 +12,7 @@ import ray
 from ray.data import Dataset as RayDataset
 
 from pipelines.actors import Session
+from pipelines.assembly import assembled
 from pipelines.blocks import TablesToTables, manifest_items, pending_units
 from pipelines.monitor import board
 from pipelines.pools import Work
@@ -107,7 +108,9 @@ def run_batch(
         try:
             if num_images:
                 keep = pending_units(failed, done)
-                work = Work(len(missing) + len(failed), num_images, Session(claim, record.recipe))
+                session = Session(claim, record.recipe)
+                together = manifest["row"].null_count < manifest.num_rows
+                work = Work(len(missing) + len(failed), num_images, session, are_read_together=together)
                 for report in _run(verb, output, settings, keep, work, progress=progress):
                     progress.add(report)
                 progress.close()
@@ -140,9 +143,10 @@ def _run(
     ):
         items = manifest_items(output)
         pieces = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
-        written = verb.graph(pieces, keep, graph_settings, work, cluster)
-        for row in written.iter_rows():
-            yield UnitReport.model_validate_json(row["report"])
+        # Every row is a block: a stage hands on what it has made while it makes the next.
+        pieces.context.target_max_block_size = 1
+        made = verb.graph(pieces, keep, graph_settings, work, cluster)
+        yield from assembled(made.iter_rows(), output, work.session.claim)
 
 
 def _record(

@@ -45,12 +45,25 @@ PROPOSED = pa.schema(
         pa.field("proposer", pa.string(), nullable=False),
         pa.field("images", pa.list_(_IMAGE), nullable=False),
         pa.field("seconds", pa.map_(pa.string(), pa.float64()), nullable=False),
+        pa.field("piece", pa.int32(), nullable=False),
+        pa.field("num_pieces", pa.int32(), nullable=False),
     ]
 )
-"""Units with their masks; ``parent_id`` is null until the tree is planted, ``seconds`` are by stage."""
+"""Units, or pieces, with their masks; ``parent_id`` is null until the tree is planted, ``seconds`` are by stage."""
 
-REPORTED = pa.schema([pa.field("unit", pa.int32(), nullable=False), pa.field("report", pa.string(), nullable=False)])
-"""Units that are written, each with its ``UnitReport`` as JSON."""
+REPORTED = pa.schema(
+    [
+        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("report", pa.string(), nullable=False),
+        pa.field("piece", pa.int32(), nullable=False),
+        pa.field("num_pieces", pa.int32(), nullable=False),
+        pa.field("rows", pa.large_binary()),
+    ]
+)
+"""Units that are written, or pieces that are not, each with its ``UnitReport`` as JSON.
+
+The ``rows`` of a piece are an Arrow stream; whoever has all pieces of a unit writes it. A whole unit's are null.
+"""
 
 
 def manifest_items(output: Output) -> list[dict[str, Any]]:
@@ -105,6 +118,8 @@ def proposed_table(units: Iterable[ProposedUnit]) -> pa.Table:
             "proposer": unit.proposer,
             "images": [_image_row(image) for image in unit.images],
             "seconds": list(unit.seconds.items()),
+            "piece": unit.piece,
+            "num_pieces": unit.num_pieces,
         }
         for unit in units
     ]
@@ -115,12 +130,34 @@ def read_proposed(batch: pa.Table) -> Iterator[ProposedUnit]:
     """What ``proposed_table`` was given."""
     for row in batch.to_pylist():
         images = tuple(_image(image) for image in row["images"])
-        yield ProposedUnit(row["unit"], row["proposer"], images, dict(row["seconds"]))
+        yield ProposedUnit(row["unit"], row["proposer"], images, dict(row["seconds"]), row["piece"], row["num_pieces"])
 
 
-def reported_table(unit: int, report: UnitReport) -> pa.Table:
-    """One written unit as a table of the schema ``REPORTED``."""
-    return pa.Table.from_pylist([{"unit": unit, "report": report.model_dump_json()}], schema=REPORTED)
+def reported_table(
+    unit: int, report: UnitReport, *, piece: int = 0, num_pieces: int = 1, rows: pa.Table | None = None
+) -> pa.Table:
+    """One written unit, or the rows of one piece, as a table of the schema ``REPORTED``."""
+    row = {
+        "unit": unit,
+        "report": report.model_dump_json(),
+        "piece": piece,
+        "num_pieces": num_pieces,
+        "rows": None if rows is None else _stream(rows),
+    }
+    return pa.Table.from_pylist([row], schema=REPORTED)
+
+
+def read_rows_of_piece(data: bytes) -> pa.Table:
+    """The rows that ``reported_table`` was given."""
+    return pa.ipc.open_stream(data).read_all()
+
+
+def _stream(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, table.schema, options=pa.ipc.IpcWriteOptions(compression="zstd")) as writer:
+        writer.write_table(table)
+    data: bytes = sink.getvalue().to_pybytes()
+    return data
 
 
 def pending_units(failed: Mapping[int, set[str]], done: Sequence[int]) -> TablesToTables:

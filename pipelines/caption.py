@@ -1,5 +1,6 @@
 """Captioning as a Ray Data graph: stored manifest -> masks -> captions, written unit by unit."""
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +22,7 @@ from ureca.mllm.transformers.settings import TransformersSettings
 from ureca.schema import CAPTIONS_DATASET
 from ureca.settings.caption import Automatic, CaptioningSettings
 from ureca.settings.components import build_proposer
-from ureca.settings.proposals import FromRegions
+from ureca.settings.proposals import FromRegions, images_per_piece
 
 
 class CaptionActor(WritingActor[CaptioningSettings]):
@@ -104,18 +105,19 @@ def graph(
         cluster: what there is to run on.
 
     Returns:
-        a lazy dataset of the schema ``REPORTED``, one row a written unit, as they are written.
+        a lazy dataset of the schema ``REPORTED``, one row a written unit, or piece of one.
 
     Raises:
         SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
-    propose_pool, caption_pool = plan_pools(resources, work, cluster)
+    per_piece = images_per_piece(settings.proposals, resources.propose)
+    propose_pool, caption_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster)
     images = images_in_flight(resources.caption, caption_pool.initial_size or 1, None)
     pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
     proposed = pending.map_batches(
         ProposeActor,
-        fn_constructor_args=(build_propose_stage, settings),
+        fn_constructor_args=(build_propose_stage, settings, per_piece),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=resources.propose.num_cpus,

@@ -1,5 +1,6 @@
 """The curation as a Ray Data graph: stored manifest -> masks -> tree -> captions, written unit by unit."""
 
+from dataclasses import replace
 from functools import partial
 
 import pyarrow as pa
@@ -17,6 +18,7 @@ from ureca.schema import REGIONS_DATASET
 from ureca.settings.components import build_curator, build_proposer
 from ureca.settings.curate import CurateSettings
 from ureca.settings.mllm import ByOpenAI, Mllm
+from ureca.settings.proposals import images_per_piece
 
 
 class CurateActor(WritingActor[CurateSettings]):
@@ -72,20 +74,21 @@ def graph(
         cluster: what there is to run on.
 
     Returns:
-        a lazy dataset of the schema ``REPORTED``, one row a written unit, as they are written.
+        a lazy dataset of the schema ``REPORTED``, one row a written unit, or piece of one.
 
     Raises:
         SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
+    per_piece = images_per_piece(settings.proposals, resources.propose)
     concurrency = engine_concurrency(settings.mllm)
-    propose_pool, curate_pool = plan_pools(resources, work, cluster, concurrency)
+    propose_pool, curate_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster, concurrency)
     num_actors = curate_pool.initial_size or 1
     images = images_in_flight(resources.curate, num_actors, concurrency)
     pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
     proposed = pending.map_batches(
         ProposeActor,
-        fn_constructor_args=(build_propose_stage, settings),
+        fn_constructor_args=(build_propose_stage, settings, per_piece),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=resources.propose.num_cpus,

@@ -29,10 +29,20 @@ class EventLog:
         self._run = {"verb": verb, "output": output.partition("?")[0], "session": session, "recipe": recipe}
         self._stream = stream
 
-    def wrote(self, unit: int, rows: Sequence[Mapping[str, Any]], dataset: Dataset, report: UnitReport) -> None:
-        """A unit is written: one line about it, and one about each image and region of it that failed."""
+    def made(
+        self,
+        unit: int,
+        rows: Sequence[Mapping[str, Any]],
+        dataset: Dataset,
+        report: UnitReport,
+        piece: int | None = None,
+    ) -> None:
+        """A unit is written, or a piece made: a line about it, and one about each image and region that failed."""
         counts = report.model_dump(include={"num_images", "num_failed", "num_regions", "num_failed_regions", "seconds"})
-        self._write("INFO", "unit_written", unit=unit, **counts)
+        if piece is None:
+            self._write("INFO", "unit_written", unit=unit, **counts)
+        else:
+            self._write("INFO", "piece_made", unit=unit, piece=piece, **counts)
         for row in rows:
             image = {"unit": unit, "image_id": row["image_id"], "uri": row.get("uri")}
             if row["error"] is not None:

@@ -69,7 +69,7 @@ def board(name: str) -> Iterator[Callable[[], LoadReport | None]]:
 
 
 class Reporter:
-    """Reports on the engines of this process, and on the units that it writes; does nothing outside an actor of Ray.
+    """Reports on the engines of this process, and on the images that it has done; does nothing outside an actor of Ray.
 
     Args:
         verb: that the process works for.
@@ -86,10 +86,10 @@ class Reporter:
         self._worker = f"{ray.util.get_node_ip_address()}:{os.getpid()}"  # type: ignore[no-untyped-call]
         threading.Thread(target=self._run, args=(board_name,), name="reporter", daemon=True).start()
 
-    def wrote(self, report: UnitReport) -> None:
-        """Count a unit that is written."""
+    def made(self, report: UnitReport) -> None:
+        """Count images whose rows are made."""
         if self._metrics is not None:
-            self._metrics.add_unit(report)
+            self._metrics.add_images(report)
 
     def _run(self, board_name: str) -> None:
         board_actor: Any = None
@@ -116,7 +116,7 @@ class _Metrics:
             metric.set_default_tags({"verb": verb})
             return metric
 
-        self._images = made(metrics.Counter, "images", "images written, with and without error")
+        self._images = made(metrics.Counter, "images", "images done, with and without error")
         self._regions = made(metrics.Counter, "regions", "captioned regions")
         self._tokens = made(metrics.Counter, "tokens", "tokens of answers and their prompts", "direction")
         self._failures = made(metrics.Counter, "failures", "error rows and failed regions", "reason")
@@ -132,7 +132,7 @@ class _Metrics:
             boundaries=_LATENCY_BOUNDARIES_S,
         )
 
-    def add_unit(self, report: UnitReport) -> None:
+    def add_images(self, report: UnitReport) -> None:
         _increase(self._images, report.num_images)
         _increase(self._regions, report.num_regions)
         _increase(self._tokens, report.num_prompt_tokens, direction="in")

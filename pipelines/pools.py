@@ -26,6 +26,18 @@ class Work:
     num_units: int
     num_images: int
     session: Session = NOBODY
+    are_read_together: bool = False
+    """Images lie together in files, so that units are not parted."""
+
+    images_per_piece: int | None = None
+    """In which units come to the stages that work on many images at a time; None: whole ones."""
+
+    @property
+    def num_pieces(self) -> int:
+        """Of all units."""
+        if self.images_per_piece is None or self.are_read_together:
+            return self.num_units
+        return max(self.num_units, math.ceil(self.num_images / self.images_per_piece))
 
 
 def plan_pools(
@@ -63,7 +75,7 @@ def plan_pools(
         most = wanted[name] if cluster.may_grow else first
         calls = None
         if isinstance(stage, AsyncActorResources):
-            calls = stage.units_in_flight or _units_in_flight(images_in_flight(stage, first, engine_concurrency), work)
+            calls = _calls(stage, images_in_flight(stage, first, engine_concurrency), work)
         pools.append(
             ActorPoolStrategy(min_size=1, initial_size=first, max_size=most, max_concurrent_calls_per_actor=calls)
         )
@@ -89,9 +101,15 @@ def engine_share(engine_concurrency: int, num_actors: int) -> int:
     return math.ceil(engine_concurrency / num_actors)
 
 
-def _units_in_flight(num_images: int, work: Work) -> int:
-    """As many as have so many images, and one that the actor goes on with when another is complete but for the last."""
-    return math.ceil(num_images * work.num_units / max(1, work.num_images)) + 1
+def _calls(stage: AsyncActorResources, num_images: int, work: Work) -> int:
+    """Units, or pieces, that an actor works on at a time.
+
+    Unless told, as many as have so many images, and one that the actor goes on with when another is complete but for
+    the last.
+    """
+    if stage.units_in_flight is not None:
+        return math.ceil(stage.units_in_flight * work.num_pieces / work.num_units)
+    return math.ceil(num_images * work.num_pieces / max(1, work.num_images)) + 1
 
 
 def _wanted(stage: ActorResources, num_units: int, cluster: Cluster) -> int:

@@ -78,7 +78,7 @@ def test_a_unit_goes_image_by_image_until_the_guilty_are_given_up(
     while True:
         attempts = mortal(tmp_path, "propose", max_deaths)
         try:
-            unit = guarded(Poisoned(attempts, poison, seen), attempts)(7, entries)
+            (unit,) = guarded(Poisoned(attempts, poison, seen), attempts)(7, entries)
             break
         except Death:
             deaths += 1
@@ -96,7 +96,8 @@ def test_what_nobody_dies_of_goes_as_a_unit(tmp_path: Path) -> None:
     entries = entries_of(tmp_path / "in", 4)
     seen: list[list[str]] = []
     attempts = mortal(tmp_path, "propose")
-    assert len(guarded(Poisoned(attempts, set(), seen), attempts)(0, entries).images) == 4
+    (unit,) = guarded(Poisoned(attempts, set(), seen), attempts)(0, entries)
+    assert len(unit.images) == 4
     assert seen == [[entry.image_id for entry in entries]]
     assert list((tmp_path / "attempts").iterdir()) == []
 

@@ -13,7 +13,7 @@ from ureca.schema import REGIONS_DATASET
 def logged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     stream = io.StringIO()
     log = EventLog("curate", "s3://bucket/out?endpoint_override=host", "session-1", "recipe-1", stream)
-    log.wrote(7, rows, REGIONS_DATASET, UnitReport.of_rows(rows))
+    log.made(7, rows, REGIONS_DATASET, UnitReport.of_rows(rows))
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 

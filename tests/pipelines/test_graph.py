@@ -1,7 +1,7 @@
 """The wiring of the curation graph, without a cluster: which stage runs where, on what, in which order."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,11 @@ class RecordingDataset:
             call: Callable[[pa.Table], Any] = stage
             if isinstance(stage, type):
                 call = stage(*options["fn_constructor_args"])
-            table = call(table)
-            if not isinstance(table, pa.Table):
-                table = await table
+            made = call(table)
+            if isinstance(made, pa.Table):
+                table = made
+            else:
+                table = pa.concat_tables(made) if isinstance(made, Iterator) else await made
         return table
 
 

@@ -43,7 +43,7 @@ def test_a_board_adds_up_the_last_reports_of_all_workers() -> None:
 
 def test_without_ray_nobody_is_told() -> None:
     reporter = Reporter("curate", "nowhere", EngineLoad())
-    reporter.wrote(UnitReport(num_images=1))
+    reporter.made(UnitReport(num_images=1))
 
 
 SCRIPT = """

@@ -62,19 +62,23 @@ class ProposedImage:
 
 @dataclass(frozen=True, slots=True)
 class ProposedUnit:
-    """A group of images that is worked on and written as a whole.
+    """A group of images that is written as a whole, or a piece of it.
 
     Attributes:
         number: of the unit in its output.
         proposer: name of what proposed the masks.
         images: in the manifest's order.
         seconds: spent so far, by stage.
+        piece: of the unit, from 0, where its images do not go on all together.
+        num_pieces: of the unit.
     """
 
     number: int
     proposer: str
     images: tuple[ProposedImage, ...]
     seconds: Mapping[str, float]
+    piece: int = 0
+    num_pieces: int = 1
 
 
 def propose(number: int, entries: Sequence[ManifestEntry], proposer: Proposer, limits: ImageLimits) -> ProposedUnit:

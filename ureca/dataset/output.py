@@ -20,7 +20,7 @@ from ureca.dataset import storage
 from ureca.dataset.as_regions import as_regions_row
 from ureca.dataset.attempts import Attempts
 from ureca.dataset.claim import ClaimFile
-from ureca.dataset.parts import UnitReport, read_report, write_part
+from ureca.dataset.parts import UnitReport, read_report, write_part, write_pieces
 from ureca.dataset.plan import new_images, units_of
 from ureca.errors import DataError, ImageError, OutputError
 from ureca.images import ImageLimits, decode_image
@@ -164,6 +164,10 @@ class Output:
     def write_unit(self, unit: int, rows: Sequence[Mapping[str, Any]], work: UnitReport) -> None:
         """Write a unit's rows at once; see ``ureca.dataset.parts.write_part``."""
         write_part(self.filesystem, self._part(unit), rows, self.dataset, work)
+
+    def write_pieces(self, unit: int, pieces: Sequence[pa.Table], report: UnitReport) -> None:
+        """Write a unit of which the rows came in pieces; see ``ureca.dataset.parts.write_pieces``."""
+        write_pieces(self.filesystem, self._part(unit), pieces, self.dataset, report)
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Write run.json."""

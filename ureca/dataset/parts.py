@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
+import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
@@ -102,6 +103,26 @@ def write_part(
         work = work + UnitReport(**earlier.model_dump(include=_WORK))
     report = UnitReport.of_rows(rows, dataset) + UnitReport(**work.model_dump(include=_WORK))
     table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
+    storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
+
+
+def write_pieces(
+    filesystem: pafs.FileSystem, path: str, pieces: Sequence[pa.Table], dataset: Dataset, report: UnitReport
+) -> None:
+    """Write a unit of which the rows came in pieces, as ``write_part`` does.
+
+    Args:
+        filesystem: of the output.
+        path: of the unit's file within it.
+        pieces: in order, of the dataset's schema.
+        dataset: that they are rows of.
+        report: of all of them, with the work that they took.
+    """
+    table = pa.concat_tables(pieces)
+    if filesystem.get_file_info(path).is_file:
+        write_part(filesystem, path, table.to_pylist(), dataset, report)
+        return
+    table = table.combine_chunks().replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
     storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 

@@ -8,7 +8,7 @@ from pydantic_settings import SettingsConfigDict
 from ureca.settings.batch import PlannableSettings
 from ureca.settings.captioner import CaptionSettings, RegionPrompt
 from ureca.settings.proposals import FromAnnotations, FromPrompts, FromRegions, FromSam, FromSegments
-from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
+from ureca.settings.resources import AsyncActorResources, ProposingResources, TaskResources
 
 
 class Automatic(BaseModel):
@@ -28,7 +28,7 @@ class CaptionResources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: TaskResources = TaskResources()
-    propose: ActorResources = ActorResources()
+    propose: ProposingResources = ProposingResources()
     caption: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
 
 

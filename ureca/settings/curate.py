@@ -17,7 +17,7 @@ from ureca.scenes.witness import WitnessSettings
 from ureca.settings.batch import PlannableSettings
 from ureca.settings.mllm import Mllm, StandIn, check_actors_can_hold
 from ureca.settings.proposals import FromAnnotations, FromSam, FromSegments
-from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
+from ureca.settings.resources import AsyncActorResources, ProposingResources, TaskResources
 
 
 class Describing(BaseModel):
@@ -104,7 +104,7 @@ class CurateResources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: TaskResources = TaskResources()
-    propose: ActorResources = ActorResources()
+    propose: ProposingResources = ProposingResources()
     # Another share than the actors' below: Ray runs a task stage inside the actors after it where the two are equal.
     tree: TaskResources = TaskResources(num_cpus=0.5)
     curate: CuratingResources = CuratingResources()

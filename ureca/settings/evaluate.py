@@ -22,7 +22,7 @@ from ureca.settings.curate import NoListener
 from ureca.settings.judging import Asked
 from ureca.settings.loading import VerbSettings
 from ureca.settings.mllm import Mllm, StandIn, check_actors_can_hold
-from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
+from ureca.settings.resources import AsyncActorResources, ProposingResources, TaskResources
 from ureca.training.sources.settings import JsonlOptions
 
 
@@ -48,7 +48,7 @@ class EvaluateResources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: TaskResources = TaskResources()
-    propose: ActorResources = ActorResources()
+    propose: ProposingResources = ProposingResources()
     caption: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
     judge: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
 

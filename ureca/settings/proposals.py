@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ureca.proposals.sam import SamModelSettings, SamSettings
 from ureca.proposals.segments import SegmentsSettings
+from ureca.settings.resources import ProposingResources
 
 
 class FromSegments(SegmentsSettings):
@@ -40,3 +41,10 @@ class FromRegions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["regions"] = "regions"
+
+
+def images_per_piece(proposals: BaseModel, resources: ProposingResources) -> int | None:
+    """Images of a unit that go on together once they have masks; None: all of them."""
+    if resources.images_per_piece is not None:
+        return resources.images_per_piece
+    return None if isinstance(proposals, FromAnnotations | FromRegions) else 1

@@ -21,6 +21,17 @@ class ActorResources(BaseModel):
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs an actor")
 
 
+class ProposingResources(ActorResources):
+    """The stage that makes or reads masks."""
+
+    images_per_piece: int | None = Field(
+        default=None,
+        ge=1,
+        description="images of a unit that go on together, as soon as their masks are ready; None: one by one, but "
+        "whole units where masks are only read, or images lie together in a Parquet file",
+    )
+
+
 class AsyncActorResources(ActorResources):
     """A stage of actors that work on many images at a time."""
 
