@@ -115,7 +115,7 @@ class WritingActor(ABC, Generic[Settings]):
         self._claim = session.claim
         self._reporter = Reporter(self.name, session.board_name, process_load())
         self._log = EventLog(self.name, settings.output, session.claim, session.recipe)
-        attempts = self._output.attempts(self.name, settings.max_worker_deaths)
+        attempts = self._output.attempts(self.name, settings.max_worker_deaths, together=True)
         self._stage = Built(lambda: self.build(settings, images_in_flight, attempts, session.recipe))
 
     @abstractmethod

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from ureca.curation.in_flight import ImagesInFlight
 from ureca.curation.quarantine import guarded, guarded_plant
 from ureca.curation.stages import ProposedImage, ProposedUnit, plant
 from ureca.dataset import Output
-from ureca.dataset.attempts import Attempts, NoAttempts
+from ureca.dataset.attempts import Attempts, AttemptsTogether, NoAttempts
 from ureca.errors import DataError
 from ureca.images import ImageLimits
 
@@ -39,10 +40,14 @@ class Mortal(Attempts):
     dying = False
 
 
-def mortal(folder: Path, stage: str, max_deaths: int = 3) -> Mortal:
+class MortalTogether(Mortal, AttemptsTogether):
+    """The same with one file for all."""
+
+
+def mortal(folder: Path, stage: str, max_deaths: int = 3, kind: type[Mortal] = Mortal) -> Mortal:
     """What the next process of a stage knows."""
     output = Output(str(folder))
-    return Mortal(output.filesystem, f"{folder}/attempts", stage, max_deaths)
+    return kind(output.filesystem, f"{folder}/attempts", stage, max_deaths)
 
 
 def entries_of(folder: Path, num_images: int) -> list[ManifestEntry]:
@@ -123,13 +128,14 @@ def test_trees_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
-def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, most: int) -> None:
+@pytest.mark.parametrize("kind", [Mortal, MortalTogether])
+def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, kind: type[Mortal], most: int) -> None:
     entries = entries_of(tmp_path / "in", 6)
     processes: list[list[frozenset[str]]] = []
     given_up: dict[str, DataError] = {}
 
     async def process() -> None:
-        attempts = mortal(tmp_path, "curate")
+        attempts = mortal(tmp_path, "curate", kind=kind)
         images = ImagesInFlight(most, LIMITS, attempts)
         company: set[str] = set()
         companies: list[frozenset[str]] = []
@@ -168,7 +174,7 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, m
         company == {"img_0002"} for companies in processes[1:3] for company in companies if "img_0002" in company
     )
     assert all(len(company) <= most for companies in processes for company in companies)
-    asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, mortal(tmp_path, "curate")), most))
+    asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, mortal(tmp_path, "curate", kind=kind)), most))
 
 
 async def _together(entries: Sequence[ManifestEntry], images: ImagesInFlight, most: int) -> None:
@@ -196,3 +202,33 @@ def test_without_marks_nothing_is_suspected(tmp_path: Path) -> None:
 
     asyncio.run(ImagesInFlight(2, LIMITS, NoAttempts()).each(entries, work, lambda id, reason: seen.append("given up")))
     assert sorted(seen) == [entry.image_id for entry in entries]
+
+
+def test_pieces_come_one_by_one_and_are_the_same_after_a_death(tmp_path: Path) -> None:
+    """Ray does not ask again for what a process has handed on before it died."""
+    entries = entries_of(tmp_path / "in", 5)
+    seen: list[list[str]] = []
+    processes: list[list[ProposedUnit]] = []
+    for _ in range(3):
+        attempts = mortal(tmp_path, "propose", max_deaths=2)
+        processes.append([])
+        try:
+            for unit in guarded(Poisoned(attempts, {"img_0002"}, seen), attempts, images_per_piece=2)(7, entries):
+                assert seen[-1][-1] == unit.images[-1].entry.image_id  # what is behind it is not begun
+                processes[-1].append(unit)
+        except Death:
+            continue
+    assert [len(units) for units in processes] == [1, 1, 3]
+    for units in processes:
+        for place, unit in enumerate(units):
+            assert (unit.number, unit.piece, unit.num_pieces) == (7, place, 3)
+            assert [image.entry for image in unit.images] == entries[2 * place : 2 * place + 2]
+    failed = [image.entry.image_id for unit in processes[-1] for image in unit.images if image.error is not None]
+    assert failed == ["img_0002"]
+
+
+def test_images_that_lie_in_one_file_stay_together(tmp_path: Path) -> None:
+    entries = [replace(entry, row=row) for row, entry in enumerate(entries_of(tmp_path / "in", 4))]
+    attempts = mortal(tmp_path, "propose")
+    (unit,) = guarded(Poisoned(attempts, set(), []), attempts, images_per_piece=1)(0, entries)
+    assert (len(unit.images), unit.num_pieces) == (4, 1)

@@ -2,17 +2,20 @@
 
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import pyarrow.fs as pafs
 import pytest
 
-from ureca.dataset import Output
+from ureca.dataset import Output, storage
 
 DYING = """
 import os, signal, sys
 from ureca.dataset import Output
 
-attempts = Output(sys.argv[1]).attempts("curate", 3)
+attempts = Output(sys.argv[1]).attempts("curate", 3, together=bool(sys.argv[2]))
 attempts.begin("a")
 attempts.end("a", done=True)
 attempts.begin("a / b")
@@ -21,48 +24,93 @@ os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
+TOGETHER = pytest.mark.parametrize("together", [False, True])
+
+
 def marks(folder: Path) -> list[Path]:
     """Of what is being worked on, or was when somebody died."""
     return list((folder / "attempts").iterdir())
 
 
-def test_what_a_killed_process_was_working_on_is_known_to_the_next(tmp_path: Path) -> None:
+def die(folder: Path, together: bool) -> None:
+    """As a process that has done a, and is working on a / b and c."""
+    died = subprocess.run([sys.executable, "-c", DYING, str(folder), "yes" if together else ""], check=False)
+    assert died.returncode == -9
+
+
+@TOGETHER
+def test_what_a_killed_process_was_working_on_is_known_to_the_next(tmp_path: Path, together: bool) -> None:
     output = Output(str(tmp_path))
     for deaths in range(3):
-        attempts = output.attempts("curate", 3)
+        attempts = output.attempts("curate", 3, together=together)
         assert [attempts.deaths(id) for id in ("a", "a / b", "c")] == [0, deaths, deaths]
         assert attempts.given_up("c") is None
-        assert subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], check=False).returncode == -9
-    given_up = output.attempts("curate", 3).given_up("c")
+        die(tmp_path, together)
+    given_up = output.attempts("curate", 3, together=together).given_up("c")
     assert given_up is not None
     assert str(given_up) == "worker_died: 3 workers of the stage curate died while they worked on it"
     assert output.attempts("propose", 3).deaths("c") == 0
     output.remove_attempts()
-    assert output.attempts("curate", 3).given_up("c") is None
+    assert output.attempts("curate", 3, together=together).given_up("c") is None
     assert not (tmp_path / "attempts").exists()
 
 
-def test_an_exception_is_no_death(tmp_path: Path) -> None:
-    attempts = Output(str(tmp_path)).attempts("curate", 3)
+@TOGETHER
+def test_an_exception_is_no_death(tmp_path: Path, together: bool) -> None:
+    attempts = Output(str(tmp_path)).attempts("curate", 3, together=together)
     with pytest.raises(ZeroDivisionError), attempts.attempt("a"):
         assert len(marks(tmp_path)) == 1
         raise ZeroDivisionError
     assert marks(tmp_path) == []
 
 
-def test_what_a_process_survives_nobody_has_died_of(tmp_path: Path) -> None:
+@TOGETHER
+def test_what_a_process_survives_nobody_has_died_of(tmp_path: Path, together: bool) -> None:
     output = Output(str(tmp_path))
-    subprocess.run([sys.executable, "-c", DYING, str(tmp_path)], check=False)
-    attempts = output.attempts("curate", 3)
+    die(tmp_path, together)
+    die(tmp_path, together)
+    attempts = output.attempts("curate", 3, together=together)
     with attempts.attempt("c"):
         pass
     with pytest.raises(ZeroDivisionError), attempts.attempt("a / b"):
         raise ZeroDivisionError
-    assert [attempts.deaths("c"), attempts.deaths("a / b")] == [0, 1]
-    assert len(marks(tmp_path)) == 1
+    for knowing in (attempts, output.attempts("curate", 3, together=together)):
+        assert [knowing.deaths("c"), knowing.deaths("a / b")] == [0, 2]
+    assert len(marks(tmp_path)) == 2
 
 
-def test_marks_of_a_session_that_is_over_can_be_gone(tmp_path: Path) -> None:
+@TOGETHER
+def test_marks_of_a_session_that_is_over_can_be_gone(tmp_path: Path, together: bool) -> None:
     output = Output(str(tmp_path))
-    with output.attempts("curate", 3).attempt("a"):
+    with output.attempts("curate", 3, together=together).attempt("a"):
         output.remove_attempts()
+
+
+def test_what_is_begun_at_the_same_time_is_written_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an object store, where a request takes its time; and when a thread has begun, its mark is there."""
+    written: list[int] = []
+    write_bytes = storage.write_bytes
+
+    def write_slowly(filesystem: pafs.FileSystem, path: str, data: bytes, **options: bool) -> None:
+        time.sleep(0.1)
+        write_bytes(filesystem, path, data, **options)
+        written.append(len(data.split()))
+
+    monkeypatch.setattr(storage, "write_bytes", write_slowly)
+    output = Output(str(tmp_path))
+    attempts = output.attempts("curate", 3, together=True)
+
+    def begin(what: str) -> bool:
+        attempts.begin(what)
+        return bool(output.attempts("curate", 3, together=True).deaths(what))
+
+    names = [str(number) for number in range(32)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        assert all(pool.map(begin, names))
+    # Whoever came first writes itself, and who came meanwhile is in the next one.
+    assert written[-1] == len(names)
+    assert len(written) <= 4
+    for name in names:
+        attempts.end(name, done=True)
+    assert len(written) <= 4
+    assert marks(tmp_path) == []

@@ -18,7 +18,7 @@ from ureca.corpus.selection import EVERYTHING, Selection, select
 from ureca.corpus.storage import locate
 from ureca.dataset import storage
 from ureca.dataset.as_regions import as_regions_row
-from ureca.dataset.attempts import Attempts
+from ureca.dataset.attempts import Attempts, AttemptsTogether
 from ureca.dataset.claim import ClaimFile
 from ureca.dataset.parts import UnitReport, read_report, write_part, write_pieces
 from ureca.dataset.plan import new_images, units_of
@@ -155,9 +155,16 @@ class Output:
         """
         self._claim.check(session)
 
-    def attempts(self, stage: str, max_deaths: int) -> Attempts:
-        """What is known, and to be noted, of images that a stage's processes have died with."""
-        return Attempts(self.filesystem, f"{self._folder}/{_ATTEMPTS}", stage, max_deaths)
+    def attempts(self, stage: str, max_deaths: int, *, together: bool = False) -> Attempts:
+        """What is known, and to be noted, of images that a stage's processes have died with.
+
+        Args:
+            stage: name of the stage.
+            max_deaths: processes that may die with an image.
+            together: a process of the stage works on many images at a time.
+        """
+        kind = AttemptsTogether if together else Attempts
+        return kind(self.filesystem, f"{self._folder}/{_ATTEMPTS}", stage, max_deaths)
 
     # Writing
 

@@ -15,13 +15,21 @@ _TEMPORARY = ".tmp-"
 _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
 
-def write_bytes(filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer) -> None:
+def write_bytes(
+    filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer, *, folder_exists: bool = False
+) -> None:
     """Write a file; readers see the old one or the new one.
+
+    Args:
+        filesystem: Arrow's.
+        path: of the file within it.
+        data: the content.
+        folder_exists: so that nobody need look, which in an object store are requests of their own.
 
     Raises:
         OutputError: it cannot be written, as on a full disk; the old one is still there.
     """
-    with _replacing(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
+    with _replacing(filesystem, path, folder_exists) as target, filesystem.open_output_stream(target) as stream:
         stream.write(data)
 
 
@@ -104,13 +112,14 @@ def remove_temporary(filesystem: pafs.FileSystem, folder: str) -> None:
 
 
 @contextlib.contextmanager
-def _replacing(filesystem: pafs.FileSystem, path: str) -> Iterator[str]:
+def _replacing(filesystem: pafs.FileSystem, path: str, folder_exists: bool = False) -> Iterator[str]:
     """Give the name to write to, in a folder that exists; what is written there takes the place of ``path``."""
     folder, _, name = path.rpartition("/")
     # An object store shows an object once its upload is complete; a folder shows a file from its first byte on.
     target = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}-{name}" if _is_local(filesystem) else path
     try:
-        filesystem.create_dir(folder, recursive=True)
+        if not folder_exists:
+            filesystem.create_dir(folder, recursive=True)
         yield target
         if target != path:
             filesystem.move(target, path)
