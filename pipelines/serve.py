@@ -20,7 +20,8 @@ NAME = "ureca"
 
 _BACKSTOP_S = 30.0
 _PARTS_OF_SERVE = 2
-"""Logical CPUs that a cluster of its own has at least: replicas need parts of one each."""
+_PARTS_OF_JOBS = 2
+"""Logical CPUs that a cluster of its own has at least: replicas, and actors of batch jobs, need parts of one each."""
 
 
 @contextmanager
@@ -42,7 +43,7 @@ def serving(settings: ServeSettings, *, log: bool = False) -> Iterator[str]:
     digests = frozenset(map(digest_of, settings.read_tokens()))
     if not log:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-    with ray_session(_PARTS_OF_SERVE) as cluster:
+    with ray_session(_PARTS_OF_SERVE + _PARTS_OF_JOBS * bool(settings.batches.folders)) as cluster:
         if not cluster.may_grow:  # else Serve may be what listens there
             _check_port(settings)
         serve.start(

@@ -69,6 +69,7 @@ def test_a_job_runs_the_batch_verb_and_is_polled(client: TestClient, tmp_path: P
     # The service's own way of captioning, as the verb understands it.
     told_settings = CaptioningSettings.load(arguments)
     assert told_settings.model == "tiny" and told_settings.captioner.max_new_tokens == 100
+    assert told_settings.resources.propose.num_actors == told_settings.resources.caption.num_actors == 1
     (Path(batch["output"]) / "go").write_text(str(status))
     assert wait(client, batch["id"], told)["status"] == told
 

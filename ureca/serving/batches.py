@@ -147,6 +147,7 @@ class BatchJobs:
             "dtype": settings.dtype,
             "captioner": captioner.model_dump(mode="json"),
             "image_limits": settings.limits.image.model_dump(mode="json"),
+            "resources": settings.batches.resources.model_dump(mode="json"),
         }
         if settings.proposals.kind == "sam":
             chosen["proposals"] = settings.proposals.model_dump(mode="json")

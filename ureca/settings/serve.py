@@ -11,10 +11,12 @@ from pydantic_settings import SettingsConfigDict
 
 from ureca.errors import SettingsError
 from ureca.images import ImageLimits
+from ureca.settings.caption import CaptionResources
 from ureca.settings.captioner import CaptionSettings
 from ureca.settings.loading import VerbSettings
 from ureca.settings.proposals import FromSam, FromSegments
 from ureca.settings.replicas import Replicas
+from ureca.settings.resources import AsyncActorResources, ProposingResources
 
 _LEAST_TOKEN = 16
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # what RFC 6750 lets a header carry
@@ -89,6 +91,13 @@ class BatchesSettings(_Part):
     folders: tuple[Path, ...] = Field(default=(), description="folders that a job may read; none: no jobs")
     output: Path | None = Field(default=None, description="folder that jobs write to, each into one of its own")
     max_jobs: int = Field(default=1, ge=1, description="jobs that run at a time; further ones are refused")
+    resources: CaptionResources = Field(
+        # A job that took every CPU would wait for ever for those that the service has.
+        default=CaptionResources(
+            propose=ProposingResources(num_actors=1), caption=AsyncActorResources(num_actors=1, num_cpus=0.5)
+        ),
+        description="where each stage of a job runs",
+    )
 
     @model_validator(mode="after")
     def _has_both(self) -> Self:

@@ -1,0 +1,78 @@
+"""The service as it runs, on Ray Serve, with the segmenter and a tiny checkpoint: its page, and its batch jobs."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from selenium import webdriver
+
+from pipelines.serve import serving
+from tests.browser import start
+from tests.drawn import write_corpus
+from tests.pipelines.test_serve import PORT
+from ureca.dataset import Output
+from ureca.model.tiny import save_tiny
+from ureca.settings.serve import ServeSettings
+
+from .test_page import Page
+
+
+@pytest.fixture(scope="module")
+def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What jobs may read."""
+    return tmp_path_factory.mktemp("corpora")
+
+
+@pytest.fixture(scope="module")
+def address(ray_cluster: None, corpora: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    model = tmp_path_factory.mktemp("model")
+    save_tiny(model)
+    settings = ServeSettings.model_validate(
+        {
+            "model": str(model),
+            "port": PORT,  # Serve listens where it was first started on the tests' cluster
+            "captioner": {"max_new_tokens": 6},
+            "batches": {"folders": [corpora], "output": tmp_path_factory.mktemp("batches")},
+        }
+    )
+    with serving(settings) as address:
+        yield address
+
+
+@pytest.fixture
+def browser(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
+    browser = start(chromium, phone=False)
+    yield browser
+    browser.quit()
+
+
+def test_a_region_of_an_example_is_captioned(browser: webdriver.Chrome, address: str) -> None:
+    page = Page(browser, address)
+    page.one('[data-example="examples/flowers.png"]').click()
+    page.wait_for('[role="treeitem"] .badge')
+    page.at((150, 20)).click().perform()
+    page.wait_for(".this .caption:not(.pending)")
+    caption = page.one(".this .caption").text
+    selected = page.one('[role="treeitem"][aria-selected="true"] .text')
+    assert caption and selected.text == caption
+    assert page.all("#alert:not([hidden])") == []
+
+
+def test_a_corpus_is_captioned_by_a_job(address: str, corpora: Path) -> None:
+    ids = write_corpus(corpora / "drawn", 3)
+    with httpx2.Client(base_url=address, timeout=60, trust_env=False) as client:
+        body = {"input": str(corpora / "drawn"), "max_new_tokens": 4}
+        began = batch = client.post("/v1/batches", json=body).raise_for_status().json()
+        assert client.post("/v1/batches", json=body).json()["error"]["code"] == "too_many_jobs"
+        ends = time.monotonic() + 200
+        while batch["status"] == "in_progress" and time.monotonic() < ends:
+            time.sleep(0.2)
+            batch = client.get(f"/v1/batches/{began['id']}").raise_for_status().json()
+    log = Path(f"{began['output']}.log").read_text()
+    assert batch == {**began, "status": "completed", "num_rows": 3}, log
+    rows = list(Output.of_run(batch["output"]).rows())
+    assert [row["image_id"] for row in rows] == ids
+    for row in rows:
+        assert row["captions"] and all(region["num_tokens"] <= 4 for region in row["captions"])
