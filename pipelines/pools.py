@@ -7,6 +7,7 @@ from pydantic import BaseModel
 from ray.data import ActorPoolStrategy
 
 from pipelines.actors import NOBODY, Session
+from pipelines.placement import Room, check_each_fits, sizes_that_fit
 from pipelines.session import Cluster
 from ureca.errors import SettingsError
 from ureca.settings.resources import ActorResources, AsyncActorResources, TaskResources
@@ -55,23 +56,30 @@ def plan_pools(
         engine_concurrency: see ``images_in_flight``.
 
     Raises:
-        SettingsError: not even one actor of each stage fits on this machine.
+        SettingsError: not even one actor of each stage fits on this machine, or one fits on no node of a cluster to
+            which nobody adds nodes.
     """
     stages = {name: stage for name, stage in resources if isinstance(stage, ActorResources)}
     task_cpus = max([_RAY_TASK_CPUS, *(stage.num_cpus for _, stage in resources if isinstance(stage, TaskResources))])
     held_cpus = {name: stage.num_cpus for name, stage in stages.items()}
     held_gpus = {name: stage.num_gpus for name, stage in stages.items()}
-    if not cluster.may_grow:
-        _check_room("CPUs", held_cpus, cluster.num_cpus - task_cpus)
-        _check_room("GPUs", held_gpus, cluster.num_gpus)
+    if cluster.nodes:
+        check_each_fits(stages, cluster.nodes)
+    if cluster.nodes or not cluster.may_grow:
+        where = "cluster" if cluster.may_grow else "machine"
+        _check_room("CPUs", held_cpus, cluster.num_cpus - task_cpus, where)
+        _check_room("GPUs", held_gpus, cluster.num_gpus, where)
     wanted = {name: _wanted(stage, work.num_units, cluster) for name, stage in stages.items()}
     shares = [
         _share(free, sum(each * wanted[name] for name, each in held.items()))
         for free, held in ((cluster.num_cpus - task_cpus, held_cpus), (cluster.num_gpus, held_gpus))
     ]
+    sizes = {name: max(1, int(number * min(shares))) for name, number in wanted.items()}
+    if cluster.nodes:
+        sizes = sizes_that_fit(sizes, stages, cluster.nodes, beside=Room(task_cpus, 0))
     pools = []
     for name, stage in stages.items():
-        first = max(1, int(wanted[name] * min(shares)))
+        first = sizes[name]
         most = wanted[name] if cluster.may_grow else first
         calls = None
         if isinstance(stage, AsyncActorResources):
@@ -120,11 +128,11 @@ def _share(free: float, wanted: float) -> float:
     return 1.0 if wanted <= free else max(0.0, free / wanted)
 
 
-def _check_room(what: str, held: dict[str, float], free: float) -> None:
+def _check_room(what: str, held: dict[str, float], free: float, where: str) -> None:
     if sum(held.values()) > free:
         actors = " and ".join(f"one of {name} ({each:g} {what})" for name, each in held.items())
         keys = " or ".join(f"resources.{name}.num_{what.lower()}" for name in held)
         raise SettingsError(
-            f"resources: actors of the stages, {actors}, do not fit side by side on this machine, which has {free:g} "
-            f"to spare. Lower {keys}, or run on a cluster"
+            f"resources: actors of the stages, {actors}, do not fit side by side on this {where}, which has {free:g} "
+            f"to spare. Lower {keys}, or run on a {'cluster' if where == 'machine' else 'larger one'}"
         )

@@ -7,13 +7,17 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 from ray.data import DataContext
 from ray.exceptions import RayError
 
+from pipelines.placement import Room
 from ureca import errors
 from ureca.errors import DataError, UrecaError
+
+_NODE_GROUP = "ray.io/node-group"
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,12 +27,14 @@ class Cluster:
     Attributes:
         num_cpus: logical CPUs.
         num_gpus: GPUs.
-        may_grow: it was there before, and may have an autoscaler; False: it is this machine.
+        may_grow: it was there before, and nodes may join it; False: it is this machine.
+        nodes: of it, where no autoscaler would add others that work waits for; empty: one would, or it is one machine.
     """
 
     num_cpus: float
     num_gpus: float
     may_grow: bool
+    nodes: tuple[Room, ...] = ()
 
 
 @dataclass(slots=True)
@@ -102,12 +108,22 @@ def _session(least_cpus: int) -> Iterator[Cluster]:
     context.enable_operator_progress_bars = False
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Cluster(resources.get("CPU", 0), resources.get("GPU", 0), may_grow)
+        yield Cluster(resources.get("CPU", 0), resources.get("GPU", 0), may_grow, _nodes() if may_grow else ())
     except RayError as error:
         raise user_error(error) or error from error
     finally:
         if started_here:
             ray.shutdown()
+
+
+def _nodes() -> tuple[Room, ...]:
+    """Those that are there, where no autoscaler is."""
+    table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+    alive = [node for node in table if node["Alive"]]
+    # Whoever starts nodes when work waits for them, `ray up` or KubeRay, names the group that each is of.
+    if any(_NODE_GROUP in node["Labels"] for node in alive):
+        return ()
+    return tuple(Room(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in alive)
 
 
 def user_error(error: Exception) -> UrecaError | None:

@@ -11,6 +11,7 @@ from ray.data import ActorPoolStrategy
 
 from pipelines.blocks import manifest_items, pending_units
 from pipelines.curate import graph
+from pipelines.placement import Room
 from pipelines.pools import Work, plan_pools
 from pipelines.session import Cluster
 from tests.drawn import write_corpus
@@ -134,6 +135,42 @@ def test_no_stage_takes_the_room_of_the_next(
 def test_stages_that_cannot_run_side_by_side_are_refused(resources: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=named):
         plan_pools(settings_of(tmp_path, resources=resources).resources, Work(100, 100), Cluster(2, 1, may_grow=False))
+
+
+NODES = (Room(2, 0), Room(8, 1), Room(8, 1))
+
+
+@pytest.mark.parametrize(
+    ("resources", "told"),
+    [
+        ({"curate": {"num_cpus": 12}}, r"resources\.curate: an actor takes 12 CPUs and 0 GPUs, and no node .* the "
+         r"largest of 3 has 8 CPUs and 1 GPUs.*Lower resources\.curate\.num_cpus"),
+        ({"curate": {"num_gpus": 2}}, r"resources\.curate: an actor takes 0\.25 CPUs and 2 GPUs, and no node"),
+        ({"propose": {"num_gpus": 1, "num_cpus": 9}}, r"resources\.propose: an actor takes 9 CPUs and 1 GPUs, and no"),
+        ({"tree": {"num_cpus": 18}}, "do not fit side by side on this cluster, which has 0 to spare"),
+    ],
+)  # fmt: skip
+def test_an_actor_that_fits_no_node_is_refused(resources: dict[str, Any], told: str, tmp_path: Path) -> None:
+    planned = settings_of(tmp_path, resources=resources).resources
+    with pytest.raises(SettingsError, match=told):
+        plan_pools(planned, Work(100, 100), Cluster(18, 2, may_grow=True, nodes=NODES))
+    plan_pools(planned, Work(100, 100), Cluster(18, 2, may_grow=True))  # an autoscaler may have such a node
+
+
+@pytest.mark.parametrize(
+    ("resources", "expected"),
+    [
+        # Sixteen of the eighteen CPUs would do for three; on a node there is room for one, and a task needs some.
+        ({"curate": {"num_actors": 3, "num_cpus": 5}, "propose": {"num_actors": 1}}, [1, 2]),
+        # The one without GPU goes where there is none.
+        ({"curate": {"num_actors": 2, "num_gpus": 1, "num_cpus": 8}, "propose": {"num_actors": 1}}, [1, 2]),
+        ({"curate": {"num_actors": 2, "num_gpus": 1, "num_cpus": 7}, "propose": {"num_cpus": 1}}, [9, 1]),
+    ],
+)  # fmt: skip
+def test_pools_begin_with_what_finds_places(resources: dict[str, Any], expected: list[int], tmp_path: Path) -> None:
+    planned = settings_of(tmp_path, resources=resources).resources
+    pools = plan_pools(planned, Work(100, 100), Cluster(18, 2, may_grow=True, nodes=NODES))
+    assert [pool.initial_size for pool in pools] == expected
 
 
 def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:

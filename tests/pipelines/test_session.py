@@ -4,8 +4,10 @@ import asyncio
 import traceback
 
 import pytest
+import ray
 from ray.exceptions import RayError
 
+from pipelines.placement import Room
 from pipelines.session import kept_session, ray_session, user_error
 from ureca.errors import AnswerError, SettingsError
 
@@ -39,6 +41,20 @@ def test_what_a_user_can_put_right_is_found_in_groups_too(depth: int, end: str) 
 @pytest.mark.parametrize("error", [ValueError("a bug"), AnswerError("refused", "no")])
 def test_what_a_user_cannot_put_right_stays_as_it_is(error: Exception) -> None:
     assert user_error(RayError(traceback_of(error, 1) + RAY)) is None
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_the_nodes_of_a_cluster_are_known_unless_others_would_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    with ray_session() as cluster:
+        assert cluster.nodes == (Room(4, 0),)
+    (node,) = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    nodes = [node, {**node, "Resources": {"GPU": 2.0}}, {**node, "Alive": False}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    with ray_session() as cluster:
+        assert cluster.nodes == (Room(4, 0), Room(0, 2))
+    nodes.append({**node, "Labels": {"ray.io/node-group": "gpu-workers"}})
+    with ray_session() as cluster:
+        assert cluster.nodes == ()
 
 
 @pytest.mark.usefixtures("ray_cluster")
