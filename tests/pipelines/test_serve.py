@@ -17,12 +17,18 @@ import pytest
 import torch
 from ray import serve
 
+from pipelines import serving_deployments
 from pipelines.serve import NAME, serving
 from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
+from tests.pipelines.tiny_sam import TinySamReplica, save_tiny_sam
+from tests.proposals.test_sam import build_tiny_sam
 from tests.serving.local import scene
 from ureca.errors import CheckpointError, SettingsError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.tiny import build_tiny
+from ureca.proposals.prompted_sam import PromptedSam
+from ureca.regions import rle as rle_codec
+from ureca.regions.prompts import Prompt
 from ureca.settings.replicas import Replicas
 from ureca.settings.serve import AccessSettings, ServeSettings, ServingResources
 
@@ -69,11 +75,14 @@ def address(ray_cluster: None, model: Path) -> Iterator[str]:
         model=str(model),
         port=PORT,
         captioner={"max_new_tokens": 100_000, "batch_size": 8},
+        proposals=save_tiny_sam(model / "sam.pth"),
         access=AccessSettings(tokens_file=tokens),
         resources=ServingResources(captioner=captioners),
     )
-    with serving(settings) as address:
-        yield address
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(serving_deployments, "SegmenterReplica", TinySamReplica)
+        with serving(settings) as address:
+            yield address
     assert NAME not in serve.status().applications
 
 
@@ -91,11 +100,27 @@ def test_captions(client: httpx2.Client) -> None:
     answer = client.post("/v1/captions", json=request(DISC, SQUARE, max_new_tokens=8)).json()
     assert [item["caption"] for item in answer["captions"]] == expected(2)
     everything = client.post("/v1/captions", json={"image": IMAGE, "max_new_tokens": 2, "lookalikes": True}).json()
-    assert everything["segmenter"] == "segments-1" and len(everything["captions"]) > 2
+    assert everything["segmenter"] == "sam vit_b sam.pth" and len(everything["captions"]) > 2
     assert client.get("/readyz").json() == {"status": "ok", "parts": {"captioner": "ok", "segmenter": "ok"}}
     problem = client.post("/v1/regions", json=request({"bbox_xywh": [900, 0, 1, 1]})).json()["error"]
     assert (problem["code"], problem["param"]) == ("outside", "regions[0].bbox_xywh")
     assert client.get("/v1/models", headers={"Authorization": "Bearer no"}).status_code == 401
+
+
+def test_boxes_and_points_are_prompts_for_segment_anything(client: httpx2.Client) -> None:
+    box = {"bbox_xywh": [44, 34, 16, 20]}
+    points = {"points": [{"x": 20, "y": 20, "label": 1}, {"x": 70, "y": 40, "label": 0}]}
+    answer = client.post("/v1/captions", json=request(box, DISC, points, max_new_tokens=8)).json()
+    assert answer["segmenter"] == "sam vit_b sam.pth"
+    prompts = [
+        (0, Prompt(bbox_xywh=(44, 34, 16, 20))),
+        (2, Prompt(points_xy=((20, 20), (70, 40)), labels=(1, 0))),
+    ]
+    of_box, of_points = PromptedSam.from_model(build_tiny_sam()).masks(scene(), prompts)
+    masks = [of_box.decode(), disc(), of_points.decode()]
+    assert [rle_codec.decode(item["rle"]).tolist() for item in answer["captions"]] == [mask.tolist() for mask in masks]
+    captions = endless_captioner().caption(scene(), masks, max_new_tokens=8)
+    assert [item["caption"] for item in answer["captions"]] == captions
 
 
 def test_a_caption_is_streamed_before_the_others_are_finished(client: httpx2.Client) -> None:

@@ -1,0 +1,26 @@
+"""Segment Anything at a size that runs anywhere, as the segmenter of a service."""
+
+from pathlib import Path
+
+import torch
+
+from pipelines.serving_deployments import SegmenterReplica
+from tests.proposals.test_sam import build_tiny_sam
+from ureca.settings.proposals import FromSam
+from ureca.settings.serve import ServeSettings
+
+
+def save_tiny_sam(path: Path) -> FromSam:
+    """Write a checkpoint; returns the settings of a service with it, which keep all masks."""
+    torch.save(build_tiny_sam().state_dict(), path)
+    return FromSam(checkpoint=path, model_type="vit_b", points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
+
+
+class TinySamReplica(SegmenterReplica):
+    """The deployment, in a process where segment-anything builds the small architecture."""
+
+    def __init__(self, settings: ServeSettings) -> None:
+        import segment_anything
+
+        segment_anything.sam_model_registry["vit_b"] = build_tiny_sam
+        super().__init__(settings)
