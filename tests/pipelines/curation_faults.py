@@ -37,8 +37,8 @@ asyncio.run(serve(Engine(num_slots=16, seconds_per_answer=0.1), lambda port: pri
 """
 
 
-def flags(corpus: Path, out: Path, port: int | None = None) -> list[str]:
-    """The curation of a corpus, with captions that take their time."""
+def flags(corpus: Path, out: Path, port: int | None = None, seed: int = 0) -> list[str]:
+    """The curation of a corpus, with captions that take their time; by odd seeds units come in pieces."""
     model = ["--mllm.seconds-per-answer", "0.1"]
     if port is not None:
         urls = f"http://127.0.0.1:{port}/v1"
@@ -49,6 +49,7 @@ def flags(corpus: Path, out: Path, port: int | None = None) -> list[str]:
         *("--images-per-unit", str(NUM_IMAGES // NUM_UNITS), "--max-worker-deaths", "5"),
         *("--resources.propose.num-actors", "1", "--resources.curate.num-actors", "2"),
         *("--resources.curate.units-in-flight", "2", "--resources.curate.images-in-flight", "3"),
+        *(("--resources.propose.images-per-piece", "1") if seed % 2 else ()),
     ]
 
 

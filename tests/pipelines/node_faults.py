@@ -34,7 +34,7 @@ def main(folder: Path, seeds: list[int]) -> None:
                 dice, out = random.Random(seed), folder / f"out{seed}"
                 victim = nodes.pop(dice.randrange(2))
                 with meanwhile(partial(kill_at_random, cluster, victim, Output(str(out)), dice)):
-                    run_here(flags(corpus.images, out))
+                    run_here(flags(corpus.images, out, seed=seed))
                 corpus.check(out)
                 nodes.append(add_node(cluster))
         finally:

@@ -64,7 +64,7 @@ def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, folder: Path) 
     def run(out: Path) -> bool:
         killed: list[str] = []
         with meanwhile(lambda: killed.extend(kill_stage_at_random(Output(str(out)), stage, dice))):
-            run_here(flags(corpus.images, out))
+            run_here(flags(corpus.images, out, seed=seed))
         corpus.check(out)
         return bool(killed)
 
@@ -92,7 +92,7 @@ def test_the_endpoint_which_comes_back_after_five_seconds(asked_corpus: Corpus, 
 
             with meanwhile(die_and_come_back):
                 try:
-                    run_here(flags(asked_corpus.images, out, port))
+                    run_here(flags(asked_corpus.images, out, port, seed))
                 finally:
                     ended.set()
             was_killed = first.poll() is not None
@@ -110,7 +110,7 @@ def test_the_driver_whose_command_is_run_again(corpus: Corpus, seed: int, tmp_pa
 
     def run(out: Path) -> bool:
         output = Output(str(out))
-        command = [sys.executable, "-m", "jobs.curate", *flags(corpus.images, out)]
+        command = [sys.executable, "-m", "jobs.curate", *flags(corpus.images, out, seed=seed)]
         with (tmp_path / "log").open("wb") as log:
             driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
             at_least = dice.randrange(NUM_UNITS // 2)

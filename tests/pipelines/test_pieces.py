@@ -1,0 +1,73 @@
+"""Work on an image begins when its masks are ready, whatever its unit does."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipelines.curate import CurateActor, build_propose_stage
+from pipelines.curation_run import curate
+from tests.drawn import write_corpus
+from tests.pipelines.test_graph import settings_of
+from ureca.corpus.fetch import Fetched
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.quarantine import ProposeStage
+from ureca.curation.stages import CurateStage, ProposedUnit
+from ureca.dataset import Output
+from ureca.settings.curate import CurateSettings
+
+_LONGEST_WAIT_S = 60.0
+
+
+def notes_of(settings: CurateSettings) -> Path:
+    """Where it is noted which images are begun."""
+    return Path(settings.output).parent / "notes"
+
+
+def build_waiting_propose_stage(settings: CurateSettings) -> ProposeStage:
+    """Masks of an image only once somebody captions the one before it."""
+    stage = build_propose_stage(settings)
+
+    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+        for entry in entries:
+            before = notes_of(settings) / f"img_{int(entry.image_id[-4:]) - 1:04d}"
+            deadline = time.monotonic() + _LONGEST_WAIT_S
+            while entry.image_id != "img_0000" and not before.exists():
+                assert time.monotonic() < deadline, f"{before.name} waits for {entry.image_id}"
+                time.sleep(0.01)
+        return stage(number, entries)
+
+    return propose
+
+
+class NotingCurateActor(CurateActor):
+    """Notes which images it works on."""
+
+    def build(self, settings: CurateSettings, *arguments: Any, **more: Any) -> Any:
+        work = CurateStage._curate
+
+        async def note(self: CurateStage, image: Any, fetched: Fetched, row: Any) -> None:
+            (notes_of(settings) / fetched.entry.image_id).touch()
+            await work(self, image, fetched, row)
+
+        CurateStage._curate = note  # type: ignore[method-assign]
+        return super().build(settings, *arguments, **more)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(200)
+def test_an_image_does_not_wait_for_its_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ids = write_corpus(tmp_path / "in", 6)
+    resources = {"propose": {"num_actors": 1, "images_per_piece": 1}, "curate": {"num_actors": 1}}
+    settings = settings_of(tmp_path, images_per_unit=6, resources=resources)
+    notes_of(settings).mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("pipelines.curate.build_propose_stage", build_waiting_propose_stage)
+        patch.setattr("pipelines.curate.CurateActor", NotingCurateActor)
+        report = curate(settings, lambda num_images, num_to_do: None)
+    assert (report.num_images, report.num_failed, report.num_regions) == (6, 0, 24)
+    assert [row["image_id"] for row in Output(settings.output).rows()] == ids
+    assert {path.name for path in Path(settings.output).iterdir()} == {"manifest", "regions", "run.json"}
+    assert Output(settings.output).done_units() == [0]
