@@ -18,9 +18,8 @@ def piece(unit: int, place: int, num_pieces: int, *ids: str, error: str | None =
     """What a stage reports of a piece."""
     rows = [row(id, error=error) for id in ids]
     report = UnitReport.of_rows(rows) + UnitReport(num_calls=10 * unit + place)
-    (reported,) = reported_table(
-        unit, report, piece=place, num_pieces=num_pieces, rows=conform(rows, REGIONS)
-    ).to_pylist()
+    table = reported_table(unit, report, piece=place, num_pieces=num_pieces, rows=conform(rows, REGIONS))
+    reported: Mapping[str, Any] = table.to_pylist()[0]
     return reported
 
 

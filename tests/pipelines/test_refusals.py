@@ -20,7 +20,7 @@ from ureca.corpus.manifest import ManifestEntry
 from ureca.curation.image import CurationImage
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.quarantine import ProposeStage
-from ureca.curation.stages import ProposedUnit
+from ureca.curation.stages import ProposedUnit, plant
 from ureca.dataset import Output, UnitReport
 from ureca.errors import OutputError
 from ureca.settings.curate import CurateSettings
@@ -28,7 +28,7 @@ from ureca.settings.curate import CurateSettings
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 ONE_ACTOR_EACH = {"propose": {"num_actors": 1}, "curate": {"num_actors": 1}}
-POISON_OF_PROPOSALS, POISON_OF_CAPTIONS = "img_0003", "img_0008"
+POISON_OF_PROPOSALS, POISON_OF_TREES, POISON_OF_CAPTIONS = "img_0003", "img_0006", "img_0008"
 
 
 def say_nothing(num_images: int, num_to_do: int) -> None:
@@ -45,6 +45,13 @@ def build_mortal_propose_stage(settings: CurateSettings) -> ProposeStage:
         return stage(number, entries)
 
     return propose
+
+
+def plant_mortally(unit: ProposedUnit, containment: float) -> ProposedUnit:
+    """Trees; one image kills the process."""
+    if any(image.entry.image_id == POISON_OF_TREES for image in unit.images):
+        os.kill(os.getpid(), signal.SIGKILL)
+    return plant(unit, containment)
 
 
 class MortalCurateActor(CurateActor):
@@ -65,18 +72,19 @@ class MortalCurateActor(CurateActor):
 
 
 @pytest.mark.timeout(200)
+@pytest.mark.parametrize("images_per_piece", [None, pytest.param(1, marks=pytest.mark.long)])
 def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_piece: int | None
 ) -> None:
     ids = write_corpus(tmp_path / "in", 12)
     pixels, _ = drawn_image(8)
     pixels[0, 0] = 255
     (tmp_path / "in" / f"{POISON_OF_CAPTIONS}.png").write_bytes(png(pixels))
-    settings = settings_of(
-        tmp_path, images_per_unit=4, max_worker_deaths=2, resources=ONE_ACTOR_EACH, max_error_fraction=1
-    )
+    resources = ONE_ACTOR_EACH | {"propose": {"num_actors": 1, "images_per_piece": images_per_piece}}
+    settings = settings_of(tmp_path, images_per_unit=4, max_worker_deaths=2, resources=resources, max_error_fraction=1)
     with monkeypatch.context() as patch:
         patch.setattr("pipelines.curate.build_propose_stage", build_mortal_propose_stage)
+        patch.setattr("pipelines.curate.plant", plant_mortally)
         patch.setattr("pipelines.curate.CurateActor", MortalCurateActor)
         report = curate(settings, say_nothing)
     rows = {row["image_id"]: row for row in Output(settings.output).rows()}
@@ -84,11 +92,13 @@ def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
     errors = {id: (row["error"]["stage"], row["error"]["kind"]) for id, row in rows.items() if row["error"]}
     assert errors == {
         POISON_OF_PROPOSALS: ("propose", "worker_died"),
+        POISON_OF_TREES: ("tree", "worker_died"),
         POISON_OF_CAPTIONS: ("curate", "worker_died"),
     }
     assert all(len(row["regions"]) == 4 for id, row in rows.items() if id not in errors)
-    assert report.failures == {"propose:worker_died": 1, "curate:worker_died": 1}
-    assert "2 workers of the stage curate died" in rows[POISON_OF_CAPTIONS]["error"]["message"]
+    assert report.failures == {"propose:worker_died": 1, "tree:worker_died": 1, "curate:worker_died": 1}
+    for stage, poison in (("tree", POISON_OF_TREES), ("curate", POISON_OF_CAPTIONS)):
+        assert f"2 workers of the stage {stage} died" in rows[poison]["error"]["message"]
     assert not (tmp_path / "out" / "attempts").exists()
     # Where workers survive them, they are images like any other.
     report = curate(settings.model_copy(update={"retry_errors": True}), say_nothing)
