@@ -18,17 +18,19 @@ from ureca.errors import OutputError
 
 HOLDING = """
 import sys, time
-from ureca.dataset import Output
+from ureca.dataset import Output, claim
 
+claim.RENEWAL_S, claim._SETTLING_S = float(sys.argv[2]), 0.1
 with Output(sys.argv[1]).claim():
     print(1, flush=True)
     time.sleep(60)
 """
 
 
-def held_by_another(folder: Path) -> subprocess.Popen[str]:
-    """A process that has claimed the folder."""
-    process = subprocess.Popen([sys.executable, "-c", HOLDING, str(folder)], stdout=subprocess.PIPE, text=True)
+def held_by_another(folder: Path | str, renewal_s: float = claim.RENEWAL_S) -> subprocess.Popen[str]:
+    """A process that has claimed the folder, by its path or URI."""
+    script = [sys.executable, "-c", HOLDING, str(folder), str(renewal_s)]
+    process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
     return process

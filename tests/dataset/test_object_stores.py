@@ -1,6 +1,11 @@
 """Outputs in object stores: objects that are whole or absent, whatever happens to who writes them."""
 
+import signal
+import threading
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
@@ -8,10 +13,15 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.curation_run import curate
+from tests.dataset.test_claim import elsewhere, held_by_another
 from tests.dataset.test_output import manifest, row
-from tests.s3 import CREDENTIALS, Store, s3_server
+from tests.drawn import write_corpus
+from tests.pipelines.test_graph import settings_of
+from tests.s3 import BUCKET, CREDENTIALS, Store, s3_server
 from ureca.corpus.storage import locate
-from ureca.dataset import Output, UnitReport, storage
+from ureca.dataset import Output, UnitReport, claim, storage
+from ureca.errors import OutputError
 from ureca.operations.doctor import Level
 from ureca.operations.doctor.places import check_places
 from ureca.operations.status import status_of
@@ -107,6 +117,66 @@ def test_status_and_doctor_look_into_object_stores(store: Store) -> None:
     (finding,) = check_places([store.uri("doctor").replace("ureca-test", "another-bucket")])
     assert finding.level == Level.PROBLEM
     assert "AWS_ACCESS_KEY_ID" in finding.remedy
+
+
+def test_a_claim_keeps_others_out_until_its_process_is_killed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "in", 2)
+    output = Output(store.uri("claimed"))
+    first = held_by_another(output.path, renewal_s=0.3)
+    try:
+        told = (
+            rf"claimed.* is being written by another run \(process {first.pid} on .*, since .*end it, or name another"
+        )
+        for overwrite in (False, True):
+            settings = settings_of(tmp_path, overwrite=overwrite).model_copy(update={"output": output.path})
+            with pytest.raises(OutputError, match=told):
+                curate(settings, lambda num_images, num_to_do: None)
+        with monkeypatch.context() as patch:
+            elsewhere(patch)
+            with pytest.raises(OutputError, match=told), output.claim():
+                pytest.fail("both had it")
+        assert [name for name in store.names("claimed/") if not name.endswith("/")] == ["claimed/claim.json"]
+        first.send_signal(signal.SIGKILL)
+    finally:
+        first.kill()
+        first.wait()
+    monkeypatch.setattr(claim, "_SETTLING_S", 0.1)
+    left = store.client.get_object(Bucket=BUCKET, Key="claimed/claim.json")["Body"].read()
+    with output.claim() as session:  # here it is seen at once that it is gone
+        output.check_claim(session)
+    store.put("claimed/claim.json", left)
+    waiting: list[str] = []
+    elsewhere(monkeypatch)
+    with output.claim(waiting.append) as session:  # from another machine, when it was not renewed for long enough
+        output.check_claim(session)
+    assert f"was claimed by process {first.pid} on" in waiting[0]
+    assert "waiting up to 1 s to see whether it lives" in waiting[0]
+    assert [name for name in store.names("claimed/") if not name.endswith("/")] == []
+
+
+def test_of_two_at_the_same_moment_one_has_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "_SETTLING_S", 1.0)
+    monkeypatch.setattr(claim._Claim, "is_alive", lambda self: False)  # neither sees the other begin
+    begin = threading.Barrier(2)
+    holding = threading.Event()
+
+    def hold(_: int) -> str:
+        begin.wait()
+        try:
+            with Output(store.uri("together")).claim():
+                assert not holding.is_set()
+                holding.set()
+                time.sleep(1.5)
+                return "held"
+        except OutputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = sorted(pool.map(hold, range(2)))
+    assert outcomes[0] == "held"
+    assert "is being written by another run" in outcomes[1]
 
 
 @pytest.mark.parametrize(
