@@ -1,0 +1,96 @@
+"""How long images whose masks are ready wait, with masks that come slowly and unevenly: in whole units, and in pieces.
+
+Run as ``python -m tests.pipelines.measure_pieces``. Two proposers take 0.5 s an image on average, from 0.2 s to 2 s;
+two annotators have room for 16 images each. Both ways are run one after the other on one Ray session.
+"""
+
+import random
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pipelines.curate import build_propose_stage
+from pipelines.curation_run import curate
+from pipelines.session import kept_session
+from tests.drawn import write_corpus
+from tests.pipelines.test_pieces import NotingCurateActor, notes_of
+from ureca.corpus.manifest import ManifestEntry
+from ureca.curation.quarantine import ProposeStage
+from ureca.curation.stages import ProposedUnit
+from ureca.settings.curate import CurateSettings
+
+NUM_IMAGES, IMAGES_PER_UNIT = 128, 16
+_SECONDS = (0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.4, 0.4, 0.7, 2.0)
+
+
+def build_slow_propose_stage(settings: CurateSettings) -> ProposeStage:
+    """Masks that take their time, and a note when those of an image are made."""
+    stage = build_propose_stage(settings)
+
+    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+        for entry in entries:
+            time.sleep(random.Random(entry.image_id).choice(_SECONDS))
+            (notes_of(settings) / f"made-{entry.image_id}").touch()
+        return stage(number, entries)
+
+    return propose
+
+
+def measure(folder: Path, images_per_piece: int | None) -> dict[str, float]:
+    """Curate, and read the notes."""
+    resources = {
+        "propose": {"num_actors": 2, "images_per_piece": images_per_piece},
+        "curate": {"num_actors": 2, "images_in_flight": 16},
+    }
+    settings = CurateSettings(
+        input=str(folder / "in"),
+        output=str(folder / f"{images_per_piece}" / "out"),
+        listing={"annotations": "beside"},
+        proposals={"kind": "annotations"},
+        annotator={"kind": "prompted"},
+        mllm={"kind": "standin", "seconds_per_answer": 0.1},
+        images_per_unit=IMAGES_PER_UNIT,
+        resources=resources,
+    )
+    notes_of(settings).mkdir(parents=True)
+    curate(settings, lambda num_images, num_to_do: None)
+    made, begun = (
+        {path.name.removeprefix("made-"): path.stat().st_mtime for path in notes_of(settings).glob(pattern)}
+        for pattern in ("made-*", "img_*")
+    )
+    first = min(made.values())
+    waits = np.array([begun[id] - made[id] for id in made])
+    pauses = np.diff(sorted(begun.values()))
+    return {
+        "first image begun, after its masks": min(begun.values()) - first,
+        "an image waits, mean": float(waits.mean()),
+        "an image waits, longest": float(waits.max()),
+        "longest time in which none was begun": float(pauses.max()),
+        "from the first masks to the end": max(part.stat().st_mtime for part in Path(settings.output).rglob("part-*"))
+        - first,
+    }
+
+
+def main() -> None:
+    """Measure both, and print them side by side."""
+    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch, kept_session():
+        folder = Path(name)
+        write_corpus(folder / "in", NUM_IMAGES)
+        patch.setattr("pipelines.curate.build_propose_stage", build_slow_propose_stage)
+        patch.setattr("pipelines.curate.CurateActor", NotingCurateActor)
+        figures: dict[str, dict[str, Any]] = {
+            f"units of {IMAGES_PER_UNIT}": measure(folder, IMAGES_PER_UNIT),
+            "one by one": measure(folder, 1),
+        }
+    print(f"| seconds | {' | '.join(figures)} |\n|---|{'---|' * len(figures)}")
+    for what in next(iter(figures.values())):
+        print(f"| {what} | {' | '.join(f'{of[what]:.1f}' for of in figures.values())} |")
+
+
+if __name__ == "__main__":
+    main()
