@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve audit clean
+.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -52,6 +52,9 @@ bench-caption: $(VENV)/.dev
 bench-caption-corpus: $(VENV)/.dev
 	$(BIN)/ureca bench caption-corpus
 
+long-caption-memory: $(VENV)/.dev  ## memory of `ureca caption` at 100, 1000 and 10,000 images; takes about ten minutes
+	$(BIN)/ureca bench caption-memory
+
 bench-plan: $(VENV)/.dev
 	$(BIN)/ureca bench plan
 
@@ -83,8 +86,8 @@ test-lowest: pyproject.toml
 bench-serve: $(VENV)/.dev
 	$(BIN)/ureca bench serve
 
-soak-serve: $(VENV)/.dev  ## the service scales with its load, and does not grow in five minutes of it
-	$(BIN)/python -m pytest -s -m long tests/pipelines/test_serve_soak.py
+soak-serve: $(VENV)/.dev  ## the service scales, drains, outlives kills, and does not grow in five minutes; takes twelve
+	$(BIN)/python -m pytest -s -m long tests/pipelines/test_serve_draining.py tests/pipelines/test_serve_soak.py
 
 audit: $(VENV)/.dev  ## known vulnerabilities of the installed versions; needs the network
 	$(PYTHON) -m venv $(VENV)-audit

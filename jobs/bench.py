@@ -14,6 +14,7 @@ _BENCHMARKS = {
     "plan": ("ureca.benchmarks.plan", "predict a curation from a smaller one, against what it then takes"),
     "resume": ("ureca.benchmarks.resume", "list and resume a corpus of a million images"),
     "serve": ("ureca.benchmarks.serve", "requests a second of the service, against a batch size of one"),
+    "caption-memory": ("ureca.benchmarks.caption_memory", "memory of `ureca caption` as the corpus grows"),
     "caption-corpus": ("ureca.benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
 }
 

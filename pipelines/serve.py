@@ -1,6 +1,7 @@
 """``serve``: the service as an application of Ray Serve."""
 
 import logging
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,6 +44,8 @@ def serving(settings: ServeSettings, *, log: bool = False) -> Iterator[str]:
     digests = frozenset(map(digest_of, settings.read_tokens()))
     if not log:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # Three in a row decide that the proxy is dead and another is needed: by Serve's default, after half a minute.
+    os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
     with ray_session(_PARTS_OF_SERVE + _PARTS_OF_JOBS * bool(settings.batches.folders)) as cluster:
         if not cluster.may_grow:  # else Serve may be what listens there
             _check_port(settings)

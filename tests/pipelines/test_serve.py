@@ -1,7 +1,5 @@
 """The service on Ray Serve: what clients see, also when it is full, when they go, and when a replica is killed."""
 
-import os
-import signal
 import threading
 import time
 from collections import Counter
@@ -19,6 +17,7 @@ from ray import serve
 
 from pipelines import serving_deployments
 from pipelines.serve import NAME, serving
+from tests.pipelines.replicas import CAPTIONER, processes
 from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
 from tests.pipelines.tiny_sam import TinySamReplica, save_tiny_sam
 from tests.proposals.test_sam import build_tiny_sam
@@ -182,17 +181,6 @@ def test_what_does_not_fit_the_queues_is_told_when_to_come_again_and_who_goes_fr
     assert [item["caption"] for item in answer.json()["captions"]] == expected(1)
 
 
-def captioner_processes() -> list[psutil.Process]:
-    found = []
-    for process in psutil.Process().children(recursive=True):
-        try:
-            if f"ServeReplica:{NAME}:captioner" in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def test_a_replica_that_is_killed_takes_only_what_it_was_working_on(client: httpx2.Client) -> None:
     body = request(DISC, max_new_tokens=300)
     answers: list[tuple[int, str | None]] = []
@@ -210,11 +198,11 @@ def test_a_replica_that_is_killed_takes_only_what_it_was_working_on(client: http
         try:
             while len(answers) < 6:
                 time.sleep(0.05)
-            victim, *_ = captioner_processes()
-            os.kill(victim.pid, signal.SIGKILL)
+            victim, *_ = processes(psutil.Process(), CAPTIONER)
+            victim.kill()
             before = len(answers)
             # The other one goes on, and a new one takes the place of the victim.
-            while len(captioner_processes()) < 2 or victim.is_running() or len(answers) < before + 12:
+            while len(processes(psutil.Process(), CAPTIONER)) < 2 or victim.is_running() or len(answers) < before + 12:
                 time.sleep(0.1)
         finally:
             ended.set()

@@ -11,6 +11,7 @@ from statistics import median
 import psutil
 import pytest
 
+from tests.pipelines.replicas import CAPTIONER, INGRESS, PROXY, SEGMENTER, processes
 from tests.pipelines.serving import disc, square
 from tests.serving.local import scene
 from ureca.benchmarks.service_load import keep_busy, request_body, running_service
@@ -29,7 +30,7 @@ SETTINGS = {
     "resources.captioner.downscale-delay-s": "5",
     "resources.captioner.look-back-period-s": "11",
 }
-ROLES = ("ServeReplica:ureca:captioner", "ServeReplica:ureca:ingress", "ServeReplica:ureca:segmenter", "ProxyActor")
+ROLES = (CAPTIONER, INGRESS, SEGMENTER, PROXY)
 
 
 @pytest.fixture(scope="module")
@@ -50,19 +51,8 @@ def bodies() -> list[dict[str, object]]:
     return made
 
 
-def processes(service: psutil.Process, role: str) -> list[psutil.Process]:
-    found = []
-    for process in service.children(recursive=True):
-        try:
-            if role in " ".join(process.cmdline()):
-                found.append(process)
-        except psutil.NoSuchProcess:
-            continue
-    return found
-
-
 def num_captioners(service: psutil.Process) -> int:
-    return len(processes(service, ROLES[0]))
+    return len(processes(service, CAPTIONER))
 
 
 def test_replicas_come_with_the_load_and_go_with_it(service: psutil.Process) -> None:

@@ -1,0 +1,128 @@
+"""What is in flight when parts of the service go: with the load, with the service, and by a kill of what talks HTTP."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import httpx2
+import psutil
+import pytest
+
+from tests.pipelines.replicas import CAPTIONER, INGRESS, PROXY, processes
+from tests.pipelines.serving import DISC, request
+from tests.pipelines.test_serve import endless_captioner
+from ureca.benchmarks.service_load import running_service
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
+
+PORT = 18533
+ADDRESS = f"http://127.0.0.1:{PORT}"
+NUM_TOKENS = 4000  # of a caption: seconds
+BODY = request(DISC, max_new_tokens=NUM_TOKENS)
+SETTINGS = {
+    "captioner.max-new-tokens": str(NUM_TOKENS),
+    "resources.captioner.max-replicas": "2",
+    "resources.captioner.target-ongoing-requests": "2",
+    "resources.captioner.upscale-delay-s": "1",
+    "resources.captioner.downscale-delay-s": "3",
+    "resources.captioner.look-back-period-s": "11",
+    "resources.ingress.health-check-period-s": "1",
+}
+PATIENCE_S = 120
+
+
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psutil.Popen]:
+    folder = tmp_path_factory.mktemp("draining")
+    endless_captioner().model.save_pretrained(folder / "model")
+    endless_captioner().processor.save_pretrained(folder / "model")
+    flags = [text for name, value in SETTINGS.items() for text in (f"--{name}", value)]
+    with running_service(["--model", str(folder / "model"), *flags], PORT, folder / "log") as service:
+        yield service
+        print((folder / "log").read_text()[-2000:])
+
+
+def ask(**options: Any) -> tuple[int, int]:
+    """The status, and how many tokens were written."""
+    answer = httpx2.post(f"{ADDRESS}/v1/captions", json=BODY, timeout=PATIENCE_S, trust_env=False, **options)
+    captions = answer.json()["captions"] if answer.status_code == 200 else []
+    return answer.status_code, sum(item["num_tokens"] for item in captions)
+
+
+def wait_until(what: str, is_so: Any) -> float:
+    """How many seconds it took."""
+    began = time.monotonic()
+    while not is_so():
+        assert time.monotonic() - began < PATIENCE_S, what
+        time.sleep(0.2)
+    return time.monotonic() - began
+
+
+def test_what_a_replica_has_begun_it_finishes_when_it_goes_with_the_load(service: Any) -> None:
+    captioners = lambda: processes(psutil.Process(service.pid), CAPTIONER)  # noqa: E731
+    num_clients = 8
+    ended = threading.Event()
+
+    def ask_on(number: int) -> list[tuple[int, int]]:
+        answers = []
+        while not ended.is_set() and number < num_clients:
+            answers.append(ask())
+        return answers
+
+    with ThreadPoolExecutor(num_clients) as clients:
+        asking = [clients.submit(ask_on, number) for number in range(num_clients)]
+        try:
+            took_s = wait_until("a second captioner", lambda: len(captioners()) == 2)
+            print(f"two captioners after {took_s:.0f} s")
+            num_clients = 2  # a captioner has one request of them, and one captioner is enough for both
+            took_s = wait_until("one captioner", lambda: len(captioners()) == 1)
+            print(f"one captioner after {took_s:.0f} s")
+        finally:
+            ended.set()
+        answers = [answer for task in asking for answer in task.result()]
+    print(f"{len(answers)} answers")
+    assert set(answers) == {(200, NUM_TOKENS)}
+
+
+@pytest.mark.parametrize("role", [INGRESS, PROXY])
+def test_requests_are_answered_again_when_what_talks_http_was_killed(service: Any, role: str) -> None:
+    (victim,) = processes(psutil.Process(service.pid), role)
+    victim.kill()
+    victim.wait()
+
+    def is_answered() -> bool:
+        try:
+            return ask()[0] == 200
+        except httpx2.TransportError:
+            return False
+
+    took_s = wait_until("an answer", is_answered)
+    print(f"answered {took_s:.1f} s after the kill")
+    assert [status for status, _ in (ask(), ask())] == [200, 200]
+
+
+def test_what_has_begun_is_finished_when_the_service_ends(service: Any) -> None:
+    have_begun = threading.Barrier(4)
+
+    def read() -> list[str]:
+        body = {**BODY, "stream": True}
+        with httpx2.stream("POST", f"{ADDRESS}/v1/captions", json=body, timeout=PATIENCE_S, trust_env=False) as answer:
+            lines = answer.iter_lines()
+            first = next(lines)
+            have_begun.wait(PATIENCE_S)
+            return [line for line in (first, *lines) if line.startswith("event: ")]
+
+    with ThreadPoolExecutor(3) as clients:
+        reading = [clients.submit(read) for _ in range(3)]
+        have_begun.wait(PATIENCE_S)
+        service.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        streams = [task.result() for task in reading]
+        print(f"the last caption came {time.monotonic() - began:.1f} s after the signal")
+    assert streams == [["event: regions", "event: caption", "event: done"]] * 3
+    assert service.wait(60) == 0
+    with pytest.raises(httpx2.ConnectError):
+        ask()
