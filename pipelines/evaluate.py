@@ -16,9 +16,8 @@ from ureca.dataset import Output
 from ureca.dataset.attempts import Attempts
 from ureca.evaluation.judging import Judges, JudgeStage
 from ureca.evaluation.metrics.bert_score import BertScorer
-from ureca.evaluation.uniqueness import DualEncoder
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
-from ureca.settings.components import build_chat_model
+from ureca.settings.components import build_chat_model, build_encoder
 from ureca.settings.judging import Asking, JudgeSettings
 
 
@@ -53,7 +52,7 @@ def build_judges(settings: JudgeSettings) -> Judges:
         SettingsError: a checkpoint or a package is missing.
     """
     judges = Judges(
-        encoder=None if settings.retrieval is None else DualEncoder(settings.retrieval),
+        encoder=build_encoder(settings.retrieval),
         bert=None if settings.bert_score is None else BertScorer(settings.bert_score),
     )
     if not isinstance(settings.listener, Asking):

@@ -138,7 +138,7 @@ class _Kept:
             return
         views = Views(pixels, {region["region_id"]: _mask(region, row) for region in row["regions"]})
         self._heard += self._listen(kept, masks, views)
-        self._retrieved += self._retrieve(captions, views)
+        self._retrieved += self._retrieve(captions, [*masks], views)
 
     def measures(self) -> Iterator[Measure]:
         """Of all that were added."""
@@ -165,11 +165,16 @@ class _Kept:
         ]
         return asyncio.run(listen(self._judges.listener, views, questions))
 
-    def _retrieve(self, captions: Mapping[int, str], views: Views) -> Sequence[Retrieved | None]:
-        if self._judges.encoder is None:
+    def _retrieve(
+        self, captions: Mapping[int, str], candidates: Sequence[int], views: Views
+    ) -> Sequence[Retrieved | None]:
+        """Among all regions that were to be captioned: so a variant that keeps fewer has it no easier."""
+        if self._judges.encoder is None or not captions:
             return [None] * len(captions)
-        crops = [views.crop_with_mask(id, max_side_px=_CROP_SIDE_PX)[0] for id in captions]
-        return retrieve([*captions.values()], crops, self._judges.encoder)
+        crops = [views.crop_with_mask(id, max_side_px=_CROP_SIDE_PX)[0] for id in candidates]
+        found = retrieve([captions.get(id, "") for id in candidates], crops, self._judges.encoder)
+        by_id = dict(zip(candidates, found, strict=True))
+        return [by_id[id] for id in captions]
 
 
 def _mask(region: Row, row: Row) -> Mask:

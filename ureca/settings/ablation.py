@@ -6,7 +6,7 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from ureca.evaluation.uniqueness.duplicates import DuplicateSettings
-from ureca.evaluation.uniqueness.encoders import DualEncoderSettings
+from ureca.evaluation.uniqueness.encoders import COLOUR_WORDS, DualEncoderSettings
 from ureca.settings.curate import (
     CurateSettings,
     Describing,
@@ -43,7 +43,8 @@ class AblationSettings(CurateSettings):
         NoListener | Listening | ListeningByMeasuring | ListeningByWitness, Field(discriminator="kind")
     ] = Field(default=ListeningByMeasuring(), description="who listens to all captions at the end; prompted asks mllm")
     retrieval: DualEncoderSettings | None = Field(
-        default=None, description="the image-text encoder of self-retrieval; None: it is not measured"
+        default=DualEncoderSettings(checkpoint=COLOUR_WORDS),
+        description="the image-text encoder of self-retrieval; None: it is not measured",
     )
     duplicates: DuplicateSettings = DuplicateSettings()
 

@@ -9,7 +9,8 @@ from ureca.curation.embedders.dinov2 import Dinov2Embedder
 from ureca.curation.listener import Listener, ListeningSettings, PromptedListener
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
-from ureca.evaluation.uniqueness.encoders import DualEncoder, DualEncoderSettings, ImageTextEncoder
+from ureca.evaluation.uniqueness.colour_words import ColourWords
+from ureca.evaluation.uniqueness.encoders import COLOUR_WORDS, DualEncoder, DualEncoderSettings, ImageTextEncoder
 from ureca.mllm.openai.engine import OpenAIChatModel
 from ureca.mllm.protocol import ChatModel
 from ureca.mllm.standin import StandInChatModel
@@ -133,7 +134,9 @@ def build_encoder(settings: DualEncoderSettings | None) -> ImageTextEncoder | No
     Raises:
         SettingsError: its checkpoint or a package is missing.
     """
-    return None if settings is None else DualEncoder(settings)
+    if settings is None:
+        return None
+    return ColourWords() if settings.checkpoint == COLOUR_WORDS else DualEncoder(settings)
 
 
 def _listener(

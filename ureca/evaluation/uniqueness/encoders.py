@@ -13,6 +13,8 @@ from ureca.curation.embedders.dinov2 import squared
 from ureca.errors import SettingsError
 from ureca.evaluation.checkpoints import load_encoder
 
+COLOUR_WORDS = "colour-words"
+
 Vectors = npt.NDArray[np.float32]
 
 
@@ -37,7 +39,8 @@ class DualEncoderSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     checkpoint: str = Field(
-        description="folder, or name on the hub, of a CLIP, SigLIP or the like in transformers' format"
+        description="folder, or name on the hub, of a CLIP, SigLIP or the like in transformers' format; "
+        f"{COLOUR_WORDS}: colours and the words for them, without weights"
     )
     batch_size: int = Field(default=32, ge=1, description="images, or texts, in one pass of the network")
     device: str = Field(default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one")
