@@ -119,7 +119,7 @@ def run_batch(
             with contextlib.suppress(OutputError):  # the disk that has no room for results has none for the record
                 record.write("stopped", figures=progress.figures())
             raise
-        output.remove_attempts()
+        output.remove_temporary()  # of workers that died in the middle of a file
         report = output.report()
         record.write("finished", report, progress.figures())
         return report
