@@ -50,6 +50,7 @@ class NotingCurateActor(CurateActor):
 
         async def note(self: CurateStage, image: Any, fetched: Fetched, row: Any) -> None:
             (notes_of(settings) / fetched.entry.image_id).touch()
+            (Path(settings.output) / "manifest" / ".tmp-of-one-that-died").touch()
             await work(self, image, fetched, row)
 
         CurateStage._curate = note  # type: ignore[method-assign]
@@ -69,5 +70,6 @@ def test_an_image_does_not_wait_for_its_unit(tmp_path: Path, monkeypatch: pytest
         report = curate(settings, lambda num_images, num_to_do: None)
     assert (report.num_images, report.num_failed, report.num_regions) == (6, 0, 24)
     assert [row["image_id"] for row in Output(settings.output).rows()] == ids
-    assert {path.name for path in Path(settings.output).iterdir()} == {"manifest", "regions", "run.json"}
+    left = {str(path.relative_to(settings.output)) for path in Path(settings.output).rglob("*") if path.is_file()}
+    assert left == {"manifest/000000.parquet", "regions/part-000000.parquet", "run.json"}
     assert Output(settings.output).done_units() == [0]
