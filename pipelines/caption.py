@@ -111,8 +111,9 @@ def graph(
         SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
-    per_piece = images_per_piece(settings.proposals, resources.propose)
-    propose_pool, caption_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster)
+    propose_pool, _ = plan_pools(resources, work, cluster)
+    per_piece = images_per_piece(settings.proposals, resources.propose, propose_pool.initial_size or 1)
+    _, caption_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster)
     images = images_in_flight(resources.caption, caption_pool.initial_size or 1, None)
     pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
     proposed = pending.map_batches(

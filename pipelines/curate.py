@@ -80,9 +80,10 @@ def graph(
         SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
-    per_piece = images_per_piece(settings.proposals, resources.propose)
     concurrency = engine_concurrency(settings.mllm)
-    propose_pool, curate_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster, concurrency)
+    propose_pool, _ = plan_pools(resources, work, cluster, concurrency)
+    per_piece = images_per_piece(settings.proposals, resources.propose, propose_pool.initial_size or 1)
+    _, curate_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster, concurrency)
     num_actors = curate_pool.initial_size or 1
     images = images_in_flight(resources.curate, num_actors, concurrency)
     pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)

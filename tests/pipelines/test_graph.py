@@ -1,6 +1,7 @@
 """The wiring of the curation graph, without a cluster: which stage runs where, on what, in which order."""
 
 import asyncio
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,39 @@ def test_actors_share_an_endpoint_and_have_enough_images_for_their_share(tmp_pat
     assert planned() == (16, 40, 4 + 1)
     assert planned(images_in_flight=5) == (16, 5, 1 + 1)
     assert planned(images_in_flight=5, units_in_flight=9) == (16, 5, 9)
+
+
+@pytest.mark.parametrize(
+    ("proposals", "num_actors", "told", "expected"),
+    [
+        ({"kind": "segments"}, 4, None, 1),
+        ({"kind": "segments"}, 100, None, 7),
+        ({"kind": "segments"}, 100, 2, 2),
+        ({"kind": "annotations"}, 4, None, None),
+        ({"kind": "annotations"}, 4, 3, 3),
+    ],
+)
+def test_images_go_on_in_pieces_where_masks_are_made(
+    proposals: dict[str, str], num_actors: int, told: int | None, expected: int | None, tmp_path: Path
+) -> None:
+    listing = {"annotations": "beside"} if proposals["kind"] == "annotations" else {}
+    resources = {"propose": {"num_actors": num_actors, "num_cpus": 0.1, "images_per_piece": told}}
+    settings = CurateSettings(
+        input=str(tmp_path / "in"),
+        output=str(tmp_path / "out"),
+        proposals=proposals,
+        listing=listing,
+        resources={**resources, "curate": {"num_actors": 2, "images_in_flight": 10}},
+    )
+
+    def graphed(work: Work) -> tuple[int | None, int]:
+        dataset: Any = RecordingDataset()
+        graph(dataset, pending_units({}, []), settings, work, Cluster(64, 0, may_grow=False))
+        (_, _), (_, proposing), _, (_, curating) = dataset.stages
+        return proposing["fn_constructor_args"][2], curating["compute"].max_concurrent_calls_per_actor
+
+    per_piece, calls = graphed(Work(num_units=120, num_images=1200))
+    assert per_piece == expected
+    assert calls == math.ceil(10 / (expected or 10)) + 1  # pieces that have the ten images which an actor works on
+    # Images that lie together in files are read unit by unit.
+    assert graphed(Work(num_units=120, num_images=1200, are_read_together=True))[1] == 2

@@ -1,5 +1,6 @@
 """Where masks come from, as settings."""
 
+import math
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
@@ -43,8 +44,20 @@ class FromRegions(BaseModel):
     kind: Literal["regions"] = "regions"
 
 
-def images_per_piece(proposals: BaseModel, resources: ProposingResources) -> int | None:
-    """Images of a unit that go on together once they have masks; None: all of them."""
+_PROPOSERS_OF_SINGLE_IMAGES = 16
+
+
+def images_per_piece(proposals: BaseModel, resources: ProposingResources, num_actors: int) -> int | None:
+    """Images of a unit that go on together once they have masks; None: all of them.
+
+    Args:
+        proposals: where masks come from.
+        resources: of the stage.
+        num_actors: of the stage. Hundreds of them have masks of some image ready at any moment: theirs go on in larger
+            pieces, as every piece costs the driver some milliseconds.
+    """
     if resources.images_per_piece is not None:
         return resources.images_per_piece
-    return None if isinstance(proposals, FromAnnotations | FromRegions) else 1
+    if isinstance(proposals, FromAnnotations | FromRegions):
+        return None
+    return math.ceil(num_actors / _PROPOSERS_OF_SINGLE_IMAGES)

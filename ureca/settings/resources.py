@@ -27,8 +27,8 @@ class ProposingResources(ActorResources):
     images_per_piece: int | None = Field(
         default=None,
         ge=1,
-        description="images of a unit that go on together, as soon as their masks are ready; None: one by one, but "
-        "whole units where masks are only read, or images lie together in a Parquet file",
+        description="images of a unit that go on together, as soon as their masks are ready; None: one by one, or one "
+        "for each 16 actors, but whole units where masks are only read, or images lie together in a Parquet file",
     )
 
 
