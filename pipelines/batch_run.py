@@ -23,6 +23,7 @@ from ureca.dataset import Output, UnitReport
 from ureca.errors import OutputError
 from ureca.schema import Dataset
 from ureca.settings.batch import BatchSettings
+from ureca.settings.local_paths import with_absolute_paths
 
 Settings = TypeVar("Settings", bound=BatchSettings)
 
@@ -137,7 +138,7 @@ def _run(
     """Run the graph; yields the report of each unit as it is written."""
     with (
         ray_session() as cluster,
-        verb.within(settings) as graph_settings,
+        verb.within(with_absolute_paths(settings)) as graph_settings,
         board(work.session.board_name) as engines,
         progress.watching(engines),
     ):

@@ -4,21 +4,24 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 
 import httpx2
 from ray import serve
+from ray.exceptions import RayError
 
 from pipelines.serving_deployments import build_application
 from pipelines.serving_gate import digest_of
 from pipelines.session import ray_session, user_error
 from ureca.captioning.checkpoint import fingerprint
 from ureca.errors import SettingsError
+from ureca.settings.local_paths import with_absolute_paths
 from ureca.settings.serve import ServeSettings
 
 NAME = "ureca"
 """Of the application."""
 
+_LOG = logging.getLogger(__name__)
 _BACKSTOP_S = 30.0
 _PARTS_OF_SERVE = 2
 _PARTS_OF_JOBS = 2
@@ -58,14 +61,30 @@ def serving(settings: ServeSettings, *, log: bool = False) -> Iterator[str]:
             }
         )
         try:
-            serve.run(build_application(settings, digests), name=NAME, route_prefix="/")
+            serve.run(build_application(with_absolute_paths(settings), digests), name=NAME, route_prefix="/")
             address = f"http://{_printable(settings.host)}:{settings.port}"
             _check_answer(settings)
-            yield address
+            try:
+                yield address
+            finally:
+                _end_requests(settings.resources.ingress.graceful_shutdown_timeout_s)
         except RuntimeError as error:
             raise user_error(error) or error from error
         finally:
-            serve.delete(NAME)
+            with suppress(TimeoutError):  # of Serve's own, after a minute; it goes on by itself
+                serve.delete(NAME)
+
+
+def _end_requests(timeout_s: float) -> None:
+    """Have those answered that have begun, and no more.
+
+    When Serve deletes an application, it takes away all of its parts at once: a request that is on its way from one to
+    the next would wait for ever.
+    """
+    try:
+        serve.get_app_handle(NAME).broadcast("end").results(timeout_s=timeout_s)
+    except (TimeoutError, RayError) as error:
+        _LOG.warning("the service ends before all that has begun is finished: %s", error or "it took too long")
 
 
 def _printable(host: str) -> str:
