@@ -5,8 +5,6 @@ from typing import TypeVar
 
 from pydantic import BaseModel
 
-from ureca.corpus.storage import locate
-
 Model = TypeVar("Model", bound=BaseModel)
 
 _MADE = frozenset({"output", "input", "captions"})
@@ -27,8 +25,7 @@ def with_absolute_paths(settings: Model) -> Model:
         if isinstance(value, BaseModel):
             changes[name] = with_absolute_paths(value)
         elif isinstance(value, str) and name in _MADE:
-            location = locate(value)
-            changes[name] = location.name if location.is_local else value
+            changes[name] = value if "://" in value else str(Path(value).absolute())
         elif isinstance(value, str) and name in loaded and Path(value).exists():
             changes[name] = str(Path(value).absolute())
         elif isinstance(value, Path):
