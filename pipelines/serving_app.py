@@ -16,7 +16,7 @@ from pipelines import serving_openapi as openapi
 from pipelines.serving_bodies import read_body, read_json
 from pipelines.serving_errors import add_error_handlers
 from pipelines.serving_events import CaptionEvents, error_data, event, nameless, out_of_time, respond
-from pipelines.serving_gate import Gate
+from pipelines.serving_gate import Gate, Traffic
 from ureca.serving.answers import Health, Model, Models
 from ureca.serving.batches import Batches, BatchRequest
 from ureca.serving.chat import ChatRequest
@@ -30,7 +30,11 @@ _ADDRESSES = {"index.html": "", "docs.html": "docs"}
 
 
 def build_app(
-    service: Service, token_digests: Collection[bytes], page: Path = PAGE, batches: Batches | None = None
+    service: Service,
+    token_digests: Collection[bytes],
+    page: Path = PAGE,
+    batches: Batches | None = None,
+    traffic: Traffic | None = None,
 ) -> FastAPI:
     """The app.
 
@@ -39,12 +43,13 @@ def build_app(
         token_digests: see ``serving_gate.Gate``.
         page: folder with the files of the page; the app has no page where it does not exist.
         batches: runs batch jobs; None: the app has none.
+        traffic: is told of requests below ``/v1``.
     """
     limits = service.settings.limits
     app = FastAPI(
         title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, docs_url=None, redoc_url=None
     )
-    app.add_middleware(Gate, limits=limits, token_digests=token_digests)
+    app.add_middleware(Gate, limits=limits, token_digests=token_digests, traffic=traffic or Traffic())
     if service.settings.is_local:
         # Else a page elsewhere could point its own name to this machine and talk to the service through a browser.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])

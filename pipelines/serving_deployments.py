@@ -14,6 +14,7 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from pipelines.serving_gate import Traffic
 from ureca.images import Pixels
 from ureca.regions.mask import Mask
 from ureca.regions.prompts import Prompt
@@ -135,6 +136,11 @@ class Ingress:
         self._token_digests = token_digests
         self._handles = captioner, segmenter
         self._segmenter_name: str = await segmenter.name.remote()
+        self._traffic = Traffic()
+
+    async def end(self) -> None:
+        """Take no more requests; returns when all that have begun are answered."""
+        await self._traffic.end()
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """The app, built where it runs."""
@@ -145,7 +151,8 @@ class Ingress:
         retry_after_s = self._settings.limits.retry_after_s
         backend = HandleBackend(*self._handles, self._segmenter_name, retry_after_s)
         batches = None if self._batches is None else HandleBatches(self._batches, retry_after_s)
-        return build_app(Service(self._settings, backend), self._token_digests, batches=batches)
+        service = Service(self._settings, backend)
+        return build_app(service, self._token_digests, batches=batches, traffic=self._traffic)
 
 
 def build_application(settings: ServeSettings, token_digests: Collection[bytes]) -> Application:

@@ -1,8 +1,10 @@
 """What every request passes before anything of it is read: who asks, how much, and whether there is room."""
 
+import asyncio
 import hashlib
 import hmac
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -16,6 +18,38 @@ def digest_of(token: str) -> bytes:
     return hashlib.sha256(token.encode()).digest()
 
 
+class Traffic:
+    """The requests that a process works on.
+
+    Attributes:
+        num_in_flight: their number.
+        is_ending: no more are taken.
+    """
+
+    def __init__(self) -> None:
+        self.num_in_flight = 0
+        self.is_ending = False
+        self._none_in_flight = asyncio.Event()
+        self._none_in_flight.set()
+
+    @contextmanager
+    def one_more(self) -> Iterator[None]:
+        """A request is in flight for the block."""
+        self.num_in_flight += 1
+        self._none_in_flight.clear()
+        try:
+            yield
+        finally:
+            self.num_in_flight -= 1
+            if not self.num_in_flight:
+                self._none_in_flight.set()
+
+    async def end(self) -> None:
+        """Take no more; returns when all are answered."""
+        self.is_ending = True
+        await self._none_in_flight.wait()
+
+
 class Gate:
     """Refuses requests below ``/v1`` without a right token, with a body over the limit, or when too many are in flight.
 
@@ -23,13 +57,14 @@ class Gate:
         app: what is behind it.
         limits: of bodies and requests.
         token_digests: of the tokens that are right; none: everybody may.
+        traffic: is told of what passes.
     """
 
-    def __init__(self, app: ASGIApp, limits: ServingLimits, token_digests: Collection[bytes]) -> None:
+    def __init__(self, app: ASGIApp, limits: ServingLimits, token_digests: Collection[bytes], traffic: Traffic) -> None:
         self._app = app
         self._limits = limits
         self._digests = tuple(token_digests)
-        self._in_flight = 0
+        self._traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on, or answer it with a refusal."""
@@ -41,11 +76,8 @@ class Gate:
         except Refusal as refusal:
             await answer_of(refusal)(scope, receive, send)
             return
-        self._in_flight += 1
-        try:
+        with self._traffic.one_more():
             await self._app(scope, self._counted(receive), send)
-        finally:
-            self._in_flight -= 1
 
     def _check(self, scope: Scope) -> None:
         headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
@@ -56,8 +88,10 @@ class Gate:
         stated = [value for name, value in headers if name == b"content-length"]
         if stated and (not stated[0].isdigit() or int(stated[0][:20]) > self._limits.max_body_bytes):
             raise self._too_large()
-        if self._in_flight >= self._limits.max_in_flight:
-            message = f"{self._in_flight} requests are being worked on, which is the limit"
+        if self._traffic.is_ending:
+            raise Refusal(503, "ending", "the service is ending", retry_after_s=self._limits.retry_after_s)
+        if self._traffic.num_in_flight >= self._limits.max_in_flight:
+            message = f"{self._traffic.num_in_flight} requests are being worked on, which is the limit"
             raise Refusal(429, "too_many_requests", message, retry_after_s=self._limits.retry_after_s)
 
     def _counted(self, receive: Receive) -> Receive:

@@ -91,7 +91,10 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     415: {"model": ErrorAnswer, "description": "Another content type"},
     422: {"model": ErrorAnswer, "description": "The request cannot be used; `param` names the field and item"},
     429: {"model": ErrorAnswer, "description": "All queues are full: come again after `Retry-After` seconds"},
-    503: {"model": ErrorAnswer, "description": "The replica that worked on it was lost, or none is ready"},
+    503: {
+        "model": ErrorAnswer,
+        "description": "The replica that worked on it was lost, none is ready, or it is the end",
+    },
     504: {"model": ErrorAnswer, "description": "It took longer than the service allows"},
 }
 

@@ -5,12 +5,14 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import httpx2
 import psutil
 import pytest
 
+from tests.drawn import write_corpus
 from tests.pipelines.replicas import CAPTIONER, INGRESS, PROXY, processes
 from tests.pipelines.serving import DISC, request
 from tests.pipelines.test_serve import endless_captioner
@@ -35,11 +37,17 @@ PATIENCE_S = 120
 
 
 @pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psutil.Popen]:
-    folder = tmp_path_factory.mktemp("draining")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("draining")
+
+
+@pytest.fixture(scope="module")
+def service(folder: Path) -> Iterator[Any]:
     endless_captioner().model.save_pretrained(folder / "model")
     endless_captioner().processor.save_pretrained(folder / "model")
-    flags = [text for name, value in SETTINGS.items() for text in (f"--{name}", value)]
+    write_corpus(folder / "in", 500)
+    settings = {**SETTINGS, "batches.folders": f'["{folder / "in"}"]', "batches.output": str(folder / "out")}
+    flags = [text for name, value in settings.items() for text in (f"--{name}", value)]
     with running_service(["--model", str(folder / "model"), *flags], PORT, folder / "log") as service:
         yield service
         print((folder / "log").read_text()[-2000:])
@@ -104,7 +112,10 @@ def test_requests_are_answered_again_when_what_talks_http_was_killed(service: An
     assert [status for status, _ in (ask(), ask())] == [200, 200]
 
 
-def test_what_has_begun_is_finished_when_the_service_ends(service: Any) -> None:
+def test_jobs_end_with_the_service_and_what_else_has_begun_is_finished(service: Any, folder: Path) -> None:
+    url = f"{ADDRESS}/v1/batches"
+    httpx2.post(url, json={"input": str(folder / "in")}, trust_env=False).raise_for_status()
+    (job,) = processes(psutil.Process(service.pid), "jobs.caption")
     have_begun = threading.Barrier(4)
 
     def read() -> list[str]:
@@ -124,5 +135,7 @@ def test_what_has_begun_is_finished_when_the_service_ends(service: Any) -> None:
         print(f"the last caption came {time.monotonic() - began:.1f} s after the signal")
     assert streams == [["event: regions", "event: caption", "event: done"]] * 3
     assert service.wait(60) == 0
+    psutil.wait_procs([job], 60)
+    assert not job.is_running()
     with pytest.raises(httpx2.ConnectError):
         ask()

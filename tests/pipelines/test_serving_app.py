@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import AsyncGenerator, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -20,7 +21,7 @@ from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 from pipelines.serving_app import build_app
-from pipelines.serving_gate import digest_of
+from pipelines.serving_gate import Traffic, digest_of
 from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, file_of, request, square, with_alpha
 from tests.serving.local import LocalBackend, scene, tiny_captioner
 from ureca.regions import rle as rle_codec
@@ -280,6 +281,25 @@ def test_more_requests_than_there_is_room_for_are_told_when_to_come_again() -> N
         for thread in threads:
             thread.join()
     assert answers == [200, 200]
+
+
+def test_when_the_service_ends_who_has_begun_is_answered_and_nobody_else() -> None:
+    backend, traffic = Stuck(), Traffic()
+    app = build_app(Service(ServeSettings(**SETTINGS), backend), [], traffic=traffic)
+    with TestClient(app, base_url="http://127.0.0.1") as client, ThreadPoolExecutor(1) as other:
+        answer = other.submit(client.post, "/v1/captions", json=request(DISC))
+        while not backend.num_waiting:
+            time.sleep(0.01)
+        assert client.portal is not None
+        ended = client.portal.start_task_soon(traffic.end)
+        while not traffic.is_ending:
+            time.sleep(0.01)
+        refused = client.post("/v1/captions", json=request(DISC))
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "ending")
+        assert not ended.done()
+        backend.released.set()
+        assert answer.result().status_code == 200
+        ended.result(30)
 
 
 class Broken(LocalBackend):

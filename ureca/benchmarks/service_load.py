@@ -20,7 +20,9 @@ from PIL import Image
 
 from ureca.regions import rle as rle_codec
 
-_START_S = 120.0
+_START_S = 240.0
+_SAID_LAST = b"Ctrl-C ends it"
+"""By a service that has started; before, a signal would end it without any order."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,8 @@ def _wait_until_ready(service: "subprocess.Popen[bytes]", port: int, log: Path) 
     ends = time.monotonic() + _START_S
     while time.monotonic() < ends and service.poll() is None:
         try:
-            if httpx2.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200:
+            is_ready = httpx2.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200
+            if is_ready and _SAID_LAST in log.read_bytes():
                 return
         except httpx2.HTTPError:
             pass
