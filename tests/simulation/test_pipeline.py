@@ -1,5 +1,6 @@
 """The simulation, where arithmetic says what must come out."""
 
+import gc
 from typing import Any
 
 import pytest
@@ -108,3 +109,20 @@ def test_a_run_too_short_for_anything_is_said_to_be() -> None:
     predicted = forecast(measured_run([chain(3)]), Calibrated(service(), 5.0), arrangement(), 1, None)
     assert (predicted.duration_s, predicted.num_units) == (8.0, 1)
     assert advice(predicted).startswith("nothing is saturated")
+
+
+def test_what_is_done_with_is_freed_at_once() -> None:
+    """The collector would look at all that is under way, time and again, to find what refers to itself."""
+    images = [chain(20)] * 5
+    gc.collect()
+    gc.disable()
+    try:
+        simulated(images, [1] * 50, service(step_s=0.1), curate_actors=4)
+        assert gc.collect() < 20 * 50
+    finally:
+        gc.enable()
+
+
+def test_units_go_to_the_actors_that_have_least_to_do() -> None:
+    longest = simulated([chain(1)], [1] * 12, curate_actors=4, units_in_flight=8, engine_places=4, requests_per_actor=1)
+    assert longest.end.now_s == pytest.approx(3)

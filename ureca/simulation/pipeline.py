@@ -5,8 +5,10 @@ questions, and processors that all of these share. What is not: Ray's own work, 
 Data lets wait between two stages; they wait here without bound, so that what waits is the most that there could be.
 """
 
+import heapq
 import math
 import random
+from collections import deque
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -115,10 +117,11 @@ class _Pipeline:
         self.proposers = Places(clock, arrangement.propose_actors)
         self.planters = Places(clock, arrangement.tree_tasks)
         self.engine = Places(clock, arrangement.engine_places)
-        self.actors = [_Actor(self) for _ in range(arrangement.curate_actors)]
+        self.actors = [_Actor(self, number) for number in range(arrangement.curate_actors)]
+        self.loads = [(0, number) for number in range(arrangement.curate_actors)]
         self.decoded = Places(clock)
         self.waiting = Places(clock)
-        self.queue: list[tuple[int, int]] = []
+        self.queue: deque[tuple[int, int]] = deque()
         self.num_calls = self.num_done = 0
         self.curate_s = 0.0
         self.moments: list[Moment] = []
@@ -194,24 +197,28 @@ class _Pipeline:
 
     def hand_out(self) -> None:
         """Give units to the actors that have least to do, while they take any."""
-        taken = 0
-        for first, size in self.queue:
-            actor = min(self.actors, key=lambda actor: actor.num_units)
-            if actor.num_units >= self.arrangement.units_in_flight:
-                break
+        while self.queue and (actor := self._least_loaded()).num_units < self.arrangement.units_in_flight:
+            first, size = self.queue.popleft()
             for _ in range(size):
                 self.waiting.give_back()
             actor.curate(first, size)
-            taken += 1
-        del self.queue[:taken]
+
+    def _least_loaded(self) -> "_Actor":
+        """The actor with the fewest units; each has left its number of units in a heap whenever that has changed."""
+        while True:
+            num_units, number = self.loads[0]
+            if self.actors[number].num_units == num_units:
+                return self.actors[number]
+            heapq.heappop(self.loads)
 
 
 class _Actor:
     """A curating actor: one processor, so many images in flight, so many requests at the chat model."""
 
-    def __init__(self, pipeline: _Pipeline) -> None:
+    def __init__(self, pipeline: _Pipeline, number: int) -> None:
         arrangement = pipeline.arrangement
         self.pipeline = pipeline
+        self.number = number
         self.num_units = 0
         self.process = Places(pipeline.clock, 1)
         self.images = Places(pipeline.clock, arrangement.images_in_flight)
@@ -219,7 +226,7 @@ class _Actor:
 
     def curate(self, first: int, size: int) -> None:
         began_s, left = self.pipeline.clock.now_s, size
-        self.num_units += 1
+        self._count(1)
 
         def image_done() -> None:
             nonlocal left
@@ -228,7 +235,7 @@ class _Actor:
             self.images.give_back()
             left -= 1
             if not left:
-                self.num_units -= 1
+                self._count(-1)
                 self.pipeline.curate_s += self.pipeline.clock.now_s - began_s
                 self.pipeline.hand_out()
 
@@ -240,29 +247,49 @@ class _Actor:
         for number in range(first, first + size):
             self.images.take(lambda number=number: begin(number))  # type: ignore[misc]
 
+    def _count(self, change: int) -> None:
+        self.num_units += change
+        heapq.heappush(self.pipeline.loads, (self.num_units, self.number))
+
     def ask(self, then: Action) -> None:
         """One question, with the answers that could not be used."""
         service, dice = self.pipeline.service, self.pipeline.dice
         again, may_repeat = divmod(service.calls_per_question - 1, 1)
-        num_calls = 1 + int(again) + (dice.random() < may_repeat)
+        _Question(self, 1 + int(again) + (dice.random() < may_repeat), then).render()
 
-        def render() -> None:
-            self.pipeline.compute(self.process, service.step_s, lambda: self.requests.take(send))
 
-        def send() -> None:
-            self.pipeline.num_calls += 1
-            self.pipeline.engine.use(dice.choice(service.answer_s), answered)
+class _Question:
+    """A question on its way, as often as it is asked.
 
-        def answered() -> None:
-            nonlocal num_calls
-            self.requests.give_back()
-            num_calls -= 1
-            if num_calls:
-                render()
-            else:
-                then()
+    An object and not closures that refer to each other: there are millions, and only the collector frees what refers
+    to itself, which takes longer the more is under way.
+    """
 
-        render()
+    __slots__ = ("_actor", "_num_calls", "_then")
+
+    def __init__(self, actor: _Actor, num_calls: int, then: Action) -> None:
+        self._actor, self._num_calls, self._then = actor, num_calls, then
+
+    def render(self) -> None:
+        """The actor's own work on it."""
+        actor = self._actor
+        actor.pipeline.compute(actor.process, actor.pipeline.service.step_s, self._wait)
+
+    def _wait(self) -> None:
+        self._actor.requests.take(self._send)
+
+    def _send(self) -> None:
+        pipeline = self._actor.pipeline
+        pipeline.num_calls += 1
+        pipeline.engine.use(pipeline.dice.choice(pipeline.service.answer_s), self._answered)
+
+    def _answered(self) -> None:
+        self._actor.requests.give_back()
+        self._num_calls -= 1
+        if self._num_calls:
+            self.render()
+        else:
+            self._then()
 
 
 class _Image:
