@@ -1,5 +1,6 @@
 """``make demo``: curate five real photographs with no weights and no network; serve the model that it trains."""
 
+import os
 import socket
 import sys
 from collections.abc import Sequence
@@ -9,11 +10,13 @@ import skimage
 
 from jobs import curate, report
 from jobs.serve import ending
+from ureca.dataset import Output
 from ureca.settings.serve import ServeSettings
 
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 _SHIPPED = Path(skimage.__file__).parent / "data"
 _CAPTIONS_SHOWN = 5
+_NOTHING = "(nothing: it ended before its first word)"
 
 
 def main(argv: Sequence[str]) -> int:
@@ -41,23 +44,46 @@ def _serve(folder: Path) -> int:
     It stays up for whoever sits at a terminal.
     """
     from pipelines.serve import serving
-    from pipelines.serving_client import largest_captions
 
     trained = folder / "science"
     model = trained / "models" / "dynamic" / "model"
-    scene = min((trained / "scenes" / "test" / "images").glob("*.png"))
+    print("third part: the model that was given masks captions through a service", flush=True)
     with serving(ServeSettings(model=str(model), port=_free_port())) as address:
         ended = ending()
-        for image in (scene, _SHIPPED / "coffee.png"):
-            print(f"{image.name}, its largest regions:")
-            for caption in largest_captions(address, image, _CAPTIONS_SHOWN):
-                print(f"  {caption or '(the model wrote nothing)'}")
-        print("A model this small, trained this shortly, is often wrong, and of photographs it knows nothing.")
-        print(f"{address}: the page, to point at regions yourself", flush=True)
+        _show_scene(address, trained / "scenes" / "test")
+        _show_photograph(address, _SHIPPED / "coffee.png")
         if sys.stdin.isatty():
-            print("Ctrl-C ends it.", flush=True)
+            print(f"\n{address} has a page, to point at regions yourself. Ctrl-C ends it.", flush=True)
             ended.wait()
+    command = os.path.relpath(Path(sys.executable).with_name("ureca"))
+    print(f"\n{command} serve --model {model}\nserves it again, with a page to point at regions; docs/serve.md")
     return 0
+
+
+def _show_scene(address: str, scenes: Path) -> None:
+    """What the model says of the first scene's largest regions, beside what is true."""
+    from pipelines.serving_client import captions
+
+    scene = next(iter(Output.of_run(str(scenes)).rows()))
+    image = Path(scene["uri"])
+    regions = sorted(scene["regions"], key=lambda region: -region["area_px"])[:_CAPTIONS_SHOWN]
+    rles = [{"size": [scene["height"], scene["width"]], "counts": region["rle"]} for region in regions]
+    print(f"\n{image}, a drawn scene that it has not seen; its largest regions:")
+    for region, said in zip(regions, captions(address, image, rles), strict=True):
+        print(f"  it says  {said or _NOTHING}\n  true is  {region['caption']}")
+    print("A model this small, trained for two minutes, is often wrong; docs/science.md tells what more time brings.")
+
+
+def _show_photograph(address: str, image: Path) -> None:
+    """What the model says of the largest regions that the service finds in a photograph."""
+    from pipelines.serving_client import captions, largest_regions
+
+    regions = largest_regions(address, image, _CAPTIONS_SHOWN)
+    print(f"\n{image}, a photograph; the largest regions that the service finds in it:")
+    for region, said in zip(regions, captions(address, image, [region["rle"] for region in regions]), strict=True):
+        x, y, width, height = map(int, region["bbox_xywh"])
+        print(f"  x {x:3}-{x + width - 1:3}, y {y:3}-{y + height - 1:3}  {said or _NOTHING}")
+    print("Of photographs it knows nothing: it has seen drawn scenes only.")
 
 
 def _free_port() -> int:

@@ -93,7 +93,7 @@ _PROBLEMS: dict[int | str, dict[str, Any]] = {
     429: {"model": ErrorAnswer, "description": "All queues are full: come again after `Retry-After` seconds"},
     503: {
         "model": ErrorAnswer,
-        "description": "The replica that worked on it was lost, none is ready, or it is the end",
+        "description": "The replica that worked on it was lost, none is ready, or the service is ending",
     },
     504: {"model": ErrorAnswer, "description": "It took longer than the service allows"},
 }

@@ -6,7 +6,7 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipelines.serving_client import largest_captions
+from pipelines.serving_client import captions, largest_regions
 from tests.serving.page_service import PageBackend, picture, serving
 from ureca.serving.refusal import Refusal
 
@@ -15,8 +15,10 @@ def test_the_largest_regions_of_an_image_are_captioned(tmp_path: Path) -> None:
     Image.fromarray(picture()[0]).save(tmp_path / "a.png")
     backend = PageBackend()
     with serving(backend) as address:
-        captions = ["The left blue thing.", "The right blue thing.", "The left yellow thing."]
-        assert largest_captions(address, tmp_path / "a.png", 3) == captions
+        regions = largest_regions(address, tmp_path / "a.png", 3)
+        assert [region["region_id"] for region in regions] == [1, 2, 5]
+        said = ["The left yellow thing.", "The left blue thing.", "The right blue thing."]
+        assert captions(address, tmp_path / "a.png", [regions[index]["rle"] for index in (2, 0, 1)]) == said
         backend.refusal = Refusal(429, "queue_full", "full", retry_after_s=1)
         with pytest.raises(httpx2.HTTPStatusError, match="429"):
-            largest_captions(address, tmp_path / "a.png", 3)
+            largest_regions(address, tmp_path / "a.png", 3)
