@@ -1,16 +1,22 @@
 """Mask tiles become tokens, in both variants of the encoder."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from ureca.model import UrecaForConditionalGeneration
 from ureca.model.configuration import UrecaConfig
-from ureca.model.mask_encoder import FusedMaskEncoder, MaskEncoder
+from ureca.model.mask_encoder import FusedMaskEncoder, MaskEncoder, RegionAppearance, ShownTiles
 from ureca.model.tiny import TinySizes, build_tiny
 
 
 def config_of(**sizes: object) -> UrecaConfig:
     return build_tiny(TinySizes(**sizes))[0].config  # type: ignore[arg-type]
+
+
+def shown(num_tiles: int, side: int = 56, num_features: int = 4) -> ShownTiles:
+    return ShownTiles.one_by_one(torch.randn(num_tiles, num_features, 64), torch.randn(num_tiles, 3, side, side))
 
 
 @pytest.mark.parametrize("num_tokens", [1, 8, 16, 32])
@@ -45,7 +51,7 @@ def test_a_new_encoder_tells_masks_of_the_same_image_apart(variant: str) -> None
     encoder = UrecaForConditionalGeneration(config_of(mask_encoder=variant)).model.mask_encoder
     left, right = torch.zeros(2, 1, 1, 56, 56)
     left[..., :28], right[..., 28:] = 1, 1
-    image = torch.randn(1, 4, 64)
+    image = shown(1)
     tokens = encoder(left, image)
     assert (tokens - encoder(right, image)).norm() > 0.03 * tokens.norm()
 
@@ -56,26 +62,42 @@ def test_a_new_models_mask_tokens_weigh_as_much_as_words(variant: str) -> None:
     model = UrecaForConditionalGeneration(config_of(mask_encoder=variant, image_size=112))
     mask = torch.zeros(1, 1, 112, 112)
     mask[..., 30:70, 40:60] = 1
-    tokens = model.model.get_mask_features(mask, torch.zeros(1, 16, 64))
+    tokens = model.model.get_mask_features(mask, shown(1, 112, 16))
     assert tokens.std() > 0.2 * model.get_input_embeddings().weight.std()
 
 
 def test_the_fused_encoder_sees_the_image() -> None:
-    config = config_of(mask_encoder="fused", num_mask_tokens=8)
-    encoder = FusedMaskEncoder(config)
-    masks, images = torch.rand(2, 1, 56, 56), torch.rand(2, config.image_seq_length, 64)
-    tokens = encoder(masks, images)
+    encoder = FusedMaskEncoder(config_of(mask_encoder="fused", num_mask_tokens=8))
+    masks, image = torch.rand(2, 1, 56, 56), shown(2)
+    tokens = encoder(masks, image)
     assert tokens.shape == (2, 8, 64)
-    assert not torch.allclose(tokens, encoder(masks, images + 1))
-    assert not torch.allclose(tokens, encoder(1 - masks, images))
+    assert not torch.allclose(tokens, encoder(1 - masks, image))
+    assert not torch.allclose(tokens, encoder(masks, replace(image, features=image.features + 1)))
+    assert not torch.allclose(tokens, encoder(masks, replace(image, pixels=image.pixels + 1)))
+    other_way_round = encoder(masks.flip(0), image.of(torch.tensor([1, 0])))
+    assert torch.allclose(tokens, other_way_round.flip(0), atol=1e-6)
+
+
+def test_a_small_region_keeps_its_own_pixels_apart() -> None:
+    torch.manual_seed(0)
+    appearance = RegionAppearance(56, 64)
+    mask, pixels = torch.zeros(1, 1, 56, 56), torch.randn(1, 3, 56, 56)
+    mask[..., 20:22, 30:33] = 1
+    far, near, inside = pixels.clone(), pixels.clone(), pixels.clone()
+    far[..., :15, :], far[..., 27:, :] = 0, 0
+    near[..., 17, 30] = inside[..., 20, 30] = 5
+    assert appearance.band_px == 4
+    assert torch.equal(appearance(mask, pixels), appearance(mask, far))
+    changes = [(appearance(mask, other) - appearance(mask, pixels)).norm() for other in (near, inside)]
+    assert 0 < 2 * changes[0] < changes[1]
 
 
 @pytest.mark.parametrize("num_image_tiles", [None, 3])
-def test_the_fused_encoder_needs_the_image_features_of_its_tiles(num_image_tiles: int | None) -> None:
+def test_the_fused_encoder_needs_to_be_shown_its_tiles(num_image_tiles: int | None) -> None:
     encoder = FusedMaskEncoder(config_of(mask_encoder="fused"))
-    images = None if num_image_tiles is None else torch.zeros(num_image_tiles, 4, 64)
-    with pytest.raises(ValueError, match=f"2 mask tiles, image features of {num_image_tiles or 'none'}"):
-        encoder(torch.zeros(2, 1, 56, 56), images)
+    image = None if num_image_tiles is None else shown(num_image_tiles)
+    with pytest.raises(ValueError, match=f"2 mask tiles, {num_image_tiles or 'none'} shown"):
+        encoder(torch.zeros(2, 1, 56, 56), image)
 
 
 @pytest.mark.parametrize(
@@ -92,10 +114,10 @@ def test_empty_tiles_are_encoded_once(variant: str) -> None:
     model, _ = build_tiny(TinySizes(mask_encoder=variant))
     tiles = torch.zeros(6, 1, 56, 56)
     tiles[1, 0, 3:9, 3:9] = tiles[4, 0, 20:50, 7:9] = 1
-    image_features = torch.rand(6, 4, 64)
-    features = model.model.get_mask_features(tiles, image_features)
-    assert torch.allclose(features, model.model.mask_encoder(tiles, image_features), atol=1e-6)
+    image = shown(6)
+    features = model.model.get_mask_features(tiles, image)
+    assert torch.allclose(features, model.model.mask_encoder(tiles, image), atol=1e-6)
     counted: list[int] = []
     model.model.mask_encoder.register_forward_pre_hook(lambda _, inputs: counted.append(len(inputs[0])))
-    model.model.get_mask_features(tiles, image_features)
+    model.model.get_mask_features(tiles, image)
     assert counted == [3]

@@ -12,7 +12,8 @@ class UrecaConfig(InternVLConfig):
         mask_token_id: token whose embeddings are replaced by mask features (``<MASK_CONTEXT>``).
         num_mask_tokens: tokens T that a mask tile becomes, 1 to 32. The paper finds 16 best; the released model has 8.
         mask_encoder: "convolutional" encodes a mask tile alone, as in the paper. "fused" encodes it together with
-            the projected image features of the same tile (the paper's code calls such a variant architecture 2).
+            what the image shows there: projected features and pixels (the paper's code calls a variant that fuses
+            mask and image architecture 2).
     """
 
     model_type = "ureca"

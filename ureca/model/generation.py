@@ -11,6 +11,10 @@ from .placeholders import tiles_per_prompt
 class MaskGenerationMixin(GenerationMixin):
     """`generate` for prompts with masks: they go in once with the prompt, and are repeated whole for beams."""
 
+    def _supports_mm_encoder_outputs(self) -> bool:
+        """Whether images may be encoded ahead; not where masks are encoded together with an image's pixels."""
+        return self.config.mask_encoder != "fused" and bool(super()._supports_mm_encoder_outputs())
+
     # The catch-all must be called kwargs: generate reads the signature to tell which inputs are known.
     def prepare_inputs_for_generation(
         self,
@@ -33,14 +37,27 @@ class MaskGenerationMixin(GenerationMixin):
         is_encoder_decoder: bool = False,
         input_ids: torch.Tensor | None = None,
         mask_values: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Repeat each prompt for beams; all mask tiles of a prompt stay together."""
-        if mask_values is not None and input_ids is not None and expand_size > 1:
-            counts = tiles_per_prompt(input_ids, self.config.mask_token_id, self.config.num_mask_tokens)
-            groups = torch.split(mask_values, counts)
-            mask_values = torch.cat([tiles.repeat(expand_size, 1, 1, 1) for tiles in groups])
+        """Repeat each prompt for beams; all tiles of a prompt stay together."""
+        if input_ids is not None and expand_size > 1:
+            config = self.config
+            mask_values = _repeat(
+                mask_values, expand_size, tiles_per_prompt(input_ids, config.mask_token_id, config.num_mask_tokens)
+            )
+            pixel_values = _repeat(
+                pixel_values, expand_size, tiles_per_prompt(input_ids, config.image_token_id, config.image_seq_length)
+            )
         input_ids, model_kwargs = super()._expand_inputs_for_generation(
             expand_size, is_encoder_decoder, input_ids, **model_kwargs
         )
-        return input_ids, {**model_kwargs, "mask_values": mask_values}
+        tiles = {"mask_values": mask_values, "pixel_values": pixel_values}
+        return input_ids, model_kwargs | {name: value for name, value in tiles.items() if value is not None}
+
+
+def _repeat(tiles: torch.Tensor | None, times: int, counts: list[int]) -> torch.Tensor | None:
+    """Tiles of each prompt so many times, one after the other."""
+    if tiles is None:
+        return None
+    return torch.cat([of_prompt.repeat(times, 1, 1, 1) for of_prompt in torch.split(tiles, counts)])

@@ -30,6 +30,9 @@ from .mask_encoder import (
     FusedMaskEncoder,
     MaskConv2d,
     MaskLinear,
+    PixelConv2d,
+    PixelLinear,
+    ShownTiles,
     build_mask_encoder,
 )
 from .placeholders import fill_placeholders, image_tile_of_mask_tile
@@ -51,6 +54,10 @@ class UrecaPreTrainedModel(InternVLPreTrainedModel):
             init.normal_(module.weight, std=deviation)
         elif isinstance(module, AppearanceLinear):
             init.orthogonal_(module.weight)
+        elif isinstance(module, PixelConv2d):
+            init.kaiming_uniform_(module.weight, nonlinearity="linear")
+        elif isinstance(module, PixelLinear):
+            init.normal_(module.weight, std=self.config.text_config.initializer_range / module.in_features**0.5)
 
 
 class UrecaModel(UrecaPreTrainedModel, InternVLModel):
@@ -61,7 +68,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         self.mask_encoder = build_mask_encoder(config)
         self.post_init()
 
-    def get_mask_features(self, mask_values: torch.Tensor, image_features: torch.Tensor | None = None) -> torch.Tensor:
+    def get_mask_features(self, mask_values: torch.Tensor, shown: ShownTiles | None = None) -> torch.Tensor:
         """Tokens of the language model for mask tiles.
 
         Most tiles of a small region are empty. What the encoder makes of an empty tile does not depend on the image,
@@ -69,25 +76,22 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
 
         Args:
             mask_values: [N, 1, S, S] mask tiles as the processor makes them.
-            image_features: [N, image_seq_length, D] projected features of the same tiles; for the fused encoder.
+            shown: what the image shows where the N mask tiles are; for the fused encoder.
 
         Returns:
             [N, T, D].
         """
         mask_values = mask_values.to(self.device, self.dtype)
         is_empty = ~mask_values.flatten(1).any(dim=1)
-        fit = image_features is None or len(image_features) == len(
-            mask_values
-        )  # if not, the encoder says what is wrong
+        fit = shown is None or len(shown.tiles) == len(mask_values)  # if not, the encoder says what is wrong
         if int(is_empty.sum()) < 2 or not fit:
-            features: torch.Tensor = self.mask_encoder(mask_values, image_features)
+            features: torch.Tensor = self.mask_encoder(mask_values, shown)
             return features
         first_empty = is_empty.nonzero()[:1, 0]
         encoded = torch.cat([(~is_empty).nonzero()[:, 0], first_empty])
         places = torch.full_like(is_empty, len(encoded) - 1, dtype=torch.long)
         places[encoded] = torch.arange(len(encoded), device=places.device)
-        of_encoded = None if image_features is None else image_features[encoded]
-        features = self.mask_encoder(mask_values[encoded], of_encoded)
+        features = self.mask_encoder(mask_values[encoded], None if shown is None else shown.of(encoded))
         return features[places]
 
     @can_return_tuple  # type: ignore[untyped-decorator]
@@ -112,7 +116,8 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
             mask_values: [mask tiles of the batch, 1, S, S], in the order of the placeholders.
             attention_mask: [B, L], 0 where padded.
             inputs_embeds: [B, L, D] instead of embedding `input_ids`.
-            mm_encoder_outputs: {"image": result of `get_image_features`} instead of `pixel_values`.
+            mm_encoder_outputs: {"image": result of `get_image_features`} instead of `pixel_values`; not with masks
+                for the fused encoder, which looks at pixels.
             position_ids, past_key_values, kwargs: as the language model takes them.
 
         Raises:
@@ -127,8 +132,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
                 inputs_embeds, input_ids, self.config.image_token_id, image_features, "image"
             )
         if mask_values is not None:
-            tile_features = self._image_features_of_masks(input_ids, image_features)
-            mask_features = self.get_mask_features(mask_values, tile_features)
+            mask_features = self.get_mask_features(mask_values, self._shown(input_ids, image_features, pixel_values))
             inputs_embeds = fill_placeholders(
                 inputs_embeds, input_ids, self.config.mask_token_id, mask_features, "mask"
             )
@@ -154,10 +158,10 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
             encoded = self.get_image_features(pixel_values, return_dict=True)
         return None if encoded is None else encoded.pooler_output
 
-    def _image_features_of_masks(
-        self, input_ids: torch.Tensor | None, image_features: torch.Tensor | None
-    ) -> torch.Tensor | None:
-        if not isinstance(self.mask_encoder, FusedMaskEncoder) or image_features is None or input_ids is None:
+    def _shown(
+        self, input_ids: torch.Tensor | None, features: torch.Tensor | None, pixels: torch.Tensor | None
+    ) -> ShownTiles | None:
+        if not isinstance(self.mask_encoder, FusedMaskEncoder) or None in (input_ids, features, pixels):
             return None
         tiles = image_tile_of_mask_tile(
             input_ids,
@@ -166,7 +170,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
             image_seq_length=self.config.image_seq_length,
             num_mask_tokens=self.config.num_mask_tokens,
         )
-        return image_features[tiles.to(image_features.device)]
+        return ShownTiles(features, pixels, tiles.to(features.device))
 
 
 class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):

@@ -11,7 +11,7 @@ import torch
 
 from ureca.errors import DataError
 from ureca.model.decoding import Row
-from ureca.model.mask_encoder import FusedMaskEncoder
+from ureca.model.mask_encoder import FusedMaskEncoder, ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.placeholders import fill_placeholders
 from ureca.model.prepared import MaskTiles, Picture
@@ -32,11 +32,11 @@ class EncodedImage:
 
     Args:
         prefix: keys and values of the prompt up to and including the image.
-        features: [tiles, image_seq_length, D], only if the mask encoder needs them.
+        shown: its tiles, only if the mask encoder looks at them.
     """
 
     prefix: Prefix
-    features: torch.Tensor | None
+    shown: ShownTiles | None
 
 
 class RegionPrompts:
@@ -83,10 +83,10 @@ class RegionPrompts:
         if mask is None:
             return self._embeddings(self._tokens(end))[0]
         token_ids = self._tokens(self.processor.mask_placeholders(mask.num_tiles) + end)
-        of_tiles = image.features
-        if of_tiles is not None and mask.num_tiles == 1:
-            of_tiles = of_tiles[-1:]  # which shows the whole image, as the mask's only tile does
-        features = self.model.model.get_mask_features(mask.unpack(), of_tiles)
+        shown = image.shown
+        if shown is not None and mask.num_tiles == 1:
+            shown = shown.of(shown.tiles[-1:])  # which shows the whole image, as the mask's only tile does
+        features = self.model.model.get_mask_features(mask.unpack(), shown)
         filled = fill_placeholders(
             self._embeddings(token_ids), token_ids, self.processor.mask_token_id, features, "mask"
         )
@@ -97,8 +97,10 @@ class RegionPrompts:
         text = beginning.replace(self.processor.image_token, self.processor.image_placeholders(len(tiles)))
         pixel_values = self.processor.image_processor.normalise(torch.tensor(tiles, device=self.model.device))
         outputs = self.model.model(input_ids=self._tokens(text), pixel_values=pixel_values, use_cache=True)
-        fused = isinstance(self.model.model.mask_encoder, FusedMaskEncoder)
-        return EncodedImage(Prefix.from_cache(outputs.past_key_values), outputs.image_hidden_states if fused else None)
+        shown = None
+        if isinstance(self.model.model.mask_encoder, FusedMaskEncoder):
+            shown = ShownTiles.one_by_one(outputs.image_hidden_states, pixel_values.to(self.model.dtype))
+        return EncodedImage(Prefix.from_cache(outputs.past_key_values), shown)
 
     def _tokens(self, text: str) -> torch.Tensor:
         token_ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids

@@ -39,13 +39,13 @@ VARIANTS = {
     "crop": Variant("crop", region_prompt="crop"),
     "contour": Variant("contour", region_prompt="contour"),
     "tokens-1": Variant("1 mask token a tile", num_mask_tokens=1),
-    "tokens-4": Variant("4 mask tokens a tile", num_mask_tokens=4),
+    "tokens-8": Variant("8 mask tokens a tile", num_mask_tokens=8),
     "tokens-16": Variant("16 mask tokens a tile", num_mask_tokens=16),
 }
 """By name, in the order in which they are trained."""
 
 TABLES = {
     "prompts": ("none", "contour", "crop", "one-tile", DYNAMIC),
-    "mask_tokens": ("tokens-1", "tokens-4", DYNAMIC, "tokens-16"),
+    "mask_tokens": ("tokens-1", DYNAMIC, "tokens-8", "tokens-16"),
 }
 """Which models each table compares, in its order."""

@@ -18,8 +18,8 @@ _SIZES = ScratchSizes(
     merged_patches=1,
     max_tiles=4,
     vision_width=128,
-    vision_layers=5,
-    num_mask_tokens=8,
+    vision_layers=3,
+    num_mask_tokens=4,
     mask_encoder="fused",
 )
 
@@ -40,7 +40,7 @@ class ScienceTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget_s: PositiveFloat = Field(default=600, description="CPU seconds that each model may train")
+    budget_s: PositiveFloat = Field(default=480, description="CPU seconds that each model may train")
     images: PositiveInt = Field(default=4, description="of a step")
     regions_per_image: PositiveInt = Field(default=24, description="of a step, where they share their image's tokens")
     views_per_image: PositiveInt = Field(default=6, description="of a step, where each region is a view of its own")

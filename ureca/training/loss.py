@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ureca.model.mask_encoder import FusedMaskEncoder
+from ureca.model.mask_encoder import ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.packed_prefix import PackedAttention, PackedLayout, PrefixesOfRow, SegmentsOfRow
 from ureca.model.placeholders import fill_placeholders
@@ -76,15 +76,14 @@ class PackedLoss(nn.Module):
         model, config = self.model.model, self.model.config
         token_ids = batch.input_ids[None]
         embeddings = model.get_input_embeddings()(token_ids)
+        pixels = batch.pixel_values.to(embeddings.dtype)
         if image_features is None:
-            pixels = batch.pixel_values.to(embeddings.dtype)
             image_features = self.model.get_image_features(pixels, return_dict=True).pooler_output
         image_features = cast(torch.Tensor, image_features)
         embeddings = fill_placeholders(embeddings, token_ids, config.image_token_id, image_features, "image")
         if len(batch.mask_values):
-            fused = isinstance(model.mask_encoder, FusedMaskEncoder)
-            of_masks = image_features[batch.mask_tile_images] if fused else None
-            features = model.get_mask_features(batch.mask_values, of_masks)
+            shown = ShownTiles(image_features, pixels, batch.mask_tile_images)
+            features = model.get_mask_features(batch.mask_values, shown)
             embeddings = fill_placeholders(embeddings, token_ids, config.mask_token_id, features, "mask")
         return embeddings
 
