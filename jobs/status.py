@@ -8,7 +8,7 @@ from collections.abc import Sequence
 def main(argv: Sequence[str]) -> int:
     """Tell how far a run is; returns 1 if it was lost: it says that it runs, and nothing shows it."""
     parser = argparse.ArgumentParser(prog="ureca status", description=main.__doc__)
-    parser.add_argument("output", metavar="OUTPUT", help="folder or URI of a curate, caption or train run")
+    parser.add_argument("output", metavar="OUTPUT", help="folder or URI of a run of curate, caption, train or evaluate")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for programs")
     parser.add_argument("--quick", action="store_true", help="list files without opening them: failures stay unknown")
     arguments = parser.parse_args(argv)

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.captioning_run import caption, usable_checkpoint
 from pipelines.judging_run import Judging
+from pipelines.run_record import now
 from pipelines.session import kept_session
 from pipelines.summary import print_plan
 from ureca import __version__
@@ -60,52 +61,60 @@ def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
     """
     run = _Run(settings, tell)
     reports: dict[str, UnitReport] = {}
-    try:
-        with kept_session():
-            for place, model in enumerate(run.models, start=1):
-                reports[model.name] = run.caption(model, place)
-            evaluated = [run.evaluate(model) for model in run.models]
-        table = run.write_table(evaluated)
-    except BaseException:
-        run.write_record("stopped", reports)
-        raise
-    run.write_record("finished", reports)
+    with run.output.claim(on_wait=tell):
+        try:
+            run.begin()
+            with kept_session():
+                for place, model in enumerate(run.models, start=1):
+                    reports[model.name] = run.caption(model, place)
+                evaluated = [run.evaluate(model) for model in run.models]
+            table = run.write_table(evaluated)
+        except BaseException:
+            run.write_record("stopped", reports)
+            raise
+        run.write_record("finished", reports)
     return Evaluation(table, reports)
 
 
 class _Run:
-    """One session; everything that can be refused is refused when it is made."""
+    """One session; all that settings alone can be refused for is refused when it is made, and nothing written."""
 
     def __init__(self, settings: EvaluateSettings, tell: Tell) -> None:
         self._settings = settings
         self._tell = tell
-        self._output = Output(settings.output)
-        if self._output.exists() and (verb := self._output.run().get("verb")) != settings.verb:
+        self.output = Output(settings.output)
+        before = self.output.run() if self.output.exists() else {}
+        if before and (verb := before.get("verb")) != settings.verb:
             raise OutputError(f"{settings.output} is the output of {verb!r}, not of evaluate; name another folder")
         self.models = parse_models(settings.models)
         for model in self.models:
             if model.kind == "checkpoint":
                 usable_checkpoint(self._captioning(model))
         self._unmeasured = _check_metrics(settings)
-        self._benchmark = self._open_benchmark()
+        self._source = open_benchmark(settings.input, settings.benchmark)
+        self._sessions_before = before.get("sessions", [])
+        self._started = now()
+
+    def begin(self) -> None:
+        """Store the benchmark, unless that was done before."""
+        self._benchmark = self._stored_benchmark()
         self._judging = Judging(
-            settings,
+            self._settings,
             self._benchmark,
             self._below(_JUDGED),
-            None if self._unmeasured else settings.bert_score,
-            tell,
+            None if self._unmeasured else self._settings.bert_score,
+            self._tell,
         )
 
-    def _open_benchmark(self) -> StoredBenchmark:
+    def _stored_benchmark(self) -> StoredBenchmark:
         settings = self._settings
-        benchmark = open_benchmark(settings.input, settings.benchmark)
         if settings.overwrite:
             for name in (_BENCHMARK, _MODELS, _JUDGED):
-                storage.remove_folder(self._output.filesystem, locate(self._below(name)).name)
+                storage.remove_folder(self.output.filesystem, locate(self._below(name)).name)
         self.write_record("running", {})
         stored = StoredBenchmark.open(
             self._below(_BENCHMARK),
-            benchmark,
+            self._source,
             Sample(settings.limit, settings.seed),
             {"limit": settings.limit, "seed": settings.seed, **settings.benchmark.model_dump(mode="json")},
         )
@@ -151,7 +160,7 @@ class _Run:
         table = build_table(evaluated, self._settings.table, title=benchmark.description, remarks=remarks)
         for suffix, text in to_forms(table).items():
             path = locate(self._below(f"{_TABLE}.{suffix}")).name
-            storage.write_bytes(self._output.filesystem, path, text.encode())
+            storage.write_bytes(self.output.filesystem, path, text.encode())
         return table
 
     def write_record(self, state: str, reports: Mapping[str, UnitReport]) -> None:
@@ -160,10 +169,14 @@ class _Run:
             {**asdict(model), "captions": f"{_MODELS}/{model.folder}", "totals": _dumped(reports.get(model.name))}
             for model in self.models
         ]
-        self._output.write_run(
+        ended = None if state == "running" else now()
+        session = {"started": self._started, "ended": ended, "state": state}
+        self.output.write_run(
             {
                 "verb": self._settings.verb,
                 "state": state,
+                "benchmark": _BENCHMARK,
+                "sessions": [*self._sessions_before, session],
                 "settings": self._settings.model_dump(mode="json"),
                 "versions": {"ureca": __version__, "python": platform.python_version()},
                 "models": models,

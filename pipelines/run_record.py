@@ -54,7 +54,7 @@ class RunRecord:
         self._may_change = may_change
         self._identity = {**identity, "ureca": __version__}
         self._versions = {**versions, **{name: version(name) for name in (*_PACKAGES, *packages)}}
-        self._started = _now()
+        self._started = now()
         self.recipe = recipe_of(self._settings, may_change, self._identity)
 
     def check_same(self) -> None:
@@ -83,7 +83,7 @@ class RunRecord:
             report: of the output.
             figures: rates of this session, kept with it.
         """
-        ended = None if state == "running" else _now()
+        ended = None if state == "running" else now()
         session = {"started": self._started, "ended": ended, "state": state, "recipe": self.recipe, **(figures or {})}
         this = {"settings": self._settings, "identity": self._identity}
         self._output.write_run(
@@ -115,5 +115,6 @@ def _without(settings: Mapping[str, Any], keys: Collection[str], prefix: str = "
     }
 
 
-def _now() -> str:
+def now() -> str:
+    """The time as ISO 8601."""
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -14,6 +14,7 @@ from ureca.dataset import Output, UnitReport
 from ureca.errors import OutputError
 from ureca.operations.status import Status, status_of
 from ureca.operations.status_text import status_text
+from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET
 
 BEGAN = 1_700_000_000
 NAMED = datetime.datetime.fromtimestamp(BEGAN, datetime.UTC).isoformat(timespec="seconds")
@@ -114,6 +115,44 @@ def test_a_training_whose_first_step_takes_long_is_not_lost(tmp_path: Path) -> N
     write_training(tmp_path, 100, 0)
     status = status_of(str(tmp_path), clock=lambda: BEGAN + 1000)
     assert (status.state, status.num_done, status.left_s) == ("running", 0, None)
+
+
+def test_an_evaluation_counts_each_image_once_a_model(tmp_path: Path) -> None:
+    models = [{"name": name, "captions": f"models/{name}"} for name in ("a", "b")]
+    sessions = [{"started": NAMED, "ended": None, "state": "running"}]
+    record = {"verb": "evaluate", "state": "running", "benchmark": "benchmark", "models": models, "sessions": sessions}
+    Output(str(tmp_path)).write_run(record)
+    early = status_of(str(tmp_path), clock=lambda: BEGAN + 5)
+    assert (early.state, early.num_total, early.num_done, early.left_s) == ("running", None, 0, None)
+
+    benchmark = Output(str(tmp_path / "benchmark"), BENCHMARK_DATASET)
+    benchmark.add_images(manifest([f"i{index}" for index in range(4)]), 2)
+    benchmark.write_run({"verb": "benchmark", "state": "finished"})
+    for name, done_at in (("a", (10, 14)), ("b", (18,))):
+        captions = Output(str(tmp_path / "models" / name), CAPTIONS_DATASET)
+        captions.add_images(manifest([f"i{index}" for index in range(4)]), 2)
+        for unit, at_s in enumerate(done_at):
+            rows = [captions_row(f"i{2 * unit}"), captions_row(f"i{2 * unit + 1}", failed=name == "b")]
+            captions.write_unit(unit, rows, UnitReport())
+            part = tmp_path / "models" / name / "captions" / f"part-{unit:06d}.parquet"
+            os.utime(part, (BEGAN + at_s, BEGAN + at_s))
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 20)
+    assert (status.verb, status.state, status.num_done, status.num_total) == ("evaluate", "running", 6, 8)
+    assert status.rate_per_s == pytest.approx(4 / 8)
+    assert status.left_s == pytest.approx(4)
+    assert (status.num_failed, status.failures) == (1, {"read:truncated": 1})
+    assert status_of(str(tmp_path), quick=True, clock=lambda: BEGAN + 20).num_failed is None
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "lost"
+    # It is judging, which writes no captions, and renews its claim.
+    (tmp_path / "claim.json").write_text("{}")
+    os.utime(tmp_path / "claim.json", (BEGAN + 195, BEGAN + 195))
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "running"
+
+
+def captions_row(image_id: str, failed: bool = False) -> dict[str, Any]:
+    """An image without regions, or one that could not be read."""
+    error = {"stage": "read", "kind": "truncated", "message": "it ends"} if failed else None
+    return {"image_id": image_id, "uri": f"{image_id}.png", "captions": [], "error": error}
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,10 @@ def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
     broken.write_bytes(whole)
     assert main([*command, "--retry-errors"]) == 0
     told = capsys.readouterr()
+    assert main(["status", str(out)]) == 0
+    status = capsys.readouterr().out
+    assert re.search(r"finished\n.* 6 of 6 done.*\nfailed +0 ", status), status
+    assert "sessions     2, " in status
     assert "3 images, 2 done before, 1 to do" in told.err
     again = read_table(out / "table.json").models
     assert again[0].groups[0].num_blank == 0
@@ -100,6 +105,13 @@ def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
     assert [model.groups[0].figures["BLEU@1"].value for model in table.models] == [
         again[0].groups[0].figures["BLEU@1"].value
     ] * 2
+
+
+def test_one_session_at_a_time(tmp_path: Path) -> None:
+    write_scenes(tmp_path / "scenes", 1, split="test", seed=0, width_px=112, height_px=112)
+    settings = settings_of(tmp_path, tmp_path / "scenes", f"People={tmp_path}/scenes/captions.jsonl", metrics=["BLEU"])
+    with Output(settings.output).claim(), pytest.raises(OutputError, match="is being written by"):
+        evaluate(settings, tell)
 
 
 def settings_of(tmp_path: Path, benchmark: Path, *models: str, **more: Any) -> EvaluateSettings:

@@ -2,7 +2,7 @@
 
 import datetime
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import pyarrow.fs as pafs
 
@@ -10,19 +10,21 @@ from ureca.corpus.storage import locate
 from ureca.dataset import Output
 from ureca.operations.status import SILENCE_S, Status
 
+Unit = TypeVar("Unit")
+
 _CLAIM = "claim.json"
 
 
 def batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
     """The status of the output of a batch verb; ``run`` is its record."""
     sizes = output.unit_sizes()
-    written = _written_at(output)
+    written = written_at(output)
     session = run["sessions"][-1]
     began_s = datetime.datetime.fromisoformat(session["started"]).timestamp()
     num_total, num_done = sum(sizes.values()), sum(sizes[unit] for unit in written)
-    rate = _rate(sizes, {unit: at for unit, at in written.items() if at >= began_s})
+    rate = rate_of(sizes, {unit: at for unit, at in written.items() if at >= began_s})
     state = run["state"]
-    if state == "running" and now_s - _last_sign(output, began_s, written) > SILENCE_S:
+    if state == "running" and now_s - max(began_s, claimed_at(output), *written.values()) > SILENCE_S:
         state = "lost"
     report = None if quick else output.report()
     return Status(
@@ -42,7 +44,7 @@ def batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: flo
     )
 
 
-def _written_at(output: Output) -> dict[int, float]:
+def written_at(output: Output) -> dict[int, float]:
     """When each unit's file was written, in seconds since 1970: one listing, whatever the number of files."""
     units = {path: _unit(path) for path in output.part_files()}
     if not units:
@@ -56,17 +58,16 @@ def _unit(path: str) -> int:
     return int(path.rpartition("part-")[2].removesuffix(".parquet"))
 
 
-def _rate(sizes: Mapping[int, int], written: Mapping[int, float]) -> float | None:
+def rate_of(sizes: Mapping[Unit, int], written: Mapping[Unit, float]) -> float | None:
     """Images a second, from the first unit of the session to the last; the first has waited for actors to start."""
     if len(written) < 2:
         return None
-    first = min(written, key=lambda unit: written[unit])
+    first = min(written, key=written.__getitem__)
     seconds = max(written.values()) - written[first]
     return sum(sizes[unit] for unit in written if unit != first) / seconds if seconds > 0 else None
 
 
-def _last_sign(output: Output, began_s: float, written: Mapping[int, float]) -> float:
-    """When the session last showed that it lives: by its claim, else by what it wrote."""
+def claimed_at(output: Output) -> float:
+    """When a session last renewed its claim, in seconds since 1970; 0: none has the folder."""
     claim = output.filesystem.get_file_info(f"{locate(output.path).name}/{_CLAIM}")
-    last: float = max([began_s, *([claim.mtime_ns / 1e9] if claim.is_file else []), *written.values()])
-    return last
+    return float(claim.mtime_ns / 1e9) if claim.is_file else 0.0

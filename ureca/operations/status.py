@@ -23,7 +23,7 @@ class Status(BaseModel):
         output: folder or URI of the run, without options of the URI.
         verb: that writes it.
         state: ``lost`` is a run that says it is running although nothing has shown that for ``SILENCE_S``.
-        counted: what is counted.
+        counted: what is counted; of an evaluation, each image once a model.
         num_total: to be done; None: it is not known yet.
         num_done: whatever became of them.
         num_failed: of those that are done, images with an error or bad samples of a training; None: not looked up.
@@ -56,7 +56,7 @@ def status_of(path: str, *, quick: bool = False, clock: Callable[[], float] = ti
     """Tell how far a run is.
 
     Args:
-        path: folder or URI of the run: of a batch verb, or of a training.
+        path: folder or URI of the run: of a batch verb, an evaluation, or a training.
         quick: look at names and times only, not into every file: failures stay unknown.
         clock: seconds since 1970, as file systems have them.
 
@@ -65,6 +65,7 @@ def status_of(path: str, *, quick: bool = False, clock: Callable[[], float] = ti
         OutputError: there is no run, its record cannot be read, or it is of another kind.
     """
     from ureca.operations.batch_status import batch_status
+    from ureca.operations.evaluation_status import evaluation_status
     from ureca.operations.training_status import training_status
 
     output = Output(path)
@@ -73,6 +74,8 @@ def status_of(path: str, *, quick: bool = False, clock: Callable[[], float] = ti
     try:
         if run.get("verb") == "train":
             return training_status(locate(path), run, clock())
+        if run.get("verb") == "evaluate":
+            return evaluation_status(output, run, quick, clock())
         if dataset is not None:
             return batch_status(Output(path, dataset), run, quick, clock())
     except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
