@@ -27,6 +27,7 @@ from .page_service import HEIGHT, WIDTH, PageBackend, picture, serving
 
 HOSTILE = "</p><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp; left"
 TOKEN = "a-token-for-the-test"  # noqa: S105
+PATIENCE_S = 60  # of which a machine with nothing else to do needs none
 LEFT, RIGHT, INNER, NOBODY = (90, 120), (230, 100), (55, 80), (150, 100)
 
 
@@ -84,7 +85,7 @@ class Page:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait_for(self, selector: str) -> WebElement:
-        return WebDriverWait(self.browser, 8).until(
+        return WebDriverWait(self.browser, PATIENCE_S).until(
             lambda _: next((found for found in self.all(selector) if found.is_displayed()), None),
             f"nothing fits {selector}",
         )
@@ -94,7 +95,7 @@ class Page:
         script = "return document.querySelector(arguments[0])?.textContent ?? ''"
         read = lambda: self.browser.execute_script(script, selector)  # noqa: E731
         try:
-            WebDriverWait(self.browser, 8, poll_frequency=0.05).until(lambda _: text in read())
+            WebDriverWait(self.browser, PATIENCE_S, poll_frequency=0.05).until(lambda _: text in read())
         except Exception as error:
             raise AssertionError(f"{selector} says {read()!r}, not {text!r}") from error
 
@@ -110,7 +111,7 @@ class Page:
 
     def act(self, action: str) -> None:
         """Presses a button of the card, which is drawn anew whenever something is known of the region."""
-        WebDriverWait(self.browser, 8, ignored_exceptions=[StaleElementReferenceException]).until(
+        WebDriverWait(self.browser, PATIENCE_S, ignored_exceptions=[StaleElementReferenceException]).until(
             lambda _: self.wait_for(f'[data-action="{action}"]').click() is None
         )
 
@@ -317,7 +318,7 @@ def test_captions_appear_as_they_are_written_and_can_be_stopped(
     desktop.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.until("#status", "4 regions, 1 captioned")
     # Room only after the service has noticed: with room it might be done before.
-    WebDriverWait(desktop, 10).until(lambda _: backend.stopped == stopped + 1)
+    WebDriverWait(desktop, PATIENCE_S).until(lambda _: backend.stopped == stopped + 1)
     backend.room.release(1000)
     page.one("#everything").click()
     page.until("#spoken", "All 4 regions are captioned.")
@@ -356,7 +357,7 @@ def test_a_busy_service_is_asked_again_when_it_says(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
-    backend.refusal = Refusal(429, "queue_full", "all queues are full", retry_after_s=39)
+    backend.refusal = Refusal(429, "queue_full", "all queues are full", retry_after_s=3600)
     page.at(INNER).click().perform()
     page.until("#alert", "The service is busy. all queues are full")
     page.until("#alert", "Try again in 3")  # the stream had begun: its event says so
@@ -367,7 +368,7 @@ def test_a_busy_service_is_asked_again_when_it_says(
     page.at(INNER).click().perform()
     page.until("#alert", "segmenters are busy")
     assert page.one("#alert button").text == "Try again in 1 s"
-    WebDriverWait(desktop, 10).until(lambda _: page.one("#alert button").is_enabled())
+    WebDriverWait(desktop, PATIENCE_S).until(lambda _: page.one("#alert button").is_enabled())
     page.one("#alert button").click()
     page.act("commit")
     page.until(".card .caption", "The left yellow thing.")
