@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster test-lowest bench-serve soak-serve audit clean
+.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
 	$(BIN)/python -m jobs.demo $(DEMO)
@@ -75,6 +75,12 @@ long-nodes: $(VENV)/.dev  ## curate, caption and train on three nodes, of which 
 
 long-cluster: $(VENV)/.dev  ## every job through `ray job submit`, and the Slurm script on one node
 	$(BIN)/python -m pytest -m "long or not long" tests/jobs/test_submit.py tests/cluster
+
+long-docs: $(VENV)/.dev  ## every command of README and docs that a laptop can run, on small things
+	$(BIN)/python -m pytest -m "long or not long" tests/test_documented_runs.py
+
+long-wheel: $(VENV)/.dev  ## the wheel with its dependencies in an environment of its own; needs the network
+	$(BIN)/python -m pytest -m long tests/test_wheel.py
 
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 test-lowest: pyproject.toml

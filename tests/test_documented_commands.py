@@ -3,51 +3,32 @@
 import argparse
 import re
 import shlex
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, Self
 
 import pytest
 
 from jobs import bench, cli
+from tests.documents.pages import ROOT, commands
 from ureca.settings.loading import VerbSettings
 
-ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 # `ureca curate IMAGES OUTPUT ...` stands for more settings, as words in brackets do; `VERB` for any verb.
 _STANDS_FOR_MORE = {"...", "VERB"}
 
 
-def lines_of(page: Path) -> Iterator[tuple[str, bool]]:
-    """What a page shows as code: lines of blocks, continued ones joined, and spans within the text.
-
-    Yields the code, and whether it is a whole command: a span may leave out what is not its subject.
-    """
-    text = page.read_text(encoding="utf-8")
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        if language in {"sh", "bash", ""}:
-            yield from ((line, True) for line in re.sub(r"\\\n", " ", block).splitlines())
-    prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
-    for block in re.findall(r"(?:^ {4}[^\n]*\n)+", prose, re.MULTILINE):
-        yield from ((line.strip(), True) for line in re.sub(r"\\\n", " ", block).splitlines())
-    yield from ((span, False) for span in re.findall(r"`((?:ureca|make|python -m jobs\.)[^`]*)`", prose))
-
-
-def commands() -> list[Any]:
-    """Words of all commands, without comments, by page and line."""
-    found = {}
-    for page in PAGES:
-        for line, is_whole in lines_of(page):
-            start = re.search(r"(?:^|(?<= -- ))(?:\.venv/bin/)?(ureca |python -m jobs\.|make )(?! )", line.strip())
-            if start is None:
-                continue
-            words = shlex.split(re.sub(r"\[[a-z ]+\]", "", line.strip()[start.start(1) :]), comments=True)
-            if words[0] == "python":
-                words = ["ureca", words[2].removeprefix("jobs.").replace("_", "-"), *words[3:]]
-            found[f"{page.name}: {' '.join(words)}"] = words, is_whole
-    return [pytest.param(*command, id=name) for name, command in found.items()]
+def verbs() -> list[Any]:
+    """Words of all that call a verb or the Makefile, also of what is submitted as a job."""
+    found = []
+    for command in commands():
+        words = shlex.split(re.sub(r"\[[a-z ]+\]", "", command.text))
+        if "--" in words and words[0] == "ray":
+            words = words[words.index("--") + 1 :]
+        if words[0] == "python":
+            words = ["ureca", words[2].removeprefix("jobs.").replace("_", "-"), *words[3:]]
+        if words[0] in {"ureca", "make"}:
+            found.append(pytest.param(words, command.is_whole, id=f"{command.page}: {command.text}"))
+    return found
 
 
 class Accepted(Exception):
@@ -85,11 +66,11 @@ def parsing_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_pages_have_commands() -> None:
-    assert len(commands()) >= 60
+    assert len(verbs()) >= 60
 
 
 @pytest.mark.usefixtures("parsing_only")
-@pytest.mark.parametrize(("words", "is_whole"), commands())
+@pytest.mark.parametrize(("words", "is_whole"), verbs())
 def test_it_is_accepted(
     words: list[str], is_whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

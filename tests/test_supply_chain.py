@@ -14,6 +14,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from tests.lowest import constraints
+from tests.wheels import PIP, build_wheel
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -146,25 +147,7 @@ def closure(name: str, extras: frozenset[str], seen: dict[str, frozenset[str]] |
 @pytest.mark.timeout(200)
 def test_the_wheel_works_where_it_is_installed(tmp_path: Path) -> None:
     """In an environment of its own; its dependencies are this environment's, for they would take gigabytes."""
-    # From a copy: setuptools leaves files where it builds.
-    copied = subprocess.run(["git", "ls-files", "-z", "--cached"], cwd=ROOT, capture_output=True, text=True, check=True)
-    for name in filter(None, copied.stdout.split("\0")):
-        if (ROOT / name).is_file() and not name.startswith(("tests/", "docs/")):
-            (tmp_path / "source" / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / "source" / name).write_bytes((ROOT / name).read_bytes())
-    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "--quiet"]
-    build = [
-        *pip,
-        "wheel",
-        "--no-deps",
-        "--no-build-isolation",
-        "--no-index",
-        "--wheel-dir",
-        tmp_path,
-        tmp_path / "source",
-    ]
-    subprocess.run(build, check=True, capture_output=True, timeout=150)
-    (wheel,) = tmp_path.glob("*.whl")
+    wheel = build_wheel(tmp_path)
     inside = zipfile.ZipFile(wheel).namelist()
     assert {name.partition("/")[0] for name in inside if ".dist-info" not in name} == {"ureca", "pipelines", "jobs"}
     data = {str(path.relative_to(tmp_path / "source")) for suffix in ("html", "css", "js", "typed", "yaml") for path in
@@ -175,7 +158,7 @@ def test_the_wheel_works_where_it_is_installed(tmp_path: Path) -> None:
     environment = tmp_path / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
-    install = [*pip, "--python", python, "install", "--no-deps", "--no-index", wheel]
+    install = [*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel]
     subprocess.run(install, check=True, capture_output=True, timeout=100)
     (site,) = environment.glob("lib/*/site-packages")
     (here,) = {path for path in map(Path, sys.path) if path.name == "site-packages" and (path / "ray").is_dir()}

@@ -1,16 +1,21 @@
 """Jobs that are submitted to a cluster: logs, exit status, output, and what a stop leaves."""
 
+import contextlib
 import json
 import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from tests.drawn import write_corpus
-from tests.jobs.submitted import Head, ray_head
+from tests.jobs.submitted import Head, free_ports, ray_head
+from tests.pipelines.serving import DISC, SQUARE, request
 from ureca.dataset import Output
+from ureca.evaluation.tables import read_table
+from ureca.model.tiny import save_tiny
 
 ANNOTATED = ("--listing.annotations", "beside", "--proposals.kind", "annotations")
 
@@ -72,9 +77,10 @@ def test_a_job_fails_with_the_status_of_its_verb(head: Head, tmp_path: Path) -> 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_scenes_training_and_captions_by_jobs_alone(head: Head, tmp_path: Path) -> None:
-    """From nothing to the captions of a trained checkpoint, each step a job that reads what the one before wrote."""
-    scenes, tiny, run, captions = (str(tmp_path / name) for name in ("scenes", "tiny", "run", "captions"))
+def test_scenes_training_captions_and_a_table_by_jobs_alone(head: Head, tmp_path: Path) -> None:
+    """From nothing to the table of a trained checkpoint, each step a job that reads what the one before wrote."""
+    names = ("scenes", "tiny", "run", "captions", "table")
+    scenes, tiny, run, captions, table = (str(tmp_path / name) for name in names)
     for command, said in (
         (("scenes", scenes, "--images", "4", "--size", "224"), "4 images"),
         (("init_tiny", tiny), "wrote a random checkpoint"),
@@ -82,6 +88,11 @@ def test_scenes_training_and_captions_by_jobs_alone(head: Head, tmp_path: Path) 
           "--no-gradient-checkpointing", "--deepspeed.zero-stage", "0"), "steps            3"),
         (("caption", scenes, captions, "--model", f"{run}/model", "--captioner.max-new-tokens", "8",
           "--resources.caption.num-actors", "1"), "4, of which 0 failed"),
+        (("evaluate", scenes, table, f"Trained={captions}", f"Crops={run}/model:crop", "--metrics", "BLEU",
+          "--captioner.max-new-tokens", "4", "--resources.caption.num-actors", "1", "--resources.judge.num-actors",
+          "1", "--table.num-resamples", "100"), "table.html"),
+        (("status", table), "8 of 8 done"),
+        (("status", run), "3 of 3 done"),
         (("report", captions), "report.html"),
         (("export", captions, "--format", "jsonl", "--to", f"{captions}/captions.jsonl"), "captions.jsonl"),
     ):  # fmt: skip
@@ -94,3 +105,40 @@ def test_scenes_training_and_captions_by_jobs_alone(head: Head, tmp_path: Path) 
         region["status"].startswith(("ok", "failed:caption:no_text")) for row in rows for region in row["captions"]
     )
     assert json.loads(Path(run, "run.json").read_text(encoding="utf-8"))["state"] == "finished"
+    models = [model.model for model in read_table(Path(table, "table.json")).models]
+    assert models == ["Trained", "Crops"]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_service_is_a_job_that_answers_until_it_is_stopped(head: Head, tmp_path: Path) -> None:
+    save_tiny(tmp_path / "tiny")
+    (port,) = free_ports(1)
+    command = ("python", "-m", "jobs.serve", "--model", str(tmp_path / "tiny"), "--port", str(port))
+    submitted = head.submit(*command, options=("--no-wait", "--submission-id", "service"))
+    assert submitted.returncode == 0, submitted.stdout
+    address = f"http://127.0.0.1:{port}"
+    _wait_until_ready(head, address)
+    answer = httpx2.post(
+        f"{address}/v1/captions", json=request(DISC, SQUARE, max_new_tokens=4), timeout=60, trust_env=False
+    )
+    assert answer.status_code == 200, answer.text
+    assert len(answer.json()["captions"]) == 2
+
+    stopped = head.ray_job("stop", "service")
+    assert "was stopped" in stopped.stdout
+    said = head.ray_job("logs", "service").stdout
+    assert f"{address} captions with" in said
+    assert "finishing what has begun" in said
+    with pytest.raises(httpx2.HTTPError):
+        httpx2.get(f"{address}/readyz", timeout=5, trust_env=False).raise_for_status()
+
+
+def _wait_until_ready(head: Head, address: str) -> None:
+    deadline = time.monotonic() + 200
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx2.HTTPError):
+            if httpx2.get(f"{address}/readyz", timeout=5, trust_env=False).status_code == 200:
+                return
+        time.sleep(0.5)
+    raise AssertionError(head.ray_job("logs", "service").stdout)

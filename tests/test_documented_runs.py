@@ -1,0 +1,55 @@
+"""Every whole command of README and docs is run, as it stands, on small things; or a table says why it cannot be."""
+
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import pytest
+
+from tests.documents.chapters import CANNOT_RUN, CHAPTERS, LONG_CHAPTERS
+from tests.documents.pages import commands
+from tests.documents.places import servers
+from tests.documents.running import Chapter, run
+
+
+@pytest.fixture(scope="module")
+def addresses(ray_cluster: None) -> Iterator[Mapping[str, str]]:
+    os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    with servers() as addresses:
+        yield addresses
+    del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
+
+
+@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.name)
+def test_commands_do_what_their_page_says(
+    chapter: Chapter,
+    addresses: Mapping[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(chapter, addresses, capfd)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("chapter", LONG_CHAPTERS, ids=lambda chapter: chapter.name)
+def test_longer_commands_do_what_their_page_says(
+    chapter: Chapter,
+    addresses: Mapping[str, str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run(chapter, addresses, capfd)
+
+
+def test_every_command_is_run_or_said_not_to_be() -> None:
+    on_pages = {command.text for command in commands() if command.is_whole}
+    in_chapters = {text for chapter in (*CHAPTERS, *LONG_CHAPTERS) for text in chapter.commands()}
+    assert not on_pages - in_chapters - CANNOT_RUN.keys(), "in neither table of tests/documents/chapters.py"
+    assert not (in_chapters | CANNOT_RUN.keys()) - on_pages, "on no page any more"
+    assert not in_chapters & CANNOT_RUN.keys()
+    assert all(reason for reason in CANNOT_RUN.values())
