@@ -46,10 +46,11 @@ def build_app(
         traffic: is told of requests below ``/v1``.
     """
     limits = service.settings.limits
+    traffic = traffic or Traffic()
     app = FastAPI(
         title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, docs_url=None, redoc_url=None
     )
-    app.add_middleware(Gate, limits=limits, token_digests=token_digests, traffic=traffic or Traffic())
+    app.add_middleware(Gate, limits=limits, token_digests=token_digests, traffic=traffic)
     if service.settings.is_local:
         # Else a page elsewhere could point its own name to this machine and talk to the service through a browser.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
@@ -110,9 +111,10 @@ def build_app(
     async def readyz(response: Response) -> Health:
         """Whether a request could be served now."""
         parts = await service.backend.ready()
-        response.status_code = 200 if all(parts.values()) else 503
+        could_be_served = all(parts.values()) and not traffic.is_ending
+        response.status_code = 200 if could_be_served else 503
         return Health(
-            status="ok" if all(parts.values()) else "unavailable",
+            status="ok" if could_be_served else "unavailable",
             parts={name: "ok" if is_ready else "unavailable" for name, is_ready in parts.items()},
         )
 

@@ -129,10 +129,10 @@ BATCH: dict[str, Any] = {
     "response_model": None,
     "responses": {
         200: {"model": Batch, "description": "The job"},
-        **{status: _PROBLEMS[status] for status in (401, 404, 429)},
+        **{status: _PROBLEMS[status] for status in (401, 404, 429, 503)},
     },
 }
-MODELS: dict[str, Any] = {"tags": ["service"], "responses": {status: _PROBLEMS[status] for status in (401, 429)}}
+MODELS: dict[str, Any] = {"tags": ["service"], "responses": {status: _PROBLEMS[status] for status in (401, 429, 503)}}
 HEALTH: dict[str, Any] = {"tags": ["service"]}
 READY: dict[str, Any] = {
     "tags": ["service"],

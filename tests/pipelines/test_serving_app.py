@@ -296,6 +296,7 @@ def test_when_the_service_ends_who_has_begun_is_answered_and_nobody_else() -> No
             time.sleep(0.01)
         refused = client.post("/v1/captions", json=request(DISC))
         assert (refused.status_code, refused.json()["error"]["code"]) == (503, "ending")
+        assert client.get("/readyz").status_code == 503
         assert not ended.done()
         backend.released.set()
         assert answer.result().status_code == 200
