@@ -43,6 +43,7 @@ SCENARIOS = {
     ],
     2: [
         *((f"{stage}", "train", FP32 + zero(stage)) for stage in range(4)),
+        ("2 offload", "train", FP32 + zero(2, *OFFLOAD)),
         ("3 offload", "train", FP32 + zero(3, "--deepspeed.offload-param", "cpu", *OFFLOAD)),
         *((f"bf16 {stage}", "train", BF16 + zero(stage)) for stage in (1, 3)),
         *((f"resume {stage}", "resume", FP32 + zero(stage)) for stage in (0, 3)),
@@ -98,7 +99,7 @@ def test_losses_and_gradients_do_not_depend_on_how_a_step_is_spread(found: dict[
     assert losses[-1] < losses[0]
     differences = {
         (world_size, name): largest_difference(found[world_size][name], expected)
-        for world_size, name in [(1, "1"), *((2, name) for name in ("0", "1", "2", "3", "3 offload"))]
+        for world_size, name in [(1, "1"), *((2, name) for name in ("0", "1", "2", "3", "2 offload", "3 offload"))]
     }
     print("largest relative difference of losses and norms in fp32:", differences)
     assert max(differences.values()) < 1e-5

@@ -48,7 +48,9 @@ def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
         for name in names:
             yield _finish(name, settings)
         return
-    with ProcessPoolExecutor(settings.processes, multiprocessing.get_context("spawn")) as pool:
+    spawning = multiprocessing.get_context("spawn")
+    # A process of its own for each: kernels that torch keeps for every length of a batch take gigabytes in time.
+    with ProcessPoolExecutor(settings.processes, spawning, max_tasks_per_child=1) as pool:
         runs = [pool.submit(_finish, name, settings) for name in names]
         try:
             for run in as_completed(runs):
