@@ -256,7 +256,6 @@ _CLUSTER = "a cluster elsewhere; tests/jobs/test_submit.py submits every job to 
 CANNOT_RUN: Mapping[str, str] = {
     "make test": "it would run these tests again",
     "make demo": "it installs packages; tests/jobs/test_cli.py has its first part, the chapter 'science' its second",
-    "make demo-science": "minutes of training; the chapter 'science' has its command",
     "make science": "an hour of training; the chapter 'science' has its command",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
     "ureca curate IMAGES OUTPUT --proposals.kind sam --proposals.checkpoint sam_vit_h.pth": _VIT_H,
