@@ -161,7 +161,12 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
     def _shown(
         self, input_ids: torch.Tensor | None, features: torch.Tensor | None, pixels: torch.Tensor | None
     ) -> ShownTiles | None:
-        if not isinstance(self.mask_encoder, FusedMaskEncoder) or None in (input_ids, features, pixels):
+        if (
+            not isinstance(self.mask_encoder, FusedMaskEncoder)
+            or input_ids is None
+            or features is None
+            or pixels is None
+        ):
             return None
         tiles = image_tile_of_mask_tile(
             input_ids,

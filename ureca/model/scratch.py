@@ -103,15 +103,14 @@ def _start(model: UrecaForConditionalGeneration) -> None:
         elif "position_embeddings" in name:
             parameter[0, 1:] = _POSITION_SCALE * _positions(*parameter[0, 1:].shape)
     for module in model.modules():
-        weight = getattr(module, "weight", None)
         if isinstance(module, MaskLinear):
-            weight.normal_(0, (TYPICAL_COVERAGE * module.in_features) ** -0.5)
+            module.weight.normal_(0, (TYPICAL_COVERAGE * module.in_features) ** -0.5)
         elif isinstance(module, PixelLinear):
-            weight.normal_(0, _PIXEL_GAIN * module.in_features**-0.5)
+            module.weight.normal_(0, _PIXEL_GAIN * module.in_features**-0.5)
         elif isinstance(module, AppearanceLinear | MaskConv2d | PixelConv2d):
             continue
-        elif isinstance(module, nn.Linear | nn.Conv2d) and id(weight) not in words:
-            weight.normal_(0, weight[0].numel() ** -0.5)
+        elif isinstance(module, nn.Linear | nn.Conv2d) and id(module.weight) not in words:
+            module.weight.normal_(0, module.weight[0].numel() ** -0.5)
 
 
 def _positions(num_places: int, width: int) -> torch.Tensor:
