@@ -23,7 +23,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path: Path) -> No
     output = Output(str(tmp_path / "out"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     slowly = [
-        "0.2" if word == "0.05" else word for word in command(tmp_path)
+        "0.5" if word == "0.05" else word for word in command(tmp_path)
     ]  # so that it does not end before it is told
     limited = [*slowly, "--limit", str(LIMIT)]
     with (tmp_path / "log").open("wb") as log:
