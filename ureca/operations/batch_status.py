@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import pyarrow.fs as pafs
 
 from ureca.corpus.storage import locate
-from ureca.dataset import Output
+from ureca.dataset import Output, UnitReport
 from ureca.operations.status import SILENCE_S, Status
 
 Unit = TypeVar("Unit")
@@ -17,16 +17,40 @@ _CLAIM = "claim.json"
 
 def batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
     """The status of the output of a batch verb; ``run`` is its record."""
-    sizes = output.unit_sizes()
-    written = written_at(output)
+    sizes, written = output.unit_sizes(), written_at(output)
+    report = None if quick else output.report()
+    num_total = sum(sizes.values())
+    return status_of_units(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
+
+
+def status_of_units(
+    output: Output,
+    run: Mapping[str, Any],
+    sizes: Mapping[Unit, int],
+    *,
+    written: Mapping[Unit, float],
+    num_total: int | None,
+    report: UnitReport | None,
+    now_s: float,
+) -> Status:
+    """The status of a run that writes units.
+
+    Args:
+        output: of the run.
+        run: its record.
+        sizes: images of each unit.
+        written: when each unit that is done was, in seconds since 1970.
+        num_total: images to be done; None: it is not known yet.
+        report: of all that is done; None: not looked up.
+        now_s: seconds since 1970.
+    """
     session = run["sessions"][-1]
     began_s = datetime.datetime.fromisoformat(session["started"]).timestamp()
-    num_total, num_done = sum(sizes.values()), sum(sizes[unit] for unit in written)
+    num_done = sum(sizes[unit] for unit in written)
     rate = rate_of(sizes, {unit: at for unit, at in written.items() if at >= began_s})
     state = run["state"]
     if state == "running" and now_s - max(began_s, claimed_at(output), *written.values()) > SILENCE_S:
         state = "lost"
-    report = None if quick else output.report()
     return Status(
         output=output.path.partition("?")[0],
         verb=run["verb"],
@@ -37,7 +61,7 @@ def batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: flo
         num_failed=None if report is None else report.num_failed,
         failures=None if report is None else report.failures,
         rate_per_s=rate,
-        left_s=(num_total - num_done) / rate if rate and state == "running" else None,
+        left_s=(num_total - num_done) / rate if rate and num_total and state == "running" else None,
         silent_s=max(0.0, now_s - max(written.values())) if written else None,
         session_started=session["started"],
         num_sessions=len(run["sessions"]),
