@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 from tests.lowest import constraints
 from tests.wheels import PIP, build_wheel
@@ -105,6 +106,16 @@ def test_the_lowest_versions_are_allowed_ones() -> None:
     for each in requirements():
         if each.name in lowest:
             assert each.specifier.contains(lowest[each.name]), each
+
+
+def test_the_versions_that_everybody_installs_are_allowed_ones() -> None:
+    text = (ROOT / "cluster" / "constraints.txt").read_text(encoding="utf-8")
+    installed = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
+    own_environments = {"vllm"}
+    for each in requirements():
+        if each.name not in own_environments:
+            name = next(name for name in installed if canonicalize_name(name) == canonicalize_name(each.name))
+            assert each.specifier.contains(installed[name]), each
 
 
 def test_every_dependency_has_its_licence_in_the_list() -> None:

@@ -49,7 +49,7 @@ def test_dependencies_are_a_layer_before_the_code() -> None:
     assert "--no-deps" in steps[installs[1]][1]
     # Of the code, the first layer has what pyproject.toml reads the version from.
     before = {source for name, arguments in steps[:code] if name == "COPY" for source in sources(arguments)}
-    assert before == {"pyproject.toml", "README.md", "LICENSE", "ureca/__init__.py"}
+    assert before == {"pyproject.toml", "README.md", "LICENSE", "cluster/constraints.txt", "ureca/__init__.py"}
 
 
 def test_its_extras_exist_and_serve_all_roles() -> None:

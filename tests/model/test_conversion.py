@@ -80,7 +80,7 @@ def test_the_authors_own_outputs_are_reproduced() -> None:
         masks = model.model.get_mask_features(io["mask_values"])
     assert torch.allclose(outputs.logits, io["logits"], atol=1e-4)
     assert torch.allclose(outputs.loss, io["loss"][0], atol=1e-4)
-    assert torch.allclose(outputs.image_hidden_states, io["image_features"], atol=1e-4)
+    assert torch.allclose(outputs.image_outputs.pooler_output, io["image_features"], atol=1e-4)
     assert torch.allclose(masks, io["mask_features"], atol=1e-4)
 
 

@@ -124,7 +124,7 @@ def test_gradients_are_the_same_with_checkpointing(model_and_processor: Tiny) ->
     for checkpointing in (False, True):
         model.train()
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.activation_checkpointing_enable()
         model.zero_grad()
         model(**inputs, labels=labels_of(model, inputs)).loss.backward()
         gradients.append([parameter.grad.clone() for parameter in model.parameters()])

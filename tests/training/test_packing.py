@@ -91,7 +91,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
     PackedLoss(model)(batch).backward()
     expected = gradients(model)
     model.train()
-    model.gradient_checkpointing_enable()
+    model.activation_checkpointing_enable()
     PackedLoss(model)(batch).backward()
     for name, gradient in gradients(model).items():
         assert torch.allclose(gradient, expected[name], atol=1e-6), name

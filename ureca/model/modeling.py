@@ -103,7 +103,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         mask_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
@@ -118,7 +118,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
             inputs_embeds: [B, L, D] instead of embedding `input_ids`.
             mm_encoder_outputs: {"image": result of `get_image_features`} instead of `pixel_values`; not with masks
                 for the fused encoder, which looks at pixels.
-            position_ids, past_key_values, kwargs: as the language model takes them.
+            position_ids, cache, kwargs: as the language model takes them.
 
         Raises:
             ValueError: with both counts, if features do not fit their placeholders.
@@ -126,7 +126,8 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
 
-        image_features = self._image_features(pixel_values, mm_encoder_outputs)
+        image_outputs = self._image_outputs(pixel_values, mm_encoder_outputs)
+        image_features = None if image_outputs is None else image_outputs.pooler_output
         if image_features is not None:
             inputs_embeds = fill_placeholders(
                 inputs_embeds, input_ids, self.config.image_token_id, image_features, "image"
@@ -141,22 +142,22 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
             inputs_embeds=inputs_embeds,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             **kwargs,
         )
-        return InternVLModelOutputWithPast(**outputs, image_hidden_states=image_features)
+        return InternVLModelOutputWithPast(**outputs, image_outputs=image_outputs)
 
-    def _image_features(
+    def _image_outputs(
         self,
         pixel_values: torch.Tensor | None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
-    ) -> torch.Tensor | None:
+    ) -> BaseModelOutputWithPooling | None:
         encoded = (mm_encoder_outputs or {}).get("image")
         if pixel_values is not None and encoded is not None:
             raise ValueError("give either pixel_values or mm_encoder_outputs['image'], not both")
         if pixel_values is not None:
             encoded = self.get_image_features(pixel_values, return_dict=True)
-        return None if encoded is None else encoded.pooler_output
+        return encoded
 
     def _shown(
         self, input_ids: torch.Tensor | None, features: torch.Tensor | None, pixels: torch.Tensor | None
@@ -205,7 +206,7 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
         mask_values: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
@@ -225,7 +226,7 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
             mask_values=mask_values,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=cache,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
             **kwargs,
@@ -237,10 +238,10 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
         return InternVLCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
+            cache=outputs.cache,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
-            image_hidden_states=outputs.image_hidden_states,
+            image_outputs=outputs.image_outputs,
         )
 
 

@@ -99,8 +99,8 @@ class RegionPrompts:
         outputs = self.model.model(input_ids=self._tokens(text), pixel_values=pixel_values, use_cache=True)
         shown = None
         if isinstance(self.model.model.mask_encoder, FusedMaskEncoder):
-            shown = ShownTiles.one_by_one(outputs.image_hidden_states, pixel_values.to(self.model.dtype))
-        return EncodedImage(Prefix.from_cache(outputs.past_key_values), shown)
+            shown = ShownTiles.one_by_one(outputs.image_outputs.pooler_output, pixel_values.to(self.model.dtype))
+        return EncodedImage(Prefix.from_cache(outputs.cache), shown)
 
     def _tokens(self, text: str) -> torch.Tensor:
         token_ids = self.processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids

@@ -95,7 +95,7 @@ def _read(
         inputs_embeds=embeddings,
         attention_mask=mask,
         position_ids=positions,
-        past_key_values=cache,
+        cache=cache,
         use_cache=True,
         shared_prefixes=SharedPrefixes(tuple(group[0] for group in groups), tuple(len(group) for group in groups)),
     )
