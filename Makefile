@@ -104,10 +104,10 @@ bench-serve: $(VENV)/.dev
 soak-serve: $(VENV)/.dev  ## the service scales, drains, outlives kills, and does not grow in five minutes; takes twelve
 	$(BIN)/python -m pytest -s -m long tests/pipelines/test_serve_draining.py tests/pipelines/test_serve_soak.py
 
-audit: $(VENV)/.dev  ## known vulnerabilities of the installed versions; needs the network
+audit:  ## known vulnerabilities of the installed versions; needs the network, and fails where nothing could be asked
 	$(PYTHON) -m venv $(VENV)-audit
 	$(VENV)-audit/bin/python -m pip install --quiet pip-audit
-	$(VENV)-audit/bin/pip-audit --path "$$($(BIN)/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+	$(VENV)-audit/bin/pip-audit --strict --no-deps --disable-pip --requirement $(CONSTRAINTS)
 
 # The report's tests drive a browser. Without one, and without the right to install one, they skip and say so.
 browser:

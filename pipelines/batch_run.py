@@ -14,6 +14,7 @@ from ray.data import Dataset as RayDataset
 from pipelines.actors import Session
 from pipelines.assembly import assembled
 from pipelines.blocks import TablesToTables, manifest_items, pending_units
+from pipelines.interrupt import noted_interrupts
 from pipelines.monitor import board
 from pipelines.pools import Work
 from pipelines.progress import Progress
@@ -112,8 +113,10 @@ def run_batch(
                 session = Session(claim, record.recipe)
                 together = manifest["row"].null_count < manifest.num_rows
                 work = Work(len(missing) + len(failed), num_images, session, are_read_together=together)
-                for report in _run(verb, output, settings, keep, work, progress=progress):
-                    progress.add(report)
+                with noted_interrupts() as raise_if_interrupted:
+                    for report in _run(verb, output, settings, keep, work, progress=progress):
+                        progress.add(report)
+                        raise_if_interrupted()
                 progress.close()
         except BaseException:
             progress.close()

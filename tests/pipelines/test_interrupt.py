@@ -5,16 +5,54 @@ import re
 import signal
 import subprocess
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
 
+from pipelines.interrupt import noted_interrupts
 from tests.drawn import write_corpus
 from tests.pipelines.test_kill import ROOT, command, wait_for_parts
 from ureca.dataset import Output
 
 LIMIT = 24
+
+
+class InterruptedWhereItIsIgnored:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
+    earlier = signal.getsignal(signal.SIGINT)
+    with noted_interrupts() as raise_if_interrupted:
+        raise_if_interrupted()
+        for _ in [InterruptedWhereItIsIgnored()]:
+            pass
+        del _
+        with pytest.raises(KeyboardInterrupt):
+            raise_if_interrupted()
+    assert signal.getsignal(signal.SIGINT) is earlier
+
+
+def test_an_interrupt_is_raised_at_once_where_it_can_be() -> None:
+    with pytest.raises(KeyboardInterrupt), noted_interrupts():
+        signal.raise_signal(signal.SIGINT)
+        pytest.fail("not reached")
+
+
+def test_beside_the_main_thread_nothing_is_changed() -> None:
+    earlier = signal.getsignal(signal.SIGINT)
+
+    def look() -> object:
+        with noted_interrupts() as raise_if_interrupted:
+            raise_if_interrupted()
+            return signal.getsignal(signal.SIGINT)
+
+    with ThreadPoolExecutor(1) as threads:
+        assert threads.submit(look).result() is earlier
 
 
 @pytest.mark.timeout(400)
