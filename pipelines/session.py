@@ -13,6 +13,7 @@ import ray
 from ray.data import DataContext
 from ray.exceptions import RayError
 
+from pipelines.block_statistics import drop_block_statistics
 from pipelines.placement import Room
 from ureca import errors
 from ureca.errors import DataError, UrecaError
@@ -106,6 +107,7 @@ def _session(least_cpus: int) -> Iterator[Cluster]:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.enable_operator_progress_bars = False
+    drop_block_statistics(context)
     try:
         resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
         yield Cluster(resources.get("CPU", 0), resources.get("GPU", 0), may_grow, _nodes() if may_grow else ())

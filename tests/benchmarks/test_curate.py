@@ -32,7 +32,7 @@ def test_shares_are_of_the_places_and_the_end_is_told_apart() -> None:
         num_calls=200,
         taken_s=taken_s,
         cpu_s={"CurateActor": 1.0, "other": 0.5},
-        peak_mib={},
+        memory_mib={},
         record={"totals": {"latency_ms": {"1": 1}}},
         captions={},
     )

@@ -91,7 +91,7 @@ def _measure(folder: Path, num_images: int) -> Run:
     report = Output.of_run(str(output)).report()
     if report.num_images != num_images or report.num_failed:
         raise RuntimeError(f"{report.num_images} of {num_images} images, of which {report.num_failed} failed")
-    return Run(num_images, report.num_regions, time.monotonic() - began, processes.peak_mib)
+    return Run(num_images, report.num_regions, time.monotonic() - began, processes.peak_mib())
 
 
 def _row(run: Run) -> str:

@@ -19,13 +19,13 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ureca.benchmarks.chat_endpoint import BIN_S, endpoint_process
-from ureca.benchmarks.processes import ProcessTree
+from ureca.benchmarks.processes import ProcessTree, settled_mib
 from ureca.benchmarks.scene_corpus import write_scene_corpus
 from ureca.corpus.listing import list_images
 from ureca.corpus.manifest import ManifestEntry
@@ -71,7 +71,7 @@ class Run:
         num_calls: answers of the endpoint.
         taken_s: seconds that places were taken, in each ``BIN_S`` since the first request.
         cpu_s: CPU seconds by role.
-        peak_mib: most memory of its own of any one process, by role.
+        memory_mib: of its own of the process that had most, twice a second, by role.
         record: run.json.
         captions: final ones by image and region.
     """
@@ -79,7 +79,7 @@ class Run:
     num_calls: int
     taken_s: Sequence[float]
     cpu_s: dict[str, float]
-    peak_mib: dict[str, float]
+    memory_mib: Mapping[str, Sequence[float]]
     record: dict[str, Any]
     captions: Captions
 
@@ -125,7 +125,10 @@ def _run(folder: Path, arguments: argparse.Namespace) -> int:
     for job in jobs:
         runs.append(_measure(folder, job, arguments))
         print(_row(job, runs[-1], arguments), flush=True)
-    print(f"\nmost memory of any one process, without what it shares with others, in MiB:\n{_memory(jobs, runs)}")
+    print(
+        "\nmost memory of any one process, without what it shares with others, in MiB (and medians of the second and "
+        f"of the last quarter of its time):\n{_memory(jobs, runs)}"
+    )
     captions, sequential_s = _sequential(folder, jobs[-1], arguments)
     return _compare(jobs, runs, captions, sequential_s, arguments)
 
@@ -169,7 +172,7 @@ def _measure(folder: Path, job: Job, arguments: argparse.Namespace) -> Run:
         stats["num_answers"],
         stats["busy_s"],
         cpu_s,
-        processes.peak_mib,
+        processes.memory_mib,
         output.run(),
         {(row["image_id"], region["region_id"]): region["caption"] for row in rows for region in row["regions"]},
     )
@@ -206,9 +209,16 @@ def _mean(shares: Sequence[float]) -> str:
 def _memory(jobs: Sequence[Job], runs: Sequence[Run]) -> str:
     lines = ["| job | curating actor | masks | driver |", "|---|---|---|---|"]
     for job, run in zip(jobs, runs, strict=True):
-        peaks = " | ".join(f"{run.peak_mib.get(role, float('nan')):.0f}" for role in (_CURATE, _PROPOSE, _DRIVER))
-        lines.append(f"| {job.name} | {peaks} |")
+        cells = (_memory_cell(run.memory_mib.get(role, ())) for role in (_CURATE, _PROPOSE, _DRIVER))
+        lines.append(f"| {job.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _memory_cell(looks: Sequence[float]) -> str:
+    if not looks:
+        return "not seen"
+    earlier, later = settled_mib(looks)
+    return f"{max(looks):.0f} ({earlier:.0f} to {later:.0f})"
 
 
 def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[Captions, float]:

@@ -1,6 +1,8 @@
 """CPU time and memory of a process and all below it, by what they are called. Linux only."""
 
+import math
 import os
+import statistics
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,27 +19,42 @@ class ProcessTree:
         roles: what a command line must contain to count for a role; the first that fits; else "other".
 
     Attributes:
-        peak_mib: most memory of its own that any one process of a role was seen with; Ray's object store, which
-            processes share, and files do not count.
+        memory_mib: at each look at a role, the memory of its own of the process that had most; Ray's object store,
+            which processes share, and files do not count.
     """
 
     def __init__(self, root: int, roles: Sequence[str]) -> None:
         self._root = root
         self._roles = roles
         self._used_s: dict[int, tuple[str, float]] = {}
-        self.peak_mib: dict[str, float] = {}
+        self.memory_mib: dict[str, list[float]] = defaultdict(list)
 
     def sample(self) -> dict[str, float]:
         """CPU seconds by role so far."""
+        largest_mib: dict[str, float] = {}
         for pid, fields in _descendants(self._root):
             role = _role(pid, self._roles)
             if role is not None:
                 self._used_s[pid] = role, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-                self.peak_mib[role] = max(_own_mib(pid), self.peak_mib.get(role, 0.0))
+                largest_mib[role] = max(_own_mib(pid), largest_mib.get(role, 0.0))
+        for role, mib in largest_mib.items():
+            self.memory_mib[role].append(mib)
         totals: dict[str, float] = defaultdict(float)
         for role, used_s in self._used_s.values():
             totals[role] += used_s
         return dict(totals)
+
+    def peak_mib(self) -> dict[str, float]:
+        """Most memory that any one process of a role was seen with."""
+        return {role: max(looks) for role, looks in self.memory_mib.items()}
+
+
+def settled_mib(looks: Sequence[float]) -> tuple[float, float]:
+    """Medians of the second and of the last quarter of the looks at a role: what it grows by once it has begun."""
+    quarter = len(looks) // 4
+    if not quarter:
+        return math.nan, math.nan
+    return statistics.median(looks[quarter : 2 * quarter]), statistics.median(looks[-quarter:])
 
 
 def _descendants(root: int) -> Iterator[tuple[int, list[str]]]:
