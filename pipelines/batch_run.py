@@ -16,7 +16,7 @@ from pipelines.assembly import assembled
 from pipelines.blocks import TablesToTables, manifest_items, pending_units
 from pipelines.interrupt import noted_interrupts
 from pipelines.monitor import board
-from pipelines.pools import Work
+from pipelines.pools import Work, lacking
 from pipelines.progress import Progress
 from pipelines.run_record import RunRecord
 from pipelines.session import Cluster, ray_session
@@ -145,6 +145,8 @@ def _run(
         board(work.session.board_name) as engines,
         progress.watching(engines),
     ):
+        if waits_for := lacking(graph_settings.resources, cluster):
+            print(waits_for, file=sys.stderr)
         items = manifest_items(output)
         pieces = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
         # Every row is a block: a stage hands on what it has made while it makes the next.

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 import pyarrow as pa
-from pydantic import BaseModel
 
 from pipelines.actors import RowStage
 from pipelines.batch_run import BatchVerb
@@ -73,7 +72,7 @@ def estimate(verb: BatchVerb[Settings], settings: Settings, rehearsal: Rehearsal
     sample = asyncio.run(_go_through(drawn, rehearsal, verb.dataset, stage))
     num_units = len(unit_offsets(num_to_do, settings.images_per_unit)) - 1
     cluster = Cluster(planning.num_cpus or max(2, os.cpu_count() or 1), planning.num_gpus, may_grow=False)
-    resources: BaseModel = settings.resources  # type: ignore[attr-defined]
+    resources = settings.resources
     pools = plan_pools(resources, Work(num_units, num_to_do), cluster)
     names = [name for name, each in resources if isinstance(each, ActorResources)]
     actors = {name: pool.initial_size or 1 for name, pool in zip(names, pools, strict=True)}

@@ -46,8 +46,9 @@ def plan_pools(
 ) -> list[ActorPoolStrategy]:
     """The pools of a verb's stages of actors, in the order in which its resources name them.
 
-    A pool starts with as many of its actors as fit beside the other stages: an actor holds its CPUs for good, and one
-    stage could take them all and wait for ever for the next. It grows only where the cluster does.
+    A pool starts with as many of its actors as fit beside the other stages, and beside what others run on the cluster:
+    an actor holds its CPUs for good, and one stage could take them all and wait for ever for the next. It grows only
+    where the cluster may: nodes join it, or others leave.
 
     Args:
         resources: has ``ActorResources`` and ``TaskResources`` by stage.
@@ -59,8 +60,8 @@ def plan_pools(
         SettingsError: not even one actor of each stage fits on this machine, or one fits on no node of a cluster to
             which nobody adds nodes.
     """
-    stages = {name: stage for name, stage in resources if isinstance(stage, ActorResources)}
-    task_cpus = max([_RAY_TASK_CPUS, *(stage.num_cpus for _, stage in resources if isinstance(stage, TaskResources))])
+    stages = _stages(resources)
+    task_cpus = _task_cpus(resources)
     held_cpus = {name: stage.num_cpus for name, stage in stages.items()}
     held_gpus = {name: stage.num_gpus for name, stage in stages.items()}
     if cluster.nodes:
@@ -70,13 +71,14 @@ def plan_pools(
         _check_room("CPUs", held_cpus, cluster.num_cpus - task_cpus, where)
         _check_room("GPUs", held_gpus, cluster.num_gpus, where)
     wanted = {name: _wanted(stage, work.num_units, cluster) for name, stage in stages.items()}
+    free = cluster.free or Room(cluster.num_cpus, cluster.num_gpus)
     shares = [
-        _share(free, sum(each * wanted[name] for name, each in held.items()))
-        for free, held in ((cluster.num_cpus - task_cpus, held_cpus), (cluster.num_gpus, held_gpus))
+        _share(some, sum(each * wanted[name] for name, each in held.items()))
+        for some, held in ((free.num_cpus - task_cpus, held_cpus), (free.num_gpus, held_gpus))
     ]
     sizes = {name: max(1, int(number * min(shares))) for name, number in wanted.items()}
     if cluster.nodes:
-        sizes = sizes_that_fit(sizes, stages, cluster.nodes, beside=Room(task_cpus, 0))
+        sizes = sizes_that_fit(sizes, stages, cluster.free_nodes or cluster.nodes, beside=Room(task_cpus, 0))
     pools = []
     for name, stage in stages.items():
         first = sizes[name]
@@ -88,6 +90,27 @@ def plan_pools(
             ActorPoolStrategy(min_size=1, initial_size=first, max_size=most, max_concurrent_calls_per_actor=calls)
         )
     return pools
+
+
+def lacking(resources: BaseModel, cluster: Cluster) -> str | None:
+    """What a run waits for, for its user; None: what is free is enough to begin.
+
+    Args:
+        resources: as for ``plan_pools``.
+        cluster: what there is to run on.
+    """
+    if cluster.free is None:
+        return None
+    stages = _stages(resources).values()
+    num_cpus = sum(stage.num_cpus for stage in stages) + _task_cpus(resources)
+    least = Room(num_cpus, sum(stage.num_gpus for stage in stages))
+    if cluster.free.holds(least):
+        return None
+    whole = Room(cluster.num_cpus, cluster.num_gpus)
+    return (
+        f"of the cluster's {whole}, {cluster.free} are free; this run takes {least} at least, and waits until others "
+        "release them or nodes join (resources.STAGE.num_cpus and num_gpus: what an actor takes)"
+    )
 
 
 def images_in_flight(stage: AsyncActorResources, num_actors: int, engine_concurrency: int | None) -> int:
@@ -118,6 +141,14 @@ def _calls(stage: AsyncActorResources, num_images: int, work: Work) -> int:
     if stage.units_in_flight is not None:
         return math.ceil(stage.units_in_flight * work.num_pieces / work.num_units)
     return math.ceil(num_images * work.num_pieces / max(1, work.num_images)) + 1
+
+
+def _stages(resources: BaseModel) -> dict[str, ActorResources]:
+    return {name: stage for name, stage in resources if isinstance(stage, ActorResources)}
+
+
+def _task_cpus(resources: BaseModel) -> float:
+    return max([_RAY_TASK_CPUS, *(stage.num_cpus for _, stage in resources if isinstance(stage, TaskResources))])
 
 
 def _wanted(stage: ActorResources, num_units: int, cluster: Cluster) -> int:

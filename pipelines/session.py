@@ -3,13 +3,14 @@
 import logging
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.state import available_resources_per_node
 from ray.data import DataContext
 from ray.exceptions import RayError
 
@@ -30,12 +31,16 @@ class Cluster:
         num_gpus: GPUs.
         may_grow: it was there before, and nodes may join it; False: it is this machine.
         nodes: of it, where no autoscaler would add others that work waits for; empty: one would, or it is one machine.
+        free: what nobody holds at present; None: everything.
+        free_nodes: the same of each of the ``nodes``, in their order.
     """
 
     num_cpus: float
     num_gpus: float
     may_grow: bool
     nodes: tuple[Room, ...] = ()
+    free: Room | None = None
+    free_nodes: tuple[Room, ...] = ()
 
 
 @dataclass(slots=True)
@@ -109,8 +114,7 @@ def _session(least_cpus: int) -> Iterator[Cluster]:
     context.enable_operator_progress_bars = False
     drop_block_statistics(context)
     try:
-        resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-        yield Cluster(resources.get("CPU", 0), resources.get("GPU", 0), may_grow, _nodes() if may_grow else ())
+        yield _cluster(may_grow)
     except RayError as error:
         raise user_error(error) or error from error
     finally:
@@ -118,14 +122,34 @@ def _session(least_cpus: int) -> Iterator[Cluster]:
             ray.shutdown()
 
 
-def _nodes() -> tuple[Room, ...]:
-    """Those that are there, where no autoscaler is."""
+def _cluster(may_grow: bool) -> Cluster:
+    all_of_it = _room(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    if not may_grow:
+        return Cluster(all_of_it.num_cpus, all_of_it.num_gpus, may_grow)
+    nodes = _static_nodes()
+    free: Mapping[str, Mapping[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
+    return Cluster(
+        all_of_it.num_cpus,
+        all_of_it.num_gpus,
+        may_grow,
+        tuple(nodes.values()),
+        _room(ray.available_resources()),  # type: ignore[no-untyped-call]
+        tuple(_room(free.get(name, {})) for name in nodes),
+    )
+
+
+def _static_nodes() -> dict[str, Room]:
+    """Those that are there, by their ids, where no autoscaler is."""
     table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node for node in table if node["Alive"]]
     # Whoever starts nodes when work waits for them, `ray up` or KubeRay, names the group that each is of.
     if any(_NODE_GROUP in node["Labels"] for node in alive):
-        return ()
-    return tuple(Room(node["Resources"].get("CPU", 0), node["Resources"].get("GPU", 0)) for node in alive)
+        return {}
+    return {node["NodeID"]: _room(node["Resources"]) for node in alive}
+
+
+def _room(resources: Mapping[str, float]) -> Room:
+    return Room(resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def user_error(error: Exception) -> UrecaError | None:

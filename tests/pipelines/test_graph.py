@@ -3,6 +3,7 @@
 import asyncio
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from ray.data import ActorPoolStrategy
 from pipelines.blocks import manifest_items, pending_units
 from pipelines.curate import graph
 from pipelines.placement import Room
-from pipelines.pools import Work, plan_pools
+from pipelines.pools import Work, lacking, plan_pools
 from pipelines.session import Cluster
 from tests.drawn import write_corpus
 from ureca.corpus.listing import list_images
@@ -172,6 +173,36 @@ def test_pools_begin_with_what_finds_places(resources: dict[str, Any], expected:
     planned = settings_of(tmp_path, resources=resources).resources
     pools = plan_pools(planned, Work(100, 100), Cluster(18, 2, may_grow=True, nodes=NODES))
     assert [pool.initial_size for pool in pools] == expected
+
+
+@pytest.mark.parametrize(
+    ("free", "expected"), [(Room(9, 0), [(4, 8), (4, 8)]), (Room(5, 0), [(2, 8), (2, 8)]), (Room(0, 0), [(1, 8)] * 2)]
+)
+def test_pools_begin_beside_what_others_run(free: Room, expected: list[tuple[int, int]], tmp_path: Path) -> None:
+    each = {"num_actors": 8, "num_cpus": 1}
+    planned = settings_of(tmp_path, resources={"propose": each, "curate": each}).resources
+    pools = plan_pools(planned, Work(100, 100), Cluster(17, 0, may_grow=True, free=free))
+    assert [(pool.initial_size, pool.max_size) for pool in pools] == expected
+
+
+def test_pools_begin_on_nodes_that_others_have_left_room_on(tmp_path: Path) -> None:
+    planned = settings_of(tmp_path, resources={"curate": {"num_cpus": 4}, "propose": {"num_actors": 1}}).resources
+    alone = Cluster(18, 2, may_grow=True, nodes=NODES)
+    shared = replace(alone, free=Room(10, 2), free_nodes=(Room(2, 0), Room(8, 1), Room(0, 1)))
+    sizes = [[pool.initial_size for pool in plan_pools(planned, Work(9, 9), each)] for each in (alone, shared)]
+    assert sizes == [[1, 4], [1, 2]]
+
+
+def test_it_is_said_what_a_run_waits_for(tmp_path: Path) -> None:
+    resources = settings_of(tmp_path, resources={"propose": {"num_cpus": 2, "num_gpus": 1}}).resources
+    assert lacking(resources, Cluster(8, 2, may_grow=False)) is None
+    assert lacking(resources, Cluster(8, 2, may_grow=True, free=Room(3.25, 1))) is None
+    for free in (Room(3, 1), Room(8, 0)):
+        told = lacking(resources, Cluster(8, 2, may_grow=True, free=free))
+        assert told is not None
+        assert told.startswith(
+            f"of the cluster's 8 CPUs and 2 GPUs, {free} are free; this run takes 3.25 CPUs and 1 GPUs"
+        )
 
 
 def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:

@@ -2,13 +2,18 @@
 
 import asyncio
 import traceback
+from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.exceptions import RayError
 
+from pipelines.curation_run import curate
 from pipelines.placement import Room
 from pipelines.session import kept_session, ray_session, user_error
+from tests.drawn import write_corpus
+from tests.pipelines.test_graph import settings_of
 from ureca.errors import AnswerError, SettingsError
 
 RAY = "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.Some: it"
@@ -48,13 +53,51 @@ def test_the_nodes_of_a_cluster_are_known_unless_others_would_come(monkeypatch: 
     with ray_session() as cluster:
         assert cluster.nodes == (Room(4, 0),)
     (node,) = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = [node, {**node, "Resources": {"GPU": 2.0}}, {**node, "Alive": False}]
+    nodes = [node, {**node, "NodeID": "other", "Resources": {"GPU": 2.0}}, {**node, "Alive": False}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     with ray_session() as cluster:
         assert cluster.nodes == (Room(4, 0), Room(0, 2))
+        assert cluster.free_nodes[1] == Room(0, 0)  # nothing is known of it
     nodes.append({**node, "Labels": {"ray.io/node-group": "gpu-workers"}})
     with ray_session() as cluster:
         assert cluster.nodes == ()
+
+
+class Other:
+    """Somebody else's actor."""
+
+    def here(self) -> bool:
+        return True
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_others_hold_of_a_cluster_is_known() -> None:
+    other: Any = ray.remote(Other).options(num_cpus=3).remote()
+    try:
+        assert ray.get(other.here.remote())
+        with ray_session() as cluster:
+            assert cluster.nodes == (Room(4, 0),)
+            assert cluster.free is not None
+            assert cluster.free.num_cpus <= 1
+            assert cluster.free_nodes == (cluster.free,)
+    finally:
+        ray.kill(other)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.timeout(120)
+def test_a_curation_begins_beside_what_others_run(tmp_path: Path) -> None:
+    """Half a CPU for each of three actors of two stages would be all that is free, and leave none for tasks."""
+    other: Any = ray.remote(Other).options(num_cpus=1).remote()
+    try:
+        assert ray.get(other.here.remote())
+        ids = write_corpus(tmp_path / "in", 8)
+        each = {"num_cpus": 0.5, "num_actors": 4}
+        settings = settings_of(tmp_path, images_per_unit=1, resources={"propose": each, "curate": each})
+        report = curate(settings, lambda num_images, num_to_do: None)
+        assert (report.num_images, report.num_failed) == (len(ids), 0)
+    finally:
+        ray.kill(other)
 
 
 @pytest.mark.usefixtures("ray_cluster")

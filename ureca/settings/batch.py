@@ -52,6 +52,9 @@ class BatchSettings(VerbSettings):
     )
     overwrite: bool = Field(default=False, description="remove what OUTPUT holds and start anew")
 
+    resources: BaseModel
+    """Of each stage; the verb's own type says which ones it has."""
+
     @property
     def selection(self) -> Selection:
         """Which images of INPUT are worked on."""
