@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import httpx2
@@ -121,6 +122,7 @@ def _serve(words: list[str], step: Step, addresses: Mapping[str, str]) -> object
     def use() -> None:
         try:
             _wait_until_ready()
+            _wait_until_it_takes_signals()
             if step.meanwhile:
                 said = subprocess.run(
                     words_of(step.meanwhile, addresses, {}), capture_output=True, text=True, check=True, timeout=60
@@ -155,12 +157,23 @@ def _wait_until_ready() -> None:
     raise TimeoutError("the service was never ready")
 
 
+def _wait_until_it_takes_signals() -> None:
+    deadline = time.monotonic() + 60
+    while signal.getsignal(signal.SIGTERM) is _nobody_listens:
+        assert time.monotonic() < deadline, "the service does not listen to SIGTERM"
+        time.sleep(0.05)
+
+
+def _nobody_listens(number: int, frame: FrameType | None) -> None:
+    """Handler of SIGTERM until the service has its own."""
+
+
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """A service takes signals for itself; afterwards they are what they were. One that comes too early is lost."""
+    """A service takes signals for itself; afterwards they are what they were."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before: dict[Any, Any] = {number: signal.getsignal(number) for number in numbers}
-    signal.signal(signal.SIGTERM, lambda *_: None)
+    signal.signal(signal.SIGTERM, _nobody_listens)
     try:
         yield
     finally:

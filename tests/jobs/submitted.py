@@ -63,6 +63,7 @@ def ray_head(num_cpus: int = 8) -> Iterator[Head]:
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
+        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # by default 3, then it kills
     }
     address = f"http://127.0.0.1:{dashboard}"
     environment |= {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address}
