@@ -20,22 +20,17 @@ def addresses(ray_cluster: None) -> Iterator[Mapping[str, str]]:
     del os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"]
 
 
-@pytest.mark.parametrize("chapter", CHAPTERS, ids=lambda chapter: chapter.name)
+_LONG = (pytest.mark.long, pytest.mark.timeout(900))
+
+
+@pytest.mark.parametrize(
+    "chapter",
+    [
+        *(pytest.param(chapter, id=chapter.name) for chapter in CHAPTERS),
+        *(pytest.param(chapter, id=chapter.name, marks=_LONG) for chapter in LONG_CHAPTERS),
+    ],
+)
 def test_commands_do_what_their_page_says(
-    chapter: Chapter,
-    addresses: Mapping[str, str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capfd: pytest.CaptureFixture[str],
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    run(chapter, addresses, capfd)
-
-
-@pytest.mark.long
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize("chapter", LONG_CHAPTERS, ids=lambda chapter: chapter.name)
-def test_longer_commands_do_what_their_page_says(
     chapter: Chapter,
     addresses: Mapping[str, str],
     tmp_path: Path,
