@@ -166,7 +166,7 @@ LONG_CHAPTERS = (
                 "BERTScore",
                 _TABLE,
                 instead={"num-gpus 1": "num-gpus 0"},
-                more=f"{_QUICK_TABLE} --bert-score.layer 1",
+                more=f"{_QUICK_TABLE} --metrics BERTScore --bert-score.layer 1",
             ),
             Step(
                 "ureca evaluate test.jsonl OUTPUT runs/ureca runs/ureca:{none,contour,crop}",

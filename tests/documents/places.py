@@ -62,11 +62,13 @@ def _answers(place: Path) -> None:
 
 
 def _captions(place: Path) -> None:
-    _images(place.parent / "captioned")
-    _checkpoint(place.parent / "captioner")
-    command = ["caption", str(place.parent / "captioned"), str(place), "--model", str(place.parent / "captioner")]
     annotated = ["--listing.annotations", "beside", "--proposals.kind", "annotations"]
-    assert main([*command, *annotated, "--captioner.max-new-tokens", "4"]) == 0
+    with TemporaryDirectory() as name:  # beside the captions, the images would be taken for those of the benchmark
+        folder = Path(name)
+        _images(folder / "images")
+        _checkpoint(folder / "captioner")
+        command = ["caption", str(folder / "images"), str(place), "--model", str(folder / "captioner")]
+        assert main([*command, *annotated, "--captioner.max-new-tokens", "4"]) == 0
 
 
 def _photograph(place: Path) -> None:
@@ -77,7 +79,6 @@ def _photograph(place: Path) -> None:
 
 def _photographs(place: Path) -> None:
     """The list of images that ``make demo`` leaves; drawn ones stand for its photographs."""
-    place.parent.mkdir()
     (place.parent / "a.png").write_bytes(png(drawn_image(1)[0]))
     place.write_text("a.png\n")
 
