@@ -95,7 +95,7 @@ test-latest: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)-latest
 	$(VENV)-latest/bin/python -m pip install --quiet --editable '.[dev]'
 	$(VENV)-latest/bin/python -m pytest
-	(grep '^#' $(CONSTRAINTS); $(VENV)-latest/bin/python -m pip freeze --exclude-editable) > $(VENV)-latest/constraints.txt
+	(grep '^#' $(CONSTRAINTS); $(VENV)-latest/bin/python -m pip freeze --all --exclude-editable --exclude pip) > $(VENV)-latest/constraints.txt
 	mv $(VENV)-latest/constraints.txt $(CONSTRAINTS)
 
 bench-serve: $(VENV)/.dev

@@ -147,5 +147,5 @@ def choose_precision(wanted: str) -> str:
     """``fp32`` or ``bf16``; ``auto`` is bf16 where the CPU has instructions for it, else it would be slower."""
     if wanted != "auto":
         return wanted
-    can = torch.cpu.get_capabilities()
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
     return "bf16" if can.get("avx512_bf16") or can.get("amx_bf16") else "fp32"
