@@ -39,7 +39,7 @@ def test_images_are_curated_by_what_pip_installs(tmp_path: Path) -> None:
     assert (outside / "curated" / "report.html").stat().st_size > 1000
     ureca("export", "curated", "--format", "jsonl", "--to", "train.jsonl")
     lines = [json.loads(line) for line in (outside / "train.jsonl").read_text().splitlines()]
-    assert {line["image"] for line in lines} == {f"img_{number:04d}.png" for number in range(3)}
+    assert {line["image"] for line in lines} == {f"img_{number:04d}" for number in range(3)}
     # What needs an extra says so, and how to get it.
     command = [environment / "bin" / "ureca", "init-tiny", "tiny"]
     refused = subprocess.run(command, cwd=outside, env=shell, capture_output=True, text=True, check=False)
