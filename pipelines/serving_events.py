@@ -74,6 +74,7 @@ async def respond(
             except Refusal as refusal:
                 yield on_error(refusal)
             except Exception as error:
+                # The status has been sent with the first event: only another event can say so. It is logged.
                 yield on_error(internal_error(error))
             else:
                 yield end
