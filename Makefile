@@ -8,7 +8,7 @@ DEMO ?= demo
 .PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
-	$(BIN)/python -m jobs.demo $(DEMO)
+	$(BIN)/python -m ureca.jobs.demo $(DEMO)
 	@if $(MAKE) --no-print-directory $(VENV)/.science; then $(MAKE) --no-print-directory demo-science; \
 		else echo "torch could not be installed: the second part, which trains, is left out"; fi
 	@if [ -d $(DEMO)/science/models ] && $(MAKE) --no-print-directory $(VENV)/.serve; then \
@@ -23,7 +23,7 @@ demo-science: $(VENV)/.science
 	@echo "the table so far: $(DEMO)/science/prompts.html; with more time: docs/science.md"
 
 demo-serve: $(VENV)/.serve  ## what demo-science trained captions a scene and a photograph, through the service
-	$(BIN)/python -m jobs.demo $(DEMO) serve
+	$(BIN)/python -m ureca.jobs.demo $(DEMO) serve
 
 science: $(VENV)/.science  ## what models learn, by how they are told which region is meant; about an hour on two cores
 	$(BIN)/ureca science science --tables docs/science

@@ -53,4 +53,4 @@ if ((others)); then
     wait_for "${#nodes[@]}"
 fi
 
-RAY_ADDRESS=$address "${on_head[@]}" python -m "jobs.$verb" "$@"
+RAY_ADDRESS=$address "${on_head[@]}" python -m "ureca.jobs.$verb" "$@"

@@ -1,0 +1,1 @@
+"""Entry points, one per command, and the command line."""

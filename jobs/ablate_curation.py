@@ -5,17 +5,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ureca.settings.ablation import AblationSettings
+from ureca.pipelines.ablation_settings import AblationSettings
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb, print the table, and write it as Markdown and JSON."""
     settings = AblationSettings.load(argv)
-    from pipelines.ablation import ablate
-    from ureca.atomic import replacing
-    from ureca.corpus.storage import locate
     from ureca.errors import SettingsError
-    from ureca.evaluation.ablation import to_markdown
+    from ureca.io import locate, replacing
+    from ureca.pipelines.ablation import ablate, to_markdown
 
     if not locate(settings.output).is_local:
         raise SettingsError(f"{settings.output} is not on this machine; name a folder for the tables and runs here")
@@ -30,6 +28,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

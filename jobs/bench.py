@@ -1,21 +1,21 @@
 """``ureca bench NAME``: measure both sides of a claim in one run and print the ratio."""
 
-import importlib
 import sys
 from collections.abc import Sequence
 
 from ureca.errors import SettingsError
+from ureca.jobs.checkout import import_from_checkout
 
 _BENCHMARKS = {
-    "tree": ("ureca.benchmarks.tree", "plant mask trees on run lengths, against decoding and comparing pixels"),
-    "caption": ("ureca.benchmarks.caption", "caption all regions of an image at once, against one call a region"),
-    "train": ("ureca.benchmarks.train", "train on all regions of an image at once, against one region a pass"),
-    "curate": ("ureca.benchmarks.curate", "curate with a stand-in endpoint, against one question at a time"),
-    "plan": ("ureca.benchmarks.plan", "predict a curation from a smaller one, against what it then takes"),
-    "resume": ("ureca.benchmarks.resume", "list and resume a corpus of a million images"),
-    "serve": ("ureca.benchmarks.serve", "requests a second of the service, against a batch size of one"),
-    "caption-memory": ("ureca.benchmarks.caption_memory", "memory of `ureca caption` as the corpus grows"),
-    "caption-corpus": ("ureca.benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
+    "tree": ("benchmarks.tree", "plant mask trees on run lengths, against decoding and comparing pixels"),
+    "caption": ("benchmarks.caption", "caption all regions of an image at once, against one call a region"),
+    "train": ("benchmarks.train", "train on all regions of an image at once, against one region a pass"),
+    "curate": ("benchmarks.curate", "curate with a stand-in endpoint, against one question at a time"),
+    "plan": ("benchmarks.plan", "predict a curation from a smaller one, against what it then takes"),
+    "resume": ("benchmarks.resume", "list and resume a corpus of a million images"),
+    "serve": ("benchmarks.serve", "requests a second of the service, against a batch size of one"),
+    "caption-memory": ("benchmarks.caption_memory", "memory of `ureca caption` as the corpus grows"),
+    "caption-corpus": ("benchmarks.caption_corpus", "caption a corpus on Ray, against a loop over its regions"),
 }
 
 
@@ -29,11 +29,11 @@ def main(argv: Sequence[str]) -> int:
     if argv[0] not in _BENCHMARKS:
         raise SettingsError(f"there is no benchmark {argv[0]!r}\n\n{usage}")
     module, _ = _BENCHMARKS[argv[0]]
-    status: int = importlib.import_module(module).main(list(argv[1:]))
+    status: int = import_from_checkout(module).main(list(argv[1:]))
     return status
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from ureca.settings.caption import CaptioningSettings
+from ureca.pipelines.caption_settings import CaptioningSettings
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns 1 when more rows failed than ``max_error_fraction`` allows."""
     settings = CaptioningSettings.load(argv)
-    from pipelines.captioning_run import caption, plan
-    from pipelines.summary import print_plan, print_summary
+    from ureca.pipelines.batch.runner import print_plan, print_summary
+    from ureca.pipelines.caption import caption, plan
 
     if settings.plan:
         print(plan(settings))
@@ -19,6 +19,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

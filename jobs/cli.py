@@ -8,23 +8,32 @@ from ureca import __version__
 from ureca.errors import UrecaError
 
 _VERBS = {
-    "curate": ("jobs.curate", "propose masks and caption every region of images, uniquely"),
-    "ablate-curation": ("jobs.ablate_curation", "curate with stages left out one by one, and compare the captions"),
-    "caption": ("jobs.caption", "caption the regions of images with a trained model"),
-    "serve": ("jobs.serve", "caption regions over HTTP, with a page"),
-    "report": ("jobs.report", "show what curate made as one HTML page"),
-    "plan": ("jobs.plan", "predict what a curation takes on other resources, from a small one"),
-    "export": ("jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
-    "scenes": ("jobs.scenes", "draw scenes with exact masks and captions that are true and unique by construction"),
-    "train": ("jobs.train", "train a checkpoint on captioned regions"),
-    "evaluate": ("jobs.evaluate", "compare models on a benchmark, in one table"),
-    "convert": ("jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
-    "init-tiny": ("jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
-    "init-scratch": ("jobs.init_scratch", "make an untrained small model that knows the words of a corpus"),
-    "status": ("jobs.status", "tell how far a run is, and what failed"),
-    "doctor": ("jobs.doctor", "check this machine, and say what to do"),
-    "science": ("jobs.science", "train small models on scenes and compare how they are told which region is meant"),
-    "bench": ("jobs.bench", "measure: `ureca bench` lists what"),
+    "curate": ("ureca.jobs.curate", "propose masks and caption every region of images, uniquely"),
+    "ablate-curation": (
+        "ureca.jobs.ablate_curation",
+        "curate with stages left out one by one, and compare the captions",
+    ),
+    "caption": ("ureca.jobs.caption", "caption the regions of images with a trained model"),
+    "serve": ("ureca.jobs.serve", "caption regions over HTTP, with a page"),
+    "report": ("ureca.jobs.report", "show what curate made as one HTML page"),
+    "plan": ("ureca.jobs.plan", "predict what a curation takes on other resources, from a small one"),
+    "export": ("ureca.jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
+    "scenes": (
+        "ureca.jobs.scenes",
+        "draw scenes with exact masks and captions that are true and unique by construction",
+    ),
+    "train": ("ureca.jobs.train", "train a checkpoint on captioned regions"),
+    "evaluate": ("ureca.jobs.evaluate", "compare models on a benchmark, in one table"),
+    "convert": ("ureca.jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
+    "init-tiny": ("ureca.jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
+    "init-scratch": ("ureca.jobs.init_scratch", "make an untrained small model that knows the words of a corpus"),
+    "status": ("ureca.jobs.status", "tell how far a run is, and what failed"),
+    "doctor": ("ureca.jobs.doctor", "check this machine, and say what to do"),
+    "science": (
+        "ureca.jobs.science",
+        "train small models on scenes and compare how they are told which region is meant",
+    ),
+    "bench": ("ureca.jobs.bench", "measure: `ureca bench` lists what"),
 }
 
 _EXTRA_OF_PACKAGE = {

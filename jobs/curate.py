@@ -3,14 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from ureca.settings.curate import CurateSettings
+from ureca.pipelines.curate_settings import CurateSettings
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns 1 when more rows failed than ``max_error_fraction`` allows."""
     settings = CurateSettings.load(argv)
-    from pipelines.curation_run import curate, plan
-    from pipelines.summary import print_plan, print_summary
+    from ureca.pipelines.batch.runner import print_plan, print_summary
+    from ureca.pipelines.curate import curate, plan
 
     if settings.plan:
         print(plan(settings))
@@ -19,6 +19,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

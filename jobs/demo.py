@@ -8,10 +8,10 @@ from pathlib import Path
 
 import skimage
 
-from jobs import curate, report
-from jobs.serve import ending
-from ureca.dataset import Output
-from ureca.settings.serve import ServeSettings
+from ureca.data.output import Output
+from ureca.jobs import curate, report
+from ureca.jobs.serve import ending
+from ureca.pipelines.serve_settings import ServeSettings
 
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 _SHIPPED = Path(skimage.__file__).parent / "data"
@@ -43,7 +43,7 @@ def _serve(folder: Path) -> int:
 
     It stays up for whoever sits at a terminal.
     """
-    from pipelines.serve import serving
+    from ureca.pipelines.serve import serving
 
     trained = folder / "science"
     model = trained / "models" / "dynamic" / "model"
@@ -62,7 +62,7 @@ def _serve(folder: Path) -> int:
 
 def _show_scene(address: str, scenes: Path) -> None:
     """What the model says of the first scene's largest regions, beside what is true."""
-    from pipelines.serving_client import captions
+    from ureca.pipelines.serving.client import captions
 
     scene = next(iter(Output.of_run(str(scenes)).rows()))
     image = Path(scene["uri"])
@@ -76,7 +76,7 @@ def _show_scene(address: str, scenes: Path) -> None:
 
 def _show_photograph(address: str, image: Path) -> None:
     """What the model says of the largest regions that the service finds in a photograph."""
-    from pipelines.serving_client import captions, largest_regions
+    from ureca.pipelines.serving.client import captions, largest_regions
 
     regions = largest_regions(address, image, _CAPTIONS_SHOWN)
     print(f"\n{image}, a photograph; the largest regions that the service finds in it:")
@@ -94,6 +94,6 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

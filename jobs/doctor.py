@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from ureca.operations.doctor import Finding
+    from ureca.ops.doctor import Finding
 
 _WIDTH = 100
 
@@ -35,17 +35,14 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _findings(places: Sequence[str], *, with_ray: bool) -> Iterator["Finding"]:
-    from ureca.operations.doctor.machine import check_machine
-    from ureca.operations.doctor.packages import check_packages
-    from ureca.operations.doctor.places import check_places
-    from ureca.operations.doctor.programs import check_programs
+    from ureca.ops.doctor import check_machine, check_packages, check_places, check_programs
 
     yield from check_packages()
     yield from check_machine()
     yield from check_programs()
     yield from check_places(places)
     if with_ray:
-        from pipelines.doctor import check_ray
+        from ureca.pipelines.batch.session import check_ray
 
         yield check_ray()
 
@@ -58,6 +55,6 @@ def _text(finding: "Finding") -> str:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -4,23 +4,23 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ureca.settings.evaluate import EvaluateSettings
+from ureca.pipelines.evaluate_settings import EvaluateSettings
 
 if TYPE_CHECKING:
-    from pipelines.evaluation_run import Evaluation
+    from ureca.pipelines.evaluate import Evaluation
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns 1 when of a model more images failed than ``max_error_fraction`` allows."""
     settings = EvaluateSettings.load(argv)
-    from pipelines.evaluation_run import evaluate
+    from ureca.pipelines.evaluate import evaluate
 
     evaluation = evaluate(settings, tell=lambda text: print(text, file=sys.stderr))
     return _print(evaluation, settings)
 
 
 def _print(evaluation: "Evaluation", settings: EvaluateSettings) -> int:
-    from ureca.evaluation.tables import to_text
+    from ureca.evaluation.tables.formats import to_text
 
     print(to_text(evaluation.table))
     folder = settings.output.partition("?")[0].rstrip("/")
@@ -39,6 +39,6 @@ def _print(evaluation: "Evaluation", settings: EvaluateSettings) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

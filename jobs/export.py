@@ -1,12 +1,12 @@
-"""A run's captions in other formats: ``python -m jobs.export OUTPUT --format coco --to captions.json``."""
+"""A run's captions in other formats: ``python -m ureca.jobs.export OUTPUT --format coco --to captions.json``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ureca.dataset import Output
-from ureca.export import Selection, export_coco, export_jsonl, export_parquet
+from ureca.data.export import Selection, export_coco, export_jsonl, export_parquet
+from ureca.data.output import Output
 
 
 def main(argv: Sequence[str]) -> int:
@@ -52,6 +52,6 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -7,7 +7,7 @@ from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
-from ureca.settings.scratch_sizes import ScratchSizes
+from ureca.model.settings import ScratchSizes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -31,8 +31,8 @@ def main(argv: Sequence[str]) -> int:
     arguments = parser.parse_args(argv)
     sizes = ScratchSizes(**{field.name: getattr(arguments, field.name) for field in fields(ScratchSizes)})
 
-    from ureca.dataset import Output
-    from ureca.model.scratch import build_scratch
+    from ureca.data.output import Output
+    from ureca.model.initialization import build_scratch
 
     rows = Output(arguments.captions).rows()
     captions = (region["caption"] for row in rows for region in row["regions"] if region["caption"])
@@ -51,6 +51,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.model.settings import TinySizes
 
 
 def main(argv: Sequence[str]) -> int:
@@ -22,7 +22,7 @@ def main(argv: Sequence[str]) -> int:
     destination, seed = arguments.pop("destination"), arguments.pop("seed")
     sizes = TinySizes(**arguments)
 
-    from ureca.model.tiny import save_tiny
+    from ureca.model.initialization import save_tiny
 
     save_tiny(destination, sizes, seed=seed)
     print(f"wrote a random checkpoint to {destination}")
@@ -30,6 +30,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -12,30 +12,29 @@ from typing import TYPE_CHECKING
 import yaml
 
 if TYPE_CHECKING:
-    from ureca.settings.curate import CurateSettings
-    from ureca.simulation.calibration import Calibrated
-    from ureca.simulation.measured import Measured
+    from ureca.ops.forecast import Calibrated
+    from ureca.ops.measured import Measured
+    from ureca.pipelines.curate_settings import CurateSettings
 
 
 def main(argv: Sequence[str]) -> int:
     """Simulate and print; nothing runs and nothing is written."""
     arguments, changes = _parser().parse_known_args(argv)
-    from pipelines.planning import arrangement_of
-    from ureca.simulation.calibration import calibrate
-    from ureca.simulation.forecast import forecast, unit_sizes
-    from ureca.simulation.measured import measured as measure
-    from ureca.simulation.text import forecast_text
+    from ureca.ops.forecast import calibrate, forecast, forecast_text, unit_sizes
+    from ureca.ops.measured import measured as measure
+    from ureca.pipelines.curate_settings import CurateSettings
+    from ureca.pipelines.plan import arrangement_of
 
     measured = measure(arguments.measured)
     before = arrangement_of(
-        measured.settings,
+        CurateSettings(**measured.settings),
         measured.num_images,
         pixels_per_image=measured.pixel_bytes / 3,
         num_cpus=arguments.measured_cpus or _cpus_here(),
         num_gpus=arguments.measured_gpus,
         engine_places=arguments.measured_engine_places,
     )
-    calibrated = calibrate(measured, before, unit_sizes(measured.num_images, measured.settings.images_per_unit))
+    calibrated = calibrate(measured, before, unit_sizes(measured.num_images, measured.settings["images_per_unit"]))
     calibrated = _overridden(calibrated, arguments)
     settings = _changed(measured, arguments.config, changes)
     after = arrangement_of(
@@ -115,9 +114,9 @@ def _overridden(calibrated: "Calibrated", arguments: argparse.Namespace) -> "Cal
 
 def _changed(measured: "Measured", config: str | None, changes: Sequence[str]) -> "CurateSettings":
     """The settings of the measured run, or of a file, with flags over them."""
-    from ureca.settings.curate import CurateSettings
+    from ureca.pipelines.curate_settings import CurateSettings
 
-    before = measured.settings
+    before = CurateSettings(**measured.settings)
     with tempfile.TemporaryDirectory() as folder:
         base = Path(folder, "measured.yaml")
         base.write_text(yaml.safe_dump(before.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
@@ -126,6 +125,6 @@ def _changed(measured: "Measured", config: str | None, changes: Sequence[str]) -
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -1,14 +1,14 @@
-"""A run as one HTML page: ``python -m jobs.report OUTPUT``."""
+"""A run as one HTML page: ``python -m ureca.jobs.report OUTPUT``."""
 
 import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ureca.corpus.storage import locate
-from ureca.dataset import Output
+from ureca.data.output import Output
 from ureca.errors import SettingsError
-from ureca.report import write_report
+from ureca.io import locate
+from ureca.report.page import write_report
 
 
 def main(argv: Sequence[str]) -> int:
@@ -61,6 +61,6 @@ def _default_target(output: str) -> Path:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

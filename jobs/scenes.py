@@ -1,4 +1,4 @@
-"""Drawn scenes with exact masks and decidable captions: ``python -m jobs.scenes DST --images 1000 --seed 0``."""
+"""Drawn scenes with exact masks and decidable captions: ``python -m ureca.jobs.scenes DST --images 1000 --seed 0``."""
 
 import argparse
 import sys
@@ -63,6 +63,6 @@ def _size(text: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -3,15 +3,14 @@
 import sys
 from collections.abc import Sequence
 
-from ureca.settings.science import ScienceSettings
+from ureca.jobs.checkout import import_from_checkout
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment, or what is missing of it."""
-    settings = ScienceSettings.load(argv)
-    from ureca.evaluation.tables import read_table
-    from ureca.evaluation.tables.plain import to_text
-    from ureca.science.experiment import run_science
+    settings = import_from_checkout("experiments.science.settings").ScienceSettings.load(argv)
+    run_science = import_from_checkout("experiments.science.experiment").run_science
+    from ureca.evaluation.tables.formats import read_table, to_text
 
     paths = run_science(settings)
     for path in paths:
@@ -23,6 +22,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

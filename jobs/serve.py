@@ -5,13 +5,13 @@ import sys
 import threading
 from collections.abc import Sequence
 
-from ureca.settings.serve import ServeSettings
+from ureca.pipelines.serve_settings import ServeSettings
 
 
 def main(argv: Sequence[str]) -> int:
     """Serve until interrupted or told to end; returns 0."""
     settings = ServeSettings.load(argv)
-    from pipelines.serve import serving
+    from ureca.pipelines.serve import serving
 
     with serving(settings) as address:
         ended = ending()
@@ -30,6 +30,6 @@ def ending() -> threading.Event:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

@@ -13,8 +13,7 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--quick", action="store_true", help="list files without opening them: failures stay unknown")
     arguments = parser.parse_args(argv)
 
-    from ureca.operations.status import status_of
-    from ureca.operations.status_text import status_text
+    from ureca.ops.status import status_of, status_text
 
     status = status_of(arguments.output, quick=arguments.quick)
     print(status.model_dump_json(indent=2) if arguments.json else status_text(status))
@@ -22,6 +21,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

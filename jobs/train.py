@@ -4,16 +4,16 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from ureca.settings.train import TrainSettings
+from ureca.pipelines.train_settings import TrainSettings
 
 if TYPE_CHECKING:
-    from pipelines.train import TrainReport
+    from ureca.pipelines.train import TrainReport
 
 
 def main(argv: Sequence[str]) -> int:
     """Run the verb; a run that cannot reach its last step is an error, of status 2."""
     settings = TrainSettings.load(argv)
-    from pipelines.train import train
+    from ureca.pipelines.train import train
 
     print(_summary(train(settings, on_plan=_print_plan)))
     return 0
@@ -41,6 +41,6 @@ def _summary(report: "TrainReport") -> str:
 
 
 if __name__ == "__main__":
-    from jobs.cli import run_verb
+    from ureca.jobs.cli import run_verb
 
     sys.exit(run_verb(main, sys.argv[1:]))

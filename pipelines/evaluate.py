@@ -1,84 +1,237 @@
-"""Judging captions of a benchmark as a Ray Data graph: stored manifest -> judgements, written unit by unit."""
+"""``evaluate``: a benchmark is stored, captioned by each model, judged and made a table of."""
 
-from collections.abc import Iterable
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
 
-import pyarrow as pa
-from ray.data import Dataset
+from ureca import __version__
+from ureca import io as storage
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.run_record import now
+from ureca.errors import OutputError, SettingsError
+from ureca.evaluation import scoring as collecting
+from ureca.evaluation.benchmarks.base import Sample
+from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.stored import StoredBenchmark
+from ureca.evaluation.measures import Measure, Unmeasured
+from ureca.evaluation.metrics.bert_score import check_encoder
+from ureca.evaluation.metrics.java import tokenize
+from ureca.evaluation.metrics.scoring import measure_captions
+from ureca.evaluation.models import EvaluatedModel, parse_models
+from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
+from ureca.evaluation.tables.formats import to_forms
+from ureca.evaluation.uniqueness import measure_duplicates
+from ureca.io import below, locate
+from ureca.masks.generators.settings import FromRegions
+from ureca.model.checkpoint_files import identify
+from ureca.pipelines.batch.runner import print_plan
+from ureca.pipelines.batch.session import kept_session
+from ureca.pipelines.caption import caption, usable_checkpoint
+from ureca.pipelines.caption_settings import CaptioningSettings, CaptionResources
+from ureca.pipelines.evaluate_settings import EvaluateSettings
+from ureca.pipelines.judge import Judging
+from ureca.schema import CAPTIONS_DATASET
 
-from pipelines.actors import WritingActor
-from pipelines.blocks import TablesToTables, pending_rows, read_units
-from pipelines.pools import Work, images_in_flight, plan_pools
-from pipelines.session import Cluster
-from ureca.captioning.adopt import adopt
-from ureca.curation.listener import PromptedListener
-from ureca.curation.stages import ProposedUnit
-from ureca.dataset import Output
-from ureca.dataset.attempts import Attempts
-from ureca.evaluation.judging import Judges, JudgeStage
-from ureca.evaluation.metrics.bert_score import BertScorer
-from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
-from ureca.settings.components import build_chat_model, build_encoder
-from ureca.settings.judging import Asking, JudgeSettings
+_BENCHMARK, _MODELS, _JUDGED, _TABLE = "benchmark", "models", "judged", "table"
 
-
-class JudgeActor(WritingActor[JudgeSettings]):
-    """Holds an encoder, a listener and BERTScore's model, as far as they are asked."""
-
-    name = "judge"
-    dataset = JUDGED_DATASET
-
-    def build(
-        self, settings: JudgeSettings, images_in_flight: int, attempts: Attempts, recipe: str | None
-    ) -> JudgeStage:
-        """Build the stage, with what it loads."""
-        return JudgeStage(
-            Output(settings.input, BENCHMARK_DATASET),
-            None if settings.captions is None else Output(settings.captions, CAPTIONS_DATASET),
-            build_judges(settings),
-            settings.image_limits,
-            images_in_flight,
-            attempts,
-        )
-
-    def units(self, batch: pa.Table) -> Iterable[ProposedUnit]:
-        """Units of a manifest, with the masks of the benchmark."""
-        return (adopt(number, entries) for number, entries in read_units(batch))
+Tell = Callable[[str], None]
 
 
-def build_judges(settings: JudgeSettings) -> Judges:
-    """Load those who judge.
+@dataclass(frozen=True)
+class Evaluation:
+    """What an evaluation has found.
+
+    Attributes:
+        table: of all models.
+        reports: of each model's captions, by its name.
+    """
+
+    table: EvaluationTable
+    reports: Mapping[str, UnitReport]
+
+
+def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
+    """Do what is missing, and write the table.
+
+    Args:
+        settings: of the verb.
+        tell: is told what is done next, for people.
 
     Raises:
-        SettingsError: a checkpoint or a package is missing.
+        InputError: the benchmark, or captions that are there, cannot be read.
+        CheckpointError, SettingsError: a model is none, or settings do not fit.
+        OutputError: the folder is another run's, or was begun with other settings.
     """
-    judges = Judges(
-        encoder=build_encoder(settings.retrieval),
-        bert=None if settings.bert_score is None else BertScorer(settings.bert_score),
-    )
-    if not isinstance(settings.listener, Asking):
-        return judges
-    listener = PromptedListener(build_chat_model(settings.mllm), settings.listener)
-    return Judges(judges.encoder, listener, judges.bert, settings.listener.max_distractors)
+    run = _Run(settings, tell)
+    reports: dict[str, UnitReport] = {}
+    with run.output.claim(on_wait=tell):
+        try:
+            run.begin()
+            with kept_session():
+                for place, model in enumerate(run.models, start=1):
+                    reports[model.name] = run.caption(model, place)
+                evaluated = [run.evaluate(model) for model in run.models]
+            table = run.write_table(evaluated)
+        except BaseException:
+            run.write_record("stopped", reports)
+            raise
+        run.write_record("finished", reports)
+    return Evaluation(table, reports)
 
 
-def graph(
-    pieces: Dataset,
-    keep: TablesToTables,
-    settings: JudgeSettings,
-    work: Work,
-    cluster: Cluster,
-) -> Dataset:
-    """The stages over a dataset of stored manifests; arguments and result as ``pipelines.caption.graph``."""
-    resources = settings.resources
-    (pool,) = plan_pools(resources, work, cluster)
-    images = images_in_flight(resources.judge, pool.initial_size or 1, None)
-    pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
-    return pending.map_batches(
-        JudgeActor,
-        fn_constructor_args=(settings, images, work.session),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.judge.num_cpus,
-        num_gpus=resources.judge.num_gpus,
-        compute=pool,
-    )
+class _Run:
+    """One session; all that settings alone can be refused for is refused when it is made, and nothing written."""
+
+    def __init__(self, settings: EvaluateSettings, tell: Tell) -> None:
+        self._settings = settings
+        self._tell = tell
+        self.output = Output(settings.output)
+        before = self.output.run() if self.output.exists() else {}
+        if before and (verb := before.get("verb")) != settings.verb:
+            raise OutputError(f"{settings.output} is the output of {verb!r}, not of evaluate; name another folder")
+        self.models = parse_models(settings.models)
+        for model in self.models:
+            if model.kind == "checkpoint":
+                usable_checkpoint(self._captioning(model))
+        self._unmeasured = _check_metrics(settings)
+        self._source = open_benchmark(settings.input, settings.benchmark)
+        self._sessions_before = before.get("sessions", [])
+        self._started = now()
+
+    def begin(self) -> None:
+        """Store the benchmark, unless that was done before."""
+        self._benchmark = self._stored_benchmark()
+        self._judging = Judging(
+            self._settings,
+            self._benchmark,
+            self._below(_JUDGED),
+            None if self._unmeasured else self._settings.bert_score,
+            self._tell,
+        )
+
+    def _stored_benchmark(self) -> StoredBenchmark:
+        settings = self._settings
+        if settings.overwrite:
+            for name in (_BENCHMARK, _MODELS, _JUDGED):
+                storage.remove_folder(self.output.filesystem, locate(self._below(name)).name)
+        self.write_record("running", {})
+        stored = StoredBenchmark.open(
+            self._below(_BENCHMARK),
+            self._source,
+            Sample(settings.limit, settings.seed),
+            {"limit": settings.limit, "seed": settings.seed, **settings.benchmark.model_dump(mode="json")},
+        )
+        self._tell(f"{stored.description}: {stored.num_regions} regions of {stored.num_images} images")
+        return stored
+
+    def caption(self, model: EvaluatedModel, place: int) -> UnitReport:
+        """Have the regions captioned, or take captions that are there."""
+        self._tell(f"{model.name} ({place} of {len(self.models)})")
+        output = self._captions(model)
+        if model.kind == "checkpoint":
+            settings = self._captioning(model, self._benchmark.images_per_unit)
+            return caption(settings, on_plan=print_plan)
+        read = read_jsonl_captions if model.kind == "jsonl" else read_output_captions
+        return write_given(read(model.path), self._benchmark, output, source=model.path)
+
+    def evaluate(self, model: EvaluatedModel) -> Evaluated:
+        """Measure a model's captions."""
+        settings = self._settings
+        self._tell(f"{model.name}: measuring")
+        predictions = collecting.predictions_of(self._benchmark, self._captions(model))
+        metrics = [metric for metric in settings.metrics if metric != "BERTScore" or settings.bert_score is None]
+        measures: list[Measure | Unmeasured] = [
+            *measure_captions(predictions, metrics=metrics),
+            *self._unmeasured,
+            *measure_duplicates(predictions, settings.duplicates),
+        ]
+        judged, remarks = self._judging.measures(predictions, self._captions(model).path)
+        return Evaluated(model.name, predictions, [*measures, *judged], remarks)
+
+    def write_table(self, evaluated: Sequence[Evaluated]) -> EvaluationTable:
+        """Build the table, and write it as Markdown, JSON and HTML."""
+        self._tell("building the table")
+        benchmark = self._benchmark
+        remarks = []
+        if self._settings.limit is not None:
+            remarks.append(
+                f"A sample of the benchmark: {benchmark.num_images:,} images, by seed {self._settings.seed}."
+            )
+        if benchmark.left_out:
+            reasons = ", ".join(f"{reason}: {count:,}" for reason, count in benchmark.left_out.items())
+            remarks.append(f"Regions of the benchmark that cannot be used are left out for all models ({reasons}).")
+        table = build_table(evaluated, self._settings.table, title=benchmark.description, remarks=remarks)
+        for suffix, text in to_forms(table).items():
+            path = locate(self._below(f"{_TABLE}.{suffix}")).name
+            storage.write_bytes(self.output.filesystem, path, text.encode())
+        return table
+
+    def write_record(self, state: str, reports: Mapping[str, UnitReport]) -> None:
+        """Write run.json."""
+        models = [
+            {**asdict(model), "captions": f"{_MODELS}/{model.folder}", "totals": _dumped(reports.get(model.name))}
+            for model in self.models
+        ]
+        ended = None if state == "running" else now()
+        session = {"started": self._started, "ended": ended, "state": state}
+        self.output.write_run(
+            {
+                "verb": self._settings.verb,
+                "state": state,
+                "benchmark": _BENCHMARK,
+                "sessions": [*self._sessions_before, session],
+                "settings": self._settings.model_dump(mode="json"),
+                "versions": {"ureca": __version__, "python": platform.python_version()},
+                "models": models,
+            }
+        )
+
+    def _below(self, name: str) -> str:
+        return below(self._settings.output, name)
+
+    def _captions(self, model: EvaluatedModel) -> Output:
+        return Output(self._below(f"{_MODELS}/{model.folder}"), CAPTIONS_DATASET)
+
+    def _captioning(self, model: EvaluatedModel, images_per_unit: int | None = None) -> CaptioningSettings:
+        settings = self._settings
+        captioner, image_options = settings.captioner, {}
+        if identify(model.path).kind == "mllm" and model.region_prompt is not None:
+            question = getattr(settings.baseline, model.region_prompt, captioner.question)
+            captioner = captioner.model_copy(update={"question": question})
+            image_options = settings.baseline.image_options
+        return CaptioningSettings(
+            input=self._below(_BENCHMARK),
+            output=self._captions(model).path,
+            model=model.path,
+            region_prompt=model.region_prompt,
+            image_options=image_options,
+            dtype=settings.dtype,
+            proposals=FromRegions(),
+            captioner=captioner,
+            image_limits=settings.image_limits,
+            images_per_unit=images_per_unit,
+            retry_errors=settings.retry_errors,
+            resources=CaptionResources(
+                read=settings.resources.read, propose=settings.resources.propose, caption=settings.resources.caption
+            ),
+        )
+
+
+def _check_metrics(settings: EvaluateSettings) -> list[Unmeasured]:
+    """Make sure, before anything is captioned, that metrics can be computed; what of BERTScore cannot."""
+    if set(settings.metrics) - {"BERTScore"}:
+        tokenize(["a word"])
+    if settings.bert_score is None:
+        return []
+    try:
+        check_encoder(settings.bert_score)
+    except SettingsError as error:
+        return [Unmeasured("BERTScore", str(error))]
+    return []
+
+
+def _dumped(report: UnitReport | None) -> dict[str, Any] | None:
+    return None if report is None else report.model_dump()

@@ -10,13 +10,13 @@ import httpx2
 from ray import serve
 from ray.exceptions import RayError
 
-from pipelines.serving_deployments import build_application
-from pipelines.serving_gate import digest_of
-from pipelines.session import ray_session, user_error
-from ureca.captioning.checkpoint import fingerprint
+from ureca.config import with_absolute_paths
 from ureca.errors import SettingsError
-from ureca.settings.local_paths import with_absolute_paths
-from ureca.settings.serve import ServeSettings
+from ureca.model.checkpoint_files import fingerprint
+from ureca.pipelines.batch.session import ray_session, user_error
+from ureca.pipelines.serve_settings import ServeSettings
+from ureca.pipelines.serving.deployments import build_application
+from ureca.pipelines.serving.middleware import digest_of
 
 NAME = "ureca"
 """Of the application."""

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from ray.serve import Application
 
-from pipelines.serving_deployments import build_application
-from pipelines.serving_gate import digest_of
-from ureca.settings.serve import ServeSettings
+from ureca.pipelines.serve_settings import ServeSettings
+from ureca.pipelines.serving.deployments import build_application
+from ureca.pipelines.serving.middleware import digest_of
 
 
 def build(args: Mapping[str, object]) -> Application:

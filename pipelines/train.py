@@ -9,24 +9,30 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from pipelines.session import ray_session, user_error
-from pipelines.training_checkpoints import Checkpoints
-from pipelines.training_progress import StepProgress
-from pipelines.training_report import EpochReport, report_epochs, report_steps
-from pipelines.training_run import RunFolder, now, read_lines
-from pipelines.training_worker import train_worker
 from ureca import __version__, errors
-from ureca.captioning.checkpoint import fingerprint
+from ureca.config import differences
+from ureca.data.samples import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError, UrecaError
+from ureca.model.checkpoint_files import fingerprint
 from ureca.model.processing import UrecaProcessor
-from ureca.settings.loading import differences
-from ureca.settings.train import TrainSettings
+from ureca.pipelines.batch.session import ray_session, user_error
+from ureca.pipelines.train_settings import TrainSettings
+from ureca.pipelines.training.checkpoints import Checkpoints
+from ureca.pipelines.training.run_folder import (
+    EpochReport,
+    RunFolder,
+    StepProgress,
+    now,
+    read_lines,
+    report_epochs,
+    report_steps,
+)
+from ureca.pipelines.training.worker import train_worker
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import IndexSettings, TrainingIndex
-from ureca.training.indexing import prepare_index
-from ureca.training.run_plan import RunPlan
-from ureca.training.sources import JsonlSource, RegionsSource
-from ureca.training.tokens import ProcessorTextTokens, costs_of
+from ureca.training.index_writer import prepare_index
+from ureca.training.sampler import RunPlan
+from ureca.training.token_costs import ProcessorTextTokens, costs_of
 from ureca.training.tracking import check_trackers
 
 # A later session may run elsewhere, and look more or less closely; it must not compute other steps. What the sources

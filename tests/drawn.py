@@ -9,8 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ureca.regions import Mask
-from ureca.regions.annotations import Annotations, to_sa1b
+from ureca.masks.annotations import Annotations, to_sa1b
+from ureca.masks.mask import Mask
 
 HEIGHT, WIDTH = 60, 80
 

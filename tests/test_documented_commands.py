@@ -7,9 +7,9 @@ from typing import Any, Self
 
 import pytest
 
-from jobs import bench, cli
 from tests.documents.pages import ROOT, commands
-from ureca.settings.loading import VerbSettings
+from ureca.config import VerbSettings
+from ureca.jobs import bench, cli
 
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
@@ -25,7 +25,7 @@ def verbs() -> list[Any]:
         if "--" in words and words[0] == "ray":
             words = words[words.index("--") + 1 :]
         if words[0] == "python":
-            words = ["ureca", words[2].removeprefix("jobs.").replace("_", "-"), *words[3:]]
+            words = ["ureca", words[2].removeprefix("ureca.jobs.").replace("_", "-"), *words[3:]]
         if words[0] in {"ureca", "make"}:
             found.append(pytest.param(words, command.is_whole, id=f"{command.page}: {command.text}"))
     return found

@@ -23,7 +23,7 @@ SOURCES = sorted(path for package in ("ureca", "pipelines", "jobs") for path in 
 LICENCES = (ROOT / "docs" / "licences.md").read_text(encoding="utf-8")
 
 # Reads the pickles of RefCOCO, after looking at every instruction in them; tests/evaluation has its proofs.
-READS_PLAIN_PICKLES = {"ureca/evaluation/benchmarks/pickles.py"}
+READS_PLAIN_PICKLES = {"ureca/evaluation/benchmarks/refcoco.py"}
 
 _UNPICKLES = {"pickle.load", "pickle.loads", "pickle.Unpickler", "joblib.load", "dill.load", "dill.loads"}
 _UNPICKLES |= {"cloudpickle.load", "cloudpickle.loads", "pandas.read_pickle", "shelve.open", "marshal.loads"}
@@ -160,7 +160,7 @@ def test_the_wheel_works_where_it_is_installed(tmp_path: Path) -> None:
     """In an environment of its own; its dependencies are this environment's, for they would take gigabytes."""
     wheel = build_wheel(tmp_path)
     inside = zipfile.ZipFile(wheel).namelist()
-    assert {name.partition("/")[0] for name in inside if ".dist-info" not in name} == {"ureca", "pipelines", "jobs"}
+    assert {name.partition("/")[0] for name in inside if ".dist-info" not in name} == {"ureca"}
     data = {str(path.relative_to(tmp_path / "source")) for suffix in ("html", "css", "js", "typed", "yaml") for path in
             (tmp_path / "source" / "ureca").rglob(f"*.{suffix}")}  # fmt: skip
     assert "ureca/py.typed" in data
@@ -181,7 +181,7 @@ def test_the_wheel_works_where_it_is_installed(tmp_path: Path) -> None:
     shown = subprocess.run([ureca, "--help"], cwd=outside, capture_output=True, text=True, check=True)
     assert "curate" in shown.stdout
     where = subprocess.run(
-        [python, "-c", "import ureca, jobs; print(ureca.__file__)"],
+        [python, "-c", "import ureca.jobs; print(ureca.__file__)"],
         cwd=outside,
         capture_output=True,
         text=True,

@@ -7,10 +7,10 @@ import aiohttp
 import numpy as np
 import pytest
 
-from ureca.benchmarks.chat_endpoint import BIN_S, Engine, serve
-from ureca.mllm.openai.engine import OpenAIChatModel
-from ureca.mllm.openai.settings import OpenAISettings
-from ureca.mllm.protocol import ChatRequest
+from benchmarks.chat_endpoint import BIN_S, Engine, serve
+from ureca.llm.openai import OpenAIChatModel
+from ureca.llm.protocol import ChatRequest
+from ureca.llm.settings import OpenAISettings
 
 
 def test_requests_beyond_the_slots_wait_in_order() -> None:

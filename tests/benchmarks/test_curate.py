@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ureca.benchmarks import curate, scene_corpus
-from ureca.benchmarks.chat_endpoint import BIN_S
-from ureca.regions.annotations import read_annotations
+from benchmarks import curate, scene_corpus
+from benchmarks.chat_endpoint import BIN_S
+from ureca.masks.annotations import read_annotations
 
 
 def test_no_two_images_are_equal_and_all_have_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ import subprocess
 import sys
 import time
 
-from ureca.benchmarks.processes import ProcessTree, settled_mib
+from benchmarks.processes import ProcessTree, settled_mib
 
 
 def test_settled_memory_leaves_out_the_beginning() -> None:

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from jobs.cli import main
+from ureca.jobs.cli import main
 
 
 def test_each_step_is_measured(capsys: pytest.CaptureFixture[str]) -> None:

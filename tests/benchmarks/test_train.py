@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from jobs import bench
-from ureca.benchmarks import train
+from benchmarks import train
 from ureca.errors import InputError
+from ureca.jobs import bench
 
 SMALL = ["--regions", "2", "--repeats", "1", "--width", "128", "--layers", "1", "--tile-size-px", "56"]
 

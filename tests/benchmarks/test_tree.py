@@ -5,9 +5,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from ureca.benchmarks import tree as bench
+from benchmarks import tree as bench
 from ureca.errors import AnnotationError
-from ureca.regions import ROOT, Annotations, Mask, write_annotations
+from ureca.masks.annotations import Annotations, write_annotations
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT
 
 SMALL = ["--masks", "40", "--height", "60", "--width", "80", "--repeats", "1"]
 

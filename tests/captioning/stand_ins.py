@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from tests.drawn import drawn_image, png
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.stages import ProposedImage, ProposedUnit
+from ureca.data.manifest import ManifestEntry
+from ureca.data.processing import ProposedImage, ProposedUnit
 
 
 def proposed_unit(folder: Path, number: int, num_images: int) -> ProposedUnit:

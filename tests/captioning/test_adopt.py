@@ -5,11 +5,12 @@ from typing import Any
 
 import pytest
 
-from tests.dataset.test_output import manifest
+from tests.data.test_output import manifest
 from tests.drawn import HEIGHT, WIDTH, drawn_image
-from ureca.captioning.adopt import adopt, list_run
-from ureca.corpus.manifest import ManifestEntry
-from ureca.dataset import Output, UnitReport
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.reuse import adopt, list_run
 from ureca.errors import InputError
 
 

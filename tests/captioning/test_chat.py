@@ -11,19 +11,19 @@ import pytest
 
 from tests.captioning.stand_ins import proposed_unit
 from tests.drawn import drawn_image
-from tests.mllm.tiny_models import internvl
-from ureca.captioning.chat import ChatWriter
-from ureca.captioning.checkpoint import identify
+from tests.llm.tiny_models import internvl
+from ureca.captioning.baselines import ChatWriter
 from ureca.captioning.stage import CaptionStage
 from ureca.errors import AnswerError, CheckpointError
 from ureca.images import ImageLimits
-from ureca.mllm.protocol import ChatAnswer, ChatRequest
-from ureca.mllm.transformers.engine import TransformersChatModel
-from ureca.mllm.transformers.settings import TransformersSettings
-from ureca.model.region_prompt import RegionPrompt
-from ureca.model.region_views import region_view
-from ureca.regions.mask import Mask
-from ureca.settings.captioner import CaptionSettings
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import TransformersSettings
+from ureca.llm.transformers import TransformersChatModel
+from ureca.masks.mask import Mask
+from ureca.model.checkpoint_files import identify
+from ureca.model.prepared import region_view
+from ureca.model.prompt import RegionPrompt
+from ureca.model.settings import CaptionSettings
 
 SETTINGS = CaptionSettings(question="What is it?", max_new_tokens=7, temperature=0.5, batch_size=2)
 

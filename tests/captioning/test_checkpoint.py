@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from ureca.captioning.checkpoint import fingerprint
 from ureca.errors import CheckpointError
+from ureca.model.checkpoint_files import fingerprint
 
 
 @pytest.fixture

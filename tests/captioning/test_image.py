@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 
 from tests.drawn import drawn_image
-from ureca.captioning import caption_image, caption_ready, make_ready
+from ureca.captioning.images import caption_image, caption_ready, make_ready
+from ureca.masks.mask import Mask
 from ureca.model.captioner import RegionCaptioner
+from ureca.model.initialization import build_tiny
 from ureca.model.processing import QUESTION as QUESTION_OF_THE_PROCESSOR
-from ureca.model.region_prompt import REGION_PROMPTS
-from ureca.model.tiny import build_tiny
-from ureca.regions.mask import Mask
+from ureca.model.prompt import REGION_PROMPTS
+from ureca.model.settings import QUESTION, CaptionSettings, RegionPrompt
 from ureca.schema import CAPTIONS, conform
-from ureca.settings.captioner import QUESTION, CaptionSettings, RegionPrompt
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
 

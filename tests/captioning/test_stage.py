@@ -11,15 +11,15 @@ import pytest
 from PIL import Image
 
 from tests.captioning.stand_ins import proposed_unit
-from ureca.captioning.batching import Batcher
+from ureca.captioning.batcher import Batcher
 from ureca.captioning.stage import CaptionStage
-from ureca.curation.stages import ProposedUnit
-from ureca.dataset import UnitReport
+from ureca.data.partitions import UnitReport
+from ureca.data.processing import ProposedUnit
 from ureca.images import ImageLimits
 from ureca.model.captioner import RegionCaption, RegionCaptioner
+from ureca.model.initialization import build_tiny
 from ureca.model.prepared import PreparedImage
-from ureca.model.tiny import build_tiny
-from ureca.settings.captioner import CaptionSettings
+from ureca.model.settings import CaptionSettings
 
 
 class Recording(RegionCaptioner):

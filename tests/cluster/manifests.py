@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ureca.settings.loading import VerbSettings
+from ureca.config import VerbSettings
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -22,7 +22,7 @@ def load(path: Path) -> Any:
 
 def settings_of(verb: str) -> type[VerbSettings]:
     """The settings that the job of a verb reads."""
-    job = importlib.import_module(f"jobs.{verb}")
+    job = importlib.import_module("experiments.science.settings" if verb == "science" else f"ureca.jobs.{verb}")
     found = {
         value
         for value in vars(job).values()
@@ -33,10 +33,10 @@ def settings_of(verb: str) -> type[VerbSettings]:
 
 
 def check_command(words: list[str]) -> VerbSettings:
-    """Read the settings of ``python -m jobs.VERB ARGUMENTS...`` or ``ureca VERB ARGUMENTS...`` as the job would."""
+    """Read the settings of ``python -m ureca.jobs.COMMAND ARGUMENTS`` or ``ureca COMMAND ARGUMENTS`` as the job."""
     if words[:2] == ["python", "-m"]:
-        package, verb = words[2].split(".")
-        assert package == "jobs"
+        package, verb = words[2].rsplit(".", 1)
+        assert package == "ureca.jobs"
         arguments = words[3:]
     else:
         assert words[0] == "ureca"
@@ -51,5 +51,5 @@ def commands_in_comments(path: Path) -> list[list[str]]:
     text = re.sub(r"\\\n", " ", "\n".join(comments))
     return [
         shlex.split(match[0])
-        for match in re.finditer(r"(?:^|(?<= ))(python -m jobs\.|ureca )[a-z].*$", text, re.MULTILINE)
+        for match in re.finditer(r"(?:^|(?<= ))(python -m ureca\.jobs\.|ureca )[a-z].*$", text, re.MULTILINE)
     ]

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from ray.util import metrics
 
-from pipelines import monitor
 from tests.cluster.manifests import CLUSTER
+from ureca.pipelines.batch import metrics as monitor
 
 DASHBOARD = json.loads((CLUSTER / "grafana.json").read_text(encoding="utf-8"))
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]

@@ -38,7 +38,7 @@ def test_its_import_path_builds_the_application(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_it_does_not_serve_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pipelines.serve_config import build
+    from ureca.pipelines.serve_config import build
 
     monkeypatch.delenv("URECA_TOKENS", raising=False)
     with pytest.raises(SettingsError, match="URECA_TOKENS"):
@@ -54,7 +54,7 @@ def test_kuberay_serves_the_same() -> None:
 
 
 def test_requests_end_by_the_services_own_limit_first() -> None:
-    from ureca.settings.serve import ServeSettings
+    from ureca.pipelines.serve_settings import ServeSettings
 
     settings = ServeSettings.load(["--model", "m", "--config", arguments()["config"]])
     assert load(FILE)["http_options"]["request_timeout_s"] > settings.limits.timeout_s

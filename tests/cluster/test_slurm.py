@@ -11,7 +11,7 @@ import pytest
 
 from tests.cluster.manifests import CLUSTER, ROOT, check_command
 from tests.drawn import write_corpus
-from ureca.dataset import Output
+from ureca.data.output import Output
 
 SCRIPT = CLUSTER / "slurm.sh"
 

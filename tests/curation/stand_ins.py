@@ -9,13 +9,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ureca.curation.annotator import Choice, LookAlike, Verdict
-from ureca.curation.embedder import RegionCrop
-from ureca.curation.image import CurationImage
+from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCrop, Verdict
 from ureca.errors import AnswerError
-from ureca.mllm.protocol import ChatAnswer, ChatRequest
-from ureca.regions import ROOT, Mask, MaskTree
-from ureca.regions.views import Views
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT, MaskTree
+from ureca.masks.views import Views
 
 CELL_PX = 4
 

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.curation.stand_ins import caption_json
-from ureca.curation.asking import ask
 from ureca.curation.rules import CaptionRules, Fault
 from ureca.errors import AnswerError
-from ureca.mllm.protocol import ChatAnswer, ChatRequest
-from ureca.mllm.usage import Usage, metered
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.structured import ask
+from ureca.llm.usage import Usage, metered
 
 FAULTS = {
     "refusal": "I'm sorry, I can't.",

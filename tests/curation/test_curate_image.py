@@ -10,15 +10,15 @@ from hypothesis import strategies as st
 
 from tests.curation.stand_ins import EverythingAlike, NothingAlike, RecordingAnnotator, failing
 from tests.drawn import HEIGHT, WIDTH, disc, drawn_image
-from ureca.curation.curate import Curator, ViewSettings, curate_image
-from ureca.curation.describer import Describer
-from ureca.curation.embedder import Embedder
+from ureca.curation.curator import Curator, TreeSettings, ViewSettings, curate_image
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
-from ureca.curation.selection import TreeSettings
-from ureca.mllm.standin import StandInChatModel, StandInSettings
-from ureca.regions import Mask, MaskTree
+from ureca.curation.protocols import Embedder
+from ureca.curation.rule_based.captioner import Describer
+from ureca.curation.uniqueness import UniquenessSettings
+from ureca.llm.fake import StandInChatModel, StandInSettings
+from ureca.masks.mask import Mask
+from ureca.masks.tree import MaskTree
 from ureca.schema import REGIONS, conform
 
 BLACK = np.zeros((HEIGHT, WIDTH, 3), np.uint8)

@@ -25,20 +25,17 @@ from tests.curation.stand_ins import (
     say_everything,
 )
 from tests.drawn import HEIGHT, WIDTH, drawn_image
-from ureca.curation.annotator import Annotator, Choice, LookAlike
-from ureca.curation.captions import RegionCaptions
-from ureca.curation.curate import Curator, curate_image
-from ureca.curation.embedder import Embedder
-from ureca.curation.image import CurationImage
+from ureca.curation.curator import Curator, curate_image
 from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener, numbered
-from ureca.curation.lookalikes import UniquenessSettings, equal_captions
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.protocols import Annotator, Choice, CurationImage, Embedder, LookAlike, RegionCaptions
+from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.mllm.standin import StandInChatModel, StandInSettings
-from ureca.mllm.usage import metered
-from ureca.regions import ROOT
-from ureca.regions.views import Views
+from ureca.llm.fake import StandInChatModel, StandInSettings
+from ureca.llm.usage import metered
+from ureca.masks.tree import ROOT
+from ureca.masks.views import Views
 from ureca.schema import REGIONS, conform
 
 FLAT = dict.fromkeys((1, 2, 3), ROOT)

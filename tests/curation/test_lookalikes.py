@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.curation.stand_ins import CELL_PX, EverythingAlike, TableEmbedder, image_of
-from ureca.curation.lookalikes import UniquenessSettings, equal_captions, find_lookalikes
-from ureca.regions import ROOT
+from ureca.curation.uniqueness import UniquenessSettings, equal_captions, find_lookalikes
+from ureca.masks.tree import ROOT
 
 FLAT = dict.fromkeys(range(4), ROOT)
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ureca.curation.pixel_budget import PixelBudget
+from ureca.data.processing import PixelBudget
 
 
 @pytest.mark.parametrize("most", [1, 50, 100, 1000])

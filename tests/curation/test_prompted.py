@@ -12,17 +12,17 @@ from pydantic import ValidationError
 
 from tests.curation.stand_ins import NothingAlike, RecordingAnnotator, ScriptedChatModel, caption_json
 from ureca.curation import prompts
-from ureca.curation.annotator import LookAlike, Verdict
-from ureca.curation.image import CurationImage
-from ureca.curation.lookalikes import UniquenessSettings
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.protocols import CurationImage, LookAlike, Verdict
+from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.mllm.protocol import ChatAnswer, ChatRequest
-from ureca.mllm.standin import StandInChatModel, StandInSettings
-from ureca.mllm.usage import metered
-from ureca.regions import ROOT, Mask, MaskTree
-from ureca.regions.views import TARGET_BLUE, YELLOW, Views
+from ureca.llm.fake import StandInChatModel, StandInSettings
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.usage import metered
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT, MaskTree
+from ureca.masks.views import TARGET_BLUE, YELLOW, Views
 
 Answer = TypeVar("Answer")
 

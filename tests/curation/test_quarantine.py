@@ -8,14 +8,12 @@ from pathlib import Path
 import pytest
 
 from tests.drawn import write_corpus
-from ureca.corpus.fetch import Fetched
-from ureca.corpus.listing import list_images
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.in_flight import ImagesInFlight
-from ureca.curation.quarantine import guarded, guarded_plant
-from ureca.curation.stages import ProposedImage, ProposedUnit, plant
-from ureca.dataset import Output
-from ureca.dataset.attempts import Attempts, AttemptsTogether, NoAttempts
+from ureca.data.crash_log import Attempts, AttemptsTogether, NoAttempts
+from ureca.data.listing import list_images
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.processing import ImagesInFlight, ProposedImage, ProposedUnit, guarded, guarded_plant, plant
+from ureca.data.reading import Fetched
 from ureca.errors import DataError
 from ureca.images import ImageLimits
 

@@ -6,8 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ureca.curation.selection import TreeSettings, select_regions
-from ureca.regions import ROOT, Mask, MaskTree
+from ureca.curation.curator import TreeSettings, select_regions
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT, MaskTree
 
 WIDTH = 1000
 

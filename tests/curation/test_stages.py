@@ -12,19 +12,17 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.drawn import drawn_image, png, write_corpus
-from ureca.corpus.listing import list_images
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.annotator import Choice, LookAlike, Verdict
-from ureca.curation.curate import Curator
-from ureca.curation.embedder import RegionCrop
-from ureca.curation.image import CurationImage
+from ureca.curation.curator import Curator
 from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
-from ureca.curation.stages import CurateStage, ProposedUnit, plant, propose
+from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCrop, Verdict
+from ureca.data.listing import list_images
+from ureca.data.manifest import ManifestEntry
+from ureca.data.processing import CurateStage, ProposedUnit, plant, propose
 from ureca.images import ImageLimits
-from ureca.mllm.standin import StandInChatModel, StandInSettings
-from ureca.proposals.annotations import AnnotationProposer
-from ureca.regions.mask import Mask
+from ureca.llm.fake import StandInChatModel, StandInSettings
+from ureca.masks.generators.base import AnnotationProposer
+from ureca.masks.mask import Mask
 
 LIMITS = ImageLimits()
 

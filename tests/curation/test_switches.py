@@ -6,13 +6,12 @@ import pytest
 
 from tests.curation.stand_ins import Call, EverythingAlike, RecordingAnnotator, image_of, say_everything
 from tests.drawn import drawn_image
-from ureca.curation.captions import RegionCaptions
-from ureca.curation.describer import DescribingListener
-from ureca.curation.lookalikes import UniquenessSettings
-from ureca.curation.switches import StageSettings
-from ureca.curation.walk import caption_regions
-from ureca.regions import ROOT
-from ureca.regions.views import Views
+from ureca.curation.protocols import RegionCaptions
+from ureca.curation.rule_based.captioner import DescribingListener
+from ureca.curation.uniqueness import UniquenessSettings
+from ureca.curation.walk import StageSettings, caption_regions
+from ureca.masks.tree import ROOT
+from ureca.masks.views import Views
 
 PARENTS = {1: ROOT, 2: 1, 3: 1, 4: 2, 5: ROOT}
 

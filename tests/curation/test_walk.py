@@ -19,14 +19,11 @@ from tests.curation.stand_ins import (
     image_of,
     say_everything,
 )
-from ureca.curation.annotator import Annotator, LookAlike, Verdict
-from ureca.curation.captions import RegionCaptions
-from ureca.curation.embedder import Embedder
-from ureca.curation.image import CurationImage
-from ureca.curation.lookalikes import UniquenessSettings, equal_captions
+from ureca.curation.protocols import Annotator, CurationImage, Embedder, LookAlike, RegionCaptions, Verdict
+from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.regions import ROOT
+from ureca.masks.tree import ROOT
 
 FAMILY = {1: ROOT, 2: ROOT, 3: 1, 4: 1, 5: 1, 6: 3, 7: 3, 8: 2}
 """Two main objects; the first with three parts, of which the first has two parts of its own."""

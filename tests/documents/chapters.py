@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from tests.documents.running import PORT, Chapter, Step
-from tests.science.test_experiment import FLAGS as SMALL_SCIENCE
+from tests.experiments.test_experiment import FLAGS as SMALL_SCIENCE
 
 _ALL_CURATED = r"images +3, of which 0 failed"
 _ONE_STEP = (
@@ -250,7 +250,7 @@ LONG_CHAPTERS = (
 )
 """Up to a minute or two each."""
 
-_VIT_H = "SAM's weights of 2.5 GB; tests/proposals/test_sam.py has the same code with the smallest of SAMs"
+_VIT_H = "SAM's weights of 2.5 GB; tests/masks/generators/test_sam.py has the same code with the smallest of SAMs"
 _CLUSTER = "a cluster elsewhere; tests/jobs/test_submit.py submits every job to a head on this machine"
 
 CANNOT_RUN: Mapping[str, str] = {
@@ -262,9 +262,9 @@ CANNOT_RUN: Mapping[str, str] = {
     "ureca serve --model CHECKPOINT --proposals.kind sam --proposals.checkpoint sam_vit_h.pth "
     "--resources.captioner.num-gpus 1": _VIT_H,
     "pip install 'ureca-ray[serve]'": "it needs the network, and a release; tests/test_wheel.py installs the wheel",
-    "ray job submit --working-dir . -- python -m jobs.curate s3://BUCKET/images s3://BUCKET/curated "
+    "ray job submit --working-dir . -- python -m ureca.jobs.curate s3://BUCKET/images s3://BUCKET/curated "
     "--config cluster/configs/gpu-cluster/curate.yaml": _CLUSTER,
-    "ray job submit --address http://HEAD:8265 --working-dir . -- python -m jobs.curate s3://BUCKET/images "
+    "ray job submit --address http://HEAD:8265 --working-dir . -- python -m ureca.jobs.curate s3://BUCKET/images "
     "s3://BUCKET/curated --config cluster/configs/gpu-cluster/curate.yaml": _CLUSTER,
     "docker build -f cluster/Dockerfile -t ureca:0.1.0 --build-arg REVISION=$(git rev-parse HEAD) .": "it needs a "
     "daemon and gigabytes; tests/cluster/test_image.py reads the file",

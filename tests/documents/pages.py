@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-_OURS = re.compile(r"(?:ureca|make|python -m jobs\.)(?=\S* )")
+_OURS = re.compile(r"(?:ureca|make|python -m ureca\.jobs\.)(?=\S* )")
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ def commands_of(page: Path) -> Iterator[Command]:
     prose = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
     for block in re.findall(r"(?:^ {4}[^\n]*\n)+", prose, re.MULTILINE):
         yield from (Command(page.name, line, True) for line in _lines(block) if _OURS.match(line))
-    for span in re.findall(r"`((?:ureca|make|python -m jobs\.)[^`]*)`", prose):
+    for span in re.findall(r"`((?:ureca|make|python -m ureca\.jobs\.)[^`]*)`", prose):
         if _OURS.match(span + " ") and " " in span:
             yield Command(page.name, span, False)
 

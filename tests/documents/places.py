@@ -6,13 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from jobs.cli import main
+from benchmarks.chat_endpoint import endpoint_process
 from tests.documents.pages import ROOT
 from tests.drawn import drawn_image, png, write_corpus
 from tests.evaluation.benchmarks.folders import write_refcoco
-from tests.operations.test_status import begin, do
+from tests.ops.test_status import begin, do
 from tests.s3 import BUCKET, Store, s3_server
-from ureca.benchmarks.chat_endpoint import endpoint_process
+from ureca.jobs.cli import main
 from ureca.scenes.files import write_scenes
 
 NUM_IMAGES = 3
@@ -31,7 +31,7 @@ def _checkpoint(place: Path) -> None:
 
 
 def _internvl(place: Path) -> None:
-    from tests.mllm.tiny_models import internvl
+    from tests.llm.tiny_models import internvl
 
     internvl(place)
 

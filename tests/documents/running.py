@@ -17,8 +17,8 @@ from typing import Any
 import httpx2
 import pytest
 
-from jobs.cli import main
 from tests.documents.places import BUILDERS
+from ureca.jobs.cli import main
 
 PORT = 18437
 """Where Serve listens for all tests of one cluster: it stays where it was first started."""

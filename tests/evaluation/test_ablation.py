@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import main
 from tests.drawn import write_corpus
-from ureca.curation.describer import DescribingListener
-from ureca.curation.switches import StageSettings
-from ureca.dataset import Output
-from ureca.evaluation.ablation import Ablated, Judges, measure_variant, to_markdown
-from ureca.evaluation.tables.text import NOT_MEASURED
+from ureca.curation.rule_based.captioner import DescribingListener
+from ureca.curation.walk import StageSettings
+from ureca.data.output import Output
+from ureca.evaluation.tables.formats import NOT_MEASURED
+from ureca.jobs.cli import main
+from ureca.pipelines.ablation import Ablated, Judges, measure_variant, to_markdown
+from ureca.pipelines.ablation_settings import FULL, AblationSettings
+from ureca.pipelines.curate_settings import NoListener, NoVerification
 from ureca.scenes.files import write_scenes
-from ureca.settings.ablation import FULL, AblationSettings
-from ureca.settings.curate import NoListener, NoVerification
 
 
 def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(tmp_path: Path) -> None:

@@ -8,11 +8,14 @@ import pytest
 
 from tests.drawn import write_corpus
 from tests.training.datasets import line, write_dataset, write_jsonl
-from ureca.dataset import Output, UnitReport
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
 from ureca.errors import InputError
-from ureca.evaluation.benchmarks import BenchmarkSettings, Sample, StoredBenchmark, open_benchmark
-from ureca.evaluation.collecting import predictions_of
-from ureca.evaluation.given import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
+from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.stored import StoredBenchmark
+from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.scoring import predictions_of
 from ureca.schema import CAPTIONS_DATASET
 
 

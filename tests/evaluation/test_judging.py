@@ -8,20 +8,23 @@ from typing import Any
 import pytest
 
 from tests.evaluation.tiny_encoders import save_bert, save_dual_encoder
-from ureca.captioning.adopt import adopt, list_run
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.annotator import Choice
-from ureca.dataset import Output, UnitReport
+from ureca.curation.protocols import Choice
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.reuse import adopt, list_run
 from ureca.errors import AnswerError
-from ureca.evaluation import collecting
-from ureca.evaluation.benchmarks import BenchmarkSettings, Sample, StoredBenchmark, open_benchmark
-from ureca.evaluation.given import read_jsonl_captions, read_output_captions, write_given
-from ureca.evaluation.judging import Judges, JudgeStage
+from ureca.evaluation import scoring as collecting
+from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
+from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.stored import StoredBenchmark
+from ureca.evaluation.encoders import DualEncoder, DualEncoderSettings
 from ureca.evaluation.measures import Measure
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
-from ureca.evaluation.uniqueness import DualEncoder, DualEncoderSettings
+from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.scoring import Judges, JudgeStage
 from ureca.images import ImageLimits
-from ureca.regions.views import Views
+from ureca.masks.views import Views
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET, JUDGED_DATASET
 

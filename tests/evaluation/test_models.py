@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from ureca.dataset import Output
+from ureca.data.output import Output
 from ureca.errors import SettingsError
 from ureca.evaluation.models import EvaluatedModel, parse_models
 from ureca.schema import CAPTIONS_DATASET

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from jobs import demo
-from jobs.cli import main, run_verb
 from tests.drawn import write_corpus
-from ureca.dataset import Output
+from ureca.data.output import Output
+from ureca.jobs import demo
+from ureca.jobs.cli import main, run_verb
 
 
 def test_an_unknown_verb_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:

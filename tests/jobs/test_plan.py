@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import main
 from tests.drawn import write_corpus
-from ureca.corpus.listing import list_images
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.stages import CurateStage, plant, propose
-from ureca.dataset import Output
-from ureca.settings.components import build_curator, build_proposer
-from ureca.settings.curate import CurateSettings
+from ureca.data.listing import list_images
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.processing import CurateStage, plant, propose
+from ureca.jobs.cli import main
+from ureca.pipelines.components import build_curator, build_proposer
+from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES = 6
 

@@ -13,9 +13,9 @@ import pytest
 from tests.drawn import write_corpus
 from tests.jobs.submitted import Head, free_ports, ray_head
 from tests.pipelines.serving import DISC, SQUARE, request
-from ureca.dataset import Output
-from ureca.evaluation.tables import read_table
-from ureca.model.tiny import save_tiny
+from ureca.data.output import Output
+from ureca.evaluation.tables.formats import read_table
+from ureca.model.initialization import save_tiny
 
 ANNOTATED = ("--listing.annotations", "beside", "--proposals.kind", "annotations")
 
@@ -31,7 +31,7 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(head: Head, tmp_path: 
     ids = write_corpus(tmp_path / "in", 16)
     output = Output(str(tmp_path / "out"))
     command = [
-        *("python", "-m", "jobs.curate", str(tmp_path / "in"), str(tmp_path / "out"), *ANNOTATED),
+        *("python", "-m", "ureca.jobs.curate", str(tmp_path / "in"), str(tmp_path / "out"), *ANNOTATED),
         *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05", "--images-per-unit", "1"),
         *("--resources.curate.num-actors", "1", "--resources.propose.num-actors", "1"),
         *("--resources.curate.units-in-flight", "1"),
@@ -63,13 +63,13 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(head: Head, tmp_path: 
 def test_a_job_fails_with_the_status_of_its_verb(head: Head, tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 3)
     (tmp_path / "in" / "img_0001.png").write_bytes(b"")
-    command = ("python", "-m", "jobs.curate", str(tmp_path / "in"), str(tmp_path / "out"), *ANNOTATED)
+    command = ("python", "-m", "ureca.jobs.curate", str(tmp_path / "in"), str(tmp_path / "out"), *ANNOTATED)
     failed = head.submit(*command)
     assert failed.returncode == 1
     assert "3, of which 1 failed" in failed.stdout
     assert "failed with exit code 1" in failed.stdout
     assert head.submit(*command, "--max-error-fraction", "0.5").returncode == 0
-    unusable = head.submit("python", "-m", "jobs.curate", str(tmp_path / "nowhere"), str(tmp_path / "other"))
+    unusable = head.submit("python", "-m", "ureca.jobs.curate", str(tmp_path / "nowhere"), str(tmp_path / "other"))
     assert unusable.returncode == 1
     assert "failed with exit code 2" in unusable.stdout
     assert "ureca: " in unusable.stdout
@@ -114,7 +114,7 @@ def test_scenes_training_captions_and_a_table_by_jobs_alone(head: Head, tmp_path
 def test_a_service_is_a_job_that_answers_until_it_is_stopped(head: Head, tmp_path: Path) -> None:
     save_tiny(tmp_path / "tiny")
     (port,) = free_ports(1)
-    command = ("python", "-m", "jobs.serve", "--model", str(tmp_path / "tiny"), "--port", str(port))
+    command = ("python", "-m", "ureca.jobs.serve", "--model", str(tmp_path / "tiny"), "--port", str(port))
     submitted = head.submit(*command, options=("--no-wait", "--submission-id", "service"))
     assert submitted.returncode == 0, submitted.stdout
     address = f"http://127.0.0.1:{port}"

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.model.inputs import Tiny
-from ureca.model.tiny import build_tiny
+from ureca.model.initialization import build_tiny
 
 
 @pytest.fixture(scope="session", autouse=True)

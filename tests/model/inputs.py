@@ -4,8 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ureca.model import UrecaForConditionalGeneration, UrecaProcessor
-from ureca.model.processing import region_conversation
+from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.processing import UrecaProcessor, region_conversation
 
 Tiny = tuple[UrecaForConditionalGeneration, UrecaProcessor]
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
-from ureca.errors import SettingsError
-from ureca.model import UrecaForConditionalGeneration, UrecaProcessor
-from ureca.model.captioner import CaptionSettings, RegionCaptioner
-from ureca.model.checkpoints import CheckpointError
-from ureca.model.region_prompts import RegionError
-from ureca.model.tiny import build_tiny, save_tiny
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.errors import CheckpointError, SettingsError
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.initialization import build_tiny, save_tiny
+from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.processing import UrecaProcessor
+from ureca.model.region_batch import RegionError
+from ureca.model.settings import CaptionSettings, TinySizes
 
 IMAGE, MASKS = noise_image(60, 110), box_masks(60, 110, 7)
 

@@ -11,9 +11,10 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from tests.model.inputs import Tiny, box_masks, generate, noise_image, region_inputs
-from ureca.model.checkpoints import CheckpointError, load_checkpoint, save_with_code
-from ureca.model.tiny import build_tiny, save_tiny
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.errors import CheckpointError
+from ureca.model.checkpoints import load_checkpoint, save_with_code
+from ureca.model.initialization import build_tiny, save_tiny
+from ureca.model.settings import TinySizes
 
 ON_A_MACHINE_WITHOUT_THIS_PACKAGE = """
 import importlib.abc, json, sys

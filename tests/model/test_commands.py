@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.init_tiny import main as init_tiny
+from benchmarks.caption import main as benchmark
 from tests.model.inputs import noise_image
-from ureca.benchmarks.caption import main as benchmark
 from ureca.errors import SettingsError
+from ureca.jobs.init_tiny import main as init_tiny
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoints import load_checkpoint
-from ureca.model.tiny import build_tiny
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.model.initialization import build_tiny
+from ureca.model.settings import TinySizes
 
 
 def test_a_tiny_checkpoint_captions_by_what_it_sees(tmp_path: Path) -> None:

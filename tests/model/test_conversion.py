@@ -9,9 +9,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.model import released
-from ureca.model.checkpoints import CheckpointError
-from ureca.model.conversion import from_released
-from ureca.model.conversion.names import unpack_wqkv
+from ureca.errors import CheckpointError
+from ureca.model.conversion import from_released, unpack_wqkv
 
 GOLDEN = Path(__file__).parents[3] / "shared" / "data" / "golden" / "released_qwen2"
 RANK = 4

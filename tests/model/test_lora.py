@@ -41,7 +41,7 @@ def test_adapters_load_onto_the_base_and_merge(
     adapted, inputs = trained
     expected = generate_adapted(adapted, inputs)
     adapted.save_pretrained(tmp_path / "adapter")
-    from ureca.model.tiny import build_tiny
+    from ureca.model.initialization import build_tiny
 
     base = build_tiny()[0]
     assert generate(base, inputs) != expected

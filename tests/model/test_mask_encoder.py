@@ -5,10 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ureca.model import UrecaForConditionalGeneration
 from ureca.model.configuration import UrecaConfig
+from ureca.model.initialization import build_tiny
 from ureca.model.mask_encoder import FusedMaskEncoder, MaskEncoder, RegionAppearance, ShownTiles
-from ureca.model.tiny import TinySizes, build_tiny
+from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.settings import TinySizes
 
 
 def config_of(**sizes: object) -> UrecaConfig:

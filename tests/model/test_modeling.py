@@ -8,9 +8,10 @@ import torch
 from transformers import AutoModel, AutoModelForImageTextToText, AutoProcessor
 
 from tests.model.inputs import Tiny, box_masks, generate, noise_image, region_inputs, region_prompt
-from ureca.model import UrecaForConditionalGeneration, UrecaModel, UrecaProcessor
-from ureca.model.tiny import build_tiny
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.model.initialization import build_tiny
+from ureca.model.modeling import UrecaForConditionalGeneration, UrecaModel
+from ureca.model.processing import UrecaProcessor
+from ureca.model.settings import TinySizes
 
 SIZES = [(60, 110), (60, 60), (150, 56)]
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ureca.model.placeholders import fill_placeholders, image_tile_of_mask_tile, tiles_per_prompt
+from ureca.model.modeling import fill_placeholders, image_tile_of_mask_tile, tiles_per_prompt
 
 IMAGE, MASK, TEXT = 5, 7, 1
 

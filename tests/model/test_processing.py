@@ -8,10 +8,9 @@ import torch
 from PIL import Image
 
 from tests.model.inputs import box_masks, noise_image, region_inputs, region_prompt
-from ureca.model import UrecaProcessor
-from ureca.model.processing import SYSTEM_MESSAGE, region_conversation
-from ureca.model.tiling import num_tiles, tile_image, tile_mask, tile_mask_as_released
-from ureca.model.tiny import build_tiny, build_tokenizer
+from ureca.model.image_processing import num_tiles, tile_image, tile_mask, tile_mask_as_released
+from ureca.model.initialization import build_tiny, build_tokenizer
+from ureca.model.processing import SYSTEM_MESSAGE, UrecaProcessor, region_conversation
 
 
 @pytest.fixture(scope="module")

@@ -9,16 +9,17 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from jobs.convert import main as convert
 from tests.model import released
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
 from tests.model.test_conversion import save_released
+from ureca.errors import CheckpointError
+from ureca.jobs.convert import main as convert
 from ureca.model.captioner import RegionCaptioner
-from ureca.model.checkpoints import CheckpointError, load_checkpoint
+from ureca.model.checkpoints import load_checkpoint
 from ureca.model.conversion import convert_released
-from ureca.model.conversion.tokenizer import load_released_tokenizer
+from ureca.model.initialization import SENTENCES, build_tokenizer
 from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS
-from ureca.model.tiny import SENTENCES, build_tokenizer
+from ureca.model.released_tokenizer import load_released_tokenizer
 
 ENGLISH = [sentence for sentence in SENTENCES if sentence.isascii()]
 CHAT_TOKENS = ("<|im_start|>", "<|im_end|>")

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from jobs.init_scratch import main
 from ureca.errors import SettingsError
+from ureca.jobs.init_scratch import main
 from ureca.model.captioner import RegionCaptioner
-from ureca.model.scratch import build_scratch
+from ureca.model.initialization import build_scratch
+from ureca.model.settings import ScratchSizes
 from ureca.scenes.files import write_scenes
-from ureca.settings.scratch_sizes import ScratchSizes
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import ImageExample, Packer, RegionExample
 

@@ -4,13 +4,8 @@ import pytest
 import torch
 
 from ureca.model import shared_prefix
-from ureca.model.shared_prefix import (
-    Prefix,
-    SharedPrefixes,
-    attend_to_prefix_and_suffix,
-    enable_shared_prefixes,
-)
-from ureca.model.tiny import build_tiny
+from ureca.model.initialization import build_tiny
+from ureca.model.shared_prefix import Prefix, SharedPrefixes, attend_to_prefix_and_suffix, enable_shared_prefixes
 
 HEADS, KEY_VALUE_HEADS, SIZE = 6, 2, 8
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from transformers.models.got_ocr2.image_processing_got_ocr2 import get_optimal_tiled_canvas
 
-from ureca.model.tiling import choose_grid, num_tiles, tile_image, tile_mask, tile_mask_as_released
+from ureca.model.image_processing import choose_grid, num_tiles, tile_image, tile_mask, tile_mask_as_released
 
 SIZE = 28
 sides = st.integers(1, 300)

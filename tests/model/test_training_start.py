@@ -4,19 +4,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import (
-    AutoTokenizer,
-    GenerationConfig,
-    InternVLForConditionalGeneration,
-    Qwen2Config,
-    Qwen3Config,
-)
+from transformers import AutoTokenizer, GenerationConfig, InternVLForConditionalGeneration, Qwen2Config, Qwen3Config
 from transformers.models.internvl.configuration_internvl import InternVLConfig, InternVLVisionConfig
 
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
-from ureca.model.checkpoints import CheckpointError, load_checkpoint
-from ureca.model.tiny import build_tokenizer, save_tiny
-from ureca.model.training_start import from_internvl
+from ureca.errors import CheckpointError
+from ureca.model.checkpoints import load_checkpoint
+from ureca.model.from_internvl import from_internvl
+from ureca.model.initialization import build_tokenizer, save_tiny
 
 SHAPES = {
     "1B, tied": {"text": Qwen2Config, "heads": 14, "tied": True, "qk_norm": False, "norm_type": "layer_norm"},

@@ -17,21 +17,20 @@ from typing import Any
 import psutil
 import pytest
 
-from pipelines.curate import build_propose_stage
-from pipelines.curation_run import curate
 from tests.drawn import write_corpus
 from tests.pipelines.killing import kill_workers
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.quarantine import ProposeStage
-from ureca.curation.stages import ProposedUnit
-from ureca.dataset import Output, UnitReport
-from ureca.settings.curate import CurateSettings
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.processing import ProposedUnit, ProposeStage
+from ureca.pipelines.curate import build_propose_stage, curate
+from ureca.pipelines.curate_settings import CurateSettings
 
 ROOT = Path(__file__).parent.parent.parent
 NUM_IMAGES, NUM_UNITS = 24, 12
 ENDPOINT = """
 import asyncio, sys
-from ureca.benchmarks.chat_endpoint import Engine, serve
+from benchmarks.chat_endpoint import Engine, serve
 
 asyncio.run(serve(Engine(num_slots=16, seconds_per_answer=0.1), lambda port: print(port, flush=True), int(sys.argv[1])))
 """
@@ -67,7 +66,7 @@ def build_slow_propose_stage(settings: CurateSettings) -> ProposeStage:
 def run_here(argv: list[str]) -> UnitReport:
     """Run the verb in this process, with masks that take their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.curate.build_propose_stage", build_slow_propose_stage)
+        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_slow_propose_stage)
         return curate(CurateSettings.load(argv), on_plan=lambda num_images, num_to_do: None)
 
 

@@ -14,15 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.curate import build_propose_stage
-from pipelines.curation_run import curate
-from pipelines.session import kept_session
 from tests.drawn import write_corpus
 from tests.pipelines.test_pieces import NotingCurateActor, notes_of
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.quarantine import ProposeStage
-from ureca.curation.stages import ProposedUnit
-from ureca.settings.curate import CurateSettings
+from ureca.data.manifest import ManifestEntry
+from ureca.data.processing import ProposedUnit, ProposeStage
+from ureca.pipelines.batch.session import kept_session
+from ureca.pipelines.curate import build_propose_stage, curate
+from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES, IMAGES_PER_UNIT = 128, 16
 _SECONDS = (0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.4, 0.4, 0.7, 2.0)
@@ -81,8 +79,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch, kept_session():
         folder = Path(name)
         write_corpus(folder / "in", NUM_IMAGES)
-        patch.setattr("pipelines.curate.build_propose_stage", build_slow_propose_stage)
-        patch.setattr("pipelines.curate.CurateActor", NotingCurateActor)
+        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_slow_propose_stage)
+        patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
         figures: dict[str, dict[str, Any]] = {
             f"units of {IMAGES_PER_UNIT}": measure(folder, IMAGES_PER_UNIT),
             "one by one": measure(folder, 1),

@@ -16,7 +16,7 @@ from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
 from tests.pipelines.curation_faults import NUM_UNITS, Corpus, flags, meanwhile, run_here, wait_until
-from ureca.dataset import Output
+from ureca.data.output import Output
 
 
 def main(folder: Path, seeds: list[int]) -> None:

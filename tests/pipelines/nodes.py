@@ -23,11 +23,11 @@ import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from pipelines.caption import CaptionActor
-from pipelines.curate import CurateActor
-from pipelines.training_worker import train_worker
 from tests.drawn import write_corpus
 from tests.training.datasets import write_dataset
+from ureca.pipelines.caption import CaptionActor
+from ureca.pipelines.curate import CurateActor
+from ureca.pipelines.training.worker import train_worker
 
 NUM_IMAGES, NUM_UNITS, NUM_STEPS = 48, 24, 24
 CPUS_PER_NODE = 3
@@ -129,8 +129,8 @@ def lose_one_and_add_one(cluster: Cluster, node: Node, is_under_way: Callable[[]
 
 def curate(folder: Path) -> None:
     """48 images in 24 units, by three actors, of which no node has room for two."""
-    from pipelines.curation_run import curate
-    from ureca.settings.curate import CurateSettings
+    from ureca.pipelines.curate import curate
+    from ureca.pipelines.curate_settings import CurateSettings
 
     write_corpus(folder / "in", NUM_IMAGES)
     settings = CurateSettings.load(
@@ -141,22 +141,22 @@ def curate(folder: Path) -> None:
         ]
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.curate.CurateActor", NotingCurateActor)
+        patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
         curate(settings, on_plan=lambda num_images, num_to_do: None)
 
 
 def caption(folder: Path) -> None:
     """The same with a tiny checkpoint."""
-    from pipelines.captioning_run import caption
-    from ureca.model.tiny import save_tiny
-    from ureca.settings.caption import CaptioningSettings
+    from ureca.model.initialization import save_tiny
+    from ureca.pipelines.caption import caption
+    from ureca.pipelines.caption_settings import CaptioningSettings
 
     write_corpus(folder / "in", NUM_IMAGES)
     save_tiny(folder / "tiny")
     model = ("--model", str(folder / "tiny"), "--captioner.max-new-tokens", "4")
     settings = CaptioningSettings.load([*_batch_flags(folder, "caption"), *model])
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.caption.CaptionActor", NotingCaptionActor)
+        patch.setattr("ureca.pipelines.caption.CaptionActor", NotingCaptionActor)
         caption(settings, on_plan=lambda num_images, num_to_do: None)
 
 
@@ -173,9 +173,9 @@ def _batch_flags(folder: Path, stage: str) -> list[str]:
 
 def train(folder: Path, run: str = "out") -> None:
     """A tiny checkpoint, by three workers, of which no node has room for two."""
-    from pipelines.train import train
-    from ureca.model.tiny import save_tiny
-    from ureca.settings.train import TrainSettings
+    from ureca.model.initialization import save_tiny
+    from ureca.pipelines.train import train
+    from ureca.pipelines.train_settings import TrainSettings
 
     if not (folder / "tiny").exists():
         save_tiny(folder / "tiny")
@@ -190,13 +190,13 @@ def train(folder: Path, run: str = "out") -> None:
         ]
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("pipelines.train.train_worker", noting_train_worker)
+        patch.setattr("ureca.pipelines.train.train_worker", noting_train_worker)
         train(settings)
 
 
 def main(verb: str, folder: Path) -> None:
     """Run a verb while a node is lost and another is added; training is also run without that."""
-    from pipelines.training_run import read_lines
+    from ureca.pipelines.training.run_folder import read_lines
 
     notes = folder / "notes"
     notes.mkdir()

@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.assembly import assembled
-from pipelines.blocks import reported_table
-from tests.dataset.test_output import row
-from ureca.dataset import Output, UnitReport
+from tests.data.test_output import row
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
 from ureca.errors import OutputError
+from ureca.pipelines.batch.actors import assembled
+from ureca.pipelines.batch.arrow import reported_table
 from ureca.schema import REGIONS, conform
 
 

@@ -2,13 +2,12 @@
 
 import pyarrow as pa
 
-from pipelines.blocks import pending_units, proposed_table, read_proposed, read_units, reported_table
-from tests.dataset.test_output import manifest
+from tests.data.test_output import manifest
 from tests.drawn import HEIGHT, WIDTH, drawn_image
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.stages import ProposedImage, ProposedUnit, RowError, plant
-from ureca.dataset import UnitReport
-from ureca.dataset.plan import units_of
+from ureca.data.manifest import ManifestEntry
+from ureca.data.partitions import UnitReport, units_of
+from ureca.data.processing import ProposedImage, ProposedUnit, RowError, plant
+from ureca.pipelines.batch.arrow import pending_units, proposed_table, read_proposed, read_units, reported_table
 
 
 def unit(number: int) -> ProposedUnit:

@@ -8,18 +8,17 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from pipelines.blocks import manifest_items, pending_units
-from pipelines.caption import graph
-from pipelines.captioning_run import _list_input, _resolved, plan
-from pipelines.pools import Work
-from pipelines.session import Cluster
 from tests.bad_corpus import write_bad_corpus
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import RecordingDataset
-from ureca.dataset import Output
-from ureca.model.tiny import save_tiny
+from ureca.data.output import Output
+from ureca.model.initialization import save_tiny
+from ureca.pipelines.batch.arrow import manifest_items, pending_units
+from ureca.pipelines.batch.resources import Work
+from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.caption import _list_input, _resolved, graph, plan
+from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.schema import CAPTIONS_DATASET
-from ureca.settings.caption import CaptioningSettings
 
 HERE = Cluster(num_cpus=2, num_gpus=0, may_grow=False)
 

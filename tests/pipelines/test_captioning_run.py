@@ -9,19 +9,19 @@ from typing import Any
 
 import pytest
 
-from jobs.cli import main
-from pipelines.batch_run import MAY_CHANGE
-from pipelines.captioning_run import _MAY_CHANGE, caption
 from tests.drawn import drawn_image, png, write_corpus
 from tests.pipelines.killing import kill_driver, kill_workers
 from tests.pipelines.test_caption_graph import settings_of
 from tests.pipelines.test_kill import ROOT, wait_for_parts
-from ureca.dataset import Output
+from ureca.data.output import Output
 from ureca.errors import CheckpointError, InputError, OutputError
-from ureca.model.tiny import save_tiny
+from ureca.jobs.cli import main
+from ureca.model.initialization import save_tiny
+from ureca.model.settings import CaptionSettings
+from ureca.pipelines.batch.runner import MAY_CHANGE
+from ureca.pipelines.caption import _MAY_CHANGE, caption
+from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.schema import CAPTIONS_DATASET
-from ureca.settings.caption import CaptioningSettings
-from ureca.settings.captioner import CaptionSettings
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_every_image_once_after_a_worker_and_the_driver_die(tmp_path: Path, chec
     ids = write_corpus(tmp_path / "in", 24)
     output = Output(str(tmp_path / "out"), CAPTIONS_DATASET)
     command = [
-        *(sys.executable, "-m", "jobs.caption", str(tmp_path / "in"), output.path, "--model", str(checkpoint)),
+        *(sys.executable, "-m", "ureca.jobs.caption", str(tmp_path / "in"), output.path, "--model", str(checkpoint)),
         *("--listing.annotations", "beside", "--proposals.kind", "annotations", "--images-per-unit", "2"),
         *("--captioner.max-new-tokens", "120", "--captioner.batch-size", "1"),
         *("--resources.caption.num-actors", "1", "--resources.caption.units-in-flight", "1"),

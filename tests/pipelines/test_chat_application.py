@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from pipelines.chat_application import chat_application, served
 from ureca.errors import SettingsError
-from ureca.mllm.ray_serve import RayServeSettings
-from ureca.settings.components import build_chat_model
-from ureca.settings.curate import CurateSettings
-from ureca.settings.mllm import ByOpenAI
+from ureca.llm.settings import ByOpenAI, RayServeSettings
+from ureca.pipelines.batch.ray_serve_llm import chat_application, served
+from ureca.pipelines.components import build_chat_model
+from ureca.pipelines.curate_settings import CurateSettings
 
 ARGUMENTS = ["in", "out", "--annotator.kind", "prompted", "--mllm.kind", "ray_serve", "--mllm.checkpoint", "org/vl"]
 

@@ -26,7 +26,7 @@ from tests.pipelines.curation_faults import (
     wait_until,
 )
 from tests.pipelines.killing import kill_driver
-from ureca.dataset import Output
+from ureca.data.output import Output
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 21))]
 LONG = [pytest.param(seed, marks=pytest.mark.long) for seed in range(1, 21)]
@@ -110,7 +110,7 @@ def test_the_driver_whose_command_is_run_again(corpus: Corpus, seed: int, tmp_pa
 
     def run(out: Path) -> bool:
         output = Output(str(out))
-        command = [sys.executable, "-m", "jobs.curate", *flags(corpus.images, out, seed=seed)]
+        command = [sys.executable, "-m", "ureca.jobs.curate", *flags(corpus.images, out, seed=seed)]
         with (tmp_path / "log").open("wb") as log:
             driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
             at_least = dice.randrange(NUM_UNITS // 2)

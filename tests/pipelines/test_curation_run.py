@@ -7,16 +7,16 @@ from typing import Any
 
 import pytest
 
-from pipelines.batch_run import MAY_CHANGE
-from pipelines.curation_run import _MAY_CHANGE, curate
 from tests.bad_corpus import write_bad_corpus
 from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
 from tests.pipelines.test_graph import settings_of
-from ureca.dataset import Output
+from ureca.data.output import Output
 from ureca.errors import InputError, OutputError, SettingsError
-from ureca.settings.curate import ByDinov2, CurateSettings
-from ureca.settings.mllm import ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn
-from ureca.settings.proposals import FromSam
+from ureca.llm.settings import ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn
+from ureca.masks.generators.settings import FromSam
+from ureca.pipelines.batch.runner import MAY_CHANGE
+from ureca.pipelines.curate import _MAY_CHANGE, curate
+from ureca.pipelines.curate_settings import ByDinov2, CurateSettings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 

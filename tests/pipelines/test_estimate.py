@@ -7,21 +7,21 @@ from typing import Any
 
 import pytest
 
-from pipelines.curate_rehearsal import curate_rehearsal
-from pipelines.curation_run import _CURATE, plan
-from pipelines.estimate import estimate
 from tests.drawn import write_corpus
-from tests.mllm.chat_server import ChatServer
-from tests.mllm.test_openai_curation import by_content
+from tests.llm.chat_server import ChatServer
+from tests.llm.test_openai_curation import by_content
 from tests.pipelines.test_graph import settings_of
-from ureca.corpus.listing import list_images
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.stages import CurateStage, plant, propose
-from ureca.dataset import Output, UnitReport
+from ureca.data.listing import list_images
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.processing import CurateStage, plant, propose
 from ureca.errors import InputError
-from ureca.proposals.annotations import AnnotationProposer
-from ureca.settings.components import build_curator
-from ureca.settings.curate import CurateSettings
+from ureca.masks.generators.base import AnnotationProposer
+from ureca.pipelines.batch.dry_run import estimate
+from ureca.pipelines.components import build_curator
+from ureca.pipelines.curate import _CURATE, curate_rehearsal, plan
+from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES = 10
 

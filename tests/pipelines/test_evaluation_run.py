@@ -9,29 +9,28 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from jobs.cli import main
-from pipelines.blocks import manifest_items, pending_units
-from pipelines.caption import graph as caption_graph
-from pipelines.captioning_run import _list_input, _resolved, usable_checkpoint
-from pipelines.evaluate import graph
-from pipelines.evaluation_run import evaluate
-from pipelines.pools import Work
-from pipelines.session import Cluster
 from tests.drawn import write_corpus
 from tests.evaluation.benchmarks.folders import write_refcoco
-from tests.mllm.tiny_models import internvl
+from tests.llm.tiny_models import internvl
 from tests.pipelines.test_graph import RecordingDataset
 from tests.s3 import s3_server
 from tests.training.datasets import line, write_dataset, write_jsonl
-from ureca.dataset import Output
+from ureca.data.output import Output
 from ureca.errors import CheckpointError, InputError, OutputError, SettingsError
-from ureca.evaluation.tables import read_table
-from ureca.model.tiny import save_tiny
+from ureca.evaluation.tables.formats import read_table
+from ureca.jobs.cli import main
+from ureca.model.initialization import save_tiny
+from ureca.pipelines.batch.arrow import manifest_items, pending_units
+from ureca.pipelines.batch.resources import Work
+from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.caption import _list_input, _resolved, usable_checkpoint
+from ureca.pipelines.caption import graph as caption_graph
+from ureca.pipelines.caption_settings import CaptioningSettings
+from ureca.pipelines.evaluate import evaluate
+from ureca.pipelines.evaluate_settings import EvaluateSettings, JudgeSettings
+from ureca.pipelines.judge import graph
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET
-from ureca.settings.caption import CaptioningSettings
-from ureca.settings.evaluate import EvaluateSettings
-from ureca.settings.judging import JudgeSettings
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +142,7 @@ def test_nothing_is_captioned_where_something_cannot_be_used(tmp_path: Path, che
 
 def test_captions_that_are_there_need_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path, 2)
-    monkeypatch.setattr("pipelines.session.ray.init", None)
+    monkeypatch.setattr("ureca.pipelines.batch.session.ray.init", None)
     settings = settings_of(
         tmp_path, dataset, f"Same={dataset}", metrics=("BLEU", "BERTScore"), bert_score={"model": str(tmp_path)}
     )

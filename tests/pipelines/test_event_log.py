@@ -4,9 +4,9 @@ import io
 import json
 from typing import Any
 
-from pipelines.event_log import EventLog
-from tests.dataset.test_output import row
-from ureca.dataset import UnitReport
+from tests.data.test_output import row
+from ureca.data.partitions import UnitReport
+from ureca.pipelines.batch.metrics import EventLog
 from ureca.schema import REGIONS_DATASET
 
 

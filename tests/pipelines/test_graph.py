@@ -11,16 +11,15 @@ import pyarrow as pa
 import pytest
 from ray.data import ActorPoolStrategy
 
-from pipelines.blocks import manifest_items, pending_units
-from pipelines.curate import graph
-from pipelines.placement import Room
-from pipelines.pools import Work, lacking, plan_pools
-from pipelines.session import Cluster
 from tests.drawn import write_corpus
-from ureca.corpus.listing import list_images
-from ureca.dataset import Output
+from ureca.data.listing import list_images
+from ureca.data.output import Output
 from ureca.errors import SettingsError
-from ureca.settings.curate import CurateSettings
+from ureca.pipelines.batch.arrow import manifest_items, pending_units
+from ureca.pipelines.batch.resources import Work, lacking, plan_pools
+from ureca.pipelines.batch.session import Cluster, Room
+from ureca.pipelines.curate import graph
+from ureca.pipelines.curate_settings import CurateSettings
 
 
 class RecordingDataset:

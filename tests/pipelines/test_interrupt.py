@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 import pytest
 
-from pipelines.interrupt import noted_interrupts
 from tests.drawn import write_corpus
 from tests.pipelines.test_kill import ROOT, command, wait_for_parts
-from ureca.dataset import Output
+from ureca.data.output import Output
+from ureca.pipelines.batch.session import noted_interrupts
 
 LIMIT = 24
 

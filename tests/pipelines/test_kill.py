@@ -11,7 +11,7 @@ import pytest
 
 from tests.drawn import write_corpus
 from tests.pipelines.killing import kill_driver, kill_workers
-from ureca.dataset import Output
+from ureca.data.output import Output
 
 NUM_IMAGES = 60
 ROOT = Path(__file__).parent.parent.parent
@@ -20,7 +20,7 @@ ROOT = Path(__file__).parent.parent.parent
 def command(tmp_path: Path) -> list[str]:
     """The curation of the corpus, at 50 ms an answer so that a kill falls into its middle."""
     return [
-        *(sys.executable, "-m", "jobs.curate", str(tmp_path / "in"), str(tmp_path / "out")),
+        *(sys.executable, "-m", "ureca.jobs.curate", str(tmp_path / "in"), str(tmp_path / "out")),
         *("--listing.annotations", "beside", "--proposals.kind", "annotations"),
         *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05"),
         *("--images-per-unit", "2", "--resources.curate.num-actors", "1", "--resources.propose.num-actors", "1"),

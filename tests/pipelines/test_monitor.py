@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.monitor import Board, Reporter
 from tests.drawn import write_corpus
 from tests.pipelines.test_kill import ROOT
-from ureca.dataset import UnitReport
-from ureca.mllm.load import EngineLoad, LoadReport
+from ureca.data.partitions import UnitReport
+from ureca.llm.load import EngineLoad, LoadReport
+from ureca.pipelines.batch.metrics import Board, Reporter
 
 
 class Clock:
@@ -49,8 +49,8 @@ def test_without_ray_nobody_is_told() -> None:
 SCRIPT = """
 import sys, time, urllib.request
 import ray
-from pipelines.curation_run import curate
-from ureca.settings.curate import CurateSettings
+from ureca.pipelines.curate import curate
+from ureca.pipelines.curate_settings import CurateSettings
 
 ray.init(address="local", include_dashboard=False, num_cpus=4, log_to_driver=False)
 curate(CurateSettings.load(sys.argv[1:]), on_plan=lambda *_: None)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.training_run import read_lines
 from tests.pipelines.nodes import NUM_IMAGES, NUM_STEPS, Notes
 from tests.pipelines.test_kill import ROOT
-from ureca.dataset import Output
+from ureca.data.output import Output
+from ureca.pipelines.training.run_folder import read_lines
 
 
 def on_nodes(verb: str, folder: Path) -> Notes:

@@ -7,16 +7,14 @@ from typing import Any
 
 import pytest
 
-from pipelines.curate import CurateActor, build_propose_stage
-from pipelines.curation_run import curate
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
-from ureca.corpus.fetch import Fetched
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.quarantine import ProposeStage
-from ureca.curation.stages import CurateStage, ProposedUnit
-from ureca.dataset import Output
-from ureca.settings.curate import CurateSettings
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.processing import CurateStage, ProposedUnit, ProposeStage
+from ureca.data.reading import Fetched
+from ureca.pipelines.curate import CurateActor, build_propose_stage, curate
+from ureca.pipelines.curate_settings import CurateSettings
 
 _LONGEST_WAIT_S = 60.0
 
@@ -65,8 +63,8 @@ def test_an_image_does_not_wait_for_its_unit(tmp_path: Path, monkeypatch: pytest
     settings = settings_of(tmp_path, images_per_unit=6, resources=resources)
     notes_of(settings).mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.curate.build_propose_stage", build_waiting_propose_stage)
-        patch.setattr("pipelines.curate.CurateActor", NotingCurateActor)
+        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_waiting_propose_stage)
+        patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
         report = curate(settings, lambda num_images, num_to_do: None)
     assert (report.num_images, report.num_failed, report.num_regions) == (6, 0, 24)
     assert [row["image_id"] for row in Output(settings.output).rows()] == ids

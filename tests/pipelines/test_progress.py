@@ -2,9 +2,9 @@
 
 import io
 
-from pipelines.progress import Progress
-from ureca.dataset import UnitReport
-from ureca.mllm.load import EngineLoad, LoadReport
+from ureca.data.partitions import UnitReport
+from ureca.llm.load import EngineLoad, LoadReport
+from ureca.pipelines.batch.progress import Progress
 
 
 class Clock:

@@ -12,18 +12,17 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.curate import CurateActor, build_propose_stage
-from pipelines.curation_run import curate
 from tests.drawn import drawn_image, png, write_corpus
 from tests.pipelines.test_graph import settings_of
-from ureca.corpus.manifest import ManifestEntry
-from ureca.curation.image import CurationImage
 from ureca.curation.prompted import PromptedAnnotator
-from ureca.curation.quarantine import ProposeStage
-from ureca.curation.stages import ProposedUnit, plant
-from ureca.dataset import Output, UnitReport
+from ureca.curation.protocols import CurationImage
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.processing import ProposedUnit, ProposeStage, plant
 from ureca.errors import OutputError
-from ureca.settings.curate import CurateSettings
+from ureca.pipelines.curate import CurateActor, build_propose_stage, curate
+from ureca.pipelines.curate_settings import CurateSettings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -83,9 +82,9 @@ def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
     resources = ONE_ACTOR_EACH | {"propose": {"num_actors": 1, "images_per_piece": images_per_piece}}
     settings = settings_of(tmp_path, images_per_unit=4, max_worker_deaths=2, resources=resources, max_error_fraction=1)
     with monkeypatch.context() as patch:
-        patch.setattr("pipelines.curate.build_propose_stage", build_mortal_propose_stage)
-        patch.setattr("pipelines.curate.plant", plant_mortally)
-        patch.setattr("pipelines.curate.CurateActor", MortalCurateActor)
+        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_mortal_propose_stage)
+        patch.setattr("ureca.pipelines.curate.plant", plant_mortally)
+        patch.setattr("ureca.pipelines.curate.CurateActor", MortalCurateActor)
         report = curate(settings, say_nothing)
     rows = {row["image_id"]: row for row in Output(settings.output).rows()}
     assert list(rows) == ids
@@ -177,7 +176,7 @@ def test_other_prompts_or_checkpoints_are_another_recipe(tmp_path: Path, monkeyp
     output = Output(settings.output)
     (first,) = {row["provenance"]["recipe"] for row in output.rows()}
     write_corpus(tmp_path / "in", 3)
-    monkeypatch.setattr("pipelines.curation_run.PROMPTS_VERSION", "other")
+    monkeypatch.setattr("ureca.pipelines.curate.PROMPTS_VERSION", "other")
     with pytest.raises(OutputError, match=r"begun with another recipe:\n  prompts: '\w+' then, 'other' now\n"):
         curate(settings, say_nothing)
     assert len(list(output.rows())) == 2

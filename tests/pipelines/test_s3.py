@@ -13,8 +13,8 @@ import pytest
 from tests.drawn import drawn_image, png, sa1b_json
 from tests.pipelines.test_kill import ROOT, wait_for_parts
 from tests.s3 import Store, s3_server
-from ureca.dataset import Output
-from ureca.operations.status import status_of
+from ureca.data.output import Output
+from ureca.ops.status import status_of
 
 NUM_IMAGES = 16
 
@@ -35,7 +35,7 @@ def test_a_curation_in_a_bucket_goes_on_after_its_driver_was_killed(tmp_path: Pa
         ids = write_corpus(store)
         output = Output(store.uri("out"))
         command = [
-            *(sys.executable, "-m", "jobs.curate", store.uri("in"), store.uri("out")),
+            *(sys.executable, "-m", "ureca.jobs.curate", store.uri("in"), store.uri("out")),
             *("--listing.annotations", "beside", "--proposals.kind", "annotations"),
             *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05", "--images-per-unit", "1"),
             *("--resources.curate.num-actors", "1", "--resources.propose.num-actors", "1"),

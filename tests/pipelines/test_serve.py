@@ -15,21 +15,21 @@ import pytest
 import torch
 from ray import serve
 
-from pipelines import serving_deployments
-from pipelines.serve import NAME, serving
+from tests.masks.generators.test_sam import build_tiny_sam
 from tests.pipelines.replicas import CAPTIONER, processes
 from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
 from tests.pipelines.tiny_sam import TinySamReplica, save_tiny_sam
-from tests.proposals.test_sam import build_tiny_sam
 from tests.serving.local import scene
 from ureca.errors import CheckpointError, SettingsError
+from ureca.masks import rle as rle_codec
+from ureca.masks.generators.prompted_sam import PromptedSam
+from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
-from ureca.model.tiny import build_tiny
-from ureca.proposals.prompted_sam import PromptedSam
-from ureca.regions import rle as rle_codec
-from ureca.regions.prompts import Prompt
-from ureca.settings.replicas import Replicas
-from ureca.settings.serve import AccessSettings, ServeSettings, ServingResources
+from ureca.model.initialization import build_tiny
+from ureca.pipelines.serve import NAME, serving
+from ureca.pipelines.serve_settings import ServeSettings, ServingResources
+from ureca.pipelines.serving import deployments as serving_deployments
+from ureca.serving.settings import AccessSettings, Replicas
 
 PORT = 18437
 TOKEN = "a-token-of-some-length"  # noqa: S105

@@ -12,11 +12,11 @@ import httpx2
 import psutil
 import pytest
 
+from benchmarks.service_load import running_service
 from tests.drawn import write_corpus
 from tests.pipelines.replicas import CAPTIONER, INGRESS, PROXY, processes
 from tests.pipelines.serving import DISC, request
 from tests.pipelines.test_serve import endless_captioner
-from ureca.benchmarks.service_load import running_service
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
@@ -115,7 +115,7 @@ def test_requests_are_answered_again_when_what_talks_http_was_killed(service: An
 def test_jobs_end_with_the_service_and_what_else_has_begun_is_finished(service: Any, folder: Path) -> None:
     url = f"{ADDRESS}/v1/batches"
     httpx2.post(url, json={"input": str(folder / "in")}, trust_env=False).raise_for_status()
-    (job,) = processes(psutil.Process(service.pid), "jobs.caption")
+    (job,) = processes(psutil.Process(service.pid), "ureca.jobs.caption")
     have_begun = threading.Barrier(4)
 
     def read() -> list[str]:

@@ -11,11 +11,11 @@ from statistics import median
 import psutil
 import pytest
 
+from benchmarks.service_load import keep_busy, request_body, running_service
 from tests.pipelines.replicas import CAPTIONER, INGRESS, PROXY, SEGMENTER, processes
 from tests.pipelines.serving import disc, square
 from tests.serving.local import scene
-from ureca.benchmarks.service_load import keep_busy, request_body, running_service
-from ureca.model.tiny import save_tiny
+from ureca.model.initialization import save_tiny
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 

@@ -20,16 +20,16 @@ from fastapi.testclient import TestClient
 from hypothesis import HealthCheck, settings
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
-from pipelines.serving_app import build_app
-from pipelines.serving_gate import Traffic, digest_of
 from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, file_of, request, square, with_alpha
 from tests.serving.local import LocalBackend, scene, tiny_captioner
-from ureca.regions import rle as rle_codec
-from ureca.serving.batches import BatchJobs
+from ureca.masks import rle as rle_codec
+from ureca.pipelines.serve_settings import ServeSettings
+from ureca.pipelines.serving.app import build_app
+from ureca.pipelines.serving.batches import BatchJobs
+from ureca.pipelines.serving.middleware import Traffic, digest_of
 from ureca.serving.engine import CaptionJob, Written
-from ureca.serving.refusal import Refusal
+from ureca.serving.schemas import Refusal
 from ureca.serving.service import Service
-from ureca.settings.serve import ServeSettings
 
 SETTINGS: dict[str, Any] = {"model": "tiny", "captioner": {"max_new_tokens": 8}}
 

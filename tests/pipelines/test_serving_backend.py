@@ -9,11 +9,11 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from pipelines.serving_backend import HandleBackend, HandleBatches
-from pipelines.serving_deployments import build_application
 from ureca.errors import ImageError
-from ureca.serving.refusal import Refusal
-from ureca.settings.serve import BatchesSettings, ServeSettings
+from ureca.pipelines.serve_settings import BatchesSettings, ServeSettings
+from ureca.pipelines.serving.backend import HandleBackend, HandleBatches
+from ureca.pipelines.serving.deployments import build_application
+from ureca.serving.schemas import Refusal
 
 PIXELS = np.zeros((2, 2, 3), np.uint8)
 

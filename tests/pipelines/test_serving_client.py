@@ -6,9 +6,9 @@ import httpx2
 import pytest
 from PIL import Image
 
-from pipelines.serving_client import captions, largest_regions
 from tests.serving.page_service import PageBackend, picture, serving
-from ureca.serving.refusal import Refusal
+from ureca.pipelines.serving.client import captions, largest_regions
+from ureca.serving.schemas import Refusal
 
 
 def test_the_largest_regions_of_an_image_are_captioned(tmp_path: Path) -> None:

@@ -9,12 +9,11 @@ import pytest
 import ray
 from ray.exceptions import RayError
 
-from pipelines.curation_run import curate
-from pipelines.placement import Room
-from pipelines.session import kept_session, ray_session, user_error
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from ureca.errors import AnswerError, SettingsError
+from ureca.pipelines.batch.session import Room, kept_session, ray_session, user_error
+from ureca.pipelines.curate import curate
 
 RAY = "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.Some: it"
 

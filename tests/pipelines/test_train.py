@@ -14,17 +14,17 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pipelines.train import train
-from pipelines.training_run import read_lines
 from tests.drawn import drawn_image
 from tests.pipelines.killing import kill_driver, kill_workers
 from tests.pipelines.test_kill import ROOT
 from tests.training.datasets import write_dataset
 from ureca.errors import InputError, OutputError
 from ureca.model.captioner import RegionCaptioner
-from ureca.model.tiny import save_tiny
-from ureca.settings.tiny_sizes import TinySizes
-from ureca.settings.train import TrainSettings
+from ureca.model.initialization import save_tiny
+from ureca.model.settings import TinySizes
+from ureca.pipelines.train import train
+from ureca.pipelines.train_settings import TrainSettings
+from ureca.pipelines.training.run_folder import read_lines
 from ureca.training.index import TrainingIndex
 
 NUM_IMAGES, NUM_STEPS, EPOCHS = 24, 36, 6
@@ -150,7 +150,7 @@ def test_two_workers_with_sharded_gradients_have_the_same_losses(whole: tuple[Pa
 def test_killed_workers_and_drivers_change_no_loss(whole: tuple[Path, Any], data: Path) -> None:
     run = data / "killed"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "jobs.train", *arguments(data, run, *ONE_WORKER)]
+    command = [sys.executable, "-m", "ureca.jobs.train", *arguments(data, run, *ONE_WORKER)]
 
     def wait_for(num_lines: int, process: subprocess.Popen[bytes]) -> None:
         deadline = time.monotonic() + 600

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.training_run import read_lines
 from tests.pipelines.killing import kill_driver, kill_workers
 from tests.pipelines.test_kill import ROOT
 from tests.training.datasets import write_dataset
-from ureca.model.tiny import save_tiny
+from ureca.model.initialization import save_tiny
+from ureca.pipelines.training.run_folder import read_lines
 
 NUM_KILLS, NUM_STEPS = 10, 300
 
@@ -30,7 +30,7 @@ def test_whatever_is_killed_the_losses_are_those_of_a_run_without_a_break(tmp_pa
 
     def command(run: str) -> list[str]:
         return [
-            *(sys.executable, "-m", "jobs.train", str(tmp_path / "dataset"), str(tmp_path / run)),
+            *(sys.executable, "-m", "ureca.jobs.train", str(tmp_path / "dataset"), str(tmp_path / run)),
             *("--model", str(tmp_path / "tiny"), "--stage.kind", "tune", "--stage.rank", "4", "--precision", "fp32"),
             *("--max-steps", str(NUM_STEPS), "--checkpoint.every-steps", "7", "--resources.workers", "2"),
             *("--resources.max-restarts", "-1", "--deepspeed.zero-stage", "2", "--stage.learning-rate", "1e-3"),

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from pipelines.training_checkpoints import Checkpoints
+from ureca.pipelines.training.checkpoints import Checkpoints
 
 
 def write(checkpoints: Checkpoints, step: int, *, finish: bool = True) -> Path:

@@ -7,11 +7,9 @@ from typing import Any
 
 import pytest
 
-from pipelines.training_progress import StepProgress
-from pipelines.training_report import report_epochs, report_steps
-from pipelines.training_run import RunFolder, read_lines
+from ureca.data.samples import BadSample
 from ureca.errors import OutputError, SettingsError
-from ureca.training.samples import BadSample
+from ureca.pipelines.training.run_folder import RunFolder, StepProgress, read_lines, report_epochs, report_steps
 
 
 def line(step: int, **changes: Any) -> dict[str, Any]:

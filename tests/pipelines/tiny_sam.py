@@ -4,10 +4,10 @@ from pathlib import Path
 
 import torch
 
-from pipelines.serving_deployments import SegmenterReplica
-from tests.proposals.test_sam import build_tiny_sam
-from ureca.settings.proposals import FromSam
-from ureca.settings.serve import ServeSettings
+from tests.masks.generators.test_sam import build_tiny_sam
+from ureca.masks.generators.settings import FromSam
+from ureca.pipelines.serve_settings import ServeSettings
+from ureca.pipelines.serving.deployments import SegmenterReplica
 
 
 def save_tiny_sam(path: Path) -> FromSam:

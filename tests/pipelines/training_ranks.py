@@ -10,18 +10,17 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from pipelines.training_engine import Engine
-from pipelines.training_step import Inputs, run_step
 from tests.training.test_packing import make_examples
 from ureca.errors import UrecaError
 from ureca.model.captioner import RegionCaptioner
-from ureca.model.tiny import build_tiny
-from ureca.settings.train import TrainSettings
+from ureca.model.initialization import build_tiny
+from ureca.pipelines.train_settings import TrainSettings
+from ureca.pipelines.training.engine import Engine
+from ureca.pipelines.training.step import Inputs, run_step
+from ureca.training.examples import MadeMicroBatch
 from ureca.training.loss import PackedLoss
-from ureca.training.micro_batches import MadeMicroBatch
-from ureca.training.packing import Packer
-from ureca.training.stages import prepare, train_mode
-from ureca.training.transport import from_bytes, to_bytes
+from ureca.training.packing import Packer, from_bytes, to_bytes
+from ureca.training.phases import prepare, train_mode
 
 NUM_STEPS, PER_STEP = 5, 4
 DEVICE = torch.device("cpu")

@@ -6,10 +6,9 @@ from typing import Any
 
 import pytest
 
-from ureca.dataset import UnitReport
-from ureca.report import Figures, write_report
-
-from .rows import grey_pixels
+from tests.report.rows import grey_pixels
+from ureca.data.partitions import UnitReport
+from ureca.report.page import Figures, write_report
 
 WriteReport = Callable[..., tuple[Path, Figures]]
 

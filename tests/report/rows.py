@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from ureca.regions.mask import Mask
+from ureca.masks.mask import Mask
 from ureca.schema import REGIONS, conform
 
 HEIGHT, WIDTH = 200, 300

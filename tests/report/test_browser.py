@@ -13,10 +13,9 @@ from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.browser import contrast, start, tap
-from ureca.dataset import UnitReport
-from ureca.report import write_report
-
-from .rows import drawn, failed_row, grey_pixels, make_region, make_row
+from tests.report.rows import drawn, failed_row, grey_pixels, make_region, make_row
+from ureca.data.partitions import UnitReport
+from ureca.report.page import write_report
 
 HOSTILE = (
     "</script x</script><script>document.title='taken'</script>"

@@ -1,6 +1,5 @@
-from ureca.report.figures import Figures
-
-from .rows import drawn, failed_row, make_region, make_row
+from tests.report.rows import drawn, failed_row, make_region, make_row
+from ureca.report.page import Figures
 
 
 def test_rows_add_up() -> None:

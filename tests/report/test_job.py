@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jobs.cli import main
-from ureca.corpus.listing import list_images
-from ureca.dataset import Output, UnitReport
-
-from .rows import HEIGHT, WIDTH, drawn, make_region, make_row
-from .test_page import read
+from tests.report.rows import HEIGHT, WIDTH, drawn, make_region, make_row
+from tests.report.test_page import read
+from ureca.data.listing import list_images
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.jobs.cli import main
 
 
 @pytest.fixture

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageDraw
 
-from ureca.regions import rle
-from ureca.report.outlines import svg_path
+from ureca.masks import rle
+from ureca.report.panels import svg_path
 
 _FACTOR = 8  # paths are drawn larger, so that half pixels count
 

@@ -8,13 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ureca.dataset import UnitReport
+from tests.report.conftest import WriteReport
+from tests.report.rows import HEIGHT, WIDTH, drawn, failed_row, grey_pixels, make_region, make_row
+from ureca.data.partitions import UnitReport
 from ureca.errors import DataError, OutputError
-from ureca.report import write_report
-from ureca.report.panel import image_panel, in_tree_order
-
-from .conftest import WriteReport
-from .rows import HEIGHT, WIDTH, drawn, failed_row, grey_pixels, make_region, make_row
+from ureca.report.page import write_report
+from ureca.report.panels import image_panel, in_tree_order
 
 HOSTILE = (
     "</script x</script><script>document.title='taken'</script><!--<script <img src=x onerror=alert(1)> \"'&amp;\u2028"

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from ureca.report.sample import EvenSample
+from ureca.report.panels import EvenSample
 
 
 @settings(deadline=None)

@@ -4,8 +4,8 @@ import re
 
 import numpy as np
 
-from ureca.scenes import Rendering
-from ureca.scenes.vocabulary import COLOURS, KINDS, NUMBERS, ORDERS, PATTERNS, SIZES
+from ureca.scenes.language import COLOURS, KINDS, NUMBERS, ORDERS, PATTERNS, SIZES
+from ureca.scenes.rendering import Rendering
 
 _PHRASE = re.compile(r"(?:the|an|a) (.*?)(?: (of|to the left of|to the right of|in front of|behind) (.*))?")
 

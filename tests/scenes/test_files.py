@@ -8,14 +8,15 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from jobs import export, report
-from jobs.cli import main
 from tests.scenes.worlds import rendering
-from ureca.corpus.listing import list_images
-from ureca.dataset import Output
+from ureca.data.listing import list_images
+from ureca.data.output import Output
 from ureca.errors import AnnotationError
-from ureca.regions import Annotations, Mask, read_annotations, write_annotations
-from ureca.scenes import read_scene, resolve
+from ureca.jobs import export, report
+from ureca.jobs.cli import main
+from ureca.masks.annotations import Annotations, read_annotations, write_annotations
+from ureca.masks.mask import Mask
+from ureca.scenes.scene import read_scene, resolve
 from ureca.schema import REGIONS
 
 ARGUMENTS = ["--images", "3", "--seed", "4", "--split", "validation", "--size", "160x128"]

@@ -4,8 +4,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ureca.scenes import Caption, CaptionError, Description, parse
-from ureca.scenes.vocabulary import COLOURS, KINDS, NUMBERS, ORDERS, PATTERNS, RELATIONS, SIZES
+from ureca.scenes.language import (
+    COLOURS,
+    KINDS,
+    NUMBERS,
+    ORDERS,
+    PATTERNS,
+    RELATIONS,
+    SIZES,
+    Caption,
+    CaptionError,
+    Description,
+    parse,
+)
 
 _adjectives = {
     "size": st.none() | st.sampled_from(SIZES),

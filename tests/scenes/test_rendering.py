@@ -10,13 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.scenes.worlds import rendering, renderings
-from ureca.regions import ROOT, MaskTree
-from ureca.scenes import Rendering, parse, render, resolve
-from ureca.scenes.canvas import LEAST_FRACTION
+from ureca.masks.tree import ROOT, MaskTree
+from ureca.rng import Dice
 from ureca.scenes.composition import SPLITS, compose
-from ureca.scenes.dice import Dice
-from ureca.scenes.painting import JITTER
-from ureca.scenes.vocabulary import COLOURS
+from ureca.scenes.language import COLOURS, parse
+from ureca.scenes.rendering import JITTER, LEAST_FRACTION, Rendering, render
+from ureca.scenes.scene import resolve
 
 GOLDEN = "7b8fa1dd924659c1b791727557ada0b86f1778ad77dcd0e73909d02eaee1f49e"
 """Of three scenes, made with NumPy 2.4 on x86-64: other versions and machines must make the same."""

@@ -7,10 +7,9 @@ from hypothesis import strategies as st
 from tests.scenes.brute_force import BruteForce
 from tests.scenes.test_language import captions
 from tests.scenes.worlds import STREET, region, renderings
-from ureca.scenes import Caption, CaptionError, Rendering, Scene, resolve
-from ureca.scenes.language import ADJECTIVES
-from ureca.scenes.resolve import related
-from ureca.scenes.vocabulary import KINDS, RELATIONS
+from ureca.scenes.language import ADJECTIVES, KINDS, RELATIONS, Caption, CaptionError
+from ureca.scenes.rendering import Rendering
+from ureca.scenes.scene import Scene, related, resolve
 
 
 @pytest.mark.parametrize(

@@ -7,21 +7,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ureca.curation.annotator import LookAlike
-from ureca.curation.curate import Curator, curate_image
-from ureca.curation.embedders.descriptor import DescriptorEmbedder
-from ureca.curation.image import CurationImage
+from ureca.curation.curator import Curator, TreeSettings, curate_image
+from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.listener import ListeningSettings
-from ureca.curation.selection import TreeSettings
+from ureca.curation.protocols import CurationImage, LookAlike
 from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.uniqueness import resolution
-from ureca.mllm.usage import metered
-from ureca.regions import ROOT, MaskTree
-from ureca.regions.views import Views
-from ureca.scenes import Scene
+from ureca.llm.usage import metered
+from ureca.masks.tree import ROOT, MaskTree
+from ureca.masks.views import Views
 from ureca.scenes.files import write_scenes
+from ureca.scenes.oracle import Witness, WitnessSettings
 from ureca.scenes.rendering import Rendering, render
-from ureca.scenes.witness import Witness, WitnessSettings
+from ureca.scenes.scene import Scene
 
 
 @pytest.fixture(scope="module")

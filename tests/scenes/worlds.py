@@ -4,8 +4,9 @@ from functools import lru_cache
 
 from hypothesis import strategies as st
 
-from ureca.scenes import Region, Rendering, Scene, render
 from ureca.scenes.composition import SPLITS, Split
+from ureca.scenes.rendering import Rendering, render
+from ureca.scenes.scene import Region, Scene
 
 
 @lru_cache(maxsize=256)

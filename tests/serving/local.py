@@ -7,14 +7,14 @@ from functools import cache
 import numpy as np
 
 from ureca.images import Pixels
+from ureca.masks.generators.segments import SegmentsProposer
+from ureca.masks.mask import Mask
+from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
-from ureca.model.tiny import build_tiny
-from ureca.proposals.segments import SegmentsProposer
-from ureca.regions.mask import Mask
-from ureca.regions.prompts import Prompt
+from ureca.model.initialization import build_tiny
 from ureca.serving.engine import CaptionEngine, CaptionJob, Written
-from ureca.serving.regions import lookalikes
 from ureca.serving.segmenter import Segmenter
+from ureca.serving.service import lookalikes
 
 
 class LocalBackend:

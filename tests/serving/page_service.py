@@ -8,20 +8,19 @@ from contextlib import contextmanager
 import numpy as np
 import uvicorn
 
-from pipelines.serving_app import build_app
-from pipelines.serving_gate import digest_of
 from tests.drawn import disc
 from ureca.images import Pixels
-from ureca.proposals.segments import SegmentsProposer
-from ureca.regions import rle as rle_codec
-from ureca.regions.mask import Mask
-from ureca.regions.prompts import Prompt
+from ureca.masks import rle as rle_codec
+from ureca.masks.generators.segments import SegmentsProposer
+from ureca.masks.mask import Mask
+from ureca.masks.prompts import Prompt
+from ureca.pipelines.serve_settings import ServeSettings
+from ureca.pipelines.serving.app import build_app
+from ureca.pipelines.serving.middleware import digest_of
 from ureca.serving.engine import CaptionJob, Written
-from ureca.serving.prompted_masks import among_masks
-from ureca.serving.refusal import Refusal
-from ureca.serving.regions import lookalikes
-from ureca.serving.service import Service
-from ureca.settings.serve import ServeSettings
+from ureca.serving.schemas import Refusal
+from ureca.serving.segmenter import among_masks
+from ureca.serving.service import Service, lookalikes
 
 HEIGHT, WIDTH = 200, 300
 COLOURS = {"grey": (150, 150, 150), "blue": (40, 60, 210), "yellow": (230, 210, 40), "red": (200, 40, 40)}

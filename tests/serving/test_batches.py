@@ -11,13 +11,13 @@ from typing import Any
 import pytest
 from fastapi.testclient import TestClient
 
-from pipelines.serving_app import build_app
 from tests.serving.local import LocalBackend, tiny_captioner
-from ureca.serving.batches import BatchJobs, BatchRequest
-from ureca.serving.refusal import Refusal
+from ureca.pipelines.caption_settings import CaptioningSettings
+from ureca.pipelines.serve_settings import ServeSettings
+from ureca.pipelines.serving.app import build_app
+from ureca.pipelines.serving.batches import BatchJobs, BatchRequest
+from ureca.serving.schemas import Refusal
 from ureca.serving.service import Service
-from ureca.settings.caption import CaptioningSettings
-from ureca.settings.serve import ServeSettings
 
 # Writes what it was told, waits to be let go, and ends with a status.
 VERB = """

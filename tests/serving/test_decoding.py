@@ -10,11 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from ureca.regions import rle as rle_codec
+from ureca.masks import rle as rle_codec
 from ureca.serving.decoding import read_base64, read_regions
-from ureca.serving.refusal import Refusal
-from ureca.serving.requests import RegionRequest
-from ureca.settings.serve import ServingLimits
+from ureca.serving.schemas import Refusal, RegionRequest
+from ureca.serving.settings import ServingLimits
 
 HEIGHT, WIDTH = 20, 30
 LIMITS = ServingLimits(max_regions=4, max_mask_pixels=3000)

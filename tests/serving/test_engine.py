@@ -9,12 +9,12 @@ import numpy as np
 import pytest
 
 from tests.serving.local import scene, tiny_captioner
+from ureca.masks.mask import Mask
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.prepared import PreparedImage
 from ureca.model.region_batch import FinishedRegion, RegionBatch
-from ureca.regions.mask import Mask
+from ureca.model.settings import CaptionSettings
 from ureca.serving.engine import CaptionEngine, CaptionJob, Written
-from ureca.settings.captioner import CaptionSettings
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
 

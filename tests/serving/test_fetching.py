@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from ureca.serving.fetching import Fetcher, is_public_address
-from ureca.serving.refusal import Refusal
+from ureca.serving.schemas import Refusal
 
 FILE = b"x" * 1000
 HOSTS = ["images.example"]

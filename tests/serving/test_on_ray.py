@@ -8,15 +8,14 @@ import httpx2
 import pytest
 from selenium import webdriver
 
-from pipelines.serve import serving
 from tests.browser import start
 from tests.drawn import write_corpus
 from tests.pipelines.test_serve import PORT
-from ureca.dataset import Output
-from ureca.model.tiny import save_tiny
-from ureca.settings.serve import ServeSettings
-
-from .test_page import Page
+from tests.serving.test_page import Page
+from ureca.data.output import Output
+from ureca.model.initialization import save_tiny
+from ureca.pipelines.serve import serving
+from ureca.pipelines.serve_settings import ServeSettings
 
 
 @pytest.fixture(scope="module")

@@ -20,10 +20,9 @@ from selenium.webdriver.support.wait import WebDriverWait
 from skimage.filters import gaussian
 
 from tests.browser import contrast, start, tap
-from ureca.regions import rle as rle_codec
-from ureca.serving.refusal import Refusal
-
-from .page_service import HEIGHT, WIDTH, PageBackend, picture, serving
+from tests.serving.page_service import HEIGHT, WIDTH, PageBackend, picture, serving
+from ureca.masks import rle as rle_codec
+from ureca.serving.schemas import Refusal
 
 HOSTILE = "</p><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp; left"
 TOKEN = "a-token-for-the-test"  # noqa: S105

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from ureca.regions.mask import Mask
-from ureca.regions.prompts import Prompt
-from ureca.serving.prompted_masks import among_masks
+from ureca.masks.mask import Mask
+from ureca.masks.prompts import Prompt
+from ureca.serving.segmenter import among_masks
 
 HEIGHT, WIDTH = 40, 60
 

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ureca.errors import SettingsError
-from ureca.settings.caption import CaptioningSettings
+from ureca.pipelines.caption_settings import CaptioningSettings
 
 COMMAND = ["images", "out", "--model", "checkpoint"]
 

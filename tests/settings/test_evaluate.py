@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ureca.errors import SettingsError
-from ureca.settings.evaluate import EvaluateSettings
+from ureca.pipelines.evaluate_settings import EvaluateSettings
 
 COMMAND = ["bench", "out", "Ours=runs/a/model", "x/y:none", "x/y:crop"]
 

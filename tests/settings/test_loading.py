@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
+from ureca.config import differences
 from ureca.errors import SettingsError
-from ureca.settings.curate import CurateSettings
-from ureca.settings.loading import differences
+from ureca.pipelines.curate_settings import CurateSettings
 
 
 def test_flags_over_environment_over_file_over_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

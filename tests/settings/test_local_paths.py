@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from ureca.settings.curate import CurateSettings
-from ureca.settings.local_paths import with_absolute_paths
-from ureca.settings.serve import ServeSettings
+from ureca.config import with_absolute_paths
+from ureca.pipelines.curate_settings import CurateSettings
+from ureca.pipelines.serve_settings import ServeSettings
 
 
 def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,9 @@ import pytest
 
 from ureca.curation.listener import PromptedListener
 from ureca.errors import SettingsError
-from ureca.settings.components import build_curator
-from ureca.settings.curate import CurateSettings
-from ureca.settings.mllm import ByTransformers, ByVllm
+from ureca.llm.settings import ByTransformers, ByVllm
+from ureca.pipelines.components import build_curator
+from ureca.pipelines.curate_settings import CurateSettings
 
 PROMPTED = ["in", "out", "--annotator.kind", "prompted"]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from ureca.errors import SettingsError
-from ureca.settings.serve import ServeSettings
+from ureca.pipelines.serve_settings import ServeSettings
 
 
 def settings_of(*arguments: str) -> ServeSettings:

@@ -2,9 +2,9 @@
 
 import pytest
 
+from ureca.data.samples import JsonlSource, RegionsSource
 from ureca.errors import SettingsError
-from ureca.settings.train import TrainSettings
-from ureca.training.sources import JsonlSource, RegionsSource
+from ureca.pipelines.train_settings import TrainSettings
 
 
 def load(*flags: str) -> TrainSettings:

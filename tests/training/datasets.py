@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus
-from ureca.corpus.listing import list_images
-from ureca.dataset import Output, UnitReport
-from ureca.regions import Mask
+from ureca.data.listing import list_images
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.masks.mask import Mask
 
 
 def region(mask: Mask, **changes: Any) -> dict[str, Any]:

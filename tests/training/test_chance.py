@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ureca.training import chance
+from ureca import rng as chance
 
 
 def test_the_stream_is_splitmix64() -> None:

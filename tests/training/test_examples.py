@@ -9,21 +9,19 @@ import pytest
 
 from tests.drawn import HEIGHT, WIDTH, drawn_image, png
 from tests.training.datasets import write_dataset
+from ureca.data.questions import QuestionSettings
+from ureca.data.samples import RegionsSource, TrainingImage, open_source
+from ureca.masks.mask import Mask
+from ureca.model.image_processing import num_tiles
+from ureca.model.initialization import build_tiny
 from ureca.model.processing import QUESTION, UrecaProcessor
-from ureca.model.tiling import num_tiles
-from ureca.model.tiny import build_tiny
-from ureca.regions.mask import Mask
 from ureca.training.augmentation import AugmentationSettings, draw_scale
-from ureca.training.counts import TokenCosts
 from ureca.training.examples import ExampleSettings, Made, make_example
 from ureca.training.index import IndexSettings, TrainingIndex
-from ureca.training.indexing import prepare_index
+from ureca.training.index_writer import prepare_index
 from ureca.training.packing import ImageExample, Packer
-from ureca.training.plan import EpochPlan, Group, PlanSettings
-from ureca.training.questions import QuestionSettings
-from ureca.training.samples import TrainingImage
-from ureca.training.sources import RegionsSource, open_source
-from ureca.training.tokens import ProcessorTextTokens, costs_of
+from ureca.training.sampler import EpochPlan, Group, PlanSettings
+from ureca.training.token_costs import ProcessorTextTokens, TokenCosts, costs_of
 
 ONE_QUESTION = QuestionSettings(default_fraction=1)
 RESIZED = AugmentationSettings(min_scale=0.4, max_scale=2, num_scales=4)

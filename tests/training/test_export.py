@@ -10,17 +10,16 @@ from safetensors import safe_open
 
 from tests.training.test_packing import Built, make_examples
 from tests.training.test_stages import randomise_adapters
-from ureca.captioning.checkpoint import fingerprint
-from ureca.errors import OutputError
-from ureca.model.adapters import load_with_adapter
+from ureca.errors import CheckpointError, OutputError
 from ureca.model.captioner import RegionCaptioner
-from ureca.model.checkpoints import CheckpointError, load_checkpoint
-from ureca.model.tiny import build_tiny
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.model.checkpoint_files import fingerprint
+from ureca.model.checkpoints import load_checkpoint, load_with_adapter
+from ureca.model.initialization import build_tiny
+from ureca.model.settings import TinySizes
 from ureca.training.export import save_adapter, save_checkpoint
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedBatch, Packer
-from ureca.training.stages import Align, Full, Tune, prepare
+from ureca.training.phases import Align, Full, Tune, prepare
 
 Logits = torch.Tensor
 

@@ -11,16 +11,17 @@ from pydantic import ValidationError
 
 from tests.drawn import drawn_image
 from tests.training.datasets import Words, line, region, row, write_dataset, write_jsonl
-from ureca.dataset import Output, UnitReport
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.questions import QuestionSettings
+from ureca.data.samples import RegionsSource, open_source
 from ureca.errors import InputError, OutputError
-from ureca.model.tiling import num_tiles
+from ureca.model.image_processing import num_tiles
 from ureca.training.augmentation import AugmentationSettings, image_key, scaled_size
-from ureca.training.counts import TokenCosts
 from ureca.training.index import IndexSettings, TrainingIndex
-from ureca.training.indexing import prepare_index
-from ureca.training.plan import EpochPlan, PlanSettings, too_long
-from ureca.training.questions import QuestionSettings
-from ureca.training.sources import RegionsSource, open_source
+from ureca.training.index_writer import prepare_index
+from ureca.training.sampler import EpochPlan, PlanSettings, too_long
+from ureca.training.token_costs import TokenCosts
 
 MASKS = drawn_image(0)[1]
 

@@ -9,18 +9,17 @@ from PIL import Image
 
 from tests.training.datasets import write_dataset
 from tests.training.test_packing import make_examples
+from ureca.data.questions import QuestionSettings
+from ureca.data.samples import RegionsSource
 from ureca.images import ImageLimits
-from ureca.model.tiny import build_tiny, save_tiny
+from ureca.model.initialization import build_tiny, save_tiny
 from ureca.training.augmentation import AugmentationSettings
+from ureca.training.examples import MadeMicroBatch, MicroBatchMaker
 from ureca.training.index import IndexSettings
-from ureca.training.indexing import prepare_index
-from ureca.training.micro_batches import MadeMicroBatch, MicroBatchMaker
-from ureca.training.packing import Packer
-from ureca.training.plan import PlanSettings
-from ureca.training.questions import QuestionSettings
-from ureca.training.sources import RegionsSource
-from ureca.training.tokens import ProcessorTextTokens
-from ureca.training.transport import from_bytes, to_bytes
+from ureca.training.index_writer import prepare_index
+from ureca.training.packing import Packer, from_bytes, to_bytes
+from ureca.training.sampler import PlanSettings
+from ureca.training.token_costs import ProcessorTextTokens
 
 NUM_IMAGES = 5
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from ureca.model.captioner import RegionCaptioner
+from ureca.model.initialization import build_tiny
 from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.prepared import region_view
 from ureca.model.processing import UrecaProcessor, region_conversation
-from ureca.model.region_prompt import REGION_PROMPTS
-from ureca.model.region_views import region_view
-from ureca.model.tiny import build_tiny
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.model.prompt import REGION_PROMPTS
+from ureca.model.settings import TinySizes
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import IGNORED, ImageExample, Packer, RegionExample
 

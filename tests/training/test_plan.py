@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ureca.training.augmentation import AugmentationSettings, draw_scales
-from ureca.training.counts import SampleCounts, TokenCosts
-from ureca.training.plan import EpochPlan, MicroBatch, PlanSettings, is_too_long, too_long
+from ureca.training.sampler import EpochPlan, MicroBatch, PlanSettings, is_too_long, too_long
+from ureca.training.token_costs import SampleCounts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=16, region=3, mask_tile=2)
 
@@ -196,7 +196,7 @@ def test_epochs_and_seeds_come_in_other_orders(large: SampleCounts) -> None:
 def test_chunks_of_images_change_nothing(large: SampleCounts, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = PlanSettings(max_length=300, max_tokens_per_device=400)
     whole = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
-    monkeypatch.setattr("ureca.training.grouping._REGIONS_AT_ONCE", 1000)
+    monkeypatch.setattr("ureca.training.sampler._REGIONS_AT_ONCE", 1000)
     chunked = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
     assert all_micro_batches(whole, 2) == all_micro_batches(chunked, 2)
 

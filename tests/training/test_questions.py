@@ -2,8 +2,8 @@
 
 import pytest
 
+from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, QuestionSettings, choose_question, paraphrase
 from ureca.model.processing import QUESTION
-from ureca.training.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, QuestionSettings, choose_question, paraphrase
 
 
 def asked(settings: QuestionSettings, *, detailed: bool = False, epoch: int = 0, seed: int = 0) -> list[str]:

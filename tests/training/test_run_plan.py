@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from ureca.training.augmentation import AugmentationSettings
-from ureca.training.counts import SampleCounts, TokenCosts
-from ureca.training.plan import EpochPlan, PlanSettings
-from ureca.training.run_plan import Position, RunPlan
+from ureca.training.sampler import EpochPlan, PlanSettings, Position, RunPlan
+from ureca.training.token_costs import SampleCounts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=4, region=2, mask_tile=3)
 SETTINGS = PlanSettings(regions_per_image=3, images_per_device=2, max_length=100)

@@ -8,13 +8,13 @@ import pytest
 
 from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus, write_shard
 from tests.training.datasets import line, region, row, write_dataset, write_jsonl
-from ureca.dataset import Output, UnitReport
+from ureca.data.export import Selection, export_jsonl
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.samples import BadSample, JsonlSource, RegionsSource, TrainingImage, open_source
 from ureca.errors import InputError, OutputError
-from ureca.export import Selection, export_jsonl
-from ureca.regions.mask import Mask
-from ureca.regions.rle import Rle, decode
-from ureca.training.samples import BadSample, TrainingImage
-from ureca.training.sources import JsonlSource, RegionsSource, open_source
+from ureca.masks.mask import Mask
+from ureca.masks.rle import Rle, decode
 
 MASKS = drawn_image(0)[1]
 

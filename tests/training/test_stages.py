@@ -8,21 +8,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from tests.training.test_packing import Built, gradients, make_examples
 from ureca.errors import SettingsError
-from ureca.model.tiny import build_tiny
-from ureca.settings.tiny_sizes import TinySizes
+from ureca.model.initialization import build_tiny
+from ureca.model.settings import TinySizes
 from ureca.training.loss import PackedLoss
-from ureca.training.optimisation import build_optimizer, learning_rate_scale, parameter_groups
+from ureca.training.optimizer import build_optimizer, learning_rate_scale, parameter_groups
 from ureca.training.packing import PackedBatch, Packer
-from ureca.training.stages import (
-    Align,
-    Full,
-    Stage,
-    Tune,
-    check_region_prompt,
-    prepare,
-    train_mode,
-    vision_is_frozen,
-)
+from ureca.training.phases import Align, Full, Stage, Tune, check_region_prompt, prepare, train_mode, vision_is_frozen
 
 SMALL_LORA = Tune(rank=4, alpha=8)
 STAGES = (Align(), SMALL_LORA, Full())

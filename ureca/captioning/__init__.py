@@ -1,9 +1,5 @@
-"""Captions for the regions of a corpus, by URECA: the batch job without Ray.
+"""Batch captioning of a corpus by a model, without Ray."""
 
-``caption_image(captioner, pixels, masks, settings)`` captions the regions of one image and gives them as the dataset
-``captions`` stores them. ``CaptionStage`` does so for units of images, with images of a size in common batches.
-"""
+import lazy_loader
 
-from ureca.captioning.image import ReadyImage, caption_image, caption_ready, make_ready
-
-__all__ = ["ReadyImage", "caption_image", "caption_ready", "make_ready"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

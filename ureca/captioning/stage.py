@@ -6,14 +6,13 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from ureca.corpus.fetch import Fetched
-from ureca.curation.in_flight import ImagesInFlight
-from ureca.curation.stages import ProposedImage, ProposedUnit, RowError
-from ureca.dataset import UnitReport
-from ureca.dataset.attempts import Attempts, NoAttempts
+from ureca.data.crash_log import Attempts, NoAttempts
+from ureca.data.partitions import UnitReport
+from ureca.data.processing import ImagesInFlight, ProposedImage, ProposedUnit, RowError
+from ureca.data.reading import Fetched
 from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, decode_image
-from ureca.mllm.usage import metered
+from ureca.llm.usage import metered
 
 Ready = TypeVar("Ready")
 

@@ -13,11 +13,11 @@ from typing import Literal, Protocol
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from ureca.curation import prompts
-from ureca.curation.annotator import Choice
-from ureca.curation.asking import ask
+from ureca.curation.protocols import Choice
 from ureca.curation.rules import Fault
-from ureca.mllm.protocol import ChatModel
-from ureca.regions.views import Views
+from ureca.llm.protocol import ChatModel
+from ureca.llm.structured import ask
+from ureca.masks.views import Views
 
 
 class ListenerSettings(BaseModel):

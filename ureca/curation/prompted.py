@@ -7,11 +7,10 @@ from typing import TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation import prompts
-from ureca.curation.annotator import Choice, LookAlike, Verdict
-from ureca.curation.asking import ask
-from ureca.curation.image import CurationImage
+from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rules import CaptionRules, Fault
-from ureca.mllm.protocol import ChatModel, Pixels
+from ureca.llm.protocol import ChatModel, Pixels
+from ureca.llm.structured import ask
 
 Typed = TypeVar("Typed", bound=BaseModel)
 Answer = TypeVar("Answer")

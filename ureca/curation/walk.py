@@ -1,16 +1,25 @@
-"""The curation of one image: top-down, bottom-up, uniqueness, listener, verification (paper, stages 2 to 4)."""
+"""The curation of one image: top-down, bottom-up, uniqueness, listener, verification (paper, stages 2 to 4).
+
+[from] Which stages of the curation take part, so that what each does for the captions can be measured."""
 
 import asyncio
 from collections.abc import Iterable
 
-from ureca.curation.annotator import Annotator
-from ureca.curation.captions import RegionCaptions, at_once
-from ureca.curation.embedder import Embedder
-from ureca.curation.image import CurationImage
+from pydantic import BaseModel, ConfigDict, Field
+
 from ureca.curation.listener import Listener, ListeningSettings
-from ureca.curation.lookalikes import UniquenessSettings
-from ureca.curation.switches import StageSettings
-from ureca.curation.uniqueness import Uniqueness
+from ureca.curation.protocols import Annotator, CurationImage, Embedder, RegionCaptions, at_once
+from ureca.curation.uniqueness import Uniqueness, UniquenessSettings
+
+
+class StageSettings(BaseModel):
+    """Stages that can be left out. Listener and verification have settings of their own."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    tree_context: bool = Field(default=True, description="short captions are told those of parent and elder siblings")
+    bottom_up: bool = Field(default=True, description="detailed captions compose those of the parts; off: short ones")
+    refinement: bool = Field(default=True, description="captions of look-alikes are rewritten against each other")
 
 
 async def caption_regions(

@@ -1,6 +1,5 @@
-"""Whether captions are right, and whether they single out their regions."""
+"""Evaluation of captions: benchmarks, metrics, uniqueness and tables."""
 
-from ureca.evaluation.metrics import measure_captions, score
-from ureca.evaluation.predictions import Prediction
+import lazy_loader
 
-__all__ = ["Prediction", "measure_captions", "score"]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

@@ -1,11 +1,10 @@
-"""A measure of captions as numbers of each region, so that it can be taken over any set of regions.
+"""The columns a table can have, in their order: the paper's first.
 
-What corpus metrics need of a region adds up: BLEU's n-gram counts, METEOR's matches, an accuracy's hits. A figure of a
-set is a function of the sums over the set. So a breakdown, or a thousand bootstrap samples, costs a matrix product.
-"""
+[from] A measure of captions as numbers of each region, so that it can be taken over any set of regions."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +17,7 @@ class Measure:
     """One measure of a list of predictions.
 
     Attributes:
-        name: a name of ``ureca.evaluation.columns.COLUMNS``.
+        name: a name of ``ureca.evaluation.measures.COLUMNS``.
         statistics: float64 [N, K], of each prediction in its order; zeros where a region does not count.
         figure: from sums of statistics [..., K] to values [...]; NaN where nothing counts. A function of a module, so
             that a measure can be sent to another process.
@@ -58,3 +57,66 @@ def mean_figure(sums: Floats) -> Floats:
     """From a sum of values and their number [..., 2] to their mean [...]."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.asarray(sums[..., 0] / sums[..., 1])
+
+
+Family: TypeAlias = Literal["references", "uniqueness", "scenes"]
+
+FAMILIES: dict[Family, str] = {
+    "references": "Compared with references",
+    "uniqueness": "Uniqueness within the image",
+    "scenes": "Decided by the scene",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """How a measure is shown.
+
+    Attributes:
+        name: of the measure, and the head of its column.
+        family: columns under one head.
+        explanation: for the reader of a table.
+        is_higher_better: whether more is better; None: it is not the model's, but a bound of what it can have.
+    """
+
+    name: str
+    family: Family
+    explanation: str
+    is_higher_better: bool | None = True
+
+
+_ALL = (
+    *(
+        Column(
+            f"BLEU@{order}",
+            "references",
+            f"precision of n-grams up to length {order}, less where captions are short",
+        )
+        for order in (1, 2, 3, 4)
+    ),
+    Column("ROUGE", "references", "longest common subsequence with a reference (ROUGE-L)"),
+    Column("METEOR", "references", "words aligned with a reference by form, stem, synonym or paraphrase"),
+    Column("BERTScore", "references", "F1 of words aligned with a reference by contextual embeddings"),
+    Column("CIDEr", "references", "n-grams shared with the references, the more the rarer (100 times the mean)"),
+    Column("Duplicates", "uniqueness", "regions with the caption of another region of the image, or with none", False),
+    Column(
+        "Near-duplicates",
+        "uniqueness",
+        "regions with nearly the caption of another region of the image, or with none",
+        False,
+    ),
+    Column("Retrieval R@1", "uniqueness", "captions that an image-text encoder finds nearest to their own region"),
+    Column("Retrieval MRR", "uniqueness", "mean of 1 / rank of the caption's own region among those of its image"),
+    Column("Retrieval ceiling", "uniqueness", "retrieval R@1 of the reference captions", None),
+    Column("Listener", "uniqueness", "captions by which an MLLM picks the right one of numbered candidates"),
+    Column("Listener ceiling", "uniqueness", "the same for the reference captions", None),
+    Column("Correct", "scenes", "captions that fit their region and no other"),
+    Column("Ambiguous", "scenes", "captions that fit their region and others", False),
+    Column("Wrong", "scenes", "captions that do not fit their region, or are not of the language", False),
+    Column("Not of the language", "scenes", "captions that are not of the language; they are among the wrong", False),
+)
+
+COLUMNS: dict[str, Column] = {column.name: column for column in _ALL}
+
+OF_THE_PAPER = ("BLEU@1", "BLEU@2", "BLEU@3", "BLEU@4", "ROUGE", "METEOR", "BERTScore")
+"""What the paper's tables report; a table has these columns even where one was not measured."""

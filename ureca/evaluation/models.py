@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Literal, get_args
 
-from ureca.corpus.storage import below, has_suffix
-from ureca.dataset import Output
+from ureca.data.output import Output
 from ureca.errors import SettingsError
-from ureca.settings.captioner import RegionPrompt
+from ureca.io import below, has_suffix
+from ureca.model.settings import RegionPrompt
 
 _NAMED = re.compile(r"(?P<name>[^=/?]+)=(?P<path>.+)", re.DOTALL)
 _PROMPTS = "|".join(get_args(RegionPrompt))

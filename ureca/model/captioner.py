@@ -14,10 +14,9 @@ from ureca.model.checkpoints import load_checkpoint
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.prepared import Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
-from ureca.model.region_batch import RegionBatch
-from ureca.model.region_prompts import Masks, RegionPrompts, check_masks
+from ureca.model.region_batch import Masks, RegionBatch, RegionPrompts, check_masks
+from ureca.model.settings import CaptionSettings
 from ureca.model.shared_prefix import enable_shared_prefixes
-from ureca.settings.captioner import CaptionSettings
 
 __all__ = ["CaptionSettings", "RegionCaption", "RegionCaptioner"]
 

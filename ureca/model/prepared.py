@@ -1,4 +1,6 @@
-"""What the model needs of an image and its regions: tiles. They are cut apart from the model, in any thread."""
+"""What the model needs of an image and its regions: tiles. They are cut apart from the model, in any thread.
+
+[from] What a model is shown of a region."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,9 +10,32 @@ import numpy.typing as npt
 import torch
 from PIL import Image
 
+from ureca.masks.mask import Mask
+from ureca.masks.views import Box, Views
 from ureca.model.processing import UrecaProcessor
-from ureca.model.region_prompt import shares_image
-from ureca.model.region_views import region_view
+from ureca.model.prompt import shares_image
+
+
+def region_view(
+    pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], region_prompt: str
+) -> npt.NDArray[np.uint8]:
+    """What a model is shown of a region.
+
+    Args:
+        pixels: uint8 RGB [H, W, 3].
+        mask: bool [H, W], with at least one pixel.
+        region_prompt: see `ureca.model.prompt.RegionPrompt`.
+
+    Returns:
+        uint8 RGB [h, w, 3]; the pixels themselves for ``mask`` and ``none``.
+    """
+    if shares_image(region_prompt):
+        return pixels
+    region = Mask.from_array(0, mask)
+    if region_prompt == "crop":
+        return np.ascontiguousarray(pixels[Box.around([region]).rows_and_columns])
+    return Views(pixels, {0: region}, max_side_px=max(pixels.shape[:2])).whole_with_contour(0)
+
 
 Picture = Image.Image | npt.NDArray[np.uint8]
 

@@ -12,9 +12,8 @@ from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
-from .image_processing import UrecaImageProcessor
-from .region_prompt import REGION_PROMPTS
-from .tiling import tile_mask, tile_mask_as_released
+from .image_processing import UrecaImageProcessor, tile_mask, tile_mask_as_released
+from .prompt import REGION_PROMPTS
 
 IMAGE_TOKENS = ("<img>", "<IMG_CONTEXT>", "</img>")
 MASK_TOKENS = ("<mask>", "<MASK_CONTEXT>", "</mask>")
@@ -65,7 +64,7 @@ class UrecaProcessor(ProcessorMixin):
         mask_values: "binary" (0 and 1, nearest neighbour) or "released" (`tile_mask_as_released`).
         chat_template: Jinja template; `CHAT_TEMPLATE` if None.
         region_prompt: how captioner and training tell the model which region is meant: "mask" (URECA), or a baseline
-            without a mask, "none", "contour" or "crop" (see `ureca.model.region_views`).
+            without a mask, "none", "contour" or "crop" (see `ureca.model.prepared`).
 
     Raises:
         ValueError: if the tokenizer does not know a token, or ``mask_values`` or ``region_prompt`` is unknown.

@@ -1,6 +1,1 @@
-"""A run as one self-contained HTML page: every image with its regions, captions, tree, failures and figures."""
-
-from ureca.report.figures import Figures
-from ureca.report.page import write_report
-
-__all__ = ["Figures", "write_report"]
+"""A self-contained HTML report of a run: images with their regions, captions, trees, failures and figures."""

@@ -1,22 +1,5 @@
-"""Drawn scenes with exact nested masks, and captions whose truth and uniqueness can be decided."""
+"""Synthetic scenes with exact nested masks and captions whose truth and uniqueness are decidable."""
 
-from ureca.scenes.captions import RegionCaptions
-from ureca.scenes.language import Caption, CaptionError, Description, parse
-from ureca.scenes.rendering import Rendering, render
-from ureca.scenes.resolve import resolve
-from ureca.scenes.scene import Region, Scene, read_scene, scene_of
+import lazy_loader
 
-__all__ = [
-    "Caption",
-    "CaptionError",
-    "Description",
-    "Region",
-    "RegionCaptions",
-    "Rendering",
-    "Scene",
-    "parse",
-    "read_scene",
-    "render",
-    "resolve",
-    "scene_of",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)

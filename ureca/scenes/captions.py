@@ -6,12 +6,21 @@ from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any
 
-from ureca.regions import ROOT
-from ureca.scenes.dice import Dice
-from ureca.scenes.language import Caption, Description
-from ureca.scenes.resolve import referents, related
-from ureca.scenes.scene import Region, Scene
-from ureca.scenes.vocabulary import BACKDROP, BEHIND, IN_FRONT_OF, LEFT_OF, NUMBERS, OF, ORDERS, RIGHT_OF
+from ureca.masks.tree import ROOT
+from ureca.rng import Dice
+from ureca.scenes.language import (
+    BACKDROP,
+    BEHIND,
+    IN_FRONT_OF,
+    LEFT_OF,
+    NUMBERS,
+    OF,
+    ORDERS,
+    RIGHT_OF,
+    Caption,
+    Description,
+)
+from ureca.scenes.scene import Region, Scene, referents, related
 
 _RELATIONS_FIRST = 0.7
 _PARTS_FIRST = 0.2

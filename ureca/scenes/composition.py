@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ureca.rng import Dice
 from ureca.scenes.blueprints import OBJECTS, Box, Plan
-from ureca.scenes.dice import Dice
-from ureca.scenes.vocabulary import COLOURS, PATTERNS
+from ureca.scenes.language import COLOURS, PATTERNS
 
 Split = Literal["train", "validation", "test"]
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")

@@ -16,15 +16,15 @@ import pyarrow as pa
 from PIL import Image
 
 from ureca import __version__
-from ureca.corpus.manifest import make_manifest
-from ureca.dataset import Output, UnitReport
+from ureca.data.export import Selection, export_jsonl
+from ureca.data.manifest import make_manifest
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
 from ureca.errors import OutputError
-from ureca.export import Selection, export_jsonl
-from ureca.regions import write_annotations
+from ureca.masks.annotations import write_annotations
 from ureca.scenes.composition import Split
 from ureca.scenes.rendering import Rendering, image_id, render
-from ureca.scenes.resolve import resolve
-from ureca.scenes.scene import Region
+from ureca.scenes.scene import Region, resolve
 
 VERSION = "1"
 """Of the drawings and captions that a seed stands for."""
@@ -95,7 +95,7 @@ def regions_row(rendering: Rendering, uri: str) -> dict[str, Any]:
             "proposer": f"scenes {VERSION}",
             "annotator": f"scenes {VERSION}",
             "embedder": None,
-            "verifier": "ureca.scenes.resolve",
+            "verifier": "ureca.scenes.scene",
             "ureca": __version__,
         },
     }

@@ -1,22 +1,251 @@
-"""Scenes by number: the same split, seed, number and size give the same pixels, masks and captions anywhere."""
+"""Scenes by number: the same split, seed, number and size give the same pixels, masks and captions anywhere.
 
-from dataclasses import dataclass
+[from] The label map of a whole image, on which a sprite is placed only where everything stays recognisable.
+[from] From a composition to a canvas: where everything stands, from back to front.
+[from] From a label map to pixels."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from itertools import combinations, count
 
 import numpy as np
 import numpy.typing as npt
 
-from ureca.regions import ROOT, Annotations, Mask
-from ureca.regions import rle as rle_codec
-from ureca.scenes.canvas import Canvas
+from ureca.masks import rle as rle_codec
+from ureca.masks.annotations import Annotations
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT
+from ureca.rng import Dice
+from ureca.scenes.blueprints import OBJECTS
 from ureca.scenes.captions import RegionCaptions, caption_scene
-from ureca.scenes.composition import SPLITS, Split, compose
-from ureca.scenes.dice import Dice
-from ureca.scenes.painting import paint
-from ureca.scenes.placement import place
-from ureca.scenes.resolve import BESIDE_FRACTION
-from ureca.scenes.scene import Region, Scene, attributes_of
-from ureca.scenes.sprites import NONE
+from ureca.scenes.composition import SPLITS, Composition, Object, Split, compose
+from ureca.scenes.language import BACKDROP, COLOURS, PATTERNS
+from ureca.scenes.scene import BESIDE_FRACTION, Region, Scene, attributes_of
+from ureca.scenes.sprites import NONE, Labels, Node, Sprite, object_sprite, piece_sprite, totals_px
+
+LEAST_FRACTION = 1e-4
+"""The smallest region, as a share of the image."""
+
+_LEAST_PX = 4
+_VISIBLE_SHARE = 0.5
+_HIDING_SHARE = 0.03
+_CHILD_SHARE = 0.95
+
+_NUM_BACKDROP = 2
+
+
+def least_px(width_px: int, height_px: int) -> int:
+    """Pixels of the smallest region in an image of this size."""
+    return max(_LEAST_PX, round(LEAST_FRACTION * width_px * height_px))
+
+
+class Canvas:
+    """Sprites one in front of another.
+
+    Args:
+        width_px, height_px: of the image.
+        horizon_px: rows of sky; all below is ground.
+        sky, ground: the nodes 0 and 1.
+
+    Attributes:
+        labels: int16 [H, W], numbers of nodes, as in ``Sprite``.
+        nodes: by number, parents before children, from back to front.
+        windows: rows and columns of the image outside of which a node has no pixels, by number.
+        hides: pairs of numbers of nodes without parent: the first hides something of the second.
+    """
+
+    def __init__(self, width_px: int, height_px: int, horizon_px: int, sky: Node, ground: Node) -> None:
+        self.labels: Labels = np.ones((height_px, width_px), np.int16)
+        self.labels[:horizon_px] = 0
+        self.nodes: list[Node] = [sky, ground]
+        self.windows = [(slice(0, horizon_px), slice(0, width_px)), (slice(horizon_px, height_px), slice(0, width_px))]
+        self.hides: list[tuple[int, int]] = []
+        self._parents = np.full(_NUM_BACKDROP, NONE, np.int64)
+        self._least_px = least_px(width_px, height_px)
+        self._own_px = np.array([horizon_px * width_px, (height_px - horizon_px) * width_px], np.int64)
+        self._full_px = self._own_px
+
+    def place(self, sprite: Sprite, left: int, top: int) -> bool:
+        """Put a sprite in front of everything, cut off at the border of the image; False: it cannot be there.
+
+        Of every node at least half must be visible, or nothing if it is a part; a sprite hides at least 3 % of another
+        or nothing of it; a part is smaller than what it is a part of.
+        """
+        sprite_height, sprite_width = sprite.labels.shape
+        rows, columns = slice(max(0, top), top + sprite_height), slice(max(0, left), left + sprite_width)
+        window = self.labels[rows, columns]
+        cut = sprite.labels[rows.start - top :, columns.start - left :][: window.shape[0], : window.shape[1]]
+        inside = cut != NONE
+
+        first = len(self.nodes)
+        hidden_px = np.bincount(window[inside], minlength=first).astype(np.int64)
+        hidden_share = totals_px(hidden_px, self._parents) / np.maximum(self._full_px, 1)
+        hidden_share[:_NUM_BACKDROP] = 0
+        hidden = (hidden_share > 0) & (self._parents == NONE)
+        if (hidden_share[hidden] < _HIDING_SHARE).any():
+            return False
+        parents = np.concatenate([self._parents, _parents(sprite.nodes, first)])
+        own_px = np.concatenate([self._own_px - hidden_px, np.bincount(cut[inside], minlength=len(sprite.nodes))])
+        visible_px = totals_px(own_px, parents)
+        full_px = np.concatenate([self._full_px, visible_px[first:]])
+        if not self._all_recognisable(visible_px, full_px, parents):
+            return False
+        self.hides += [(first, int(number)) for number in np.flatnonzero(hidden)]
+        self.nodes += [replace(node, parent=int(parents[first + number])) for number, node in enumerate(sprite.nodes)]
+        self.windows += [(rows, columns)] * len(sprite.nodes)
+        window[inside] = cut[inside] + first
+        self._parents, self._own_px, self._full_px = parents, own_px, full_px
+        return True
+
+    def regions_px(self) -> npt.NDArray[np.int64]:
+        """Visible pixels of each node with its parts."""
+        return totals_px(self._own_px, self._parents)
+
+    def _all_recognisable(
+        self,
+        visible_px: npt.NDArray[np.int64],
+        full_px: npt.NDArray[np.int64],
+        parents: npt.NDArray[np.int64],
+    ) -> bool:
+        whole = parents == NONE
+        seen = (visible_px >= _VISIBLE_SHARE * full_px) & (visible_px >= self._least_px)
+        seen |= (visible_px == 0) & ~whole
+        inner = ~whole & (visible_px > 0)
+        seen[:_NUM_BACKDROP] = visible_px[:_NUM_BACKDROP] >= self._least_px
+        return bool(seen.all() and (visible_px[inner] <= _CHILD_SHARE * visible_px[parents[inner]]).all())
+
+
+def _parents(nodes: Sequence[Node], first: int) -> npt.NDArray[np.int64]:
+    """Numbers of the parents of nodes that are numbered from ``first`` on."""
+    parents = np.array([node.parent for node in nodes], np.int64)
+    return np.where(parents == NONE, NONE, parents + first)
+
+
+_TRIES = 30
+_APART_FRACTION = 0.045
+_HEIGHTS = {"small": (0.21, 0.25), "large": (0.36, 0.42)}
+"""Usual heights of objects, as shares of the image's shorter side."""
+
+
+def place(composition: Composition, width_px: int, height_px: int, dice: Dice) -> Canvas | None:
+    """Find a place for everything; None: chance did not."""
+    horizon = dice.between(0.42, 0.58)
+    sky = Node(NONE, "sky", composition.sky, "plain")
+    ground = Node(NONE, "ground", composition.ground, composition.ground_pattern)
+    canvas = Canvas(width_px, height_px, int(horizon * height_px), sky, ground)
+    if _place_background(canvas, composition, int(horizon * height_px), dice):
+        feet = sorted((_foot(object, horizon, dice), index) for index, object in enumerate(composition.objects))
+        centres_px: list[float] = []
+        if all(_place_object(canvas, composition.objects[index], foot, centres_px, dice) for foot, index in feet):
+            return canvas
+    return None
+
+
+def _place_background(canvas: Canvas, composition: Composition, horizon_px: int, dice: Dice) -> bool:
+    height_px, width_px = canvas.labels.shape
+    pieces = [("cloud", colour, (0.16, 0.3), (0.07, 0.13)) for colour in composition.clouds]
+    pieces += [("hill", colour, (0.4, 0.8), (0.08, 0.2)) for colour in composition.hills]
+    pieces += [("pond", colour, (0.2, 0.4), (0.05, 0.09)) for colour in composition.ponds]
+    forms = {"cloud": "cloud", "hill": "slope", "pond": "ellipse"}
+    for kind, colour, widths, heights in pieces:
+        piece_width, piece_height = dice.between(*widths) * width_px, dice.between(*heights) * height_px
+        sprite = piece_sprite(Node(NONE, kind, colour, "plain"), forms[kind], piece_width, piece_height)
+        height, width = sprite.labels.shape
+        tops = {
+            "cloud": (0.02 * height_px, 0.6 * horizon_px),
+            "hill": (horizon_px - height, horizon_px - height),
+            "pond": (horizon_px + 0.02 * height_px, 0.97 * height_px - height),
+        }
+        lefts = (-0.3 * width, width_px - 0.7 * width)
+        places = ((int(dice.between(*lefts)), int(dice.between(*tops[kind]))) for _ in range(_TRIES))
+        if not any(canvas.place(sprite, left, top) for left, top in places):
+            return False
+    return True
+
+
+def _foot(object: Object, horizon: float, dice: Dice) -> float:
+    """The height at which an object stands or hovers, as a share of the image's from its top."""
+    return dice.between(0.3, horizon) if OBJECTS[object.kind].flies else dice.between(horizon + 0.06, 0.98)
+
+
+def _place_object(canvas: Canvas, object: Object, foot: float, centres_px: list[float], dice: Dice) -> bool:
+    """Place an object with its centre apart from those before it, and add it to them."""
+    image_height, image_width = canvas.labels.shape
+    blueprint = OBJECTS[object.kind]
+    height = dice.between(*_HEIGHTS[object.size]) * blueprint.height * min(image_width, image_height)
+    sprite = object_sprite(object, height * blueprint.aspect, height, least_px(image_width, image_height))
+    sprite_height, sprite_width = sprite.labels.shape
+    top = min(max(0, int(foot * image_height) - sprite_height), image_height - sprite_height)
+    if sprite_width > image_width or top < 0:
+        return False
+    for _ in range(_TRIES):
+        left = dice.whole(0, image_width - sprite_width)
+        centre_px = left + sprite_width / 2
+        apart = all(abs(centre_px - other) >= _APART_FRACTION * image_width for other in centres_px)
+        if apart and canvas.place(sprite, left, top):
+            centres_px.append(centre_px)
+            return True
+    return False
+
+
+JITTER = 8
+"""By how much, of 255, the colour of an object may differ from its name's."""
+
+_SHADE = 0.32
+_BACKDROP_SHADE = 0.14
+_OUTLINE = 0.45
+_LEAST_OUTLINED_PX = 100
+"""Lines lie on what is behind, and on nothing so small that too little of its own colour would be left."""
+
+_PERIOD_FRACTION = 0.036
+
+
+def paint(canvas: Canvas, dice: Dice) -> npt.NDArray[np.uint8]:
+    """Pixels uint8 RGB [H, W, 3]: colours and patterns of the nodes, and a dark line between them."""
+    labels = canvas.labels
+    colours = np.array([COLOURS[node.colour] for node in canvas.nodes], np.float64)
+    jitter = (dice.grain((len(canvas.nodes), 3)) - 127.5) * (JITTER / 127.5)
+    colours = np.clip(colours + jitter, 0, 255)
+    # Patterns are shades of the same colour, darker ones of light colours and lighter ones of dark colours.
+    towards = np.where(colours.mean(axis=1, keepdims=True) > 96, 0.0, 255.0)
+    shade = np.array([[_BACKDROP_SHADE if node.kind in BACKDROP else _SHADE] for node in canvas.nodes])
+    shades = colours + shade * (towards - colours)
+    table = np.concatenate([colours, shades, colours * _OUTLINE]).astype(np.uint8)
+
+    num_nodes = len(canvas.nodes)
+    pattern_of_node = np.array([PATTERNS.index(node.pattern) for node in canvas.nodes], np.uint8)
+    index = labels.astype(np.intp)
+    if pattern_of_node.any():
+        patterns = pattern_of_node[labels]
+        for number, marks in enumerate(_marks(*labels.shape), start=1):
+            index[(patterns == number) & marks] += num_nodes
+    outline = _outline(labels) & (np.bincount(labels.ravel()) >= _LEAST_OUTLINED_PX)[labels]
+    index[outline] = labels[outline] + 2 * num_nodes
+    return table[index]
+
+
+@lru_cache(maxsize=4)
+def _marks(height: int, width: int) -> tuple[npt.NDArray[np.bool_], ...]:
+    """Where the patterns after "plain" are shaded, bool [height, width] each."""
+    period = max(4, round(_PERIOD_FRACTION * min(height, width)))
+    rows, columns = np.arange(height)[:, None], np.arange(width)[None, :]
+    stripes = np.broadcast_to(rows % period < period // 2, (height, width))
+    down, across = rows % period - (period - 1) / 2, columns % period - (period - 1) / 2
+    dots = down * down + across * across <= period * period / 10
+    checks = (rows // (period // 2) + columns // (period // 2)) % 2 == 0
+    return stripes, dots, checks
+
+
+def _outline(labels: npt.NDArray[np.int16]) -> npt.NDArray[np.bool_]:
+    """Pixels beside something that is in front of them."""
+    outline = np.zeros(labels.shape, np.bool_)
+    outline[:, :-1] |= labels[:, :-1] < labels[:, 1:]
+    outline[:, 1:] |= labels[:, 1:] < labels[:, :-1]
+    outline[:-1] |= labels[:-1] < labels[1:]
+    outline[1:] |= labels[1:] < labels[:-1]
+    return outline
+
 
 LEAST_SIDE_PX = 112
 

@@ -1,1 +1,1 @@
-"""The service without its server: what requests and answers hold, and how images and regions in them are decoded."""
+"""The service without its server: requests, answers, decoding, batching, and the page."""

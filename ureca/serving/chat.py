@@ -10,13 +10,12 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
 from ureca.images import Pixels
-from ureca.regions import rle as rle_codec
-from ureca.regions.mask import Mask
+from ureca.masks import rle as rle_codec
+from ureca.masks.mask import Mask
 from ureca.serving.decoding import check_number, mask_of, read_image
 from ureca.serving.engine import Written
-from ureca.serving.refusal import Refusal
-from ureca.serving.requests import Generation
-from ureca.settings.serve import ServingLimits
+from ureca.serving.schemas import Generation, Refusal
+from ureca.serving.settings import ServingLimits
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 

@@ -10,13 +10,12 @@ import numpy as np
 
 from ureca.errors import ImageError
 from ureca.images import ImageLimits, Pixels, decode_layers
-from ureca.regions import rle as rle_codec
-from ureca.regions.mask import Mask
-from ureca.regions.prompts import Prompt
-from ureca.regions.rle import Rle
-from ureca.serving.refusal import Refusal
-from ureca.serving.requests import RegionRequest
-from ureca.settings.serve import ServingLimits
+from ureca.masks import rle as rle_codec
+from ureca.masks.mask import Mask
+from ureca.masks.prompts import Prompt
+from ureca.masks.rle import Rle
+from ureca.serving.schemas import Refusal, RegionRequest
+from ureca.serving.settings import ServingLimits
 
 _MAX_OUTLINES = 50
 """Of a region, in perimeters of the image: the rasteriser walks every pixel of a polygon's outline."""

@@ -1,24 +1,63 @@
-"""Captions for regions of many requests in common batches, each as soon as it is finished."""
+"""Captions for regions of many requests in common batches, each as soon as it is finished.
+
+[from] Several streams as one."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
-from ureca.captioning import ReadyImage, make_ready
+from ureca.captioning.images import ReadyImage, make_ready
 from ureca.images import Pixels
-from ureca.regions.mask import Mask
-from ureca.settings.captioner import CaptionSettings
+from ureca.masks.mask import Mask
+from ureca.model.settings import CaptionSettings
 
 if TYPE_CHECKING:
     from ureca.model.captioner import RegionCaptioner
     from ureca.model.region_batch import RegionBatch
+
+T = TypeVar("T")
+
+
+async def merged(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T]:
+    """What the streams yield, as it comes; when one fails, or this one is closed, all of them end.
+
+    Raises:
+        Exception: what a stream raised.
+    """
+    items: asyncio.Queue[T | BaseException | None] = asyncio.Queue()
+
+    async def read(stream: AsyncIterator[T]) -> None:
+        try:
+            async for item in stream:
+                items.put_nowait(item)
+            items.put_nowait(None)
+        except BaseException as error:
+            items.put_nowait(error)  # it is raised below, where somebody reads it
+            if isinstance(error, asyncio.CancelledError):
+                raise
+
+    readers = [asyncio.create_task(read(stream)) for stream in streams]
+    try:
+        num_open = len(streams)
+        while num_open:
+            item = await items.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                num_open -= 1
+            else:
+                yield item
+    finally:
+        for reader in readers:
+            reader.cancel()
+        await asyncio.gather(*readers, return_exceptions=True)
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from urllib.parse import SplitResult, urlsplit
 
-from ureca.serving.refusal import Refusal
+from ureca.serving.schemas import Refusal
 
 _TIMEOUT_S = 20.0
 

@@ -1,29 +1,128 @@
-"""What happens to a request between its parsing and its answer."""
+"""What happens to a request between its parsing and its answer.
+
+[from] What does the work of a request, wherever it runs.
+[from] Regions as answers have them: their place in the tree, and what they could be taken for."""
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from ureca.errors import DataError
 from ureca.images import Pixels
-from ureca.regions.mask import Mask
-from ureca.serving.answers import Caption, CaptionsAnswer, ImageSize, Region, RegionsAnswer, Timings
-from ureca.serving.backend import Backend
+from ureca.masks import rle as rle_codec
+from ureca.masks.mask import Mask
+from ureca.masks.prompts import Prompt
+from ureca.masks.tree import ROOT, MaskTree
+from ureca.masks.views import Views
+from ureca.model.settings import CaptionSettings
 from ureca.serving.chat import ChatAnswer, ChatRequest, Chunks, chat_answer, last_question, read_pictures
 from ureca.serving.decoding import check_number, read_base64, read_image, read_regions
-from ureca.serving.engine import CaptionJob, Written
+from ureca.serving.engine import CaptionJob, Written, merged
 from ureca.serving.fetching import Fetcher
-from ureca.serving.generation import caption_settings
-from ureca.serving.merging import merged
-from ureca.serving.refusal import Refusal
-from ureca.serving.regions import captioned, compared, describe
-from ureca.serving.requests import CaptionsRequest, Generation, RegionRequest, RegionsRequest
-from ureca.settings.captioner import CaptionSettings
-from ureca.settings.serve import ServeSettings
+from ureca.serving.schemas import (
+    Caption,
+    CaptionsAnswer,
+    CaptionsRequest,
+    Generation,
+    ImageSize,
+    Refusal,
+    Region,
+    RegionRequest,
+    RegionsAnswer,
+    RegionsRequest,
+    RunLengths,
+    Timings,
+    caption_settings,
+)
+from ureca.serving.settings import ServiceSettings
+
+
+class Backend(Protocol):
+    """The segmenter and the captioner. Every call may raise ``Refusal`` (queues are full, or a replica was lost)."""
+
+    segmenter_name: str
+
+    async def propose(self, pixels: Pixels) -> list[Mask]:
+        """All masks of an image, see ``Segmenter.propose``."""
+        ...
+
+    async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
+        """Masks of boxes and points, see ``Segmenter.find``."""
+        ...
+
+    async def compare(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
+        """Look-alikes of each mask, see ``ureca.serving.service.lookalikes``."""
+        ...
+
+    async def caption(self, job: CaptionJob) -> list[Written]:
+        """All captions of a job, in the order of its masks."""
+        ...
+
+    def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
+        """Each caption of a job as soon as it is finished."""
+        ...
+
+    async def ready(self) -> dict[str, bool]:
+        """Which parts can take a request, by name."""
+        ...
+
+
+def describe(masks: Sequence[Mask]) -> list[Region]:
+    """Regions of one image, in order, each with its place among the others."""
+    tree = MaskTree.plant(masks)
+    return [
+        Region(
+            region_id=mask.id,
+            rle=RunLengths(size=(mask.height_px, mask.width_px), counts=mask.rle["counts"]),
+            bbox_xywh=rle_codec.box_xywh(mask.rle),
+            area_px=rle_codec.area_px(mask.rle),
+            parent_id=tree.parents[mask.id],
+            depth=tree.depth(mask.id),
+            predicted_iou=mask.predicted_iou,
+            stability_score=mask.stability_score,
+        )
+        for mask in masks
+    ]
+
+
+def compared(region: Region, lookalikes: Mapping[int, list[int]] | None) -> Region:
+    """A region with its look-alikes; ``lookalikes`` are those of all regions, None where nobody asked."""
+    return region.model_copy(
+        update={"lookalike_ids": None if lookalikes is None else lookalikes.get(region.region_id, [])}
+    )
+
+
+def captioned(region: Region, written: Written) -> Caption:
+    """A region with its caption."""
+    return Caption(
+        **dict(region),
+        caption=written.text or None,
+        num_tokens=written.num_tokens,
+        finish_reason="stop" if written.finish_reason == "stop" else "length",
+    )
+
+
+def lookalikes(pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
+    """Look-alikes of each region by id, most alike first, by colour, texture and shape; a region is not its own part's.
+
+    Args:
+        pixels: uint8 RGB [H, W, 3].
+        masks: of the image, each with at least one pixel.
+    """
+    from ureca.curation.embedders import DescriptorEmbedder
+    from ureca.curation.protocols import CurationImage
+    from ureca.curation.uniqueness import UniquenessSettings, find_lookalikes
+
+    by_id = {mask.id: mask for mask in masks}
+    tree = MaskTree.plant(masks)
+    ids = tuple(tree.parents)
+    image = CurationImage(pixels, by_id, tree, tuple(tree.children[ROOT]), ids, Views(pixels, by_id))
+    return find_lookalikes(image, ids, DescriptorEmbedder(), UniquenessSettings())
+
 
 T = TypeVar("T")
 
@@ -81,7 +180,7 @@ class Service:
         backend: the segmenter and the captioner.
     """
 
-    def __init__(self, settings: ServeSettings, backend: Backend) -> None:
+    def __init__(self, settings: ServiceSettings, backend: Backend) -> None:
         self.settings = settings
         self.backend = backend
         self._fetcher = Fetcher(settings.access.allowed_hosts, settings.limits.image.max_bytes)

@@ -1,1 +1,1 @@
-"""Training: which samples there are, how they are packed, what is trained, and the loss. Free of Ray and DeepSpeed."""
+"""Training without Ray and DeepSpeed: samples, sampler, packing, loss and phases."""

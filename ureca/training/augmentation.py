@@ -7,7 +7,7 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from ureca.training import chance
+from ureca import rng as chance
 
 
 class AugmentationSettings(BaseModel):
@@ -71,6 +71,6 @@ def resize_image(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.
 
 def resize_mask(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDArray[np.bool_]:
     """Resize bool [H, W] to [height, width] by nearest neighbour; what was not empty is never empty afterwards."""
-    from ureca.model.tiling import resize_mask as resize
+    from ureca.model.image_processing import resize_mask as resize
 
     return mask if mask.shape == (height, width) else resize(mask, height, width)

@@ -1,22 +1,30 @@
-"""From samples to what is packed: pixels, masks, questions and answers."""
+"""From a place in the plan to a packed micro-batch: what a worker that prepares data does.
+
+[from] From samples to what is packed: pixels, masks, questions and answers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ureca.corpus.fetch import fetch
+from ureca import rng as chance
+from ureca.data.questions import QuestionSettings, choose_question
+from ureca.data.reading import fetch
+from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.errors import DataError, ImageError
 from ureca.images import ImageLimits, decode_image
-from ureca.regions.rle import decode, from_coco
+from ureca.masks.rle import decode, from_coco
+from ureca.model.processing import QUESTION, UrecaProcessor
 from ureca.training.augmentation import AugmentationSettings, draw_scale, resize_image, resize_mask, scaled_size
-from ureca.training.questions import QuestionSettings, choose_question
-from ureca.training.samples import BadSample, TrainingImage, TrainingRegion
+from ureca.training.index import TrainingIndex
+from ureca.training.packing import ImageExample, PackedBatch, Packer, RegionExample, from_bytes, to_bytes
+from ureca.training.sampler import MicroBatch, PlanSettings, RunPlan
+from ureca.training.token_costs import costs_of
 
 if TYPE_CHECKING:
     from ureca.training.packing import ImageExample
@@ -53,7 +61,7 @@ def make_example(
     """Read an image, resize it and some of its masks as the epoch wants it, and choose questions.
 
     The same arguments give the same example. What cannot be read comes back as bad samples: all regions where it is
-    the image (kinds as ``ureca.corpus.fetch`` and ``ureca.images`` have them, and ``size_mismatch``), one where it is
+    the image (kinds as ``ureca.data.reading`` and ``ureca.images`` have them, and ``size_mismatch``), one where it is
     its mask (``malformed_mask``, ``empty_mask``).
 
     Args:
@@ -120,3 +128,138 @@ def _mask(image: TrainingImage, region: TrainingRegion) -> npt.NDArray[np.bool_]
 
 def _bad(image: TrainingImage, number: int, kind: str, message: str) -> BadSample:
     return BadSample(image.image_id, image.regions[number].region_id, kind, message)
+
+
+@dataclass(frozen=True, eq=False)
+class MadeMicroBatch:
+    """A packed micro-batch and what it holds. Where ``weight`` is 0, nothing of it is counted but ``num_tokens``.
+
+    Attributes:
+        data: the packed batch, as ``ureca.training.packing`` encodes it.
+        weight: of its loss, 1 or 0: a filler, or nothing of it could be read.
+        num_answer_tokens: on which loss is taken.
+        num_tokens: of the packed row.
+        num_regions: that are learned from.
+        image_ids: one an image.
+        samples: sum modulo 2^64 of the hashes of each region's image id and region id.
+        bad_samples: regions that cannot be learned from.
+    """
+
+    data: bytes
+    weight: float
+    num_answer_tokens: int
+    num_tokens: int
+    num_regions: int
+    image_ids: tuple[str, ...]
+    samples: int
+    bad_samples: tuple[BadSample, ...]
+
+
+class MicroBatchMaker:
+    """Makes the micro-batches of a run, each whenever it is asked for.
+
+    Args:
+        processor: of the model that is trained.
+        index: of the samples.
+        plan: of the run.
+        examples: how samples become examples.
+        seed: of the run.
+    """
+
+    def __init__(
+        self, processor: UrecaProcessor, index: TrainingIndex, plan: RunPlan, examples: ExampleSettings, *, seed: int
+    ) -> None:
+        self._processor, self._index, self._plan = processor, index, plan
+        self._examples, self._seed = examples, seed
+        self._packer = Packer(processor)
+
+    @classmethod
+    def open(
+        cls,
+        model: str,
+        index: str,
+        *,
+        batch: PlanSettings,
+        augmentation: AugmentationSettings,
+        questions: QuestionSettings,
+        image_limits: ImageLimits,
+        seed: int,
+        world_size: int,
+        epochs: int,
+        max_steps: int | None,
+    ) -> Self:
+        """Open an index with the processor of a checkpoint; both are paths."""
+        processor = UrecaProcessor.from_pretrained(model)
+        opened = TrainingIndex(index)
+        plan = RunPlan(
+            opened.counts(),
+            costs_of(processor),
+            batch,
+            augmentation,
+            seed=seed,
+            world_size=world_size,
+            epochs=epochs,
+            max_steps=max_steps,
+        )
+        examples = ExampleSettings(augmentation=augmentation, questions=questions, image_limits=image_limits)
+        return cls(processor, opened, plan, examples, seed=seed)
+
+    def make(self, step: int, number: int, rank: int) -> MadeMicroBatch:
+        """Micro-batch ``number`` of a rank in a step of the run."""
+        micro_batch = self._plan.micro_batches(step, rank)[number]
+        epoch = self._plan.position(step).epoch
+        images = self._index.read([group.image_number for group in micro_batch.groups])
+        examples: list[ImageExample] = []
+        image_ids: list[str] = []
+        bad: list[BadSample] = []
+        samples = num_regions = 0
+        for image, group in zip(images, micro_batch.groups, strict=True):
+            made = make_example(image, group.region_numbers, epoch=epoch, seed=self._seed, settings=self._examples)
+            bad += made.bad_samples
+            if made.example is not None:
+                examples.append(made.example)
+                image_ids.append(image.image_id)
+                num_regions += len(made.region_numbers)
+                samples += sum(
+                    chance.word(image.image_id, image.regions[number].region_id, number)
+                    for number in made.region_numbers
+                )
+        if micro_batch.is_filler or not examples:
+            return self._weightless(micro_batch, examples, bad)
+        packed = self._packer.pack(examples)
+        return MadeMicroBatch(
+            data=to_bytes(packed, self._processor.image_processor),
+            weight=1.0,
+            num_answer_tokens=packed.num_answer_tokens,
+            num_tokens=len(packed.input_ids),
+            num_regions=num_regions,
+            image_ids=tuple(image_ids),
+            samples=samples % 2**64,
+            bad_samples=tuple(bad),
+        )
+
+    def unpack(self, made: MadeMicroBatch) -> PackedBatch:
+        """The packed batch of a micro-batch, on the CPU."""
+        return from_bytes(made.data, self._processor.image_processor)
+
+    def _weightless(
+        self, micro_batch: MicroBatch, examples: list[ImageExample], bad: list[BadSample]
+    ) -> MadeMicroBatch:
+        """Something small that all ranks can work on together, with a loss that does not count."""
+        packed = self._packer.pack(examples or [_blank(self._processor.image_processor.tile_size_px)])
+        return MadeMicroBatch(
+            data=to_bytes(packed, self._processor.image_processor),
+            weight=0.0,
+            num_answer_tokens=0,
+            num_tokens=len(packed.input_ids),
+            num_regions=0,
+            image_ids=(),
+            samples=0,
+            # What a filler repeats is counted where it belongs.
+            bad_samples=() if micro_batch.is_filler else tuple(bad),
+        )
+
+
+def _blank(size_px: int) -> ImageExample:
+    region = RegionExample(np.ones((size_px, size_px), np.bool_), QUESTION, ".")
+    return ImageExample(np.zeros((size_px, size_px, 3), np.uint8), (region,))

@@ -6,12 +6,12 @@ from typing import Any
 
 import torch
 
-from ureca.adapter_files import ADAPTER_WEIGHTS
-from ureca.atomic import replacing_folder
-from ureca.model.adapters import FACTOR, PEFT_PREFIX, merge_adapter
+from ureca.io import replacing_folder
+from ureca.model.checkpoint_files import ADAPTER_WEIGHTS
+from ureca.model.checkpoints import FACTOR, PEFT_PREFIX, merge_adapter
+from ureca.model.lora import adapter_config
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
-from ureca.training.lora import adapter_config
 
 
 def save_checkpoint(

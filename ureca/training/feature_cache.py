@@ -40,7 +40,7 @@ def check_cacheable(model: UrecaForConditionalGeneration, augmentation: Augmenta
     Raises:
         SettingsError: the vision encoder or the projector is trained, or images change their size.
     """
-    from ureca.training.stages import vision_is_frozen
+    from ureca.training.phases import vision_is_frozen
 
     if not vision_is_frozen(model):
         raise SettingsError(

@@ -5,30 +5,99 @@
     INDEX/bad_samples.parquet     what cannot be learned from, and why
     INDEX/index.json              settings, files of the sources and totals; written last
 
-Pixels stay where they are. ``ureca.training.indexing`` writes it.
-"""
+Pixels stay where they are. ``ureca.training.index_writer`` writes it.
+
+
+[from] How images, counts and bad samples are stored in an index."""
 
 import hashlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from ureca.corpus.storage import locate
-from ureca.dataset import storage
+from ureca import io as storage
+from ureca.data.manifest import MANIFEST, ManifestEntry
+from ureca.data.questions import QuestionSettings
+from ureca.data.samples import BadSample, SourceSettings, TrainingImage, TrainingRegion
 from ureca.errors import OutputError
+from ureca.io import locate
 from ureca.training.augmentation import AugmentationSettings
-from ureca.training.counts import SampleCounts
-from ureca.training.index_rows import IMAGES_PER_FILE, IMAGES_PER_ROW_GROUP, image_of_row, images_file
-from ureca.training.plan import TooLong
-from ureca.training.questions import QuestionSettings
-from ureca.training.samples import BadSample, TrainingImage
-from ureca.training.sources.settings import SourceSettings
+from ureca.training.sampler import TooLong
+from ureca.training.token_costs import SampleCounts
+
+IMAGES_PER_FILE = 4096
+IMAGES_PER_ROW_GROUP = 16
+"""Few, because a step reads images from all over the index."""
+
+_REGION = pa.struct(
+    [
+        pa.field("region_id", pa.int64(), nullable=False),
+        pa.field("counts", pa.string(), nullable=False),
+        pa.field("caption", pa.string(), nullable=False),
+        pa.field("detailed", pa.bool_(), nullable=False),
+        pa.field("question", pa.string()),
+    ]
+)
+_BYTES = [MANIFEST.field(name) for name in ("image_id", "uri", "path", "offset", "size", "column", "row")]
+IMAGES = pa.schema(
+    [
+        *_BYTES,
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("regions", pa.list_(_REGION), nullable=False),
+    ]
+)
+COUNTS = pa.schema(
+    [
+        pa.field("image_key", pa.uint64(), nullable=False),
+        pa.field("num_tiles", pa.list_(pa.uint8()), nullable=False),
+        pa.field("text_tokens", pa.list_(pa.int32()), nullable=False),
+    ]
+)
+BAD_SAMPLES = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("region_id", pa.int64()),
+        pa.field("kind", pa.string(), nullable=False),
+        pa.field("message", pa.string(), nullable=False),
+    ]
+)
+
+
+def images_file(number: int) -> str:
+    """Name of the file of the images from ``number * IMAGES_PER_FILE`` on."""
+    return f"images-{number:06d}.parquet"
+
+
+def image_row(image: TrainingImage) -> dict[str, Any]:
+    """The row of an image in the schema ``IMAGES``."""
+    regions = [
+        {
+            "region_id": region.region_id,
+            "counts": region.counts,
+            "caption": region.caption,
+            "detailed": region.detailed,
+            "question": region.question,
+        }
+        for region in image.regions
+    ]
+    entry = {field.name: getattr(image.entry, field.name) for field in _BYTES}
+    return entry | {"height": image.height, "width": image.width, "regions": regions}
+
+
+def image_of_row(row: Mapping[str, Any]) -> TrainingImage:
+    """The image of a row of the schema ``IMAGES``."""
+    entry = ManifestEntry(**{field.name: row[field.name] for field in _BYTES})
+    regions = tuple(TrainingRegion(**region) for region in row["regions"])
+    return TrainingImage(entry, row["height"], row["width"], regions)
+
 
 _OPEN_FILES = 64
 
@@ -168,7 +237,7 @@ class TrainingIndex:
         """The regions that plans leave out, as bad samples of the kind ``too_long``, one by one.
 
         Args:
-            found: by ``ureca.training.plan.too_long``.
+            found: by ``ureca.training.sampler.too_long``.
             max_length: of that plan.
         """
         numbers = zip(

@@ -7,9 +7,8 @@ from torch import nn
 from torch.nn import functional
 
 from ureca.model.mask_encoder import ShownTiles
-from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
 from ureca.model.packed_prefix import PackedAttention, PackedLayout, PrefixesOfRow, SegmentsOfRow
-from ureca.model.placeholders import fill_placeholders
 from ureca.model.shared_prefix import enable_shared_prefixes
 from ureca.training.packing import IGNORED, PackedBatch
 

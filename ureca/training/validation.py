@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ureca import rng as chance
 from ureca.errors import SettingsError
 from ureca.images import ImageLimits
 from ureca.model.captioner import RegionCaptioner
-from ureca.training import chance
 from ureca.training.examples import ExampleSettings, make_example
 from ureca.training.index import TrainingIndex
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from ureca.curation.embedders.common_batches import CommonBatches
+from ureca.curation.embedders import CommonBatches
 
 
 def test_what_comes_while_a_batch_runs_makes_the_next_whoever_brought_it() -> None:

@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from ureca.curation.embedder import RegionCrop
 from ureca.curation.embedders import DescriptorEmbedder
+from ureca.curation.protocols import RegionCrop
 
 SIDE = 120
 Y, X = np.mgrid[:SIDE, :SIDE]

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ureca.curation.embedder import RegionCrop
 from ureca.curation.embedders import Dinov2Embedder, Dinov2Settings
+from ureca.curation.protocols import RegionCrop
 from ureca.errors import SettingsError
 
 

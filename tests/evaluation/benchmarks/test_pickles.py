@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ureca.errors import InputError
-from ureca.evaluation.benchmarks.pickles import read_plain_pickle
+from ureca.evaluation.benchmarks.refcoco import read_plain_pickle
 
 REFS = [{"ref_id": 1, "ann_id": 7, "split": "val", "sentences": [{"sent": "the red one", "tokens": ["the", "red"]}]}]
 
@@ -103,7 +103,7 @@ def test_random_bytes_are_refused_or_plain(tmp_path_factory: pytest.TempPathFact
 
 def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "a.p").write_bytes(pickle.dumps(REFS))
-    monkeypatch.setattr("ureca.evaluation.benchmarks.pickles.MAX_PICKLE_BYTES", 20)
+    monkeypatch.setattr("ureca.evaluation.benchmarks.refcoco.MAX_PICKLE_BYTES", 20)
     with pytest.raises(InputError, match="larger than 20 bytes"):
         read_plain_pickle(tmp_path / "a.p")
     with pytest.raises(InputError, match="cannot be read"):

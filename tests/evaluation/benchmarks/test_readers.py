@@ -11,11 +11,13 @@ import pytest
 from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus
 from tests.evaluation.benchmarks.folders import write_refcoco, write_visual_genome
 from tests.training.datasets import line, region, row, write_dataset, write_jsonl
-from ureca.dataset import Output, UnitReport
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
 from ureca.errors import InputError
-from ureca.evaluation.benchmarks import BenchmarkImage, BenchmarkSettings, LeftOut, Sample, open_benchmark
-from ureca.evaluation.benchmarks.json_arrays import read_json_array
-from ureca.regions.rle import Rle, decode
+from ureca.evaluation.benchmarks.base import BenchmarkImage, BenchmarkSettings, LeftOut, Sample
+from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.visual_genome import read_json_array
+from ureca.masks.rle import Rle, decode
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET
 

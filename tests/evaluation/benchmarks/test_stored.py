@@ -6,11 +6,13 @@ import pytest
 
 from tests.drawn import write_corpus
 from tests.training.datasets import line, write_dataset, write_jsonl
-from ureca.captioning.adopt import adopt, list_run
-from ureca.corpus.manifest import ManifestEntry
-from ureca.dataset import Output
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.reuse import adopt, list_run
 from ureca.errors import InputError, OutputError
-from ureca.evaluation.benchmarks import BenchmarkSettings, Sample, StoredBenchmark, open_benchmark
+from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
+from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.stored import StoredBenchmark
 
 
 def store(path: Path, to: Path, limit: int | None = None) -> StoredBenchmark:

@@ -7,8 +7,8 @@ import pytest
 
 from tests.evaluation.tiny_encoders import save_bert
 from ureca.errors import SettingsError
-from ureca.evaluation import score
 from ureca.evaluation.metrics.bert_score import BertScoreSettings, bert_score
+from ureca.evaluation.metrics.scoring import score
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,10 @@ import psutil
 import pytest
 
 from ureca.errors import SettingsError
-from ureca.evaluation import Prediction, measure_captions, score
 from ureca.evaluation.measures import Measure, Unmeasured
-from ureca.evaluation.metrics.java import run_java
-from ureca.evaluation.metrics.ngrams import bleu, cider, rouge
-from ureca.evaluation.metrics.tokenization import tokenize
+from ureca.evaluation.metrics.java import run_java, tokenize
+from ureca.evaluation.metrics.scoring import bleu, cider, measure_captions, rouge, score
+from ureca.evaluation.predictions import Prediction
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "data" / "golden" / "metrics"
 

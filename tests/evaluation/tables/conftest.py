@@ -2,10 +2,9 @@
 
 import pytest
 
-from ureca.evaluation import Prediction
-from ureca.evaluation.columns import COLUMNS
-from ureca.evaluation.measures import Unmeasured, mean_of
-from ureca.evaluation.tables import Evaluated, EvaluationTable, TableSettings, build_table
+from ureca.evaluation.measures import COLUMNS, Unmeasured, mean_of
+from ureca.evaluation.predictions import Prediction
+from ureca.evaluation.tables.build import Evaluated, EvaluationTable, TableSettings, build_table
 
 HOSTILE = (
     "</title></style></td><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> "

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ureca.errors import DataError, InputError
-from ureca.evaluation import Prediction
 from ureca.evaluation.measures import Measure, Unmeasured, mean_of
-from ureca.evaluation.metrics.ngrams import bleu
-from ureca.evaluation.tables import Evaluated, TableSettings, build_table, read_table, write_table
-from ureca.evaluation.tables.results import EvaluationTable, Figure
+from ureca.evaluation.metrics.scoring import bleu
+from ureca.evaluation.predictions import Prediction
+from ureca.evaluation.tables.build import Evaluated, EvaluationTable, Figure, TableSettings, build_table
+from ureca.evaluation.tables.formats import read_table, write_table
 
 
 def prediction(

@@ -8,13 +8,11 @@ from selenium import webdriver
 from selenium.webdriver.common.by import By
 
 from tests.browser import start
-from ureca.evaluation import Prediction
+from tests.evaluation.tables.conftest import HOSTILE
 from ureca.evaluation.measures import mean_of
-from ureca.evaluation.tables import Evaluated, EvaluationTable, TableSettings, build_table, to_text, write_table
-from ureca.evaluation.tables.html import to_html
-from ureca.evaluation.tables.markdown import to_markdown
-
-from .conftest import HOSTILE
+from ureca.evaluation.predictions import Prediction
+from ureca.evaluation.tables.build import Evaluated, EvaluationTable, TableSettings, build_table
+from ureca.evaluation.tables.formats import to_html, to_markdown, to_text, write_table
 
 
 def small_table() -> EvaluationTable:

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ureca.errors import DataError
-from ureca.evaluation import Prediction
+from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.uniqueness import DuplicateSettings, measure_duplicates
 
 TEN = "the small red door on the left of the house"

@@ -4,13 +4,13 @@ from collections.abc import Collection
 import numpy as np
 import pytest
 
-from ureca.curation.annotator import Choice
 from ureca.curation.listener import ListenerSettings, PromptedListener
+from ureca.curation.protocols import Choice
 from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.uniqueness import Question, distractors, listen, listener_measures
-from ureca.mllm.protocol import ChatAnswer, ChatRequest
-from ureca.regions import Mask
-from ureca.regions.views import Views
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.masks.mask import Mask
+from ureca.masks.views import Views
 
 BOXES = {1: (0, 0, 10, 10), 2: (0, 15, 10, 25), 3: (0, 80, 10, 90), 4: (0, 0, 60, 60), 5: (20, 12, 26, 18)}
 """By id: top, left, bottom, right in an image of 100 x 100."""

@@ -2,7 +2,8 @@ import pytest
 
 from tests.scenes.worlds import STREET
 from ureca.evaluation.uniqueness import Resolution, resolution, resolution_measures
-from ureca.scenes import render, resolve
+from ureca.scenes.rendering import render
+from ureca.scenes.scene import resolve
 
 
 @pytest.mark.parametrize(

@@ -9,14 +9,15 @@ from typing import Any, Self
 import pyarrow as pa
 
 from ureca import __version__
-from ureca.corpus.manifest import MANIFEST
-from ureca.corpus.storage import locate
-from ureca.dataset import Output, UnitReport
+from ureca.config import differences
+from ureca.data.manifest import MANIFEST
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
 from ureca.errors import InputError, OutputError
-from ureca.evaluation.benchmarks.benchmark import Benchmark, BenchmarkImage, BenchmarkRegion, LeftOut, Sample
-from ureca.regions.rle import Rle, area_px, inclusive_box_xywh
+from ureca.evaluation.benchmarks.base import Benchmark, BenchmarkImage, BenchmarkRegion, LeftOut, Sample
+from ureca.io import locate
+from ureca.masks.rle import Rle, area_px, inclusive_box_xywh
 from ureca.schema import BENCHMARK_DATASET
-from ureca.settings.loading import differences
 
 _IMAGES_AT_ONCE = 1024
 _UNITS_OF_A_SMALL_BENCHMARK = 64

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.errors import SettingsError
-from ureca.evaluation.checkpoints import check_checkpoint, load_encoder
+from ureca.evaluation.encoders import check_checkpoint, load_encoder
 from ureca.evaluation.measures import Measure, mean_of
 
 if TYPE_CHECKING:

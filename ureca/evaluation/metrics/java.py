@@ -1,13 +1,21 @@
-"""Running the Java programs that METEOR and the PTB tokenizer are."""
+"""METEOR 1.5 (Denkowski and Lavie 2014) with its English parameters, aligned by its own program.
+
+[from] Running the Java programs that METEOR and the PTB tokenizer are.
+[from] Captions as the words that metrics compare: the Penn Treebank tokenizer, lower case, without punctuation."""
 
 import os
+import re
 import subprocess
-from collections.abc import Sequence
+import unicodedata
+from collections.abc import Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from ureca.errors import SettingsError
+from ureca.evaluation.measures import Floats, Measure
 
 _HEAP = "-Xmx2G"
 _OPTIONS = (_HEAP, "-XX:+UseSerialGC", "-Djava.awt.headless=true", "-Dfile.encoding=UTF-8", "-Dstdout.encoding=UTF-8")
@@ -76,3 +84,84 @@ def _module(name: str) -> Any:
     except ImportError as error:
         what = f"the metrics need the package '{error.name}', which is not installed"
         raise SettingsError(f"{what}; {_INSTALL}") from error
+
+
+_JAR = "stanford-corenlp-3.4.1.jar"
+_MAIN = "edu.stanford.nlp.process.PTBTokenizer"
+
+
+def tokenize(texts: Iterable[str]) -> dict[str, str]:
+    """The words of each text, with single spaces between them; "" where it has none.
+
+    Raises:
+        SettingsError: pycocoevalcap or Java is missing.
+    """
+    lines = {text: on_one_line(text) for text in texts}
+    spoken = sorted({line for line in lines.values() if line})
+    words = dict(zip(spoken, _tokenized(spoken), strict=True))
+    return {text: words.get(line, "") for text, line in lines.items()}
+
+
+def on_one_line(text: str) -> str:
+    """A text without line breaks, control characters and characters that are none, and without METEOR's delimiter.
+
+    Both programs read and answer line by line, so a caption must not be two.
+    """
+    kept = "".join(" " if unicodedata.category(letter) in _NOT_TEXT else letter for letter in text)
+    return " ".join(re.sub(r"\|{3,}", " ", kept).split())
+
+
+_NOT_TEXT = {"Cc", "Cs", "Co", "Cn", "Zl", "Zp"}
+
+
+def _tokenized(lines: list[str]) -> list[str]:
+    if not lines:
+        return []
+    folder = module_folder("pycocoevalcap.tokenizer.ptbtokenizer")
+    from pycocoevalcap.tokenizer.ptbtokenizer import PUNCTUATIONS
+
+    answers = run_java(["-cp", _JAR, _MAIN, "-preserveLines", "-lowerCase"], lines, folder)
+    return [" ".join(word for word in answer.split(" ") if word and word not in PUNCTUATIONS) for answer in answers]
+
+
+_JAR_METEOR = "meteor-1.5.jar"
+_STAGES = 4  # exact, stem, synonym, paraphrase
+_STAGE_WEIGHTS = np.array([1.0, 0.6, 0.8, 0.6])
+_CONTENT_WEIGHTS = np.array([0.75, 0.25])  # of content words, and of function words
+_RECALL_WEIGHT, _PENALTY_EXPONENT, _PENALTY_WEIGHT = 0.85, 0.2, 0.6
+"""alpha, beta and gamma of the paper, in its order; the content weight is its delta."""
+
+
+def meteor(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> Measure:
+    """METEOR from the alignments of the whole set.
+
+    A region's statistics are those the program gives for its best reference [23]: lengths of caption and reference,
+    function words in both, for each stage the matched content words of both and function words of both, chunks, and
+    matched words of both.
+
+    Raises:
+        SettingsError: pycocoevalcap or Java is missing.
+    """
+    lines = [" ||| ".join(["SCORE", *texts, caption]) for caption, texts in zip(hypotheses, references, strict=True)]
+    arguments = ["-jar", _JAR_METEOR, "-", "-", "-stdio", "-l", "en", "-norm"]
+    answers = run_java(arguments, lines, module_folder("pycocoevalcap.meteor.meteor")) if lines else []
+    statistics = np.array([answer.split() for answer in answers], dtype=np.float64).reshape(-1, 7 + 4 * _STAGES)
+    lengths, chunks, matches = statistics[:, :2], statistics[:, -3], statistics[:, -2:]
+    # A caption that is its reference has no break in its alignment, neither alone nor in a sum.
+    chunks[(matches == lengths).all(axis=1) & (chunks == 1)] = 0.0
+    return Measure("METEOR", statistics, meteor_figure)
+
+
+def meteor_figure(sums: Floats) -> Floats:
+    """METEOR from sums of statistics [..., 23] to [...]; NaN of no words at all."""
+    lengths, function_words, chunks, matches = sums[..., :2], sums[..., 2:4], sums[..., -3], sums[..., -2:]
+    # [..., stage, content or function word, caption or reference]
+    stages = sums[..., 4:-3].reshape(*sums.shape[:-1], _STAGES, 2, 2)
+    weighed = np.einsum("...sft,s,f->...t", stages, _STAGE_WEIGHTS, _CONTENT_WEIGHTS)
+    words = np.stack([lengths - function_words, function_words], axis=-1) @ _CONTENT_WEIGHTS
+    with np.errstate(invalid="ignore", divide="ignore"):
+        precision, recall = np.moveaxis(weighed / words, -1, 0)
+        mean = precision * recall / (_RECALL_WEIGHT * precision + (1 - _RECALL_WEIGHT) * recall)
+        fragmentation = chunks / matches.mean(axis=-1)
+        value = np.nan_to_num(mean * (1 - _PENALTY_WEIGHT * fragmentation**_PENALTY_EXPONENT))
+    return np.where(lengths.sum(axis=-1) > 0, value, np.nan)

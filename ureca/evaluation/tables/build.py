@@ -1,19 +1,160 @@
-"""From measures of predictions to the table."""
+"""From measures of predictions to the table.
 
-from collections.abc import Sequence
+[from] The figures of an evaluation as a value that JSON holds.
+[from] Confidence intervals by resampling images: regions of one image are not independent of one another."""
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
 
 from ureca.errors import InputError
-from ureca.evaluation.columns import COLUMNS, OF_THE_PAPER
-from ureca.evaluation.measures import Measure, Unmeasured
+from ureca.evaluation.measures import COLUMNS, OF_THE_PAPER, Floats, Measure, Unmeasured
 from ureca.evaluation.predictions import Prediction, by_image, failures
-from ureca.evaluation.tables.bootstrap import ImageBootstrap
-from ureca.evaluation.tables.results import Dimension, EvaluationTable, Figure, Group, ModelRows
+
+Dimension: TypeAlias = Literal["all", "depth", "size"]
+
+Text: TypeAlias = Annotated[str, AfterValidator(lambda text: text.encode(errors="backslashreplace").decode())]
+"""Text that files can hold, whatever a file name or a model's answer had in it (lone surrogates)."""
+
+
+class _Value(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Figure(_Value):
+    """One figure with its bootstrap confidence interval; None where one image alone allows none."""
+
+    value: float
+    low: float | None
+    high: float | None
+
+
+class Group(_Value):
+    """Figures of a model over some of its regions.
+
+    ``dimension`` is "all", "depth" or "size"; ``name`` says which regions of it. ``figures`` has an entry for each
+    measure that at least one of these regions counts for.
+    """
+
+    dimension: Dimension
+    name: str
+    num_regions: int = Field(ge=0)
+    num_images: int = Field(ge=0)
+    num_blank: int = Field(ge=0, description="regions without a caption")
+    figures: dict[str, Figure]
+
+
+class ModelRows(_Value):
+    """Everything about one model.
+
+    ``missing`` has, for each measure that was not taken, the reason; ``failures`` how many regions have no caption,
+    by reason; ``remarks`` what a reader must know.
+    """
+
+    model: Text
+    groups: tuple[Group, ...]
+    missing: dict[str, Text]
+    failures: dict[Text, int]
+    remarks: tuple[Text, ...]
+
+    def group(self, dimension: str, name: str) -> Group | None:
+        """The group of that dimension and name, if the model has regions in it."""
+        return next((group for group in self.groups if (group.dimension, group.name) == (dimension, name)), None)
+
+
+class EvaluationTable(_Value):
+    """One evaluation of several models on the same regions.
+
+    ``columns`` are the names of the measures in their order; ``dimensions`` the names of the groups of each breakdown
+    in theirs. ``confidence`` is the probability that intervals hold the figure, by ``num_resamples`` resamplings of
+    images with ``seed``.
+    """
+
+    version: Literal[1] = 1
+    title: Text
+    columns: tuple[str, ...]
+    dimensions: dict[Dimension, tuple[str, ...]]
+    models: tuple[ModelRows, ...]
+    confidence: float
+    num_resamples: int
+    seed: int
+    remarks: tuple[Text, ...]
+
+
+_WEIGHTS_AT_ONCE = 4_000_000
+
+
+class ImageBootstrap:
+    """Draws images with replacement, as many as there are, again and again; the same seed draws the same ones.
+
+    Models that were evaluated on the same images get the same draws.
+
+    Args:
+        image_of_region: for each region the number of its image, from 0, int [N].
+        num_images: of the whole set.
+    """
+
+    def __init__(
+        self,
+        image_of_region: npt.NDArray[np.int64],
+        num_images: int,
+        *,
+        num_resamples: int,
+        confidence: float,
+        seed: int,
+    ) -> None:
+        self._image_of_region = image_of_region
+        self._num_images = num_images
+        self._num_resamples = num_resamples
+        self._tails = (1 - confidence) / 2
+        self._seed = seed
+
+    def intervals(self, measures: Sequence[Measure], within: npt.NDArray[np.bool_]) -> list[tuple[float, float] | None]:
+        """Percentile intervals of measures over some of the regions, bool [N].
+
+        None where fewer than two images have a region that counts. Draws in which nothing counts are left out.
+        """
+        # Measures that share their statistics (BLEU's four) are summed once.
+        sums = {id(measure.statistics): self._sums(measure.statistics, within) for measure in measures}
+        ends = dict(zip(sums, np.cumsum([part.shape[1] for part in sums.values()]), strict=True))
+        drawn = self._drawn(np.concatenate(list(sums.values()), axis=1)) if measures else np.empty(0)
+        intervals: list[tuple[float, float] | None] = []
+        for measure in measures:
+            of_images = sums[id(measure.statistics)]
+            if np.count_nonzero(of_images.any(axis=1)) < 2:
+                intervals.append(None)
+                continue
+            end = ends[id(measure.statistics)]
+            values = measure.figure(drawn[:, end - of_images.shape[1] : end])
+            low, high = np.nanquantile(values, [self._tails, 1 - self._tails])
+            intervals.append((float(low), float(high)))
+        return intervals
+
+    def _sums(self, statistics: Floats, within: npt.NDArray[np.bool_]) -> Floats:
+        sums = np.zeros((self._num_images, statistics.shape[1]))
+        np.add.at(sums, self._image_of_region[within], statistics[within])
+        return sums
+
+    def _drawn(self, sums: Floats) -> Floats:
+        """Sums of the drawn images, [resamples, K], from those of all images [I, K]."""
+        return np.concatenate([weights @ sums for weights in self._weights()])
+
+    def _weights(self) -> Iterator[Floats]:
+        """How often each image was drawn, [resamples, I], some of the resamples at a time."""
+        rng = np.random.default_rng(self._seed)
+        num_images = self._num_images
+        at_once = max(1, _WEIGHTS_AT_ONCE // num_images)
+        for start in range(0, self._num_resamples, at_once):
+            size = min(at_once, self._num_resamples - start)
+            images = rng.integers(num_images, size=(size, num_images)) + num_images * np.arange(size)[:, None]
+            counts = np.bincount(images.ravel(), minlength=size * num_images)
+            yield counts.reshape(size, num_images).astype(np.float64)
+
 
 ALL = "all regions"
 _NO_DEPTH = "unknown"

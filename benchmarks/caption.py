@@ -1,0 +1,229 @@
+"""`ureca bench caption`: captioning all regions of an image over a shared prefix, against the two usual ways.
+
+Process CPU seconds are compared, not wall-clock time, so that other programs on the machine hardly matter; all ways
+run the same random model on the same regions in one process, and their captions are compared too.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+from benchmarks.cost import Cost, measure
+
+if TYPE_CHECKING:
+    from ureca.model.captioner import RegionCaptioner
+
+NUM_TILES = 13
+TILE_SIZE_PX = {208: 112, 832: 224, 2548: 392}
+"""Side of a tile for a number of image tokens: 13 tiles of 16, 64 and 196 tokens."""
+
+IMAGE_TOKENS_PER_MASK_TOKEN = 32
+"""The released model's proportion: a tile is 256 image tokens and 8 mask tokens."""
+
+Masks = list[npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One way of captioning the regions of one image.
+
+    Args:
+        way: "shared prefix", "one call a region" or "plain batch".
+        image_tokens: tokens of the image in the prompt.
+        captions: of the regions that were captioned, in their order.
+        cost: of these regions.
+        scale: all regions to be captioned, divided by those that were.
+    """
+
+    way: str
+    image_tokens: int
+    captions: list[str]
+    cost: Cost
+    scale: float
+
+
+def main(argv: list[str]) -> int:
+    """Run the benchmark and print its table; returns 0, or 1 if the ways disagree on a caption."""
+    arguments = _parser().parse_args(argv)
+    import torch
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(arguments.threads)
+    device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    results: list[Measurement] = []
+    agree = True
+    for image_tokens in arguments.image_tokens:
+        mask_tokens = arguments.mask_tokens or max(1, image_tokens // NUM_TILES // IMAGE_TOKENS_PER_MASK_TOKEN)
+        captioner = build_captioner(image_tokens, mask_tokens, device)
+        parameters = sum(parameter.numel() for parameter in captioner.model.parameters())
+        image, masks = make_scene(TILE_SIZE_PX[image_tokens], arguments.regions)
+        print(
+            f"\n{image_tokens} image tokens, {mask_tokens * NUM_TILES} mask tokens a region, "
+            f"{arguments.regions} regions, {arguments.new_tokens} new tokens each; "
+            f"model of {parameters / 1e6:.1f} M parameters, float32, {device}, {arguments.threads} threads",
+            flush=True,
+        )
+        measurements = _measure_ways(captioner, image, masks, image_tokens, arguments)
+        _print_table(measurements, arguments.regions)
+        agree = _print_agreement(measurements) and agree
+        results.extend(measurements)
+    if arguments.json is not None:
+        arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
+    return 0 if agree else 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="ureca bench caption", description=__doc__)
+    parser.add_argument("--regions", type=int, default=32, help="regions of the image (default 32)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="tokens of each caption (default 32)")
+    parser.add_argument(
+        "--image-tokens",
+        type=int,
+        nargs="+",
+        default=[832],
+        choices=sorted(TILE_SIZE_PX),
+        help="tokens of the image in the prompt (default 832)",
+    )
+    parser.add_argument(
+        "--mask-tokens",
+        type=int,
+        help="tokens of a mask tile (default: 1 for 32 tokens of an image tile, as in the released model)",
+    )
+    parser.add_argument(
+        "--baseline-regions",
+        type=int,
+        help="caption only so many regions in the two other ways and scale their times up (default: all)",
+    )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=1,
+        help="torch threads (default 1: with more, threads that wait for each other count as busy)",
+    )
+    parser.add_argument("--device", help="where to run (default: a GPU if there is one)")
+    parser.add_argument("--json", type=Path, help="also write the measurements to this file")
+    return parser
+
+
+def build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "RegionCaptioner":
+    """A random model whose prompts have so many image tokens, and so many mask tokens a tile, on a device."""
+    from ureca.model.captioner import RegionCaptioner
+    from ureca.model.initialization import build_tiny
+    from ureca.model.settings import TinySizes
+
+    sizes = TinySizes(
+        image_size=TILE_SIZE_PX[image_tokens],
+        max_tiles=NUM_TILES - 1,
+        vision_width=256,
+        vision_layers=6,
+        vision_heads=4,
+        width=512,
+        layers=8,
+        heads=8,
+        key_value_heads=2,
+        mlp_width=1408,
+        vocab_size=8000,
+        num_mask_tokens=mask_tokens,
+    )
+    model, processor = build_tiny(sizes)
+    # A token that is never written: every caption has the same length, so all ways do the same work.
+    model.generation_config.eos_token_id = sizes.vocab_size - 1
+    return RegionCaptioner(model.to(device), processor)
+
+
+def make_scene(tile_size_px: int, num_regions: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], Masks]:
+    """An image of 4 x 3 tiles of noise, and elliptic masks."""
+    random = np.random.default_rng(seed)
+    height, width = 3 * tile_size_px, 4 * tile_size_px
+    image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
+    y, x = np.mgrid[:height, :width]
+    masks = []
+    for _ in range(num_regions):
+        centre_y, centre_x = random.uniform(0.2, 0.8, 2) * (height, width)
+        radius_y, radius_x = random.uniform(0.05, 0.3, 2) * (height, width)
+        masks.append(((y - centre_y) / radius_y) ** 2 + ((x - centre_x) / radius_x) ** 2 <= 1)
+    return image, masks
+
+
+def _measure_ways(
+    captioner: "RegionCaptioner",
+    image: npt.NDArray[np.uint8],
+    masks: Masks,
+    image_tokens: int,
+    arguments: argparse.Namespace,
+) -> list[Measurement]:
+    from ureca.model.settings import CaptionSettings
+
+    settings = CaptionSettings(max_new_tokens=arguments.new_tokens, batch_size=arguments.regions)
+    baseline_masks = masks[: arguments.baseline_regions]
+
+    def shared_prefix() -> Iterator[tuple[int, str]]:
+        for region in captioner.stream([image], [masks], settings):
+            yield region.mask_index, region.text
+
+    def one_call_a_region() -> Iterator[tuple[int, str]]:
+        for index, mask in enumerate(baseline_masks):
+            yield index, generate(captioner, image, [mask], arguments.new_tokens)[0]
+
+    def plain_batch() -> Iterator[tuple[int, str]]:
+        yield from enumerate(generate(captioner, image, baseline_masks, arguments.new_tokens))
+
+    generate(captioner, image, masks[:1], 2)  # the first call of a process is slower
+    return [
+        _measure("shared prefix", image_tokens, shared_prefix, len(masks)),
+        _measure("one call a region", image_tokens, one_call_a_region, len(masks)),
+        _measure("plain batch", image_tokens, plain_batch, len(masks)),
+    ]
+
+
+def _measure(
+    way: str, image_tokens: int, run: Callable[[], Iterator[tuple[int, str]]], num_regions: int
+) -> Measurement:
+    captions, cost = measure(run)
+    in_order = [text for _, text in sorted(captions)]
+    return Measurement(way, image_tokens, in_order, cost, scale=num_regions / len(captions))
+
+
+def generate(captioner: "RegionCaptioner", image: npt.NDArray[np.uint8], masks: Masks, new_tokens: int) -> list[str]:
+    """Captions as transformers alone writes them: each prompt has the whole image."""
+    from ureca.model.processing import region_conversation
+
+    model, processor = captioner.model, captioner.processor
+    prompt = processor.apply_chat_template(region_conversation(), add_generation_prompt=True)
+    inputs = processor(images=[image] * len(masks), text=[prompt] * len(masks), masks=masks, return_tensors="pt").to(
+        model.device
+    )
+    tokens = model.generate(**inputs, max_new_tokens=new_tokens, do_sample=False)
+    texts = processor.batch_decode(tokens[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    return [text.strip() for text in texts]
+
+
+def _print_table(measurements: Sequence[Measurement], num_regions: int) -> None:
+    print("| way | regions measured | CPU s | times shared | captions/s (wall) | first caption s | peak MiB |")
+    print("|---|---|---|---|---|---|---|")
+    shared_cpu_s = measurements[0].cost.cpu_s
+    for row in measurements:
+        cpu_s, wall_s = row.cost.cpu_s * row.scale, row.cost.wall_s * row.scale
+        print(
+            f"| {row.way} | {len(row.captions)} | {cpu_s:.1f} | {cpu_s / shared_cpu_s:.1f} | "
+            f"{num_regions / wall_s:.2f} | {row.cost.first_result_s:.1f} | {row.cost.peak_mib:.0f} |"
+        )
+
+
+def _print_agreement(measurements: Sequence[Measurement]) -> bool:
+    shared, *others = measurements
+    agree = True
+    for other in others:
+        pairs = list(zip(shared.captions, other.captions, strict=False))
+        equal = sum(ours == theirs for ours, theirs in pairs)
+        agree = agree and equal == len(pairs)
+        print(f"captions equal to {other.way}: {equal} of {len(pairs)}")
+    return agree

@@ -1,0 +1,268 @@
+"""`ureca bench curate`: how busy a curation keeps its engine, against asking one question after another.
+
+A stand-in endpoint in a process of its own works on so many requests at a time, each for a set time; more of them
+queue. The job is `ureca curate` itself, over drawn scenes whose masks are given. What counts is the share of the
+endpoint's places that is taken, from `--warm-up-s` after the first request to the last answer, so with the job's end,
+when fewer and fewer images are under way.
+
+The sequential run asks the same endpoint one question at a time, for some of the images, without waiting for the
+engine; its captions must be the job's. For all images it would take what their calls take at the engine, and its own
+work.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.chat_endpoint import BIN_S, endpoint_process
+from benchmarks.processes import ProcessTree, settled_mib
+from benchmarks.scene_corpus import write_scene_corpus
+from ureca.curation.curator import Curator
+from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.data.listing import list_images
+from ureca.data.manifest import ManifestEntry
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.data.processing import CurateStage, ProposedUnit, plant, propose
+from ureca.llm.load import percentile_s
+from ureca.llm.openai import OpenAIChatModel
+from ureca.pipelines.components import build_chat_model, build_embedder, build_proposer
+from ureca.pipelines.curate_settings import CurateSettings
+
+_CURATE, _PROPOSE, _DRIVER = "CurateActor", "ProposeActor", "ureca.jobs.curate"
+_SECONDS_BETWEEN_SAMPLES = 0.5
+_ALL_TAKEN = 0.95
+
+Captions = dict[tuple[str, int], str | None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is asked of one job.
+
+    Attributes:
+        num_images: of the corpus, from its beginning.
+        slow_every: one answer in so many is slow; 0: none.
+    """
+
+    num_images: int
+    slow_every: int
+
+    @property
+    def name(self) -> str:
+        """For its files and for people."""
+        return f"{self.num_images} images" + (f", 1 answer in {self.slow_every} slow" if self.slow_every else "")
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one job did.
+
+    Attributes:
+        num_calls: answers of the endpoint.
+        taken_s: seconds that places were taken, in each ``BIN_S`` since the first request.
+        cpu_s: CPU seconds by role.
+        memory_mib: of its own of the process that had most, twice a second, by role.
+        record: run.json.
+        captions: final ones by image and region.
+    """
+
+    num_calls: int
+    taken_s: Sequence[float]
+    cpu_s: dict[str, float]
+    memory_mib: Mapping[str, Sequence[float]]
+    record: dict[str, Any]
+    captions: Captions
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run the benchmark and print its tables; returns 1 if a caption differs from the sequential run's."""
+    arguments = _parser().parse_args(argv)
+    with tempfile.TemporaryDirectory() as folder:
+        return _run(Path(folder), arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="ureca bench curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--images", type=int, nargs="+", default=[1000], help="a job each (default 1000)")
+    parser.add_argument("--side", type=int, default=224, help="of the images, in pixels (default 224)")
+    parser.add_argument("--slots", type=int, default=64, help="requests the endpoint works on at a time (default 64)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="that an answer takes (default 0.2)")
+    parser.add_argument(
+        "--slow-every", type=int, default=50, help="in a job more, one answer in so many is slow; 0: no such job [50]"
+    )
+    parser.add_argument("--slow-times", type=float, default=20.0, help="as long as the others (default 20)")
+    parser.add_argument("--sequential", type=int, default=8, help="images of the sequential run (default 8)")
+    parser.add_argument("--warm-up-s", type=float, default=5.0, help="after the first request (default 5)")
+    parser.add_argument("--actors", type=int, default=2, help="that curate (default 2)")
+    parser.add_argument("options", nargs="*", metavar="-- OPTION", help="further options of `ureca curate`")
+    return parser
+
+
+def _run(folder: Path, arguments: argparse.Namespace) -> int:
+    write_scene_corpus(folder / "images", max(arguments.images), arguments.side)
+    print(
+        f"scenes of {arguments.side} px; an endpoint that works on {arguments.slots} requests at a time, "
+        f"{arguments.seconds:g} s each; {arguments.actors} actors, {os.cpu_count()} cores",
+        flush=True,
+    )
+    jobs = [Job(num_images, 0) for num_images in arguments.images]
+    if arguments.slow_every:
+        jobs.append(Job(max(arguments.images), arguments.slow_every))
+    print(_HEADER, flush=True)
+    runs = []
+    for job in jobs:
+        runs.append(_measure(folder, job, arguments))
+        print(_row(job, runs[-1], arguments), flush=True)
+    print(
+        "\nmost memory of any one process, without what it shares with others, in MiB (and medians of the second and "
+        f"of the last quarter of its time):\n{_memory(jobs, runs)}"
+    )
+    captions, sequential_s = _sequential(folder, jobs[-1], arguments)
+    return _compare(jobs, runs, captions, sequential_s, arguments)
+
+
+def _stats(url: str) -> dict[str, Any]:
+    with urllib.request.urlopen(f"{url}/stats", timeout=60) as response:  # noqa: S310 - our own endpoint
+        stats: dict[str, Any] = json.load(response)
+    return stats
+
+
+def _options(folder: Path, job: Job, url: str, arguments: argparse.Namespace) -> list[str]:
+    """Those of `ureca curate`."""
+    return [
+        *(str(folder / "images"), str(folder / f"regions-{job.name}"), "--limit", str(job.num_images)),
+        *("--proposals.kind", "annotations", "--listing.annotations", "beside", "--annotator.kind", "prompted"),
+        *("--mllm.kind", "openai", "--mllm.model", "stand-in", "--mllm.base-urls", f"{url}/v1"),
+        # More than the endpoint works on: while one is on its way, another waits in its queue.
+        *("--mllm.max-concurrency", str(2 * arguments.slots)),
+        *("--resources.propose.num-actors", "1", "--resources.curate.num-actors", str(arguments.actors)),
+        *arguments.options,
+    ]
+
+
+def _measure(folder: Path, job: Job, arguments: argparse.Namespace) -> Run:
+    with endpoint_process(
+        slots=arguments.slots, seconds=arguments.seconds, slow_every=job.slow_every, slow_times=arguments.slow_times
+    ) as url:
+        command = [sys.executable, "-m", "ureca.jobs.curate", *_options(folder, job, url, arguments)]
+        with (folder / "log").open("wb") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 (our own command)
+            processes = ProcessTree(process.pid, (_CURATE, _PROPOSE, _DRIVER))
+            while process.poll() is None:
+                cpu_s = processes.sample()
+                time.sleep(_SECONDS_BETWEEN_SAMPLES)
+        if process.returncode:
+            raise RuntimeError(f"the job failed:\n{(folder / 'log').read_text()}")
+        stats = _stats(url)
+    output = Output.of_run(str(folder / f"regions-{job.name}"))
+    rows = output.rows()
+    return Run(
+        stats["num_answers"],
+        stats["busy_s"],
+        cpu_s,
+        processes.memory_mib,
+        output.run(),
+        {(row["image_id"], region["region_id"]): region["caption"] for row in rows for region in row["regions"]},
+    )
+
+
+_HEADER = """
+| job | calls | calls/s | busy after warm-up | of it, before the end | end | CPU ms a call: actors, all | p50 / p95 s |
+|---|---|---|---|---|---|---|---|"""
+
+
+def _row(job: Job, run: Run, arguments: argparse.Namespace) -> str:
+    warm_up = round(arguments.warm_up_s / BIN_S)
+    shares = [taken_s / (arguments.slots * BIN_S) for taken_s in run.taken_s]
+    # The end begins when places are free for good.
+    end = max((number + 1 for number, share in enumerate(shares) if share >= _ALL_TAKEN), default=len(shares))
+    latency = run.record["totals"]["latency_ms"]
+    cells = [
+        job.name,
+        f"{run.num_calls}",
+        f"{run.num_calls / (len(shares) * BIN_S):.0f}",
+        _mean(shares[warm_up:]),
+        _mean(shares[warm_up:end]),
+        f"{(len(shares) - end) * BIN_S:.1f} s",
+        f"{1000 * run.cpu_s[_CURATE] / run.num_calls:.2f}, {1000 * sum(run.cpu_s.values()) / run.num_calls:.2f}",
+        f"{percentile_s(latency, 0.5):.2f} / {percentile_s(latency, 0.95):.2f}",
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def _mean(shares: Sequence[float]) -> str:
+    return f"{sum(shares) / len(shares):.1%}" if shares else "too short"
+
+
+def _memory(jobs: Sequence[Job], runs: Sequence[Run]) -> str:
+    lines = ["| job | curating actor | masks | driver |", "|---|---|---|---|"]
+    for job, run in zip(jobs, runs, strict=True):
+        cells = (_memory_cell(run.memory_mib.get(role, ())) for role in (_CURATE, _PROPOSE, _DRIVER))
+        lines.append(f"| {job.name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def _memory_cell(looks: Sequence[float]) -> str:
+    if not looks:
+        return "not seen"
+    earlier, later = settled_mib(looks)
+    return f"{max(looks):.0f} ({earlier:.0f} to {later:.0f})"
+
+
+def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[Captions, float]:
+    """Captions of some images, one question after another, and the seconds of a call beside the engine's."""
+    with endpoint_process(slots=1, seconds=0.0) as url:
+        settings = CurateSettings.load([*_options(folder, job, url, arguments), "--mllm.max-concurrency", "1"])
+        manifest = list_images(settings.input, **settings.listing.model_dump())
+        entries = [ManifestEntry.from_row(row) for row in manifest.slice(0, arguments.sequential).to_pylist()]
+        started = time.monotonic()
+        unit = propose(0, entries, build_proposer(settings.proposals), settings.image_limits)
+        rows, report = asyncio.run(_curate_alone(plant(unit, settings.tree.containment), settings))
+        seconds = (time.monotonic() - started) / report.num_calls
+    captions = {(row["image_id"], region["region_id"]): region["caption"] for row in rows for region in row["regions"]}
+    return captions, seconds
+
+
+async def _curate_alone(unit: ProposedUnit, settings: CurateSettings) -> tuple[list[dict[str, Any]], UnitReport]:
+    assert isinstance(settings.annotator, PromptingSettings)  # noqa: S101 - the options say so
+    model = build_chat_model(settings.mllm)
+    annotator = PromptedAnnotator(model, settings.annotator)
+    curator = Curator(annotator, build_embedder(settings), settings.tree, settings.views, settings.uniqueness)
+    try:
+        return await CurateStage(curator, settings.image_limits, images_in_flight=1)(unit)
+    finally:
+        if isinstance(model, OpenAIChatModel):
+            await model.close()
+
+
+def _compare(
+    jobs: Sequence[Job], runs: Sequence[Run], captions: Captions, beside_s: float, arguments: argparse.Namespace
+) -> int:
+    differ = False
+    print("\none question after another:")
+    for job, run in zip(jobs, runs, strict=True):
+        slow = (arguments.slow_times - 1) / job.slow_every if job.slow_every else 0.0
+        engine_s = run.num_calls * arguments.seconds * (1 + slow)
+        seconds = len(run.taken_s) * BIN_S
+        equal = sum(run.captions[key] == caption for key, caption in captions.items() if key in run.captions)
+        known = sum(key in run.captions for key in captions)
+        differ = differ or equal < known
+        print(
+            f"{job.name}: {engine_s:.0f} s at the engine and {run.num_calls * beside_s:.0f} s beside it, where the job "
+            f"took {seconds:.1f} s ({(engine_s + run.num_calls * beside_s) / seconds:.0f} times as long); "
+            f"{equal} of {known} captions are the same"
+        )
+    return int(differ)

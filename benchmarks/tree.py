@@ -1,0 +1,99 @@
+"""``ureca bench tree``: the mask tree on run lengths, against decoding masks and comparing pixels."""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ureca.masks.annotations import read_annotations
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT, MaskTree
+
+
+def main(argv: Sequence[str]) -> int:
+    """Measure both and print times, their ratio, and the peak memory of the first."""
+    parser = argparse.ArgumentParser(prog="ureca bench tree", description=__doc__)
+    parser.add_argument("--masks", type=_positive, default=1028, help="random nested masks (default: %(default)s)")
+    parser.add_argument("--height", type=_positive, default=1500, help="of the image, in pixels (default: %(default)s)")
+    parser.add_argument("--width", type=_positive, default=2250, help="of the image, in pixels (default: %(default)s)")
+    parser.add_argument("--repeats", type=_positive, default=5, help="of the fast side; the median counts")
+    parser.add_argument("--annotations", type=Path, help="an SA-1B JSON file to use instead of random masks")
+    parser.add_argument("--skip-baseline", action="store_true", help="leave out the slow side")
+    options = parser.parse_args(argv)
+    masks: Sequence[Mask] = (
+        read_annotations(options.annotations)
+        if options.annotations
+        else random_masks(options.masks, options.height, options.width, seed=0)
+    )
+    memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    seconds = []
+    for _ in range(options.repeats):
+        started = time.process_time()
+        tree = MaskTree.plant(masks)
+        seconds.append(time.process_time() - started)
+    planting = statistics.median(seconds)
+    memory_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 1024
+    print(f"{len(masks)} masks of {masks[0].height_px} x {masks[0].width_px}, {tree.num_levels} levels")
+    print(f"run lengths         {planting:8.3f} CPU s, {memory_mib:.0f} MiB more at the peak")
+    if not options.skip_baseline:
+        started = time.process_time()
+        parents = plant_on_pixels(masks)
+        baseline = time.process_time() - started
+        print(f"decode and compare  {baseline:8.3f} CPU s")
+        same = "equal" if parents == tree.parents else "DIFFERENT"
+        print(f"ratio               {baseline / planting:8.1f}, with {same} parents")
+        return int(parents != tree.parents)
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"a whole number above 0 is needed, not {text!r}")
+    return int(text)
+
+
+def random_masks(num_masks: int, height: int, width: int, seed: int) -> list[Mask]:
+    """Ellipses of all sizes, two thirds of them inside an earlier one, some reaching out of it."""
+    rng = np.random.default_rng(seed)
+    ellipses: list[tuple[float, float, float, float]] = []
+    masks = []
+    for id in range(num_masks):
+        if ellipses and rng.random() < 2 / 3:
+            row, column, tall, wide = ellipses[rng.integers(len(ellipses))]
+            scale = rng.uniform(0.2, 0.7)
+            row += rng.uniform(-0.5, 0.5) * tall
+            column += rng.uniform(-0.5, 0.5) * wide
+            tall, wide = max(3.0, tall * scale), max(3.0, wide * scale)
+        else:
+            row, column = rng.uniform(0, height), rng.uniform(0, width)
+            tall, wide = rng.uniform(0.02, 0.3) * height, rng.uniform(0.02, 0.3) * width
+        ellipses.append((row, column, tall, wide))
+        rows = (np.arange(height)[:, None] - row) / tall
+        columns = (np.arange(width)[None, :] - column) / wide
+        masks.append(Mask.from_array(id, rows**2 + columns**2 <= 1))
+    return masks
+
+
+def plant_on_pixels(masks: Sequence[Mask], containment: float = 0.8) -> dict[int, int]:
+    """The baseline: every mask decoded to full size, pairs compared pixel by pixel on the way down."""
+    pixels = {mask.id: mask.decode() for mask in masks}
+    areas = {id: int(mask.sum()) for id, mask in pixels.items()}
+    parents: dict[int, int] = {}
+    children: dict[int, list[int]] = {ROOT: []}
+    for id in sorted(pixels, key=lambda id: -areas[id]):
+        node = ROOT
+        descending = True
+        while descending:
+            descending = False
+            for child in children[node]:
+                if areas[id] and np.logical_and(pixels[id], pixels[child]).sum() / areas[id] >= containment:
+                    node, descending = child, True
+                    break
+        parents[id] = node
+        children[node].append(id)
+        children[id] = []
+    return parents

@@ -1,0 +1,1 @@
+"""Experiments with models trained from scratch; not part of the wheel."""

@@ -1,0 +1,145 @@
+"""The whole experiment: scenes, models side by side, captions, tables; what is finished is not done again."""
+
+import json
+import multiprocessing
+import sys
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from pathlib import Path
+from typing import Any
+
+from experiments.science.captions import caption_scenes, read_captions
+from experiments.science.settings import ScienceSettings
+from experiments.science.tables import write_tables
+from experiments.science.training import train_variant
+from ureca.config import differences
+from ureca.errors import OutputError
+from ureca.evaluation.metrics.scoring import Metric
+from ureca.io import replacing
+from ureca.scenes.composition import Split
+from ureca.scenes.files import write_scenes
+
+_RECORD, _FIGURES, _CAPTIONS = "science.json", "figures.json", "captions.json"
+
+_MAY_CHANGE = frozenset({"output", "models", "tables", "table", "metrics", "processes"})
+
+
+def run_science(settings: ScienceSettings) -> list[Path]:
+    """Train, caption and compare the models that settings name; returns the files of the tables.
+
+    Raises:
+        OutputError: the folder holds an experiment with other settings.
+    """
+    folder = settings.output
+    folder.mkdir(parents=True, exist_ok=True)
+    _check_same(settings)
+    _draw(settings, "train", settings.scenes.train)
+    _draw(settings, "test", settings.scenes.test)
+    missing = [name for name in settings.models if not (folder / "models" / name / _CAPTIONS).exists()]
+    for name in _run(missing, settings):
+        _tell(f"{name}: finished")
+        _tables(settings, ())
+    return _tables(settings, settings.metrics)
+
+
+def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
+    """Finish models, and yield the name of each that is."""
+    if settings.processes == 1 or len(names) < 2:
+        for name in names:
+            yield _finish(name, settings)
+        return
+    spawning = multiprocessing.get_context("spawn")
+    # A process of its own for each: kernels that torch keeps for every length of a batch take gigabytes in time.
+    with ProcessPoolExecutor(settings.processes, spawning, max_tasks_per_child=1) as pool:
+        runs = [pool.submit(_finish, name, settings) for name in names]
+        try:
+            for run in as_completed(runs):
+                yield run.result()
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _finish(name: str, settings: ScienceSettings) -> str:
+    """Train a model, unless it is trained, and caption the test set with it."""
+    import torch
+
+    torch.set_num_threads(1)
+    folder = settings.output / "models" / name
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / _FIGURES).exists():
+        figures = train_variant(
+            name, settings, _scenes(settings, "train"), folder, tell=lambda text: _tell(f"{name}: {text}")
+        )
+        _write(folder / _FIGURES, figures)
+    cpu_s = caption_scenes(
+        folder / "model",
+        _scenes(settings, "test"),
+        folder / _CAPTIONS,
+        max_new_tokens=settings.max_new_tokens,
+    )
+    _tell(f"{name}: captions of the test set took {cpu_s:.0f} CPU seconds")
+    return name
+
+
+def _tables(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
+    """Write the tables of all models that are finished."""
+    captions, figures = {}, {}
+    for name in settings.models:
+        folder = settings.output / "models" / name
+        if (folder / _CAPTIONS).exists():
+            captions[name] = read_captions(folder / _CAPTIONS)
+            figures[name] = json.loads((folder / _FIGURES).read_text(encoding="utf-8"))
+    target = settings.tables or settings.output
+    target.mkdir(parents=True, exist_ok=True)
+    if not captions:
+        return []
+    settings_path = target / "settings.json"
+    _write(settings_path, {"settings": _identity(settings), "models": figures})
+    return [*write_tables(settings, captions, figures, target, metrics), settings_path]
+
+
+def _check_same(settings: ScienceSettings) -> None:
+    path = settings.output / _RECORD
+    if not path.exists():
+        if any(settings.output.iterdir()):
+            raise OutputError(f"{settings.output} is not empty and no experiment; name another folder")
+        _write(path, _identity(settings))
+        return
+    if changed := differences(json.loads(path.read_text(encoding="utf-8")), _identity(settings)):
+        listed = "\n  ".join(changed)
+        raise OutputError(f"{settings.output} was begun with other settings:\n  {listed}\nName another folder")
+
+
+def _identity(settings: ScienceSettings) -> dict[str, Any]:
+    return settings.model_dump(mode="json", exclude=set(_MAY_CHANGE))
+
+
+def _draw(settings: ScienceSettings, split: Split, number: int) -> None:
+    destination = _scenes(settings, split)
+    if (destination / "captions.jsonl").exists():
+        return
+    _tell(f"drawing {number} scenes to {destination}")
+    side_px = settings.scenes.side_px
+    write_scenes(
+        destination,
+        number,
+        split=split,
+        seed=settings.scenes.seed,
+        width_px=side_px,
+        height_px=side_px,
+        num_processes=settings.processes,
+        overwrite=True,
+    )
+
+
+def _scenes(settings: ScienceSettings, split: Split) -> Path:
+    return settings.output / "scenes" / split
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    with replacing(path, overwrite=True) as temporary:
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def _tell(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

@@ -1,0 +1,203 @@
+"""Training one model until its budget is used up: the steps of ``ureca train``, without Ray, in one process.
+
+[from] Optimizers of models that have little time: Muon for weight matrices, AdamW for the rest."""
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from experiments.science.settings import VARIANTS, ScienceSettings, ScienceTraining
+from ureca.data.output import Output
+from ureca.data.questions import QuestionSettings
+from ureca.data.samples import RegionsSource
+from ureca.model.initialization import build_scratch
+from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.processing import UrecaProcessor
+from ureca.model.prompt import shares_image
+from ureca.training.augmentation import AugmentationSettings
+from ureca.training.examples import ExampleSettings, MicroBatchMaker
+from ureca.training.index import IndexSettings
+from ureca.training.index_writer import prepare_index
+from ureca.training.loss import PackedLoss
+from ureca.training.optimizer import learning_rate_scale, parameter_groups
+from ureca.training.phases import Full, prepare
+from ureca.training.sampler import PlanSettings, RunPlan
+from ureca.training.token_costs import ProcessorTextTokens, costs_of
+
+_TICKS = 100_000
+"""Into which a budget is cut, for a schedule that counts steps."""
+
+
+@dataclass(frozen=True)
+class Optimizers:
+    """Several optimizers as one, which follow one schedule.
+
+    Attributes:
+        parts: each of other parameters.
+        highest: learning rate of each.
+    """
+
+    parts: Sequence[torch.optim.Optimizer]
+    highest: Sequence[float]
+    warmup_fraction: float
+
+    def step(self, share: float) -> None:
+        """Move the weights.
+
+        Args:
+            share: of the budget that is used up, at least 0 and below 1.
+        """
+        scale = learning_rate_scale(int(share * _TICKS), _TICKS, self.warmup_fraction)
+        for part, highest in zip(self.parts, self.highest, strict=True):
+            for group in part.param_groups:
+                group["lr"] = highest * scale
+            part.step()
+            part.zero_grad(set_to_none=True)
+
+
+def build_optimizers(model: nn.Module, settings: ScienceTraining) -> Optimizers:
+    """Muon for the matrices that hidden states are multiplied by, AdamW for embeddings, head and all else.
+
+    In the few hundred steps that there are, AdamW alone had hardly begun to tell objects apart where Muon had.
+    """
+    heads = {id(weight) for name, weight in model.named_parameters() if "lm_head" in name}
+    matrices: list[nn.Parameter] = []
+    others = []
+    for group in parameter_groups(model, settings.weight_decay):
+        decays = group["weight_decay"] > 0
+        hidden = [weight for weight in group["params"] if decays and weight.ndim == 2 and id(weight) not in heads]
+        matrices += hidden
+        known = {id(weight) for weight in hidden}
+        others.append({**group, "params": [weight for weight in group["params"] if id(weight) not in known]})
+    muon = torch.optim.Muon(matrices, lr=settings.matrix_learning_rate, weight_decay=settings.weight_decay)
+    adam = torch.optim.AdamW(others, lr=settings.learning_rate, betas=(0.9, settings.adam_beta_2))
+    rates = (settings.matrix_learning_rate, settings.learning_rate)
+    return Optimizers((muon, adam), rates, settings.warmup_fraction)
+
+
+_QUESTIONS = QuestionSettings(default_fraction=1)
+_STEPS_A_LINE = 20
+_WITHOUT_END = 2**31
+
+
+def train_variant(
+    name: str, settings: ScienceSettings, scenes: Path, folder: Path, tell: Callable[[str], None]
+) -> dict[str, Any]:
+    """Train a model from nothing; it and ``metrics.jsonl``, a line every few steps, are written to a folder.
+
+    Args:
+        name: of a variant.
+        settings: of the experiment.
+        scenes: set to learn from.
+        folder: that exists.
+        tell: is told for people how far it is.
+
+    Returns:
+        Figures of the training: CPU and wall seconds, steps, regions, parameters, the loss at the end.
+    """
+    model, processor = _build(name, settings, scenes)
+    maker = _batches(processor, settings, scenes, folder / "index")
+    figures = _train(model, maker, settings.training, metrics=folder / "metrics.jsonl", tell=tell)
+    model.save_pretrained(folder / "model")
+    processor.save_pretrained(folder / "model")
+    return figures | {"parameters": sum(weight.numel() for weight in model.parameters())}
+
+
+def _build(name: str, settings: ScienceSettings, scenes: Path) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
+    variant = VARIANTS[name]
+    captions = (region["caption"] for row in Output(str(scenes)).rows() for region in row["regions"])
+    return build_scratch(
+        captions,
+        variant.sizes(settings.sizes),
+        region_prompt=variant.region_prompt,
+        dynamic_mask=variant.dynamic_mask,
+        seed=settings.seed,
+    )
+
+
+def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path, path: Path) -> MicroBatchMaker:
+    sources = (RegionsSource(path=str(scenes.absolute())),)
+    tiles = processor.image_processor
+    index = prepare_index(
+        str(path),
+        IndexSettings(
+            sources=sources, tile_size_px=tiles.tile_size_px, max_tiles=tiles.max_tiles, questions=_QUESTIONS
+        ),
+        ProcessorTextTokens(processor),
+    )
+    training = settings.training
+    shared = shares_image(processor.region_prompt)
+    batch = PlanSettings(
+        images_per_device=training.images,
+        regions_per_image=training.regions_per_image if shared else training.views_per_image,
+    )
+    plan = RunPlan(
+        index.counts(),
+        costs_of(processor),
+        batch,
+        AugmentationSettings(),
+        seed=settings.seed,
+        world_size=1,
+        epochs=1,
+        max_steps=_WITHOUT_END,
+    )
+    return MicroBatchMaker(processor, index, plan, ExampleSettings(questions=_QUESTIONS), seed=settings.seed)
+
+
+def _train(
+    model: UrecaForConditionalGeneration,
+    maker: MicroBatchMaker,
+    settings: ScienceTraining,
+    *,
+    metrics: Path,
+    tell: Callable[[str], None],
+) -> dict[str, Any]:
+    """Steps until the budget is used up; what it has already cost to begin does not count."""
+    loss_of = PackedLoss(prepare(model, Full()))
+    optimizers = build_optimizers(model, settings)
+    precision = choose_precision(settings.precision)
+    losses: list[float] = []
+    num_regions, began_cpu, began = 0, time.process_time(), time.perf_counter()
+    with metrics.open("w", encoding="utf-8") as lines:
+        while (cpu_s := time.process_time() - began_cpu) < settings.budget_s:
+            made = maker.make(len(losses), 0, 0)
+            batch = maker.unpack(made)
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                loss = loss_of(batch) / made.num_answer_tokens
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm, error_if_nonfinite=True)
+            optimizers.step(cpu_s / settings.budget_s)
+            losses.append(float(loss.detach()))
+            num_regions += made.num_regions
+            if len(losses) % _STEPS_A_LINE == 0:
+                line = {"step": len(losses), "regions": num_regions, "cpu_s": cpu_s, "loss": _end_of(losses)}
+                lines.write(json.dumps(line) + "\n")
+                lines.flush()
+                tell(f"{cpu_s / settings.budget_s:4.0%} of its budget, {num_regions} regions, loss {line['loss']:.3f}")
+    return {
+        "cpu_s": time.process_time() - began_cpu,
+        "wall_s": time.perf_counter() - began,
+        "steps": len(losses),
+        "regions": num_regions,
+        "loss": _end_of(losses),
+        "precision": precision,
+    }
+
+
+def _end_of(losses: list[float]) -> float:
+    last = losses[-_STEPS_A_LINE:]
+    return sum(last) / len(last)
+
+
+def choose_precision(wanted: str) -> str:
+    """``fp32`` or ``bf16``; ``auto`` is bf16 where the CPU has instructions for it, else it would be slower."""
+    if wanted != "auto":
+        return wanted
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
+    return "bf16" if can.get("avx512_bf16") or can.get("amx_bf16") else "fp32"

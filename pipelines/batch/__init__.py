@@ -1,0 +1,1 @@
+"""Parts shared by the batch commands: runner, graph, actors, resources, progress and metrics."""

@@ -1,0 +1,68 @@
+"""Settings of ``ureca caption``."""
+
+from typing import Annotated, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_settings import SettingsConfigDict
+
+from ureca.masks.generators.settings import FromAnnotations, FromPrompts, FromRegions, FromSam, FromSegments
+from ureca.model.settings import CaptionSettings, RegionPrompt
+from ureca.pipelines.settings import AsyncActorResources, PlannableSettings, ProposingResources, TaskResources
+
+
+class Automatic(BaseModel):
+    """Those of INPUT where it is the output of a run, else ``segments``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["auto"] = "auto"
+
+
+MaskSource = FromRegions | FromSegments | FromSam | FromAnnotations | FromPrompts
+
+
+class CaptionResources(BaseModel):
+    """Where each stage runs."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    read: TaskResources = TaskResources()
+    propose: ProposingResources = ProposingResources()
+    caption: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
+
+
+class CaptioningSettings(PlannableSettings):
+    """Caption the regions of images with a URECA checkpoint.
+
+    INPUT is an image, a folder, a glob, a list file (.txt), tar shards, Parquet, or the output folder of `ureca
+    curate`, `ureca scenes` or `ureca caption`, of which masks and ids are taken; OUTPUT a folder. The same command
+    again does what is missing.
+    """
+
+    model_config = SettingsConfigDict(cli_prog_name="ureca caption")
+    verb: ClassVar[str] = "caption"
+
+    model: str = Field(
+        description="folder of a checkpoint of URECA, which every machine can read; or, as a baseline, any other model "
+        "that sees images, a folder or a name on the hub"
+    )
+    region_prompt: RegionPrompt | None = Field(
+        default=None,
+        description="how the model is told which region is meant: mask (URECA), or, without one, none, contour or "
+        "crop; None: as the checkpoint was trained",
+    )
+    image_options: dict[str, int | bool] = Field(
+        default={}, description="of a baseline that is not URECA, for its image processor, such as max_patches"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="type of the weights; auto: the checkpoint's"
+    )
+    proposals: Annotated[MaskSource | Automatic, Field(discriminator="kind")] = Automatic()
+    captioner: CaptionSettings = CaptionSettings()
+    resources: CaptionResources = CaptionResources()
+
+    @model_validator(mode="after")
+    def _annotations_are_used(self) -> Self:
+        if self.listing.annotations is not None and self.proposals.kind not in {"annotations", "prompts"}:
+            raise ValueError("listing.annotations is for proposals.kind annotations or prompts; set both or none")
+        return self

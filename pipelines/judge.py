@@ -1,0 +1,220 @@
+"""The judging of captions as a batch verb of its own, a part of ``evaluate``.
+
+[from] Judging captions of a benchmark as a Ray Data graph: stored manifest -> judgements, written unit by unit."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+
+import pyarrow as pa
+from ray.data import Dataset
+
+from ureca.curation.listener import PromptedListener
+from ureca.curation.prompts import VERSION as PROMPTS_VERSION
+from ureca.data.crash_log import Attempts
+from ureca.data.output import Output
+from ureca.data.processing import ProposedUnit
+from ureca.data.reuse import adopt, list_run
+from ureca.data.run_record import recipe_of
+from ureca.evaluation import scoring as collecting
+from ureca.evaluation.benchmarks.stored import StoredBenchmark
+from ureca.evaluation.measures import Measure
+from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings, bert_measure
+from ureca.evaluation.predictions import Prediction
+from ureca.evaluation.scoring import Judges, JudgeStage
+from ureca.io import below
+from ureca.model.checkpoint_files import named
+from ureca.pipelines.batch.actors import WritingActor
+from ureca.pipelines.batch.arrow import TablesToTables, pending_rows, read_units
+from ureca.pipelines.batch.ray_serve_llm import chat_application
+from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
+from ureca.pipelines.batch.runner import MAY_CHANGE, BatchVerb, print_plan, run_batch
+from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.components import build_chat_model, build_encoder
+from ureca.pipelines.curate import REACHING_AN_MLLM
+from ureca.pipelines.evaluate_settings import Asking, EvaluateSettings, JudgeResources, JudgeSettings
+from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
+
+
+class JudgeActor(WritingActor[JudgeSettings]):
+    """Holds an encoder, a listener and BERTScore's model, as far as they are asked."""
+
+    name = "judge"
+    dataset = JUDGED_DATASET
+
+    def build(
+        self, settings: JudgeSettings, images_in_flight: int, attempts: Attempts, recipe: str | None
+    ) -> JudgeStage:
+        """Build the stage, with what it loads."""
+        return JudgeStage(
+            Output(settings.input, BENCHMARK_DATASET),
+            None if settings.captions is None else Output(settings.captions, CAPTIONS_DATASET),
+            build_judges(settings),
+            settings.image_limits,
+            images_in_flight,
+            attempts,
+        )
+
+    def units(self, batch: pa.Table) -> Iterable[ProposedUnit]:
+        """Units of a manifest, with the masks of the benchmark."""
+        return (adopt(number, entries) for number, entries in read_units(batch))
+
+
+def build_judges(settings: JudgeSettings) -> Judges:
+    """Load those who judge.
+
+    Raises:
+        SettingsError: a checkpoint or a package is missing.
+    """
+    judges = Judges(
+        encoder=build_encoder(settings.retrieval),
+        bert=None if settings.bert_score is None else BertScorer(settings.bert_score),
+    )
+    if not isinstance(settings.listener, Asking):
+        return judges
+    listener = PromptedListener(build_chat_model(settings.mllm), settings.listener)
+    return Judges(judges.encoder, listener, judges.bert, settings.listener.max_distractors)
+
+
+def graph(
+    pieces: Dataset,
+    keep: TablesToTables,
+    settings: JudgeSettings,
+    work: Work,
+    cluster: Cluster,
+) -> Dataset:
+    """The stages over a dataset of stored manifests; arguments and result as ``ureca.pipelines.caption.graph``."""
+    resources = settings.resources
+    (pool,) = plan_pools(resources, work, cluster)
+    images = images_in_flight(resources.judge, pool.initial_size or 1, None)
+    pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
+    return pending.map_batches(
+        JudgeActor,
+        fn_constructor_args=(settings, images, work.session),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=resources.judge.num_cpus,
+        num_gpus=resources.judge.num_gpus,
+        compute=pool,
+    )
+
+
+# What a checkpoint is, its content tells; where captions are, and what judges run on, makes no other judgements.
+_MAY_CHANGE = REACHING_AN_MLLM | {
+    *("captions", "mllm.checkpoint", "retrieval.checkpoint", "bert_score.model"),
+    *("retrieval.device", "retrieval.batch_size", "bert_score.device", "bert_score.batch_size"),
+}
+
+
+class Judging:
+    """Has captions of a benchmark judged. What the same judges said of the same captions before is kept.
+
+    Args:
+        settings: of the evaluation.
+        benchmark: that is stored.
+        folder: of what is judged, in a folder for each recipe and captions.
+        bert_score: as of the settings; None also where there is no such model.
+        tell: is told what is done next, for people.
+    """
+
+    def __init__(
+        self,
+        settings: EvaluateSettings,
+        benchmark: StoredBenchmark,
+        folder: str,
+        bert_score: BertScoreSettings | None,
+        tell: Callable[[str], None],
+    ) -> None:
+        self._settings = settings
+        self._benchmark = benchmark
+        self._folder = folder
+        self._bert_score = bert_score
+        self._tell = tell
+        self._of_references: collecting.Judged | None = None
+
+    def measures(self, predictions: Sequence[Prediction], captions: str) -> tuple[list[Measure], list[str]]:
+        """Measures, and remarks for the reader, of predictions whose captions are in that output."""
+        settings = self._settings
+        if not self._is_asked():
+            return [], []
+        judged, num_failed = self._judge(predictions, captions)
+        measures = collecting.scenes(judged)
+        if self._bert_score is not None:
+            measures.append(bert_measure([row["bert_f1"] for row in judged], self._bert_score))
+        if settings.retrieval is not None:
+            name = settings.retrieval.checkpoint
+            measures += collecting.retrieval(predictions, judged, self._references(), name)
+        if isinstance(settings.listener, Asking):
+            mllm = settings.mllm
+            name = str(getattr(mllm, "model", None) or getattr(mllm, "checkpoint", mllm.kind))
+            measures += collecting.listener(predictions, judged, self._references(), name)
+        remarks = [f"Images that could not be looked at to judge captions by: {num_failed:,}."] if num_failed else []
+        return measures, remarks
+
+    def _is_asked(self) -> bool:
+        settings = self._settings
+        if settings.retrieval is not None or isinstance(settings.listener, Asking) or self._bert_score is not None:
+            return True
+        return any(row["scene"] for row in self._benchmark.rows(self._benchmark.units[0]))
+
+    def _references(self) -> collecting.Judged:
+        """What encoder and listener make of the references, for the ceilings: the same for all models."""
+        if self._of_references is None:
+            self._tell("ceilings: judging the references")
+            self._of_references, _ = self._judge(None, None)
+        return self._of_references
+
+    def _judge(self, predictions: Sequence[Prediction] | None, captions: str | None) -> tuple[collecting.Judged, int]:
+        settings = self._settings
+        asked = JudgeSettings(
+            input=self._benchmark.output.path,
+            output=self._folder,
+            captions=captions,
+            bert_score=None if captions is None else self._bert_score,
+            retrieval=settings.retrieval,
+            listener=settings.listener,
+            mllm=settings.mllm,
+            image_limits=settings.image_limits,
+            images_per_unit=self._benchmark.images_per_unit,
+            retry_errors=settings.retry_errors,
+            resources=JudgeResources(read=settings.resources.read, judge=settings.resources.judge),
+        )
+        identity = _identity(asked) | {"said": _digest(predictions)}
+        recipe = recipe_of(asked.model_dump(mode="json"), MAY_CHANGE | _MAY_CHANGE, identity)
+        asked = asked.model_copy(update={"output": below(self._folder, recipe)})
+        run_batch(_JUDGE, asked, on_plan=print_plan, identity=identity)
+        return collecting.judged_of(self._benchmark, Output(asked.output, JUDGED_DATASET))
+
+
+def _identity(settings: JudgeSettings) -> dict[str, str]:
+    """What settings only name: prompts, and checkpoints by their content."""
+    checkpoints: dict[str, str | None] = {
+        "mllm": getattr(settings.mllm, "checkpoint", None),
+        "retrieval": None if settings.retrieval is None else settings.retrieval.checkpoint,
+        "bert_score": None if settings.bert_score is None else settings.bert_score.model,
+    }
+    return {"prompts": PROMPTS_VERSION} | {name: named(path) for name, path in checkpoints.items() if path is not None}
+
+
+def _digest(predictions: Sequence[Prediction] | None) -> str:
+    """A name for captions; None: for the references, which the benchmark has."""
+    if predictions is None:
+        return "references"
+    digest = hashlib.blake2b(digest_size=8)
+    for prediction in predictions:
+        said = (prediction.image_id, prediction.region_id, prediction.caption, prediction.failure)
+        digest.update(repr(said).encode(errors="surrogatepass"))
+    return digest.hexdigest()
+
+
+def _list_benchmark(settings: JudgeSettings) -> pa.Table:
+    return list_run(Output(settings.input, BENCHMARK_DATASET), with_regions=True)
+
+
+_JUDGE = BatchVerb(
+    name="judge",
+    dataset=JUDGED_DATASET,
+    list_input=_list_benchmark,
+    graph=graph,
+    within=chat_application,
+    may_change=_MAY_CHANGE,
+)

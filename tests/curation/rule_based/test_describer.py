@@ -1,0 +1,306 @@
+import asyncio
+import re
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from ureca.curation.protocols import LookAlike
+from ureca.curation.rule_based.captioner import Captions, Describer
+from ureca.curation.rule_based.expressions import Distinction, describe
+from ureca.curation.rule_based.measurement import measure_regions
+from ureca.errors import AnswerError
+
+
+def _short(image, id):
+    return asyncio.run(Describer().short_caption(image, id, parent_caption=None, sibling_captions=()))
+
+
+def _unique(image, id):
+    return asyncio.run(Describer().unique_caption(image, id, caption="", lookalikes=()))
+
+
+def _verdict(image, id, caption):
+    return asyncio.run(Describer().verify(image, id, caption=caption))
+
+
+async def _walk(image, *, all_alike):
+    """The curation's stages 2 to 4, one request after another; returns short, detailed and final captions."""
+    annotator = Describer()
+    parts = {id: [child for child in image.tree.children[id] if child in image.regions] for id in image.regions}
+    short, detailed = {}, {}
+    for id in image.regions:
+        parent = image.tree.parents[id]
+        siblings = [short[other] for other in short if image.tree.parents[other] == parent]
+        short[id] = await annotator.short_caption(
+            image, id, parent_caption=short.get(parent), sibling_captions=siblings
+        )
+    for id in reversed(image.regions):
+        detailed[id] = short[id]
+        if parts[id]:
+            detailed[id] = await annotator.detailed_caption(
+                image, id, short_caption=short[id], child_captions=[detailed[child] for child in parts[id]]
+            )
+    final = dict(detailed)
+    for id in image.regions:
+        alike = [other for other in image.regions if other != id and (all_alike or detailed[other] == detailed[id])]
+        if alike:
+            final[id] = await annotator.unique_caption(
+                image, id, caption=detailed[id], lookalikes=[LookAlike(other, detailed[other]) for other in alike]
+            )
+    return short, detailed, final
+
+
+@st.composite
+def _scenes(draw):
+    """Any small image with masks of any form, among them copies, single pixels and masks without a hole between."""
+    height, width = draw(st.integers(1, 24)), draw(st.integers(1, 24))
+    few = st.sampled_from([0, 90, 200])
+    pixels = draw(hnp.arrays(np.uint8, (height, width, 3), elements=few))
+    boxes = st.builds(
+        lambda y, x, h, w: np.pad(np.ones((h, w), bool), ((y, height), (x, width)))[:height, :width],
+        st.integers(0, height - 1),
+        st.integers(0, width - 1),
+        st.integers(1, height),
+        st.integers(1, width),
+    )
+    anything = hnp.arrays(bool, (height, width)).filter(np.any)
+    masks = draw(st.lists(boxes | anything, min_size=1, max_size=6))
+    copies = draw(st.lists(st.sampled_from(masks), max_size=3))
+    return pixels, [*masks, *copies]
+
+
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(scene=_scenes(), all_alike=st.booleans())
+def test_final_captions_are_pairwise_distinct_and_true(image_of, scene, all_alike):
+    image = image_of(*scene)
+    short, detailed, final = asyncio.run(_walk(image, all_alike=all_alike))
+    assert len({" ".join(caption.casefold().split()) for caption in final.values()}) == len(image.regions)
+    for id, captions in {id: (short[id], detailed[id], final[id]) for id in image.regions}.items():
+        for caption in captions:
+            verdict = _verdict(image, id, caption)
+            assert verdict.accepted, (caption, verdict.reason)
+            assert re.fullmatch(r"(A|An|The) [^.]+\.( It holds [^.]+\.)?", caption)
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(scene=_scenes())
+def test_a_unique_caption_is_no_caption_of_any_other_region(image_of, scene):
+    image = image_of(*scene)
+    short, detailed, unique = asyncio.run(_walk(image, all_alike=True))
+    if len(image.regions) == 1:
+        return
+    for id in image.regions:
+        others = [captions[other] for captions in (short, detailed, unique) for other in image.regions if other != id]
+        assert unique[id] not in others
+
+
+@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
+@given(scene=_scenes())
+def test_siblings_have_different_short_captions(image_of, scene):
+    image = image_of(*scene)
+    captions = Captions(measure_regions(image), image.pixels.shape[1::-1])
+    for siblings in image.tree.children.values():
+        assert len({captions.short(id) for id in siblings}) == len(siblings)
+
+
+def _three_discs(canvas, painted, image_of):
+    discs = [canvas.ellipse(x, 100, 20) for x in (50, 150, 250)]
+    return image_of(painted(*((disc, "e01010") for disc in discs)), discs)
+
+
+def test_a_caption_names_colour_shape_texture_and_place(canvas, painted, image_of):
+    disc = canvas.ellipse(60, 50, 25)
+    assert _short(image_of(painted((disc, "e01010")), [disc]), 1) == (
+        "A smooth round red patch in the upper left of the image."
+    )
+
+
+def test_a_part_is_placed_in_its_parent(canvas, painted, image_of):
+    plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
+    image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
+    assert _short(image, 2) == "A small smooth round white patch in the upper left of the blue area."
+
+
+def test_alike_siblings_are_counted(canvas, painted, image_of):
+    pair = [canvas.ellipse(x, 150, 12) for x in (25, 75)]
+    image = image_of(painted(*((disc, "e01010") for disc in pair)), pair)
+    assert [_short(image, id) for id in (1, 2)] == [
+        f"A small smooth round red patch in the lower left of the image, the {which} of two alike from the left."
+        for which in ("first", "second")
+    ]
+
+
+def test_parts_are_summed_up_largest_first_and_alike_ones_together(canvas, painted, image_of):
+    plate, bar = canvas.rectangle(10, 10, 290, 190), canvas.rectangle(10, 150, 290, 190)
+    spots = [canvas.ellipse(x, 60, 14) for x in (60, 150, 240)]
+    image = image_of(
+        painted((plate, "2050d0"), (bar, "32a032"), *((spot, "ffffff") for spot in spots)), [plate, bar, *spots]
+    )
+    detailed = asyncio.run(Describer().detailed_caption(image, 1, short_caption="A blue area.", child_captions=["any"]))
+    assert detailed == "A blue area. It holds a green strip along its bottom edge and three small white patches."
+
+
+def test_at_most_four_groups_of_parts_are_named(canvas, painted, image_of):
+    plate = canvas.rectangle(0, 0, 300, 200)
+    colours = ["ffffff", "e01010", "ffd700", "32a032", "ff69b4", "000000"]
+    spots = [canvas.ellipse(30 + 48 * index, 100, 20 - index) for index in range(6)]
+    image = image_of(painted((plate, "2050d0"), *zip(spots, colours, strict=True)), [plate, *spots])
+    parts = asyncio.run(Describer().detailed_caption(image, 1, short_caption="A.", child_captions=["any"]))
+    assert parts.endswith("a green patch in its centre and two smaller parts.")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "expected"),
+    [
+        ({"colours": ("e01010", "2050d0", "ffd700")}, "The red patch "),
+        ({"radii": (30, 20, 12)}, "The largest patch "),
+        ({}, "The leftmost patch "),
+    ],
+)
+def test_the_cheapest_distinction_is_preferred(canvas, painted, image_of, shapes, expected):
+    radii, colours = shapes.get("radii", (20, 20, 20)), shapes.get("colours", ("e01010",) * 3)
+    discs = [canvas.ellipse(x, y, radius) for x, y, radius in zip((60, 115, 150), (80, 100, 100), radii, strict=True)]
+    discs = [discs[0], discs[1] & ~discs[0], discs[2] & ~discs[1]]
+    image = image_of(painted(*zip(discs, colours, strict=True)), discs)
+    expressions = Distinction(
+        measured := measure_regions(image), describe(measured), image.pixels.shape[1::-1]
+    ).expressions
+    assert f"{expressions[1].text} ".startswith(expected)
+
+
+def test_order_counts_only_what_shares_the_description(canvas, painted, image_of):
+    row = [canvas.ellipse(x, 100, 8) for x in range(10, 110, 18)]
+    colours = ["e01010", "2050d0", "e01010", "2050d0", "e01010", "2050d0"]
+    image = image_of(painted(*zip(row, colours, strict=True)), row)
+    assert _unique(image, 3).startswith("The second red patch from the left ")
+    assert _unique(image, 4).startswith("The second blue patch from the left ")
+    assert _unique(image, 6).startswith("The rightmost blue patch ")
+
+
+def test_the_same_mask_twice_is_told_apart_by_rank(canvas, painted, image_of):
+    disc, other = canvas.ellipse(100, 100, 30), canvas.ellipse(220, 100, 20)
+    image = image_of(painted((disc, "e01010"), (other, "2050d0")), [disc, disc, other])
+    first, second = (_unique(image, id) for id in (1, 2))
+    assert first != second
+    assert not {first, second} & {_short(image, id) for id in image.regions}
+
+
+def test_what_attributes_single_out_is_false_of_every_other_region(canvas, painted, image_of):
+    shapes = [canvas.ellipse(40, 40, 25), canvas.bar(150, 40, 80, 15, 0), canvas.rectangle(220, 20, 280, 70)]
+    shapes += [canvas.ellipse(60, 150, 40, 24), canvas.bar(150, 140, 90, 14, 90), canvas.rectangle(220, 120, 260, 160)]
+    colours = ["e01010", "2050d0", "ffd700", "32a032", "ffffff", "000000"]
+    image = image_of(painted(*zip(shapes, colours, strict=True)), shapes)
+    for id in image.regions:
+        for other in image.regions:
+            assert _verdict(image, other, _unique(image, id)).accepted == (id == other)
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ("A green disc.", "says green; its pixels are red"),
+        ("A red disc on a green lawn.", None),
+        ("A rectangular thing.", "says rectangular; its outline is that of a round patch"),
+        ("A large disc.", "says large; it covers 2.1% of the image"),
+        ("A striped or finely textured ball.", "says finely textured; its texture is smooth"),
+        ("A bright ball.", "says bright; its lightness is 0.59 of 1"),
+        ("A ball in the top right of the photo.", "says in the upper right of; it is on the left side of the image"),
+        ("A round ball at the left of a grey wall.", None),
+        ("A red ball within the image.", None),
+        ("A RED ball,\n on the left side of the picture", None),
+        ("A ball.", "says nothing that pixels could show"),
+        ("", "says nothing that pixels could show"),
+    ],
+)
+def test_the_verdict_names_the_false_claim(canvas, painted, image_of, claim, reason):
+    verdict = _verdict(_three_discs(canvas, painted, image_of), 1, claim)
+    assert verdict.accepted == (reason is None)
+    assert reason is None or verdict.reason == reason
+
+
+def test_what_is_said_of_the_parent_is_checked_against_the_parent(canvas, painted, image_of):
+    plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
+    image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
+    assert _verdict(image, 2, "A white spot in the upper left of the blue area.").accepted
+    assert _verdict(image, 2, "A white spot in the upper left of the green area.").reason == (
+        "of what it is part of, says green; its pixels are blue"
+    )
+    assert not _verdict(image, 2, "A white spot in the lower right of the blue area.").accepted
+
+
+def test_later_sentences_may_speak_of_parts(canvas, painted, image_of):
+    plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
+    image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
+    assert _verdict(image, 1, "A blue area. It holds a white patch.").accepted
+    assert not _verdict(image, 1, "A blue area. It holds a yellow patch.").accepted
+
+
+def test_coordinates_are_checked(canvas, painted, image_of):
+    image = _three_discs(canvas, painted, image_of)
+    said = "The red patch that covers {} pixels around the point {}% from the left and 50% from the top of the image."
+    assert _verdict(image, 1, said.format(image.masks[1].area_px, 17)).accepted
+    assert not _verdict(image, 1, said.format(image.masks[1].area_px, 50)).accepted
+    assert not _verdict(image, 1, said.format(2 * image.masks[1].area_px, 17)).accepted
+
+
+def test_captions_do_not_depend_on_the_order_of_calls(canvas, painted, image_of):
+    image = _three_discs(canvas, painted, image_of)
+
+    async def ask(order):
+        annotator = Describer()
+        return {id: await annotator.unique_caption(image, id, caption="", lookalikes=()) for id in order}
+
+    assert asyncio.run(ask([1, 2, 3])) == asyncio.run(ask([3, 1, 2]))
+
+
+def test_concurrent_requests_measure_an_image_once(canvas, painted, image_of, monkeypatch):
+    image = _three_discs(canvas, painted, image_of)
+    measured = []
+
+    def counted(image):
+        measured.append(image)
+        return measure_regions(image)
+
+    monkeypatch.setattr("ureca.curation.rule_based.captioner.measure_regions", counted)
+
+    async def ask():
+        annotator = Describer()
+        await asyncio.gather(
+            *(annotator.short_caption(image, id, parent_caption=None, sibling_captions=()) for id in (1, 2, 3))
+        )
+
+    asyncio.run(ask())
+    assert len(measured) == 1
+
+
+def test_an_image_is_forgotten_with_its_last_reference(canvas, painted, image_of):
+    annotator = Describer()
+    image = _three_discs(canvas, painted, image_of)
+    asyncio.run(annotator.short_caption(image, 1, parent_caption=None, sibling_captions=()))
+    assert len(annotator._described) == 1
+    del image
+    assert not annotator._described
+
+
+def test_a_mask_without_a_pixel_has_no_caption(canvas, painted, image_of):
+    disc = canvas.ellipse(60, 50, 25)
+    image = image_of(painted((disc, "e01010")), [disc, np.zeros_like(disc)])
+    assert _short(image, 1)
+    with pytest.raises(AnswerError, match="empty_mask: the mask of region 2 has no pixel"):
+        _short(image, 2)
+
+
+def test_three_hundred_regions_of_a_noisy_image_are_told_apart(image_of):
+    rng = np.random.default_rng(0)
+    masks = []
+    for _ in range(300):
+        mask = np.zeros((120, 160), bool)
+        y, x = rng.integers(0, 115), rng.integers(0, 155)
+        mask[y : y + rng.integers(1, 30), x : x + rng.integers(1, 30)] = True
+        masks.append(mask)
+    image = image_of(rng.integers(0, 256, (120, 160, 3)).astype(np.uint8), masks)
+    _, _, final = asyncio.run(_walk(image, all_alike=True))
+    assert len(set(final.values())) == 300

@@ -1,0 +1,179 @@
+import json
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from pycocotools.coco import COCO
+
+from ureca.data.export import FLAT, Selection, export_coco, export_jsonl, export_parquet
+from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, paraphrase
+from ureca.errors import OutputError
+from ureca.masks.annotations import read_annotations
+from ureca.masks.rle import Rle, decode
+
+Rows = list[dict[str, Any]]
+Export = Callable[..., None]
+
+EXPORTS = pytest.mark.parametrize("export", [export_jsonl, export_parquet, export_coco])
+
+
+def lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+
+
+def test_jsonl_has_the_final_captions_with_a_question_each(rows: Rows, tmp_path: Path) -> None:
+    export_jsonl(rows, tmp_path / "train.jsonl", Selection())
+    first, second, third = lines(tmp_path / "train.jsonl")
+    assert [(line["id"], line["image"], line["mask_id"]) for line in (first, second, third)] == [
+        (0, "a", "1"),
+        (1, "a", "2"),
+        (2, "b", "1"),
+    ]
+    assert first["conversations"] == [
+        {"from": "human", "value": f"<image>\n{paraphrase('a', 1, detailed=True)}"},
+        {"from": "gpt", "value": "one of a kind"},
+    ]
+    assert second["conversations"][0]["value"] == f"<image>\n{paraphrase('a', 2, detailed=False)}"
+    assert second["conversations"][1]["value"] == 'ein „Zitat“ \n and "quotes"'
+
+
+def test_questions_vary_over_regions_and_stay_the_same_for_one() -> None:
+    assert paraphrase("a", 7, detailed=True) == paraphrase("a", 7, detailed=True)
+    assert {paraphrase("a", id, detailed=False) for id in range(300)} == set(SHORT_QUESTIONS)
+    assert {paraphrase(f"{id}", 0, detailed=True) for id in range(300)} == set(DETAILED_QUESTIONS)
+    assert not set(SHORT_QUESTIONS) & set(DETAILED_QUESTIONS)
+
+
+def test_masks_beside_the_jsonl_are_those_of_its_lines(rows: Rows, tmp_path: Path) -> None:
+    export_jsonl(rows, tmp_path / "train.jsonl", Selection(), masks=tmp_path / "masks")
+    assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.json", "b.json"]
+    for line in lines(tmp_path / "train.jsonl"):
+        annotations = read_annotations(tmp_path / "masks" / f"{line['image']}.json")
+        assert annotations.image_id == line["image"]
+        (mask,) = [mask for mask in annotations if str(mask.id) == line["mask_id"]]
+        assert mask.decode().sum() == mask.area_px == 10 * (1 + mask.id)
+        assert mask.predicted_iou == 0.5
+
+
+def test_a_folder_of_masks_in_use_is_refused(rows: Rows, tmp_path: Path) -> None:
+    (tmp_path / "old.json").write_text("{}")
+    with pytest.raises(OutputError, match="not empty"):
+        export_jsonl(rows, tmp_path / "train.jsonl", Selection(), masks=tmp_path)
+    assert not (tmp_path / "train.jsonl").exists()
+
+
+def test_an_image_id_never_leaves_the_folder_of_masks(rows: Rows, tmp_path: Path) -> None:
+    rows[0]["image_id"] = "../a"
+    with pytest.raises(OutputError, match="no file name"):
+        export_jsonl(rows, tmp_path / "train.jsonl", Selection(), masks=tmp_path / "masks")
+    assert [path.name for path in tmp_path.iterdir()] == ["masks"]
+
+
+def test_parquet_has_one_row_a_region(rows: Rows, tmp_path: Path) -> None:
+    export_parquet(rows, tmp_path / "flat.parquet", Selection())
+    table = pq.read_table(tmp_path / "flat.parquet")
+    assert table.schema.equals(FLAT)
+    flat = table.to_pylist()
+    assert [(row["image_id"], row["region_id"], row["caption"]) for row in flat] == [
+        ("a", 1, "one of a kind"),
+        ("a", 2, 'ein „Zitat“ \n and "quotes"'),
+        ("b", 1, "the other one"),
+    ]
+    assert flat[0]["provenance"]["annotator"] == "someone 1"
+    source = rows[0]["regions"][0]
+    assert {name: flat[0][name] for name in source} == source
+
+
+def test_parquet_is_written_in_groups_as_it_comes(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ureca.data.export._ROWS_A_GROUP", 10)
+    many = [rows[0] | {"image_id": f"{number}"} for number in range(12)]
+    export_parquet(iter(many), tmp_path / "flat.parquet", Selection())
+    file = pq.ParquetFile(tmp_path / "flat.parquet")
+    assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [10, 10, 4]
+
+
+def test_coco_loads_and_has_boxes_and_masks(rows: Rows, tmp_path: Path) -> None:
+    export_coco(rows, tmp_path / "captions.json", Selection())
+    coco = COCO(str(tmp_path / "captions.json"))
+    annotations = coco.loadAnns(coco.getAnnIds())
+    assert [annotation["id"] for annotation in annotations] == [1, 2, 3]
+    assert [image["image_id"] for image in coco.loadImgs(coco.getImgIds())] == ["a", "b"]
+    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == ["a.jpg", "100% b#1.jpg"]
+    (other,) = coco.loadAnns(coco.getAnnIds(imgIds=[2]))
+    assert (other["caption"], other["region_id"], other["bbox"], other["area"]) == (
+        "the other one",
+        1,
+        [3, 5, 2, 10],
+        20,
+    )
+    expected = decode(Rle(size=[40, 60], counts=rows[3]["regions"][0]["rle"]))
+    assert np.array_equal(coco.annToMask(other).astype(bool), expected)
+
+
+@EXPORTS
+def test_rejected_captions_leave_only_on_request_and_all_else_is_counted(
+    rows: Rows, tmp_path: Path, export: Export
+) -> None:
+    selection = Selection()
+    export(rows, tmp_path / "out", selection)
+    assert (selection.num_regions, selection.num_images) == (3, 2)
+    left_out = {"rejected": 1, "skipped:area_below_minimum": 1, "failed:timeout": 1}
+    assert selection.left_out == left_out
+    assert selection.failed_images == {"read: truncated": 1}
+    assert set(selection.summary().split("\n")) == {
+        "3 regions of 2 images written",
+        *(f"1 region left out: {reason}" for reason in left_out),
+        "1 image left out: read: truncated",
+    }
+    assert "untrue" not in (tmp_path / "out").read_bytes().decode("utf-8", "replace")
+    everything = Selection(include_rejected=True)
+    export(rows, tmp_path / "all", everything)
+    assert everything.num_regions == 4
+    assert "rejected" not in everything.left_out
+    assert b"untrue" in (tmp_path / "all").read_bytes()
+
+
+@EXPORTS
+def test_a_run_without_captions_makes_a_file_that_loads(tmp_path: Path, export: Export) -> None:
+    to = tmp_path / "out"
+    export([], to, Selection())
+    loaded = {
+        export_jsonl: lambda: lines(to),
+        export_parquet: lambda: pq.read_table(to).to_pylist(),
+        export_coco: lambda: COCO(str(to)).getAnnIds(),
+    }[export]()
+    assert loaded == []
+
+
+@EXPORTS
+def test_a_file_that_exists_is_replaced_only_on_request(rows: Rows, tmp_path: Path, export: Export) -> None:
+    to = tmp_path / "out"
+    to.write_text("precious")
+    with pytest.raises(OutputError, match="--overwrite"):
+        export(rows, to, Selection())
+    assert to.read_text() == "precious"
+    export(rows, to, Selection(), overwrite=True)
+    assert b"the other one" in to.read_bytes()
+
+
+@EXPORTS
+def test_an_export_that_breaks_off_leaves_nothing(rows: Rows, tmp_path: Path, export: Export) -> None:
+    def broken() -> Iterator[dict[str, Any]]:
+        yield rows[0]
+        raise OSError("the disk is gone")
+
+    with pytest.raises(OSError, match="gone"):
+        export(broken(), tmp_path / "out", Selection())
+    assert list(tmp_path.iterdir()) == []
+
+
+@EXPORTS
+@pytest.mark.parametrize(("name", "message"), [("", "is a folder"), ("no/file", "does not exist")])
+def test_a_target_that_cannot_be_written_is_an_error_for_people(
+    tmp_path: Path, export: Export, name: str, message: str
+) -> None:
+    with pytest.raises(OutputError, match=message):
+        export([], tmp_path / name, Selection())

@@ -1,0 +1,362 @@
+"""Listing: every form of input, each image exactly once, and errors that say what to do."""
+
+import io
+import json
+import os
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.bad_corpus import write_bad_corpus
+from ureca.data.listing import BESIDE, list_images
+from ureca.data.manifest import MANIFEST, ManifestEntry
+from ureca.errors import InputError
+from ureca.io import below, has_suffix, locate, parent
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"content")
+
+
+def ids(manifest: pa.Table) -> list[str]:
+    return manifest["image_id"].to_pylist()
+
+
+def write_tar(path: Path, members: dict[str, bytes], **options: int) -> None:
+    with tarfile.open(path, "w", **options) as tar:
+        for name, data in members.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+
+
+def test_a_folder_is_listed_by_name_at_any_depth(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg", "a/c.PNG", "a.webp", "notes.md", "a/deep/er/d.tiff", "e.json", ".hidden.jpg", ".git/f.jpg")
+    manifest = list_images(str(tmp_path))
+    assert manifest.schema == MANIFEST
+    assert ids(manifest) == ["a", "c", "d", "b"]
+    assert manifest["path"].to_pylist()[1] == f"{tmp_path}/a/c.PNG"
+    assert manifest["uri"] == manifest["path"]
+    assert manifest["annotation_path"].null_count == 4
+
+
+_NAME = st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_size=1, max_size=8)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    stems=st.lists(_NAME, min_size=1, max_size=12, unique=True),
+    folders=st.lists(st.lists(_NAME.map(lambda name: f"{name}_"), max_size=3), min_size=1, max_size=4),
+    data=st.data(),
+)
+def test_each_image_of_a_tree_is_listed_exactly_once(
+    tmp_path_factory: pytest.TempPathFactory, stems: list[str], folders: list[list[str]], data: st.DataObject
+) -> None:
+    root = tmp_path_factory.mktemp("tree")
+    expected = {}
+    for stem in stems:
+        folder = root.joinpath(*data.draw(st.sampled_from(folders)))
+        extension = data.draw(st.sampled_from(["jpg", "JPG", "png", "txt", "json"]))
+        path = folder / f"{stem}.{extension}"
+        touch(folder, path.name)
+        if extension.lower() in ("jpg", "png"):
+            expected[stem] = str(path)
+    if not expected:
+        with pytest.raises(InputError, match="no image"):
+            list_images(str(root))
+        return
+    for pattern in (str(root), f"{root}/**", f"{root}/**/*.[jJpP][pPnN][gG]"):
+        manifest = list_images(pattern)
+        assert dict(zip(ids(manifest), manifest["path"].to_pylist(), strict=True)) == expected
+        assert len(manifest) == len(expected)
+        assert manifest["path"].to_pylist() == sorted(expected.values(), key=os.fsencode)
+        assert manifest == list_images(pattern)
+
+
+def test_globs_match_within_components_and_expand_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "p1/a.jpg", "p1/x/b.jpg", "p2/c.jpg", "q/d.jpg", "p1/e.png", "p3/.h/f.jpg")
+    assert ids(list_images(f"{tmp_path}/p*/*.jpg")) == ["a", "c"]
+    assert ids(list_images(f"{tmp_path}/p?")) == ["a", "e", "b", "c"]
+    assert ids(list_images(f"{tmp_path}/**/x/*")) == ["b"]
+    assert ids(list_images(f"{tmp_path}/[!p]/*")) == ["d"]
+    with pytest.raises(InputError, match="no image"):
+        list_images(f"{tmp_path}/*.gif")
+
+
+def test_a_name_that_looks_like_a_pattern_is_a_name_first(tmp_path: Path) -> None:
+    touch(tmp_path, "what[1]?.jpg", "what1x.jpg")
+    assert ids(list_images(f"{tmp_path}/what[1]?.jpg")) == ["what[1]?"]
+
+
+def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "photos/a.jpg")
+    monkeypatch.chdir(tmp_path)
+    for input in ("photos", "photos/a.jpg", "photos/*", f"file://{tmp_path}/photos"):
+        assert list_images(input)["path"].to_pylist() == [f"{tmp_path}/photos/a.jpg"], input
+
+
+def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path, "real/a.jpg", "elsewhere/b.jpg")
+    (tmp_path / "real/loop").symlink_to(tmp_path / "real")
+    (tmp_path / "real/more").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "real/gone.jpg").symlink_to("nowhere")
+    os.mkfifo(tmp_path / "real/pipe.jpg")
+    assert ids(list_images(str(tmp_path / "real"))) == ["a", "gone", "b"]
+
+
+def test_a_list_file_names_paths_and_uris(tmp_path: Path) -> None:
+    touch(tmp_path, "lists/here.jpg")
+    (tmp_path / "lists/all.txt").write_text(
+        f"# photographs\nhere.jpg\n\n../up one.png\r\n{tmp_path}/absolute.jpg\ns3://bucket/key.with.dots.jpg?region=x\n"
+    )
+    manifest = list_images(str(tmp_path / "lists/all.txt"))
+    assert ids(manifest) == ["here", "up one", "absolute", "key.with.dots"]
+    assert manifest["path"].to_pylist()[1] == f"{tmp_path}/lists/../up one.png"
+    assert manifest["path"].to_pylist()[3] == "s3://bucket/key.with.dots.jpg?region=x"
+    assert manifest["uri"].to_pylist()[3] == "s3://bucket/key.with.dots.jpg"
+
+
+def test_a_text_file_that_a_folder_or_a_glob_holds_is_no_list(tmp_path: Path) -> None:
+    (tmp_path / "readme.txt").write_text("a.jpg\n")
+    for input in (str(tmp_path), f"{tmp_path}/*.txt"):
+        with pytest.raises(InputError, match="no image"):
+            list_images(input)
+
+
+@pytest.mark.parametrize("content", [b"", b"\n# nothing\n", b"\xff\xfe.jpg\n"])
+def test_a_bad_list_file_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"list\.txt: the list"):
+        list_images(str(tmp_path / "list.txt"))
+
+
+def test_several_inputs_keep_their_order(tmp_path: Path) -> None:
+    touch(tmp_path, "z/a.jpg", "y/b.jpg")
+    assert ids(list_images([str(tmp_path / "z"), str(tmp_path / "y/b.jpg")])) == ["a", "b"]
+
+
+def test_duplicate_ids_name_both_files(tmp_path: Path) -> None:
+    touch(tmp_path, "one/a.jpg", "two/b.jpg", "two/a.png", "three/a.webp")
+    with pytest.raises(InputError, match=r"one/a\.jpg and .*three/a\.webp.*rename") as error:
+        list_images(str(tmp_path))
+    assert "two/b.jpg" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("input", "message"),
+    [
+        ("missing", "no such file or folder"),
+        ("missing/*.jpg", "cannot be read"),
+        ("empty", "no image among the 0 files"),
+        ("text", "no image among the 1 files"),
+        ("text/notes.md", "no image"),
+        ("zipped", "Unpack it"),
+        ("zipped/a.tar.gz", "Unpack it"),
+        ("ftp://host/a.jpg", r"s3://, gs://"),
+    ],
+)
+def test_inputs_without_images_say_what_is_wrong(tmp_path: Path, input: str, message: str) -> None:
+    (tmp_path / "empty").mkdir()
+    touch(tmp_path, "text/notes.md", "zipped/a.tar.gz")
+    with pytest.raises(InputError, match=message):
+        list_images(input if "://" in input else str(tmp_path / input))
+
+
+def test_no_input_at_all_is_an_error() -> None:
+    with pytest.raises(InputError, match="name at least one"):
+        list_images([])
+
+
+def test_a_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+    Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.jpg")).touch()
+    with pytest.raises(InputError, match="not UTF-8"):
+        list_images(str(tmp_path))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
+def test_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "locked/b.jpg")
+    (tmp_path / "locked").chmod(0)
+    try:
+        with pytest.raises(InputError, match="locked"):
+            list_images(str(tmp_path))
+    finally:
+        (tmp_path / "locked").chmod(0o700)
+
+
+def test_an_unreadable_folder_is_an_error_for_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    touch(tmp_path, "locked/b.jpg")
+
+    def refuse(folder: str) -> None:
+        raise PermissionError(13, "Permission denied", folder)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(InputError, match=r"cannot be read: .*Permission denied.*Make it readable"):
+        list_images(str(tmp_path))
+
+
+class TestAnnotations:
+    def test_beside_the_image(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.jpg", "a.json", "sub/b.png", "sub/b.JSON", "sub/c.png", "c.json", "d.json")
+        manifest = list_images(str(tmp_path), annotations=BESIDE)
+        assert ids(manifest) == ["a", "b", "c"]
+        assert manifest["annotation_path"].to_pylist() == [f"{tmp_path}/a.json", f"{tmp_path}/sub/b.JSON", None]
+
+    def test_beside_what_a_list_a_glob_or_a_single_path_names(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x/a.jpg", "x/a.json")
+        (tmp_path / "list.txt").write_text("x/a.jpg\nx/../x/gone.jpg\nnowhere/b.jpg\n")
+        listed = list_images(str(tmp_path / "list.txt"), annotations=BESIDE)
+        assert listed["annotation_path"].to_pylist() == [f"{tmp_path}/x/a.json", None, None]
+        for input in (f"{tmp_path}/x/a.jpg", f"{tmp_path}/x/*.jpg"):
+            assert list_images(input, annotations=BESIDE)["annotation_path"].to_pylist() == [f"{tmp_path}/x/a.json"]
+
+    def test_in_a_folder_of_their_own(self, tmp_path: Path) -> None:
+        touch(tmp_path, "images/a.jpg", "images/b.jpg", "masks/deep/b.json", "masks/z.json")
+        manifest = list_images(str(tmp_path / "images"), annotations=str(tmp_path / "masks"))
+        assert manifest["annotation_path"].to_pylist() == [None, f"{tmp_path}/masks/deep/b.json"]
+
+    def test_two_of_one_name_are_an_error(self, tmp_path: Path) -> None:
+        touch(tmp_path, "images/a.jpg", "masks/1/a.json", "masks/2/a.json")
+        with pytest.raises(InputError, match=r"1/a\.json and .*2/a\.json"):
+            list_images(str(tmp_path / "images"), annotations=str(tmp_path / "masks"))
+
+    def test_none_at_all_is_an_error(self, tmp_path: Path) -> None:
+        touch(tmp_path, "images/a.jpg", "masks/b.json")
+        with pytest.raises(InputError, match="no annotation was found beside"):
+            list_images(str(tmp_path / "images"), annotations=BESIDE)
+        with pytest.raises(InputError, match=r"no annotation was found in .*masks"):
+            list_images(str(tmp_path / "images"), annotations=str(tmp_path / "masks"))
+        with pytest.raises(InputError, match="no such folder"):
+            list_images(str(tmp_path / "images"), annotations=str(tmp_path / "nowhere"))
+
+
+class TestTables:
+    def test_bytes_are_rows_and_are_not_read(self, tmp_path: Path) -> None:
+        for column, name in [("image", "a"), ("bytes", "b")]:
+            pq.write_table(pa.table({column: [b"1", b"2"]}), tmp_path / f"{name}.parquet")
+        manifest = list_images(str(tmp_path))
+        assert ids(manifest) == ["a-0", "a-1", "b-0", "b-1"]
+        assert manifest["uri"].to_pylist()[1] == f"{tmp_path}/a.parquet#row=1"
+        assert manifest["column"].to_pylist() == ["image", "image", "bytes", "bytes"]
+        assert manifest["row"].to_pylist() == [0, 1, 0, 1]
+
+    def test_structs_of_bytes_and_path(self, tmp_path: Path) -> None:
+        rows = [{"bytes": b"1", "path": "x.jpg"}]
+        pq.write_table(pa.table({"image": rows, "image_id": [17]}), tmp_path / "t.parquet")
+        (row,) = list_images(str(tmp_path / "t.parquet")).to_pylist()
+        assert (row["image_id"], row["column"], row["row"]) == ("17", "image.bytes", 0)
+
+    def test_paths_are_relative_to_the_table(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x.jpg", "x.json")
+        pq.write_table(pa.table({"uri": ["x.jpg", "/y.png", "s3://b/z.jpg"]}), tmp_path / "t.parquet")
+        manifest = list_images(str(tmp_path / "*.parquet"))
+        assert ids(manifest) == ["x", "y", "z"]
+        assert manifest["path"].to_pylist() == [f"{tmp_path}/x.jpg", "/y.png", "s3://b/z.jpg"]
+
+    def test_columns_can_be_named(self, tmp_path: Path) -> None:
+        pq.write_table(pa.table({"photo": [b"1"], "key": ["k"], "path": ["p.jpg"]}), tmp_path / "t.parquet")
+        (row,) = list_images(str(tmp_path), image_column="photo", id_column="key").to_pylist()
+        assert (row["image_id"], row["column"]) == ("k", "photo")
+
+    @pytest.mark.parametrize(
+        ("columns", "options", "message"),
+        [
+            ({"x": [1]}, {}, "no column image or bytes or uri or path; name one of x"),
+            ({"image": [1]}, {}, "'image' is int64"),
+            ({"image": [b"1"]}, {"image_column": "photo"}, "no column photo"),
+            ({"image": [b"1"]}, {"id_column": "key"}, "no column key"),
+            ({"image": [b"1", b"2"], "image_id": ["a", None]}, {}, "row 1 has no 'image_id'"),
+            ({"path": ["a.jpg", None]}, {}, "row 1 has no 'path'"),
+            ({"image": [b"1"], "image_id": [[1]]}, {}, "does not hold text"),
+            ({"image": [b"1", b"2"], "image_id": ["a", "a"]}, {}, "row=0 and .*row=1"),
+            ({"image": pa.array([], pa.binary())}, {}, "hold no image"),
+        ],
+    )
+    def test_unusable_tables_are_errors(
+        self, tmp_path: Path, columns: dict[str, list[object]], options: dict[str, str], message: str
+    ) -> None:
+        pq.write_table(pa.table(columns), tmp_path / "t.parquet")
+        with pytest.raises(InputError, match=message):
+            list_images(str(tmp_path), **options)
+
+    def test_a_broken_table_is_an_error(self, tmp_path: Path) -> None:
+        touch(tmp_path, "t.parquet")
+        with pytest.raises(InputError, match=r"t\.parquet: the Parquet file cannot be read"):
+            list_images(str(tmp_path))
+
+
+def test_images_come_before_tables_and_shards_in_a_mixed_folder(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "out/regions.parquet", "b.tar")
+    assert ids(list_images(str(tmp_path))) == ["a"]
+
+
+def test_uris_go_through_arrows_file_systems() -> None:
+    place = "mock://place-of-this-test"
+    filesystem = locate(f"{place}/x").filesystem
+    assert filesystem.type_name == "mock"
+    content = io.BytesIO()
+    with tarfile.open(fileobj=content, mode="w") as tar:
+        tar.addfile(tarfile.TarInfo("in tar.jpg"))
+    filesystem.create_dir("photos/sub", recursive=True)
+    for name, data in {
+        "photos/a b.jpg": b"1",
+        "photos/a b.json": b"2",
+        "photos/sub/c.png": b"3",
+        ".h.jpg": b"4",
+    }.items():
+        with filesystem.open_output_stream(name) as file:
+            file.write(data)
+    with filesystem.open_output_stream("shard.tar") as file:
+        file.write(content.getvalue())
+    manifest = list_images(f"{place}/photos", annotations=BESIDE)
+    assert manifest["path"].to_pylist() == [f"{place}/photos/a b.jpg", f"{place}/photos/sub/c.png"]
+    assert manifest["annotation_path"].to_pylist() == [f"{place}/photos/a b.json", None]
+    assert ids(list_images(f"{place}/photos/*/*.png")) == ["c"]
+    assert list_images(f"{place}/shard.tar")["uri"].to_pylist() == [f"{place}/shard.tar/in tar.jpg"]
+    assert filesystem.get_file_info("photos").type == pafs.FileType.Directory
+
+
+def test_options_of_a_uri_are_inherited_and_not_shown() -> None:
+    location = locate("s3://bucket/folder/a b#1.jpg?endpoint_override=localhost:9&scheme=http")
+    assert location.name == "bucket/folder/a b#1.jpg"
+    names = pa.array(["bucket/folder/c.jpg"])
+    assert location.paths(names).to_pylist() == ["s3://bucket/folder/c.jpg?endpoint_override=localhost:9&scheme=http"]
+    assert location.uris(names).to_pylist() == ["s3://bucket/folder/c.jpg"]
+
+
+def test_the_bad_corpus_is_listed_whole(tmp_path: Path) -> None:
+    expected = write_bad_corpus(tmp_path)
+    assert len(expected) >= 40
+    assert sorted(ids(list_images(str(tmp_path)))) == sorted(expected)
+
+
+def test_entries_and_rows_are_the_same_thing(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "a.json")
+    (row,) = list_images(str(tmp_path), annotations=BESIDE).to_pylist()
+    assert ManifestEntry.from_row(row | {"more": 1}).to_row() == row
+    assert json.loads(json.dumps(row)) == row
+
+
+@pytest.mark.parametrize(
+    ("folder", "child", "up"),
+    [
+        ("a/b", "a/b/c.d", "a"),
+        ("/a", "/a/c.d", "/"),
+        ("a/", "a/c.d", "a"),
+        ("a?b", "a?b/c.d", "."),
+        ("s3://x/y?scheme=http", "s3://x/y/c.d?scheme=http", "s3://x?scheme=http"),
+    ],
+)
+def test_names_within_folders(folder: str, child: str, up: str) -> None:
+    assert below(folder, "c.d") == child
+    assert parent(folder) == up
+    assert has_suffix(child, ".d")

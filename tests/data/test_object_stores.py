@@ -1,0 +1,196 @@
+"""Outputs in object stores: objects that are whole or absent, whatever happens to who writes them."""
+
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+import pytest
+
+from tests.data.test_claim import elsewhere, held_by_another
+from tests.data.test_output import manifest, row
+from tests.drawn import write_corpus
+from tests.pipelines.test_graph import settings_of
+from tests.s3 import BUCKET, CREDENTIALS, Store, s3_server
+from ureca import io as storage
+from ureca.data import lease as claim
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.errors import OutputError
+from ureca.io import locate
+from ureca.ops.doctor import Level, check_places
+from ureca.ops.status import status_of
+from ureca.pipelines.curate import curate
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Store]:
+    with s3_server() as store:
+        yield store
+
+
+@pytest.fixture
+def store(server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
+    for name, value in CREDENTIALS.items():
+        monkeypatch.setenv(name, value)
+    return server
+
+
+def test_an_output_is_the_same_as_on_a_disk(store: Store) -> None:
+    output = Output(store.uri("same"))
+    assert not output.exists()
+    assert output.add_images(manifest(["a", "b", "c"]), 2) == 3
+    output.write_run({"verb": "curate", "dataset": "regions", "state": "stopped", "sessions": []})
+    output.write_unit(1, [row("c", error="truncated")], UnitReport(num_calls=1))
+    output.write_unit(0, [row("a"), row("b")], UnitReport())
+    output.write_unit(1, [row("c")], UnitReport(num_calls=2))
+    assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
+    assert (output.report().num_failed, output.report().num_calls) == (0, 3)
+    assert output.unit_sizes() == {0: 2, 1: 1}
+    parts = {"same/regions/part-000000.parquet", "same/regions/part-000001.parquet"}
+    assert {name for name in store.names("same/") if not name.endswith("/")} == {
+        "same/manifest/000000.parquet",
+        "same/run.json",
+        *parts,
+    }
+    output.remove()
+    assert [name for name in store.names("same/") if not name.endswith("/")] == []
+
+
+def test_small_objects_are_one_request(store: Store) -> None:
+    """A writer that is killed can then leave no upload that was begun and not ended."""
+    place = locate(store.uri("small"))
+    stream = place.filesystem.open_output_stream(f"{place.name}/killed")
+    stream.write(b"half")
+    assert store.unfinished_uploads() == []
+    assert store.names("small/killed") == []
+    stream.close()
+    storage.write_bytes(place.filesystem, f"{place.name}/whole", b"all")
+    assert store.names("small/whole") == ["small/whole"]
+
+
+def test_a_table_that_cannot_be_written_leaves_no_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing Arrow's stream completes an object, also when an error has closed it."""
+    place = locate(store.uri("broken"))
+    table = pa.table({"a": list(range(1000))})
+    real = pq.ParquetWriter.write_table
+
+    def die_half_way(self: pq.ParquetWriter, table: pa.Table, *arguments: Any, **options: Any) -> None:
+        real(self, table.slice(0, 500), *arguments, **options)
+        raise RuntimeError("out of memory")
+
+    storage.write_table(place.filesystem, f"{place.name}/whole.parquet", table, 64)
+    with pytest.raises(RuntimeError), monkeypatch.context() as patch:
+        patch.setattr(pq.ParquetWriter, "write_table", die_half_way)
+        storage.write_table(place.filesystem, f"{place.name}/half.parquet", table, 64)
+    assert [name for name in store.names("broken/") if not name.endswith("/")] == ["broken/whole.parquet"]
+    assert storage.read_table(place.filesystem, f"{place.name}/whole.parquet") == table
+    assert store.unfinished_uploads() == []
+
+
+def test_a_large_object_goes_up_in_parts_and_appears_at_its_end(store: Store) -> None:
+    place = locate(store.uri("large"))
+    stream = place.filesystem.open_output_stream(f"{place.name}/object")
+    stream.write(b"x" * (12 * 2**20))
+    assert store.names("large/object") == []
+    stream.close()
+    assert store.names("large/object") == ["large/object"]
+    assert store.unfinished_uploads() == []
+
+
+def test_status_and_doctor_look_into_object_stores(store: Store) -> None:
+    output = Output(store.uri("status"))
+    output.add_images(manifest(["a", "b", "c"]), 1)
+    session = {"started": "2026-01-01T00:00:00+00:00", "ended": None, "state": "stopped"}
+    output.write_run({"verb": "curate", "dataset": "regions", "state": "stopped", "sessions": [session]})
+    output.write_unit(0, [row("a", error="truncated")], UnitReport())
+    status = status_of(store.uri("status"))
+    assert (status.output, status.num_done, status.num_total) == ("s3://ureca-test/status", 1, 3)
+    assert status.failures == {"read:truncated": 1}
+    (finding,) = check_places([store.uri("doctor")])
+    assert finding.level == Level.OK, finding.value
+    assert store.names("doctor") == []
+    (finding,) = check_places([store.uri("doctor").replace("ureca-test", "another-bucket")])
+    assert finding.level == Level.PROBLEM
+    assert "AWS_ACCESS_KEY_ID" in finding.remedy
+
+
+def test_a_claim_keeps_others_out_until_its_process_is_killed(
+    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    write_corpus(tmp_path / "in", 2)
+    output = Output(store.uri("claimed"))
+    first = held_by_another(output.path, renewal_s=0.3)
+    try:
+        told = (
+            rf"claimed.* is being written by another run \(process {first.pid} on .*, since .*end it, or name another"
+        )
+        for overwrite in (False, True):
+            settings = settings_of(tmp_path, overwrite=overwrite).model_copy(update={"output": output.path})
+            with pytest.raises(OutputError, match=told):
+                curate(settings, lambda num_images, num_to_do: None)
+        with monkeypatch.context() as patch:
+            elsewhere(patch)
+            with pytest.raises(OutputError, match=told), output.claim():
+                pytest.fail("both had it")
+        assert [name for name in store.names("claimed/") if not name.endswith("/")] == ["claimed/claim.json"]
+        first.send_signal(signal.SIGKILL)
+    finally:
+        first.kill()
+        first.wait()
+    monkeypatch.setattr(claim, "_SETTLING_S", 0.1)
+    left = store.client.get_object(Bucket=BUCKET, Key="claimed/claim.json")["Body"].read()
+    with output.claim() as session:  # here it is seen at once that it is gone
+        output.check_claim(session)
+    store.put("claimed/claim.json", left)
+    waiting: list[str] = []
+    elsewhere(monkeypatch)
+    with output.claim(waiting.append) as session:  # from another machine, when it was not renewed for long enough
+        output.check_claim(session)
+    assert f"was claimed by process {first.pid} on" in waiting[0]
+    assert "waiting up to 1 s to see whether it lives" in waiting[0]
+    assert [name for name in store.names("claimed/") if not name.endswith("/")] == []
+
+
+def test_of_two_at_the_same_moment_one_has_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(claim, "_SETTLING_S", 1.0)
+    monkeypatch.setattr(claim._Claim, "is_alive", lambda self: False)  # neither sees the other begin
+    begin = threading.Barrier(2)
+    holding = threading.Event()
+
+    def hold(_: int) -> str:
+        begin.wait()
+        try:
+            with Output(store.uri("together")).claim():
+                assert not holding.is_set()
+                holding.set()
+                time.sleep(1.5)
+                return "held"
+        except OutputError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        outcomes = sorted(pool.map(hold, range(2)))
+    assert outcomes[0] == "held"
+    assert "is being written by another run" in outcomes[1]
+
+
+@pytest.mark.parametrize(
+    ("uri", "kind"),
+    [
+        ("gs://anonymous@bucket/folder", "GcsFileSystem"),
+        ("abfs://container@account.dfs.core.windows.net/folder", "AzureFileSystem"),
+    ],
+)
+def test_other_stores_are_found(uri: str, kind: str) -> None:
+    """Without a server: what their URIs mean, not that they answer."""
+    place = locate(uri)
+    assert isinstance(place.filesystem, getattr(pafs, kind))
+    assert place.name.endswith("folder")
+    assert not place.is_local

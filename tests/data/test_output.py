@@ -1,0 +1,178 @@
+"""Output folders: units for good, files that are whole or absent, reports that add up."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.drawn import drawn_image, png
+from ureca.data.listing import list_images
+from ureca.data.manifest import MANIFEST
+from ureca.data.output import Output
+from ureca.data.partitions import UNITS, UnitReport, new_images, units_of
+from ureca.errors import DataError, OutputError
+
+
+def manifest(ids: list[str]) -> pa.Table:
+    """A manifest of images that nobody will open."""
+    rows = [dict.fromkeys(MANIFEST.names) | {"image_id": id, "uri": f"{id}.png", "path": f"{id}.png"} for id in ids]
+    return pa.Table.from_pylist(rows, schema=MANIFEST)
+
+
+def row(image_id: str, error: str | None = None, statuses: tuple[str, ...] = ()) -> dict[str, Any]:
+    """A row of the dataset with regions of these statuses."""
+    regions = [
+        {
+            "region_id": id,
+            "rle": "04",
+            "bbox_xywh": [0.0, 0.0, 1.0, 1.0],
+            "area_px": 4,
+            "parent_id": -1,
+            "depth": 0,
+            "lookalike_ids": [],
+            "verdict": "unchecked",
+            "status": status,
+        }
+        for id, status in enumerate(statuses)
+    ]
+    return {
+        "image_id": image_id,
+        "uri": f"{image_id}.png",
+        "regions": regions,
+        "error": None if error is None else {"stage": "read", "kind": error, "message": "as the test wants it"},
+    }
+
+
+@given(st.integers(0, 300), st.none() | st.integers(1, 70), st.integers(0, 5))
+def test_units_hold_each_image_once_in_order(num_images: int, size: int | None, first: int) -> None:
+    ids = [f"i{index}" for index in range(num_images)]
+    units = units_of(manifest(ids), first, size)
+    assert units.schema == UNITS
+    rows = units.to_pylist()
+    assert [image["image_id"] for unit in rows for image in unit["images"]] == ids
+    assert [unit["unit"] for unit in rows] == list(range(first, first + len(rows)))
+    assert all(0 < len(unit["images"]) <= (size or 64) for unit in rows)
+
+
+def test_a_small_corpus_makes_many_units_and_a_large_one_few() -> None:
+    assert units_of(manifest([f"i{index}" for index in range(5)]), 0, None).num_rows == 5
+    sizes = [
+        len(unit["images"]) for unit in units_of(manifest([f"i{index}" for index in range(6400)]), 0, None).to_pylist()
+    ]
+    assert sizes[:8] == [1, 2, 4, 8, 16, 32, 64, 64]  # the first masks are soon ready
+    assert sizes[-20:] == [2] * 4 + [1] * 16  # and at the end no actor has much left when the others have nothing
+    assert max(sizes) == 64
+    assert len(sizes) < 170
+    assert sum(sizes) == 6400
+
+
+def test_units_of_chunked_manifests() -> None:
+    table = pa.concat_tables([manifest(["a", "b"]), manifest(["c"])])
+    assert [len(unit["images"]) for unit in units_of(table, 0, 2).to_pylist()] == [2, 1]
+
+
+def test_new_images_are_those_without_a_unit(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"))
+    assert output.add_images(manifest(["a", "b", "c"]), 2) == 3
+    assert output.add_images(manifest(["c", "a", "b"]), 2) == 0
+    assert output.add_images(manifest(["d", "a"]), 2) == 1
+    assert output.unit_sizes() == {0: 2, 1: 1, 2: 1}
+    assert new_images(manifest(["x"]), pa.chunked_array([], pa.string()))["image_id"].to_pylist() == ["x"]
+
+
+def test_rows_come_back_in_the_order_of_units(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"))
+    output.write_unit(1, [row("c")], UnitReport())
+    output.write_unit(0, [row("a"), row("b")], UnitReport())
+    (tmp_path / "out" / "regions" / "README.txt").write_text("somebody else's")
+    assert output.done_units() == [0, 1]
+    assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
+
+
+def test_writing_a_unit_again_changes_nothing_but_its_rows(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"))
+    work = UnitReport(num_calls=3, seconds={"curate": 1.0})
+    output.write_unit(0, [row("a"), row("b", error="truncated"), row("c")], work)
+    output.write_unit(0, [row("b", statuses=("ok", "failed:short_caption:refusal"))], work)
+    assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
+    report = output.report()
+    assert (report.num_images, report.num_failed, report.num_regions, report.num_failed_regions) == (3, 0, 1, 1)
+    assert report.failures == {"short_caption:refusal": 1}
+    assert (report.num_calls, report.seconds) == (6, {"curate": 2.0})
+
+
+def test_failed_images_are_error_rows_and_rows_with_failed_regions(tmp_path: Path) -> None:
+    output = Output(str(tmp_path / "out"))
+    good = row("a", statuses=("ok", "skipped:small"))
+    output.write_unit(0, [good, row("b", error="truncated")], UnitReport())
+    output.write_unit(1, [row("c", statuses=("failed:verify:refusal", "ok"))], UnitReport())
+    assert output.failed_images() == {0: {"b"}, 1: {"c"}}
+
+
+def test_a_writer_that_dies_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    output = Output(str(tmp_path / "out"))
+    with pytest.raises(RuntimeError), monkeypatch.context() as patch:
+        patch.setattr("pyarrow.parquet.write_table", _die_half_way)
+        output.write_unit(0, [row("a")], UnitReport())
+    assert output.done_units() == []
+    assert [path.name[:5] for path in (tmp_path / "out" / "regions").iterdir()] == [".tmp-"]
+    output.remove_temporary()
+    assert list((tmp_path / "out" / "regions").iterdir()) == []
+
+
+def _die_half_way(table: pa.Table, where: str, **_: Any) -> None:
+    Path(where).write_bytes(b"PAR1")
+    raise RuntimeError("killed")
+
+
+def test_removing_an_output_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    output.add_images(manifest(["a"]), None)
+    output.write_unit(0, [row("a")], UnitReport())
+    output.write_run({"verb": "curate"})
+    (tmp_path / "notes.txt").write_text("mine")
+    output.remove()
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "notes.txt"]
+    assert not output.exists()
+
+
+@pytest.mark.parametrize("content", ["", "[1]", "{"])
+def test_a_broken_run_json_is_named(tmp_path: Path, content: str) -> None:
+    (tmp_path / "run.json").write_text(content)
+    with pytest.raises(OutputError, match=r"run\.json"):
+        Output(str(tmp_path)).run()
+
+
+def test_run_json_is_written_whole(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    output.write_run({"verb": "curate", "state": "running"})
+    output.write_run({"verb": "curate", "state": "finished"})
+    assert json.loads((tmp_path / "run.json").read_text())["state"] == "finished" == output.run()["state"]
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
+
+
+def test_pixels_are_found_again(tmp_path: Path) -> None:
+    pixels, _ = drawn_image(0)
+    for id in ("a", "b", "c"):
+        (tmp_path / f"{id}.png").write_bytes(png(pixels))
+    output = Output(str(tmp_path / "out"))
+    output.add_images(list_images(str(tmp_path)), None)
+    (tmp_path / "c.png").unlink()
+    found = dict(output.pixels(["c", "a"]))
+    assert found.keys() == {"a", "c"}
+    assert np.array_equal(found["a"], pixels)
+    assert isinstance(found["c"], DataError)
+
+
+@given(st.lists(st.sampled_from(["ok", "skipped:small", "failed:x:y", "failed:x:z"]), max_size=8), st.booleans())
+def test_reports_add_up(statuses: list[str], fails: bool) -> None:
+    rows = [row("a", statuses=tuple(statuses)), row("b", error="truncated" if fails else None)]
+    both = UnitReport.of_rows(rows)
+    assert UnitReport.of_rows(rows[:1]) + UnitReport.of_rows(rows[1:]) == both
+    assert sum(both.failures.values()) == both.num_failed + both.num_failed_regions
+    assert UnitReport.model_validate_json(both.model_dump_json()) == both

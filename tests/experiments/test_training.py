@@ -1,0 +1,62 @@
+"""How the models of the experiment are trained."""
+
+from itertools import chain
+
+import pytest
+import torch
+
+from experiments.science.settings import TABLES, VARIANTS, ScienceSettings, ScienceTraining
+from experiments.science.training import build_optimizers, choose_precision
+from ureca.model.initialization import build_scratch
+from ureca.model.settings import ScratchSizes
+from ureca.training.phases import Full, prepare
+
+SMALL = ScratchSizes(image_size=56, vision_width=32, width=32, mlp_width=64, num_mask_tokens=2)
+
+
+def test_every_weight_is_moved_by_one_optimizer() -> None:
+    model, _ = build_scratch(["The red door."], SMALL)
+    optimizers = build_optimizers(prepare(model, Full()), ScienceTraining())
+    groups = chain.from_iterable(part.param_groups for part in optimizers.parts)
+    moved = [id(weight) for group in groups for weight in group["params"]]
+    assert sorted(moved) == sorted(id(weight) for weight in model.parameters())
+
+
+def test_muon_has_the_matrices_that_hidden_states_pass() -> None:
+    model, _ = build_scratch(["The red door."], SMALL)
+    muon, adam = build_optimizers(prepare(model, Full()), ScienceTraining()).parts
+    names = {id(weight): name for name, weight in model.named_parameters()}
+    by_muon, by_adam = (
+        {names[id(weight)] for group in part.param_groups for weight in group["params"]} for part in (muon, adam)
+    )
+    assert all("weight" in name for name in by_muon)
+    assert not any("embed" in name or "norm" in name or "lm_head" in name for name in by_muon)
+    assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= by_adam
+
+
+def test_learning_rates_rise_and_fall_with_the_budget() -> None:
+    model, _ = build_scratch(["The red door."], SMALL)
+    optimizers = build_optimizers(prepare(model, Full()), ScienceTraining(warmup_fraction=0.1, learning_rate=1.0))
+    rates = []
+    for share in (0.0, 0.05, 0.1, 0.55, 0.999):
+        optimizers.step(share)
+        rates.append(optimizers.parts[1].param_groups[0]["lr"])
+    assert rates == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-3)
+
+
+def test_precision_is_what_the_processor_computes_with() -> None:
+    assert choose_precision("fp32") == "fp32"
+    assert choose_precision("bf16") == "bf16"
+    told = getattr(torch.cpu, "get_capabilities", dict)()
+    has_instructions = any(told.get(name) for name in ("avx512_bf16", "amx_bf16"))
+    assert choose_precision("auto") == ("bf16" if has_instructions else "fp32")
+
+
+def test_tables_name_models_of_the_experiment() -> None:
+    assert {*chain.from_iterable(TABLES.values())} == {*VARIANTS}
+
+
+def test_models_differ_in_how_regions_are_told_alone() -> None:
+    sizes = ScienceSettings.load(["out"]).sizes
+    assert VARIANTS["tokens-1"].sizes(sizes).num_mask_tokens == 1
+    assert all(VARIANTS[name].sizes(sizes) == sizes for name in TABLES["prompts"])

@@ -1,0 +1,198 @@
+"""Endpoints: who rests and for how long, who is asked, and that slots are never lost."""
+
+import asyncio
+import logging
+
+import pytest
+
+from ureca.llm.endpoints import Backoff, Endpoint, Endpoints, PassingFailure, Slot
+
+BROKEN = PassingFailure("server_error", "HTTP 500")
+BUSY = PassingFailure("rate_limited", "HTTP 429", overloaded=True)
+GONE = PassingFailure("unreachable", "refused")
+
+
+def endpoint(max_concurrency: int = 8, longest_s: float = 60) -> Endpoint:
+    return Endpoint("http://a/v1", max_concurrency, Backoff(1, longest_s))
+
+
+def fail(target: Endpoint, failure: PassingFailure, now: float, times: int = 1) -> None:
+    for _ in range(times):
+        slot = target.take()
+        target.failed(slot, failure, now)
+        target.release(slot)
+
+
+def answer(target: Endpoint) -> None:
+    slot = target.take()
+    target.answered(slot)
+    target.release(slot)
+
+
+def test_three_failures_in_a_row_are_a_reason_to_rest() -> None:
+    target = endpoint()
+    fail(target, BROKEN, 100, times=2)
+    assert target.has_room(100)
+    answer(target)
+    fail(target, BROKEN, 100, times=2)
+    assert target.has_room(100)
+    fail(target, BROKEN, 100)
+    assert not target.has_room(100)
+    assert 100.5 <= target.rests_until <= 101
+    assert target.has_room(101)
+
+
+def test_the_more_rests_in_a_row_the_longer() -> None:
+    target = endpoint(longest_s=10)
+    fail(target, BROKEN, 0, times=2)
+    rests = []
+    for _ in range(7):
+        fail(target, BROKEN, 0)
+        rests.append(target.rests_until)
+    for number, rest in enumerate(rests):
+        assert min(10, 2**number) / 2 <= rest <= min(10, 2**number)
+    answer(target)
+    fail(target, BROKEN, 0, times=3)
+    assert target.rests_until <= 1
+
+
+def test_after_a_rest_a_single_request_finds_out() -> None:
+    target = endpoint()
+    fail(target, BROKEN, 0, times=3)
+    probe = target.take()
+    assert not target.has_room(2)
+    target.answered(probe)
+    assert target.has_room(2)
+
+
+def test_what_was_sent_before_a_rest_says_nothing_new() -> None:
+    target = endpoint()
+    slots = [target.take() for _ in range(4)]
+    for slot in slots[:3]:
+        target.failed(slot, BROKEN, 0)
+    rests_until = target.rests_until
+    target.failed(slots[3], BROKEN, 0)
+    assert target.rests_until == rests_until
+    target.answered(slots[3])
+    target.take()
+    assert not target.has_room(2)
+
+
+def test_requests_that_hang_from_before_a_rest_take_no_room() -> None:
+    target = endpoint()
+    hanging = [target.take() for _ in range(4)]
+    fail(target, BROKEN, 0, times=3)
+    assert target.has_room(2)
+    answer(target)
+    for slot in hanging:
+        target.release(slot)
+    assert target.load == 0
+
+
+@pytest.mark.parametrize(("asked_s", "rest_s"), [(30, 30), (3600, 60)])
+def test_it_rests_for_as_long_as_it_asks_within_bounds(asked_s: float, rest_s: float) -> None:
+    target = endpoint()
+    fail(target, PassingFailure("rate_limited", "", overloaded=True, retry_after_s=asked_s), 100)
+    assert target.rests_until == 100 + rest_s
+
+
+def test_overload_halves_what_it_is_sent() -> None:
+    target = endpoint()
+    assert target.limit.value == 4
+    fail(target, BUSY, 0)
+    assert target.limit.value == 2
+    fail(target, BROKEN, 0)
+    assert target.limit.value == 2
+
+
+def test_an_outage_is_one_of_all_endpoints() -> None:
+    endpoints = Endpoints(["http://a/v1", "http://b/v1"], 8, Backoff(1, 60))
+    first, second = endpoints.all
+    assert endpoints.outage_s(500) == 0
+    fail(first, GONE, 100)
+    assert endpoints.outage_s(500) == 0
+    fail(second, GONE, 200)
+    fail(first, GONE, 400)
+    assert endpoints.outage_s(500) == 300
+    fail(second, BROKEN, 500)
+    assert endpoints.outage_s(500) == 0
+    fail(second, GONE, 600)
+    answer(first)
+    assert endpoints.outage_s(900) == 0
+
+
+def test_why_an_endpoint_rests_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        fail(endpoint(), BROKEN, 0, times=3)
+    (line,) = caplog.messages
+    assert line.startswith("http://a/v1 rests for ")
+    assert line.endswith("server_error: HTTP 500")
+
+
+def test_the_endpoint_with_most_room_is_asked_and_one_that_failed_avoided() -> None:
+    async def ask() -> None:
+        endpoints = Endpoints(["http://a/v1", "http://b/v1"], 4, Backoff(1, 60))
+        first, second = endpoints.all
+        async with endpoints.slot() as one, endpoints.slot() as two:
+            assert {one.endpoint, two.endpoint} == {first, second}
+        async with endpoints.slot(avoid=first) as slot:
+            assert slot.endpoint is second
+            for _ in range(3):
+                second.take()
+            async with endpoints.slot(avoid=first) as last_resort:
+                assert last_resort.endpoint is first
+
+    asyncio.run(ask())
+
+
+def test_slots_are_given_in_the_order_asked_for() -> None:
+    async def ask() -> list[int]:
+        endpoints = Endpoints(["http://a/v1"], 1, Backoff(1, 60))
+        served = []
+
+        async def use(number: int) -> None:
+            async with endpoints.slot():
+                served.append(number)
+                await asyncio.sleep(0)
+
+        await asyncio.gather(*(use(number) for number in range(20)))
+        return served
+
+    assert asyncio.run(ask()) == list(range(20))
+
+
+def test_waiters_wake_when_a_rest_ends() -> None:
+    async def ask() -> Slot:
+        endpoints = Endpoints(["http://a/v1"], 1, Backoff(0.01, 0.02))
+        (only,) = endpoints.all
+        fail(only, BROKEN, asyncio.get_running_loop().time(), times=3)
+        async with asyncio.timeout(5), endpoints.slot() as slot:
+            assert asyncio.get_running_loop().time() >= only.rests_until
+            return slot
+
+    assert asyncio.run(ask()).number == 4
+
+
+def test_cancelled_waiters_and_holders_lose_no_slot() -> None:
+    async def ask() -> None:
+        endpoints = Endpoints(["http://a/v1"], 2, Backoff(1, 60))
+
+        async def hold() -> None:
+            async with endpoints.slot():
+                await asyncio.sleep(60)
+
+        tasks = [asyncio.create_task(hold()) for _ in range(6)]
+        await asyncio.sleep(0)
+        for task in (tasks[4], tasks[2], tasks[0]):  # one that waits, the next to be served, one that holds
+            task.cancel()
+        await asyncio.sleep(0.01)
+        assert [task.done() for task in tasks] == [True, False, True, False, True, False]
+        assert endpoints.all[0].load == 1
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert endpoints.all[0].load == 0
+        async with asyncio.timeout(5), endpoints.slot(), endpoints.slot():
+            pass
+
+    asyncio.run(ask())

@@ -1,0 +1,468 @@
+"""The engine against a real server on this machine: what is sent, what is sent again, and what is given up."""
+
+import asyncio
+import json
+import logging
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.llm.chat_server import HANG_UP, ChatServer, Received, Said, completion, error, json_body, saying
+from ureca.errors import AnswerError, SettingsError
+from ureca.llm.openai import OpenAIChatModel
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import OpenAISettings
+
+KEY = "sk-Sw0rdfish-42"
+PICTURE = np.full((24, 40, 3), (200, 30, 90), np.uint8)
+SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
+REQUEST = ChatRequest("Caption it.", (PICTURE, "What is it?"), SCHEMA, temperature=0.2, max_new_tokens=64)
+CAPTION = ChatAnswer('{"caption": "A thing."}', 300, 9)
+
+
+@pytest.fixture(autouse=True)
+def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+
+def engine(*urls: str, **settings: Any) -> OpenAIChatModel:
+    impatient = {"first_wait_s": 0.002, "max_wait_s": 0.01, "answer_timeout_s": 20}
+    return OpenAIChatModel(
+        OpenAISettings.model_validate({"model": "tiny-vl", "base_urls": urls, **impatient, **settings})
+    )
+
+
+def ask(*said: Said, **settings: Any) -> tuple[ChatAnswer, ChatServer]:
+    """One request to a server that says these in turn."""
+
+    async def one() -> tuple[ChatAnswer, ChatServer]:
+        async with ChatServer(saying(*said)) as server:
+            model = engine(server.url, **settings)
+            try:
+                return await model.answer(REQUEST), server
+            finally:
+                await model.close()
+
+    return asyncio.run(one())
+
+
+def closed_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def eventually(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10):
+        while not true():  # noqa: ASYNC110 - what is waited for happens on a server
+            await asyncio.sleep(0.001)
+
+
+async def never(received: Received) -> Said:
+    await asyncio.sleep(3600)
+    raise AssertionError
+
+
+def test_a_request_and_its_answer() -> None:
+    answer, server = ask(completion())
+    assert answer == CAPTION
+    (received,) = server.received
+    assert received.path == "/v1/chat/completions"
+    assert received.headers["accept-encoding"] == "identity"
+    assert received.headers["content-type"] == "application/json"
+    assert "authorization" not in received.headers
+    assert received.body["model"] == "tiny-vl"
+    assert [message["role"] for message in received.body["messages"]] == ["system", "user"]
+    assert received.text == "What is it?"
+    (picture,) = received.images
+    assert picture.shape == PICTURE.shape
+    assert np.abs(picture.astype(int) - PICTURE).max() < 8
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        error(429),
+        error(429, Retry_After="3600"),
+        error(429, Retry_After="Sun, 01 Mar 2099 12:00:00 GMT"),
+        error(503, Retry_After="soon"),
+        error(500),
+        Said(502, b"<html>Bad gateway</html>"),
+        error(408),
+        HANG_UP,
+        Said(200, completion().body, cut_at=20),
+    ],
+    ids=["429", "429 seconds", "429 date", "503 nonsense", "500", "502", "408", "hung up", "cut short"],
+)
+def test_what_may_pass_is_tried_again(failure: Said) -> None:
+    answer, server = ask(failure, failure, completion(), max_attempts=3)
+    assert answer == CAPTION
+    assert len(server.received) == 3
+    assert server.received[0].body == server.received[2].body
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "message"),
+    [
+        (error(429, "slow down"), "rate_limited", "HTTP 429: slow down"),
+        (error(500, "CUDA error"), "server_error", "HTTP 500: CUDA error"),
+        (error(503, "full"), "server_error", "HTTP 503: full"),
+        (HANG_UP, "connection_lost", "ServerDisconnectedError"),
+    ],
+)
+def test_what_does_not_pass_is_given_up(failure: Said, kind: str, message: str) -> None:
+    with pytest.raises(AnswerError, match=f"4 attempts failed, the last one at http://127.*{message}") as caught:
+        ask(*[failure] * 4, completion(), max_attempts=4)
+    assert caught.value.kind == kind
+
+
+def test_answers_that_take_too_long_are_tried_again() -> None:
+    async def both() -> None:
+        left = [never, saying(completion())]
+
+        async def respond(received: Received) -> Said:
+            return await left.pop(0)(received)
+
+        async with ChatServer(respond) as server:
+            model = engine(server.url, answer_timeout_s=0.2)
+            assert await model.answer(REQUEST) == CAPTION
+            assert not left
+            await model.close()
+
+    asyncio.run(both())
+
+
+@pytest.mark.parametrize("said", [Said(200, b"x" * 2000, pause_s=0.02), None], ids=["dripping", "silent"])
+def test_an_answer_must_end_in_time(said: Said | None) -> None:
+    async def one() -> None:
+        async with ChatServer(never if said is None else saying(said)) as server:
+            model = engine(server.url, answer_timeout_s=0.1, max_attempts=2)
+            with pytest.raises(AnswerError, match=r"timeout: 2 attempts .* no answer within 0\.1 s"):
+                await model.answer(REQUEST)
+            await model.close()
+
+    asyncio.run(one())
+
+
+@pytest.mark.parametrize("status", [400, 403, 413, 422, 301])
+def test_a_refused_request_fails_at_once_with_the_servers_words(status: int) -> None:
+    with pytest.raises(AnswerError, match="refuses the request: the prompt is too long") as caught:
+        ask(error(status, "the prompt\nis too long"), completion())
+    assert caught.value.kind == f"http_{status}"
+    with pytest.raises(AnswerError) as caught:
+        ask(error(status, "very " * 10_000), max_answer_bytes=1024)
+    assert len(caught.value.message) < 400
+
+
+@pytest.mark.parametrize(("status", "named"), [(401, "mllm.api_key_variable"), (404, "mllm.model")])
+def test_what_no_request_would_survive_ends_the_job(status: int, named: str) -> None:
+    with pytest.raises(SettingsError, match=rf"http://127\S+ does not accept .*{named}.*HTTP {status}: wrong"):
+        ask(error(status, "wrong"), completion())
+
+
+@pytest.mark.parametrize(
+    ("said", "kind"),
+    [
+        (Said(200, b"<html>welcome</html>"), "malformed_answer"),
+        (json_body(200, {"choices": []}), "malformed_answer"),
+        (Said(204), "malformed_answer"),
+        (Said(200, b" " * 5000), "oversized_answer"),
+        (Said(200, completion().body, {"Content-Encoding": "gzip"}), None),
+    ],
+)
+def test_hostile_answers(said: Said, kind: str | None) -> None:
+    if kind is None:
+        assert ask(said)[0] == CAPTION
+        return
+    with pytest.raises(AnswerError) as caught:
+        ask(said, completion(), max_answer_bytes=4096)
+    assert caught.value.kind == kind
+
+
+def test_an_endless_answer_is_not_read_to_its_end() -> None:
+    async def one() -> int:
+        sent = 0
+
+        async def pour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            nonlocal sent
+            writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n")
+            try:
+                while sent < 2**28:
+                    writer.write(b" " * 65536)
+                    await writer.drain()
+                    sent += 65536
+            except ConnectionError:
+                writer.close()
+
+        server = await asyncio.start_server(pour, "127.0.0.1", 0)
+        async with server:
+            model = engine(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1")
+            with pytest.raises(AnswerError, match="oversized_answer"):
+                await model.answer(REQUEST)
+            await model.close()
+        return sent
+
+    assert asyncio.run(one()) < 2**26
+
+
+def test_other_requests_go_elsewhere_while_an_endpoint_rests() -> None:
+    async def many() -> None:
+        async with ChatServer(saying(error(429, Retry_After="3600"))) as busy, ChatServer() as well:
+            model = engine(busy.url, well.url, max_wait_s=3600)
+            assert await model.answer(REQUEST) == CAPTION
+            answers = await asyncio.gather(*(model.answer(REQUEST) for _ in range(30)))
+            assert answers == [CAPTION] * 30
+            assert len(busy.received) == 1
+            assert len(well.received) == 31
+            await model.close()
+
+    asyncio.run(many())
+
+
+def test_failover_from_an_endpoint_that_is_down() -> None:
+    async def many() -> None:
+        async with ChatServer() as well:
+            model = engine(f"http://127.0.0.1:{closed_port()}/v1", well.url, max_attempts=1)
+            answers = await asyncio.gather(*(model.answer(REQUEST) for _ in range(40)))
+            assert answers == [CAPTION] * 40
+            assert len(well.received) == 40
+            await model.close()
+
+    asyncio.run(many())
+
+
+def test_a_request_that_failed_tries_another_endpoint_next() -> None:
+    async def one() -> None:
+        async with ChatServer(saying(error(500))) as broken, ChatServer() as well:
+            model = engine(broken.url, well.url, max_attempts=2)
+            assert await model.answer(REQUEST) == CAPTION
+            assert (len(broken.received), len(well.received)) == (1, 1)
+            await model.close()
+
+    asyncio.run(one())
+
+
+def test_an_endpoint_that_comes_back_is_used_again() -> None:
+    async def many() -> None:
+        broken = True
+
+        async def respond(received: Received) -> Said:
+            return error(500) if broken else completion()
+
+        async with ChatServer(respond) as sick, ChatServer() as well:
+            model = engine(sick.url, well.url)
+            await asyncio.gather(*(model.answer(REQUEST) for _ in range(20)))
+            broken = False
+            before = len(sick.received)
+
+            async def back() -> bool:
+                await asyncio.gather(*(model.answer(REQUEST) for _ in range(8)))
+                return len(sick.received) > before + 20
+
+            async with asyncio.timeout(10):
+                while not await back():
+                    pass
+            await model.close()
+
+    asyncio.run(many())
+
+
+def test_a_server_that_starts_late_is_waited_for() -> None:
+    async def one() -> None:
+        port = closed_port()
+        model = engine(f"http://127.0.0.1:{port}/v1", max_attempts=1)
+        waiting = [asyncio.create_task(model.answer(REQUEST)) for _ in range(8)]
+        await asyncio.sleep(0.1)
+        assert not any(task.done() for task in waiting)
+        async with ChatServer(port=port):
+            assert await asyncio.gather(*waiting) == [CAPTION] * 8
+            await model.close()
+
+    asyncio.run(one())
+
+
+def test_an_outage_that_lasts_ends_the_job() -> None:
+    async def one() -> None:
+        model = engine(f"http://127.0.0.1:{closed_port()}/v1", max_outage_s=0.05)
+        with pytest.raises(SettingsError, match=r"mllm\.base_urls: no endpoint could be .*ClientConnectorError"):
+            await model.answer(REQUEST)
+
+    asyncio.run(one())
+
+
+def test_a_connection_that_is_not_made_in_time_is_no_connection() -> None:
+    async def one(port: int) -> None:
+        model = engine(f"http://127.0.0.1:{port}/v1", connect_timeout_s=0.05, max_outage_s=0.1)
+        with pytest.raises(SettingsError, match=r"no endpoint could be reached .*ConnectionTimeoutError"):
+            await model.answer(REQUEST)
+
+    with socket.socket() as listening, socket.socket() as waiting:
+        listening.bind(("127.0.0.1", 0))
+        listening.listen(0)
+        waiting.connect(listening.getsockname())  # and takes the only place in the queue
+        asyncio.run(one(listening.getsockname()[1]))
+
+
+def test_a_server_that_restarts_costs_no_answer() -> None:
+    async def many() -> None:
+        async def slowly(received: Received) -> Said:
+            await asyncio.sleep(0.01)
+            return completion()
+
+        async with ChatServer(slowly) as first:
+            model = engine(first.url)
+            answers = [asyncio.create_task(model.answer(REQUEST)) for _ in range(60)]
+            await eventually(lambda: len(first.received) >= 12)
+        assert not all(task.done() for task in answers)
+        async with ChatServer(slowly, port=first.port):
+            assert await asyncio.gather(*answers) == [CAPTION] * 60
+            await model.close()
+
+    asyncio.run(many())
+
+
+@pytest.mark.parametrize("most", [1, 3, 16])
+def test_concurrency_reaches_its_maximum_and_stays_within(most: int) -> None:
+    async def many() -> None:
+        async def once_nothing_more_comes(received: Received) -> Said:
+            num_received = 0
+            while num_received < len(server.received):
+                num_received = len(server.received)
+                await asyncio.sleep(0.02)
+            return completion()
+
+        async with ChatServer(once_nothing_more_comes) as server:
+            model = engine(server.url, max_concurrency=most)
+            answers = await asyncio.gather(*(model.answer(REQUEST) for _ in range(8 * most)))
+            assert answers == [CAPTION] * 8 * most
+            assert server.most_in_flight == most
+            assert server.num_connections == most
+            await model.close()
+
+    asyncio.run(many())
+
+
+def test_concurrency_adapts_to_what_the_endpoint_takes() -> None:
+    async def many() -> None:
+        num_refused = 0
+
+        async def respond(received: Received) -> Said:
+            nonlocal num_refused
+            if server.num_in_flight > 6:
+                num_refused += 1
+                return error(429)
+            await asyncio.sleep(0.005)
+            return completion()
+
+        async with ChatServer(respond) as server:
+            model = engine(server.url, max_concurrency=64)
+            answers = await asyncio.gather(*(model.answer(REQUEST) for _ in range(300)))
+            assert answers == [CAPTION] * 300
+            assert 0 < num_refused < 100
+            assert 6 < server.most_in_flight <= 16
+            await model.close()
+
+    asyncio.run(many())
+
+
+def test_cancelled_requests_free_their_slots() -> None:
+    async def many() -> None:
+        async with ChatServer(never) as server:
+            model = engine(server.url, max_concurrency=2)
+            holding = [asyncio.create_task(model.answer(REQUEST)) for _ in range(5)]
+            await eventually(lambda: server.num_in_flight == 2)
+            for task in holding:
+                task.cancel()
+            results = await asyncio.gather(*holding, return_exceptions=True)
+            assert all(isinstance(result, asyncio.CancelledError) for result in results)
+            server.respond = saying(completion())
+            async with asyncio.timeout(10):
+                assert await asyncio.gather(*(model.answer(REQUEST) for _ in range(4))) == [CAPTION] * 4
+            await model.close()
+
+    asyncio.run(many())
+
+
+def test_connections_are_kept() -> None:
+    async def many() -> None:
+        async with ChatServer() as server:
+            model = engine(server.url)
+            for _ in range(10):
+                await model.answer(REQUEST)
+            assert server.num_connections == 1
+            await model.close()
+
+    asyncio.run(many())
+
+
+def test_each_event_loop_has_its_own_connections() -> None:
+    port = closed_port()
+    model = engine(f"http://127.0.0.1:{port}/v1")
+
+    async def one() -> ChatAnswer:
+        async with ChatServer(port=port):
+            return await model.answer(REQUEST)
+
+    assert [asyncio.run(one()) for _ in range(2)] == [CAPTION] * 2
+
+
+def test_a_closed_engine_opens_again() -> None:
+    async def twice() -> None:
+        async with ChatServer() as server:
+            model = engine(server.url)
+            for _ in range(2):
+                assert await model.answer(REQUEST) == CAPTION
+                await model.close()
+            await model.close()
+            assert server.num_connections == 2
+
+    asyncio.run(twice())
+
+
+@pytest.mark.parametrize("status", [200, 400, 401, 429, 500])
+def test_the_key_is_sent_and_neither_logged_nor_told(
+    status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    received: list[Received] = []
+
+    async def one() -> str:
+        async def echo(request: Received) -> Said:
+            received.append(request)
+            told = f"Incorrect key {request.headers['authorization']}"
+            return completion() if status == 200 else error(status, told)
+
+        async with ChatServer(echo) as server:
+            model = engine(server.url, api_key_variable="SOME_KEY", max_attempts=3)
+            try:
+                await model.answer(REQUEST)
+            except (AnswerError, SettingsError) as failure:
+                return f"{failure} {failure!r} {failure.__cause__!r}"
+            finally:
+                await model.close()
+        return ""
+
+    with caplog.at_level(logging.DEBUG):
+        told = asyncio.run(one())
+    assert received[0].headers["authorization"] == f"Bearer {KEY}"
+    assert (status == 200) == (told == "")
+    assert "(key)" in told or status == 200
+    assert KEY not in told
+    assert caplog.records
+    assert KEY not in caplog.text
+    assert KEY not in json.dumps([str(vars(record)) for record in caplog.records])
+
+
+def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def one() -> None:
+        async with ChatServer() as proxy:
+            monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))
+            model = engine("http://models.example/v1")
+            assert await model.answer(REQUEST) == CAPTION
+            assert [received.path for received in proxy.received] == ["http://models.example/v1/chat/completions"]
+            await model.close()
+
+    asyncio.run(one())

@@ -1,0 +1,139 @@
+"""The wire format: what a request looks like, and what becomes of strange answers."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tests.llm.chat_server import Received, completion
+from ureca.errors import AnswerError
+from ureca.llm.endpoints import error_message, read_answer, request_body
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import OpenAISettings
+
+SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
+REQUEST = ChatRequest("Caption it.", ("First.", "Second."), SCHEMA, temperature=0.2, max_new_tokens=64)
+
+
+def body_of(request: ChatRequest, **settings: Any) -> dict[str, Any]:
+    made = OpenAISettings.model_validate({"model": "m", "base_urls": ["http://a/v1"], **settings})
+    return dict(json.loads(request_body(request, made)))
+
+
+def test_a_request_says_everything_with_its_constant_part_first() -> None:
+    body = body_of(REQUEST)
+    assert body == {
+        "model": "m",
+        "messages": [
+            {"role": "system", "content": "Caption it."},
+            {"role": "user", "content": [{"type": "text", "text": "First."}, {"type": "text", "text": "Second."}]},
+        ],
+        "temperature": 0.2,
+        "max_tokens": 64,
+        "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}},
+    }
+    assert "response_format" not in body_of(REQUEST, constrain_answers=False)
+
+
+@pytest.mark.parametrize("shape", [(40, 60), (1, 1), (7, 200)])
+def test_images_arrive_as_jpeg_of_their_size_in_their_place(shape: tuple[int, int]) -> None:
+    ramp = np.linspace(0, 255, shape[0] * shape[1]).reshape(shape).astype(np.uint8)
+    picture = np.stack([ramp, 255 - ramp, np.full_like(ramp, 90)], axis=2)
+    turned = np.rot90(picture)
+    body = body_of(replace(REQUEST, parts=("Before.", picture, turned, "After.")))
+    received = Received("", {}, body)
+    assert [part["type"] for part in received.content] == ["text", "image_url", "image_url", "text"]
+    for sent, arrived in zip((picture, turned), received.images, strict=True):
+        assert arrived.shape == sent.shape
+        assert np.abs(arrived.astype(int) - sent).mean() < 6
+
+
+def test_thin_coloured_lines_keep_their_colour() -> None:
+    picture = np.full((64, 64, 3), 60, np.uint8)
+    picture[:, 32] = (255, 255, 0)
+    (arrived,) = Received("", {}, body_of(replace(REQUEST, parts=(picture,)))).images
+    red, green, blue = arrived[:, 32].astype(int).mean(axis=0)
+    assert min(red, green) - blue > 200
+
+
+def test_the_quality_of_images_is_a_setting() -> None:
+    picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
+    coarse, fine = (
+        len(json.dumps(body_of(replace(REQUEST, parts=(picture,)), jpeg_quality=quality))) for quality in (10, 95)
+    )
+    assert coarse < fine / 2
+
+
+def test_an_answer_and_its_tokens() -> None:
+    assert read_answer(completion("Hello.", 300, 9).body) == ChatAnswer("Hello.", 300, 9)
+
+
+@pytest.mark.parametrize(
+    "usage", [{}, {"usage": None}, {"usage": {}}, {"usage": {"prompt_tokens": None, "total_tokens": 7}}]
+)
+def test_tokens_that_are_not_told_count_nothing(usage: dict[str, Any]) -> None:
+    body = json.dumps({"choices": [{"message": {"content": "Hello."}}], **usage}).encode()
+    assert read_answer(body) == ChatAnswer("Hello.", 0, 0)
+
+
+def test_a_refusal_is_an_answer() -> None:
+    body = b'{"choices": [{"message": {"content": null, "refusal": "I cannot."}}]}'
+    assert read_answer(body).text == "I cannot."
+
+
+@pytest.mark.parametrize(
+    ("body", "where"),
+    [
+        (b"", "body"),
+        (b"<html>welcome</html>", "body"),
+        (b"[" * 100_000, "body"),
+        (b"\xff\xfe", "body"),
+        (b"[]", "body"),
+        (b"{}", "choices"),
+        (b'{"choices": []}', "choices"),
+        (b'{"choices": [{}]}', "choices.0.message"),
+        (b'{"choices": [{"message": {"content": 5}}]}', "choices.0.message.content"),
+        (b'{"choices": [{"message": {}}]}', "neither content nor refusal"),
+        (b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": -1}}', "usage.prompt_tokens"),
+        (b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 1e99}}', "usage.prompt_tokens"),
+    ],
+)
+def test_what_is_no_completion_is_a_malformed_answer(body: bytes, where: str) -> None:
+    with pytest.raises(AnswerError, match=where) as caught:
+        read_answer(body)
+    assert caught.value.kind == "malformed_answer"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (b'{"error": {"message": "too\\nlong", "code": 4}}', "too long"),
+        (b'{"error": "plain"}', "plain"),
+        (b'{"object": "error", "message": "old vLLM"}', "old vLLM"),
+        (b'{"detail": "Not Found"}', "Not Found"),
+        (b'{"detail": [{"loc": ["body"], "msg": "bad"}]}', "[{'loc': ['body'], 'msg': 'bad'}]"),
+        (b"upstream\tconnect  error", "upstream connect error"),
+        (b"\x1b[31mred", "[31mred"),
+        (b"", ""),
+        (b"[1]", "[1]"),
+        (b'"text"', "text"),
+    ],
+)
+def test_what_servers_say_of_an_error(body: bytes, message: str) -> None:
+    assert error_message(body) == message
+
+
+@given(st.binary(max_size=2000))
+def test_whatever_a_server_says_it_is_one_short_printable_line(body: bytes) -> None:
+    message = error_message(body)
+    assert len(message) <= 300
+    assert message.isprintable()
+
+
+def test_a_long_message_is_cut() -> None:
+    assert error_message(b"x" * 10**6) == "x" * 297 + "..."
+    assert error_message(b"[" * 10**5).endswith("...")

@@ -1,0 +1,119 @@
+"""Settings of the engine: what is refused, and the key that is nowhere to be seen."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from pydantic import ValidationError
+
+from ureca.curation.prompted import PromptedAnnotator
+from ureca.errors import SettingsError
+from ureca.llm.openai import OpenAIChatModel, read_api_key
+from ureca.llm.settings import ByOpenAI, OpenAISettings
+from ureca.pipelines.components import build_curator
+from ureca.pipelines.curate_settings import CurateSettings
+
+KEY = "sk-Sw0rdfish/42=="
+SERVER = ("--mllm.kind", "openai", "--mllm.model", "m", "--mllm.base-urls", "http://a:8000/v1,https://b/v1/")
+
+
+def made(**settings: Any) -> OpenAISettings:
+    return OpenAISettings.model_validate({"model": "m", "base_urls": ["http://a/v1"], **settings})
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"base_urls": []}, "base_urls"),
+        ({"base_urls": ["a/v1"]}, "base_urls"),
+        ({"base_urls": ["ftp://a/v1"]}, "base_urls"),
+        ({"base_urls": ["http://"]}, "base_urls"),
+        ({"base_urls": ["http://a:99999/v1"]}, "base_urls"),
+        ({"base_urls": ["http://a/v1", "http://a/v1/"]}, "named twice"),
+        ({"base_urls": ["http://a/v1", "http://b/v1?key=x"]}, "number 2 has a user, query or fragment"),
+        ({"model": ""}, "model"),
+        ({"api_key_variable": "A", "api_key_file": "b"}, "api_key_variable and api_key_file"),
+        ({"first_wait_s": 9, "max_wait_s": 8}, "first_wait_s"),
+        ({"max_concurrency": 0}, "max_concurrency"),
+        ({"max_attempts": 0}, "max_attempts"),
+        ({"answer_timeout_s": 0}, "answer_timeout_s"),
+        ({"jpeg_quality": 101}, "jpeg_quality"),
+        ({"api_key": KEY}, "api_key"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, Any], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        made(**settings)
+
+
+def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+    with pytest.raises(SettingsError, match=r"mllm\.openai\.base_urls") as caught:
+        CurateSettings.load(["in", "out", *SERVER[:-1], "http://me:Sw0rdfish@a/v1", "--annotator.kind", "prompted"])
+    assert "Sw0rdfish" not in str(caught.value)
+
+
+def test_the_verb_builds_one_model_for_annotator_and_verifier() -> None:
+    settings = CurateSettings.load(
+        ["in", "out", *SERVER, "--annotator.kind", "prompted", "--verification.kind", "prompted"]
+    )
+    assert isinstance(settings.mllm, ByOpenAI)
+    assert settings.model_dump(mode="json")["mllm"]["base_urls"] == ["http://a:8000/v1", "https://b/v1/"]
+    assert CurateSettings.model_validate(settings.model_dump(mode="json")) == settings
+    curator = build_curator(settings)
+    assert isinstance(curator.annotator, PromptedAnnotator)
+    assert isinstance(curator.verifier, PromptedAnnotator)
+    assert curator.annotator.name.endswith(":m")
+    assert curator.annotator._model is curator.verifier._model
+    assert isinstance(curator.annotator._model, OpenAIChatModel)
+
+
+def test_a_model_that_nobody_asks_is_refused() -> None:
+    with pytest.raises(SettingsError, match=r"annotator\.kind.* prompted"):
+        CurateSettings.load(["in", "out", *SERVER])
+
+
+def test_a_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", f" {KEY}\n")
+    key = read_api_key(made(api_key_variable="SOME_KEY"))
+    assert key is not None
+    assert key.get_secret_value() == KEY
+
+
+def test_a_key_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_text(f"{KEY}\n")
+    key = read_api_key(made(api_key_file=str(file)))
+    assert key is not None
+    assert key.get_secret_value() == KEY
+
+
+def test_no_key_is_read_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    assert read_api_key(made()) is None
+
+
+def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOME_KEY", raising=False)
+    with pytest.raises(SettingsError, match=r"mllm\.api_key_variable SOME_KEY"):
+        OpenAIChatModel(made(api_key_variable="SOME_KEY"))
+    with pytest.raises(SettingsError, match=r"mllm\.api_key_file .*nowhere: No such file"):
+        OpenAIChatModel(made(api_key_file=str(tmp_path / "nowhere")))
+
+
+@pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"line\nline", "schl\u00fcssel".encode(), b"\xff\xfe"])
+def test_what_cannot_be_a_key_is_refused_and_not_shown(content: bytes, tmp_path: Path) -> None:
+    file = tmp_path / "key"
+    file.write_bytes(content)
+    with pytest.raises(SettingsError, match=r"mllm\.api_key_file") as caught:
+        read_api_key(made(api_key_file=str(file)))
+    for word in content.decode("latin-1").split():
+        assert word not in str(caught.value)
+
+
+def test_the_key_is_in_no_dump_and_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    settings = made(api_key_variable="SOME_KEY")
+    model = OpenAIChatModel(settings)
+    for shown in (settings.model_dump_json(), repr(settings), repr(model), repr(vars(model))):
+        assert KEY not in shown
+    assert "SOME_KEY" in settings.model_dump_json()

@@ -1,0 +1,141 @@
+"""The engine over vLLM: its arguments, prompts and parameters, against a stand-in with vLLM's interface."""
+
+import asyncio
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from tests.llm import vllm_stand_in
+from tests.llm.tiny_models import FAMILIES
+from ureca.errors import AnswerError, SettingsError
+from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import VllmSettings
+from ureca.llm.vllm import VllmChatModel
+
+SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
+PICTURES = [np.full((20, 30, 3), shade, np.uint8) for shade in (10, 90, 200, 250)]
+REQUEST = ChatRequest("Be brief.", (PICTURES[0], PICTURES[1], "a red cup"), SCHEMA, 0.4, 2)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("checkpoints") / "internvl"
+    FAMILIES["internvl"](folder)
+    return folder
+
+
+@pytest.fixture
+def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
+    vllm_stand_in.install(monkeypatch)
+
+
+def engine_of(folder: Path, **settings: object) -> tuple[VllmChatModel, vllm_stand_in.AsyncLLM]:
+    model = VllmChatModel(VllmSettings.model_validate({"checkpoint": str(folder)} | settings))
+    return model, vllm_stand_in.AsyncLLM.made[-1]
+
+
+@pytest.mark.usefixtures("vllm")
+class TestWithVllm:
+    def test_arguments(self, folder: Path) -> None:
+        model, engine = engine_of(
+            folder, tensor_parallel_size=4, max_model_len=900, dtype="bfloat16", engine_options={"enforce_eager": True}
+        )
+        assert model.name == str(folder)
+        assert engine.arguments == vllm_stand_in.AsyncEngineArgs(
+            model=str(folder),
+            tensor_parallel_size=4,
+            distributed_executor_backend="mp",  # on the GPUs that Ray gave the actor
+            dtype="bfloat16",
+            max_model_len=900,
+            gpu_memory_utilization=0.9,
+            limit_mm_per_prompt={"image": 3},
+            enforce_eager=True,
+        )
+        assert engine_of(folder)[1].arguments.distributed_executor_backend is None
+
+    def test_a_request_as_vllm_is_asked(self, folder: Path) -> None:
+        model, engine = engine_of(folder)
+        answer = asyncio.run(model.answer(REQUEST))
+        ((prompt, parameters, _),) = engine.asked
+        assert prompt["prompt"] == (
+            "<|im_start|>system\nBe brief.<|im_end|>\n"
+            "<|im_start|>user\n<IMG_CONTEXT>\n<IMG_CONTEXT>\na red cup<|im_end|>\n<|im_start|>assistant\n"
+        )
+        images = prompt["multi_modal_data"]["image"]
+        assert [np.asarray(image)[0, 0, 0] for image in images] == [10, 90]
+        assert (parameters.temperature, parameters.max_tokens) == (0.4, 2)
+        assert parameters.output_kind is vllm_stand_in.RequestOutputKind.FINAL_ONLY
+        assert parameters.structured_outputs.json == SCHEMA
+        assert answer == ChatAnswer("red cup", len(prompt["prompt"]), 2)
+
+    def test_without_images_and_without_constraint(self, folder: Path) -> None:
+        model, engine = engine_of(folder, constrain_answers=False)
+        asyncio.run(model.answer(replace(REQUEST, parts=("a red cup",))))
+        ((prompt, parameters, _),) = engine.asked
+        assert "multi_modal_data" not in prompt
+        assert parameters.structured_outputs is None
+
+    def test_seeds_follow_from_the_content(self, folder: Path) -> None:
+        model, engine = engine_of(folder)
+
+        async def ask() -> None:
+            for request in (REQUEST, REQUEST, replace(REQUEST, temperature=0.6)):
+                await model.answer(request)
+
+        asyncio.run(ask())
+        first, again, other = (parameters.seed for _, parameters, _ in engine.asked)
+        assert first == again != other
+        assert all(0 <= seed < 2**63 for seed in (first, again, other))
+
+    def test_many_requests_are_in_the_engine_at_a_time(self, folder: Path) -> None:
+        model, engine = engine_of(folder)
+
+        async def ask() -> list[ChatAnswer]:
+            requests = [replace(REQUEST, parts=(f"cup {number}",)) for number in range(40)]
+            return await asyncio.gather(*map(model.answer, requests))
+
+        assert [answer.text for answer in asyncio.run(ask())] == [f"cup {number}" for number in range(40)]
+        assert engine.most_in_flight > 4
+
+    def test_what_vllm_refuses_is_no_crash(self, folder: Path) -> None:
+        model, _ = engine_of(folder, max_model_len=200)
+        for parts in (tuple(PICTURES), ("far too long " * 100,)):
+            with pytest.raises(AnswerError, match=r"unusable_request: vLLM refuses it: (too many|the prompt)"):
+                asyncio.run(model.answer(replace(REQUEST, parts=parts)))
+
+    def test_closing_ends_the_engine(self, folder: Path) -> None:
+        model, engine = engine_of(folder)
+        model.close()
+        assert engine.is_shut_down
+
+    def test_what_cannot_run_is_named(self, folder: Path, tmp_path: Path) -> None:
+        with pytest.raises(SettingsError, match="AsyncEngineArgs has no eager"):
+            engine_of(folder, engine_options={"eager": True})
+        with pytest.raises(SettingsError, match="vLLM cannot run it: no available memory"):
+            engine_of(folder, gpu_memory_utilization=0.05)
+        with pytest.raises(SettingsError, match="vLLM cannot run it"):
+            engine_of(tmp_path / "nowhere")
+
+
+def test_without_vllm_the_error_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "vllm", None)
+    with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[vllm\]'"):
+        engine_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"tensor_parallel_size": 0}, "tensor_parallel_size"),
+        ({"gpu_memory_utilization": 0}, "gpu_memory_utilization"),
+        ({"engine_options": {"trust_remote_code": True}}, "trust_remote_code"),
+        ({"engine_options": {"model": "other"}}, "model: set by the settings"),
+    ],
+)
+def test_impossible_settings_are_refused(settings: dict[str, object], named: str) -> None:
+    with pytest.raises(ValidationError, match=named):
+        VllmSettings.model_validate({"checkpoint": "c"} | settings)

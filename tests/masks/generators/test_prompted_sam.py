@@ -1,0 +1,74 @@
+"""Boxes and points to masks, by the package's own predictor at a size that runs anywhere."""
+
+import json
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.masks.generators.test_sam import build_tiny_sam
+from ureca.errors import AnnotationError, ImageError
+from ureca.masks.generators.base import Proposer
+from ureca.masks.generators.prompted_sam import PromptedSam
+from ureca.masks.prompts import Prompt
+
+pytest.importorskip("torch")
+segment_anything = pytest.importorskip("segment_anything")
+
+IMAGE = np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.fixture(scope="module")
+def sam() -> Any:
+    return build_tiny_sam()
+
+
+def test_masks_are_the_predictors(sam: Any) -> None:
+    prompts = [
+        Prompt(bbox_xywh=(5, 6, 20, 10)),
+        Prompt(points_xy=((30, 20),)),
+        Prompt(points_xy=((30, 20), (5, 5)), labels=(1, 0)),
+        Prompt(bbox_xywh=(5, 6, 20, 10), points_xy=((10, 10),)),
+    ]
+    masks = PromptedSam.from_model(sam).masks(IMAGE, list(zip((4, 3, 2, 1), prompts, strict=True)))
+    assert [mask.id for mask in masks] == [4, 3, 2, 1]
+
+    predictor = segment_anything.SamPredictor(sam)
+    predictor.set_image(IMAGE)
+    box = np.array([5, 6, 25, 16])
+    point, other = np.array([[30, 20]]), np.array([[5, 5]])
+    for mask, arguments, multiple in zip(
+        masks,
+        [
+            {"box": box},
+            {"point_coords": point, "point_labels": np.array([1])},
+            {"point_coords": np.concatenate([point, other]), "point_labels": np.array([1, 0])},
+            {"box": box, "point_coords": np.array([[10, 10]]), "point_labels": np.array([1])},
+        ],
+        [False, True, False, False],
+        strict=True,
+    ):
+        expected, ious, _ = predictor.predict(**arguments, multimask_output=multiple)
+        best = np.argmax(ious)
+        assert np.array_equal(mask.decode(), expected[best])
+        assert mask.predicted_iou == pytest.approx(float(ious[best]))
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [Prompt(bbox_xywh=(70, 0, 5, 5)), Prompt(bbox_xywh=(-9, 0, 5, 5)), Prompt(points_xy=((10, 10), (10, 41)))],
+)
+def test_a_prompt_outside_the_image_has_an_empty_mask(sam: Any, prompt: Prompt) -> None:
+    (mask,) = PromptedSam.from_model(sam).masks(IMAGE, [(0, prompt)])
+    assert mask.rle["size"] == [40, 60]
+    assert mask.area_px == 0
+
+
+def test_it_proposes_from_a_file(sam: Any) -> None:
+    proposer: Proposer = PromptedSam.from_model(sam)
+    file = json.dumps({"prompts": [{"bbox_xywh": [5, 6, 20, 10]}]}).encode()
+    assert [mask.id for mask in proposer.propose(IMAGE, file)] == [0]
+    with pytest.raises(AnnotationError, match="missing_annotation"):
+        proposer.propose(IMAGE)
+    with pytest.raises(ImageError, match="too_elongated"):
+        proposer.propose(np.zeros((1, 900, 3), np.uint8), file)

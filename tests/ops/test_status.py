@@ -1,0 +1,208 @@
+"""How far runs are, from folders that they would have written."""
+
+import datetime
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.data.test_output import manifest, row
+from ureca.data.output import Output
+from ureca.data.partitions import UnitReport
+from ureca.errors import OutputError
+from ureca.jobs.status import main
+from ureca.ops.status import Status, status_of, status_text
+from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET
+
+BEGAN = 1_700_000_000
+NAMED = datetime.datetime.fromtimestamp(BEGAN, datetime.UTC).isoformat(timespec="seconds")
+
+
+def begin(folder: Path, state: str = "running", **more: Any) -> Output:
+    """Ten images in five units, none of which is done."""
+    output = Output(str(folder))
+    output.add_images(manifest([f"i{index}" for index in range(10)]), 2)
+    session = {"started": NAMED, "ended": None, "state": state}
+    output.write_run({"verb": "curate", "dataset": "regions", "state": state, "sessions": [session], **more})
+    return output
+
+
+def do(output: Output, unit: int, at_s: float, error: str | None = None, status: str = "ok") -> None:
+    """Write a unit, so many seconds after the session began."""
+    rows = [row(f"i{2 * unit}", statuses=(status,)), row(f"i{2 * unit + 1}", error=error)]
+    output.write_unit(unit, rows, UnitReport())
+    os.utime(Path(output.path, "regions", f"part-{unit:06d}.parquet"), (BEGAN + at_s, BEGAN + at_s))
+
+
+def test_rate_and_time_left_are_those_of_the_session(tmp_path: Path) -> None:
+    output = begin(tmp_path)
+    do(output, 0, at_s=-1000)  # an earlier session's
+    do(output, 1, at_s=50)  # the first one has waited for actors to start
+    do(output, 2, at_s=54)
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 60)
+    assert (status.state, status.num_done, status.num_total) == ("running", 6, 10)
+    assert status.rate_per_s == pytest.approx(0.5)
+    assert status.left_s == pytest.approx(8)
+    assert status.silent_s == pytest.approx(6)
+
+
+def test_failures_are_counted_by_kind_unless_it_has_to_be_quick(tmp_path: Path) -> None:
+    output = begin(tmp_path)
+    do(output, 0, at_s=1, error="truncated")
+    do(output, 1, at_s=2, error="truncated", status="failed:short_caption:refusal")
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 3)
+    assert status.num_failed == 2
+    assert status.failures == {"read:truncated": 2, "short_caption:refusal": 1}
+    quick = status_of(str(tmp_path), quick=True, clock=lambda: BEGAN + 3)
+    assert (quick.num_done, quick.num_failed, quick.failures) == (4, None, None)
+
+
+def test_a_run_that_shows_no_sign_of_life_is_lost(tmp_path: Path) -> None:
+    output = begin(tmp_path)
+    do(output, 0, at_s=10)
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 60).state == "running"
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 100).state == "lost"
+    # A model that takes its time writes nothing, and still renews its claim.
+    (tmp_path / "claim.json").write_text("{}")
+    os.utime(tmp_path / "claim.json", (BEGAN + 95, BEGAN + 95))
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 100).state == "running"
+
+
+@pytest.mark.parametrize("state", ["stopped", "finished"])
+def test_what_has_ended_has_no_time_left_and_is_not_lost(tmp_path: Path, state: str) -> None:
+    output = begin(tmp_path, state)
+    for unit in range(5):
+        do(output, unit, at_s=unit)
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 10_000)
+    assert (status.state, status.num_done, status.left_s) == (state, 10, None)
+
+
+def test_nothing_done_yet(tmp_path: Path) -> None:
+    begin(tmp_path)
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 1)
+    assert (status.num_done, status.rate_per_s, status.left_s, status.silent_s) == (0, None, None, None)
+    assert "0 of 10 done" in status_text(status)
+    assert "unknown" in status_text(status)
+
+
+def write_training(folder: Path, num_steps: int | None, done: int, state: str = "running") -> None:
+    """A training of which so many steps, of two seconds each, are done; the last one 100 s after it began."""
+    session = {"started": NAMED, "ended": None, "state": state}
+    record = {"verb": "train", "state": state, "num_steps": num_steps, "sessions": [session, session]}
+    (folder / "run.json").write_text(json.dumps(record))
+    if done:
+        seconds = {"data_wait": 0.5, "forward_backward": 1.0, "optimizer": 0.5}
+        lines = "".join(json.dumps({"step": step, "seconds": seconds}) + "\n" for step in range(done))
+        (folder / "metrics.jsonl").write_text(lines + '{"step": 9')  # a line that is being written
+        os.utime(folder / "metrics.jsonl", (BEGAN + 100, BEGAN + 100))
+
+
+def test_a_training_is_counted_in_steps(tmp_path: Path) -> None:
+    write_training(tmp_path, 100, 40)
+    (tmp_path / "errors.jsonl").write_text('{"kind": "not_an_image"}\n' * 3)
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 110)
+    assert (status.verb, status.counted, status.num_done, status.num_total) == ("train", "steps", 40, 100)
+    assert status.rate_per_s == pytest.approx(0.5)
+    assert status.left_s == pytest.approx(120)
+    assert (status.failures, status.num_sessions) == ({"not_an_image": 3}, 2)
+    assert "40 of 100 done (40.0%)" in status_text(status)
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 1000).state == "lost"
+
+
+def test_a_training_whose_first_step_takes_long_is_not_lost(tmp_path: Path) -> None:
+    write_training(tmp_path, 100, 0)
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 1000)
+    assert (status.state, status.num_done, status.left_s) == ("running", 0, None)
+
+
+def test_an_evaluation_counts_each_image_once_a_model(tmp_path: Path) -> None:
+    models = [{"name": name, "captions": f"models/{name}"} for name in ("a", "b")]
+    sessions = [{"started": NAMED, "ended": None, "state": "running"}]
+    record = {"verb": "evaluate", "state": "running", "benchmark": "benchmark", "models": models, "sessions": sessions}
+    Output(str(tmp_path)).write_run(record)
+    early = status_of(str(tmp_path), clock=lambda: BEGAN + 5)
+    assert (early.state, early.num_total, early.num_done, early.left_s) == ("running", None, 0, None)
+
+    benchmark = Output(str(tmp_path / "benchmark"), BENCHMARK_DATASET)
+    benchmark.add_images(manifest([f"i{index}" for index in range(4)]), 2)
+    benchmark.write_run({"verb": "benchmark", "state": "finished"})
+    for name, done_at in (("a", (10, 14)), ("b", (18,))):
+        captions = Output(str(tmp_path / "models" / name), CAPTIONS_DATASET)
+        captions.add_images(manifest([f"i{index}" for index in range(4)]), 2)
+        for unit, at_s in enumerate(done_at):
+            rows = [captions_row(f"i{2 * unit}"), captions_row(f"i{2 * unit + 1}", failed=name == "b")]
+            captions.write_unit(unit, rows, UnitReport())
+            part = tmp_path / "models" / name / "captions" / f"part-{unit:06d}.parquet"
+            os.utime(part, (BEGAN + at_s, BEGAN + at_s))
+    status = status_of(str(tmp_path), clock=lambda: BEGAN + 20)
+    assert (status.verb, status.state, status.num_done, status.num_total) == ("evaluate", "running", 6, 8)
+    assert status.rate_per_s == pytest.approx(4 / 8)
+    assert status.left_s == pytest.approx(4)
+    assert (status.num_failed, status.failures) == (1, {"read:truncated": 1})
+    assert status_of(str(tmp_path), quick=True, clock=lambda: BEGAN + 20).num_failed is None
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "lost"
+    # It is judging, which writes no captions, and renews its claim.
+    (tmp_path / "claim.json").write_text("{}")
+    os.utime(tmp_path / "claim.json", (BEGAN + 195, BEGAN + 195))
+    assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "running"
+
+
+def captions_row(image_id: str, failed: bool = False) -> dict[str, Any]:
+    """An image without regions, or one that could not be read."""
+    error = {"stage": "read", "kind": "truncated", "message": "it ends"} if failed else None
+    return {"image_id": image_id, "uri": f"{image_id}.png", "captions": [], "error": error}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"verb": "evaluate", "dataset": "none"}',
+        '{"verb": "curate", "sessions": []}',
+        '{"verb": "train", "state": "running", "sessions": [{}]}',
+    ],
+)
+def test_what_is_no_run_is_said_to_be_none(tmp_path: Path, record: str) -> None:
+    (tmp_path / "run.json").write_text(record)
+    with pytest.raises(OutputError, match=str(tmp_path)):
+        status_of(str(tmp_path))
+    with pytest.raises(OutputError):
+        status_of(str(tmp_path / "nowhere"))
+
+
+def test_the_command_prints_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = begin(tmp_path, "stopped")
+    do(output, 0, at_s=1, error="truncated")
+    assert main([str(tmp_path)]) == 0
+    printed = capsys.readouterr().out
+    assert "1 x read:truncated" in printed
+    assert "the same command goes on" in printed
+    assert main([str(tmp_path), "--json"]) == 0
+    assert Status.model_validate_json(capsys.readouterr().out).num_done == 2
+
+
+def test_a_lost_run_has_status_1(tmp_path: Path) -> None:
+    begin(tmp_path)  # it began in 2023
+    assert main([str(tmp_path)]) == 1
+
+
+def test_many_kinds_of_failures_are_cut(tmp_path: Path) -> None:
+    status = Status(
+        output="out",
+        verb="curate",
+        state="finished",
+        counted="images",
+        num_total=30,
+        num_done=30,
+        num_failed=30,
+        failures={f"read:kind_{number}": 1 for number in range(30)},
+        session_started=NAMED,
+        num_sessions=1,
+    )
+    text = status_text(status)
+    assert text.count("1 x read:") == 10
+    assert "and 20 other kinds" in text

@@ -1,0 +1,1 @@
+from .images import caption_image as caption_image

@@ -1,0 +1,1 @@
+"""The rule-based captioner: captions of what pixels and masks prove, without weights."""

@@ -1,0 +1,177 @@
+"""Named colours, told apart in OKLab, a colour space in which equal distances look equal.
+
+Source: B. Ottosson, "A perceptual color space for image processing" (2020).
+"""
+
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ureca.curation.rule_based.vocabulary import TOLERANCE
+
+_EXAMPLES = {
+    "black": "000000 101010 1c1c1e 15100c 0c1018",
+    "grey": "303234 4a4a4a 686868 888888 a8a8a8 c4c4c4 58554e 8f949c a39f97",
+    "white": "ffffff f2f2f2 e6e6e6 f8f5ee eef2f6",
+    "red": "ff0000 c80000 8b0000 d83a34 b02a2a 600c0c e05a50",
+    "orange": "ff8000 ff9a3c e2711d ffb066 d06a20 f08858",
+    "brown": "8b4513 5c3317 6b4a2f 3b2314 a0623a 2c1c12 7d5a45 966f50 b07840",
+    "beige": "f5deb3 d2b48c e8d8c0 c8ad8d b89a78 dcc0a4 ecc894 dcb080",
+    "yellow": "ffff00 ffd700 f0e060 e0c020 fff59a c8a818",
+    "green": "00ff00 008000 2e5d2e 6b8e23 90ee90 556b2f 1f3a1f 9acd32 5f7f5f 8fb080 66703c",
+    "turquoise": "00ffff 40e0d0 008080 2f6f6f a0e8e8 48b0b0",
+    "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec 1b2a49 5b7da8 3060ff",
+    "purple": "800080 6a3fa0 4b0082 b090d8 3a2045 d8b0ff 9a50c0 75608c 673147",
+    "pink": "ffc0cb ff69b4 ff1493 e8a0b0 d070a0 ff00ff f0b8b0 c08088",
+}
+"""Typical sRGB values of each family; a colour belongs to the family of the nearest one."""
+
+FAMILIES = tuple(_EXAMPLES)
+
+_DARK_LIGHT = {
+    "grey": (0.45, 0.75),
+    "red": (0.45, 1.0),
+    "orange": (0.62, 0.80),
+    "brown": (0.38, 0.55),
+    "beige": (0.70, 0.88),
+    "yellow": (0.75, 0.95),
+    "green": (0.45, 0.75),
+    "turquoise": (0.52, 0.85),
+    "blue": (0.40, 0.70),
+    "purple": (0.38, 0.66),
+    "pink": (0.64, 0.84),
+}
+"""OKLab lightness (0 to 1) below which a family is called dark, and above which light."""
+
+MULTICOLOURED = "multicoloured"
+_SECOND_SHARE = 0.25
+_ONE_COLOUR_SHARE = 0.85
+"""Where this share may be called by the first colour's name, a second one would be a shade of it."""
+
+_MULTICOLOURED_SHARE = 0.34
+_NEIGHBOURLY_DISTANCE = 0.05
+"""A colour this much farther (OKLab) from another family's nearest example may be called by that name too."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Colours:
+    """The colours of a region.
+
+    Attributes:
+        shares: of the pixels by family, float64 [len(FAMILIES)], sums to 1.
+        possible_shares: of the pixels that may be called by the family's name, which overlap, same shape.
+        lightness: mean OKLab lightness of those, 0 to 1, same shape; 0 where there are none.
+        mean_lightness: of all pixels, 0 (black) to 1 (white).
+    """
+
+    shares: npt.NDArray[np.float64]
+    possible_shares: npt.NDArray[np.float64]
+    lightness: npt.NDArray[np.float64]
+    mean_lightness: float
+
+
+def measure_colours(pixels: npt.NDArray[np.uint8]) -> Colours:
+    """Measure pixels uint8 sRGB [N, 3], N at least 1."""
+    table = _table()
+    cells = np.bincount(_cell(pixels), minlength=len(table.lightness)).astype(np.float64)
+    occupied = np.flatnonzero(cells)
+    weights = cells[occupied] / len(pixels)
+    shares = (weights[:, None] * (table.family[occupied, None] == np.arange(len(FAMILIES)))).sum(axis=0)
+    possible = weights[:, None] * table.possible[occupied]
+    possible_shares = possible.sum(axis=0)
+    lightness = (possible * table.lightness[occupied, None]).sum(axis=0) / np.maximum(possible_shares, 1e-9)
+    return Colours(shares, possible_shares, lightness, float(weights @ table.lightness[occupied]))
+
+
+def name_colours(colours: Colours) -> tuple[str, ...]:
+    """The dominant colour, and a second one that clearly covers a quarter or more; or ``MULTICOLOURED`` alone."""
+    first, second = np.argsort(-colours.shares, kind="stable")[:2]
+    if colours.shares[first] < _MULTICOLOURED_SHARE:
+        return (MULTICOLOURED,)
+    distinct = colours.shares[second] >= _SECOND_SHARE and colours.possible_shares[first] <= _ONE_COLOUR_SHARE
+    named = (first, second) if distinct else (first,)
+    return tuple(_with_modifier(FAMILIES[family], colours.lightness[family]) for family in named)
+
+
+def fits_colour(word: str, colours: Colours) -> bool:
+    """Whether a family ("green"), with or without "dark" or "light", or ``MULTICOLOURED`` can be said of a region."""
+    if word == MULTICOLOURED:
+        return bool(colours.shares.max() < _MULTICOLOURED_SHARE + TOLERANCE)
+    *modifier, family = word.split()
+    index = FAMILIES.index(family)
+    if colours.possible_shares[index] < _SECOND_SHARE - TOLERANCE / 2:
+        return False
+    dark, light = _DARK_LIGHT.get(family, (1.0, 0.0))
+    if modifier == ["dark"]:
+        return bool(colours.lightness[index] < dark + TOLERANCE)
+    if modifier == ["light"]:
+        return bool(colours.lightness[index] > light - TOLERANCE)
+    return True
+
+
+def fits_brightness(word: str, colours: Colours) -> bool:
+    """Whether "dark" or "bright" can be said of a region as a whole."""
+    return colours.mean_lightness < 0.5 if word == "dark" else colours.mean_lightness > 0.6
+
+
+def to_oklab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    """sRGB [..., 3] in 0 to 1 as OKLab [..., 3]: lightness 0 to 1, green-red and blue-yellow about -0.4 to 0.4."""
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    cones = linear @ np.array(
+        [
+            [0.4122214708, 0.2119034982, 0.0883024619],
+            [0.5363325363, 0.6806995451, 0.2817188376],
+            [0.0514459929, 0.1073969566, 0.6299787005],
+        ]
+    )
+    return np.asarray(
+        np.cbrt(cones)
+        @ np.array(
+            [
+                [0.2104542553, 1.9779984951, 0.0259040371],
+                [0.7936177850, -2.4285922050, 0.7827717662],
+                [-0.0040720468, 0.4505937099, -0.8086757660],
+            ]
+        )
+    )
+
+
+def _with_modifier(family: str, lightness: float) -> str:
+    dark, light = _DARK_LIGHT.get(family, (0.0, 1.0))
+    if lightness < dark:
+        return f"dark {family}"
+    return f"light {family}" if lightness > light else family
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Table:
+    """Of each of 32 x 32 x 32 cells of the RGB cube: its family, the families possible, its lightness."""
+
+    family: npt.NDArray[np.intp]
+    possible: npt.NDArray[np.bool_]
+    lightness: npt.NDArray[np.float64]
+
+
+def _cell(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+    red, green, blue = (pixels[:, channel].astype(np.intp) >> 3 for channel in range(3))
+    return red << 10 | green << 5 | blue
+
+
+@cache
+def _table() -> _Table:
+    steps = np.arange(32) / 31
+    cells = to_oklab(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3))
+    families = [_examples(family) for family in FAMILIES]
+    examples = np.concatenate(families)
+    squared = (cells**2).sum(axis=1)[:, None] - 2 * cells @ examples.T + (examples**2).sum(axis=1)
+    starts = np.cumsum([0, *(len(family) for family in families[:-1])])
+    distances = np.sqrt(np.maximum(np.minimum.reduceat(squared, starts, axis=1), 0))
+    nearest = distances.min(axis=1, keepdims=True)
+    return _Table(distances.argmin(axis=1), distances <= nearest + _NEIGHBOURLY_DISTANCE, cells[:, 0])
+
+
+def _examples(family: str) -> npt.NDArray[np.float64]:
+    return to_oklab(np.array([list(bytes.fromhex(code)) for code in _EXAMPLES[family].split()]) / 255)

@@ -1,0 +1,335 @@
+"""Referring expressions: what singles a region out from all others of its image.
+
+After R. Dale and E. Reiter, "Computational interpretations of the Gricean maxims in the generation of referring
+expressions" (1995): attributes in an order of preference, as few as rule out every other region. A region is ruled
+out only if a word cannot be said of it even with tolerance, so what a reader may well call red is no contrast to red.
+Where attributes do not suffice, a region is counted, or compared in size and brightness, among those that the captions
+call by the same words.
+
+
+[from] The words chosen for a region, and whether they fit another."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from itertools import combinations
+from typing import Self
+
+from ureca.curation.rule_based.colours import fits_brightness, fits_colour, name_colours
+from ureca.curation.rule_based.measurement import PLACES, Measurement
+from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES
+from ureca.curation.rule_based.vocabulary import enumeration, ordinal
+
+_CLEARLY_LARGER = 1.25
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """The words for one region.
+
+    Attributes:
+        colours: one or two.
+        place_in_image: ends in "of".
+        place_in_parent: likewise, of its parent's box; None for a main object.
+        parent: what the parent is called beside it, without article; None for a main object.
+    """
+
+    noun: str
+    size: str | None
+    shape: str | None
+    colours: tuple[str, ...]
+    texture: str | None
+    place_in_image: str
+    place_in_parent: str | None
+    parent: str | None = None
+
+    @classmethod
+    def of(cls, measured: Measurement) -> Self:
+        """Choose the words for a region by itself, without its parent's name."""
+        noun = _certain(NOUNS.name(measured.shape))
+        return cls(
+            noun=noun,
+            size=SIZES.name(measured.shape) if noun != "dot" else None,
+            shape=SHAPES.name(measured.shape),
+            colours=name_colours(measured.colours),
+            texture=TEXTURES.name(measured.texture),
+            place_in_image=_certain(PLACES.name(measured.in_image)),
+            place_in_parent=PLACES.name(measured.in_parent) if measured.in_parent is not None else None,
+        )
+
+    @property
+    def brief(self) -> str:
+        """The region in a few words without article: colours and noun."""
+        return noun_phrase(self.noun, colours=self.colours)
+
+
+def describe(measured: Mapping[int, Measurement]) -> dict[int, Traits]:
+    """Choose the words for all regions of an image; every parent is among them."""
+    described = {id: Traits.of(region) for id, region in measured.items()}
+    for id, region in measured.items():
+        if region.parent_id is not None:
+            parent = _beside(id, region.parent_id, described, measured)
+            described[id] = replace(described[id], parent=parent)
+    return described
+
+
+FITS: dict[str, Callable[[str, Measurement], bool]] = {
+    "noun": lambda word, measured: NOUNS.fits(word, measured.shape),
+    "size": lambda word, measured: SIZES.fits(word, measured.shape),
+    "shape": lambda word, measured: SHAPES.fits(word, measured.shape),
+    "colour": lambda word, measured: fits_colour(word, measured.colours),
+    "brightness": lambda word, measured: fits_brightness(word, measured.colours),
+    "texture": lambda word, measured: TEXTURES.fits(word, measured.texture),
+    "place_in_image": lambda word, measured: PLACES.fits(word, measured.in_image),
+    "place_in_parent": lambda word, measured: measured.in_parent is not None and PLACES.fits(word, measured.in_parent),
+}
+"""By kind of word: whether it can be said of a region, with the vocabularies' tolerance."""
+
+
+def noun_phrase(
+    noun: str,
+    *,
+    size: str | None = None,
+    texture: str | None = None,
+    shape: str | None = None,
+    colours: tuple[str, ...] = (),
+) -> str:
+    """A noun after its adjectives, in the order that English has them."""
+    colour = enumeration(colours) if colours else None
+    return " ".join(word for word in (size, texture, shape, colour, noun) if word)
+
+
+def _beside(id: int, parent_id: int, traits: Mapping[int, Traits], measured: Mapping[int, Measurement]) -> str:
+    """What a parent is called beside its part: "the grey patch in the larger grey patch"."""
+    parent = traits[parent_id]
+    alike = parent.noun == traits[id].noun and parent.colours[0] == traits[id].colours[0]
+    larger = measured[parent_id].shape.area_px > _CLEARLY_LARGER * measured[id].shape.area_px
+    return f"larger {parent.brief}" if alike and larger else parent.brief
+
+
+def _certain(word: str | None) -> str:
+    if word is None:
+        raise AssertionError("nouns and places leave no case open")
+    return word
+
+
+_PREFERENCE = ("colour", "shape", "texture", "parent", "place_in_parent", "size", "colours", "place_in_image")
+_MAX_ATTRIBUTES = 4
+_EASY_COUNT, _LONGEST_COUNT = 5, 12
+_FIRST = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "lowest"}
+_CLEAR_AREA_RATIO = 1.25
+_CLEAR_LIGHTNESS = 0.06  # OKLab
+_CLEAR_DISTANCE = 0.01  # of the image's width or height
+
+
+@dataclass(frozen=True, slots=True)
+class ReferringExpression:
+    """A noun phrase that starts with "The", and which attributes it used up."""
+
+    text: str
+    kinds: frozenset[str]
+
+
+class Distinction:
+    """Singles out the regions of one image.
+
+    Args:
+        measured: the regions.
+        traits: their words, by the same ids.
+        size_px: width and height of the image.
+    """
+
+    def __init__(
+        self, measured: Mapping[int, Measurement], traits: Mapping[int, Traits], size_px: tuple[int, int]
+    ) -> None:
+        self._measured = measured
+        self._traits = traits
+        self._size_px = size_px
+        self._ids = list(measured)
+        self._fitting: dict[tuple[str, object], frozenset[int]] = {}
+
+    @cached_property
+    def expressions(self) -> dict[int, ReferringExpression]:
+        """One for every region; no two have the same text."""
+        first = {id: self._single_out(id) for id in self._ids}
+        uses = Counter(expression.text for expression in first.values())
+        ranked = sorted(self._ids, key=lambda id: -self._measured[id].shape.area_px)
+        return {id: first[id] if uses[first[id].text] == 1 else self._by_rank(ranked.index(id) + 1) for id in self._ids}
+
+    def _single_out(self, id: int) -> ReferringExpression:
+        return self._by_attributes(id) or self._among_alike(id) or self._by_coordinates(id)
+
+    def _by_attributes(self, id: int) -> ReferringExpression | None:
+        """The fewest attributes that no other region shares; of equally many the preferred ones."""
+        available = [kind for kind in _PREFERENCE if self._has(id, kind)]
+        for count in range(_MAX_ATTRIBUTES + 1):
+            for kinds in combinations(available, count):
+                if self._sharing(id, kinds) == {id}:
+                    return self._expression(id, kinds)
+        return None
+
+    def _among_alike(self, id: int) -> ReferringExpression | None:
+        """Singled out among those that share a description: a short one if it takes no long count, else a full one."""
+        descriptions = [self._shared_by_fewest(id, kinds) for kinds in (("colour", "shape", "parent"), _PREFERENCE)]
+        for longest_count in (_EASY_COUNT, _LONGEST_COUNT):
+            for kinds in descriptions:
+                if self._called_alike(id, kinds) == {id}:
+                    return self._expression(id, kinds)
+                expression = self._by_extreme(id, kinds) or self._by_order(id, kinds, longest_count)
+                if expression is not None:
+                    return expression
+        return None
+
+    def _shared_by_fewest(self, id: int, kinds: tuple[str, ...]) -> tuple[str, ...]:
+        """Those of the attributes, one after another, that leave fewer regions to be counted among."""
+        telling: tuple[str, ...] = ()
+        for kind in kinds:
+            if self._has(id, kind) and self._called_alike(id, (*telling, kind)) < self._called_alike(id, telling):
+                telling = (*telling, kind)
+        return telling
+
+    def _by_extreme(self, id: int, kinds: tuple[str, ...]) -> ReferringExpression | None:
+        """ "The largest red patch": clearly more so than all that share the description."""
+        kinds = tuple(kind for kind in kinds if kind != "size")
+        others = [self._measured[other] for other in self._called_alike(id, kinds) - {id}]
+        own = self._measured[id]
+        areas = [other.shape.area_px for other in others]
+        tones = [other.colours.mean_lightness for other in others]
+        if own.shape.area_px > _CLEAR_AREA_RATIO * max(areas):
+            return self._expression(id, kinds, before="largest")
+        if own.shape.area_px * _CLEAR_AREA_RATIO < min(areas):
+            return self._expression(id, kinds, before="smallest")
+        if own.colours.mean_lightness > max(tones) + _CLEAR_LIGHTNESS:
+            return self._expression(id, kinds, before="brightest")
+        if own.colours.mean_lightness < min(tones) - _CLEAR_LIGHTNESS:
+            return self._expression(id, kinds, before="darkest")
+        return None
+
+    def _by_order(self, id: int, kinds: tuple[str, ...], longest_count: int) -> ReferringExpression | None:
+        """ "The second red patch from the left", counted among all that share the description."""
+        others = self._called_alike(id, kinds) - {id}
+        ranks: list[tuple[int, str]] = []
+        for axis, (near, far) in enumerate((("left", "right"), ("top", "bottom"))):
+            steps = [
+                (self._measured[other].centre_xy_px[axis] - self._measured[id].centre_xy_px[axis]) / self._size_px[axis]
+                for other in others
+            ]
+            if min(abs(step) for step in steps) >= _CLEAR_DISTANCE:
+                before = sum(step < 0 for step in steps)
+                ranks += [(before + 1, near), (len(steps) - before + 1, far)]
+        rank, side = min(ranks, key=lambda ranked: ranked[0], default=(longest_count + 1, ""))
+        if rank > longest_count:
+            return None
+        if rank == 1:
+            return self._expression(id, kinds, before=_FIRST[side])
+        return self._expression(id, kinds, before=ordinal(rank), after=f"from the {side}")
+
+    def _by_coordinates(self, id: int) -> ReferringExpression:
+        shape = self._measured[id].shape
+        x, y = (
+            round(100 * centre / side)
+            for centre, side in zip(self._measured[id].centre_xy_px, self._size_px, strict=True)
+        )
+        pixels = "1 pixel" if shape.area_px == 1 else f"{shape.area_px} pixels"
+        place = f"that covers {pixels} around the point {x}% from the left and {y}% from the top of the image"
+        return self._expression(id, ("colour",), after=place)
+
+    def _by_rank(self, rank: int) -> ReferringExpression:
+        """For what not even its coordinates single out, as a mask that an image has twice."""
+        return ReferringExpression(
+            f"The {ordinal(rank)} of the image's {len(self._ids)} regions in order of size", frozenset()
+        )
+
+    def _has(self, id: int, kind: str) -> bool:
+        traits = self._traits[id]
+        match kind:
+            case "colour":
+                return True
+            case "colours":
+                return len(traits.colours) > 1
+            case "parent":
+                return self._measured[id].parent_id is not None
+            case _:
+                return getattr(traits, kind) is not None
+
+    def _called_alike(self, id: int, kinds: tuple[str, ...]) -> set[int]:
+        """Regions, itself among them, whose own words these are too: those that a reader of the captions counts."""
+        return {other for other in self._ids if self._says_same(id, other, ("noun", *kinds))}
+
+    def _says_same(self, id: int, other: int, kinds: tuple[str, ...]) -> bool:
+        own, theirs = self._traits[id], self._traits[other]
+        for kind in kinds:
+            if kind == "colour":
+                # Dark red is red as well.
+                same = theirs.colours[0].endswith(own.colours[0])
+            elif kind in ("parent", "place_in_parent"):
+                same = self._parent_brief(id) == self._parent_brief(other) and (
+                    kind == "parent" or own.place_in_parent == theirs.place_in_parent
+                )
+            else:
+                same = getattr(own, kind) == getattr(theirs, kind)
+            if not same:
+                return False
+        return True
+
+    def _parent_brief(self, id: int) -> str | None:
+        parent_id = self._measured[id].parent_id
+        return None if parent_id is None else self._traits[parent_id].brief
+
+    def _sharing(self, id: int, kinds: tuple[str, ...]) -> frozenset[int]:
+        """Regions, itself among them, that its noun and these attributes fit."""
+        shared = self._fitting_all("noun", self._traits[id].noun)
+        for kind in kinds:
+            shared &= self._sharing_kind(id, kind)
+        return shared
+
+    def _sharing_kind(self, id: int, kind: str) -> frozenset[int]:
+        traits = self._traits[id]
+        match kind:
+            case "colour":
+                return self._fitting_all("colour", traits.colours[0])
+            case "colours":
+                return frozenset.intersection(*(self._fitting_all("colour", word) for word in traits.colours))
+            case "parent":
+                return self._parts_of_alike(id)
+            case "place_in_parent":
+                return self._parts_of_alike(id) & self._fitting_all(kind, traits.place_in_parent or "")
+            case _:
+                return self._fitting_all(kind, getattr(traits, kind))
+
+    def _parts_of_alike(self, id: int) -> frozenset[int]:
+        """Regions whose parent has what this one's parent is called by."""
+        parent_id = self._measured[id].parent_id
+        if parent_id is None:
+            return frozenset(self._ids)
+        key = ("parent", self._traits[parent_id].brief)
+        if key not in self._fitting:
+            alike = self._sharing(parent_id, ("colours" if self._has(parent_id, "colours") else "colour",))
+            self._fitting[key] = frozenset(other for other in self._ids if self._measured[other].parent_id in alike)
+        return self._fitting[key]
+
+    def _fitting_all(self, kind: str, word: str) -> frozenset[int]:
+        key = (kind, word)
+        if key not in self._fitting:
+            self._fitting[key] = frozenset(id for id in self._ids if FITS[kind](word, self._measured[id]))
+        return self._fitting[key]
+
+    def _expression(self, id: int, kinds: tuple[str, ...], before: str = "", after: str = "") -> ReferringExpression:
+        traits = self._traits[id]
+        phrase = noun_phrase(
+            traits.noun,
+            size=traits.size if "size" in kinds else None,
+            texture=traits.texture if "texture" in kinds else None,
+            shape=traits.shape if "shape" in kinds else None,
+            colours=traits.colours if "colours" in kinds else traits.colours[:1] if "colour" in kinds else (),
+        )
+        places = []
+        if {"parent", "place_in_parent"} & set(kinds):
+            preposition = traits.place_in_parent if "place_in_parent" in kinds else "within"
+            places.append(f"{preposition} the {traits.parent}")
+        if "place_in_image" in kinds:
+            places.append(f"{traits.place_in_image} the image")
+        text = " ".join(word for word in ("The", before, phrase, after, *places) if word)
+        said = {*kinds, "size"} if before in ("largest", "smallest") else kinds
+        return ReferringExpression(text, frozenset(said))

@@ -1,0 +1,237 @@
+"""Everything that is measured of the regions of an image, one region at a time.
+
+[from] Where a region lies in a frame: the image, or the box of its parent."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ureca.curation.protocols import CurationImage
+from ureca.curation.rule_based.colours import Colours, measure_colours, to_oklab
+from ureca.curation.rule_based.shapes import Shape, Texture, measure_shape, measure_texture
+from ureca.curation.rule_based.vocabulary import Rule, Vocabulary
+from ureca.masks import rle as rle_codec
+
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom in pixels; right and bottom lie outside."""
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """A region seen from a frame. All values are shares of the frame.
+
+    Attributes:
+        x: of the region's centre of mass, 0 (left) to 1 (right).
+        y: of the region's centre of mass, 0 (top) to 1 (bottom).
+        width: of the region's box.
+        height: of the region's box.
+        gap_left, gap_top, gap_right, gap_bottom: between the sides of the region's box and the frame's.
+        covered: share of the frame's own area that the region has.
+        in_image: whether the frame is the whole image.
+    """
+
+    x: float
+    y: float
+    width: float
+    height: float
+    gap_left: float
+    gap_top: float
+    gap_right: float
+    gap_bottom: float
+    covered: float
+    in_image: bool
+
+
+def locate(box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: float, in_image: bool) -> Place:
+    """Place a region's box and centre of mass within the box of a frame.
+
+    Args:
+        box: of the region.
+        centre_xy_px: its centre of mass.
+        frame: of the parent's box or the image.
+        covered: the region's area over that of the parent or image.
+        in_image: whether the frame is the image.
+    """
+    width, height = max(frame[2] - frame[0], 1.0), max(frame[3] - frame[1], 1.0)
+    return Place(
+        x=(centre_xy_px[0] - frame[0]) / width,
+        y=(centre_xy_px[1] - frame[1]) / height,
+        width=(box[2] - box[0]) / width,
+        height=(box[3] - box[1]) / height,
+        gap_left=(box[0] - frame[0]) / width,
+        gap_top=(box[1] - frame[1]) / height,
+        gap_right=(frame[2] - box[2]) / width,
+        gap_bottom=(frame[3] - box[3]) / height,
+        covered=covered,
+        in_image=in_image,
+    )
+
+
+_Measure = Callable[[Place], float]
+_EDGES: dict[str, tuple[_Measure, _Measure, _Measure]] = {
+    "bottom": (lambda place: place.gap_bottom, lambda place: place.width, lambda place: 1 - place.y),
+    "top": (lambda place: place.gap_top, lambda place: place.width, lambda place: place.y),
+    "left": (lambda place: place.gap_left, lambda place: place.height, lambda place: place.x),
+    "right": (lambda place: place.gap_right, lambda place: place.height, lambda place: 1 - place.x),
+}
+"""By edge: the gap to it, the extent along it, and the distance of the centre of mass from it."""
+
+
+def _touches(edge: str, place: Place, slack: float) -> bool:
+    return _EDGES[edge][0](place) <= 0.01 + 0.2 * slack
+
+
+def _along(edge: str) -> Rule[Place]:
+    gap, extent, distance = _EDGES[edge]
+    return lambda place, slack: (
+        gap(place) <= 0.01 + 0.2 * slack and extent(place) >= 0.6 - 2 * slack and distance(place) <= 0.3 + slack
+    )
+
+
+def _third(value: float, third: int, slack: float) -> bool:
+    low, high = ((-1.0, 0.36), (0.36, 0.64), (0.64, 2.0))[third]
+    return low - slack <= value <= high + slack
+
+
+def _cell(column: int, row: int) -> Rule[Place]:
+    return lambda place, slack: _third(place.x, column, slack) and _third(place.y, row, slack)
+
+
+def _corner(horizontal: str, vertical: str) -> Rule[Place]:
+    cell = _cell(0 if horizontal == "left" else 2, 0 if vertical == "top" else 2)
+    return lambda place, slack: (
+        place.in_image
+        and _touches(horizontal, place, slack)
+        and _touches(vertical, place, slack)
+        and cell(place, slack)
+    )
+
+
+PLACES = Vocabulary[Place](
+    {
+        "covering nearly all of": lambda place, slack: place.covered >= 0.9 - slack,
+        "reaching all four edges of": lambda place, slack: (
+            place.in_image and all(_touches(edge, place, slack) for edge in _EDGES)
+        ),
+        "covering most of": lambda place, slack: place.covered >= 0.55 - slack,
+        "along the bottom edge of": _along("bottom"),
+        "along the top edge of": _along("top"),
+        "along the left edge of": _along("left"),
+        "along the right edge of": _along("right"),
+        "in the upper left corner of": _corner("left", "top"),
+        "in the upper right corner of": _corner("right", "top"),
+        "in the lower left corner of": _corner("left", "bottom"),
+        "in the lower right corner of": _corner("right", "bottom"),
+        "in the upper left of": _cell(0, 0),
+        "at the top of": _cell(1, 0),
+        "in the upper right of": _cell(2, 0),
+        "on the left side of": _cell(0, 1),
+        "in the centre of": _cell(1, 1),
+        "on the right side of": _cell(2, 1),
+        "in the lower left of": _cell(0, 2),
+        "at the bottom of": _cell(1, 2),
+        "in the lower right of": _cell(2, 2),
+    }
+)
+"""One always holds. Each is followed by the frame: "the image", "the red strip"."""
+
+
+def within_it(place: str) -> str:
+    """The phrase with "it" for its frame: "in the centre of" becomes "in its centre"."""
+    return place.removesuffix(" of").replace(" the ", " its ") if " the " in place else f"{place} it"
+
+
+_SIDE_PX = 128
+"""Longest side at which a region is looked at: what matters of colour, texture and outline is visible there."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Measurement:
+    """What the pixels of one region prove.
+
+    Attributes:
+        parent_id: the region that it is part of; None for a main object.
+        child_ids: regions that are part of it, largest first.
+        box: in pixels of the image.
+        centre_xy_px: centre of mass, in pixels of the image.
+        in_image: its place in the image.
+        in_parent: its place in its parent's box; None for a main object.
+    """
+
+    parent_id: int | None
+    child_ids: tuple[int, ...]
+    box: Box
+    centre_xy_px: tuple[float, float]
+    colours: Colours
+    texture: Texture
+    shape: Shape
+    in_image: Place
+    in_parent: Place | None
+
+
+def measure_regions(image: CurationImage) -> dict[int, Measurement]:
+    """Measure every region with at least one pixel, in the order of ``image.regions``.
+
+    Masks are decoded one after another and large regions are looked at in reduced size, so memory does not grow with
+    the number of regions.
+    """
+    height, width = image.pixels.shape[:2]
+    regions = set(image.regions)
+    measured: dict[int, Measurement] = {}
+    for id in image.regions:
+        area_px = rle_codec.area_px(image.masks[id].rle)
+        if area_px == 0:
+            continue
+        box = _box(image, id)
+        left, top, right, bottom = (int(side) for side in box)
+        inside = slice(top, bottom), slice(left, right)
+        pixels, mask, reduction = look_at(image.pixels[inside], image.masks[id].decode()[inside])
+        y, x = np.nonzero(mask)
+        centre = (box[0] + (float(x.mean()) + 0.5) * reduction, box[1] + (float(y.mean()) + 0.5) * reduction)
+        parent_id = image.tree.parents[id] if id not in image.main_objects else None
+        in_parent = None
+        if parent_id is not None:
+            covered = area_px / rle_codec.area_px(image.masks[parent_id].rle)
+            in_parent = locate(box, centre, _box(image, parent_id), covered=covered, in_image=False)
+        area_fraction = area_px / (height * width)
+        measured[id] = Measurement(
+            parent_id=parent_id,
+            child_ids=tuple(child for child in image.tree.children[id] if child in regions),
+            box=box,
+            centre_xy_px=centre,
+            colours=measure_colours(pixels[mask]),
+            texture=measure_texture(to_oklab(pixels / 255)[..., 0], mask),
+            shape=measure_shape(mask, area_px, area_fraction),
+            in_image=locate(box, centre, (0, 0, width, height), covered=area_fraction, in_image=True),
+            in_parent=in_parent,
+        )
+    return measured
+
+
+def _box(image: CurationImage, id: int) -> Box:
+    x, y, width, height = rle_codec.box_xywh(image.masks[id].rle)
+    return x, y, x + width, y + height
+
+
+def look_at(
+    pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]:
+    """Pixels [h, w, 3] and mask [h, w] of a region, averaged over square blocks so that no side exceeds 128.
+
+    Returns:
+        both, reduced, and the side of a block in pixels.
+    """
+    reduction = ceil(max(mask.shape) / _SIDE_PX)
+    coverage = _reduced(mask.view(np.uint8) * np.uint8(255), reduction)
+    # A line thinner than a block covers half of none: what it covers most stands for it.
+    inside = coverage >= min(128, int(coverage.max()) // 2 + 1)
+    return _reduced(pixels, reduction), inside, reduction
+
+
+def _reduced(pixels: npt.NDArray[Any], reduction: int) -> npt.NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(reduction))

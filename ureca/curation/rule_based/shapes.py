@@ -1,0 +1,285 @@
+"""Texture from lightness: smooth, striped, finely textured or mottled.
+
+[from] Shapes of masks: nouns (strip, ring, patch ...) and adjectives (round, rectangular, vertical ...)."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ureca.curation.rule_based.vocabulary import Rule, Vocabulary
+
+_MIN_PIXELS = 25
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """The outline of a region.
+
+    Attributes:
+        area_px: pixels of the mask in the image.
+        area_fraction: share of the image, 0 to 1.
+        num_pixels: that were looked at; below 25 an outline has no shape.
+        axis_ratio: length of the minor axis over that of the major one, above 0 and at most 1.
+        angle_deg: of the major axis, 0 (horizontal) to 180, counter-clockwise.
+        ellipse_iou: overlap with the ellipse of the same moments, 0 to 1.
+        rectangle_iou: overlap with the rectangle of the same moments, or with its box, whichever is more.
+        hole_share: of the filled outline that is its largest hole, 0 to 1; 0 where the hole is off the centre.
+        num_pieces: connected pieces that each have at least a fiftieth of the pixels.
+        largest_piece_share: of the pixels, above 0 and at most 1.
+    """
+
+    area_px: int
+    area_fraction: float
+    num_pixels: int
+    axis_ratio: float
+    angle_deg: float
+    ellipse_iou: float
+    rectangle_iou: float
+    hole_share: float
+    num_pieces: int
+    largest_piece_share: float
+
+
+def _strip_like(shape: Shape, slack: float) -> bool:
+    return shape.num_pixels >= _MIN_PIXELS * (1 - slack) and shape.axis_ratio < 0.38 + slack
+
+
+def _is_ring(shape: Shape, slack: float) -> bool:
+    return shape.hole_share > 0.15 - slack and shape.num_pixels >= _MIN_PIXELS
+
+
+def _is_cluster(shape: Shape, slack: float) -> bool:
+    return shape.num_pieces >= 3 - 10 * slack and shape.largest_piece_share < 0.6 + slack
+
+
+NOUNS = Vocabulary[Shape](
+    {
+        "dot": lambda shape, slack: shape.area_px < 16 * (1 + 10 * slack),
+        "cluster": _is_cluster,
+        "ring": _is_ring,
+        "line": lambda shape, slack: shape.num_pixels >= _MIN_PIXELS and shape.axis_ratio < 0.09 + 0.6 * slack,
+        "strip": _strip_like,
+        "area": lambda shape, slack: shape.area_fraction >= 0.10 - 0.3 * slack,
+        "patch": lambda shape, slack: shape.area_fraction < 0.10 + 0.6 * slack,
+    }
+)
+"""Exactly one is always said; "area" and "patch" differ by size alone."""
+
+SIZES = Vocabulary[Shape](
+    {
+        "tiny": lambda shape, slack: shape.area_fraction < 0.0005 * (1 + 5 * slack),
+        "small": lambda shape, slack: shape.area_fraction < 0.015 * (1 + 6 * slack),
+        "large": lambda shape, slack: shape.area_fraction >= 0.25 - slack,
+    }
+)
+"""Of the image; nothing is said in between."""
+
+
+def _running(angle_deg: float, within_deg: float) -> Rule[Shape]:
+    return lambda shape, slack: (
+        _strip_like(shape, slack) and abs((shape.angle_deg - angle_deg + 90) % 180 - 90) <= within_deg + 100 * slack
+    )
+
+
+def _solid(shape: Shape, slack: float) -> bool:
+    return (
+        shape.num_pixels >= _MIN_PIXELS and not _is_ring(shape, -slack / 2) and shape.largest_piece_share > 0.9 - slack
+    )
+
+
+SHAPES = Vocabulary[Shape](
+    {
+        "horizontal": _running(0, 18),
+        "vertical": _running(90, 18),
+        "slanting": lambda shape, slack: _running(45, 27)(shape, slack) or _running(135, 27)(shape, slack),
+        "round": lambda shape, slack: (
+            _solid(shape, slack)
+            and shape.axis_ratio > 0.8 - slack
+            and shape.ellipse_iou > 0.91 - slack
+            and shape.ellipse_iou > shape.rectangle_iou - 0.3 * slack
+        ),
+        "rectangular": lambda shape, slack: (
+            _solid(shape, slack)
+            and shape.rectangle_iou > 0.87 - slack
+            and shape.rectangle_iou > shape.ellipse_iou - 0.3 * slack
+        ),
+        "oval": lambda shape, slack: (
+            _solid(shape, slack)
+            and 0.38 - slack <= shape.axis_ratio <= 0.8 + slack
+            and shape.ellipse_iou > 0.89 - slack
+            and shape.ellipse_iou > shape.rectangle_iou - 0.3 * slack
+        ),
+        "irregular": lambda shape, slack: (
+            shape.num_pixels >= _MIN_PIXELS and not _is_ring(shape, -slack) and shape.ellipse_iou < 0.72 + 0.8 * slack
+        ),
+    }
+)
+
+
+def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: float) -> Shape:
+    """Measure a mask bool [h, w], cut to its box and perhaps reduced, with at least one pixel inside.
+
+    Args:
+        mask: what is looked at.
+        area_px: pixels of the mask in the image.
+        area_fraction: their share of it.
+    """
+    y, x = np.nonzero(mask)
+    covariance = np.cov(np.stack([x, y]).astype(np.float64), bias=True) + np.eye(2) / 12
+    variances, axes = np.linalg.eigh(covariance)
+    height, width = mask.shape
+    grid = np.stack(np.meshgrid(np.arange(width) - x.mean(), np.arange(height) - y.mean()), axis=-1)
+    along_axes = np.abs(grid @ axes) / np.sqrt(variances)
+    # The box of an ellipse that fills it has the same moments as the ellipse, so the matching shapes may overhang it.
+    ellipse_area, rectangle_area = (factor * np.sqrt(variances.prod()) for factor in (4 * np.pi, 12.0))
+    pieces = _piece_sizes(mask) / len(x)
+    return Shape(
+        area_px=area_px,
+        area_fraction=area_fraction,
+        num_pixels=len(x),
+        axis_ratio=float(np.sqrt(variances[0] / variances[1])),
+        angle_deg=float(np.degrees(np.arctan2(-axes[1, 1], axes[0, 1])) % 180),
+        ellipse_iou=_iou(mask, (along_axes**2).sum(axis=-1) <= 4, ellipse_area),
+        rectangle_iou=max(_iou(mask, along_axes.max(axis=-1) <= np.sqrt(3), rectangle_area), len(x) / mask.size),
+        hole_share=_central_hole_share(mask),
+        num_pieces=int((pieces >= 0.02).sum()),
+        largest_piece_share=float(pieces.max()),
+    )
+
+
+def _iou(mask: npt.NDArray[np.bool_], model: npt.NDArray[np.bool_], model_area_px: float) -> float:
+    common = float((mask & model).sum())
+    return min(1.0, common / (float(mask.sum()) + max(model_area_px, common) - common))
+
+
+def _piece_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
+    from scipy import ndimage
+
+    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    return np.bincount(pieces[mask])[1:]
+
+
+def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
+    """Share of the filled outline taken by its largest hole, if the outline's centre lies in that hole."""
+    from scipy import ndimage
+
+    filled = ndimage.binary_fill_holes(mask)
+    holes, num_holes = ndimage.label(filled & ~mask)
+    if num_holes == 0:
+        return 0.0
+    y, x = (round(float(axis.mean())) for axis in np.nonzero(filled))
+    sizes = np.bincount(holes.ravel())
+    sizes[0] = 0
+    largest = int(sizes.argmax())
+    return float(sizes[largest] / filled.sum()) if holes[y, x] == largest else 0.0
+
+
+_MIN_PIXELS_TEXTURE = 150
+_FINE_PX, _COARSE_PX = 1.0, 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class Texture:
+    """How the lightness of a region varies, at the scale at which the region is looked at.
+
+    Attributes:
+        num_pixels: that were looked at; below 150 nothing is said.
+        fine: standard deviation of lightness (0 to 1) within about a pixel.
+        coarse: the same between about one and four pixels.
+        coherence: 0 (every direction alike) to 1 (lightness changes in one direction only).
+        stripe_angle_deg: direction that stripes would run in, 0 (horizontal) to 180, counter-clockwise.
+        num_stripes: bands of alternating lightness across that direction.
+    """
+
+    num_pixels: int
+    fine: float
+    coarse: float
+    coherence: float
+    stripe_angle_deg: float
+    num_stripes: int
+
+
+def _axis_distance_deg(angle: float, other: float) -> float:
+    return abs((angle - other + 90) % 180 - 90)
+
+
+def _striped(angle_deg: float, within_deg: float) -> Rule[Texture]:
+    return lambda texture, slack: (
+        texture.num_pixels >= _MIN_PIXELS_TEXTURE
+        and texture.num_stripes >= 5 - 10 * slack
+        and texture.coherence > 0.6 - 2 * slack
+        and texture.coarse + texture.fine > 0.05 - 0.2 * slack
+        and _axis_distance_deg(texture.stripe_angle_deg, angle_deg) <= within_deg + 100 * slack
+    )
+
+
+def _smooth(texture: Texture, slack: float) -> bool:
+    return (
+        texture.num_pixels >= _MIN_PIXELS_TEXTURE
+        and texture.fine < 0.012 + 0.1 * slack
+        and texture.coarse < 0.02 + 0.15 * slack
+    )
+
+
+TEXTURES = Vocabulary[Texture](
+    {
+        "horizontally striped": _striped(0, 25),
+        "vertically striped": _striped(90, 25),
+        "diagonally striped": lambda texture, slack: (
+            _striped(45, 20)(texture, slack) or _striped(135, 20)(texture, slack)
+        ),
+        "smooth": _smooth,
+        "finely textured": lambda texture, slack: (
+            texture.num_pixels >= _MIN_PIXELS_TEXTURE
+            and texture.fine > 0.06 - 0.3 * slack
+            and texture.fine > texture.coarse * (0.7 - 3 * slack)
+        ),
+        "mottled": lambda texture, slack: (
+            texture.num_pixels >= _MIN_PIXELS_TEXTURE and texture.coarse > 0.07 - 0.35 * slack
+        ),
+    }
+)
+
+
+def measure_texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> Texture:
+    """Measure the lightness [h, w] (0 to 1) inside a mask bool [h, w]; its outermost pixels do not count."""
+    from scipy import ndimage
+
+    inside = ndimage.binary_erosion(mask)
+    num_pixels = int(inside.sum())
+    if num_pixels < _MIN_PIXELS_TEXTURE:
+        return Texture(num_pixels, 0.0, 0.0, 0.0, 0.0, 0)
+    slight, strong = (_blur_within(lightness, mask, sigma) for sigma in (_FINE_PX, _COARSE_PX))
+    dy, dx = np.gradient(slight, axis=0), np.gradient(slight, axis=1)
+    xx, yy, xy = (float(product[inside].mean()) for product in (dx * dx, dy * dy, dx * dy))
+    across = 0.5 * np.arctan2(2 * xy, xx - yy)
+    return Texture(
+        num_pixels=num_pixels,
+        fine=float(np.std((lightness - slight)[inside])),
+        coarse=float(np.std((slight - strong)[inside])),
+        coherence=float(np.hypot(xx - yy, 2 * xy) / max(xx + yy, 1e-12)),
+        stripe_angle_deg=float((90 - np.degrees(across)) % 180),
+        num_stripes=_num_bands(slight - strong, inside, across),
+    )
+
+
+def _blur_within(
+    values: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_], sigma_px: float
+) -> npt.NDArray[np.float64]:
+    """Gaussian blur that what lies outside the mask does not bleed into."""
+    from scipy import ndimage
+
+    weights = ndimage.gaussian_filter(mask.astype(np.float64), sigma_px)
+    return np.asarray(ndimage.gaussian_filter(np.where(mask, values, 0.0), sigma_px) / np.maximum(weights, 1e-6))
+
+
+def _num_bands(ripple: npt.NDArray[np.float64], inside: npt.NDArray[np.bool_], across: float) -> int:
+    """Bands lighter or darker than their surroundings along a direction (radians, x to the right, y down)."""
+    y, x = np.nonzero(inside)
+    position = x * np.cos(across) + y * np.sin(across)
+    bins = np.round(position - position.min()).astype(np.intp)
+    counts = np.bincount(bins)
+    profile = np.bincount(bins, ripple[inside])[counts > 0] / counts[counts > 0]
+    clear = profile[np.abs(profile) > 0.5 * np.abs(profile).mean()]
+    return 1 + int(np.count_nonzero(np.diff(np.sign(clear)))) if clear.size else 0

@@ -1,0 +1,157 @@
+"""Judging a caption by measuring again what it claims."""
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+from ureca.curation.protocols import Verdict
+from ureca.curation.rule_based.colours import FAMILIES, MULTICOLOURED
+from ureca.curation.rule_based.expressions import FITS, Traits
+from ureca.curation.rule_based.measurement import PLACES, Measurement
+from ureca.curation.rule_based.shapes import SHAPES, SIZES, TEXTURES
+from ureca.curation.rule_based.vocabulary import enumeration
+
+_SYNONYMS = {
+    "gray": "grey",
+    "tan": "beige",
+    "teal": "turquoise",
+    "cyan": "turquoise",
+    "violet": "purple",
+    "circular": "round",
+    "square": "rectangular",
+    "diagonal": "slanting",
+    "big": "large",
+    "huge": "large",
+    "little": "small",
+    "pale": "light",
+    "deep": "dark",
+    "center": "centre",
+    "top left": "upper left",
+    "top right": "upper right",
+    "bottom left": "lower left",
+    "bottom right": "lower right",
+    "picture": "image",
+    "photo": "image",
+    "photograph": "image",
+}
+_CHECKED_NOUNS = ("ring", "strip", "line", "dot", "cluster")
+
+_KINDS = {
+    "texture": "|".join(TEXTURES.words),
+    "colour": rf"(?:(?:dark|light) )?(?:{'|'.join(FAMILIES)})|{MULTICOLOURED}",
+    "brightness": "dark|bright",
+    "size": "|".join(SIZES.words),
+    "shape": "|".join(SHAPES.words),
+    "noun": "|".join(_CHECKED_NOUNS),
+}
+_WORDS = re.compile(r"\b(?:" + "|".join(f"(?P<{kind}>{words})" for kind, words in _KINDS.items()) + r")s?\b")
+_WITHIN = "within"
+_PLACE = re.compile(
+    rf"\b(?P<place>{'|'.join(PLACES.words)}|{_WITHIN}) (?:the|that|this) (?P<frame>[^,.;]*?)"
+    rf"(?= is |[,.;]|$| (?:{'|'.join(PLACES.words)}) )"
+)
+_COORDINATES = re.compile(
+    r"that covers (?P<area>\d+) pixels? around the point (?P<x>\d+)% from the left "
+    r"and (?P<y>\d+)% from the top of the image"
+)
+_OTHER_THINGS = re.compile(
+    r"\b(?:of|on|in|at|to|by|along|against|behind|near|beside|above|below|under|over|from|with|between|around|"
+    r"inside|holding|wearing|next|and its|while|whose|which|that)\b"
+)
+"""After one of these a caption may be speaking of something else than the region."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Claim:
+    kind: str
+    word: str
+
+
+def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> Verdict:
+    """Accept a caption whose claims all hold, with tolerance; the reason names the first that does not.
+
+    Claims are the words for colour, brightness, texture, shape, size and place that captions here are made of, and
+    some common synonyms. In the first sentence they are taken as said of the region up to the first preposition; what
+    follows the name of a place ("in the centre of the red strip") as said of its parent, if it has one. Words in later
+    sentences may be true of the region or of one of its parts. A caption without any claim is rejected: accepted
+    means that something was checked. Order ("second from the left") is not checked.
+    """
+    first, rest = _sentences(caption)
+    own = measured[region_id]
+    checked = [
+        *_check_coordinates(first, own),
+        *_check_places(first, own, measured),
+        *(_check(claim, [own]) for claim in _own_claims(first)),
+        *(
+            _check(claim, [own, *(measured[child] for child in own.child_ids if child in measured)])
+            for claim in _claims(rest)
+        ),
+    ]
+    if not checked:
+        return Verdict(False, "says nothing that pixels could show")
+    false = next((problem for problem in checked if problem is not None), None)
+    if false is not None:
+        return Verdict(False, false)
+    return Verdict(True, f"{len(checked)} {'claim holds' if len(checked) == 1 else 'claims hold'}")
+
+
+def _sentences(caption: str) -> tuple[str, str]:
+    text = " ".join(caption.lower().split())
+    for synonym, word in _SYNONYMS.items():
+        text = re.sub(rf"\b{synonym}\b", word, text)
+    first, _, rest = text.partition(". ")
+    return first, rest
+
+
+def _own_claims(text: str) -> Iterator[_Claim]:
+    for clause in re.split(r"[,;.]| is ", _PLACE.sub(",", _COORDINATES.sub(",", text))):
+        yield from _claims(_OTHER_THINGS.split(clause, maxsplit=1)[0])
+
+
+def _claims(text: str) -> Iterator[_Claim]:
+    for match in _WORDS.finditer(text):
+        kind = str(match.lastgroup)
+        yield _Claim(kind, match[kind])
+
+
+def _check(claim: _Claim, regions: list[Measurement]) -> str | None:
+    if any(FITS[claim.kind](claim.word, region) for region in regions):
+        return None
+    return f"says {claim.word}; {_truth(claim.kind, regions[0])}"
+
+
+def _check_places(text: str, own: Measurement, measured: Mapping[int, Measurement]) -> Iterator[str | None]:
+    for match in _PLACE.finditer(text):
+        place, frame = match["place"], match["frame"]
+        in_image = frame.startswith("image")
+        if in_image and place != _WITHIN:
+            yield _check(_Claim("place_in_image", place), [own])
+        elif not in_image and own.parent_id is not None:
+            if place != _WITHIN:
+                yield _check(_Claim("place_in_parent", place), [own])
+            for claim in _claims(frame):
+                problem = _check(claim, [measured[own.parent_id]])
+                yield problem and f"of what it is part of, {problem}"
+
+
+def _check_coordinates(text: str, own: Measurement) -> Iterator[str | None]:
+    for match in _COORDINATES.finditer(text):
+        x, y = round(100 * own.in_image.x), round(100 * own.in_image.y)
+        true = (own.shape.area_px, x, y)
+        said = tuple(int(match[name]) for name in ("area", "x", "y"))
+        within = abs(said[0] - true[0]) <= 0.05 * true[0] and all(abs(said[i] - true[i]) <= 2 for i in (1, 2))
+        yield None if within else f"says {match[0]}; it covers {true[0]} pixels around {x}%, {y}%"
+
+
+def _truth(kind: str, region: Measurement) -> str:
+    traits = Traits.of(region)
+    outline = " ".join(filter(None, (traits.shape, traits.noun)))
+    truths = {
+        "colour": f"its pixels are {enumeration(traits.colours)}",
+        "brightness": f"its lightness is {region.colours.mean_lightness:.2f} of 1",
+        "size": f"it covers {100 * region.shape.area_fraction:.1f}% of the image",
+        "texture": f"its texture is {traits.texture or 'neither smooth nor marked'}",
+        "place_in_image": f"it is {traits.place_in_image} the image",
+        "place_in_parent": f"it is {traits.place_in_parent} what it is part of",
+    }
+    return truths.get(kind, f"its outline is that of a {outline}")

@@ -1,0 +1,255 @@
+"""URECA's training set: one JSON object a line, one line a region (the layout of the paper's released set).
+
+[from] Which regions leave in an export, and why the others do not.
+[from] COCO captions JSON, with the box and the mask of each caption's region.
+[from] One row a region, for tools that read tables."""
+
+import json
+import shutil
+import tempfile
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+import ureca
+from ureca.data.questions import paraphrase
+from ureca.errors import OutputError
+from ureca.io import replacing
+from ureca.masks.annotations import Annotations, write_annotations
+from ureca.masks.mask import Mask
+from ureca.masks.rle import Rle, area_px, box_xywh
+from ureca.schema import PROVENANCE, REGION, REGIONS, conform
+
+
+@dataclass(slots=True)
+class Selection:
+    """Passes on the captioned regions of each row, and counts.
+
+    Attributes:
+        include_rejected: also those whose caption verification has rejected.
+        num_images: rows of which at least one region was passed on.
+        num_regions: regions passed on.
+        left_out: regions that were not, by reason: "rejected", or their status.
+        failed_images: rows with an error, by "stage: kind".
+    """
+
+    include_rejected: bool = False
+    num_images: int = 0
+    num_regions: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
+    failed_images: Counter[str] = field(default_factory=Counter)
+
+    def of(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+        """Rows of the schema ``REGIONS`` that have regions to export, each with those regions."""
+        for row in rows:
+            if (error := row["error"]) is not None:
+                self.failed_images[f"{error['stage']}: {error['kind']}"] += 1
+            regions = [region for region in row["regions"] if self._takes(region)]
+            if regions:
+                self.num_images += 1
+                self.num_regions += len(regions)
+                yield row, regions
+
+    def summary(self) -> str:
+        """What was written and what was left out, for people."""
+        lines = [f"{_counted(self.num_regions, 'region')} of {_counted(self.num_images, 'image')} written"]
+        for reason, count in self.left_out.most_common():
+            lines.append(f"{_counted(count, 'region')} left out: {reason}")
+        for reason, count in self.failed_images.most_common():
+            lines.append(f"{_counted(count, 'image')} left out: {reason}")
+        return "\n".join(lines)
+
+    def _takes(self, region: Mapping[str, Any]) -> bool:
+        if region["status"] != "ok":
+            self.left_out[region["status"]] += 1
+            return False
+        if region["verdict"] == "rejected" and not self.include_rejected:
+            self.left_out["rejected"] += 1
+            return False
+        return True
+
+
+def _counted(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, selection: Selection, *, overwrite: bool = False) -> None:
+    """Write COCO captions, which ``pycocotools.coco.COCO`` loads.
+
+    Images and annotations are numbered from 1. An image keeps its own id as ``image_id`` beside COCO's ``id``, and
+    an annotation its region's id as ``region_id``. ``segmentation`` is compressed RLE; ``bbox`` (x, y, width, height)
+    and ``area`` are the mask's, in pixels.
+
+    Args:
+        rows: of the schema ``REGIONS``.
+        to: the JSON file.
+        selection: which regions; it counts them.
+        overwrite: replace what exists.
+
+    Raises:
+        OutputError: ``to`` exists and ``overwrite`` is not set, or cannot be written there.
+    """
+    # The two lists of a COCO file stand one after the other: the second waits in a file of its own.
+    with (
+        replacing(to, overwrite=overwrite) as temporary,
+        temporary.open("w", encoding="utf-8") as file,
+        tempfile.TemporaryFile("w+", encoding="utf-8", dir=to.parent) as annotations,
+    ):
+        info = {"description": "Unique captions of image regions", "version": f"ureca {ureca.__version__}"}
+        file.write(f'{{"info": {json.dumps(info)},\n"images": [')
+        separator = "\n"
+        number = 0
+        for image_number, (row, regions) in enumerate(selection.of(rows), start=1):
+            file.write(separator + json.dumps(_image(image_number, row), ensure_ascii=False))
+            for region in regions:
+                annotation = _annotation(number + 1, image_number, row, region)
+                annotations.write((",\n" if number else "\n") + json.dumps(annotation, ensure_ascii=False))
+                number += 1
+            separator = ",\n"
+        file.write('],\n"annotations": [')
+        annotations.seek(0)
+        shutil.copyfileobj(annotations, file)
+        file.write("]}\n")
+
+
+def _image(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "id": number,
+        "image_id": row["image_id"],
+        "file_name": row["uri"].rpartition("/")[2],
+        "uri": row["uri"],
+        "height": row["height"],
+        "width": row["width"],
+    }
+
+
+def _annotation(number: int, image_number: int, row: Mapping[str, Any], region: Mapping[str, Any]) -> dict[str, Any]:
+    rle = Rle(size=[row["height"], row["width"]], counts=region["rle"])
+    return {
+        "id": number,
+        "image_id": image_number,
+        "region_id": region["region_id"],
+        "caption": region["caption"],
+        # Rows keep the boxes of the masks' source, and SA-1B's are one pixel short of COCO's.
+        "bbox": list(box_xywh(rle)),
+        "area": area_px(rle),
+        "segmentation": dict(rle),
+        "iscrowd": 0,
+    }
+
+
+_IMAGE_COLUMNS = ("image_id", "uri", "height", "width")
+_ROWS_A_GROUP = 8192
+
+FLAT = pa.schema([*(REGIONS.field(name) for name in _IMAGE_COLUMNS), *REGION, pa.field("provenance", PROVENANCE)])
+"""Columns of the flat export: those of the image, repeated, then those of the region, as in ``REGIONS``."""
+
+
+def export_parquet(
+    rows: Iterable[Mapping[str, Any]], to: Path, selection: Selection, *, overwrite: bool = False
+) -> None:
+    """Write a Parquet file of the schema ``FLAT``.
+
+    Args:
+        rows: of the schema ``REGIONS``.
+        to: the Parquet file.
+        selection: which regions; it counts them.
+        overwrite: replace what exists.
+
+    Raises:
+        OutputError: ``to`` exists and ``overwrite`` is not set, or cannot be written there.
+    """
+    with (
+        replacing(to, overwrite=overwrite) as temporary,
+        pq.ParquetWriter(temporary, FLAT, compression="zstd") as writer,
+    ):
+        group: list[dict[str, Any]] = []
+        for row, regions in selection.of(rows):
+            image = {name: row[name] for name in (*_IMAGE_COLUMNS, "provenance")}
+            group += [{**image, **region} for region in regions]
+            if len(group) >= _ROWS_A_GROUP:
+                writer.write_table(conform(group, FLAT))
+                group = []
+        if group:
+            writer.write_table(conform(group, FLAT))
+
+
+def export_jsonl(
+    rows: Iterable[Mapping[str, Any]],
+    to: Path,
+    selection: Selection,
+    *,
+    masks: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the captions, as they are after uniqueness refinement, with a question each.
+
+    A line is ``{"id", "image", "mask_id", "conversations": [{"from": "human", "value": "<image>\\n<question>"},
+    {"from": "gpt", "value": <caption>}]}``; ``image`` is the image's id and ``mask_id`` the region's, as text.
+
+    Args:
+        rows: of the schema ``REGIONS``.
+        to: the JSONL file.
+        selection: which regions; it counts them.
+        masks: a folder for the masks of the exported regions, ``<image>.json`` in SA-1B's layout; None: no masks.
+        overwrite: replace what exists.
+
+    Raises:
+        OutputError: ``to`` or a file of masks exists and ``overwrite`` is not set, or cannot be written there.
+    """
+    with replacing(to, overwrite=overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
+        if masks is not None:
+            _make_empty_folder(masks, overwrite=overwrite)
+        number = 0
+        for row, regions in selection.of(rows):
+            for region in regions:
+                file.write(json.dumps(_line(number, row["image_id"], region), ensure_ascii=False) + "\n")
+                number += 1
+            if masks is not None:
+                _write_masks(masks, row, regions)
+
+
+def _line(number: int, image_id: str, region: Mapping[str, Any]) -> dict[str, Any]:
+    # A region without parts keeps its short caption as its detailed one.
+    detailed = region["detailed_caption"] != region["short_caption"]
+    asked = paraphrase(image_id, region["region_id"], detailed=detailed)
+    return {
+        "id": number,
+        "image": image_id,
+        "mask_id": str(region["region_id"]),
+        "conversations": [
+            {"from": "human", "value": f"<image>\n{asked}"},
+            {"from": "gpt", "value": region["caption"]},
+        ],
+    }
+
+
+def _make_empty_folder(masks: Path, *, overwrite: bool) -> None:
+    masks.mkdir(parents=True, exist_ok=True)
+    if not overwrite and any(masks.iterdir()):
+        raise OutputError(f"the folder {masks} is not empty; name another one, or add to it with --overwrite")
+
+
+def _write_masks(folder: Path, row: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> None:
+    image_id, size = row["image_id"], [row["height"], row["width"]]
+    path = folder / f"{image_id}.json"
+    if path.parent != folder:
+        raise OutputError(f"the masks of image {image_id!r} cannot be written: its id is no file name")
+    masks = tuple(
+        Mask(
+            id=region["region_id"],
+            rle=Rle(size=size, counts=region["rle"]),
+            bbox_xywh=tuple(region["bbox_xywh"]),
+            area_px=region["area_px"],
+            predicted_iou=region["predicted_iou"],
+            stability_score=region["stability_score"],
+        )
+        for region in regions
+    )
+    with replacing(path, overwrite=True) as temporary:
+        write_annotations(temporary, Annotations(masks, row["height"], row["width"], image_id))

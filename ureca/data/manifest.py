@@ -1,0 +1,192 @@
+"""Which of the images of an input are worked on: a shard, a sample, the first so many.
+
+[from] The manifest: a table with one row for each image of a job, saying where its bytes are.
+[from] Images by the names that other files call them by."""
+
+import hashlib
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ureca.data.paths import stems
+from ureca.errors import InputError, OutputError
+
+MANIFEST = pa.schema(
+    [
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("uri", pa.string(), nullable=False),
+        pa.field("path", pa.string(), nullable=False),
+        pa.field("offset", pa.int64()),
+        pa.field("size", pa.int64()),
+        pa.field("column", pa.string()),
+        pa.field("row", pa.int64()),
+        pa.field("annotation_path", pa.string()),
+        pa.field("annotation_offset", pa.int64()),
+        pa.field("annotation_size", pa.int64()),
+    ]
+)
+"""What ``list_images`` returns and ``fetch`` reads; see ``ManifestEntry`` for the columns."""
+
+
+@dataclass(frozen=True, slots=True)
+class ManifestEntry:
+    """Where the bytes of one image, and of its annotation, are.
+
+    Attributes:
+        image_id: unique in the manifest.
+        uri: names the image for a person: ``folder/a.jpg``, ``shard.tar/a.jpg``, ``table.parquet#row=12``.
+        path: the file to open: a local path, or a URI of a file system that Arrow knows.
+        offset: of the data of a tar member, in bytes; None: the image is not in a tar.
+        size: of the data of a tar member, in bytes; None where the archive cannot be read from ``offset`` on.
+        column: of a Parquet file, holding the bytes; None: the image is not in a Parquet file.
+        row: in that Parquet file, from 0.
+        annotation_path: the file to open for the annotation; None: there is none.
+        annotation_offset: of the annotation in a tar, in bytes; None: the annotation is a file of its own.
+        annotation_size: of the annotation in a tar, in bytes.
+    """
+
+    image_id: str
+    uri: str
+    path: str
+    offset: int | None = None
+    size: int | None = None
+    column: str | None = None
+    row: int | None = None
+    annotation_path: str | None = None
+    annotation_offset: int | None = None
+    annotation_size: int | None = None
+
+    @classmethod
+    def from_row(cls, row: Mapping[str, Any]) -> Self:
+        """Make an entry of a manifest row; other columns that the row may have are ignored."""
+        return cls(**{name: row[name] for name in MANIFEST.names})
+
+    def to_row(self) -> dict[str, Any]:
+        """The row of the manifest that this entry stands for."""
+        return asdict(self)
+
+
+def make_manifest(**columns: Any) -> pa.Table:
+    """Make a manifest of Arrow arrays or single values by column name; columns left out are null.
+
+    ``path`` is given as an array and sets the number of rows.
+    """
+    num_rows = len(columns["path"])
+
+    def column(field: pa.Field) -> Any:
+        value = columns.get(field.name)
+        if isinstance(value, pa.Array | pa.ChunkedArray):
+            return value.cast(field.type)
+        return pa.repeat(pa.scalar(value, field.type), num_rows)
+
+    return pa.Table.from_arrays([column(field) for field in MANIFEST], schema=MANIFEST)
+
+
+def rows_of_images(names: Sequence[str], manifest: pa.Table) -> list[int | None]:
+    """Row of the manifest of each name, which may be an image's id or the name of its file; None: there is none."""
+    keys = pa.array(names, pa.string())
+    known = manifest["image_id"].combine_chunks()
+    rows: list[int | None] = pc.coalesce(
+        pc.index_in(keys, value_set=known), pc.index_in(stems(keys), value_set=known)
+    ).to_pylist()
+    return rows
+
+
+def entries_at(manifest: pa.Table, rows: Sequence[int | None]) -> list[ManifestEntry | None]:
+    """Entries of some rows of the manifest; None where there is no row."""
+    found = manifest.take(pa.array(rows, pa.int64())).to_pylist()
+    return [None if place is None else ManifestEntry.from_row(row) for place, row in zip(rows, found, strict=True)]
+
+
+_SHARD = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
+
+
+def checked_shard(shard: str) -> str:
+    """A shard as it is written, ``i/n``.
+
+    Raises:
+        ValueError: it is none.
+    """
+    found = _SHARD.fullmatch(shard)
+    if found is None or int(found[1]) > int(found[2]):
+        raise ValueError(f"'{shard}' is no shard: the third of eight is 3/8")
+    return shard
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which images are worked on; all of them, unless told otherwise.
+
+    Attributes:
+        shard: ``i/n``, from ``1/n`` to ``n/n``; an image's id alone decides which it is in.
+        sample: so many images, drawn by their ids and the seed.
+        sample_seed: of the sample.
+        limit: so many images, the first ones.
+    """
+
+    shard: str | None = None
+    sample: int | None = None
+    sample_seed: int = 0
+    limit: int | None = None
+
+
+EVERYTHING = Selection()
+
+
+def select(manifest: pa.Table, selection: Selection, held_ids: pa.ChunkedArray) -> pa.Table:
+    """The rows of a manifest that are selected, in their order: of the shard, of those a sample, of those the first.
+
+    What the output holds already counts first, and what is selected fills it up. So the same selection goes on when
+    INPUT has grown, and a larger one adds to what is there.
+
+    Args:
+        manifest: schema ``MANIFEST``.
+        selection: what is wanted.
+        held_ids: of the images that the output holds.
+
+    Raises:
+        OutputError: the output holds images of another shard, or more images than are wanted.
+        InputError: nothing is left.
+    """
+    if selection == EVERYTHING:
+        return manifest
+    ids: list[str] = manifest["image_id"].to_pylist()
+    held = set(held_ids.to_pylist())
+    chosen = list(range(len(ids)))
+    if selection.shard is not None:
+        number, count = map(int, selection.shard.split("/"))
+        others = [index for index in chosen if _hash(ids[index], b"shard") % count != number - 1]
+        if strays := [ids[index] for index in others if ids[index] in held]:
+            raise OutputError(
+                f"OUTPUT holds {len(strays)} images that are not of the shard {selection.shard}, such as "
+                f"'{strays[0]}': give the shard that it was begun with, or name another folder"
+            )
+        chosen = sorted(set(chosen) - set(others))
+    if selection.sample is not None:
+        key = selection.sample_seed.to_bytes(16, "big", signed=True)
+        chosen.sort(key=lambda index: (ids[index] not in held, _hash(ids[index], key)))
+        chosen = sorted(_first(chosen, selection.sample, "sample", ids, held))
+    if selection.limit is not None:
+        chosen.sort(key=lambda index: (ids[index] not in held, index))
+        chosen = sorted(_first(chosen, selection.limit, "limit", ids, held))
+    if not chosen:
+        raise InputError(f"of {len(ids)} images, none is of the shard {selection.shard}")
+    return manifest if len(chosen) == len(ids) else manifest.take(pa.array(chosen, pa.int64()))
+
+
+def _first(chosen: list[int], most: int, name: str, ids: list[str], held: set[str]) -> list[int]:
+    num_held = sum(ids[index] in held for index in chosen)
+    if num_held > most:
+        raise OutputError(
+            f"OUTPUT holds {num_held} of the images already, more than {name} {most}: leave it as it was or raise it, "
+            "or name another folder"
+        )
+    return chosen[:most]
+
+
+def _hash(id: str, key: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8, key=key).digest(), "big")

@@ -1,0 +1,324 @@
+"""Captions as regions, so that what shows or exports a dataset need not know two kinds.
+
+[from] One output folder."""
+
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ureca import __version__
+from ureca import io as storage
+from ureca.data.crash_log import Attempts, AttemptsTogether
+from ureca.data.lease import ClaimFile
+from ureca.data.manifest import EVERYTHING, ManifestEntry, Selection, select
+from ureca.data.partitions import UnitReport, new_images, read_report, units_of, write_part, write_pieces
+from ureca.data.reading import fetch
+from ureca.errors import DataError, ImageError, OutputError
+from ureca.images import ImageLimits, decode_image
+from ureca.io import locate
+from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
+
+_MANIFEST = "manifest"
+_ATTEMPTS = "attempts"
+_RUN = "run.json"
+_CLAIM = "claim.json"
+_PART_NAME = re.compile(r"part-(\d+)\.parquet")
+_UNITS_PER_ROW_GROUP = 256
+
+
+class Output:
+    """Reads and writes an output folder, on a disk or in an object store. It holds no state: any process can have one.
+
+    Args:
+        path: local path or URI of the folder, which need not exist.
+        dataset: that the parts hold.
+
+    Attributes:
+        path: as given.
+        dataset: that the parts hold.
+        filesystem: Arrow's, where the folder is; ``manifest_files`` are paths within it.
+
+    Raises:
+        InputError: the URI's scheme or place is unknown.
+    """
+
+    def __init__(self, path: str, dataset: Dataset = REGIONS_DATASET) -> None:
+        self.path = path
+        self.dataset = dataset
+        self._location = locate(path)
+        self.filesystem = self._location.filesystem
+        self._folder = self._location.name
+
+    @classmethod
+    def of_run(cls, path: str) -> Self:
+        """The output of a run that exists, with the dataset that its run.json names.
+
+        Raises:
+            OutputError: there is none, it cannot be read, or it holds another dataset than this version knows.
+        """
+        name = cls(path).run().get("dataset", REGIONS_DATASET.name)
+        if name not in DATASETS:
+            raise OutputError(f"{path} holds a dataset {name!r}, which this version does not know")
+        return cls(path, DATASETS[name])
+
+    # What is to be done
+
+    def add_images(self, manifest: pa.Table, images_per_unit: int | None, selection: Selection = EVERYTHING) -> int:
+        """Make units of the selected images that no unit has yet; returns how many images are new.
+
+        Raises:
+            OutputError: the folder holds what is not selected; see ``ureca.data.manifest.select``.
+            InputError: nothing is selected.
+        """
+        files = self.manifest_files()
+        known = self.held_ids()
+        new = new_images(select(manifest, selection, known), known)
+        if new.num_rows:
+            units = units_of(new, len(self.unit_sizes()), images_per_unit)
+            path = f"{self._folder}/{_MANIFEST}/{len(files):06d}.parquet"
+            storage.write_table(self.filesystem, path, units, _UNITS_PER_ROW_GROUP)
+        return int(new.num_rows)
+
+    def manifest_files(self) -> list[str]:
+        """Paths of the stored manifests, within the file system, oldest first."""
+        names = storage.list_names(self.filesystem, f"{self._folder}/{_MANIFEST}")
+        return [f"{self._folder}/{_MANIFEST}/{name}" for name in names]
+
+    def manifest_pieces(self) -> list[tuple[str, int]]:
+        """Path and number of each row group of the stored manifests; ``read_manifest_piece`` reads one."""
+        return [
+            (path, row_group)
+            for path in self.manifest_files()
+            for row_group in range(storage.num_row_groups(self.filesystem, path))
+        ]
+
+    def read_manifest(self, path: str) -> pa.Table:
+        """Units of one of ``manifest_files``; schema ``UNITS``."""
+        return storage.read_table(self.filesystem, path)
+
+    def part_paths(self) -> dict[int, str]:
+        """Path or URI of the file of each unit that has one, for any process to open."""
+        return {unit: self._location.paths(pa.scalar(self._part(unit))).as_py() for unit in self.done_units()}
+
+    def read_manifest_piece(self, path: str, row_group: int) -> pa.Table:
+        """Units of one row group; schema ``UNITS``."""
+        return storage.read_row_group(self.filesystem, path, row_group)
+
+    def unit_sizes(self) -> dict[int, int]:
+        """Number of images by unit."""
+        sizes: dict[int, int] = {}
+        for path in self.manifest_files():
+            columns = ["unit", "images.list.element.image_id"]
+            units = storage.read_table(self.filesystem, path, columns)
+            sizes |= zip(units["unit"].to_pylist(), pc.list_value_length(units["images"]).to_pylist(), strict=True)
+        return sizes
+
+    def done_units(self) -> list[int]:
+        """Numbers of the units that have their file."""
+        names = storage.list_names(self.filesystem, self._parts)
+        return sorted(int(part[1]) for name in names if (part := _PART_NAME.fullmatch(name)))
+
+    def failed_images(self) -> dict[int, set[str]]:
+        """Ids of the images with an error, or with a region that failed, by unit."""
+        failed: dict[int, set[str]] = {}
+        for unit in self.done_units():
+            columns = ["image_id", "error", f"{self.dataset.name}.list.element.status"]
+            for row in storage.read_table(self.filesystem, self._part(unit), columns).to_pylist():
+                statuses = (region["status"] for region in row[self.dataset.name])
+                if row["error"] or any(status.startswith("failed:") for status in statuses):
+                    failed.setdefault(unit, set()).add(row["image_id"])
+        return failed
+
+    # Who writes
+
+    def claim(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
+        """Have the folder to oneself for the block; see ``ureca.data.lease.ClaimFile.hold``.
+
+        Raises:
+            OutputError: another session has it, or it cannot be written to.
+        """
+        return self._claim.hold(on_wait)
+
+    def check_claim(self, session: str) -> None:
+        """Make sure that the claim of a session still stands.
+
+        Raises:
+            RuntimeError: another session has the folder now; nothing more must be written.
+        """
+        self._claim.check(session)
+
+    def attempts(self, stage: str, max_deaths: int, *, together: bool = False) -> Attempts:
+        """What is known, and to be noted, of images that a stage's processes have died with.
+
+        Args:
+            stage: name of the stage.
+            max_deaths: processes that may die with an image.
+            together: a process of the stage works on many images at a time.
+        """
+        kind = AttemptsTogether if together else Attempts
+        return kind(self.filesystem, f"{self._folder}/{_ATTEMPTS}", stage, max_deaths)
+
+    # Writing
+
+    def write_unit(self, unit: int, rows: Sequence[Mapping[str, Any]], work: UnitReport) -> None:
+        """Write a unit's rows at once; see ``ureca.data.partitions.write_part``."""
+        write_part(self.filesystem, self._part(unit), rows, self.dataset, work)
+
+    def write_pieces(self, unit: int, pieces: Sequence[pa.Table], report: UnitReport) -> None:
+        """Write a unit of which the rows came in pieces; see ``ureca.data.partitions.write_pieces``."""
+        write_pieces(self.filesystem, self._part(unit), pieces, self.dataset, report)
+
+    def write_run(self, run: Mapping[str, Any]) -> None:
+        """Write run.json."""
+        text = json.dumps(run, indent=2, ensure_ascii=False)
+        storage.write_bytes(self.filesystem, f"{self._folder}/{_RUN}", text.encode())
+
+    def remove_temporary(self) -> None:
+        """Remove half-written files that killed writers have left."""
+        for folder in (self._folder, self._parts, f"{self._folder}/{_MANIFEST}"):
+            storage.remove_temporary(self.filesystem, folder)
+        self.remove_attempts()
+
+    def remove_attempts(self) -> None:
+        """Forget what images processes have died with: a session begins, or has ended."""
+        storage.remove_folder(self.filesystem, f"{self._folder}/{_ATTEMPTS}")
+
+    def remove(self) -> None:
+        """Remove everything that this class writes, but for the claim, and nothing else."""
+        self.remove_attempts()
+        for folder in (self._parts, f"{self._folder}/{_MANIFEST}"):
+            for name in storage.list_names(self.filesystem, folder):
+                self.filesystem.delete_file(f"{folder}/{name}")
+        if self.exists():
+            self.filesystem.delete_file(f"{self._folder}/{_RUN}")
+
+    # Reading
+
+    def exists(self) -> bool:
+        """Whether the folder holds a run."""
+        return bool(self.filesystem.get_file_info(f"{self._folder}/{_RUN}").is_file)
+
+    def run(self) -> dict[str, Any]:
+        """The content of run.json.
+
+        Raises:
+            OutputError: there is none, or it cannot be read.
+        """
+        try:
+            with self.filesystem.open_input_stream(f"{self._folder}/{_RUN}") as stream:
+                run = json.loads(stream.read())
+        except (OSError, ValueError) as error:
+            raise OutputError(f"{self.path} is not the output of a run: run.json cannot be read ({error})") from error
+        if not isinstance(run, dict):
+            raise OutputError(f"{self.path} is not the output of a run: run.json holds no object")
+        return run
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the dataset as Python values, in the manifest's order, one unit in memory at a time."""
+        for unit in self.done_units():
+            yield from self.unit_rows(unit)
+
+    def unit_rows(self, unit: int) -> list[dict[str, Any]]:
+        """Rows of a unit that is done."""
+        rows: list[dict[str, Any]] = storage.read_table(self.filesystem, self._part(unit)).to_pylist()
+        return rows
+
+    def part_files(self) -> list[str]:
+        """Paths of the files of the units that are done, within the file system."""
+        return [self._part(unit) for unit in self.done_units()]
+
+    def region_rows(self) -> Iterator[dict[str, Any]]:
+        """The same rows in the schema ``REGIONS``, whatever dataset the output holds."""
+        rows = self.rows()
+        return rows if self.dataset is REGIONS_DATASET else map(as_regions_row, rows)
+
+    def report(self, units: Iterable[int] | None = None) -> UnitReport:
+        """The reports of some units, or of all that are done, added up."""
+        paths = [self._part(unit) for unit in (self.done_units() if units is None else units)]
+        total = UnitReport()
+        with ThreadPoolExecutor(max_workers=16) as pool:  # a footer is one small request to an object store
+            for report in pool.map(lambda path: read_report(self.filesystem, path), paths):
+                total = total + report
+        return total
+
+    def pixels(self, image_ids: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[np.uint8] | DataError]]:
+        """Decode some images again from where the manifest says they are; uint8 RGB [H, W, 3] or what went wrong."""
+        limits = ImageLimits()
+        wanted = pa.array(image_ids, pa.string())
+        for path in self.manifest_files():
+            images = pc.list_flatten(storage.read_table(self.filesystem, path, ["images"])["images"])
+            table = pa.Table.from_struct_array(images)
+            rows = table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
+            for fetched in fetch([ManifestEntry.from_row(row) for row in rows], limits):
+                yield fetched.entry.image_id, _decoded(fetched.image, limits)
+
+    def held_ids(self) -> pa.ChunkedArray:
+        """Ids of the images of all units, done or not."""
+        ids: list[pa.Array] = []
+        for path in self.manifest_files():
+            units = storage.read_table(self.filesystem, path, ["images.list.element.image_id"])
+            ids += pc.struct_field(pc.list_flatten(units["images"]), "image_id").chunks
+        return pa.chunked_array(ids, pa.string())
+
+    @property
+    def _claim(self) -> ClaimFile:
+        return ClaimFile(self.filesystem, f"{self._folder}/{_CLAIM}", self.path)
+
+    @property
+    def _parts(self) -> str:
+        return f"{self._folder}/{self.dataset.name}"
+
+    def _part(self, unit: int) -> str:
+        return f"{self._parts}/part-{unit:06d}.parquet"
+
+
+def _decoded(data: bytes | DataError, limits: ImageLimits) -> npt.NDArray[np.uint8] | DataError:
+    if isinstance(data, DataError):
+        return data
+    try:
+        return decode_image(data, limits)
+    except ImageError as error:
+        return error
+
+
+_NOTHING: dict[str, Any] = {field.name: None for field in REGION}
+
+
+def as_regions_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the schema ``CAPTIONS`` or ``BENCHMARK`` as one of ``REGIONS``: one caption, unchecked.
+
+    Regions of an image whose mask tree is not known are all at the top level. Of a benchmark the first reference is
+    the caption.
+    """
+    regions = row["benchmark"] if "benchmark" in row else row["captions"]
+    provenance = dict.fromkeys(field.name for field in PROVENANCE)
+    provenance |= {"proposer": row.get("proposer"), "annotator": row.get("model"), "ureca": __version__}
+    provenance["recipe"] = row.get("recipe")
+    return {
+        **{name: row[name] for name in ("image_id", "uri", "height", "width", "error")},
+        "regions": [_as_region(region) for region in regions],
+        "provenance": provenance,
+    }
+
+
+def _as_region(region: Mapping[str, Any]) -> dict[str, Any]:
+    known = {name: value for name, value in region.items() if name in _NOTHING}
+    parent_id, depth = region["parent_id"], region["depth"]
+    caption = region["caption"] if "caption" in region else next(iter(region["references"]), None)
+    return {
+        **_NOTHING,
+        "lookalike_ids": [],
+        **known,
+        "parent_id": -1 if parent_id is None else parent_id,
+        "depth": 0 if depth is None else depth,
+        "caption": caption,
+        "verdict": "unchecked",
+    }

@@ -1,0 +1,126 @@
+"""Glob patterns over the files of any file system.
+
+[from] Arrow strings of paths and URIs, handled a column at a time."""
+
+import fnmatch
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import pyarrow.compute as pc
+
+from ureca.io import Location, list_entries, walk_files
+
+IMAGE_EXTENSIONS = (
+    "jpg",
+    "jpeg",
+    "jpe",
+    "jfif",
+    "png",
+    "webp",
+    "tif",
+    "tiff",
+    "bmp",
+    "gif",
+    "ppm",
+    "pgm",
+    "pbm",
+    "pnm",
+)
+ANNOTATION_EXTENSIONS = ("json",)
+SHARD_EXTENSIONS = ("tar",)
+TABLE_EXTENSIONS = ("parquet",)
+LIST_EXTENSIONS = ("txt",)
+COMPRESSED_EXTENSIONS = ("tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "tar.zst", "tzst")
+
+
+def has_extension(paths: Any, extensions: tuple[str, ...]) -> Any:
+    """Whether each path ends with one of the extensions, in any case."""
+    alternatives = "|".join(extension.replace(".", r"\.") for extension in extensions)
+    return pc.match_substring_regex(paths, rf"(?i)[^/]\.(?:{alternatives})$")
+
+
+def stems(paths: Any) -> Any:
+    """Last components without the extension: ``a/b.c.jpg`` becomes ``b.c``."""
+    return pc.replace_substring_regex(paths, r"(?s)^(?:.*/)?([^/]+?)(?:\.[^./]*)?$", r"\1")
+
+
+def without_extensions(paths: Any) -> Any:
+    """``a/b.c.jpg`` becomes ``a/b.c``."""
+    return pc.replace_substring_regex(paths, r"(?s)^(.*/)?([^/]+?)(?:\.[^./]*)?$", r"\1\2")
+
+
+def folders(paths: Any) -> Any:
+    """``a/b.c.jpg`` becomes ``a``."""
+    return pc.replace_substring_regex(paths, r"(?s)/[^/]*$", "")
+
+
+def resolve(paths: Any, folder: str, options: str) -> Any:
+    """Absolute paths of this machine and URIs as they are; others are taken from a folder, with its URI's options."""
+    is_absolute = pc.match_substring_regex(paths, r"^(/|[a-zA-Z][a-zA-Z0-9+.-]*://)")
+    joined = pc.binary_join_element_wise(pc.binary_join_element_wise(folder, paths, "/"), options, "")
+    return pc.if_else(is_absolute, paths, joined)
+
+
+def split_options(paths: Any) -> tuple[Any, Any]:
+    """Part URIs from their options (``?region=x``). A path of this machine has none, whatever its name holds."""
+    is_uri = pc.match_substring_regex(paths, r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+    bare = pc.if_else(is_uri, pc.replace_substring_regex(paths, r"(?s)\?.*$", ""), paths)
+    options = pc.if_else(is_uri, pc.replace_substring_regex(paths, r"(?s)^[^?]*", ""), "")
+    return bare, options
+
+
+def first_duplicates(keys: Any, paths: Any) -> tuple[str, str] | None:
+    """The paths of the first two rows that share a key, for the first key that is shared; None: all are distinct."""
+    counts = pc.value_counts(keys)
+    shared = counts.filter(pc.greater(counts.field("counts"), 1))
+    if not len(shared):
+        return None
+    first, second, *_ = paths.filter(pc.equal(keys, shared.field("values")[0])).slice(0, 2).to_pylist()
+    return first, second
+
+
+def has_magic(path: str) -> bool:
+    """Whether a path holds one of ``*``, ``?`` and ``[``."""
+    return re.search(r"[*?\[]", path) is not None
+
+
+def walk_matches(pattern: Location) -> Iterator[str]:
+    """Names of the files that a pattern matches, or that lie in a folder that it matches; not sorted.
+
+    ``*``, ``?``, ``[ab]`` and ``[!ab]`` stay within one component of the path, as in a shell; ``**`` as a component
+    stands for any number of folders. Hidden files and folders match nothing.
+
+    Raises:
+        OSError: a folder that has to be searched cannot be read, or does not exist.
+    """
+    parts = pattern.name.split("/")
+    first = next(index for index, part in enumerate(parts) if has_magic(part))
+    folders = ["/".join(parts[:first]) or ("/" if first else "")]
+    for part in parts[first:-1]:
+        folders = list(dict.fromkeys(_step_down(pattern, folders, part)))
+    # A trailing ** is all that lies below, and so is what * matches with the folders that it matches.
+    last = "*" if parts[-1] == "**" else parts[-1]
+    for folder in folders:
+        for name, is_folder in _matching(pattern, folder, last):
+            if is_folder:
+                yield from walk_files(pattern, name)
+            else:
+                yield name
+
+
+def _step_down(pattern: Location, folders: list[str], part: str) -> Iterator[str]:
+    for folder in folders:
+        if part == "**":
+            yield folder
+            below = [name for name, is_folder in list_entries(pattern, folder) if is_folder]
+            yield from _step_down(pattern, below, part)
+        else:
+            yield from (name for name, is_folder in _matching(pattern, folder, part) if is_folder)
+
+
+def _matching(pattern: Location, folder: str, part: str) -> Iterator[tuple[str, bool]]:
+    matches = re.compile(fnmatch.translate(part)).match
+    for name, is_folder in list_entries(pattern, folder):
+        if matches(name.rpartition("/")[2]):
+            yield name, is_folder

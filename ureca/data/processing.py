@@ -1,0 +1,429 @@
+"""Stages that work on a unit as a whole, and image by image once a process has died with it.
+
+What takes a process down can be any image of the unit. So the next process takes them one at a time, and gives up the
+one that further processes die with; the others get their rows.
+
+
+[from] A bound on the pixels that are decoded at a time, whatever the size of the images.
+[from] Reading the images of units and working on them: many at a time, but alone on one that a process died with.
+[from] The stages of the curation over a unit of images: plain Python, whatever moves the data between them."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
+from typing import Any, TypeVar
+
+from ureca import __version__
+from ureca.curation.curator import Curator, curate_image
+from ureca.data.crash_log import Attempts, NoAttempts
+from ureca.data.manifest import ManifestEntry
+from ureca.data.partitions import UnitReport
+from ureca.data.reading import Fetched, fetch
+from ureca.errors import DataError
+from ureca.images import ImageLimits, Pixels, decode_image
+from ureca.llm.usage import metered
+from ureca.masks.generators.base import Proposer
+from ureca.masks.mask import Mask
+from ureca.masks.tree import MaskTree
+
+DEFAULT_PIXELS_IN_FLIGHT = 250_000_000
+"""About as many as 75 images of SA-1B have. With its views, a pixel takes about 10 bytes."""
+
+
+class PixelBudget:
+    """So many pixels, taken first come, first served; an image that is larger than all of them has them to itself.
+
+    It is used by one event loop.
+
+    Args:
+        most: pixels, at least 1.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = self._free = most
+        self._turn = asyncio.Lock()
+        self._given_back = asyncio.Event()
+
+    @asynccontextmanager
+    async def taken(self, num_pixels: int) -> AsyncIterator[None]:
+        """Wait for the pixels of an image, and hold them for the block."""
+        share = min(num_pixels, self._most)
+        async with self._turn:
+            while self._free < share:
+                self._given_back.clear()
+                await self._given_back.wait()
+            self._free -= share
+        try:
+            yield
+        finally:
+            self._free += share
+            self._given_back.set()
+
+
+Work = Callable[[Fetched], Awaitable[None]]
+
+
+class ImagesInFlight:
+    """Works on at most so many images at a time, over all units of a process.
+
+    Which of several images a process died with was its death cannot be told. So each of them is worked on alone the
+    next time, before the others of its unit, until it is done or given up.
+
+    Args:
+        most: images at a time, at least 1.
+        limits: of images.
+        attempts: of the stage.
+    """
+
+    def __init__(self, most: int, limits: ImageLimits, attempts: Attempts) -> None:
+        self._most = most
+        self._limits = limits
+        self._attempts = attempts
+        self._slots = asyncio.Semaphore(most)
+        self._loner = asyncio.Lock()
+        self._turn = asyncio.Lock()
+
+    async def each(
+        self, entries: Sequence[ManifestEntry], work: Work, give_up: Callable[[str, DataError], None]
+    ) -> None:
+        """Read the images of a unit and work on each, in any order.
+
+        Args:
+            entries: of distinct images.
+            work: told what was read.
+            give_up: told the id of an image that is not worked on any more, and why.
+        """
+        suspects = [entry for entry in entries if self._attempts.deaths(entry.image_id)]
+        for entry in suspects:
+            if (reason := self._attempts.given_up(entry.image_id)) is not None:
+                give_up(entry.image_id, reason)
+                continue
+            async with self._alone():
+                await asyncio.to_thread(self._attempts.begin, entry.image_id)
+                await self._finish(await asyncio.to_thread(next, fetch([entry], self._limits)), work)
+        others = [entry for entry in entries if entry not in suspects]
+        # One generator for the unit: images that lie together in a file are read together, in an order of its own.
+        fetching = fetch(others, self._limits)
+        # Images are begun unit after unit: the first is complete, and written, while those behind it are under way.
+        async with asyncio.TaskGroup() as group, self._turn:
+            for _ in others:
+                group.create_task(self._in_slot(await self._next(fetching), work))
+
+    async def _next(self, fetching: Iterator[Fetched]) -> Fetched:
+        """Wait for a slot, which ``_in_slot`` gives back, and read the next image into it."""
+
+        def begin_next() -> Fetched:
+            fetched = next(fetching)
+            self._attempts.begin(fetched.entry.image_id)
+            return fetched
+
+        await self._slots.acquire()
+        try:
+            return await asyncio.to_thread(begin_next)
+        except BaseException:
+            self._slots.release()
+            raise
+
+    async def _in_slot(self, fetched: Fetched, work: Work) -> None:
+        try:
+            await self._finish(fetched, work)
+        finally:
+            self._slots.release()
+
+    async def _finish(self, fetched: Fetched, work: Work) -> None:
+        done = False
+        try:
+            await work(fetched)
+            done = True
+        finally:
+            await asyncio.to_thread(self._attempts.end, fetched.entry.image_id, done=done)
+
+    @asynccontextmanager
+    async def _alone(self) -> AsyncIterator[None]:
+        async with self._loner, AsyncExitStack() as slots:
+            for _ in range(self._most):
+                await slots.enter_async_context(self._slots)
+            yield
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Why an image has no regions; fields as in ``ureca.schema.ERROR``."""
+
+    stage: str
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, stage: str, error: DataError) -> "RowError":
+        """The error of a stage."""
+        return cls(stage, error.kind, error.message)
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedImage:
+    """An image on its way: where its bytes are, and its masks or what went wrong.
+
+    Attributes:
+        entry: where the bytes are; pixels do not travel.
+        height_px: None where the image could not be read.
+        width_px: None where the image could not be read.
+        masks: in the order of insertion into the tree, once that is planted.
+        parents: parent id by mask id; empty until the tree is planted.
+        error: None where all went well.
+    """
+
+    entry: ManifestEntry
+    height_px: int | None = None
+    width_px: int | None = None
+    masks: tuple[Mask, ...] = ()
+    parents: Mapping[int, int] = field(default_factory=dict)
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ProposedUnit:
+    """A group of images that is written as a whole, or a piece of it.
+
+    Attributes:
+        number: of the unit in its output.
+        proposer: name of what proposed the masks.
+        images: in the manifest's order.
+        seconds: spent so far, by stage.
+        piece: of the unit, from 0, where its images do not go on all together.
+        num_pieces: of the unit.
+    """
+
+    number: int
+    proposer: str
+    images: tuple[ProposedImage, ...]
+    seconds: Mapping[str, float]
+    piece: int = 0
+    num_pieces: int = 1
+
+
+def propose(number: int, entries: Sequence[ManifestEntry], proposer: Proposer, limits: ImageLimits) -> ProposedUnit:
+    """Read the images of a unit and propose their masks."""
+    started = time.monotonic()
+    proposed = {fetched.entry.image_id: _propose(fetched, proposer, limits) for fetched in fetch(entries, limits)}
+    images = tuple(proposed[entry.image_id] for entry in entries)
+    return ProposedUnit(number, proposer.name, images, {"propose": time.monotonic() - started})
+
+
+def _propose(fetched: Fetched, proposer: Proposer, limits: ImageLimits) -> ProposedImage:
+    entry = fetched.entry
+    pixels = _decoded(fetched, limits)
+    if isinstance(pixels, DataError):
+        return ProposedImage(entry, error=RowError.of("read", pixels))
+    height, width = pixels.shape[:2]
+    try:
+        annotation = None if fetched.annotation is None else _bytes(fetched.annotation)
+        masks = proposer.propose(pixels, annotation)
+        if not masks:
+            raise DataError("no_masks", f"{proposer.name} proposed no mask")
+    except DataError as error:
+        return ProposedImage(entry, height, width, error=RowError.of("propose", error))
+    return ProposedImage(entry, height, width, tuple(masks))
+
+
+def plant(unit: ProposedUnit, containment: float) -> ProposedUnit:
+    """Plant the mask tree of each image."""
+    started = time.monotonic()
+    planted = []
+    for image in unit.images:
+        parents = MaskTree.plant(image.masks, containment).parents
+        by_id = {mask.id: mask for mask in image.masks}
+        planted.append(replace(image, masks=tuple(by_id[id] for id in parents), parents=parents))
+    seconds = {**unit.seconds, "tree": time.monotonic() - started}
+    return replace(unit, images=tuple(planted), seconds=seconds)
+
+
+class CurateStage:
+    """Captions units of images; at most ``images_in_flight`` of them, over all units, are in memory at a time.
+
+    Args:
+        curator: writes the captions.
+        limits: of images.
+        images_in_flight: at least 1.
+        attempts: of this stage, where processes may die and be replaced.
+        recipe: for the provenance of rows.
+        pixels_in_flight: bound of the decoded pixels, beside that of the images.
+    """
+
+    def __init__(
+        self,
+        curator: Curator,
+        limits: ImageLimits,
+        images_in_flight: int,
+        *,
+        attempts: Attempts | None = None,
+        recipe: str | None = None,
+        pixels_in_flight: int = DEFAULT_PIXELS_IN_FLIGHT,
+    ) -> None:
+        self._curator = curator
+        self._limits = limits
+        self._recipe = recipe
+        self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
+        self._pixels = PixelBudget(pixels_in_flight)
+
+    async def __call__(self, unit: ProposedUnit) -> tuple[list[dict[str, Any]], UnitReport]:
+        """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
+        started = time.monotonic()
+        made_by = provenance(self._curator, unit.proposer, self._recipe)
+        rows = {image.entry.image_id: _row(image, made_by) for image in unit.images}
+        good = {image.entry.image_id: image for image in unit.images if image.error is None}
+
+        async def work(fetched: Fetched) -> None:
+            id = fetched.entry.image_id
+            async with self._pixels.taken((good[id].height_px or 1) * (good[id].width_px or 1)):
+                await self._curate(good[id], fetched, rows[id])
+
+        def give_up(id: str, reason: DataError) -> None:
+            rows[id]["error"] = asdict(RowError.of("curate", reason))
+
+        entries = [replace(image.entry, annotation_path=None) for image in good.values()]
+        with metered() as usage:
+            await self._images.each(entries, work, give_up)
+        seconds = {**unit.seconds, "curate": time.monotonic() - started}
+        return list(rows.values()), UnitReport(**asdict(usage), seconds=seconds)
+
+    async def _curate(self, image: ProposedImage, fetched: Fetched, row: dict[str, Any]) -> None:
+        pixels = await asyncio.to_thread(_decoded, fetched, self._limits)
+        if isinstance(pixels, DataError):
+            row["error"] = asdict(RowError.of("curate", pixels))
+        elif pixels.shape[:2] != (image.height_px, image.width_px):
+            changed = DataError("changed", "the image has another size than when its masks were proposed")
+            row["error"] = asdict(RowError.of("curate", changed))
+        else:
+            tree = MaskTree.regrow(image.masks, image.parents)
+            row["regions"] = await curate_image(pixels, image.masks, self._curator, tree)
+
+
+def _row(image: ProposedImage, made_by: Mapping[str, str | None]) -> dict[str, Any]:
+    return {
+        "image_id": image.entry.image_id,
+        "uri": image.entry.uri,
+        "height": image.height_px,
+        "width": image.width_px,
+        "regions": [],
+        "error": None if image.error is None else asdict(image.error),
+        "provenance": made_by,
+    }
+
+
+def provenance(curator: Curator, proposer_name: str, recipe: str | None = None) -> dict[str, str | None]:
+    """What made a row; fields as in ``ureca.schema.PROVENANCE``."""
+    return {
+        "proposer": proposer_name,
+        "annotator": curator.annotator.name,
+        "embedder": curator.embedder.name,
+        "listener": None if curator.listener is None else curator.listener.name,
+        "verifier": None if curator.verifier is None else curator.verifier.name,
+        "ureca": __version__,
+        "recipe": recipe,
+    }
+
+
+def _decoded(fetched: Fetched, limits: ImageLimits) -> Pixels | DataError:
+    try:
+        return decode_image(_bytes(fetched.image), limits)
+    except DataError as error:
+        return error
+
+
+def _bytes(data: bytes | DataError) -> bytes:
+    if isinstance(data, DataError):
+        raise data
+    return data
+
+
+Image = TypeVar("Image", ManifestEntry, ProposedImage)
+
+ProposeStage = Callable[[int, Sequence[ManifestEntry]], ProposedUnit]
+"""From the number and the images of a unit to their masks."""
+
+
+PiecewiseStage = Callable[[int, Sequence[ManifestEntry]], Iterator[ProposedUnit]]
+"""The same piece by piece, each as soon as it is ready."""
+
+
+def guarded(stage: ProposeStage, attempts: Attempts, images_per_piece: int | None = None) -> PiecewiseStage:
+    """The stage that makes masks, of which no image can hold up the rest.
+
+    Args:
+        stage: that may die.
+        attempts: of the stage.
+        images_per_piece: None: the whole unit. Which images make which piece depends on nothing else: pieces that a
+            process has made before it died are not asked for again.
+    """
+
+    def propose(number: int, entries: Sequence[ManifestEntry]) -> Iterator[ProposedUnit]:
+        pieces = _pieces(entries, images_per_piece)
+        key = _unit_key(number)
+        deaths = attempts.deaths(key)
+        with nullcontext() if deaths else attempts.attempt(key):
+            for place, piece in enumerate(pieces):
+                if deaths:
+                    unit = _one_by_one(piece, partial(stage, number), "propose", attempts, deaths)
+                else:
+                    unit = stage(number, piece)
+                yield replace(unit, piece=place, num_pieces=len(pieces))
+
+    return propose
+
+
+def _pieces(entries: Sequence[ManifestEntry], images_per_piece: int | None) -> list[Sequence[ManifestEntry]]:
+    # Images of a Parquet file are read together: a row group for each of them would be read many times.
+    if images_per_piece is None or any(entry.row is not None for entry in entries):
+        return [entries]
+    return [entries[start : start + images_per_piece] for start in range(0, len(entries), images_per_piece)]
+
+
+def guarded_plant(
+    unit: ProposedUnit, plant: Callable[[ProposedUnit], ProposedUnit], attempts: Attempts
+) -> ProposedUnit:
+    """Plant the trees of a unit, of which no image can hold up the rest."""
+    key = _unit_key(unit.number, unit.piece)
+    deaths = attempts.deaths(key)
+    if not deaths:
+        with attempts.attempt(key):
+            return plant(unit)
+    return _one_by_one(
+        unit.images, lambda some: plant(replace(unit, images=tuple(some))), "tree", attempts, earlier=deaths
+    )
+
+
+def _unit_key(number: int, piece: int = 0) -> str:
+    return f"unit {number}.{piece}\n"  # no image's id has a line's end at its end
+
+
+def _one_by_one(
+    images: Sequence[Image],
+    work: Callable[[Sequence[Image]], ProposedUnit],
+    stage: str,
+    attempts: Attempts,
+    earlier: int,
+) -> ProposedUnit:
+    """Work on images of which one may be guilty of some ``earlier`` deaths."""
+    whole = work(())
+    done: list[ProposedImage] = []
+    seconds = dict(whole.seconds)
+    for image in images:
+        entry = image if isinstance(image, ManifestEntry) else image.entry
+        if (reason := attempts.given_up(entry.image_id, earlier)) is not None:
+            done.append(_failed(image, RowError.of(stage, reason)))
+            continue
+        with attempts.attempt(entry.image_id):
+            one = work([image])
+        done += one.images
+        seconds[stage] += one.seconds[stage] - whole.seconds[stage]
+    return replace(whole, images=tuple(done), seconds=seconds)
+
+
+def _failed(image: ManifestEntry | ProposedImage, error: RowError) -> ProposedImage:
+    if isinstance(image, ManifestEntry):
+        return ProposedImage(image, error=error)
+    return replace(image, masks=(), parents={}, error=error)

@@ -1,0 +1,70 @@
+"""What is asked about a region: the captioner's own question or a paraphrase, of one kind for short captions and of
+another for detailed ones (as in the paper's training set)."""
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ureca import rng as chance
+
+SHORT_QUESTIONS = (
+    "Describe this region in one sentence.",
+    "What is in this region? Answer briefly.",
+    "Give a short caption that fits only this region.",
+    "In a sentence, what does this region show?",
+    "Name what this region holds and what sets it apart.",
+    "Write a brief description of this part of the image.",
+    "What would you call this region, in a few words?",
+    "Caption this region concisely.",
+)
+
+DETAILED_QUESTIONS = (
+    "Describe this region in detail.",
+    "What does this region show? Go through its parts.",
+    "Write a full description that fits this region and no other in the image.",
+    "Explain what this region holds, with its parts and their attributes.",
+    "Give a detailed caption for this region.",
+    "Look closely at this region. What is there, and how does it fit together?",
+    "Describe everything of note in this part of the image.",
+    "Tell me about this region as precisely as you can.",
+)
+
+
+class QuestionSettings(BaseModel):
+    """Which questions are asked where the source asks none."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    default_fraction: float = Field(
+        default=0.5, ge=0, le=1, description="share of regions asked the captioner's own question, others a paraphrase"
+    )
+
+    def possible(self, *, detailed: bool) -> tuple[str, ...]:
+        """All questions that may be asked."""
+        paraphrases = () if self.default_fraction == 1 else paraphrases_of(detailed=detailed)
+        return paraphrases if self.default_fraction == 0 else (_default_question(), *paraphrases)
+
+
+def paraphrases_of(*, detailed: bool) -> tuple[str, ...]:
+    """The set of questions for detailed captions, or the one for short captions."""
+    return DETAILED_QUESTIONS if detailed else SHORT_QUESTIONS
+
+
+def choose_question(
+    image_id: str, region_id: int, *, detailed: bool, settings: QuestionSettings, epoch: int, seed: int
+) -> str:
+    """The question about a region in an epoch: it varies over regions and epochs, and is always the same for one."""
+    random = chance.word(seed, epoch, "question", image_id, region_id)
+    if random / 2**64 < settings.default_fraction:
+        return _default_question()
+    return paraphrase(image_id, region_id, detailed=detailed, salt=f"{seed}/{epoch}")
+
+
+def paraphrase(image_id: str, region_id: int, *, detailed: bool, salt: str = "") -> str:
+    """A question about a region, always the same one for the same salt."""
+    questions = paraphrases_of(detailed=detailed)
+    return questions[chance.word("paraphrase", salt, image_id, region_id) % len(questions)]
+
+
+def _default_question() -> str:
+    from ureca.model.processing import QUESTION
+
+    return QUESTION

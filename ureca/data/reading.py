@@ -1,0 +1,200 @@
+"""The bytes of the images and annotations that a manifest names.
+
+[from] Bytes of whole files, and of stretches of files, as values.
+[from] Bytes of images that are rows of a Parquet file."""
+
+from collections.abc import Iterator, Sequence
+from types import TracebackType
+from typing import NamedTuple, Self
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+import pyarrow.parquet as pq
+
+from ureca.data.manifest import ManifestEntry
+from ureca.errors import DataError, InputError
+from ureca.images import ImageLimits
+from ureca.io import locate
+
+
+class FileReader:
+    """Reads files and stretches of tars; the last one stays open, because members of a tar follow each other."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self._max_bytes = max_bytes
+        self._path = ""
+        self._file: pa.NativeFile | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._close()
+
+    def read(self, path: str, offset: int | None, size: int | None) -> bytes | DataError:
+        """Read a whole file (``offset`` None), or the data of a tar member."""
+        try:
+            file = self._open(path)
+            length = file.size()
+            if offset is None:
+                offset, size = 0, length
+            if size is None:
+                return DataError("damaged_archive", f"{path}: no tar header at byte {offset}; what follows is lost")
+            if size > self._max_bytes:
+                return DataError("too_many_bytes", f"{path}: {size} bytes, the limit is {self._max_bytes}")
+            if offset + size > length:
+                return DataError("truncated", f"{path}: ends at byte {length}, the member at byte {offset + size}")
+            return bytes(file.read_at(size, offset))
+        except DataError as error:
+            return error
+        except (OSError, pa.ArrowException) as error:
+            self._close()
+            return as_data_error(path, error)
+
+    def _open(self, path: str) -> pa.NativeFile:
+        if self._file is None or self._path != path:
+            self._close()
+            self._file, self._path = open_file(path), path
+        return self._file
+
+    def _close(self) -> None:
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+
+def open_file(path: str) -> pa.NativeFile:
+    """Open a file by path or URI.
+
+    Raises:
+        DataError: it is missing, no regular file, or of an unknown scheme.
+        OSError, pyarrow.ArrowException: it cannot be opened; ``as_data_error`` says what that means.
+    """
+    try:
+        location = locate(path)
+    except InputError as error:
+        raise DataError("unreadable_file", str(error)) from error
+    if location.is_local:
+        type = location.filesystem.get_file_info(location.name).type
+        if type == pafs.FileType.NotFound:
+            raise DataError("missing_file", f"{path}: there is no such file")
+        if type != pafs.FileType.File:  # opening a pipe would wait for its writer
+            raise DataError("unreadable_file", f"{path}: it is no regular file, but {type.name}")
+    return location.filesystem.open_input_file(location.name)
+
+
+def as_data_error(path: str, error: Exception) -> DataError:
+    """The value that stands for a failure of a file system."""
+    kind = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable_file"
+    return DataError(kind, f"{path}: {type(error).__name__}: {error}")
+
+
+_ROWS_AT_ONCE = 16  # decoded at a time
+_BUFFER_BYTES = 1 << 20  # read ahead in a column, in place of the whole column of a row group
+
+
+def read_rows(
+    entries: Sequence[tuple[int, ManifestEntry]], max_bytes: int
+) -> Iterator[tuple[ManifestEntry, bytes | DataError]]:
+    """Read rows of a column of one Parquet file, in ascending order; each row group is read once, in small batches.
+
+    Args:
+        entries: of the same path and column, each with its row.
+        max_bytes: largest value that is handed out.
+    """
+    path = entries[0][1].path
+    pending = sorted(entries, key=lambda wanted: wanted[0], reverse=True)
+    try:
+        with open_file(path) as file, pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as table:
+            start = 0
+            for group in range(table.num_row_groups):
+                stop = start + table.metadata.row_group(group).num_rows
+                if pending and pending[-1][0] < stop:
+                    yield from _read_group(table, group, start, pending, max_bytes)
+                start = stop
+        error = DataError("missing_row", f"{path}: the file has only {start} rows")
+    except DataError as failure:
+        error = failure
+    except (OSError, pa.ArrowException) as failure:
+        error = as_data_error(path, failure)
+    while pending:
+        yield pending.pop()[1], error
+
+
+def _read_group(
+    table: pq.ParquetFile, group: int, start: int, pending: list[tuple[int, ManifestEntry]], max_bytes: int
+) -> Iterator[tuple[ManifestEntry, bytes | DataError]]:
+    """Take from the end of ``pending`` what one row group, whose first row is ``start``, holds."""
+    stop = start + table.metadata.row_group(group).num_rows
+    column = pending[-1][1].column
+    for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+        values = batch.column(0)
+        if pa.types.is_struct(values.type):
+            values = pc.struct_field(values, [0])
+        while pending and pending[-1][0] < start + len(values):
+            row, entry = pending.pop()
+            yield entry, _bytes(values[row - start], entry, max_bytes)
+        start += len(values)
+        if not pending or pending[-1][0] >= stop:
+            return
+
+
+def _bytes(value: pa.Scalar, entry: ManifestEntry, max_bytes: int) -> bytes | DataError:
+    if not value.is_valid:
+        return DataError("no_bytes", f"{entry.uri}: the column {entry.column!r} is null")
+    size = len(value.as_buffer())
+    if size > max_bytes:
+        return DataError("too_many_bytes", f"{entry.uri}: {size} bytes, the limit is {max_bytes}")
+    return bytes(value.as_py())
+
+
+class Fetched(NamedTuple):
+    """What was read for one row of the manifest.
+
+    Attributes:
+        entry: the row.
+        image: the bytes of the image file, or why there are none.
+        annotation: the bytes of the annotation file; None: the entry names none; or why there are none.
+    """
+
+    entry: ManifestEntry
+    image: bytes | DataError
+    annotation: bytes | DataError | None
+
+
+def fetch(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fetched]:
+    """Read images and annotations, one at a time, as the iterator advances.
+
+    The order is that of the entries, but rows of one Parquet file come together, ascending, where the first of them
+    stands, so that each row group is read once: give a whole block of the manifest at a time, not a few rows.
+
+    Failures are values, DataErrors of the kinds ``missing_file``, ``unreadable_file`` (no permission, a folder, an
+    unknown scheme, a network that fails), ``too_many_bytes`` (found before reading, where the size is stated),
+    ``truncated`` (a tar ends before its member does), ``damaged_archive`` (a tar has no header where one should be),
+    ``missing_row`` (a Parquet file has become shorter) and ``no_bytes`` (null in a Parquet file).
+
+    Args:
+        entries: rows of a manifest.
+        limits: ``max_bytes`` holds for each image and each annotation.
+    """
+    tables: dict[tuple[str, str | None], list[tuple[int, ManifestEntry]]] = {}
+    for entry in entries:
+        if entry.row is not None:
+            tables.setdefault((entry.path, entry.column), []).append((entry.row, entry))
+    with FileReader(limits.max_bytes) as files:
+        for entry in entries:
+            if entry.row is None:
+                image = files.read(entry.path, entry.offset, entry.size)
+                yield Fetched(entry, image, _annotation(entry, files))
+            elif rows := tables.pop((entry.path, entry.column), None):
+                for row_entry, image in read_rows(rows, limits.max_bytes):
+                    yield Fetched(row_entry, image, _annotation(row_entry, files))
+
+
+def _annotation(entry: ManifestEntry, files: FileReader) -> bytes | DataError | None:
+    if entry.annotation_path is None:
+        return None
+    return files.read(entry.annotation_path, entry.annotation_offset, entry.annotation_size)

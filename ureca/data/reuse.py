@@ -1,0 +1,129 @@
+"""Masks of a dataset that is there already: the output of a run as input of the next."""
+
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from ureca.data.manifest import MANIFEST, ManifestEntry
+from ureca.data.output import Output
+from ureca.data.processing import ProposedImage, ProposedUnit, RowError
+from ureca.data.reading import as_data_error, open_file
+from ureca.errors import DataError, InputError
+from ureca.masks import rle as rle_codec
+from ureca.masks.mask import Mask
+from ureca.schema import DATASETS
+
+PROPOSER = "regions"
+
+
+def list_run(output: Output, *, with_regions: bool) -> pa.Table:
+    """The images of a run as a manifest.
+
+    Args:
+        output: of the run.
+        with_regions: only images that have their row; the annotation of each is the file that holds it.
+
+    Raises:
+        InputError: the run has no images, or none has a row.
+    """
+    parts = output.part_paths()
+    tables = [MANIFEST.empty_table()]
+    for file in output.manifest_files():
+        units = output.read_manifest(file)
+        for unit, images in zip(units["unit"].to_pylist(), units["images"], strict=True):
+            if with_regions and unit not in parts:
+                continue
+            table = pa.Table.from_struct_array(images.values).select(MANIFEST.names).cast(MANIFEST)
+            tables.append(_annotated(table, parts[unit]) if with_regions else table)
+    manifest = pa.concat_tables(tables)
+    if not manifest.num_rows:
+        raise InputError(f"{output.path} is the output of a run that has no {'rows' if with_regions else 'images'} yet")
+    return manifest
+
+
+def adopt(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+    """The images of a unit with the masks of their rows; entries come from ``list_run``.
+
+    An image whose row has an error keeps it. Masks that the run had skipped stay out.
+    """
+    started = time.monotonic()
+    by_file: dict[str, list[str]] = {}
+    for entry in entries:
+        by_file.setdefault(entry.annotation_path or "", []).append(entry.image_id)
+    rows: dict[str, Mapping[str, Any] | DataError] = {}
+    for path, ids in by_file.items():
+        rows |= _read_rows(path, ids)
+    images = tuple(_adopted(entry, rows[entry.image_id]) for entry in entries)
+    return ProposedUnit(number, PROPOSER, images, {"propose": time.monotonic() - started})
+
+
+def _annotated(table: pa.Table, path: str) -> pa.Table:
+    nothing = pa.nulls(table.num_rows, pa.int64())
+    columns = {
+        "annotation_path": pa.repeat(path, table.num_rows),
+        "annotation_offset": nothing,
+        "annotation_size": nothing,
+    }
+    for name, values in columns.items():
+        table = table.set_column(MANIFEST.get_field_index(name), MANIFEST.field(name), values)
+    return table
+
+
+def _read_rows(path: str, ids: Sequence[str]) -> dict[str, Mapping[str, Any] | DataError]:
+    found: dict[str, Mapping[str, Any] | DataError]
+    found = dict.fromkeys(ids, DataError("missing_annotation", f"{path} has no row of the image"))
+    try:
+        with open_file(path) as file, pq.ParquetFile(file) as table:
+            for batch in table.iter_batches():
+                wanted = batch.filter(pc.is_in(batch["image_id"], pa.array(ids, pa.string())))
+                found |= {row["image_id"]: row for row in wanted.to_pylist()}
+    except DataError as error:
+        return dict.fromkeys(ids, error)
+    except (OSError, pa.ArrowException) as error:
+        return dict.fromkeys(ids, as_data_error(path, error))
+    return found
+
+
+def _adopted(entry: ManifestEntry, row: Mapping[str, Any] | DataError) -> ProposedImage:
+    if isinstance(row, DataError):
+        return ProposedImage(entry, error=RowError.of("propose", row))
+    height, width = row["height"], row["width"]
+    if row["error"] is not None:
+        return ProposedImage(entry, height, width, error=RowError(**row["error"]))
+    regions = [region for region in _regions(row) if not region["status"].startswith("skipped:")]
+    try:
+        if not regions:
+            raise DataError("no_masks", "the row of the image has no regions")
+        masks = tuple(_mask(region, height, width) for region in regions)
+    except DataError as error:
+        return ProposedImage(entry, height, width, error=RowError.of("propose", error))
+    return ProposedImage(entry, height, width, masks, _parents(regions))
+
+
+def _regions(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    return next(row[name] for name in DATASETS if name in row)
+
+
+def _parents(regions: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    parents = {region["region_id"]: region["parent_id"] for region in regions}
+    return {} if None in parents.values() else parents
+
+
+def _mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
+    """Run lengths are checked: a dataset may come from anywhere, and pycocotools trusts them."""
+    try:
+        rle = rle_codec.from_coco({"size": [height, width], "counts": region["rle"]}, height, width)
+    except ValueError as error:
+        raise DataError("malformed", f"region {region['region_id']}: {error}") from error
+    return Mask(
+        id=region["region_id"],
+        rle=rle,
+        bbox_xywh=tuple(region["bbox_xywh"]),
+        area_px=region["area_px"],
+        predicted_iou=region.get("predicted_iou"),
+        stability_score=region.get("stability_score"),
+    )

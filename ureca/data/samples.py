@@ -1,0 +1,400 @@
+"""Samples of URECA's JSONL: one line a region, ``{"image", "mask_id", "conversations"}``.
+
+[from] What there is to learn from: images, and the captions of their regions; and what cannot be learned from.
+[from] Settings of each kind of source.
+[from] What a source is, and what every region of a source must have.
+[from] Samples of a regions dataset."""
+
+import io
+import reprlib
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Literal, Protocol
+
+import numpy as np
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ureca.data.export import Selection
+from ureca.data.listing import list_images
+from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
+from ureca.data.output import Output
+from ureca.data.reading import FileReader
+from ureca.errors import AnnotationError, DataError, InputError
+from ureca.io import locate
+from ureca.masks.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations
+from ureca.masks.mask import Mask
+from ureca.masks.rle import area_px
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingRegion:
+    """A region and what the model shall say about it.
+
+    Attributes:
+        region_id: as the source calls it; two captions of one region are two of these with the same id.
+        counts: COCO compressed RLE counts of its mask, which has the image's size.
+        caption: the answer, not empty.
+        detailed: whether a question for a detailed caption fits.
+        question: what the source asks; None: a question is chosen (``ureca.data.questions``).
+    """
+
+    region_id: int
+    counts: str
+    caption: str
+    detailed: bool = False
+    question: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingImage:
+    """An image and all of its regions that are learned from.
+
+    Attributes:
+        entry: where the image's bytes are.
+        height: in pixels, upright.
+        width: in pixels, upright.
+        regions: at least one; a *region number* is an index into it.
+    """
+
+    entry: ManifestEntry
+    height: int
+    width: int
+    regions: tuple[TrainingRegion, ...]
+
+    @property
+    def image_id(self) -> str:
+        """Unique in its source."""
+        return self.entry.image_id
+
+
+@dataclass(frozen=True, slots=True)
+class BadSample:
+    """A region that cannot be learned from, and why. Where it is the image's fault, each of its regions is one.
+
+    Attributes:
+        image_id: as the source has it; empty where it does not say.
+        region_id: None where the source does not say, or says something else than a number.
+        kind: what is wrong, in a few snake_case letters, for counting.
+        message: the particulars.
+    """
+
+    image_id: str
+    region_id: int | None
+    kind: str
+    message: str
+
+
+class RegionsSource(BaseModel):
+    """A regions dataset, as ``ureca curate`` and ``ureca scenes`` write it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["regions"] = "regions"
+    path: str = Field(description="output folder, a path or URI")
+    caption: Literal["unique", "short", "detailed"] = Field(default="unique", description="which caption is learned")
+    include_rejected: bool = Field(default=False, description="also captions that verification rejected")
+
+
+class JsonlOptions(BaseModel):
+    """How files whose names end in .jsonl are read: URECA's, with the SA-1B images and JSON files that they name."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: str | None = Field(
+        default=None, description="folder, glob, list, tar shards or Parquet with the images, named by stem"
+    )
+    annotations: str = Field(default="beside", description="'beside' the images, or a folder of <image_id>.json")
+    mask_ids: Literal["id", "position"] = Field(
+        default="id", description="what mask_id names: an annotation's id, or its place in the file, from 0"
+    )
+
+
+class JsonlSource(JsonlOptions):
+    """URECA's JSONL, with the SA-1B images and JSON files that it names."""
+
+    kind: Literal["jsonl"] = "jsonl"
+    path: str = Field(description="the JSONL file, a path or URI")
+    images: str = Field(description="folder, glob, list, tar shards or Parquet with the images, named by stem")
+
+
+SourceSettings = Annotated[RegionsSource | JsonlSource, Field(discriminator="kind")]
+"""One source; a run may mix several."""
+
+
+Sample = TrainingImage | BadSample
+
+
+class Source(Protocol):
+    """A source that can be read.
+
+    Attributes:
+        selection: regions and images that are left out on purpose, counted while ``samples`` runs.
+    """
+
+    selection: Selection
+
+    def samples(self) -> Iterator[Sample]:
+        """All images with their regions, and all that is bad, one by one, always in the same order.
+
+        Raises:
+            InputError, OutputError: the source as a whole cannot be read.
+        """
+        ...
+
+    def files(self) -> list[str]:
+        """The files, as paths or URIs, that decide what ``samples`` gives."""
+        ...
+
+
+def open_source(settings: RegionsSource | JsonlSource) -> Source:
+    """The source that settings name; nothing is read yet."""
+
+    return RegionsDataset(settings) if isinstance(settings, RegionsSource) else JsonlFile(settings)
+
+
+def checked(image_id: str, region: TrainingRegion, *, area_px: int) -> TrainingRegion | BadSample:
+    """The region with its caption stripped of white space around it, or what keeps it from being learned.
+
+    Args:
+        image_id: of its image.
+        region: its caption may be empty.
+        area_px: of its mask.
+    """
+    region = replace(region, caption=region.caption.strip())
+    if not region.caption:
+        return BadSample(image_id, region.region_id, "empty_caption", "the region has no caption")
+    if area_px == 0:
+        return BadSample(image_id, region.region_id, "empty_mask", "no pixel of the mask is set")
+    return region
+
+
+_COLUMNS = {"unique": "caption", "short": "short_caption", "detailed": "detailed_caption"}
+
+
+class RegionsDataset:
+    """Reads the output of ``ureca curate`` or ``ureca scenes``, one unit in memory at a time.
+
+    Args:
+        settings: which output, and which of its captions.
+    """
+
+    def __init__(self, settings: RegionsSource) -> None:
+        self.selection = Selection(include_rejected=settings.include_rejected)
+        self._output = Output(settings.path)
+        self._column = _COLUMNS[settings.caption]
+
+    def files(self) -> list[str]:
+        """The stored manifests and the units' files."""
+        names = pa.array([*self._output.manifest_files(), *self._output.part_files()], pa.string())
+        paths: list[str] = locate(self._output.path).paths(names).to_pylist()
+        return paths
+
+    def samples(self) -> Iterator[Sample]:
+        """All images that have captioned regions, in the manifest's order.
+
+        Raises:
+            OutputError: the folder holds no run.
+        """
+        self._output.run()
+        done = set(self._output.done_units())
+        for path, row_group in self._output.manifest_pieces():
+            for unit in self._output.read_manifest_piece(path, row_group).to_pylist():
+                if unit["unit"] in done:
+                    yield from self._unit(unit)
+                else:
+                    self.selection.failed_images["not curated yet"] += len(unit["images"])
+
+    def _unit(self, unit: Mapping[str, Any]) -> Iterator[Sample]:
+        entries = {image["image_id"]: ManifestEntry.from_row(image) for image in unit["images"]}
+        for row, regions in self.selection.of(self._output.unit_rows(unit["unit"])):
+            image_id = row["image_id"]
+            if (wrong := _wrong_with(row, entries)) is not None:
+                yield from (BadSample(image_id, region["region_id"], *wrong) for region in regions)
+                continue
+            found = [self._region(image_id, region) for region in regions]
+            yield from (sample for sample in found if isinstance(sample, BadSample))
+            if good := tuple(sample for sample in found if isinstance(sample, TrainingRegion)):
+                entry = replace(entries[image_id], annotation_path=None, annotation_offset=None, annotation_size=None)
+                yield TrainingImage(entry, row["height"], row["width"], good)
+
+    def _region(self, image_id: str, region: Mapping[str, Any]) -> TrainingRegion | BadSample:
+        # A region without parts keeps its short caption as its detailed one.
+        detailed = self._column != "short_caption" and region["detailed_caption"] != region["short_caption"]
+        # Checking the runs takes longer than all else here; whoever decodes them checks them.
+        made = TrainingRegion(region["region_id"], region["rle"], region[self._column] or "", detailed)
+        return checked(image_id, made, area_px=region["area_px"])
+
+
+def _wrong_with(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) -> tuple[str, str] | None:
+    """Kind and message of what keeps all regions of a row from being learned."""
+    if row["image_id"] not in entries:
+        return "unknown_image", "the manifest has no image of this id in the row's unit"
+    if row["height"] is None or row["width"] is None:
+        return "no_size", "the row has regions, but neither height nor width"
+    return None
+
+
+_MAX_LINE_BYTES = 1 << 20
+_MAX_ID_DIGITS = 18
+_IMAGES_AT_ONCE = 256
+_PLACEHOLDERS = ("<image>", "<mask>")
+
+
+class _Question(BaseModel):
+    role: Literal["human", "user"] = Field(alias="from")
+    value: str
+
+
+class _Answer(BaseModel):
+    role: Literal["gpt", "assistant"] = Field(alias="from")
+    value: str
+
+
+class _Line(BaseModel):
+    image: str
+    mask_id: int | str
+    conversations: tuple[_Question, _Answer]
+
+
+class JsonlFile:
+    """Reads a JSONL file whose lines may stand in any order; 12 bytes a line and the images' names stay in memory.
+
+    Args:
+        settings: which file, images and annotations.
+    """
+
+    def __init__(self, settings: JsonlSource) -> None:
+        self.selection = Selection()
+        self._settings = settings
+        self._location = locate(settings.path)
+
+    def files(self) -> list[str]:
+        """The JSONL file."""
+        return [self._settings.path]
+
+    def samples(self) -> Iterator[Sample]:
+        """All images that lines name, in the order in which the file first names them, after the lines that are bad.
+
+        Raises:
+            InputError: the file, the images or the annotations cannot be read as a whole.
+        """
+        settings = self._settings
+        codes: dict[str, int] = {}
+        image_of_line, offsets = array("i"), array("q")
+        with self._open() as file:
+            for number, offset, data in _lines(file):
+                line = _parse(data, f"{settings.path}, line {number}")
+                if isinstance(line, BadSample):
+                    yield line
+                elif line is not None:
+                    image_of_line.append(codes.setdefault(line.image, len(codes)))
+                    offsets.append(offset)
+        manifest = list_images(settings.images, annotations=settings.annotations)
+        rows = rows_of_images(list(codes), manifest)
+        images = np.frombuffer(image_of_line, np.int32) if codes else np.zeros(0, np.int32)
+        by_image = np.argsort(images, kind="stable")
+        ends = np.cumsum(np.bincount(images, minlength=len(codes)))
+        names = list(codes)
+        with self._open() as file, FileReader(MAX_ANNOTATION_BYTES) as annotations:
+            for first in range(0, len(names), _IMAGES_AT_ONCE):
+                entries = entries_at(manifest, rows[first : first + _IMAGES_AT_ONCE])
+                for image, entry in enumerate(entries, start=first):
+                    places = by_image[ends[image - 1] if image else 0 : ends[image]]
+                    lines = [self._line_at(file, offsets[place]) for place in places.tolist()]
+                    yield from self._image(entry, lines, annotations)
+
+    def _image(self, entry: ManifestEntry | None, lines: Sequence[_Line], files: FileReader) -> Iterator[Sample]:
+        annotations = None if entry is None else _read(entry, files)
+        if entry is None or annotations is None:
+            yield from _all_bad(lines, "unknown_image", f"there is no such image in {self._settings.images}")
+            return
+        if isinstance(annotations, DataError):
+            yield from _all_bad(lines, annotations.kind, annotations.message)
+            return
+        regions = []
+        for line, mask in zip(lines, self._masks(annotations, lines), strict=True):
+            sample = _unknown_mask(line, entry) if mask is None else _sample(line, mask)
+            if isinstance(sample, BadSample):
+                yield sample
+            else:
+                regions.append(sample)
+        if regions:
+            bare = replace(entry, annotation_path=None, annotation_offset=None, annotation_size=None)
+            yield TrainingImage(bare, annotations.height_px, annotations.width_px, tuple(regions))
+
+    def _masks(self, annotations: Annotations, lines: Sequence[_Line]) -> list[Mask | None]:
+        by_position = self._settings.mask_ids == "position"
+        known = {str(place if by_position else mask.id): mask for place, mask in enumerate(annotations)}
+        return [known.get(str(line.mask_id)) for line in lines]
+
+    def _open(self) -> io.BufferedReader:
+        try:
+            return io.BufferedReader(self._location.filesystem.open_input_file(self._location.name), 1 << 16)
+        except OSError as error:
+            raise InputError(f"{self._settings.path}: it cannot be read: {error}") from error
+
+    def _line_at(self, file: io.BufferedReader, offset: int) -> _Line:
+        file.seek(offset)
+        return _Line.model_validate_json(file.readline())
+
+
+def _lines(file: io.BufferedReader) -> Iterator[tuple[int, int, bytes]]:
+    """Number from 1, byte offset, and content of each line; of one that is too long the beginning."""
+    number = offset = 0
+    while data := file.readline(_MAX_LINE_BYTES + 1):
+        number += 1
+        yield number, offset, data
+        offset += len(data)
+        while not data.endswith(b"\n") and (data := file.readline(_MAX_LINE_BYTES + 1)):
+            offset += len(data)
+
+
+def _parse(data: bytes, where: str) -> _Line | BadSample | None:
+    """A line, or what is wrong with it; None: it is blank."""
+    if not data.strip():
+        return None
+    if len(data) > _MAX_LINE_BYTES:
+        return BadSample("", None, "malformed_line", f"{where}: it has more than {_MAX_LINE_BYTES} bytes")
+    try:
+        return _Line.model_validate_json(data)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        key = ".".join(str(step) for step in first["loc"])
+        return BadSample("", None, "malformed_line", f"{where}: {key + ': ' if key else ''}{first['msg']}")
+
+
+def _read(entry: ManifestEntry, files: FileReader) -> Annotations | DataError:
+    if entry.annotation_path is None:
+        return DataError("missing_annotation", f"{entry.uri}: the image has no annotation file, so no masks")
+    data = files.read(entry.annotation_path, entry.annotation_offset, entry.annotation_size)
+    if isinstance(data, DataError):
+        return data
+    try:
+        return parse_annotations(data)
+    except AnnotationError as error:
+        return AnnotationError(error.kind, f"{entry.annotation_path}: {error.message}")
+
+
+def _all_bad(lines: Sequence[_Line], kind: str, message: str) -> Iterator[BadSample]:
+    return (BadSample(line.image, _region_id(line), kind, message) for line in lines)
+
+
+def _unknown_mask(line: _Line, entry: ManifestEntry) -> BadSample:
+    name = reprlib.repr(line.mask_id)
+    message = f"{entry.annotation_path} has no mask {name}; the setting mask_ids says whether that is an id or a place"
+    return BadSample(line.image, _region_id(line), "unknown_mask", message)
+
+
+def _region_id(line: _Line) -> int | None:
+    id = str(line.mask_id)
+    return int(id) if id.isascii() and id.isdecimal() and len(id) <= _MAX_ID_DIGITS else None
+
+
+def _sample(line: _Line, mask: Mask) -> TrainingRegion | BadSample:
+    question, answer = (turn.value for turn in line.conversations)
+    for placeholder in _PLACEHOLDERS:
+        question = question.replace(placeholder, "")
+    region = TrainingRegion(mask.id, mask.rle["counts"], answer, question=question.strip() or None)
+    return checked(line.image, region, area_px=area_px(mask.rle))

@@ -1,0 +1,1 @@
+"""Chat models that see images: the protocol, structured answers, and the engines behind it."""

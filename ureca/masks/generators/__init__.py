@@ -1,0 +1,1 @@
+"""Mask generators: segments (no weights), Segment Anything, and given annotations."""

@@ -1,0 +1,101 @@
+"""Masks of given boxes and points, by the Segment Anything Model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+import numpy.typing as npt
+
+from ureca.errors import AnnotationError
+from ureca.masks.generators.sam import SamModelSettings, check_proportions, load_sam
+from ureca.masks.mask import Mask
+from ureca.masks.prompts import Prompt, parse_prompts
+
+if TYPE_CHECKING:
+    from segment_anything.modeling import Sam
+
+
+class PromptedSam:
+    """Turns the boxes and points of an image's prompt file into masks; the image is encoded once for all of them.
+
+    Attributes:
+        name: what it is, with its checkpoint.
+    """
+
+    def __init__(self, settings: SamModelSettings) -> None:
+        """Build the model and load its weights.
+
+        Raises:
+            SettingsError: segment-anything is missing, the checkpoint cannot be used, or there is no such device.
+        """
+        self._set_up(load_sam(settings), f"prompted sam {settings.model_type} {settings.checkpoint.name}")
+
+    @classmethod
+    def from_model(cls, sam: Sam, name: str = "prompted sam") -> Self:
+        """Use a network that is built already, on the device it is on."""
+        prompted = cls.__new__(cls)
+        prompted._set_up(sam, name)
+        return prompted
+
+    def _set_up(self, sam: Sam, name: str) -> None:
+        from segment_anything import SamPredictor
+
+        self.name = name
+        self._sam = sam.eval()
+        self._predictor = SamPredictor(self._sam)
+
+    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+        """The masks of a prompt file, see ``ureca.masks.prompts``, with its ids and in its order.
+
+        Raises:
+            AnnotationError: ``missing_annotation``, or a kind of ``parse_prompts``.
+            ImageError: the image is so elongated that it vanishes at the model's input size.
+        """
+        if annotation is None:
+            raise AnnotationError("missing_annotation", "the image has no prompt file")
+        return self.masks(image, parse_prompts(annotation))
+
+    def masks(self, image: npt.NDArray[np.uint8], prompts: Sequence[tuple[int, Prompt]]) -> list[Mask]:
+        """A mask for each prompt.
+
+        A single point can mean a part, an object or a group: of SAM's three answers it gets the one whose quality the
+        model predicts to be best. A prompt outside the image has an empty mask, and so has one for which SAM sets no
+        pixel.
+
+        Args:
+            image: uint8 RGB [H, W, 3].
+            prompts: of the image, with their ids.
+
+        Raises:
+            ImageError: the image is so elongated that it vanishes at the model's input size.
+        """
+        check_proportions(self._sam, image)
+        self._predictor.set_image(image)
+        try:
+            return [self._mask(id, prompt, *image.shape[:2]) for id, prompt in prompts]
+        finally:
+            self._predictor.reset_image()
+
+    def _mask(self, id: int, prompt: Prompt, height: int, width: int) -> Mask:
+        points = np.array(prompt.points_xy, dtype=np.float64).reshape(-1, 2)
+        labels = np.array(prompt.labels or [1] * len(points))
+        box = None if prompt.bbox_xywh is None else _clipped_xyxy(prompt.bbox_xywh, height, width)
+        inside = bool(((points >= 0) & (points <= (width, height))).all())
+        if not inside or (box is not None and (box[2:] <= box[:2]).any()):
+            return Mask.from_array(id, np.zeros((height, width), np.bool_))
+        candidates, ious, _ = self._predictor.predict(
+            point_coords=points if len(points) else None,
+            point_labels=labels if len(points) else None,
+            box=box,
+            multimask_output=box is None and len(points) == 1,
+        )
+        best = int(np.argmax(ious))
+        return Mask.from_array(id, candidates[best], predicted_iou=float(ious[best]))
+
+
+def _clipped_xyxy(bbox_xywh: tuple[float, float, float, float], height: int, width: int) -> npt.NDArray[np.float64]:
+    x, y, box_width, box_height = bbox_xywh
+    corners = np.array([x, y, x + box_width, y + box_height], dtype=np.float64)
+    return np.clip(corners, 0, (width, height, width, height))

@@ -1,0 +1,42 @@
+"""Where masks come from, as settings."""
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from ureca.masks.generators.sam import SamModelSettings, SamSettings
+from ureca.masks.generators.segments import SegmentsSettings
+
+
+class FromSegments(SegmentsSettings):
+    """Masks of several granularities without weights."""
+
+    kind: Literal["segments"] = "segments"
+
+
+class FromSam(SamSettings):
+    """Masks by Segment Anything."""
+
+    kind: Literal["sam"] = "sam"
+
+
+class FromPrompts(SamModelSettings):
+    """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
+
+    kind: Literal["prompts"] = "prompts"
+
+
+class FromAnnotations(BaseModel):
+    """Masks from annotation files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["annotations"] = "annotations"
+
+
+class FromRegions(BaseModel):
+    """The masks and ids of INPUT, which is the output of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["regions"] = "regions"

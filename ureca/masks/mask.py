@@ -1,0 +1,69 @@
+"""One mask of one image."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+import numpy.typing as npt
+
+from ureca.masks import rle as rle_codec
+from ureca.masks.rle import BoolMask, Rle
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """A mask as data: run lengths, never pixels.
+
+    Attributes:
+        id: unique within its image.
+        rle: COCO compressed RLE, ``size`` [height, width] is the image's.
+        bbox_xywh: x, y, width, height in pixels, inclusive as in SA-1B: x + width is the last column inside. What an
+            annotation file said is kept, so a box can be fractional, or exclusive where it came from COCO;
+            ``ureca.masks.rle.box_xywh(mask.rle)`` is exact and counts pixels.
+        area_px: number of pixels; as the file said, where it did.
+        predicted_iou: the segmenter's own estimate of its quality, about 0 to 1 (SAM's can exceed 1); None: unknown.
+        stability_score: 0 to 1, IoU of the masks at a higher and a lower threshold; None: unknown.
+        extra: every other key that its annotation file had.
+    """
+
+    id: int
+    rle: Rle
+    bbox_xywh: tuple[float, float, float, float]
+    area_px: int
+    predicted_iou: float | None = None
+    stability_score: float | None = None
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def from_array(
+        cls,
+        id: int,
+        pixels: npt.NDArray[Any],
+        *,
+        predicted_iou: float | None = None,
+        stability_score: float | None = None,
+    ) -> Self:
+        """Encode a mask [H, W] (non-zero is inside) and compute its inclusive box and its area."""
+        rle = rle_codec.encode(pixels)
+        return cls(
+            id=id,
+            rle=rle,
+            bbox_xywh=rle_codec.inclusive_box_xywh(rle),
+            area_px=rle_codec.area_px(rle),
+            predicted_iou=predicted_iou,
+            stability_score=stability_score,
+        )
+
+    @property
+    def height_px(self) -> int:
+        """Height of the image that the mask belongs to."""
+        return self.rle["size"][0]
+
+    @property
+    def width_px(self) -> int:
+        """Width of the image that the mask belongs to."""
+        return self.rle["size"][1]
+
+    def decode(self) -> BoolMask:
+        """The mask as pixels, bool [H, W]."""
+        return rle_codec.decode(self.rle)

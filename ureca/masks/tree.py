@@ -1,0 +1,189 @@
+"""The mask tree: which mask is part of which (paper, stage 1 of the curation)."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from ureca.masks import rle as rle_codec
+from ureca.masks.mask import Mask
+from ureca.masks.rle import Rle, Runs
+
+ROOT = -1
+"""Parent id of a top-level mask: the whole image."""
+
+
+@dataclass(frozen=True)
+class MaskTree:
+    """A forest over the masks of one image, under a virtual root that stands for the image.
+
+    Attributes:
+        parents: parent id by mask id, -1 at the top level; in insertion order (descending area).
+        children: ids of the children by mask id, and of the top level by -1; in insertion order.
+        area_fractions: share of the image, 0 to 1, by mask id.
+    """
+
+    parents: dict[int, int]
+    children: dict[int, list[int]]
+    area_fractions: dict[int, float]
+
+    @classmethod
+    def plant(cls, masks: Sequence[Mask], containment: float = 0.8) -> Self:
+        """Insert masks in descending area, equal areas in input order, each below the deepest node that takes it.
+
+        At each node, from the root down, a mask moves to the first child, in insertion order, that holds at least the
+        share ``containment`` of its pixels. No mask is decoded.
+
+        Args:
+            masks: of one image, with distinct ids other than -1.
+            containment: |s ∩ l| / |s| from which ``s`` fits below ``l``, above 0 and at most 1.
+
+        Raises:
+            ValueError: an id appears twice or is -1, sizes differ, or ``containment`` is out of range.
+        """
+        if not 0 < containment <= 1:
+            raise ValueError(f"containment is a share above 0 and at most 1, not {containment}")
+        _check_one_image(masks)
+        areas_px = [rle_codec.area_px(mask.rle) for mask in masks]
+        order = sorted(range(len(masks)), key=lambda index: -areas_px[index])
+        holders = _Holders([masks[index].rle for index in order], containment)
+        ids = [masks[index].id for index in order]
+        parents: dict[int, int] = {}
+        children: dict[int, list[int]] = {id: [] for id in (ROOT, *ids)}
+        ranks: dict[int, list[int]] = {ROOT: []}
+        for rank, id in enumerate(ids):
+            node = ROOT
+            while (holder := holders.first(rank, among=ranks[node])) is not None:
+                node = ids[holder]
+            parents[id] = node
+            children[node].append(id)
+            ranks[node].append(rank)
+            ranks[id] = []
+        return cls(parents=parents, children=children, area_fractions=_area_fractions(masks, areas_px))
+
+    @classmethod
+    def regrow(cls, masks: Sequence[Mask], parents: Mapping[int, int]) -> Self:
+        """The tree that was planted before, from its ``parents``, whose order is that of insertion.
+
+        Raises:
+            KeyError: a parent comes after its child, or a mask is missing.
+        """
+        children: dict[int, list[int]] = {ROOT: []}
+        for id, parent in parents.items():
+            children[parent].append(id)
+            children[id] = []
+        fractions = _area_fractions(masks, [rle_codec.area_px(mask.rle) for mask in masks])
+        return cls(dict(parents), children, {id: fractions[id] for id in parents})
+
+    def levels(self, id: int) -> int:
+        """Number of levels of a mask's subtree; a leaf has 1."""
+        return self._levels[id]
+
+    def depth(self, id: int) -> int:
+        """Number of masks above this one; 0 at the top level."""
+        return self._depths[id]
+
+    @property
+    def num_levels(self) -> int:
+        """Levels of the deepest subtree; 0 for an image without masks."""
+        return max((self._levels[id] for id in self.children[ROOT]), default=0)
+
+    def walk(self, id: int = ROOT) -> Iterator[int]:
+        """Ids below ``id`` (without it), parents before children, siblings in insertion order."""
+        pending = list(reversed(self.children[id]))
+        while pending:
+            node = pending.pop()
+            yield node
+            pending.extend(reversed(self.children[node]))
+
+    def ancestors(self, id: int) -> Iterator[int]:
+        """Ids from the parent up to the top level."""
+        while (id := self.parents[id]) != ROOT:
+            yield id
+
+    def is_nested(self, first: int, second: int) -> bool:
+        """Whether one of the two lies below the other."""
+        return first in self.ancestors(second) or second in self.ancestors(first)
+
+    def main_objects(
+        self, *, min_levels: int = 4, min_area_fraction: float = 0.007, max_area_fraction: float = 0.7
+    ) -> list[int]:
+        """Top-level masks with a subtree of at least ``min_levels`` and an area in bounds (shares of the image).
+
+        The defaults are the paper's, for SA-1B's ~100 masks an image; sparser masks need 1 or 2 levels.
+        """
+        return [
+            id
+            for id in self.children[ROOT]
+            if self.levels(id) >= min_levels and min_area_fraction <= self.area_fractions[id] <= max_area_fraction
+        ]
+
+    def parts(self, main_object: int, *, min_area_fraction: float = 0.007) -> list[int]:
+        """Masks below a main object that cover the share of the image, parents first; a small one drops its subtree."""
+        kept: dict[int, None] = {main_object: None}
+        for id in self.walk(main_object):
+            if self.parents[id] in kept and self.area_fractions[id] >= min_area_fraction:
+                kept[id] = None
+        return list(kept)[1:]
+
+    @cached_property
+    def _depths(self) -> dict[int, int]:
+        depths = {ROOT: -1}
+        for id in self.walk():
+            depths[id] = depths[self.parents[id]] + 1
+        return depths
+
+    @cached_property
+    def _levels(self) -> dict[int, int]:
+        levels: dict[int, int] = {}
+        for id in reversed(list(self.walk())):
+            levels[id] = 1 + max((levels[child] for child in self.children[id]), default=0)
+        return levels
+
+
+def _area_fractions(masks: Sequence[Mask], areas_px: Sequence[int]) -> dict[int, float]:
+    return {
+        mask.id: area_px / max(1, mask.height_px * mask.width_px) for mask, area_px in zip(masks, areas_px, strict=True)
+    }
+
+
+def _check_one_image(masks: Sequence[Mask]) -> None:
+    seen: set[int] = set()
+    for mask in masks:
+        if mask.id == ROOT:
+            raise ValueError(f"mask id {ROOT} is reserved for the whole image")
+        if mask.id in seen:
+            raise ValueError(f"mask id {mask.id} appears twice")
+        seen.add(mask.id)
+        if mask.rle["size"] != masks[0].rle["size"]:
+            raise ValueError(
+                f"masks {masks[0].id} and {mask.id} have different sizes: {masks[0].rle['size']} and {mask.rle['size']}"
+            )
+
+
+class _Holders:
+    """Finds which masks hold enough of another; a mask is only compared where its box allows it to be held.
+
+    Args:
+        rles: of all masks; they are named by their index.
+        containment: share of a mask that must lie inside.
+    """
+
+    def __init__(self, rles: Sequence[Rle], containment: float) -> None:
+        self._runs = [Runs(rle) for rle in rles]
+        self._containment = containment
+        boxes = np.array([rle_codec.box_xywh(rle) for rle in rles]).reshape(-1, 4)
+        self._starts, self._ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+        # A hair less than the share itself: rounding must not drop a mask that exactly reaches it.
+        self._least_px = np.array([runs.area_px for runs in self._runs]) * (containment * (1 - 1e-9))
+
+    def first(self, inner: int, among: Sequence[int]) -> int | None:
+        """The first of ``among`` that holds the mask ``inner``; an empty mask is held by none."""
+        outer = np.array(among, dtype=np.int64)
+        sides = np.minimum(self._ends[outer], self._ends[inner]) - np.maximum(self._starts[outer], self._starts[inner])
+        overlap_px = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
+        possible = outer[overlap_px >= self._least_px[inner]].tolist()
+        held = (index for index in possible if self._runs[inner].containment_in(self._runs[index]) >= self._containment)
+        return next(held, None)

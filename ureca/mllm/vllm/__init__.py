@@ -1,1 +1,0 @@
-"""vLLM's asynchronous engine in this process: ``engine`` is the chat model."""

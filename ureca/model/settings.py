@@ -1,0 +1,125 @@
+"""Settings of captioning and sizes of random models; free of torch, so that ``--help`` loads none."""
+
+import dataclasses
+from typing import Literal, Self, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+
+from ureca.errors import SettingsError
+
+QUESTION = "Describe this region in the image."
+"""The question of the released model's prompt."""
+
+RegionPrompt: TypeAlias = Literal["mask", "none", "contour", "crop"]
+"""``ureca.model.prompt.RegionPrompt``, which loads torch."""
+
+
+class CaptionSettings(BaseModel):
+    """How captions are written.
+
+    Args:
+        question: what the model is asked about each region.
+        max_new_tokens: a caption is cut off after so many tokens.
+        batch_size: regions written at once; memory grows with it, but not with the number of regions.
+        temperature: 0 takes the likeliest token; above, tokens are drawn.
+        top_p: draw from the likeliest tokens that together have this probability, above 0 and at most 1.
+        seed: mask i of an image is drawn with the seed ``seed + i``, whatever else is in the batch.
+
+    Raises:
+        SettingsError: if a value is out of its range.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    question: str = Field(default=QUESTION, description="what is asked about each region")
+    max_new_tokens: int = Field(default=256, description="a caption is cut off after so many tokens")
+    batch_size: int = Field(default=32, description="regions written at once; memory grows with it")
+    temperature: float = Field(default=0.0, description="0 takes the likeliest token; above, tokens are drawn")
+    top_p: float = Field(default=1.0, description="draw from the likeliest that together have this probability")
+    seed: int = Field(default=0, description="mask i of an image is drawn with seed + i")
+
+    @model_validator(mode="after")
+    def _can_be(self) -> Self:
+        if self.max_new_tokens < 1:
+            raise SettingsError(f"captioner: max_new_tokens must be at least 1, got {self.max_new_tokens}")
+        if self.batch_size < 1:
+            raise SettingsError(f"captioner: batch_size must be at least 1, got {self.batch_size}")
+        if self.temperature < 0:
+            raise SettingsError(f"captioner: temperature must be 0 or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise SettingsError(f"captioner: top_p must be above 0 and at most 1, got {self.top_p}")
+        return self
+
+
+@dataclasses.dataclass(frozen=True)
+class TinySizes:
+    """Sizes of a random checkpoint; the defaults have 0.3 million parameters.
+
+    Args:
+        image_size: side of a tile in pixels, a multiple of ``patch_size * merged_patches``.
+        patch_size: side of a patch of the vision encoder in pixels; InternVL's is 14.
+        merged_patches: so many by so many patches become one token of the language model; InternVL's pixel shuffle
+            merges two by two.
+        max_tiles: the most tiles of an image.
+        vision_width, vision_layers, vision_heads: the vision encoder.
+        width, layers, heads, key_value_heads, mlp_width: the language model.
+        vocab_size: rows of the embedding; at least as many as the tokenizer has tokens.
+        num_mask_tokens: tokens of a mask tile.
+        mask_encoder: "convolutional" or "fused".
+
+    Raises:
+        SettingsError: if sizes do not fit each other.
+    """
+
+    image_size: int = 56
+    patch_size: int = 14
+    merged_patches: int = 2
+    max_tiles: int = 6
+    vision_width: int = 64
+    vision_layers: int = 2
+    vision_heads: int = 2
+    width: int = 64
+    layers: int = 2
+    heads: int = 2
+    key_value_heads: int = 1
+    mlp_width: int = 128
+    vocab_size: int = 512
+    num_mask_tokens: int = 4
+    mask_encoder: str = "convolutional"
+
+    def __post_init__(self) -> None:
+        for name in ("patch_size", "merged_patches"):
+            if getattr(self, name) < 1:
+                raise SettingsError(f"{name} must be at least 1, got {getattr(self, name)}")
+        divisors = {
+            "image_size": (self.image_size, self.merged_patches * self.patch_size),
+            "vision_width": (self.vision_width, self.vision_heads),
+            "width": (self.width, 2 * self.heads),
+            "heads": (self.heads, self.key_value_heads),
+        }
+        for name, (size, divisor) in divisors.items():
+            if size < 1 or size % divisor:
+                raise SettingsError(f"{name} must be a multiple of {divisor}, got {size}")
+
+    @property
+    def image_seq_length(self) -> int:
+        """Tokens of an image tile after the pixel shuffle."""
+        return (self.image_size // (self.merged_patches * self.patch_size)) ** 2
+
+
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
+class ScratchSizes(TinySizes):
+    """Sizes that learn drawn scenes on a CPU; see `TinySizes`. ``vocab_size`` is the most tokens that there may be."""
+
+    image_size: int = 112
+    vision_width: int = 96
+    vision_layers: int = 3
+    vision_heads: int = 4
+    width: int = 128
+    layers: int = 3
+    heads: int = 4
+    key_value_heads: int = 4
+    mlp_width: int = 384
+    vocab_size: int = 640
+    num_mask_tokens: int = 16

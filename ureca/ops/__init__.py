@@ -1,0 +1,1 @@
+"""Operation of runs: status, machine checks, and planning by simulation."""

@@ -1,0 +1,12 @@
+from .captions import RegionCaptions as RegionCaptions
+from .language import Caption as Caption
+from .language import CaptionError as CaptionError
+from .language import Description as Description
+from .language import parse as parse
+from .rendering import Rendering as Rendering
+from .rendering import render as render
+from .scene import Region as Region
+from .scene import Scene as Scene
+from .scene import read_scene as read_scene
+from .scene import resolve as resolve
+from .scene import scene_of as scene_of

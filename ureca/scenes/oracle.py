@@ -1,0 +1,151 @@
+"""An annotator, a listener and a verifier that know the scene, and err at known rates.
+
+They stand in for models where it must be known what is true: what the stages of a curation mend of given mistakes can
+be counted then. They say nothing of images that are no scenes.
+"""
+
+import hashlib
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
+from ureca.errors import AnnotationError, AnswerError, SettingsError
+from ureca.llm import usage
+from ureca.llm.protocol import ChatAnswer
+from ureca.masks.annotations import read_annotations
+from ureca.masks.mask import Mask
+from ureca.masks.views import Views
+from ureca.rng import Dice
+from ureca.scenes.captions import RegionCaptions, caption_scene
+from ureca.scenes.language import COLOURS, Caption, CaptionError, Description, parse
+from ureca.scenes.scene import Scene, resolve, scene_of
+
+
+class WitnessSettings(BaseModel):
+    """Which scenes are known, and how often it is erred."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: str = Field(description="with the annotation files of scenes, as `ureca scenes` writes them")
+    error_rate: float = Field(default=0.1, ge=0, le=1, description="share of answers that are not true")
+    vagueness: float = Field(default=0.3, ge=0, le=1, description="share of refined captions that single out nothing")
+    seed: int = Field(default=0, ge=0, description="of the mistakes")
+
+
+class _Known(NamedTuple):
+    scene: Scene
+    captions: Mapping[int, RegionCaptions]
+
+
+class Witness:
+    """Annotator, listener and verifier in one; each question counts as a call.
+
+    Mistakes follow from the question and the seed alone: the same question gets the same answer.
+
+    Raises:
+        SettingsError: the folder has no scene.
+    """
+
+    def __init__(self, settings: WitnessSettings) -> None:
+        self.name = f"witness error {settings.error_rate:g} vague {settings.vagueness:g} seed {settings.seed}"
+        self._settings = settings
+        self._known: dict[str, _Known] = {}
+        for path in sorted(Path(settings.folder).glob("*.json")):
+            try:
+                annotations = read_annotations(path)
+                scene = scene_of(annotations)
+            except AnnotationError:
+                continue
+            captions = caption_scene(scene, Dice(settings.seed))
+            if captions is not None:
+                self._known[_key(annotations)] = _Known(scene, captions)
+        if not self._known:
+            raise SettingsError(f"{settings.folder} has no scene; name the folder of images that `ureca scenes` wrote")
+
+    async def short_caption(
+        self, image: CurationImage, region_id: int, *, parent_caption: str | None, sibling_captions: Sequence[str]
+    ) -> str:
+        """What it is and what it is part of, told apart from its siblings; without any context, only what it is."""
+        known = self._of(image.masks)
+        if parent_caption is None and not sibling_captions:
+            region = known.scene[region_id]
+            caption = Caption(Description(region.kind, article="a", colour=region.colour))
+        else:
+            caption = known.captions[region_id].short
+        return self._say(caption, "short", region_id, parent_caption, *sibling_captions)
+
+    async def detailed_caption(
+        self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
+    ) -> str:
+        """The short caption, and what the region has."""
+        items = self._of(image.masks).captions[region_id].detailed.items
+        return self._say(Caption(parse(short_caption).region, items), "detailed", region_id, *child_captions)
+
+    async def unique_caption(
+        self,
+        image: CurationImage,
+        region_id: int,
+        *,
+        caption: str,
+        lookalikes: Sequence[LookAlike],
+        confused_with: Choice | None = None,
+    ) -> str:
+        """What fits the region alone; or, vaguely, its short caption."""
+        captions = self._of(image.masks).captions[region_id]
+        question = ("unique", region_id, caption, confused_with)
+        vague = self._dice("vague", *question).happens(self._settings.vagueness)
+        return self._say(captions.short if vague else captions.unique, *question)
+
+    async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
+        """Whether the caption fits the region, alone or not."""
+        self._count("yes")
+        fits = region_id in _fitting(caption, self._of(image.masks).scene)
+        errs = self._dice("verify", region_id, caption).happens(self._settings.error_rate)
+        return Verdict(fits != errs, "the scene says so" if not errs else "the witness errs")
+
+    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+        """The candidate that the caption fits; see ``Listener.choose``."""
+        self._count("0")
+        fitting = [id for id in _fitting(caption, self._of(views.masks).scene) if id in candidates]
+        dice = self._dice("listen", caption, *sorted(candidates))
+        if dice.happens(self._settings.error_rate):
+            return dice.pick([*sorted(candidates), "none", "several"])
+        return fitting[0] if len(fitting) == 1 else "several" if fitting else "none"
+
+    def _say(self, caption: Caption, *question: object) -> str:
+        dice = self._dice("say", *question)
+        if dice.happens(self._settings.error_rate):
+            others = [colour for colour in COLOURS if colour != caption.region.colour]
+            caption = replace(caption, region=replace(caption.region, colour=dice.pick(others)))
+        self._count(str(caption))
+        return str(caption)
+
+    def _of(self, masks: Mapping[int, Mask]) -> _Known:
+        known = self._known.get(_key(masks.values()))
+        if known is None:
+            raise AnswerError("no_scene", f"the image is none of the scenes in {self._settings.folder}")
+        return known
+
+    def _dice(self, *question: object) -> Dice:
+        digest = hashlib.blake2b(repr(question).encode(), digest_size=8).digest()
+        return Dice(self._settings.seed, int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
+
+    @staticmethod
+    def _count(text: str) -> None:
+        usage.record(ChatAnswer(text, num_prompt_tokens=0, num_new_tokens=len(text.split())))
+
+
+def _fitting(caption: str, scene: Scene) -> list[int]:
+    try:
+        return resolve(caption, scene)
+    except CaptionError:
+        return []
+
+
+def _key(masks: Iterable[Mask]) -> str:
+    runs = sorted((mask.id, mask.rle["counts"]) for mask in masks)
+    return hashlib.blake2b(repr(runs).encode(), digest_size=16).hexdigest()

@@ -1,1 +1,0 @@
-"""Settings of each verb: one validated, frozen model, read from defaults < YAML < environment < flags."""
