@@ -28,7 +28,7 @@ from ureca.images import ImageLimits, decode_image
 from ureca.masks.annotations import Annotations, read_annotations, write_annotations
 from ureca.masks.mask import Mask
 
-_CAPTION, _PROPOSE = "CaptionActor", "ProposeActor"
+_CAPTION, _MASKS = "CaptionActor", "MaskActor"
 _SECONDS_BETWEEN_SAMPLES = 0.2
 
 
@@ -151,13 +151,13 @@ def _measure_job(folder: Path, num_actors: int, arguments: argparse.Namespace) -
             "--model",
             str(folder / "model"),
         ),
-        *("--proposals.kind", "annotations", "--listing.annotations", "beside", "--images-per-unit", "1"),
+        *("--masks.kind", "annotations", "--listing.annotations", "beside", "--images-per-partition", "1"),
         *("--captioner.max-new-tokens", str(arguments.new_tokens)),
         *("--captioner.batch-size", str(arguments.regions)),
         *("--resources.caption.num-actors", str(num_actors), "--resources.caption.num-cpus", "0.25"),
         *("--resources.caption.num-gpus", str(arguments.gpus_per_actor)),
         # One image is prepared while another is captioned: more would be under way when the clock starts.
-        *("--resources.propose.num-actors", "1", "--resources.caption.units-in-flight", "2"),
+        *("--resources.masks.num-actors", "1", "--resources.caption.partitions-in-flight", "2"),
     ]
     with (folder / "log").open("wb") as log:
         job = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 (our own command)
@@ -179,7 +179,7 @@ def _measure_job(folder: Path, num_actors: int, arguments: argparse.Namespace) -
 
 
 def _watch(job: "subprocess.Popen[bytes]", parts: Path) -> Iterator[Sample]:
-    processes = ProcessTree(job.pid, (_CAPTION, _PROPOSE))
+    processes = ProcessTree(job.pid, (_CAPTION, _MASKS))
     while job.poll() is None:
         num_images = len(list(parts.glob("part-*.parquet"))) if parts.is_dir() else 0
         yield Sample(time.monotonic(), num_images, processes.sample())
@@ -209,6 +209,6 @@ def _print_shares(jobs: list[JobCost]) -> None:
     print("|---|---|---|---|---|---|")
     for job in jobs:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorted(job.stage_s.items()))
-        used = [job.cpu_s.get(role, 0.0) for role in (_CAPTION, _PROPOSE, "other")]
+        used = [job.cpu_s.get(role, 0.0) for role in (_CAPTION, _MASKS, "other")]
         cells = " | ".join(f"{used_s:.1f}" for used_s in used)
         print(f"| {job.num_actors} actors | {stages} | {cells} | {sum(used) / job.wall_s:.2f} |")

@@ -19,7 +19,7 @@ from benchmarks.scene_corpus import write_scene_corpus
 from ureca.data.output import Output
 from ureca.model.initialization import save_tiny
 
-_ROLES = {"CaptionActor": "captioning actor", "ProposeActor": "masks", "ureca.jobs.caption": "driver"}
+_ROLES = {"CaptionActor": "captioning actor", "MaskActor": "masks", "ureca.jobs.caption": "driver"}
 _SECONDS_BETWEEN_SAMPLES = 0.5
 
 
@@ -84,8 +84,8 @@ def _measure(folder: Path, num_images: int) -> Run:
             str(folder / "model"),
         ),
         *("--limit", str(num_images), "--captioner.max-new-tokens", "4"),
-        *("--proposals.kind", "annotations", "--listing.annotations", "beside"),
-        *("--resources.propose.num-actors", "1", "--resources.caption.num-actors", "1"),
+        *("--masks.kind", "annotations", "--listing.annotations", "beside"),
+        *("--resources.masks.num-actors", "1", "--resources.caption.num-actors", "1"),
     ]
     began = time.monotonic()
     with (folder / "log").open("wb") as log:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-from ureca.llm.fake import stand_in_answer
+from ureca.llm.fake import fake_answer
 
 BIN_S = 0.1
 """Resolution of ``Engine.busy_s``."""
@@ -136,7 +136,7 @@ def _content_length(head: bytes) -> int:
 def _completion(body: bytes, digest: int) -> object:
     request = json.loads(body)
     properties = request["response_format"]["json_schema"]["schema"]["properties"]
-    text = json.dumps(stand_in_answer(digest, properties))
+    text = json.dumps(fake_answer(digest, properties))
     return {
         "object": "chat.completion",
         "choices": [{"index": 0, "finish_reason": "stop", "message": {"role": "assistant", "content": text}}],

@@ -32,14 +32,14 @@ from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import CurateStage, ProposedUnit, plant, propose
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import CurateStage, MaskedPartition, build, generate
 from ureca.llm.load import percentile_s
 from ureca.llm.openai import OpenAIChatModel
-from ureca.pipelines.components import build_chat_model, build_embedder, build_proposer
+from ureca.pipelines.components import build_chat_model, build_embedder, build_mask_generator
 from ureca.pipelines.curate_settings import CurateSettings
 
-_CURATE, _PROPOSE, _DRIVER = "CurateActor", "ProposeActor", "ureca.jobs.curate"
+_CURATE, _MASKS, _DRIVER = "CurateActor", "MaskActor", "ureca.jobs.curate"
 _SECONDS_BETWEEN_SAMPLES = 0.5
 _ALL_TAKEN = 0.95
 
@@ -144,11 +144,11 @@ def _options(folder: Path, job: Job, url: str, arguments: argparse.Namespace) ->
     """Those of `ureca curate`."""
     return [
         *(str(folder / "images"), str(folder / f"regions-{job.name}"), "--limit", str(job.num_images)),
-        *("--proposals.kind", "annotations", "--listing.annotations", "beside", "--annotator.kind", "prompted"),
+        *("--masks.kind", "annotations", "--listing.annotations", "beside", "--annotator.kind", "prompted"),
         *("--mllm.kind", "openai", "--mllm.model", "stand-in", "--mllm.base-urls", f"{url}/v1"),
         # More than the endpoint works on: while one is on its way, another waits in its queue.
         *("--mllm.max-concurrency", str(2 * arguments.slots)),
-        *("--resources.propose.num-actors", "1", "--resources.curate.num-actors", str(arguments.actors)),
+        *("--resources.masks.num-actors", "1", "--resources.curate.num-actors", str(arguments.actors)),
         *arguments.options,
     ]
 
@@ -160,7 +160,7 @@ def _measure(folder: Path, job: Job, arguments: argparse.Namespace) -> Run:
         command = [sys.executable, "-m", "ureca.jobs.curate", *_options(folder, job, url, arguments)]
         with (folder / "log").open("wb") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log)  # noqa: S603 (our own command)
-            processes = ProcessTree(process.pid, (_CURATE, _PROPOSE, _DRIVER))
+            processes = ProcessTree(process.pid, (_CURATE, _MASKS, _DRIVER))
             while process.poll() is None:
                 cpu_s = processes.sample()
                 time.sleep(_SECONDS_BETWEEN_SAMPLES)
@@ -210,7 +210,7 @@ def _mean(shares: Sequence[float]) -> str:
 def _memory(jobs: Sequence[Job], runs: Sequence[Run]) -> str:
     lines = ["| job | curating actor | masks | driver |", "|---|---|---|---|"]
     for job, run in zip(jobs, runs, strict=True):
-        cells = (_memory_cell(run.memory_mib.get(role, ())) for role in (_CURATE, _PROPOSE, _DRIVER))
+        cells = (_memory_cell(run.memory_mib.get(role, ())) for role in (_CURATE, _MASKS, _DRIVER))
         lines.append(f"| {job.name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -229,20 +229,22 @@ def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[
         manifest = list_images(settings.input, **settings.listing.model_dump())
         entries = [ManifestEntry.from_row(row) for row in manifest.slice(0, arguments.sequential).to_pylist()]
         started = time.monotonic()
-        unit = propose(0, entries, build_proposer(settings.proposals), settings.image_limits)
-        rows, report = asyncio.run(_curate_alone(plant(unit, settings.tree.containment), settings))
+        partition = generate(0, entries, build_mask_generator(settings.masks), settings.image_limits)
+        rows, report = asyncio.run(_curate_alone(build(partition, settings.tree.containment), settings))
         seconds = (time.monotonic() - started) / report.num_calls
     captions = {(row["image_id"], region["region_id"]): region["caption"] for row in rows for region in row["regions"]}
     return captions, seconds
 
 
-async def _curate_alone(unit: ProposedUnit, settings: CurateSettings) -> tuple[list[dict[str, Any]], UnitReport]:
+async def _curate_alone(
+    partition: MaskedPartition, settings: CurateSettings
+) -> tuple[list[dict[str, Any]], PartitionReport]:
     assert isinstance(settings.annotator, PromptingSettings)  # noqa: S101 - the options say so
     model = build_chat_model(settings.mllm)
     annotator = PromptedAnnotator(model, settings.annotator)
     curator = Curator(annotator, build_embedder(settings), settings.tree, settings.views, settings.uniqueness)
     try:
-        return await CurateStage(curator, settings.image_limits, images_in_flight=1)(unit)
+        return await CurateStage(curator, settings.image_limits, images_in_flight=1)(partition)
     finally:
         if isinstance(model, OpenAIChatModel):
             await model.close()

@@ -64,10 +64,10 @@ def _curate(folder: Path, output: Path, num_images: int, slots: int, seconds: fl
     with endpoint_process(slots=slots, seconds=seconds) as url:
         command = [
             *(sys.executable, "-m", "ureca.jobs.curate", str(images), str(output)),
-            *("--proposals.kind", "annotations", "--listing.annotations", "beside", "--annotator.kind", "prompted"),
+            *("--masks.kind", "annotations", "--listing.annotations", "beside", "--annotator.kind", "prompted"),
             *("--mllm.kind", "openai", "--mllm.model", "stand-in", "--mllm.base-urls", f"{url}/v1"),
             *("--mllm.max-concurrency", str(slots)),
-            *("--resources.propose.num-actors", "1", "--resources.curate.num-actors", "1", *options),
+            *("--resources.masks.num-actors", "1", "--resources.curate.num-actors", "1", *options),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
 

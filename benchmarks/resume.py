@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from ureca.data.listing import list_images
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport, unit_offsets
+from ureca.data.partitions import PartitionReport, partition_offsets
 
 _LINKS_PER_FILE = 50_000  # file systems allow not many more
 
@@ -32,13 +32,13 @@ def main(argv: Sequence[str]) -> int:
     for num_images in arguments.images:
         with tempfile.TemporaryDirectory() as folder:
             _write_names(Path(folder), num_images)
-            num_units = len(unit_offsets(num_images, None)) - 1
+            num_partitions = len(partition_offsets(num_images, None)) - 1
             for name in _STEPS:
                 command = [sys.executable, "-m", "benchmarks.resume", name, folder]
                 seconds, mib = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()  # noqa: S603
-                print(f"| {num_images} | {num_units} | {name} | {seconds} | {mib} |", flush=True)
+                print(f"| {num_images} | {num_partitions} | {name} | {seconds} | {mib} |", flush=True)
                 if name == "first session":
-                    _write_parts(Path(folder), num_units)
+                    _write_parts(Path(folder), num_partitions)
     return 0
 
 
@@ -47,15 +47,15 @@ def _write_names(folder: Path, num_images: int) -> None:
         names.writelines(f"/corpus/{number // 10_000:04d}/sa_{number}.jpg\n" for number in range(num_images))
 
 
-def _write_parts(folder: Path, num_units: int) -> None:
+def _write_parts(folder: Path, num_partitions: int) -> None:
     """Files of all units but the last."""
     row = {"image_id": "sa_0", "uri": "sa_0.jpg", "height": 1, "width": 1, "regions": [], "error": None}
     output = Output(str(folder / "out"))
-    output.write_unit(0, [row], UnitReport(num_calls=1, seconds={"propose": 1.0}))
+    output.write_partition(0, [row], PartitionReport(num_calls=1, seconds={"masks": 1.0}))
     file = Path(output.part_files()[0])
-    for unit in range(1, num_units - 1):
-        part = file.with_name(f"part-{unit:06d}.parquet")
-        if unit % _LINKS_PER_FILE:
+    for partition in range(1, num_partitions - 1):
+        part = file.with_name(f"part-{partition:06d}.parquet")
+        if partition % _LINKS_PER_FILE:
             part.hardlink_to(file)
         else:
             file = Path(shutil.copy(file, part))
@@ -76,7 +76,7 @@ def _first_session(folder: Path) -> None:
 def _resume(folder: Path) -> None:
     output = Output(str(folder / "out"))
     output.add_images(_list(folder), None)
-    missing = output.unit_sizes().keys() - set(output.done_units())
+    missing = output.partition_sizes().keys() - set(output.done_partitions())
     if len(missing) != 1:
         raise RuntimeError(f"{len(missing)} units are missing, not one")
 

@@ -9,7 +9,7 @@ import numpy as np
 from ureca.errors import InputError
 
 if TYPE_CHECKING:
-    from ureca.training.token_costs import SampleCounts, TokenCosts
+    from ureca.training.token_costs import SampleCosts, TokenCosts
 
 NUM_IMAGES = 1000
 WORLD_SIZE = 4
@@ -21,12 +21,12 @@ def print_padding() -> None:
     A packed row has no padding; a filler, which keeps ranks in step at the end of an epoch, is counted as such.
     """
     from ureca.training.sampler import EpochPlan, PlanSettings
-    from ureca.training.token_costs import SampleCounts, TokenCosts
+    from ureca.training.token_costs import SampleCosts, TokenCosts
 
     random = np.random.default_rng(0)
     regions = random.geometric(1 / 12, NUM_IMAGES)
     text_tokens = random.integers(20, 200, int(regions.sum()), dtype=np.int32)
-    counts = SampleCounts(
+    counts = SampleCosts(
         first_regions=np.concatenate([[0], np.cumsum(regions)]),
         text_tokens=text_tokens,
         num_tiles=random.choice(np.array([1, 3, 5, 7], np.uint8), (NUM_IMAGES, 1)),
@@ -36,7 +36,7 @@ def print_padding() -> None:
     plan = EpochPlan(counts, costs, PlanSettings(), epoch=0, seed=0, world_size=WORLD_SIZE)
     steps = [[plan.micro_batches(step, rank)[0] for rank in range(WORLD_SIZE)] for step in range(plan.num_steps)]
     tokens = np.array([[micro_batch.num_tokens for micro_batch in step] for step in steps])
-    fillers = np.array([[micro_batch.is_filler for micro_batch in step] for step in steps])
+    fillers = np.array([[micro_batch.is_padding for micro_batch in step] for step in steps])
     idle = (tokens.max(axis=1, keepdims=True) - tokens).sum() / (tokens.max(axis=1).sum() * WORLD_SIZE)
     print(
         f"\nan epoch of {NUM_IMAGES} images with 1 to {regions.max()} regions, {WORLD_SIZE} ranks: "
@@ -46,7 +46,7 @@ def print_padding() -> None:
     )
 
 
-def _padding_of_random_batches(counts: "SampleCounts", costs: "TokenCosts", size: int = 16) -> float:
+def _padding_of_random_batches(counts: "SampleCosts", costs: "TokenCosts", size: int = 16) -> float:
     tiles = np.repeat(counts.num_tiles[:, 0], counts.regions_of_images)
     lengths = costs.of_images(tiles) + costs.of_segments(counts.text_tokens, tiles)
     shuffled = np.random.default_rng(0).permutation(lengths)[: len(lengths) // size * size].reshape(-1, size)

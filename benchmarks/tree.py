@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
     seconds = []
     for _ in range(options.repeats):
         started = time.process_time()
-        tree = MaskTree.plant(masks)
+        tree = MaskTree.build(masks)
         seconds.append(time.process_time() - started)
     planting = statistics.median(seconds)
     memory_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 1024
@@ -41,7 +41,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"run lengths         {planting:8.3f} CPU s, {memory_mib:.0f} MiB more at the peak")
     if not options.skip_baseline:
         started = time.process_time()
-        parents = plant_on_pixels(masks)
+        parents = build_on_pixels(masks)
         baseline = time.process_time() - started
         print(f"decode and compare  {baseline:8.3f} CPU s")
         same = "equal" if parents == tree.parents else "DIFFERENT"
@@ -78,7 +78,7 @@ def random_masks(num_masks: int, height: int, width: int, seed: int) -> list[Mas
     return masks
 
 
-def plant_on_pixels(masks: Sequence[Mask], containment: float = 0.8) -> dict[int, int]:
+def build_on_pixels(masks: Sequence[Mask], containment: float = 0.8) -> dict[int, int]:
     """The baseline: every mask decoded to full size, pairs compared pixel by pixel on the way down."""
     pixels = {mask.id: mask.decode() for mask in masks}
     areas = {id: int(mask.sum()) for id, mask in pixels.items()}

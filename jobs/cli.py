@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from ureca import __version__
 from ureca.errors import UrecaError
 
-_VERBS = {
+_COMMANDS = {
     "curate": ("ureca.jobs.curate", "propose masks and caption every region of images, uniquely"),
     "ablate-curation": (
         "ureca.jobs.ablate_curation",
@@ -54,20 +54,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments[0] == "--version":
         print(f"ureca {__version__}")
         return 0
-    if arguments[0] not in _VERBS:
+    if arguments[0] not in _COMMANDS:
         print(f"ureca: there is no verb {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
         return 2
-    module, _ = _VERBS[arguments[0]]
-    return run_verb(importlib.import_module(module).main, arguments[1:])
+    module, _ = _COMMANDS[arguments[0]]
+    return run_command(importlib.import_module(module).main, arguments[1:])
 
 
-def run_verb(verb: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
+def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run a verb's ``main``: what its user can put right becomes a message and status 2, an interrupt status 130.
 
     A package of an extra that is not installed is something that its user can put right.
     """
     try:
-        return verb(argv)
+        return command(argv)
     except UrecaError as error:
         print(f"ureca: {error}", file=sys.stderr)
         return 2
@@ -83,8 +83,8 @@ def run_verb(verb: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
 
 
 def _usage() -> str:
-    verbs = "\n".join(f"  {verb:<12} {purpose}" for verb, (_, purpose) in _VERBS.items())
-    return f"usage: ureca VERB ...\n\n{verbs}\n\n`ureca VERB --help` lists a verb's arguments and settings."
+    commands = "\n".join(f"  {command:<12} {purpose}" for command, (_, purpose) in _COMMANDS.items())
+    return f"usage: ureca VERB ...\n\n{commands}\n\n`ureca VERB --help` lists a verb's arguments and settings."
 
 
 if __name__ == "__main__":

@@ -34,7 +34,7 @@ def _curate(folder: Path) -> int:
     images = folder / "images.txt"
     images.write_text("".join(f"{_SHIPPED / name}\n" for name in _PHOTOGRAPHS), encoding="utf-8")
     output = folder / "photographs"
-    status = curate.main([str(images), str(output), "--verification.kind", "describer", "--overwrite"])
+    status = curate.main([str(images), str(output), "--verification.kind", "rule_based", "--overwrite"])
     return status or report.main([str(output), "--to", str(folder / "report.html")])
 
 
@@ -94,6 +94,6 @@ def _free_port() -> int:
 
 
 if __name__ == "__main__":
-    from ureca.jobs.cli import run_verb
+    from ureca.jobs.cli import run_command
 
-    sys.exit(run_verb(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

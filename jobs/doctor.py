@@ -55,6 +55,6 @@ def _text(finding: "Finding") -> str:
 
 
 if __name__ == "__main__":
-    from ureca.jobs.cli import run_verb
+    from ureca.jobs.cli import run_command
 
-    sys.exit(run_verb(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

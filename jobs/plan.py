@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str]) -> int:
     """Simulate and print; nothing runs and nothing is written."""
     arguments, changes = _parser().parse_known_args(argv)
-    from ureca.ops.forecast import calibrate, forecast, forecast_text, unit_sizes
+    from ureca.ops.forecast import calibrate, forecast, forecast_text, partition_sizes
     from ureca.ops.measured import measured as measure
     from ureca.pipelines.curate_settings import CurateSettings
     from ureca.pipelines.plan import arrangement_of
@@ -32,9 +32,11 @@ def main(argv: Sequence[str]) -> int:
         pixels_per_image=measured.pixel_bytes / 3,
         num_cpus=arguments.measured_cpus or _cpus_here(),
         num_gpus=arguments.measured_gpus,
-        engine_places=arguments.measured_engine_places,
+        engine_slots=arguments.measured_engine_slots,
     )
-    calibrated = calibrate(measured, before, unit_sizes(measured.num_images, measured.settings["images_per_unit"]))
+    calibrated = calibrate(
+        measured, before, partition_sizes(measured.num_images, measured.settings["images_per_partition"])
+    )
     calibrated = _overridden(calibrated, arguments)
     settings = _changed(measured, arguments.config, changes)
     after = arrangement_of(
@@ -43,9 +45,9 @@ def main(argv: Sequence[str]) -> int:
         pixels_per_image=measured.pixel_bytes / 3,
         num_cpus=arguments.cpus or _cpus_here(),
         num_gpus=arguments.gpus,
-        engine_places=arguments.engine_places,
+        engine_slots=arguments.engine_slots,
     )
-    predicted = forecast(measured, calibrated, after, arguments.images, settings.images_per_unit)
+    predicted = forecast(measured, calibrated, after, arguments.images, settings.images_per_partition)
     print(predicted.to_json() if arguments.json else forecast_text(predicted, measured, calibrated, after))
     return 0
 
@@ -68,17 +70,17 @@ def _parser() -> argparse.ArgumentParser:
     there.add_argument("--cpus", type=_positive, help="CPUs of the cluster (default: this machine's)")
     there.add_argument("--gpus", type=float, default=0.0, help="GPUs of the cluster, but for a chat model elsewhere")
     there.add_argument(
-        "--engine-places", type=_count, help="answers its servers write at a time (default: all they are asked)"
+        "--engine-slots", type=_count, help="answers its servers write at a time (default: all they are asked)"
     )
     service = parser.add_argument_group("what work takes there, where it differs from what was measured")
     service.add_argument("--answer-s", type=_positive, help="seconds of an answer, at so many at a time")
-    service.add_argument("--propose-s", type=_positive, help="seconds of a worker to propose an image's masks")
+    service.add_argument("--generate-s", type=_positive, help="seconds of a worker to propose an image's masks")
     service.add_argument("--step-s", type=_positive, help="seconds of a curating actor's processor a question")
     service.add_argument("--startup-s", type=_positive, help="seconds before the first image and after the last")
     here = parser.add_argument_group("where MEASURED ran")
     here.add_argument("--measured-cpus", type=_positive, help="(default: this machine's)")
     here.add_argument("--measured-gpus", type=float, default=0.0, help="(default 0)")
-    here.add_argument("--measured-engine-places", type=_count, help="(default: all that it was asked)")
+    here.add_argument("--measured-engine-slots", type=_count, help="(default: all that it was asked)")
     return parser
 
 
@@ -103,7 +105,7 @@ def _cpus_here() -> int:
 def _overridden(calibrated: "Calibrated", arguments: argparse.Namespace) -> "Calibrated":
     """With what is known better than from the measured run."""
     service = calibrated.service
-    for name in ("propose_s", "step_s"):
+    for name in ("generate_s", "step_s"):
         if (seconds := getattr(arguments, name)) is not None:
             service = replace(service, **{name: seconds})
     if arguments.answer_s is not None:
@@ -125,6 +127,6 @@ def _changed(measured: "Measured", config: str | None, changes: Sequence[str]) -
 
 
 if __name__ == "__main__":
-    from ureca.jobs.cli import run_verb
+    from ureca.jobs.cli import run_command
 
-    sys.exit(run_verb(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -21,6 +21,6 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    from ureca.jobs.cli import run_verb
+    from ureca.jobs.cli import run_command
 
-    sys.exit(run_verb(main, sys.argv[1:]))
+    sys.exit(run_command(main, sys.argv[1:]))

@@ -38,7 +38,7 @@ from ureca.masks.mask import Mask
 from ureca.masks.views import Views
 from ureca.pipelines.ablation_settings import AblationSettings
 from ureca.pipelines.batch.session import ray_session
-from ureca.pipelines.components import build_encoder, build_judge
+from ureca.pipelines.components import build_encoder, build_scoring_listener
 from ureca.pipelines.curate import curate
 from ureca.scenes.scene import Scene, read_scene
 
@@ -55,7 +55,7 @@ class Ablated(BaseModel):
         variant: what was left out.
         num_regions: that were to be captioned.
         num_kept: of which there is a caption that nothing speaks against: what an export has.
-        num_rejected: of which the caption was rejected by listener or verification.
+        num_invalid: of which the caption was rejected by listener or verification.
         num_failed: without a caption.
         num_calls: questions to models.
         num_new_tokens: of their answers.
@@ -67,7 +67,7 @@ class Ablated(BaseModel):
     variant: str
     num_regions: int
     num_kept: int
-    num_rejected: int
+    num_invalid: int
     num_failed: int
     num_calls: int
     num_new_tokens: int
@@ -75,7 +75,7 @@ class Ablated(BaseModel):
 
 
 @dataclass(frozen=True)
-class Judges:
+class Scorers:
     """Who is asked about the captions; None: nobody."""
 
     listener: Listener | None = None
@@ -84,7 +84,7 @@ class Judges:
     max_distractors: int = 8
 
 
-def measure_variant(variant: str, output: Output, judges: Judges) -> Ablated:
+def measure_variant(variant: str, output: Output, judges: Scorers) -> Ablated:
     """Measure what a run has made.
 
     Args:
@@ -93,23 +93,23 @@ def measure_variant(variant: str, output: Output, judges: Judges) -> Ablated:
         judges: of the captions.
     """
     kept = _Kept(judges)
-    num_regions = num_rejected = num_failed = 0
-    for unit in output.done_units():
-        rows = [row for row in output.unit_rows(unit) if row["error"] is None]
+    num_regions = num_invalid = num_failed = 0
+    for partition in output.done_partitions():
+        rows = [row for row in output.partition_rows(partition) if row["error"] is None]
         pixels = dict(output.pixels([row["image_id"] for row in rows])) if judges.listener or judges.encoder else {}
         for row in rows:
             regions = [region for region in row["regions"] if not region["status"].startswith("skipped:")]
             good = [region for region in regions if region["status"] == "ok" and region["verdict"] != "rejected"]
             num_regions += len(regions)
             num_failed += sum(region["status"] != "ok" for region in regions)
-            num_rejected += sum(region["status"] == "ok" and region["verdict"] == "rejected" for region in regions)
+            num_invalid += sum(region["status"] == "ok" and region["verdict"] == "rejected" for region in regions)
             kept.add(row, regions, good, pixels.get(row["image_id"]))
     report = output.report()
     return Ablated(
         variant=variant,
         num_regions=num_regions,
         num_kept=len(kept.predictions),
-        num_rejected=num_rejected,
+        num_invalid=num_invalid,
         num_failed=num_failed,
         num_calls=report.num_calls,
         num_new_tokens=report.num_new_tokens,
@@ -120,7 +120,7 @@ def measure_variant(variant: str, output: Output, judges: Judges) -> Ablated:
 class _Kept:
     """The captions of a variant that are kept, and what is found out about each."""
 
-    def __init__(self, judges: Judges) -> None:
+    def __init__(self, judges: Scorers) -> None:
         self._judges = judges
         self.predictions: list[Prediction] = []
         self._heard: list[Heard | None] = []
@@ -205,7 +205,7 @@ def _scene_of(uri: str) -> Scene | None:
 _COLUMNS: dict[str, Callable[[Ablated], str]] = {
     "variant": lambda row: row.variant,
     "kept of regions": lambda row: f"{row.num_kept} of {row.num_regions}",
-    "rejected": lambda row: str(row.num_rejected),
+    "rejected": lambda row: str(row.num_invalid),
     "failed": lambda row: str(row.num_failed),
     "calls": lambda row: str(row.num_calls),
     "calls a region": lambda row: f"{row.num_calls / max(1, row.num_regions):.2f}",
@@ -235,8 +235,10 @@ def ablate(settings: AblationSettings, on_variant: Callable[[str], None] = lambd
     Raises:
         InputError, OutputError, SettingsError: as ``curate``.
     """
-    judges = Judges(
-        listener=build_judge(settings), encoder=build_encoder(settings.retrieval), duplicates=settings.duplicates
+    judges = Scorers(
+        listener=build_scoring_listener(settings),
+        encoder=build_encoder(settings.retrieval),
+        duplicates=settings.duplicates,
     )
     measured = []
     with ray_session():

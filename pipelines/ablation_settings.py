@@ -9,14 +9,14 @@ from ureca.evaluation.encoders import COLOUR_WORDS, DualEncoderSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
 from ureca.pipelines.curate_settings import (
     CurateSettings,
-    Describing,
-    Listening,
-    ListeningByMeasuring,
-    ListeningByWitness,
-    NoListener,
-    NoVerification,
-    Prompting,
-    Witnessing,
+    NoListenerConfig,
+    NoVerificationConfig,
+    OracleConfig,
+    OracleListenerConfig,
+    PromptedConfig,
+    PromptedListenerConfig,
+    RuleBasedConfig,
+    RuleBasedListenerConfig,
 )
 
 FULL = "everything"
@@ -30,18 +30,22 @@ class AblationSettings(CurateSettings):
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca ablate-curation")
-    verb: ClassVar[str] = "ablate-curation"
+    command: ClassVar[str] = "ablate-curation"
 
     listener: Annotated[
-        NoListener | Listening | ListeningByMeasuring | ListeningByWitness, Field(discriminator="kind")
-    ] = ListeningByMeasuring()
-    verification: Annotated[NoVerification | Describing | Prompting | Witnessing, Field(discriminator="kind")] = (
-        Describing()
-    )
+        NoListenerConfig | PromptedListenerConfig | RuleBasedListenerConfig | OracleListenerConfig,
+        Field(discriminator="kind"),
+    ] = RuleBasedListenerConfig()
+    verification: Annotated[
+        NoVerificationConfig | RuleBasedConfig | PromptedConfig | OracleConfig, Field(discriminator="kind")
+    ] = RuleBasedConfig()
 
     judge: Annotated[
-        NoListener | Listening | ListeningByMeasuring | ListeningByWitness, Field(discriminator="kind")
-    ] = Field(default=ListeningByMeasuring(), description="who listens to all captions at the end; prompted asks mllm")
+        NoListenerConfig | PromptedListenerConfig | RuleBasedListenerConfig | OracleListenerConfig,
+        Field(discriminator="kind"),
+    ] = Field(
+        default=RuleBasedListenerConfig(), description="who listens to all captions at the end; prompted asks mllm"
+    )
     retrieval: DualEncoderSettings | None = Field(
         default=DualEncoderSettings(checkpoint=COLOUR_WORDS),
         description="the image-text encoder of self-retrieval; None: it is not measured",
@@ -56,14 +60,14 @@ class AblationSettings(CurateSettings):
             "no bottom-up": {"stages": self.stages.model_copy(update={"bottom_up": False})},
             "no refinement": {"stages": self.stages.model_copy(update={"refinement": False})},
         }
-        if not isinstance(self.listener, NoListener):
-            changes["no listener"] = {"listener": NoListener()}
-        if not isinstance(self.verification, NoVerification):
-            changes["no verification"] = {"verification": NoVerification()}
+        if not isinstance(self.listener, NoListenerConfig):
+            changes["no listener"] = {"listener": NoListenerConfig()}
+        if not isinstance(self.verification, NoVerificationConfig):
+            changes["no verification"] = {"verification": NoVerificationConfig()}
         changes["short captions only"] = {
             "stages": self.stages.model_copy(update={"tree_context": False, "bottom_up": False, "refinement": False}),
-            "listener": NoListener(),
-            "verification": NoVerification(),
+            "listener": NoListenerConfig(),
+            "verification": NoVerificationConfig(),
         }
         return {name: self._variant(name, change) for name, change in changes.items()}
 

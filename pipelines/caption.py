@@ -11,28 +11,28 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from ureca.captioning.stage import CaptionStage, ImageWriter
-from ureca.data.crash_log import Attempts
+from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import ProposeStage, propose
-from ureca.data.reuse import adopt, list_run
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import MaskStage, generate
+from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import InputError, SettingsError
 from ureca.io import locate
 from ureca.llm.settings import TransformersSettings
 from ureca.llm.transformers import TransformersChatModel
-from ureca.masks.generators.settings import FromRegions, FromSegments
+from ureca.masks.generators.settings import ReusedMasksConfig, SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
-from ureca.pipelines.batch.actors import ProposeActor, WritingActor
+from ureca.pipelines.batch.actors import MaskActor, WritingActor
 from ureca.pipelines.batch.arrow import TablesToTables, pending_rows
-from ureca.pipelines.batch.dry_run import Rehearsal, estimate
+from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
-from ureca.pipelines.batch.runner import BatchVerb, run_batch
+from ureca.pipelines.batch.runner import BatchCommand, run_batch
 from ureca.pipelines.batch.session import Cluster
-from ureca.pipelines.caption_settings import Automatic, CaptioningSettings
-from ureca.pipelines.components import build_proposer
-from ureca.pipelines.settings import images_per_piece
+from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
+from ureca.pipelines.components import build_mask_generator
+from ureca.pipelines.settings import images_per_chunk
 from ureca.schema import CAPTIONS_DATASET
 
 
@@ -43,23 +43,25 @@ class CaptionActor(WritingActor[CaptioningSettings]):
     dataset = CAPTIONS_DATASET
 
     def build(
-        self, settings: CaptioningSettings, images_in_flight: int, attempts: Attempts, recipe: str | None
+        self, settings: CaptioningSettings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
     ) -> CaptionStage[Any]:
         """Load the checkpoint, on a GPU if the actor has one."""
-        return build_caption_stage(settings, images_in_flight, attempts, recipe)
+        return build_caption_stage(settings, images_in_flight, crash_log, config_hash)
 
 
 def build_caption_stage(
     settings: CaptioningSettings,
     images_in_flight: int,
-    attempts: Attempts | None = None,
-    recipe: str | None = None,
+    crash_log: CrashLog | None = None,
+    config_hash: str | None = None,
 ) -> CaptionStage[Any]:
     """Load the checkpoint, on a GPU where ``resources`` say so."""
     checkpoint = identify(settings.model)
     name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
     writer = _captioner(settings) if checkpoint.kind == "ureca" else _chat_writer(settings)
-    return CaptionStage(writer, name, settings.image_limits, images_in_flight, attempts=attempts, recipe=recipe)
+    return CaptionStage(
+        writer, name, settings.image_limits, images_in_flight, crash_log=crash_log, config_hash=config_hash
+    )
 
 
 def _captioner(settings: CaptioningSettings) -> ImageWriter[Any]:
@@ -89,18 +91,18 @@ def _chat_writer(settings: CaptioningSettings) -> ImageWriter[Any]:
     return ChatWriter(model, settings.region_prompt, settings.captioner)
 
 
-def build_propose_stage(settings: CaptioningSettings) -> ProposeStage:
+def build_mask_stage(settings: CaptioningSettings) -> MaskStage:
     """Build what makes the masks."""
-    proposals = settings.proposals
-    if isinstance(proposals, Automatic):
-        raise SettingsError("proposals.kind auto stands for another, which is chosen when the input is known")
-    if isinstance(proposals, FromRegions):
-        return adopt
-    return partial(propose, proposer=build_proposer(proposals), limits=settings.image_limits)
+    masks = settings.masks
+    if isinstance(masks, AutoMasksConfig):
+        raise SettingsError("masks.kind auto stands for another, which is chosen when the input is known")
+    if isinstance(masks, ReusedMasksConfig):
+        return reuse_masks
+    return partial(generate, mask_generator=build_mask_generator(masks), limits=settings.image_limits)
 
 
 def graph(
-    pieces: Dataset,
+    chunks: Dataset,
     keep: TablesToTables,
     settings: CaptioningSettings,
     work: Work,
@@ -122,21 +124,21 @@ def graph(
         SettingsError: the stages cannot run side by side on this machine.
     """
     resources = settings.resources
-    propose_pool, _ = plan_pools(resources, work, cluster)
-    per_piece = images_per_piece(settings.proposals, resources.propose, propose_pool.initial_size or 1)
-    _, caption_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster)
+    mask_pool, _ = plan_pools(resources, work, cluster)
+    per_chunk = images_per_chunk(settings.masks, resources.masks, mask_pool.initial_size or 1)
+    _, caption_pool = plan_pools(resources, replace(work, images_per_chunk=per_chunk), cluster)
     images = images_in_flight(resources.caption, caption_pool.initial_size or 1, None)
-    pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
-    proposed = pending.map_batches(
-        ProposeActor,
-        fn_constructor_args=(build_propose_stage, settings, per_piece),
+    pending = pending_rows(chunks, settings.output, keep, resources.read.num_cpus)
+    masked = pending.map_batches(
+        MaskActor,
+        fn_constructor_args=(build_mask_stage, settings, per_chunk),
         batch_format="pyarrow",
         batch_size=None,
-        num_cpus=resources.propose.num_cpus,
-        num_gpus=resources.propose.num_gpus,
-        compute=propose_pool,
+        num_cpus=resources.masks.num_cpus,
+        num_gpus=resources.masks.num_gpus,
+        compute=mask_pool,
     )
-    return proposed.map_batches(
+    return masked.map_batches(
         CaptionActor,
         fn_constructor_args=(settings, images, work.session),
         batch_format="pyarrow",
@@ -155,7 +157,7 @@ def caption(
     settings: CaptioningSettings,
     on_plan: Callable[[int, int], None],
     progress_of: Callable[[int], Progress] = Progress,
-) -> UnitReport:
+) -> PartitionReport:
     """Caption what is missing in the output, and, if asked for, again what failed; see ``run_batch``.
 
     Raises:
@@ -179,15 +181,15 @@ def plan(settings: CaptioningSettings) -> str:
     usable_checkpoint(settings)
     settings = _resolved(settings)
     ask = settings.planning.ask_model
-    rehearsal = Rehearsal(
-        propose=build_propose_stage(settings),
-        prepare=lambda unit: unit,
+    dry_run = DryRun(
+        generate=build_mask_stage(settings),
+        prepare=lambda partition: partition,
         write=build_caption_stage(settings, settings.planning.images) if ask else None,
         questions={},
         asks_model=ask,
-        engine_places=None,
+        engine_slots=None,
     )
-    return estimate(_CAPTION, settings, rehearsal, "caption")
+    return estimate(_CAPTION, settings, dry_run, "caption")
 
 
 def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
@@ -213,19 +215,19 @@ def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
 
 
 def _resolved(settings: CaptioningSettings) -> CaptioningSettings:
-    """The settings with what ``proposals.kind auto`` stands for."""
-    if not isinstance(settings.proposals, Automatic):
+    """The settings with what ``masks.kind auto`` stands for."""
+    if not isinstance(settings.masks, AutoMasksConfig):
         return settings
-    proposals = FromRegions() if Output(settings.input).exists() else FromSegments()
-    return settings.model_copy(update={"proposals": proposals})
+    masks = ReusedMasksConfig() if Output(settings.input).exists() else SegmentsConfig()
+    return settings.model_copy(update={"masks": masks})
 
 
 def _list_input(settings: CaptioningSettings) -> pa.Table:
-    from_regions = isinstance(settings.proposals, FromRegions)
+    from_regions = isinstance(settings.masks, ReusedMasksConfig)
     if not Output(settings.input).exists():
         if from_regions:
             raise InputError(
-                f"{settings.input} is not the output of a run, which proposals.kind regions takes masks from; name the "
+                f"{settings.input} is not the output of a run, which masks.kind regions takes masks from; name the "
                 "folder that has run.json"
             )
         return list_images(settings.input, **settings.listing.model_dump())
@@ -238,7 +240,7 @@ def _list_input(settings: CaptioningSettings) -> pa.Table:
     return list_run(Output.of_run(settings.input), with_regions=from_regions)
 
 
-_CAPTION = BatchVerb(
+_CAPTION = BatchCommand(
     name="caption",
     dataset=CAPTIONS_DATASET,
     list_input=_list_input,

@@ -5,12 +5,18 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.masks.generators.settings import FromAnnotations, FromPrompts, FromRegions, FromSam, FromSegments
+from ureca.masks.generators.settings import (
+    AnnotationsConfig,
+    PromptedSamConfig,
+    ReusedMasksConfig,
+    SamConfig,
+    SegmentsConfig,
+)
 from ureca.model.settings import CaptionSettings, RegionPrompt
-from ureca.pipelines.settings import AsyncActorResources, PlannableSettings, ProposingResources, TaskResources
+from ureca.pipelines.settings import AsyncActorResources, MaskResources, PlannableSettings, TaskResources
 
 
-class Automatic(BaseModel):
+class AutoMasksConfig(BaseModel):
     """Those of INPUT where it is the output of a run, else ``segments``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -18,7 +24,7 @@ class Automatic(BaseModel):
     kind: Literal["auto"] = "auto"
 
 
-MaskSource = FromRegions | FromSegments | FromSam | FromAnnotations | FromPrompts
+MaskSource = ReusedMasksConfig | SegmentsConfig | SamConfig | AnnotationsConfig | PromptedSamConfig
 
 
 class CaptionResources(BaseModel):
@@ -27,7 +33,7 @@ class CaptionResources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: TaskResources = TaskResources()
-    propose: ProposingResources = ProposingResources()
+    masks: MaskResources = MaskResources()
     caption: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
 
 
@@ -40,7 +46,7 @@ class CaptioningSettings(PlannableSettings):
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca caption")
-    verb: ClassVar[str] = "caption"
+    command: ClassVar[str] = "caption"
 
     model: str = Field(
         description="folder of a checkpoint of URECA, which every machine can read; or, as a baseline, any other model "
@@ -57,12 +63,12 @@ class CaptioningSettings(PlannableSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="type of the weights; auto: the checkpoint's"
     )
-    proposals: Annotated[MaskSource | Automatic, Field(discriminator="kind")] = Automatic()
+    masks: Annotated[MaskSource | AutoMasksConfig, Field(discriminator="kind")] = AutoMasksConfig()
     captioner: CaptionSettings = CaptionSettings()
     resources: CaptionResources = CaptionResources()
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:
-        if self.listing.annotations is not None and self.proposals.kind not in {"annotations", "prompts"}:
-            raise ValueError("listing.annotations is for proposals.kind annotations or prompts; set both or none")
+        if self.listing.annotations is not None and self.masks.kind not in {"annotations", "prompts"}:
+            raise ValueError("listing.annotations is for masks.kind annotations or prompts; set both or none")
         return self

@@ -5,49 +5,49 @@ from ureca.curation.embedders import DescriptorEmbedder, Dinov2Embedder
 from ureca.curation.listener import Listener, ListeningSettings, PromptedListener
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import Annotator, Embedder
-from ureca.curation.rule_based.captioner import Describer, DescribingListener
+from ureca.curation.rule_based.captioner import RuleBasedCaptioner, RuleBasedListener
 from ureca.errors import SettingsError
 from ureca.evaluation.encoders import COLOUR_WORDS, ColourWords, DualEncoder, DualEncoderSettings, ImageTextEncoder
-from ureca.llm.fake import StandInChatModel
+from ureca.llm.fake import FakeChatModel
 from ureca.llm.openai import OpenAIChatModel
 from ureca.llm.protocol import ChatModel
-from ureca.llm.settings import ByOpenAI, ByRayServe, ByTransformers, ByVllm, Mllm
+from ureca.llm.settings import Mllm, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
 from ureca.llm.transformers import TransformersChatModel
 from ureca.llm.vllm import VllmChatModel
-from ureca.masks.generators.base import AnnotationProposer, Proposer
+from ureca.masks.generators.base import AnnotationMaskGenerator, MaskGenerator
 from ureca.masks.generators.prompted_sam import PromptedSam
-from ureca.masks.generators.sam import SamProposer
-from ureca.masks.generators.segments import SegmentsProposer
-from ureca.masks.generators.settings import FromAnnotations, FromPrompts, FromSam, FromSegments
+from ureca.masks.generators.sam import SamMaskGenerator
+from ureca.masks.generators.segments import SegmentsMaskGenerator
+from ureca.masks.generators.settings import AnnotationsConfig, PromptedSamConfig, SamConfig, SegmentsConfig
 from ureca.pipelines.ablation_settings import AblationSettings
 from ureca.pipelines.curate_settings import (
-    ByDescriptor,
     CurateSettings,
-    Describing,
-    Listening,
-    ListeningByMeasuring,
-    ListeningByWitness,
-    NoListener,
-    NoVerification,
-    Prompting,
-    Witnessing,
+    DescriptorConfig,
+    NoListenerConfig,
+    NoVerificationConfig,
+    OracleConfig,
+    OracleListenerConfig,
+    PromptedConfig,
+    PromptedListenerConfig,
+    RuleBasedConfig,
+    RuleBasedListenerConfig,
 )
-from ureca.scenes.oracle import Witness
+from ureca.scenes.oracle import Oracle
 
 
-def build_proposer(proposals: FromSegments | FromSam | FromAnnotations | FromPrompts) -> Proposer:
+def build_mask_generator(masks: SegmentsConfig | SamConfig | AnnotationsConfig | PromptedSamConfig) -> MaskGenerator:
     """Build what proposes masks.
 
     Raises:
         SettingsError: its checkpoint or a package is missing.
     """
-    if isinstance(proposals, FromAnnotations):
-        return AnnotationProposer()
-    if isinstance(proposals, FromSegments):
-        return SegmentsProposer(proposals)
-    if isinstance(proposals, FromPrompts):
-        return PromptedSam(proposals)
-    return SamProposer(proposals)
+    if isinstance(masks, AnnotationsConfig):
+        return AnnotationMaskGenerator()
+    if isinstance(masks, SegmentsConfig):
+        return SegmentsMaskGenerator(masks)
+    if isinstance(masks, PromptedSamConfig):
+        return PromptedSam(masks)
+    return SamMaskGenerator(masks)
 
 
 def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> Curator:
@@ -69,20 +69,20 @@ def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> C
         tree=settings.tree,
         views=settings.views,
         uniqueness=settings.uniqueness,
-        verifier=None if isinstance(verification, NoVerification) else _annotator(verification, model),
+        verifier=None if isinstance(verification, NoVerificationConfig) else _annotator(verification, model),
         listener=_listener(listener, model),
         stages=settings.stages,
-        listening=ListeningSettings() if isinstance(listener, NoListener) else listener,
+        listening=ListeningSettings() if isinstance(listener, NoListenerConfig) else listener,
     )
 
 
-def _annotator(kind: Describing | Prompting | Witnessing, model: ChatModel) -> Annotator:
+def _annotator(kind: RuleBasedConfig | PromptedConfig | OracleConfig, model: ChatModel) -> Annotator:
     match kind:
-        case Prompting():
+        case PromptedConfig():
             return PromptedAnnotator(model, kind)
-        case Witnessing():
-            return Witness(kind)
-    return Describer()
+        case OracleConfig():
+            return Oracle(kind)
+    return RuleBasedCaptioner()
 
 
 def build_chat_model(mllm: Mllm) -> ChatModel:
@@ -93,15 +93,15 @@ def build_chat_model(mllm: Mllm) -> ChatModel:
             only a pipeline can start.
     """
     match mllm:
-        case ByOpenAI():
+        case OpenAIConfig():
             return OpenAIChatModel(mllm)
-        case ByTransformers():
+        case TransformersConfig():
             return TransformersChatModel(mllm)
-        case ByVllm():
+        case VllmConfig():
             return VllmChatModel(mllm)
-        case ByRayServe():
+        case RayServeConfig():
             raise SettingsError("mllm.kind ray_serve: the application has not been started")
-    return StandInChatModel(mllm)
+    return FakeChatModel(mllm)
 
 
 def build_embedder(settings: CurateSettings) -> Embedder:
@@ -110,12 +110,12 @@ def build_embedder(settings: CurateSettings) -> Embedder:
     Raises:
         SettingsError: a checkpoint or a package is missing.
     """
-    if isinstance(settings.embedder, ByDescriptor):
+    if isinstance(settings.embedder, DescriptorConfig):
         return DescriptorEmbedder()
     return Dinov2Embedder(settings.embedder)
 
 
-def build_judge(settings: AblationSettings) -> Listener | None:
+def build_scoring_listener(settings: AblationSettings) -> Listener | None:
     """Build who listens to the captions of all variants.
 
     Raises:
@@ -136,13 +136,13 @@ def build_encoder(settings: DualEncoderSettings | None) -> ImageTextEncoder | No
 
 
 def _listener(
-    kind: NoListener | Listening | ListeningByMeasuring | ListeningByWitness, model: ChatModel
+    kind: NoListenerConfig | PromptedListenerConfig | RuleBasedListenerConfig | OracleListenerConfig, model: ChatModel
 ) -> Listener | None:
     match kind:
-        case NoListener():
+        case NoListenerConfig():
             return None
-        case ListeningByMeasuring():
-            return DescribingListener()
-        case ListeningByWitness():
-            return Witness(kind)
+        case RuleBasedListenerConfig():
+            return RuleBasedListener()
+        case OracleListenerConfig():
+            return Oracle(kind)
     return PromptedListener(model, kind)

@@ -10,26 +10,26 @@ from functools import partial
 import pyarrow as pa
 from ray.data import Dataset
 
-from ureca.curation.dry_run import UnderstandingListener, counted
+from ureca.curation.dry_run import DryRunListener, counted
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
-from ureca.data.crash_log import Attempts
+from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import CurateStage, ProposeStage, guarded_plant, plant, propose
-from ureca.llm.settings import ByOpenAI, ByRayServe, ByTransformers, ByVllm, Mllm, StandIn
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import CurateStage, MaskStage, build, generate, guarded_build
+from ureca.llm.settings import FakeConfig, Mllm, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
 from ureca.model.checkpoint_files import named
-from ureca.pipelines.batch.actors import ProposeActor, WritingActor
-from ureca.pipelines.batch.arrow import TablesToTables, pending_rows, proposed_table, read_proposed
-from ureca.pipelines.batch.dry_run import Rehearsal, estimate
+from ureca.pipelines.batch.actors import MaskActor, WritingActor
+from ureca.pipelines.batch.arrow import TablesToTables, masked_table, pending_rows, read_masked
+from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.ray_serve_llm import chat_application
 from ureca.pipelines.batch.resources import Work, engine_share, images_in_flight, plan_pools
-from ureca.pipelines.batch.runner import BatchVerb, run_batch
+from ureca.pipelines.batch.runner import BatchCommand, run_batch
 from ureca.pipelines.batch.session import Cluster
-from ureca.pipelines.components import build_chat_model, build_curator, build_proposer
+from ureca.pipelines.components import build_chat_model, build_curator, build_mask_generator
 from ureca.pipelines.curate_settings import CurateSettings
-from ureca.pipelines.settings import images_per_piece
+from ureca.pipelines.settings import images_per_chunk
 from ureca.schema import REGIONS_DATASET
 
 
@@ -40,37 +40,37 @@ class CurateActor(WritingActor[CurateSettings]):
     dataset = REGIONS_DATASET
 
     def build(
-        self, settings: CurateSettings, images_in_flight: int, attempts: Attempts, recipe: str | None
+        self, settings: CurateSettings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
     ) -> CurateStage:
         """Build the stage, with what it loads."""
         return CurateStage(
             build_curator(settings),
             settings.image_limits,
             images_in_flight,
-            attempts=attempts,
-            recipe=recipe,
+            crash_log=crash_log,
+            config_hash=config_hash,
             pixels_in_flight=settings.resources.curate.pixels_in_flight,
         )
 
 
-def plant_trees(settings: CurateSettings) -> TablesToTables:
-    """The task that plants the trees of units, schema ``PROPOSED`` to ``PROPOSED``."""
+def build_trees(settings: CurateSettings) -> TablesToTables:
+    """The task that plants the trees of units, schema ``MASKED`` to ``MASKED``."""
 
-    def plant_batch(batch: pa.Table) -> pa.Table:
-        attempts = Output(settings.output).attempts("tree", settings.max_worker_deaths)
-        plant_one = partial(plant, containment=settings.tree.containment)
-        return proposed_table(guarded_plant(unit, plant_one, attempts) for unit in read_proposed(batch))
+    def build_batch(batch: pa.Table) -> pa.Table:
+        crash_log = Output(settings.output).crash_log("tree", settings.max_worker_crashes)
+        build_one = partial(build, containment=settings.tree.containment)
+        return masked_table(guarded_build(partition, build_one, crash_log) for partition in read_masked(batch))
 
-    return plant_batch
+    return build_batch
 
 
-def build_propose_stage(settings: CurateSettings) -> ProposeStage:
+def build_mask_stage(settings: CurateSettings) -> MaskStage:
     """Build the proposer of ``proposals``."""
-    return partial(propose, proposer=build_proposer(settings.proposals), limits=settings.image_limits)
+    return partial(generate, mask_generator=build_mask_generator(settings.masks), limits=settings.image_limits)
 
 
 def graph(
-    pieces: Dataset,
+    chunks: Dataset,
     keep: TablesToTables,
     settings: CurateSettings,
     work: Work,
@@ -93,28 +93,28 @@ def graph(
     """
     resources = settings.resources
     concurrency = engine_concurrency(settings.mllm)
-    propose_pool, _ = plan_pools(resources, work, cluster, concurrency)
-    per_piece = images_per_piece(settings.proposals, resources.propose, propose_pool.initial_size or 1)
-    _, curate_pool = plan_pools(resources, replace(work, images_per_piece=per_piece), cluster, concurrency)
+    mask_pool, _ = plan_pools(resources, work, cluster, concurrency)
+    per_chunk = images_per_chunk(settings.masks, resources.masks, mask_pool.initial_size or 1)
+    _, curate_pool = plan_pools(resources, replace(work, images_per_chunk=per_chunk), cluster, concurrency)
     num_actors = curate_pool.initial_size or 1
     images = images_in_flight(resources.curate, num_actors, concurrency)
-    pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
-    proposed = pending.map_batches(
-        ProposeActor,
-        fn_constructor_args=(build_propose_stage, settings, per_piece),
+    pending = pending_rows(chunks, settings.output, keep, resources.read.num_cpus)
+    masked = pending.map_batches(
+        MaskActor,
+        fn_constructor_args=(build_mask_stage, settings, per_chunk),
         batch_format="pyarrow",
         batch_size=None,
-        num_cpus=resources.propose.num_cpus,
-        num_gpus=resources.propose.num_gpus,
-        compute=propose_pool,
+        num_cpus=resources.masks.num_cpus,
+        num_gpus=resources.masks.num_gpus,
+        compute=mask_pool,
     )
-    planted = proposed.map_batches(
-        plant_trees(settings),
+    built = masked.map_batches(
+        build_trees(settings),
         batch_format="pyarrow",
         batch_size=None,
         num_cpus=resources.tree.num_cpus,
     )
-    return planted.map_batches(
+    return built.map_batches(
         CurateActor,
         fn_constructor_args=(_share_of(settings, num_actors), images, work.session),
         batch_format="pyarrow",
@@ -127,12 +127,12 @@ def graph(
 
 def engine_concurrency(mllm: Mllm) -> int | None:
     """Requests that an engine which all actors share takes at a time; None: each actor has its own, or none."""
-    return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, ByOpenAI) else None
+    return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, OpenAIConfig) else None
 
 
 def _share_of(settings: CurateSettings, num_actors: int) -> CurateSettings:
     """The settings of one of some actors: together they ask no endpoint for more than it is to be asked for."""
-    if not isinstance(settings.mllm, ByOpenAI):
+    if not isinstance(settings.mllm, OpenAIConfig):
         return settings
     share = {"max_concurrency": engine_share(settings.mllm.max_concurrency, num_actors)}
     return settings.model_copy(update={"mllm": settings.mllm.model_copy(update=share)})
@@ -142,20 +142,20 @@ def _share_of(settings: CurateSettings, num_actors: int) -> CurateSettings:
 REACHING_AN_MLLM = frozenset(
     {
         *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
-        *("mllm.connect_timeout_s", "mllm.answer_timeout_s", "mllm.first_wait_s", "mllm.max_wait_s"),
-        *("mllm.max_outage_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer"),
+        *("mllm.connect_timeout_s", "mllm.request_timeout_s", "mllm.initial_backoff_s", "mllm.max_wait_s"),
+        *("mllm.outage_timeout_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer"),
         *("mllm.device", "mllm.max_batch_size", "mllm.tensor_parallel_size", "mllm.gpu_memory_utilization"),
         *("mllm.min_replicas", "mllm.max_replicas", "mllm.requests_per_replica", "mllm.accelerator_type", "mllm.port"),
     }
 )
 """How a model is reached, and what it runs on, makes no other answers."""
 
-_MAY_CHANGE = REACHING_AN_MLLM | {"proposals.checkpoint", "embedder.checkpoint", "mllm.checkpoint"}
+_MAY_CHANGE = REACHING_AN_MLLM | {"masks.checkpoint", "embedder.checkpoint", "mllm.checkpoint"}
 
 
 def curate(
     settings: CurateSettings, on_plan: Callable[[int, int], None], progress_of: Callable[[int], Progress] = Progress
-) -> UnitReport:
+) -> PartitionReport:
     """Curate what is missing in the output, and, if asked for, again what failed; see ``run_batch``."""
     return run_batch(_CURATE, settings, on_plan, progress_of, _identity(settings))
 
@@ -166,12 +166,12 @@ def plan(settings: CurateSettings) -> str:
     Raises:
         InputError: there is nothing to read, or nothing to do.
     """
-    return estimate(_CURATE, settings, curate_rehearsal(settings), "curate")
+    return estimate(_CURATE, settings, curate_dry_run(settings), "curate")
 
 
 def _identity(settings: CurateSettings) -> dict[str, str]:
     """What the settings only name: prompts, and checkpoints by their content."""
-    sections = {"proposals": settings.proposals, "embedder": settings.embedder, "mllm": settings.mllm}
+    sections = {"masks": settings.masks, "embedder": settings.embedder, "mllm": settings.mllm}
     checkpoints = {
         f"{name}.checkpoint": named(checkpoint)
         for name, section in sections.items()
@@ -184,7 +184,7 @@ def _list_input(settings: CurateSettings) -> pa.Table:
     return list_images(settings.input, **settings.listing.model_dump())
 
 
-_CURATE = BatchVerb(
+_CURATE = BatchCommand(
     name="curate",
     dataset=REGIONS_DATASET,
     list_input=_list_input,
@@ -195,7 +195,7 @@ _CURATE = BatchVerb(
 )
 
 
-def curate_rehearsal(settings: CurateSettings) -> Rehearsal:
+def curate_dry_run(settings: CurateSettings) -> DryRun:
     """The curation with a chat model that costs nothing, or with its own where ``planning.ask_model`` says so.
 
     Raises:
@@ -205,30 +205,30 @@ def curate_rehearsal(settings: CurateSettings) -> Rehearsal:
     model = counted(build_chat_model(settings.mllm) if ask else None)
     curator = build_curator(settings, model)
     if curator.listener is not None and not ask:
-        curator = replace(curator, listener=UnderstandingListener(curator.listener))
+        curator = replace(curator, listener=DryRunListener(curator.listener))
     kinds: set[str] = {settings.annotator.kind, settings.listener.kind, settings.verification.kind}
-    return Rehearsal(
-        propose=build_propose_stage(settings),
-        prepare=partial(plant, containment=settings.tree.containment),
+    return DryRun(
+        generate=build_mask_stage(settings),
+        prepare=partial(build, containment=settings.tree.containment),
         write=CurateStage(curator, settings.image_limits, settings.planning.images),
         questions=model.questions,
         asks_model=ask,
-        engine_places=partial(_places, settings.mllm) if _has_engine(settings, kinds) else None,
+        engine_slots=partial(_slots, settings.mllm) if _has_engine(settings, kinds) else None,
     )
 
 
 def _has_engine(settings: CurateSettings, kinds: set[str]) -> bool:
-    return "prompted" in kinds and not isinstance(settings.mllm, StandIn)
+    return "prompted" in kinds and not isinstance(settings.mllm, FakeConfig)
 
 
-def _places(mllm: Mllm, num_actors: int) -> int | None:
+def _slots(mllm: Mllm, num_actors: int) -> int | None:
     """Answers that the engine gives at a time; None: nobody has said."""
     match mllm:
-        case ByRayServe():
+        case RayServeConfig():
             return mllm.max_replicas * mllm.requests_per_replica
-        case ByTransformers():
+        case TransformersConfig():
             return mllm.max_batch_size * num_actors
-        case ByVllm():
-            places = mllm.engine_options.get("max_num_seqs")
-            return None if places is None else int(places) * num_actors
+        case VllmConfig():
+            slots = mllm.engine_options.get("max_num_seqs")
+            return None if slots is None else int(slots) * num_actors
     return engine_concurrency(mllm)

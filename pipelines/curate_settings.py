@@ -12,39 +12,39 @@ from ureca.curation.prompted import PromptingSettings
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings
 from ureca.data.processing import DEFAULT_PIXELS_IN_FLIGHT
-from ureca.llm.settings import Mllm, StandIn
-from ureca.masks.generators.settings import FromAnnotations, FromSam, FromSegments
+from ureca.llm.settings import FakeConfig, Mllm
+from ureca.masks.generators.settings import AnnotationsConfig, SamConfig, SegmentsConfig
 from ureca.pipelines.settings import (
     AsyncActorResources,
+    MaskResources,
     PlannableSettings,
-    ProposingResources,
     TaskResources,
     check_actors_can_hold,
 )
-from ureca.scenes.oracle import WitnessSettings
+from ureca.scenes.oracle import OracleSettings
 
 
-class Describing(BaseModel):
+class RuleBasedConfig(BaseModel):
     """Captions that say what pixels prove, without weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["describer"] = "describer"
+    kind: Literal["rule_based"] = "rule_based"
 
 
-class Prompting(PromptingSettings):
+class PromptedConfig(PromptingSettings):
     """Captions by the MLLM of ``mllm``."""
 
     kind: Literal["prompted"] = "prompted"
 
 
-class Witnessing(WitnessSettings):
+class OracleConfig(OracleSettings):
     """Captions of drawn scenes by who knows them and errs at known rates, to measure what the stages mend."""
 
     kind: Literal["scenes"] = "scenes"
 
 
-class NoVerification(BaseModel):
+class NoVerificationConfig(BaseModel):
     """Captions stay unchecked."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -52,7 +52,7 @@ class NoVerification(BaseModel):
     kind: Literal["none"] = "none"
 
 
-class NoListener(BaseModel):
+class NoListenerConfig(BaseModel):
     """Nobody listens to captions."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -60,25 +60,25 @@ class NoListener(BaseModel):
     kind: Literal["none"] = "none"
 
 
-class Listening(ListeningSettings):
+class PromptedListenerConfig(ListeningSettings):
     """The MLLM of ``mllm`` must choose the region from the caption, among those that look alike."""
 
     kind: Literal["prompted"] = "prompted"
 
 
-class ListeningByMeasuring(ListeningSettings):
+class RuleBasedListenerConfig(ListeningSettings):
     """The region must be the only one shown that all measurable claims of its caption are true of; without weights."""
 
-    kind: Literal["describer"] = "describer"
+    kind: Literal["rule_based"] = "rule_based"
 
 
-class ListeningByWitness(ListeningSettings, WitnessSettings):
+class OracleListenerConfig(ListeningSettings, OracleSettings):
     """Who knows the drawn scenes, and errs at a known rate, chooses the region."""
 
     kind: Literal["scenes"] = "scenes"
 
 
-class ByDescriptor(BaseModel):
+class DescriptorConfig(BaseModel):
     """Colour, texture and shape, without weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -86,7 +86,7 @@ class ByDescriptor(BaseModel):
     kind: Literal["descriptor"] = "descriptor"
 
 
-class ByDinov2(Dinov2Settings):
+class Dinov2Config(Dinov2Settings):
     """DINOv2, as in the paper."""
 
     kind: Literal["dinov2"] = "dinov2"
@@ -108,7 +108,7 @@ class CurateResources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: TaskResources = TaskResources()
-    propose: ProposingResources = ProposingResources()
+    masks: MaskResources = MaskResources()
     # Another share than the actors' below: Ray runs a task stage inside the actors after it where the two are equal.
     tree: TaskResources = TaskResources(num_cpus=0.5)
     curate: CuratingResources = CuratingResources()
@@ -122,28 +122,31 @@ class CurateSettings(PlannableSettings):
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca curate")
-    verb: ClassVar[str] = "curate"
+    command: ClassVar[str] = "curate"
 
-    proposals: Annotated[FromSegments | FromSam | FromAnnotations, Field(discriminator="kind")] = FromSegments()
+    masks: Annotated[SegmentsConfig | SamConfig | AnnotationsConfig, Field(discriminator="kind")] = SegmentsConfig()
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
     stages: StageSettings = StageSettings()
-    annotator: Annotated[Describing | Prompting | Witnessing, Field(discriminator="kind")] = Describing()
-    mllm: Mllm = StandIn()
-    embedder: Annotated[ByDescriptor | ByDinov2, Field(discriminator="kind")] = ByDescriptor()
+    annotator: Annotated[RuleBasedConfig | PromptedConfig | OracleConfig, Field(discriminator="kind")] = (
+        RuleBasedConfig()
+    )
+    mllm: Mllm = FakeConfig()
+    embedder: Annotated[DescriptorConfig | Dinov2Config, Field(discriminator="kind")] = DescriptorConfig()
     uniqueness: UniquenessSettings = UniquenessSettings()
     listener: Annotated[
-        NoListener | Listening | ListeningByMeasuring | ListeningByWitness, Field(discriminator="kind")
-    ] = NoListener()
-    verification: Annotated[NoVerification | Describing | Prompting | Witnessing, Field(discriminator="kind")] = (
-        NoVerification()
-    )
+        NoListenerConfig | PromptedListenerConfig | RuleBasedListenerConfig | OracleListenerConfig,
+        Field(discriminator="kind"),
+    ] = NoListenerConfig()
+    verification: Annotated[
+        NoVerificationConfig | RuleBasedConfig | PromptedConfig | OracleConfig, Field(discriminator="kind")
+    ] = NoVerificationConfig()
     resources: CurateResources = CurateResources()
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:
-        if self.listing.annotations is not None and self.proposals.kind != "annotations":
-            raise ValueError("listing.annotations is for proposals.kind annotations; set both or none")
+        if self.listing.annotations is not None and self.masks.kind != "annotations":
+            raise ValueError("listing.annotations is for masks.kind annotations; set both or none")
         return self
 
     @model_validator(mode="after")

@@ -8,7 +8,7 @@ from typing import Any
 from ureca import __version__
 from ureca import io as storage
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import now
 from ureca.errors import OutputError, SettingsError
 from ureca.evaluation import scoring as collecting
@@ -25,14 +25,14 @@ from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_tabl
 from ureca.evaluation.tables.formats import to_forms
 from ureca.evaluation.uniqueness import measure_duplicates
 from ureca.io import below, locate
-from ureca.masks.generators.settings import FromRegions
+from ureca.masks.generators.settings import ReusedMasksConfig
 from ureca.model.checkpoint_files import identify
 from ureca.pipelines.batch.runner import print_plan
 from ureca.pipelines.batch.session import kept_session
 from ureca.pipelines.caption import caption, usable_checkpoint
 from ureca.pipelines.caption_settings import CaptioningSettings, CaptionResources
 from ureca.pipelines.evaluate_settings import EvaluateSettings
-from ureca.pipelines.judge import Judging
+from ureca.pipelines.judge import Scoring
 from ureca.schema import CAPTIONS_DATASET
 
 _BENCHMARK, _MODELS, _JUDGED, _TABLE = "benchmark", "models", "judged", "table"
@@ -50,7 +50,7 @@ class Evaluation:
     """
 
     table: EvaluationTable
-    reports: Mapping[str, UnitReport]
+    reports: Mapping[str, PartitionReport]
 
 
 def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
@@ -66,8 +66,8 @@ def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
         OutputError: the folder is another run's, or was begun with other settings.
     """
     run = _Run(settings, tell)
-    reports: dict[str, UnitReport] = {}
-    with run.output.claim(on_wait=tell):
+    reports: dict[str, PartitionReport] = {}
+    with run.output.lease(on_wait=tell):
         try:
             run.begin()
             with kept_session():
@@ -90,8 +90,8 @@ class _Run:
         self._tell = tell
         self.output = Output(settings.output)
         before = self.output.run() if self.output.exists() else {}
-        if before and (verb := before.get("verb")) != settings.verb:
-            raise OutputError(f"{settings.output} is the output of {verb!r}, not of evaluate; name another folder")
+        if before and (command := before.get("command")) != settings.command:
+            raise OutputError(f"{settings.output} is the output of {command!r}, not of evaluate; name another folder")
         self.models = parse_models(settings.models)
         for model in self.models:
             if model.kind == "checkpoint":
@@ -104,7 +104,7 @@ class _Run:
     def begin(self) -> None:
         """Store the benchmark, unless that was done before."""
         self._benchmark = self._stored_benchmark()
-        self._judging = Judging(
+        self._judging = Scoring(
             self._settings,
             self._benchmark,
             self._below(_JUDGED),
@@ -127,12 +127,12 @@ class _Run:
         self._tell(f"{stored.description}: {stored.num_regions} regions of {stored.num_images} images")
         return stored
 
-    def caption(self, model: EvaluatedModel, place: int) -> UnitReport:
+    def caption(self, model: EvaluatedModel, place: int) -> PartitionReport:
         """Have the regions captioned, or take captions that are there."""
         self._tell(f"{model.name} ({place} of {len(self.models)})")
         output = self._captions(model)
         if model.kind == "checkpoint":
-            settings = self._captioning(model, self._benchmark.images_per_unit)
+            settings = self._captioning(model, self._benchmark.images_per_partition)
             return caption(settings, on_plan=print_plan)
         read = read_jsonl_captions if model.kind == "jsonl" else read_output_captions
         return write_given(read(model.path), self._benchmark, output, source=model.path)
@@ -169,7 +169,7 @@ class _Run:
             storage.write_bytes(self.output.filesystem, path, text.encode())
         return table
 
-    def write_record(self, state: str, reports: Mapping[str, UnitReport]) -> None:
+    def write_record(self, state: str, reports: Mapping[str, PartitionReport]) -> None:
         """Write run.json."""
         models = [
             {**asdict(model), "captions": f"{_MODELS}/{model.folder}", "totals": _dumped(reports.get(model.name))}
@@ -179,7 +179,7 @@ class _Run:
         session = {"started": self._started, "ended": ended, "state": state}
         self.output.write_run(
             {
-                "verb": self._settings.verb,
+                "command": self._settings.command,
                 "state": state,
                 "benchmark": _BENCHMARK,
                 "sessions": [*self._sessions_before, session],
@@ -195,7 +195,7 @@ class _Run:
     def _captions(self, model: EvaluatedModel) -> Output:
         return Output(self._below(f"{_MODELS}/{model.folder}"), CAPTIONS_DATASET)
 
-    def _captioning(self, model: EvaluatedModel, images_per_unit: int | None = None) -> CaptioningSettings:
+    def _captioning(self, model: EvaluatedModel, images_per_partition: int | None = None) -> CaptioningSettings:
         settings = self._settings
         captioner, image_options = settings.captioner, {}
         if identify(model.path).kind == "mllm" and model.region_prompt is not None:
@@ -209,13 +209,13 @@ class _Run:
             region_prompt=model.region_prompt,
             image_options=image_options,
             dtype=settings.dtype,
-            proposals=FromRegions(),
+            masks=ReusedMasksConfig(),
             captioner=captioner,
             image_limits=settings.image_limits,
-            images_per_unit=images_per_unit,
+            images_per_partition=images_per_partition,
             retry_errors=settings.retry_errors,
             resources=CaptionResources(
-                read=settings.resources.read, propose=settings.resources.propose, caption=settings.resources.caption
+                read=settings.resources.read, masks=settings.resources.masks, caption=settings.resources.caption
             ),
         )
 
@@ -233,5 +233,5 @@ def _check_metrics(settings: EvaluateSettings) -> list[Unmeasured]:
     return []
 
 
-def _dumped(report: UnitReport | None) -> dict[str, Any] | None:
+def _dumped(report: PartitionReport | None) -> dict[str, Any] | None:
     return None if report is None else report.model_dump()

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import VerbSettings
+from ureca.config import CommandSettings
 from ureca.curation.listener import ListenerSettings
 from ureca.data.samples import JsonlOptions
 from ureca.evaluation.benchmarks.base import (
@@ -22,29 +22,29 @@ from ureca.evaluation.metrics.scoring import METRICS, Metric
 from ureca.evaluation.tables.build import TableSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
 from ureca.images import ImageLimits
-from ureca.llm.settings import Mllm, StandIn
+from ureca.llm.settings import FakeConfig, Mllm
 from ureca.model.settings import CaptionSettings
-from ureca.pipelines.curate_settings import NoListener
+from ureca.pipelines.curate_settings import NoListenerConfig
 from ureca.pipelines.settings import (
     AsyncActorResources,
     BatchSettings,
-    ProposingResources,
+    MaskResources,
     TaskResources,
     check_actors_can_hold,
 )
 
 
-class Asking(ListenerSettings):
+class PromptedListenerConfigOfEvaluation(ListenerSettings):
     """The MLLM of ``mllm`` must choose the region from the caption, among those that could be meant."""
 
     kind: Literal["prompted"] = "prompted"
     max_distractors: int = Field(default=8, ge=1, description="regions shown beside the right one, at most")
 
 
-Asked = Annotated[NoListener | Asking, Field(discriminator="kind")]
+ListenerOfEvaluation = Annotated[NoListenerConfig | PromptedListenerConfigOfEvaluation, Field(discriminator="kind")]
 
 
-class JudgeResources(BaseModel):
+class ScoringResources(BaseModel):
     """Where captions are judged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -53,18 +53,18 @@ class JudgeResources(BaseModel):
     judge: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
 
 
-class JudgeSettings(BatchSettings):
+class ScoringSettings(BatchSettings):
     """Judge captions of a stored benchmark, which is INPUT; a part of ``ureca evaluate``."""
 
     model_config = SettingsConfigDict(cli_prog_name="ureca evaluate")
-    verb: ClassVar[str] = "judge"
+    command: ClassVar[str] = "judge"
 
     captions: str | None = Field(default=None, description="output of the captions; None: the references are judged")
     bert_score: BertScoreSettings | None = None
     retrieval: DualEncoderSettings | None = None
-    listener: Asked = NoListener()
-    mllm: Mllm = StandIn()
-    resources: JudgeResources = JudgeResources()
+    listener: ListenerOfEvaluation = NoListenerConfig()
+    mllm: Mllm = FakeConfig()
+    resources: ScoringResources = ScoringResources()
 
 
 class BaselineSettings(BaseModel):
@@ -89,12 +89,12 @@ class EvaluateResources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: TaskResources = TaskResources()
-    propose: ProposingResources = ProposingResources()
+    masks: MaskResources = MaskResources()
     caption: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
     judge: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
 
 
-class EvaluateSettings(VerbSettings):
+class EvaluateSettings(CommandSettings):
     """Caption the regions of a benchmark with several models, or take captions that are there, and compare them.
 
     INPUT is the benchmark: URECA's JSONL, the output of `ureca curate` or `ureca scenes`, or the folder of RefCOCO+,
@@ -105,7 +105,7 @@ class EvaluateSettings(VerbSettings):
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca evaluate")
-    verb: ClassVar[str] = "evaluate"
+    command: ClassVar[str] = "evaluate"
 
     input: CliPositionalArg[str] = Field(description="the benchmark, a file, folder or URI")
     output: CliPositionalArg[str] = Field(description="folder or URI to write to")
@@ -129,8 +129,8 @@ class EvaluateSettings(VerbSettings):
     bert_score: BertScoreSettings | None = Field(default=None, description="None: BERTScore is left out")
     duplicates: DuplicateSettings = DuplicateSettings()
     retrieval: DualEncoderSettings | None = Field(default=None, description="None: captions are not retrieved by")
-    listener: Asked = NoListener()
-    mllm: Mllm = StandIn()
+    listener: ListenerOfEvaluation = NoListenerConfig()
+    mllm: Mllm = FakeConfig()
     table: TableSettings = TableSettings()
 
     resources: EvaluateResources = EvaluateResources()

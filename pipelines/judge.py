@@ -10,75 +10,80 @@ from ray.data import Dataset
 
 from ureca.curation.listener import PromptedListener
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
-from ureca.data.crash_log import Attempts
+from ureca.data.crash_log import CrashLog
 from ureca.data.output import Output
-from ureca.data.processing import ProposedUnit
-from ureca.data.reuse import adopt, list_run
-from ureca.data.run_record import recipe_of
+from ureca.data.processing import MaskedPartition
+from ureca.data.reuse import list_run, reuse_masks
+from ureca.data.run_record import config_hash_of
 from ureca.evaluation import scoring as collecting
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.measures import Measure
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings, bert_measure
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.scoring import Judges, JudgeStage
+from ureca.evaluation.scoring import Scorers, ScoringStage
 from ureca.io import below
 from ureca.model.checkpoint_files import named
 from ureca.pipelines.batch.actors import WritingActor
-from ureca.pipelines.batch.arrow import TablesToTables, pending_rows, read_units
+from ureca.pipelines.batch.arrow import TablesToTables, pending_rows, read_partitions
 from ureca.pipelines.batch.ray_serve_llm import chat_application
 from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
-from ureca.pipelines.batch.runner import MAY_CHANGE, BatchVerb, print_plan, run_batch
+from ureca.pipelines.batch.runner import MAY_CHANGE, BatchCommand, print_plan, run_batch
 from ureca.pipelines.batch.session import Cluster
 from ureca.pipelines.components import build_chat_model, build_encoder
 from ureca.pipelines.curate import REACHING_AN_MLLM
-from ureca.pipelines.evaluate_settings import Asking, EvaluateSettings, JudgeResources, JudgeSettings
+from ureca.pipelines.evaluate_settings import (
+    EvaluateSettings,
+    PromptedListenerConfigOfEvaluation,
+    ScoringResources,
+    ScoringSettings,
+)
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
 
 
-class JudgeActor(WritingActor[JudgeSettings]):
+class ScoringActor(WritingActor[ScoringSettings]):
     """Holds an encoder, a listener and BERTScore's model, as far as they are asked."""
 
     name = "judge"
     dataset = JUDGED_DATASET
 
     def build(
-        self, settings: JudgeSettings, images_in_flight: int, attempts: Attempts, recipe: str | None
-    ) -> JudgeStage:
+        self, settings: ScoringSettings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
+    ) -> ScoringStage:
         """Build the stage, with what it loads."""
-        return JudgeStage(
+        return ScoringStage(
             Output(settings.input, BENCHMARK_DATASET),
             None if settings.captions is None else Output(settings.captions, CAPTIONS_DATASET),
             build_judges(settings),
             settings.image_limits,
             images_in_flight,
-            attempts,
+            crash_log,
         )
 
-    def units(self, batch: pa.Table) -> Iterable[ProposedUnit]:
+    def partitions(self, batch: pa.Table) -> Iterable[MaskedPartition]:
         """Units of a manifest, with the masks of the benchmark."""
-        return (adopt(number, entries) for number, entries in read_units(batch))
+        return (reuse_masks(number, entries) for number, entries in read_partitions(batch))
 
 
-def build_judges(settings: JudgeSettings) -> Judges:
+def build_judges(settings: ScoringSettings) -> Scorers:
     """Load those who judge.
 
     Raises:
         SettingsError: a checkpoint or a package is missing.
     """
-    judges = Judges(
+    judges = Scorers(
         encoder=build_encoder(settings.retrieval),
         bert=None if settings.bert_score is None else BertScorer(settings.bert_score),
     )
-    if not isinstance(settings.listener, Asking):
+    if not isinstance(settings.listener, PromptedListenerConfigOfEvaluation):
         return judges
     listener = PromptedListener(build_chat_model(settings.mllm), settings.listener)
-    return Judges(judges.encoder, listener, judges.bert, settings.listener.max_distractors)
+    return Scorers(judges.encoder, listener, judges.bert, settings.listener.max_distractors)
 
 
 def graph(
-    pieces: Dataset,
+    chunks: Dataset,
     keep: TablesToTables,
-    settings: JudgeSettings,
+    settings: ScoringSettings,
     work: Work,
     cluster: Cluster,
 ) -> Dataset:
@@ -86,9 +91,9 @@ def graph(
     resources = settings.resources
     (pool,) = plan_pools(resources, work, cluster)
     images = images_in_flight(resources.judge, pool.initial_size or 1, None)
-    pending = pending_rows(pieces, settings.output, keep, resources.read.num_cpus)
+    pending = pending_rows(chunks, settings.output, keep, resources.read.num_cpus)
     return pending.map_batches(
-        JudgeActor,
+        ScoringActor,
         fn_constructor_args=(settings, images, work.session),
         batch_format="pyarrow",
         batch_size=None,
@@ -105,7 +110,7 @@ _MAY_CHANGE = REACHING_AN_MLLM | {
 }
 
 
-class Judging:
+class Scoring:
     """Has captions of a benchmark judged. What the same judges said of the same captions before is kept.
 
     Args:
@@ -129,7 +134,7 @@ class Judging:
         self._folder = folder
         self._bert_score = bert_score
         self._tell = tell
-        self._of_references: collecting.Judged | None = None
+        self._of_references: collecting.ScoredCaptions | None = None
 
     def measures(self, predictions: Sequence[Prediction], captions: str) -> tuple[list[Measure], list[str]]:
         """Measures, and remarks for the reader, of predictions whose captions are in that output."""
@@ -143,7 +148,7 @@ class Judging:
         if settings.retrieval is not None:
             name = settings.retrieval.checkpoint
             measures += collecting.retrieval(predictions, judged, self._references(), name)
-        if isinstance(settings.listener, Asking):
+        if isinstance(settings.listener, PromptedListenerConfigOfEvaluation):
             mllm = settings.mllm
             name = str(getattr(mllm, "model", None) or getattr(mllm, "checkpoint", mllm.kind))
             measures += collecting.listener(predictions, judged, self._references(), name)
@@ -152,20 +157,26 @@ class Judging:
 
     def _is_asked(self) -> bool:
         settings = self._settings
-        if settings.retrieval is not None or isinstance(settings.listener, Asking) or self._bert_score is not None:
+        if (
+            settings.retrieval is not None
+            or isinstance(settings.listener, PromptedListenerConfigOfEvaluation)
+            or self._bert_score is not None
+        ):
             return True
-        return any(row["scene"] for row in self._benchmark.rows(self._benchmark.units[0]))
+        return any(row["scene"] for row in self._benchmark.rows(self._benchmark.partitions[0]))
 
-    def _references(self) -> collecting.Judged:
+    def _references(self) -> collecting.ScoredCaptions:
         """What encoder and listener make of the references, for the ceilings: the same for all models."""
         if self._of_references is None:
             self._tell("ceilings: judging the references")
             self._of_references, _ = self._judge(None, None)
         return self._of_references
 
-    def _judge(self, predictions: Sequence[Prediction] | None, captions: str | None) -> tuple[collecting.Judged, int]:
+    def _judge(
+        self, predictions: Sequence[Prediction] | None, captions: str | None
+    ) -> tuple[collecting.ScoredCaptions, int]:
         settings = self._settings
-        asked = JudgeSettings(
+        asked = ScoringSettings(
             input=self._benchmark.output.path,
             output=self._folder,
             captions=captions,
@@ -174,18 +185,18 @@ class Judging:
             listener=settings.listener,
             mllm=settings.mllm,
             image_limits=settings.image_limits,
-            images_per_unit=self._benchmark.images_per_unit,
+            images_per_partition=self._benchmark.images_per_partition,
             retry_errors=settings.retry_errors,
-            resources=JudgeResources(read=settings.resources.read, judge=settings.resources.judge),
+            resources=ScoringResources(read=settings.resources.read, judge=settings.resources.judge),
         )
         identity = _identity(asked) | {"said": _digest(predictions)}
-        recipe = recipe_of(asked.model_dump(mode="json"), MAY_CHANGE | _MAY_CHANGE, identity)
-        asked = asked.model_copy(update={"output": below(self._folder, recipe)})
+        config_hash = config_hash_of(asked.model_dump(mode="json"), MAY_CHANGE | _MAY_CHANGE, identity)
+        asked = asked.model_copy(update={"output": below(self._folder, config_hash)})
         run_batch(_JUDGE, asked, on_plan=print_plan, identity=identity)
         return collecting.judged_of(self._benchmark, Output(asked.output, JUDGED_DATASET))
 
 
-def _identity(settings: JudgeSettings) -> dict[str, str]:
+def _identity(settings: ScoringSettings) -> dict[str, str]:
     """What settings only name: prompts, and checkpoints by their content."""
     checkpoints: dict[str, str | None] = {
         "mllm": getattr(settings.mllm, "checkpoint", None),
@@ -206,11 +217,11 @@ def _digest(predictions: Sequence[Prediction] | None) -> str:
     return digest.hexdigest()
 
 
-def _list_benchmark(settings: JudgeSettings) -> pa.Table:
+def _list_benchmark(settings: ScoringSettings) -> pa.Table:
     return list_run(Output(settings.input, BENCHMARK_DATASET), with_regions=True)
 
 
-_JUDGE = BatchVerb(
+_JUDGE = BatchCommand(
     name="judge",
     dataset=JUDGED_DATASET,
     list_input=_list_benchmark,

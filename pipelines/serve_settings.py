@@ -7,12 +7,12 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.config import VerbSettings
+from ureca.config import CommandSettings
 from ureca.errors import SettingsError
-from ureca.masks.generators.settings import FromSam, FromSegments
+from ureca.masks.generators.settings import SamConfig, SegmentsConfig
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.caption_settings import CaptionResources
-from ureca.pipelines.settings import AsyncActorResources, ProposingResources
+from ureca.pipelines.settings import AsyncActorResources, MaskResources
 from ureca.serving.settings import AccessSettings, Replicas, ServingLimits
 
 
@@ -27,7 +27,7 @@ class BatchesSettings(BaseModel):
     resources: CaptionResources = Field(
         # A job that took every CPU would wait for ever for those that the service has.
         default=CaptionResources(
-            propose=ProposingResources(num_actors=1), caption=AsyncActorResources(num_actors=1, num_cpus=0.5)
+            masks=MaskResources(num_actors=1), caption=AsyncActorResources(num_actors=1, num_cpus=0.5)
         ),
         description="where each stage of a job runs",
     )
@@ -49,11 +49,11 @@ class ServingResources(BaseModel):
     segmenter: Replicas = Replicas(target_ongoing_requests=2, max_ongoing_requests=4, num_cpus=0.25)
 
 
-class ServeSettings(VerbSettings):
+class ServeSettings(CommandSettings):
     """Caption regions of images over HTTP, with a page at /."""
 
     model_config = SettingsConfigDict(cli_prog_name="ureca serve")
-    verb: ClassVar[str] = "serve"
+    command: ClassVar[str] = "serve"
 
     model: str = Field(description="folder of the checkpoint, which every machine can read")
     name: str = Field(default="ureca", min_length=1, max_length=200, description="what requests call the model")
@@ -65,7 +65,7 @@ class ServeSettings(VerbSettings):
     captioner: CaptionSettings = Field(
         default=CaptionSettings(), description="what a request does not say; max_new_tokens is also the most it may ask"
     )
-    proposals: Annotated[FromSegments | FromSam, Field(discriminator="kind")] = FromSegments()
+    masks: Annotated[SegmentsConfig | SamConfig, Field(discriminator="kind")] = SegmentsConfig()
     limits: ServingLimits = ServingLimits()
     batches: BatchesSettings = BatchesSettings()
     access: AccessSettings = AccessSettings()

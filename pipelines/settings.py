@@ -9,11 +9,11 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
 
-from ureca.config import VerbSettings
+from ureca.config import CommandSettings
 from ureca.data.manifest import Selection, checked_shard
 from ureca.images import ImageLimits
 from ureca.llm.settings import Mllm
-from ureca.masks.generators.settings import FromAnnotations, FromRegions
+from ureca.masks.generators.settings import AnnotationsConfig, ReusedMasksConfig
 
 
 class TaskResources(BaseModel):
@@ -34,10 +34,10 @@ class ActorResources(BaseModel):
     num_gpus: float = Field(default=0.0, ge=0, description="GPUs an actor")
 
 
-class ProposingResources(ActorResources):
+class MaskResources(ActorResources):
     """The stage that makes or reads masks."""
 
-    images_per_piece: int | None = Field(
+    images_per_chunk: int | None = Field(
         default=None,
         ge=1,
         description="images of a unit that go on together, as soon as their masks are ready; None: one by one, or one "
@@ -48,7 +48,7 @@ class ProposingResources(ActorResources):
 class AsyncActorResources(ActorResources):
     """A stage of actors that work on many images at a time."""
 
-    units_in_flight: int | None = Field(
+    partitions_in_flight: int | None = Field(
         default=None, ge=1, description="units an actor works on at a time; None: as many as have images_in_flight"
     )
     images_in_flight: int | None = Field(
@@ -89,7 +89,7 @@ class ListingSettings(BaseModel):
     id_column: str | None = Field(default=None, description="of Parquet inputs; None: image_id where there is one")
 
 
-class BatchSettings(VerbSettings):
+class BatchSettings(CommandSettings):
     """Base of the settings of a batch verb: what goes in, what comes out, and when a run has failed."""
 
     input: CliPositionalArg[str] = Field(description="images: a file, folder, glob, list, tar shards or Parquet")
@@ -107,11 +107,11 @@ class BatchSettings(VerbSettings):
     sample_seed: int = Field(default=0, description="of the sample")
     limit: int | None = Field(default=None, ge=1, description="so many images, the first ones of INPUT (of its sample)")
 
-    images_per_unit: int | None = Field(
+    images_per_partition: int | None = Field(
         default=None, ge=1, description="images that are written and resumed together; None: 1 to 64 by their number"
     )
     max_error_fraction: float = Field(default=0.1, ge=0, le=1, description="share of failed rows that fails the job")
-    max_worker_deaths: int = Field(
+    max_worker_crashes: int = Field(
         default=3, ge=2, description="workers that may die while they work on an image; then it is a failed row"
     )
     retry_errors: bool = Field(default=False, description="run the rows again that failed, too")
@@ -136,10 +136,10 @@ class PlannableSettings(BatchSettings):
     planning: PlanningSettings = PlanningSettings()
 
 
-_PROPOSERS_OF_SINGLE_IMAGES = 16
+_GENERATORS_OF_SINGLE_IMAGES = 16
 
 
-def images_per_piece(proposals: BaseModel, resources: ProposingResources, num_actors: int) -> int | None:
+def images_per_chunk(masks: BaseModel, resources: MaskResources, num_actors: int) -> int | None:
     """Images of a unit that go on together once they have masks; None: all of them.
 
     Args:
@@ -148,11 +148,11 @@ def images_per_piece(proposals: BaseModel, resources: ProposingResources, num_ac
         num_actors: of the stage. Hundreds of them have masks of some image ready at any moment: theirs go on in larger
             pieces, as every piece costs the driver some milliseconds.
     """
-    if resources.images_per_piece is not None:
-        return resources.images_per_piece
-    if isinstance(proposals, FromAnnotations | FromRegions):
+    if resources.images_per_chunk is not None:
+        return resources.images_per_chunk
+    if isinstance(masks, AnnotationsConfig | ReusedMasksConfig):
         return None
-    return math.ceil(num_actors / _PROPOSERS_OF_SINGLE_IMAGES)
+    return math.ceil(num_actors / _GENERATORS_OF_SINGLE_IMAGES)
 
 
 def check_actors_can_hold(mllm: Mllm, where: ActorResources, stage: str) -> None:

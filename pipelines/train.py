@@ -81,7 +81,7 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
     check_trackers(settings.trackers)
     processor = UrecaProcessor.from_pretrained(settings.model)
     run = RunFolder(settings.run)
-    with run.claim(on_plan) as session:
+    with run.lease(on_plan) as session:
         return _train(settings, run, session, processor, on_plan)
 
 
@@ -237,9 +237,9 @@ class _Record:
     def __init__(self, run: RunFolder, settings: TrainSettings) -> None:
         self._run, self._settings = run, settings
         self._before: dict[str, Any] = run.record() or {}
-        if self._before and self._before.get("verb") != "train":
-            verb = self._before.get("verb")
-            raise OutputError(f"{run.path} is the output of {verb!r}, not of train; name another folder")
+        if self._before and self._before.get("command") != "train":
+            command = self._before.get("command")
+            raise OutputError(f"{run.path} is the output of {command!r}, not of train; name another folder")
         if not self._before and run.holds_something:
             raise OutputError(f"{run.path} is not empty and no run; name another folder")
         checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).latest()
@@ -279,7 +279,7 @@ class _Record:
         session = {"started": self._started, "ended": None if state == "running" else now(), "state": state}
         self._run.write_record(
             {
-                "verb": "train",
+                "command": "train",
                 "state": state,
                 "settings": self._settings.model_dump(mode="json"),
                 "identity": self._identity,

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import VerbSettings
+from ureca.config import CommandSettings
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import JsonlOptions, JsonlSource, RegionsSource
 from ureca.images import ImageLimits
@@ -84,7 +84,7 @@ class TrainResources(BaseModel):
     max_restarts: int = Field(default=3, ge=-1, description="of all workers after one was lost; -1: any number")
 
 
-class TrainSettings(VerbSettings):
+class TrainSettings(CommandSettings):
     """Train a URECA checkpoint on captioned regions.
 
     The last path is the folder of the run, which every worker must see; those before it are the sources: outputs of
@@ -92,7 +92,7 @@ class TrainSettings(VerbSettings):
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca train")
-    verb: ClassVar[str] = "train"
+    command: ClassVar[str] = "train"
 
     paths: CliPositionalArg[list[str]] = Field(min_length=2, description="SOURCE... RUN")
     model: str = Field(description="checkpoint to start from, a folder with model and processor")

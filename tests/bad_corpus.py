@@ -99,7 +99,7 @@ def annotation_cases() -> dict[str, tuple[bytes, str]]:
     def with_counts(counts: object) -> bytes:
         return with_mask(segmentation={"size": [height, width], "counts": counts})
 
-    malformed = "propose:malformed"
+    malformed = "masks:malformed"
     return {
         "json_cut": (json.dumps(good).encode()[:-9], malformed),
         "json_empty_file": (b"", malformed),
@@ -115,9 +115,9 @@ def annotation_cases() -> dict[str, tuple[bytes, str]]:
         "rle_hostile_text": (with_counts("o" * 4000), malformed),
         "rle_outside_alphabet": (with_counts("\u0000\u4e2d"), malformed),
         "polygon_far_outside": (with_mask(segmentation=[[0, 0, 1e12, 0, 1e12, 1e12]]), malformed),
-        "size_of_another_image": (json.dumps(_sa1b(width, height)).encode(), "propose:size_mismatch"),
-        "no_masks": (json.dumps(good | {"annotations": []}).encode(), "propose:no_masks"),
-        "duplicate_ids": (json.dumps(good | {"annotations": [masks[0]] * 2}).encode(), "propose:duplicate_ids"),
+        "size_of_another_image": (json.dumps(_sa1b(width, height)).encode(), "masks:size_mismatch"),
+        "no_masks": (json.dumps(good | {"annotations": []}).encode(), "masks:no_masks"),
+        "duplicate_ids": (json.dumps(good | {"annotations": [masks[0]] * 2}).encode(), "masks:duplicate_ids"),
         "polygons": (with_mask(segmentation=[box]), "ok"),
         "crowd": (with_mask(iscrowd=1), "ok"),
     }

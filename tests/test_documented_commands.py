@@ -7,20 +7,21 @@ from typing import Any, Self
 
 import pytest
 
-from tests.documents.pages import ROOT, commands
-from ureca.config import VerbSettings
+from tests.documents.pages import ROOT
+from tests.documents.pages import commands as documented_commands
+from ureca.config import CommandSettings
 from ureca.jobs import bench, cli
 
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
 # `ureca curate IMAGES OUTPUT ...` stands for more settings, as words in brackets do; `VERB` for any verb.
-_STANDS_FOR_MORE = {"...", "VERB"}
+_STANDS_FOR_MORE = {"...", "COMMAND", "VERB"}
 
 
-def verbs() -> list[Any]:
+def commands() -> list[Any]:
     """Words of all that call a verb or the Makefile, also of what is submitted as a job."""
     found = []
-    for command in commands():
+    for command in documented_commands():
         words = shlex.split(re.sub(r"\[[a-z ]+\]", "", command.text))
         if "--" in words and words[0] == "ray":
             words = words[words.index("--") + 1 :]
@@ -41,7 +42,7 @@ def parsing_only(monkeypatch: pytest.MonkeyPatch) -> None:
     parse, parse_known, load = (
         argparse.ArgumentParser.parse_args,
         argparse.ArgumentParser.parse_known_args,
-        VerbSettings.load.__func__,  # type: ignore[attr-defined]
+        CommandSettings.load.__func__,  # type: ignore[attr-defined]
     )
     within: list[str] = []
 
@@ -62,15 +63,15 @@ def parsing_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         argparse.ArgumentParser, "parse_known_args", lambda *a, **k: accepted("known", lambda: parse_known(*a, **k))
     )
-    monkeypatch.setattr(VerbSettings, "load", classmethod(loaded))
+    monkeypatch.setattr(CommandSettings, "load", classmethod(loaded))
 
 
 def test_pages_have_commands() -> None:
-    assert len(verbs()) >= 60
+    assert len(commands()) >= 60
 
 
 @pytest.mark.usefixtures("parsing_only")
-@pytest.mark.parametrize(("words", "is_whole"), verbs())
+@pytest.mark.parametrize(("words", "is_whole"), commands())
 def test_it_is_accepted(
     words: list[str], is_whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -81,12 +82,12 @@ def test_it_is_accepted(
     arguments = [word for word in words[1:] if word not in _STANDS_FOR_MORE]
     if not arguments or set(arguments) <= {"--help", "--version"}:
         return
-    verb, rest = arguments[0], without_made_up_files(arguments[1:])
-    assert verb in cli._VERBS
-    if verb == "bench":
+    command, rest = arguments[0], without_made_up_files(arguments[1:])
+    assert command in cli._COMMANDS
+    if command == "bench":
         assert set(rest[:1]) <= bench._BENCHMARKS.keys()
     elif rest:
-        status = status_of_parsing([verb, *rest])
+        status = status_of_parsing([command, *rest])
         said = capsys.readouterr().err
         assert status == 0 or (not is_whole and "are required" in said), said
 

@@ -42,7 +42,7 @@ def test_every_kind_of_failure_exists() -> None:
 
 def test_every_flag_exists() -> None:
     flags = set(re.findall(r"(?<=[` ])--([a-z.*-]+)", PAGE)) - {"requeue", "shm-size", "working-dir"}
-    known = set().union(*(flags_of(settings_of(verb)) for verb in VERBS))
+    known = set().union(*(flags_of(settings_of(command)) for command in VERBS))
     assert len(flags) >= 10
     unknown = {flag for flag in flags if not any(name == flag or name.startswith(flag.rstrip("*")) for name in known)}
     assert not unknown

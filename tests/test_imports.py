@@ -68,13 +68,13 @@ def test_help_loads_nothing_heavy() -> None:
 
 
 @pytest.mark.parametrize(
-    "verb",
+    "command",
     ["curate", "caption", "evaluate", "serve", "train", "report", "export", "convert", "init-tiny", "science", "bench"],
 )
-def test_help_of_a_verb_loads_no_engine(verb: str) -> None:
+def test_help_of_a_verb_loads_no_engine(command: str) -> None:
     code = (
         f"import sys\nfrom ureca.jobs.cli import main\n"
-        f"try:\n    main([{verb!r}, '--help'])\nexcept SystemExit:\n    pass\n"
+        f"try:\n    main([{command!r}, '--help'])\nexcept SystemExit:\n    pass\n"
         "print([name for name in ('ray', 'torch', 'transformers', 'skimage', 'scipy') if name in sys.modules])"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout

@@ -18,7 +18,7 @@ from ureca.errors import SettingsError
 _config_file: ContextVar[str | None] = ContextVar("config_file", default=None)
 
 
-class VerbSettings(BaseSettings):
+class CommandSettings(BaseSettings):
     """Base of the settings of a verb.
 
     Sources, each over the one before: the defaults, the YAML file of ``--config``, environment variables
@@ -38,7 +38,7 @@ class VerbSettings(BaseSettings):
         cli_exit_on_error=False,
     )
 
-    verb: ClassVar[str]
+    command: ClassVar[str]
 
     @classmethod
     def settings_customise_sources(
@@ -68,7 +68,7 @@ class VerbSettings(BaseSettings):
             raise SettingsError(f"--config {known.config}: there is no such file")
         token = _config_file.set(known.config)
         try:
-            return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.verb}")
+            return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.command}")
         except ValidationError as error:
             raise SettingsError(_explain(error)) from error
         except yaml.YAMLError as error:

@@ -261,7 +261,7 @@ def write_bytes(
         stream.write(data)
 
 
-def write_mark(filesystem: pafs.FileSystem, path: str, text: str) -> None:
+def write_marker(filesystem: pafs.FileSystem, path: str, text: str) -> None:
     """Write a small file of which only the name matters, in a folder that exists; it may be seen before it is whole.
 
     Raises:

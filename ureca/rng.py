@@ -51,7 +51,7 @@ def shuffled(count: int, stream: int) -> npt.NDArray[np.int64]:
 Item = TypeVar("Item")
 
 
-class Dice:
+class Rng:
     """A stream of random numbers that depends on whole numbers alone.
 
     It draws from the raw words of PCG64, whose stream NumPy guarantees; what ``numpy.random.Generator`` makes of them

@@ -23,7 +23,7 @@ from ureca.scenes.scene import read_scene
 _IMAGES_AT_ONCE = 4
 
 
-class Judged(BaseModel):
+class ScoredCaptions(BaseModel):
     """The caption of a region, and what ``ureca.scenes.scene`` makes of it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -44,7 +44,7 @@ class Judged(BaseModel):
         )
 
 
-_ALL = TypeAdapter(list[Judged])
+_ALL = TypeAdapter(list[ScoredCaptions])
 
 
 def caption_scenes(model: Path, scenes: Path, path: Path, *, max_new_tokens: int) -> float:
@@ -52,7 +52,7 @@ def caption_scenes(model: Path, scenes: Path, path: Path, *, max_new_tokens: int
     began = time.process_time()
     captioner = RegionCaptioner.from_pretrained(model, device="cpu")
     settings = CaptionSettings(max_new_tokens=max_new_tokens, batch_size=128)
-    judged: list[Judged] = []
+    judged: list[ScoredCaptions] = []
     rows = Output(str(scenes)).rows()
     while some := list(islice(rows, _IMAGES_AT_ONCE)):
         masks = [list(_masks(row)) for row in some]
@@ -64,15 +64,15 @@ def caption_scenes(model: Path, scenes: Path, path: Path, *, max_new_tokens: int
     return time.process_time() - began
 
 
-def read_captions(path: Path) -> list[Judged]:
+def read_captions(path: Path) -> list[ScoredCaptions]:
     """What ``caption_scenes`` wrote."""
     return _ALL.validate_json(path.read_bytes())
 
 
-def _judge(row: dict[str, Any], captions: list[str]) -> Iterator[Judged]:
+def _judge(row: dict[str, Any], captions: list[str]) -> Iterator[ScoredCaptions]:
     scene = read_scene(Path(row["uri"]).with_suffix(".json"))
     for region, caption in zip(row["regions"], captions, strict=True):
-        yield Judged(
+        yield ScoredCaptions(
             image_id=row["image_id"],
             region_id=region["region_id"],
             caption=caption,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import VerbSettings
+from ureca.config import CommandSettings
 from ureca.evaluation.metrics.scoring import Metric
 from ureca.evaluation.tables.build import TableSettings
 from ureca.model.settings import ScratchSizes
@@ -103,14 +103,14 @@ class ScienceTraining(BaseModel):
     )
 
 
-class ScienceSettings(VerbSettings):
+class ScienceSettings(CommandSettings):
     """Train small models from nothing on drawn scenes, with one budget each, and compare what they learn.
 
     OUTPUT is a folder. The same command again goes on with the models that are not finished.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca science")
-    verb: ClassVar[str] = "science"
+    command: ClassVar[str] = "science"
 
     output: CliPositionalArg[Path] = Field(description="folder of scenes, models, captions and tables")
     models: tuple[str, ...] = Field(default=tuple(VARIANTS), description=f"which of {', '.join(VARIANTS)}")

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.science.captions import Judged
+from experiments.science.captions import ScoredCaptions
 from experiments.science.settings import TABLES, VARIANTS, ScienceSettings
 from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.scoring import Metric, measure_captions
@@ -23,7 +23,7 @@ _FIRST = "prompts"
 
 def write_tables(
     settings: ScienceSettings,
-    captions: Mapping[str, list[Judged]],
+    captions: Mapping[str, list[ScoredCaptions]],
     figures: Mapping[str, dict[str, Any]],
     folder: Path,
     metrics: Sequence[Metric],
@@ -56,7 +56,11 @@ def _table(name: str, models: list[Evaluated], settings: ScienceSettings) -> Eva
 
 
 def _evaluated(
-    name: str, judged: list[Judged], figures: dict[str, Any], settings: ScienceSettings, metrics: Sequence[Metric]
+    name: str,
+    judged: list[ScoredCaptions],
+    figures: dict[str, Any],
+    settings: ScienceSettings,
+    metrics: Sequence[Metric],
 ) -> Evaluated:
     variant = VARIANTS[name]
     predictions = [one.prediction for one in judged]

@@ -10,18 +10,18 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
 
-from ureca.data.crash_log import Attempts
+from ureca.data.crash_log import CrashLog
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import ProposedUnit, ProposeStage, guarded
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import MaskedPartition, MaskStage, guarded
 from ureca.errors import UrecaError
 from ureca.llm.load import process_load
 from ureca.pipelines.batch.arrow import (
     REPORTED,
-    proposed_table,
-    read_proposed,
-    read_rows_of_piece,
-    read_units,
+    masked_table,
+    read_masked,
+    read_partitions,
+    read_rows_of_chunk,
     reported_table,
 )
 from ureca.pipelines.batch.metrics import EventLog, Reporter
@@ -41,13 +41,13 @@ class Session:
         recipe: a hash of all that decides what rows say, for the rows.
     """
 
-    claim: str | None = None
-    recipe: str | None = None
+    lease: str | None = None
+    config_hash: str | None = None
 
     @property
-    def board_name(self) -> str:
+    def metrics_actor_name(self) -> str:
         """Of the board that the session's actors report to; see ``ureca.pipelines.batch.metrics``."""
-        return f"ureca-board-{self.claim}"
+        return f"ureca-board-{self.lease}"
 
 
 NOBODY = Session()
@@ -57,7 +57,7 @@ NOBODY = Session()
 class RowStage(Protocol):
     """Makes the rows of units."""
 
-    async def __call__(self, unit: ProposedUnit) -> tuple[Sequence[dict[str, Any]], UnitReport]:
+    async def __call__(self, partition: MaskedPartition) -> tuple[Sequence[dict[str, Any]], PartitionReport]:
         """Rows of the verb's dataset, in the order of the unit's images, and the work they took."""
         ...
 
@@ -82,29 +82,29 @@ class Built(Generic[Component]):
         return self._component
 
 
-class ProposeActor:
+class MaskActor:
     """Holds what proposes masks; turns units of a manifest into units with masks, or pieces as they are ready.
 
     Args:
         build: makes the stage, in the actor.
         settings: its argument.
-        images_per_piece: None: whole units.
+        images_per_chunk: None: whole units.
     """
 
     def __init__(
-        self, build: Callable[[Settings], ProposeStage], settings: Settings, images_per_piece: int | None = None
+        self, build: Callable[[Settings], MaskStage], settings: Settings, images_per_chunk: int | None = None
     ) -> None:
-        attempts = Output(settings.output).attempts("propose", settings.max_worker_deaths)
-        self._stage = Built(lambda: guarded(build(settings), attempts, images_per_piece))
+        crash_log = Output(settings.output).crash_log("masks", settings.max_worker_crashes)
+        self._stage = Built(lambda: guarded(build(settings), crash_log, images_per_chunk))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """From the schema ``UNITS`` to ``PROPOSED``."""
+        """From the schema ``PARTITIONS`` to ``MASKED``."""
         stage = self._stage.get()
         if not batch.num_rows:
-            yield proposed_table([])
-        for number, entries in read_units(batch):
-            for unit in stage(number, entries):
-                yield proposed_table([unit])
+            yield masked_table([])
+        for number, entries in read_partitions(batch):
+            for partition in stage(number, entries):
+                yield masked_table([partition])
 
 
 class WritingActor(ABC, Generic[Settings]):
@@ -120,44 +120,46 @@ class WritingActor(ABC, Generic[Settings]):
 
     def __init__(self, settings: Settings, images_in_flight: int, session: Session) -> None:
         self._output = Output(settings.output, self.dataset)
-        self._claim = session.claim
-        self._reporter = Reporter(self.name, session.board_name, process_load())
-        self._log = EventLog(self.name, settings.output, session.claim, session.recipe)
-        attempts = self._output.attempts(self.name, settings.max_worker_deaths, together=True)
-        self._stage = Built(lambda: self.build(settings, images_in_flight, attempts, session.recipe))
+        self._lease = session.lease
+        self._reporter = Reporter(self.name, session.metrics_actor_name, process_load())
+        self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
+        crash_log = self._output.crash_log(self.name, settings.max_worker_crashes, together=True)
+        self._stage = Built(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))
 
     @abstractmethod
-    def build(self, settings: Settings, images_in_flight: int, attempts: Attempts, recipe: str | None) -> RowStage:
+    def build(
+        self, settings: Settings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
+    ) -> RowStage:
         """Build the stage, with what it loads."""
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """From the schema ``PROPOSED`` to ``REPORTED``; a whole unit whose report is returned is on disk."""
-        return _concatenated(await asyncio.gather(*(self._make(unit) for unit in self.units(batch))))
+        """From the schema ``MASKED`` to ``REPORTED``; a whole unit whose report is returned is on disk."""
+        return _concatenated(await asyncio.gather(*(self._make(partition) for partition in self.partitions(batch))))
 
-    def units(self, batch: pa.Table) -> Iterable[ProposedUnit]:
-        """The units of a batch, which has the schema ``PROPOSED`` unless the stage has none before it."""
-        return read_proposed(batch)
+    def partitions(self, batch: pa.Table) -> Iterable[MaskedPartition]:
+        """The units of a batch, which has the schema ``MASKED`` unless the stage has none before it."""
+        return read_masked(batch)
 
-    async def _make(self, unit: ProposedUnit) -> pa.Table:
-        rows, work = await self._stage.get()(unit)
-        report = UnitReport.of_rows(rows, self.dataset) + work
-        is_whole = unit.num_pieces == 1
+    async def _make(self, partition: MaskedPartition) -> pa.Table:
+        rows, work = await self._stage.get()(partition)
+        report = PartitionReport.of_rows(rows, self.dataset) + work
+        is_whole = partition.num_chunks == 1
         if is_whole:
-            await self._write(unit.number, rows, work)
+            await self._write(partition.number, rows, work)
         self._reporter.made(report)
-        self._log.made(unit.number, rows, self.dataset, report, piece=None if is_whole else unit.piece)
+        self._log.made(partition.number, rows, self.dataset, report, chunk=None if is_whole else partition.chunk)
         return reported_table(
-            unit.number,
+            partition.number,
             report,
-            piece=unit.piece,
-            num_pieces=unit.num_pieces,
+            chunk=partition.chunk,
+            num_chunks=partition.num_chunks,
             rows=None if is_whole else conform(rows, self.dataset.schema),
         )
 
-    async def _write(self, number: int, rows: Sequence[dict[str, Any]], work: UnitReport) -> None:
-        if self._claim is not None:
-            await asyncio.to_thread(self._output.check_claim, self._claim)
-        await asyncio.to_thread(self._output.write_unit, number, rows, work)
+    async def _write(self, number: int, rows: Sequence[dict[str, Any]], work: PartitionReport) -> None:
+        if self._lease is not None:
+            await asyncio.to_thread(self._output.check_lease, self._lease)
+        await asyncio.to_thread(self._output.write_partition, number, rows, work)
 
 
 def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:
@@ -167,10 +169,10 @@ def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:
 _NUM_WRITERS = 4
 _MOST_WAITING = 16
 
-_Pieces = dict[int, tuple[pa.Table, UnitReport]]
+_Chunks = dict[int, tuple[pa.Table, PartitionReport]]
 
 
-def assembled(rows: Iterable[Mapping[str, Any]], output: Output, claim: str | None) -> Iterator[UnitReport]:
+def assembled(rows: Iterable[Mapping[str, Any]], output: Output, lease: str | None) -> Iterator[PartitionReport]:
     """Put pieces together and write the units that they make, while further ones come.
 
     Only units that stages are working on are incomplete, so memory does not grow with the corpus.
@@ -187,19 +189,19 @@ def assembled(rows: Iterable[Mapping[str, Any]], output: Output, claim: str | No
         OutputError: a unit cannot be written.
         RuntimeError: another session has the output now, or pieces are missing at the end.
     """
-    incomplete: dict[int, _Pieces] = {}
-    writing: deque[Future[UnitReport]] = deque()
+    incomplete: dict[int, _Chunks] = {}
+    writing: deque[Future[PartitionReport]] = deque()
     with ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="writer") as writers:
         for row in rows:
-            report = UnitReport.model_validate_json(row["report"])
+            report = PartitionReport.model_validate_json(row["report"])
             if row["rows"] is None:
                 yield report
                 continue
-            pieces = incomplete.setdefault(row["unit"], {})
-            pieces[row["piece"]] = read_rows_of_piece(row["rows"]), report
-            if len(pieces) == row["num_pieces"]:
-                del incomplete[row["unit"]]
-                writing.append(writers.submit(_write, output, claim, row["unit"], pieces))
+            chunks = incomplete.setdefault(row["partition"], {})
+            chunks[row["chunk"]] = read_rows_of_chunk(row["rows"]), report
+            if len(chunks) == row["num_chunks"]:
+                del incomplete[row["partition"]]
+                writing.append(writers.submit(_write, output, lease, row["partition"], chunks))
             while writing and (len(writing) > _MOST_WAITING or writing[0].done()):
                 yield writing.popleft().result()
         for written in writing:
@@ -208,9 +210,9 @@ def assembled(rows: Iterable[Mapping[str, Any]], output: Output, claim: str | No
         raise RuntimeError(f"pieces of the units {sorted(incomplete)} are missing")
 
 
-def _write(output: Output, claim: str | None, unit: int, pieces: _Pieces) -> UnitReport:
-    if claim is not None:
-        output.check_claim(claim)
-    report = sum((report for _, report in pieces.values()), UnitReport())
-    output.write_pieces(unit, [pieces[place][0] for place in sorted(pieces)], report)
+def _write(output: Output, lease: str | None, partition: int, chunks: _Chunks) -> PartitionReport:
+    if lease is not None:
+        output.check_lease(lease)
+    report = sum((report for _, report in chunks.values()), PartitionReport())
+    output.write_chunks(partition, [chunks[place][0] for place in sorted(chunks)], report)
     return report

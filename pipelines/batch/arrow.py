@@ -12,8 +12,8 @@ from ray.data import Dataset
 
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.output import Output
-from ureca.data.partitions import UNITS, UnitReport
-from ureca.data.processing import ProposedImage, ProposedUnit, RowError
+from ureca.data.partitions import PARTITIONS, PartitionReport
+from ureca.data.processing import MaskedImage, MaskedPartition, RowError
 from ureca.masks.mask import Mask
 from ureca.schema import ERROR
 
@@ -39,28 +39,28 @@ _IMAGE = pa.struct(
         pa.field("error", ERROR),
     ]
 )
-PROPOSED = pa.schema(
+MASKED = pa.schema(
     [
-        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("partition", pa.int32(), nullable=False),
         pa.field("proposer", pa.string(), nullable=False),
         pa.field("images", pa.list_(_IMAGE), nullable=False),
         pa.field("seconds", pa.map_(pa.string(), pa.float64()), nullable=False),
-        pa.field("piece", pa.int32(), nullable=False),
-        pa.field("num_pieces", pa.int32(), nullable=False),
+        pa.field("chunk", pa.int32(), nullable=False),
+        pa.field("num_chunks", pa.int32(), nullable=False),
     ]
 )
 """Units, or pieces, with their masks; ``parent_id`` is null until the tree is planted, ``seconds`` are by stage."""
 
 REPORTED = pa.schema(
     [
-        pa.field("unit", pa.int32(), nullable=False),
+        pa.field("partition", pa.int32(), nullable=False),
         pa.field("report", pa.string(), nullable=False),
-        pa.field("piece", pa.int32(), nullable=False),
-        pa.field("num_pieces", pa.int32(), nullable=False),
+        pa.field("chunk", pa.int32(), nullable=False),
+        pa.field("num_chunks", pa.int32(), nullable=False),
         pa.field("rows", pa.large_binary()),
     ]
 )
-"""Units that are written, or pieces that are not, each with its ``UnitReport`` as JSON.
+"""Units that are written, or pieces that are not, each with its ``PartitionReport`` as JSON.
 
 The ``rows`` of a piece are an Arrow stream; whoever has all pieces of a unit writes it. A whole unit's are null.
 """
@@ -68,11 +68,11 @@ The ``rows`` of a piece are an Arrow stream; whoever has all pieces of a unit wr
 
 def manifest_items(output: Output) -> list[dict[str, Any]]:
     """The pieces of an output's stored manifests, for ``read_pending``."""
-    return [{"path": path, "row_group": row_group} for path, row_group in output.manifest_pieces()]
+    return [{"path": path, "row_group": row_group} for path, row_group in output.manifest_chunks()]
 
 
 def read_pending(output_path: str, keep: TablesToTables) -> TablesToTables:
-    """The task that reads pieces of stored manifests, and of them what ``keep`` keeps; the result has ``UNITS``.
+    """The task that reads pieces of stored manifests, and of them what ``keep`` keeps; the result has ``PARTITIONS``.
 
     Pieces are read here and not by ``ray.data.read_parquet``, which looks at several files on threads that race for an
     import, and lists and samples what is known already.
@@ -80,13 +80,13 @@ def read_pending(output_path: str, keep: TablesToTables) -> TablesToTables:
 
     def read_batch(batch: pa.Table) -> pa.Table:
         output = Output(output_path)
-        pieces = [output.read_manifest_piece(item["path"], item["row_group"]) for item in batch.to_pylist()]
-        return pa.concat_tables([UNITS.empty_table(), *(keep(piece) for piece in pieces)])
+        chunks = [output.read_manifest_chunk(item["path"], item["row_group"]) for item in batch.to_pylist()]
+        return pa.concat_tables([PARTITIONS.empty_table(), *(keep(chunk) for chunk in chunks)])
 
     return read_batch
 
 
-def pending_rows(pieces: Dataset, output_path: str, keep: TablesToTables, num_cpus: float) -> Dataset:
+def pending_rows(chunks: Dataset, output_path: str, keep: TablesToTables, num_cpus: float) -> Dataset:
     """The units that are to be done, one a block, so that they spread over the actors.
 
     Args:
@@ -96,58 +96,60 @@ def pending_rows(pieces: Dataset, output_path: str, keep: TablesToTables, num_cp
         num_cpus: logical CPUs a task.
 
     Returns:
-        a lazy dataset of the schema ``UNITS``.
+        a lazy dataset of the schema ``PARTITIONS``.
     """
-    read = pieces.map_batches(
+    read = chunks.map_batches(
         read_pending(output_path, keep), batch_format="pyarrow", batch_size=None, num_cpus=num_cpus
     )
     return read.repartition(target_num_rows_per_block=1)
 
 
-def read_units(batch: pa.Table) -> Iterator[tuple[int, list[ManifestEntry]]]:
+def read_partitions(batch: pa.Table) -> Iterator[tuple[int, list[ManifestEntry]]]:
     """Units of a stored manifest."""
     for row in batch.to_pylist():
-        yield row["unit"], [ManifestEntry.from_row(image) for image in row["images"]]
+        yield row["partition"], [ManifestEntry.from_row(image) for image in row["images"]]
 
 
-def proposed_table(units: Iterable[ProposedUnit]) -> pa.Table:
-    """Units as a table of the schema ``PROPOSED``."""
+def masked_table(partitions: Iterable[MaskedPartition]) -> pa.Table:
+    """Units as a table of the schema ``MASKED``."""
     rows = [
         {
-            "unit": unit.number,
-            "proposer": unit.proposer,
-            "images": [_image_row(image) for image in unit.images],
-            "seconds": list(unit.seconds.items()),
-            "piece": unit.piece,
-            "num_pieces": unit.num_pieces,
+            "partition": partition.number,
+            "proposer": partition.mask_generator,
+            "images": [_image_row(image) for image in partition.images],
+            "seconds": list(partition.seconds.items()),
+            "chunk": partition.chunk,
+            "num_chunks": partition.num_chunks,
         }
-        for unit in units
+        for partition in partitions
     ]
-    return pa.Table.from_pylist(rows, schema=PROPOSED)
+    return pa.Table.from_pylist(rows, schema=MASKED)
 
 
-def read_proposed(batch: pa.Table) -> Iterator[ProposedUnit]:
-    """What ``proposed_table`` was given."""
+def read_masked(batch: pa.Table) -> Iterator[MaskedPartition]:
+    """What ``masked_table`` was given."""
     for row in batch.to_pylist():
         images = tuple(_image(image) for image in row["images"])
-        yield ProposedUnit(row["unit"], row["proposer"], images, dict(row["seconds"]), row["piece"], row["num_pieces"])
+        yield MaskedPartition(
+            row["partition"], row["proposer"], images, dict(row["seconds"]), row["chunk"], row["num_chunks"]
+        )
 
 
 def reported_table(
-    unit: int, report: UnitReport, *, piece: int = 0, num_pieces: int = 1, rows: pa.Table | None = None
+    partition: int, report: PartitionReport, *, chunk: int = 0, num_chunks: int = 1, rows: pa.Table | None = None
 ) -> pa.Table:
     """One written unit, or the rows of one piece, as a table of the schema ``REPORTED``."""
     row = {
-        "unit": unit,
+        "partition": partition,
         "report": report.model_dump_json(),
-        "piece": piece,
-        "num_pieces": num_pieces,
+        "chunk": chunk,
+        "num_chunks": num_chunks,
         "rows": None if rows is None else _stream(rows),
     }
     return pa.Table.from_pylist([row], schema=REPORTED)
 
 
-def read_rows_of_piece(data: bytes) -> pa.Table:
+def read_rows_of_chunk(data: bytes) -> pa.Table:
     """The rows that ``reported_table`` was given."""
     return pa.ipc.open_stream(data).read_all()
 
@@ -160,24 +162,24 @@ def _stream(table: pa.Table) -> bytes:
     return data
 
 
-def pending_units(failed: Mapping[int, set[str]], done: Sequence[int]) -> TablesToTables:
+def pending_partitions(failed: Mapping[int, set[str]], done: Sequence[int]) -> TablesToTables:
     """A filter over stored manifests that keeps the units without a file whole, and of the others what failed."""
     finished = frozenset(done)
 
     def keep(batch: pa.Table) -> pa.Table:
         kept = []
         for row in batch.to_pylist():
-            if row["unit"] not in finished:
+            if row["partition"] not in finished:
                 kept.append(row)
-            elif row["unit"] in failed:
-                again = [image for image in row["images"] if image["image_id"] in failed[row["unit"]]]
-                kept.append({"unit": row["unit"], "images": again})
+            elif row["partition"] in failed:
+                again = [image for image in row["images"] if image["image_id"] in failed[row["partition"]]]
+                kept.append({"partition": row["partition"], "images": again})
         return pa.Table.from_pylist(kept, schema=batch.schema)
 
     return keep
 
 
-def _image_row(image: ProposedImage) -> dict[str, Any]:
+def _image_row(image: MaskedImage) -> dict[str, Any]:
     return {
         "entry": image.entry.to_row(),
         "height_px": image.height_px,
@@ -199,7 +201,7 @@ def _mask_row(mask: Mask, parent_id: int | None) -> dict[str, Any]:
     }
 
 
-def _image(row: Mapping[str, Any]) -> ProposedImage:
+def _image(row: Mapping[str, Any]) -> MaskedImage:
     size = [row["height_px"], row["width_px"]]
     masks = tuple(
         Mask(
@@ -212,7 +214,7 @@ def _image(row: Mapping[str, Any]) -> ProposedImage:
         )
         for mask in row["masks"]
     )
-    return ProposedImage(
+    return MaskedImage(
         entry=ManifestEntry.from_row(row["entry"]),
         height_px=row["height_px"],
         width_px=row["width_px"],

@@ -14,15 +14,15 @@ import pyarrow as pa
 
 from ureca.data.manifest import ManifestEntry, Selection, select
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport, new_images, unit_offsets
-from ureca.data.processing import ProposedUnit, ProposeStage
+from ureca.data.partitions import PartitionReport, new_images, partition_offsets
+from ureca.data.processing import MaskedPartition, MaskStage
 from ureca.errors import InputError
 from ureca.llm.fake import Questions
 from ureca.llm.load import latencies_s
 from ureca.ops.status import duration
 from ureca.pipelines.batch.actors import RowStage
 from ureca.pipelines.batch.resources import Work, plan_pools
-from ureca.pipelines.batch.runner import BatchVerb
+from ureca.pipelines.batch.runner import BatchCommand
 from ureca.pipelines.batch.session import Cluster
 from ureca.pipelines.settings import ActorResources, PlannableSettings, PlanningSettings
 from ureca.schema import Dataset
@@ -44,14 +44,14 @@ class Sample:
     """
 
     num_masks: int
-    report: UnitReport
+    report: PartitionReport
     seconds: Mapping[str, float]
     questions: Mapping[str, Questions]
     asked: bool
 
 
 def estimate_text(
-    sample: Sample, num_to_do: int, planning: PlanningSettings, actors: Mapping[str, int], engine_places: int | None
+    sample: Sample, num_to_do: int, planning: PlanningSettings, actors: Mapping[str, int], engine_slots: int | None
 ) -> str:
     """Lines with names and values.
 
@@ -60,14 +60,14 @@ def estimate_text(
         num_to_do: images in all.
         planning: what is known beside.
         actors: by stage.
-        engine_places: answers that the engine gives at a time; None: nobody has said; 0: there is no engine.
+        engine_slots: answers that the engine gives at a time; None: nobody has said; 0: there is no engine.
     """
     times = num_to_do / sample.report.num_images
     rows = [
         ("images", f"{num_to_do} to do, estimated from {sample.report.num_images} of them; nothing is written"),
         *_regions(sample, times),
         *_calls(sample, times, planning),
-        *_time(sample, num_to_do, planning, actors, engine_places),
+        *_time(sample, num_to_do, planning, actors, engine_slots),
     ]
     return "\n".join(f"{name:<18} {value}" for name, value in rows)
 
@@ -134,7 +134,7 @@ def _time(
     num_to_do: int,
     planning: PlanningSettings,
     actors: Mapping[str, int],
-    engine_places: int | None,
+    engine_slots: int | None,
 ) -> Iterator[tuple[str, str]]:
     parts = {
         f"{stage} ({actors[stage]} actors, {seconds:.3g} s an image)": num_to_do * seconds / actors[stage]
@@ -143,12 +143,12 @@ def _time(
     calls = num_to_do * sample.report.num_calls / sample.report.num_images
     each_s = _seconds_per_answer(sample, planning)
     unknown = ""
-    if calls and engine_places is None:
+    if calls and engine_slots is None:
         unknown = "; how many answers the engine gives at a time is not known"
-    elif calls and engine_places and each_s is None:
+    elif calls and engine_slots and each_s is None:
         unknown = "; the engine's time is not known, which --planning.seconds-per-answer says"
-    elif calls and engine_places and each_s is not None:
-        parts[f"engine ({engine_places} answers at a time, {each_s:.3g} s each)"] = calls * each_s / engine_places
+    elif calls and engine_slots and each_s is not None:
+        parts[f"engine ({engine_slots} answers at a time, {each_s:.3g} s each)"] = calls * each_s / engine_slots
     for name, seconds in parts.items():
         yield "time", f"{duration(seconds)} {name}"
     if parts:
@@ -174,7 +174,7 @@ _NO_IDS = pa.chunked_array([pa.array([], pa.string())])
 
 
 @dataclass(frozen=True)
-class Rehearsal:
+class DryRun:
     """How a verb goes through some images in this process.
 
     Attributes:
@@ -183,19 +183,19 @@ class Rehearsal:
         write: makes rows; None: the model that makes them is not asked.
         questions: what ``write`` has asked a chat model, by stage.
         asks_model: it is the real one.
-        engine_places: answers that the engine gives at a time, by number of actors, where that is known; None: there
+        engine_slots: answers that the engine gives at a time, by number of actors, where that is known; None: there
             is no engine but ``write`` itself.
     """
 
-    propose: ProposeStage
-    prepare: Callable[[ProposedUnit], ProposedUnit]
+    generate: MaskStage
+    prepare: Callable[[MaskedPartition], MaskedPartition]
     write: RowStage | None
     questions: Mapping[str, Questions]
     asks_model: bool
-    engine_places: Callable[[int], int | None] | None
+    engine_slots: Callable[[int], int | None] | None
 
 
-def estimate(verb: BatchVerb[Settings], settings: Settings, rehearsal: Rehearsal, stage: str) -> str:
+def estimate(command: BatchCommand[Settings], settings: Settings, dry_run: DryRun, stage: str) -> str:
     """Go through some images and say what all would take, as lines for people.
 
     Args:
@@ -208,47 +208,49 @@ def estimate(verb: BatchVerb[Settings], settings: Settings, rehearsal: Rehearsal
         InputError: there is nothing to do.
     """
     planning = settings.planning
-    manifest, num_to_do = _to_do(verb, settings)
+    manifest, num_to_do = _to_do(command, settings)
     drawn = select(manifest, Selection(sample=planning.images), _NO_IDS)
-    sample = asyncio.run(_go_through(drawn, rehearsal, verb.dataset, stage))
-    num_units = len(unit_offsets(num_to_do, settings.images_per_unit)) - 1
+    sample = asyncio.run(_go_through(drawn, dry_run, command.dataset, stage))
+    num_partitions = len(partition_offsets(num_to_do, settings.images_per_partition)) - 1
     cluster = Cluster(planning.num_cpus or max(2, os.cpu_count() or 1), planning.num_gpus, may_grow=False)
     resources = settings.resources
-    pools = plan_pools(resources, Work(num_units, num_to_do), cluster)
+    pools = plan_pools(resources, Work(num_partitions, num_to_do), cluster)
     names = [name for name, each in resources if isinstance(each, ActorResources)]
     actors = {name: pool.initial_size or 1 for name, pool in zip(names, pools, strict=True)}
-    places = 0 if rehearsal.engine_places is None else rehearsal.engine_places(actors[stage])
-    return estimate_text(sample, num_to_do, planning, actors, places)
+    slots = 0 if dry_run.engine_slots is None else dry_run.engine_slots(actors[stage])
+    return estimate_text(sample, num_to_do, planning, actors, slots)
 
 
-def _to_do(verb: BatchVerb[Settings], settings: Settings) -> tuple[pa.Table, int]:
+def _to_do(command: BatchCommand[Settings], settings: Settings) -> tuple[pa.Table, int]:
     """The images that are selected, and how many of them are not done."""
-    output = Output(settings.output, verb.dataset)
-    manifest = verb.list_input(settings)
+    output = Output(settings.output, command.dataset)
+    manifest = command.list_input(settings)
     held = output.held_ids() if output.exists() and not settings.overwrite else _NO_IDS
     selected = select(manifest, settings.selection, held)
     num_new = new_images(selected, held).num_rows
-    sizes = output.unit_sizes() if held.length() else {}
-    num_missing = sum(sizes[unit] for unit in sizes.keys() - set(output.done_units()))
+    sizes = output.partition_sizes() if held.length() else {}
+    num_missing = sum(sizes[partition] for partition in sizes.keys() - set(output.done_partitions()))
     if not num_new + num_missing:
         raise InputError(f"all {selected.num_rows} images are done: there is nothing to plan")
     return selected, num_new + num_missing
 
 
-async def _go_through(manifest: pa.Table, rehearsal: Rehearsal, dataset: Dataset, stage: str) -> Sample:
+async def _go_through(manifest: pa.Table, dry_run: DryRun, dataset: Dataset, stage: str) -> Sample:
     entries = [ManifestEntry.from_row(row) for row in manifest.to_pylist()]
-    proposed = await asyncio.to_thread(rehearsal.propose, 0, entries)
-    unit = await asyncio.to_thread(rehearsal.prepare, proposed)
-    num_masks = sum(len(image.masks) for image in unit.images)
-    seconds = {"propose": proposed.seconds.get("propose", 0.0) / len(entries)}
-    if rehearsal.write is None:
-        errors = Counter(f"{image.error.stage}:{image.error.kind}" for image in unit.images if image.error is not None)
-        report = UnitReport(num_images=len(entries), num_failed=errors.total(), failures=dict(errors))
+    masked = await asyncio.to_thread(dry_run.generate, 0, entries)
+    partition = await asyncio.to_thread(dry_run.prepare, masked)
+    num_masks = sum(len(image.masks) for image in partition.images)
+    seconds = {"masks": masked.seconds.get("masks", 0.0) / len(entries)}
+    if dry_run.write is None:
+        errors = Counter(
+            f"{image.error.stage}:{image.error.kind}" for image in partition.images if image.error is not None
+        )
+        report = PartitionReport(num_images=len(entries), num_failed=errors.total(), failures=dict(errors))
         return Sample(num_masks, report, seconds, {}, asked=False)
     started, started_cpu = time.monotonic(), time.process_time()
-    rows, work = await rehearsal.write(unit)
+    rows, work = await dry_run.write(partition)
     # What a process waits for its engine is the engine's time; where it is the engine itself, all time is its own.
-    own_s = time.process_time() - started_cpu if rehearsal.engine_places else time.monotonic() - started
+    own_s = time.process_time() - started_cpu if dry_run.engine_slots else time.monotonic() - started
     seconds[stage] = own_s / len(entries)
-    report = UnitReport.of_rows(rows, dataset) + work
-    return Sample(num_masks, report, seconds, rehearsal.questions, asked=rehearsal.asks_model)
+    report = PartitionReport.of_rows(rows, dataset) + work
+    return Sample(num_masks, report, seconds, dry_run.questions, asked=dry_run.asks_model)

@@ -17,7 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util import metrics
 
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.llm.load import EngineLoad, LoadReport, latencies_s
 from ureca.schema import Dataset
 
@@ -36,27 +36,27 @@ class EventLog:
     """
 
     def __init__(
-        self, verb: str, output: str, session: str | None, recipe: str | None, stream: TextIO | None = None
+        self, command: str, output: str, session: str | None, config_hash: str | None, stream: TextIO | None = None
     ) -> None:
-        self._run = {"verb": verb, "output": output.partition("?")[0], "session": session, "recipe": recipe}
+        self._run = {"command": command, "output": output.partition("?")[0], "session": session, "recipe": config_hash}
         self._stream = stream
 
     def made(
         self,
-        unit: int,
+        partition: int,
         rows: Sequence[Mapping[str, Any]],
         dataset: Dataset,
-        report: UnitReport,
-        piece: int | None = None,
+        report: PartitionReport,
+        chunk: int | None = None,
     ) -> None:
         """A unit is written, or a piece made: a line about it, and one about each image and region that failed."""
         counts = report.model_dump(include={"num_images", "num_failed", "num_regions", "num_failed_regions", "seconds"})
-        if piece is None:
-            self._write("INFO", "unit_written", unit=unit, **counts)
+        if chunk is None:
+            self._write("INFO", "partition_written", partition=partition, **counts)
         else:
-            self._write("INFO", "piece_made", unit=unit, piece=piece, **counts)
+            self._write("INFO", "piece_made", partition=partition, chunk=chunk, **counts)
         for row in rows:
-            image = {"unit": unit, "image_id": row["image_id"], "uri": row.get("uri")}
+            image = {"partition": partition, "image_id": row["image_id"], "uri": row.get("uri")}
             if row["error"] is not None:
                 self._write("WARNING", "image_failed", **image, **row["error"])
             for region in row[dataset.name]:
@@ -79,7 +79,7 @@ _PATIENCE_S = 2.0
 _LATENCY_BOUNDARIES_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300]
 
 
-class Board:
+class MetricsActor:
     """Where workers leave their last report; it outlasts them."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -102,14 +102,14 @@ class Board:
 
 
 @contextmanager
-def board(name: str) -> Iterator[Callable[[], LoadReport | None]]:
+def metrics_actor(name: str) -> Iterator[Callable[[], LoadReport | None]]:
     """Have a board on the cluster for the block, which workers find by its name.
 
     Yields:
         what tells the total; None where the board does not answer, as when its machine is lost.
     """
     # It takes no room from the stages, and comes back by itself.
-    actor: Any = ray.remote(Board).options(name=name, num_cpus=0, max_restarts=-1).remote()
+    actor: Any = ray.remote(MetricsActor).options(name=name, num_cpus=0, max_restarts=-1).remote()
 
     def total() -> LoadReport | None:
         try:
@@ -129,26 +129,26 @@ class Reporter:
 
     Args:
         verb: that the process works for.
-        board_name: where to leave reports.
+        metrics_actor_name: where to leave reports.
         load: of the process's engines.
     """
 
-    def __init__(self, verb: str, board_name: str, load: EngineLoad) -> None:
+    def __init__(self, command: str, metrics_actor_name: str, load: EngineLoad) -> None:
         self._load = load
         self._metrics: _Metrics | None = None
         if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
             return
-        self._metrics = _Metrics(verb)
+        self._metrics = _Metrics(command)
         self._worker = f"{ray.util.get_node_ip_address()}:{os.getpid()}"  # type: ignore[no-untyped-call]
-        threading.Thread(target=self._run, args=(board_name,), name="reporter", daemon=True).start()
+        threading.Thread(target=self._run, args=(metrics_actor_name,), name="reporter", daemon=True).start()
 
-    def made(self, report: UnitReport) -> None:
+    def made(self, report: PartitionReport) -> None:
         """Count images whose rows are made."""
         if self._metrics is not None:
             self._metrics.add_images(report)
 
-    def _run(self, board_name: str) -> None:
-        board_actor: Any = None
+    def _run(self, metrics_actor_name: str) -> None:
+        metrics_actor_handle: Any = None
         last = LoadReport()
         while True:
             time.sleep(_SECONDS_BETWEEN_REPORTS)
@@ -157,26 +157,26 @@ class Reporter:
             self._metrics.add_load(now.since(last))
             last = now
             try:
-                board_actor = board_actor or ray.get_actor(board_name)
-                board_actor.leave.remote(self._worker, now.model_dump_json())
+                metrics_actor_handle = metrics_actor_handle or ray.get_actor(metrics_actor_name)
+                metrics_actor_handle.leave.remote(self._worker, now.model_dump_json())
             except (RayError, ValueError):  # there is none: nobody wants to know
-                board_actor = None
+                metrics_actor_handle = None
 
 
 class _Metrics:
     """Ray metrics, which Ray serves to Prometheus with the prefix ``ray_``."""
 
-    def __init__(self, verb: str) -> None:
+    def __init__(self, command: str) -> None:
         def made(kind: Any, name: str, description: str, *tag_keys: str, **options: Any) -> Any:
-            metric = kind(f"ureca_{name}", description=description, tag_keys=("verb", *tag_keys), **options)
-            metric.set_default_tags({"verb": verb})
+            metric = kind(f"ureca_{name}", description=description, tag_keys=("command", *tag_keys), **options)
+            metric.set_default_tags({"command": command})
             return metric
 
         self._images = made(metrics.Counter, "images", "images done, with and without error")
         self._regions = made(metrics.Counter, "regions", "captioned regions")
         self._tokens = made(metrics.Counter, "tokens", "tokens of answers and their prompts", "direction")
         self._failures = made(metrics.Counter, "failures", "error rows and failed regions", "reason")
-        self._rejected = made(metrics.Counter, "rejected_answers", "answers that could not be used", "reason")
+        self._rejected = made(metrics.Counter, "invalid_responses", "answers that could not be used", "reason")
         self._answers = made(metrics.Counter, "engine_answers", "requests answered")
         self._retries = made(metrics.Counter, "engine_retries", "attempts that failed and were repeated", "reason")
         self._in_flight = made(metrics.Gauge, "engine_in_flight", "requests waiting for their answer")
@@ -188,14 +188,14 @@ class _Metrics:
             boundaries=_LATENCY_BOUNDARIES_S,
         )
 
-    def add_images(self, report: UnitReport) -> None:
+    def add_images(self, report: PartitionReport) -> None:
         _increase(self._images, report.num_images)
         _increase(self._regions, report.num_regions)
         _increase(self._tokens, report.num_prompt_tokens, direction="in")
         _increase(self._tokens, report.num_new_tokens, direction="out")
         for reason, number in report.failures.items():
             _increase(self._failures, number, reason=reason)
-        for reason, number in report.rejected_answers.items():
+        for reason, number in report.invalid_responses.items():
             _increase(self._rejected, number, reason=reason)
 
     def add_load(self, since: LoadReport) -> None:

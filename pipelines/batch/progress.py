@@ -14,7 +14,7 @@ from ray.data import DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.llm.load import LoadReport, percentile_s
 from ureca.ops.status import duration
 
@@ -54,9 +54,9 @@ class Progress:
         self._first: tuple[float, int] | None = None
         self._loads: deque[tuple[float, LoadReport]] = deque()
         self._lock = threading.Lock()
-        self.done = UnitReport()
+        self.done = PartitionReport()
 
-    def add(self, report: UnitReport) -> None:
+    def add(self, report: PartitionReport) -> None:
         """Count what was written, and print a line if the last one is old enough."""
         with self._lock:
             self.done = self.done + report

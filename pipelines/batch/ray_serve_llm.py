@@ -7,11 +7,11 @@ from typing import Any, TypeVar
 import ray
 
 from ureca.errors import SettingsError
-from ureca.llm.settings import ByOpenAI, ByRayServe, RayServeSettings
+from ureca.llm.settings import OpenAIConfig, RayServeConfig, RayServeSettings
 from ureca.pipelines.curate_settings import CurateSettings
-from ureca.pipelines.evaluate_settings import JudgeSettings
+from ureca.pipelines.evaluate_settings import ScoringSettings
 
-Settings = TypeVar("Settings", CurateSettings, JudgeSettings)
+Settings = TypeVar("Settings", CurateSettings, ScoringSettings)
 
 _NAME = "ureca-mllm"
 _MAX_IMAGES = 3
@@ -31,7 +31,7 @@ def chat_application(settings: Settings) -> Iterator[Settings]:
     Raises:
         SettingsError: ``ray[llm]`` is not installed, or the application does not start.
     """
-    if not isinstance(settings.mllm, ByRayServe):
+    if not isinstance(settings.mllm, RayServeConfig):
         yield settings
         return
     try:
@@ -51,7 +51,7 @@ def chat_application(settings: Settings) -> Iterator[Settings]:
         raise SettingsError(f"mllm.checkpoint '{settings.mllm.checkpoint}' cannot be served: {error}") from error
     try:
         asked = settings.mllm.at(f"http://{host}:{settings.mllm.port}/{_NAME}/v1")
-        yield settings.model_copy(update={"mllm": ByOpenAI(**asked.model_dump())})
+        yield settings.model_copy(update={"mllm": OpenAIConfig(**asked.model_dump())})
     finally:
         serve.delete(_NAME)
 

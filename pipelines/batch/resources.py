@@ -8,7 +8,7 @@ from ray.data import ActorPoolStrategy
 
 from ureca.errors import SettingsError
 from ureca.pipelines.batch.actors import NOBODY, Session
-from ureca.pipelines.batch.session import Cluster, Room, check_each_fits, sizes_that_fit
+from ureca.pipelines.batch.session import Cluster, NodeResources, check_each_fits, sizes_that_fit
 from ureca.pipelines.settings import ActorResources, AsyncActorResources, TaskResources
 
 _RAY_TASK_CPUS = 1.0  # what Ray Data takes for a task of its own: listing files, repartitioning
@@ -23,21 +23,21 @@ _SPARE_FRACTION = 0.25
 class Work:
     """What there is to do, and for which session."""
 
-    num_units: int
+    num_partitions: int
     num_images: int
     session: Session = NOBODY
     are_read_together: bool = False
     """Images lie together in files, so that units are not parted."""
 
-    images_per_piece: int | None = None
+    images_per_chunk: int | None = None
     """In which units come to the stages that work on many images at a time; None: whole ones."""
 
     @property
-    def num_pieces(self) -> int:
+    def num_chunks(self) -> int:
         """Of all units."""
-        if self.images_per_piece is None or self.are_read_together:
-            return self.num_units
-        return max(self.num_units, math.ceil(self.num_images / self.images_per_piece))
+        if self.images_per_chunk is None or self.are_read_together:
+            return self.num_partitions
+        return max(self.num_partitions, math.ceil(self.num_images / self.images_per_chunk))
 
 
 def plan_pools(
@@ -69,15 +69,15 @@ def plan_pools(
         where = "cluster" if cluster.may_grow else "machine"
         _check_room("CPUs", held_cpus, cluster.num_cpus - task_cpus, where)
         _check_room("GPUs", held_gpus, cluster.num_gpus, where)
-    wanted = {name: _wanted(stage, work.num_units, cluster) for name, stage in stages.items()}
-    free = cluster.free or Room(cluster.num_cpus, cluster.num_gpus)
+    wanted = {name: _wanted(stage, work.num_partitions, cluster) for name, stage in stages.items()}
+    free = cluster.free or NodeResources(cluster.num_cpus, cluster.num_gpus)
     shares = [
         _share(some, sum(each * wanted[name] for name, each in held.items()))
         for some, held in ((free.num_cpus - task_cpus, held_cpus), (free.num_gpus, held_gpus))
     ]
     sizes = {name: max(1, int(number * min(shares))) for name, number in wanted.items()}
     if cluster.nodes:
-        sizes = sizes_that_fit(sizes, stages, cluster.free_nodes or cluster.nodes, beside=Room(task_cpus, 0))
+        sizes = sizes_that_fit(sizes, stages, cluster.free_nodes or cluster.nodes, beside=NodeResources(task_cpus, 0))
     pools = []
     for name, stage in stages.items():
         first = sizes[name]
@@ -91,7 +91,7 @@ def plan_pools(
     return pools
 
 
-def lacking(resources: BaseModel, cluster: Cluster) -> str | None:
+def missing_resources(resources: BaseModel, cluster: Cluster) -> str | None:
     """What a run waits for, for its user; None: what is free is enough to begin.
 
     Args:
@@ -102,10 +102,10 @@ def lacking(resources: BaseModel, cluster: Cluster) -> str | None:
         return None
     stages = _stages(resources).values()
     num_cpus = sum(stage.num_cpus for stage in stages) + _task_cpus(resources)
-    least = Room(num_cpus, sum(stage.num_gpus for stage in stages))
+    least = NodeResources(num_cpus, sum(stage.num_gpus for stage in stages))
     if cluster.free.holds(least):
         return None
-    whole = Room(cluster.num_cpus, cluster.num_gpus)
+    whole = NodeResources(cluster.num_cpus, cluster.num_gpus)
     return (
         f"of the cluster's {whole}, {cluster.free} are free; this run takes {least} at least, and waits until others "
         "release them or nodes join (resources.STAGE.num_cpus and num_gpus: what an actor takes)"
@@ -137,9 +137,9 @@ def _calls(stage: AsyncActorResources, num_images: int, work: Work) -> int:
     Unless told, as many as have so many images, and one that the actor goes on with when another is complete but for
     the last.
     """
-    if stage.units_in_flight is not None:
-        return math.ceil(stage.units_in_flight * work.num_pieces / work.num_units)
-    return math.ceil(num_images * work.num_pieces / max(1, work.num_images)) + 1
+    if stage.partitions_in_flight is not None:
+        return math.ceil(stage.partitions_in_flight * work.num_chunks / work.num_partitions)
+    return math.ceil(num_images * work.num_chunks / max(1, work.num_images)) + 1
 
 
 def _stages(resources: BaseModel) -> dict[str, ActorResources]:
@@ -150,8 +150,8 @@ def _task_cpus(resources: BaseModel) -> float:
     return max([_RAY_TASK_CPUS, *(stage.num_cpus for _, stage in resources if isinstance(stage, TaskResources))])
 
 
-def _wanted(stage: ActorResources, num_units: int, cluster: Cluster) -> int:
-    return max(1, min(stage.num_actors or int(cluster.num_cpus), num_units))
+def _wanted(stage: ActorResources, num_partitions: int, cluster: Cluster) -> int:
+    return max(1, min(stage.num_actors or int(cluster.num_cpus), num_partitions))
 
 
 def _share(free: float, wanted: float) -> float:

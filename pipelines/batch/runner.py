@@ -15,14 +15,14 @@ from ray.data import Dataset as RayDataset
 
 from ureca.config import with_absolute_paths
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
 from ureca.errors import OutputError
 from ureca.pipelines.batch.actors import Session, assembled
-from ureca.pipelines.batch.arrow import TablesToTables, manifest_items, pending_units
-from ureca.pipelines.batch.metrics import board
+from ureca.pipelines.batch.arrow import TablesToTables, manifest_items, pending_partitions
+from ureca.pipelines.batch.metrics import metrics_actor
 from ureca.pipelines.batch.progress import Progress
-from ureca.pipelines.batch.resources import Work, lacking
+from ureca.pipelines.batch.resources import Work, missing_resources
 from ureca.pipelines.batch.session import Cluster, noted_interrupts, ray_session
 from ureca.pipelines.settings import BatchSettings
 from ureca.schema import Dataset
@@ -32,7 +32,14 @@ Settings = TypeVar("Settings", bound=BatchSettings)
 MAY_CHANGE = frozenset(
     {
         *("input", "output", "listing", "resources", "shard", "sample", "sample_seed", "limit"),
-        *("images_per_unit", "max_error_fraction", "max_worker_deaths", "retry_errors", "overwrite", "accept_changes"),
+        *(
+            "images_per_partition",
+            "max_error_fraction",
+            "max_worker_crashes",
+            "retry_errors",
+            "overwrite",
+            "accept_changes",
+        ),
         *("plan", "planning"),
     }
 )
@@ -42,7 +49,7 @@ _MAX_READ_TASKS = 256
 
 
 @dataclass(frozen=True)
-class BatchVerb(Generic[Settings]):
+class BatchCommand(Generic[Settings]):
     """What sets one batch verb apart from another.
 
     Attributes:
@@ -68,12 +75,12 @@ class BatchVerb(Generic[Settings]):
 
 
 def run_batch(
-    verb: BatchVerb[Settings],
+    command: BatchCommand[Settings],
     settings: Settings,
     on_plan: Callable[[int, int], None],
     progress_of: Callable[[int], Progress] = Progress,
     identity: Mapping[str, str] | None = None,
-) -> UnitReport:
+) -> PartitionReport:
     """Do what is missing in the output, and, if asked for, again what failed.
 
     Args:
@@ -91,31 +98,31 @@ def run_batch(
         InputError: there is nothing to read, or ids are not unique.
         OutputError: the folder is another run's, was begun with another recipe, or cannot be written to.
     """
-    output = Output(settings.output, verb.dataset)
-    _record(verb, output, settings, identity)  # before what may take long
-    manifest = verb.list_input(settings)
-    with output.claim(on_wait=lambda text: print(text, file=sys.stderr)) as claim:
+    output = Output(settings.output, command.dataset)
+    _record(command, output, settings, identity)  # before what may take long
+    manifest = command.list_input(settings)
+    with output.lease(on_wait=lambda text: print(text, file=sys.stderr)) as lease:
         if settings.overwrite:
             output.remove()
-        record = _record(verb, output, settings, identity)
+        record = _record(command, output, settings, identity)
         output.remove_temporary()
-        output.add_images(manifest, settings.images_per_unit, settings.selection)
-        done = output.done_units()
+        output.add_images(manifest, settings.images_per_partition, settings.selection)
+        done = output.done_partitions()
         failed = output.failed_images() if settings.retry_errors else {}
-        sizes = output.unit_sizes()
+        sizes = output.partition_sizes()
         missing = sizes.keys() - set(done)
-        num_images = sum(sizes[unit] for unit in missing) + sum(map(len, failed.values()))
+        num_images = sum(sizes[partition] for partition in missing) + sum(map(len, failed.values()))
         on_plan(sum(sizes.values()), num_images)
         record.write("running")
         progress = progress_of(num_images)
         try:
             if num_images:
-                keep = pending_units(failed, done)
-                session = Session(claim, record.recipe)
+                keep = pending_partitions(failed, done)
+                session = Session(lease, record.config_hash)
                 together = manifest["row"].null_count < manifest.num_rows
                 work = Work(len(missing) + len(failed), num_images, session, are_read_together=together)
                 with noted_interrupts() as raise_if_interrupted:
-                    for report in _run(verb, output, settings, keep, work, progress=progress):
+                    for report in _run(command, output, settings, keep, work, progress=progress):
                         progress.add(report)
                         raise_if_interrupted()
                 progress.close()
@@ -131,33 +138,33 @@ def run_batch(
 
 
 def _run(
-    verb: BatchVerb[Settings],
+    command: BatchCommand[Settings],
     output: Output,
     settings: Settings,
     keep: TablesToTables,
     work: Work,
     *,
     progress: Progress,
-) -> Iterator[UnitReport]:
+) -> Iterator[PartitionReport]:
     """Run the graph; yields the report of each unit as it is written."""
     with (
         ray_session() as cluster,
-        verb.within(with_absolute_paths(settings)) as graph_settings,
-        board(work.session.board_name) as engines,
+        command.within(with_absolute_paths(settings)) as graph_settings,
+        metrics_actor(work.session.metrics_actor_name) as engines,
         progress.watching(engines),
     ):
-        if waits_for := lacking(graph_settings.resources, cluster):
+        if waits_for := missing_resources(graph_settings.resources, cluster):
             print(waits_for, file=sys.stderr)
         items = manifest_items(output)
-        pieces = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
+        chunks = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
         # Every row is a block: a stage hands on what it has made while it makes the next.
-        pieces.context.target_max_block_size = 1
-        made = verb.graph(pieces, keep, graph_settings, work, cluster)
-        yield from assembled(made.iter_rows(), output, work.session.claim)
+        chunks.context.target_max_block_size = 1
+        made = command.graph(chunks, keep, graph_settings, work, cluster)
+        yield from assembled(made.iter_rows(), output, work.session.lease)
 
 
 def _record(
-    verb: BatchVerb[Settings], output: Output, settings: Settings, identity: Mapping[str, str] | None
+    command: BatchCommand[Settings], output: Output, settings: Settings, identity: Mapping[str, str] | None
 ) -> RunRecord:
     """The record of a session that may go on with the output, or overwrite it.
 
@@ -166,12 +173,12 @@ def _record(
     """
     record = RunRecord(
         output,
-        verb.name,
+        command.name,
         settings.model_dump(mode="json"),
-        may_change=MAY_CHANGE | verb.may_change,
+        may_change=MAY_CHANGE | command.may_change,
         identity=identity or {},
-        versions=verb.versions,
-        packages=verb.packages,
+        versions=command.versions,
+        packages=command.packages,
     )
     if not (settings.overwrite or settings.accept_changes):
         record.check_same()
@@ -183,7 +190,7 @@ def print_plan(num_images: int, num_to_do: int) -> None:
     print(f"{num_images} images, {num_images - num_to_do} done before, {num_to_do} to do", file=sys.stderr)
 
 
-def print_summary(report: UnitReport, settings: BatchSettings, dataset_name: str) -> int:
+def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name: str) -> int:
     """Print what became of the images of an output; returns 1 if too many rows failed, with what to do, else 0."""
     print(summary(report, settings.output, dataset_name))
     too_many = report.num_failed > settings.max_error_fraction * report.num_images
@@ -196,7 +203,7 @@ def print_summary(report: UnitReport, settings: BatchSettings, dataset_name: str
     return int(too_many)
 
 
-def summary(report: UnitReport, output: str, dataset_name: str) -> str:
+def summary(report: PartitionReport, output: str, dataset_name: str) -> str:
     """The report of an output as lines for people."""
     seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
     rows = [

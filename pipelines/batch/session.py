@@ -60,7 +60,7 @@ def noted_interrupts() -> Iterator[Callable[[], None]]:
 
 
 @dataclass(frozen=True, slots=True)
-class Room:
+class NodeResources:
     """What a node has, or an actor takes.
 
     Attributes:
@@ -71,26 +71,26 @@ class Room:
     num_cpus: float
     num_gpus: float
 
-    def holds(self, other: "Room") -> bool:
+    def holds(self, other: "NodeResources") -> bool:
         """Whether it has at least as much."""
         return self.num_cpus >= other.num_cpus and self.num_gpus >= other.num_gpus
 
-    def __sub__(self, other: "Room") -> "Room":
+    def __sub__(self, other: "NodeResources") -> "NodeResources":
         """What is left."""
-        return Room(self.num_cpus - other.num_cpus, self.num_gpus - other.num_gpus)
+        return NodeResources(self.num_cpus - other.num_cpus, self.num_gpus - other.num_gpus)
 
     def __str__(self) -> str:
         return f"{self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs"
 
 
-def check_each_fits(stages: Mapping[str, ActorResources], nodes: Sequence[Room]) -> None:
+def check_each_fits(stages: Mapping[str, ActorResources], nodes: Sequence[NodeResources]) -> None:
     """Make sure that an actor of each stage fits on a node.
 
     Raises:
         SettingsError: one fits on none.
     """
     for name, stage in stages.items():
-        wanted = Room(stage.num_cpus, stage.num_gpus)
+        wanted = NodeResources(stage.num_cpus, stage.num_gpus)
         if not any(node.holds(wanted) for node in nodes):
             largest = max(nodes, key=_size)
             raise SettingsError(
@@ -101,7 +101,10 @@ def check_each_fits(stages: Mapping[str, ActorResources], nodes: Sequence[Room])
 
 
 def sizes_that_fit(
-    sizes: Mapping[str, int], stages: Mapping[str, ActorResources], nodes: Sequence[Room], beside: Room
+    sizes: Mapping[str, int],
+    stages: Mapping[str, ActorResources],
+    nodes: Sequence[NodeResources],
+    beside: NodeResources,
 ) -> dict[str, int]:
     """Pools of at most these sizes, and at least one actor each, whose actors find places side by side on nodes.
 
@@ -114,7 +117,9 @@ def sizes_that_fit(
     fitting = dict(sizes)
     while max(fitting.values()) > 1:
         actors = [
-            Room(stages[name].num_cpus, stages[name].num_gpus) for name, size in fitting.items() for _ in range(size)
+            NodeResources(stages[name].num_cpus, stages[name].num_gpus)
+            for name, size in fitting.items()
+            for _ in range(size)
         ]
         if _fit([*actors, beside], nodes):
             break
@@ -123,20 +128,20 @@ def sizes_that_fit(
     return fitting
 
 
-def _fit(wanted: Sequence[Room], nodes: Sequence[Room]) -> bool:
+def _fit(wanted: Sequence[NodeResources], nodes: Sequence[NodeResources]) -> bool:
     """Put the largest first, each where it leaves least."""
     free = list(nodes)
     for one in sorted(wanted, key=_size, reverse=True):
-        places = [place for place, node in enumerate(free) if node.holds(one)]
-        if not places:
+        slots = [place for place, node in enumerate(free) if node.holds(one)]
+        if not slots:
             return False
-        place = min(places, key=lambda place: _size(free[place]))
+        place = min(slots, key=lambda place: _size(free[place]))
         free[place] = free[place] - one
     return True
 
 
-def _size(room: Room) -> tuple[float, float]:
-    return room.num_gpus, room.num_cpus
+def _size(node_resources: NodeResources) -> tuple[float, float]:
+    return node_resources.num_gpus, node_resources.num_cpus
 
 
 _NODE_GROUP = "ray.io/node-group"
@@ -158,9 +163,9 @@ class Cluster:
     num_cpus: float
     num_gpus: float
     may_grow: bool
-    nodes: tuple[Room, ...] = ()
-    free: Room | None = None
-    free_nodes: tuple[Room, ...] = ()
+    nodes: tuple[NodeResources, ...] = ()
+    free: NodeResources | None = None
+    free_nodes: tuple[NodeResources, ...] = ()
 
 
 @dataclass(slots=True)
@@ -243,7 +248,7 @@ def _session(least_cpus: int) -> Iterator[Cluster]:
 
 
 def _cluster(may_grow: bool) -> Cluster:
-    all_of_it = _room(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    all_of_it = _node_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
     if not may_grow:
         return Cluster(all_of_it.num_cpus, all_of_it.num_gpus, may_grow)
     nodes = _static_nodes()
@@ -253,23 +258,23 @@ def _cluster(may_grow: bool) -> Cluster:
         all_of_it.num_gpus,
         may_grow,
         tuple(nodes.values()),
-        _room(ray.available_resources()),  # type: ignore[no-untyped-call]
-        tuple(_room(free.get(name, {})) for name in nodes),
+        _node_resources(ray.available_resources()),  # type: ignore[no-untyped-call]
+        tuple(_node_resources(free.get(name, {})) for name in nodes),
     )
 
 
-def _static_nodes() -> dict[str, Room]:
+def _static_nodes() -> dict[str, NodeResources]:
     """Those that are there, by their ids, where no autoscaler is."""
     table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
     alive = [node for node in table if node["Alive"]]
     # Whoever starts nodes when work waits for them, `ray up` or KubeRay, names the group that each is of.
     if any(_NODE_GROUP in node["Labels"] for node in alive):
         return {}
-    return {node["NodeID"]: _room(node["Resources"]) for node in alive}
+    return {node["NodeID"]: _node_resources(node["Resources"]) for node in alive}
 
 
-def _room(resources: Mapping[str, float]) -> Room:
-    return Room(resources.get("CPU", 0), resources.get("GPU", 0))
+def _node_resources(resources: Mapping[str, float]) -> NodeResources:
+    return NodeResources(resources.get("CPU", 0), resources.get("GPU", 0))
 
 
 def user_error(error: Exception) -> UrecaError | None:

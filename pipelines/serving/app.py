@@ -15,7 +15,7 @@ import ureca
 from ureca.pipelines.serving import openapi
 from ureca.pipelines.serving.batches import Batches, BatchRequest
 from ureca.pipelines.serving.events import CaptionEvents, error_data, event, nameless, out_of_time, respond
-from ureca.pipelines.serving.middleware import Gate, Traffic, add_error_handlers, read_body, read_json
+from ureca.pipelines.serving.middleware import AccessMiddleware, Traffic, add_error_handlers, read_body, read_json
 from ureca.serving.chat import ChatRequest
 from ureca.serving.schemas import CaptionsRequest, Health, Model, Models, RegionsRequest
 from ureca.serving.service import Service
@@ -47,7 +47,7 @@ def build_app(
     app = FastAPI(
         title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, docs_url=None, redoc_url=None
     )
-    app.add_middleware(Gate, limits=limits, token_digests=token_digests, traffic=traffic)
+    app.add_middleware(AccessMiddleware, limits=limits, token_digests=token_digests, traffic=traffic)
     if service.settings.is_local:
         # Else a page elsewhere could point its own name to this machine and talk to the service through a browser.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
@@ -70,7 +70,7 @@ def build_app(
         return await respond(
             service.stream(asked, file),
             CaptionEvents(service.settings.name),
-            on_error=lambda refusal: event("error", error_data(refusal)),
+            on_error=lambda api_error: event("error", error_data(api_error)),
             timeout_s=limits.timeout_s,
         )
 
@@ -89,7 +89,7 @@ def build_app(
         return await respond(
             service.stream_chat(asked),
             lambda chunk: [nameless(chunk)],
-            on_error=lambda refusal: nameless(error_data(refusal)),
+            on_error=lambda api_error: nameless(error_data(api_error)),
             end="data: [DONE]\n\n",
             timeout_s=limits.timeout_s,
         )

@@ -15,7 +15,7 @@ from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.pipelines.serving.batches import Batch, BatchRequest
 from ureca.serving.engine import CaptionJob, Written
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 
 T = TypeVar("T")
 
@@ -44,9 +44,9 @@ class HandleBackend:
         self._segmenter = segmenter
         self._retry_after_s = retry_after_s
 
-    async def propose(self, pixels: Pixels) -> list[Mask]:
+    async def generate(self, pixels: Pixels) -> list[Mask]:
         """See ``Segmenter.propose``."""
-        masks: list[Mask] = await self._ask(self._segmenter.propose, pixels)
+        masks: list[Mask] = await self._ask(self._segmenter.generate, pixels)
         return masks
 
     async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
@@ -85,8 +85,8 @@ class HandleBackend:
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
                 await self._ask(handle.is_ready)
-        except Refusal as refusal:
-            return refusal.status == 429  # it is busy, and will be done
+        except ApiError as api_error:
+            return api_error.status == 429  # it is busy, and will be done
         except TimeoutError:
             return False
         return True
@@ -141,11 +141,11 @@ def _refusing(retry_after_s: int) -> Iterator[None]:
         yield
     except BackPressureError as error:
         message = "all replicas are busy and their queue is full"
-        raise Refusal(429, "queue_full", message, retry_after_s=retry_after_s) from error
+        raise ApiError(429, "queue_full", message, retry_after_s=retry_after_s) from error
     except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
         message = "the replica that worked on this request was lost; the same request may be sent again"
-        raise Refusal(503, "replica_lost", message, retry_after_s=retry_after_s) from error
+        raise ApiError(503, "replica_lost", message, retry_after_s=retry_after_s) from error
     except RayTaskError as error:
-        if isinstance(error.cause, DataError | Refusal):
+        if isinstance(error.cause, DataError | ApiError):
             raise error.cause from None
         raise

@@ -16,7 +16,7 @@ from pydantic import BaseModel, Field
 
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.serve_settings import ServeSettings
-from ureca.serving.schemas import Generation, Refusal, caption_settings
+from ureca.serving.schemas import ApiError, Generation, caption_settings
 
 
 class BatchRequest(Generation):
@@ -74,14 +74,14 @@ class BatchJobs:
         self,
         settings: ServeSettings,
         environment: Mapping[str, str],
-        verb: Sequence[str] = (sys.executable, "-m", "ureca.jobs.caption"),
+        command: Sequence[str] = (sys.executable, "-m", "ureca.jobs.caption"),
     ) -> None:
         if settings.batches.output is None:
             raise ValueError("batches are off")
         self._settings = settings
         self._output = settings.batches.output.resolve()
         self._environment = dict(environment)
-        self._verb = tuple(verb)
+        self._command = tuple(command)
         self._jobs: dict[str, _Job] = {}
 
     async def submit(self, request: BatchRequest) -> Batch:
@@ -95,7 +95,7 @@ class BatchJobs:
         running = [job for job in self._jobs.values() if job.process.poll() is None]
         if len(running) >= self._settings.batches.max_jobs:
             message = f"{len(running)} jobs are running, which is the limit"
-            raise Refusal(429, "too_many_jobs", message, retry_after_s=60)
+            raise ApiError(429, "too_many_jobs", message, retry_after_s=60)
         id = f"batch-{uuid.uuid4().hex}"
         self._jobs[id] = await asyncio.to_thread(self._start, id, path, captioner)
         return await self.get(id)
@@ -107,7 +107,7 @@ class BatchJobs:
             Refusal: 404 ``unknown_batch``.
         """
         if id not in self._jobs:
-            raise Refusal(404, "unknown_batch", "there is no such job", param="batch_id")
+            raise ApiError(404, "unknown_batch", "there is no such job", param="batch_id")
         job = self._jobs[id]
         status = job.process.poll()
         return Batch(
@@ -135,7 +135,7 @@ class BatchJobs:
             inside = False
         # One answer whether it exists or not: what is elsewhere is nobody's business.
         code = "not_found" if inside else "not_allowed"
-        raise Refusal(422, code, "this is nothing below a folder that the service may read", param="input")
+        raise ApiError(422, code, "this is nothing below a folder that the service may read", param="input")
 
     def _start(self, id: str, path: Path, captioner: CaptionSettings) -> _Job:
         self._output.mkdir(parents=True, exist_ok=True)
@@ -147,12 +147,12 @@ class BatchJobs:
             "image_limits": settings.limits.image.model_dump(mode="json"),
             "resources": settings.batches.resources.model_dump(mode="json"),
         }
-        if settings.proposals.kind == "sam":
-            chosen["proposals"] = settings.proposals.model_dump(mode="json")
+        if settings.masks.kind == "sam":
+            chosen["masks"] = settings.masks.model_dump(mode="json")
         config = self._output / f"{id}.yaml"
         config.write_text(yaml.safe_dump(chosen), encoding="utf-8")
         output = self._output / id
-        command = [*self._verb, "--config", str(config), str(path), str(output)]
+        command = [*self._command, "--config", str(config), str(path), str(output)]
         log: IO[bytes]
         with (self._output / f"{id}.log").open("wb") as log:
             process = subprocess.Popen(  # noqa: S603 - the command is ours; of the request it has a path that was checked

@@ -25,7 +25,7 @@ from ureca.serving.segmenter import Segmenter
 from ureca.serving.service import lookalikes
 from ureca.serving.settings import Replicas
 
-_ROOM_FOR_REFUSALS = 64
+_ROOM_FOR_API_ERRORS = 64
 """Requests that an ingress replica takes beyond its limit: health checks, the page, and those it answers with 429."""
 
 _GIVING_UP_S = 60.0
@@ -75,15 +75,15 @@ class SegmenterReplica:
     """A replica of the segmenter."""
 
     def __init__(self, settings: ServeSettings) -> None:
-        self._segmenter = Segmenter.from_settings(settings.proposals)
+        self._segmenter = Segmenter.from_settings(settings.masks)
 
     async def name(self) -> str:
         """See ``Segmenter``."""
         return self._segmenter.name
 
-    async def propose(self, pixels: Pixels) -> list[Mask]:
+    async def generate(self, pixels: Pixels) -> list[Mask]:
         """See ``Segmenter.propose``."""
-        return await asyncio.to_thread(self._segmenter.propose, pixels)
+        return await asyncio.to_thread(self._segmenter.generate, pixels)
 
     async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
         """See ``Segmenter.find``."""
@@ -166,7 +166,7 @@ def build_application(settings: ServeSettings, token_digests: Collection[bytes])
     captioner = serve.deployment(**_options("captioner", resources.captioner, retry_after_s))(Captioner)
     segmenter = serve.deployment(**_options("segmenter", resources.segmenter, retry_after_s))(SegmenterReplica)
     options = _options("ingress", resources.ingress, retry_after_s)
-    options["max_ongoing_requests"] = settings.limits.max_in_flight + _ROOM_FOR_REFUSALS
+    options["max_ongoing_requests"] = settings.limits.max_in_flight + _ROOM_FOR_API_ERRORS
     ingress = serve.deployment(**options)(Ingress)
     parts = [captioner.bind(settings), segmenter.bind(settings)]
     if settings.batches.folders:

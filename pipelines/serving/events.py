@@ -9,7 +9,7 @@ from typing import TypeVar
 from fastapi.responses import StreamingResponse
 
 from ureca.pipelines.serving.middleware import internal_error
-from ureca.serving.schemas import Caption, ErrorAnswer, Refusal, Timings
+from ureca.serving.schemas import ApiError, Caption, ErrorAnswer, Timings
 from ureca.serving.service import FoundRegions
 
 T = TypeVar("T")
@@ -17,16 +17,16 @@ T = TypeVar("T")
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def out_of_time(timeout_s: float) -> Refusal:
+def out_of_time(timeout_s: float) -> ApiError:
     """Status 504."""
-    return Refusal(504, "timeout", f"the request took longer than {timeout_s:g} seconds")
+    return ApiError(504, "timeout", f"the request took longer than {timeout_s:g} seconds")
 
 
 async def respond(
     stream: AsyncGenerator[T],
     events: Callable[[T], Iterable[str]],
     *,
-    on_error: Callable[[Refusal], str],
+    on_error: Callable[[ApiError], str],
     end: str = "",
     timeout_s: float,
 ) -> StreamingResponse:
@@ -70,8 +70,8 @@ async def respond(
                         yield event
             except TimeoutError:
                 yield on_error(out_of_time(timeout_s))
-            except Refusal as refusal:
-                yield on_error(refusal)
+            except ApiError as api_error:
+                yield on_error(api_error)
             except Exception as error:
                 # The status has been sent with the first event: only another event can say so. It is logged.
                 yield on_error(internal_error(error))
@@ -91,9 +91,9 @@ def nameless(data: object) -> str:
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
-def error_data(refusal: Refusal) -> object:
+def error_data(api_error: ApiError) -> object:
     """What an event of an error holds."""
-    return ErrorAnswer(error=refusal.problem).model_dump()
+    return ErrorAnswer(error=api_error.problem).model_dump()
 
 
 class CaptionEvents:

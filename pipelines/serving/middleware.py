@@ -20,44 +20,44 @@ from starlette.exceptions import HTTPException
 from starlette.formparsers import MultiPartException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from ureca.serving.schemas import ErrorAnswer, Problem, Refusal, problem_type
+from ureca.serving.schemas import ApiError, ErrorAnswer, Problem, problem_type
 from ureca.serving.settings import ServingLimits
 
 _LOG = logging.getLogger("ray.serve")
 
 
-def answer_of(refusal: Refusal) -> Response:
+def answer_of(api_error: ApiError) -> Response:
     """The answer that says why."""
     headers = {}
-    if refusal.status == 401:
+    if api_error.status == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if refusal.problem.retry_after_s is not None:
-        headers["Retry-After"] = str(refusal.problem.retry_after_s)
-    return _answer(refusal.status, refusal.problem, headers)
+    if api_error.problem.retry_after_s is not None:
+        headers["Retry-After"] = str(api_error.problem.retry_after_s)
+    return _answer(api_error.status, api_error.problem, headers)
 
 
-def invalid(error: ValidationError) -> Refusal:
+def invalid(error: ValidationError) -> ApiError:
     """Status 422 for a request that is not of its form; names the field and item, not what was there."""
     errors = error.errors(include_url=False, include_input=False, include_context=False)
     # Where several forms are possible, the error that lies deepest is of the form that was meant.
     first = max(errors, key=lambda item: len(item["loc"]))
     more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
-    return Refusal(
+    return ApiError(
         422, "malformed", f"{first['msg'].removeprefix('Value error, ')}{more}", param=_field(first["loc"]) or None
     )
 
 
-def internal_error(error: BaseException) -> Refusal:
+def internal_error(error: BaseException) -> ApiError:
     """What a client is told of a bug; the log has the rest."""
     _LOG.error("a request failed", exc_info=error)
-    return Refusal(500, "internal_error", "the service failed on this request; its log says more")
+    return ApiError(500, "internal_error", "the service failed on this request; its log says more")
 
 
 def add_error_handlers(app: FastAPI) -> None:
     """Give every error of the app the form of ``ErrorAnswer``."""
 
     async def refused(_: Request, error: Exception) -> Response:
-        if isinstance(error, Refusal):
+        if isinstance(error, ApiError):
             return answer_of(error)
         if isinstance(error, HTTPException):
             code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
@@ -65,7 +65,7 @@ def add_error_handlers(app: FastAPI) -> None:
             return _answer(error.status_code, problem, dict(error.headers or {}))
         return answer_of(internal_error(error))
 
-    for kind in (Refusal, HTTPException, Exception):
+    for kind in (ApiError, HTTPException, Exception):
         app.add_exception_handler(kind, refused)
 
 
@@ -100,7 +100,7 @@ async def read_json(request: Request, model: type[M]) -> M:
     """
     kind = _content_type(request)
     if kind != "application/json":
-        raise Refusal(415, "unsupported_media_type", "the body has the content type application/json")
+        raise ApiError(415, "unsupported_media_type", "the body has the content type application/json")
     return await _parsed(model, await request.body())
 
 
@@ -115,16 +115,16 @@ async def read_body(request: Request, model: type[M], *, max_bytes: int) -> tupl
     try:
         async with request.form(max_files=1, max_fields=1, max_part_size=max_bytes) as form:
             if unknown := sorted(set(form) - {IMAGE_FIELD, REQUEST_FIELD}):
-                raise Refusal(422, "malformed", "the parts are image and request, no other", param=unknown[0][:100])
+                raise ApiError(422, "malformed", "the parts are image and request, no other", param=unknown[0][:100])
             image, text = form.get(IMAGE_FIELD), form.get(REQUEST_FIELD) or "{}"
             if not isinstance(image, UploadFile):
-                raise Refusal(422, "missing_image", "the part image is a file", param=IMAGE_FIELD)
+                raise ApiError(422, "missing_image", "the part image is a file", param=IMAGE_FIELD)
             if not isinstance(text, str):
-                raise Refusal(422, "malformed", "the part request is a field with JSON, no file", param=REQUEST_FIELD)
+                raise ApiError(422, "malformed", "the part request is a field with JSON, no file", param=REQUEST_FIELD)
             return await _parsed(model, text.encode()), await image.read()
     except (MultiPartException, HTTPException) as error:
         message = error.message if isinstance(error, MultiPartException) else str(error.detail)
-        raise Refusal(422, "malformed", f"no multipart form: {message}") from error
+        raise ApiError(422, "malformed", f"no multipart form: {message}") from error
 
 
 def _content_type(request: Request) -> str:
@@ -175,7 +175,7 @@ class Traffic:
         await self._none_in_flight.wait()
 
 
-class Gate:
+class AccessMiddleware:
     """Refuses requests below ``/v1`` without a right token, with a body over the limit, or when too many are in flight.
 
     Args:
@@ -198,8 +198,8 @@ class Gate:
             return
         try:
             self._check(scope)
-        except Refusal as refusal:
-            await answer_of(refusal)(scope, receive, send)
+        except ApiError as api_error:
+            await answer_of(api_error)(scope, receive, send)
             return
         with self._traffic.one_more():
             await self._app(scope, self._counted(receive), send)
@@ -209,15 +209,15 @@ class Gate:
         if self._digests and not _is_known(
             [value for name, value in headers if name == b"authorization"], self._digests
         ):
-            raise Refusal(401, "unauthorized", "this needs the header Authorization: Bearer TOKEN with a known token")
+            raise ApiError(401, "unauthorized", "this needs the header Authorization: Bearer TOKEN with a known token")
         stated = [value for name, value in headers if name == b"content-length"]
         if stated and (not stated[0].isdigit() or int(stated[0][:20]) > self._limits.max_body_bytes):
             raise self._too_large()
         if self._traffic.is_ending:
-            raise Refusal(503, "ending", "the service is ending", retry_after_s=self._limits.retry_after_s)
+            raise ApiError(503, "ending", "the service is ending", retry_after_s=self._limits.retry_after_s)
         if self._traffic.num_in_flight >= self._limits.max_in_flight:
             message = f"{self._traffic.num_in_flight} requests are being worked on, which is the limit"
-            raise Refusal(429, "too_many_requests", message, retry_after_s=self._limits.retry_after_s)
+            raise ApiError(429, "too_many_requests", message, retry_after_s=self._limits.retry_after_s)
 
     def _counted(self, receive: Receive) -> Receive:
         """What a body without a stated length, or with a false one, may not exceed either."""
@@ -233,8 +233,8 @@ class Gate:
 
         return counted
 
-    def _too_large(self) -> Refusal:
-        return Refusal(413, "too_many_bytes", f"the body of a request has at most {self._limits.max_body_bytes} bytes")
+    def _too_large(self) -> ApiError:
+        return ApiError(413, "too_many_bytes", f"the body of a request has at most {self._limits.max_body_bytes} bytes")
 
 
 def _is_known(values: Sequence[bytes], digests: Sequence[bytes]) -> bool:

@@ -19,13 +19,13 @@ from typing import Any, Self, TextIO
 
 from pyarrow.fs import LocalFileSystem
 
-from ureca.data.lease import ClaimFile
+from ureca.data.lease import LeaseFile
 from ureca.data.samples import BadSample
 from ureca.errors import OutputError
 from ureca.io import replacing
 from ureca.ops.status import duration
 
-_RUN, _FAILURE, _CLAIM = "run.json", "failure.json", "claim.json"
+_RUN, _FAILURE, _LEASE = "run.json", "failure.json", "lease.json"
 
 
 class RunFolder:
@@ -75,8 +75,10 @@ class RunFolder:
         record = self.record()
         if record is None and self.holds_something:
             raise OutputError(f"{self.path} is not empty and no run; name another folder")
-        if record is not None and record.get("verb") != "train":
-            raise OutputError(f"{self.path} is the output of {record.get('verb')!r}, not of train; name another folder")
+        if record is not None and record.get("command") != "train":
+            raise OutputError(
+                f"{self.path} is the output of {record.get('command')!r}, not of train; name another folder"
+            )
         for path in self._contents():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -89,29 +91,29 @@ class RunFolder:
         return bool(self._contents())
 
     def _contents(self) -> list[Path]:
-        return [path for path in self.path.iterdir() if path.name != _CLAIM] if self.path.is_dir() else []
+        return [path for path in self.path.iterdir() if path.name != _LEASE] if self.path.is_dir() else []
 
     # One session at a time
 
-    def claim(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
-        """Have the run to oneself for the block; see ``ureca.data.lease.ClaimFile.hold``.
+    def lease(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
+        """Have the run to oneself for the block; see ``ureca.data.lease.LeaseFile.hold``.
 
         Raises:
             OutputError: another session has it, or its folder cannot be written to.
         """
-        return self._claim.hold(on_wait)
+        return self._lease.hold(on_wait)
 
-    def check_claim(self, session: str) -> None:
+    def check_lease(self, session: str) -> None:
         """Make sure that no other session has taken the run over: workers may outlive a driver that was killed.
 
         Raises:
             RuntimeError: one has; nothing more must be written.
         """
-        self._claim.check(session)
+        self._lease.check(session)
 
     @property
-    def _claim(self) -> ClaimFile:
-        return ClaimFile(LocalFileSystem(), str(self.path / _CLAIM), str(self.path))
+    def _lease(self) -> LeaseFile:
+        return LeaseFile(LocalFileSystem(), str(self.path / _LEASE), str(self.path))
 
     # A line a step
 

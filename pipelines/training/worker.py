@@ -138,7 +138,7 @@ class Worker:
         """Add the line of a step; ``beside_s`` is what was done since the step before."""
         if self._rank:
             return
-        self._run.check_claim(self._session)
+        self._run.check_lease(self._session)
         seconds = figures.seconds | beside_s
         busy_s = sum(figures.seconds.values())
         scalars = {
@@ -189,7 +189,7 @@ class Worker:
             self._num_bad = checkpoint.state["bad_samples"]
             _restore_random_state(checkpoint.path / f"random-{self._rank}.pt", self._device)
         if self._rank == 0:
-            self._run.check_claim(self._session)
+            self._run.check_lease(self._session)
             self._run.rewind(step)
         dist.barrier()
         return step
@@ -197,7 +197,7 @@ class Worker:
     def _save(self, step: int) -> None:
         path = self._checkpoints.path_of(step)
         if self._rank == 0:
-            self._run.check_claim(self._session)
+            self._run.check_lease(self._session)
             self._checkpoints.begin(step)
         dist.barrier()
         shapes = self._engine.save(path)

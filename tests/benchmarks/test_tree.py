@@ -20,15 +20,15 @@ def test_random_masks_are_repeatable_and_nested() -> None:
     assert masks != bench.random_masks(60, 90, 120, seed=4)
     assert [mask.id for mask in masks] == list(range(60))
     assert all((mask.height_px, mask.width_px) == (90, 120) for mask in masks)
-    assert any(parent != ROOT for parent in bench.plant_on_pixels(masks).values())
+    assert any(parent != ROOT for parent in bench.build_on_pixels(masks).values())
 
 
 def test_the_baseline_by_hand() -> None:
     outer, inner = np.zeros((2, 10), bool), np.zeros((2, 10), bool)
     outer[:, :5] = inner[0, 1:6] = True
     masks = [Mask.from_array(4, inner), Mask.from_array(9, outer), Mask.from_array(2, inner & False)]
-    assert bench.plant_on_pixels(masks) == {9: ROOT, 4: 9, 2: ROOT}
-    assert bench.plant_on_pixels(masks, containment=0.81) == {9: ROOT, 4: ROOT, 2: ROOT}
+    assert bench.build_on_pixels(masks) == {9: ROOT, 4: 9, 2: ROOT}
+    assert bench.build_on_pixels(masks, containment=0.81) == {9: ROOT, 4: ROOT, 2: ROOT}
 
 
 def test_prints_the_ratio_and_that_the_parents_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
@@ -39,13 +39,13 @@ def test_prints_the_ratio_and_that_the_parents_are_equal(capsys: pytest.CaptureF
 
 
 def test_fails_where_the_parents_differ(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "plant_on_pixels", lambda masks: {mask.id: ROOT for mask in masks})
+    monkeypatch.setattr(bench, "build_on_pixels", lambda masks: {mask.id: ROOT for mask in masks})
     assert bench.main(SMALL) == 1
     assert "with DIFFERENT parents" in capsys.readouterr().out
 
 
 def test_the_slow_side_can_be_left_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "plant_on_pixels", lambda _: pytest.fail("the slow side ran"))
+    monkeypatch.setattr(bench, "build_on_pixels", lambda _: pytest.fail("the slow side ran"))
     assert bench.main([*SMALL, "--skip-baseline"]) == 0
     assert "ratio" not in capsys.readouterr().out
 

@@ -4,10 +4,10 @@ from pathlib import Path
 
 from tests.drawn import drawn_image, png
 from ureca.data.manifest import ManifestEntry
-from ureca.data.processing import ProposedImage, ProposedUnit
+from ureca.data.processing import MaskedImage, MaskedPartition
 
 
-def proposed_unit(folder: Path, number: int, num_images: int) -> ProposedUnit:
+def proposed_unit(folder: Path, number: int, num_images: int) -> MaskedPartition:
     """A unit of drawn images of four masks."""
     images = []
     for seed in range(num_images):
@@ -15,5 +15,5 @@ def proposed_unit(folder: Path, number: int, num_images: int) -> ProposedUnit:
         path = folder / f"{number}-{seed}.png"
         path.write_bytes(png(pixels))
         entry = ManifestEntry(path.stem, str(path), str(path))
-        images.append(ProposedImage(entry, *pixels.shape[:2], tuple(masks)))
-    return ProposedUnit(number, "drawn", tuple(images), {"propose": 1.0})
+        images.append(MaskedImage(entry, *pixels.shape[:2], tuple(masks)))
+    return MaskedPartition(number, "drawn", tuple(images), {"masks": 1.0})

@@ -9,8 +9,8 @@ from tests.data.test_output import manifest
 from tests.drawn import HEIGHT, WIDTH, drawn_image
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.reuse import adopt, list_run
+from ureca.data.partitions import PartitionReport
+from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import InputError
 
 
@@ -41,11 +41,11 @@ def output(tmp_path: Path) -> Output:
     output = Output(str(tmp_path / "run"))
     output.add_images(manifest(["a", "b", "c", "d", "e", "f"]), 2)
     error = {"stage": "read", "kind": "truncated", "message": "ends early"}
-    output.write_unit(0, [regions_row("a", 0), regions_row("b", 1, regions=[], error=error)], UnitReport())
+    output.write_partition(0, [regions_row("a", 0), regions_row("b", 1, regions=[], error=error)], PartitionReport())
     bad = regions_row("d", 3)
     bad["regions"][0]["rle"] = "o" * 50
-    output.write_unit(1, [regions_row("c", 2, {4: "skipped:small", 3: "failed:x:y"}), bad], UnitReport())
-    output.write_run({"verb": "curate"})
+    output.write_partition(1, [regions_row("c", 2, {4: "skipped:small", 3: "failed:x:y"}), bad], PartitionReport())
+    output.write_run({"command": "curate"})
     return output
 
 
@@ -56,22 +56,22 @@ def entries(output: Output, *, with_regions: bool) -> list[ManifestEntry]:
 def test_images_with_rows_bring_their_masks(output: Output) -> None:
     listed = entries(output, with_regions=True)
     assert [entry.image_id for entry in listed] == ["a", "b", "c", "d"]
-    unit = adopt(7, [listed[2], listed[0], listed[3], listed[1]])
-    assert unit.number == 7
-    assert [image.entry.image_id for image in unit.images] == ["c", "a", "d", "b"]
-    c, a, d, b = unit.images
+    partition = reuse_masks(7, [listed[2], listed[0], listed[3], listed[1]])
+    assert partition.number == 7
+    assert [image.entry.image_id for image in partition.images] == ["c", "a", "d", "b"]
+    c, a, d, b = partition.images
     assert [(mask.id, mask.rle) for mask in a.masks] == [(mask.id, mask.rle) for mask in drawn_image(0)[1]]
     assert a.parents == {1: -1, 2: 1, 3: 1, 4: -1}
     assert [mask.id for mask in c.masks] == [1, 2, 3]  # what was skipped stays out, what failed gets another chance
-    assert d.error is not None and (d.error.stage, d.error.kind) == ("propose", "malformed")
+    assert d.error is not None and (d.error.stage, d.error.kind) == ("masks", "malformed")
     assert b.error is not None and (b.error.stage, b.error.kind) == ("read", "truncated")
 
 
 def test_a_row_or_file_that_is_gone_is_an_error_of_its_image(output: Output) -> None:
     listed = entries(output, with_regions=True)
-    output.write_unit(0, [regions_row("a", 0)], UnitReport())
+    output.write_partition(0, [regions_row("a", 0)], PartitionReport())
     Path(list(output.part_paths().values())[1]).unlink()
-    kinds = [image.error.kind if image.error else None for image in adopt(0, [listed[0], listed[2]]).images]
+    kinds = [image.error.kind if image.error else None for image in reuse_masks(0, [listed[0], listed[2]]).images]
     assert kinds == [None, "missing_file"]
 
 

@@ -28,7 +28,7 @@ from ureca.model.settings import CaptionSettings
 SETTINGS = CaptionSettings(question="What is it?", max_new_tokens=7, temperature=0.5, batch_size=2)
 
 
-class Asked:
+class ListenerOfEvaluation:
     """Remembers what it is asked, and answers with the mean of the picture's red."""
 
     name = "asked"
@@ -50,16 +50,16 @@ class Asked:
 
 
 def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask, ...] = ()) -> tuple[list[Any], Any]:
-    unit = proposed_unit(tmp_path, 0, 2)
-    first, second = unit.images
-    unit = replace(unit, images=(replace(first, masks=(*first.masks, *masks)), second))
+    partition = proposed_unit(tmp_path, 0, 2)
+    first, second = partition.images
+    partition = replace(partition, images=(replace(first, masks=(*first.masks, *masks)), second))
     stage = CaptionStage(ChatWriter(model, prompt, SETTINGS), "asked", ImageLimits(), 2)
-    return asyncio.run(stage(unit))  # type: ignore[return-value]
+    return asyncio.run(stage(partition))  # type: ignore[return-value]
 
 
 @pytest.mark.parametrize("prompt", ["none", "contour", "crop"])
 def test_a_region_is_shown_as_the_baseline_says(tmp_path: Path, prompt: RegionPrompt) -> None:
-    model = Asked()
+    model = ListenerOfEvaluation()
     empty = Mask.from_array(9, np.zeros((60, 80), np.bool_))
     rows, report = caption(tmp_path, model, prompt, (empty,))
     assert [row["status"] for row in rows[0]["captions"]] == ["ok"] * 4 + ["failed:caption:empty_mask"]
@@ -76,7 +76,7 @@ def test_a_region_is_shown_as_the_baseline_says(tmp_path: Path, prompt: RegionPr
 
 
 def test_an_answer_that_there_is_not_fails_its_region_only(tmp_path: Path) -> None:
-    rows, report = caption(tmp_path, Asked(AnswerError("too_long", "it is")), "crop")
+    rows, report = caption(tmp_path, ListenerOfEvaluation(AnswerError("too_long", "it is")), "crop")
     statuses = [region["status"] for row in rows for region in row["captions"]]
     assert sorted(statuses) == ["failed:caption:too_long", *["ok"] * 7]
     assert report.num_calls == 7

@@ -13,8 +13,8 @@ from PIL import Image
 from tests.captioning.stand_ins import proposed_unit
 from ureca.captioning.batcher import Batcher
 from ureca.captioning.stage import CaptionStage
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import ProposedUnit
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import MaskedPartition
 from ureca.images import ImageLimits
 from ureca.model.captioner import RegionCaption, RegionCaptioner
 from ureca.model.initialization import build_tiny
@@ -41,39 +41,41 @@ def captioner() -> Recording:
 
 
 def run(
-    captioner: RegionCaptioner, units: list[ProposedUnit], images_in_flight: int = 8, **settings: Any
-) -> list[tuple[list[dict[str, Any]], UnitReport]]:
-    async def all_units() -> list[tuple[list[dict[str, Any]], UnitReport]]:
+    captioner: RegionCaptioner, partitions: list[MaskedPartition], images_in_flight: int = 8, **settings: Any
+) -> list[tuple[list[dict[str, Any]], PartitionReport]]:
+    async def all_units() -> list[tuple[list[dict[str, Any]], PartitionReport]]:
         chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
         stage = CaptionStage(Batcher(captioner, chosen), "tiny 1", ImageLimits(), images_in_flight)
-        return list(await asyncio.gather(*map(stage, units)))
+        return list(await asyncio.gather(*map(stage, partitions)))
 
     return asyncio.run(all_units())
 
 
 def test_units_share_batches_and_keep_their_order(captioner: Recording, tmp_path: Path) -> None:
-    units = [proposed_unit(tmp_path, number, 5) for number in range(2)]
-    made = run(captioner, units)
-    for unit, (rows, report) in zip(units, made, strict=True):
-        assert [row["image_id"] for row in rows] == [image.entry.image_id for image in unit.images]
+    partitions = [proposed_unit(tmp_path, number, 5) for number in range(2)]
+    made = run(captioner, partitions)
+    for partition, (rows, report) in zip(partitions, made, strict=True):
+        assert [row["image_id"] for row in rows] == [image.entry.image_id for image in partition.images]
         assert all(region["status"] == "ok" for row in rows for region in row["captions"])
         assert {(row["model"], row["proposer"], row["error"]) for row in rows} == {("tiny 1", "drawn", None)}
         assert report.num_new_tokens == sum(region["num_tokens"] for row in rows for region in row["captions"])
-        assert report.seconds.keys() == {"propose", "prepare", "caption"}
+        assert report.seconds.keys() == {"masks", "prepare", "caption"}
     assert sum(map(len, captioner.calls)) == 10
     assert max(map(len, captioner.calls)) > 1
-    alone = run(captioner, units[:1], images_in_flight=1)
+    alone = run(captioner, partitions[:1], images_in_flight=1)
     assert alone[0][0] == made[0][0]
 
 
 def test_images_of_a_size_come_together(captioner: Recording, tmp_path: Path) -> None:
-    unit = proposed_unit(tmp_path, 0, 6)
+    partition = proposed_unit(tmp_path, 0, 6)
     wide = []
-    for image in unit.images[::2]:
+    for image in partition.images[::2]:
         Image.fromarray(np.zeros((60, 80, 3), np.uint8)).resize((300, 60)).save(image.entry.path)
         mask = image.masks[0].from_array(1, np.ones((60, 300), np.bool_))
         wide.append(type(image)(image.entry, 60, 300, (mask,)))
-    mixed = ProposedUnit(0, "drawn", tuple(x for pair in zip(wide, unit.images[1::2], strict=True) for x in pair), {})
+    mixed = MaskedPartition(
+        0, "drawn", tuple(x for pair in zip(wide, partition.images[1::2], strict=True) for x in pair), {}
+    )
     run(captioner, [mixed], batch_size=1)
     for call in captioner.calls:
         distances = [abs(size - call[0]) for size in call]
@@ -98,12 +100,12 @@ def test_no_more_images_are_held_than_may_be(captioner: Recording, tmp_path: Pat
 
 
 def test_files_that_changed_or_vanished_are_rows(captioner: Recording, tmp_path: Path) -> None:
-    unit = proposed_unit(tmp_path, 0, 4)
-    gone, changed, broken, good = (Path(image.entry.path) for image in unit.images)
+    partition = proposed_unit(tmp_path, 0, 4)
+    gone, changed, broken, good = (Path(image.entry.path) for image in partition.images)
     gone.unlink()
     Image.new("RGB", (9, 9)).save(changed)
     broken.write_bytes(good.read_bytes()[:100])
-    rows, _ = run(captioner, [unit])[0]
+    rows, _ = run(captioner, [partition])[0]
     errors = [row["error"] and f"{row['error']['stage']}:{row['error']['kind']}" for row in rows]
     assert errors == ["read:missing_file", "caption:changed", "read:truncated", None]
     assert [len(row["captions"]) for row in rows] == [0, 0, 0, 4]

@@ -8,7 +8,7 @@ from typing import Any
 
 import yaml
 
-from ureca.config import VerbSettings
+from ureca.config import CommandSettings
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
@@ -20,28 +20,28 @@ def load(path: Path) -> Any:
     return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
 
 
-def settings_of(verb: str) -> type[VerbSettings]:
+def settings_of(command: str) -> type[CommandSettings]:
     """The settings that the job of a verb reads."""
-    job = importlib.import_module("experiments.science.settings" if verb == "science" else f"ureca.jobs.{verb}")
+    job = importlib.import_module("experiments.science.settings" if command == "science" else f"ureca.jobs.{command}")
     found = {
         value
         for value in vars(job).values()
-        if isinstance(value, type) and issubclass(value, VerbSettings) and value.verb == verb
+        if isinstance(value, type) and issubclass(value, CommandSettings) and value.command == command
     }
-    assert len(found) == 1, f"jobs/{verb}.py reads {found or 'no settings'}"
+    assert len(found) == 1, f"jobs/{command}.py reads {found or 'no settings'}"
     return found.pop()
 
 
-def check_command(words: list[str]) -> VerbSettings:
+def check_command(words: list[str]) -> CommandSettings:
     """Read the settings of ``python -m ureca.jobs.COMMAND ARGUMENTS`` or ``ureca COMMAND ARGUMENTS`` as the job."""
     if words[:2] == ["python", "-m"]:
-        package, verb = words[2].rsplit(".", 1)
+        package, command = words[2].rsplit(".", 1)
         assert package == "ureca.jobs"
         arguments = words[3:]
     else:
         assert words[0] == "ureca"
-        verb, arguments = words[1], words[2:]
-    return settings_of(verb).load([word.replace(IN_THE_IMAGE, f"{ROOT}/") for word in arguments])
+        command, arguments = words[1], words[2:]
+    return settings_of(command).load([word.replace(IN_THE_IMAGE, f"{ROOT}/") for word in arguments])
 
 
 def commands_in_comments(path: Path) -> list[list[str]]:

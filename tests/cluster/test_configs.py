@@ -13,10 +13,10 @@ FILES = sorted(CONFIGS.rglob("*.yaml"))
 
 
 def test_each_verb_has_a_file_for_each_place() -> None:
-    verbs = {path.stem for path in FILES}
-    assert {"curate", "caption", "train"} <= verbs
+    commands = {path.stem for path in FILES}
+    assert {"curate", "caption", "train"} <= commands
     assert {path.relative_to(CONFIGS) for path in FILES} == {
-        Path(place, f"{verb}.yaml") for place in PLACES for verb in verbs
+        Path(place, f"{command}.yaml") for place in PLACES for command in commands
     }
 
 
@@ -25,7 +25,7 @@ def test_the_command_in_its_first_lines_reads_it(path: Path) -> None:
     commands = commands_in_comments(path)
     assert len(commands) == 1
     settings = check_command(commands[0])
-    assert settings.verb == path.stem
+    assert settings.command == path.stem
     assert not differing(load(path), settings.model_dump(mode="json"))
 
 

@@ -13,7 +13,7 @@ from ureca.pipelines.batch import metrics as monitor
 
 DASHBOARD = json.loads((CLUSTER / "grafana.json").read_text(encoding="utf-8"))
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-OF_GRAFANA = {"$verb", "$__rate_interval"}
+OF_GRAFANA = {"$command", "$__rate_interval"}
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def test_panels_do_not_overlap_and_have_a_source() -> None:
     assert len({*places}) == len(places)
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
     variables = {variable["name"] for variable in DASHBOARD["templating"]["list"]}
-    assert {f"${name}" for name in variables} >= {"$datasource", "$verb"}
+    assert {f"${name}" for name in variables} >= {"$datasource", "$command"}
 
 
 def test_the_documentation_names_the_file() -> None:

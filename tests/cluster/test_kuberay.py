@@ -55,9 +55,9 @@ def test_a_mistyped_key_would_be_found() -> None:
 @pytest.mark.parametrize("path", JOBS, ids=lambda path: path.stem)
 def test_the_job_it_runs_can_read_its_settings(path: Path) -> None:
     manifest = load(path)
-    verb = path.stem.removeprefix("rayjob-")
-    assert manifest["metadata"]["name"] == f"ureca-{verb}"
-    assert check_command(shlex.split(manifest["spec"]["entrypoint"])).verb == verb
+    command = path.stem.removeprefix("rayjob-")
+    assert manifest["metadata"]["name"] == f"ureca-{command}"
+    assert check_command(shlex.split(manifest["spec"]["entrypoint"])).command == command
 
 
 def cluster_of(manifest: dict[str, Any]) -> dict[str, Any]:

@@ -29,7 +29,7 @@ def test_it_has_machines_with_and_without_gpus_that_come_and_go() -> None:
 
 def test_the_job_that_its_comments_submit_can_read_its_settings() -> None:
     (command,) = commands_in_comments(FILE)
-    assert check_command(command).verb == "curate"
+    assert check_command(command).command == "curate"
 
 
 def test_ray_start_has_no_option_that_ray_does_not_know() -> None:

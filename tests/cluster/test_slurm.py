@@ -24,7 +24,7 @@ def test_the_command_in_its_comments_can_read_its_settings() -> None:
     comments = SCRIPT.read_text(encoding="utf-8").replace("\\\n# ", "").splitlines()
     line = next(line for line in comments if line.startswith("#   sbatch"))
     words = line.partition("slurm.sh ")[2].split()
-    assert check_command(["ureca", *words]).verb == "train"
+    assert check_command(["ureca", *words]).command == "train"
 
 
 def run_on_one_node(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -59,7 +59,7 @@ def run_on_one_node(tmp_path: Path, *arguments: str) -> subprocess.CompletedProc
 def test_a_job_of_one_node_ends_with_the_status_of_its_verb(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", 3)
     (tmp_path / "in" / f"{ids[1]}.png").write_bytes(b"")
-    annotated = ("--listing.annotations", "beside", "--proposals.kind", "annotations")
+    annotated = ("--listing.annotations", "beside", "--masks.kind", "annotations")
     finished = run_on_one_node(tmp_path, "curate", str(tmp_path / "in"), str(tmp_path / "out"), *annotated)
     assert finished.returncode == 1, finished.stderr
     assert "3, of which 1 failed" in finished.stdout

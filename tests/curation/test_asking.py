@@ -83,7 +83,7 @@ def test_every_fault_is_told_and_counted(kinds: list[str], max_attempts: int, te
         assert said.kind == kinds[max_attempts - 1]
     assert usage.num_calls == len(model.requests) == min(len(kinds) + 1, max_attempts)
     assert usage.num_new_tokens == 3 * usage.num_calls
-    assert usage.rejected_answers == {kind: made.count(kind) for kind in set(made)}
+    assert usage.invalid_responses == {kind: made.count(kind) for kind in set(made)}
     temperatures = [request.temperature for request in model.requests]
     assert temperatures == sorted(temperatures)
     assert temperatures[0] == temperature

@@ -14,9 +14,9 @@ from ureca.curation.curator import Curator, TreeSettings, ViewSettings, curate_i
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.curation.protocols import Embedder
-from ureca.curation.rule_based.captioner import Describer
+from ureca.curation.rule_based.captioner import RuleBasedCaptioner
 from ureca.curation.uniqueness import UniquenessSettings
-from ureca.llm.fake import StandInChatModel, StandInSettings
+from ureca.llm.fake import FakeChatModel, FakeSettings
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 from ureca.schema import REGIONS, conform
@@ -89,7 +89,7 @@ def test_masks_that_are_not_captioned_say_why() -> None:
 
 def test_an_empty_mask_is_a_row_even_where_no_area_is_too_small() -> None:
     empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
-    annotator = PromptedAnnotator(StandInChatModel(StandInSettings()), PromptingSettings())
+    annotator = PromptedAnnotator(FakeChatModel(FakeSettings()), PromptingSettings())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(min_area_fraction=0))
     rows = asyncio.run(curate_image(BLACK, [*drawn_masks(), empty], curator))
     assert [row["region_id"] for row in rows if row["status"] == "skipped:empty"] == [9]
@@ -136,7 +136,7 @@ def test_the_tree_is_planted_with_its_setting_unless_one_is_given() -> None:
     first, second = Mask.from_array(1, disc(30, 40, 12)), Mask.from_array(2, disc(30, 48, 9))
     assert curate([first, second], tree=TreeSettings(containment=0.9))[2]["parent_id"] == -1
     assert curate([first, second], tree=TreeSettings(containment=0.5))[2]["parent_id"] == 1
-    tree = MaskTree.plant([first, second], containment=0.5)
+    tree = MaskTree.build([first, second], containment=0.5)
     rows = asyncio.run(curate_image(BLACK, [first, second], Curator(RecordingAnnotator(), NothingAlike()), tree))
     assert [row["parent_id"] for row in rows] == [-1, 1]
 
@@ -156,7 +156,7 @@ def test_an_image_without_masks() -> None:
 
 def test_one_pixel() -> None:
     pixels, mask = np.full((1, 1, 3), 90, np.uint8), Mask.from_array(0, np.ones((1, 1), bool))
-    annotator = PromptedAnnotator(StandInChatModel(StandInSettings()), PromptingSettings())
+    annotator = PromptedAnnotator(FakeChatModel(FakeSettings()), PromptingSettings())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(max_area_fraction=1), verifier=annotator)
     (row,) = asyncio.run(
         curate_image(
@@ -180,11 +180,11 @@ def test_masks_of_another_image_are_a_bug_of_the_caller() -> None:
 @pytest.mark.parametrize("embedder", [DescriptorEmbedder(), EverythingAlike()], ids=["descriptor", "all alike"])
 @pytest.mark.parametrize(
     "annotator",
-    [Describer(), PromptedAnnotator(StandInChatModel(StandInSettings()), PromptingSettings())],
-    ids=["describer", "prompted"],
+    [RuleBasedCaptioner(), PromptedAnnotator(FakeChatModel(FakeSettings()), PromptingSettings())],
+    ids=["rule_based", "prompted"],
 )
 def test_real_annotators_write_distinct_captions_that_fit_the_schema(
-    annotator: Describer | PromptedAnnotator, embedder: Embedder
+    annotator: RuleBasedCaptioner | PromptedAnnotator, embedder: Embedder
 ) -> None:
     pixels, masks = drawn_image(1)
     rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, embedder, verifier=annotator)))
@@ -206,7 +206,7 @@ def test_whatever_the_model_says_ok_captions_are_distinct(
 ) -> None:
     pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     masks = [Mask.from_array(id, disc(*shape)) for id, shape in enumerate(discs)]
-    model = StandInChatModel(StandInSettings(malformed_fraction=malformed_fraction))
+    model = FakeChatModel(FakeSettings(malformed_fraction=malformed_fraction))
     annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=1))
     rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, DescriptorEmbedder())))
     assert sorted(row["region_id"] for row in rows) == list(range(len(masks)))

@@ -32,7 +32,7 @@ from ureca.curation.protocols import Annotator, Choice, CurationImage, Embedder,
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.llm.fake import StandInChatModel, StandInSettings
+from ureca.llm.fake import FakeChatModel, FakeSettings
 from ureca.llm.usage import metered
 from ureca.masks.tree import ROOT
 from ureca.masks.views import Views
@@ -129,7 +129,7 @@ class TestQuestion:
         ids = numbered([1, 4], "A disc.")
         np.testing.assert_array_equal(view, self.views().lookalikes(ids[0], ids[1:]))
         assert "A disc." in str(question) and "0 to 1" in str(question)
-        assert (usage.num_calls, usage.rejected_answers) == (2, {"unusable_answer": 1})
+        assert (usage.num_calls, usage.invalid_responses) == (2, {"unusable_answer": 1})
 
     @given(st.sets(st.integers(0, 2**40), min_size=1, max_size=12), st.text(), st.randoms())
     def test_numbers_tell_nothing_of_which_region_is_meant(
@@ -316,7 +316,7 @@ class TestRounds:
 def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
     """The stand-in chooses by content: some captions pass, some do not, and the same ones each time."""
     pixels, masks = drawn_image(1)
-    model = StandInChatModel(StandInSettings())
+    model = FakeChatModel(FakeSettings())
     curator = Curator(
         PromptedAnnotator(model, PromptingSettings()),
         EverythingAlike(),

@@ -17,7 +17,7 @@ from ureca.curation.protocols import CurationImage, LookAlike, Verdict
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.llm.fake import StandInChatModel, StandInSettings
+from ureca.llm.fake import FakeChatModel, FakeSettings
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 from ureca.llm.usage import metered
 from ureca.masks.mask import Mask
@@ -50,7 +50,7 @@ def image() -> CurationImage:
     pixels[shapes[CAT]] = RED
     pixels[shapes[EAR]] = GREEN
     masks = {id: Mask.from_array(id, shape) for id, shape in shapes.items()}
-    tree = MaskTree.plant(list(masks.values()))
+    tree = MaskTree.build(list(masks.values()))
     return CurationImage(pixels, masks, tree, (CAT, CUP), (CAT, EAR, NOSE, CUP), Views(pixels, masks))
 
 
@@ -202,9 +202,9 @@ class TestQuestions:
         assert annotator_of(ScriptedChatModel()).name == f"prompted-{prompts.VERSION}:scripted"
 
 
-class _ByContent(StandInChatModel):
+class _ByContent(FakeChatModel):
     def __init__(self) -> None:
-        super().__init__(StandInSettings())
+        super().__init__(FakeSettings())
         self.requests: list[ChatRequest] = []
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
@@ -332,7 +332,7 @@ class TestRules:
         with metered() as usage, pytest.raises(AnswerError) as failed:
             short_caption(annotator_of(ScriptedChatModel(said)), image)
         assert failed.value.kind == "refusal"
-        assert usage.rejected_answers == {"unusable_answer": 1, "mentions_blur": 1, "refusal": 1}
+        assert usage.invalid_responses == {"unusable_answer": 1, "mentions_blur": 1, "refusal": 1}
 
     def test_a_confusion_is_told_with_the_number_of_this_question(self, image: CurationImage) -> None:
         lookalikes = [LookAlike(NOSE, "A nose."), LookAlike(EAR, "An ear.")]

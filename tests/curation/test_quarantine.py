@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from tests.drawn import write_corpus
-from ureca.data.crash_log import Attempts, AttemptsTogether, NoAttempts
+from ureca.data.crash_log import BufferedCrashLog, CrashLog, NullCrashLog
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.processing import ImagesInFlight, ProposedImage, ProposedUnit, guarded, guarded_plant, plant
+from ureca.data.processing import ImagesInFlight, MaskedImage, MaskedPartition, build, guarded, guarded_build
 from ureca.data.reading import Fetched
 from ureca.errors import DataError
 from ureca.images import ImageLimits
@@ -24,7 +24,7 @@ class Death(BaseException):
     """What stands for the end of the process here: nothing is cleaned up after it."""
 
 
-class Mortal(Attempts):
+class Mortal(CrashLog):
     """Marks of a process that does nothing more once it is dead."""
 
     def begin(self, what: str) -> None:
@@ -38,14 +38,14 @@ class Mortal(Attempts):
     dying = False
 
 
-class MortalTogether(Mortal, AttemptsTogether):
+class MortalTogether(Mortal, BufferedCrashLog):
     """The same with one file for all."""
 
 
-def mortal(folder: Path, stage: str, max_deaths: int = 3, kind: type[Mortal] = Mortal) -> Mortal:
+def mortal(folder: Path, stage: str, max_crashes: int = 3, kind: type[Mortal] = Mortal) -> Mortal:
     """What the next process of a stage knows."""
     output = Output(str(folder))
-    return kind(output.filesystem, f"{folder}/attempts", stage, max_deaths)
+    return kind(output.filesystem, f"{folder}/crash_log", stage, max_crashes)
 
 
 def entries_of(folder: Path, num_images: int) -> list[ManifestEntry]:
@@ -57,72 +57,72 @@ def entries_of(folder: Path, num_images: int) -> list[ManifestEntry]:
 class Poisoned:
     """A stage that dies of some images, in whatever process it runs."""
 
-    def __init__(self, attempts: Mortal, poison: set[str], seen: list[list[str]]) -> None:
-        self._attempts, self._poison, self._seen = attempts, poison, seen
+    def __init__(self, crash_log: Mortal, poison: set[str], seen: list[list[str]]) -> None:
+        self._crash_log, self._poison, self._seen = crash_log, poison, seen
 
-    def __call__(self, number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+    def __call__(self, number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
         ids = [entry.image_id for entry in entries]
         if ids:
             self._seen.append(ids)
         if self._poison & {*ids}:
-            self._attempts.dying = True
+            self._crash_log.dying = True
             raise Death
-        return ProposedUnit(number, "poisoned", tuple(map(ProposedImage, entries)), {"propose": float(len(ids))})
+        return MaskedPartition(number, "poisoned", tuple(map(MaskedImage, entries)), {"masks": float(len(ids))})
 
 
-@pytest.mark.parametrize("max_deaths", [2, 3, 5])
+@pytest.mark.parametrize("max_crashes", [2, 3, 5])
 @pytest.mark.parametrize("poison", [{"img_0001"}, {"img_0000", "img_0003"}, {f"img_000{index}" for index in range(4)}])
 def test_a_unit_goes_image_by_image_until_the_guilty_are_given_up(
-    tmp_path: Path, max_deaths: int, poison: set[str]
+    tmp_path: Path, max_crashes: int, poison: set[str]
 ) -> None:
     entries = entries_of(tmp_path / "in", 4)
     seen: list[list[str]] = []
-    deaths = 0
+    num_crashes = 0
     while True:
-        attempts = mortal(tmp_path, "propose", max_deaths)
+        crash_log = mortal(tmp_path, "masks", max_crashes)
         try:
-            (unit,) = guarded(Poisoned(attempts, poison, seen), attempts)(7, entries)
+            (partition,) = guarded(Poisoned(crash_log, poison, seen), crash_log)(7, entries)
             break
         except Death:
-            deaths += 1
+            num_crashes += 1
     # The first process dies with all; further ones with one image each.
-    assert deaths == 1 + len(poison) * (max_deaths - 1)
-    assert (unit.number, unit.proposer) == (7, "poisoned")
-    assert [image.entry for image in unit.images] == entries
-    errors = {image.entry.image_id: image.error for image in unit.images if image.error is not None}
+    assert num_crashes == 1 + len(poison) * (max_crashes - 1)
+    assert (partition.number, partition.mask_generator) == (7, "poisoned")
+    assert [image.entry for image in partition.images] == entries
+    errors = {image.entry.image_id: image.error for image in partition.images if image.error is not None}
     assert errors.keys() == poison
-    assert {(error.stage, error.kind) for error in errors.values()} == {("propose", "worker_died")}
-    assert unit.seconds == {"propose": 4 - len(poison)}
+    assert {(error.stage, error.kind) for error in errors.values()} == {("masks", "worker_died")}
+    assert partition.seconds == {"masks": 4 - len(poison)}
 
 
 def test_what_nobody_dies_of_goes_as_a_unit(tmp_path: Path) -> None:
     entries = entries_of(tmp_path / "in", 4)
     seen: list[list[str]] = []
-    attempts = mortal(tmp_path, "propose")
-    (unit,) = guarded(Poisoned(attempts, set(), seen), attempts)(0, entries)
-    assert len(unit.images) == 4
+    crash_log = mortal(tmp_path, "masks")
+    (partition,) = guarded(Poisoned(crash_log, set(), seen), crash_log)(0, entries)
+    assert len(partition.images) == 4
     assert seen == [[entry.image_id for entry in entries]]
-    assert list((tmp_path / "attempts").iterdir()) == []
+    assert list((tmp_path / "crash_log").iterdir()) == []
 
 
 def test_trees_too(tmp_path: Path) -> None:
     entries = entries_of(tmp_path / "in", 3)
-    unit = ProposedUnit(5, "p", tuple(map(ProposedImage, entries)), {"propose": 1.0})
+    partition = MaskedPartition(5, "p", tuple(map(MaskedImage, entries)), {"masks": 1.0})
     for _ in range(4):
-        attempts = mortal(tmp_path, "tree")
+        crash_log = mortal(tmp_path, "tree")
 
-        def plant_mortally(some: ProposedUnit, attempts: Mortal = attempts) -> ProposedUnit:
+        def plant_mortally(some: MaskedPartition, crash_log: Mortal = crash_log) -> MaskedPartition:
             if entries[1] in [image.entry for image in some.images]:
-                attempts.dying = True
+                crash_log.dying = True
                 raise Death
-            return plant(some, 0.8)
+            return build(some, 0.8)
 
         try:
-            planted = guarded_plant(unit, plant_mortally, attempts)
+            built = guarded_build(partition, plant_mortally, crash_log)
         except Death:
             continue
-    assert [image.error and image.error.stage for image in planted.images] == [None, "tree", None]
-    assert planted.seconds.keys() == {"propose", "tree"}
+    assert [image.error and image.error.stage for image in built.images] == [None, "tree", None]
+    assert built.seconds.keys() == {"masks", "tree"}
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
@@ -133,8 +133,8 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, k
     given_up: dict[str, DataError] = {}
 
     async def process() -> None:
-        attempts = mortal(tmp_path, "curate", kind=kind)
-        images = ImagesInFlight(most, LIMITS, attempts)
+        crash_log = mortal(tmp_path, "curate", kind=kind)
+        images = ImagesInFlight(most, LIMITS, crash_log)
         company: set[str] = set()
         companies: list[frozenset[str]] = []
         processes.append(companies)
@@ -146,7 +146,7 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, k
             try:
                 await asyncio.sleep(0.01)
                 if id == "img_0002":
-                    attempts.dying = True
+                    crash_log.dying = True
                     raise Death
             finally:
                 company.remove(id)
@@ -198,7 +198,9 @@ def test_without_marks_nothing_is_suspected(tmp_path: Path) -> None:
     async def work(fetched: Fetched) -> None:
         seen.append(fetched.entry.image_id)
 
-    asyncio.run(ImagesInFlight(2, LIMITS, NoAttempts()).each(entries, work, lambda id, reason: seen.append("given up")))
+    asyncio.run(
+        ImagesInFlight(2, LIMITS, NullCrashLog()).each(entries, work, lambda id, reason: seen.append("given up"))
+    )
     assert sorted(seen) == [entry.image_id for entry in entries]
 
 
@@ -206,27 +208,31 @@ def test_pieces_come_one_by_one_and_are_the_same_after_a_death(tmp_path: Path) -
     """Ray does not ask again for what a process has handed on before it died."""
     entries = entries_of(tmp_path / "in", 5)
     seen: list[list[str]] = []
-    processes: list[list[ProposedUnit]] = []
+    processes: list[list[MaskedPartition]] = []
     for _ in range(3):
-        attempts = mortal(tmp_path, "propose", max_deaths=2)
+        crash_log = mortal(tmp_path, "masks", max_crashes=2)
         processes.append([])
         try:
-            for unit in guarded(Poisoned(attempts, {"img_0002"}, seen), attempts, images_per_piece=2)(7, entries):
-                assert seen[-1][-1] == unit.images[-1].entry.image_id  # what is behind it is not begun
-                processes[-1].append(unit)
+            for partition in guarded(Poisoned(crash_log, {"img_0002"}, seen), crash_log, images_per_chunk=2)(
+                7, entries
+            ):
+                assert seen[-1][-1] == partition.images[-1].entry.image_id  # what is behind it is not begun
+                processes[-1].append(partition)
         except Death:
             continue
-    assert [len(units) for units in processes] == [1, 1, 3]
-    for units in processes:
-        for place, unit in enumerate(units):
-            assert (unit.number, unit.piece, unit.num_pieces) == (7, place, 3)
-            assert [image.entry for image in unit.images] == entries[2 * place : 2 * place + 2]
-    failed = [image.entry.image_id for unit in processes[-1] for image in unit.images if image.error is not None]
+    assert [len(partitions) for partitions in processes] == [1, 1, 3]
+    for partitions in processes:
+        for place, partition in enumerate(partitions):
+            assert (partition.number, partition.chunk, partition.num_chunks) == (7, place, 3)
+            assert [image.entry for image in partition.images] == entries[2 * place : 2 * place + 2]
+    failed = [
+        image.entry.image_id for partition in processes[-1] for image in partition.images if image.error is not None
+    ]
     assert failed == ["img_0002"]
 
 
 def test_images_that_lie_in_one_file_stay_together(tmp_path: Path) -> None:
     entries = [replace(entry, row=row) for row, entry in enumerate(entries_of(tmp_path / "in", 4))]
-    attempts = mortal(tmp_path, "propose")
-    (unit,) = guarded(Poisoned(attempts, set(), []), attempts, images_per_piece=1)(0, entries)
-    assert (len(unit.images), unit.num_pieces) == (4, 1)
+    crash_log = mortal(tmp_path, "masks")
+    (partition,) = guarded(Poisoned(crash_log, set(), []), crash_log, images_per_chunk=1)(0, entries)
+    assert (len(partition.images), partition.num_chunks) == (4, 1)

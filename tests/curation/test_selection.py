@@ -30,7 +30,7 @@ def tree_of(spans: dict[int, tuple[int, int]]) -> MaskTree:
         pixels = np.zeros((1, WIDTH), bool)
         pixels[:, start:end] = True
         masks.append(Mask.from_array(id, pixels))
-    return MaskTree.plant(masks)
+    return MaskTree.build(masks)
 
 
 def test_main_objects_their_parts_and_the_reasons_of_all_others() -> None:
@@ -67,7 +67,7 @@ def test_a_mask_without_pixels_is_no_region_even_where_no_area_is_too_small() ->
 
 
 def test_no_masks() -> None:
-    assert select_regions(MaskTree.plant([]), TreeSettings()) == ([], [], {})
+    assert select_regions(MaskTree.build([]), TreeSettings()) == ([], [], {})
 
 
 @given(

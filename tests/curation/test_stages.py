@@ -18,10 +18,10 @@ from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCrop, Verdict
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
-from ureca.data.processing import CurateStage, ProposedUnit, plant, propose
+from ureca.data.processing import CurateStage, MaskedPartition, build, generate
 from ureca.images import ImageLimits
-from ureca.llm.fake import StandInChatModel, StandInSettings
-from ureca.masks.generators.base import AnnotationProposer
+from ureca.llm.fake import FakeChatModel, FakeSettings
+from ureca.masks.generators.base import AnnotationMaskGenerator
 from ureca.masks.mask import Mask
 
 LIMITS = ImageLimits()
@@ -92,7 +92,7 @@ class FixedProposer:
 
     name = "fixed"
 
-    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
         return drawn_image(0)[1]
 
 
@@ -101,9 +101,9 @@ def entries_of(folder: Path, annotations: str | None = "beside") -> list[Manifes
     return [ManifestEntry.from_row(row) for row in list_images(str(folder), annotations=annotations).to_pylist()]
 
 
-def proposed_unit(entries: Sequence[ManifestEntry]) -> ProposedUnit:
+def proposed_unit(entries: Sequence[ManifestEntry]) -> MaskedPartition:
     """A unit with planted trees."""
-    return plant(propose(7, entries, AnnotationProposer(), LIMITS), 0.8)
+    return build(generate(7, entries, AnnotationMaskGenerator(), LIMITS), 0.8)
 
 
 def stage_of(annotator: CountingAnnotator | None = None, images_in_flight: int = 16) -> CurateStage:
@@ -125,19 +125,19 @@ def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
         "ureca": "",
         "recipe": None,
     }
-    assert work.seconds.keys() == {"propose", "tree", "curate"}
+    assert work.seconds.keys() == {"masks", "tree", "curate"}
 
 
 def test_answers_that_could_not_be_used_are_in_the_report(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
-    model = StandInChatModel(StandInSettings(malformed_fraction=0.4))
+    model = FakeChatModel(FakeSettings(malformed_fraction=0.4))
     annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=9))
     listener = PromptedListener(model, ListenerSettings())
     curator = Curator(annotator, OneHotEmbedder(), listener=listener, listening=ListeningSettings(include_all=True))
     rows, work = asyncio.run(CurateStage(curator, LIMITS, 4)(proposed_unit(entries_of(tmp_path))))
     assert {row["provenance"]["listener"] for row in rows} == {listener.name}
-    assert work.rejected_answers["unusable_answer"] > 0
-    assert work.num_calls > sum(work.rejected_answers.values())
+    assert work.invalid_responses["unusable_answer"] > 0
+    assert work.num_calls > sum(work.invalid_responses.values())
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
@@ -161,19 +161,19 @@ def test_rows_of_parquet_files_come_back_in_the_manifest_s_order(tmp_path: Path)
     table = pa.table({"image_id": [f"row{index}" for index in range(6)], "image": images})
     pq.write_table(table, tmp_path / "images.parquet", row_group_size=2)
     entries = entries_of(tmp_path, annotations=None)[::-1]
-    unit = plant(propose(0, entries, FixedProposer(), LIMITS), 0.8)
-    assert [image.entry.image_id for image in unit.images] == [f"row{index}" for index in range(5, -1, -1)]
-    rows, _ = asyncio.run(stage_of()(unit))
+    partition = build(generate(0, entries, FixedProposer(), LIMITS), 0.8)
+    assert [image.entry.image_id for image in partition.images] == [f"row{index}" for index in range(5, -1, -1)]
+    rows, _ = asyncio.run(stage_of()(partition))
     assert [row["image_id"] for row in rows] == [f"row{index}" for index in range(5, -1, -1)]
     assert all(row["error"] is None and len(row["regions"]) == 4 for row in rows)
 
 
 def test_an_image_that_vanishes_or_changes_is_an_error_row(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
-    unit = proposed_unit(entries_of(tmp_path))
+    partition = proposed_unit(entries_of(tmp_path))
     (tmp_path / "img_0000.png").unlink()
     (tmp_path / "img_0001.png").write_bytes(png(np.zeros((3, 3, 3), np.uint8)))
-    rows, _ = asyncio.run(stage_of()(unit))
+    rows, _ = asyncio.run(stage_of()(partition))
     errors = [row["error"] and (row["error"]["stage"], row["error"]["kind"]) for row in rows]
     assert errors == [("curate", "missing_file"), ("curate", "changed"), None]
     assert [len(row["regions"]) for row in rows] == [0, 0, 4]
@@ -183,21 +183,21 @@ def test_errors_of_the_proposal_pass_through(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
     (tmp_path / "img_0000.json").write_text("{")
     rows, _ = asyncio.run(stage_of()(proposed_unit(entries_of(tmp_path))))
-    assert rows[0]["error"]["stage"] == "propose"
+    assert rows[0]["error"]["stage"] == "masks"
     assert (rows[0]["height"], rows[0]["width"]) == (60, 80)
     assert rows[1]["error"] is None
 
 
 def test_a_bug_is_no_row_and_leaves_no_slot_taken(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
-    unit = proposed_unit(entries_of(tmp_path))
+    partition = proposed_unit(entries_of(tmp_path))
     stage = CurateStage(Curator(annotator=CountingAnnotator(), embedder=BuggyEmbedder()), LIMITS, images_in_flight=1)
 
     async def twice() -> list[BaseException]:
         failures = []
         for _ in range(2):
             with pytest.raises(ExceptionGroup) as raised:
-                await asyncio.wait_for(stage(unit), timeout=30)
+                await asyncio.wait_for(stage(partition), timeout=30)
             failures.append(raised.value)
         return failures
 
@@ -207,9 +207,9 @@ def test_a_bug_is_no_row_and_leaves_no_slot_taken(tmp_path: Path) -> None:
 
 def test_a_unit_without_good_images_asks_nothing(tmp_path: Path) -> None:
     write_corpus(tmp_path, 1)
-    unit = proposed_unit(entries_of(tmp_path))
+    partition = proposed_unit(entries_of(tmp_path))
     (tmp_path / "img_0000.png").write_bytes(b"")
-    failed = propose(0, [unit.images[0].entry], AnnotationProposer(), LIMITS)
+    failed = generate(0, [partition.images[0].entry], AnnotationMaskGenerator(), LIMITS)
     annotator = CountingAnnotator()
     rows, _ = asyncio.run(stage_of(annotator)(replace(failed, number=3)))
     assert rows[0]["error"]["kind"] == "empty_file"

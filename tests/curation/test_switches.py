@@ -7,7 +7,7 @@ import pytest
 from tests.curation.stand_ins import Call, EverythingAlike, RecordingAnnotator, image_of, say_everything
 from tests.drawn import drawn_image
 from ureca.curation.protocols import RegionCaptions
-from ureca.curation.rule_based.captioner import DescribingListener
+from ureca.curation.rule_based.captioner import RuleBasedListener
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings, caption_regions
 from ureca.masks.tree import ROOT
@@ -75,11 +75,11 @@ class TestDescribingListener:
     def test_it_chooses_whom_the_claims_are_true_of(
         self, views: Views, caption: str, candidates: list[int], choice: int | str
     ) -> None:
-        listener = DescribingListener()
+        listener = RuleBasedListener()
         for _ in range(2):
             assert asyncio.run(listener.choose(views, candidates, caption)) == choice
 
     def test_it_forgets_an_image_that_is_gone(self, views: Views) -> None:
-        listener = DescribingListener()
+        listener = RuleBasedListener()
         asyncio.run(listener.choose(Views(views.pixels, views.masks), [1, 2], "A red patch."))
         assert listener._measured == {}

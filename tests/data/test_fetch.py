@@ -16,7 +16,7 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetched, fetch
 from ureca.errors import DataError
 from ureca.images import ImageLimits, decode_image
-from ureca.masks.generators.base import AnnotationProposer
+from ureca.masks.generators.base import AnnotationMaskGenerator
 
 LIMITS = ImageLimits()
 
@@ -140,9 +140,9 @@ def outcome(fetched: Fetched) -> str:
     try:
         if isinstance(fetched.annotation, DataError):
             raise fetched.annotation
-        AnnotationProposer().propose(pixels, fetched.annotation)
+        AnnotationMaskGenerator().generate(pixels, fetched.annotation)
     except DataError as error:
-        return f"propose:{error.kind}"
+        return f"masks:{error.kind}"
     return "ok"
 
 

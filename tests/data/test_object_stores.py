@@ -19,9 +19,9 @@ from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from tests.s3 import BUCKET, CREDENTIALS, Store, s3_server
 from ureca import io as storage
-from ureca.data import lease as claim
+from ureca.data import lease
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 from ureca.io import locate
 from ureca.ops.doctor import Level, check_places
@@ -46,13 +46,13 @@ def test_an_output_is_the_same_as_on_a_disk(store: Store) -> None:
     output = Output(store.uri("same"))
     assert not output.exists()
     assert output.add_images(manifest(["a", "b", "c"]), 2) == 3
-    output.write_run({"verb": "curate", "dataset": "regions", "state": "stopped", "sessions": []})
-    output.write_unit(1, [row("c", error="truncated")], UnitReport(num_calls=1))
-    output.write_unit(0, [row("a"), row("b")], UnitReport())
-    output.write_unit(1, [row("c")], UnitReport(num_calls=2))
+    output.write_run({"command": "curate", "dataset": "regions", "state": "stopped", "sessions": []})
+    output.write_partition(1, [row("c", error="truncated")], PartitionReport(num_calls=1))
+    output.write_partition(0, [row("a"), row("b")], PartitionReport())
+    output.write_partition(1, [row("c")], PartitionReport(num_calls=2))
     assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
     assert (output.report().num_failed, output.report().num_calls) == (0, 3)
-    assert output.unit_sizes() == {0: 2, 1: 1}
+    assert output.partition_sizes() == {0: 2, 1: 1}
     parts = {"same/regions/part-000000.parquet", "same/regions/part-000001.parquet"}
     assert {name for name in store.names("same/") if not name.endswith("/")} == {
         "same/manifest/000000.parquet",
@@ -108,8 +108,8 @@ def test_status_and_doctor_look_into_object_stores(store: Store) -> None:
     output = Output(store.uri("status"))
     output.add_images(manifest(["a", "b", "c"]), 1)
     session = {"started": "2026-01-01T00:00:00+00:00", "ended": None, "state": "stopped"}
-    output.write_run({"verb": "curate", "dataset": "regions", "state": "stopped", "sessions": [session]})
-    output.write_unit(0, [row("a", error="truncated")], UnitReport())
+    output.write_run({"command": "curate", "dataset": "regions", "state": "stopped", "sessions": [session]})
+    output.write_partition(0, [row("a", error="truncated")], PartitionReport())
     status = status_of(store.uri("status"))
     assert (status.output, status.num_done, status.num_total) == ("s3://ureca-test/status", 1, 3)
     assert status.failures == {"read:truncated": 1}
@@ -137,37 +137,37 @@ def test_a_claim_keeps_others_out_until_its_process_is_killed(
                 curate(settings, lambda num_images, num_to_do: None)
         with monkeypatch.context() as patch:
             elsewhere(patch)
-            with pytest.raises(OutputError, match=told), output.claim():
+            with pytest.raises(OutputError, match=told), output.lease():
                 pytest.fail("both had it")
-        assert [name for name in store.names("claimed/") if not name.endswith("/")] == ["claimed/claim.json"]
+        assert [name for name in store.names("claimed/") if not name.endswith("/")] == ["claimed/lease.json"]
         first.send_signal(signal.SIGKILL)
     finally:
         first.kill()
         first.wait()
-    monkeypatch.setattr(claim, "_SETTLING_S", 0.1)
-    left = store.client.get_object(Bucket=BUCKET, Key="claimed/claim.json")["Body"].read()
-    with output.claim() as session:  # here it is seen at once that it is gone
-        output.check_claim(session)
-    store.put("claimed/claim.json", left)
+    monkeypatch.setattr(lease, "_SETTLING_S", 0.1)
+    left = store.client.get_object(Bucket=BUCKET, Key="claimed/lease.json")["Body"].read()
+    with output.lease() as session:  # here it is seen at once that it is gone
+        output.check_lease(session)
+    store.put("claimed/lease.json", left)
     waiting: list[str] = []
     elsewhere(monkeypatch)
-    with output.claim(waiting.append) as session:  # from another machine, when it was not renewed for long enough
-        output.check_claim(session)
+    with output.lease(waiting.append) as session:  # from another machine, when it was not renewed for long enough
+        output.check_lease(session)
     assert f"was claimed by process {first.pid} on" in waiting[0]
     assert "waiting up to 1 s to see whether it lives" in waiting[0]
     assert [name for name in store.names("claimed/") if not name.endswith("/")] == []
 
 
 def test_of_two_at_the_same_moment_one_has_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(claim, "_SETTLING_S", 1.0)
-    monkeypatch.setattr(claim._Claim, "is_alive", lambda self: False)  # neither sees the other begin
+    monkeypatch.setattr(lease, "_SETTLING_S", 1.0)
+    monkeypatch.setattr(lease._LeaseRecord, "is_alive", lambda self: False)  # neither sees the other begin
     begin = threading.Barrier(2)
     holding = threading.Event()
 
     def hold(_: int) -> str:
         begin.wait()
         try:
-            with Output(store.uri("together")).claim():
+            with Output(store.uri("together")).lease():
                 assert not holding.is_set()
                 holding.set()
                 time.sleep(1.5)

@@ -14,7 +14,7 @@ from tests.drawn import drawn_image, png
 from ureca.data.listing import list_images
 from ureca.data.manifest import MANIFEST
 from ureca.data.output import Output
-from ureca.data.partitions import UNITS, UnitReport, new_images, units_of
+from ureca.data.partitions import PARTITIONS, PartitionReport, new_images, partitions_of
 from ureca.errors import DataError, OutputError
 
 
@@ -51,18 +51,19 @@ def row(image_id: str, error: str | None = None, statuses: tuple[str, ...] = ())
 @given(st.integers(0, 300), st.none() | st.integers(1, 70), st.integers(0, 5))
 def test_units_hold_each_image_once_in_order(num_images: int, size: int | None, first: int) -> None:
     ids = [f"i{index}" for index in range(num_images)]
-    units = units_of(manifest(ids), first, size)
-    assert units.schema == UNITS
-    rows = units.to_pylist()
-    assert [image["image_id"] for unit in rows for image in unit["images"]] == ids
-    assert [unit["unit"] for unit in rows] == list(range(first, first + len(rows)))
-    assert all(0 < len(unit["images"]) <= (size or 64) for unit in rows)
+    partitions = partitions_of(manifest(ids), first, size)
+    assert partitions.schema == PARTITIONS
+    rows = partitions.to_pylist()
+    assert [image["image_id"] for partition in rows for image in partition["images"]] == ids
+    assert [partition["partition"] for partition in rows] == list(range(first, first + len(rows)))
+    assert all(0 < len(partition["images"]) <= (size or 64) for partition in rows)
 
 
 def test_a_small_corpus_makes_many_units_and_a_large_one_few() -> None:
-    assert units_of(manifest([f"i{index}" for index in range(5)]), 0, None).num_rows == 5
+    assert partitions_of(manifest([f"i{index}" for index in range(5)]), 0, None).num_rows == 5
     sizes = [
-        len(unit["images"]) for unit in units_of(manifest([f"i{index}" for index in range(6400)]), 0, None).to_pylist()
+        len(partition["images"])
+        for partition in partitions_of(manifest([f"i{index}" for index in range(6400)]), 0, None).to_pylist()
     ]
     assert sizes[:8] == [1, 2, 4, 8, 16, 32, 64, 64]  # the first masks are soon ready
     assert sizes[-20:] == [2] * 4 + [1] * 16  # and at the end no actor has much left when the others have nothing
@@ -73,7 +74,7 @@ def test_a_small_corpus_makes_many_units_and_a_large_one_few() -> None:
 
 def test_units_of_chunked_manifests() -> None:
     table = pa.concat_tables([manifest(["a", "b"]), manifest(["c"])])
-    assert [len(unit["images"]) for unit in units_of(table, 0, 2).to_pylist()] == [2, 1]
+    assert [len(partition["images"]) for partition in partitions_of(table, 0, 2).to_pylist()] == [2, 1]
 
 
 def test_new_images_are_those_without_a_unit(tmp_path: Path) -> None:
@@ -81,24 +82,24 @@ def test_new_images_are_those_without_a_unit(tmp_path: Path) -> None:
     assert output.add_images(manifest(["a", "b", "c"]), 2) == 3
     assert output.add_images(manifest(["c", "a", "b"]), 2) == 0
     assert output.add_images(manifest(["d", "a"]), 2) == 1
-    assert output.unit_sizes() == {0: 2, 1: 1, 2: 1}
+    assert output.partition_sizes() == {0: 2, 1: 1, 2: 1}
     assert new_images(manifest(["x"]), pa.chunked_array([], pa.string()))["image_id"].to_pylist() == ["x"]
 
 
 def test_rows_come_back_in_the_order_of_units(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
-    output.write_unit(1, [row("c")], UnitReport())
-    output.write_unit(0, [row("a"), row("b")], UnitReport())
+    output.write_partition(1, [row("c")], PartitionReport())
+    output.write_partition(0, [row("a"), row("b")], PartitionReport())
     (tmp_path / "out" / "regions" / "README.txt").write_text("somebody else's")
-    assert output.done_units() == [0, 1]
+    assert output.done_partitions() == [0, 1]
     assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
 
 
 def test_writing_a_unit_again_changes_nothing_but_its_rows(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
-    work = UnitReport(num_calls=3, seconds={"curate": 1.0})
-    output.write_unit(0, [row("a"), row("b", error="truncated"), row("c")], work)
-    output.write_unit(0, [row("b", statuses=("ok", "failed:short_caption:refusal"))], work)
+    work = PartitionReport(num_calls=3, seconds={"curate": 1.0})
+    output.write_partition(0, [row("a"), row("b", error="truncated"), row("c")], work)
+    output.write_partition(0, [row("b", statuses=("ok", "failed:short_caption:refusal"))], work)
     assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
     report = output.report()
     assert (report.num_images, report.num_failed, report.num_regions, report.num_failed_regions) == (3, 0, 1, 1)
@@ -109,8 +110,8 @@ def test_writing_a_unit_again_changes_nothing_but_its_rows(tmp_path: Path) -> No
 def test_failed_images_are_error_rows_and_rows_with_failed_regions(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
     good = row("a", statuses=("ok", "skipped:small"))
-    output.write_unit(0, [good, row("b", error="truncated")], UnitReport())
-    output.write_unit(1, [row("c", statuses=("failed:verify:refusal", "ok"))], UnitReport())
+    output.write_partition(0, [good, row("b", error="truncated")], PartitionReport())
+    output.write_partition(1, [row("c", statuses=("failed:verify:refusal", "ok"))], PartitionReport())
     assert output.failed_images() == {0: {"b"}, 1: {"c"}}
 
 
@@ -118,8 +119,8 @@ def test_a_writer_that_dies_leaves_no_part(tmp_path: Path, monkeypatch: pytest.M
     output = Output(str(tmp_path / "out"))
     with pytest.raises(RuntimeError), monkeypatch.context() as patch:
         patch.setattr("pyarrow.parquet.write_table", _die_half_way)
-        output.write_unit(0, [row("a")], UnitReport())
-    assert output.done_units() == []
+        output.write_partition(0, [row("a")], PartitionReport())
+    assert output.done_partitions() == []
     assert [path.name[:5] for path in (tmp_path / "out" / "regions").iterdir()] == [".tmp-"]
     output.remove_temporary()
     assert list((tmp_path / "out" / "regions").iterdir()) == []
@@ -133,8 +134,8 @@ def _die_half_way(table: pa.Table, where: str, **_: Any) -> None:
 def test_removing_an_output_leaves_what_is_not_its_own(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     output.add_images(manifest(["a"]), None)
-    output.write_unit(0, [row("a")], UnitReport())
-    output.write_run({"verb": "curate"})
+    output.write_partition(0, [row("a")], PartitionReport())
+    output.write_run({"command": "curate"})
     (tmp_path / "notes.txt").write_text("mine")
     output.remove()
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [tmp_path / "notes.txt"]
@@ -150,8 +151,8 @@ def test_a_broken_run_json_is_named(tmp_path: Path, content: str) -> None:
 
 def test_run_json_is_written_whole(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
-    output.write_run({"verb": "curate", "state": "running"})
-    output.write_run({"verb": "curate", "state": "finished"})
+    output.write_run({"command": "curate", "state": "running"})
+    output.write_run({"command": "curate", "state": "finished"})
     assert json.loads((tmp_path / "run.json").read_text())["state"] == "finished" == output.run()["state"]
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
@@ -172,7 +173,7 @@ def test_pixels_are_found_again(tmp_path: Path) -> None:
 @given(st.lists(st.sampled_from(["ok", "skipped:small", "failed:x:y", "failed:x:z"]), max_size=8), st.booleans())
 def test_reports_add_up(statuses: list[str], fails: bool) -> None:
     rows = [row("a", statuses=tuple(statuses)), row("b", error="truncated" if fails else None)]
-    both = UnitReport.of_rows(rows)
-    assert UnitReport.of_rows(rows[:1]) + UnitReport.of_rows(rows[1:]) == both
+    both = PartitionReport.of_rows(rows)
+    assert PartitionReport.of_rows(rows[:1]) + PartitionReport.of_rows(rows[1:]) == both
     assert sum(both.failures.values()) == both.num_failed + both.num_failed_regions
-    assert UnitReport.model_validate_json(both.model_dump_json()) == both
+    assert PartitionReport.model_validate_json(both.model_dump_json()) == both

@@ -39,7 +39,7 @@ CHAPTERS = (
     Chapter("a sample", (Step("ureca curate IMAGES OUTPUT --sample 1000", _ALL_CURATED),)),
     Chapter(
         "masks from files",
-        (Step("ureca curate IMAGES OUTPUT --proposals.kind annotations --listing.annotations beside", _ALL_CURATED),),
+        (Step("ureca curate IMAGES OUTPUT --masks.kind annotations --listing.annotations beside", _ALL_CURATED),),
     ),
     Chapter(
         "a chat model",
@@ -48,7 +48,7 @@ CHAPTERS = (
                 "ureca curate IMAGES OUTPUT --annotator.kind prompted --mllm.kind openai "
                 "--mllm.model OpenGVLab/InternVL2_5-38B --mllm.base-urls http://localhost:8000/v1",
                 says=r"of which 0 failed(?s:.*)model calls +[1-9]",
-                more="--proposals.kind annotations --listing.annotations beside",
+                more="--masks.kind annotations --listing.annotations beside",
             ),
         ),
     ),
@@ -86,7 +86,7 @@ CHAPTERS = (
             Step(
                 "ureca curate SAMPLE MEASURED --config cluster.yaml",
                 _ALL_CURATED,
-                more="--proposals.kind annotations --listing.annotations beside",
+                more="--masks.kind annotations --listing.annotations beside",
             ),
             Step(
                 "ureca plan MEASURED --images 11000000 --config cluster.yaml --cpus 256 --gpus 64 --answer-s 4",
@@ -192,7 +192,7 @@ LONG_CHAPTERS = (
         "what each stage does, on scenes",
         (
             Step(
-                "ureca ablate-curation $S OUTPUT --listing.annotations beside --proposals.kind annotations "
+                "ureca ablate-curation $S OUTPUT --listing.annotations beside --masks.kind annotations "
                 "--tree.min-area-fraction 0.001 --annotator.kind scenes --annotator.folder $S --listener.kind scenes "
                 "--listener.folder $S --verification.kind scenes --verification.folder $S --judge.kind scenes "
                 "--judge.folder $S --judge.error-rate 0",
@@ -200,7 +200,7 @@ LONG_CHAPTERS = (
                 ("OUTPUT/ablation.md", "OUTPUT/ablation.json"),
             ),
             Step(
-                "ureca ablate-curation $S OUTPUT --listing.annotations beside --proposals.kind annotations "
+                "ureca ablate-curation $S OUTPUT --listing.annotations beside --masks.kind annotations "
                 "--tree.min-area-fraction 0.001",
                 "no verification",
                 instead={"OUTPUT": "described"},
@@ -258,8 +258,8 @@ CANNOT_RUN: Mapping[str, str] = {
     "make demo": "it installs packages; tests/jobs/test_cli.py has its first part, the chapter 'science' its second",
     "make science": "an hour of training; the chapter 'science' has its command",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
-    "ureca curate IMAGES OUTPUT --proposals.kind sam --proposals.checkpoint sam_vit_h.pth": _VIT_H,
-    "ureca serve --model CHECKPOINT --proposals.kind sam --proposals.checkpoint sam_vit_h.pth "
+    "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
+    "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "
     "--resources.captioner.num-gpus 1": _VIT_H,
     "pip install 'ureca-ray[serve]'": "it needs the network, and a release; tests/test_wheel.py installs the wheel",
     "ray job submit --working-dir . -- python -m ureca.jobs.curate s3://BUCKET/images s3://BUCKET/curated "

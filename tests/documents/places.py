@@ -62,7 +62,7 @@ def _answers(place: Path) -> None:
 
 
 def _captions(place: Path) -> None:
-    annotated = ["--listing.annotations", "beside", "--proposals.kind", "annotations"]
+    annotated = ["--listing.annotations", "beside", "--masks.kind", "annotations"]
     with TemporaryDirectory() as name:  # beside the captions, the images would be taken for those of the benchmark
         folder = Path(name)
         _images(folder / "images")

@@ -7,44 +7,44 @@ from typing import Any
 import pytest
 
 from tests.drawn import write_corpus
-from ureca.curation.rule_based.captioner import DescribingListener
+from ureca.curation.rule_based.captioner import RuleBasedListener
 from ureca.curation.walk import StageSettings
 from ureca.data.output import Output
 from ureca.evaluation.tables.formats import NOT_MEASURED
 from ureca.jobs.cli import main
-from ureca.pipelines.ablation import Ablated, Judges, measure_variant, to_markdown
+from ureca.pipelines.ablation import Ablated, Scorers, measure_variant, to_markdown
 from ureca.pipelines.ablation_settings import FULL, AblationSettings
-from ureca.pipelines.curate_settings import NoListener, NoVerification
+from ureca.pipelines.curate_settings import NoListenerConfig, NoVerificationConfig
 from ureca.scenes.files import write_scenes
 
 
 def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(tmp_path: Path) -> None:
     write_scenes(tmp_path, 2, split="test", seed=1, width_px=224, height_px=224)
     output = Output(str(tmp_path))
-    whole = measure_variant("whole", output, Judges(listener=DescribingListener()))
+    whole = measure_variant("whole", output, Scorers(listener=RuleBasedListener()))
     assert whole.num_kept == whole.num_regions > 20
     assert whole.figures["Correct"] == 1.0
     assert whole.figures["Duplicates"] == whole.figures["Wrong"] == 0.0
     assert 0 <= whole.figures["Listener"] <= 1
 
     # Of the first image one caption is rejected, one has failed, one is skipped, and one is of another region.
-    rows = output.unit_rows(0)
+    rows = output.partition_rows(0)
     regions = rows[0]["regions"]
     regions[0]["verdict"] = "rejected"
     regions[1] |= {"status": "failed:short_caption:refusal", "caption": None}
     regions[2]["status"] = "skipped:small"
     regions[3]["caption"] = regions[4]["caption"]
-    output.write_unit(0, rows, output.report([0]))
-    changed = measure_variant("changed", output, Judges())
+    output.write_partition(0, rows, output.report([0]))
+    changed = measure_variant("changed", output, Scorers())
     assert changed.num_regions == whole.num_regions - 1
-    assert (changed.num_kept, changed.num_rejected, changed.num_failed) == (whole.num_kept - 3, 1, 1)
+    assert (changed.num_kept, changed.num_invalid, changed.num_failed) == (whole.num_kept - 3, 1, 1)
     assert changed.figures["Duplicates"] == pytest.approx(2 / changed.num_kept)
     assert changed.figures["Wrong"] == pytest.approx(1 / changed.num_kept)
     assert "Listener" not in changed.figures
 
 
 def test_the_table_has_a_row_a_variant() -> None:
-    made: dict[str, Any] = {"num_rejected": 1, "num_failed": 0, "num_new_tokens": 5}
+    made: dict[str, Any] = {"num_invalid": 1, "num_failed": 0, "num_new_tokens": 5}
     rows = [
         Ablated(variant="a", num_regions=8, num_kept=7, num_calls=20, figures={"Duplicates": 0.25}, **made),
         Ablated(variant="b", num_regions=8, num_kept=6, num_calls=0, figures={"Listener": 1.0}, **made),
@@ -64,9 +64,11 @@ def test_each_variant_leaves_out_one_stage_that_the_curation_has() -> None:
     assert {variant.uniqueness.similarity_threshold for variant in variants.values()} == {0.7}
     assert variants[FULL].stages == StageSettings()
     assert variants["no refinement"].stages == StageSettings(refinement=False)
-    assert variants["no listener"].listener == NoListener()
+    assert variants["no listener"].listener == NoListenerConfig()
     assert variants["no listener"].verification == settings.verification
-    without = AblationSettings(input="in", output="out", listener=NoListener(), verification=NoVerification())
+    without = AblationSettings(
+        input="in", output="out", listener=NoListenerConfig(), verification=NoVerificationConfig()
+    )
     assert variants.keys() - without.variants().keys() == {"no listener", "no verification"}
 
 
@@ -81,12 +83,12 @@ def test_the_verb_writes_the_tables(
         return {name: variant for name, variant in all_of_them(settings).items() if name in {FULL, "no listener"}}
 
     monkeypatch.setattr(AblationSettings, "variants", two)
-    flags = ["--listing.annotations", "beside", "--proposals.kind", "annotations"]
+    flags = ["--listing.annotations", "beside", "--masks.kind", "annotations"]
     assert main(["ablate-curation", str(tmp_path / "in"), str(tmp_path / "out"), *flags]) == 0
     table = (tmp_path / "out" / "ablation.md").read_text()
     assert capsys.readouterr().out == table
     dump = json.loads((tmp_path / "out" / "ablation.json").read_text())
     assert [row["variant"] for row in dump["variants"]] == [FULL, "no listener"]
     assert all(row["num_regions"] == 8 for row in dump["variants"])
-    assert dump["variants"][1]["num_rejected"] == 0
-    assert dump["settings"]["verification"] == {"kind": "describer"}
+    assert dump["variants"][1]["num_invalid"] == 0
+    assert dump["settings"]["verification"] == {"kind": "rule_based"}

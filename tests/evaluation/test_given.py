@@ -9,7 +9,7 @@ import pytest
 from tests.drawn import write_corpus
 from tests.training.datasets import line, write_dataset, write_jsonl
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError
 from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
@@ -74,9 +74,9 @@ def test_outputs_are_read_whatever_verb_wrote_them(tmp_path: Path, benchmark: St
 def test_errors_of_rows_are_failures_of_their_regions(tmp_path: Path, benchmark: StoredBenchmark) -> None:
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
     write_given({("img_0000", "1"): "one"}, benchmark, output, source="x")
-    (row,) = output.unit_rows(1)
+    (row,) = output.partition_rows(1)
     error = {"stage": "read", "kind": "truncated", "message": "it ends"}
-    output.write_unit(1, [row | {"captions": [], "error": error}], UnitReport())
+    output.write_partition(1, [row | {"captions": [], "error": error}], PartitionReport())
     failures = [found.failure for found in predictions_of(benchmark, output)]
     assert failures == [None, "caption: not_given", "read: truncated", "read: truncated"]
 

@@ -11,8 +11,8 @@ from tests.evaluation.tiny_encoders import save_bert, save_dual_encoder
 from ureca.curation.protocols import Choice
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.reuse import adopt, list_run
+from ureca.data.partitions import PartitionReport
+from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import AnswerError
 from ureca.evaluation import scoring as collecting
 from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
@@ -22,7 +22,7 @@ from ureca.evaluation.encoders import DualEncoder, DualEncoderSettings
 from ureca.evaluation.measures import Measure
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
 from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
-from ureca.evaluation.scoring import Judges, JudgeStage
+from ureca.evaluation.scoring import Scorers, ScoringStage
 from ureca.images import ImageLimits
 from ureca.masks.views import Views
 from ureca.scenes.files import write_scenes
@@ -57,18 +57,18 @@ def benchmark(tmp_path: Path) -> StoredBenchmark:
 
 
 def judge(
-    tmp_path: Path, benchmark: StoredBenchmark, captions: Output | None, judges: Judges
-) -> tuple[collecting.Judged, int, UnitReport]:
+    tmp_path: Path, benchmark: StoredBenchmark, captions: Output | None, judges: Scorers
+) -> tuple[collecting.ScoredCaptions, int, PartitionReport]:
     judged = Output(str(tmp_path / f"judged-{captions is None}"), JUDGED_DATASET)
-    stage = JudgeStage(benchmark.output, captions, judges, ImageLimits(), 2)
+    stage = ScoringStage(benchmark.output, captions, judges, ImageLimits(), 2)
     entries = [ManifestEntry.from_row(row) for row in list_run(benchmark.output, with_regions=True).to_pylist()]
-    total = UnitReport()
+    total = PartitionReport()
 
     async def all_units() -> None:
         nonlocal total
-        for unit, entry in zip(benchmark.units, entries, strict=True):
-            rows, report = await stage(adopt(unit, [entry]))
-            judged.write_unit(unit, rows, report)
+        for partition, entry in zip(benchmark.partitions, entries, strict=True):
+            rows, report = await stage(reuse_masks(partition, [entry]))
+            judged.write_partition(partition, rows, report)
             total = total + report
 
     asyncio.run(all_units())
@@ -87,7 +87,7 @@ def test_captions_and_references_are_judged(tmp_path: Path, benchmark: StoredBen
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
     write_given(said, benchmark, captions, source="given")
     listener = Matching({texts[key]: int(key[1]) for key in keys}, silent_on=texts[fourth])
-    judges = Judges(
+    judges = Scorers(
         encoder=DualEncoder(DualEncoderSettings(checkpoint=save_dual_encoder(tmp_path / "clip"), device="cpu")),
         listener=listener,
         bert=BertScorer(BertScoreSettings(model=save_bert(tmp_path / "bert"), device="cpu")),
@@ -130,7 +130,7 @@ def test_a_region_without_caption_counts_even_if_nobody_can_look(tmp_path: Path,
     write_given(texts, benchmark, captions, source="given")
     encoder = DualEncoder(DualEncoderSettings(checkpoint=save_dual_encoder(tmp_path / "clip"), device="cpu"))
     predictions = collecting.predictions_of(benchmark, captions)
-    judged, _, _ = judge(tmp_path, benchmark, captions, Judges(encoder=encoder))
+    judged, _, _ = judge(tmp_path, benchmark, captions, Scorers(encoder=encoder))
     retrieved = collecting.retrieval(predictions, judged, judged, "clip")
     assert retrieved[0].statistics[:, 1].sum() == benchmark.num_regions
     heard: list[Any] = collecting.listener(predictions, judged, judged, "nobody")
@@ -139,6 +139,6 @@ def test_a_region_without_caption_counts_even_if_nobody_can_look(tmp_path: Path,
     found = values(collecting.scenes(judged))
     assert found["Wrong"] == pytest.approx(blank / benchmark.num_regions)
     (Path(benchmark.rows(0)[0]["scene"])).unlink()
-    judged, num_failed, _ = judge(tmp_path, benchmark, captions, Judges())
+    judged, num_failed, _ = judge(tmp_path, benchmark, captions, Scorers())
     assert num_failed == 1
     assert judged[0]["resolution"] is None

@@ -29,8 +29,8 @@ def test_a_model_is_told_from_what_is_typed(text: str, model: EvaluatedModel) ->
 
 def test_outputs_are_told_from_checkpoints_by_looking(tmp_path: Path) -> None:
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
-    captions.write_run({"verb": "caption", "dataset": "captions"})
-    Output(str(tmp_path / "run")).write_run({"verb": "train"})
+    captions.write_run({"command": "caption", "dataset": "captions"})
+    Output(str(tmp_path / "run")).write_run({"command": "train"})
     output, trained = parse_models([captions.path, f"{tmp_path}/run:crop"])
     assert (output.kind, output.name) == ("output", "captions")
     assert (trained.kind, trained.name, trained.path) == ("checkpoint", "run, crop", f"{tmp_path}/run/model")

@@ -9,7 +9,7 @@ import pytest
 from tests.drawn import write_corpus
 from ureca.data.output import Output
 from ureca.jobs import demo
-from ureca.jobs.cli import main, run_verb
+from ureca.jobs.cli import main, run_command
 
 
 def test_an_unknown_verb_lists_the_known(capsys: pytest.CaptureFixture[str]) -> None:
@@ -34,26 +34,26 @@ def test_what_the_user_can_put_right_is_one_message_and_status_2(
 
 
 def test_a_missing_extra_is_named(capsys: pytest.CaptureFixture[str]) -> None:
-    def verb(argv: Sequence[str]) -> int:
+    def command(argv: Sequence[str]) -> int:
         raise ModuleNotFoundError("No module named 'transformers'", name="transformers")
 
-    assert run_verb(verb, []) == 2
+    assert run_command(command, []) == 2
     assert "pip install 'ureca-ray[model]'" in capsys.readouterr().err
 
 
 def test_another_missing_module_is_a_bug_and_raised() -> None:
-    def verb(argv: Sequence[str]) -> int:
+    def command(argv: Sequence[str]) -> int:
         raise ModuleNotFoundError("No module named 'urcea'", name="urcea")
 
     with pytest.raises(ModuleNotFoundError):
-        run_verb(verb, [])
+        run_command(command, [])
 
 
 def test_an_interrupt_says_that_the_same_command_goes_on(capsys: pytest.CaptureFixture[str]) -> None:
-    def verb(argv: Sequence[str]) -> int:
+    def command(argv: Sequence[str]) -> int:
         raise KeyboardInterrupt
 
-    assert run_verb(verb, []) == 130
+    assert run_command(command, []) == 130
     assert "goes on" in capsys.readouterr().err
 
 
@@ -66,7 +66,7 @@ def test_an_unknown_benchmark_lists_the_known(capsys: pytest.CaptureFixture[str]
 def test_too_many_failures_are_status_1_and_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_corpus(tmp_path / "in", 4)
     (tmp_path / "in" / "img_0001.png").write_bytes(b"")
-    annotated = ["--listing.annotations", "beside", "--proposals.kind", "annotations"]
+    annotated = ["--listing.annotations", "beside", "--masks.kind", "annotations"]
     command = ["curate", str(tmp_path / "in"), str(tmp_path / "out"), *annotated]
     assert main(command) == 1
     printed = capsys.readouterr()

@@ -11,9 +11,9 @@ from tests.drawn import write_corpus
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.processing import CurateStage, plant, propose
+from ureca.data.processing import CurateStage, build, generate
 from ureca.jobs.cli import main
-from ureca.pipelines.components import build_curator, build_proposer
+from ureca.pipelines.components import build_curator, build_mask_generator
 from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES = 6
@@ -28,20 +28,20 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         input=str(folder / "in"),
         output=str(folder / "out"),
         listing={"annotations": "beside"},
-        proposals={"kind": "annotations"},
+        masks={"kind": "annotations"},
         annotator={"kind": "prompted"},
         mllm={"kind": "standin", "seconds_per_answer": 0.02},
-        resources={"curate": {"num_actors": 1, "images_in_flight": 1, "units_in_flight": 1}},
+        resources={"curate": {"num_actors": 1, "images_in_flight": 1, "partitions_in_flight": 1}},
     )
     output = Output(settings.output)
     stage = CurateStage(build_curator(settings), settings.image_limits, 1)
-    proposer = build_proposer(settings.proposals)
+    mask_generator = build_mask_generator(settings.masks)
     manifest = list_images(settings.input, **settings.listing.model_dump())
     for number, row in enumerate(manifest.to_pylist()):
-        unit = propose(number, [ManifestEntry.from_row(row)], proposer, settings.image_limits)
-        output.write_unit(number, *asyncio.run(stage(plant(unit, settings.tree.containment))))
+        partition = generate(number, [ManifestEntry.from_row(row)], mask_generator, settings.image_limits)
+        output.write_partition(number, *asyncio.run(stage(build(partition, settings.tree.containment))))
     session = {"started": "2020-01-01T00:00:00+00:00", "ended": "2020-01-01T00:00:30+00:00"}
-    record = {"verb": "curate", "state": "finished", "settings": settings.model_dump(mode="json")}
+    record = {"command": "curate", "state": "finished", "settings": settings.model_dump(mode="json")}
     output.write_run({**record, "totals": output.report().model_dump(), "sessions": [session]})
     return folder / "out"
 
@@ -60,7 +60,7 @@ def test_the_run_that_was_measured_is_predicted_to_take_what_it_took(
     run = Output(str(measured)).run()
     assert predicted["num_calls"] == pytest.approx(run["totals"]["num_calls"], abs=1)
     assert predicted["num_new_tokens"] == pytest.approx(run["totals"]["num_new_tokens"], rel=0.05)
-    assert predicted["num_units"] == NUM_IMAGES
+    assert predicted["num_partitions"] == NUM_IMAGES
     files = (measured / "regions").glob("*.parquet")
     assert predicted["stored_bytes"] == pytest.approx(sum(path.stat().st_size for path in files))
 
@@ -71,14 +71,14 @@ def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsy
         "{annotator: {kind: prompted}, mllm: {kind: openai, model: m, base_urls: ['http://a/v1'], max_concurrency: 8},"
         " resources: {curate: {num_actors: 4, num_cpus: 1}}}"
     )
-    known = ["--cpus", "64", "--answer-s", "1", "--step-s", "0.001", "--propose-s", "0.001", "--startup-s", "60"]
+    known = ["--cpus", "64", "--answer-s", "1", "--step-s", "0.001", "--generate-s", "0.001", "--startup-s", "60"]
     predicted = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known)
     calls_per_image = predicted["num_calls"] / 100_000
     assert calls_per_image >= 4
     places = {part["name"]: part["places"] for part in predicted["parts"]}
     assert (places["engine"], places["curate"], places["cpus"]) == (8, 4, 64)
     assert predicted["images_per_s"] == pytest.approx(8 / calls_per_image, rel=0.1)
-    flags = ("--mllm.max-concurrency", "16", "--engine-places", "12")
+    flags = ("--mllm.max-concurrency", "16", "--engine-slots", "12")
     twice = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known, *flags)
     assert {part["name"]: part["places"] for part in twice["parts"]}["engine"] == 12
     assert twice["images_per_s"] == pytest.approx(1.5 * predicted["images_per_s"], rel=0.1)
@@ -93,7 +93,7 @@ def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsy
     ("arguments", "named"),
     [
         (["--images", "5", "--tree.containmant", "1"], "containmant"),
-        (["--images", "5", "--cpus", "2", "--resources.propose.num-cpus", "9"], "resources.propose.num_cpus"),
+        (["--images", "5", "--cpus", "2", "--resources.masks.num-cpus", "9"], "resources.masks.num_cpus"),
         (["--images", "5", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
@@ -110,7 +110,7 @@ def test_only_a_finished_run_of_one_session_is_learned_from(
     assert main(["plan", str(tmp_path), "--images", "5"]) == 2
     run = Output(str(measured)).run()
     output = Output(str(tmp_path / "out"))
-    for change in ({"totals": None}, {"verb": "caption"}, {"sessions": run["sessions"] * 2}):
+    for change in ({"totals": None}, {"command": "caption"}, {"sessions": run["sessions"] * 2}):
         output.write_run({**run, **change})
         assert main(["plan", output.path, "--images", "5"]) == 2
         assert "one session" in capsys.readouterr().err

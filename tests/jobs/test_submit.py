@@ -17,7 +17,7 @@ from ureca.data.output import Output
 from ureca.evaluation.tables.formats import read_table
 from ureca.model.initialization import save_tiny
 
-ANNOTATED = ("--listing.annotations", "beside", "--proposals.kind", "annotations")
+ANNOTATED = ("--listing.annotations", "beside", "--masks.kind", "annotations")
 
 
 @pytest.fixture(scope="module")
@@ -32,21 +32,21 @@ def test_a_stopped_job_goes_on_when_it_is_submitted_again(head: Head, tmp_path: 
     output = Output(str(tmp_path / "out"))
     command = [
         *("python", "-m", "ureca.jobs.curate", str(tmp_path / "in"), str(tmp_path / "out"), *ANNOTATED),
-        *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05", "--images-per-unit", "1"),
-        *("--resources.curate.num-actors", "1", "--resources.propose.num-actors", "1"),
-        *("--resources.curate.units-in-flight", "1"),
+        *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05", "--images-per-partition", "1"),
+        *("--resources.curate.num-actors", "1", "--resources.masks.num-actors", "1"),
+        *("--resources.curate.partitions-in-flight", "1"),
     ]
     submitted = head.submit(*command, options=("--no-wait", "--submission-id", "stopped"))
     assert submitted.returncode == 0, submitted.stdout
     deadline = time.monotonic() + 120
-    while len(output.done_units()) < 3:
+    while len(output.done_partitions()) < 3:
         assert not output.exists() or output.run()["state"] == "running", head.ray_job("logs", "stopped").stdout
         assert time.monotonic() < deadline, head.ray_job("logs", "stopped").stdout
         time.sleep(0.1)
     stopped = head.ray_job("stop", "stopped")
     assert "was stopped" in stopped.stdout
     assert output.run()["state"] == "stopped"
-    done = len(output.done_units())
+    done = len(output.done_partitions())
     assert 3 <= done < 16
 
     finished = head.submit(*command)

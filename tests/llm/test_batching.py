@@ -103,12 +103,12 @@ def test_while_a_batch_runs_the_next_one_grows() -> None:
         machine.gate.clear()
         first = asyncio.create_task(batches.submit(1))
         await asyncio.sleep(0.05)
-        rest = [asyncio.create_task(batches.submit(item)) for item in range(2, 5)]
+        cool_down = [asyncio.create_task(batches.submit(item)) for item in range(2, 5)]
         await asyncio.sleep(0.05)
-        rest += [asyncio.create_task(batches.submit(item)) for item in range(5, 8)]
+        cool_down += [asyncio.create_task(batches.submit(item)) for item in range(5, 8)]
         await asyncio.sleep(0.05)
         machine.gate.set()
-        await asyncio.gather(first, *rest)
+        await asyncio.gather(first, *cool_down)
 
     asyncio.run(submit())
     assert [len(batch) for batch in machine.batches] == [1, 4, 2]

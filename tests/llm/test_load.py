@@ -24,19 +24,19 @@ class Clock:
 def test_places_are_counted_from_the_first_request_on() -> None:
     clock = Clock()
     load = EngineLoad(clock)
-    load.set_places(ENGINE, 4)
+    load.set_slots(ENGINE, 4)
     clock.now_s += 50  # weights are loaded
     assert load.report().utilisation is None
-    with load.working():
+    with load.busy():
         clock.now_s += 1
-        with load.working():
+        with load.busy():
             clock.now_s += 1
         before = load.report()
-        load.set_places(ENGINE, 2)  # it takes fewer than it was thought to
+        load.set_slots(ENGINE, 2)  # it takes fewer than it was thought to
         clock.now_s += 1
     clock.now_s += 1
     report = load.report()
-    assert (report.busy_s, report.places_s) == pytest.approx((4.0, 2 * 4 + 2 * 2))
+    assert (report.busy_s, report.slots_s) == pytest.approx((4.0, 2 * 4 + 2 * 2))
     assert report.utilisation == pytest.approx(1 / 3)
     assert report.since(before).utilisation == pytest.approx(1 / 4)
 

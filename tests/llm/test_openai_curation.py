@@ -33,7 +33,7 @@ async def by_content(received: Received) -> Said:
 
 async def curated(server: ChatServer) -> tuple[list[dict[str, Any]], Usage]:
     model = OpenAIChatModel(
-        OpenAISettings.model_validate({"model": "tiny-vl", "base_urls": [server.url], "first_wait_s": 0.002})
+        OpenAISettings.model_validate({"model": "tiny-vl", "base_urls": [server.url], "initial_backoff_s": 0.002})
     )
     annotator = PromptedAnnotator(model, PromptingSettings())
     pixels, masks = drawn_image(1)

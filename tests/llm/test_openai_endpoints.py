@@ -49,8 +49,8 @@ def test_the_more_rests_in_a_row_the_longer() -> None:
     for _ in range(7):
         fail(target, BROKEN, 0)
         rests.append(target.rests_until)
-    for number, rest in enumerate(rests):
-        assert min(10, 2**number) / 2 <= rest <= min(10, 2**number)
+    for number, cool_down in enumerate(rests):
+        assert min(10, 2**number) / 2 <= cool_down <= min(10, 2**number)
     answer(target)
     fail(target, BROKEN, 0, times=3)
     assert target.rests_until <= 1
@@ -89,11 +89,11 @@ def test_requests_that_hang_from_before_a_rest_take_no_room() -> None:
     assert target.load == 0
 
 
-@pytest.mark.parametrize(("asked_s", "rest_s"), [(30, 30), (3600, 60)])
-def test_it_rests_for_as_long_as_it_asks_within_bounds(asked_s: float, rest_s: float) -> None:
+@pytest.mark.parametrize(("asked_s", "cooldown_s"), [(30, 30), (3600, 60)])
+def test_it_rests_for_as_long_as_it_asks_within_bounds(asked_s: float, cooldown_s: float) -> None:
     target = endpoint()
     fail(target, PassingFailure("rate_limited", "", overloaded=True, retry_after_s=asked_s), 100)
-    assert target.rests_until == 100 + rest_s
+    assert target.rests_until == 100 + cooldown_s
 
 
 def test_overload_halves_what_it_is_sent() -> None:

@@ -29,7 +29,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine(*urls: str, **settings: Any) -> OpenAIChatModel:
-    impatient = {"first_wait_s": 0.002, "max_wait_s": 0.01, "answer_timeout_s": 20}
+    impatient = {"initial_backoff_s": 0.002, "max_wait_s": 0.01, "request_timeout_s": 20}
     return OpenAIChatModel(
         OpenAISettings.model_validate({"model": "tiny-vl", "base_urls": urls, **impatient, **settings})
     )
@@ -127,7 +127,7 @@ def test_answers_that_take_too_long_are_tried_again() -> None:
             return await left.pop(0)(received)
 
         async with ChatServer(respond) as server:
-            model = engine(server.url, answer_timeout_s=0.2)
+            model = engine(server.url, request_timeout_s=0.2)
             assert await model.answer(REQUEST) == CAPTION
             assert not left
             await model.close()
@@ -139,7 +139,7 @@ def test_answers_that_take_too_long_are_tried_again() -> None:
 def test_an_answer_must_end_in_time(said: Said | None) -> None:
     async def one() -> None:
         async with ChatServer(never if said is None else saying(said)) as server:
-            model = engine(server.url, answer_timeout_s=0.1, max_attempts=2)
+            model = engine(server.url, request_timeout_s=0.1, max_attempts=2)
             with pytest.raises(AnswerError, match=r"timeout: 2 attempts .* no answer within 0\.1 s"):
                 await model.answer(REQUEST)
             await model.close()
@@ -286,7 +286,7 @@ def test_a_server_that_starts_late_is_waited_for() -> None:
 
 def test_an_outage_that_lasts_ends_the_job() -> None:
     async def one() -> None:
-        model = engine(f"http://127.0.0.1:{closed_port()}/v1", max_outage_s=0.05)
+        model = engine(f"http://127.0.0.1:{closed_port()}/v1", outage_timeout_s=0.05)
         with pytest.raises(SettingsError, match=r"mllm\.base_urls: no endpoint could be .*ClientConnectorError"):
             await model.answer(REQUEST)
 
@@ -295,7 +295,7 @@ def test_an_outage_that_lasts_ends_the_job() -> None:
 
 def test_a_connection_that_is_not_made_in_time_is_no_connection() -> None:
     async def one(port: int) -> None:
-        model = engine(f"http://127.0.0.1:{port}/v1", connect_timeout_s=0.05, max_outage_s=0.1)
+        model = engine(f"http://127.0.0.1:{port}/v1", connect_timeout_s=0.05, outage_timeout_s=0.1)
         with pytest.raises(SettingsError, match=r"no endpoint could be reached .*ConnectionTimeoutError"):
             await model.answer(REQUEST)
 

@@ -36,7 +36,7 @@ def test_a_request_says_everything_with_its_constant_part_first() -> None:
         "max_tokens": 64,
         "response_format": {"type": "json_schema", "json_schema": {"name": "answer", "schema": SCHEMA}},
     }
-    assert "response_format" not in body_of(REQUEST, constrain_answers=False)
+    assert "response_format" not in body_of(REQUEST, structured_output=False)
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (1, 1), (7, 200)])

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
 from ureca.llm.openai import OpenAIChatModel, read_api_key
-from ureca.llm.settings import ByOpenAI, OpenAISettings
+from ureca.llm.settings import OpenAIConfig, OpenAISettings
 from ureca.pipelines.components import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 
@@ -33,10 +33,10 @@ def made(**settings: Any) -> OpenAISettings:
         ({"base_urls": ["http://a/v1", "http://b/v1?key=x"]}, "number 2 has a user, query or fragment"),
         ({"model": ""}, "model"),
         ({"api_key_variable": "A", "api_key_file": "b"}, "api_key_variable and api_key_file"),
-        ({"first_wait_s": 9, "max_wait_s": 8}, "first_wait_s"),
+        ({"initial_backoff_s": 9, "max_wait_s": 8}, "initial_backoff_s"),
         ({"max_concurrency": 0}, "max_concurrency"),
         ({"max_attempts": 0}, "max_attempts"),
-        ({"answer_timeout_s": 0}, "answer_timeout_s"),
+        ({"request_timeout_s": 0}, "request_timeout_s"),
         ({"jpeg_quality": 101}, "jpeg_quality"),
         ({"api_key": KEY}, "api_key"),
     ],
@@ -56,7 +56,7 @@ def test_the_verb_builds_one_model_for_annotator_and_verifier() -> None:
     settings = CurateSettings.load(
         ["in", "out", *SERVER, "--annotator.kind", "prompted", "--verification.kind", "prompted"]
     )
-    assert isinstance(settings.mllm, ByOpenAI)
+    assert isinstance(settings.mllm, OpenAIConfig)
     assert settings.model_dump(mode="json")["mllm"]["base_urls"] == ["http://a:8000/v1", "https://b/v1/"]
     assert CurateSettings.model_validate(settings.model_dump(mode="json")) == settings
     curator = build_curator(settings)

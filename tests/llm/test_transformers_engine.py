@@ -207,7 +207,7 @@ class TestWhatCannotBeAsked:
         with metered() as usage:
             rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, DescriptorEmbedder())))
         assert {row["status"] for row in rows} == {"failed:short_caption:unusable_answer"}
-        assert (usage.num_calls, usage.rejected_answers) == (8, {"unusable_answer": 8})
+        assert (usage.num_calls, usage.invalid_responses) == (8, {"unusable_answer": 8})
 
 
 class TestSettings:

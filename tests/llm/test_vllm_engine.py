@@ -73,7 +73,7 @@ class TestWithVllm:
         assert answer == ChatAnswer("red cup", len(prompt["prompt"]), 2)
 
     def test_without_images_and_without_constraint(self, folder: Path) -> None:
-        model, engine = engine_of(folder, constrain_answers=False)
+        model, engine = engine_of(folder, structured_output=False)
         asyncio.run(model.answer(replace(REQUEST, parts=("a red cup",))))
         ((prompt, parameters, _),) = engine.asked
         assert "multi_modal_data" not in prompt

@@ -42,7 +42,7 @@ def only(data: bytes) -> Mask:
     return mask
 
 
-def refusal(data: bytes) -> AnnotationError:
+def api_error(data: bytes) -> AnnotationError:
     with pytest.raises(AnnotationError) as caught:
         parse_annotations(data)
     # The message becomes a value of a row.
@@ -87,8 +87,8 @@ class TestWhatTheFileSays:
         assert (mask.predicted_iou, mask.stability_score, mask.extra) == (None, None, {})
 
     def test_null_is_the_same_as_lacking(self) -> None:
-        lacking = dict.fromkeys(("id", "bbox", "area", "predicted_iou", "stability_score"))
-        assert only(sa1b(annotation(**lacking))) == only(sa1b(annotation()))
+        missing_resources = dict.fromkeys(("id", "bbox", "area", "predicted_iou", "stability_score"))
+        assert only(sa1b(annotation(**missing_resources))) == only(sa1b(annotation()))
 
     def test_ids_are_filled_in_around_those_given(self) -> None:
         given_ids = [1, None, 0, None, 5]
@@ -169,16 +169,16 @@ class TestWriting:
 
 class TestRefusals:
     def test_no_masks(self) -> None:
-        assert refusal(sa1b()).kind == "no_masks"
+        assert api_error(sa1b()).kind == "no_masks"
 
     def test_too_many_masks(self) -> None:
         assert len(parse_annotations(sa1b(*[annotation()] * MAX_MASKS))) == MAX_MASKS
-        error = refusal(sa1b(*[annotation()] * (MAX_MASKS + 1)))
+        error = api_error(sa1b(*[annotation()] * (MAX_MASKS + 1)))
         assert error.kind == "too_many_masks"
         assert "4097 masks" in error.message
 
     def test_duplicate_ids(self) -> None:
-        error = refusal(sa1b(*(annotation(id=id) for id in (4, 8, None, 8, 4, 1))))
+        error = api_error(sa1b(*(annotation(id=id) for id in (4, 8, None, 8, 4, 1))))
         assert error.kind == "duplicate_ids"
         assert "[4, 8]" in error.message
 
@@ -232,7 +232,7 @@ class TestRefusals:
         ],
     )
     def test_malformed(self, data: bytes, where: str) -> None:
-        error = refusal(data)
+        error = api_error(data)
         assert error.kind == "malformed"
         assert where in error.message
 
@@ -255,7 +255,7 @@ class TestRefusals:
 
         pickle.loads(pickle.dumps(parse_annotations(nested(31))))  # noqa: S301
         for levels in (32, 500):
-            assert "more than 32 levels" in refusal(nested(levels)).message
+            assert "more than 32 levels" in api_error(nested(levels)).message
 
     @given(
         JSON_VALUES,

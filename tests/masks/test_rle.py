@@ -179,9 +179,9 @@ class TestFormsOfCoco:
             rle.from_coco(segmentation, 3, 4)
 
     def test_the_message_stays_short_whatever_the_file_holds(self) -> None:
-        with pytest.raises(ValueError, match="size is") as refusal:
+        with pytest.raises(ValueError, match="size is") as api_error:
             rle.from_coco({"size": ["x" * 10**6] * 100, "counts": "327"}, 3, 4)
-        assert len(str(refusal.value)) < 1000
+        assert len(str(api_error.value)) < 1000
 
     def test_an_image_beyond_what_pycocotools_can_count_is_refused(self) -> None:
         height, width = 2**15, 2**14

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.tree import plant_on_pixels
+from benchmarks.tree import build_on_pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.annotations import read_annotations
 from ureca.masks.mask import Mask
@@ -49,68 +49,68 @@ def drawn_masks(draw: st.DrawFn) -> list[Mask]:
 
 class TestRule:
     def test_nested_masks_form_a_chain(self) -> None:
-        tree = MaskTree.plant(masks_of(row_of((0, 5)), row_of((0, 20)), row_of((0, 10)), row_of((30, 40))))
+        tree = MaskTree.build(masks_of(row_of((0, 5)), row_of((0, 20)), row_of((0, 10)), row_of((30, 40))))
         assert tree.parents == {1: ROOT, 2: 1, 3: ROOT, 0: 2}
         assert tree.children == {ROOT: [1, 3], 1: [2], 2: [0], 3: [], 0: []}
 
     def test_insertion_is_by_descending_area_and_in_input_order_among_equals(self) -> None:
-        tree = MaskTree.plant(masks_of(row_of((0, 2)), row_of((10, 13)), row_of((20, 22)), row_of((30, 33))))
+        tree = MaskTree.build(masks_of(row_of((0, 2)), row_of((10, 13)), row_of((20, 22)), row_of((30, 33))))
         assert list(tree.parents) == [1, 3, 0, 2]
 
     def test_the_files_area_does_not_matter(self) -> None:
         small, large = masks_of(row_of((0, 5)), row_of((0, 20)))
         lying = Mask(small.id, small.rle, small.bbox_xywh, area_px=40)
-        assert MaskTree.plant([lying, large]).parents == {1: ROOT, 0: 1}
+        assert MaskTree.build([lying, large]).parents == {1: ROOT, 0: 1}
 
     @pytest.mark.parametrize(("inside", "parent"), [(8, 0), (7, ROOT)])
     def test_exactly_the_share_is_enough(self, inside: int, parent: int) -> None:
-        tree = MaskTree.plant(masks_of(row_of((0, 20)), row_of((20 - inside, 30 - inside))))
+        tree = MaskTree.build(masks_of(row_of((0, 20)), row_of((20 - inside, 30 - inside))))
         assert tree.parents[1] == parent
 
     @pytest.mark.parametrize("share", [numerator / 10 for numerator in range(1, 11)])
     def test_rounding_does_not_drop_a_mask_that_reaches_the_share(self, share: float) -> None:
         part = row_of((20 - round(10 * share), 30 - round(10 * share)))
-        assert MaskTree.plant(masks_of(row_of((0, 20)), part), share).parents[1] == 0
+        assert MaskTree.build(masks_of(row_of((0, 20)), part), share).parents[1] == 0
 
     def test_containment_is_the_share_of_the_smaller_mask_not_iou(self) -> None:
-        assert MaskTree.plant(masks_of(row_of((0, 40)), row_of((7, 8)))).parents[1] == 0
+        assert MaskTree.build(masks_of(row_of((0, 40)), row_of((7, 8)))).parents[1] == 0
 
     def test_of_two_that_fit_the_first_in_insertion_order_takes_it(self) -> None:
         larger, smaller, part = row_of((10, 30)), row_of((0, 18)), row_of((10, 18))
-        assert MaskTree.plant(masks_of(smaller, larger, part)).parents[2] == 1
-        assert MaskTree.plant(masks_of(larger, smaller, part)).parents[2] == 0
+        assert MaskTree.build(masks_of(smaller, larger, part)).parents[2] == 1
+        assert MaskTree.build(masks_of(larger, smaller, part)).parents[2] == 0
 
     def test_of_two_equally_large_that_fit_the_first_in_the_input_takes_it(self) -> None:
         left, right, part = row_of((0, 20)), row_of((10, 30)), row_of((12, 18))
-        assert MaskTree.plant(masks_of(left, right, part)).parents[2] == 0
-        assert MaskTree.plant(masks_of(right, left, part)).parents[2] == 0
+        assert MaskTree.build(masks_of(left, right, part)).parents[2] == 0
+        assert MaskTree.build(masks_of(right, left, part)).parents[2] == 0
 
     def test_the_path_that_was_taken_is_not_left_for_a_deeper_one(self) -> None:
         """The first child that fits takes the mask, though the second one's child would hold it more tightly."""
         first, second, inner = row_of((0, 30)), row_of((22, 40), (10, 20)), row_of((10, 20))
         part = row_of((12, 18))
-        tree = MaskTree.plant(masks_of(first, second, inner, part))
+        tree = MaskTree.build(masks_of(first, second, inner, part))
         assert tree.parents[3] == 2
         first_without_inner = row_of((0, 9), (11, 30))
-        tree = MaskTree.plant(masks_of(first_without_inner, second, row_of((10, 13), (31, 38)), row_of((11, 13))))
+        tree = MaskTree.build(masks_of(first_without_inner, second, row_of((10, 13), (31, 38)), row_of((11, 13))))
         assert tree.parents[3] == 0
 
     def test_twins_are_parent_and_child_in_input_order(self) -> None:
         twins = [Mask.from_array(id, row_of((3, 9))) for id in (8, 2, 5)]
-        assert MaskTree.plant(twins).parents == {8: ROOT, 2: 8, 5: 2}
+        assert MaskTree.build(twins).parents == {8: ROOT, 2: 8, 5: 2}
 
     def test_empty_masks_hold_nothing_and_lie_below_nothing(self) -> None:
-        tree = MaskTree.plant(masks_of(row_of(), row_of((0, 40)), row_of()))
+        tree = MaskTree.build(masks_of(row_of(), row_of((0, 40)), row_of()))
         assert tree.parents == {1: ROOT, 0: ROOT, 2: ROOT}
 
     def test_no_masks(self) -> None:
-        tree = MaskTree.plant([])
+        tree = MaskTree.build([])
         assert (tree.parents, tree.children, tree.num_levels) == ({}, {ROOT: []}, 0)
         assert list(tree.walk()) == tree.main_objects() == []
 
     def test_a_chain(self) -> None:
         masks = masks_of(*(row_of((0, 40 - id)) for id in range(40)))
-        assert MaskTree.plant(masks[::-1]).parents == {id: id - 1 for id in range(40)}
+        assert MaskTree.build(masks[::-1]).parents == {id: id - 1 for id in range(40)}
 
     def test_a_chain_deeper_than_pythons_stack(self) -> None:
         width = 1500
@@ -124,7 +124,7 @@ class TestRule:
     @pytest.mark.parametrize("containment", [0, -0.1, 1.01, float("nan")])
     def test_containment_is_a_share(self, containment: float) -> None:
         with pytest.raises(ValueError, match="share above 0"):
-            MaskTree.plant(masks_of(row_of((0, 1))), containment)
+            MaskTree.build(masks_of(row_of((0, 1))), containment)
 
     @pytest.mark.parametrize(
         ("masks", "complaint"),
@@ -136,7 +136,7 @@ class TestRule:
     )
     def test_masks_that_are_not_of_one_image(self, masks: Sequence[Mask], complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint):
-            MaskTree.plant(masks)
+            MaskTree.build(masks)
 
     def test_planting_decodes_no_mask(self, monkeypatch: pytest.MonkeyPatch) -> None:
         masks = masks_of(row_of((0, 20)), row_of((0, 10)), row_of((5, 15)))
@@ -146,19 +146,19 @@ class TestRule:
 
         monkeypatch.setattr(rle_codec, "decode", decode)
         monkeypatch.setattr(rle_codec.coco_mask, "decode", decode)
-        tree = MaskTree.plant(masks)
+        tree = MaskTree.build(masks)
         assert MaskTree.regrow(masks, tree.parents) == tree
 
 
 class TestProperties:
     @given(drawn_masks(), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
     def test_equals_decoding_and_comparing(self, masks: list[Mask], containment: float) -> None:
-        parents = MaskTree.plant(masks, containment).parents
-        assert list(parents.items()) == list(plant_on_pixels(masks, containment).items())
+        parents = MaskTree.build(masks, containment).parents
+        assert list(parents.items()) == list(build_on_pixels(masks, containment).items())
 
     @given(drawn_masks())
     def test_every_mask_is_there_once_and_parents_come_first(self, masks: list[Mask]) -> None:
-        tree = MaskTree.plant(masks)
+        tree = MaskTree.build(masks)
         order = list(tree.walk())
         assert sorted(order) == sorted(mask.id for mask in masks)
         assert tree.parents.keys() == tree.area_fractions.keys() == tree.children.keys() - {ROOT}
@@ -169,14 +169,14 @@ class TestProperties:
     @given(drawn_masks(), st.sampled_from([0.3, 0.8, 1.0]))
     def test_children_are_contained_and_no_larger(self, masks: list[Mask], containment: float) -> None:
         pixels = {mask.id: mask.decode() for mask in masks}
-        for id, parent in MaskTree.plant(masks, containment).parents.items():
+        for id, parent in MaskTree.build(masks, containment).parents.items():
             if parent != ROOT:
                 assert (pixels[id] & pixels[parent]).sum() / pixels[id].sum() >= containment
                 assert pixels[id].sum() <= pixels[parent].sum()
 
     @given(drawn_masks())
     def test_levels_depths_and_ancestors_agree(self, masks: list[Mask]) -> None:
-        tree = MaskTree.plant(masks)
+        tree = MaskTree.build(masks)
         for id in tree.walk():
             ancestors = list(tree.ancestors(id))
             assert tree.depth(id) == len(ancestors)
@@ -188,7 +188,7 @@ class TestProperties:
 
     @given(drawn_masks(), st.randoms())
     def test_regrown_from_its_parents(self, masks: list[Mask], random: Random) -> None:
-        tree = MaskTree.plant(masks)
+        tree = MaskTree.build(masks)
         random.shuffle(masks)
         regrown = MaskTree.regrow(masks, tree.parents)
         assert regrown == tree
@@ -223,7 +223,7 @@ class TestMainObjectsAndParts:
             40: (920, 990),
         }
         masks = [Mask.from_array(id, row_of(span, width=1000)) for id, span in spans.items()]
-        return MaskTree.plant(masks)
+        return MaskTree.build(masks)
 
     def test_area_fractions(self, tree: MaskTree) -> None:
         assert tree.area_fractions[0] == 0.701
@@ -262,6 +262,6 @@ class TestRealTrees:
     @pytest.mark.parametrize("name", ["ADE_train_00016869", "ADE_train_00016900", "ADE_train_00016964"])
     def test_parents_and_depth(self, name: str) -> None:
         golden = json.loads((SHARED / "golden" / "trees_ade20k.json").read_text())[f"{name}.json"]
-        tree = MaskTree.plant(read_annotations(SHARED / "ade20k" / f"{name}.json"))
+        tree = MaskTree.build(read_annotations(SHARED / "ade20k" / f"{name}.json"))
         assert tree.parents == {int(id): parent for id, parent in golden["parent"].items()}
         assert tree.num_levels == golden["depth"]

@@ -260,7 +260,7 @@ def test_regions_join_a_batch_and_leave_it_at_any_time(captioner: RegionCaptione
     for step in range(40):
         if step in joining:
             keys, settings = joining[step]
-            batch.join((key, images[key[0]], key[1], settings) for key in keys)
+            batch.admit((key, images[key[0]], key[1], settings) for key in keys)
         for region in batch.step(lambda key, step=step: step < 9 or key != gone):
             written[region.key] = region.text
     assert len(batch) == 0

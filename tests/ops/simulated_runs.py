@@ -22,7 +22,7 @@ def measured_run(images: list[Questions], asked: Iterable[Kind] = ("short",), **
     figures = {
         **dict.fromkeys(("prompt_tokens_per_call", "new_tokens_per_call", "pixel_bytes", "mask_bytes"), 10.0),
         **dict.fromkeys(("regions_per_image", "masks_per_image", "stored_bytes"), 5.0),
-        **{"propose_s": 0.0, "tree_s": 0.0, "curate_s": 0.0, "wall_s": 0.0, "calls_per_question": 1.0},
+        **{"generate_s": 0.0, "tree_s": 0.0, "curate_s": 0.0, "wall_s": 0.0, "calls_per_question": 1.0},
         **{"num_images": len(images), "num_calls": sum(image.count(asked) for image in images)},
     }
     return Measured(
@@ -35,13 +35,15 @@ def measured_run(images: list[Questions], asked: Iterable[Kind] = ("short",), **
 
 def service(**changes: Any) -> Service:
     """Work that takes no time, but for the model, which answers in a second."""
-    return Service(**{"propose_s": 0.0, "tree_s": 0.0, "step_s": 0.0, "answer_s": (1.0,), **changes})
+    return Service(**{"generate_s": 0.0, "tree_s": 0.0, "step_s": 0.0, "answer_s": (1.0,), **changes})
 
 
 def arrangement(**changes: Any) -> Arrangement:
     """One actor that may do as much at a time as it wants."""
-    one = dict.fromkeys(("propose_actors", "tree_tasks", "curate_actors"), 1)
-    many = dict.fromkeys(("cpus", "units_in_flight", "images_in_flight", "requests_per_actor", "engine_places"), 10**6)
+    one = dict.fromkeys(("mask_actors", "tree_tasks", "curate_actors"), 1)
+    many = dict.fromkeys(
+        ("cpus", "partitions_in_flight", "images_in_flight", "requests_per_actor", "engine_slots"), 10**6
+    )
     return Arrangement(**{**one, **many, "proposes_on_cpu": True, **changes})
 
 
@@ -52,11 +54,11 @@ def duration_of(questions: Questions, answer_s: float, asked: Iterable[Kind]) ->
 
 def simulated(
     images: list[Questions],
-    unit_sizes: list[int],
+    partition_sizes: list[int],
     times: Service | None = None,
     *,
     asked: Iterable[Kind] = ("short",),
     **changes: Any,
 ) -> Simulated:
     """Run units of images; ``changes`` are of the arrangement."""
-    return simulate(measured_run(images, asked), times or service(), arrangement(**changes), unit_sizes)
+    return simulate(measured_run(images, asked), times or service(), arrangement(**changes), partition_sizes)

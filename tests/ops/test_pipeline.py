@@ -6,18 +6,18 @@ from typing import Any
 import pytest
 
 from tests.ops.simulated_runs import arrangement, chain, measured_run, service, simulated
-from ureca.ops.forecast import Calibrated, advice, calibrate, forecast, forecast_text, unit_sizes
-from ureca.ops.simulator import Clock, Places, simulate
+from ureca.ops.forecast import Calibrated, advice, calibrate, forecast, forecast_text, partition_sizes
+from ureca.ops.simulator import Clock, Slots, simulate
 
 
 def test_places_are_taken_in_the_order_of_asking() -> None:
     clock, said = Clock(), []
-    places = Places(clock, 2)
+    slots = Slots(clock, 2)
     for number in range(5):
-        places.use(1.0 + number, lambda number=number: said.append((number, clock.now_s)))  # type: ignore[misc]
+        slots.use(1.0 + number, lambda number=number: said.append((number, clock.now_s)))  # type: ignore[misc]
     clock.run()
     assert said == [(0, 1.0), (1, 2.0), (2, 4.0), (3, 6.0), (4, 9.0)]
-    assert (places.busy_s, places.num_taken, places.most_taken) == (15.0, 0, 2)
+    assert (slots.busy_s, slots.num_taken, slots.most_taken) == (15.0, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -25,20 +25,20 @@ def test_places_are_taken_in_the_order_of_asking() -> None:
     [
         # 20 images with 3 questions, one after another, of a second each.
         ({}, {}, 3),
-        ({"engine_places": 4}, {}, 15),
+        ({"engine_slots": 4}, {}, 15),
         ({"requests_per_actor": 4}, {}, 15),
         ({"images_in_flight": 5}, {}, 12),
-        ({"units_in_flight": 1}, {}, 15),  # units of 4
-        ({"curate_actors": 5, "units_in_flight": 1}, {}, 3),
+        ({"partitions_in_flight": 1}, {}, 15),  # units of 4
+        ({"curate_actors": 5, "partitions_in_flight": 1}, {}, 3),
         # A processor that has 4 steps an image: to decode it, and its questions.
         ({}, {"step_s": 1.0, "answer_s": (0.0,)}, 80),
         ({"curate_actors": 5}, {"step_s": 1.0, "answer_s": (0.0,)}, 16),
         ({"curate_actors": 5, "cpus": 2}, {"step_s": 1.0, "answer_s": (0.0,)}, 40),
         # Masks come at one image a second, the last ones 4 at a time.
-        ({}, {"propose_s": 1.0}, 20 + 3),
-        ({"propose_actors": 5}, {"propose_s": 1.0}, 4 + 3),
-        ({"propose_actors": 5, "cpus": 1}, {"propose_s": 1.0}, 20 + 3),
-        ({"propose_actors": 5, "cpus": 1, "proposes_on_cpu": False}, {"propose_s": 1.0}, 4 + 3),
+        ({}, {"generate_s": 1.0}, 20 + 3),
+        ({"mask_actors": 5}, {"generate_s": 1.0}, 4 + 3),
+        ({"mask_actors": 5, "cpus": 1}, {"generate_s": 1.0}, 20 + 3),
+        ({"mask_actors": 5, "cpus": 1, "proposes_on_cpu": False}, {"generate_s": 1.0}, 4 + 3),
         ({}, {"tree_s": 1.0}, 20 + 3),
         ({}, {"calls_per_question": 2.0}, 6),
     ],
@@ -51,10 +51,10 @@ def test_what_there_is_least_of_sets_the_pace(changes: dict[str, Any], times: di
 
 
 def test_what_is_held_at_a_time() -> None:
-    result = simulated([chain(3)], [4] * 5, images_in_flight=3, units_in_flight=2)
+    result = simulated([chain(3)], [4] * 5, images_in_flight=3, partitions_in_flight=2)
     assert result.most_images_decoded == 3
     assert result.most_images_waiting == 12  # eight were handed out
-    assert result.places["images_in_flight"] == 3
+    assert result.slots["images_in_flight"] == 3
 
 
 def test_calibration_finds_what_a_run_does_not_tell() -> None:
@@ -68,11 +68,11 @@ def test_calibration_finds_what_a_run_does_not_tell() -> None:
 
 
 def test_a_long_run_goes_on_as_its_beginning_did() -> None:
-    measured, calibrated = measured_run([chain(3)]), Calibrated(service(propose_s=0.001), 10.0)
-    there = arrangement(engine_places=30, images_in_flight=100)
+    measured, calibrated = measured_run([chain(3)]), Calibrated(service(generate_s=0.001), 10.0)
+    there = arrangement(engine_slots=30, images_in_flight=100)
     predicted = forecast(measured, calibrated, there, 1_000_000, None)
     assert predicted.num_simulated < 3000
-    assert 1_000_000 / 64 < predicted.num_units == len(unit_sizes(1_000_000, None)) < 1.01 * 1_000_000 / 64
+    assert 1_000_000 / 64 < predicted.num_partitions == len(partition_sizes(1_000_000, None)) < 1.01 * 1_000_000 / 64
     assert predicted.images_per_s == pytest.approx(10, rel=0.05)  # images end in bursts
     assert predicted.duration_s == pytest.approx(100_010, rel=0.05)
     assert (predicted.num_calls, predicted.num_new_tokens) == (3_000_000, 30_000_000)
@@ -80,10 +80,10 @@ def test_a_long_run_goes_on_as_its_beginning_did() -> None:
     assert predicted.waiting_bytes == pytest.approx(0.99 * 1_000_000 * 10, rel=0.01)
     busy = {part.name: part.busy_fraction for part in predicted.parts}
     assert predicted.parts[0].name == "engine"
-    assert (busy["engine"], busy["propose"]) == (pytest.approx(1, abs=0.05), pytest.approx(0.01, abs=0.001))
+    assert (busy["engine"], busy["masks"]) == (pytest.approx(1, abs=0.05), pytest.approx(0.01, abs=0.001))
     assert "mllm.max_concurrency" in advice(predicted)
     assert "1000000 in" in forecast_text(predicted, measured, calibrated, there)
-    assert '"places": 30' in predicted.to_json()
+    assert '"slots": 30' in predicted.to_json()
 
 
 @pytest.mark.parametrize(
@@ -92,8 +92,8 @@ def test_a_long_run_goes_on_as_its_beginning_did() -> None:
         ({"images_in_flight": 2}, {}, "images_in_flight"),
         ({"images_in_flight": 2}, {"step_s": 10.0}, "curate"),
         ({"cpus": 1, "curate_actors": 3, "images_in_flight": 2}, {"step_s": 10.0}, "cpus"),
-        ({}, {"propose_s": 10.0}, "propose"),
-        ({"proposes_on_cpu": False}, {"propose_s": 10.0}, "propose"),
+        ({}, {"generate_s": 10.0}, "masks"),
+        ({"proposes_on_cpu": False}, {"generate_s": 10.0}, "masks"),
     ],
 )
 def test_advice_names_what_bounds_the_run(changes: dict[str, Any], times: dict[str, Any], named: str) -> None:
@@ -104,7 +104,7 @@ def test_advice_names_what_bounds_the_run(changes: dict[str, Any], times: dict[s
 
 def test_a_run_too_short_for_anything_is_said_to_be() -> None:
     predicted = forecast(measured_run([chain(3)]), Calibrated(service(), 5.0), arrangement(), 1, None)
-    assert (predicted.duration_s, predicted.num_units) == (8.0, 1)
+    assert (predicted.duration_s, predicted.num_partitions) == (8.0, 1)
     assert advice(predicted).startswith("nothing is saturated")
 
 
@@ -121,5 +121,7 @@ def test_what_is_done_with_is_freed_at_once() -> None:
 
 
 def test_units_go_to_the_actors_that_have_least_to_do() -> None:
-    longest = simulated([chain(1)], [1] * 12, curate_actors=4, units_in_flight=8, engine_places=4, requests_per_actor=1)
+    longest = simulated(
+        [chain(1)], [1] * 12, curate_actors=4, partitions_in_flight=8, engine_slots=4, requests_per_actor=1
+    )
     assert longest.end.now_s == pytest.approx(3)

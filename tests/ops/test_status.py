@@ -10,7 +10,7 @@ import pytest
 
 from tests.data.test_output import manifest, row
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 from ureca.jobs.status import main
 from ureca.ops.status import Status, status_of, status_text
@@ -25,15 +25,15 @@ def begin(folder: Path, state: str = "running", **more: Any) -> Output:
     output = Output(str(folder))
     output.add_images(manifest([f"i{index}" for index in range(10)]), 2)
     session = {"started": NAMED, "ended": None, "state": state}
-    output.write_run({"verb": "curate", "dataset": "regions", "state": state, "sessions": [session], **more})
+    output.write_run({"command": "curate", "dataset": "regions", "state": state, "sessions": [session], **more})
     return output
 
 
-def do(output: Output, unit: int, at_s: float, error: str | None = None, status: str = "ok") -> None:
+def do(output: Output, partition: int, at_s: float, error: str | None = None, status: str = "ok") -> None:
     """Write a unit, so many seconds after the session began."""
-    rows = [row(f"i{2 * unit}", statuses=(status,)), row(f"i{2 * unit + 1}", error=error)]
-    output.write_unit(unit, rows, UnitReport())
-    os.utime(Path(output.path, "regions", f"part-{unit:06d}.parquet"), (BEGAN + at_s, BEGAN + at_s))
+    rows = [row(f"i{2 * partition}", statuses=(status,)), row(f"i{2 * partition + 1}", error=error)]
+    output.write_partition(partition, rows, PartitionReport())
+    os.utime(Path(output.path, "regions", f"part-{partition:06d}.parquet"), (BEGAN + at_s, BEGAN + at_s))
 
 
 def test_rate_and_time_left_are_those_of_the_session(tmp_path: Path) -> None:
@@ -65,16 +65,16 @@ def test_a_run_that_shows_no_sign_of_life_is_lost(tmp_path: Path) -> None:
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 60).state == "running"
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 100).state == "lost"
     # A model that takes its time writes nothing, and still renews its claim.
-    (tmp_path / "claim.json").write_text("{}")
-    os.utime(tmp_path / "claim.json", (BEGAN + 95, BEGAN + 95))
+    (tmp_path / "lease.json").write_text("{}")
+    os.utime(tmp_path / "lease.json", (BEGAN + 95, BEGAN + 95))
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 100).state == "running"
 
 
 @pytest.mark.parametrize("state", ["stopped", "finished"])
 def test_what_has_ended_has_no_time_left_and_is_not_lost(tmp_path: Path, state: str) -> None:
     output = begin(tmp_path, state)
-    for unit in range(5):
-        do(output, unit, at_s=unit)
+    for partition in range(5):
+        do(output, partition, at_s=partition)
     status = status_of(str(tmp_path), clock=lambda: BEGAN + 10_000)
     assert (status.state, status.num_done, status.left_s) == (state, 10, None)
 
@@ -90,7 +90,7 @@ def test_nothing_done_yet(tmp_path: Path) -> None:
 def write_training(folder: Path, num_steps: int | None, done: int, state: str = "running") -> None:
     """A training of which so many steps, of two seconds each, are done; the last one 100 s after it began."""
     session = {"started": NAMED, "ended": None, "state": state}
-    record = {"verb": "train", "state": state, "num_steps": num_steps, "sessions": [session, session]}
+    record = {"command": "train", "state": state, "num_steps": num_steps, "sessions": [session, session]}
     (folder / "run.json").write_text(json.dumps(record))
     if done:
         seconds = {"data_wait": 0.5, "forward_backward": 1.0, "optimizer": 0.5}
@@ -103,7 +103,7 @@ def test_a_training_is_counted_in_steps(tmp_path: Path) -> None:
     write_training(tmp_path, 100, 40)
     (tmp_path / "errors.jsonl").write_text('{"kind": "not_an_image"}\n' * 3)
     status = status_of(str(tmp_path), clock=lambda: BEGAN + 110)
-    assert (status.verb, status.counted, status.num_done, status.num_total) == ("train", "steps", 40, 100)
+    assert (status.command, status.counted, status.num_done, status.num_total) == ("train", "steps", 40, 100)
     assert status.rate_per_s == pytest.approx(0.5)
     assert status.left_s == pytest.approx(120)
     assert (status.failures, status.num_sessions) == ({"not_an_image": 3}, 2)
@@ -120,32 +120,33 @@ def test_a_training_whose_first_step_takes_long_is_not_lost(tmp_path: Path) -> N
 def test_an_evaluation_counts_each_image_once_a_model(tmp_path: Path) -> None:
     models = [{"name": name, "captions": f"models/{name}"} for name in ("a", "b")]
     sessions = [{"started": NAMED, "ended": None, "state": "running"}]
-    record = {"verb": "evaluate", "state": "running", "benchmark": "benchmark", "models": models, "sessions": sessions}
+    record = {"command": "evaluate", "state": "running", "benchmark": "benchmark"}
+    record |= {"models": models, "sessions": sessions}
     Output(str(tmp_path)).write_run(record)
     early = status_of(str(tmp_path), clock=lambda: BEGAN + 5)
     assert (early.state, early.num_total, early.num_done, early.left_s) == ("running", None, 0, None)
 
     benchmark = Output(str(tmp_path / "benchmark"), BENCHMARK_DATASET)
     benchmark.add_images(manifest([f"i{index}" for index in range(4)]), 2)
-    benchmark.write_run({"verb": "benchmark", "state": "finished"})
+    benchmark.write_run({"command": "benchmark", "state": "finished"})
     for name, done_at in (("a", (10, 14)), ("b", (18,))):
         captions = Output(str(tmp_path / "models" / name), CAPTIONS_DATASET)
         captions.add_images(manifest([f"i{index}" for index in range(4)]), 2)
-        for unit, at_s in enumerate(done_at):
-            rows = [captions_row(f"i{2 * unit}"), captions_row(f"i{2 * unit + 1}", failed=name == "b")]
-            captions.write_unit(unit, rows, UnitReport())
-            part = tmp_path / "models" / name / "captions" / f"part-{unit:06d}.parquet"
+        for partition, at_s in enumerate(done_at):
+            rows = [captions_row(f"i{2 * partition}"), captions_row(f"i{2 * partition + 1}", failed=name == "b")]
+            captions.write_partition(partition, rows, PartitionReport())
+            part = tmp_path / "models" / name / "captions" / f"part-{partition:06d}.parquet"
             os.utime(part, (BEGAN + at_s, BEGAN + at_s))
     status = status_of(str(tmp_path), clock=lambda: BEGAN + 20)
-    assert (status.verb, status.state, status.num_done, status.num_total) == ("evaluate", "running", 6, 8)
+    assert (status.command, status.state, status.num_done, status.num_total) == ("evaluate", "running", 6, 8)
     assert status.rate_per_s == pytest.approx(4 / 8)
     assert status.left_s == pytest.approx(4)
     assert (status.num_failed, status.failures) == (1, {"read:truncated": 1})
     assert status_of(str(tmp_path), quick=True, clock=lambda: BEGAN + 20).num_failed is None
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "lost"
     # It is judging, which writes no captions, and renews its claim.
-    (tmp_path / "claim.json").write_text("{}")
-    os.utime(tmp_path / "claim.json", (BEGAN + 195, BEGAN + 195))
+    (tmp_path / "lease.json").write_text("{}")
+    os.utime(tmp_path / "lease.json", (BEGAN + 195, BEGAN + 195))
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "running"
 
 
@@ -161,9 +162,9 @@ def captions_row(image_id: str, failed: bool = False) -> dict[str, Any]:
         "",
         "[]",
         "{}",
-        '{"verb": "evaluate", "dataset": "none"}',
-        '{"verb": "curate", "sessions": []}',
-        '{"verb": "train", "state": "running", "sessions": [{}]}',
+        '{"command": "evaluate", "dataset": "none"}',
+        '{"command": "curate", "sessions": []}',
+        '{"command": "train", "state": "running", "sessions": [{}]}',
     ],
 )
 def test_what_is_no_run_is_said_to_be_none(tmp_path: Path, record: str) -> None:
@@ -193,7 +194,7 @@ def test_a_lost_run_has_status_1(tmp_path: Path) -> None:
 def test_many_kinds_of_failures_are_cut(tmp_path: Path) -> None:
     status = Status(
         output="out",
-        verb="curate",
+        command="curate",
         state="finished",
         counted="images",
         num_total=30,

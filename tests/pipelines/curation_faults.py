@@ -21,9 +21,9 @@ from tests.drawn import write_corpus
 from tests.pipelines.killing import kill_workers
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import ProposedUnit, ProposeStage
-from ureca.pipelines.curate import build_propose_stage, curate
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import MaskedPartition, MaskStage
+from ureca.pipelines.curate import build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -44,29 +44,29 @@ def flags(corpus: Path, out: Path, port: int | None = None, seed: int = 0) -> li
         model = ["--mllm.kind", "openai", "--mllm.model", "stand-in", "--mllm.base-urls", urls]
     return [
         *(str(corpus), str(out), "--annotator.kind", "prompted", *model),
-        *("--listing.annotations", "beside", "--proposals.kind", "annotations"),
-        *("--images-per-unit", str(NUM_IMAGES // NUM_UNITS), "--max-worker-deaths", "5"),
-        *("--resources.propose.num-actors", "1", "--resources.curate.num-actors", "2"),
-        *("--resources.curate.units-in-flight", "2", "--resources.curate.images-in-flight", "3"),
-        *(("--resources.propose.images-per-piece", "1") if seed % 2 else ()),
+        *("--listing.annotations", "beside", "--masks.kind", "annotations"),
+        *("--images-per-partition", str(NUM_IMAGES // NUM_UNITS), "--max-worker-crashes", "5"),
+        *("--resources.masks.num-actors", "1", "--resources.curate.num-actors", "2"),
+        *("--resources.curate.partitions-in-flight", "2", "--resources.curate.images-in-flight", "3"),
+        *(("--resources.masks.images-per-chunk", "1") if seed % 2 else ()),
     ]
 
 
-def build_slow_propose_stage(settings: CurateSettings) -> ProposeStage:
+def build_slow_propose_stage(settings: CurateSettings) -> MaskStage:
     """Masks that take their time."""
-    stage = build_propose_stage(settings)
+    stage = build_mask_stage(settings)
 
-    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+    def generate(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
         time.sleep(0.1 * len(entries))
         return stage(number, entries)
 
-    return propose
+    return generate
 
 
-def run_here(argv: list[str]) -> UnitReport:
+def run_here(argv: list[str]) -> PartitionReport:
     """Run the verb in this process, with masks that take their time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_slow_propose_stage)
+        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_slow_propose_stage)
         return curate(CurateSettings.load(argv), on_plan=lambda num_images, num_to_do: None)
 
 
@@ -135,15 +135,15 @@ def until_it_hits(folder: Path, run: Callable[[Path], bool]) -> None:
     assert any(run(folder / str(number)) for number in range(8)), "no moment came before the end"
 
 
-def kill_stage_at_random(output: Output, stage: str, dice: random.Random) -> list[str]:
+def kill_stage_at_random(output: Output, stage: str, rng: random.Random) -> list[str]:
     """Kill the workers of a stage below this process at a random moment; none: they had done their work."""
     wait_until(lambda: any(stage in command(child) for child in psutil.Process().children(recursive=True)))
     if stage == "CurateActor":
-        at_least = dice.randrange(NUM_UNITS // 2)
-        wait_until(lambda: len(output.done_units()) >= at_least)
-        time.sleep(dice.uniform(0, 0.3))
+        at_least = rng.randrange(NUM_UNITS // 2)
+        wait_until(lambda: len(output.done_partitions()) >= at_least)
+        time.sleep(rng.uniform(0, 0.3))
     else:
-        time.sleep(dice.uniform(0, 1.6))
+        time.sleep(rng.uniform(0, 1.6))
     return kill_workers(os.getpid(), stage)
 
 

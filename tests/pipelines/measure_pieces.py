@@ -17,42 +17,42 @@ import pytest
 from tests.drawn import write_corpus
 from tests.pipelines.test_pieces import NotingCurateActor, notes_of
 from ureca.data.manifest import ManifestEntry
-from ureca.data.processing import ProposedUnit, ProposeStage
+from ureca.data.processing import MaskedPartition, MaskStage
 from ureca.pipelines.batch.session import kept_session
-from ureca.pipelines.curate import build_propose_stage, curate
+from ureca.pipelines.curate import build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES, IMAGES_PER_UNIT = 128, 16
 _SECONDS = (0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.4, 0.4, 0.7, 2.0)
 
 
-def build_slow_propose_stage(settings: CurateSettings) -> ProposeStage:
+def build_slow_propose_stage(settings: CurateSettings) -> MaskStage:
     """Masks that take their time, and a note when those of an image are made."""
-    stage = build_propose_stage(settings)
+    stage = build_mask_stage(settings)
 
-    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+    def generate(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
         for entry in entries:
             time.sleep(random.Random(entry.image_id).choice(_SECONDS))
             (notes_of(settings) / f"made-{entry.image_id}").touch()
         return stage(number, entries)
 
-    return propose
+    return generate
 
 
-def measure(folder: Path, images_per_piece: int | None) -> dict[str, float]:
+def measure(folder: Path, images_per_chunk: int | None) -> dict[str, float]:
     """Curate, and read the notes."""
     resources = {
-        "propose": {"num_actors": 2, "images_per_piece": images_per_piece},
+        "masks": {"num_actors": 2, "images_per_chunk": images_per_chunk},
         "curate": {"num_actors": 2, "images_in_flight": 16},
     }
     settings = CurateSettings(
         input=str(folder / "in"),
-        output=str(folder / f"{images_per_piece}" / "out"),
+        output=str(folder / f"{images_per_chunk}" / "out"),
         listing={"annotations": "beside"},
-        proposals={"kind": "annotations"},
+        masks={"kind": "annotations"},
         annotator={"kind": "prompted"},
         mllm={"kind": "standin", "seconds_per_answer": 0.1},
-        images_per_unit=IMAGES_PER_UNIT,
+        images_per_partition=IMAGES_PER_UNIT,
         resources=resources,
     )
     notes_of(settings).mkdir(parents=True)
@@ -79,7 +79,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch, kept_session():
         folder = Path(name)
         write_corpus(folder / "in", NUM_IMAGES)
-        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_slow_propose_stage)
+        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_slow_propose_stage)
         patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
         figures: dict[str, dict[str, Any]] = {
             f"units of {IMAGES_PER_UNIT}": measure(folder, IMAGES_PER_UNIT),

@@ -31,9 +31,9 @@ def main(folder: Path, seeds: list[int]) -> None:
         try:
             corpus = Corpus(folder, run_here)
             for seed in seeds:
-                dice, out = random.Random(seed), folder / f"out{seed}"
-                victim = nodes.pop(dice.randrange(2))
-                with meanwhile(partial(kill_at_random, cluster, victim, Output(str(out)), dice)):
+                rng, out = random.Random(seed), folder / f"out{seed}"
+                victim = nodes.pop(rng.randrange(2))
+                with meanwhile(partial(kill_at_random, cluster, victim, Output(str(out)), rng)):
                     run_here(flags(corpus.images, out, seed=seed))
                 corpus.check(out)
                 nodes.append(add_node(cluster))
@@ -42,11 +42,11 @@ def main(folder: Path, seeds: list[int]) -> None:
             cluster.shutdown()
 
 
-def kill_at_random(cluster: Cluster, node: Node, output: Output, dice: random.Random) -> None:
+def kill_at_random(cluster: Cluster, node: Node, output: Output, rng: random.Random) -> None:
     """Kill all processes of a node at a random moment of a curation."""
-    at_least = dice.randrange(NUM_UNITS // 2)
-    wait_until(lambda: len(output.done_units()) >= at_least)
-    time.sleep(dice.uniform(0, 0.5))
+    at_least = rng.randrange(NUM_UNITS // 2)
+    wait_until(lambda: len(output.done_partitions()) >= at_least)
+    time.sleep(rng.uniform(0, 0.5))
     cluster.remove_node(node, allow_graceful=False)
     print("node killed", flush=True)
 

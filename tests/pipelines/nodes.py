@@ -162,12 +162,12 @@ def caption(folder: Path) -> None:
 
 def _batch_flags(folder: Path, stage: str) -> list[str]:
     return [
-        *(str(folder / "in"), str(folder / "out"), "--images-per-unit", str(NUM_IMAGES // NUM_UNITS)),
-        *("--listing.annotations", "beside", "--proposals.kind", "annotations", "--max-worker-deaths", "5"),
+        *(str(folder / "in"), str(folder / "out"), "--images-per-partition", str(NUM_IMAGES // NUM_UNITS)),
+        *("--listing.annotations", "beside", "--masks.kind", "annotations", "--max-worker-crashes", "5"),
         # A whole CPU of a node must stay free for what Ray Data does itself.
-        *("--resources.propose.num-actors", "3", "--resources.propose.num-cpus", "0"),
+        *("--resources.masks.num-actors", "3", "--resources.masks.num-cpus", "0"),
         *(f"--resources.{stage}.num-actors", "3", f"--resources.{stage}.num-cpus", "2"),
-        *(f"--resources.{stage}.units-in-flight", "1", f"--resources.{stage}.images-in-flight", "2"),
+        *(f"--resources.{stage}.partitions-in-flight", "1", f"--resources.{stage}.images-in-flight", "2"),
     ]
 
 
@@ -194,7 +194,7 @@ def train(folder: Path, run: str = "out") -> None:
         train(settings)
 
 
-def main(verb: str, folder: Path) -> None:
+def main(command: str, folder: Path) -> None:
     """Run a verb while a node is lost and another is added; training is also run without that."""
     from ureca.pipelines.training.run_folder import read_lines
 
@@ -205,12 +205,12 @@ def main(verb: str, folder: Path) -> None:
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
     def is_under_way() -> bool:
-        if verb == "train":
+        if command == "train":
             return len(read_lines(folder / "out" / "metrics.jsonl")) > NUM_STEPS // 4
-        return Notes.here().may_go_on(verb) and any((folder / "out").glob("*/part-*"))
+        return Notes.here().may_go_on(command) and any((folder / "out").glob("*/part-*"))
 
     with cluster_of_three() as (cluster, nodes):
-        if verb == "train":
+        if command == "train":
             train(folder, "whole")
         error: list[BaseException] = []
 
@@ -222,7 +222,7 @@ def main(verb: str, folder: Path) -> None:
 
         thread = threading.Thread(target=fault)
         thread.start()
-        {"curate": curate, "caption": caption, "train": train}[verb](folder)
+        {"curate": curate, "caption": caption, "train": train}[command](folder)
         thread.join()
         if error:
             raise error[0]

@@ -13,7 +13,7 @@ from tests.drawn import write_corpus
 from tests.pipelines.test_graph import RecordingDataset
 from ureca.data.output import Output
 from ureca.model.initialization import save_tiny
-from ureca.pipelines.batch.arrow import manifest_items, pending_units
+from ureca.pipelines.batch.arrow import manifest_items, pending_partitions
 from ureca.pipelines.batch.resources import Work
 from ureca.pipelines.batch.session import Cluster
 from ureca.pipelines.caption import _list_input, _resolved, graph, plan
@@ -37,7 +37,7 @@ def settings_of(tmp_path: Path, checkpoint: Path, **more: Any) -> CaptioningSett
         "output": str(tmp_path / "out"),
         "model": str(checkpoint),
         "listing": {"annotations": "beside"},
-        "proposals": {"kind": "annotations"},
+        "masks": {"kind": "annotations"},
         "captioner": {"max_new_tokens": 4},
     }
     return CaptioningSettings(**defaults | more)
@@ -47,21 +47,21 @@ def caption_here(settings: CaptioningSettings) -> Output:
     """Caption in this process; returns the output."""
     settings = _resolved(settings)
     output = Output(settings.output, CAPTIONS_DATASET)
-    output.add_images(_list_input(settings), images_per_unit=8)
+    output.add_images(_list_input(settings), images_per_partition=8)
     dataset: Any = RecordingDataset()
-    graph(dataset, pending_units({}, []), settings, work=Work(9, 18), cluster=HERE)
+    graph(dataset, pending_partitions({}, []), settings, work=Work(9, 18), cluster=HERE)
     asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
     return output
 
 
 def test_every_stage_runs_where_its_resources_say(tmp_path: Path, checkpoint: Path) -> None:
     resources = {
-        "propose": {"num_actors": 3, "num_cpus": 2},
-        "caption": {"num_actors": 9, "num_cpus": 4, "num_gpus": 1, "units_in_flight": 6},
+        "masks": {"num_actors": 3, "num_cpus": 2},
+        "caption": {"num_actors": 9, "num_cpus": 4, "num_gpus": 1, "partitions_in_flight": 6},
     }
     dataset: Any = RecordingDataset()
     settings = settings_of(tmp_path, checkpoint, resources=resources)
-    graph(dataset, pending_units({}, []), settings, work=Work(5, 10), cluster=Cluster(64, 8, may_grow=False))
+    graph(dataset, pending_partitions({}, []), settings, work=Work(5, 10), cluster=Cluster(64, 8, may_grow=False))
     _, (_, proposing), (_, captioning) = dataset.stages
     assert dataset.rows_per_block == 1
     assert (proposing["num_cpus"], proposing["compute"].max_size) == (2, 3)
@@ -85,8 +85,8 @@ def test_bad_files_are_all_accounted_for(tmp_path: Path, checkpoint: Path) -> No
 def test_captions_of_a_run_are_captioned_with_its_ids(tmp_path: Path, checkpoint: Path) -> None:
     ids = write_corpus(tmp_path / "in", 3)
     first = caption_here(settings_of(tmp_path, checkpoint))
-    first.write_run({"verb": "caption", "dataset": "captions"})
-    plain: dict[str, Any] = {"listing": {}, "proposals": {"kind": "auto"}, "input": first.path}
+    first.write_run({"command": "caption", "dataset": "captions"})
+    plain: dict[str, Any] = {"listing": {}, "masks": {"kind": "auto"}, "input": first.path}
     again = caption_here(settings_of(tmp_path, checkpoint, output=str(tmp_path / "again"), **plain))
     rows = list(again.rows())
     assert [row["image_id"] for row in rows] == ids

@@ -31,7 +31,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-ONE_ACTOR = {"propose": {"num_actors": 1}, "caption": {"num_actors": 1}}  # each takes seconds to load torch
+ONE_ACTOR = {"masks": {"num_actors": 1}, "caption": {"num_actors": 1}}  # each takes seconds to load torch
 
 
 def nothing(num_images: int, num_to_do: int) -> None:
@@ -43,11 +43,11 @@ def nothing(num_images: int, num_to_do: int) -> None:
 def test_sessions_do_what_is_missing_and_what_failed(tmp_path: Path, checkpoint: Path) -> None:
     ids = write_corpus(tmp_path / "in", 6)
     (tmp_path / "in" / "img_0003.png").write_bytes(b"")
-    settings = settings_of(tmp_path, checkpoint, images_per_unit=2, resources=ONE_ACTOR)
+    settings = settings_of(tmp_path, checkpoint, images_per_partition=2, resources=ONE_ACTOR)
     report = caption(settings, nothing)
     assert (report.num_images, report.num_failed, report.num_regions) == (6, 1, 20)
     assert report.failures == {"read:empty_file": 1}
-    assert set(report.seconds) == {"propose", "prepare", "caption"}
+    assert set(report.seconds) == {"masks", "prepare", "caption"}
     assert caption(settings, nothing) == report  # nothing is missing: nothing runs
 
     with pytest.raises(OutputError, match=r"captioner\.max_new_tokens: 4 then, 5 now"):
@@ -77,18 +77,18 @@ def test_nothing_starts_on_what_cannot_be_used(tmp_path: Path, checkpoint: Path)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         caption(settings_of(tmp_path, tmp_path), nothing)
     with pytest.raises(InputError, match="not the output of a run"):
-        caption(settings_of(tmp_path, checkpoint, listing={}, proposals={"kind": "regions"}), nothing)
+        caption(settings_of(tmp_path, checkpoint, listing={}, masks={"kind": "regions"}), nothing)
     curated = Output(str(tmp_path / "curated"))
-    curated.write_run({"verb": "curate"})
+    curated.write_run({"command": "curate"})
     changed: dict[str, Any] = {"input": curated.path, "overwrite": True}
     with pytest.raises(OutputError, match="output of 'curate', not of caption"):
         caption(settings_of(tmp_path, checkpoint, output=curated.path, **changed), nothing)
     with pytest.raises(InputError, match=r"leave out listing\.annotations"):
         caption(settings_of(tmp_path, checkpoint, **changed), nothing)
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
-    captions.write_run({"verb": "caption", "dataset": "captions"})
+    captions.write_run({"command": "caption", "dataset": "captions"})
     with pytest.raises(InputError, match="both the input and the output"):
-        again: dict[str, Any] = {"input": captions.path, "listing": {}, "proposals": {"kind": "auto"}}
+        again: dict[str, Any] = {"input": captions.path, "listing": {}, "masks": {"kind": "auto"}}
         caption(settings_of(tmp_path, checkpoint, output=captions.path, **again), nothing)
 
 
@@ -105,10 +105,10 @@ def test_every_image_once_after_a_worker_and_the_driver_die(tmp_path: Path, chec
     output = Output(str(tmp_path / "out"), CAPTIONS_DATASET)
     command = [
         *(sys.executable, "-m", "ureca.jobs.caption", str(tmp_path / "in"), output.path, "--model", str(checkpoint)),
-        *("--listing.annotations", "beside", "--proposals.kind", "annotations", "--images-per-unit", "2"),
+        *("--listing.annotations", "beside", "--masks.kind", "annotations", "--images-per-partition", "2"),
         *("--captioner.max-new-tokens", "120", "--captioner.batch-size", "1"),
-        *("--resources.caption.num-actors", "1", "--resources.caption.units-in-flight", "1"),
-        *("--resources.propose.num-actors", "1"),
+        *("--resources.caption.num-actors", "1", "--resources.caption.partitions-in-flight", "1"),
+        *("--resources.masks.num-actors", "1"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     with (tmp_path / "log").open("wb") as log:
@@ -116,19 +116,19 @@ def test_every_image_once_after_a_worker_and_the_driver_die(tmp_path: Path, chec
         try:
             wait_for_parts(output, 1, process)
             killed = kill_workers(process.pid, "CaptionActor")
-            wait_for_parts(output, len(output.done_units()) + 1, process)
+            wait_for_parts(output, len(output.done_partitions()) + 1, process)
         finally:
             kill_driver(process)
     assert killed
-    done = output.done_units()
+    done = output.done_partitions()
     assert len(done) < 12
-    before = {unit: Path(path).stat().st_mtime_ns for unit, path in output.part_paths().items()}
+    before = {partition: Path(path).stat().st_mtime_ns for partition, path in output.part_paths().items()}
 
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert finished.returncode == 0, finished.stderr
     rows = list(output.rows())
     assert Counter(row["image_id"] for row in rows) == Counter(ids)
     assert all(row["error"] is None and len(row["captions"]) == 4 for row in rows)
-    after = {unit: Path(path).stat().st_mtime_ns for unit, path in output.part_paths().items()}
-    assert {unit: after[unit] for unit in before} == before
+    after = {partition: Path(path).stat().st_mtime_ns for partition, path in output.part_paths().items()}
+    assert {partition: after[partition] for partition in before} == before
     assert [session["state"] for session in output.run()["sessions"]] == ["running", "finished"]

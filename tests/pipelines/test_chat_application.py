@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from ureca.errors import SettingsError
-from ureca.llm.settings import ByOpenAI, RayServeSettings
+from ureca.llm.settings import OpenAIConfig, RayServeSettings
 from ureca.pipelines.batch.ray_serve_llm import chat_application, served
 from ureca.pipelines.components import build_chat_model
 from ureca.pipelines.curate_settings import CurateSettings
@@ -47,7 +47,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
 def test_the_application_is_there_for_the_block_and_asked_by_its_address(told: list[tuple[str, Any]]) -> None:
     settings = settings_of("--mllm.port", "8123", "--mllm.max-concurrency", "7")
     with chat_application(settings) as asked:
-        assert isinstance(asked.mllm, ByOpenAI)
+        assert isinstance(asked.mllm, OpenAIConfig)
         assert [str(url) for url in asked.mllm.base_urls] == ["http://127.0.0.1:8123/ureca-mllm/v1"]
         assert (asked.mllm.model, asked.mllm.max_concurrency) == ("org/vl", 7)
         assert asked.model_copy(update={"mllm": settings.mllm}) == settings

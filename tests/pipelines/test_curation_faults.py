@@ -54,16 +54,16 @@ def test_an_annotator_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_a_proposals_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    check_death_of_a_stage("ProposeActor", corpus, seed, tmp_path)
+    check_death_of_a_stage("MaskActor", corpus, seed, tmp_path)
 
 
 def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, folder: Path) -> None:
     """Kill the actors of a stage once while they work."""
-    dice = random.Random(seed)
+    rng = random.Random(seed)
 
     def run(out: Path) -> bool:
         killed: list[str] = []
-        with meanwhile(lambda: killed.extend(kill_stage_at_random(Output(str(out)), stage, dice))):
+        with meanwhile(lambda: killed.extend(kill_stage_at_random(Output(str(out)), stage, rng))):
             run_here(flags(corpus.images, out, seed=seed))
         corpus.check(out)
         return bool(killed)
@@ -73,16 +73,16 @@ def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, folder: Path) 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_the_endpoint_which_comes_back_after_five_seconds(asked_corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
 
     def run(out: Path) -> bool:
         ended = threading.Event()
         with endpoint() as (first, port):
 
             def die_and_come_back() -> None:
-                at_least = dice.randrange(NUM_UNITS // 2)
-                wait_until(lambda: len(Output(str(out)).done_units()) >= at_least)
-                if ended.wait(dice.uniform(0, 0.5)):
+                at_least = rng.randrange(NUM_UNITS // 2)
+                wait_until(lambda: len(Output(str(out)).done_partitions()) >= at_least)
+                if ended.wait(rng.uniform(0, 0.5)):
                     return
                 first.kill()
                 first.wait()
@@ -106,16 +106,16 @@ def test_the_endpoint_which_comes_back_after_five_seconds(asked_corpus: Corpus, 
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("seed", LONG)
 def test_the_driver_whose_command_is_run_again(corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    dice = random.Random(seed)
+    rng = random.Random(seed)
 
     def run(out: Path) -> bool:
         output = Output(str(out))
         command = [sys.executable, "-m", "ureca.jobs.curate", *flags(corpus.images, out, seed=seed)]
         with (tmp_path / "log").open("wb") as log:
             driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-            at_least = dice.randrange(NUM_UNITS // 2)
-            wait_until(lambda: output.exists() and len(output.done_units()) >= at_least)
-            time.sleep(dice.uniform(0, 0.5))
+            at_least = rng.randrange(NUM_UNITS // 2)
+            wait_until(lambda: output.exists() and len(output.done_partitions()) >= at_least)
+            time.sleep(rng.uniform(0, 0.5))
             was_killed = driver.poll() is None and output.run()["state"] == "running"
             kill_driver(driver)
             subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, check=True)

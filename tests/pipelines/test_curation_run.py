@@ -12,11 +12,11 @@ from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
 from tests.pipelines.test_graph import settings_of
 from ureca.data.output import Output
 from ureca.errors import InputError, OutputError, SettingsError
-from ureca.llm.settings import ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn
-from ureca.masks.generators.settings import FromSam
+from ureca.llm.settings import FakeConfig, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
+from ureca.masks.generators.settings import SamConfig
 from ureca.pipelines.batch.runner import MAY_CHANGE
 from ureca.pipelines.curate import _MAY_CHANGE, curate
-from ureca.pipelines.curate_settings import ByDinov2, CurateSettings
+from ureca.pipelines.curate_settings import CurateSettings, Dinov2Config
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -45,13 +45,13 @@ def test_sessions_do_what_is_missing_and_what_failed(tmp_path: Path, plans: Plan
     ids = write_corpus(tmp_path / "in", 12)
     (tmp_path / "in" / "img_0003.json").write_text("{")
     (tmp_path / "in" / "img_0007.png").write_bytes(b"")
-    settings = settings_of(tmp_path, images_per_unit=3, verification={"kind": "prompted"})
+    settings = settings_of(tmp_path, images_per_partition=3, verification={"kind": "prompted"})
     report = curate(settings, plans)
     assert (report.num_images, report.num_failed, report.num_regions) == (12, 2, 40)
-    assert report.failures == {"propose:malformed": 1, "read:empty_file": 1}
+    assert report.failures == {"masks:malformed": 1, "read:empty_file": 1}
     # Each region: a short caption, a verification; each large disc: a detailed caption; rewrites of look-alikes.
     assert report.num_calls >= 40 + 40 + 10
-    assert set(report.seconds) == {"propose", "tree", "curate"}
+    assert set(report.seconds) == {"masks", "tree", "curate"}
     rows = list(Output(settings.output).rows())
     assert [row["image_id"] for row in rows] == ids
     for row in rows:
@@ -102,7 +102,7 @@ def test_bad_files_are_all_accounted_for(tmp_path: Path, plans: Plans) -> None:
         for row in rows
     }
     # An image without annotations cannot have regions here; its pixels were read all the same.
-    found = {id: "ok" if outcome == "propose:missing_annotation" else outcome for id, outcome in found.items()}
+    found = {id: "ok" if outcome == "masks:missing_annotation" else outcome for id, outcome in found.items()}
     assert found == expected
     assert len(rows) == len(expected) == report.num_images
     assert report.num_failed == sum(row["error"] is not None for row in rows)
@@ -114,8 +114,8 @@ def test_weights_free_curation_of_a_tar_shard(tmp_path: Path, plans: Plans) -> N
         input=str(tmp_path / "shard.tar"),
         output=str(tmp_path / "out"),
         listing={"annotations": "beside"},
-        proposals={"kind": "annotations"},
-        verification={"kind": "describer"},
+        masks={"kind": "annotations"},
+        verification={"kind": "rule_based"},
     )
     report = curate(settings, plans)
     rows = list(Output(settings.output).rows())
@@ -123,7 +123,7 @@ def test_weights_free_curation_of_a_tar_shard(tmp_path: Path, plans: Plans) -> N
     assert report.num_regions == 12
     assert {region["verdict"] for row in rows for region in row["regions"]} == {"accepted"}
     assert rows[0]["provenance"]["proposer"] == "annotations"
-    assert rows[0]["provenance"]["annotator"].startswith("describer")
+    assert rows[0]["provenance"]["annotator"].startswith("rule-based")
 
 
 def test_other_settings_are_refused_by_name(tmp_path: Path, plans: Plans) -> None:
@@ -143,14 +143,14 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, plans: Plans) -> Non
 @pytest.mark.parametrize(
     "changed",
     [
-        {"proposals": {"kind": "sam", "checkpoint": "nowhere/sam.pth"}},
+        {"masks": {"kind": "sam", "checkpoint": "nowhere/sam.pth"}},
         {"embedder": {"kind": "dinov2", "checkpoint": "/nowhere/dinov2"}},
     ],
 )
 def test_what_fails_on_a_worker_is_a_settings_error_here(tmp_path: Path, plans: Plans, changed: dict[str, Any]) -> None:
     write_corpus(tmp_path / "in", 1)
     settings = settings_of(tmp_path).model_dump() | changed
-    if "proposals" in changed:
+    if "masks" in changed:
         settings["listing"] = {}
     with pytest.raises(SettingsError, match="nowhere") as raised:
         curate(CurateSettings(**settings), plans)
@@ -173,9 +173,9 @@ def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plan
 def test_settings_that_may_change_exist() -> None:
     models = {
         "": CurateSettings,
-        "proposals": FromSam,
-        "embedder": ByDinov2,
-        "mllm": (ByOpenAI, ByRayServe, ByTransformers, ByVllm, StandIn),
+        "masks": SamConfig,
+        "embedder": Dinov2Config,
+        "mllm": (OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig, FakeConfig),
     }
     for key in MAY_CHANGE | _MAY_CHANGE:
         section, _, name = key.rpartition(".")

@@ -14,13 +14,13 @@ from tests.pipelines.test_graph import settings_of
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import CurateStage, plant, propose
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import CurateStage, build, generate
 from ureca.errors import InputError
-from ureca.masks.generators.base import AnnotationProposer
+from ureca.masks.generators.base import AnnotationMaskGenerator
 from ureca.pipelines.batch.dry_run import estimate
 from ureca.pipelines.components import build_curator
-from ureca.pipelines.curate import _CURATE, curate_rehearsal, plan
+from ureca.pipelines.curate import _CURATE, curate_dry_run, plan
 from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES = 10
@@ -31,14 +31,14 @@ def lines_of(settings: CurateSettings) -> dict[str, str]:
     return dict(re.split(r"\s{2,}", line, maxsplit=1) for line in plan(settings).splitlines())
 
 
-def really(settings: CurateSettings) -> UnitReport:
+def really(settings: CurateSettings) -> PartitionReport:
     """What the stage counts when all images are curated."""
     entries = [
         ManifestEntry.from_row(row) for row in list_images(settings.input, **settings.listing.model_dump()).to_pylist()
     ]
-    unit = plant(propose(0, entries, AnnotationProposer(), settings.image_limits), settings.tree.containment)
-    rows, work = asyncio.run(CurateStage(build_curator(settings), settings.image_limits, 4)(unit))
-    return UnitReport.of_rows(rows) + work
+    partition = build(generate(0, entries, AnnotationMaskGenerator(), settings.image_limits), settings.tree.containment)
+    rows, work = asyncio.run(CurateStage(build_curator(settings), settings.image_limits, 4)(partition))
+    return PartitionReport.of_rows(rows) + work
 
 
 def test_questions_are_those_of_the_run(tmp_path: Path) -> None:
@@ -48,7 +48,7 @@ def test_questions_are_those_of_the_run(tmp_path: Path) -> None:
     planned, report = lines_of(settings), really(settings)
     assert planned["images"].startswith(f"{NUM_IMAGES} to do, estimated from {NUM_IMAGES} of them")
     assert planned["captioned regions"] == f"about {report.num_regions} (3.6 an image)"
-    assert planned["failures"] == "about 1 images; of those looked at: 1 x propose:malformed"
+    assert planned["failures"] == "about 1 images; of those looked at: 1 x masks:malformed"
     calls = dict(re.findall(r"(\w+) (\d+)", planned["model calls"].split(": ")[1]))
     assert sum(map(int, calls.values())) == report.num_calls
     assert (calls["short_caption"], calls["detailed_caption"], calls["verify"]) == ("36", "9", "36")
@@ -63,13 +63,13 @@ def test_a_sample_stands_for_all(tmp_path: Path) -> None:
     assert planned["captioned regions"] == "about 36 (4.0 an image)"
     # Images that are done are not done again; those that are new are.
     output = Output(settings.output)
-    output.write_run({"verb": "curate"})
+    output.write_run({"command": "curate"})
     output.add_images(list_images(settings.input, annotations="beside"), 2, settings.selection)
-    output.write_unit(0, [], UnitReport())
+    output.write_partition(0, [], PartitionReport())
     assert lines_of(settings)["images"].startswith("7 to do")
     assert lines_of(settings.model_copy(update={"limit": None}))["images"].startswith("8 to do")
-    for unit in range(5):
-        output.write_unit(unit, [], UnitReport())
+    for partition in range(5):
+        output.write_partition(partition, [], PartitionReport())
     with pytest.raises(InputError, match="all 9 images are done"):
         plan(settings)
 
@@ -109,7 +109,7 @@ def test_the_model_itself_can_be_asked(tmp_path: Path, monkeypatch: pytest.Monke
         async with ChatServer(by_content) as server:
             mllm = {"kind": "openai", "model": "m", "base_urls": [server.url]}
             settings = settings_of(tmp_path, mllm=mllm, planning={"ask_model": True})
-            text = await asyncio.to_thread(lambda: estimate(_CURATE, settings, curate_rehearsal(settings), "curate"))
+            text = await asyncio.to_thread(lambda: estimate(_CURATE, settings, curate_dry_run(settings), "curate"))
             return text, len(server.received)
 
     text, num_calls = asyncio.run(asked())

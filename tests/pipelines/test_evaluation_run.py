@@ -20,14 +20,14 @@ from ureca.errors import CheckpointError, InputError, OutputError, SettingsError
 from ureca.evaluation.tables.formats import read_table
 from ureca.jobs.cli import main
 from ureca.model.initialization import save_tiny
-from ureca.pipelines.batch.arrow import manifest_items, pending_units
+from ureca.pipelines.batch.arrow import manifest_items, pending_partitions
 from ureca.pipelines.batch.resources import Work
 from ureca.pipelines.batch.session import Cluster
 from ureca.pipelines.caption import _list_input, _resolved, usable_checkpoint
 from ureca.pipelines.caption import graph as caption_graph
 from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.pipelines.evaluate import evaluate
-from ureca.pipelines.evaluate_settings import EvaluateSettings, JudgeSettings
+from ureca.pipelines.evaluate_settings import EvaluateSettings, ScoringSettings
 from ureca.pipelines.judge import graph
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET
@@ -57,7 +57,7 @@ def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
     command = [
         *("evaluate", str(scenes), str(out), f"Crops={checkpoint}:crop", f"People={scenes}/captions.jsonl"),
         *("--captioner.max-new-tokens", "3", "--metrics", "BLEU,ROUGE", "--listener.kind", "prompted"),
-        *("--resources.caption.num-actors", "1", "--resources.propose.num-actors", "1"),
+        *("--resources.caption.num-actors", "1", "--resources.masks.num-actors", "1"),
         *("--resources.judge.num-actors", "1", "--table.num-resamples", "100"),
     ]
     assert main(command) == 1
@@ -109,7 +109,7 @@ def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
 def test_one_session_at_a_time(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", 1, split="test", seed=0, width_px=112, height_px=112)
     settings = settings_of(tmp_path, tmp_path / "scenes", f"People={tmp_path}/scenes/captions.jsonl", metrics=["BLEU"])
-    with Output(settings.output).claim(), pytest.raises(OutputError, match="is being written by"):
+    with Output(settings.output).lease(), pytest.raises(OutputError, match="is being written by"):
         evaluate(settings, tell)
 
 
@@ -181,9 +181,9 @@ def test_a_bucket_holds_benchmark_captions_and_table(tmp_path: Path) -> None:
 
 def test_judging_runs_where_its_resources_say(tmp_path: Path) -> None:
     dataset: Any = RecordingDataset()
-    resources = {"judge": {"num_actors": 2, "num_gpus": 0.5, "num_cpus": 3, "units_in_flight": 5}}
-    settings = JudgeSettings(input="benchmark", output=str(tmp_path / "out"), resources=resources)
-    graph(dataset, pending_units({}, []), settings, Work(9, 18), Cluster(64, 8, may_grow=False))
+    resources = {"judge": {"num_actors": 2, "num_gpus": 0.5, "num_cpus": 3, "partitions_in_flight": 5}}
+    settings = ScoringSettings(input="benchmark", output=str(tmp_path / "out"), resources=resources)
+    graph(dataset, pending_partitions({}, []), settings, Work(9, 18), Cluster(64, 8, may_grow=False))
     _, (_, judging) = dataset.stages
     assert (judging["num_cpus"], judging["num_gpus"], judging["compute"].max_size) == (3, 0.5, 2)
     assert judging["compute"].max_concurrent_calls_per_actor == 5
@@ -200,15 +200,15 @@ def test_any_model_that_sees_images_captions_a_corpus(tmp_path: Path) -> None:
         region_prompt="contour",
         image_options={"max_patches": 1},
         listing={"annotations": "beside"},
-        proposals={"kind": "annotations"},
+        masks={"kind": "annotations"},
         captioner={"max_new_tokens": 4},
     )
     assert usable_checkpoint(settings).kind == "mllm"
     settings = _resolved(settings)
     output = Output(settings.output, CAPTIONS_DATASET)
-    output.add_images(_list_input(settings), images_per_unit=8)
+    output.add_images(_list_input(settings), images_per_partition=8)
     dataset: Any = RecordingDataset()
-    caption_graph(dataset, pending_units({}, []), settings, Work(1, 2), Cluster(2, 0, may_grow=False))
+    caption_graph(dataset, pending_partitions({}, []), settings, Work(1, 2), Cluster(2, 0, may_grow=False))
     asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
     rows = list(output.rows())
     assert [region["status"] for row in rows for region in row["captions"]] == ["ok"] * 8

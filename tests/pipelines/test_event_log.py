@@ -5,7 +5,7 @@ import json
 from typing import Any
 
 from tests.data.test_output import row
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.pipelines.batch.metrics import EventLog
 from ureca.schema import REGIONS_DATASET
 
@@ -13,17 +13,17 @@ from ureca.schema import REGIONS_DATASET
 def logged(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     stream = io.StringIO()
     log = EventLog("curate", "s3://bucket/out?endpoint_override=host", "session-1", "recipe-1", stream)
-    log.made(7, rows, REGIONS_DATASET, UnitReport.of_rows(rows))
+    log.made(7, rows, REGIONS_DATASET, PartitionReport.of_rows(rows))
     return [json.loads(line) for line in stream.getvalue().splitlines()]
 
 
 def test_every_line_names_run_and_unit() -> None:
     lines = logged([row("a", statuses=("ok", "failed:verify:refusal")), row("b", error="truncated")])
-    assert [line["event"] for line in lines] == ["unit_written", "region_failed", "image_failed"]
+    assert [line["event"] for line in lines] == ["partition_written", "region_failed", "image_failed"]
     for line in lines:
         assert line["time"].endswith("+00:00")
-        assert (line["verb"], line["output"]) == ("curate", "s3://bucket/out")
-        assert (line["session"], line["recipe"], line["unit"]) == ("session-1", "recipe-1", 7)
+        assert (line["command"], line["output"]) == ("curate", "s3://bucket/out")
+        assert (line["session"], line["recipe"], line["partition"]) == ("session-1", "recipe-1", 7)
     assert (lines[0]["num_images"], lines[0]["num_failed"], lines[0]["level"]) == (2, 1, "INFO")
     assert (lines[1]["image_id"], lines[1]["region_id"], lines[1]["stage"], lines[1]["kind"]) == (
         "a",

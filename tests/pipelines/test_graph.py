@@ -15,9 +15,9 @@ from tests.drawn import write_corpus
 from ureca.data.listing import list_images
 from ureca.data.output import Output
 from ureca.errors import SettingsError
-from ureca.pipelines.batch.arrow import manifest_items, pending_units
-from ureca.pipelines.batch.resources import Work, lacking, plan_pools
-from ureca.pipelines.batch.session import Cluster, Room
+from ureca.pipelines.batch.arrow import manifest_items, pending_partitions
+from ureca.pipelines.batch.resources import Work, missing_resources, plan_pools
+from ureca.pipelines.batch.session import Cluster, NodeResources
 from ureca.pipelines.curate import graph
 from ureca.pipelines.curate_settings import CurateSettings
 
@@ -57,7 +57,7 @@ def settings_of(tmp_path: Path, **more: Any) -> CurateSettings:
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
         listing={"annotations": "beside"},
-        proposals={"kind": "annotations"},
+        masks={"kind": "annotations"},
         annotator={"kind": "prompted"},
         **more,
     )
@@ -66,12 +66,12 @@ def settings_of(tmp_path: Path, **more: Any) -> CurateSettings:
 def test_stages_and_their_resources(tmp_path: Path) -> None:
     resources = {
         "read": {"num_cpus": 0.1},
-        "propose": {"num_actors": 3, "num_gpus": 0.5, "num_cpus": 2},
+        "masks": {"num_actors": 3, "num_gpus": 0.5, "num_cpus": 2},
         "tree": {"num_cpus": 0.7},
-        "curate": {"num_actors": 9, "num_gpus": 1, "units_in_flight": 6},
+        "curate": {"num_actors": 9, "num_gpus": 1, "partitions_in_flight": 6},
     }
     dataset: Any = RecordingDataset()
-    keep = pending_units({}, [])
+    keep = pending_partitions({}, [])
     graph(
         dataset,
         keep,
@@ -92,14 +92,16 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
         assert (options["batch_format"], options["batch_size"]) == ("pyarrow", None)
 
 
-@pytest.mark.parametrize(("num_units", "num_cpus", "expected"), [(1, 8, 1), (100, 8, 8), (3, 2, 2)])
-def test_pools_follow_the_cluster_unless_told(tmp_path: Path, num_units: int, num_cpus: int, expected: int) -> None:
+@pytest.mark.parametrize(("num_partitions", "num_cpus", "expected"), [(1, 8, 1), (100, 8, 8), (3, 2, 2)])
+def test_pools_follow_the_cluster_unless_told(
+    tmp_path: Path, num_partitions: int, num_cpus: int, expected: int
+) -> None:
     dataset: Any = RecordingDataset()
     graph(
         dataset,
-        pending_units({}, []),
+        pending_partitions({}, []),
         settings_of(tmp_path),
-        Work(num_units, num_units),
+        Work(num_partitions, num_partitions),
         Cluster(num_cpus, 0, may_grow=False),
     )
     pools = [options["compute"] for _, options in dataset.stages if "compute" in options]
@@ -111,12 +113,12 @@ def test_pools_follow_the_cluster_unless_told(tmp_path: Path, num_units: int, nu
     ("resources", "cluster", "expected"),
     [
         # Four CPUs are asked for where 1.5 are free beside the tasks, on this machine: it stays at one actor a stage.
-        ({"propose": {"num_actors": 4, "num_cpus": 1}}, Cluster(2.5, 0, may_grow=False), [(1, 1), (1, 1)]),
+        ({"masks": {"num_actors": 4, "num_cpus": 1}}, Cluster(2.5, 0, may_grow=False), [(1, 1), (1, 1)]),
         # Half of what is asked for fits: both stages start with half, and grow where the cluster does.
-        ({"propose": {"num_actors": 8, "num_cpus": 1}, "curate": {"num_actors": 8, "num_cpus": 1}},
+        ({"masks": {"num_actors": 8, "num_cpus": 1}, "curate": {"num_actors": 8, "num_cpus": 1}},
          Cluster(9, 0, may_grow=True), [(4, 8), (4, 8)]),
         # A cluster without room yet may grow.
-        ({"propose": {"num_actors": 2, "num_gpus": 1}}, Cluster(4, 0, may_grow=True), [(1, 2), (1, 4)]),
+        ({"masks": {"num_actors": 2, "num_gpus": 1}}, Cluster(4, 0, may_grow=True), [(1, 2), (1, 4)]),
     ],
 )  # fmt: skip
 def test_no_stage_takes_the_room_of_the_next(
@@ -129,8 +131,8 @@ def test_no_stage_takes_the_room_of_the_next(
 @pytest.mark.parametrize(
     ("resources", "named"),
     [
-        ({"propose": {"num_cpus": 2}}, r"2 CPUs.*resources\.propose\.num_cpus"),
-        ({"propose": {"num_gpus": 1}, "curate": {"num_gpus": 1}}, r"1 GPUs.*resources\.propose\.num_gpus"),
+        ({"masks": {"num_cpus": 2}}, r"2 CPUs.*resources\.masks\.num_cpus"),
+        ({"masks": {"num_gpus": 1}, "curate": {"num_gpus": 1}}, r"1 GPUs.*resources\.masks\.num_gpus"),
     ],
 )
 def test_stages_that_cannot_run_side_by_side_are_refused(resources: dict[str, Any], named: str, tmp_path: Path) -> None:
@@ -138,7 +140,7 @@ def test_stages_that_cannot_run_side_by_side_are_refused(resources: dict[str, An
         plan_pools(settings_of(tmp_path, resources=resources).resources, Work(100, 100), Cluster(2, 1, may_grow=False))
 
 
-NODES = (Room(2, 0), Room(8, 1), Room(8, 1))
+NODES = (NodeResources(2, 0), NodeResources(8, 1), NodeResources(8, 1))
 
 
 @pytest.mark.parametrize(
@@ -147,7 +149,7 @@ NODES = (Room(2, 0), Room(8, 1), Room(8, 1))
         ({"curate": {"num_cpus": 12}}, r"resources\.curate: an actor takes 12 CPUs and 0 GPUs, and no node .* the "
          r"largest of 3 has 8 CPUs and 1 GPUs.*Lower resources\.curate\.num_cpus"),
         ({"curate": {"num_gpus": 2}}, r"resources\.curate: an actor takes 0\.25 CPUs and 2 GPUs, and no node"),
-        ({"propose": {"num_gpus": 1, "num_cpus": 9}}, r"resources\.propose: an actor takes 9 CPUs and 1 GPUs, and no"),
+        ({"masks": {"num_gpus": 1, "num_cpus": 9}}, r"resources\.masks: an actor takes 9 CPUs and 1 GPUs, and no"),
         ({"tree": {"num_cpus": 18}}, "do not fit side by side on this cluster, which has 0 to spare"),
     ],
 )  # fmt: skip
@@ -162,10 +164,10 @@ def test_an_actor_that_fits_no_node_is_refused(resources: dict[str, Any], told: 
     ("resources", "expected"),
     [
         # Sixteen of the eighteen CPUs would do for three; on a node there is room for one, and a task needs some.
-        ({"curate": {"num_actors": 3, "num_cpus": 5}, "propose": {"num_actors": 1}}, [1, 2]),
+        ({"curate": {"num_actors": 3, "num_cpus": 5}, "masks": {"num_actors": 1}}, [1, 2]),
         # The one without GPU goes where there is none.
-        ({"curate": {"num_actors": 2, "num_gpus": 1, "num_cpus": 8}, "propose": {"num_actors": 1}}, [1, 2]),
-        ({"curate": {"num_actors": 2, "num_gpus": 1, "num_cpus": 7}, "propose": {"num_cpus": 1}}, [9, 1]),
+        ({"curate": {"num_actors": 2, "num_gpus": 1, "num_cpus": 8}, "masks": {"num_actors": 1}}, [1, 2]),
+        ({"curate": {"num_actors": 2, "num_gpus": 1, "num_cpus": 7}, "masks": {"num_cpus": 1}}, [9, 1]),
     ],
 )  # fmt: skip
 def test_pools_begin_with_what_finds_places(resources: dict[str, Any], expected: list[int], tmp_path: Path) -> None:
@@ -175,29 +177,38 @@ def test_pools_begin_with_what_finds_places(resources: dict[str, Any], expected:
 
 
 @pytest.mark.parametrize(
-    ("free", "expected"), [(Room(9, 0), [(4, 8), (4, 8)]), (Room(5, 0), [(2, 8), (2, 8)]), (Room(0, 0), [(1, 8)] * 2)]
+    ("free", "expected"),
+    [
+        (NodeResources(9, 0), [(4, 8), (4, 8)]),
+        (NodeResources(5, 0), [(2, 8), (2, 8)]),
+        (NodeResources(0, 0), [(1, 8)] * 2),
+    ],
 )
-def test_pools_begin_beside_what_others_run(free: Room, expected: list[tuple[int, int]], tmp_path: Path) -> None:
+def test_pools_begin_beside_what_others_run(
+    free: NodeResources, expected: list[tuple[int, int]], tmp_path: Path
+) -> None:
     each = {"num_actors": 8, "num_cpus": 1}
-    planned = settings_of(tmp_path, resources={"propose": each, "curate": each}).resources
+    planned = settings_of(tmp_path, resources={"masks": each, "curate": each}).resources
     pools = plan_pools(planned, Work(100, 100), Cluster(17, 0, may_grow=True, free=free))
     assert [(pool.initial_size, pool.max_size) for pool in pools] == expected
 
 
 def test_pools_begin_on_nodes_that_others_have_left_room_on(tmp_path: Path) -> None:
-    planned = settings_of(tmp_path, resources={"curate": {"num_cpus": 4}, "propose": {"num_actors": 1}}).resources
+    planned = settings_of(tmp_path, resources={"curate": {"num_cpus": 4}, "masks": {"num_actors": 1}}).resources
     alone = Cluster(18, 2, may_grow=True, nodes=NODES)
-    shared = replace(alone, free=Room(10, 2), free_nodes=(Room(2, 0), Room(8, 1), Room(0, 1)))
+    shared = replace(
+        alone, free=NodeResources(10, 2), free_nodes=(NodeResources(2, 0), NodeResources(8, 1), NodeResources(0, 1))
+    )
     sizes = [[pool.initial_size for pool in plan_pools(planned, Work(9, 9), each)] for each in (alone, shared)]
     assert sizes == [[1, 4], [1, 2]]
 
 
 def test_it_is_said_what_a_run_waits_for(tmp_path: Path) -> None:
-    resources = settings_of(tmp_path, resources={"propose": {"num_cpus": 2, "num_gpus": 1}}).resources
-    assert lacking(resources, Cluster(8, 2, may_grow=False)) is None
-    assert lacking(resources, Cluster(8, 2, may_grow=True, free=Room(3.25, 1))) is None
-    for free in (Room(3, 1), Room(8, 0)):
-        told = lacking(resources, Cluster(8, 2, may_grow=True, free=free))
+    resources = settings_of(tmp_path, resources={"masks": {"num_cpus": 2, "num_gpus": 1}}).resources
+    assert missing_resources(resources, Cluster(8, 2, may_grow=False)) is None
+    assert missing_resources(resources, Cluster(8, 2, may_grow=True, free=NodeResources(3.25, 1))) is None
+    for free in (NodeResources(3, 1), NodeResources(8, 0)):
+        told = missing_resources(resources, Cluster(8, 2, may_grow=True, free=free))
         assert told is not None
         assert told.startswith(
             f"of the cluster's 8 CPUs and 2 GPUs, {free} are free; this run takes 3.25 CPUs and 1 GPUs"
@@ -210,15 +221,15 @@ def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
     dataset: Any = RecordingDataset()
     graph(
         dataset,
-        pending_units({}, []),
+        pending_partitions({}, []),
         settings,
         work=Work(3, 6),
         cluster=Cluster(num_cpus=2, num_gpus=0, may_grow=False),
     )
     output = Output(settings.output)
-    output.add_images(list_images(settings.input, annotations="beside"), images_per_unit=2)
+    output.add_images(list_images(settings.input, annotations="beside"), images_per_partition=2)
     reported = asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
-    assert sorted(reported["unit"].to_pylist()) == [0, 1, 2]
+    assert sorted(reported["partition"].to_pylist()) == [0, 1, 2]
     rows = list(Output(settings.output).rows())
     assert [row["image_id"] for row in rows] == ids
     for row in rows:
@@ -234,7 +245,7 @@ def test_actors_share_an_endpoint_and_have_enough_images_for_their_share(tmp_pat
     def planned(**curate: int) -> tuple[int, int, int]:
         dataset: Any = RecordingDataset()
         settings = settings_of(tmp_path, mllm=mllm, resources={"curate": {"num_actors": 4, **curate}})
-        graph(dataset, pending_units({}, []), settings, Work(num_units=50, num_images=500), cluster)
+        graph(dataset, pending_partitions({}, []), settings, Work(num_partitions=50, num_images=500), cluster)
         _, options = dataset.stages[-1]
         told, images, _ = options["fn_constructor_args"]
         return told.mllm.max_concurrency, images, options["compute"].max_concurrent_calls_per_actor
@@ -242,11 +253,11 @@ def test_actors_share_an_endpoint_and_have_enough_images_for_their_share(tmp_pat
     # 16 requests an actor at each of two endpoints; a quarter more images than requests; units of 10 images.
     assert planned() == (16, 40, 4 + 1)
     assert planned(images_in_flight=5) == (16, 5, 1 + 1)
-    assert planned(images_in_flight=5, units_in_flight=9) == (16, 5, 9)
+    assert planned(images_in_flight=5, partitions_in_flight=9) == (16, 5, 9)
 
 
 @pytest.mark.parametrize(
-    ("proposals", "num_actors", "told", "expected"),
+    ("masks", "num_actors", "told", "expected"),
     [
         ({"kind": "segments"}, 4, None, 1),
         ({"kind": "segments"}, 100, None, 7),
@@ -256,26 +267,26 @@ def test_actors_share_an_endpoint_and_have_enough_images_for_their_share(tmp_pat
     ],
 )
 def test_images_go_on_in_pieces_where_masks_are_made(
-    proposals: dict[str, str], num_actors: int, told: int | None, expected: int | None, tmp_path: Path
+    masks: dict[str, str], num_actors: int, told: int | None, expected: int | None, tmp_path: Path
 ) -> None:
-    listing = {"annotations": "beside"} if proposals["kind"] == "annotations" else {}
-    resources = {"propose": {"num_actors": num_actors, "num_cpus": 0.1, "images_per_piece": told}}
+    listing = {"annotations": "beside"} if masks["kind"] == "annotations" else {}
+    resources = {"masks": {"num_actors": num_actors, "num_cpus": 0.1, "images_per_chunk": told}}
     settings = CurateSettings(
         input=str(tmp_path / "in"),
         output=str(tmp_path / "out"),
-        proposals=proposals,
+        masks=masks,
         listing=listing,
         resources={**resources, "curate": {"num_actors": 2, "images_in_flight": 10}},
     )
 
     def graphed(work: Work) -> tuple[int | None, int]:
         dataset: Any = RecordingDataset()
-        graph(dataset, pending_units({}, []), settings, work, Cluster(64, 0, may_grow=False))
+        graph(dataset, pending_partitions({}, []), settings, work, Cluster(64, 0, may_grow=False))
         (_, _), (_, proposing), _, (_, curating) = dataset.stages
         return proposing["fn_constructor_args"][2], curating["compute"].max_concurrent_calls_per_actor
 
-    per_piece, calls = graphed(Work(num_units=120, num_images=1200))
-    assert per_piece == expected
+    per_chunk, calls = graphed(Work(num_partitions=120, num_images=1200))
+    assert per_chunk == expected
     assert calls == math.ceil(10 / (expected or 10)) + 1  # pieces that have the ten images which an actor works on
     # Images that lie together in files are read unit by unit.
-    assert graphed(Work(num_units=120, num_images=1200, are_read_together=True))[1] == 2
+    assert graphed(Work(num_partitions=120, num_images=1200, are_read_together=True))[1] == 2

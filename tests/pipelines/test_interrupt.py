@@ -79,7 +79,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path: Path) -> No
     said = (tmp_path / "log").read_text()
     assert said.endswith("ureca: interrupted; the same command goes on from here\n")
     assert "Traceback" not in said
-    done = output.done_units()
+    done = output.done_partitions()
     assert 3 <= len(done) < LIMIT // 2
     assert output.run()["state"] == "stopped"
     assert not list((tmp_path / "out").rglob(".tmp-*"))

@@ -21,17 +21,17 @@ def command(tmp_path: Path) -> list[str]:
     """The curation of the corpus, at 50 ms an answer so that a kill falls into its middle."""
     return [
         *(sys.executable, "-m", "ureca.jobs.curate", str(tmp_path / "in"), str(tmp_path / "out")),
-        *("--listing.annotations", "beside", "--proposals.kind", "annotations"),
+        *("--listing.annotations", "beside", "--masks.kind", "annotations"),
         *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05"),
-        *("--images-per-unit", "2", "--resources.curate.num-actors", "1", "--resources.propose.num-actors", "1"),
-        *("--resources.curate.units-in-flight", "2"),
+        *("--images-per-partition", "2", "--resources.curate.num-actors", "1", "--resources.masks.num-actors", "1"),
+        *("--resources.curate.partitions-in-flight", "2"),
     ]
 
 
 def wait_for_parts(output: Output, at_least: int, process: subprocess.Popen[bytes]) -> None:
     """Wait until so many units are written while the process still runs."""
     deadline = time.monotonic() + 150
-    while len(output.done_units()) < at_least:
+    while len(output.done_partitions()) < at_least:
         assert process.poll() is None, "the job ended before it could be killed"
         assert time.monotonic() < deadline, "the job wrote nothing"
         time.sleep(0.05)

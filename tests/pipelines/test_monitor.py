@@ -10,9 +10,9 @@ import pytest
 
 from tests.drawn import write_corpus
 from tests.pipelines.test_kill import ROOT
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.llm.load import EngineLoad, LoadReport
-from ureca.pipelines.batch.metrics import Board, Reporter
+from ureca.pipelines.batch.metrics import MetricsActor, Reporter
 
 
 class Clock:
@@ -24,26 +24,26 @@ class Clock:
         return self.now_s
 
 
-def total(board: Board) -> LoadReport:
-    return LoadReport.model_validate_json(board.total())
+def total(metrics_actor: MetricsActor) -> LoadReport:
+    return LoadReport.model_validate_json(metrics_actor.total())
 
 
 def test_a_board_adds_up_the_last_reports_of_all_workers() -> None:
     clock = Clock()
-    board = Board(clock)
-    assert total(board) == LoadReport()
-    board.leave("a", LoadReport(num_in_flight=3, num_answers=5).model_dump_json())
-    board.leave("a", LoadReport(num_in_flight=4, num_answers=7).model_dump_json())
+    metrics_actor = MetricsActor(clock)
+    assert total(metrics_actor) == LoadReport()
+    metrics_actor.leave("a", LoadReport(num_in_flight=3, num_answers=5).model_dump_json())
+    metrics_actor.leave("a", LoadReport(num_in_flight=4, num_answers=7).model_dump_json())
     clock.now_s += 9
-    board.leave("b", LoadReport(num_in_flight=1, num_answers=1).model_dump_json())
-    assert total(board) == LoadReport(num_in_flight=5, num_answers=8)
+    metrics_actor.leave("b", LoadReport(num_in_flight=1, num_answers=1).model_dump_json())
+    assert total(metrics_actor) == LoadReport(num_in_flight=5, num_answers=8)
     clock.now_s += 9  # a has died: what it has done stays done
-    assert total(board) == LoadReport(num_in_flight=1, num_answers=8)
+    assert total(metrics_actor) == LoadReport(num_in_flight=1, num_answers=8)
 
 
 def test_without_ray_nobody_is_told() -> None:
     reporter = Reporter("curate", "nowhere", EngineLoad())
-    reporter.made(UnitReport(num_images=1))
+    reporter.made(PartitionReport(num_images=1))
 
 
 SCRIPT = """
@@ -72,7 +72,7 @@ def test_prometheus_sees_the_run(tmp_path: Path) -> None:
     (tmp_path / "in" / "img_0003.json").write_text("{")
     command = [
         *(sys.executable, "-c", SCRIPT, str(tmp_path / "in"), str(tmp_path / "out")),
-        *("--listing.annotations", "beside", "--proposals.kind", "annotations", "--annotator.kind", "prompted"),
+        *("--listing.annotations", "beside", "--masks.kind", "annotations", "--annotator.kind", "prompted"),
         *("--mllm.seconds-per-answer", "0.5", "--resources.curate.num-actors", "1"),
     ]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "RAY_metrics_report_interval_ms": "300"}
@@ -83,10 +83,10 @@ def test_prometheus_sees_the_run(tmp_path: Path) -> None:
         for line in done.stdout.splitlines()
         if (found := re.fullmatch(r"ray_ureca_(\w+)\{(.*)\} (\S+)", line))
     }
-    verb = ("verb", "curate")
-    counters = {name.removesuffix("_total"): value for (name, tags), value in values.items() if tags == (verb,)}
+    command = ("command", "curate")
+    counters = {name.removesuffix("_total"): value for (name, tags), value in values.items() if tags == (command,)}
     assert (counters["images"], counters["regions"]) == (8, 28)
-    assert values["failures_total", (("reason", "propose:malformed"), verb)] == 1
+    assert values["failures_total", (("reason", "masks:malformed"), command)] == 1
     assert counters["engine_answers"] == counters["engine_latency_seconds_count"] >= 28
     assert counters["engine_latency_seconds_sum"] >= 0.45 * counters["engine_answers"]
     assert "engine_in_flight" in counters

@@ -13,9 +13,9 @@ from ureca.data.output import Output
 from ureca.pipelines.training.run_folder import read_lines
 
 
-def on_nodes(verb: str, folder: Path) -> Notes:
+def on_nodes(command: str, folder: Path) -> Notes:
     """Run a verb; returns the notes of who did what."""
-    command = [sys.executable, "-m", "tests.pipelines.nodes", verb, str(folder)]
+    command = [sys.executable, "-m", "tests.pipelines.nodes", command, str(folder)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     return Notes(folder / "notes")
@@ -23,10 +23,10 @@ def on_nodes(verb: str, folder: Path) -> Notes:
 
 @pytest.mark.timeout(600)
 @pytest.mark.long
-@pytest.mark.parametrize("verb", ["curate", "caption"])
-def test_every_image_once(verb: str, tmp_path: Path) -> None:
-    notes = on_nodes(verb, tmp_path)
-    assert len(notes.nodes(verb)) == 4
+@pytest.mark.parametrize("command", ["curate", "caption"])
+def test_every_image_once(command: str, tmp_path: Path) -> None:
+    notes = on_nodes(command, tmp_path)
+    assert len(notes.nodes(command)) == 4
     output = Output.of_run(str(tmp_path / "out"))
     rows = list(output.rows())
     assert Counter(row["image_id"] for row in rows) == Counter(f"img_{number:04d}" for number in range(NUM_IMAGES))

@@ -11,9 +11,9 @@ from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.processing import CurateStage, ProposedUnit, ProposeStage
+from ureca.data.processing import CurateStage, MaskedPartition, MaskStage
 from ureca.data.reading import Fetched
-from ureca.pipelines.curate import CurateActor, build_propose_stage, curate
+from ureca.pipelines.curate import CurateActor, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 _LONGEST_WAIT_S = 60.0
@@ -24,11 +24,11 @@ def notes_of(settings: CurateSettings) -> Path:
     return Path(settings.output).parent / "notes"
 
 
-def build_waiting_propose_stage(settings: CurateSettings) -> ProposeStage:
+def build_waiting_propose_stage(settings: CurateSettings) -> MaskStage:
     """Masks of an image only once somebody captions the one before it."""
-    stage = build_propose_stage(settings)
+    stage = build_mask_stage(settings)
 
-    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+    def generate(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
         for entry in entries:
             before = notes_of(settings) / f"img_{int(entry.image_id[-4:]) - 1:04d}"
             deadline = time.monotonic() + _LONGEST_WAIT_S
@@ -37,7 +37,7 @@ def build_waiting_propose_stage(settings: CurateSettings) -> ProposeStage:
                 time.sleep(0.01)
         return stage(number, entries)
 
-    return propose
+    return generate
 
 
 class NotingCurateActor(CurateActor):
@@ -59,15 +59,15 @@ class NotingCurateActor(CurateActor):
 @pytest.mark.timeout(200)
 def test_an_image_does_not_wait_for_its_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ids = write_corpus(tmp_path / "in", 6)
-    resources = {"propose": {"num_actors": 1, "images_per_piece": 1}, "curate": {"num_actors": 1}}
-    settings = settings_of(tmp_path, images_per_unit=6, resources=resources)
+    resources = {"masks": {"num_actors": 1, "images_per_chunk": 1}, "curate": {"num_actors": 1}}
+    settings = settings_of(tmp_path, images_per_partition=6, resources=resources)
     notes_of(settings).mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_waiting_propose_stage)
+        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_waiting_propose_stage)
         patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
         report = curate(settings, lambda num_images, num_to_do: None)
     assert (report.num_images, report.num_failed, report.num_regions) == (6, 0, 24)
     assert [row["image_id"] for row in Output(settings.output).rows()] == ids
     left = {str(path.relative_to(settings.output)) for path in Path(settings.output).rglob("*") if path.is_file()}
     assert left == {"manifest/000000.parquet", "regions/part-000000.parquet", "run.json"}
-    assert Output(settings.output).done_units() == [0]
+    assert Output(settings.output).done_partitions() == [0]

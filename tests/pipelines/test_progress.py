@@ -2,7 +2,7 @@
 
 import io
 
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.llm.load import EngineLoad, LoadReport
 from ureca.pipelines.batch.progress import Progress
 
@@ -21,9 +21,9 @@ def test_the_line_tells_rates_failures_and_the_time_left() -> None:
     clock = Clock()
     progress = Progress(num_images=100, stream=io.StringIO(), clock=clock)
     clock.now_s += 20  # the actors start
-    progress.add(UnitReport(num_images=10, num_failed=1, num_regions=200))
+    progress.add(PartitionReport(num_images=10, num_failed=1, num_regions=200))
     clock.now_s += 20
-    progress.add(UnitReport(num_images=10, num_regions=200))
+    progress.add(PartitionReport(num_images=10, num_regions=200))
     # 10 images in the 20 s since the first came: 80 more take 160 s.
     assert progress.line() == "20/100 images (0.50/s), 400 regions (10.0/s), 1 failed, ETA 2m40s"
 
@@ -33,9 +33,9 @@ def test_nothing_done_yet_and_all_done() -> None:
     progress = Progress(num_images=10, stream=io.StringIO(), clock=clock)
     assert progress.line().endswith("0 failed, ETA unknown")
     clock.now_s += 5
-    progress.add(UnitReport(num_images=4))
+    progress.add(PartitionReport(num_images=4))
     assert progress.line().endswith("ETA unknown")
-    progress.add(UnitReport(num_images=6))
+    progress.add(PartitionReport(num_images=6))
     assert progress.line().endswith("ETA 0s")
 
 
@@ -44,7 +44,7 @@ def test_a_stream_that_is_no_terminal_gets_a_line_now_and_then() -> None:
     progress = Progress(num_images=1000, stream=stream, seconds_between_lines=10, clock=clock)
     for _ in range(500):
         clock.now_s += 0.1
-        progress.add(UnitReport(num_images=2))
+        progress.add(PartitionReport(num_images=2))
     progress.close()
     lines = stream.getvalue().splitlines()
     assert 5 <= len(lines) <= 7
@@ -56,14 +56,14 @@ def test_the_line_tells_what_engines_do() -> None:
     stream = io.StringIO()
     progress = Progress(num_images=100, stream=stream, seconds_between_lines=5, clock=clock)
     assert "in flight" not in progress.line()
-    progress.look(lambda: LoadReport(num_in_flight=0, busy_s=0.0, places_s=10.0))
+    progress.look(lambda: LoadReport(num_in_flight=0, busy_s=0.0, slots_s=10.0))
     clock.now_s += 5
-    progress.add(UnitReport(num_images=10, num_failed=1, num_failed_regions=2, failures={"read:truncated": 3}))
+    progress.add(PartitionReport(num_images=10, num_failed=1, num_failed_regions=2, failures={"read:truncated": 3}))
     now = LoadReport(
         num_in_flight=60,
         num_answers=100,
         busy_s=240.0,
-        places_s=10.0 + 250.0,
+        slots_s=10.0 + 250.0,
         latency_ms={_bound(0.2): 90, _bound(3.0): 10},
         retries={"timeout": 2, "rate_limited": 5},
     )
@@ -74,12 +74,12 @@ def test_the_line_tells_what_engines_do() -> None:
     assert "1 failed and 2 regions (3 read:truncated)" in line
     # The engine has idled for some time; a machine that does not answer changes nothing.
     clock.now_s += 5
-    progress.look(lambda: now.model_copy(update={"places_s": 510.0, "num_in_flight": 0}))
+    progress.look(lambda: now.model_copy(update={"slots_s": 510.0, "num_in_flight": 0}))
     progress.look(lambda: None)
     assert "0 calls in flight, engine 48% busy" in progress.line()
     for _ in range(20):  # what is long past says nothing about now
         clock.now_s += 5
-        progress.look(lambda: now.model_copy(update={"places_s": 510.0, "num_in_flight": 1}))
+        progress.look(lambda: now.model_copy(update={"slots_s": 510.0, "num_in_flight": 1}))
     assert "busy" not in progress.line()
     assert len(stream.getvalue().splitlines()) >= 20  # though no unit was complete
     figures = progress.figures()

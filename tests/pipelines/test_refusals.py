@@ -18,15 +18,15 @@ from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import CurationImage
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import ProposedUnit, ProposeStage, plant
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import MaskedPartition, MaskStage, build
 from ureca.errors import OutputError
-from ureca.pipelines.curate import CurateActor, build_propose_stage, curate
+from ureca.pipelines.curate import CurateActor, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
-ONE_ACTOR_EACH = {"propose": {"num_actors": 1}, "curate": {"num_actors": 1}}
+ONE_ACTOR_EACH = {"masks": {"num_actors": 1}, "curate": {"num_actors": 1}}
 POISON_OF_PROPOSALS, POISON_OF_TREES, POISON_OF_CAPTIONS = "img_0003", "img_0006", "img_0008"
 
 
@@ -34,23 +34,23 @@ def say_nothing(num_images: int, num_to_do: int) -> None:
     """Of the plan."""
 
 
-def build_mortal_propose_stage(settings: CurateSettings) -> ProposeStage:
+def build_mortal_propose_stage(settings: CurateSettings) -> MaskStage:
     """Masks; one image kills the process."""
-    stage = build_propose_stage(settings)
+    stage = build_mask_stage(settings)
 
-    def propose(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+    def generate(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
         if any(entry.image_id == POISON_OF_PROPOSALS for entry in entries):
             os.kill(os.getpid(), signal.SIGKILL)
         return stage(number, entries)
 
-    return propose
+    return generate
 
 
-def plant_mortally(unit: ProposedUnit, containment: float) -> ProposedUnit:
+def plant_mortally(partition: MaskedPartition, containment: float) -> MaskedPartition:
     """Trees; one image kills the process."""
-    if any(image.entry.image_id == POISON_OF_TREES for image in unit.images):
+    if any(image.entry.image_id == POISON_OF_TREES for image in partition.images):
         os.kill(os.getpid(), signal.SIGKILL)
-    return plant(unit, containment)
+    return build(partition, containment)
 
 
 class MortalCurateActor(CurateActor):
@@ -71,34 +71,36 @@ class MortalCurateActor(CurateActor):
 
 
 @pytest.mark.timeout(200)
-@pytest.mark.parametrize("images_per_piece", [None, pytest.param(1, marks=pytest.mark.long)])
+@pytest.mark.parametrize("images_per_chunk", [None, pytest.param(1, marks=pytest.mark.long)])
 def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_piece: int | None
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_chunk: int | None
 ) -> None:
     ids = write_corpus(tmp_path / "in", 12)
     pixels, _ = drawn_image(8)
     pixels[0, 0] = 255
     (tmp_path / "in" / f"{POISON_OF_CAPTIONS}.png").write_bytes(png(pixels))
-    resources = ONE_ACTOR_EACH | {"propose": {"num_actors": 1, "images_per_piece": images_per_piece}}
-    settings = settings_of(tmp_path, images_per_unit=4, max_worker_deaths=2, resources=resources, max_error_fraction=1)
+    resources = ONE_ACTOR_EACH | {"masks": {"num_actors": 1, "images_per_chunk": images_per_chunk}}
+    settings = settings_of(
+        tmp_path, images_per_partition=4, max_worker_crashes=2, resources=resources, max_error_fraction=1
+    )
     with monkeypatch.context() as patch:
-        patch.setattr("ureca.pipelines.curate.build_propose_stage", build_mortal_propose_stage)
-        patch.setattr("ureca.pipelines.curate.plant", plant_mortally)
+        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_mortal_propose_stage)
+        patch.setattr("ureca.pipelines.curate.build", plant_mortally)
         patch.setattr("ureca.pipelines.curate.CurateActor", MortalCurateActor)
         report = curate(settings, say_nothing)
     rows = {row["image_id"]: row for row in Output(settings.output).rows()}
     assert list(rows) == ids
     errors = {id: (row["error"]["stage"], row["error"]["kind"]) for id, row in rows.items() if row["error"]}
     assert errors == {
-        POISON_OF_PROPOSALS: ("propose", "worker_died"),
+        POISON_OF_PROPOSALS: ("masks", "worker_died"),
         POISON_OF_TREES: ("tree", "worker_died"),
         POISON_OF_CAPTIONS: ("curate", "worker_died"),
     }
     assert all(len(row["regions"]) == 4 for id, row in rows.items() if id not in errors)
-    assert report.failures == {"propose:worker_died": 1, "tree:worker_died": 1, "curate:worker_died": 1}
+    assert report.failures == {"masks:worker_died": 1, "tree:worker_died": 1, "curate:worker_died": 1}
     for stage, poison in (("tree", POISON_OF_TREES), ("curate", POISON_OF_CAPTIONS)):
         assert f"2 workers of the stage {stage} died" in rows[poison]["error"]["message"]
-    assert not (tmp_path / "out" / "attempts").exists()
+    assert not (tmp_path / "out" / "crash_log").exists()
     # Where workers survive them, they are images like any other.
     report = curate(settings.model_copy(update={"retry_errors": True}), say_nothing)
     assert (report.num_images, report.num_failed, report.num_regions) == (12, 0, 48)
@@ -120,7 +122,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_full_disk_is_named_and_the_rerun_goes_on(tmp_path: Path, small_disk: Path) -> None:
     ids = write_corpus(tmp_path / "in", 12)
-    settings = settings_of(tmp_path, images_per_unit=1, resources=ONE_ACTOR_EACH).model_copy(
+    settings = settings_of(tmp_path, images_per_partition=1, resources=ONE_ACTOR_EACH).model_copy(
         update={"output": str(small_disk / "out")}
     )
     free = os.statvfs(small_disk)
@@ -132,20 +134,24 @@ def test_a_full_disk_is_named_and_the_rerun_goes_on(tmp_path: Path, small_disk: 
         curate(settings, say_nothing)
     assert "\n" not in str(raised.value)
     output = Output(settings.output)
-    done = output.done_units()
+    done = output.done_partitions()
     assert 0 < len(done) < len(ids)
-    before = {unit: (small_disk / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in done}
+    before = {
+        partition: (small_disk / f"out/regions/part-{partition:06d}.parquet").stat().st_mtime_ns for partition in done
+    }
     ballast.unlink()
     assert curate(settings, say_nothing).num_images == len(ids)
     assert [row["image_id"] for row in output.rows()] == ids
     assert all(row["error"] is None for row in output.rows())
-    assert before == {unit: (small_disk / f"out/regions/part-{unit:06d}.parquet").stat().st_mtime_ns for unit in before}
+    assert before == {
+        partition: (small_disk / f"out/regions/part-{partition:06d}.parquet").stat().st_mtime_ns for partition in before
+    }
 
 
 def test_where_the_disk_is_full_the_file_that_was_there_stays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a small disk: the boundary to the file system says that it is full."""
     output = Output(str(tmp_path))
-    output.write_unit(3, [], UnitReport())
+    output.write_partition(3, [], PartitionReport())
     files = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
 
     def full(*_: Any, **__: Any) -> None:
@@ -153,7 +159,7 @@ def test_where_the_disk_is_full_the_file_that_was_there_stays(tmp_path: Path, mo
 
     monkeypatch.setattr(pq, "write_table", full)
     with pytest.raises(OutputError, match=r"No space left on device.*make room there, and give the same command again"):
-        output.write_unit(3, [], UnitReport())
+        output.write_partition(3, [], PartitionReport())
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == files
 
 
@@ -161,7 +167,7 @@ def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Pa
     write_corpus(tmp_path / "in", 2)
     settings = settings_of(tmp_path, resources=ONE_ACTOR_EACH)
     output = Output(settings.output)
-    with output.claim():
+    with output.lease():
         for overwrite in (False, True):
             with pytest.raises(OutputError, match="is being written by another run"):
                 curate(settings.model_copy(update={"overwrite": overwrite}), say_nothing)
@@ -171,7 +177,7 @@ def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Pa
 
 def test_other_prompts_or_checkpoints_are_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_corpus(tmp_path / "in", 2)
-    settings = settings_of(tmp_path, images_per_unit=1, resources=ONE_ACTOR_EACH)
+    settings = settings_of(tmp_path, images_per_partition=1, resources=ONE_ACTOR_EACH)
     curate(settings, say_nothing)
     output = Output(settings.output)
     (first,) = {row["provenance"]["recipe"] for row in output.rows()}

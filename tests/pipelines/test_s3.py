@@ -36,10 +36,10 @@ def test_a_curation_in_a_bucket_goes_on_after_its_driver_was_killed(tmp_path: Pa
         output = Output(store.uri("out"))
         command = [
             *(sys.executable, "-m", "ureca.jobs.curate", store.uri("in"), store.uri("out")),
-            *("--listing.annotations", "beside", "--proposals.kind", "annotations"),
-            *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05", "--images-per-unit", "1"),
-            *("--resources.curate.num-actors", "1", "--resources.propose.num-actors", "1"),
-            *("--resources.curate.units-in-flight", "1"),
+            *("--listing.annotations", "beside", "--masks.kind", "annotations"),
+            *("--annotator.kind", "prompted", "--mllm.seconds-per-answer", "0.05", "--images-per-partition", "1"),
+            *("--resources.curate.num-actors", "1", "--resources.masks.num-actors", "1"),
+            *("--resources.curate.partitions-in-flight", "1"),
         ]
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         with (tmp_path / "log").open("wb") as log:

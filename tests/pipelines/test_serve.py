@@ -74,7 +74,7 @@ def address(ray_cluster: None, model: Path) -> Iterator[str]:
         model=str(model),
         port=PORT,
         captioner={"max_new_tokens": 100_000, "batch_size": 8},
-        proposals=save_tiny_sam(model / "sam.pth"),
+        masks=save_tiny_sam(model / "sam.pth"),
         access=AccessSettings(tokens_file=tokens),
         resources=ServingResources(captioner=captioners),
     )

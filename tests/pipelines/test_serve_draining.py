@@ -33,7 +33,7 @@ SETTINGS = {
     "resources.captioner.look-back-period-s": "11",
     "resources.ingress.health-check-period-s": "1",
 }
-PATIENCE_S = 120
+LEASE_TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def service(folder: Path) -> Iterator[Any]:
 
 def ask(**options: Any) -> tuple[int, int]:
     """The status, and how many tokens were written."""
-    answer = httpx2.post(f"{ADDRESS}/v1/captions", json=BODY, timeout=PATIENCE_S, trust_env=False, **options)
+    answer = httpx2.post(f"{ADDRESS}/v1/captions", json=BODY, timeout=LEASE_TIMEOUT_S, trust_env=False, **options)
     captions = answer.json()["captions"] if answer.status_code == 200 else []
     return answer.status_code, sum(item["num_tokens"] for item in captions)
 
@@ -64,7 +64,7 @@ def wait_until(what: str, is_so: Any) -> float:
     """How many seconds it took."""
     began = time.monotonic()
     while not is_so():
-        assert time.monotonic() - began < PATIENCE_S, what
+        assert time.monotonic() - began < LEASE_TIMEOUT_S, what
         time.sleep(0.2)
     return time.monotonic() - began
 
@@ -120,15 +120,17 @@ def test_jobs_end_with_the_service_and_what_else_has_begun_is_finished(service: 
 
     def read() -> list[str]:
         body = {**BODY, "stream": True}
-        with httpx2.stream("POST", f"{ADDRESS}/v1/captions", json=body, timeout=PATIENCE_S, trust_env=False) as answer:
+        with httpx2.stream(
+            "POST", f"{ADDRESS}/v1/captions", json=body, timeout=LEASE_TIMEOUT_S, trust_env=False
+        ) as answer:
             lines = answer.iter_lines()
             first = next(lines)
-            have_begun.wait(PATIENCE_S)
+            have_begun.wait(LEASE_TIMEOUT_S)
             return [line for line in (first, *lines) if line.startswith("event: ")]
 
     with ThreadPoolExecutor(3) as clients:
         reading = [clients.submit(read) for _ in range(3)]
-        have_begun.wait(PATIENCE_S)
+        have_begun.wait(LEASE_TIMEOUT_S)
         service.send_signal(signal.SIGTERM)
         began = time.monotonic()
         streams = [task.result() for task in reading]

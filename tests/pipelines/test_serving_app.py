@@ -28,7 +28,7 @@ from ureca.pipelines.serving.app import build_app
 from ureca.pipelines.serving.batches import BatchJobs
 from ureca.pipelines.serving.middleware import Traffic, digest_of
 from ureca.serving.engine import CaptionJob, Written
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 from ureca.serving.service import Service
 
 SETTINGS: dict[str, Any] = {"model": "tiny", "captioner": {"max_new_tokens": 8}}
@@ -186,8 +186,8 @@ def test_bodies_are_limited_whatever_they_say_of_their_length() -> None:
     with client_of(limits={"max_body_bytes": 5000}) as client:
         stated = client.post("/v1/captions", content=b"x" * 5001, headers={"content-type": "application/json"})
         assert (stated.status_code, stated.json()["error"]["code"]) == (413, "too_many_bytes")
-        pieces = (b"x" * 100 for _ in range(100))
-        unstated = client.post("/v1/captions", content=pieces, headers={"content-type": "application/json"})
+        chunks = (b"x" * 100 for _ in range(100))
+        unstated = client.post("/v1/captions", content=chunks, headers={"content-type": "application/json"})
         assert (unstated.status_code, unstated.json()["error"]["code"]) == (413, "too_many_bytes")
 
 
@@ -311,7 +311,7 @@ class Broken(LocalBackend):
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
         yield Written(0, "text", 1, "stop")
-        raise Refusal(503, "replica_lost", "it was lost", retry_after_s=7)
+        raise ApiError(503, "replica_lost", "it was lost", retry_after_s=7)
 
 
 def test_a_bug_shows_nothing_of_itself(caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from ureca.errors import ImageError
 from ureca.pipelines.serve_settings import BatchesSettings, ServeSettings
 from ureca.pipelines.serving.backend import HandleBackend, HandleBatches
 from ureca.pipelines.serving.deployments import build_application
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 
 PIXELS = np.zeros((2, 2, 3), np.uint8)
 
@@ -55,7 +55,7 @@ def raising(error: BaseException) -> Handle:
 
 
 def of_task(cause: Exception) -> RayTaskError:
-    return RayTaskError("propose", "a long traceback", cause)
+    return RayTaskError("masks", "a long traceback", cause)
 
 
 @pytest.mark.parametrize(
@@ -63,25 +63,25 @@ def of_task(cause: Exception) -> RayTaskError:
     [
         (BackPressureError(5, 4), 429, "queue_full"),
         (ActorDiedError(), 503, "replica_lost"),
-        (of_task(Refusal(404, "unknown_batch", "there is no such job")), 404, "unknown_batch"),
+        (of_task(ApiError(404, "unknown_batch", "there is no such job")), 404, "unknown_batch"),
     ],
 )
 def test_errors_become_refusals(error: Exception, status: int, code: str) -> None:
     backend = HandleBackend(raising(error), raising(error), "segments-1", 7)  # type: ignore[arg-type]
-    for asking in (backend.propose(PIXELS), HandleBatches(raising(error), 7).get("batch-1")):  # type: ignore[arg-type]
-        with pytest.raises(Refusal) as refusal:
+    for asking in (backend.generate(PIXELS), HandleBatches(raising(error), 7).get("batch-1")):  # type: ignore[arg-type]
+        with pytest.raises(ApiError) as api_error:
             asyncio.run(asking)
-        assert (refusal.value.status, refusal.value.problem.code) == (status, code)
-        assert refusal.value.problem.retry_after_s == (7 if status in {429, 503} else None)
+        assert (api_error.value.status, api_error.value.problem.code) == (status, code)
+        assert api_error.value.problem.retry_after_s == (7 if status in {429, 503} else None)
 
 
 def test_what_is_wrong_with_an_image_stays_that_and_bugs_stay_bugs() -> None:
     elongated = raising(of_task(ImageError("too_elongated", "nothing is left of it")))
     with pytest.raises(ImageError, match="too_elongated"):
-        asyncio.run(HandleBackend(elongated, elongated, "sam", 7).propose(PIXELS))  # type: ignore[arg-type]
+        asyncio.run(HandleBackend(elongated, elongated, "sam", 7).generate(PIXELS))  # type: ignore[arg-type]
     bug = raising(of_task(ZeroDivisionError()))
     with pytest.raises(RayTaskError):
-        asyncio.run(HandleBackend(bug, bug, "sam", 7).propose(PIXELS))  # type: ignore[arg-type]
+        asyncio.run(HandleBackend(bug, bug, "sam", 7).generate(PIXELS))  # type: ignore[arg-type]
 
 
 def test_who_is_cancelled_cancels_the_call() -> None:
@@ -91,7 +91,7 @@ def test_who_is_cancelled_cancels_the_call() -> None:
     handle = Handle(never)
 
     async def run() -> None:
-        asking = asyncio.create_task(HandleBackend(handle, handle, "sam", 7).propose(PIXELS))  # type: ignore[arg-type]
+        asking = asyncio.create_task(HandleBackend(handle, handle, "sam", 7).generate(PIXELS))  # type: ignore[arg-type]
         await asyncio.sleep(0)
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):

@@ -8,7 +8,7 @@ from PIL import Image
 
 from tests.serving.page_service import PageBackend, picture, serving
 from ureca.pipelines.serving.client import captions, largest_regions
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 
 
 def test_the_largest_regions_of_an_image_are_captioned(tmp_path: Path) -> None:
@@ -19,6 +19,6 @@ def test_the_largest_regions_of_an_image_are_captioned(tmp_path: Path) -> None:
         assert [region["region_id"] for region in regions] == [1, 2, 5]
         said = ["The left yellow thing.", "The left blue thing.", "The right blue thing."]
         assert captions(address, tmp_path / "a.png", [regions[index]["rle"] for index in (2, 0, 1)]) == said
-        backend.refusal = Refusal(429, "queue_full", "full", retry_after_s=1)
+        backend.api_error = ApiError(429, "queue_full", "full", retry_after_s=1)
         with pytest.raises(httpx2.HTTPStatusError, match="429"):
             largest_regions(address, tmp_path / "a.png", 3)

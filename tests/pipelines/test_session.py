@@ -12,7 +12,7 @@ from ray.exceptions import RayError
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from ureca.errors import AnswerError, SettingsError
-from ureca.pipelines.batch.session import Room, kept_session, ray_session, user_error
+from ureca.pipelines.batch.session import NodeResources, kept_session, ray_session, user_error
 from ureca.pipelines.curate import curate
 
 RAY = "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.Some: it"
@@ -50,13 +50,13 @@ def test_what_a_user_cannot_put_right_stays_as_it_is(error: Exception) -> None:
 @pytest.mark.usefixtures("ray_cluster")
 def test_the_nodes_of_a_cluster_are_known_unless_others_would_come(monkeypatch: pytest.MonkeyPatch) -> None:
     with ray_session() as cluster:
-        assert cluster.nodes == (Room(4, 0),)
+        assert cluster.nodes == (NodeResources(4, 0),)
     (node,) = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
     nodes = [node, {**node, "NodeID": "other", "Resources": {"GPU": 2.0}}, {**node, "Alive": False}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     with ray_session() as cluster:
-        assert cluster.nodes == (Room(4, 0), Room(0, 2))
-        assert cluster.free_nodes[1] == Room(0, 0)  # nothing is known of it
+        assert cluster.nodes == (NodeResources(4, 0), NodeResources(0, 2))
+        assert cluster.free_nodes[1] == NodeResources(0, 0)  # nothing is known of it
     nodes.append({**node, "Labels": {"ray.io/node-group": "gpu-workers"}})
     with ray_session() as cluster:
         assert cluster.nodes == ()
@@ -75,7 +75,7 @@ def test_what_others_hold_of_a_cluster_is_known() -> None:
     try:
         assert ray.get(other.here.remote())
         with ray_session() as cluster:
-            assert cluster.nodes == (Room(4, 0),)
+            assert cluster.nodes == (NodeResources(4, 0),)
             assert cluster.free is not None
             assert cluster.free.num_cpus <= 1
             assert cluster.free_nodes == (cluster.free,)
@@ -92,7 +92,7 @@ def test_a_curation_begins_beside_what_others_run(tmp_path: Path) -> None:
         assert ray.get(other.here.remote())
         ids = write_corpus(tmp_path / "in", 8)
         each = {"num_cpus": 0.5, "num_actors": 4}
-        settings = settings_of(tmp_path, images_per_unit=1, resources={"propose": each, "curate": each})
+        settings = settings_of(tmp_path, images_per_partition=1, resources={"masks": each, "curate": each})
         report = curate(settings, lambda num_images, num_to_do: None)
         assert (report.num_images, report.num_failed) == (len(ids), 0)
     finally:

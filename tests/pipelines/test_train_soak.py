@@ -43,7 +43,7 @@ def test_whatever_is_killed_the_losses_are_those_of_a_run_without_a_break(tmp_pa
         return [line["loss"] for line in read_lines(tmp_path / run / "metrics.jsonl")]
 
     subprocess.run(command("whole"), cwd=ROOT, env=environment, check=True, capture_output=True)
-    dice = random.Random(0)
+    rng = random.Random(0)
     kills = 0
     with (tmp_path / "log").open("wb") as log:
         while True:
@@ -54,11 +54,11 @@ def test_whatever_is_killed_the_losses_are_those_of_a_run_without_a_break(tmp_pa
                     deadline = time.monotonic() + 120
                     while len(lines("killed")) <= known and process.poll() is None and time.monotonic() < deadline:
                         time.sleep(0.05)
-                    time.sleep(dice.uniform(0, 2))
+                    time.sleep(rng.uniform(0, 2))
                     kills += 1
-                    if dice.random() < 0.5:
+                    if rng.random() < 0.5:
                         break
-                    kill_workers(process.pid, dice.choice(["RayTrainWorker", "PackingActor"]))
+                    kill_workers(process.pid, rng.choice(["RayTrainWorker", "PackingActor"]))
                 if kills >= NUM_KILLS:
                     assert process.wait(timeout=1200) == 0, (tmp_path / "log").read_text()[-3000:]
                     break

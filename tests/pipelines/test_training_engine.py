@@ -119,9 +119,9 @@ def test_adapters_train_alike_where_weights_are_sharded(found: dict[int, dict[st
 
 def test_a_checkpoint_is_gone_on_with_as_if_nothing_had_been(found: dict[int, dict[str, Any]]) -> None:
     for stage in (0, 3):
-        figures, refusal = found[2][f"resume {stage}"]
+        figures, api_error = found[2][f"resume {stage}"]
         assert largest_difference(figures, found[2][f"{stage}"]) < 2e-6, stage
-        assert "is of another model: 1 weights differ, model.lm_head.weight for one is [3, 3] there" in refusal
+        assert "is of another model: 1 weights differ, model.lm_head.weight for one is [3, 3] there" in api_error
 
 
 def test_looking_at_sharded_weights_sees_the_model_and_changes_nothing(found: dict[int, dict[str, Any]]) -> None:

@@ -39,13 +39,13 @@ def test_nothing_but_a_run_is_removed(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(OutputError, match="not empty and no run"):
         RunFolder(tmp_path).remove()
-    (tmp_path / "run.json").write_text('{"verb": "curate"}', encoding="utf-8")
+    (tmp_path / "run.json").write_text('{"command": "curate"}', encoding="utf-8")
     with pytest.raises(OutputError, match="output of 'curate'"):
         RunFolder(tmp_path).remove()
     (tmp_path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot be read"):
         RunFolder(tmp_path).record()
-    RunFolder(tmp_path).write_record({"verb": "train"})
+    RunFolder(tmp_path).write_record({"command": "train"})
     RunFolder(tmp_path).remove()
     assert not any(tmp_path.iterdir())
     RunFolder(tmp_path).remove()
@@ -61,12 +61,12 @@ def test_a_failure_is_told_once(tmp_path: Path) -> None:
 
 def test_a_session_that_another_has_replaced_writes_nothing_more(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    with run.claim() as old:
-        run.check_claim(old)
-    with run.claim() as new:
-        run.check_claim(new)
+    with run.lease() as old:
+        run.check_lease(old)
+    with run.lease() as new:
+        run.check_lease(new)
         with pytest.raises(RuntimeError, match="another session has taken over"):
-            run.check_claim(old)
+            run.check_lease(old)
 
 
 def test_reports_are_sums_and_means_over_tokens() -> None:

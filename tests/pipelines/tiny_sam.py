@@ -5,15 +5,17 @@ from pathlib import Path
 import torch
 
 from tests.masks.generators.test_sam import build_tiny_sam
-from ureca.masks.generators.settings import FromSam
+from ureca.masks.generators.settings import SamConfig
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.deployments import SegmenterReplica
 
 
-def save_tiny_sam(path: Path) -> FromSam:
+def save_tiny_sam(path: Path) -> SamConfig:
     """Write a checkpoint; returns the settings of a service with it, which keep all masks."""
     torch.save(build_tiny_sam().state_dict(), path)
-    return FromSam(checkpoint=path, model_type="vit_b", points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
+    return SamConfig(
+        checkpoint=path, model_type="vit_b", points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0
+    )
 
 
 class TinySamReplica(SegmenterReplica):

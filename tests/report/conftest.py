@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from tests.report.rows import grey_pixels
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.report.page import Figures, write_report
 
 WriteReport = Callable[..., tuple[Path, Figures]]
@@ -19,7 +19,7 @@ def report(tmp_path: Path) -> WriteReport:
 
     def write(rows: Any, read_pixels: Any = grey_pixels, **changes: Any) -> tuple[Path, Figures]:
         to = tmp_path / "report.html"
-        settings = {"title": "a run", "work": UnitReport()} | changes
+        settings = {"title": "a run", "work": PartitionReport()} | changes
         return to, write_report(rows, read_pixels, to, **settings)
 
     return write

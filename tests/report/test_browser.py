@@ -14,7 +14,7 @@ from selenium.webdriver.support.wait import WebDriverWait
 
 from tests.browser import contrast, start, tap
 from tests.report.rows import drawn, failed_row, grey_pixels, make_region, make_row
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.report.page import write_report
 
 HOSTILE = (
@@ -41,7 +41,7 @@ def rows() -> list[dict[str, Any]]:
 @pytest.fixture(scope="module")
 def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     to = tmp_path_factory.mktemp("report") / "report.html"
-    write_report(rows(), grey_pixels, to, title="a run", work=UnitReport(seconds={"propose": 3.0}))
+    write_report(rows(), grey_pixels, to, title="a run", work=PartitionReport(seconds={"masks": 3.0}))
     return to.as_uri()
 
 

@@ -8,7 +8,7 @@ from tests.report.rows import HEIGHT, WIDTH, drawn, make_region, make_row
 from tests.report.test_page import read
 from ureca.data.listing import list_images
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.jobs.cli import main
 
 
@@ -20,10 +20,10 @@ def output(tmp_path: Path) -> str:
     for name in ("a", "b", "gone"):
         Image.fromarray(np.zeros((HEIGHT, WIDTH, 3), np.uint8)).save(photos / f"{name}.png")
     output = Output(str(tmp_path / "my run"))
-    output.add_images(list_images(str(photos)), images_per_unit=1)
+    output.add_images(list_images(str(photos)), images_per_partition=1)
     for number, name in enumerate(("a", "b", "gone")):
         rows = [make_row(name, [make_region(0, drawn(10, 10, 90, 90))])]
-        output.write_unit(number, rows, UnitReport(seconds={"propose": 1.0}, num_calls=2))
+        output.write_partition(number, rows, PartitionReport(seconds={"masks": 1.0}, num_calls=2))
     output.write_run({})
     (photos / "gone.png").unlink()
     return output.path
@@ -36,7 +36,7 @@ def test_the_report_lies_in_the_output_folder(output: str, capsys: pytest.Captur
     assert [panel["id"] for panel in page.panels] == ["a", "b", "gone"]
     assert [jpeg != "" for jpeg in page.data["jpeg"]] == [True, True, False]
     assert page.panels[2]["problem"]
-    assert "my run" in page.text and "propose 3.0 s" in page.text and "MLLM calls" in page.text
+    assert "my run" in page.text and "masks 3.0 s" in page.text and "MLLM calls" in page.text
 
 
 def test_the_report_can_go_elsewhere_and_show_fewer_images(output: str, tmp_path: Path) -> None:

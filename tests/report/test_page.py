@@ -10,7 +10,7 @@ import pytest
 
 from tests.report.conftest import WriteReport
 from tests.report.rows import HEIGHT, WIDTH, drawn, failed_row, grey_pixels, make_region, make_row
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import DataError, OutputError
 from ureca.report.page import write_report
 from ureca.report.panels import image_panel, in_tree_order
@@ -93,7 +93,7 @@ def test_names_and_captions_are_never_markup(report: WriteReport) -> None:
         make_row(HOSTILE, regions, uri=HOSTILE, provenance={"annotator": HOSTILE}),
         failed_row("f" + HOSTILE, "odd", HOSTILE),
     ]
-    work = UnitReport(seconds={HOSTILE: 1.0}, num_calls=2)
+    work = PartitionReport(seconds={HOSTILE: 1.0}, num_calls=2)
     path, _ = report(rows, title=HOSTILE, work=work)
     page = read(path)
     assert page.panels[0]["id"] == HOSTILE
@@ -153,7 +153,7 @@ def test_a_report_that_cannot_be_finished_leaves_the_old_one(report: WriteReport
 
 def test_a_missing_folder_is_an_error_for_people(report: WriteReport, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
-        write_report([], grey_pixels, tmp_path / "no" / "r.html", title="t", work=UnitReport())
+        write_report([], grey_pixels, tmp_path / "no" / "r.html", title="t", work=PartitionReport())
 
 
 def test_regions_come_in_the_order_of_the_tree() -> None:

@@ -102,7 +102,7 @@ def test_what_is_not_scenes_is_left_alone(tmp_path: Path, capsys: pytest.Capture
     assert "not empty" in capsys.readouterr().err
     assert main(["scenes", str(tmp_path), *ARGUMENTS, "--overwrite"]) == 2
     assert "not the output of a run" in capsys.readouterr().err
-    (tmp_path / "run.json").write_text('{"verb": "curate"}')
+    (tmp_path / "run.json").write_text('{"command": "curate"}')
     assert main(["scenes", str(tmp_path), *ARGUMENTS, "--overwrite"]) == 2
     assert "output of 'curate'" in capsys.readouterr().err
     assert main(["scenes", str(tmp_path / "mine.txt"), *ARGUMENTS]) == 2

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from tests.scenes.worlds import rendering, renderings
 from ureca.masks.tree import ROOT, MaskTree
-from ureca.rng import Dice
+from ureca.rng import Rng
 from ureca.scenes.composition import SPLITS, compose
 from ureca.scenes.language import COLOURS, parse
 from ureca.scenes.rendering import JITTER, LEAST_FRACTION, Rendering, render
@@ -68,7 +68,7 @@ def test_masks_are_exactly_nested(rendering: Rendering) -> None:
 @settings(max_examples=25, deadline=None)
 @given(renderings)
 def test_the_mask_tree_is_the_scene(rendering: Rendering) -> None:
-    tree = MaskTree.plant(rendering.annotations)
+    tree = MaskTree.build(rendering.annotations)
     assert tree.parents == {region.id: region.parent_id for region in rendering.scene.regions}
 
 
@@ -146,7 +146,7 @@ def test_chance_falls_alike_everywhere() -> None:
 @given(st.integers(0, 2**40), st.integers(0, 50))
 @settings(deadline=None)
 def test_a_composition_belongs_to_one_split_however_it_is_ordered(seed: int, number: int) -> None:
-    composition = compose(Dice(seed, number))
+    composition = compose(Rng(seed, number))
     turned = type(composition)(**{name: getattr(composition, name) for name in composition.__slots__})
     assert turned.split() == composition.split()
     backwards = {"objects": composition.objects[::-1]}

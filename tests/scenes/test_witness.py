@@ -17,7 +17,7 @@ from ureca.llm.usage import metered
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
 from ureca.scenes.files import write_scenes
-from ureca.scenes.oracle import Witness, WitnessSettings
+from ureca.scenes.oracle import Oracle, OracleSettings
 from ureca.scenes.rendering import Rendering, render
 from ureca.scenes.scene import Scene
 
@@ -38,17 +38,17 @@ def rendering() -> Rendering:
 
 def image_of(rendering: Rendering) -> CurationImage:
     masks = {mask.id: mask for mask in rendering.annotations}
-    tree = MaskTree.plant(list(masks.values()))
+    tree = MaskTree.build(list(masks.values()))
     return CurationImage(
         rendering.pixels, masks, tree, tuple(tree.children[ROOT]), tuple(tree.walk()), Views(rendering.pixels, masks)
     )
 
 
-def witness(folder: Path, **settings: Any) -> Witness:
-    return Witness(WitnessSettings(folder=str(folder), **settings))
+def witness(folder: Path, **settings: Any) -> Oracle:
+    return Oracle(OracleSettings(folder=str(folder), **settings))
 
 
-def unique_of(witness: Witness, image: CurationImage, **context: Any) -> dict[int, str]:
+def unique_of(witness: Oracle, image: CurationImage, **context: Any) -> dict[int, str]:
     async def all_of_them() -> list[str]:
         alike = (LookAlike(0, "A tree."),)
         return [

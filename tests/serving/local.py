@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 
 from ureca.images import Pixels
-from ureca.masks.generators.segments import SegmentsProposer
+from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
@@ -21,12 +21,12 @@ class LocalBackend:
     """A ``Backend`` without replicas."""
 
     def __init__(self, captioner: RegionCaptioner, batch_size: int = 8) -> None:
-        self._segmenter = Segmenter(SegmentsProposer())
+        self._segmenter = Segmenter(SegmentsMaskGenerator())
         self.segmenter_name = self._segmenter.name
         self.engine = CaptionEngine(captioner, batch_size)
 
-    async def propose(self, pixels: Pixels) -> list[Mask]:
-        return await asyncio.to_thread(self._segmenter.propose, pixels)
+    async def generate(self, pixels: Pixels) -> list[Mask]:
+        return await asyncio.to_thread(self._segmenter.generate, pixels)
 
     async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
         return await asyncio.to_thread(self._segmenter.find, pixels, prompts)

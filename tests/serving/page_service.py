@@ -11,14 +11,14 @@ import uvicorn
 from tests.drawn import disc
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
-from ureca.masks.generators.segments import SegmentsProposer
+from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.app import build_app
 from ureca.pipelines.serving.middleware import digest_of
 from ureca.serving.engine import CaptionJob, Written
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 from ureca.serving.segmenter import among_masks
 from ureca.serving.service import Service, lookalikes
 
@@ -56,12 +56,12 @@ class PageBackend:
 
     def __init__(self) -> None:
         self.say: str | None = None
-        self.refusal: Refusal | None = None
+        self.api_error: ApiError | None = None
         self.room = threading.Semaphore(10_000)
         self.stopped = 0
-        self._segmenter = SegmentsProposer()
+        self._segmenter = SegmentsMaskGenerator()
 
-    async def propose(self, pixels: Pixels) -> list[Mask]:
+    async def generate(self, pixels: Pixels) -> list[Mask]:
         self._refuse()
         return self._masks(pixels)
 
@@ -92,12 +92,12 @@ class PageBackend:
 
     def _masks(self, pixels: Pixels) -> list[Mask]:
         known, masks = picture()
-        return masks if np.array_equal(pixels, known) else self._segmenter.propose(pixels)
+        return masks if np.array_equal(pixels, known) else self._segmenter.generate(pixels)
 
     def _refuse(self) -> None:
-        refusal, self.refusal = self.refusal, None
-        if refusal is not None:
-            raise refusal
+        api_error, self.api_error = self.api_error, None
+        if api_error is not None:
+            raise api_error
 
 
 def described(pixels: Pixels, mask: Mask) -> str:

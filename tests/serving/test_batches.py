@@ -16,7 +16,7 @@ from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.app import build_app
 from ureca.pipelines.serving.batches import BatchJobs, BatchRequest
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 from ureca.serving.service import Service
 
 # Writes what it was told, waits to be let go, and ends with a status.
@@ -69,7 +69,7 @@ def test_a_job_runs_the_batch_verb_and_is_polled(client: TestClient, tmp_path: P
     # The service's own way of captioning, as the verb understands it.
     told_settings = CaptioningSettings.load(arguments)
     assert told_settings.model == "tiny" and told_settings.captioner.max_new_tokens == 100
-    assert told_settings.resources.propose.num_actors == told_settings.resources.caption.num_actors == 1
+    assert told_settings.resources.masks.num_actors == told_settings.resources.caption.num_actors == 1
     (Path(batch["output"]) / "go").write_text(str(status))
     assert wait(client, batch["id"], told)["status"] == told
 
@@ -109,7 +109,7 @@ def test_jobs_end_with_the_service(settings: ServeSettings, tmp_path: Path) -> N
         jobs.close()
         while (await jobs.get(id)).status == "in_progress":  # noqa: ASYNC110 - a process ends
             await asyncio.sleep(0.02)
-        with pytest.raises(Refusal):
+        with pytest.raises(ApiError):
             await jobs.get("other")
         return (await jobs.get(id)).status
 

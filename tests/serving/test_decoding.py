@@ -12,7 +12,7 @@ from PIL import Image
 
 from ureca.masks import rle as rle_codec
 from ureca.serving.decoding import read_base64, read_regions
-from ureca.serving.schemas import Refusal, RegionRequest
+from ureca.serving.schemas import ApiError, RegionRequest
 from ureca.serving.settings import ServingLimits
 
 HEIGHT, WIDTH = 20, 30
@@ -101,14 +101,14 @@ FAR = [[0, 0, 299, 0, 0, 199, 299, 199, 0, 0, 290, 190] * 60]
 )
 def test_what_is_wrong_is_named(regions: list[dict[str, Any]], code: str, param: str) -> None:
     asked = [RegionRequest.model_validate(region) for region in regions]
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(ApiError) as api_error:
         read_regions(asked, (HEIGHT, WIDTH), LIMITS)
-    assert (refusal.value.status, refusal.value.problem.code, refusal.value.problem.param) == (422, code, param)
+    assert (api_error.value.status, api_error.value.problem.code, api_error.value.problem.param) == (422, code, param)
 
 
 def test_pixels_of_all_masks_together_are_limited_before_any_is_decoded() -> None:
     asked = [RegionRequest(mask_png="not even base64")] * 2
-    with pytest.raises(Refusal, match="too_many_pixels"):
+    with pytest.raises(ApiError, match="too_many_pixels"):
         read_regions(asked, (60, 60), LIMITS)
 
 
@@ -116,5 +116,5 @@ def test_pixels_of_all_masks_together_are_limited_before_any_is_decoded() -> Non
 def test_any_text_is_base64_or_refused(text: str) -> None:
     try:
         assert isinstance(read_base64(text, "image"), bytes)
-    except Refusal as refusal:
-        assert refusal.problem.code == "not_base64"
+    except ApiError as api_error:
+        assert api_error.problem.code == "not_base64"

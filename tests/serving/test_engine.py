@@ -48,10 +48,10 @@ class WatchedBatch:
     def __len__(self) -> int:
         return len(self._batch)
 
-    def join(self, regions: Iterable[tuple[Any, PreparedImage, int, CaptionSettings]]) -> None:
+    def admit(self, regions: Iterable[tuple[Any, PreparedImage, int, CaptionSettings]]) -> None:
         joining = list(regions)
-        self._watched.joined += [(id(key[0]), key[1]) for key, *_ in joining]
-        self._batch.join(joining)
+        self._watched.admitted += [(id(key[0]), key[1]) for key, *_ in joining]
+        self._batch.admit(joining)
 
     def step(self, is_wanted: Callable[[Any], bool]) -> Iterator[FinishedRegion[Any]]:
         self._watched.sizes.append(len(self._batch))
@@ -67,7 +67,7 @@ class Watched(RegionCaptioner):
     def __init__(self) -> None:
         tiny = tiny_captioner()
         super().__init__(tiny.model, tiny.processor, cached_images=2)
-        self.joined: list[tuple[int, int]] = []
+        self.admitted: list[tuple[int, int]] = []
         self.sizes: list[int] = []
         self.fail = False
         self.batch_class = WatchedBatch
@@ -86,7 +86,7 @@ def test_captions_in_common_batches_are_those_of_each_request_alone() -> None:
 
     for asked, written in zip(jobs, asyncio.run(run()), strict=True):
         assert written == alone(asked)
-    assert len(watched.joined) == len(set(watched.joined)) == 17
+    assert len(watched.admitted) == len(set(watched.admitted)) == 17
     assert max(watched.sizes) == 4
     # One after another, 15 captions of 6 tokens and 2 of 3 would take 96 steps.
     assert len(watched.sizes) < 60
@@ -124,7 +124,7 @@ def test_what_nobody_waits_for_is_not_written() -> None:
         engine.check(longest_s=60)
 
     asyncio.run(asyncio.wait_for(run(), 60))
-    assert len({work for work, _ in watched.joined}) == 2
+    assert len({work for work, _ in watched.admitted}) == 2
 
 
 def test_a_stream_that_is_closed_gives_up_the_rest() -> None:
@@ -138,7 +138,7 @@ def test_a_stream_that_is_closed_gives_up_the_rest() -> None:
         await engine.caption(job(1, 1))
 
     asyncio.run(run())
-    assert len(watched.joined) < 8  # what was read, perhaps what had begun meanwhile, and the other request's
+    assert len(watched.admitted) < 8  # what was read, perhaps what had begun meanwhile, and the other request's
 
 
 def test_who_comes_later_joins_what_is_being_written() -> None:

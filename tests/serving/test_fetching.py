@@ -8,7 +8,7 @@ from threading import Thread
 import pytest
 
 from ureca.serving.fetching import Fetcher, is_public_address
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 
 FILE = b"x" * 1000
 HOSTS = ["images.example"]
@@ -47,10 +47,10 @@ def fetch(url: str, *, max_bytes: int = 1000, **options: object) -> bytes:
 
 
 def refused(url: str, **options: object) -> str:
-    with pytest.raises(Refusal) as refusal:
+    with pytest.raises(ApiError) as api_error:
         fetch(url, **options)  # type: ignore[arg-type]
-    assert (refusal.value.status, refusal.value.problem.param) == (422, "image")
-    return refusal.value.problem.code
+    assert (api_error.value.status, api_error.value.problem.param) == (422, "image")
+    return api_error.value.problem.code
 
 
 def test_a_file_of_an_allowed_host(port: int) -> None:

@@ -22,7 +22,7 @@ from skimage.filters import gaussian
 from tests.browser import contrast, start, tap
 from tests.serving.page_service import HEIGHT, WIDTH, PageBackend, picture, serving
 from ureca.masks import rle as rle_codec
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 
 HOSTILE = "</p><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp; left"
 TOKEN = "a-token-for-the-test"  # noqa: S105
@@ -356,14 +356,14 @@ def test_a_busy_service_is_asked_again_when_it_says(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
-    backend.refusal = Refusal(429, "queue_full", "all queues are full", retry_after_s=3600)
+    backend.api_error = ApiError(429, "queue_full", "all queues are full", retry_after_s=3600)
     page.at(INNER).click().perform()
     page.until("#alert", "The service is busy. all queues are full")
     page.until("#alert", "Try again in 3")  # the stream had begun: its event says so
     assert not page.one("#alert button").is_enabled()
     assert page.one('[role="treeitem"][data-id="5"] .text').text == "not captioned yet"
     page.use("point")
-    backend.refusal = Refusal(429, "queue_full", "segmenters are busy", retry_after_s=1)
+    backend.api_error = ApiError(429, "queue_full", "segmenters are busy", retry_after_s=1)
     page.at(INNER).click().perform()
     page.until("#alert", "segmenters are busy")
     assert page.one("#alert button").text == "Try again in 1 s"
@@ -376,11 +376,11 @@ def test_a_busy_service_is_asked_again_when_it_says(
 
 def test_a_refusal_names_the_field(desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path) -> None:
     page = Page(desktop, address).upload(file)
-    backend.refusal = Refusal(422, "empty_mask", "the mask has no pixel", param="regions[0].rle")
+    backend.api_error = ApiError(422, "empty_mask", "the mask has no pixel", param="regions[0].rle")
     page.at(INNER).click().perform()
     page.until("#alert", "The service cannot use this. regions[0].rle: the mask has no pixel")
     page.use("point")
-    backend.refusal = Refusal(422, "no_region", "no region fits these points", param="regions[0]")
+    backend.api_error = ApiError(422, "no_region", "no region fits these points", param="regions[0]")
     page.at(INNER).click().perform()
     page.until(".card .problem", "no region fits these points")
 

@@ -14,13 +14,13 @@ def test_flags_reach_their_settings() -> None:
     settings = CaptioningSettings.load(
         [
             *COMMAND,
-            *("--captioner.max-new-tokens", "9", "--proposals.kind", "prompts", "--proposals.checkpoint", "sam.pth"),
+            *("--captioner.max-new-tokens", "9", "--masks.kind", "prompts", "--masks.checkpoint", "sam.pth"),
             *("--listing.annotations", "beside", "--resources.caption.num-gpus", "0.5", "--dtype", "bfloat16"),
         ]
     )
     assert (settings.model, settings.dtype, settings.captioner.max_new_tokens) == ("checkpoint", "bfloat16", 9)
-    assert (settings.proposals.kind, settings.resources.caption.num_gpus) == ("prompts", 0.5)
-    assert CaptioningSettings.load(COMMAND).proposals.kind == "auto"
+    assert (settings.masks.kind, settings.resources.caption.num_gpus) == ("prompts", 0.5)
+    assert CaptioningSettings.load(COMMAND).masks.kind == "auto"
     assert CaptioningSettings.model_validate(settings.model_dump()) == settings
 
 
@@ -32,7 +32,7 @@ def test_flags_reach_their_settings() -> None:
         ([*COMMAND, "--captioner.beams", "2"], "beams"),
         ([*COMMAND, "--dtype", "int8"], "dtype"),
         ([*COMMAND, "--listing.annotations", "beside"], "listing.annotations is for"),
-        ([*COMMAND, "--proposals.kind", "prompts"], "checkpoint"),
+        ([*COMMAND, "--masks.kind", "prompts"], "checkpoint"),
     ],
 )
 def test_wrong_settings_are_named(arguments: list[str], named: str) -> None:

@@ -30,8 +30,8 @@ def test_flags_over_environment_over_file_over_defaults(tmp_path: Path, monkeypa
     [
         (["in", "out", "--tree.containment", "1.5"], "tree.containment"),
         (["in", "out", "--tree.containmant", "0.5"], "containmant"),
-        (["in", "out", "--proposals.kind", "magic"], "proposals"),
-        (["in", "out", "--proposals.kind", "sam"], "checkpoint"),
+        (["in", "out", "--masks.kind", "magic"], "masks"),
+        (["in", "out", "--masks.kind", "sam"], "checkpoint"),
         (["in"], "OUTPUT"),
         (["in", "out", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["in", "out", "--listing.annotations", "beside"], "listing.annotations"),

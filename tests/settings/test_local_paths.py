@@ -15,7 +15,7 @@ def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytes
     settings = CurateSettings(
         input="images",
         output="s3://bucket/out",
-        proposals={"kind": "sam", "checkpoint": "sam.pth"},
+        masks={"kind": "sam", "checkpoint": "sam.pth"},
         annotator={"kind": "prompted"},
         embedder={"kind": "dinov2", "checkpoint": "tiny"},
         mllm={"kind": "transformers", "checkpoint": "of/the-hub"},
@@ -23,7 +23,7 @@ def test_paths_become_absolute_and_names_stay(tmp_path: Path, monkeypatch: pytes
     )
     absolute = with_absolute_paths(settings)
     assert (absolute.input, absolute.output) == (str(tmp_path / "images"), "s3://bucket/out")
-    assert absolute.proposals.checkpoint == tmp_path / "sam.pth"
+    assert absolute.masks.checkpoint == tmp_path / "sam.pth"
     assert absolute.embedder.checkpoint == str(tmp_path / "tiny")
     assert absolute.mllm == settings.mllm
     assert absolute.resources == settings.resources

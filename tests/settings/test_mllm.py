@@ -4,7 +4,7 @@ import pytest
 
 from ureca.curation.listener import PromptedListener
 from ureca.errors import SettingsError
-from ureca.llm.settings import ByTransformers, ByVllm
+from ureca.llm.settings import TransformersConfig, VllmConfig
 from ureca.pipelines.components import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 
@@ -24,11 +24,11 @@ def test_options_of_engines_arrive_as_what_they_are() -> None:
     mllm = CurateSettings.load(
         [*PROMPTED, *tail, "--mllm.kind", "transformers", "--mllm.image-options", "max_patches=6"]
     ).mllm
-    assert isinstance(mllm, ByTransformers) and mllm.image_options == {"max_patches": 6}
+    assert isinstance(mllm, TransformersConfig) and mllm.image_options == {"max_patches": 6}
     options = ["enforce_eager=true", "max_num_seqs=64", "quantization=fp8", "cpu_offload_gb=0.5"]
     flags = [flag for option in options for flag in ("--mllm.engine-options", option)]
     mllm = CurateSettings.load([*PROMPTED, *tail, "--mllm.kind", "vllm", *flags]).mllm
-    assert isinstance(mllm, ByVllm)
+    assert isinstance(mllm, VllmConfig)
     assert mllm.engine_options == {
         "enforce_eager": True,
         "max_num_seqs": 64,

@@ -9,7 +9,7 @@ from typing import Any
 from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus
 from ureca.data.listing import list_images
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.masks.mask import Mask
 
 
@@ -38,17 +38,17 @@ def row(image_id: str, regions: Sequence[dict[str, Any]], **changes: Any) -> dic
     return made | {"error": None} | changes
 
 
-def write_dataset(folder: Path, num_images: int, images_per_unit: int = 2) -> Path:
+def write_dataset(folder: Path, num_images: int, images_per_partition: int = 2) -> Path:
     """Write images and a regions dataset of them; returns the dataset's folder."""
     images, dataset = folder / "images", folder / "dataset"
     ids = write_corpus(images, num_images)
     output = Output(str(dataset))
-    output.write_run({"verb": "curate", "state": "finished"})
-    output.add_images(list_images(str(images), annotations="beside"), images_per_unit)
-    for unit, first in enumerate(range(0, num_images, images_per_unit)):
-        seeds = range(first, min(first + images_per_unit, num_images))
+    output.write_run({"command": "curate", "state": "finished"})
+    output.add_images(list_images(str(images), annotations="beside"), images_per_partition)
+    for partition, first in enumerate(range(0, num_images, images_per_partition)):
+        seeds = range(first, min(first + images_per_partition, num_images))
         rows = [row(ids[seed], [region(mask) for mask in drawn_image(seed)[1]]) for seed in seeds]
-        output.write_unit(unit, rows, UnitReport())
+        output.write_partition(partition, rows, PartitionReport())
     return dataset
 
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from tests.drawn import drawn_image
 from tests.training.datasets import Words, line, region, row, write_dataset, write_jsonl
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import RegionsSource, open_source
 from ureca.errors import InputError, OutputError
@@ -76,7 +76,7 @@ def test_counts_are_those_of_texts_and_sizes(tmp_path: Path, dataset: Path) -> N
 def test_the_longest_question_that_may_be_asked_counts(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 1)))
     short = region(MASKS[0], detailed_caption="disc 1")
-    output.write_unit(0, [row("img_0000", [short, region(MASKS[1])])], UnitReport())
+    output.write_partition(0, [row("img_0000", [short, region(MASKS[1])])], PartitionReport())
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     possible = [index.info.settings.questions.possible(detailed=detailed) for detailed in (False, True)]
     longest = [max(len(question.split()) for question in questions) for questions in possible]
@@ -103,7 +103,7 @@ def test_regions_that_are_too_long_are_named(tmp_path: Path) -> None:
         row("img_0000", [region(MASKS[0])]),
         row("img_0001", [region(MASKS[0]), region(MASKS[1], caption="a " * 90)]),
     ]
-    output.write_unit(0, rows, UnitReport())
+    output.write_partition(0, rows, PartitionReport())
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     costs = TokenCosts(image=5, image_tile=1, region=2, mask_tile=1)
     found = too_long(index.counts(), costs, PlanSettings(max_length=100))
@@ -115,15 +115,17 @@ def test_regions_that_are_too_long_are_named(tmp_path: Path) -> None:
 def test_text_that_is_no_text_to_the_tokenizer_is_bad(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 1)))
     regions = [region(MASKS[0], caption="see <IMG_CONTEXT><IMG_CONTEXT>"), region(MASKS[1])]
-    output.write_unit(0, [row("img_0000", regions)], UnitReport())
+    output.write_partition(0, [row("img_0000", regions)], PartitionReport())
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     assert [(bad.region_id, bad.kind) for bad in index.bad_samples()] == [(1, "special_token")]
     assert [found.region_id for found in index.read([0])[0].regions] == [2]
 
 
 def test_what_is_left_out_is_told(tmp_path: Path) -> None:
-    output = Output(str(write_dataset(tmp_path / "data", 2, images_per_unit=1)))
-    output.write_unit(0, [row("img_0000", [region(MASKS[0], verdict="rejected"), region(MASKS[1])])], UnitReport())
+    output = Output(str(write_dataset(tmp_path / "data", 2, images_per_partition=1)))
+    output.write_partition(
+        0, [row("img_0000", [region(MASKS[0], verdict="rejected"), region(MASKS[1])])], PartitionReport()
+    )
     (tmp_path / "data" / "dataset" / "regions" / "part-000001.parquet").unlink()
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     assert index.info.summary().split("\n") == [
@@ -203,7 +205,7 @@ def test_a_fingerprint_follows_the_content_not_the_place(tmp_path: Path, dataset
 
 def test_nothing_to_learn_from_is_an_error_that_says_why(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 1)))
-    output.write_unit(0, [row("img_0000", [region(MASKS[0], caption="")])], UnitReport())
+    output.write_partition(0, [row("img_0000", [region(MASKS[0], caption="")])], PartitionReport())
     with pytest.raises(InputError, match="1 empty_caption"):
         prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     assert not (tmp_path / "index" / "index.json").exists()

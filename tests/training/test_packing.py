@@ -21,14 +21,14 @@ Built = tuple[UrecaForConditionalGeneration, UrecaProcessor]
 
 def make_examples(seed: int = 0) -> list[ImageExample]:
     """Two images of different grids, with three and two regions whose questions and answers differ in length."""
-    dice = np.random.default_rng(seed)
+    rng = np.random.default_rng(seed)
     examples = []
     for height, width, count in ((70, 120, 3), (90, 60, 2)):
-        pixels = dice.integers(0, 256, (height, width, 3), dtype=np.uint8)
+        pixels = rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
         regions = []
         for number in range(count):
             mask = np.zeros((height, width), np.bool_)
-            top, left = dice.integers(0, height - 20), dice.integers(0, width - 20)
+            top, left = rng.integers(0, height - 20), rng.integers(0, width - 20)
             mask[top : top + 5 + 5 * number, left : left + 12] = True
             question = "Describe this region in the image." if number else "What is here?"
             regions.append(RegionExample(mask, question, "A red car" + " and a blue car" * number + "."))

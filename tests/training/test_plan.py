@@ -11,15 +11,15 @@ from pydantic import ValidationError
 
 from ureca.training.augmentation import AugmentationSettings, draw_scales
 from ureca.training.sampler import EpochPlan, MicroBatch, PlanSettings, is_too_long, too_long
-from ureca.training.token_costs import SampleCounts, TokenCosts
+from ureca.training.token_costs import SampleCosts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=16, region=3, mask_tile=2)
 
 
-def make_counts(text_tokens: list[list[int]], num_scales: int = 1) -> SampleCounts:
+def make_counts(text_tokens: list[list[int]], num_scales: int = 1) -> SampleCosts:
     """Counts of images with regions of these text tokens; the first image has 1 tile, the second 3, and so on."""
     tiles = [[1 + 2 * ((image + scale) % 4) for scale in range(num_scales)] for image in range(len(text_tokens))]
-    return SampleCounts(
+    return SampleCosts(
         first_regions=np.cumsum([0, *map(len, text_tokens)]),
         text_tokens=np.array([tokens for image in text_tokens for tokens in image], np.int32),
         num_tiles=np.array(tiles, np.uint8).reshape(len(text_tokens), num_scales),
@@ -39,7 +39,7 @@ def shown(plan: EpochPlan, world_size: int) -> Counter[tuple[int, int]]:
         for step in all_micro_batches(plan, world_size)
         for rank in step
         for micro_batch in rank
-        if not micro_batch.is_filler
+        if not micro_batch.is_padding
         for group in micro_batch.groups
         for region in group.region_numbers
     )
@@ -94,7 +94,7 @@ def test_every_region_once_and_ranks_in_step(arguments: dict[str, Any]) -> None:
     assert shown(plan, world_size) == Counter(regions - left_out)
     assert plan.num_regions == len(regions) - len(left_out)
 
-    fillers = [[micro_batch.is_filler for rank in step for micro_batch in rank] for step in steps]
+    fillers = [[micro_batch.is_padding for rank in step for micro_batch in rank] for step in steps]
     assert not any(any(step) for step in fillers[:-1])
     assert not all(fillers[-1])
     assert sum(not filler for step in fillers for filler in step) == plan.num_micro_batches
@@ -147,7 +147,7 @@ def test_steps_do_not_depend_on_how_ranks_share_them(arguments: dict[str, Any]) 
 
 
 @pytest.fixture(scope="module")
-def large() -> SampleCounts:
+def large() -> SampleCosts:
     """4000 images with up to 40 regions each, of tokens as captions have them."""
     rng = np.random.default_rng(0)
     return make_counts(
@@ -155,7 +155,7 @@ def large() -> SampleCounts:
     )
 
 
-def test_images_of_like_size_meet(large: SampleCounts) -> None:
+def test_images_of_like_size_meet(large: SampleCosts) -> None:
     """Ranks of a step have nearly as much to do; without sorting they would not."""
     balance = {}
     for window in (1, 16):
@@ -169,7 +169,7 @@ def test_images_of_like_size_meet(large: SampleCounts) -> None:
     assert balance[16] > balance[1] + 0.02
 
 
-def test_groups_are_few_near_equal_and_of_another_composition_each_epoch(large: SampleCounts) -> None:
+def test_groups_are_few_near_equal_and_of_another_composition_each_epoch(large: SampleCosts) -> None:
     sizes: dict[int, list[int]] = {}
     compositions: list[set[frozenset[int]]] = []
     for epoch in (0, 1):
@@ -185,7 +185,7 @@ def test_groups_are_few_near_equal_and_of_another_composition_each_epoch(large: 
         assert max(sizes[image]) - min(sizes[image]) <= 1
 
 
-def test_epochs_and_seeds_come_in_other_orders(large: SampleCounts) -> None:
+def test_epochs_and_seeds_come_in_other_orders(large: SampleCosts) -> None:
     firsts = [
         EpochPlan(large, COSTS, PlanSettings(), epoch=epoch, seed=seed, world_size=1).micro_batches(0, 0)
         for epoch, seed in ((0, 0), (1, 0), (0, 1))
@@ -193,7 +193,7 @@ def test_epochs_and_seeds_come_in_other_orders(large: SampleCounts) -> None:
     assert firsts[0] != firsts[1] != firsts[2] != firsts[0]
 
 
-def test_chunks_of_images_change_nothing(large: SampleCounts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chunks_of_images_change_nothing(large: SampleCosts, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = PlanSettings(max_length=300, max_tokens_per_device=400)
     whole = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
     monkeypatch.setattr("ureca.training.sampler._REGIONS_AT_ONCE", 1000)
@@ -233,7 +233,7 @@ def test_a_micro_batch_must_hold_the_longest_sample() -> None:
 def test_no_such_step_or_rank() -> None:
     plan = EpochPlan(make_counts([[1]]), COSTS, PlanSettings(), epoch=0, seed=0, world_size=2)
     assert plan.num_steps == 1
-    assert [plan.micro_batches(0, rank)[0].is_filler for rank in range(2)] == [False, True]
+    assert [plan.micro_batches(0, rank)[0].is_padding for rank in range(2)] == [False, True]
     for step, rank in ((1, 0), (0, 2), (-1, 0)):
         with pytest.raises(IndexError, match="the epoch has 1 steps, the world 2 ranks"):
             plan.micro_batches(step, rank)

@@ -5,15 +5,15 @@ import pytest
 
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.sampler import EpochPlan, PlanSettings, Position, RunPlan
-from ureca.training.token_costs import SampleCounts, TokenCosts
+from ureca.training.token_costs import SampleCosts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=4, region=2, mask_tile=3)
 SETTINGS = PlanSettings(regions_per_image=3, images_per_device=2, max_length=100)
 
 
-def counts() -> SampleCounts:
+def counts() -> SampleCosts:
     """Ten images of seven regions."""
-    return SampleCounts(
+    return SampleCosts(
         first_regions=np.arange(11) * 7,
         text_tokens=np.full(70, 9, np.int32),
         num_tiles=np.ones((10, 1), np.uint8),

@@ -10,7 +10,7 @@ from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus, write_shard
 from tests.training.datasets import line, region, row, write_dataset, write_jsonl
 from ureca.data.export import Selection, export_jsonl
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.data.samples import BadSample, JsonlSource, RegionsSource, TrainingImage, open_source
 from ureca.errors import InputError, OutputError
 from ureca.masks.mask import Mask
@@ -57,14 +57,14 @@ def test_the_caption_that_is_learned_is_a_setting(tmp_path: Path, caption: str, 
 
 def test_a_region_without_parts_has_no_detailed_caption(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path, 1)))
-    output.write_unit(0, [row("img_0000", [region(MASKS[0], detailed_caption="disc 1")])], UnitReport())
+    output.write_partition(0, [row("img_0000", [region(MASKS[0], detailed_caption="disc 1")])], PartitionReport())
     for caption in ("unique", "detailed"):
         ((image,), _) = read(RegionsSource.model_validate({"path": output.path, "caption": caption}))
         assert not image.regions[0].detailed
 
 
 def test_what_a_dataset_leaves_out_is_counted_and_what_is_bad_is_named(tmp_path: Path) -> None:
-    output = Output(str(write_dataset(tmp_path, 8, images_per_unit=6)))
+    output = Output(str(write_dataset(tmp_path, 8, images_per_partition=6)))
     (tmp_path / "dataset" / "regions" / "part-000001.parquet").unlink()
     empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
     regions = [
@@ -82,7 +82,7 @@ def test_what_a_dataset_leaves_out_is_counted_and_what_is_bad_is_named(tmp_path:
         row("stranger", [region(MASKS[0])]),
     ]
     (tmp_path / "dataset" / "regions" / "part-000000.parquet").unlink()
-    output.write_unit(0, rows, UnitReport())
+    output.write_partition(0, rows, PartitionReport())
     source = open_source(RegionsSource(path=output.path))
     samples = list(source.samples())
     bad = [sample for sample in samples if isinstance(sample, BadSample)]

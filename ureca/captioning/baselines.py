@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ureca.captioning.images import answered, caption_rows, failed, failures_of
-from ureca.data.processing import ProposedImage
+from ureca.data.processing import MaskedImage
 from ureca.errors import AnswerError
 from ureca.images import Pixels
 from ureca.llm import usage
@@ -52,7 +52,7 @@ class ChatWriter:
         # Twice a batch: the next one is formed while the last is answered.
         self._slots = asyncio.Semaphore(2 * settings.batch_size)
 
-    def make_ready(self, pixels: Pixels, image: ProposedImage) -> WholeImage:
+    def make_ready(self, pixels: Pixels, image: MaskedImage) -> WholeImage:
         """Keep an image with its masks."""
         return WholeImage(pixels, image.masks, image.parents, failures_of(image.masks, pixels.shape[:2]))
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ureca.captioning.images import ReadyImage, caption_ready, make_ready
-from ureca.data.processing import ProposedImage
+from ureca.data.processing import MaskedImage
 from ureca.images import Pixels
 from ureca.llm.load import process_load
 from ureca.model.settings import CaptionSettings
@@ -40,9 +40,9 @@ class Batcher:
         self._waiting: list[_Waiting] = []
         self._work: asyncio.Task[None] | None = None
         self._load = process_load()
-        self._load.set_places(self, 1)
+        self._load.set_slots(self, 1)
 
-    def make_ready(self, pixels: Pixels, image: ProposedImage) -> ReadyImage:
+    def make_ready(self, pixels: Pixels, image: MaskedImage) -> ReadyImage:
         """Cut an image and its masks; in any thread."""
         return make_ready(self._captioner, pixels, image.masks, image.parents)
 
@@ -88,7 +88,7 @@ class Batcher:
             seconds, since = time.monotonic() - since, time.monotonic()
             loop.call_soon_threadsafe(_succeed, batch[index].rows, (rows, seconds))
 
-        with self._load.working():
+        with self._load.busy():
             caption_ready(self._captioner, [waiting.image for waiting in batch], self._settings, on_finished)
 
 

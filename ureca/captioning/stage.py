@@ -6,9 +6,9 @@ from collections import defaultdict
 from dataclasses import asdict, replace
 from typing import Any, Generic, Protocol, TypeVar
 
-from ureca.data.crash_log import Attempts, NoAttempts
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import ImagesInFlight, ProposedImage, ProposedUnit, RowError
+from ureca.data.crash_log import CrashLog, NullCrashLog
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import ImagesInFlight, MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import Fetched
 from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, decode_image
@@ -20,7 +20,7 @@ Ready = TypeVar("Ready")
 class ImageWriter(Protocol[Ready]):
     """Writes the captions of one image; many at the same time on one event loop."""
 
-    def make_ready(self, pixels: Pixels, image: ProposedImage) -> Ready:
+    def make_ready(self, pixels: Pixels, image: MaskedImage) -> Ready:
         """What the model needs of uint8 RGB pixels [H, W, 3] and masks; called in any thread."""
         ...
 
@@ -50,20 +50,20 @@ class CaptionStage(Generic[Ready]):
         limits: ImageLimits,
         images_in_flight: int,
         *,
-        attempts: Attempts | None = None,
-        recipe: str | None = None,
+        crash_log: CrashLog | None = None,
+        config_hash: str | None = None,
     ) -> None:
         self._writer = writer
         self._model_name = model_name
         self._limits = limits
-        self._recipe = recipe
-        self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
+        self._config_hash = config_hash
+        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
 
-    async def __call__(self, unit: ProposedUnit) -> tuple[list[dict[str, Any]], UnitReport]:
+    async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
         """Rows of the schema ``CAPTIONS``, in the order of the unit's images, and the work they took."""
-        rows = {image.entry.image_id: self._row(image, unit.proposer) for image in unit.images}
-        good = {image.entry.image_id: image for image in unit.images if image.error is None}
-        seconds = defaultdict(float, unit.seconds)
+        rows = {image.entry.image_id: self._row(image, partition.mask_generator) for image in partition.images}
+        good = {image.entry.image_id: image for image in partition.images if image.error is None}
+        seconds = defaultdict(float, partition.seconds)
 
         async def work(fetched: Fetched) -> None:
             id = fetched.entry.image_id
@@ -78,10 +78,10 @@ class CaptionStage(Generic[Ready]):
             )
         num_tokens = sum(region["num_tokens"] or 0 for row in rows.values() for region in row["captions"])
         spent = asdict(usage) | {"num_new_tokens": num_tokens}
-        return list(rows.values()), UnitReport(**spent, seconds=dict(seconds))
+        return list(rows.values()), PartitionReport(**spent, seconds=dict(seconds))
 
     async def _caption(
-        self, image: ProposedImage, fetched: Fetched, row: dict[str, Any], seconds: defaultdict[str, float]
+        self, image: MaskedImage, fetched: Fetched, row: dict[str, Any], seconds: defaultdict[str, float]
     ) -> None:
         started = time.monotonic()
         ready = await asyncio.to_thread(self._make_ready, image, fetched)
@@ -92,7 +92,7 @@ class CaptionStage(Generic[Ready]):
             row["captions"], model_s = await self._writer.write(ready)
             seconds["caption"] += model_s
 
-    def _make_ready(self, image: ProposedImage, fetched: Fetched) -> Ready | RowError:
+    def _make_ready(self, image: MaskedImage, fetched: Fetched) -> Ready | RowError:
         if isinstance(fetched.image, DataError):
             return RowError.of("read", fetched.image)
         try:
@@ -104,7 +104,7 @@ class CaptionStage(Generic[Ready]):
             return RowError.of("caption", changed)
         return self._writer.make_ready(pixels, image)
 
-    def _row(self, image: ProposedImage, proposer: str) -> dict[str, Any]:
+    def _row(self, image: MaskedImage, mask_generator: str) -> dict[str, Any]:
         return {
             "image_id": image.entry.image_id,
             "uri": image.entry.uri,
@@ -113,6 +113,6 @@ class CaptionStage(Generic[Ready]):
             "captions": [],
             "error": None if image.error is None else asdict(image.error),
             "model": self._model_name,
-            "proposer": proposer,
-            "recipe": self._recipe,
+            "proposer": mask_generator,
+            "recipe": self._config_hash,
         }

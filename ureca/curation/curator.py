@@ -111,7 +111,7 @@ async def curate_image(
     for mask in masks:
         if mask.rle["size"] != list(pixels.shape[:2]):
             raise ValueError(f"mask {mask.id} has the size {mask.rle['size']}, the image {list(pixels.shape[:2])}")
-    tree = tree or MaskTree.plant(masks, curator.tree.containment)
+    tree = tree or MaskTree.build(masks, curator.tree.containment)
     main_objects, regions, skipped = select_regions(tree, curator.tree)
     by_id = {mask.id: mask for mask in masks}
     image = CurationImage(

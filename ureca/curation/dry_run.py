@@ -5,7 +5,7 @@ from collections.abc import Collection
 from ureca.curation import prompts
 from ureca.curation.listener import Listener
 from ureca.curation.protocols import Choice
-from ureca.llm.fake import CountingChatModel, StandInChatModel, StandInSettings
+from ureca.llm.fake import CountingChatModel, FakeChatModel, FakeSettings
 from ureca.llm.protocol import ChatModel
 from ureca.masks.views import Views
 
@@ -20,10 +20,10 @@ _KINDS = {
 
 def counted(model: ChatModel | None = None) -> CountingChatModel:
     """A model that counts the questions of a curation by stage; None: the stand-in answers."""
-    return CountingChatModel(model or StandInChatModel(StandInSettings()), _KINDS)
+    return CountingChatModel(model or FakeChatModel(FakeSettings()), _KINDS)
 
 
-class UnderstandingListener:
+class DryRunListener:
     """Asks as another listener does, and takes every caption for the region that it was written for; a ``Listener``.
 
     What the stand-in chooses says nothing about real captions: each caption that it did not understand would be

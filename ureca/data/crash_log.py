@@ -23,21 +23,21 @@ from ureca.errors import DataError
 _LIST = "list"  # in the place of a key
 
 
-class Attempts:
+class CrashLog:
     """Marks of one stage in one output folder, as of when this was made; one file for each thing that is worked on.
 
     Args:
         filesystem: Arrow's, where the folder is.
         folder: of the marks.
         stage: its processes share the marks.
-        max_deaths: processes that may die with an image, at least 1; then it is given up.
+        max_crashes: processes that may die with an image, at least 1; then it is given up.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, folder: str, stage: str, max_deaths: int) -> None:
+    def __init__(self, filesystem: pafs.FileSystem, folder: str, stage: str, max_crashes: int) -> None:
         self._filesystem = filesystem
         self._folder = folder
         self._stage = stage
-        self._max_deaths = max_deaths
+        self._max_crashes = max_crashes
         self._has_folder = False
         self._lock = threading.Lock()
         self._marks: dict[str, list[str]] = {}
@@ -49,7 +49,7 @@ class Attempts:
                 for each in self._listed(path) if key == _LIST else [key]:
                     self._left.setdefault(each, []).append(path)
 
-    def deaths(self, what: str) -> int:
+    def num_crashes(self, what: str) -> int:
         """Processes that died while they worked on this."""
         return len(self._left.get(_key(what), ()))
 
@@ -60,10 +60,12 @@ class Attempts:
             image_id: of the image.
             earlier: processes, beside those that died with the image, that may have died of it.
         """
-        deaths = self.deaths(image_id) + earlier
-        if deaths < self._max_deaths:
+        num_crashes = self.num_crashes(image_id) + earlier
+        if num_crashes < self._max_crashes:
             return None
-        return DataError("worker_died", f"{deaths} workers of the stage {self._stage} died while they worked on it")
+        return DataError(
+            "worker_died", f"{num_crashes} workers of the stage {self._stage} died while they worked on it"
+        )
 
     def begin(self, what: str) -> None:
         """Leave a mark; any thread may.
@@ -75,7 +77,7 @@ class Attempts:
         with self._lock:
             self._marks.setdefault(what, []).append(path)
             self._make_folder()
-        storage.write_mark(self._filesystem, path, what)
+        storage.write_marker(self._filesystem, path, what)
 
     def end(self, what: str, *, done: bool) -> None:
         """Take the mark back, and if it is done also those that were left before: nobody died of it."""
@@ -88,7 +90,7 @@ class Attempts:
             self._forget(_key(what))
 
     @contextlib.contextmanager
-    def attempt(self, what: str) -> Iterator[None]:
+    def in_progress(self, what: str) -> Iterator[None]:
         """Have a mark for the block."""
         self.begin(what)
         done = False
@@ -135,14 +137,14 @@ class Attempts:
             self._filesystem.delete_file(path)
 
 
-class AttemptsTogether(Attempts):
+class BufferedCrashLog(CrashLog):
     """The same with one file for all that this process is working on.
 
     What is done stays in the file until something else is begun, or nothing is left.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, folder: str, stage: str, max_deaths: int) -> None:
-        super().__init__(filesystem, folder, stage, max_deaths)
+    def __init__(self, filesystem: pafs.FileSystem, folder: str, stage: str, max_crashes: int) -> None:
+        super().__init__(filesystem, folder, stage, max_crashes)
         self._own = self._path(_LIST)
         self._working: Counter[str] = Counter()
         self._num_begun = self._num_written = 0
@@ -182,13 +184,13 @@ class AttemptsTogether(Attempts):
             self._forget(key)
 
 
-class NoAttempts(Attempts):
+class NullCrashLog(CrashLog):
     """Nothing is marked: processes that die are somebody else's care."""
 
     def __init__(self) -> None:
         pass
 
-    def deaths(self, what: str) -> int:
+    def num_crashes(self, what: str) -> int:
         """None."""
         return 0
 

@@ -25,14 +25,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ureca import io as storage
 from ureca.errors import OutputError
 
-RENEWAL_S = 5.0
-PATIENCE_S = 30.0
+HEARTBEAT_S = 5.0
+LEASE_TIMEOUT_S = 30.0
 """A claim of another machine that is not renewed for so long is void."""
 
 _SETTLING_S = 2.0  # what a write to an object store may take, after which of two claims at once the later one stands
 
 
-class _Claim(BaseModel):
+class _LeaseRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     session: str
@@ -41,7 +41,7 @@ class _Claim(BaseModel):
     process: int
     began: str
     since: str
-    renewal: int = 0
+    heartbeat: int = 0
 
     def is_alive(self) -> bool:
         """Whether the process that made it runs on this machine."""
@@ -51,7 +51,7 @@ class _Claim(BaseModel):
         return f"process {self.process} on {self.host}, since {self.since}"
 
 
-class ClaimFile:
+class LeaseFile:
     """The claim of one output folder. It holds no state: any process can have one.
 
     Args:
@@ -75,7 +75,7 @@ class ClaimFile:
         Raises:
             OutputError: another session has it, or the claim cannot be written.
         """
-        mine = _Claim(
+        mine = _LeaseRecord(
             session=uuid.uuid4().hex,
             host=platform.node(),
             machine=_machine(),
@@ -94,7 +94,7 @@ class ClaimFile:
             if other is None or other.session != mine.session:
                 raise self._taken(other)
         ended = threading.Event()
-        renewing = threading.Thread(target=self._renew, args=(mine, ended), daemon=True)
+        renewing = threading.Thread(target=self._send_heartbeat, args=(mine, ended), daemon=True)
         renewing.start()
         try:
             yield mine.session
@@ -109,50 +109,50 @@ class ClaimFile:
         Raises:
             RuntimeError: another session has the folder now; nothing more must be written.
         """
-        claim = self._read()
-        if claim is None or claim.session != session:
+        lease = self._read()
+        if lease is None or lease.session != session:
             raise RuntimeError(f"another session has taken over {self._name}; this one ends")
 
-    def _is_held(self, other: _Claim, on_wait: Callable[[str], None]) -> bool:
+    def _is_held(self, other: _LeaseRecord, on_wait: Callable[[str], None]) -> bool:
         if other.machine == _machine():
             return other.is_alive()
-        on_wait(f"{self._name} was claimed by {other}; waiting up to {PATIENCE_S:.0f} s to see whether it lives")
-        end = time.monotonic() + PATIENCE_S
+        on_wait(f"{self._name} was claimed by {other}; waiting up to {LEASE_TIMEOUT_S:.0f} s to see whether it lives")
+        end = time.monotonic() + LEASE_TIMEOUT_S
         while time.monotonic() < end:
-            time.sleep(RENEWAL_S / 5)
+            time.sleep(HEARTBEAT_S / 5)
             if self._read() != other:
                 return True
         return False
 
-    def _renew(self, claim: _Claim, ended: threading.Event) -> None:
-        while not ended.wait(RENEWAL_S):
+    def _send_heartbeat(self, lease: _LeaseRecord, ended: threading.Event) -> None:
+        while not ended.wait(HEARTBEAT_S):
             now = self._read()
-            if now is None or now.session != claim.session:
+            if now is None or now.session != lease.session:
                 return  # whoever has it is not to be disturbed; the workers see it before they write
-            claim = claim.model_copy(update={"renewal": claim.renewal + 1})
+            lease = lease.model_copy(update={"heartbeat": lease.heartbeat + 1})
             with contextlib.suppress(OutputError):  # a full disk ends the session where it writes results
-                self._write(claim)
+                self._write(lease)
 
     def _release(self, session: str) -> None:
         with self._one_at_a_time():
-            claim = self._read()
-            if claim is not None and claim.session == session:
+            lease = self._read()
+            if lease is not None and lease.session == session:
                 self._filesystem.delete_file(self._path)
 
-    def _read(self) -> _Claim | None:
+    def _read(self) -> _LeaseRecord | None:
         try:
             with self._filesystem.open_input_stream(self._path) as stream:
-                return _Claim.model_validate_json(stream.read())
+                return _LeaseRecord.model_validate_json(stream.read())
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:
             what = "it is no claim" if isinstance(error, ValidationError) else error
             raise OutputError(f"{self._path} cannot be read: {what}. Remove it if no run is there") from error
 
-    def _write(self, claim: _Claim) -> None:
-        storage.write_bytes(self._filesystem, self._path, json.dumps(claim.model_dump(), indent=2).encode())
+    def _write(self, lease: _LeaseRecord) -> None:
+        storage.write_bytes(self._filesystem, self._path, json.dumps(lease.model_dump(), indent=2).encode())
 
-    def _taken(self, other: _Claim | None) -> OutputError:
+    def _taken(self, other: _LeaseRecord | None) -> OutputError:
         who = "another run" if other is None else f"another run ({other})"
         return OutputError(
             f"{self._name} is being written by {who}. Two runs at once would do the same work twice: wait for its end, "

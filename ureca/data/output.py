@@ -16,10 +16,10 @@ import pyarrow.compute as pc
 
 from ureca import __version__
 from ureca import io as storage
-from ureca.data.crash_log import Attempts, AttemptsTogether
-from ureca.data.lease import ClaimFile
+from ureca.data.crash_log import BufferedCrashLog, CrashLog
+from ureca.data.lease import LeaseFile
 from ureca.data.manifest import EVERYTHING, ManifestEntry, Selection, select
-from ureca.data.partitions import UnitReport, new_images, read_report, units_of, write_part, write_pieces
+from ureca.data.partitions import PartitionReport, new_images, partitions_of, read_report, write_chunks, write_part
 from ureca.data.reading import fetch
 from ureca.errors import DataError, ImageError, OutputError
 from ureca.images import ImageLimits, decode_image
@@ -27,11 +27,11 @@ from ureca.io import locate
 from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
 
 _MANIFEST = "manifest"
-_ATTEMPTS = "attempts"
+_CRASH_LOG = "crash_log"
 _RUN = "run.json"
-_CLAIM = "claim.json"
+_LEASE = "lease.json"
 _PART_NAME = re.compile(r"part-(\d+)\.parquet")
-_UNITS_PER_ROW_GROUP = 256
+_PARTITIONS_PER_ROW_GROUP = 256
 
 
 class Output:
@@ -71,7 +71,9 @@ class Output:
 
     # What is to be done
 
-    def add_images(self, manifest: pa.Table, images_per_unit: int | None, selection: Selection = EVERYTHING) -> int:
+    def add_images(
+        self, manifest: pa.Table, images_per_partition: int | None, selection: Selection = EVERYTHING
+    ) -> int:
         """Make units of the selected images that no unit has yet; returns how many images are new.
 
         Raises:
@@ -82,9 +84,9 @@ class Output:
         known = self.held_ids()
         new = new_images(select(manifest, selection, known), known)
         if new.num_rows:
-            units = units_of(new, len(self.unit_sizes()), images_per_unit)
+            partitions = partitions_of(new, len(self.partition_sizes()), images_per_partition)
             path = f"{self._folder}/{_MANIFEST}/{len(files):06d}.parquet"
-            storage.write_table(self.filesystem, path, units, _UNITS_PER_ROW_GROUP)
+            storage.write_table(self.filesystem, path, partitions, _PARTITIONS_PER_ROW_GROUP)
         return int(new.num_rows)
 
     def manifest_files(self) -> list[str]:
@@ -92,8 +94,8 @@ class Output:
         names = storage.list_names(self.filesystem, f"{self._folder}/{_MANIFEST}")
         return [f"{self._folder}/{_MANIFEST}/{name}" for name in names]
 
-    def manifest_pieces(self) -> list[tuple[str, int]]:
-        """Path and number of each row group of the stored manifests; ``read_manifest_piece`` reads one."""
+    def manifest_chunks(self) -> list[tuple[str, int]]:
+        """Path and number of each row group of the stored manifests; ``read_manifest_chunk`` reads one."""
         return [
             (path, row_group)
             for path in self.manifest_files()
@@ -101,27 +103,32 @@ class Output:
         ]
 
     def read_manifest(self, path: str) -> pa.Table:
-        """Units of one of ``manifest_files``; schema ``UNITS``."""
+        """Units of one of ``manifest_files``; schema ``PARTITIONS``."""
         return storage.read_table(self.filesystem, path)
 
     def part_paths(self) -> dict[int, str]:
         """Path or URI of the file of each unit that has one, for any process to open."""
-        return {unit: self._location.paths(pa.scalar(self._part(unit))).as_py() for unit in self.done_units()}
+        return {
+            partition: self._location.paths(pa.scalar(self._part(partition))).as_py()
+            for partition in self.done_partitions()
+        }
 
-    def read_manifest_piece(self, path: str, row_group: int) -> pa.Table:
-        """Units of one row group; schema ``UNITS``."""
+    def read_manifest_chunk(self, path: str, row_group: int) -> pa.Table:
+        """Units of one row group; schema ``PARTITIONS``."""
         return storage.read_row_group(self.filesystem, path, row_group)
 
-    def unit_sizes(self) -> dict[int, int]:
+    def partition_sizes(self) -> dict[int, int]:
         """Number of images by unit."""
         sizes: dict[int, int] = {}
         for path in self.manifest_files():
-            columns = ["unit", "images.list.element.image_id"]
-            units = storage.read_table(self.filesystem, path, columns)
-            sizes |= zip(units["unit"].to_pylist(), pc.list_value_length(units["images"]).to_pylist(), strict=True)
+            columns = ["partition", "images.list.element.image_id"]
+            partitions = storage.read_table(self.filesystem, path, columns)
+            sizes |= zip(
+                partitions["partition"].to_pylist(), pc.list_value_length(partitions["images"]).to_pylist(), strict=True
+            )
         return sizes
 
-    def done_units(self) -> list[int]:
+    def done_partitions(self) -> list[int]:
         """Numbers of the units that have their file."""
         names = storage.list_names(self.filesystem, self._parts)
         return sorted(int(part[1]) for name in names if (part := _PART_NAME.fullmatch(name)))
@@ -129,52 +136,52 @@ class Output:
     def failed_images(self) -> dict[int, set[str]]:
         """Ids of the images with an error, or with a region that failed, by unit."""
         failed: dict[int, set[str]] = {}
-        for unit in self.done_units():
+        for partition in self.done_partitions():
             columns = ["image_id", "error", f"{self.dataset.name}.list.element.status"]
-            for row in storage.read_table(self.filesystem, self._part(unit), columns).to_pylist():
+            for row in storage.read_table(self.filesystem, self._part(partition), columns).to_pylist():
                 statuses = (region["status"] for region in row[self.dataset.name])
                 if row["error"] or any(status.startswith("failed:") for status in statuses):
-                    failed.setdefault(unit, set()).add(row["image_id"])
+                    failed.setdefault(partition, set()).add(row["image_id"])
         return failed
 
     # Who writes
 
-    def claim(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
-        """Have the folder to oneself for the block; see ``ureca.data.lease.ClaimFile.hold``.
+    def lease(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
+        """Have the folder to oneself for the block; see ``ureca.data.lease.LeaseFile.hold``.
 
         Raises:
             OutputError: another session has it, or it cannot be written to.
         """
-        return self._claim.hold(on_wait)
+        return self._lease.hold(on_wait)
 
-    def check_claim(self, session: str) -> None:
+    def check_lease(self, session: str) -> None:
         """Make sure that the claim of a session still stands.
 
         Raises:
             RuntimeError: another session has the folder now; nothing more must be written.
         """
-        self._claim.check(session)
+        self._lease.check(session)
 
-    def attempts(self, stage: str, max_deaths: int, *, together: bool = False) -> Attempts:
+    def crash_log(self, stage: str, max_crashes: int, *, together: bool = False) -> CrashLog:
         """What is known, and to be noted, of images that a stage's processes have died with.
 
         Args:
             stage: name of the stage.
-            max_deaths: processes that may die with an image.
+            max_crashes: processes that may die with an image.
             together: a process of the stage works on many images at a time.
         """
-        kind = AttemptsTogether if together else Attempts
-        return kind(self.filesystem, f"{self._folder}/{_ATTEMPTS}", stage, max_deaths)
+        kind = BufferedCrashLog if together else CrashLog
+        return kind(self.filesystem, f"{self._folder}/{_CRASH_LOG}", stage, max_crashes)
 
     # Writing
 
-    def write_unit(self, unit: int, rows: Sequence[Mapping[str, Any]], work: UnitReport) -> None:
+    def write_partition(self, partition: int, rows: Sequence[Mapping[str, Any]], work: PartitionReport) -> None:
         """Write a unit's rows at once; see ``ureca.data.partitions.write_part``."""
-        write_part(self.filesystem, self._part(unit), rows, self.dataset, work)
+        write_part(self.filesystem, self._part(partition), rows, self.dataset, work)
 
-    def write_pieces(self, unit: int, pieces: Sequence[pa.Table], report: UnitReport) -> None:
-        """Write a unit of which the rows came in pieces; see ``ureca.data.partitions.write_pieces``."""
-        write_pieces(self.filesystem, self._part(unit), pieces, self.dataset, report)
+    def write_chunks(self, partition: int, chunks: Sequence[pa.Table], report: PartitionReport) -> None:
+        """Write a unit of which the rows came in pieces; see ``ureca.data.partitions.write_chunks``."""
+        write_chunks(self.filesystem, self._part(partition), chunks, self.dataset, report)
 
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Write run.json."""
@@ -185,15 +192,15 @@ class Output:
         """Remove half-written files that killed writers have left."""
         for folder in (self._folder, self._parts, f"{self._folder}/{_MANIFEST}"):
             storage.remove_temporary(self.filesystem, folder)
-        self.remove_attempts()
+        self.remove_crash_log()
 
-    def remove_attempts(self) -> None:
+    def remove_crash_log(self) -> None:
         """Forget what images processes have died with: a session begins, or has ended."""
-        storage.remove_folder(self.filesystem, f"{self._folder}/{_ATTEMPTS}")
+        storage.remove_folder(self.filesystem, f"{self._folder}/{_CRASH_LOG}")
 
     def remove(self) -> None:
         """Remove everything that this class writes, but for the claim, and nothing else."""
-        self.remove_attempts()
+        self.remove_crash_log()
         for folder in (self._parts, f"{self._folder}/{_MANIFEST}"):
             for name in storage.list_names(self.filesystem, folder):
                 self.filesystem.delete_file(f"{folder}/{name}")
@@ -223,27 +230,27 @@ class Output:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """Rows of the dataset as Python values, in the manifest's order, one unit in memory at a time."""
-        for unit in self.done_units():
-            yield from self.unit_rows(unit)
+        for partition in self.done_partitions():
+            yield from self.partition_rows(partition)
 
-    def unit_rows(self, unit: int) -> list[dict[str, Any]]:
+    def partition_rows(self, partition: int) -> list[dict[str, Any]]:
         """Rows of a unit that is done."""
-        rows: list[dict[str, Any]] = storage.read_table(self.filesystem, self._part(unit)).to_pylist()
+        rows: list[dict[str, Any]] = storage.read_table(self.filesystem, self._part(partition)).to_pylist()
         return rows
 
     def part_files(self) -> list[str]:
         """Paths of the files of the units that are done, within the file system."""
-        return [self._part(unit) for unit in self.done_units()]
+        return [self._part(partition) for partition in self.done_partitions()]
 
     def region_rows(self) -> Iterator[dict[str, Any]]:
         """The same rows in the schema ``REGIONS``, whatever dataset the output holds."""
         rows = self.rows()
         return rows if self.dataset is REGIONS_DATASET else map(as_regions_row, rows)
 
-    def report(self, units: Iterable[int] | None = None) -> UnitReport:
+    def report(self, partitions: Iterable[int] | None = None) -> PartitionReport:
         """The reports of some units, or of all that are done, added up."""
-        paths = [self._part(unit) for unit in (self.done_units() if units is None else units)]
-        total = UnitReport()
+        paths = [self._part(partition) for partition in (self.done_partitions() if partitions is None else partitions)]
+        total = PartitionReport()
         with ThreadPoolExecutor(max_workers=16) as pool:  # a footer is one small request to an object store
             for report in pool.map(lambda path: read_report(self.filesystem, path), paths):
                 total = total + report
@@ -264,20 +271,20 @@ class Output:
         """Ids of the images of all units, done or not."""
         ids: list[pa.Array] = []
         for path in self.manifest_files():
-            units = storage.read_table(self.filesystem, path, ["images.list.element.image_id"])
-            ids += pc.struct_field(pc.list_flatten(units["images"]), "image_id").chunks
+            partitions = storage.read_table(self.filesystem, path, ["images.list.element.image_id"])
+            ids += pc.struct_field(pc.list_flatten(partitions["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())
 
     @property
-    def _claim(self) -> ClaimFile:
-        return ClaimFile(self.filesystem, f"{self._folder}/{_CLAIM}", self.path)
+    def _lease(self) -> LeaseFile:
+        return LeaseFile(self.filesystem, f"{self._folder}/{_LEASE}", self.path)
 
     @property
     def _parts(self) -> str:
         return f"{self._folder}/{self.dataset.name}"
 
-    def _part(self, unit: int) -> str:
-        return f"{self._parts}/part-{unit:06d}.parquet"
+    def _part(self, partition: int) -> str:
+        return f"{self._parts}/part-{partition:06d}.parquet"
 
 
 def _decoded(data: bytes | DataError, limits: ImageLimits) -> npt.NDArray[np.uint8] | DataError:

@@ -17,44 +17,51 @@ from ureca import io as storage
 from ureca.data.manifest import MANIFEST
 from ureca.schema import REGIONS_DATASET, Dataset, conform
 
-UNITS = pa.schema([pa.field("unit", pa.int32(), nullable=False), pa.field("images", pa.list_(pa.struct(MANIFEST)))])
+PARTITIONS = pa.schema(
+    [pa.field("partition", pa.int32(), nullable=False), pa.field("images", pa.list_(pa.struct(MANIFEST)))]
+)
 """A stored manifest: one row a unit, its images in order."""
 
-_MAX_IMAGES_PER_UNIT = 64
-_UNITS_OF_A_SMALL_CORPUS = 64
-_UNITS_AT_THE_END = 16
+_MAX_IMAGES_PER_PARTITION = 64
+_PARTITIONS_OF_A_SMALL_CORPUS = 64
+_PARTITIONS_AT_THE_END = 16
 
 
-def units_of(manifest: pa.Table, first_unit: int, images_per_unit: int | None) -> pa.Table:
-    """Group a manifest's images, in order, into units numbered from ``first_unit``; schema ``UNITS``.
+def partitions_of(manifest: pa.Table, first_partition: int, images_per_partition: int | None) -> pa.Table:
+    """Group a manifest's images, in order, into units numbered from ``first_partition``; schema ``PARTITIONS``.
 
     Args:
         manifest: schema ``MANIFEST``.
-        first_unit: number of the first unit.
-        images_per_unit: None chooses 1 to 64, so that a small corpus still spreads over many actors and a large one
+        first_partition: number of the first unit.
+        images_per_partition: None chooses 1 to 64, so that a small corpus spreads over many actors and a large one
             does not make millions of files. The first units are smaller, so that the first masks are ready soon, and
             so are the last ones, so that no actor has much left when the others have nothing.
     """
     num_images = manifest.num_rows
-    offsets = pa.array(unit_offsets(num_images, images_per_unit), pa.int32())
-    num_units = len(offsets) - 1
+    offsets = pa.array(partition_offsets(num_images, images_per_partition), pa.int32())
+    num_partitions = len(offsets) - 1
     images = manifest.combine_chunks().to_struct_array()
     if isinstance(images, pa.ChunkedArray):
         images = pa.concat_arrays(images.chunks) if images.num_chunks else pa.array([], pa.struct(MANIFEST))
     return pa.table(
-        [pa.array(range(first_unit, first_unit + num_units), pa.int32()), pa.ListArray.from_arrays(offsets, images)],
-        schema=UNITS,
+        [
+            pa.array(range(first_partition, first_partition + num_partitions), pa.int32()),
+            pa.ListArray.from_arrays(offsets, images),
+        ],
+        schema=PARTITIONS,
     )
 
 
-def unit_offsets(num_images: int, images_per_unit: int | None) -> list[int]:
-    """Where the units of so many images begin, and where the last one ends; ``images_per_unit`` as in ``units_of``."""
-    size = images_per_unit or max(1, min(_MAX_IMAGES_PER_UNIT, math.ceil(num_images / _UNITS_OF_A_SMALL_CORPUS)))
+def partition_offsets(num_images: int, images_per_partition: int | None) -> list[int]:
+    """Offsets of the partitions of so many images, and the end of the last; arguments as in ``partitions_of``."""
+    size = images_per_partition or max(
+        1, min(_MAX_IMAGES_PER_PARTITION, math.ceil(num_images / _PARTITIONS_OF_A_SMALL_CORPUS))
+    )
     offsets = [0]
     while (left := num_images - offsets[-1]) > 0:
         this = size
-        if images_per_unit is None:
-            this = min(size, 2 ** (len(offsets) - 1), math.ceil(left / _UNITS_AT_THE_END))
+        if images_per_partition is None:
+            this = min(size, 2 ** (len(offsets) - 1), math.ceil(left / _PARTITIONS_AT_THE_END))
         offsets.append(offsets[-1] + min(this, left))
     return offsets
 
@@ -68,7 +75,7 @@ _FOOTER_KEY = b"ureca.unit"
 _ROW_GROUP_ROWS = 64
 
 
-class UnitReport(BaseModel):
+class PartitionReport(BaseModel):
     """What became of the images of some units, and what it took.
 
     Attributes:
@@ -80,7 +87,7 @@ class UnitReport(BaseModel):
         num_calls: answers of chat models; the captioner's own are not calls.
         num_prompt_tokens: of those calls.
         num_new_tokens: of those calls, or written by the captioner.
-        rejected_answers: those that could not be used and were asked for again, by kind.
+        invalid_responses: those that could not be used and were asked for again, by kind.
         retries: attempts at a call that failed and were followed by another, by kind.
         latency_ms: calls by the upper bound of the time they took, in milliseconds.
         seconds: time spent by stage, added over the images, some of which are worked on together.
@@ -96,7 +103,7 @@ class UnitReport(BaseModel):
     num_calls: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
-    rejected_answers: dict[str, int] = {}
+    invalid_responses: dict[str, int] = {}
     retries: dict[str, int] = {}
     latency_ms: dict[str, int] = {}
     seconds: dict[str, float] = {}
@@ -119,10 +126,10 @@ class UnitReport(BaseModel):
         report.failures = dict(failures)
         return report
 
-    def __add__(self, other: "UnitReport") -> "UnitReport":
+    def __add__(self, other: "PartitionReport") -> "PartitionReport":
         """Both together."""
         mine, theirs = self.model_dump(), other.model_dump()
-        return UnitReport(**{name: _added(mine[name], theirs[name]) for name in mine})
+        return PartitionReport(**{name: _added(mine[name], theirs[name]) for name in mine})
 
 
 def _added(first: Any, second: Any) -> Any:
@@ -136,7 +143,7 @@ def write_part(
     path: str,
     rows: Sequence[Mapping[str, Any]],
     dataset: Dataset,
-    work: UnitReport,
+    work: PartitionReport,
 ) -> None:
     """Write the rows of a unit, or put them into its file in the place of the rows of the same images.
 
@@ -152,14 +159,14 @@ def write_part(
         existing = storage.read_table(filesystem, path).to_pylist()
         rows = [made.pop(row["image_id"], row) for row in existing] + list(made.values())
         earlier = read_report(filesystem, path)
-        work = work + UnitReport(**earlier.model_dump(include=_WORK))
-    report = UnitReport.of_rows(rows, dataset) + UnitReport(**work.model_dump(include=_WORK))
+        work = work + PartitionReport(**earlier.model_dump(include=_WORK))
+    report = PartitionReport.of_rows(rows, dataset) + PartitionReport(**work.model_dump(include=_WORK))
     table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
     storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 
-def write_pieces(
-    filesystem: pafs.FileSystem, path: str, pieces: Sequence[pa.Table], dataset: Dataset, report: UnitReport
+def write_chunks(
+    filesystem: pafs.FileSystem, path: str, chunks: Sequence[pa.Table], dataset: Dataset, report: PartitionReport
 ) -> None:
     """Write a unit of which the rows came in pieces, as ``write_part`` does.
 
@@ -170,7 +177,7 @@ def write_pieces(
         dataset: that they are rows of.
         report: of all of them, with the work that they took.
     """
-    table = pa.concat_tables(pieces)
+    table = pa.concat_tables(chunks)
     if filesystem.get_file_info(path).is_file:
         write_part(filesystem, path, table.to_pylist(), dataset, report)
         return
@@ -179,11 +186,11 @@ def write_pieces(
 
 
 _WORK = {
-    *("num_calls", "num_prompt_tokens", "num_new_tokens", "rejected_answers", "retries", "latency_ms", "seconds"),
+    *("num_calls", "num_prompt_tokens", "num_new_tokens", "invalid_responses", "retries", "latency_ms", "seconds"),
 }
 
 
-def read_report(filesystem: pafs.FileSystem, path: str) -> UnitReport:
+def read_report(filesystem: pafs.FileSystem, path: str) -> PartitionReport:
     """Read the report in the footer of a unit's file."""
     metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
-    return UnitReport.model_validate_json(metadata[_FOOTER_KEY])
+    return PartitionReport.model_validate_json(metadata[_FOOTER_KEY])

@@ -18,14 +18,14 @@ from typing import Any, TypeVar
 
 from ureca import __version__
 from ureca.curation.curator import Curator, curate_image
-from ureca.data.crash_log import Attempts, NoAttempts
+from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.manifest import ManifestEntry
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetched, fetch
 from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, decode_image
 from ureca.llm.usage import metered
-from ureca.masks.generators.base import Proposer
+from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 
@@ -78,10 +78,10 @@ class ImagesInFlight:
         attempts: of the stage.
     """
 
-    def __init__(self, most: int, limits: ImageLimits, attempts: Attempts) -> None:
+    def __init__(self, most: int, limits: ImageLimits, crash_log: CrashLog) -> None:
         self._most = most
         self._limits = limits
-        self._attempts = attempts
+        self._crash_log = crash_log
         self._slots = asyncio.Semaphore(most)
         self._loner = asyncio.Lock()
         self._turn = asyncio.Lock()
@@ -96,13 +96,13 @@ class ImagesInFlight:
             work: told what was read.
             give_up: told the id of an image that is not worked on any more, and why.
         """
-        suspects = [entry for entry in entries if self._attempts.deaths(entry.image_id)]
+        suspects = [entry for entry in entries if self._crash_log.num_crashes(entry.image_id)]
         for entry in suspects:
-            if (reason := self._attempts.given_up(entry.image_id)) is not None:
+            if (reason := self._crash_log.given_up(entry.image_id)) is not None:
                 give_up(entry.image_id, reason)
                 continue
             async with self._alone():
-                await asyncio.to_thread(self._attempts.begin, entry.image_id)
+                await asyncio.to_thread(self._crash_log.begin, entry.image_id)
                 await self._finish(await asyncio.to_thread(next, fetch([entry], self._limits)), work)
         others = [entry for entry in entries if entry not in suspects]
         # One generator for the unit: images that lie together in a file are read together, in an order of its own.
@@ -117,7 +117,7 @@ class ImagesInFlight:
 
         def begin_next() -> Fetched:
             fetched = next(fetching)
-            self._attempts.begin(fetched.entry.image_id)
+            self._crash_log.begin(fetched.entry.image_id)
             return fetched
 
         await self._slots.acquire()
@@ -139,7 +139,7 @@ class ImagesInFlight:
             await work(fetched)
             done = True
         finally:
-            await asyncio.to_thread(self._attempts.end, fetched.entry.image_id, done=done)
+            await asyncio.to_thread(self._crash_log.end, fetched.entry.image_id, done=done)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -164,7 +164,7 @@ class RowError:
 
 
 @dataclass(frozen=True, slots=True)
-class ProposedImage:
+class MaskedImage:
     """An image on its way: where its bytes are, and its masks or what went wrong.
 
     Attributes:
@@ -185,7 +185,7 @@ class ProposedImage:
 
 
 @dataclass(frozen=True, slots=True)
-class ProposedUnit:
+class MaskedPartition:
     """A group of images that is written as a whole, or a piece of it.
 
     Attributes:
@@ -198,47 +198,49 @@ class ProposedUnit:
     """
 
     number: int
-    proposer: str
-    images: tuple[ProposedImage, ...]
+    mask_generator: str
+    images: tuple[MaskedImage, ...]
     seconds: Mapping[str, float]
-    piece: int = 0
-    num_pieces: int = 1
+    chunk: int = 0
+    num_chunks: int = 1
 
 
-def propose(number: int, entries: Sequence[ManifestEntry], proposer: Proposer, limits: ImageLimits) -> ProposedUnit:
+def generate(
+    number: int, entries: Sequence[ManifestEntry], mask_generator: MaskGenerator, limits: ImageLimits
+) -> MaskedPartition:
     """Read the images of a unit and propose their masks."""
     started = time.monotonic()
-    proposed = {fetched.entry.image_id: _propose(fetched, proposer, limits) for fetched in fetch(entries, limits)}
-    images = tuple(proposed[entry.image_id] for entry in entries)
-    return ProposedUnit(number, proposer.name, images, {"propose": time.monotonic() - started})
+    masked = {fetched.entry.image_id: _generate(fetched, mask_generator, limits) for fetched in fetch(entries, limits)}
+    images = tuple(masked[entry.image_id] for entry in entries)
+    return MaskedPartition(number, mask_generator.name, images, {"masks": time.monotonic() - started})
 
 
-def _propose(fetched: Fetched, proposer: Proposer, limits: ImageLimits) -> ProposedImage:
+def _generate(fetched: Fetched, mask_generator: MaskGenerator, limits: ImageLimits) -> MaskedImage:
     entry = fetched.entry
     pixels = _decoded(fetched, limits)
     if isinstance(pixels, DataError):
-        return ProposedImage(entry, error=RowError.of("read", pixels))
+        return MaskedImage(entry, error=RowError.of("read", pixels))
     height, width = pixels.shape[:2]
     try:
         annotation = None if fetched.annotation is None else _bytes(fetched.annotation)
-        masks = proposer.propose(pixels, annotation)
+        masks = mask_generator.generate(pixels, annotation)
         if not masks:
-            raise DataError("no_masks", f"{proposer.name} proposed no mask")
+            raise DataError("no_masks", f"{mask_generator.name} proposed no mask")
     except DataError as error:
-        return ProposedImage(entry, height, width, error=RowError.of("propose", error))
-    return ProposedImage(entry, height, width, tuple(masks))
+        return MaskedImage(entry, height, width, error=RowError.of("masks", error))
+    return MaskedImage(entry, height, width, tuple(masks))
 
 
-def plant(unit: ProposedUnit, containment: float) -> ProposedUnit:
+def build(partition: MaskedPartition, containment: float) -> MaskedPartition:
     """Plant the mask tree of each image."""
     started = time.monotonic()
-    planted = []
-    for image in unit.images:
-        parents = MaskTree.plant(image.masks, containment).parents
+    built = []
+    for image in partition.images:
+        parents = MaskTree.build(image.masks, containment).parents
         by_id = {mask.id: mask for mask in image.masks}
-        planted.append(replace(image, masks=tuple(by_id[id] for id in parents), parents=parents))
-    seconds = {**unit.seconds, "tree": time.monotonic() - started}
-    return replace(unit, images=tuple(planted), seconds=seconds)
+        built.append(replace(image, masks=tuple(by_id[id] for id in parents), parents=parents))
+    seconds = {**partition.seconds, "tree": time.monotonic() - started}
+    return replace(partition, images=tuple(built), seconds=seconds)
 
 
 class CurateStage:
@@ -259,22 +261,22 @@ class CurateStage:
         limits: ImageLimits,
         images_in_flight: int,
         *,
-        attempts: Attempts | None = None,
-        recipe: str | None = None,
+        crash_log: CrashLog | None = None,
+        config_hash: str | None = None,
         pixels_in_flight: int = DEFAULT_PIXELS_IN_FLIGHT,
     ) -> None:
         self._curator = curator
         self._limits = limits
-        self._recipe = recipe
-        self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
+        self._config_hash = config_hash
+        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
         self._pixels = PixelBudget(pixels_in_flight)
 
-    async def __call__(self, unit: ProposedUnit) -> tuple[list[dict[str, Any]], UnitReport]:
+    async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
         """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
         started = time.monotonic()
-        made_by = provenance(self._curator, unit.proposer, self._recipe)
-        rows = {image.entry.image_id: _row(image, made_by) for image in unit.images}
-        good = {image.entry.image_id: image for image in unit.images if image.error is None}
+        made_by = provenance(self._curator, partition.mask_generator, self._config_hash)
+        rows = {image.entry.image_id: _row(image, made_by) for image in partition.images}
+        good = {image.entry.image_id: image for image in partition.images if image.error is None}
 
         async def work(fetched: Fetched) -> None:
             id = fetched.entry.image_id
@@ -287,10 +289,10 @@ class CurateStage:
         entries = [replace(image.entry, annotation_path=None) for image in good.values()]
         with metered() as usage:
             await self._images.each(entries, work, give_up)
-        seconds = {**unit.seconds, "curate": time.monotonic() - started}
-        return list(rows.values()), UnitReport(**asdict(usage), seconds=seconds)
+        seconds = {**partition.seconds, "curate": time.monotonic() - started}
+        return list(rows.values()), PartitionReport(**asdict(usage), seconds=seconds)
 
-    async def _curate(self, image: ProposedImage, fetched: Fetched, row: dict[str, Any]) -> None:
+    async def _curate(self, image: MaskedImage, fetched: Fetched, row: dict[str, Any]) -> None:
         pixels = await asyncio.to_thread(_decoded, fetched, self._limits)
         if isinstance(pixels, DataError):
             row["error"] = asdict(RowError.of("curate", pixels))
@@ -302,7 +304,7 @@ class CurateStage:
             row["regions"] = await curate_image(pixels, image.masks, self._curator, tree)
 
 
-def _row(image: ProposedImage, made_by: Mapping[str, str | None]) -> dict[str, Any]:
+def _row(image: MaskedImage, made_by: Mapping[str, str | None]) -> dict[str, Any]:
     return {
         "image_id": image.entry.image_id,
         "uri": image.entry.uri,
@@ -314,16 +316,16 @@ def _row(image: ProposedImage, made_by: Mapping[str, str | None]) -> dict[str, A
     }
 
 
-def provenance(curator: Curator, proposer_name: str, recipe: str | None = None) -> dict[str, str | None]:
+def provenance(curator: Curator, generator_name: str, config_hash: str | None = None) -> dict[str, str | None]:
     """What made a row; fields as in ``ureca.schema.PROVENANCE``."""
     return {
-        "proposer": proposer_name,
+        "proposer": generator_name,
         "annotator": curator.annotator.name,
         "embedder": curator.embedder.name,
         "listener": None if curator.listener is None else curator.listener.name,
         "verifier": None if curator.verifier is None else curator.verifier.name,
         "ureca": __version__,
-        "recipe": recipe,
+        "recipe": config_hash,
     }
 
 
@@ -340,90 +342,94 @@ def _bytes(data: bytes | DataError) -> bytes:
     return data
 
 
-Image = TypeVar("Image", ManifestEntry, ProposedImage)
+Image = TypeVar("Image", ManifestEntry, MaskedImage)
 
-ProposeStage = Callable[[int, Sequence[ManifestEntry]], ProposedUnit]
+MaskStage = Callable[[int, Sequence[ManifestEntry]], MaskedPartition]
 """From the number and the images of a unit to their masks."""
 
 
-PiecewiseStage = Callable[[int, Sequence[ManifestEntry]], Iterator[ProposedUnit]]
+ChunkedStage = Callable[[int, Sequence[ManifestEntry]], Iterator[MaskedPartition]]
 """The same piece by piece, each as soon as it is ready."""
 
 
-def guarded(stage: ProposeStage, attempts: Attempts, images_per_piece: int | None = None) -> PiecewiseStage:
+def guarded(stage: MaskStage, crash_log: CrashLog, images_per_chunk: int | None = None) -> ChunkedStage:
     """The stage that makes masks, of which no image can hold up the rest.
 
     Args:
         stage: that may die.
         attempts: of the stage.
-        images_per_piece: None: the whole unit. Which images make which piece depends on nothing else: pieces that a
+        images_per_chunk: None: the whole unit. Which images make which piece depends on nothing else: pieces that a
             process has made before it died are not asked for again.
     """
 
-    def propose(number: int, entries: Sequence[ManifestEntry]) -> Iterator[ProposedUnit]:
-        pieces = _pieces(entries, images_per_piece)
-        key = _unit_key(number)
-        deaths = attempts.deaths(key)
-        with nullcontext() if deaths else attempts.attempt(key):
-            for place, piece in enumerate(pieces):
-                if deaths:
-                    unit = _one_by_one(piece, partial(stage, number), "propose", attempts, deaths)
+    def generate(number: int, entries: Sequence[ManifestEntry]) -> Iterator[MaskedPartition]:
+        chunks = _chunks(entries, images_per_chunk)
+        key = _partition_key(number)
+        num_crashes = crash_log.num_crashes(key)
+        with nullcontext() if num_crashes else crash_log.in_progress(key):
+            for place, chunk in enumerate(chunks):
+                if num_crashes:
+                    partition = _one_by_one(chunk, partial(stage, number), "masks", crash_log, num_crashes)
                 else:
-                    unit = stage(number, piece)
-                yield replace(unit, piece=place, num_pieces=len(pieces))
+                    partition = stage(number, chunk)
+                yield replace(partition, chunk=place, num_chunks=len(chunks))
 
-    return propose
+    return generate
 
 
-def _pieces(entries: Sequence[ManifestEntry], images_per_piece: int | None) -> list[Sequence[ManifestEntry]]:
+def _chunks(entries: Sequence[ManifestEntry], images_per_chunk: int | None) -> list[Sequence[ManifestEntry]]:
     # Images of a Parquet file are read together: a row group for each of them would be read many times.
-    if images_per_piece is None or any(entry.row is not None for entry in entries):
+    if images_per_chunk is None or any(entry.row is not None for entry in entries):
         return [entries]
-    return [entries[start : start + images_per_piece] for start in range(0, len(entries), images_per_piece)]
+    return [entries[start : start + images_per_chunk] for start in range(0, len(entries), images_per_chunk)]
 
 
-def guarded_plant(
-    unit: ProposedUnit, plant: Callable[[ProposedUnit], ProposedUnit], attempts: Attempts
-) -> ProposedUnit:
+def guarded_build(
+    partition: MaskedPartition, build: Callable[[MaskedPartition], MaskedPartition], crash_log: CrashLog
+) -> MaskedPartition:
     """Plant the trees of a unit, of which no image can hold up the rest."""
-    key = _unit_key(unit.number, unit.piece)
-    deaths = attempts.deaths(key)
-    if not deaths:
-        with attempts.attempt(key):
-            return plant(unit)
+    key = _partition_key(partition.number, partition.chunk)
+    num_crashes = crash_log.num_crashes(key)
+    if not num_crashes:
+        with crash_log.in_progress(key):
+            return build(partition)
     return _one_by_one(
-        unit.images, lambda some: plant(replace(unit, images=tuple(some))), "tree", attempts, earlier=deaths
+        partition.images,
+        lambda some: build(replace(partition, images=tuple(some))),
+        "tree",
+        crash_log,
+        earlier=num_crashes,
     )
 
 
-def _unit_key(number: int, piece: int = 0) -> str:
-    return f"unit {number}.{piece}\n"  # no image's id has a line's end at its end
+def _partition_key(number: int, chunk: int = 0) -> str:
+    return f"unit {number}.{chunk}\n"  # no image's id has a line's end at its end
 
 
 def _one_by_one(
     images: Sequence[Image],
-    work: Callable[[Sequence[Image]], ProposedUnit],
+    work: Callable[[Sequence[Image]], MaskedPartition],
     stage: str,
-    attempts: Attempts,
+    crash_log: CrashLog,
     earlier: int,
-) -> ProposedUnit:
+) -> MaskedPartition:
     """Work on images of which one may be guilty of some ``earlier`` deaths."""
     whole = work(())
-    done: list[ProposedImage] = []
+    done: list[MaskedImage] = []
     seconds = dict(whole.seconds)
     for image in images:
         entry = image if isinstance(image, ManifestEntry) else image.entry
-        if (reason := attempts.given_up(entry.image_id, earlier)) is not None:
+        if (reason := crash_log.given_up(entry.image_id, earlier)) is not None:
             done.append(_failed(image, RowError.of(stage, reason)))
             continue
-        with attempts.attempt(entry.image_id):
+        with crash_log.in_progress(entry.image_id):
             one = work([image])
         done += one.images
         seconds[stage] += one.seconds[stage] - whole.seconds[stage]
     return replace(whole, images=tuple(done), seconds=seconds)
 
 
-def _failed(image: ManifestEntry | ProposedImage, error: RowError) -> ProposedImage:
+def _failed(image: ManifestEntry | MaskedImage, error: RowError) -> MaskedImage:
     if isinstance(image, ManifestEntry):
-        return ProposedImage(image, error=error)
+        return MaskedImage(image, error=error)
     return replace(image, masks=(), parents={}, error=error)

@@ -10,14 +10,14 @@ import pyarrow.parquet as pq
 
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.output import Output
-from ureca.data.processing import ProposedImage, ProposedUnit, RowError
+from ureca.data.processing import MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import as_data_error, open_file
 from ureca.errors import DataError, InputError
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.schema import DATASETS
 
-PROPOSER = "regions"
+GENERATOR = "regions"
 
 
 def list_run(output: Output, *, with_regions: bool) -> pa.Table:
@@ -33,19 +33,19 @@ def list_run(output: Output, *, with_regions: bool) -> pa.Table:
     parts = output.part_paths()
     tables = [MANIFEST.empty_table()]
     for file in output.manifest_files():
-        units = output.read_manifest(file)
-        for unit, images in zip(units["unit"].to_pylist(), units["images"], strict=True):
-            if with_regions and unit not in parts:
+        partitions = output.read_manifest(file)
+        for partition, images in zip(partitions["partition"].to_pylist(), partitions["images"], strict=True):
+            if with_regions and partition not in parts:
                 continue
             table = pa.Table.from_struct_array(images.values).select(MANIFEST.names).cast(MANIFEST)
-            tables.append(_annotated(table, parts[unit]) if with_regions else table)
+            tables.append(_annotated(table, parts[partition]) if with_regions else table)
     manifest = pa.concat_tables(tables)
     if not manifest.num_rows:
         raise InputError(f"{output.path} is the output of a run that has no {'rows' if with_regions else 'images'} yet")
     return manifest
 
 
-def adopt(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
+def reuse_masks(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
     """The images of a unit with the masks of their rows; entries come from ``list_run``.
 
     An image whose row has an error keeps it. Masks that the run had skipped stay out.
@@ -57,8 +57,8 @@ def adopt(number: int, entries: Sequence[ManifestEntry]) -> ProposedUnit:
     rows: dict[str, Mapping[str, Any] | DataError] = {}
     for path, ids in by_file.items():
         rows |= _read_rows(path, ids)
-    images = tuple(_adopted(entry, rows[entry.image_id]) for entry in entries)
-    return ProposedUnit(number, PROPOSER, images, {"propose": time.monotonic() - started})
+    images = tuple(_reused(entry, rows[entry.image_id]) for entry in entries)
+    return MaskedPartition(number, GENERATOR, images, {"masks": time.monotonic() - started})
 
 
 def _annotated(table: pa.Table, path: str) -> pa.Table:
@@ -88,20 +88,20 @@ def _read_rows(path: str, ids: Sequence[str]) -> dict[str, Mapping[str, Any] | D
     return found
 
 
-def _adopted(entry: ManifestEntry, row: Mapping[str, Any] | DataError) -> ProposedImage:
+def _reused(entry: ManifestEntry, row: Mapping[str, Any] | DataError) -> MaskedImage:
     if isinstance(row, DataError):
-        return ProposedImage(entry, error=RowError.of("propose", row))
+        return MaskedImage(entry, error=RowError.of("masks", row))
     height, width = row["height"], row["width"]
     if row["error"] is not None:
-        return ProposedImage(entry, height, width, error=RowError(**row["error"]))
+        return MaskedImage(entry, height, width, error=RowError(**row["error"]))
     regions = [region for region in _regions(row) if not region["status"].startswith("skipped:")]
     try:
         if not regions:
             raise DataError("no_masks", "the row of the image has no regions")
         masks = tuple(_mask(region, height, width) for region in regions)
     except DataError as error:
-        return ProposedImage(entry, height, width, error=RowError.of("propose", error))
-    return ProposedImage(entry, height, width, masks, _parents(regions))
+        return MaskedImage(entry, height, width, error=RowError.of("masks", error))
+    return MaskedImage(entry, height, width, masks, _parents(regions))
 
 
 def _regions(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:

@@ -11,7 +11,7 @@ from typing import Any
 from ureca import __version__
 from ureca.config import differences
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 
 _PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
@@ -36,7 +36,7 @@ class RunRecord:
     def __init__(
         self,
         output: Output,
-        verb: str,
+        command: str,
         settings: Mapping[str, Any],
         *,
         may_change: Collection[str],
@@ -46,17 +46,17 @@ class RunRecord:
     ) -> None:
         self._output = output
         self._before: dict[str, Any] = output.run() if output.exists() else {}
-        if self._before and self._before.get("verb") != verb:
+        if self._before and self._before.get("command") != command:
             raise OutputError(
-                f"{output.path} is the output of {self._before.get('verb')!r}, not of {verb}; name another folder"
+                f"{output.path} is the output of {self._before.get('command')!r}, not of {command}; name another folder"
             )
-        self._verb = verb
+        self._command = command
         self._settings = dict(settings)
         self._may_change = may_change
         self._identity = {**identity, "ureca": __version__}
         self._versions = {**versions, **{name: version(name) for name in (*_PACKAGES, *packages)}}
         self._started = now()
-        self.recipe = recipe_of(self._settings, may_change, self._identity)
+        self.config_hash = config_hash_of(self._settings, may_change, self._identity)
 
     def check_same(self) -> None:
         """Refuse another recipe than that of the rows that are there.
@@ -64,7 +64,7 @@ class RunRecord:
         Raises:
             OutputError: settings or what they name differ; it says which.
         """
-        if not self._before or not self._output.done_units():
+        if not self._before or not self._output.done_partitions():
             return
         changed = differences(self._before["settings"], self._settings, ignore=self._may_change)
         changed += differences(self._before.get("identity", {}), self._identity)
@@ -76,7 +76,9 @@ class RunRecord:
                 "both in one dataset with --accept-changes"
             )
 
-    def write(self, state: str, report: UnitReport | None = None, figures: Mapping[str, Any] | None = None) -> None:
+    def write(
+        self, state: str, report: PartitionReport | None = None, figures: Mapping[str, Any] | None = None
+    ) -> None:
         """Write the state (running, stopped, finished) and, once finished, the totals of the output.
 
         Args:
@@ -85,23 +87,29 @@ class RunRecord:
             figures: rates of this session, kept with it.
         """
         ended = None if state == "running" else now()
-        session = {"started": self._started, "ended": ended, "state": state, "recipe": self.recipe, **(figures or {})}
+        session = {
+            "started": self._started,
+            "ended": ended,
+            "state": state,
+            "recipe": self.config_hash,
+            **(figures or {}),
+        }
         this = {"settings": self._settings, "identity": self._identity}
         self._output.write_run(
             {
-                "verb": self._verb,
+                "command": self._command,
                 "dataset": self._output.dataset.name,
                 "state": state,
                 **this,
                 "versions": {"ureca": __version__, "python": platform.python_version(), **self._versions},
                 "totals": None if report is None else report.model_dump(),
                 "sessions": [*self._before.get("sessions", []), session],
-                "recipes": {**self._before.get("recipes", {}), self.recipe: this},
+                "recipes": {**self._before.get("recipes", {}), self.config_hash: this},
             }
         )
 
 
-def recipe_of(settings: Mapping[str, Any], may_change: Collection[str], identity: Mapping[str, str]) -> str:
+def config_hash_of(settings: Mapping[str, Any], may_change: Collection[str], identity: Mapping[str, str]) -> str:
     """A hash of the settings that decide what rows say, and of what they name; 16 hexadecimal digits."""
     content = json.dumps([_without(settings, may_change), identity], sort_keys=True)
     return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()

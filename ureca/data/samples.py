@@ -198,17 +198,17 @@ class RegionsDataset:
             OutputError: the folder holds no run.
         """
         self._output.run()
-        done = set(self._output.done_units())
-        for path, row_group in self._output.manifest_pieces():
-            for unit in self._output.read_manifest_piece(path, row_group).to_pylist():
-                if unit["unit"] in done:
-                    yield from self._unit(unit)
+        done = set(self._output.done_partitions())
+        for path, row_group in self._output.manifest_chunks():
+            for partition in self._output.read_manifest_chunk(path, row_group).to_pylist():
+                if partition["partition"] in done:
+                    yield from self._unit(partition)
                 else:
-                    self.selection.failed_images["not curated yet"] += len(unit["images"])
+                    self.selection.failed_images["not curated yet"] += len(partition["images"])
 
-    def _unit(self, unit: Mapping[str, Any]) -> Iterator[Sample]:
-        entries = {image["image_id"]: ManifestEntry.from_row(image) for image in unit["images"]}
-        for row, regions in self.selection.of(self._output.unit_rows(unit["unit"])):
+    def _unit(self, partition: Mapping[str, Any]) -> Iterator[Sample]:
+        entries = {image["image_id"]: ManifestEntry.from_row(image) for image in partition["images"]}
+        for row, regions in self.selection.of(self._output.partition_rows(partition["partition"])):
             image_id = row["image_id"]
             if (wrong := _wrong_with(row, entries)) is not None:
                 yield from (BadSample(image_id, region["region_id"], *wrong) for region in regions)

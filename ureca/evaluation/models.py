@@ -76,7 +76,7 @@ def _kind(path: str) -> tuple[Literal["checkpoint", "output", "jsonl"], str]:
     if has_suffix(path, ".jsonl"):
         return "jsonl", path
     if (output := Output(path)).exists():
-        if output.run().get("verb") == "train":
+        if output.run().get("command") == "train":
             return "checkpoint", below(path, _TRAINED)
         return "output", path
     return "checkpoint", path

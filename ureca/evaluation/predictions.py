@@ -14,7 +14,7 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError, model_vali
 
 from ureca.captioning.images import answered, failed
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.data.reading import open_file
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
@@ -144,7 +144,7 @@ def read_output_captions(path: str) -> Captions:
     }
 
 
-def write_given(captions: Captions, benchmark: StoredBenchmark, output: Output, *, source: str) -> UnitReport:
+def write_given(captions: Captions, benchmark: StoredBenchmark, output: Output, *, source: str) -> PartitionReport:
     """Write captions as those of a benchmark's regions, in its units; what was there before is replaced.
 
     Args:
@@ -157,17 +157,17 @@ def write_given(captions: Captions, benchmark: StoredBenchmark, output: Output, 
         InputError: not one of the benchmark's regions has a caption.
     """
     output.remove()
-    output.write_run({"verb": "given", "dataset": CAPTIONS_DATASET.name, "source": source})
-    report = UnitReport()
-    for unit in benchmark.units:
-        rows = [_row(row, captions, source) for row in benchmark.rows(unit)]
-        output.write_unit(unit, rows, UnitReport())
-        report = report + UnitReport.of_rows(rows, CAPTIONS_DATASET)
+    output.write_run({"command": "given", "dataset": CAPTIONS_DATASET.name, "source": source})
+    report = PartitionReport()
+    for partition in benchmark.partitions:
+        rows = [_row(row, captions, source) for row in benchmark.rows(partition)]
+        output.write_partition(partition, rows, PartitionReport())
+        report = report + PartitionReport.of_rows(rows, CAPTIONS_DATASET)
     if not report.num_regions:
         theirs = ", ".join(f"{image!r} {region}" for image, region in list(captions)[:3]) or "none"
         ours = ", ".join(
             f"{row['image_id']!r} {region['region_id']}"
-            for row in benchmark.rows(benchmark.units[0])[:1]
+            for row in benchmark.rows(benchmark.partitions[0])[:1]
             for region in row["benchmark"][:3]
         )
         raise InputError(

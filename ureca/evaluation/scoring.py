@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from ureca.curation.listener import Listener
-from ureca.data.crash_log import Attempts, NoAttempts
+from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
-from ureca.data.processing import ImagesInFlight, ProposedImage, ProposedUnit, RowError
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import ImagesInFlight, MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import Fetched
 from ureca.errors import AnnotationError, DataError, OutputError
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
@@ -47,7 +47,7 @@ Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Judges:
+class Scorers:
     """Who judges; None: nobody.
 
     Attributes:
@@ -63,7 +63,7 @@ class Judges:
     max_distractors: int = 8
 
 
-class JudgeStage:
+class ScoringStage:
     """Judges the captions of units of a benchmark, or its references.
 
     Args:
@@ -80,29 +80,31 @@ class JudgeStage:
         self,
         benchmark: Output,
         captions: Output | None,
-        judges: Judges,
+        judges: Scorers,
         limits: ImageLimits,
         images_in_flight: int,
-        attempts: Attempts | None = None,
+        crash_log: CrashLog | None = None,
     ) -> None:
         self._benchmark = benchmark
         self._captions = captions
         self._judges = judges
         self._limits = limits
-        self._images = ImagesInFlight(images_in_flight, limits, attempts or NoAttempts())
+        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
         self._encoding = asyncio.Lock()  # one network, one batch at a time
 
-    async def __call__(self, unit: ProposedUnit) -> tuple[list[Row], UnitReport]:
+    async def __call__(self, partition: MaskedPartition) -> tuple[list[Row], PartitionReport]:
         """Rows of the schema ``JUDGED``, in the order of the unit's images, and the work they took."""
         started = time.monotonic()
-        regions = {row["image_id"]: row for row in await asyncio.to_thread(self._benchmark.unit_rows, unit.number)}
-        said = await asyncio.to_thread(self._said, unit.number, regions)
+        regions = {
+            row["image_id"]: row for row in await asyncio.to_thread(self._benchmark.partition_rows, partition.number)
+        }
+        said = await asyncio.to_thread(self._said, partition.number, regions)
         rows: dict[str, Row] = {
             image.entry.image_id: {"image_id": image.entry.image_id, "judged": [], "error": None}
-            for image in unit.images
+            for image in partition.images
         }
 
-        images = {image.entry.image_id: image for image in unit.images}
+        images = {image.entry.image_id: image for image in partition.images}
         asked = {id: self._regions(row, said[id]) for id, row in regions.items()}
         for id, row in rows.items():
             row["judged"] = [region.judged for region in asked[id]]
@@ -118,13 +120,13 @@ class JudgeStage:
         def give_up(id: str, reason: DataError) -> None:
             rows[id]["error"] = asdict(RowError.of("judge", reason))
 
-        entries = [replace(image.entry, annotation_path=None) for image in unit.images]
+        entries = [replace(image.entry, annotation_path=None) for image in partition.images]
         with metered() as usage:
             await self._images.each(entries, judge, give_up)
         seconds = {"judge": time.monotonic() - started}
-        return list(rows.values()), UnitReport(**asdict(usage), seconds=seconds)
+        return list(rows.values()), PartitionReport(**asdict(usage), seconds=seconds)
 
-    def _said(self, unit: int, regions: Mapping[str, Row]) -> dict[str, dict[int, str]]:
+    def _said(self, partition: int, regions: Mapping[str, Row]) -> dict[str, dict[int, str]]:
         """Captions by image and region; blank where there is none."""
         if self._captions is None:
             return {
@@ -132,7 +134,7 @@ class JudgeStage:
                 for id, row in regions.items()
             }
         said: dict[str, dict[int, str]] = {id: {} for id in regions}
-        for row in self._captions.unit_rows(unit):
+        for row in self._captions.partition_rows(partition):
             said[row["image_id"]] = {region["region_id"]: region["caption"] or "" for region in row["captions"]}
         return said
 
@@ -149,7 +151,7 @@ class JudgeStage:
             if row["scene"] is not None:
                 await asyncio.to_thread(_resolve, row["scene"], regions)
 
-    async def _look(self, image: ProposedImage, fetched: Fetched, regions: Sequence["_Region"]) -> None:
+    async def _look(self, image: MaskedImage, fetched: Fetched, regions: Sequence["_Region"]) -> None:
         """What needs pixels."""
         if self._judges.encoder is not None or self._judges.listener is not None:
             views = await asyncio.to_thread(self._views, image, fetched)
@@ -194,7 +196,7 @@ class JudgeStage:
         for region, value in zip(compared, values, strict=True):
             region.judged["bert_f1"] = value
 
-    def _views(self, image: ProposedImage, fetched: Fetched) -> Views:
+    def _views(self, image: MaskedImage, fetched: Fetched) -> Views:
         """The views of an image whose masks fit it.
 
         Raises:
@@ -252,7 +254,7 @@ def _resolve(path: str, regions: Sequence[_Region]) -> None:
         region.judged["resolution"] = resolution(region.text, region.id, scene)
 
 
-Judged = Sequence[Mapping[str, Any]]
+ScoredCaptions = Sequence[Mapping[str, Any]]
 """What was found out about each prediction; fields as in ``JUDGED``."""
 
 
@@ -283,7 +285,7 @@ def predictions_of(benchmark: StoredBenchmark, captions: Output) -> list[Predict
     return predictions
 
 
-def judged_of(benchmark: StoredBenchmark, judged: Output) -> tuple[Judged, int]:
+def judged_of(benchmark: StoredBenchmark, judged: Output) -> tuple[ScoredCaptions, int]:
     """What was found out about the same regions, in the same order, and how many images could not be looked at."""
     found: list[Mapping[str, Any]] = []
     num_failed = 0
@@ -297,7 +299,7 @@ def judged_of(benchmark: StoredBenchmark, judged: Output) -> tuple[Judged, int]:
 
 
 def retrieval(
-    predictions: Sequence[Prediction], judged: Judged, of_references: Judged, encoder_name: str
+    predictions: Sequence[Prediction], judged: ScoredCaptions, of_references: ScoredCaptions, encoder_name: str
 ) -> list[Measure]:
     """Retrieval and its ceiling. A region without a caption is not retrieved, even if its image could not be read."""
     sizes = Counter(prediction.image_id for prediction in predictions)
@@ -309,7 +311,7 @@ def retrieval(
 
 
 def listener(
-    predictions: Sequence[Prediction], judged: Judged, of_references: Judged, listener_name: str
+    predictions: Sequence[Prediction], judged: ScoredCaptions, of_references: ScoredCaptions, listener_name: str
 ) -> list[Measure]:
     """The listener and its ceiling. A region without a caption is not understood, even if its image is unreadable."""
     sizes = Counter(prediction.image_id for prediction in predictions)
@@ -320,7 +322,7 @@ def listener(
     return listener_measures(heard, listener_name, of_references=[row["heard"] for row in of_references])
 
 
-def scenes(judged: Judged) -> list[Measure]:
+def scenes(judged: ScoredCaptions) -> list[Measure]:
     """What ``ureca.scenes.scene`` says; none where no image is a scene."""
     resolutions = [row["resolution"] for row in judged]
     return resolution_measures(resolutions) if any(resolutions) else []
@@ -351,8 +353,8 @@ def _lost(num_candidates: int) -> Retrieved | None:
 
 def _pairs(benchmark: StoredBenchmark, other: Output) -> Iterator[tuple[Mapping[str, Any], Mapping[str, Any] | None]]:
     """Each row of the benchmark with the other's row of the same image; both have the same units."""
-    done = set(other.done_units())
-    for unit in benchmark.units:
-        of_image = {row["image_id"]: row for row in other.unit_rows(unit)} if unit in done else {}
-        for row in benchmark.rows(unit):
+    done = set(other.done_partitions())
+    for partition in benchmark.partitions:
+        of_image = {row["image_id"]: row for row in other.partition_rows(partition)} if partition in done else {}
+        for row in benchmark.rows(partition):
             yield row, of_image.get(row["image_id"])

@@ -259,8 +259,8 @@ def retrieval_measures(
         of_references: the same for a reference caption of each, if there is one.
     """
     counted = [item for item in found if item is not None]
-    chance = np.mean([1 / item.num_candidates for item in counted]) if counted else 0
-    remark = f"Retrieval: {encoder_name}, among the regions of an image; by chance R@1 would be {100 * chance:.1f} %."
+    rng = np.mean([1 / item.num_candidates for item in counted]) if counted else 0
+    remark = f"Retrieval: {encoder_name}, among the regions of an image; by chance R@1 would be {100 * rng:.1f} %."
     measures = [
         mean_of("Retrieval R@1", [None if item is None else item.is_first for item in found], (remark,)),
         mean_of("Retrieval MRR", [None if item is None else item.reciprocal_rank for item in found]),

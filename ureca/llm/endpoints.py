@@ -73,7 +73,7 @@ def request_body(request: ChatRequest, settings: OpenAISettings) -> bytes:
         # Its successor, max_completion_tokens, is not known to every server.
         "max_tokens": request.max_new_tokens,
     }
-    if settings.constrain_answers and request.answer_schema:
+    if settings.structured_output and request.answer_schema:
         schema = {"name": "answer", "schema": request.answer_schema}
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     return json.dumps(body).encode()
@@ -258,7 +258,7 @@ class Transport:
 
     def __init__(self, settings: OpenAISettings, key: SecretStr | None) -> None:
         self._max_bytes = settings.max_answer_bytes
-        self._timeout_s = settings.answer_timeout_s
+        self._timeout_s = settings.request_timeout_s
         self._key = key
         # Compressed answers could be far larger than what is read of them.
         headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
@@ -336,7 +336,7 @@ def _named(error: Exception) -> str:
     return f"{type(error).__name__}: {error}".rstrip(": ")
 
 
-_FAILURES_TO_REST = 3
+_FAILURES_TO_COOL_DOWN = 3
 """In a row. A single request may fail by its own fault, and must not hold up the others."""
 
 _log = logging.getLogger(__name__)
@@ -417,17 +417,17 @@ class Endpoint:
         if slot.number <= self._num_sent_at_rest:
             return
         self._num_failures += 1
-        if failure.retry_after_s or self._num_rests or self._num_failures >= _FAILURES_TO_REST:
-            self._rest(failure, now)
+        if failure.retry_after_s or self._num_rests or self._num_failures >= _FAILURES_TO_COOL_DOWN:
+            self._cooldown(failure, now)
 
-    def _rest(self, failure: PassingFailure, now: float) -> None:
+    def _cooldown(self, failure: PassingFailure, now: float) -> None:
         self._num_rests += 1
-        asked_for_s = min(failure.retry_after_s or 0.0, self._backoff.longest_s)
-        rest_s = max(asked_for_s, self._backoff.wait_s(self._num_rests))
-        self.rests_until = now + rest_s
+        busy_s = min(failure.retry_after_s or 0.0, self._backoff.longest_s)
+        cooldown_s = max(busy_s, self._backoff.wait_s(self._num_rests))
+        self.rests_until = now + cooldown_s
         self._num_sent_at_rest = self._num_sent
         self._in_flight.clear()
-        _log.warning("%s rests for %.1f s: %s", self.url, rest_s, failure)
+        _log.warning("%s rests for %.1f s: %s", self.url, cooldown_s, failure)
 
 
 class Endpoints:

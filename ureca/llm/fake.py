@@ -17,7 +17,7 @@ _FORMS = ("arch", "ribbon", "vessel", "panel", "lantern", "spindle", "canopy", "
 _CHOICES: tuple[int | str, ...] = (0, 1, 0, 1, "none", "several")
 
 
-class StandInSettings(BaseModel):
+class FakeSettings(BaseModel):
     """How the stand-in behaves as an engine."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -26,7 +26,7 @@ class StandInSettings(BaseModel):
     malformed_fraction: float = Field(default=0.0, ge=0, le=1, description="share of answers that are not JSON")
 
 
-class StandInChatModel:
+class FakeChatModel:
     """Answers by content: the same request gets the same answer, another image or question another one.
 
     It exists for tests, dry runs and benchmarks of everything around a model. Its captions are well-formed and say
@@ -36,7 +36,7 @@ class StandInChatModel:
 
     name = "stand-in"
 
-    def __init__(self, settings: StandInSettings) -> None:
+    def __init__(self, settings: FakeSettings) -> None:
         self._settings = settings
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
@@ -56,10 +56,10 @@ class StandInChatModel:
     def _text(self, request: ChatRequest, digest: int) -> str:
         if (digest % 1000) / 1000 < self._settings.malformed_fraction:
             return "I would rather not say"
-        return json.dumps(stand_in_answer(digest, request.answer_schema["properties"]))
+        return json.dumps(fake_answer(digest, request.answer_schema["properties"]))
 
 
-def stand_in_answer(digest: int, properties: Collection[str]) -> dict[str, object]:
+def fake_answer(digest: int, properties: Collection[str]) -> dict[str, object]:
     """What the stand-in says to a question.
 
     Args:

@@ -24,7 +24,7 @@ class LoadReport(BaseModel):
         num_in_flight: requests that wait for their answer at this moment.
         num_answers: so far.
         busy_s: seconds that places of engines were taken, added over the places.
-        places_s: the same for all places, taken or not, since the first request.
+        slots_s: the same for all places, taken or not, since the first request.
         latency_ms: answers by the upper bound of the time they took, in milliseconds; bounds rise by 15 %.
         retries: attempts that failed and were followed by another, by kind.
     """
@@ -34,7 +34,7 @@ class LoadReport(BaseModel):
     num_in_flight: int = 0
     num_answers: int = 0
     busy_s: float = 0.0
-    places_s: float = 0.0
+    slots_s: float = 0.0
     latency_ms: dict[str, int] = {}
     retries: dict[str, int] = {}
 
@@ -49,7 +49,7 @@ class LoadReport(BaseModel):
     @property
     def utilisation(self) -> float | None:
         """Share of the places that was taken; None where nothing was asked, or the number of places is not known."""
-        return self.busy_s / self.places_s if self.places_s > 0 else None
+        return self.busy_s / self.slots_s if self.slots_s > 0 else None
 
     def _with(self, other: "LoadReport", sign: int) -> "LoadReport":
         mine, theirs = self.model_dump(), other.model_dump()
@@ -93,19 +93,19 @@ class EngineLoad:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._lock = threading.Lock()
-        self._places: dict[int, int] = {}
+        self._slots: dict[int, int] = {}
         self._num_busy = 0
         self._counted_until: float | None = None
         self._num_in_flight = self._num_answers = 0
-        self._busy_s = self._places_s = 0.0
+        self._busy_s = self._slots_s = 0.0
         self._latency_ms: dict[str, int] = {}
         self._retries: dict[str, int] = {}
 
-    def set_places(self, engine: object, places: int) -> None:
+    def set_slots(self, engine: object, slots: int) -> None:
         """Say how much an engine works on at a time from now on."""
         with self._lock:
             self._count_time()
-            self._places[id(engine)] = places
+            self._slots[id(engine)] = slots
 
     @contextmanager
     def asked(self) -> Iterator[None]:
@@ -125,7 +125,7 @@ class EngineLoad:
                 self._num_in_flight -= 1
 
     @contextmanager
-    def working(self) -> Iterator[None]:
+    def busy(self) -> Iterator[None]:
         """A place is taken during the block."""
         with self._lock:
             self._counted_until = self._counted_until or self._clock()
@@ -152,7 +152,7 @@ class EngineLoad:
                 num_in_flight=self._num_in_flight,
                 num_answers=self._num_answers,
                 busy_s=self._busy_s,
-                places_s=self._places_s,
+                slots_s=self._slots_s,
                 latency_ms=dict(self._latency_ms),
                 retries=dict(self._retries),
             )
@@ -162,7 +162,7 @@ class EngineLoad:
             return
         now = self._clock()
         self._busy_s += self._num_busy * (now - self._counted_until)
-        self._places_s += sum(self._places.values()) * (now - self._counted_until)
+        self._slots_s += sum(self._slots.values()) * (now - self._counted_until)
         self._counted_until = now
 
 

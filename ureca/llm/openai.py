@@ -74,7 +74,7 @@ class OpenAIChatModel:
         self.name = settings.model
         self._settings = settings
         self._key = read_api_key(settings)
-        self._backoff = Backoff(settings.first_wait_s, settings.max_wait_s)
+        self._backoff = Backoff(settings.initial_backoff_s, settings.max_wait_s)
         self._session: _Session | None = None
         self._load = process_load()
 
@@ -86,7 +86,7 @@ class OpenAIChatModel:
                 ``oversized_answer``: what it answers is no chat completion; ``connection_lost``, ``timeout``,
                 ``rate_limited`` or ``server_error``: so ended the last of ``max_attempts`` attempts.
             SettingsError: the endpoint refuses the key, or knows no such path or model; or none could be reached
-                for ``max_outage_s``.
+                for ``outage_timeout_s``.
         """
         session = self._session_here()
         body = await asyncio.to_thread(request_body, request, self._settings)
@@ -96,10 +96,10 @@ class OpenAIChatModel:
             async with session.endpoints.slot(avoid=failed_at) as slot:
                 endpoint = slot.endpoint
                 try:
-                    with self._load.working(), self._load.asked():
+                    with self._load.busy(), self._load.asked():
                         reply = await session.transport.post(f"{endpoint.url}/chat/completions", body)
                         endpoint.answered(slot)
-                        self._load.set_places(self, session.endpoints.limit)
+                        self._load.set_slots(self, session.endpoints.limit)
                         return _read(reply, endpoint.url)
                 except PassingFailure as error:
                     failure, failed_at = error, endpoint
@@ -113,7 +113,7 @@ class OpenAIChatModel:
                     message = f"{num_attempts} attempts failed, the last one at {endpoint.url}: {failure.message}"
                     raise AnswerError(failure.kind, message) from failure
             self._load.sent_again(failure.kind)
-            self._load.set_places(self, session.endpoints.limit)
+            self._load.set_slots(self, session.endpoints.limit)
             await asyncio.sleep(self._backoff.wait_s(num_failures))
 
     async def close(self) -> None:
@@ -135,7 +135,7 @@ class OpenAIChatModel:
 
     def _check_outage(self, session: "_Session", endpoint: Endpoint, failure: PassingFailure) -> None:
         outage_s = session.endpoints.outage_s(session.loop.time())
-        if outage_s > self._settings.max_outage_s:
+        if outage_s > self._settings.outage_timeout_s:
             raise SettingsError(
                 f"mllm.base_urls: no endpoint could be reached for {outage_s:.0f} s, the last one tried being "
                 f"{endpoint.url} ({failure.message}). Once one is up, the same command goes on from here"

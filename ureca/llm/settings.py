@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
 
-from ureca.llm.fake import StandInSettings
+from ureca.llm.fake import FakeSettings
 
 
 class RequestSettings(BaseModel):
@@ -13,7 +13,7 @@ class RequestSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    constrain_answers: bool = Field(
+    structured_output: bool = Field(
         default=True, description="have answers decoded by their JSON schema; off for servers that cannot"
     )
     jpeg_quality: int = Field(default=90, ge=1, le=100, description="of the images sent")
@@ -22,20 +22,22 @@ class RequestSettings(BaseModel):
     )
     max_attempts: int = Field(default=8, ge=1, description="times a request is sent until it counts as failed")
     connect_timeout_s: float = Field(default=10.0, gt=0, description="to reach an endpoint")
-    answer_timeout_s: float = Field(default=300.0, gt=0, description="of one attempt, from connecting to the last byte")
-    first_wait_s: float = Field(
+    request_timeout_s: float = Field(
+        default=300.0, gt=0, description="of one attempt, from connecting to the last byte"
+    )
+    initial_backoff_s: float = Field(
         default=0.5, gt=0, description="after a failure, of a request and of an endpoint; doubles with each in a row"
     )
     max_wait_s: float = Field(default=60.0, gt=0, description="longest such wait, also of what Retry-After asks for")
-    max_outage_s: float = Field(
+    outage_timeout_s: float = Field(
         default=300.0, ge=0, description="the job ends when no endpoint could be reached for so long"
     )
     max_answer_bytes: int = Field(default=2**20, ge=1024, description="longer HTTP answers are not read to their end")
 
     @model_validator(mode="after")
     def _waits_agree(self) -> Self:
-        if self.first_wait_s > self.max_wait_s:
-            raise ValueError("first_wait_s is longer than max_wait_s")
+        if self.initial_backoff_s > self.max_wait_s:
+            raise ValueError("initial_backoff_s is longer than max_wait_s")
         return self
 
 
@@ -109,7 +111,7 @@ class VllmSettings(BaseModel):
         default=None, ge=64, description="tokens of a prompt and its answer; None: the model's own limit"
     )
     gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of each GPU's memory to use")
-    constrain_answers: bool = Field(default=True, description="have answers decoded by their JSON schema")
+    structured_output: bool = Field(default=True, description="have answers decoded by their JSON schema")
     engine_options: dict[str, int | float | bool | str] = Field(
         default={}, description="further fields of vLLM's AsyncEngineArgs, such as enforce_eager or quantization"
     )
@@ -164,34 +166,36 @@ class RayServeSettings(RequestSettings):
         return OpenAISettings(model=self.checkpoint, base_urls=(HttpUrl(url),), **patience)
 
 
-class StandIn(StandInSettings):
+class FakeConfig(FakeSettings):
     """No model: answers by content, for tests and dry runs."""
 
     kind: Literal["standin"] = "standin"
 
 
-class ByOpenAI(OpenAISettings):
+class OpenAIConfig(OpenAISettings):
     """A model behind OpenAI-compatible endpoints, such as a vLLM server."""
 
     kind: Literal["openai"] = "openai"
 
 
-class ByTransformers(TransformersSettings):
+class TransformersConfig(TransformersSettings):
     """A checkpoint of any family that transformers knows, in each actor of the stage."""
 
     kind: Literal["transformers"] = "transformers"
 
 
-class ByVllm(VllmSettings):
+class VllmConfig(VllmSettings):
     """A checkpoint in vLLM's engine, in each actor of the stage."""
 
     kind: Literal["vllm"] = "vllm"
 
 
-class ByRayServe(RayServeSettings):
+class RayServeConfig(RayServeSettings):
     """A checkpoint behind a Ray Serve application that is started for the run and scales with what is asked."""
 
     kind: Literal["ray_serve"] = "ray_serve"
 
 
-Mllm = Annotated[StandIn | ByOpenAI | ByTransformers | ByVllm | ByRayServe, Field(discriminator="kind")]
+Mllm = Annotated[
+    FakeConfig | OpenAIConfig | TransformersConfig | VllmConfig | RayServeConfig, Field(discriminator="kind")
+]

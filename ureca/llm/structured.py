@@ -65,7 +65,7 @@ async def ask(
             return read(_typed(expected, answer.text))
         except Fault as found:
             fault = found
-            usage.record_rejected(fault.kind)
+            usage.record_invalid(fault.kind)
             again = (prompts.again(fault.reason),)
     raise AnswerError(fault.kind, f"{max_attempts} answers could not be used; the last one: {fault.reason}")
 

@@ -32,8 +32,8 @@ class TransformersChatModel:
         self.name = settings.checkpoint
         model = LocalModel(settings)
         self._load = process_load()
-        self._load.set_places(self, 1)
-        self._batches = Batches(model.prepare, self._load.working()(model.generate), _length, settings.max_batch_size)
+        self._load.set_slots(self, 1)
+        self._batches = Batches(model.prepare, self._load.busy()(model.generate), _length, settings.max_batch_size)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.

@@ -20,7 +20,7 @@ class Usage:
     num_calls: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
-    rejected_answers: dict[str, int] = field(default_factory=dict)
+    invalid_responses: dict[str, int] = field(default_factory=dict)
     retries: dict[str, int] = field(default_factory=dict)
     latency_ms: dict[str, int] = field(default_factory=dict)
 
@@ -48,11 +48,11 @@ def record(answer: ChatAnswer) -> None:
         usage.num_new_tokens += answer.num_new_tokens
 
 
-def record_rejected(kind: str) -> None:
+def record_invalid(kind: str) -> None:
     """Count an answer, counted as a call already, that could not be used."""
     usage = _current.get()
     if usage is not None:
-        usage.rejected_answers[kind] = usage.rejected_answers.get(kind, 0) + 1
+        usage.invalid_responses[kind] = usage.invalid_responses.get(kind, 0) + 1
 
 
 def record_retry(kind: str) -> None:

@@ -28,7 +28,7 @@ class VllmChatModel:
 
     def __init__(self, settings: VllmSettings) -> None:
         self.name = settings.checkpoint
-        self._constrain = settings.constrain_answers
+        self._structured = settings.structured_output
         self._vllm = _Vllm.imported()
         self._vllm.check_options(settings)
         try:
@@ -40,8 +40,8 @@ class VllmChatModel:
         self._begin = _begin_that_tokenizing_adds(processor.tokenizer)
         self._ids = itertools.count()
         self._load = process_load()
-        if isinstance(places := settings.engine_options.get("max_num_seqs"), int):
-            self._load.set_places(self, places)
+        if isinstance(slots := settings.engine_options.get("max_num_seqs"), int):
+            self._load.set_slots(self, slots)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
@@ -50,10 +50,10 @@ class VllmChatModel:
             AnswerError: ``unusable_request``: vLLM refuses it, as when it is too long.
         """
         prompt = await asyncio.to_thread(self._prompt, request)
-        parameters = self._vllm.sampling(request, self._constrain)
+        parameters = self._vllm.sampling(request, self._structured)
         final = None
         try:
-            with self._load.working(), self._load.asked():
+            with self._load.busy(), self._load.asked():
                 async for output in self._engine.generate(prompt, parameters, f"ureca-{os.getpid()}-{next(self._ids)}"):
                     final = output
         except self._vllm.refusals as error:
@@ -136,14 +136,14 @@ class _Vllm:
         }
         return self.engine_arguments(**arguments, **settings.engine_options)
 
-    def sampling(self, request: ChatRequest, constrain: bool) -> Any:
-        constrain = constrain and bool(request.answer_schema)
+    def sampling(self, request: ChatRequest, structured: bool) -> Any:
+        structured = structured and bool(request.answer_schema)
         return self.sampling_parameters(
             temperature=request.temperature,
             max_tokens=request.max_new_tokens,
             seed=content_digest(request) >> 1,  # 63 bits
             output_kind=self.final_only,
-            structured_outputs=self.structured_outputs(json=request.answer_schema) if constrain else None,
+            structured_outputs=self.structured_outputs(json=request.answer_schema) if structured else None,
         )
 
 

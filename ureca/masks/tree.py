@@ -30,7 +30,7 @@ class MaskTree:
     area_fractions: dict[int, float]
 
     @classmethod
-    def plant(cls, masks: Sequence[Mask], containment: float = 0.8) -> Self:
+    def build(cls, masks: Sequence[Mask], containment: float = 0.8) -> Self:
         """Insert masks in descending area, equal areas in input order, each below the deepest node that takes it.
 
         At each node, from the root down, a mask moves to the first child, in insertion order, that holds at least the

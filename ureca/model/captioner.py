@@ -144,7 +144,7 @@ class RegionCaptioner:
             for mask_index in range(image.num_regions)
         )
         while regions := list(islice(keyed, settings.batch_size)):
-            batch.join((key, image, key[1], settings) for key, image in regions)
+            batch.admit((key, image, key[1], settings) for key, image in regions)
             while batch:
                 for region in batch.step():
                     yield RegionCaption(*region.key, region.text, region.num_tokens, region.finish_reason)

@@ -18,7 +18,7 @@ from ureca.model.shared_prefix import Prefix, SharedPrefixes, enable_shared_pref
 
 
 @dataclass(frozen=True, eq=False)
-class SuffixState:
+class SuffixCache:
     """What B rows have read so far, all of them ending together.
 
     Attributes:
@@ -36,7 +36,7 @@ class SuffixState:
     @classmethod
     def of_prompts(
         cls, model: UrecaForConditionalGeneration, prefixes: Sequence[Prefix], suffixes: Sequence[torch.Tensor]
-    ) -> "SuffixState":
+    ) -> "SuffixCache":
         """Read the rest of prompts, [L_i, D] of each row, behind their prefixes."""
         prompts, visible = _pad_left(suffixes)
         starts = torch.tensor([[prefix.length] for prefix in prefixes], device=model.device)
@@ -50,15 +50,15 @@ class SuffixState:
 
     def read_tokens(
         self, model: UrecaForConditionalGeneration, prefixes: Sequence[Prefix], tokens: Sequence[int]
-    ) -> "SuffixState":
+    ) -> "SuffixCache":
         """Read one more token in each row; the cache is taken over."""
         embeddings = model.get_input_embeddings()(torch.tensor(tokens, device=model.device)[:, None])
         visible = torch.cat([self.visible, self.visible.new_ones(len(tokens), 1)], dim=1)
         positions = self.positions + 1
         hidden = _read(model, embeddings, visible[:, None, None, :], positions, cache=self.cache, prefixes=prefixes)
-        return SuffixState(self.cache, visible, positions, hidden)
+        return SuffixCache(self.cache, visible, positions, hidden)
 
-    def selected(self, places: Sequence[int]) -> "SuffixState":
+    def selected(self, places: Sequence[int]) -> "SuffixCache":
         """Of some rows, in another order; the cache is taken over."""
         if list(places) == list(range(len(self.hidden))):
             return self
@@ -68,16 +68,16 @@ class SuffixState:
         self.cache.batch_select_indices(index)
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[:, :, unused:], layer.values[:, :, unused:]
-        return SuffixState(self.cache, visible[:, unused:], self.positions[index], self.hidden[index])
+        return SuffixCache(self.cache, visible[:, unused:], self.positions[index], self.hidden[index])
 
-    def joined_with(self, other: "SuffixState") -> "SuffixState":
+    def joined_with(self, other: "SuffixCache") -> "SuffixCache":
         """The rows of both, this one's first; its cache is taken over."""
         length = max(self.visible.shape[1], other.visible.shape[1])
         for mine, its in zip(self.cache.layers, other.cache.layers, strict=True):
             mine.keys = torch.cat([_longer(mine.keys, length), _longer(its.keys, length)])
             mine.values = torch.cat([_longer(mine.values, length), _longer(its.values, length)])
         visible = [pad(state.visible, (length - state.visible.shape[1], 0)) for state in (self, other)]
-        return SuffixState(
+        return SuffixCache(
             self.cache,
             torch.cat(visible),
             torch.cat([self.positions, other.positions]),
@@ -128,7 +128,7 @@ Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class DecodedSequence:
     """A region in a batch, and how its caption is written.
 
     Args:
@@ -178,19 +178,19 @@ class Writer(Generic[Key]):
         self._model = model
         self._end_token_ids = end_token_ids
         self._rows: list[_Going[Key]] = []
-        self._state: SuffixState | None = None
+        self._state: SuffixCache | None = None
 
     def __len__(self) -> int:
         """Rows that are not finished."""
         return len(self._rows)
 
     @torch.inference_mode()
-    def join(self, rows: Sequence[tuple[Key, Row]]) -> None:
+    def admit(self, rows: Sequence[tuple[Key, DecodedSequence]]) -> None:
         """Read the prompts of further rows; those that share a prefix stand best next to each other."""
         if not rows:
             return
         enable_shared_prefixes(self._model.model.language_model.config)  # whatever attention was chosen meanwhile
-        state = SuffixState.of_prompts(self._model, [row.prefix for _, row in rows], [row.suffix for _, row in rows])
+        state = SuffixCache.of_prompts(self._model, [row.prefix for _, row in rows], [row.suffix for _, row in rows])
         if self._state is not None:
             state = self._state.joined_with(state)
         self._rows += [_Going(key, row) for key, row in rows]
@@ -246,7 +246,7 @@ class _Going(Generic[Key]):
     """A row that is being written."""
 
     key: Key
-    row: Row
+    row: DecodedSequence
     written: list[int] = field(default_factory=list)
 
     def choose(self, logits: torch.Tensor, likeliest: int) -> int:

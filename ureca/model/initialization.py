@@ -262,13 +262,13 @@ def _start(model: UrecaForConditionalGeneration) -> None:
             module.weight.normal_(0, module.weight[0].numel() ** -0.5)
 
 
-def _positions(num_places: int, width: int) -> torch.Tensor:
+def _positions(num_slots: int, width: int) -> torch.Tensor:
     """Sines and cosines of column and row of the places of a square, row by row: [places, width]."""
-    side = round(num_places**0.5)
+    side = round(num_slots**0.5)
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies
     waves = torch.cat([angles.sin(), angles.cos()], dim=1)
     rows, columns = waves[:, None].expand(side, side, -1), waves[None].expand(side, side, -1)
-    positions = torch.zeros(num_places, width)
+    positions = torch.zeros(num_slots, width)
     positions[:, : 4 * (width // 4)] = torch.cat([rows, columns], dim=2).flatten(0, 1)
     return positions

@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 
 from ureca.errors import DataError
-from ureca.model.decoding import Row, Writer
+from ureca.model.decoding import DecodedSequence, Writer
 from ureca.model.mask_encoder import FusedMaskEncoder, ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
 from ureca.model.prepared import MaskTiles, Picture, PreparedImage
@@ -68,7 +68,9 @@ class RegionPrompts:
             self._encoded.popitem(last=False)
         return encoded
 
-    def row(self, image: EncodedImage, mask: MaskTiles | None, settings: CaptionSettings, *, seed: int) -> Row:
+    def row(
+        self, image: EncodedImage, mask: MaskTiles | None, settings: CaptionSettings, *, seed: int
+    ) -> DecodedSequence:
         """A region as a row of a batch.
 
         Args:
@@ -78,7 +80,9 @@ class RegionPrompts:
             seed: of the row, if tokens are drawn.
         """
         suffix = self._suffix(image, mask, settings.question)
-        return Row(image.prefix, suffix, settings.max_new_tokens, settings.temperature, settings.top_p, seed)
+        return DecodedSequence(
+            image.prefix, suffix, settings.max_new_tokens, settings.temperature, settings.top_p, seed
+        )
 
     def _suffix(self, image: EncodedImage, mask: MaskTiles | None, question: str) -> torch.Tensor:
         _, end = self.processor.split_prompt(question)
@@ -186,14 +190,14 @@ class RegionBatch(Generic[Key]):
         return len(self._writer)
 
     @torch.inference_mode()
-    def join(self, regions: Iterable[tuple[Key, PreparedImage, int, CaptionSettings]]) -> None:
+    def admit(self, regions: Iterable[tuple[Key, PreparedImage, int, CaptionSettings]]) -> None:
         """Add regions.
 
         Args:
             regions: of each its key, its image, the index of its mask, and how its caption is written (but for
                 ``batch_size``; it is drawn with the seed ``seed`` + the index); those of an image next to each other.
         """
-        self._writer.join(list(self._rows(regions)))
+        self._writer.admit(list(self._rows(regions)))
 
     def step(self, is_wanted: Callable[[Key], bool] | None = None) -> Iterator[FinishedRegion[Key]]:
         """Write one more token of each region.
@@ -208,7 +212,9 @@ class RegionBatch(Generic[Key]):
             text = self._processor.decode(completion.token_ids, skip_special_tokens=True).strip()
             yield FinishedRegion(completion.key, text, len(completion.token_ids), completion.finish_reason)
 
-    def _rows(self, regions: Iterable[tuple[Key, PreparedImage, int, CaptionSettings]]) -> Iterator[tuple[Key, Row]]:
+    def _rows(
+        self, regions: Iterable[tuple[Key, PreparedImage, int, CaptionSettings]]
+    ) -> Iterator[tuple[Key, DecodedSequence]]:
         for key, image, mask_index, settings in regions:
             view = image.views[0 if len(image.views) == 1 else mask_index]
             if self._latest is None or view is not self._latest[0]:

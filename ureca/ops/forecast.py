@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
-from ureca.data.partitions import unit_offsets
+from ureca.data.partitions import partition_offsets
 from ureca.errors import InputError
 from ureca.ops.measured import Measured
 from ureca.ops.simulator import Arrangement, Moment, Service, Simulated, simulate
@@ -32,7 +32,7 @@ class Calibrated:
     startup_s: float
 
 
-def calibrate(measured: Measured, arrangement: Arrangement, unit_sizes: Sequence[int]) -> Calibrated:
+def calibrate(measured: Measured, arrangement: Arrangement, partition_sizes: Sequence[int]) -> Calibrated:
     """Find the processor time of a curating actor's steps, and the time around the work, of a run.
 
     A unit's time in an actor is known, of which answers take a known part: what is left is the actor's own work and
@@ -41,13 +41,13 @@ def calibrate(measured: Measured, arrangement: Arrangement, unit_sizes: Sequence
     Args:
         measured: of the run.
         arrangement: on which it ran.
-        unit_sizes: of its units.
+        partition_sizes: of its units.
 
     Raises:
         InputError: its units took longer than any processor time explains.
     """
     base = Service(
-        propose_s=measured.propose_s,
+        generate_s=measured.generate_s,
         tree_s=measured.tree_s,
         step_s=0.0,
         answer_s=measured.answer_s or (0.0,),
@@ -55,7 +55,7 @@ def calibrate(measured: Measured, arrangement: Arrangement, unit_sizes: Sequence
     )
 
     def curate_s(step_s: float) -> float:
-        return simulate(measured, replace(base, step_s=step_s), arrangement, unit_sizes).curate_s
+        return simulate(measured, replace(base, step_s=step_s), arrangement, partition_sizes).curate_s
 
     low, high = 0.0, 0.001
     while curate_s(high) < measured.curate_s:
@@ -69,7 +69,7 @@ def calibrate(measured: Measured, arrangement: Arrangement, unit_sizes: Sequence
         middle = (low + high) / 2
         low, high = (middle, high) if curate_s(middle) < measured.curate_s else (low, middle)
     service = replace(base, step_s=(low + high) / 2)
-    simulated_s = simulate(measured, service, arrangement, unit_sizes).end.now_s
+    simulated_s = simulate(measured, service, arrangement, partition_sizes).end.now_s
     return Calibrated(service, max(0.0, measured.wall_s - simulated_s))
 
 
@@ -92,7 +92,7 @@ class Part:
     """
 
     name: str
-    places: float
+    slots: float
     busy_fraction: float
     most_images_per_s: float
 
@@ -103,7 +103,7 @@ class Forecast:
 
     Attributes:
         num_images: all of them.
-        num_units: files that it writes.
+        num_partitions: files that it writes.
         num_simulated: images of the simulation; fewer than ``num_images``: the rest was taken to go on as it did.
         duration_s: with ``startup_s``.
         startup_s: before the first unit and after the last.
@@ -118,7 +118,7 @@ class Forecast:
     """
 
     num_images: int
-    num_units: int
+    num_partitions: int
     num_simulated: int
     duration_s: float
     startup_s: float
@@ -144,7 +144,7 @@ def forecast(
     calibrated: Calibrated,
     arrangement: Arrangement,
     num_images: int,
-    images_per_unit: int | None,
+    images_per_partition: int | None,
 ) -> Forecast:
     """Predict a run over images like those that were measured.
 
@@ -156,20 +156,20 @@ def forecast(
         calibrated: from the same one.
         arrangement: to run on.
         num_images: at least 1.
-        images_per_unit: as in ``curate``.
+        images_per_partition: as in ``curate``.
     """
-    sizes = unit_sizes(num_images, images_per_unit)
+    sizes = partition_sizes(num_images, images_per_partition)
     in_flight = arrangement.curate_actors * arrangement.images_in_flight
     enough = max(_LEAST_SIMULATED, _FILLINGS * in_flight)
-    num_units = _units_with(sizes, enough)
-    whole = simulate(measured, calibrated.service, arrangement, sizes[:num_units])
-    num_simulated = sum(sizes[:num_units])
+    num_partitions = _partitions_with(sizes, enough)
+    whole = simulate(measured, calibrated.service, arrangement, sizes[:num_partitions])
+    num_simulated = sum(sizes[:num_partitions])
     images_per_s = _rate(whole)
     parts = _parts(whole, images_per_s)
     calls = whole.num_calls / num_simulated * num_images
     return Forecast(
         num_images=num_images,
-        num_units=len(sizes),
+        num_partitions=len(sizes),
         num_simulated=num_simulated,
         duration_s=calibrated.startup_s + whole.end.now_s + (num_images - num_simulated) / images_per_s,
         startup_s=calibrated.startup_s,
@@ -184,13 +184,13 @@ def forecast(
     )
 
 
-def unit_sizes(num_images: int, images_per_unit: int | None) -> list[int]:
+def partition_sizes(num_images: int, images_per_partition: int | None) -> list[int]:
     """Images of each unit, as ``curate`` would cut so many."""
-    offsets = unit_offsets(num_images, images_per_unit)
+    offsets = partition_offsets(num_images, images_per_partition)
     return [end - start for start, end in pairwise(offsets)]
 
 
-def _units_with(sizes: Sequence[int], num_images: int) -> int:
+def _partitions_with(sizes: Sequence[int], num_images: int) -> int:
     """How many of the first units have so many images."""
     counted = 0
     for number, size in enumerate(sizes):
@@ -216,34 +216,34 @@ def _rate(simulated: Simulated) -> float:
 
 def _parts(simulated: Simulated, images_per_s: float) -> list[Part]:
     parts = []
-    for name, places in simulated.places.items():
+    for name, slots in simulated.slots.items():
         if name == "images_in_flight":
             # An image that waits for an answer is in flight, too: how many there can be bounds no rate.
             most, busy_fraction = math.inf, _share_in_flight(simulated)
         else:
             busy_s = simulated.end.busy_s[name]
-            most = places * simulated.end.num_images / busy_s if busy_s else math.inf
+            most = slots * simulated.end.num_images / busy_s if busy_s else math.inf
             busy_fraction = images_per_s / most
-        parts.append(Part(name, places, busy_fraction, most))
+        parts.append(Part(name, slots, busy_fraction, most))
     return sorted(parts, key=lambda part: part.most_images_per_s)
 
 
 def _share_in_flight(simulated: Simulated) -> float:
     first, last = _under_way(simulated)
     busy_s = last.busy_s["images_in_flight"] - first.busy_s["images_in_flight"]
-    return busy_s / (simulated.places["images_in_flight"] * (last.now_s - first.now_s))
+    return busy_s / (simulated.slots["images_in_flight"] * (last.now_s - first.now_s))
 
 
 def _most_waiting(simulated: Simulated, num_images: int, parts: Sequence[Part], images_per_s: float) -> float:
     """Images whose masks wait at the end of proposing, if that ran at its own pace."""
     if simulated.end.num_images == num_images:
         return simulated.most_images_waiting
-    before = min(part.most_images_per_s for part in parts if part.name in {"propose", "tree"})
+    before = min(part.most_images_per_s for part in parts if part.name in {"masks", "tree"})
     return num_images * max(0.0, 1 - images_per_s / before)
 
 
 _PURPOSES = {
-    "propose": ("actors that propose masks", "raise resources.propose.num_actors, on more CPUs or GPUs"),
+    "masks": ("actors that propose masks", "raise resources.masks.num_actors, on more CPUs or GPUs"),
     "tree": ("tasks that plant trees", "give the cluster more CPUs"),
     "curate": ("processors of the curating actors", "raise resources.curate.num_actors"),
     "engine": ("answers of the chat model at a time", "add servers, or raise mllm.max_concurrency if theirs are idle"),
@@ -264,21 +264,21 @@ def forecast_text(forecast: Forecast, measured: Measured, calibrated: Calibrated
         (
             "an image takes",
             f"{measured.masks_per_image:.1f} masks, {measured.regions_per_image:.1f} captions, "
-            f"{forecast.num_calls / forecast.num_images:.1f} calls; propose {_s(service.propose_s)}, "
+            f"{forecast.num_calls / forecast.num_images:.1f} calls; propose {_s(service.generate_s)}, "
             f"tree {_s(service.tree_s)}; a step of curate {_s(service.step_s)}, an answer {_s(answer_s)}",
         ),
-        ("images", f"{forecast.num_images} in {forecast.num_units} units" + _how_far(forecast)),
+        ("images", f"{forecast.num_images} in {forecast.num_partitions} units" + _how_far(forecast)),
         ("duration", f"{duration(forecast.duration_s)}, of which {_s(forecast.startup_s)} to start and end"),
         ("rate", f"{forecast.images_per_s:.3g} images/s under way"),
         ("calls", f"{_count(forecast.num_calls)}: {_count(forecast.num_prompt_tokens)} tokens in, "
                   f"{_count(forecast.num_new_tokens)} out"),
-        ("output", f"{_bytes(forecast.stored_bytes)} of Parquet in {forecast.num_units} files"),
+        ("output", f"{_bytes(forecast.stored_bytes)} of Parquet in {forecast.num_partitions} files"),
         ("memory", f"{_bytes(forecast.decoded_bytes)} of decoded images at a time in {actors} curating actors, "
                    f"{_bytes(forecast.decoded_bytes / actors)} in each"),
         ("object store", f"{_bytes(forecast.waiting_bytes)} of masks, if nothing holds back what proposes them"),
     ]  # fmt: skip
     lines = [f"{name:<16} {value}" for name, value in rows]
-    lines += ["", f"{'part':<16} {'places':>8} {'busy':>6} {'at most images/s':>17}"]
+    lines += ["", f"{'part':<16} {'slots':>8} {'busy':>6} {'at most images/s':>17}"]
     lines += [_part_line(part) for part in forecast.parts]
     return "\n".join([*lines, "", advice(forecast)])
 
@@ -303,9 +303,9 @@ def _how_far(forecast: Forecast) -> str:
 
 
 def _part_line(part: Part) -> str:
-    places = "any" if math.isinf(part.places) else f"{part.places:g}"
+    slots = "any" if math.isinf(part.slots) else f"{part.slots:g}"
     most = "" if math.isinf(part.most_images_per_s) else f"{part.most_images_per_s:.3g}"
-    return f"{part.name:<16} {places:>8} {part.busy_fraction:>6.0%} {most:>17}   {_PURPOSES[part.name][0]}"
+    return f"{part.name:<16} {slots:>8} {part.busy_fraction:>6.0%} {most:>17}   {_PURPOSES[part.name][0]}"
 
 
 def _s(seconds: float) -> str:
@@ -313,14 +313,14 @@ def _s(seconds: float) -> str:
 
 
 def _count(number: float) -> str:
-    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= unit:
-            return f"{number / unit:.3g} {name}"
+    for partition, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= partition:
+            return f"{number / partition:.3g} {name}"
     return f"{number:.0f}"
 
 
 def _bytes(number: float) -> str:
-    for unit, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
-        if number >= unit:
-            return f"{number / unit:.1f} {name}"
+    for partition, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
+        if number >= partition:
+            return f"{number / partition:.1f} {name}"
     return f"{number / 2**10:.1f} KiB"

@@ -132,7 +132,7 @@ class Measured:
         prompt_tokens_per_call: tokens of a question.
         new_tokens_per_call: tokens of an answer.
         answer_s: seconds of an answer, each as likely as the next; none where no model was asked.
-        propose_s: of a worker, an image.
+        generate_s: of a worker, an image.
         tree_s: of a worker, an image.
         curate_s: from when an actor got a unit to its end, added over the units.
         wall_s: from the session's beginning to its end, with the start of Ray and of the actors.
@@ -152,7 +152,7 @@ class Measured:
     prompt_tokens_per_call: float
     new_tokens_per_call: float
     answer_s: Sequence[float]
-    propose_s: float
+    generate_s: float
     tree_s: float
     curate_s: float
     wall_s: float
@@ -174,7 +174,7 @@ def measured(path: str) -> Measured:
     run = output.run()
     totals: dict[str, Any] = run.get("totals") or {}
     sessions = run.get("sessions", [])
-    if run.get("verb") != "curate" or len(sessions) != 1 or not totals.get("num_images"):
+    if run.get("command") != "curate" or len(sessions) != 1 or not totals.get("num_images"):
         raise InputError(f"{path}: only a curation that one session did from beginning to end can be learned from")
     settings: Mapping[str, Any] = run["settings"]
     rows = list(islice(output.rows(), _IMAGES_LOOKED_AT))
@@ -192,7 +192,7 @@ def measured(path: str) -> Measured:
         prompt_tokens_per_call=totals["num_prompt_tokens"] / max(1, num_calls),
         new_tokens_per_call=totals["num_new_tokens"] / max(1, num_calls),
         answer_s=tuple(_spread(totals["latency_ms"])),
-        propose_s=totals["seconds"].get("propose", 0.0) / num_images,
+        generate_s=totals["seconds"].get("masks", 0.0) / num_images,
         tree_s=totals["seconds"].get("tree", 0.0) / num_images,
         curate_s=totals["seconds"].get("curate", 0.0),
         wall_s=_seconds_between(sessions[0]),

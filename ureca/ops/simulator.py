@@ -43,7 +43,7 @@ class Clock:
             action()
 
 
-class Places:
+class Slots:
     """So many places, taken in the order of asking.
 
     Args:
@@ -105,25 +105,25 @@ class Arrangement:
 
     Attributes:
         cpus: processors; each actor and task of Python keeps at most one of them busy.
-        propose_actors: actors.
+        mask_actors: actors.
         proposes_on_cpu: False: on GPUs, and its time takes no processor.
         tree_tasks: trees that are planted at a time.
         curate_actors: actors.
-        units_in_flight: of each curating actor.
+        partitions_in_flight: of each curating actor.
         images_in_flight: of each curating actor.
         requests_per_actor: that each may have at the chat model; ``math.inf``: any number.
-        engine_places: answers that the chat model writes at a time, over all its servers.
+        engine_slots: answers that the chat model writes at a time, over all its servers.
     """
 
     cpus: float
-    propose_actors: int
+    mask_actors: int
     proposes_on_cpu: bool
     tree_tasks: int
     curate_actors: int
-    units_in_flight: int
+    partitions_in_flight: int
     images_in_flight: int
     requests_per_actor: float
-    engine_places: float
+    engine_slots: float
 
 
 @dataclass(frozen=True)
@@ -131,14 +131,14 @@ class Service:
     """Seconds that work takes.
 
     Attributes:
-        propose_s: an image.
+        generate_s: an image.
         tree_s: an image.
         step_s: of a curating actor's processor: to decode an image, to embed its regions, for each question.
         answer_s: of a place of the chat model, a call: some values, each as likely as the next.
         calls_per_question: at least 1.
     """
 
-    propose_s: float
+    generate_s: float
     tree_s: float
     step_s: float
     answer_s: Sequence[float]
@@ -175,7 +175,7 @@ class Simulated:
         most_images_waiting: whose masks were ready at a time, but no actor to curate them.
     """
 
-    places: Mapping[str, float]
+    slots: Mapping[str, float]
     quarter: Moment
     three_quarters: Moment
     end: Moment
@@ -185,44 +185,46 @@ class Simulated:
     most_images_waiting: int
 
 
-def simulate(measured: Measured, service: Service, arrangement: Arrangement, unit_sizes: Sequence[int]) -> Simulated:
+def simulate(
+    measured: Measured, service: Service, arrangement: Arrangement, partition_sizes: Sequence[int]
+) -> Simulated:
     """Run units of such sizes through the stages; images are those that were measured, over and over."""
-    return _Pipeline(measured, service, arrangement).run(unit_sizes)
+    return _Pipeline(measured, service, arrangement).run(partition_sizes)
 
 
 class _Pipeline:
     def __init__(self, measured: Measured, service: Service, arrangement: Arrangement) -> None:
         self.measured, self.service, self.arrangement = measured, service, arrangement
         self.clock = clock = Clock()
-        self.dice = random.Random(0)
-        self.cpus = Places(clock, arrangement.cpus)
-        self.proposers = Places(clock, arrangement.propose_actors)
-        self.planters = Places(clock, arrangement.tree_tasks)
-        self.engine = Places(clock, arrangement.engine_places)
+        self.rng = random.Random(0)
+        self.cpus = Slots(clock, arrangement.cpus)
+        self.proposers = Slots(clock, arrangement.mask_actors)
+        self.planters = Slots(clock, arrangement.tree_tasks)
+        self.engine = Slots(clock, arrangement.engine_slots)
         self.actors = [_Actor(self, number) for number in range(arrangement.curate_actors)]
         self.loads = [(0, number) for number in range(arrangement.curate_actors)]
-        self.decoded = Places(clock)
-        self.waiting = Places(clock)
+        self.decoded = Slots(clock)
+        self.waiting = Slots(clock)
         self.queue: deque[tuple[int, int]] = deque()
         self.num_calls = self.num_done = 0
         self.curate_s = 0.0
         self.moments: list[Moment] = []
 
-    def run(self, unit_sizes: Sequence[int]) -> Simulated:
-        num_images = sum(unit_sizes)
+    def run(self, partition_sizes: Sequence[int]) -> Simulated:
+        num_images = sum(partition_sizes)
         self.look_at = [math.ceil(num_images / 4), math.ceil(3 * num_images / 4)]
         first = 0
-        for size in unit_sizes:
-            self._propose(first, size)
+        for size in partition_sizes:
+            self._generate(first, size)
             first += size
         self.clock.run()
         arrangement = self.arrangement
         return Simulated(
-            places={
-                "propose": arrangement.propose_actors,
+            slots={
+                "masks": arrangement.mask_actors,
                 "tree": arrangement.tree_tasks,
                 "curate": arrangement.curate_actors,
-                "engine": arrangement.engine_places,
+                "engine": arrangement.engine_slots,
                 "cpus": arrangement.cpus,
                 "images_in_flight": arrangement.curate_actors * arrangement.images_in_flight,
             },
@@ -243,7 +245,7 @@ class _Pipeline:
 
     def _moment(self) -> Moment:
         busy_s = {
-            "propose": self.proposers.busy_s,
+            "masks": self.proposers.busy_s,
             "tree": self.planters.busy_s,
             "curate": sum(actor.process.busy_s for actor in self.actors),
             "engine": self.engine.busy_s,
@@ -252,7 +254,7 @@ class _Pipeline:
         }
         return Moment(self.clock.now_s, self.num_done, busy_s)
 
-    def compute(self, worker: Places, seconds: float, then: Action) -> None:
+    def compute(self, worker: Slots, seconds: float, then: Action) -> None:
         """A worker's work on a processor."""
 
         def end() -> None:
@@ -261,8 +263,8 @@ class _Pipeline:
 
         worker.take(lambda: self.cpus.use(seconds, end))
 
-    def _propose(self, first: int, size: int) -> None:
-        def plant() -> None:
+    def _generate(self, first: int, size: int) -> None:
+        def build() -> None:
             self.compute(self.planters, size * self.service.tree_s, arrive)
 
         def arrive() -> None:
@@ -271,15 +273,15 @@ class _Pipeline:
             self.queue.append((first, size))
             self.hand_out()
 
-        seconds = size * self.service.propose_s
+        seconds = size * self.service.generate_s
         if self.arrangement.proposes_on_cpu:
-            self.compute(self.proposers, seconds, plant)
+            self.compute(self.proposers, seconds, build)
         else:
-            self.proposers.use(seconds, plant)
+            self.proposers.use(seconds, build)
 
     def hand_out(self) -> None:
         """Give units to the actors that have least to do, while they take any."""
-        while self.queue and (actor := self._least_loaded()).num_units < self.arrangement.units_in_flight:
+        while self.queue and (actor := self._least_loaded()).num_partitions < self.arrangement.partitions_in_flight:
             first, size = self.queue.popleft()
             for _ in range(size):
                 self.waiting.give_back()
@@ -288,8 +290,8 @@ class _Pipeline:
     def _least_loaded(self) -> "_Actor":
         """The actor with the fewest units; each has left its number of units in a heap whenever that has changed."""
         while True:
-            num_units, number = self.loads[0]
-            if self.actors[number].num_units == num_units:
+            num_partitions, number = self.loads[0]
+            if self.actors[number].num_partitions == num_partitions:
                 return self.actors[number]
             heapq.heappop(self.loads)
 
@@ -301,10 +303,10 @@ class _Actor:
         arrangement = pipeline.arrangement
         self.pipeline = pipeline
         self.number = number
-        self.num_units = 0
-        self.process = Places(pipeline.clock, 1)
-        self.images = Places(pipeline.clock, arrangement.images_in_flight)
-        self.requests = Places(pipeline.clock, arrangement.requests_per_actor)
+        self.num_partitions = 0
+        self.process = Slots(pipeline.clock, 1)
+        self.images = Slots(pipeline.clock, arrangement.images_in_flight)
+        self.requests = Slots(pipeline.clock, arrangement.requests_per_actor)
 
     def curate(self, first: int, size: int) -> None:
         began_s, left = self.pipeline.clock.now_s, size
@@ -330,14 +332,14 @@ class _Actor:
             self.images.take(lambda number=number: begin(number))  # type: ignore[misc]
 
     def _count(self, change: int) -> None:
-        self.num_units += change
-        heapq.heappush(self.pipeline.loads, (self.num_units, self.number))
+        self.num_partitions += change
+        heapq.heappush(self.pipeline.loads, (self.num_partitions, self.number))
 
     def ask(self, then: Action) -> None:
         """One question, with the answers that could not be used."""
-        service, dice = self.pipeline.service, self.pipeline.dice
+        service, rng = self.pipeline.service, self.pipeline.rng
         again, may_repeat = divmod(service.calls_per_question - 1, 1)
-        _Question(self, 1 + int(again) + (dice.random() < may_repeat), then).render()
+        _Question(self, 1 + int(again) + (rng.random() < may_repeat), then).render()
 
 
 class _Question:
@@ -363,7 +365,7 @@ class _Question:
     def _send(self) -> None:
         pipeline = self._actor.pipeline
         pipeline.num_calls += 1
-        pipeline.engine.use(pipeline.dice.choice(pipeline.service.answer_s), self._answered)
+        pipeline.engine.use(pipeline.rng.choice(pipeline.service.answer_s), self._answered)
 
     def _answered(self) -> None:
         self._actor.requests.give_back()

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
 
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 from ureca.io import Location, below, locate
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, DATASETS
@@ -59,7 +59,7 @@ class Status(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     output: str
-    verb: str
+    command: str
     state: Literal["running", "stopped", "finished", "lost"]
     counted: Literal["images", "steps"]
     num_total: int | None
@@ -90,38 +90,38 @@ def status_of(path: str, *, quick: bool = False, clock: Callable[[], float] = ti
     run = output.run()
     dataset = DATASETS.get(run.get("dataset", ""))
     try:
-        if run.get("verb") == "train":
+        if run.get("command") == "train":
             return training_status(locate(path), run, clock())
-        if run.get("verb") == "evaluate":
+        if run.get("command") == "evaluate":
             return evaluation_status(output, run, quick, clock())
         if dataset is not None:
             return batch_status(Output(path, dataset), run, quick, clock())
     except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise OutputError(f"{path}: its record is incomplete or damaged ({type(error).__name__}: {error})") from error
-    raise OutputError(f"{path} is the output of {run.get('verb')!r}, whose progress cannot be told from its folder")
+    raise OutputError(f"{path} is the output of {run.get('command')!r}, whose progress cannot be told from its folder")
 
 
 Unit = TypeVar("Unit")
 
-_CLAIM = "claim.json"
+_LEASE = "lease.json"
 
 
 def batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
     """The status of the output of a batch verb; ``run`` is its record."""
-    sizes, written = output.unit_sizes(), written_at(output)
+    sizes, written = output.partition_sizes(), written_at(output)
     report = None if quick else output.report()
     num_total = sum(sizes.values())
-    return status_of_units(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
+    return status_of_partitions(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
 
 
-def status_of_units(
+def status_of_partitions(
     output: Output,
     run: Mapping[str, Any],
     sizes: Mapping[Unit, int],
     *,
     written: Mapping[Unit, float],
     num_total: int | None,
-    report: UnitReport | None,
+    report: PartitionReport | None,
     now_s: float,
 ) -> Status:
     """The status of a run that writes units.
@@ -137,14 +137,14 @@ def status_of_units(
     """
     session = run["sessions"][-1]
     began_s = datetime.datetime.fromisoformat(session["started"]).timestamp()
-    num_done = sum(sizes[unit] for unit in written)
-    rate = rate_of(sizes, {unit: at for unit, at in written.items() if at >= began_s})
+    num_done = sum(sizes[partition] for partition in written)
+    rate = rate_of(sizes, {partition: at for partition, at in written.items() if at >= began_s})
     state = run["state"]
-    if state == "running" and now_s - max(began_s, claimed_at(output), *written.values()) > SILENCE_S:
+    if state == "running" and now_s - max(began_s, lease_renewed_at(output), *written.values()) > SILENCE_S:
         state = "lost"
     return Status(
         output=output.path.partition("?")[0],
-        verb=run["verb"],
+        command=run["command"],
         state=state,
         counted="images",
         num_total=num_total,
@@ -161,12 +161,12 @@ def status_of_units(
 
 def written_at(output: Output) -> dict[int, float]:
     """When each unit's file was written, in seconds since 1970: one listing, whatever the number of files."""
-    units = {path: _unit(path) for path in output.part_files()}
-    if not units:
+    partitions = {path: _unit(path) for path in output.part_files()}
+    if not partitions:
         return {}
-    folder = next(iter(units)).rpartition("/")[0]
+    folder = next(iter(partitions)).rpartition("/")[0]
     infos = output.filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    return {units[info.path]: info.mtime_ns / 1e9 for info in infos if info.path in units}
+    return {partitions[info.path]: info.mtime_ns / 1e9 for info in infos if info.path in partitions}
 
 
 def _unit(path: str) -> int:
@@ -179,13 +179,13 @@ def rate_of(sizes: Mapping[Unit, int], written: Mapping[Unit, float]) -> float |
         return None
     first = min(written, key=written.__getitem__)
     seconds = max(written.values()) - written[first]
-    return sum(sizes[unit] for unit in written if unit != first) / seconds if seconds > 0 else None
+    return sum(sizes[partition] for partition in written if partition != first) / seconds if seconds > 0 else None
 
 
-def claimed_at(output: Output) -> float:
+def lease_renewed_at(output: Output) -> float:
     """When a session last renewed its claim, in seconds since 1970; 0: none has the folder."""
-    claim = output.filesystem.get_file_info(f"{locate(output.path).name}/{_CLAIM}")
-    return float(claim.mtime_ns / 1e9) if claim.is_file else 0.0
+    lease = output.filesystem.get_file_info(f"{locate(output.path).name}/{_LEASE}")
+    return float(lease.mtime_ns / 1e9) if lease.is_file else 0.0
 
 
 _RECENT_STEPS = 50  # the rate is theirs: images, and so steps, are of different length over an epoch
@@ -204,7 +204,7 @@ def training_status(location: Location, run: Mapping[str, Any], now_s: float) ->
     failures = Counter(line["kind"] for line in _lines(location, "errors.jsonl"))
     return Status(
         output=str(location.name),
-        verb=run["verb"],
+        command=run["command"],
         state=state,
         counted="steps",
         num_total=num_total,
@@ -248,17 +248,21 @@ def evaluation_status(output: Output, run: Mapping[str, Any], quick: bool, now_s
     """
     captions = [Output(below(output.path, model["captions"]), CAPTIONS_DATASET) for model in run["models"]]
     benchmark = Output(below(output.path, run["benchmark"]), BENCHMARK_DATASET)
-    of_benchmark = benchmark.unit_sizes()
+    of_benchmark = benchmark.partition_sizes()
     sizes = {
-        (place, unit): size
+        (place, partition): size
         for place, each in enumerate(captions)
-        for unit, size in (each.unit_sizes() or of_benchmark).items()  # captions that were given have its units
+        for partition, size in (
+            each.partition_sizes() or of_benchmark
+        ).items()  # captions that were given have its units
     }
-    written = {(place, unit): at for place, each in enumerate(captions) for unit, at in written_at(each).items()}
+    written = {
+        (place, partition): at for place, each in enumerate(captions) for partition, at in written_at(each).items()
+    }
     is_stored = benchmark.exists() and benchmark.run().get("state") == "finished"
     num_total = len(captions) * sum(of_benchmark.values()) if is_stored else None
-    report = None if quick else sum((each.report() for each in captions), UnitReport())
-    return status_of_units(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
+    report = None if quick else sum((each.report() for each in captions), PartitionReport())
+    return status_of_partitions(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
 
 
 _KINDS_SHOWN = 10
@@ -283,7 +287,7 @@ def status_text(status: Status) -> str:
     if status.silent_s is not None:
         rows.append(("last result", f"{duration(status.silent_s)} ago"))
     rows.append(("sessions", f"{status.num_sessions}, the last one since {status.session_started}"))
-    return f"{status.output} ({status.verb})\n" + "\n".join(f"{name:<12} {value}" for name, value in rows)
+    return f"{status.output} ({status.command})\n" + "\n".join(f"{name:<12} {value}" for name, value in rows)
 
 
 def _state(status: Status) -> str:

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 import ureca
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import DataError
 from ureca.io import replacing
 from ureca.report.panels import EvenSample, image_panel
@@ -98,7 +98,7 @@ _NUM_STAGE_COLOURS = 6
 _NUM_DEPTH_COLOURS = 6  # as many as the style has; deeper regions begin again
 
 
-def header(figures: Figures, work: UnitReport, *, title: str, num_shown: int, num_showable: int) -> str:
+def header(figures: Figures, work: PartitionReport, *, title: str, num_shown: int, num_showable: int) -> str:
     """The title, the figures, the models, and where the time went.
 
     Args:
@@ -140,7 +140,7 @@ def legend() -> str:
     return "".join(f'<span class="depth-{depth}"><i class="dot"></i>{depth}</span>' for depth in depths)
 
 
-def _figures(figures: Figures, work: UnitReport, num_shown: int, num_showable: int) -> Iterable[str]:
+def _figures(figures: Figures, work: PartitionReport, num_shown: int, num_showable: int) -> Iterable[str]:
     chosen = "" if num_shown == num_showable else f" of {num_showable:,}, evenly chosen"
     shown = f"{num_shown:,} shown here{chosen}"
     yield _figure("images", f"{figures.num_images:,}", shown)
@@ -226,7 +226,7 @@ def write_report(
     to: Path,
     *,
     title: str,
-    work: UnitReport,
+    work: PartitionReport,
     max_images: int = 60,
 ) -> Figures:
     """Write the report of a run, replacing the file where it exists.

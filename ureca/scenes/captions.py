@@ -7,7 +7,7 @@ from itertools import product
 from typing import Any
 
 from ureca.masks.tree import ROOT
-from ureca.rng import Dice
+from ureca.rng import Rng
 from ureca.scenes.language import (
     BACKDROP,
     BEHIND,
@@ -42,12 +42,12 @@ class RegionCaptions:
     unique: Caption
 
 
-def caption_scene(scene: Scene, dice: Dice) -> dict[int, RegionCaptions] | None:
+def caption_scene(scene: Scene, rng: Rng) -> dict[int, RegionCaptions] | None:
     """Captions by region id; None: a region cannot be told apart in this language."""
     shortest: dict[int, Description] = {}
     captions: dict[int, RegionCaptions] = {}
     for region in scene.regions:
-        description = _shortest(region, scene, shortest, dice)
+        description = _shortest(region, scene, shortest, rng)
         if description is None:
             return None
         shortest[region.id] = description
@@ -60,12 +60,12 @@ def caption_scene(scene: Scene, dice: Dice) -> dict[int, RegionCaptions] | None:
     return captions
 
 
-def _shortest(region: Region, scene: Scene, shortest: dict[int, Description], dice: Dice) -> Description | None:
+def _shortest(region: Region, scene: Scene, shortest: dict[int, Description], rng: Rng) -> Description | None:
     """The first description that fits nothing else, from the plainest to the most particular."""
     base = Description(region.kind, colour=region.colour)
     if region.parent_id != ROOT:
         base = replace(base, relation=(OF, shortest[region.parent_id]))
-    for description in _candidates(region, base, scene, dice):
+    for description in _candidates(region, base, scene, rng):
         if _singles_out(description, region, scene):
             return description
     return None
@@ -85,7 +85,7 @@ def _seen_pattern(region: Region) -> str | None:
     return None if region.pattern == "plain" else region.pattern
 
 
-def _candidates(region: Region, base: Description, scene: Scene, dice: Dice) -> Iterator[Description]:
+def _candidates(region: Region, base: Description, scene: Scene, rng: Rng) -> Iterator[Description]:
     adjectives: list[dict[str, Any]] = [
         {name: word for name, word in (("size", size), ("pattern", pattern)) if word is not None}
         for size, pattern in product(dict.fromkeys((None, region.size)), (None, region.pattern))
@@ -97,8 +97,8 @@ def _candidates(region: Region, base: Description, scene: Scene, dice: Dice) -> 
         further = ordered + having
     else:
         beside = [replace(base, relation=relation) for relation in _relations(region, scene)]
-        further = beside + ordered if dice.happens(_RELATIONS_FIRST) else ordered + beside
-        further = having + further if dice.happens(_PARTS_FIRST) else further + having
+        further = beside + ordered if rng.happens(_RELATIONS_FIRST) else ordered + beside
+        further = having + further if rng.happens(_PARTS_FIRST) else further + having
     for description, words in product(further, adjectives):
         yield replace(description, **words)
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ureca.rng import Dice
+from ureca.rng import Rng
 from ureca.scenes.blueprints import OBJECTS, Box, Plan
 from ureca.scenes.language import COLOURS, PATTERNS
 
@@ -85,75 +85,75 @@ class Composition:
         return _SPLIT_OF_REMAINDER[hashlib.blake2b(repr(unordered).encode()).digest()[0] % len(_SPLIT_OF_REMAINDER)]
 
 
-def compose(dice: Dice) -> Composition:
+def compose(rng: Rng) -> Composition:
     """Draw a composition."""
-    sky = dice.pick(_SKY_COLOURS)
-    ground = dice.pick(_other_than((sky,), _GROUND_COLOURS))
+    sky = rng.pick(_SKY_COLOURS)
+    ground = rng.pick(_other_than((sky,), _GROUND_COLOURS))
     return Composition(
         sky=sky,
         ground=ground,
-        ground_pattern=_pattern(dice),
-        hills=_colours(dice, dice.whole(0, 3), _other_than((sky, ground), _HILL_COLOURS)),
-        clouds=_colours(dice, dice.whole(0, 3), _other_than((sky,), _CLOUD_COLOURS)),
-        ponds=_colours(dice, dice.whole(0, 2), _other_than((ground,), _POND_COLOURS)),
-        objects=_objects(dice),
+        ground_pattern=_pattern(rng),
+        hills=_colours(rng, rng.whole(0, 3), _other_than((sky, ground), _HILL_COLOURS)),
+        clouds=_colours(rng, rng.whole(0, 3), _other_than((sky,), _CLOUD_COLOURS)),
+        ponds=_colours(rng, rng.whole(0, 2), _other_than((ground,), _POND_COLOURS)),
+        objects=_objects(rng),
     )
 
 
-def _objects(dice: Dice) -> tuple[Object, ...]:
-    kinds = dice.shuffled(list(OBJECTS))[: dice.whole(2, 3)]
+def _objects(rng: Rng) -> tuple[Object, ...]:
+    kinds = rng.shuffled(list(OBJECTS))[: rng.whole(2, 3)]
     objects: list[Object] = []
-    for _ in range(dice.whole(*_NUM_OBJECTS)):
-        if objects and dice.happens(_LOOKALIKE_SHARE):
-            objects.append(_lookalike(dice, dice.pick(objects)))
+    for _ in range(rng.whole(*_NUM_OBJECTS)):
+        if objects and rng.happens(_LOOKALIKE_SHARE):
+            objects.append(_lookalike(rng, rng.pick(objects)))
         else:
-            objects.append(_object(dice, dice.pick(kinds)))
+            objects.append(_object(rng, rng.pick(kinds)))
     return tuple(objects)
 
 
-def _object(dice: Dice, kind: str, colour: str | None = None) -> Object:
-    main = (colour or dice.pick(list(COLOURS)), _pattern(dice))
-    parts = tuple(part for plan in OBJECTS[kind].parts for part in _parts(dice, plan, main[0], main))
-    return Object(kind, dice.pick(("small", "large")), dice.happens(0.5), parts)
+def _object(rng: Rng, kind: str, colour: str | None = None) -> Object:
+    main = (colour or rng.pick(list(COLOURS)), _pattern(rng))
+    parts = tuple(part for plan in OBJECTS[kind].parts for part in _parts(rng, plan, main[0], main))
+    return Object(kind, rng.pick(("small", "large")), rng.happens(0.5), parts)
 
 
-def _lookalike(dice: Dice, model: Object) -> Object:
+def _lookalike(rng: Rng, model: Object) -> Object:
     """Another of its kind: alike in everything, in all but the size, or in colour alone."""
-    chance = dice.between(0, 1)
+    chance = rng.between(0, 1)
     if chance < 0.35:
-        return replace(model, mirrored=dice.happens(0.5))
+        return replace(model, mirrored=rng.happens(0.5))
     if chance < 0.6:
-        return replace(model, size=dice.pick(("small", "large")))
-    return _object(dice, model.kind, model.main.colour)
+        return replace(model, size=rng.pick(("small", "large")))
+    return _object(rng, model.kind, model.main.colour)
 
 
-def _parts(dice: Dice, plan: Plan, around: str, main: tuple[str, str]) -> list[Part]:
+def _parts(rng: Rng, plan: Plan, around: str, main: tuple[str, str]) -> list[Part]:
     """The parts of a plan: never of the colour around them, of one colour or each of its own."""
-    boxes = dice.pick(plan.layouts)
+    boxes = rng.pick(plan.layouts)
     if plan.is_main:
         colours: Sequence[str] = [main[0]] * len(boxes)
     else:
         possible = _other_than((around,), COLOURS)
-        colours = [dice.pick(possible)] * len(boxes)
-        if dice.happens(0.35):
-            colours = [dice.pick(possible) for _ in boxes]
+        colours = [rng.pick(possible)] * len(boxes)
+        if rng.happens(0.35):
+            colours = [rng.pick(possible) for _ in boxes]
     made: list[Part] = []
     for box, colour in zip(boxes, colours, strict=True):
         if plan.is_main:
             pattern = main[1] if plan.is_patterned else "plain"
         else:
-            pattern = _pattern(dice) if plan.is_patterned else "plain"
-        details = tuple(detail for inner in plan.parts for detail in _parts(dice, inner, colour, main))
+            pattern = _pattern(rng) if plan.is_patterned else "plain"
+        details = tuple(detail for inner in plan.parts for detail in _parts(rng, inner, colour, main))
         made.append(Part(plan.kind, colour, pattern, plan.form, box, details, plan.is_main))
     return made
 
 
-def _pattern(dice: Dice) -> str:
-    return dice.pick(PATTERNS[1:]) if dice.happens(_PATTERNED_SHARE) else PATTERNS[0]
+def _pattern(rng: Rng) -> str:
+    return rng.pick(PATTERNS[1:]) if rng.happens(_PATTERNED_SHARE) else PATTERNS[0]
 
 
-def _colours(dice: Dice, count: int, possible: Sequence[str]) -> tuple[str, ...]:
-    return tuple(dice.pick(possible) for _ in range(count))
+def _colours(rng: Rng, count: int, possible: Sequence[str]) -> tuple[str, ...]:
+    return tuple(rng.pick(possible) for _ in range(count))
 
 
 def _other_than(avoided: Sequence[str], colours: Sequence[str] | dict[str, tuple[int, int, int]]) -> list[str]:

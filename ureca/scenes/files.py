@@ -19,7 +19,7 @@ from ureca import __version__
 from ureca.data.export import Selection, export_jsonl
 from ureca.data.manifest import make_manifest
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 from ureca.masks.annotations import write_annotations
 from ureca.scenes.composition import Split
@@ -29,10 +29,10 @@ from ureca.scenes.scene import Region, resolve
 VERSION = "1"
 """Of the drawings and captions that a seed stands for."""
 
-_VERB = "scenes"
+_COMMAND = "scenes"
 _IMAGES = "images"
 _CAPTIONS = "captions.jsonl"
-_IMAGES_PER_UNIT = 64
+_IMAGES_PER_PARTITION = 64
 _PNG_LEVEL = 4
 
 
@@ -66,15 +66,15 @@ def write_scenes(
     settings = {"split": split, "seed": seed, "num_images": num_images, "width_px": width_px, "height_px": height_px}
     output.write_run(_run("running", settings))
     output.add_images(
-        _manifest(images, [image_id(split, seed, number) for number in range(num_images)]), _IMAGES_PER_UNIT
+        _manifest(images, [image_id(split, seed, number) for number in range(num_images)]), _IMAGES_PER_PARTITION
     )
     draw = partial(_draw, images, split, seed, (width_px, height_px))
     rows = _drawn(draw, num_images, num_processes)
-    report = UnitReport()
-    for unit, size in sorted(output.unit_sizes().items()):
-        of_unit = list(islice(rows, size))
-        output.write_unit(unit, of_unit, UnitReport())
-        report = report + UnitReport.of_rows(of_unit)
+    report = PartitionReport()
+    for partition, size in sorted(output.partition_sizes().items()):
+        of_partition = list(islice(rows, size))
+        output.write_partition(partition, of_partition, PartitionReport())
+        report = report + PartitionReport.of_rows(of_partition)
     selection = Selection()
     export_jsonl(output.rows(), destination / _CAPTIONS, selection, overwrite=True)
     output.write_run(_run("finished", settings) | {"totals": report.model_dump()})
@@ -152,8 +152,8 @@ def _make_room(destination: Path, output: Output, *, overwrite: bool) -> None:
         raise OutputError(
             f"the folder {destination} is not empty; name another one, or replace scenes with --overwrite"
         )
-    if (verb := output.run().get("verb")) != _VERB:
-        raise OutputError(f"{destination} is the output of {verb!r}, not of scenes; name another folder")
+    if (command := output.run().get("command")) != _COMMAND:
+        raise OutputError(f"{destination} is the output of {command!r}, not of scenes; name another folder")
     known = output.run()["settings"]
     for number in range(known["num_images"]):
         for suffix in (".png", ".json"):
@@ -164,7 +164,7 @@ def _make_room(destination: Path, output: Output, *, overwrite: bool) -> None:
 
 def _run(state: str, settings: dict[str, Any]) -> dict[str, Any]:
     return {
-        "verb": _VERB,
+        "command": _COMMAND,
         "state": state,
         "settings": settings,
         "versions": {"ureca": __version__, "scenes": VERSION},

@@ -19,13 +19,13 @@ from ureca.llm.protocol import ChatAnswer
 from ureca.masks.annotations import read_annotations
 from ureca.masks.mask import Mask
 from ureca.masks.views import Views
-from ureca.rng import Dice
+from ureca.rng import Rng
 from ureca.scenes.captions import RegionCaptions, caption_scene
 from ureca.scenes.language import COLOURS, Caption, CaptionError, Description, parse
 from ureca.scenes.scene import Scene, resolve, scene_of
 
 
-class WitnessSettings(BaseModel):
+class OracleSettings(BaseModel):
     """Which scenes are known, and how often it is erred."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -41,7 +41,7 @@ class _Known(NamedTuple):
     captions: Mapping[int, RegionCaptions]
 
 
-class Witness:
+class Oracle:
     """Annotator, listener and verifier in one; each question counts as a call.
 
     Mistakes follow from the question and the seed alone: the same question gets the same answer.
@@ -50,7 +50,7 @@ class Witness:
         SettingsError: the folder has no scene.
     """
 
-    def __init__(self, settings: WitnessSettings) -> None:
+    def __init__(self, settings: OracleSettings) -> None:
         self.name = f"witness error {settings.error_rate:g} vague {settings.vagueness:g} seed {settings.seed}"
         self._settings = settings
         self._known: dict[str, _Known] = {}
@@ -60,7 +60,7 @@ class Witness:
                 scene = scene_of(annotations)
             except AnnotationError:
                 continue
-            captions = caption_scene(scene, Dice(settings.seed))
+            captions = caption_scene(scene, Rng(settings.seed))
             if captions is not None:
                 self._known[_key(annotations)] = _Known(scene, captions)
         if not self._known:
@@ -97,30 +97,30 @@ class Witness:
         """What fits the region alone; or, vaguely, its short caption."""
         captions = self._of(image.masks).captions[region_id]
         question = ("unique", region_id, caption, confused_with)
-        vague = self._dice("vague", *question).happens(self._settings.vagueness)
+        vague = self._rng("vague", *question).happens(self._settings.vagueness)
         return self._say(captions.short if vague else captions.unique, *question)
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
         """Whether the caption fits the region, alone or not."""
         self._count("yes")
         fits = region_id in _fitting(caption, self._of(image.masks).scene)
-        errs = self._dice("verify", region_id, caption).happens(self._settings.error_rate)
+        errs = self._rng("verify", region_id, caption).happens(self._settings.error_rate)
         return Verdict(fits != errs, "the scene says so" if not errs else "the witness errs")
 
     async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
         """The candidate that the caption fits; see ``Listener.choose``."""
         self._count("0")
         fitting = [id for id in _fitting(caption, self._of(views.masks).scene) if id in candidates]
-        dice = self._dice("listen", caption, *sorted(candidates))
-        if dice.happens(self._settings.error_rate):
-            return dice.pick([*sorted(candidates), "none", "several"])
+        rng = self._rng("listen", caption, *sorted(candidates))
+        if rng.happens(self._settings.error_rate):
+            return rng.pick([*sorted(candidates), "none", "several"])
         return fitting[0] if len(fitting) == 1 else "several" if fitting else "none"
 
     def _say(self, caption: Caption, *question: object) -> str:
-        dice = self._dice("say", *question)
-        if dice.happens(self._settings.error_rate):
+        rng = self._rng("say", *question)
+        if rng.happens(self._settings.error_rate):
             others = [colour for colour in COLOURS if colour != caption.region.colour]
-            caption = replace(caption, region=replace(caption.region, colour=dice.pick(others)))
+            caption = replace(caption, region=replace(caption.region, colour=rng.pick(others)))
         self._count(str(caption))
         return str(caption)
 
@@ -130,9 +130,9 @@ class Witness:
             raise AnswerError("no_scene", f"the image is none of the scenes in {self._settings.folder}")
         return known
 
-    def _dice(self, *question: object) -> Dice:
+    def _rng(self, *question: object) -> Rng:
         digest = hashlib.blake2b(repr(question).encode(), digest_size=8).digest()
-        return Dice(self._settings.seed, int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
+        return Rng(self._settings.seed, int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
 
     @staticmethod
     def _count(text: str) -> None:

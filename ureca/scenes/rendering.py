@@ -16,7 +16,7 @@ from ureca.masks import rle as rle_codec
 from ureca.masks.annotations import Annotations
 from ureca.masks.mask import Mask
 from ureca.masks.tree import ROOT
-from ureca.rng import Dice
+from ureca.rng import Rng
 from ureca.scenes.blueprints import OBJECTS
 from ureca.scenes.captions import RegionCaptions, caption_scene
 from ureca.scenes.composition import SPLITS, Composition, Object, Split, compose
@@ -128,28 +128,28 @@ _HEIGHTS = {"small": (0.21, 0.25), "large": (0.36, 0.42)}
 """Usual heights of objects, as shares of the image's shorter side."""
 
 
-def place(composition: Composition, width_px: int, height_px: int, dice: Dice) -> Canvas | None:
+def place(composition: Composition, width_px: int, height_px: int, rng: Rng) -> Canvas | None:
     """Find a place for everything; None: chance did not."""
-    horizon = dice.between(0.42, 0.58)
+    horizon = rng.between(0.42, 0.58)
     sky = Node(NONE, "sky", composition.sky, "plain")
     ground = Node(NONE, "ground", composition.ground, composition.ground_pattern)
     canvas = Canvas(width_px, height_px, int(horizon * height_px), sky, ground)
-    if _place_background(canvas, composition, int(horizon * height_px), dice):
-        feet = sorted((_foot(object, horizon, dice), index) for index, object in enumerate(composition.objects))
+    if _place_background(canvas, composition, int(horizon * height_px), rng):
+        feet = sorted((_foot(object, horizon, rng), index) for index, object in enumerate(composition.objects))
         centres_px: list[float] = []
-        if all(_place_object(canvas, composition.objects[index], foot, centres_px, dice) for foot, index in feet):
+        if all(_place_object(canvas, composition.objects[index], foot, centres_px, rng) for foot, index in feet):
             return canvas
     return None
 
 
-def _place_background(canvas: Canvas, composition: Composition, horizon_px: int, dice: Dice) -> bool:
+def _place_background(canvas: Canvas, composition: Composition, horizon_px: int, rng: Rng) -> bool:
     height_px, width_px = canvas.labels.shape
     pieces = [("cloud", colour, (0.16, 0.3), (0.07, 0.13)) for colour in composition.clouds]
     pieces += [("hill", colour, (0.4, 0.8), (0.08, 0.2)) for colour in composition.hills]
     pieces += [("pond", colour, (0.2, 0.4), (0.05, 0.09)) for colour in composition.ponds]
     forms = {"cloud": "cloud", "hill": "slope", "pond": "ellipse"}
     for kind, colour, widths, heights in pieces:
-        piece_width, piece_height = dice.between(*widths) * width_px, dice.between(*heights) * height_px
+        piece_width, piece_height = rng.between(*widths) * width_px, rng.between(*heights) * height_px
         sprite = piece_sprite(Node(NONE, kind, colour, "plain"), forms[kind], piece_width, piece_height)
         height, width = sprite.labels.shape
         tops = {
@@ -158,29 +158,29 @@ def _place_background(canvas: Canvas, composition: Composition, horizon_px: int,
             "pond": (horizon_px + 0.02 * height_px, 0.97 * height_px - height),
         }
         lefts = (-0.3 * width, width_px - 0.7 * width)
-        places = ((int(dice.between(*lefts)), int(dice.between(*tops[kind]))) for _ in range(_TRIES))
+        places = ((int(rng.between(*lefts)), int(rng.between(*tops[kind]))) for _ in range(_TRIES))
         if not any(canvas.place(sprite, left, top) for left, top in places):
             return False
     return True
 
 
-def _foot(object: Object, horizon: float, dice: Dice) -> float:
+def _foot(object: Object, horizon: float, rng: Rng) -> float:
     """The height at which an object stands or hovers, as a share of the image's from its top."""
-    return dice.between(0.3, horizon) if OBJECTS[object.kind].flies else dice.between(horizon + 0.06, 0.98)
+    return rng.between(0.3, horizon) if OBJECTS[object.kind].flies else rng.between(horizon + 0.06, 0.98)
 
 
-def _place_object(canvas: Canvas, object: Object, foot: float, centres_px: list[float], dice: Dice) -> bool:
+def _place_object(canvas: Canvas, object: Object, foot: float, centres_px: list[float], rng: Rng) -> bool:
     """Place an object with its centre apart from those before it, and add it to them."""
     image_height, image_width = canvas.labels.shape
     blueprint = OBJECTS[object.kind]
-    height = dice.between(*_HEIGHTS[object.size]) * blueprint.height * min(image_width, image_height)
+    height = rng.between(*_HEIGHTS[object.size]) * blueprint.height * min(image_width, image_height)
     sprite = object_sprite(object, height * blueprint.aspect, height, least_px(image_width, image_height))
     sprite_height, sprite_width = sprite.labels.shape
     top = min(max(0, int(foot * image_height) - sprite_height), image_height - sprite_height)
     if sprite_width > image_width or top < 0:
         return False
     for _ in range(_TRIES):
-        left = dice.whole(0, image_width - sprite_width)
+        left = rng.whole(0, image_width - sprite_width)
         centre_px = left + sprite_width / 2
         apart = all(abs(centre_px - other) >= _APART_FRACTION * image_width for other in centres_px)
         if apart and canvas.place(sprite, left, top):
@@ -201,11 +201,11 @@ _LEAST_OUTLINED_PX = 100
 _PERIOD_FRACTION = 0.036
 
 
-def paint(canvas: Canvas, dice: Dice) -> npt.NDArray[np.uint8]:
+def paint(canvas: Canvas, rng: Rng) -> npt.NDArray[np.uint8]:
     """Pixels uint8 RGB [H, W, 3]: colours and patterns of the nodes, and a dark line between them."""
     labels = canvas.labels
     colours = np.array([COLOURS[node.colour] for node in canvas.nodes], np.float64)
-    jitter = (dice.grain((len(canvas.nodes), 3)) - 127.5) * (JITTER / 127.5)
+    jitter = (rng.grain((len(canvas.nodes), 3)) - 127.5) * (JITTER / 127.5)
     colours = np.clip(colours + jitter, 0, 255)
     # Patterns are shades of the same colour, darker ones of light colours and lighter ones of dark colours.
     towards = np.where(colours.mean(axis=1, keepdims=True) > 96, 0.0, 255.0)
@@ -286,23 +286,23 @@ def render(split: Split, seed: int, number: int, width_px: int = 448, height_px:
     """
     if min(width_px, height_px) < LEAST_SIDE_PX:
         raise ValueError(f"an image has sides of at least {LEAST_SIDE_PX} pixels, not {width_px} x {height_px}")
-    attempts = (Dice(seed, SPLITS.index(split), number, attempt) for attempt in count())
+    attempts = (Rng(seed, SPLITS.index(split), number, attempt) for attempt in count())
     id = image_id(split, seed, number)
-    return next(made for dice in attempts if (made := _attempt(split, id, width_px, height_px, dice)) is not None)
+    return next(made for rng in attempts if (made := _attempt(split, id, width_px, height_px, rng)) is not None)
 
 
-def _attempt(split: Split, id: str, width_px: int, height_px: int, dice: Dice) -> Rendering | None:
+def _attempt(split: Split, id: str, width_px: int, height_px: int, rng: Rng) -> Rendering | None:
     """A scene; None: it is another split's, there is no place for all of it, or its regions cannot be told apart."""
-    composition = compose(dice)
+    composition = compose(rng)
     if composition.split() != split:
         return None
-    canvas = place(composition, width_px, height_px, dice)
+    canvas = place(composition, width_px, height_px, rng)
     if canvas is None:
         return None
     scene, masks = _regions(canvas)
-    if not _is_spread(scene) or (captions := caption_scene(scene, dice)) is None:
+    if not _is_spread(scene) or (captions := caption_scene(scene, rng)) is None:
         return None
-    return Rendering(paint(canvas, dice), scene, Annotations(masks, height_px, width_px, id, f"{id}.png"), captions)
+    return Rendering(paint(canvas, rng), scene, Annotations(masks, height_px, width_px, id, f"{id}.png"), captions)
 
 
 def _regions(canvas: Canvas) -> tuple[Scene, tuple[Mask, ...]]:

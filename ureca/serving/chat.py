@@ -14,7 +14,7 @@ from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.serving.decoding import check_number, mask_of, read_image
 from ureca.serving.engine import Written
-from ureca.serving.schemas import Generation, Refusal
+from ureca.serving.schemas import ApiError, Generation
 from ureca.serving.settings import ServingLimits
 
 _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -130,16 +130,16 @@ def last_question(request: ChatRequest) -> tuple[list[str], list[str], Generatio
     """
     place = max((index for index, message in enumerate(request.messages) if message.role == "user"), default=None)
     if place is None:
-        raise Refusal(422, "malformed", "there is no message of the user", param="messages")
+        raise ApiError(422, "malformed", "there is no message of the user", param="messages")
     content = request.messages[place].content
     parts = content if isinstance(content, list) else []
     images = [(index, part.image_url.url) for index, part in enumerate(parts) if isinstance(part, ImagePart)]
     if not images:
         message = "the last message of the user needs an image_url: an RGBA image whose alpha is the region"
-        raise Refusal(422, "missing_image", message, param=f"messages[{place}].content")
+        raise ApiError(422, "missing_image", message, param=f"messages[{place}].content")
     text = "\n".join(part.text for part in parts if isinstance(part, TextPart)).strip()
     if len(text) > 2000:
-        raise Refusal(422, "malformed", "a question has at most 2000 letters", param=f"messages[{place}].content")
+        raise ApiError(422, "malformed", "a question has at most 2000 letters", param=f"messages[{place}].content")
     generation = Generation(
         max_new_tokens=request.max_completion_tokens or request.max_tokens,
         temperature=request.temperature,
@@ -170,14 +170,14 @@ def read_pictures(files: Sequence[bytes], fields: Sequence[str], limits: Serving
         check_number(len(files), _size(pixels), limits)
         inside = np.ones(_size(pixels), np.bool_) if alpha is None else alpha > 0
         if not inside.any():
-            raise Refusal(422, "empty_mask", "the alpha of the image is 0 everywhere", param=field)
+            raise ApiError(422, "empty_mask", "the alpha of the image is 0 everywhere", param=field)
         mask = mask_of(index, rle_codec.encode(inside))
         same = next((place for place, picture in enumerate(pictures) if _equal(picture.pixels, pixels)), None)
         if same is None:
             room -= inside.size
             if room < 0:
                 message = f"the images of a request have at most {limits.image.max_pixels} pixels together"
-                raise Refusal(422, "too_many_pixels", message, param=field)
+                raise ApiError(422, "too_many_pixels", message, param=field)
             pictures.append(Picture(pixels, (mask,)))
         else:
             pictures[same] = Picture(pictures[same].pixels, (*pictures[same].masks, mask))

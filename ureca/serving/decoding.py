@@ -14,7 +14,7 @@ from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import Rle
-from ureca.serving.schemas import Refusal, RegionRequest
+from ureca.serving.schemas import ApiError, RegionRequest
 from ureca.serving.settings import ServingLimits
 
 _MAX_OUTLINES = 50
@@ -47,11 +47,11 @@ def read_base64(text: str, param: str) -> bytes:
     if text[:5].lower() == "data:":
         head, comma, text = text.partition(",")
         if not comma or not head.lower().endswith(";base64"):
-            raise Refusal(422, "not_base64", "a data: URL has the form data:image/png;base64,...", param=param)
+            raise ApiError(422, "not_base64", "a data: URL has the form data:image/png;base64,...", param=param)
     try:
         return base64.b64decode("".join(text.split()), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refusal(422, "not_base64", f"not base64: {error}", param=param) from error
+        raise ApiError(422, "not_base64", f"not base64: {error}", param=param) from error
 
 
 def read_image(data: bytes, limits: ImageLimits, param: str) -> tuple[Pixels, Pixels | None]:
@@ -63,7 +63,7 @@ def read_image(data: bytes, limits: ImageLimits, param: str) -> tuple[Pixels, Pi
     try:
         return decode_layers(data, limits)
     except ImageError as error:
-        raise Refusal.of_data(error, param) from error
+        raise ApiError.of_data(error, param) from error
 
 
 def read_regions(regions: Sequence[RegionRequest], size: tuple[int, int], limits: ServingLimits) -> GivenRegions:
@@ -94,12 +94,12 @@ def check_number(num_regions: int, size: tuple[int, int], limits: ServingLimits)
         Refusal: 422 ``too_many_regions`` or ``too_many_pixels``.
     """
     if num_regions > limits.max_regions:
-        raise Refusal(
+        raise ApiError(
             422, "too_many_regions", f"{num_regions} regions, the limit is {limits.max_regions}", param="regions"
         )
     height, width = size
     if num_regions * height * width > limits.max_mask_pixels:
-        raise Refusal(
+        raise ApiError(
             422,
             "too_many_pixels",
             f"{num_regions} masks of {height} x {width} pixels are more than {limits.max_mask_pixels} together",
@@ -118,7 +118,7 @@ def _ids(regions: Sequence[RegionRequest]) -> list[int]:
         if region.region_id is not None:
             if region.region_id in taken:
                 message = f"the id {region.region_id} appears more than once"
-                raise Refusal(422, "duplicate_ids", message, param=f"regions[{index}].region_id")
+                raise ApiError(422, "duplicate_ids", message, param=f"regions[{index}].region_id")
             taken.add(region.region_id)
     free = (id for id in range(2 * len(regions)) if id not in taken)
     return [next(free) if region.region_id is None else region.region_id for region in regions]
@@ -139,9 +139,9 @@ def _rle(region: RegionRequest, size: tuple[int, int], limits: ImageLimits, fiel
             _check_outlines(polygons, size)
             rle = rle_codec.from_coco(polygons, *size)
     except ValueError as error:
-        raise Refusal(422, "malformed", str(error), param=field) from error
+        raise ApiError(422, "malformed", str(error), param=field) from error
     if not rle_codec.area_px(rle):
-        raise Refusal(422, "empty_mask", "the mask has no pixel: there is nothing to caption", param=field)
+        raise ApiError(422, "empty_mask", "the mask has no pixel: there is nothing to caption", param=field)
     return rle
 
 
@@ -155,7 +155,7 @@ def _from_image(text: str, size: tuple[int, int], limits: ImageLimits, field: st
 def _check_size(found: Sequence[int], size: tuple[int, int], field: str) -> None:
     if tuple(found) != size:
         message = f"the mask is {list(found)} (height, width), the image {list(size)}"
-        raise Refusal(422, "size_mismatch", message, param=field)
+        raise ApiError(422, "size_mismatch", message, param=field)
 
 
 def _check_outlines(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> None:
@@ -176,16 +176,16 @@ def _prompt(region: RegionRequest, size: tuple[int, int], field: str) -> Prompt:
     for index, point in enumerate(points):
         if not (0 <= point.x <= width and 0 <= point.y <= height):
             message = f"({point.x:g}, {point.y:g}) is not in the image of {width} x {height} pixels (x, y)"
-            raise Refusal(422, "outside", message, param=f"{field}.points[{index}]")
+            raise ApiError(422, "outside", message, param=f"{field}.points[{index}]")
     if points and all(point.label == 0 for point in points) and region.bbox_xywh is None:
-        raise Refusal(422, "malformed", "at least one point has the label 1", param=f"{field}.points")
+        raise ApiError(422, "malformed", "at least one point has the label 1", param=f"{field}.points")
     if region.bbox_xywh is not None:
         x, y, box_width, box_height = region.bbox_xywh
         if box_width <= 0 or box_height <= 0:
-            raise Refusal(422, "malformed", "width and height of a box are above 0", param=f"{field}.bbox_xywh")
+            raise ApiError(422, "malformed", "width and height of a box are above 0", param=f"{field}.bbox_xywh")
         if x >= width or y >= height or x + box_width <= 0 or y + box_height <= 0:
             message = f"the box has no pixel of the image of {width} x {height} pixels"
-            raise Refusal(422, "outside", message, param=f"{field}.bbox_xywh")
+            raise ApiError(422, "outside", message, param=f"{field}.bbox_xywh")
     return Prompt(
         bbox_xywh=region.bbox_xywh,
         points_xy=tuple((point.x, point.y) for point in points),

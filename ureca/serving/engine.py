@@ -187,7 +187,7 @@ class CaptionEngine:
             try:
                 joining = self._take(self._batch_size - len(batch))
                 in_batch = {work for work in in_batch if work.is_wanted} | {key[0] for key in joining}
-                batch.join((key, key[0].image.prepared, key[1], key[0].settings) for key in joining)
+                batch.admit((key, key[0].image.prepared, key[1], key[0].settings) for key in joining)
                 for region in batch.step(lambda key: key[0].is_wanted):
                     work, index = region.key
                     work.deliver(Written(index, region.text, region.num_tokens, region.finish_reason))

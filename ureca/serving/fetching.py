@@ -6,7 +6,7 @@ import socket
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from urllib.parse import SplitResult, urlsplit
 
-from ureca.serving.schemas import Refusal
+from ureca.serving.schemas import ApiError
 
 _TIMEOUT_S = 20.0
 
@@ -62,37 +62,37 @@ class Fetcher:
             ):
                 if answer.status_code != 200:
                     message = f"{host} answered with status {answer.status_code}; redirects are not followed"
-                    raise Refusal(422, "not_fetched", message, param=param)
+                    raise ApiError(422, "not_fetched", message, param=param)
                 data = bytearray()
                 async for piece in answer.aiter_bytes():
                     data += piece
                     if len(data) > self._max_bytes:
                         message = f"the file of {host} is over {self._max_bytes} bytes"
-                        raise Refusal(422, "too_many_bytes", message, param=param)
+                        raise ApiError(422, "too_many_bytes", message, param=param)
                 return bytes(data)
         except (httpx2.HTTPError, TimeoutError) as error:
             message = f"{host} could not be asked: {type(error).__name__}"
-            raise Refusal(422, "not_fetched", message, param=param) from error
+            raise ApiError(422, "not_fetched", message, param=param) from error
 
     def _check(self, url: str, param: str) -> tuple[SplitResult, int]:
         try:
             parts = urlsplit(url)
             port = parts.port or {"http": 80, "https": 443}[parts.scheme]
         except (ValueError, KeyError) as error:
-            raise Refusal(422, "host_not_allowed", "this is no http or https URL", param=param) from error
+            raise ApiError(422, "host_not_allowed", "this is no http or https URL", param=param) from error
         if parts.username is not None or parts.hostname not in self._allowed_hosts:
             message = "no image is fetched from this host; send the file itself"
-            raise Refusal(422, "host_not_allowed", message, param=param)
+            raise ApiError(422, "host_not_allowed", message, param=param)
         return parts, port
 
     async def _address(self, host: str, port: int, param: str) -> str:
         try:
             addresses = await self._resolve(host, port)
         except OSError as error:
-            raise Refusal(422, "not_fetched", f"{host} has no address", param=param) from error
+            raise ApiError(422, "not_fetched", f"{host} has no address", param=param) from error
         if not addresses or not all(self._is_public(address) for address in addresses):
             message = f"{host} is at an address that is not public"
-            raise Refusal(422, "private_address", message, param=param)
+            raise ApiError(422, "private_address", message, param=param)
         return addresses[0]
 
 

@@ -230,7 +230,7 @@ class ErrorAnswer(_PartAnswers):
 _TYPES: dict[int, ProblemType] = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class Refusal(UrecaError):
+class ApiError(UrecaError):
     """A request is refused, or its work was lost; says so in HTTP's terms.
 
     Args:
@@ -255,7 +255,7 @@ class Refusal(UrecaError):
         return f"{self.status} {self.problem.code}: {where}{self.problem.message}"
 
     @classmethod
-    def of_data(cls, error: DataError, param: str) -> "Refusal":
+    def of_data(cls, error: DataError, param: str) -> "ApiError":
         """For an image or an annotation that cannot be used: status 422."""
         return cls(422, error.kind, error.message, param=param)
 
@@ -273,5 +273,5 @@ def caption_settings(defaults: CaptionSettings, asked: Generation) -> CaptionSet
     """
     given = {name: value for name in Generation.model_fields if (value := getattr(asked, name)) is not None}
     if given.get("max_new_tokens", 1) > defaults.max_new_tokens:
-        raise Refusal(422, "too_many_tokens", f"the limit is {defaults.max_new_tokens}", param="max_new_tokens")
+        raise ApiError(422, "too_many_tokens", f"the limit is {defaults.max_new_tokens}", param="max_new_tokens")
     return defaults.model_copy(update=given)

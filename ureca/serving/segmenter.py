@@ -15,8 +15,8 @@ from pycocotools import mask as coco_mask
 
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
-from ureca.masks.generators.base import Proposer
-from ureca.masks.generators.settings import FromSam, FromSegments
+from ureca.masks.generators.base import MaskGenerator
+from ureca.masks.generators.settings import SamConfig, SegmentsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import BoolMask, Rle
@@ -136,31 +136,31 @@ class Segmenter:
         prompted: turns boxes and points into masks; None: by the proposer's masks, see ``among_masks``.
     """
 
-    def __init__(self, proposer: Proposer, prompted: PromptedMasks | None = None) -> None:
-        self.name = proposer.name
-        self._proposer = proposer
+    def __init__(self, mask_generator: MaskGenerator, prompted: PromptedMasks | None = None) -> None:
+        self.name = mask_generator.name
+        self._mask_generator = mask_generator
         self._prompted = prompted
         self._one_at_a_time = threading.Lock()
-        self._proposed: OrderedDict[bytes, list[Mask]] = OrderedDict()
+        self._masked: OrderedDict[bytes, list[Mask]] = OrderedDict()
 
     @classmethod
-    def from_settings(cls, settings: FromSegments | FromSam) -> Segmenter:
+    def from_settings(cls, settings: SegmentsConfig | SamConfig) -> Segmenter:
         """Load it.
 
         Raises:
             SettingsError: a package or the checkpoint is missing, or the device does not exist.
         """
-        if isinstance(settings, FromSegments):
-            from ureca.masks.generators.segments import SegmentsProposer
+        if isinstance(settings, SegmentsConfig):
+            from ureca.masks.generators.segments import SegmentsMaskGenerator
 
-            return cls(SegmentsProposer(settings))
+            return cls(SegmentsMaskGenerator(settings))
         from ureca.masks.generators.prompted_sam import PromptedSam
-        from ureca.masks.generators.sam import SamProposer
+        from ureca.masks.generators.sam import SamMaskGenerator
 
-        proposer = SamProposer(settings)
-        return cls(proposer, PromptedSam.from_model(proposer.model, proposer.name).masks)
+        mask_generator = SamMaskGenerator(settings)
+        return cls(mask_generator, PromptedSam.from_model(mask_generator.model, mask_generator.name).masks)
 
-    def propose(self, pixels: Pixels) -> list[Mask]:
+    def generate(self, pixels: Pixels) -> list[Mask]:
         """Masks of an image, uint8 RGB [H, W, 3], in the proposer's order.
 
         Raises:
@@ -168,12 +168,12 @@ class Segmenter:
         """
         key = _fingerprint(pixels)
         with self._one_at_a_time:
-            if key not in self._proposed:
-                self._proposed[key] = self._proposer.propose(pixels)
-            self._proposed.move_to_end(key)
-            if len(self._proposed) > _KEPT_IMAGES:
-                self._proposed.popitem(last=False)
-            return self._proposed[key]
+            if key not in self._masked:
+                self._masked[key] = self._mask_generator.generate(pixels)
+            self._masked.move_to_end(key)
+            if len(self._masked) > _KEPT_IMAGES:
+                self._masked.popitem(last=False)
+            return self._masked[key]
 
     def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
         """A mask for each prompt, in order and with its id; without a pixel where nothing fits.
@@ -182,7 +182,7 @@ class Segmenter:
             ImageError: the segmenter cannot work on an image of this shape.
         """
         if self._prompted is None:
-            return among_masks(self.propose(pixels), prompts, *pixels.shape[:2])
+            return among_masks(self.generate(pixels), prompts, *pixels.shape[:2])
         with self._one_at_a_time:
             return self._prompted(pixels, list(prompts.items()))
 

@@ -24,12 +24,12 @@ from ureca.serving.decoding import check_number, read_base64, read_image, read_r
 from ureca.serving.engine import CaptionJob, Written, merged
 from ureca.serving.fetching import Fetcher
 from ureca.serving.schemas import (
+    ApiError,
     Caption,
     CaptionsAnswer,
     CaptionsRequest,
     Generation,
     ImageSize,
-    Refusal,
     Region,
     RegionRequest,
     RegionsAnswer,
@@ -46,7 +46,7 @@ class Backend(Protocol):
 
     segmenter_name: str
 
-    async def propose(self, pixels: Pixels) -> list[Mask]:
+    async def generate(self, pixels: Pixels) -> list[Mask]:
         """All masks of an image, see ``Segmenter.propose``."""
         ...
 
@@ -73,7 +73,7 @@ class Backend(Protocol):
 
 def describe(masks: Sequence[Mask]) -> list[Region]:
     """Regions of one image, in order, each with its place among the others."""
-    tree = MaskTree.plant(masks)
+    tree = MaskTree.build(masks)
     return [
         Region(
             region_id=mask.id,
@@ -118,7 +118,7 @@ def lookalikes(pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
     from ureca.curation.uniqueness import UniquenessSettings, find_lookalikes
 
     by_id = {mask.id: mask for mask in masks}
-    tree = MaskTree.plant(masks)
+    tree = MaskTree.build(masks)
     ids = tuple(tree.parents)
     image = CurationImage(pixels, by_id, tree, tuple(tree.children[ROOT]), ids, Views(pixels, by_id))
     return find_lookalikes(image, ids, DescriptorEmbedder(), UniquenessSettings())
@@ -272,7 +272,7 @@ class Service:
             Refusal: 404, there is no such model; 422, more tokens than the service writes.
         """
         if model not in (None, self.settings.name):
-            raise Refusal(404, "unknown_model", f"the model here is '{self.settings.name}'", param="model")
+            raise ApiError(404, "unknown_model", f"the model here is '{self.settings.name}'", param="model")
         return caption_settings(self.settings.captioner, asked)
 
     async def in_thread(self, function: Callable[[], T]) -> T:
@@ -285,7 +285,7 @@ class Service:
         pixels, _ = await self.in_thread(lambda: read_image(data, limits.image, "image"))
         clock.end_of("decode_s")
         if request.regions is None:
-            masks = await _usable(self.backend.propose(pixels))
+            masks = await _usable(self.backend.generate(pixels))
             masks = masks[: min(limits.max_regions, max(1, limits.max_mask_pixels // pixels[..., 0].size))]
             segmenter: str | None = self.backend.segmenter_name
             clock.end_of("segment_s")
@@ -310,7 +310,7 @@ class Service:
             for mask in await _usable(self.backend.find(pixels, given.prompts)):
                 if not mask.area_px:
                     message = "no region fits these points or this box; move or drop one, or give a mask"
-                    raise Refusal(422, "no_region", message, param=given.fields[mask.id])
+                    raise ApiError(422, "no_region", message, param=given.fields[mask.id])
                 masks[mask.id] = mask
             clock.end_of("segment_s")
         return [masks[id] for id in given.ids], self.backend.segmenter_name if given.prompts else None
@@ -320,10 +320,10 @@ class Service:
         if image is None:
             if file is None:
                 message = "an image is needed, in base64 or as the file of a multipart request"
-                raise Refusal(422, "missing_image", message, param="image")
+                raise ApiError(422, "missing_image", message, param="image")
             return file
         if file is not None:
-            raise Refusal(422, "two_images", "the image is there both as a file and in the request", param="image")
+            raise ApiError(422, "two_images", "the image is there both as a file and in the request", param="image")
         if image[:8].lower().startswith(("http://", "https://")):
             return await self._fetcher.fetch(image, param)
         return await self.in_thread(lambda: read_base64(image, param))
@@ -339,4 +339,4 @@ async def _usable(finding: Awaitable[list[Mask]]) -> list[Mask]:
     try:
         return await finding
     except DataError as error:
-        raise Refusal.of_data(error, "image") from error
+        raise ApiError.of_data(error, "image") from error

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ureca import rng as chance
+from ureca import rng
 from ureca.data.questions import QuestionSettings, choose_question
 from ureca.data.reading import fetch
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
@@ -221,10 +221,9 @@ class MicroBatchMaker:
                 image_ids.append(image.image_id)
                 num_regions += len(made.region_numbers)
                 samples += sum(
-                    chance.word(image.image_id, image.regions[number].region_id, number)
-                    for number in made.region_numbers
+                    rng.word(image.image_id, image.regions[number].region_id, number) for number in made.region_numbers
                 )
-        if micro_batch.is_filler or not examples:
+        if micro_batch.is_padding or not examples:
             return self._weightless(micro_batch, examples, bad)
         packed = self._packer.pack(examples)
         return MadeMicroBatch(
@@ -256,7 +255,7 @@ class MicroBatchMaker:
             image_ids=(),
             samples=0,
             # What a filler repeats is counted where it belongs.
-            bad_samples=() if micro_batch.is_filler else tuple(bad),
+            bad_samples=() if micro_batch.is_padding else tuple(bad),
         )
 
 

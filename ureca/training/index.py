@@ -30,7 +30,7 @@ from ureca.errors import OutputError
 from ureca.io import locate
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.sampler import TooLong
-from ureca.training.token_costs import SampleCounts
+from ureca.training.token_costs import SampleCosts
 
 IMAGES_PER_FILE = 4096
 IMAGES_PER_ROW_GROUP = 16
@@ -197,11 +197,11 @@ class TrainingIndex:
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self.info = self._read_info()
 
-    def counts(self) -> SampleCounts:
+    def counts(self) -> SampleCosts:
         """What a plan is made of; 4 bytes a region and about 17 an image."""
         table = storage.read_table(self._filesystem, f"{self._folder}/counts.parquet").combine_chunks()
         tokens, tiles = (table[name].combine_chunks() for name in ("text_tokens", "num_tiles"))
-        return SampleCounts(
+        return SampleCosts(
             first_regions=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),
             text_tokens=tokens.flatten().to_numpy(),
             num_tiles=tiles.flatten().to_numpy().reshape(len(tiles), -1),

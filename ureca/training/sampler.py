@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from ureca import rng as chance
+from ureca import rng
 from ureca.errors import InputError
 from ureca.training.augmentation import AugmentationSettings, draw_scales
-from ureca.training.token_costs import SampleCounts, TokenCosts
+from ureca.training.token_costs import SampleCosts, TokenCosts
 
 _REGIONS_AT_ONCE = 1 << 20  # keeps temporary arrays in the tens of megabytes, whatever the number of regions
 _WORD_BITS = 64
@@ -54,7 +54,7 @@ class Groups:
 
 
 def group_regions(
-    counts: SampleCounts,
+    counts: SampleCosts,
     costs: TokenCosts,
     num_tiles: npt.NDArray[np.uint8],
     left_out: npt.NDArray[np.bool_],
@@ -94,7 +94,7 @@ def group_regions(
     )
 
 
-def _chunks(counts: SampleCounts) -> Iterator[slice]:
+def _chunks(counts: SampleCosts) -> Iterator[slice]:
     """Images with about ``_REGIONS_AT_ONCE`` regions, one chunk after the other."""
     start = 0
     while start < counts.num_images:
@@ -105,7 +105,7 @@ def _chunks(counts: SampleCounts) -> Iterator[slice]:
 
 
 def _group_chunk(  # noqa: PLR0917
-    counts: SampleCounts,
+    counts: SampleCosts,
     costs: TokenCosts,
     num_tiles: npt.NDArray[np.uint8],
     left_out: npt.NDArray[np.bool_],
@@ -123,7 +123,7 @@ def _group_chunk(  # noqa: PLR0917
 
     # One sort of whole numbers, by image, then by chance; the lowest bits carry the region's number along.
     owner_shift = _WORD_BITS - len(firsts).bit_length()
-    random = chance.words(stream, regions) >> np.uint64(_WORD_BITS - owner_shift)
+    random = rng.words(stream, regions) >> np.uint64(_WORD_BITS - owner_shift)
     keys = (owners.astype(np.uint64) << np.uint64(owner_shift)) | (random & ~_NUMBER_MASK) | numbers.astype(np.uint64)
     keys.sort()
     numbers = (keys & _NUMBER_MASK).astype(np.int64)
@@ -215,12 +215,12 @@ class MicroBatch(NamedTuple):
     Attributes:
         groups: at least one.
         num_tokens: of the packed row, at most: a question that is chosen later may be shorter than the longest.
-        is_filler: it only keeps the ranks in step, and must have weight 0: its regions are another micro-batch's.
+        is_padding: it only keeps the ranks in step, and must have weight 0: its regions are another micro-batch's.
     """
 
     groups: tuple[Group, ...]
     num_tokens: int
-    is_filler: bool = False
+    is_padding: bool = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,7 +260,7 @@ class EpochPlan:
 
     def __init__(
         self,
-        counts: SampleCounts,
+        counts: SampleCosts,
         costs: TokenCosts,
         settings: PlanSettings,
         augmentation: AugmentationSettings | None = None,
@@ -282,16 +282,16 @@ class EpochPlan:
             left_out,
             regions_per_group=settings.regions_per_image,
             max_tokens=settings.max_tokens_per_device,
-            stream=chance.word(seed, epoch, "regions"),
+            stream=rng.word(seed, epoch, "regions"),
         )
         if not self._groups.num_groups:
             raise ValueError(f"there is no region to train on: none is within max_length {settings.max_length}")
-        stream = chance.word(seed, epoch, "groups")
-        self._order = self._sorted_in_windows(chance.shuffled(self._groups.num_groups, stream))
+        stream = rng.word(seed, epoch, "groups")
+        self._order = self._sorted_in_windows(rng.shuffled(self._groups.num_groups, stream))
         self._first_groups = self._cut(self._groups.num_tokens[self._order])
         num_full, rest = divmod(self.num_micro_batches, self._micro_batches_per_step)
         # The step that is not full stays last: what it lacks is the end of the epoch.
-        self._steps = np.append(chance.shuffled(num_full, chance.word(seed, epoch, "steps")), [num_full] * bool(rest))
+        self._steps = np.append(rng.shuffled(num_full, rng.word(seed, epoch, "steps")), [num_full] * bool(rest))
 
     @property
     def num_steps(self) -> int:
@@ -330,7 +330,9 @@ class EpochPlan:
             )
         first = int(self._steps[step]) * self._micro_batches_per_step + rank
         numbers = range(first, first + self._micro_batches_per_step, self._world_size)
-        return [self._micro_batch(number) if number < self.num_micro_batches else self._filler for number in numbers]
+        return [
+            self._micro_batch(number) if number < self.num_micro_batches else self._padding_batch for number in numbers
+        ]
 
     @property
     def _micro_batches_per_step(self) -> int:
@@ -363,25 +365,25 @@ class EpochPlan:
         groups = self._order[self._first_groups[number] : self._first_groups[number + 1]]
         return self._of_groups(groups)
 
-    def _of_groups(self, groups: Indices, *, is_filler: bool = False) -> MicroBatch:
+    def _of_groups(self, groups: Indices, *, is_padding: bool = False) -> MicroBatch:
         return MicroBatch(
             groups=tuple(Group(*self._groups.members(int(group))) for group in groups),
             num_tokens=int(self._groups.num_tokens[groups].sum()),
-            is_filler=is_filler,
+            is_padding=is_padding,
         )
 
     @cached_property
-    def _filler(self) -> MicroBatch:
-        return self._of_groups(np.array([self._groups.num_tokens.argmin()]), is_filler=True)
+    def _padding_batch(self) -> MicroBatch:
+        return self._of_groups(np.array([self._groups.num_tokens.argmin()]), is_padding=True)
 
 
-def is_too_long(counts: SampleCounts, costs: TokenCosts, settings: PlanSettings) -> npt.NDArray[np.bool_]:
+def is_too_long(counts: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> npt.NDArray[np.bool_]:
     """Which regions have more tokens than ``max_length`` at any scale of their image; bool [regions]."""
     room = np.maximum(settings.max_length - _tokens_without_text(counts, costs), -1)
     return counts.text_tokens > np.repeat(room.astype(np.int32), counts.regions_of_images)
 
 
-def too_long(counts: SampleCounts, costs: TokenCosts, settings: PlanSettings) -> TooLong:
+def too_long(counts: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> TooLong:
     """The regions that no epoch shows, in the order of the index."""
     regions = np.flatnonzero(is_too_long(counts, costs, settings))
     images = np.searchsorted(counts.first_regions, regions, side="right") - 1
@@ -389,7 +391,7 @@ def too_long(counts: SampleCounts, costs: TokenCosts, settings: PlanSettings) ->
     return TooLong(images, regions - counts.first_regions[images], num_tokens)
 
 
-def _tokens_without_text(counts: SampleCounts, costs: TokenCosts) -> Indices:
+def _tokens_without_text(counts: SampleCosts, costs: TokenCosts) -> Indices:
     """Tokens of a region with its image, but for question and answer, at the scale with the most tiles; by image."""
     tiles = counts.num_tiles.max(axis=1, initial=0)
     return costs.of_images(tiles) + costs.of_segments(np.zeros(len(tiles), np.int32), tiles)
@@ -416,7 +418,7 @@ class RunPlan:
 
     def __init__(
         self,
-        counts: SampleCounts,
+        counts: SampleCosts,
         costs: TokenCosts,
         settings: PlanSettings,
         augmentation: AugmentationSettings,

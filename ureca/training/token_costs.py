@@ -55,7 +55,7 @@ class TokenCosts(BaseModel):
 
 
 @dataclass(frozen=True, eq=False)
-class SampleCounts:
+class SampleCosts:
     """What a plan needs to know of an index: numbers only, 4 bytes a region and about 16 an image.
 
     Attributes:

@@ -36,7 +36,7 @@ class Canvas:
 def make_image(pixels: npt.NDArray[np.uint8], masks: Sequence[BoolMask]) -> CurationImage:
     """All masks are regions; ids count from 1 in the order given."""
     by_id = {id: Mask.from_array(id, mask) for id, mask in enumerate(masks, start=1)}
-    tree = MaskTree.plant(list(by_id.values()))
+    tree = MaskTree.build(list(by_id.values()))
     return CurationImage(
         pixels=pixels,
         masks=by_id,

@@ -8,27 +8,27 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from ureca.curation.protocols import LookAlike
-from ureca.curation.rule_based.captioner import Captions, Describer
+from ureca.curation.rule_based.captioner import Captions, RuleBasedCaptioner
 from ureca.curation.rule_based.expressions import Distinction, describe
 from ureca.curation.rule_based.measurement import measure_regions
 from ureca.errors import AnswerError
 
 
 def _short(image, id):
-    return asyncio.run(Describer().short_caption(image, id, parent_caption=None, sibling_captions=()))
+    return asyncio.run(RuleBasedCaptioner().short_caption(image, id, parent_caption=None, sibling_captions=()))
 
 
 def _unique(image, id):
-    return asyncio.run(Describer().unique_caption(image, id, caption="", lookalikes=()))
+    return asyncio.run(RuleBasedCaptioner().unique_caption(image, id, caption="", lookalikes=()))
 
 
 def _verdict(image, id, caption):
-    return asyncio.run(Describer().verify(image, id, caption=caption))
+    return asyncio.run(RuleBasedCaptioner().verify(image, id, caption=caption))
 
 
 async def _walk(image, *, all_alike):
     """The curation's stages 2 to 4, one request after another; returns short, detailed and final captions."""
-    annotator = Describer()
+    annotator = RuleBasedCaptioner()
     parts = {id: [child for child in image.tree.children[id] if child in image.regions] for id in image.regions}
     short, detailed = {}, {}
     for id in image.regions:
@@ -139,7 +139,9 @@ def test_parts_are_summed_up_largest_first_and_alike_ones_together(canvas, paint
     image = image_of(
         painted((plate, "2050d0"), (bar, "32a032"), *((spot, "ffffff") for spot in spots)), [plate, bar, *spots]
     )
-    detailed = asyncio.run(Describer().detailed_caption(image, 1, short_caption="A blue area.", child_captions=["any"]))
+    detailed = asyncio.run(
+        RuleBasedCaptioner().detailed_caption(image, 1, short_caption="A blue area.", child_captions=["any"])
+    )
     assert detailed == "A blue area. It holds a green strip along its bottom edge and three small white patches."
 
 
@@ -148,7 +150,7 @@ def test_at_most_four_groups_of_parts_are_named(canvas, painted, image_of):
     colours = ["ffffff", "e01010", "ffd700", "32a032", "ff69b4", "000000"]
     spots = [canvas.ellipse(30 + 48 * index, 100, 20 - index) for index in range(6)]
     image = image_of(painted((plate, "2050d0"), *zip(spots, colours, strict=True)), [plate, *spots])
-    parts = asyncio.run(Describer().detailed_caption(image, 1, short_caption="A.", child_captions=["any"]))
+    parts = asyncio.run(RuleBasedCaptioner().detailed_caption(image, 1, short_caption="A.", child_captions=["any"]))
     assert parts.endswith("a green patch in its centre and two smaller parts.")
 
 
@@ -250,7 +252,7 @@ def test_captions_do_not_depend_on_the_order_of_calls(canvas, painted, image_of)
     image = _three_discs(canvas, painted, image_of)
 
     async def ask(order):
-        annotator = Describer()
+        annotator = RuleBasedCaptioner()
         return {id: await annotator.unique_caption(image, id, caption="", lookalikes=()) for id in order}
 
     assert asyncio.run(ask([1, 2, 3])) == asyncio.run(ask([3, 1, 2]))
@@ -267,7 +269,7 @@ def test_concurrent_requests_measure_an_image_once(canvas, painted, image_of, mo
     monkeypatch.setattr("ureca.curation.rule_based.captioner.measure_regions", counted)
 
     async def ask():
-        annotator = Describer()
+        annotator = RuleBasedCaptioner()
         await asyncio.gather(
             *(annotator.short_caption(image, id, parent_caption=None, sibling_captions=()) for id in (1, 2, 3))
         )
@@ -277,7 +279,7 @@ def test_concurrent_requests_measure_an_image_once(canvas, painted, image_of, mo
 
 
 def test_an_image_is_forgotten_with_its_last_reference(canvas, painted, image_of):
-    annotator = Describer()
+    annotator = RuleBasedCaptioner()
     image = _three_discs(canvas, painted, image_of)
     asyncio.run(annotator.short_caption(image, 1, parent_caption=None, sibling_captions=()))
     assert len(annotator._described) == 1

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.jobs.cli import main
 
 
@@ -13,7 +13,7 @@ from ureca.jobs.cli import main
 def output(rows: list[dict[str, Any]], tmp_path: Path) -> str:
     """An output folder with the rows."""
     output = Output(str(tmp_path / "run"))
-    output.write_unit(0, rows, UnitReport())
+    output.write_partition(0, rows, PartitionReport())
     output.write_run({})
     return output.path
 

@@ -12,7 +12,7 @@ from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus
 from tests.evaluation.benchmarks.folders import write_refcoco, write_visual_genome
 from tests.training.datasets import line, region, row, write_dataset, write_jsonl
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError
 from ureca.evaluation.benchmarks.base import BenchmarkImage, BenchmarkSettings, LeftOut, Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
@@ -187,7 +187,7 @@ def test_a_regions_dataset_has_its_accepted_captions(tmp_path: Path) -> None:
     ]
     error = {"stage": "read", "kind": "truncated", "message": "it ends"}
     rows = [row("img_0000", regions), row("img_0001", [], height=None, width=None, error=error)]
-    Output(str(dataset)).write_unit(0, rows, UnitReport())
+    Output(str(dataset)).write_partition(0, rows, PartitionReport())
     images, left_out = read(dataset)
     assert [image.entry.image_id for image in images] == ["img_0000", "img_0002"]
     (found,) = images[0].regions
@@ -227,8 +227,8 @@ def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no benchmark: name a file of URECA's \.jsonl"):
         read(tmp_path)
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
-    captions.write_run({"verb": "caption", "dataset": "captions"})
-    Output(str(tmp_path / "evaluated")).write_run({"verb": "evaluate"})
+    captions.write_run({"command": "caption", "dataset": "captions"})
+    Output(str(tmp_path / "evaluated")).write_run({"command": "evaluate"})
     for name in ("captions", "evaluated"):
         with pytest.raises(InputError, match="which is no benchmark"):
             read(tmp_path / name)

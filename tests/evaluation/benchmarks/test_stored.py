@@ -8,7 +8,7 @@ from tests.drawn import write_corpus
 from tests.training.datasets import line, write_dataset, write_jsonl
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.reuse import adopt, list_run
+from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import InputError, OutputError
 from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
@@ -25,11 +25,11 @@ def test_it_is_a_run_whose_regions_can_be_captioned_and_shown(tmp_path: Path) ->
     lines = [line(f"img_{number:04d}", str(mask), f"disc {mask}") for number in range(3) for mask in (2, 1, 2)]
     jsonl = write_jsonl(tmp_path / "in" / "captions.jsonl", [*lines, "{"])
     stored = store(jsonl, tmp_path / "stored")
-    assert (stored.num_images, stored.num_regions, stored.images_per_unit) == (3, 6, 1)
+    assert (stored.num_images, stored.num_regions, stored.images_per_partition) == (3, 6, 1)
     assert (stored.left_out, stored.description) == ({"malformed_line": 1}, "in/captions.jsonl")
-    assert stored.units == [0, 1, 2]
+    assert stored.partitions == [0, 1, 2]
     manifest = list_run(Output.of_run(str(tmp_path / "stored")), with_regions=True)
-    (image,) = adopt(0, [ManifestEntry.from_row(manifest.to_pylist()[0])]).images
+    (image,) = reuse_masks(0, [ManifestEntry.from_row(manifest.to_pylist()[0])]).images
     assert [mask.id for mask in image.masks] == [2, 1]
     assert image.parents == {2: 1, 1: -1}
     first = next(iter(stored.output.region_rows()))
@@ -53,15 +53,15 @@ def test_it_stays_what_it_was_or_is_refused(tmp_path: Path) -> None:
 
 def test_many_images_make_units_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("ureca.evaluation.benchmarks.stored._IMAGES_AT_ONCE", 6)
-    monkeypatch.setattr("ureca.evaluation.benchmarks.stored._UNITS_OF_A_SMALL_BENCHMARK", 2)
+    monkeypatch.setattr("ureca.evaluation.benchmarks.stored._PARTITIONS_OF_A_SMALL_BENCHMARK", 2)
     stored = store(write_dataset(tmp_path, 11), tmp_path / "stored")
-    assert stored.images_per_unit == 3
-    assert [len(stored.rows(unit)) for unit in stored.units] == [3, 3, 3, 2]
-    assert stored.output.unit_sizes() == {0: 3, 1: 3, 2: 3, 3: 2}
+    assert stored.images_per_partition == 3
+    assert [len(stored.rows(partition)) for partition in stored.partitions] == [3, 3, 3, 2]
+    assert stored.output.partition_sizes() == {0: 3, 1: 3, 2: 3, 3: 2}
     manifest = list_run(stored.output, with_regions=True)
     again = Output(str(tmp_path / "again"))
-    again.add_images(manifest, stored.images_per_unit)
-    assert again.unit_sizes() == stored.output.unit_sizes()
+    again.add_images(manifest, stored.images_per_partition)
+    assert again.partition_sizes() == stored.output.partition_sizes()
     assert manifest["image_id"].to_pylist() == [row["image_id"] for row in stored.output.rows()]
 
 

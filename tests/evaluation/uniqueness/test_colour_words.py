@@ -38,8 +38,8 @@ def test_who_says_no_colour_finds_every_region_equally() -> None:
 
 def test_vectors_have_length_one() -> None:
     encoder = ColourWords()
-    dice = np.random.default_rng(0)
-    images = encoder.encode_images([dice.integers(0, 256, (40, 300, 3), dtype=np.uint8) for _ in range(3)])
+    rng = np.random.default_rng(0)
+    images = encoder.encode_images([rng.integers(0, 256, (40, 300, 3), dtype=np.uint8) for _ in range(3)])
     texts = encoder.encode_texts(["red, blue and beige", "light grey", "coloured"])
     assert np.linalg.norm(images, axis=1) == pytest.approx([1, 1, 1])
     assert np.linalg.norm(texts, axis=1) == pytest.approx([1, 1, 0])

@@ -8,7 +8,7 @@ import pytest
 
 from tests.masks.generators.test_sam import build_tiny_sam
 from ureca.errors import AnnotationError, ImageError
-from ureca.masks.generators.base import Proposer
+from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.prompted_sam import PromptedSam
 from ureca.masks.prompts import Prompt
 
@@ -65,10 +65,10 @@ def test_a_prompt_outside_the_image_has_an_empty_mask(sam: Any, prompt: Prompt) 
 
 
 def test_it_proposes_from_a_file(sam: Any) -> None:
-    proposer: Proposer = PromptedSam.from_model(sam)
+    mask_generator: MaskGenerator = PromptedSam.from_model(sam)
     file = json.dumps({"prompts": [{"bbox_xywh": [5, 6, 20, 10]}]}).encode()
-    assert [mask.id for mask in proposer.propose(IMAGE, file)] == [0]
+    assert [mask.id for mask in mask_generator.generate(IMAGE, file)] == [0]
     with pytest.raises(AnnotationError, match="missing_annotation"):
-        proposer.propose(IMAGE)
+        mask_generator.generate(IMAGE)
     with pytest.raises(ImageError, match="too_elongated"):
-        proposer.propose(np.zeros((1, 900, 3), np.uint8), file)
+        mask_generator.generate(np.zeros((1, 900, 3), np.uint8), file)

@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from ureca.errors import ImageError, SettingsError
 from ureca.masks import rle
-from ureca.masks.generators.base import Proposer
-from ureca.masks.generators.sam import MaskGeneratorSettings, SamProposer, SamSettings, load_state, read_state
+from ureca.masks.generators.base import MaskGenerator
+from ureca.masks.generators.sam import MaskGeneratorSettings, SamMaskGenerator, SamSettings, load_state, read_state
 
 torch = pytest.importorskip("torch")
 segment_anything = pytest.importorskip("segment_anything")
@@ -71,15 +71,15 @@ def checkpoint(tmp_path: Path) -> Path:
 
 def test_masks_carry_everything_that_sam_says(image: Any) -> None:
     sam = build_tiny_sam()
-    proposer: Proposer = SamProposer.from_model(sam, EVERYTHING, name="tiny")
+    mask_generator: MaskGenerator = SamMaskGenerator.from_model(sam, EVERYTHING, name="tiny")
 
-    masks = proposer.propose(image)
+    masks = mask_generator.generate(image)
 
     expected = segment_anything.SamAutomaticMaskGenerator(
         sam, points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1, output_mode="coco_rle"
     ).generate(image)
     expected = [record for record in expected if record["area"] > 0]
-    assert proposer.name == "tiny"
+    assert mask_generator.name == "tiny"
     assert len(masks) == len(expected) > 5
     assert [mask.id for mask in masks] == list(range(1, len(masks) + 1))
     for mask, record in zip(masks, expected, strict=True):
@@ -115,9 +115,9 @@ def test_settings_reach_the_generator(
     image: Any, changed: dict[str, Any], differs: Callable[[list[Any], list[Any]], bool]
 ) -> None:
     sam = build_tiny_sam()
-    all_masks = SamProposer.from_model(sam, EVERYTHING).propose(image)
+    all_masks = SamMaskGenerator.from_model(sam, EVERYTHING).generate(image)
     settings = MaskGeneratorSettings.model_validate(EVERYTHING.model_dump() | changed)
-    assert differs(SamProposer.from_model(sam, settings).propose(image), all_masks)
+    assert differs(SamMaskGenerator.from_model(sam, settings).generate(image), all_masks)
 
 
 def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
@@ -125,7 +125,7 @@ def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
     inputs: list[Any] = []
     sam.image_encoder.register_forward_hook(lambda module, arguments, output: inputs.append(arguments[0]))
     settings = MaskGeneratorSettings.model_validate(EVERYTHING.model_dump() | {"crop_n_layers": 1})
-    SamProposer.from_model(sam, settings).propose(image)
+    SamMaskGenerator.from_model(sam, settings).generate(image)
     assert len(inputs) == 1 + 4
     assert not any(torch.equal(inputs[0], crop) for crop in inputs[1:])
 
@@ -133,16 +133,16 @@ def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
 @pytest.mark.parametrize("crop_n_layers", [0, 1])
 def test_an_image_without_masks_is_an_empty_list(image: Any, crop_n_layers: int) -> None:
     settings = MaskGeneratorSettings(points_per_side=2, pred_iou_thresh=1000.0, crop_n_layers=crop_n_layers)
-    assert SamProposer.from_model(build_tiny_sam(), settings).propose(image) == []
+    assert SamMaskGenerator.from_model(build_tiny_sam(), settings).generate(image) == []
 
 
 def test_tiny_and_elongated_images() -> None:
-    proposer = SamProposer.from_model(build_tiny_sam(), EVERYTHING)
+    mask_generator = SamMaskGenerator.from_model(build_tiny_sam(), EVERYTHING)
     for shape in ((1, 1, 3), (1, 64, 3), (64, 1, 3)):
-        for mask in proposer.propose(np.full(shape, 128, np.uint8)):
+        for mask in mask_generator.generate(np.full(shape, 128, np.uint8)):
             assert mask.rle["size"] == list(shape[:2])
     with pytest.raises(ImageError, match=r"too_elongated: .* 1000 x 1 px"):
-        proposer.propose(np.zeros((1, 1000, 3), np.uint8))
+        mask_generator.generate(np.zeros((1, 1000, 3), np.uint8))
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_small_region_removal_without_opencv_says_what_to_install(monkeypatch: p
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setattr("ureca.masks.generators.sam.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="pip install opencv-python-headless"):
-        SamProposer.from_model(build_tiny_sam(), MaskGeneratorSettings(min_mask_region_area=10))
+        SamMaskGenerator.from_model(build_tiny_sam(), MaskGeneratorSettings(min_mask_region_area=10))
 
 
 def test_a_checkpoint_brings_the_masks_back(image: Any, checkpoint: Path) -> None:
@@ -185,8 +185,8 @@ def test_a_checkpoint_brings_the_masks_back(image: Any, checkpoint: Path) -> Non
 
     loaded = load_state(build_with_other_weights, read_state(checkpoint), "tiny.pth")
     assert not loaded.training
-    expected = SamProposer.from_model(build_tiny_sam(), EVERYTHING).propose(image)
-    assert SamProposer.from_model(loaded, EVERYTHING).propose(image) == expected
+    expected = SamMaskGenerator.from_model(build_tiny_sam(), EVERYTHING).generate(image)
+    assert SamMaskGenerator.from_model(loaded, EVERYTHING).generate(image) == expected
 
 
 def test_a_state_dict_that_does_not_fit_names_the_keys(checkpoint: Path) -> None:
@@ -204,40 +204,40 @@ def test_a_state_dict_that_does_not_fit_names_the_keys(checkpoint: Path) -> None
 
 def test_the_constructor_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nothing\.pth does not exist"):
-        SamProposer(SamSettings(checkpoint=tmp_path / "nothing.pth", device="cpu"))
+        SamMaskGenerator(SamSettings(checkpoint=tmp_path / "nothing.pth", device="cpu"))
 
 
 def test_the_constructor_refuses_a_damaged_file(checkpoint: Path) -> None:
     for content in (b"", b"not a checkpoint", checkpoint.read_bytes()[:1000]):
         checkpoint.write_bytes(content)
         with pytest.raises(SettingsError, match=r"tiny\.pth is not a readable PyTorch file"):
-            SamProposer(SamSettings(checkpoint=checkpoint, device="cpu"))
+            SamMaskGenerator(SamSettings(checkpoint=checkpoint, device="cpu"))
 
 
 def test_the_constructor_refuses_anything_but_tensors(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"model": {"weight": torch.zeros(1)}}, path)
     with pytest.raises(SettingsError, match="not a state dict"):
-        SamProposer(SamSettings(checkpoint=path, device="cpu"))
+        SamMaskGenerator(SamSettings(checkpoint=path, device="cpu"))
     torch.save(partial(print, "this would run"), path)
     with pytest.raises(SettingsError, match="not a readable PyTorch file"):
-        SamProposer(SamSettings(checkpoint=path, device="cpu"))
+        SamMaskGenerator(SamSettings(checkpoint=path, device="cpu"))
 
 
 def test_the_constructor_names_the_true_model_type(tmp_path: Path) -> None:
     path = tmp_path / "sam_vit_l.pth"
     torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(1024, 3, 1, 1)}, path)
     with pytest.raises(SettingsError, match="is a vit_l, model_type says vit_b"):
-        SamProposer(SamSettings(checkpoint=path, model_type="vit_b", device="cpu"))
+        SamMaskGenerator(SamSettings(checkpoint=path, model_type="vit_b", device="cpu"))
 
 
 def test_an_unusable_device_is_named(checkpoint: Path) -> None:
     for device in ("abacus", "cuda:99"):
         with pytest.raises(SettingsError, match=f"device '{device}' cannot be used"):
-            SamProposer(SamSettings(checkpoint=checkpoint, device=device))
+            SamMaskGenerator(SamSettings(checkpoint=checkpoint, device=device))
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     monkeypatch.setitem(sys.modules, "segment_anything", None)
     with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[sam\]'"):
-        SamProposer(SamSettings(checkpoint=checkpoint))
+        SamMaskGenerator(SamSettings(checkpoint=checkpoint))

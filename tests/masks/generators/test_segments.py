@@ -11,8 +11,8 @@ from pydantic import ValidationError
 from scipy.ndimage import label
 
 from ureca.masks import rle
-from ureca.masks.generators.base import Proposer
-from ureca.masks.generators.segments import SegmentsProposer, SegmentsSettings
+from ureca.masks.generators.base import MaskGenerator
+from ureca.masks.generators.segments import SegmentsMaskGenerator, SegmentsSettings
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 
@@ -52,13 +52,13 @@ def images(draw: st.DrawFn) -> Image:
 def test_any_image_gives_distinct_connected_nested_masks(
     image: Image, max_masks: int, max_iou: float, reduce: bool
 ) -> None:
-    proposer = SegmentsProposer(
+    mask_generator = SegmentsMaskGenerator(
         SegmentsSettings(max_masks=max_masks, max_iou=max_iou, max_working_pixels=150 if reduce else 200_000)
     )
 
-    masks = proposer.propose(image)
+    masks = mask_generator.generate(image)
 
-    assert masks == proposer.propose(image.copy())
+    assert masks == mask_generator.generate(image.copy())
     assert len(masks) <= max_masks
     assert [mask.id for mask in masks] == list(range(1, len(masks) + 1))
     for mask in masks:
@@ -86,11 +86,11 @@ def test_a_disc_in_a_square_in_a_square_is_three_levels() -> None:
     for shape, colour in ((outer, (210, 60, 30)), (inner, (240, 140, 40)), (eye, (250, 190, 60))):
         image[shape] = colour
 
-    masks = SegmentsProposer().propose(image)
+    masks = SegmentsMaskGenerator().generate(image)
 
     matches = [best_match(masks, shape) for shape in (outer, inner, eye)]
     assert min(quality for _, quality in matches) > 0.95
-    tree = MaskTree.plant(masks, containment=1.0)
+    tree = MaskTree.build(masks, containment=1.0)
     outer_id, inner_id, eye_id = (mask.id for mask, _ in matches)
     assert outer_id in tree.ancestors(inner_id)
     assert inner_id in tree.ancestors(eye_id)
@@ -103,11 +103,11 @@ def test_separate_discs_are_separate_masks_outside_one_another() -> None:
     for shape, colour in zip(discs, ((220, 40, 40), (40, 200, 60), (60, 60, 230)), strict=True):
         image[shape] = colour
 
-    masks = SegmentsProposer().propose(image)
+    masks = SegmentsMaskGenerator().generate(image)
 
     matches = [best_match(masks, shape) for shape in discs]
     assert min(quality for _, quality in matches) > 0.9
-    tree = MaskTree.plant(masks, containment=1.0)
+    tree = MaskTree.build(masks, containment=1.0)
     first, second, third = (mask.id for mask, _ in matches)
     assert not tree.is_nested(first, second)
     assert not tree.is_nested(second, third)
@@ -120,7 +120,7 @@ def test_regions_that_differ_in_texture_only_are_told_apart() -> None:
     square[35:85, 35:85] = True
     image = np.where(square[..., None], 128 + noise, 128).repeat(3, axis=2).astype(np.uint8)
 
-    assert best_match(SegmentsProposer().propose(image), square)[1] > 0.75
+    assert best_match(SegmentsMaskGenerator().generate(image), square)[1] > 0.75
 
 
 def test_a_large_image_gets_smooth_outlines_at_full_size() -> None:
@@ -128,7 +128,9 @@ def test_a_large_image_gets_smooth_outlines_at_full_size() -> None:
     circle = disc(shape, 450, 600, 250)
     image = np.where(circle[..., None], (230, 200, 40), (40, 60, 90)).astype(np.uint8)
 
-    found, quality = best_match(SegmentsProposer(SegmentsSettings(max_working_pixels=15_000)).propose(image), circle)
+    found, quality = best_match(
+        SegmentsMaskGenerator(SegmentsSettings(max_working_pixels=15_000)).generate(image), circle
+    )
 
     assert quality > 0.97
     # Eight pixels of the image to one of the reduced copy: copied pixels would make steps of eight along the outline.
@@ -138,7 +140,7 @@ def test_a_large_image_gets_smooth_outlines_at_full_size() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 300), (300, 1), (2, 2), (3, 500)])
 def test_images_without_a_boundary_have_no_masks(shape: tuple[int, int]) -> None:
-    assert SegmentsProposer().propose(np.full((*shape, 3), 77, np.uint8)) == []
+    assert SegmentsMaskGenerator().generate(np.full((*shape, 3), 77, np.uint8)) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (4, 6000)])
@@ -148,27 +150,27 @@ def test_elongated_images_are_cut_too(shape: tuple[int, int]) -> None:
     image[half] = (250, 120, 0)
     expected = image.any(axis=2)
     settings = SegmentsSettings(max_working_pixels=1000)
-    assert best_match(SegmentsProposer(settings).propose(image), expected)[1] > 0.97
+    assert best_match(SegmentsMaskGenerator(settings).generate(image), expected)[1] > 0.97
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket"])
 def test_photographs_give_deep_trees_of_many_masks(name: str) -> None:
     from skimage import data
 
-    proposer: Proposer = SegmentsProposer()
-    masks = proposer.propose(getattr(data, name)())
+    mask_generator: MaskGenerator = SegmentsMaskGenerator()
+    masks = mask_generator.generate(getattr(data, name)())
 
-    tree = MaskTree.plant(masks)
+    tree = MaskTree.build(masks)
     assert 40 <= len(masks) <= 80
     assert tree.num_levels >= 4
     assert tree.main_objects()
-    assert tree.parents == MaskTree.plant(masks, containment=1.0).parents
+    assert tree.parents == MaskTree.build(masks, containment=1.0).parents
 
 
 def test_the_head_of_the_astronaut_and_the_parts_of_it_are_found() -> None:
     from skimage import data
 
-    masks = SegmentsProposer().propose(data.astronaut())
+    masks = SegmentsMaskGenerator().generate(data.astronaut())
 
     head, face = (disc((512, 512), *place) for place in ((95, 225, 80), (115, 222, 50)))
     assert best_match(masks, head)[1] > 0.6
@@ -192,8 +194,8 @@ def test_every_setting_changes_the_masks(changed: dict[str, float]) -> None:
     from skimage import data
 
     image, few = data.chelsea()[::2, ::2], {"max_masks": 10}
-    masks = SegmentsProposer(SegmentsSettings.model_validate(few)).propose(image)
-    others = SegmentsProposer(SegmentsSettings.model_validate(few | changed)).propose(image)
+    masks = SegmentsMaskGenerator(SegmentsSettings.model_validate(few)).generate(image)
+    others = SegmentsMaskGenerator(SegmentsSettings.model_validate(few | changed)).generate(image)
     assert others
     assert [mask.rle for mask in others] != [mask.rle for mask in masks]
     fractions = [mask.area_px / (image.shape[0] * image.shape[1]) for mask in others]

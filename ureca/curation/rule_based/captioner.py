@@ -137,12 +137,12 @@ class Captions:
 
 
 @dataclass(frozen=True, slots=True)
-class _Described:
+class _DescribedImage:
     measured: Mapping[int, Measurement]
     captions: Captions
 
 
-class Describer:
+class RuleBasedCaptioner:
     """Captions regions by colour, brightness, texture, shape, size, place and order; an ``Annotator``.
 
     All regions of an image are measured at the first call for it. Captions follow from pixels and masks alone, never
@@ -150,11 +150,11 @@ class Describer:
     nothing: those regions are measured themselves. Every method raises ``AnswerError`` for a region without a pixel.
     """
 
-    name = "describer-1"
+    name = "rule-based-1"
 
     def __init__(self) -> None:
         # An image compares by its pixels and cannot be hashed: its identity is the key, for as long as it lives.
-        self._described: dict[int, tuple[weakref.ref[CurationImage], _Described]] = {}
+        self._described: dict[int, tuple[weakref.ref[CurationImage], _DescribedImage]] = {}
         self._lock = threading.Lock()
 
     async def short_caption(
@@ -195,7 +195,7 @@ class Describer:
         """Measure again what the caption says of the region, in the words that ``judge`` knows."""
         return judge(caption, region_id, (await self._describe(image, region_id)).measured)
 
-    async def _describe(self, image: CurationImage, region_id: int) -> _Described:
+    async def _describe(self, image: CurationImage, region_id: int) -> _DescribedImage:
         known = self._described.get(id(image))
         # Measuring takes longer than an event loop should stand still.
         described = known[1] if known is not None else await asyncio.to_thread(self._measure, image)
@@ -203,19 +203,19 @@ class Describer:
             raise AnswerError("empty_mask", f"the mask of region {region_id} has no pixel")
         return described
 
-    def _measure(self, image: CurationImage) -> _Described:
+    def _measure(self, image: CurationImage) -> _DescribedImage:
         with self._lock:
             key = id(image)
             if key not in self._described:
                 measured = measure_regions(image)
                 height, width = image.pixels.shape[:2]
-                described = _Described(measured, Captions(measured, (width, height)))
+                described = _DescribedImage(measured, Captions(measured, (width, height)))
                 forget = weakref.ref(image, lambda _: self._described.pop(key, None))
                 self._described[key] = forget, described
             return self._described[key][1]
 
 
-class DescribingListener:
+class RuleBasedListener:
     """Chooses the candidate that all measurable claims of a caption are true of; a ``Listener``.
 
     What it measures is what ``judge`` does: colour, brightness, texture, shape, size and place. What ranks a region
@@ -223,7 +223,7 @@ class DescribingListener:
     two candidates apart, it answers ``"several"``.
     """
 
-    name = "describer-listener-1"
+    name = "rule-based-listener-1"
 
     def __init__(self) -> None:
         self._measured: dict[int, tuple[weakref.ref[Views], Mapping[int, Measurement]]] = {}
@@ -246,7 +246,7 @@ class DescribingListener:
         with self._lock:
             key = id(views)
             if key not in self._measured:
-                tree = MaskTree.plant(list(views.masks.values()))
+                tree = MaskTree.build(list(views.masks.values()))
                 image = CurationImage(
                     pixels=views.pixels,
                     masks=views.masks,

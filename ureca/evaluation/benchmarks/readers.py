@@ -46,13 +46,13 @@ class RegionsReader:
         self._column = _COLUMNS[settings.references]
         self._include_rejected = settings.include_rejected
         self._output = Output.of_run(path)
-        verb = self._output.run().get("verb")
-        if self._output.dataset is not REGIONS_DATASET or verb in {"evaluate", "train"}:
+        command = self._output.run().get("command")
+        if self._output.dataset is not REGIONS_DATASET or command in {"evaluate", "train"}:
             raise InputError(
-                f"{path} is the output of `ureca {verb}`, which is no benchmark; name a regions dataset as the "
+                f"{path} is the output of `ureca {command}`, which is no benchmark; name a regions dataset as the "
                 "benchmark, and captions of it among the models"
             )
-        self._has_scenes = verb == "scenes"
+        self._has_scenes = command == "scenes"
         name = path.partition("?")[0].rstrip("/").rpartition("/")[2]
         self.description = f"{name} ({settings.references} captions)"
 
@@ -64,19 +64,19 @@ class RegionsReader:
         """Images that have rows; regions that failed, were skipped or rejected are left out."""
         entries = self._entries()
         taken = sample.of(entries)
-        for unit in self._output.done_units():
-            for row in self._output.unit_rows(unit):
+        for partition in self._output.done_partitions():
+            for row in self._output.partition_rows(partition):
                 if row["image_id"] in taken:
                     yield from self._image(row, entries[row["image_id"]])
 
     def _entries(self) -> dict[str, ManifestEntry]:
-        done = set(self._output.done_units())
+        done = set(self._output.done_partitions())
         return {
             image["image_id"]: ManifestEntry.from_row(image)
             for path in self._output.manifest_files()
-            for unit in self._output.read_manifest(path).to_pylist()
-            if unit["unit"] in done
-            for image in unit["images"]
+            for partition in self._output.read_manifest(path).to_pylist()
+            if partition["partition"] in done
+            for image in partition["images"]
         }
 
     def _image(self, row: Mapping[str, Any], entry: ManifestEntry) -> Iterator[BenchmarkImage | LeftOut]:
@@ -159,7 +159,7 @@ def _converted(found: TrainingImage | BadSample) -> Iterator[BenchmarkImage | Le
         rle = Rle(size=[found.height, found.width], counts=checked)
         masks.append(Mask(id, rle, inclusive_box_xywh(rle), area_px(rle)))
     if masks:
-        tree = MaskTree.plant(masks)
+        tree = MaskTree.build(masks)
         regions = [
             BenchmarkRegion(
                 mask.id, mask.rle["counts"], sentences(texts[mask.id]), tree.parents[mask.id], tree.depth(mask.id)

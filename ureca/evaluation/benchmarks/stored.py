@@ -12,7 +12,7 @@ from ureca import __version__
 from ureca.config import differences
 from ureca.data.manifest import MANIFEST
 from ureca.data.output import Output
-from ureca.data.partitions import UnitReport
+from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError, OutputError
 from ureca.evaluation.benchmarks.base import Benchmark, BenchmarkImage, BenchmarkRegion, LeftOut, Sample
 from ureca.io import locate
@@ -20,8 +20,8 @@ from ureca.masks.rle import Rle, area_px, inclusive_box_xywh
 from ureca.schema import BENCHMARK_DATASET
 
 _IMAGES_AT_ONCE = 1024
-_UNITS_OF_A_SMALL_BENCHMARK = 64
-_MAX_IMAGES_PER_UNIT = 16
+_PARTITIONS_OF_A_SMALL_BENCHMARK = 64
+_MAX_IMAGES_PER_PARTITION = 16
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,14 @@ class StoredBenchmark:
     Attributes:
         output: with the rows; its run.json has the rest.
         description: of the benchmark.
-        images_per_unit: of all units but the last.
+        images_per_partition: of all units but the last.
         num_images, num_regions: that are captioned.
         left_out: how many regions (or images whose regions are not known) cannot be used, by reason.
     """
 
     output: Output
     description: str
-    images_per_unit: int
+    images_per_partition: int
     num_images: int
     num_regions: int
     left_out: Mapping[str, int]
@@ -73,25 +73,25 @@ class StoredBenchmark:
         return cls(
             output,
             run["description"],
-            run["images_per_unit"],
+            run["images_per_partition"],
             run["totals"]["num_images"],
             run["totals"]["num_regions"],
             run["left_out"],
         )
 
-    def rows(self, unit: int) -> list[dict[str, Any]]:
+    def rows(self, partition: int) -> list[dict[str, Any]]:
         """The rows of a unit, of the schema ``BENCHMARK``."""
-        return self.output.unit_rows(unit)
+        return self.output.partition_rows(partition)
 
     @property
-    def units(self) -> list[int]:
+    def partitions(self) -> list[int]:
         """Numbers of the units."""
-        return self.output.done_units()
+        return self.output.done_partitions()
 
 
 def _store(output: Output, benchmark: Benchmark, sample: Sample, identity: Mapping[str, Any]) -> dict[str, Any]:
     run: dict[str, Any] = {
-        "verb": "benchmark",
+        "command": "benchmark",
         "dataset": BENCHMARK_DATASET.name,
         "state": "running",
         "description": benchmark.description,
@@ -105,19 +105,19 @@ def _store(output: Output, benchmark: Benchmark, sample: Sample, identity: Mappi
     if not first:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "it is empty"
         raise InputError(f"{benchmark.description}: there is no image with a region that can be captioned ({reasons})")
-    size = max(1, min(_MAX_IMAGES_PER_UNIT, math.ceil(len(first) / _UNITS_OF_A_SMALL_BENCHMARK)))
+    size = max(1, min(_MAX_IMAGES_PER_PARTITION, math.ceil(len(first) / _PARTITIONS_OF_A_SMALL_BENCHMARK)))
     images = chain(first, images)
-    total = UnitReport()
-    unit = 0
+    total = PartitionReport()
+    partition = 0
     while group := list(islice(images, _IMAGES_AT_ONCE)):
         manifest = pa.Table.from_pylist([image.entry.to_row() for image in group], schema=MANIFEST)
         output.add_images(manifest, size)
         for start in range(0, len(group), size):
             rows = [_row(image) for image in group[start : start + size]]
-            output.write_unit(unit, rows, UnitReport())
-            total = total + UnitReport.of_rows(rows, BENCHMARK_DATASET)
-            unit += 1
-    run |= {"state": "finished", "images_per_unit": size, "totals": total.model_dump(), "left_out": left_out}
+            output.write_partition(partition, rows, PartitionReport())
+            total = total + PartitionReport.of_rows(rows, BENCHMARK_DATASET)
+            partition += 1
+    run |= {"state": "finished", "images_per_partition": size, "totals": total.model_dump(), "left_out": left_out}
     output.write_run(run)
     return run
 

@@ -159,7 +159,7 @@ class ImageBootstrap:
 ALL = "all regions"
 _NO_DEPTH = "unknown"
 
-Places = npt.NDArray[np.bool_]
+Slots = npt.NDArray[np.bool_]
 
 
 class TableSettings(BaseModel):
@@ -289,7 +289,7 @@ def _rows(model: Evaluated, settings: TableSettings, given: set[str]) -> ModelRo
     )
 
 
-def _figures(measures: Sequence[Measure | Unmeasured], within: Places, bootstrap: ImageBootstrap) -> dict[str, Figure]:
+def _figures(measures: Sequence[Measure | Unmeasured], within: Slots, bootstrap: ImageBootstrap) -> dict[str, Figure]:
     counted: dict[str, tuple[Measure, float]] = {}
     for measure in measures:
         if isinstance(measure, Measure):
@@ -303,13 +303,13 @@ def _figures(measures: Sequence[Measure | Unmeasured], within: Places, bootstrap
     }
 
 
-def _groups(predictions: Sequence[Prediction], settings: TableSettings) -> list[tuple[Dimension, str, Places]]:
+def _groups(predictions: Sequence[Prediction], settings: TableSettings) -> list[tuple[Dimension, str, Slots]]:
     """All groups that have a region, the whole set first."""
     depths = np.array([-1 if prediction.depth is None else prediction.depth for prediction in predictions])
     areas = np.array([prediction.area_fraction for prediction in predictions])
     depth_index = np.where(depths < 0, settings.deepest + 1, np.minimum(depths, settings.deepest))
     size_index = np.searchsorted(settings.size_bounds_fraction, areas, side="right")
-    groups: list[tuple[Dimension, str, Places]] = [("all", ALL, np.ones(len(predictions), bool))]
+    groups: list[tuple[Dimension, str, Slots]] = [("all", ALL, np.ones(len(predictions), bool))]
     if (depths >= 0).any():
         groups += [("depth", name, depth_index == index) for index, name in enumerate(_depths(settings))]
     groups += [("size", name, size_index == index) for index, name in enumerate(_sizes(settings))]

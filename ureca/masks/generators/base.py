@@ -17,13 +17,13 @@ from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
 
 
-class Proposer(Protocol):
+class MaskGenerator(Protocol):
     """Proposes the masks of an image. Built once an actor; holds whatever weights it needs."""
 
     name: str
     """What it is, with its version or checkpoint, for the provenance of a row."""
 
-    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
         """Masks of an image [H, W, 3] uint8 RGB, with distinct ids, in the proposer's order.
 
         Args:
@@ -37,12 +37,12 @@ class Proposer(Protocol):
         ...
 
 
-class AnnotationProposer:
+class AnnotationMaskGenerator:
     """Takes the masks of an image from its SA-1B JSON file."""
 
     name = "annotations"
 
-    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
         """The masks of the file, in its order.
 
         Raises:

@@ -46,7 +46,7 @@ class PromptedSam:
         self._sam = sam.eval()
         self._predictor = SamPredictor(self._sam)
 
-    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
         """The masks of a prompt file, see ``ureca.masks.prompts``, with its ids and in its order.
 
         Raises:

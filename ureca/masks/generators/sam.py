@@ -191,7 +191,7 @@ class SamSettings(MaskGeneratorSettings, SamModelSettings):
     """Which model to run where, and how to generate masks with it."""
 
 
-class SamProposer:
+class SamMaskGenerator:
     """Runs "segment everything" on an image.
 
     Attributes:
@@ -215,9 +215,9 @@ class SamProposer:
         Raises:
             SettingsError: the settings need OpenCV and it is not installed.
         """
-        proposer = cls.__new__(cls)
-        proposer._set_up(sam, settings, name)
-        return proposer
+        mask_generator = cls.__new__(cls)
+        mask_generator._set_up(sam, settings, name)
+        return mask_generator
 
     def _set_up(self, sam: Sam, settings: MaskGeneratorSettings, name: str) -> None:
         if settings.min_mask_region_area > 0 and find_spec("cv2") is None:
@@ -231,7 +231,7 @@ class SamProposer:
         self.model = sam.eval()
         self._generator = _generator_class()(sam, **arguments, output_mode="coco_rle")
 
-    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
         """Masks of an image [H, W, 3] uint8 RGB, with ids from 1, in the generator's order.
 
         The box is the generator's: inclusive, so that width and height are one less than the pixels spanned. ``extra``

@@ -164,7 +164,7 @@ class SegmentsSettings(BaseModel):
         return self
 
 
-class SegmentsProposer:
+class SegmentsMaskGenerator:
     """Cuts an image into nested regions.
 
     Attributes:
@@ -175,7 +175,7 @@ class SegmentsProposer:
         self.name = "segments-1"
         self._settings = settings or SegmentsSettings()
 
-    def propose(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
         """Masks of an image [H, W, 3] uint8 RGB, with ids from 1, the most salient first.
 
         Each mask is 4-connected; any two are nested exactly or disjoint; no two have an IoU of ``max_iou`` or more. The
@@ -244,7 +244,7 @@ def _salient_nodes(hierarchy: Hierarchy, settings: SegmentsSettings) -> list[int
 
 
 def _persistence(hierarchy: Hierarchy) -> npt.NDArray[np.float64]:
-    deaths = hierarchy.death_heights
-    lived = np.ones_like(deaths)
-    np.divide(hierarchy.heights, deaths, out=lived, where=deaths > 0)
+    num_crashes = hierarchy.death_heights
+    lived = np.ones_like(num_crashes)
+    np.divide(hierarchy.heights, num_crashes, out=lived, where=num_crashes > 0)
     return 1 - lived

@@ -8,25 +8,25 @@ from ureca.masks.generators.sam import SamModelSettings, SamSettings
 from ureca.masks.generators.segments import SegmentsSettings
 
 
-class FromSegments(SegmentsSettings):
+class SegmentsConfig(SegmentsSettings):
     """Masks of several granularities without weights."""
 
     kind: Literal["segments"] = "segments"
 
 
-class FromSam(SamSettings):
+class SamConfig(SamSettings):
     """Masks by Segment Anything."""
 
     kind: Literal["sam"] = "sam"
 
 
-class FromPrompts(SamModelSettings):
+class PromptedSamConfig(SamModelSettings):
     """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
 
     kind: Literal["prompts"] = "prompts"
 
 
-class FromAnnotations(BaseModel):
+class AnnotationsConfig(BaseModel):
     """Masks from annotation files."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -34,7 +34,7 @@ class FromAnnotations(BaseModel):
     kind: Literal["annotations"] = "annotations"
 
 
-class FromRegions(BaseModel):
+class ReusedMasksConfig(BaseModel):
     """The masks and ids of INPUT, which is the output of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
