@@ -34,6 +34,7 @@ test: $(VENV)/.dev browser lint types  ## lint, types and all tests that run in 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 types: $(VENV)/.dev
 	$(BIN)/mypy

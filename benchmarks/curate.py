@@ -29,11 +29,12 @@ from benchmarks.processes import ProcessTree, settled_mib
 from benchmarks.scene_corpus import write_scene_corpus
 from ureca.curation.curator import Curator
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import CurateStage, MaskedPartition, build, generate
+from ureca.data.processing import MaskedPartition, build, generate
 from ureca.llm.load import percentile_s
 from ureca.llm.openai import OpenAIChatModel
 from ureca.pipelines.components import build_chat_model, build_embedder, build_mask_generator

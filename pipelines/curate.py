@@ -12,11 +12,12 @@ from ray.data import Dataset
 
 from ureca.curation.dry_run import DryRunListener, counted
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
+from ureca.curation.stage import CurateStage
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import CurateStage, MaskStage, build, generate, guarded_build
+from ureca.data.processing import MaskStage, build, generate, guarded_build
 from ureca.llm.settings import FakeConfig, Mllm, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
 from ureca.model.checkpoint_files import named
 from ureca.pipelines.batch.actors import MaskActor, WritingActor

@@ -11,9 +11,9 @@ from pydantic import BaseModel
 
 from tests.curation.stand_ins import caption_json
 from ureca.curation.rules import CaptionRules, Fault
+from ureca.curation.structured import ask
 from ureca.errors import AnswerError
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.structured import ask
 from ureca.llm.usage import Usage, metered
 
 FAULTS = {

@@ -16,9 +16,10 @@ from ureca.curation.curator import Curator
 from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCrop, Verdict
+from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
-from ureca.data.processing import CurateStage, MaskedPartition, build, generate
+from ureca.data.processing import MaskedPartition, build, generate
 from ureca.images import ImageLimits
 from ureca.llm.fake import FakeChatModel, FakeSettings
 from ureca.masks.generators.base import AnnotationMaskGenerator

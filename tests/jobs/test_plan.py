@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 
 from tests.drawn import write_corpus
+from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.processing import CurateStage, build, generate
+from ureca.data.processing import build, generate
 from ureca.jobs.cli import main
 from ureca.pipelines.components import build_curator, build_mask_generator
 from ureca.pipelines.curate_settings import CurateSettings

@@ -11,11 +11,12 @@ from tests.drawn import write_corpus
 from tests.llm.chat_server import ChatServer
 from tests.llm.test_openai_curation import by_content
 from tests.pipelines.test_graph import settings_of
+from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import CurateStage, build, generate
+from ureca.data.processing import build, generate
 from ureca.errors import InputError
 from ureca.masks.generators.base import AnnotationMaskGenerator
 from ureca.pipelines.batch.dry_run import estimate

@@ -15,8 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice
 from ureca.curation.rules import Fault
+from ureca.curation.structured import ask
 from ureca.llm.protocol import ChatModel
-from ureca.llm.structured import ask
 from ureca.masks.views import Views
 
 

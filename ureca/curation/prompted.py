@@ -9,8 +9,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rules import CaptionRules, Fault
+from ureca.curation.structured import ask
 from ureca.llm.protocol import ChatModel, Pixels
-from ureca.llm.structured import ask
 
 Typed = TypeVar("Typed", bound=BaseModel)
 Answer = TypeVar("Answer")

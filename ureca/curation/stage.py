@@ -1,0 +1,100 @@
+"""The curation stage: rows of the images of a partition, many images at a time."""
+
+import asyncio
+import time
+from dataclasses import asdict, replace
+from typing import Any
+
+from ureca import __version__
+from ureca.curation.curator import Curator, curate_image
+from ureca.data.crash_log import CrashLog, NullCrashLog
+from ureca.data.partitions import PartitionReport
+from ureca.data.processing import (
+    DEFAULT_PIXELS_IN_FLIGHT,
+    ImagesInFlight,
+    MaskedImage,
+    MaskedPartition,
+    PixelBudget,
+    RowError,
+    decode_fetched,
+    image_row,
+)
+from ureca.data.reading import Fetched
+from ureca.errors import DataError
+from ureca.images import ImageLimits
+from ureca.llm.usage import metered
+from ureca.masks.tree import MaskTree
+
+
+class CurateStage:
+    """Captions units of images; at most ``images_in_flight`` of them, over all units, are in memory at a time.
+
+    Args:
+        curator: writes the captions.
+        limits: of images.
+        images_in_flight: at least 1.
+        attempts: of this stage, where processes may die and be replaced.
+        recipe: for the provenance of rows.
+        pixels_in_flight: bound of the decoded pixels, beside that of the images.
+    """
+
+    def __init__(
+        self,
+        curator: Curator,
+        limits: ImageLimits,
+        images_in_flight: int,
+        *,
+        crash_log: CrashLog | None = None,
+        config_hash: str | None = None,
+        pixels_in_flight: int = DEFAULT_PIXELS_IN_FLIGHT,
+    ) -> None:
+        self._curator = curator
+        self._limits = limits
+        self._config_hash = config_hash
+        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
+        self._pixels = PixelBudget(pixels_in_flight)
+
+    async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
+        """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
+        started = time.monotonic()
+        made_by = provenance(self._curator, partition.mask_generator, self._config_hash)
+        rows = {image.entry.image_id: image_row(image, made_by) for image in partition.images}
+        good = {image.entry.image_id: image for image in partition.images if image.error is None}
+
+        async def work(fetched: Fetched) -> None:
+            id = fetched.entry.image_id
+            async with self._pixels.taken((good[id].height_px or 1) * (good[id].width_px or 1)):
+                await self._curate(good[id], fetched, rows[id])
+
+        def give_up(id: str, reason: DataError) -> None:
+            rows[id]["error"] = asdict(RowError.of("curate", reason))
+
+        entries = [replace(image.entry, annotation_path=None) for image in good.values()]
+        with metered() as usage:
+            await self._images.each(entries, work, give_up)
+        seconds = {**partition.seconds, "curate": time.monotonic() - started}
+        return list(rows.values()), PartitionReport(**asdict(usage), seconds=seconds)
+
+    async def _curate(self, image: MaskedImage, fetched: Fetched, row: dict[str, Any]) -> None:
+        pixels = await asyncio.to_thread(decode_fetched, fetched, self._limits)
+        if isinstance(pixels, DataError):
+            row["error"] = asdict(RowError.of("curate", pixels))
+        elif pixels.shape[:2] != (image.height_px, image.width_px):
+            changed = DataError("changed", "the image has another size than when its masks were proposed")
+            row["error"] = asdict(RowError.of("curate", changed))
+        else:
+            tree = MaskTree.regrow(image.masks, image.parents)
+            row["regions"] = await curate_image(pixels, image.masks, self._curator, tree)
+
+
+def provenance(curator: Curator, generator_name: str, config_hash: str | None = None) -> dict[str, str | None]:
+    """What made a row; fields as in ``ureca.schema.PROVENANCE``."""
+    return {
+        "proposer": generator_name,
+        "annotator": curator.annotator.name,
+        "embedder": curator.embedder.name,
+        "listener": None if curator.listener is None else curator.listener.name,
+        "verifier": None if curator.verifier is None else curator.verifier.name,
+        "ureca": __version__,
+        "recipe": config_hash,
+    }
