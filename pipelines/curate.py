@@ -18,8 +18,8 @@ from ureca.data.listing import list_images
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.processing import MaskStage, build, generate, guarded_build
+from ureca.hashing import checkpoint_digest
 from ureca.llm.settings import FakeConfig, Mllm, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
-from ureca.model.checkpoint_files import named
 from ureca.pipelines.batch.actors import MaskActor, WritingActor
 from ureca.pipelines.batch.arrow import TablesToTables, masked_table, pending_rows, read_masked
 from ureca.pipelines.batch.dry_run import DryRun, estimate
@@ -174,7 +174,7 @@ def _identity(settings: CurateSettings) -> dict[str, str]:
     """What the settings only name: prompts, and checkpoints by their content."""
     sections = {"masks": settings.masks, "embedder": settings.embedder, "mllm": settings.mllm}
     checkpoints = {
-        f"{name}.checkpoint": named(checkpoint)
+        f"{name}.checkpoint": checkpoint_digest(checkpoint)
         for name, section in sections.items()
         if (checkpoint := getattr(section, "checkpoint", None)) is not None
     }

@@ -2,7 +2,6 @@
 
 [from] Judging captions of a benchmark as a Ray Data graph: stored manifest -> judgements, written unit by unit."""
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 
 import pyarrow as pa
@@ -21,8 +20,8 @@ from ureca.evaluation.measures import Measure
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings, bert_measure
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.scoring import Scorers, ScoringStage
+from ureca.hashing import checkpoint_digest, digest
 from ureca.io import below
-from ureca.model.checkpoint_files import named
 from ureca.pipelines.batch.actors import WritingActor
 from ureca.pipelines.batch.arrow import TablesToTables, pending_rows, read_partitions
 from ureca.pipelines.batch.ray_serve_llm import chat_application
@@ -203,18 +202,20 @@ def _identity(settings: ScoringSettings) -> dict[str, str]:
         "retrieval": None if settings.retrieval is None else settings.retrieval.checkpoint,
         "bert_score": None if settings.bert_score is None else settings.bert_score.model,
     }
-    return {"prompts": PROMPTS_VERSION} | {name: named(path) for name, path in checkpoints.items() if path is not None}
+    return {"prompts": PROMPTS_VERSION} | {
+        name: checkpoint_digest(path) for name, path in checkpoints.items() if path is not None
+    }
 
 
 def _digest(predictions: Sequence[Prediction] | None) -> str:
     """A name for captions; None: for the references, which the benchmark has."""
     if predictions is None:
         return "references"
-    digest = hashlib.blake2b(digest_size=8)
-    for prediction in predictions:
-        said = (prediction.image_id, prediction.region_id, prediction.caption, prediction.failure)
-        digest.update(repr(said).encode(errors="surrogatepass"))
-    return digest.hexdigest()
+    said = (
+        repr((prediction.image_id, prediction.region_id, prediction.caption, prediction.failure))
+        for prediction in predictions
+    )
+    return digest(said, num_bytes=8).hex()
 
 
 def _list_benchmark(settings: ScoringSettings) -> pa.Table:

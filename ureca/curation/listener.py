@@ -5,7 +5,6 @@ one that is: neither order nor number nor colour depends on it.
 """
 
 import asyncio
-import hashlib
 import random
 from collections.abc import Collection
 from typing import Literal, Protocol
@@ -16,6 +15,7 @@ from ureca.curation import prompts
 from ureca.curation.protocols import Choice
 from ureca.curation.rules import Fault
 from ureca.curation.structured import ask
+from ureca.hashing import digest
 from ureca.llm.protocol import ChatModel
 from ureca.masks.views import Views
 
@@ -101,6 +101,6 @@ class PromptedListener:
 def numbered(candidates: Collection[int], caption: str) -> list[int]:
     """The candidates by their numbers: shuffled, the same each time for the same candidates and caption."""
     ids = sorted(set(candidates))
-    digest = hashlib.blake2b(f"{ids} {caption}".encode(errors="surrogatepass"), digest_size=8).digest()
-    random.Random(int.from_bytes(digest, "big")).shuffle(ids)
+    seed = int.from_bytes(digest([f"{ids} {caption}"], num_bytes=8), "big")
+    random.Random(seed).shuffle(ids)
     return ids

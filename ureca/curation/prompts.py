@@ -3,9 +3,10 @@
 The system part is the same for all requests of a stage and comes first, so that an engine's prefix cache serves it.
 """
 
-import hashlib
 from collections.abc import Sequence
 from typing import Literal
+
+from ureca.hashing import digest
 
 _RULES = """\
 You write captions for one region of a photograph. The region is marked for you by a thin coloured line, or everything \
@@ -126,5 +127,5 @@ def _content() -> str:
     return "\0".join((*systems, *questions))
 
 
-VERSION = hashlib.blake2b(_content().encode(), digest_size=4).hexdigest()
+VERSION = digest([_content()], num_bytes=4).hex()
 """Of the prompts: another one for other words."""

@@ -9,7 +9,6 @@ an object store that is one request for all images that are begun while the requ
 """
 
 import contextlib
-import hashlib
 import threading
 import uuid
 from collections import Counter
@@ -19,6 +18,7 @@ import pyarrow.fs as pafs
 
 from ureca import io as storage
 from ureca.errors import DataError
+from ureca.hashing import digest
 
 _LIST = "list"  # in the place of a key
 
@@ -202,4 +202,4 @@ class NullCrashLog(CrashLog):
 
 
 def _key(what: str) -> str:
-    return hashlib.blake2b(what.encode(errors="surrogatepass"), digest_size=12).hexdigest()
+    return digest([what], num_bytes=12).hex()

@@ -3,7 +3,6 @@
 [from] The manifest: a table with one row for each image of a job, saying where its bytes are.
 [from] Images by the names that other files call them by."""
 
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -14,6 +13,7 @@ import pyarrow.compute as pc
 
 from ureca.data.paths import stems
 from ureca.errors import InputError, OutputError
+from ureca.hashing import digest
 
 MANIFEST = pa.schema(
     [
@@ -189,4 +189,4 @@ def _first(chosen: list[int], most: int, name: str, ids: list[str], held: set[st
 
 
 def _hash(id: str, key: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(id.encode(), digest_size=8, key=key).digest(), "big")
+    return int.from_bytes(digest([id], num_bytes=8, key=key), "big")

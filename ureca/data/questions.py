@@ -3,7 +3,7 @@ another for detailed ones (as in the paper's training set)."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ureca import rng
+from ureca.hashing import hash64
 
 SHORT_QUESTIONS = (
     "Describe this region in one sentence.",
@@ -52,7 +52,7 @@ def choose_question(
     image_id: str, region_id: int, *, detailed: bool, settings: QuestionSettings, epoch: int, seed: int
 ) -> str:
     """The question about a region in an epoch: it varies over regions and epochs, and is always the same for one."""
-    random = rng.word(seed, epoch, "question", image_id, region_id)
+    random = hash64(seed, epoch, "question", image_id, region_id)
     if random / 2**64 < settings.default_fraction:
         return _default_question()
     return paraphrase(image_id, region_id, detailed=detailed, salt=f"{seed}/{epoch}")
@@ -61,7 +61,7 @@ def choose_question(
 def paraphrase(image_id: str, region_id: int, *, detailed: bool, salt: str = "") -> str:
     """A question about a region, always the same one for the same salt."""
     questions = paraphrases_of(detailed=detailed)
-    return questions[rng.word("paraphrase", salt, image_id, region_id) % len(questions)]
+    return questions[hash64("paraphrase", salt, image_id, region_id) % len(questions)]
 
 
 def _default_question() -> str:

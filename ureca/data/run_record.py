@@ -1,7 +1,6 @@
 """run.json of a batch verb: by which recipe rows were made, in which sessions, and what came of it."""
 
 import datetime
-import hashlib
 import json
 import platform
 from collections.abc import Collection, Mapping
@@ -13,6 +12,7 @@ from ureca.config import differences
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
+from ureca.hashing import digest
 
 _PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
 
@@ -112,7 +112,7 @@ class RunRecord:
 def config_hash_of(settings: Mapping[str, Any], may_change: Collection[str], identity: Mapping[str, str]) -> str:
     """A hash of the settings that decide what rows say, and of what they name; 16 hexadecimal digits."""
     content = json.dumps([_without(settings, may_change), identity], sort_keys=True)
-    return hashlib.blake2b(content.encode(), digest_size=8).hexdigest()
+    return digest([content], num_bytes=8).hex()
 
 
 def _without(settings: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """What is evaluated, as a person names it: ``[NAME=]PATH[:none|contour|crop]``."""
 
-import hashlib
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from typing import Literal, get_args
 
 from ureca.data.output import Output
 from ureca.errors import SettingsError
+from ureca.hashing import digest
 from ureca.io import below, has_suffix
 from ureca.model.settings import RegionPrompt
 
@@ -43,8 +43,7 @@ class EvaluatedModel:
         legible = re.sub(r"[^\w.-]+", "-", self.name, flags=re.ASCII).strip("-.")[:60]
         if legible == self.name:
             return legible
-        digest = hashlib.blake2b(self.name.encode(errors="surrogatepass"), digest_size=4).hexdigest()
-        return f"{legible}-{digest}"
+        return f"{legible}-{digest([self.name], num_bytes=4).hex()}"
 
 
 def parse_models(texts: Sequence[str]) -> list[EvaluatedModel]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.llm.load import process_load
-from ureca.llm.protocol import ChatAnswer, ChatModel, ChatRequest, content_digest
+from ureca.llm.protocol import ChatAnswer, ChatModel, ChatRequest, request_digest
 
 _MATERIALS = ("velvet", "brass", "linen", "granite", "amber", "cedar", "slate", "ivory", "copper", "wicker")
 _FORMS = ("arch", "ribbon", "vessel", "panel", "lantern", "spindle", "canopy", "shell", "tassel", "wedge")
@@ -44,7 +44,7 @@ class FakeChatModel:
         with process_load().asked():
             if self._settings.seconds_per_answer:
                 await asyncio.sleep(self._settings.seconds_per_answer)
-        digest = content_digest(request)
+        digest = request_digest(request)
         text = self._text(request, digest)
         num_image_tokens = 256 * len(request.images)
         return ChatAnswer(

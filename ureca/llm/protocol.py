@@ -2,13 +2,14 @@
 
 [from] A chat model that sees images, whatever runs it."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
+
+from ureca.hashing import digest
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -69,11 +70,7 @@ class ChatModel(Protocol):
         ...
 
 
-def content_digest(request: ChatRequest) -> int:
+def request_digest(request: ChatRequest) -> int:
     """64 bits that equal requests share, wherever and whenever they are made, and that others do not."""
-    hashed = hashlib.blake2b(digest_size=8)
-    hashed.update(f"{request.temperature} {request.system}\n{request.text}".encode(errors="surrogatepass"))
-    for image in request.images:
-        hashed.update(str(image.shape).encode())
-        hashed.update(np.ascontiguousarray(image).data)
-    return int.from_bytes(hashed.digest(), "big")
+    text = f"{request.temperature} {request.system}\n{request.text}"
+    return int.from_bytes(digest([text, *request.images], num_bytes=8), "big")

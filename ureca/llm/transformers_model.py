@@ -20,7 +20,7 @@ from transformers.generation.stopping_criteria import StoppingCriteria
 
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
-from ureca.llm.protocol import ChatAnswer, ChatRequest, content_digest
+from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
 from ureca.llm.settings import TransformersSettings
 
 
@@ -288,7 +288,7 @@ class LocalModel:
             bounds = torch.tensor([request.max_new_tokens for request in requests], device=device)
             config = copy.copy(self._config)
             config.max_new_tokens = int(bounds.max())
-            seeds = [content_digest(request) for request in requests]
+            seeds = [request_digest(request) for request in requests]
             tokens = self._model.generate(
                 **inputs,
                 generation_config=config,

@@ -9,7 +9,7 @@ from typing import Any
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.load import process_load
-from ureca.llm.protocol import ChatAnswer, ChatRequest, content_digest
+from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
 from ureca.llm.settings import VllmSettings
 
 _MAX_IMAGES = 3
@@ -141,7 +141,7 @@ class _Vllm:
         return self.sampling_parameters(
             temperature=request.temperature,
             max_tokens=request.max_new_tokens,
-            seed=content_digest(request) >> 1,  # 63 bits
+            seed=request_digest(request) >> 1,  # 63 bits
             output_kind=self.final_only,
             structured_outputs=self.structured_outputs(json=request.answer_schema) if structured else None,
         )

@@ -2,7 +2,6 @@
 
 [from] The two halves of a region's prompt: what all regions of an image share, and what is a region's own."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from ureca.errors import DataError
+from ureca.hashing import digest
 from ureca.model.decoding import DecodedSequence, Writer
 from ureca.model.mask_encoder import FusedMaskEncoder, ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
@@ -61,7 +61,7 @@ class RegionPrompts:
         kept result."""
         if self.cached_images == 0:
             return self._encode(tiles)
-        key = _fingerprint(tiles)
+        key = digest([tiles])
         encoded = self._encoded.pop(key, None) or self._encode(tiles)
         self._encoded[key] = encoded
         if len(self._encoded) > self.cached_images:
@@ -137,12 +137,6 @@ def check_masks(image: Picture, masks: Masks, image_index: int) -> None:
             )
         if not mask.any():
             raise RegionError("empty_mask", f"{name} has no pixel set: there is nothing to caption")
-
-
-def _fingerprint(tiles: npt.NDArray[np.uint8]) -> bytes:
-    digest = hashlib.blake2b(str(tiles.shape).encode())
-    digest.update(np.ascontiguousarray(tiles).data)
-    return digest.digest()
 
 
 Key = TypeVar("Key", bound=Hashable)

@@ -97,8 +97,8 @@ def _candidates(region: Region, base: Description, scene: Scene, rng: Rng) -> It
         further = ordered + having
     else:
         beside = [replace(base, relation=relation) for relation in _relations(region, scene)]
-        further = beside + ordered if rng.happens(_RELATIONS_FIRST) else ordered + beside
-        further = having + further if rng.happens(_PARTS_FIRST) else further + having
+        further = beside + ordered if rng.bernoulli(_RELATIONS_FIRST) else ordered + beside
+        further = having + further if rng.bernoulli(_PARTS_FIRST) else further + having
     for description, words in product(further, adjectives):
         yield replace(description, **words)
 

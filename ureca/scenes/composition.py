@@ -1,10 +1,10 @@
 """What a scene consists of, before anything has its place: drawn at random, look-alikes on purpose."""
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from ureca.hashing import digest
 from ureca.rng import Rng
 from ureca.scenes.blueprints import OBJECTS, Box, Plan
 from ureca.scenes.language import COLOURS, PATTERNS
@@ -82,61 +82,61 @@ class Composition:
     def split(self) -> Split:
         """The only split that this composition can be in, whatever the seed and however its objects are placed."""
         unordered = replace(self, objects=tuple(sorted(self.objects, key=repr)))
-        return _SPLIT_OF_REMAINDER[hashlib.blake2b(repr(unordered).encode()).digest()[0] % len(_SPLIT_OF_REMAINDER)]
+        return _SPLIT_OF_REMAINDER[digest([repr(unordered)], num_bytes=64)[0] % len(_SPLIT_OF_REMAINDER)]
 
 
 def compose(rng: Rng) -> Composition:
     """Draw a composition."""
-    sky = rng.pick(_SKY_COLOURS)
-    ground = rng.pick(_other_than((sky,), _GROUND_COLOURS))
+    sky = rng.choice(_SKY_COLOURS)
+    ground = rng.choice(_other_than((sky,), _GROUND_COLOURS))
     return Composition(
         sky=sky,
         ground=ground,
         ground_pattern=_pattern(rng),
-        hills=_colours(rng, rng.whole(0, 3), _other_than((sky, ground), _HILL_COLOURS)),
-        clouds=_colours(rng, rng.whole(0, 3), _other_than((sky,), _CLOUD_COLOURS)),
-        ponds=_colours(rng, rng.whole(0, 2), _other_than((ground,), _POND_COLOURS)),
+        hills=_colours(rng, rng.integer(0, 3), _other_than((sky, ground), _HILL_COLOURS)),
+        clouds=_colours(rng, rng.integer(0, 3), _other_than((sky,), _CLOUD_COLOURS)),
+        ponds=_colours(rng, rng.integer(0, 2), _other_than((ground,), _POND_COLOURS)),
         objects=_objects(rng),
     )
 
 
 def _objects(rng: Rng) -> tuple[Object, ...]:
-    kinds = rng.shuffled(list(OBJECTS))[: rng.whole(2, 3)]
+    kinds = rng.shuffled(list(OBJECTS))[: rng.integer(2, 3)]
     objects: list[Object] = []
-    for _ in range(rng.whole(*_NUM_OBJECTS)):
-        if objects and rng.happens(_LOOKALIKE_SHARE):
-            objects.append(_lookalike(rng, rng.pick(objects)))
+    for _ in range(rng.integer(*_NUM_OBJECTS)):
+        if objects and rng.bernoulli(_LOOKALIKE_SHARE):
+            objects.append(_lookalike(rng, rng.choice(objects)))
         else:
-            objects.append(_object(rng, rng.pick(kinds)))
+            objects.append(_object(rng, rng.choice(kinds)))
     return tuple(objects)
 
 
 def _object(rng: Rng, kind: str, colour: str | None = None) -> Object:
-    main = (colour or rng.pick(list(COLOURS)), _pattern(rng))
+    main = (colour or rng.choice(list(COLOURS)), _pattern(rng))
     parts = tuple(part for plan in OBJECTS[kind].parts for part in _parts(rng, plan, main[0], main))
-    return Object(kind, rng.pick(("small", "large")), rng.happens(0.5), parts)
+    return Object(kind, rng.choice(("small", "large")), rng.bernoulli(0.5), parts)
 
 
 def _lookalike(rng: Rng, model: Object) -> Object:
     """Another of its kind: alike in everything, in all but the size, or in colour alone."""
-    chance = rng.between(0, 1)
+    chance = rng.uniform(0, 1)
     if chance < 0.35:
-        return replace(model, mirrored=rng.happens(0.5))
+        return replace(model, mirrored=rng.bernoulli(0.5))
     if chance < 0.6:
-        return replace(model, size=rng.pick(("small", "large")))
+        return replace(model, size=rng.choice(("small", "large")))
     return _object(rng, model.kind, model.main.colour)
 
 
 def _parts(rng: Rng, plan: Plan, around: str, main: tuple[str, str]) -> list[Part]:
     """The parts of a plan: never of the colour around them, of one colour or each of its own."""
-    boxes = rng.pick(plan.layouts)
+    boxes = rng.choice(plan.layouts)
     if plan.is_main:
         colours: Sequence[str] = [main[0]] * len(boxes)
     else:
         possible = _other_than((around,), COLOURS)
-        colours = [rng.pick(possible)] * len(boxes)
-        if rng.happens(0.35):
-            colours = [rng.pick(possible) for _ in boxes]
+        colours = [rng.choice(possible)] * len(boxes)
+        if rng.bernoulli(0.35):
+            colours = [rng.choice(possible) for _ in boxes]
     made: list[Part] = []
     for box, colour in zip(boxes, colours, strict=True):
         if plan.is_main:
@@ -149,11 +149,11 @@ def _parts(rng: Rng, plan: Plan, around: str, main: tuple[str, str]) -> list[Par
 
 
 def _pattern(rng: Rng) -> str:
-    return rng.pick(PATTERNS[1:]) if rng.happens(_PATTERNED_SHARE) else PATTERNS[0]
+    return rng.choice(PATTERNS[1:]) if rng.bernoulli(_PATTERNED_SHARE) else PATTERNS[0]
 
 
 def _colours(rng: Rng, count: int, possible: Sequence[str]) -> tuple[str, ...]:
-    return tuple(rng.pick(possible) for _ in range(count))
+    return tuple(rng.choice(possible) for _ in range(count))
 
 
 def _other_than(avoided: Sequence[str], colours: Sequence[str] | dict[str, tuple[int, int, int]]) -> list[str]:

@@ -4,7 +4,6 @@ They stand in for models where it must be known what is true: what the stages of
 be counted then. They say nothing of images that are no scenes.
 """
 
-import hashlib
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.errors import AnnotationError, AnswerError, SettingsError
+from ureca.hashing import digest
 from ureca.llm import usage
 from ureca.llm.protocol import ChatAnswer
 from ureca.masks.annotations import read_annotations
@@ -97,14 +97,14 @@ class Oracle:
         """What fits the region alone; or, vaguely, its short caption."""
         captions = self._of(image.masks).captions[region_id]
         question = ("unique", region_id, caption, confused_with)
-        vague = self._rng("vague", *question).happens(self._settings.vagueness)
+        vague = self._rng("vague", *question).bernoulli(self._settings.vagueness)
         return self._say(captions.short if vague else captions.unique, *question)
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
         """Whether the caption fits the region, alone or not."""
         self._count("yes")
         fits = region_id in _fitting(caption, self._of(image.masks).scene)
-        errs = self._rng("verify", region_id, caption).happens(self._settings.error_rate)
+        errs = self._rng("verify", region_id, caption).bernoulli(self._settings.error_rate)
         return Verdict(fits != errs, "the scene says so" if not errs else "the witness errs")
 
     async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
@@ -112,15 +112,15 @@ class Oracle:
         self._count("0")
         fitting = [id for id in _fitting(caption, self._of(views.masks).scene) if id in candidates]
         rng = self._rng("listen", caption, *sorted(candidates))
-        if rng.happens(self._settings.error_rate):
-            return rng.pick([*sorted(candidates), "none", "several"])
+        if rng.bernoulli(self._settings.error_rate):
+            return rng.choice([*sorted(candidates), "none", "several"])
         return fitting[0] if len(fitting) == 1 else "several" if fitting else "none"
 
     def _say(self, caption: Caption, *question: object) -> str:
         rng = self._rng("say", *question)
-        if rng.happens(self._settings.error_rate):
+        if rng.bernoulli(self._settings.error_rate):
             others = [colour for colour in COLOURS if colour != caption.region.colour]
-            caption = replace(caption, region=replace(caption.region, colour=rng.pick(others)))
+            caption = replace(caption, region=replace(caption.region, colour=rng.choice(others)))
         self._count(str(caption))
         return str(caption)
 
@@ -131,8 +131,8 @@ class Oracle:
         return known
 
     def _rng(self, *question: object) -> Rng:
-        digest = hashlib.blake2b(repr(question).encode(), digest_size=8).digest()
-        return Rng(self._settings.seed, int.from_bytes(digest[:4], "big"), int.from_bytes(digest[4:], "big"))
+        hashed = digest([repr(question)], num_bytes=8)
+        return Rng(self._settings.seed, int.from_bytes(hashed[:4], "big"), int.from_bytes(hashed[4:], "big"))
 
     @staticmethod
     def _count(text: str) -> None:
@@ -148,4 +148,4 @@ def _fitting(caption: str, scene: Scene) -> list[int]:
 
 def _key(masks: Iterable[Mask]) -> str:
     runs = sorted((mask.id, mask.rle["counts"]) for mask in masks)
-    return hashlib.blake2b(repr(runs).encode(), digest_size=16).hexdigest()
+    return digest([repr(runs)]).hex()

@@ -130,7 +130,7 @@ _HEIGHTS = {"small": (0.21, 0.25), "large": (0.36, 0.42)}
 
 def place(composition: Composition, width_px: int, height_px: int, rng: Rng) -> Canvas | None:
     """Find a place for everything; None: chance did not."""
-    horizon = rng.between(0.42, 0.58)
+    horizon = rng.uniform(0.42, 0.58)
     sky = Node(NONE, "sky", composition.sky, "plain")
     ground = Node(NONE, "ground", composition.ground, composition.ground_pattern)
     canvas = Canvas(width_px, height_px, int(horizon * height_px), sky, ground)
@@ -149,7 +149,7 @@ def _place_background(canvas: Canvas, composition: Composition, horizon_px: int,
     pieces += [("pond", colour, (0.2, 0.4), (0.05, 0.09)) for colour in composition.ponds]
     forms = {"cloud": "cloud", "hill": "slope", "pond": "ellipse"}
     for kind, colour, widths, heights in pieces:
-        piece_width, piece_height = rng.between(*widths) * width_px, rng.between(*heights) * height_px
+        piece_width, piece_height = rng.uniform(*widths) * width_px, rng.uniform(*heights) * height_px
         sprite = piece_sprite(Node(NONE, kind, colour, "plain"), forms[kind], piece_width, piece_height)
         height, width = sprite.labels.shape
         tops = {
@@ -158,7 +158,7 @@ def _place_background(canvas: Canvas, composition: Composition, horizon_px: int,
             "pond": (horizon_px + 0.02 * height_px, 0.97 * height_px - height),
         }
         lefts = (-0.3 * width, width_px - 0.7 * width)
-        places = ((int(rng.between(*lefts)), int(rng.between(*tops[kind]))) for _ in range(_TRIES))
+        places = ((int(rng.uniform(*lefts)), int(rng.uniform(*tops[kind]))) for _ in range(_TRIES))
         if not any(canvas.place(sprite, left, top) for left, top in places):
             return False
     return True
@@ -166,21 +166,21 @@ def _place_background(canvas: Canvas, composition: Composition, horizon_px: int,
 
 def _foot(object: Object, horizon: float, rng: Rng) -> float:
     """The height at which an object stands or hovers, as a share of the image's from its top."""
-    return rng.between(0.3, horizon) if OBJECTS[object.kind].flies else rng.between(horizon + 0.06, 0.98)
+    return rng.uniform(0.3, horizon) if OBJECTS[object.kind].flies else rng.uniform(horizon + 0.06, 0.98)
 
 
 def _place_object(canvas: Canvas, object: Object, foot: float, centres_px: list[float], rng: Rng) -> bool:
     """Place an object with its centre apart from those before it, and add it to them."""
     image_height, image_width = canvas.labels.shape
     blueprint = OBJECTS[object.kind]
-    height = rng.between(*_HEIGHTS[object.size]) * blueprint.height * min(image_width, image_height)
+    height = rng.uniform(*_HEIGHTS[object.size]) * blueprint.height * min(image_width, image_height)
     sprite = object_sprite(object, height * blueprint.aspect, height, least_px(image_width, image_height))
     sprite_height, sprite_width = sprite.labels.shape
     top = min(max(0, int(foot * image_height) - sprite_height), image_height - sprite_height)
     if sprite_width > image_width or top < 0:
         return False
     for _ in range(_TRIES):
-        left = rng.whole(0, image_width - sprite_width)
+        left = rng.integer(0, image_width - sprite_width)
         centre_px = left + sprite_width / 2
         apart = all(abs(centre_px - other) >= _APART_FRACTION * image_width for other in centres_px)
         if apart and canvas.place(sprite, left, top):
@@ -205,7 +205,7 @@ def paint(canvas: Canvas, rng: Rng) -> npt.NDArray[np.uint8]:
     """Pixels uint8 RGB [H, W, 3]: colours and patterns of the nodes, and a dark line between them."""
     labels = canvas.labels
     colours = np.array([COLOURS[node.colour] for node in canvas.nodes], np.float64)
-    jitter = (rng.grain((len(canvas.nodes), 3)) - 127.5) * (JITTER / 127.5)
+    jitter = (rng.noise((len(canvas.nodes), 3)) - 127.5) * (JITTER / 127.5)
     colours = np.clip(colours + jitter, 0, 255)
     # Patterns are shades of the same colour, darker ones of light colours and lighter ones of dark colours.
     towards = np.where(colours.mean(axis=1, keepdims=True) > 96, 0.0, 255.0)

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from ureca.hashing import digest
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.base import MaskGenerator
@@ -166,7 +166,7 @@ class Segmenter:
         Raises:
             ImageError: the proposer cannot work on an image of this shape.
         """
-        key = _fingerprint(pixels)
+        key = digest([pixels])
         with self._one_at_a_time:
             if key not in self._masked:
                 self._masked[key] = self._mask_generator.generate(pixels)
@@ -185,9 +185,3 @@ class Segmenter:
             return among_masks(self.generate(pixels), prompts, *pixels.shape[:2])
         with self._one_at_a_time:
             return self._prompted(pixels, list(prompts.items()))
-
-
-def _fingerprint(pixels: Pixels) -> bytes:
-    digest = hashlib.blake2b(str(pixels.shape).encode(), digest_size=16)
-    digest.update(np.ascontiguousarray(pixels).data)
-    return digest.digest()

@@ -7,7 +7,8 @@ import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from ureca import rng
+from ureca.hashing import hash64
+from ureca.rng import IndexedRng
 
 
 class AugmentationSettings(BaseModel):
@@ -40,7 +41,7 @@ def draw_scales(
     image_keys: npt.NDArray[np.uint64], settings: AugmentationSettings, *, epoch: int, seed: int
 ) -> npt.NDArray[np.uint8]:
     """Which of ``settings.scales`` each image has in an epoch; uint8 of the shape of ``image_keys``."""
-    random = rng.words(rng.word(seed, epoch, "scale"), image_keys)
+    random = IndexedRng(hash64(seed, epoch, "scale")).words(image_keys)
     return (random % np.uint64(len(settings.scales))).astype(np.uint8)
 
 
@@ -52,7 +53,7 @@ def draw_scale(image_id: str, settings: AugmentationSettings, *, epoch: int, see
 
 def image_key(image_id: str) -> int:
     """The number below 2^64 that stands for an image where chance is drawn."""
-    return rng.word("image", image_id)
+    return hash64("image", image_id)
 
 
 def scaled_size(height: int, width: int, scale: float, settings: AugmentationSettings) -> tuple[int, int]:

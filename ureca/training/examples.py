@@ -12,11 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict
 
-from ureca import rng
 from ureca.data.questions import QuestionSettings, choose_question
 from ureca.data.reading import fetch
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.errors import DataError, ImageError
+from ureca.hashing import hash64
 from ureca.images import ImageLimits, decode_image
 from ureca.masks.rle import decode, from_coco
 from ureca.model.processing import QUESTION, UrecaProcessor
@@ -221,7 +221,7 @@ class MicroBatchMaker:
                 image_ids.append(image.image_id)
                 num_regions += len(made.region_numbers)
                 samples += sum(
-                    rng.word(image.image_id, image.regions[number].region_id, number) for number in made.region_numbers
+                    hash64(image.image_id, image.regions[number].region_id, number) for number in made.region_numbers
                 )
         if micro_batch.is_padding or not examples:
             return self._weightless(micro_batch, examples, bad)

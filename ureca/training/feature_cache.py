@@ -7,15 +7,15 @@ it. Tuning from an aligned checkpoint finds what aligning left, since neither ch
 
 from __future__ import annotations
 
-import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from ureca.errors import OutputError, SettingsError
+from ureca.hashing import digest
 from ureca.training.augmentation import AugmentationSettings
 
 if TYPE_CHECKING:
@@ -157,21 +157,21 @@ def vision_fingerprint(model: UrecaForConditionalGeneration) -> str:
     """What features depend on besides pixels: weights, type and configuration of vision encoder and projector."""
     parts = model.model
     config = model.config
-    digest = hashlib.blake2b(digest_size=16)
     names = ("vision_feature_layer", "vision_feature_select_strategy", "downsample_ratio", "projector_hidden_act")
     settings = [config.vision_config.to_json_string(), *(str(getattr(config, name)) for name in names)]
-    digest.update("\n".join(settings).encode())
-    for part in (parts.vision_tower, parts.multi_modal_projector):
-        for name, tensor in part.state_dict().items():
-            digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-            digest.update(_bytes(tensor))
-    return digest.hexdigest()
+
+    def content() -> Iterator[str | memoryview]:
+        yield "\n".join(settings)
+        for part in (parts.vision_tower, parts.multi_modal_projector):
+            for name, tensor in part.state_dict().items():
+                yield f"{name} {tensor.dtype} {list(tensor.shape)}"
+                yield _bytes(tensor)
+
+    return digest(content()).hex()
 
 
 def _key(tiles: torch.Tensor) -> str:
-    digest = hashlib.blake2b(f"{tiles.dtype} {list(tiles.shape)}".encode(), digest_size=16)
-    digest.update(_bytes(tiles))
-    return digest.hexdigest()
+    return digest([f"{tiles.dtype} {list(tiles.shape)}", _bytes(tiles)]).hex()
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

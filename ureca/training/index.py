@@ -10,7 +10,6 @@ Pixels stay where they are. ``ureca.training.index_writer`` writes it.
 
 [from] How images, counts and bad samples are stored in an index."""
 
-import hashlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
@@ -27,6 +26,7 @@ from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import BadSample, SourceSettings, TrainingImage, TrainingRegion
 from ureca.errors import OutputError
+from ureca.hashing import digest
 from ureca.io import locate
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.sampler import TooLong
@@ -158,10 +158,8 @@ class IndexInfo(BaseModel):
     def fingerprint(self) -> str:
         """The same for the same samples, settings and tokenizer, whenever and wherever the index was made."""
         settings = self.settings.model_dump_json(exclude={"sources"})
-        digest = hashlib.blake2b(digest_size=16)
-        for part in (str(self.version), settings, self.tokenizer, self.content):
-            digest.update(f"{len(part)}:{part}".encode())
-        return digest.hexdigest()
+        parts = (str(self.version), settings, self.tokenizer, self.content)
+        return digest(f"{len(part)}:{part}" for part in parts).hex()
 
     @property
     def num_bad_samples(self) -> int:

@@ -21,6 +21,7 @@ from ureca import io as storage
 from ureca.config import differences
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion, open_source
 from ureca.errors import InputError, OutputError
+from ureca.hashing import digest
 from ureca.io import locate
 from ureca.schema import conform
 from ureca.training.augmentation import image_key, scaled_size
@@ -274,14 +275,11 @@ def _file_states(settings: IndexSettings) -> Iterator[tuple[str, tuple[int, int 
 
 def _digest(path: str) -> str:
     location = locate(path)
-    digest = hashlib.blake2b(digest_size=16)
     try:
         with location.filesystem.open_input_stream(location.name) as stream:
-            while data := stream.read(_BYTES_AT_ONCE):
-                digest.update(data)
+            return digest(iter(lambda: stream.read(_BYTES_AT_ONCE), b"")).hex()
     except OSError as error:
         raise InputError(f"{path}: it cannot be read: {error}") from error
-    return digest.hexdigest()
 
 
 def _build(filesystem: pafs.FileSystem, folder: str, settings: IndexSettings, text: TextTokens) -> None:

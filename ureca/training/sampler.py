@@ -13,8 +13,9 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
-from ureca import rng
 from ureca.errors import InputError
+from ureca.hashing import hash64
+from ureca.rng import IndexedRng
 from ureca.training.augmentation import AugmentationSettings, draw_scales
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
@@ -123,7 +124,7 @@ def _group_chunk(  # noqa: PLR0917
 
     # One sort of whole numbers, by image, then by chance; the lowest bits carry the region's number along.
     owner_shift = _WORD_BITS - len(firsts).bit_length()
-    random = rng.words(stream, regions) >> np.uint64(_WORD_BITS - owner_shift)
+    random = IndexedRng(stream).words(regions) >> np.uint64(_WORD_BITS - owner_shift)
     keys = (owners.astype(np.uint64) << np.uint64(owner_shift)) | (random & ~_NUMBER_MASK) | numbers.astype(np.uint64)
     keys.sort()
     numbers = (keys & _NUMBER_MASK).astype(np.int64)
@@ -282,16 +283,16 @@ class EpochPlan:
             left_out,
             regions_per_group=settings.regions_per_image,
             max_tokens=settings.max_tokens_per_device,
-            stream=rng.word(seed, epoch, "regions"),
+            stream=hash64(seed, epoch, "regions"),
         )
         if not self._groups.num_groups:
             raise ValueError(f"there is no region to train on: none is within max_length {settings.max_length}")
-        stream = rng.word(seed, epoch, "groups")
-        self._order = self._sorted_in_windows(rng.shuffled(self._groups.num_groups, stream))
+        stream = hash64(seed, epoch, "groups")
+        self._order = self._sorted_in_windows(IndexedRng(stream).permutation(self._groups.num_groups))
         self._first_groups = self._cut(self._groups.num_tokens[self._order])
         num_full, rest = divmod(self.num_micro_batches, self._micro_batches_per_step)
         # The step that is not full stays last: what it lacks is the end of the epoch.
-        self._steps = np.append(rng.shuffled(num_full, rng.word(seed, epoch, "steps")), [num_full] * bool(rest))
+        self._steps = np.append(IndexedRng(hash64(seed, epoch, "steps")).permutation(num_full), [num_full] * bool(rest))
 
     @property
     def num_steps(self) -> int:

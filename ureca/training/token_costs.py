@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,6 +12,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
+
+from ureca.hashing import digest
 
 if TYPE_CHECKING:
     from ureca.model.processing import UrecaProcessor
@@ -119,7 +120,7 @@ class ProcessorTextTokens:
         self._processor = processor
         vocabulary = sorted(processor.tokenizer.get_vocab().items())
         parts = (vocabulary, processor.chat_template, processor.region_prompt)
-        self.identity = hashlib.blake2b(repr(parts).encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+        self.identity = digest([repr(parts)]).hex()
         self.special_tokens = tuple(processor.tokenizer.all_special_tokens)
         (self._end_of_turn,) = self._count([end_of_turn(processor)])
         # Sources ask few questions of many regions, and templates are slow.

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ureca import rng
 from ureca.errors import SettingsError
+from ureca.hashing import hash64
 from ureca.images import ImageLimits
 from ureca.model.captioner import RegionCaptioner
 from ureca.training.examples import ExampleSettings, make_example
@@ -39,7 +39,7 @@ def shown_regions(index: TrainingIndex, count: int, limits: ImageLimits) -> list
     numbers = sorted({number * total // count for number in range(count)}) if count else []
     shown = []
     for image in index.read(numbers):
-        region_number = rng.word("shown", image.image_id) % len(image.regions)
+        region_number = hash64("shown", image.image_id) % len(image.regions)
         made = make_example(image, (region_number,), epoch=0, seed=0, settings=ExampleSettings(image_limits=limits))
         if made.example is not None:
             region = made.example.regions[0]

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import heapq
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ureca.data.manifest import ManifestEntry
 from ureca.data.samples import JsonlOptions
 from ureca.errors import DataError
+from ureca.hashing import digest
 from ureca.masks import rle as rle_codec
 
 
@@ -87,7 +87,7 @@ class Sample:
 
     def rank(self, id: str) -> bytes:
         """The lowest are taken."""
-        return hashlib.blake2b(f"{self.seed} {id}".encode(errors="surrogatepass"), digest_size=16).digest()
+        return digest([f"{self.seed} {id}"])
 
 
 class Benchmark(Protocol):
