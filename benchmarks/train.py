@@ -215,7 +215,7 @@ def _build(stage: str, arguments: argparse.Namespace) -> tuple["UrecaForConditio
 
 def _example(num_regions: int, tile_size_px: int) -> "ImageExample":
     """An image of noise, and elliptic masks."""
-    from ureca.model.processing import QUESTION
+    from ureca.model.prompt import QUESTION
     from ureca.training.packing import ImageExample, RegionExample
 
     random = np.random.default_rng(0)

@@ -7,6 +7,7 @@ from dataclasses import fields
 from itertools import islice
 from pathlib import Path
 
+from ureca.model.prompt import REGION_PROMPTS
 from ureca.model.settings import ScratchSizes
 
 
@@ -22,8 +23,9 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--max-captions", type=int, default=20_000, help="read so many of them (default 20000)")
     parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
-    prompts = ("mask", "none", "contour", "crop")
-    parser.add_argument("--region-prompt", choices=prompts, default="mask", help="how a region is told (default mask)")
+    parser.add_argument(
+        "--region-prompt", choices=REGION_PROMPTS, default="mask", help="how a region is told (default mask)"
+    )
     parser.add_argument("--one-mask-tile", action="store_true", help="do not cut masks into the image's grid")
     for field in fields(ScratchSizes):
         flag = "--" + field.name.replace("_", "-")

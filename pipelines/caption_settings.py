@@ -12,7 +12,8 @@ from ureca.masks.generators.settings import (
     SamConfig,
     SegmentsConfig,
 )
-from ureca.model.settings import CaptionSettings, RegionPrompt
+from ureca.model.prompt import RegionPrompt
+from ureca.model.settings import CaptionSettings
 from ureca.pipelines.settings import AsyncActorResources, MaskResources, PlannableSettings, TaskResources
 
 

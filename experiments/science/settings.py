@@ -4,7 +4,7 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self
+from typing import ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
@@ -12,10 +12,8 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from ureca.config import CommandSettings
 from ureca.evaluation.metrics.scoring import Metric
 from ureca.evaluation.tables.build import TableSettings
+from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import ScratchSizes
-
-if TYPE_CHECKING:
-    from ureca.model.prompt import RegionPrompt
 
 
 @dataclass(frozen=True)
@@ -30,7 +28,7 @@ class Variant:
     """
 
     title: str
-    region_prompt: "RegionPrompt" = "mask"
+    region_prompt: RegionPrompt = "mask"
     dynamic_mask: bool = True
     num_mask_tokens: int | None = None
 

@@ -1,7 +1,6 @@
-"""Masks of an image to rows of captions."""
+"""Captioning of the masks of an image."""
 
 from dataclasses import replace
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -11,9 +10,7 @@ from ureca.captioning.images import caption_image, caption_ready, make_ready
 from ureca.masks.mask import Mask
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
-from ureca.model.processing import QUESTION as QUESTION_OF_THE_PROCESSOR
-from ureca.model.prompt import REGION_PROMPTS
-from ureca.model.settings import QUESTION, CaptionSettings, RegionPrompt
+from ureca.model.settings import CaptionSettings
 from ureca.schema import CAPTIONS, conform
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
@@ -24,7 +21,7 @@ def captioner() -> RegionCaptioner:
     return RegionCaptioner(*build_tiny())
 
 
-def test_rows_have_the_captions_of_the_masks(captioner: RegionCaptioner) -> None:
+def test_caption_image_with_a_tree_gives_rows_of_the_schema(captioner: RegionCaptioner) -> None:
     pixels, masks = drawn_image(0)
     rows = caption_image(captioner, pixels, masks, SETTINGS, parents={1: -1, 4: -1, 2: 1, 3: 2})
     expected = captioner.describe([pixels], [[mask.decode() for mask in masks]], SETTINGS)[0]
@@ -41,7 +38,7 @@ def test_rows_have_the_captions_of_the_masks(captioner: RegionCaptioner) -> None
     assert conform([image], CAPTIONS).num_rows == 1
 
 
-def test_a_mask_that_cannot_be_captioned_leaves_the_others_as_they_are(captioner: RegionCaptioner) -> None:
+def test_caption_image_with_bad_masks_captions_the_others_alike(captioner: RegionCaptioner) -> None:
     pixels, masks = drawn_image(0)
     empty = Mask.from_array(9, np.zeros(pixels.shape[:2], np.bool_))
     turned = Mask.from_array(8, np.ones(pixels.shape[1::-1], np.bool_))
@@ -54,13 +51,13 @@ def test_a_mask_that_cannot_be_captioned_leaves_the_others_as_they_are(captioner
     assert {(row["parent_id"], row["depth"]) for row in alone} == {(None, None)}
 
 
-def test_an_area_that_a_file_states_wrongly_decides_nothing(captioner: RegionCaptioner) -> None:
+def test_caption_image_with_wrong_stated_area_succeeds(captioner: RegionCaptioner) -> None:
     pixels, masks = drawn_image(0)
     rows = caption_image(captioner, pixels, [replace(masks[0], area_px=0)], SETTINGS)
     assert rows[0]["status"] == "ok"
 
 
-def test_images_are_captioned_together_as_they_are_alone(captioner: RegionCaptioner) -> None:
+def test_caption_ready_with_several_images_equals_each_alone(captioner: RegionCaptioner) -> None:
     drawn = [drawn_image(seed) for seed in range(3)]
     alone = [caption_image(captioner, pixels, masks, SETTINGS) for pixels, masks in drawn]
     none = make_ready(captioner, drawn[0][0], [])
@@ -71,7 +68,7 @@ def test_images_are_captioned_together_as_they_are_alone(captioner: RegionCaptio
     assert [finished[index] for index in range(4)] == together
 
 
-def test_an_empty_caption_is_a_failure() -> None:
+def test_caption_image_with_empty_caption_fails_the_region() -> None:
     model, processor = build_tiny()
     captioner = RegionCaptioner(model, processor)
     pixels, masks = drawn_image(0)
@@ -80,8 +77,3 @@ def test_an_empty_caption_is_a_failure() -> None:
     model.generation_config.eos_token_id = token
     (row,) = caption_image(RegionCaptioner(model, processor), pixels, masks[:1], SETTINGS)
     assert (row["caption"], row["status"], row["finish_reason"]) == (None, "failed:caption:no_text", "stop")
-
-
-def test_settings_are_the_models() -> None:
-    assert QUESTION == QUESTION_OF_THE_PROCESSOR
-    assert get_args(RegionPrompt) == REGION_PROMPTS

@@ -14,7 +14,8 @@ from ureca.data.samples import RegionsSource, TrainingImage, open_source
 from ureca.masks.mask import Mask
 from ureca.model.image_processing import num_tiles
 from ureca.model.initialization import build_tiny
-from ureca.model.processing import QUESTION, UrecaProcessor
+from ureca.model.processing import UrecaProcessor
+from ureca.model.prompt import QUESTION
 from ureca.training.augmentation import AugmentationSettings, draw_scale
 from ureca.training.examples import ExampleSettings, Made, make_example
 from ureca.training.index import IndexSettings, TrainingIndex

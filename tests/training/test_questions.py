@@ -3,7 +3,7 @@
 import pytest
 
 from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, QuestionSettings, choose_question, paraphrase
-from ureca.model.processing import QUESTION
+from ureca.model.prompt import QUESTION
 
 
 def asked(settings: QuestionSettings, *, detailed: bool = False, epoch: int = 0, seed: int = 0) -> list[str]:

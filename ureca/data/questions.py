@@ -4,6 +4,7 @@ another for detailed ones (as in the paper's training set)."""
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.hashing import hash64
+from ureca.model.prompt import QUESTION
 
 SHORT_QUESTIONS = (
     "Describe this region in one sentence.",
@@ -40,7 +41,7 @@ class QuestionSettings(BaseModel):
     def possible(self, *, detailed: bool) -> tuple[str, ...]:
         """All questions that may be asked."""
         paraphrases = () if self.default_fraction == 1 else paraphrases_of(detailed=detailed)
-        return paraphrases if self.default_fraction == 0 else (_default_question(), *paraphrases)
+        return paraphrases if self.default_fraction == 0 else (QUESTION, *paraphrases)
 
 
 def paraphrases_of(*, detailed: bool) -> tuple[str, ...]:
@@ -54,7 +55,7 @@ def choose_question(
     """The question about a region in an epoch: it varies over regions and epochs, and is always the same for one."""
     random = hash64(seed, epoch, "question", image_id, region_id)
     if random / 2**64 < settings.default_fraction:
-        return _default_question()
+        return QUESTION
     return paraphrase(image_id, region_id, detailed=detailed, salt=f"{seed}/{epoch}")
 
 
@@ -62,9 +63,3 @@ def paraphrase(image_id: str, region_id: int, *, detailed: bool, salt: str = "")
     """A question about a region, always the same one for the same salt."""
     questions = paraphrases_of(detailed=detailed)
     return questions[hash64("paraphrase", salt, image_id, region_id) % len(questions)]
-
-
-def _default_question() -> str:
-    from ureca.model.processing import QUESTION
-
-    return QUESTION

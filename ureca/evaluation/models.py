@@ -11,7 +11,7 @@ from ureca.data.output import Output
 from ureca.errors import SettingsError
 from ureca.hashing import digest
 from ureca.io import below, has_suffix
-from ureca.model.settings import RegionPrompt
+from ureca.model.prompt import RegionPrompt
 
 _NAMED = re.compile(r"(?P<name>[^=/?]+)=(?P<path>.+)", re.DOTALL)
 _PROMPTS = "|".join(get_args(RegionPrompt))

@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ureca.model.attention import enable_prefix_attention
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.prepared import Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
 from ureca.model.region_batch import Masks, RegionBatch, RegionPrompts, check_masks
 from ureca.model.settings import CaptionSettings
-from ureca.model.shared_prefix import enable_shared_prefixes
 
 __all__ = ["CaptionSettings", "RegionCaption", "RegionCaptioner"]
 
@@ -56,7 +56,7 @@ class RegionCaptioner:
     def __init__(
         self, model: UrecaForConditionalGeneration, processor: UrecaProcessor, *, cached_images: int = 0
     ) -> None:
-        enable_shared_prefixes(model.model.language_model.config)
+        enable_prefix_attention(model.model.language_model.config)
         self.model = model.eval()
         self.processor = processor
         self._prompts = RegionPrompts(model, processor, cached_images=cached_images)

@@ -18,8 +18,6 @@ from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
 
-__all__ = ["CheckpointError", "load_checkpoint", "read_model_type", "save_with_code"]
-
 
 def load_checkpoint(
     directory: Path | str, *, dtype: torch.dtype | str = "auto"

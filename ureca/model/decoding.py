@@ -13,8 +13,8 @@ from torch.nn.functional import pad
 from transformers.cache_utils import DynamicCache
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
+from ureca.model.attention import Prefix, RowsWithPrefixes, enable_prefix_attention
 from ureca.model.modeling import UrecaForConditionalGeneration
-from ureca.model.shared_prefix import Prefix, SharedPrefixes, enable_shared_prefixes
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,7 +102,7 @@ def _read(
         position_ids=positions,
         cache=cache,
         use_cache=True,
-        shared_prefixes=SharedPrefixes(tuple(group[0] for group in groups), tuple(len(group) for group in groups)),
+        prefix_attention=RowsWithPrefixes(tuple(group[0] for group in groups), tuple(len(group) for group in groups)),
     )
     hidden: torch.Tensor = outputs.last_hidden_state[:, -1]
     return hidden
@@ -189,7 +189,7 @@ class Writer(Generic[Key]):
         """Read the prompts of further rows; those that share a prefix stand best next to each other."""
         if not rows:
             return
-        enable_shared_prefixes(self._model.model.language_model.config)  # whatever attention was chosen meanwhile
+        enable_prefix_attention(self._model.model.language_model.config)  # whatever attention was chosen meanwhile
         state = SuffixCache.of_prompts(self._model, [row.prefix for _, row in rows], [row.suffix for _, row in rows])
         if self._state is not None:
             state = self._state.joined_with(state)

@@ -13,7 +13,7 @@ from transformers.processing_utils import ProcessorMixin
 from transformers.tokenization_utils_base import PreTrainedTokenizerBase
 
 from .image_processing import UrecaImageProcessor, tile_mask, tile_mask_as_released
-from .prompt import REGION_PROMPTS
+from .prompt import QUESTION, REGION_PROMPTS
 
 IMAGE_TOKENS = ("<img>", "<IMG_CONTEXT>", "</img>")
 MASK_TOKENS = ("<mask>", "<MASK_CONTEXT>", "</mask>")
@@ -22,9 +22,6 @@ SYSTEM_MESSAGE = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
 )
 """The system message that InternVL-2.5 and the released URECA were trained with."""
-
-QUESTION = "Describe this region in the image."
-"""The question of the released model's prompt."""
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM_MESSAGE + "<|im_end|>\n{% endif %}"

@@ -13,13 +13,14 @@ import torch
 
 from ureca.errors import DataError
 from ureca.hashing import digest
+from ureca.model.attention import Prefix
 from ureca.model.decoding import DecodedSequence, Writer
 from ureca.model.mask_encoder import FusedMaskEncoder, ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
 from ureca.model.prepared import MaskTiles, Picture, PreparedImage
-from ureca.model.processing import QUESTION, UrecaProcessor
+from ureca.model.processing import UrecaProcessor
+from ureca.model.prompt import QUESTION
 from ureca.model.settings import CaptionSettings
-from ureca.model.shared_prefix import Prefix
 
 Masks = Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_]
 

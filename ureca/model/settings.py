@@ -1,18 +1,13 @@
 """Settings of captioning and sizes of random models; free of torch, so that ``--help`` loads none."""
 
 import dataclasses
-from typing import Literal, Self, TypeAlias
+from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 from ureca.errors import SettingsError
-
-QUESTION = "Describe this region in the image."
-"""The question of the released model's prompt."""
-
-RegionPrompt: TypeAlias = Literal["mask", "none", "contour", "crop"]
-"""``ureca.model.prompt.RegionPrompt``, which loads torch."""
+from ureca.model.prompt import QUESTION
 
 
 class CaptionSettings(BaseModel):

@@ -19,7 +19,8 @@ from ureca.errors import DataError, ImageError
 from ureca.hashing import hash64
 from ureca.images import ImageLimits, decode_image
 from ureca.masks.rle import decode, from_coco
-from ureca.model.processing import QUESTION, UrecaProcessor
+from ureca.model.processing import UrecaProcessor
+from ureca.model.prompt import QUESTION
 from ureca.training.augmentation import AugmentationSettings, draw_scale, resize_image, resize_mask, scaled_size
 from ureca.training.index import TrainingIndex
 from ureca.training.packing import ImageExample, PackedBatch, Packer, RegionExample, from_bytes, to_bytes

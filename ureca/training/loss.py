@@ -6,38 +6,37 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from ureca.model.attention import PackedPrefixes, PackedSegments, PrefixAttention, enable_prefix_attention
 from ureca.model.mask_encoder import ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
-from ureca.model.packed_prefix import PackedAttention, PackedLayout, PrefixesOfRow, SegmentsOfRow
-from ureca.model.shared_prefix import enable_shared_prefixes
 from ureca.training.packing import IGNORED, PackedBatch
 
 
 class PackedLoss(nn.Module):
-    """A model together with its loss, as one module whose forward pass is a whole training pass.
+    """A model and its loss as one module, whose forward pass is a whole training pass.
 
     Args:
-        model: to be trained; its attention learns to read packed rows.
+        model: the model to train; its attention is changed to accept packed rows.
 
     Raises:
-        ValueError: if a layer of the language model has no full attention.
+        ValueError: if a layer of the language model has other than full attention.
     """
 
     def __init__(self, model: UrecaForConditionalGeneration) -> None:
         super().__init__()
-        enable_shared_prefixes(model.model.language_model.config)
+        enable_prefix_attention(model.model.language_model.config)
         self.model = model
 
     def forward(self, batch: PackedBatch, image_features: torch.Tensor | None = None) -> torch.Tensor:
-        """The loss of a batch on the model's device.
+        """Compute the loss of a batch on the model's device.
 
         Args:
             batch: L tokens of one or more images.
-            image_features: [image tiles, image_seq_length, D], projected, instead of the vision encoder's pass.
+            image_features: [image tiles, image_seq_length, D], projected; replaces the vision encoder's pass.
 
         Returns:
-            Sum over the answers' tokens of the cross entropy, in float32; divide by ``batch.num_answer_tokens``, or
-            by the number of all batches that make a step.
+            Sum of the cross entropy over the answers' tokens, float32; divide it by ``batch.num_answer_tokens``, or by
+            the answer tokens of all batches of a step.
         """
         logits, labels = self.logits(batch, image_features)
         return functional.cross_entropy(logits.float(), labels, reduction="sum")
@@ -45,33 +44,27 @@ class PackedLoss(nn.Module):
     def logits(
         self, batch: PackedBatch, image_features: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Logits [answer tokens, vocabulary] where an answer's token is to be predicted, and that token."""
-        embeddings = self._embeddings(batch, image_features)
+        """Compute logits [answer tokens, vocabulary] of the answers' tokens, and these tokens as labels."""
+        embeddings = self._embed(batch, image_features)
         positions, labels, layout = batch.position_ids[None], batch.labels, batch.layout()
-        if self._prefixes_are_constant():
-            of_prefixes = _prefix_tokens(layout, batch.input_ids.device)
-            prefixes = PrefixesOfRow.of_row(layout)
-            with torch.no_grad():
-                self._read(embeddings[:, of_prefixes], positions[:, of_prefixes], prefixes)
-            embeddings, positions, labels = (
-                embeddings[:, ~of_prefixes],
-                positions[:, ~of_prefixes],
-                labels[~of_prefixes],
-            )
-            hidden = self._read(embeddings, positions, SegmentsOfRow.of_row(layout, prefixes))
-        else:
+        model = self.model.model
+        parts = (model.vision_tower, model.multi_modal_projector, model.language_model)
+        if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
             hidden = self._read(embeddings, positions, layout)
+        else:
+            # Only the mask encoder or the head is trained, and a prefix depends on neither.
+            in_prefix = layout.prefix_mask(batch.input_ids.device)
+            prefixes = PackedPrefixes.of_row(layout)
+            with torch.no_grad():
+                self._read(embeddings[:, in_prefix], positions[:, in_prefix], prefixes)
+            segments = PackedSegments.of_row(layout, prefixes)
+            labels = labels[~in_prefix]
+            hidden = self._read(embeddings[:, ~in_prefix], positions[:, ~in_prefix], segments)
         answers = (labels != IGNORED).nonzero()[:, 0]
         return self.model.lm_head(hidden[0, answers]), labels[answers]
 
-    def _prefixes_are_constant(self) -> bool:
-        """Whether nothing but the mask encoder and the head is trained, neither of which a prefix depends on."""
-        model = self.model.model
-        parts = (model.vision_tower, model.multi_modal_projector, model.language_model)
-        return not any(parameter.requires_grad for part in parts for parameter in part.parameters())
-
-    def _embeddings(self, batch: PackedBatch, image_features: torch.Tensor | None) -> torch.Tensor:
-        """[1, L, D], with the features of images and masks in their places."""
+    def _embed(self, batch: PackedBatch, image_features: torch.Tensor | None) -> torch.Tensor:
+        """Embed the tokens, [1, L, D], with the features of images and masks in place of their placeholders."""
         model, config = self.model.model, self.model.config
         token_ids = batch.input_ids[None]
         embeddings = model.get_input_embeddings()(token_ids)
@@ -86,25 +79,15 @@ class PackedLoss(nn.Module):
             embeddings = fill_placeholders(embeddings, token_ids, config.mask_token_id, features, "mask")
         return embeddings
 
-    def _read(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: PackedAttention) -> torch.Tensor:
-        """Last hidden states [1, L, D]."""
+    def _read(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: PrefixAttention) -> torch.Tensor:
+        """Compute the last hidden states [1, L, D]."""
         outputs = self.model.model.language_model(
             inputs_embeds=embeddings,
-            # transformers passes a mask of four dimensions on as it is; `packed` says who sees whom.
+            # transformers passes a 4-dimensional mask on unchanged; the attention of packed rows ignores it.
             attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device),
             position_ids=positions,
             use_cache=False,
-            packed=attention,
+            prefix_attention=attention,
         )
         hidden: torch.Tensor = outputs.last_hidden_state
         return hidden
-
-
-def _prefix_tokens(layout: PackedLayout, device: torch.device) -> torch.Tensor:
-    """Bool [L]: which tokens of a row belong to prefixes."""
-    last = layout.images[-1]
-    num_tokens = last.segments[-1].stop if last.segments else last.prefix.stop
-    found = torch.zeros(num_tokens, dtype=torch.bool)
-    for image in layout.images:
-        found[image.prefix] = True
-    return found.to(device)

@@ -12,11 +12,11 @@ import numpy.typing as npt
 import torch
 from safetensors.torch import load, save
 
+from ureca.model.attention import PackedLayout
 from ureca.model.image_processing import UrecaImageProcessor
-from ureca.model.packed_prefix import PackedLayout
 from ureca.model.prepared import region_view
-from ureca.model.processing import MASK_TOKENS, QUESTION, UrecaProcessor, region_conversation
-from ureca.model.prompt import shares_image
+from ureca.model.processing import MASK_TOKENS, UrecaProcessor, region_conversation
+from ureca.model.prompt import QUESTION, shares_image
 
 IGNORED = -100
 """Label of tokens on which no loss is taken."""

@@ -5,12 +5,12 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
 from ureca.errors import SettingsError
+from ureca.model.prompt import RegionPrompt
 
 if TYPE_CHECKING:
     from torch import nn
 
     from ureca.model.modeling import UrecaForConditionalGeneration
-    from ureca.model.prompt import RegionPrompt
 
 
 class StageSettings(BaseModel):
@@ -128,7 +128,7 @@ def vision_is_frozen(model: "UrecaForConditionalGeneration") -> bool:
     return not has_trainable(model.model.vision_tower) and not has_trainable(model.model.multi_modal_projector)
 
 
-def check_region_prompt(stage: Align | Tune | Full, region_prompt: "RegionPrompt") -> None:
+def check_region_prompt(stage: Align | Tune | Full, region_prompt: RegionPrompt) -> None:
     """Refuse to train a mask encoder that no prompt uses.
 
     Raises:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, NonNegativeInt
 
 from ureca.hashing import digest
+from ureca.model.prompt import QUESTION, shares_image
 
 if TYPE_CHECKING:
     from ureca.model.processing import UrecaProcessor
@@ -146,9 +147,6 @@ class ProcessorTextTokens:
 
 def costs_of(processor: UrecaProcessor) -> TokenCosts:
     """What a packed row spends on images and masks with this processor."""
-    from ureca.model.processing import QUESTION
-    from ureca.model.prompt import shares_image
-
     beginning = processor.split_prompt(QUESTION)[0].replace(processor.image_token, processor.image_placeholders(0))
     prompt = processor.region_prompt
     with_mask = prompt == "mask"
