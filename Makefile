@@ -5,7 +5,7 @@ CONSTRAINTS := cluster/constraints.txt
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
+.PHONY: structure demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
 	$(BIN)/python -m ureca.jobs.demo $(DEMO)
@@ -35,6 +35,9 @@ lint: $(VENV)/.dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+
+structure: $(VENV)/.dev  ## sizes, imports and language of the source code, as a table; traces a curation and a training
+	$(BIN)/python -m benchmarks.structure --run
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
