@@ -16,7 +16,7 @@ def main(argv: Sequence[str]) -> int:
     arguments = _parser().parse_args(argv)
     to = arguments.to or _default_target(arguments.output)
     output = Output.of_run(arguments.output)
-    figures = write_report(
+    statistics = write_report(
         output.region_rows(),
         output.pixels,
         to,
@@ -24,7 +24,8 @@ def main(argv: Sequence[str]) -> int:
         work=output.report(),
         max_images=arguments.max_images,
     )
-    print(f"{to}: {figures.num_captioned} captions of {figures.num_images} images, {figures.num_failed} images failed")
+    counts = f"{statistics.num_captioned} captions of {statistics.num_images} images"
+    print(f"{to}: {counts}, {statistics.num_failed} images failed")
     return 0
 
 

@@ -1,5 +1,5 @@
 from tests.report.rows import drawn, failed_row, make_region, make_row
-from ureca.report.page import Figures
+from ureca.report.page import RunStatistics
 
 
 def test_rows_add_up() -> None:
@@ -10,7 +10,7 @@ def test_rows_add_up() -> None:
         make_region(4, drawn(50, 100, 99, 199), status="failed:timeout", caption=None, lookalike_ids=[1]),
     ]
     provenance = dict.fromkeys(("proposer", "annotator", "embedder", "verifier", "ureca"))
-    figures = Figures()
+    figures = RunStatistics()
     for annotator in ("first 1", "second 2", "first 1"):
         figures.add(make_row("a", regions, provenance=provenance | {"annotator": annotator}))
     figures.add(failed_row("b", "truncated", "too short"))
@@ -30,7 +30,7 @@ def test_rows_add_up() -> None:
 
 
 def test_the_list_of_failures_stays_small_and_their_number_right() -> None:
-    figures = Figures()
+    figures = RunStatistics()
     row = failed_row("b", "truncated", "too short")
     for _ in range(1000):
         figures.add(row)
