@@ -12,8 +12,9 @@ def main(argv: Sequence[str]) -> int:
     """Run the verb, print the table, and write it as Markdown and JSON."""
     settings = AblationSettings.load(argv)
     from ureca.errors import SettingsError
+    from ureca.evaluation.ablation import to_markdown
     from ureca.io import locate, replacing
-    from ureca.pipelines.ablation import ablate, to_markdown
+    from ureca.pipelines.ablation import ablate
 
     if not locate(settings.output).is_local:
         raise SettingsError(f"{settings.output} is not on this machine; name a folder for the tables and runs here")

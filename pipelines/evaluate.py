@@ -11,19 +11,17 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import now
 from ureca.errors import OutputError, SettingsError
-from ureca.evaluation import scoring as collecting
 from ureca.evaluation.benchmarks.base import Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
-from ureca.evaluation.measures import Measure, Unmeasured
+from ureca.evaluation.measures import Unmeasured
 from ureca.evaluation.metrics.bert_score import check_encoder
 from ureca.evaluation.metrics.java import tokenize
-from ureca.evaluation.metrics.scoring import measure_captions
 from ureca.evaluation.models import EvaluatedModel, parse_models
 from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.scoring import stored_predictions
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import to_forms
-from ureca.evaluation.uniqueness import measure_duplicates
 from ureca.io import below, locate
 from ureca.masks.generators.settings import ReusedMasksConfig
 from ureca.model.checkpoint_files import identify
@@ -139,17 +137,10 @@ class _Run:
 
     def evaluate(self, model: EvaluatedModel) -> Evaluated:
         """Measure a model's captions."""
-        settings = self._settings
         self._tell(f"{model.name}: measuring")
-        predictions = collecting.predictions_of(self._benchmark, self._captions(model))
-        metrics = [metric for metric in settings.metrics if metric != "BERTScore" or settings.bert_score is None]
-        measures: list[Measure | Unmeasured] = [
-            *measure_captions(predictions, metrics=metrics),
-            *self._unmeasured,
-            *measure_duplicates(predictions, settings.duplicates),
-        ]
-        judged, remarks = self._judging.measures(predictions, self._captions(model).path)
-        return Evaluated(model.name, predictions, [*measures, *judged], remarks)
+        predictions = stored_predictions(self._benchmark, self._captions(model))
+        measures, remarks = self._judging.measures(predictions, self._captions(model).path)
+        return Evaluated(model.name, predictions, [*measures, *self._unmeasured], remarks)
 
     def write_table(self, evaluated: Sequence[Evaluated]) -> EvaluationTable:
         """Build the table, and write it as Markdown, JSON and HTML."""

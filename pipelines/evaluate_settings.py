@@ -1,6 +1,4 @@
-"""Settings of ``ureca evaluate``.
-
-[from] Settings of those who judge captions."""
+"""Settings of ``ureca evaluate``, and of the scoring that is a part of it."""
 
 from typing import Annotated, ClassVar, Literal, Self
 
@@ -8,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import CommandSettings
-from ureca.curation.listener import ListenerSettings
 from ureca.data.samples import JsonlOptions
 from ureca.evaluation.benchmarks.base import (
     BenchmarkSettings,
@@ -19,6 +16,7 @@ from ureca.evaluation.benchmarks.base import (
 from ureca.evaluation.encoders import DualEncoderSettings
 from ureca.evaluation.metrics.bert_score import BertScoreSettings
 from ureca.evaluation.metrics.scoring import METRICS, Metric
+from ureca.evaluation.scorer import ScoringListenerConfig
 from ureca.evaluation.tables.build import TableSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
 from ureca.images import ImageLimits
@@ -33,15 +31,7 @@ from ureca.pipelines.settings import (
     check_actors_can_hold,
 )
 
-
-class PromptedListenerConfigOfEvaluation(ListenerSettings):
-    """The MLLM of ``mllm`` must choose the region from the caption, among those that could be meant."""
-
-    kind: Literal["prompted"] = "prompted"
-    max_distractors: int = Field(default=8, ge=1, description="regions shown beside the right one, at most")
-
-
-ListenerOfEvaluation = Annotated[NoListenerConfig | PromptedListenerConfigOfEvaluation, Field(discriminator="kind")]
+EvaluationListener = Annotated[NoListenerConfig | ScoringListenerConfig, Field(discriminator="kind")]
 
 
 class ScoringResources(BaseModel):
@@ -62,7 +52,7 @@ class ScoringSettings(BatchSettings):
     captions: str | None = Field(default=None, description="output of the captions; None: the references are judged")
     bert_score: BertScoreSettings | None = None
     retrieval: DualEncoderSettings | None = None
-    listener: ListenerOfEvaluation = NoListenerConfig()
+    listener: EvaluationListener = NoListenerConfig()
     mllm: Mllm = FakeConfig()
     resources: ScoringResources = ScoringResources()
 
@@ -129,7 +119,7 @@ class EvaluateSettings(CommandSettings):
     bert_score: BertScoreSettings | None = Field(default=None, description="None: BERTScore is left out")
     duplicates: DuplicateSettings = DuplicateSettings()
     retrieval: DualEncoderSettings | None = Field(default=None, description="None: captions are not retrieved by")
-    listener: ListenerOfEvaluation = NoListenerConfig()
+    listener: EvaluationListener = NoListenerConfig()
     mllm: Mllm = FakeConfig()
     table: TableSettings = TableSettings()
 

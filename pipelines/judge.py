@@ -14,12 +14,12 @@ from ureca.data.output import Output
 from ureca.data.processing import MaskedPartition
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.data.run_record import config_hash_of
-from ureca.evaluation import scoring as collecting
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
-from ureca.evaluation.measures import Measure
-from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings, bert_measure
+from ureca.evaluation.measures import Measure, Unmeasured
+from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.scoring import Scorers, ScoringStage
+from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoringListenerConfig, measure_predictions
+from ureca.evaluation.scoring import ScoringStage, stored_scores
 from ureca.hashing import checkpoint_digest, digest
 from ureca.io import below
 from ureca.pipelines.batch.actors import WritingActor
@@ -32,7 +32,6 @@ from ureca.pipelines.components import build_chat_model, build_encoder
 from ureca.pipelines.curate import REACHING_AN_MLLM
 from ureca.pipelines.evaluate_settings import (
     EvaluateSettings,
-    PromptedListenerConfigOfEvaluation,
     ScoringResources,
     ScoringSettings,
 )
@@ -52,7 +51,7 @@ class ScoringActor(WritingActor[ScoringSettings]):
         return ScoringStage(
             Output(settings.input, BENCHMARK_DATASET),
             None if settings.captions is None else Output(settings.captions, CAPTIONS_DATASET),
-            build_judges(settings),
+            build_scorer(settings),
             settings.image_limits,
             images_in_flight,
             crash_log,
@@ -63,20 +62,18 @@ class ScoringActor(WritingActor[ScoringSettings]):
         return (reuse_masks(number, entries) for number, entries in read_partitions(batch))
 
 
-def build_judges(settings: ScoringSettings) -> Scorers:
-    """Load those who judge.
+def build_scorer(settings: ScoringSettings) -> CaptionScorer:
+    """Load the encoder, the listener and BERTScore's model.
 
     Raises:
         SettingsError: a checkpoint or a package is missing.
     """
-    judges = Scorers(
-        encoder=build_encoder(settings.retrieval),
-        bert=None if settings.bert_score is None else BertScorer(settings.bert_score),
-    )
-    if not isinstance(settings.listener, PromptedListenerConfigOfEvaluation):
-        return judges
+    encoder = build_encoder(settings.retrieval)
+    bert = None if settings.bert_score is None else BertScorer(settings.bert_score)
+    if not isinstance(settings.listener, ScoringListenerConfig):
+        return CaptionScorer(encoder, bert=bert)
     listener = PromptedListener(build_chat_model(settings.mllm), settings.listener)
-    return Scorers(judges.encoder, listener, judges.bert, settings.listener.max_distractors)
+    return CaptionScorer(encoder, listener, bert, settings.listener.max_distractors)
 
 
 def graph(
@@ -133,47 +130,50 @@ class Scoring:
         self._folder = folder
         self._bert_score = bert_score
         self._tell = tell
-        self._of_references: collecting.ScoredCaptions | None = None
+        self._reference_scores: list[CaptionScores] | None = None
 
-    def measures(self, predictions: Sequence[Prediction], captions: str) -> tuple[list[Measure], list[str]]:
-        """Measures, and remarks for the reader, of predictions whose captions are in that output."""
+    def measures(
+        self, predictions: Sequence[Prediction], captions: str
+    ) -> tuple[list[Measure | Unmeasured], list[str]]:
+        """Measures of predictions whose captions are in the output at ``captions``, and remarks for the reader."""
         settings = self._settings
-        if not self._is_asked():
-            return [], []
-        judged, num_failed = self._judge(predictions, captions)
-        measures = collecting.scenes(judged)
-        if self._bert_score is not None:
-            measures.append(bert_measure([row["bert_f1"] for row in judged], self._bert_score))
-        if settings.retrieval is not None:
-            name = settings.retrieval.checkpoint
-            measures += collecting.retrieval(predictions, judged, self._references(), name)
-        if isinstance(settings.listener, PromptedListenerConfigOfEvaluation):
+        scores, num_failed = self._score(predictions, captions) if self._has_scorers() else (None, 0)
+        encoder_name = None if settings.retrieval is None else settings.retrieval.checkpoint
+        listener_name = None
+        if isinstance(settings.listener, ScoringListenerConfig):
             mllm = settings.mllm
-            name = str(getattr(mllm, "model", None) or getattr(mllm, "checkpoint", mllm.kind))
-            measures += collecting.listener(predictions, judged, self._references(), name)
+            listener_name = str(getattr(mllm, "model", None) or getattr(mllm, "checkpoint", mllm.kind))
+        measures = measure_predictions(
+            predictions,
+            scores,
+            metrics=[metric for metric in settings.metrics if metric != "BERTScore" or settings.bert_score is None],
+            duplicates=settings.duplicates,
+            bert_score=self._bert_score,
+            encoder_name=encoder_name,
+            listener_name=listener_name,
+            reference_scores=self._references() if encoder_name or listener_name else None,
+        )
         remarks = [f"Images that could not be looked at to judge captions by: {num_failed:,}."] if num_failed else []
         return measures, remarks
 
-    def _is_asked(self) -> bool:
+    def _has_scorers(self) -> bool:
         settings = self._settings
         if (
             settings.retrieval is not None
-            or isinstance(settings.listener, PromptedListenerConfigOfEvaluation)
+            or isinstance(settings.listener, ScoringListenerConfig)
             or self._bert_score is not None
         ):
             return True
         return any(row["scene"] for row in self._benchmark.rows(self._benchmark.partitions[0]))
 
-    def _references(self) -> collecting.ScoredCaptions:
-        """What encoder and listener make of the references, for the ceilings: the same for all models."""
-        if self._of_references is None:
+    def _references(self) -> list[CaptionScores]:
+        """The scores of the references, for the ceilings; they are the same for all models."""
+        if self._reference_scores is None:
             self._tell("ceilings: judging the references")
-            self._of_references, _ = self._judge(None, None)
-        return self._of_references
+            self._reference_scores, _ = self._score(None, None)
+        return self._reference_scores
 
-    def _judge(
-        self, predictions: Sequence[Prediction] | None, captions: str | None
-    ) -> tuple[collecting.ScoredCaptions, int]:
+    def _score(self, predictions: Sequence[Prediction] | None, captions: str | None) -> tuple[list[CaptionScores], int]:
         settings = self._settings
         asked = ScoringSettings(
             input=self._benchmark.output.path,
@@ -192,7 +192,7 @@ class Scoring:
         config_hash = config_hash_of(asked.model_dump(mode="json"), MAY_CHANGE | _MAY_CHANGE, identity)
         asked = asked.model_copy(update={"output": below(self._folder, config_hash)})
         run_batch(_JUDGE, asked, on_plan=print_plan, identity=identity)
-        return collecting.judged_of(self._benchmark, Output(asked.output, JUDGED_DATASET))
+        return stored_scores(self._benchmark, Output(asked.output, JUDGED_DATASET))
 
 
 def _identity(settings: ScoringSettings) -> dict[str, str]:

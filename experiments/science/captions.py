@@ -1,4 +1,4 @@
-"""Captions of the regions that a model has not seen, and what each is worth."""
+"""Captions of the test scenes' regions by a trained model, with their scores."""
 
 import time
 from collections.abc import Iterator
@@ -13,7 +13,8 @@ from pydantic import BaseModel, ConfigDict, TypeAdapter
 
 from ureca.data.output import Output
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.uniqueness import Resolution, resolution
+from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoredCaption
+from ureca.evaluation.uniqueness import Resolution
 from ureca.io import replacing
 from ureca.masks.rle import decode, from_coco
 from ureca.model.captioner import RegionCaptioner
@@ -23,8 +24,8 @@ from ureca.scenes.scene import read_scene
 _IMAGES_AT_ONCE = 4
 
 
-class ScoredCaptions(BaseModel):
-    """The caption of a region, and what ``ureca.scenes.scene`` makes of it."""
+class SceneCaption(BaseModel):
+    """The caption of a region of a scene, and its resolution in the scene."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -38,52 +39,71 @@ class ScoredCaptions(BaseModel):
 
     @property
     def prediction(self) -> Prediction:
-        """As measures take it."""
+        """The caption as a prediction, with its only reference."""
         return Prediction(
             self.image_id, self.region_id, self.caption, (self.reference,), self.depth, self.area_fraction
         )
 
+    @property
+    def scores(self) -> CaptionScores:
+        """The scores of the caption."""
+        return CaptionScores(resolution=self.resolution)
 
-_ALL = TypeAdapter(list[ScoredCaptions])
+
+_CAPTIONS = TypeAdapter(list[SceneCaption])
 
 
 def caption_scenes(model: Path, scenes: Path, path: Path, *, max_new_tokens: int) -> float:
-    """Caption every region of a set of scenes with a checkpoint and write what became of it; returns CPU seconds."""
+    """Caption every region of a set of scenes, score the captions, and write both as JSON.
+
+    Args:
+        model: folder of the checkpoint.
+        scenes: folder of the set of scenes.
+        path: JSON file to write, which ``read_captions`` reads.
+        max_new_tokens: largest length of a caption in tokens.
+
+    Returns:
+        CPU seconds of this process.
+    """
     began = time.process_time()
     captioner = RegionCaptioner.from_pretrained(model, device="cpu")
+    scorer = CaptionScorer()
     settings = CaptionSettings(max_new_tokens=max_new_tokens, batch_size=128)
-    judged: list[ScoredCaptions] = []
+    captions: list[SceneCaption] = []
     rows = Output(str(scenes)).rows()
-    while some := list(islice(rows, _IMAGES_AT_ONCE)):
-        masks = [list(_masks(row)) for row in some]
-        captions = captioner.describe([_pixels(row["uri"]) for row in some], masks, settings)
-        for row, of_image in zip(some, captions, strict=True):
-            judged += _judge(row, [caption.text for caption in of_image])
+    while batch := list(islice(rows, _IMAGES_AT_ONCE)):
+        pixels = [_read_pixels(row["uri"]) for row in batch]
+        answers = captioner.describe(pixels, [list(_masks(row)) for row in batch], settings)
+        for row, of_image in zip(batch, answers, strict=True):
+            captions += _score(row, [caption.text for caption in of_image], scorer)
     with replacing(path, overwrite=True) as temporary:
-        temporary.write_bytes(_ALL.dump_json(judged, indent=1))
+        temporary.write_bytes(_CAPTIONS.dump_json(captions, indent=1))
     return time.process_time() - began
 
 
-def read_captions(path: Path) -> list[ScoredCaptions]:
-    """What ``caption_scenes`` wrote."""
-    return _ALL.validate_json(path.read_bytes())
+def read_captions(path: Path) -> list[SceneCaption]:
+    """Read a file of ``caption_scenes``."""
+    return _CAPTIONS.validate_json(path.read_bytes())
 
 
-def _judge(row: dict[str, Any], captions: list[str]) -> Iterator[ScoredCaptions]:
-    scene = read_scene(Path(row["uri"]).with_suffix(".json"))
+def _score(row: dict[str, Any], texts: list[str], scorer: CaptionScorer) -> Iterator[SceneCaption]:
+    captions = [ScoredCaption(region["region_id"], text) for region, text in zip(row["regions"], texts, strict=True)]
+    scorer.resolve(captions, read_scene(Path(row["uri"]).with_suffix(".json")))
     for region, caption in zip(row["regions"], captions, strict=True):
-        yield ScoredCaptions(
-            image_id=row["image_id"],
-            region_id=region["region_id"],
-            caption=caption,
-            reference=region["caption"],
-            depth=region["depth"],
-            area_fraction=region["area_px"] / (row["height"] * row["width"]),
-            resolution=resolution(caption, region["region_id"], scene),
+        yield SceneCaption.model_validate(
+            {
+                "image_id": row["image_id"],
+                "region_id": region["region_id"],
+                "caption": caption.caption,
+                "reference": region["caption"],
+                "depth": region["depth"],
+                "area_fraction": region["area_px"] / (row["height"] * row["width"]),
+                "resolution": caption.scores.resolution,
+            }
         )
 
 
-def _pixels(uri: str) -> npt.NDArray[np.uint8]:
+def _read_pixels(uri: str) -> npt.NDArray[np.uint8]:
     with Image.open(uri) as image:
         return np.asarray(image.convert("RGB"))
 

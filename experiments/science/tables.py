@@ -1,43 +1,47 @@
-"""The tables of the models that are finished."""
+"""Tables that compare the finished models."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from experiments.science.captions import ScoredCaptions
+from experiments.science.captions import SceneCaption
 from experiments.science.settings import TABLES, VARIANTS, ScienceSettings
-from ureca.evaluation.measures import Measure, Unmeasured
-from ureca.evaluation.metrics.scoring import Metric, measure_captions
+from ureca.evaluation.metrics.scoring import Metric
+from ureca.evaluation.scorer import measure_predictions
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import write_table
-from ureca.evaluation.uniqueness import DuplicateSettings, measure_duplicates, resolution_measures
+from ureca.evaluation.uniqueness import DuplicateSettings
 
 TITLES = {
     "prompts": "How a model is told which region is meant",
     "mask_tokens": "Mask tokens of a tile",
 }
 
-
 _FIRST = "prompts"
 
 
 def write_tables(
     settings: ScienceSettings,
-    captions: Mapping[str, list[ScoredCaptions]],
+    captions: Mapping[str, list[SceneCaption]],
     figures: Mapping[str, dict[str, Any]],
     folder: Path,
     metrics: Sequence[Metric],
 ) -> list[Path]:
-    """Write each table that two or more finished models are in, and the first one of a single model; returns the files.
+    """Write each table that compares two or more finished models, and the first table also for a single model.
 
     Args:
-        settings: of the experiment.
-        captions: by name of a finished model.
-        figures: of its training, as ``train_variant`` returns them.
-        folder: that exists.
-        metrics: of captions against references; they take seconds a model.
+        settings: settings of the experiment.
+        captions: captions of the test set by the name of each finished model.
+        figures: figures of each model's training, as ``train_variant`` returns them.
+        folder: existing folder for the tables.
+        metrics: metrics of captions against references, which take seconds a model; none leaves out duplicates, too.
+
+    Returns:
+        The paths of the files.
     """
-    evaluated = {name: _evaluated(name, judged, figures[name], settings, metrics) for name, judged in captions.items()}
+    evaluated = {
+        name: _evaluate(name, of_model, figures[name], settings, metrics) for name, of_model in captions.items()
+    }
     paths = []
     for table, names in TABLES.items():
         models = [evaluated[name] for name in names if name in evaluated]
@@ -55,23 +59,25 @@ def _table(name: str, models: list[Evaluated], settings: ScienceSettings) -> Eva
     return build_table(models, settings.table, title=title)
 
 
-def _evaluated(
+def _evaluate(
     name: str,
-    judged: list[ScoredCaptions],
+    captions: list[SceneCaption],
     figures: dict[str, Any],
     settings: ScienceSettings,
     metrics: Sequence[Metric],
 ) -> Evaluated:
     variant = VARIANTS[name]
-    predictions = [one.prediction for one in judged]
-    measures: list[Measure | Unmeasured] = [*resolution_measures([one.resolution for one in judged])]
-    if metrics:
-        measures += measure_captions(predictions, metrics=metrics)
-        measures += measure_duplicates(predictions, DuplicateSettings())
+    predictions = [caption.prediction for caption in captions]
+    measures = measure_predictions(
+        predictions,
+        [caption.scores for caption in captions],
+        metrics=metrics,
+        duplicates=DuplicateSettings() if metrics else None,
+    )
     tokens = variant.sizes(settings.sizes).num_mask_tokens
-    told = f"{tokens} mask tokens a tile, " if variant.region_prompt == "mask" else ""
+    mask_tokens = f"{tokens} mask tokens a tile, " if variant.region_prompt == "mask" else ""
     remark = (
-        f"{told}{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "
+        f"{mask_tokens}{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "
         f"{figures['regions']} regions, {figures['cpu_s']:.0f} CPU seconds ({figures['wall_s']:.0f} by the clock, "
         f"{figures['precision']}), loss {figures['loss']:.3f} at the end."
     )

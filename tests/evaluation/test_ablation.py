@@ -10,9 +10,10 @@ from tests.drawn import write_corpus
 from ureca.curation.rule_based.captioner import RuleBasedListener
 from ureca.curation.walk import StageSettings
 from ureca.data.output import Output
+from ureca.evaluation.ablation import VariantResult, measure_variant, to_markdown
+from ureca.evaluation.scorer import CaptionScorer
 from ureca.evaluation.tables.formats import NOT_MEASURED
 from ureca.jobs.cli import main
-from ureca.pipelines.ablation import Ablated, Scorers, measure_variant, to_markdown
 from ureca.pipelines.ablation_settings import FULL, AblationSettings
 from ureca.pipelines.curate_settings import NoListenerConfig, NoVerificationConfig
 from ureca.scenes.files import write_scenes
@@ -21,7 +22,7 @@ from ureca.scenes.files import write_scenes
 def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(tmp_path: Path) -> None:
     write_scenes(tmp_path, 2, split="test", seed=1, width_px=224, height_px=224)
     output = Output(str(tmp_path))
-    whole = measure_variant("whole", output, Scorers(listener=RuleBasedListener()))
+    whole = measure_variant("whole", output, CaptionScorer(listener=RuleBasedListener()))
     assert whole.num_kept == whole.num_regions > 20
     assert whole.figures["Correct"] == 1.0
     assert whole.figures["Duplicates"] == whole.figures["Wrong"] == 0.0
@@ -35,7 +36,7 @@ def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(t
     regions[2]["status"] = "skipped:small"
     regions[3]["caption"] = regions[4]["caption"]
     output.write_partition(0, rows, output.report([0]))
-    changed = measure_variant("changed", output, Scorers())
+    changed = measure_variant("changed", output, CaptionScorer())
     assert changed.num_regions == whole.num_regions - 1
     assert (changed.num_kept, changed.num_invalid, changed.num_failed) == (whole.num_kept - 3, 1, 1)
     assert changed.figures["Duplicates"] == pytest.approx(2 / changed.num_kept)
@@ -46,8 +47,8 @@ def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(t
 def test_the_table_has_a_row_a_variant() -> None:
     made: dict[str, Any] = {"num_invalid": 1, "num_failed": 0, "num_new_tokens": 5}
     rows = [
-        Ablated(variant="a", num_regions=8, num_kept=7, num_calls=20, figures={"Duplicates": 0.25}, **made),
-        Ablated(variant="b", num_regions=8, num_kept=6, num_calls=0, figures={"Listener": 1.0}, **made),
+        VariantResult(variant="a", num_regions=8, num_kept=7, num_calls=20, figures={"Duplicates": 0.25}, **made),
+        VariantResult(variant="b", num_regions=8, num_kept=6, num_calls=0, figures={"Listener": 1.0}, **made),
     ]
     head, _, first, second = to_markdown(rows).splitlines()
     assert head.startswith(

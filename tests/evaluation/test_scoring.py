@@ -1,9 +1,8 @@
-"""Units of captions before those who judge: an encoder, a listener, BERTScore's model, and the scene."""
+"""Partitions of captions scored by an encoder, a listener, BERTScore's model, and the scene."""
 
 import asyncio
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -14,15 +13,16 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import AnswerError
-from ureca.evaluation import scoring as collecting
 from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.encoders import DualEncoder, DualEncoderSettings
-from ureca.evaluation.measures import Measure
+from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
 from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
-from ureca.evaluation.scoring import Scorers, ScoringStage
+from ureca.evaluation.scorer import CaptionScorer, CaptionScores, measure_predictions
+from ureca.evaluation.scoring import ScoringStage, stored_predictions, stored_scores
+from ureca.evaluation.uniqueness import Retrieved
 from ureca.images import ImageLimits
 from ureca.masks.views import Views
 from ureca.scenes.files import write_scenes
@@ -56,89 +56,101 @@ def benchmark(tmp_path: Path) -> StoredBenchmark:
     return StoredBenchmark.open(str(tmp_path / "benchmark"), found, Sample(), {})
 
 
-def judge(
-    tmp_path: Path, benchmark: StoredBenchmark, captions: Output | None, judges: Scorers
-) -> tuple[collecting.ScoredCaptions, int, PartitionReport]:
-    judged = Output(str(tmp_path / f"judged-{captions is None}"), JUDGED_DATASET)
-    stage = ScoringStage(benchmark.output, captions, judges, ImageLimits(), 2)
+def score(
+    tmp_path: Path, benchmark: StoredBenchmark, captions: Output | None, scorer: CaptionScorer
+) -> tuple[list[CaptionScores], int, PartitionReport]:
+    """Score the benchmark partition by partition; the scores as they are read back, failed images, and the work."""
+    scored = Output(str(tmp_path / f"scored-{captions is None}"), JUDGED_DATASET)
+    stage = ScoringStage(benchmark.output, captions, scorer, ImageLimits(), 2)
     entries = [ManifestEntry.from_row(row) for row in list_run(benchmark.output, with_regions=True).to_pylist()]
     total = PartitionReport()
 
-    async def all_units() -> None:
+    async def all_partitions() -> None:
         nonlocal total
         for partition, entry in zip(benchmark.partitions, entries, strict=True):
             rows, report = await stage(reuse_masks(partition, [entry]))
-            judged.write_partition(partition, rows, report)
+            scored.write_partition(partition, rows, report)
             total = total + report
 
-    asyncio.run(all_units())
-    return *collecting.judged_of(benchmark, judged), total
+    asyncio.run(all_partitions())
+    return *stored_scores(benchmark, scored), total
 
 
-def values(measures: list[Measure]) -> dict[str, float]:
-    return {measure.name: measure.value() for measure in measures}
+def by_name(measures: list[Measure | Unmeasured]) -> dict[str, Measure]:
+    return {measure.name: measure for measure in measures if isinstance(measure, Measure)}
 
 
-def test_captions_and_references_are_judged(tmp_path: Path, benchmark: StoredBenchmark) -> None:
-    """Captions: the references, but for one region that is said to be another, one that is blank, one of nonsense."""
+def test_stage_with_captions_and_references_fills_in_all_scores(tmp_path: Path, benchmark: StoredBenchmark) -> None:
+    """Captions are the references, except for one of another region, one that is blank, and one of nonsense."""
     texts = read_jsonl_captions(str(tmp_path / "scenes" / "captions.jsonl"))
     first, second, third, fourth, *_ = keys = [key for key in texts if key[0].endswith("0")]
     said = dict(texts) | {first: texts[second], second: " ", third: "a dog"}
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
     write_given(said, benchmark, captions, source="given")
     listener = Matching({texts[key]: int(key[1]) for key in keys}, silent_on=texts[fourth])
-    judges = Scorers(
+    bert_score = BertScoreSettings(model=save_bert(tmp_path / "bert"), device="cpu")
+    scorer = CaptionScorer(
         encoder=DualEncoder(DualEncoderSettings(checkpoint=save_dual_encoder(tmp_path / "clip"), device="cpu")),
         listener=listener,
-        bert=BertScorer(BertScoreSettings(model=save_bert(tmp_path / "bert"), device="cpu")),
+        bert=BertScorer(bert_score),
         max_distractors=3,
     )
-    predictions = collecting.predictions_of(benchmark, captions)
-    judged, num_failed, report = judge(tmp_path, benchmark, captions, judges)
+    predictions = stored_predictions(benchmark, captions)
+    scores, num_failed, report = score(tmp_path, benchmark, captions, scorer)
     assert num_failed == 1
     assert report.seconds["judge"] > 0
-    assert len(judged) == len(predictions) == benchmark.num_regions
+    assert len(scores) == len(predictions) == benchmark.num_regions
     unseen = sum(item.image_id == "test_0_000001" for item in predictions)
     assert all(len(asked) <= 4 for asked in listener.asked)
 
-    found = values(collecting.scenes(judged))
-    assert found["Correct"] == pytest.approx(1 - 3 / benchmark.num_regions)
-    assert found["Wrong"] == pytest.approx(3 / benchmark.num_regions)
-    assert found["Not of the language"] == pytest.approx(2 / benchmark.num_regions)  # blank, and nonsense
-    scores = {(item.image_id, item.region_id): row["bert_f1"] for item, row in zip(predictions, judged, strict=True)}
-    assert scores[(second[0], int(second[1]))] == 0
-    assert sum(score == pytest.approx(1, abs=1e-4) for score in scores.values()) >= benchmark.num_regions - 3
+    f1 = {(item.image_id, item.region_id): of.bert_f1 for item, of in zip(predictions, scores, strict=True)}
+    assert f1[(second[0], int(second[1]))] == 0
+    assert sum(value == pytest.approx(1, abs=1e-4) for value in f1.values()) >= benchmark.num_regions - 3
 
-    of_references, num_failed, _ = judge(tmp_path, benchmark, None, judges)
+    reference_scores, num_failed, _ = score(tmp_path, benchmark, None, scorer)
     assert num_failed == 1
-    assert {row["resolution"] for row in of_references} == {row["bert_f1"] for row in of_references} == {None}
-    heard = collecting.listener(predictions, judged, of_references, "matching")
+    assert {of.resolution for of in reference_scores} == {of.bert_f1 for of in reference_scores} == {None}
+    found = by_name(
+        measure_predictions(
+            predictions,
+            scores,
+            bert_score=bert_score,
+            encoder_name="clip",
+            listener_name="matching",
+            reference_scores=reference_scores,
+        )
+    )
+    assert found["BERTScore"].value() > 0.9
+    assert found["Correct"].value() == pytest.approx(1 - 3 / benchmark.num_regions)
+    assert found["Wrong"].value() == pytest.approx(3 / benchmark.num_regions)
+    assert found["Not of the language"].value() == pytest.approx(2 / benchmark.num_regions)  # blank, and nonsense
     asked = benchmark.num_regions - unseen
     # One is taken for another, one is blank, one is of nothing; and of one there is no usable answer.
-    assert values(heard)["Listener"] == pytest.approx((asked - 4) / (asked - 1))
-    assert values(heard)["Listener ceiling"] == 1
-    retrieved = collecting.retrieval(predictions, judged, of_references, "clip")
-    assert retrieved[0].statistics[:, 1].sum() == retrieved[2].statistics[:, 1].sum() == asked
+    assert found["Listener"].value() == pytest.approx((asked - 4) / (asked - 1))
+    assert found["Listener ceiling"].value() == 1
+    assert found["Retrieval R@1"].statistics[:, 1].sum() == found["Retrieval ceiling"].statistics[:, 1].sum() == asked
     place = next(place for place, item in enumerate(predictions) if item.region_id == int(second[1]))
-    assert (judged[place]["is_first"], judged[place]["num_candidates"]) == (0.0, len(keys))
-    assert of_references[place]["is_first"] is not None
+    assert scores[place].retrieved == Retrieved(0.0, 0.0, len(keys))
+    assert reference_scores[place].retrieved is not None
 
 
-def test_a_region_without_caption_counts_even_if_nobody_can_look(tmp_path: Path, benchmark: StoredBenchmark) -> None:
+def test_measures_region_without_caption_in_unreadable_image_counts_as_failure(
+    tmp_path: Path, benchmark: StoredBenchmark
+) -> None:
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
     texts = {key: text for key, text in read_output_captions(str(tmp_path / "scenes")).items() if key[0].endswith("0")}
     write_given(texts, benchmark, captions, source="given")
     encoder = DualEncoder(DualEncoderSettings(checkpoint=save_dual_encoder(tmp_path / "clip"), device="cpu"))
-    predictions = collecting.predictions_of(benchmark, captions)
-    judged, _, _ = judge(tmp_path, benchmark, captions, Scorers(encoder=encoder))
-    retrieved = collecting.retrieval(predictions, judged, judged, "clip")
-    assert retrieved[0].statistics[:, 1].sum() == benchmark.num_regions
-    heard: list[Any] = collecting.listener(predictions, judged, judged, "nobody")
+    predictions = stored_predictions(benchmark, captions)
+    scores, _, _ = score(tmp_path, benchmark, captions, CaptionScorer(encoder))
+    found = by_name(
+        measure_predictions(predictions, scores, encoder_name="clip", listener_name="none", reference_scores=scores)
+    )
+    assert found["Retrieval R@1"].statistics[:, 1].sum() == benchmark.num_regions
     blank = sum(item.is_blank for item in predictions)
-    assert heard[0].statistics[:, 1].sum() == blank > 0
-    found = values(collecting.scenes(judged))
-    assert found["Wrong"] == pytest.approx(blank / benchmark.num_regions)
+    assert found["Listener"].statistics[:, 1].sum() == blank > 0
+    assert found["Wrong"].value() == pytest.approx(blank / benchmark.num_regions)
     (Path(benchmark.rows(0)[0]["scene"])).unlink()
-    judged, num_failed, _ = judge(tmp_path, benchmark, captions, Scorers())
+    scores, num_failed, _ = score(tmp_path, benchmark, captions, CaptionScorer())
     assert num_failed == 1
-    assert judged[0]["resolution"] is None
+    assert scores[0].resolution is None
