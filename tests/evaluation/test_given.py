@@ -15,7 +15,7 @@ from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
-from ureca.evaluation.scoring import predictions_of
+from ureca.evaluation.scoring import stored_predictions
 from ureca.schema import CAPTIONS_DATASET
 
 
@@ -48,7 +48,7 @@ def test_lines_of_any_form_find_their_regions(tmp_path: Path, benchmark: StoredB
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
     report = write_given(read_jsonl_captions(path), benchmark, output, source=path)
     assert (report.num_images, report.num_regions, report.num_failed_regions) == (2, 3, 1)
-    predictions = predictions_of(benchmark, output)
+    predictions = stored_predictions(benchmark, output)
     assert [(found.caption, found.failure) for found in predictions] == [
         *(("one", None), ("two", None), ("three", None), ("", "caption: no_text"))
     ]
@@ -56,7 +56,7 @@ def test_lines_of_any_form_find_their_regions(tmp_path: Path, benchmark: StoredB
     assert predictions[0].area_fraction == pytest.approx(0.316, abs=0.01)
     # Again, with less: what was there before is gone.
     write_given({("img_0000", "1"): "one"}, benchmark, output, source=path)
-    failures = [found.failure for found in predictions_of(benchmark, output)]
+    failures = [found.failure for found in stored_predictions(benchmark, output)]
     assert failures == [None, *["caption: not_given"] * 3]
 
 
@@ -67,7 +67,7 @@ def test_outputs_are_read_whatever_verb_wrote_them(tmp_path: Path, benchmark: St
     write_given(read_output_captions(curated), benchmark, output, source=curated)
     again = Output(str(tmp_path / "again"), CAPTIONS_DATASET)
     write_given(read_output_captions(output.path), benchmark, again, source=output.path)
-    for predictions in (predictions_of(benchmark, output), predictions_of(benchmark, again)):
+    for predictions in (stored_predictions(benchmark, output), stored_predictions(benchmark, again)):
         assert [found.caption for found in predictions] == ["the only disc 1", "the only disc 2"] * 2
 
 
@@ -77,7 +77,7 @@ def test_errors_of_rows_are_failures_of_their_regions(tmp_path: Path, benchmark:
     (row,) = output.partition_rows(1)
     error = {"stage": "read", "kind": "truncated", "message": "it ends"}
     output.write_partition(1, [row | {"captions": [], "error": error}], PartitionReport())
-    failures = [found.failure for found in predictions_of(benchmark, output)]
+    failures = [found.failure for found in stored_predictions(benchmark, output)]
     assert failures == [None, "caption: not_given", "read: truncated", "read: truncated"]
 
 
