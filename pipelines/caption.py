@@ -149,10 +149,6 @@ def graph(
     )
 
 
-# What the checkpoint is, its fingerprint tells; how many regions are written at once makes no other captions.
-_MAY_CHANGE = frozenset({"model", "captioner.batch_size"})
-
-
 def caption(
     settings: CaptioningSettings,
     on_plan: Callable[[int, int], None],
@@ -245,6 +241,5 @@ _CAPTION = BatchCommand(
     dataset=CAPTIONS_DATASET,
     list_input=_list_input,
     graph=graph,
-    may_change=_MAY_CHANGE,
     packages=("torch", "transformers"),
 )

@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from ureca.config import MAY_CHANGE
 from ureca.masks.generators.settings import (
     AnnotationsConfig,
     PromptedSamConfig,
@@ -49,7 +50,7 @@ class CaptioningSettings(PlannableSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca caption")
     command: ClassVar[str] = "caption"
 
-    model: str = Field(
+    model: Annotated[str, MAY_CHANGE] = Field(
         description="folder of a checkpoint of URECA, which every machine can read; or, as a baseline, any other model "
         "that sees images, a folder or a name on the hub"
     )
@@ -66,7 +67,7 @@ class CaptioningSettings(PlannableSettings):
     )
     masks: Annotated[MaskSource | AutoMasksConfig, Field(discriminator="kind")] = AutoMasksConfig()
     captioner: CaptionSettings = CaptionSettings()
-    resources: CaptionResources = CaptionResources()
+    resources: Annotated[CaptionResources, MAY_CHANGE] = CaptionResources()
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:

@@ -139,21 +139,6 @@ def _share_of(settings: CurateSettings, num_actors: int) -> CurateSettings:
     return settings.model_copy(update={"mllm": settings.mllm.model_copy(update=share)})
 
 
-# How a model is reached makes no other captions; what a checkpoint is, its content tells.
-REACHING_AN_MLLM = frozenset(
-    {
-        *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
-        *("mllm.connect_timeout_s", "mllm.request_timeout_s", "mllm.initial_backoff_s", "mllm.max_wait_s"),
-        *("mllm.outage_timeout_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer"),
-        *("mllm.device", "mllm.max_batch_size", "mllm.tensor_parallel_size", "mllm.gpu_memory_utilization"),
-        *("mllm.min_replicas", "mllm.max_replicas", "mllm.requests_per_replica", "mllm.accelerator_type", "mllm.port"),
-    }
-)
-"""How a model is reached, and what it runs on, makes no other answers."""
-
-_MAY_CHANGE = REACHING_AN_MLLM | {"masks.checkpoint", "embedder.checkpoint", "mllm.checkpoint"}
-
-
 def curate(
     settings: CurateSettings, on_plan: Callable[[int, int], None], progress_of: Callable[[int], Progress] = Progress
 ) -> PartitionReport:
@@ -191,7 +176,6 @@ _CURATE = BatchCommand(
     list_input=_list_input,
     graph=graph,
     within=chat_application,
-    may_change=_MAY_CHANGE,
     packages=("scikit-image",),
 )
 

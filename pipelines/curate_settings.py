@@ -5,6 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from ureca.config import MAY_CHANGE
 from ureca.curation.curator import TreeSettings, ViewSettings
 from ureca.curation.embedders import Dinov2Settings
 from ureca.curation.listener import ListeningSettings
@@ -141,7 +142,7 @@ class CurateSettings(PlannableSettings):
     verification: Annotated[
         NoVerificationConfig | RuleBasedConfig | PromptedConfig | OracleConfig, Field(discriminator="kind")
     ] = NoVerificationConfig()
-    resources: CurateResources = CurateResources()
+    resources: Annotated[CurateResources, MAY_CHANGE] = CurateResources()
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:

@@ -1,16 +1,14 @@
 """``evaluate``: a benchmark is stored, captioned by each model, judged and made a table of."""
 
-import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ureca import __version__
 from ureca import io as storage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.run_record import now
-from ureca.errors import OutputError, SettingsError
+from ureca.data.run_record import RunRecord, State
+from ureca.errors import SettingsError
 from ureca.evaluation.benchmarks.base import Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
@@ -87,17 +85,13 @@ class _Run:
         self._settings = settings
         self._tell = tell
         self.output = Output(settings.output)
-        before = self.output.run() if self.output.exists() else {}
-        if before and (command := before.get("command")) != settings.command:
-            raise OutputError(f"{settings.output} is the output of {command!r}, not of evaluate; name another folder")
+        self._record = RunRecord(self.output, settings.command, settings)
         self.models = parse_models(settings.models)
         for model in self.models:
             if model.kind == "checkpoint":
                 usable_checkpoint(self._captioning(model))
         self._unmeasured = _check_metrics(settings)
         self._source = open_benchmark(settings.input, settings.benchmark)
-        self._sessions_before = before.get("sessions", [])
-        self._started = now()
 
     def begin(self) -> None:
         """Store the benchmark, unless that was done before."""
@@ -160,25 +154,13 @@ class _Run:
             storage.write_bytes(self.output.filesystem, path, text.encode())
         return table
 
-    def write_record(self, state: str, reports: Mapping[str, PartitionReport]) -> None:
+    def write_record(self, state: State, reports: Mapping[str, PartitionReport]) -> None:
         """Write run.json."""
         models = [
             {**asdict(model), "captions": f"{_MODELS}/{model.folder}", "totals": _dumped(reports.get(model.name))}
             for model in self.models
         ]
-        ended = None if state == "running" else now()
-        session = {"started": self._started, "ended": ended, "state": state}
-        self.output.write_run(
-            {
-                "command": self._settings.command,
-                "state": state,
-                "benchmark": _BENCHMARK,
-                "sessions": [*self._sessions_before, session],
-                "settings": self._settings.model_dump(mode="json"),
-                "versions": {"ureca": __version__, "python": platform.python_version()},
-                "models": models,
-            }
-        )
+        self._record.write(state, benchmark=_BENCHMARK, models=models)
 
     def _below(self, name: str) -> str:
         return below(self._settings.output, name)

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import CommandSettings
+from ureca.config import MAY_CHANGE, CommandSettings
 from ureca.data.samples import JsonlOptions
 from ureca.evaluation.benchmarks.base import (
     BenchmarkSettings,
@@ -49,12 +49,14 @@ class ScoringSettings(BatchSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca evaluate")
     command: ClassVar[str] = "judge"
 
-    captions: str | None = Field(default=None, description="output of the captions; None: the references are judged")
+    captions: Annotated[str | None, MAY_CHANGE] = Field(
+        default=None, description="output of the captions; None: the references are judged"
+    )
     bert_score: BertScoreSettings | None = None
     retrieval: DualEncoderSettings | None = None
     listener: EvaluationListener = NoListenerConfig()
     mllm: Mllm = FakeConfig()
-    resources: ScoringResources = ScoringResources()
+    resources: Annotated[ScoringResources, MAY_CHANGE] = ScoringResources()
 
 
 class BaselineSettings(BaseModel):

@@ -26,10 +26,9 @@ from ureca.pipelines.batch.actors import WritingActor
 from ureca.pipelines.batch.arrow import TablesToTables, pending_rows, read_partitions
 from ureca.pipelines.batch.ray_serve_llm import chat_application
 from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
-from ureca.pipelines.batch.runner import MAY_CHANGE, BatchCommand, print_plan, run_batch
+from ureca.pipelines.batch.runner import BatchCommand, print_plan, run_batch
 from ureca.pipelines.batch.session import Cluster
 from ureca.pipelines.components import build_chat_model, build_encoder
-from ureca.pipelines.curate import REACHING_AN_MLLM
 from ureca.pipelines.evaluate_settings import (
     EvaluateSettings,
     ScoringResources,
@@ -97,13 +96,6 @@ def graph(
         num_gpus=resources.judge.num_gpus,
         compute=pool,
     )
-
-
-# What a checkpoint is, its content tells; where captions are, and what judges run on, makes no other judgements.
-_MAY_CHANGE = REACHING_AN_MLLM | {
-    *("captions", "mllm.checkpoint", "retrieval.checkpoint", "bert_score.model"),
-    *("retrieval.device", "retrieval.batch_size", "bert_score.device", "bert_score.batch_size"),
-}
 
 
 class Scoring:
@@ -189,7 +181,7 @@ class Scoring:
             resources=ScoringResources(read=settings.resources.read, judge=settings.resources.judge),
         )
         identity = _identity(asked) | {"said": _digest(predictions)}
-        config_hash = config_hash_of(asked.model_dump(mode="json"), MAY_CHANGE | _MAY_CHANGE, identity)
+        config_hash = config_hash_of(asked, identity)
         asked = asked.model_copy(update={"output": below(self._folder, config_hash)})
         run_batch(_JUDGE, asked, on_plan=print_plan, identity=identity)
         return stored_scores(self._benchmark, Output(asked.output, JUDGED_DATASET))
@@ -228,5 +220,4 @@ _JUDGE = BatchCommand(
     list_input=_list_benchmark,
     graph=graph,
     within=chat_application,
-    may_change=_MAY_CHANGE,
 )

@@ -9,7 +9,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
 
-from ureca.config import CommandSettings
+from ureca.config import MAY_CHANGE, CommandSettings
 from ureca.data.manifest import Selection, checked_shard
 from ureca.images import ImageLimits
 from ureca.llm.settings import Mllm
@@ -92,35 +92,41 @@ class ListingSettings(BaseModel):
 class BatchSettings(CommandSettings):
     """Base of the settings of a batch verb: what goes in, what comes out, and when a run has failed."""
 
-    input: CliPositionalArg[str] = Field(description="images: a file, folder, glob, list, tar shards or Parquet")
-    output: CliPositionalArg[str] = Field(description="folder or URI to write to")
+    input: Annotated[CliPositionalArg[str], MAY_CHANGE] = Field(
+        description="images: a file, folder, glob, list, tar shards or Parquet"
+    )
+    output: Annotated[CliPositionalArg[str], MAY_CHANGE] = Field(description="folder or URI to write to")
 
-    listing: ListingSettings = ListingSettings()
+    listing: Annotated[ListingSettings, MAY_CHANGE] = ListingSettings()
     image_limits: ImageLimits = ImageLimits()
 
-    shard: Annotated[str, AfterValidator(checked_shard)] | None = Field(
+    shard: Annotated[Annotated[str, AfterValidator(checked_shard)] | None, MAY_CHANGE] = Field(
         default=None, description="i/n, from 1/n to n/n: one of n parts of INPUT, by the images' ids alone"
     )
-    sample: int | None = Field(
+    sample: Annotated[int | None, MAY_CHANGE] = Field(
         default=None, ge=1, description="so many images of INPUT (of its shard), drawn by their ids and sample_seed"
     )
-    sample_seed: int = Field(default=0, description="of the sample")
-    limit: int | None = Field(default=None, ge=1, description="so many images, the first ones of INPUT (of its sample)")
+    sample_seed: Annotated[int, MAY_CHANGE] = Field(default=0, description="of the sample")
+    limit: Annotated[int | None, MAY_CHANGE] = Field(
+        default=None, ge=1, description="so many images, the first ones of INPUT (of its sample)"
+    )
 
-    images_per_partition: int | None = Field(
+    images_per_partition: Annotated[int | None, MAY_CHANGE] = Field(
         default=None, ge=1, description="images that are written and resumed together; None: 1 to 64 by their number"
     )
-    max_error_fraction: float = Field(default=0.1, ge=0, le=1, description="share of failed rows that fails the job")
-    max_worker_crashes: int = Field(
+    max_error_fraction: Annotated[float, MAY_CHANGE] = Field(
+        default=0.1, ge=0, le=1, description="share of failed rows that fails the job"
+    )
+    max_worker_crashes: Annotated[int, MAY_CHANGE] = Field(
         default=3, ge=2, description="workers that may die while they work on an image; then it is a failed row"
     )
-    retry_errors: bool = Field(default=False, description="run the rows again that failed, too")
-    accept_changes: bool = Field(
+    retry_errors: Annotated[bool, MAY_CHANGE] = Field(default=False, description="run the rows again that failed, too")
+    accept_changes: Annotated[bool, MAY_CHANGE] = Field(
         default=False, description="go on in an OUTPUT that was begun with other settings; rows say by which recipe"
     )
-    overwrite: bool = Field(default=False, description="remove what OUTPUT holds and start anew")
+    overwrite: Annotated[bool, MAY_CHANGE] = Field(default=False, description="remove what OUTPUT holds and start anew")
 
-    resources: BaseModel
+    resources: Annotated[BaseModel, MAY_CHANGE]
     """Of each stage; the verb's own type says which ones it has."""
 
     @property
@@ -132,8 +138,10 @@ class BatchSettings(CommandSettings):
 class PlannableSettings(BatchSettings):
     """Base of the settings of a batch verb that can say beforehand what it would take."""
 
-    plan: bool = Field(default=False, description="say what the run would take, and write nothing")
-    planning: PlanningSettings = PlanningSettings()
+    plan: Annotated[bool, MAY_CHANGE] = Field(
+        default=False, description="say what the run would take, and write nothing"
+    )
+    planning: Annotated[PlanningSettings, MAY_CHANGE] = PlanningSettings()
 
 
 _GENERATORS_OF_SINGLE_IMAGES = 16

@@ -1,16 +1,14 @@
 """``ureca train``: what is checked before a run, Ray Train over its workers, and its record."""
 
 import os
-import platform
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from ureca import __version__, errors
-from ureca.config import differences
+from ureca import errors
+from ureca.data.run_record import RunRecord, State
 from ureca.data.samples import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError, UrecaError
 from ureca.model.checkpoint_files import fingerprint
@@ -22,7 +20,6 @@ from ureca.pipelines.training.run_folder import (
     EpochReport,
     RunFolder,
     StepProgress,
-    now,
     read_lines,
     report_epochs,
     report_steps,
@@ -35,16 +32,6 @@ from ureca.training.sampler import RunPlan
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
 from ureca.training.tracking import check_trackers
 
-# A later session may run elsewhere, and look more or less closely; it must not compute other steps. What the sources
-# hold is compared by the index, and which model it is by its fingerprint.
-_MAY_CHANGE = frozenset(
-    {
-        *("paths", "model", "overwrite", "checkpoint", "validation", "trackers", "export", "feature_cache"),
-        *("max_error_fraction", "regions", "jsonl"),
-        *("resources.gpus_per_worker", "resources.cpus_per_worker", "resources.packers_per_worker"),
-        *("resources.cpus_per_packer", "resources.prefetch_bytes", "resources.max_restarts"),
-    }
-)
 _PACKAGES = ("ray", "torch", "deepspeed", "transformers", "peft", "numpy", "pillow")
 
 
@@ -90,27 +77,44 @@ def _train(
 ) -> TrainReport:
     if settings.overwrite:
         run.remove()
-    record = _Record(run, settings)
-    record.check_same()
+    record = RunRecord(
+        run.output, settings.command, settings, identity={"model": fingerprint(settings.model)}, packages=_PACKAGES
+    )
+    if not record.before and run.holds_something:
+        raise OutputError(f"{run.path} is not empty and no run; name another folder")
+    checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).latest()
+    done = 0 if checkpoint is None else checkpoint.step
+    if done:
+        record.check_unchanged("Use the same settings to resume, name another folder, or start anew with --overwrite")
     if record.is_finished:
         on_plan(f"{run.path} is finished; there is nothing to do")
         return _report(run, was_finished=True)
     index = _prepare_indices(settings, run, processor)
     num_steps = _num_steps(settings, index, processor)
-    record.num_steps = num_steps
-    done = record.step
     on_plan(f"{index.info.summary()}\n{num_steps} steps, {done} done before, {num_steps - done} to do")
     run.take_failure()  # of a session that was killed before it could tell
-    record.write("running")
+    _write_record(record, run, "running", num_steps, from_start=not done)
     try:
         with StepProgress(run.metrics, num_steps):
             _fit(settings, run, session)
         _raise_failure(run)
     except BaseException:
-        record.write("stopped")
+        _write_record(record, run, "stopped", num_steps)
         raise
-    record.write("finished")
+    _write_record(record, run, "finished", num_steps)
     return _report(run, was_finished=False)
+
+
+def _write_record(record: RunRecord, run: RunFolder, state: State, num_steps: int, *, from_start: bool = False) -> None:
+    """Write run.json with the figures of the steps done so far; none if the run starts from its first step."""
+    lines = [] if from_start else read_lines(run.metrics)
+    record.write(
+        state,
+        num_steps=num_steps,
+        data=TrainingIndex(run.index).info.model_dump(mode="json", exclude={"files", "settings"}),
+        totals=report_steps(lines).dump(),
+        epochs=[epoch.dump() for epoch in report_epochs(lines)],
+    )
 
 
 def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
@@ -229,70 +233,3 @@ def _report(run: RunFolder, *, was_finished: bool) -> TrainReport:
         was_finished=was_finished,
         run=run.path,
     )
-
-
-class _Record:
-    """run.json: what earlier sessions left there, and what this one adds."""
-
-    def __init__(self, run: RunFolder, settings: TrainSettings) -> None:
-        self._run, self._settings = run, settings
-        self._before: dict[str, Any] = run.record() or {}
-        if self._before and self._before.get("command") != "train":
-            command = self._before.get("command")
-            raise OutputError(f"{run.path} is the output of {command!r}, not of train; name another folder")
-        if not self._before and run.holds_something:
-            raise OutputError(f"{run.path} is not empty and no run; name another folder")
-        checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).latest()
-        self.step = 0 if checkpoint is None else checkpoint.step
-        """Steps that need not be done again."""
-        self._identity = {"model": fingerprint(settings.model)}
-        self._started = now()
-        self.num_steps: int | None = None
-        """Of the whole run, once they are known."""
-
-    @property
-    def is_finished(self) -> bool:
-        """Nothing is left to do."""
-        return self._before.get("state") == "finished"
-
-    def check_same(self) -> None:
-        """Refuse to go on with other settings or another model.
-
-        Raises:
-            OutputError: they differ; it names each that does.
-        """
-        if self.step == 0:
-            return
-        dump = self._settings.model_dump(mode="json")
-        changed = differences(self._before["settings"], dump, ignore=_MAY_CHANGE)
-        changed += differences(self._before["identity"], self._identity)
-        if changed:
-            raise OutputError(
-                f"{self._run.path} was begun with other settings:\n  "
-                + "\n  ".join(changed)
-                + "\nGive the same ones to go on, name another folder, or start anew with --overwrite"
-            )
-
-    def write(self, state: str) -> None:
-        """Write the state (running, stopped, finished) with the figures so far."""
-        lines = [] if state == "running" and self.step == 0 else read_lines(self._run.metrics)
-        session = {"started": self._started, "ended": None if state == "running" else now(), "state": state}
-        self._run.write_record(
-            {
-                "command": "train",
-                "state": state,
-                "settings": self._settings.model_dump(mode="json"),
-                "identity": self._identity,
-                "versions": _versions(),
-                "num_steps": self.num_steps,
-                "data": TrainingIndex(self._run.index).info.model_dump(mode="json", exclude={"files", "settings"}),
-                "totals": report_steps(lines).dump(),
-                "epochs": [epoch.dump() for epoch in report_epochs(lines)],
-                "sessions": [*self._before.get("sessions", []), session],
-            }
-        )
-
-
-def _versions() -> dict[str, str]:
-    packages = {name: version(name) for name in _PACKAGES}
-    return {"ureca": __version__, "python": platform.python_version(), **packages}

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import CommandSettings
+from ureca.config import MAY_CHANGE, CommandSettings
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import JsonlOptions, JsonlSource, RegionsSource
 from ureca.images import ImageLimits
@@ -76,12 +76,20 @@ class TrainResources(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     workers: PositiveInt = Field(default=1, description="processes that train, one a GPU")
-    gpus_per_worker: NonNegativeInt = Field(default=0, description="0: on the CPU", le=1)
-    cpus_per_worker: PositiveInt = Field(default=1, description="logical CPUs, and threads where it trains on the CPU")
-    packers_per_worker: PositiveInt = Field(default=1, description="actors that read, tile, tokenise and pack for it")
-    cpus_per_packer: float = Field(default=0.25, gt=0, description="logical CPUs of each")
-    prefetch_bytes: PositiveInt = Field(default=256 * 2**20, description="packed micro-batches that wait for a worker")
-    max_restarts: int = Field(default=3, ge=-1, description="of all workers after one was lost; -1: any number")
+    gpus_per_worker: Annotated[NonNegativeInt, MAY_CHANGE] = Field(default=0, description="0: on the CPU", le=1)
+    cpus_per_worker: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1, description="logical CPUs, and threads where it trains on the CPU"
+    )
+    packers_per_worker: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=1, description="actors that read, tile, tokenise and pack for it"
+    )
+    cpus_per_packer: Annotated[float, MAY_CHANGE] = Field(default=0.25, gt=0, description="logical CPUs of each")
+    prefetch_bytes: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=256 * 2**20, description="packed micro-batches that wait for a worker"
+    )
+    max_restarts: Annotated[int, MAY_CHANGE] = Field(
+        default=3, ge=-1, description="of all workers after one was lost; -1: any number"
+    )
 
 
 class TrainSettings(CommandSettings):
@@ -94,35 +102,39 @@ class TrainSettings(CommandSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca train")
     command: ClassVar[str] = "train"
 
-    paths: CliPositionalArg[list[str]] = Field(min_length=2, description="SOURCE... RUN")
-    model: str = Field(description="checkpoint to start from, a folder with model and processor")
+    paths: Annotated[CliPositionalArg[list[str]], MAY_CHANGE] = Field(min_length=2, description="SOURCE... RUN")
+    model: Annotated[str, MAY_CHANGE] = Field(description="checkpoint to start from, a folder with model and processor")
     stage: Annotated[Align | Tune | Full, Field(discriminator="kind")] = Align()
     max_steps: PositiveInt | None = Field(default=None, description="steps of the run, instead of stage.epochs")
 
-    regions: RegionsOptions = RegionsOptions()
-    jsonl: JsonlOptions = JsonlOptions()
+    regions: Annotated[RegionsOptions, MAY_CHANGE] = RegionsOptions()
+    jsonl: Annotated[JsonlOptions, MAY_CHANGE] = JsonlOptions()
     batch: PlanSettings = PlanSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     questions: QuestionSettings = QuestionSettings()
     image_limits: ImageLimits = ImageLimits()
-    feature_cache: FeatureCacheSettings = FeatureCacheSettings()
-    validation: ValidationSettings = ValidationSettings()
+    feature_cache: Annotated[FeatureCacheSettings, MAY_CHANGE] = FeatureCacheSettings()
+    validation: Annotated[ValidationSettings, MAY_CHANGE] = ValidationSettings()
 
     precision: Literal["fp32", "bf16"] = Field(default="bf16", description="of weights and activations (paper: bf16)")
     gradient_checkpointing: bool = Field(
         default=True, description="keep each layer's input only and compute the rest again (paper: yes)"
     )
     deepspeed: DeepspeedSettings = DeepspeedSettings()
-    checkpoint: CheckpointSettings = CheckpointSettings()
+    checkpoint: Annotated[CheckpointSettings, MAY_CHANGE] = CheckpointSettings()
     resources: TrainResources = TrainResources()
-    export: Literal["merged", "adapter"] = Field(
+    export: Annotated[Literal["merged", "adapter"], MAY_CHANGE] = Field(
         default="merged", description="RUN/model is whole, or holds the adapters of stage tune alone"
     )
-    trackers: tuple[Tracker, ...] = Field(default=("tensorboard",), description="what the figures are also written to")
+    trackers: Annotated[tuple[Tracker, ...], MAY_CHANGE] = Field(
+        default=("tensorboard",), description="what the figures are also written to"
+    )
 
     seed: NonNegativeInt = Field(default=0, description="of the order of samples, questions, scales, dropout, adapters")
-    max_error_fraction: float = Field(default=0.1, ge=0, le=1, description="share of bad samples that ends the run")
-    overwrite: bool = Field(default=False, description="remove what RUN holds and start anew")
+    max_error_fraction: Annotated[float, MAY_CHANGE] = Field(
+        default=0.1, ge=0, le=1, description="share of bad samples that ends the run"
+    )
+    overwrite: Annotated[bool, MAY_CHANGE] = Field(default=False, description="remove what RUN holds and start anew")
 
     @property
     def run(self) -> str:

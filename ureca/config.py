@@ -3,10 +3,10 @@
 [from] Reading a verb's settings from a file, the environment and the command line."""
 
 import argparse
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Final, Self, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -82,6 +82,46 @@ class CommandSettings(BaseSettings):
 def _explain(error: ValidationError) -> str:
     lines = [f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
     return "these settings cannot be used:\n" + "\n".join(lines)
+
+
+class _MayChange:
+    """Type of the marker ``MAY_CHANGE``."""
+
+
+MAY_CHANGE: Final = _MayChange()
+"""Mark of a settings field that does not decide the results: a run may be resumed with another value of it.
+
+Used as ``Annotated[int, MAY_CHANGE]``. The mark of a field that holds settings covers all of them. A subclass that
+declares the field again repeats the mark.
+"""
+
+
+def may_change_keys(settings: BaseModel) -> frozenset[str]:
+    """Return the dotted keys of the fields marked ``MAY_CHANGE``, in all settings that could stand in each field."""
+    return _marked(type(settings), settings, "")
+
+
+def _marked(model: type[BaseModel], value: BaseModel | None, prefix: str) -> frozenset[str]:
+    keys: set[str] = set()
+    for name, field in model.model_fields.items():
+        if MAY_CHANGE in field.metadata:
+            keys.add(f"{prefix}{name}")
+            continue
+        held = getattr(value, name, None)
+        models = dict.fromkeys(_models_in(field.annotation))
+        if isinstance(held, BaseModel):
+            models[type(held)] = None  # a field of an abstract type, or a registered component
+        for each in models:
+            keys |= _marked(each, held if isinstance(held, each) else None, f"{prefix}{name}.")
+    return frozenset(keys)
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """Yield the models of a field's annotation, which may be a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in get_args(annotation):
+        yield from _models_in(argument)
 
 
 def differences(

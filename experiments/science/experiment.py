@@ -12,16 +12,15 @@ from experiments.science.captions import caption_scenes, read_captions
 from experiments.science.settings import ScienceSettings
 from experiments.science.tables import write_tables
 from experiments.science.training import train_variant
-from ureca.config import differences
+from ureca.data.output import Output
+from ureca.data.run_record import RunRecord, config_of
 from ureca.errors import OutputError
 from ureca.evaluation.metrics.scoring import Metric
 from ureca.io import replacing
 from ureca.scenes.composition import Split
 from ureca.scenes.files import write_scenes
 
-_RECORD, _FIGURES, _CAPTIONS = "science.json", "figures.json", "captions.json"
-
-_MAY_CHANGE = frozenset({"output", "models", "tables", "table", "metrics", "processes"})
+_FIGURES, _CAPTIONS = "figures.json", "captions.json"
 
 
 def run_science(settings: ScienceSettings) -> list[Path]:
@@ -32,14 +31,16 @@ def run_science(settings: ScienceSettings) -> list[Path]:
     """
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
-    _check_same(settings)
+    record = _start(settings)
     _draw(settings, "train", settings.scenes.train)
     _draw(settings, "test", settings.scenes.test)
     missing = [name for name in settings.models if not (folder / "models" / name / _CAPTIONS).exists()]
     for name in _run(missing, settings):
         _tell(f"{name}: finished")
         _tables(settings, ())
-    return _tables(settings, settings.metrics)
+    tables = _tables(settings, settings.metrics)
+    record.write("finished")
+    return tables
 
 
 def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
@@ -94,24 +95,17 @@ def _tables(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
     if not captions:
         return []
     settings_path = target / "settings.json"
-    _write(settings_path, {"settings": _identity(settings), "models": figures})
+    _write(settings_path, {"settings": config_of(settings), "models": figures})
     return [*write_tables(settings, captions, figures, target, metrics), settings_path]
 
 
-def _check_same(settings: ScienceSettings) -> None:
-    path = settings.output / _RECORD
-    if not path.exists():
-        if any(settings.output.iterdir()):
-            raise OutputError(f"{settings.output} is not empty and no experiment; name another folder")
-        _write(path, _identity(settings))
-        return
-    if changed := differences(json.loads(path.read_text(encoding="utf-8")), _identity(settings)):
-        listed = "\n  ".join(changed)
-        raise OutputError(f"{settings.output} was begun with other settings:\n  {listed}\nName another folder")
-
-
-def _identity(settings: ScienceSettings) -> dict[str, Any]:
-    return settings.model_dump(mode="json", exclude=set(_MAY_CHANGE))
+def _start(settings: ScienceSettings) -> RunRecord:
+    record = RunRecord(Output(str(settings.output)), settings.command, settings)
+    if not record.before and any(settings.output.iterdir()):
+        raise OutputError(f"{settings.output} is not empty and no experiment; name another folder")
+    record.check_unchanged("Name another folder")
+    record.write("running")
+    return record
 
 
 def _draw(settings: ScienceSettings, split: Split, number: int) -> None:

@@ -4,12 +4,12 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import CommandSettings
+from ureca.config import MAY_CHANGE, CommandSettings
 from ureca.evaluation.metrics.scoring import Metric
 from ureca.evaluation.tables.build import TableSettings
 from ureca.model.prompt import RegionPrompt
@@ -110,18 +110,26 @@ class ScienceSettings(CommandSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca science")
     command: ClassVar[str] = "science"
 
-    output: CliPositionalArg[Path] = Field(description="folder of scenes, models, captions and tables")
-    models: tuple[str, ...] = Field(default=tuple(VARIANTS), description=f"which of {', '.join(VARIANTS)}")
-    tables: Path | None = Field(default=None, description="another folder for the tables; None: OUTPUT")
+    output: Annotated[CliPositionalArg[Path], MAY_CHANGE] = Field(
+        description="folder of scenes, models, captions and tables"
+    )
+    models: Annotated[tuple[str, ...], MAY_CHANGE] = Field(
+        default=tuple(VARIANTS), description=f"which of {', '.join(VARIANTS)}"
+    )
+    tables: Annotated[Path | None, MAY_CHANGE] = Field(
+        default=None, description="another folder for the tables; None: OUTPUT"
+    )
     scenes: SceneSets = SceneSets()
     sizes: ScratchSizes = _SIZES
     training: ScienceTraining = ScienceTraining()
-    table: TableSettings = TableSettings()
-    metrics: tuple[Metric, ...] = Field(
+    table: Annotated[TableSettings, MAY_CHANGE] = TableSettings()
+    metrics: Annotated[tuple[Metric, ...], MAY_CHANGE] = Field(
         default=("BLEU", "ROUGE", "METEOR", "CIDEr"), description="of captions against references; none: '[]'"
     )
     max_new_tokens: PositiveInt = Field(default=48, description="a caption is cut off there")
-    processes: PositiveInt = Field(default=2, description="models that train side by side, each on one core")
+    processes: Annotated[PositiveInt, MAY_CHANGE] = Field(
+        default=2, description="models that train side by side, each on one core"
+    )
     seed: NonNegativeInt = Field(default=0, description="of weights and of the order of samples")
 
     @model_validator(mode="after")

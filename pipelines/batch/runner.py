@@ -6,13 +6,14 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 import pyarrow as pa
 import ray
 from ray.data import Dataset as RayDataset
 
+from ureca import __version__
 from ureca.config import with_absolute_paths
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
@@ -29,23 +30,8 @@ from ureca.schema import Dataset
 
 Settings = TypeVar("Settings", bound=BatchSettings)
 
-MAY_CHANGE = frozenset(
-    {
-        *("input", "output", "listing", "resources", "shard", "sample", "sample_seed", "limit"),
-        *(
-            "images_per_partition",
-            "max_error_fraction",
-            "max_worker_crashes",
-            "retry_errors",
-            "overwrite",
-            "accept_changes",
-        ),
-        *("plan", "planning"),
-    }
-)
-"""A later session may name its input otherwise, add images, and run elsewhere; it must not make other rows."""
-
 _MAX_READ_TASKS = 256
+_PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
 
 
 @dataclass(frozen=True)
@@ -59,8 +45,6 @@ class BatchCommand(Generic[Settings]):
         graph: the stages over a dataset of stored manifests: pieces, filter of units, settings, work and cluster to a
             lazy dataset of the schema ``REPORTED``.
         within: what runs on the cluster beside the graph, and the settings that the graph is then given.
-        may_change: keys of settings that a later session may change, dotted; beside ``MAY_CHANGE``.
-        versions: of what makes the rows, beside Ray's and the library's.
         packages: of which the versions are kept, beside those that every verb uses.
     """
 
@@ -69,8 +53,6 @@ class BatchCommand(Generic[Settings]):
     list_input: Callable[[Settings], pa.Table]
     graph: Callable[[RayDataset, TablesToTables, Settings, Work, Cluster], RayDataset]
     within: Callable[[Settings], AbstractContextManager[Settings]] = nullcontext
-    may_change: frozenset[str] = frozenset()
-    versions: Mapping[str, str] = field(default_factory=dict)
     packages: tuple[str, ...] = ()
 
 
@@ -129,11 +111,11 @@ def run_batch(
         except BaseException:
             progress.close()
             with contextlib.suppress(OutputError):  # the disk that has no room for results has none for the record
-                record.write("stopped", figures=progress.figures())
+                record.write("stopped", session=progress.figures())
             raise
         output.remove_temporary()  # of workers that died in the middle of a file
         report = output.report()
-        record.write("finished", report, progress.figures())
+        record.write("finished", totals=report.model_dump(), session=progress.figures())
         return report
 
 
@@ -174,14 +156,16 @@ def _record(
     record = RunRecord(
         output,
         command.name,
-        settings.model_dump(mode="json"),
-        may_change=MAY_CHANGE | command.may_change,
-        identity=identity or {},
-        versions=command.versions,
-        packages=command.packages,
+        settings,
+        identity={**(identity or {}), "ureca": __version__},
+        packages=(*_PACKAGES, *command.packages),
+        dataset=command.dataset,
     )
-    if not (settings.overwrite or settings.accept_changes):
-        record.check_same()
+    if not (settings.overwrite or settings.accept_changes) and record.before and output.done_partitions():
+        record.check_unchanged(
+            "Use the same settings to resume, name another folder, start anew with --overwrite, or keep rows of both "
+            "in one dataset with --accept-changes"
+        )
     return record
 
 

@@ -3,7 +3,6 @@
 [from] The folder of a run: its record, and a line a step.
 [from] What a training run came to, from the lines of its steps."""
 
-import datetime
 import json
 import shutil
 import sys
@@ -20,12 +19,13 @@ from typing import Any, Self, TextIO
 from pyarrow.fs import LocalFileSystem
 
 from ureca.data.lease import LeaseFile
+from ureca.data.output import Output
 from ureca.data.samples import BadSample
 from ureca.errors import OutputError
 from ureca.io import replacing
 from ureca.ops.status import duration
 
-_RUN, _FAILURE, _LEASE = "run.json", "failure.json", "lease.json"
+_FAILURE, _LEASE = "failure.json", "lease.json"
 
 
 class RunFolder:
@@ -37,6 +37,7 @@ class RunFolder:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path).absolute()
+        self.output = Output(str(self.path))
         self.index = str(self.path / "index")
         self.validation_index = str(self.path / "validation_index")
         self.checkpoints = self.path / "checkpoints"
@@ -46,39 +47,16 @@ class RunFolder:
         self.validation = self.path / "validation.jsonl"
         self.captions = self.path / "captions"
 
-    def record(self) -> dict[str, Any] | None:
-        """run.json; None: there is no run.
-
-        Raises:
-            OutputError: it cannot be read.
-        """
-        try:
-            record: dict[str, Any] = json.loads((self.path / _RUN).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{self.path / _RUN} cannot be read: {error}; name another folder") from error
-        return record
-
-    def write_record(self, record: Mapping[str, Any]) -> None:
-        """Replace run.json."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        with replacing(self.path / _RUN, overwrite=True) as temporary:
-            temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
-
     def remove(self) -> None:
         """Remove a run, but for the claim of it.
 
         Raises:
             OutputError: the folder holds something else.
         """
-        record = self.record()
-        if record is None and self.holds_something:
+        if not self.output.exists() and self.holds_something:
             raise OutputError(f"{self.path} is not empty and no run; name another folder")
-        if record is not None and record.get("command") != "train":
-            raise OutputError(
-                f"{self.path} is the output of {record.get('command')!r}, not of train; name another folder"
-            )
+        if self.output.exists() and (command := self.output.run().get("command")) != "train":
+            raise OutputError(f"{self.path} is the output of {command!r}, not of train; name another folder")
         for path in self._contents():
             if path.is_dir():
                 shutil.rmtree(path)
@@ -175,11 +153,6 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
         return []
     *lines, _ = path.read_text(encoding="utf-8").split("\n")
     return [json.loads(line) for line in lines]
-
-
-def now() -> str:
-    """The time, for run.json."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
 def _append(path: Path, lines: Iterable[Mapping[str, Any]]) -> None:

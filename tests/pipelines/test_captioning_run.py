@@ -17,10 +17,7 @@ from ureca.data.output import Output
 from ureca.errors import CheckpointError, InputError, OutputError
 from ureca.jobs.cli import main
 from ureca.model.initialization import save_tiny
-from ureca.model.settings import CaptionSettings
-from ureca.pipelines.batch.runner import MAY_CHANGE
-from ureca.pipelines.caption import _MAY_CHANGE, caption
-from ureca.pipelines.caption_settings import CaptioningSettings
+from ureca.pipelines.caption import caption
 from ureca.schema import CAPTIONS_DATASET
 
 
@@ -90,13 +87,6 @@ def test_nothing_starts_on_what_cannot_be_used(tmp_path: Path, checkpoint: Path)
     with pytest.raises(InputError, match="both the input and the output"):
         again: dict[str, Any] = {"input": captions.path, "listing": {}, "masks": {"kind": "auto"}}
         caption(settings_of(tmp_path, checkpoint, output=captions.path, **again), nothing)
-
-
-def test_settings_that_may_change_exist() -> None:
-    for key in MAY_CHANGE | _MAY_CHANGE:
-        section, _, name = key.rpartition(".")
-        owner = {"": CaptioningSettings, "captioner": CaptionSettings}[section]
-        assert name in owner.model_fields, key
 
 
 @pytest.mark.timeout(600)

@@ -12,11 +12,8 @@ from tests.drawn import drawn_image, png, sa1b_json, write_corpus, write_shard
 from tests.pipelines.test_graph import settings_of
 from ureca.data.output import Output
 from ureca.errors import InputError, OutputError, SettingsError
-from ureca.llm.settings import FakeConfig, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
-from ureca.masks.generators.settings import SamConfig
-from ureca.pipelines.batch.runner import MAY_CHANGE
-from ureca.pipelines.curate import _MAY_CHANGE, curate
-from ureca.pipelines.curate_settings import CurateSettings, Dinov2Config
+from ureca.pipelines.curate import curate
+from ureca.pipelines.curate_settings import CurateSettings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -168,16 +165,3 @@ def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plan
         curate(settings_of(tmp_path), plans)
     assert not (tmp_path / "out").exists()
     assert plans.seen == []
-
-
-def test_settings_that_may_change_exist() -> None:
-    models = {
-        "": CurateSettings,
-        "masks": SamConfig,
-        "embedder": Dinov2Config,
-        "mllm": (OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig, FakeConfig),
-    }
-    for key in MAY_CHANGE | _MAY_CHANGE:
-        section, _, name = key.rpartition(".")
-        owners = models[section]
-        assert any(name in owner.model_fields for owner in (owners if isinstance(owners, tuple) else (owners,))), key

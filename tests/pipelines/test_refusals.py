@@ -183,7 +183,7 @@ def test_other_prompts_or_checkpoints_are_another_recipe(tmp_path: Path, monkeyp
     (first,) = {row["provenance"]["recipe"] for row in output.rows()}
     write_corpus(tmp_path / "in", 3)
     monkeypatch.setattr("ureca.pipelines.curate.PROMPTS_VERSION", "other")
-    with pytest.raises(OutputError, match=r"begun with another recipe:\n  prompts: '\w+' then, 'other' now\n"):
+    with pytest.raises(OutputError, match=r"started with other settings:\n  prompts: '\w+' then, 'other' now\n"):
         curate(settings, say_nothing)
     assert len(list(output.rows())) == 2
     # Told to, the session goes on, and each row says by which recipe it was made.
@@ -191,6 +191,6 @@ def test_other_prompts_or_checkpoints_are_another_recipe(tmp_path: Path, monkeyp
     recipes = [row["provenance"]["recipe"] for row in output.rows()]
     assert recipes[:2] == [first, first] != recipes[2:]
     run = output.run()
-    assert {*run["recipes"]} == {*recipes}
-    assert [session["recipe"] for session in run["sessions"]] == [first, recipes[2]]
-    assert run["recipes"][recipes[2]]["identity"]["prompts"] == "other"
+    assert {*run["configs"]} == {*recipes}
+    assert [session["config_hash"] for session in run["sessions"]] == [first, recipes[2]]
+    assert run["configs"][recipes[2]]["identity"]["prompts"] == "other"

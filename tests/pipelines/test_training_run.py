@@ -44,8 +44,8 @@ def test_nothing_but_a_run_is_removed(tmp_path: Path) -> None:
         RunFolder(tmp_path).remove()
     (tmp_path / "run.json").write_text("{", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot be read"):
-        RunFolder(tmp_path).record()
-    RunFolder(tmp_path).write_record({"command": "train"})
+        RunFolder(tmp_path).remove()
+    RunFolder(tmp_path).output.write_run({"command": "train"})
     RunFolder(tmp_path).remove()
     assert not any(tmp_path.iterdir())
     RunFolder(tmp_path).remove()

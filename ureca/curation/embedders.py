@@ -10,13 +10,14 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.config import MAY_CHANGE
 from ureca.curation.protocols import RegionCrop
 from ureca.curation.rule_based.colours import to_oklab
 from ureca.curation.rule_based.measurement import look_at
@@ -181,7 +182,7 @@ class Dinov2Settings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: str = Field(
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
         default="facebook/dinov2-base", description="folder or hub name of a vision transformer in transformers' format"
     )
     batch_size: int = Field(default=32, ge=1, description="crops in one pass of the network")

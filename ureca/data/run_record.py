@@ -1,129 +1,161 @@
-"""run.json of a batch verb: by which recipe rows were made, in which sessions, and what came of it."""
+"""The record of an output folder, ``run.json``: settings, versions, sessions and totals."""
 
 import datetime
 import json
 import platform
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
+
+from pydantic import BaseModel
 
 from ureca import __version__
-from ureca.config import differences
+from ureca.config import differences, may_change_keys
 from ureca.data.output import Output
-from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 from ureca.hashing import digest
+from ureca.schema import Dataset
 
-_PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
+State = Literal["running", "stopped", "finished"]
 
 
 class RunRecord:
-    """What earlier sessions left in run.json, and what this one adds.
+    """The ``run.json`` of one output folder, as earlier sessions left it and as this session continues it.
 
-    The *recipe* is a hash of all that decides what rows say: the settings, but for those that may change, and the
-    content of what they only name, the identity (prompts, checkpoints, the library's version).
+    Results depend on the *config*: the settings, except for fields marked ``MAY_CHANGE``, and the ``identity`` of
+    whatever the settings only name, such as prompts and checkpoints. ``config_hash`` is its hash.
 
     Args:
-        output: that has the record.
-        verb: name of the verb.
-        settings: of the verb, as JSON has them.
-        may_change: dotted keys of settings that make no other rows.
-        identity: what settings only name, by what it is.
-        versions: of what makes the rows, beside Ray's and the library's.
-        packages: of which the versions are kept, beside those that every verb uses.
+        output: Output folder that holds the record.
+        command: Name of the command that writes the folder.
+        settings: Settings of the command. A mapping is taken as a dump, of which every key decides the results.
+        identity: Content of what the settings only name, by name.
+        versions: Versions to record besides those of Python, this library and ``packages``.
+        packages: Installed distributions whose versions are recorded.
+        dataset: Dataset that the folder holds; None if it holds none.
+        has_sessions: Record when each session started and ended. False makes the file a function of the arguments.
+
+    Attributes:
+        before: Content of ``run.json`` when this object was made; empty if there was none.
+        config_hash: 16 hexadecimal digits.
+
+    Raises:
+        OutputError: The folder belongs to another command, or its record cannot be read.
     """
 
     def __init__(
         self,
         output: Output,
         command: str,
-        settings: Mapping[str, Any],
+        settings: BaseModel | Mapping[str, Any],
         *,
-        may_change: Collection[str],
-        identity: Mapping[str, str],
-        versions: Mapping[str, str],
-        packages: Collection[str],
+        identity: Mapping[str, Any] | None = None,
+        versions: Mapping[str, str] | None = None,
+        packages: Iterable[str] = (),
+        dataset: Dataset | None = None,
+        has_sessions: bool = True,
     ) -> None:
+        self.before: dict[str, Any] = output.run() if output.exists() else {}
+        if self.before and (other := self.before.get("command")) != command:
+            raise OutputError(f"{output.path} is the output of {other!r}, not of {command}; name another folder")
         self._output = output
-        self._before: dict[str, Any] = output.run() if output.exists() else {}
-        if self._before and self._before.get("command") != command:
-            raise OutputError(
-                f"{output.path} is the output of {self._before.get('command')!r}, not of {command}; name another folder"
-            )
         self._command = command
-        self._settings = dict(settings)
-        self._may_change = may_change
-        self._identity = {**identity, "ureca": __version__}
-        self._versions = {**versions, **{name: version(name) for name in (*_PACKAGES, *packages)}}
+        self._settings, self._may_change = _dumped(settings)
+        self._identity = dict(identity or {})
+        self._versions = {"ureca": __version__, "python": platform.python_version(), **(versions or {})}
+        self._versions |= {name: version(name) for name in packages}
+        self._dataset = {} if dataset is None else {"dataset": dataset.name}
         self._started = now()
-        self.config_hash = config_hash_of(self._settings, may_change, self._identity)
+        self._has_sessions = has_sessions
+        self.config_hash = config_hash_of(settings, self._identity)
 
-    def check_same(self) -> None:
-        """Refuse another recipe than that of the rows that are there.
+    @property
+    def is_finished(self) -> bool:
+        """True if the previous session finished the run."""
+        return self.before.get("state") == "finished"
 
-        Raises:
-            OutputError: settings or what they name differ; it says which.
-        """
-        if not self._before or not self._output.done_partitions():
-            return
-        changed = differences(self._before["settings"], self._settings, ignore=self._may_change)
-        changed += differences(self._before.get("identity", {}), self._identity)
-        if changed:
-            raise OutputError(
-                f"{self._output.path} was begun with another recipe:\n  "
-                + "\n  ".join(changed)
-                + "\nGive the same one to go on, name another folder, start anew with --overwrite, or have rows of "
-                "both in one dataset with --accept-changes"
-            )
-
-    def write(
-        self, state: str, report: PartitionReport | None = None, figures: Mapping[str, Any] | None = None
-    ) -> None:
-        """Write the state (running, stopped, finished) and, once finished, the totals of the output.
+    def check_unchanged(self, remedy: str) -> None:
+        """Refuse a config that differs from the recorded one.
 
         Args:
-            state: of the session.
-            report: of the output.
-            figures: rates of this session, kept with it.
+            remedy: Sentence that tells the user what to do about it.
+
+        Raises:
+            OutputError: Settings or identities differ; the message lists each of them with both values.
         """
-        ended = None if state == "running" else now()
-        session = {
-            "started": self._started,
-            "ended": ended,
+        if not self.before:
+            return
+        changed = differences(self.before.get("settings", {}), self._settings, ignore=self._may_change)
+        changed += differences(self.before.get("identity", {}), self._identity)
+        if changed:
+            listed = "\n  ".join(changed)
+            raise OutputError(f"{self._output.path} was started with other settings:\n  {listed}\n{remedy}")
+
+    def write(
+        self,
+        state: State,
+        *,
+        totals: Mapping[str, Any] | None = None,
+        session: Mapping[str, Any] | None = None,
+        **fields: Any,
+    ) -> None:
+        """Replace ``run.json``.
+
+        Args:
+            state: State of the run.
+            totals: Counts over the whole output, from all sessions.
+            session: Figures of this session, such as its throughput.
+            **fields: Further top-level keys.
+        """
+        config = {"settings": self._settings, "identity": self._identity}
+        run: dict[str, Any] = {
+            "command": self._command,
+            **self._dataset,
             "state": state,
-            "recipe": self.config_hash,
-            **(figures or {}),
+            **config,
+            "versions": self._versions,
+            "totals": totals,
+            **fields,
         }
-        this = {"settings": self._settings, "identity": self._identity}
-        self._output.write_run(
-            {
-                "command": self._command,
-                "dataset": self._output.dataset.name,
+        if self._has_sessions:
+            this = {
+                "started": self._started,
+                "ended": None if state == "running" else now(),
                 "state": state,
-                **this,
-                "versions": {"ureca": __version__, "python": platform.python_version(), **self._versions},
-                "totals": None if report is None else report.model_dump(),
-                "sessions": [*self._before.get("sessions", []), session],
-                "recipes": {**self._before.get("recipes", {}), self.config_hash: this},
+                "config_hash": self.config_hash,
+                **(session or {}),
             }
-        )
+            run["sessions"] = [*self.before.get("sessions", []), this]
+            run["configs"] = {**self.before.get("configs", {}), self.config_hash: config}
+        self._output.write_run(run)
 
 
-def config_hash_of(settings: Mapping[str, Any], may_change: Collection[str], identity: Mapping[str, str]) -> str:
-    """A hash of the settings that decide what rows say, and of what they name; 16 hexadecimal digits."""
-    content = json.dumps([_without(settings, may_change), identity], sort_keys=True)
+def config_hash_of(settings: BaseModel | Mapping[str, Any], identity: Mapping[str, Any]) -> str:
+    """Hash a config into 16 hexadecimal digits; arguments as for ``RunRecord``."""
+    content = json.dumps([config_of(settings), identity], sort_keys=True)
     return digest([content], num_bytes=8).hex()
 
 
+def config_of(settings: BaseModel | Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dump of settings without the fields marked ``MAY_CHANGE``."""
+    return _without(*_dumped(settings))
+
+
+def now() -> str:
+    """Return the current UTC time in ISO 8601 format."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def _dumped(settings: BaseModel | Mapping[str, Any]) -> tuple[dict[str, Any], frozenset[str]]:
+    if isinstance(settings, BaseModel):
+        return settings.model_dump(mode="json"), may_change_keys(settings)
+    return dict(settings), frozenset()
+
+
 def _without(settings: Mapping[str, Any], keys: Collection[str], prefix: str = "") -> dict[str, Any]:
-    """The settings but for some dotted keys."""
+    """Drop dotted keys from a dump of settings."""
     return {
         name: _without(value, keys, f"{prefix}{name}.") if isinstance(value, dict) else value
         for name, value in settings.items()
         if f"{prefix}{name}" not in keys
     }
-
-
-def now() -> str:
-    """The time as ISO 8601."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -9,13 +9,14 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.config import MAY_CHANGE
 from ureca.curation.embedders import squared
 from ureca.curation.rule_based.colours import FAMILIES, fits_colour, measure_colours
 from ureca.errors import SettingsError
@@ -121,12 +122,16 @@ class DualEncoderSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: str = Field(
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
         description="folder, or name on the hub, of a CLIP, SigLIP or the like in transformers' format; "
         f"{COLOUR_WORDS}: colours and the words for them, without weights"
     )
-    batch_size: int = Field(default=32, ge=1, description="images, or texts, in one pass of the network")
-    device: str = Field(default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one")
+    batch_size: Annotated[int, MAY_CHANGE] = Field(
+        default=32, ge=1, description="images, or texts, in one pass of the network"
+    )
+    device: Annotated[str, MAY_CHANGE] = Field(
+        default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one"
+    )
 
 
 class DualEncoder:

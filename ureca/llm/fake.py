@@ -6,9 +6,11 @@ import asyncio
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.config import MAY_CHANGE
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatModel, ChatRequest, request_digest
 
@@ -22,7 +24,7 @@ class FakeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seconds_per_answer: float = Field(default=0.0, ge=0, description="time each answer takes")
+    seconds_per_answer: Annotated[float, MAY_CHANGE] = Field(default=0.0, ge=0, description="time each answer takes")
     malformed_fraction: float = Field(default=0.0, ge=0, le=1, description="share of answers that are not JSON")
 
 

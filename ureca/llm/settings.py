@@ -5,6 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
 
+from ureca.config import MAY_CHANGE
 from ureca.llm.fake import FakeSettings
 
 
@@ -17,22 +18,28 @@ class RequestSettings(BaseModel):
         default=True, description="have answers decoded by their JSON schema; off for servers that cannot"
     )
     jpeg_quality: int = Field(default=90, ge=1, le=100, description="of the images sent")
-    max_concurrency: int = Field(
+    max_concurrency: Annotated[int, MAY_CHANGE] = Field(
         default=64, ge=1, description="most requests in flight at an endpoint; fewer when it says it has too many"
     )
-    max_attempts: int = Field(default=8, ge=1, description="times a request is sent until it counts as failed")
-    connect_timeout_s: float = Field(default=10.0, gt=0, description="to reach an endpoint")
-    request_timeout_s: float = Field(
+    max_attempts: Annotated[int, MAY_CHANGE] = Field(
+        default=8, ge=1, description="times a request is sent until it counts as failed"
+    )
+    connect_timeout_s: Annotated[float, MAY_CHANGE] = Field(default=10.0, gt=0, description="to reach an endpoint")
+    request_timeout_s: Annotated[float, MAY_CHANGE] = Field(
         default=300.0, gt=0, description="of one attempt, from connecting to the last byte"
     )
-    initial_backoff_s: float = Field(
+    initial_backoff_s: Annotated[float, MAY_CHANGE] = Field(
         default=0.5, gt=0, description="after a failure, of a request and of an endpoint; doubles with each in a row"
     )
-    max_wait_s: float = Field(default=60.0, gt=0, description="longest such wait, also of what Retry-After asks for")
-    outage_timeout_s: float = Field(
+    max_wait_s: Annotated[float, MAY_CHANGE] = Field(
+        default=60.0, gt=0, description="longest such wait, also of what Retry-After asks for"
+    )
+    outage_timeout_s: Annotated[float, MAY_CHANGE] = Field(
         default=300.0, ge=0, description="the job ends when no endpoint could be reached for so long"
     )
-    max_answer_bytes: int = Field(default=2**20, ge=1024, description="longer HTTP answers are not read to their end")
+    max_answer_bytes: Annotated[int, MAY_CHANGE] = Field(
+        default=2**20, ge=1024, description="longer HTTP answers are not read to their end"
+    )
 
     @model_validator(mode="after")
     def _waits_agree(self) -> Self:
@@ -49,11 +56,13 @@ class OpenAISettings(RequestSettings):
     """
 
     model: str = Field(min_length=1, description="name of the model at the endpoints")
-    base_urls: tuple[HttpUrl, ...] = Field(
+    base_urls: Annotated[tuple[HttpUrl, ...], MAY_CHANGE] = Field(
         min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
     )
-    api_key_variable: str | None = Field(default=None, description="environment variable with the key; None: no key")
-    api_key_file: str | None = Field(default=None, description="file with the key; None: no key")
+    api_key_variable: Annotated[str | None, MAY_CHANGE] = Field(
+        default=None, description="environment variable with the key; None: no key"
+    )
+    api_key_file: Annotated[str | None, MAY_CHANGE] = Field(default=None, description="file with the key; None: no key")
 
     @field_validator("base_urls")
     @classmethod
@@ -78,12 +87,18 @@ class TransformersSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: str = Field(min_length=1, description="folder or hub name, in transformers' own format")
-    device: str = Field(default="auto", description="as torch names it (cpu, cuda:1); auto: all GPUs the actor has")
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        min_length=1, description="folder or hub name, in transformers' own format"
+    )
+    device: Annotated[str, MAY_CHANGE] = Field(
+        default="auto", description="as torch names it (cpu, cuda:1); auto: all GPUs the actor has"
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="of the weights; auto: the checkpoint's"
     )
-    max_batch_size: int = Field(default=16, ge=1, description="requests answered together; halved when memory runs out")
+    max_batch_size: Annotated[int, MAY_CHANGE] = Field(
+        default=16, ge=1, description="requests answered together; halved when memory runs out"
+    )
     image_options: dict[str, int | bool] = Field(
         default={}, description="given to the image processor, such as max_patches (InternVL) or max_pixels (Qwen-VL)"
     )
@@ -100,8 +115,10 @@ class VllmSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    checkpoint: str = Field(min_length=1, description="folder or hub name of a model that vLLM knows itself")
-    tensor_parallel_size: int = Field(
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        min_length=1, description="folder or hub name of a model that vLLM knows itself"
+    )
+    tensor_parallel_size: Annotated[int, MAY_CHANGE] = Field(
         default=1, ge=1, description="GPUs of one machine that hold the model together: those of an actor"
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
@@ -110,7 +127,9 @@ class VllmSettings(BaseModel):
     max_model_len: int | None = Field(
         default=None, ge=64, description="tokens of a prompt and its answer; None: the model's own limit"
     )
-    gpu_memory_utilization: float = Field(default=0.9, gt=0, le=1, description="share of each GPU's memory to use")
+    gpu_memory_utilization: Annotated[float, MAY_CHANGE] = Field(
+        default=0.9, gt=0, le=1, description="share of each GPU's memory to use"
+    )
     structured_output: bool = Field(default=True, description="have answers decoded by their JSON schema")
     engine_options: dict[str, int | float | bool | str] = Field(
         default={}, description="further fields of vLLM's AsyncEngineArgs, such as enforce_eager or quantization"
@@ -143,16 +162,26 @@ def _scalar(text: str) -> object:
 class RayServeSettings(RequestSettings):
     """Which checkpoint is served, by how many replicas, and how patiently it is asked."""
 
-    checkpoint: str = Field(min_length=1, description="hub name, or a path that is the same on all nodes")
-    min_replicas: int = Field(default=1, ge=1, description="replicas that are always there")
-    max_replicas: int = Field(default=1, ge=1, description="replicas when many requests are in flight")
-    requests_per_replica: int = Field(default=32, ge=1, description="in flight, above which replicas are added")
-    tensor_parallel_size: int = Field(default=1, ge=1, description="GPUs of a replica")
-    accelerator_type: str | None = Field(default=None, description="as Ray names it (A10G, H100); None: any")
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        min_length=1, description="hub name, or a path that is the same on all nodes"
+    )
+    min_replicas: Annotated[int, MAY_CHANGE] = Field(default=1, ge=1, description="replicas that are always there")
+    max_replicas: Annotated[int, MAY_CHANGE] = Field(
+        default=1, ge=1, description="replicas when many requests are in flight"
+    )
+    requests_per_replica: Annotated[int, MAY_CHANGE] = Field(
+        default=32, ge=1, description="in flight, above which replicas are added"
+    )
+    tensor_parallel_size: Annotated[int, MAY_CHANGE] = Field(default=1, ge=1, description="GPUs of a replica")
+    accelerator_type: Annotated[str | None, MAY_CHANGE] = Field(
+        default=None, description="as Ray names it (A10G, H100); None: any"
+    )
     max_model_len: int | None = Field(
         default=None, ge=64, description="tokens of a prompt and its answer; None: the model's own limit"
     )
-    port: int = Field(default=8000, ge=1, le=65535, description="of the application's HTTP proxy")
+    port: Annotated[int, MAY_CHANGE] = Field(
+        default=8000, ge=1, le=65535, description="of the application's HTTP proxy"
+    )
 
     @model_validator(mode="after")
     def _replicas_agree(self) -> Self:

@@ -1,11 +1,12 @@
 """Settings of captioning and sizes of random models; free of torch, so that ``--help`` loads none."""
 
 import dataclasses
-from typing import Self
+from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
+from ureca.config import MAY_CHANGE
 from ureca.errors import SettingsError
 from ureca.model.prompt import QUESTION
 
@@ -29,7 +30,9 @@ class CaptionSettings(BaseModel):
 
     question: str = Field(default=QUESTION, description="what is asked about each region")
     max_new_tokens: int = Field(default=256, description="a caption is cut off after so many tokens")
-    batch_size: int = Field(default=32, description="regions written at once; memory grows with it")
+    batch_size: Annotated[int, MAY_CHANGE] = Field(
+        default=32, description="regions written at once; memory grows with it"
+    )
     temperature: float = Field(default=0.0, description="0 takes the likeliest token; above, tokens are drawn")
     top_p: float = Field(default=1.0, description="draw from the likeliest that together have this probability")
     seed: int = Field(default=0, description="mask i of an image is drawn with seed + i")

@@ -20,11 +20,13 @@ from ureca.data.export import Selection, export_jsonl
 from ureca.data.manifest import make_manifest
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
+from ureca.data.run_record import RunRecord
 from ureca.errors import OutputError
 from ureca.masks.annotations import write_annotations
 from ureca.scenes.composition import Split
 from ureca.scenes.rendering import Rendering, image_id, render
 from ureca.scenes.scene import Region, resolve
+from ureca.schema import REGIONS_DATASET
 
 VERSION = "1"
 """Of the drawings and captions that a seed stands for."""
@@ -64,7 +66,10 @@ def write_scenes(
     images = destination / _IMAGES
     images.mkdir(parents=True, exist_ok=True)
     settings = {"split": split, "seed": seed, "num_images": num_images, "width_px": width_px, "height_px": height_px}
-    output.write_run(_run("running", settings))
+    record = RunRecord(
+        output, _COMMAND, settings, versions={"scenes": VERSION}, dataset=REGIONS_DATASET, has_sessions=False
+    )
+    record.write("running")
     output.add_images(
         _manifest(images, [image_id(split, seed, number) for number in range(num_images)]), _IMAGES_PER_PARTITION
     )
@@ -77,7 +82,7 @@ def write_scenes(
         report = report + PartitionReport.of_rows(of_partition)
     selection = Selection()
     export_jsonl(output.rows(), destination / _CAPTIONS, selection, overwrite=True)
-    output.write_run(_run("finished", settings) | {"totals": report.model_dump()})
+    record.write("finished", totals=report.model_dump())
     return selection
 
 
@@ -160,13 +165,3 @@ def _make_room(destination: Path, output: Output, *, overwrite: bool) -> None:
             id = image_id(known["split"], known["seed"], number)
             (destination / _IMAGES / f"{id}{suffix}").unlink(missing_ok=True)
     output.remove()
-
-
-def _run(state: str, settings: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "command": _COMMAND,
-        "state": state,
-        "settings": settings,
-        "versions": {"ureca": __version__, "scenes": VERSION},
-        "totals": None,
-    }

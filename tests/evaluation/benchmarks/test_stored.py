@@ -41,7 +41,9 @@ def test_it_stays_what_it_was_or_is_refused(tmp_path: Path) -> None:
     first = store(dataset, tmp_path / "stored", limit=3)
     rows = list(first.output.rows())
     assert list(store(dataset, tmp_path / "stored", limit=3).output.rows()) == rows
-    with pytest.raises(OutputError, match=r"another benchmark:\n  limit: 3 then, 4 now"):
+    with pytest.raises(
+        OutputError, match=r"other settings:\n  limit: 3 then, 4 now\nThe folder holds another benchmark"
+    ):
         store(dataset, tmp_path / "stored", limit=4)
     run = first.output.run()
     first.output.write_run(run | {"state": "running"})  # it was stopped: it begins anew

@@ -8,12 +8,11 @@ from typing import Any, Self
 
 import pyarrow as pa
 
-from ureca import __version__
-from ureca.config import differences
 from ureca.data.manifest import MANIFEST
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.errors import InputError, OutputError
+from ureca.data.run_record import RunRecord
+from ureca.errors import InputError
 from ureca.evaluation.benchmarks.base import Benchmark, BenchmarkImage, BenchmarkRegion, LeftOut, Sample
 from ureca.io import locate
 from ureca.masks.rle import Rle, area_px, inclusive_box_xywh
@@ -59,17 +58,15 @@ class StoredBenchmark:
         """
         output = Output(path, BENCHMARK_DATASET)
         identity = {**settings, "files": _sizes(benchmark.files())}
-        run = output.run() if output.exists() else {}
-        if run.get("state") == "finished":
-            if changed := differences(run["identity"], identity):
-                raise OutputError(
-                    f"{path} holds another benchmark:\n  "
-                    + "\n  ".join(changed)
-                    + "\nName another folder for the output, or start anew with --overwrite"
-                )
+        record = RunRecord(output, "benchmark", {}, identity=identity, dataset=BENCHMARK_DATASET, has_sessions=False)
+        if record.is_finished:
+            record.check_unchanged(
+                "The folder holds another benchmark: name another one for the output, or start anew with --overwrite"
+            )
         else:
             output.remove()
-            run = _store(output, benchmark, sample, identity)
+            _store(output, record, benchmark, sample)
+        run = output.run()
         return cls(
             output,
             run["description"],
@@ -89,16 +86,8 @@ class StoredBenchmark:
         return self.output.done_partitions()
 
 
-def _store(output: Output, benchmark: Benchmark, sample: Sample, identity: Mapping[str, Any]) -> dict[str, Any]:
-    run: dict[str, Any] = {
-        "command": "benchmark",
-        "dataset": BENCHMARK_DATASET.name,
-        "state": "running",
-        "description": benchmark.description,
-        "identity": identity,
-        "versions": {"ureca": __version__},
-    }
-    output.write_run(run)
+def _store(output: Output, record: RunRecord, benchmark: Benchmark, sample: Sample) -> None:
+    record.write("running", description=benchmark.description)
     left_out: dict[str, int] = {}
     images = _usable(benchmark.images(sample), left_out)
     first = list(islice(images, _IMAGES_AT_ONCE))
@@ -117,9 +106,13 @@ def _store(output: Output, benchmark: Benchmark, sample: Sample, identity: Mappi
             output.write_partition(partition, rows, PartitionReport())
             total = total + PartitionReport.of_rows(rows, BENCHMARK_DATASET)
             partition += 1
-    run |= {"state": "finished", "images_per_partition": size, "totals": total.model_dump(), "left_out": left_out}
-    output.write_run(run)
-    return run
+    record.write(
+        "finished",
+        totals=total.model_dump(),
+        description=benchmark.description,
+        images_per_partition=size,
+        left_out=left_out,
+    )
 
 
 def _usable(found: Iterable[BenchmarkImage | LeftOut], left_out: dict[str, int]) -> Iterator[BenchmarkImage]:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.config import MAY_CHANGE
 from ureca.errors import SettingsError
 from ureca.evaluation.encoders import check_checkpoint, load_encoder
 from ureca.evaluation.measures import Measure, mean_of
@@ -35,15 +36,19 @@ class BertScoreSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = Field(description="folder, or name on the hub, of an encoder in transformers' format")
+    model: Annotated[str, MAY_CHANGE] = Field(
+        description="folder, or name on the hub, of an encoder in transformers' format"
+    )
     layer: int | None = Field(
         default=None,
         ge=0,
         description="hidden layer that is compared, 0: the embeddings; unset: the one published for the model, or the "
         "last",
     )
-    batch_size: int = Field(default=64, ge=1, description="captions in one pass of the model")
-    device: str = Field(default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one")
+    batch_size: Annotated[int, MAY_CHANGE] = Field(default=64, ge=1, description="captions in one pass of the model")
+    device: Annotated[str, MAY_CHANGE] = Field(
+        default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one"
+    )
 
 
 def bert_score(hypotheses: Sequence[str], references: Sequence[Sequence[str]], settings: BertScoreSettings) -> Measure:

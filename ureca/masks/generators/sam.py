@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ureca.config import MAY_CHANGE
 from ureca.errors import ImageError, SettingsError
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
@@ -183,7 +184,7 @@ class SamModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_type: ModelType = "vit_h"
-    checkpoint: Path
+    checkpoint: Annotated[Path, MAY_CHANGE]
     device: str = "auto"
 
 

@@ -1,0 +1,55 @@
+"""Settings of the batch commands that a resumed run may change."""
+
+from typing import Any
+
+import pytest
+from pydantic import BaseModel
+
+from ureca.config import may_change_keys
+from ureca.pipelines.ablation_settings import AblationSettings
+from ureca.pipelines.caption_settings import CaptioningSettings
+from ureca.pipelines.curate_settings import CurateSettings
+from ureca.pipelines.evaluate_settings import ScoringSettings
+from ureca.pipelines.train_settings import TrainSettings
+
+BATCH = {
+    *("input", "output", "listing", "resources", "shard", "sample", "sample_seed", "limit", "images_per_partition"),
+    *("max_error_fraction", "max_worker_crashes", "retry_errors", "overwrite", "accept_changes"),
+}
+PLAN = {"plan", "planning"}
+MLLM = {
+    *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
+    *("mllm.connect_timeout_s", "mllm.request_timeout_s", "mllm.initial_backoff_s", "mllm.max_wait_s"),
+    *("mllm.outage_timeout_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer", "mllm.checkpoint"),
+    *("mllm.device", "mllm.max_batch_size", "mllm.tensor_parallel_size", "mllm.gpu_memory_utilization"),
+    *("mllm.min_replicas", "mllm.max_replicas", "mllm.requests_per_replica", "mllm.accelerator_type", "mllm.port"),
+}
+ENCODERS = {
+    *("retrieval.checkpoint", "retrieval.device", "retrieval.batch_size"),
+    *("bert_score.model", "bert_score.device", "bert_score.batch_size"),
+}
+TRAIN = {
+    *("paths", "model", "overwrite", "checkpoint", "validation", "trackers", "export", "feature_cache"),
+    *("max_error_fraction", "regions", "jsonl"),
+    *("resources.gpus_per_worker", "resources.cpus_per_worker", "resources.packers_per_worker"),
+    *("resources.cpus_per_packer", "resources.prefetch_bytes", "resources.max_restarts"),
+}
+IO: dict[str, Any] = {"input": "in", "output": "out"}
+
+
+@pytest.mark.parametrize(
+    ("settings", "keys"),
+    [
+        (CurateSettings(**IO), BATCH | PLAN | MLLM | {"masks.checkpoint", "embedder.checkpoint"}),
+        (CaptioningSettings(**IO, model="m"), BATCH | PLAN | {"model", "masks.checkpoint", "captioner.batch_size"}),
+        (ScoringSettings(**IO), BATCH | MLLM | ENCODERS | {"captions"}),
+        (TrainSettings(paths=["in", "out"], model="m"), TRAIN),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, BaseModel) else "keys",
+)
+def test_resumed_run_may_change_where_and_how_fast_but_not_results(settings: BaseModel, keys: set[str]) -> None:
+    assert may_change_keys(settings) == keys
+
+
+def test_ablation_settings_keep_the_marks_of_curate() -> None:
+    assert may_change_keys(AblationSettings(**IO)) >= BATCH | PLAN | MLLM
