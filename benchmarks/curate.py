@@ -37,8 +37,8 @@ from ureca.data.partitions import PartitionReport
 from ureca.data.processing import MaskedPartition, build, generate
 from ureca.llm.load import percentile_s
 from ureca.llm.openai import OpenAIChatModel
-from ureca.pipelines.components import build_chat_model, build_embedder, build_mask_generator
 from ureca.pipelines.curate_settings import CurateSettings
+from ureca.registry import build_component
 
 _CURATE, _MASKS, _DRIVER = "CurateActor", "MaskActor", "ureca.jobs.curate"
 _SECONDS_BETWEEN_SAMPLES = 0.5
@@ -230,7 +230,7 @@ def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[
         manifest = list_images(settings.input, **settings.listing.model_dump())
         entries = [ManifestEntry.from_row(row) for row in manifest.slice(0, arguments.sequential).to_pylist()]
         started = time.monotonic()
-        partition = generate(0, entries, build_mask_generator(settings.masks), settings.image_limits)
+        partition = generate(0, entries, build_component("mask_generator", settings.masks), settings.image_limits)
         rows, report = asyncio.run(_curate_alone(build(partition, settings.tree.containment), settings))
         seconds = (time.monotonic() - started) / report.num_calls
     captions = {(row["image_id"], region["region_id"]): region["caption"] for row in rows for region in row["regions"]}
@@ -241,9 +241,11 @@ async def _curate_alone(
     partition: MaskedPartition, settings: CurateSettings
 ) -> tuple[list[dict[str, Any]], PartitionReport]:
     assert isinstance(settings.annotator, PromptingSettings)  # noqa: S101 - the options say so
-    model = build_chat_model(settings.mllm)
+    model = build_component("chat_model", settings.mllm)
     annotator = PromptedAnnotator(model, settings.annotator)
-    curator = Curator(annotator, build_embedder(settings), settings.tree, settings.views, settings.uniqueness)
+    curator = Curator(
+        annotator, build_component("embedder", settings.embedder), settings.tree, settings.views, settings.uniqueness
+    )
     try:
         return await CurateStage(curator, settings.image_limits, images_in_flight=1)(partition)
     finally:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 from ureca.data.output import Output
 from ureca.evaluation.ablation import VariantResult, measure_variant
+from ureca.evaluation.encoders import build_encoder
 from ureca.evaluation.scorer import CaptionScorer
 from ureca.pipelines.ablation_settings import AblationSettings
 from ureca.pipelines.batch.session import ray_session
-from ureca.pipelines.components import build_encoder, build_scoring_listener
 from ureca.pipelines.curate import curate
+from ureca.registry import build_component
 
 
 def ablate(settings: AblationSettings, on_variant: Callable[[str], None] = lambda name: None) -> list[VariantResult]:
@@ -24,7 +25,10 @@ def ablate(settings: AblationSettings, on_variant: Callable[[str], None] = lambd
     Raises:
         InputError, OutputError, SettingsError: as ``curate``.
     """
-    scorer = CaptionScorer(build_encoder(settings.retrieval), build_scoring_listener(settings))
+    judge = settings.judge
+    model = build_component("chat_model", settings.mllm)
+    listener = None if judge.kind == "none" else build_component("listener", judge, model)
+    scorer = CaptionScorer(build_encoder(settings.retrieval), listener)
     results = []
     with ray_session():
         for name, variant in settings.variants().items():

@@ -1,23 +1,15 @@
 """Settings of ``ureca ablate-curation``."""
 
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from ureca.curation.settings import NoListenerConfig, NoVerificationConfig, RuleBasedConfig, RuleBasedListenerConfig
 from ureca.evaluation.encoders import COLOUR_WORDS, DualEncoderSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
-from ureca.pipelines.curate_settings import (
-    CurateSettings,
-    NoListenerConfig,
-    NoVerificationConfig,
-    OracleConfig,
-    OracleListenerConfig,
-    PromptedConfig,
-    PromptedListenerConfig,
-    RuleBasedConfig,
-    RuleBasedListenerConfig,
-)
+from ureca.pipelines.component_settings import ListenerConfig, VerificationConfig
+from ureca.pipelines.curate_settings import CurateSettings
 
 FULL = "everything"
 
@@ -32,18 +24,10 @@ class AblationSettings(CurateSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca ablate-curation")
     command: ClassVar[str] = "ablate-curation"
 
-    listener: Annotated[
-        NoListenerConfig | PromptedListenerConfig | RuleBasedListenerConfig | OracleListenerConfig,
-        Field(discriminator="kind"),
-    ] = RuleBasedListenerConfig()
-    verification: Annotated[
-        NoVerificationConfig | RuleBasedConfig | PromptedConfig | OracleConfig, Field(discriminator="kind")
-    ] = RuleBasedConfig()
+    listener: ListenerConfig = RuleBasedListenerConfig()
+    verification: VerificationConfig = RuleBasedConfig()
 
-    judge: Annotated[
-        NoListenerConfig | PromptedListenerConfig | RuleBasedListenerConfig | OracleListenerConfig,
-        Field(discriminator="kind"),
-    ] = Field(
+    judge: ListenerConfig = Field(
         default=RuleBasedListenerConfig(), description="who listens to all captions at the end; prompted asks mllm"
     )
     retrieval: DualEncoderSettings | None = Field(

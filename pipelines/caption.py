@@ -21,6 +21,7 @@ from ureca.errors import InputError, SettingsError
 from ureca.io import locate
 from ureca.llm.settings import TransformersSettings
 from ureca.llm.transformers import TransformersChatModel
+from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.settings import ReusedMasksConfig, SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
 from ureca.pipelines.batch.actors import MaskActor, WritingActor
@@ -31,8 +32,8 @@ from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
 from ureca.pipelines.batch.runner import BatchCommand, run_batch
 from ureca.pipelines.batch.session import Cluster
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
-from ureca.pipelines.components import build_mask_generator
 from ureca.pipelines.settings import images_per_chunk
+from ureca.registry import build_component
 from ureca.schema import CAPTIONS_DATASET
 
 
@@ -98,7 +99,8 @@ def build_mask_stage(settings: CaptioningSettings) -> MaskStage:
         raise SettingsError("masks.kind auto stands for another, which is chosen when the input is known")
     if isinstance(masks, ReusedMasksConfig):
         return reuse_masks
-    return partial(generate, mask_generator=build_mask_generator(masks), limits=settings.image_limits)
+    mask_generator: MaskGenerator = build_component("mask_generator", masks)
+    return partial(generate, mask_generator=mask_generator, limits=settings.image_limits)
 
 
 def graph(

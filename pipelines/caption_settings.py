@@ -1,21 +1,17 @@
 """Settings of ``ureca caption``."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ureca.config import MAY_CHANGE
-from ureca.masks.generators.settings import (
-    AnnotationsConfig,
-    PromptedSamConfig,
-    ReusedMasksConfig,
-    SamConfig,
-    SegmentsConfig,
-)
+from ureca.masks.generators.settings import ReusedMasksConfig
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import CaptionSettings
+from ureca.pipelines.component_settings import WITHOUT_ANNOTATIONS
 from ureca.pipelines.settings import AsyncActorResources, MaskResources, PlannableSettings, TaskResources
+from ureca.registry import ComponentConfig, config_union
 
 
 class AutoMasksConfig(BaseModel):
@@ -26,7 +22,10 @@ class AutoMasksConfig(BaseModel):
     kind: Literal["auto"] = "auto"
 
 
-MaskSource = ReusedMasksConfig | SegmentsConfig | SamConfig | AnnotationsConfig | PromptedSamConfig
+if TYPE_CHECKING:
+    MaskSource = ComponentConfig
+else:  # Known only at run time
+    MaskSource = config_union("mask_generator", AutoMasksConfig, ReusedMasksConfig)
 
 
 class CaptionResources(BaseModel):
@@ -65,12 +64,12 @@ class CaptioningSettings(PlannableSettings):
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="type of the weights; auto: the checkpoint's"
     )
-    masks: Annotated[MaskSource | AutoMasksConfig, Field(discriminator="kind")] = AutoMasksConfig()
+    masks: MaskSource = AutoMasksConfig()
     captioner: CaptionSettings = CaptionSettings()
     resources: Annotated[CaptionResources, MAY_CHANGE] = CaptionResources()
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:
-        if self.listing.annotations is not None and self.masks.kind not in {"annotations", "prompts"}:
+        if self.listing.annotations is not None and self.masks.kind in WITHOUT_ANNOTATIONS | {"auto", "regions"}:
             raise ValueError("listing.annotations is for masks.kind annotations or prompts; set both or none")
         return self

@@ -10,7 +10,9 @@ from functools import partial
 import pyarrow as pa
 from ray.data import Dataset
 
+from ureca.curation.curator import Curator
 from ureca.curation.dry_run import DryRunListener, counted
+from ureca.curation.listener import ListeningSettings
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
 from ureca.curation.stage import CurateStage
 from ureca.data.crash_log import CrashLog
@@ -19,7 +21,9 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.processing import MaskStage, build, generate, guarded_build
 from ureca.hashing import checkpoint_digest
-from ureca.llm.settings import FakeConfig, Mllm, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
+from ureca.llm.protocol import ChatModel
+from ureca.llm.settings import FakeConfig, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
+from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.actors import MaskActor, WritingActor
 from ureca.pipelines.batch.arrow import TablesToTables, masked_table, pending_rows, read_masked
 from ureca.pipelines.batch.dry_run import DryRun, estimate
@@ -28,9 +32,9 @@ from ureca.pipelines.batch.ray_serve_llm import chat_application
 from ureca.pipelines.batch.resources import Work, engine_share, images_in_flight, plan_pools
 from ureca.pipelines.batch.runner import BatchCommand, run_batch
 from ureca.pipelines.batch.session import Cluster
-from ureca.pipelines.components import build_chat_model, build_curator, build_mask_generator
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.pipelines.settings import images_per_chunk
+from ureca.registry import ComponentConfig, build_component
 from ureca.schema import REGIONS_DATASET
 
 
@@ -54,6 +58,32 @@ class CurateActor(WritingActor[CurateSettings]):
         )
 
 
+def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> Curator:
+    """Build the curator of a run with its annotator, embedder, listener and verifier.
+
+    Args:
+        settings: settings of the command.
+        model: chat model for all components that use one; None: the one that ``mllm`` names.
+
+    Raises:
+        SettingsError: a checkpoint, a package or the key of the chat model is missing.
+    """
+    listener, verification = settings.listener, settings.verification
+    # One model for all components: weights are loaded once, and the limits of an endpoint hold for all its requests.
+    model = model or build_component("chat_model", settings.mllm)
+    return Curator(
+        annotator=build_component("annotator", settings.annotator, model),
+        embedder=build_component("embedder", settings.embedder),
+        tree=settings.tree,
+        views=settings.views,
+        uniqueness=settings.uniqueness,
+        verifier=None if verification.kind == "none" else build_component("annotator", verification, model),
+        listener=None if listener.kind == "none" else build_component("listener", listener, model),
+        stages=settings.stages,
+        listening=listener if isinstance(listener, ListeningSettings) else ListeningSettings(),
+    )
+
+
 def build_trees(settings: CurateSettings) -> TablesToTables:
     """The task that plants the trees of units, schema ``MASKED`` to ``MASKED``."""
 
@@ -66,8 +96,9 @@ def build_trees(settings: CurateSettings) -> TablesToTables:
 
 
 def build_mask_stage(settings: CurateSettings) -> MaskStage:
-    """Build the proposer of ``proposals``."""
-    return partial(generate, mask_generator=build_mask_generator(settings.masks), limits=settings.image_limits)
+    """Build the mask generator of ``masks``."""
+    mask_generator: MaskGenerator = build_component("mask_generator", settings.masks)
+    return partial(generate, mask_generator=mask_generator, limits=settings.image_limits)
 
 
 def graph(
@@ -126,7 +157,7 @@ def graph(
     )
 
 
-def engine_concurrency(mllm: Mllm) -> int | None:
+def engine_concurrency(mllm: ComponentConfig) -> int | None:
     """Requests that an engine which all actors share takes at a time; None: each actor has its own, or none."""
     return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, OpenAIConfig) else None
 
@@ -187,26 +218,25 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
         SettingsError: a checkpoint, a package or the MLLM's key is missing; or it cannot be asked before a run.
     """
     ask = settings.planning.ask_model
-    model = counted(build_chat_model(settings.mllm) if ask else None)
+    model = counted(build_component("chat_model", settings.mllm) if ask else None)
     curator = build_curator(settings, model)
     if curator.listener is not None and not ask:
         curator = replace(curator, listener=DryRunListener(curator.listener))
-    kinds: set[str] = {settings.annotator.kind, settings.listener.kind, settings.verification.kind}
     return DryRun(
         generate=build_mask_stage(settings),
         prepare=partial(build, containment=settings.tree.containment),
         write=CurateStage(curator, settings.image_limits, settings.planning.images),
         questions=model.questions,
         asks_model=ask,
-        engine_slots=partial(_slots, settings.mllm) if _has_engine(settings, kinds) else None,
+        engine_slots=partial(_slots, settings.mllm) if _has_engine(settings) else None,
     )
 
 
-def _has_engine(settings: CurateSettings, kinds: set[str]) -> bool:
-    return "prompted" in kinds and not isinstance(settings.mllm, FakeConfig)
+def _has_engine(settings: CurateSettings) -> bool:
+    return settings.uses_chat_model and not isinstance(settings.mllm, FakeConfig)
 
 
-def _slots(mllm: Mllm, num_actors: int) -> int | None:
+def _slots(mllm: ComponentConfig, num_actors: int) -> int | None:
     """Answers that the engine gives at a time; None: nobody has said."""
     match mllm:
         case RayServeConfig():

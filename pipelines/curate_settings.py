@@ -1,20 +1,27 @@
 """Settings of ``ureca curate``."""
 
-from typing import Annotated, ClassVar, Literal, Self
+from typing import Annotated, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ureca.config import MAY_CHANGE
 from ureca.curation.curator import TreeSettings, ViewSettings
-from ureca.curation.embedders import Dinov2Settings
-from ureca.curation.listener import ListeningSettings
-from ureca.curation.prompted import PromptingSettings
+from ureca.curation.settings import DescriptorConfig, NoListenerConfig, NoVerificationConfig, RuleBasedConfig
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings
 from ureca.data.processing import DEFAULT_PIXELS_IN_FLIGHT
-from ureca.llm.settings import FakeConfig, Mllm
-from ureca.masks.generators.settings import AnnotationsConfig, SamConfig, SegmentsConfig
+from ureca.llm.settings import FakeConfig
+from ureca.masks.generators.settings import SegmentsConfig
+from ureca.pipelines.component_settings import (
+    WITHOUT_ANNOTATIONS,
+    AnnotatorConfig,
+    ChatModelConfig,
+    EmbedderConfig,
+    ListenerConfig,
+    MaskGeneratorConfig,
+    VerificationConfig,
+)
 from ureca.pipelines.settings import (
     AsyncActorResources,
     MaskResources,
@@ -22,75 +29,7 @@ from ureca.pipelines.settings import (
     TaskResources,
     check_actors_can_hold,
 )
-from ureca.scenes.oracle import OracleSettings
-
-
-class RuleBasedConfig(BaseModel):
-    """Captions that say what pixels prove, without weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["rule_based"] = "rule_based"
-
-
-class PromptedConfig(PromptingSettings):
-    """Captions by the MLLM of ``mllm``."""
-
-    kind: Literal["prompted"] = "prompted"
-
-
-class OracleConfig(OracleSettings):
-    """Captions of drawn scenes by who knows them and errs at known rates, to measure what the stages mend."""
-
-    kind: Literal["scenes"] = "scenes"
-
-
-class NoVerificationConfig(BaseModel):
-    """Captions stay unchecked."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["none"] = "none"
-
-
-class NoListenerConfig(BaseModel):
-    """Nobody listens to captions."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["none"] = "none"
-
-
-class PromptedListenerConfig(ListeningSettings):
-    """The MLLM of ``mllm`` must choose the region from the caption, among those that look alike."""
-
-    kind: Literal["prompted"] = "prompted"
-
-
-class RuleBasedListenerConfig(ListeningSettings):
-    """The region must be the only one shown that all measurable claims of its caption are true of; without weights."""
-
-    kind: Literal["rule_based"] = "rule_based"
-
-
-class OracleListenerConfig(ListeningSettings, OracleSettings):
-    """Who knows the drawn scenes, and errs at a known rate, chooses the region."""
-
-    kind: Literal["scenes"] = "scenes"
-
-
-class DescriptorConfig(BaseModel):
-    """Colour, texture and shape, without weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["descriptor"] = "descriptor"
-
-
-class Dinov2Config(Dinov2Settings):
-    """DINOv2, as in the paper."""
-
-    kind: Literal["dinov2"] = "dinov2"
+from ureca.registry import uses_chat_model
 
 
 class CuratingResources(AsyncActorResources):
@@ -125,35 +64,36 @@ class CurateSettings(PlannableSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca curate")
     command: ClassVar[str] = "curate"
 
-    masks: Annotated[SegmentsConfig | SamConfig | AnnotationsConfig, Field(discriminator="kind")] = SegmentsConfig()
+    masks: MaskGeneratorConfig = SegmentsConfig()
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
     stages: StageSettings = StageSettings()
-    annotator: Annotated[RuleBasedConfig | PromptedConfig | OracleConfig, Field(discriminator="kind")] = (
-        RuleBasedConfig()
-    )
-    mllm: Mllm = FakeConfig()
-    embedder: Annotated[DescriptorConfig | Dinov2Config, Field(discriminator="kind")] = DescriptorConfig()
+    annotator: AnnotatorConfig = RuleBasedConfig()
+    mllm: ChatModelConfig = FakeConfig()
+    embedder: EmbedderConfig = DescriptorConfig()
     uniqueness: UniquenessSettings = UniquenessSettings()
-    listener: Annotated[
-        NoListenerConfig | PromptedListenerConfig | RuleBasedListenerConfig | OracleListenerConfig,
-        Field(discriminator="kind"),
-    ] = NoListenerConfig()
-    verification: Annotated[
-        NoVerificationConfig | RuleBasedConfig | PromptedConfig | OracleConfig, Field(discriminator="kind")
-    ] = NoVerificationConfig()
+    listener: ListenerConfig = NoListenerConfig()
+    verification: VerificationConfig = NoVerificationConfig()
     resources: Annotated[CurateResources, MAY_CHANGE] = CurateResources()
+
+    @property
+    def uses_chat_model(self) -> bool:
+        """True where the annotator, the listener or the verification asks the model of ``mllm``."""
+        return (
+            uses_chat_model("annotator", self.annotator)
+            or uses_chat_model("listener", self.listener)
+            or uses_chat_model("annotator", self.verification)
+        )
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:
-        if self.listing.annotations is not None and self.masks.kind != "annotations":
+        if self.listing.annotations is not None and self.masks.kind in WITHOUT_ANNOTATIONS:
             raise ValueError("listing.annotations is for masks.kind annotations; set both or none")
         return self
 
     @model_validator(mode="after")
     def _mllm_is_asked(self) -> Self:
-        asking = {self.annotator.kind, self.listener.kind, self.verification.kind}
-        if self.mllm.kind != "standin" and "prompted" not in asking:
+        if self.mllm.kind != "standin" and not self.uses_chat_model:
             raise ValueError(
                 f"mllm.kind {self.mllm.kind} is for annotator.kind, listener.kind or verification.kind prompted; "
                 "set one of them"

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import MAY_CHANGE, CommandSettings
+from ureca.curation.settings import NoListenerConfig
 from ureca.data.samples import JsonlOptions
 from ureca.evaluation.benchmarks.base import (
     BenchmarkSettings,
@@ -20,9 +21,9 @@ from ureca.evaluation.scorer import ScoringListenerConfig
 from ureca.evaluation.tables.build import TableSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
 from ureca.images import ImageLimits
-from ureca.llm.settings import FakeConfig, Mllm
+from ureca.llm.settings import FakeConfig
 from ureca.model.settings import CaptionSettings
-from ureca.pipelines.curate_settings import NoListenerConfig
+from ureca.pipelines.component_settings import ChatModelConfig
 from ureca.pipelines.settings import (
     AsyncActorResources,
     BatchSettings,
@@ -55,7 +56,7 @@ class ScoringSettings(BatchSettings):
     bert_score: BertScoreSettings | None = None
     retrieval: DualEncoderSettings | None = None
     listener: EvaluationListener = NoListenerConfig()
-    mllm: Mllm = FakeConfig()
+    mllm: ChatModelConfig = FakeConfig()
     resources: Annotated[ScoringResources, MAY_CHANGE] = ScoringResources()
 
 
@@ -122,7 +123,7 @@ class EvaluateSettings(CommandSettings):
     duplicates: DuplicateSettings = DuplicateSettings()
     retrieval: DualEncoderSettings | None = Field(default=None, description="None: captions are not retrieved by")
     listener: EvaluationListener = NoListenerConfig()
-    mllm: Mllm = FakeConfig()
+    mllm: ChatModelConfig = FakeConfig()
     table: TableSettings = TableSettings()
 
     resources: EvaluateResources = EvaluateResources()

@@ -15,6 +15,7 @@ from ureca.data.processing import MaskedPartition
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.data.run_record import config_hash_of
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
+from ureca.evaluation.encoders import build_encoder
 from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
 from ureca.evaluation.predictions import Prediction
@@ -28,12 +29,12 @@ from ureca.pipelines.batch.ray_serve_llm import chat_application
 from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
 from ureca.pipelines.batch.runner import BatchCommand, print_plan, run_batch
 from ureca.pipelines.batch.session import Cluster
-from ureca.pipelines.components import build_chat_model, build_encoder
 from ureca.pipelines.evaluate_settings import (
     EvaluateSettings,
     ScoringResources,
     ScoringSettings,
 )
+from ureca.registry import build_component
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
 
 
@@ -71,7 +72,7 @@ def build_scorer(settings: ScoringSettings) -> CaptionScorer:
     bert = None if settings.bert_score is None else BertScorer(settings.bert_score)
     if not isinstance(settings.listener, ScoringListenerConfig):
         return CaptionScorer(encoder, bert=bert)
-    listener = PromptedListener(build_chat_model(settings.mllm), settings.listener)
+    listener = PromptedListener(build_component("chat_model", settings.mllm), settings.listener)
     return CaptionScorer(encoder, listener, bert, settings.listener.max_distractors)
 
 

@@ -12,8 +12,9 @@ from pydantic_settings import CliPositionalArg
 from ureca.config import MAY_CHANGE, CommandSettings
 from ureca.data.manifest import Selection, checked_shard
 from ureca.images import ImageLimits
-from ureca.llm.settings import Mllm
+from ureca.llm.settings import VllmConfig
 from ureca.masks.generators.settings import AnnotationsConfig, ReusedMasksConfig
+from ureca.registry import ComponentConfig
 
 
 class TaskResources(BaseModel):
@@ -147,7 +148,7 @@ class PlannableSettings(BatchSettings):
 _GENERATORS_OF_SINGLE_IMAGES = 16
 
 
-def images_per_chunk(masks: BaseModel, resources: MaskResources, num_actors: int) -> int | None:
+def images_per_chunk(masks: ComponentConfig, resources: MaskResources, num_actors: int) -> int | None:
     """Images of a unit that go on together once they have masks; None: all of them.
 
     Args:
@@ -163,7 +164,7 @@ def images_per_chunk(masks: BaseModel, resources: MaskResources, num_actors: int
     return math.ceil(num_actors / _GENERATORS_OF_SINGLE_IMAGES)
 
 
-def check_actors_can_hold(mllm: Mllm, where: ActorResources, stage: str) -> None:
+def check_actors_can_hold(mllm: ComponentConfig, where: ActorResources, stage: str) -> None:
     """Refuse a model that is loaded once an actor where nobody said how many actors that shall be.
 
     Raises:
@@ -174,7 +175,7 @@ def check_actors_can_hold(mllm: Mllm, where: ActorResources, stage: str) -> None
             f"mllm.kind {mllm.kind} loads the model once an actor: say by resources.{stage}.num_gpus or "
             f"resources.{stage}.num_actors how many that shall be"
         )
-    if mllm.kind == "vllm" and where.num_gpus < mllm.tensor_parallel_size > 1:
+    if isinstance(mllm, VllmConfig) and where.num_gpus < mllm.tensor_parallel_size > 1:
         raise ValueError(
             f"mllm.tensor_parallel_size {mllm.tensor_parallel_size} needs as many GPUs an actor, and "
             f"resources.{stage}.num_gpus is {where.num_gpus:g}"

@@ -8,6 +8,7 @@ import pytest
 
 from tests.drawn import write_corpus
 from ureca.curation.rule_based.captioner import RuleBasedListener
+from ureca.curation.settings import NoListenerConfig, NoVerificationConfig
 from ureca.curation.walk import StageSettings
 from ureca.data.output import Output
 from ureca.evaluation.ablation import VariantResult, measure_variant, to_markdown
@@ -15,7 +16,6 @@ from ureca.evaluation.scorer import CaptionScorer
 from ureca.evaluation.tables.formats import NOT_MEASURED
 from ureca.jobs.cli import main
 from ureca.pipelines.ablation_settings import FULL, AblationSettings
-from ureca.pipelines.curate_settings import NoListenerConfig, NoVerificationConfig
 from ureca.scenes.files import write_scenes
 
 

@@ -14,8 +14,9 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
 from ureca.data.processing import build, generate
 from ureca.jobs.cli import main
-from ureca.pipelines.components import build_curator, build_mask_generator
+from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
+from ureca.registry import build_component
 
 NUM_IMAGES = 6
 
@@ -36,7 +37,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     output = Output(settings.output)
     stage = CurateStage(build_curator(settings), settings.image_limits, 1)
-    mask_generator = build_mask_generator(settings.masks)
+    mask_generator = build_component("mask_generator", settings.masks)
     manifest = list_images(settings.input, **settings.listing.model_dump())
     for number, row in enumerate(manifest.to_pylist()):
         partition = generate(number, [ManifestEntry.from_row(row)], mask_generator, settings.image_limits)

@@ -10,7 +10,7 @@ from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
 from ureca.llm.openai import OpenAIChatModel, read_api_key
 from ureca.llm.settings import OpenAIConfig, OpenAISettings
-from ureca.pipelines.components import build_curator
+from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 
 KEY = "sk-Sw0rdfish/42=="

@@ -9,8 +9,8 @@ import pytest
 from ureca.errors import SettingsError
 from ureca.llm.settings import OpenAIConfig, RayServeSettings
 from ureca.pipelines.batch.ray_serve_llm import chat_application, served
-from ureca.pipelines.components import build_chat_model
 from ureca.pipelines.curate_settings import CurateSettings
+from ureca.registry import build_component
 
 ARGUMENTS = ["in", "out", "--annotator.kind", "prompted", "--mllm.kind", "ray_serve", "--mllm.checkpoint", "org/vl"]
 
@@ -51,7 +51,7 @@ def test_the_application_is_there_for_the_block_and_asked_by_its_address(told: l
         assert [str(url) for url in asked.mllm.base_urls] == ["http://127.0.0.1:8123/ureca-mllm/v1"]
         assert (asked.mllm.model, asked.mllm.max_concurrency) == ("org/vl", 7)
         assert asked.model_copy(update={"mllm": settings.mllm}) == settings
-        assert build_chat_model(asked.mllm).name == "org/vl"
+        assert build_component("chat_model", asked.mllm).name == "org/vl"
         assert [what for what, _ in told] == ["start", "run"]
     assert told[0][1] == {"host": "127.0.0.1", "port": 8123}
     assert told[1][1][1:] == ("ureca-mllm", "/ureca-mllm")
@@ -108,6 +108,6 @@ def test_errors_say_what_to_do(told: list[tuple[str, Any]], monkeypatch: pytest.
     with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[ray-serve\]'"), chat_application(settings_of()):
         pass
     with pytest.raises(SettingsError, match="has not been started"):
-        build_chat_model(settings_of().mllm)
+        build_component("chat_model", settings_of().mllm)
     with pytest.raises(SettingsError, match="min_replicas is greater"):
         settings_of("--mllm.min-replicas", "3")

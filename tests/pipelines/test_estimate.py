@@ -20,8 +20,7 @@ from ureca.data.processing import build, generate
 from ureca.errors import InputError
 from ureca.masks.generators.base import AnnotationMaskGenerator
 from ureca.pipelines.batch.dry_run import estimate
-from ureca.pipelines.components import build_curator
-from ureca.pipelines.curate import _CURATE, curate_dry_run, plan
+from ureca.pipelines.curate import _CURATE, build_curator, curate_dry_run, plan
 from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES = 10

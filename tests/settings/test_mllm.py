@@ -5,7 +5,7 @@ import pytest
 from ureca.curation.listener import PromptedListener
 from ureca.errors import SettingsError
 from ureca.llm.settings import TransformersConfig, VllmConfig
-from ureca.pipelines.components import build_curator
+from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 
 PROMPTED = ["in", "out", "--annotator.kind", "prompted"]

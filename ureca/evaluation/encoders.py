@@ -223,6 +223,17 @@ class ColourWords:
         return _vectors([_read(text) for text in texts])
 
 
+def build_encoder(settings: DualEncoderSettings | None) -> ImageTextEncoder | None:
+    """Load the image-text encoder that settings name, if they name one.
+
+    Raises:
+        SettingsError: its checkpoint or a package is missing.
+    """
+    if settings is None:
+        return None
+    return ColourWords() if settings.checkpoint == COLOUR_WORDS else DualEncoder(settings)
+
+
 def _seen(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
     """Shares [families, modifiers]; one that can be called by several words is all of them."""
     image = Image.fromarray(pixels)

@@ -1,12 +1,14 @@
 """Settings of the chat models, one per engine."""
 
 import json
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, NoReturn, Self
 
 from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
 
 from ureca.config import MAY_CHANGE
+from ureca.errors import SettingsError
 from ureca.llm.fake import FakeSettings
+from ureca.registry import register
 
 
 class RequestSettings(BaseModel):
@@ -195,34 +197,44 @@ class RayServeSettings(RequestSettings):
         return OpenAISettings(model=self.checkpoint, base_urls=(HttpUrl(url),), **patience)
 
 
+@register("chat_model", "standin", component="ureca.llm.fake:FakeChatModel")
 class FakeConfig(FakeSettings):
     """No model: answers by content, for tests and dry runs."""
 
     kind: Literal["standin"] = "standin"
 
 
+@register("chat_model", "openai", component="ureca.llm.openai:OpenAIChatModel")
 class OpenAIConfig(OpenAISettings):
     """A model behind OpenAI-compatible endpoints, such as a vLLM server."""
 
     kind: Literal["openai"] = "openai"
 
 
+@register("chat_model", "transformers", component="ureca.llm.transformers:TransformersChatModel")
 class TransformersConfig(TransformersSettings):
     """A checkpoint of any family that transformers knows, in each actor of the stage."""
 
     kind: Literal["transformers"] = "transformers"
 
 
+@register("chat_model", "vllm", component="ureca.llm.vllm:VllmChatModel")
 class VllmConfig(VllmSettings):
     """A checkpoint in vLLM's engine, in each actor of the stage."""
 
     kind: Literal["vllm"] = "vllm"
 
 
+@register("chat_model", "ray_serve", component="ureca.llm.settings:application_not_started")
 class RayServeConfig(RayServeSettings):
     """A checkpoint behind a Ray Serve application that is started for the run and scales with what is asked."""
 
     kind: Literal["ray_serve"] = "ray_serve"
+
+
+def application_not_started(settings: RayServeConfig) -> NoReturn:
+    """Raise the error of a Ray Serve application that is asked before a pipeline has started it."""
+    raise SettingsError("mllm.kind ray_serve: the application has not been started")
 
 
 Mllm = Annotated[

@@ -7,10 +7,11 @@ be counted then. They say nothing of images that are no scenes.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.errors import AnnotationError, AnswerError, SettingsError
 from ureca.hashing import digest
@@ -19,6 +20,7 @@ from ureca.llm.protocol import ChatAnswer
 from ureca.masks.annotations import read_annotations
 from ureca.masks.mask import Mask
 from ureca.masks.views import Views
+from ureca.registry import register
 from ureca.rng import Rng
 from ureca.scenes.captions import RegionCaptions, caption_scene
 from ureca.scenes.language import COLOURS, Caption, CaptionError, Description, parse
@@ -34,6 +36,20 @@ class OracleSettings(BaseModel):
     error_rate: float = Field(default=0.1, ge=0, le=1, description="share of answers that are not true")
     vagueness: float = Field(default=0.3, ge=0, le=1, description="share of refined captions that single out nothing")
     seed: int = Field(default=0, ge=0, description="of the mistakes")
+
+
+@register("annotator", "scenes", component="ureca.scenes.oracle:Oracle")
+class OracleConfig(OracleSettings):
+    """Captions of synthetic scenes from their ground truth, with errors at known rates."""
+
+    kind: Literal["scenes"] = "scenes"
+
+
+@register("listener", "scenes", component="ureca.scenes.oracle:Oracle")
+class OracleListenerConfig(ListeningSettings, OracleSettings):
+    """Choices from the ground truth of synthetic scenes, with errors at a known rate."""
+
+    kind: Literal["scenes"] = "scenes"
 
 
 class _Known(NamedTuple):

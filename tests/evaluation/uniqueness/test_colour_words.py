@@ -4,9 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ureca.evaluation.encoders import COLOUR_WORDS, ColourWords, DualEncoder, DualEncoderSettings
+from ureca.evaluation.encoders import COLOUR_WORDS, ColourWords, DualEncoder, DualEncoderSettings, build_encoder
 from ureca.evaluation.uniqueness import Retrieved, retrieve
-from ureca.pipelines.components import build_encoder
 
 COLOURS = {"red": (200, 0, 0), "dark green": (31, 58, 31), "light blue": (180, 212, 236), "grey": (136, 136, 136)}
 
