@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ureca import io as storage
+from ureca import io
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord, State
@@ -108,7 +108,7 @@ class _Run:
         settings = self._settings
         if settings.overwrite:
             for name in (_BENCHMARK, _MODELS, _JUDGED):
-                storage.remove_folder(self.output.filesystem, locate(self._below(name)).name)
+                io.remove_folder(self.output.filesystem, locate(self._below(name)).name)
         self.write_record("running", {})
         stored = StoredBenchmark.open(
             self._below(_BENCHMARK),
@@ -151,7 +151,7 @@ class _Run:
         table = build_table(evaluated, self._settings.table, title=benchmark.description, remarks=remarks)
         for suffix, text in to_forms(table).items():
             path = locate(self._below(f"{_TABLE}.{suffix}")).name
-            storage.write_bytes(self.output.filesystem, path, text.encode())
+            io.write_bytes(self.output.filesystem, path, text.encode())
         return table
 
     def write_record(self, state: State, reports: Mapping[str, PartitionReport]) -> None:

@@ -19,7 +19,7 @@ from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
-from ureca.errors import ImageError
+from ureca.errors import DataError, ImageError
 
 Pixels = npt.NDArray[np.uint8]
 Decoded = TypeVar("Decoded")
@@ -106,6 +106,16 @@ def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
             ``out_of_memory`` (the file asks the decoder for more memory than there is).
     """
     return _decode(data, limits, lambda image: np.array(_to_rgb(image)))
+
+
+def try_decode_image(data: bytes | DataError, limits: ImageLimits) -> Pixels | DataError:
+    """Decode an image file, or return the error: one that reading it had, or the ``ImageError`` of ``decode_image``."""
+    if isinstance(data, DataError):
+        return data
+    try:
+        return decode_image(data, limits)
+    except ImageError as error:
+        return error
 
 
 def decode_layers(data: bytes, limits: ImageLimits) -> tuple[Pixels, Pixels | None]:

@@ -1,7 +1,8 @@
-"""Small whole-file operations on local disks and object stores: files that appear complete or not at all.
+"""Files and folders on local disks and in object stores, by path or URI: locating, listing, reading, atomic writing.
 
-[from] Files and folders that appear complete or not at all.
-[from] Files on this machine and in object stores, by path or URI, through Arrow's file systems."""
+Every file that is written appears complete or not at all: a local file is written under a temporary name and renamed,
+and an object store shows an object once its upload is complete.
+"""
 
 import contextlib
 import errno
@@ -25,73 +26,25 @@ import pyarrow.parquet as pq
 
 from ureca.errors import InputError, OutputError
 
-
-@contextmanager
-def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give a temporary path beside ``path`` to write to; it takes the place of ``path`` when the block ends well.
-
-    After an exception, or a crash, ``path`` is what it was before.
-
-    Raises:
-        OutputError: ``path`` exists and ``overwrite`` is not set, it is a folder, or its folder is missing or not open
-            to writing.
-    """
-    if path.is_dir():
-        raise OutputError(f"{path} is a folder; name a file to write")
-    if path.exists() and not overwrite:
-        raise OutputError(f"{path} exists; name another file, or replace it with --overwrite")
-    if not path.parent.is_dir():
-        raise OutputError(f"the folder {path.parent} does not exist; make it first")
-    if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"the folder {path.parent} cannot be written to")
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
-    """Give an empty temporary folder beside ``path`` to fill; it takes the place of ``path`` when the block ends well.
-
-    After an exception, ``path`` is what it was before; a crash can leave it missing, but never half written.
-
-    Raises:
-        OutputError: ``path`` exists and ``overwrite`` is not set, or it is a file.
-    """
-    if path.exists() and not path.is_dir():
-        raise OutputError(f"{path} is a file; name a folder to write")
-    if path.is_dir() and any(path.iterdir()) and not overwrite:
-        raise OutputError(f"{path} exists; name another folder, or allow it to be replaced")
-    temporary, old = (path.with_name(f".{path.name}.{os.getpid()}.{what}") for what in ("tmp", "old"))
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        if path.exists():
-            path.replace(old)
-        temporary.replace(path)
-    finally:
-        for left in (temporary, old):
-            shutil.rmtree(left, ignore_errors=True)
-
-
 _URI = re.compile(r"(?P<root>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/*(?P<name>[^?]*)(?P<options>\?.*)?", re.DOTALL)
+_TEMPORARY = ".tmp-"
+_NAMES_PER_CHUNK = 65_536  # Python strings held at a time while a folder is listed
+_DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
-_NAMES_AT_ONCE = 65_536  # Python strings held at a time while a folder is listed
+
+# Paths and URIs
 
 
 @dataclass(frozen=True)
 class Location:
-    """A path or URI, taken apart.
+    """A path or URI, resolved to a file system and a name within it.
 
     Attributes:
-        filesystem: Arrow's, where the file is.
-        name: of the file within ``filesystem``.
-        root: scheme and place of a URI (``s3://bucket``); empty for a file on this machine.
-        base: what every name in ``filesystem`` starts with below ``root`` (``bucket/``).
-        options: of the URI, with the question mark.
+        filesystem: Arrow file system that holds the file.
+        name: Name of the file within ``filesystem``.
+        root: Scheme and authority of a URI (``s3://bucket``); empty for a local path.
+        base: Prefix of every name in ``filesystem`` below ``root`` (``bucket/``).
+        options: Query of the URI, with its question mark.
     """
 
     filesystem: pafs.FileSystem
@@ -106,23 +59,23 @@ class Location:
         return not self.root
 
     def uris(self, names: Any) -> Any:
-        """How a person calls the files with these names (Arrow strings) within the same file system."""
+        """Return the paths or URIs, without options, of names (Arrow strings) in the same file system."""
         if self.is_local:
             return names
         return pc.binary_join_element_wise(f"{self.root}/", pc.utf8_slice_codeunits(names, len(self.base)), "")
 
     def paths(self, names: Any) -> Any:
-        """What ``locate`` finds the files with these names (Arrow strings) by again."""
+        """Return the paths or URIs, with options, by which ``locate`` finds names (Arrow strings) again."""
         if self.is_local:
             return names
         return pc.binary_join_element_wise(self.uris(names), self.options, "")
 
 
 def locate(path: str) -> Location:
-    """Find the file system of a path or URI; the file is not touched. Local paths become absolute.
+    """Resolve a path or URI without touching the file. Local paths become absolute.
 
     Raises:
-        InputError: the scheme is not one of Arrow's, or its place cannot be reached.
+        InputError: The scheme is unknown to Arrow, or its file system cannot be reached.
     """
     uri = _URI.fullmatch(path)
     if uri is None or uri["root"] == "file://":
@@ -138,49 +91,55 @@ def locate(path: str) -> Location:
     return Location(filesystem, base + name.rstrip("/"), root, base, options)
 
 
+@lru_cache(maxsize=64)
+def _filesystem(root: str, options: str) -> tuple[pafs.FileSystem, str]:
+    if root.startswith("s3://") and "allow_delayed_open=" not in options:
+        # An object smaller than one part of an upload is then written by a single request. A killed writer cannot leave
+        # an unfinished upload, which no listing shows and which costs money.
+        options += f"{'&' if options else '?'}allow_delayed_open=true"
+    filesystem, base = pafs.FileSystem.from_uri(f"{root}/{options}")
+    return filesystem, f"{base.rstrip('/')}/" if base else ""
+
+
 def below(folder: str, name: str) -> str:
-    """The path or URI of what a folder holds by a name, which may have slashes; options of the URI stay at its end."""
-    bare, options = _bare(folder)
+    """Join a folder's path or URI and a name, which may contain slashes; the URI's options stay at the end."""
+    bare, options = _split_options(folder)
     return f"{bare.rstrip('/')}/{name}{options}"
 
 
 def parent(path: str) -> str:
-    """The folder that a path or URI names something in, with the options of the URI."""
-    bare, options = _bare(path)
+    """Return the folder of a path or URI, with the URI's options."""
+    bare, options = _split_options(path)
     folder, slash, _ = bare.rpartition("/")
     return f"{folder or slash or '.'}{options}"
 
 
 def has_suffix(path: str, suffix: str) -> bool:
-    """Whether a path, or a URI without its options, ends so."""
-    return _bare(path)[0].endswith(suffix)
+    """Whether a path, or a URI without its options, ends with a suffix."""
+    return _split_options(path)[0].endswith(suffix)
 
 
-def _bare(path: str) -> tuple[str, str]:
-    """A path or URI without options, and the options with their question mark; a path of this machine has none."""
+def _split_options(path: str) -> tuple[str, str]:
+    """Split a URI from its options, which keep their question mark; a local path has none."""
     if _URI.fullmatch(path) is None:
         return path, ""
     bare, mark, options = path.partition("?")
     return bare, f"{mark}{options}"
 
 
-@lru_cache(maxsize=64)
-def _filesystem(root: str, options: str) -> tuple[pafs.FileSystem, str]:
-    if root.startswith("s3://") and "allow_delayed_open=" not in options:
-        # What is smaller than a part of an upload is then written by one request, which a killed writer cannot have
-        # begun and not ended: no uploads are left that nobody sees and that cost money.
-        options += f"{'&' if options else '?'}allow_delayed_open=true"
-    filesystem, base = pafs.FileSystem.from_uri(f"{root}/{options}")
-    return filesystem, f"{base.rstrip('/')}/" if base else ""
+# Listing
 
 
 def list_entries(location: Location, folder: str) -> list[tuple[str, bool]]:
-    """Names in ``location.filesystem`` of what a folder holds, and whether each is a folder; hidden ones are left out.
+    """List the entries of a folder, without hidden ones and devices.
 
-    Links to folders are folders, unless they lead back to one above. A link to nothing is a file; devices are left out.
+    A link to a folder counts as a folder, unless it leads back to a folder above. A dangling link counts as a file.
+
+    Returns:
+        Name in ``location.filesystem`` and a flag for folders, for each entry.
 
     Raises:
-        OSError: the folder cannot be read, or does not exist.
+        OSError: The folder does not exist or cannot be read.
     """
     if not location.is_local:
         selector = pafs.FileSelector(folder, recursive=False)
@@ -209,7 +168,7 @@ def _leads_up(link: str) -> bool:
 
 
 def walk_files(location: Location, folder: str) -> Iterator[str]:
-    """Names of all files below a folder, not sorted; as ``list_entries`` has them, and with its errors."""
+    """Yield the names of all files below a folder, unsorted, by the rules and with the errors of ``list_entries``."""
     pending = [folder]
     while pending:
         for name, is_folder in list_entries(location, pending.pop()):
@@ -220,15 +179,15 @@ def walk_files(location: Location, folder: str) -> Iterator[str]:
 
 
 def sort_names(names: Iterable[str]) -> pa.ChunkedArray:
-    """Collect the names of files that a walk yields into Arrow strings, sorted by their bytes.
+    """Collect the file names that a walk yields into Arrow strings, sorted by their bytes.
 
     Raises:
-        InputError: a folder cannot be read, or a name is not UTF-8.
+        InputError: A folder cannot be read, or a name is not UTF-8.
     """
     chunks = []
     walk = iter(names)
     try:
-        while chunk := list(islice(walk, _NAMES_AT_ONCE)):
+        while chunk := list(islice(walk, _NAMES_PER_CHUNK)):
             chunks.append(pa.array(chunk, pa.string()))
     except OSError as error:
         raise InputError(
@@ -239,65 +198,187 @@ def sort_names(names: Iterable[str]) -> pa.ChunkedArray:
     return pa.table({"name": pa.chunked_array(chunks, pa.string())}).sort_by("name").column("name")
 
 
-_TEMPORARY = ".tmp-"
-_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
+    """List the files of a folder, sorted, without hidden ones; empty if the folder does not exist."""
+    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
+    return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
+
+
+# Atomic writing
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[Path]:
+    """Yield an unused name beside ``path``; whatever is written there replaces ``path`` when the block succeeds."""
+    # The end of the name keeps its extension; all of it might be longer than file systems allow.
+    temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name[-40:]}")
+    replaced = path.with_name(f"{temporary.name}.old")
+    try:
+        yield temporary
+        if path.is_dir():  # a folder cannot be renamed over another one
+            path.replace(replaced)
+        temporary.replace(path)
+    except BaseException:
+        if replaced.is_dir():
+            replaced.replace(path)
+        raise
+    finally:
+        for leftover in (temporary, replaced):
+            if leftover.is_dir():
+                shutil.rmtree(leftover, ignore_errors=True)
+            else:
+                with contextlib.suppress(OSError):  # it may not exist; another error is under way
+                    leftover.unlink()
+
+
+@contextmanager
+def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield a temporary path to write to, which replaces ``path`` when the block succeeds.
+
+    After an exception, or a crash, ``path`` is unchanged.
+
+    Raises:
+        OutputError: ``path`` exists and ``overwrite`` is not set, it is a folder, or its folder does not exist or is
+            not writable.
+    """
+    if path.is_dir():
+        raise OutputError(f"{path} is a folder; name a file to write")
+    if path.exists() and not overwrite:
+        raise OutputError(f"{path} exists; name another file, or replace it with --overwrite")
+    if not path.parent.is_dir():
+        raise OutputError(f"the folder {path.parent} does not exist; make it first")
+    if not os.access(path.parent, os.W_OK):
+        raise OutputError(f"the folder {path.parent} cannot be written to")
+    with _replacing(path) as temporary:
+        yield temporary
+
+
+@contextmanager
+def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
+    """Yield an empty temporary folder to fill, which replaces ``path`` when the block succeeds.
+
+    After an exception, ``path`` is unchanged; a crash can leave it missing, but never half written.
+
+    Raises:
+        OutputError: ``path`` is not empty and ``overwrite`` is not set, or it is a file.
+    """
+    if path.exists() and not path.is_dir():
+        raise OutputError(f"{path} is a file; name a folder to write")
+    if path.is_dir() and any(path.iterdir()) and not overwrite:
+        raise OutputError(f"{path} exists; name another folder, or allow it to be replaced")
+    with _replacing(path) as temporary:
+        temporary.mkdir(parents=True)
+        yield temporary
 
 
 def write_bytes(
     filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer, *, folder_exists: bool = False
 ) -> None:
-    """Write a file; readers see the old one or the new one.
+    """Write a file atomically: readers see the old content or the new one.
 
     Args:
-        filesystem: Arrow's.
-        path: of the file within it.
-        data: the content.
-        folder_exists: so that nobody need look, which in an object store are requests of their own.
+        filesystem: Arrow file system.
+        path: Name of the file within it.
+        data: The content.
+        folder_exists: The folder need not be created; in an object store the check costs a request.
 
     Raises:
-        OutputError: it cannot be written, as on a full disk; the old one is still there.
+        OutputError: The file cannot be written, as on a full disk; the old one is still there.
     """
-    with _replacing(filesystem, path, folder_exists) as target, filesystem.open_output_stream(target) as stream:
+    with (
+        _writing(filesystem, path, folder_exists=folder_exists) as target,
+        filesystem.open_output_stream(target) as stream,
+    ):
         stream.write(data)
 
 
 def write_marker(filesystem: pafs.FileSystem, path: str, text: str) -> None:
-    """Write a small file of which only the name matters, in a folder that exists; it may be seen before it is whole.
+    """Write a small file whose name alone matters into an existing folder; its content need not appear atomically.
 
     Raises:
-        OutputError: it cannot be written, as on a full disk.
+        OutputError: The file cannot be written, as on a full disk.
     """
     try:
         with filesystem.open_output_stream(path) as stream:
             stream.write(text.encode(errors="replace"))
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise _unwritable(path, error) from error
 
 
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, row_group_rows: int) -> None:
-    """Write a Parquet file; readers see the old one or the new one.
+    """Write a Parquet file atomically: readers see the old one or the new one.
 
     Raises:
-        OutputError: it cannot be written, as on a full disk; the old one is still there.
+        OutputError: The file cannot be written, as on a full disk; the old one is still there.
     """
-    if not _is_local(filesystem):
-        # Closing a stream completes an object, after an error in the middle, too: it gets all its bytes at once.
+    if not isinstance(filesystem, pafs.LocalFileSystem):
+        # Closing a stream completes an object even after an error half way: it gets all its bytes at once.
         sink = pa.BufferOutputStream()
         pq.write_table(table, sink, compression="zstd", row_group_size=row_group_rows)
         write_bytes(filesystem, path, sink.getvalue())
         return
-    with _replacing(filesystem, path) as target:
+    with _writing(filesystem, path) as target:
         pq.write_table(table, target, filesystem=filesystem, compression="zstd", row_group_size=row_group_rows)
 
 
+@contextmanager
+def _writing(filesystem: pafs.FileSystem, path: str, *, folder_exists: bool = False) -> Iterator[str]:
+    """Yield the name to write to, so that ``path`` is replaced as a whole; failures of the file system are errors."""
+    try:
+        if not folder_exists:
+            filesystem.create_dir(path.rpartition("/")[0], recursive=True)
+        if isinstance(filesystem, pafs.LocalFileSystem):
+            with _replacing(Path(path)) as temporary:
+                yield str(temporary)
+        else:
+            yield path
+    except OSError as error:
+        raise _unwritable(path, error) from error
+
+
+def _unwritable(path: str, error: OSError) -> OutputError:
+    remedy = "make room there" if error.errno in _DISK_FULL else "put that right"
+    return OutputError(
+        f"{path} cannot be written: {error}. What was written before is kept: {remedy}, and give the same command again"
+    )
+
+
+def make_folder(filesystem: pafs.FileSystem, folder: str) -> None:
+    """Create a folder and its parents, where they do not exist.
+
+    Raises:
+        OutputError: The folder cannot be created.
+    """
+    try:
+        filesystem.create_dir(folder, recursive=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from error
+
+
+def remove_folder(filesystem: pafs.FileSystem, folder: str) -> None:
+    """Remove a folder and its content, if it exists."""
+    if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
+        filesystem.delete_dir(folder)
+
+
+def remove_temporary(filesystem: pafs.FileSystem, folder: str) -> None:
+    """Remove the temporary files that killed writers left in a folder."""
+    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
+        if info.is_file and info.base_name.startswith(_TEMPORARY):
+            filesystem.delete_file(info.path)
+
+
+# Parquet
+
+
 def read_table(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or of it only some columns, which may be fields within lists (``a.list.element.b``)."""
+    """Read a Parquet file, or some of its columns, which may be fields within lists (``a.list.element.b``)."""
     with filesystem.open_input_file(path) as file:
         return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
 
 
 def num_row_groups(filesystem: pafs.FileSystem, path: str) -> int:
-    """Number of row groups of a Parquet file."""
+    """Return the number of row groups of a Parquet file."""
     with filesystem.open_input_file(path) as file:
         return int(pq.ParquetFile(file).num_row_groups)
 
@@ -306,65 +387,3 @@ def read_row_group(filesystem: pafs.FileSystem, path: str, row_group: int) -> pa
     """Read one row group of a Parquet file."""
     with filesystem.open_input_file(path) as file:
         return pq.ParquetFile(file).read_row_group(row_group)
-
-
-def make_folder(filesystem: pafs.FileSystem, folder: str) -> None:
-    """Make a folder, and those above it, where there is none.
-
-    Raises:
-        OutputError: it cannot be made.
-    """
-    try:
-        filesystem.create_dir(folder, recursive=True)
-    except OSError as error:
-        raise unwritable(folder, error) from error
-
-
-def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
-    """Names of the files in a folder, sorted, without hidden ones; none if the folder does not exist."""
-    infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
-    return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
-
-
-def remove_folder(filesystem: pafs.FileSystem, folder: str) -> None:
-    """Remove a folder with all that it holds, if there is one."""
-    if filesystem.get_file_info(folder).type == pafs.FileType.Directory:
-        filesystem.delete_dir(folder)
-
-
-def remove_temporary(filesystem: pafs.FileSystem, folder: str) -> None:
-    """Remove what writers that were killed have left."""
-    for info in filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True)):
-        if info.is_file and info.base_name.startswith(_TEMPORARY):
-            filesystem.delete_file(info.path)
-
-
-@contextlib.contextmanager
-def _replacing(filesystem: pafs.FileSystem, path: str, folder_exists: bool = False) -> Iterator[str]:
-    """Give the name to write to, in a folder that exists; what is written there takes the place of ``path``."""
-    folder, _, name = path.rpartition("/")
-    # An object store shows an object once its upload is complete; a folder shows a file from its first byte on.
-    target = f"{folder}/{_TEMPORARY}{uuid.uuid4().hex}-{name}" if _is_local(filesystem) else path
-    try:
-        if not folder_exists:
-            filesystem.create_dir(folder, recursive=True)
-        yield target
-        if target != path:
-            filesystem.move(target, path)
-    except OSError as error:
-        if target != path:
-            with contextlib.suppress(OSError):  # it may not have come so far; what went wrong is raised below
-                filesystem.delete_file(target)
-        raise unwritable(path, error) from error
-
-
-def unwritable(path: str, error: OSError) -> OutputError:
-    """Why a file cannot be written, and what to do."""
-    remedy = "make room there" if error.errno in _FULL else "put that right"
-    return OutputError(
-        f"{path} cannot be written: {error}. What was written before is kept: {remedy}, and give the same command again"
-    )
-
-
-def _is_local(filesystem: pafs.FileSystem) -> bool:
-    return isinstance(filesystem, pafs.LocalFileSystem)

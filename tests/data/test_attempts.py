@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 import pytest
 
-from ureca import io as storage
+from ureca import io
 from ureca.data.crash_log import BufferedCrashLog
 from ureca.data.output import Output
 
@@ -96,7 +96,7 @@ def test_what_is_begun_while_another_is_written_is_written_together(
     output = Output(str(tmp_path))
     crash_log = BufferedCrashLog(output.filesystem, f"{tmp_path}/crash_log", "curate", 3)
     written: list[int] = []
-    write_bytes = storage.write_bytes
+    write_bytes = io.write_bytes
 
     def write_when_all_have_come(filesystem: pafs.FileSystem, path: str, data: bytes, **options: bool) -> None:
         deadline = time.monotonic() + 60
@@ -105,7 +105,7 @@ def test_what_is_begun_while_another_is_written_is_written_together(
         write_bytes(filesystem, path, data, **options)
         written.append(len(data.split()))
 
-    monkeypatch.setattr(storage, "write_bytes", write_when_all_have_come)
+    monkeypatch.setattr(io, "write_bytes", write_when_all_have_come)
 
     def begin(what: str) -> bool:
         crash_log.begin(what)

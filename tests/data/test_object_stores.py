@@ -18,7 +18,7 @@ from tests.data.test_output import manifest, row
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from tests.s3 import BUCKET, CREDENTIALS, Store, s3_server
-from ureca import io as storage
+from ureca import io
 from ureca.data import lease
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
@@ -71,7 +71,7 @@ def test_small_objects_are_one_request(store: Store) -> None:
     assert store.unfinished_uploads() == []
     assert store.names("small/killed") == []
     stream.close()
-    storage.write_bytes(place.filesystem, f"{place.name}/whole", b"all")
+    io.write_bytes(place.filesystem, f"{place.name}/whole", b"all")
     assert store.names("small/whole") == ["small/whole"]
 
 
@@ -85,12 +85,12 @@ def test_a_table_that_cannot_be_written_leaves_no_object(store: Store, monkeypat
         real(self, table.slice(0, 500), *arguments, **options)
         raise RuntimeError("out of memory")
 
-    storage.write_table(place.filesystem, f"{place.name}/whole.parquet", table, 64)
+    io.write_table(place.filesystem, f"{place.name}/whole.parquet", table, 64)
     with pytest.raises(RuntimeError), monkeypatch.context() as patch:
         patch.setattr(pq.ParquetWriter, "write_table", die_half_way)
-        storage.write_table(place.filesystem, f"{place.name}/half.parquet", table, 64)
+        io.write_table(place.filesystem, f"{place.name}/half.parquet", table, 64)
     assert [name for name in store.names("broken/") if not name.endswith("/")] == ["broken/whole.parquet"]
-    assert storage.read_table(place.filesystem, f"{place.name}/whole.parquet") == table
+    assert io.read_table(place.filesystem, f"{place.name}/whole.parquet") == table
     assert store.unfinished_uploads() == []
 
 

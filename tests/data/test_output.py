@@ -1,6 +1,8 @@
 """Output folders: units for good, files that are whole or absent, reports that add up."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -115,13 +117,30 @@ def test_failed_images_are_error_rows_and_rows_with_failed_regions(tmp_path: Pat
     assert output.failed_images() == {0: {"b"}, 1: {"c"}}
 
 
-def test_a_writer_that_dies_leaves_no_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_partition_after_an_error_leaves_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     output = Output(str(tmp_path / "out"))
     with pytest.raises(RuntimeError), monkeypatch.context() as patch:
         patch.setattr("pyarrow.parquet.write_table", _die_half_way)
         output.write_partition(0, [row("a")], PartitionReport())
     assert output.done_partitions() == []
-    assert [path.name[:5] for path in (tmp_path / "out" / "regions").iterdir()] == [".tmp-"]
+    assert list((tmp_path / "out" / "regions").iterdir()) == []
+
+
+def test_remove_temporary_after_a_killed_writer_removes_its_file(tmp_path: Path) -> None:
+    """A process that is killed in the middle of a file has no time to clean up."""
+    output = Output(str(tmp_path / "out"))
+    code = f"""
+import os, pathlib
+import pyarrow.parquet as pq
+from tests.data.test_output import row
+from ureca.data.output import Output
+from ureca.data.partitions import PartitionReport
+pq.write_table = lambda table, where, **_: (pathlib.Path(where).write_bytes(b"PAR1"), os._exit(7))
+Output({output.path!r}).write_partition(0, [row("a")], PartitionReport())
+"""
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 7
+    assert output.done_partitions() == []
+    assert len(list((tmp_path / "out" / "regions").iterdir())) == 1
     output.remove_temporary()
     assert list((tmp_path / "out" / "regions").iterdir()) == []
 

@@ -11,7 +11,7 @@ from ureca.data.partitions import PartitionReport
 from ureca.data.processing import ImagesInFlight, MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import Fetched
 from ureca.errors import DataError
-from ureca.images import ImageLimits, Pixels, decode_image
+from ureca.images import ImageLimits, Pixels, try_decode_image
 from ureca.llm.usage import metered
 
 Ready = TypeVar("Ready")
@@ -93,12 +93,9 @@ class CaptionStage(Generic[Ready]):
             seconds["caption"] += model_s
 
     def _make_ready(self, image: MaskedImage, fetched: Fetched) -> Ready | RowError:
-        if isinstance(fetched.image, DataError):
-            return RowError.of("read", fetched.image)
-        try:
-            pixels = decode_image(fetched.image, self._limits)
-        except DataError as error:
-            return RowError.of("read", error)
+        pixels = try_decode_image(fetched.image, self._limits)
+        if isinstance(pixels, DataError):
+            return RowError.of("read", pixels)
         if pixels.shape[:2] != (image.height_px, image.width_px):
             changed = DataError("changed", "the image has another size than when its masks were made")
             return RowError.of("caption", changed)

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 
 import pyarrow.fs as pafs
 
-from ureca import io as storage
+from ureca import io
 from ureca.errors import DataError
 from ureca.hashing import digest
 
@@ -42,7 +42,7 @@ class CrashLog:
         self._lock = threading.Lock()
         self._marks: dict[str, list[str]] = {}
         self._left: dict[str, list[str]] = {}
-        for name in storage.list_names(filesystem, folder):
+        for name in io.list_names(filesystem, folder):
             by, key, _ = name.split("-")
             if by == stage:
                 path = f"{folder}/{name}"
@@ -77,7 +77,7 @@ class CrashLog:
         with self._lock:
             self._marks.setdefault(what, []).append(path)
             self._make_folder()
-        storage.write_marker(self._filesystem, path, what)
+        io.write_marker(self._filesystem, path, what)
 
     def end(self, what: str, *, done: bool) -> None:
         """Take the mark back, and if it is done also those that were left before: nobody died of it."""
@@ -102,7 +102,7 @@ class CrashLog:
 
     def _make_folder(self) -> None:
         if not self._has_folder:
-            storage.make_folder(self._filesystem, self._folder)
+            io.make_folder(self._filesystem, self._folder)
             self._has_folder = True
 
     def _path(self, key: str) -> str:
@@ -130,7 +130,7 @@ class CrashLog:
             return []
 
     def _write_list(self, path: str, keys: list[str]) -> None:
-        storage.write_bytes(self._filesystem, path, "\n".join(keys).encode(), folder_exists=True)
+        io.write_bytes(self._filesystem, path, "\n".join(keys).encode(), folder_exists=True)
 
     def _delete(self, path: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # the session is over, and its marks forgotten

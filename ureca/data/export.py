@@ -22,7 +22,7 @@ from ureca.errors import OutputError
 from ureca.io import replacing
 from ureca.masks.annotations import Annotations, write_annotations
 from ureca.masks.mask import Mask
-from ureca.masks.rle import Rle, area_px, box_xywh
+from ureca.masks.rle import area_px, box_xywh
 from ureca.schema import PROVENANCE, REGION, REGIONS, conform
 
 
@@ -129,7 +129,7 @@ def _image(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _annotation(number: int, image_number: int, row: Mapping[str, Any], region: Mapping[str, Any]) -> dict[str, Any]:
-    rle = Rle(size=[row["height"], row["width"]], counts=region["rle"])
+    rle = Mask.from_region(region, row["height"], row["width"]).rle
     return {
         "id": number,
         "image_id": image_number,
@@ -236,20 +236,10 @@ def _make_empty_folder(masks: Path, *, overwrite: bool) -> None:
 
 
 def _write_masks(folder: Path, row: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> None:
-    image_id, size = row["image_id"], [row["height"], row["width"]]
+    image_id = row["image_id"]
     path = folder / f"{image_id}.json"
     if path.parent != folder:
         raise OutputError(f"the masks of image {image_id!r} cannot be written: its id is no file name")
-    masks = tuple(
-        Mask(
-            id=region["region_id"],
-            rle=Rle(size=size, counts=region["rle"]),
-            bbox_xywh=tuple(region["bbox_xywh"]),
-            area_px=region["area_px"],
-            predicted_iou=region["predicted_iou"],
-            stability_score=region["stability_score"],
-        )
-        for region in regions
-    )
+    masks = tuple(Mask.from_region(region, row["height"], row["width"]) for region in regions)
     with replacing(path, overwrite=True) as temporary:
         write_annotations(temporary, Annotations(masks, row["height"], row["width"], image_id))

@@ -22,7 +22,7 @@ from pathlib import Path
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from ureca import io as storage
+from ureca import io
 from ureca.errors import OutputError
 
 HEARTBEAT_S = 5.0
@@ -150,7 +150,7 @@ class LeaseFile:
             raise OutputError(f"{self._path} cannot be read: {what}. Remove it if no run is there") from error
 
     def _write(self, lease: _LeaseRecord) -> None:
-        storage.write_bytes(self._filesystem, self._path, json.dumps(lease.model_dump(), indent=2).encode())
+        io.write_bytes(self._filesystem, self._path, json.dumps(lease.model_dump(), indent=2).encode())
 
     def _taken(self, other: _LeaseRecord | None) -> OutputError:
         who = "another run" if other is None else f"another run ({other})"
@@ -166,7 +166,7 @@ class LeaseFile:
             yield
             return
         folder = Path(self._path).parent
-        storage.make_folder(self._filesystem, str(folder))
+        io.make_folder(self._filesystem, str(folder))
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             with contextlib.suppress(OSError):  # some network file systems have no locks

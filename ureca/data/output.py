@@ -14,15 +14,14 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ureca import __version__
-from ureca import io as storage
+from ureca import __version__, io
 from ureca.data.crash_log import BufferedCrashLog, CrashLog
 from ureca.data.lease import LeaseFile
 from ureca.data.manifest import EVERYTHING, ManifestEntry, Selection, select
 from ureca.data.partitions import PartitionReport, new_images, partitions_of, read_report, write_chunks, write_part
 from ureca.data.reading import fetch
-from ureca.errors import DataError, ImageError, OutputError
-from ureca.images import ImageLimits, decode_image
+from ureca.errors import DataError, OutputError
+from ureca.images import ImageLimits, try_decode_image
 from ureca.io import locate
 from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
 
@@ -86,12 +85,12 @@ class Output:
         if new.num_rows:
             partitions = partitions_of(new, len(self.partition_sizes()), images_per_partition)
             path = f"{self._folder}/{_MANIFEST}/{len(files):06d}.parquet"
-            storage.write_table(self.filesystem, path, partitions, _PARTITIONS_PER_ROW_GROUP)
+            io.write_table(self.filesystem, path, partitions, _PARTITIONS_PER_ROW_GROUP)
         return int(new.num_rows)
 
     def manifest_files(self) -> list[str]:
         """Paths of the stored manifests, within the file system, oldest first."""
-        names = storage.list_names(self.filesystem, f"{self._folder}/{_MANIFEST}")
+        names = io.list_names(self.filesystem, f"{self._folder}/{_MANIFEST}")
         return [f"{self._folder}/{_MANIFEST}/{name}" for name in names]
 
     def manifest_chunks(self) -> list[tuple[str, int]]:
@@ -99,12 +98,12 @@ class Output:
         return [
             (path, row_group)
             for path in self.manifest_files()
-            for row_group in range(storage.num_row_groups(self.filesystem, path))
+            for row_group in range(io.num_row_groups(self.filesystem, path))
         ]
 
     def read_manifest(self, path: str) -> pa.Table:
         """Units of one of ``manifest_files``; schema ``PARTITIONS``."""
-        return storage.read_table(self.filesystem, path)
+        return io.read_table(self.filesystem, path)
 
     def part_paths(self) -> dict[int, str]:
         """Path or URI of the file of each unit that has one, for any process to open."""
@@ -115,14 +114,14 @@ class Output:
 
     def read_manifest_chunk(self, path: str, row_group: int) -> pa.Table:
         """Units of one row group; schema ``PARTITIONS``."""
-        return storage.read_row_group(self.filesystem, path, row_group)
+        return io.read_row_group(self.filesystem, path, row_group)
 
     def partition_sizes(self) -> dict[int, int]:
         """Number of images by unit."""
         sizes: dict[int, int] = {}
         for path in self.manifest_files():
             columns = ["partition", "images.list.element.image_id"]
-            partitions = storage.read_table(self.filesystem, path, columns)
+            partitions = io.read_table(self.filesystem, path, columns)
             sizes |= zip(
                 partitions["partition"].to_pylist(), pc.list_value_length(partitions["images"]).to_pylist(), strict=True
             )
@@ -130,7 +129,7 @@ class Output:
 
     def done_partitions(self) -> list[int]:
         """Numbers of the units that have their file."""
-        names = storage.list_names(self.filesystem, self._parts)
+        names = io.list_names(self.filesystem, self._parts)
         return sorted(int(part[1]) for name in names if (part := _PART_NAME.fullmatch(name)))
 
     def failed_images(self) -> dict[int, set[str]]:
@@ -138,7 +137,7 @@ class Output:
         failed: dict[int, set[str]] = {}
         for partition in self.done_partitions():
             columns = ["image_id", "error", f"{self.dataset.name}.list.element.status"]
-            for row in storage.read_table(self.filesystem, self._part(partition), columns).to_pylist():
+            for row in io.read_table(self.filesystem, self._part(partition), columns).to_pylist():
                 statuses = (region["status"] for region in row[self.dataset.name])
                 if row["error"] or any(status.startswith("failed:") for status in statuses):
                     failed.setdefault(partition, set()).add(row["image_id"])
@@ -186,23 +185,23 @@ class Output:
     def write_run(self, run: Mapping[str, Any]) -> None:
         """Write run.json."""
         text = json.dumps(run, indent=2, ensure_ascii=False)
-        storage.write_bytes(self.filesystem, f"{self._folder}/{_RUN}", text.encode())
+        io.write_bytes(self.filesystem, f"{self._folder}/{_RUN}", text.encode())
 
     def remove_temporary(self) -> None:
         """Remove half-written files that killed writers have left."""
         for folder in (self._folder, self._parts, f"{self._folder}/{_MANIFEST}"):
-            storage.remove_temporary(self.filesystem, folder)
+            io.remove_temporary(self.filesystem, folder)
         self.remove_crash_log()
 
     def remove_crash_log(self) -> None:
         """Forget what images processes have died with: a session begins, or has ended."""
-        storage.remove_folder(self.filesystem, f"{self._folder}/{_CRASH_LOG}")
+        io.remove_folder(self.filesystem, f"{self._folder}/{_CRASH_LOG}")
 
     def remove(self) -> None:
         """Remove everything that this class writes, but for the claim, and nothing else."""
         self.remove_crash_log()
         for folder in (self._parts, f"{self._folder}/{_MANIFEST}"):
-            for name in storage.list_names(self.filesystem, folder):
+            for name in io.list_names(self.filesystem, folder):
                 self.filesystem.delete_file(f"{folder}/{name}")
         if self.exists():
             self.filesystem.delete_file(f"{self._folder}/{_RUN}")
@@ -235,7 +234,7 @@ class Output:
 
     def partition_rows(self, partition: int) -> list[dict[str, Any]]:
         """Rows of a unit that is done."""
-        rows: list[dict[str, Any]] = storage.read_table(self.filesystem, self._part(partition)).to_pylist()
+        rows: list[dict[str, Any]] = io.read_table(self.filesystem, self._part(partition)).to_pylist()
         return rows
 
     def part_files(self) -> list[str]:
@@ -261,17 +260,17 @@ class Output:
         limits = ImageLimits()
         wanted = pa.array(image_ids, pa.string())
         for path in self.manifest_files():
-            images = pc.list_flatten(storage.read_table(self.filesystem, path, ["images"])["images"])
+            images = pc.list_flatten(io.read_table(self.filesystem, path, ["images"])["images"])
             table = pa.Table.from_struct_array(images)
             rows = table.filter(pc.is_in(table["image_id"], wanted)).to_pylist()
             for fetched in fetch([ManifestEntry.from_row(row) for row in rows], limits):
-                yield fetched.entry.image_id, _decoded(fetched.image, limits)
+                yield fetched.entry.image_id, try_decode_image(fetched.image, limits)
 
     def held_ids(self) -> pa.ChunkedArray:
         """Ids of the images of all units, done or not."""
         ids: list[pa.Array] = []
         for path in self.manifest_files():
-            partitions = storage.read_table(self.filesystem, path, ["images.list.element.image_id"])
+            partitions = io.read_table(self.filesystem, path, ["images.list.element.image_id"])
             ids += pc.struct_field(pc.list_flatten(partitions["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())
 
@@ -285,15 +284,6 @@ class Output:
 
     def _part(self, partition: int) -> str:
         return f"{self._parts}/part-{partition:06d}.parquet"
-
-
-def _decoded(data: bytes | DataError, limits: ImageLimits) -> npt.NDArray[np.uint8] | DataError:
-    if isinstance(data, DataError):
-        return data
-    try:
-        return decode_image(data, limits)
-    except ImageError as error:
-        return error
 
 
 _NOTHING: dict[str, Any] = {field.name: None for field in REGION}

@@ -13,7 +13,7 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
-from ureca import io as storage
+from ureca import io
 from ureca.data.manifest import MANIFEST
 from ureca.schema import REGIONS_DATASET, Dataset, conform
 
@@ -156,13 +156,13 @@ def write_part(
     """
     made = {row["image_id"]: row for row in rows}
     if filesystem.get_file_info(path).is_file:
-        existing = storage.read_table(filesystem, path).to_pylist()
+        existing = io.read_table(filesystem, path).to_pylist()
         rows = [made.pop(row["image_id"], row) for row in existing] + list(made.values())
         earlier = read_report(filesystem, path)
         work = work + PartitionReport(**earlier.model_dump(include=_WORK))
     report = PartitionReport.of_rows(rows, dataset) + PartitionReport(**work.model_dump(include=_WORK))
     table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
-    storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
+    io.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 
 def write_chunks(
@@ -182,7 +182,7 @@ def write_chunks(
         write_part(filesystem, path, table.to_pylist(), dataset, report)
         return
     table = table.combine_chunks().replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
-    storage.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
+    io.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 
 _WORK = {

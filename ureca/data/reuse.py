@@ -13,7 +13,6 @@ from ureca.data.output import Output
 from ureca.data.processing import MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import as_data_error, open_file
 from ureca.errors import DataError, InputError
-from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.schema import DATASETS
 
@@ -98,7 +97,7 @@ def _reused(entry: ManifestEntry, row: Mapping[str, Any] | DataError) -> MaskedI
     try:
         if not regions:
             raise DataError("no_masks", "the row of the image has no regions")
-        masks = tuple(_mask(region, height, width) for region in regions)
+        masks = tuple(Mask.from_region(region, height, width) for region in regions)
     except DataError as error:
         return MaskedImage(entry, height, width, error=RowError.of("masks", error))
     return MaskedImage(entry, height, width, masks, _parents(regions))
@@ -111,19 +110,3 @@ def _regions(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 def _parents(regions: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     parents = {region["region_id"]: region["parent_id"] for region in regions}
     return {} if None in parents.values() else parents
-
-
-def _mask(region: Mapping[str, Any], height: int, width: int) -> Mask:
-    """Run lengths are checked: a dataset may come from anywhere, and pycocotools trusts them."""
-    try:
-        rle = rle_codec.from_coco({"size": [height, width], "counts": region["rle"]}, height, width)
-    except ValueError as error:
-        raise DataError("malformed", f"region {region['region_id']}: {error}") from error
-    return Mask(
-        id=region["region_id"],
-        rle=rle,
-        bbox_xywh=tuple(region["bbox_xywh"]),
-        area_px=region["area_px"],
-        predicted_iou=region.get("predicted_iou"),
-        stability_score=region.get("stability_score"),
-    )

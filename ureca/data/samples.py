@@ -5,11 +5,11 @@
 [from] What a source is, and what every region of a source must have.
 [from] Samples of a regions dataset."""
 
-import io
 import reprlib
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from typing import Annotated, Any, Literal, Protocol
 
 import numpy as np
@@ -329,18 +329,18 @@ class JsonlFile:
         known = {str(place if by_position else mask.id): mask for place, mask in enumerate(annotations)}
         return [known.get(str(line.mask_id)) for line in lines]
 
-    def _open(self) -> io.BufferedReader:
+    def _open(self) -> BufferedReader:
         try:
-            return io.BufferedReader(self._location.filesystem.open_input_file(self._location.name), 1 << 16)
+            return BufferedReader(self._location.filesystem.open_input_file(self._location.name), 1 << 16)
         except OSError as error:
             raise InputError(f"{self._settings.path}: it cannot be read: {error}") from error
 
-    def _line_at(self, file: io.BufferedReader, offset: int) -> _Line:
+    def _line_at(self, file: BufferedReader, offset: int) -> _Line:
         file.seek(offset)
         return _Line.model_validate_json(file.readline())
 
 
-def _lines(file: io.BufferedReader) -> Iterator[tuple[int, int, bytes]]:
+def _lines(file: BufferedReader) -> Iterator[tuple[int, int, bytes]]:
     """Number from 1, byte offset, and content of each line; of one that is too long the beginning."""
     number = offset = 0
     while data := file.readline(_MAX_LINE_BYTES + 1):

@@ -95,7 +95,8 @@ async def _measure_variant(
                 scorer.resolve(captions, scene)
             image = pixels.get(row["image_id"])
             if image is not None and not isinstance(image, DataError) and any(item.is_scored for item in captions):
-                views = Views(image, {region["region_id"]: _mask(region, row) for region in row["regions"]})
+                masks = [Mask.from_region(region, row["height"], row["width"]) for region in row["regions"]]
+                views = Views(image, {mask.id: mask for mask in masks})
                 await scorer.score_views(captions, views)
     measures = measure_predictions(
         predictions,
@@ -134,17 +135,6 @@ def to_markdown(results: Sequence[VariantResult]) -> str:
         figures = (f"{100 * row.figures[name]:.1f}" if name in row.figures else NOT_MEASURED for name in measures)
         lines.append([*(cell(row) for cell in columns.values()), *figures])
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines) + "\n"
-
-
-def _mask(region: Row, row: Row) -> Mask:
-    return Mask(
-        id=region["region_id"],
-        rle={"size": [row["height"], row["width"]], "counts": region["rle"]},
-        bbox_xywh=tuple(region["bbox_xywh"]),
-        area_px=region["area_px"],
-        predicted_iou=region["predicted_iou"],
-        stability_score=region["stability_score"],
-    )
 
 
 def _scene_beside(uri: str) -> Scene | None:

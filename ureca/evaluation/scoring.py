@@ -17,7 +17,7 @@ from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoredCaption
 from ureca.evaluation.uniqueness import Retrieved
-from ureca.images import ImageLimits, decode_image
+from ureca.images import ImageLimits, try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.views import Views
 from ureca.scenes.scene import Scene, read_scene
@@ -125,9 +125,9 @@ class ScoringStage:
         """
         if image.error is not None:
             raise DataError(image.error.kind, image.error.message)
-        if isinstance(fetched.image, DataError):
-            raise fetched.image
-        pixels = decode_image(fetched.image, self._limits)
+        pixels = try_decode_image(fetched.image, self._limits)
+        if isinstance(pixels, DataError):
+            raise pixels
         if pixels.shape[:2] != (image.height_px, image.width_px):
             raise DataError("changed", "the image has another size than when its masks were made")
         return Views(pixels, {mask.id: mask for mask in image.masks})

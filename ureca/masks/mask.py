@@ -6,6 +6,7 @@ from typing import Any, Self
 
 import numpy.typing as npt
 
+from ureca.errors import AnnotationError
 from ureca.masks import rle as rle_codec
 from ureca.masks.rle import BoolMask, Rle
 
@@ -52,6 +53,33 @@ class Mask:
             area_px=rle_codec.area_px(rle),
             predicted_iou=predicted_iou,
             stability_score=stability_score,
+        )
+
+    @classmethod
+    def from_region(cls, region: Mapping[str, Any], height_px: int, width_px: int) -> Self:
+        """Make the mask of a stored region, a struct of ``ureca.schema.REGION`` or ``CAPTION`` or of a benchmark.
+
+        Run lengths are validated: a dataset may come from anywhere, and pycocotools trusts them.
+
+        Args:
+            region: With ``region_id``, ``rle`` (COCO compressed counts), ``bbox_xywh`` and ``area_px``.
+            height_px: Height of the image.
+            width_px: Width of the image.
+
+        Raises:
+            AnnotationError: ``malformed``: the run lengths are no mask of an image of this size.
+        """
+        try:
+            rle = rle_codec.from_coco({"size": [height_px, width_px], "counts": region["rle"]}, height_px, width_px)
+        except ValueError as error:
+            raise AnnotationError("malformed", f"region {region['region_id']}: {error}") from error
+        return cls(
+            id=region["region_id"],
+            rle=rle,
+            bbox_xywh=tuple(region["bbox_xywh"]),
+            area_px=region["area_px"],
+            predicted_iou=region.get("predicted_iou"),
+            stability_score=region.get("stability_score"),
         )
 
     @property

@@ -23,7 +23,7 @@ import pyarrow.fs as pafs
 from packaging.requirements import Requirement
 from pydantic import BaseModel, ConfigDict
 
-from ureca import io as storage
+from ureca import io
 from ureca.errors import InputError, OutputError
 from ureca.io import locate
 
@@ -225,7 +225,7 @@ def _write_and_read(path: str) -> None:
     place = locate(path)
     was_there = place.filesystem.get_file_info(place.name).type != pafs.FileType.NotFound
     name = f"{place.name}/.ureca-doctor-{uuid.uuid4().hex}"
-    storage.write_bytes(place.filesystem, name, _CONTENT)
+    io.write_bytes(place.filesystem, name, _CONTENT)
     try:
         with place.filesystem.open_input_stream(name) as stream:
             if stream.read() != _CONTENT:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from ureca.errors import DataError
 from ureca.masks import rle as rle_codec
+from ureca.masks.mask import Mask
 from ureca.masks.rle import BoolMask, Rle
 
 _Ring: TypeAlias = npt.NDArray[np.float64]  # [N, 2] x, y in pixels of the image; the first point is also the last
@@ -193,7 +194,7 @@ def in_tree_order(regions: Sequence[Mapping[str, Any]]) -> Iterator[Mapping[str,
 
 
 def _region(region: Mapping[str, Any], height: int, width: int, tolerance_px: float) -> dict[str, Any]:
-    rle = Rle(size=[height, width], counts=region["rle"])
+    rle = Mask.from_region(region, height, width).rle
     max_points = {} if region["status"] == "ok" else {"max_points": _MAX_POINTS_LEFT_OUT}
     return {
         "id": region["region_id"],

@@ -17,7 +17,7 @@ from ureca.data.reading import fetch
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.errors import DataError, ImageError
 from ureca.hashing import hash64
-from ureca.images import ImageLimits, decode_image
+from ureca.images import ImageLimits, try_decode_image
 from ureca.masks.rle import decode, from_coco
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
@@ -104,12 +104,11 @@ def make_example(
 
 def _read(image: TrainingImage, limits: ImageLimits) -> npt.NDArray[np.uint8] | DataError:
     (fetched,) = fetch([image.entry], limits)
-    if isinstance(fetched.image, DataError):
-        return fetched.image
-    try:
-        pixels = decode_image(fetched.image, limits)
-    except ImageError as error:
-        return ImageError(error.kind, f"{image.entry.uri}: {error.message}")
+    pixels = try_decode_image(fetched.image, limits)
+    if isinstance(pixels, ImageError):
+        return ImageError(pixels.kind, f"{image.entry.uri}: {pixels.message}")
+    if isinstance(pixels, DataError):
+        return pixels
     if pixels.shape[:2] != (image.height, image.width):
         return ImageError(
             "size_mismatch",

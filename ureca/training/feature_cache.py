@@ -7,7 +7,6 @@ it. Tuning from an aligned checkpoint finds what aligning left, since neither ch
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from ureca.errors import OutputError, SettingsError
 from ureca.hashing import digest
+from ureca.io import replacing
 from ureca.training.augmentation import AugmentationSettings
 
 if TYPE_CHECKING:
@@ -144,12 +144,8 @@ class FeatureCache:
             return
         path = self._path(key)
         path.parent.mkdir(exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        try:
+        with replacing(path, overwrite=True) as temporary:
             temporary.write_bytes(content)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
         self._free_bytes -= len(content)
 
 

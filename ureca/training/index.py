@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 
-from ureca import io as storage
+from ureca import io
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import BadSample, SourceSettings, TrainingImage, TrainingRegion
@@ -197,7 +197,7 @@ class TrainingIndex:
 
     def counts(self) -> SampleCosts:
         """What a plan is made of; 4 bytes a region and about 17 an image."""
-        table = storage.read_table(self._filesystem, f"{self._folder}/counts.parquet").combine_chunks()
+        table = io.read_table(self._filesystem, f"{self._folder}/counts.parquet").combine_chunks()
         tokens, tiles = (table[name].combine_chunks() for name in ("text_tokens", "num_tiles"))
         return SampleCosts(
             first_regions=np.concatenate([[0], np.cumsum(tokens.value_lengths().to_numpy(), dtype=np.int64)]),

@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ureca import io as storage
+from ureca import io
 from ureca.config import differences
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion, open_source
 from ureca.errors import InputError, OutputError
@@ -146,7 +146,7 @@ class IndexWriter:
         self._bad.close()
         if type is None:
             path = f"{self._folder}/counts.parquet"
-            storage.write_table(self._filesystem, path, self._counts(), _COUNTS_PER_ROW_GROUP)
+            io.write_table(self._filesystem, path, self._counts(), _COUNTS_PER_ROW_GROUP)
 
     def add_bad(self, samples: Sequence[BadSample]) -> None:
         """Add what cannot be learned from."""
@@ -311,4 +311,4 @@ def _build(filesystem: pafs.FileSystem, folder: str, settings: IndexSettings, te
         left_out=dict(sum((source.selection.left_out for source in sources), Counter())),
         failed_images=dict(sum((source.selection.failed_images for source in sources), Counter())),
     )
-    storage.write_bytes(filesystem, f"{folder}/index.json", info.model_dump_json(indent=2).encode())
+    io.write_bytes(filesystem, f"{folder}/index.json", info.model_dump_json(indent=2).encode())
