@@ -1,5 +1,6 @@
-"""The ``ureca`` command: hands its arguments to the job of the verb, and loads nothing else."""
+"""The ``ureca`` command: hands its arguments to the job of a command, and loads nothing else."""
 
+import difflib
 import importlib
 import sys
 from collections.abc import Callable, Sequence
@@ -7,34 +8,32 @@ from collections.abc import Callable, Sequence
 from ureca import __version__
 from ureca.errors import UrecaError
 
-_COMMANDS = {
-    "curate": ("ureca.jobs.curate", "propose masks and caption every region of images, uniquely"),
-    "ablate-curation": (
-        "ureca.jobs.ablate_curation",
-        "curate with stages left out one by one, and compare the captions",
-    ),
-    "caption": ("ureca.jobs.caption", "caption the regions of images with a trained model"),
-    "serve": ("ureca.jobs.serve", "caption regions over HTTP, with a page"),
-    "report": ("ureca.jobs.report", "show what curate made as one HTML page"),
-    "plan": ("ureca.jobs.plan", "predict what a curation takes on other resources, from a small one"),
-    "export": ("ureca.jobs.export", "write the captions as URECA JSONL, flat Parquet or COCO captions"),
-    "scenes": (
-        "ureca.jobs.scenes",
-        "draw scenes with exact masks and captions that are true and unique by construction",
-    ),
-    "train": ("ureca.jobs.train", "train a checkpoint on captioned regions"),
-    "evaluate": ("ureca.jobs.evaluate", "compare models on a benchmark, in one table"),
-    "convert": ("ureca.jobs.convert", "turn a released URECA checkpoint into the transformers layout"),
-    "init-tiny": ("ureca.jobs.init_tiny", "make a tiny random checkpoint for tests and dry runs"),
-    "init-scratch": ("ureca.jobs.init_scratch", "make an untrained small model that knows the words of a corpus"),
-    "status": ("ureca.jobs.status", "tell how far a run is, and what failed"),
-    "doctor": ("ureca.jobs.doctor", "check this machine, and say what to do"),
-    "science": (
-        "ureca.jobs.science",
-        "train small models on scenes and compare how they are told which region is meant",
-    ),
-    "bench": ("ureca.jobs.bench", "measure: `ureca bench` lists what"),
+COMMANDS = {
+    "main": {
+        "curate": "caption the regions of images with an annotator or an MLLM, uniquely and verified",
+        "train": "train a model on captioned regions",
+        "evaluate": "compare models on a benchmark, in one table",
+        "caption": "caption the regions of images with a trained model",
+        "serve": "caption regions over HTTP, with a page",
+    },
+    "data": {
+        "report": "show the images, regions and captions of a run as one HTML page",
+        "export": "write the captions of a run as URECA JSONL, flat Parquet or COCO captions",
+        "scenes": "draw scenes with exact masks and provably unique, true captions",
+    },
+    "tools": {
+        "plan": "estimate what a run would take: calls, tokens, time, memory, storage",
+        "status": "show the progress of a run and its failures",
+        "doctor": "check this machine, and say how to fix what it lacks",
+        "convert": "convert a released URECA checkpoint to the transformers layout",
+        "init-tiny": "write a tiny random checkpoint for tests and dry runs",
+        "init-scratch": "write an untrained small checkpoint with a tokenizer for a corpus",
+        "ablate-curation": "curate with each stage left out in turn, and compare the captions",
+        "science": "train small models on scenes, and compare their region prompts",
+        "bench": "run a benchmark; `ureca bench` lists them",
+    },
 }
+"""Purpose of each command, by group. The module of a command has its name."""
 
 _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("torch", "torchvision", "transformers", "tokenizers", "safetensors", "sentencepiece"), "model"),
@@ -46,25 +45,29 @@ _EXTRA_OF_PACKAGE = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run ``ureca VERB ...``; returns the exit status."""
+    """Run ``ureca COMMAND ...``; returns the exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if not arguments or arguments[0] in {"-h", "--help"}:
+    if not arguments or arguments[0] in {"-h", "--help", "--help-all"}:
         print(_usage())
         return 0 if arguments else 2
     if arguments[0] == "--version":
         print(f"ureca {__version__}")
         return 0
-    if arguments[0] not in _COMMANDS:
-        print(f"ureca: there is no verb {arguments[0]!r}\n\n{_usage()}", file=sys.stderr)
+    names = [name for commands in COMMANDS.values() for name in commands]
+    if arguments[0] not in names:
+        close = difflib.get_close_matches(arguments[0], names, n=2)
+        hint = f"did you mean {' or '.join(close)}?" if close else f"there are {', '.join(names)}"
+        print(f"ureca: there is no command {arguments[0]!r}; {hint}", file=sys.stderr)
         return 2
-    module, _ = _COMMANDS[arguments[0]]
-    return run_command(importlib.import_module(module).main, arguments[1:])
+    return run_command(
+        lambda rest: importlib.import_module(f"ureca.jobs.{arguments[0].replace('-', '_')}").main(rest), arguments[1:]
+    )
 
 
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run a verb's ``main``: what its user can put right becomes a message and status 2, an interrupt status 130.
+    """Run the ``main`` of a job: an error of its user becomes one line and status 2, an interrupt status 130.
 
-    A package of an extra that is not installed is something that its user can put right.
+    A missing package of an extra is an error of the user.
     """
     try:
         return command(argv)
@@ -78,13 +81,25 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
         print(f"ureca: this needs the package {error.name}: pip install 'ureca-ray[{extra}]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nureca: interrupted; the same command goes on from here", file=sys.stderr)
+        print("\nureca: interrupted; run the same command again to resume", file=sys.stderr)
         return 130
+    except Exception as error:
+        from ureca.config import HelpRequested  # loads pydantic: not for `ureca --help`
+
+        if not isinstance(error, HelpRequested):
+            raise
+        from ureca.jobs.help import command_help
+
+        print(command_help(error.settings, show_all=error.show_all))
+        return 0
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {command:<12} {purpose}" for command, (_, purpose) in _COMMANDS.items())
-    return f"usage: ureca VERB ...\n\n{commands}\n\n`ureca VERB --help` lists a verb's arguments and settings."
+    lines = ["usage: ureca COMMAND ..."]
+    width = max(len(name) for commands in COMMANDS.values() for name in commands)
+    for group, commands in COMMANDS.items():
+        lines += ["", f"{group}:", *(f"  {name:<{width}}  {purpose}" for name, purpose in commands.items())]
+    return "\n".join([*lines, "", "`ureca COMMAND --help` shows the usual settings of a command, --help-all all."])
 
 
 if __name__ == "__main__":

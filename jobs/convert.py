@@ -1,22 +1,38 @@
-"""`ureca convert SRC DST`: the authors' weights become a checkpoint of ours."""
+"""``ureca convert SRC DST``: convert the authors' weights to a checkpoint in transformers' form."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from ureca.config import CommandSettings, Metavar
+
+
+class ConvertSettings(CommandSettings):
+    """Convert a released URECA checkpoint to the transformers layout."""
+
+    command: ClassVar[str] = "convert"
+    examples: ClassVar[tuple[str, ...]] = ("ureca convert RELEASED CHECKPOINT",)
+
+    source: Annotated[CliPositionalArg[Path], Metavar("SRC")] = Field(
+        description="folder with the authors' weights and tokenizer"
+    )
+    destination: Annotated[CliPositionalArg[Path], Metavar("DST")] = Field(
+        description="new folder for the converted checkpoint"
+    )
 
 
 def main(argv: Sequence[str]) -> int:
-    """Convert a released checkpoint; returns 0, or raises a `UrecaError` that says what is wrong with it."""
-    parser = argparse.ArgumentParser(prog="ureca convert", description=__doc__)
-    parser.add_argument("source", type=Path, metavar="SRC", help="folder with the authors' weights and tokenizer")
-    parser.add_argument("destination", type=Path, metavar="DST", help="new folder for the converted checkpoint")
-    arguments = parser.parse_args(argv)
+    """Convert the checkpoint; returns 0."""
+    settings = ConvertSettings.load(argv)
 
     from ureca.model.conversion import convert_released
 
-    convert_released(arguments.source, arguments.destination)
-    print(f"converted {arguments.source} to {arguments.destination}")
+    convert_released(settings.source, settings.destination)
+    print(f"converted {settings.source} to {settings.destination}")
     return 0
 
 

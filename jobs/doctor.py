@@ -1,10 +1,14 @@
-"""``ureca doctor``: check this machine, and say what to do."""
+"""``ureca doctor``: check this machine, and say how to fix what it lacks."""
 
-import argparse
 import sys
 import textwrap
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
+
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from ureca.config import CommandSettings, Metavar
 
 if TYPE_CHECKING:
     from ureca.ops.doctor import Finding
@@ -12,22 +16,31 @@ if TYPE_CHECKING:
 _WIDTH = 100
 
 
-def main(argv: Sequence[str]) -> int:
-    """Check versions, memory, disks, GPUs, Java, browser, write access and Ray; returns 1 if there is a problem."""
-    parser = argparse.ArgumentParser(prog="ureca doctor", description=main.__doc__)
-    parser.add_argument(
-        "places", metavar="PLACE", nargs="*", default=["."], help="folders and URIs to write to [the working folder]"
-    )
-    parser.add_argument("--no-ray", action="store_true", help="leave Ray alone, which takes some seconds")
-    parser.add_argument("--json", action="store_true", help="print a JSON list, for programs")
-    arguments = parser.parse_args(argv)
+class DoctorSettings(CommandSettings):
+    """Check versions, memory, disks, GPUs, Java, browser, write access and Ray; the exit status is 1 on a problem."""
 
+    command: ClassVar[str] = "doctor"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca doctor",
+        "ureca doctor s3://BUCKET/folder /data    # also checks that it can write there",
+    )
+
+    places: Annotated[CliPositionalArg[list[str]], Metavar("[PLACE...]")] = Field(
+        default=["."], description="folders and URIs to write to; by default the working folder"
+    )
+    no_ray: bool = Field(default=False, description="do not start Ray, which takes some seconds")
+    as_json: bool = Field(default=False, validation_alias="json", description="print a JSON list, for programs")
+
+
+def main(argv: Sequence[str]) -> int:
+    """Check the machine and print the findings; returns 1 if there is a problem."""
+    settings = DoctorSettings.load(argv)
     findings = []
-    for finding in _findings(arguments.places, with_ray=not arguments.no_ray):
+    for finding in _findings(settings.places, with_ray=not settings.no_ray):
         findings.append(finding)
-        if not arguments.json:
+        if not settings.as_json:
             print(_text(finding), flush=True)
-    if arguments.json:
+    if settings.as_json:
         import json
 
         print(json.dumps([finding.model_dump() for finding in findings], indent=2))

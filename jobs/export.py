@@ -1,54 +1,66 @@
-"""A run's captions in other formats: ``python -m ureca.jobs.export OUTPUT --format coco --to captions.json``."""
+"""``ureca export OUTPUT --format FORMAT --to FILE``: the captions of a run in other formats."""
 
-import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal, Self
 
-from ureca.data.export import Selection, export_coco, export_jsonl, export_parquet
-from ureca.data.output import Output
+from pydantic import Field, model_validator
+from pydantic_settings import CliPositionalArg
+
+from ureca.config import CommandSettings, Metavar
+
+
+class ExportSettings(CommandSettings):
+    """Write the captions of a run as URECA JSONL, flat Parquet or COCO captions.
+
+    Regions without a caption are left out, and so are rejected captions unless ``--include-rejected`` is given.
+    """
+
+    command: ClassVar[str] = "export"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca export curated/ --format jsonl --to train.jsonl    # URECA's training set",
+        "ureca export curated/ --format coco --to captions.json",
+    )
+
+    output: CliPositionalArg[str] = Field(
+        description="output folder of `ureca curate` or `ureca caption`, a path or URI"
+    )
+    format: Literal["jsonl", "parquet", "coco"] = Field(
+        description="jsonl: URECA's training set; parquet: one row per region; coco: COCO captions with masks"
+    )
+    to: Annotated[Path, Metavar("FILE")] = Field(description="file to write")
+    masks: Annotated[Path | None, Metavar("FOLDER")] = Field(
+        default=None, description="with --format jsonl: also write the masks, as one SA-1B JSON file per image"
+    )
+    include_rejected: bool = Field(default=False, description="also export captions that verification rejected")
+    overwrite: bool = Field(default=False, description="replace existing files")
+
+    @model_validator(mode="after")
+    def _masks_have_a_format(self) -> Self:
+        if self.masks is not None and self.format != "jsonl":
+            raise ValueError("--masks is for --format jsonl; the other formats contain the masks")
+        return self
 
 
 def main(argv: Sequence[str]) -> int:
-    """Export the captions of an output folder to one file."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
-    if arguments.masks is not None and arguments.format != "jsonl":
-        parser.error("--masks goes with --format jsonl; the other formats hold the masks themselves")
-    output = Output.of_run(arguments.output)
-    rows, to, overwrite = output.region_rows(), arguments.to, arguments.overwrite
-    selection = Selection(include_rejected=arguments.include_rejected)
-    match arguments.format:
+    """Export the captions of an output folder to one file; returns 0."""
+    settings = ExportSettings.load(argv)
+
+    from ureca.data.export import Selection, export_coco, export_jsonl, export_parquet
+    from ureca.data.output import Output
+
+    rows, to, overwrite = Output.of_run(settings.output).region_rows(), settings.to, settings.overwrite
+    selection = Selection(include_rejected=settings.include_rejected)
+    match settings.format:
         case "jsonl":
-            export_jsonl(rows, to, selection, masks=arguments.masks, overwrite=overwrite)
+            export_jsonl(rows, to, selection, masks=settings.masks, overwrite=overwrite)
         case "parquet":
             export_parquet(rows, to, selection, overwrite=overwrite)
         case "coco":
             export_coco(rows, to, selection, overwrite=overwrite)
     print(f"{to}: {selection.summary()}")
     return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="ureca export",
-        description="Write the captions of a run for other tools. Regions without caption stay out, and so do rejected "
-        "captions unless asked for.",
-    )
-    parser.add_argument(
-        "output", metavar="OUTPUT", help="output folder of `ureca curate` or `ureca caption`, a path or URI"
-    )
-    parser.add_argument(
-        "--format",
-        required=True,
-        choices=("jsonl", "parquet", "coco"),
-        help="jsonl: URECA's training set; parquet: one row a region; coco: COCO captions with masks",
-    )
-    parser.add_argument("--to", type=Path, required=True, metavar="FILE", help="the file to write")
-    parser.add_argument("--masks", type=Path, metavar="FOLDER", help="jsonl: also the masks, SA-1B JSON, one an image")
-    parser.add_argument("--include-rejected", action="store_true", help="also captions that verification rejected")
-    parser.add_argument("--overwrite", action="store_true", help="replace files that exist")
-    return parser
 
 
 if __name__ == "__main__":

@@ -1,54 +1,63 @@
-"""`ureca init-scratch DST --captions SOURCE`: an untrained small model that knows the words of a corpus."""
+"""``ureca init-scratch DST --captions SOURCE``: an untrained small model with a tokenizer for a corpus."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from itertools import islice
 from pathlib import Path
+from typing import Annotated, ClassVar
 
-from ureca.model.prompt import REGION_PROMPTS
+from pydantic import Field, PositiveInt
+from pydantic_settings import CliPositionalArg
+
+from ureca.config import CommandSettings, Metavar
+from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import ScratchSizes
+
+
+class InitScratchSettings(CommandSettings):
+    """Write an untrained small checkpoint whose tokenizer is learned from the captions of a corpus."""
+
+    command: ClassVar[str] = "init-scratch"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca init-scratch scratch/ --captions scenes/train",
+        "ureca init-scratch scratch/ --captions curated/ --sizes.layers 6",
+    )
+
+    destination: Annotated[CliPositionalArg[Path], Metavar("DST")] = Field(description="folder to write to")
+    captions: Annotated[str, Metavar("SOURCE")] = Field(
+        description="output of `ureca curate` or `ureca scenes`, from whose captions the tokenizer is learned"
+    )
+    max_captions: PositiveInt = Field(
+        default=20_000, description="number of captions to learn the tokenizer from, at most"
+    )
+    seed: int = Field(default=0, description="seed of the weights")
+    region_prompt: RegionPrompt = Field(default="mask", description="form in which the model is given a region")
+    one_mask_tile: bool = Field(
+        default=False, description="encode each mask as one tile, instead of cutting it into the image's grid"
+    )
+    sizes: ScratchSizes = ScratchSizes()
 
 
 def main(argv: Sequence[str]) -> int:
     """Write the checkpoint; returns 0."""
-    parser = argparse.ArgumentParser(prog="ureca init-scratch", description=__doc__)
-    parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
-    parser.add_argument(
-        "--captions",
-        required=True,
-        metavar="SOURCE",
-        help="output of curate or scenes: the tokenizer is learned from it",
-    )
-    parser.add_argument("--max-captions", type=int, default=20_000, help="read so many of them (default 20000)")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (default 0)")
-    parser.add_argument(
-        "--region-prompt", choices=REGION_PROMPTS, default="mask", help="how a region is told (default mask)"
-    )
-    parser.add_argument("--one-mask-tile", action="store_true", help="do not cut masks into the image's grid")
-    for field in fields(ScratchSizes):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
-    arguments = parser.parse_args(argv)
-    sizes = ScratchSizes(**{field.name: getattr(arguments, field.name) for field in fields(ScratchSizes)})
+    settings = InitScratchSettings.load(argv)
 
     from ureca.data.output import Output
     from ureca.model.initialization import build_scratch
 
-    rows = Output(arguments.captions).rows()
+    rows = Output(settings.captions).rows()
     captions = (region["caption"] for row in rows for region in row["regions"] if region["caption"])
     model, processor = build_scratch(
-        islice(captions, arguments.max_captions),
-        sizes,
-        region_prompt=arguments.region_prompt,
-        dynamic_mask=not arguments.one_mask_tile,
-        seed=arguments.seed,
+        islice(captions, settings.max_captions),
+        settings.sizes,
+        region_prompt=settings.region_prompt,
+        dynamic_mask=not settings.one_mask_tile,
+        seed=settings.seed,
     )
-    model.save_pretrained(arguments.destination)
-    processor.save_pretrained(arguments.destination)
+    model.save_pretrained(settings.destination)
+    processor.save_pretrained(settings.destination)
     size = sum(parameter.numel() for parameter in model.parameters())
-    print(f"wrote an untrained checkpoint of {size / 1e6:.1f} million parameters to {arguments.destination}")
+    print(f"wrote an untrained checkpoint of {size / 1e6:.1f} million parameters to {settings.destination}")
     return 0
 
 

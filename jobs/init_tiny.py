@@ -1,31 +1,36 @@
-"""`ureca init-tiny DST`: a tiny random checkpoint for tests, dry runs and demos."""
+"""``ureca init-tiny DST``: a tiny random checkpoint for tests, dry runs and demos."""
 
-import argparse
 import sys
 from collections.abc import Sequence
-from dataclasses import fields
 from pathlib import Path
+from typing import Annotated, ClassVar
 
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
+
+from ureca.config import ESSENTIAL, CommandSettings, Metavar
 from ureca.model.settings import TinySizes
+
+
+class InitTinySettings(CommandSettings):
+    """Write a tiny random checkpoint for tests, dry runs and demos."""
+
+    command: ClassVar[str] = "init-tiny"
+    examples: ClassVar[tuple[str, ...]] = ("ureca init-tiny tiny/", "ureca init-tiny tiny/ --sizes.layers 4")
+
+    destination: Annotated[CliPositionalArg[Path], Metavar("DST")] = Field(description="folder to write to")
+    seed: Annotated[int, ESSENTIAL] = Field(default=0, description="seed of the random weights")
+    sizes: TinySizes = TinySizes()
 
 
 def main(argv: Sequence[str]) -> int:
     """Write the checkpoint; returns 0."""
-    parser = argparse.ArgumentParser(prog="ureca init-tiny", description=__doc__)
-    parser.add_argument("destination", type=Path, metavar="DST", help="folder to write to")
-    parser.add_argument("--seed", type=int, default=0, help="of the random weights (default 0)")
-    for field in fields(TinySizes):
-        flag = "--" + field.name.replace("_", "-")
-        parser.add_argument(flag, type=type(field.default), default=field.default, help=f"default {field.default}")
-    arguments = vars(parser.parse_args(argv))
-
-    destination, seed = arguments.pop("destination"), arguments.pop("seed")
-    sizes = TinySizes(**arguments)
+    settings = InitTinySettings.load(argv)
 
     from ureca.model.initialization import save_tiny
 
-    save_tiny(destination, sizes, seed=seed)
-    print(f"wrote a random checkpoint to {destination}")
+    save_tiny(settings.destination, settings.sizes, seed=settings.seed)
+    print(f"wrote a random checkpoint to {settings.destination}")
     return 0
 
 

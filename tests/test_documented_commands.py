@@ -83,13 +83,13 @@ def test_it_is_accepted(
     if not arguments or set(arguments) <= {"--help", "--version"}:
         return
     command, rest = arguments[0], without_made_up_files(arguments[1:])
-    assert command in cli._COMMANDS
+    assert command in {name for commands in cli.COMMANDS.values() for name in commands}
     if command == "bench":
-        assert set(rest[:1]) <= bench._BENCHMARKS.keys()
+        assert set(rest[:1]) <= bench.BENCHMARKS.keys()
     elif rest:
         status = status_of_parsing([command, *rest])
         said = capsys.readouterr().err
-        assert status == 0 or (not is_whole and "are required" in said), said
+        assert status == 0 or (not is_whole and re.search("are required|is required", said)), said
 
 
 def without_made_up_files(arguments: list[str]) -> list[str]:

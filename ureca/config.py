@@ -1,87 +1,45 @@
-"""Settings for processes that work in other folders than the command was given in.
-
-[from] Reading a verb's settings from a file, the environment and the command line."""
+"""Settings of commands: reading them from a file, the environment and the command line, and comparing them."""
 
 import argparse
+import difflib
+import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self, TypeVar, get_args
+from typing import Annotated, Any, ClassVar, Final, Literal, Self, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
-from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict, YamlConfigSettingsSource
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+from pydantic_settings import (
+    BaseSettings,
+    CliPositionalArg,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    YamlConfigSettingsSource,
+)
 from pydantic_settings import SettingsError as UnreadableSettings
 
 from ureca.errors import SettingsError
 
-_config_file: ContextVar[str | None] = ContextVar("config_file", default=None)
+# --- Marks of fields, as metadata: `limit: Annotated[int, ESSENTIAL] = 5` ---
 
 
-class CommandSettings(BaseSettings):
-    """Base of the settings of a verb.
-
-    Sources, each over the one before: the defaults, the YAML file of ``--config``, environment variables
-    (``URECA_TREE__CONTAINMENT``), flags (``--tree.containment``).
-    """
-
-    model_config = SettingsConfigDict(
-        extra="forbid",
-        frozen=True,
-        env_prefix="URECA_",
-        env_nested_delimiter="__",
-        nested_model_default_partial_update=True,
-        cli_implicit_flags=True,
-        cli_kebab_case=True,
-        cli_avoid_json=True,
-        cli_hide_none_type=True,
-        cli_exit_on_error=False,
-    )
-
-    command: ClassVar[str]
-
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """What is given in code, then the environment; ``load`` adds the file and the flags."""
-        file = YamlConfigSettingsSource(settings_cls, yaml_file=_config_file.get())
-        return init_settings, env_settings, file
-
-    @classmethod
-    def load(cls, argv: Sequence[str]) -> Self:
-        """Read the settings from the arguments of a command, which may name a YAML file with ``--config``.
-
-        Raises:
-            SettingsError: an unknown key, an impossible value (the message names each key), or an unreadable file.
-            SystemExit: ``--help`` was asked for and printed.
-        """
-        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        parser.add_argument("--config")
-        known, rest = parser.parse_known_args(argv)
-        if known.config is not None and not Path(known.config).is_file():
-            raise SettingsError(f"--config {known.config}: there is no such file")
-        token = _config_file.set(known.config)
-        try:
-            return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.command}")
-        except ValidationError as error:
-            raise SettingsError(_explain(error)) from error
-        except yaml.YAMLError as error:
-            raise SettingsError(f"--config {known.config} is not YAML: {error}") from error
-        except (UnreadableSettings, OSError, ValueError) as error:
-            raise SettingsError(str(error).removeprefix("error parsing CLI: ")) from error
-        finally:
-            _config_file.reset(token)
+class _Essential:
+    """Type of the marker ``ESSENTIAL``."""
 
 
-def _explain(error: ValidationError) -> str:
-    lines = [f"  {'.'.join(map(str, item['loc'])) or 'settings'}: {item['msg']}" for item in error.errors()]
-    return "these settings cannot be used:\n" + "\n".join(lines)
+ESSENTIAL: Final = _Essential()
+"""Mark of a setting that most users set: ``--help`` shows it, all others are in ``--help-all``."""
+
+
+@dataclass(frozen=True)
+class Metavar:
+    """Mark that names a setting's value in the help: ``Annotated[Path, Metavar("FILE")]``."""
+
+    text: str
 
 
 class _MayChange:
@@ -96,19 +54,255 @@ declares the field again repeats the mark.
 """
 
 
+class HelpRequested(Exception):
+    """The arguments ask for help instead of running the command.
+
+    Attributes:
+        settings: class of the command's settings.
+        show_all: ``--help-all`` was given.
+    """
+
+    def __init__(self, settings: "type[CommandSettings]", show_all: bool) -> None:
+        super().__init__(settings.command)
+        self.settings = settings
+        self.show_all = show_all
+
+
+_config_file: ContextVar[str | None] = ContextVar("config_file", default=None)
+
+
+class CommandSettings(BaseSettings):
+    """Base of a command's settings.
+
+    Sources, each of which overrides the one before: defaults, the YAML file of ``--config``, environment variables
+    (``URECA_TREE__CONTAINMENT``), flags (``--tree.containment``).
+
+    Attributes:
+        command: name of the command.
+        examples: command lines with a comment each, for the help.
+    """
+
+    model_config = SettingsConfigDict(
+        extra="forbid",
+        frozen=True,
+        env_prefix="URECA_",
+        env_prefix_target="all",
+        env_nested_delimiter="__",
+        nested_model_default_partial_update=True,
+        validate_by_name=True,
+        cli_implicit_flags=True,
+        cli_kebab_case=True,
+        cli_avoid_json=True,
+        cli_hide_none_type=True,
+        cli_exit_on_error=False,
+    )
+
+    command: ClassVar[str]
+    examples: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Return the sources below the flags, the strongest first."""
+        file = YamlConfigSettingsSource(settings_cls, yaml_file=_config_file.get())
+        return init_settings, env_settings, file
+
+    @classmethod
+    def load(cls, argv: Sequence[str]) -> Self:
+        """Read the settings from the arguments of a command, which may name a YAML file with ``--config``.
+
+        Raises:
+            SettingsError: an unknown key, an impossible value (the message names each key), or an unreadable file.
+            HelpRequested: ``--help`` or ``--help-all`` was given.
+        """
+        requested = {"-h", "--help", "--help-all"}.intersection(argv)
+        if requested:
+            raise HelpRequested(cls, show_all="--help-all" in requested)
+        parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+        parser.add_argument("--config")
+        try:
+            known, rest = parser.parse_known_args(argv)
+        except argparse.ArgumentError as error:
+            raise SettingsError(f"--config: {error.message}") from error
+        if known.config is not None and not Path(known.config).is_file():
+            raise SettingsError(f"--config {known.config}: there is no such file")
+        token = _config_file.set(known.config)
+        try:
+            return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.command}")
+        except ValidationError as error:
+            raise SettingsError("; ".join(_explain(cls, item) for item in error.errors())) from error
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--config {known.config} is not YAML: {' '.join(str(error).split())}") from error
+        except (UnreadableSettings, OSError, ValueError) as error:
+            message = str(error).removeprefix("error parsing CLI: ")
+            raise SettingsError(_with_suggestion(cls, message)) from error
+        finally:
+            _config_file.reset(token)
+
+
+def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:
+    """Describe one validation error by the dotted name of its setting."""
+    names: list[str] = []
+    members: Sequence[type] = (settings,)
+    for part in item["loc"]:
+        tagged = [each for each in members if part in kinds_of(each)]
+        if tagged:  # pydantic inserts the kind of a union's member into the location
+            members = tagged
+            continue
+        names.append(str(part))
+        members = [
+            nested for each in members if (field := fields_of(each).get(str(part))) for nested in models_in(field)
+        ]
+    name = ".".join(names)
+    if item["type"] == "extra_forbidden":
+        return f"there is no setting {name}{_did_you_mean(name, (each.name for each in settings_of(settings)))}"
+    if item["type"] == "missing":
+        return f"{name} is required"
+    if item["type"] == "union_tag_invalid":
+        return f"{name}.kind: {item['ctx']['tag']!r} is none of {item['ctx']['expected_tags']}"
+    message = item["msg"].removeprefix("Value error, ")
+    return f"{name}: {message}" if name else message
+
+
+def _with_suggestion(settings: type[CommandSettings], message: str) -> str:
+    """Name the likeliest flags in the place of those that argparse did not recognize."""
+    if not message.startswith("unrecognized arguments: "):
+        return message
+    words = message.removeprefix("unrecognized arguments: ").split()
+    flags = [word.partition("=")[0] for word in words if word.startswith("--")]
+    if not flags:
+        return f"too many arguments: {' '.join(words)}"
+    known = [each.flag for each in settings_of(settings) if not each.is_positional]
+    return "; ".join(f"there is no setting {flag}{_did_you_mean(flag, known)}" for flag in flags) + (
+        f" (ureca {settings.command} --help-all lists them)"
+    )
+
+
+def _did_you_mean(name: str, known: Iterator[str] | Sequence[str]) -> str:
+    close = list(dict.fromkeys(difflib.get_close_matches(name, list(known), n=2, cutoff=0.7)))
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+# --- The settings of a command, read off its models ---
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One setting of a command.
+
+    Attributes:
+        name: dotted name, such as ``tree.containment``.
+        field: pydantic's description of it.
+        default: value where nothing is set; ``PydanticUndefined`` where it is required.
+        section: dotted name of the section that holds it; empty for the command's own.
+        model: class of that section.
+        condition: flag that selects the kind of section which has this setting, such as ``--masks.kind sam``; None: it
+            does not depend on a kind.
+        choices: kinds to choose from, where this is a section's ``kind``.
+    """
+
+    name: str
+    field: FieldInfo
+    default: Any
+    section: str
+    model: type
+    condition: str | None = None
+    choices: tuple[str, ...] = ()
+
+    @property
+    def is_positional(self) -> bool:
+        """The setting is an argument without a flag."""
+        return _POSITIONAL in self.field.metadata
+
+    @property
+    def is_essential(self) -> bool:
+        """The setting is shown by ``--help``."""
+        return ESSENTIAL in self.field.metadata or (self.is_required and self.condition is None)
+
+    @property
+    def is_required(self) -> bool:
+        """The setting has no default."""
+        return self.default is PydanticUndefined
+
+    @property
+    def flag(self) -> str:
+        """Name on the command line."""
+        return f"--{self.name.replace('_', '-')}"
+
+
+_POSITIONAL = get_args(CliPositionalArg[int])[1]
+
+
+def settings_of(
+    model: type, default: object = None, section: str = "", condition: str | None = None
+) -> Iterator[Setting]:
+    """List all settings of a model and of the models in it, in the order of their definition.
+
+    Args:
+        model: class of settings, or of a section of settings.
+        default: the section's value where nothing is set; None: each field's own default.
+        section: dotted name of the section.
+        condition: flag that selects this model, where the section has a choice of kinds.
+    """
+    for name, field in fields_of(model).items():
+        full_name = ".".join(filter(None, (section, field.validation_alias or name)))
+        value = getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
+        members = models_in(field)
+        kinds = [each for member in members for each in kinds_of(member)]
+        if not members and not (condition is not None and name == "kind"):
+            yield Setting(full_name, field, value, section, model, condition)
+        if kinds:
+            chosen = getattr(value, "kind", PydanticUndefined)
+            yield Setting(f"{full_name}.kind", field, chosen, full_name, model, choices=tuple(kinds))
+        for member in members:
+            flag = f"--{full_name.replace('_', '-')}.kind {kinds_of(member)[0]}" if kinds else condition
+            yield from settings_of(member, value if type(value) is member else None, full_name, flag)
+
+
+def fields_of(model: type) -> Mapping[str, FieldInfo]:
+    """Return the fields of a pydantic model or dataclass; empty for other types."""
+    if issubclass(model, BaseModel):
+        return model.model_fields
+    return getattr(model, "__pydantic_fields__", {})
+
+
+def models_in(field: FieldInfo) -> list[type]:
+    """Return the models that a field holds one of, in the order of its annotation."""
+    pending, models = [field.annotation], []
+    while pending:
+        annotation = pending.pop(0)
+        if get_origin(annotation) in {Union, types.UnionType, Annotated}:
+            pending[:0] = get_args(annotation)
+        elif isinstance(annotation, type) and get_origin(annotation) is None and fields_of(annotation):
+            models.append(annotation)
+    return models
+
+
+def kinds_of(model: type) -> tuple[str, ...]:
+    """Return the values of a model's ``kind`` by which it is chosen; empty where it has none."""
+    field = fields_of(model).get("kind")
+    return get_args(field.annotation) if field is not None and get_origin(field.annotation) is Literal else ()
+
+
 def may_change_keys(settings: BaseModel) -> frozenset[str]:
     """Return the dotted keys of the fields marked ``MAY_CHANGE``, in all settings that could stand in each field."""
     return _marked(type(settings), settings, "")
 
 
-def _marked(model: type[BaseModel], value: BaseModel | None, prefix: str) -> frozenset[str]:
+def _marked(model: type, value: object, prefix: str) -> frozenset[str]:
     keys: set[str] = set()
-    for name, field in model.model_fields.items():
+    for name, field in fields_of(model).items():
         if MAY_CHANGE in field.metadata:
             keys.add(f"{prefix}{name}")
             continue
         held = getattr(value, name, None)
-        models = dict.fromkeys(_models_in(field.annotation))
+        models = dict.fromkeys(models_in(field))
         if isinstance(held, BaseModel):
             models[type(held)] = None  # a field of an abstract type, or a registered component
         for each in models:
@@ -116,18 +310,20 @@ def _marked(model: type[BaseModel], value: BaseModel | None, prefix: str) -> fro
     return frozenset(keys)
 
 
-def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
-    """Yield the models of a field's annotation, which may be a union."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        yield annotation
-    for argument in get_args(annotation):
-        yield from _models_in(argument)
+# --- Comparing settings, and making them independent of the working folder ---
 
 
 def differences(
     before: Mapping[str, Any], now: Mapping[str, Any], ignore: Collection[str] = (), prefix: str = ""
 ) -> list[str]:
-    """Dotted keys in which two dumps of settings differ, each with both values; ``ignore`` names keys to pass over."""
+    """List the dotted keys in which two dumps of settings differ, each with both values.
+
+    Args:
+        before: earlier dump.
+        now: present dump.
+        ignore: dotted keys that may differ.
+        prefix: what the keys begin with.
+    """
     lines: list[str] = []
     for key in sorted(before.keys() | now.keys()):
         old, new = before.get(key), now.get(key)
@@ -142,24 +338,24 @@ def differences(
 
 Model = TypeVar("Model", bound=BaseModel)
 
-_MADE = frozenset({"output", "input", "captions"})
-_LOADED = frozenset({"checkpoint", "folder"})
+_WRITTEN_OR_READ = frozenset({"output", "input", "captions"})
+_LOADED_IF_THERE = frozenset({"checkpoint", "folder"})
 
 
 def with_absolute_paths(settings: Model) -> Model:
-    """The settings with absolute paths in the place of relative ones: workers of a cluster have other working folders.
+    """Replace relative paths by absolute ones: the workers of a cluster have other working folders.
 
-    Folders of datasets may be yet to be made. A checkpoint that is no folder here is a name on the hub, and stays;
-    so do URIs.
+    Inputs and outputs are paths even where nothing exists yet. A checkpoint that is no folder here is taken for a name
+    on the hub and stays, as URIs do.
     """
-    # `model` is a checkpoint, but where an engine behind HTTP has a name of its own for it.
-    loaded = _LOADED if "base_urls" in type(settings).model_fields else _LOADED | {"model"}
+    # `model` is a checkpoint, except where it is the name that an engine behind HTTP gives it.
+    loaded = _LOADED_IF_THERE if "base_urls" in type(settings).model_fields else _LOADED_IF_THERE | {"model"}
     changes: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
         if isinstance(value, BaseModel):
             changes[name] = with_absolute_paths(value)
-        elif isinstance(value, str) and name in _MADE:
+        elif isinstance(value, str) and name in _WRITTEN_OR_READ:
             changes[name] = value if "://" in value else str(Path(value).absolute())
         elif isinstance(value, str) and name in loaded and Path(value).exists():
             changes[name] = str(Path(value).absolute())

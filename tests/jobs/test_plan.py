@@ -77,16 +77,16 @@ def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsy
     predicted = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known)
     calls_per_image = predicted["num_calls"] / 100_000
     assert calls_per_image >= 4
-    places = {part["name"]: part["places"] for part in predicted["parts"]}
+    places = {part["name"]: part["slots"] for part in predicted["parts"]}
     assert (places["engine"], places["curate"], places["cpus"]) == (8, 4, 64)
     assert predicted["images_per_s"] == pytest.approx(8 / calls_per_image, rel=0.1)
     flags = ("--mllm.max-concurrency", "16", "--engine-slots", "12")
     twice = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known, *flags)
-    assert {part["name"]: part["places"] for part in twice["parts"]}["engine"] == 12
+    assert {part["name"]: part["slots"] for part in twice["parts"]}["engine"] == 12
     assert twice["images_per_s"] == pytest.approx(1.5 * predicted["images_per_s"], rel=0.1)
     pixels = ("--resources.curate.pixels-in-flight", str(5 * 60 * 80 + 9))  # of images of 60 x 80
     held = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known, *pixels)
-    assert {part["name"]: part["places"] for part in held["parts"]}["images_in_flight"] == 4 * 5
+    assert {part["name"]: part["slots"] for part in held["parts"]}["images_in_flight"] == 4 * 5
     assert main(["plan", str(measured), "--images", "100000", "--config", str(config), *known]) == 0
     assert "saturated: engine" in capsys.readouterr().out
 

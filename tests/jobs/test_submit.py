@@ -96,7 +96,7 @@ def test_scenes_training_captions_and_a_table_by_jobs_alone(head: Head, tmp_path
         (("report", captions), "report.html"),
         (("export", captions, "--format", "jsonl", "--to", f"{captions}/captions.jsonl"), "captions.jsonl"),
     ):  # fmt: skip
-        finished = head.submit("python", "-m", f"jobs.{command[0]}", *command[1:])
+        finished = head.submit("python", "-m", f"ureca.jobs.{command[0]}", *command[1:])
         assert finished.returncode == 0, finished.stdout
         assert said in finished.stdout
     rows = list(Output.of_run(captions).rows())

@@ -29,7 +29,18 @@ def test_a_tiny_checkpoint_captions_by_what_it_sees(tmp_path: Path) -> None:
 
 
 def test_flags_set_seed_and_sizes(tmp_path: Path) -> None:
-    flags = ["--seed", "5", "--layers", "1", "--num-mask-tokens", "7", "--mask-encoder", "fused", "--max-tiles", "3"]
+    flags = [
+        "--seed",
+        "5",
+        "--sizes.layers",
+        "1",
+        "--sizes.num-mask-tokens",
+        "7",
+        "--sizes.mask-encoder",
+        "fused",
+        "--sizes.max-tiles",
+        "3",
+    ]
     assert init_tiny([str(tmp_path), *flags]) == 0
     model, processor = load_checkpoint(tmp_path)
     expected, _ = build_tiny(TinySizes(layers=1, num_mask_tokens=7, mask_encoder="fused", max_tiles=3), seed=5)

@@ -67,7 +67,7 @@ def test_a_vocabulary_that_is_too_small_is_refused() -> None:
 
 def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scenes(tmp_path / "scenes", 1, split="train", seed=0, width_px=112, height_px=112)
-    sizes = ["--width", "32", "--mlp-width", "64", "--num-mask-tokens", "4"]
+    sizes = ["--sizes.width", "32", "--sizes.mlp-width", "64", "--sizes.num-mask-tokens", "4"]
     command = [str(tmp_path / "model"), "--captions", str(tmp_path / "scenes"), "--region-prompt", "mask"]
     assert main([*command, "--one-mask-tile", *sizes]) == 0
     assert "an untrained checkpoint of" in capsys.readouterr().out

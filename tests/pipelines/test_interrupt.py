@@ -77,7 +77,7 @@ def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path: Path) -> No
             process.wait()
     assert not psutil.wait_procs(workers, timeout=30)[1]
     said = (tmp_path / "log").read_text()
-    assert said.endswith("ureca: interrupted; the same command goes on from here\n")
+    assert said.endswith("ureca: interrupted; run the same command again to resume\n")
     assert "Traceback" not in said
     done = output.done_partitions()
     assert 3 <= len(done) < LIMIT // 2

@@ -1,6 +1,5 @@
 """Settings of captioning and sizes of random models; free of torch, so that ``--help`` loads none."""
 
-import dataclasses
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -50,7 +49,7 @@ class CaptionSettings(BaseModel):
         return self
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TinySizes:
     """Sizes of a random checkpoint; the defaults have 0.3 million parameters.
 

@@ -1,4 +1,4 @@
-"""What the settings of ``ureca train`` refuse."""
+"""Settings of ``ureca train``: sources, defaults of the paper, and invalid combinations."""
 
 import pytest
 
@@ -11,7 +11,7 @@ def load(*flags: str) -> TrainSettings:
     return TrainSettings.load(["a", "b", "run", "--model", "tiny", *flags])
 
 
-def test_the_last_path_is_the_run() -> None:
+def test_paths_last_is_the_run_and_others_are_sources() -> None:
     settings = load("--regions.caption", "short", "--validation.sources", "v")
     assert settings.run == "run"
     assert settings.training_sources == (
@@ -25,7 +25,7 @@ def test_the_last_path_is_the_run() -> None:
     assert jsonl.training_sources == (JsonlSource(path="a.jsonl", images="i", mask_ids="position"),)
 
 
-def test_the_defaults_are_those_of_the_paper() -> None:
+def test_load_without_flags_has_the_defaults_of_the_paper() -> None:
     settings = load()
     assert (settings.stage.kind, settings.stage.learning_rate, settings.stage.epochs) == ("align", 2e-4, 2)
     assert (settings.precision, settings.gradient_checkpointing, settings.deepspeed.zero_stage) == ("bf16", True, 1)
@@ -42,15 +42,15 @@ def test_the_defaults_are_those_of_the_paper() -> None:
         (["--export", "adapter"], "export adapter is for stage.kind tune"),
         (["--validation.sources", "v.jsonl"], "jsonl.images must say"),
         (["--feature-cache.directory", "c", "--deepspeed.zero-stage", "3"], "feature_cache.directory needs"),
-        (["--stage.rank", "8"], "stage.align.rank"),
+        (["--stage.rank", "8"], "stage.rank"),
         (["--deepspeed.zero-stage", "4"], "deepspeed.zero_stage"),
     ],
 )
-def test_what_cannot_be(flags: list[str], message: str) -> None:
+def test_load_invalid_combination_names_it(flags: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         load(*flags)
 
 
-def test_a_source_and_a_run_at_least() -> None:
+def test_load_without_a_source_raises() -> None:
     with pytest.raises(SettingsError, match="paths"):
         TrainSettings.load(["run", "--model", "tiny"])

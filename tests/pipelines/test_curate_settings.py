@@ -1,4 +1,4 @@
-"""Which model is asked, and whether it can run where it is put."""
+"""Settings of ``ureca curate``: the chat model, and the actors that hold it."""
 
 import pytest
 
@@ -11,7 +11,7 @@ from ureca.pipelines.curate_settings import CurateSettings
 PROMPTED = ["in", "out", "--annotator.kind", "prompted"]
 
 
-def test_a_listener_is_built_with_its_rounds() -> None:
+def test_listener_prompted_is_built_with_its_rounds() -> None:
     settings = CurateSettings.load(["in", "out", "--listener.kind", "prompted", "--listener.max-rounds", "5"])
     curator = build_curator(settings)
     assert isinstance(curator.listener, PromptedListener)
@@ -19,7 +19,7 @@ def test_a_listener_is_built_with_its_rounds() -> None:
     assert build_curator(CurateSettings.load(["in", "out"])).listener is None
 
 
-def test_options_of_engines_arrive_as_what_they_are() -> None:
+def test_load_engine_options_converts_their_types() -> None:
     tail = ["--resources.curate.num-actors", "1", "--mllm.checkpoint", "c"]
     mllm = CurateSettings.load(
         [*PROMPTED, *tail, "--mllm.kind", "transformers", "--mllm.image-options", "max_patches=6"]
@@ -48,13 +48,13 @@ def test_options_of_engines_arrive_as_what_they_are() -> None:
         ),
     ],
 )
-def test_a_model_that_no_actor_could_hold_is_refused(arguments: list[str], named: str) -> None:
+def test_load_model_that_no_actor_can_hold_raises(arguments: list[str], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         CurateSettings.load([*PROMPTED, "--mllm.checkpoint", "c", *arguments])
 
 
 @pytest.mark.parametrize("kind", ["annotator", "listener", "verification"])
-def test_a_model_may_be_asked_by_any_of_the_three(kind: str) -> None:
+def test_load_mllm_is_used_by_annotator_listener_or_verification(kind: str) -> None:
     openai = ["--mllm.kind", "openai", "--mllm.model", "m", "--mllm.base-urls", "http://localhost:9/v1"]
     assert CurateSettings.load(["in", "out", f"--{kind}.kind", "prompted", *openai]).mllm.kind == "openai"
     with pytest.raises(SettingsError, match="set one of them"):

@@ -10,7 +10,7 @@ from ureca.pipelines.caption_settings import CaptioningSettings
 COMMAND = ["images", "out", "--model", "checkpoint"]
 
 
-def test_flags_reach_their_settings() -> None:
+def test_load_flags_set_their_settings() -> None:
     settings = CaptioningSettings.load(
         [
             *COMMAND,
@@ -35,12 +35,12 @@ def test_flags_reach_their_settings() -> None:
         ([*COMMAND, "--masks.kind", "prompts"], "checkpoint"),
     ],
 )
-def test_wrong_settings_are_named(arguments: list[str], named: str) -> None:
+def test_load_invalid_setting_names_it(arguments: list[str], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         CaptioningSettings.load(arguments)
 
 
-def test_settings_of_the_captioner_are_of_its_own() -> None:
+def test_captioner_unknown_setting_raises() -> None:
     unknown: dict[str, Any] = {"beams": 2}
     with pytest.raises(ValueError, match="beams"):
         CaptioningSettings(input="a", output="b", model="c", captioner=unknown)

@@ -1,4 +1,4 @@
-"""Settings of the service: who may use it, and what cannot be."""
+"""Settings of ``ureca serve``: access tokens, and invalid values."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def settings_of(*arguments: str) -> ServeSettings:
     return ServeSettings.load(["--model", "folder", *arguments])
 
 
-def test_tokens_come_from_a_file_and_from_the_environment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_tokens_from_file_and_environment_unites_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tokens"
     file.write_text("the-first-token-here\n\n  the-second-token-here\n")
     monkeypatch.setenv("SOME_TOKENS", "a-third-token-here-, a-fourth-token-here")
@@ -26,14 +26,14 @@ def test_tokens_come_from_a_file_and_from_the_environment(tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("content", "message"), [("", "holds no token"), ("short", "16 or more letters"), ("ä" * 20, "16 or more letters")]
 )
-def test_tokens_that_are_none(tmp_path: Path, content: str, message: str) -> None:
+def test_read_tokens_of_an_unusable_file_raises(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "tokens"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(SettingsError, match=message):
         settings_of("--access.tokens-file", str(file)).read_tokens()
 
 
-def test_a_source_of_tokens_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_tokens_of_a_missing_source_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_TOKENS", raising=False)
     with pytest.raises(SettingsError, match="SOME_TOKENS holds no token"):
         settings_of("--access.tokens-variable", "SOME_TOKENS").read_tokens()
@@ -42,12 +42,12 @@ def test_a_source_of_tokens_that_is_not_there(tmp_path: Path, monkeypatch: pytes
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_no_tokens_are_needed_where_nobody_else_comes(host: str) -> None:
+def test_read_tokens_on_loopback_needs_none(host: str) -> None:
     assert settings_of("--host", host).read_tokens() == frozenset()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])  # noqa: S104
-def test_tokens_are_needed_where_others_come(host: str) -> None:
+def test_read_tokens_on_a_public_address_without_tokens_raises(host: str) -> None:
     with pytest.raises(SettingsError, match="can be reached by others"):
         settings_of("--host", host).read_tokens()
 
@@ -61,9 +61,9 @@ def test_tokens_are_needed_where_others_come(host: str) -> None:
         (["--access.allowed-hosts", "https://images.example"], "no host name"),
         (["--limits.timeout-s", "0"], "limits.timeout_s"),
         (["--port", "70000"], "port"),
-        (["--limits.colour", "red"], "unrecognized arguments"),
+        (["--limits.colour", "red"], "there is no setting --limits.colour"),
     ],
 )
-def test_what_cannot_be_is_named(arguments: list[str], message: str) -> None:
+def test_load_invalid_setting_names_it(arguments: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         settings_of(*arguments)

@@ -10,7 +10,7 @@ from ureca.pipelines.evaluate_settings import EvaluateSettings
 COMMAND = ["bench", "out", "Ours=runs/a/model", "x/y:none", "x/y:crop"]
 
 
-def test_flags_reach_their_settings(tmp_path: Path) -> None:
+def test_load_flags_set_their_settings(tmp_path: Path) -> None:
     settings = EvaluateSettings.load(
         [
             *COMMAND,
@@ -54,6 +54,6 @@ def test_flags_reach_their_settings(tmp_path: Path) -> None:
         ([*COMMAND, "--table.size-bounds-fraction", "0.5,0.1"], "bounds"),
     ],
 )
-def test_wrong_settings_are_named(arguments: list[str], named: str) -> None:
+def test_load_invalid_setting_names_it(arguments: list[str], named: str) -> None:
     with pytest.raises(SettingsError, match=named):
         EvaluateSettings.load(arguments)
