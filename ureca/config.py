@@ -251,7 +251,8 @@ def settings_of(
         condition: flag that selects this model, where the section has a choice of kinds.
     """
     for name, field in fields_of(model).items():
-        full_name = ".".join(filter(None, (section, field.validation_alias or name)))
+        own_name = field.validation_alias if isinstance(field.validation_alias, str) else name
+        full_name = f"{section}.{own_name}" if section else own_name
         value = getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
         members = models_in(field)
         kinds = [each for member in members for each in kinds_of(member)]
