@@ -16,7 +16,7 @@ from ureca.evaluation.measures import Unmeasured
 from ureca.evaluation.metrics.bert_score import check_encoder
 from ureca.evaluation.metrics.java import tokenize
 from ureca.evaluation.models import EvaluatedModel, parse_models
-from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_predictions
 from ureca.evaluation.scoring import stored_predictions
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import to_forms
@@ -127,7 +127,7 @@ class _Run:
             settings = self._captioning(model, self._benchmark.images_per_partition)
             return caption(settings, on_plan=print_plan)
         read = read_jsonl_captions if model.kind == "jsonl" else read_output_captions
-        return write_given(read(model.path), self._benchmark, output, source=model.path)
+        return write_predictions(read(model.path), self._benchmark, output, source=model.path)
 
     def evaluate(self, model: EvaluatedModel) -> Evaluated:
         """Measure a model's captions."""

@@ -19,7 +19,7 @@ from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.encoders import DualEncoder, DualEncoderSettings
 from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
-from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_predictions
 from ureca.evaluation.scorer import CaptionScorer, CaptionScores, measure_predictions
 from ureca.evaluation.scoring import ScoringStage, stored_predictions, stored_scores
 from ureca.evaluation.uniqueness import Retrieved
@@ -86,7 +86,7 @@ def test_stage_with_captions_and_references_fills_in_all_scores(tmp_path: Path, 
     first, second, third, fourth, *_ = keys = [key for key in texts if key[0].endswith("0")]
     said = dict(texts) | {first: texts[second], second: " ", third: "a dog"}
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
-    write_given(said, benchmark, captions, source="given")
+    write_predictions(said, benchmark, captions, source="given")
     listener = Matching({texts[key]: int(key[1]) for key in keys}, silent_on=texts[fourth])
     bert_score = BertScoreSettings(model=save_bert(tmp_path / "bert"), device="cpu")
     scorer = CaptionScorer(
@@ -139,7 +139,7 @@ def test_measures_region_without_caption_in_unreadable_image_counts_as_failure(
 ) -> None:
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
     texts = {key: text for key, text in read_output_captions(str(tmp_path / "scenes")).items() if key[0].endswith("0")}
-    write_given(texts, benchmark, captions, source="given")
+    write_predictions(texts, benchmark, captions, source="given")
     encoder = DualEncoder(DualEncoderSettings(checkpoint=save_dual_encoder(tmp_path / "clip"), device="cpu"))
     predictions = stored_predictions(benchmark, captions)
     scores, _, _ = score(tmp_path, benchmark, captions, CaptionScorer(encoder))

@@ -1,4 +1,4 @@
-"""What is evaluated, as a person names it: ``[NAME=]PATH[:none|contour|crop]``."""
+"""The models of an evaluation, as the command line names them: ``[NAME=]PATH[:none|contour|crop]``."""
 
 import re
 from collections import Counter
@@ -15,9 +15,9 @@ from ureca.model.prompt import RegionPrompt
 
 _NAMED = re.compile(r"(?P<name>[^=/?]+)=(?P<path>.+)", re.DOTALL)
 _PROMPTS = "|".join(get_args(RegionPrompt))
-_SHOWN = re.compile(rf"(?P<path>.+):(?P<prompt>{_PROMPTS})", re.DOTALL)
+_PROMPTED = re.compile(rf"(?P<path>.+):(?P<prompt>{_PROMPTS})", re.DOTALL)
 _TRAINED = "model"
-"""Where ``ureca train`` leaves what it trained, within the folder of a run."""
+"""Folder of the trained checkpoint in the output of ``ureca train``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,11 +25,11 @@ class EvaluatedModel:
     """One row of a table.
 
     Attributes:
-        name: of the row.
-        kind: "checkpoint", which captions the regions; or captions that are there: "output" of ``ureca caption`` or
-            ``ureca curate``, or "jsonl".
-        path: of the checkpoint (a folder, or a name on the hub), of the output, or of the file.
-        region_prompt: how a checkpoint is told which region is meant; None: as it was trained.
+        name: name of the row.
+        kind: "checkpoint", which captions the regions; or existing captions: "output" of ``ureca caption`` or ``ureca
+            curate``, or "jsonl".
+        path: folder or hub name of the checkpoint, or path of the output or file.
+        region_prompt: prompt that shows a checkpoint the region; None: the one it was trained with.
     """
 
     name: str
@@ -39,7 +39,7 @@ class EvaluatedModel:
 
     @property
     def folder(self) -> str:
-        """A name for files of this model: legible, and another one for another name."""
+        """Name of this model's folder: legible, and distinct for distinct names."""
         legible = re.sub(r"[^\w.-]+", "-", self.name, flags=re.ASCII).strip("-.")[:60]
         if legible == self.name:
             return legible
@@ -47,10 +47,16 @@ class EvaluatedModel:
 
 
 def parse_models(texts: Sequence[str]) -> list[EvaluatedModel]:
-    """The models that texts name, in their order; captions that are there are told from checkpoints by looking.
+    """Parse the models of a command line; existing captions are recognized by looking at their paths.
+
+    Args:
+        texts: ``[NAME=]PATH[:none|contour|crop]`` each.
+
+    Returns:
+        The models in their order.
 
     Raises:
-        SettingsError: two models have one name, or captions are to be shown regions.
+        SettingsError: two models have one name, or existing captions have a region prompt.
     """
     models = [_parse(text) for text in texts]
     if twice := [name for name, count in Counter(model.name for model in models).items() if count > 1]:
@@ -62,13 +68,17 @@ def parse_models(texts: Sequence[str]) -> list[EvaluatedModel]:
 def _parse(text: str) -> EvaluatedModel:
     named = _NAMED.fullmatch(text)
     name, rest = (named["name"].strip(), named["path"]) if named else (None, text)
-    shown = _SHOWN.fullmatch(rest)
-    path, prompt = (shown["path"], shown["prompt"]) if shown else (rest, None)
+    prompted = _PROMPTED.fullmatch(rest)
+    path, prompt = (prompted["path"], prompted["prompt"]) if prompted else (rest, None)
     kind, path = _kind(path)
     if prompt is not None and kind != "checkpoint":
         raise SettingsError(f"models: {path} holds captions that are there: leave out :{prompt}")
-    default = _name(path) if prompt is None else f"{_name(path)}, {prompt}"
-    return EvaluatedModel(name or default, kind, path, next((p for p in get_args(RegionPrompt) if p == prompt), None))
+    if not name:
+        parts = PurePosixPath(path.partition("?")[0]).parts
+        is_run = len(parts) > 1 and parts[-1] == _TRAINED
+        default = (parts[-2] if is_run else parts[-1]).removesuffix(".jsonl") if parts else path
+        name = default if prompt is None else f"{default}, {prompt}"
+    return EvaluatedModel(name, kind, path, next((p for p in get_args(RegionPrompt) if p == prompt), None))
 
 
 def _kind(path: str) -> tuple[Literal["checkpoint", "output", "jsonl"], str]:
@@ -79,9 +89,3 @@ def _kind(path: str) -> tuple[Literal["checkpoint", "output", "jsonl"], str]:
             return "checkpoint", below(path, _TRAINED)
         return "output", path
     return "checkpoint", path
-
-
-def _name(path: str) -> str:
-    parts = PurePosixPath(path.partition("?")[0]).parts
-    is_run = len(parts) > 1 and parts[-1] == _TRAINED
-    return (parts[-2] if is_run else parts[-1]).removesuffix(".jsonl") if parts else path

@@ -1,6 +1,4 @@
-"""Captions that are there already, whoever wrote them, as the captions of a benchmark's regions.
-
-[from] What every measure works on: a region, what was said of it, and what should have been."""
+"""Predictions: captions of a benchmark's regions with their references; and reading captions from files and outputs."""
 
 import io
 import json
@@ -23,18 +21,20 @@ from ureca.schema import CAPTIONS_DATASET
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """The caption of one region, with the references it is compared with.
+    """The caption of one region, with its references.
 
     Attributes:
-        image_id: of the image; regions of an image are never taken for independent.
+        image_id: id of the image; intervals resample images, as the regions of one image are not independent.
         region_id: unique in its image.
-        caption: what the model said. Blank where it said nothing, or where the region failed: the region is then
-            counted in every measure, as a caption that matches nothing and singles out nothing.
-        references: what people, or the language of scenes, say of the region; none where there are none, and then
-            measures that compare with references leave it out.
-        depth: of the region in the mask tree, 0 at the top level; None where no tree is known.
+        caption: the model's caption. Blank where the model gave none or the region failed: every measure counts the
+            region as a caption that matches nothing and identifies no region.
+        references: reference captions; measures against references leave out a region without any.
+        depth: depth of the region in the mask tree, 0 at the top level; None where no tree is known.
         area_fraction: pixels of its mask / pixels of the image, 0 to 1.
-        failure: why there is no caption, in a few words that can be counted; None where there is one.
+        failure: reason for a missing caption, in a few words that can be counted; None where there is a caption.
+
+    Raises:
+        ValueError: ``area_fraction`` or ``depth`` is out of range, or there are both a caption and a failure.
     """
 
     image_id: str
@@ -56,15 +56,15 @@ class Prediction:
 
     @property
     def is_blank(self) -> bool:
-        """Whether there is no caption to speak of."""
+        """True if the caption is empty or white space."""
         return not self.caption.strip()
 
 
 def by_image(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
-    """Places of the regions of each image within ``predictions``, images and regions in their order.
+    """Indices into ``predictions`` of each image's regions; images and regions keep their order.
 
     Raises:
-        DataError: ``duplicate_region``: an image has a region twice.
+        DataError: ``duplicate_region``: two predictions are of one region.
     """
     places: dict[str, list[int]] = {}
     seen: set[tuple[str, int]] = set()
@@ -80,19 +80,19 @@ def by_image(predictions: Sequence[Prediction]) -> dict[str, list[int]]:
 
 
 def failures(predictions: Iterable[Prediction]) -> Counter[str]:
-    """How many regions have no caption, by the reason."""
+    """Numbers of regions without a caption, by reason."""
     return Counter(prediction.failure or "the model said nothing" for prediction in predictions if prediction.is_blank)
 
 
 Captions = dict[tuple[str, str], str]
-"""By image and region, both as text."""
+"""Captions by image and region id, both as text."""
 
 _MAX_LINE_BYTES = 1 << 20
-_NOT_GIVEN = "not_given"
+_MISSING = "not_given"  # the status of regions without a caption in a file or output
 
 
-class _Line(BaseModel):
-    """A line of predictions: flat, or in URECA's own form, whose answer is the prediction."""
+class _CaptionLine(BaseModel):
+    """A line with a caption: flat, or in URECA's own format, whose answer is the caption."""
 
     image: str = Field(validation_alias=AliasChoices("image", "image_id"))
     region: int | str = Field(validation_alias=AliasChoices("mask_id", "region_id"))
@@ -100,7 +100,7 @@ class _Line(BaseModel):
 
     @model_validator(mode="before")
     @classmethod
-    def _of_conversation(cls, value: Any) -> Any:
+    def _take_answer(cls, value: Any) -> Any:
         if isinstance(value, dict) and "caption" not in value and isinstance(turns := value.get("conversations"), list):
             answers = [turn.get("value") for turn in turns if isinstance(turn, dict) and turn.get("from") == "gpt"]
             return {**value, "caption": next(iter(answers), None)}
@@ -108,19 +108,21 @@ class _Line(BaseModel):
 
 
 def read_jsonl_captions(path: str) -> Captions:
-    """Captions of a JSONL file: ``image`` (or ``image_id``), ``mask_id`` (or ``region_id``) and ``caption``.
+    """Read captions from a JSONL file.
 
-    Lines of URECA's own form are read, too. Images may be named by their files.
+    A line has ``image`` (or ``image_id``), ``mask_id`` (or ``region_id``) and ``caption``, or URECA's own format.
+    Images may be named by their file names.
 
     Raises:
-        InputError: the file cannot be read, or a line is malformed or of a region that has one; it says which.
+        InputError: the file cannot be read, a line is malformed, or two lines are of one region; the message names the
+            line.
     """
     captions: Captions = {}
     for number, data in enumerate(_lines(path), start=1):
         if not data.strip():
             continue
         try:
-            line = _Line.model_validate(json.loads(data))
+            line = _CaptionLine.model_validate(json.loads(data))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
@@ -135,7 +137,7 @@ def read_jsonl_captions(path: str) -> Captions:
 
 
 def read_output_captions(path: str) -> Captions:
-    """Captions of an output of ``ureca caption`` or ``ureca curate``."""
+    """Read captions from an output of ``ureca caption`` or ``ureca curate``."""
     return {
         (row["image_id"], str(region["region_id"])): region["caption"]
         for row in Output.of_run(path).region_rows()
@@ -144,23 +146,25 @@ def read_output_captions(path: str) -> Captions:
     }
 
 
-def write_given(captions: Captions, benchmark: StoredBenchmark, output: Output, *, source: str) -> PartitionReport:
-    """Write captions as those of a benchmark's regions, in its units; what was there before is replaced.
+def write_predictions(
+    captions: Captions, benchmark: StoredBenchmark, output: Output, *, source: str
+) -> PartitionReport:
+    """Write captions of a benchmark's regions in its partitions, replacing the output.
 
     Args:
-        captions: of any regions; those of others than the benchmark's are not used.
-        benchmark: whose regions without a caption are failures.
-        output: of the dataset ``CAPTIONS``.
-        source: where the captions are from, for messages and the rows.
+        captions: captions of any regions; those of regions outside the benchmark are ignored.
+        benchmark: the stored benchmark; its regions without a caption become failures.
+        output: output of the dataset ``CAPTIONS``.
+        source: path of the captions, for messages and the rows.
 
     Raises:
-        InputError: not one of the benchmark's regions has a caption.
+        InputError: none of the benchmark's regions has a caption.
     """
     output.remove()
     output.write_run({"command": "given", "dataset": CAPTIONS_DATASET.name, "source": source})
     report = PartitionReport()
     for partition in benchmark.partitions:
-        rows = [_row(row, captions, source) for row in benchmark.rows(partition)]
+        rows = [_prediction_row(row, captions, source) for row in benchmark.rows(partition)]
         output.write_partition(partition, rows, PartitionReport())
         report = report + PartitionReport.of_rows(rows, CAPTIONS_DATASET)
     if not report.num_regions:
@@ -177,23 +181,23 @@ def write_given(captions: Captions, benchmark: StoredBenchmark, output: Output, 
     return report
 
 
-def _row(row: Mapping[str, Any], captions: Captions, source: str) -> dict[str, Any]:
+def _prediction_row(row: Mapping[str, Any], captions: Captions, source: str) -> dict[str, Any]:
+    """A row of the schema ``CAPTIONS`` for an image of the benchmark."""
     names = (row["image_id"], row["uri"].rpartition("/")[2])
-
-    def said(id: int) -> dict[str, Any]:
-        found = next((captions[key] for name in names if (key := (name, str(id))) in captions), None)
-        return failed(_NOT_GIVEN) if found is None else answered(found.strip(), len(found.split()), None)
-
-    return {
-        **{name: row[name] for name in ("image_id", "uri", "height", "width")},
-        "captions": [
+    predicted = []
+    for region in row["benchmark"]:
+        keys = [(name, str(region["region_id"])) for name in names]
+        caption = next((captions[key] for key in keys if key in captions), None)
+        predicted.append(
             {
                 **{name: region[name] for name in ("region_id", "rle", "bbox_xywh", "area_px", "parent_id", "depth")},
-                **said(region["region_id"]),
+                **(failed(_MISSING) if caption is None else answered(caption.strip(), len(caption.split()), None)),
                 "num_tokens": None,
             }
-            for region in row["benchmark"]
-        ],
+        )
+    return {
+        **{name: row[name] for name in ("image_id", "uri", "height", "width")},
+        "captions": predicted,
         "error": None,
         "model": source,
         "proposer": None,

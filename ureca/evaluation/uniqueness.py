@@ -1,8 +1,4 @@
-"""On scenes truth and uniqueness are decided: which regions does a caption fit?
-
-[from] Captions that several regions of an image share, or nearly share.
-[from] The listener's accuracy: whether an MLLM finds the region that a caption is of, among numbered candidates.
-[from] Self-retrieval: whether a caption leads an image-text encoder to its own region, among those of its image."""
+"""Uniqueness of captions within their image: duplicates, self-retrieval, a listener, and resolution in scenes."""
 
 import asyncio
 import unicodedata
@@ -19,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ureca.curation.listener import Listener
 from ureca.curation.uniqueness import equal_captions
 from ureca.errors import AnswerError, SettingsError
-from ureca.evaluation.encoders import ImageTextEncoder, Vectors
+from ureca.evaluation.encoders import ImageTextEncoder
 from ureca.evaluation.measures import Measure, mean_of
 from ureca.evaluation.predictions import Prediction, by_image
 from ureca.masks.mask import Mask
@@ -30,37 +26,47 @@ from ureca.scenes.scene import Scene, resolve
 
 
 class DuplicateSettings(BaseModel):
-    """When two captions count as nearly the same."""
+    """Threshold from which two captions are near-duplicates."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     near_similarity: float = Field(
-        default=0.9, gt=0, le=1, description="share of words in common, in the same order, from which on they do"
+        default=0.9,
+        gt=0,
+        le=1,
+        description="share of words that two captions have in common, in order, to be near-duplicates",
     )
 
 
 def measure_duplicates(predictions: Sequence[Prediction], settings: DuplicateSettings) -> list[Measure]:
-    """Rates of regions whose caption another region of the same image has too, and nearly has.
+    """Rates of regions whose caption duplicates, or nearly duplicates, that of another region of the same image.
 
-    Two captions are the same but for case, spaces and full stops at the end (as in the curation's uniqueness stage).
-    They are nearly the same if 2 c / (m + n) is at least ``near_similarity``, where m and n are their numbers of words
-    (letters and digits, without regard to case) and c is the most that both have in the same order. Blank captions
-    single out nothing: each counts as shared, even alone.
+    Duplicates are equal but for case, spaces and full stops at the end, as in the curation's uniqueness stage. Near-
+    duplicates have 2 c / (m + n) of at least ``near_similarity``, where m and n are their numbers of words (letters and
+    digits, ignoring case) and c is the length of their longest common subsequence. A blank caption identifies no region
+    and counts as a duplicate, even alone.
+
+    Returns:
+        The measures "Duplicates" and "Near-duplicates".
+
+    Raises:
+        DataError: ``duplicate_region``.
+        SettingsError: rapidfuzz is not installed.
     """
-    shared, nearly = [0.0] * len(predictions), [0.0] * len(predictions)
+    exact, near = [0.0] * len(predictions), [0.0] * len(predictions)
     for places in by_image(predictions).values():
         captions = {place: predictions[place].caption for place in places}
         blank = {place for place in places if predictions[place].is_blank}
         equal = {*equal_captions(captions)} | blank
         for place in equal:
-            shared[place] = 1.0
-        for place in equal | _near(captions, settings.near_similarity):
-            nearly[place] = 1.0
+            exact[place] = 1.0
+        for place in equal | _near_duplicates(captions, settings.near_similarity):
+            near[place] = 1.0
     remark = f"Near-duplicates have at least {settings.near_similarity:g} of their words in common, in order."
-    return [mean_of("Duplicates", shared), mean_of("Near-duplicates", nearly, (remark,))]
+    return [mean_of("Duplicates", exact), mean_of("Near-duplicates", near, (remark,))]
 
 
-def _near(captions: dict[int, str], threshold: float) -> set[int]:
+def _near_duplicates(captions: dict[int, str], threshold: float) -> set[int]:
     try:
         from rapidfuzz.distance import Indel
     except ImportError as error:
@@ -68,26 +74,24 @@ def _near(captions: dict[int, str], threshold: float) -> set[int]:
             f"near-duplicates need the package '{error.name}', which is not installed: "
             "pip install 'ureca-ray[evaluate]'"
         ) from error
-    words = {place: _words(caption) for place, caption in captions.items()}
+    words: dict[int, list[str]] = {}
+    for place, caption in captions.items():
+        folded = unicodedata.normalize("NFKC", caption).casefold()
+        words[place] = "".join(letter if letter.isalnum() else " " for letter in folded).split()
     found: set[int] = set()
     for one, other in combinations(words, 2):
         num_words = len(words[one]) + len(words[other])
-        most_apart = int((1 - threshold) * num_words + 1e-9)
-        if words[one] and Indel.distance(words[one], words[other], score_cutoff=most_apart) <= most_apart:
+        max_distance = int((1 - threshold) * num_words + 1e-9)
+        if words[one] and Indel.distance(words[one], words[other], score_cutoff=max_distance) <= max_distance:
             found |= {one, other}
     return found
 
 
-def _words(caption: str) -> list[str]:
-    folded = unicodedata.normalize("NFKC", caption).casefold()
-    return "".join(letter if letter.isalnum() else " " for letter in folded).split()
-
-
 Heard: TypeAlias = Literal["right", "another", "none", "several", "blank", "unanswered"]
-"""What the listener made of a caption: the region itself, another one, none, several; or the caption was blank and not
-asked about; or there was no usable answer, and the region does not count."""
+"""The listener's choice for a caption: its region, another one, none or several; "blank": there was no caption, and the
+listener was not asked; "unanswered": there was no usable answer, and the region does not count."""
 
-_IN_WORDS = {
+_OUTCOME_TEXTS = {
     "another": "another region",
     "none": "none",
     "several": "several",
@@ -98,7 +102,7 @@ _IN_WORDS = {
 
 @dataclass(frozen=True, slots=True)
 class Question:
-    """A caption, the region that it is of, and the others that are shown beside it."""
+    """A caption with its region and the distractors shown beside it."""
 
     region_id: int
     caption: str
@@ -106,13 +110,16 @@ class Question:
 
 
 async def listen(listener: Listener, views: Views, questions: Sequence[Question], *, at_once: int = 16) -> list[Heard]:
-    """Put captions of one image before the listener, several at the same time.
+    """Ask the listener about captions of one image, several concurrently.
 
     Args:
-        listener: is not told which region is meant.
-        views: of the image.
-        questions: for a ceiling, ask the same with reference captions.
-        at_once: questions that are open at the same time, at least 1.
+        listener: the listener, which does not learn the caption's region.
+        views: views of the image.
+        questions: captions with their candidates; reference captions give the ceiling.
+        at_once: largest number of concurrent questions, at least 1.
+
+    Returns:
+        The outcome of each question.
     """
     slots = asyncio.Semaphore(at_once)
 
@@ -137,24 +144,29 @@ async def listen(listener: Listener, views: Views, questions: Sequence[Question]
 def distractors(
     region_id: int, masks: Mapping[int, Mask], lookalikes: Collection[int] = (), *, max_distractors: int = 8
 ) -> tuple[int, ...]:
-    """The regions that a caption of ``region_id`` could best be mistaken for.
+    """The regions for which a caption of a region is most easily mistaken.
 
     Args:
-        region_id: one of ``masks``.
-        masks: of the image's regions, by id, none of them empty.
-        lookalikes: those known to look alike, the likest first; they come before all others.
-        max_distractors: how many, at most.
+        region_id: id of the region, a key of ``masks``.
+        masks: masks of the image's regions by id, none of them empty.
+        lookalikes: ids of known look-alikes, the most similar first; they come before all other regions.
+        max_distractors: largest number of ids returned.
 
     Returns:
-        After the look-alikes the regions of like size nearby: by the ratio of the areas and the distance of the
-        boxes' centres, where twice the area counts as much as a fifth of the image's diagonal.
+        Ids of the look-alikes, then of nearby regions of similar size: ordered by the ratio of the areas and the
+        distance of the boxes' centres, where twice the area weighs as much as a fifth of the image's diagonal.
     """
     own = masks[region_id]
     diagonal_px = np.hypot(own.height_px, own.width_px)
-    x, y, log_area = _place(own)
+
+    def centre_and_log_area(mask: Mask) -> tuple[float, float, float]:
+        x, y, width, height = box_xywh(mask.rle)
+        return x + width / 2, y + height / 2, float(np.log2(max(1, mask.area_px)))
+
+    x, y, log_area = centre_and_log_area(own)
 
     def difference(id: int) -> tuple[float, int]:
-        other_x, other_y, other_log_area = _place(masks[id])
+        other_x, other_y, other_log_area = centre_and_log_area(masks[id])
         distance = np.hypot(other_x - x, other_y - y) / diagonal_px
         return float(5 * distance + abs(other_log_area - log_area)), id
 
@@ -166,46 +178,40 @@ def distractors(
 def listener_measures(
     heard: Sequence[Heard | None], listener_name: str, *, of_references: Sequence[Heard | None] | None = None
 ) -> list[Measure]:
-    """The listener's accuracy on captions and, where it was found out, on reference captions: its ceiling.
+    """The listener's accuracy on captions, and on reference captions as its ceiling.
 
     Args:
-        heard: for each prediction; None where the listener was not asked.
-        listener_name: for the reader.
-        of_references: the same for a reference caption of each.
+        heard: outcome for each prediction; None where the listener was not asked.
+        listener_name: name of the listener, for the remark.
+        of_references: outcome for a reference caption of each prediction; None leaves the ceiling out.
     """
+
+    def accuracy(outcome: Heard | None) -> float | None:
+        return None if outcome in (None, "unanswered") else float(outcome == "right")
+
     counts = Counter(outcome for outcome in heard if outcome not in (None, "right"))
-    mistakes = ", ".join(f"{_IN_WORDS[outcome]} {count}" for outcome, count in counts.most_common() if outcome)
+    mistakes = ", ".join(f"{_OUTCOME_TEXTS[outcome]} {count}" for outcome, count in counts.most_common() if outcome)
     remark = f"Listener: {listener_name}." + (f" Answers that were not right: {mistakes}." if mistakes else "")
-    measures = [mean_of("Listener", [_hit(outcome) for outcome in heard], (remark,))]
+    measures = [mean_of("Listener", [accuracy(outcome) for outcome in heard], (remark,))]
     if of_references is not None:
-        measures.append(mean_of("Listener ceiling", [_hit(outcome) for outcome in of_references]))
+        measures.append(mean_of("Listener ceiling", [accuracy(outcome) for outcome in of_references]))
     return measures
 
 
-def _hit(outcome: Heard | None) -> float | None:
-    return None if outcome in (None, "unanswered") else float(outcome == "right")
-
-
-def _place(mask: Mask) -> tuple[float, float, float]:
-    """Centre of the box and binary logarithm of the area."""
-    x, y, width, height = box_xywh(mask.rle)
-    return x + width / 2, y + height / 2, float(np.log2(max(1, mask.area_px)))
-
-
-_EQUAL = 1e-5
-"""Cosines that are nearer than this are equal: the same crop in another batch gives another last digit."""
+_COSINE_TOLERANCE = 1e-5
+"""Cosines closer than this count as equal: the last digits depend on the batch in which a crop was encoded."""
 
 
 @dataclass(frozen=True, slots=True)
 class Retrieved:
-    """Where a caption's own region came in.
+    """Rank of a caption's own region among the regions of its image.
 
-    Regions that fit equally well come in any order: the values are their means over all orders.
+    Regions that fit equally well are tied: values are means over all their orders.
 
     Attributes:
-        is_first: 1 where its own region fits best, 0 where another does, 1 / k where k regions do equally.
-        reciprocal_rank: 1 / place of its own region.
-        num_candidates: regions of the image, its own among them.
+        is_first: 1 where its own region fits best, 0 where another does, 1 / k where k regions are tied.
+        reciprocal_rank: 1 / rank of its own region.
+        num_candidates: number of regions of the image, its own included.
     """
 
     is_first: float
@@ -216,51 +222,51 @@ class Retrieved:
 def retrieve(
     captions: Sequence[str], crops: Sequence[npt.NDArray[np.uint8]], encoder: ImageTextEncoder
 ) -> list[Retrieved | None]:
-    """Find each caption's region among all regions of one image.
+    """Rank each caption's region among all regions of one image.
 
     Args:
-        captions: one a region; a blank one finds nothing.
-        crops: of the same regions, uint8 RGB [h, w, 3]. ``Views.crop`` has the rest of the image blurred, so that
-            what is shown of two nested regions differs.
-        encoder: of both.
+        captions: one caption a region; a blank one retrieves nothing.
+        crops: crops of the same regions, uint8 RGB [h, w, 3]. ``Views.crop`` blurs the rest of the image, so that the
+            crops of two nested regions differ.
+        encoder: encoder of captions and crops.
 
     Returns:
-        None for all of them where the image has only one region: there is nothing to be told apart.
+        The rank of each region; None for the only region of an image, which cannot be confused.
+
+    Raises:
+        ValueError: the numbers of captions and crops differ.
     """
     if len(captions) != len(crops):
         raise ValueError(f"{len(captions)} captions do not fit {len(crops)} crops")
     if len(crops) < 2:
         return [None] * len(crops)
-    spoken = [place for place, caption in enumerate(captions) if caption.strip()]
+    with_text = [place for place, caption in enumerate(captions) if caption.strip()]
     found: list[Retrieved | None] = [Retrieved(0.0, 0.0, len(crops))] * len(crops)
-    if spoken:
+    if with_text:
         images = encoder.encode_images(crops)
-        texts = encoder.encode_texts([captions[place] for place in spoken])
-        for place, row in zip(spoken, texts @ images.T, strict=True):
-            found[place] = _place_retrieval(row, place)
+        texts = encoder.encode_texts([captions[place] for place in with_text])
+        for place, row in zip(with_text, texts @ images.T, strict=True):
+            num_better = int((row > row[place] + _COSINE_TOLERANCE).sum())
+            num_tied = int((np.abs(row - row[place]) <= _COSINE_TOLERANCE).sum())
+            ranks = np.arange(num_better + 1, num_better + num_tied + 1)
+            is_first = 0.0 if num_better else 1 / num_tied
+            found[place] = Retrieved(is_first, float((1 / ranks).mean()), len(crops))
     return found
-
-
-def _place_retrieval(cosines: Vectors, own: int) -> Retrieved:
-    num_better = int((cosines > cosines[own] + _EQUAL).sum())
-    num_equal = int((np.abs(cosines - cosines[own]) <= _EQUAL).sum())
-    ranks = np.arange(num_better + 1, num_better + num_equal + 1)
-    return Retrieved(0.0 if num_better else 1 / num_equal, float((1 / ranks).mean()), len(cosines))
 
 
 def retrieval_measures(
     found: Sequence[Retrieved | None], encoder_name: str, *, of_references: Sequence[Retrieved | None] | None = None
 ) -> list[Measure]:
-    """R@1 and MRR of captions and, where it was found out, R@1 of the reference captions.
+    """R@1 and MRR of captions, and R@1 of reference captions as the ceiling.
 
     Args:
-        found: for each prediction; None where a region does not count.
-        encoder_name: for the reader.
-        of_references: the same for a reference caption of each, if there is one.
+        found: rank for each prediction; None where a region does not count.
+        encoder_name: name of the encoder, for the remark.
+        of_references: rank for a reference caption of each prediction; None leaves the ceiling out.
     """
     counted = [item for item in found if item is not None]
-    rng = np.mean([1 / item.num_candidates for item in counted]) if counted else 0
-    remark = f"Retrieval: {encoder_name}, among the regions of an image; by chance R@1 would be {100 * rng:.1f} %."
+    chance = np.mean([1 / item.num_candidates for item in counted]) if counted else 0
+    remark = f"Retrieval: {encoder_name}, among the regions of an image; by chance R@1 would be {100 * chance:.1f} %."
     measures = [
         mean_of("Retrieval R@1", [None if item is None else item.is_first for item in found], (remark,)),
         mean_of("Retrieval MRR", [None if item is None else item.reciprocal_rank for item in found]),
@@ -272,11 +278,11 @@ def retrieval_measures(
 
 
 Resolution: TypeAlias = Literal["correct", "ambiguous", "wrong", "not_in_language"]
-"""It fits its region and no other; it and others; not it (or nothing); or it is not of the language of scenes."""
+"""The caption fits only its region; its region and others; not its region; or is not of the language of scenes."""
 
 
 def resolution(caption: str, region_id: int, scene: Scene) -> Resolution:
-    """What a caption of a region is worth, by ``ureca.scenes.scene``."""
+    """Resolve a caption of a region in its scene."""
     try:
         fitting = resolve(caption, scene)
     except CaptionError:
@@ -287,10 +293,10 @@ def resolution(caption: str, region_id: int, scene: Scene) -> Resolution:
 
 
 def resolution_measures(resolutions: Sequence[Resolution | None]) -> list[Measure]:
-    """Shares of correct, ambiguous and wrong captions, and of those that are wrong for not being of the language.
+    """Shares of correct, ambiguous and wrong captions, and of those wrong captions that are not of the language.
 
     Args:
-        resolutions: for each prediction; None where it is of no scene.
+        resolutions: resolution of each prediction; None where its image shows no scene.
     """
     outcomes: tuple[tuple[str, tuple[Resolution, ...]], ...] = (
         ("Correct", ("correct",)),

@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ureca.evaluation.encoders import COLOUR_WORDS, ColourWords, DualEncoder, DualEncoderSettings, build_encoder
+from ureca.evaluation.encoders import COLOUR_WORDS, ColourWordEncoder, DualEncoder, DualEncoderSettings, build_encoder
 from ureca.evaluation.uniqueness import Retrieved, retrieve
 
 COLOURS = {"red": (200, 0, 0), "dark green": (31, 58, 31), "light blue": (180, 212, 236), "grey": (136, 136, 136)}
@@ -17,13 +17,13 @@ def plain(*names: str) -> list[npt.NDArray[np.uint8]]:
 
 def test_a_colour_word_finds_its_colour() -> None:
     texts = ["The red disc on the left.", "A Dark-Green leaf.", "It is pale blue", "a gray strip"]
-    assert retrieve(texts, plain(*COLOURS), ColourWords()) == [Retrieved(1.0, 1.0, 4)] * 4
+    assert retrieve(texts, plain(*COLOURS), ColourWordEncoder()) == [Retrieved(1.0, 1.0, 4)] * 4
 
 
 def test_dark_or_light_tells_two_of_one_colour() -> None:
     crops = [np.full((9, 9, 3), value, np.uint8) for value in ((31, 58, 31), (144, 238, 144))]
-    texts = ColourWords().encode_texts(["a dark green leaf", "a light green one", "green"])
-    images = ColourWords().encode_images(crops)
+    texts = ColourWordEncoder().encode_texts(["a dark green leaf", "a light green one", "green"])
+    images = ColourWordEncoder().encode_images(crops)
     cosines = texts @ images.T
     assert cosines[0, 0] > 0.5 > cosines[0, 1] == 0
     assert cosines[1, 1] > 0.5 > cosines[1, 0] == 0
@@ -31,12 +31,12 @@ def test_dark_or_light_tells_two_of_one_colour() -> None:
 
 
 def test_who_says_no_colour_finds_every_region_equally() -> None:
-    found = retrieve(["the second from the left", "the grey one"], plain("red", "grey"), ColourWords())
+    found = retrieve(["the second from the left", "the grey one"], plain("red", "grey"), ColourWordEncoder())
     assert found == [Retrieved(0.5, 0.75, 2), Retrieved(1.0, 1.0, 2)]
 
 
 def test_vectors_have_length_one() -> None:
-    encoder = ColourWords()
+    encoder = ColourWordEncoder()
     rng = np.random.default_rng(0)
     images = encoder.encode_images([rng.integers(0, 256, (40, 300, 3), dtype=np.uint8) for _ in range(3)])
     texts = encoder.encode_texts(["red, blue and beige", "light grey", "coloured"])
@@ -47,6 +47,6 @@ def test_vectors_have_length_one() -> None:
 
 def test_it_is_named_like_a_checkpoint() -> None:
     encoder = build_encoder(DualEncoderSettings(checkpoint=COLOUR_WORDS))
-    assert isinstance(encoder, ColourWords)
+    assert isinstance(encoder, ColourWordEncoder)
     assert not isinstance(encoder, DualEncoder)
     assert build_encoder(None) is None

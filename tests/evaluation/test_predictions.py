@@ -14,7 +14,7 @@ from ureca.errors import InputError
 from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
 from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
-from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_given
+from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_predictions
 from ureca.evaluation.scoring import stored_predictions
 from ureca.schema import CAPTIONS_DATASET
 
@@ -46,7 +46,7 @@ def test_lines_of_any_form_find_their_regions(tmp_path: Path, benchmark: StoredB
         ],
     )
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
-    report = write_given(read_jsonl_captions(path), benchmark, output, source=path)
+    report = write_predictions(read_jsonl_captions(path), benchmark, output, source=path)
     assert (report.num_images, report.num_regions, report.num_failed_regions) == (2, 3, 1)
     predictions = stored_predictions(benchmark, output)
     assert [(found.caption, found.failure) for found in predictions] == [
@@ -55,7 +55,7 @@ def test_lines_of_any_form_find_their_regions(tmp_path: Path, benchmark: StoredB
     assert [(found.references, found.depth) for found in predictions[:2]] == [(("disc 1",), 0), (("disc 2",), 1)]
     assert predictions[0].area_fraction == pytest.approx(0.316, abs=0.01)
     # Again, with less: what was there before is gone.
-    write_given({("img_0000", "1"): "one"}, benchmark, output, source=path)
+    write_predictions({("img_0000", "1"): "one"}, benchmark, output, source=path)
     failures = [found.failure for found in stored_predictions(benchmark, output)]
     assert failures == [None, *["caption: not_given"] * 3]
 
@@ -64,16 +64,16 @@ def test_outputs_are_read_whatever_verb_wrote_them(tmp_path: Path, benchmark: St
     curated = str(write_dataset(tmp_path, 2))
     assert read_output_captions(curated)[("img_0001", "3")] == "the only disc 3"
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
-    write_given(read_output_captions(curated), benchmark, output, source=curated)
+    write_predictions(read_output_captions(curated), benchmark, output, source=curated)
     again = Output(str(tmp_path / "again"), CAPTIONS_DATASET)
-    write_given(read_output_captions(output.path), benchmark, again, source=output.path)
+    write_predictions(read_output_captions(output.path), benchmark, again, source=output.path)
     for predictions in (stored_predictions(benchmark, output), stored_predictions(benchmark, again)):
         assert [found.caption for found in predictions] == ["the only disc 1", "the only disc 2"] * 2
 
 
 def test_errors_of_rows_are_failures_of_their_regions(tmp_path: Path, benchmark: StoredBenchmark) -> None:
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
-    write_given({("img_0000", "1"): "one"}, benchmark, output, source="x")
+    write_predictions({("img_0000", "1"): "one"}, benchmark, output, source="x")
     (row,) = output.partition_rows(1)
     error = {"stage": "read", "kind": "truncated", "message": "it ends"}
     output.write_partition(1, [row | {"captions": [], "error": error}], PartitionReport())
@@ -103,6 +103,6 @@ def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
 def test_captions_of_something_else_are_refused(tmp_path: Path, benchmark: StoredBenchmark) -> None:
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
     with pytest.raises(InputError, match=r"none of the 4 regions: it has 'cat' 1; the benchmark has 'img_0000' 1, "):
-        write_given({("cat", "1"): "a cat"}, benchmark, output, source="given.jsonl")
+        write_predictions({("cat", "1"): "a cat"}, benchmark, output, source="given.jsonl")
     with pytest.raises(InputError, match="cannot be read"):
         read_jsonl_captions(str(tmp_path / "missing.jsonl"))
