@@ -106,7 +106,7 @@ bench-serve: $(VENV)/.dev
 	$(BIN)/ureca bench serve
 
 soak-serve: $(VENV)/.dev  ## the service scales, drains, outlives kills, and does not grow in five minutes; takes twelve
-	$(BIN)/python -m pytest -s -m long tests/pipelines/test_serve_draining.py tests/pipelines/test_serve_soak.py
+	$(BIN)/python -m pytest -s -m long tests/pipelines/serving/test_draining.py tests/pipelines/serving/test_soak.py
 
 audit:  ## known vulnerabilities of the installed versions; needs the network, and fails where nothing could be asked
 	$(PYTHON) -m venv $(VENV)-audit

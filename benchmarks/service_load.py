@@ -21,7 +21,7 @@ from PIL import Image
 from ureca.masks import rle as rle_codec
 
 _START_S = 240.0
-_SAID_LAST = b"Ctrl-C ends it"
+_SAID_LAST = b"Ctrl-C stops it"
 """By a service that has started; before, a signal would end it without any order."""
 
 

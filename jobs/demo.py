@@ -10,7 +10,7 @@ import skimage
 
 from ureca.data.output import Output
 from ureca.jobs import curate, report
-from ureca.jobs.serve import ending
+from ureca.jobs.serve import stop_signal
 from ureca.pipelines.serve_settings import ServeSettings
 
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
@@ -49,12 +49,12 @@ def _serve(folder: Path) -> int:
     model = trained / "models" / "dynamic" / "model"
     print("third part: the model that was given masks captions through a service", flush=True)
     with serving(ServeSettings(model=str(model), port=_free_port())) as address:
-        ended = ending()
+        stop = stop_signal()
         _show_scene(address, trained / "scenes" / "test")
         _show_photograph(address, _SHIPPED / "coffee.png")
         if sys.stdin.isatty():
             print(f"\n{address} has a page, to point at regions yourself. Ctrl-C ends it.", flush=True)
-            ended.wait()
+            stop.wait()
     command = os.path.relpath(Path(sys.executable).with_name("ureca"))
     print(f"\n{command} serve --model {model}\nserves it again, with a page to point at regions; docs/serve.md")
     return 0
@@ -62,25 +62,27 @@ def _serve(folder: Path) -> int:
 
 def _show_scene(address: str, scenes: Path) -> None:
     """What the model says of the first scene's largest regions, beside what is true."""
-    from ureca.pipelines.serving.client import captions
+    from ureca.serving.client import caption_regions
 
     scene = next(iter(Output.of_run(str(scenes)).rows()))
     image = Path(scene["uri"])
     regions = sorted(scene["regions"], key=lambda region: -region["area_px"])[:_CAPTIONS_SHOWN]
     rles = [{"size": [scene["height"], scene["width"]], "counts": region["rle"]} for region in regions]
     print(f"\n{image}, a drawn scene that it has not seen; its largest regions:")
-    for region, said in zip(regions, captions(address, image, rles), strict=True):
+    for region, said in zip(regions, caption_regions(address, image, rles), strict=True):
         print(f"  it says  {said or _NOTHING}\n  true is  {region['caption']}")
     print("A model this small, trained for two minutes, is often wrong; docs/science.md tells what more time brings.")
 
 
 def _show_photograph(address: str, image: Path) -> None:
     """What the model says of the largest regions that the service finds in a photograph."""
-    from ureca.pipelines.serving.client import captions, largest_regions
+    from ureca.serving.client import caption_regions, largest_regions
 
     regions = largest_regions(address, image, _CAPTIONS_SHOWN)
     print(f"\n{image}, a photograph; the largest regions that the service finds in it:")
-    for region, said in zip(regions, captions(address, image, [region["rle"] for region in regions]), strict=True):
+    for region, said in zip(
+        regions, caption_regions(address, image, [region["rle"] for region in regions]), strict=True
+    ):
         x, y, width, height = map(int, region["bbox_xywh"])
         print(f"  x {x:3}-{x + width - 1:3}, y {y:3}-{y + height - 1:3}  {said or _NOTHING}")
     print("Of photographs it knows nothing: it has seen drawn scenes only.")

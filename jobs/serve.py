@@ -1,32 +1,55 @@
-"""``ureca serve``: caption regions of images over HTTP, with a page."""
+"""``ureca serve``: caption regions of images over HTTP, with a web page."""
+
+from __future__ import annotations
 
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 from ureca.pipelines.serve_settings import ServeSettings
 
+if TYPE_CHECKING:
+    from ray.serve import Application
+
+_BATCH_COMMAND = (sys.executable, "-m", "ureca.jobs.caption")
+
 
 def main(argv: Sequence[str]) -> int:
-    """Serve until interrupted or told to end; returns 0."""
+    """Run the service until SIGINT or SIGTERM; returns 0."""
     settings = ServeSettings.load(argv)
     from ureca.pipelines.serve import serving
 
-    with serving(settings) as address:
-        ended = ending()
-        print(f"{address} captions with {settings.model}; its API is at {address}/docs. Ctrl-C ends it.", flush=True)
-        ended.wait()
-        print("finishing what has begun", flush=True)
+    with serving(settings, _BATCH_COMMAND) as address:
+        stop = stop_signal()
+        print(f"{address} serves {settings.model}; API documentation: {address}/docs. Ctrl-C stops it.", flush=True)
+        stop.wait()
+        print("finishing the requests in flight", flush=True)
     return 0
 
 
-def ending() -> threading.Event:
-    """What Ctrl-C and SIGTERM set from now on, instead of raising."""
-    ended = threading.Event()
+def build(args: Mapping[str, object]) -> Application:
+    """Build the application for a Serve config (``serve deploy``, KubeRay's RayService).
+
+    Args:
+        args: Flags of ``ureca serve`` by name, such as ``config`` and ``model``.
+
+    Raises:
+        SettingsError: A setting is unknown or invalid, or tokens are missing or cannot be read.
+    """
+    from ureca.pipelines.serving.deployments import build_application
+
+    settings = ServeSettings.load([f"--{name}={value}" for name, value in args.items()])
+    return build_application(settings, _BATCH_COMMAND)
+
+
+def stop_signal() -> threading.Event:
+    """Return an event that SIGINT and SIGTERM set from now on, instead of their default actions."""
+    stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: ended.set())
-    return ended
+        signal.signal(number, lambda *_: stop.set())
+    return stop
 
 
 if __name__ == "__main__":

@@ -13,23 +13,71 @@ from ureca.masks.generators.settings import SamConfig, SegmentsConfig
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.caption_settings import CaptionResources
 from ureca.pipelines.settings import AsyncActorResources, MaskResources
-from ureca.serving.settings import AccessSettings, Replicas, ServingLimits
+from ureca.serving.settings import AccessSettings, ServingLimits
 
 
-class BatchesSettings(BaseModel):
-    """Batch jobs by HTTP (``POST /v1/batches``); off unless folders are named."""
+class ReplicaSettings(BaseModel):
+    """Replicas of a deployment: their resources, queues and autoscaling."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    folders: tuple[Path, ...] = Field(default=(), description="folders that a job may read; none: no jobs")
-    output: Path | None = Field(default=None, description="folder that jobs write to, each into one of its own")
-    max_jobs: int = Field(default=1, ge=1, description="jobs that run at a time; further ones are refused")
+    min_replicas: int = Field(default=1, ge=1, description="minimum number of replicas")
+    max_replicas: int = Field(default=1, ge=1, description="maximum number of replicas")
+    num_cpus: float = Field(default=0.25, ge=0, description="logical CPUs per replica")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs per replica")
+    target_ongoing_requests: float = Field(
+        default=2.0, gt=0, description="average number of requests per replica that autoscaling aims at"
+    )
+    max_ongoing_requests: int = Field(default=64, ge=1, description="requests that a replica processes at a time")
+    max_queued_requests: int = Field(
+        default=64, ge=1, description="requests that each caller queues while all replicas are busy; then status 429"
+    )
+    upscale_delay_s: float = Field(default=10.0, ge=0, description="seconds of high load before a replica is added")
+    downscale_delay_s: float = Field(default=300.0, ge=0, description="seconds of low load before a replica is removed")
+    look_back_period_s: float = Field(default=30.0, gt=10, description="seconds over which the load is averaged")
+    health_check_period_s: float = Field(default=5.0, gt=0, description="seconds between health checks of a replica")
+    health_check_timeout_s: float = Field(
+        default=30.0, gt=0, description="seconds until a health check fails and the replica is replaced"
+    )
+    graceful_shutdown_timeout_s: float = Field(
+        default=150.0, ge=0, description="seconds that a replica gets to finish its requests before it is stopped"
+    )
+
+    @model_validator(mode="after")
+    def _can_scale(self) -> Self:
+        if self.min_replicas > self.max_replicas:
+            raise ValueError(f"min_replicas {self.min_replicas} is above max_replicas {self.max_replicas}")
+        if self.target_ongoing_requests > self.max_ongoing_requests:
+            raise ValueError("target_ongoing_requests is above max_ongoing_requests: it would never be reached")
+        return self
+
+
+class ServingResources(BaseModel):
+    """Resources and autoscaling of each deployment of the service."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    ingress: ReplicaSettings = ReplicaSettings(target_ongoing_requests=32, num_cpus=0.25, max_queued_requests=256)
+    captioner: ReplicaSettings = ReplicaSettings(target_ongoing_requests=16, max_ongoing_requests=64, num_cpus=0.5)
+    segmenter: ReplicaSettings = ReplicaSettings(target_ongoing_requests=2, max_ongoing_requests=4, num_cpus=0.25)
+
+
+class BatchesSettings(BaseModel):
+    """Batch jobs over HTTP (``POST /v1/batches``); disabled unless folders are configured."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folders: tuple[Path, ...] = Field(
+        default=(), description="folders that batch jobs may read; empty: batch jobs are disabled"
+    )
+    output: Path | None = Field(default=None, description="folder for the outputs of batch jobs, one subfolder each")
+    max_jobs: int = Field(default=1, ge=1, description="batch jobs that run at a time; further ones get status 429")
     resources: CaptionResources = Field(
-        # A job that took every CPU would wait for ever for those that the service has.
+        # A job that requested every CPU would wait forever for those that the service holds.
         default=CaptionResources(
             masks=MaskResources(num_actors=1), caption=AsyncActorResources(num_actors=1, num_cpus=0.5)
         ),
-        description="where each stage of a job runs",
+        description="resources of each operator of a batch job",
     )
 
     @model_validator(mode="after")
@@ -39,31 +87,24 @@ class BatchesSettings(BaseModel):
         return self
 
 
-class ServingResources(BaseModel):
-    """Where each part of the service runs, and how it scales."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    ingress: Replicas = Replicas(target_ongoing_requests=32, num_cpus=0.25, max_queued_requests=256)
-    captioner: Replicas = Replicas(target_ongoing_requests=16, max_ongoing_requests=64, num_cpus=0.5)
-    segmenter: Replicas = Replicas(target_ongoing_requests=2, max_ongoing_requests=4, num_cpus=0.25)
-
-
 class ServeSettings(CommandSettings):
-    """Caption regions of images over HTTP, with a page at /."""
+    """Caption regions of images over HTTP, with a web page at /."""
 
     model_config = SettingsConfigDict(cli_prog_name="ureca serve")
     command: ClassVar[str] = "serve"
 
-    model: str = Field(description="folder of the checkpoint, which every machine can read")
-    name: str = Field(default="ureca", min_length=1, max_length=200, description="what requests call the model")
+    model: str = Field(description="folder of the checkpoint, readable on every node")
+    name: str = Field(default="ureca", min_length=1, max_length=200, description="name of the model in requests")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="type of the weights; auto: the checkpoint's"
+        default="auto", description="data type of the weights; auto: as in the checkpoint"
     )
-    host: str = Field(default="127.0.0.1", description="address to listen on; others than loopback need tokens")
-    port: int = Field(default=8765, ge=1, le=65535)
+    host: str = Field(
+        default="127.0.0.1", description="address to listen on; any address except loopback requires tokens"
+    )
+    port: int = Field(default=8765, ge=1, le=65535, description="port to listen on")
     captioner: CaptionSettings = Field(
-        default=CaptionSettings(), description="what a request does not say; max_new_tokens is also the most it may ask"
+        default=CaptionSettings(),
+        description="generation settings; requests may override all but batch_size, and lower max_new_tokens",
     )
     masks: Annotated[SegmentsConfig | SamConfig, Field(discriminator="kind")] = SegmentsConfig()
     limits: ServingLimits = ServingLimits()
@@ -73,22 +114,22 @@ class ServeSettings(CommandSettings):
 
     @property
     def is_local(self) -> bool:
-        """Whether only this machine can reach the service."""
+        """True if only this machine can reach the service."""
         try:
             return ipaddress.ip_address(self.host).is_loopback
         except ValueError:
             return self.host == "localhost"
 
     def read_tokens(self) -> frozenset[str]:
-        """The tokens, of which a service that others can reach has at least one.
+        """Read the bearer tokens; a service that other machines can reach must have one.
 
         Raises:
-            SettingsError: as ``AccessSettings.read_tokens``, or there is none and the host is not loopback.
+            SettingsError: As in ``AccessSettings.read_tokens``; or there is no token and the host is not loopback.
         """
         tokens = self.access.read_tokens()
         if not tokens and not self.is_local:
             raise SettingsError(
-                f"--host {self.host} can be reached by others: name bearer tokens with --access.tokens-file or "
-                "--access.tokens-variable, or listen on 127.0.0.1"
+                f"--host {self.host} can be reached by other machines: configure bearer tokens with "
+                "--access.tokens-file or --access.tokens-variable, or listen on 127.0.0.1"
             )
         return tokens

@@ -1,1 +1,1 @@
-"""The HTTP service on Ray Serve."""
+"""The HTTP service on Ray Serve: app, middleware, deployments and batch jobs."""

@@ -1,4 +1,4 @@
-"""The service's HTTP interface, given what answers its requests."""
+"""The HTTP app: routes of the API, the web page and its files."""
 
 import asyncio
 import time
@@ -6,153 +6,183 @@ from collections.abc import Awaitable, Collection
 from pathlib import Path
 from typing import TypeVar
 
+import fastapi_offline
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import ureca
+from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving import openapi
-from ureca.pipelines.serving.batches import Batches, BatchRequest
-from ureca.pipelines.serving.events import CaptionEvents, error_data, event, nameless, out_of_time, respond
-from ureca.pipelines.serving.middleware import AccessMiddleware, Traffic, add_error_handlers, read_body, read_json
-from ureca.serving.chat import ChatRequest
-from ureca.serving.schemas import CaptionsRequest, Health, Model, Models, RegionsRequest
-from ureca.serving.service import Service
+from ureca.pipelines.serving.events import (
+    CaptionEvents,
+    error_data,
+    named_event,
+    stream_response,
+    timeout_error,
+    unnamed_event,
+)
+from ureca.pipelines.serving.middleware import AccessMiddleware, RequestTracker, add_error_handlers
+from ureca.pipelines.serving.parsing import parse_json, parse_request
+from ureca.serving.chat import ChatCompletionRequest
+from ureca.serving.schemas import (
+    BatchRequest,
+    CaptionsRequest,
+    HealthResponse,
+    ModelInfo,
+    ModelList,
+    RegionsRequest,
+)
+from ureca.serving.service import Backend, BatchRunner, CaptionService
 
 T = TypeVar("T")
 
 PAGE = Path(ureca.__file__).parent / "serving" / "page"
-_ADDRESSES = {"index.html": "", "docs.html": "docs"}
+"""Folder of the web page."""
+
+_PAGE_PATHS = {"index.html": "", "docs.html": "docs"}
 
 
 def build_app(
-    service: Service,
-    token_digests: Collection[bytes],
+    settings: ServeSettings,
+    backend: Backend,
+    token_digests: Collection[bytes] = (),
+    *,
     page: Path = PAGE,
-    batches: Batches | None = None,
-    traffic: Traffic | None = None,
+    batches: BatchRunner | None = None,
+    tracker: RequestTracker | None = None,
 ) -> FastAPI:
-    """The app.
+    """Build the app.
 
     Args:
-        service: answers requests.
-        token_digests: see ``serving_gate.Gate``.
-        page: folder with the files of the page; the app has no page where it does not exist.
-        batches: runs batch jobs; None: the app has none.
-        traffic: is told of requests below ``/v1``.
+        settings: Settings of the service.
+        backend: The segmenter and the captioner.
+        token_digests: Digests of the valid tokens, see ``digest_token``; empty: no token is required.
+        page: Folder of the web page; the app has no page if it does not exist.
+        batches: Runner of batch jobs; None: the app has no routes for them.
+        tracker: Tracker of the requests below ``/v1``.
     """
-    limits = service.settings.limits
-    traffic = traffic or Traffic()
+    service = CaptionService(
+        backend,
+        model_name=settings.name,
+        defaults=settings.captioner,
+        limits=settings.limits,
+        allowed_hosts=settings.access.allowed_hosts,
+    )
+    tracker = tracker or RequestTracker()
     app = FastAPI(
         title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, docs_url=None, redoc_url=None
     )
-    app.add_middleware(AccessMiddleware, limits=limits, token_digests=token_digests, traffic=traffic)
-    if service.settings.is_local:
-        # Else a page elsewhere could point its own name to this machine and talk to the service through a browser.
+    app.add_middleware(AccessMiddleware, limits=settings.limits, token_digests=token_digests, tracker=tracker)
+    if settings.is_local:
+        # Prevents DNS rebinding: a foreign web page whose host name resolves to this machine.
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
     add_error_handlers(app)
-    started = int(time.time())
+    _add_caption_routes(app, service)
+    _add_service_routes(app, service, tracker)
+    if batches is not None:
+        _add_batch_routes(app, batches)
+    openapi.document_requests(app)
+    for file in sorted(page.rglob("*")):
+        if file.is_file():
+            name = file.relative_to(page).as_posix()
+            _add_file(app, f"/{_PAGE_PATHS.get(name, name)}", file)
+    # FastAPI's own page loads these from another host.
+    swagger_ui = Path(fastapi_offline.__file__).parent / "static"
+    for name in ("swagger-ui.css", "swagger-ui-bundle.js"):
+        _add_file(app, f"/{name}", swagger_ui / name)
+    return app
 
-    async def in_time(answering: Awaitable[T]) -> T:
+
+def _add_caption_routes(app: FastAPI, service: CaptionService) -> None:
+    limits = service.limits
+
+    async def with_timeout(result: Awaitable[T]) -> T:
         try:
             async with asyncio.timeout(limits.timeout_s):
-                return await answering
+                return await result
         except TimeoutError as error:
-            raise out_of_time(limits.timeout_s) from error
+            raise timeout_error(limits.timeout_s) from error
 
     @app.post("/v1/captions", **openapi.CAPTIONS)
     async def captions(request: Request) -> Response:
         """Caption regions of an image, or everything in it."""
-        asked, file = await in_time(read_body(request, CaptionsRequest, max_bytes=limits.max_body_bytes))
-        if not asked.stream:
-            return _json(await in_time(service.captions(asked, file)))
-        return await respond(
-            service.stream(asked, file),
-            CaptionEvents(service.settings.name),
-            on_error=lambda api_error: event("error", error_data(api_error)),
+        parsed, file = await with_timeout(parse_request(request, CaptionsRequest, max_bytes=limits.max_body_bytes))
+        if not parsed.stream:
+            return _json(await with_timeout(service.captions(parsed, file)))
+        return await stream_response(
+            service.stream(parsed, file),
+            CaptionEvents(service.model_name),
+            on_error=lambda error: named_event("error", error_data(error)),
             timeout_s=limits.timeout_s,
         )
 
     @app.post("/v1/regions", **openapi.REGIONS)
     async def regions(request: Request) -> Response:
-        """Find masks: everything in an image, or those of boxes and points."""
-        asked, file = await in_time(read_body(request, RegionsRequest, max_bytes=limits.max_body_bytes))
-        return _json(await in_time(service.regions(asked, file)))
+        """Segment an image, or the regions of boxes and points."""
+        parsed, file = await with_timeout(parse_request(request, RegionsRequest, max_bytes=limits.max_body_bytes))
+        return _json(await with_timeout(service.regions(parsed, file)))
 
     @app.post("/v1/chat/completions", **openapi.CHAT)
     async def chat_completions(request: Request) -> Response:
-        """Caption regions in the form of OpenAI's API: each image is one, by its alpha channel."""
-        asked = await in_time(read_json(request, ChatRequest))
-        if not asked.stream:
-            return _json(await in_time(service.chat(asked)))
-        return await respond(
-            service.stream_chat(asked),
-            lambda chunk: [nameless(chunk)],
-            on_error=lambda api_error: nameless(error_data(api_error)),
+        """Caption regions in the form of OpenAI's API: each image is a region, given by its alpha channel."""
+        parsed = await with_timeout(parse_json(request, ChatCompletionRequest))
+        if not parsed.stream:
+            return _json(await with_timeout(service.chat(parsed)))
+        return await stream_response(
+            service.stream_chat(parsed),
+            lambda chunk: [unnamed_event(chunk)],
+            on_error=lambda error: unnamed_event(error_data(error)),
             end="data: [DONE]\n\n",
             timeout_s=limits.timeout_s,
         )
 
+
+def _add_service_routes(app: FastAPI, service: CaptionService, tracker: RequestTracker) -> None:
+    started = int(time.time())
+
     @app.get("/v1/models", **openapi.MODELS)
-    async def models() -> Models:
-        """The names that `model` may have."""
-        return Models(data=[Model(id=service.settings.name, created=started)])
+    async def models() -> ModelList:
+        """List the models of the service."""
+        return ModelList(data=[ModelInfo(id=service.model_name, created=started)])
 
     @app.get("/healthz", **openapi.HEALTH)
-    async def healthz() -> Health:
-        """Whether this process answers."""
-        return Health(status="ok")
+    async def healthz() -> HealthResponse:
+        """Liveness of the process."""
+        return HealthResponse(status="ok")
 
     @app.get("/readyz", **openapi.READY)
-    async def readyz(response: Response) -> Health:
-        """Whether a request could be served now."""
+    async def readyz(response: Response) -> HealthResponse:
+        """Readiness of the service and of its parts."""
         parts = await service.backend.ready()
-        could_be_served = all(parts.values()) and not traffic.is_ending
-        response.status_code = 200 if could_be_served else 503
-        return Health(
-            status="ok" if could_be_served else "unavailable",
-            parts={name: "ok" if is_ready else "unavailable" for name, is_ready in parts.items()},
+        is_ready = all(parts.values()) and not tracker.is_draining
+        response.status_code = 200 if is_ready else 503
+        return HealthResponse(
+            status="ok" if is_ready else "unavailable",
+            parts={name: "ok" if part_is_ready else "unavailable" for name, part_is_ready in parts.items()},
         )
 
-    if batches is not None:
-        _add_batches(app, batches)
-    openapi.document_bodies(app)
-    for file in sorted(page.rglob("*")):
-        if file.is_file():
-            _add_file(app, "/" + _ADDRESSES.get(name := file.relative_to(page).as_posix(), name), file)
-    for file in _swagger_ui():
-        _add_file(app, f"/{file.name}", file)
-    return app
 
-
-def _add_batches(app: FastAPI, batches: Batches) -> None:
+def _add_batch_routes(app: FastAPI, batches: BatchRunner) -> None:
     @app.post("/v1/batches", **openapi.BATCHES)
     async def start_batch(request: Request) -> Response:
-        """Caption a corpus that the service may read, as a job."""
-        return _json(await batches.submit(await read_json(request, BatchRequest)))
+        """Start a batch job that captions a corpus."""
+        return _json(await batches.submit(await parse_json(request, BatchRequest)))
 
     @app.get("/v1/batches/{batch_id}", **openapi.BATCH)
     async def batch(batch_id: str) -> Response:
-        """How a job is."""
+        """Return the status of a batch job."""
         return _json(await batches.get(batch_id))
 
 
-def _swagger_ui() -> list[Path]:
-    """What FastAPI's own page of the API would have a browser ask another host for."""
-    import fastapi_offline
-
-    folder = Path(fastapi_offline.__file__).parent / "static"
-    return [folder / "swagger-ui.css", folder / "swagger-ui-bundle.js"]
-
-
 def _add_file(app: FastAPI, path: str, file: Path) -> None:
-    # A mounted folder would also answer for what has no file, and instead of routes with another method.
+    # A mounted folder would also respond to paths without a file, and to other methods instead of the API's routes.
     async def send() -> FileResponse:
         return FileResponse(file, headers={"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
 
     app.add_api_route(path, send, methods=["GET", "HEAD"], include_in_schema=False)
 
 
-def _json(answer: BaseModel) -> Response:
-    return Response(answer.model_dump_json(), media_type="application/json")
+def _json(response: BaseModel) -> Response:
+    return Response(response.model_dump_json(), media_type="application/json")

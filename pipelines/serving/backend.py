@@ -1,9 +1,9 @@
-"""The segmenter and the captioner as deployments of Ray Serve, asked through their handles."""
+"""Backend and batch runner on Ray Serve: calls to deployments, with Ray's errors converted to API errors."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
@@ -13,23 +13,20 @@ from ureca.errors import DataError
 from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
-from ureca.pipelines.serving.batches import Batch, BatchRequest
-from ureca.serving.engine import CaptionJob, Written
-from ureca.serving.schemas import ApiError
-
-T = TypeVar("T")
+from ureca.serving.engine import CaptionJob, GeneratedCaption
+from ureca.serving.schemas import ApiError, BatchJob, BatchRequest
 
 _READY_TIMEOUT_S = 5.0
 
 
 class HandleBackend:
-    """A ``Backend`` of replicas.
+    """A ``Backend`` that calls deployments through their handles.
 
     Args:
-        captioner: of the deployment ``Captioner``.
-        segmenter: of the deployment ``Segmenter``.
-        segmenter_name: see ``Segmenter``.
-        retry_after_s: what a client is told to wait when queues are full or a replica was lost.
+        captioner: Handle of the deployment ``CaptionerReplica``.
+        segmenter: Handle of the deployment ``SegmenterReplica``.
+        segmenter_name: Name of the segmenter in responses.
+        retry_after_s: Seconds that a client should wait if a queue is full or a replica was lost.
     """
 
     def __init__(
@@ -45,87 +42,87 @@ class HandleBackend:
         self._retry_after_s = retry_after_s
 
     async def generate(self, pixels: Pixels) -> list[Mask]:
-        """See ``Segmenter.propose``."""
-        masks: list[Mask] = await self._ask(self._segmenter.generate, pixels)
+        """Segment an image, see ``Segmenter.generate``."""
+        masks: list[Mask] = await self._call(self._segmenter.generate, pixels)
         return masks
 
-    async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
-        """See ``Segmenter.find``."""
-        masks: list[Mask] = await self._ask(self._segmenter.find, pixels, prompts)
+    async def segment_prompts(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
+        """Segment box and point prompts, see ``Segmenter.segment_prompts``."""
+        masks: list[Mask] = await self._call(self._segmenter.segment_prompts, pixels, prompts)
         return masks
 
-    async def compare(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
-        """See ``ureca.serving.service.lookalikes``."""
-        alike: dict[int, list[int]] = await self._ask(self._segmenter.compare, pixels, masks)
-        return alike
+    async def lookalike_ids(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
+        """Find look-alikes, see ``ureca.serving.segmenter.lookalike_ids``."""
+        ids: dict[int, list[int]] = await self._call(self._segmenter.lookalike_ids, pixels, masks)
+        return ids
 
-    async def caption(self, job: CaptionJob) -> list[Written]:
-        """All captions of a job, in the order of its masks."""
-        written: list[Written] = await self._ask(self._captioner.caption, job)
-        return written
+    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
+        """Caption all regions of a job, in the order of its masks."""
+        captions: list[GeneratedCaption] = await self._call(self._captioner.caption, job)
+        return captions
 
-    async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
-        """Each caption of a job as soon as it is finished."""
-        with _refusing(self._retry_after_s):
-            # A handle with stream=True gives a generator, which its types do not say.
+    async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
+        """Yield each caption of a job as soon as it is finished."""
+        with _as_api_errors(self._retry_after_s):
+            # A handle with stream=True returns an async generator, which its type annotations omit.
             response: Any = self._captioner.options(stream=True).stream.remote(job)
             try:
-                async for written in response:
-                    yield written
+                async for caption in response:
+                    yield caption
             finally:
-                response.cancel()  # a reader that has gone frees its place; what is finished stays as it is
+                response.cancel()  # frees the slots of a disconnected client; no effect on a finished stream
 
     async def ready(self) -> dict[str, bool]:
-        """Which parts have a replica that answers."""
+        """Return for each part whether a replica responds."""
         parts = {"captioner": self._captioner, "segmenter": self._segmenter}
-        answers = await asyncio.gather(*(self._answers(handle) for handle in parts.values()))
+        answers = await asyncio.gather(*(self._is_ready(handle) for handle in parts.values()))
         return dict(zip(parts, answers, strict=True))
 
-    async def _answers(self, handle: DeploymentHandle[Any]) -> bool:
+    async def _is_ready(self, handle: DeploymentHandle[Any]) -> bool:
         try:
             async with asyncio.timeout(_READY_TIMEOUT_S):
-                await self._ask(handle.is_ready)
-        except ApiError as api_error:
-            return api_error.status == 429  # it is busy, and will be done
+                await self._call(handle.is_ready)
+        except ApiError as error:
+            return error.status == 429  # a busy part is ready: it works off its queue
         except TimeoutError:
             return False
         return True
 
-    async def _ask(self, method: DeploymentHandle[Any], *arguments: Any) -> Any:
-        return await ask(method, *arguments, retry_after_s=self._retry_after_s)
+    async def _call(self, method: DeploymentHandle[Any], *arguments: Any) -> Any:
+        return await call_deployment(method, *arguments, retry_after_s=self._retry_after_s)
 
 
-class HandleBatches:
-    """``Batches`` of a replica.
+class HandleBatchRunner:
+    """A ``BatchRunner`` that calls a deployment through its handle.
 
     Args:
-        handle: of the deployment ``BatchesReplica``.
-        retry_after_s: what a client is told to wait when the replica was lost.
+        handle: Handle of the deployment ``BatchReplica``.
+        retry_after_s: Seconds that a client should wait if the replica was lost.
     """
 
     def __init__(self, handle: DeploymentHandle[Any], retry_after_s: int) -> None:
         self._handle = handle
         self._retry_after_s = retry_after_s
 
-    async def submit(self, request: BatchRequest) -> Batch:
-        """See ``BatchJobs.submit``."""
-        batch: Batch = await ask(self._handle.submit, request, retry_after_s=self._retry_after_s)
-        return batch
+    async def submit(self, request: BatchRequest) -> BatchJob:
+        """Start a job, see ``BatchProcesses.submit``."""
+        job: BatchJob = await call_deployment(self._handle.submit, request, retry_after_s=self._retry_after_s)
+        return job
 
-    async def get(self, id: str) -> Batch:
-        """See ``BatchJobs.get``."""
-        batch: Batch = await ask(self._handle.get, id, retry_after_s=self._retry_after_s)
-        return batch
+    async def get(self, id: str) -> BatchJob:
+        """Return the status of a job, see ``BatchProcesses.get``."""
+        job: BatchJob = await call_deployment(self._handle.get, id, retry_after_s=self._retry_after_s)
+        return job
 
 
-async def ask(method: DeploymentHandle[Any], *arguments: Any, retry_after_s: int) -> Any:
-    """Call a method of a deployment; a caller that is cancelled cancels the call.
+async def call_deployment(method: DeploymentHandle[Any], *arguments: Any, retry_after_s: int) -> Any:
+    """Call a method of a deployment; cancelling the caller cancels the call.
 
     Raises:
-        DataError: as the method does.
-        Refusal: as the method does; 429, queues are full; 503, the replica was lost.
+        DataError: Raised by the method.
+        ApiError: Raised by the method; or 429, a queue is full; or 503, the replica was lost.
     """
-    with _refusing(retry_after_s):
+    with _as_api_errors(retry_after_s):
         response: Any = method.remote(*arguments)
         try:
             return await response
@@ -135,15 +132,14 @@ async def ask(method: DeploymentHandle[Any], *arguments: Any, retry_after_s: int
 
 
 @contextmanager
-def _refusing(retry_after_s: int) -> Iterator[None]:
-    """What Ray says of a call, in the terms of requests."""
+def _as_api_errors(retry_after_s: int) -> Iterator[None]:
     try:
         yield
     except BackPressureError as error:
         message = "all replicas are busy and their queue is full"
         raise ApiError(429, "queue_full", message, retry_after_s=retry_after_s) from error
     except (RayActorError, ReplicaUnavailableError, DeploymentUnavailableError) as error:
-        message = "the replica that worked on this request was lost; the same request may be sent again"
+        message = "the replica that processed this request was lost; the request can be retried"
         raise ApiError(503, "replica_lost", message, retry_after_s=retry_after_s) from error
     except RayTaskError as error:
         if isinstance(error.cause, DataError | ApiError):

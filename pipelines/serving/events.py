@@ -1,4 +1,4 @@
-"""Streams as server-sent events."""
+"""Responses as server-sent events."""
 
 import asyncio
 import json
@@ -9,40 +9,35 @@ from typing import TypeVar
 from fastapi.responses import StreamingResponse
 
 from ureca.pipelines.serving.middleware import internal_error
-from ureca.serving.schemas import ApiError, Caption, ErrorAnswer, Timings
-from ureca.serving.service import FoundRegions
+from ureca.serving.schemas import ApiError, CaptionOutput, ErrorResponse, Timings
+from ureca.serving.service import ImageRegions
 
 T = TypeVar("T")
 
 _HEADERS = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
 
 
-def out_of_time(timeout_s: float) -> ApiError:
-    """Status 504."""
-    return ApiError(504, "timeout", f"the request took longer than {timeout_s:g} seconds")
-
-
-async def respond(
+async def stream_response(
     stream: AsyncGenerator[T],
-    events: Callable[[T], Iterable[str]],
+    to_events: Callable[[T], Iterable[str]],
     *,
     on_error: Callable[[ApiError], str],
     end: str = "",
     timeout_s: float,
 ) -> StreamingResponse:
-    """A response of the events of a stream.
+    """Create a response with the events of a stream.
 
-    What fails before the first item is an error like any other; what fails later is an event.
+    An error before the first item is raised, so that the response has its status; a later error becomes an event.
 
     Args:
-        stream: is closed in the end, whatever happens.
-        events: of each item.
-        on_error: the event of an error.
-        end: the last event, where all went well.
-        timeout_s: for all of it.
+        stream: The stream; closed at the end in every case.
+        to_events: Conversion of an item to events.
+        on_error: Conversion of an error to an event.
+        end: The last event of a stream without errors.
+        timeout_s: Seconds until the whole stream times out.
 
     Raises:
-        Refusal: the stream's, before its first item.
+        ApiError: The stream failed or timed out before its first item.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     try:
@@ -50,7 +45,7 @@ async def respond(
             first = await anext(stream)
     except TimeoutError as error:
         await stream.aclose()
-        raise out_of_time(timeout_s) from error
+        raise timeout_error(timeout_s) from error
     except BaseException:
         await stream.aclose()
         raise
@@ -58,7 +53,7 @@ async def respond(
     async def body() -> AsyncIterator[str]:
         async with aclosing(stream):
             try:
-                for event in events(first):
+                for event in to_events(first):
                     yield event
                 while True:
                     try:
@@ -66,14 +61,14 @@ async def respond(
                             item = await anext(stream)
                     except StopAsyncIteration:
                         break
-                    for event in events(item):
+                    for event in to_events(item):
                         yield event
             except TimeoutError:
-                yield on_error(out_of_time(timeout_s))
-            except ApiError as api_error:
-                yield on_error(api_error)
+                yield on_error(timeout_error(timeout_s))
+            except ApiError as error:
+                yield on_error(error)
             except Exception as error:
-                # The status has been sent with the first event: only another event can say so. It is logged.
+                # The status was sent with the first event, so only another event can report the (logged) error.
                 yield on_error(internal_error(error))
             else:
                 yield end
@@ -81,39 +76,44 @@ async def respond(
     return StreamingResponse(body(), media_type="text/event-stream", headers=_HEADERS)
 
 
-def event(name: str, data: object) -> str:
-    """One event with a name."""
+def timeout_error(timeout_s: float) -> ApiError:
+    """Return the error of a request that timed out, status 504."""
+    return ApiError(504, "timeout", f"the request took longer than {timeout_s:g} seconds")
+
+
+def named_event(name: str, data: object) -> str:
+    """Format an event with a name."""
     return f"event: {name}\ndata: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
-def nameless(data: object) -> str:
-    """One event as OpenAI's API has them."""
+def unnamed_event(data: object) -> str:
+    """Format an event without a name, as OpenAI's API sends them."""
     return f"data: {json.dumps(data, separators=(',', ':'))}\n\n"
 
 
-def error_data(api_error: ApiError) -> object:
-    """What an event of an error holds."""
-    return ErrorAnswer(error=api_error.problem).model_dump()
+def error_data(error: ApiError) -> object:
+    """Return the data of an error event."""
+    return ErrorResponse(error=error.problem).model_dump()
 
 
 class CaptionEvents:
-    """The events of ``POST /v1/captions``.
+    """Converts the items of ``CaptionService.stream`` to the events of ``POST /v1/captions``.
 
     Args:
-        model: name of the model.
+        model: Name of the model.
     """
 
     def __init__(self, model: str) -> None:
         self._model = model
         self._num_captions = 0
 
-    def __call__(self, item: FoundRegions | Caption | Timings) -> Iterable[str]:
-        """Those of one item of ``Service.stream``."""
-        if isinstance(item, FoundRegions):
+    def __call__(self, item: ImageRegions | CaptionOutput | Timings) -> Iterable[str]:
+        """Return the events of an item."""
+        if isinstance(item, ImageRegions):
             regions = [region.model_dump() for region in item.regions]
             head = {"model": self._model, "image": item.size.model_dump(), "segmenter": item.segmenter}
-            return [event("regions", {**head, "regions": regions})]
-        if isinstance(item, Caption):
+            return [named_event("regions", {**head, "regions": regions})]
+        if isinstance(item, CaptionOutput):
             self._num_captions += 1
-            return [event("caption", item.model_dump())]
-        return [event("done", {"timings": item.model_dump(), "num_captions": self._num_captions})]
+            return [named_event("caption", item.model_dump())]
+        return [named_event("done", {"timings": item.model_dump(), "num_captions": self._num_captions})]

@@ -1,4 +1,7 @@
-"""The OpenAPI document: what FastAPI cannot tell from functions that read bodies themselves, and examples."""
+"""OpenAPI document of the HTTP API: descriptions, examples and request schemas.
+
+The routes parse their bodies themselves, so FastAPI cannot infer the request schemas.
+"""
 
 import base64
 import io
@@ -9,22 +12,31 @@ from fastapi import FastAPI
 from PIL import Image, ImageDraw
 from pydantic.json_schema import models_json_schema
 
-from ureca.pipelines.serving.batches import Batch, BatchRequest
-from ureca.serving.chat import ChatAnswer, ChatRequest
-from ureca.serving.schemas import CaptionsAnswer, CaptionsRequest, ErrorAnswer, Health, RegionsAnswer, RegionsRequest
+from ureca.pipelines.serving.parsing import IMAGE_PART, REQUEST_PART
+from ureca.serving.chat import ChatCompletion, ChatCompletionRequest
+from ureca.serving.schemas import (
+    BatchJob,
+    BatchRequest,
+    CaptionsRequest,
+    CaptionsResponse,
+    ErrorResponse,
+    HealthResponse,
+    RegionsRequest,
+    RegionsResponse,
+)
 
-DESCRIPTION = """Captions for any region of an image, each so that it fits that region and no other.
+DESCRIPTION = """Unique captions for the regions of an image.
 
-With tokens set, everything below `/v1` needs the header `Authorization: Bearer TOKEN`."""
+If tokens are configured, every path below `/v1` requires the header `Authorization: Bearer TOKEN`."""
 
 _REFERENCE = "#/components/schemas/{model}"
-_REQUESTS = (CaptionsRequest, RegionsRequest, ChatRequest, BatchRequest)
+_REQUESTS = (CaptionsRequest, RegionsRequest, ChatCompletionRequest, BatchRequest)
 _SIDE_PX = 56
 
 
 @cache
 def _example_image(*, with_alpha: bool) -> str:
-    """A red disc and a blue square on grey as a PNG in base64; with alpha, the disc is what can be seen."""
+    """Draw a red disc and a blue square on grey as a base64-encoded PNG; with alpha, only the disc is opaque."""
     image = Image.new("RGB", (_SIDE_PX, _SIDE_PX), "gray")
     draw = ImageDraw.Draw(image)
     draw.ellipse((6, 8, 26, 28), "red")
@@ -45,7 +57,7 @@ def _regions_examples() -> dict[str, Any]:
         "everything": {"summary": "Everything in the image", "value": {"image": image}},
         "polygon": {"summary": "A polygon", "value": {"image": image, "regions": [{"polygon": polygon}]}},
         "points": {
-            "summary": "A point in a region, a box around another",
+            "summary": "A point and a box",
             "value": {
                 "image": image,
                 "regions": [{"points": [{"x": 16, "y": 18, "label": 1}]}, {"bbox_xywh": [34, 30, 17, 17]}],
@@ -58,68 +70,73 @@ def _chat_examples() -> dict[str, Any]:
     url = f"data:image/png;base64,{_example_image(with_alpha=True)}"
     content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "Describe this region."}]
     value = {"model": "ureca", "max_tokens": 32, "messages": [{"role": "user", "content": content}]}
-    return {"region": {"summary": "The region that the alpha channel shows", "value": value}}
+    return {"region": {"summary": "A region given by the alpha channel", "value": value}}
 
 
-def _body(model: str, examples: dict[str, Any], *, multipart: bool) -> dict[str, Any]:
+def _request_body(model: str, examples: dict[str, Any], *, multipart: bool) -> dict[str, Any]:
     reference = {"$ref": _REFERENCE.format(model=model)}
     content: dict[str, Any] = {"application/json": {"schema": reference, "examples": examples}}
     if multipart:
         properties = {
-            "image": {"type": "string", "format": "binary", "description": "the image file"},
-            "request": {"type": "string", "description": f"the rest as JSON, of the form {model}"},
+            IMAGE_PART: {"type": "string", "format": "binary", "description": "image file"},
+            REQUEST_PART: {"type": "string", "description": f"the other fields as JSON, see {model}"},
         }
         content["multipart/form-data"] = {
-            "schema": {"type": "object", "properties": properties, "required": ["image"], "additionalProperties": False}
+            "schema": {
+                "type": "object",
+                "properties": properties,
+                "required": [IMAGE_PART],
+                "additionalProperties": False,
+            }
         }
     return {"requestBody": {"required": True, "content": content}}
 
 
 _EVENT = {
     "type": "object",
-    "description": "With `stream`: server-sent events",
+    "description": "server-sent events, if `stream` is true",
     "properties": {"event": {"type": "string"}, "data": {"type": "string", "description": "JSON"}},
     "required": ["data"],
 }
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}
 
-_PROBLEMS: dict[int | str, dict[str, Any]] = {
-    401: {"model": ErrorAnswer, "description": "No token, or a wrong one"},
-    404: {"model": ErrorAnswer, "description": "Unknown model"},
-    413: {"model": ErrorAnswer, "description": "The body is over the limit"},
-    415: {"model": ErrorAnswer, "description": "Another content type"},
-    422: {"model": ErrorAnswer, "description": "The request cannot be used; `param` names the field and item"},
-    429: {"model": ErrorAnswer, "description": "All queues are full: come again after `Retry-After` seconds"},
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"model": ErrorResponse, "description": "Missing or invalid token"},
+    404: {"model": ErrorResponse, "description": "Unknown model"},
+    413: {"model": ErrorResponse, "description": "The body exceeds the limit"},
+    415: {"model": ErrorResponse, "description": "Unsupported content type"},
+    422: {"model": ErrorResponse, "description": "Invalid request; `param` is the path of the invalid field"},
+    429: {"model": ErrorResponse, "description": "All queues are full; retry after `Retry-After` seconds"},
     503: {
-        "model": ErrorAnswer,
-        "description": "The replica that worked on it was lost, none is ready, or the service is ending",
+        "model": ErrorResponse,
+        "description": "The replica was lost, none is ready, or the service is shutting down",
     },
-    504: {"model": ErrorAnswer, "description": "It took longer than the service allows"},
+    504: {"model": ErrorResponse, "description": "The request timed out"},
 }
 
 CAPTIONS: dict[str, Any] = {
     "tags": ["captions"],
     "response_model": None,
-    "responses": {200: {"model": CaptionsAnswer, "description": "Captions", "content": _EVENTS}, **_PROBLEMS},
-    "openapi_extra": _body("CaptionsRequest", _regions_examples(), multipart=True),
+    "responses": {200: {"model": CaptionsResponse, "description": "Captions", "content": _EVENTS}, **_ERRORS},
+    "openapi_extra": _request_body("CaptionsRequest", _regions_examples(), multipart=True),
 }
 REGIONS: dict[str, Any] = {
     "tags": ["captions"],
     "response_model": None,
-    "responses": {200: {"model": RegionsAnswer, "description": "Regions"}, **_PROBLEMS},
-    "openapi_extra": _body("RegionsRequest", _regions_examples(), multipart=True),
+    "responses": {200: {"model": RegionsResponse, "description": "Regions"}, **_ERRORS},
+    "openapi_extra": _request_body("RegionsRequest", _regions_examples(), multipart=True),
 }
 CHAT: dict[str, Any] = {
     "tags": ["captions"],
     "response_model": None,
-    "responses": {200: {"model": ChatAnswer, "description": "Captions", "content": _EVENTS}, **_PROBLEMS},
-    "openapi_extra": _body("ChatRequest", _chat_examples(), multipart=False),
+    "responses": {200: {"model": ChatCompletion, "description": "Captions", "content": _EVENTS}, **_ERRORS},
+    "openapi_extra": _request_body("ChatCompletionRequest", _chat_examples(), multipart=False),
 }
 BATCHES: dict[str, Any] = {
     "tags": ["batches"],
     "response_model": None,
-    "responses": {200: {"model": Batch, "description": "The job"}, **_PROBLEMS},
-    "openapi_extra": _body(
+    "responses": {200: {"model": BatchJob, "description": "The job"}, **_ERRORS},
+    "openapi_extra": _request_body(
         "BatchRequest", {"folder": {"summary": "A folder", "value": {"input": "/data/images"}}}, multipart=False
     ),
 }
@@ -127,20 +144,20 @@ BATCH: dict[str, Any] = {
     "tags": ["batches"],
     "response_model": None,
     "responses": {
-        200: {"model": Batch, "description": "The job"},
-        **{status: _PROBLEMS[status] for status in (401, 404, 429, 503)},
+        200: {"model": BatchJob, "description": "The job"},
+        **{status: _ERRORS[status] for status in (401, 404, 429, 503)},
     },
 }
-MODELS: dict[str, Any] = {"tags": ["service"], "responses": {status: _PROBLEMS[status] for status in (401, 429, 503)}}
+MODELS: dict[str, Any] = {"tags": ["service"], "responses": {status: _ERRORS[status] for status in (401, 429, 503)}}
 HEALTH: dict[str, Any] = {"tags": ["service"]}
 READY: dict[str, Any] = {
     "tags": ["service"],
-    "responses": {503: {"model": Health, "description": "A part has no replica that answers"}},
+    "responses": {503: {"model": HealthResponse, "description": "A part has no replica that responds"}},
 }
 
 
-def document_bodies(app: FastAPI) -> None:
-    """Put the schemas of requests, and how to authenticate, into the app's document."""
+def document_requests(app: FastAPI) -> None:
+    """Add the request schemas and the security scheme to the app's document."""
     generate = app.openapi
 
     def document() -> dict[str, Any]:

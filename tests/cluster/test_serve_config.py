@@ -38,7 +38,7 @@ def test_its_import_path_builds_the_application(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_it_does_not_serve_everybody(monkeypatch: pytest.MonkeyPatch) -> None:
-    from ureca.pipelines.serve_config import build
+    from ureca.jobs.serve import build
 
     monkeypatch.delenv("URECA_TOKENS", raising=False)
     with pytest.raises(SettingsError, match="URECA_TOKENS"):

@@ -134,7 +134,7 @@ LONG_CHAPTERS = (
                 instead={"OUTPUT": "evaluated"},
                 more=_QUICK_TABLE,
             ),
-            Step("ureca serve --model RUN/model", f"127.0.0.1:{PORT} captions with", more=_HERE),
+            Step("ureca serve --model RUN/model", f"127.0.0.1:{PORT} serves", more=_HERE),
         ),
     ),
     Chapter(

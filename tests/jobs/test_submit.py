@@ -12,7 +12,7 @@ import pytest
 
 from tests.drawn import write_corpus
 from tests.jobs.submitted import Head, free_ports, ray_head
-from tests.pipelines.serving import DISC, SQUARE, request
+from tests.pipelines.serving.requests import DISC, SQUARE, request
 from ureca.data.output import Output
 from ureca.evaluation.tables.formats import read_table
 from ureca.model.initialization import save_tiny
@@ -128,8 +128,8 @@ def test_a_service_is_a_job_that_answers_until_it_is_stopped(head: Head, tmp_pat
     stopped = head.ray_job("stop", "service")
     assert "was stopped" in stopped.stdout
     said = head.ray_job("logs", "service").stdout
-    assert f"{address} captions with" in said
-    assert "finishing what has begun" in said
+    assert f"{address} serves" in said
+    assert "finishing the requests in flight" in said
     with pytest.raises(httpx2.HTTPError):
         httpx2.get(f"{address}/readyz", timeout=5, trust_env=False).raise_for_status()
 

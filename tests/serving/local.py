@@ -1,4 +1,4 @@
-"""A service whose parts are all in this process, with a tiny checkpoint."""
+"""A backend in the test's process, with a tiny checkpoint."""
 
 import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
@@ -12,9 +12,8 @@ from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
-from ureca.serving.engine import CaptionEngine, CaptionJob, Written
-from ureca.serving.segmenter import Segmenter
-from ureca.serving.service import lookalikes
+from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
+from ureca.serving.segmenter import Segmenter, lookalike_ids
 
 
 class LocalBackend:
@@ -28,16 +27,16 @@ class LocalBackend:
     async def generate(self, pixels: Pixels) -> list[Mask]:
         return await asyncio.to_thread(self._segmenter.generate, pixels)
 
-    async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
-        return await asyncio.to_thread(self._segmenter.find, pixels, prompts)
+    async def segment_prompts(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
+        return await asyncio.to_thread(self._segmenter.segment_prompts, pixels, prompts)
 
-    async def compare(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
-        return await asyncio.to_thread(lookalikes, pixels, masks)
+    async def lookalike_ids(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
+        return await asyncio.to_thread(lookalike_ids, pixels, masks)
 
-    async def caption(self, job: CaptionJob) -> list[Written]:
+    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
         return await self.engine.caption(job)
 
-    def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
+    def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
         return self.engine.stream(job)
 
     async def ready(self) -> dict[str, bool]:
@@ -50,7 +49,7 @@ def tiny_captioner() -> RegionCaptioner:
 
 
 def scene(height: int = 60, width: int = 90, seed: int = 0) -> Pixels:
-    """A red disc and two like blue squares on grey, with a little noise."""
+    """A red disc and two similar blue squares on grey, with a little noise."""
     rows, columns = np.mgrid[:height, :width]
     pixels = np.full((height, width, 3), 150, np.int16)
     pixels[(rows - 20) ** 2 + (columns - 20) ** 2 <= 14**2] = (200, 30, 30)

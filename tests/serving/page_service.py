@@ -1,4 +1,4 @@
-"""The service's HTTP interface over a stand-in for its replicas: captions say what pixels prove."""
+"""The HTTP app with a fake backend, whose captions state facts of the pixels."""
 
 import asyncio
 import threading
@@ -16,18 +16,17 @@ from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.app import build_app
-from ureca.pipelines.serving.middleware import digest_of
-from ureca.serving.engine import CaptionJob, Written
+from ureca.pipelines.serving.middleware import digest_token
+from ureca.serving.engine import CaptionJob, GeneratedCaption
 from ureca.serving.schemas import ApiError
-from ureca.serving.segmenter import among_masks
-from ureca.serving.service import Service, lookalikes
+from ureca.serving.segmenter import lookalike_ids, match_prompts
 
 HEIGHT, WIDTH = 200, 300
 COLOURS = {"grey": (150, 150, 150), "blue": (40, 60, 210), "yellow": (230, 210, 40), "red": (200, 40, 40)}
 
 
 def picture() -> tuple[Pixels, list[Mask]]:
-    """Two like blue squares, each with a yellow disc in it, and a red disc between them that nobody proposes."""
+    """Draw two similar blue squares with a yellow disc each, and a red disc between them that has no mask."""
     pixels = np.full((HEIGHT, WIDTH, 3), COLOURS["grey"], np.uint8)
     left, right = np.zeros((2, HEIGHT, WIDTH), np.bool_)
     left[60:140, 30:110] = right[60:140, 190:270] = True
@@ -43,46 +42,46 @@ def picture() -> tuple[Pixels, list[Mask]]:
 
 
 class PageBackend:
-    """A ``Backend`` whose captions name the colour and the side of a region. It knows the masks of ``picture``.
+    """A ``Backend`` whose captions name the color and the side of a region. It knows the masks of ``picture``.
 
     Attributes:
-        say: what is said instead, if anything.
-        refusal: is raised by the next call.
-        room: captions that may be given before ``stream`` waits for more room.
-        stopped: streams that nobody listened to until their end.
+        text: Text of every caption; None: the facts.
+        api_error: Error that the next call raises.
+        slots: Captions that ``stream`` may yield before it waits.
+        stopped: Number of streams that were closed before their end.
     """
 
     segmenter_name = "drawn"
 
     def __init__(self) -> None:
-        self.say: str | None = None
+        self.text: str | None = None
         self.api_error: ApiError | None = None
-        self.room = threading.Semaphore(10_000)
+        self.slots = threading.Semaphore(10_000)
         self.stopped = 0
         self._segmenter = SegmentsMaskGenerator()
 
     async def generate(self, pixels: Pixels) -> list[Mask]:
-        self._refuse()
+        self._raise_error()
         return self._masks(pixels)
 
-    async def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
-        self._refuse()
-        return among_masks(self._masks(pixels), prompts, *pixels.shape[:2])
+    async def segment_prompts(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
+        self._raise_error()
+        return match_prompts(self._masks(pixels), prompts, *pixels.shape[:2])
 
-    async def compare(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
-        return lookalikes(pixels, masks)
+    async def lookalike_ids(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
+        return lookalike_ids(pixels, masks)
 
-    async def caption(self, job: CaptionJob) -> list[Written]:
+    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
         return [item async for item in self.stream(job)]
 
-    async def stream(self, job: CaptionJob) -> AsyncGenerator[Written]:
-        self._refuse()
+    async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
+        self._raise_error()
         done = False
         try:
             for index, mask in enumerate(job.masks):
-                await asyncio.to_thread(self.room.acquire)
-                text = described(job.pixels, mask) if self.say is None else self.say
-                yield Written(index, text, len(text.split()), "stop")
+                await asyncio.to_thread(self.slots.acquire)
+                text = describe(job.pixels, mask) if self.text is None else self.text
+                yield GeneratedCaption(index, text, len(text.split()), "stop")
             done = True
         finally:
             self.stopped += not done
@@ -94,14 +93,14 @@ class PageBackend:
         known, masks = picture()
         return masks if np.array_equal(pixels, known) else self._segmenter.generate(pixels)
 
-    def _refuse(self) -> None:
+    def _raise_error(self) -> None:
         api_error, self.api_error = self.api_error, None
         if api_error is not None:
             raise api_error
 
 
-def described(pixels: Pixels, mask: Mask) -> str:
-    """The side of a region, and the colour that it has most of."""
+def describe(pixels: Pixels, mask: Mask) -> str:
+    """Describe a region by its side and its most frequent color."""
     inside = rle_codec.decode(mask.rle)
     named = {
         name: int((pixels[inside] == np.array(colour, np.uint8)).all(axis=1).sum()) for name, colour in COLOURS.items()
@@ -113,9 +112,12 @@ def described(pixels: Pixels, mask: Mask) -> str:
 
 @contextmanager
 def serving(backend: PageBackend, token: str | None = None, **settings: object) -> Iterator[str]:
-    """Serves on a free port of this machine while the context lasts; gives the address."""
-    service = Service(ServeSettings.model_validate({"model": "none", **settings}), backend)
-    app = build_app(service, [] if token is None else [digest_of(token)])
+    """Serve on a free port of this machine within the context; yields the base URL."""
+    app = build_app(
+        ServeSettings.model_validate({"model": "none", **settings}),
+        backend,
+        [] if token is None else [digest_token(token)],
+    )
     server = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=0, log_level="warning", lifespan="off"))
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()

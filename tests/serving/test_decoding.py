@@ -1,4 +1,4 @@
-"""What requests hold: every form of a region gives its mask, and what is wrong is named."""
+"""Decoding of requests: every form of a region, and errors that name the invalid field."""
 
 import base64
 import io
@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ureca.masks import rle as rle_codec
-from ureca.serving.decoding import read_base64, read_regions
-from ureca.serving.schemas import ApiError, RegionRequest
+from ureca.serving.decoding import decode_base64, decode_regions
+from ureca.serving.schemas import ApiError, RegionInput
 from ureca.serving.settings import ServingLimits
 
 HEIGHT, WIDTH = 20, 30
@@ -49,26 +49,26 @@ RUNS = [int(n) for n in np.diff(np.flatnonzero(np.diff(INSIDE.ravel("F"), prepen
     ],
     ids=["rle", "runs", "polygon", "two polygons", "grey", "data url", "one bit", "alpha"],
 )
-def test_every_form_of_a_mask(region: dict[str, Any]) -> None:
-    given = read_regions([RegionRequest.model_validate(region)], (HEIGHT, WIDTH), LIMITS)
-    assert given.ids == (0,) and not given.prompts
-    mask = given.masks[0]
+def test_decode_regions_mask_form_gives_mask(region: dict[str, Any]) -> None:
+    decoded = decode_regions([RegionInput.model_validate(region)], (HEIGHT, WIDTH), LIMITS)
+    assert decoded.ids == (0,) and not decoded.prompts
+    mask = decoded.masks[0]
     assert (mask.decode() == INSIDE).all()
     assert mask.bbox_xywh == (10, 5, 12, 10) and mask.area_px == 120
 
 
-def test_boxes_and_points_are_for_the_segmenter_and_ids_are_kept() -> None:
+def test_decode_regions_boxes_and_points_give_prompts_with_ids() -> None:
     regions = [
-        RegionRequest(bbox_xywh=(1, 2, 3, 4)),
-        RegionRequest.model_validate({"points": [{"x": 3, "y": 4}, {"x": 5, "y": 6, "label": 0}], "region_id": 0}),
-        RegionRequest.model_validate({"rle": dict(RLE)}),
+        RegionInput(bbox_xywh=(1, 2, 3, 4)),
+        RegionInput.model_validate({"points": [{"x": 3, "y": 4}, {"x": 5, "y": 6, "label": 0}], "region_id": 0}),
+        RegionInput.model_validate({"rle": dict(RLE)}),
     ]
-    given = read_regions(regions, (HEIGHT, WIDTH), LIMITS)
-    assert given.ids == (1, 0, 2)
-    assert given.fields == {1: "regions[0]", 0: "regions[1]", 2: "regions[2]"}
-    assert given.prompts[1].bbox_xywh == (1, 2, 3, 4)
-    assert given.prompts[0].points_xy == ((3, 4), (5, 6)) and given.prompts[0].labels == (1, 0)
-    assert list(given.masks) == [2]
+    decoded = decode_regions(regions, (HEIGHT, WIDTH), LIMITS)
+    assert decoded.ids == (1, 0, 2)
+    assert decoded.params == {1: "regions[0]", 0: "regions[1]", 2: "regions[2]"}
+    assert decoded.prompts[1].bbox_xywh == (1, 2, 3, 4)
+    assert decoded.prompts[0].points_xy == ((3, 4), (5, 6)) and decoded.prompts[0].labels == (1, 0)
+    assert list(decoded.masks) == [2]
 
 
 GOOD = {"rle": dict(RLE)}
@@ -99,22 +99,23 @@ FAR = [[0, 0, 299, 0, 0, 199, 299, 199, 0, 0, 290, 190] * 60]
         ([GOOD] * 5, "too_many_regions", "regions"),
     ],
 )
-def test_what_is_wrong_is_named(regions: list[dict[str, Any]], code: str, param: str) -> None:
-    asked = [RegionRequest.model_validate(region) for region in regions]
-    with pytest.raises(ApiError) as api_error:
-        read_regions(asked, (HEIGHT, WIDTH), LIMITS)
-    assert (api_error.value.status, api_error.value.problem.code, api_error.value.problem.param) == (422, code, param)
+def test_decode_regions_invalid_region_names_field(regions: list[dict[str, Any]], code: str, param: str) -> None:
+    inputs = [RegionInput.model_validate(region) for region in regions]
+    with pytest.raises(ApiError) as raised:
+        decode_regions(inputs, (HEIGHT, WIDTH), LIMITS)
+    error = raised.value
+    assert (error.status, error.problem.code, error.problem.param) == (422, code, param)
 
 
-def test_pixels_of_all_masks_together_are_limited_before_any_is_decoded() -> None:
-    asked = [RegionRequest(mask_png="not even base64")] * 2
+def test_decode_regions_too_many_pixels_raises_before_decoding() -> None:
+    inputs = [RegionInput(mask_png="not even base64")] * 2
     with pytest.raises(ApiError, match="too_many_pixels"):
-        read_regions(asked, (60, 60), LIMITS)
+        decode_regions(inputs, (60, 60), LIMITS)
 
 
 @given(st.text())
-def test_any_text_is_base64_or_refused(text: str) -> None:
+def test_decode_base64_any_text_decodes_or_raises(text: str) -> None:
     try:
-        assert isinstance(read_base64(text, "image"), bytes)
-    except ApiError as api_error:
-        assert api_error.problem.code == "not_base64"
+        assert isinstance(decode_base64(text, "image"), bytes)
+    except ApiError as error:
+        assert error.problem.code == "not_base64"

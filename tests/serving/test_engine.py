@@ -1,4 +1,4 @@
-"""Common batches across requests: the captions that each request gets alone, and nothing written for who has gone."""
+"""Continuous batching: captions equal to those of each request alone, and no decoding for cancelled requests."""
 
 import asyncio
 import threading
@@ -14,7 +14,7 @@ from ureca.model.captioner import RegionCaptioner
 from ureca.model.prepared import PreparedImage
 from ureca.model.region_batch import FinishedRegion, RegionBatch
 from ureca.model.settings import CaptionSettings
-from ureca.serving.engine import CaptionEngine, CaptionJob, Written
+from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
 
@@ -32,37 +32,39 @@ def job(seed: int, number: int, settings: CaptionSettings = SETTINGS) -> Caption
     return CaptionJob(scene(seed=seed), masks(number), settings)
 
 
-def alone(job: CaptionJob) -> list[Written]:
+def alone(job: CaptionJob) -> list[GeneratedCaption]:
     decoded = [mask.decode() for mask in job.masks]
     (captions,) = tiny_captioner().describe([job.pixels], [decoded], job.settings)
-    return [Written(index, item.text, item.num_tokens, item.finish_reason) for index, item in enumerate(captions)]
+    return [
+        GeneratedCaption(index, item.text, item.num_tokens, item.finish_reason) for index, item in enumerate(captions)
+    ]
 
 
-class WatchedBatch:
-    """Notes who is in the batch at each step."""
+class RecordingBatch:
+    """Records the admitted regions and the batch size at each step."""
 
-    def __init__(self, batch: RegionBatch[Any], watched: "Watched") -> None:
+    def __init__(self, batch: RegionBatch[Any], recorder: "RecordingCaptioner") -> None:
         self._batch = batch
-        self._watched = watched
+        self._recorder = recorder
 
     def __len__(self) -> int:
         return len(self._batch)
 
     def admit(self, regions: Iterable[tuple[Any, PreparedImage, int, CaptionSettings]]) -> None:
-        joining = list(regions)
-        self._watched.admitted += [(id(key[0]), key[1]) for key, *_ in joining]
-        self._batch.admit(joining)
+        admitted = list(regions)
+        self._recorder.admitted += [(id(key[0]), key[1]) for key, *_ in admitted]
+        self._batch.admit(admitted)
 
     def step(self, is_wanted: Callable[[Any], bool]) -> Iterator[FinishedRegion[Any]]:
-        self._watched.sizes.append(len(self._batch))
-        if self._watched.fail:
-            self._watched.fail = False
+        self._recorder.sizes.append(len(self._batch))
+        if self._recorder.fail:
+            self._recorder.fail = False
             raise MemoryError("no room")
         return self._batch.step(is_wanted)
 
 
-class Watched(RegionCaptioner):
-    """Notes what is in its batches."""
+class RecordingCaptioner(RegionCaptioner):
+    """A captioner that records what its batches contain."""
 
     def __init__(self) -> None:
         tiny = tiny_captioner()
@@ -70,126 +72,130 @@ class Watched(RegionCaptioner):
         self.admitted: list[tuple[int, int]] = []
         self.sizes: list[int] = []
         self.fail = False
-        self.batch_class = WatchedBatch
+        self.batch_class = RecordingBatch
 
     def open_batch(self) -> Any:
         return self.batch_class(super().open_batch(), self)
 
 
-def test_captions_in_common_batches_are_those_of_each_request_alone() -> None:
-    watched = Watched()
+def test_engine_concurrent_jobs_give_the_captions_of_each_alone() -> None:
+    captioner = RecordingCaptioner()
     jobs = [job(0, 3), job(1, 1), job(2, 11), job(3, 2, CaptionSettings(max_new_tokens=3)), job(4, 0)]
 
-    async def run() -> list[list[Written]]:
-        engine = CaptionEngine(watched, batch_size=4)
+    async def run() -> list[list[GeneratedCaption]]:
+        engine = CaptionEngine(captioner, batch_size=4)
         return list(await asyncio.gather(*map(engine.caption, jobs)))
 
-    for asked, written in zip(jobs, asyncio.run(run()), strict=True):
-        assert written == alone(asked)
-    assert len(watched.admitted) == len(set(watched.admitted)) == 17
-    assert max(watched.sizes) == 4
+    for one, captions in zip(jobs, asyncio.run(run()), strict=True):
+        assert captions == alone(one)
+    assert len(captioner.admitted) == len(set(captioner.admitted)) == 17
+    assert max(captioner.sizes) == 4
     # One after another, 15 captions of 6 tokens and 2 of 3 would take 96 steps.
-    assert len(watched.sizes) < 60
+    assert len(captioner.sizes) < 60
 
 
-def test_a_request_with_many_regions_does_not_stop_the_others() -> None:
+def test_engine_job_with_many_regions_does_not_block_others() -> None:
     order: list[str] = []
 
     async def run() -> None:
-        engine = CaptionEngine(Watched(), batch_size=4)
+        engine = CaptionEngine(RecordingCaptioner(), batch_size=4)
 
-        async def ask(name: str, asked: CaptionJob) -> None:
-            await engine.caption(asked)
+        async def caption(name: str, one: CaptionJob) -> None:
+            await engine.caption(one)
             order.append(name)
 
-        await asyncio.gather(ask("many", job(0, 12)), ask("one", job(1, 1)), ask("two", job(2, 1)))
+        await asyncio.gather(caption("many", job(0, 12)), caption("one", job(1, 1)), caption("two", job(2, 1)))
 
     asyncio.run(run())
     assert order[-1] == "many"
 
 
-def test_what_nobody_waits_for_is_not_written() -> None:
-    watched = Watched()
+def test_engine_cancelled_job_is_not_decoded() -> None:
+    captioner = RecordingCaptioner()
 
     async def run() -> None:
-        engine = CaptionEngine(watched, batch_size=2)
+        engine = CaptionEngine(captioner, batch_size=2)
         long = CaptionSettings(max_new_tokens=100_000)
         tasks = [asyncio.create_task(engine.caption(job(seed, 2, long))) for seed in range(2)]
-        while not watched.sizes:  # noqa: ASYNC110 - the model's thread changes it
+        while not captioner.sizes:  # noqa: ASYNC110 - the model's thread changes it
             await asyncio.sleep(0.01)
         for task in tasks:
             task.cancel()
-        # The model gives up what it is on, and what has not begun never begins.
+        # Decoding of the running job stops, and the queued job never starts.
         assert await engine.caption(job(2, 1)) == alone(job(2, 1))
-        engine.check(longest_s=60)
+        engine.check_progress(max_step_s=60)
 
     asyncio.run(asyncio.wait_for(run(), 60))
-    assert len({work for work, _ in watched.admitted}) == 2
+    assert len({work for work, _ in captioner.admitted}) == 2
 
 
-def test_a_stream_that_is_closed_gives_up_the_rest() -> None:
-    watched = Watched()
+def test_engine_closed_stream_stops_decoding() -> None:
+    captioner = RecordingCaptioner()
 
     async def run() -> None:
-        engine = CaptionEngine(watched, batch_size=1)
+        engine = CaptionEngine(captioner, batch_size=1)
         stream = engine.stream(job(0, 11))
         await anext(stream)
         await stream.aclose()
         await engine.caption(job(1, 1))
 
     asyncio.run(run())
-    assert len(watched.admitted) < 8  # what was read, perhaps what had begun meanwhile, and the other request's
+    assert len(captioner.admitted) < 8  # one was read, some may have started, and one is of the other job
 
 
-def test_who_comes_later_joins_what_is_being_written() -> None:
-    watched = Watched()
+def test_engine_later_job_is_admitted_to_the_running_batch() -> None:
+    captioner = RecordingCaptioner()
 
     async def run() -> None:
-        engine = CaptionEngine(watched, batch_size=2)
+        engine = CaptionEngine(captioner, batch_size=2)
         first = asyncio.create_task(engine.caption(job(0, 1, CaptionSettings(max_new_tokens=100_000))))
-        while not watched.sizes:  # noqa: ASYNC110 - the model's thread changes it
+        while not captioner.sizes:  # noqa: ASYNC110 - the model's thread changes it
             await asyncio.sleep(0.01)
         assert await engine.caption(job(1, 3)) == alone(job(1, 3))
         assert not first.done()
         first.cancel()
 
     asyncio.run(asyncio.wait_for(run(), 60))
-    assert max(watched.sizes) == 2
+    assert max(captioner.sizes) == 2
 
 
-def test_a_failure_ends_the_requests_of_its_batch_and_no_other() -> None:
-    watched = Watched()
-    watched.fail = True
+def test_engine_failed_step_fails_only_jobs_of_its_batch() -> None:
+    captioner = RecordingCaptioner()
+    captioner.fail = True
 
-    async def run() -> list[list[Written] | BaseException]:
-        engine = CaptionEngine(watched, batch_size=1)
+    async def run() -> list[list[GeneratedCaption] | BaseException]:
+        engine = CaptionEngine(captioner, batch_size=1)
         return await asyncio.gather(engine.caption(job(0, 1)), engine.caption(job(1, 1)), return_exceptions=True)
 
     first, second = asyncio.run(run())
     assert sorted([isinstance(first, MemoryError), isinstance(second, MemoryError)]) == [False, True]
 
 
-def test_a_model_that_hangs_is_noticed() -> None:
+def test_check_progress_hanging_step_raises() -> None:
     entered, released = threading.Event(), threading.Event()
+    now_s = 100.0
 
-    class Hanging(WatchedBatch):
+    class HangingBatch(RecordingBatch):
         def step(self, is_wanted: Callable[[Any], bool]) -> Iterator[FinishedRegion[Any]]:
             entered.set()
             released.wait()
             return super().step(is_wanted)
 
-    watched = Watched()
-    watched.batch_class = Hanging
+    captioner = RecordingCaptioner()
+    captioner.batch_class = HangingBatch
 
     async def run() -> None:
-        engine = CaptionEngine(watched, batch_size=1)
+        nonlocal now_s
+        engine = CaptionEngine(captioner, batch_size=1, clock=lambda: now_s)
         work = asyncio.create_task(engine.caption(job(0, 1)))
         await asyncio.to_thread(entered.wait)
-        await asyncio.sleep(0.05)
-        engine.check(longest_s=60)
-        with pytest.raises(RuntimeError, match=r"more than 0\.01 seconds"):
-            engine.check(longest_s=0.01)
+        now_s += 60
+        engine.check_progress(max_step_s=60)
+        now_s += 1
+        with pytest.raises(RuntimeError, match="more than 60 seconds"):
+            engine.check_progress(max_step_s=60)
         released.set()
         await work
+        engine.check_progress(max_step_s=60)
 
     asyncio.run(run())

@@ -1,4 +1,4 @@
-"""Images by URL: which are refused, and that what is fetched is what was looked at."""
+"""Fetching by URL: allowed hosts, public addresses, and limits."""
 
 import asyncio
 from collections.abc import Iterator, Sequence
@@ -7,7 +7,7 @@ from threading import Thread
 
 import pytest
 
-from ureca.serving.fetching import Fetcher, is_public_address
+from ureca.serving.fetching import ImageFetcher, is_public_address
 from ureca.serving.schemas import ApiError
 
 FILE = b"x" * 1000
@@ -43,40 +43,40 @@ async def _here(host: str, port: int) -> Sequence[str]:
 
 
 def fetch(url: str, *, max_bytes: int = 1000, **options: object) -> bytes:
-    return asyncio.run(Fetcher(HOSTS, max_bytes, **options).fetch(url, "image"))  # type: ignore[arg-type]
+    return asyncio.run(ImageFetcher(HOSTS, max_bytes, **options).fetch(url, "image"))  # type: ignore[arg-type]
 
 
-def refused(url: str, **options: object) -> str:
-    with pytest.raises(ApiError) as api_error:
+def error_code(url: str, **options: object) -> str:
+    with pytest.raises(ApiError) as raised:
         fetch(url, **options)  # type: ignore[arg-type]
-    assert (api_error.value.status, api_error.value.problem.param) == (422, "image")
-    return api_error.value.problem.code
+    assert (raised.value.status, raised.value.problem.param) == (422, "image")
+    return raised.value.problem.code
 
 
-def test_a_file_of_an_allowed_host(port: int) -> None:
+def test_fetch_allowed_host_returns_file(port: int) -> None:
     url = f"http://images.example:{port}/file"
-    assert fetch(url, resolve=_here, is_public=lambda _: True) == FILE
+    assert fetch(url, resolver=_here, is_public=lambda _: True) == FILE
 
 
-def test_what_is_not_fetched(port: int) -> None:
-    allowed = {"resolve": _here, "is_public": lambda _: True}
-    assert refused(f"http://images.example:{port}/redirect", **allowed) == "not_fetched"
-    assert refused(f"http://images.example:{port}/other", **allowed) == "not_fetched"
-    assert refused(f"http://images.example:{port}/file", max_bytes=999, **allowed) == "too_many_bytes"
-    assert refused(f"http://images.example:{port}/file", resolve=_here) == "private_address"
-    assert refused(f"http://127.0.0.1:{port}/file") == "host_not_allowed"
-    assert refused("http://images.example@elsewhere/file") == "host_not_allowed"
-    assert refused("http://user@images.example/file") == "host_not_allowed"
-    assert refused("ftp://images.example/file") == "host_not_allowed"
-    assert refused("http://images.example:99999999/file") == "host_not_allowed"
-    assert refused("http://images.example.evil.example/file") == "host_not_allowed"
+def test_fetch_disallowed_url_raises(port: int) -> None:
+    allowed = {"resolver": _here, "is_public": lambda _: True}
+    assert error_code(f"http://images.example:{port}/redirect", **allowed) == "not_fetched"
+    assert error_code(f"http://images.example:{port}/other", **allowed) == "not_fetched"
+    assert error_code(f"http://images.example:{port}/file", max_bytes=999, **allowed) == "too_many_bytes"
+    assert error_code(f"http://images.example:{port}/file", resolver=_here) == "private_address"
+    assert error_code(f"http://127.0.0.1:{port}/file") == "host_not_allowed"
+    assert error_code("http://images.example@elsewhere/file") == "host_not_allowed"
+    assert error_code("http://user@images.example/file") == "host_not_allowed"
+    assert error_code("ftp://images.example/file") == "host_not_allowed"
+    assert error_code("http://images.example:99999999/file") == "host_not_allowed"
+    assert error_code("http://images.example.evil.example/file") == "host_not_allowed"
 
 
-def test_one_private_address_among_public_ones_is_enough() -> None:
+def test_fetch_one_private_address_among_public_raises() -> None:
     async def both(host: str, port: int) -> Sequence[str]:
         return ["93.184.216.34", "10.0.0.1"]
 
-    assert refused("http://images.example/file", resolve=both) == "private_address"
+    assert error_code("http://images.example/file", resolver=both) == "private_address"
 
 
 @pytest.mark.parametrize(
@@ -86,9 +86,9 @@ def test_one_private_address_among_public_ones_is_enough() -> None:
         *("::1", "fe80::1%eth0", "fc00::1", "::ffff:10.0.0.1", "2002:0a00:0001::", "64:ff9b::a00:1", "224.0.0.1", "::"),
     ],
 )
-def test_private_addresses_and_their_disguises(address: str) -> None:
+def test_is_public_address_private_or_embedded_is_false(address: str) -> None:
     assert not is_public_address(address)
 
 
-def test_public_addresses() -> None:
+def test_is_public_address_public_is_true() -> None:
     assert is_public_address("93.184.216.34") and is_public_address("2606:2800:220:1:248:1893:25c8:1946")

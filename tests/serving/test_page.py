@@ -229,10 +229,10 @@ def test_a_caption_that_tells_nothing_apart_is_called_so(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
-    backend.say = "A thing."
+    backend.text = "A thing."
     page.at(LEFT).click().perform()
     page.until(".card .problem", "Its caption is also that of region 2")
-    backend.say = None
+    backend.text = None
     assert page.marked(".card") == []
 
 
@@ -305,12 +305,12 @@ def test_captions_appear_as_they_are_written_and_can_be_stopped(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
-    while backend.room.acquire(blocking=False):
+    while backend.slots.acquire(blocking=False):
         pass
     stopped = backend.stopped
     page.one("#everything").click()
     page.until("#status", "Captioning: 0 of 4")
-    backend.room.release()
+    backend.slots.release()
     page.until("#status", "Captioning: 1 of 4")
     texts = desktop.execute_script("return [...document.querySelectorAll('.tree .text')].map(e => e.textContent)")
     assert sum(text == "captioning …" for text in texts) == 3
@@ -318,7 +318,7 @@ def test_captions_appear_as_they_are_written_and_can_be_stopped(
     page.until("#status", "4 regions, 1 captioned")
     # Room only after the service has noticed: with room it might be done before.
     WebDriverWait(desktop, PATIENCE_S).until(lambda _: backend.stopped == stopped + 1)
-    backend.room.release(1000)
+    backend.slots.release(1000)
     page.one("#everything").click()
     page.until("#spoken", "All 4 regions are captioned.")
     whole = json.loads(page.copied("json"))
@@ -482,10 +482,10 @@ def test_a_phone_has_taps_and_one_column(phone: webdriver.Chrome, address: str, 
 def test_hostile_captions_are_text(desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     desktop.get_log("browser")
-    backend.say = HOSTILE
+    backend.text = HOSTILE
     page.one("#everything").click()
     page.until("#spoken", "All 4 regions are captioned.")
-    backend.say = None
+    backend.text = None
     page.at(LEFT).click().perform()
     assert page.one(".this .caption").text == HOSTILE
     assert page.one('[role="treeitem"][data-id="1"] .text').text == HOSTILE

@@ -1,1 +1,1 @@
-"""The service without its server: requests, answers, decoding, batching, and the page."""
+"""The captioning service without its HTTP server: schemas, request decoding, continuous batching and the web page."""

@@ -1,8 +1,7 @@
-"""How captions are written: the service's settings with what a request asks for.
+"""Schemas of the HTTP API: requests, responses and errors.
 
-[from] What a request for captions or for regions holds.
-[from] What the service answers.
-[from] Why a request ends without what it asked for."""
+The chat completions of OpenAI's API have their own schemas in ``ureca.serving.chat``.
+"""
 
 from typing import Annotated, Literal, Self
 
@@ -13,232 +12,274 @@ from ureca.masks.annotations import MAX_MASKS
 from ureca.masks.prompts import MAX_POINTS
 from ureca.model.settings import CaptionSettings
 
-_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+StrictNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+"""A finite JSON number; strings are not converted."""
+
+REGION_FORMS = ("rle", "polygon", "mask_png", "bbox_xywh", "points")
+"""Fields of ``RegionInput`` that specify a region."""
+
 _Side = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 
-SPECIFICATIONS = ("rle", "polygon", "mask_png", "bbox_xywh", "points")
-"""The ways to say which region is meant."""
+
+# Requests
 
 
-class _Part(BaseModel):
+class _RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class Point(_Part):
-    """A point in pixels."""
+class PromptPoint(_RequestModel):
+    """A point prompt in pixels."""
 
-    x: _Number
-    y: _Number
-    label: Literal[0, 1] = Field(default=1, description="1: inside the region, 0: outside of it")
+    x: StrictNumber
+    y: StrictNumber
+    label: Literal[0, 1] = Field(default=1, description="1: the point is inside the region, 0: outside")
 
 
-class RunLengths(_Part):
-    """A mask in COCO's run lengths, as answers give it."""
+class RunLengths(_RequestModel):
+    """A mask in COCO run-length encoding, in requests and responses."""
 
     size: tuple[_Side, _Side] = Field(description="height and width of the image in pixels")
-    counts: str | list[StrictInt] = Field(description="compressed runs, or a list of run lengths")
+    counts: str | list[StrictInt] = Field(description="compressed run lengths, or a list of run lengths")
 
 
-class RegionRequest(_Part):
-    """One region: `rle`, `polygon` or `mask_png`, which are masks; or `bbox_xywh`, `points` or both, which the
-    segmenter turns into a mask."""
+class RegionInput(_RequestModel):
+    """A region of the request: a mask (`rle`, `polygon` or `mask_png`), or a prompt for the segmenter (`bbox_xywh`,
+    `points` or both)."""
 
     region_id: Annotated[StrictInt, Field(ge=0, lt=2**31)] | None = Field(
-        default=None, description="its name in the answer, unique in the request; absent: the first ids that are free"
+        default=None, description="identifier in the response, unique in the request; default: the lowest free ids"
     )
     rle: RunLengths | None = None
-    polygon: list[list[_Number]] | None = Field(
+    polygon: list[list[StrictNumber]] | None = Field(
         default=None, description="polygons of the region, each a flat list x0, y0, x1, y1, ... in pixels"
     )
     mask_png: str | None = Field(
         default=None,
-        description="an image file in base64, of the image's size; what is neither black nor transparent is inside",
+        description="base64-encoded image file of the image's size; pixels that are neither black nor transparent are "
+        "inside the region",
     )
-    bbox_xywh: tuple[_Number, _Number, _Number, _Number] | None = Field(
+    bbox_xywh: tuple[StrictNumber, StrictNumber, StrictNumber, StrictNumber] | None = Field(
         default=None, description="x, y, width, height in pixels"
     )
-    points: Annotated[list[Point], Field(min_length=1, max_length=MAX_POINTS)] | None = None
+    points: Annotated[list[PromptPoint], Field(min_length=1, max_length=MAX_POINTS)] | None = None
 
     @model_validator(mode="after")
-    def _says_one_thing(self) -> Self:
-        given = {name for name in SPECIFICATIONS if getattr(self, name) is not None}
+    def _has_one_form(self) -> Self:
+        given = {name for name in REGION_FORMS if getattr(self, name) is not None}
         if len(given) != 1 and given != {"bbox_xywh", "points"}:
             found = ", ".join(sorted(given)) or "none"
-            raise ValueError(f"a region has one of {', '.join(SPECIFICATIONS)} (or bbox_xywh with points), not {found}")
+            raise ValueError(f"a region has one of {', '.join(REGION_FORMS)} (or bbox_xywh with points), not {found}")
         return self
 
     @property
     def is_prompt(self) -> bool:
-        """Whether the segmenter has to find the mask."""
+        """True if the segmenter has to compute the mask."""
         return self.bbox_xywh is not None or self.points is not None
 
 
-class RegionsRequest(_Part):
-    """Which regions of an image are meant."""
+class RegionsRequest(_RequestModel):
+    """An image and its regions."""
 
     image: str | None = Field(
         default=None,
-        description="an image file in base64, or as a data: URL; or the URL of one, where the service allows its host. "
-        "Left out only where the file itself is a part of a multipart request",
+        description="base64-encoded image file, `data:` URL, or the URL of an image on an allowed host; required "
+        "unless the file is part of a multipart request",
     )
-    regions: Annotated[list[RegionRequest], Field(min_length=1, max_length=MAX_MASKS)] | None = Field(
-        default=None, description="absent: all regions that the segmenter finds"
+    regions: Annotated[list[RegionInput], Field(min_length=1, max_length=MAX_MASKS)] | None = Field(
+        default=None, description="regions of the image; default: all regions that the segmenter finds"
     )
-    lookalikes: StrictBool = Field(
-        default=False, description="also say which of the regions could be taken for one another"
-    )
+    lookalikes: StrictBool = Field(default=False, description="return `lookalike_ids` for each region")
 
 
-class Generation(_Part):
-    """How captions are written; what is absent is as the service was started."""
+class GenerationOptions(_RequestModel):
+    """Generation parameters; the service's settings apply to the absent ones."""
 
     max_new_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
-        default=None, description="a caption is cut off after so many tokens; at most the service's limit"
+        default=None, description="maximum number of tokens of a caption; at most the service's limit"
     )
-    temperature: Annotated[_Number, Field(ge=0, le=10)] | None = Field(
-        default=None, description="0 takes the likeliest token; above, tokens are drawn"
+    temperature: Annotated[StrictNumber, Field(ge=0, le=10)] | None = Field(
+        default=None, description="sampling temperature; 0: greedy decoding"
     )
-    top_p: Annotated[_Number, Field(gt=0, le=1)] | None = Field(
-        default=None, description="draw from the likeliest tokens that together have this probability"
+    top_p: Annotated[StrictNumber, Field(gt=0, le=1)] | None = Field(
+        default=None, description="nucleus sampling: sample from the likeliest tokens with this total probability"
     )
     seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] | None = Field(
-        default=None, description="region i of the request is drawn with seed + i"
+        default=None, description="random seed; region i of the request is sampled with seed + i"
     )
     question: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
-        default=None, description="what is asked about each region"
+        default=None, description="question to the model about each region"
+    )
+
+    def apply_to(self, defaults: CaptionSettings) -> CaptionSettings:
+        """Return the settings with these parameters; ``defaults.max_new_tokens`` is also the upper limit.
+
+        Raises:
+            ApiError: 422 ``too_many_tokens``.
+        """
+        given = {name: value for name in GenerationOptions.model_fields if (value := getattr(self, name)) is not None}
+        if given.get("max_new_tokens", 1) > defaults.max_new_tokens:
+            raise ApiError(422, "too_many_tokens", f"the limit is {defaults.max_new_tokens}", param="max_new_tokens")
+        return defaults.model_copy(update=given)
+
+
+class CaptionsRequest(GenerationOptions, RegionsRequest):
+    """An image and the regions to caption."""
+
+    model: str | None = Field(default=None, description="a model name from GET /v1/models; default: the only model")
+    stream: StrictBool = Field(default=False, description="stream each caption as a server-sent event when it is ready")
+
+
+class BatchRequest(GenerationOptions):
+    """Input and generation parameters of a batch job."""
+
+    input: str = Field(
+        min_length=1,
+        max_length=4096,
+        description="path of an image folder, list, Parquet file or run output inside one of the allowed folders",
     )
 
 
-class CaptionsRequest(Generation, RegionsRequest):
-    """An image and the regions to caption."""
-
-    model: str | None = Field(default=None, description="a name that GET /v1/models lists; absent: the one there is")
-    stream: StrictBool = Field(default=False, description="server-sent events, each caption as soon as it is finished")
+# Responses
 
 
-class _PartAnswers(BaseModel):
+class _ResponseModel(BaseModel):
     model_config = ConfigDict(frozen=True)
 
 
-class ImageSize(_PartAnswers):
-    """Of the image, upright, in pixels."""
+class ImageSize(_ResponseModel):
+    """Size of the image in pixels, after the EXIF orientation is applied."""
 
     height: int
     width: int
 
 
-class Region(_PartAnswers):
+class RegionOutput(_ResponseModel):
     """A region of the image."""
 
     region_id: int
     rle: RunLengths
     bbox_xywh: tuple[float, float, float, float] = Field(
-        description="smallest box in pixels: x, y, width, height; width and height count pixels"
+        description="tight bounding box in pixels: x, y, width, height; width and height count pixels"
     )
     area_px: int
-    parent_id: int = Field(description="the region that this one is part of; -1: none")
-    depth: int = Field(description="regions above this one; 0 at the top level")
-    predicted_iou: float | None = Field(default=None, description="the segmenter's own estimate of the mask's quality")
+    parent_id: int = Field(description="id of the smallest region that contains this one; -1: none")
+    depth: int = Field(description="number of regions that contain this one; 0 at the top level")
+    predicted_iou: float | None = Field(default=None, description="mask quality as estimated by the segmenter")
     stability_score: float | None = None
     lookalike_ids: list[int] | None = Field(
-        default=None, description="regions that look alike, most alike first; null unless `lookalikes` was asked for"
+        default=None, description="ids of similar regions, most similar first; null unless `lookalikes` is true"
     )
 
 
-class Caption(Region):
+class CaptionOutput(RegionOutput):
     """A region with its caption."""
 
-    caption: str | None = Field(description="null where the model ended before its first word")
+    caption: str | None = Field(description="null if the model generated no text")
     num_tokens: int
     finish_reason: Literal["stop", "length"]
 
 
-class Timings(_PartAnswers):
-    """Seconds. Stages of several requests overlap: they need not add up."""
+class Timings(_ResponseModel):
+    """Durations in seconds. Stages of concurrent requests overlap, and need not add up to the total."""
 
-    decode_s: float = Field(description="reading the image and the masks")
-    segment_s: float = Field(description="finding masks; 0 where all were given")
-    caption_s: float = Field(description="waiting for the model and captioning; 0 where nothing is captioned")
+    decode_s: float = Field(description="decoding the image and the masks")
+    segment_s: float = Field(description="segmentation; 0 if all regions were given as masks")
+    caption_s: float = Field(description="queueing for the model and captioning; 0 if nothing is captioned")
     total_s: float
 
 
-class RegionsAnswer(_PartAnswers):
-    """Regions of an image, in the request's order, or the segmenter's."""
+class RegionsResponse(_ResponseModel):
+    """Regions of an image, in the order of the request or of the segmenter."""
 
     image: ImageSize
-    segmenter: str | None = Field(description="what found masks; null where all were given")
-    regions: list[Region]
+    segmenter: str | None = Field(description="name of the segmenter; null if all regions were given as masks")
+    regions: list[RegionOutput]
     timings: Timings
 
 
-class CaptionsAnswer(_PartAnswers):
-    """Captions of the regions of an image, in the request's order, or the segmenter's."""
+class CaptionsResponse(_ResponseModel):
+    """Captions of the regions of an image, in the order of the request or of the segmenter."""
 
     model: str
     image: ImageSize
-    segmenter: str | None = Field(description="what found masks; null where all were given")
-    captions: list[Caption]
+    segmenter: str | None = Field(description="name of the segmenter; null if all regions were given as masks")
+    captions: list[CaptionOutput]
     timings: Timings
 
 
-class Model(_PartAnswers):
-    """A model that can be named in a request, as OpenAI's API lists it."""
+class BatchJob(_ResponseModel):
+    """A batch job."""
+
+    id: str
+    object: Literal["batch"] = "batch"
+    status: Literal["in_progress", "completed", "failed"]
+    created_at: int = Field(description="start time as a Unix timestamp in seconds")
+    input: str
+    output: str = Field(description="folder with the dataset and run.json")
+    num_rows: int | None = Field(default=None, description="number of rows written, as of run.json; null: none yet")
+
+
+class ModelInfo(_ResponseModel):
+    """A model as listed by OpenAI's API."""
 
     id: str
     object: Literal["model"] = "model"
-    created: int = Field(description="when the service started, in seconds since 1970")
+    created: int = Field(description="start time of the service as a Unix timestamp in seconds")
     owned_by: str = "ureca"
 
 
-class Models(_PartAnswers):
-    """All models."""
+class ModelList(_ResponseModel):
+    """All models of the service."""
 
     object: Literal["list"] = "list"
-    data: list[Model]
+    data: list[ModelInfo]
 
 
-class Health(_PartAnswers):
-    """Of the service, or of one of its parts."""
+class HealthResponse(_ResponseModel):
+    """Health of the service and of its parts."""
 
     status: Literal["ok", "unavailable"]
     parts: dict[str, Literal["ok", "unavailable"]] = Field(default_factory=dict)
 
 
-ProblemType = Literal[
+# Errors
+
+ErrorType = Literal[
     "invalid_request_error", "authentication_error", "not_found_error", "rate_limit_error", "server_error"
 ]
+"""Error types of OpenAI's API."""
+
+_ERROR_TYPES: dict[int, ErrorType] = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
 
 
-class Problem(_PartAnswers):
-    """Why a request was refused or failed."""
+class ApiProblem(_ResponseModel):
+    """Description of an error."""
 
     message: str
-    type: ProblemType
-    code: str = Field(description="what went wrong in a few snake_case letters, for programs")
-    param: str | None = Field(default=None, description="the field and item at fault, such as regions[3].polygon")
+    type: ErrorType
+    code: str = Field(description="machine-readable error code in snake_case")
+    param: str | None = Field(default=None, description="path of the invalid field, such as regions[3].polygon")
     retry_after_s: int | None = Field(
-        default=None, description="when the same request may succeed, as `Retry-After` says; null: not by waiting"
+        default=None, description="seconds to wait before a retry, as in `Retry-After`; null: a retry does not help"
     )
 
 
-class ErrorAnswer(_PartAnswers):
-    """Body of every answer whose status is 400 or more, and data of the event `error` of a stream."""
+class ErrorResponse(_ResponseModel):
+    """Body of every response with status 400 or above, and data of a stream's `error` event."""
 
-    error: Problem
-
-
-_TYPES: dict[int, ProblemType] = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+    error: ApiProblem
 
 
 class ApiError(UrecaError):
-    """A request is refused, or its work was lost; says so in HTTP's terms.
+    """A request that is rejected or failed, with its HTTP status.
 
     Args:
-        status: of the answer.
-        code: what went wrong in a few snake_case letters.
-        message: the particulars, for people; never holds images or tokens.
-        param: the field and item at fault.
-        retry_after_s: when the same request may succeed.
+        status: HTTP status of the response.
+        code: Machine-readable error code in snake_case.
+        message: Description for people; contains neither images nor tokens.
+        param: Path of the invalid field in the request.
+        retry_after_s: Seconds to wait before a retry; None if a retry does not help.
     """
 
     def __init__(
@@ -246,8 +287,8 @@ class ApiError(UrecaError):
     ) -> None:
         super().__init__(status, code, message)
         self.status = status
-        self.problem = Problem(
-            message=message, type=problem_type(status), code=code, param=param, retry_after_s=retry_after_s
+        self.problem = ApiProblem(
+            message=message, type=error_type(status), code=code, param=param, retry_after_s=retry_after_s
         )
 
     def __str__(self) -> str:
@@ -255,23 +296,11 @@ class ApiError(UrecaError):
         return f"{self.status} {self.problem.code}: {where}{self.problem.message}"
 
     @classmethod
-    def of_data(cls, error: DataError, param: str) -> "ApiError":
-        """For an image or an annotation that cannot be used: status 422."""
+    def from_data_error(cls, error: DataError, param: str) -> "ApiError":
+        """Convert the error of an invalid image or annotation to status 422."""
         return cls(422, error.kind, error.message, param=param)
 
 
-def problem_type(status: int) -> ProblemType:
-    """OpenAI's name for the kind of an error."""
-    return _TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")
-
-
-def caption_settings(defaults: CaptionSettings, asked: Generation) -> CaptionSettings:
-    """The defaults with what was asked for; their ``max_new_tokens`` is also the limit.
-
-    Raises:
-        Refusal: 422 ``too_many_tokens``.
-    """
-    given = {name: value for name in Generation.model_fields if (value := getattr(asked, name)) is not None}
-    if given.get("max_new_tokens", 1) > defaults.max_new_tokens:
-        raise ApiError(422, "too_many_tokens", f"the limit is {defaults.max_new_tokens}", param="max_new_tokens")
-    return defaults.model_copy(update=given)
+def error_type(status: int) -> ErrorType:
+    """Return the error type of OpenAI's API for an HTTP status."""
+    return _ERROR_TYPES.get(status, "server_error" if status >= 500 else "invalid_request_error")

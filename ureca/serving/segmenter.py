@@ -1,6 +1,4 @@
-"""What finds masks for the service: all of an image, or those of boxes and points.
-
-[from] Masks of boxes and points without weights: of the masks that an image has anyway, those that fit."""
+"""Segmentation for the service: all masks of an image, masks of box and point prompts, and look-alikes."""
 
 from __future__ import annotations
 
@@ -20,135 +18,40 @@ from ureca.masks.generators.settings import SamConfig, SegmentsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import BoolMask, Rle
+from ureca.masks.tree import ROOT, MaskTree
+from ureca.masks.views import Views
+from ureca.serving.decoding import exact_mask
 
-_LEAST_BOX_IOU = 0.5
-
-
-def among_masks(masks: Sequence[Mask], prompts: Mapping[int, Prompt], height: int, width: int) -> list[Mask]:
-    """A mask for each prompt, in order and with its id; without a pixel where nothing fits.
-
-    Points take the smallest mask that holds all points of the label 1 and none of the label 0; where none does, what is
-    left of the image without all masks, as far as it is connected and agrees with them. A box takes the mask whose own
-    box has the highest IoU with it, among those that the points allow if it comes with any; where that is below 0.5,
-    the box itself.
-
-    Args:
-        masks: of the image.
-        prompts: by id; their points lie within the image.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
-    """
-    found = []
-    for id, prompt in prompts.items():
-        rle = _find([mask.rle for mask in masks], prompt, height, width)
-        found.append(Mask(id=id, rle=rle, bbox_xywh=rle_codec.box_xywh(rle), area_px=rle_codec.area_px(rle)))
-    return found
-
-
-def _find(rles: Sequence[Rle], prompt: Prompt, height: int, width: int) -> Rle:
-    fitting = [rle for rle, agrees in zip(rles, _agree(rles, prompt, height, width), strict=True) if agrees]
-    if prompt.bbox_xywh is not None:
-        box = _whole_pixels(prompt.bbox_xywh, height, width)
-        ious = _box_ious(fitting, box)
-        return fitting[int(np.argmax(ious))] if ious.max(initial=0.0) >= _LEAST_BOX_IOU else _filled(box, height, width)
-    if fitting:
-        return min(fitting, key=rle_codec.area_px)
-    return _background(rles, prompt, height, width)
-
-
-def _agree(rles: Sequence[Rle], prompt: Prompt, height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Which masks hold all points of the label 1 and none of the label 0; no mask is decoded."""
-    if not rles or not prompt.points_xy:
-        return np.ones(len(rles), np.bool_)
-    pixels = [_pixel(x, y, height, width) for x, y in prompt.points_xy]
-    inside = coco_mask.iou(pixels, list(rles), [1] * len(rles)) > 0.5
-    return np.asarray((inside == _labels(prompt)[:, None]).all(axis=0))
-
-
-def _labels(prompt: Prompt) -> npt.NDArray[np.bool_]:
-    return np.asarray(np.array(prompt.labels or [1] * len(prompt.points_xy)) == 1)
-
-
-def _row_and_column(x: float, y: float, height: int, width: int) -> tuple[int, int]:
-    """Of the pixel that a point is in; the far edges belong to the last ones."""
-    return min(int(y), height - 1), min(int(x), width - 1)
-
-
-def _pixel(x: float, y: float, height: int, width: int) -> Rle:
-    row, column = _row_and_column(x, y, height, width)
-    before = column * height + row
-    counts = [before, 1, height * width - before - 1]
-    packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
-    return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
-
-
-def _whole_pixels(bbox_xywh: tuple[float, float, float, float], height: int, width: int) -> tuple[int, int, int, int]:
-    """Left, top, right, bottom of a box within the image, the last two exclusive; it has at least one pixel."""
-    x, y, box_width, box_height = bbox_xywh
-    left, top = min(max(0, round(x)), width - 1), min(max(0, round(y)), height - 1)
-    right, bottom = min(width, round(x + box_width)), min(height, round(y + box_height))
-    return left, top, max(left + 1, right), max(top + 1, bottom)
-
-
-def _box_ious(rles: Sequence[Rle], box: tuple[int, int, int, int]) -> npt.NDArray[np.float64]:
-    if not rles:
-        return np.zeros(0)
-    left, top, right, bottom = box
-    boxes = np.array([rle_codec.box_xywh(rle) for rle in rles])
-    ious: npt.NDArray[np.float64] = coco_mask.iou(boxes, np.array([[left, top, right - left, bottom - top]]), [0])
-    return ious[:, 0]
-
-
-def _filled(box: tuple[int, int, int, int], height: int, width: int) -> Rle:
-    left, top, right, bottom = box
-    inside = np.zeros((height, width), np.bool_)
-    inside[top:bottom, left:right] = True
-    return rle_codec.encode(inside)
-
-
-def _background(rles: Sequence[Rle], prompt: Prompt, height: int, width: int) -> Rle:
-    from scipy.ndimage import label
-
-    rest: BoolMask = np.ones((height, width), np.bool_)
-    if rles:
-        rest = coco_mask.decode(coco_mask.merge(list(rles))) == 0
-    parts, _ = label(rest)
-    of_points = np.array([parts[_row_and_column(x, y, height, width)] for x, y in prompt.points_xy])
-    labels = _labels(prompt)
-    wanted = set(of_points[labels].tolist())
-    if len(wanted) != 1 or wanted == {0} or wanted & set(of_points[~labels].tolist()):
-        return rle_codec.encode(np.zeros_like(rest))
-    return rle_codec.encode(parts == wanted.pop())
-
-
-_KEPT_IMAGES = 8
+_NUM_CACHED_IMAGES = 8
+_MIN_BOX_IOU = 0.5
 
 PromptedMasks = Callable[[Pixels, Sequence[tuple[int, Prompt]]], list[Mask]]
+"""Computes a mask for each prompt, with the prompt's id."""
 
 
 class Segmenter:
-    """Finds masks; one image at a time, whatever the number of threads.
+    """Segments images, one at a time whatever the number of threads.
 
-    The masks of the latest images are kept, so that clicking around in an image does not segment it again.
+    The masks of the latest images are cached, so that several prompts for one image segment it once.
 
     Args:
-        proposer: proposes the masks of an image.
-        prompted: turns boxes and points into masks; None: by the proposer's masks, see ``among_masks``.
+        mask_generator: Generator of all masks of an image.
+        prompted: Segmentation by prompts; None: prompts select from the generated masks, see ``match_prompts``.
     """
 
     def __init__(self, mask_generator: MaskGenerator, prompted: PromptedMasks | None = None) -> None:
         self.name = mask_generator.name
         self._mask_generator = mask_generator
         self._prompted = prompted
-        self._one_at_a_time = threading.Lock()
-        self._masked: OrderedDict[bytes, list[Mask]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._cache: OrderedDict[bytes, list[Mask]] = OrderedDict()
 
     @classmethod
     def from_settings(cls, settings: SegmentsConfig | SamConfig) -> Segmenter:
-        """Load it.
+        """Load a segmenter.
 
         Raises:
-            SettingsError: a package or the checkpoint is missing, or the device does not exist.
+            SettingsError: A package or the checkpoint is missing, or the device does not exist.
         """
         if isinstance(settings, SegmentsConfig):
             from ureca.masks.generators.segments import SegmentsMaskGenerator
@@ -161,27 +64,144 @@ class Segmenter:
         return cls(mask_generator, PromptedSam.from_model(mask_generator.model, mask_generator.name).masks)
 
     def generate(self, pixels: Pixels) -> list[Mask]:
-        """Masks of an image, uint8 RGB [H, W, 3], in the proposer's order.
+        """Segment an image, uint8 RGB [H, W, 3]; the masks are in the generator's order.
 
         Raises:
-            ImageError: the proposer cannot work on an image of this shape.
+            ImageError: The generator does not support an image of this shape.
         """
         key = digest([pixels])
-        with self._one_at_a_time:
-            if key not in self._masked:
-                self._masked[key] = self._mask_generator.generate(pixels)
-            self._masked.move_to_end(key)
-            if len(self._masked) > _KEPT_IMAGES:
-                self._masked.popitem(last=False)
-            return self._masked[key]
+        with self._lock:
+            if key not in self._cache:
+                self._cache[key] = self._mask_generator.generate(pixels)
+            self._cache.move_to_end(key)
+            if len(self._cache) > _NUM_CACHED_IMAGES:
+                self._cache.popitem(last=False)
+            return self._cache[key]
 
-    def find(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
-        """A mask for each prompt, in order and with its id; without a pixel where nothing fits.
+    def segment_prompts(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
+        """Segment the regions of box and point prompts.
+
+        Args:
+            pixels: uint8 RGB [H, W, 3].
+            prompts: Prompts by region id.
+
+        Returns:
+            A mask for each prompt, in order and with its id; an empty mask if no region matches.
 
         Raises:
-            ImageError: the segmenter cannot work on an image of this shape.
+            ImageError: The segmenter does not support an image of this shape.
         """
         if self._prompted is None:
-            return among_masks(self.generate(pixels), prompts, *pixels.shape[:2])
-        with self._one_at_a_time:
+            return match_prompts(self.generate(pixels), prompts, *pixels.shape[:2])
+        with self._lock:
             return self._prompted(pixels, list(prompts.items()))
+
+
+def match_prompts(masks: Sequence[Mask], prompts: Mapping[int, Prompt], height: int, width: int) -> list[Mask]:
+    """Select a mask for each prompt without a promptable model.
+
+    Points select the smallest mask that contains all points with label 1 and none with label 0. If there is none, the
+    connected component of the background (the pixels outside of all masks) that agrees with the points is the region.
+    A box selects the mask whose bounding box has the highest IoU with it, among the masks that agree with the prompt's
+    points; if that IoU is below 0.5, the box itself is the region.
+
+    Args:
+        masks: Masks of the image.
+        prompts: Prompts by region id; their points are inside the image.
+        height: Height of the image in pixels.
+        width: Width of the image in pixels.
+
+    Returns:
+        A mask for each prompt, in order and with its id; an empty mask if no region matches.
+    """
+    rles = [mask.rle for mask in masks]
+    return [exact_mask(id, _match(rles, prompt, height, width)) for id, prompt in prompts.items()]
+
+
+def lookalike_ids(pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
+    """Find the look-alikes of each region by color, texture and shape.
+
+    Args:
+        pixels: uint8 RGB [H, W, 3].
+        masks: Non-empty masks of the image.
+
+    Returns:
+        Ids of similar regions by region id, most similar first. Nested regions are never look-alikes of each other, and
+        regions without look-alikes are absent.
+    """
+    from ureca.curation.embedders import DescriptorEmbedder
+    from ureca.curation.protocols import CurationImage
+    from ureca.curation.uniqueness import UniquenessSettings, find_lookalikes
+
+    by_id = {mask.id: mask for mask in masks}
+    tree = MaskTree.build(masks)
+    ids = tuple(tree.parents)
+    image = CurationImage(pixels, by_id, tree, tuple(tree.children[ROOT]), ids, Views(pixels, by_id))
+    return find_lookalikes(image, ids, DescriptorEmbedder(), UniquenessSettings())
+
+
+def _match(rles: Sequence[Rle], prompt: Prompt, height: int, width: int) -> Rle:
+    matching = [rle for rle, agrees in zip(rles, _agree(rles, prompt, height, width), strict=True) if agrees]
+    if prompt.bbox_xywh is not None:
+        return _match_box(matching, prompt.bbox_xywh, height, width)
+    if matching:
+        return min(matching, key=rle_codec.area_px)
+    return _background(rles, prompt, height, width)
+
+
+def _agree(rles: Sequence[Rle], prompt: Prompt, height: int, width: int) -> npt.NDArray[np.bool_]:
+    """Return the masks that contain all points with label 1 and none with label 0, as bool [num_masks].
+
+    Works on run lengths: no mask is decoded.
+    """
+    if not rles or not prompt.points_xy:
+        return np.ones(len(rles), np.bool_)
+    points = []
+    for x, y in prompt.points_xy:
+        row, column = _row_and_column(x, y, height, width)
+        num_before = column * height + row
+        counts = [num_before, 1, height * width - num_before - 1]
+        packed = coco_mask.frPyObjects({"size": [height, width], "counts": counts}, height, width)
+        points.append(Rle(size=[height, width], counts=packed["counts"].decode("ascii")))
+    inside = coco_mask.iou(points, list(rles), [1] * len(rles)) > 0.5
+    return np.asarray((inside == _labels(prompt)[:, None]).all(axis=0))
+
+
+def _match_box(rles: Sequence[Rle], bbox_xywh: tuple[float, float, float, float], height: int, width: int) -> Rle:
+    # The box in whole pixels within the image, at least one; right and bottom are exclusive.
+    x, y, box_width, box_height = bbox_xywh
+    left, top = min(max(0, round(x)), width - 1), min(max(0, round(y)), height - 1)
+    right = max(left + 1, min(width, round(x + box_width)))
+    bottom = max(top + 1, min(height, round(y + box_height)))
+    if rles:
+        boxes = np.array([rle_codec.box_xywh(rle) for rle in rles])
+        ious = coco_mask.iou(boxes, np.array([[left, top, right - left, bottom - top]]), [0])[:, 0]
+        if ious.max() >= _MIN_BOX_IOU:
+            return rles[int(np.argmax(ious))]
+    inside = np.zeros((height, width), np.bool_)
+    inside[top:bottom, left:right] = True
+    return rle_codec.encode(inside)
+
+
+def _background(rles: Sequence[Rle], prompt: Prompt, height: int, width: int) -> Rle:
+    from scipy.ndimage import label
+
+    background: BoolMask = np.ones((height, width), np.bool_)
+    if rles:
+        background = coco_mask.decode(coco_mask.merge(list(rles))) == 0
+    components, _ = label(background)
+    at_points = np.array([components[_row_and_column(x, y, height, width)] for x, y in prompt.points_xy])
+    labels = _labels(prompt)
+    wanted = set(at_points[labels].tolist())
+    if len(wanted) != 1 or wanted == {0} or wanted & set(at_points[~labels].tolist()):
+        return rle_codec.encode(np.zeros_like(background))
+    return rle_codec.encode(components == wanted.pop())
+
+
+def _labels(prompt: Prompt) -> npt.NDArray[np.bool_]:
+    return np.asarray(np.array(prompt.labels or [1] * len(prompt.points_xy)) == 1)
+
+
+def _row_and_column(x: float, y: float, height: int, width: int) -> tuple[int, int]:
+    """Return the pixel that contains a point; points on the far edges belong to the last pixels."""
+    return min(int(y), height - 1), min(int(x), width - 1)

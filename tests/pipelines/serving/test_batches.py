@@ -1,4 +1,4 @@
-"""Batch jobs by HTTP: what may be read, how many run, and how a job is told of."""
+"""Batch jobs over HTTP: allowed inputs, the limit of running jobs, and their status."""
 
 import asyncio
 import json
@@ -15,12 +15,11 @@ from tests.serving.local import LocalBackend, tiny_captioner
 from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.app import build_app
-from ureca.pipelines.serving.batches import BatchJobs, BatchRequest
-from ureca.serving.schemas import ApiError
-from ureca.serving.service import Service
+from ureca.pipelines.serving.batches import BatchProcesses
+from ureca.serving.schemas import ApiError, BatchRequest
 
-# Writes what it was told, waits to be let go, and ends with a status.
-VERB = """
+# A stand-in for `ureca caption`: writes its arguments to run.json, waits for the file `go`, and exits with its status.
+COMMAND = """
 import json, pathlib, sys, time
 output = pathlib.Path(sys.argv[-1])
 output.mkdir()
@@ -41,8 +40,8 @@ def settings(tmp_path: Path) -> ServeSettings:
 
 @pytest.fixture
 def client(settings: ServeSettings) -> Any:
-    jobs = BatchJobs(settings, os.environ, [sys.executable, "-c", VERB])
-    app = build_app(Service(settings, LocalBackend(tiny_captioner())), [], batches=jobs)
+    jobs = BatchProcesses(settings, [sys.executable, "-c", COMMAND], os.environ)
+    app = build_app(settings, LocalBackend(tiny_captioner()), batches=jobs)
     with TestClient(app, base_url="http://127.0.0.1") as client:
         yield client
     jobs.close()
@@ -55,8 +54,10 @@ def wait(client: TestClient, id: str, status: str) -> dict[str, Any]:
     return dict(batch)
 
 
-@pytest.mark.parametrize(("status", "told"), [(0, "completed"), (1, "failed")])
-def test_a_job_runs_the_batch_verb_and_is_polled(client: TestClient, tmp_path: Path, status: int, told: str) -> None:
+@pytest.mark.parametrize(("exit_status", "status"), [(0, "completed"), (1, "failed")])
+def test_batch_job_runs_the_command_and_reports_its_status(
+    client: TestClient, tmp_path: Path, exit_status: int, status: str
+) -> None:
     body = {"input": str(tmp_path / "in" / "images"), "max_new_tokens": 100}
     assert client.post("/v1/batches", json={**body, "max_new_tokens": 257}).status_code == 422
     batch = client.post("/v1/batches", json=body).json()
@@ -66,22 +67,22 @@ def test_a_job_runs_the_batch_verb_and_is_polled(client: TestClient, tmp_path: P
         time.sleep(0.02)
     arguments = json.loads(run.read_text())["arguments"]
     assert arguments[2:] == [str(tmp_path / "in" / "images"), batch["output"]]
-    # The service's own way of captioning, as the verb understands it.
-    told_settings = CaptioningSettings.load(arguments)
-    assert told_settings.model == "tiny" and told_settings.captioner.max_new_tokens == 100
-    assert told_settings.resources.masks.num_actors == told_settings.resources.caption.num_actors == 1
-    (Path(batch["output"]) / "go").write_text(str(status))
-    assert wait(client, batch["id"], told)["status"] == told
+    # The service's generation settings, as parsed by the command.
+    job_settings = CaptioningSettings.load(arguments)
+    assert job_settings.model == "tiny" and job_settings.captioner.max_new_tokens == 100
+    assert job_settings.resources.masks.num_actors == job_settings.resources.caption.num_actors == 1
+    (Path(batch["output"]) / "go").write_text(str(exit_status))
+    assert wait(client, batch["id"], status)["status"] == status
 
 
 @pytest.mark.parametrize("path", ["secret", "in/link", "in/../secret", "out", "in/images/none", "in/\0", "in/*"])
-def test_only_what_lies_below_the_folders_is_read(client: TestClient, tmp_path: Path, path: str) -> None:
+def test_batch_input_outside_the_folders_is_rejected(client: TestClient, tmp_path: Path, path: str) -> None:
     answer = client.post("/v1/batches", json={"input": f"{tmp_path}/{path}"})
     assert answer.status_code == 422 and answer.json()["error"]["param"] == "input"
     assert not (tmp_path / "out").exists()
 
 
-def test_no_more_jobs_run_than_may(client: TestClient, tmp_path: Path) -> None:
+def test_batch_beyond_max_jobs_gets_429(client: TestClient, tmp_path: Path) -> None:
     body = {"input": str(tmp_path / "in" / "images")}
     first = client.post("/v1/batches", json=body).json()
     second = client.post("/v1/batches", json=body)
@@ -94,20 +95,20 @@ def test_no_more_jobs_run_than_may(client: TestClient, tmp_path: Path) -> None:
     assert client.post("/v1/batches", json=body).status_code == 200
 
 
-def test_unknown_jobs_and_services_without_any(client: TestClient) -> None:
+def test_batch_unknown_or_disabled_gets_404(client: TestClient) -> None:
     assert client.get("/v1/batches/batch-1").json()["error"]["code"] == "unknown_batch"
-    app = build_app(Service(ServeSettings(model="tiny"), LocalBackend(tiny_captioner())), [])
+    app = build_app(ServeSettings(model="tiny"), LocalBackend(tiny_captioner()))
     with TestClient(app, base_url="http://127.0.0.1") as without:
         assert without.post("/v1/batches", json={"input": "/"}).status_code == 404
 
 
-def test_jobs_end_with_the_service(settings: ServeSettings, tmp_path: Path) -> None:
-    jobs = BatchJobs(settings, os.environ, [sys.executable, "-c", VERB])
+def test_close_terminates_running_jobs(settings: ServeSettings, tmp_path: Path) -> None:
+    jobs = BatchProcesses(settings, [sys.executable, "-c", COMMAND], os.environ)
 
     async def run() -> str:
         id = (await jobs.submit(BatchRequest(input=str(tmp_path / "in")))).id
         jobs.close()
-        while (await jobs.get(id)).status == "in_progress":  # noqa: ASYNC110 - a process ends
+        while (await jobs.get(id)).status == "in_progress":  # noqa: ASYNC110 - the subprocess exits
             await asyncio.sleep(0.02)
         with pytest.raises(ApiError):
             await jobs.get("other")

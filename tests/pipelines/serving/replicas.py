@@ -1,4 +1,4 @@
-"""The processes of a service."""
+"""Processes of a service, by role."""
 
 import psutil
 
@@ -7,7 +7,7 @@ PROXY = "ProxyActor"
 
 
 def processes(parent: psutil.Process, role: str) -> list[psutil.Process]:
-    """Those of a role that are below a process, in the order in which they began."""
+    """Return the descendants of a process with a role, oldest first."""
     found = []
     for process in parent.children(recursive=True):
         try:

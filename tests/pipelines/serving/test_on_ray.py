@@ -1,5 +1,6 @@
-"""The service as it runs, on Ray Serve, with the segmenter and a tiny checkpoint: its page, and its batch jobs."""
+"""The service on Ray Serve with a tiny checkpoint: its web page, and its batch jobs."""
 
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,7 +11,7 @@ from selenium import webdriver
 
 from tests.browser import start
 from tests.drawn import write_corpus
-from tests.pipelines.test_serve import PORT
+from tests.pipelines.serving.test_serve import PORT
 from tests.serving.test_page import Page
 from ureca.data.output import Output
 from ureca.model.initialization import save_tiny
@@ -20,7 +21,7 @@ from ureca.pipelines.serve_settings import ServeSettings
 
 @pytest.fixture(scope="module")
 def corpora(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What jobs may read."""
+    """Folder that batch jobs may read."""
     return tmp_path_factory.mktemp("corpora")
 
 
@@ -36,7 +37,7 @@ def address(ray_cluster: None, corpora: Path, tmp_path_factory: pytest.TempPathF
             "batches": {"folders": [corpora], "output": tmp_path_factory.mktemp("batches")},
         }
     )
-    with serving(settings) as address:
+    with serving(settings, [sys.executable, "-m", "ureca.jobs.caption"]) as address:
         yield address
 
 
@@ -47,7 +48,7 @@ def browser(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
     browser.quit()
 
 
-def test_a_region_of_an_example_is_captioned(browser: webdriver.Chrome, address: str) -> None:
+def test_page_click_on_example_captions_the_region(browser: webdriver.Chrome, address: str) -> None:
     page = Page(browser, address)
     page.one('[data-example="examples/flowers.png"]').click()
     page.wait_for('[role="treeitem"] .badge')
@@ -59,18 +60,18 @@ def test_a_region_of_an_example_is_captioned(browser: webdriver.Chrome, address:
     assert page.all("#alert:not([hidden])") == []
 
 
-def test_a_corpus_is_captioned_by_a_job(address: str, corpora: Path) -> None:
+def test_batch_job_captions_a_corpus(address: str, corpora: Path) -> None:
     ids = write_corpus(corpora / "drawn", 3)
     with httpx2.Client(base_url=address, timeout=60, trust_env=False) as client:
         body = {"input": str(corpora / "drawn"), "max_new_tokens": 4}
-        began = batch = client.post("/v1/batches", json=body).raise_for_status().json()
+        started = batch = client.post("/v1/batches", json=body).raise_for_status().json()
         assert client.post("/v1/batches", json=body).json()["error"]["code"] == "too_many_jobs"
         ends = time.monotonic() + 200
         while batch["status"] == "in_progress" and time.monotonic() < ends:
             time.sleep(0.2)
-            batch = client.get(f"/v1/batches/{began['id']}").raise_for_status().json()
-    log = Path(f"{began['output']}.log").read_text()
-    assert batch == {**began, "status": "completed", "num_rows": 3}, log
+            batch = client.get(f"/v1/batches/{started['id']}").raise_for_status().json()
+    log = Path(f"{started['output']}.log").read_text()
+    assert batch == {**started, "status": "completed", "num_rows": 3}, log
     rows = list(Output.of_run(batch["output"]).rows())
     assert [row["image_id"] for row in rows] == ids
     for row in rows:

@@ -1,4 +1,4 @@
-"""What tests of the service send."""
+"""Requests and responses of the service, for tests."""
 
 import base64
 import io
@@ -22,7 +22,7 @@ def base64_of(pixels: np.ndarray) -> str:
 
 
 def with_alpha(pixels: Pixels, inside: np.ndarray) -> str:
-    """A data: URL of an image whose alpha is a mask."""
+    """Encode an image with a mask as its alpha channel to a data: URL."""
     return "data:image/png;base64," + base64_of(np.dstack([pixels, inside.astype(np.uint8) * 255]))
 
 
@@ -48,6 +48,6 @@ def request(*regions: dict[str, Any], **rest: Any) -> dict[str, Any]:
 
 
 def events_of(text: str) -> list[tuple[str, str]]:
-    """Names and data of server-sent events."""
+    """Parse server-sent events to names and data."""
     blocks = [block.split("\n") for block in text.strip().split("\n\n")]
     return [(name.removeprefix("event: "), data.removeprefix("data: ")) for name, data in blocks]

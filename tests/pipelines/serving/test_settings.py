@@ -1,4 +1,4 @@
-"""Settings of ``ureca serve``: access tokens, and invalid values."""
+"""Settings of the service: tokens, hosts, and invalid values."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ def settings_of(*arguments: str) -> ServeSettings:
     return ServeSettings.load(["--model", "folder", *arguments])
 
 
-def test_read_tokens_from_file_and_environment_unites_both(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_tokens_file_and_variable_are_merged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     file = tmp_path / "tokens"
     file.write_text("the-first-token-here\n\n  the-second-token-here\n")
     monkeypatch.setenv("SOME_TOKENS", "a-third-token-here-, a-fourth-token-here")
@@ -24,31 +24,31 @@ def test_read_tokens_from_file_and_environment_unites_both(tmp_path: Path, monke
 
 
 @pytest.mark.parametrize(
-    ("content", "message"), [("", "holds no token"), ("short", "16 or more letters"), ("ä" * 20, "16 or more letters")]
+    ("content", "message"), [("", "has no token"), ("short", "16 or more letters"), ("ä" * 20, "16 or more letters")]
 )
-def test_read_tokens_of_an_unusable_file_raises(tmp_path: Path, content: str, message: str) -> None:
+def test_read_tokens_invalid_file_raises(tmp_path: Path, content: str, message: str) -> None:
     file = tmp_path / "tokens"
     file.write_text(content, encoding="utf-8")
     with pytest.raises(SettingsError, match=message):
         settings_of("--access.tokens-file", str(file)).read_tokens()
 
 
-def test_read_tokens_of_a_missing_source_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_tokens_missing_source_raises(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_TOKENS", raising=False)
-    with pytest.raises(SettingsError, match="SOME_TOKENS holds no token"):
+    with pytest.raises(SettingsError, match="SOME_TOKENS has no token"):
         settings_of("--access.tokens-variable", "SOME_TOKENS").read_tokens()
     with pytest.raises(SettingsError, match="cannot be read"):
         settings_of("--access.tokens-file", str(tmp_path / "none")).read_tokens()
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "127.1.2.3", "::1", "localhost"])
-def test_read_tokens_on_loopback_needs_none(host: str) -> None:
+def test_read_tokens_loopback_needs_none(host: str) -> None:
     assert settings_of("--host", host).read_tokens() == frozenset()
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.1.5", "example.com"])  # noqa: S104
-def test_read_tokens_on_a_public_address_without_tokens_raises(host: str) -> None:
-    with pytest.raises(SettingsError, match="can be reached by others"):
+def test_read_tokens_reachable_host_needs_one(host: str) -> None:
+    with pytest.raises(SettingsError, match="can be reached by other machines"):
         settings_of("--host", host).read_tokens()
 
 
@@ -58,12 +58,12 @@ def test_read_tokens_on_a_public_address_without_tokens_raises(host: str) -> Non
         (["--resources.captioner.min-replicas", "3"], "min_replicas 3 is above max_replicas 1"),
         (["--resources.captioner.target-ongoing-requests", "65"], "would never be reached"),
         (["--batches.folders", "/data"], "both folders and output"),
-        (["--access.allowed-hosts", "https://images.example"], "no host name"),
+        (["--access.allowed-hosts", "https://images.example"], "not a host name"),
         (["--limits.timeout-s", "0"], "limits.timeout_s"),
         (["--port", "70000"], "port"),
         (["--limits.colour", "red"], "there is no setting --limits.colour"),
     ],
 )
-def test_load_invalid_setting_names_it(arguments: list[str], message: str) -> None:
+def test_load_invalid_value_names_the_key(arguments: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         settings_of(*arguments)

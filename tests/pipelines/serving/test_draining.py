@@ -1,4 +1,4 @@
-"""What is in flight when parts of the service go: with the load, with the service, and by a kill of what talks HTTP."""
+"""Requests in flight when a replica is scaled down, the service shuts down, or the ingress or proxy is killed."""
 
 import signal
 import threading
@@ -14,15 +14,15 @@ import pytest
 
 from benchmarks.service_load import running_service
 from tests.drawn import write_corpus
-from tests.pipelines.replicas import CAPTIONER, INGRESS, PROXY, processes
-from tests.pipelines.serving import DISC, request
-from tests.pipelines.test_serve import endless_captioner
+from tests.pipelines.serving.replicas import CAPTIONER, INGRESS, PROXY, processes
+from tests.pipelines.serving.requests import DISC, request
+from tests.pipelines.serving.test_serve import endless_captioner
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 
 PORT = 18533
 ADDRESS = f"http://127.0.0.1:{PORT}"
-NUM_TOKENS = 4000  # of a caption: seconds
+NUM_TOKENS = 4000  # a caption takes seconds
 BODY = request(DISC, max_new_tokens=NUM_TOKENS)
 SETTINGS = {
     "captioner.max-new-tokens": str(NUM_TOKENS),
@@ -33,7 +33,7 @@ SETTINGS = {
     "resources.captioner.look-back-period-s": "11",
     "resources.ingress.health-check-period-s": "1",
 }
-LEASE_TIMEOUT_S = 120
+TIMEOUT_S = 120
 
 
 @pytest.fixture(scope="module")
@@ -54,22 +54,22 @@ def service(folder: Path) -> Iterator[Any]:
 
 
 def ask(**options: Any) -> tuple[int, int]:
-    """The status, and how many tokens were written."""
-    answer = httpx2.post(f"{ADDRESS}/v1/captions", json=BODY, timeout=LEASE_TIMEOUT_S, trust_env=False, **options)
+    """Send a request; returns the status and the number of generated tokens."""
+    answer = httpx2.post(f"{ADDRESS}/v1/captions", json=BODY, timeout=TIMEOUT_S, trust_env=False, **options)
     captions = answer.json()["captions"] if answer.status_code == 200 else []
     return answer.status_code, sum(item["num_tokens"] for item in captions)
 
 
-def wait_until(what: str, is_so: Any) -> float:
-    """How many seconds it took."""
+def wait_until(event: str, has_happened: Any) -> float:
+    """Wait for an event; returns the seconds that it took."""
     began = time.monotonic()
-    while not is_so():
-        assert time.monotonic() - began < LEASE_TIMEOUT_S, what
+    while not has_happened():
+        assert time.monotonic() - began < TIMEOUT_S, event
         time.sleep(0.2)
     return time.monotonic() - began
 
 
-def test_what_a_replica_has_begun_it_finishes_when_it_goes_with_the_load(service: Any) -> None:
+def test_scaled_down_replica_finishes_its_requests(service: Any) -> None:
     captioners = lambda: processes(psutil.Process(service.pid), CAPTIONER)  # noqa: E731
     num_clients = 8
     ended = threading.Event()
@@ -85,7 +85,7 @@ def test_what_a_replica_has_begun_it_finishes_when_it_goes_with_the_load(service
         try:
             took_s = wait_until("a second captioner", lambda: len(captioners()) == 2)
             print(f"two captioners after {took_s:.0f} s")
-            num_clients = 2  # a captioner has one request of them, and one captioner is enough for both
+            num_clients = 2  # one captioner is enough for two clients
             took_s = wait_until("one captioner", lambda: len(captioners()) == 1)
             print(f"one captioner after {took_s:.0f} s")
         finally:
@@ -96,7 +96,7 @@ def test_what_a_replica_has_begun_it_finishes_when_it_goes_with_the_load(service
 
 
 @pytest.mark.parametrize("role", [INGRESS, PROXY])
-def test_requests_are_answered_again_when_what_talks_http_was_killed(service: Any, role: str) -> None:
+def test_killed_ingress_or_proxy_is_replaced(service: Any, role: str) -> None:
     (victim,) = processes(psutil.Process(service.pid), role)
     victim.kill()
     victim.wait()
@@ -112,25 +112,23 @@ def test_requests_are_answered_again_when_what_talks_http_was_killed(service: An
     assert [status for status, _ in (ask(), ask())] == [200, 200]
 
 
-def test_jobs_end_with_the_service_and_what_else_has_begun_is_finished(service: Any, folder: Path) -> None:
+def test_shutdown_terminates_jobs_and_finishes_streams(service: Any, folder: Path) -> None:
     url = f"{ADDRESS}/v1/batches"
     httpx2.post(url, json={"input": str(folder / "in")}, trust_env=False).raise_for_status()
     (job,) = processes(psutil.Process(service.pid), "ureca.jobs.caption")
-    have_begun = threading.Barrier(4)
+    have_started = threading.Barrier(4)
 
     def read() -> list[str]:
         body = {**BODY, "stream": True}
-        with httpx2.stream(
-            "POST", f"{ADDRESS}/v1/captions", json=body, timeout=LEASE_TIMEOUT_S, trust_env=False
-        ) as answer:
+        with httpx2.stream("POST", f"{ADDRESS}/v1/captions", json=body, timeout=TIMEOUT_S, trust_env=False) as answer:
             lines = answer.iter_lines()
             first = next(lines)
-            have_begun.wait(LEASE_TIMEOUT_S)
+            have_started.wait(TIMEOUT_S)
             return [line for line in (first, *lines) if line.startswith("event: ")]
 
     with ThreadPoolExecutor(3) as clients:
         reading = [clients.submit(read) for _ in range(3)]
-        have_begun.wait(LEASE_TIMEOUT_S)
+        have_started.wait(TIMEOUT_S)
         service.send_signal(signal.SIGTERM)
         began = time.monotonic()
         streams = [task.result() for task in reading]

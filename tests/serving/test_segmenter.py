@@ -1,11 +1,11 @@
-"""Boxes and points without weights: the masks that an image has anyway."""
+"""Box and point prompts without a promptable model: masks of the image that match them."""
 
 import numpy as np
 import pytest
 
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
-from ureca.serving.segmenter import among_masks
+from ureca.serving.segmenter import match_prompts
 
 HEIGHT, WIDTH = 40, 60
 
@@ -21,7 +21,7 @@ MASKS = [HOUSE, DOOR, POLE]
 
 
 def find(prompt: Prompt, masks: list[Mask] = MASKS) -> Mask:
-    (mask,) = among_masks(masks, {7: prompt}, HEIGHT, WIDTH)
+    (mask,) = match_prompts(masks, {7: prompt}, HEIGHT, WIDTH)
     assert mask.id == 7
     return mask
 
@@ -38,31 +38,31 @@ def find(prompt: Prompt, masks: list[Mask] = MASKS) -> Mask:
         (Prompt(bbox_xywh=(9, 14, 12, 22), points_xy=((30, 10),)), None),
     ],
 )
-def test_the_mask_that_fits(prompt: Prompt, found: Mask | None) -> None:
+def test_match_prompts_selects_matching_mask(prompt: Prompt, found: Mask | None) -> None:
     mask = find(prompt)
     if found is not None:
         assert mask.rle == found.rle
     elif prompt.bbox_xywh is None:
-        assert mask.area_px == 0  # in the house but not in its door: no mask is that
+        assert mask.area_px == 0  # inside the house but outside its door: no mask matches
     else:
-        assert mask.bbox_xywh == prompt.bbox_xywh  # the door fits better, but the point is not in it
+        assert mask.bbox_xywh == prompt.bbox_xywh  # the door has a higher IoU, but the point is outside it
 
 
-def test_a_box_that_no_mask_fits_is_the_region_itself() -> None:
+def test_match_prompts_box_without_mask_is_the_region() -> None:
     mask = find(Prompt(bbox_xywh=(48.4, 30.6, 30, 3)))
     assert mask.bbox_xywh == (48, 31, 12, 3)  # whole pixels within the image
     assert mask.area_px == 36
 
 
-def test_a_point_in_no_mask_is_of_the_background_around_it() -> None:
+def test_match_prompts_point_outside_masks_selects_background_component() -> None:
     left, right = find(Prompt(points_xy=((1, 1),))), find(Prompt(points_xy=((59.5, 40),)))
-    assert left.decode()[0, 0] and not left.decode()[0, 50]  # the pole cuts it in two
+    assert left.decode()[0, 0] and not left.decode()[0, 50]  # the pole separates two components
     assert right.area_px == 14 * HEIGHT
     assert left.area_px + right.area_px == HEIGHT * WIDTH - HOUSE.area_px - POLE.area_px
     assert find(Prompt(points_xy=((1, 1), (59, 1)))).area_px == 0
     assert find(Prompt(points_xy=((1, 1), (2, 2)), labels=(1, 0))).area_px == 0
 
 
-def test_without_masks_everything_is_background() -> None:
+def test_match_prompts_without_masks_selects_background() -> None:
     assert find(Prompt(points_xy=((1, 1),)), []).area_px == HEIGHT * WIDTH
     assert find(Prompt(bbox_xywh=(1, 2, 3, 4)), []).area_px == 12

@@ -1,4 +1,4 @@
-"""What Ray says of a call, in the terms of requests; against stand-ins for handles."""
+"""Conversion of Ray's errors to API errors, with fake handles."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -11,7 +11,7 @@ from ray.serve.exceptions import BackPressureError
 
 from ureca.errors import ImageError
 from ureca.pipelines.serve_settings import BatchesSettings, ServeSettings
-from ureca.pipelines.serving.backend import HandleBackend, HandleBatches
+from ureca.pipelines.serving.backend import HandleBackend, HandleBatchRunner
 from ureca.pipelines.serving.deployments import build_application
 from ureca.serving.schemas import ApiError
 
@@ -19,7 +19,7 @@ PIXELS = np.zeros((2, 2, 3), np.uint8)
 
 
 class Response:
-    """An answer that is awaited, and can be cancelled."""
+    """A fake response of a handle."""
 
     def __init__(self, answering: Callable[[], Awaitable[Any]]) -> None:
         self._answering = answering
@@ -33,7 +33,7 @@ class Response:
 
 
 class Handle:
-    """Answers every method in one way."""
+    """A fake handle whose methods all respond in the same way."""
 
     def __init__(self, answering: Callable[[], Awaitable[Any]]) -> None:
         self._answering = answering
@@ -66,17 +66,17 @@ def of_task(cause: Exception) -> RayTaskError:
         (of_task(ApiError(404, "unknown_batch", "there is no such job")), 404, "unknown_batch"),
     ],
 )
-def test_errors_become_refusals(error: Exception, status: int, code: str) -> None:
+def test_call_deployment_ray_error_becomes_api_error(error: Exception, status: int, code: str) -> None:
     backend = HandleBackend(raising(error), raising(error), "segments-1", 7)  # type: ignore[arg-type]
-    for asking in (backend.generate(PIXELS), HandleBatches(raising(error), 7).get("batch-1")):  # type: ignore[arg-type]
-        with pytest.raises(ApiError) as api_error:
+    for asking in (backend.generate(PIXELS), HandleBatchRunner(raising(error), 7).get("batch-1")):  # type: ignore[arg-type]
+        with pytest.raises(ApiError) as raised:
             asyncio.run(asking)
-        assert (api_error.value.status, api_error.value.problem.code) == (status, code)
-        assert api_error.value.problem.retry_after_s == (7 if status in {429, 503} else None)
+        assert (raised.value.status, raised.value.problem.code) == (status, code)
+        assert raised.value.problem.retry_after_s == (7 if status in {429, 503} else None)
 
 
-def test_what_is_wrong_with_an_image_stays_that_and_bugs_stay_bugs() -> None:
-    elongated = raising(of_task(ImageError("too_elongated", "nothing is left of it")))
+def test_call_deployment_data_error_and_bug_are_raised_unchanged() -> None:
+    elongated = raising(of_task(ImageError("too_elongated", "too elongated")))
     with pytest.raises(ImageError, match="too_elongated"):
         asyncio.run(HandleBackend(elongated, elongated, "sam", 7).generate(PIXELS))  # type: ignore[arg-type]
     bug = raising(of_task(ZeroDivisionError()))
@@ -84,7 +84,7 @@ def test_what_is_wrong_with_an_image_stays_that_and_bugs_stay_bugs() -> None:
         asyncio.run(HandleBackend(bug, bug, "sam", 7).generate(PIXELS))  # type: ignore[arg-type]
 
 
-def test_who_is_cancelled_cancels_the_call() -> None:
+def test_call_deployment_cancelled_caller_cancels_the_call() -> None:
     async def never() -> None:
         await asyncio.Event().wait()
 
@@ -101,7 +101,7 @@ def test_who_is_cancelled_cancels_the_call() -> None:
     assert [response.is_cancelled for response in handle.responses] == [True]
 
 
-def test_a_part_is_ready_when_it_answers_or_is_busy() -> None:
+def test_ready_part_that_responds_or_is_busy_is_ready() -> None:
     async def answering() -> bool:
         return True
 
@@ -113,9 +113,7 @@ def test_a_part_is_ready_when_it_answers_or_is_busy() -> None:
     assert not ready(raising(ActorDiedError()))
 
 
-def test_the_application_has_batches_only_where_folders_are_named() -> None:
-    def parts(**settings: Any) -> int:
-        return len(build_application(ServeSettings(model="tiny", **settings), [])._bound_deployment.init_args) - 2
-
-    assert parts() == 2
-    assert parts(batches=BatchesSettings(folders=("/data",), output="/out")) == 3  # type: ignore[arg-type]
+def test_build_application_batches_without_command_raises() -> None:
+    batches = BatchesSettings(folders=("/data",), output="/out")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="no command"):
+        build_application(ServeSettings(model="tiny", batches=batches))

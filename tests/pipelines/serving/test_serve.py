@@ -1,4 +1,4 @@
-"""The service on Ray Serve: what clients see, also when it is full, when they go, and when a replica is killed."""
+"""The service on Ray Serve: responses, backpressure, disconnected clients, and a killed replica."""
 
 import threading
 import time
@@ -16,9 +16,9 @@ import torch
 from ray import serve
 
 from tests.masks.generators.test_sam import build_tiny_sam
-from tests.pipelines.replicas import CAPTIONER, processes
-from tests.pipelines.serving import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
-from tests.pipelines.tiny_sam import TinySamReplica, save_tiny_sam
+from tests.pipelines.serving.replicas import CAPTIONER, processes
+from tests.pipelines.serving.requests import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
+from tests.pipelines.serving.tiny_sam import TinySamReplica, save_tiny_sam
 from tests.serving.local import scene
 from ureca.errors import CheckpointError, SettingsError
 from ureca.masks import rle as rle_codec
@@ -26,15 +26,15 @@ from ureca.masks.generators.prompted_sam import PromptedSam
 from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
-from ureca.pipelines.serve import NAME, serving
-from ureca.pipelines.serve_settings import ServeSettings, ServingResources
+from ureca.pipelines.serve import APPLICATION, serving
+from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings, ServingResources
 from ureca.pipelines.serving import deployments as serving_deployments
-from ureca.serving.settings import AccessSettings, Replicas
+from ureca.serving.settings import AccessSettings
 
 PORT = 18437
 TOKEN = "a-token-of-some-length"  # noqa: S105
 HEADERS = {"Authorization": f"Bearer {TOKEN}"}
-PLACES, QUEUE = 4, 8  # of a captioner's replica, and before both of them
+SLOTS, QUEUE = 4, 8  # of a captioner's replica, and of the callers of both
 
 SHORT = request(DISC, max_new_tokens=8)
 LONG = request(DISC, max_new_tokens=100_000)
@@ -42,7 +42,7 @@ LONG = request(DISC, max_new_tokens=100_000)
 
 @cache
 def endless_captioner() -> RegionCaptioner:
-    """Of a model whose captions end only by their length."""
+    """A captioner that never generates the end token."""
     model, processor = build_tiny()
     with torch.no_grad():
         model.lm_head.weight[processor.tokenizer.eos_token_id] = 0
@@ -59,11 +59,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(ray_cluster: None, model: Path) -> Iterator[str]:
-    captioners = Replicas(
+    captioners = ReplicaSettings(
         min_replicas=2,
         max_replicas=2,
         target_ongoing_requests=2,
-        max_ongoing_requests=PLACES,
+        max_ongoing_requests=SLOTS,
         max_queued_requests=QUEUE,
         health_check_period_s=1,
         graceful_shutdown_timeout_s=1,
@@ -82,7 +82,7 @@ def address(ray_cluster: None, model: Path) -> Iterator[str]:
         patch.setattr(serving_deployments, "SegmenterReplica", TinySamReplica)
         with serving(settings) as address:
             yield address
-    assert NAME not in serve.status().applications
+    assert APPLICATION not in serve.status().applications
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def expected(number: int) -> list[str]:
     return endless_captioner().caption(scene(), [disc(), square()][:number], max_new_tokens=8)
 
 
-def test_captions(client: httpx2.Client) -> None:
+def test_service_captions_regions(client: httpx2.Client) -> None:
     answer = client.post("/v1/captions", json=request(DISC, SQUARE, max_new_tokens=8)).json()
     assert [item["caption"] for item in answer["captions"]] == expected(2)
     everything = client.post("/v1/captions", json={"image": IMAGE, "max_new_tokens": 2, "lookalikes": True}).json()
@@ -104,9 +104,11 @@ def test_captions(client: httpx2.Client) -> None:
     problem = client.post("/v1/regions", json=request({"bbox_xywh": [900, 0, 1, 1]})).json()["error"]
     assert (problem["code"], problem["param"]) == ("outside", "regions[0].bbox_xywh")
     assert client.get("/v1/models", headers={"Authorization": "Bearer no"}).status_code == 401
+    # Batch jobs need folders in the settings.
+    assert client.post("/v1/batches", json={"input": "/"}).status_code == 404
 
 
-def test_boxes_and_points_are_prompts_for_segment_anything(client: httpx2.Client) -> None:
+def test_service_with_sam_segments_boxes_and_points(client: httpx2.Client) -> None:
     box = {"bbox_xywh": [44, 34, 16, 20]}
     points = {"points": [{"x": 20, "y": 20, "label": 1}, {"x": 70, "y": 40, "label": 0}]}
     answer = client.post("/v1/captions", json=request(box, DISC, points, max_new_tokens=8)).json()
@@ -122,15 +124,15 @@ def test_boxes_and_points_are_prompts_for_segment_anything(client: httpx2.Client
     assert [item["caption"] for item in answer["captions"]] == captions
 
 
-def test_a_caption_is_streamed_before_the_others_are_finished(client: httpx2.Client) -> None:
+def test_stream_sends_regions_before_captions_are_finished(client: httpx2.Client) -> None:
     body = request(DISC, SQUARE, max_new_tokens=8, stream=True)
     names = [name for name, _ in events_of(client.post("/v1/captions", json=body).text)]
     assert names == ["regions", "caption", "caption", "done"]
     with client.stream("POST", "/v1/captions", json={**LONG, "stream": True}) as answer:
-        assert next(answer.iter_lines()) == "event: regions"  # and its caption will take a minute
+        assert next(answer.iter_lines()) == "event: regions"  # its caption takes a minute
 
 
-def test_the_client_of_openai(address: str) -> None:
+def test_openai_client_gets_captions(address: str) -> None:
     with openai.OpenAI(base_url=f"{address}/v1", api_key=TOKEN, max_retries=0) as client:
         assert [model.id for model in client.models.list()] == ["ureca"]
         parts = [{"type": "image_url", "image_url": {"url": with_alpha(scene(), mask)}} for mask in (disc(), square())]
@@ -157,9 +159,7 @@ def test_the_client_of_openai(address: str) -> None:
         stranger.models.list()
 
 
-def test_what_does_not_fit_the_queues_is_told_when_to_come_again_and_who_goes_frees_the_place(
-    client: httpx2.Client,
-) -> None:
+def test_full_queues_respond_429_and_disconnected_clients_free_their_slots(client: httpx2.Client) -> None:
     def ask() -> int:
         try:
             answer = client.post("/v1/captions", json=LONG, timeout=httpx2.Timeout(60, read=4))
@@ -173,15 +173,15 @@ def test_what_does_not_fit_the_queues_is_told_when_to_come_again_and_who_goes_fr
     with ThreadPoolExecutor(24) as clients:
         statuses = Counter(clients.map(lambda _: ask(), range(24)))
     assert set(statuses) == {0, 429}
-    assert statuses[0] >= 2 * PLACES
-    # All of the others have gone without their captions. Had they kept their places, these would be refused.
+    assert statuses[0] >= 2 * SLOTS
+    # All other clients have disconnected. If they kept their slots, this request would be rejected.
     ends = time.monotonic() + 30
     while (answer := client.post("/v1/captions", json=SHORT)).status_code == 429 and time.monotonic() < ends:
         time.sleep(0.1)
     assert [item["caption"] for item in answer.json()["captions"]] == expected(1)
 
 
-def test_a_replica_that_is_killed_takes_only_what_it_was_working_on(client: httpx2.Client) -> None:
+def test_killed_replica_fails_only_its_own_requests(client: httpx2.Client) -> None:
     body = request(DISC, max_new_tokens=300)
     answers: list[tuple[int, str | None]] = []
     ended = threading.Event()
@@ -201,7 +201,7 @@ def test_a_replica_that_is_killed_takes_only_what_it_was_working_on(client: http
             victim, *_ = processes(psutil.Process(), CAPTIONER)
             victim.kill()
             before = len(answers)
-            # The other one goes on, and a new one takes the place of the victim.
+            # The other replica continues, and a new one replaces the victim.
             while len(processes(psutil.Process(), CAPTIONER)) < 2 or victim.is_running() or len(answers) < before + 12:
                 time.sleep(0.1)
         finally:
@@ -210,13 +210,13 @@ def test_a_replica_that_is_killed_takes_only_what_it_was_working_on(client: http
             task.result()
     statuses = Counter(answers)
     assert set(statuses) <= {(200, None), (503, "replica_lost")}
-    assert statuses[503, "replica_lost"] <= PLACES
+    assert statuses[503, "replica_lost"] <= SLOTS
     assert client.get("/readyz").status_code == 200
 
 
-def test_what_cannot_be_served_is_told_before_anything_starts(tmp_path: Path, model: Path) -> None:
+def test_serving_invalid_settings_raises_before_start(tmp_path: Path, model: Path) -> None:
     with pytest.raises(CheckpointError, match=r"config\.json"), serving(ServeSettings(model=str(tmp_path))):
         pass
     open_to_all = ServeSettings(model=str(model), host="0.0.0.0")  # noqa: S104
-    with pytest.raises(SettingsError, match="can be reached by others"), serving(open_to_all):
+    with pytest.raises(SettingsError, match="can be reached by other machines"), serving(open_to_all):
         pass

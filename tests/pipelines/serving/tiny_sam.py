@@ -1,4 +1,4 @@
-"""Segment Anything at a size that runs anywhere, as the segmenter of a service."""
+"""A tiny Segment Anything model as the segmenter of a service."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from ureca.pipelines.serving.deployments import SegmenterReplica
 
 
 def save_tiny_sam(path: Path) -> SamConfig:
-    """Write a checkpoint; returns the settings of a service with it, which keep all masks."""
+    """Write a checkpoint, and return settings that load it and keep all masks."""
     torch.save(build_tiny_sam().state_dict(), path)
     return SamConfig(
         checkpoint=path, model_type="vit_b", points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0
@@ -19,7 +19,7 @@ def save_tiny_sam(path: Path) -> SamConfig:
 
 
 class TinySamReplica(SegmenterReplica):
-    """The deployment, in a process where segment-anything builds the small architecture."""
+    """The segmenter's deployment, with the tiny architecture registered in segment-anything."""
 
     def __init__(self, settings: ServeSettings) -> None:
         import segment_anything

@@ -1,4 +1,4 @@
-"""The service under load for minutes: replicas come and go with it, and no process of it grows."""
+"""The service under load for minutes: replicas scale with it, and no process grows."""
 
 import itertools
 import os
@@ -12,8 +12,8 @@ import psutil
 import pytest
 
 from benchmarks.service_load import keep_busy, request_body, running_service
-from tests.pipelines.replicas import CAPTIONER, INGRESS, PROXY, SEGMENTER, processes
-from tests.pipelines.serving import disc, square
+from tests.pipelines.serving.replicas import CAPTIONER, INGRESS, PROXY, SEGMENTER, processes
+from tests.pipelines.serving.requests import disc, square
 from tests.serving.local import scene
 from ureca.model.initialization import save_tiny
 
@@ -43,7 +43,7 @@ def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[psutil.Process
 
 
 def bodies() -> list[dict[str, object]]:
-    """Requests of all kinds, each with an image of its own, and some that are refused."""
+    """Requests of all kinds, each with its own image; some are rejected."""
     kinds = itertools.cycle(({}, {"lookalikes": True}, {"max_new_tokens": 9}, {"stream": True}, {"model": "other"}))
     made = [request_body(scene(seed=seed), [disc(), square()], **next(kinds)) for seed in range(60)]
     for body in made[::6]:
@@ -55,7 +55,7 @@ def num_captioners(service: psutil.Process) -> int:
     return len(processes(service, CAPTIONER))
 
 
-def test_replicas_come_with_the_load_and_go_with_it(service: psutil.Process) -> None:
+def test_captioners_scale_with_the_load(service: psutil.Process) -> None:
     assert num_captioners(service) == 1
     seen: list[int] = []
     ended = threading.Event()
@@ -81,7 +81,7 @@ def test_replicas_come_with_the_load_and_go_with_it(service: psutil.Process) -> 
     assert order == [1, 2, 1]
 
 
-def test_nothing_grows(service: psutil.Process) -> None:
+def test_memory_under_load_does_not_grow(service: psutil.Process) -> None:
     used_mib: dict[tuple[str, int], list[tuple[float, float]]] = defaultdict(list)
     ended = threading.Event()
     began = time.monotonic()
@@ -105,7 +105,7 @@ def test_nothing_grows(service: psutil.Process) -> None:
     assert set(statuses) == {200, 404}
     grown = {}
     for (role, pid), samples in used_mib.items():
-        # What a process keeps for good (caches, arenas) it has after the first third.
+        # Caches and arenas have their final size after the first third.
         early = [mib for at, mib in samples if SOAK_S / 3 <= at < SOAK_S * 2 / 3]
         late = [mib for at, mib in samples if at >= SOAK_S * 2 / 3]
         if len(early) >= 3 and len(late) >= 3:
