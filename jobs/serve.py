@@ -1,17 +1,12 @@
 """``ureca serve``: caption regions of images over HTTP, with a web page."""
 
-from __future__ import annotations
-
 import signal
 import sys
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
 from ureca.pipelines.serve_settings import ServeSettings
-
-if TYPE_CHECKING:
-    from ray.serve import Application
 
 _BATCH_COMMAND = (sys.executable, "-m", "ureca.jobs.caption")
 
@@ -29,11 +24,14 @@ def main(argv: Sequence[str]) -> int:
     return 0
 
 
-def build(args: Mapping[str, object]) -> Application:
+def build(args: Mapping[str, object]) -> Any:
     """Build the application for a Serve config (``serve deploy``, KubeRay's RayService).
 
     Args:
         args: Flags of ``ureca serve`` by name, such as ``config`` and ``model``.
+
+    Returns:
+        A ``ray.serve.Application``.
 
     Raises:
         SettingsError: A setting is unknown or invalid, or tokens are missing or cannot be read.
