@@ -1,6 +1,6 @@
 """`ureca bench train`: training on an image with all its regions in one row, against one region a pass.
 
-A pass is the loss and the gradients of everything that the stage trains. Process CPU seconds are compared, so that
+A pass is the loss and the gradients of everything that the phase trains. Process CPU seconds are compared, so that
 other programs on the machine hardly matter, and the least of the repeats counts; all ways run the same random model on
 the same regions in one process, and their gradients are compared, too.
 """
@@ -30,7 +30,7 @@ TILES = (4, 3)
 
 TILE_SIZE_PX = 224
 ANSWER = "The red car with round headlights that is parked on the left side of the quiet street near the old tree."
-STAGES = ("full", "tune", "align")
+PHASES = ("full", "tune", "align")
 LIMIT = 4.0
 """What sharing the image must gain at least."""
 
@@ -45,14 +45,14 @@ class Measurement:
     """One way of training on the regions of one image.
 
     Args:
-        stage: what is trained.
+        phase: what is trained.
         way: how.
         cpu_s: CPU seconds for all regions, the least of the repeats.
         times: how many times the CPU seconds of the packed row.
         gradient_difference: largest difference from the packed row's gradients, as a share of the largest gradient.
     """
 
-    stage: str
+    phase: str
     way: str
     cpu_s: float
     times: float
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
-    results = [result for stage in arguments.stages for result in _measure_stage(stage, arguments)]
+    results = [result for phase in arguments.phases for result in _measure_phase(phase, arguments)]
     print_padding()
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca bench train", description=__doc__)
     parser.add_argument("--regions", type=int, default=8, help="regions of the image (default 8)")
-    parser.add_argument("--stages", nargs="+", choices=STAGES, default=STAGES, help="what is trained (default: each)")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="what is trained (default: each)")
     parser.add_argument("--repeats", type=int, default=2, help="the least CPU seconds of so many count (default 2)")
     parser.add_argument("--width", type=int, default=256, help="of the language model, a multiple of 128 (default 256)")
     parser.add_argument("--layers", type=int, default=4, help="of the language model (default 4)")
@@ -103,18 +103,18 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _measure_stage(stage: str, arguments: argparse.Namespace) -> list[Measurement]:
+def _measure_phase(phase: str, arguments: argparse.Namespace) -> list[Measurement]:
     from ureca.training.feature_cache import FeatureCache
     from ureca.training.loss import PackedLoss
     from ureca.training.packing import ImageExample, Packer
 
-    model, processor = _build(stage, arguments)
+    model, processor = _build(phase, arguments)
     example = _example(arguments.regions, arguments.tile_size_px)
     packer, training = Packer(processor), PackedLoss(model)
     packed = packer.pack([example])
     alone = [packer.pack([ImageExample(example.pixels, (region,))]) for region in example.regions]
     prompts = [_prompt(processor, example, number) for number in range(len(example.regions))]
-    _print_setting(stage, model, packed, arguments)
+    _print_setting(phase, model, packed, arguments)
 
     def of_batches(batches: Sequence["PackedBatch"], features: "FeatureCache | None" = None) -> Passes:
         def run() -> None:
@@ -135,14 +135,14 @@ def _measure_stage(stage: str, arguments: argparse.Namespace) -> list[Measuremen
             "one region a pass": of_batches(alone),
             "one region a pass, transformers' loss": of_transformers,
         }
-        if stage != "full":
+        if phase != "full":
             cache = FeatureCache(folder, model, max_bytes=2**30)
             cache.features(packed)
             ways["all regions in a row, cached features"] = of_batches([packed], cache)
         cpu_s, gradients = _run_ways(model, ways, arguments.repeats)
     first = next(iter(ways))
     results = [
-        Measurement(stage, way, cpu_s[way], cpu_s[way] / cpu_s[first], _difference(gradients[way], gradients[first]))
+        Measurement(phase, way, cpu_s[way], cpu_s[way] / cpu_s[first], _difference(gradients[way], gradients[first]))
         for way in ways
     ]
     _print_table(results, arguments.regions)
@@ -183,7 +183,7 @@ def _difference(found: dict[str, "torch.Tensor"], expected: dict[str, "torch.Ten
     return max((found[name] - expected[name]).abs().max().item() for name in expected) / largest
 
 
-def _build(stage: str, arguments: argparse.Namespace) -> tuple["UrecaForConditionalGeneration", "UrecaProcessor"]:
+def _build(phase: str, arguments: argparse.Namespace) -> tuple["UrecaForConditionalGeneration", "UrecaProcessor"]:
     from ureca.model.initialization import build_tiny
     from ureca.model.settings import TinySizes
     from ureca.training.phases import Align, Full, Tune, prepare
@@ -205,12 +205,12 @@ def _build(stage: str, arguments: argparse.Namespace) -> tuple["UrecaForConditio
     )
     model, processor = build_tiny(sizes)
     # Dropout would give every way gradients of its own.
-    stages: dict[str, Align | Tune | Full] = {
+    phases: dict[str, Align | Tune | Full] = {
         "full": Full(),
         "align": Align(),
         "tune": Tune(rank=16, alpha=32, dropout=0),
     }
-    return prepare(model, stages[stage], gradient_checkpointing=arguments.gradient_checkpointing), processor
+    return prepare(model, phases[phase], gradient_checkpointing=arguments.gradient_checkpointing), processor
 
 
 def _example(num_regions: int, tile_size_px: int) -> "ImageExample":
@@ -247,13 +247,13 @@ def _prompt(processor: "UrecaProcessor", example: "ImageExample", number: int) -
 
 
 def _print_setting(
-    stage: str, model: "UrecaForConditionalGeneration", packed: "PackedBatch", arguments: argparse.Namespace
+    phase: str, model: "UrecaForConditionalGeneration", packed: "PackedBatch", arguments: argparse.Namespace
 ) -> None:
     parameters = sum(parameter.numel() for parameter in model.parameters())
     trained = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
     image_tokens = len(packed.pixel_values) * model.config.image_seq_length
     print(
-        f"\n{stage}: {arguments.regions} regions of {int(packed.segment_lengths.float().mean())} tokens, image of "
+        f"\n{phase}: {arguments.regions} regions of {int(packed.segment_lengths.float().mean())} tokens, image of "
         f"{image_tokens} tokens; {trained / 1e6:.2f} of {parameters / 1e6:.1f} M parameters trained, float32, "
         f"{arguments.threads} threads",
         flush=True,

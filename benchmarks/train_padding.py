@@ -48,7 +48,7 @@ def print_padding() -> None:
 
 def _padding_of_random_batches(counts: "SampleCosts", costs: "TokenCosts", size: int = 16) -> float:
     tiles = np.repeat(counts.num_tiles[:, 0], counts.regions_of_images)
-    lengths = costs.of_images(tiles) + costs.of_segments(counts.text_tokens, tiles)
+    lengths = costs.image_tokens(tiles) + costs.segment_tokens(counts.text_tokens, tiles)
     shuffled = np.random.default_rng(0).permutation(lengths)[: len(lengths) // size * size].reshape(-1, size)
     return float(1 - shuffled.sum() / (shuffled.max(axis=1).sum() * size))
 

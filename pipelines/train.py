@@ -212,13 +212,13 @@ def _index_settings(
 def _num_steps(settings: TrainSettings, index: TrainingIndex, processor: UrecaProcessor) -> int:
     try:
         return RunPlan(
-            index.counts(),
+            index.sample_costs(),
             costs_of(processor),
             settings.batch,
             settings.augmentation,
             seed=settings.seed,
             world_size=settings.resources.workers,
-            epochs=settings.stage.epochs,
+            epochs=settings.phase.epochs,
             max_steps=settings.max_steps,
         ).num_steps
     except ValueError as error:

@@ -104,8 +104,8 @@ class TrainSettings(CommandSettings):
 
     paths: Annotated[CliPositionalArg[list[str]], MAY_CHANGE] = Field(min_length=2, description="SOURCE... RUN")
     model: Annotated[str, MAY_CHANGE] = Field(description="checkpoint to start from, a folder with model and processor")
-    stage: Annotated[Align | Tune | Full, Field(discriminator="kind")] = Align()
-    max_steps: PositiveInt | None = Field(default=None, description="steps of the run, instead of stage.epochs")
+    phase: Annotated[Align | Tune | Full, Field(discriminator="kind")] = Align()
+    max_steps: PositiveInt | None = Field(default=None, description="steps of the run, instead of phase.epochs")
 
     regions: Annotated[RegionsOptions, MAY_CHANGE] = RegionsOptions()
     jsonl: Annotated[JsonlOptions, MAY_CHANGE] = JsonlOptions()
@@ -124,7 +124,7 @@ class TrainSettings(CommandSettings):
     checkpoint: Annotated[CheckpointSettings, MAY_CHANGE] = CheckpointSettings()
     resources: TrainResources = TrainResources()
     export: Annotated[Literal["merged", "adapter"], MAY_CHANGE] = Field(
-        default="merged", description="RUN/model is whole, or holds the adapters of stage tune alone"
+        default="merged", description="RUN/model is whole, or holds the adapters of phase tune alone"
     )
     trackers: Annotated[tuple[Tracker, ...], MAY_CHANGE] = Field(
         default=("tensorboard",), description="what the figures are also written to"
@@ -168,8 +168,8 @@ class TrainSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _adapters_exist(self) -> Self:
-        if self.export == "adapter" and self.stage.kind != "tune":
-            raise ValueError(f"export adapter is for stage.kind tune; {self.stage.kind} trains no adapters")
+        if self.export == "adapter" and self.phase.kind != "tune":
+            raise ValueError(f"export adapter is for phase.kind tune; {self.phase.kind} trains no adapters")
         return self
 
     @model_validator(mode="after")

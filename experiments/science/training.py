@@ -21,12 +21,11 @@ from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import shares_image
 from ureca.training.augmentation import AugmentationSettings
-from ureca.training.examples import ExampleSettings, MicroBatchMaker
 from ureca.training.index import IndexSettings
 from ureca.training.index_writer import prepare_index
 from ureca.training.loss import PackedLoss
-from ureca.training.optimizer import learning_rate_scale, parameter_groups
-from ureca.training.phases import Full, prepare
+from ureca.training.packing import ExampleSettings, MicroBatchPacker
+from ureca.training.phases import Full, learning_rate_scale, parameter_groups, prepare
 from ureca.training.sampler import PlanSettings, RunPlan
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
 
@@ -121,7 +120,7 @@ def _build(name: str, settings: ScienceSettings, scenes: Path) -> tuple[UrecaFor
     )
 
 
-def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path, path: Path) -> MicroBatchMaker:
+def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path, path: Path) -> MicroBatchPacker:
     sources = (RegionsSource(path=str(scenes.absolute())),)
     tiles = processor.image_processor
     index = prepare_index(
@@ -138,7 +137,7 @@ def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path,
         regions_per_image=training.regions_per_image if shared else training.views_per_image,
     )
     plan = RunPlan(
-        index.counts(),
+        index.sample_costs(),
         costs_of(processor),
         batch,
         AugmentationSettings(),
@@ -147,12 +146,12 @@ def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path,
         epochs=1,
         max_steps=_WITHOUT_END,
     )
-    return MicroBatchMaker(processor, index, plan, ExampleSettings(questions=_QUESTIONS), seed=settings.seed)
+    return MicroBatchPacker(processor, index, plan, ExampleSettings(questions=_QUESTIONS), seed=settings.seed)
 
 
 def _train(
     model: UrecaForConditionalGeneration,
-    maker: MicroBatchMaker,
+    maker: MicroBatchPacker,
     settings: ScienceTraining,
     *,
     metrics: Path,
@@ -166,7 +165,7 @@ def _train(
     num_regions, began_cpu, began = 0, time.process_time(), time.perf_counter()
     with metrics.open("w", encoding="utf-8") as lines:
         while (cpu_s := time.process_time() - began_cpu) < settings.budget_s:
-            made = maker.make(len(losses), 0, 0)
+            made = maker.pack(len(losses), 0, 0)
             batch = maker.unpack(made)
             with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
                 loss = loss_of(batch) / made.num_answer_tokens

@@ -13,7 +13,7 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 from ureca.data.samples import BadSample
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.training.augmentation import AugmentationSettings
-from ureca.training.examples import MadeMicroBatch, MicroBatchMaker
+from ureca.training.packing import MicroBatchPacker, PackedMicroBatch
 
 PACKED = pa.schema(
     [
@@ -61,7 +61,7 @@ class PackingActor:
         settings = task.settings
         self._gradient_accumulation = settings.batch.gradient_accumulation
         self._rank = task.rank
-        self._maker = MicroBatchMaker.open(
+        self._packer = MicroBatchPacker.open(
             settings.model,
             task.index,
             batch=settings.batch,
@@ -70,7 +70,7 @@ class PackingActor:
             image_limits=settings.image_limits,
             seed=settings.seed,
             world_size=task.world_size,
-            epochs=1 if task.is_validation else settings.stage.epochs,
+            epochs=1 if task.is_validation else settings.phase.epochs,
             max_steps=None if task.is_validation else settings.max_steps,
         )
 
@@ -79,13 +79,13 @@ class PackingActor:
         return pa.Table.from_pylist([self._row(number) for number in rows["number"].to_pylist()], schema=PACKED)
 
     def _row(self, number: int) -> dict[str, Any]:
-        made = self._maker.make(*divmod(number, self._gradient_accumulation), self._rank)
+        made = self._packer.pack(*divmod(number, self._gradient_accumulation), self._rank)
         row = {field.name: getattr(made, field.name) for field in fields(made)}
         bad_samples = json.dumps([asdict(bad) for bad in made.bad_samples])
         return row | {"number": number, "bad_samples": bad_samples}
 
 
-def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[MadeMicroBatch]:
+def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[PackedMicroBatch]:
     """A rank's micro-batches with numbers from ``first`` to before ``end``, in order; call it in that rank's worker.
 
     The iterator has no state that outlives it: a run that goes on starts another one where it stopped.
@@ -122,7 +122,7 @@ def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[Ma
             yield _made(row)
 
 
-def _made(row: dict[str, Any]) -> MadeMicroBatch:
+def _made(row: dict[str, Any]) -> PackedMicroBatch:
     bad_samples = tuple(BadSample(**bad) for bad in json.loads(row["bad_samples"]))
-    known = {field.name: row[field.name] for field in fields(MadeMicroBatch)}
-    return MadeMicroBatch(**known | {"image_ids": tuple(row["image_ids"]), "bad_samples": bad_samples})
+    known = {field.name: row[field.name] for field in fields(PackedMicroBatch)}
+    return PackedMicroBatch(**known | {"image_ids": tuple(row["image_ids"]), "bad_samples": bad_samples})

@@ -12,7 +12,7 @@ from torch import nn
 
 from ureca.errors import OutputError
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.training.optimizer import build_optimizer, learning_rate_scale
+from ureca.training.phases import build_optimizer, learning_rate_scale
 
 _TAG = "shards"
 
@@ -36,9 +36,9 @@ class Engine:
         # DeepSpeed keeps no norm where it leaves the optimizer as it is.
         self._keeps_norm = settings.deepspeed.zero_stage > 0
         self._own_norm = 0.0
-        self._optimizer = build_optimizer(module, settings.stage)
+        self._optimizer = build_optimizer(module, settings.phase)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
-            self._optimizer, lambda step: learning_rate_scale(step, num_steps, settings.stage.warmup_fraction)
+            self._optimizer, lambda step: learning_rate_scale(step, num_steps, settings.phase.warmup_fraction)
         )
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device) if settings.deepspeed.zero_stage < 3 else module,
@@ -132,7 +132,7 @@ def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": settings.batch.gradient_accumulation,
-        "gradient_clipping": settings.stage.max_gradient_norm or 0.0,
+        "gradient_clipping": settings.phase.max_gradient_norm or 0.0,
         "steps_per_print": 10**12,
         "zero_optimization": zero,
         "zero_allow_untested_optimizer": True,

@@ -14,9 +14,8 @@ import torch.distributed as dist
 from ureca.errors import UrecaError
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.pipelines.training.engine import Engine
-from ureca.training.examples import MadeMicroBatch
 from ureca.training.feature_cache import FeatureCache
-from ureca.training.packing import PackedBatch, from_bytes
+from ureca.training.packing import PackedBatch, PackedMicroBatch, from_bytes
 
 Item = TypeVar("Item")
 
@@ -75,7 +74,7 @@ class Inputs:
     def __init__(self, image_processor: UrecaImageProcessor, device: torch.device, cache: FeatureCache | None) -> None:
         self._image_processor, self._device, self._cache = image_processor, device, cache
 
-    def of(self, made: MadeMicroBatch) -> tuple[PackedBatch, torch.Tensor | None]:
+    def of(self, made: PackedMicroBatch) -> tuple[PackedBatch, torch.Tensor | None]:
         """Arguments of ``PackedLoss``, on the device."""
         batch = from_bytes(made.data, self._image_processor).to(self._device)
         return batch, None if self._cache is None else self._cache.features(batch)
@@ -83,7 +82,7 @@ class Inputs:
 
 def run_step(
     step: int,
-    micro_batches: Sequence[MadeMicroBatch],
+    micro_batches: Sequence[PackedMicroBatch],
     waited_s: float,
     *,
     engine: Engine,
@@ -136,7 +135,7 @@ def run_step(
     )
 
 
-def _counts(micro_batches: Sequence[MadeMicroBatch]) -> dict[str, int]:
+def _counts(micro_batches: Sequence[PackedMicroBatch]) -> dict[str, int]:
     return {
         "answer_tokens": sum(made.num_answer_tokens for made in micro_batches),
         "tokens": sum(made.num_tokens for made in micro_batches if made.weight),
@@ -149,7 +148,7 @@ def _counts(micro_batches: Sequence[MadeMicroBatch]) -> dict[str, int]:
 
 
 def _check_finite(
-    step: int, loss: float, gradient_norm: float, losses: Sequence[float], micro_batches: Sequence[MadeMicroBatch]
+    step: int, loss: float, gradient_norm: float, losses: Sequence[float], micro_batches: Sequence[PackedMicroBatch]
 ) -> None:
     """Raise on all ranks, since all know the same sums."""
     if math.isfinite(loss) and math.isfinite(gradient_norm):
@@ -163,6 +162,6 @@ def _check_finite(
     what = "gradient" if math.isfinite(loss) else "loss"
     raise UrecaError(
         f"step {step}: the {what} is not finite. Images of the micro-batches concerned: "
-        f"{', '.join(gather(suspects))}. Look at them; if nothing is wrong there, lower stage.learning_rate or "
-        "stage.max_gradient_norm, or train with --precision fp32, in a new run. The checkpoints before are unharmed"
+        f"{', '.join(gather(suspects))}. Look at them; if nothing is wrong there, lower phase.learning_rate or "
+        "phase.max_gradient_norm, or train with --precision fp32, in a new run. The checkpoints before are unharmed"
     )

@@ -19,8 +19,8 @@ from ureca.pipelines.training.engine import Engine
 from ureca.pipelines.training.run_folder import RunFolder
 from ureca.pipelines.training.step import Inputs, gather, sum_figures
 from ureca.training.augmentation import AugmentationSettings
-from ureca.training.examples import MadeMicroBatch
 from ureca.training.index import TrainingIndex
+from ureca.training.packing import PackedMicroBatch
 from ureca.training.phases import train_mode
 from ureca.training.sampler import RunPlan
 from ureca.training.token_costs import costs_of
@@ -56,7 +56,7 @@ class Validation:
         index = TrainingIndex(run.validation_index)
         self._task = PackingTask(settings, run.validation_index, self._rank, world_size, is_validation=True)
         plan = RunPlan(
-            index.counts(),
+            index.sample_costs(),
             costs_of(processor),
             settings.batch,
             AugmentationSettings(),
@@ -66,7 +66,7 @@ class Validation:
         )
         wanted = plan.num_steps * settings.batch.gradient_accumulation
         self._num_micro_batches = min(wanted, settings.validation.max_micro_batches or wanted)
-        self._kept: list[tuple[MadeMicroBatch, Path]] = []
+        self._kept: list[tuple[PackedMicroBatch, Path]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ureca-validation-")
         shown = shown_regions(index, settings.validation.captions, settings.image_limits)
         # Sharded weights come together layer by layer, so that all ranks must ask for the same layers: for the same
@@ -99,7 +99,7 @@ class Validation:
             self._run.add_validation(figures | {"seconds": round(time.perf_counter() - started, 3)}, lines)
         return figures
 
-    def _micro_batches(self) -> Iterator[MadeMicroBatch]:
+    def _micro_batches(self) -> Iterator[PackedMicroBatch]:
         """Packed once, then read from a temporary folder: actors would take longer to start than to pack again."""
         if self._kept:
             yield from (replace(made, data=path.read_bytes()) for made, path in self._kept)

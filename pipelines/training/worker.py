@@ -18,11 +18,11 @@ from ureca.pipelines.training.engine import Engine
 from ureca.pipelines.training.run_folder import RunFolder
 from ureca.pipelines.training.step import Inputs, StepFigures, gather, run_step
 from ureca.pipelines.training.validation import Validation
-from ureca.training.examples import MadeMicroBatch
 from ureca.training.export import save_adapter, save_checkpoint
 from ureca.training.feature_cache import FeatureCache, check_cacheable
 from ureca.training.index import TrainingIndex
 from ureca.training.loss import PackedLoss
+from ureca.training.packing import PackedMicroBatch
 from ureca.training.phases import check_region_prompt, prepare
 from ureca.training.sampler import RunPlan
 from ureca.training.token_costs import costs_of
@@ -70,17 +70,17 @@ class Worker:
         _seed(settings.seed, rank)
         dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
         self._model, self._processor = load_checkpoint(settings.model, dtype=dtype)
-        check_region_prompt(settings.stage, cast(RegionPrompt, self._processor.region_prompt))
-        prepare(self._model, settings.stage, gradient_checkpointing=settings.gradient_checkpointing, seed=settings.seed)
+        check_region_prompt(settings.phase, cast(RegionPrompt, self._processor.region_prompt))
+        prepare(self._model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=settings.seed)
         index = TrainingIndex(run.index)
         self._plan = RunPlan(
-            index.counts(),
+            index.sample_costs(),
             costs_of(self._processor),
             settings.batch,
             settings.augmentation,
             seed=settings.seed,
             world_size=world_size,
-            epochs=settings.stage.epochs,
+            epochs=settings.phase.epochs,
             max_steps=settings.max_steps,
         )
         self._engine = Engine(PackedLoss(self._model), settings, self._plan.num_steps, device)
@@ -159,7 +159,7 @@ class Worker:
         for tracker in trackers:
             tracker.add({f"train/{name}": value for name, value in scalars.items()}, step)
 
-    def _note_bad_samples(self, step: int, mine: list[MadeMicroBatch], num_bad: int) -> None:
+    def _note_bad_samples(self, step: int, mine: list[PackedMicroBatch], num_bad: int) -> None:
         epoch, step_of_epoch = self._plan.position(step)
         if step_of_epoch == 0:
             self._num_bad = 0

@@ -126,7 +126,7 @@ LONG_CHAPTERS = (
                 instead={"OUTPUT": "captioned"},
                 more=_FEW_TOKENS,
             ),
-            Step("ureca train CURATED RUN --model CHECKPOINT --stage.kind align", "steps +1", _TRAINED, more=_ONE_STEP),
+            Step("ureca train CURATED RUN --model CHECKPOINT --phase.kind align", "steps +1", _TRAINED, more=_ONE_STEP),
             Step(
                 "ureca evaluate BENCHMARK OUTPUT URECA=RUN/model OpenGVLab/InternVL3-8B-hf:{none,contour,crop}",
                 r"URECA(?s:.*)contour",
@@ -141,20 +141,20 @@ LONG_CHAPTERS = (
         "training in two stages",
         (
             Step(
-                "ureca train SOURCE... RUN --model CHECKPOINT --stage.kind align", "steps +1", _TRAINED, more=_ONE_STEP
+                "ureca train SOURCE... RUN --model CHECKPOINT --phase.kind align", "steps +1", _TRAINED, more=_ONE_STEP
             ),
             Step(
-                "ureca train SOURCE... RUN2 --model RUN/model --stage.kind tune",
+                "ureca train SOURCE... RUN2 --model RUN/model --phase.kind tune",
                 "steps +1",
                 ("RUN2/model/*.safetensors",),
                 more=_ONE_STEP,
             ),
-            Step("ureca train SOURCE... RUN --model CHECKPOINT --stage.kind align", "finished", more=_ONE_STEP),
+            Step("ureca train SOURCE... RUN --model CHECKPOINT --phase.kind align", "finished", more=_ONE_STEP),
         ),
     ),
     Chapter(
         "training from nothing",
-        (Step("ureca train SOURCE... RUN --model CHECKPOINT --stage.kind full", "steps +1", _TRAINED, more=_ONE_STEP),),
+        (Step("ureca train SOURCE... RUN --model CHECKPOINT --phase.kind full", "steps +1", _TRAINED, more=_ONE_STEP),),
     ),
     Chapter(
         "evaluation",

@@ -84,7 +84,7 @@ def test_scenes_training_captions_and_a_table_by_jobs_alone(head: Head, tmp_path
     for command, said in (
         (("scenes", scenes, "--images", "4", "--size", "224"), "4 images"),
         (("init_tiny", tiny), "wrote a random checkpoint"),
-        (("train", scenes, run, "--model", tiny, "--stage.kind", "full", "--max-steps", "3", "--precision", "fp32",
+        (("train", scenes, run, "--model", tiny, "--phase.kind", "full", "--max-steps", "3", "--precision", "fp32",
           "--no-gradient-checkpointing", "--deepspeed.zero-stage", "0"), "steps            3"),
         (("caption", scenes, captions, "--model", f"{run}/model", "--captioner.max-new-tokens", "8",
           "--resources.caption.num-actors", "1"), "4, of which 0 failed"),

@@ -182,7 +182,7 @@ def train(folder: Path, run: str = "out") -> None:
         write_dataset(folder, 24)
     settings = TrainSettings.load(
         [
-            *(str(folder / "dataset"), str(folder / run), "--model", str(folder / "tiny"), "--stage.kind", "full"),
+            *(str(folder / "dataset"), str(folder / run), "--model", str(folder / "tiny"), "--phase.kind", "full"),
             *("--precision", "fp32", "--no-gradient-checkpointing", "--max-steps", str(NUM_STEPS)),
             *("--checkpoint.every-steps", "2", "--deepspeed.zero-stage", "2", "--resources.workers", "3"),
             *("--resources.cpus-per-worker", "2", "--resources.packers-per-worker", "1"),

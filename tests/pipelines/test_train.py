@@ -54,7 +54,7 @@ def arguments(data: Path, run: Path, *flags: str) -> list[str]:
     """Of a run over six epochs of six steps; a step has four images with four regions each."""
     return [
         *(str(data / "dataset"), str(run), "--model", str(data / "tiny")),
-        *("--stage.kind", "full", "--stage.epochs", str(EPOCHS), "--precision", "fp32", "--no-gradient-checkpointing"),
+        *("--phase.kind", "full", "--phase.epochs", str(EPOCHS), "--precision", "fp32", "--no-gradient-checkpointing"),
         *("--batch.regions-per-image", "4", "--deepspeed.zero-stage", "1", "--checkpoint.every-steps", "5"),
         *flags,
     ]

@@ -27,10 +27,10 @@ def test_paths_last_is_the_run_and_others_are_sources() -> None:
 
 def test_load_without_flags_has_the_defaults_of_the_paper() -> None:
     settings = load()
-    assert (settings.stage.kind, settings.stage.learning_rate, settings.stage.epochs) == ("align", 2e-4, 2)
+    assert (settings.phase.kind, settings.phase.learning_rate, settings.phase.epochs) == ("align", 2e-4, 2)
     assert (settings.precision, settings.gradient_checkpointing, settings.deepspeed.zero_stage) == ("bf16", True, 1)
     assert settings.batch.images_per_device * settings.batch.regions_per_image == 16
-    assert load("--stage.kind", "tune").stage.learning_rate == 4e-5
+    assert load("--phase.kind", "tune").phase.learning_rate == 4e-5
 
 
 @pytest.mark.parametrize(
@@ -39,10 +39,10 @@ def test_load_without_flags_has_the_defaults_of_the_paper() -> None:
         (["--deepspeed.zero-stage", "0", "--deepspeed.offload-optimizer", "cpu"], "offload_optimizer needs zero_stage"),
         (["--deepspeed.zero-stage", "0"], "precision bf16 needs deepspeed.zero_stage 1"),
         (["--deepspeed.offload-param", "cpu"], "offload_param needs zero_stage 3"),
-        (["--export", "adapter"], "export adapter is for stage.kind tune"),
+        (["--export", "adapter"], "export adapter is for phase.kind tune"),
         (["--validation.sources", "v.jsonl"], "jsonl.images must say"),
         (["--feature-cache.directory", "c", "--deepspeed.zero-stage", "3"], "feature_cache.directory needs"),
-        (["--stage.rank", "8"], "stage.rank"),
+        (["--phase.rank", "8"], "phase.rank"),
         (["--deepspeed.zero-stage", "4"], "deepspeed.zero_stage"),
     ],
 )

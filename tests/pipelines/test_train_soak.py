@@ -31,9 +31,9 @@ def test_whatever_is_killed_the_losses_are_those_of_a_run_without_a_break(tmp_pa
     def command(run: str) -> list[str]:
         return [
             *(sys.executable, "-m", "ureca.jobs.train", str(tmp_path / "dataset"), str(tmp_path / run)),
-            *("--model", str(tmp_path / "tiny"), "--stage.kind", "tune", "--stage.rank", "4", "--precision", "fp32"),
+            *("--model", str(tmp_path / "tiny"), "--phase.kind", "tune", "--phase.rank", "4", "--precision", "fp32"),
             *("--max-steps", str(NUM_STEPS), "--checkpoint.every-steps", "7", "--resources.workers", "2"),
-            *("--resources.max-restarts", "-1", "--deepspeed.zero-stage", "2", "--stage.learning-rate", "1e-3"),
+            *("--resources.max-restarts", "-1", "--deepspeed.zero-stage", "2", "--phase.learning-rate", "1e-3"),
         ]
 
     def lines(run: str) -> list[tuple[int, int]]:

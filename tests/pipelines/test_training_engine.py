@@ -12,18 +12,18 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 
-FULL = ["--stage.kind", "full", "--no-gradient-checkpointing"]
+FULL = ["--phase.kind", "full", "--no-gradient-checkpointing"]
 FP32, BF16 = [*FULL, "--precision", "fp32"], [*FULL, "--precision", "bf16"]
 LORA = [
-    "--stage.kind",
+    "--phase.kind",
     "tune",
     "--precision",
     "fp32",
-    "--stage.dropout",
+    "--phase.dropout",
     "0",
-    "--stage.rank",
+    "--phase.rank",
     "4",
-    "--stage.alpha",
+    "--phase.alpha",
     "8",
 ]
 
@@ -48,7 +48,7 @@ SCENARIOS = {
         *((f"bf16 {stage}", "train", BF16 + zero(stage)) for stage in (1, 3)),
         *((f"resume {stage}", "resume", FP32 + zero(stage)) for stage in (0, 3)),
         ("lora 3", "train", LORA + zero(3)),
-        ("export align 3", "export", ["--stage.kind", "align", "--precision", "fp32", *zero(3)]),
+        ("export align 3", "export", ["--phase.kind", "align", "--precision", "fp32", *zero(3)]),
         ("look 3", "look", FP32 + zero(3)),
         ("nan", "not_finite", FP32 + zero(0)),
     ],

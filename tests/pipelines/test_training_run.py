@@ -54,8 +54,8 @@ def test_nothing_but_a_run_is_removed(tmp_path: Path) -> None:
 def test_a_failure_is_told_once(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.take_failure() is None
-    run.write_failure(SettingsError("stage.kind: no"))
-    assert run.take_failure() == {"kind": "SettingsError", "message": "stage.kind: no"}
+    run.write_failure(SettingsError("phase.kind: no"))
+    assert run.take_failure() == {"kind": "SettingsError", "message": "phase.kind: no"}
     assert run.take_failure() is None
 
 

@@ -17,16 +17,15 @@ from ureca.model.initialization import build_tiny
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.engine import Engine
 from ureca.pipelines.training.step import Inputs, run_step
-from ureca.training.examples import MadeMicroBatch
 from ureca.training.loss import PackedLoss
-from ureca.training.packing import Packer, from_bytes, to_bytes
+from ureca.training.packing import PackedMicroBatch, Packer, from_bytes, to_bytes
 from ureca.training.phases import prepare, train_mode
 
 NUM_STEPS, PER_STEP = 5, 4
 DEVICE = torch.device("cpu")
 
 
-def micro_batches() -> list[MadeMicroBatch]:
+def micro_batches() -> list[PackedMicroBatch]:
     """Four micro-batches of different lengths, the last of which does not count."""
     _, processor = build_tiny()
     made = []
@@ -34,7 +33,7 @@ def micro_batches() -> list[MadeMicroBatch]:
         packed = Packer(processor).pack(make_examples(number)[: 1 + number % 2])
         weight, data = float(number < PER_STEP - 1), to_bytes(packed, processor.image_processor)
         num_tokens, num_answers = len(packed.input_ids), int(weight) * packed.num_answer_tokens
-        made.append(MadeMicroBatch(data, weight, num_answers, num_tokens, int(weight), (f"image {number}",), 0, ()))
+        made.append(PackedMicroBatch(data, weight, num_answers, num_tokens, int(weight), (f"image {number}",), 0, ()))
     return made
 
 
@@ -48,12 +47,12 @@ class Rank:
     def __init__(self, flags: Sequence[str]) -> None:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         accumulation = PER_STEP // world_size
-        common = ("--batch.gradient-accumulation", str(accumulation), "--stage.warmup-fraction", "0.4")
+        common = ("--batch.gradient-accumulation", str(accumulation), "--phase.warmup-fraction", "0.4")
         settings = TrainSettings.load(["source", "run", "--model", "tiny", *common, *flags])
         self.model, processor = build_tiny()
         if settings.precision == "bf16":
             self.model.to(torch.bfloat16)
-        prepare(self.model, settings.stage, gradient_checkpointing=settings.gradient_checkpointing, seed=1)
+        prepare(self.model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=1)
         self.engine = Engine(PackedLoss(self.model), settings, NUM_STEPS, DEVICE)
         self.inputs = Inputs(processor.image_processor, DEVICE, cache=None)
         self.mine = micro_batches()[rank::world_size]

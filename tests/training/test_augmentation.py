@@ -22,7 +22,7 @@ SIDES = st.integers(1, 60)
 
 
 @given(SIDES, SIDES, SIDES, SIDES, st.data())
-def test_a_mask_keeps_a_pixel_and_has_the_images_size(
+def test_resize_mask_with_any_size_keeps_a_pixel(
     height: int, width: int, new_height: int, new_width: int, data: st.DataObject
 ) -> None:
     mask = np.zeros((height, width), bool)
@@ -34,7 +34,7 @@ def test_a_mask_keeps_a_pixel_and_has_the_images_size(
     assert resized.any()
 
 
-def test_a_mask_covers_what_it_covered() -> None:
+def test_resize_mask_keeps_the_covered_area() -> None:
     pixels = np.full((40, 60, 3), 10, np.uint8)
     mask = np.zeros((40, 60), bool)
     mask[8:24, 20:44] = True
@@ -46,7 +46,7 @@ def test_a_mask_covers_what_it_covered() -> None:
 
 
 @given(SIDES, SIDES, st.floats(0.05, 4), st.integers(1, 5000))
-def test_sizes_follow_the_scale_and_the_limit(height: int, width: int, scale: float, max_pixels: int) -> None:
+def test_scaled_size_follows_scale_and_max_pixels(height: int, width: int, scale: float, max_pixels: int) -> None:
     settings = AugmentationSettings(max_pixels=max_pixels)
     new_height, new_width = scaled_size(height, width, scale, settings)
     assert new_height >= 1 <= new_width
@@ -58,7 +58,7 @@ def test_sizes_follow_the_scale_and_the_limit(height: int, width: int, scale: fl
         assert new_width >= width
 
 
-def test_scales_are_spaced_evenly_and_all_occur() -> None:
+def test_draw_scales_draws_every_scale_equally() -> None:
     settings = AugmentationSettings(min_scale=0.5, max_scale=2, num_scales=5)
     assert settings.scales == pytest.approx([0.5, 2**-0.5, 1, 2**0.5, 2])
     keys = np.array([image_key(f"image {number}") for number in range(1000)], np.uint64)
@@ -68,7 +68,7 @@ def test_scales_are_spaced_evenly_and_all_occur() -> None:
     assert draw_scale("image 7", settings, epoch=0, seed=0) == settings.scales[drawn[7]]
 
 
-def test_without_a_range_nothing_changes() -> None:
+def test_draw_scale_without_range_returns_the_scale() -> None:
     settings = AugmentationSettings()
     assert settings.scales == (1.0,)
     assert draw_scale("a", settings, epoch=3, seed=4) == 1
@@ -78,6 +78,6 @@ def test_without_a_range_nothing_changes() -> None:
 
 
 @pytest.mark.parametrize("values", [{"min_scale": 2}, {"min_scale": 0}, {"max_scale": 5}, {"num_scales": 1}])
-def test_impossible_ranges_are_refused(values: dict[str, float]) -> None:
+def test_augmentation_settings_with_impossible_range_raise(values: dict[str, float]) -> None:
     with pytest.raises(ValidationError):
         AugmentationSettings.model_validate(values)

@@ -17,10 +17,9 @@ from ureca.model.initialization import build_tiny
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
 from ureca.training.augmentation import AugmentationSettings, draw_scale
-from ureca.training.examples import ExampleSettings, Made, make_example
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
-from ureca.training.packing import ImageExample, Packer
+from ureca.training.packing import ExampleSettings, ImageExample, Packer, ReadExample, read_example
 from ureca.training.sampler import EpochPlan, Group, PlanSettings
 from ureca.training.token_costs import ProcessorTextTokens, TokenCosts, costs_of
 
@@ -35,11 +34,11 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> list[TrainingImage]:
     return [sample for sample in source.samples() if isinstance(sample, TrainingImage)]
 
 
-def made(image: TrainingImage, numbers: tuple[int, ...] = (0, 1, 2, 3), epoch: int = 0, **settings: Any) -> Made:
-    return make_example(image, numbers, epoch=epoch, seed=7, settings=ExampleSettings(**settings))
+def made(image: TrainingImage, numbers: tuple[int, ...] = (0, 1, 2, 3), epoch: int = 0, **settings: Any) -> ReadExample:
+    return read_example(image, numbers, epoch=epoch, seed=7, settings=ExampleSettings(**settings))
 
 
-def test_an_example_has_the_pixels_and_the_regions_asked_for(images: list[TrainingImage]) -> None:
+def test_read_example_returns_pixels_and_requested_regions(images: list[TrainingImage]) -> None:
     found = made(images[2], (3, 1), questions=ONE_QUESTION)
     pixels, masks = drawn_image(2)
     assert found.example is not None
@@ -51,7 +50,7 @@ def test_an_example_has_the_pixels_and_the_regions_asked_for(images: list[Traini
         assert np.array_equal(region.mask, masks[number].decode())
 
 
-def test_an_epoch_gives_the_same_example_again_and_another_epoch_another(images: list[TrainingImage]) -> None:
+def test_read_example_in_another_epoch_differs_reproducibly(images: list[TrainingImage]) -> None:
     def questions_and_sizes(epoch: int) -> list[Any]:
         examples = [made(image, epoch=epoch, augmentation=RESIZED).example for image in images]
         return [(e.pixels.shape, [r.question for r in e.regions]) for e in examples if e is not None]
@@ -60,7 +59,7 @@ def test_an_epoch_gives_the_same_example_again_and_another_epoch_another(images:
     assert questions_and_sizes(0) != questions_and_sizes(1)
 
 
-def test_image_and_masks_are_resized_together(images: list[TrainingImage]) -> None:
+def test_read_example_with_augmentation_resizes_image_and_masks_together(images: list[TrainingImage]) -> None:
     shapes = set()
     for image in images:
         example = made(image, augmentation=RESIZED).example
@@ -72,7 +71,7 @@ def test_image_and_masks_are_resized_together(images: list[TrainingImage]) -> No
     assert len(shapes) > 1
 
 
-def test_a_question_of_the_source_is_kept(images: list[TrainingImage]) -> None:
+def test_read_example_with_question_of_the_source_keeps_it(images: list[TrainingImage]) -> None:
     regions = tuple(dataclasses.replace(region, question=f"Region {region.region_id}?") for region in images[0].regions)
     example = made(dataclasses.replace(images[0], regions=regions)).example
     assert example is not None
@@ -88,7 +87,7 @@ def test_a_question_of_the_source_is_kept(images: list[TrainingImage]) -> None:
         (png(np.zeros((9, 9, 3), np.uint8)), "size_mismatch"),
     ],
 )
-def test_an_image_that_cannot_be_read_makes_its_regions_bad(
+def test_read_example_with_unreadable_image_makes_all_regions_bad(
     tmp_path: Path, images: list[TrainingImage], content: bytes | None, kind: str
 ) -> None:
     path = tmp_path / "bad.png"
@@ -103,7 +102,7 @@ def test_an_image_that_cannot_be_read_makes_its_regions_bad(
     ]
 
 
-def test_a_bad_mask_costs_its_region_only(images: list[TrainingImage]) -> None:
+def test_read_example_with_bad_mask_makes_only_its_region_bad(images: list[TrainingImage]) -> None:
     empty = Mask.from_array(0, np.zeros((HEIGHT, WIDTH), bool)).rle["counts"]
     turned = Mask.from_array(0, np.ones((WIDTH, HEIGHT + 1), bool)).rle["counts"]
     counts = [images[0].regions[0].counts, empty, turned, "\x00"]
@@ -135,14 +134,16 @@ def processor() -> UrecaProcessor:
 
 @pytest.mark.parametrize("region_prompt", ["mask", "none", "contour", "crop"])
 @pytest.mark.parametrize("questions", [ONE_QUESTION, QuestionSettings(default_fraction=0)])
-def test_a_plan_counts_the_tokens_of_the_packed_rows(
+def test_epoch_plan_counts_the_tokens_of_packed_rows(
     tmp_path: Path, processor: UrecaProcessor, region_prompt: str, questions: QuestionSettings
 ) -> None:
     processor.region_prompt = region_prompt
     settings = ExampleSettings(augmentation=RESIZED, questions=questions)
     index = indexed(tmp_path, processor, settings)
     costs, packer = costs_of(processor), Packer(processor)
-    plan = EpochPlan(index.counts(), costs, PlanSettings(regions_per_image=3), RESIZED, epoch=1, seed=7, world_size=1)
+    plan = EpochPlan(
+        index.sample_costs(), costs, PlanSettings(regions_per_image=3), RESIZED, epoch=1, seed=7, world_size=1
+    )
     for step in range(plan.num_steps):
         (micro_batch,) = plan.micro_batches(step, 0)
         examples = [example(index, group, settings, epoch=1, seed=7) for group in micro_batch.groups]
@@ -153,18 +154,18 @@ def test_a_plan_counts_the_tokens_of_the_packed_rows(
             assert num_tokens <= micro_batch.num_tokens
 
 
-def test_one_mask_tile_costs_one(tmp_path: Path) -> None:
+def test_costs_of_with_one_mask_tile_counts_one(tmp_path: Path) -> None:
     processor = build_tiny()[1]
     processor.dynamic_mask = False
     settings = ExampleSettings(questions=ONE_QUESTION)
     index = indexed(tmp_path, processor, settings)
-    plan = EpochPlan(index.counts(), costs_of(processor), PlanSettings(), epoch=0, seed=0, world_size=1)
+    plan = EpochPlan(index.sample_costs(), costs_of(processor), PlanSettings(), epoch=0, seed=0, world_size=1)
     (micro_batch,) = plan.micro_batches(0, 0)
     examples = [example(index, group, settings, epoch=0, seed=0) for group in micro_batch.groups]
     assert len(Packer(processor).pack(examples).input_ids) == micro_batch.num_tokens
 
 
-def test_costs_follow_the_processor(processor: UrecaProcessor) -> None:
+def test_costs_of_follow_the_processor(processor: UrecaProcessor) -> None:
     processor.region_prompt = "mask"
     costs = costs_of(processor)
     assert isinstance(costs, TokenCosts)
@@ -193,6 +194,6 @@ def indexed(folder: Path, processor: UrecaProcessor, settings: ExampleSettings) 
 def example(index: TrainingIndex, group: Group, settings: ExampleSettings, *, epoch: int, seed: int) -> ImageExample:
     """A group of a plan as it is packed."""
     (image,) = index.read([group.image_number])
-    found = make_example(image, group.region_numbers, epoch=epoch, seed=seed, settings=settings).example
+    found = read_example(image, group.region_numbers, epoch=epoch, seed=seed, settings=settings).example
     assert found is not None
     return found

@@ -9,7 +9,7 @@ from peft import PeftModel
 from safetensors import safe_open
 
 from tests.training.test_packing import Built, make_examples
-from tests.training.test_stages import randomise_adapters
+from tests.training.test_phases import randomise_adapters
 from ureca.errors import CheckpointError, OutputError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoint_files import fingerprint
@@ -57,7 +57,7 @@ def logits(built: Built) -> Logits:
     return PackedLoss(built[0]).logits(batch_of(built))[0]
 
 
-def test_merged_and_adapter_on_base_are_the_model_in_training(tuned: Built, base: Path, tmp_path: Path) -> None:
+def test_exports_merged_and_adapter_equal_the_trained_model(tuned: Built, base: Path, tmp_path: Path) -> None:
     expected, expected_captions = logits(tuned), captions(tuned)
     assert expected_captions != captions(load_checkpoint(base))
     save_checkpoint(*tuned, tmp_path / "merged")
@@ -71,7 +71,7 @@ def test_merged_and_adapter_on_base_are_the_model_in_training(tuned: Built, base
     assert RegionCaptioner.from_pretrained(tmp_path / "merged", device="cpu")
 
 
-def test_the_adapters_are_in_pefts_format(tuned: Built, base: Path, tmp_path: Path) -> None:
+def test_save_adapter_writes_the_format_of_peft(tuned: Built, base: Path, tmp_path: Path) -> None:
     save_adapter(tuned[0], tmp_path / "adapter", base=str(base))
     assert sorted(path.name for path in (tmp_path / "adapter").iterdir()) == [
         "adapter_config.json",
@@ -86,10 +86,10 @@ def test_the_adapters_are_in_pefts_format(tuned: Built, base: Path, tmp_path: Pa
     assert "base_model.model.model.language_model.layers.0.self_attn.q_proj.lora_A.weight" in names
 
 
-@pytest.mark.parametrize("stage", [Align(), Full()], ids=lambda stage: stage.kind)
-def test_other_stages_leave_a_plain_checkpoint(stage: Align | Full, tmp_path: Path) -> None:
+@pytest.mark.parametrize("phase", [Align(), Full()], ids=lambda phase: phase.kind)
+def test_save_checkpoint_after_other_phases_writes_a_plain_checkpoint(phase: Align | Full, tmp_path: Path) -> None:
     model, processor = build_tiny()
-    prepare(model, stage)
+    prepare(model, phase)
     with torch.no_grad():
         for parameter in model.model.mask_encoder.parameters():
             parameter.add_(0.1)
@@ -100,7 +100,7 @@ def test_other_stages_leave_a_plain_checkpoint(stage: Align | Full, tmp_path: Pa
         save_adapter(model, tmp_path / "adapter")
 
 
-def test_a_checkpoint_appears_whole_or_not_at_all(
+def test_save_checkpoint_that_fails_leaves_no_checkpoint(
     tuned: Built, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     save_checkpoint(*tuned, tmp_path / "checkpoint")
@@ -123,7 +123,7 @@ def test_a_checkpoint_appears_whole_or_not_at_all(
     assert sorted(path.name for path in (tmp_path / "checkpoint").iterdir()) == before
 
 
-def test_adapters_of_another_model(tuned: Built, base: Path, tmp_path: Path) -> None:
+def test_load_checkpoint_with_adapters_of_another_model_raises(tuned: Built, base: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"no adapter_model\.safetensors"):
         load_with_adapter(base, base)
     save_adapter(tuned[0], tmp_path / "adapter")
@@ -133,7 +133,7 @@ def test_adapters_of_another_model(tuned: Built, base: Path, tmp_path: Path) -> 
             load_with_adapter(tmp_path / name, tmp_path / "adapter")
 
 
-def test_tensors_gathered_elsewhere_are_taken(tuned: Built, base: Path, tmp_path: Path) -> None:
+def test_save_checkpoint_with_state_dict_writes_it(tuned: Built, base: Path, tmp_path: Path) -> None:
     gathered = {name: tensor * 1 for name, tensor in tuned[0].state_dict().items()}
     expected = captions(tuned)
     model = prepare(build_tiny()[0], Tune(rank=4, alpha=8))
@@ -143,7 +143,7 @@ def test_tensors_gathered_elsewhere_are_taken(tuned: Built, base: Path, tmp_path
     assert captions(load_with_adapter(base, tmp_path / "adapter")) == expected
 
 
-def test_a_folder_of_adapters_is_loaded_like_any_checkpoint(tuned: Built, base: Path, tmp_path: Path) -> None:
+def test_load_checkpoint_with_adapters_merges_them(tuned: Built, base: Path, tmp_path: Path) -> None:
     expected = captions(tuned)
     save_adapter(tuned[0], tmp_path / "adapter", base=str(base))
     loaded = RegionCaptioner.from_pretrained(tmp_path / "adapter", device="cpu")

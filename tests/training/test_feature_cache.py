@@ -36,7 +36,7 @@ def files(directory: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
-def test_same_losses_and_gradients(mask_encoder: str, tmp_path: Path) -> None:
+def test_features_from_cache_give_the_same_losses_and_gradients(mask_encoder: str, tmp_path: Path) -> None:
     model, processor = build_tiny(TinySizes(mask_encoder=mask_encoder))
     prepare(model, Align())
     batch, training = batch_of((model, processor)), PackedLoss(model)
@@ -56,7 +56,7 @@ def test_same_losses_and_gradients(mask_encoder: str, tmp_path: Path) -> None:
         assert torch.allclose(other, gradient, rtol=1e-5, atol=1e-5 * gradient.abs().max().item())
 
 
-def test_found_again(aligning: Built, tmp_path: Path) -> None:
+def test_features_of_a_cached_batch_hit(aligning: Built, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, aligning[0], max_bytes=MANY_BYTES)
     first = cache.features(batch_of(aligning))
     assert (cache.hits, cache.misses) == (0, 2)
@@ -68,7 +68,7 @@ def test_found_again(aligning: Built, tmp_path: Path) -> None:
     assert (later.hits, later.misses) == (2, 0)
 
 
-def test_an_image_that_is_there_twice_is_computed_once(aligning: Built, tmp_path: Path) -> None:
+def test_features_of_a_repeated_image_are_computed_once(aligning: Built, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, aligning[0], max_bytes=MANY_BYTES)
     example = make_examples()[0]
     features = cache.features(Packer(aligning[1]).pack([example, example]))
@@ -76,7 +76,7 @@ def test_an_image_that_is_there_twice_is_computed_once(aligning: Built, tmp_path
     assert torch.equal(features[: len(features) // 2], features[len(features) // 2 :])
 
 
-def test_bfloat16(tmp_path: Path) -> None:
+def test_features_in_bfloat16_equal_computed_ones(tmp_path: Path) -> None:
     model, processor = build_tiny()
     prepare(model.to(torch.bfloat16), Align())
     cache = FeatureCache(tmp_path, model, max_bytes=MANY_BYTES)
@@ -86,7 +86,7 @@ def test_bfloat16(tmp_path: Path) -> None:
     assert vision_fingerprint(model) != vision_fingerprint(build_tiny()[0])
 
 
-def test_other_weights_find_nothing(aligning: Built, tmp_path: Path) -> None:
+def test_features_with_other_weights_miss(aligning: Built, tmp_path: Path) -> None:
     FeatureCache(tmp_path, aligning[0], max_bytes=MANY_BYTES).features(batch_of(aligning))
     other, _ = build_tiny(seed=1)
     cache = FeatureCache(tmp_path, other, max_bytes=MANY_BYTES)
@@ -94,7 +94,7 @@ def test_other_weights_find_nothing(aligning: Built, tmp_path: Path) -> None:
     assert cache.hits == 0
 
 
-def test_it_never_grows_beyond_its_bound(aligning: Built, tmp_path: Path) -> None:
+def test_feature_cache_that_is_full_adds_nothing(aligning: Built, tmp_path: Path) -> None:
     bound = 40_000
     for seed in range(12):
         cache = FeatureCache(tmp_path, aligning[0], max_bytes=bound, num_writers=2)
@@ -109,7 +109,7 @@ def test_it_never_grows_beyond_its_bound(aligning: Built, tmp_path: Path) -> Non
     assert again.hits == 2, "what came first stays"
 
 
-def test_broken_files_are_written_anew(aligning: Built, tmp_path: Path) -> None:
+def test_features_with_broken_file_are_recomputed(aligning: Built, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, aligning[0], max_bytes=MANY_BYTES)
     expected = cache.features(batch_of(aligning))
     cut, empty = files(tmp_path)
@@ -121,7 +121,7 @@ def test_broken_files_are_written_anew(aligning: Built, tmp_path: Path) -> None:
     assert cache.hits == 2
 
 
-def test_a_process_that_is_killed_leaves_only_whole_files(aligning: Built, tmp_path: Path) -> None:
+def test_feature_cache_after_a_kill_has_only_complete_files(aligning: Built, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, aligning[0], max_bytes=MANY_BYTES)
     cache.features(Packer(aligning[1]).pack(make_examples()[:1]))
     write = Path.write_bytes
@@ -144,7 +144,7 @@ def test_a_process_that_is_killed_leaves_only_whole_files(aligning: Built, tmp_p
     assert (cache.hits, cache.misses) == (1, 1)
 
 
-def test_only_what_stays_the_same_is_kept(aligning: Built, tmp_path: Path) -> None:
+def test_check_cacheable_with_changing_features_raises(aligning: Built, tmp_path: Path) -> None:
     check_cacheable(aligning[0], AugmentationSettings())
     check_cacheable(aligning[0], AugmentationSettings(min_scale=0.5, max_scale=0.5))
     with pytest.raises(SettingsError, match="size augmentation"):

@@ -20,7 +20,7 @@ from ureca.model.image_processing import num_tiles
 from ureca.training.augmentation import AugmentationSettings, image_key, scaled_size
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
-from ureca.training.sampler import EpochPlan, PlanSettings, too_long
+from ureca.training.sampler import EpochPlan, PlanSettings, too_long_regions
 from ureca.training.token_costs import TokenCosts
 
 MASKS = drawn_image(0)[1]
@@ -37,13 +37,13 @@ def dataset(tmp_path: Path) -> Path:
     return write_dataset(tmp_path / "data", 5)
 
 
-def test_an_index_gives_back_what_the_sources_have(tmp_path: Path, dataset: Path) -> None:
+def test_index_read_returns_the_samples_of_the_sources(tmp_path: Path, dataset: Path) -> None:
     index = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     assert index.read(range(5)) == list(open_source(RegionsSource(path=str(dataset))).samples())
     assert (index.info.num_images, index.info.num_regions, index.info.num_bad_samples) == (5, 20, 0)
 
 
-def test_images_are_read_at_random_from_several_files(
+def test_index_read_from_several_files_keeps_the_order_given(
     tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in ("index", "index_writer"):
@@ -60,11 +60,11 @@ def test_images_are_read_at_random_from_several_files(
             index.read([number])
 
 
-def test_counts_are_those_of_texts_and_sizes(tmp_path: Path, dataset: Path) -> None:
+def test_sample_costs_are_those_of_texts_and_sizes(tmp_path: Path, dataset: Path) -> None:
     augmentation = AugmentationSettings(min_scale=0.5, max_scale=2, num_scales=3)
     changes = {"augmentation": augmentation, "questions": QuestionSettings(default_fraction=1)}
     index = prepare_index(str(tmp_path / "index"), settings(dataset, **changes), Words())
-    counts = index.counts()
+    counts = index.sample_costs()
     assert counts.first_regions.tolist() == [0, 4, 8, 12, 16, 20]
     # "Describe this region in the image." and "the only disc 1"
     assert set(counts.text_tokens.tolist()) == {6 + 1 + 4}
@@ -73,17 +73,17 @@ def test_counts_are_those_of_texts_and_sizes(tmp_path: Path, dataset: Path) -> N
     assert counts.image_keys.tolist() == [image_key(f"img_{number:04d}") for number in range(5)]
 
 
-def test_the_longest_question_that_may_be_asked_counts(tmp_path: Path) -> None:
+def test_sample_costs_count_the_longest_possible_question(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 1)))
     short = region(MASKS[0], detailed_caption="disc 1")
     output.write_partition(0, [row("img_0000", [short, region(MASKS[1])])], PartitionReport())
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     possible = [index.info.settings.questions.possible(detailed=detailed) for detailed in (False, True)]
     longest = [max(len(question.split()) for question in questions) for questions in possible]
-    assert index.counts().text_tokens.tolist() == [longest[0] + 1 + 4, longest[1] + 1 + 4]
+    assert index.sample_costs().text_tokens.tolist() == [longest[0] + 1 + 4, longest[1] + 1 + 4]
 
 
-def test_sources_are_mixed_and_a_plan_is_made_of_them(tmp_path: Path, dataset: Path) -> None:
+def test_prepare_index_with_several_sources_mixes_them(tmp_path: Path, dataset: Path) -> None:
     path = write_jsonl(tmp_path / "lines.jsonl", [line("img_0000", "2"), line("img_0000", "9")])
     jsonl = {"kind": "jsonl", "path": str(path), "images": str(dataset.parent / "images")}
     both = [{"path": str(dataset), "kind": "regions"}, jsonl]
@@ -91,13 +91,13 @@ def test_sources_are_mixed_and_a_plan_is_made_of_them(tmp_path: Path, dataset: P
     assert (index.info.num_images, index.info.num_regions) == (6, 21)
     assert index.info.bad_samples == {"unknown_mask": 1}
     assert [(bad.image_id, bad.region_id) for bad in index.bad_samples()] == [("img_0000", 9)]
-    assert index.counts().text_tokens[-1] == 3 + 1 + 2
+    assert index.sample_costs().text_tokens[-1] == 3 + 1 + 2
     costs = TokenCosts(image=5, image_tile=4, region=2, mask_tile=2)
-    plan = EpochPlan(index.counts(), costs, PlanSettings(), epoch=0, seed=0, world_size=2)
+    plan = EpochPlan(index.sample_costs(), costs, PlanSettings(), epoch=0, seed=0, world_size=2)
     assert plan.num_regions == 21
 
 
-def test_regions_that_are_too_long_are_named(tmp_path: Path) -> None:
+def test_too_long_samples_names_regions(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 2)))
     rows = [
         row("img_0000", [region(MASKS[0])]),
@@ -106,13 +106,13 @@ def test_regions_that_are_too_long_are_named(tmp_path: Path) -> None:
     output.write_partition(0, rows, PartitionReport())
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     costs = TokenCosts(image=5, image_tile=1, region=2, mask_tile=1)
-    found = too_long(index.counts(), costs, PlanSettings(max_length=100))
+    found = too_long_regions(index.sample_costs(), costs, PlanSettings(max_length=100))
     (bad,) = index.too_long_samples(found, 100)
     assert (bad.image_id, bad.region_id, bad.kind) == ("img_0001", 2, "too_long")
     assert "max_length is 100" in bad.message
 
 
-def test_text_that_is_no_text_to_the_tokenizer_is_bad(tmp_path: Path) -> None:
+def test_prepare_index_with_special_token_in_text_counts_a_bad_sample(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 1)))
     regions = [region(MASKS[0], caption="see <IMG_CONTEXT><IMG_CONTEXT>"), region(MASKS[1])]
     output.write_partition(0, [row("img_0000", regions)], PartitionReport())
@@ -121,7 +121,7 @@ def test_text_that_is_no_text_to_the_tokenizer_is_bad(tmp_path: Path) -> None:
     assert [found.region_id for found in index.read([0])[0].regions] == [2]
 
 
-def test_what_is_left_out_is_told(tmp_path: Path) -> None:
+def test_index_summary_names_samples_that_are_left_out(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 2, images_per_partition=1)))
     output.write_partition(
         0, [row("img_0000", [region(MASKS[0], verdict="rejected"), region(MASKS[1])])], PartitionReport()
@@ -129,13 +129,13 @@ def test_what_is_left_out_is_told(tmp_path: Path) -> None:
     (tmp_path / "data" / "dataset" / "regions" / "part-000001.parquet").unlink()
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     assert index.info.summary().split("\n") == [
-        "1 regions of 1 images to learn from",
+        "1 regions of 1 images to train on",
         "1 regions left out: rejected",
         "1 images left out: not curated yet",
     ]
 
 
-def test_an_index_is_made_once(tmp_path: Path, dataset: Path) -> None:
+def test_prepare_index_twice_writes_once(tmp_path: Path, dataset: Path) -> None:
     first = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "index").iterdir()}
     again = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
@@ -143,7 +143,9 @@ def test_an_index_is_made_once(tmp_path: Path, dataset: Path) -> None:
     assert again.info.fingerprint == first.info.fingerprint
 
 
-def test_an_interrupted_index_is_made_anew(tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_prepare_index_after_interruption_writes_again(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(KeyboardInterrupt), monkeypatch.context() as patch:
         patch.setattr("ureca.training.index_writer.image_key", _interrupt)
         prepare_index(str(tmp_path / "index"), settings(dataset), Words())
@@ -164,13 +166,15 @@ def _interrupt(image_id: str) -> int:
         ({"questions": {"default_fraction": 1}}, "questions.default_fraction: 0.5 then, 1.0 now"),
     ],
 )
-def test_other_settings_are_refused_by_name(tmp_path: Path, dataset: Path, changes: dict[str, Any], named: str) -> None:
+def test_prepare_index_with_other_settings_raises_their_names(
+    tmp_path: Path, dataset: Path, changes: dict[str, Any], named: str
+) -> None:
     prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     with pytest.raises(OutputError, match=named):
         prepare_index(str(tmp_path / "index"), settings(dataset, **changes), Words())
 
 
-def test_other_data_are_refused_by_name(tmp_path: Path, dataset: Path) -> None:
+def test_prepare_index_with_other_data_raises_their_names(tmp_path: Path, dataset: Path) -> None:
     first = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     with pytest.raises(OutputError, match=r"sources\.1\.path|sources\.1"):
         prepare_index(str(tmp_path / "index"), settings(dataset, dataset), Words())
@@ -193,7 +197,7 @@ def test_other_data_are_refused_by_name(tmp_path: Path, dataset: Path) -> None:
         prepare_index(str(tmp_path / "index"), settings(dataset), Words())
 
 
-def test_a_fingerprint_follows_the_content_not_the_place(tmp_path: Path, dataset: Path) -> None:
+def test_index_fingerprint_follows_content_not_location(tmp_path: Path, dataset: Path) -> None:
     first = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     moved = dataset.rename(tmp_path / "moved")
     second = prepare_index(str(tmp_path / "other"), settings(moved), Words())
@@ -203,7 +207,7 @@ def test_a_fingerprint_follows_the_content_not_the_place(tmp_path: Path, dataset
     assert third.info.fingerprint != first.info.fingerprint
 
 
-def test_nothing_to_learn_from_is_an_error_that_says_why(tmp_path: Path) -> None:
+def test_prepare_index_without_good_samples_raises_the_reasons(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 1)))
     output.write_partition(0, [row("img_0000", [region(MASKS[0], caption="")])], PartitionReport())
     with pytest.raises(InputError, match="1 empty_caption"):
@@ -212,19 +216,19 @@ def test_nothing_to_learn_from_is_an_error_that_says_why(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("content", ["", "[]", json.dumps({"version": 1})])
-def test_a_broken_index_is_an_error(tmp_path: Path, content: str) -> None:
+def test_index_with_broken_info_raises(tmp_path: Path, content: str) -> None:
     (tmp_path / "index.json").write_text(content)
     with pytest.raises(OutputError, match=r"index\.json cannot be read"):
         TrainingIndex(str(tmp_path))
 
 
-def test_a_run_needs_a_source() -> None:
+def test_index_settings_without_source_raise() -> None:
     with pytest.raises(ValidationError, match="at least 1 item"):
         settings()
 
 
-def test_counts_hold_as_little_as_they_say(tmp_path: Path, dataset: Path) -> None:
-    counts = prepare_index(str(tmp_path / "index"), settings(dataset), Words()).counts()
+def test_sample_costs_have_documented_size(tmp_path: Path, dataset: Path) -> None:
+    counts = prepare_index(str(tmp_path / "index"), settings(dataset), Words()).sample_costs()
     types = {name: getattr(counts, name).dtype for name in ("text_tokens", "num_tiles", "image_keys", "first_regions")}
     assert types == {
         "text_tokens": np.int32,

@@ -65,7 +65,7 @@ def gradients(model: UrecaForConditionalGeneration) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
 @pytest.mark.parametrize("region_prompt", REGION_PROMPTS)
-def test_losses_and_gradients_equal_those_of_separate_prompts(mask_encoder: str, region_prompt: str) -> None:
+def test_packed_loss_equals_that_of_separate_prompts(mask_encoder: str, region_prompt: str) -> None:
     model, processor = build_tiny(TinySizes(mask_encoder=mask_encoder))
     processor.region_prompt = region_prompt
     examples = make_examples()
@@ -85,7 +85,7 @@ def test_losses_and_gradients_equal_those_of_separate_prompts(mask_encoder: str,
         assert (gradient - expected[name]).abs().max().item() <= 1e-5 * scale, name
 
 
-def test_gradient_checkpointing_changes_nothing() -> None:
+def test_packed_loss_with_gradient_checkpointing_has_the_same_gradients() -> None:
     model, processor = build_tiny()
     batch = Packer(processor).pack(make_examples())
     PackedLoss(model)(batch).backward()
@@ -98,7 +98,7 @@ def test_gradient_checkpointing_changes_nothing() -> None:
 
 
 @pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
-def test_one_mask_tile_of_a_tiled_image(mask_encoder: str) -> None:
+def test_packed_loss_with_one_mask_tile_equals_separate_prompts(mask_encoder: str) -> None:
     model, processor = build_tiny(TinySizes(mask_encoder=mask_encoder))
     processor.dynamic_mask = False
     batch = Packer(processor).pack(make_examples())
@@ -119,7 +119,7 @@ def test_one_mask_tile_of_a_tiled_image(mask_encoder: str) -> None:
     assert captioner.caption(example.pixels, [example.regions[0].mask], max_new_tokens=12) == [expected]
 
 
-def test_an_answer_is_learned_where_the_captioner_writes_it() -> None:
+def test_packed_loss_trains_the_answer_that_the_captioner_writes() -> None:
     """What a model that has learned its samples by heart is captioned with is the answers."""
     model, processor = build_tiny()
     examples = make_examples()[:1]
@@ -147,7 +147,7 @@ def test_an_answer_is_learned_where_the_captioner_writes_it() -> None:
     assert captions == [region.answer for region in examples[0].regions]
 
 
-def test_labels_are_the_answers() -> None:
+def test_pack_labels_are_the_answers() -> None:
     _, processor = build_tiny()
     batch = Packer(processor).pack(make_examples())
     answers = processor.tokenizer.decode(batch.labels[batch.labels != IGNORED])
@@ -156,14 +156,14 @@ def test_labels_are_the_answers() -> None:
     assert batch.num_answer_tokens == int((batch.labels != IGNORED).sum())
 
 
-def test_a_batch_survives_being_taken_apart() -> None:
+def test_packed_batch_from_its_tensors_is_equal() -> None:
     _, processor = build_tiny()
     batch = Packer(processor).pack(make_examples())
     again = type(batch)(**batch.tensors())
     assert all(torch.equal(tensor, again.tensors()[name]) for name, tensor in batch.tensors().items())
 
 
-def test_what_cannot_be_packed() -> None:
+def test_pack_with_impossible_examples_raises() -> None:
     _, processor = build_tiny()
     example = make_examples()[0]
     with pytest.raises(ValueError, match="a batch needs an image"):

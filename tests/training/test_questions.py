@@ -11,12 +11,12 @@ def asked(settings: QuestionSettings, *, detailed: bool = False, epoch: int = 0,
     return [choose_question("image", id, **drawn) for id in range(600)]  # type: ignore[arg-type]
 
 
-def test_the_sets_are_apart_and_without_the_captioners_own() -> None:
+def test_question_sets_are_disjoint_and_without_the_default() -> None:
     assert len({*SHORT_QUESTIONS, *DETAILED_QUESTIONS, QUESTION}) == len(SHORT_QUESTIONS) + len(DETAILED_QUESTIONS) + 1
 
 
 @pytest.mark.parametrize("detailed", [False, True])
-def test_all_questions_of_a_set_are_asked_and_no_other(detailed: bool) -> None:
+def test_choose_question_draws_all_questions_of_a_set(detailed: bool) -> None:
     assert {paraphrase("a", id, detailed=detailed) for id in range(300)} == set(
         DETAILED_QUESTIONS if detailed else SHORT_QUESTIONS
     )
@@ -25,13 +25,13 @@ def test_all_questions_of_a_set_are_asked_and_no_other(detailed: bool) -> None:
         assert set(asked(settings, detailed=detailed)) == set(settings.possible(detailed=detailed))
 
 
-def test_the_captioners_own_question_has_its_share() -> None:
+def test_choose_question_draws_the_default_with_its_fraction() -> None:
     assert asked(QuestionSettings(default_fraction=1)) == [QUESTION] * 600
     assert QUESTION not in asked(QuestionSettings(default_fraction=0))
     assert 0.2 < asked(QuestionSettings(default_fraction=0.3)).count(QUESTION) / 600 < 0.4
 
 
-def test_a_region_is_asked_something_else_in_another_epoch_and_the_same_in_the_same() -> None:
+def test_choose_question_varies_by_epoch_reproducibly() -> None:
     settings = QuestionSettings(default_fraction=0)
     assert asked(settings, epoch=1, seed=2) == asked(settings, epoch=1, seed=2)
     for other in (asked(settings, epoch=2, seed=2), asked(settings, epoch=1, seed=3)):

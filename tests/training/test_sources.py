@@ -32,7 +32,7 @@ def kinds(bad: list[BadSample]) -> list[tuple[str, int | None, str]]:
 # Regions datasets
 
 
-def test_a_dataset_gives_every_image_with_its_bytes_and_regions(tmp_path: Path) -> None:
+def test_regions_source_yields_every_image_with_its_regions(tmp_path: Path) -> None:
     images, bad = read(RegionsSource(path=str(write_dataset(tmp_path, 5))))
     assert not bad
     assert [image.image_id for image in images] == [f"img_{number:04d}" for number in range(5)]
@@ -49,13 +49,15 @@ def test_a_dataset_gives_every_image_with_its_bytes_and_regions(tmp_path: Path) 
     ("caption", "text", "detailed"),
     [("unique", "the only disc 1", True), ("short", "disc 1", False), ("detailed", "disc 1, in detail", True)],
 )
-def test_the_caption_that_is_learned_is_a_setting(tmp_path: Path, caption: str, text: str, detailed: bool) -> None:
+def test_regions_source_with_caption_setting_yields_that_caption(
+    tmp_path: Path, caption: str, text: str, detailed: bool
+) -> None:
     path = str(write_dataset(tmp_path, 1))
     ((image,), _) = read(RegionsSource.model_validate({"path": path, "caption": caption}))
     assert (image.regions[0].caption, image.regions[0].detailed) == (text, detailed)
 
 
-def test_a_region_without_parts_has_no_detailed_caption(tmp_path: Path) -> None:
+def test_regions_source_without_parts_has_no_detailed_caption(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path, 1)))
     output.write_partition(0, [row("img_0000", [region(MASKS[0], detailed_caption="disc 1")])], PartitionReport())
     for caption in ("unique", "detailed"):
@@ -63,7 +65,7 @@ def test_a_region_without_parts_has_no_detailed_caption(tmp_path: Path) -> None:
         assert not image.regions[0].detailed
 
 
-def test_what_a_dataset_leaves_out_is_counted_and_what_is_bad_is_named(tmp_path: Path) -> None:
+def test_regions_source_counts_excluded_and_names_bad_samples(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path, 8, images_per_partition=6)))
     (tmp_path / "dataset" / "regions" / "part-000001.parquet").unlink()
     empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
@@ -101,7 +103,7 @@ def test_what_a_dataset_leaves_out_is_counted_and_what_is_bad_is_named(tmp_path:
     assert [found.region_id for found in rejected[0].regions] == [3]
 
 
-def test_a_folder_without_a_run_is_no_dataset(tmp_path: Path) -> None:
+def test_regions_source_without_run_raises(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="not the output of a run"):
         read(RegionsSource(path=str(tmp_path)))
 
@@ -109,7 +111,7 @@ def test_a_folder_without_a_run_is_no_dataset(tmp_path: Path) -> None:
 # JSONL
 
 
-def test_jsonl_gives_what_a_dataset_was_exported_from(tmp_path: Path) -> None:
+def test_jsonl_source_yields_the_exported_dataset(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 3)
     export_jsonl(Output(str(dataset)).rows(), tmp_path / "train.jsonl", Selection())
     images, bad = read(JsonlSource(path=str(tmp_path / "train.jsonl"), images=str(tmp_path / "images")))
@@ -123,7 +125,7 @@ def test_jsonl_gives_what_a_dataset_was_exported_from(tmp_path: Path) -> None:
         assert all(found.question and "<image>" not in found.question for found in ours.regions)
 
 
-def test_lines_of_an_image_may_stand_apart_and_repeat(tmp_path: Path) -> None:
+def test_jsonl_source_with_scattered_lines_groups_them_by_image(tmp_path: Path) -> None:
     write_corpus(tmp_path / "images", 2)
     lines = [
         line("img_0001", "1"),
@@ -142,7 +144,7 @@ def test_lines_of_an_image_may_stand_apart_and_repeat(tmp_path: Path) -> None:
     ]
 
 
-def test_masks_by_their_place_and_images_in_a_shard(tmp_path: Path) -> None:
+def test_jsonl_source_with_shards_finds_masks_by_position(tmp_path: Path) -> None:
     write_shard(tmp_path / "sa.tar", 2)
     path = write_jsonl(tmp_path / "lines.jsonl", [line("img_0001", "0"), line("img_0001", "4")])
     images, bad = read(JsonlSource(path=str(path), images=str(tmp_path / "sa.tar"), mask_ids="position"))
@@ -150,7 +152,7 @@ def test_masks_by_their_place_and_images_in_a_shard(tmp_path: Path) -> None:
     assert kinds(bad) == [("img_0001", 4, "unknown_mask")]
 
 
-def test_everything_that_is_wrong_with_jsonl_is_named(tmp_path: Path) -> None:
+def test_jsonl_source_with_bad_lines_names_each(tmp_path: Path) -> None:
     write_corpus(tmp_path / "images", 5)
     (tmp_path / "images" / "img_0001.json").unlink()
     (tmp_path / "images" / "img_0002.json").write_text("{")
@@ -202,7 +204,7 @@ def test_everything_that_is_wrong_with_jsonl_is_named(tmp_path: Path) -> None:
     ]
 
 
-def test_a_missing_file_or_folder_is_an_error(tmp_path: Path) -> None:
+def test_source_with_missing_file_raises(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be read"):
         read(JsonlSource(path=str(tmp_path / "none.jsonl"), images=str(tmp_path)))
     path = write_jsonl(tmp_path / "lines.jsonl", [line("a", "1")])

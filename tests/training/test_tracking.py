@@ -17,7 +17,7 @@ def track(name: str, run: Path, first: int, last: int) -> None:
     tracker.close()
 
 
-def test_a_tracker_that_is_not_installed_is_told_before_the_run() -> None:
+def test_check_trackers_without_package_raises() -> None:
     check_trackers(["tensorboard"])
     for name in ("mlflow", "wandb"):
         if find_spec(name) is None:
@@ -25,13 +25,13 @@ def test_a_tracker_that_is_not_installed_is_told_before_the_run() -> None:
                 check_trackers(["tensorboard", name])
 
 
-def test_tensorboard_has_event_files_of_each_session(tmp_path: Path) -> None:
+def test_tensorboard_writes_event_files_of_each_session(tmp_path: Path) -> None:
     track("tensorboard", tmp_path, 0, 2)
     (first,) = (tmp_path / "tensorboard").glob("events*")
     assert b"train/loss" in first.read_bytes()
 
 
-def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_resumes_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     mlflow = pytest.importorskip("mlflow")
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     track("mlflow", tmp_path, 0, 2)
@@ -42,7 +42,7 @@ def test_mlflow_goes_on_with_its_run(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert [(item.step, item.value) for item in history] == [(step, pytest.approx(1 / (1 + step))) for step in range(5)]
 
 
-def test_weights_and_biases_go_on_with_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_and_biases_resume_their_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     track("wandb", tmp_path, 0, 2)

@@ -26,7 +26,7 @@ def add_adapter(model: UrecaForConditionalGeneration, *, rank: int, alpha: int, 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise SettingsError("stage.kind: tune needs peft: pip install 'ureca-ray[train]'") from error
+        raise SettingsError("phase.kind: tune needs peft: pip install 'ureca-ray[train]'") from error
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

@@ -165,6 +165,13 @@ class UrecaProcessor(ProcessorMixin):
         beginning, _, end = prompt.partition(last)
         return (beginning if with_mask else beginning + last), end
 
+    @property
+    def end_of_turn(self) -> str:
+        """Text that the chat template puts after an answer, which the model learns to write."""
+        answer = "Answer."
+        conversation = self.apply_chat_template(region_conversation(QUESTION, answer))
+        return str(conversation.rpartition(answer)[2].strip())
+
     def image_placeholders(self, num_tiles: int) -> str:
         """The text that an image of so many tiles becomes."""
         start, context, end = IMAGE_TOKENS

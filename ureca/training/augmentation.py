@@ -1,4 +1,4 @@
-"""Size augmentation (the paper's): an image and its masks are resized together, at random."""
+"""Size augmentation (paper): an image and its masks are resized together by a random scale."""
 
 from typing import Self
 
@@ -12,26 +12,26 @@ from ureca.rng import IndexedRng
 
 
 class AugmentationSettings(BaseModel):
-    """How images are resized. Equal scales of 1, the default, leave them as they are."""
+    """Random resizing of images. Scales of 1, the default, leave them unchanged."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_scale: float = Field(default=1.0, ge=0.05, le=4, description="smallest factor of both sides")
-    max_scale: float = Field(default=1.0, ge=0.05, le=4, description="largest factor of both sides")
+    min_scale: float = Field(default=1.0, ge=0.05, le=4, description="smallest factor of both sides of an image")
+    max_scale: float = Field(default=1.0, ge=0.05, le=4, description="largest factor of both sides of an image")
     num_scales: int = Field(
-        default=8, ge=2, le=64, description="factors between which chance chooses, evenly spaced in their logarithm"
+        default=8, ge=2, le=64, description="number of factors to draw from, evenly spaced in their logarithm"
     )
-    max_pixels: PositiveInt = Field(default=16_000_000, description="no image is enlarged beyond so many pixels")
+    max_pixels: PositiveInt = Field(default=16_000_000, description="images are not enlarged beyond so many pixels")
 
     @model_validator(mode="after")
-    def _range(self) -> Self:
+    def _scales_are_ordered(self) -> Self:
         if self.min_scale > self.max_scale:
             raise ValueError(f"min_scale {self.min_scale} is above max_scale {self.max_scale}")
         return self
 
     @property
     def scales(self) -> tuple[float, ...]:
-        """The factors; a single one where the range has no width."""
+        """All scales; a single one if ``min_scale`` equals ``max_scale``."""
         if self.min_scale == self.max_scale:
             return (self.min_scale,)
         return tuple(np.geomspace(self.min_scale, self.max_scale, self.num_scales).tolist())
@@ -40,24 +40,24 @@ class AugmentationSettings(BaseModel):
 def draw_scales(
     image_keys: npt.NDArray[np.uint64], settings: AugmentationSettings, *, epoch: int, seed: int
 ) -> npt.NDArray[np.uint8]:
-    """Which of ``settings.scales`` each image has in an epoch; uint8 of the shape of ``image_keys``."""
+    """Draw the index into ``settings.scales`` of each image in an epoch; uint8 of the shape of ``image_keys``."""
     random = IndexedRng(hash64(seed, epoch, "scale")).words(image_keys)
     return (random % np.uint64(len(settings.scales))).astype(np.uint8)
 
 
 def draw_scale(image_id: str, settings: AugmentationSettings, *, epoch: int, seed: int) -> float:
-    """The factor of one image in an epoch."""
+    """Draw the scale of one image in an epoch; agrees with `draw_scales`."""
     (number,) = draw_scales(np.array([image_key(image_id)], np.uint64), settings, epoch=epoch, seed=seed)
     return settings.scales[int(number)]
 
 
 def image_key(image_id: str) -> int:
-    """The number below 2^64 that stands for an image where chance is drawn."""
+    """Hash an image id to a number below 2^64, which seeds the random draws for the image."""
     return hash64("image", image_id)
 
 
 def scaled_size(height: int, width: int, scale: float, settings: AugmentationSettings) -> tuple[int, int]:
-    """Height and width in pixels of an image that is resized by a factor, at least 1 each."""
+    """Compute height and width in pixels of a resized image, at least 1 each."""
     if scale > 1:
         scale = max(1.0, min(scale, (settings.max_pixels / (height * width)) ** 0.5))
     return max(1, round(height * scale)), max(1, round(width * scale))
@@ -71,7 +71,7 @@ def resize_image(pixels: npt.NDArray[np.uint8], height: int, width: int) -> npt.
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Resize bool [H, W] to [height, width] by nearest neighbour; what was not empty is never empty afterwards."""
+    """Resize bool [H, W] to [height, width] by nearest neighbour; a mask with a pixel set keeps one."""
     from ureca.model.image_processing import resize_mask as resize
 
     return mask if mask.shape == (height, width) else resize(mask, height, width)

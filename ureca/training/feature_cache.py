@@ -1,8 +1,8 @@
-"""Image features that stay the same are computed once and kept on disk, for later epochs, runs and stages.
+"""Cache of image features on disk, for later epochs, runs and phases.
 
-A file holds the projected features of one image. Its name is a hash of the image's tiles as the vision encoder sees
-them, so pixels, resizing, tiling and normalisation are all part of it; its folder is named after the weights that made
-it. Tuning from an aligned checkpoint finds what aligning left, since neither changes these weights.
+A file holds the projected features of one image. Its name is a hash of the image's tiles as the vision encoder's input,
+which covers pixels, resizing, tiling and normalisation; its folder is named after the weights of the vision encoder and
+the projector. The tune phase reuses the features of the align phase, since neither changes these weights.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from ureca.errors import OutputError, SettingsError
 from ureca.hashing import digest
 from ureca.io import replacing
 from ureca.training.augmentation import AugmentationSettings
+from ureca.training.phases import vision_is_frozen
 
 if TYPE_CHECKING:
     import torch
@@ -26,48 +27,51 @@ if TYPE_CHECKING:
 
 
 class FeatureCacheSettings(BaseModel):
-    """Where features are kept."""
+    """Cache of image features."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    directory: str | None = Field(default=None, description="folder that all workers see; None: no cache")
-    max_bytes: PositiveInt = Field(default=20 * 2**30, description="when it is full, further images are computed anew")
+    directory: str | None = Field(
+        default=None, description="folder of cached image features, shared by all workers; None: no cache"
+    )
+    max_bytes: PositiveInt = Field(
+        default=20 * 2**30, description="size limit of the cache; features beyond it are recomputed in every epoch"
+    )
 
 
 def check_cacheable(model: UrecaForConditionalGeneration, augmentation: AugmentationSettings) -> None:
-    """Refuse to keep what does not stay the same.
+    """Reject a cache of features that change during training.
 
     Raises:
-        SettingsError: the vision encoder or the projector is trained, or images change their size.
+        SettingsError: the vision encoder or the projector is trained, or images are resized at random.
     """
-    from ureca.training.phases import vision_is_frozen
-
     if not vision_is_frozen(model):
         raise SettingsError(
-            "feature_cache.directory: features cannot be kept while the vision encoder or the projector is trained; "
-            "leave it out, or train in stage align or tune"
+            "feature_cache.directory: features cannot be cached while the vision encoder or the projector is trained; "
+            "leave it out, or train in phase align or tune"
         )
     if len(augmentation.scales) > 1:
         raise SettingsError(
-            "feature_cache.directory: features cannot be kept while size augmentation resizes images at random; leave "
-            "it out, or set augmentation.min_scale and augmentation.max_scale to the same value"
+            "feature_cache.directory: features cannot be cached while size augmentation resizes images at random; "
+            "leave it out, or set augmentation.min_scale and augmentation.max_scale to the same value"
         )
 
 
 class FeatureCache:
     """Projected image features on disk.
 
-    When the folder is full nothing more is added and nothing removed: epochs ask for every image once, so that any
-    exchange would throw out what is needed before what was needed last.
+    A full cache neither adds nor evicts files: every epoch needs each image once, so that evicting the least recently
+    used file would always evict the next one needed.
 
     Args:
-        directory: shared by runs and workers; made if missing.
-        model: what computes features; with ZeRO-3, as it was before its weights were sharded.
-        max_bytes: of all files in the folder.
-        num_writers: processes that add to the folder at the same time; each fills its share of what is free.
+        directory: folder shared by runs and workers; created if missing.
+        model: the model that computes features, with unsharded weights.
+        max_bytes: size limit of all files in the folder.
+        num_writers: number of processes that write to the folder at the same time; each gets an equal share of the
+            free space.
 
     Raises:
-        OutputError: the folder cannot be made or written to.
+        OutputError: the folder cannot be created or written to.
     """
 
     def __init__(
@@ -90,7 +94,7 @@ class FeatureCache:
         self.misses = 0
 
     def features(self, batch: PackedBatch) -> torch.Tensor:
-        """Features of a batch's images, from disk where they are there: the ``image_features`` of `PackedLoss`.
+        """Load or compute the features of a batch's images: the ``image_features`` of `PackedLoss`.
 
         Args:
             batch: on any device.
@@ -126,7 +130,7 @@ class FeatureCache:
         return self._folder / key[:2] / f"{key}.safetensors"
 
     def _read(self, key: str) -> torch.Tensor | None:
-        """A file that cannot be read counts as missing and is written anew."""
+        """Read cached features; an unreadable file counts as missing and is replaced."""
         from safetensors import SafetensorError
         from safetensors.torch import load_file
 
@@ -150,7 +154,7 @@ class FeatureCache:
 
 
 def vision_fingerprint(model: UrecaForConditionalGeneration) -> str:
-    """What features depend on besides pixels: weights, type and configuration of vision encoder and projector."""
+    """Hash weights, data type and configuration of vision encoder and projector."""
     parts = model.model
     config = model.config
     names = ("vision_feature_layer", "vision_feature_select_strategy", "downsample_ratio", "projector_hidden_act")

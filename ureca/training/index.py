@@ -1,14 +1,12 @@
-"""The index of a run: all samples of its sources, copied once, in a form that any worker reads at random.
+"""The index of a run: all samples of its sources in a form that any worker reads at random.
 
-    INDEX/images-000000.parquet   one row an image: where its bytes are, its size, its regions with masks and captions
+    INDEX/images-000000.parquet   one row an image: location of its bytes, size, regions with masks and captions
     INDEX/counts.parquet          one row an image: numbers of tokens and tiles
-    INDEX/bad_samples.parquet     what cannot be learned from, and why
+    INDEX/bad_samples.parquet     samples that cannot be trained on, and why
     INDEX/index.json              settings, files of the sources and totals; written last
 
-Pixels stay where they are. ``ureca.training.index_writer`` writes it.
-
-
-[from] How images, counts and bad samples are stored in an index."""
+Pixels are not copied. ``ureca.training.index_writer`` writes the index.
+"""
 
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,12 +27,13 @@ from ureca.errors import OutputError
 from ureca.hashing import digest
 from ureca.io import locate
 from ureca.training.augmentation import AugmentationSettings
-from ureca.training.sampler import TooLong
+from ureca.training.sampler import TooLongRegions
 from ureca.training.token_costs import SampleCosts
 
 IMAGES_PER_FILE = 4096
 IMAGES_PER_ROW_GROUP = 16
 """Few, because a step reads images from all over the index."""
+_OPEN_FILES = 64
 
 _REGION = pa.struct(
     [
@@ -72,12 +71,12 @@ BAD_SAMPLES = pa.schema(
 
 
 def images_file(number: int) -> str:
-    """Name of the file of the images from ``number * IMAGES_PER_FILE`` on."""
+    """Return the name of the file with the images from ``number * IMAGES_PER_FILE`` on."""
     return f"images-{number:06d}.parquet"
 
 
 def image_row(image: TrainingImage) -> dict[str, Any]:
-    """The row of an image in the schema ``IMAGES``."""
+    """Convert an image to a row of the schema ``IMAGES``."""
     regions = [
         {
             "region_id": region.region_id,
@@ -92,18 +91,15 @@ def image_row(image: TrainingImage) -> dict[str, Any]:
     return entry | {"height": image.height, "width": image.width, "regions": regions}
 
 
-def image_of_row(row: Mapping[str, Any]) -> TrainingImage:
-    """The image of a row of the schema ``IMAGES``."""
+def parse_image_row(row: Mapping[str, Any]) -> TrainingImage:
+    """Convert a row of the schema ``IMAGES`` to an image."""
     entry = ManifestEntry(**{field.name: row[field.name] for field in _BYTES})
     regions = tuple(TrainingRegion(**region) for region in row["regions"])
     return TrainingImage(entry, row["height"], row["width"], regions)
 
 
-_OPEN_FILES = 64
-
-
 class IndexSettings(BaseModel):
-    """What decides the content of an index."""
+    """Settings that decide the content of an index."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -115,7 +111,7 @@ class IndexSettings(BaseModel):
 
 
 class SourceFile(BaseModel):
-    """A file of a source, as it was when the index was made."""
+    """State of a source's file when the index was written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -129,16 +125,16 @@ class IndexInfo(BaseModel):
     """The content of index.json.
 
     Attributes:
-        version: of the layout.
-        settings: that it was made with.
-        tokenizer: identity of what counted the tokens.
-        files: of the sources, whose change is refused.
+        version: version of the layout.
+        settings: settings of the index.
+        tokenizer: identity of the token counter.
+        files: files of the sources; changed ones are detected.
         content: digest of all images and their regions, in order.
-        num_images: that are learned from.
-        num_regions: that are learned from.
-        bad_samples: regions and images that cannot be, by kind; bad_samples.parquet names each.
-        left_out: regions that the sources leave out on purpose, by reason.
-        failed_images: images that the sources have no regions of, by reason.
+        num_images: number of images to train on.
+        num_regions: number of regions to train on.
+        bad_samples: number of regions and images that cannot be trained on, by kind; bad_samples.parquet lists them.
+        left_out: number of regions that the sources exclude by their settings, by reason.
+        failed_images: number of images without regions in the sources, by reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -156,19 +152,19 @@ class IndexInfo(BaseModel):
 
     @property
     def fingerprint(self) -> str:
-        """The same for the same samples, settings and tokenizer, whenever and wherever the index was made."""
+        """Digest of samples, settings and tokenizer, independent of time and place of writing."""
         settings = self.settings.model_dump_json(exclude={"sources"})
         parts = (str(self.version), settings, self.tokenizer, self.content)
         return digest(f"{len(part)}:{part}" for part in parts).hex()
 
     @property
     def num_bad_samples(self) -> int:
-        """Regions and images that cannot be learned from."""
+        """Number of regions and images that cannot be trained on."""
         return sum(self.bad_samples.values())
 
     def summary(self) -> str:
-        """What is learned from and what is not, for people."""
-        lines = [f"{self.num_regions} regions of {self.num_images} images to learn from"]
+        """Summarize the samples and those that are left out, one line each."""
+        lines = [f"{self.num_regions} regions of {self.num_images} images to train on"]
         for reasons, what in (
             (self.bad_samples, "bad samples"),
             (self.left_out, "regions left out"),
@@ -179,13 +175,13 @@ class IndexInfo(BaseModel):
 
 
 class TrainingIndex:
-    """Reads an index. Cheap to make, so that every worker opens its own.
+    """Reads an index. Cheap to construct: every worker opens its own.
 
     Args:
-        path: local path or URI of its folder.
+        path: local path or URI of the index's folder.
 
     Raises:
-        OutputError: there is none, or it is of another version.
+        OutputError: there is no index, or it cannot be read.
     """
 
     def __init__(self, path: str) -> None:
@@ -195,8 +191,8 @@ class TrainingIndex:
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
         self.info = self._read_info()
 
-    def counts(self) -> SampleCosts:
-        """What a plan is made of; 4 bytes a region and about 17 an image."""
+    def sample_costs(self) -> SampleCosts:
+        """Read the token counts of all samples; 4 bytes a region and about 17 an image."""
         table = io.read_table(self._filesystem, f"{self._folder}/counts.parquet").combine_chunks()
         tokens, tiles = (table[name].combine_chunks() for name in ("text_tokens", "num_tiles"))
         return SampleCosts(
@@ -207,10 +203,10 @@ class TrainingIndex:
         )
 
     def read(self, image_numbers: Sequence[int]) -> list[TrainingImage]:
-        """Images by number, in the order asked for; a row group is read once.
+        """Read images by number, in the order given; each row group is read once.
 
         Raises:
-            IndexError: there is no image of a number.
+            IndexError: a number is out of range.
         """
         for number in image_numbers:
             if not 0 <= number < self.info.num_images:
@@ -221,22 +217,24 @@ class TrainingIndex:
             if group not in groups:
                 groups[group] = self._read_row_group(group)
         return [
-            image_of_row(groups[number // IMAGES_PER_ROW_GROUP].slice(number % IMAGES_PER_ROW_GROUP, 1).to_pylist()[0])
+            parse_image_row(
+                groups[number // IMAGES_PER_ROW_GROUP].slice(number % IMAGES_PER_ROW_GROUP, 1).to_pylist()[0]
+            )
             for number in image_numbers
         ]
 
     def bad_samples(self) -> Iterator[BadSample]:
-        """What cannot be learned from, one by one."""
+        """Yield the samples that cannot be trained on."""
         with self._filesystem.open_input_file(f"{self._folder}/bad_samples.parquet") as file:
             for batch in pq.ParquetFile(file).iter_batches():
                 yield from (BadSample(**row) for row in batch.to_pylist())
 
-    def too_long_samples(self, found: TooLong, max_length: int) -> Iterator[BadSample]:
-        """The regions that plans leave out, as bad samples of the kind ``too_long``, one by one.
+    def too_long_samples(self, found: TooLongRegions, max_length: int) -> Iterator[BadSample]:
+        """Yield the regions that plans leave out, as bad samples of the kind ``too_long``.
 
         Args:
-            found: by ``ureca.training.sampler.too_long``.
-            max_length: of that plan.
+            found: result of ``ureca.training.sampler.too_long_regions``.
+            max_length: limit of the plan, for messages.
         """
         numbers = zip(
             found.image_numbers.tolist(), found.region_numbers.tolist(), found.num_tokens.tolist(), strict=True

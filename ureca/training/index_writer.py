@@ -1,6 +1,4 @@
-"""Making the index of a run, and refusing to go on with one whose sources have changed.
-
-[from] Measuring samples and writing them to the files of an index, as they come."""
+"""Writes the index of a run, and detects that the sources of an existing one have changed."""
 
 import hashlib
 import re
@@ -46,19 +44,19 @@ _CONTENT = ("image_id", "height", "width", "regions")
 
 @dataclass(frozen=True, slots=True)
 class MeasuredImage:
-    """An image with what it costs: tiles at each scale, and tokens of each region's longest question and answer."""
+    """An image with its tiles at each scale, and the tokens of each region's longest question and answer."""
 
     image: TrainingImage
     num_tiles: tuple[int, ...]
     text_tokens: tuple[int, ...]
 
 
-class Measure:
-    """Counts tokens and tiles of images.
+class SampleMeasurer:
+    """Counts the tokens and tiles of images.
 
     Args:
-        settings: of the index.
-        text: counts tokens of texts.
+        settings: settings of the index.
+        text: token counter of texts.
     """
 
     def __init__(self, settings: IndexSettings, text: TextTokens) -> None:
@@ -70,8 +68,8 @@ class Measure:
         }
         self._special = re.compile("|".join(map(re.escape, text.special_tokens)) or r"(?!)")
 
-    def images(self, images: Sequence[TrainingImage]) -> tuple[list[MeasuredImage], list[BadSample]]:
-        """Measure images; regions whose text holds a special token come back as bad samples."""
+    def measure(self, images: Sequence[TrainingImage]) -> tuple[list[MeasuredImage], list[BadSample]]:
+        """Measure images; regions whose text contains a special token are returned as bad samples."""
         good, bad = [], []
         for image in images:
             clean = tuple(region for region in image.regions if self._is_clean(region))
@@ -104,22 +102,24 @@ class Measure:
 
     def _bad(self, image: TrainingImage, region: TrainingRegion) -> BadSample:
         (found,) = self._special.findall(f"{region.caption}\n{region.question or ''}")[:1]
-        message = f"the text holds {found!r}, which is no text to the tokenizer"
+        message = f"the text contains {found!r}, a special token of the tokenizer"
         return BadSample(image.image_id, region.region_id, "special_token", message)
 
 
 class IndexWriter:
-    """Writes all files of an index but index.json. Counts stay in memory, 4 bytes a region, until the block ends well.
+    """Context manager that writes all files of an index except index.json.
+
+    Counts stay in memory, 4 bytes a region, and are written on exit unless an exception is raised.
 
     Args:
-        filesystem: of the index.
-        folder: within it; files there are replaced.
+        filesystem: filesystem of the index.
+        folder: folder on that filesystem; existing files are replaced.
 
     Attributes:
-        num_images: written so far.
-        num_regions: written so far.
-        bad_kinds: bad samples written so far, by kind.
-        content: digest of the images written so far; where their bytes are is no part of it.
+        num_images: number of images written so far.
+        num_regions: number of regions written so far.
+        bad_kinds: number of bad samples written so far, by kind.
+        content: digest of the images written so far, independent of the location of their bytes.
     """
 
     def __init__(self, filesystem: pafs.FileSystem, folder: str) -> None:
@@ -127,7 +127,7 @@ class IndexWriter:
         self.bad_kinds: Counter[str] = Counter()
         self.content = hashlib.blake2b(digest_size=16)
         self._filesystem, self._folder = filesystem, folder
-        self._waiting: list[dict[str, Any]] = []
+        self._pending: list[dict[str, Any]] = []
         self._keys, self._tiles, self._tokens = array("Q"), array("B"), array("i")
         self._regions_of_images = array("i")
 
@@ -149,7 +149,7 @@ class IndexWriter:
             io.write_table(self._filesystem, path, self._counts(), _COUNTS_PER_ROW_GROUP)
 
     def add_bad(self, samples: Sequence[BadSample]) -> None:
-        """Add what cannot be learned from."""
+        """Add samples that cannot be trained on."""
         if samples:
             self.bad_kinds.update(sample.kind for sample in samples)
             self._bad.write_table(conform([asdict(sample) for sample in samples], BAD_SAMPLES))
@@ -163,21 +163,21 @@ class IndexWriter:
             self._regions_of_images.append(len(measured.text_tokens))
             row = image_row(measured.image)
             self.content.update(repr([row[name] for name in _CONTENT]).encode("utf-8", "surrogatepass"))
-            self._waiting.append(row)
+            self._pending.append(row)
             self.num_images += 1
             self.num_regions += len(measured.text_tokens)
-            if len(self._waiting) == IMAGES_PER_ROW_GROUP:
+            if len(self._pending) == IMAGES_PER_ROW_GROUP:
                 self._flush()
 
     def _flush(self) -> None:
-        if not self._waiting:
+        if not self._pending:
             return
-        first = self.num_images - len(self._waiting)
+        first = self.num_images - len(self._pending)
         if first and first % IMAGES_PER_FILE == 0:
             self._images.close()
             self._images = self._open(images_file(first // IMAGES_PER_FILE), IMAGES)
-        self._images.write_table(conform(self._waiting, IMAGES), row_group_size=IMAGES_PER_ROW_GROUP)
-        self._waiting = []
+        self._images.write_table(conform(self._pending, IMAGES), row_group_size=IMAGES_PER_ROW_GROUP)
+        self._pending = []
 
     def _open(self, name: str, schema: pa.Schema) -> pq.ParquetWriter:
         path = f"{self._folder}/{name}"
@@ -200,24 +200,24 @@ def _lists(values: Any, lengths: Sequence[int], type: pa.DataType) -> pa.Array:
 
 
 VERSION = 1
-"""Of the layout of an index."""
+"""Version of the layout of an index."""
 
-_SAMPLES_AT_ONCE = 256
-_BYTES_AT_ONCE = 1 << 22
-_MANY_FILES = 5  # named in a message
+_SAMPLES_PER_BATCH = 256
+_READ_BYTES = 1 << 22
+_MAX_LISTED_FILES = 5
 
 
 def prepare_index(path: str, settings: IndexSettings, text: TextTokens) -> TrainingIndex:
-    """Open the index of a run, which is made first where there is none; an interrupted one is made anew.
+    """Open the index of a run, and write it first if it is missing or incomplete.
 
     Args:
-        path: local path or URI of its folder.
-        settings: what decides its content.
-        text: counts tokens.
+        path: local path or URI of the index's folder.
+        settings: settings that decide its content.
+        text: token counter of texts.
 
     Raises:
-        OutputError: the index there was made of other data or with other settings; the message names what differs.
-        InputError: a source cannot be read, or there is nothing to learn from.
+        OutputError: the existing index has other data or settings; the message names the differences.
+        InputError: a source cannot be read, or there is no sample to train on.
     """
     location = locate(path)
     if not location.filesystem.get_file_info(f"{location.name}/index.json").is_file:
@@ -226,16 +226,16 @@ def prepare_index(path: str, settings: IndexSettings, text: TextTokens) -> Train
     if changed := changes(index.info, settings, text):
         listed = "\n".join(f"  {line}" for line in changed)
         raise OutputError(
-            f"{path} was made of other data than the settings name now:\n{listed}\n"
-            "Put them back to go on with the run, or start another one"
+            f"{path} was written from other data than the settings name now:\n{listed}\n"
+            "Restore them to resume the run, or start another one"
         )
     return index
 
 
 def changes(info: IndexInfo, settings: IndexSettings, text: TextTokens) -> list[str]:
-    """What differs between an index and what would be made now, for people; nothing if it is the same.
+    """List the differences between an index and one that would be written now.
 
-    A file of the same size and time counts as unchanged; of others the content is compared.
+    A file of the same size and modification time counts as unchanged; otherwise the content is compared.
     """
     lines = differences(_flat(info.settings), _flat(settings))
     if info.version != VERSION:
@@ -253,18 +253,18 @@ def changes(info: IndexInfo, settings: IndexSettings, text: TextTokens) -> list[
         elif now[path] != (file.size, file.modified_ns) and (now[path][0] != file.size or _digest(path) != file.digest):
             changed.append(f"{path}: another content")
     changed.sort()
-    more = [f"and {len(changed) - _MANY_FILES} files more"] if len(changed) > _MANY_FILES else []
-    return changed[:_MANY_FILES] + more
+    more = [f"and {len(changed) - _MAX_LISTED_FILES} files more"] if len(changed) > _MAX_LISTED_FILES else []
+    return changed[:_MAX_LISTED_FILES] + more
 
 
 def _flat(settings: IndexSettings) -> dict[str, Any]:
-    """A dump in which each source is a section of its own, so that differences name its keys."""
+    """Dump settings with each source as a section of its own, so that differences name its keys."""
     dump = settings.model_dump(mode="json")
     return dump | {"sources": {str(number): source for number, source in enumerate(dump["sources"])}}
 
 
 def _file_states(settings: IndexSettings) -> Iterator[tuple[str, tuple[int, int | None]]]:
-    """Path, size in bytes and time of change of each file of the sources."""
+    """Yield path, size in bytes and modification time of each file of the sources."""
     for source in settings.sources:
         for path in open_source(source).files():
             location = locate(path)
@@ -277,7 +277,7 @@ def _digest(path: str) -> str:
     location = locate(path)
     try:
         with location.filesystem.open_input_stream(location.name) as stream:
-            return digest(iter(lambda: stream.read(_BYTES_AT_ONCE), b"")).hex()
+            return digest(iter(lambda: stream.read(_READ_BYTES), b"")).hex()
     except OSError as error:
         raise InputError(f"{path}: it cannot be read: {error}") from error
 
@@ -288,17 +288,17 @@ def _build(filesystem: pafs.FileSystem, folder: str, settings: IndexSettings, te
         SourceFile(path=path, size=size, modified_ns=modified_ns, digest=_digest(path))
         for path, (size, modified_ns) in _file_states(settings)
     )
-    measure = Measure(settings, text)
+    measurer = SampleMeasurer(settings, text)
     with IndexWriter(filesystem, folder) as writer:
         samples = chain.from_iterable(source.samples() for source in sources)
-        while batch := list(islice(samples, _SAMPLES_AT_ONCE)):
+        while batch := list(islice(samples, _SAMPLES_PER_BATCH)):
             writer.add_bad([sample for sample in batch if isinstance(sample, BadSample)])
-            measured, bad = measure.images([sample for sample in batch if isinstance(sample, TrainingImage)])
+            measured, bad = measurer.measure([sample for sample in batch if isinstance(sample, TrainingImage)])
             writer.add_bad(bad)
             writer.add_images(measured)
     if not writer.num_images:
         kinds = ", ".join(f"{count} {kind}" for kind, count in writer.bad_kinds.most_common())
-        raise InputError(f"there is nothing to learn from: no region is good ({kinds or 'the sources are empty'})")
+        raise InputError(f"there is nothing to train on: no region is good ({kinds or 'the sources are empty'})")
     info = IndexInfo(
         version=VERSION,
         settings=settings,

@@ -1,6 +1,7 @@
-"""Training phases: which parameters change, and how fast (paper, implementation details)."""
+"""Training phases: trained parameters, optimizer and learning rate (paper, implementation details)."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+import math
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -9,72 +10,81 @@ from ureca.model.prompt import RegionPrompt
 
 if TYPE_CHECKING:
     from torch import nn
+    from torch.optim import AdamW
 
     from ureca.model.modeling import UrecaForConditionalGeneration
 
 
-class StageSettings(BaseModel):
-    """What all stages have: AdamW, and a learning rate that warms up and then falls along a cosine to zero."""
+class PhaseSettings(BaseModel):
+    """Settings of every phase: AdamW with linear warm-up, then cosine decay to zero."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     learning_rate: PositiveFloat
-    weight_decay: float = Field(default=0.01, ge=0, description="of weight matrices; nothing else decays (paper: 0.01)")
-    adam_beta_1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's memory of gradients")
-    adam_beta_2: float = Field(default=0.999, ge=0, lt=1, description="AdamW's memory of their squares")
-    warmup_fraction: float = Field(
-        default=0.03, ge=0, lt=1, description="share of the steps that warm up (paper: 0.03)"
+    weight_decay: float = Field(
+        default=0.01, ge=0, description="AdamW's weight decay of weight matrices; nothing else decays (paper: 0.01)"
     )
-    max_gradient_norm: PositiveFloat | None = Field(default=1.0, description="gradients are clipped to it; None: never")
-    epochs: PositiveInt = Field(default=2, description="times that every region is seen (paper: 2)")
+    adam_beta_1: float = Field(default=0.9, ge=0, lt=1, description="AdamW's decay rate of the mean of gradients")
+    adam_beta_2: float = Field(
+        default=0.999, ge=0, lt=1, description="AdamW's decay rate of the mean of squared gradients"
+    )
+    warmup_fraction: float = Field(
+        default=0.03, ge=0, lt=1, description="fraction of the steps that warm the learning rate up (paper: 0.03)"
+    )
+    max_gradient_norm: PositiveFloat | None = Field(
+        default=1.0, description="norm to which gradients are clipped; None: no clipping"
+    )
+    epochs: PositiveInt = Field(default=2, description="number of times that every region is trained on (paper: 2)")
 
 
-class Align(StageSettings):
-    """Stage 1: the mask encoder alone learns to speak to a language model that is finished."""
+class Align(PhaseSettings):
+    """Phase 1: the mask encoder alone is trained, against a frozen language model."""
 
     kind: Literal["align"] = "align"
-    learning_rate: PositiveFloat = Field(default=2e-4, description="highest learning rate (paper: 2e-4)")
+    learning_rate: PositiveFloat = Field(default=2e-4, description="peak learning rate (paper: 2e-4)")
 
 
-class Tune(StageSettings):
-    """Stage 2: LoRA on all linear layers of the language model; everything else is frozen, the mask encoder too."""
+class Tune(PhaseSettings):
+    """Phase 2: LoRA on all linear layers of the language model; all else is frozen, the mask encoder included."""
 
     kind: Literal["tune"] = "tune"
-    learning_rate: PositiveFloat = Field(default=4e-5, description="highest learning rate (paper: 4e-5)")
-    rank: PositiveInt = Field(default=128, description="rank of the adapters (paper: 128)")
-    alpha: PositiveInt = Field(default=256, description="adapters are scaled by alpha / rank (paper: 256)")
-    dropout: float = Field(default=0.05, ge=0, lt=1, description="of what adapters read (paper: 0.05)")
+    learning_rate: PositiveFloat = Field(default=4e-5, description="peak learning rate (paper: 4e-5)")
+    rank: PositiveInt = Field(default=128, description="rank of the LoRA adapters (paper: 128)")
+    alpha: PositiveInt = Field(default=256, description="LoRA adapters are scaled by alpha / rank (paper: 256)")
+    dropout: float = Field(default=0.05, ge=0, lt=1, description="dropout of the adapters' inputs (paper: 0.05)")
 
 
-class Full(StageSettings):
-    """Everything, for models that start from random weights; the paper has no such stage."""
+class Full(PhaseSettings):
+    """All parameters, for models with random weights; the paper has no such phase."""
 
     kind: Literal["full"] = "full"
     learning_rate: PositiveFloat = Field(
-        default=1e-3, description="highest learning rate; the default is for a few million parameters"
+        default=1e-3, description="peak learning rate; the default is for a few million parameters"
     )
 
 
-Stage = Annotated[Align | Tune | Full, Field(discriminator="kind")]
+_EMBEDDING_NAMES = {"position_embeddings", "cls_token", "mask_token"}
+
+Phase = Annotated[Align | Tune | Full, Field(discriminator="kind")]
 
 
 def prepare(
     model: "UrecaForConditionalGeneration",
-    stage: Align | Tune | Full,
+    phase: Align | Tune | Full,
     *,
     gradient_checkpointing: bool = False,
     seed: int = 0,
 ) -> "UrecaForConditionalGeneration":
-    """Make a model ready for a stage: what is trained requires a gradient, the rest does not.
+    """Prepare a model for a phase: only the trained parameters require a gradient.
 
-    Adapters are put inside the model's own linear layers instead of around the model, so that it keeps its class and
-    its parts stay where the loss, the captioner and a checkpoint's names expect them.
+    Adapters are injected into the model's own linear layers instead of wrapping the model, so that it keeps its class,
+    and its parts stay where the loss, the captioner and the names in a checkpoint expect them.
 
     Args:
         model: on any device; changed in place.
-        stage: what is trained.
-        gradient_checkpointing: keep each layer's input only and compute the rest again for the gradient.
-        seed: of the adapters' start, which is the same on every rank.
+        phase: the phase to train.
+        gradient_checkpointing: keep only the input of each layer and recompute the rest for the gradient.
+        seed: seed of the adapters' weights, the same on every rank.
 
     Returns:
         The same model, in `train_mode`.
@@ -84,58 +94,119 @@ def prepare(
     """
     if getattr(model, "peft_config", None):
         raise SettingsError(
-            "the model has LoRA adapters already; merge them before the next stage (ureca.training.export)"
+            "the model has LoRA adapters already; merge them before the next phase (ureca.training.export)"
         )
-    model.requires_grad_(stage.kind == "full")
-    if stage.kind == "align":
+    model.requires_grad_(phase.kind == "full")
+    if phase.kind == "align":
         model.model.mask_encoder.requires_grad_(True)
-    if stage.kind == "tune":
+    if phase.kind == "tune":
         from ureca.model.lora import add_adapter
 
-        add_adapter(model, rank=stage.rank, alpha=stage.alpha, dropout=stage.dropout, seed=seed)
+        add_adapter(model, rank=phase.rank, alpha=phase.alpha, dropout=phase.dropout, seed=seed)
     if gradient_checkpointing:
-        # Inputs of the first layer may need no gradient: only the variant without reentry gives gradients then.
+        # The inputs of the first layer may need no gradient: only the non-reentrant variant gives gradients then.
         model.activation_checkpointing_enable({"use_reentrant": False})
     train_mode(model)
     return model
 
 
 def train_mode(model: "UrecaForConditionalGeneration") -> None:
-    """Instead of ``model.train()``: frozen parts drop nothing out.
+    """Put a model in training mode without dropout in its frozen parts; replaces ``model.train()``.
 
-    The language model is in training mode even where it is frozen, because its layers are only checkpointed then;
-    packed rows have no dropout in its attention.
+    The language model is in training mode even if it is frozen, because its layers are only checkpointed then; the
+    attention of packed rows has no dropout.
     """
     from torch.nn import Dropout
 
     model.train()
     parts = model.model
     for part in (parts.vision_tower, parts.multi_modal_projector, parts.mask_encoder):
-        part.train(has_trainable(part))
-    if not has_trainable(parts.language_model):
+        part.train(_has_trainable(part))
+    if not _has_trainable(parts.language_model):
         for module in parts.language_model.modules():
             if isinstance(module, Dropout):
                 module.eval()
 
 
-def has_trainable(module: "nn.Module") -> bool:
-    """Whether a parameter of it is trained."""
-    return any(parameter.requires_grad for parameter in module.parameters())
-
-
 def vision_is_frozen(model: "UrecaForConditionalGeneration") -> bool:
-    """Whether the features of an image stay the same: neither vision encoder nor projector is trained."""
-    return not has_trainable(model.model.vision_tower) and not has_trainable(model.model.multi_modal_projector)
+    """Return true if image features stay constant: neither vision encoder nor projector is trained."""
+    return not _has_trainable(model.model.vision_tower) and not _has_trainable(model.model.multi_modal_projector)
 
 
-def check_region_prompt(stage: Align | Tune | Full, region_prompt: RegionPrompt) -> None:
-    """Refuse to train a mask encoder that no prompt uses.
+def check_region_prompt(phase: Align | Tune | Full, region_prompt: RegionPrompt) -> None:
+    """Reject training a mask encoder that no prompt uses.
 
     Raises:
-        SettingsError: in `Align`, if regions are not shown by their masks.
+        SettingsError: the phase is `Align` and prompts contain no masks.
     """
-    if stage.kind == "align" and region_prompt != "mask":
+    if phase.kind == "align" and region_prompt != "mask":
         raise SettingsError(
-            f"stage.kind: align trains the mask encoder alone, but the region prompt {region_prompt!r} has no mask; "
+            f"phase.kind: align trains the mask encoder alone, but the region prompt {region_prompt!r} has no mask; "
             "use tune or full, or a processor whose region_prompt is 'mask'"
         )
+
+
+def build_optimizer(model: "nn.Module", phase: PhaseSettings) -> "AdamW":
+    """Build AdamW over the trained parameters.
+
+    Raises:
+        SettingsError: no parameter of the model is trained.
+    """
+    from torch.optim import AdamW
+
+    groups = parameter_groups(model, phase.weight_decay)
+    return AdamW(groups, lr=phase.learning_rate, betas=(phase.adam_beta_1, phase.adam_beta_2))
+
+
+def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
+    """Group the trained parameters by weight decay: only matrices and convolutions decay.
+
+    Biases, norms, scales and embeddings (of tokens and positions) do not decay. Empty groups are left out.
+
+    Raises:
+        SettingsError: no parameter of the model is trained.
+    """
+    from torch.nn import Embedding
+
+    embeddings = {
+        id(parameter)
+        for module in model.modules()
+        if isinstance(module, Embedding)
+        for parameter in module.parameters(recurse=False)
+    }
+    decaying: list[nn.Parameter] = []
+    constant: list[nn.Parameter] = []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            is_embedding = id(parameter) in embeddings or _EMBEDDING_NAMES & {*name.split(".")}
+            (decaying if parameter.ndim > 1 and not is_embedding else constant).append(parameter)
+    groups = [
+        {"params": parameters, "weight_decay": decay}
+        for parameters, decay in ((decaying, weight_decay), (constant, 0.0))
+        if parameters
+    ]
+    if not groups:
+        raise SettingsError("no parameter of the model is trained: call ureca.training.phases.prepare first")
+    return groups
+
+
+def learning_rate_scale(step: int, num_steps: int, warmup_fraction: float) -> float:
+    """Compute the factor of the learning rate in a step: linear warm-up, then half a cosine towards 0.
+
+    Args:
+        step: 0 to ``num_steps - 1``.
+        num_steps: number of steps of the run.
+        warmup_fraction: fraction of the steps, rounded up, that warm up.
+
+    Returns:
+        Factor above 0 and at most 1.
+    """
+    num_warmup = math.ceil(warmup_fraction * num_steps)
+    if step < num_warmup:
+        return (step + 1) / num_warmup
+    progress = (step - num_warmup) / max(1, num_steps - num_warmup)
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def _has_trainable(module: "nn.Module") -> bool:
+    return any(parameter.requires_grad for parameter in module.parameters())

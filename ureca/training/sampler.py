@@ -1,13 +1,16 @@
-"""The plan of a whole run: epoch after epoch.
+"""The sampler: regions that each step of a run shows to each rank.
 
-[from] Cutting the regions of every image into groups: near-equal, of random composition, each region in one.
-[from] Which regions an epoch shows at which step to which rank."""
+A run is a sequence of epochs (`RunPlan`), and an epoch shows every region exactly once (`EpochPlan`). The regions of an
+image are shuffled and divided into *groups* that share the image's tokens; groups of similar length are bucketed into
+*micro-batches*, and the micro-batches of all ranks make a step. Every plan is a function of its arguments alone, so a
+resumed run shows what the uninterrupted one would have shown.
+"""
 
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import Any, NamedTuple, Self
+from typing import NamedTuple, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -19,182 +22,39 @@ from ureca.rng import IndexedRng
 from ureca.training.augmentation import AugmentationSettings, draw_scales
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
-_REGIONS_AT_ONCE = 1 << 20  # keeps temporary arrays in the tens of megabytes, whatever the number of regions
+REGIONS_PER_CHUNK = 1 << 20
+"""Regions that are grouped at a time, so that temporary arrays stay in the tens of megabytes."""
+
 _WORD_BITS = 64
-_NUMBER_MASK = np.uint64(0xFFFF)
-_MOST_REGIONS = 1 << 16
-
-
-@dataclass(frozen=True, eq=False)
-class Groups:
-    """All groups of an epoch, in the order of their images.
-
-    Attributes:
-        images: int32 [groups]: image number.
-        firsts: int64 [groups]: where the group's regions begin in ``region_numbers``.
-        sizes: int32 [groups]: number of regions.
-        num_tokens: int64 [groups]: of the image and the regions.
-        region_numbers: uint16 [regions of all groups]: within their image.
-    """
-
-    images: npt.NDArray[np.int32]
-    firsts: npt.NDArray[np.int64]
-    sizes: npt.NDArray[np.int32]
-    num_tokens: npt.NDArray[np.int64]
-    region_numbers: npt.NDArray[np.uint16]
-
-    @property
-    def num_groups(self) -> int:
-        """Number of groups."""
-        return len(self.images)
-
-    def members(self, group: int) -> tuple[int, tuple[int, ...]]:
-        """Image number and region numbers of a group."""
-        first = self.firsts[group]
-        return int(self.images[group]), tuple(self.region_numbers[first : first + self.sizes[group]].tolist())
-
-
-def group_regions(
-    counts: SampleCosts,
-    costs: TokenCosts,
-    num_tiles: npt.NDArray[np.uint8],
-    left_out: npt.NDArray[np.bool_],
-    *,
-    regions_per_group: int,
-    max_tokens: int | None,
-    stream: int,
-) -> Groups:
-    """Group the regions of each image at random, near-equally, as few groups as hold them.
-
-    Args:
-        counts: of the index.
-        costs: of the processor.
-        num_tiles: uint8 [images], in this epoch.
-        left_out: bool [regions], which are in no group.
-        regions_per_group: the most regions of a group.
-        max_tokens: the most tokens of a group, which every region with its image alone keeps to; a group with more is
-            halved until it has no more; None: no limit.
-        stream: of chance.
-
-    Raises:
-        InputError: an image has more than 65536 regions.
-    """
-    if counts.num_regions and counts.regions_of_images.max() > _MOST_REGIONS:
-        raise InputError(f"an image has {counts.regions_of_images.max()} captions, the limit is {_MOST_REGIONS}")
-    chunks = [
-        _group_chunk(counts, costs, num_tiles, left_out, images, regions_per_group, max_tokens, stream)
-        for images in _chunks(counts)
-    ]
-    offsets = np.cumsum([0, *(len(chunk.region_numbers) for chunk in chunks)])
-    return Groups(
-        images=_joined([chunk.images for chunk in chunks], np.int32),
-        firsts=_joined([chunk.firsts + offset for chunk, offset in zip(chunks, offsets, strict=False)], np.int64),
-        sizes=_joined([chunk.sizes for chunk in chunks], np.int32),
-        num_tokens=_joined([chunk.num_tokens for chunk in chunks], np.int64),
-        region_numbers=_joined([chunk.region_numbers for chunk in chunks], np.uint16),
-    )
-
-
-def _chunks(counts: SampleCosts) -> Iterator[slice]:
-    """Images with about ``_REGIONS_AT_ONCE`` regions, one chunk after the other."""
-    start = 0
-    while start < counts.num_images:
-        wanted = counts.first_regions[start] + _REGIONS_AT_ONCE
-        stop = max(start + 1, int(np.searchsorted(counts.first_regions, wanted, side="right")) - 1)
-        yield slice(start, stop)
-        start = stop
-
-
-def _group_chunk(  # noqa: PLR0917
-    counts: SampleCosts,
-    costs: TokenCosts,
-    num_tiles: npt.NDArray[np.uint8],
-    left_out: npt.NDArray[np.bool_],
-    images: slice,
-    regions_per_group: int,
-    max_tokens: int | None,
-    stream: int,
-) -> Groups:
-    firsts = counts.first_regions[images.start : images.stop + 1]
-    regions = np.arange(firsts[0], firsts[-1])
-    owners = np.repeat(np.arange(len(firsts) - 1), np.diff(firsts))
-    numbers = regions - firsts[owners]
-    taken = ~left_out[firsts[0] : firsts[-1]]
-    regions, owners, numbers = regions[taken], owners[taken], numbers[taken]
-
-    # One sort of whole numbers, by image, then by chance; the lowest bits carry the region's number along.
-    owner_shift = _WORD_BITS - len(firsts).bit_length()
-    random = IndexedRng(stream).words(regions) >> np.uint64(_WORD_BITS - owner_shift)
-    keys = (owners.astype(np.uint64) << np.uint64(owner_shift)) | (random & ~_NUMBER_MASK) | numbers.astype(np.uint64)
-    keys.sort()
-    numbers = (keys & _NUMBER_MASK).astype(np.int64)
-
-    num_regions = np.bincount(owners, minlength=len(firsts) - 1)
-    num_groups = -(-num_regions // regions_per_group)
-    group_owners = np.repeat(np.arange(len(num_groups)), num_groups)
-    within = np.arange(len(group_owners)) - np.repeat(np.cumsum(num_groups) - num_groups, num_groups)
-    sizes = num_regions[group_owners] // num_groups[group_owners]
-    sizes += within < num_regions[group_owners] % num_groups[group_owners]
-
-    tiles = num_tiles[images]
-    image_tokens = costs.of_images(tiles)
-    segment_tokens = costs.of_segments(counts.text_tokens[firsts[owners] + numbers], tiles[owners])
-    tokens = _group_tokens(sizes, image_tokens[group_owners], segment_tokens, shared=costs.shared)
-    while max_tokens is not None and (tokens > max_tokens).any():
-        pieces = np.where((tokens > max_tokens) & (sizes > 1), 2, 1)
-        if pieces.max() == 1:
-            raise ValueError(f"a region has {tokens.max()} tokens with its image, a group at most {max_tokens}")
-        group_owners = np.repeat(group_owners, pieces)
-        second = np.arange(len(group_owners)) - np.repeat(np.cumsum(pieces) - pieces, pieces)
-        sizes = (np.repeat(sizes, pieces) + second) // np.repeat(pieces, pieces)
-        tokens = _group_tokens(sizes, image_tokens[group_owners], segment_tokens, shared=costs.shared)
-    return Groups(
-        images=(group_owners + images.start).astype(np.int32),
-        firsts=np.cumsum(sizes) - sizes,
-        sizes=sizes.astype(np.int32),
-        num_tokens=tokens,
-        region_numbers=numbers.astype(np.uint16),
-    )
-
-
-def _group_tokens(
-    sizes: npt.NDArray[np.int64],
-    image_tokens: npt.NDArray[np.int64],
-    segment_tokens: npt.NDArray[np.int64],
-    *,
-    shared: bool,
-) -> npt.NDArray[np.int64]:
-    if not len(sizes):
-        return np.zeros(0, np.int64)
-    of_segments = np.add.reduceat(segment_tokens, np.cumsum(sizes) - sizes)
-    return of_segments + (image_tokens if shared else image_tokens * sizes)
-
-
-def _joined(arrays: list[npt.NDArray[Any]], dtype: Any) -> npt.NDArray[Any]:
-    return np.concatenate([np.zeros(0, dtype), *arrays], dtype=dtype)
-
+_REGION_NUMBER_BITS = 16
+_MAX_REGIONS = 1 << _REGION_NUMBER_BITS
 
 Indices = npt.NDArray[np.int64]
 
 
 class PlanSettings(BaseModel):
-    """How samples meet in steps."""
+    """Composition of the steps of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    regions_per_image: PositiveInt = Field(default=8, description="regions of an image that share its tokens in a row")
+    regions_per_image: PositiveInt = Field(
+        default=8, description="most regions of an image that share its tokens in a packed row"
+    )
     images_per_device: PositiveInt = Field(default=2, description="images of a micro-batch, each with its regions")
-    gradient_accumulation: PositiveInt = Field(default=1, description="micro-batches of a rank in a step")
-    max_length: PositiveInt = Field(default=8192, description="most tokens of an image and one region (paper: 8192)")
+    gradient_accumulation: PositiveInt = Field(default=1, description="micro-batches of each rank in a step")
+    max_length: PositiveInt = Field(
+        default=8192, description="most tokens of an image with one region; longer ones are left out (paper: 8192)"
+    )
     max_tokens_per_device: PositiveInt | None = Field(
-        default=None, description="most tokens of a micro-batch, which then may have fewer images; None: no limit"
+        default=None, description="most tokens of a micro-batch, which may then have fewer images; None: no limit"
     )
     sort_window_steps: PositiveInt = Field(
-        default=16, description="steps whose images are sorted by tokens, so that ranks finish together; 1: hardly any"
+        default=16,
+        description="steps whose images are sorted by length, so that ranks finish together; 1: almost no sorting",
     )
 
     @model_validator(mode="after")
-    def _a_sample_fits(self) -> Self:
+    def _longest_sample_fits(self) -> Self:
         if self.max_tokens_per_device is not None and self.max_tokens_per_device < self.max_length:
             raise ValueError(
                 f"max_tokens_per_device {self.max_tokens_per_device} is below max_length {self.max_length}: a sample "
@@ -204,19 +64,20 @@ class PlanSettings(BaseModel):
 
 
 class Group(NamedTuple):
-    """One image with some of its regions; numbers as ``TrainingIndex.read`` and ``TrainingImage.regions`` count."""
+    """An image with some of its regions; numbers as in ``TrainingIndex.read`` and ``TrainingImage.regions``."""
 
     image_number: int
     region_numbers: tuple[int, ...]
 
 
 class MicroBatch(NamedTuple):
-    """What a rank works on at a time.
+    """The samples of one forward and backward pass of a rank.
 
     Attributes:
         groups: at least one.
-        num_tokens: of the packed row, at most: a question that is chosen later may be shorter than the longest.
-        is_padding: it only keeps the ranks in step, and must have weight 0: its regions are another micro-batch's.
+        num_tokens: upper bound of the tokens of the packed row: the question that is drawn later may be shorter than
+            the longest.
+        is_padding: the micro-batch only keeps the ranks in step and has weight 0: its regions belong to another one.
     """
 
     groups: tuple[Group, ...]
@@ -225,10 +86,10 @@ class MicroBatch(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class TooLong:
-    """Regions that no epoch shows, because with their image they have more tokens than ``max_length``.
+class TooLongRegions:
+    """Regions that no epoch shows, since they have more than ``max_length`` tokens with their image.
 
-    ``TrainingIndex.too_long_samples`` says which they are. Numbers as ``Group`` has them, int64 each.
+    ``TrainingIndex.too_long_samples`` has their ids. Numbers are those of `Group`, int64 each.
     """
 
     image_numbers: Indices
@@ -239,179 +100,20 @@ class TooLong:
         return len(self.num_tokens)
 
 
-class EpochPlan:
-    """The micro-batches of one epoch: every region that is not too long, exactly once.
-
-    Steps hold groups of similar size: groups are shuffled, sorted within windows of ``sort_window_steps`` steps, and
-    the order of steps is shuffled again. What a step holds depends on ``world_size * gradient_accumulation``, but not
-    on either alone. The last step may lack micro-batches; fillers stand in for them.
-
-    Args:
-        counts: of the index.
-        costs: of the processor.
-        settings: of the plan.
-        augmentation: of sizes, which decides how many tiles an image has in this epoch.
-        epoch: from 0.
-        seed: of the run.
-        world_size: number of ranks.
-
-    Raises:
-        ValueError: no region is short enough to be shown.
-    """
-
-    def __init__(
-        self,
-        counts: SampleCosts,
-        costs: TokenCosts,
-        settings: PlanSettings,
-        augmentation: AugmentationSettings | None = None,
-        *,
-        epoch: int,
-        seed: int,
-        world_size: int,
-    ) -> None:
-        self._settings = settings
-        self._world_size = world_size
-        left_out = is_too_long(counts, costs, settings)
-        self._num_too_long = int(left_out.sum())
-        scales = draw_scales(counts.image_keys, augmentation or AugmentationSettings(), epoch=epoch, seed=seed)
-        num_tiles = np.take_along_axis(counts.num_tiles, scales[:, None].astype(np.intp), axis=1)[:, 0]
-        self._groups = group_regions(
-            counts,
-            costs,
-            num_tiles,
-            left_out,
-            regions_per_group=settings.regions_per_image,
-            max_tokens=settings.max_tokens_per_device,
-            stream=hash64(seed, epoch, "regions"),
-        )
-        if not self._groups.num_groups:
-            raise ValueError(f"there is no region to train on: none is within max_length {settings.max_length}")
-        stream = hash64(seed, epoch, "groups")
-        self._order = self._sorted_in_windows(IndexedRng(stream).permutation(self._groups.num_groups))
-        self._first_groups = self._cut(self._groups.num_tokens[self._order])
-        num_full, rest = divmod(self.num_micro_batches, self._micro_batches_per_step)
-        # The step that is not full stays last: what it lacks is the end of the epoch.
-        self._steps = np.append(IndexedRng(hash64(seed, epoch, "steps")).permutation(num_full), [num_full] * bool(rest))
-
-    @property
-    def num_steps(self) -> int:
-        """Optimizer steps of the epoch, the same for every rank."""
-        return len(self._steps)
-
-    @property
-    def num_micro_batches(self) -> int:
-        """Of all ranks together, without fillers."""
-        return len(self._first_groups) - 1
-
-    @property
-    def num_regions(self) -> int:
-        """Regions that the epoch shows."""
-        return int(self._groups.sizes.sum())
-
-    @property
-    def num_too_long(self) -> int:
-        """Regions that no epoch shows; ``too_long`` has their numbers."""
-        return self._num_too_long
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all rows of all ranks, at most, without fillers."""
-        return int(self._groups.num_tokens.sum())
-
-    def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
-        """What a rank works on in a step, one after the other: ``gradient_accumulation`` micro-batches.
-
-        Raises:
-            IndexError: the epoch has no such step, or the world no such rank.
-        """
-        if not (0 <= step < self.num_steps and 0 <= rank < self._world_size):
-            raise IndexError(
-                f"step {step} of rank {rank}: the epoch has {self.num_steps} steps, the world {self._world_size} ranks"
-            )
-        first = int(self._steps[step]) * self._micro_batches_per_step + rank
-        numbers = range(first, first + self._micro_batches_per_step, self._world_size)
-        return [
-            self._micro_batch(number) if number < self.num_micro_batches else self._padding_batch for number in numbers
-        ]
-
-    @property
-    def _micro_batches_per_step(self) -> int:
-        return self._world_size * self._settings.gradient_accumulation
-
-    def _sorted_in_windows(self, shuffled: Indices) -> Indices:
-        """Sort by tokens within windows, up in one and down in the next: neighbours are alike across borders, too."""
-        settings = self._settings
-        window = settings.sort_window_steps * self._micro_batches_per_step * settings.images_per_device
-        windows = np.arange(len(shuffled)) // window
-        tokens = self._groups.num_tokens[shuffled].astype(np.int64)
-        return shuffled[np.lexsort((np.where(windows % 2, -tokens, tokens), windows))]
-
-    def _cut(self, num_tokens: Indices) -> Indices:
-        """Where micro-batches begin among groups in this order, and the number of groups."""
-        num_groups, most = len(num_tokens), self._settings.max_tokens_per_device
-        starts = np.arange(0, num_groups, self._settings.images_per_device)
-        if most is not None and (np.add.reduceat(num_tokens, starts, dtype=np.int64) > most).any():
-            before = np.concatenate([[0], np.cumsum(num_tokens, dtype=np.int64)])
-            within_tokens = np.searchsorted(before, before[:-1] + most, side="right") - 1
-            nexts = np.minimum(np.arange(num_groups) + self._settings.images_per_device, within_tokens).tolist()
-            chain, at = [], 0
-            while at < num_groups:
-                chain.append(at)
-                at = nexts[at]
-            starts = np.array(chain)
-        return np.append(starts, num_groups)
-
-    def _micro_batch(self, number: int) -> MicroBatch:
-        groups = self._order[self._first_groups[number] : self._first_groups[number + 1]]
-        return self._of_groups(groups)
-
-    def _of_groups(self, groups: Indices, *, is_padding: bool = False) -> MicroBatch:
-        return MicroBatch(
-            groups=tuple(Group(*self._groups.members(int(group))) for group in groups),
-            num_tokens=int(self._groups.num_tokens[groups].sum()),
-            is_padding=is_padding,
-        )
-
-    @cached_property
-    def _padding_batch(self) -> MicroBatch:
-        return self._of_groups(np.array([self._groups.num_tokens.argmin()]), is_padding=True)
-
-
-def is_too_long(counts: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> npt.NDArray[np.bool_]:
-    """Which regions have more tokens than ``max_length`` at any scale of their image; bool [regions]."""
-    room = np.maximum(settings.max_length - _tokens_without_text(counts, costs), -1)
-    return counts.text_tokens > np.repeat(room.astype(np.int32), counts.regions_of_images)
-
-
-def too_long(counts: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> TooLong:
-    """The regions that no epoch shows, in the order of the index."""
-    regions = np.flatnonzero(is_too_long(counts, costs, settings))
-    images = np.searchsorted(counts.first_regions, regions, side="right") - 1
-    num_tokens = _tokens_without_text(counts, costs)[images] + counts.text_tokens[regions]
-    return TooLong(images, regions - counts.first_regions[images], num_tokens)
-
-
-def _tokens_without_text(counts: SampleCosts, costs: TokenCosts) -> Indices:
-    """Tokens of a region with its image, but for question and answer, at the scale with the most tiles; by image."""
-    tiles = counts.num_tiles.max(axis=1, initial=0)
-    return costs.of_images(tiles) + costs.of_segments(np.zeros(len(tiles), np.int32), tiles)
-
-
 class Position(NamedTuple):
-    """Where a run is: a step within an epoch, both from 0."""
+    """Position of a run: an epoch and a step within it, both from 0."""
 
     epoch: int
     step: int
 
 
 class RunPlan:
-    """Which micro-batches each step of a run has.
+    """The micro-batches of every step of a run.
 
     Args:
-        counts, costs, settings, augmentation, seed, world_size: of all epochs.
-        epochs: how many there are, where ``max_steps`` is None.
-        max_steps: steps of the run, over as many epochs as it takes.
+        samples, costs, settings, augmentation, seed, world_size: see `EpochPlan`.
+        epochs: number of epochs, if ``max_steps`` is None.
+        max_steps: number of steps of the run, over as many epochs as they take.
 
     Raises:
         ValueError: there is no region to train on.
@@ -419,7 +121,7 @@ class RunPlan:
 
     def __init__(
         self,
-        counts: SampleCosts,
+        samples: SampleCosts,
         costs: TokenCosts,
         settings: PlanSettings,
         augmentation: AugmentationSettings,
@@ -429,35 +131,332 @@ class RunPlan:
         epochs: int,
         max_steps: int | None = None,
     ) -> None:
-        # Micro-batches are asked for in order: one epoch's plan is enough, and the next one's at its border.
+        # Steps are requested in order: one epoch's plan is needed at a time, and two at a border.
         self.epoch_plan = lru_cache(maxsize=2)(
             lambda epoch: EpochPlan(
-                counts, costs, settings, augmentation, epoch=epoch, seed=seed, world_size=world_size
+                samples, costs, settings, augmentation, epoch=epoch, seed=seed, world_size=world_size
             )
         )
-        self._firsts = [0]
-        """Run steps at which epochs begin, as far as they are known."""
+        self._first_steps = [0]
+        """Steps of the run at which epochs begin, as far as they are computed."""
         if max_steps is None:
             for _ in range(epochs):
-                self._extend()
-        self.num_steps = self._firsts[-1] if max_steps is None else max_steps
+                self._plan_next_epoch()
+        self.num_steps = self._first_steps[-1] if max_steps is None else max_steps
 
     def position(self, step: int) -> Position:
-        """Epoch, and step within it, of a step of the run; ``num_steps`` gives where the run ends."""
-        while self._firsts[-1] <= step:
-            self._extend()
-        epoch = bisect_right(self._firsts, step) - 1
-        return Position(epoch, step - self._firsts[epoch])
+        """Return the position of a step of the run; ``num_steps`` gives the position of the run's end."""
+        while self._first_steps[-1] <= step:
+            self._plan_next_epoch()
+        epoch = bisect_right(self._first_steps, step) - 1
+        return Position(epoch, step - self._first_steps[epoch])
 
     def ends_epoch(self, step: int) -> bool:
-        """Whether a step is the last one of its epoch, or of the run."""
+        """Return true for the last step of an epoch or of the run."""
         return step + 1 == self.num_steps or self.position(step + 1).step == 0
 
     def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
-        """What a rank works on in a step of the run."""
-        epoch, step_in_epoch = self.position(step)
+        """Return the micro-batches of a rank in a step of the run."""
+        epoch, step_of_epoch = self.position(step)
         plan: EpochPlan = self.epoch_plan(epoch)
-        return plan.micro_batches(step_in_epoch, rank)
+        return plan.micro_batches(step_of_epoch, rank)
 
-    def _extend(self) -> None:
-        self._firsts.append(self._firsts[-1] + self.epoch_plan(len(self._firsts) - 1).num_steps)
+    def _plan_next_epoch(self) -> None:
+        self._first_steps.append(self._first_steps[-1] + self.epoch_plan(len(self._first_steps) - 1).num_steps)
+
+
+class EpochPlan:
+    """The micro-batches of one epoch: every region that is not too long, exactly once.
+
+    Length bucketing: groups are shuffled and sorted by tokens within windows of ``sort_window_steps`` steps, and the
+    order of the steps is shuffled again. The composition of a step depends on ``world_size * gradient_accumulation``,
+    but not on either alone. The last step may lack micro-batches; padding batches replace them.
+
+    Args:
+        samples: token counts of the index.
+        costs: token costs of the processor.
+        settings: composition of the steps.
+        augmentation: size augmentation, which decides the number of tiles of an image in this epoch.
+        epoch: from 0.
+        seed: seed of the run.
+        world_size: number of ranks.
+
+    Raises:
+        ValueError: every region is too long.
+        InputError: an image has more than 65536 regions.
+    """
+
+    def __init__(
+        self,
+        samples: SampleCosts,
+        costs: TokenCosts,
+        settings: PlanSettings,
+        augmentation: AugmentationSettings | None = None,
+        *,
+        epoch: int,
+        seed: int,
+        world_size: int,
+    ) -> None:
+        self._world_size = world_size
+        self._micro_batches_per_step = world_size * settings.gradient_accumulation
+        excluded = is_too_long(samples, costs, settings)
+        self._num_too_long = int(excluded.sum())
+        scales = draw_scales(samples.image_keys, augmentation or AugmentationSettings(), epoch=epoch, seed=seed)
+        num_tiles = np.take_along_axis(samples.num_tiles, scales[:, None].astype(np.intp), axis=1)[:, 0]
+        self._groups = group_regions(
+            samples, costs, num_tiles, ~excluded, settings, rng=IndexedRng(hash64(seed, epoch, "regions"))
+        )
+        if not len(self._groups.images):
+            raise ValueError(f"there is no region to train on: none is within max_length {settings.max_length}")
+
+        # Windows are sorted in alternating directions, so that neighbours are alike across their borders, too.
+        shuffled = IndexedRng(hash64(seed, epoch, "groups")).permutation(len(self._groups.images))
+        window = settings.sort_window_steps * self._micro_batches_per_step * settings.images_per_device
+        windows = np.arange(len(shuffled)) // window
+        tokens = self._groups.num_tokens[shuffled].astype(np.int64)
+        self._order = shuffled[np.lexsort((np.where(windows % 2, -tokens, tokens), windows))]
+        self._first_groups = _cut_micro_batches(self._groups.num_tokens[self._order], settings)
+
+        num_full, rest = divmod(self.num_micro_batches, self._micro_batches_per_step)
+        # A step that is not full stays last, since the epoch ends with it.
+        self._steps = np.append(IndexedRng(hash64(seed, epoch, "steps")).permutation(num_full), [num_full] * bool(rest))
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps of the epoch, the same for every rank."""
+        return len(self._steps)
+
+    @property
+    def num_micro_batches(self) -> int:
+        """Micro-batches of all ranks together, without padding batches."""
+        return len(self._first_groups) - 1
+
+    @property
+    def num_regions(self) -> int:
+        """Regions that the epoch shows."""
+        return int(self._groups.sizes.sum())
+
+    @property
+    def num_too_long(self) -> int:
+        """Number of regions that no epoch shows; `too_long_regions` lists them."""
+        return self._num_too_long
+
+    @property
+    def num_tokens(self) -> int:
+        """Upper bound of the tokens of all ranks, without padding batches."""
+        return int(self._groups.num_tokens.sum())
+
+    def micro_batches(self, step: int, rank: int) -> list[MicroBatch]:
+        """Return the micro-batches of a rank in a step, ``gradient_accumulation`` of them, in order.
+
+        Raises:
+            IndexError: the epoch has no such step, or there is no such rank.
+        """
+        if not (0 <= step < self.num_steps and 0 <= rank < self._world_size):
+            raise IndexError(
+                f"step {step} of rank {rank}: the epoch has {self.num_steps} steps, the world {self._world_size} ranks"
+            )
+        first = int(self._steps[step]) * self._micro_batches_per_step
+        numbers = range(first + rank, first + self._micro_batches_per_step, self._world_size)
+        return [
+            self._micro_batch(self._order[self._first_groups[number] : self._first_groups[number + 1]])
+            if number < self.num_micro_batches
+            else self._padding_batch
+            for number in numbers
+        ]
+
+    @cached_property
+    def _padding_batch(self) -> MicroBatch:
+        shortest = np.array([self._groups.num_tokens.argmin()])
+        return self._micro_batch(shortest)._replace(is_padding=True)
+
+    def _micro_batch(self, groups: Indices) -> MicroBatch:
+        return MicroBatch(
+            groups=tuple(self._groups.group(int(number)) for number in groups),
+            num_tokens=int(self._groups.num_tokens[groups].sum()),
+        )
+
+
+def is_too_long(samples: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> npt.NDArray[np.bool_]:
+    """Return bool [regions], true for regions with more than ``max_length`` tokens at any scale of their image."""
+    max_text_tokens = np.maximum(settings.max_length - _max_tokens_without_text(samples, costs), -1)
+    return samples.text_tokens > np.repeat(max_text_tokens.astype(np.int32), samples.regions_of_images)
+
+
+def too_long_regions(samples: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> TooLongRegions:
+    """List the regions that no epoch shows, in the order of the index."""
+    regions = np.flatnonzero(is_too_long(samples, costs, settings))
+    images = np.searchsorted(samples.first_regions, regions, side="right") - 1
+    num_tokens = _max_tokens_without_text(samples, costs)[images] + samples.text_tokens[regions]
+    return TooLongRegions(images, regions - samples.first_regions[images], num_tokens)
+
+
+def _max_tokens_without_text(samples: SampleCosts, costs: TokenCosts) -> Indices:
+    """Count, by image, the tokens of a region and its image without question and answer, at the largest scale."""
+    tiles = samples.num_tiles.max(axis=1, initial=0)
+    return costs.image_tokens(tiles) + costs.segment_tokens(np.zeros(len(tiles), np.int32), tiles)
+
+
+def _cut_micro_batches(num_tokens: Indices, settings: PlanSettings) -> Indices:
+    """Cut a sequence of groups into micro-batches.
+
+    Args:
+        num_tokens: tokens of each group, in their order.
+        settings: limits of a micro-batch.
+
+    Returns:
+        Index of the first group of each micro-batch, and the number of groups.
+    """
+    num_groups, max_tokens = len(num_tokens), settings.max_tokens_per_device
+    starts = np.arange(0, num_groups, settings.images_per_device)
+    if max_tokens is not None and (np.add.reduceat(num_tokens, starts, dtype=np.int64) > max_tokens).any():
+        tokens_before = np.concatenate([[0], np.cumsum(num_tokens, dtype=np.int64)])
+        # For each group, where a micro-batch that begins with it would end.
+        ends_by_tokens = np.searchsorted(tokens_before, tokens_before[:-1] + max_tokens, side="right") - 1
+        ends = np.minimum(np.arange(num_groups) + settings.images_per_device, ends_by_tokens).tolist()
+        chain, start = [], 0
+        while start < num_groups:
+            chain.append(start)
+            start = ends[start]
+        starts = np.array(chain)
+    return np.append(starts, num_groups)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """All groups of an epoch, in the order of their images.
+
+    Attributes:
+        images: int32 [groups]: image number.
+        first_regions: int64 [groups]: index of the group's first region in ``region_numbers``.
+        sizes: int32 [groups]: number of regions.
+        num_tokens: int64 [groups]: tokens of the image and the regions.
+        region_numbers: uint16 [regions of all groups]: region number within its image.
+    """
+
+    images: npt.NDArray[np.int32]
+    first_regions: Indices
+    sizes: npt.NDArray[np.int32]
+    num_tokens: Indices
+    region_numbers: npt.NDArray[np.uint16]
+
+    @classmethod
+    def concatenated(cls, chunks: Sequence["Groups"]) -> "Groups":
+        """Join the groups of consecutive images."""
+        offsets = np.cumsum([0, *(len(chunk.region_numbers) for chunk in chunks)])
+        first_regions = [chunk.first_regions + offset for chunk, offset in zip(chunks, offsets, strict=False)]
+        return cls(
+            images=np.concatenate([np.zeros(0, np.int32), *(chunk.images for chunk in chunks)]),
+            first_regions=np.concatenate([np.zeros(0, np.int64), *first_regions]),
+            sizes=np.concatenate([np.zeros(0, np.int32), *(chunk.sizes for chunk in chunks)]),
+            num_tokens=np.concatenate([np.zeros(0, np.int64), *(chunk.num_tokens for chunk in chunks)]),
+            region_numbers=np.concatenate([np.zeros(0, np.uint16), *(chunk.region_numbers for chunk in chunks)]),
+        )
+
+    def group(self, number: int) -> Group:
+        """Return a group by its number."""
+        first = self.first_regions[number]
+        region_numbers = self.region_numbers[first : first + self.sizes[number]]
+        return Group(int(self.images[number]), tuple(region_numbers.tolist()))
+
+
+def group_regions(
+    samples: SampleCosts,
+    costs: TokenCosts,
+    num_tiles: npt.NDArray[np.uint8],
+    included: npt.NDArray[np.bool_],
+    settings: PlanSettings,
+    *,
+    rng: IndexedRng,
+) -> Groups:
+    """Divide the regions of each image at random into as few near-equal groups as hold them.
+
+    Args:
+        samples: token counts of the index.
+        costs: token costs of the processor.
+        num_tiles: uint8 [images], tiles in this epoch.
+        included: bool [regions], false for regions that are in no group.
+        settings: ``regions_per_image`` limits the regions of a group, ``max_tokens_per_device`` its tokens: a longer
+            group is halved until none is longer. Every included region with its image must be within that limit.
+        rng: random stream of the epoch.
+
+    Raises:
+        InputError: an image has more than 65536 regions.
+    """
+    if samples.num_regions and samples.regions_of_images.max() > _MAX_REGIONS:
+        raise InputError(f"an image has {samples.regions_of_images.max()} captions, the limit is {_MAX_REGIONS}")
+    chunks, start = [], 0
+    while start < samples.num_images:
+        limit = samples.first_regions[start] + REGIONS_PER_CHUNK
+        stop = max(start + 1, int(np.searchsorted(samples.first_regions, limit, side="right")) - 1)
+        chunks.append(_group_images(slice(start, stop), samples, costs, num_tiles, included, settings, rng))
+        start = stop
+    return Groups.concatenated(chunks)
+
+
+def _group_images(  # noqa: PLR0917
+    images: slice,
+    samples: SampleCosts,
+    costs: TokenCosts,
+    num_tiles: npt.NDArray[np.uint8],
+    included: npt.NDArray[np.bool_],
+    settings: PlanSettings,
+    rng: IndexedRng,
+) -> Groups:
+    """Group the regions of consecutive images; see `group_regions`. Images are counted from the first of them."""
+    first_regions = samples.first_regions[images.start : images.stop + 1]
+    num_images, tiles = len(first_regions) - 1, num_tiles[images]
+    regions = first_regions[0] + np.flatnonzero(included[first_regions[0] : first_regions[-1]])
+    image_of_region = np.searchsorted(first_regions, regions, side="right") - 1
+    numbers = regions - first_regions[image_of_region]
+    numbers = _shuffle_within_images(numbers, image_of_region, num_images, rng.words(regions))
+    text_tokens = samples.text_tokens[first_regions[image_of_region] + numbers]
+    region_tokens = costs.segment_tokens(text_tokens, tiles[image_of_region])
+    image_tokens = costs.image_tokens(tiles)
+
+    def count_tokens(image_of_group: Indices, sizes: Indices) -> Indices:
+        if not len(sizes):
+            return np.zeros(0, np.int64)
+        of_regions: Indices = np.add.reduceat(region_tokens, np.cumsum(sizes) - sizes)
+        return of_regions + image_tokens[image_of_group] * (1 if costs.shared else sizes)
+
+    num_regions = np.bincount(image_of_region, minlength=num_images)
+    num_groups = -(-num_regions // settings.regions_per_image)
+    image_of_group = np.repeat(np.arange(num_images), num_groups)
+    # Of n groups, the k-th has ceil((regions - k) / n) regions: earlier ones are larger by at most one.
+    divisor = num_groups[image_of_group]
+    sizes = (num_regions[image_of_group] + divisor - 1 - _count_within(num_groups)) // divisor
+    tokens = count_tokens(image_of_group, sizes)
+
+    max_tokens = settings.max_tokens_per_device
+    while max_tokens is not None and (tokens > max_tokens).any():
+        parts = np.where((tokens > max_tokens) & (sizes > 1), 2, 1)
+        if parts.max() == 1:
+            raise ValueError(f"a region has {tokens.max()} tokens with its image, a group at most {max_tokens}")
+        image_of_group = np.repeat(image_of_group, parts)
+        sizes = (np.repeat(sizes, parts) + _count_within(parts)) // np.repeat(parts, parts)
+        tokens = count_tokens(image_of_group, sizes)
+    return Groups(
+        images=(image_of_group + images.start).astype(np.int32),
+        first_regions=np.cumsum(sizes) - sizes,
+        sizes=sizes.astype(np.int32),
+        num_tokens=tokens,
+        region_numbers=numbers.astype(np.uint16),
+    )
+
+
+def _shuffle_within_images(
+    numbers: Indices, image_of_region: Indices, num_images: int, random: npt.NDArray[np.uint64]
+) -> Indices:
+    """Shuffle the region numbers of each image by one sort of 64-bit keys: image, random bits, region number."""
+    image_shift = np.uint64(_WORD_BITS - (num_images + 1).bit_length())
+    number_mask = np.uint64(_MAX_REGIONS - 1)
+    random = random >> (np.uint64(_WORD_BITS) - image_shift)
+    keys = (image_of_region.astype(np.uint64) << image_shift) | (random & ~number_mask) | numbers.astype(np.uint64)
+    keys.sort()
+    return (keys & number_mask).astype(np.int64)
+
+
+def _count_within(counts: Indices) -> Indices:
+    """Count from 0 within each run of a repetition: [2, 3] gives [0, 1, 0, 1, 2]."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)

@@ -1,6 +1,4 @@
-"""What texts, images and masks cost in tokens with a given processor; it agrees with ``ureca.training.packing``.
-
-[from] How many tokens each image and each region costs, without reading any."""
+"""Token counts of images, regions and texts, without packing them; they agree with `ureca.training.packing`."""
 
 from __future__ import annotations
 
@@ -19,52 +17,65 @@ from ureca.model.prompt import QUESTION, shares_image
 if TYPE_CHECKING:
     from ureca.model.processing import UrecaProcessor
 
-Numbers = npt.NDArray[np.int64]
+TokenCounts = npt.NDArray[np.int64]
 
 
 class TokenCosts(BaseModel):
-    """Tokens that a packed row spends, apart from the texts of questions and answers.
-
-    ``ureca.training.token_costs.costs_of`` has those of a processor.
-    """
+    """Tokens that a packed row spends besides the texts of questions and answers; `costs_of` has a processor's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     image: NonNegativeInt
-    """Of a prefix apart from its image tiles: system message, start and end of the image."""
+    """Tokens of a prefix besides its image tiles: system message, start and end of the image."""
     image_tile: NonNegativeInt
-    """Of a tile of the image."""
+    """Tokens of an image tile."""
     region: NonNegativeInt
-    """Of a segment apart from mask tiles, question and answer."""
+    """Tokens of a segment besides mask tiles, question and answer."""
     mask_tile: NonNegativeInt
-    """Of a tile of the mask."""
+    """Tokens of a mask tile."""
     one_mask_tile: bool = False
-    """A mask is one tile, whatever the image is; otherwise it has as many as the image."""
+    """True if a mask is always one tile; otherwise it has as many as its image."""
     shared: bool = True
-    """Regions share the image's tokens; otherwise each region pays for an image of its own."""
+    """True if regions share the image's tokens; otherwise each region has an image of its own."""
     tiles: NonNegativeInt | None = None
-    """Tiles of every image that a region is shown as, where that does not follow from the image; None: it does."""
+    """Upper bound of the tiles of a view that depends on the region's pixels; None: the image decides."""
 
-    def of_images(self, num_tiles: npt.NDArray[np.integer]) -> Numbers:
-        """Tokens of the prefixes of images with so many tiles."""
+    def image_tokens(self, num_tiles: npt.NDArray[np.integer]) -> TokenCounts:
+        """Count the tokens of prefixes whose images have so many tiles."""
         tiles = num_tiles.astype(np.int64) if self.tiles is None else np.full(num_tiles.shape, self.tiles, np.int64)
         return self.image + self.image_tile * tiles
 
-    def of_segments(self, text_tokens: npt.NDArray[np.integer], num_tiles: npt.NDArray[np.integer]) -> Numbers:
-        """Tokens of the segments of regions, whose images have so many tiles."""
+    def segment_tokens(self, text_tokens: npt.NDArray[np.integer], num_tiles: npt.NDArray[np.integer]) -> TokenCounts:
+        """Count the tokens of segments with so many tokens of text, whose images have so many tiles."""
         mask_tiles = np.ones_like(num_tiles, np.int64) if self.one_mask_tile else num_tiles.astype(np.int64)
         return self.region + self.mask_tile * mask_tiles + text_tokens
 
 
+def costs_of(processor: UrecaProcessor) -> TokenCosts:
+    """Return the token costs of a processor's prompts."""
+    beginning = processor.split_prompt(QUESTION)[0].replace(processor.image_token, processor.image_placeholders(0))
+    with_mask = processor.region_prompt == "mask"
+    return TokenCosts(
+        image=len(processor.tokenizer(beginning, add_special_tokens=False).input_ids),
+        image_tile=processor.image_seq_length,
+        region=2 if with_mask else 0,
+        mask_tile=processor.num_mask_tokens if with_mask else 0,
+        one_mask_tile=not processor.dynamic_mask,
+        shared=shares_image(processor.region_prompt),
+        # The grid of a crop is known only when its pixels are.
+        tiles=processor.image_processor.max_tiles + 1 if processor.region_prompt == "crop" else None,
+    )
+
+
 @dataclass(frozen=True, eq=False)
 class SampleCosts:
-    """What a plan needs to know of an index: numbers only, 4 bytes a region and about 16 an image.
+    """Token counts of all samples of an index: 4 bytes a region and about 16 an image.
 
     Attributes:
-        first_regions: int64 [images + 1]: where the regions of each image begin in ``text_tokens``, and its length.
-        text_tokens: int32 [regions]: tokens of the longest question that may be asked, and of the answer.
+        first_regions: int64 [images + 1]: index of each image's first region in ``text_tokens``, and its length.
+        text_tokens: int32 [regions]: tokens of the longest possible question and of the answer.
         num_tiles: uint8 [images, scales]: tiles at each scale of the size augmentation, thumbnail included.
-        image_keys: uint64 [images]: hash of the image id, by which chance is drawn for an image.
+        image_keys: uint64 [images]: hash of the image id, which seeds the random draws for an image.
     """
 
     first_regions: npt.NDArray[np.int64]
@@ -84,79 +95,59 @@ class SampleCosts:
 
     @property
     def regions_of_images(self) -> npt.NDArray[np.int64]:
-        """Number of regions by image."""
+        """Number of regions of each image, int64 [images]."""
         return np.diff(self.first_regions)
 
 
 class TextTokens(Protocol):
-    """Counts tokens of texts.
+    """Token counter of texts.
 
     Attributes:
-        identity: differs where the counts may; part of an index's fingerprint.
-        special_tokens: texts that no question and no answer may hold, since they are no text to the tokenizer.
+        identity: a hash that differs where counts may; part of an index's fingerprint.
+        special_tokens: strings that no question and no answer may contain, since the tokenizer treats them as control
+            tokens.
     """
 
     identity: str
     special_tokens: tuple[str, ...]
 
     def of_questions(self, questions: Sequence[str]) -> list[int]:
-        """Tokens of a segment from its mask's end to its answer, for each question."""
+        """Count, for each question, the tokens of a segment between its mask and its answer."""
         ...
 
     def of_answers(self, answers: Sequence[str]) -> list[int]:
-        """Tokens of each answer with the end of its turn."""
+        """Count the tokens of each answer with the end of its turn."""
         ...
 
 
 class ProcessorTextTokens:
-    """Counts tokens as a processor's prompts have them.
+    """Token counter of texts in a processor's prompts.
 
     Args:
-        processor: of the model that is trained.
+        processor: processor of the model to train.
     """
 
     def __init__(self, processor: UrecaProcessor) -> None:
-        from ureca.training.packing import end_of_turn
-
         self._processor = processor
         vocabulary = sorted(processor.tokenizer.get_vocab().items())
         parts = (vocabulary, processor.chat_template, processor.region_prompt)
         self.identity = digest([repr(parts)]).hex()
         self.special_tokens = tuple(processor.tokenizer.all_special_tokens)
-        (self._end_of_turn,) = self._count([end_of_turn(processor)])
-        # Sources ask few questions of many regions, and templates are slow.
-        self._of_question = lru_cache(maxsize=65_536)(self._count_question)
+        (self._end_of_turn,) = self._count([processor.end_of_turn])
+        # Few questions are asked about many regions, and rendering the chat template is slow.
+        self._of_question = lru_cache(maxsize=65_536)(
+            lambda question: self._count([self._processor.split_prompt(question)[1]])[0]
+        )
 
     def of_questions(self, questions: Sequence[str]) -> list[int]:
-        """Tokens of a segment from its mask's end to its answer, for each question."""
+        """Count, for each question, the tokens of a segment between its mask and its answer."""
         return [self._of_question(question) for question in questions]
 
     def of_answers(self, answers: Sequence[str]) -> list[int]:
-        """Tokens of each answer with the end of its turn."""
+        """Count the tokens of each answer with the end of its turn."""
         return [count + self._end_of_turn for count in self._count(answers)]
-
-    def _count_question(self, question: str) -> int:
-        (count,) = self._count([self._processor.split_prompt(question)[1]])
-        return count
 
     def _count(self, texts: Sequence[str]) -> list[int]:
         if not texts:
             return []
         return [len(ids) for ids in self._processor.tokenizer(list(texts), add_special_tokens=False).input_ids]
-
-
-def costs_of(processor: UrecaProcessor) -> TokenCosts:
-    """What a packed row spends on images and masks with this processor."""
-    beginning = processor.split_prompt(QUESTION)[0].replace(processor.image_token, processor.image_placeholders(0))
-    prompt = processor.region_prompt
-    with_mask = prompt == "mask"
-    return TokenCosts(
-        image=len(processor.tokenizer(beginning, add_special_tokens=False).input_ids),
-        image_tile=processor.image_seq_length,
-        region=2 if with_mask else 0,
-        mask_tile=processor.num_mask_tokens if with_mask else 0,
-        one_mask_tile=not processor.dynamic_mask,
-        shared=shares_image(prompt),
-        # A crop has a grid of its own, which only its pixels tell.
-        tiles=processor.image_processor.max_tiles + 1 if prompt == "crop" else None,
-    )

@@ -1,4 +1,4 @@
-"""The figures of a run for programs that draw them."""
+"""Experiment trackers: TensorBoard, MLflow, Weights & Biases."""
 
 import os
 import secrets
@@ -10,23 +10,23 @@ from ureca.errors import SettingsError
 
 
 class Tracker(Protocol):
-    """Takes figures."""
+    """Receives the metrics of a run."""
 
-    def add(self, figures: Mapping[str, float], step: int) -> None:
-        """Figures of a step, by names such as ``train/loss``."""
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of a step, by names such as ``train/loss``."""
         ...
 
     def close(self) -> None:
-        """Make sure that all are kept."""
+        """Flush all metrics."""
         ...
 
 
 class TensorBoard:
-    """Event files for TensorBoard.
+    """Event files of TensorBoard.
 
     Args:
-        folder: of the event files.
-        first_step: what earlier sessions wrote of steps from this one on is superseded.
+        folder: folder of the event files.
+        first_step: first step of this session; metrics of an earlier session from this step on are superseded.
     """
 
     def __init__(self, folder: Path, first_step: int) -> None:
@@ -34,21 +34,21 @@ class TensorBoard:
 
         self._writer = SummaryWriter(str(folder), purge_step=first_step or None)
 
-    def add(self, figures: Mapping[str, float], step: int) -> None:
-        """Figures of a step."""
-        for name, value in figures.items():
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of a step."""
+        for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Flush and close the event file."""
         self._writer.close()
 
 
 class MlFlow:
-    """A run of MLflow: the server of ``MLFLOW_TRACKING_URI``, else files in the run's folder.
+    """A run of MLflow, on the server of ``MLFLOW_TRACKING_URI`` or else in files in the run's folder.
 
     Args:
-        run: folder of the run; it keeps the id of MLflow's run.
+        run: folder of the run, which stores the id of MLflow's run.
     """
 
     def __init__(self, run: Path) -> None:
@@ -62,9 +62,9 @@ class MlFlow:
         id_file.write_text(started.info.run_id, encoding="utf-8")
         self._mlflow = mlflow
 
-    def add(self, figures: Mapping[str, float], step: int) -> None:
-        """Figures of a step."""
-        self._mlflow.log_metrics(dict(figures), step=step)
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of a step."""
+        self._mlflow.log_metrics(dict(metrics), step=step)
 
     def close(self) -> None:
         """End MLflow's run."""
@@ -72,10 +72,10 @@ class MlFlow:
 
 
 class WeightsAndBiases:
-    """A run of Weights & Biases, as its own environment variables configure it.
+    """A run of Weights & Biases, configured by its own environment variables.
 
     Args:
-        run: folder of the run; it keeps the id of the run there.
+        run: folder of the run, which stores the id of the W&B run.
     """
 
     def __init__(self, run: Path) -> None:
@@ -87,12 +87,12 @@ class WeightsAndBiases:
         id = id_file.read_text(encoding="utf-8")
         self._run = wandb.init(dir=str(run), id=id, name=run.name, project="ureca", resume="allow")
 
-    def add(self, figures: Mapping[str, float], step: int) -> None:
-        """Figures of a step."""
-        self._run.log(dict(figures), step=step)
+    def add(self, metrics: Mapping[str, float], step: int) -> None:
+        """Log the metrics of a step."""
+        self._run.log(dict(metrics), step=step)
 
     def close(self) -> None:
-        """End the run there."""
+        """End the W&B run."""
         self._run.finish()
 
 
@@ -100,7 +100,7 @@ _PACKAGES = {"tensorboard": "tensorboardX", "mlflow": "mlflow", "wandb": "wandb"
 
 
 def check_trackers(names: Sequence[str]) -> None:
-    """Find out before a run starts whether its trackers are there.
+    """Check before a run that the packages of its trackers are installed.
 
     Raises:
         SettingsError: a package is not installed.
@@ -113,12 +113,12 @@ def check_trackers(names: Sequence[str]) -> None:
 
 
 def open_trackers(names: Sequence[str], run: Path, first_step: int) -> list[Tracker]:
-    """The trackers of a run, which go on where an earlier session stopped.
+    """Open the trackers of a run, resuming those of an earlier session.
 
     Args:
-        names: "tensorboard", "mlflow", "wandb".
-        run: its folder.
-        first_step: of this session.
+        names: any of "tensorboard", "mlflow", "wandb".
+        run: folder of the run.
+        first_step: first step of this session.
     """
     make: dict[str, Any] = {
         "tensorboard": lambda: TensorBoard(run / "tensorboard", first_step),

@@ -11,8 +11,8 @@ from ureca.errors import SettingsError
 from ureca.hashing import hash64
 from ureca.images import ImageLimits
 from ureca.model.captioner import RegionCaptioner
-from ureca.training.examples import ExampleSettings, make_example
 from ureca.training.index import TrainingIndex
+from ureca.training.packing import ExampleSettings, read_example
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +40,7 @@ def shown_regions(index: TrainingIndex, count: int, limits: ImageLimits) -> list
     shown = []
     for image in index.read(numbers):
         region_number = hash64("shown", image.image_id) % len(image.regions)
-        made = make_example(image, (region_number,), epoch=0, seed=0, settings=ExampleSettings(image_limits=limits))
+        made = read_example(image, (region_number,), epoch=0, seed=0, settings=ExampleSettings(image_limits=limits))
         if made.example is not None:
             region = made.example.regions[0]
             shown.append(

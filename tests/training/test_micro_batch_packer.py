@@ -14,10 +14,9 @@ from ureca.data.samples import RegionsSource
 from ureca.images import ImageLimits
 from ureca.model.initialization import build_tiny, save_tiny
 from ureca.training.augmentation import AugmentationSettings
-from ureca.training.examples import MadeMicroBatch, MicroBatchMaker
 from ureca.training.index import IndexSettings
 from ureca.training.index_writer import prepare_index
-from ureca.training.packing import Packer, from_bytes, to_bytes
+from ureca.training.packing import MicroBatchPacker, PackedMicroBatch, Packer, from_bytes, to_bytes
 from ureca.training.sampler import PlanSettings
 from ureca.training.token_costs import ProcessorTextTokens
 
@@ -26,7 +25,7 @@ NUM_IMAGES = 5
 
 @pytest.mark.parametrize("mask_values", ["binary", "released"])
 @pytest.mark.parametrize("region_prompt", ["mask", "crop"])
-def test_bytes_give_the_same_batch_back(mask_values: str, region_prompt: str) -> None:
+def test_to_bytes_and_from_bytes_return_the_same_batch(mask_values: str, region_prompt: str) -> None:
     _, processor = build_tiny()
     processor.mask_values, processor.region_prompt = mask_values, region_prompt
     batch = Packer(processor).pack(make_examples())
@@ -48,14 +47,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def open_maker(checkpoint: Path, folder: Path, world_size: int = 2) -> MicroBatchMaker:
+def open_packer(checkpoint: Path, folder: Path, world_size: int = 2) -> MicroBatchPacker:
     _, processor = build_tiny()
     index = folder / "index"
     if not index.exists():
         dataset = write_dataset(folder, NUM_IMAGES)
         settings = IndexSettings(sources=(RegionsSource(path=str(dataset)),), tile_size_px=56, max_tiles=6)
         prepare_index(str(index), settings, ProcessorTextTokens(processor))
-    return MicroBatchMaker.open(
+    return MicroBatchPacker.open(
         str(checkpoint),
         str(index),
         batch=PlanSettings(images_per_device=2, regions_per_image=4),
@@ -69,40 +68,40 @@ def open_maker(checkpoint: Path, folder: Path, world_size: int = 2) -> MicroBatc
     )
 
 
-def all_of_epoch(maker: MicroBatchMaker) -> list[MadeMicroBatch]:
-    return [maker.make(step, 0, rank) for step in range(2) for rank in range(2)]
+def all_of_epoch(packer: MicroBatchPacker) -> list[PackedMicroBatch]:
+    return [packer.pack(step, 0, rank) for step in range(2) for rank in range(2)]
 
 
-def test_an_epoch_has_every_region_once_and_a_filler_has_no_weight(checkpoint: Path, tmp_path: Path) -> None:
-    made = all_of_epoch(open_maker(checkpoint, tmp_path))
+def test_pack_of_an_epoch_has_every_region_once_and_weightless_padding(checkpoint: Path, tmp_path: Path) -> None:
+    made = all_of_epoch(open_packer(checkpoint, tmp_path))
     assert sum(batch.num_regions for batch in made) == 4 * NUM_IMAGES
     assert sorted(image_id for batch in made for image_id in batch.image_ids) == sorted(
         path.stem for path in (tmp_path / "images").glob("*.png")
     )
     fillers = [batch for batch in made if not batch.weight]
     assert [(batch.num_answer_tokens, batch.num_regions, batch.samples) for batch in fillers] == [(0, 0, 0)]
-    again = all_of_epoch(open_maker(checkpoint, tmp_path))
+    again = all_of_epoch(open_packer(checkpoint, tmp_path))
     assert [batch.data for batch in again] == [batch.data for batch in made]
     # Which regions an epoch has shows in a sum, whatever the order.
-    alone = open_maker(checkpoint, tmp_path, world_size=1)
+    alone = open_packer(checkpoint, tmp_path, world_size=1)
     sums = [
-        sum(batch.samples for batch in batches) % 2**64 for batches in (made, [alone.make(s, 0, 0) for s in range(3)])
+        sum(batch.samples for batch in batches) % 2**64 for batches in (made, [alone.pack(s, 0, 0) for s in range(3)])
     ]
     assert sums[0] == sums[1]
 
 
-def test_what_cannot_be_read_is_named_and_weighs_nothing(checkpoint: Path, tmp_path: Path) -> None:
-    maker = open_maker(checkpoint, tmp_path)
+def test_pack_with_unreadable_samples_names_them_without_weight(checkpoint: Path, tmp_path: Path) -> None:
+    packer = open_packer(checkpoint, tmp_path)
     processor = build_tiny()[1]
-    first = maker.make(0, 0, 0)
+    first = packer.pack(0, 0, 0)
     damaged = first.image_ids[0]
     (tmp_path / "images" / f"{damaged}.png").write_bytes(b"no picture")
-    half = maker.make(0, 0, 0)
+    half = packer.pack(0, 0, 0)
     assert (half.weight, half.num_regions, half.image_ids) == (1.0, 4, first.image_ids[1:])
     assert {(bad.image_id, bad.kind) for bad in half.bad_samples} == {(damaged, "not_an_image")}
     assert len(half.bad_samples) == 4
     other = first.image_ids[1]
     Image.fromarray(np.zeros((9, 9, 3), np.uint8)).save(tmp_path / "images" / f"{other}.png")
-    empty = maker.make(0, 0, 0)
+    empty = packer.pack(0, 0, 0)
     assert (empty.weight, empty.num_answer_tokens, len(empty.bad_samples)) == (0.0, 0, 8)
     assert from_bytes(empty.data, processor.image_processor).num_answer_tokens > 0  # all ranks work on something

@@ -1,4 +1,4 @@
-"""Every region once an epoch, ranks in step, whatever the numbers."""
+"""The sampler: every region once an epoch, and ranks in step."""
 
 from collections import Counter
 from typing import Any
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ureca.training.augmentation import AugmentationSettings, draw_scales
-from ureca.training.sampler import EpochPlan, MicroBatch, PlanSettings, is_too_long, too_long
+from ureca.training.sampler import EpochPlan, MicroBatch, PlanSettings, Position, RunPlan, is_too_long, too_long_regions
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=16, region=3, mask_tile=2)
@@ -68,7 +68,7 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
         counts = make_counts([[1], *[[1]] * counts.num_images], num_scales)
         settings = settings.model_copy(update={"max_length": 8192, "max_tokens_per_device": None})
     return {
-        "counts": counts,
+        "samples": counts,
         "costs": costs,
         "settings": settings,
         "augmentation": AugmentationSettings(**scales),
@@ -79,13 +79,13 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
 
 
 @given(plans())
-def test_every_region_once_and_ranks_in_step(arguments: dict[str, Any]) -> None:
-    counts, settings, world_size = arguments["counts"], arguments["settings"], arguments["world_size"]
+def test_epoch_plan_shows_every_region_once_with_ranks_in_step(arguments: dict[str, Any]) -> None:
+    counts, settings, world_size = arguments["samples"], arguments["settings"], arguments["world_size"]
     plan = EpochPlan(**arguments)
     steps = all_micro_batches(plan, world_size)
     assert all(len(rank) == settings.gradient_accumulation for step in steps for rank in step)
 
-    never = too_long(counts, arguments["costs"], settings)
+    never = too_long_regions(counts, arguments["costs"], settings)
     left_out = set(zip(never.image_numbers.tolist(), never.region_numbers.tolist(), strict=True))
     assert plan.num_too_long == len(never) == len(left_out)
     regions = {
@@ -101,8 +101,8 @@ def test_every_region_once_and_ranks_in_step(arguments: dict[str, Any]) -> None:
 
 
 @given(plans())
-def test_nothing_exceeds_its_bound_and_tokens_are_counted(arguments: dict[str, Any]) -> None:
-    counts, costs, settings = arguments["counts"], arguments["costs"], arguments["settings"]
+def test_epoch_plan_keeps_its_limits_and_counts_tokens(arguments: dict[str, Any]) -> None:
+    counts, costs, settings = arguments["samples"], arguments["costs"], arguments["settings"]
     drawn = {name: arguments[name] for name in ("epoch", "seed")}
     scales = draw_scales(counts.image_keys, arguments["augmentation"], **drawn)
     plan = EpochPlan(**arguments)
@@ -123,7 +123,7 @@ def test_nothing_exceeds_its_bound_and_tokens_are_counted(arguments: dict[str, A
 
 
 @given(plans(), st.data())
-def test_a_plan_is_a_function_of_its_arguments(arguments: dict[str, Any], data: st.DataObject) -> None:
+def test_epoch_plan_is_a_function_of_its_arguments(arguments: dict[str, Any], data: st.DataObject) -> None:
     """So a run that goes on at a step sees exactly what the uninterrupted one would have seen."""
     first, again = EpochPlan(**arguments), EpochPlan(**arguments)
     start = data.draw(st.integers(0, first.num_steps - 1))
@@ -136,7 +136,7 @@ def test_a_plan_is_a_function_of_its_arguments(arguments: dict[str, Any], data: 
 
 
 @given(plans())
-def test_steps_do_not_depend_on_how_ranks_share_them(arguments: dict[str, Any]) -> None:
+def test_epoch_plan_steps_do_not_depend_on_the_number_of_ranks(arguments: dict[str, Any]) -> None:
     settings, world_size = arguments["settings"], arguments["world_size"]
     alone = settings.model_copy(update={"gradient_accumulation": settings.gradient_accumulation * world_size})
     together, single = EpochPlan(**arguments), EpochPlan(**arguments | {"settings": alone, "world_size": 1})
@@ -155,7 +155,7 @@ def large() -> SampleCosts:
     )
 
 
-def test_images_of_like_size_meet(large: SampleCosts) -> None:
+def test_epoch_plan_buckets_images_of_similar_length(large: SampleCosts) -> None:
     """Ranks of a step have nearly as much to do; without sorting they would not."""
     balance = {}
     for window in (1, 16):
@@ -169,7 +169,7 @@ def test_images_of_like_size_meet(large: SampleCosts) -> None:
     assert balance[16] > balance[1] + 0.02
 
 
-def test_groups_are_few_near_equal_and_of_another_composition_each_epoch(large: SampleCosts) -> None:
+def test_epoch_plan_groups_are_few_near_equal_and_vary_by_epoch(large: SampleCosts) -> None:
     sizes: dict[int, list[int]] = {}
     compositions: list[set[frozenset[int]]] = []
     for epoch in (0, 1):
@@ -185,7 +185,7 @@ def test_groups_are_few_near_equal_and_of_another_composition_each_epoch(large: 
         assert max(sizes[image]) - min(sizes[image]) <= 1
 
 
-def test_epochs_and_seeds_come_in_other_orders(large: SampleCosts) -> None:
+def test_epoch_plan_order_varies_by_epoch_and_seed(large: SampleCosts) -> None:
     firsts = [
         EpochPlan(large, COSTS, PlanSettings(), epoch=epoch, seed=seed, world_size=1).micro_batches(0, 0)
         for epoch, seed in ((0, 0), (1, 0), (0, 1))
@@ -193,15 +193,15 @@ def test_epochs_and_seeds_come_in_other_orders(large: SampleCosts) -> None:
     assert firsts[0] != firsts[1] != firsts[2] != firsts[0]
 
 
-def test_chunks_of_images_change_nothing(large: SampleCosts, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_epoch_plan_does_not_depend_on_the_chunk_size(large: SampleCosts, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = PlanSettings(max_length=300, max_tokens_per_device=400)
     whole = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
-    monkeypatch.setattr("ureca.training.sampler._REGIONS_AT_ONCE", 1000)
+    monkeypatch.setattr("ureca.training.sampler.REGIONS_PER_CHUNK", 1000)
     chunked = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
     assert all_micro_batches(whole, 2) == all_micro_batches(chunked, 2)
 
 
-def test_a_group_that_is_too_large_is_split_by_regions() -> None:
+def test_epoch_plan_with_too_long_group_halves_it() -> None:
     counts = make_counts([[20] * 8])
     settings = PlanSettings(max_length=50, max_tokens_per_device=100, images_per_device=4)
     plan = EpochPlan(counts, COSTS, settings, epoch=0, seed=0, world_size=1)
@@ -211,29 +211,74 @@ def test_a_group_that_is_too_large_is_split_by_regions() -> None:
     assert {batch.num_tokens for batch in batches} == {71}
 
 
-def test_regions_that_are_too_long_are_named() -> None:
+def test_too_long_regions_lists_them() -> None:
     counts = make_counts([[20, 500], [30]])
     settings = PlanSettings(max_length=100)
-    found = too_long(counts, COSTS, settings)
+    found = too_long_regions(counts, COSTS, settings)
     assert (found.image_numbers.tolist(), found.region_numbers.tolist()) == ([0], [1])
     assert found.num_tokens.tolist() == [5 + 16 + 3 + 2 + 500]
     assert EpochPlan(counts, COSTS, settings, epoch=0, seed=0, world_size=1).num_regions == 2
 
 
-def test_nothing_to_train_on_is_an_error() -> None:
+def test_epoch_plan_without_short_regions_raises() -> None:
     with pytest.raises(ValueError, match="max_length 8192"):
         EpochPlan(make_counts([[9000]]), COSTS, PlanSettings(), epoch=0, seed=0, world_size=1)
 
 
-def test_a_micro_batch_must_hold_the_longest_sample() -> None:
+def test_plan_settings_with_too_few_tokens_per_device_raise() -> None:
     with pytest.raises(ValidationError, match="max_tokens_per_device 4000 is below max_length 8192"):
         PlanSettings(max_tokens_per_device=4000)
 
 
-def test_no_such_step_or_rank() -> None:
+def test_micro_batches_of_unknown_step_or_rank_raise() -> None:
     plan = EpochPlan(make_counts([[1]]), COSTS, PlanSettings(), epoch=0, seed=0, world_size=2)
     assert plan.num_steps == 1
     assert [plan.micro_batches(0, rank)[0].is_padding for rank in range(2)] == [False, True]
     for step, rank in ((1, 0), (0, 2), (-1, 0)):
         with pytest.raises(IndexError, match="the epoch has 1 steps, the world 2 ranks"):
             plan.micro_batches(step, rank)
+
+
+RUN_COSTS = TokenCosts(image=5, image_tile=4, region=2, mask_tile=3)
+RUN_SETTINGS = PlanSettings(regions_per_image=3, images_per_device=2, max_length=100)
+
+
+def run_samples() -> SampleCosts:
+    """Ten images of seven regions."""
+    return SampleCosts(
+        first_regions=np.arange(11) * 7,
+        text_tokens=np.full(70, 9, np.int32),
+        num_tiles=np.ones((10, 1), np.uint8),
+        image_keys=np.arange(10).astype(np.uint64),
+    )
+
+
+def run_plan(**length: int) -> RunPlan:
+    augmentation = AugmentationSettings()
+    return RunPlan(
+        run_samples(), RUN_COSTS, RUN_SETTINGS, augmentation, seed=3, world_size=2, **({"epochs": 2} | length)
+    )
+
+
+def epoch_plan(epoch: int) -> EpochPlan:
+    return EpochPlan(run_samples(), RUN_COSTS, RUN_SETTINGS, epoch=epoch, seed=3, world_size=2)
+
+
+def test_run_plan_concatenates_epochs() -> None:
+    plan, in_epoch = run_plan(), epoch_plan(0).num_steps
+    assert plan.num_steps == 2 * in_epoch
+    found = [plan.micro_batches(step, 1) for step in range(plan.num_steps)]
+    expected = [epoch_plan(epoch).micro_batches(step, 1) for epoch in (0, 1) for step in range(in_epoch)]
+    assert found == expected
+    assert plan.position(in_epoch) == Position(1, 0)
+    assert [step for step in range(plan.num_steps) if plan.ends_epoch(step)] == [in_epoch - 1, 2 * in_epoch - 1]
+
+
+@pytest.mark.parametrize("max_steps", [1, 13, 40])
+def test_run_plan_with_max_steps_ends_there(max_steps: int) -> None:
+    plan = run_plan(max_steps=max_steps)
+    assert plan.num_steps == max_steps
+    assert plan.ends_epoch(max_steps - 1)
+    # A worker that starts in the middle finds the same as one that came there step by step.
+    epoch, step = plan.position(max_steps - 1)
+    assert run_plan(max_steps=max_steps).micro_batches(max_steps - 1, 0) == epoch_plan(epoch).micro_batches(step, 0)

@@ -1,4 +1,4 @@
-"""What each stage trains, with which optimizer, and that shortcuts change no gradient."""
+"""What each phase trains, with which optimizer, and that shortcuts change no gradient."""
 
 import pytest
 import torch
@@ -11,12 +11,23 @@ from ureca.errors import SettingsError
 from ureca.model.initialization import build_tiny
 from ureca.model.settings import TinySizes
 from ureca.training.loss import PackedLoss
-from ureca.training.optimizer import build_optimizer, learning_rate_scale, parameter_groups
 from ureca.training.packing import PackedBatch, Packer
-from ureca.training.phases import Align, Full, Stage, Tune, check_region_prompt, prepare, train_mode, vision_is_frozen
+from ureca.training.phases import (
+    Align,
+    Full,
+    Phase,
+    Tune,
+    build_optimizer,
+    check_region_prompt,
+    learning_rate_scale,
+    parameter_groups,
+    prepare,
+    train_mode,
+    vision_is_frozen,
+)
 
 SMALL_LORA = Tune(rank=4, alpha=8)
-STAGES = (Align(), SMALL_LORA, Full())
+PHASES = (Align(), SMALL_LORA, Full())
 
 
 def batch_of(built: Built) -> PackedBatch:
@@ -36,8 +47,8 @@ def randomise_adapters(model: torch.nn.Module) -> None:
                 parameter.normal_(0, 0.1, generator=generator)
 
 
-def without_dropout(stage: Align | Tune | Full) -> Align | Tune | Full:
-    return stage.model_copy(update={"dropout": 0.0}) if isinstance(stage, Tune) else stage
+def without_dropout(phase: Align | Tune | Full) -> Align | Tune | Full:
+    return phase.model_copy(update={"dropout": 0.0}) if isinstance(phase, Tune) else phase
 
 
 def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
@@ -48,22 +59,22 @@ def assert_same(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor
         assert (gradient - expected[name]).abs().max().item() <= 1e-5 * scale, name
 
 
-def test_the_papers_values_are_the_defaults() -> None:
+def test_phase_defaults_are_those_of_the_paper() -> None:
     align, tune = Align(), Tune()
     assert (align.learning_rate, tune.learning_rate) == (2e-4, 4e-5)
     assert (tune.rank, tune.alpha, tune.dropout) == (128, 256, 0.05)
-    assert {(stage.weight_decay, stage.warmup_fraction, stage.epochs) for stage in STAGES} == {(0.01, 0.03, 2)}
+    assert {(phase.weight_decay, phase.warmup_fraction, phase.epochs) for phase in PHASES} == {(0.01, 0.03, 2)}
 
 
-def test_a_stage_is_chosen_by_its_kind() -> None:
-    stages: TypeAdapter[Align | Tune | Full] = TypeAdapter(Stage)
-    assert stages.validate_python({"kind": "tune", "rank": 8}) == Tune(rank=8)
+def test_phase_is_selected_by_its_kind() -> None:
+    phases: TypeAdapter[Align | Tune | Full] = TypeAdapter(Phase)
+    assert phases.validate_python({"kind": "tune", "rank": 8}) == Tune(rank=8)
     with pytest.raises(ValidationError):
-        stages.validate_python({"kind": "align", "rank": 8})
+        phases.validate_python({"kind": "align", "rank": 8})
 
 
 @pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
-def test_align_trains_the_mask_encoder_alone(mask_encoder: str) -> None:
+def test_prepare_align_trains_only_the_mask_encoder(mask_encoder: str) -> None:
     built = build_tiny(TinySizes(mask_encoder=mask_encoder))
     prepare(built[0], Align())
     assert trained_names(built)
@@ -71,7 +82,7 @@ def test_align_trains_the_mask_encoder_alone(mask_encoder: str) -> None:
     assert vision_is_frozen(built[0])
 
 
-def test_tune_adapts_every_linear_layer_of_the_llm() -> None:
+def test_prepare_tune_adapts_every_linear_layer_of_the_language_model() -> None:
     built = build_tiny()
     prepare(built[0], SMALL_LORA)
     names = trained_names(built)
@@ -84,14 +95,14 @@ def test_tune_adapts_every_linear_layer_of_the_llm() -> None:
     )
 
 
-def test_full_trains_everything() -> None:
+def test_prepare_full_trains_everything() -> None:
     built = build_tiny()
     prepare(built[0], Full())
     assert len(trained_names(built)) == len(list(built[0].parameters()))
     assert not vision_is_frozen(built[0])
 
 
-def test_adapters_begin_as_the_model_was() -> None:
+def test_prepare_tune_changes_no_output() -> None:
     built = build_tiny()
     batch = batch_of(built)
     expected = PackedLoss(built[0])(batch).item()
@@ -100,21 +111,21 @@ def test_adapters_begin_as_the_model_was() -> None:
     assert PackedLoss(built[0])(batch).item() == expected
 
 
-def test_no_adapters_on_adapters() -> None:
+def test_prepare_with_existing_adapters_raises() -> None:
     model = prepare(build_tiny()[0], SMALL_LORA)
     with pytest.raises(SettingsError, match="merge them"):
         prepare(model, Align())
 
 
-def test_align_needs_masks() -> None:
+def test_check_region_prompt_for_align_without_masks_raises() -> None:
     check_region_prompt(Align(), "mask")
     check_region_prompt(Full(), "crop")
-    with pytest.raises(SettingsError, match=r"stage\.kind: align trains the mask encoder"):
+    with pytest.raises(SettingsError, match=r"phase\.kind: align trains the mask encoder"):
         check_region_prompt(Align(), "contour")
 
 
 @pytest.mark.parametrize("mask_encoder", ["convolutional", "fused"])
-def test_reading_prefixes_without_gradients_changes_no_gradient(mask_encoder: str) -> None:
+def test_two_pass_loss_of_align_has_the_same_gradients(mask_encoder: str) -> None:
     built = build_tiny(TinySizes(mask_encoder=mask_encoder))
     batch = batch_of(built)
     prepare(built[0], Full())
@@ -128,26 +139,26 @@ def test_reading_prefixes_without_gradients_changes_no_gradient(mask_encoder: st
     assert_same(gradients(built[0]), expected)
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.kind)
-def test_gradient_checkpointing_changes_no_gradient(stage: Align | Tune | Full) -> None:
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.kind)
+def test_phase_with_gradient_checkpointing_has_the_same_gradients(phase: Align | Tune | Full) -> None:
     results = []
     for gradient_checkpointing in (False, True):
         built = build_tiny()
-        prepare(built[0], without_dropout(stage), gradient_checkpointing=gradient_checkpointing)
+        prepare(built[0], without_dropout(phase), gradient_checkpointing=gradient_checkpointing)
         randomise_adapters(built[0])
         PackedLoss(built[0])(batch_of(built)).backward()
         results.append(gradients(built[0]))
     assert_same(results[1], results[0])
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.kind)
-def test_every_stage_learns(stage: Align | Tune | Full) -> None:
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.kind)
+def test_phase_reduces_the_loss(phase: Align | Tune | Full) -> None:
     built = build_tiny()
     batch = batch_of(built)
-    stage = stage.model_copy(update={"learning_rate": 3e-3})
-    model = prepare(built[0], stage)
+    phase = phase.model_copy(update={"learning_rate": 3e-3})
+    model = prepare(built[0], phase)
     before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
-    optimizer, training, losses = build_optimizer(model, stage), PackedLoss(model), []
+    optimizer, training, losses = build_optimizer(model, phase), PackedLoss(model), []
     for _ in range(5):
         optimizer.zero_grad()
         loss = training(batch) / batch.num_answer_tokens
@@ -160,12 +171,12 @@ def test_every_stage_learns(stage: Align | Tune | Full) -> None:
     assert changed
 
 
-@pytest.mark.parametrize("stage", STAGES, ids=lambda stage: stage.kind)
-def test_bfloat16(stage: Align | Tune | Full) -> None:
+@pytest.mark.parametrize("phase", PHASES, ids=lambda phase: phase.kind)
+def test_bfloat16_stays_near_float32(phase: Align | Tune | Full) -> None:
     built = build_tiny()
     batch = batch_of(built)
     expected = PackedLoss(built[0])(batch).item()
-    model = prepare(built[0].to(torch.bfloat16), stage, gradient_checkpointing=True)
+    model = prepare(built[0].to(torch.bfloat16), phase, gradient_checkpointing=True)
     loss = PackedLoss(model)(batch)
     loss.backward()
     assert loss.dtype == torch.float32
@@ -175,7 +186,7 @@ def test_bfloat16(stage: Align | Tune | Full) -> None:
     assert all(gradient.isfinite().all() and gradient.dtype == torch.bfloat16 for gradient in found.values())
 
 
-def test_frozen_parts_drop_nothing_out() -> None:
+def test_train_mode_disables_dropout_of_frozen_parts() -> None:
     model, _ = build_tiny()
     model.model.vision_tower.embeddings.dropout.p = 0.5
     prepare(model, SMALL_LORA)
@@ -189,7 +200,7 @@ def test_frozen_parts_drop_nothing_out() -> None:
     assert model.model.vision_tower.embeddings.dropout.training
 
 
-def test_what_decays() -> None:
+def test_parameter_groups_decay_only_matrices() -> None:
     model = prepare(build_tiny()[0], Full())
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     decaying, constant = ({names[id(p)] for p in group["params"]} for group in parameter_groups(model, 0.01))
@@ -204,13 +215,13 @@ def test_what_decays() -> None:
     assert [group["weight_decay"] for group in parameter_groups(model, 0.01)] == [0.01, 0.0]
 
 
-def test_an_optimizer_needs_parameters() -> None:
-    with pytest.raises(SettingsError, match="nothing of the model is trained"):
+def test_build_optimizer_without_trained_parameters_raises() -> None:
+    with pytest.raises(SettingsError, match="no parameter of the model is trained"):
         build_optimizer(build_tiny()[0].requires_grad_(False), Full())
 
 
 @given(st.integers(1, 500), st.floats(0, 0.5))
-def test_the_learning_rate_rises_then_falls(num_steps: int, warmup_fraction: float) -> None:
+def test_learning_rate_scale_rises_then_falls(num_steps: int, warmup_fraction: float) -> None:
     scales = [learning_rate_scale(step, num_steps, warmup_fraction) for step in range(num_steps)]
     assert all(0 < scale <= 1 for scale in scales)
     peak = scales.index(max(scales))
