@@ -47,19 +47,17 @@ def main(argv: Sequence[str]) -> int:
     """Export the captions of an output folder to one file; returns 0."""
     settings = ExportSettings.load(argv)
 
-    from ureca.data.export import Selection, export_coco, export_jsonl, export_parquet
-    from ureca.data.output import Output
+    from ureca.data.export import export
 
-    rows, to, overwrite = Output.of_run(settings.output).region_rows(), settings.to, settings.overwrite
-    selection = Selection(include_rejected=settings.include_rejected)
-    match settings.format:
-        case "jsonl":
-            export_jsonl(rows, to, selection, masks=settings.masks, overwrite=overwrite)
-        case "parquet":
-            export_parquet(rows, to, selection, overwrite=overwrite)
-        case "coco":
-            export_coco(rows, to, selection, overwrite=overwrite)
-    print(f"{to}: {selection.summary()}")
+    selection = export(
+        settings.output,
+        settings.format,
+        settings.to,
+        masks=settings.masks,
+        include_rejected=settings.include_rejected,
+        overwrite=settings.overwrite,
+    )
+    print(f"{settings.to}: {selection.summary()}")
     return 0
 
 

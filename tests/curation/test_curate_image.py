@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from tests.curation.stand_ins import EverythingAlike, NothingAlike, RecordingAnnotator, failing
 from tests.drawn import HEIGHT, WIDTH, disc, drawn_image
-from ureca.curation.curator import Curator, TreeSettings, ViewSettings, curate_image
+from ureca.curation.curator import Curator, TreeSettings, ViewSettings, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.curation.protocols import Embedder
@@ -28,7 +28,7 @@ def curate(masks: list[Mask], annotator: RecordingAnnotator | None = None, **cur
     """Rows by region id, in their order."""
     curator.setdefault("embedder", NothingAlike())
     made = Curator(annotator=annotator or RecordingAnnotator(), **curator)
-    rows = asyncio.run(curate_image(BLACK, masks, made))
+    rows = asyncio.run(curate_regions(BLACK, masks, made))
     return {row["region_id"]: row for row in rows}
 
 
@@ -91,7 +91,7 @@ def test_an_empty_mask_is_a_row_even_where_no_area_is_too_small() -> None:
     empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
     annotator = PromptedAnnotator(FakeChatModel(FakeSettings()), PromptingSettings())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(min_area_fraction=0))
-    rows = asyncio.run(curate_image(BLACK, [*drawn_masks(), empty], curator))
+    rows = asyncio.run(curate_regions(BLACK, [*drawn_masks(), empty], curator))
     assert [row["region_id"] for row in rows if row["status"] == "skipped:empty"] == [9]
 
 
@@ -137,7 +137,7 @@ def test_the_tree_is_planted_with_its_setting_unless_one_is_given() -> None:
     assert curate([first, second], tree=TreeSettings(containment=0.9))[2]["parent_id"] == -1
     assert curate([first, second], tree=TreeSettings(containment=0.5))[2]["parent_id"] == 1
     tree = MaskTree.build([first, second], containment=0.5)
-    rows = asyncio.run(curate_image(BLACK, [first, second], Curator(RecordingAnnotator(), NothingAlike()), tree))
+    rows = asyncio.run(curate_regions(BLACK, [first, second], Curator(RecordingAnnotator(), NothingAlike()), tree))
     assert [row["parent_id"] for row in rows] == [-1, 1]
 
 
@@ -159,7 +159,7 @@ def test_one_pixel() -> None:
     annotator = PromptedAnnotator(FakeChatModel(FakeSettings()), PromptingSettings())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(max_area_fraction=1), verifier=annotator)
     (row,) = asyncio.run(
-        curate_image(
+        curate_regions(
             pixels,
             [
                 mask,
@@ -187,7 +187,7 @@ def test_real_annotators_write_distinct_captions_that_fit_the_schema(
     annotator: RuleBasedCaptioner | PromptedAnnotator, embedder: Embedder
 ) -> None:
     pixels, masks = drawn_image(1)
-    rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, embedder, verifier=annotator)))
+    rows = asyncio.run(curate_regions(pixels, masks, Curator(annotator, embedder, verifier=annotator)))
     captions = [row["caption"] for row in rows]
     assert len(set(captions)) == len(captions) == 4
     assert {row["status"] for row in rows} == {"ok"}
@@ -208,7 +208,7 @@ def test_whatever_the_model_says_ok_captions_are_distinct(
     masks = [Mask.from_array(id, disc(*shape)) for id, shape in enumerate(discs)]
     model = FakeChatModel(FakeSettings(malformed_fraction=malformed_fraction))
     annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=1))
-    rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, DescriptorEmbedder())))
+    rows = asyncio.run(curate_regions(pixels, masks, Curator(annotator, DescriptorEmbedder())))
     assert sorted(row["region_id"] for row in rows) == list(range(len(masks)))
     captions = [row["caption"] for row in rows if row["status"] == "ok"]
     assert None not in captions

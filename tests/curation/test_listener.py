@@ -25,7 +25,7 @@ from tests.curation.stand_ins import (
     say_everything,
 )
 from tests.drawn import HEIGHT, WIDTH, drawn_image
-from ureca.curation.curator import Curator, curate_image
+from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener, numbered
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.curation.protocols import Annotator, Choice, CurationImage, Embedder, LookAlike, RegionCaptions
@@ -323,8 +323,8 @@ def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
         uniqueness=UniquenessSettings(include_nested=True),
         listener=PromptedListener(model, ListeningSettings()),
     )
-    rows = asyncio.run(curate_image(pixels, masks, curator))
-    assert rows == asyncio.run(curate_image(pixels, masks, curator))
+    rows = asyncio.run(curate_regions(pixels, masks, curator))
+    assert rows == asyncio.run(curate_regions(pixels, masks, curator))
     conform([{"image_id": "a", "uri": "a.png", "height": HEIGHT, "width": WIDTH, "regions": rows}], REGIONS)
     for row in rows:
         assert re.fullmatch(r"\d+|none|several", row["listener_choice"])

@@ -10,7 +10,7 @@ import pytest
 
 from tests.drawn import HEIGHT, WIDTH, drawn_image
 from tests.llm.chat_server import ChatServer, Received, Said, completion, error
-from ureca.curation.curator import Curator, curate_image
+from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.llm.openai import OpenAIChatModel
@@ -38,7 +38,7 @@ async def curated(server: ChatServer) -> tuple[list[dict[str, Any]], Usage]:
     annotator = PromptedAnnotator(model, PromptingSettings())
     pixels, masks = drawn_image(1)
     with metered() as usage:
-        rows = await curate_image(pixels, masks, Curator(annotator, DescriptorEmbedder(), verifier=annotator))
+        rows = await curate_regions(pixels, masks, Curator(annotator, DescriptorEmbedder(), verifier=annotator))
     await model.close()
     conform([{"image_id": "a", "uri": "a.png", "height": HEIGHT, "width": WIDTH, "regions": rows}], REGIONS)
     return rows, usage

@@ -18,7 +18,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.drawn import drawn_image
 from tests.llm.tiny_models import FAMILIES, chatml
-from ureca.curation.curator import Curator, curate_image
+from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.errors import AnswerError, SettingsError
@@ -205,7 +205,7 @@ class TestWhatCannotBeAsked:
         annotator = PromptedAnnotator(model, prompting)
         pixels, masks = drawn_image(1)
         with metered() as usage:
-            rows = asyncio.run(curate_image(pixels, masks, Curator(annotator, DescriptorEmbedder())))
+            rows = asyncio.run(curate_regions(pixels, masks, Curator(annotator, DescriptorEmbedder())))
         assert {row["status"] for row in rows} == {"failed:short_caption:unusable_answer"}
         assert (usage.num_calls, usage.invalid_responses) == (8, {"unusable_answer": 8})
 

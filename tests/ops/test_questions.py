@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.curation.stand_ins import EverythingAlike, NothingAlike, RecordingAnnotator, image_of
 from tests.curation.test_walk import trees
 from tests.ops.simulated_runs import duration_of
-from ureca.curation.curator import Curator, TreeSettings, curate_image
+from ureca.curation.curator import Curator, TreeSettings, curate_regions
 from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Choice
 from ureca.curation.uniqueness import UniquenessSettings
@@ -59,7 +59,7 @@ def walked(parents: dict[int, int], **parts: Any) -> tuple[dict[str, Any], float
         parts["verifier"] = annotator
     curator = Curator(annotator, tree=TreeSettings(min_area_fraction=0, max_area_fraction=1), **parts)
     with asyncio.Runner(loop_factory=SkippingLoop) as runner:
-        rows = runner.run(curate_image(image.pixels, list(image.masks.values()), curator, image.tree))
+        rows = runner.run(curate_regions(image.pixels, list(image.masks.values()), curator, image.tree))
         seconds = runner.get_loop().time()
     calls = Counter(call.stage for call in annotator.calls)
     if curator.listener is not None:

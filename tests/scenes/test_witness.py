@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ureca.curation.curator import Curator, TreeSettings, curate_image
+from ureca.curation.curator import Curator, TreeSettings, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import CurationImage, LookAlike
@@ -106,7 +106,7 @@ def test_a_whole_curation_by_it(folder: Path, rendering: Rendering) -> None:
         listener=knows,
         listening=ListeningSettings(include_all=True),
     )
-    rows = asyncio.run(curate_image(rendering.pixels, list(rendering.annotations), curator))
+    rows = asyncio.run(curate_regions(rendering.pixels, list(rendering.annotations), curator))
     good = {row["region_id"]: row["caption"] for row in rows if row["status"] == "ok" and row["verdict"] == "accepted"}
     assert len(good) > 5
     found = outcomes(good, rendering.scene)

@@ -10,8 +10,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.listener import Listener, ListeningSettings
 from ureca.curation.protocols import Annotator, CurationImage, Embedder, RegionCaptions
+from ureca.curation.rule_based.captioner import RuleBasedCaptioner
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings, caption_regions
 from ureca.masks.mask import Mask
@@ -77,10 +79,30 @@ class ViewSettings(BaseModel):
 
 @dataclass(frozen=True)
 class Curator:
-    """Everything the curation of an image needs besides the image; built once, used for many images at a time."""
+    """Components and settings of a curation; built once and used for many images, also concurrently.
 
-    annotator: Annotator
-    embedder: Embedder
+    The defaults need neither a GPU nor weights: captions follow rules over measured colours, shapes and places.
+
+    Attributes:
+        annotator: writes the captions.
+        embedder: compares the looks of regions.
+        tree: selection of the masks that are captioned.
+        views: rendering of the views that chat models see.
+        uniqueness: search for look-alikes.
+        verifier: judges the final captions; None: they stay unchecked.
+        listener: chooses a region by a caption, which tests its uniqueness; None: captions are not tested.
+        listening: number of rounds and candidates of the listener.
+        stages: stages to run; all of them unless an ablation leaves some out.
+
+    Example:
+        >>> import ureca
+        >>> from ureca.curation.curator import TreeSettings
+        >>> curator = ureca.Curator(tree=TreeSettings(min_area_fraction=0.02))
+        >>> regions = ureca.curate_image("photo.png", curator=curator)
+    """
+
+    annotator: Annotator = field(default_factory=RuleBasedCaptioner)
+    embedder: Embedder = field(default_factory=DescriptorEmbedder)
     tree: TreeSettings = field(default_factory=TreeSettings)
     views: ViewSettings = field(default_factory=ViewSettings)
     uniqueness: UniquenessSettings = field(default_factory=UniquenessSettings)
@@ -90,7 +112,7 @@ class Curator:
     stages: StageSettings = field(default_factory=StageSettings)
 
 
-async def curate_image(
+async def curate_regions(
     pixels: npt.NDArray[np.uint8], masks: Sequence[Mask], curator: Curator, tree: MaskTree | None = None
 ) -> list[dict[str, Any]]:
     """Caption the regions of one image.

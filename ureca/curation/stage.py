@@ -6,7 +6,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from ureca import __version__
-from ureca.curation.curator import Curator, curate_image
+from ureca.curation.curator import Curator, curate_regions
 from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.partitions import PartitionReport
 from ureca.data.processing import (
@@ -84,7 +84,7 @@ class CurateStage:
             row["error"] = asdict(RowError.of("curate", changed))
         else:
             tree = MaskTree.regrow(image.masks, image.parents)
-            row["regions"] = await curate_image(pixels, image.masks, self._curator, tree)
+            row["regions"] = await curate_regions(pixels, image.masks, self._curator, tree)
 
 
 def provenance(curator: Curator, generator_name: str, config_hash: str | None = None) -> dict[str, str | None]:

@@ -10,13 +10,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from os import PathLike, fspath
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-import ureca
+from ureca import __version__
+from ureca.data.output import Output
 from ureca.data.questions import paraphrase
 from ureca.errors import OutputError
 from ureca.io import replacing
@@ -24,6 +26,54 @@ from ureca.masks.annotations import Annotations, write_annotations
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px, box_xywh
 from ureca.schema import PROVENANCE, REGION, REGIONS, conform
+
+
+def export(
+    output: str | PathLike[str],
+    format: Literal["jsonl", "parquet", "coco"],
+    to: str | PathLike[str],
+    *,
+    masks: str | PathLike[str] | None = None,
+    include_rejected: bool = False,
+    overwrite: bool = False,
+) -> "Selection":
+    """Write the captions of a run for other tools.
+
+    Args:
+        output: path or URI of the output folder of ``ureca curate`` or ``ureca caption``.
+        format: "jsonl" (training set of URECA, one region a line), "parquet" (one row a region) or "coco" (COCO
+            captions with masks).
+        to: local path of the file to write.
+        masks: with "jsonl", folder for the masks, one SA-1B JSON file an image; None: no masks are written.
+        include_rejected: export captions that the verification rejected, too.
+        overwrite: replace existing files.
+
+    Returns:
+        The numbers of images and regions that were written, and the reasons why others were not.
+
+    Raises:
+        OutputError: ``output`` is not the output of a run, or ``to`` exists or cannot be written.
+        ValueError: the format is unknown, or ``masks`` is given with another format than "jsonl".
+
+    Example:
+        >>> import ureca
+        >>> print(ureca.export("captions", "coco", "captions.json").num_regions)
+        4
+    """
+    if masks is not None and format != "jsonl":
+        raise ValueError("masks go with the format jsonl; the other formats hold the masks themselves")
+    rows = Output.of_run(fspath(output)).region_rows()
+    selection = Selection(include_rejected=include_rejected)
+    if format == "jsonl":
+        folder = None if masks is None else Path(masks)
+        export_jsonl(rows, Path(to), selection, masks=folder, overwrite=overwrite)
+    elif format == "parquet":
+        export_parquet(rows, Path(to), selection, overwrite=overwrite)
+    elif format == "coco":
+        export_coco(rows, Path(to), selection, overwrite=overwrite)
+    else:
+        raise ValueError(f"there is no format {format!r}; the formats are jsonl, parquet and coco")
+    return selection
 
 
 @dataclass(slots=True)
@@ -100,7 +150,7 @@ def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, selection: Selectio
         temporary.open("w", encoding="utf-8") as file,
         tempfile.TemporaryFile("w+", encoding="utf-8", dir=to.parent) as annotations,
     ):
-        info = {"description": "Unique captions of image regions", "version": f"ureca {ureca.__version__}"}
+        info = {"description": "Unique captions of image regions", "version": f"ureca {__version__}"}
         file.write(f'{{"info": {json.dumps(info)},\n"images": [')
         separator = "\n"
         number = 0

@@ -85,35 +85,44 @@ METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def score(
-    hypotheses: Sequence[str],
+    predictions: Sequence[str],
     references: Sequence[Sequence[str]],
+    metrics: Sequence[Metric] = METRICS,
     *,
     bert_score: BertScoreSettings | None = None,
-    metrics: Sequence[Metric] = METRICS,
 ) -> dict[str, Any]:
-    """BLEU@1 to BLEU@4, ROUGE(-L), METEOR, CIDEr and BERTScore of captions, each as a fraction (CIDEr: 0 to 10).
+    """Compute BLEU@1 to BLEU@4, ROUGE-L, METEOR, CIDEr and BERTScore of captions against references.
+
+    All scores are fractions, 0 to 1, but for CIDEr, which is 0 to 10.
 
     Args:
-        hypotheses: one caption an item; an empty one matches nothing.
-        references: for each item at least one.
-        bert_score: the model of BERTScore; None leaves it out.
-        metrics: what is computed. METEOR takes about 10 s to start, the others next to nothing.
+        predictions: one caption for each item; an empty caption matches nothing.
+        references: at least one reference caption for each item.
+        metrics: metrics to compute, of "BLEU", "ROUGE", "METEOR", "CIDEr" and "BERTScore". METEOR takes about 10 s to
+            start, the others are fast.
+        bert_score: model and settings of BERTScore; None: BERTScore is missing.
 
     Returns:
-        A float by the name of each metric. One that could not be computed is None, and ``["missing"]`` (a dictionary)
+        A float by the name of each score. A score that could not be computed is None, and the dictionary ``"missing"``
         has the reason by its name.
 
     Raises:
-        ValueError: not as many hypotheses as lists of references, or an item has no reference.
+        ValueError: the numbers of predictions and of lists of references differ, or an item has no reference.
         SettingsError: a package that the metrics need is missing; the message names the extra to install.
+
+    Example:
+        >>> import ureca
+        >>> scores = ureca.score(["a red car"], [["the red car", "a small red car"]], metrics=["BLEU", "ROUGE"])
+        >>> round(scores["ROUGE"], 2)
+        0.86
     """
     values: dict[str, float | None] = {}
     missing: dict[str, str] = {}
-    for measure in measure_texts(hypotheses, references, bert_score=bert_score, metrics=metrics):
+    for measure in measure_texts(predictions, references, bert_score=bert_score, metrics=metrics):
         reason = measure.reason if isinstance(measure, Unmeasured) else None
         value = measure.value() if isinstance(measure, Measure) else None
         if value is not None and isnan(value):
-            value, reason = None, "there is nothing to compare" if len(hypotheses) else "there are no captions"
+            value, reason = None, "there is nothing to compare" if len(predictions) else "there are no captions"
         values[measure.name] = value
         if reason is not None:
             missing[measure.name] = reason
