@@ -9,7 +9,7 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord, State
 from ureca.errors import SettingsError
-from ureca.evaluation.benchmarks.base import Sample
+from ureca.evaluation.benchmarks.base import ImageSample
 from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.measures import Unmeasured
@@ -113,7 +113,7 @@ class _Run:
         stored = StoredBenchmark.open(
             self._below(_BENCHMARK),
             self._source,
-            Sample(settings.limit, settings.seed),
+            ImageSample(settings.limit, settings.seed),
             {"limit": settings.limit, "seed": settings.seed, **settings.benchmark.model_dump(mode="json")},
         )
         self._tell(f"{stored.description}: {stored.num_regions} regions of {stored.num_images} images")

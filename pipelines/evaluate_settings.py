@@ -8,12 +8,9 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 from ureca.config import MAY_CHANGE, CommandSettings
 from ureca.curation.settings import NoListenerConfig
 from ureca.data.samples import JsonlOptions
-from ureca.evaluation.benchmarks.base import (
-    BenchmarkSettings,
-    RefCocoBenchmark,
-    RegionsBenchmark,
-    VisualGenomeBenchmark,
-)
+from ureca.evaluation.benchmarks.readers import BenchmarkSettings, RegionsBenchmarkSettings
+from ureca.evaluation.benchmarks.refcoco import RefCocoSettings
+from ureca.evaluation.benchmarks.visual_genome import VisualGenomeSettings
 from ureca.evaluation.encoders import DualEncoderSettings
 from ureca.evaluation.metrics.bert_score import BertScoreSettings
 from ureca.evaluation.metrics.scoring import METRICS, Metric
@@ -104,10 +101,10 @@ class EvaluateSettings(CommandSettings):
     output: CliPositionalArg[str] = Field(description="folder or URI to write to")
     models: CliPositionalArg[list[str]] = Field(min_length=1, description="[NAME=]PATH[:none|contour|crop], several")
 
-    regions: RegionsBenchmark = RegionsBenchmark()
+    regions: RegionsBenchmarkSettings = RegionsBenchmarkSettings()
     jsonl: JsonlOptions = JsonlOptions()
-    refcoco: RefCocoBenchmark = RefCocoBenchmark()
-    visual_genome: VisualGenomeBenchmark = VisualGenomeBenchmark()
+    refcoco: RefCocoSettings = RefCocoSettings()
+    visual_genome: VisualGenomeSettings = VisualGenomeSettings()
     limit: int | None = Field(default=None, ge=1, description="so many images, chosen by seed; None: all")
     seed: int = Field(default=0, ge=0, description="of the choice of images")
     image_limits: ImageLimits = ImageLimits()

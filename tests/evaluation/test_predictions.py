@@ -11,8 +11,8 @@ from tests.training.datasets import line, write_dataset, write_jsonl
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError
-from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
-from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.base import ImageSample
+from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_predictions
 from ureca.evaluation.scoring import stored_predictions
@@ -26,7 +26,7 @@ def benchmark(tmp_path: Path) -> StoredBenchmark:
     lines = [line(f"img_{number:04d}", str(mask), f"disc {mask}") for number in (0, 1) for mask in (1, 2)]
     path = write_jsonl(tmp_path / "in" / "captions.jsonl", lines)
     found = open_benchmark(str(path), BenchmarkSettings())
-    return StoredBenchmark.open(str(tmp_path / "benchmark"), found, Sample(), {})
+    return StoredBenchmark.open(str(tmp_path / "benchmark"), found, ImageSample(), {})
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> str:

@@ -13,8 +13,8 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import AnswerError
-from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
-from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.base import ImageSample
+from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.encoders import DualEncoder, DualEncoderSettings
 from ureca.evaluation.measures import Measure, Unmeasured
@@ -53,7 +53,7 @@ def benchmark(tmp_path: Path) -> StoredBenchmark:
     write_scenes(tmp_path / "scenes", 2, split="test", seed=0, width_px=112, height_px=112)
     (tmp_path / "scenes" / "images" / "test_0_000001.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
     found = open_benchmark(str(tmp_path / "scenes"), BenchmarkSettings())
-    return StoredBenchmark.open(str(tmp_path / "benchmark"), found, Sample(), {})
+    return StoredBenchmark.open(str(tmp_path / "benchmark"), found, ImageSample(), {})
 
 
 def score(

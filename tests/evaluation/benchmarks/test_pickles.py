@@ -101,10 +101,9 @@ def test_random_bytes_are_refused_or_plain(tmp_path_factory: pytest.TempPathFact
     assert isinstance(value, list | dict | tuple | set | frozenset | str | bytes | int | float | None)
 
 
-def test_a_file_that_is_too_large_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_plain_pickle_of_too_large_file_raises_input_error(tmp_path: Path) -> None:
     (tmp_path / "a.p").write_bytes(pickle.dumps(REFS))
-    monkeypatch.setattr("ureca.evaluation.benchmarks.refcoco.MAX_PICKLE_BYTES", 20)
     with pytest.raises(InputError, match="larger than 20 bytes"):
-        read_plain_pickle(tmp_path / "a.p")
+        read_plain_pickle(tmp_path / "a.p", max_bytes=20)
     with pytest.raises(InputError, match="cannot be read"):
         read_plain_pickle(tmp_path / "missing.p")

@@ -14,19 +14,19 @@ from tests.training.datasets import line, region, row, write_dataset, write_json
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError
-from ureca.evaluation.benchmarks.base import BenchmarkImage, BenchmarkSettings, LeftOut, Sample
-from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.base import BenchmarkImage, Exclusion, ImageSample
+from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
 from ureca.evaluation.benchmarks.visual_genome import read_json_array
 from ureca.masks.rle import Rle, decode
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET
 
-ALL = Sample()
+ALL = ImageSample()
 
 
-def read(path: Path, sample: Sample = ALL, **settings: Any) -> tuple[list[BenchmarkImage], list[LeftOut]]:
+def read(path: Path, sample: ImageSample = ALL, **settings: Any) -> tuple[list[BenchmarkImage], list[Exclusion]]:
     found = list(open_benchmark(str(path), BenchmarkSettings(**settings)).images(sample))
-    left_out = [item for item in found if isinstance(item, LeftOut)]
+    left_out = [item for item in found if isinstance(item, Exclusion)]
     return [item for item in found if isinstance(item, BenchmarkImage)], left_out
 
 
@@ -212,15 +212,17 @@ def test_a_sample_is_the_same_whatever_its_order(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 6)
     lines = [line(f"img_{number:04d}", "1") for number in (5, 3, 1, 0, 2, 4)]
     jsonl = write_jsonl(tmp_path / "images" / "captions.jsonl", lines)
-    taken = [image.entry.image_id for image in read(dataset, Sample(3, seed=1))[0]]
+    taken = [image.entry.image_id for image in read(dataset, ImageSample(3, seed=1))[0]]
     assert len(taken) == 3
     assert taken == sorted(taken)
-    from_jsonl = [image.entry.image_id for image in read(jsonl, Sample(3, seed=1))[0]]
+    from_jsonl = [image.entry.image_id for image in read(jsonl, ImageSample(3, seed=1))[0]]
     assert sorted(from_jsonl) == taken != from_jsonl
-    assert len({tuple(image.entry.image_id for image in read(dataset, Sample(3, seed))[0]) for seed in range(9)}) > 1
-    assert len(read(dataset, Sample(99))[0]) == 6
-    assert len(read(write_refcoco(tmp_path), Sample(1))[0]) == 1
-    assert len(read(write_visual_genome(tmp_path / "vg"), Sample(2))[0]) == 2
+    assert (
+        len({tuple(image.entry.image_id for image in read(dataset, ImageSample(3, seed))[0]) for seed in range(9)}) > 1
+    )
+    assert len(read(dataset, ImageSample(99))[0]) == 6
+    assert len(read(write_refcoco(tmp_path), ImageSample(1))[0]) == 1
+    assert len(read(write_visual_genome(tmp_path / "vg"), ImageSample(2))[0]) == 2
 
 
 def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:

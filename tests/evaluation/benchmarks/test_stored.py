@@ -10,14 +10,14 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import InputError, OutputError
-from ureca.evaluation.benchmarks.base import BenchmarkSettings, Sample
-from ureca.evaluation.benchmarks.readers import open_benchmark
+from ureca.evaluation.benchmarks.base import ImageSample
+from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 
 
-def store(path: Path, to: Path, limit: int | None = None) -> StoredBenchmark:
+def store(path: Path, to: Path, limit: int | None = None, **sizes: int) -> StoredBenchmark:
     benchmark = open_benchmark(str(path), BenchmarkSettings())
-    return StoredBenchmark.open(str(to), benchmark, Sample(limit), {"limit": limit})
+    return StoredBenchmark.open(str(to), benchmark, ImageSample(limit), {"limit": limit}, **sizes)
 
 
 def test_it_is_a_run_whose_regions_can_be_captioned_and_shown(tmp_path: Path) -> None:
@@ -53,10 +53,8 @@ def test_it_stays_what_it_was_or_is_refused(tmp_path: Path) -> None:
         store(dataset, tmp_path / "stored", limit=4)
 
 
-def test_many_images_make_units_of_a_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ureca.evaluation.benchmarks.stored._IMAGES_AT_ONCE", 6)
-    monkeypatch.setattr("ureca.evaluation.benchmarks.stored._PARTITIONS_OF_A_SMALL_BENCHMARK", 2)
-    stored = store(write_dataset(tmp_path, 11), tmp_path / "stored")
+def test_stored_benchmark_of_many_images_has_partitions_of_one_size(tmp_path: Path) -> None:
+    stored = store(write_dataset(tmp_path, 11), tmp_path / "stored", max_images_held=6, num_partitions=2)
     assert stored.images_per_partition == 3
     assert [len(stored.rows(partition)) for partition in stored.partitions] == [3, 3, 3, 2]
     assert stored.output.partition_sizes() == {0: 3, 1: 3, 2: 3, 3: 2}

@@ -1,6 +1,7 @@
-"""RefCOCO, RefCOCO+ and RefCOCOg: expressions that people said of COCO's objects, in the folders that `refer` reads.
+"""RefCOCO, RefCOCO+ and RefCOCOg: referring expressions of COCO's objects, in the folder layout of `refer`.
 
-[from] Pickles from outside as plain data: nothing in them is ever looked up, imported or called."""
+Their refs are pickles from outside, which are read as plain data: nothing in them is looked up, imported or called.
+"""
 
 import io
 import pickle
@@ -10,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, StrictInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
 
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
@@ -18,110 +19,12 @@ from ureca.errors import AnnotationError, InputError
 from ureca.evaluation.benchmarks.base import (
     BenchmarkImage,
     BenchmarkRegion,
-    LeftOut,
-    RefCocoBenchmark,
-    Sample,
-    sentences,
+    Exclusion,
+    ImageSample,
+    clean_references,
 )
 from ureca.masks.annotations import Annotations, coco_images
-from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px
-
-MAX_PICKLE_BYTES = 256 * 2**20
-
-_PLAIN = frozenset(
-    {
-        *("MARK", "STOP", "POP", "POP_MARK", "DUP", "PROTO", "FRAME"),
-        *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
-        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
-        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
-        *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
-        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
-        *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
-    }
-)
-"""Instructions that make containers, text, bytes, numbers, booleans and None, and refer back to them."""
-
-_BY_CODE = {instruction.code: instruction for instruction in pickletools.opcodes}
-
-_MEMORY = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
-
-_MALFORMED = (
-    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError),
-    *(MemoryError, RecursionError),
-)
-
-
-class _PlainUnpickler(pickle.Unpickler):
-    """Knows no class and no function, whatever the instructions say."""
-
-    def find_class(self, module: str, name: str, /) -> NoReturn:
-        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-
-    def persistent_load(self, pid: Any) -> NoReturn:
-        raise pickle.UnpicklingError("it asks for an object from elsewhere")
-
-
-def read_plain_pickle(path: Path) -> Any:
-    """What a pickle holds, if that is built-in containers of text, bytes, numbers, booleans and None.
-
-    Every instruction is looked at before the first is carried out. Text of Python 2 becomes ``str`` (UTF-8, else
-    Latin-1).
-
-    Raises:
-        InputError: it cannot be read, is larger than 256 MiB, is damaged, or would make anything else than plain data;
-            nothing of it has been run.
-    """
-    try:
-        with path.open("rb") as file:
-            data = file.read(MAX_PICKLE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error}") from error
-    if len(data) > MAX_PICKLE_BYTES:
-        raise InputError(f"{path} is larger than {MAX_PICKLE_BYTES} bytes; no benchmark's refs are")
-    try:
-        _check_plain(data)
-        return _load(data)
-    except _MALFORMED as error:
-        what = str(error) or type(error).__name__
-        raise InputError(f"{path} is no pickle of plain data, and was not opened: {what}") from error
-
-
-def _check_plain(data: bytes) -> None:
-    for count, (name, argument, position) in enumerate(_instructions(data)):
-        if name not in _PLAIN:
-            what = f" ({argument})" if isinstance(argument, str) else ""
-            raise pickle.UnpicklingError(f"{name}{what} at byte {position} makes more than plain data")
-        # Room is made for all numbers up to the highest: one of a few bytes could ask for all memory there is.
-        if name in _MEMORY and argument > count:
-            raise pickle.UnpicklingError(f"{name} at byte {position} remembers number {argument} too early")
-
-
-def _instructions(data: bytes) -> Iterator[tuple[str, Any, int]]:
-    """Name, argument and place of each instruction; ``pickletools.genops`` stops at old text that is not ASCII."""
-    stream = io.BytesIO(data)
-    while True:
-        position = stream.tell()
-        code = stream.read(1)
-        if not code:
-            raise pickle.UnpicklingError("it ends early")
-        if (instruction := _BY_CODE.get(code.decode("latin-1"))) is None:
-            raise pickle.UnpicklingError(f"byte {position} is no instruction")
-        if instruction.name == "STRING":
-            argument: Any = stream.readline()
-        else:
-            argument = None if instruction.arg is None else instruction.arg.reader(stream)
-        yield instruction.name, argument, position
-        if instruction.name == "STOP":
-            return
-
-
-def _load(data: bytes) -> Any:
-    try:
-        return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
-    except UnicodeDecodeError:
-        return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()
-
 
 _INSTANCES = "instances.json"
 _USUAL_IMAGES = (
@@ -144,19 +47,40 @@ class _Ref(BaseModel):
 _REFS = TypeAdapter(list[_Ref])
 
 
+class RefCocoSettings(BaseModel):
+    """Settings of a benchmark that is a folder of RefCOCO, RefCOCO+ or RefCOCOg (refs(...).p and instances.json)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    split: str = Field(
+        default="val", description="split of RefCOCO: val, test (RefCOCOg, umd), testA, testB (RefCOCO+) or train"
+    )
+    refs: str | None = Field(
+        default=None, description="name of the refs file, such as refs(umd).p; None: the only one in the folder"
+    )
+    images: str | None = Field(
+        default=None,
+        description="folder of COCO's images; None: train2014 in the benchmark's folder or in a usual place beside it",
+    )
+
+
 def refs_files(folder: Path) -> list[Path]:
     """The pickles of a RefCOCO folder."""
     return sorted(folder.glob("refs*.p"))
 
 
 class RefCocoReader:
-    """Reads one split. A region is an object, with all that its expressions say as references.
+    """Reads one split; a region is an object, with all its expressions as references.
+
+    Args:
+        folder: folder with the refs and the instances.
+        settings: split, and locations of files.
 
     Raises:
-        InputError: there are several pickles and settings name none, or a file or the images are missing.
+        InputError: several pickles are there and the settings name none, or a file or the images are missing.
     """
 
-    def __init__(self, folder: Path, settings: RefCocoBenchmark) -> None:
+    def __init__(self, folder: Path, settings: RefCocoSettings) -> None:
         self._refs = _refs_file(folder, settings.refs)
         self._instances = folder / _INSTANCES
         if not self._instances.is_file():
@@ -166,17 +90,17 @@ class RefCocoReader:
         self.description = f"{folder.resolve().name} {self._refs.stem} {self._split}"
 
     def files(self) -> list[str]:
-        """The refs and the instances."""
+        """The files of the refs and the instances."""
         return [str(self._refs), str(self._instances)]
 
-    def images(self, sample: Sample) -> Iterator[BenchmarkImage | LeftOut]:
-        """Images of the split, in the order of the instances; mask trees are not known."""
-        refs = self._of_split()
-        taken = sample.of(str(ref.image_id) for ref in refs)
+    def images(self, sample: ImageSample) -> Iterator[BenchmarkImage | Exclusion]:
+        """Iterate over the images of the split in the order of the instances, without mask trees."""
+        refs = self._split_refs()
+        chosen = sample.choose(str(ref.image_id) for ref in refs)
         texts: dict[int, list[str]] = {}
-        missing = Counter(str(ref.image_id) for ref in refs if str(ref.image_id) in taken)
+        missing = Counter(str(ref.image_id) for ref in refs if str(ref.image_id) in chosen)
         for ref in refs:
-            if str(ref.image_id) in taken:
+            if str(ref.image_id) in chosen:
                 texts.setdefault(ref.ann_id, []).extend(sentence.sent for sentence in ref.sentences)
         found = self._annotations(texts)
         entries = self._entries([annotations for annotations in found.values() if isinstance(annotations, Annotations)])
@@ -184,9 +108,9 @@ class RefCocoReader:
             missing.pop(str(image_id), None)
             yield from _image(str(image_id), annotations, entries.get(image_id), texts, self._images)
         for id, num_refs in missing.items():
-            yield LeftOut(id, "unknown_mask", f"{self._instances.name} has no mask of image {id}'s refs", num_refs)
+            yield Exclusion(id, "unknown_mask", f"{self._instances.name} has no mask of image {id}'s refs", num_refs)
 
-    def _of_split(self) -> list[_Ref]:
+    def _split_refs(self) -> list[_Ref]:
         try:
             refs = _REFS.validate_python(read_plain_pickle(self._refs))
         except ValidationError as error:
@@ -224,26 +148,22 @@ def _image(
     entry: ManifestEntry | None,
     texts: Mapping[int, Sequence[str]],
     folder: str,
-) -> Iterator[BenchmarkImage | LeftOut]:
+) -> Iterator[BenchmarkImage | Exclusion]:
     if isinstance(annotations, AnnotationError):
-        yield LeftOut(id, annotations.kind, annotations.message, num_regions=0)
+        yield Exclusion(id, annotations.kind, annotations.message, num_regions=0)
         return
     if entry is None:
         name = annotations.file_name
-        yield LeftOut(id, "unknown_image", f"there is no image {name} in {folder}", num_regions=len(annotations))
+        yield Exclusion(id, "unknown_image", f"there is no image {name} in {folder}", num_regions=len(annotations))
         return
     regions = []
     for mask in annotations:
         if area_px(mask.rle):
-            regions.append(_region(mask, texts))
+            regions.append(BenchmarkRegion(mask.id, mask.rle["counts"], clean_references(texts[mask.id])))
         else:
-            yield LeftOut(id, "empty_mask", f"annotation {mask.id}: no pixel of the mask is set")
+            yield Exclusion(id, "empty_mask", f"annotation {mask.id}: no pixel of the mask is set")
     if regions:
         yield BenchmarkImage(entry, annotations.height_px, annotations.width_px, tuple(regions))
-
-
-def _region(mask: Mask, texts: Mapping[int, Sequence[str]]) -> BenchmarkRegion:
-    return BenchmarkRegion(mask.id, mask.rle["counts"], sentences(texts[mask.id]))
 
 
 def _refs_file(folder: Path, name: str | None) -> Path:
@@ -267,3 +187,99 @@ def _usual_images(folder: Path) -> str:
             "Name their folder by refcoco.images"
         )
     return str(found)
+
+
+_PLAIN = frozenset(
+    {
+        *("MARK", "STOP", "POP", "POP_MARK", "DUP", "PROTO", "FRAME"),
+        *("NONE", "NEWTRUE", "NEWFALSE", "INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+        *("STRING", "BINSTRING", "SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES"),
+        *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE"),
+        *("EMPTY_LIST", "LIST", "APPEND", "APPENDS", "EMPTY_DICT", "DICT", "SETITEM", "SETITEMS"),
+        *("EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_SET", "ADDITEMS", "FROZENSET"),
+        *("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE", "GET", "BINGET", "LONG_BINGET"),
+    }
+)
+"""Opcodes that make containers, text, bytes, numbers, booleans and None, or refer back to them."""
+
+_BY_CODE = {instruction.code: instruction for instruction in pickletools.opcodes}
+
+_MEMORY = frozenset({"PUT", "BINPUT", "LONG_BINPUT"})
+
+_MALFORMED = (
+    *(pickle.UnpicklingError, EOFError, ValueError, TypeError, LookupError, AttributeError, OverflowError),
+    *(MemoryError, RecursionError),
+)
+
+
+def read_plain_pickle(path: Path, *, max_bytes: int = 256 * 2**20) -> Any:
+    """Load a pickle of built-in containers of text, bytes, numbers, booleans and None, without running any of its code.
+
+    All instructions are checked before the first is executed. Text of Python 2 becomes ``str`` (UTF-8, else Latin-1).
+
+    Args:
+        path: the file.
+        max_bytes: largest size of the file.
+
+    Raises:
+        InputError: the file cannot be read, is too large or damaged, or holds anything but plain data.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(max_bytes + 1)
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error}") from error
+    if len(data) > max_bytes:
+        raise InputError(f"{path} is larger than {max_bytes} bytes; no benchmark's refs are")
+    try:
+        _check_plain(data)
+        return _load(data)
+    except _MALFORMED as error:
+        reason = str(error) or type(error).__name__
+        raise InputError(f"{path} is no pickle of plain data, and was not opened: {reason}") from error
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Refuses to look up any class or function."""
+
+    def find_class(self, module: str, name: str, /) -> NoReturn:
+        raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+
+    def persistent_load(self, pid: Any) -> NoReturn:
+        raise pickle.UnpicklingError("it asks for an object from elsewhere")
+
+
+def _check_plain(data: bytes) -> None:
+    for count, (name, argument, position) in enumerate(_instructions(data)):
+        if name not in _PLAIN:
+            operand = f" ({argument})" if isinstance(argument, str) else ""
+            raise pickle.UnpicklingError(f"{name}{operand} at byte {position} makes more than plain data")
+        # The memo is allocated up to the highest index: an opcode of a few bytes could exhaust the memory.
+        if name in _MEMORY and argument > count:
+            raise pickle.UnpicklingError(f"{name} at byte {position} remembers number {argument} too early")
+
+
+def _instructions(data: bytes) -> Iterator[tuple[str, Any, int]]:
+    """Name, argument and position of each opcode; ``pickletools.genops`` fails on Python 2 text that is not ASCII."""
+    stream = io.BytesIO(data)
+    while True:
+        position = stream.tell()
+        code = stream.read(1)
+        if not code:
+            raise pickle.UnpicklingError("it ends early")
+        if (instruction := _BY_CODE.get(code.decode("latin-1"))) is None:
+            raise pickle.UnpicklingError(f"byte {position} is no instruction")
+        if instruction.name == "STRING":
+            argument: Any = stream.readline()
+        else:
+            argument = None if instruction.arg is None else instruction.arg.reader(stream)
+        yield instruction.name, argument, position
+        if instruction.name == "STOP":
+            return
+
+
+def _load(data: bytes) -> Any:
+    try:
+        return _PlainUnpickler(io.BytesIO(data), encoding="utf-8").load()
+    except UnicodeDecodeError:
+        return _PlainUnpickler(io.BytesIO(data), encoding="latin-1").load()

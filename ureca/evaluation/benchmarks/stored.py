@@ -1,4 +1,4 @@
-"""A benchmark as a dataset of its own: read once from wherever it comes, and the same for all models ever after."""
+"""A benchmark stored as a dataset: read once from any format, and then the same for all models."""
 
 import math
 from collections.abc import Iterable, Iterator, Mapping
@@ -13,26 +13,24 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
 from ureca.errors import InputError
-from ureca.evaluation.benchmarks.base import Benchmark, BenchmarkImage, BenchmarkRegion, LeftOut, Sample
+from ureca.evaluation.benchmarks.base import Benchmark, BenchmarkImage, Exclusion, ImageSample
 from ureca.io import locate
 from ureca.masks.rle import Rle, area_px, inclusive_box_xywh
 from ureca.schema import BENCHMARK_DATASET
 
-_IMAGES_AT_ONCE = 1024
-_PARTITIONS_OF_A_SMALL_BENCHMARK = 64
 _MAX_IMAGES_PER_PARTITION = 16
 
 
 @dataclass(frozen=True)
 class StoredBenchmark:
-    """A benchmark on disk, in units of images.
+    """A benchmark on disk, in partitions of images.
 
     Attributes:
-        output: with the rows; its run.json has the rest.
-        description: of the benchmark.
-        images_per_partition: of all units but the last.
-        num_images, num_regions: that are captioned.
-        left_out: how many regions (or images whose regions are not known) cannot be used, by reason.
+        output: output with the rows, whose run.json has the other attributes.
+        description: title of the benchmark's tables.
+        images_per_partition: number of images in all partitions but the last.
+        num_images, num_regions: numbers of images and regions to caption.
+        left_out: numbers of excluded regions (or images whose regions are not known), by kind.
     """
 
     output: Output
@@ -43,18 +41,30 @@ class StoredBenchmark:
     left_out: Mapping[str, int]
 
     @classmethod
-    def open(cls, path: str, benchmark: Benchmark, sample: Sample, settings: Mapping[str, Any]) -> Self:
-        """The benchmark as it was stored at ``path``, or else stored now.
+    def open(
+        cls,
+        path: str,
+        benchmark: Benchmark,
+        sample: ImageSample,
+        settings: Mapping[str, Any],
+        *,
+        max_images_held: int = 1024,
+        num_partitions: int = 64,
+    ) -> Self:
+        """Open the benchmark stored at ``path``, storing it first unless that was finished before.
 
         Args:
-            path: folder or URI.
-            benchmark: what is stored.
-            sample: of its images.
-            settings: all that decides what is read.
+            path: folder or URI of the stored benchmark.
+            benchmark: the benchmark to store.
+            sample: choice of its images.
+            settings: all settings on which the stored rows depend.
+            max_images_held: largest number of images held in memory while storing.
+            num_partitions: number of partitions of a benchmark of at most ``max_images_held`` images, unless they
+                would have more than 16 images each.
 
         Raises:
-            InputError: the benchmark cannot be read, or has no image that can be used.
-            OutputError: another benchmark is stored there, or its files have changed since.
+            InputError: the benchmark cannot be read, or has no usable image.
+            OutputError: another benchmark is stored at ``path``, or its files have changed since.
         """
         output = Output(path, BENCHMARK_DATASET)
         identity = {**settings, "files": _sizes(benchmark.files())}
@@ -65,7 +75,7 @@ class StoredBenchmark:
             )
         else:
             output.remove()
-            _store(output, record, benchmark, sample)
+            _store(output, record, benchmark, sample, max_images_held, num_partitions)
         run = output.run()
         return cls(
             output,
@@ -77,28 +87,35 @@ class StoredBenchmark:
         )
 
     def rows(self, partition: int) -> list[dict[str, Any]]:
-        """The rows of a unit, of the schema ``BENCHMARK``."""
+        """The rows of a partition, of the schema ``BENCHMARK``."""
         return self.output.partition_rows(partition)
 
     @property
     def partitions(self) -> list[int]:
-        """Numbers of the units."""
+        """Numbers of the partitions."""
         return self.output.done_partitions()
 
 
-def _store(output: Output, record: RunRecord, benchmark: Benchmark, sample: Sample) -> None:
+def _store(  # noqa: PLR0917
+    output: Output,
+    record: RunRecord,
+    benchmark: Benchmark,
+    sample: ImageSample,
+    max_images_held: int,
+    num_partitions: int,
+) -> None:
     record.write("running", description=benchmark.description)
     left_out: dict[str, int] = {}
     images = _usable(benchmark.images(sample), left_out)
-    first = list(islice(images, _IMAGES_AT_ONCE))
+    first = list(islice(images, max_images_held))
     if not first:
         reasons = ", ".join(f"{reason}: {count}" for reason, count in left_out.items()) or "it is empty"
         raise InputError(f"{benchmark.description}: there is no image with a region that can be captioned ({reasons})")
-    size = max(1, min(_MAX_IMAGES_PER_PARTITION, math.ceil(len(first) / _PARTITIONS_OF_A_SMALL_BENCHMARK)))
+    size = max(1, min(_MAX_IMAGES_PER_PARTITION, math.ceil(len(first) / num_partitions)))
     images = chain(first, images)
     total = PartitionReport()
     partition = 0
-    while group := list(islice(images, _IMAGES_AT_ONCE)):
+    while group := list(islice(images, max_images_held)):
         manifest = pa.Table.from_pylist([image.entry.to_row() for image in group], schema=MANIFEST)
         output.add_images(manifest, size)
         for start in range(0, len(group), size):
@@ -115,13 +132,13 @@ def _store(output: Output, record: RunRecord, benchmark: Benchmark, sample: Samp
     )
 
 
-def _usable(found: Iterable[BenchmarkImage | LeftOut], left_out: dict[str, int]) -> Iterator[BenchmarkImage]:
-    """The images, each once; counts the others."""
+def _usable(found: Iterable[BenchmarkImage | Exclusion], left_out: dict[str, int]) -> Iterator[BenchmarkImage]:
+    """The usable images, each once; exclusions are counted in ``left_out``."""
     seen: set[str] = set()
     for item in found:
         if isinstance(item, BenchmarkImage) and item.entry.image_id in seen:
-            item = LeftOut(item.entry.image_id, "duplicate_image", "it is there twice", len(item.regions))  # noqa: PLW2901
-        if isinstance(item, LeftOut):
+            item = Exclusion(item.entry.image_id, "duplicate_image", "it is there twice", len(item.regions))  # noqa: PLW2901
+        if isinstance(item, Exclusion):
             left_out[item.kind] = left_out.get(item.kind, 0) + max(1, item.num_regions)
         else:
             seen.add(item.entry.image_id)
@@ -129,34 +146,34 @@ def _usable(found: Iterable[BenchmarkImage | LeftOut], left_out: dict[str, int])
 
 
 def _row(image: BenchmarkImage) -> dict[str, Any]:
+    """A row of the schema ``BENCHMARK``."""
+    rles = [Rle(size=[image.height_px, image.width_px], counts=region.counts) for region in image.regions]
     return {
         "image_id": image.entry.image_id,
         "uri": image.entry.uri,
         "height": image.height_px,
         "width": image.width_px,
-        "benchmark": [_region_row(region, image.height_px, image.width_px) for region in image.regions],
+        "benchmark": [
+            {
+                "region_id": region.region_id,
+                "rle": region.counts,
+                "bbox_xywh": list(inclusive_box_xywh(rle)),
+                "area_px": area_px(rle),
+                "parent_id": region.parent_id,
+                "depth": region.depth,
+                "lookalike_ids": list(region.lookalike_ids),
+                "references": list(region.references),
+                "status": "ok",
+            }
+            for region, rle in zip(image.regions, rles, strict=True)
+        ],
         "scene": image.entry.annotation_path if image.is_scene else None,
         "error": None,
     }
 
 
-def _region_row(region: BenchmarkRegion, height: int, width: int) -> dict[str, Any]:
-    rle = Rle(size=[height, width], counts=region.counts)
-    return {
-        "region_id": region.region_id,
-        "rle": region.counts,
-        "bbox_xywh": list(inclusive_box_xywh(rle)),
-        "area_px": area_px(rle),
-        "parent_id": region.parent_id,
-        "depth": region.depth,
-        "lookalike_ids": list(region.lookalike_ids),
-        "references": list(region.references),
-        "status": "ok",
-    }
-
-
 def _sizes(paths: Iterable[str]) -> dict[str, int]:
-    """Of each file the size by its name: what tells another benchmark, or another version of it, at no cost."""
+    """The size of each file by its name, which identifies a version of the benchmark without reading it."""
     sizes = {}
     for path in paths:
         location = locate(path)

@@ -1,13 +1,11 @@
-"""Visual Genome's region descriptions: phrases that people said of boxes.
-
-[from] JSON files that hold one array of objects and may be larger than memory."""
+"""Visual Genome's region descriptions: phrases about boxes, in JSON files that may be larger than memory."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, Field, StrictInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
 
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
@@ -15,26 +13,150 @@ from ureca.errors import InputError
 from ureca.evaluation.benchmarks.base import (
     BenchmarkImage,
     BenchmarkRegion,
-    LeftOut,
-    Sample,
-    VisualGenomeBenchmark,
-    sentences,
+    Exclusion,
+    ImageSample,
+    clean_references,
 )
 from ureca.masks.rle import area_px, encode_box
 
+REGION_DESCRIPTIONS = "region_descriptions.json"
+_IMAGE_DATA = "image_data.json"
+_USUAL_IMAGES = ("VG_100K", "VG_100K_2", "images")
+_MAX_SIDE_PX = 2**16
 _MAX_ELEMENT_CHARACTERS = 2**24
 _CHUNK_CHARACTERS = 2**20
 
 
-def read_json_array(path: Path, *, chunk_characters: int = _CHUNK_CHARACTERS) -> Iterator[dict[str, Any]]:
-    """The objects of the array, one by one.
+class _ImageSize(BaseModel):
+    image_id: StrictInt
+    width: StrictInt = Field(ge=1, le=_MAX_SIDE_PX)
+    height: StrictInt = Field(ge=1, le=_MAX_SIDE_PX)
+
+
+class _Phrase(BaseModel):
+    region_id: int = Field(ge=0, lt=2**63)
+    x: int
+    y: int
+    width: int
+    height: int
+    phrase: str
+
+
+class _DescribedImage(BaseModel):
+    id: StrictInt
+    regions: list[_Phrase]
+
+
+class VisualGenomeSettings(BaseModel):
+    """Settings of a benchmark that is a folder of Visual Genome, with region_descriptions.json and image_data.json."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: str | None = Field(
+        default=None, description="folder of Visual Genome's images; None: VG_100K and VG_100K_2 in its folder"
+    )
+    image_ids: str | None = Field(
+        default=None, description="file with the ids of the split's images, one a line; None: all images"
+    )
+
+
+class VisualGenomeReader:
+    """Reads region descriptions, one image at a time; boxes are clipped to their image.
 
     Args:
-        path: of the file, UTF-8.
-        chunk_characters: that are read at a time.
+        folder: folder with the descriptions and the sizes.
+        settings: locations of the images and of the split's ids.
 
     Raises:
-        InputError: the file cannot be read, or holds something else; one object may have 16 Mi characters.
+        InputError: the sizes or the images are missing.
+    """
+
+    def __init__(self, folder: Path, settings: VisualGenomeSettings) -> None:
+        self._descriptions = folder / REGION_DESCRIPTIONS
+        self._sizes = folder / _IMAGE_DATA
+        if not self._sizes.is_file():
+            raise InputError(f"{folder} has {REGION_DESCRIPTIONS}, but no {_IMAGE_DATA} with the sizes beside it")
+        usual = [str(folder / name) for name in _USUAL_IMAGES if (folder / name).is_dir()]
+        self._images = [settings.images] if settings.images is not None else usual
+        if not self._images:
+            raise InputError(f"{folder} has no {', '.join(_USUAL_IMAGES)}: name the images by visual_genome.images")
+        self._ids = None if settings.image_ids is None else _read_ids(Path(settings.image_ids))
+        self.description = "Visual Genome"
+
+    def files(self) -> list[str]:
+        """The files of the descriptions and the sizes."""
+        return [str(self._descriptions), str(self._sizes)]
+
+    def images(self, sample: ImageSample) -> Iterator[BenchmarkImage | Exclusion]:
+        """Iterate over the images of the split in the order of the descriptions."""
+        sizes: dict[int, tuple[int, int]] = {}
+        for element in read_json_array(self._sizes):
+            try:
+                size = _ImageSize.model_validate(element)
+            except ValidationError as error:
+                message = error.errors(include_url=False, include_input=False)[0]["msg"]
+                raise InputError(f"{self._sizes}: {message}") from error
+            sizes[size.image_id] = (size.height, size.width)
+        ids = sorted(sizes if self._ids is None else self._ids)
+        manifest = list_images(self._images)
+        located = entries_at(manifest, rows_of_images([str(id) for id in ids], manifest))
+        entries = {id: entry for id, entry in zip(ids, located, strict=True) if entry is not None}
+        if not entries:
+            raise InputError(f"none of the {len(ids)} images of Visual Genome is in {', '.join(self._images)}")
+        # A sample is drawn from the images that exist, so that it has as many as were asked for.
+        chosen = sample.choose(map(str, ids if sample.limit is None else entries.keys() & sizes.keys()))
+        for element in read_json_array(self._descriptions):
+            try:
+                image = _DescribedImage.model_validate(element)
+            except ValidationError as error:
+                first = error.errors(include_url=False, include_input=False)[0]
+                image_id = str(element["id"]) if isinstance(element.get("id"), int) else ""
+                where = ".".join(map(str, first["loc"]))
+                yield Exclusion(image_id, "malformed", f"{where}: {first['msg']}", num_regions=0)
+                continue
+            if str(image.id) in chosen:
+                yield from _image(image, sizes.get(image.id), entries.get(image.id))
+
+
+def _image(
+    image: _DescribedImage, size: tuple[int, int] | None, entry: ManifestEntry | None
+) -> Iterator[BenchmarkImage | Exclusion]:
+    if size is None or entry is None:
+        kind, place = ("unknown_size", _IMAGE_DATA) if size is None else ("unknown_image", "the images' folders")
+        yield Exclusion(str(image.id), kind, f"image {image.id} is not in {place}", len(image.regions))
+        return
+    regions: dict[int, BenchmarkRegion] = {}
+    for region in image.regions:
+        references = clean_references([region.phrase])
+        rle = encode_box(region.x, region.y, region.width, region.height, size)
+        if not area_px(rle):
+            yield Exclusion(str(image.id), "empty_mask", f"region {region.region_id} has no pixel in the image")
+        elif not references:
+            yield Exclusion(str(image.id), "empty_caption", f"region {region.region_id} has no phrase")
+        elif region.region_id in regions:
+            yield Exclusion(str(image.id), "duplicate_region", f"region {region.region_id} is there twice")
+        else:
+            regions[region.region_id] = BenchmarkRegion(region.region_id, rle["counts"], references)
+    if regions:
+        yield BenchmarkImage(entry, *size, tuple(regions.values()))
+
+
+def _read_ids(path: Path) -> set[int]:
+    try:
+        return {int(line) for line in path.read_text(encoding="utf-8").split()}
+    except (OSError, ValueError) as error:
+        raise InputError(f"visual_genome.image_ids {path}: it has one image id a line ({error})") from error
+
+
+def read_json_array(path: Path, *, chunk_characters: int = _CHUNK_CHARACTERS) -> Iterator[dict[str, Any]]:
+    """Iterate over the objects of a JSON array without holding the array in memory.
+
+    Args:
+        path: UTF-8 file with an array of objects of at most 16 Mi characters each.
+        chunk_characters: number of characters read at a time.
+
+    Raises:
+        InputError: the file cannot be read, or holds no array of objects.
     """
     decode = json.JSONDecoder().raw_decode
     try:
@@ -74,126 +196,3 @@ def _skip_space(text: str, place: int) -> int:
     while place < len(text) and text[place].isspace():
         place += 1
     return place
-
-
-REGION_DESCRIPTIONS = "region_descriptions.json"
-_IMAGE_DATA = "image_data.json"
-_USUAL_IMAGES = ("VG_100K", "VG_100K_2", "images")
-_MAX_SIDE_PX = 2**16
-
-
-class _Size(BaseModel):
-    image_id: StrictInt
-    width: StrictInt = Field(ge=1, le=_MAX_SIDE_PX)
-    height: StrictInt = Field(ge=1, le=_MAX_SIDE_PX)
-
-
-class _Region(BaseModel):
-    region_id: int = Field(ge=0, lt=2**63)
-    x: int
-    y: int
-    width: int
-    height: int
-    phrase: str
-
-
-class _Regions(BaseModel):
-    id: StrictInt
-    regions: list[_Region]
-
-
-class VisualGenomeReader:
-    """Reads region descriptions; a box that reaches out of its image is cut at its edge. Images stay one at a time.
-
-    Raises:
-        InputError: sizes or images are missing.
-    """
-
-    def __init__(self, folder: Path, settings: VisualGenomeBenchmark) -> None:
-        self._descriptions = folder / REGION_DESCRIPTIONS
-        self._sizes = folder / _IMAGE_DATA
-        if not self._sizes.is_file():
-            raise InputError(f"{folder} has {REGION_DESCRIPTIONS}, but no {_IMAGE_DATA} with the sizes beside it")
-        usual = [str(folder / name) for name in _USUAL_IMAGES if (folder / name).is_dir()]
-        self._images = [settings.images] if settings.images is not None else usual
-        if not self._images:
-            raise InputError(f"{folder} has no {', '.join(_USUAL_IMAGES)}: name the images by visual_genome.images")
-        self._ids = None if settings.image_ids is None else _read_ids(Path(settings.image_ids))
-        self.description = "Visual Genome"
-
-    def files(self) -> list[str]:
-        """The descriptions and the sizes."""
-        return [str(self._descriptions), str(self._sizes)]
-
-    def images(self, sample: Sample) -> Iterator[BenchmarkImage | LeftOut]:
-        """Images of the split, in the order of the descriptions."""
-        sizes = {
-            size.image_id: (size.height, size.width)
-            for size in map(_size_of(self._sizes), read_json_array(self._sizes))
-        }
-        ids = sizes.keys() if self._ids is None else self._ids
-        entries = self._entries(sorted(ids))
-        if not entries:
-            raise InputError(f"none of the {len(ids)} images of Visual Genome is in {', '.join(self._images)}")
-        # Of a sample one wants images, not gaps.
-        taken = sample.of(map(str, ids if sample.limit is None else entries.keys() & sizes.keys()))
-        for element in read_json_array(self._descriptions):
-            try:
-                image = _Regions.model_validate(element)
-            except ValidationError as error:
-                yield _malformed(element, error)
-                continue
-            if str(image.id) in taken:
-                yield from _image(image, sizes.get(image.id), entries.get(image.id))
-
-    def _entries(self, ids: Sequence[int]) -> dict[int, ManifestEntry]:
-        manifest = list_images(self._images)
-        entries = entries_at(manifest, rows_of_images([str(id) for id in ids], manifest))
-        return {id: entry for id, entry in zip(ids, entries, strict=True) if entry is not None}
-
-
-def _image(
-    image: _Regions, size: tuple[int, int] | None, entry: ManifestEntry | None
-) -> Iterator[BenchmarkImage | LeftOut]:
-    if size is None or entry is None:
-        kind, what = ("unknown_size", _IMAGE_DATA) if size is None else ("unknown_image", "the images' folders")
-        yield LeftOut(str(image.id), kind, f"image {image.id} is not in {what}", len(image.regions))
-        return
-    regions: dict[int, BenchmarkRegion] = {}
-    for region in image.regions:
-        rle = encode_box(region.x, region.y, region.width, region.height, size)
-        if not area_px(rle):
-            yield LeftOut(str(image.id), "empty_mask", f"region {region.region_id} has no pixel in the image")
-        elif not sentences([region.phrase]):
-            yield LeftOut(str(image.id), "empty_caption", f"region {region.region_id} has no phrase")
-        elif region.region_id in regions:
-            yield LeftOut(str(image.id), "duplicate_region", f"region {region.region_id} is there twice")
-        else:
-            regions[region.region_id] = BenchmarkRegion(region.region_id, rle["counts"], sentences([region.phrase]))
-    if regions:
-        yield BenchmarkImage(entry, *size, tuple(regions.values()))
-
-
-def _size_of(path: Path) -> Callable[[Any], _Size]:
-    def read(element: Any) -> _Size:
-        try:
-            return _Size.model_validate(element)
-        except ValidationError as error:
-            raise InputError(f"{path}: {error.errors(include_url=False, include_input=False)[0]['msg']}") from error
-
-    return read
-
-
-def _malformed(element: Any, error: ValidationError) -> LeftOut:
-    first = error.errors(include_url=False, include_input=False)[0]
-    id = element.get("id")
-    where = ".".join(map(str, first["loc"]))
-    return LeftOut(str(id) if isinstance(id, int) else "", "malformed", f"{where}: {first['msg']}", num_regions=0)
-
-
-def _read_ids(path: Path) -> set[int]:
-    try:
-        lines = path.read_text(encoding="utf-8").split()
-        return {int(line) for line in lines}
-    except (OSError, ValueError) as error:
-        raise InputError(f"visual_genome.image_ids {path}: it has one image id a line ({error})") from error
