@@ -16,13 +16,13 @@ from ureca.data.listing import list_images
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.processing import MaskStage, generate
-from ureca.data.reuse import list_run, reuse_masks
+from ureca.data.reuse import ReusedMasksConfig, list_run, reuse_masks
 from ureca.errors import InputError, SettingsError
 from ureca.io import locate
 from ureca.llm.settings import TransformersSettings
 from ureca.llm.transformers import TransformersChatModel
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.settings import ReusedMasksConfig, SegmentsConfig
+from ureca.masks.generators.segments import SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
 from ureca.pipelines.batch.actors import MaskActor, WritingActor
 from ureca.pipelines.batch.arrow import TablesToTables, pending_rows

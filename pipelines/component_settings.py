@@ -5,7 +5,10 @@ from typing import TYPE_CHECKING
 # Each of these modules registers its components.
 import ureca.curation.settings
 import ureca.llm.settings
-import ureca.masks.generators.settings
+import ureca.masks.generators.annotations
+import ureca.masks.generators.prompted_sam
+import ureca.masks.generators.sam
+import ureca.masks.generators.segments
 import ureca.scenes.oracle  # noqa: F401
 from ureca.curation.settings import NoListenerConfig, NoVerificationConfig
 from ureca.registry import ComponentConfig, config_union

@@ -12,7 +12,7 @@ from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings
 from ureca.data.processing import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.llm.settings import FakeConfig
-from ureca.masks.generators.settings import SegmentsConfig
+from ureca.masks.generators.segments import SegmentsConfig
 from ureca.pipelines.component_settings import (
     WITHOUT_ANNOTATIONS,
     AnnotatorConfig,

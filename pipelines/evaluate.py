@@ -7,6 +7,7 @@ from typing import Any
 from ureca import io
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
+from ureca.data.reuse import ReusedMasksConfig
 from ureca.data.run_record import RunRecord, State
 from ureca.errors import SettingsError
 from ureca.evaluation.benchmarks.base import ImageSample
@@ -21,7 +22,6 @@ from ureca.evaluation.scoring import stored_predictions
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import to_forms
 from ureca.io import below, locate
-from ureca.masks.generators.settings import ReusedMasksConfig
 from ureca.model.checkpoint_files import identify
 from ureca.pipelines.batch.runner import print_plan
 from ureca.pipelines.batch.session import kept_session

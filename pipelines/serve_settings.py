@@ -9,7 +9,8 @@ from pydantic_settings import SettingsConfigDict
 
 from ureca.config import CommandSettings
 from ureca.errors import SettingsError
-from ureca.masks.generators.settings import SamConfig, SegmentsConfig
+from ureca.masks.generators.sam import SamConfig
+from ureca.masks.generators.segments import SegmentsConfig
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.caption_settings import CaptionResources
 from ureca.pipelines.settings import AsyncActorResources, MaskResources

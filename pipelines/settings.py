@@ -11,9 +11,10 @@ from pydantic_settings import CliPositionalArg
 
 from ureca.config import MAY_CHANGE, CommandSettings
 from ureca.data.manifest import Selection, checked_shard
+from ureca.data.reuse import ReusedMasksConfig
 from ureca.images import ImageLimits
 from ureca.llm.settings import VllmConfig
-from ureca.masks.generators.settings import AnnotationsConfig, ReusedMasksConfig
+from ureca.masks.generators.annotations import AnnotationsConfig
 from ureca.registry import ComponentConfig
 
 

@@ -18,10 +18,10 @@ def digest(parts: Iterable[Part], *, num_bytes: int = 16, key: bytes = b"") -> b
     """Hash some parts, one after the other, with BLAKE2b.
 
     Args:
-        parts: Text counts as UTF-8, an array as its shape and its bytes. Nothing separates the parts: where a part may
+        parts: text counts as UTF-8, an array as its shape and its bytes. Nothing separates the parts: where a part may
             have any length, put its length or a separator before it.
-        num_bytes: Length of the digest, 1 to 64.
-        key: Up to 64 bytes that select another, independent hash function.
+        num_bytes: length of the digest, 1 to 64.
+        key: up to 64 bytes that select another, independent hash function.
     """
     hashed = hashlib.blake2b(digest_size=num_bytes, key=key)
     for part in parts:

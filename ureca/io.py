@@ -41,10 +41,10 @@ class Location:
 
     Attributes:
         filesystem: Arrow file system that holds the file.
-        name: Name of the file within ``filesystem``.
-        root: Scheme and authority of a URI (``s3://bucket``); empty for a local path.
-        base: Prefix of every name in ``filesystem`` below ``root`` (``bucket/``).
-        options: Query of the URI, with its question mark.
+        name: name of the file within ``filesystem``.
+        root: scheme and authority of a URI (``s3://bucket``); empty for a local path.
+        base: prefix of every name in ``filesystem`` below ``root`` (``bucket/``).
+        options: query of the URI, with its question mark.
     """
 
     filesystem: pafs.FileSystem
@@ -75,7 +75,7 @@ def locate(path: str) -> Location:
     """Resolve a path or URI without touching the file. Local paths become absolute.
 
     Raises:
-        InputError: The scheme is unknown to Arrow, or its file system cannot be reached.
+        InputError: the scheme is unknown to Arrow, or its file system cannot be reached.
     """
     uri = _URI.fullmatch(path)
     if uri is None or uri["root"] == "file://":
@@ -139,7 +139,7 @@ def list_entries(location: Location, folder: str) -> list[tuple[str, bool]]:
         Name in ``location.filesystem`` and a flag for folders, for each entry.
 
     Raises:
-        OSError: The folder does not exist or cannot be read.
+        OSError: the folder does not exist or cannot be read.
     """
     if not location.is_local:
         selector = pafs.FileSelector(folder, recursive=False)
@@ -278,12 +278,12 @@ def write_bytes(
 
     Args:
         filesystem: Arrow file system.
-        path: Name of the file within it.
-        data: The content.
-        folder_exists: The folder need not be created; in an object store the check costs a request.
+        path: name of the file within it.
+        data: the content.
+        folder_exists: the folder need not be created; in an object store the check costs a request.
 
     Raises:
-        OutputError: The file cannot be written, as on a full disk; the old one is still there.
+        OutputError: the file cannot be written, as on a full disk; the old one is still there.
     """
     with (
         _writing(filesystem, path, folder_exists=folder_exists) as target,
@@ -296,7 +296,7 @@ def write_marker(filesystem: pafs.FileSystem, path: str, text: str) -> None:
     """Write a small file whose name alone matters into an existing folder; its content need not appear atomically.
 
     Raises:
-        OutputError: The file cannot be written, as on a full disk.
+        OutputError: the file cannot be written, as on a full disk.
     """
     try:
         with filesystem.open_output_stream(path) as stream:
@@ -309,7 +309,7 @@ def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, row_gro
     """Write a Parquet file atomically: readers see the old one or the new one.
 
     Raises:
-        OutputError: The file cannot be written, as on a full disk; the old one is still there.
+        OutputError: the file cannot be written, as on a full disk; the old one is still there.
     """
     if not isinstance(filesystem, pafs.LocalFileSystem):
         # Closing a stream completes an object even after an error half way: it gets all its bytes at once.
@@ -347,7 +347,7 @@ def make_folder(filesystem: pafs.FileSystem, folder: str) -> None:
     """Create a folder and its parents, where they do not exist.
 
     Raises:
-        OutputError: The folder cannot be created.
+        OutputError: the folder cannot be created.
     """
     try:
         filesystem.create_dir(folder, recursive=True)

@@ -23,8 +23,8 @@ class Rng:
     change between versions.
 
     Args:
-        seed: Not negative.
-        steps: Not negative; the same seed with other steps gives an independent stream.
+        seed: not negative.
+        steps: not negative; the same seed with other steps gives an independent stream.
     """
 
     def __init__(self, seed: int, *steps: int) -> None:
@@ -62,7 +62,7 @@ class IndexedRng:
     """A random stream (SplitMix64) whose numbers can be read at any position.
 
     Args:
-        stream: Integer in [0, 2**64) that identifies the stream.
+        stream: integer in [0, 2**64) that identifies the stream.
     """
 
     def __init__(self, stream: int) -> None:

@@ -22,7 +22,7 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.processing import MaskedPartition, build, generate
 from ureca.images import ImageLimits
 from ureca.llm.fake import FakeChatModel, FakeSettings
-from ureca.masks.generators.base import AnnotationMaskGenerator
+from ureca.masks.generators.annotations import AnnotationMaskGenerator
 from ureca.masks.mask import Mask
 
 LIMITS = ImageLimits()

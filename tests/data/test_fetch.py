@@ -16,7 +16,7 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetched, fetch
 from ureca.errors import DataError
 from ureca.images import ImageLimits, decode_image
-from ureca.masks.generators.base import AnnotationMaskGenerator
+from ureca.masks.generators.annotations import AnnotationMaskGenerator
 
 LIMITS = ImageLimits()
 

@@ -18,7 +18,7 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.processing import build, generate
 from ureca.errors import InputError
-from ureca.masks.generators.base import AnnotationMaskGenerator
+from ureca.masks.generators.annotations import AnnotationMaskGenerator
 from ureca.pipelines.batch.dry_run import estimate
 from ureca.pipelines.curate import _CURATE, build_curator, curate_dry_run, plan
 from ureca.pipelines.curate_settings import CurateSettings

@@ -2,11 +2,12 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pydantic import BaseModel, ConfigDict
 
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.output import Output
@@ -16,7 +17,13 @@ from ureca.errors import DataError, InputError
 from ureca.masks.mask import Mask
 from ureca.schema import DATASETS
 
-GENERATOR = "regions"
+
+class ReusedMasksConfig(BaseModel):
+    """The masks and ids of INPUT, which is the output of a run."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["regions"] = "regions"
 
 
 def list_run(output: Output, *, with_regions: bool) -> pa.Table:
@@ -57,7 +64,7 @@ def reuse_masks(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartitio
     for path, ids in by_file.items():
         rows |= _read_rows(path, ids)
     images = tuple(_reused(entry, rows[entry.image_id]) for entry in entries)
-    return MaskedPartition(number, GENERATOR, images, {"masks": time.monotonic() - started})
+    return MaskedPartition(number, "regions", images, {"masks": time.monotonic() - started})
 
 
 def _annotated(table: pa.Table, path: str) -> pa.Table:

@@ -62,9 +62,9 @@ class Mask:
         Run lengths are validated: a dataset may come from anywhere, and pycocotools trusts them.
 
         Args:
-            region: With ``region_id``, ``rle`` (COCO compressed counts), ``bbox_xywh`` and ``area_px``.
-            height_px: Height of the image.
-            width_px: Width of the image.
+            region: with ``region_id``, ``rle`` (COCO compressed counts), ``bbox_xywh`` and ``area_px``.
+            height_px: height of the image.
+            width_px: width of the image.
 
         Raises:
             AnnotationError: ``malformed``: the run lengths are no mask of an image of this size.

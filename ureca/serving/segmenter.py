@@ -14,7 +14,8 @@ from ureca.hashing import digest
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.settings import SamConfig, SegmentsConfig
+from ureca.masks.generators.sam import SamConfig
+from ureca.masks.generators.segments import SegmentsConfig, SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import BoolMask, Rle
@@ -54,8 +55,6 @@ class Segmenter:
             SettingsError: A package or the checkpoint is missing, or the device does not exist.
         """
         if isinstance(settings, SegmentsConfig):
-            from ureca.masks.generators.segments import SegmentsMaskGenerator
-
             return cls(SegmentsMaskGenerator(settings))
         from ureca.masks.generators.prompted_sam import PromptedSam
         from ureca.masks.generators.sam import SamMaskGenerator

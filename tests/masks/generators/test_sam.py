@@ -13,12 +13,12 @@ from pydantic import ValidationError
 from ureca.errors import ImageError, SettingsError
 from ureca.masks import rle
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.sam import MaskGeneratorSettings, SamMaskGenerator, SamSettings, load_state, read_state
+from ureca.masks.generators.sam import AutomaticMaskSettings, SamConfig, SamMaskGenerator, load_state, read_state
 
 torch = pytest.importorskip("torch")
 segment_anything = pytest.importorskip("segment_anything")
 
-EVERYTHING = MaskGeneratorSettings(
+EVERYTHING = AutomaticMaskSettings(
     points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0, box_nms_thresh=1.0, crop_nms_thresh=1.0
 )
 
@@ -97,7 +97,7 @@ def test_generator_settings_have_the_package_names_and_defaults() -> None:
 
     parameters = dict(inspect.signature(segment_anything.SamAutomaticMaskGenerator).parameters)
     del parameters["model"], parameters["output_mode"]
-    defaults = MaskGeneratorSettings().model_dump()
+    defaults = AutomaticMaskSettings().model_dump()
     assert defaults == {name: parameter.default for name, parameter in parameters.items()}
 
 
@@ -116,7 +116,7 @@ def test_settings_reach_the_generator(
 ) -> None:
     sam = build_tiny_sam()
     all_masks = SamMaskGenerator.from_model(sam, EVERYTHING).generate(image)
-    settings = MaskGeneratorSettings.model_validate(EVERYTHING.model_dump() | changed)
+    settings = AutomaticMaskSettings.model_validate(EVERYTHING.model_dump() | changed)
     assert differs(SamMaskGenerator.from_model(sam, settings).generate(image), all_masks)
 
 
@@ -124,7 +124,7 @@ def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
     sam = build_tiny_sam()
     inputs: list[Any] = []
     sam.image_encoder.register_forward_hook(lambda module, arguments, output: inputs.append(arguments[0]))
-    settings = MaskGeneratorSettings.model_validate(EVERYTHING.model_dump() | {"crop_n_layers": 1})
+    settings = AutomaticMaskSettings.model_validate(EVERYTHING.model_dump() | {"crop_n_layers": 1})
     SamMaskGenerator.from_model(sam, settings).generate(image)
     assert len(inputs) == 1 + 4
     assert not any(torch.equal(inputs[0], crop) for crop in inputs[1:])
@@ -132,7 +132,7 @@ def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
 
 @pytest.mark.parametrize("crop_n_layers", [0, 1])
 def test_an_image_without_masks_is_an_empty_list(image: Any, crop_n_layers: int) -> None:
-    settings = MaskGeneratorSettings(points_per_side=2, pred_iou_thresh=1000.0, crop_n_layers=crop_n_layers)
+    settings = AutomaticMaskSettings(points_per_side=2, pred_iou_thresh=1000.0, crop_n_layers=crop_n_layers)
     assert SamMaskGenerator.from_model(build_tiny_sam(), settings).generate(image) == []
 
 
@@ -160,11 +160,11 @@ def test_tiny_and_elongated_images() -> None:
 )
 def test_impossible_settings_are_refused(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
-        MaskGeneratorSettings.model_validate(changed)
+        AutomaticMaskSettings.model_validate(changed)
 
 
 def test_settings_are_frozen() -> None:
-    settings = SamSettings(checkpoint=Path("sam.pth"))
+    settings = SamConfig(checkpoint=Path("sam.pth"))
     with pytest.raises(ValidationError, match="frozen"):
         settings.device = "cpu"  # type: ignore[misc]
 
@@ -173,7 +173,7 @@ def test_small_region_removal_without_opencv_says_what_to_install(monkeypatch: p
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setattr("ureca.masks.generators.sam.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="pip install opencv-python-headless"):
-        SamMaskGenerator.from_model(build_tiny_sam(), MaskGeneratorSettings(min_mask_region_area=10))
+        SamMaskGenerator.from_model(build_tiny_sam(), AutomaticMaskSettings(min_mask_region_area=10))
 
 
 def test_a_checkpoint_brings_the_masks_back(image: Any, checkpoint: Path) -> None:
@@ -204,40 +204,40 @@ def test_a_state_dict_that_does_not_fit_names_the_keys(checkpoint: Path) -> None
 
 def test_the_constructor_refuses_a_missing_file(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nothing\.pth does not exist"):
-        SamMaskGenerator(SamSettings(checkpoint=tmp_path / "nothing.pth", device="cpu"))
+        SamMaskGenerator(SamConfig(checkpoint=tmp_path / "nothing.pth", device="cpu"))
 
 
 def test_the_constructor_refuses_a_damaged_file(checkpoint: Path) -> None:
     for content in (b"", b"not a checkpoint", checkpoint.read_bytes()[:1000]):
         checkpoint.write_bytes(content)
         with pytest.raises(SettingsError, match=r"tiny\.pth is not a readable PyTorch file"):
-            SamMaskGenerator(SamSettings(checkpoint=checkpoint, device="cpu"))
+            SamMaskGenerator(SamConfig(checkpoint=checkpoint, device="cpu"))
 
 
 def test_the_constructor_refuses_anything_but_tensors(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"model": {"weight": torch.zeros(1)}}, path)
     with pytest.raises(SettingsError, match="not a state dict"):
-        SamMaskGenerator(SamSettings(checkpoint=path, device="cpu"))
+        SamMaskGenerator(SamConfig(checkpoint=path, device="cpu"))
     torch.save(partial(print, "this would run"), path)
     with pytest.raises(SettingsError, match="not a readable PyTorch file"):
-        SamMaskGenerator(SamSettings(checkpoint=path, device="cpu"))
+        SamMaskGenerator(SamConfig(checkpoint=path, device="cpu"))
 
 
 def test_the_constructor_names_the_true_model_type(tmp_path: Path) -> None:
     path = tmp_path / "sam_vit_l.pth"
     torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(1024, 3, 1, 1)}, path)
     with pytest.raises(SettingsError, match="is a vit_l, model_type says vit_b"):
-        SamMaskGenerator(SamSettings(checkpoint=path, model_type="vit_b", device="cpu"))
+        SamMaskGenerator(SamConfig(checkpoint=path, model_type="vit_b", device="cpu"))
 
 
 def test_an_unusable_device_is_named(checkpoint: Path) -> None:
     for device in ("abacus", "cuda:99"):
         with pytest.raises(SettingsError, match=f"device '{device}' cannot be used"):
-            SamMaskGenerator(SamSettings(checkpoint=checkpoint, device=device))
+            SamMaskGenerator(SamConfig(checkpoint=checkpoint, device=device))
 
 
 def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
     monkeypatch.setitem(sys.modules, "segment_anything", None)
     with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[sam\]'"):
-        SamMaskGenerator(SamSettings(checkpoint=checkpoint))
+        SamMaskGenerator(SamConfig(checkpoint=checkpoint))

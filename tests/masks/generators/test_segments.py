@@ -12,7 +12,7 @@ from scipy.ndimage import label
 
 from ureca.masks import rle
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.segments import SegmentsMaskGenerator, SegmentsSettings
+from ureca.masks.generators.segments import SegmentsConfig, SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 
@@ -53,7 +53,7 @@ def test_any_image_gives_distinct_connected_nested_masks(
     image: Image, max_masks: int, max_iou: float, reduce: bool
 ) -> None:
     mask_generator = SegmentsMaskGenerator(
-        SegmentsSettings(max_masks=max_masks, max_iou=max_iou, max_working_pixels=150 if reduce else 200_000)
+        SegmentsConfig(max_masks=max_masks, max_iou=max_iou, max_working_pixels=150 if reduce else 200_000)
     )
 
     masks = mask_generator.generate(image)
@@ -129,7 +129,7 @@ def test_a_large_image_gets_smooth_outlines_at_full_size() -> None:
     image = np.where(circle[..., None], (230, 200, 40), (40, 60, 90)).astype(np.uint8)
 
     found, quality = best_match(
-        SegmentsMaskGenerator(SegmentsSettings(max_working_pixels=15_000)).generate(image), circle
+        SegmentsMaskGenerator(SegmentsConfig(max_working_pixels=15_000)).generate(image), circle
     )
 
     assert quality > 0.97
@@ -149,7 +149,7 @@ def test_elongated_images_are_cut_too(shape: tuple[int, int]) -> None:
     half = np.s_[:, : shape[1] // 2] if shape[1] > shape[0] else np.s_[: shape[0] // 2]
     image[half] = (250, 120, 0)
     expected = image.any(axis=2)
-    settings = SegmentsSettings(max_working_pixels=1000)
+    settings = SegmentsConfig(max_working_pixels=1000)
     assert best_match(SegmentsMaskGenerator(settings).generate(image), expected)[1] > 0.97
 
 
@@ -194,8 +194,8 @@ def test_every_setting_changes_the_masks(changed: dict[str, float]) -> None:
     from skimage import data
 
     image, few = data.chelsea()[::2, ::2], {"max_masks": 10}
-    masks = SegmentsMaskGenerator(SegmentsSettings.model_validate(few)).generate(image)
-    others = SegmentsMaskGenerator(SegmentsSettings.model_validate(few | changed)).generate(image)
+    masks = SegmentsMaskGenerator(SegmentsConfig.model_validate(few)).generate(image)
+    others = SegmentsMaskGenerator(SegmentsConfig.model_validate(few | changed)).generate(image)
     assert others
     assert [mask.rle for mask in others] != [mask.rle for mask in masks]
     fractions = [mask.area_px / (image.shape[0] * image.shape[1]) for mask in others]
@@ -206,8 +206,8 @@ def test_every_setting_changes_the_masks(changed: dict[str, float]) -> None:
 
 def test_impossible_settings_are_refused() -> None:
     with pytest.raises(ValidationError, match="no mask could be both"):
-        SegmentsSettings(min_area_fraction=0.5, max_area_fraction=0.1)
+        SegmentsConfig(min_area_fraction=0.5, max_area_fraction=0.1)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):
-        SegmentsSettings.model_validate({"masks": 10})
+        SegmentsConfig.model_validate({"masks": 10})
     with pytest.raises(ValidationError, match="frozen"):
-        SegmentsSettings().max_masks = 3  # type: ignore[misc]
+        SegmentsConfig().max_masks = 3  # type: ignore[misc]

@@ -1,1 +1,1 @@
-"""Mask generators: segments (no weights), Segment Anything, and given annotations."""
+"""Mask generators: segments (no weights), Segment Anything, and masks from annotation files."""

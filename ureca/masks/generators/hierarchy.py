@@ -261,7 +261,7 @@ class Hierarchy:
         return held
 
     @property
-    def death_heights(self) -> Floats:
+    def merge_heights(self) -> Floats:
         """Unlikeness at which each node was merged into a larger one, [2N - 1]; infinite for the whole image."""
         return np.where(self.parents >= 0, self.heights[self.parents], np.inf)
 

@@ -1,9 +1,9 @@
-"""Masks of given boxes and points, by the Segment Anything Model."""
+"""Masks of given boxes and points by the Segment Anything Model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -12,19 +12,27 @@ from ureca.errors import AnnotationError
 from ureca.masks.generators.sam import SamModelSettings, check_proportions, load_sam
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt, parse_prompts
+from ureca.registry import register
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 
+class PromptedSamConfig(SamModelSettings):
+    """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
+
+    kind: Literal["prompts"] = "prompts"
+
+
+@register("mask_generator", "prompts", settings=PromptedSamConfig)
 class PromptedSam:
     """Turns the boxes and points of an image's prompt file into masks; the image is encoded once for all of them.
 
     Attributes:
-        name: what it is, with its checkpoint.
+        name: name of the method and its checkpoint.
     """
 
-    def __init__(self, settings: SamModelSettings) -> None:
+    def __init__(self, settings: PromptedSamConfig) -> None:
         """Build the model and load its weights.
 
         Raises:
@@ -34,7 +42,7 @@ class PromptedSam:
 
     @classmethod
     def from_model(cls, sam: Sam, name: str = "prompted sam") -> Self:
-        """Use a network that is built already, on the device it is on."""
+        """Use a network that is built already, on its present device."""
         prompted = cls.__new__(cls)
         prompted._set_up(sam, name)
         return prompted
@@ -47,7 +55,11 @@ class PromptedSam:
         self._predictor = SamPredictor(self._sam)
 
     def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
-        """The masks of a prompt file, see ``ureca.masks.prompts``, with its ids and in its order.
+        """Return the masks of a prompt file (``ureca.masks.prompts``), with its ids and in its order.
+
+        Args:
+            image: uint8 RGB [H, W, 3], EXIF rotation applied.
+            annotation: content of the prompt file; None: the image has none.
 
         Raises:
             AnnotationError: ``missing_annotation``, or a kind of ``parse_prompts``.
@@ -58,15 +70,15 @@ class PromptedSam:
         return self.masks(image, parse_prompts(annotation))
 
     def masks(self, image: npt.NDArray[np.uint8], prompts: Sequence[tuple[int, Prompt]]) -> list[Mask]:
-        """A mask for each prompt.
+        """Return a mask for each prompt.
 
-        A single point can mean a part, an object or a group: of SAM's three answers it gets the one whose quality the
-        model predicts to be best. A prompt outside the image has an empty mask, and so has one for which SAM sets no
+        A single point can mean a part, an object or a group: of SAM's three masks it gets the one with the highest
+        predicted quality. A prompt outside the image has an empty mask, and so has one for which SAM sets no
         pixel.
 
         Args:
             image: uint8 RGB [H, W, 3].
-            prompts: of the image, with their ids.
+            prompts: prompts with their ids.
 
         Raises:
             ImageError: the image is so elongated that it vanishes at the model's input size.
@@ -81,7 +93,11 @@ class PromptedSam:
     def _mask(self, id: int, prompt: Prompt, height: int, width: int) -> Mask:
         points = np.array(prompt.points_xy, dtype=np.float64).reshape(-1, 2)
         labels = np.array(prompt.labels or [1] * len(points))
-        box = None if prompt.bbox_xywh is None else _clipped_xyxy(prompt.bbox_xywh, height, width)
+        box = None
+        if prompt.bbox_xywh is not None:
+            x, y, box_width, box_height = prompt.bbox_xywh
+            corners = np.array([x, y, x + box_width, y + box_height], dtype=np.float64)
+            box = np.clip(corners, 0, (width, height, width, height))
         inside = bool(((points >= 0) & (points <= (width, height))).all())
         if not inside or (box is not None and (box[2:] <= box[:2]).any()):
             return Mask.from_array(id, np.zeros((height, width), np.bool_))
@@ -93,9 +109,3 @@ class PromptedSam:
         )
         best = int(np.argmax(ious))
         return Mask.from_array(id, candidates[best], predicted_iou=float(ious[best]))
-
-
-def _clipped_xyxy(bbox_xywh: tuple[float, float, float, float], height: int, width: int) -> npt.NDArray[np.float64]:
-    x, y, box_width, box_height = bbox_xywh
-    corners = np.array([x, y, x + box_width, y + box_height], dtype=np.float64)
-    return np.clip(corners, 0, (width, height, width, height))

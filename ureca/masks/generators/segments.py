@@ -1,16 +1,14 @@
 """Masks of several granularities from colour and texture alone: no weights, no learning, any photograph.
 
-A reduced copy of the image is cut into small regions along the boundaries of colour and texture; the most alike
-neighbours are merged until one region is left; and of all regions that existed on the way, the ones that resisted
-being merged the longest become masks. A part thus lies within its object's mask as long as it differs from the object
-less than the object does from what is around it.
-
-
-[from] Nested regions of a reduced copy, at the size of the original, with smooth outlines."""
+A reduced copy of the image is cut into small regions along the boundaries of colour and texture; the most similar
+neighbours are merged until one region is left; and of all regions that existed on the way, those that resisted being
+merged the longest become masks. A part thus lies within its object's mask as long as it differs from the object less
+than the object does from its surroundings. The masks are drawn at the image's own size, with smooth outlines.
+"""
 
 from __future__ import annotations
 
-from typing import Self
+from typing import Literal, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -32,31 +30,161 @@ from ureca.masks.generators.hierarchy import (
 )
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
+from ureca.registry import register
 
 _SMOOTHING_PX = 0.8  # of the reduced copy: rounds off the stairs of its pixels, keeps lines one pixel wide
-_MARGIN_PX = 4  # beyond it the smoothing does not reach
+_MARGIN_PX = 4  # the smoothing does not reach further
 
 Box = tuple[int, int, int, int]
-"""left, top, right, bottom in pixels; right and bottom are exclusive"""
+"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
+
+
+class SegmentsConfig(BaseModel):
+    """Masks of several granularities without weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["segments"] = "segments"
+    max_masks: int = Field(default=80, ge=1, description="largest number of masks of an image")
+    min_area_fraction: float = Field(default=0.001, ge=0, le=1, description="smallest mask, as a share of the image")
+    # Larger regions are mostly an image less one object, and would hold everything else as their parts.
+    max_area_fraction: float = Field(
+        default=0.5, gt=0, le=1, description="largest mask, as a share of the image; the whole image is never a mask"
+    )
+    max_iou: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="IoU from which two masks are duplicates; the one that resists merging longer is kept",
+    )
+    max_working_pixels: int = Field(
+        default=200_000, ge=1, description="pixels of the reduced copy that is segmented; time and detail grow with it"
+    )
+    appearance_weight: float = Field(
+        default=0.7, ge=0, description="weight of a difference in colour and texture, against that of the boundary"
+    )
+    small_region_fraction: float = Field(
+        default=0.01, ge=0, description="regions well below this share of the image are merged early"
+    )
+    enclosure_discount: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        description="how much sooner a region is merged with one that surrounds it, from 0 (no sooner) to 1",
+    )
+
+    @model_validator(mode="after")
+    def _check_area_bounds(self) -> Self:
+        if self.min_area_fraction > self.max_area_fraction:
+            raise ValueError("min_area_fraction is above max_area_fraction: no mask could be both")
+        return self
+
+
+@register("mask_generator", "segments", settings=SegmentsConfig)
+class SegmentsMaskGenerator:
+    """Cuts an image into nested regions.
+
+    Attributes:
+        name: name and version of the method.
+    """
+
+    def __init__(self, settings: SegmentsConfig | None = None) -> None:
+        self.name = "segments-1"
+        self._settings = settings or SegmentsConfig()
+
+    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+        """Return the masks of an image, with ids from 1, the most salient first.
+
+        Each mask is 4-connected; any two are nested exactly or disjoint; no two have an IoU of ``max_iou`` or more. The
+        same pixels give the same masks. An image without any boundary, or of one pixel, has none.
+
+        ``predicted_iou`` is None. ``stability_score`` is the region's persistence, 0 to 1: the share of the way up to
+        the merge that ended it during which it existed. 0 is a step on the way from one region to another, 1 one of the
+        small regions that merging starts from.
+
+        Args:
+            image: uint8 RGB [H, W, 3], EXIF rotation applied.
+            annotation: not used.
+        """
+        from skimage.color import rgb2lab
+
+        settings = self._settings
+        lab = rgb2lab(_reduce(image, settings.max_working_pixels)).astype(np.float32)
+        histograms = histogram_channels(lab)
+        strength = boundary_strength(lab, histograms)
+        rule = MergeRule(
+            appearance_weight=settings.appearance_weight,
+            small_region_fraction=settings.small_region_fraction,
+            enclosure_discount=settings.enclosure_discount,
+        )
+        hierarchy = merge(superpixels(strength), strength, histograms, NUM_HISTOGRAMS, rule)
+        nodes = _salient_nodes(hierarchy, settings)
+        upsampled = zip(nodes, upsample(hierarchy, nodes, *image.shape[:2]), strict=True)
+        drawn = [(node, rle) for node, rle in upsampled if rle is not None]
+        kept = distinct((rle for _, rle in drawn), settings.max_iou, settings.max_masks)
+        masks = []
+        for id, (node, rle) in enumerate((drawn[position] for position in kept), start=1):
+            end_height = hierarchy.merge_heights[node]
+            persistence = 1 - (hierarchy.heights[node] / end_height if end_height > 0 else 1.0)
+            masks.append(
+                Mask(
+                    id=id,
+                    rle=rle,
+                    bbox_xywh=rle_codec.inclusive_box_xywh(rle),
+                    area_px=rle_codec.area_px(rle),
+                    stability_score=float(persistence),
+                )
+            )
+        return masks
+
+
+def _reduce(image: npt.NDArray[np.uint8], max_pixels: int) -> npt.NDArray[np.uint8]:
+    """Shrink the image by averaging until it has at most ``max_pixels`` pixels."""
+    height, width = image.shape[:2]
+    if height * width <= max_pixels:
+        return image
+    scale = (max_pixels / (height * width)) ** 0.5
+    short = max(1, round(min(height, width) * scale))
+    long = max(1, min(round(max(height, width) * scale), max_pixels // short))
+    size = (long, short) if width >= height else (short, long)
+    # reducing_gap: averaging by whole numbers first keeps it fast and small for images of tens of megapixels
+    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX, reducing_gap=3.0))
+
+
+def _salient_nodes(hierarchy: Hierarchy, settings: SegmentsConfig) -> list[int]:
+    """Select the nodes of allowed size without near duplicates, those that resisted merging longest first."""
+    fractions = hierarchy.areas_px / hierarchy.labels.size
+    allowed = (fractions >= settings.min_area_fraction) & (fractions <= settings.max_area_fraction)
+    allowed &= hierarchy.parents >= 0
+    order = np.argsort(-hierarchy.merge_heights, kind="stable")
+    candidates = order[allowed[order]].tolist()
+    runs = ColumnRuns.of_columns(np.ascontiguousarray(hierarchy.labels.T))
+    rles = (runs.encode(hierarchy.holds(node, runs.labels)) for node in candidates)
+    return [candidates[position] for position in distinct(rles, settings.max_iou, settings.max_masks)]
 
 
 def upsample(hierarchy: Hierarchy, nodes: list[int], height_px: int, width_px: int) -> list[Rle | None]:
-    """Masks of some nodes of the hierarchy at another size.
+    """Draw the masks of some nodes of the hierarchy at another size.
 
     Each mask is 4-connected, and every node's mask lies within that of each node above it, exactly.
 
     Args:
-        hierarchy: of the reduced copy.
-        nodes: which nodes, each once, the whole image not among them.
-        height_px: of the masks.
-        width_px: of the masks.
+        hierarchy: regions of the reduced copy.
+        nodes: distinct nodes, the whole image not among them.
+        height_px: height of the masks.
+        width_px: width of the masks.
 
     Returns:
-        One mask a node, in the order of ``nodes``; None where a region is too thin to have a pixel left.
+        One mask per node, in the order of ``nodes``; None where a region is too thin to have a pixel left.
     """
     top_down = sorted(nodes, reverse=True)  # a node's number is above those of its children
     rank = {node: position for position, node in enumerate(top_down, start=1)}
-    parents = [rank.get(_nearest_above(hierarchy, node, rank), 0) for node in top_down]
+    parents = []
+    for node in top_down:
+        above = int(hierarchy.parents[node])
+        while above >= 0 and above not in rank:
+            above = int(hierarchy.parents[above])
+        parents.append(rank.get(above, 0))
     owners = np.zeros((width_px, height_px), dtype=np.int32)  # rank of the smallest node at every pixel, 0: none
     for position, (node, parent) in enumerate(zip(top_down, parents, strict=True), start=1):
         share, (left, top, right, bottom) = _share_of_parent(
@@ -68,27 +196,22 @@ def upsample(hierarchy: Hierarchy, nodes: list[int], height_px: int, width_px: i
     return [masks[rank[node] - 1] for node in nodes]
 
 
-def _nearest_above(hierarchy: Hierarchy, node: int, chosen: dict[int, int]) -> int:
-    above = int(hierarchy.parents[node])
-    while above >= 0 and above not in chosen:
-        above = int(hierarchy.parents[above])
-    return above
-
-
 def _share_of_parent(
     hierarchy: Hierarchy, node: int, parent: int | None, height_px: int, width_px: int
 ) -> tuple[FloatImage, Box]:
-    """Share, 0 to 1, of the node in its parent's smoothed mask, around the node, and the box where that is."""
+    """Compute the share, 0 to 1, of a node in its parent's smoothed mask, and the box that the share covers."""
     from scipy.ndimage import gaussian_filter
 
     inside = hierarchy.holds(node, hierarchy.labels)
-    left, top, right, bottom = _box_with_margin(inside)
+    height, width = inside.shape
+    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
+    left, right = max(0, int(columns[0]) - _MARGIN_PX), min(width, int(columns[-1]) + 1 + _MARGIN_PX)
+    top, bottom = max(0, int(rows[0]) - _MARGIN_PX), min(height, int(rows[-1]) + 1 + _MARGIN_PX)
     crop = np.s_[top:bottom, left:right]
     share = gaussian_filter(inside[crop].astype(np.float32), _SMOOTHING_PX)
     if parent is not None:
         above = hierarchy.holds(parent, hierarchy.labels[crop]).astype(np.float32)
         share /= np.maximum(gaussian_filter(above, _SMOOTHING_PX), 1e-6)
-    height, width = inside.shape
     box = (
         -(-left * width_px // width),
         -(-top * height_px // height),
@@ -105,19 +228,8 @@ def _share_of_parent(
     return np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR, box=source)), box
 
 
-def _box_with_margin(inside: npt.NDArray[np.bool_]) -> Box:
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    height, width = inside.shape
-    return (
-        max(0, int(columns[0]) - _MARGIN_PX),
-        max(0, int(rows[0]) - _MARGIN_PX),
-        min(width, int(columns[-1]) + 1 + _MARGIN_PX),
-        min(height, int(rows[-1]) + 1 + _MARGIN_PX),
-    )
-
-
 def _connected_masks(runs: ColumnRuns, parents: list[int]) -> list[Rle | None]:
-    """The largest connected part of each node within its parent's, parents first; ranks count from 1."""
+    """Keep the largest connected part of each node within its parent's, parents first; ranks count from 1."""
     patches = runs.joined()
     within = np.eye(len(parents) + 1, dtype=np.bool_)  # [node, owner]: the owner is the node or lies below it
     for position in range(len(parents), 0, -1):
@@ -129,122 +241,3 @@ def _connected_masks(runs: ColumnRuns, parents: list[int]) -> list[Rle | None]:
         kept.append(patches.largest_connected(inside) if inside.any() else inside)
         masks.append(runs.encode(kept[-1][patches.patch_of_run]) if inside.any() else None)
     return masks
-
-
-class SegmentsSettings(BaseModel):
-    """What regions are alike, and which of them become masks.
-
-    Attributes:
-        max_masks: most masks of an image.
-        min_area_fraction: smallest mask, as a share of the image.
-        max_area_fraction: largest mask, as a share of the image; the whole image is never a mask. Larger regions are
-            mostly an image less one object, and would hold everything else as their parts.
-        max_iou: IoU from which two masks are duplicates; the one that resists merging longer stays.
-        max_working_pixels: most pixels of the reduced copy; time and detail grow with it.
-        appearance_weight: what a difference in colour and texture counts, against the boundary between two regions.
-        small_region_fraction: regions well below this share of the image are merged early.
-        enclosure_discount: how much sooner a region is merged with one that surrounds it, 0 (no sooner) to 1.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_masks: int = Field(default=80, ge=1)
-    min_area_fraction: float = Field(default=0.001, ge=0, le=1)
-    max_area_fraction: float = Field(default=0.5, gt=0, le=1)
-    max_iou: float = Field(default=0.8, gt=0, le=1)
-    max_working_pixels: int = Field(default=200_000, ge=1)
-    appearance_weight: float = Field(default=0.7, ge=0)
-    small_region_fraction: float = Field(default=0.01, ge=0)
-    enclosure_discount: float = Field(default=0.6, ge=0, le=1)
-
-    @model_validator(mode="after")
-    def _leaves_room_for_masks(self) -> Self:
-        if self.min_area_fraction > self.max_area_fraction:
-            raise ValueError("min_area_fraction is above max_area_fraction: no mask could be both")
-        return self
-
-
-class SegmentsMaskGenerator:
-    """Cuts an image into nested regions.
-
-    Attributes:
-        name: what it is, with its version.
-    """
-
-    def __init__(self, settings: SegmentsSettings | None = None) -> None:
-        self.name = "segments-1"
-        self._settings = settings or SegmentsSettings()
-
-    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
-        """Masks of an image [H, W, 3] uint8 RGB, with ids from 1, the most salient first.
-
-        Each mask is 4-connected; any two are nested exactly or disjoint; no two have an IoU of ``max_iou`` or more. The
-        same pixels give the same masks. An image without any boundary, or of one pixel, has none.
-
-        ``predicted_iou`` is None. ``stability_score`` is the region's persistence, 0 to 1: the share of the way up to
-        the merge that ended it during which it existed. 0 is a step on the way from one region to another, 1 one of the
-        small regions that merging starts from.
-
-        Args:
-            image: the pixels, EXIF rotation applied.
-            annotation: not used.
-        """
-        from skimage.color import rgb2lab
-
-        settings = self._settings
-        lab = rgb2lab(_reduced(image, settings.max_working_pixels)).astype(np.float32)
-        histograms = histogram_channels(lab)
-        strength = boundary_strength(lab, histograms)
-        rule = MergeRule(
-            appearance_weight=settings.appearance_weight,
-            small_region_fraction=settings.small_region_fraction,
-            enclosure_discount=settings.enclosure_discount,
-        )
-        hierarchy = merge(superpixels(strength), strength, histograms, NUM_HISTOGRAMS, rule)
-        nodes = _salient_nodes(hierarchy, settings)
-        upsampled = zip(nodes, upsample(hierarchy, nodes, *image.shape[:2]), strict=True)
-        drawn = [(node, rle) for node, rle in upsampled if rle is not None]
-        kept = distinct((rle for _, rle in drawn), settings.max_iou, settings.max_masks)
-        persistence = _persistence(hierarchy)
-        return [
-            Mask(
-                id=id,
-                rle=drawn[position][1],
-                bbox_xywh=rle_codec.inclusive_box_xywh(drawn[position][1]),
-                area_px=rle_codec.area_px(drawn[position][1]),
-                stability_score=float(persistence[drawn[position][0]]),
-            )
-            for id, position in enumerate(kept, start=1)
-        ]
-
-
-def _reduced(image: npt.NDArray[np.uint8], max_pixels: int) -> npt.NDArray[np.uint8]:
-    """The image, shrunk by averaging so that it has no more than so many pixels."""
-    height, width = image.shape[:2]
-    if height * width <= max_pixels:
-        return image
-    scale = (max_pixels / (height * width)) ** 0.5
-    short = max(1, round(min(height, width) * scale))
-    long = max(1, min(round(max(height, width) * scale), max_pixels // short))
-    size = (long, short) if width >= height else (short, long)
-    # reducing_gap: whole-number averaging first keeps it fast and small for images of tens of megapixels
-    return np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BOX, reducing_gap=3.0))
-
-
-def _salient_nodes(hierarchy: Hierarchy, settings: SegmentsSettings) -> list[int]:
-    """Nodes of allowed size without near duplicates, those that resisted merging longest first."""
-    fractions = hierarchy.areas_px / hierarchy.labels.size
-    allowed = (fractions >= settings.min_area_fraction) & (fractions <= settings.max_area_fraction)
-    allowed &= hierarchy.parents >= 0
-    order = np.argsort(-hierarchy.death_heights, kind="stable")
-    candidates = order[allowed[order]].tolist()
-    runs = ColumnRuns.of_columns(np.ascontiguousarray(hierarchy.labels.T))
-    rles = (runs.encode(hierarchy.holds(node, runs.labels)) for node in candidates)
-    return [candidates[position] for position in distinct(rles, settings.max_iou, settings.max_masks)]
-
-
-def _persistence(hierarchy: Hierarchy) -> npt.NDArray[np.float64]:
-    num_crashes = hierarchy.death_heights
-    lived = np.ones_like(num_crashes)
-    np.divide(hierarchy.heights, num_crashes, out=lived, where=num_crashes > 0)
-    return 1 - lived
