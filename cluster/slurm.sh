@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# One verb on one Ray cluster for as long as the job lasts:
+# Runs one command on a Ray cluster that exists as long as the job:
 #   sbatch --nodes 4 --gpus-per-node 8 cluster/slurm.sh train /data/curated /data/runs/align --model /data/start \
 #     --config cluster/configs/gpu-cluster/train.yaml
-# The job ends with the verb's status. A job that was preempted, or ran out of time, goes on when it is queued again.
+# The job exits with the status of the command. A job that was preempted or timed out resumes when it is queued again.
 #SBATCH --job-name=ureca
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -12,10 +12,10 @@
 #SBATCH --output=ureca-%j.log
 set -euo pipefail
 
-verb=${1:?usage: sbatch cluster/slurm.sh VERB ARGUMENTS...}
+command=${1:?usage: sbatch cluster/slurm.sh COMMAND ARGUMENTS...}
 shift
 
-# One job's cluster is no other's: a token, a port and a folder of its own.
+# Isolate the clusters of concurrent jobs: each has its own token, port and folder.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 port=$((20000 + SLURM_JOB_ID % 20000))
@@ -28,21 +28,21 @@ address=$("${on_head[@]}" hostname --ip-address | cut -d' ' -f1):$port
 
 started=()
 trap 'kill "${started[@]}" 2>/dev/null || true; wait' EXIT
-start() { # step and its `ray start`; Ray finds the CPUs and GPUs that Slurm has given to the job
+start() { # run `ray start` in a step; Ray detects the CPUs and GPUs that Slurm has allocated
     "$@" --block --disable-usage-stats &
     started+=($!)
 }
 
 start "${on_head[@]}" ray start --head --node-ip-address="${address%:*}" --port="$port" --temp-dir="$folder" \
     --dashboard-host=127.0.0.1
-wait_for() { # so many nodes: what starts earlier would plan for fewer
+wait_for() { # wait for this number of nodes, which the command takes into account when it starts
     for _ in {1..60}; do
         "${on_head[@]}" python -c "import ray
 ray.init('$address', logging_level='ERROR')
 raise SystemExit(sum(node['Alive'] for node in ray.nodes()) < $1)" >/dev/null 2>&1 && return
         sleep 2
     done
-    echo "slurm.sh: $1 nodes of Ray did not start within minutes; what is above says why" >&2
+    echo "slurm.sh: $1 Ray nodes did not start in time; see the log above" >&2
     exit 1
 }
 
@@ -53,4 +53,4 @@ if ((others)); then
     wait_for "${#nodes[@]}"
 fi
 
-RAY_ADDRESS=$address "${on_head[@]}" python -m "ureca.jobs.$verb" "$@"
+RAY_ADDRESS=$address "${on_head[@]}" python -m "ureca.jobs.$command" "$@"

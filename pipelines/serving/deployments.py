@@ -41,26 +41,40 @@ def build_application(settings: ServeSettings, batch_command: Sequence[str] = ()
         SettingsError: Tokens are missing or cannot be read.
         ValueError: Batch jobs are enabled without a command.
     """
-    resources, retry_after_s = settings.resources, settings.limits.retry_after_s
-    token_digests = frozenset(map(digest_token, settings.read_tokens()))
-    captioner = serve.deployment(**_options("captioner", resources.captioner, retry_after_s))(CaptionerReplica)
-    segmenter = serve.deployment(**_options("segmenter", resources.segmenter, retry_after_s))(SegmenterReplica)
-    options = _options("ingress", resources.ingress, retry_after_s)
-    options["max_ongoing_requests"] = settings.limits.max_in_flight + _NUM_EXTRA_INGRESS_REQUESTS
-    ingress = serve.deployment(**options)(IngressReplica)
-    handles = [captioner.bind(settings), segmenter.bind(settings)]
+    retry_after_s = settings.limits.retry_after_s
+
+    def deploy(name: str, replica: type, replicas: ReplicaSettings, **options: Any) -> Any:
+        return serve.deployment(**{**deployment_options(name, replicas, retry_after_s), **options})(replica)
+
+    handles = [
+        deploy("captioner", CaptionerReplica, settings.resources.captioner).bind(settings),
+        deploy("segmenter", SegmenterReplica, settings.resources.segmenter).bind(settings),
+    ]
     if settings.batches.folders:
         if not batch_command:
             raise ValueError("batches.folders is set, but no command for batch jobs is given")
         # The replica only starts subprocesses and polls them.
         replicas = ReplicaSettings(num_cpus=0.05, target_ongoing_requests=1)
-        batches = serve.deployment(**_options("batches", replicas, retry_after_s))(BatchReplica)
-        handles.append(batches.bind(settings, tuple(batch_command)))
+        handles.append(deploy("batches", BatchReplica, replicas).bind(settings, tuple(batch_command)))
+    ingress = deploy(
+        "ingress",
+        IngressReplica,
+        settings.resources.ingress,
+        max_ongoing_requests=settings.limits.max_in_flight + _NUM_EXTRA_INGRESS_REQUESTS,
+    )
+    token_digests = frozenset(map(digest_token, settings.read_tokens()))
     application: Application = ingress.bind(settings, token_digests, *handles)
     return application
 
 
-def _options(name: str, replicas: ReplicaSettings, retry_after_s: int) -> dict[str, Any]:
+def deployment_options(name: str, replicas: ReplicaSettings, retry_after_s: int) -> dict[str, Any]:
+    """Return the options of ``ray.serve.deployment``.
+
+    Args:
+        name: Name of the deployment.
+        replicas: Resources, queues and autoscaling of its replicas.
+        retry_after_s: Seconds in the Retry-After header if its queue is full.
+    """
     return {
         "name": name,
         # Ray sets OMP_NUM_THREADS to num_cpus, which is the number of the model's threads on a CPU.

@@ -1,4 +1,4 @@
-"""What the files in ``cluster/`` say, and the commands in them."""
+"""Files of ``cluster/``, and the commands in them."""
 
 import importlib
 import re
@@ -12,28 +12,28 @@ from ureca.config import CommandSettings
 
 ROOT = Path(__file__).parents[2]
 CLUSTER = ROOT / "cluster"
-IN_THE_IMAGE = "/opt/ureca/"  # where the checkout's files are in the image
+IN_THE_IMAGE = "/opt/ureca/"  # folder of the repository in the image
 
 
 def load(path: Path) -> Any:
-    """A YAML file's only document."""
+    """Load a YAML file with one document."""
     return yaml.load(path.read_text(encoding="utf-8"), yaml.CSafeLoader)
 
 
 def settings_of(command: str) -> type[CommandSettings]:
-    """The settings that the job of a verb reads."""
+    """Return the settings class of a command."""
     job = importlib.import_module("experiments.science.settings" if command == "science" else f"ureca.jobs.{command}")
     found = {
         value
         for value in vars(job).values()
         if isinstance(value, type) and issubclass(value, CommandSettings) and value.command == command
     }
-    assert len(found) == 1, f"jobs/{command}.py reads {found or 'no settings'}"
+    assert len(found) == 1, f"jobs/{command}.py has the settings {found or None}"
     return found.pop()
 
 
 def check_command(words: list[str]) -> CommandSettings:
-    """Read the settings of ``python -m ureca.jobs.COMMAND ARGUMENTS`` or ``ureca COMMAND ARGUMENTS`` as the job."""
+    """Load the settings of ``python -m ureca.jobs.COMMAND ARGUMENTS`` or ``ureca COMMAND ARGUMENTS``."""
     if words[:2] == ["python", "-m"]:
         package, command = words[2].rsplit(".", 1)
         assert package == "ureca.jobs"
@@ -45,7 +45,7 @@ def check_command(words: list[str]) -> CommandSettings:
 
 
 def commands_in_comments(path: Path) -> list[list[str]]:
-    """The commands of ureca that a file's comments name, line continuations joined; without what goes before them."""
+    """Return the ureca commands in the comments of a file, with line continuations joined."""
     comments = [line.strip().removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines()
                 if line.startswith("#")]  # fmt: skip
     text = re.sub(r"\\\n", " ", "\n".join(comments))

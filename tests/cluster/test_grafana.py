@@ -1,4 +1,4 @@
-"""The dashboard asks Prometheus for metrics that runs have, by labels that they have."""
+"""The dashboard queries existing metrics by existing labels."""
 
 import json
 import re
@@ -13,12 +13,12 @@ from ureca.pipelines.batch import metrics as monitor
 
 DASHBOARD = json.loads((CLUSTER / "grafana.json").read_text(encoding="utf-8"))
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
-OF_GRAFANA = {"$command", "$__rate_interval"}
+GRAFANA_VARIABLES = {"$command", "$__rate_interval"}
 
 
 @pytest.fixture
 def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
-    """Labels of each series that Prometheus gets of a run, by the name that Ray and Prometheus give it."""
+    """Labels of each series of a run, by its name in Prometheus."""
     made: dict[str, set[str]] = {}
 
     def kind_of(name: str, suffixes: tuple[str, ...], labels: set[str]) -> type:
@@ -38,32 +38,31 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     return made
 
 
-def test_every_query_is_of_a_metric_that_exists(exported: dict[str, set[str]]) -> None:
-    asked = {name for query in QUERIES for name in re.findall(r"ray_\w+", query)}
-    assert len(asked) >= 8
-    assert asked <= exported.keys()
-    # And no metric that is shown nowhere.
-    assert exported.keys() <= asked
+def test_dashboard_queries_every_metric_and_no_other(exported: dict[str, set[str]]) -> None:
+    queried = {name for query in QUERIES for name in re.findall(r"ray_\w+", query)}
+    assert len(queried) >= 8
+    assert queried <= exported.keys()
+    assert exported.keys() <= queried
 
 
 @pytest.mark.parametrize("query", QUERIES)
-def test_every_label_is_one_of_its_metrics(query: str, exported: dict[str, set[str]]) -> None:
+def test_query_uses_labels_of_its_metrics(query: str, exported: dict[str, set[str]]) -> None:
     known = set.union(*(exported[name] for name in re.findall(r"ray_\w+", query)))
     grouped = {label.strip() for group in re.findall(r"by \(([^)]*)\)", query) for label in group.split(",")}
     matched = set(re.findall(r"(\w+)=~?\"", query))
     assert grouped | matched <= known
     assert query.count("(") == query.count(")")
     assert query.count("{") == query.count("}")
-    assert set(re.findall(r"\$\w+", query)) <= OF_GRAFANA
+    assert set(re.findall(r"\$\w+", query)) <= GRAFANA_VARIABLES
 
 
-def test_what_its_legends_name_is_a_label(exported: dict[str, set[str]]) -> None:
+def test_legends_use_labels_of_the_metrics(exported: dict[str, set[str]]) -> None:
     labels = set.union(*exported.values())
     legends = [target["legendFormat"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
     assert set(re.findall(r"{{(\w+)}}", " ".join(legends))) <= labels
 
 
-def test_panels_do_not_overlap_and_have_a_source() -> None:
+def test_panels_have_distinct_positions_and_variables() -> None:
     places = [tuple(panel["gridPos"].values()) for panel in DASHBOARD["panels"]]
     assert len({*places}) == len(places)
     assert len({panel["id"] for panel in DASHBOARD["panels"]}) == len(places)
@@ -71,5 +70,5 @@ def test_panels_do_not_overlap_and_have_a_source() -> None:
     assert {f"${name}" for name in variables} >= {"$datasource", "$command"}
 
 
-def test_the_documentation_names_the_file() -> None:
+def test_documentation_mentions_the_dashboard() -> None:
     assert "cluster/grafana.json" in (Path(CLUSTER).parent / "docs" / "cluster.md").read_text(encoding="utf-8")

@@ -1,10 +1,12 @@
-"""The Dockerfile, as far as it can be checked without building it."""
+"""The Dockerfile, checked without a build of the image."""
 
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 import tomllib
+import zipfile
 from pathlib import Path
 
 from tests.cluster.manifests import CLUSTER, ROOT
@@ -13,7 +15,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 
 
 def instructions() -> list[tuple[str, str]]:
-    """Instructions of the Dockerfile and their arguments, in order."""
+    """Return the instructions of the Dockerfile with their arguments, in order."""
     text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
     lines = re.sub(r"\\\n", " ", text).splitlines()
@@ -25,16 +27,16 @@ def sources(arguments: str) -> list[str]:
     return words[:-1]
 
 
-def test_every_file_that_it_copies_exists_and_reaches_the_builder() -> None:
-    sent = (CLUSTER / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
+def test_copied_files_exist_and_are_in_the_build_context() -> None:
+    included = (CLUSTER / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
     copied = [source for name, arguments in instructions() if name == "COPY" for source in sources(arguments)]
     assert len(copied) >= 6
     for source in copied:
         assert (ROOT / source).exists(), source
-        assert f"!{source.partition('/')[0]}" in sent, source
+        assert f"!{source.partition('/')[0]}" in included, source
 
 
-def test_every_package_of_the_project_is_copied() -> None:
+def test_packages_of_the_wheel_are_copied() -> None:
     copied = {source for name, arguments in instructions() if name == "COPY" for source in sources(arguments)}
     packages = {path.parent.name for path in ROOT.glob("*/__init__.py")} - {
         "tests",
@@ -44,26 +46,26 @@ def test_every_package_of_the_project_is_copied() -> None:
     assert packages | {"cluster"} <= copied
 
 
-def test_dependencies_are_a_layer_before_the_code() -> None:
+def test_dependencies_are_installed_before_the_code_is_copied() -> None:
     steps = instructions()
     installs = [place for place, (name, arguments) in enumerate(steps) if name == "RUN" and "pip install" in arguments]
     code = steps.index(("COPY", "ureca ureca"))
     assert installs[0] < code < installs[1]
     assert "--no-deps" not in steps[installs[0]][1]
     assert "--no-deps" in steps[installs[1]][1]
-    # Of the code, the first layer has what pyproject.toml reads the version from.
+    # The only code in the first layer is the file with the version.
     before = {source for name, arguments in steps[:code] if name == "COPY" for source in sources(arguments)}
     assert before == {"pyproject.toml", "README.md", "LICENSE", "cluster/constraints.txt", "ureca/__init__.py"}
 
 
-def test_its_extras_exist_and_serve_all_roles() -> None:
+def test_extras_cover_all_roles() -> None:
     extras = next(arguments for name, arguments in instructions() if name == "ARG").partition("=")[2].split(",")
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
-    # Environments of their own, experiments, and what only developers need.
+    # Separate environments, experiments, and developers' tools.
     assert PROJECT["optional-dependencies"].keys() - {*extras} == {"dev", "vllm", "ray-serve", "science"}
 
 
-def test_it_runs_without_root_and_starts_what_exists() -> None:
+def test_image_runs_as_non_root_with_the_command_line() -> None:
     steps = instructions()
     assert [arguments for name, arguments in steps if name == "USER"] == ["1000:1000"]
     assert steps.index(("USER", "1000:1000")) > max(place for place, (name, _) in enumerate(steps) if name == "RUN")
@@ -72,13 +74,30 @@ def test_it_runs_without_root_and_starts_what_exists() -> None:
     assert "ureca" in PROJECT["scripts"]
 
 
-def test_dependencies_can_be_resolved_from_what_the_first_layer_has(tmp_path: Path) -> None:
-    """setuptools builds the metadata of the hollow package: names, extras and version."""
-    for source in ("pyproject.toml", "README.md", "LICENSE", "ureca/__init__.py"):
-        (tmp_path / source).parent.mkdir(exist_ok=True)
-        (tmp_path / source).write_bytes((ROOT / source).read_bytes())
-    code = "from setuptools.build_meta import prepare_metadata_for_build_wheel as m; print(m('.'))"
-    made = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    metadata = (tmp_path / made.stdout.split()[-1] / "METADATA").read_text(encoding="utf-8")
-    assert "Name: ureca-ray" in metadata
-    assert "Provides-Extra: train" in metadata
+def test_pip_install_after_each_copy_builds_the_package(tmp_path: Path) -> None:
+    """Copies the files as the Dockerfile does, links as links, and builds the package wherever pip would."""
+    wheels = []
+    for name, arguments in instructions():
+        if name == "COPY":
+            *copied, target = [word for word in shlex.split(arguments) if not word.startswith("--")]
+            for source in copied:
+                destination = tmp_path / target / source if target == "./" else tmp_path / target
+                destination.parent.mkdir(parents=True, exist_ok=True)
+                if (ROOT / source).is_dir():
+                    ignored = shutil.ignore_patterns("__pycache__")
+                    shutil.copytree(ROOT / source, destination, symlinks=True, dirs_exist_ok=True, ignore=ignored)
+                else:
+                    shutil.copyfile(ROOT / source, destination)
+        elif name == "RUN" and "pip install" in arguments:
+            code = "from setuptools.build_meta import build_wheel; print(build_wheel('wheels'))"
+            built = subprocess.run(
+                [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
+            ).stdout.split()[-1]
+            wheels.append(zipfile.ZipFile(tmp_path / "wheels" / built))
+    dependencies, package = wheels
+    (metadata,) = [name for name in dependencies.namelist() if name.endswith("METADATA")]
+    text = dependencies.read(metadata).decode()
+    assert "Name: ureca-ray" in text
+    assert "Provides-Extra: train" in text
+    assert {"ureca/pipelines/serve.py", "ureca/jobs/cli.py", "ureca/serving/page/index.html"} <= {*package.namelist()}
+    assert {name.partition("/")[0].partition("-")[0] for name in package.namelist()} == {"ureca", "ureca_ray"}

@@ -1,4 +1,4 @@
-"""The file for ``ray up``, by Ray's own reading of it."""
+"""The cluster file of ``ray up``, validated by Ray."""
 
 import re
 
@@ -9,15 +9,15 @@ from tests.cluster.manifests import CLUSTER, check_command, commands_in_comments
 FILE = CLUSTER / "ray-up.yaml"
 
 
-def test_ray_accepts_it() -> None:
+def test_ray_up_file_is_valid() -> None:
     config = prepare_config(load(FILE))
     validate_config(config)
     assert config["docker"]["image"] == "ureca:0.1.0"
-    # Keys that Ray fills in must not be mistakes of ours that it passed over.
+    # Ray ignores unknown keys.
     assert load(FILE).keys() <= config.keys()
 
 
-def test_it_has_machines_with_and_without_gpus_that_come_and_go() -> None:
+def test_ray_up_workers_with_and_without_gpus_autoscale() -> None:
     config = load(FILE)
     types = config["available_node_types"]
     workers = {name: type for name, type in types.items() if name != config["head_node_type"]}
@@ -27,12 +27,12 @@ def test_it_has_machines_with_and_without_gpus_that_come_and_go() -> None:
     assert sum(type["max_workers"] for type in workers.values()) == config["max_workers"]
 
 
-def test_the_job_that_its_comments_submit_can_read_its_settings() -> None:
+def test_ray_up_comment_command_loads_its_settings() -> None:
     (command,) = commands_in_comments(FILE)
     assert check_command(command).command == "curate"
 
 
-def test_ray_start_has_no_option_that_ray_does_not_know() -> None:
+def test_ray_start_commands_use_known_options() -> None:
     from ray.scripts.scripts import start
 
     known = {option for parameter in start.params for option in parameter.opts}

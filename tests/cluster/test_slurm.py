@@ -1,4 +1,4 @@
-"""The Slurm script: its syntax, its commands, and a job on one node whose ``srun`` is a stand-in."""
+"""The Slurm script: its syntax, its commands, and a job on one node with fake Slurm programs."""
 
 import os
 import shutil
@@ -16,11 +16,11 @@ from ureca.data.output import Output
 SCRIPT = CLUSTER / "slurm.sh"
 
 
-def test_bash_can_read_it() -> None:
+def test_slurm_script_is_valid_bash() -> None:
     subprocess.run(["bash", "-n", SCRIPT], check=True)
 
 
-def test_the_command_in_its_comments_can_read_its_settings() -> None:
+def test_slurm_comment_command_loads_its_settings() -> None:
     comments = SCRIPT.read_text(encoding="utf-8").replace("\\\n# ", "").splitlines()
     line = next(line for line in comments if line.startswith("#   sbatch"))
     words = line.partition("slurm.sh ")[2].split()
@@ -28,14 +28,14 @@ def test_the_command_in_its_comments_can_read_its_settings() -> None:
 
 
 def run_on_one_node(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    """Run the script as Slurm would in a job of one node, this one."""
-    stand_ins = {
-        # Options of srun start with dashes and are of one word each.
+    """Run the script as in a Slurm job whose only node is this machine."""
+    fake_programs = {
+        # Skips the options of srun, one word each.
         "srun": 'while [[ $1 == --* ]]; do shift; done; exec "$@"',
         "scontrol": "echo localhost",
         "hostname": "echo 127.0.0.1",
     }
-    for name, body in stand_ins.items():
+    for name, body in fake_programs.items():
         (tmp_path / name).write_text(f"#!/bin/bash\n{body}\n")
         (tmp_path / name).chmod(0o755)
     environment = {
@@ -56,7 +56,7 @@ def run_on_one_node(tmp_path: Path, *arguments: str) -> subprocess.CompletedProc
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_a_job_of_one_node_ends_with_the_status_of_its_verb(tmp_path: Path) -> None:
+def test_slurm_job_exits_with_the_status_of_its_command(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", 3)
     (tmp_path / "in" / f"{ids[1]}.png").write_bytes(b"")
     annotated = ("--listing.annotations", "beside", "--masks.kind", "annotations")
@@ -65,7 +65,7 @@ def test_a_job_of_one_node_ends_with_the_status_of_its_verb(tmp_path: Path) -> N
     assert "3, of which 1 failed" in finished.stdout
     assert "--retry-errors" in finished.stderr
     assert Output(str(tmp_path / "out")).run()["state"] == "finished"
-    # The cluster is gone with the job.
+    # The cluster has stopped with the job.
     folder = Path(tempfile.gettempdir(), f"ray-{os.getpid()}")
     running = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
     assert str(folder) not in running

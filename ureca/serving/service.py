@@ -227,7 +227,7 @@ class CaptionService:
 
     def _caption_settings(self, options: GenerationOptions, model: str | None) -> CaptionSettings:
         if model not in (None, self.model_name):
-            raise ApiError(404, "unknown_model", f"the model is '{self.model_name}'", param="model")
+            raise ApiError(404, "unknown_model", f"the model of this service is '{self.model_name}'", param="model")
         return options.apply_to(self._defaults)
 
     async def _chat_jobs(self, request: ChatCompletionRequest) -> list[CaptionJob]:

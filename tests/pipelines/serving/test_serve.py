@@ -150,7 +150,7 @@ def test_openai_client_gets_captions(address: str) -> None:
             usage = chunk.usage
         assert texts == expected(2) and set(ends) <= {"stop", "length"}
         assert usage is not None and usage.completion_tokens == answer.usage.completion_tokens
-        with pytest.raises(openai.NotFoundError, match="the model here is 'ureca'"):
+        with pytest.raises(openai.NotFoundError, match="the model of this service is 'ureca'"):
             client.chat.completions.create(model="gpt", messages=messages)  # type: ignore[arg-type]
         with pytest.raises(openai.UnprocessableEntityError, match="image_url"):
             client.chat.completions.create(model="ureca", messages=[{"role": "user", "content": "hello"}])
