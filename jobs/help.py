@@ -33,7 +33,7 @@ def command_help(settings: type[CommandSettings], *, show_all: bool) -> str:
     if show_all and details:
         lines += ["", *_wrapped(details)]
     if settings.examples:
-        lines += ["", "examples:", *(f"  {example}" for example in settings.examples)]
+        lines += ["", "examples:", *textwrap.indent("\n".join(settings.examples), "  ").splitlines()]
     if positional:
         lines += ["", "arguments:", *_rows((_positional_name(each), _description(each)) for each in positional)]
     if show_all:
@@ -42,6 +42,7 @@ def command_help(settings: type[CommandSettings], *, show_all: bool) -> str:
                                 "CONTAINMENT) and a key of the YAML file of --config.")]  # fmt: skip
     else:
         shown = flags if len(flags) <= _FEW else [each for each in flags if each.is_essential]
+        shown.sort(key=lambda each: not each.is_required)
         rest = len({each.flag for each in flags} - {each.flag for each in shown})
         help_all = [("--help-all", f"{rest} more settings, by section")] if rest else []
         lines += ["", "settings:", *_rows([*map(_row, shown), _CONFIG, *help_all])]

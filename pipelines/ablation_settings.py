@@ -1,10 +1,11 @@
 """Settings of ``ureca ablate-curation``."""
 
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
+from ureca.config import ESSENTIAL
 from ureca.curation.settings import NoListenerConfig, NoVerificationConfig, RuleBasedConfig, RuleBasedListenerConfig
 from ureca.evaluation.encoders import COLOUR_WORDS, DualEncoderSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
@@ -15,29 +16,38 @@ FULL = "everything"
 
 
 class AblationSettings(CurateSettings):
-    """Curate a corpus again and again, each time with another stage left out, and compare what comes of it.
+    """Curate a corpus with each stage left out in turn, and compare the captions.
 
-    Everything that ``ureca curate`` knows can be set; it is what the whole curation is. OUTPUT gets ``ablation.md``,
-    ``ablation.json`` and the run of each variant. The same command again does what is missing.
+    The settings of ``ureca curate`` are those of the full curation. OUTPUT gets ``ablation.md``, ``ablation.json`` and
+    the run of each variant. Re-running resumes: only unfinished work is processed.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca ablate-curation")
     command: ClassVar[str] = "ablate-curation"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca ablate-curation IMAGES OUTPUT",
+        "ureca ablate-curation IMAGES OUTPUT --listing.annotations beside --masks.kind annotations",
+    )
 
-    listener: ListenerConfig = RuleBasedListenerConfig()
-    verification: VerificationConfig = RuleBasedConfig()
+    listener: Annotated[
+        ListenerConfig, Field(description="listener that must find each region by its caption"), ESSENTIAL
+    ] = RuleBasedListenerConfig()
+    verification: Annotated[
+        VerificationConfig, Field(description="check of each caption against its region"), ESSENTIAL
+    ] = RuleBasedConfig()
 
     judge: ListenerConfig = Field(
-        default=RuleBasedListenerConfig(), description="who listens to all captions at the end; prompted asks mllm"
+        default=RuleBasedListenerConfig(),
+        description="listener that scores the captions of all variants; prompted uses mllm",
     )
     retrieval: DualEncoderSettings | None = Field(
         default=DualEncoderSettings(checkpoint=COLOUR_WORDS),
-        description="the image-text encoder of self-retrieval; None: it is not measured",
+        description="image-text encoder of self-retrieval; None: it is left out",
     )
     duplicates: DuplicateSettings = DuplicateSettings()
 
     def variants(self) -> dict[str, CurateSettings]:
-        """The curation as a whole, and without each stage that it has, by what is left out."""
+        """Return the settings of each variant, by the stage that is left out."""
         changes: dict[str, dict[str, Any]] = {
             FULL: {},
             "no tree context": {"stages": self.stages.model_copy(update={"tree_context": False})},

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.config import MAY_CHANGE
+from ureca.config import ESSENTIAL, MAY_CHANGE
 from ureca.data.reuse import ReusedMasksConfig
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import CaptionSettings
@@ -15,7 +15,7 @@ from ureca.registry import ComponentConfig, config_union
 
 
 class AutoMasksConfig(BaseModel):
-    """Those of INPUT where it is the output of a run, else ``segments``."""
+    """The masks of INPUT where it is the output of a run, else ``segments``."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -29,7 +29,7 @@ else:  # Known only at run time
 
 
 class CaptionResources(BaseModel):
-    """Where each stage runs."""
+    """Resources of each operator."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -42,29 +42,37 @@ class CaptioningSettings(PlannableSettings):
     """Caption the regions of images with a URECA checkpoint.
 
     INPUT is an image, a folder, a glob, a list file (.txt), tar shards, Parquet, or the output folder of `ureca
-    curate`, `ureca scenes` or `ureca caption`, of which masks and ids are taken; OUTPUT a folder. The same command
-    again does what is missing.
+    curate`, `ureca scenes` or `ureca caption`, whose masks and ids are reused; OUTPUT is a folder or URI. Re-running
+    resumes: only unfinished work is processed.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca caption")
     command: ClassVar[str] = "caption"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca caption IMAGES OUTPUT --model CHECKPOINT",
+        "ureca caption CURATED OUTPUT --model CHECKPOINT    # reuses the masks of a run",
+    )
 
     model: Annotated[str, MAY_CHANGE] = Field(
-        description="folder of a checkpoint of URECA, which every machine can read; or, as a baseline, any other model "
-        "that sees images, a folder or a name on the hub"
+        description="folder of a URECA checkpoint, which every machine can read; or, as a baseline, any other "
+        "vision-language model, as a folder or a name on the hub"
     )
-    region_prompt: RegionPrompt | None = Field(
+    region_prompt: Annotated[RegionPrompt | None, ESSENTIAL] = Field(
         default=None,
-        description="how the model is told which region is meant: mask (URECA), or, without one, none, contour or "
-        "crop; None: as the checkpoint was trained",
+        description="form in which the model is given a region: mask (URECA), or none, contour or crop; None: as the "
+        "checkpoint was trained",
     )
     image_options: dict[str, int | bool] = Field(
-        default={}, description="of a baseline that is not URECA, for its image processor, such as max_patches"
+        default={}, description="options for the image processor of a baseline, such as max_patches"
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="type of the weights; auto: the checkpoint's"
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ESSENTIAL] = Field(
+        default="auto", description="type of the weights; auto: as in the checkpoint"
     )
-    masks: MaskSource = AutoMasksConfig()
+    masks: Annotated[
+        MaskSource,
+        Field(description="source of the masks; auto: those of INPUT where it is a run, else segments"),
+        ESSENTIAL,
+    ] = AutoMasksConfig()
     captioner: CaptionSettings = CaptionSettings()
     resources: Annotated[CaptionResources, MAY_CHANGE] = CaptionResources()
 

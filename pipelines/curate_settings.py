@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.config import MAY_CHANGE
+from ureca.config import ESSENTIAL, MAY_CHANGE
 from ureca.curation.curator import TreeSettings, ViewSettings
 from ureca.curation.settings import DescriptorConfig, NoListenerConfig, NoVerificationConfig, RuleBasedConfig
 from ureca.curation.uniqueness import UniquenessSettings
@@ -33,47 +33,62 @@ from ureca.registry import uses_chat_model
 
 
 class CuratingResources(AsyncActorResources):
-    """The stage that captions."""
+    """Resources of the actors that caption."""
 
     pixels_in_flight: int = Field(
         default=DEFAULT_PIXELS_IN_FLIGHT,
         ge=1,
-        description="decoded pixels an actor holds at a time, about 10 bytes each; larger images one at a time",
+        description="decoded pixels in flight in each actor, about 10 bytes each; larger images go one at a time",
     )
 
 
 class CurateResources(BaseModel):
-    """Where each stage runs."""
+    """Resources of each operator."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     read: TaskResources = TaskResources()
     masks: MaskResources = MaskResources()
-    # Another share than the actors' below: Ray runs a task stage inside the actors after it where the two are equal.
+    # Unlike the actors' below: Ray runs tasks inside the actors of the next operator where both ask for the same.
     tree: TaskResources = TaskResources(num_cpus=0.5)
     curate: CuratingResources = CuratingResources()
 
 
 class CurateSettings(PlannableSettings):
-    """Caption the regions of images: masks, mask tree, captions, uniqueness, listener, verification.
+    """Caption every region of images: masks, mask tree, captions, uniqueness, listener, verification.
 
-    INPUT is an image, a folder, a glob, a list file (.txt), tar shards, or Parquet; OUTPUT a folder. The same command
-    again does what is missing.
+    INPUT is an image, a folder, a glob, a list file (.txt), tar shards, or Parquet; OUTPUT is a folder or URI.
+    Re-running resumes: only unfinished work is processed.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca curate")
     command: ClassVar[str] = "curate"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca curate IMAGES OUTPUT    # rule-based captions, without weights or network",
+        "ureca curate IMAGES OUTPUT --annotator.kind prompted --mllm.kind openai --mllm.model NAME \\\n"
+        "    --mllm.base-urls http://localhost:8000/v1    # captions by an MLLM",
+    )
 
-    masks: MaskGeneratorConfig = SegmentsConfig()
+    masks: Annotated[MaskGeneratorConfig, Field(description="source of the masks"), ESSENTIAL] = SegmentsConfig()
     tree: TreeSettings = TreeSettings()
     views: ViewSettings = ViewSettings()
     stages: StageSettings = StageSettings()
-    annotator: AnnotatorConfig = RuleBasedConfig()
-    mllm: ChatModelConfig = FakeConfig()
-    embedder: EmbedderConfig = DescriptorConfig()
+    annotator: Annotated[AnnotatorConfig, Field(description="author of the captions"), ESSENTIAL] = RuleBasedConfig()
+    mllm: Annotated[
+        ChatModelConfig,
+        Field(description="engine of the MLLM that prompted annotators, listeners and verification ask"),
+        ESSENTIAL,
+    ] = FakeConfig()
+    embedder: Annotated[EmbedderConfig, Field(description="embeddings by which look-alikes are found")] = (
+        DescriptorConfig()
+    )
     uniqueness: UniquenessSettings = UniquenessSettings()
-    listener: ListenerConfig = NoListenerConfig()
-    verification: VerificationConfig = NoVerificationConfig()
+    listener: Annotated[
+        ListenerConfig, Field(description="listener that must find each region by its caption"), ESSENTIAL
+    ] = NoListenerConfig()
+    verification: Annotated[
+        VerificationConfig, Field(description="check of each caption against its region"), ESSENTIAL
+    ] = NoVerificationConfig()
     resources: Annotated[CurateResources, MAY_CHANGE] = CurateResources()
 
     @property

@@ -7,7 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.config import CommandSettings
+from ureca.config import ESSENTIAL, CommandSettings
 from ureca.errors import SettingsError
 from ureca.masks.generators.sam import SamConfig
 from ureca.masks.generators.segments import SegmentsConfig
@@ -93,21 +93,31 @@ class ServeSettings(CommandSettings):
 
     model_config = SettingsConfigDict(cli_prog_name="ureca serve")
     command: ClassVar[str] = "serve"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca serve --model CHECKPOINT    # http://127.0.0.1:8765, with a page",
+        "ureca serve --model CHECKPOINT --host 0.0.0.0 --access.tokens-file tokens.txt",
+    )
 
     model: str = Field(description="folder of the checkpoint, readable on every node")
-    name: str = Field(default="ureca", min_length=1, max_length=200, description="name of the model in requests")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    name: Annotated[str, ESSENTIAL] = Field(
+        default="ureca", min_length=1, max_length=200, description="name of the model in requests"
+    )
+    dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ESSENTIAL] = Field(
         default="auto", description="data type of the weights; auto: as in the checkpoint"
     )
-    host: str = Field(
+    host: Annotated[str, ESSENTIAL] = Field(
         default="127.0.0.1", description="address to listen on; any address except loopback requires tokens"
     )
-    port: int = Field(default=8765, ge=1, le=65535, description="port to listen on")
+    port: Annotated[int, ESSENTIAL] = Field(default=8765, ge=1, le=65535, description="port to listen on")
     captioner: CaptionSettings = Field(
         default=CaptionSettings(),
         description="generation settings; requests may override all but batch_size, and lower max_new_tokens",
     )
-    masks: Annotated[SegmentsConfig | SamConfig, Field(discriminator="kind")] = SegmentsConfig()
+    masks: Annotated[
+        SegmentsConfig | SamConfig,
+        Field(discriminator="kind", description="generator of the masks that the page offers and points select"),
+        ESSENTIAL,
+    ] = SegmentsConfig()
     limits: ServingLimits = ServingLimits()
     batches: BatchesSettings = BatchesSettings()
     access: AccessSettings = AccessSettings()

@@ -1,7 +1,4 @@
-"""What the settings of every verb have that turns a corpus into a dataset.
-
-[from] Where a stage runs, apart from what it does.
-[from] Settings of ``--plan``."""
+"""Settings that batch commands share: input and output, the resources of each operator, and planning."""
 
 import math
 from typing import Annotated
@@ -9,7 +6,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
 
-from ureca.config import MAY_CHANGE, CommandSettings
+from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.data.manifest import Selection, checked_shard
 from ureca.data.reuse import ReusedMasksConfig
 from ureca.images import ImageLimits
@@ -19,129 +16,152 @@ from ureca.registry import ComponentConfig
 
 
 class TaskResources(BaseModel):
-    """A stage of stateless tasks, as many at a time as the cluster has room for."""
+    """Resources of stateless tasks, of which as many run at a time as the cluster has room for."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_cpus: float = Field(default=0.25, gt=0, description="logical CPUs a task")
+    num_cpus: float = Field(default=0.25, gt=0, description="logical CPUs of each task")
 
 
 class ActorResources(BaseModel):
-    """A stage of actors, each of which loads its models once."""
+    """Resources of actors, each of which loads its models once."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    num_actors: int | None = Field(default=None, ge=1, description="None: as many as the cluster has CPUs")
-    num_cpus: float = Field(default=0.25, ge=0, description="logical CPUs an actor")
-    num_gpus: float = Field(default=0.0, ge=0, description="GPUs an actor")
+    num_actors: int | None = Field(
+        default=None, ge=1, description="number of actors; None: as many as the cluster has CPUs"
+    )
+    num_cpus: float = Field(default=0.25, ge=0, description="logical CPUs of each actor")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs of each actor")
 
 
 class MaskResources(ActorResources):
-    """The stage that makes or reads masks."""
+    """Resources of the actors that generate or read masks."""
 
     images_per_chunk: int | None = Field(
         default=None,
         ge=1,
-        description="images of a unit that go on together, as soon as their masks are ready; None: one by one, or one "
-        "for each 16 actors, but whole units where masks are only read, or images lie together in a Parquet file",
+        description="images of a partition that are passed on together, as soon as their masks are ready; None: one, "
+        "or one for each 16 actors, but whole partitions where masks are only read or images share a Parquet file",
     )
 
 
 class AsyncActorResources(ActorResources):
-    """A stage of actors that work on many images at a time."""
+    """Resources of actors that work on many images at a time."""
 
     partitions_in_flight: int | None = Field(
-        default=None, ge=1, description="units an actor works on at a time; None: as many as have images_in_flight"
+        default=None, ge=1, description="partitions in flight in each actor; None: enough to hold images_in_flight"
     )
     images_in_flight: int | None = Field(
         default=None,
         ge=1,
-        description="decoded images an actor holds at a time; None: 16, or a few more than its share of the requests "
-        "that an engine takes at a time",
+        description="decoded images in flight in each actor; None: 16, or a few more than the actor's share of the "
+        "engine's concurrent requests",
     )
 
 
 class PlanningSettings(BaseModel):
-    """What a plan is made from, and what is known of the engine and of the machines."""
+    """Sample of images, engine, prices and machines of a dry run (`ureca plan`)."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    images: int = Field(default=16, ge=1, description="drawn from those that are to be done, and gone through")
+    images: int = Field(default=16, ge=1, description="number of images to sample from those to be done")
     ask_model: bool = Field(
-        default=False, description="ask the model itself about these images: tokens and times as they are, at its price"
+        default=False,
+        description="send the sampled images to the model itself, which measures its tokens and times, at its price",
     )
-    seconds_per_answer: float | None = Field(default=None, gt=0, description="of the engine, at its full load")
-    new_tokens_per_answer: float | None = Field(default=None, gt=0, description="on average")
+    seconds_per_answer: float | None = Field(
+        default=None, gt=0, description="seconds the engine takes for an answer at full load"
+    )
+    new_tokens_per_answer: float | None = Field(default=None, gt=0, description="mean number of tokens of an answer")
     pixels_per_token: float = Field(
-        default=784.0, gt=0, description="of images in prompts: 784 (28 x 28) for Qwen-VL and InternVL"
+        default=784.0,
+        gt=0,
+        description="pixels of an image in a prompt that make one token: 784 (28 x 28) for Qwen-VL and InternVL",
     )
-    prompt_token_price: float | None = Field(default=None, ge=0, description="of a million tokens of prompts")
-    new_token_price: float | None = Field(default=None, ge=0, description="of a million tokens of answers")
-    num_cpus: float | None = Field(default=None, gt=0, description="of the machines; None: this one's")
-    num_gpus: float = Field(default=0.0, ge=0, description="of the machines")
+    prompt_token_price: float | None = Field(default=None, ge=0, description="price of a million tokens of prompts")
+    new_token_price: float | None = Field(default=None, ge=0, description="price of a million tokens of answers")
+    num_cpus: float | None = Field(default=None, gt=0, description="CPUs of the cluster; None: those of this machine")
+    num_gpus: float = Field(default=0.0, ge=0, description="GPUs of the cluster")
 
 
 class ListingSettings(BaseModel):
-    """What belongs to the images."""
+    """Files and columns that belong to the images."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    annotations: str | None = Field(default=None, description="'beside' the images, or a folder of <image_id>.json")
-    image_column: str | None = Field(default=None, description="of Parquet inputs; None: image, bytes, uri or path")
-    id_column: str | None = Field(default=None, description="of Parquet inputs; None: image_id where there is one")
+    annotations: str | None = Field(
+        default=None, description="annotation files: 'beside' the images, or a folder of <image_id>.json"
+    )
+    image_column: str | None = Field(
+        default=None, description="column of Parquet inputs with the images; None: image, bytes, uri or path"
+    )
+    id_column: str | None = Field(
+        default=None, description="column of Parquet inputs with the ids; None: image_id where there is one"
+    )
 
 
 class BatchSettings(CommandSettings):
-    """Base of the settings of a batch verb: what goes in, what comes out, and when a run has failed."""
+    """Base of a batch command's settings: input, output, the images to work on, and failures."""
 
     input: Annotated[CliPositionalArg[str], MAY_CHANGE] = Field(
-        description="images: a file, folder, glob, list, tar shards or Parquet"
+        description="images: a file, folder, glob, list file (.txt), tar shards or Parquet"
     )
-    output: Annotated[CliPositionalArg[str], MAY_CHANGE] = Field(description="folder or URI to write to")
+    output: Annotated[CliPositionalArg[str], MAY_CHANGE] = Field(
+        description="folder or URI of the dataset to write; an earlier run in it is resumed"
+    )
 
     listing: Annotated[ListingSettings, MAY_CHANGE] = ListingSettings()
     image_limits: ImageLimits = ImageLimits()
 
     shard: Annotated[Annotated[str, AfterValidator(checked_shard)] | None, MAY_CHANGE] = Field(
-        default=None, description="i/n, from 1/n to n/n: one of n parts of INPUT, by the images' ids alone"
+        default=None, description="i/n, from 1/n to n/n: work on one of n parts of INPUT, cut by the images' ids"
     )
-    sample: Annotated[int | None, MAY_CHANGE] = Field(
-        default=None, ge=1, description="so many images of INPUT (of its shard), drawn by their ids and sample_seed"
+    sample: Annotated[int | None, MAY_CHANGE, ESSENTIAL] = Field(
+        default=None,
+        ge=1,
+        description="number of images to draw from INPUT (from its shard), by their ids and sample_seed",
     )
-    sample_seed: Annotated[int, MAY_CHANGE] = Field(default=0, description="of the sample")
-    limit: Annotated[int | None, MAY_CHANGE] = Field(
-        default=None, ge=1, description="so many images, the first ones of INPUT (of its sample)"
+    sample_seed: Annotated[int, MAY_CHANGE] = Field(default=0, description="seed of the sample")
+    limit: Annotated[int | None, MAY_CHANGE, ESSENTIAL] = Field(
+        default=None, ge=1, description="number of images to take from the beginning of INPUT (of its sample)"
     )
 
     images_per_partition: Annotated[int | None, MAY_CHANGE] = Field(
-        default=None, ge=1, description="images that are written and resumed together; None: 1 to 64 by their number"
+        default=None,
+        ge=1,
+        description="images that are written and resumed together; None: 1 to 64, by the number of images",
     )
     max_error_fraction: Annotated[float, MAY_CHANGE] = Field(
-        default=0.1, ge=0, le=1, description="share of failed rows that fails the job"
+        default=0.1, ge=0, le=1, description="fraction of failed rows above which the exit status is 1"
     )
     max_worker_crashes: Annotated[int, MAY_CHANGE] = Field(
-        default=3, ge=2, description="workers that may die while they work on an image; then it is a failed row"
+        default=3, ge=2, description="worker crashes on an image after which it becomes a failed row"
     )
-    retry_errors: Annotated[bool, MAY_CHANGE] = Field(default=False, description="run the rows again that failed, too")
+    retry_errors: Annotated[bool, MAY_CHANGE, ESSENTIAL] = Field(
+        default=False, description="also process the failed rows of the earlier run again"
+    )
     accept_changes: Annotated[bool, MAY_CHANGE] = Field(
-        default=False, description="go on in an OUTPUT that was begun with other settings; rows say by which recipe"
+        default=False, description="resume an OUTPUT that was begun with other settings; rows keep their config hash"
     )
-    overwrite: Annotated[bool, MAY_CHANGE] = Field(default=False, description="remove what OUTPUT holds and start anew")
+    overwrite: Annotated[bool, MAY_CHANGE, ESSENTIAL] = Field(
+        default=False, description="delete the earlier run in OUTPUT and start again"
+    )
 
     resources: Annotated[BaseModel, MAY_CHANGE]
-    """Of each stage; the verb's own type says which ones it has."""
+    """Resources of each operator; the type of the command says which ones it has."""
 
     @property
     def selection(self) -> Selection:
-        """Which images of INPUT are worked on."""
+        """Selection of the images of INPUT to work on."""
         return Selection(self.shard, self.sample, self.sample_seed, self.limit)
 
 
 class PlannableSettings(BatchSettings):
-    """Base of the settings of a batch verb that can say beforehand what it would take."""
+    """Base of the settings of a batch command that has a dry run."""
 
     plan: Annotated[bool, MAY_CHANGE] = Field(
-        default=False, description="say what the run would take, and write nothing"
+        default=False, description="estimate what the run would take, and write nothing: the same as `ureca plan`"
     )
     planning: Annotated[PlanningSettings, MAY_CHANGE] = PlanningSettings()
 

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import MAY_CHANGE, CommandSettings
+from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings, Metavar
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import JsonlOptions, JsonlSource, RegionsSource
 from ureca.images import ImageLimits
@@ -18,24 +18,29 @@ Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
 
 class RegionsOptions(BaseModel):
-    """How sources that are regions datasets are read."""
+    """Reading of sources that are regions datasets."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    caption: Literal["unique", "short", "detailed"] = Field(default="unique", description="which caption is learned")
-    include_rejected: bool = Field(default=False, description="also captions that verification rejected")
+    caption: Literal["unique", "short", "detailed"] = Field(default="unique", description="caption to learn")
+    include_rejected: bool = Field(default=False, description="also learn captions that verification rejected")
 
 
 class DeepspeedSettings(BaseModel):
-    """What DeepSpeed spreads over the workers, and what it keeps in the host's memory."""
+    """Sharding over the workers and offloading to the host's memory by DeepSpeed."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    zero_stage: int = Field(
-        default=1, ge=0, le=3, description="1 shards the optimizer, 2 gradients, 3 weights (paper: 1)"
+    zero_stage: Annotated[int, ESSENTIAL] = Field(
+        default=1,
+        ge=0,
+        le=3,
+        description="ZeRO stage: 1 shards the optimizer, 2 also gradients, 3 also weights (paper: 1)",
     )
-    offload_optimizer: Literal["none", "cpu"] = Field(default="none", description="where its state and step are")
-    offload_param: Literal["none", "cpu"] = Field(default="none", description="where sharded weights are")
+    offload_optimizer: Literal["none", "cpu"] = Field(
+        default="none", description="device of the optimizer's state and step"
+    )
+    offload_param: Literal["none", "cpu"] = Field(default="none", description="device of sharded weights")
 
     @model_validator(mode="after")
     def _stage_can(self) -> Self:
@@ -47,65 +52,86 @@ class DeepspeedSettings(BaseModel):
 
 
 class CheckpointSettings(BaseModel):
-    """From where a run that was stopped goes on."""
+    """Checkpoints from which a stopped run resumes."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    every_steps: PositiveInt = Field(default=200, description="steps from one checkpoint to the next")
-    keep: PositiveInt = Field(default=2, description="the newest so many stay")
+    every_steps: PositiveInt = Field(default=200, description="steps between checkpoints")
+    keep: PositiveInt = Field(default=2, description="number of newest checkpoints to keep")
     export: bool = Field(default=False, description="also write RUN/model at each checkpoint, not only at the end")
 
 
 class ValidationSettings(BaseModel):
-    """What is measured while training, on images that it does not learn from."""
+    """Measurements while training, on images that are not learned from."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    sources: tuple[str, ...] = Field(default=(), description="as SOURCE; none: no validation")
-    every_steps: PositiveInt | None = Field(default=None, description="None: at the end of each epoch")
-    max_micro_batches: PositiveInt | None = Field(
-        default=64, description="of each worker, always the same ones; None: all"
+    sources: Annotated[tuple[str, ...], ESSENTIAL] = Field(
+        default=(), description="sources to validate on, in the forms of SOURCE; none: no validation"
     )
-    captions: NonNegativeInt = Field(default=16, description="regions that are captioned, and scored, for people")
-    max_new_tokens: PositiveInt = Field(default=128, description="a caption is cut off there")
+    every_steps: PositiveInt | None = Field(
+        default=None, description="steps between validations; None: at the end of each epoch"
+    )
+    max_micro_batches: PositiveInt | None = Field(
+        default=64, description="micro-batches that each worker validates on, always the same ones; None: all"
+    )
+    captions: NonNegativeInt = Field(default=16, description="number of regions to caption and score as examples")
+    max_new_tokens: PositiveInt = Field(default=128, description="most tokens of such a caption")
 
 
 class TrainResources(BaseModel):
-    """Where training runs."""
+    """Workers, GPUs and CPUs of the training."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    workers: PositiveInt = Field(default=1, description="processes that train, one a GPU")
-    gpus_per_worker: Annotated[NonNegativeInt, MAY_CHANGE] = Field(default=0, description="0: on the CPU", le=1)
+    workers: Annotated[PositiveInt, ESSENTIAL] = Field(
+        default=1, description="number of training processes, one per GPU"
+    )
+    gpus_per_worker: Annotated[NonNegativeInt, MAY_CHANGE, ESSENTIAL] = Field(
+        default=0, description="GPUs of each worker; 0: train on the CPU", le=1
+    )
     cpus_per_worker: Annotated[PositiveInt, MAY_CHANGE] = Field(
-        default=1, description="logical CPUs, and threads where it trains on the CPU"
+        default=1, description="logical CPUs of each worker, and its threads on the CPU"
     )
     packers_per_worker: Annotated[PositiveInt, MAY_CHANGE] = Field(
-        default=1, description="actors that read, tile, tokenise and pack for it"
+        default=1, description="actors per worker that read, tile, tokenize and pack"
     )
-    cpus_per_packer: Annotated[float, MAY_CHANGE] = Field(default=0.25, gt=0, description="logical CPUs of each")
+    cpus_per_packer: Annotated[float, MAY_CHANGE] = Field(default=0.25, gt=0, description="logical CPUs of each packer")
     prefetch_bytes: Annotated[PositiveInt, MAY_CHANGE] = Field(
-        default=256 * 2**20, description="packed micro-batches that wait for a worker"
+        default=256 * 2**20, description="bytes of packed micro-batches to prefetch per worker"
     )
     max_restarts: Annotated[int, MAY_CHANGE] = Field(
-        default=3, ge=-1, description="of all workers after one was lost; -1: any number"
+        default=3, ge=-1, description="restarts of all workers after one is lost; -1: any number"
     )
 
 
 class TrainSettings(CommandSettings):
     """Train a URECA checkpoint on captioned regions.
 
-    The last path is the folder of the run, which every worker must see; those before it are the sources: outputs of
-    ``ureca curate`` or ``ureca scenes``, and JSONL files. The same command again goes on where a run was stopped.
+    RUN is the folder of the run, which every worker must see. Each SOURCE is an output of ``ureca curate`` or ``ureca
+    scenes``, or a JSONL file. Re-running resumes from the last checkpoint.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca train")
     command: ClassVar[str] = "train"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca train CURATED RUN --model CHECKPOINT    # stage 1: align the mask encoder",
+        "ureca train CURATED RUN2 --model RUN/model --phase.kind tune --resources.workers 8 \\\n"
+        "    --resources.gpus-per-worker 1    # stage 2: LoRA on 8 GPUs",
+    )
 
-    paths: Annotated[CliPositionalArg[list[str]], MAY_CHANGE] = Field(min_length=2, description="SOURCE... RUN")
-    model: Annotated[str, MAY_CHANGE] = Field(description="checkpoint to start from, a folder with model and processor")
-    phase: Annotated[Align | Tune | Full, Field(discriminator="kind")] = Align()
-    max_steps: PositiveInt | None = Field(default=None, description="steps of the run, instead of phase.epochs")
+    paths: Annotated[CliPositionalArg[list[str]], Metavar("SOURCE... RUN"), MAY_CHANGE] = Field(
+        min_length=2, description="regions datasets or JSONL files to learn from, and the folder of the run"
+    )
+    model: Annotated[str, MAY_CHANGE] = Field(description="checkpoint to start from: a folder with model and processor")
+    phase: Annotated[
+        Align | Tune | Full,
+        Field(discriminator="kind", description="weights to train: stage 1 or 2 of the paper, or all"),
+        ESSENTIAL,
+    ] = Align()
+    max_steps: Annotated[PositiveInt | None, ESSENTIAL] = Field(
+        default=None, description="number of steps, in place of phase.epochs"
+    )
 
     regions: Annotated[RegionsOptions, MAY_CHANGE] = RegionsOptions()
     jsonl: Annotated[JsonlOptions, MAY_CHANGE] = JsonlOptions()
@@ -116,25 +142,31 @@ class TrainSettings(CommandSettings):
     feature_cache: Annotated[FeatureCacheSettings, MAY_CHANGE] = FeatureCacheSettings()
     validation: Annotated[ValidationSettings, MAY_CHANGE] = ValidationSettings()
 
-    precision: Literal["fp32", "bf16"] = Field(default="bf16", description="of weights and activations (paper: bf16)")
+    precision: Annotated[Literal["fp32", "bf16"], ESSENTIAL] = Field(
+        default="bf16", description="precision of weights and activations (paper: bf16)"
+    )
     gradient_checkpointing: bool = Field(
-        default=True, description="keep each layer's input only and compute the rest again (paper: yes)"
+        default=True, description="keep only the inputs of layers and recompute their activations (paper: yes)"
     )
     deepspeed: DeepspeedSettings = DeepspeedSettings()
     checkpoint: Annotated[CheckpointSettings, MAY_CHANGE] = CheckpointSettings()
     resources: TrainResources = TrainResources()
     export: Annotated[Literal["merged", "adapter"], MAY_CHANGE] = Field(
-        default="merged", description="RUN/model is whole, or holds the adapters of phase tune alone"
+        default="merged", description="form of RUN/model: merged weights, or the adapters of phase tune alone"
     )
     trackers: Annotated[tuple[Tracker, ...], MAY_CHANGE] = Field(
-        default=("tensorboard",), description="what the figures are also written to"
+        default=("tensorboard",), description="experiment trackers to log the metrics to"
     )
 
-    seed: NonNegativeInt = Field(default=0, description="of the order of samples, questions, scales, dropout, adapters")
-    max_error_fraction: Annotated[float, MAY_CHANGE] = Field(
-        default=0.1, ge=0, le=1, description="share of bad samples that ends the run"
+    seed: Annotated[NonNegativeInt, ESSENTIAL] = Field(
+        default=0, description="seed of sample order, questions, scales, dropout and adapters"
     )
-    overwrite: Annotated[bool, MAY_CHANGE] = Field(default=False, description="remove what RUN holds and start anew")
+    max_error_fraction: Annotated[float, MAY_CHANGE] = Field(
+        default=0.1, ge=0, le=1, description="fraction of bad samples above which the run fails"
+    )
+    overwrite: Annotated[bool, MAY_CHANGE, ESSENTIAL] = Field(
+        default=False, description="delete the earlier run in RUN and start again"
+    )
 
     @property
     def run(self) -> str:
@@ -143,12 +175,12 @@ class TrainSettings(CommandSettings):
 
     @property
     def training_sources(self) -> tuple[RegionsSource | JsonlSource, ...]:
-        """What is learned from."""
+        """Sources to learn from."""
         return self._sources(self.paths[:-1])
 
     @property
     def validation_sources(self) -> tuple[RegionsSource | JsonlSource, ...]:
-        """What is measured on."""
+        """Sources to validate on."""
         return self._sources(self.validation.sources)
 
     def _sources(self, paths: tuple[str, ...] | list[str]) -> tuple[RegionsSource | JsonlSource, ...]:

@@ -223,7 +223,7 @@ class Setting:
     @property
     def is_essential(self) -> bool:
         """The setting is shown by ``--help``."""
-        return ESSENTIAL in self.field.metadata or (self.is_required and self.condition is None)
+        return ESSENTIAL in self.field.metadata or (self.field.is_required() and self.condition is None)
 
     @property
     def is_required(self) -> bool:
@@ -240,20 +240,25 @@ _POSITIONAL = get_args(CliPositionalArg[int])[1]
 
 
 def settings_of(
-    model: type, default: object = None, section: str = "", condition: str | None = None
+    model: type, default: object = PydanticUndefined, section: str = "", condition: str | None = None
 ) -> Iterator[Setting]:
     """List all settings of a model and of the models in it, in the order of their definition.
 
     Args:
         model: class of settings, or of a section of settings.
-        default: the section's value where nothing is set; None: each field's own default.
+        default: the section's value where nothing is set, which is None where the section is optional; undefined: each
+            field's own default.
         section: dotted name of the section.
         condition: flag that selects this model, where the section has a choice of kinds.
     """
     for name, field in fields_of(model).items():
         own_name = field.validation_alias if isinstance(field.validation_alias, str) else name
         full_name = f"{section}.{own_name}" if section else own_name
-        value = getattr(default, name) if default is not None else field.get_default(call_default_factory=True)
+        if isinstance(default, model):
+            value = getattr(default, name)
+        else:
+            value = field.get_default(call_default_factory=True)
+            value = None if default is None and value is PydanticUndefined else value
         members = models_in(field)
         kinds = [each for member in members for each in kinds_of(member)]
         if not members and not (condition is not None and name == "kind"):
@@ -263,7 +268,8 @@ def settings_of(
             yield Setting(f"{full_name}.kind", field, chosen, full_name, model, choices=tuple(kinds))
         for member in members:
             flag = f"--{full_name.replace('_', '-')}.kind {kinds_of(member)[0]}" if kinds else condition
-            yield from settings_of(member, value if type(value) is member else None, full_name, flag)
+            held = value if value is None or type(value) is member else PydanticUndefined
+            yield from settings_of(member, held, full_name, flag)
 
 
 def fields_of(model: type) -> Mapping[str, FieldInfo]:

@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import MAY_CHANGE, CommandSettings
+from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.evaluation.metrics.scoring import Metric
 from ureca.evaluation.tables.build import TableSettings
 from ureca.model.prompt import RegionPrompt
@@ -86,7 +86,9 @@ class ScienceTraining(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    budget_s: PositiveFloat = Field(default=480, description="CPU seconds that each model may train")
+    budget_s: Annotated[PositiveFloat, ESSENTIAL] = Field(
+        default=480, description="CPU seconds that each model may train"
+    )
     images: PositiveInt = Field(default=4, description="of a step")
     regions_per_image: PositiveInt = Field(default=24, description="of a step, where they share their image's tokens")
     views_per_image: PositiveInt = Field(default=6, description="of a step, where each region is a view of its own")
@@ -109,28 +111,32 @@ class ScienceSettings(CommandSettings):
 
     model_config = SettingsConfigDict(cli_prog_name="ureca science")
     command: ClassVar[str] = "science"
+    examples: ClassVar[tuple[str, ...]] = (
+        "ureca science OUT",
+        "ureca science OUT --models none,dynamic --training.budget-s 110",
+    )
 
     output: Annotated[CliPositionalArg[Path], MAY_CHANGE] = Field(
         description="folder of scenes, models, captions and tables"
     )
-    models: Annotated[tuple[str, ...], MAY_CHANGE] = Field(
+    models: Annotated[tuple[str, ...], MAY_CHANGE, ESSENTIAL] = Field(
         default=tuple(VARIANTS), description=f"which of {', '.join(VARIANTS)}"
     )
-    tables: Annotated[Path | None, MAY_CHANGE] = Field(
+    tables: Annotated[Path | None, MAY_CHANGE, ESSENTIAL] = Field(
         default=None, description="another folder for the tables; None: OUTPUT"
     )
     scenes: SceneSets = SceneSets()
     sizes: ScratchSizes = _SIZES
     training: ScienceTraining = ScienceTraining()
     table: Annotated[TableSettings, MAY_CHANGE] = TableSettings()
-    metrics: Annotated[tuple[Metric, ...], MAY_CHANGE] = Field(
+    metrics: Annotated[tuple[Metric, ...], MAY_CHANGE, ESSENTIAL] = Field(
         default=("BLEU", "ROUGE", "METEOR", "CIDEr"), description="of captions against references; none: '[]'"
     )
     max_new_tokens: PositiveInt = Field(default=48, description="a caption is cut off there")
-    processes: Annotated[PositiveInt, MAY_CHANGE] = Field(
+    processes: Annotated[PositiveInt, MAY_CHANGE, ESSENTIAL] = Field(
         default=2, description="models that train side by side, each on one core"
     )
-    seed: NonNegativeInt = Field(default=0, description="of weights and of the order of samples")
+    seed: Annotated[NonNegativeInt, ESSENTIAL] = Field(default=0, description="of weights and of the order of samples")
 
     @model_validator(mode="after")
     def _models_are_known(self) -> Self:

@@ -10,10 +10,10 @@ from pydantic import BaseModel, Field
 from pydantic_settings import CliPositionalArg
 
 from ureca.config import ESSENTIAL, CommandSettings, settings_of
-from ureca.jobs.cli import main
+from ureca.jobs.cli import COMMANDS, main
 from ureca.jobs.help import command_help
 
-NAMES = ["report", "export", "scenes", "status", "doctor", "convert", "init-tiny", "init-scratch"]
+NAMES = [name for commands in COMMANDS.values() for name in commands if name not in {"bench", "plan"}]
 
 
 class Circle(BaseModel):
@@ -49,6 +49,7 @@ class DrawingSettings(CommandSettings):
     output: CliPositionalArg[str] = Field(description="file to write")
     shape: Annotated[Circle | Square, Field(discriminator="kind", description="shape to draw"), ESSENTIAL] = Circle()
     pen: Pen = Pen(width_px=3)
+    stamp: Square | None = Field(default=None, description="square to stamp on it")
     antialias: bool = Field(default=True, description="smooth the edges")
     layers: tuple[int, ...] = Field(default=(1, 2), description="layers to draw on")
     more: dict[str, int] = Field(default={}, description="further options")
@@ -68,6 +69,7 @@ def test_settings_of_lists_every_kind_with_its_own_settings() -> None:
     assert listed["shape.side_px"].is_required
     assert not listed["shape.side_px"].is_essential  # it is required with another kind than the default only
     assert listed["pen.width_px"].default == 3  # of the section as the command has it, not of its class
+    assert listed["stamp.side_px"].default is None  # the section is optional
     assert listed["output"].is_positional
 
 
