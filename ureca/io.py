@@ -292,19 +292,6 @@ def write_bytes(
         stream.write(data)
 
 
-def write_marker(filesystem: pafs.FileSystem, path: str, text: str) -> None:
-    """Write a small file whose name alone matters into an existing folder; its content need not appear atomically.
-
-    Raises:
-        OutputError: the file cannot be written, as on a full disk.
-    """
-    try:
-        with filesystem.open_output_stream(path) as stream:
-            stream.write(text.encode(errors="replace"))
-    except OSError as error:
-        raise _unwritable(path, error) from error
-
-
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, row_group_rows: int) -> None:
     """Write a Parquet file atomically: readers see the old one or the new one.
 

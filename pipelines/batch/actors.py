@@ -123,7 +123,7 @@ class WritingActor(ABC, Generic[Settings]):
         self._lease = session.lease
         self._reporter = Reporter(self.name, session.metrics_actor_name, process_load())
         self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
-        crash_log = self._output.crash_log(self.name, settings.max_worker_crashes, together=True)
+        crash_log = self._output.crash_log(self.name, settings.max_worker_crashes)
         self._stage = Built(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))
 
     @abstractmethod

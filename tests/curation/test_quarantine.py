@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.drawn import write_corpus
-from ureca.data.crash_log import BufferedCrashLog, CrashLog, NullCrashLog
+from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
@@ -27,25 +27,21 @@ class Death(BaseException):
 class Mortal(CrashLog):
     """Marks of a process that does nothing more once it is dead."""
 
-    def begin(self, what: str) -> None:
+    def begin(self, item: str) -> None:
         if not self.dying:
-            super().begin(what)
+            super().begin(item)
 
-    def end(self, what: str, *, done: bool) -> None:
+    def end(self, item: str, *, completed: bool) -> None:
         if not self.dying:
-            super().end(what, done=done)
+            super().end(item, completed=completed)
 
     dying = False
 
 
-class MortalTogether(Mortal, BufferedCrashLog):
-    """The same with one file for all."""
-
-
-def mortal(folder: Path, stage: str, max_crashes: int = 3, kind: type[Mortal] = Mortal) -> Mortal:
+def mortal(folder: Path, stage: str, max_crashes: int = 3) -> Mortal:
     """What the next process of a stage knows."""
     output = Output(str(folder))
-    return kind(output.filesystem, f"{folder}/crash_log", stage, max_crashes)
+    return Mortal(output.filesystem, f"{folder}/crash_log", stage, max_crashes)
 
 
 def entries_of(folder: Path, num_images: int) -> list[ManifestEntry]:
@@ -126,14 +122,13 @@ def test_trees_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
-@pytest.mark.parametrize("kind", [Mortal, MortalTogether])
-def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, kind: type[Mortal], most: int) -> None:
+def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, most: int) -> None:
     entries = entries_of(tmp_path / "in", 6)
     processes: list[list[frozenset[str]]] = []
     given_up: dict[str, DataError] = {}
 
     async def process() -> None:
-        crash_log = mortal(tmp_path, "curate", kind=kind)
+        crash_log = mortal(tmp_path, "curate")
         images = ImagesInFlight(most, LIMITS, crash_log)
         company: set[str] = set()
         companies: list[frozenset[str]] = []
@@ -172,7 +167,7 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, k
         company == {"img_0002"} for companies in processes[1:3] for company in companies if "img_0002" in company
     )
     assert all(len(company) <= most for companies in processes for company in companies)
-    asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, mortal(tmp_path, "curate", kind=kind)), most))
+    asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, mortal(tmp_path, "curate")), most))
 
 
 async def _together(entries: Sequence[ManifestEntry], images: ImagesInFlight, most: int) -> None:

@@ -3,6 +3,7 @@
 import signal
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,13 +14,13 @@ import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 import pytest
 
-from tests.data.test_claim import elsewhere, held_by_another
+from tests.data.test_lease import ELSEWHERE, held_by_another
 from tests.data.test_output import manifest, row
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from tests.s3 import BUCKET, CREDENTIALS, Store, s3_server
 from ureca import io
-from ureca.data import lease
+from ureca.data.lease import LeaseTiming
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
@@ -121,12 +122,10 @@ def test_status_and_doctor_look_into_object_stores(store: Store) -> None:
     assert "AWS_ACCESS_KEY_ID" in finding.remedy
 
 
-def test_a_claim_keeps_others_out_until_its_process_is_killed(
-    store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_lease_when_held_is_an_error_until_the_holder_is_killed(store: Store, tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 2)
     output = Output(store.uri("claimed"))
-    first = held_by_another(output.path, renewal_s=0.3)
+    first = held_by_another(output.path, heartbeat_s=0.3)
     try:
         told = (
             rf"claimed.* is being written by another run \(process {first.pid} on .*, since .*end it, or name another"
@@ -135,39 +134,38 @@ def test_a_claim_keeps_others_out_until_its_process_is_killed(
             settings = settings_of(tmp_path, overwrite=overwrite).model_copy(update={"output": output.path})
             with pytest.raises(OutputError, match=told):
                 curate(settings, lambda num_images, num_to_do: None)
-        with monkeypatch.context() as patch:
-            elsewhere(patch)
-            with pytest.raises(OutputError, match=told), output.lease():
-                pytest.fail("both had it")
+        with pytest.raises(OutputError, match=told), output.lease_file(**ELSEWHERE).hold():
+            pytest.fail("both sessions held the lease")
         assert [name for name in store.names("claimed/") if not name.endswith("/")] == ["claimed/lease.json"]
         first.send_signal(signal.SIGKILL)
     finally:
         first.kill()
         first.wait()
-    monkeypatch.setattr(lease, "_SETTLING_S", 0.1)
     left = store.client.get_object(Bucket=BUCKET, Key="claimed/lease.json")["Body"].read()
-    with output.lease() as session:  # here it is seen at once that it is gone
+    here = output.lease_file(timing=LeaseTiming(settling_s=0.1))
+    with here.hold() as session:  # on this machine it is seen at once that its process is gone
         output.check_lease(session)
     store.put("claimed/lease.json", left)
     waiting: list[str] = []
-    elsewhere(monkeypatch)
-    with output.lease(waiting.append) as session:  # from another machine, when it was not renewed for long enough
+    with output.lease_file(**ELSEWHERE).hold(waiting.append) as session:  # from another machine, after the timeout
         output.check_lease(session)
-    assert f"was claimed by process {first.pid} on" in waiting[0]
-    assert "waiting up to 1 s to see whether it lives" in waiting[0]
+    assert f"is leased by process {first.pid} on" in waiting[0]
+    assert "waiting up to 1 s for a heartbeat" in waiting[0]
     assert [name for name in store.names("claimed/") if not name.endswith("/")] == []
 
 
-def test_of_two_at_the_same_moment_one_has_it(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lease, "_SETTLING_S", 1.0)
-    monkeypatch.setattr(lease._LeaseRecord, "is_alive", lambda self: False)  # neither sees the other begin
+def test_lease_of_two_sessions_at_once_is_held_by_one(store: Store) -> None:
     begin = threading.Barrier(2)
     holding = threading.Event()
 
     def hold(_: int) -> str:
+        lease = Output(store.uri("together")).lease_file(
+            timing=LeaseTiming(settling_s=1.0),
+            start_time=lambda process: uuid.uuid4().hex,  # neither sees that the other one runs
+        )
         begin.wait()
         try:
-            with Output(store.uri("together")).lease():
+            with lease.hold():
                 assert not holding.is_set()
                 holding.set()
                 time.sleep(1.5)

@@ -1,12 +1,14 @@
-"""Output folders: what is to be done, what is done, and what it says.
+"""Datasets: listing and reading of the input, the output folder of a run, exports, and training samples.
 
-    OUTPUT/run.json                  settings, versions, totals, sessions
-    OUTPUT/manifest/000000.parquet   one row a unit: its number and where the bytes of its images are
-    OUTPUT/regions/part-000000.parquet   one file a unit: one row an image (``captions/`` where captions are written)
-    OUTPUT/claim.json                only while a session runs: which one
-    OUTPUT/attempts/                 only while a session runs: what its processes are working on
+An output folder holds:
 
-A *unit* is a fixed group of images that is worked on, and written, as a whole. Its file's name follows from its
-number, and the file appears complete or not at all. So whatever is killed, repeated or raced, each image is in the
-dataset exactly once, and what is missing is the set of units without a file.
+    OUTPUT/run.json                      settings, versions, totals and sessions
+    OUTPUT/manifest/000000.parquet       one row per partition: its number, and where the bytes of its images are
+    OUTPUT/regions/part-000000.parquet   one file per partition, one row per image (``captions/`` of ``ureca caption``)
+    OUTPUT/lease.json                    while a session runs: its lease
+    OUTPUT/crash_log/                    while a session runs: the items that its processes have in progress
+
+A *partition* is a fixed group of images that is processed, and written, as a whole. The name of its file follows from
+its number, and the file appears complete or not at all. However often workers are killed, retried or raced, each image
+is in the dataset exactly once, and the unfinished work is the set of partitions without a file.
 """

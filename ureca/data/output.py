@@ -1,6 +1,4 @@
-"""Captions as regions, so that what shows or exports a dataset need not know two kinds.
-
-[from] One output folder."""
+"""Output folder of a run: its manifest, lease, crash log, run record and dataset, read and written by any process."""
 
 import json
 import re
@@ -15,7 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ureca import __version__, io
-from ureca.data.crash_log import BufferedCrashLog, CrashLog
+from ureca.data.crash_log import CrashLog
 from ureca.data.lease import LeaseFile
 from ureca.data.manifest import EVERYTHING, ManifestEntry, Selection, select
 from ureca.data.partitions import PartitionReport, new_images, partitions_of, read_report, write_chunks, write_part
@@ -34,19 +32,19 @@ _PARTITIONS_PER_ROW_GROUP = 256
 
 
 class Output:
-    """Reads and writes an output folder, on a disk or in an object store. It holds no state: any process can have one.
+    """Output folder of a run, on a disk or in an object store. It holds no state: any process can have one.
 
     Args:
         path: local path or URI of the folder, which need not exist.
-        dataset: that the parts hold.
+        dataset: kind of dataset that the folder holds.
 
     Attributes:
-        path: as given.
-        dataset: that the parts hold.
-        filesystem: Arrow's, where the folder is; ``manifest_files`` are paths within it.
+        path: path or URI, as given.
+        dataset: kind of dataset that the folder holds.
+        filesystem: Arrow file system of the folder; ``manifest_files`` and ``part_files`` are names within it.
 
     Raises:
-        InputError: the URI's scheme or place is unknown.
+        InputError: the scheme of the URI is unknown, or its file system cannot be reached.
     """
 
     def __init__(self, path: str, dataset: Dataset = REGIONS_DATASET) -> None:
@@ -58,26 +56,34 @@ class Output:
 
     @classmethod
     def of_run(cls, path: str) -> Self:
-        """The output of a run that exists, with the dataset that its run.json names.
+        """Open the output of an existing run, with the kind of dataset that its run.json names.
 
         Raises:
-            OutputError: there is none, it cannot be read, or it holds another dataset than this version knows.
+            OutputError: there is no run, it cannot be read, or its kind of dataset is unknown to this version.
         """
         name = cls(path).run().get("dataset", REGIONS_DATASET.name)
         if name not in DATASETS:
             raise OutputError(f"{path} holds a dataset {name!r}, which this version does not know")
         return cls(path, DATASETS[name])
 
-    # What is to be done
+    # The manifest: the images of each partition
 
     def add_images(
         self, manifest: pa.Table, images_per_partition: int | None, selection: Selection = EVERYTHING
     ) -> int:
-        """Make units of the selected images that no unit has yet; returns how many images are new.
+        """Add the selected images that are not in the manifest yet, as new partitions.
+
+        Args:
+            manifest: images of the input, schema ``MANIFEST``.
+            images_per_partition: size of the new partitions; None: chosen by ``ureca.data.partitions.partitions_of``.
+            selection: which images of the input are processed.
+
+        Returns:
+            Number of new images.
 
         Raises:
-            OutputError: the folder holds what is not selected; see ``ureca.data.manifest.select``.
-            InputError: nothing is selected.
+            OutputError: the folder holds images that are not selected; see ``ureca.data.manifest.select``.
+            InputError: no image is selected.
         """
         files = self.manifest_files()
         known = self.held_ids()
@@ -89,12 +95,12 @@ class Output:
         return int(new.num_rows)
 
     def manifest_files(self) -> list[str]:
-        """Paths of the stored manifests, within the file system, oldest first."""
+        """List the stored manifests, as names in the file system, oldest first."""
         names = io.list_names(self.filesystem, f"{self._folder}/{_MANIFEST}")
         return [f"{self._folder}/{_MANIFEST}/{name}" for name in names]
 
     def manifest_chunks(self) -> list[tuple[str, int]]:
-        """Path and number of each row group of the stored manifests; ``read_manifest_chunk`` reads one."""
+        """List the row groups of the stored manifests: name of the file, and index of the row group."""
         return [
             (path, row_group)
             for path in self.manifest_files()
@@ -102,22 +108,22 @@ class Output:
         ]
 
     def read_manifest(self, path: str) -> pa.Table:
-        """Units of one of ``manifest_files``; schema ``PARTITIONS``."""
+        """Read the partitions in one of ``manifest_files``; schema ``PARTITIONS``."""
         return io.read_table(self.filesystem, path)
 
     def part_paths(self) -> dict[int, str]:
-        """Path or URI of the file of each unit that has one, for any process to open."""
+        """Return the path or URI of the file of each finished partition, by its number."""
         return {
             partition: self._location.paths(pa.scalar(self._part(partition))).as_py()
             for partition in self.done_partitions()
         }
 
     def read_manifest_chunk(self, path: str, row_group: int) -> pa.Table:
-        """Units of one row group; schema ``PARTITIONS``."""
+        """Read the partitions in one of ``manifest_chunks``; schema ``PARTITIONS``."""
         return io.read_row_group(self.filesystem, path, row_group)
 
     def partition_sizes(self) -> dict[int, int]:
-        """Number of images by unit."""
+        """Return the number of images of each partition, by its number."""
         sizes: dict[int, int] = {}
         for path in self.manifest_files():
             columns = ["partition", "images.list.element.image_id"]
@@ -128,12 +134,12 @@ class Output:
         return sizes
 
     def done_partitions(self) -> list[int]:
-        """Numbers of the units that have their file."""
+        """Return the numbers of the finished partitions, those with a file, ascending."""
         names = io.list_names(self.filesystem, self._parts)
         return sorted(int(part[1]) for name in names if (part := _PART_NAME.fullmatch(name)))
 
     def failed_images(self) -> dict[int, set[str]]:
-        """Ids of the images with an error, or with a region that failed, by unit."""
+        """Return the ids of the images that have an error or a failed region, by partition."""
         failed: dict[int, set[str]] = {}
         for partition in self.done_partitions():
             columns = ["image_id", "error", f"{self.dataset.name}.list.element.status"]
@@ -143,43 +149,49 @@ class Output:
                     failed.setdefault(partition, set()).add(row["image_id"])
         return failed
 
-    # Who writes
+    # Lease and crash log
 
     def lease(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
-        """Have the folder to oneself for the block; see ``ureca.data.lease.LeaseFile.hold``.
+        """Hold the lease of the folder for the block; see ``ureca.data.lease.LeaseFile.hold``.
 
         Raises:
-            OutputError: another session has it, or it cannot be written to.
+            OutputError: another session holds it, or the folder cannot be written to.
         """
-        return self._lease.hold(on_wait)
+        return self.lease_file().hold(on_wait)
 
     def check_lease(self, session: str) -> None:
-        """Make sure that the claim of a session still stands.
+        """Check that a session still holds the lease.
 
         Raises:
-            RuntimeError: another session has the folder now; nothing more must be written.
+            RuntimeError: another session has taken over the folder; this one must not write any more.
         """
-        self._lease.check(session)
+        self.lease_file().check(session)
 
-    def crash_log(self, stage: str, max_crashes: int, *, together: bool = False) -> CrashLog:
-        """What is known, and to be noted, of images that a stage's processes have died with.
+    def lease_file(self, **options: Any) -> LeaseFile:
+        """Return the lease of the folder; ``options`` are those of ``ureca.data.lease.LeaseFile``."""
+        return LeaseFile(self.filesystem, f"{self._folder}/{_LEASE}", self.path, **options)
+
+    def crash_log(self, stage: str, max_crashes: int) -> CrashLog:
+        """Open the crash log of a stage.
 
         Args:
             stage: name of the stage.
-            max_crashes: processes that may die with an image.
-            together: a process of the stage works on many images at a time.
+            max_crashes: number of crashes after which an image is quarantined.
         """
-        kind = BufferedCrashLog if together else CrashLog
-        return kind(self.filesystem, f"{self._folder}/{_CRASH_LOG}", stage, max_crashes)
+        return CrashLog(self.filesystem, f"{self._folder}/{_CRASH_LOG}", stage, max_crashes)
+
+    def remove_crash_log(self) -> None:
+        """Remove the crash logs of all stages, when a session begins or has ended."""
+        io.remove_folder(self.filesystem, f"{self._folder}/{_CRASH_LOG}")
 
     # Writing
 
     def write_partition(self, partition: int, rows: Sequence[Mapping[str, Any]], work: PartitionReport) -> None:
-        """Write a unit's rows at once; see ``ureca.data.partitions.write_part``."""
+        """Write the rows of a partition at once; see ``ureca.data.partitions.write_part``."""
         write_part(self.filesystem, self._part(partition), rows, self.dataset, work)
 
     def write_chunks(self, partition: int, chunks: Sequence[pa.Table], report: PartitionReport) -> None:
-        """Write a unit of which the rows came in pieces; see ``ureca.data.partitions.write_chunks``."""
+        """Write a partition whose rows came in chunks; see ``ureca.data.partitions.write_chunks``."""
         write_chunks(self.filesystem, self._part(partition), chunks, self.dataset, report)
 
     def write_run(self, run: Mapping[str, Any]) -> None:
@@ -188,17 +200,13 @@ class Output:
         io.write_bytes(self.filesystem, f"{self._folder}/{_RUN}", text.encode())
 
     def remove_temporary(self) -> None:
-        """Remove half-written files that killed writers have left."""
+        """Remove the temporary files and the crash log that killed writers have left."""
         for folder in (self._folder, self._parts, f"{self._folder}/{_MANIFEST}"):
             io.remove_temporary(self.filesystem, folder)
         self.remove_crash_log()
 
-    def remove_crash_log(self) -> None:
-        """Forget what images processes have died with: a session begins, or has ended."""
-        io.remove_folder(self.filesystem, f"{self._folder}/{_CRASH_LOG}")
-
     def remove(self) -> None:
-        """Remove everything that this class writes, but for the claim, and nothing else."""
+        """Remove everything that this class writes, except the lease, and nothing else."""
         self.remove_crash_log()
         for folder in (self._parts, f"{self._folder}/{_MANIFEST}"):
             for name in io.list_names(self.filesystem, folder):
@@ -213,10 +221,10 @@ class Output:
         return bool(self.filesystem.get_file_info(f"{self._folder}/{_RUN}").is_file)
 
     def run(self) -> dict[str, Any]:
-        """The content of run.json.
+        """Read run.json.
 
         Raises:
-            OutputError: there is none, or it cannot be read.
+            OutputError: it does not exist, or cannot be read.
         """
         try:
             with self.filesystem.open_input_stream(f"{self._folder}/{_RUN}") as stream:
@@ -228,26 +236,26 @@ class Output:
         return run
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """Rows of the dataset as Python values, in the manifest's order, one unit in memory at a time."""
+        """Yield the rows as Python values, in the manifest's order, one partition in memory at a time."""
         for partition in self.done_partitions():
             yield from self.partition_rows(partition)
 
     def partition_rows(self, partition: int) -> list[dict[str, Any]]:
-        """Rows of a unit that is done."""
+        """Read the rows of a finished partition."""
         rows: list[dict[str, Any]] = io.read_table(self.filesystem, self._part(partition)).to_pylist()
         return rows
 
     def part_files(self) -> list[str]:
-        """Paths of the files of the units that are done, within the file system."""
+        """List the files of the finished partitions, as names in the file system."""
         return [self._part(partition) for partition in self.done_partitions()]
 
     def region_rows(self) -> Iterator[dict[str, Any]]:
-        """The same rows in the schema ``REGIONS``, whatever dataset the output holds."""
+        """Yield the rows in the schema ``REGIONS``, converted from captions or a benchmark."""
         rows = self.rows()
         return rows if self.dataset is REGIONS_DATASET else map(as_regions_row, rows)
 
     def report(self, partitions: Iterable[int] | None = None) -> PartitionReport:
-        """The reports of some units, or of all that are done, added up."""
+        """Add up the reports of some partitions; None: of all that are finished."""
         paths = [self._part(partition) for partition in (self.done_partitions() if partitions is None else partitions)]
         total = PartitionReport()
         with ThreadPoolExecutor(max_workers=16) as pool:  # a footer is one small request to an object store
@@ -256,7 +264,7 @@ class Output:
         return total
 
     def pixels(self, image_ids: Sequence[str]) -> Iterator[tuple[str, npt.NDArray[np.uint8] | DataError]]:
-        """Decode some images again from where the manifest says they are; uint8 RGB [H, W, 3] or what went wrong."""
+        """Yield some images, decoded again from their source: the id, and uint8 RGB [H, W, 3] or the error."""
         limits = ImageLimits()
         wanted = pa.array(image_ids, pa.string())
         for path in self.manifest_files():
@@ -267,16 +275,12 @@ class Output:
                 yield fetched.entry.image_id, try_decode_image(fetched.image, limits)
 
     def held_ids(self) -> pa.ChunkedArray:
-        """Ids of the images of all units, done or not."""
+        """Return the ids of the images of all partitions, finished or not."""
         ids: list[pa.Array] = []
         for path in self.manifest_files():
             partitions = io.read_table(self.filesystem, path, ["images.list.element.image_id"])
             ids += pc.struct_field(pc.list_flatten(partitions["images"]), "image_id").chunks
         return pa.chunked_array(ids, pa.string())
-
-    @property
-    def _lease(self) -> LeaseFile:
-        return LeaseFile(self.filesystem, f"{self._folder}/{_LEASE}", self.path)
 
     @property
     def _parts(self) -> str:
@@ -290,10 +294,10 @@ _NOTHING: dict[str, Any] = {field.name: None for field in REGION}
 
 
 def as_regions_row(row: Mapping[str, Any]) -> dict[str, Any]:
-    """A row of the schema ``CAPTIONS`` or ``BENCHMARK`` as one of ``REGIONS``: one caption, unchecked.
+    """Convert a row of the schema ``CAPTIONS`` or ``BENCHMARK`` to ``REGIONS``, with one unchecked caption per region.
 
-    Regions of an image whose mask tree is not known are all at the top level. Of a benchmark the first reference is
-    the caption.
+    Regions of an image without a mask tree are all at the top level. The caption of a benchmark's region is its first
+    reference.
     """
     regions = row["benchmark"] if "benchmark" in row else row["captions"]
     provenance = dict.fromkeys(field.name for field in PROVENANCE)

@@ -94,7 +94,7 @@ class ImagesInFlight:
         """
         suspects = [entry for entry in entries if self._crash_log.num_crashes(entry.image_id)]
         for entry in suspects:
-            if (reason := self._crash_log.given_up(entry.image_id)) is not None:
+            if (reason := self._crash_log.quarantine_error(entry.image_id)) is not None:
                 give_up(entry.image_id, reason)
                 continue
             async with self._alone():
@@ -135,7 +135,7 @@ class ImagesInFlight:
             await work(fetched)
             done = True
         finally:
-            await asyncio.to_thread(self._crash_log.end, fetched.entry.image_id, done=done)
+            await asyncio.to_thread(self._crash_log.end, fetched.entry.image_id, completed=done)
 
     @asynccontextmanager
     async def _alone(self) -> AsyncIterator[None]:
@@ -341,7 +341,7 @@ def _one_by_one(
     seconds = dict(whole.seconds)
     for image in images:
         entry = image if isinstance(image, ManifestEntry) else image.entry
-        if (reason := crash_log.given_up(entry.image_id, earlier)) is not None:
+        if (reason := crash_log.quarantine_error(entry.image_id, earlier)) is not None:
             done.append(_failed(image, RowError.of(stage, reason)))
             continue
         with crash_log.in_progress(entry.image_id):

@@ -1,4 +1,4 @@
-"""One session at a time in an output folder."""
+"""Lease of an output folder: one session at a time."""
 
 import json
 import multiprocessing
@@ -8,44 +8,44 @@ import subprocess
 import sys
 import threading
 import time
+import uuid
 from pathlib import Path
+from typing import Any
 
 import pyarrow.fs as pafs
 import pytest
 
-from ureca.data import lease
+from ureca.data.lease import LeaseFile, LeaseTiming
 from ureca.data.output import Output
 from ureca.errors import OutputError
 
 HOLDING = """
 import sys, time
-from ureca.data import lease
+from ureca.data.lease import LeaseTiming
 from ureca.data.output import Output
 
-lease.HEARTBEAT_S, lease._SETTLING_S = float(sys.argv[2]), 0.1
-with Output(sys.argv[1]).lease():
+with Output(sys.argv[1]).lease_file(timing=LeaseTiming(float(sys.argv[2]), settling_s=0.1)).hold():
     print(1, flush=True)
     time.sleep(60)
 """
 
+ELSEWHERE: dict[str, Any] = {
+    "machine": "elsewhere",
+    "timing": LeaseTiming(heartbeat_s=0.5, timeout_s=1.0, settling_s=0.1),
+}
+"""Options of a lease that is tried from another machine, which waits for a shorter time than it should."""
 
-def held_by_another(folder: Path | str, renewal_s: float = lease.HEARTBEAT_S) -> subprocess.Popen[str]:
-    """A process that has claimed the folder, by its path or URI."""
-    script = [sys.executable, "-c", HOLDING, str(folder), str(renewal_s)]
+
+def held_by_another(folder: Path | str, heartbeat_s: float = LeaseTiming.heartbeat_s) -> subprocess.Popen[str]:
+    """Start a process that holds the lease of a folder, given by its path or URI."""
+    script = [sys.executable, "-c", HOLDING, str(folder), str(heartbeat_s)]
     process = subprocess.Popen(script, stdout=subprocess.PIPE, text=True)
     assert process.stdout is not None
     assert process.stdout.readline() == "1\n"
     return process
 
 
-def elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """From now on this is another machine; it has less patience than it would need to be sure."""
-    monkeypatch.setattr(lease, "_machine", lambda: "elsewhere")
-    monkeypatch.setattr(lease, "LEASE_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.5)
-
-
-def test_a_claim_is_there_for_the_block_only(tmp_path: Path) -> None:
+def test_lease_after_the_block_is_gone(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
     with output.lease() as session:
         output.check_lease(session)
@@ -55,13 +55,13 @@ def test_a_claim_is_there_for_the_block_only(tmp_path: Path) -> None:
         output.check_lease(session)
 
 
-def test_the_second_is_refused_with_the_reason_until_the_first_is_killed(tmp_path: Path) -> None:
+def test_lease_when_held_is_an_error_until_the_holder_is_killed(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     first = held_by_another(tmp_path)
     try:
-        told = rf"is being written by another run \(process {first.pid} on .*, since"
-        with pytest.raises(OutputError, match=told), output.lease():
-            pytest.fail("both had it")
+        message = rf"is being written by another run \(process {first.pid} on .*, since"
+        with pytest.raises(OutputError, match=message), output.lease():
+            pytest.fail("both sessions held the lease")
         first.send_signal(signal.SIGKILL)
     finally:
         first.kill()
@@ -70,7 +70,7 @@ def test_the_second_is_refused_with_the_reason_until_the_first_is_killed(tmp_pat
         output.check_lease(session)
 
 
-def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> None:
+def test_lease_of_a_zombie_process_has_expired(tmp_path: Path) -> None:
     first = held_by_another(tmp_path)
     first.kill()
     os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie until the end of this test
@@ -79,40 +79,38 @@ def test_a_killed_process_that_nobody_has_waited_for_is_dead(tmp_path: Path) -> 
     first.wait()
 
 
-def test_another_process_with_the_number_of_the_killed_one_has_no_claim(tmp_path: Path) -> None:
+def test_lease_of_a_process_whose_id_is_reused_has_expired(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     with output.lease():
         text = (tmp_path / "lease.json").read_text()
-    (tmp_path / "lease.json").write_text(json.dumps(json.loads(text) | {"began": "1"}))
+    (tmp_path / "lease.json").write_text(json.dumps(json.loads(text) | {"process_started": "1"}))
     with output.lease():
         pass
 
 
-def test_from_another_machine_a_claim_that_is_renewed_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lease_from_another_machine_with_heartbeats_stands(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
-    monkeypatch.setattr(lease, "HEARTBEAT_S", 0.2)
-    told: list[str] = []
-    with output.lease() as session:
-        elsewhere(monkeypatch)
-        with pytest.raises(OutputError, match="being written by another run"), output.lease(told.append):
-            pytest.fail("both had it")
+    messages: list[str] = []
+    with output.lease_file(timing=LeaseTiming(heartbeat_s=0.2)).hold() as session:
+        with (
+            pytest.raises(OutputError, match="being written by another run"),
+            output.lease_file(**ELSEWHERE).hold(messages.append),
+        ):
+            pytest.fail("both sessions held the lease")
         output.check_lease(session)
-    assert "waiting up to 1 s to see whether it lives" in told[0]
+    assert "waiting up to 1 s for a heartbeat" in messages[0]
 
 
-def test_from_another_machine_a_claim_that_is_not_renewed_is_void(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_lease_from_another_machine_without_heartbeats_has_expired(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
-    first = held_by_another(tmp_path)
+    heartbeat_s = 0.3
+    first = held_by_another(tmp_path, heartbeat_s)
     first.send_signal(signal.SIGSTOP)
     try:
-        elsewhere(monkeypatch)
-        with output.lease() as session:
-            # What it comes back to is not its own any more; it neither writes nor removes the other's claim.
-            monkeypatch.undo()
+        with output.lease_file(**ELSEWHERE).hold() as session:
+            # The first session continues without its lease: it neither writes nor removes that of the other.
             first.send_signal(signal.SIGCONT)
-            time.sleep(1.5 * lease.HEARTBEAT_S / 5)
+            time.sleep(5 * heartbeat_s)
             output.check_lease(session)
     finally:
         first.kill()
@@ -129,7 +127,7 @@ def _hold(folder: str, together: threading.Event, held: multiprocessing.Queue) -
         held.put(False)
 
 
-def test_of_many_at_the_same_moment_one_has_it(tmp_path: Path) -> None:
+def test_lease_of_many_sessions_at_once_is_held_by_one(tmp_path: Path) -> None:
     context = multiprocessing.get_context("fork")
     together, held = context.Event(), context.Queue()
     processes = [context.Process(target=_hold, args=(str(tmp_path), together, held)) for _ in range(8)]
@@ -141,16 +139,21 @@ def test_of_many_at_the_same_moment_one_has_it(tmp_path: Path) -> None:
         process.join()
 
 
-def test_in_an_object_store_the_later_of_two_at_once_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A file system without locks, where one's own claim is looked at again after a while."""
+def test_lease_without_locks_of_two_sessions_at_once_is_held_by_the_later(tmp_path: Path) -> None:
+    """In an object store a session reads its own lease again after a while."""
     filesystem = pafs.SubTreeFileSystem(str(tmp_path), pafs.LocalFileSystem())
-    monkeypatch.setattr(lease, "_SETTLING_S", 0.5)
-    monkeypatch.setattr(lease._LeaseRecord, "is_alive", lambda self: False)  # neither sees the other begin
     outcomes: dict[str, str] = {}
 
     def hold(name: str) -> None:
+        lease = LeaseFile(
+            filesystem,
+            "out/lease.json",
+            "bucket/out",
+            timing=LeaseTiming(settling_s=0.5),
+            start_time=lambda process: uuid.uuid4().hex,  # neither sees that the other one runs
+        )
         try:
-            with lease.LeaseFile(filesystem, "out/lease.json", "bucket/out").hold():
+            with lease.hold():
                 outcomes[name] = "held"
                 time.sleep(0.6)
         except OutputError as error:
@@ -167,14 +170,14 @@ def test_in_an_object_store_the_later_of_two_at_once_has_it(tmp_path: Path, monk
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]"])
-def test_a_broken_claim_is_named(tmp_path: Path, content: str) -> None:
+def test_lease_with_a_broken_file_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
     (tmp_path / "lease.json").write_text(content)
-    told = r"lease\.json cannot be read.*Remove it if no run is there"
-    with pytest.raises(OutputError, match=told), Output(str(tmp_path)).lease():
-        pytest.fail("it cannot be known whose it is")
+    message = r"lease\.json cannot be read.*Remove it if no run is there"
+    with pytest.raises(OutputError, match=message), Output(str(tmp_path)).lease():
+        pytest.fail("its holder is unknown")
 
 
-def test_removing_an_output_leaves_the_claim(tmp_path: Path) -> None:
+def test_remove_of_an_output_leaves_its_lease(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     with output.lease() as session:
         output.write_run({"command": "curate"})
