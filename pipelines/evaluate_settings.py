@@ -13,7 +13,7 @@ from ureca.evaluation.benchmarks.refcoco import RefCocoSettings
 from ureca.evaluation.benchmarks.visual_genome import VisualGenomeSettings
 from ureca.evaluation.encoders import DualEncoderSettings
 from ureca.evaluation.metrics.bert_score import BertScoreSettings
-from ureca.evaluation.metrics.scoring import METRICS, Metric
+from ureca.evaluation.metrics.references import METRICS, Metric
 from ureca.evaluation.scorer import ScoringListenerConfig
 from ureca.evaluation.tables.build import TableSettings
 from ureca.evaluation.uniqueness import DuplicateSettings

@@ -8,7 +8,7 @@ from .data.reader import OutputReader as OutputReader
 from .data.reader import Region as Region
 from .data.reader import open_output as open_output
 from .errors import UrecaError as UrecaError
-from .evaluation.metrics.scoring import score as score
+from .evaluation.metrics.references import score as score
 from .llm.protocol import ChatModel as ChatModel
 from .masks.annotations import read_annotations as read_annotations
 from .masks.generators.base import MaskGenerator as MaskGenerator

@@ -6,7 +6,7 @@ from typing import Any
 
 from experiments.science.captions import SceneCaption
 from experiments.science.settings import TABLES, VARIANTS, ScienceSettings
-from ureca.evaluation.metrics.scoring import Metric
+from ureca.evaluation.metrics.references import Metric
 from ureca.evaluation.scorer import measure_predictions
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import write_table

@@ -1,3 +1,3 @@
-from .metrics.scoring import measure_captions as measure_captions
-from .metrics.scoring import score as score
+from .metrics.references import measure_captions as measure_captions
+from .metrics.references import score as score
 from .predictions import Prediction as Prediction

@@ -12,7 +12,7 @@ from ureca.curation.listener import Listener, ListenerSettings
 from ureca.evaluation.encoders import ImageTextEncoder
 from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings, bert_measure
-from ureca.evaluation.metrics.scoring import Metric, measure_captions
+from ureca.evaluation.metrics.references import Metric, measure_captions
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.uniqueness import (
     DuplicateSettings,

@@ -68,7 +68,7 @@ def score_captions(captions: Sequence[str], references: Sequence[str]) -> dict[s
 
     What cannot be computed here is left out, and ``missing`` says why.
     """
-    from ureca.evaluation.metrics.scoring import score
+    from ureca.evaluation.metrics.references import score
 
     exact = float(np.mean([mine == theirs for mine, theirs in zip(captions, references, strict=True)]))
     try:

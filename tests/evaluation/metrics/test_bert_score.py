@@ -7,8 +7,8 @@ import pytest
 
 from tests.evaluation.tiny_encoders import save_bert
 from ureca.errors import SettingsError
-from ureca.evaluation.metrics.bert_score import BertScoreSettings, bert_score
-from ureca.evaluation.metrics.scoring import score
+from ureca.evaluation.metrics.bert_score import BertScoreSettings, measure_bert_score
+from ureca.evaluation.metrics.references import score
 
 
 @pytest.fixture(scope="module")
@@ -37,20 +37,20 @@ def test_f1_of_the_best_alignment(model: str) -> None:
     references = [["a red car"], ["a house", "a blue house ."], ["the house"], ["a car"], ["  "]]
     expected = [1, max(f1(hypotheses[1], text) for text in references[1]), f1("a red car", "the house"), 0, 0]
     settings = BertScoreSettings(model=model, layer=1, batch_size=2, device="cpu")
-    assert bert_score(hypotheses, references, settings).each() == pytest.approx(expected, abs=1e-5)
+    assert measure_bert_score(hypotheses, references, settings).each() == pytest.approx(expected, abs=1e-5)
     found = score(hypotheses, references, bert_score=settings, metrics=["BERTScore"])
     assert found["BERTScore"] == pytest.approx(sum(expected) / 5, abs=1e-5)
     assert found["missing"] == {}
 
 
 def test_the_last_layer_where_none_is_known(model: str) -> None:
-    (remark,) = bert_score(["a car"], [["a car"]], BertScoreSettings(model=model, device="cpu")).remarks
+    (remark,) = measure_bert_score(["a car"], [["a car"]], BertScoreSettings(model=model, device="cpu")).remarks
     assert "last layer" in remark
 
 
 def test_long_texts_are_cut(model: str) -> None:
     settings = BertScoreSettings(model=model, device="cpu")
-    assert bert_score(["car " * 500], [["car " * 400]], settings).value() == pytest.approx(1, abs=1e-5)
+    assert measure_bert_score(["car " * 500], [["car " * 400]], settings).value() == pytest.approx(1, abs=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -60,7 +60,7 @@ def test_long_texts_are_cut(model: str) -> None:
 def test_impossible_settings(model: str, changes: dict[str, object], message: str) -> None:
     settings = BertScoreSettings.model_validate({"model": model, "device": "cpu"} | changes)
     with pytest.raises(SettingsError, match=message):
-        bert_score(["a car"], [["a car"]], settings)
+        measure_bert_score(["a car"], [["a car"]], settings)
 
 
 def test_a_model_without_weights_is_a_reason(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from ureca.errors import DataError, InputError
 from ureca.evaluation.measures import Measure, Unmeasured, mean_of
-from ureca.evaluation.metrics.scoring import bleu
+from ureca.evaluation.metrics.references import bleu
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, Figure, TableSettings, build_table
 from ureca.evaluation.tables.formats import read_table, write_table

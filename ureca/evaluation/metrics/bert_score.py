@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
 
     Tokens: TypeAlias = tuple[torch.Tensor, torch.Tensor]
-    """Vectors of length 1 of the tokens of a text, [T, D], and which are not mere marks of begin and end, bool [T]."""
+    """Unit vectors of a text's tokens [T, D], and a mask of those that are not special tokens, bool [T]."""
 
 _LAYERS = {
     "bert-base-uncased": 9,
@@ -28,31 +28,35 @@ _LAYERS = {
     "roberta-large": 17,
     "deberta-xlarge-mnli": 40,
 }
-"""The layers that the authors found to agree best with people, by the last part of the model's name."""
+"""Layers that agree best with human judgements according to the authors, by the last part of the model's name."""
 
 
 class BertScoreSettings(BaseModel):
-    """Which model gives the embeddings, and how it is run."""
+    """Model of BERTScore's embeddings, with its layer, batch size and device."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model: Annotated[str, MAY_CHANGE] = Field(
-        description="folder, or name on the hub, of an encoder in transformers' format"
+        description="folder or hub name of the text encoder of BERTScore in transformers' format"
     )
     layer: int | None = Field(
         default=None,
         ge=0,
-        description="hidden layer that is compared, 0: the embeddings; unset: the one published for the model, or the "
-        "last",
+        description="hidden layer that BERTScore compares, 0 for the embeddings; unset: the layer published for the "
+        "model, or the last",
     )
-    batch_size: Annotated[int, MAY_CHANGE] = Field(default=64, ge=1, description="captions in one pass of the model")
+    batch_size: Annotated[int, MAY_CHANGE] = Field(
+        default=64, ge=1, description="largest number of captions in one pass of BERTScore's model"
+    )
     device: Annotated[str, MAY_CHANGE] = Field(
-        default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one"
+        default="auto", description="torch device of BERTScore's model (cpu, cuda:1); auto: a GPU if available"
     )
 
 
-def bert_score(hypotheses: Sequence[str], references: Sequence[Sequence[str]], settings: BertScoreSettings) -> Measure:
-    """The mean of ``BertScorer.f1`` over captions.
+def measure_bert_score(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], settings: BertScoreSettings
+) -> Measure:
+    """Mean of ``BertScorer.f1`` over captions.
 
     Raises:
         SettingsError: as ``BertScorer``.
@@ -61,29 +65,32 @@ def bert_score(hypotheses: Sequence[str], references: Sequence[Sequence[str]], s
 
 
 def bert_measure(values: Sequence[float | None], settings: BertScoreSettings) -> Measure:
-    """The mean of F1 values, one a region; None where it does not count."""
+    """Mean of F1 values, one per region; None where a region does not count."""
     layer = _chosen_layer(settings)
-    which = "last layer" if layer is None else f"layer {layer}"
-    return mean_of("BERTScore", values, (f"BERTScore: {settings.model}, {which}, not rescaled.",))
+    layer_text = "last layer" if layer is None else f"layer {layer}"
+    return mean_of("BERTScore", values, (f"BERTScore: {settings.model}, {layer_text}, not rescaled.",))
 
 
 class BertScorer:
-    """A model that embeds words.
+    """BERTScore with a loaded model.
+
+    Args:
+        settings: model, layer, batch size and device.
 
     Raises:
-        SettingsError: the model cannot be loaded, has no such layer, or does not say which tokens are special.
+        SettingsError: the model cannot be loaded, has no such layer, or has a tokenizer without padding.
     """
 
     def __init__(self, settings: BertScoreSettings) -> None:
         self._encoder = _Encoder(settings)
 
     def f1(self, hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
-        """The F1 of each caption with its best reference, without rescaling and without weights of words.
+        """The F1 of each caption with its best reference, without rescaling and without idf weights, 0 to 1.
 
-        Texts longer than the model takes are cut. A text without a word scores 0.
+        Texts longer than the model's limit are truncated. A text without words scores 0.
         """
         texts = {text.strip() for texts in references for text in texts} | {text.strip() for text in hypotheses}
-        # Texts of like length together, so that little is padded.
+        # Texts of similar length share a batch, which saves padding.
         words = dict(self._encoder.embed(sorted(texts - {""}, key=lambda text: (len(text), text))))
         return [
             max((_f1(words.get(hypothesis.strip()), words.get(text.strip())) for text in texts), default=0.0)
@@ -92,21 +99,21 @@ class BertScorer:
 
 
 def check_encoder(settings: BertScoreSettings) -> None:
-    """Make sure that there is such a model, without loading its weights.
+    """Check that the model can be loaded, without loading its weights.
 
     Raises:
-        SettingsError: there is none.
+        SettingsError: it cannot.
     """
     check_checkpoint(settings.model, "AutoTokenizer")
 
 
 def _chosen_layer(settings: BertScoreSettings) -> int | None:
-    """The layer that settings name, or that is published for the model; None: the last."""
+    """The layer of the settings, else the one published for the model; None for the last."""
     return _LAYERS.get(PurePath(settings.model).name.lower()) if settings.layer is None else settings.layer
 
 
 def _f1(hypothesis: Tokens | None, reference: Tokens | None) -> float:
-    """As the authors' program has it: a word may be nearest to a mark, but marks do not count themselves."""
+    """F1 as in the authors' program: a word may be nearest to a special token, but special tokens do not count."""
     if hypothesis is None or reference is None or not hypothesis[1].any() or not reference[1].any():
         return 0.0
     cosines = hypothesis[0] @ reference[0].T
@@ -116,6 +123,8 @@ def _f1(hypothesis: Tokens | None, reference: Tokens | None) -> float:
 
 
 class _Encoder:
+    """A text encoder and its tokenizer."""
+
     def __init__(self, settings: BertScoreSettings) -> None:
         self._batch_size = settings.batch_size
         self._network, self._tokenizer, self._device = load_encoder(settings.model, "AutoTokenizer", settings.device)
@@ -126,12 +135,13 @@ class _Encoder:
             raise SettingsError(f"layer {self.layer} of {settings.model} does not exist: it has {num_layers}")
         if self._tokenizer.pad_token is None:
             raise SettingsError(f"the tokenizer of {settings.model} has no padding; BERTScore needs an encoder's")
-        # Some tokenizers state an absurd limit, others none at all.
+        # Some tokenizers have an absurdly large limit, which the number of positions bounds.
         positions = int(getattr(self._network.config, "max_position_embeddings", 512))
         padding = int(getattr(self._network.config, "pad_token_id", 0) or 0)
         self._max_tokens = min(int(self._tokenizer.model_max_length), positions - padding - 1)
 
     def embed(self, texts: Sequence[str]) -> Iterator[tuple[str, Tokens]]:
+        """Each text with the vectors of its tokens."""
         import torch
 
         for start in range(0, len(texts), self._batch_size):
@@ -144,9 +154,11 @@ class _Encoder:
                 return_special_tokens_mask=True,
                 return_tensors="pt",
             )
-            given = {name: values.to(self._device) for name, values in inputs.items() if name != "special_tokens_mask"}
+            tensors = {
+                name: values.to(self._device) for name, values in inputs.items() if name != "special_tokens_mask"
+            }
             with torch.inference_mode():
-                hidden = self._network(**given, output_hidden_states=True).hidden_states[self.layer]
+                hidden = self._network(**tensors, output_hidden_states=True).hidden_states[self.layer]
             vectors = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
             for row, text in enumerate(batch):
                 is_token = inputs["attention_mask"][row] == 1

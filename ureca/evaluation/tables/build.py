@@ -1,7 +1,4 @@
-"""From measures of predictions to the table.
-
-[from] The figures of an evaluation as a value that JSON holds.
-[from] Confidence intervals by resampling images: regions of one image are not independent of one another."""
+"""The table of an evaluation: figures of models by groups of regions, with intervals by resampling images."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -19,41 +16,49 @@ from ureca.evaluation.predictions import Prediction, by_image, failures
 Dimension: TypeAlias = Literal["all", "depth", "size"]
 
 Text: TypeAlias = Annotated[str, AfterValidator(lambda text: text.encode(errors="backslashreplace").decode())]
-"""Text that files can hold, whatever a file name or a model's answer had in it (lone surrogates)."""
+"""Text that UTF-8 can encode: lone surrogates, of a file name or a model's answer, are escaped."""
 
 
-class _Value(BaseModel):
+class _TableModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Figure(_Value):
-    """One figure with its bootstrap confidence interval; None where one image alone allows none."""
+class Figure(_TableModel):
+    """One figure with its bootstrap confidence interval, which is None for regions of a single image."""
 
     value: float
     low: float | None
     high: float | None
 
 
-class Group(_Value):
+class Group(_TableModel):
     """Figures of a model over some of its regions.
 
-    ``dimension`` is "all", "depth" or "size"; ``name`` says which regions of it. ``figures`` has an entry for each
-    measure that at least one of these regions counts for.
+    Attributes:
+        dimension: "all", "depth" or "size".
+        name: name of the group within its dimension.
+        num_regions, num_images: numbers of regions and of their images.
+        num_blank: number of regions without a caption.
+        figures: figures by measure, of those measures for which any of the regions counts.
     """
 
     dimension: Dimension
     name: str
     num_regions: int = Field(ge=0)
     num_images: int = Field(ge=0)
-    num_blank: int = Field(ge=0, description="regions without a caption")
+    num_blank: int = Field(ge=0)
     figures: dict[str, Figure]
 
 
-class ModelRows(_Value):
-    """Everything about one model.
+class ModelRows(_TableModel):
+    """The results of one model.
 
-    ``missing`` has, for each measure that was not taken, the reason; ``failures`` how many regions have no caption,
-    by reason; ``remarks`` what a reader must know.
+    Attributes:
+        model: name of the model.
+        groups: figures by group, the whole set first.
+        missing: reason for each measure that was not taken.
+        failures: numbers of regions without a caption, by reason.
+        remarks: notes for the reader.
     """
 
     model: Text
@@ -63,16 +68,22 @@ class ModelRows(_Value):
     remarks: tuple[Text, ...]
 
     def group(self, dimension: str, name: str) -> Group | None:
-        """The group of that dimension and name, if the model has regions in it."""
+        """The group of a dimension and name; None if the model has no region in it."""
         return next((group for group in self.groups if (group.dimension, group.name) == (dimension, name)), None)
 
 
-class EvaluationTable(_Value):
-    """One evaluation of several models on the same regions.
+class EvaluationTable(_TableModel):
+    """An evaluation of several models on the same regions; its JSON is the table's file.
 
-    ``columns`` are the names of the measures in their order; ``dimensions`` the names of the groups of each breakdown
-    in theirs. ``confidence`` is the probability that intervals hold the figure, by ``num_resamples`` resamplings of
-    images with ``seed``.
+    Attributes:
+        version: version of the JSON.
+        title: title of the table.
+        columns: names of the measures in their order.
+        dimensions: names of the groups of each breakdown in their order.
+        models: results of the models in the order of the rows.
+        confidence: confidence level of the intervals.
+        num_resamples, seed: number and seed of the resamplings of images.
+        remarks: notes on the benchmark.
     """
 
     version: Literal[1] = 1
@@ -86,94 +97,33 @@ class EvaluationTable(_Value):
     remarks: tuple[Text, ...]
 
 
-_WEIGHTS_AT_ONCE = 4_000_000
-
-
-class ImageBootstrap:
-    """Draws images with replacement, as many as there are, again and again; the same seed draws the same ones.
-
-    Models that were evaluated on the same images get the same draws.
-
-    Args:
-        image_of_region: for each region the number of its image, from 0, int [N].
-        num_images: of the whole set.
-    """
-
-    def __init__(
-        self,
-        image_of_region: npt.NDArray[np.int64],
-        num_images: int,
-        *,
-        num_resamples: int,
-        confidence: float,
-        seed: int,
-    ) -> None:
-        self._image_of_region = image_of_region
-        self._num_images = num_images
-        self._num_resamples = num_resamples
-        self._tails = (1 - confidence) / 2
-        self._seed = seed
-
-    def intervals(self, measures: Sequence[Measure], within: npt.NDArray[np.bool_]) -> list[tuple[float, float] | None]:
-        """Percentile intervals of measures over some of the regions, bool [N].
-
-        None where fewer than two images have a region that counts. Draws in which nothing counts are left out.
-        """
-        # Measures that share their statistics (BLEU's four) are summed once.
-        sums = {id(measure.statistics): self._sums(measure.statistics, within) for measure in measures}
-        ends = dict(zip(sums, np.cumsum([part.shape[1] for part in sums.values()]), strict=True))
-        drawn = self._drawn(np.concatenate(list(sums.values()), axis=1)) if measures else np.empty(0)
-        intervals: list[tuple[float, float] | None] = []
-        for measure in measures:
-            of_images = sums[id(measure.statistics)]
-            if np.count_nonzero(of_images.any(axis=1)) < 2:
-                intervals.append(None)
-                continue
-            end = ends[id(measure.statistics)]
-            values = measure.figure(drawn[:, end - of_images.shape[1] : end])
-            low, high = np.nanquantile(values, [self._tails, 1 - self._tails])
-            intervals.append((float(low), float(high)))
-        return intervals
-
-    def _sums(self, statistics: Floats, within: npt.NDArray[np.bool_]) -> Floats:
-        sums = np.zeros((self._num_images, statistics.shape[1]))
-        np.add.at(sums, self._image_of_region[within], statistics[within])
-        return sums
-
-    def _drawn(self, sums: Floats) -> Floats:
-        """Sums of the drawn images, [resamples, K], from those of all images [I, K]."""
-        return np.concatenate([weights @ sums for weights in self._weights()])
-
-    def _weights(self) -> Iterator[Floats]:
-        """How often each image was drawn, [resamples, I], some of the resamples at a time."""
-        rng = np.random.default_rng(self._seed)
-        num_images = self._num_images
-        at_once = max(1, _WEIGHTS_AT_ONCE // num_images)
-        for start in range(0, self._num_resamples, at_once):
-            size = min(at_once, self._num_resamples - start)
-            images = rng.integers(num_images, size=(size, num_images)) + num_images * np.arange(size)[:, None]
-            counts = np.bincount(images.ravel(), minlength=size * num_images)
-            yield counts.reshape(size, num_images).astype(np.float64)
-
-
 ALL = "all regions"
 _NO_DEPTH = "unknown"
 
-Slots = npt.NDArray[np.bool_]
+RegionMask = npt.NDArray[np.bool_]
+"""Membership of each prediction in a group, bool [N]."""
 
 
 class TableSettings(BaseModel):
-    """How figures are broken down, and how sure they are."""
+    """Breakdowns of the figures and their confidence intervals."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     size_bounds_fraction: tuple[float, ...] = Field(
-        default=(0.001, 0.005, 0.02, 0.1), description="bounds between the sizes of regions, as fractions of the image"
+        default=(0.001, 0.005, 0.02, 0.1),
+        description="bounds between the size groups of the table, as fractions of the image's area",
     )
-    deepest: int = Field(default=3, ge=1, description="depth from which on regions are counted together")
-    num_resamples: int = Field(default=1000, ge=100, le=100_000, description="bootstrap samples of the images")
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="of the intervals")
-    seed: int = Field(default=0, ge=0, description="of the bootstrap")
+    deepest: int = Field(
+        default=3, ge=1, description="depth in the mask tree from which on regions share one group of the table"
+    )
+    num_resamples: int = Field(
+        default=1000,
+        ge=100,
+        le=100_000,
+        description="number of bootstrap samples of the images for confidence intervals",
+    )
+    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="confidence level of the intervals")
+    seed: int = Field(default=0, ge=0, description="seed of the bootstrap samples")
 
     @field_validator("size_bounds_fraction")
     @classmethod
@@ -185,7 +135,7 @@ class TableSettings(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class Evaluated:
-    """One model's captions and what was measured of them; each measure's statistics in the order of predictions."""
+    """One model's predictions with their measures, whose statistics are in the order of the predictions."""
 
     model: str
     predictions: Sequence[Prediction]
@@ -196,31 +146,31 @@ class Evaluated:
 def build_table(
     models: Sequence[Evaluated], settings: TableSettings, *, title: str, remarks: Sequence[str] = ()
 ) -> EvaluationTable:
-    """Figures of all models over all regions, by depth and by size, with bootstrap confidence intervals.
+    """Build the table of all models over all regions, by depth and by size, with bootstrap confidence intervals.
 
     Args:
-        models: in the order of the rows.
-        settings: of breakdowns and intervals.
-        title: of the table.
-        remarks: on the benchmark, for the reader, a sentence each.
+        models: predictions and measures of the models, in the order of the rows.
+        settings: breakdowns and intervals.
+        title: title of the table.
+        remarks: notes on the benchmark, a sentence each.
 
     Raises:
-        InputError: no model, two models of one name, or a model without predictions.
+        InputError: there is no model, two models have one name, or a model has no predictions.
         DataError: ``duplicate_region``.
-        ValueError: a measure that is no column, is there twice, or is not of all predictions.
+        ValueError: a measure is no column, occurs twice, or does not have a row for each prediction.
     """
     names = [model.model for model in models]
     if not models or len(set(names)) < len(names):
         raise InputError(f"a table needs models of different names, not {names}")
     for model in models:
         _check(model)
-    given = {measure.name for model in models for measure in model.measures}
-    rows = [_rows(model, settings, given) for model in models]
+    measured = {measure.name for model in models for measure in model.measures}
+    rows = [_rows(model, settings, measured) for model in models]
     occurring = {(group.dimension, group.name) for row in rows for group in row.groups}
     dimensions: dict[Dimension, tuple[str, ...]] = {"all": (ALL,), "depth": _depths(settings), "size": _sizes(settings)}
     return EvaluationTable(
         title=title,
-        columns=tuple(name for name in COLUMNS if name in given or name in OF_THE_PAPER),
+        columns=tuple(name for name in COLUMNS if name in measured or name in OF_THE_PAPER),
         dimensions={
             dimension: tuple(name for name in possible if (dimension, name) in occurring)
             for dimension, possible in dimensions.items()
@@ -247,7 +197,7 @@ def _check(model: Evaluated) -> None:
             raise ValueError(f"{measure.name} of {model.model!r} is of {lengths}")
 
 
-def _rows(model: Evaluated, settings: TableSettings, given: set[str]) -> ModelRows:
+def _rows(model: Evaluated, settings: TableSettings, measured: set[str]) -> ModelRows:
     images = by_image(model.predictions)
     image_of_region = np.empty(len(model.predictions), np.int64)
     for number, places in enumerate(images.values()):
@@ -272,8 +222,8 @@ def _rows(model: Evaluated, settings: TableSettings, given: set[str]) -> ModelRo
         for dimension, name, within in _groups(model.predictions, settings)
     ]
     missing = {measure.name: measure.reason for measure in model.measures if isinstance(measure, Unmeasured)}
-    not_given = (given | {*OF_THE_PAPER}) - {measure.name for measure in model.measures}
-    missing |= dict.fromkeys(sorted(not_given), "it was not asked for")
+    not_measured = (measured | {*OF_THE_PAPER}) - {measure.name for measure in model.measures}
+    missing |= dict.fromkeys(sorted(not_measured), "it was not asked for")
     missing |= {
         measure.name: "no region counts for it"
         for measure in model.measures
@@ -289,7 +239,9 @@ def _rows(model: Evaluated, settings: TableSettings, given: set[str]) -> ModelRo
     )
 
 
-def _figures(measures: Sequence[Measure | Unmeasured], within: Slots, bootstrap: ImageBootstrap) -> dict[str, Figure]:
+def _figures(
+    measures: Sequence[Measure | Unmeasured], within: RegionMask, bootstrap: "ImageBootstrap"
+) -> dict[str, Figure]:
     counted: dict[str, tuple[Measure, float]] = {}
     for measure in measures:
         if isinstance(measure, Measure):
@@ -303,13 +255,13 @@ def _figures(measures: Sequence[Measure | Unmeasured], within: Slots, bootstrap:
     }
 
 
-def _groups(predictions: Sequence[Prediction], settings: TableSettings) -> list[tuple[Dimension, str, Slots]]:
+def _groups(predictions: Sequence[Prediction], settings: TableSettings) -> list[tuple[Dimension, str, RegionMask]]:
     """All groups that have a region, the whole set first."""
     depths = np.array([-1 if prediction.depth is None else prediction.depth for prediction in predictions])
     areas = np.array([prediction.area_fraction for prediction in predictions])
     depth_index = np.where(depths < 0, settings.deepest + 1, np.minimum(depths, settings.deepest))
     size_index = np.searchsorted(settings.size_bounds_fraction, areas, side="right")
-    groups: list[tuple[Dimension, str, Slots]] = [("all", ALL, np.ones(len(predictions), bool))]
+    groups: list[tuple[Dimension, str, RegionMask]] = [("all", ALL, np.ones(len(predictions), bool))]
     if (depths >= 0).any():
         groups += [("depth", name, depth_index == index) for index, name in enumerate(_depths(settings))]
     groups += [("size", name, size_index == index) for index, name in enumerate(_sizes(settings))]
@@ -334,3 +286,77 @@ def _remarks(models: Sequence[Evaluated]) -> tuple[str, ...]:
         return ()
     shared = len(set.intersection(*regions))
     return (f"The models were not evaluated on the same regions ({shared} are shared by all): compare with care.",)
+
+
+_MAX_WEIGHTS = 4_000_000
+
+
+class ImageBootstrap:
+    """Bootstrap over images, as the regions of one image are not independent.
+
+    The same seed draws the same samples, so that models evaluated on the same images are compared on the same samples.
+
+    Args:
+        image_of_region: number of each region's image, from 0, int [N].
+        num_images: number of all images.
+        num_resamples: number of samples.
+        confidence: confidence level of the intervals.
+        seed: seed of the samples.
+    """
+
+    def __init__(
+        self,
+        image_of_region: npt.NDArray[np.int64],
+        num_images: int,
+        *,
+        num_resamples: int,
+        confidence: float,
+        seed: int,
+    ) -> None:
+        self._image_of_region = image_of_region
+        self._num_images = num_images
+        self._num_resamples = num_resamples
+        self._tails = (1 - confidence) / 2
+        self._seed = seed
+
+    def intervals(self, measures: Sequence[Measure], within: npt.NDArray[np.bool_]) -> list[tuple[float, float] | None]:
+        """Percentile intervals of measures over the regions of a group, bool [N].
+
+        An interval is None where fewer than two images have a region that counts. Samples in which nothing counts are
+        ignored.
+        """
+        # Measures that share their statistics (BLEU's four) are summed once.
+        sums = {id(measure.statistics): self._image_sums(measure.statistics, within) for measure in measures}
+        ends = dict(zip(sums, np.cumsum([part.shape[1] for part in sums.values()]), strict=True))
+        sampled = self._sampled_sums(np.concatenate(list(sums.values()), axis=1)) if measures else np.empty(0)
+        intervals: list[tuple[float, float] | None] = []
+        for measure in measures:
+            of_images = sums[id(measure.statistics)]
+            if np.count_nonzero(of_images.any(axis=1)) < 2:
+                intervals.append(None)
+                continue
+            end = ends[id(measure.statistics)]
+            values = measure.figure(sampled[:, end - of_images.shape[1] : end])
+            low, high = np.nanquantile(values, [self._tails, 1 - self._tails])
+            intervals.append((float(low), float(high)))
+        return intervals
+
+    def _image_sums(self, statistics: Floats, within: npt.NDArray[np.bool_]) -> Floats:
+        sums = np.zeros((self._num_images, statistics.shape[1]))
+        np.add.at(sums, self._image_of_region[within], statistics[within])
+        return sums
+
+    def _sampled_sums(self, sums: Floats) -> Floats:
+        """Sums of the sampled images [resamples, K] from the sums of each image [I, K]."""
+        return np.concatenate([weights @ sums for weights in self._weights()])
+
+    def _weights(self) -> Iterator[Floats]:
+        """Multiplicities of the images [resamples, I], in blocks of samples that bound the memory."""
+        rng = np.random.default_rng(self._seed)
+        num_images = self._num_images
+        block_size = max(1, _MAX_WEIGHTS // num_images)
+        for start in range(0, self._num_resamples, block_size):
+            size = min(block_size, self._num_resamples - start)
+            images = rng.integers(num_images, size=(size, num_images)) + num_images * np.arange(size)[:, None]
+            counts = np.bincount(images.ravel(), minlength=size * num_images)
+            yield counts.reshape(size, num_images).astype(np.float64)

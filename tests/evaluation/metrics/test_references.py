@@ -13,7 +13,7 @@ import pytest
 from ureca.errors import SettingsError
 from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.java import run_java, tokenize
-from ureca.evaluation.metrics.scoring import bleu, cider, measure_captions, rouge, score
+from ureca.evaluation.metrics.references import bleu, cider, measure_captions, rouge, score
 from ureca.evaluation.predictions import Prediction
 
 GOLDEN = Path(__file__).parents[4] / "shared" / "data" / "golden" / "metrics"
