@@ -19,8 +19,7 @@ from ureca.data.processing import MaskStage, generate
 from ureca.data.reuse import ReusedMasksConfig, list_run, reuse_masks
 from ureca.errors import InputError, SettingsError
 from ureca.io import locate
-from ureca.llm.settings import TransformersSettings
-from ureca.llm.transformers import TransformersChatModel
+from ureca.llm.transformers import TransformersChatModel, TransformersConfig
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.segments import SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
@@ -66,21 +65,21 @@ def build_caption_stage(
 
 
 def _captioner(settings: CaptioningSettings) -> ImageWriter[Any]:
-    from ureca.captioning.batcher import Batcher
+    from ureca.captioning.writer import CaptionWriter
     from ureca.model.captioner import RegionCaptioner
 
     device = "cuda" if settings.resources.caption.num_gpus > 0 else "cpu"
     captioner = RegionCaptioner.from_pretrained(settings.model, device=device, dtype=settings.dtype)
     if settings.region_prompt is not None:
         captioner.processor.region_prompt = settings.region_prompt
-    return Batcher(captioner, settings.captioner)
+    return CaptionWriter(captioner, settings.captioner)
 
 
 def _chat_writer(settings: CaptioningSettings) -> ImageWriter[Any]:
     from ureca.captioning.baselines import ChatWriter
 
     model = TransformersChatModel(
-        TransformersSettings(
+        TransformersConfig(
             checkpoint=settings.model,
             device="auto" if settings.resources.caption.num_gpus > 0 else "cpu",
             dtype=settings.dtype,

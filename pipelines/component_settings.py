@@ -4,7 +4,11 @@ from typing import TYPE_CHECKING
 
 # Each of these modules registers its components.
 import ureca.curation.settings
-import ureca.llm.settings
+import ureca.llm.fake
+import ureca.llm.openai
+import ureca.llm.ray_serve
+import ureca.llm.transformers
+import ureca.llm.vllm
 import ureca.masks.generators.annotations
 import ureca.masks.generators.prompted_sam
 import ureca.masks.generators.sam

@@ -21,8 +21,12 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.processing import MaskStage, build, generate, guarded_build
 from ureca.hashing import checkpoint_digest
+from ureca.llm.fake import FakeConfig
+from ureca.llm.openai import OpenAIConfig
 from ureca.llm.protocol import ChatModel
-from ureca.llm.settings import FakeConfig, OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
+from ureca.llm.ray_serve import RayServeConfig
+from ureca.llm.transformers import TransformersConfig
+from ureca.llm.vllm import VllmConfig
 from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.actors import MaskActor, WritingActor
 from ureca.pipelines.batch.arrow import TablesToTables, masked_table, pending_rows, read_masked
@@ -226,7 +230,7 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
         generate=build_mask_stage(settings),
         prepare=partial(build, containment=settings.tree.containment),
         write=CurateStage(curator, settings.image_limits, settings.planning.images),
-        questions=model.questions,
+        questions=model.counts,
         asks_model=ask,
         engine_slots=partial(_slots, settings.mllm) if _has_engine(settings) else None,
     )

@@ -11,7 +11,7 @@ from ureca.curation.settings import DescriptorConfig, NoListenerConfig, NoVerifi
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings
 from ureca.data.processing import DEFAULT_PIXELS_IN_FLIGHT
-from ureca.llm.settings import FakeConfig
+from ureca.llm.fake import FakeConfig
 from ureca.masks.generators.segments import SegmentsConfig
 from ureca.pipelines.component_settings import (
     WITHOUT_ANNOTATIONS,
@@ -108,7 +108,7 @@ class CurateSettings(PlannableSettings):
 
     @model_validator(mode="after")
     def _mllm_is_asked(self) -> Self:
-        if self.mllm.kind != "standin" and not self.uses_chat_model:
+        if self.mllm.kind != "fake" and not self.uses_chat_model:
             raise ValueError(
                 f"mllm.kind {self.mllm.kind} is for annotator.kind, listener.kind or verification.kind prompted; "
                 "set one of them"

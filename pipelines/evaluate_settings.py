@@ -18,7 +18,7 @@ from ureca.evaluation.scorer import ScoringListenerConfig
 from ureca.evaluation.tables.build import TableSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
 from ureca.images import ImageLimits
-from ureca.llm.settings import FakeConfig
+from ureca.llm.fake import FakeConfig
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.component_settings import ChatModelConfig
 from ureca.pipelines.settings import (
@@ -164,7 +164,7 @@ class EvaluateSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _mllm_is_asked(self) -> Self:
-        if self.mllm.kind != "standin" and self.listener.kind == "none":
+        if self.mllm.kind != "fake" and self.listener.kind == "none":
             raise ValueError(f"mllm.kind {self.mllm.kind} is for listener.kind prompted; set both or none")
         return self
 

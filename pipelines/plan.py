@@ -2,7 +2,8 @@
 
 import math
 
-from ureca.llm.settings import RayServeConfig, TransformersConfig
+from ureca.llm.ray_serve import RayServeConfig
+from ureca.llm.transformers import TransformersConfig
 from ureca.ops.forecast import partition_sizes
 from ureca.ops.simulator import Arrangement
 from ureca.pipelines.batch.resources import Work, engine_share, images_in_flight, plan_pools

@@ -10,7 +10,7 @@ from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.data.manifest import Selection, checked_shard
 from ureca.data.reuse import ReusedMasksConfig
 from ureca.images import ImageLimits
-from ureca.llm.settings import VllmConfig
+from ureca.llm.vllm import VllmConfig
 from ureca.masks.generators.annotations import AnnotationsConfig
 from ureca.registry import ComponentConfig
 

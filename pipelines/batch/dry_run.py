@@ -17,7 +17,7 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport, new_images, partition_offsets
 from ureca.data.processing import MaskedPartition, MaskStage
 from ureca.errors import InputError
-from ureca.llm.fake import Questions
+from ureca.llm.fake import RequestCounts
 from ureca.llm.load import latencies_s
 from ureca.ops.status import duration
 from ureca.pipelines.batch.actors import RowStage
@@ -46,7 +46,7 @@ class Sample:
     num_masks: int
     report: PartitionReport
     seconds: Mapping[str, float]
-    questions: Mapping[str, Questions]
+    questions: Mapping[str, RequestCounts]
     asked: bool
 
 
@@ -87,8 +87,8 @@ def _calls(sample: Sample, times: float, planning: PlanningSettings) -> Iterator
     report, questions = sample.report, sample.questions
     num_calls = report.num_calls
     if num_calls:
-        stages = ", ".join(f"{stage} {times * each.num_questions:.0f}" for stage, each in questions.items())
-        again = num_calls - sum(each.num_questions for each in questions.values())
+        stages = ", ".join(f"{stage} {times * each.num_requests:.0f}" for stage, each in questions.items())
+        again = num_calls - sum(each.num_requests for each in questions.values())
         yield (
             "model calls",
             f"about {times * num_calls:.0f}: {stages}" + (f", again {times * again:.0f}" if again else ""),
@@ -190,7 +190,7 @@ class DryRun:
     generate: MaskStage
     prepare: Callable[[MaskedPartition], MaskedPartition]
     write: RowStage | None
-    questions: Mapping[str, Questions]
+    questions: Mapping[str, RequestCounts]
     asks_model: bool
     engine_slots: Callable[[int], int | None] | None
 

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import ray
 
 from ureca.errors import SettingsError
-from ureca.llm.settings import OpenAIConfig, RayServeConfig, RayServeSettings
+from ureca.llm.ray_serve import RayServeConfig
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.pipelines.evaluate_settings import ScoringSettings
 
@@ -50,13 +50,13 @@ def chat_application(settings: Settings) -> Iterator[Settings]:
     except (RuntimeError, ValueError) as error:
         raise SettingsError(f"mllm.checkpoint '{settings.mllm.checkpoint}' cannot be served: {error}") from error
     try:
-        asked = settings.mllm.at(f"http://{host}:{settings.mllm.port}/{_NAME}/v1")
-        yield settings.model_copy(update={"mllm": OpenAIConfig(**asked.model_dump())})
+        mllm = settings.mllm.openai_config(f"http://{host}:{settings.mllm.port}/{_NAME}/v1")
+        yield settings.model_copy(update={"mllm": mllm})
     finally:
         serve.delete(_NAME)
 
 
-def served(settings: RayServeSettings) -> dict[str, Any]:
+def served(settings: RayServeConfig) -> dict[str, Any]:
     """The fields of ``ray.serve.llm.LLMConfig`` for the settings."""
     engine: dict[str, Any] = {
         "tensor_parallel_size": settings.tensor_parallel_size,

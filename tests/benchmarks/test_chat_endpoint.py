@@ -8,9 +8,8 @@ import numpy as np
 import pytest
 
 from benchmarks.chat_endpoint import BIN_S, Engine, serve
-from ureca.llm.openai import OpenAIChatModel
+from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
 from ureca.llm.protocol import ChatRequest
-from ureca.llm.settings import OpenAISettings
 
 
 def test_requests_beyond_the_slots_wait_in_order() -> None:
@@ -43,7 +42,7 @@ def test_it_answers_by_content_and_tells_what_it_did() -> None:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(serve(Engine(4, 0.01), port.set_result))
         url = f"http://127.0.0.1:{await port}"
-        model = OpenAIChatModel(OpenAISettings(model="stand-in", base_urls=(f"{url}/v1",)))
+        model = OpenAIChatModel(OpenAIConfig(model="stand-in", base_urls=(f"{url}/v1",)))
         answers = await asyncio.gather(*(model.answer(request_of(seed)) for seed in (0, 1, 0, 2, 1)))
         captions = [json.loads(answer.text)["caption"] for answer in answers]
         assert captions[0] == captions[2] != captions[1] == captions[4] != captions[3]

@@ -17,8 +17,7 @@ from ureca.captioning.stage import CaptionStage
 from ureca.errors import AnswerError, CheckpointError
 from ureca.images import ImageLimits
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.settings import TransformersSettings
-from ureca.llm.transformers import TransformersChatModel
+from ureca.llm.transformers import TransformersChatModel, TransformersConfig
 from ureca.masks.mask import Mask
 from ureca.model.checkpoint_files import identify
 from ureca.model.prepared import region_view
@@ -85,7 +84,7 @@ def test_an_answer_that_there_is_not_fails_its_region_only(tmp_path: Path) -> No
 def test_a_checkpoint_of_another_family_is_asked(tmp_path: Path) -> None:
     folder = tmp_path / "internvl"
     internvl(folder)
-    model = TransformersChatModel(TransformersSettings(checkpoint=str(folder), device="cpu"))
+    model = TransformersChatModel(TransformersConfig(checkpoint=str(folder), device="cpu"))
     rows, _ = caption(tmp_path, model, "crop")
     captions = [region["caption"] for row in rows for region in row["captions"]]
     assert len(set(captions)) > 1

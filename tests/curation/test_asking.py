@@ -10,10 +10,10 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.curation.stand_ins import caption_json
-from ureca.curation.rules import CaptionRules, Fault
-from ureca.curation.structured import ask
+from ureca.curation.rules import CaptionRules
 from ureca.errors import AnswerError
 from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.structured import InvalidResponseError, ask
 from ureca.llm.usage import Usage, metered
 
 FAULTS = {
@@ -91,7 +91,7 @@ def test_every_fault_is_told_and_counted(kinds: list[str], max_attempts: int, te
     for request, kind in zip(model.requests[1:], made, strict=False):
         (question, reason) = request.parts
         assert question == "What is it?"
-        with pytest.raises(Fault) as fault:
+        with pytest.raises(InvalidResponseError) as fault:
             read_text(FAULTS[kind])
         assert fault.value.reason in str(reason)
 
@@ -120,7 +120,7 @@ def read_text(text: str) -> None:
     try:
         asyncio.run(one())
     except AnswerError as error:
-        raise Fault(error.kind, error.message.split("the last one: ")[1]) from error
+        raise InvalidResponseError(error.kind, error.message.split("the last one: ")[1]) from error
 
 
 def test_an_error_of_the_engine_is_its_own() -> None:

@@ -32,7 +32,7 @@ from ureca.curation.protocols import Annotator, Choice, CurationImage, Embedder,
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.llm.fake import FakeChatModel, FakeSettings
+from ureca.llm.fake import FakeChatModel, FakeConfig
 from ureca.llm.usage import metered
 from ureca.masks.tree import ROOT
 from ureca.masks.views import Views
@@ -316,7 +316,7 @@ class TestRounds:
 def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
     """The stand-in chooses by content: some captions pass, some do not, and the same ones each time."""
     pixels, masks = drawn_image(1)
-    model = FakeChatModel(FakeSettings())
+    model = FakeChatModel(FakeConfig())
     curator = Curator(
         PromptedAnnotator(model, PromptingSettings()),
         EverythingAlike(),

@@ -17,7 +17,7 @@ from ureca.curation.protocols import CurationImage, LookAlike, Verdict
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.llm.fake import FakeChatModel, FakeSettings
+from ureca.llm.fake import FakeChatModel, FakeConfig
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 from ureca.llm.usage import metered
 from ureca.masks.mask import Mask
@@ -204,7 +204,7 @@ class TestQuestions:
 
 class _ByContent(FakeChatModel):
     def __init__(self) -> None:
-        super().__init__(FakeSettings())
+        super().__init__(FakeConfig())
         self.requests: list[ChatRequest] = []
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:

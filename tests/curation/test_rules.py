@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ureca.curation.rules import CaptionRules, Fault, num_sentences
+from ureca.curation.rules import CaptionRules, num_sentences
+from ureca.llm.structured import InvalidResponseError
 
 RULES = CaptionRules()
 
@@ -64,21 +65,21 @@ def test_captions_that_pass(caption: str) -> None:
 
 @pytest.mark.parametrize(("kind", "caption"), BAD)
 def test_captions_that_do_not(kind: str, caption: str) -> None:
-    with pytest.raises(Fault) as fault:
+    with pytest.raises(InvalidResponseError) as fault:
         RULES.check(caption, short=True, highest_number=3)
     assert fault.value.kind == kind
     assert fault.value.reason
 
 
 def test_what_is_named_is_quoted() -> None:
-    with pytest.raises(Fault, match=re.escape('("outlined")')):
+    with pytest.raises(InvalidResponseError, match=re.escape('("outlined")')):
         RULES.check("A cup outlined by a thin line.")
 
 
 def test_numbers_count_only_where_and_as_far_as_they_were_drawn() -> None:
     RULES.check("A bus with the number 4.", highest_number=3)
     RULES.check("A bus with the number 3.")
-    with pytest.raises(Fault, match="mentions_numbers"):
+    with pytest.raises(InvalidResponseError, match="mentions_numbers"):
         RULES.check("A bus with the number 3.", highest_number=3)
 
 
@@ -86,9 +87,9 @@ def test_lengths_and_language_are_settings() -> None:
     CaptionRules(language="any").check("Eine rote Tasse steht auf einem Tisch neben der Kanne.")
     CaptionRules(min_words=1).check("Cup.")
     CaptionRules(max_words=3).check("a red cup")
-    with pytest.raises(Fault, match="it has 4 words, and 3 is the limit"):
+    with pytest.raises(InvalidResponseError, match="it has 4 words, and 3 is the limit"):
         CaptionRules(max_words=3).check("a big red cup")
-    with pytest.raises(Fault, match="too_long"):
+    with pytest.raises(InvalidResponseError, match="too_long"):
         CaptionRules(max_short_words=3).check("a big red cup", short=True)
     CaptionRules(max_short_words=3).check("a big red cup")
 
@@ -106,7 +107,7 @@ def test_any_text_passes_or_has_a_fault(text: str) -> None:
     for short in (True, False):
         try:
             RULES.check(text, short=short, highest_number=8)
-        except Fault as fault:
+        except InvalidResponseError as fault:
             assert fault.kind and fault.reason
 
 

@@ -21,7 +21,7 @@ from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.processing import MaskedPartition, build, generate
 from ureca.images import ImageLimits
-from ureca.llm.fake import FakeChatModel, FakeSettings
+from ureca.llm.fake import FakeChatModel, FakeConfig
 from ureca.masks.generators.annotations import AnnotationMaskGenerator
 from ureca.masks.mask import Mask
 
@@ -131,7 +131,7 @@ def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
 
 def test_answers_that_could_not_be_used_are_in_the_report(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
-    model = FakeChatModel(FakeSettings(malformed_fraction=0.4))
+    model = FakeChatModel(FakeConfig(malformed_fraction=0.4))
     annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=9))
     listener = PromptedListener(model, ListenerSettings())
     curator = Curator(annotator, OneHotEmbedder(), listener=listener, listening=ListeningSettings(include_all=True))

@@ -84,7 +84,7 @@ def _photographs(place: Path) -> None:
 
 
 def _cluster_settings(place: Path) -> None:
-    place.write_text("{annotator: {kind: prompted}, mllm: {kind: standin, seconds_per_answer: 0.01}}\n")
+    place.write_text("{annotator: {kind: prompted}, mllm: {kind: fake, seconds_per_answer: 0.01}}\n")
 
 
 def _data(place: Path) -> None:

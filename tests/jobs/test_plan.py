@@ -32,7 +32,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         listing={"annotations": "beside"},
         masks={"kind": "annotations"},
         annotator={"kind": "prompted"},
-        mllm={"kind": "standin", "seconds_per_answer": 0.02},
+        mllm={"kind": "fake", "seconds_per_answer": 0.02},
         resources={"curate": {"num_actors": 1, "images_in_flight": 1, "partitions_in_flight": 1}},
     )
     output = Output(settings.output)

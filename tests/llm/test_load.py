@@ -45,17 +45,17 @@ def test_what_is_in_flight_and_how_long_answers_take() -> None:
     clock = Clock()
     load = EngineLoad(clock)
     for seconds in [0.2] * 90 + [5.0] * 10:
-        with load.asked():
+        with load.request():
             clock.now_s += seconds
             assert load.report().num_in_flight == 1
-    with pytest.raises(OSError), load.asked():
+    with pytest.raises(OSError), load.request():
         raise OSError
     report = load.report()
     assert (report.num_in_flight, report.num_answers, sum(report.latency_ms.values())) == (0, 100, 100)
     assert percentile_s(report.latency_ms, 0.5) == pytest.approx(0.2, rel=0.08)
     assert percentile_s(report.latency_ms, 0.95) == pytest.approx(5.0, rel=0.08)
     assert percentile_s({}, 0.5) is None
-    with load.asked():
+    with load.request():
         clock.now_s += 10_000  # beyond all bounds
     assert percentile_s(load.report().since(report).latency_ms, 0.5) > 600
 

@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from ureca.llm.endpoints import Backoff, retry_after_s
+from ureca.llm.endpoints import Backoff
+from ureca.llm.http import retry_after_s
 
 NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 

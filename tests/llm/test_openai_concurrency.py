@@ -13,7 +13,7 @@ def answered(limit: AdaptiveLimit, num_round_trips: int) -> list[int]:
     values = []
     for _ in range(num_round_trips):
         for number in range(1, limit.value + 1):
-            limit.answered(number)
+            limit.record_success(number)
         values.append(limit.value)
     return values
 
@@ -22,7 +22,7 @@ def test_it_grows_fast_until_the_first_overload_and_by_one_a_round_trip_after_it
     limit = AdaptiveLimit(1000)
     fast = answered(limit, 6)
     assert all(after >= 1.5 * before for before, after in pairwise(fast))
-    limit.overloaded(1, num_sent=1)
+    limit.record_overload(1, num_sent=1)
     before = limit.value
     assert before == fast[-1] // 2
     slow = answered(limit, 6)
@@ -35,9 +35,9 @@ def test_one_overload_halves_it_once_for_all_that_were_in_flight() -> None:
     answered(limit, 10)
     assert limit.value == 64
     for number in range(1, 65):
-        limit.overloaded(number, num_sent=64)
+        limit.record_overload(number, num_sent=64)
     assert limit.value == 32
-    limit.overloaded(65, num_sent=96)
+    limit.record_overload(65, num_sent=96)
     assert limit.value == 16
 
 
@@ -46,7 +46,7 @@ def test_answers_to_few_requests_do_not_raise_it() -> None:
     answered(limit, 2)
     before = limit.value
     for _ in range(100):
-        limit.answered(1)
+        limit.record_success(1)
     assert limit.value == before > 4
 
 
@@ -56,9 +56,9 @@ def test_it_stays_within_its_bounds(maximum: int, events: list[tuple[bool, int]]
     for number, (is_answer, num_in_flight) in enumerate(events, 1):
         before = limit.value
         if is_answer:
-            limit.answered(num_in_flight)
+            limit.record_success(num_in_flight)
             assert before <= limit.value <= before + 1
         else:
-            limit.overloaded(number, num_sent=number)
+            limit.record_overload(number, num_sent=number)
             assert limit.value <= before
         assert 1 <= limit.value <= maximum

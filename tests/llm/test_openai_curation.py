@@ -13,8 +13,7 @@ from tests.llm.chat_server import ChatServer, Received, Said, completion, error
 from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
-from ureca.llm.openai import OpenAIChatModel
-from ureca.llm.settings import OpenAISettings
+from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
 from ureca.llm.usage import Usage, metered
 from ureca.schema import REGIONS, conform
 
@@ -33,7 +32,7 @@ async def by_content(received: Received) -> Said:
 
 async def curated(server: ChatServer) -> tuple[list[dict[str, Any]], Usage]:
     model = OpenAIChatModel(
-        OpenAISettings.model_validate({"model": "tiny-vl", "base_urls": [server.url], "initial_backoff_s": 0.002})
+        OpenAIConfig.model_validate({"model": "tiny-vl", "base_urls": [server.url], "initial_backoff_s": 0.002})
     )
     annotator = PromptedAnnotator(model, PromptingSettings())
     pixels, masks = drawn_image(1)

@@ -5,41 +5,41 @@ import logging
 
 import pytest
 
-from ureca.llm.endpoints import Backoff, Endpoint, Endpoints, PassingFailure, Slot
+from ureca.llm.endpoints import Backoff, Endpoint, Endpoints, Slot, TransientError
 
-BROKEN = PassingFailure("server_error", "HTTP 500")
-BUSY = PassingFailure("rate_limited", "HTTP 429", overloaded=True)
-GONE = PassingFailure("unreachable", "refused")
+BROKEN = TransientError("server_error", "HTTP 500")
+BUSY = TransientError("rate_limited", "HTTP 429", is_overload=True)
+GONE = TransientError("unreachable", "refused")
 
 
 def endpoint(max_concurrency: int = 8, longest_s: float = 60) -> Endpoint:
     return Endpoint("http://a/v1", max_concurrency, Backoff(1, longest_s))
 
 
-def fail(target: Endpoint, failure: PassingFailure, now: float, times: int = 1) -> None:
+def fail(target: Endpoint, failure: TransientError, now: float, times: int = 1) -> None:
     for _ in range(times):
-        slot = target.take()
-        target.failed(slot, failure, now)
+        slot = target.acquire()
+        target.record_failure(slot, failure, now)
         target.release(slot)
 
 
 def answer(target: Endpoint) -> None:
-    slot = target.take()
-    target.answered(slot)
+    slot = target.acquire()
+    target.record_success(slot)
     target.release(slot)
 
 
 def test_three_failures_in_a_row_are_a_reason_to_rest() -> None:
     target = endpoint()
     fail(target, BROKEN, 100, times=2)
-    assert target.has_room(100)
+    assert target.is_available(100)
     answer(target)
     fail(target, BROKEN, 100, times=2)
-    assert target.has_room(100)
+    assert target.is_available(100)
     fail(target, BROKEN, 100)
-    assert not target.has_room(100)
-    assert 100.5 <= target.rests_until <= 101
-    assert target.has_room(101)
+    assert not target.is_available(100)
+    assert 100.5 <= target.cooldown_until <= 101
+    assert target.is_available(101)
 
 
 def test_the_more_rests_in_a_row_the_longer() -> None:
@@ -48,41 +48,41 @@ def test_the_more_rests_in_a_row_the_longer() -> None:
     rests = []
     for _ in range(7):
         fail(target, BROKEN, 0)
-        rests.append(target.rests_until)
+        rests.append(target.cooldown_until)
     for number, cool_down in enumerate(rests):
         assert min(10, 2**number) / 2 <= cool_down <= min(10, 2**number)
     answer(target)
     fail(target, BROKEN, 0, times=3)
-    assert target.rests_until <= 1
+    assert target.cooldown_until <= 1
 
 
 def test_after_a_rest_a_single_request_finds_out() -> None:
     target = endpoint()
     fail(target, BROKEN, 0, times=3)
-    probe = target.take()
-    assert not target.has_room(2)
-    target.answered(probe)
-    assert target.has_room(2)
+    probe = target.acquire()
+    assert not target.is_available(2)
+    target.record_success(probe)
+    assert target.is_available(2)
 
 
 def test_what_was_sent_before_a_rest_says_nothing_new() -> None:
     target = endpoint()
-    slots = [target.take() for _ in range(4)]
+    slots = [target.acquire() for _ in range(4)]
     for slot in slots[:3]:
-        target.failed(slot, BROKEN, 0)
-    rests_until = target.rests_until
-    target.failed(slots[3], BROKEN, 0)
-    assert target.rests_until == rests_until
-    target.answered(slots[3])
-    target.take()
-    assert not target.has_room(2)
+        target.record_failure(slot, BROKEN, 0)
+    rests_until = target.cooldown_until
+    target.record_failure(slots[3], BROKEN, 0)
+    assert target.cooldown_until == rests_until
+    target.record_success(slots[3])
+    target.acquire()
+    assert not target.is_available(2)
 
 
 def test_requests_that_hang_from_before_a_rest_take_no_room() -> None:
     target = endpoint()
-    hanging = [target.take() for _ in range(4)]
+    hanging = [target.acquire() for _ in range(4)]
     fail(target, BROKEN, 0, times=3)
-    assert target.has_room(2)
+    assert target.is_available(2)
     answer(target)
     for slot in hanging:
         target.release(slot)
@@ -92,8 +92,8 @@ def test_requests_that_hang_from_before_a_rest_take_no_room() -> None:
 @pytest.mark.parametrize(("asked_s", "cooldown_s"), [(30, 30), (3600, 60)])
 def test_it_rests_for_as_long_as_it_asks_within_bounds(asked_s: float, cooldown_s: float) -> None:
     target = endpoint()
-    fail(target, PassingFailure("rate_limited", "", overloaded=True, retry_after_s=asked_s), 100)
-    assert target.rests_until == 100 + cooldown_s
+    fail(target, TransientError("rate_limited", "", is_overload=True, retry_after_s=asked_s), 100)
+    assert target.cooldown_until == 100 + cooldown_s
 
 
 def test_overload_halves_what_it_is_sent() -> None:
@@ -125,7 +125,7 @@ def test_why_an_endpoint_rests_is_logged(caplog: pytest.LogCaptureFixture) -> No
     with caplog.at_level(logging.WARNING):
         fail(endpoint(), BROKEN, 0, times=3)
     (line,) = caplog.messages
-    assert line.startswith("http://a/v1 rests for ")
+    assert line.startswith("http://a/v1 cools down for ")
     assert line.endswith("server_error: HTTP 500")
 
 
@@ -138,7 +138,7 @@ def test_the_endpoint_with_most_room_is_asked_and_one_that_failed_avoided() -> N
         async with endpoints.slot(avoid=first) as slot:
             assert slot.endpoint is second
             for _ in range(3):
-                second.take()
+                second.acquire()
             async with endpoints.slot(avoid=first) as last_resort:
                 assert last_resort.endpoint is first
 
@@ -167,7 +167,7 @@ def test_waiters_wake_when_a_rest_ends() -> None:
         (only,) = endpoints.all
         fail(only, BROKEN, asyncio.get_running_loop().time(), times=3)
         async with asyncio.timeout(5), endpoints.slot() as slot:
-            assert asyncio.get_running_loop().time() >= only.rests_until
+            assert asyncio.get_running_loop().time() >= only.cooldown_until
             return slot
 
     assert asyncio.run(ask()).number == 4

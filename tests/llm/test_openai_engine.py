@@ -12,9 +12,8 @@ import pytest
 
 from tests.llm.chat_server import HANG_UP, ChatServer, Received, Said, completion, error, json_body, saying
 from ureca.errors import AnswerError, SettingsError
-from ureca.llm.openai import OpenAIChatModel
+from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.settings import OpenAISettings
 
 KEY = "sk-Sw0rdfish-42"
 PICTURE = np.full((24, 40, 3), (200, 30, 90), np.uint8)
@@ -31,7 +30,7 @@ def _no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 def engine(*urls: str, **settings: Any) -> OpenAIChatModel:
     impatient = {"initial_backoff_s": 0.002, "max_wait_s": 0.01, "request_timeout_s": 20}
     return OpenAIChatModel(
-        OpenAISettings.model_validate({"model": "tiny-vl", "base_urls": urls, **impatient, **settings})
+        OpenAIConfig.model_validate({"model": "tiny-vl", "base_urls": urls, **impatient, **settings})
     )
 
 
@@ -149,7 +148,7 @@ def test_an_answer_must_end_in_time(said: Said | None) -> None:
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422, 301])
 def test_a_refused_request_fails_at_once_with_the_servers_words(status: int) -> None:
-    with pytest.raises(AnswerError, match="refuses the request: the prompt is too long") as caught:
+    with pytest.raises(AnswerError, match="rejects the request: the prompt is too long") as caught:
         ask(error(status, "the prompt\nis too long"), completion())
     assert caught.value.kind == f"http_{status}"
     with pytest.raises(AnswerError) as caught:
@@ -159,7 +158,7 @@ def test_a_refused_request_fails_at_once_with_the_servers_words(status: int) -> 
 
 @pytest.mark.parametrize(("status", "named"), [(401, "mllm.api_key_variable"), (404, "mllm.model")])
 def test_what_no_request_would_survive_ends_the_job(status: int, named: str) -> None:
-    with pytest.raises(SettingsError, match=rf"http://127\S+ does not accept .*{named}.*HTTP {status}: wrong"):
+    with pytest.raises(SettingsError, match=rf"http://127\S+ rejects .*{named}.*HTTP {status}: wrong"):
         ask(error(status, "wrong"), completion())
 
 

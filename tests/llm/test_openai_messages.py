@@ -11,17 +11,16 @@ from hypothesis import strategies as st
 
 from tests.llm.chat_server import Received, completion
 from ureca.errors import AnswerError
-from ureca.llm.endpoints import error_message, read_answer, request_body
+from ureca.llm.openai_messages import error_message, read_answer, request_body
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.settings import OpenAISettings
 
 SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
 REQUEST = ChatRequest("Caption it.", ("First.", "Second."), SCHEMA, temperature=0.2, max_new_tokens=64)
 
 
 def body_of(request: ChatRequest, **settings: Any) -> dict[str, Any]:
-    made = OpenAISettings.model_validate({"model": "m", "base_urls": ["http://a/v1"], **settings})
-    return dict(json.loads(request_body(request, made)))
+    options = {"model": "m", "jpeg_quality": 90, "structured_output": True} | settings
+    return dict(json.loads(request_body(request, **options)))
 
 
 def test_a_request_says_everything_with_its_constant_part_first() -> None:

@@ -8,8 +8,7 @@ from pydantic import ValidationError
 
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
-from ureca.llm.openai import OpenAIChatModel, read_api_key
-from ureca.llm.settings import OpenAIConfig, OpenAISettings
+from ureca.llm.openai import OpenAIChatModel, OpenAIConfig, read_api_key
 from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 
@@ -17,8 +16,8 @@ KEY = "sk-Sw0rdfish/42=="
 SERVER = ("--mllm.kind", "openai", "--mllm.model", "m", "--mllm.base-urls", "http://a:8000/v1,https://b/v1/")
 
 
-def made(**settings: Any) -> OpenAISettings:
-    return OpenAISettings.model_validate({"model": "m", "base_urls": ["http://a/v1"], **settings})
+def made(**settings: Any) -> OpenAIConfig:
+    return OpenAIConfig.model_validate({"model": "m", "base_urls": ["http://a/v1"], **settings})
 
 
 @pytest.mark.parametrize(
@@ -47,7 +46,7 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], named: str) -
 
 
 def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
-    with pytest.raises(SettingsError, match=r"mllm\.openai\.base_urls") as caught:
+    with pytest.raises(SettingsError, match=r"mllm\.base_urls") as caught:
         CurateSettings.load(["in", "out", *SERVER[:-1], "http://me:Sw0rdfish@a/v1", "--annotator.kind", "prompted"])
     assert "Sw0rdfish" not in str(caught.value)
 

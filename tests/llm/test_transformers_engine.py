@@ -24,8 +24,7 @@ from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.protocol import ChatAnswer, ChatRequest, Pixels
-from ureca.llm.settings import TransformersSettings
-from ureca.llm.transformers import TransformersChatModel
+from ureca.llm.transformers import TransformersChatModel, TransformersConfig
 from ureca.llm.usage import metered
 
 Engine = Callable[..., TransformersChatModel]
@@ -49,7 +48,7 @@ def model(folder: Path) -> TransformersChatModel:
 
 
 def engine_of(folder: Path, **settings: Any) -> TransformersChatModel:
-    return TransformersChatModel(TransformersSettings(checkpoint=str(folder), device="cpu", **settings))
+    return TransformersChatModel(TransformersConfig(checkpoint=str(folder), device="cpu", **settings))
 
 
 def picture(seed: int, height: int = 50, width: int = 80) -> Pixels:
@@ -229,7 +228,7 @@ class TestSettings:
             engine_of(tmp_path / "nowhere")
         FAMILIES["qwen2.5-vl"](tmp_path)
         with pytest.raises(SettingsError, match=r"mllm\.device 'cuda:99' cannot be used|mllm\.device 'abacus'"):
-            TransformersChatModel(TransformersSettings(checkpoint=str(tmp_path), device="abacus"))
+            TransformersChatModel(TransformersConfig(checkpoint=str(tmp_path), device="abacus"))
         (tmp_path / "chat_template.jinja").unlink()
         with pytest.raises(SettingsError, match="has no chat template"):
             engine_of(tmp_path)
@@ -253,4 +252,4 @@ class TestSettings:
     )
     def test_impossible_settings_are_refused(self, settings: dict[str, object]) -> None:
         with pytest.raises(ValidationError, match=next(iter(settings))):
-            TransformersSettings.model_validate({"checkpoint": "c"} | settings)
+            TransformersConfig.model_validate({"checkpoint": "c"} | settings)

@@ -13,8 +13,7 @@ from tests.llm import vllm_stand_in
 from tests.llm.tiny_models import FAMILIES
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.settings import VllmSettings
-from ureca.llm.vllm import VllmChatModel
+from ureca.llm.vllm import VllmChatModel, VllmConfig
 
 SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
 PICTURES = [np.full((20, 30, 3), shade, np.uint8) for shade in (10, 90, 200, 250)]
@@ -34,7 +33,7 @@ def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def engine_of(folder: Path, **settings: object) -> tuple[VllmChatModel, vllm_stand_in.AsyncLLM]:
-    model = VllmChatModel(VllmSettings.model_validate({"checkpoint": str(folder)} | settings))
+    model = VllmChatModel(VllmConfig.model_validate({"checkpoint": str(folder)} | settings))
     return model, vllm_stand_in.AsyncLLM.made[-1]
 
 
@@ -104,7 +103,7 @@ class TestWithVllm:
     def test_what_vllm_refuses_is_no_crash(self, folder: Path) -> None:
         model, _ = engine_of(folder, max_model_len=200)
         for parts in (tuple(PICTURES), ("far too long " * 100,)):
-            with pytest.raises(AnswerError, match=r"unusable_request: vLLM refuses it: (too many|the prompt)"):
+            with pytest.raises(AnswerError, match=r"unusable_request: vLLM rejects it: (too many|the prompt)"):
                 asyncio.run(model.answer(replace(REQUEST, parts=parts)))
 
     def test_closing_ends_the_engine(self, folder: Path) -> None:
@@ -138,4 +137,4 @@ def test_without_vllm_the_error_says_what_to_install(folder: Path, monkeypatch: 
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
-        VllmSettings.model_validate({"checkpoint": "c"} | settings)
+        VllmConfig.model_validate({"checkpoint": "c"} | settings)

@@ -51,7 +51,7 @@ def measure(folder: Path, images_per_chunk: int | None) -> dict[str, float]:
         listing={"annotations": "beside"},
         masks={"kind": "annotations"},
         annotator={"kind": "prompted"},
-        mllm={"kind": "standin", "seconds_per_answer": 0.1},
+        mllm={"kind": "fake", "seconds_per_answer": 0.1},
         images_per_partition=IMAGES_PER_UNIT,
         resources=resources,
     )

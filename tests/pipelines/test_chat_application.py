@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from ureca.errors import SettingsError
-from ureca.llm.settings import OpenAIConfig, RayServeSettings
+from ureca.llm.openai import OpenAIConfig
+from ureca.llm.ray_serve import RayServeConfig
 from ureca.pipelines.batch.ray_serve_llm import chat_application, served
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.registry import build_component
@@ -65,11 +66,11 @@ def test_it_ends_with_a_run_that_fails_too(told: list[tuple[str, Any]]) -> None:
 
 
 def test_what_is_served() -> None:
-    plain = served(RayServeSettings(checkpoint="org/vl"))
+    plain = served(RayServeConfig(checkpoint="org/vl"))
     assert plain["model_loading_config"] == {"model_id": "org/vl", "model_source": "org/vl"}
     assert "accelerator_type" not in plain and "max_model_len" not in plain["engine_kwargs"]
     chosen = served(
-        RayServeSettings(
+        RayServeConfig(
             checkpoint="org/vl",
             min_replicas=2,
             max_replicas=5,

@@ -128,7 +128,7 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, plans: Plans) -> Non
     settings = settings_of(tmp_path)
     curate(settings, plans)
     # Where and how patiently a model is asked makes no other captions.
-    assert curate(settings_of(tmp_path, mllm={"kind": "standin", "seconds_per_answer": 0.1}), plans).num_images == 1
+    assert curate(settings_of(tmp_path, mllm={"kind": "fake", "seconds_per_answer": 0.1}), plans).num_images == 1
     changed: dict[str, Any] = {"uniqueness": {"similarity_threshold": 0.5}}
     with pytest.raises(OutputError, match=r"uniqueness\.similarity_threshold: 0\.8 then, 0\.5 now"):
         curate(settings_of(tmp_path, **changed), plans)

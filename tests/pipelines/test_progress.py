@@ -89,6 +89,6 @@ def test_the_line_tells_what_engines_do() -> None:
 def _bound(seconds: float) -> str:
     """How load reports name a time."""
     load = EngineLoad(iter([0.0, seconds]).__next__)
-    with load.asked():
+    with load.request():
         pass
     return next(iter(load.report().latency_ms))

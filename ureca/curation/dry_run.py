@@ -5,7 +5,7 @@ from collections.abc import Collection
 from ureca.curation import prompts
 from ureca.curation.listener import Listener
 from ureca.curation.protocols import Choice
-from ureca.llm.fake import CountingChatModel, FakeChatModel, FakeSettings
+from ureca.llm.fake import CountingChatModel, FakeChatModel, FakeConfig
 from ureca.llm.protocol import ChatModel
 from ureca.masks.views import Views
 
@@ -20,7 +20,7 @@ _KINDS = {
 
 def counted(model: ChatModel | None = None) -> CountingChatModel:
     """A model that counts the questions of a curation by stage; None: the stand-in answers."""
-    return CountingChatModel(model or FakeChatModel(FakeSettings()), _KINDS)
+    return CountingChatModel(model or FakeChatModel(FakeConfig()), _KINDS)
 
 
 class DryRunListener:

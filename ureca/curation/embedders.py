@@ -6,17 +6,16 @@
 from __future__ import annotations
 
 import functools
-import threading
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.batching import DynamicBatcher
 from ureca.config import MAY_CHANGE
 from ureca.curation.protocols import RegionCrop
 from ureca.curation.rule_based.colours import to_oklab
@@ -26,64 +25,6 @@ from ureca.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
-
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-@dataclass(eq=False)
-class _Waiting(Generic[Item, Result]):
-    item: Item
-    result: Result | None = None
-    error: BaseException | None = None
-    done: bool = False
-
-
-class CommonBatches(Generic[Item, Result]):
-    """Runs one batch at a time, of what waits, whoever brought it.
-
-    Nothing waits for a batch to fill: what comes while one runs makes the next.
-
-    Args:
-        run: the results of a batch, in order.
-        max_size: of a batch, at least 1.
-    """
-
-    def __init__(self, run: Callable[[Sequence[Item]], Sequence[Result]], max_size: int) -> None:
-        self._run = run
-        self._max_size = max_size
-        self._queue: list[_Waiting[Item, Result]] = []
-        self._queueing = threading.Lock()
-        self._running = threading.Lock()
-
-    def results(self, items: Sequence[Item]) -> list[Result]:
-        """The results of some items, in order; an error of a batch is that of all who have an item in it."""
-        mine: list[_Waiting[Item, Result]] = [_Waiting(item) for item in items]
-        with self._queueing:
-            self._queue += mine
-        while not all(waiting.done for waiting in mine):
-            with self._running:
-                # Whoever is next runs what waits longest, and that may be another's.
-                if not all(waiting.done for waiting in mine):
-                    self._run_next()
-        for waiting in mine:
-            if waiting.error is not None:
-                raise waiting.error
-        return [waiting.result for waiting in mine]  # type: ignore[misc]
-
-    def _run_next(self) -> None:
-        with self._queueing:
-            batch = self._queue[: self._max_size]
-            del self._queue[: len(batch)]
-        try:
-            for waiting, result in zip(batch, self._run([waiting.item for waiting in batch]), strict=True):
-                waiting.result = result
-        except BaseException as error:
-            for waiting in batch:
-                waiting.error = error
-        for waiting in batch:
-            waiting.done = True
-
 
 _LIGHTNESS = np.linspace(0, 1, 4), 0.15
 _CHROMA = np.linspace(-0.24, 0.24, 7), 0.035
@@ -208,23 +149,26 @@ class Dinov2Embedder:
         self._device = _device(self._settings.device)
         self._processor, model = _load(self._settings.checkpoint)
         self._model = model.to(self._device).eval()
-        self._batches: CommonBatches[RegionCrop, npt.NDArray[np.float32]] = CommonBatches(
-            self._embed_batch, self._settings.batch_size
+        self._batcher: DynamicBatcher[RegionCrop, Sequence[RegionCrop], npt.NDArray[np.float32]] = DynamicBatcher(
+            self._embed_batch, max_batch_size=self._settings.batch_size
         )
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         """Vectors of length 1, float32 [len(crops), width of the network]; the mask of a crop is not looked at."""
-        vectors = self._batches.results(crops)
+        vectors = self._batcher.results(crops)
         return np.stack(vectors) if vectors else np.zeros((0, self._model.config.hidden_size), np.float32)
 
-    def _embed_batch(self, crops: Sequence[RegionCrop]) -> list[npt.NDArray[np.float32]]:
+    def _embed_batch(
+        self, crops: Sequence[RegionCrop], deliver: Callable[[int, npt.NDArray[np.float32]], None]
+    ) -> None:
         import torch
 
         images = self._processor(images=[squared(crop.pixels) for crop in crops], return_tensors="pt")
         with torch.inference_mode():
             tokens = self._model(pixel_values=images["pixel_values"].to(self._device)).last_hidden_state
             vectors = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1)
-        return list(vectors.cpu().numpy())
+        for index, vector in enumerate(vectors.cpu().numpy()):
+            deliver(index, vector)
 
 
 def squared(pixels: npt.NDArray[np.uint8]) -> Image.Image:

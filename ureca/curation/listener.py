@@ -13,10 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice
-from ureca.curation.rules import Fault
-from ureca.curation.structured import ask
 from ureca.hashing import digest
 from ureca.llm.protocol import ChatModel
+from ureca.llm.structured import InvalidResponseError, ask
 from ureca.masks.views import Views
 
 
@@ -83,7 +82,7 @@ class PromptedListener:
             if isinstance(answer.choice, str):
                 return answer.choice
             if not 0 <= answer.choice < len(ids):
-                raise Fault("no_such_number", f"there is no number {answer.choice}")
+                raise InvalidResponseError("no_such_number", f"there is no number {answer.choice}")
             return ids[answer.choice]
 
         return await ask(

@@ -8,9 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
-from ureca.curation.rules import CaptionRules, Fault
-from ureca.curation.structured import ask
+from ureca.curation.rules import CaptionRules
 from ureca.llm.protocol import ChatModel, Pixels
+from ureca.llm.structured import InvalidResponseError, ask
 
 Typed = TypeVar("Typed", bound=BaseModel)
 Answer = TypeVar("Answer")
@@ -113,7 +113,7 @@ class PromptedAnnotator:
         def read(answer: _Caption) -> str:
             caption = " ".join(answer.caption.split())
             if not caption:
-                raise Fault("blank", "the caption is blank")
+                raise InvalidResponseError("blank", "the caption is blank")
             self._settings.rules.check(caption, short=short, highest_number=highest_number)
             return caption
 
@@ -143,5 +143,5 @@ class PromptedAnnotator:
 def _verdict(answer: _Judgement) -> Verdict:
     reason = " ".join(answer.reason.split())
     if not answer.is_true and not reason:
-        raise Fault("no_reason", "it gives no reason why the caption is not true")
+        raise InvalidResponseError("no_reason", "it gives no reason why the caption is not true")
     return Verdict(accepted=answer.is_true, reason=reason)

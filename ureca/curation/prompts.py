@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from ureca.hashing import digest
+from ureca.llm.structured import retry_prompt
 
 _RULES = """\
 You write captions for one region of a photograph. The region is marked for you by a thin coloured line, or everything \
@@ -105,11 +106,6 @@ def listening(caption: str, highest_number: int) -> str:
     )
 
 
-def again(reason: str) -> str:
-    """What is added to a question whose answer could not be used."""
-    return f"Your last answer cannot be used: {reason}. Answer again, without this fault."
-
-
 def _content() -> str:
     """Every word that a model is told, and where what is told of regions stands among them."""
     systems = (SHORT_CAPTION, DETAILED_CAPTION, UNIQUE_CAPTION, VERIFICATION, LISTENING)
@@ -122,7 +118,7 @@ def _content() -> str:
         *(unique_caption("{caption}", ("{first}",), confused_with(choice)) for choice in choices),
         verification("{caption}"),
         listening("{caption}", 2),
-        again("{reason}"),
+        retry_prompt("{reason}"),
     )
     return "\0".join((*systems, *questions))
 

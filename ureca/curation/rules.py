@@ -9,6 +9,8 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.llm.structured import InvalidResponseError, check_not_refusal
+
 _FEW_WORDS = 8
 """Text of fewer words says too little about its language to be judged by them."""
 
@@ -18,13 +20,6 @@ _COMMON_WORDS = {
     *("a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "is", "are"),
     *("to", "from", "by", "its", "for", "that", "which", "has", "near"),
 }
-
-_REFUSAL = re.compile(
-    r"^\W*(?:(?:i'?m |i am )?sorry\b|i apologi[sz]e|unfortunately|as an ai\b|unable to\b"
-    r"|i (?:can't|cannot|can not|couldn't|could not|won't|will not|am not able|am unable)\b"
-    r"|(?:i'm|we're|we are) (?:not able|unable)\b|it is (?:not possible|impossible) to\b)",
-    re.IGNORECASE,
-)
 
 _MENTIONS = {
     "mentions_marks": re.compile(
@@ -53,23 +48,6 @@ _ABBREVIATED = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|mt|no|vs|ca|approx|jr|sr|inc
 _END_OF_SENTENCE = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
 
 
-class Fault(ValueError):
-    """Why an answer cannot be used.
-
-    Attributes:
-        kind: for counting, in snake_case.
-        reason: for whoever is to answer again, the rest of "It cannot be used because".
-    """
-
-    def __init__(self, kind: str, reason: str) -> None:
-        super().__init__(kind, reason)
-        self.kind = kind
-        self.reason = reason
-
-    def __str__(self) -> str:
-        return f"{self.kind}: {self.reason}"
-
-
 class CaptionRules(BaseModel):
     """What is accepted as a caption."""
 
@@ -91,34 +69,28 @@ class CaptionRules(BaseModel):
             highest_number: of the numbers 0 and up that were drawn on what was shown, if any were.
 
         Raises:
-            Fault: ``refusal``, ``mentions_marks``, ``mentions_blur``, ``mentions_picture``, ``mentions_numbers``,
-                ``other_language``, ``too_short``, ``too_long`` or ``several_sentences``.
+            InvalidResponseError: ``refusal``, ``mentions_marks``, ``mentions_blur``, ``mentions_picture``,
+                ``mentions_numbers``, ``other_language``, ``too_short``, ``too_long`` or ``several_sentences``.
         """
-        check_no_refusal(caption)
+        check_not_refusal(caption)
         for kind, pattern in _MENTIONS.items():
             if found := pattern.search(caption):
-                raise Fault(kind, f'{_WHAT_TO_DO[kind]} ("{found[0]}")')
+                raise InvalidResponseError(kind, f'{_WHAT_TO_DO[kind]} ("{found[0]}")')
         if highest_number is not None and (said := _number_of_a_mark(caption, highest_number)):
-            raise Fault("mentions_numbers", f'it mentions a number that is only drawn there ("{said}")')
+            raise InvalidResponseError("mentions_numbers", f'it mentions a number that is only drawn there ("{said}")')
         if self.language == "english" and not _may_be_english(caption):
-            raise Fault("other_language", "it is not in English")
+            raise InvalidResponseError("other_language", "it is not in English")
         self._check_length(caption, short)
 
     def _check_length(self, caption: str, short: bool) -> None:
         num_words = len(caption.split())
         most = min(self.max_words, self.max_short_words) if short else self.max_words
         if num_words < self.min_words:
-            raise Fault("too_short", f"it has fewer words than {self.min_words}")
+            raise InvalidResponseError("too_short", f"it has fewer words than {self.min_words}")
         if num_words > most:
-            raise Fault("too_long", f"it has {num_words} words, and {most} is the limit")
+            raise InvalidResponseError("too_long", f"it has {num_words} words, and {most} is the limit")
         if short and num_sentences(caption) > 1:
-            raise Fault("several_sentences", "it must be one sentence")
-
-
-def check_no_refusal(text: str) -> None:
-    """Raise the fault ``refusal`` where a text begins like one."""
-    if _REFUSAL.search(text.replace("\u2019", "'")):
-        raise Fault("refusal", "it declines to answer; say what can be seen, as far as it can be seen")
+            raise InvalidResponseError("several_sentences", "it must be one sentence")
 
 
 def num_sentences(text: str) -> int:

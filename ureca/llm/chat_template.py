@@ -1,4 +1,4 @@
-"""A request in the form that chat templates take, whatever family of models they belong to."""
+"""Chat templates of checkpoints: from a request to messages and to a prompt, for any family of models."""
 
 import logging
 import re
@@ -18,16 +18,16 @@ _PROBE = ChatRequest("The rules.", (np.zeros((64, 64, 3), np.uint8), "The questi
 class ChatTemplate:
     """The chat template of a checkpoint's processor, as transformers loads it.
 
-    Some templates know no system message, and others drop it in silence: there it becomes the beginning of the user's
-    turn. Either way it comes first, so that prefix caches serve it. The special tokens of the family are taken out of
-    texts: what a model once said must not end a turn, nor stand for an image.
+    If the template has no system message, or silently drops it, the system text is put at the beginning of the user's
+    turn: either way it comes first, so that prefix caches hit. Special tokens of the family are removed from texts:
+    the text of an earlier answer must not end a turn or insert an image.
 
     Args:
-        processor: of the checkpoint; the template of its tokenizer serves where it has none.
-        checkpoint: its name, for messages.
+        processor: processor of the checkpoint; its tokenizer's template is used if it has none itself.
+        checkpoint: name of the checkpoint, for error messages.
 
     Raises:
-        SettingsError: there is no template, or it does not take a question with an image.
+        SettingsError: there is no template, or it does not support a question with an image.
     """
 
     def __init__(self, processor: Any, checkpoint: str) -> None:
@@ -35,19 +35,24 @@ class ChatTemplate:
         tokenizer = getattr(processor, "tokenizer", None)
         self.template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
         if self.template is None or tokenizer is None:
-            raise SettingsError(f"checkpoint '{checkpoint}' has no chat template, as chat models that see images have")
+            raise SettingsError(
+                f"checkpoint '{checkpoint}' has no chat template: it is not a chat model that takes images"
+            )
         special = sorted({token.content for token in tokenizer.added_tokens_decoder.values() if token.special})
         self._special = re.compile("|".join(map(re.escape, special)) or r"(?!)")
         self._has_system = True
         if not self._renders(_PROBE):
             self._has_system = False
             if not self._renders(_PROBE):
-                raise SettingsError(f"checkpoint '{checkpoint}': its chat template takes no question with an image")
+                raise SettingsError(f"checkpoint '{checkpoint}': its chat template does not support images")
 
     def conversation(self, request: ChatRequest) -> list[dict[str, Any]]:
-        """The messages of a request; its images as PIL images."""
-        content = [self._text(part) if isinstance(part, str) else _image(part) for part in request.parts]
-        if not request.system:  # some families have a system message of their own, which an empty one would replace
+        """Return the messages of a request, with PIL images."""
+        content = [
+            self._text(part) if isinstance(part, str) else {"type": "image", "image": Image.fromarray(part)}
+            for part in request.parts
+        ]
+        if not request.system:  # an empty one would replace the family's default system message
             return [{"role": "user", "content": content}]
         system = self._text(request.system)
         if self._has_system:
@@ -55,7 +60,7 @@ class ChatTemplate:
         return [{"role": "user", "content": [system, *content]}]
 
     def render(self, request: ChatRequest) -> str:
-        """The prompt as text, with the family's own placeholder for each image."""
+        """Return the prompt as text, with the family's placeholder for each image."""
         conversation = self.conversation(request)
         rendered = self._processor.apply_chat_template(
             conversation, chat_template=self.template, tokenize=False, add_generation_prompt=True
@@ -70,11 +75,7 @@ class ChatTemplate:
 
         try:
             rendered = self.render(request)
-        except (TemplateError, TypeError) as error:  # some join text to the list of contents
-            _log.debug("this chat template does not take %s: %s", request, error)
+        except (TemplateError, TypeError) as error:  # some templates concatenate text and the list of contents
+            _log.debug("the chat template does not support %s: %s", request, error)
             return False
         return request.system in rendered and request.text in rendered
-
-
-def _image(pixels: Any) -> dict[str, Any]:
-    return {"type": "image", "image": Image.fromarray(pixels)}

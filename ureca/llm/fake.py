@@ -1,53 +1,62 @@
-"""A chat model that counts what it is asked.
-
-[from] A stand-in for a multimodal model: no weights, answers that depend on what it is shown."""
+"""A chat model without weights, and a wrapper that counts requests, for tests and dry runs."""
 
 import asyncio
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.config import MAY_CHANGE
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatModel, ChatRequest, request_digest
+from ureca.registry import register
 
 _MATERIALS = ("velvet", "brass", "linen", "granite", "amber", "cedar", "slate", "ivory", "copper", "wicker")
 _FORMS = ("arch", "ribbon", "vessel", "panel", "lantern", "spindle", "canopy", "shell", "tassel", "wedge")
 _CHOICES: tuple[int | str, ...] = (0, 1, 0, 1, "none", "several")
 
 
-class FakeSettings(BaseModel):
-    """How the stand-in behaves as an engine."""
+class FakeConfig(BaseModel):
+    """No model: made-up answers that depend on the request alone, for tests and dry runs."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    seconds_per_answer: Annotated[float, MAY_CHANGE] = Field(default=0.0, ge=0, description="time each answer takes")
-    malformed_fraction: float = Field(default=0.0, ge=0, le=1, description="share of answers that are not JSON")
+    kind: Literal["fake"] = "fake"
+    seconds_per_answer: Annotated[float, MAY_CHANGE] = Field(
+        default=0.0, ge=0, description="seconds that each answer takes"
+    )
+    malformed_fraction: float = Field(default=0.0, ge=0, le=1, description="fraction of answers that are not JSON")
 
 
+@register("chat_model", "fake", settings=FakeConfig)
 class FakeChatModel:
-    """Answers by content: the same request gets the same answer, another image or question another one.
+    """Answers by a hash of the request; a ``ChatModel``.
 
-    It exists for tests, dry runs and benchmarks of everything around a model. Its captions are well-formed and say
-    nothing about the image. A question whose answer schema has the property ``caption`` gets a caption, one with
-    ``is_true`` the verdict true, and one with ``choice`` one of the numbers 0 and 1, none or several.
+    Equal requests get equal answers; another image or question gets another one. Captions are well-formed and say
+    nothing about the image. A request whose answer schema has the property ``caption`` gets a caption, one with
+    ``is_true`` the verdict true, and one with ``choice`` one of 0, 1, "none" and "several".
+
+    Args:
+        settings: latency and faults of the answers.
     """
 
-    name = "stand-in"
+    name = "fake"
 
-    def __init__(self, settings: FakeSettings) -> None:
+    def __init__(self, settings: FakeConfig) -> None:
         self._settings = settings
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
-        """Answer after the time that an engine would take."""
-        with process_load().asked():
+        """Answer one request after ``seconds_per_answer``."""
+        with process_load().request():
             if self._settings.seconds_per_answer:
                 await asyncio.sleep(self._settings.seconds_per_answer)
         digest = request_digest(request)
-        text = self._text(request, digest)
+        if (digest % 1000) / 1000 < self._settings.malformed_fraction:
+            text = "I would rather not say"
+        else:
+            text = json.dumps(fake_answer(digest, request.answer_schema["properties"]))
         num_image_tokens = 256 * len(request.images)
         return ChatAnswer(
             text=text,
@@ -55,72 +64,63 @@ class FakeChatModel:
             num_new_tokens=len(text.split()),
         )
 
-    def _text(self, request: ChatRequest, digest: int) -> str:
-        if (digest % 1000) / 1000 < self._settings.malformed_fraction:
-            return "I would rather not say"
-        return json.dumps(fake_answer(digest, request.answer_schema["properties"]))
-
 
 def fake_answer(digest: int, properties: Collection[str]) -> dict[str, object]:
-    """What the stand-in says to a question.
+    """Make up the JSON object of an answer.
 
     Args:
-        digest: of what the question shows and says, at least 0.
-        properties: names that the answer's schema has.
+        digest: hash of the request, at least 0.
+        properties: names of the properties in the answer's schema.
     """
     answer: dict[str, object] = {}
     if "caption" in properties:
-        answer["caption"] = _caption(digest)
+        material = _MATERIALS[digest % len(_MATERIALS)]
+        form = _FORMS[digest // 16 % len(_FORMS)]
+        answer["caption"] = f"A {material} {form} bearing the mark {digest % 2**40:010x}."
     if "is_true" in properties:
-        answer |= {"is_true": True, "reason": "The stand-in agrees with everything."}
+        answer |= {"is_true": True, "reason": "The fake model accepts every caption."}
     if "choice" in properties:
         answer["choice"] = _CHOICES[digest % len(_CHOICES)]
     return answer
 
 
-def _caption(digest: int) -> str:
-    material = _MATERIALS[digest % len(_MATERIALS)]
-    form = _FORMS[digest // 16 % len(_FORMS)]
-    return f"A {material} {form} bearing the mark {digest % 2**40:010x}."
-
-
 @dataclass(slots=True)
-class Questions:
-    """Of one kind.
+class RequestCounts:
+    """Totals of the requests of one kind.
 
     Attributes:
-        num_questions: that were answered.
-        num_characters: of their texts.
-        num_pixels: of their images.
-        max_new_tokens: that their answers may have, added up.
+        num_requests: answered requests.
+        num_characters: characters of their text.
+        num_pixels: pixels of their images.
+        max_new_tokens: sum of their limits of new tokens.
     """
 
-    num_questions: int = 0
+    num_requests: int = 0
     num_characters: int = 0
     num_pixels: int = 0
     max_new_tokens: int = 0
 
 
 class CountingChatModel:
-    """Passes questions on and counts them by kind; a ``ChatModel``.
+    """Forwards requests to another model and counts them by kind; a ``ChatModel``.
 
     Args:
-        model: that answers.
-        kinds: name of each kind of question, by the constant part that it begins with.
+        model: model that answers.
+        kinds: name of each kind of request, by its system message.
     """
 
     def __init__(self, model: ChatModel, kinds: Mapping[str, str]) -> None:
         self.name = model.name
+        self.counts: dict[str, RequestCounts] = {}
         self._model = model
         self._kinds = kinds
-        self.questions: dict[str, Questions] = {}
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request."""
         answer = await self._model.answer(request)
-        questions = self.questions.setdefault(self._kinds.get(request.system, "other"), Questions())
-        questions.num_questions += 1
-        questions.num_characters += len(request.system) + len(request.text)
-        questions.num_pixels += sum(image.shape[0] * image.shape[1] for image in request.images)
-        questions.max_new_tokens += request.max_new_tokens
+        counts = self.counts.setdefault(self._kinds.get(request.system, "other"), RequestCounts())
+        counts.num_requests += 1
+        counts.num_characters += len(request.system) + len(request.text)
+        counts.num_pixels += sum(image.shape[0] * image.shape[1] for image in request.images)
+        counts.max_new_tokens += request.max_new_tokens
         return answer

@@ -1,4 +1,4 @@
-"""How busy the engines of this process are: requests in flight, how long they take, how often they are sent again."""
+"""Load of the chat models in this process: requests in flight, busy slots, latencies and retries."""
 
 import threading
 import time
@@ -12,21 +12,22 @@ from pydantic import BaseModel, ConfigDict
 
 from ureca.llm import usage
 
-_STEP = 1.15
-_BOUNDS_MS = [_STEP**power for power in range(100)]  # to 20 minutes
-_NAMES = [f"{bound:.4g}" for bound in _BOUNDS_MS]
+_BUCKET_RATIO = 1.15
+_BUCKETS_MS = [_BUCKET_RATIO**power for power in range(100)]  # up to 20 minutes
+_BUCKET_NAMES = [f"{bound_ms:.4g}" for bound_ms in _BUCKETS_MS]
 
 
 class LoadReport(BaseModel):
-    """What engines are doing, and have done so far; those of several processes add up.
+    """Counters of one or more processes; the reports of several processes add up.
 
     Attributes:
-        num_in_flight: requests that wait for their answer at this moment.
-        num_answers: so far.
-        busy_s: seconds that places of engines were taken, added over the places.
-        slots_s: the same for all places, taken or not, since the first request.
-        latency_ms: answers by the upper bound of the time they took, in milliseconds; bounds rise by 15 %.
-        retries: attempts that failed and were followed by another, by kind.
+        num_in_flight: requests that wait for their answer at the time of the report.
+        num_answers: answers so far.
+        busy_s: seconds for which slots were busy, summed over the slots.
+        slots_s: seconds for which slots existed, busy or not, since the first request, summed over the slots.
+        latency_ms: histogram of the latency of answers: number of answers by the upper bound of their bucket in
+            milliseconds; buckets grow by 15 %.
+        retries: failed attempts that were retried, by kind of failure.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -39,55 +40,62 @@ class LoadReport(BaseModel):
     retries: dict[str, int] = {}
 
     def __add__(self, other: "LoadReport") -> "LoadReport":
-        """Both together."""
-        return self._with(other, 1)
+        """Return the sum of two reports."""
+        return self._combine(other, 1)
 
     def since(self, before: "LoadReport") -> "LoadReport":
-        """What has been done since an earlier report; what is in flight is as of now."""
-        return self._with(before, -1).model_copy(update={"num_in_flight": self.num_in_flight})
+        """Return the difference to an earlier report; ``num_in_flight`` is that of this report."""
+        return self._combine(before, -1).model_copy(update={"num_in_flight": self.num_in_flight})
 
     @property
     def utilisation(self) -> float | None:
-        """Share of the places that was taken; None where nothing was asked, or the number of places is not known."""
+        """Busy fraction of the slots; None without requests, or if the number of slots is unknown."""
         return self.busy_s / self.slots_s if self.slots_s > 0 else None
 
-    def _with(self, other: "LoadReport", sign: int) -> "LoadReport":
-        mine, theirs = self.model_dump(), other.model_dump()
-        return LoadReport(**{name: _combined(mine[name], theirs[name], sign) for name in mine})
+    def _combine(self, other: "LoadReport", sign: int) -> "LoadReport":
+        def combined(first: Any, second: Any) -> Any:
+            if isinstance(first, dict):
+                sums = {key: first.get(key, 0) + sign * second.get(key, 0) for key in first | second}
+                return {key: count for key, count in sums.items() if count}
+            return first + sign * second
+
+        left, right = self.model_dump(), other.model_dump()
+        return LoadReport(**{name: combined(left[name], right[name]) for name in left})
 
 
-def _combined(first: Any, second: Any, sign: int) -> Any:
-    if isinstance(first, dict):
-        sums = {key: first.get(key, 0) + sign * second.get(key, 0) for key in first | second}
-        return {key: number for key, number in sums.items() if number}
-    return first + sign * second
+def percentile_s(latency_ms: Mapping[str, int], fraction: float) -> float | None:
+    """Return a percentile of a latency histogram, in seconds.
 
+    Args:
+        latency_ms: histogram, see ``LoadReport``.
+        fraction: fraction of the answers that took at most the returned time, 0 to 1.
 
-def percentile_s(latency_ms: Mapping[str, int], share: float) -> float | None:
-    """Seconds within which this share of the answers came, within 7 %; None where there are none."""
-    left = share * sum(latency_ms.values())
-    for seconds, number in latencies_s(latency_ms):
-        left -= number
-        if left <= 0:
+    Returns:
+        Seconds, accurate to 7 %; None for an empty histogram.
+    """
+    remaining = fraction * sum(latency_ms.values())
+    for seconds, count in latencies_s(latency_ms):
+        remaining -= count
+        if remaining <= 0:
             return seconds
     return None
 
 
 def latencies_s(latency_ms: Mapping[str, int]) -> Iterator[tuple[float, int]]:
-    """Seconds, within 7 %, and how many answers took so long; shorter ones first."""
-    for name, bound_ms in zip(_NAMES, _BOUNDS_MS, strict=True):
-        if number := latency_ms.get(name, 0):
-            yield float(bound_ms / _STEP**0.5 / 1000), number
+    """Yield the latency of each bucket in seconds, accurate to 7 %, with its number of answers; shortest first."""
+    for name, bound_ms in zip(_BUCKET_NAMES, _BUCKETS_MS, strict=True):
+        if count := latency_ms.get(name, 0):
+            yield float(bound_ms / _BUCKET_RATIO**0.5 / 1000), count
 
 
 class EngineLoad:
-    """Counts for one process; for any thread.
+    """Thread-safe load counters of one process.
 
-    A request that is in flight may wait for its turn in the engine. The engine's places say how much it works on at a
-    time: for a server the requests that it may be sent, for a model in this process one batch.
+    A request in flight may wait in a queue of the engine. The slots of an engine are what it processes at a time: the
+    requests that a server may be sent, or one batch of a model in this process.
 
     Args:
-        clock: seconds that only rise.
+        clock: monotonic clock, in seconds.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -101,21 +109,22 @@ class EngineLoad:
         self._latency_ms: dict[str, int] = {}
         self._retries: dict[str, int] = {}
 
-    def set_slots(self, engine: object, slots: int) -> None:
-        """Say how much an engine works on at a time from now on."""
+    def set_slots(self, engine: object, num_slots: int) -> None:
+        """Set the number of slots of an engine from now on."""
         with self._lock:
-            self._count_time()
-            self._slots[id(engine)] = slots
+            self._advance()
+            self._slots[id(engine)] = num_slots
 
     @contextmanager
-    def asked(self) -> Iterator[None]:
-        """A request is in flight during the block; it is answered where the block ends well."""
+    def request(self) -> Iterator[None]:
+        """Count a request in flight during the block, and an answer when the block ends without an error."""
         with self._lock:
             self._num_in_flight += 1
         started = self._clock()
         try:
             yield
-            name = _NAMES[min(bisect_left(_BOUNDS_MS, 1000 * (self._clock() - started)), len(_NAMES) - 1)]
+            bucket = bisect_left(_BUCKETS_MS, 1000 * (self._clock() - started))
+            name = _BUCKET_NAMES[min(bucket, len(_BUCKET_NAMES) - 1)]
             usage.record_latency(name)
             with self._lock:
                 self._num_answers += 1
@@ -126,28 +135,32 @@ class EngineLoad:
 
     @contextmanager
     def busy(self) -> Iterator[None]:
-        """A place is taken during the block."""
+        """Count a busy slot during the block."""
         with self._lock:
             self._counted_until = self._counted_until or self._clock()
-            self._count_time()
+            self._advance()
             self._num_busy += 1
         try:
             yield
         finally:
             with self._lock:
-                self._count_time()
+                self._advance()
                 self._num_busy -= 1
 
-    def sent_again(self, kind: str) -> None:
-        """Count an attempt that failed and is followed by another."""
+    def record_retry(self, kind: str) -> None:
+        """Count a failed attempt that is retried.
+
+        Args:
+            kind: kind of the failure.
+        """
         usage.record_retry(kind)
         with self._lock:
             self._retries[kind] = self._retries.get(kind, 0) + 1
 
     def report(self) -> LoadReport:
-        """As of now."""
+        """Return the counters as of now."""
         with self._lock:
-            self._count_time()
+            self._advance()
             return LoadReport(
                 num_in_flight=self._num_in_flight,
                 num_answers=self._num_answers,
@@ -157,16 +170,18 @@ class EngineLoad:
                 retries=dict(self._retries),
             )
 
-    def _count_time(self) -> None:
+    def _advance(self) -> None:
+        """Add the time since the last change to the time of the slots. Slots have no time before the first request."""
         if self._counted_until is None:
             return
         now = self._clock()
-        self._busy_s += self._num_busy * (now - self._counted_until)
-        self._slots_s += sum(self._slots.values()) * (now - self._counted_until)
+        elapsed_s = now - self._counted_until
+        self._busy_s += self._num_busy * elapsed_s
+        self._slots_s += sum(self._slots.values()) * elapsed_s
         self._counted_until = now
 
 
 @cache
 def process_load() -> EngineLoad:
-    """The one of this process, which all its engines count in: who reports on a process need not know its engines."""
+    """Return the counters that all engines of this process share: its reporter need not know the engines."""
     return EngineLoad()

@@ -1,39 +1,225 @@
-"""The chat model behind OpenAI-compatible endpoints.
+"""A chat model behind OpenAI-compatible endpoints."""
 
-[from] The key of an endpoint: read where it is used, and nowhere to be seen."""
+from __future__ import annotations
 
 import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
-from pydantic import SecretStr
+from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
 
+from ureca.config import MAY_CHANGE
 from ureca.errors import AnswerError, SettingsError
-from ureca.llm.endpoints import (
-    Backoff,
-    Endpoint,
-    Endpoints,
-    PassingFailure,
-    Reply,
-    Transport,
-    error_message,
-    read_answer,
-    request_body,
-)
+from ureca.llm.endpoints import Backoff, Endpoint, Endpoints, TransientError
 from ureca.llm.load import process_load
+from ureca.llm.openai_messages import error_message, read_answer, request_body
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.settings import OpenAISettings
+from ureca.registry import register
+
+if TYPE_CHECKING:
+    from ureca.llm.http import HttpResponse, HttpTransport
 
 
-def read_api_key(settings: OpenAISettings) -> SecretStr | None:
-    """Read the key from the variable or file that the settings name.
+class RequestSettings(BaseModel):
+    """Concurrency, timeouts and retries of the requests to a model server."""
 
-    Returns:
-        None where they name neither.
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    structured_output: bool = Field(
+        default=True,
+        description="have the server decode answers by their JSON schema; turn off for servers without response_format",
+    )
+    jpeg_quality: int = Field(default=90, ge=1, le=100, description="JPEG quality of the images in requests")
+    max_concurrency: Annotated[int, MAY_CHANGE] = Field(
+        default=64,
+        ge=1,
+        description="maximum requests in flight per endpoint; lowered automatically while an endpoint is overloaded",
+    )
+    max_attempts: Annotated[int, MAY_CHANGE] = Field(
+        default=8, ge=1, description="attempts per request before it counts as failed"
+    )
+    connect_timeout_s: Annotated[float, MAY_CHANGE] = Field(
+        default=10.0, gt=0, description="seconds to wait for a connection to an endpoint"
+    )
+    request_timeout_s: Annotated[float, MAY_CHANGE] = Field(
+        default=300.0, gt=0, description="seconds of one attempt, from connecting to the last byte of the response"
+    )
+    initial_backoff_s: Annotated[float, MAY_CHANGE] = Field(
+        default=0.5,
+        gt=0,
+        description="seconds before a failed request is retried or a failing endpoint is used again; doubles with each "
+        "consecutive failure",
+    )
+    max_wait_s: Annotated[float, MAY_CHANGE] = Field(
+        default=60.0, gt=0, description="upper bound of the backoff and of the server's Retry-After, in seconds"
+    )
+    outage_timeout_s: Annotated[float, MAY_CHANGE] = Field(
+        default=300.0, ge=0, description="seconds without any reachable endpoint after which the job ends"
+    )
+    max_answer_bytes: Annotated[int, MAY_CHANGE] = Field(
+        default=2**20, ge=1024, description="maximum size of an HTTP response; a longer one counts as failed"
+    )
+
+    @model_validator(mode="after")
+    def _waits_agree(self) -> Self:
+        if self.initial_backoff_s > self.max_wait_s:
+            raise ValueError("initial_backoff_s is longer than max_wait_s")
+        return self
+
+
+class OpenAIConfig(RequestSettings):
+    """A model behind OpenAI-compatible endpoints, such as a vLLM server.
+
+    The API key is not a setting, because settings are stored beside the results: a variable or a file on the machine
+    that sends the requests holds it.
+    """
+
+    kind: Literal["openai"] = "openai"
+    model: str = Field(min_length=1, description="name of the model at the endpoints")
+    base_urls: Annotated[tuple[HttpUrl, ...], MAY_CHANGE] = Field(
+        min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
+    )
+    api_key_variable: Annotated[str | None, MAY_CHANGE] = Field(
+        default=None, description="environment variable that holds the API key; None: no key"
+    )
+    api_key_file: Annotated[str | None, MAY_CHANGE] = Field(
+        default=None, description="file that holds the API key; None: no key"
+    )
+
+    @field_validator("base_urls")
+    @classmethod
+    def _are_plain(cls, base_urls: tuple[HttpUrl, ...]) -> tuple[HttpUrl, ...]:
+        for number, url in enumerate(base_urls, 1):
+            if url.username or url.password or url.query or url.fragment:
+                # The message shows no URL: it may have a password in it.
+                raise ValueError(f"number {number} has a user, query or fragment; name a key by variable or file")
+        if len({str(url).rstrip("/") for url in base_urls}) < len(base_urls):
+            raise ValueError("one endpoint is named twice")
+        return base_urls
+
+    @model_validator(mode="after")
+    def _keys_agree(self) -> Self:
+        if self.api_key_variable is not None and self.api_key_file is not None:
+            raise ValueError("api_key_variable and api_key_file both name a key; set one of them")
+        return self
+
+
+@register("chat_model", "openai", settings=OpenAIConfig)
+class OpenAIChatModel:
+    """Sends requests to OpenAI-compatible endpoints; a ``ChatModel``.
+
+    Each request waits for a slot at an available endpoint. A failed attempt that may succeed later is retried after an
+    exponential backoff, at another endpoint if there is one. Attempts that never reached a server do not count against
+    ``max_attempts``.
+
+    Connections belong to the event loop in which the first request is sent; another loop gets its own.
+
+    Args:
+        settings: endpoints, model and retries.
 
     Raises:
-        SettingsError: there is no such variable or file, or no usable key in it; the message does not show it.
+        SettingsError: the API key cannot be read.
+    """
+
+    def __init__(self, settings: OpenAIConfig) -> None:
+        self.name = settings.model
+        self._settings = settings
+        self._key = read_api_key(settings)
+        self._backoff = Backoff(settings.initial_backoff_s, settings.max_wait_s)
+        self._session: _Session | None = None
+        self._load = process_load()
+
+    async def answer(self, request: ChatRequest) -> ChatAnswer:
+        """Answer one request.
+
+        Raises:
+            AnswerError: ``http_<status>``: the endpoint rejects the request; ``malformed_answer`` or
+                ``oversized_answer``: the response is not a chat completion; ``connection_lost``, ``timeout``,
+                ``rate_limited`` or ``server_error``: the last of ``max_attempts`` attempts failed so.
+            SettingsError: the endpoint rejects the key, or knows no such path or model; or no endpoint could be
+                reached for ``outage_timeout_s``.
+        """
+        session = self._current_session()
+        body = await asyncio.to_thread(
+            request_body,
+            request,
+            model=self._settings.model,
+            jpeg_quality=self._settings.jpeg_quality,
+            structured_output=self._settings.structured_output,
+        )
+        num_failures = num_attempts = 0
+        failed_at: Endpoint | None = None
+        while True:
+            async with session.endpoints.slot(avoid=failed_at) as slot:
+                endpoint = slot.endpoint
+                try:
+                    with self._load.busy(), self._load.request():
+                        response = await session.transport.post(f"{endpoint.url}/chat/completions", body)
+                        endpoint.record_success(slot)
+                        self._load.set_slots(self, session.endpoints.limit)
+                        return _read_response(response, endpoint.url)
+                except TransientError as error:
+                    failure, failed_at = error, endpoint
+                    endpoint.record_failure(slot, error, session.loop.time())
+            num_failures += 1
+            if failure.kind == "unreachable":
+                self._check_outage(session, endpoint, failure)
+            else:
+                num_attempts += 1
+                if num_attempts == self._settings.max_attempts:
+                    message = f"{num_attempts} attempts failed, the last one at {endpoint.url}: {failure.message}"
+                    raise AnswerError(failure.kind, message) from failure
+            self._load.record_retry(failure.kind)
+            self._load.set_slots(self, session.endpoints.limit)
+            await asyncio.sleep(self._backoff.wait_s(num_failures))
+
+    async def close(self) -> None:
+        """Close the connections; the next request opens new ones."""
+        if self._session is not None:
+            session, self._session = self._session, None
+            await session.transport.close()
+
+    def _current_session(self) -> _Session:
+        loop = asyncio.get_running_loop()
+        if self._session is None or self._session.loop is not loop:
+            from ureca.llm.http import HttpTransport  # aiohttp takes 0.2 s to import
+
+            transport = HttpTransport(
+                self._key,
+                connect_timeout_s=self._settings.connect_timeout_s,
+                request_timeout_s=self._settings.request_timeout_s,
+                max_response_bytes=self._settings.max_answer_bytes,
+            )
+            urls = [str(url).rstrip("/") for url in self._settings.base_urls]
+            endpoints = Endpoints(urls, self._settings.max_concurrency, self._backoff)
+            self._session = _Session(loop, transport, endpoints)
+        return self._session
+
+    def _check_outage(self, session: _Session, endpoint: Endpoint, failure: TransientError) -> None:
+        outage_s = session.endpoints.outage_s(session.loop.time())
+        if outage_s > self._settings.outage_timeout_s:
+            raise SettingsError(
+                f"mllm.base_urls: no endpoint could be reached for {outage_s:.0f} s, the last one tried was "
+                f"{endpoint.url} ({failure.message}). Run the same command again to resume once one is up"
+            ) from failure
+
+
+@dataclass(frozen=True, slots=True)
+class _Session:
+    """State that belongs to one event loop."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: HttpTransport
+    endpoints: Endpoints
+
+
+def read_api_key(settings: OpenAIConfig) -> SecretStr | None:
+    """Read the API key from the variable or file that the settings name; None if it names neither.
+
+    Raises:
+        SettingsError: the variable or file does not exist, or holds no usable key; the message does not show it.
     """
     if settings.api_key_variable is not None:
         source = f"mllm.api_key_variable {settings.api_key_variable}"
@@ -48,116 +234,24 @@ def read_api_key(settings: OpenAISettings) -> SecretStr | None:
             raise SettingsError(f"{source}: {error.strerror or error}") from error
         except UnicodeDecodeError:
             # The cause would show the bytes.
-            raise SettingsError(f"{source}: this is no text file") from None
+            raise SettingsError(f"{source}: this is not a text file") from None
     else:
         return None
     key = key.strip()
     if not key or not all("!" <= character <= "~" for character in key):
-        raise SettingsError(f"{source}: a key is one word of printable ASCII, this is empty or something else")
+        raise SettingsError(f"{source}: a key is one word of printable ASCII; this is empty or something else")
     return SecretStr(key)
 
 
-class OpenAIChatModel:
-    """Keeps endpoints as busy as they can be; a ``ChatModel``.
-
-    Each request waits for a slot at an endpoint that is well. When an attempt fails in a way that may pass, it is sent
-    again after a growing wait, to another endpoint where there is one. Attempts that never reached a server are not
-    the request's fault and are not counted against it.
-
-    Connections belong to the event loop that runs when the first request is sent; another loop gets its own.
-
-    Raises:
-        SettingsError: the key cannot be read.
-    """
-
-    def __init__(self, settings: OpenAISettings) -> None:
-        self.name = settings.model
-        self._settings = settings
-        self._key = read_api_key(settings)
-        self._backoff = Backoff(settings.initial_backoff_s, settings.max_wait_s)
-        self._session: _Session | None = None
-        self._load = process_load()
-
-    async def answer(self, request: ChatRequest) -> ChatAnswer:
-        """Answer one request.
-
-        Raises:
-            AnswerError: ``http_<status>``: the endpoint refuses the request; ``malformed_answer`` or
-                ``oversized_answer``: what it answers is no chat completion; ``connection_lost``, ``timeout``,
-                ``rate_limited`` or ``server_error``: so ended the last of ``max_attempts`` attempts.
-            SettingsError: the endpoint refuses the key, or knows no such path or model; or none could be reached
-                for ``outage_timeout_s``.
-        """
-        session = self._session_here()
-        body = await asyncio.to_thread(request_body, request, self._settings)
-        num_failures = num_attempts = 0
-        failed_at: Endpoint | None = None
-        while True:
-            async with session.endpoints.slot(avoid=failed_at) as slot:
-                endpoint = slot.endpoint
-                try:
-                    with self._load.busy(), self._load.asked():
-                        reply = await session.transport.post(f"{endpoint.url}/chat/completions", body)
-                        endpoint.answered(slot)
-                        self._load.set_slots(self, session.endpoints.limit)
-                        return _read(reply, endpoint.url)
-                except PassingFailure as error:
-                    failure, failed_at = error, endpoint
-                    endpoint.failed(slot, error, session.loop.time())
-            num_failures += 1
-            if failure.kind == "unreachable":
-                self._check_outage(session, endpoint, failure)
-            else:
-                num_attempts += 1
-                if num_attempts == self._settings.max_attempts:
-                    message = f"{num_attempts} attempts failed, the last one at {endpoint.url}: {failure.message}"
-                    raise AnswerError(failure.kind, message) from failure
-            self._load.sent_again(failure.kind)
-            self._load.set_slots(self, session.endpoints.limit)
-            await asyncio.sleep(self._backoff.wait_s(num_failures))
-
-    async def close(self) -> None:
-        """Close the connections; the next request opens new ones."""
-        if self._session is not None:
-            session, self._session = self._session, None
-            await session.transport.close()
-
-    def _session_here(self) -> "_Session":
-        loop = asyncio.get_running_loop()
-        if self._session is None or self._session.loop is not loop:
-            urls = [str(url).rstrip("/") for url in self._settings.base_urls]
-            self._session = _Session(
-                loop=loop,
-                transport=Transport(self._settings, self._key),
-                endpoints=Endpoints(urls, self._settings.max_concurrency, self._backoff),
-            )
-        return self._session
-
-    def _check_outage(self, session: "_Session", endpoint: Endpoint, failure: PassingFailure) -> None:
-        outage_s = session.endpoints.outage_s(session.loop.time())
-        if outage_s > self._settings.outage_timeout_s:
-            raise SettingsError(
-                f"mllm.base_urls: no endpoint could be reached for {outage_s:.0f} s, the last one tried being "
-                f"{endpoint.url} ({failure.message}). Once one is up, the same command goes on from here"
-            ) from failure
-
-
-@dataclass(frozen=True, slots=True)
-class _Session:
-    """What belongs to one event loop."""
-
-    loop: asyncio.AbstractEventLoop
-    transport: Transport
-    endpoints: Endpoints
-
-
-def _read(reply: Reply, url: str) -> ChatAnswer:
-    if reply.status in {401, 404}:
-        # No request would fare better: the job ends before it fills a dataset with failures.
-        key = "the key (mllm.api_key_variable, mllm.api_key_file)" if reply.status == 401 else "mllm.model or its path"
-        raise SettingsError(f"{url} does not accept {key}: HTTP {reply.status}: {error_message(reply.body)}")
-    if not 200 <= reply.status < 300:
-        raise AnswerError(f"http_{reply.status}", f"{url} refuses the request: {error_message(reply.body)}")
-    if not reply.is_complete:
-        raise AnswerError("oversized_answer", f"{url} answers with more than {len(reply.body)} bytes")
-    return read_answer(reply.body)
+def _read_response(response: HttpResponse, url: str) -> ChatAnswer:
+    if response.status in {401, 404}:
+        # Every other request would fail too: end the job before it fills a dataset with failures.
+        rejected = (
+            "the key (mllm.api_key_variable, mllm.api_key_file)" if response.status == 401 else "mllm.model or its path"
+        )
+        raise SettingsError(f"{url} rejects {rejected}: HTTP {response.status}: {error_message(response.body)}")
+    if not 200 <= response.status < 300:
+        raise AnswerError(f"http_{response.status}", f"{url} rejects the request: {error_message(response.body)}")
+    if not response.is_complete:
+        raise AnswerError("oversized_answer", f"{url} answers with more than {len(response.body)} bytes")
+    return read_answer(response.body)

@@ -1,6 +1,4 @@
-"""What a request says, as a number.
-
-[from] A chat model that sees images, whatever runs it."""
+"""Chat models that see images: requests, answers and the protocol that every implementation follows."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,13 +17,12 @@ class ChatRequest:
     """One question with its images.
 
     Attributes:
-        system: the constant part, first, so that prefix caches hit; empty: none.
-        parts: text and images (uint8 RGB [h, w, 3]) of the user's turn, in order. Engines encode an image only when
-            and where they send it.
-        answer_schema: JSON schema that the answer must fit; engines that can, constrain decoding by it. Empty: any
-            text.
-        temperature: 0 is greedy.
-        max_new_tokens: bound of the answer.
+        system: the constant part, which comes first so that prefix caches hit; empty: no system message.
+        parts: text and images (uint8 RGB [h, w, 3]) of the user's turn, in order. Implementations encode an image only
+            when they send it.
+        answer_schema: JSON schema of the answer; implementations with structured output decode by it. Empty: free text.
+        temperature: sampling temperature; 0 is greedy.
+        max_new_tokens: maximum number of tokens of the answer.
     """
 
     system: str
@@ -47,7 +44,7 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """What the model said, as it said it, and what it cost in tokens."""
+    """The text of an answer, unchanged, and its token counts."""
 
     text: str
     num_prompt_tokens: int
@@ -55,22 +52,23 @@ class ChatAnswer:
 
 
 class ChatModel(Protocol):
-    """Answers requests; many at the same time on one event loop."""
+    """A multimodal chat model that answers many requests concurrently on one event loop."""
 
     name: str
-    """The model, for the provenance of a row."""
+    """Name of the model, for the provenance of a row."""
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
 
         Raises:
-            AnswerError: the engine refuses this request for good; errors that may pass are the engine's to retry.
-            SettingsError: the engine would refuse every request: a wrong key, no such model, nobody there.
+            AnswerError: this request cannot be answered, and a retry would not help; transient failures are retried by
+                the implementation.
+            SettingsError: no request could be answered: a wrong key, an unknown model, no reachable endpoint.
         """
         ...
 
 
 def request_digest(request: ChatRequest) -> int:
-    """64 bits that equal requests share, wherever and whenever they are made, and that others do not."""
+    """Hash the content of a request to 64 bits, equal on every machine and in every process."""
     text = f"{request.temperature} {request.system}\n{request.text}"
     return int.from_bytes(digest([text, *request.images], num_bytes=8), "big")

@@ -1,27 +1,63 @@
-"""The chat model in this process."""
+"""A chat model that transformers runs in this process."""
 
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from ureca.batching import DynamicBatcher
+from ureca.config import MAY_CHANGE
 from ureca.errors import SettingsError
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.settings import TransformersSettings
-from ureca.llm.transformers_model import Batches
+from ureca.registry import register
 
-_PIXELS_A_TOKEN = 28 * 28
-_CHARACTERS_A_TOKEN = 4
+if TYPE_CHECKING:
+    from ureca.llm.transformers_model import PreparedBatch
+
+_PIXELS_PER_TOKEN = 28 * 28
+_CHARACTERS_PER_TOKEN = 4
 
 
+class TransformersConfig(BaseModel):
+    """A checkpoint of any family that transformers supports, loaded in each actor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["transformers"] = "transformers"
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        min_length=1, description="folder or name on the hub of a checkpoint in transformers' own format"
+    )
+    device: Annotated[str, MAY_CHANGE] = Field(
+        default="auto", description="device by its torch name (cpu, cuda:1); auto: all GPUs of the actor"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="data type of the weights; auto: that of the checkpoint"
+    )
+    max_batch_size: Annotated[int, MAY_CHANGE] = Field(
+        default=16, ge=1, description="maximum requests in a batch; halved when the GPU runs out of memory"
+    )
+    image_options: dict[str, int | bool] = Field(
+        default={}, description="options of the image processor, such as max_patches (InternVL) or max_pixels (Qwen-VL)"
+    )
+
+
+@register("chat_model", "transformers", settings=TransformersConfig)
 class TransformersChatModel:
-    """Runs a checkpoint by transformers; a ``ChatModel``.
+    """Runs a checkpoint with transformers; a ``ChatModel``.
 
-    Requests that wait are answered in batches, each at its own temperature and bound. What a request is answered
-    depends on nothing else in its batch (but for the rounding of half-precision numbers): its tokens are drawn with a
-    seed from its content. Answers are not constrained by their schema.
+    Waiting requests are answered in batches, each at its own temperature and limit of new tokens. An answer does not
+    depend on the rest of its batch (but for the rounding of half-precision numbers): its tokens are sampled with a seed
+    from the request's content. Answers are not constrained by their schema.
+
+    Args:
+        settings: checkpoint, device and batch size.
 
     Raises:
-        SettingsError: transformers or torch is not installed, or see ``LocalModel``.
+        SettingsError: transformers or torch is not installed, or ``LocalModel`` cannot load the checkpoint.
     """
 
-    def __init__(self, settings: TransformersSettings) -> None:
+    def __init__(self, settings: TransformersConfig) -> None:
         try:
             from ureca.llm.transformers_model import LocalModel
         except ImportError as error:
@@ -30,10 +66,15 @@ class TransformersChatModel:
                 "pip install 'ureca-ray[model]'"
             ) from error
         self.name = settings.checkpoint
-        model = LocalModel(settings)
         self._load = process_load()
         self._load.set_slots(self, 1)
-        self._batches = Batches(model.prepare, self._load.busy()(model.generate), _length, settings.max_batch_size)
+        self._model = LocalModel(settings)
+        self._batcher = DynamicBatcher(
+            self._generate,
+            max_batch_size=settings.max_batch_size,
+            prepare=self._model.prepare,
+            length=_num_prompt_tokens,
+        )
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
@@ -41,15 +82,21 @@ class TransformersChatModel:
         Raises:
             AnswerError: ``unusable_request``, ``too_long`` or ``out_of_memory``.
         """
-        with self._load.asked():
-            return await self._batches.submit(request)
+        with self._load.request():
+            return await self._batcher.submit(request)
 
     def close(self) -> None:
-        """End the threads; nothing may be asked from then on."""
-        self._batches.close()
+        """End the threads; no request may follow."""
+        self._batcher.close()
+
+    def _generate(self, batch: "PreparedBatch", deliver: Callable[[int, ChatAnswer], None]) -> None:
+        with self._load.busy():
+            answers = self._model.generate(batch)
+        for index, answer in enumerate(answers):
+            deliver(index, answer)
 
 
-def _length(request: ChatRequest) -> float:
-    """About as many tokens as the prompt has; families differ, but not in which of two prompts is the longer."""
+def _num_prompt_tokens(request: ChatRequest) -> float:
+    """Estimate the tokens of the prompt. Families differ, but not in the order of two prompts by length."""
     pixels = sum(image.size // 3 for image in request.images)
-    return pixels / _PIXELS_A_TOKEN + (len(request.system) + len(request.text)) / _CHARACTERS_A_TOKEN
+    return pixels / _PIXELS_PER_TOKEN + (len(request.system) + len(request.text)) / _CHARACTERS_PER_TOKEN

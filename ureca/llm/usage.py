@@ -1,4 +1,4 @@
-"""Counting what a piece of asynchronous work asks of chat models."""
+"""Token and call counts of asynchronous work, collected through a context variable."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +10,15 @@ from ureca.llm.protocol import ChatAnswer
 
 @dataclass(slots=True)
 class Usage:
-    """Calls of chat models, their tokens, and the answers that could not be used, by reason.
+    """Usage of chat models.
 
     Attributes:
-        retries: attempts that failed and were followed by another, by kind.
-        latency_ms: calls by the time they took, as in ``ureca.llm.load.LoadReport``.
+        num_calls: answered requests.
+        num_prompt_tokens: tokens of their prompts.
+        num_new_tokens: tokens of their answers.
+        invalid_responses: answers that could not be used, by reason; they are calls, too.
+        retries: failed attempts that were retried, by kind of failure.
+        latency_ms: histogram of the latency of calls, see ``ureca.llm.load.LoadReport``.
     """
 
     num_calls: int = 0
@@ -30,7 +34,7 @@ _current: ContextVar[Usage | None] = ContextVar("usage", default=None)
 
 @contextmanager
 def metered() -> Iterator[Usage]:
-    """Count the calls made inside the block, also by tasks started there; blocks that run concurrently stay apart."""
+    """Collect the usage of the block and of the tasks started in it; concurrent blocks are counted separately."""
     usage = Usage()
     token = _current.set(usage)
     try:
@@ -40,7 +44,7 @@ def metered() -> Iterator[Usage]:
 
 
 def record(answer: ChatAnswer) -> None:
-    """Count one answered call for the block it happens in, if any."""
+    """Count an answered call in the enclosing ``metered`` block, if there is one."""
     usage = _current.get()
     if usage is not None:
         usage.num_calls += 1
@@ -49,21 +53,33 @@ def record(answer: ChatAnswer) -> None:
 
 
 def record_invalid(kind: str) -> None:
-    """Count an answer, counted as a call already, that could not be used."""
+    """Count an answer that could not be used, in addition to its call.
+
+    Args:
+        kind: reason, in snake_case.
+    """
     usage = _current.get()
     if usage is not None:
         usage.invalid_responses[kind] = usage.invalid_responses.get(kind, 0) + 1
 
 
 def record_retry(kind: str) -> None:
-    """Count an attempt at a call that failed and is followed by another."""
+    """Count a failed attempt that is retried.
+
+    Args:
+        kind: kind of the failure.
+    """
     usage = _current.get()
     if usage is not None:
         usage.retries[kind] = usage.retries.get(kind, 0) + 1
 
 
-def record_latency(bound_ms: str) -> None:
-    """Count the time that a call took."""
+def record_latency(bucket_ms: str) -> None:
+    """Count the latency of a call.
+
+    Args:
+        bucket_ms: name of its bucket, see ``ureca.llm.load.LoadReport``.
+    """
     usage = _current.get()
     if usage is not None:
-        usage.latency_ms[bound_ms] = usage.latency_ms.get(bound_ms, 0) + 1
+        usage.latency_ms[bucket_ms] = usage.latency_ms.get(bucket_ms, 0) + 1

@@ -1,35 +1,97 @@
-"""The chat model that vLLM runs in this process (vLLM's ``AsyncLLM``)."""
+"""A chat model that vLLM runs in this process (vLLM's ``AsyncLLM``)."""
 
 import asyncio
 import dataclasses
 import itertools
+import json
 import os
-from typing import Any
+from typing import Annotated, Any, Literal
 
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from ureca.config import MAY_CHANGE
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
-from ureca.llm.settings import VllmSettings
+from ureca.registry import register
 
 _MAX_IMAGES = 3
-"""Of a request: what verification shows. vLLM keeps room for so many."""
+"""Images in a request for verification, the most of any. vLLM reserves memory for so many."""
+
+_RESERVED_OPTIONS = {
+    *("model", "tokenizer", "tensor_parallel_size", "distributed_executor_backend", "dtype", "max_model_len"),
+    *("gpu_memory_utilization", "limit_mm_per_prompt", "trust_remote_code"),
+}
 
 
+class VllmConfig(BaseModel):
+    """A checkpoint in a vLLM engine, one engine in each actor."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["vllm"] = "vllm"
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        min_length=1, description="folder or name on the hub of a model that vLLM supports"
+    )
+    tensor_parallel_size: Annotated[int, MAY_CHANGE] = Field(
+        default=1, ge=1, description="GPUs of an actor, on one machine, among which the model is split"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="data type of the weights; auto: that of the checkpoint"
+    )
+    max_model_len: int | None = Field(
+        default=None, ge=64, description="maximum tokens of a prompt and its answer; None: the model's own limit"
+    )
+    gpu_memory_utilization: Annotated[float, MAY_CHANGE] = Field(
+        default=0.9, gt=0, le=1, description="fraction of each GPU's memory that vLLM uses"
+    )
+    structured_output: bool = Field(default=True, description="decode answers by their JSON schema")
+    engine_options: dict[str, int | float | bool | str] = Field(
+        default={}, description="further fields of vLLM's AsyncEngineArgs, such as enforce_eager or quantization"
+    )
+
+    @field_validator("engine_options", mode="before")
+    @classmethod
+    def _parse_command_line_values(cls, options: object) -> object:
+        """Parse booleans and numbers, which are text on a command line."""
+        if not isinstance(options, dict):
+            return options
+        return {name: _scalar(value) if isinstance(value, str) else value for name, value in options.items()}
+
+    @field_validator("engine_options")
+    @classmethod
+    def _are_not_reserved(cls, options: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
+        if reserved := sorted(options.keys() & _RESERVED_OPTIONS):
+            raise ValueError(f"{', '.join(reserved)}: set by the settings beside it, or not to be set at all")
+        return options
+
+
+def _scalar(text: str) -> object:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text
+
+
+@register("chat_model", "vllm", settings=VllmConfig)
 class VllmChatModel:
-    """Keeps vLLM's engine busy with whatever is asked; a ``ChatModel`` for one event loop.
+    """Runs a checkpoint in a vLLM engine; a ``ChatModel`` for one event loop.
 
-    vLLM batches requests token by token and keeps the beginnings of prompts that it has seen. Tokens are drawn with a
-    seed from the request's content.
+    vLLM does continuous batching and prefix caching. Tokens are sampled with a seed from the request's content.
+
+    Args:
+        settings: checkpoint and options of the engine.
 
     Raises:
         SettingsError: vLLM is not installed, cannot run the checkpoint, or has no such option.
     """
 
-    def __init__(self, settings: VllmSettings) -> None:
+    def __init__(self, settings: VllmConfig) -> None:
         self.name = settings.checkpoint
         self._structured = settings.structured_output
-        self._vllm = _Vllm.imported()
+        self._vllm = _Vllm.load()
         self._vllm.check_options(settings)
         try:
             processor = self._vllm.processors.from_pretrained(settings.checkpoint, trust_remote_code=False)
@@ -37,38 +99,38 @@ class VllmChatModel:
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"mllm.checkpoint '{settings.checkpoint}': vLLM cannot run it: {error}") from error
         self._template = ChatTemplate(processor, settings.checkpoint)
-        self._begin = _begin_that_tokenizing_adds(processor.tokenizer)
+        self._bos_token = _added_bos_token(processor.tokenizer)
         self._ids = itertools.count()
         self._load = process_load()
-        if isinstance(slots := settings.engine_options.get("max_num_seqs"), int):
-            self._load.set_slots(self, slots)
+        if isinstance(num_slots := settings.engine_options.get("max_num_seqs"), int):
+            self._load.set_slots(self, num_slots)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
 
         Raises:
-            AnswerError: ``unusable_request``: vLLM refuses it, as when it is too long.
+            AnswerError: ``unusable_request``: vLLM rejects the request, for example because it is too long.
         """
         prompt = await asyncio.to_thread(self._prompt, request)
         parameters = self._vllm.sampling(request, self._structured)
         final = None
         try:
-            with self._load.busy(), self._load.asked():
+            with self._load.busy(), self._load.request():
                 async for output in self._engine.generate(prompt, parameters, f"ureca-{os.getpid()}-{next(self._ids)}"):
                     final = output
-        except self._vllm.refusals as error:
-            raise AnswerError("unusable_request", f"vLLM refuses it: {error}") from error
+        except self._vllm.request_errors as error:
+            raise AnswerError("unusable_request", f"vLLM rejects it: {error}") from error
         if final is None or not final.outputs:
             raise AnswerError("malformed_answer", "vLLM gave no output")
         written = final.outputs[0]
         return ChatAnswer(written.text.strip(), len(final.prompt_token_ids or ()), len(written.token_ids))
 
     def close(self) -> None:
-        """End the engine and its processes."""
+        """Shut down the engine and its processes."""
         self._engine.shutdown()
 
     def _prompt(self, request: ChatRequest) -> dict[str, Any]:
-        prompt: dict[str, Any] = {"prompt": self._template.render(request).removeprefix(self._begin)}
+        prompt: dict[str, Any] = {"prompt": self._template.render(request).removeprefix(self._bos_token)}
         user_turn = self._template.conversation(request)[-1]["content"]
         images = [part["image"] for part in user_turn if part["type"] == "image"]
         if images:
@@ -76,27 +138,27 @@ class VllmChatModel:
         return prompt
 
 
-def _begin_that_tokenizing_adds(tokenizer: Any) -> str:
-    """The token that a tokenizer puts before each text by itself; templates write it, too."""
-    begin = tokenizer.bos_token
-    adds_it = begin is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    return str(begin) if adds_it else ""
+def _added_bos_token(tokenizer: Any) -> str:
+    """Return the token that a tokenizer puts before each text; chat templates contain it, too. Empty: none."""
+    token = tokenizer.bos_token
+    is_added = token is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+    return str(token) if is_added else ""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Vllm:
-    """What is used of vLLM, as its documentation has it since 0.12, and of transformers, which comes with it."""
+    """The parts of vLLM's API (documented since 0.12) and of transformers, which comes with it, that are used here."""
 
     engine: Any
     engine_arguments: Any
     sampling_parameters: Any
     structured_outputs: Any
     final_only: Any
-    refusals: tuple[type[Exception], ...]
+    request_errors: tuple[type[Exception], ...]
     processors: Any
 
     @classmethod
-    def imported(cls) -> "_Vllm":
+    def load(cls) -> "_Vllm":
         try:
             from transformers import AutoProcessor
             from vllm import AsyncEngineArgs, SamplingParams
@@ -104,8 +166,8 @@ class _Vllm:
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
             raise SettingsError(
-                f"mllm.kind vllm needs vLLM where the stage runs ({error}): pip install 'ureca-ray[vllm]' there, or "
-                "name the address of a vLLM server by mllm.kind openai"
+                f"mllm.kind vllm needs vLLM on the machines of the actors ({error}): pip install 'ureca-ray[vllm]' "
+                "there, or use mllm.kind openai with the address of a vLLM server"
             ) from error
         return cls(
             engine=AsyncLLM,
@@ -113,20 +175,20 @@ class _Vllm:
             sampling_parameters=SamplingParams,
             structured_outputs=StructuredOutputsParams,
             final_only=RequestOutputKind.FINAL_ONLY,
-            refusals=_refusals(),
+            request_errors=_request_errors(),
             processors=AutoProcessor,
         )
 
-    def check_options(self, settings: VllmSettings) -> None:
+    def check_options(self, settings: VllmConfig) -> None:
         known = {field.name for field in dataclasses.fields(self.engine_arguments)}
         if unknown := sorted(settings.engine_options.keys() - known):
             raise SettingsError(f"mllm.engine_options: vLLM's AsyncEngineArgs has no {', '.join(unknown)}")
 
-    def arguments(self, settings: VllmSettings) -> Any:
+    def arguments(self, settings: VllmConfig) -> Any:
         arguments: dict[str, Any] = {
             "model": settings.checkpoint,
             "tensor_parallel_size": settings.tensor_parallel_size,
-            # Ray has given the actor its GPUs; left to itself, vLLM would ask Ray for others.
+            # Ray has assigned GPUs to the actor already; by default vLLM would request others from Ray.
             "distributed_executor_backend": "mp" if settings.tensor_parallel_size > 1 else None,
             "dtype": settings.dtype,
             "max_model_len": settings.max_model_len,
@@ -147,8 +209,8 @@ class _Vllm:
         )
 
 
-def _refusals() -> tuple[type[Exception], ...]:
-    """What vLLM raises for a request that it cannot answer; its own kinds of error are newer than 0.12."""
+def _request_errors() -> tuple[type[Exception], ...]:
+    """Return the errors that vLLM raises for an invalid request; its own error classes are newer than 0.12."""
     try:
         from vllm.exceptions import VLLMClientError
     except ImportError:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ureca.llm.fake import FakeChatModel, FakeSettings
+from ureca.llm.fake import FakeChatModel, FakeConfig
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
@@ -18,7 +18,7 @@ REQUEST = ChatRequest("Caption it.", (PICTURE, "What is it?"), CAPTION, temperat
 
 
 def answer(request: ChatRequest, **settings: float) -> ChatAnswer:
-    return asyncio.run(FakeChatModel(FakeSettings(**settings)).answer(request))
+    return asyncio.run(FakeChatModel(FakeConfig(**settings)).answer(request))
 
 
 def test_the_request_in_parts() -> None:
@@ -96,4 +96,4 @@ def test_answers_take_their_time_side_by_side(monkeypatch: pytest.MonkeyPatch) -
 @pytest.mark.parametrize("settings", [{"seconds_per_answer": -1}, {"malformed_fraction": 1.1}, {"pace": 1}])
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
-        FakeSettings.model_validate(settings)
+        FakeConfig.model_validate(settings)
