@@ -57,8 +57,9 @@ def export(
 
     Example:
         >>> import ureca
-        >>> print(ureca.export("captions", "coco", "captions.json").num_regions)
-        4
+        >>> selection = ureca.export("captions", "coco", "captions.json")
+        >>> selection.num_images
+        1
     """
     if masks is not None and format != "jsonl":
         raise ValueError("masks go with the format jsonl; the other formats hold the masks themselves")

@@ -7,7 +7,6 @@ from typing import Any
 
 from ureca.data.output import Output
 from ureca.masks.mask import Mask
-from ureca.masks.rle import Rle
 
 
 @dataclass(frozen=True)
@@ -49,19 +48,11 @@ class Region:
     @classmethod
     def from_row(cls, row: Mapping[str, Any], region: Mapping[str, Any]) -> "Region":
         """Build a region from a row of the schema ``REGIONS`` and one of the items of its ``regions``."""
-        mask = Mask(
-            id=region["region_id"],
-            rle=Rle(size=[row["height"], row["width"]], counts=region["rle"]),
-            bbox_xywh=tuple(region["bbox_xywh"]),
-            area_px=region["area_px"],
-            predicted_iou=region["predicted_iou"],
-            stability_score=region["stability_score"],
-        )
         names = ("parent_id", "depth", "caption", "short_caption", "detailed_caption", "listener_choice", "verdict")
         return cls(
             image_id=row["image_id"],
             uri=row["uri"],
-            mask=mask,
+            mask=Mask.from_region(region, row["height"], row["width"]),
             lookalike_ids=tuple(region["lookalike_ids"]),
             **{name: region[name] for name in (*names, "verdict_reason", "status")},
         )

@@ -52,7 +52,7 @@ def score(
         >>> import ureca
         >>> scores = ureca.score(["a red car"], [["the red car", "a small red car"]], metrics=["BLEU", "ROUGE"])
         >>> round(scores["ROUGE"], 2)
-        0.86
+        0.84
     """
     values: dict[str, float | None] = {}
     missing: dict[str, str] = {}
