@@ -32,9 +32,9 @@ from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import MaskedPartition, build_mask_trees, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import MaskedPartition, build, generate
 from ureca.llm.load import percentile_s
 from ureca.llm.openai import OpenAIChatModel
 from ureca.pipelines.curate_settings import CurateSettings
@@ -230,8 +230,8 @@ def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[
         manifest = list_images(settings.input, **settings.listing.model_dump())
         entries = [ManifestEntry.from_row(row) for row in manifest.slice(0, arguments.sequential).to_pylist()]
         started = time.monotonic()
-        partition = generate(0, entries, build_component("mask_generator", settings.masks), settings.image_limits)
-        rows, report = asyncio.run(_curate_alone(build(partition, settings.tree.containment), settings))
+        partition = generate_masks(0, entries, build_component("mask_generator", settings.masks), settings.image_limits)
+        rows, report = asyncio.run(_curate_alone(build_mask_trees(partition, settings.tree.containment), settings))
         seconds = (time.monotonic() - started) / report.num_calls
     captions = {(row["image_id"], region["region_id"]): region["caption"] for row in rows for region in row["regions"]}
     return captions, seconds

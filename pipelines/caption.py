@@ -13,9 +13,9 @@ from ray.data import Dataset
 from ureca.captioning.stage import CaptionStage, ImageWriter
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
+from ureca.data.masked import MaskStage, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import MaskStage, generate
 from ureca.data.reuse import ReusedMasksConfig, list_run, reuse_masks
 from ureca.errors import InputError, SettingsError
 from ureca.io import locate
@@ -99,7 +99,7 @@ def build_mask_stage(settings: CaptioningSettings) -> MaskStage:
     if isinstance(masks, ReusedMasksConfig):
         return reuse_masks
     mask_generator: MaskGenerator = build_component("mask_generator", masks)
-    return partial(generate, mask_generator=mask_generator, limits=settings.image_limits)
+    return partial(generate_masks, mask_generator=mask_generator, limits=settings.image_limits)
 
 
 def graph(

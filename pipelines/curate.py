@@ -17,9 +17,10 @@ from ureca.curation.prompts import VERSION as PROMPTS_VERSION
 from ureca.curation.stage import CurateStage
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
+from ureca.data.masked import MaskStage, build_mask_trees, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import MaskStage, build, generate, guarded_build
+from ureca.data.quarantine import build_with_quarantine
 from ureca.hashing import checkpoint_digest
 from ureca.llm.fake import FakeConfig
 from ureca.llm.openai import OpenAIConfig
@@ -93,8 +94,8 @@ def build_trees(settings: CurateSettings) -> TablesToTables:
 
     def build_batch(batch: pa.Table) -> pa.Table:
         crash_log = Output(settings.output).crash_log("tree", settings.max_worker_crashes)
-        build_one = partial(build, containment=settings.tree.containment)
-        return masked_table(guarded_build(partition, build_one, crash_log) for partition in read_masked(batch))
+        build_one = partial(build_mask_trees, containment=settings.tree.containment)
+        return masked_table(build_with_quarantine(partition, build_one, crash_log) for partition in read_masked(batch))
 
     return build_batch
 
@@ -102,7 +103,7 @@ def build_trees(settings: CurateSettings) -> TablesToTables:
 def build_mask_stage(settings: CurateSettings) -> MaskStage:
     """Build the mask generator of ``masks``."""
     mask_generator: MaskGenerator = build_component("mask_generator", settings.masks)
-    return partial(generate, mask_generator=mask_generator, limits=settings.image_limits)
+    return partial(generate_masks, mask_generator=mask_generator, limits=settings.image_limits)
 
 
 def graph(
@@ -228,7 +229,7 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
         curator = replace(curator, listener=DryRunListener(curator.listener))
     return DryRun(
         generate=build_mask_stage(settings),
-        prepare=partial(build, containment=settings.tree.containment),
+        prepare=partial(build_mask_trees, containment=settings.tree.containment),
         write=CurateStage(curator, settings.image_limits, settings.planning.images),
         questions=model.counts,
         asks_model=ask,

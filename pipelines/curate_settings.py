@@ -10,7 +10,7 @@ from ureca.curation.curator import TreeSettings, ViewSettings
 from ureca.curation.settings import DescriptorConfig, NoListenerConfig, NoVerificationConfig, RuleBasedConfig
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings
-from ureca.data.processing import DEFAULT_PIXELS_IN_FLIGHT
+from ureca.data.in_flight import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.llm.fake import FakeConfig
 from ureca.masks.generators.segments import SegmentsConfig
 from ureca.pipelines.component_settings import (

@@ -10,8 +10,8 @@ from ray.data import Dataset
 from ureca.curation.listener import PromptedListener
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
 from ureca.data.crash_log import CrashLog
+from ureca.data.masked import MaskedPartition
 from ureca.data.output import Output
-from ureca.data.processing import MaskedPartition
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.data.run_record import config_hash_of
 from ureca.evaluation.benchmarks.stored import StoredBenchmark

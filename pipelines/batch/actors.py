@@ -11,9 +11,10 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from ureca.data.crash_log import CrashLog
+from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import MaskedPartition, MaskStage, guarded
+from ureca.data.quarantine import with_quarantine
 from ureca.errors import UrecaError
 from ureca.llm.load import process_load
 from ureca.pipelines.batch.arrow import (
@@ -95,7 +96,7 @@ class MaskActor:
         self, build: Callable[[Settings], MaskStage], settings: Settings, images_per_chunk: int | None = None
     ) -> None:
         crash_log = Output(settings.output).crash_log("masks", settings.max_worker_crashes)
-        self._stage = Built(lambda: guarded(build(settings), crash_log, images_per_chunk))
+        self._stage = Built(lambda: with_quarantine(build(settings), crash_log, images_per_chunk))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
         """From the schema ``PARTITIONS`` to ``MASKED``."""

@@ -11,9 +11,9 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from ureca.data.manifest import MANIFEST, ManifestEntry
+from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.output import Output
 from ureca.data.partitions import PARTITIONS, PartitionReport
-from ureca.data.processing import MaskedImage, MaskedPartition, RowError
 from ureca.masks.mask import Mask
 from ureca.schema import ERROR
 

@@ -13,9 +13,9 @@ from typing import TypeVar
 import pyarrow as pa
 
 from ureca.data.manifest import ManifestEntry, Selection, select
+from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport, new_images, partition_offsets
-from ureca.data.processing import MaskedPartition, MaskStage
 from ureca.errors import InputError
 from ureca.llm.fake import RequestCounts
 from ureca.llm.load import latencies_s

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tests.drawn import drawn_image, png
 from ureca.data.manifest import ManifestEntry
-from ureca.data.processing import MaskedImage, MaskedPartition
+from ureca.data.masked import MaskedImage, MaskedPartition
 
 
 def proposed_unit(folder: Path, number: int, num_images: int) -> MaskedPartition:

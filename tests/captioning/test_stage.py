@@ -13,8 +13,8 @@ from PIL import Image
 from tests.captioning.stand_ins import proposed_unit
 from ureca.captioning.stage import CaptionStage
 from ureca.captioning.writer import CaptionWriter
+from ureca.data.masked import MaskedPartition
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import MaskedPartition
 from ureca.images import ImageLimits
 from ureca.model.captioner import RegionCaption, RegionCaptioner
 from ureca.model.initialization import build_tiny

@@ -19,7 +19,7 @@ from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCro
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
-from ureca.data.processing import MaskedPartition, build, generate
+from ureca.data.masked import MaskedPartition, build_mask_trees, generate_masks
 from ureca.images import ImageLimits
 from ureca.llm.fake import FakeChatModel, FakeConfig
 from ureca.masks.generators.annotations import AnnotationMaskGenerator
@@ -104,7 +104,7 @@ def entries_of(folder: Path, annotations: str | None = "beside") -> list[Manifes
 
 def proposed_unit(entries: Sequence[ManifestEntry]) -> MaskedPartition:
     """A unit with planted trees."""
-    return build(generate(7, entries, AnnotationMaskGenerator(), LIMITS), 0.8)
+    return build_mask_trees(generate_masks(7, entries, AnnotationMaskGenerator(), LIMITS), 0.8)
 
 
 def stage_of(annotator: CountingAnnotator | None = None, images_in_flight: int = 16) -> CurateStage:
@@ -162,7 +162,7 @@ def test_rows_of_parquet_files_come_back_in_the_manifest_s_order(tmp_path: Path)
     table = pa.table({"image_id": [f"row{index}" for index in range(6)], "image": images})
     pq.write_table(table, tmp_path / "images.parquet", row_group_size=2)
     entries = entries_of(tmp_path, annotations=None)[::-1]
-    partition = build(generate(0, entries, FixedProposer(), LIMITS), 0.8)
+    partition = build_mask_trees(generate_masks(0, entries, FixedProposer(), LIMITS), 0.8)
     assert [image.entry.image_id for image in partition.images] == [f"row{index}" for index in range(5, -1, -1)]
     rows, _ = asyncio.run(stage_of()(partition))
     assert [row["image_id"] for row in rows] == [f"row{index}" for index in range(5, -1, -1)]
@@ -210,7 +210,7 @@ def test_a_unit_without_good_images_asks_nothing(tmp_path: Path) -> None:
     write_corpus(tmp_path, 1)
     partition = proposed_unit(entries_of(tmp_path))
     (tmp_path / "img_0000.png").write_bytes(b"")
-    failed = generate(0, [partition.images[0].entry], AnnotationMaskGenerator(), LIMITS)
+    failed = generate_masks(0, [partition.images[0].entry], AnnotationMaskGenerator(), LIMITS)
     annotator = CountingAnnotator()
     rows, _ = asyncio.run(stage_of(annotator)(replace(failed, number=3)))
     assert rows[0]["error"]["kind"] == "empty_file"

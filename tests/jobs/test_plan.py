@@ -11,8 +11,8 @@ from tests.drawn import write_corpus
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import build_mask_trees, generate_masks
 from ureca.data.output import Output
-from ureca.data.processing import build, generate
 from ureca.jobs.cli import main
 from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
@@ -40,8 +40,8 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
     mask_generator = build_component("mask_generator", settings.masks)
     manifest = list_images(settings.input, **settings.listing.model_dump())
     for number, row in enumerate(manifest.to_pylist()):
-        partition = generate(number, [ManifestEntry.from_row(row)], mask_generator, settings.image_limits)
-        output.write_partition(number, *asyncio.run(stage(build(partition, settings.tree.containment))))
+        partition = generate_masks(number, [ManifestEntry.from_row(row)], mask_generator, settings.image_limits)
+        output.write_partition(number, *asyncio.run(stage(build_mask_trees(partition, settings.tree.containment))))
     session = {"started": "2020-01-01T00:00:00+00:00", "ended": "2020-01-01T00:00:30+00:00"}
     record = {"command": "curate", "state": "finished", "settings": settings.model_dump(mode="json")}
     output.write_run({**record, "totals": output.report().model_dump(), "sessions": [session]})

@@ -20,9 +20,9 @@ import pytest
 from tests.drawn import write_corpus
 from tests.pipelines.killing import kill_workers
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import MaskedPartition, MaskStage
 from ureca.pipelines.curate import build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 

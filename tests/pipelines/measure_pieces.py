@@ -17,7 +17,7 @@ import pytest
 from tests.drawn import write_corpus
 from tests.pipelines.test_pieces import NotingCurateActor, notes_of
 from ureca.data.manifest import ManifestEntry
-from ureca.data.processing import MaskedPartition, MaskStage
+from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.pipelines.batch.session import kept_session
 from ureca.pipelines.curate import build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings

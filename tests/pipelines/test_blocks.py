@@ -5,8 +5,8 @@ import pyarrow as pa
 from tests.data.test_output import manifest
 from tests.drawn import HEIGHT, WIDTH, drawn_image
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import MaskedImage, MaskedPartition, RowError, build_mask_trees
 from ureca.data.partitions import PartitionReport, partitions_of
-from ureca.data.processing import MaskedImage, MaskedPartition, RowError, build
 from ureca.pipelines.batch.arrow import masked_table, pending_partitions, read_masked, read_partitions, reported_table
 
 
@@ -19,7 +19,7 @@ def partition(number: int) -> MaskedPartition:
 
 
 def test_units_survive_split_and_merged_blocks() -> None:
-    partitions = [partition(0), build(partition(1), 0.8)]
+    partitions = [partition(0), build_mask_trees(partition(1), 0.8)]
     table = masked_table(partitions)
     assert list(read_masked(table)) == partitions
     chunks = [table.slice(1), table.slice(0, 1)]
@@ -27,7 +27,7 @@ def test_units_survive_split_and_merged_blocks() -> None:
 
 
 def test_a_planted_unit_keeps_the_order_of_insertion() -> None:
-    built = build(partition(0), 0.8).images[0]
+    built = build_mask_trees(partition(0), 0.8).images[0]
     assert [mask.id for mask in built.masks] == list(built.parents) == [1, 4, 2, 3]
     assert built.parents == {1: -1, 4: -1, 2: 1, 3: 1}
 

@@ -14,9 +14,9 @@ from tests.pipelines.test_graph import settings_of
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import build_mask_trees, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import build, generate
 from ureca.errors import InputError
 from ureca.masks.generators.annotations import AnnotationMaskGenerator
 from ureca.pipelines.batch.dry_run import estimate
@@ -36,7 +36,8 @@ def really(settings: CurateSettings) -> PartitionReport:
     entries = [
         ManifestEntry.from_row(row) for row in list_images(settings.input, **settings.listing.model_dump()).to_pylist()
     ]
-    partition = build(generate(0, entries, AnnotationMaskGenerator(), settings.image_limits), settings.tree.containment)
+    masked = generate_masks(0, entries, AnnotationMaskGenerator(), settings.image_limits)
+    partition = build_mask_trees(masked, settings.tree.containment)
     rows, work = asyncio.run(CurateStage(build_curator(settings), settings.image_limits, 4)(partition))
     return PartitionReport.of_rows(rows) + work
 

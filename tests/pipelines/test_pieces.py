@@ -11,8 +11,8 @@ from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from ureca.curation.stage import CurateStage
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
-from ureca.data.processing import MaskedPartition, MaskStage
 from ureca.data.reading import Fetched
 from ureca.pipelines.curate import CurateActor, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings

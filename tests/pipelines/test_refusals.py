@@ -17,9 +17,9 @@ from tests.pipelines.test_graph import settings_of
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import CurationImage
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import MaskedPartition, MaskStage, build_mask_trees
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import MaskedPartition, MaskStage, build
 from ureca.errors import OutputError
 from ureca.pipelines.curate import CurateActor, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
@@ -50,7 +50,7 @@ def plant_mortally(partition: MaskedPartition, containment: float) -> MaskedPart
     """Trees; one image kills the process."""
     if any(image.entry.image_id == POISON_OF_TREES for image in partition.images):
         os.kill(os.getpid(), signal.SIGKILL)
-    return build(partition, containment)
+    return build_mask_trees(partition, containment)
 
 
 class MortalCurateActor(CurateActor):

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ureca.captioning.images import answered, caption_rows, failed, failures_of
-from ureca.data.processing import MaskedImage
+from ureca.data.masked import MaskedImage
 from ureca.errors import AnswerError
 from ureca.images import Pixels
 from ureca.llm import usage

@@ -7,8 +7,9 @@ from dataclasses import asdict, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 from ureca.data.crash_log import CrashLog, NullCrashLog
+from ureca.data.in_flight import ImagesInFlight
+from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import ImagesInFlight, MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import Fetched
 from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, try_decode_image

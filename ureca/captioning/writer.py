@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from ureca.batching import DynamicBatcher
 from ureca.captioning.images import ReadyImage, caption_ready, make_ready
-from ureca.data.processing import MaskedImage
+from ureca.data.masked import MaskedImage
 from ureca.images import Pixels
 from ureca.llm.load import process_load
 from ureca.model.settings import CaptionSettings

@@ -8,20 +8,12 @@ from typing import Any
 from ureca import __version__
 from ureca.curation.curator import Curator, curate_regions
 from ureca.data.crash_log import CrashLog, NullCrashLog
+from ureca.data.in_flight import DEFAULT_PIXELS_IN_FLIGHT, ImagesInFlight, PixelBudget
+from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import (
-    DEFAULT_PIXELS_IN_FLIGHT,
-    ImagesInFlight,
-    MaskedImage,
-    MaskedPartition,
-    PixelBudget,
-    RowError,
-    decode_fetched,
-    image_row,
-)
 from ureca.data.reading import Fetched
 from ureca.errors import DataError
-from ureca.images import ImageLimits
+from ureca.images import ImageLimits, try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.tree import MaskTree
 
@@ -58,12 +50,23 @@ class CurateStage:
         """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
         started = time.monotonic()
         made_by = provenance(self._curator, partition.mask_generator, self._config_hash)
-        rows = {image.entry.image_id: image_row(image, made_by) for image in partition.images}
+        rows: dict[str, dict[str, Any]] = {
+            image.entry.image_id: {
+                "image_id": image.entry.image_id,
+                "uri": image.entry.uri,
+                "height": image.height_px,
+                "width": image.width_px,
+                "regions": [],
+                "error": None if image.error is None else asdict(image.error),
+                "provenance": made_by,
+            }
+            for image in partition.images
+        }
         good = {image.entry.image_id: image for image in partition.images if image.error is None}
 
         async def work(fetched: Fetched) -> None:
             id = fetched.entry.image_id
-            async with self._pixels.taken((good[id].height_px or 1) * (good[id].width_px or 1)):
+            async with self._pixels.acquire((good[id].height_px or 1) * (good[id].width_px or 1)):
                 await self._curate(good[id], fetched, rows[id])
 
         def give_up(id: str, reason: DataError) -> None:
@@ -76,7 +79,7 @@ class CurateStage:
         return list(rows.values()), PartitionReport(**asdict(usage), seconds=seconds)
 
     async def _curate(self, image: MaskedImage, fetched: Fetched, row: dict[str, Any]) -> None:
-        pixels = await asyncio.to_thread(decode_fetched, fetched, self._limits)
+        pixels = await asyncio.to_thread(try_decode_image, fetched.image, self._limits)
         if isinstance(pixels, DataError):
             row["error"] = asdict(RowError.of("curate", pixels))
         elif pixels.shape[:2] != (image.height_px, image.width_px):

@@ -10,8 +10,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict
 
 from ureca.data.manifest import MANIFEST, ManifestEntry
+from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.output import Output
-from ureca.data.processing import MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import as_data_error, open_file
 from ureca.errors import DataError, InputError
 from ureca.masks.mask import Mask

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ureca.data.crash_log import CrashLog, NullCrashLog
+from ureca.data.in_flight import ImagesInFlight
+from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.processing import ImagesInFlight, MaskedImage, MaskedPartition, RowError
 from ureca.data.reading import Fetched
 from ureca.errors import AnnotationError, DataError, OutputError
 from ureca.evaluation.benchmarks.stored import StoredBenchmark

@@ -9,10 +9,12 @@ import pytest
 
 from tests.drawn import write_corpus
 from ureca.data.crash_log import CrashLog, NullCrashLog
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import MaskedImage, MaskedPartition, build_mask_trees
 from ureca.data.output import Output
-from ureca.data.processing import ImagesInFlight, MaskedImage, MaskedPartition, build, guarded, guarded_build
+from ureca.data.quarantine import build_with_quarantine, with_quarantine
 from ureca.data.reading import Fetched
 from ureca.errors import DataError
 from ureca.images import ImageLimits
@@ -77,7 +79,7 @@ def test_a_unit_goes_image_by_image_until_the_guilty_are_given_up(
     while True:
         crash_log = mortal(tmp_path, "masks", max_crashes)
         try:
-            (partition,) = guarded(Poisoned(crash_log, poison, seen), crash_log)(7, entries)
+            (partition,) = with_quarantine(Poisoned(crash_log, poison, seen), crash_log)(7, entries)
             break
         except Death:
             num_crashes += 1
@@ -95,7 +97,7 @@ def test_what_nobody_dies_of_goes_as_a_unit(tmp_path: Path) -> None:
     entries = entries_of(tmp_path / "in", 4)
     seen: list[list[str]] = []
     crash_log = mortal(tmp_path, "masks")
-    (partition,) = guarded(Poisoned(crash_log, set(), seen), crash_log)(0, entries)
+    (partition,) = with_quarantine(Poisoned(crash_log, set(), seen), crash_log)(0, entries)
     assert len(partition.images) == 4
     assert seen == [[entry.image_id for entry in entries]]
     assert list((tmp_path / "crash_log").iterdir()) == []
@@ -111,10 +113,10 @@ def test_trees_too(tmp_path: Path) -> None:
             if entries[1] in [image.entry for image in some.images]:
                 crash_log.dying = True
                 raise Death
-            return build(some, 0.8)
+            return build_mask_trees(some, 0.8)
 
         try:
-            built = guarded_build(partition, plant_mortally, crash_log)
+            built = build_with_quarantine(partition, plant_mortally, crash_log)
         except Death:
             continue
     assert [image.error and image.error.stage for image in built.images] == [None, "tree", None]
@@ -208,7 +210,7 @@ def test_pieces_come_one_by_one_and_are_the_same_after_a_death(tmp_path: Path) -
         crash_log = mortal(tmp_path, "masks", max_crashes=2)
         processes.append([])
         try:
-            for partition in guarded(Poisoned(crash_log, {"img_0002"}, seen), crash_log, images_per_chunk=2)(
+            for partition in with_quarantine(Poisoned(crash_log, {"img_0002"}, seen), crash_log, images_per_chunk=2)(
                 7, entries
             ):
                 assert seen[-1][-1] == partition.images[-1].entry.image_id  # what is behind it is not begun
@@ -229,5 +231,5 @@ def test_pieces_come_one_by_one_and_are_the_same_after_a_death(tmp_path: Path) -
 def test_images_that_lie_in_one_file_stay_together(tmp_path: Path) -> None:
     entries = [replace(entry, row=row) for row, entry in enumerate(entries_of(tmp_path / "in", 4))]
     crash_log = mortal(tmp_path, "masks")
-    (partition,) = guarded(Poisoned(crash_log, set(), []), crash_log, images_per_chunk=1)(0, entries)
+    (partition,) = with_quarantine(Poisoned(crash_log, set(), []), crash_log, images_per_chunk=1)(0, entries)
     assert (len(partition.images), partition.num_chunks) == (4, 1)

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from ureca.data.processing import PixelBudget
+from ureca.data.in_flight import PixelBudget
 
 
 @pytest.mark.parametrize("most", [1, 50, 100, 1000])
@@ -19,7 +19,7 @@ def test_no_more_are_taken_than_there_are_and_all_get_theirs(most: int) -> None:
 
         async def image(number: int, size: int) -> None:
             nonlocal peak
-            async with budget.taken(size):
+            async with budget.acquire(size):
                 order.append(number)
                 held[number] = min(size, most)
                 peak = max(peak, sum(held.values()))
@@ -40,7 +40,7 @@ def test_who_is_cancelled_gives_back() -> None:
         budget = PixelBudget(10)
 
         async def hold() -> None:
-            async with budget.taken(10):
+            async with budget.acquire(10):
                 await asyncio.sleep(60)
 
         holding = [asyncio.create_task(hold()) for _ in range(3)]
@@ -48,7 +48,7 @@ def test_who_is_cancelled_gives_back() -> None:
         for task in holding:
             task.cancel()
         await asyncio.gather(*holding, return_exceptions=True)
-        async with asyncio.timeout(5), budget.taken(10):
+        async with asyncio.timeout(5), budget.acquire(10):
             pass
 
     asyncio.run(run())

@@ -1,0 +1,115 @@
+"""Images with their masks, on the way from the mask generator to the stage that captions them."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from ureca.data.manifest import ManifestEntry
+from ureca.data.reading import Fetched, fetch
+from ureca.errors import DataError
+from ureca.images import ImageLimits, try_decode_image
+from ureca.masks.generators.base import MaskGenerator
+from ureca.masks.mask import Mask
+from ureca.masks.tree import MaskTree
+
+
+@dataclass(frozen=True, slots=True)
+class RowError:
+    """Reason why an image has no regions; fields as in ``ureca.schema.ERROR``."""
+
+    stage: str
+    kind: str
+    message: str
+
+    @classmethod
+    def of(cls, stage: str, error: DataError) -> "RowError":
+        """Make the error of a stage."""
+        return cls(stage, error.kind, error.message)
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedImage:
+    """An image with its masks, or the error that it has none; its pixels stay where they are.
+
+    Attributes:
+        entry: location of the image's bytes.
+        height_px: height of the image; None: the image could not be read.
+        width_px: width of the image; None: the image could not be read.
+        masks: masks of the image, in the order of insertion into the mask tree, once that is built.
+        parents: parent id by mask id; empty until the mask tree is built.
+        error: reason why there are no masks; None: there are.
+    """
+
+    entry: ManifestEntry
+    height_px: int | None = None
+    width_px: int | None = None
+    masks: tuple[Mask, ...] = ()
+    parents: Mapping[int, int] = field(default_factory=dict)
+    error: RowError | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class MaskedPartition:
+    """The masked images of a partition, or of a chunk of it.
+
+    Attributes:
+        number: number of the partition in its output.
+        mask_generator: name of the mask generator.
+        images: images in the manifest's order.
+        seconds: time spent so far, by stage.
+        chunk: index of the chunk, from 0.
+        num_chunks: number of chunks of the partition.
+    """
+
+    number: int
+    mask_generator: str
+    images: tuple[MaskedImage, ...]
+    seconds: Mapping[str, float]
+    chunk: int = 0
+    num_chunks: int = 1
+
+
+MaskStage = Callable[[int, Sequence[ManifestEntry]], MaskedPartition]
+"""Function from the number and the images of a partition to their masks."""
+
+
+def generate_masks(
+    number: int, entries: Sequence[ManifestEntry], mask_generator: MaskGenerator, limits: ImageLimits
+) -> MaskedPartition:
+    """Read the images of a partition and generate their masks; an unusable image or annotation becomes an error."""
+    started = time.monotonic()
+    masked = {
+        fetched.entry.image_id: _generate_masks_of_image(fetched, mask_generator, limits)
+        for fetched in fetch(entries, limits)
+    }
+    images = tuple(masked[entry.image_id] for entry in entries)
+    return MaskedPartition(number, mask_generator.name, images, {"masks": time.monotonic() - started})
+
+
+def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, limits: ImageLimits) -> MaskedImage:
+    entry = fetched.entry
+    pixels = try_decode_image(fetched.image, limits)
+    if isinstance(pixels, DataError):
+        return MaskedImage(entry, error=RowError.of("read", pixels))
+    height, width = pixels.shape[:2]
+    try:
+        if isinstance(fetched.annotation, DataError):
+            raise fetched.annotation
+        masks = mask_generator.generate(pixels, fetched.annotation)
+        if not masks:
+            raise DataError("no_masks", f"{mask_generator.name} generated no mask")
+    except DataError as error:
+        return MaskedImage(entry, height, width, error=RowError.of("masks", error))
+    return MaskedImage(entry, height, width, tuple(masks))
+
+
+def build_mask_trees(partition: MaskedPartition, containment: float) -> MaskedPartition:
+    """Build the mask tree of each image; see ``ureca.masks.tree.MaskTree.build``."""
+    started = time.monotonic()
+    images = []
+    for image in partition.images:
+        parents = MaskTree.build(image.masks, containment).parents
+        by_id = {mask.id: mask for mask in image.masks}
+        images.append(replace(image, masks=tuple(by_id[id] for id in parents), parents=parents))
+    seconds = {**partition.seconds, "tree": time.monotonic() - started}
+    return replace(partition, images=tuple(images), seconds=seconds)
