@@ -1,9 +1,9 @@
-"""How each kind of object is built of parts, and those of details: plain data."""
+"""Blueprints of objects: their parts, and the details of these, as plain data."""
 
 from dataclasses import dataclass
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom as shares of the box that it lies in."""
+"""Left, top, right, bottom as shares of the enclosing box."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -11,12 +11,12 @@ class Plan:
     """A part, or several of one kind.
 
     Attributes:
-        kind: a word of ``vocabulary.KINDS``.
-        form: a name in ``forms.FORMS``.
-        layouts: of which one is drawn; each has a box a part, within the box of what the part belongs to.
-        parts: its own parts, later ones in front of earlier ones; they are cut off where it ends.
-        is_patterned: whether it can have a pattern.
-        is_main: whether its colour and pattern are the object's.
+        kind: key of ``ureca.scenes.language.KINDS``.
+        form: key of ``ureca.scenes.sprites.FORMS``.
+        layouts: alternatives, one of which is drawn at random; each has one box per part, within its owner's box.
+        parts: its own parts, later ones in front of earlier ones, clipped to it.
+        is_patterned: True if it can have a pattern.
+        is_main: True if its colour and pattern are the object's.
     """
 
     kind: str
@@ -29,13 +29,13 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Blueprint:
-    """An object.
+    """A kind of object.
 
     Attributes:
-        parts: later ones in front of earlier ones.
-        height: as a share of an object's usual height.
-        aspect: width by height.
-        flies: in the sky, instead of standing on the ground.
+        parts: parts, later ones in front of earlier ones.
+        height: height as a multiple of the usual height of objects.
+        aspect: width divided by height.
+        flies: True for objects in the sky, False for those on the ground.
     """
 
     parts: tuple[Plan, ...]
@@ -294,4 +294,4 @@ OBJECTS: dict[str, Blueprint] = {
         aspect=0.5,
     ),
 }
-"""Objects by kind."""
+"""Blueprints by kind of object."""

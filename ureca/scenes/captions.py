@@ -24,17 +24,17 @@ from ureca.scenes.scene import Region, Scene, referents, related
 
 _RELATIONS_FIRST = 0.7
 _PARTS_FIRST = 0.2
-"""How often relations, and parts, are tried before the order from left to right."""
+"""Probabilities of trying relations, and parts, before the order from left to right."""
 
 
 @dataclass(frozen=True, slots=True)
 class RegionCaptions:
-    """What is said of one region.
+    """The captions of one region.
 
     Attributes:
-        short: what it is and what it is part of; true, distinct from the parts beside it, often not unique.
-        detailed: the same, and all that it is made of; the short one where it has no parts.
-        unique: fits this region and no other of the scene.
+        short: kind, attributes and parent; true, distinct from the captions of its siblings, often not unique.
+        detailed: the short caption with all parts of the region; the short caption itself for a region without parts.
+        unique: caption that fits this region and no other of the scene.
     """
 
     short: Caption
@@ -43,7 +43,7 @@ class RegionCaptions:
 
 
 def caption_scene(scene: Scene, rng: Rng) -> dict[int, RegionCaptions] | None:
-    """Captions by region id; None: a region cannot be told apart in this language."""
+    """Captions by region id; None if the language has no unique caption for some region."""
     shortest: dict[int, Description] = {}
     captions: dict[int, RegionCaptions] = {}
     for region in scene.regions:
@@ -61,7 +61,7 @@ def caption_scene(scene: Scene, rng: Rng) -> dict[int, RegionCaptions] | None:
 
 
 def _shortest(region: Region, scene: Scene, shortest: dict[int, Description], rng: Rng) -> Description | None:
-    """The first description that fits nothing else, from the plainest to the most particular."""
+    """The first description that fits only the region, from the plainest to the most specific; None for no such one."""
     base = Description(region.kind, colour=region.colour)
     if region.parent_id != ROOT:
         base = replace(base, relation=(OF, shortest[region.parent_id]))
@@ -72,7 +72,7 @@ def _shortest(region: Region, scene: Scene, shortest: dict[int, Description], rn
 
 
 def _unique(region: Region, shortest: Description, scene: Scene) -> Description:
-    """The shortest description with all that is seen of the region itself, unless that says less by saying more."""
+    """The shortest description with all attributes of the region itself, unless those make it ambiguous."""
     full = replace(shortest, size=region.size, pattern=_seen_pattern(region) or shortest.pattern)
     return full if _singles_out(full, region, scene) else shortest
 
@@ -93,7 +93,7 @@ def _candidates(region: Region, base: Description, scene: Scene, rng: Rng) -> It
     yield from (replace(base, **words) for words in adjectives)
     ordered = [replace(base, order=order) for order in ORDERS]
     having = [replace(base, having=item) for item in _groups(region, scene)]
-    if region.parent_id != ROOT:  # its parts are named by it: the other way round only where nothing else helps
+    if region.parent_id != ROOT:  # parts are described by their parents: the reverse comes last
         further = ordered + having
     else:
         beside = [replace(base, relation=relation) for relation in _relations(region, scene)]
@@ -104,9 +104,9 @@ def _candidates(region: Region, base: Description, scene: Scene, rng: Rng) -> It
 
 
 def _relations(region: Region, scene: Scene) -> Iterator[tuple[str, Description]]:
-    """Relations to what colour and kind, or size as well, single out: what is hidden or hides first, then the nearest.
+    """Relations to landmarks unique by kind, colour and perhaps size: hiding or hidden ones first, then the nearest.
 
-    Only objects are sure to lie clearly to the left or right of each other.
+    Only objects are guaranteed to be clearly to the left or right of each other.
     """
     x, y = region.centre_xy_px
     others = [other for other in scene.children(ROOT) if other.kind not in BACKDROP and other.id != region.id]
@@ -126,7 +126,7 @@ def _relations(region: Region, scene: Scene) -> Iterator[tuple[str, Description]
 
 
 def _groups(region: Region, scene: Scene, details: bool = False) -> list[Description]:
-    """Items for the parts of a region, those alike together; with the first of their own parts, if asked for."""
+    """Items for the parts of a region, equal ones together; with the first item of their own parts if ``details``."""
     counts: Counter[Description] = Counter()
     for part in scene.children(region.id):
         inner = _groups(part, scene, details=True)[:1] if details else []
@@ -139,7 +139,7 @@ def _groups(region: Region, scene: Scene, details: bool = False) -> list[Descrip
 
 
 def _short(region: Region, shortest: Description, scene: Scene) -> Description:
-    """As the top-down pass would say it: with all that is seen of the region itself, and what it is a part of."""
+    """The description that a top-down pass would write: all attributes of the region itself, and its parent."""
     pattern = _seen_pattern(region) or shortest.pattern
     if region.parent_id == ROOT:
         return Description(region.kind, "a", size=region.size, colour=region.colour, pattern=pattern)

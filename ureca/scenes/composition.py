@@ -1,4 +1,7 @@
-"""What a scene consists of, before anything has its place: drawn at random, look-alikes on purpose."""
+"""Compositions: the random contents of scenes before placement, with deliberate look-alikes.
+
+The split of a composition is a hash of its ``repr``: renaming a class or a field of this module changes all drawings.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,11 +32,11 @@ class Part:
     """A part of an object, with parts of its own.
 
     Attributes:
-        kind, colour, pattern: words of ``vocabulary``.
-        form: a name in ``forms.FORMS``.
-        box: within the box of what it belongs to.
-        parts: later ones in front of earlier ones.
-        is_main: whether its colour and pattern are the object's.
+        kind, colour, pattern: words of ``ureca.scenes.language``.
+        form: key of ``ureca.scenes.sprites.FORMS``.
+        box: box within its owner's box.
+        parts: its own parts, later ones in front of earlier ones.
+        is_main: True if its colour and pattern are the object's.
     """
 
     kind: str
@@ -47,13 +50,13 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """An object.
+    """An object of a scene.
 
     Attributes:
-        kind: a key of ``blueprints.OBJECTS``.
+        kind: key of ``ureca.scenes.blueprints.OBJECTS``.
         size: "small" or "large".
-        mirrored: left for right.
-        parts: later ones in front of earlier ones.
+        mirrored: True if left and right are swapped.
+        parts: parts, later ones in front of earlier ones.
     """
 
     kind: str
@@ -69,7 +72,7 @@ class Object:
 
 @dataclass(frozen=True, slots=True)
 class Composition:
-    """A scene without places: colours (and a pattern) of the background, and objects."""
+    """A scene without places: the colours and the ground's pattern of the background, and the objects."""
 
     sky: str
     ground: str
@@ -80,13 +83,13 @@ class Composition:
     objects: tuple[Object, ...]
 
     def split(self) -> Split:
-        """The only split that this composition can be in, whatever the seed and however its objects are placed."""
+        """The only split that can contain this composition, for any seed and any placement of its objects."""
         unordered = replace(self, objects=tuple(sorted(self.objects, key=repr)))
         return _SPLIT_OF_REMAINDER[digest([repr(unordered)], num_bytes=64)[0] % len(_SPLIT_OF_REMAINDER)]
 
 
 def compose(rng: Rng) -> Composition:
-    """Draw a composition."""
+    """Draw a random composition."""
     sky = rng.choice(_SKY_COLOURS)
     ground = rng.choice(_other_than((sky,), _GROUND_COLOURS))
     return Composition(
@@ -118,17 +121,17 @@ def _object(rng: Rng, kind: str, colour: str | None = None) -> Object:
 
 
 def _lookalike(rng: Rng, model: Object) -> Object:
-    """Another of its kind: alike in everything, in all but the size, or in colour alone."""
-    chance = rng.uniform(0, 1)
-    if chance < 0.35:
+    """Another object of the same kind: equal, equal but for its size, or of the same colour only."""
+    draw = rng.uniform(0, 1)
+    if draw < 0.35:
         return replace(model, mirrored=rng.bernoulli(0.5))
-    if chance < 0.6:
+    if draw < 0.6:
         return replace(model, size=rng.choice(("small", "large")))
     return _object(rng, model.kind, model.main.colour)
 
 
 def _parts(rng: Rng, plan: Plan, around: str, main: tuple[str, str]) -> list[Part]:
-    """The parts of a plan: never of the colour around them, of one colour or each of its own."""
+    """The parts of a plan, all of one colour or each of its own, but never of the colour around them."""
     boxes = rng.choice(plan.layouts)
     if plan.is_main:
         colours: Sequence[str] = [main[0]] * len(boxes)

@@ -1,4 +1,4 @@
-"""A set of scenes on disk, in the forms that everything else reads.
+"""Sets of scenes on disk, in the formats that all other commands read.
 
 ``images/<id>.png`` with ``images/<id>.json`` beside it (SA-1B's layout; its extra keys are the scene), ``regions/``,
 ``manifest/`` and ``run.json`` as ``ureca curate`` writes them, and ``captions.jsonl`` (URECA's training format).
@@ -29,7 +29,7 @@ from ureca.scenes.scene import Region, resolve
 from ureca.schema import REGIONS_DATASET
 
 VERSION = "1"
-"""Of the drawings and captions that a seed stands for."""
+"""Version of the drawings and captions; it changes whenever a seed gives other ones."""
 
 _COMMAND = "scenes"
 _IMAGES = "images"
@@ -49,20 +49,23 @@ def write_scenes(
     num_processes: int = 1,
     overwrite: bool = False,
 ) -> Selection:
-    """Write the scenes number 0 to ``num_images`` - 1 of a set; returns the counts of images and captions.
+    """Write the scenes with numbers 0 to ``num_images`` - 1 of a set.
 
     Args:
-        destination: folder, made if it is missing.
-        num_images: at least 1.
-        split, seed, width_px, height_px: of the set, as ``rendering.render`` takes them.
-        num_processes: that draw; they change nothing in the files.
+        destination: folder, created if it is missing.
+        num_images: number of images, at least 1.
+        split, seed, width_px, height_px: parameters of the set, as for ``rendering.render``.
+        num_processes: number of processes that draw; the files do not depend on it.
         overwrite: replace an earlier set.
 
+    Returns:
+        The counts of images and captions.
+
     Raises:
-        OutputError: the folder holds something, and ``overwrite`` is not set or it is something else than scenes.
+        OutputError: the folder is not empty, and ``overwrite`` is not set or the folder holds no scenes.
     """
     output = Output(str(destination))
-    _make_room(destination, output, overwrite=overwrite)
+    _prepare_folder(destination, output, overwrite=overwrite)
     images = destination / _IMAGES
     images.mkdir(parents=True, exist_ok=True)
     settings = {"split": split, "seed": seed, "num_images": num_images, "width_px": width_px, "height_px": height_px}
@@ -73,8 +76,8 @@ def write_scenes(
     output.add_images(
         _manifest(images, [image_id(split, seed, number) for number in range(num_images)]), _IMAGES_PER_PARTITION
     )
-    draw = partial(_draw, images, split, seed, (width_px, height_px))
-    rows = _drawn(draw, num_images, num_processes)
+    draw = partial(_draw_image, images, split, seed, (width_px, height_px))
+    rows = _draw_rows(draw, num_images, num_processes)
     report = PartitionReport()
     for partition, size in sorted(output.partition_sizes().items()):
         of_partition = list(islice(rows, size))
@@ -87,7 +90,7 @@ def write_scenes(
 
 
 def regions_row(rendering: Rendering, uri: str) -> dict[str, Any]:
-    """The row of a scene in the schema ``REGIONS``: its captions are accepted, since ``resolve`` decides on them."""
+    """The row of a scene in the schema ``REGIONS``, with accepted captions, as ``resolve`` proves them unique."""
     annotations = rendering.annotations
     return {
         "image_id": annotations.image_id,
@@ -124,7 +127,7 @@ def _region_row(rendering: Rendering, region: Region) -> dict[str, Any]:
     }
 
 
-def _draw(images: Path, split: Split, seed: int, size_px: tuple[int, int], number: int) -> dict[str, Any]:
+def _draw_image(images: Path, split: Split, seed: int, size_px: tuple[int, int], number: int) -> dict[str, Any]:
     rendering = render(split, seed, number, *size_px)
     path = images / f"{rendering.annotations.image_id}.png"
     Image.fromarray(rendering.pixels).save(path, compress_level=_PNG_LEVEL)
@@ -132,7 +135,7 @@ def _draw(images: Path, split: Split, seed: int, size_px: tuple[int, int], numbe
     return regions_row(rendering, str(path.absolute()))
 
 
-def _drawn(draw: Callable[[int], dict[str, Any]], num_images: int, num_processes: int) -> Iterator[dict[str, Any]]:
+def _draw_rows(draw: Callable[[int], dict[str, Any]], num_images: int, num_processes: int) -> Iterator[dict[str, Any]]:
     if num_processes == 1:
         yield from map(draw, range(num_images))
         return
@@ -148,7 +151,7 @@ def _manifest(images: Path, ids: list[str]) -> pa.Table:
     )
 
 
-def _make_room(destination: Path, output: Output, *, overwrite: bool) -> None:
+def _prepare_folder(destination: Path, output: Output, *, overwrite: bool) -> None:
     if destination.is_file():
         raise OutputError(f"{destination} is a file; name a folder")
     if not destination.is_dir() or not any(destination.iterdir()):

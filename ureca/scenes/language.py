@@ -1,4 +1,4 @@
-"""The grammar of captions: one definition, which is written out by ``str`` and read back by ``parse``.
+"""The language of captions of scenes: its words, and its grammar, which ``str`` writes and ``parse`` reads.
 
     caption   = description "." [ "It has" items "." ]
     description = ("a" | "an" | "the") noun [ relation description ]
@@ -6,11 +6,9 @@
     item      = ("a" | "an" | number) noun
     noun      = [order] [size] [colour] [pattern] kind [ "with" item ]
 
-``order`` is for descriptions only; a kind after a number is a plural. "with" and a relation belong to the kind just
-before them. The words of each class are in ``vocabulary``.
-
-
-[from] The words of the language of scenes. Its rules are in ``language``, their meaning in ``resolve``."""
+``order`` occurs in descriptions only; a kind after a number is a plural. "with" and a relation belong to the kind just
+before them. ``ureca.scenes.scene.resolve`` defines the meaning.
+"""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
@@ -33,7 +31,7 @@ COLOURS = {
     "grey": (146, 150, 156),
     "white": (246, 246, 242),
 }
-"""sRGB of each colour; what is drawn differs from it by at most ``painting.JITTER`` a channel."""
+"""sRGB of each colour; drawn colours differ from it by at most ``rendering.JITTER`` per channel."""
 
 PATTERNS = ("plain", "striped", "dotted", "checked")
 SIZES = ("small", "large")
@@ -112,7 +110,7 @@ KINDS = {
 """Plural by singular."""
 
 BACKDROP = ("sky", "ground")
-"""Kinds that have no place: they are all around, and in no relation to anything."""
+"""Kinds without a place, which are in no relation to other regions."""
 
 
 ADJECTIVES: Mapping[str, tuple[str, ...]] = {
@@ -121,22 +119,22 @@ ADJECTIVES: Mapping[str, tuple[str, ...]] = {
     "colour": tuple(COLOURS),
     "pattern": PATTERNS,
 }
-"""Words of each class of adjective, in the order in which they stand."""
+"""Words of each class of adjectives, in their order before a kind."""
 
 _ARTICLES = ("the", "an", "a")
 _SINGULARS = {plural: singular for singular, plural in KINDS.items()}
-_WORDS_OF_NUMBERS = {number: word for word, number in NUMBERS.items()}
+_NUMBER_WORDS = {number: word for word, number in NUMBERS.items()}
 _MAX_NESTING = 12
 _TOKEN = re.compile(r"[^\W\d_]+|\S")
 
 
 class CaptionError(AnswerError):
-    """A caption is not of this language.
+    """A caption is not of the language of scenes.
 
     Args:
         caption: the whole text.
-        position: of the character from which on it is not.
-        expected: what could have stood there.
+        position: index of the first character that does not parse.
+        expected: description of the words that would have parsed there.
     """
 
     def __init__(self, caption: str, position: int, expected: str) -> None:
@@ -150,15 +148,15 @@ class CaptionError(AnswerError):
 
 @dataclass(frozen=True, slots=True)
 class Description:
-    """What is said of a region, or of several at once.
+    """A description of a region, or of several equal ones.
 
     Attributes:
-        kind: singular.
-        article: "the", or "a" for "a" and "an"; of an item with a number, "a".
-        number: of regions in an item, 1 without one.
-        order, size, colour, pattern: adjectives; None: unsaid.
-        having: the item after "with".
-        relation: the words of a relation, and what it leads to.
+        kind: kind in the singular.
+        article: "the", or "a" for "a" and "an"; "a" for an item with a number.
+        number: number of regions in an item, 1 without a number.
+        order, size, colour, pattern: adjectives; None for a missing one.
+        having: the item after "with"; None without it.
+        relation: words of the relation and description of its landmark; None without a relation.
     """
 
     kind: str
@@ -178,7 +176,7 @@ class Description:
         words = [word for name in ADJECTIVES if (word := getattr(self, name)) is not None]
         words.append(self.kind if self.number == 1 else KINDS[self.kind])
         if self.number > 1:
-            yield _WORDS_OF_NUMBERS[self.number]
+            yield _NUMBER_WORDS[self.number]
         else:
             yield "an" if self.article == "a" and words[0][0] in "aeiou" else self.article
         yield from words
@@ -190,7 +188,7 @@ class Description:
 
 @dataclass(frozen=True, slots=True)
 class Caption:
-    """A description of one region and, in a second sentence, items that it has."""
+    """A description of one region and, in a second sentence, items for its parts."""
 
     region: Description
     items: tuple[Description, ...] = ()
@@ -205,12 +203,12 @@ class Caption:
 
 
 def parse(text: str) -> Caption:
-    """Read a caption, in letters of either case.
+    """Parse a caption, ignoring case.
 
     Raises:
-        CaptionError: it is not of this language; says from which character on.
+        CaptionError: the text is not of this language; the error has the position of the first wrong character.
     """
-    reader = _Reader(text)
+    reader = _TokenReader(text)
     region = _description(reader)
     reader.expect(["."], "a full stop")
     items: list[Description] = []
@@ -226,8 +224,8 @@ def parse(text: str) -> Caption:
     return Caption(region, tuple(items))
 
 
-class _Reader:
-    """Goes through the words of a text."""
+class _TokenReader:
+    """Consumes the words of a text."""
 
     def __init__(self, text: str) -> None:
         self._text = text
@@ -239,7 +237,7 @@ class _Reader:
         return self._next == len(self._tokens)
 
     def take(self, phrases: Iterable[str]) -> str | None:
-        """Pass over the first of the phrases (of one or several words; "" is the end) that stands here."""
+        """Consume the first phrase that is next in the text; "" stands for the end. None: no phrase is next."""
         for phrase in phrases:
             words = phrase.split()
             here = [token for token, _ in self._tokens[self._next : self._next + len(words)]]
@@ -249,7 +247,11 @@ class _Reader:
         return None
 
     def expect(self, phrases: Iterable[str], expected: str) -> str:
-        """Pass over one of the phrases, which must stand here."""
+        """Consume one of the phrases, one of which must be next.
+
+        Raises:
+            CaptionError: none of them is next.
+        """
         phrase = self.take(phrases)
         if phrase is None:
             raise self.error(expected)
@@ -259,7 +261,7 @@ class _Reader:
         return CaptionError(self._text, len(self._text) if self.at_end else self._tokens[self._next][1], expected)
 
 
-def _description(reader: _Reader, nesting: int = 0) -> Description:
+def _description(reader: _TokenReader, nesting: int = 0) -> Description:
     if nesting > _MAX_NESTING:
         raise reader.error(f"the end of more than {_MAX_NESTING} descriptions within each other")
     article = reader.expect(_ARTICLES, "an article")
@@ -271,7 +273,7 @@ def _description(reader: _Reader, nesting: int = 0) -> Description:
     return Description(kind, article.replace("an", "a"), having=having, relation=relation, **adjectives)
 
 
-def _item(reader: _Reader, nesting: int = 0) -> Description:
+def _item(reader: _TokenReader, nesting: int = 0) -> Description:
     if nesting > _MAX_NESTING:
         raise reader.error(f"the end of more than {_MAX_NESTING} descriptions within each other")
     number = NUMBERS.get(reader.expect(("an", "a", *NUMBERS), "'a', 'an' or a number"), 1)

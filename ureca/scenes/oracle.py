@@ -1,7 +1,7 @@
-"""An annotator, a listener and a verifier that know the scene, and err at known rates.
+"""An annotator, listener and verifier that answers from the ground truth of scenes, with errors at known rates.
 
-They stand in for models where it must be known what is true: what the stages of a curation mend of given mistakes can
-be counted then. They say nothing of images that are no scenes.
+It replaces models where the truth must be known, for example to count the mistakes that the stages of a curation
+correct. It cannot answer for images that are no scenes.
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -28,14 +28,16 @@ from ureca.scenes.scene import Scene, resolve, scene_of
 
 
 class OracleSettings(BaseModel):
-    """Which scenes are known, and how often it is erred."""
+    """The known scenes, and the rates of errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    folder: str = Field(description="with the annotation files of scenes, as `ureca scenes` writes them")
-    error_rate: float = Field(default=0.1, ge=0, le=1, description="share of answers that are not true")
-    vagueness: float = Field(default=0.3, ge=0, le=1, description="share of refined captions that single out nothing")
-    seed: int = Field(default=0, ge=0, description="of the mistakes")
+    folder: str = Field(description="folder with the annotation files of scenes, as `ureca scenes` writes them")
+    error_rate: float = Field(default=0.1, ge=0, le=1, description="share of the oracle's answers that are wrong")
+    vagueness: float = Field(
+        default=0.3, ge=0, le=1, description="share of the oracle's refined captions that are not unique"
+    )
+    seed: int = Field(default=0, ge=0, description="seed of the oracle's errors")
 
 
 @register("annotator", "scenes", component="ureca.scenes.oracle:Oracle")
@@ -52,24 +54,27 @@ class OracleListenerConfig(ListeningSettings, OracleSettings):
     kind: Literal["scenes"] = "scenes"
 
 
-class _Known(NamedTuple):
+class _KnownScene(NamedTuple):
     scene: Scene
     captions: Mapping[int, RegionCaptions]
 
 
 class Oracle:
-    """Annotator, listener and verifier in one; each question counts as a call.
+    """Annotator, listener and verifier in one, by the ground truth of scenes; each answer counts as a call.
 
-    Mistakes follow from the question and the seed alone: the same question gets the same answer.
+    Errors depend on the question and the seed only: the same question always gets the same answer.
+
+    Args:
+        settings: folder of the scenes, and rates of errors.
 
     Raises:
         SettingsError: the folder has no scene.
     """
 
     def __init__(self, settings: OracleSettings) -> None:
-        self.name = f"witness error {settings.error_rate:g} vague {settings.vagueness:g} seed {settings.seed}"
+        self.name = f"oracle error {settings.error_rate:g} vague {settings.vagueness:g} seed {settings.seed}"
         self._settings = settings
-        self._known: dict[str, _Known] = {}
+        self._known: dict[str, _KnownScene] = {}
         for path in sorted(Path(settings.folder).glob("*.json")):
             try:
                 annotations = read_annotations(path)
@@ -78,28 +83,28 @@ class Oracle:
                 continue
             captions = caption_scene(scene, Rng(settings.seed))
             if captions is not None:
-                self._known[_key(annotations)] = _Known(scene, captions)
+                self._known[_scene_key(annotations)] = _KnownScene(scene, captions)
         if not self._known:
             raise SettingsError(f"{settings.folder} has no scene; name the folder of images that `ureca scenes` wrote")
 
     async def short_caption(
         self, image: CurationImage, region_id: int, *, parent_caption: str | None, sibling_captions: Sequence[str]
     ) -> str:
-        """What it is and what it is part of, told apart from its siblings; without any context, only what it is."""
-        known = self._of(image.masks)
+        """The short caption of the region; without parent and siblings, its kind and colour only."""
+        known = self._known_scene(image.masks)
         if parent_caption is None and not sibling_captions:
             region = known.scene[region_id]
             caption = Caption(Description(region.kind, article="a", colour=region.colour))
         else:
             caption = known.captions[region_id].short
-        return self._say(caption, "short", region_id, parent_caption, *sibling_captions)
+        return self._answer(caption, "short", region_id, parent_caption, *sibling_captions)
 
     async def detailed_caption(
         self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
     ) -> str:
-        """The short caption, and what the region has."""
-        items = self._of(image.masks).captions[region_id].detailed.items
-        return self._say(Caption(parse(short_caption).region, items), "detailed", region_id, *child_captions)
+        """The short caption with a second sentence on the region's parts."""
+        items = self._known_scene(image.masks).captions[region_id].detailed.items
+        return self._answer(Caption(parse(short_caption).region, items), "detailed", region_id, *child_captions)
 
     async def unique_caption(
         self,
@@ -110,29 +115,30 @@ class Oracle:
         lookalikes: Sequence[LookAlike],
         confused_with: Choice | None = None,
     ) -> str:
-        """What fits the region alone; or, vaguely, its short caption."""
-        captions = self._of(image.masks).captions[region_id]
+        """The unique caption of the region, or, at the rate of vagueness, its short caption."""
+        captions = self._known_scene(image.masks).captions[region_id]
         question = ("unique", region_id, caption, confused_with)
         vague = self._rng("vague", *question).bernoulli(self._settings.vagueness)
-        return self._say(captions.short if vague else captions.unique, *question)
+        return self._answer(captions.short if vague else captions.unique, *question)
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
-        """Whether the caption fits the region, alone or not."""
+        """Accept a caption that fits the region, unique or not."""
         self._count("yes")
-        fits = region_id in _fitting(caption, self._of(image.masks).scene)
+        fits = region_id in _resolved_ids(caption, self._known_scene(image.masks).scene)
         errs = self._rng("verify", region_id, caption).bernoulli(self._settings.error_rate)
-        return Verdict(fits != errs, "the scene says so" if not errs else "the witness errs")
+        return Verdict(fits != errs, "the scene says so" if not errs else "the oracle errs")
 
     async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
-        """The candidate that the caption fits; see ``Listener.choose``."""
+        """The only candidate that the caption fits, "none" or "several"; see ``Listener.choose``."""
         self._count("0")
-        fitting = [id for id in _fitting(caption, self._of(views.masks).scene) if id in candidates]
+        fitting = [id for id in _resolved_ids(caption, self._known_scene(views.masks).scene) if id in candidates]
         rng = self._rng("listen", caption, *sorted(candidates))
         if rng.bernoulli(self._settings.error_rate):
             return rng.choice([*sorted(candidates), "none", "several"])
         return fitting[0] if len(fitting) == 1 else "several" if fitting else "none"
 
-    def _say(self, caption: Caption, *question: object) -> str:
+    def _answer(self, caption: Caption, *question: object) -> str:
+        """The text of a caption, whose colour is wrong at the rate of errors."""
         rng = self._rng("say", *question)
         if rng.bernoulli(self._settings.error_rate):
             others = [colour for colour in COLOURS if colour != caption.region.colour]
@@ -140,8 +146,8 @@ class Oracle:
         self._count(str(caption))
         return str(caption)
 
-    def _of(self, masks: Mapping[int, Mask]) -> _Known:
-        known = self._known.get(_key(masks.values()))
+    def _known_scene(self, masks: Mapping[int, Mask]) -> _KnownScene:
+        known = self._known.get(_scene_key(masks.values()))
         if known is None:
             raise AnswerError("no_scene", f"the image is none of the scenes in {self._settings.folder}")
         return known
@@ -155,13 +161,13 @@ class Oracle:
         usage.record(ChatAnswer(text, num_prompt_tokens=0, num_new_tokens=len(text.split())))
 
 
-def _fitting(caption: str, scene: Scene) -> list[int]:
+def _resolved_ids(caption: str, scene: Scene) -> list[int]:
     try:
         return resolve(caption, scene)
     except CaptionError:
         return []
 
 
-def _key(masks: Iterable[Mask]) -> str:
+def _scene_key(masks: Iterable[Mask]) -> str:
     runs = sorted((mask.id, mask.rle["counts"]) for mask in masks)
     return digest([repr(runs)]).hex()

@@ -1,6 +1,4 @@
-"""What captions of this language mean: exactly which regions of a scene one fits.
-
-[from] What there is to see in an image: regions with their kinds, attributes and relations, without pixels."""
+"""Scenes without pixels: regions with kinds, attributes and relations, and the regions that a caption fits."""
 
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,15 +31,15 @@ from ureca.scenes.language import (
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One region.
+    """A region of a scene.
 
     Attributes:
         id: unique in the scene.
-        parent_id: of the region that it is a part of; -1 at the top level.
-        kind, colour, pattern: words of ``vocabulary``; those of an object are its main part's.
-        size: "small" or "large" of an object, None of anything else.
-        hides: ids of the top-level regions that it stands in front of.
-        centre_xy_px: of the box of what is visible of it.
+        parent_id: id of the region that it is a part of; -1 at the top level.
+        kind, colour, pattern: words of ``ureca.scenes.language``; an object has those of its main part.
+        size: "small" or "large" for an object, None for any other region.
+        hides: ids of the top-level regions that it partly hides.
+        centre_xy_px: centre of the box of its visible pixels.
     """
 
     id: int
@@ -59,8 +57,8 @@ class Scene:
     """The regions of one image, parents before children.
 
     Attributes:
-        width_px, height_px: of the image.
-        regions: all of them.
+        width_px, height_px: size of the image.
+        regions: all regions.
     """
 
     width_px: int
@@ -75,17 +73,17 @@ class Scene:
         return self._of_kind.get(kind, [])
 
     def ancestors(self, region: Region) -> Iterator[Region]:
-        """From the parent up to the top level."""
+        """The ancestors of a region, from its parent to the top level."""
         while region.parent_id != ROOT:
             region = self[region.parent_id]
             yield region
 
     def children(self, id: int) -> list[Region]:
-        """The parts of a region, or, of -1, the top level."""
+        """The parts of a region; the top-level regions for id -1."""
         return self._children[id]
 
     def descendants(self, id: int) -> Iterator[Region]:
-        """All parts of a region, and their parts."""
+        """The parts of a region at all levels."""
         for child in self.children(id):
             yield child
             yield from self.descendants(child.id)
@@ -110,8 +108,8 @@ class Scene:
         return children
 
 
-class _Attributes(BaseModel):
-    """What the annotation of a mask says about its region, beside SA-1B's own keys."""
+class _RegionAttributes(BaseModel):
+    """The keys of a mask's annotation that describe its region, beside SA-1B's own keys."""
 
     model_config = ConfigDict(strict=True)
 
@@ -124,15 +122,15 @@ class _Attributes(BaseModel):
 
 
 def attributes_of(region: Region) -> dict[str, Any]:
-    """The keys of a region that its annotation has beside SA-1B's own."""
-    return {name: getattr(region, name) for name in _Attributes.model_fields} | {"hides": list(region.hides)}
+    """The keys that a region adds to SA-1B's own in the annotation of its mask."""
+    return {name: getattr(region, name) for name in _RegionAttributes.model_fields} | {"hides": list(region.hides)}
 
 
 def read_scene(path: str | Path) -> Scene:
-    """Read a scene back from the annotation file that ``ureca scenes`` wrote beside its image.
+    """Read a scene from the annotation file that ``ureca scenes`` wrote beside its image.
 
     Raises:
-        AnnotationError: it is no annotation file (kinds of ``read_annotations``), or one without scene (``no_scene``).
+        AnnotationError: the file is no annotation file (kinds of ``read_annotations``) or has no scene (``no_scene``).
         OSError: the file cannot be read.
     """
     return scene_of(read_annotations(path))
@@ -142,7 +140,7 @@ def scene_of(annotations: Annotations) -> Scene:
     """The scene that annotations describe.
 
     Raises:
-        AnnotationError: ``no_scene``: a mask lacks the attributes of a region, or has one that is not of the language.
+        AnnotationError: ``no_scene``: a mask lacks the attributes of a region, or has a word outside the language.
     """
     regions = []
     known_ids = {ROOT}
@@ -165,9 +163,9 @@ def scene_of(annotations: Annotations) -> Scene:
     return Scene(annotations.width_px, annotations.height_px, tuple(regions))
 
 
-def _attributes(id: int, extra: Mapping[str, Any], known_ids: set[int]) -> _Attributes:
+def _attributes(id: int, extra: Mapping[str, Any], known_ids: set[int]) -> _RegionAttributes:
     try:
-        attributes = _Attributes.model_validate(extra)
+        attributes = _RegionAttributes.model_validate(extra)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(str(step) for step in first["loc"])
@@ -189,26 +187,30 @@ def _attributes(id: int, extra: Mapping[str, Any], known_ids: set[int]) -> _Attr
 
 
 BESIDE_FRACTION = 0.03
-"""How far, as a share of the image's width, a centre must lie to the left of another to be "to the left of" it."""
+"""Least distance between two centres, as a share of the image's width, for "to the left of"."""
 
 ALIGNED_FRACTION = 0.01
-"""Centres that lie closer than this share of the image's width count as equally far left, or equally high."""
+"""Centres closer than this share of the image's width are tied, as equally far left or equally high."""
 
 
 def resolve(caption: str | Caption, scene: Scene) -> list[int]:
-    """The ids of all regions that a caption fits, ascending; it is unique where there is one.
+    """The ids of all regions that a caption fits, in ascending order; a unique caption fits one.
 
     - A kind and each adjective must be the region's own.
-    - "of": the region is a part, or a part of a part, of one that the rest describes.
+    - "of": the region is a part, or a part of a part, of a region that the rest describes.
     - "to the left of", "to the right of", "in front of", "behind": between top-level regions, sky and ground excepted,
-      by the centres of their boxes, or by which hides something of the other.
-    - "leftmost", "rightmost", "highest", "lowest" are the outermost, "middle" the one with as many to its left as to
-      its right, among those of the same parent that all the other words fit; where several lie equally, all are.
-    - "with a" and "It has a": at least one part, or part of a part, fits; with a number: exactly so many do.
-    - Articles mean nothing: where several regions fit what follows a relation, any of them will do.
+      by the centres of their boxes, or by which one hides something of the other.
+    - "leftmost", "rightmost", "highest", "lowest": the outermost region, "middle": the one with as many to its left as
+      to its right, among the regions of the same parent that all other words fit; tied regions all fit.
+    - "with a" and "It has a": at least one part, or part of a part, fits; with a number: exactly that many fit.
+    - Articles have no meaning: if several regions fit the description after a relation, any of them counts.
+
+    Args:
+        caption: text, or a parsed caption.
+        scene: the scene.
 
     Raises:
-        CaptionError: the caption is not of this language.
+        CaptionError: the caption is not of the language.
     """
     parsed = parse(caption) if isinstance(caption, str) else caption
     fitting = referents(parsed.region, scene)
@@ -233,10 +235,10 @@ def referents(description: Description, scene: Scene) -> list[Region]:
 
 
 def related(region: Region, word: str, landmark: Region, scene: Scene) -> bool:
-    """Whether a region stands in a relation to another.
+    """Return True if a region is in a relation to a landmark.
 
     Raises:
-        ValueError: ``word`` is none of ``vocabulary.RELATIONS``.
+        ValueError: ``word`` is none of ``ureca.scenes.language.RELATIONS``.
     """
     if word not in RELATIONS:
         raise ValueError(f"{word!r} is no relation")

@@ -1,4 +1,4 @@
-"""Who knows the scenes and errs at known rates."""
+"""The oracle, which knows the scenes and errs at known rates."""
 
 import asyncio
 from pathlib import Path
@@ -44,15 +44,15 @@ def image_of(rendering: Rendering) -> CurationImage:
     )
 
 
-def witness(folder: Path, **settings: Any) -> Oracle:
+def oracle(folder: Path, **settings: Any) -> Oracle:
     return Oracle(OracleSettings(folder=str(folder), **settings))
 
 
-def unique_of(witness: Oracle, image: CurationImage, **context: Any) -> dict[int, str]:
+def unique_of(oracle: Oracle, image: CurationImage, **context: Any) -> dict[int, str]:
     async def all_of_them() -> list[str]:
         alike = (LookAlike(0, "A tree."),)
         return [
-            await witness.unique_caption(image, id, caption="A tree.", lookalikes=alike, **context)
+            await oracle.unique_caption(image, id, caption="A tree.", lookalikes=alike, **context)
             for id in image.regions
         ]
 
@@ -64,7 +64,7 @@ def outcomes(captions: dict[int, str], scene: Scene) -> list[str]:
 
 
 def test_without_mistakes_every_refined_caption_is_correct(folder: Path, rendering: Rendering) -> None:
-    captions = unique_of(witness(folder, error_rate=0, vagueness=0), image_of(rendering))
+    captions = unique_of(oracle(folder, error_rate=0, vagueness=0), image_of(rendering))
     assert set(outcomes(captions, rendering.scene)) == {"correct"}
 
 
@@ -74,17 +74,17 @@ def test_mistakes_come_at_their_rates_and_the_same_each_time(folder: Path, rende
         ({"error_rate": 1, "vagueness": 0}, "wrong"),
         ({"error_rate": 0, "vagueness": 1}, "ambiguous"),
     ):
-        captions = unique_of(witness(folder, **settings), image)
+        captions = unique_of(oracle(folder, **settings), image)
         found = outcomes(captions, rendering.scene)
         assert found.count(expected) > 0.5 * len(found)
-        assert captions == unique_of(witness(folder, **settings), image)
-    some = witness(folder, error_rate=0.5)
+        assert captions == unique_of(oracle(folder, **settings), image)
+    some = oracle(folder, error_rate=0.5)
     assert unique_of(some, image) != unique_of(some, image, confused_with="several")
-    assert unique_of(some, image) != unique_of(witness(folder, error_rate=0.5, seed=1), image)
+    assert unique_of(some, image) != unique_of(oracle(folder, error_rate=0.5, seed=1), image)
 
 
 def test_it_listens_and_verifies_by_the_scene(folder: Path, rendering: Rendering) -> None:
-    knows, image = witness(folder, error_rate=0, vagueness=0), image_of(rendering)
+    knows, image = oracle(folder, error_rate=0, vagueness=0), image_of(rendering)
     captions = unique_of(knows, image)
     first, second, *_ = captions
     with metered() as used:
@@ -97,7 +97,7 @@ def test_it_listens_and_verifies_by_the_scene(folder: Path, rendering: Rendering
 
 
 def test_a_whole_curation_by_it(folder: Path, rendering: Rendering) -> None:
-    knows = witness(folder, error_rate=0, vagueness=0)
+    knows = oracle(folder, error_rate=0, vagueness=0)
     curator = Curator(
         knows,
         DescriptorEmbedder(),
@@ -116,8 +116,8 @@ def test_a_whole_curation_by_it(folder: Path, rendering: Rendering) -> None:
 
 def test_what_it_does_not_know(folder: Path, rendering: Rendering, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="has no scene"):
-        witness(tmp_path)
+        oracle(tmp_path)
     other = image_of(render("test", 6, 0, 224, 224))
     with pytest.raises(AnswerError, match="none of the scenes"):
-        asyncio.run(witness(folder).verify(other, other.regions[0], caption="A tree."))
+        asyncio.run(oracle(folder).verify(other, other.regions[0], caption="A tree."))
     assert np.any(other.pixels)
