@@ -1,4 +1,4 @@
-"""``ureca train``: what is checked before a run, Ray Train over its workers, and its record."""
+"""``ureca train``: the driver of a training run. It prepares the index, runs Ray Train and keeps the run's record."""
 
 import os
 import shutil
@@ -15,15 +15,8 @@ from ureca.model.checkpoint_files import fingerprint
 from ureca.model.processing import UrecaProcessor
 from ureca.pipelines.batch.session import ray_session, user_error
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.pipelines.training.checkpoints import Checkpoints
-from ureca.pipelines.training.run_folder import (
-    EpochReport,
-    RunFolder,
-    StepProgress,
-    read_lines,
-    report_epochs,
-    report_steps,
-)
+from ureca.pipelines.training.report import EpochReport, StepProgress, report_epochs, report_steps
+from ureca.pipelines.training.run_folder import Checkpoints, RunFolder, read_lines
 from ureca.pipelines.training.worker import train_worker
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import IndexSettings, TrainingIndex
@@ -37,13 +30,13 @@ _PACKAGES = ("ray", "torch", "deepspeed", "transformers", "peft", "numpy", "pill
 
 @dataclass(frozen=True)
 class TrainReport:
-    """What a run has come to.
+    """Result of a run.
 
     Attributes:
-        totals: of all steps.
-        validation: the last figures; None: there is no validation.
-        was_finished: nothing was left to do.
-        run: its folder.
+        totals: sums and means over all steps.
+        validation: metrics of the last validation; None without validation.
+        was_finished: True if the run was finished before.
+        run: folder of the run.
     """
 
     totals: EpochReport
@@ -53,17 +46,17 @@ class TrainReport:
 
 
 def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text: None) -> TrainReport:
-    """Train, from where the run is to its end.
+    """Start or resume a run and train to its end.
 
     Args:
-        settings: of the verb.
-        on_plan: told for people, before training begins, what is learned from and how far the run is.
+        settings: settings of ``ureca train``.
+        on_plan: called before training with a summary of the samples and the progress of the run.
 
     Raises:
-        InputError: there is nothing to learn from, or too much of it is bad.
-        OutputError: the folder is another run's.
-        SettingsError, CheckpointError: the model cannot be trained so.
-        UrecaError: the loss became infinite.
+        InputError: there are no samples to train on, or too many bad ones.
+        OutputError: the folder belongs to another run.
+        SettingsError, CheckpointError: the model cannot be trained with these settings.
+        UrecaError: the loss or a gradient is not finite.
     """
     check_trackers(settings.trackers)
     processor = UrecaProcessor.from_pretrained(settings.model)
@@ -80,7 +73,7 @@ def _train(
     record = RunRecord(
         run.output, settings.command, settings, identity={"model": fingerprint(settings.model)}, packages=_PACKAGES
     )
-    if not record.before and run.holds_something:
+    if not record.before and not run.is_empty:
         raise OutputError(f"{run.path} is not empty and no run; name another folder")
     checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).latest()
     done = 0 if checkpoint is None else checkpoint.step
@@ -92,7 +85,7 @@ def _train(
     index = _prepare_indices(settings, run, processor)
     num_steps = _num_steps(settings, index, processor)
     on_plan(f"{index.info.summary()}\n{num_steps} steps, {done} done before, {num_steps - done} to do")
-    run.take_failure()  # of a session that was killed before it could tell
+    run.take_failure()  # left by a session that was killed
     _write_record(record, run, "running", num_steps, from_start=not done)
     try:
         with StepProgress(run.metrics, num_steps):
@@ -106,7 +99,7 @@ def _train(
 
 
 def _write_record(record: RunRecord, run: RunFolder, state: State, num_steps: int, *, from_start: bool = False) -> None:
-    """Write run.json with the figures of the steps done so far; none if the run starts from its first step."""
+    """Write run.json with the metrics of the steps done so far; none if the run starts from its first step."""
     lines = [] if from_start else read_lines(run.metrics)
     record.write(
         state,
@@ -118,7 +111,7 @@ def _write_record(record: RunRecord, run: RunFolder, state: State, num_steps: in
 
 
 def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
-    # Workers must not change their folder, nor print twice what they print.
+    # Workers keep their working directory and print once.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
@@ -126,10 +119,10 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
 
     resources = settings.resources
     on_gpu = resources.gpus_per_worker > 0
-    for_packers = resources.packers_per_worker * resources.cpus_per_packer
-    with ray_session(least_cpus=int(resources.workers * (resources.cpus_per_worker + for_packers)) + 2) as cluster:
+    packer_cpus = resources.packers_per_worker * resources.cpus_per_packer
+    with ray_session(least_cpus=int(resources.workers * (resources.cpus_per_worker + packer_cpus)) + 2) as cluster:
         if not cluster.may_grow:
-            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # this machine goes as a whole
+            os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # there is only this machine
         trainer = TorchTrainer(
             train_worker,
             train_loop_config={"settings": _absolute(settings).model_dump_json(), "session": session},
@@ -152,7 +145,7 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
 
 
 def _absolute(settings: TrainSettings) -> TrainSettings:
-    """For workers, which may have other working folders."""
+    """Make paths absolute for workers, which may have other working directories."""
     paths = [*settings.paths[:-1], str(Path(settings.run).absolute())]
     cache = settings.feature_cache
     if cache.directory is not None:
@@ -174,8 +167,8 @@ def _prepare_indices(settings: TrainSettings, run: RunFolder, processor: UrecaPr
     if bad > settings.max_error_fraction * (bad + good):
         kinds = ", ".join(f"{count} {kind}" for kind, count in sorted(index.info.bad_samples.items()))
         raise InputError(
-            f"{bad} of {bad + good} samples cannot be learned from ({kinds}), more than max_error_fraction "
-            f"{settings.max_error_fraction:g}; {run.index}/bad_samples.parquet names each. Mend them or allow more"
+            f"{bad} of {bad + good} samples cannot be trained on ({kinds}), more than max_error_fraction "
+            f"{settings.max_error_fraction:g}; {run.index}/bad_samples.parquet lists them. Repair them or raise it"
         )
     if settings.validation.sources:
         plain = settings.model_copy(update={"augmentation": AugmentationSettings()})
@@ -190,7 +183,7 @@ def _prepare_index(run: RunFolder, path: str, settings: IndexSettings, processor
     try:
         return prepare_index(path, settings, text)
     except OutputError:
-        # Validation may change, and so may everything as long as nothing was trained.
+        # The validation data may change at any time, the training data before the first checkpoint.
         if path == run.index and Checkpoints(run.checkpoints, keep=1).latest() is not None:
             raise
         shutil.rmtree(path)

@@ -43,7 +43,7 @@ class DeepspeedSettings(BaseModel):
     offload_param: Literal["none", "cpu"] = Field(default="none", description="device of sharded weights")
 
     @model_validator(mode="after")
-    def _stage_can(self) -> Self:
+    def _offload_fits_zero_stage(self) -> Self:
         if self.offload_optimizer != "none" and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage 1, 2 or 3")
         if self.offload_param != "none" and self.zero_stage != 3:
@@ -115,9 +115,9 @@ class TrainSettings(CommandSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca train")
     command: ClassVar[str] = "train"
     examples: ClassVar[tuple[str, ...]] = (
-        "ureca train CURATED RUN --model CHECKPOINT    # stage 1: align the mask encoder",
+        "ureca train CURATED RUN --model CHECKPOINT    # phase 1: align the mask encoder",
         "ureca train CURATED RUN2 --model RUN/model --phase.kind tune --resources.workers 8 \\\n"
-        "    --resources.gpus-per-worker 1    # stage 2: LoRA on 8 GPUs",
+        "    --resources.gpus-per-worker 1    # phase 2: LoRA on 8 GPUs",
     )
 
     paths: Annotated[CliPositionalArg[list[str]], Metavar("SOURCE... RUN"), MAY_CHANGE] = Field(
@@ -126,7 +126,7 @@ class TrainSettings(CommandSettings):
     model: Annotated[str, MAY_CHANGE] = Field(description="checkpoint to start from: a folder with model and processor")
     phase: Annotated[
         Align | Tune | Full,
-        Field(discriminator="kind", description="weights to train: stage 1 or 2 of the paper, or all"),
+        Field(discriminator="kind", description="weights to train: phase 1 or 2 of the paper, or all"),
         ESSENTIAL,
     ] = Align()
     max_steps: Annotated[PositiveInt | None, ESSENTIAL] = Field(
@@ -185,38 +185,34 @@ class TrainSettings(CommandSettings):
 
     def _sources(self, paths: tuple[str, ...] | list[str]) -> tuple[RegionsSource | JsonlSource, ...]:
         return tuple(
-            JsonlSource(path=path, images=self.jsonl.images or "", **_without_images(self.jsonl))
+            JsonlSource(path=path, images=self.jsonl.images or "", **self.jsonl.model_dump(exclude={"images"}))
             if path.endswith(".jsonl")
             else RegionsSource(path=path, **self.regions.model_dump())
             for path in paths
         )
 
     @model_validator(mode="after")
-    def _bf16_keeps_exact_weights(self) -> Self:
-        # At stage 0 DeepSpeed's optimizer for bf16 loses small updates.
+    def _bf16_needs_zero(self) -> Self:
+        # At ZeRO stage 0, DeepSpeed's bf16 optimizer loses small updates.
         if self.precision == "bf16" and self.deepspeed.zero_stage == 0:
             raise ValueError("precision bf16 needs deepspeed.zero_stage 1, 2 or 3; for stage 0 set precision fp32")
         return self
 
     @model_validator(mode="after")
-    def _adapters_exist(self) -> Self:
+    def _export_fits_phase(self) -> Self:
         if self.export == "adapter" and self.phase.kind != "tune":
             raise ValueError(f"export adapter is for phase.kind tune; {self.phase.kind} trains no adapters")
         return self
 
     @model_validator(mode="after")
-    def _cache_needs_whole_weights(self) -> Self:
+    def _cache_needs_unsharded_weights(self) -> Self:
         if self.feature_cache.directory is not None and self.deepspeed.zero_stage == 3:
-            raise ValueError("feature_cache.directory needs deepspeed.zero_stage 0, 1 or 2: a worker encodes alone")
+            raise ValueError("feature_cache.directory needs deepspeed.zero_stage 0, 1 or 2: each worker encodes alone")
         return self
 
     @model_validator(mode="after")
     def _jsonl_has_images(self) -> Self:
         has_jsonl = any(path.endswith(".jsonl") for path in (*self.paths[:-1], *self.validation.sources))
         if has_jsonl and self.jsonl.images is None:
-            raise ValueError("jsonl.images must say where the images are that a .jsonl source names")
+            raise ValueError("jsonl.images must name the images of .jsonl sources")
         return self
-
-
-def _without_images(options: JsonlOptions) -> dict[str, str]:
-    return options.model_dump(exclude={"images"})

@@ -1,1 +1,1 @@
-"""Training on Ray Train and DeepSpeed."""
+"""Training on Ray Train: workers, DeepSpeed engine, packed data and the run's folder."""

@@ -1,9 +1,9 @@
-"""Ray Data: the packed micro-batches of one rank, in order, made ahead of the steps that use them."""
+"""Packed micro-batches of one rank, in order, prepared by Ray Data ahead of the steps that use them."""
 
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
-from typing import Any, cast
+from typing import cast
 
 import pyarrow as pa
 import ray
@@ -28,22 +28,22 @@ PACKED = pa.schema(
         pa.field("bad_samples", pa.string(), nullable=False),
     ]
 )
-"""Micro-batches on their way to a worker; ``number`` counts a rank's from the beginning of the run."""
+"""Schema of packed micro-batches between actors and worker; ``number`` counts those of a rank from the run's start."""
 
-_ROWS_PER_BLOCK = 4  # a block costs the worker about 20 ms, whatever it holds
+_ROWS_PER_BLOCK = 4  # each block costs the worker about 20 ms, independent of its size
 _MAX_BLOCKS = 20_000
 
 
 @dataclass(frozen=True)
 class PackingTask:
-    """What a packing actor needs to know.
+    """Arguments of a packing actor.
 
     Attributes:
-        settings: of the verb.
+        settings: settings of ``ureca train``.
         index: path of the index of the samples.
-        rank: for which it packs.
+        rank: rank that the micro-batches are for.
         world_size: number of ranks.
-        is_validation: no augmentation, one epoch, always the same.
+        is_validation: pack one epoch without augmentation.
     """
 
     settings: TrainSettings
@@ -54,7 +54,7 @@ class PackingTask:
 
 
 class PackingActor:
-    """Reads, decodes, tiles, tokenises and packs."""
+    """Reads, decodes, tiles, tokenizes and packs micro-batches."""
 
     def __init__(self, task: PackingTask) -> None:
         torch.set_num_threads(1)
@@ -74,21 +74,22 @@ class PackingActor:
             max_steps=None if task.is_validation else settings.max_steps,
         )
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """From numbers of a rank's micro-batches to the schema ``PACKED``."""
-        return pa.Table.from_pylist([self._row(number) for number in rows["number"].to_pylist()], schema=PACKED)
-
-    def _row(self, number: int) -> dict[str, Any]:
-        made = self._packer.pack(*divmod(number, self._gradient_accumulation), self._rank)
-        row = {field.name: getattr(made, field.name) for field in fields(made)}
-        bad_samples = json.dumps([asdict(bad) for bad in made.bad_samples])
-        return row | {"number": number, "bad_samples": bad_samples}
+    def __call__(self, numbers: pa.Table) -> pa.Table:
+        """Convert numbers of a rank's micro-batches to rows of the schema ``PACKED``."""
+        rows = []
+        for number in numbers["number"].to_pylist():
+            step, number_in_step = divmod(number, self._gradient_accumulation)
+            packed = self._packer.pack(step, number_in_step, self._rank)
+            row = {field.name: getattr(packed, field.name) for field in fields(packed)}
+            bad_samples = json.dumps([asdict(bad) for bad in packed.bad_samples])
+            rows.append(row | {"number": number, "bad_samples": bad_samples})
+        return pa.Table.from_pylist(rows, schema=PACKED)
 
 
 def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[PackedMicroBatch]:
-    """A rank's micro-batches with numbers from ``first`` to before ``end``, in order; call it in that rank's worker.
+    """Yield a rank's micro-batches with numbers in [first, end), in order; to be called in that rank's worker.
 
-    The iterator has no state that outlives it: a run that goes on starts another one where it stopped.
+    The iterator keeps no state: a resumed run creates another one at its position.
     """
     if first >= end:
         return
@@ -99,10 +100,10 @@ def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[Pa
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=resources.prefetch_bytes
     )
-    rows = max(_ROWS_PER_BLOCK, -(-(end - first) // _MAX_BLOCKS))
+    rows_per_block = max(_ROWS_PER_BLOCK, -(-(end - first) // _MAX_BLOCKS))
     blocks = [
-        pa.table({"number": pa.array(range(start, min(start + rows, end)), pa.int64())})
-        for start in range(first, end, rows)
+        pa.table({"number": pa.array(range(start, min(start + rows_per_block, end)), pa.int64())})
+        for start in range(first, end, rows_per_block)
     ]
     packed = ray.data.from_arrow(blocks).map_batches(
         PackingActor,
@@ -117,12 +118,9 @@ def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[Pa
     for table in packed.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=1):
         for row in cast(pa.Table, table).to_pylist():
             if row["number"] != expected:
-                raise RuntimeError(f"micro-batch {row['number']} came where {expected} was expected")
+                raise RuntimeError(f"micro-batch {row['number']} arrived where {expected} was expected")
             expected += 1
-            yield _made(row)
-
-
-def _made(row: dict[str, Any]) -> PackedMicroBatch:
-    bad_samples = tuple(BadSample(**bad) for bad in json.loads(row["bad_samples"]))
-    known = {field.name: row[field.name] for field in fields(PackedMicroBatch)}
-    return PackedMicroBatch(**known | {"image_ids": tuple(row["image_ids"]), "bad_samples": bad_samples})
+            values = {field.name: row[field.name] for field in fields(PackedMicroBatch)}
+            values["image_ids"] = tuple(row["image_ids"])
+            values["bad_samples"] = tuple(BadSample(**bad) for bad in json.loads(row["bad_samples"]))
+            yield PackedMicroBatch(**values)

@@ -1,30 +1,165 @@
-"""DeepSpeed: a module spread over the ranks, a step on it, its shards in a checkpoint, its weights in one piece."""
+"""The training step: DeepSpeed over the ranks, and the sums that all ranks share."""
 
 import collections
 import logging
+import math
 import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
 
-from ureca.errors import OutputError
+from ureca.errors import OutputError, UrecaError
+from ureca.model.image_processing import UrecaImageProcessor
 from ureca.pipelines.train_settings import TrainSettings
+from ureca.training.feature_cache import FeatureCache
+from ureca.training.packing import PackedBatch, PackedMicroBatch, from_bytes
 from ureca.training.phases import build_optimizer, learning_rate_scale
 
 _TAG = "shards"
 
+Item = TypeVar("Item")
 
-class Engine:
-    """Trains a module whose forward pass gives the sum of a micro-batch's losses. All methods are collective.
+
+@dataclass(frozen=True)
+class StepMetrics:
+    """Metrics of a step over all ranks.
+
+    Attributes:
+        loss: mean over the step's answer tokens.
+        gradient_norm: norm before clipping.
+        learning_rate: learning rate of the weight update.
+        counts: ``answer_tokens``, ``tokens``, ``padding_tokens`` (of micro-batches without weight), ``regions``,
+            ``images``, ``bad_samples``, and ``samples``, a hash of the regions.
+        seconds: mean over ranks of ``data_wait``, ``forward_backward`` and ``optimizer``.
+    """
+
+    loss: float
+    gradient_norm: float
+    learning_rate: float
+    counts: dict[str, int]
+    seconds: dict[str, float]
+
+
+def run_step(
+    step: int,
+    micro_batches: Sequence[PackedMicroBatch],
+    data_wait_s: float,
+    *,
+    engine: "Engine",
+    inputs: "InputLoader",
+    device: torch.device,
+) -> StepMetrics:
+    """Run one training step; collective.
 
     Args:
-        module: on the CPU, alike on every rank; what is trained requires a gradient.
-        settings: of the verb.
-        num_steps: of the whole run, for the learning rate.
-        device: of this rank.
+        step: step of the run, for messages.
+        micro_batches: micro-batches of this rank.
+        data_wait_s: seconds that this rank waited for them.
+        engine: the engine that trains.
+        inputs: loader of the module's inputs.
+        device: device of this rank.
+
+    Raises:
+        UrecaError: the loss or the gradient is not finite; on all ranks alike.
+    """
+    learning_rate = engine.learning_rate
+    counts = sum_counts(
+        {
+            "answer_tokens": sum(packed.num_answer_tokens for packed in micro_batches),
+            "tokens": sum(packed.num_tokens for packed in micro_batches if packed.weight),
+            "padding_tokens": sum(packed.num_tokens for packed in micro_batches if not packed.weight),
+            "regions": sum(packed.num_regions for packed in micro_batches),
+            "images": sum(len(packed.image_ids) for packed in micro_batches),
+            "bad_samples": sum(len(packed.bad_samples) for packed in micro_batches),
+            "samples": sum(packed.samples for packed in micro_batches) % 2**64,
+        },
+        device,
+    )
+    started = time.perf_counter()
+    optimizer_s = 0.0
+    losses = []
+    for packed in micro_batches:
+        loss = engine.forward_backward(inputs.load(packed), packed.weight, counts["answer_tokens"])
+        losses.append(loss.item())
+        backward_ended = time.perf_counter()
+        engine.step()
+        optimizer_s += time.perf_counter() - backward_ended
+    forward_backward_s = time.perf_counter() - started - optimizer_s
+    sums = sum_metrics(
+        {
+            "loss": math.fsum(losses),
+            "ranks": 1.0,
+            "data_wait": data_wait_s,
+            "forward_backward": forward_backward_s,
+            "optimizer": optimizer_s,
+        },
+        device,
+    )
+    gradient_norm = engine.gradient_norm
+    _check_finite(step, sums["loss"], gradient_norm, losses, micro_batches)
+    return StepMetrics(
+        loss=sums["loss"] / max(1, counts["answer_tokens"]),
+        gradient_norm=gradient_norm,
+        learning_rate=learning_rate,
+        counts=counts,
+        seconds={part: sums[part] / sums["ranks"] for part in ("data_wait", "forward_backward", "optimizer")},
+    )
+
+
+def _check_finite(
+    step: int, loss: float, gradient_norm: float, losses: Sequence[float], micro_batches: Sequence[PackedMicroBatch]
+) -> None:
+    """Raise on all ranks, since all have the same sums."""
+    if math.isfinite(loss) and math.isfinite(gradient_norm):
+        return
+    image_ids = [
+        image_id
+        for micro_batch_loss, packed in zip(losses, micro_batches, strict=True)
+        if math.isfinite(loss) or not math.isfinite(micro_batch_loss)
+        for image_id in packed.image_ids
+    ]
+    quantity = "gradient" if math.isfinite(loss) else "loss"
+    raise UrecaError(
+        f"step {step}: the {quantity} is not finite. Images of the micro-batches concerned: "
+        f"{', '.join(gather(image_ids))}. Inspect them; if they are sound, lower phase.learning_rate or "
+        "phase.max_gradient_norm, or train with --precision fp32, in a new run. Earlier checkpoints remain usable"
+    )
+
+
+class InputLoader:
+    """Loads the inputs of `PackedLoss`.
+
+    Args:
+        image_processor: image processor of the model.
+        device: device of this rank.
+        cache: cache of image features; None to compute them in every step.
+    """
+
+    def __init__(self, image_processor: UrecaImageProcessor, device: torch.device, cache: FeatureCache | None) -> None:
+        self._image_processor, self._device, self._cache = image_processor, device, cache
+
+    def load(self, packed: PackedMicroBatch) -> tuple[PackedBatch, torch.Tensor | None]:
+        """Deserialize a micro-batch to the arguments of `PackedLoss`, on the device."""
+        batch = from_bytes(packed.data, self._image_processor).to(self._device)
+        return batch, None if self._cache is None else self._cache.features(batch)
+
+
+class Engine:
+    """DeepSpeed engine of a module whose forward pass returns the sum of a micro-batch's losses.
+
+    All methods are collective.
+
+    Args:
+        module: on the CPU, equal on every rank; trained parameters require a gradient.
+        settings: settings of ``ureca train``.
+        num_steps: number of steps of the run, for the learning rate.
+        device: device of this rank.
     """
 
     def __init__(self, module: nn.Module, settings: TrainSettings, num_steps: int, device: torch.device) -> None:
@@ -33,8 +168,8 @@ class Engine:
         self._module = module
         self._shapes = {name: list(weight.shape) for name, weight in module.named_parameters() if weight.requires_grad}
         self._world_size = dist.get_world_size()
-        # DeepSpeed keeps no norm where it leaves the optimizer as it is.
-        self._keeps_norm = settings.deepspeed.zero_stage > 0
+        # DeepSpeed computes no norm if it does not wrap the optimizer.
+        self._has_norm = settings.deepspeed.zero_stage > 0
         self._own_norm = 0.0
         self._optimizer = build_optimizer(module, settings.phase)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
@@ -49,53 +184,57 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
-        """Of the step that comes next."""
+        """Learning rate of the next step."""
         return float(self._optimizer.param_groups[0]["lr"])
 
     @property
     def gradient_norm(self) -> float:
-        """Of the last step's gradient, before clipping."""
-        return float(self._engine.get_global_grad_norm()) if self._keeps_norm else self._own_norm
+        """Norm of the last step's gradient, before clipping."""
+        return float(self._engine.get_global_grad_norm()) if self._has_norm else self._own_norm
 
     def forward_backward(self, inputs: tuple[Any, ...], weight: float, num_answer_tokens: int) -> torch.Tensor:
-        """Add the gradient of one micro-batch of a step.
+        """Accumulate the gradient of one micro-batch of a step.
 
         Args:
-            inputs: of the module.
-            weight: of its loss in the step, 0 or 1.
-            num_answer_tokens: of all ranks' micro-batches in the step.
+            inputs: arguments of the module.
+            weight: weight of the loss in the step, 0 or 1.
+            num_answer_tokens: answer tokens of all ranks' micro-batches in the step.
 
         Returns:
-            The weighted sum of its losses, detached.
+            Weighted sum of the losses, detached.
         """
         loss = self._engine(*inputs) * weight
-        # DeepSpeed takes the mean over ranks; the step's loss is the mean over its tokens, whichever rank has them.
+        # DeepSpeed averages over ranks; the step's loss is the mean over its tokens, on whichever rank they are.
         self._engine.backward(loss * (self._world_size / max(1, num_answer_tokens)), scale_wrt_gas=False)
         detached: torch.Tensor = loss.detach()
         return detached
 
     def step(self) -> None:
-        """End a micro-batch; at the last one of a step, move the weights."""
-        if not self._keeps_norm and self._engine.is_gradient_accumulation_boundary():
+        """End a micro-batch; update the weights after the last one of a step."""
+        if not self._has_norm and self._engine.is_gradient_accumulation_boundary():
             gradients = [weight.grad for weight in self._module.parameters() if weight.grad is not None]
             self._own_norm = float(torch.nn.utils.get_total_norm(gradients))
         self._engine.step()
 
     def evaluate(self, inputs: tuple[Any, ...]) -> float:
-        """The sum of a micro-batch's losses; the module decides what is switched off."""
+        """Compute the sum of a micro-batch's losses without gradients, in the module's current mode."""
         with torch.no_grad():
             return float(self._engine(*inputs).item())
 
     def save(self, folder: Path) -> dict[str, list[int]]:
-        """Write this rank's shards; returns the shapes of what they train, by name."""
+        """Write this rank's shards; return the shapes of the trained parameters, by name."""
         self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True, save_latest=False)
         return self._shapes
 
     def load(self, folder: Path, shapes: dict[str, list[int]]) -> None:
-        """Read this rank's shards, whose shapes ``save`` returned.
+        """Read this rank's shards.
+
+        Args:
+            folder: folder that `save` wrote to.
+            shapes: shapes that `save` returned.
 
         Raises:
-            OutputError: they are of another model; on all ranks alike.
+            OutputError: the shards belong to another model; on all ranks alike.
         """
         different = sorted(
             name for name in shapes.keys() | self._shapes.keys() if shapes.get(name) != self._shapes.get(name)
@@ -105,24 +244,24 @@ class Engine:
             raise OutputError(
                 f"the checkpoint {folder} is of another model: {len(different)} weights differ, {name} for one is "
                 f"{shapes.get(name, 'missing')} there and {self._shapes.get(name, 'not trained')} here. "
-                "Give the model that the run was begun with, or start anew with --overwrite"
+                "Give the model that the run was started with, or start anew with --overwrite"
             )
         self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
 
     def gathered(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """All tensors of a model inside the module, whole and on the CPU, on rank 0; elsewhere nothing."""
-        first = dist.get_rank() == 0
+        """Gather the unsharded tensors of a model inside the module: on the CPU of rank 0, nothing elsewhere."""
+        is_first = dist.get_rank() == 0
         tensors: dict[str, torch.Tensor] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
-            sharded = hasattr(tensor, "ds_id")
-            with self._gather([tensor] if sharded else [], enabled=sharded):
-                if first:
+            is_sharded = hasattr(tensor, "ds_id")
+            with self._gather([tensor] if is_sharded else [], enabled=is_sharded):
+                if is_first:
                     tensors[name] = tensor.detach().cpu().clone()
         return tensors
 
 
 def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
-    """The configuration that DeepSpeed reads."""
+    """Build DeepSpeed's configuration."""
     sharding = settings.deepspeed
     zero: dict[str, Any] = {"stage": sharding.zero_stage}
     if sharding.offload_optimizer == "cpu":
@@ -147,13 +286,38 @@ def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
 def _import_deepspeed(device: torch.device) -> Any:
     on_cpu = device.type == "cpu"
     if on_cpu:
-        os.environ["DS_ACCELERATOR"] = "cpu"  # read when it is imported
+        os.environ["DS_ACCELERATOR"] = "cpu"  # read on import
     import deepspeed
     import deepspeed.ops
     from deepspeed.utils.logging import logger
 
     logger.setLevel(logging.ERROR)
     if on_cpu:
-        # Else it compiles a communication operator, for which few machines have the tools.
+        # Otherwise DeepSpeed compiles a communication operator, which needs tools that few machines have.
         deepspeed.ops.__compatible_ops__ = collections.defaultdict(bool)
     return deepspeed
+
+
+# Collectives
+
+
+def sum_counts(counts: Mapping[str, int], device: torch.device) -> dict[str, int]:
+    """Sum counts over all ranks, by name, modulo 2^64; collective."""
+    wrapped = [(count + 2**63) % 2**64 - 2**63 for count in counts.values()]
+    tensor = torch.tensor(wrapped, dtype=torch.int64, device=device)
+    dist.all_reduce(tensor)
+    return dict(zip(counts, tensor.tolist(), strict=True))
+
+
+def sum_metrics(metrics: Mapping[str, float], device: torch.device) -> dict[str, float]:
+    """Sum metrics over all ranks, by name, in float64; collective."""
+    tensor = torch.tensor(list(metrics.values()), dtype=torch.float64, device=device)
+    dist.all_reduce(tensor)
+    return dict(zip(metrics, tensor.tolist(), strict=True))
+
+
+def gather(items: Sequence[Item]) -> list[Item]:
+    """Gather the items of all ranks, in the order of ranks, on every rank; collective."""
+    of_ranks: list[list[Item]] = [[] for _ in range(dist.get_world_size())]
+    dist.all_gather_object(of_ranks, list(items))
+    return [item for of_rank in of_ranks for item in of_rank]

@@ -40,7 +40,7 @@ def test_load_without_flags_has_the_defaults_of_the_paper() -> None:
         (["--deepspeed.zero-stage", "0"], "precision bf16 needs deepspeed.zero_stage 1"),
         (["--deepspeed.offload-param", "cpu"], "offload_param needs zero_stage 3"),
         (["--export", "adapter"], "export adapter is for phase.kind tune"),
-        (["--validation.sources", "v.jsonl"], "jsonl.images must say"),
+        (["--validation.sources", "v.jsonl"], "jsonl.images must name"),
         (["--feature-cache.directory", "c", "--deepspeed.zero-stage", "3"], "feature_cache.directory needs"),
         (["--phase.rank", "8"], "phase.rank"),
         (["--deepspeed.zero-stage", "4"], "deepspeed.zero_stage"),

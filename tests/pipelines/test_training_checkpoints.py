@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ureca.pipelines.training.checkpoints import Checkpoints
+from ureca.pipelines.training.run_folder import Checkpoints
 
 
 def write(checkpoints: Checkpoints, step: int, *, finish: bool = True) -> Path:

@@ -9,7 +9,8 @@ import pytest
 
 from ureca.data.samples import BadSample
 from ureca.errors import OutputError, SettingsError
-from ureca.pipelines.training.run_folder import RunFolder, StepProgress, read_lines, report_epochs, report_steps
+from ureca.pipelines.training.report import StepProgress, report_epochs, report_steps
+from ureca.pipelines.training.run_folder import RunFolder, read_lines
 
 
 def line(step: int, **changes: Any) -> dict[str, Any]:

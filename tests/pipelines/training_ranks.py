@@ -15,8 +15,7 @@ from ureca.errors import UrecaError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.pipelines.training.engine import Engine
-from ureca.pipelines.training.step import Inputs, run_step
+from ureca.pipelines.training.engine import Engine, InputLoader, run_step
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedMicroBatch, Packer, from_bytes, to_bytes
 from ureca.training.phases import prepare, train_mode
@@ -54,16 +53,16 @@ class Rank:
             self.model.to(torch.bfloat16)
         prepare(self.model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=1)
         self.engine = Engine(PackedLoss(self.model), settings, NUM_STEPS, DEVICE)
-        self.inputs = Inputs(processor.image_processor, DEVICE, cache=None)
+        self.inputs = InputLoader(processor.image_processor, DEVICE, cache=None)
         self.mine = micro_batches()[rank::world_size]
 
     def train(self, first: int = 0, end: int = NUM_STEPS) -> list[list[float]]:
         """Loss and gradient norm of each step."""
-        figures = [
+        metrics = [
             run_step(step, self.mine, 0.0, engine=self.engine, inputs=self.inputs, device=DEVICE)
             for step in range(first, end)
         ]
-        return [[of_step.loss, of_step.gradient_norm] for of_step in figures]
+        return [[of_step.loss, of_step.gradient_norm] for of_step in metrics]
 
 
 def train(flags: Sequence[str], folder: Path) -> Any:
@@ -104,7 +103,7 @@ def look(flags: Sequence[str], folder: Path) -> Any:
 
     def seen() -> Any:
         rank.model.eval()
-        loss = rank.engine.evaluate(rank.inputs.of(rank.mine[0]))
+        loss = rank.engine.evaluate(rank.inputs.load(rank.mine[0]))
         example = make_examples()[0]
         captions = captioner.caption(example.pixels, [example.regions[0].mask], max_new_tokens=6)
         train_mode(rank.model)
