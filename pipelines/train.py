@@ -11,8 +11,8 @@ from ureca import errors
 from ureca.data.run_record import RunRecord, State
 from ureca.data.samples import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError, UrecaError
+from ureca.model.auto import UrecaProcessor
 from ureca.model.checkpoint_files import fingerprint
-from ureca.model.processing import UrecaProcessor
 from ureca.pipelines.batch.session import ray_session, user_error
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.report import EpochReport, StepProgress, report_epochs, report_steps

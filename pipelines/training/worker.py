@@ -9,14 +9,13 @@ import torch
 import torch.distributed as dist
 
 from ureca.errors import InputError, UrecaError
-from ureca.model.checkpoints import load_checkpoint
+from ureca.model.checkpoints import load_checkpoint, save_adapter, save_checkpoint
 from ureca.model.prompt import RegionPrompt
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.data import PackingTask, packed_micro_batches
 from ureca.pipelines.training.engine import Engine, InputLoader, StepMetrics, gather, run_step
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder
 from ureca.pipelines.training.validation import Validation
-from ureca.training.export import save_adapter, save_checkpoint
 from ureca.training.feature_cache import FeatureCache, check_cacheable
 from ureca.training.index import TrainingIndex
 from ureca.training.loss import PackedLoss

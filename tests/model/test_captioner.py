@@ -9,11 +9,10 @@ import torch
 
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
 from ureca.errors import CheckpointError, SettingsError
-from ureca.model.captioner import RegionCaptioner
+from ureca.model.captioner import RegionCaptioner, RegionError
 from ureca.model.initialization import build_tiny, save_tiny
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
-from ureca.model.region_batch import RegionError
 from ureca.model.settings import CaptionSettings, TinySizes
 
 IMAGE, MASKS = noise_image(60, 110), box_masks(60, 110, 7)

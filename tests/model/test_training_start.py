@@ -10,8 +10,7 @@ from transformers.models.internvl.configuration_internvl import InternVLConfig, 
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
 from ureca.errors import CheckpointError
 from ureca.model.checkpoints import load_checkpoint
-from ureca.model.from_internvl import from_internvl
-from ureca.model.initialization import build_tokenizer, save_tiny
+from ureca.model.initialization import build_tokenizer, from_internvl, save_tiny
 
 SHAPES = {
     "1B, tied": {"text": Qwen2Config, "heads": 14, "tied": True, "qk_norm": False, "norm_type": "layer_norm"},

@@ -10,9 +10,8 @@ import pytest
 
 from tests.serving.local import scene, tiny_captioner
 from ureca.masks.mask import Mask
-from ureca.model.captioner import RegionCaptioner
+from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
 from ureca.model.prepared import PreparedImage
-from ureca.model.region_batch import FinishedRegion, RegionBatch
 from ureca.model.settings import CaptionSettings
 from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
 

@@ -13,10 +13,9 @@ from tests.training.test_phases import randomise_adapters
 from ureca.errors import CheckpointError, OutputError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoint_files import fingerprint
-from ureca.model.checkpoints import load_checkpoint, load_with_adapter
+from ureca.model.checkpoints import load_checkpoint, load_with_adapter, save_adapter, save_checkpoint
 from ureca.model.initialization import build_tiny
 from ureca.model.settings import TinySizes
-from ureca.training.export import save_adapter, save_checkpoint
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedBatch, Packer
 from ureca.training.phases import Align, Full, Tune, prepare

@@ -1,8 +1,8 @@
+from .auto import UrecaConfig as UrecaConfig
+from .auto import UrecaForConditionalGeneration as UrecaForConditionalGeneration
+from .auto import UrecaImageProcessor as UrecaImageProcessor
+from .auto import UrecaModel as UrecaModel
+from .auto import UrecaProcessor as UrecaProcessor
 from .captioner import RegionCaption as RegionCaption
 from .captioner import RegionCaptioner as RegionCaptioner
-from .configuration import UrecaConfig as UrecaConfig
-from .image_processing import UrecaImageProcessor as UrecaImageProcessor
-from .modeling import UrecaForConditionalGeneration as UrecaForConditionalGeneration
-from .modeling import UrecaModel as UrecaModel
-from .processing import UrecaProcessor as UrecaProcessor
 from .settings import CaptionSettings as CaptionSettings

@@ -1,7 +1,4 @@
-"""Which checkpoint it is, told without loading it.
-
-[from] Names for the content of checkpoints, told without loading them.
-[from] Adapters on disk, in peft's format: the factors of LoRA, and which checkpoint they belong to."""
+"""Identification of checkpoints without loading them: kind, content digest, base of adapters."""
 
 import json
 import re
@@ -14,40 +11,17 @@ from ureca.hashing import content_digest, digest
 
 ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
-
-def base_of_adapter(directory: Path | str) -> Path | None:
-    """The checkpoint that the adapters in a folder belong to; None: the folder holds none, or a whole checkpoint.
-
-    Raises:
-        CheckpointError: it is not said which that is, or it is not there.
-    """
-    folder = Path(directory)
-    if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
-        return None
-    try:
-        said = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder} holds adapters whose {ADAPTER_CONFIG} cannot be read ({error})") from error
-    base = said.get("base_model_name_or_path") if isinstance(said, dict) else None
-    if not isinstance(base, str) or not Path(base, "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds adapters of the checkpoint {base}, which is not there. Name it in {ADAPTER_CONFIG} "
-            "(base_model_name_or_path), or train with --export merged"
-        )
-    return Path(base)
-
-
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """What captions regions.
+    """A model that captions regions.
 
     Attributes:
-        kind: "ureca", or "mllm": any other model that sees images, which can serve as a baseline.
-        name: for the rows: its folder's, with a fingerprint of the content; or its name on the hub.
-        identity: the same wherever the folder is.
+        kind: "ureca", or "mllm" for any other model that sees images, which can serve as a baseline.
+        name: name for rows and reports: the folder's with a digest of its content, or the name on the hub.
+        identity: digest of the content, independent of the folder's location; or the name on the hub.
     """
 
     kind: Literal["ureca", "mllm"]
@@ -56,10 +30,10 @@ class Checkpoint:
 
 
 def identify(model: str) -> Checkpoint:
-    """Tell what a folder, or a name on the hub, holds.
+    """Identify a folder, or a name on the hub.
 
     Raises:
-        CheckpointError: there is no such folder and it is no name of the hub, or it holds no checkpoint.
+        CheckpointError: there is no such folder and it is no name of the hub, or it contains no checkpoint.
     """
     folder = Path(model)
     if not folder.is_dir():
@@ -67,15 +41,15 @@ def identify(model: str) -> Checkpoint:
             return Checkpoint("mllm", model, model)
         raise CheckpointError(f"--model {model} is not a checkpoint: there is no such folder")
     kind: Literal["ureca", "mllm"] = "ureca" if _model_type(folder) == "ureca" else "mllm"
-    digest = _digest(folder)
-    return Checkpoint(kind, f"{folder.resolve().name} {digest}", digest)
+    identity = _digest(folder)
+    return Checkpoint(kind, f"{folder.resolve().name} {identity}", identity)
 
 
 def fingerprint(directory: Path | str) -> str:
-    """A name for the content of a checkpoint of URECA, so that a dataset is not gone on with by other weights.
+    """Return the digest of a URECA checkpoint, by which a dataset is only continued with the same weights.
 
     Raises:
-        CheckpointError: the directory is not a checkpoint of URECA.
+        CheckpointError: the directory is not a URECA checkpoint.
     """
     folder = Path(directory)
     if (found := _model_type(folder)) != "ureca":
@@ -85,8 +59,30 @@ def fingerprint(directory: Path | str) -> str:
     return _digest(folder)
 
 
+def base_of_adapter(directory: Path | str) -> Path | None:
+    """Return the checkpoint that the adapters in a folder belong to; None if the folder contains no bare adapters.
+
+    Raises:
+        CheckpointError: the base is not named, or it is missing.
+    """
+    folder = Path(directory)
+    if (folder / "config.json").is_file() or not (folder / ADAPTER_CONFIG).is_file():
+        return None
+    try:
+        config = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder} holds adapters whose {ADAPTER_CONFIG} cannot be read ({error})") from error
+    base = config.get("base_model_name_or_path") if isinstance(config, dict) else None
+    if not isinstance(base, str) or not Path(base, "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds adapters of the checkpoint {base}, which is not there. Name it in {ADAPTER_CONFIG} "
+            "(base_model_name_or_path), or train with --export merged"
+        )
+    return Path(base)
+
+
 def _digest(folder: Path) -> str:
-    """Of adapters, a name for them and for what they belong to."""
+    """Hash a checkpoint; for adapters, together with their base."""
     own, base = content_digest(folder), base_of_adapter(folder)
     return own if base is None else digest([f"{own} {_digest(base)}"], num_bytes=8).hex()
 

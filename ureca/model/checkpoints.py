@@ -1,22 +1,17 @@
-"""Checkpoints with LoRA's factors beside them, merged as they are loaded.
-
-[from] Checkpoints on disk: loaded completely or not at all, and exported together with the code that they need."""
+"""Checkpoints on disk: loaded completely or not at all, saved with or without adapters or the code that they need."""
 
 import json
-import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-import ureca.model.auto  # noqa: F401  the Auto classes know the model from here on
 from ureca.errors import CheckpointError
+from ureca.io import replacing_folder
+from ureca.model.auto import UrecaConfig, UrecaForConditionalGeneration, UrecaImageProcessor, UrecaProcessor
 from ureca.model.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter
-from ureca.model.configuration import UrecaConfig
-from ureca.model.image_processing import UrecaImageProcessor
-from ureca.model.modeling import UrecaForConditionalGeneration
-from ureca.model.processing import UrecaProcessor
+from ureca.model.lora import FACTOR_NAME, PEFT_PREFIX, adapter_config, merge_adapter, remove_adapters
 
 
 def load_checkpoint(
@@ -24,16 +19,16 @@ def load_checkpoint(
 ) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
     """Load model and processor, on the CPU.
 
-    `from_pretrained` of transformers only warns about missing weights and leaves them random; this refuses.
+    `from_pretrained` of transformers only warns about missing weights and leaves them random; this raises.
 
     Args:
-        directory: holds what `save_pretrained` of a URECA model and of its processor wrote; or adapters, which are
+        directory: a folder written by `save_pretrained` of a URECA model and of its processor; or adapters, which are
             merged into the checkpoint that they name.
-        dtype: type of the weights; "auto" takes the checkpoint's.
+        dtype: data type of the weights; "auto" for the checkpoint's.
 
     Raises:
-        CheckpointError: if it is no URECA checkpoint, or weights are missing, too many or of another shape; or if what
-            adapters belong to is not there.
+        CheckpointError: if it is no URECA checkpoint, if weights are missing, unexpected or of another shape, or if the
+            base checkpoint of adapters is missing.
     """
     if (base := base_of_adapter(directory)) is not None:
         return load_with_adapter(base, directory, dtype=dtype)
@@ -41,62 +36,15 @@ def load_checkpoint(
     if model_type != UrecaConfig.model_type:
         raise CheckpointError(
             f"{directory} holds a {model_type} checkpoint, not a URECA. `ureca convert` converts the authors' weights; "
-            "ureca.model.from_internvl.from_internvl adds a mask encoder to an InternVL-hf checkpoint."
+            "ureca.model.initialization.from_internvl adds a mask encoder to an InternVL-hf checkpoint."
         )
     model, report = UrecaForConditionalGeneration.from_pretrained(directory, dtype=dtype, output_loading_info=True)
-    problems = [
-        f"{what}: {', '.join(sorted(str(key) for key in report[kind]))}"
-        for kind, what in (("missing_keys", "missing"), ("unexpected_keys", "unexpected"), ("mismatched_keys", "shape"))
-        if report[kind]
-    ]
+    problems = _listed(
+        missing=report["missing_keys"], unexpected=report["unexpected_keys"], shape=report["mismatched_keys"]
+    )
     if problems:
-        raise CheckpointError(f"the weights in {directory} do not fit their configuration; {'; '.join(problems)}")
+        raise CheckpointError(f"the weights in {directory} do not fit their configuration; {problems}")
     return model, UrecaProcessor.from_pretrained(directory)
-
-
-def read_model_type(directory: Path | str) -> str:
-    """The ``model_type`` that a checkpoint's config.json names.
-
-    Raises:
-        CheckpointError: if there is no readable config.json.
-    """
-    path = Path(directory) / "config.json"
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory} is not a checkpoint: cannot read {path} ({error})") from error
-
-
-def save_with_code(model: UrecaForConditionalGeneration, processor: UrecaProcessor, directory: Path | str) -> None:
-    """Save a checkpoint that loads without this package, by ``from_pretrained(directory, trust_remote_code=True)``.
-
-    The modules that define model and processor are copied beside the weights.
-    """
-    auto_classes: dict[Any, str] = {
-        UrecaConfig: "AutoConfig",
-        UrecaForConditionalGeneration: "AutoModelForImageTextToText",
-        UrecaImageProcessor: "AutoImageProcessor",
-        UrecaProcessor: "AutoProcessor",
-    }
-    for exported, auto_class in auto_classes.items():
-        exported.register_for_auto_class(auto_class)
-    try:
-        model.save_pretrained(directory)
-        processor.save_pretrained(directory)
-    finally:
-        # transformers remembers the wish: every later save would bring the code along, too.
-        for exported in auto_classes:
-            exported._auto_class = None
-        saved: tuple[Any, ...] = (model.config, processor, processor.image_processor)
-        for configured in saved:
-            configured.__dict__.pop("auto_map", None)
-
-
-FACTOR = re.compile(r"^(?P<layer>.+)\.lora_(?P<factor>[AB])\.default\.weight$")
-"""Names of a model's tensors that are factors."""
-
-PEFT_PREFIX = "base_model.model."
-"""Of the same names in files of peft."""
 
 
 def load_with_adapter(
@@ -106,8 +54,8 @@ def load_with_adapter(
 
     Args:
         base: the checkpoint that the adapters were trained on.
-        adapter: holds adapter_model.safetensors and adapter_config.json, by `save_adapter` or by peft.
-        dtype: type of the weights; "auto" takes the checkpoint's.
+        adapter: a folder with adapter_model.safetensors and adapter_config.json, by `save_adapter` or by peft.
+        dtype: data type of the weights; "auto" for the checkpoint's.
 
     Raises:
         CheckpointError: the base is no checkpoint, files of the adapter are missing, or it does not fit the base.
@@ -127,57 +75,132 @@ def load_with_adapter(
         inject_adapter_in_model(config, model)
     except ValueError as error:
         raise CheckpointError(f"the adapter in {folder} does not fit {base}: {error}") from error
-    expected = {name: tensor for name, tensor in model.state_dict().items() if FACTOR.match(name)}
+    expected = {name: tensor for name, tensor in model.state_dict().items() if FACTOR_NAME.match(name)}
     found = {
         name.removeprefix(PEFT_PREFIX).replace(".weight", ".default.weight"): tensor
         for name, tensor in load_file(folder / ADAPTER_WEIGHTS).items()
     }
-    _check_fit(expected, found, f"the adapter in {folder} does not fit {base}")
+    problems = _listed(
+        missing=expected.keys() - found.keys(),
+        unexpected=found.keys() - expected.keys(),
+        shape=(name for name in expected.keys() & found.keys() if expected[name].shape != found[name].shape),
+    )
+    if problems:
+        raise CheckpointError(f"the adapter in {folder} does not fit {base}; {problems}")
     merged = merge_adapter(model, {**model.state_dict(), **found})
-    _remove_adapters(model)
+    remove_adapters(model)
     model.load_state_dict(merged)
     return model.eval(), processor
 
 
-def merge_adapter(
-    model: UrecaForConditionalGeneration, state_dict: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """The tensors of a model without adapters that computes what the model with them does: W + alpha / rank B A.
+def _listed(**problems: Iterable[object]) -> str:
+    """Join the names of tensors by problem, without empty ones."""
+    names = {problem: sorted(map(str, tensors)) for problem, tensors in problems.items()}
+    return "; ".join(f"{problem}: {', '.join(of_problem)}" for problem, of_problem in names.items() if of_problem)
+
+
+def read_model_type(directory: Path | str) -> str:
+    """Return the ``model_type`` in a checkpoint's config.json.
+
+    Raises:
+        CheckpointError: if there is no readable config.json.
+    """
+    path = Path(directory) / "config.json"
+    try:
+        return str(json.loads(path.read_text(encoding="utf-8")).get("model_type"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{directory} is not a checkpoint: cannot read {path} ({error})") from error
+
+
+def save_checkpoint(
+    model: UrecaForConditionalGeneration,
+    processor: UrecaProcessor,
+    directory: Path | str,
+    *,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Save a checkpoint for `load_checkpoint`, with adapters merged into the weights.
+
+    The model is not changed, so that training can continue.
 
     Args:
-        model: with adapters or without.
-        state_dict: its tensors.
+        model: in training or not, with or without adapters.
+        processor: processor of the model.
+        directory: appears complete or not at all.
+        state_dict: tensors of the model, gathered from all ranks if they are sharded; None for the model's own.
+        overwrite: replace the content of the directory.
+
+    Raises:
+        OutputError: the directory is a file, or it is not empty and ``overwrite`` is not set.
     """
-    plain = {name.replace(".base_layer.", "."): t for name, t in state_dict.items() if not FACTOR.match(name)}
-    modules: dict[str, Any] = dict(model.named_modules())
-    for name, first in state_dict.items():
-        match = FACTOR.match(name)
-        if match is None or match["factor"] != "A":
-            continue
-        layer = match["layer"]
-        second = state_dict[f"{layer}.lora_B.default.weight"]
-        weight = plain[f"{layer}.weight"]
-        update = modules[layer].scaling["default"] * (second.float() @ first.float())
-        plain[f"{layer}.weight"] = (weight.float() + update.to(weight.device)).to(weight.dtype)
-    return plain
+    tensors = merge_adapter(model, model.state_dict() if state_dict is None else state_dict)
+    with replacing_folder(Path(directory), overwrite=overwrite) as folder:
+        model.save_pretrained(folder, state_dict=tensors)
+        processor.save_pretrained(folder)
 
 
-def _remove_adapters(model: UrecaForConditionalGeneration) -> None:
-    for name, module in [*model.named_modules()]:
-        if hasattr(module, "base_layer"):
-            model.set_submodule(name, module.base_layer)
-    del model.peft_config
+def save_adapter(
+    model: UrecaForConditionalGeneration,
+    directory: Path | str,
+    *,
+    base: str | None = None,
+    state_dict: Mapping[str, torch.Tensor] | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Save only the adapters, in peft's format, for `load_checkpoint` and peft.
+
+    Args:
+        model: with adapters.
+        directory: see `save_checkpoint`.
+        base: path of the checkpoint that the adapters belong to, for the adapter's configuration.
+        state_dict, overwrite: see `save_checkpoint`.
+
+    Raises:
+        ValueError: the model has no adapters.
+        OutputError: see `save_checkpoint`.
+    """
+    from safetensors.torch import save_file
+
+    config = adapter_config(model)
+    if config is None:
+        raise ValueError("the model has no adapters; write it whole with save_checkpoint")
+    tensors = model.state_dict() if state_dict is None else state_dict
+    factors = {
+        PEFT_PREFIX + name.replace(".default.weight", ".weight"): tensor.detach().cpu().contiguous()
+        for name, tensor in tensors.items()
+        if FACTOR_NAME.match(name)
+    }
+    original_base = config.base_model_name_or_path
+    with replacing_folder(Path(directory), overwrite=overwrite) as folder:
+        save_file(factors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+        config.base_model_name_or_path = base
+        try:
+            config.save_pretrained(folder)
+        finally:
+            config.base_model_name_or_path = original_base
 
 
-def _check_fit(expected: Mapping[str, torch.Tensor], found: Mapping[str, torch.Tensor], what: str) -> None:
-    problems = [
-        f"{kind}: {', '.join(names)}"
-        for kind, names in (
-            ("missing", sorted(expected.keys() - found.keys())),
-            ("unexpected", sorted(found.keys() - expected.keys())),
-            ("shape", sorted(n for n in expected.keys() & found.keys() if expected[n].shape != found[n].shape)),
-        )
-        if names
-    ]
-    if problems:
-        raise CheckpointError(f"{what}; {'; '.join(problems)}")
+def save_with_code(model: UrecaForConditionalGeneration, processor: UrecaProcessor, directory: Path | str) -> None:
+    """Save a checkpoint that loads without this package, by ``from_pretrained(directory, trust_remote_code=True)``.
+
+    The modules that define model and processor are copied beside the weights.
+    """
+    auto_classes: dict[Any, str] = {
+        UrecaConfig: "AutoConfig",
+        UrecaForConditionalGeneration: "AutoModelForImageTextToText",
+        UrecaImageProcessor: "AutoImageProcessor",
+        UrecaProcessor: "AutoProcessor",
+    }
+    for exported, auto_class in auto_classes.items():
+        exported.register_for_auto_class(auto_class)
+    try:
+        model.save_pretrained(directory)
+        processor.save_pretrained(directory)
+    finally:
+        # transformers keeps the registration: without this, every later save would include the code, too.
+        for exported in auto_classes:
+            exported._auto_class = None
+        saved: tuple[Any, ...] = (model.config, processor, processor.image_processor)
+        for configured in saved:
+            configured.__dict__.pop("auto_map", None)

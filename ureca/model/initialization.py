@@ -1,6 +1,4 @@
-"""Models to be trained from nothing, for experiments that need no weights: small, with the words of their corpus.
-
-[from] Random checkpoints small enough for tests, dry runs and demos, whose captions still depend on image and mask."""
+"""Models to start training from: InternVL with a new mask encoder, small untrained models, tiny random ones."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -9,10 +7,17 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import nn
-from transformers import GenerationConfig, PreTrainedTokenizerFast, Qwen2Config
-from transformers.models.internvl.configuration_internvl import InternVLVisionConfig
+from transformers import (
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedTokenizerBase,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.models.internvl.configuration_internvl import InternVLConfig, InternVLVisionConfig
 
-from ureca.errors import SettingsError
+from ureca.errors import CheckpointError, SettingsError
+from ureca.model.checkpoints import read_model_type
 from ureca.model.configuration import UrecaConfig
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.mask_encoder import (
@@ -39,16 +44,101 @@ SENTENCES = (
     "Describe this region in the image.",
     SYSTEM_MESSAGE,
 )
-"""What the tokenizer's merges are learned from."""
+"""Corpus of the tiny tokenizer."""
+
+
+def from_internvl(
+    directory: Path | str,
+    *,
+    num_mask_tokens: int = 16,
+    mask_encoder: str = "convolutional",
+    max_tiles: int = 6,
+    dynamic_mask: bool = True,
+    dtype: torch.dtype | str = "auto",
+) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
+    """Add a randomly initialised mask encoder to an InternVL-hf checkpoint of any size.
+
+    The three mask tokens are added to the tokenizer, and rows to the embeddings if they have none to spare. All else is
+    the checkpoint's. Seed torch for a reproducible mask encoder.
+
+    Args:
+        directory: checkpoint in transformers' own InternVL layout (their names end in "-hf"), with its tokenizer.
+        num_mask_tokens: tokens of a mask tile, 1 to 32 (the paper finds 16 best).
+        mask_encoder: "convolutional" or "fused".
+        max_tiles: most tiles of an image (the paper trains with 6).
+        dynamic_mask: cut masks into the image's grid, as the paper does.
+        dtype: data type of the weights; "auto" for the checkpoint's.
+
+    Returns:
+        Model on the CPU, and its processor; `save_pretrained` of both makes the checkpoint to train.
+
+    Raises:
+        CheckpointError: if the directory holds no complete InternVL-hf checkpoint.
+    """
+    if read_model_type(directory) != InternVLConfig.model_type:
+        raise CheckpointError(
+            f"{directory} holds a {read_model_type(directory)} checkpoint; training starts from one in transformers' "
+            "own InternVL layout, such as OpenGVLab/InternVL3-1B-hf"
+        )
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    tokenizer.add_special_tokens({"additional_special_tokens": list(MASK_TOKENS)}, replace_extra_special_tokens=False)
+    config = _internvl_configuration(directory, tokenizer, num_mask_tokens, mask_encoder)
+    model = _load_with_new_mask_encoder(directory, config, dtype)
+    if len(tokenizer) > config.text_config.vocab_size:
+        model.resize_token_embeddings(len(tokenizer), pad_to_multiple_of=64)
+    processor = UrecaProcessor(
+        UrecaImageProcessor(tile_size_px=config.tile_size_px, max_tiles=max_tiles),
+        tokenizer,
+        num_mask_tokens=num_mask_tokens,
+        image_seq_length=config.image_seq_length,
+        dynamic_mask=dynamic_mask,
+    )
+    return model, processor
+
+
+def _internvl_configuration(
+    directory: Path | str, tokenizer: PreTrainedTokenizerBase, num_mask_tokens: int, mask_encoder: str
+) -> UrecaConfig:
+    base = InternVLConfig.from_pretrained(directory)
+    fields = {name: value for name, value in base.to_dict().items() if name not in ("model_type", "architectures")}
+    image_token_id = tokenizer.convert_tokens_to_ids(IMAGE_TOKENS[1])
+    if base.image_token_id != image_token_id:
+        raise CheckpointError(
+            f"{directory}: config.json says image_token_id {base.image_token_id}, "
+            f"the tokenizer has {IMAGE_TOKENS[1]} at {image_token_id}"
+        )
+    return UrecaConfig(
+        **fields,
+        mask_token_id=tokenizer.convert_tokens_to_ids(MASK_TOKENS[1]),
+        num_mask_tokens=num_mask_tokens,
+        mask_encoder=mask_encoder,
+    )
+
+
+def _load_with_new_mask_encoder(
+    directory: Path | str, config: UrecaConfig, dtype: torch.dtype | str
+) -> UrecaForConditionalGeneration:
+    model: UrecaForConditionalGeneration
+    model, report = UrecaForConditionalGeneration.from_pretrained(
+        directory, config=config, dtype=dtype, output_loading_info=True
+    )
+    missing = sorted(name for name in report["missing_keys"] if not name.startswith("model.mask_encoder."))
+    unexpected = sorted(str(name) for name in (*report["unexpected_keys"], *report["mismatched_keys"]))
+    if missing or unexpected:
+        raise CheckpointError(
+            f"the weights in {directory} do not fit its configuration; missing: {', '.join(missing) or 'none'}; "
+            f"unexpected: {', '.join(unexpected) or 'none'}"
+        )
+    return model
 
 
 def build_tiny(
     sizes: TinySizes | None = None, *, seed: int = 0
 ) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
-    """A random model in float32 and its processor; the same seed gives the same weights.
+    """Build a random model in float32 and its processor, for tests; its captions depend on image and mask.
 
     Raises:
-        SettingsError: if the vocabulary is too small for the tokenizer, or the mask encoder cannot be of these sizes.
+        SettingsError: if the vocabulary is too small for the tokenizer, or the mask encoder cannot have these sizes.
     """
     sizes = sizes or TinySizes()
     tokenizer = build_tokenizer()
@@ -75,7 +165,7 @@ def build_tiny(
 
 
 def save_tiny(directory: Path | str, sizes: TinySizes | None = None, *, seed: int = 0) -> None:
-    """Write a random checkpoint: weights, configuration, tokenizer, chat template and processor."""
+    """Save a random checkpoint: weights, configuration, tokenizer, chat template and processor."""
     model, processor = build_tiny(sizes, seed=seed)
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
@@ -84,12 +174,12 @@ def save_tiny(directory: Path | str, sizes: TinySizes | None = None, *, seed: in
 def build_tokenizer(
     sentences: Iterable[str] = SENTENCES, *, vocab_size: int = 480, mask_tokens: bool = True
 ) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer with the special tokens of ChatML, InternVL and, unless told otherwise, URECA.
+    """Train a byte-level BPE tokenizer with the special tokens of ChatML, InternVL and URECA.
 
     Args:
-        sentences: what its merges are learned from.
-        vocab_size: the most tokens; at least 270 or so, for the bytes and the special tokens.
-        mask_tokens: whether it knows URECA's special tokens.
+        sentences: training corpus.
+        vocab_size: most tokens; at least about 270, for the bytes and the special tokens.
+        mask_tokens: include URECA's special tokens.
     """
     special_tokens = [PAD_TOKEN, "<|im_start|>", END_TOKEN, *IMAGE_TOKENS, *(MASK_TOKENS if mask_tokens else ())]
     tokenizer = Tokenizer(models.BPE())
@@ -113,10 +203,10 @@ def build_tokenizer(
 
 
 def configuration_of(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig:
-    """The configuration of a model of these sizes for this processor.
+    """Build the configuration of a model of these sizes for a processor.
 
     Raises:
-        ValueError: the mask encoder cannot be of these sizes.
+        ValueError: the mask encoder cannot have these sizes.
     """
     tokenizer = processor.tokenizer
     return UrecaConfig(
@@ -154,7 +244,8 @@ def configuration_of(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig
 
 @torch.no_grad()
 def _randomise(model: UrecaForConditionalGeneration, seed: int) -> None:
-    # At the usual deviation of 0.02 a random network answers everything alike; these keep activations near 1.
+    # At the usual deviation of 0.02 a random network gives the same answer to every prompt; these keep activations
+    # near 1.
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in model.named_parameters():
         if "embed_tokens" in name or "position_embeddings" in name or "cls_token" in name:
@@ -167,7 +258,7 @@ def _randomise(model: UrecaForConditionalGeneration, seed: int) -> None:
 
 @torch.no_grad()
 def _silence_special_tokens(model: UrecaForConditionalGeneration, tokenizer: PreTrainedTokenizerFast) -> None:
-    """Never the likeliest next token: placeholders, and the rows that no token has; the end token stays."""
+    """Zero the logits of special tokens but the end token, and of rows without token, so that they are never chosen."""
     silent = {*tokenizer.all_special_ids, *range(len(tokenizer), model.lm_head.out_features)}
     model.lm_head.weight[sorted(silent - {tokenizer.eos_token_id})] = 0
 
@@ -179,16 +270,16 @@ WORDLESS_TEMPLATE = (
     "{% endfor %}{% endif %}{% if message['role'] == 'assistant' %}<|im_end|>{% else %}<|im_start|>{% endif %}"
     "{% endfor %}"
 )
-"""Image, mask, answer, and nothing else: where every region is asked the same, the question need not be read."""
+"""Image, mask and answer only: without varying questions, the model need not read any."""
 
 _LAYER_SCALE = 1.0
-"""InternVL's starting value of 0.1 is for deep vision encoders."""
+"""InternVL's initial value of 0.1 is for deep vision encoders."""
 
 _PIXEL_GAIN = 4.0
-"""A mean over a region leaves about a quarter of what its pixels were."""
+"""Gain that compensates for the mean over a region, which leaves about a quarter of the pixels' deviation."""
 
 _POSITION_SCALE = 0.5
-"""Of the position embeddings, whose neighbours are alike from the start; patches have a deviation of about 1."""
+"""Scale of the position embeddings; patches have a deviation of about 1."""
 
 
 def build_scratch(
@@ -199,14 +290,14 @@ def build_scratch(
     dynamic_mask: bool = True,
     seed: int = 0,
 ) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
-    """An untrained model in float32 and its processor, whose tokenizer is learned from captions.
+    """Build an untrained model in float32 and its processor, whose tokenizer is trained on captions.
 
     Args:
-        captions: some of what the model shall write.
-        sizes: of the model.
-        region_prompt: how the model is told which region is meant; see `ureca.model.prompt`.
-        dynamic_mask: whether masks are cut into the image's grid, or are one tile.
-        seed: of the weights.
+        captions: samples of the captions to learn.
+        sizes: sizes of the model.
+        region_prompt: way in which a prompt refers to a region; see `ureca.model.prompt`.
+        dynamic_mask: cut masks into the image's grid; False for one tile.
+        seed: seed of the weights.
 
     Raises:
         SettingsError: sizes do not fit each other, or the vocabulary is too small.
@@ -233,17 +324,17 @@ def build_scratch(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = UrecaForConditionalGeneration(config)
-        _start(model)
+        _initialise_for_few_steps(model)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model.eval(), processor
 
 
 @torch.no_grad()
-def _start(model: UrecaForConditionalGeneration) -> None:
-    """Starting values for few steps: every layer hands on what it gets at full strength.
+def _initialise_for_few_steps(model: UrecaForConditionalGeneration) -> None:
+    """Initialise weights so that every layer preserves the deviation of its inputs.
 
-    At InternVL's deviation of 0.02, which a large model's width makes up for, little of the pixels arrives at the
-    other end of a small one, and hundreds of steps pass before anything but words is learned from.
+    At InternVL's deviation of 0.02, which a large width compensates for, a small model attenuates the pixels so much
+    that hundreds of steps pass before it learns from anything but words.
     """
     words = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
     for name, parameter in model.named_parameters():
@@ -263,7 +354,7 @@ def _start(model: UrecaForConditionalGeneration) -> None:
 
 
 def _positions(num_slots: int, width: int) -> torch.Tensor:
-    """Sines and cosines of column and row of the places of a square, row by row: [places, width]."""
+    """Compute sinusoidal embeddings of the rows and columns of a square grid, row by row: [num_slots, width]."""
     side = round(num_slots**0.5)
     frequencies = 100.0 ** -(torch.arange(width // 4) / (width // 4))
     angles = torch.arange(side)[:, None] * frequencies

@@ -1,6 +1,7 @@
-"""LoRA adapters inside the language model, by peft."""
+"""LoRA adapters inside the language model, by peft: added, described and merged."""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -9,16 +10,22 @@ from torch import nn
 from ureca.errors import SettingsError
 from ureca.model.modeling import UrecaForConditionalGeneration
 
+FACTOR_NAME = re.compile(r"^(?P<layer>.+)\.lora_(?P<factor>[AB])\.default\.weight$")
+"""Names of the LoRA factors among a model's tensors."""
+
+PEFT_PREFIX = "base_model.model."
+"""Prefix of the same names in files of peft."""
+
 
 def add_adapter(model: UrecaForConditionalGeneration, *, rank: int, alpha: int, dropout: float, seed: int = 0) -> None:
-    """Put an adapter into every linear layer of the language model's blocks; only adapters require a gradient.
+    """Add an adapter to every linear layer of the language model's blocks; only adapters require a gradient.
 
     Args:
-        model: changed in place; a layer's weights become those of its ``base_layer``.
-        rank: of the adapters.
+        model: changed in place; the weights of an adapted layer become those of its ``base_layer``.
+        rank: rank of the adapters.
         alpha: adapters are scaled by ``alpha / rank``.
-        dropout: share of an adapter's inputs that is dropped in training, from 0 to 1.
-        seed: of the adapters' random factor; the other is zero, so that the model begins as it was.
+        dropout: dropout probability of the adapters' inputs in training.
+        seed: seed of the random factor A; B is zero, so that the model's outputs do not change.
 
     Raises:
         SettingsError: peft is not installed.
@@ -27,12 +34,7 @@ def add_adapter(model: UrecaForConditionalGeneration, *, rank: int, alpha: int, 
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
         raise SettingsError("phase.kind: tune needs peft: pip install 'ureca-ray[train]'") from error
-    config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
-        lora_dropout=dropout,
-        target_modules=linear_layers(model),
-    )
+    config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_layers(model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, model)
@@ -41,7 +43,7 @@ def add_adapter(model: UrecaForConditionalGeneration, *, rank: int, alpha: int, 
 
 
 def linear_layers(model: UrecaForConditionalGeneration) -> str:
-    """Pattern of the names of all linear layers of the language model's blocks; the vision encoder's are alike."""
+    """Return a pattern of the names of all linear layers of the language model's blocks, not the vision encoder's."""
     prefix = "model.language_model.layers."
     names = {
         name.rpartition(".")[2]
@@ -52,5 +54,36 @@ def linear_layers(model: UrecaForConditionalGeneration) -> str:
 
 
 def adapter_config(model: UrecaForConditionalGeneration) -> Any:
-    """peft's configuration of the model's adapters; None if it has none."""
+    """Return peft's configuration of the model's adapters; None without adapters."""
     return getattr(model, "peft_config", {}).get("default")
+
+
+def merge_adapter(
+    model: UrecaForConditionalGeneration, state_dict: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Compute the tensors of the equivalent model without adapters: W + alpha / rank B A.
+
+    Args:
+        model: with or without adapters.
+        state_dict: tensors of the model.
+    """
+    plain = {name.replace(".base_layer.", "."): t for name, t in state_dict.items() if not FACTOR_NAME.match(name)}
+    modules: dict[str, Any] = dict(model.named_modules())
+    for name, factor_a in state_dict.items():
+        match = FACTOR_NAME.match(name)
+        if match is None or match["factor"] != "A":
+            continue
+        layer = match["layer"]
+        factor_b = state_dict[f"{layer}.lora_B.default.weight"]
+        weight = plain[f"{layer}.weight"]
+        update = modules[layer].scaling["default"] * (factor_b.float() @ factor_a.float())
+        plain[f"{layer}.weight"] = (weight.float() + update.to(weight.device)).to(weight.dtype)
+    return plain
+
+
+def remove_adapters(model: UrecaForConditionalGeneration) -> None:
+    """Replace adapted layers with their base layers, without merging."""
+    for name, module in [*model.named_modules()]:
+        if hasattr(module, "base_layer"):
+            model.set_submodule(name, module.base_layer)
+    del model.peft_config

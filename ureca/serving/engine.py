@@ -17,8 +17,7 @@ from ureca.masks.mask import Mask
 from ureca.model.settings import CaptionSettings
 
 if TYPE_CHECKING:
-    from ureca.model.captioner import RegionCaptioner
-    from ureca.model.region_batch import RegionBatch
+    from ureca.model.captioner import RegionBatch, RegionCaptioner
 
 T = TypeVar("T")
 

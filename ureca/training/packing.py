@@ -24,9 +24,10 @@ from ureca.hashing import hash64
 from ureca.images import ImageLimits, try_decode_image
 from ureca.masks.rle import decode, from_coco
 from ureca.model.attention import PackedLayout
+from ureca.model.auto import UrecaProcessor
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.prepared import region_view
-from ureca.model.processing import MASK_TOKENS, UrecaProcessor
+from ureca.model.processing import MASK_TOKENS
 from ureca.model.prompt import QUESTION, shares_image
 from ureca.training.augmentation import AugmentationSettings, draw_scale, resize_image, resize_mask, scaled_size
 from ureca.training.index import TrainingIndex

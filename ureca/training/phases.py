@@ -94,7 +94,7 @@ def prepare(
     """
     if getattr(model, "peft_config", None):
         raise SettingsError(
-            "the model has LoRA adapters already; merge them before the next phase (ureca.training.export)"
+            "the model has LoRA adapters already; merge them before the next phase (ureca.model.checkpoints)"
         )
     model.requires_grad_(phase.kind == "full")
     if phase.kind == "align":
