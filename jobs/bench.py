@@ -33,7 +33,7 @@ def main(argv: Sequence[str]) -> int:
         close = difflib.get_close_matches(argv[0], BENCHMARKS, n=1)
         hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(BENCHMARKS)}"
         raise SettingsError(f"there is no benchmark {argv[0]!r}; {hint}")
-    status: int = import_from_checkout(f"benchmarks.{argv[0].replace('-', '_')}").main(list(argv[1:]))
+    status: int = import_from_checkout(f"benchmarks.{argv[0].replace('-', '_')}", "bench").main(list(argv[1:]))
     return status
 
 

@@ -8,8 +8,8 @@ from ureca.jobs.checkout import import_from_checkout
 
 def main(argv: Sequence[str]) -> int:
     """Run the experiment, or what is missing of it."""
-    settings = import_from_checkout("experiments.science.settings").ScienceSettings.load(argv)
-    run_science = import_from_checkout("experiments.science.experiment").run_science
+    settings = import_from_checkout("experiments.science.settings", "science").ScienceSettings.load(argv)
+    run_science = import_from_checkout("experiments.science.experiment", "science").run_science
     from ureca.evaluation.tables.formats import read_table, to_text
 
     paths = run_science(settings)

@@ -43,9 +43,11 @@ class Head:
             timeout=timeout_s,
         )
 
-    def submit(self, *command: str, options: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    def submit(
+        self, *command: str, options: tuple[str, ...] = (), working_dir: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
         """``ray job submit`` of a command whose logs are followed to its end."""
-        return self.ray_job("submit", "--working-dir", ".", *options, "--", *command)
+        return self.ray_job("submit", "--working-dir", str(working_dir), *options, "--", *command)
 
 
 def ray_command() -> str:
