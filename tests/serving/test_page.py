@@ -1,4 +1,4 @@
-"""What a person does with the service's page, done in headless Chromium."""
+"""The web page in headless Chromium."""
 
 import json
 import shlex
@@ -26,7 +26,7 @@ from ureca.serving.schemas import ApiError
 
 HOSTILE = "</p><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp; left"
 TOKEN = "a-token-for-the-test"  # noqa: S105
-PATIENCE_S = 60  # of which a machine with nothing else to do needs none
+TIMEOUT_S = 60  # an idle machine needs none of them
 LEFT, RIGHT, INNER, NOBODY = (90, 120), (230, 100), (55, 80), (150, 100)
 
 
@@ -65,7 +65,7 @@ def phone(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
 
 
 class Page:
-    """The page, as one uses it."""
+    """The page, with the actions of its users."""
 
     def __init__(self, browser: webdriver.Chrome, address: str) -> None:
         self.browser = browser
@@ -74,7 +74,7 @@ class Page:
     def upload(self, file: Path) -> "Page":
         self.one("#file").send_keys(str(file))
         self.until("#status", "4 regions, 0 captioned")
-        self.wait_for('[role="treeitem"] .badge')  # their look-alikes are known
+        self.wait_for('[role="treeitem"] .badge')  # the look-alikes are known
         return self
 
     def one(self, selector: str) -> WebElement:
@@ -84,22 +84,22 @@ class Page:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)
 
     def wait_for(self, selector: str) -> WebElement:
-        return WebDriverWait(self.browser, PATIENCE_S).until(
+        return WebDriverWait(self.browser, TIMEOUT_S).until(
             lambda _: next((found for found in self.all(selector) if found.is_displayed()), None),
-            f"nothing fits {selector}",
+            f"nothing matches {selector}",
         )
 
     def until(self, selector: str, text: str) -> None:
-        """Waits for a text; reads it in one step, as elements are replaced while the page works."""
+        """Wait for a text. Reads it in one step, because the page replaces its elements."""
         script = "return document.querySelector(arguments[0])?.textContent ?? ''"
         read = lambda: self.browser.execute_script(script, selector)  # noqa: E731
         try:
-            WebDriverWait(self.browser, PATIENCE_S, poll_frequency=0.05).until(lambda _: text in read())
+            WebDriverWait(self.browser, TIMEOUT_S, poll_frequency=0.05).until(lambda _: text in read())
         except Exception as error:
             raise AssertionError(f"{selector} says {read()!r}, not {text!r}") from error
 
     def at(self, place: tuple[float, float]) -> ActionChains:
-        """The pointer over a place in the picture, in its pixels."""
+        """Move the pointer to a place of the picture, in its pixels."""
         svg = self.one(".stage svg")
         size = svg.size
         offset = (round((place[0] / WIDTH - 0.5) * size["width"]), round((place[1] / HEIGHT - 0.5) * size["height"]))
@@ -109,13 +109,13 @@ class Page:
         self.one(f'.choice input[value="{tool}"]').click()
 
     def act(self, action: str) -> None:
-        """Presses a button of the card, which is drawn anew whenever something is known of the region."""
-        WebDriverWait(self.browser, PATIENCE_S, ignored_exceptions=[StaleElementReferenceException]).until(
+        """Press a button of the card, which the page may redraw at any time."""
+        WebDriverWait(self.browser, TIMEOUT_S, ignored_exceptions=[StaleElementReferenceException]).until(
             lambda _: self.wait_for(f'[data-action="{action}"]').click() is None
         )
 
     def copied(self, action: str) -> str:
-        """What a button copies."""
+        """Press a button, and return the text that it copies."""
         self.act(action)
         self.until("#status", "Copied.")
         return str(self.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])"))
@@ -132,12 +132,12 @@ class Page:
 
 
 def requested(browser: webdriver.Chrome) -> list[str]:
-    """URLs, since the log was last read."""
+    """Return the requested URLs since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
     return [m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"]
 
 
-def test_an_example_is_opened_and_nothing_is_requested_elsewhere(desktop: webdriver.Chrome, address: str) -> None:
+def test_page_example_opens_without_requests_to_other_hosts(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get_log("performance")
     desktop.get_log("browser")
     page = Page(desktop, address)
@@ -156,7 +156,7 @@ def test_an_example_is_opened_and_nothing_is_requested_elsewhere(desktop: webdri
     assert page.wait_for("#start").is_displayed()
 
 
-def test_the_api_is_shown_and_tried_and_nothing_is_requested_elsewhere(desktop: webdriver.Chrome, address: str) -> None:
+def test_docs_page_tries_the_api_without_requests_to_other_hosts(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get_log("performance")
     desktop.get_log("browser")
     page = Page(desktop, f"{address}docs")
@@ -172,7 +172,7 @@ def test_the_api_is_shown_and_tried_and_nothing_is_requested_elsewhere(desktop: 
 
 
 @pytest.mark.parametrize("way", ["drop", "paste"])
-def test_an_image_is_dropped_or_pasted(desktop: webdriver.Chrome, address: str, way: str) -> None:
+def test_page_dropped_or_pasted_image_opens(desktop: webdriver.Chrome, address: str, way: str) -> None:
     page = Page(desktop, address)
     desktop.execute_script(
         """const canvas = document.createElement("canvas");
@@ -194,7 +194,7 @@ def test_an_image_is_dropped_or_pasted(desktop: webdriver.Chrome, address: str, 
     assert len(page.all(".region")) > 0
 
 
-def test_pointing_outlines_and_a_click_captions(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_hover_outlines_and_click_captions(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.at(INNER).perform()
     assert page.outlined == page.outline_of(5)
@@ -209,12 +209,12 @@ def test_pointing_outlines_and_a_click_captions(desktop: webdriver.Chrome, addre
         assert fact in page.one(".card .facts").text
 
 
-def test_look_alikes_stand_side_by_side_with_what_differs(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_lookalikes_show_differing_words(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.at(LEFT).click().perform()
     page.until(".this .caption", "The left blue thing.")
     page.until(".alike", "The right blue thing.")
-    assert "What tells it apart" in page.one(".card h3").text
+    assert "Differences" in page.one(".card h3").text
     assert (page.marked(".this .caption"), page.marked(".alike")) == (["left"], ["right"])
     assert [path.get_attribute("data-id") for path in page.all("path.lookalike")] == ["2"]
     link = page.one('.alike [aria-label="Region 2"]')
@@ -225,18 +225,18 @@ def test_look_alikes_stand_side_by_side_with_what_differs(desktop: webdriver.Chr
     assert page.marked(".alike") == ["left"]
 
 
-def test_a_caption_that_tells_nothing_apart_is_called_so(
+def test_page_equal_captions_are_reported(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
     backend.text = "A thing."
     page.at(LEFT).click().perform()
-    page.until(".card .problem", "Its caption is also that of region 2")
+    page.until(".card .problem", "Region 2 has the same caption")
     backend.text = None
     assert page.marked(".card") == []
 
 
-def test_points_inside_and_outside_make_a_region(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_points_create_a_region(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.use("point")
     page.at(INNER).click().perform()
@@ -258,16 +258,16 @@ def test_points_inside_and_outside_make_a_region(desktop: webdriver.Chrome, addr
     with_shift = page.at(RIGHT).key_down(Keys.SHIFT).click().key_up(Keys.SHIFT)
     with_shift.perform()
     page.until(".card .facts", "1 outside")
-    assert "Now say what is inside" in page.one(".card").text
+    assert "Add a point inside" in page.one(".card").text
 
 
-def test_what_points_find_is_captioned_and_can_be_removed(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_created_region_is_captioned_and_removed(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.use("point")
     page.at(NOBODY).click().perform()
     page.wait_for('[data-action="commit"]')
     desktop.switch_to.active_element.send_keys(Keys.ENTER)
-    page.until(".card .caption", "The middle grey thing.")  # what no mask covers, in which the point lies
+    page.until(".card .caption", "The middle grey thing.")  # the background around the point
     page.until("#status", "5 regions, 1 captioned")
     command = page.copied("curl")
     request = json.loads(shlex.split(command)[-1].removeprefix("request="))
@@ -278,7 +278,7 @@ def test_what_points_find_is_captioned_and_can_be_removed(desktop: webdriver.Chr
     page.until("#status", "4 regions, 0 captioned")
 
 
-def test_a_region_that_is_there_already_is_not_added_twice(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_existing_region_is_not_added_twice(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.use("point")
     page.at(RIGHT).click().perform()
@@ -287,7 +287,7 @@ def test_a_region_that_is_there_already_is_not_added_twice(desktop: webdriver.Ch
     page.until("#status", "4 regions, 2 captioned")
 
 
-def test_a_box_makes_a_region(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_box_creates_a_region(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.use("box")
     page.at((125, 75)).click_and_hold().perform()
@@ -301,7 +301,7 @@ def test_a_box_makes_a_region(desktop: webdriver.Chrome, address: str, file: Pat
     assert (region["region_id"], region["parent_id"], region["caption"]) == (7, -1, "The middle red thing.")
 
 
-def test_captions_appear_as_they_are_written_and_can_be_stopped(
+def test_page_captions_stream_and_stop(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
@@ -317,7 +317,7 @@ def test_captions_appear_as_they_are_written_and_can_be_stopped(
     desktop.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.until("#status", "4 regions, 1 captioned")
     # Room only after the service has noticed: with room it might be done before.
-    WebDriverWait(desktop, PATIENCE_S).until(lambda _: backend.stopped == stopped + 1)
+    WebDriverWait(desktop, TIMEOUT_S).until(lambda _: backend.stopped == stopped + 1)
     backend.slots.release(1000)
     page.one("#everything").click()
     page.until("#spoken", "All 4 regions are captioned.")
@@ -331,7 +331,7 @@ def test_captions_appear_as_they_are_written_and_can_be_stopped(
     assert [region["lookalike_ids"] for region in whole["regions"]] == [[2], [6], [1], [5]]
 
 
-def test_the_copied_command_asks_the_same(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_copied_curl_gives_the_same_captions(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     if shutil.which("curl") is None:
         pytest.skip("needs curl")
     page = Page(desktop, address).upload(file)
@@ -344,7 +344,7 @@ def test_the_copied_command_asks_the_same(desktop: webdriver.Chrome, address: st
     assert caption["caption"] == "The left blue thing."
 
 
-def test_what_cannot_be_copied_is_shown(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_without_clipboard_shows_the_text(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     desktop.execute_script("Object.defineProperty(navigator, 'clipboard', { value: undefined })")  # as without HTTPS
     page.act("json")
@@ -352,14 +352,14 @@ def test_what_cannot_be_copied_is_shown(desktop: webdriver.Chrome, address: str,
     assert [region["region_id"] for region in shown["regions"]] == [1, 5, 2, 6]
 
 
-def test_a_busy_service_is_asked_again_when_it_says(
+def test_page_busy_service_is_retried_after_the_delay(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
     backend.api_error = ApiError(429, "queue_full", "all queues are full", retry_after_s=3600)
     page.at(INNER).click().perform()
     page.until("#alert", "The service is busy. all queues are full")
-    page.until("#alert", "Try again in 3")  # the stream had begun: its event says so
+    page.until("#alert", "Try again in 3")  # from the error event of the stream
     assert not page.one("#alert button").is_enabled()
     assert page.one('[role="treeitem"][data-id="5"] .text').text == "not captioned yet"
     page.use("point")
@@ -367,25 +367,27 @@ def test_a_busy_service_is_asked_again_when_it_says(
     page.at(INNER).click().perform()
     page.until("#alert", "segmenters are busy")
     assert page.one("#alert button").text == "Try again in 1 s"
-    WebDriverWait(desktop, PATIENCE_S).until(lambda _: page.one("#alert button").is_enabled())
+    WebDriverWait(desktop, TIMEOUT_S).until(lambda _: page.one("#alert button").is_enabled())
     page.one("#alert button").click()
     page.act("commit")
     page.until(".card .caption", "The left yellow thing.")
     assert not page.one("#alert").is_displayed()
 
 
-def test_a_refusal_names_the_field(desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path) -> None:
+def test_page_api_error_names_the_field(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
     page = Page(desktop, address).upload(file)
     backend.api_error = ApiError(422, "empty_mask", "the mask has no pixel", param="regions[0].rle")
     page.at(INNER).click().perform()
-    page.until("#alert", "The service cannot use this. regions[0].rle: the mask has no pixel")
+    page.until("#alert", "The request is invalid. regions[0].rle: the mask has no pixel")
     page.use("point")
     backend.api_error = ApiError(422, "no_region", "no region fits these points", param="regions[0]")
     page.at(INNER).click().perform()
     page.until(".card .problem", "no region fits these points")
 
 
-def test_too_large_an_image_and_no_image_are_told(
+def test_page_invalid_image_shows_an_error(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, tmp_path: Path, file: Path
 ) -> None:
     with serving(backend, limits={"max_body_bytes": 1000}) as small:
@@ -396,15 +398,15 @@ def test_too_large_an_image_and_no_image_are_told(
     text.write_text("not an image")
     page = Page(desktop, address)
     page.one("#file").send_keys(str(text))
-    page.until("#alert", "a.png is not an image that this browser can show")
+    page.until("#alert", "a.png is not an image that this browser supports")
     assert page.one("#start").is_displayed()
 
 
-def test_a_token_is_asked_for_and_kept_nowhere(desktop: webdriver.Chrome, backend: PageBackend, file: Path) -> None:
+def test_page_token_is_requested_and_not_stored(desktop: webdriver.Chrome, backend: PageBackend, file: Path) -> None:
     with serving(backend, token=TOKEN) as guarded:
         page = Page(desktop, guarded)
         page.wait_for("#token-field").send_keys("a-wrong-token" + Keys.ENTER)
-        page.until("#token label", "Not accepted")
+        page.until("#token label", "Token rejected")
         page.wait_for("#token-field").send_keys(TOKEN + Keys.ENTER)
         page.until("#model", "model ureca")
         page.upload(file)
@@ -421,7 +423,7 @@ def test_a_token_is_asked_for_and_kept_nowhere(desktop: webdriver.Chrome, backen
         assert page.wait_for("#token-field").is_displayed()
 
 
-def test_everything_works_by_keyboard(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_regions_by_keyboard(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     stage = page.one(".stage")
     assert desktop.switch_to.active_element == stage
@@ -443,7 +445,7 @@ def test_everything_works_by_keyboard(desktop: webdriver.Chrome, address: str, f
     page.until(".card .hint", "4 of 4 regions captioned")
 
 
-def test_points_and_boxes_are_set_by_keyboard(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_points_and_boxes_by_keyboard(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.use("point")
     stage = page.one(".stage")
@@ -465,7 +467,7 @@ def test_points_and_boxes_are_set_by_keyboard(desktop: webdriver.Chrome, address
     page.until(".card .hint", "1 of 5 regions captioned")
 
 
-def test_a_phone_has_taps_and_one_column(phone: webdriver.Chrome, address: str, file: Path) -> None:
+def test_page_on_phone_has_taps_and_one_column(phone: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(phone, address).upload(file)
     tap(phone, page.one(".stage svg"), INNER[0] / WIDTH, INNER[1] / HEIGHT)
     page.until(".card .caption", "The left yellow thing.")
@@ -479,7 +481,9 @@ def test_a_phone_has_taps_and_one_column(phone: webdriver.Chrome, address: str, 
     assert width <= screen == 390
 
 
-def test_hostile_captions_are_text(desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path) -> None:
+def test_page_hostile_captions_are_text(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
     page = Page(desktop, address).upload(file)
     desktop.get_log("browser")
     backend.text = HOSTILE
@@ -495,7 +499,9 @@ def test_hostile_captions_are_text(desktop: webdriver.Chrome, address: str, back
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_both_schemes(desktop: webdriver.Chrome, address: str, file: Path, scheme: str) -> None:
+def test_page_text_has_contrast_in_both_color_schemes(
+    desktop: webdriver.Chrome, address: str, file: Path, scheme: str
+) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
     desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     page = Page(desktop, address).upload(file)

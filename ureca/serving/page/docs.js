@@ -1,5 +1,5 @@
 "use strict";
 
-// The OpenAPI document, as Swagger UI shows it.
+// Renders the OpenAPI document with Swagger UI.
 
 SwaggerUIBundle({ url: "openapi.json", dom_id: "#api", deepLinking: true, validatorUrl: null });

@@ -1,13 +1,13 @@
 "use strict";
 
-// Masks in COCO's compressed run lengths as SVG outlines. (The report is written with finished outlines, as it has to
-// stay small with hundreds of masks in one file; here every mask comes from the service as it is.)
+// Converts masks in COCO's compressed run lengths to SVG outlines. (The report contains outlines instead of masks, which
+// keeps a file with hundreds of masks small.)
 
-const MAX_TRACED_SIDE = 480; // cells: a larger mask is traced on a grid that is coarser than its pixels
+const MAX_TRACED_SIDE = 480; // cells; a larger mask is traced on a coarser grid
 const MAX_RINGS = 60;
-const TOLERANCE = 0.4; // cells, that an outline may stray
+const TOLERANCE = 0.4; // maximum deviation of an outline, in cells
 
-// Lengths of the runs, alternately outside and inside, down one column after another.
+// Decodes the run lengths, alternately outside and inside, in column-major order.
 function runLengths(counts) {
   if (Array.isArray(counts)) return counts;
   const runs = [];
@@ -26,7 +26,7 @@ function runLengths(counts) {
   return runs;
 }
 
-// The outline of a mask ({size: [height, width], counts}) whose smallest box is known; fill it by the rule evenodd.
+// Returns the outline of a mask ({size: [height, width], counts}) with a known bounding box, for the fill rule evenodd.
 function outlineOf(rle, [left, top, width, height]) {
   const factor = Math.max(1, Math.ceil(Math.max(width, height) / MAX_TRACED_SIDE));
   const grid = coverage(rle, [left, top, width, height], factor);
@@ -39,8 +39,8 @@ function tenths(value) {
   return Math.round(value * 10) / 10;
 }
 
-// Which cells of factor x factor pixels within the box are inside: those that the mask covers by half. Where it is too
-// thin for that, those that it touches.
+// Rasterizes the mask to cells of factor x factor pixels within the box: a cell is inside if the mask covers half of it,
+// or touches it where the mask is too thin for that.
 function coverage(rle, [left, top, width, height], factor) {
   const rows = Math.ceil(height / factor);
   const columns = Math.ceil(width / factor);
@@ -64,10 +64,10 @@ function coverage(rle, [left, top, width, height], factor) {
 
 const STEPS = [[1, 0], [0, 1], [-1, 0], [0, -1]]; // right, down, left, up
 
-// All boundaries, holes included, as rings of points halfway along the edges between inside and outside.
+// Traces all boundaries, including holes, as rings of the midpoints of edges between inside and outside.
 function trace({ rows, columns, inside }) {
   const across = columns + 1;
-  const leaving = new Uint8Array(across * (rows + 1)); // by corner of cells: a bit for each direction an edge goes off
+  const leaving = new Uint8Array(across * (rows + 1)); // per corner of the cells, one bit for each direction of an outgoing edge
   for (let y = 0; y < rows; y++) {
     for (let x = 0; x < columns; x++) {
       if (!inside(x, y)) continue;
@@ -84,7 +84,7 @@ function trace({ rows, columns, inside }) {
   return rings;
 }
 
-// Takes the edges of one ring away. Where two rings touch it turns left: cells that meet at a corner are connected.
+// Removes and returns the edges of one ring. Where two rings touch it turns left: diagonal cells are connected.
 function follow(leaving, corner, across) {
   const ring = [];
   let direction = Math.log2(leaving[corner] & -leaving[corner]);
@@ -98,7 +98,7 @@ function follow(leaving, corner, across) {
   return ring;
 }
 
-// Douglas and Peucker's way to drop points, from two points of the ring that are far apart.
+// Simplifies a ring with the Douglas-Peucker algorithm, starting from two distant points.
 function simplified(ring) {
   if (ring.length <= 8) return ring;
   const kept = new Uint8Array(ring.length + 1);

@@ -1,12 +1,12 @@
 "use strict";
 
-// The page: choosing an image, what a click does, and telling what went wrong.
+// The page: selection of an image, modes, error messages and the token.
 
 const find = (selector) => document.querySelector(selector);
 const service = new Service(askForToken);
 let workbench = null;
 
-const told = {
+const callbacks = {
   status(text, done) {
     find("#status").replaceChildren(...(done === null ? [] : [node("progress", { value: done, "aria-hidden": "true" })]), text);
   },
@@ -19,22 +19,22 @@ const told = {
   async copy(text) {
     try {
       await navigator.clipboard.writeText(text);
-      told.status("Copied.", null);
+      callbacks.status("Copied.", null);
     } catch {
-      // Without a secure connection browsers give pages no clipboard.
+      // Browsers provide no clipboard without a secure connection.
       showText(text);
     }
   },
 };
 
-// Shows an image, and finds its regions.
+// Shows an image, and segments it.
 async function openImage(file) {
   const picture = node("img", { alt: "", draggable: "false", src: URL.createObjectURL(file) });
   hideAlert();
   try {
     await picture.decode();
   } catch {
-    showProblem(new Error(`${file.name || "this"} is not an image that this browser can show`), null);
+    showProblem(new Error(`${file.name || "this"} is not an image that this browser supports`), null);
     return;
   }
   leave();
@@ -43,12 +43,12 @@ async function openImage(file) {
   find("#start").hidden = true;
   find("#work").hidden = false;
   find("#panel").replaceChildren();
-  workbench = new Workbench(service, named, find("#panel"), size, picture, told);
+  workbench = new Workbench(service, named, find("#panel"), size, picture, callbacks);
   useMode("select");
   workbench.viewer.draw();
   workbench.viewer.stage.focus({ preventScroll: true });
   scrollTo({ top: 0 });
-  await workbench.propose();
+  await workbench.segment();
 }
 
 function leave() {
@@ -67,9 +67,9 @@ function startAgain() {
 
 async function openExample(path) {
   try {
-    const answer = await fetch(path);
-    if (!answer.ok) throw await Refused.of(answer);
-    await openImage(new File([await answer.blob()], path.split("/").pop(), { type: answer.headers.get("Content-Type") ?? "" }));
+    const response = await fetch(path);
+    if (!response.ok) throw await ApiError.fromResponse(response);
+    await openImage(new File([await response.blob()], path.split("/").pop(), { type: response.headers.get("Content-Type") ?? "" }));
   } catch (error) {
     showProblem(error, () => openExample(path));
   }
@@ -86,14 +86,14 @@ function useMode(mode) {
   workbench.pointing.use(mode);
 }
 
-// Says what went wrong and what to do; again: what a second try does.
-function showProblem(error, again) {
+// Shows an error; retry: function of the button "Try again", or null for no button.
+function showProblem(error, retry) {
   const field = error.param ? node("code", {}, error.param) : null;
   const parts = [node("p", {}, node("b", {}, headline(error)), " ", field, field ? ": " : null, error.message)];
   const wait = error.retryAfter ?? 0;
-  if (again !== null && error.type !== "invalid_request_error") {
+  if (retry !== null && error.type !== "invalid_request_error") {
     const button = node("button", { type: "button" }, "Try again");
-    button.addEventListener("click", () => { hideAlert(); again(); });
+    button.addEventListener("click", () => { hideAlert(); retry(); });
     countDown(button, wait);
     parts.push(button);
   }
@@ -104,9 +104,9 @@ function showProblem(error, again) {
 }
 
 function headline({ status, type }) {
-  const ofStatus = { 413: "The image is too large for this service.", 503: "The service is not ready.", 504: "It took too long." };
-  const ofType = { authentication_error: "A token is needed.", rate_limit_error: "The service is busy.", invalid_request_error: "The service cannot use this." };
-  return ofStatus[status] ?? ofType[type] ?? "That did not work.";
+  const ofStatus = { 413: "The image is too large for this service.", 503: "The service is not ready.", 504: "The request timed out." };
+  const ofType = { authentication_error: "A token is required.", rate_limit_error: "The service is busy.", invalid_request_error: "The request is invalid." };
+  return ofStatus[status] ?? ofType[type] ?? "The request failed.";
 }
 
 function countDown(button, seconds) {
@@ -120,7 +120,7 @@ function hideAlert() {
 }
 
 function showText(text) {
-  const area = node("textarea", { readonly: "", rows: "6", "aria-label": "To copy" });
+  const area = node("textarea", { readonly: "", rows: "6", "aria-label": "Text to copy" });
   area.value = text;
   const close = node("button", { type: "button", "aria-label": "Close this message" }, "×");
   close.addEventListener("click", hideAlert);
@@ -129,12 +129,12 @@ function showText(text) {
   area.select();
 }
 
-// Shows the field for a token; resolves to what is entered, or to null.
+// Shows the form for the token; resolves to the token, or to null if cancelled.
 function askForToken(reason) {
   const form = find("#token");
   const field = find("#token-field");
   form.hidden = false;
-  find("#token label").textContent = service.token === null ? "This service asks for a token" : `Not accepted: ${reason}`;
+  find("#token label").textContent = service.token === null ? "This service requires a token" : `Token rejected: ${reason}`;
   field.value = "";
   field.focus();
   return new Promise((resolve) => {
@@ -176,7 +176,7 @@ document.addEventListener("drop", (event) => {
 });
 document.addEventListener("paste", (event) => openFirst(event.clipboardData.files));
 
-// Before the picture and the list see them: keys of what is being pointed at, and of captions.
+// Keys of the drafted region and of captions; captured before the picture and the list handle them.
 document.addEventListener("keydown", (event) => {
   if (workbench === null || event.altKey || event.ctrlKey || event.metaKey) return;
   const { viewer, pointing } = workbench;

@@ -1,12 +1,12 @@
 "use strict";
 
-// Pointing out a region that is not among the proposed ones: points inside and outside, or a box, by pointer or keys.
+// Prompts for a new region: points inside and outside, or a box, by pointer or keyboard.
 
-const LEAST_BOX_PX = 5; // on the screen: less is a click, not a box
-const KEY_STEP = 0.02; // of the image's longer side; with Shift a fifth of it
+const MIN_BOX_PX = 5; // screen pixels; a shorter drag is a click
+const KEY_STEP = 0.02; // fraction of the image's longer side; a fifth of it with Shift
 
 class Pointing {
-  // changed: called with the draft (points, box), or null, whenever it is another.
+  // changed(draft): called with the draft (points, box) whenever it changes; null if it is empty.
   constructor(viewer, changed) {
     this.viewer = viewer;
     this.changed = changed;
@@ -14,8 +14,8 @@ class Pointing {
     this.label = 1;
     this.points = [];
     this.box = null;
-    this.corner = null; // where a box was begun
-    this.cursor = null; // what the arrow keys move
+    this.corner = null; // first corner of the box
+    this.cursor = null; // marker of the arrow keys
     this.marks = node("div", { class: "marks", "aria-hidden": "true" });
     this.frame = shape("rect", { class: "box", width: 0, height: 0 });
     viewer.svg.append(this.frame);
@@ -42,16 +42,16 @@ class Pointing {
   clear() {
     this.points = [];
     this.box = this.corner = this.cursor = null;
-    this.#tell();
+    this.#notify();
   }
 
   undo() {
     if (this.points.length > 0) this.points.pop();
     else this.box = null;
-    this.#tell();
+    this.#notify();
   }
 
-  // Takes a key pressed on the picture; says whether it had a meaning.
+  // Handles a key pressed on the picture; returns true if the key has a function.
   key(event) {
     if (this.mode === "select") return false;
     const { width, height } = this.viewer.image;
@@ -106,23 +106,23 @@ class Pointing {
     if (this.mode !== "box" || this.corner === null) return;
     const box = boxOf(this.corner, this.#place(event));
     this.corner = null;
-    const isBox = gap(this.pressed, [event.clientX, event.clientY]) >= LEAST_BOX_PX && box[2] > 0 && box[3] > 0;
+    const isBox = gap(this.pressed, [event.clientX, event.clientY]) >= MIN_BOX_PX && box[2] > 0 && box[3] > 0;
     if (isBox) this.#finishBox(box);
     else this.#draw();
   }
 
   #add(place, isOther) {
     this.points.push({ ...place, label: isOther ? 1 - this.label : this.label });
-    this.#tell();
+    this.#notify();
   }
 
   #finishBox(box) {
     this.corner = null;
     if (box[2] > 0 && box[3] > 0) this.box = box;
-    this.#tell();
+    this.#notify();
   }
 
-  #tell() {
+  #notify() {
     this.#draw();
     this.changed(this.isEmpty ? null : { points: [...this.points], box: this.box });
   }

@@ -1,22 +1,22 @@
 "use strict";
 
-// What the page tells of a region: its caption, its look-alikes and what tells it apart, and what can be done with it.
+// The card of a region: its caption, its look-alikes with the differing words, and its actions.
 
 const MAX_LOOKALIKES_SHOWN = 5;
-const LONG_CAPTION = 140; // characters, from which smaller letters read better
-const CROP_PX = 160; // twice as many as they are shown with, for fine screens
+const LONG_CAPTION = 140; // characters; longer captions use a smaller font
+const CROP_PX = 160; // twice the displayed size, for high-resolution screens
 const SMALL_CROP_PX = 64;
 
-// Regions also have a caption (undefined: none yet; null: the model wrote nothing), whether it is awaited (waiting),
-// and what the service answered (answer).
+// Regions also have: caption (undefined: not captioned; null: the model generated no text), waiting (true while it is
+// being captioned), and response (the region in the service's response).
 class CaptionViewer extends Viewer {
-  // actions: caption(ids), copyJson(id), copyCurl(id), remove(id), commit(), undo(), discard(), all by a button or a key.
+  // actions: caption(ids), copyJson(id), copyCurl(id), remove(id), commit(), undo(), discard(), for buttons and keys.
   constructor(panel, image, picture, actions) {
     super(panel, image, picture);
     this.source = picture;
     this.actions = actions;
-    this.draft = null; // a region that is being pointed at: points, box, region, waiting
-    this.unfolded = new Set(); // regions of which all look-alikes are shown
+    this.draft = null; // the drafted region: points, box, region, waiting, problem
+    this.unfolded = new Set(); // ids of the regions whose look-alikes are all shown
   }
 
   picked(id) {
@@ -31,7 +31,7 @@ class CaptionViewer extends Viewer {
     }
   }
 
-  // Something about a region has changed.
+  // Redraws a region that has changed.
   refresh(id) {
     const region = this.byId.get(id);
     this.items.get(id).querySelector(".text").replaceWith(this.#text(region));
@@ -98,10 +98,10 @@ class CaptionViewer extends Viewer {
     const numCaptioned = this.regions.filter((region) => region.caption !== undefined).length;
     const parts = [node("h2", {}, this.image.id)];
     if (this.regions.length === 0) return [...parts, node("p", { class: "hint" }, "No regions yet.")];
-    const hint = touch ? "Tap a region to caption it." : "Point at a region to outline it, click to caption it.";
+    const hint = touch ? "Tap a region to caption it." : "Hover over a region to highlight it, click to caption it.";
     return [
       ...parts,
-      node("p", { class: "hint" }, `${numCaptioned} of ${this.regions.length} regions captioned. ${hint} What is not outlined can be pointed at, or put in a box.`),
+      node("p", { class: "hint" }, `${numCaptioned} of ${this.regions.length} regions captioned. ${hint} Use Points or Box for a region without an outline.`),
       node("div", { class: "actions" },
         this.#button("json", "Copy JSON", () => this.actions.copyJson(null)),
         this.#button("curl", "Copy curl", () => this.actions.copyCurl(null))),
@@ -111,11 +111,11 @@ class CaptionViewer extends Viewer {
   #draftParts() {
     const { points, box, region, waiting, problem } = this.draft;
     const inside = points.filter((point) => point.label === 1).length;
-    const what = [box ? "a box" : "", inside ? `${inside} inside` : "", points.length > inside ? `${points.length - inside} outside` : ""].filter(Boolean).join(", ");
-    const state = problem ?? (waiting ? "Looking for what fits …" : region ? "" : "Now say what is inside: a point, or a box.");
+    const contents = [box ? "a box" : "", inside ? `${inside} inside` : "", points.length > inside ? `${points.length - inside} outside` : ""].filter(Boolean).join(", ");
+    const state = problem ?? (waiting ? "Segmenting …" : region ? "" : "Add a point inside the region, or a box.");
     return [
-      node("p", { class: "facts" }, node("span", {}, "New region"), node("span", {}, what)),
-      region ? node("div", { class: "this" }, this.#crop(region), node("p", { class: "caption pending" }, "Is this what you mean? More points change it.")) : null,
+      node("p", { class: "facts" }, node("span", {}, "New region"), node("span", {}, contents)),
+      region ? node("div", { class: "this" }, this.#crop(region), node("p", { class: "caption pending" }, "Add points to change the mask.")) : null,
       state ? node("p", { class: problem ? "problem" : "hint" }, state) : null,
       node("div", { class: "actions" },
         region ? this.#button("commit", "Caption this region", () => this.actions.commit(), true) : null,
@@ -132,7 +132,7 @@ class CaptionViewer extends Viewer {
     return node("p", { class: `caption ${length}` }, ...marked(words, differs));
   }
 
-  // The look-alikes shown, and those of them whose captions are known.
+  // Returns the displayed look-alikes.
   #shownLookalikes(region) {
     const all = region.lookalikes.filter((id) => this.byId.has(id)).map((id) => this.byId.get(id));
     return this.unfolded.has(region.id) ? all : all.slice(0, MAX_LOOKALIKES_SHOWN);
@@ -149,11 +149,11 @@ class CaptionViewer extends Viewer {
     const same = region.caption ? this.#known(region).filter((other) => plainText(other.caption) === plainText(region.caption)) : [];
     const more = region.lookalikes.length - shown.length;
     return [
-      node("h3", {}, region.caption && this.#known(region).length > 0 ? "What tells it apart from its look-alikes" : "Its look-alikes"),
-      same.length > 0 ? node("p", { class: "problem" }, `Its caption is also that of region ${same.map((other) => other.id).join(", ")}: it does not tell them apart.`) : null,
+      node("h3", {}, region.caption && this.#known(region).length > 0 ? "Differences from its look-alikes" : "Look-alikes"),
+      same.length > 0 ? node("p", { class: "problem" }, `Region ${same.map((other) => other.id).join(", ")} has the same caption: it is not unique.`) : null,
       node("ul", { class: "alike" }, ...shown.map((other) => this.#lookalike(region, other))),
       node("div", { class: "actions" },
-        region.caption !== undefined && uncaptioned.length > 0 ? this.#button("captions", "Caption its look-alikes", () => this.actions.caption(uncaptioned)) : null,
+        region.caption !== undefined && uncaptioned.length > 0 ? this.#button("captions", "Caption the look-alikes", () => this.actions.caption(uncaptioned)) : null,
         more > 0 ? this.#button("more", `Show ${more} more`, () => { this.unfolded.add(region.id); this.draw(); }) : null),
     ];
   }
@@ -169,10 +169,10 @@ class CaptionViewer extends Viewer {
       node("span", { class: other.caption ? "" : "none" }, node("small", {}, `${other.id} `), ...text));
   }
 
-  // A region in its surroundings, outlined.
+  // Draws a crop of the image around a region, with its outline.
   #crop(region, size = CROP_PX) {
     const canvas = node("canvas", { width: size, height: size, class: "crop", "aria-hidden": "true" });
-    const [x, y, width, height] = region.answer.bbox_xywh;
+    const [x, y, width, height] = region.response.bbox_xywh;
     const side = Math.max(width, height, 8) * 1.3;
     const pen = canvas.getContext("2d");
     const scale = size / side;
@@ -194,5 +194,5 @@ class CaptionViewer extends Viewer {
 
 function withoutCaption(region) {
   if (region.waiting) return "captioning …";
-  return region.caption === null ? "the model wrote nothing" : "not captioned yet";
+  return region.caption === null ? "the model generated no text" : "not captioned yet";
 }

@@ -1,31 +1,31 @@
 "use strict";
 
-// The service, as a browser talks to it: requests with the image as a file, answers in JSON or as events.
+// Client of the service: multipart requests, JSON responses and server-sent events.
 
-// Why a request did not get what it asked for.
-class Refused extends Error {
+// A failed request.
+class ApiError extends Error {
   constructor(status, { message, type = "", param = null }, retryAfter) {
     super(message);
-    this.status = status; // 0: there was none
+    this.status = status; // 0: no response
     this.type = type;
     this.param = param;
-    this.retryAfter = retryAfter; // seconds, or null
+    this.retryAfter = retryAfter; // seconds; null: a retry does not help
   }
 
-  static async of(answer) {
-    let problem = { message: `the service answered ${answer.status} ${answer.statusText}` };
+  static async fromResponse(response) {
+    let problem = { message: `the service responded with ${response.status} ${response.statusText}` };
     try {
-      problem = (await answer.json()).error ?? problem;
+      problem = (await response.json()).error ?? problem;
     } catch {
-      // Not ours: something between this page and the service answered.
+      // Not a response of the service, but of a proxy in front of it.
     }
-    const wait = Number.parseInt(answer.headers.get("Retry-After") ?? "", 10);
-    return new Refused(answer.status, problem, Number.isNaN(wait) ? null : wait);
+    const wait = Number.parseInt(response.headers.get("Retry-After") ?? "", 10);
+    return new ApiError(response.status, problem, Number.isNaN(wait) ? null : wait);
   }
 }
 
 class Service {
-  // askForToken: called with the reason when the service wants a token, resolves to one, or to null: given up.
+  // askForToken(reason): called if the service requires a token; resolves to the token, or to null if cancelled.
   constructor(askForToken) {
     this.askForToken = askForToken;
     this.token = null; // in memory only
@@ -33,23 +33,23 @@ class Service {
   }
 
   async model() {
-    const answer = await this.#send("v1/models", {});
-    return (await answer.json()).data[0].id;
+    const response = await this.#send("v1/models", {});
+    return (await response.json()).data[0].id;
   }
 
   async regions(image, request, signal) {
     return (await this.#post("v1/regions", image, request, signal)).json();
   }
 
-  // Yields [event, data] of a stream of captions.
+  // Yields [event, data] of the caption stream.
   async *captions(image, request, signal) {
-    const answer = await this.#post("v1/captions", image, { ...request, stream: true }, signal);
-    for await (const [event, data] of eventsOf(answer.body)) {
-      if (event === "error") throw new Refused(0, data.error, data.error.retry_after_s);
+    const response = await this.#post("v1/captions", image, { ...request, stream: true }, signal);
+    for await (const [event, data] of eventsOf(response.body)) {
+      if (event === "error") throw new ApiError(0, data.error, data.error.retry_after_s);
       yield [event, data];
       if (event === "done") return;
     }
-    throw new Refused(0, { message: "the connection ended before the captions did" }, null);
+    throw new ApiError(0, { message: "the connection closed before all captions were received" }, null);
   }
 
   #post(path, image, request, signal) {
@@ -63,14 +63,14 @@ class Service {
     for (;;) {
       const token = this.token;
       const headers = token === null ? {} : { Authorization: `Bearer ${token}` };
-      const answer = await this.#fetch(path, { ...options, headers });
-      if (answer.ok) return answer;
-      const refused = await Refused.of(answer);
-      if (answer.status !== 401) throw refused;
-      if (token !== this.token) continue; // another request has got one meanwhile
-      this.asking ??= this.askForToken(refused.message).finally(() => { this.asking = null; });
+      const response = await this.#fetch(path, { ...options, headers });
+      if (response.ok) return response;
+      const error = await ApiError.fromResponse(response);
+      if (response.status !== 401) throw error;
+      if (token !== this.token) continue; // another request has obtained one in the meantime
+      this.asking ??= this.askForToken(error.message).finally(() => { this.asking = null; });
       const given = await this.asking;
-      if (given === null) throw refused;
+      if (given === null) throw error;
       this.token = given;
       options.signal?.throwIfAborted();
     }
@@ -81,12 +81,12 @@ class Service {
       return await fetch(path, { ...options, credentials: "omit", cache: "no-store", redirect: "error" });
     } catch (error) {
       if (error.name === "AbortError") throw error;
-      throw new Refused(0, { message: "the service cannot be reached; is it still running?" }, null);
+      throw new ApiError(0, { message: "the service is unreachable; check that it is running" }, null);
     }
   }
 }
 
-// Events of a body in the form of server-sent events, as pairs of the name and the parsed data.
+// Parses a body of server-sent events; yields pairs of the event's name and its parsed data.
 async function* eventsOf(body) {
   const reader = body.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
@@ -104,6 +104,6 @@ async function* eventsOf(body) {
       if (done) return;
     }
   } finally {
-    reader.cancel().catch(() => {}); // whoever stops listening lets the service stop, too
+    reader.cancel().catch(() => {}); // closes the connection, which cancels the request
   }
 }

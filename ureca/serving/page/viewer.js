@@ -1,12 +1,12 @@
 "use strict";
 
-// An image with its regions: the picture with outlines, and the tree, kept in step. The report of a run and the
-// service's page are built on it; each says in its own words what it knows of a region.
+// An image with its regions: the picture with outlines and the tree, with a common selection. Base of the HTML report and
+// of the service's page, which define the contents of list items and cards.
 
 const SVG = "http://www.w3.org/2000/svg";
 const NUM_DEPTH_COLOURS = 6;
 
-// Text only ever enters the page as text: captions and file names are not ours.
+// Adds text as text nodes only: captions and file names are untrusted.
 function node(tag, attributes = {}, ...children) {
   const made = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) made.setAttribute(name, value);
@@ -24,9 +24,9 @@ function depthColour(region) {
   return `depth-${region.depth % NUM_DEPTH_COLOURS}`;
 }
 
-// A region has id, parent (-1: none), depth, area_px, outline (SVG path data) and lookalikes (ids).
+// Regions have: id, parent (-1: none), depth, area_px, outline (SVG path data) and lookalikes (ids).
 class Viewer {
-  // image: id, width and height in pixels; picture: the element that shows its pixels.
+  // image: id, width and height in pixels; picture: element with its pixels.
   constructor(panel, image, picture) {
     this.panel = panel;
     this.image = image;
@@ -44,33 +44,33 @@ class Viewer {
     panel.append(this.#picture(picture), node("div", { class: "side" }, this.card, this.tree));
   }
 
-  // What stands in the list for a region: an array of nodes.
+  // Contents of a region's list item: an array of nodes. To be overridden.
   itemParts(_region) { return []; }
 
-  // What the card shows of a region, or of the image (null): an array of nodes.
+  // Contents of the card of a region, or of the image (null): an array of nodes. To be overridden.
   cardParts(_region) { return []; }
 
-  // The elements of the list, given the item of each region in order.
+  // Arranges the items of the regions; returns the elements of the list.
   groups(items) {
     return [node("div", { role: "tree", "aria-label": "Regions as a tree" }, ...items.values())];
   }
 
-  // Somebody chose a region by click, tap or Enter; null: a place without any.
+  // Handles the choice of a region by click, tap or Enter; null: a place without a region.
   choose(id) {
     this.select(id === this.selected ? null : id);
   }
 
-  // Somebody clicked into the picture.
+  // Handles a click into the picture.
   picked(id) {
     this.choose(id);
   }
 
-  // Takes regions in the order of the tree.
+  // Replaces the regions, which are in depth-first order.
   setRegions(regions) {
     const focused = this.tree.contains(document.activeElement) ? Number(document.activeElement.dataset.id) : null;
     this.regions = regions;
     this.byId = new Map(regions.map((region) => [region.id, region]));
-    // Painted parents first, the deepest region under the pointer is the one that it meets.
+    // Paints parents first, so that the pointer hits the deepest region under it.
     const painted = regions.toSorted((a, b) => a.depth - b.depth || b.area_px - a.area_px);
     this.paths = new Map(painted.map((region) => [region.id, shape("path", { d: region.outline, class: `region ${depthColour(region)}`, "data-id": region.id })]));
     this.outlines.replaceChildren(...this.paths.values());
@@ -101,7 +101,7 @@ class Viewer {
 
   #picture(picture) {
     const { width, height, id } = this.image;
-    this.stage = node("div", { class: "stage", tabindex: "0", role: "group", "aria-label": `${id}: use the arrow keys to walk through its regions` }, picture);
+    this.stage = node("div", { class: "stage", tabindex: "0", role: "group", "aria-label": `${id}: use the arrow keys to move through its regions` }, picture);
     this.stage.style.setProperty("--ratio", width / height);
     this.svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true", preserveAspectRatio: "none" });
     this.outlines = shape("g", {});
@@ -135,7 +135,7 @@ class Viewer {
     return item;
   }
 
-  // Arrow keys: up and down in the order of the tree, left to the parent, right to the first part.
+  // Arrow keys: up and down in the order of the tree, left to the parent, right to the first child.
   #walk(event, moveFocus) {
     if (event.altKey || event.ctrlKey || event.metaKey || event.defaultPrevented) return;
     const shown = [...this.items].filter(([, item]) => item.checkVisibility()).map(([id]) => id);
@@ -161,7 +161,7 @@ class Viewer {
     if ((this.hovered ?? this.selected) !== this.shown) this.draw();
   }
 
-  // Shows anew the region in question, whatever was known of it before.
+  // Redraws the hovered or selected region and its card.
   draw() {
     const id = this.hovered ?? this.selected;
     const moved = id !== this.shown;
@@ -181,7 +181,7 @@ class Viewer {
     if (region) this.#reveal(this.items.get(id));
   }
 
-  // Lets an outline (SVG path data) stand out from the rest of the picture.
+  // Highlights an outline (SVG path data).
   outline(outline, depth) {
     const { width, height } = this.image;
     this.spotlight.setAttribute("d", outline && `M0 0H${width}V${height}H0z${outline}`);
@@ -190,7 +190,7 @@ class Viewer {
     this.front.setAttribute("class", `front ${depthColour({ depth })}`);
   }
 
-  // Scrolls the list alone: the page must not move under the pointer.
+  // Scrolls the list only: the page must not move under the pointer.
   #reveal(item) {
     const list = this.tree.getBoundingClientRect();
     const box = item.getBoundingClientRect();
@@ -211,7 +211,7 @@ class Viewer {
     ];
   }
 
-  // A button that leads to a region, and marks it in the picture while it is pointed at.
+  // Creates a button that selects a region, and highlights it while hovered or focused.
   link(id, ...content) {
     const link = node("button", { type: "button", class: "link", "aria-label": `Region ${id}` }, ...content);
     const mark = (on) => this.paths.get(id).classList.toggle("pointed", on);

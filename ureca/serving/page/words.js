@@ -1,6 +1,6 @@
 "use strict";
 
-// Which words tell two captions apart.
+// Words in which captions differ.
 
 function wordsOf(text) {
   return text.split(/\s+/).filter(Boolean);
@@ -10,7 +10,7 @@ function plain(word) {
   return word.toLowerCase().replace(/^[^\p{L}\p{N}]+|[^\p{L}\p{N}]+$/gu, "");
 }
 
-// For each word of two captions whether it is outside of their longest common subsequence.
+// For each word of two captions: true if it is outside their longest common subsequence.
 function differing(first, second) {
   const [a, b] = [first.map(plain), second.map(plain)];
   const longest = Array.from({ length: a.length + 1 }, () => new Uint16Array(b.length + 1));
@@ -28,14 +28,14 @@ function differing(first, second) {
   return [differsA, differsB];
 }
 
-// For each word of a caption whether it tells it apart from all others; where none does, from any of them.
+// For each word of a caption: true if it distinguishes it from all others; if no word does, from any other.
 function apart(words, others) {
   const pairs = others.map((other) => differing(words, other)[0]);
   const fromAll = words.map((_, at) => pairs.length > 0 && pairs.every((differs) => differs[at]));
   return fromAll.includes(true) ? fromAll : words.map((_, at) => pairs.some((differs) => differs[at]));
 }
 
-// A caption as nodes, its differing words marked.
+// Renders a caption as nodes, with its differing words in <mark> elements.
 function marked(words, differs) {
   const parts = [];
   for (let at = 0; at < words.length;) {

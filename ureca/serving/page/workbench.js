@@ -1,23 +1,23 @@
 "use strict";
 
-// The work on one image: its regions, their look-alikes and captions, as the service finds them.
+// State of one image: its regions, look-alikes and captions, and the requests for them.
 
-const REGIONS_A_REQUEST = 32; // so that none takes long, and a failure costs little
-const LOOKALIKES_TOO = 3; // captioned along with a region, most alike first, so that one sees what tells it apart
+const REGIONS_PER_REQUEST = 32; // bounds the duration of a request and the cost of its failure
+const NUM_CAPTIONED_LOOKALIKES = 3; // captioned together with a region, most similar first, to compare them
 
 class Workbench {
-  // told: status(text), failed(error, again), spoken(text), busy(bool), copy(text, button).
-  constructor(service, file, panel, size, picture, told) {
+  // callbacks: status(text, progress), failed(error, retry), spoken(text), busy(bool), copy(text).
+  constructor(service, file, panel, size, picture, callbacks) {
     this.service = service;
     this.file = file;
-    this.told = told;
+    this.callbacks = callbacks;
     this.segmenter = null;
-    this.running = new Set(); // controllers of requests that Stop and Escape end
+    this.running = new Set(); // controllers of the requests that Stop and Escape cancel
     this.finding = null;
     this.viewer = new CaptionViewer(panel, { id: file.name, ...size }, picture, {
       caption: (ids) => this.caption(this.#withLookalikes(ids)),
-      copyJson: (id) => this.told.copy(this.#json(id)),
-      copyCurl: (id) => this.told.copy(this.#curl(id)),
+      copyJson: (id) => this.callbacks.copy(this.#json(id)),
+      copyCurl: (id) => this.callbacks.copy(this.#curl(id)),
       remove: (id) => this.#remove(id),
       commit: () => this.commit(),
       undo: () => this.pointing.undo(),
@@ -34,33 +34,33 @@ class Workbench {
     return this.running.size > 0;
   }
 
-  // Finds all regions, shows them, and then says which look alike.
-  async propose() {
-    await this.#run("Looking for regions …", () => this.propose(), async (signal) => {
-      const answer = await this.service.regions(this.file, {}, signal);
-      this.segmenter = answer.segmenter;
-      this.#set(answer.regions.map((region) => this.#region(region)));
-      this.#say();
+  // Segments the image, shows its regions, and then finds their look-alikes.
+  async segment() {
+    await this.#run("Segmenting …", () => this.segment(), async (signal) => {
+      const response = await this.service.regions(this.file, {}, signal);
+      this.segmenter = response.segmenter;
+      this.#set(response.regions.map((region) => this.#region(region)));
+      this.#updateStatus();
       await this.#compare(signal);
     });
   }
 
-  // Captions those of the regions that have none. Each is shown as soon as it is there.
+  // Captions the regions without a caption; each caption is shown as soon as it is finished.
   async caption(ids) {
     const wanted = ids.filter((id) => this.#of(id).caption === undefined && !this.#of(id).waiting);
     if (wanted.length === 0) return;
     this.#wait(wanted, true);
     await this.#run("Captioning …", () => this.caption(wanted), async (signal) => {
-      for (let at = 0; at < wanted.length; at += REGIONS_A_REQUEST) {
-        const part = wanted.slice(at, at + REGIONS_A_REQUEST).filter((id) => this.viewer.byId.has(id));
-        const request = { regions: part.map((id) => ({ region_id: id, rle: this.#of(id).answer.rle })) };
+      for (let at = 0; at < wanted.length; at += REGIONS_PER_REQUEST) {
+        const part = wanted.slice(at, at + REGIONS_PER_REQUEST).filter((id) => this.viewer.byId.has(id));
+        const request = { regions: part.map((id) => ({ region_id: id, rle: this.#of(id).response.rle })) };
         for await (const [event, data] of this.service.captions(this.file, request, signal)) {
           if (event === "caption") this.#captioned(data);
         }
       }
     });
     this.#wait(wanted, false);
-    this.#say();
+    this.#updateStatus();
   }
 
   async captionEverything() {
@@ -68,10 +68,10 @@ class Workbench {
     const first = this.viewer.selected;
     await this.caption(first === null ? largestFirst : [first, ...largestFirst.filter((id) => id !== first)]);
     const missing = this.regions.filter((region) => region.caption === undefined).length;
-    if (missing === 0) this.told.spoken(`All ${this.regions.length} regions are captioned.`);
+    if (missing === 0) this.callbacks.spoken(`All ${this.regions.length} regions are captioned.`);
   }
 
-  // Makes the region that is being pointed at one of the image's, and captions it.
+  // Adds the drafted region to the image, and captions it.
   async commit() {
     const { region, points, box } = this.viewer.draft ?? {};
     if (!region) return;
@@ -90,7 +90,7 @@ class Workbench {
     if (this.viewer.byId.has(id)) await this.caption(this.#withLookalikes([id]));
   }
 
-  // Ends what is running; says whether anything was.
+  // Cancels the running requests; returns true if there were any.
   stop() {
     const wasBusy = this.isBusy;
     for (const controller of this.running) controller.abort();
@@ -102,7 +102,7 @@ class Workbench {
     this.finding?.abort();
   }
 
-  // What Escape means: first the region that is being pointed at, then what is running.
+  // Escape: discards the drafted region, or cancels the running requests.
   cancel() {
     if (!this.pointing.isEmpty) {
       this.pointing.clear();
@@ -111,19 +111,19 @@ class Workbench {
     return this.stop();
   }
 
-  async #run(text, again, work) {
+  async #run(text, retry, work) {
     const controller = new AbortController();
     this.running.add(controller);
-    this.#say(text);
-    this.told.busy(true);
+    this.#updateStatus(text);
+    this.callbacks.busy(true);
     try {
       await work(controller.signal);
     } catch (error) {
-      if (error.name !== "AbortError") this.told.failed(error, again);
+      if (error.name !== "AbortError") this.callbacks.failed(error, retry);
     } finally {
       this.running.delete(controller);
-      this.told.busy(this.isBusy);
-      if (!this.isBusy) this.#say();
+      this.callbacks.busy(this.isBusy);
+      if (!this.isBusy) this.#updateStatus();
     }
   }
 
@@ -131,16 +131,16 @@ class Workbench {
     return this.viewer.byId.get(id);
   }
 
-  #region(answer) {
+  #region(response) {
     return {
-      id: answer.region_id,
-      parent: answer.parent_id,
-      depth: answer.depth,
-      area_px: answer.area_px,
-      outline: outlineOf(answer.rle, answer.bbox_xywh),
-      lookalikes: answer.lookalike_ids ?? [],
+      id: response.region_id,
+      parent: response.parent_id,
+      depth: response.depth,
+      area_px: response.area_px,
+      outline: outlineOf(response.rle, response.bbox_xywh),
+      lookalikes: response.lookalike_ids ?? [],
       waiting: false,
-      answer,
+      response,
     };
   }
 
@@ -150,37 +150,37 @@ class Workbench {
 
   #remove(id) {
     this.#set(this.regions.filter((region) => region.id !== id));
-    this.#say();
+    this.#updateStatus();
     this.viewer.stage.focus({ preventScroll: true });
   }
 
-  // The place of all regions in the tree, and what they could be taken for.
+  // Updates the tree and the look-alikes of all regions.
   async #compare(signal) {
     if (this.regions.length === 0) return;
-    const given = this.regions.map(({ id, answer }) => ({ region_id: id, rle: answer.rle }));
-    const answer = await this.service.regions(this.file, { regions: given, lookalikes: true }, signal);
-    for (const { region_id: id, parent_id, depth, lookalike_ids } of answer.regions) {
+    const given = this.regions.map(({ id, response }) => ({ region_id: id, rle: response.rle }));
+    const response = await this.service.regions(this.file, { regions: given, lookalikes: true }, signal);
+    for (const { region_id: id, parent_id, depth, lookalike_ids } of response.regions) {
       const region = this.#of(id);
-      if (region === undefined) continue; // removed meanwhile
+      if (region === undefined) continue; // removed in the meantime
       Object.assign(region, { parent: parent_id, depth, lookalikes: lookalike_ids });
-      Object.assign(region.answer, { region_id: id, parent_id, depth, lookalike_ids });
+      Object.assign(region.response, { region_id: id, parent_id, depth, lookalike_ids });
     }
     this.#set(this.regions);
   }
 
   #withLookalikes(ids) {
     if (ids.length > 1) return ids;
-    return [...ids, ...this.#of(ids[0]).lookalikes.filter((id) => this.viewer.byId.has(id)).slice(0, LOOKALIKES_TOO)];
+    return [...ids, ...this.#of(ids[0]).lookalikes.filter((id) => this.viewer.byId.has(id)).slice(0, NUM_CAPTIONED_LOOKALIKES)];
   }
 
   #captioned({ region_id: id, caption, num_tokens, finish_reason }) {
     const region = this.#of(id);
     if (region === undefined) return;
     Object.assign(region, { caption, waiting: false });
-    Object.assign(region.answer, { caption, num_tokens, finish_reason });
+    Object.assign(region.response, { caption, num_tokens, finish_reason });
     this.viewer.refresh(id);
-    this.#say();
-    if (id === this.viewer.selected) this.told.spoken(`Region ${id}: ${caption ?? "the model wrote nothing"}`);
+    this.#updateStatus();
+    if (id === this.viewer.selected) this.callbacks.spoken(`Region ${id}: ${caption ?? "the model generated no text"}`);
   }
 
   #wait(ids, isWaiting) {
@@ -192,13 +192,13 @@ class Workbench {
     }
   }
 
-  #say(text = null) {
+  #updateStatus(text = null) {
     const numRegions = this.regions.length;
     const waiting = this.regions.filter((region) => region.waiting).length;
     const captioned = this.regions.filter((region) => region.caption !== undefined).length;
     const found = `${numRegions} region${numRegions === 1 ? "" : "s"}, ${captioned} captioned`;
-    if (waiting > 0) this.told.status(`Captioning: ${captioned} of ${captioned + waiting}`, captioned / (captioned + waiting));
-    else this.told.status(text ?? (this.segmenter === null ? "" : found), null);
+    if (waiting > 0) this.callbacks.status(`Captioning: ${captioned} of ${captioned + waiting}`, captioned / (captioned + waiting));
+    else this.callbacks.status(text ?? (this.segmenter === null ? "" : found), null);
   }
 
   async #drafted(draft) {
@@ -213,26 +213,26 @@ class Workbench {
     current.waiting = true;
     this.viewer.draw();
     try {
-      const answer = await this.service.regions(this.file, { regions: [promptOf(draft.points, draft.box)] }, controller.signal);
-      current.region = this.#region(answer.regions[0]);
+      const response = await this.service.regions(this.file, { regions: [promptOf(draft.points, draft.box)] }, controller.signal);
+      current.region = this.#region(response.regions[0]);
     } catch (error) {
       if (error.name === "AbortError") return;
       if (error.status === 422) current.problem = error.message;
-      else this.told.failed(error, () => this.#drafted(draft));
+      else this.callbacks.failed(error, () => this.#drafted(draft));
     }
     current.waiting = false;
     if (this.viewer.draft === current) this.viewer.draw();
   }
 
   #json(id) {
-    if (id !== null) return JSON.stringify(this.#of(id).answer, null, 2);
+    if (id !== null) return JSON.stringify(this.#of(id).response, null, 2);
     const { width, height } = this.viewer.image;
-    const regions = this.regions.map((region) => region.answer);
+    const regions = this.regions.map((region) => region.response);
     return JSON.stringify({ image: { height, width }, segmenter: this.segmenter, regions }, null, 2);
   }
 
   #curl(id) {
-    const request = id === null ? { lookalikes: true } : { regions: [this.#of(id).prompt ?? { rle: this.#of(id).answer.rle }] };
+    const request = id === null ? { lookalikes: true } : { regions: [this.#of(id).prompt ?? { rle: this.#of(id).response.rle }] };
     return curlOf(new URL("v1/captions", document.baseURI).href, this.file.name, request, this.service.token !== null);
   }
 }
@@ -241,8 +241,7 @@ function promptOf(points, box) {
   return { ...(box ? { bbox_xywh: box } : {}), ...(points.length > 0 ? { points } : {}) };
 }
 
-// Each parent right before its subtree, siblings from the largest to the smallest; without its parent, a region counts
-// as top level.
+// Sorts regions in depth-first order, siblings from largest to smallest; a region whose parent is missing is top level.
 function inTreeOrder(regions) {
   const ids = new Set(regions.map((region) => region.id));
   const children = new Map();
@@ -254,7 +253,7 @@ function inTreeOrder(regions) {
   return below(-1);
 }
 
-// A command for a shell that asks the service the same. The token stays out of it: it is read from the environment.
+// Formats a request as a shell command. It reads the token from the environment and does not contain it.
 function curlOf(url, fileName, request, hasToken) {
   const quoted = (text) => `'${text.replaceAll("'", String.raw`'\''`)}'`;
   const file = fileName.replace(/["\\]/g, String.raw`\$&`);
