@@ -7,7 +7,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
-from ureca.data.manifest import Selection, checked_shard
+from ureca.data.manifest import ImageSelection, validate_shard
 from ureca.data.reuse import ReusedMasksConfig
 from ureca.images import ImageLimits
 from ureca.llm.vllm import VllmConfig
@@ -114,7 +114,7 @@ class BatchSettings(CommandSettings):
     listing: Annotated[ListingSettings, MAY_CHANGE] = ListingSettings()
     image_limits: ImageLimits = ImageLimits()
 
-    shard: Annotated[Annotated[str, AfterValidator(checked_shard)] | None, MAY_CHANGE] = Field(
+    shard: Annotated[Annotated[str, AfterValidator(validate_shard)] | None, MAY_CHANGE] = Field(
         default=None, description="i/n, from 1/n to n/n: work on one of n parts of INPUT, cut by the images' ids"
     )
     sample: Annotated[int | None, MAY_CHANGE, ESSENTIAL] = Field(
@@ -152,9 +152,9 @@ class BatchSettings(CommandSettings):
     """Resources of each operator; the type of the command says which ones it has."""
 
     @property
-    def selection(self) -> Selection:
+    def selection(self) -> ImageSelection:
         """Selection of the images of INPUT to work on."""
-        return Selection(self.shard, self.sample, self.sample_seed, self.limit)
+        return ImageSelection(self.shard, self.sample, self.sample_seed, self.limit)
 
 
 class PlannableSettings(BatchSettings):

@@ -12,7 +12,7 @@ from typing import TypeVar
 
 import pyarrow as pa
 
-from ureca.data.manifest import ManifestEntry, Selection, select
+from ureca.data.manifest import ImageSelection, ManifestEntry, select
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport, new_images, partition_offsets
@@ -209,7 +209,7 @@ def estimate(command: BatchCommand[Settings], settings: Settings, dry_run: DryRu
     """
     planning = settings.planning
     manifest, num_to_do = _to_do(command, settings)
-    drawn = select(manifest, Selection(sample=planning.images), _NO_IDS)
+    drawn = select(manifest, ImageSelection(sample=planning.images), _NO_IDS)
     sample = asyncio.run(_go_through(drawn, dry_run, command.dataset, stage))
     num_partitions = len(partition_offsets(num_to_do, settings.images_per_partition)) - 1
     cluster = Cluster(planning.num_cpus or max(2, os.cpu_count() or 1), planning.num_gpus, may_grow=False)

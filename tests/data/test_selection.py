@@ -5,13 +5,13 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ureca.data.manifest import EVERYTHING, Selection, checked_shard, make_manifest, select
+from ureca.data.manifest import ALL_IMAGES, ImageSelection, make_manifest, select, validate_shard
 from ureca.errors import InputError, OutputError
 
 IDS = [f"image_{number:03d}" for number in range(100)]
 
 
-def selected(selection: Selection, held: list[str] | None = None, ids: list[str] = IDS) -> list[str]:
+def selected(selection: ImageSelection, held: list[str] | None = None, ids: list[str] = IDS) -> list[str]:
     """Ids of what is selected."""
     manifest = make_manifest(image_id=pa.array(ids), uri=pa.array(ids), path=pa.array(ids))
     known = pa.chunked_array([pa.array(held or [], pa.string())])
@@ -20,41 +20,41 @@ def selected(selection: Selection, held: list[str] | None = None, ids: list[str]
 
 
 def test_shards_are_all_images_once_whatever_else_there_is() -> None:
-    shards = [selected(Selection(shard=f"{number}/7")) for number in range(1, 8)]
+    shards = [selected(ImageSelection(shard=f"{number}/7")) for number in range(1, 8)]
     assert sorted(id for shard in shards for id in shard) == IDS
     assert all(5 <= len(shard) <= 25 for shard in shards)
-    assert selected(Selection(shard="3/7"), ids=IDS[40:]) == [id for id in shards[2] if id in IDS[40:]]
+    assert selected(ImageSelection(shard="3/7"), ids=IDS[40:]) == [id for id in shards[2] if id in IDS[40:]]
 
 
 def test_a_sample_is_seeded_and_grows() -> None:
-    ten, twenty = selected(Selection(sample=10)), selected(Selection(sample=20))
+    ten, twenty = selected(ImageSelection(sample=10)), selected(ImageSelection(sample=20))
     assert (len(ten), len(twenty)) == (10, 20)
     assert set(ten) < set(twenty)
     assert ten == sorted(ten)  # INPUT's order
     assert ten != IDS[:10]
-    assert set(ten) != set(selected(Selection(sample=10, sample_seed=1)))
-    assert selected(Selection(sample=1000)) == IDS
+    assert set(ten) != set(selected(ImageSelection(sample=10, sample_seed=1)))
+    assert selected(ImageSelection(sample=1000)) == IDS
 
 
 def test_one_after_another() -> None:
-    shard = selected(Selection(shard="2/3"))
-    sample = selected(Selection(shard="2/3", sample=12))
+    shard = selected(ImageSelection(shard="2/3"))
+    sample = selected(ImageSelection(shard="2/3", sample=12))
     assert set(sample) < set(shard)
-    assert selected(Selection(shard="2/3", sample=12, limit=5)) == sample[:5]
-    assert selected(Selection(limit=3)) == IDS[:3]
-    assert selected(EVERYTHING, held=["another"]) == IDS
+    assert selected(ImageSelection(shard="2/3", sample=12, limit=5)) == sample[:5]
+    assert selected(ImageSelection(limit=3)) == IDS[:3]
+    assert selected(ALL_IMAGES, held=["another"]) == IDS
 
 
 def test_what_the_output_holds_counts_first() -> None:
-    first = selected(Selection(limit=5), ids=IDS[50:])
+    first = selected(ImageSelection(limit=5), ids=IDS[50:])
     # INPUT has grown at its beginning: the same command goes on with the same images.
-    assert selected(Selection(limit=5), held=first) == first
-    assert selected(Selection(limit=7), held=first) == [*IDS[:2], *first]
-    sample = selected(Selection(sample=5), ids=IDS[50:])
-    assert selected(Selection(sample=5), held=sample) == sample
-    assert set(selected(Selection(sample=6), held=sample)) > set(sample)
+    assert selected(ImageSelection(limit=5), held=first) == first
+    assert selected(ImageSelection(limit=7), held=first) == [*IDS[:2], *first]
+    sample = selected(ImageSelection(sample=5), ids=IDS[50:])
+    assert selected(ImageSelection(sample=5), held=sample) == sample
+    assert set(selected(ImageSelection(sample=6), held=sample)) > set(sample)
     # Images that are not in INPUT any more count for nothing.
-    assert selected(Selection(limit=5), held=["gone", *IDS[:2]]) == IDS[:5]
+    assert selected(ImageSelection(limit=5), held=["gone", *IDS[:2]]) == IDS[:5]
 
 
 @pytest.mark.parametrize(
@@ -67,16 +67,16 @@ def test_what_the_output_holds_counts_first() -> None:
 )
 def test_an_output_that_holds_more_is_refused(selection: dict[str, Any], message: str) -> None:
     with pytest.raises(OutputError, match=message):
-        selected(Selection(**selection), held=IDS[:10])
+        selected(ImageSelection(**selection), held=IDS[:10])
 
 
 def test_a_shard_without_images() -> None:
     with pytest.raises(InputError, match="of 1 images, none is of the shard"):
         for number in range(1, 3):
-            selected(Selection(shard=f"{number}/2"), ids=["a"])
+            selected(ImageSelection(shard=f"{number}/2"), ids=["a"])
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "1/0", "-1/4", "a/b", "1/4 ", "01/4", "1/99999999999"])
 def test_what_is_no_shard(shard: str) -> None:
     with pytest.raises(ValueError, match="is no shard: the third of eight is 3/8"):
-        checked_shard(shard)
+        validate_shard(shard)

@@ -1,7 +1,4 @@
-"""From what a user names to the manifest of all images in it.
-
-[from] Which annotation file belongs to which image of a manifest.
-[from] Images named, or held, by Parquet files."""
+"""Listing of the images of a job and of their annotations: from paths and URIs to a manifest."""
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,80 +32,143 @@ from ureca.data.tars import list_tars
 from ureca.errors import InputError
 from ureca.io import Location, list_entries, locate, sort_names, walk_files
 
-
-def attach_beside(manifest: pa.Table) -> pa.Table:
-    """Give each image that is a file of its own the ``.json`` of the same stem in its folder, where there is one.
-
-    Members of a tar keep what they have; rows of a Parquet file that hold bytes have nothing beside them.
-
-    Raises:
-        InputError: a folder cannot be read.
-    """
-    bare, options = split_options(manifest["path"])
-    is_file = pc.and_(manifest["offset"].is_null(), manifest["row"].is_null())
-    places = pa.table({"folder": folders(bare), "options": options}).filter(is_file)
-    places = places.group_by(["folder", "options"], use_threads=False).aggregate([])
-    annotations = pa.chunked_array(
-        [_annotations_in(place["folder"], place["options"]) for place in places.to_pylist()], pa.string()
-    )
-    # An archive "a.tar" is no image "a": only what is a file of its own may look for its stem.
-    keys = pc.if_else(is_file, without_extensions(bare), pa.scalar(None, pa.string()))
-    return _attach(manifest, keys, without_extensions(split_options(annotations)[0]), annotations)
-
-
-def attach_folder(manifest: pa.Table, folder: str) -> pa.Table:
-    """Give each image the file ``<image_id>.json`` anywhere below a folder (path or URI), where there is one.
-
-    Raises:
-        InputError: the folder cannot be read, or holds two files of one stem.
-    """
-    location = locate(folder)
-    if location.filesystem.get_file_info(location.name).type != pafs.FileType.Directory:
-        raise InputError(f"{folder}: there is no such folder of annotations")
-    names = sort_names(walk_files(location, location.name))
-    annotations = location.paths(names.filter(has_extension(names, ANNOTATION_EXTENSIONS)))
-    keys = stems(split_options(annotations)[0])
-    if (pair := first_duplicates(keys, annotations)) is not None:
-        raise InputError(f"two annotation files of the same name: {pair[0]} and {pair[1]}. Leave one")
-    return _attach(manifest, manifest["image_id"], keys, annotations)
-
-
-def _annotations_in(folder: str, options: str) -> pa.Array:
-    """Paths of the annotation files in one folder, spelt as the images' folder is."""
-    location = locate(folder + options)
-    try:
-        names = [name.rpartition("/")[2] for name, is_folder in list_entries(location, location.name) if not is_folder]
-    except FileNotFoundError:
-        return pa.array([], pa.string())  # the images are missing as well: each of them becomes an error row
-    except OSError as error:
-        raise InputError(f"{folder}: the folder cannot be read for annotations: {error}") from error
-    found = pa.array(names, pa.string())
-    found = found.filter(has_extension(found, ANNOTATION_EXTENSIONS))
-    return pc.binary_join_element_wise(pc.binary_join_element_wise(folder, found, "/"), options, "")
-
-
-def _attach(manifest: pa.Table, keys: Any, annotation_keys: pa.ChunkedArray, annotations: pa.ChunkedArray) -> pa.Table:
-    found = annotations.take(pc.index_in(keys, value_set=annotation_keys.combine_chunks()))
-    column = MANIFEST.get_field_index("annotation_path")
-    return manifest.set_column(column, MANIFEST.field(column), pc.coalesce(found, manifest["annotation_path"]))
-
+BESIDE = "beside"
+"""Value of ``annotations`` for files beside the images."""
 
 _IMAGE_COLUMNS = ("image", "bytes", "uri", "path")  # tried in this order
 _ID_COLUMN = "image_id"
-_TABLES_AT_ONCE = 16
+_NUM_THREADS = 16
+
+
+def list_images(
+    input: str | Sequence[str],
+    *,
+    annotations: str | None = None,
+    image_column: str | None = None,
+    id_column: str | None = None,
+) -> pa.Table:
+    """List the images of a job, without reading any of them.
+
+    Each input, a path or URI, is one of: an image; a folder (with everything below it) or a glob, of which images are
+    used, else tar shards, else Parquet files; a ``.txt`` with one path or URI per line, relative to its folder; a
+    ``.tar``; a ``.parquet``. Hidden files and files with other extensions are left out. Inputs come in the given order,
+    files by name, members and rows as stored. An image's id is its stem (for Parquet rows see ``list_tables``).
+
+    Args:
+        input: path or URI of one or several inputs.
+        annotations: ``"beside"``: the ``.json`` with the image's stem in its folder or tar; a folder: its files
+            ``<image_id>.json``, at any depth; None: no annotations.
+        image_column: column of Parquet files with bytes or paths; None: the first of image, bytes, uri and path.
+        id_column: column of Parquet files with ids; None: ``image_id``, if it exists.
+
+    Returns:
+        Table of the schema ``MANIFEST``.
+
+    Raises:
+        InputError: an input is missing, cannot be read or holds no image; two images have the same id; or annotations
+            are requested and no image has one.
+    """
+    inputs = [input] if isinstance(input, str) else list(input)
+    manifest = pa.concat_tables(
+        [make_manifest(path=pa.array([], pa.string()))]
+        + [_list_input(one, annotations == BESIDE, image_column, id_column) for one in inputs]
+    )
+    if not len(manifest):
+        raise InputError("there is no input: name at least one image, folder, glob, list, .tar or .parquet")
+    if (pair := first_duplicates(manifest["image_id"], manifest["uri"])) is not None:
+        raise InputError(
+            f"two images have the same id: {pair[0]} and {pair[1]}. An id is the file name without its extension: "
+            "rename one, list them in runs of their own, or name them in a Parquet file with a column image_id"
+        )
+    if annotations is None:
+        return manifest
+    manifest = attach_beside(manifest) if annotations == BESIDE else attach_folder(manifest, annotations)
+    if manifest["annotation_path"].null_count == len(manifest):
+        where = "beside the images" if annotations == BESIDE else f"in {annotations}"
+        raise InputError(f"no annotation was found {where}: a.json is looked for where the image is a.jpg")
+    return manifest
+
+
+def _list_input(input: str, with_annotations: bool, image_column: str | None, id_column: str | None) -> pa.Table:
+    location, names = _find_files(input)
+    if len(names) == 1 and names[0].as_py() == location.name and _any(names, LIST_EXTENSIONS):
+        return _list_lines(location, input)
+    if _any(names, IMAGE_EXTENSIONS):
+        return _list_files(location, names.filter(has_extension(names, IMAGE_EXTENSIONS)))
+    if _any(names, SHARD_EXTENSIONS):
+        shards = names.filter(has_extension(names, SHARD_EXTENSIONS))
+        manifest = list_tars(location, shards, with_annotations=with_annotations)
+    elif _any(names, TABLE_EXTENSIONS):
+        tables = names.filter(has_extension(names, TABLE_EXTENSIONS))
+        manifest = list_tables(location, tables, image_column=image_column, id_column=id_column)
+    elif _any(names, COMPRESSED_EXTENSIONS):
+        raise InputError(f"{input}: members of a compressed tar cannot be read one by one. Unpack it to a plain .tar")
+    else:
+        raise InputError(
+            f"{input}: there is no image among the {len(names)} files. Looked for {', '.join(IMAGE_EXTENSIONS)}, "
+            "else .tar shards, else .parquet files"
+        )
+    if not len(manifest):
+        raise InputError(f"{input}: the {len(names)} archives or tables hold no image")
+    return manifest
+
+
+def _find_files(input: str) -> tuple[Location, pa.ChunkedArray]:
+    """Find the files of an input: its location, and names in the same file system, sorted."""
+    location = locate(input)
+    try:
+        info = location.filesystem.get_file_info(location.name)
+    except OSError as error:
+        raise InputError(f"{input}: it cannot be looked up: {error}") from error
+    if info.type == pafs.FileType.Directory:
+        return location, sort_names(walk_files(location, location.name))
+    if info.type == pafs.FileType.File:
+        return location, pa.chunked_array([[location.name]])
+    if has_magic(location.name):
+        return location, sort_names(walk_matches(location))
+    raise InputError(f"{input}: there is no such file or folder")
+
+
+def _any(names: pa.ChunkedArray, extensions: tuple[str, ...]) -> bool:
+    return bool(pc.any(has_extension(names, extensions), min_count=0).as_py())
+
+
+def _list_files(location: Location, names: Any) -> pa.Table:
+    uris = location.uris(names)
+    return make_manifest(image_id=stems(uris), uri=uris, path=location.paths(names))
+
+
+def _list_lines(location: Location, input: str) -> pa.Table:
+    try:
+        with location.filesystem.open_input_file(location.name) as file:
+            text = file.read().decode("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{input}: the list cannot be read: {error}") from error
+    lines = pa.array(text.replace("\r\n", "\n").split("\n"), pa.string())
+    lines = lines.filter(pc.invert(pc.match_substring_regex(lines, r"^\s*(#|$)")))
+    if not len(lines):
+        raise InputError(f"{input}: the list is empty. It has one path or URI of an image a line")
+    folder, options = split_options(location.paths(pa.scalar(location.name)))
+    paths = resolve(lines, folders(folder).as_py(), options.as_py())
+    uris = split_options(paths)[0]
+    return make_manifest(image_id=stems(uris), uri=uris, path=paths)
 
 
 def list_tables(location: Location, names: Any, *, image_column: str | None, id_column: str | None) -> pa.Table:
-    """The manifest of the rows of Parquet files.
+    """List the rows of Parquet files, reading only ids and paths, never the images.
 
     The image column holds the bytes (binary, or Hugging Face's struct of ``bytes`` and ``path``), or paths and URIs
-    (string), where a relative one is taken from the table's folder. Only ids and paths are read, never the bytes.
+    (string), of which relative ones are resolved against the table's folder.
 
     Args:
-        location: gives the file system that the files are in.
-        names: of the files, Arrow strings.
-        image_column: None: the first of ``image``, ``bytes``, ``uri`` and ``path`` that a file has.
-        id_column: None: ``image_id`` where a file has it; else the stem of the path, or ``<file stem>-<row>``.
+        location: location whose file system holds the files.
+        names: names of the files, Arrow strings.
+        image_column: column with the images; None: the first of ``image``, ``bytes``, ``uri`` and ``path`` in a file.
+        id_column: column with the ids; None: ``image_id``, if a file has it, else the stem of the path, or
+            ``<file stem>-<row>``.
+
+    Returns:
+        Table of the schema ``MANIFEST``, in the order of the files and their rows.
 
     Raises:
         InputError: a file cannot be read, has no such column, or has null paths or ids.
@@ -122,7 +182,7 @@ def list_tables(location: Location, names: Any, *, image_column: str | None, id_
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{uri}: the Parquet file cannot be read: {error}") from error
 
-    with ThreadPoolExecutor(_TABLES_AT_ONCE) as pool:
+    with ThreadPoolExecutor(_NUM_THREADS) as pool:
         return pa.concat_tables([MANIFEST.empty_table(), *pool.map(list_one, names.to_pylist())])
 
 
@@ -177,115 +237,58 @@ def _read_strings(table: pq.ParquetFile, uri: str, column: str) -> pa.ChunkedArr
     return strings
 
 
-BESIDE = "beside"
+def attach_beside(manifest: pa.Table) -> pa.Table:
+    """Set the annotation of each image that is a file of its own: the ``.json`` with the same stem in its folder.
 
-
-def list_images(
-    input: str | Sequence[str],
-    *,
-    annotations: str | None = None,
-    image_column: str | None = None,
-    id_column: str | None = None,
-) -> pa.Table:
-    """List the images of a job as a table of ``MANIFEST``, without reading any of them.
-
-    Each input, a path or URI, is one of: an image; a folder, with all below it, or a glob, of which images are taken,
-    else tar shards, else Parquet files; a ``.txt`` with a path or URI a line, relative to its folder; a ``.tar``; a
-    ``.parquet``. Hidden files and files of other extensions are left out. Order: inputs as given, files by name,
-    members and rows as stored. An image's id is its stem (see ``list_tables`` for Parquet rows).
-
-    Args:
-        input: one or several of the above.
-        annotations: ``"beside"``: the ``.json`` of the image's stem in its folder or tar; a folder: its
-            ``<image_id>.json``, at any depth; None: none.
-        image_column: of Parquet files, with bytes or paths; None: the first of image, bytes, uri and path.
-        id_column: of Parquet files; None: ``image_id`` where there is one.
+    Members of tars keep the annotations that they have; rows of Parquet files that hold bytes have none.
 
     Raises:
-        InputError: an input is missing or cannot be read, holds no image, or two images have one id; annotations are
-            asked for and no image has one.
+        InputError: a folder cannot be read.
     """
-    inputs = [input] if isinstance(input, str) else list(input)
-    manifest = pa.concat_tables(
-        [make_manifest(path=pa.array([], pa.string()))]
-        + [_list_input(one, annotations == BESIDE, image_column, id_column) for one in inputs]
+    bare, options = split_options(manifest["path"])
+    is_file = pc.and_(manifest["offset"].is_null(), manifest["row"].is_null())
+    places = pa.table({"folder": folders(bare), "options": options}).filter(is_file)
+    places = places.group_by(["folder", "options"], use_threads=False).aggregate([])
+    annotations = pa.chunked_array(
+        [_annotations_in(place["folder"], place["options"]) for place in places.to_pylist()], pa.string()
     )
-    if not len(manifest):
-        raise InputError("there is no input: name at least one image, folder, glob, list, .tar or .parquet")
-    if (pair := first_duplicates(manifest["image_id"], manifest["uri"])) is not None:
-        raise InputError(
-            f"two images have the same id: {pair[0]} and {pair[1]}. An id is the file name without its extension: "
-            "rename one, list them in runs of their own, or name them in a Parquet file with a column image_id"
-        )
-    if annotations is None:
-        return manifest
-    manifest = attach_beside(manifest) if annotations == BESIDE else attach_folder(manifest, annotations)
-    if manifest["annotation_path"].null_count == len(manifest):
-        where = "beside the images" if annotations == BESIDE else f"in {annotations}"
-        raise InputError(f"no annotation was found {where}: a.json is looked for where the image is a.jpg")
-    return manifest
+    # An archive "a.tar" is no image "a": only what is a file of its own may look for its stem.
+    keys = pc.if_else(is_file, without_extensions(bare), pa.scalar(None, pa.string()))
+    return _attach(manifest, keys, without_extensions(split_options(annotations)[0]), annotations)
 
 
-def _list_input(input: str, with_annotations: bool, image_column: str | None, id_column: str | None) -> pa.Table:
-    location, names = _find_files(input)
-    if len(names) == 1 and names[0].as_py() == location.name and _any(names, LIST_EXTENSIONS):
-        return _list_lines(location, input)
-    if _any(names, IMAGE_EXTENSIONS):
-        return _list_files(location, names.filter(has_extension(names, IMAGE_EXTENSIONS)))
-    if _any(names, SHARD_EXTENSIONS):
-        shards = names.filter(has_extension(names, SHARD_EXTENSIONS))
-        manifest = list_tars(location, shards, with_annotations=with_annotations)
-    elif _any(names, TABLE_EXTENSIONS):
-        tables = names.filter(has_extension(names, TABLE_EXTENSIONS))
-        manifest = list_tables(location, tables, image_column=image_column, id_column=id_column)
-    elif _any(names, COMPRESSED_EXTENSIONS):
-        raise InputError(f"{input}: members of a compressed tar cannot be read one by one. Unpack it to a plain .tar")
-    else:
-        raise InputError(
-            f"{input}: there is no image among the {len(names)} files. Looked for {', '.join(IMAGE_EXTENSIONS)}, "
-            "else .tar shards, else .parquet files"
-        )
-    if not len(manifest):
-        raise InputError(f"{input}: the {len(names)} archives or tables hold no image")
-    return manifest
+def attach_folder(manifest: pa.Table, folder: str) -> pa.Table:
+    """Set the annotation of each image: the file ``<image_id>.json`` anywhere below a folder (path or URI).
+
+    Raises:
+        InputError: the folder cannot be read, or holds two files with the same stem.
+    """
+    location = locate(folder)
+    if location.filesystem.get_file_info(location.name).type != pafs.FileType.Directory:
+        raise InputError(f"{folder}: there is no such folder of annotations")
+    names = sort_names(walk_files(location, location.name))
+    annotations = location.paths(names.filter(has_extension(names, ANNOTATION_EXTENSIONS)))
+    keys = stems(split_options(annotations)[0])
+    if (pair := first_duplicates(keys, annotations)) is not None:
+        raise InputError(f"two annotation files of the same name: {pair[0]} and {pair[1]}. Leave one")
+    return _attach(manifest, manifest["image_id"], keys, annotations)
 
 
-def _find_files(input: str) -> tuple[Location, pa.ChunkedArray]:
-    """Names of the files that an input stands for."""
-    location = locate(input)
+def _annotations_in(folder: str, options: str) -> pa.Array:
+    """List the annotation files in one folder, spelt like the folder of the images."""
+    location = locate(folder + options)
     try:
-        info = location.filesystem.get_file_info(location.name)
+        names = [name.rpartition("/")[2] for name, is_folder in list_entries(location, location.name) if not is_folder]
+    except FileNotFoundError:
+        return pa.array([], pa.string())  # the images are missing as well: each of them becomes an error row
     except OSError as error:
-        raise InputError(f"{input}: it cannot be looked up: {error}") from error
-    if info.type == pafs.FileType.Directory:
-        return location, sort_names(walk_files(location, location.name))
-    if info.type == pafs.FileType.File:
-        return location, pa.chunked_array([[location.name]])
-    if has_magic(location.name):
-        return location, sort_names(walk_matches(location))
-    raise InputError(f"{input}: there is no such file or folder")
+        raise InputError(f"{folder}: the folder cannot be read for annotations: {error}") from error
+    found = pa.array(names, pa.string())
+    found = found.filter(has_extension(found, ANNOTATION_EXTENSIONS))
+    return pc.binary_join_element_wise(pc.binary_join_element_wise(folder, found, "/"), options, "")
 
 
-def _any(names: pa.ChunkedArray, extensions: tuple[str, ...]) -> bool:
-    return bool(pc.any(has_extension(names, extensions), min_count=0).as_py())
-
-
-def _list_files(location: Location, names: Any) -> pa.Table:
-    uris = location.uris(names)
-    return make_manifest(image_id=stems(uris), uri=uris, path=location.paths(names))
-
-
-def _list_lines(location: Location, input: str) -> pa.Table:
-    try:
-        with location.filesystem.open_input_file(location.name) as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{input}: the list cannot be read: {error}") from error
-    lines = pa.array(text.replace("\r\n", "\n").split("\n"), pa.string())
-    lines = lines.filter(pc.invert(pc.match_substring_regex(lines, r"^\s*(#|$)")))
-    if not len(lines):
-        raise InputError(f"{input}: the list is empty. It has one path or URI of an image a line")
-    folder, options = split_options(location.paths(pa.scalar(location.name)))
-    paths = resolve(lines, folders(folder).as_py(), options.as_py())
-    uris = split_options(paths)[0]
-    return make_manifest(image_id=stems(uris), uri=uris, path=paths)
+def _attach(manifest: pa.Table, keys: Any, annotation_keys: pa.ChunkedArray, annotations: pa.ChunkedArray) -> pa.Table:
+    found = annotations.take(pc.index_in(keys, value_set=annotation_keys.combine_chunks()))
+    column = MANIFEST.get_field_index("annotation_path")
+    return manifest.set_column(column, MANIFEST.field(column), pc.coalesce(found, manifest["annotation_path"]))

@@ -1,7 +1,4 @@
-"""Which of the images of an input are worked on: a shard, a sample, the first so many.
-
-[from] The manifest: a table with one row for each image of a job, saying where its bytes are.
-[from] Images by the names that other files call them by."""
+"""The manifest: a table with one row per image of a job and the location of its bytes; selection of images from it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -29,24 +26,24 @@ MANIFEST = pa.schema(
         pa.field("annotation_size", pa.int64()),
     ]
 )
-"""What ``list_images`` returns and ``fetch`` reads; see ``ManifestEntry`` for the columns."""
+"""Schema of the tables that ``list_images`` returns and ``fetch`` reads; see ``ManifestEntry`` for the columns."""
 
 
 @dataclass(frozen=True, slots=True)
 class ManifestEntry:
-    """Where the bytes of one image, and of its annotation, are.
+    """Location of the bytes of one image, and of its annotation.
 
     Attributes:
-        image_id: unique in the manifest.
-        uri: names the image for a person: ``folder/a.jpg``, ``shard.tar/a.jpg``, ``table.parquet#row=12``.
-        path: the file to open: a local path, or a URI of a file system that Arrow knows.
-        offset: of the data of a tar member, in bytes; None: the image is not in a tar.
-        size: of the data of a tar member, in bytes; None where the archive cannot be read from ``offset`` on.
-        column: of a Parquet file, holding the bytes; None: the image is not in a Parquet file.
-        row: in that Parquet file, from 0.
-        annotation_path: the file to open for the annotation; None: there is none.
-        annotation_offset: of the annotation in a tar, in bytes; None: the annotation is a file of its own.
-        annotation_size: of the annotation in a tar, in bytes.
+        image_id: id of the image, unique in the manifest.
+        uri: readable name of the image: ``folder/a.jpg``, ``shard.tar/a.jpg``, ``table.parquet#row=12``.
+        path: file to open: a local path, or a URI of a file system that Arrow knows.
+        offset: offset of a tar member's data, in bytes; None: the image is not in a tar.
+        size: size of a tar member's data, in bytes; None: the archive cannot be read from ``offset`` on.
+        column: column of a Parquet file that holds the bytes; None: the image is not in a Parquet file.
+        row: row in that Parquet file, from 0.
+        annotation_path: file to open for the annotation; None: there is none.
+        annotation_offset: offset of the annotation in a tar, in bytes; None: the annotation is a file of its own.
+        annotation_size: size of the annotation in a tar, in bytes.
     """
 
     image_id: str
@@ -62,18 +59,18 @@ class ManifestEntry:
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
-        """Make an entry of a manifest row; other columns that the row may have are ignored."""
+        """Make the entry of a manifest row, ignoring other columns."""
         return cls(**{name: row[name] for name in MANIFEST.names})
 
     def to_row(self) -> dict[str, Any]:
-        """The row of the manifest that this entry stands for."""
+        """Return the entry as a row of the manifest."""
         return asdict(self)
 
 
 def make_manifest(**columns: Any) -> pa.Table:
-    """Make a manifest of Arrow arrays or single values by column name; columns left out are null.
+    """Make a manifest from Arrow arrays, or single values, by column name; other columns are null.
 
-    ``path`` is given as an array and sets the number of rows.
+    ``path`` must be an array and sets the number of rows.
     """
     num_rows = len(columns["path"])
 
@@ -87,7 +84,7 @@ def make_manifest(**columns: Any) -> pa.Table:
 
 
 def rows_of_images(names: Sequence[str], manifest: pa.Table) -> list[int | None]:
-    """Row of the manifest of each name, which may be an image's id or the name of its file; None: there is none."""
+    """Return the manifest row of each name, an image id or the name of an image file; None: there is none."""
     keys = pa.array(names, pa.string())
     known = manifest["image_id"].combine_chunks()
     rows: list[int | None] = pc.coalesce(
@@ -97,7 +94,7 @@ def rows_of_images(names: Sequence[str], manifest: pa.Table) -> list[int | None]
 
 
 def entries_at(manifest: pa.Table, rows: Sequence[int | None]) -> list[ManifestEntry | None]:
-    """Entries of some rows of the manifest; None where there is no row."""
+    """Return the entries of some rows of the manifest; None stays None."""
     found = manifest.take(pa.array(rows, pa.int64())).to_pylist()
     return [None if place is None else ManifestEntry.from_row(row) for place, row in zip(rows, found, strict=True)]
 
@@ -105,11 +102,11 @@ def entries_at(manifest: pa.Table, rows: Sequence[int | None]) -> list[ManifestE
 _SHARD = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 
 
-def checked_shard(shard: str) -> str:
-    """A shard as it is written, ``i/n``.
+def validate_shard(shard: str) -> str:
+    """Validate a shard, ``i/n`` with i from 1 to n.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a shard.
     """
     found = _SHARD.fullmatch(shard)
     if found is None or int(found[1]) > int(found[2]):
@@ -118,14 +115,14 @@ def checked_shard(shard: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class Selection:
-    """Which images are worked on; all of them, unless told otherwise.
+class ImageSelection:
+    """Selection of the images of an input; by default, all of them.
 
     Attributes:
-        shard: ``i/n``, from ``1/n`` to ``n/n``; an image's id alone decides which it is in.
-        sample: so many images, drawn by their ids and the seed.
-        sample_seed: of the sample.
-        limit: so many images, the first ones.
+        shard: shard ``i/n``, from ``1/n`` to ``n/n``, that an image's id alone assigns it to.
+        sample: number of images drawn, by their ids and the seed.
+        sample_seed: seed of the sample.
+        limit: number of images taken from the beginning.
     """
 
     shard: str | None = None
@@ -134,25 +131,25 @@ class Selection:
     limit: int | None = None
 
 
-EVERYTHING = Selection()
+ALL_IMAGES = ImageSelection()
 
 
-def select(manifest: pa.Table, selection: Selection, held_ids: pa.ChunkedArray) -> pa.Table:
-    """The rows of a manifest that are selected, in their order: of the shard, of those a sample, of those the first.
+def select(manifest: pa.Table, selection: ImageSelection, held_ids: pa.ChunkedArray) -> pa.Table:
+    """Select rows of a manifest, in their order: the shard, of those the sample, of those the first ones.
 
-    What the output holds already counts first, and what is selected fills it up. So the same selection goes on when
-    INPUT has grown, and a larger one adds to what is there.
+    The images that the output holds already are taken first, and new ones fill up the sample and the limit. The same
+    selection thus resumes when the input has grown, and a larger one adds to the output.
 
     Args:
-        manifest: schema ``MANIFEST``.
-        selection: what is wanted.
-        held_ids: of the images that the output holds.
+        manifest: images of the input, schema ``MANIFEST``.
+        selection: images to select.
+        held_ids: ids of the images that the output holds.
 
     Raises:
-        OutputError: the output holds images of another shard, or more images than are wanted.
-        InputError: nothing is left.
+        OutputError: the output holds images of another shard, or more images than are selected.
+        InputError: no image is selected.
     """
-    if selection == EVERYTHING:
+    if selection == ALL_IMAGES:
         return manifest
     ids: list[str] = manifest["image_id"].to_pylist()
     held = set(held_ids.to_pylist())

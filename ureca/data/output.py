@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from ureca import __version__, io
 from ureca.data.crash_log import CrashLog
 from ureca.data.lease import LeaseFile
-from ureca.data.manifest import EVERYTHING, ManifestEntry, Selection, select
+from ureca.data.manifest import ALL_IMAGES, ImageSelection, ManifestEntry, select
 from ureca.data.partitions import PartitionReport, new_images, partitions_of, read_report, write_chunks, write_part
 from ureca.data.reading import fetch
 from ureca.errors import DataError, OutputError
@@ -69,7 +69,7 @@ class Output:
     # The manifest: the images of each partition
 
     def add_images(
-        self, manifest: pa.Table, images_per_partition: int | None, selection: Selection = EVERYTHING
+        self, manifest: pa.Table, images_per_partition: int | None, selection: ImageSelection = ALL_IMAGES
     ) -> int:
         """Add the selected images that are not in the manifest yet, as new partitions.
 

@@ -1,6 +1,4 @@
-"""The Parquet file of one unit, and what its footer says about the work that made it.
-
-[from] Which images make which unit, for good."""
+"""Partitions: the images of each, fixed once and for all, its Parquet file, and the report in the file's footer."""
 
 import math
 from collections import Counter
@@ -20,22 +18,31 @@ from ureca.schema import REGIONS_DATASET, Dataset, conform
 PARTITIONS = pa.schema(
     [pa.field("partition", pa.int32(), nullable=False), pa.field("images", pa.list_(pa.struct(MANIFEST)))]
 )
-"""A stored manifest: one row a unit, its images in order."""
+"""A stored manifest: one row per partition, with its images in order."""
 
 _MAX_IMAGES_PER_PARTITION = 64
-_PARTITIONS_OF_A_SMALL_CORPUS = 64
-_PARTITIONS_AT_THE_END = 16
+_MIN_PARTITIONS = 64
+_TAIL_DIVISOR = 16
+_FOOTER_KEY = b"ureca.partition"
+_ROW_GROUP_ROWS = 64
+_WORK_FIELDS = {
+    *("num_calls", "num_prompt_tokens", "num_new_tokens", "invalid_responses", "retries", "latency_ms", "seconds"),
+}
+"""Fields of a report that cannot be counted from rows."""
 
 
 def partitions_of(manifest: pa.Table, first_partition: int, images_per_partition: int | None) -> pa.Table:
-    """Group a manifest's images, in order, into units numbered from ``first_partition``; schema ``PARTITIONS``.
+    """Group a manifest's images, in order, into partitions.
 
     Args:
-        manifest: schema ``MANIFEST``.
-        first_partition: number of the first unit.
-        images_per_partition: None chooses 1 to 64, so that a small corpus spreads over many actors and a large one
-            does not make millions of files. The first units are smaller, so that the first masks are ready soon, and
-            so are the last ones, so that no actor has much left when the others have nothing.
+        manifest: images, schema ``MANIFEST``.
+        first_partition: number of the first partition.
+        images_per_partition: size of a partition; None: 1 to 64 images, so that a small corpus spreads over many actors
+            and a large one does not make millions of files. The first partitions are then smaller, so that the first
+            masks are ready soon, and so are the last ones, so that no actor works on when the others are idle.
+
+    Returns:
+        Table of the schema ``PARTITIONS``, numbered from ``first_partition``.
     """
     num_images = manifest.num_rows
     offsets = pa.array(partition_offsets(num_images, images_per_partition), pa.int32())
@@ -53,44 +60,43 @@ def partitions_of(manifest: pa.Table, first_partition: int, images_per_partition
 
 
 def partition_offsets(num_images: int, images_per_partition: int | None) -> list[int]:
-    """Offsets of the partitions of so many images, and the end of the last; arguments as in ``partitions_of``."""
-    size = images_per_partition or max(
-        1, min(_MAX_IMAGES_PER_PARTITION, math.ceil(num_images / _PARTITIONS_OF_A_SMALL_CORPUS))
-    )
+    """Return the offset of the first image of each partition, and the end of the last one.
+
+    Args:
+        num_images: number of images to group.
+        images_per_partition: as in ``partitions_of``.
+    """
+    size = images_per_partition or max(1, min(_MAX_IMAGES_PER_PARTITION, math.ceil(num_images / _MIN_PARTITIONS)))
     offsets = [0]
     while (left := num_images - offsets[-1]) > 0:
         this = size
         if images_per_partition is None:
-            this = min(size, 2 ** (len(offsets) - 1), math.ceil(left / _PARTITIONS_AT_THE_END))
+            this = min(size, 2 ** (len(offsets) - 1), math.ceil(left / _TAIL_DIVISOR))
         offsets.append(offsets[-1] + min(this, left))
     return offsets
 
 
 def new_images(manifest: pa.Table, known_ids: pa.ChunkedArray) -> pa.Table:
-    """Rows of a manifest whose image ids are not among ``known_ids``."""
+    """Return the rows of a manifest whose image ids are not among ``known_ids``."""
     return manifest.filter(pc.invert(pc.is_in(manifest["image_id"], known_ids)))
 
 
-_FOOTER_KEY = b"ureca.unit"
-_ROW_GROUP_ROWS = 64
-
-
 class PartitionReport(BaseModel):
-    """What became of the images of some units, and what it took.
+    """Results of some partitions, and the work that they took.
 
     Attributes:
-        num_images: rows, with and without error.
-        num_failed: rows with an error.
-        failures: how often each ``<stage>:<kind>`` occurred, over error rows and failed regions.
-        num_regions: captioned regions.
-        num_failed_regions: regions of good rows that have a failure.
-        num_calls: answers of chat models; the captioner's own are not calls.
-        num_prompt_tokens: of those calls.
-        num_new_tokens: of those calls, or written by the captioner.
-        invalid_responses: those that could not be used and were asked for again, by kind.
-        retries: attempts at a call that failed and were followed by another, by kind.
-        latency_ms: calls by the upper bound of the time they took, in milliseconds.
-        seconds: time spent by stage, added over the images, some of which are worked on together.
+        num_images: number of rows, with and without error.
+        num_failed: number of rows with an error.
+        failures: number of error rows and failed regions by ``<stage>:<kind>``.
+        num_regions: number of captioned regions.
+        num_failed_regions: number of failed regions in rows without error.
+        num_calls: number of answers of chat models; the captioner's own captions are not calls.
+        num_prompt_tokens: number of prompt tokens of those calls.
+        num_new_tokens: number of tokens that the calls, or the captioner, generated.
+        invalid_responses: number of unusable answers that were retried, by kind.
+        retries: number of failed calls that were retried, by kind.
+        latency_ms: number of calls by the upper bound of their latency, in milliseconds.
+        seconds: time spent by stage, added over images, some of which are processed at the same time.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -110,7 +116,7 @@ class PartitionReport(BaseModel):
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Any]], dataset: Dataset = REGIONS_DATASET) -> Self:
-        """Count rows of a dataset; calls, tokens and seconds are not in them."""
+        """Count the rows of a dataset; they do not tell calls, tokens and seconds."""
         report = cls()
         failures: Counter[str] = Counter()
         for row in rows:
@@ -127,15 +133,15 @@ class PartitionReport(BaseModel):
         return report
 
     def __add__(self, other: "PartitionReport") -> "PartitionReport":
-        """Both together."""
+        """Add up two reports."""
+
+        def add(first: Any, second: Any) -> Any:
+            if isinstance(first, dict):
+                return {key: first.get(key, 0) + second.get(key, 0) for key in first.keys() | second.keys()}
+            return first + second
+
         mine, theirs = self.model_dump(), other.model_dump()
-        return PartitionReport(**{name: _added(mine[name], theirs[name]) for name in mine})
-
-
-def _added(first: Any, second: Any) -> Any:
-    if isinstance(first, dict):
-        return {key: first.get(key, 0) + second.get(key, 0) for key in first.keys() | second.keys()}
-    return first + second
+        return PartitionReport(**{name: add(mine[name], theirs[name]) for name in mine})
 
 
 def write_part(
@@ -145,22 +151,22 @@ def write_part(
     dataset: Dataset,
     work: PartitionReport,
 ) -> None:
-    """Write the rows of a unit, or put them into its file in the place of the rows of the same images.
+    """Write the file of a partition. If it exists, rows of the same images are replaced, and others kept.
 
     Args:
-        filesystem: of the output.
-        path: of the unit's file within it.
-        rows: of distinct images.
-        dataset: that they are rows of.
-        work: calls, tokens and seconds that the rows took.
+        filesystem: Arrow file system of the output.
+        path: name of the partition's file within it.
+        rows: rows of distinct images.
+        dataset: kind of dataset of the rows.
+        work: report of the calls, tokens and seconds that the rows took; its other fields are not used.
     """
     made = {row["image_id"]: row for row in rows}
     if filesystem.get_file_info(path).is_file:
         existing = io.read_table(filesystem, path).to_pylist()
         rows = [made.pop(row["image_id"], row) for row in existing] + list(made.values())
         earlier = read_report(filesystem, path)
-        work = work + PartitionReport(**earlier.model_dump(include=_WORK))
-    report = PartitionReport.of_rows(rows, dataset) + PartitionReport(**work.model_dump(include=_WORK))
+        work = work + PartitionReport(**earlier.model_dump(include=_WORK_FIELDS))
+    report = PartitionReport.of_rows(rows, dataset) + PartitionReport(**work.model_dump(include=_WORK_FIELDS))
     table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
     io.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
@@ -168,14 +174,14 @@ def write_part(
 def write_chunks(
     filesystem: pafs.FileSystem, path: str, chunks: Sequence[pa.Table], dataset: Dataset, report: PartitionReport
 ) -> None:
-    """Write a unit of which the rows came in pieces, as ``write_part`` does.
+    """Write the file of a partition whose rows came in chunks, as ``write_part`` does.
 
     Args:
-        filesystem: of the output.
-        path: of the unit's file within it.
-        pieces: in order, of the dataset's schema.
-        dataset: that they are rows of.
-        report: of all of them, with the work that they took.
+        filesystem: Arrow file system of the output.
+        path: name of the partition's file within it.
+        chunks: tables of the dataset's schema, in order.
+        dataset: kind of dataset of the rows.
+        report: report of all rows, with the work that they took.
     """
     table = pa.concat_tables(chunks)
     if filesystem.get_file_info(path).is_file:
@@ -185,12 +191,7 @@ def write_chunks(
     io.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 
 
-_WORK = {
-    *("num_calls", "num_prompt_tokens", "num_new_tokens", "invalid_responses", "retries", "latency_ms", "seconds"),
-}
-
-
 def read_report(filesystem: pafs.FileSystem, path: str) -> PartitionReport:
-    """Read the report in the footer of a unit's file."""
+    """Read the report in the footer of a partition's file."""
     metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
     return PartitionReport.model_validate_json(metadata[_FOOTER_KEY])

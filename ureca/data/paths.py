@@ -1,6 +1,9 @@
-"""Glob patterns over the files of any file system.
+"""Paths and URIs: Arrow strings handled a column at a time, and glob patterns over the files of any file system.
 
-[from] Arrow strings of paths and URIs, handled a column at a time."""
+The patterns are matched here, rather than by fsspec, for what they leave out and for their cost: hidden files, links
+that lead back to a folder above, and names that are not UTF-8 are handled as ``ureca.io.list_entries`` does, no file is
+looked at for its size, and only the folders that a pattern can match are listed.
+"""
 
 import fnmatch
 import re
@@ -35,35 +38,35 @@ COMPRESSED_EXTENSIONS = ("tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "t
 
 
 def has_extension(paths: Any, extensions: tuple[str, ...]) -> Any:
-    """Whether each path ends with one of the extensions, in any case."""
+    """Tell for each path whether it ends with one of the extensions, in any case."""
     alternatives = "|".join(extension.replace(".", r"\.") for extension in extensions)
     return pc.match_substring_regex(paths, rf"(?i)[^/]\.(?:{alternatives})$")
 
 
 def stems(paths: Any) -> Any:
-    """Last components without the extension: ``a/b.c.jpg`` becomes ``b.c``."""
+    """Return the last components without the extension: ``a/b.c.jpg`` becomes ``b.c``."""
     return pc.replace_substring_regex(paths, r"(?s)^(?:.*/)?([^/]+?)(?:\.[^./]*)?$", r"\1")
 
 
 def without_extensions(paths: Any) -> Any:
-    """``a/b.c.jpg`` becomes ``a/b.c``."""
+    """Return the paths without the extension: ``a/b.c.jpg`` becomes ``a/b.c``."""
     return pc.replace_substring_regex(paths, r"(?s)^(.*/)?([^/]+?)(?:\.[^./]*)?$", r"\1\2")
 
 
 def folders(paths: Any) -> Any:
-    """``a/b.c.jpg`` becomes ``a``."""
+    """Return the folders of paths: ``a/b.c.jpg`` becomes ``a``."""
     return pc.replace_substring_regex(paths, r"(?s)/[^/]*$", "")
 
 
 def resolve(paths: Any, folder: str, options: str) -> Any:
-    """Absolute paths of this machine and URIs as they are; others are taken from a folder, with its URI's options."""
+    """Resolve relative paths against a folder, with the options of its URI; absolute paths and URIs are unchanged."""
     is_absolute = pc.match_substring_regex(paths, r"^(/|[a-zA-Z][a-zA-Z0-9+.-]*://)")
     joined = pc.binary_join_element_wise(pc.binary_join_element_wise(folder, paths, "/"), options, "")
     return pc.if_else(is_absolute, paths, joined)
 
 
 def split_options(paths: Any) -> tuple[Any, Any]:
-    """Part URIs from their options (``?region=x``). A path of this machine has none, whatever its name holds."""
+    """Split URIs from their options (``?region=x``); a local path has none, even with a question mark in its name."""
     is_uri = pc.match_substring_regex(paths, r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
     bare = pc.if_else(is_uri, pc.replace_substring_regex(paths, r"(?s)\?.*$", ""), paths)
     options = pc.if_else(is_uri, pc.replace_substring_regex(paths, r"(?s)^[^?]*", ""), "")
@@ -71,7 +74,7 @@ def split_options(paths: Any) -> tuple[Any, Any]:
 
 
 def first_duplicates(keys: Any, paths: Any) -> tuple[str, str] | None:
-    """The paths of the first two rows that share a key, for the first key that is shared; None: all are distinct."""
+    """Return the paths of the first two rows with a common key, for the first such key; None: all keys are distinct."""
     counts = pc.value_counts(keys)
     shared = counts.filter(pc.greater(counts.field("counts"), 1))
     if not len(shared):
@@ -86,13 +89,13 @@ def has_magic(path: str) -> bool:
 
 
 def walk_matches(pattern: Location) -> Iterator[str]:
-    """Names of the files that a pattern matches, or that lie in a folder that it matches; not sorted.
+    """Yield the names of the files that a pattern matches, and of those below a folder that it matches, unsorted.
 
     ``*``, ``?``, ``[ab]`` and ``[!ab]`` stay within one component of the path, as in a shell; ``**`` as a component
-    stands for any number of folders. Hidden files and folders match nothing.
+    matches any number of folders. Hidden files and folders are never matched.
 
     Raises:
-        OSError: a folder that has to be searched cannot be read, or does not exist.
+        OSError: a folder of the pattern cannot be read, or does not exist.
     """
     parts = pattern.name.split("/")
     first = next(index for index, part in enumerate(parts) if has_magic(part))

@@ -1,7 +1,4 @@
-"""The bytes of the images and annotations that a manifest names.
-
-[from] Bytes of whole files, and of stretches of files, as values.
-[from] Bytes of images that are rows of a Parquet file."""
+"""Reading the images and annotations of a manifest: whole files, members of tars and rows of Parquet files."""
 
 from collections.abc import Iterator, Sequence
 from types import TracebackType
@@ -17,9 +14,59 @@ from ureca.errors import DataError, InputError
 from ureca.images import ImageLimits
 from ureca.io import locate
 
+_ROWS_PER_BATCH = 16  # number of rows decoded at a time
+_BUFFER_BYTES = 1 << 20  # read ahead in a column, instead of the whole column of a row group
+
+
+class Fetched(NamedTuple):
+    """Bytes of one row of the manifest.
+
+    Attributes:
+        entry: row of the manifest.
+        image: bytes of the image file, or the error of reading them.
+        annotation: bytes of the annotation file, or the error of reading them; None: the entry names none.
+    """
+
+    entry: ManifestEntry
+    image: bytes | DataError
+    annotation: bytes | DataError | None
+
+
+def fetch(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fetched]:
+    """Read images and annotations, one at a time, as the iterator advances.
+
+    The order is that of the entries, except that rows of one Parquet file come together, ascending, at the position of
+    the first of them, so that each row group is read once: pass a whole block of the manifest, not a few rows.
+
+    Errors are values, ``DataError`` of the kinds ``missing_file``, ``unreadable_file`` (no permission, a folder, an
+    unknown scheme, a failing network), ``too_many_bytes`` (found before reading, where the size is stated),
+    ``truncated`` (a tar ends before its member does), ``damaged_archive`` (a tar has no header where one should be),
+    ``missing_row`` (a Parquet file has become shorter) and ``no_bytes`` (null in a Parquet file).
+
+    Args:
+        entries: rows of a manifest.
+        limits: limits of an image; ``max_bytes`` holds for each image and each annotation.
+    """
+    tables: dict[tuple[str, str | None], list[tuple[int, ManifestEntry]]] = {}
+    for entry in entries:
+        if entry.row is not None:
+            tables.setdefault((entry.path, entry.column), []).append((entry.row, entry))
+    with FileReader(limits.max_bytes) as files:
+        for entry in entries:
+            if entry.row is None:
+                image = files.read(entry.path, entry.offset, entry.size)
+                yield Fetched(entry, image, _annotation(entry, files))
+            elif rows := tables.pop((entry.path, entry.column), None):
+                for row_entry, image in read_rows(rows, limits.max_bytes):
+                    yield Fetched(row_entry, image, _annotation(row_entry, files))
+
 
 class FileReader:
-    """Reads files and stretches of tars; the last one stays open, because members of a tar follow each other."""
+    """Reader of files and members of tars; the last file stays open, because members of a tar follow each other.
+
+    Args:
+        max_bytes: largest file or member that is read.
+    """
 
     def __init__(self, max_bytes: int) -> None:
         self._max_bytes = max_bytes
@@ -35,7 +82,7 @@ class FileReader:
         self._close()
 
     def read(self, path: str, offset: int | None, size: int | None) -> bytes | DataError:
-        """Read a whole file (``offset`` None), or the data of a tar member."""
+        """Read a whole file (``offset`` None) or the data of a tar member, or return the error."""
         try:
             file = self._open(path)
             length = file.size()
@@ -66,34 +113,10 @@ class FileReader:
             self._file = None
 
 
-def open_file(path: str) -> pa.NativeFile:
-    """Open a file by path or URI.
-
-    Raises:
-        DataError: it is missing, no regular file, or of an unknown scheme.
-        OSError, pyarrow.ArrowException: it cannot be opened; ``as_data_error`` says what that means.
-    """
-    try:
-        location = locate(path)
-    except InputError as error:
-        raise DataError("unreadable_file", str(error)) from error
-    if location.is_local:
-        type = location.filesystem.get_file_info(location.name).type
-        if type == pafs.FileType.NotFound:
-            raise DataError("missing_file", f"{path}: there is no such file")
-        if type != pafs.FileType.File:  # opening a pipe would wait for its writer
-            raise DataError("unreadable_file", f"{path}: it is no regular file, but {type.name}")
-    return location.filesystem.open_input_file(location.name)
-
-
-def as_data_error(path: str, error: Exception) -> DataError:
-    """The value that stands for a failure of a file system."""
-    kind = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable_file"
-    return DataError(kind, f"{path}: {type(error).__name__}: {error}")
-
-
-_ROWS_AT_ONCE = 16  # decoded at a time
-_BUFFER_BYTES = 1 << 20  # read ahead in a column, in place of the whole column of a row group
+def _annotation(entry: ManifestEntry, files: FileReader) -> bytes | DataError | None:
+    if entry.annotation_path is None:
+        return None
+    return files.read(entry.annotation_path, entry.annotation_offset, entry.annotation_size)
 
 
 def read_rows(
@@ -102,8 +125,8 @@ def read_rows(
     """Read rows of a column of one Parquet file, in ascending order; each row group is read once, in small batches.
 
     Args:
-        entries: of the same path and column, each with its row.
-        max_bytes: largest value that is handed out.
+        entries: entries of the same path and column, each with its row.
+        max_bytes: largest value that is returned.
     """
     path = entries[0][1].path
     pending = sorted(entries, key=lambda wanted: wanted[0], reverse=True)
@@ -127,10 +150,10 @@ def read_rows(
 def _read_group(
     table: pq.ParquetFile, group: int, start: int, pending: list[tuple[int, ManifestEntry]], max_bytes: int
 ) -> Iterator[tuple[ManifestEntry, bytes | DataError]]:
-    """Take from the end of ``pending`` what one row group, whose first row is ``start``, holds."""
+    """Pop from the end of ``pending`` the rows of one row group, whose first row is ``start``."""
     stop = start + table.metadata.row_group(group).num_rows
     column = pending[-1][1].column
-    for batch in table.iter_batches(batch_size=_ROWS_AT_ONCE, row_groups=[group], columns=[column]):
+    for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH, row_groups=[group], columns=[column]):
         values = batch.column(0)
         if pa.types.is_struct(values.type):
             values = pc.struct_field(values, [0])
@@ -151,50 +174,27 @@ def _bytes(value: pa.Scalar, entry: ManifestEntry, max_bytes: int) -> bytes | Da
     return bytes(value.as_py())
 
 
-class Fetched(NamedTuple):
-    """What was read for one row of the manifest.
+def open_file(path: str) -> pa.NativeFile:
+    """Open a file by path or URI.
 
-    Attributes:
-        entry: the row.
-        image: the bytes of the image file, or why there are none.
-        annotation: the bytes of the annotation file; None: the entry names none; or why there are none.
+    Raises:
+        DataError: the file is missing, is not a regular file, or has an unknown scheme.
+        OSError, pyarrow.ArrowException: it cannot be opened; ``as_data_error`` converts the error.
     """
-
-    entry: ManifestEntry
-    image: bytes | DataError
-    annotation: bytes | DataError | None
-
-
-def fetch(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fetched]:
-    """Read images and annotations, one at a time, as the iterator advances.
-
-    The order is that of the entries, but rows of one Parquet file come together, ascending, where the first of them
-    stands, so that each row group is read once: give a whole block of the manifest at a time, not a few rows.
-
-    Failures are values, DataErrors of the kinds ``missing_file``, ``unreadable_file`` (no permission, a folder, an
-    unknown scheme, a network that fails), ``too_many_bytes`` (found before reading, where the size is stated),
-    ``truncated`` (a tar ends before its member does), ``damaged_archive`` (a tar has no header where one should be),
-    ``missing_row`` (a Parquet file has become shorter) and ``no_bytes`` (null in a Parquet file).
-
-    Args:
-        entries: rows of a manifest.
-        limits: ``max_bytes`` holds for each image and each annotation.
-    """
-    tables: dict[tuple[str, str | None], list[tuple[int, ManifestEntry]]] = {}
-    for entry in entries:
-        if entry.row is not None:
-            tables.setdefault((entry.path, entry.column), []).append((entry.row, entry))
-    with FileReader(limits.max_bytes) as files:
-        for entry in entries:
-            if entry.row is None:
-                image = files.read(entry.path, entry.offset, entry.size)
-                yield Fetched(entry, image, _annotation(entry, files))
-            elif rows := tables.pop((entry.path, entry.column), None):
-                for row_entry, image in read_rows(rows, limits.max_bytes):
-                    yield Fetched(row_entry, image, _annotation(row_entry, files))
+    try:
+        location = locate(path)
+    except InputError as error:
+        raise DataError("unreadable_file", str(error)) from error
+    if location.is_local:
+        type = location.filesystem.get_file_info(location.name).type
+        if type == pafs.FileType.NotFound:
+            raise DataError("missing_file", f"{path}: there is no such file")
+        if type != pafs.FileType.File:  # opening a pipe would wait for its writer
+            raise DataError("unreadable_file", f"{path}: it is not a regular file, but {type.name}")
+    return location.filesystem.open_input_file(location.name)
 
 
-def _annotation(entry: ManifestEntry, files: FileReader) -> bytes | DataError | None:
-    if entry.annotation_path is None:
-        return None
-    return files.read(entry.annotation_path, entry.annotation_offset, entry.annotation_size)
+def as_data_error(path: str, error: Exception) -> DataError:
+    """Convert an error of a file system to a ``DataError``."""
+    kind = "missing_file" if isinstance(error, FileNotFoundError) else "unreadable_file"
+    return DataError(kind, f"{path}: {type(error).__name__}: {error}")

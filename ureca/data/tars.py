@@ -15,8 +15,8 @@ from ureca.io import Location
 
 _BLOCK = 512  # bytes; a tar is made of such blocks
 _MAX_EXTENDED_BYTES = 1 << 20  # of a long name, or of extended attributes
-_LOCAL_SHARDS_AT_ONCE = 4  # more would fight over the interpreter: scanning a file that is in memory is all Python
-_REMOTE_SHARDS_AT_ONCE = 32  # each header is a request, which waits for nothing but the network
+_NUM_LOCAL_THREADS = 4  # more would compete for the interpreter: scanning a file in memory is pure Python
+_NUM_REMOTE_THREADS = 32  # each header is a request, which only waits for the network
 _FILES = (b"0", b"\0", b"7")
 _WITHOUT_DATA = (b"1", b"2", b"3", b"4", b"5", b"6")  # links, devices, folders, pipes
 _SPARSE = b"S"  # of GNU's, with more headers of its own
@@ -28,10 +28,10 @@ class TarMember(NamedTuple):
     """A regular file in a tar.
 
     Attributes:
-        name: within the archive, without a leading ``./``.
-        offset: of the data, in bytes.
-        size: of the data, in bytes, as the header states it: a cut archive may end earlier. None: the archive cannot be
-            read from ``offset`` on.
+        name: name within the archive, without a leading ``./``.
+        offset: offset of the data, in bytes.
+        size: size of the data, in bytes, as stated in the header: a truncated archive may end earlier. None: the
+            archive cannot be read from ``offset`` on.
     """
 
     name: str
@@ -46,14 +46,23 @@ _MEMBERS = pa.schema([("name", pa.string()), ("offset", pa.int64()), ("size", pa
 
 
 def list_tars(location: Location, names: Any, *, with_annotations: bool) -> pa.Table:
-    """The manifest of the images in tar archives; ``a.json`` belongs to ``a.jpg`` of the same archive.
+    """List the images in tar archives; ``a.json`` is the annotation of ``a.jpg`` in the same archive.
 
-    An archive that is damaged or cut within a header gets one more row, ``shard@<offset>``, that cannot be fetched.
+    An archive that is damaged or truncated within a header gets one more row, ``shard@<offset>``, which becomes an
+    error row.
+
+    Args:
+        location: location whose file system holds the archives.
+        names: names of the archives, Arrow strings.
+        with_annotations: look for annotations.
+
+    Returns:
+        Table of the schema ``MANIFEST``, in the order of the archives and their members.
 
     Raises:
         InputError: an archive cannot be opened, or is compressed.
     """
-    num_threads = _LOCAL_SHARDS_AT_ONCE if location.is_local else _REMOTE_SHARDS_AT_ONCE
+    num_threads = _NUM_LOCAL_THREADS if location.is_local else _NUM_REMOTE_THREADS
     with ThreadPoolExecutor(num_threads) as pool:
         return pa.concat_tables(
             [
@@ -111,11 +120,11 @@ def _list_tar(location: Location, tar_name: str, with_annotations: bool) -> pa.T
 
 
 def scan(file: pa.NativeFile) -> Iterator[TarMember]:
-    """Read the headers of a tar in order and skip the data.
+    """Yield the regular files of a tar, in order, reading its headers and skipping the data.
 
-    Links, devices, folders and hidden files are left out, and so is whatever has an absolute name or one with ``..``.
-    Long names and sizes are read in GNU's and in POSIX' form. A damaged or half header, or a sparse file, ends the
-    scan with a member without size; an archive without its end mark is good.
+    Links, devices, folders and hidden files are left out, and so are absolute names and names with ``..``. Long names
+    and sizes are read in GNU's and in POSIX' form. A damaged or truncated header, or a sparse file, ends the scan with
+    a member without size; an archive without its end mark is accepted.
     """
     length = file.size()
     offset = 0
@@ -132,7 +141,7 @@ def scan(file: pa.NativeFile) -> Iterator[TarMember]:
                 name, size = extended.get("path", name), int(extended.get("size", size))
                 extended = {}
             if type == _SPARSE or not 0 <= size < 2**62:
-                raise ValueError("a file whose end cannot be told")
+                raise ValueError("the end of the file is unknown")
         except ValueError:
             yield TarMember("", offset, None)
             return
@@ -143,7 +152,11 @@ def scan(file: pa.NativeFile) -> Iterator[TarMember]:
 
 
 def _parse_header(block: bytes) -> tuple[bytes, bytes, int]:
-    """Type, name and size of data; ValueError where the block is none. tarfile's own parser takes ten times as long."""
+    """Parse type, name and size of a header. The parser of ``tarfile`` takes ten times as long.
+
+    Raises:
+        ValueError: the block is not a header.
+    """
     if len(block) < _BLOCK or sum(block) - sum(block[148:156]) + 8 * ord(" ") != _number(block[148:156]):
         raise ValueError("not a tar header")
     name = block[:100].partition(b"\0")[0]
@@ -153,12 +166,12 @@ def _parse_header(block: bytes) -> tuple[bytes, bytes, int]:
 
 
 def _number(field: bytes) -> int:
-    """A number in octal digits or, with the first bit set, in base 256."""
+    """Parse a number in octal digits or, with the first bit set, in base 256."""
     return int.from_bytes(field[1:], "big") if field[0] == 0x80 else int(field.partition(b"\0")[0].strip() or b"0", 8)
 
 
 def _parse_extended(type: bytes, content: bytes) -> dict[str, bytes]:
-    """What GNU's L header (a name) or POSIX' x header (lines ``<length> <key>=<value>``) says of the next file."""
+    """Parse GNU's L header (a name) or POSIX' x header (lines ``<length> <key>=<value>``), about the next file."""
     if type == b"L":
         return {"path": content.partition(b"\0")[0]}
     values = {}
@@ -171,6 +184,6 @@ def _parse_extended(type: bytes, content: bytes) -> dict[str, bytes]:
 
 
 def _safe(name: bytes) -> str:
-    """The name without any ``./``; empty for a folder, a hidden file, or one outside the archive's folder."""
+    """Return the name without any ``./``; empty for a folder, a hidden file, or one outside of the archive's folder."""
     name = _HERE.sub(b"", name)
     return name.decode("utf-8", "backslashreplace") if _VISIBLE.fullmatch(name) else ""
