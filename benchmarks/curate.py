@@ -28,7 +28,7 @@ from benchmarks.chat_endpoint import BIN_S, endpoint_process
 from benchmarks.processes import ProcessTree, settled_mib
 from benchmarks.scene_corpus import write_scene_corpus
 from ureca.curation.curator import Curator
-from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
@@ -240,7 +240,7 @@ def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[
 async def _curate_alone(
     partition: MaskedPartition, settings: CurateSettings
 ) -> tuple[list[dict[str, Any]], PartitionReport]:
-    assert isinstance(settings.annotator, PromptingSettings)  # noqa: S101 - the options say so
+    assert isinstance(settings.annotator, PromptedConfig)  # noqa: S101 - the options say so
     model = build_component("chat_model", settings.mllm)
     annotator = PromptedAnnotator(model, settings.annotator)
     curator = Curator(

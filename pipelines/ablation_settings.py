@@ -6,7 +6,9 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from ureca.config import ESSENTIAL
-from ureca.curation.settings import NoListenerConfig, NoVerificationConfig, RuleBasedConfig, RuleBasedListenerConfig
+from ureca.curation.curator import NoVerificationConfig
+from ureca.curation.listener import NoListenerConfig
+from ureca.curation.rule_based.captioner import RuleBasedConfig, RuleBasedListenerConfig
 from ureca.evaluation.encoders import COLOUR_WORDS, DualEncoderSettings
 from ureca.evaluation.uniqueness import DuplicateSettings
 from ureca.pipelines.component_settings import ListenerConfig, VerificationConfig

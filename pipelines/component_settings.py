@@ -3,7 +3,10 @@
 from typing import TYPE_CHECKING
 
 # Each of these modules registers its components.
-import ureca.curation.settings
+import ureca.curation.embedders
+import ureca.curation.listener
+import ureca.curation.prompted
+import ureca.curation.rule_based.captioner
 import ureca.llm.fake
 import ureca.llm.openai
 import ureca.llm.ray_serve
@@ -14,7 +17,8 @@ import ureca.masks.generators.prompted_sam
 import ureca.masks.generators.sam
 import ureca.masks.generators.segments
 import ureca.scenes.oracle  # noqa: F401
-from ureca.curation.settings import NoListenerConfig, NoVerificationConfig
+from ureca.curation.curator import NoVerificationConfig
+from ureca.curation.listener import NoListenerConfig
 from ureca.registry import ComponentConfig, config_union
 
 WITHOUT_ANNOTATIONS = frozenset({"segments", "sam"})

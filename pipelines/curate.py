@@ -11,7 +11,7 @@ import pyarrow as pa
 from ray.data import Dataset
 
 from ureca.curation.curator import Curator
-from ureca.curation.dry_run import DryRunListener, counted
+from ureca.curation.dry_run import DryRunListener, counting_model
 from ureca.curation.listener import ListeningSettings
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
 from ureca.curation.stage import CurateStage
@@ -223,7 +223,7 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
         SettingsError: a checkpoint, a package or the MLLM's key is missing; or it cannot be asked before a run.
     """
     ask = settings.planning.ask_model
-    model = counted(build_component("chat_model", settings.mllm) if ask else None)
+    model = counting_model(build_component("chat_model", settings.mllm) if ask else None)
     curator = build_curator(settings, model)
     if curator.listener is not None and not ask:
         curator = replace(curator, listener=DryRunListener(curator.listener))

@@ -6,8 +6,10 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE
-from ureca.curation.curator import TreeSettings, ViewSettings
-from ureca.curation.settings import DescriptorConfig, NoListenerConfig, NoVerificationConfig, RuleBasedConfig
+from ureca.curation.curator import NoVerificationConfig, TreeSettings, ViewSettings
+from ureca.curation.embedders import DescriptorConfig
+from ureca.curation.listener import NoListenerConfig
+from ureca.curation.rule_based.captioner import RuleBasedConfig
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings
 from ureca.data.in_flight import DEFAULT_PIXELS_IN_FLIGHT

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
-from ureca.curation.settings import NoListenerConfig
+from ureca.curation.listener import NoListenerConfig
 from ureca.data.samples import JsonlOptions
 from ureca.evaluation.benchmarks.readers import BenchmarkSettings, RegionsBenchmarkSettings
 from ureca.evaluation.benchmarks.refcoco import RefCocoSettings

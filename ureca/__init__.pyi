@@ -1,8 +1,8 @@
 from .curation.curator import Curator as Curator
 from .curation.image import curate_image as curate_image
-from .curation.listener import Listener as Listener
 from .curation.protocols import Annotator as Annotator
 from .curation.protocols import Embedder as Embedder
+from .curation.protocols import Listener as Listener
 from .data.export import export as export
 from .data.reader import OutputReader as OutputReader
 from .data.reader import Region as Region

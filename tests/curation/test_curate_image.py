@@ -12,7 +12,7 @@ from tests.curation.stand_ins import EverythingAlike, NothingAlike, RecordingAnn
 from tests.drawn import HEIGHT, WIDTH, disc, drawn_image
 from ureca.curation.curator import Curator, TreeSettings, ViewSettings, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.curation.protocols import Embedder
 from ureca.curation.rule_based.captioner import RuleBasedCaptioner
 from ureca.curation.uniqueness import UniquenessSettings
@@ -89,7 +89,7 @@ def test_masks_that_are_not_captioned_say_why() -> None:
 
 def test_an_empty_mask_is_a_row_even_where_no_area_is_too_small() -> None:
     empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
-    annotator = PromptedAnnotator(FakeChatModel(FakeConfig()), PromptingSettings())
+    annotator = PromptedAnnotator(FakeChatModel(FakeConfig()), PromptedConfig())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(min_area_fraction=0))
     rows = asyncio.run(curate_regions(BLACK, [*drawn_masks(), empty], curator))
     assert [row["region_id"] for row in rows if row["status"] == "skipped:empty"] == [9]
@@ -156,7 +156,7 @@ def test_an_image_without_masks() -> None:
 
 def test_one_pixel() -> None:
     pixels, mask = np.full((1, 1, 3), 90, np.uint8), Mask.from_array(0, np.ones((1, 1), bool))
-    annotator = PromptedAnnotator(FakeChatModel(FakeConfig()), PromptingSettings())
+    annotator = PromptedAnnotator(FakeChatModel(FakeConfig()), PromptedConfig())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(max_area_fraction=1), verifier=annotator)
     (row,) = asyncio.run(
         curate_regions(
@@ -180,7 +180,7 @@ def test_masks_of_another_image_are_a_bug_of_the_caller() -> None:
 @pytest.mark.parametrize("embedder", [DescriptorEmbedder(), EverythingAlike()], ids=["descriptor", "all alike"])
 @pytest.mark.parametrize(
     "annotator",
-    [RuleBasedCaptioner(), PromptedAnnotator(FakeChatModel(FakeConfig()), PromptingSettings())],
+    [RuleBasedCaptioner(), PromptedAnnotator(FakeChatModel(FakeConfig()), PromptedConfig())],
     ids=["rule_based", "prompted"],
 )
 def test_real_annotators_write_distinct_captions_that_fit_the_schema(
@@ -207,7 +207,7 @@ def test_whatever_the_model_says_ok_captions_are_distinct(
     pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)
     masks = [Mask.from_array(id, disc(*shape)) for id, shape in enumerate(discs)]
     model = FakeChatModel(FakeConfig(malformed_fraction=malformed_fraction))
-    annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=1))
+    annotator = PromptedAnnotator(model, PromptedConfig(max_attempts=1))
     rows = asyncio.run(curate_regions(pixels, masks, Curator(annotator, DescriptorEmbedder())))
     assert sorted(row["region_id"] for row in rows) == list(range(len(masks)))
     captions = [row["caption"] for row in rows if row["status"] == "ok"]

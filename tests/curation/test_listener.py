@@ -26,9 +26,9 @@ from tests.curation.stand_ins import (
 )
 from tests.drawn import HEIGHT, WIDTH, drawn_image
 from ureca.curation.curator import Curator, curate_regions
-from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener, numbered
-from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
-from ureca.curation.protocols import Annotator, Choice, CurationImage, Embedder, LookAlike, RegionCaptions
+from ureca.curation.listener import ListeningSettings, PromptedListener, PromptedListenerSettings, shuffled_candidates
+from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
+from ureca.curation.protocols import Annotator, Choice, CuratedRegion, CurationImage, Embedder, LookAlike
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
@@ -69,7 +69,7 @@ def walk(
     embedder: Embedder | None = None,
     verifier: Annotator | None = None,
     **listening: Any,
-) -> dict[int, RegionCaptions]:
+) -> dict[int, CuratedRegion]:
     return asyncio.run(
         caption_regions(
             image,
@@ -90,12 +90,12 @@ class TestQuestion:
 
     def choose(self, said: str, candidates: Collection[int] = (1, 2, 4), **asked: Any) -> Choice:
         model = ScriptedChatModel([said])
-        listener = PromptedListener(model, ListenerSettings(**{"max_attempts": 1} | asked))
+        listener = PromptedListener(model, PromptedListenerSettings(**{"max_attempts": 1} | asked))
         return asyncio.run(listener.choose(self.views(), candidates, "A disc."))
 
     @pytest.mark.parametrize("number", [0, 1, 2])
     def test_a_number_is_the_region_that_bears_it(self, number: int) -> None:
-        assert self.choose(json.dumps({"choice": number})) == numbered((1, 2, 4), "A disc.")[number]
+        assert self.choose(json.dumps({"choice": number})) == shuffled_candidates((1, 2, 4), "A disc.")[number]
 
     @pytest.mark.parametrize("word", ["none", "several"])
     def test_none_and_several(self, word: str) -> None:
@@ -120,13 +120,13 @@ class TestQuestion:
 
     def test_it_is_asked_greedily_and_afresh_with_nothing_but_the_view_and_the_caption(self) -> None:
         model = ScriptedChatModel(["none", '{"choice": "none"}'])
-        listener = PromptedListener(model, ListenerSettings(max_new_tokens=77))
+        listener = PromptedListener(model, PromptedListenerSettings(max_new_tokens=77))
         with metered() as usage:
             asyncio.run(listener.choose(self.views(), [4, 1], "A disc."))
         first, _ = model.requests
         assert (first.temperature, first.max_new_tokens) == (0, 77)
         view, question = first.parts
-        ids = numbered([1, 4], "A disc.")
+        ids = shuffled_candidates([1, 4], "A disc.")
         np.testing.assert_array_equal(view, self.views().lookalikes(ids[0], ids[1:]))
         assert "A disc." in str(question) and "0 to 1" in str(question)
         assert (usage.num_calls, usage.invalid_responses) == (2, {"unusable_answer": 1})
@@ -138,13 +138,13 @@ class TestQuestion:
         """The target is not even known; whatever the order of the candidates, they bear the same numbers."""
         order = list(ids)
         shuffler.shuffle(order)
-        assert numbered(order, caption) == numbered(sorted(ids), caption)
-        assert set(numbered(order, caption)) == ids
+        assert shuffled_candidates(order, caption) == shuffled_candidates(sorted(ids), caption)
+        assert set(shuffled_candidates(order, caption)) == ids
 
     def test_every_number_is_as_likely_for_every_region(self) -> None:
         counts = np.zeros((4, 4), int)
         for index in range(2000):
-            for place, id in enumerate(numbered(range(4), f"caption {index}")):
+            for place, id in enumerate(shuffled_candidates(range(4), f"caption {index}")):
                 counts[place, id] += 1
         assert counts.min() > 400 and counts.max() < 600
 
@@ -318,7 +318,7 @@ def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
     pixels, masks = drawn_image(1)
     model = FakeChatModel(FakeConfig())
     curator = Curator(
-        PromptedAnnotator(model, PromptingSettings()),
+        PromptedAnnotator(model, PromptedConfig()),
         EverythingAlike(),
         uniqueness=UniquenessSettings(include_nested=True),
         listener=PromptedListener(model, ListeningSettings()),

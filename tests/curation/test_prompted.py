@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from tests.curation.stand_ins import NothingAlike, RecordingAnnotator, ScriptedChatModel, caption_json
 from ureca.curation import prompts
-from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.curation.protocols import CurationImage, LookAlike, Verdict
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import caption_regions
@@ -55,7 +55,7 @@ def image() -> CurationImage:
 
 
 def annotator_of(model: ScriptedChatModel, **settings: Any) -> PromptedAnnotator:
-    return PromptedAnnotator(model, PromptingSettings(**settings))
+    return PromptedAnnotator(model, PromptedConfig(**settings))
 
 
 def run(question: Coroutine[Any, Any, Answer]) -> Answer:
@@ -167,7 +167,7 @@ class TestQuestions:
     def test_the_constant_part_is_the_same_for_all_regions_of_a_stage(self, image: CurationImage) -> None:
         """It comes first, so that an engine's prefix cache serves it; all that differs comes after it."""
         model = _ByContent()
-        annotator = PromptedAnnotator(model, PromptingSettings())
+        annotator = PromptedAnnotator(model, PromptedConfig())
         uniqueness = UniquenessSettings(include_nested=True, similarity_threshold=-1)
         run(caption_regions(image, annotator, NothingAlike(), uniqueness, verifier=annotator))
         stages: dict[str, set[str]] = {}
@@ -373,14 +373,14 @@ class TestUsage:
 )
 def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
-        PromptingSettings.model_validate(settings)
+        PromptedConfig.model_validate(settings)
 
 
 def test_the_walk_with_a_recording_verifier_needs_no_second_model(image: CurationImage) -> None:
     """Annotator and verifier are any two annotators."""
     model = _ByContent()
     verifier = RecordingAnnotator()
-    annotator = PromptedAnnotator(model, PromptingSettings())
+    annotator = PromptedAnnotator(model, PromptedConfig())
     captions = run(caption_regions(image, annotator, NothingAlike(), UniquenessSettings(), verifier))
     assert verifier.of_stage("verify").keys() == captions.keys() == set(image.regions)
     assert image.tree.parents[EAR] == CAT != ROOT

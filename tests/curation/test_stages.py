@@ -13,8 +13,8 @@ import pytest
 
 from tests.drawn import drawn_image, png, write_corpus
 from ureca.curation.curator import Curator
-from ureca.curation.listener import ListenerSettings, ListeningSettings, PromptedListener
-from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.listener import ListeningSettings, PromptedListener, PromptedListenerSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCrop, Verdict
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
@@ -132,8 +132,8 @@ def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
 def test_answers_that_could_not_be_used_are_in_the_report(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
     model = FakeChatModel(FakeConfig(malformed_fraction=0.4))
-    annotator = PromptedAnnotator(model, PromptingSettings(max_attempts=9))
-    listener = PromptedListener(model, ListenerSettings())
+    annotator = PromptedAnnotator(model, PromptedConfig(max_attempts=9))
+    listener = PromptedListener(model, PromptedListenerSettings())
     curator = Curator(annotator, OneHotEmbedder(), listener=listener, listening=ListeningSettings(include_all=True))
     rows, work = asyncio.run(CurateStage(curator, LIMITS, 4)(proposed_unit(entries_of(tmp_path))))
     assert {row["provenance"]["listener"] for row in rows} == {listener.name}

@@ -6,7 +6,7 @@ import pytest
 
 from tests.curation.stand_ins import Call, EverythingAlike, RecordingAnnotator, image_of, say_everything
 from tests.drawn import drawn_image
-from ureca.curation.protocols import RegionCaptions
+from ureca.curation.protocols import CuratedRegion
 from ureca.curation.rule_based.captioner import RuleBasedListener
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings, caption_regions
@@ -16,7 +16,7 @@ from ureca.masks.views import Views
 PARENTS = {1: ROOT, 2: 1, 3: 1, 4: 2, 5: ROOT}
 
 
-def walk(annotator: RecordingAnnotator, **stages: bool) -> dict[int, RegionCaptions]:
+def walk(annotator: RecordingAnnotator, **stages: bool) -> dict[int, CuratedRegion]:
     return asyncio.run(
         caption_regions(
             image_of(PARENTS), annotator, EverythingAlike(), UniquenessSettings(), stages=StageSettings(**stages)

@@ -19,7 +19,7 @@ from tests.curation.stand_ins import (
     image_of,
     say_everything,
 )
-from ureca.curation.protocols import Annotator, CurationImage, Embedder, LookAlike, RegionCaptions, Verdict
+from ureca.curation.protocols import Annotator, CuratedRegion, CurationImage, Embedder, LookAlike, Verdict
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
@@ -35,7 +35,7 @@ def walk(
     embedder: Embedder | None = None,
     uniqueness: UniquenessSettings | None = None,
     verifier: Annotator | None = None,
-) -> dict[int, RegionCaptions]:
+) -> dict[int, CuratedRegion]:
     return asyncio.run(
         caption_regions(image, annotator, embedder or NothingAlike(), uniqueness or UniquenessSettings(), verifier)
     )
@@ -126,7 +126,7 @@ class TestFailures:
     def test_a_region_without_a_short_caption_leaves_its_parts_with_the_nearest_ancestors(self) -> None:
         annotator = RecordingAnnotator(failing("short", 3))
         captions = walk(image_of(FAMILY), annotator)
-        assert captions[3] == RegionCaptions(failure="short_caption:unusable_answer")
+        assert captions[3] == CuratedRegion(failure="short_caption:unusable_answer")
         short = annotator.of_stage("short")
         assert short[6]["parent"] == short[7]["parent"] == "short of 1"
         assert short[4]["siblings"] == ()
@@ -144,7 +144,7 @@ class TestFailures:
     def test_a_failed_detail_leaves_the_parent_with_the_other_parts(self) -> None:
         annotator = RecordingAnnotator(failing("detailed", 3))
         captions = walk(image_of(FAMILY), annotator)
-        assert captions[3] == RegionCaptions("short of 3", failure="detailed_caption:unusable_answer")
+        assert captions[3] == CuratedRegion("short of 3", failure="detailed_caption:unusable_answer")
         assert annotator.of_stage("detailed")[1]["children"] == ("short of 4", "short of 5")
 
     def test_a_parent_of_failed_parts_only_is_captioned_as_a_leaf(self) -> None:
@@ -173,7 +173,7 @@ class TestFailures:
 
         annotator = RecordingAnnotator(nothing)
         captions = walk(image_of(FAMILY), annotator, EverythingAlike(), verifier=annotator)
-        assert all(region == RegionCaptions(failure="short_caption:down") for region in captions.values())
+        assert all(region == CuratedRegion(failure="short_caption:down") for region in captions.values())
         assert {call.stage for call in annotator.calls} == {"short"}
 
     def test_a_bug_is_no_failed_region(self) -> None:

@@ -193,8 +193,8 @@ LONG_CHAPTERS = (
         (
             Step(
                 "ureca ablate-curation $S OUTPUT --listing.annotations beside --masks.kind annotations "
-                "--tree.min-area-fraction 0.001 --annotator.kind scenes --annotator.folder $S --listener.kind scenes "
-                "--listener.folder $S --verification.kind scenes --verification.folder $S --judge.kind scenes "
+                "--tree.min-area-fraction 0.001 --annotator.kind oracle --annotator.folder $S --listener.kind oracle "
+                "--listener.folder $S --verification.kind oracle --verification.folder $S --judge.kind oracle "
                 "--judge.folder $S --judge.error-rate 0",
                 "no verification",
                 ("OUTPUT/ablation.md", "OUTPUT/ablation.json"),

@@ -12,7 +12,7 @@ from tests.drawn import HEIGHT, WIDTH, drawn_image
 from tests.llm.chat_server import ChatServer, Received, Said, completion, error
 from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
 from ureca.llm.usage import Usage, metered
 from ureca.schema import REGIONS, conform
@@ -34,7 +34,7 @@ async def curated(server: ChatServer) -> tuple[list[dict[str, Any]], Usage]:
     model = OpenAIChatModel(
         OpenAIConfig.model_validate({"model": "tiny-vl", "base_urls": [server.url], "initial_backoff_s": 0.002})
     )
-    annotator = PromptedAnnotator(model, PromptingSettings())
+    annotator = PromptedAnnotator(model, PromptedConfig())
     pixels, masks = drawn_image(1)
     with metered() as usage:
         rows = await curate_regions(pixels, masks, Curator(annotator, DescriptorEmbedder(), verifier=annotator))

@@ -20,7 +20,7 @@ from tests.drawn import drawn_image
 from tests.llm.tiny_models import FAMILIES, chatml
 from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.prompted import PromptedAnnotator, PromptingSettings
+from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.protocol import ChatAnswer, ChatRequest, Pixels
@@ -200,7 +200,7 @@ class TestWhatCannotBeAsked:
         assert "aspect ratio" in second.message
 
     def test_a_model_that_talks_nonsense_fails_regions_and_nothing_else(self, model: TransformersChatModel) -> None:
-        prompting = PromptingSettings(max_new_tokens=16, max_attempts=2)
+        prompting = PromptedConfig(max_new_tokens=16, max_attempts=2)
         annotator = PromptedAnnotator(model, prompting)
         pixels, masks = drawn_image(1)
         with metered() as usage:

@@ -1,18 +1,16 @@
-"""From an image and its masks to the rows of its regions.
-
-[from] Which masks of an image become captioned regions (paper, stage 1)."""
+"""Curation of an image and its masks: selection of the regions (paper, stage 1), captions, and rows."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.listener import Listener, ListeningSettings
-from ureca.curation.protocols import Annotator, CurationImage, Embedder, RegionCaptions
+from ureca.curation.listener import ListeningSettings
+from ureca.curation.protocols import Annotator, CuratedRegion, CurationImage, Embedder, Listener
 from ureca.curation.rule_based.captioner import RuleBasedCaptioner
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings, caption_regions
@@ -22,44 +20,52 @@ from ureca.masks.views import Views
 
 
 class TreeSettings(BaseModel):
-    """How the mask tree is planted and what of it is captioned.
+    """Mask tree, and selection of the regions to caption.
 
-    The paper's values, for SA-1B's ~100 masks an image, are the defaults but for ``main_object_min_levels``, which is
-    4 there: with fewer masks an image it leaves nothing to caption.
+    The defaults are the paper's, which are for SA-1B's ~100 masks per image, except that ``main_object_min_levels`` is
+    4 there: with fewer masks per image it would leave nothing to caption.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    containment: float = Field(default=0.8, gt=0, le=1, description="share of a mask inside another to lie below it")
-    main_object_min_levels: int = Field(default=1, ge=1, description="levels a top-level mask's subtree must have")
-    min_area_fraction: float = Field(default=0.007, ge=0, le=1, description="smallest region, as share of the image")
-    max_area_fraction: float = Field(default=0.7, gt=0, le=1, description="largest main object, as share of the image")
+    containment: float = Field(
+        default=0.8, gt=0, le=1, description="fraction of a mask that must lie inside another mask to become its child"
+    )
+    main_object_min_levels: int = Field(
+        default=1, ge=1, description="minimum levels of the subtree of a top-level mask to be a main object"
+    )
+    min_area_fraction: float = Field(
+        default=0.007, ge=0, le=1, description="minimum area of a region, as a fraction of the image"
+    )
+    max_area_fraction: float = Field(
+        default=0.7, gt=0, le=1, description="maximum area of a main object, as a fraction of the image"
+    )
 
 
 def select_regions(tree: MaskTree, settings: TreeSettings) -> tuple[list[int], list[int], dict[int, str]]:
-    """Choose the main objects and their parts.
+    """Select the main objects and their parts.
 
     Returns:
-        ids of the main objects; ids of all regions, parents before children; and for every other mask why it is
-        skipped: ``empty`` (it has no pixel), ``small``, ``large``, ``shallow`` (its subtree has too few levels) or
-        ``parent`` (its parent is).
+        Ids of the main objects; ids of all regions, parents before children; and for every other mask the reason why it
+        is skipped: ``empty`` (no pixels), ``small``, ``large``, ``shallow`` (its subtree has too few levels) or
+        ``parent`` (its parent is skipped).
     """
     main_objects = tree.main_objects(
         min_levels=settings.main_object_min_levels,
         min_area_fraction=settings.min_area_fraction,
         max_area_fraction=settings.max_area_fraction,
     )
-    # Masks without a pixel lie below nothing: a bound of 0 would make them main objects that no view can show.
+    # Empty masks have no parent: with a bound of 0 they would be main objects that no view can show.
     main_objects = [id for id in main_objects if tree.area_fractions[id] > 0]
     regions: list[int] = []
     for id in main_objects:
         regions += [id, *tree.parts(id, min_area_fraction=settings.min_area_fraction)]
     kept = set(regions)
-    skipped = {id: _why_skipped(id, tree, kept, settings) for id in tree.walk() if id not in kept}
+    skipped = {id: _skip_reason(id, tree, kept, settings) for id in tree.walk() if id not in kept}
     return main_objects, regions, skipped
 
 
-def _why_skipped(id: int, tree: MaskTree, kept: set[int], settings: TreeSettings) -> str:
+def _skip_reason(id: int, tree: MaskTree, kept: set[int], settings: TreeSettings) -> str:
     if tree.area_fractions[id] == 0:
         return "empty"
     if tree.area_fractions[id] < settings.min_area_fraction:
@@ -70,11 +76,21 @@ def _why_skipped(id: int, tree: MaskTree, kept: set[int], settings: TreeSettings
 
 
 class ViewSettings(BaseModel):
-    """What an MLLM is shown."""
+    """Views for the chat model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_side_px: int = Field(default=1024, ge=32, description="longest side of a view; larger ones are shrunk")
+    max_side_px: int = Field(
+        default=1024, ge=32, description="maximum longest side of a view, in pixels; larger views are downscaled"
+    )
+
+
+class NoVerificationConfig(BaseModel):
+    """No verification: captions stay unchecked."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["none"] = "none"
 
 
 @dataclass(frozen=True)
@@ -119,16 +135,16 @@ async def curate_regions(
 
     Args:
         pixels: uint8 RGB [H, W, 3].
-        masks: of this image, with distinct ids.
-        curator: what writes, compares and checks captions.
-        tree: of all masks, where it is planted already.
+        masks: masks of this image, with distinct ids.
+        curator: components and settings of the curation.
+        tree: mask tree of all masks; None: it is built.
 
     Returns:
-        one row a mask, fields as in ``ureca.schema.REGION``, parents before children; masks that are not captioned
-        are there with the status ``skipped:<why>``.
+        One row per mask with the fields of ``ureca.schema.REGION``, parents before children. Masks that are not
+        captioned have the status ``skipped:<reason>``.
 
     Raises:
-        ValueError: a mask has another size than the image, or two have the same id.
+        ValueError: a mask does not have the size of the image, or two masks have the same id.
     """
     for mask in masks:
         if mask.rle["size"] != list(pixels.shape[:2]):
@@ -158,9 +174,9 @@ async def curate_regions(
 
 
 def _region_row(
-    mask: Mask, tree: MaskTree, captions: Mapping[int, RegionCaptions], skipped: Mapping[int, str]
+    mask: Mask, tree: MaskTree, captions: Mapping[int, CuratedRegion], skipped: Mapping[int, str]
 ) -> dict[str, Any]:
-    region = captions.get(mask.id, RegionCaptions())
+    region = captions.get(mask.id, CuratedRegion())
     if mask.id in skipped:
         status = f"skipped:{skipped[mask.id]}"
     else:

@@ -1,10 +1,9 @@
-"""A curation that asks what the real one would ask, of a model that costs nothing."""
+"""Components of a dry run: a curation that makes the requests of a real one without their cost."""
 
 from collections.abc import Collection
 
 from ureca.curation import prompts
-from ureca.curation.listener import Listener
-from ureca.curation.protocols import Choice
+from ureca.curation.protocols import Choice, Listener
 from ureca.llm.fake import CountingChatModel, FakeChatModel, FakeConfig
 from ureca.llm.protocol import ChatModel
 from ureca.masks.views import Views
@@ -18,16 +17,18 @@ _KINDS = {
 }
 
 
-def counted(model: ChatModel | None = None) -> CountingChatModel:
-    """A model that counts the questions of a curation by stage; None: the stand-in answers."""
+def counting_model(model: ChatModel | None = None) -> CountingChatModel:
+    """Wrap a model so that it counts the requests of a curation by stage; None: the fake model answers."""
     return CountingChatModel(model or FakeChatModel(FakeConfig()), _KINDS)
 
 
 class DryRunListener:
-    """Asks as another listener does, and takes every caption for the region that it was written for; a ``Listener``.
+    """Makes the requests of another listener and then chooses the right region; a ``Listener``.
 
-    What the stand-in chooses says nothing about real captions: each caption that it did not understand would be
-    written again.
+    The choices of the fake model say nothing about real captions, and each wrong choice would cause a rewrite.
+
+    Args:
+        listener: listener whose requests are made.
     """
 
     def __init__(self, listener: Listener) -> None:
@@ -35,6 +36,6 @@ class DryRunListener:
         self._listener = listener
 
     async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
-        """Ask, and choose the first of the candidates: the curation names the right one first."""
+        """Choose the first candidate, which the curation knows to be the right one."""
         await self._listener.choose(views, candidates, caption)
         return next(iter(candidates))

@@ -1,14 +1,11 @@
-"""DINOv2's view of a region (the paper's embedder).
-
-[from] Common batches for threads that want something computed by one device.
-[from] Colour, texture and shape of a region as one vector, without weights."""
+"""Embedders of regions: a descriptor of colour, texture and shape without weights, and DINOv2 (paper)."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +19,7 @@ from ureca.curation.rule_based.colours import to_oklab
 from ureca.curation.rule_based.measurement import look_at
 from ureca.curation.rule_based.shapes import measure_shape, measure_texture
 from ureca.errors import SettingsError
+from ureca.registry import register
 
 if TYPE_CHECKING:
     import torch
@@ -31,26 +29,36 @@ _CHROMA = np.linspace(-0.24, 0.24, 7), 0.035
 _LOG_CONTRAST = np.array([-2.3, -1.5, -0.7]), 0.45
 _LOG_AXIS_RATIO = np.array([0.0, 0.9, 1.8]), 0.4
 _FILL = np.array([0.45, 0.70, 0.95]), 0.12
-"""Where each quality is sampled, and the standard deviation with which a value spreads over the samples."""
+"""Samples of each quality, and the standard deviation with which a value spreads over the samples."""
 
 _STRIPE_WEIGHT = 1.2
 
 
+class DescriptorConfig(BaseModel):
+    """Descriptor of colour, texture and shape, without weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["descriptor"] = "descriptor"
+
+
+@register("embedder", "descriptor", settings=DescriptorConfig)
 class DescriptorEmbedder:
-    """Vectors whose cosine is the product of three: of colours, of texture, and of shape; an ``Embedder``.
+    """Descriptor whose cosine is the product of the cosines of colour, texture and shape; an ``Embedder``.
 
-    So two regions look alike only if all three do. The spreads are set for the paper's threshold of 0.8: a region
-    under slightly other light, noise or size keeps a cosine above 0.9 with itself; another plain colour, stripes for
-    a plain surface, or a strip for a disc each bring it below 0.6. Place, size and a turned outline do not matter.
+    Two regions are similar only if they are similar in all three. The spreads are tuned for the paper's threshold of
+    0.8: under slightly different light, noise or size a region keeps a cosine above 0.9 with itself; another plain
+    colour, stripes instead of a plain surface, or a strip instead of a disc each reduce it below 0.6. Position, size
+    and a rotation of the outline do not matter.
 
-    A colour histogram's cosine is the Bhattacharyya coefficient. A quality x with the spread s of one region and x'
-    of another multiply the cosine by about exp(-(x - x')^2 / 8 s^2).
+    The cosine of colour histograms is the Bhattacharyya coefficient. Values x and x' of a quality with the spread s
+    multiply the cosine by about exp(-(x - x')^2 / 8 s^2).
     """
 
     name = "descriptor-1"
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
-        """Vectors of length 1, float32 [len(crops), 15876]; the vector of a crop does not depend on the others."""
+        """Return embeddings of length 1, float32 [len(crops), 15876]; each depends on its own crop only."""
         return np.stack([_embed_one(crop) for crop in crops]) if crops else np.zeros((0, _NUM_DIMENSIONS), np.float32)
 
 
@@ -64,8 +72,8 @@ def _embed_one(crop: RegionCrop) -> npt.NDArray[np.float32]:
 
 
 def _colour_histogram(oklab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Square roots of a smoothed histogram of pixels [N, 3], length 1."""
-    # Most of the time goes here; single precision halves it, and sums of 16384 pixels keep five digits.
+    """Return the square roots of a smoothed histogram of pixels [N, 3], normalized to length 1."""
+    # This takes most of the time; single precision halves it, and sums of 16384 pixels keep five digits.
     lightness, a, b = (
         _spread(values, samples.astype(np.float32), 2 * deviation**2)
         for values, (samples, deviation) in zip(oklab.T.astype(np.float32), (_LIGHTNESS, _CHROMA, _CHROMA), strict=True)
@@ -75,10 +83,10 @@ def _colour_histogram(oklab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]
 
 
 def _texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Contrast, with the direction of stripes where there are any; length 1."""
+    """Return contrast and the direction of stripes as a vector of length 1."""
     texture = measure_texture(lightness, mask)
     contrast = np.log10(max(np.hypot(texture.fine, texture.coarse), 10 ** _LOG_CONTRAST[0][0]))
-    # Without contrast, the direction of its change is noise.
+    # Without contrast, the direction is noise.
     marked = np.clip((contrast - _LOG_CONTRAST[0][0]) / 1.2, 0, 1)
     turn, stripes = 2 * np.radians(texture.stripe_angle_deg), _STRIPE_WEIGHT * marked * texture.coherence**2
     direction = _unit(np.array([1.0, stripes * np.cos(turn), stripes * np.sin(turn)]))
@@ -86,7 +94,7 @@ def _texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) ->
 
 
 def _shape(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Elongation, and how well the outline fills an ellipse of its moments; length 1."""
+    """Return elongation, and the overlap with the ellipse of equal moments, as a vector of length 1."""
     rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     shape = measure_shape(box, int(box.sum()), float(mask.mean()))
@@ -99,13 +107,13 @@ def _scalar(value: float, samples: npt.NDArray[np.float64], deviation: float) ->
 
 
 def _spread(values: npt.NDArray[Any], samples: npt.NDArray[Any], width: float) -> npt.NDArray[Any]:
-    """exp(-distance^2 / width) of values [N] to samples [S], [S, N]."""
+    """Return exp(-distance^2 / width) of values [N] to samples [S], as [S, N]."""
     distances = np.clip(values, samples[0], samples[-1]) - samples[:, None]
     return np.asarray(np.exp(distances * distances * (-1 / width)))
 
 
 def _products(*vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """All products of one value of each vector (their Kronecker product)."""
+    """Return the Kronecker product of vectors."""
     return np.asarray(functools.reduce(np.multiply.outer, vectors).ravel())
 
 
@@ -118,33 +126,41 @@ _NUM_DIMENSIONS = (
 )
 
 
-class Dinov2Settings(BaseModel):
-    """Which checkpoint embeds, and how it is run."""
+class Dinov2Config(BaseModel):
+    """DINOv2, as in the paper, or another vision transformer."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    kind: Literal["dinov2"] = "dinov2"
     checkpoint: Annotated[str, MAY_CHANGE] = Field(
-        default="facebook/dinov2-base", description="folder or hub name of a vision transformer in transformers' format"
+        default="facebook/dinov2-base",
+        description="folder or name on the hub of a vision transformer in transformers' format",
     )
-    batch_size: int = Field(default=32, ge=1, description="crops in one pass of the network")
-    device: str = Field(default="auto", description="as torch names it (cpu, cuda:1); auto: a GPU if there is one")
+    batch_size: int = Field(default=32, ge=1, description="crops in one forward pass of the embedder")
+    device: str = Field(
+        default="auto",
+        description="device of the embedder by its torch name (cpu, cuda:1); auto: a GPU if there is one",
+    )
 
 
+@register("embedder", "dinov2", settings=Dinov2Config)
 class Dinov2Embedder:
-    """The class token of a vision transformer, of length 1; an ``Embedder``.
+    """Normalized class token of a vision transformer; an ``Embedder``.
 
-    Crops of images that are embedded at the same time, on several threads, make common batches.
+    Crops that several threads embed at the same time are batched together. Any checkpoint can be used that
+    transformers' ``AutoModel`` loads and whose first token is the class token. Neither code nor pickled objects of a
+    checkpoint are loaded.
 
-    Any checkpoint will do that transformers' ``AutoModel`` reads and whose first token stands for the image. No code
-    from a checkpoint is run, and no pickled object in it.
+    Args:
+        settings: checkpoint, device and batch size; None: the defaults.
 
     Raises:
         SettingsError: transformers or torch is not installed, the checkpoint cannot be loaded, or there is no such
             device.
     """
 
-    def __init__(self, settings: Dinov2Settings | None = None) -> None:
-        self._settings = settings or Dinov2Settings()
+    def __init__(self, settings: Dinov2Config | None = None) -> None:
+        self._settings = settings or Dinov2Config()
         self.name = f"dinov2 {self._settings.checkpoint}"
         self._device = _device(self._settings.device)
         self._processor, model = _load(self._settings.checkpoint)
@@ -154,7 +170,7 @@ class Dinov2Embedder:
         )
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
-        """Vectors of length 1, float32 [len(crops), width of the network]; the mask of a crop is not looked at."""
+        """Return embeddings of length 1, float32 [len(crops), hidden size]; masks are not used."""
         vectors = self._batcher.results(crops)
         return np.stack(vectors) if vectors else np.zeros((0, self._model.config.hidden_size), np.float32)
 
@@ -163,7 +179,7 @@ class Dinov2Embedder:
     ) -> None:
         import torch
 
-        images = self._processor(images=[squared(crop.pixels) for crop in crops], return_tensors="pt")
+        images = self._processor(images=[pad_to_square(crop.pixels) for crop in crops], return_tensors="pt")
         with torch.inference_mode():
             tokens = self._model(pixel_values=images["pixel_values"].to(self._device)).last_hidden_state
             vectors = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1)
@@ -171,8 +187,11 @@ class Dinov2Embedder:
             deliver(index, vector)
 
 
-def squared(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    """Processors cut a square out of the middle: without a border, a long region would lose its ends."""
+def pad_to_square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
+    """Pad an image, uint8 RGB [h, w, 3], with its mean colour to a square.
+
+    Image processors crop the central square: without a border, a long region would lose its ends.
+    """
     height, width = pixels.shape[:2]
     side = max(height, width)
     mean_colour = tuple(int(channel) for channel in pixels.reshape(-1, 3).mean(axis=0))
@@ -180,7 +199,7 @@ def squared(pixels: npt.NDArray[np.uint8]) -> Image.Image:
 
 
 def _load(checkpoint: str) -> tuple[Any, Any]:
-    """Image processor and network of a checkpoint."""
+    """Load the image processor and the model of a checkpoint."""
     try:
         from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModel

@@ -1,13 +1,13 @@
-"""The listener: someone else, who sees what looks alike and a caption, and says which of it the caption fits.
+"""The listener: a test of uniqueness, in which a region must be chosen among its look-alikes by its caption.
 
-A caption is unique where the listener chooses the region that it was written for. The listener is not told which
-one that is: neither order nor number nor colour depends on it.
+A caption is unique if the listener chooses the region that it was written for. The listener cannot know that region
+from anything but the caption: neither the order, the numbers nor the colours of the candidates depend on it.
 """
 
 import asyncio
 import random
 from collections.abc import Collection
-from typing import Literal, Protocol
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictInt
 
@@ -17,65 +17,69 @@ from ureca.hashing import digest
 from ureca.llm.protocol import ChatModel
 from ureca.llm.structured import InvalidResponseError, ask
 from ureca.masks.views import Views
+from ureca.registry import register
 
 
-class ListenerSettings(BaseModel):
-    """How the listener is asked."""
+class ListeningSettings(BaseModel):
+    """Captions of a curation that the listener hears, and the number of rounds."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    max_new_tokens: int = Field(default=256, ge=16, description="bound of one answer")
-    max_attempts: int = Field(default=3, ge=1, description="times a question is asked until its answer is usable")
-
-
-class ListeningSettings(ListenerSettings):
-    """Which captions of a curation are put before the listener, and how often."""
-
-    max_rounds: int = Field(default=2, ge=1, description="times a region is listened to; it is rewritten in between")
-    include_all: bool = Field(
-        default=False, description="also regions that have no look-alikes, among their siblings and neighbours"
+    max_rounds: int = Field(
+        default=2, ge=1, description="times a region's captions are tested; a failed one is rewritten in between"
     )
-    max_candidates: int = Field(default=9, ge=2, description="regions shown at a time, the target among them")
+    include_all: bool = Field(
+        default=False, description="also test regions without look-alikes, among their siblings and neighbours"
+    )
+    max_candidates: int = Field(
+        default=9, ge=2, description="regions shown to the listener at a time, including the right one"
+    )
 
 
-class Listener(Protocol):
-    """Chooses what a caption fits; many at the same time on one event loop."""
+class PromptedListenerSettings(BaseModel):
+    """Requests of a listener to the chat model."""
 
-    name: str
-    """What it is, with its version or model, for the provenance of a row."""
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
-        """Choose the region that a caption fits.
+    max_new_tokens: int = Field(default=256, ge=16, description="maximum tokens of one answer of the listener")
+    max_attempts: int = Field(default=3, ge=1, description="attempts per question until the answer is valid")
 
-        Args:
-            views: of the image.
-            candidates: ids of the regions that are shown; their order decides nothing.
-            caption: of one of them, or of none.
 
-        Returns:
-            one of the candidates, ``"none"`` or ``"several"``.
+class NoListenerConfig(BaseModel):
+    """No listener: captions are not tested for uniqueness."""
 
-        Raises:
-            AnswerError: there is no usable answer.
-        """
-        ...
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["none"] = "none"
+
+
+class PromptedListenerConfig(ListeningSettings, PromptedListenerSettings):
+    """The MLLM of ``mllm`` must choose the region of a caption among its look-alikes."""
+
+    kind: Literal["prompted"] = "prompted"
 
 
 class _Choice(BaseModel):
     choice: StrictInt | Literal["none", "several"]
 
 
+@register("listener", "prompted", settings=PromptedListenerConfig)
 class PromptedListener:
-    """Asks a chat model, at temperature 0; a ``Listener``. Nothing is kept from one question to the next."""
+    """Asks a chat model at temperature 0; a ``Listener``. Requests are independent of each other.
 
-    def __init__(self, model: ChatModel, settings: ListenerSettings) -> None:
+    Args:
+        model: chat model that answers.
+        settings: limits of the requests.
+    """
+
+    def __init__(self, model: ChatModel, settings: PromptedListenerSettings) -> None:
         self.name = f"listener-{prompts.VERSION}:{model.name}"
         self._model = model
         self._settings = settings
 
     async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
-        """Show the candidates, numbered, in the crop that holds them all, and ask for the number."""
-        ids = numbered(candidates, caption)
+        """Show the numbered candidates in the crop that contains them all, and ask for the number."""
+        ids = shuffled_candidates(candidates, caption)
         view = await asyncio.to_thread(views.lookalikes, ids[0], ids[1:])
 
         def read(answer: _Choice) -> Choice:
@@ -97,8 +101,8 @@ class PromptedListener:
         )
 
 
-def numbered(candidates: Collection[int], caption: str) -> list[int]:
-    """The candidates by their numbers: shuffled, the same each time for the same candidates and caption."""
+def shuffled_candidates(candidates: Collection[int], caption: str) -> list[int]:
+    """Shuffle candidates, in an order that depends on their ids and the caption only."""
     ids = sorted(set(candidates))
     seed = int.from_bytes(digest([f"{ids} {caption}"], num_bytes=8), "big")
     random.Random(seed).shuffle(ids)

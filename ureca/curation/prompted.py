@@ -1,8 +1,8 @@
-"""The annotator that asks an MLLM."""
+"""The annotator that prompts a multimodal chat model."""
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -11,22 +11,30 @@ from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rules import CaptionRules
 from ureca.llm.protocol import ChatModel, Pixels
 from ureca.llm.structured import InvalidResponseError, ask
+from ureca.registry import register
 
 Typed = TypeVar("Typed", bound=BaseModel)
 Answer = TypeVar("Answer")
 
 
-class PromptingSettings(BaseModel):
-    """How the MLLM is asked. The defaults are the paper's."""
+class PromptedConfig(BaseModel):
+    """Captions by the MLLM of ``mllm``. The defaults are the paper's."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    temperature: float = Field(default=0.2, ge=0, le=2, description="of captions; verification uses 0")
-    max_new_tokens: int = Field(default=1024, ge=16, description="bound of one answer")
-    max_attempts: int = Field(default=3, ge=1, description="times a question is asked until its answer is usable")
-    rules: CaptionRules = Field(default=CaptionRules(), description="what is accepted as a caption")
-    max_sibling_captions: int = Field(default=16, ge=0, description="nearest elder siblings named in a question")
-    max_lookalikes: int = Field(default=8, ge=1, description="look-alikes shown in a question, the likest first")
+    kind: Literal["prompted"] = "prompted"
+    temperature: float = Field(
+        default=0.2, ge=0, le=2, description="sampling temperature of captions; verification uses 0"
+    )
+    max_new_tokens: int = Field(default=1024, ge=16, description="maximum tokens of one answer")
+    max_attempts: int = Field(default=3, ge=1, description="attempts per question until the answer is valid")
+    rules: CaptionRules = Field(default=CaptionRules(), description="rules that a caption must keep to be accepted")
+    max_sibling_captions: int = Field(
+        default=16, ge=0, description="captions of the nearest elder siblings given in a question"
+    )
+    max_lookalikes: int = Field(
+        default=8, ge=1, description="look-alikes shown in a question, the most similar ones first"
+    )
 
 
 class _Caption(BaseModel):
@@ -38,13 +46,18 @@ class _Judgement(BaseModel):
     reason: str = Field(default="", max_length=2000)
 
 
+@register("annotator", "prompted", settings=PromptedConfig)
 class PromptedAnnotator:
-    """Renders views, asks a chat model, and takes only answers that keep to the rules (paper, stages 2 to 4).
+    """Renders views, asks a chat model, and accepts captions that keep the rules; an ``Annotator``.
 
-    Views are rendered on threads: the event loop has other images' requests to attend to.
+    Views are rendered on threads, so that the event loop can serve the requests of other images.
+
+    Args:
+        model: chat model that answers.
+        settings: limits of the requests and rules of captions.
     """
 
-    def __init__(self, model: ChatModel, settings: PromptingSettings) -> None:
+    def __init__(self, model: ChatModel, settings: PromptedConfig) -> None:
         self.name = f"prompted-{prompts.VERSION}:{model.name}"
         self._model = model
         self._settings = settings
@@ -57,7 +70,7 @@ class PromptedAnnotator:
         parent_caption: str | None,
         sibling_captions: Sequence[str],
     ) -> str:
-        """Ask with the region in its surroundings (the image, or the parent for a part) and the region alone."""
+        """Write the caption from the region in the image, or a part in its parent, and from the region alone."""
 
         def render() -> tuple[Pixels, Pixels]:
             if region_id in image.main_objects:
@@ -74,7 +87,7 @@ class PromptedAnnotator:
     async def detailed_caption(
         self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
     ) -> str:
-        """Ask with the bottom-up view and the captions of the parts."""
+        """Write the caption from the bottom-up view and the captions of the parts."""
         view = await asyncio.to_thread(image.views.whole_with_contour, region_id)
         question = prompts.detailed_caption(short_caption, child_captions)
         return await self._caption(prompts.DETAILED_CAPTION, (view, question))
@@ -88,24 +101,31 @@ class PromptedAnnotator:
         lookalikes: Sequence[LookAlike],
         confused_with: Choice | None = None,
     ) -> str:
-        """Ask with the numbered look-alikes; the region is number 0."""
+        """Rewrite the caption from the view of the numbered look-alikes, in which the region is number 0."""
         shown = lookalikes[: self._settings.max_lookalikes]
         others = [other.region_id for other in shown]
         view = await asyncio.to_thread(image.views.lookalikes, region_id, others)
-        # Numbers are this question's own: whoever confused the caption was shown other ones.
+        # Numbers belong to this question: the listener that mistook the caption was shown others.
         number = others.index(confused_with) + 1 if isinstance(confused_with, int) else confused_with
         confusion = None if number is None else prompts.confused_with(number)
         question = prompts.unique_caption(caption, [other.caption for other in shown], confusion)
         return await self._caption(prompts.UNIQUE_CAPTION, (view, question), highest_number=len(others))
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
-        """Ask with the image, the image with the region's contour, and the region alone, at temperature 0."""
+        """Judge the caption from the image, the image with the region's contour, and the region alone."""
 
         def render() -> tuple[Pixels, Pixels, Pixels]:
             return image.views.whole(), image.views.whole_with_contour(region_id), image.views.crop(region_id)
 
         parts = (*await asyncio.to_thread(render), prompts.verification(caption))
-        return await self._ask(_Judgement, _verdict, prompts.VERIFICATION, parts, temperature=0.0)
+
+        def read(answer: _Judgement) -> Verdict:
+            reason = " ".join(answer.reason.split())
+            if not answer.is_true and not reason:
+                raise InvalidResponseError("no_reason", "it gives no reason why the caption is not true")
+            return Verdict(accepted=answer.is_true, reason=reason)
+
+        return await self._ask(_Judgement, read, prompts.VERIFICATION, parts, temperature=0.0)
 
     async def _caption(
         self, system: str, parts: tuple[str | Pixels, ...], *, short: bool = False, highest_number: int | None = None
@@ -138,10 +158,3 @@ class PromptedAnnotator:
             max_new_tokens=self._settings.max_new_tokens,
             max_attempts=self._settings.max_attempts,
         )
-
-
-def _verdict(answer: _Judgement) -> Verdict:
-    reason = " ".join(answer.reason.split())
-    if not answer.is_true and not reason:
-        raise InvalidResponseError("no_reason", "it gives no reason why the caption is not true")
-    return Verdict(accepted=answer.is_true, reason=reason)

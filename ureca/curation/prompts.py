@@ -1,6 +1,6 @@
-"""Every prompt of the curation, in one place. Rows carry a hash of what they say.
+"""All prompts of the curation. Rows carry a hash of their text, see ``VERSION``.
 
-The system part is the same for all requests of a stage and comes first, so that an engine's prefix cache serves it.
+The system message is the same for all requests of a stage and comes first, so that prefix caches hit.
 """
 
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ it fits two or more of them equally well, and "none" if it fits none. Answer wit
 
 
 def short_caption(parent_caption: str | None, sibling_captions: Sequence[str]) -> str:
-    """The question of stage 2, with what is known of the surroundings."""
+    """Return the question of stage 2, with the captions of the parent and of elder siblings."""
     lines = []
     if parent_caption is not None:
         lines.append(f"It is a part of this: {parent_caption}")
@@ -61,18 +61,18 @@ def short_caption(parent_caption: str | None, sibling_captions: Sequence[str]) -
 
 
 def detailed_caption(short_caption: str, child_captions: Sequence[str]) -> str:
-    """The question of stage 3."""
+    """Return the question of stage 3."""
     parts = "\n".join(f"- {caption}" for caption in child_captions)
     return f'Short caption: {short_caption}\nCaptions of its parts:\n{parts}\nDescribe it as {{"caption": "..."}}.'
 
 
 def unique_caption(caption: str, lookalike_captions: Sequence[str], confusion: str | None = None) -> str:
-    """The question of stage 4.
+    """Return the question of stage 4.
 
     Args:
-        caption: of number 0 until now.
-        lookalike_captions: in the order of their numbers, from 1.
-        confusion: what the caption was taken for, as ``confused_with`` says it; None: nobody has tried yet.
+        caption: current caption of number 0.
+        lookalike_captions: captions of the look-alikes in the order of their numbers, from 1.
+        confusion: result of ``confused_with``; None if no listener has mistaken the caption.
     """
     others = "\n".join(f"{number}: {other}" for number, other in enumerate(lookalike_captions, start=1))
     tried = "" if confusion is None else f"{confusion}\n"
@@ -83,7 +83,11 @@ def unique_caption(caption: str, lookalike_captions: Sequence[str], confusion: s
 
 
 def confused_with(choice: int | Literal["none", "several"]) -> str:
-    """What a reader of the caption chose instead of number 0; ``choice`` is the number in this question."""
+    """Return the sentence on a listener that did not choose number 0.
+
+    Args:
+        choice: number that it chose, in the numbering of this question.
+    """
     if choice == "none":
         outcome = "found that it fits none of them: something in it is not true of number 0"
     elif choice == "several":
@@ -94,12 +98,12 @@ def confused_with(choice: int | Literal["none", "several"]) -> str:
 
 
 def verification(caption: str) -> str:
-    """The question of the verification."""
+    """Return the question of the verification."""
     return f'Caption: {caption}\nAnswer as {{"is_true": true or false, "reason": "..."}}.'
 
 
 def listening(caption: str, highest_number: int) -> str:
-    """The question to the listener; numbers start at 0."""
+    """Return the question to the listener; numbers start at 0."""
     return (
         f"Caption: {caption}\nThe numbers are 0 to {highest_number}. "
         'Answer as {"choice": number}, {"choice": "several"} or {"choice": "none"}.'
@@ -107,7 +111,7 @@ def listening(caption: str, highest_number: int) -> str:
 
 
 def _content() -> str:
-    """Every word that a model is told, and where what is told of regions stands among them."""
+    """Return the text of all prompts with placeholders for the captions."""
     systems = (SHORT_CAPTION, DETAILED_CAPTION, UNIQUE_CAPTION, VERIFICATION, LISTENING)
     choices: tuple[int | Literal["none", "several"], ...] = (1, "none", "several")
     questions = (
@@ -124,4 +128,4 @@ def _content() -> str:
 
 
 VERSION = digest([_content()], num_bytes=4).hex()
-"""Of the prompts: another one for other words."""
+"""Hash of the prompts, which changes with every change of their text."""

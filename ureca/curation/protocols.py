@@ -1,11 +1,7 @@
-"""What the curation finds out about a region, and what becomes of an answer that there is not.
-
-[from] An image under curation: what annotators and embedders look at.
-[from] What writes captions.
-[from] What tells look-alikes: a vector a region."""
+"""Protocols of the curation's components, and the data that they exchange."""
 
 import asyncio
-from collections.abc import Awaitable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -17,19 +13,22 @@ from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 from ureca.masks.views import Views
 
+Choice = int | Literal["none", "several"]
+"""A listener's answer: the id of the region that a caption fits, none of the regions shown, or several of them."""
+
 
 @dataclass(frozen=True)
 class CurationImage:
-    """Pixels, masks, their tree, and the views of them.
+    """An image under curation.
 
     Attributes:
         pixels: uint8 RGB [H, W, 3].
-        masks: every mask of the image, by id.
-        tree: over all of them.
+        masks: all masks of the image, by id.
+        tree: mask tree of all masks.
         main_objects: ids of the top-level regions that are captioned.
-        regions: ids of everything that is captioned, parents before children, in the order of the tree. The parent of
-            a region that is no main object is a region too.
-        views: renders what an MLLM is shown.
+        regions: ids of all regions that are captioned, parents before children, in the order of the tree. The parent
+            of a region that is not a main object is a region, too.
+        views: renderer of the views for chat models.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -42,7 +41,7 @@ class CurationImage:
 
 @dataclass(frozen=True, slots=True)
 class LookAlike:
-    """Another region of the image that could be taken for the one being captioned."""
+    """Another region of the image that could be mistaken for the captioned one."""
 
     region_id: int
     caption: str
@@ -50,25 +49,21 @@ class LookAlike:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """Whether a caption is true of its region, and why."""
+    """Judgement of a caption, with its reason."""
 
     accepted: bool
     reason: str
 
 
-Choice = int | Literal["none", "several"]
-"""What a listener takes a caption for: the id of a region, none of those it was shown, or several of them."""
-
-
 class Annotator(Protocol):
-    """Writes and judges the captions of regions (paper, stages 2 to 4 and verification).
+    """Writes and judges captions of regions (paper, stages 2 to 4 and verification).
 
-    Every method raises ``AnswerError`` when it has no usable answer; the region then fails with the error's kind.
-    Methods of one annotator run concurrently for many regions and images.
+    Every method raises ``AnswerError`` when it has no usable answer; the region then fails with the error's kind. The
+    methods of one annotator run concurrently for many regions and images.
     """
 
     name: str
-    """What it is, with its version or model, for the provenance of a row."""
+    """Name with version or model, for the provenance of a row."""
 
     async def short_caption(
         self,
@@ -78,11 +73,11 @@ class Annotator(Protocol):
         parent_caption: str | None,
         sibling_captions: Sequence[str],
     ) -> str:
-        """One sentence that names a region with its attributes and its place or function (stage 2).
+        """Write one sentence that names a region with its attributes and its place or function (stage 2).
 
         Args:
-            image: the image that has the region.
-            region_id: one of ``image.regions``.
+            image: image of the region.
+            region_id: id of one of ``image.regions``.
             parent_caption: short caption of the parent; None for a main object.
             sibling_captions: short captions of the siblings captioned before, elder first.
         """
@@ -91,12 +86,12 @@ class Annotator(Protocol):
     async def detailed_caption(
         self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
     ) -> str:
-        """One paragraph that composes a region's short caption with its children's detailed ones (stage 3).
+        """Write one paragraph that composes a region's short caption with its children's detailed ones (stage 3).
 
         Args:
-            image: the image that has the region.
-            region_id: one of ``image.regions`` that has children among them.
-            short_caption: the region's own.
+            image: image of the region.
+            region_id: id of one of ``image.regions`` that has children among them.
+            short_caption: short caption of the region.
             child_captions: detailed captions of its children, in the order of the tree; at least one.
         """
         ...
@@ -110,31 +105,54 @@ class Annotator(Protocol):
         lookalikes: Sequence[LookAlike],
         confused_with: Choice | None = None,
     ) -> str:
-        """The caption rewritten so that it fits the region and none of its look-alikes (stage 4).
+        """Rewrite a caption so that it fits the region and none of its look-alikes (stage 4).
 
         Args:
-            image: the image that has the region.
-            region_id: one of ``image.regions``.
-            caption: the region's caption at this time: the detailed one, or the one written in the round before.
-            lookalikes: at least one; with their captions at this time; those with an equal caption first, then the
-                most alike.
-            confused_with: what a listener took ``caption`` for, where one did not take it for the region; if it is a
-                region, it is the first of ``lookalikes``.
+            image: image of the region.
+            region_id: id of one of ``image.regions``.
+            caption: current caption of the region: the detailed one, or that of the previous round.
+            lookalikes: look-alikes with their current captions, at least one; those with an equal caption first, then
+                the most similar ones.
+            confused_with: answer of a listener that did not choose the region by ``caption``; a region is the first of
+                ``lookalikes``. None: no listener has mistaken the caption.
         """
         ...
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
-        """Judge whether a caption is true of the region (paper: a stronger MLLM, test set only)."""
+        """Judge if a caption is true of the region (paper: by a stronger MLLM, for the test set only)."""
+        ...
+
+
+class Listener(Protocol):
+    """Chooses the region that a caption fits, for many captions concurrently on one event loop."""
+
+    name: str
+    """Name with version or model, for the provenance of a row."""
+
+    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+        """Choose the region that a caption fits.
+
+        Args:
+            views: views of the image.
+            candidates: ids of the regions to choose from; the choice does not depend on their order.
+            caption: caption of one of them, or of another region.
+
+        Returns:
+            One of the candidates, ``"none"`` or ``"several"``.
+
+        Raises:
+            AnswerError: there is no usable answer.
+        """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class RegionCrop:
-    """The crop of a region's box.
+    """Crop of a region's box.
 
     Attributes:
-        pixels: uint8 RGB [h, w, 3], everything outside the mask blurred.
-        mask: bool [h, w], at least one pixel inside.
+        pixels: uint8 RGB [h, w, 3], blurred outside the mask.
+        mask: bool [h, w], with at least one pixel.
     """
 
     pixels: npt.NDArray[np.uint8]
@@ -142,13 +160,13 @@ class RegionCrop:
 
 
 class Embedder(Protocol):
-    """Embeds regions so that the cosine of two tells how alike they look. Built once an actor."""
+    """Embeds regions so that the cosine of two embeddings measures how similar the regions look."""
 
     name: str
-    """What it is, with its version or checkpoint, for the provenance of a row."""
+    """Name with version or checkpoint, for the provenance of a row."""
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
-        """Vectors of length 1, float32 [len(crops), D]; the vector of a crop does not depend on the others."""
+        """Return embeddings of length 1, float32 [len(crops), D]; each depends on its own crop only."""
         ...
 
 
@@ -156,23 +174,31 @@ Answer = TypeVar("Answer")
 
 
 @dataclass(slots=True)
-class RegionCaptions:
-    """What the stages found out about one region; a caption is None where its stage failed or was not reached."""
+class CuratedRegion:
+    """Results of the stages for one region; a caption is None if its stage failed or was not reached.
+
+    Attributes:
+        short_caption: caption of stage 2.
+        detailed_caption: caption of stage 3.
+        caption: final caption.
+        lookalike_ids: ids of the look-alikes.
+        listener_choice: choice of the listener for ``caption``; None if there is no usable answer.
+        listener_rounds: number of the region's captions that the listener has heard.
+        verdict: verdict of the listener or the verification.
+        failure: ``<stage>:<kind>`` of the first unusable answer.
+    """
 
     short_caption: str | None = None
     detailed_caption: str | None = None
     caption: str | None = None
     lookalike_ids: list[int] = field(default_factory=list)
     listener_choice: Choice | None = None
-    """What the listener took ``caption`` for; None: it was not asked, or had no usable answer."""
     listener_rounds: int = 0
-    """Times the region's captions were put before the listener."""
     verdict: Verdict | None = None
     failure: str | None = None
-    """``<stage>:<kind>`` of the first answer that was unusable."""
 
-    async def answered(self, stage: str, answer: Awaitable[Answer]) -> Answer | None:
-        """Wait for an answer; None, and the region has failed, where there is no usable one."""
+    async def answer_or_fail(self, stage: str, answer: Awaitable[Answer]) -> Answer | None:
+        """Await an answer; for an ``AnswerError`` record the failure of the region and return None."""
         try:
             return await answer
         except AnswerError as error:
@@ -180,13 +206,13 @@ class RegionCaptions:
             return None
 
 
-def captions_now(regions: Mapping[int, RegionCaptions]) -> dict[int, str]:
-    """The captions of the regions that have one, by id."""
+def current_captions(regions: Mapping[int, CuratedRegion]) -> dict[int, str]:
+    """Return the captions of the regions that have one, by id."""
     return {id: region.caption for id, region in regions.items() if region.caption is not None}
 
 
-async def at_once(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all of them side by side; the first error ends all."""
+async def run_concurrently(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines concurrently; the first error cancels the others."""
     async with asyncio.TaskGroup() as group:
         for coroutine in coroutines:
             group.create_task(coroutine)

@@ -1,7 +1,7 @@
-"""What a caption must not be: a refusal, a remark about the marks it was asked with, or in another language.
+"""Rules that reject captions: refusals, mentions of the marks on the views, other languages, wrong lengths.
 
-The rules know English. They prefer to let a bad caption pass to refusing a good one: a ground may be marked, a crop be
-wheat, a picture hang on a wall.
+The rules are written for English. They accept a doubtful caption rather than reject a good one: a ground may be marked,
+a crop be wheat, a picture hang on a wall.
 """
 
 import re
@@ -11,10 +11,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.llm.structured import InvalidResponseError, check_not_refusal
 
-_FEW_WORDS = 8
-"""Text of fewer words says too little about its language to be judged by them."""
+_MIN_WORDS_TO_DETECT_LANGUAGE = 8
 
-_LATIN_SHARE = 0.9
+_MIN_LATIN_FRACTION = 0.9
 
 _COMMON_WORDS = {
     *("a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "is", "are"),
@@ -38,7 +37,7 @@ _MENTIONS = {
     ),
 }
 
-_WHAT_TO_DO = {
+_REASONS = {
     "mentions_marks": "it mentions the line or mark that shows which thing is meant",
     "mentions_blur": "it mentions the blur, which is not part of the photograph",
     "mentions_picture": "it speaks of a picture, photo or crop instead of what can be seen",
@@ -49,24 +48,24 @@ _END_OF_SENTENCE = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u201
 
 
 class CaptionRules(BaseModel):
-    """What is accepted as a caption."""
+    """Rules that a caption must keep to be accepted."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_words: int = Field(default=2, ge=1, description="of any caption")
-    max_short_words: int = Field(default=80, ge=2, description="of a short caption")
-    max_words: int = Field(default=400, ge=2, description="of detailed and unique captions")
+    min_words: int = Field(default=2, ge=1, description="minimum number of words of a caption")
+    max_short_words: int = Field(default=80, ge=2, description="maximum number of words of a short caption")
+    max_words: int = Field(default=400, ge=2, description="maximum number of words of a detailed or unique caption")
     language: Literal["english", "any"] = Field(
-        default="english", description="english: captions in another script or without English words are asked again"
+        default="english", description="english: reject captions in another script or without English words"
     )
 
     def check(self, caption: str, *, short: bool = False, highest_number: int | None = None) -> None:
-        """Look for a reason to ask again.
+        """Check a caption against all rules.
 
         Args:
-            caption: on one line, not blank.
-            short: it must be one sentence of at most ``max_short_words``.
-            highest_number: of the numbers 0 and up that were drawn on what was shown, if any were.
+            caption: caption on one line, not blank.
+            short: require one sentence of at most ``max_short_words`` words.
+            highest_number: highest of the numbers, from 0, that were drawn on the view; None: no numbers were drawn.
 
         Raises:
             InvalidResponseError: ``refusal``, ``mentions_marks``, ``mentions_blur``, ``mentions_picture``,
@@ -75,36 +74,35 @@ class CaptionRules(BaseModel):
         check_not_refusal(caption)
         for kind, pattern in _MENTIONS.items():
             if found := pattern.search(caption):
-                raise InvalidResponseError(kind, f'{_WHAT_TO_DO[kind]} ("{found[0]}")')
-        if highest_number is not None and (said := _number_of_a_mark(caption, highest_number)):
-            raise InvalidResponseError("mentions_numbers", f'it mentions a number that is only drawn there ("{said}")')
+                raise InvalidResponseError(kind, f'{_REASONS[kind]} ("{found[0]}")')
+        if highest_number is not None and (mention := _mentioned_number(caption, highest_number)):
+            raise InvalidResponseError(
+                "mentions_numbers", f'it mentions a number that is only drawn there ("{mention}")'
+            )
         if self.language == "english" and not _may_be_english(caption):
             raise InvalidResponseError("other_language", "it is not in English")
-        self._check_length(caption, short)
-
-    def _check_length(self, caption: str, short: bool) -> None:
         num_words = len(caption.split())
-        most = min(self.max_words, self.max_short_words) if short else self.max_words
+        limit = min(self.max_words, self.max_short_words) if short else self.max_words
         if num_words < self.min_words:
             raise InvalidResponseError("too_short", f"it has fewer words than {self.min_words}")
-        if num_words > most:
-            raise InvalidResponseError("too_long", f"it has {num_words} words, and {most} is the limit")
+        if num_words > limit:
+            raise InvalidResponseError("too_long", f"it has {num_words} words, and {limit} is the limit")
         if short and num_sentences(caption) > 1:
             raise InvalidResponseError("several_sentences", "it must be one sentence")
 
 
 def num_sentences(text: str) -> int:
-    """Sentences of a text, at least 1; a full stop after an abbreviation or a single letter ends none."""
-    ends = [end for end in _END_OF_SENTENCE.finditer(text) if text[end.start()] != "." or not _abbreviated(text, end)]
+    """Count the sentences of a text, at least 1; a full stop after an abbreviation or a single letter ends none."""
+    ends = [
+        end
+        for end in _END_OF_SENTENCE.finditer(text)
+        if text[end.start()] != "." or not _ABBREVIATED.search(text[: end.start()])
+    ]
     return 1 + len(ends)
 
 
-def _abbreviated(text: str, end: re.Match[str]) -> bool:
-    return _ABBREVIATED.search(text[: end.start()]) is not None
-
-
-def _number_of_a_mark(caption: str, highest: int) -> str | None:
-    """Where a caption names one of the numbers 0 to ``highest``; a number on a jersey above that may be real."""
+def _mentioned_number(caption: str, highest: int) -> str | None:
+    """Return the mention of one of the numbers 0 to ``highest``; a greater one may be real, such as on a jersey."""
     pattern = r"\b(?:number|no\.|index|label|labell?ed|numbered|region|object|item)\s*#?\s*(\d{1,3})\b|#\s?(\d{1,3})\b"
     for found in re.finditer(pattern, caption, re.IGNORECASE):
         if int(found[1] or found[2]) <= highest:
@@ -116,7 +114,7 @@ def _number_of_a_mark(caption: str, highest: int) -> str | None:
 def _may_be_english(caption: str) -> bool:
     letters = [character for character in caption if character.isalpha()]
     latin = sum(character < "\u0250" for character in letters)
-    if not letters or latin < _LATIN_SHARE * len(letters):
+    if not letters or latin < _MIN_LATIN_FRACTION * len(letters):
         return False
     words = re.findall(r"[^\W\d_]+", caption.lower())
-    return len(words) < _FEW_WORDS or not _COMMON_WORDS.isdisjoint(words)
+    return len(words) < _MIN_WORDS_TO_DETECT_LANGUAGE or not _COMMON_WORDS.isdisjoint(words)

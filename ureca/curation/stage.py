@@ -1,4 +1,4 @@
-"""The curation stage: rows of the images of a partition, many images at a time."""
+"""The curation stage of a batch run: rows of the images of a partition, many images concurrently."""
 
 import asyncio
 import time
@@ -19,15 +19,15 @@ from ureca.masks.tree import MaskTree
 
 
 class CurateStage:
-    """Captions units of images; at most ``images_in_flight`` of them, over all units, are in memory at a time.
+    """Captions partitions of images, of which at most ``images_in_flight`` are in memory at a time.
 
     Args:
-        curator: writes the captions.
-        limits: of images.
-        images_in_flight: at least 1.
-        attempts: of this stage, where processes may die and be replaced.
-        recipe: for the provenance of rows.
-        pixels_in_flight: bound of the decoded pixels, beside that of the images.
+        curator: components and settings of the curation.
+        limits: limits of images to decode.
+        images_in_flight: maximum number of decoded images, over all partitions; at least 1.
+        crash_log: log of images during which worker processes crashed; None: crashes are not logged.
+        config_hash: hash of the settings, for the provenance of rows.
+        pixels_in_flight: maximum number of decoded pixels, in addition to the number of images.
     """
 
     def __init__(
@@ -47,9 +47,9 @@ class CurateStage:
         self._pixels = PixelBudget(pixels_in_flight)
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
-        """Rows of the schema ``REGIONS``, in the order of the unit's images, and the work they took."""
+        """Return rows of the schema ``REGIONS``, in the order of the partition's images, and the work for them."""
         started = time.monotonic()
-        made_by = provenance(self._curator, partition.mask_generator, self._config_hash)
+        origin = provenance(self._curator, partition.mask_generator, self._config_hash)
         rows: dict[str, dict[str, Any]] = {
             image.entry.image_id: {
                 "image_id": image.entry.image_id,
@@ -58,7 +58,7 @@ class CurateStage:
                 "width": image.width_px,
                 "regions": [],
                 "error": None if image.error is None else asdict(image.error),
-                "provenance": made_by,
+                "provenance": origin,
             }
             for image in partition.images
         }
@@ -83,7 +83,7 @@ class CurateStage:
         if isinstance(pixels, DataError):
             row["error"] = asdict(RowError.of("curate", pixels))
         elif pixels.shape[:2] != (image.height_px, image.width_px):
-            changed = DataError("changed", "the image has another size than when its masks were proposed")
+            changed = DataError("changed", "the image has another size than when its masks were generated")
             row["error"] = asdict(RowError.of("curate", changed))
         else:
             tree = MaskTree.regrow(image.masks, image.parents)
@@ -91,7 +91,7 @@ class CurateStage:
 
 
 def provenance(curator: Curator, generator_name: str, config_hash: str | None = None) -> dict[str, str | None]:
-    """What made a row; fields as in ``ureca.schema.PROVENANCE``."""
+    """Return the provenance of a row, with the fields of ``ureca.schema.PROVENANCE``."""
     return {
         "proposer": generator_name,
         "annotator": curator.annotator.name,

@@ -1,6 +1,4 @@
-"""Stage 4: captions that fit one region and no other, and a listener who checks that they do.
-
-[from] Which regions of an image could be taken for one another (paper, stage 4)."""
+"""Uniqueness refinement (paper, stage 4): look-alikes, rewrites of their captions, and the test by a listener."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -8,44 +6,64 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
-from ureca.curation.listener import Listener, ListeningSettings
+from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import (
     Annotator,
     Choice,
+    CuratedRegion,
     CurationImage,
     Embedder,
+    Listener,
     LookAlike,
-    RegionCaptions,
     RegionCrop,
     Verdict,
-    at_once,
-    captions_now,
+    current_captions,
+    run_concurrently,
 )
 
-_CROP_SIDE_PX = 448  # of the crops that are embedded; embedders work at 224 or less
-_CROPS_AT_ONCE = 64
+_CROP_SIDE_PX = 448  # longest side of an embedder's input; embedders resize to 224 or less
+_MAX_CROPS = 64
 
 
 class UniquenessSettings(BaseModel):
-    """When regions count as look-alikes, and how often a caption is rewritten."""
+    """Definition of look-alikes, and number of rewrites of a caption."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    similarity_threshold: float = Field(default=0.8, ge=-1, le=1, description="cosine above which two look alike")
-    include_nested: bool = Field(default=False, description="also pair a region with its own parts")
-    max_rounds: int = Field(default=3, ge=1, description="rewrites of a caption that another region still has")
+    similarity_threshold: float = Field(
+        default=0.8, ge=-1, le=1, description="cosine of the embeddings above which two regions are look-alikes"
+    )
+    include_nested: bool = Field(default=False, description="also treat a region and its own parts as look-alikes")
+    max_rounds: int = Field(
+        default=3, ge=1, description="maximum rewrites of a caption that equals that of another region"
+    )
 
 
 def find_lookalikes(
     image: CurationImage, region_ids: Sequence[int], embedder: Embedder, settings: UniquenessSettings
 ) -> dict[int, list[int]]:
-    """Look-alikes of each region among ``region_ids``, most alike first; regions without any are left out."""
+    """Find the look-alikes of each region.
+
+    Args:
+        image: image of the regions.
+        region_ids: ids of the regions to compare.
+        embedder: embedder of their crops.
+        settings: definition of look-alikes.
+
+    Returns:
+        Ids of the look-alikes by region id, the most similar first; regions without look-alikes are left out.
+    """
     if len(region_ids) < 2:
         return {}
+
+    def crop(id: int) -> RegionCrop:
+        pixels, mask = image.views.crop_with_mask(id, max_side_px=_CROP_SIDE_PX)
+        return RegionCrop(pixels=pixels, mask=mask)
+
     vectors = np.concatenate(
         [
-            embedder.embed([_crop(image, id) for id in region_ids[start : start + _CROPS_AT_ONCE]])
-            for start in range(0, len(region_ids), _CROPS_AT_ONCE)
+            embedder.embed([crop(id) for id in region_ids[start : start + _MAX_CROPS]])
+            for start in range(0, len(region_ids), _MAX_CROPS)
         ]
     )
     cosines = vectors @ vectors.T
@@ -63,57 +81,52 @@ def find_lookalikes(
 
 
 def equal_captions(captions: Mapping[int, str]) -> dict[int, list[int]]:
-    """For each region whose caption another region has too, but for case, spaces and full stops, those other regions.
+    """Find regions with equal captions, which are not unique even if the regions look different.
 
-    Whatever they look like, a caption that two regions share is not unique.
+    Captions are compared without regard to case, spaces and trailing full stops.
+
+    Returns:
+        Ids of the other regions with an equal caption by region id; regions with a distinct caption are left out.
     """
     holders: dict[str, list[int]] = {}
     for id, caption in captions.items():
-        holders.setdefault(_normal_form(caption), []).append(id)
+        normal_form = " ".join(caption.casefold().split()).rstrip(". ")
+        holders.setdefault(normal_form, []).append(id)
     return {id: [other for other in ids if other != id] for ids in holders.values() if len(ids) > 1 for id in ids}
 
 
-def _normal_form(caption: str) -> str:
-    return " ".join(caption.casefold().split()).rstrip(". ")
-
-
-def _crop(image: CurationImage, id: int) -> RegionCrop:
-    pixels, mask = image.views.crop_with_mask(id, max_side_px=_CROP_SIDE_PX)
-    return RegionCrop(pixels=pixels, mask=mask)
-
-
 class Uniqueness:
-    """Rewrites the captions of one image.
+    """Uniqueness refinement of the captions of one image.
 
-    Whatever is asked in a round is asked at once, against what the regions are called at its start: the outcome
-    depends on no timing.
+    All requests of a round are concurrent and use the captions at its start, so that the result does not depend on
+    timing.
 
     Args:
-        image: that has the regions.
-        annotator: writes the captions.
-        regions: of ``image.regions``; changed in place.
+        image: image of the regions.
+        annotator: writer of the captions.
+        regions: results for ``image.regions``, which are updated in place.
     """
 
-    def __init__(self, image: CurationImage, annotator: Annotator, regions: Mapping[int, RegionCaptions]) -> None:
+    def __init__(self, image: CurationImage, annotator: Annotator, regions: Mapping[int, CuratedRegion]) -> None:
         self._image = image
         self._annotator = annotator
         self._regions = regions
 
     async def find_lookalikes(self, embedder: Embedder, settings: UniquenessSettings) -> None:
-        """Find out which regions can be taken for one another: those that look alike, or share a caption.
+        """Find the regions that can be mistaken for one another: those that look alike or have equal captions.
 
-        Regions that share a caption come before those that look alike: an annotator may not show all of them.
+        Regions with an equal caption come first, as an annotator may show only some of the look-alikes.
         """
         captioned = [id for id, region in self._regions.items() if region.detailed_caption is not None]
         for id in captioned:
             self._regions[id].caption = self._regions[id].detailed_caption
-        # Rendering and embedding take longer than an event loop should stand still.
+        # Rendering and embedding would block the event loop.
         lookalikes = await asyncio.to_thread(find_lookalikes, self._image, captioned, embedder, settings)
         for id, others in _merged(self._shared(), lookalikes).items():
             self._regions[id].lookalike_ids = others
 
     async def make_unique(self, settings: UniquenessSettings) -> None:
-        """Rewrite the captions of look-alikes, then of whatever still shares its caption with another."""
+        """Rewrite the captions of look-alikes, then those that still equal the caption of another region."""
         lookalikes = {id: region.lookalike_ids for id, region in self._regions.items() if region.lookalike_ids}
         await self._rewrite_all(lookalikes)
         for _ in range(settings.max_rounds - 1):
@@ -125,24 +138,26 @@ class Uniqueness:
             self._regions[id].failure = "unique_caption:not_unique"
 
     async def listen(self, listener: Listener, settings: ListeningSettings) -> None:
-        """Have captions listened to, and those that are taken for something else rewritten and listened to again.
+        """Test captions with a listener; rewrite and test again those by which it does not choose the region.
 
-        A region's verdict is accepted where the listener chose it at last, else rejected.
+        The verdict of a region is accepted if the listener chose it in the last round, else rejected.
         """
         pending = self._candidates(settings)
-        heard = list(pending)
+        tested = list(pending)
         for round in range(1, settings.max_rounds + 1):
-            await at_once(self._listen(id, others, listener) for id, others in pending.items())
-            confused = {id: others for id, others in pending.items() if self._is_confused(id)}
+            await run_concurrently(self._listen(id, others, listener) for id, others in pending.items())
+            confused = {
+                id: others for id, others in pending.items() if self._regions[id].listener_choice not in (None, id)
+            }
             if round < settings.max_rounds:
                 pending = await self._rewrite_confused(confused)
-        for id in heard:
+        for id in tested:
             choice = self._regions[id].listener_choice
             if self._regions[id].caption is not None and choice is not None:
-                self._regions[id].verdict = Verdict(choice == id, _said(choice, id))
+                self._regions[id].verdict = Verdict(choice == id, _listener_reason(choice, id))
 
     def _candidates(self, settings: ListeningSettings) -> dict[int, list[int]]:
-        """What each region to be listened to is shown among, the likest first."""
+        """Return the other candidates for each region to test, the most similar first."""
         candidates = {}
         for id, region in self._regions.items():
             others = region.lookalike_ids or (self._neighbours(id) if settings.include_all else [])
@@ -151,28 +166,28 @@ class Uniqueness:
         return candidates
 
     def _neighbours(self, id: int) -> list[int]:
-        """Siblings, then all other regions that are not nested in the region nor hold it."""
+        """Return siblings, then all other regions that neither contain the region nor lie inside it."""
         tree = self._image.tree
         others = [other for other in self._regions if other != id and not tree.is_nested(id, other)]
         return sorted(others, key=lambda other: tree.parents[other] != tree.parents[id])
 
     async def _listen(self, id: int, others: list[int], listener: Listener) -> None:
         region = self._regions[id]
-        assert region.caption is not None  # noqa: S101 - only captions are listened to
+        assert region.caption is not None  # noqa: S101 - only regions with a caption are tested
         region.listener_rounds += 1
-        region.listener_choice = await region.answered(
+        region.listener_choice = await region.answer_or_fail(
             "listen", listener.choose(self._image.views, [id, *others], region.caption)
         )
 
-    def _is_confused(self, id: int) -> bool:
-        return self._regions[id].listener_choice not in (None, id)
-
     async def _rewrite_confused(self, confused: Mapping[int, list[int]]) -> dict[int, list[int]]:
-        """Rewrite captions that were not understood; returns those that are new, with what they are shown among.
+        """Rewrite the captions by which the listener did not choose the region.
 
-        A new caption that another region has, too, is none: the region keeps its old one.
+        A new caption that equals that of another region is discarded: the region keeps its old one.
+
+        Returns:
+            The other candidates of the regions with a new caption.
         """
-        before = captions_now(self._regions)
+        before = current_captions(self._regions)
 
         async def rewrite(id: int, others: list[int]) -> None:
             choice = self._regions[id].listener_choice
@@ -181,24 +196,24 @@ class Uniqueness:
                 named = choice if isinstance(choice, str) or choice in known else None
                 await self._rewrite(id, known, before, confused_with=named)
 
-        await at_once(rewrite(id, others) for id, others in confused.items())
+        await run_concurrently(rewrite(id, others) for id, others in confused.items())
         while shared := [id for id in self._shared() if id in confused and self._regions[id].caption != before[id]]:
             for id in shared:
                 self._regions[id].caption = before[id]
         return {id: others for id, others in confused.items() if self._regions[id].caption not in (None, before[id])}
 
     async def _rewrite_all(self, lookalikes: Mapping[int, list[int]]) -> None:
-        before = captions_now(self._regions)
+        before = current_captions(self._regions)
         for id, others in lookalikes.items():
             self._regions[id].lookalike_ids = others
-        await at_once(self._rewrite(id, others, before) for id, others in lookalikes.items())
+        await run_concurrently(self._rewrite(id, others, before) for id, others in lookalikes.items())
 
     async def _rewrite(
         self, id: int, others: Sequence[int], before: Mapping[int, str], confused_with: Choice | None = None
     ) -> None:
         region = self._regions[id]
         lookalikes = [LookAlike(other, before[other]) for other in others if other in before]
-        region.caption = await region.answered(
+        region.caption = await region.answer_or_fail(
             "unique_caption",
             self._annotator.unique_caption(
                 self._image, id, caption=before[id], lookalikes=lookalikes, confused_with=confused_with
@@ -208,15 +223,15 @@ class Uniqueness:
             region.listener_choice = None
 
     def _shared(self) -> dict[int, list[int]]:
-        return equal_captions(captions_now(self._regions))
+        return equal_captions(current_captions(self._regions))
 
 
 def _merged(first: Mapping[int, list[int]], second: Mapping[int, list[int]]) -> dict[int, list[int]]:
-    """Both lists of each region, the first one's before, without repetition."""
+    """Concatenate the lists of each region without duplicates, those of ``first`` first."""
     return {id: list(dict.fromkeys([*first.get(id, []), *second.get(id, [])])) for id in (first.keys() | second.keys())}
 
 
-def _said(choice: Choice, id: int) -> str:
+def _listener_reason(choice: Choice, id: int) -> str:
     if choice == id:
         return "the listener chose the region"
     if choice == "none":

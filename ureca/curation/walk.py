@@ -1,25 +1,28 @@
-"""The curation of one image: top-down, bottom-up, uniqueness, listener, verification (paper, stages 2 to 4).
-
-[from] Which stages of the curation take part, so that what each does for the captions can be measured."""
+"""Curation of one image: top-down, bottom-up, uniqueness, listener, verification (paper, stages 2 to 4)."""
 
 import asyncio
 from collections.abc import Iterable
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ureca.curation.listener import Listener, ListeningSettings
-from ureca.curation.protocols import Annotator, CurationImage, Embedder, RegionCaptions, at_once
+from ureca.curation.listener import ListeningSettings
+from ureca.curation.protocols import Annotator, CuratedRegion, CurationImage, Embedder, Listener, run_concurrently
 from ureca.curation.uniqueness import Uniqueness, UniquenessSettings
 
 
 class StageSettings(BaseModel):
-    """Stages that can be left out. Listener and verification have settings of their own."""
+    """Stages of the curation that an ablation can turn off. Listener and verification have their own settings."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    tree_context: bool = Field(default=True, description="short captions are told those of parent and elder siblings")
-    bottom_up: bool = Field(default=True, description="detailed captions compose those of the parts; off: short ones")
-    refinement: bool = Field(default=True, description="captions of look-alikes are rewritten against each other")
+    tree_context: bool = Field(
+        default=True,
+        description="give the captions of the parent and of elder siblings when a short caption is written",
+    )
+    bottom_up: bool = Field(
+        default=True, description="compose detailed captions from those of the parts; off: they are the short captions"
+    )
+    refinement: bool = Field(default=True, description="rewrite the captions of look-alikes against each other")
 
 
 async def caption_regions(
@@ -32,58 +35,60 @@ async def caption_regions(
     listener: Listener | None = None,
     listening: ListeningSettings | None = None,
     stages: StageSettings | None = None,
-) -> dict[int, RegionCaptions]:
-    """Caption every region of ``image.regions`` so that no two captions are equal, unless they are not refined.
+) -> dict[int, CuratedRegion]:
+    """Caption all ``image.regions``, so that no two captions are equal if ``stages.refinement`` is on.
 
-    Requests that do not depend on one another are in flight together; those that do keep the paper's order: parents
-    before children, elder siblings before younger ones, children's details before their parent's. A region whose
-    answer is unusable fails alone: its children go on with the captions of the ancestors that have one.
+    Independent requests are in flight together; dependent ones keep the paper's order: parents before children, elder
+    siblings before younger ones, children's details before their parent's. A region without a usable answer fails
+    alone: its children go on with the caption of the nearest ancestor that has one.
 
     Args:
-        image: that has the regions.
-        annotator: writes the captions.
-        embedder: tells look-alikes.
-        uniqueness: what counts as look-alikes.
-        verifier: judges the final captions, if there is one; not those that the listener did not understand.
-        listener: checks that captions are unique, if there is one.
-        listening: which captions it checks.
-        stages: that take part; None: all.
+        image: image with its regions.
+        annotator: writer of the captions.
+        embedder: embedder that finds look-alikes.
+        uniqueness: definition of look-alikes and number of rewrites.
+        verifier: judge of the final captions that no listener has rejected; None: captions are not verified.
+        listener: listener that tests the uniqueness of captions; None: they are not tested.
+        listening: number of rounds and candidates of the listener; None: the defaults.
+        stages: stages to run; None: all.
 
     Returns:
-        captions by region id, in the order of ``image.regions``.
+        Results by region id, in the order of ``image.regions``.
     """
     stages = stages or StageSettings()
     walk = _Walk(image, annotator, stages)
     await walk.write_short_captions(image.main_objects, parent_caption=None)
-    await at_once(walk.write_detailed_captions(id) for id in image.main_objects)
-    stage = Uniqueness(image, annotator, walk.captions)
+    await run_concurrently(walk.write_detailed_captions(id) for id in image.main_objects)
+    stage = Uniqueness(image, annotator, walk.regions)
     await stage.find_lookalikes(embedder, uniqueness)
     if stages.refinement:
         await stage.make_unique(uniqueness)
     if listener is not None:
         await stage.listen(listener, listening or ListeningSettings())
     if verifier is not None:
-        await at_once(walk.verify(id, verifier) for id in image.regions)
-    return walk.captions
+        await run_concurrently(walk.verify(id, verifier) for id in image.regions)
+    return walk.regions
 
 
 class _Walk:
+    """Walk over the mask tree: top-down for short captions, bottom-up for detailed ones."""
+
     def __init__(self, image: CurationImage, annotator: Annotator, stages: StageSettings) -> None:
         self._image = image
         self._annotator = annotator
         self._stages = stages
-        self.captions = {id: RegionCaptions() for id in image.regions}
+        self.regions = {id: CuratedRegion() for id in image.regions}
         self._parts = {
-            id: [child for child in image.tree.children[id] if child in self.captions] for id in image.regions
+            id: [child for child in image.tree.children[id] if child in self.regions] for id in image.regions
         }
 
     async def write_short_captions(self, siblings: Iterable[int], parent_caption: str | None) -> None:
-        """Stage 2: siblings one after another, each one's parts while its younger siblings go on."""
-        async with asyncio.TaskGroup() as below:
+        """Run stage 2: siblings one after another, the parts of each concurrently with its younger siblings."""
+        async with asyncio.TaskGroup() as parts:
             elder: list[str] = []
             for id in siblings:
-                region = self.captions[id]
-                region.short_caption = await region.answered(
+                region = self.regions[id]
+                region.short_caption = await region.answer_or_fail(
                     "short_caption",
                     self._annotator.short_caption(
                         self._image, id, parent_caption=parent_caption, sibling_captions=tuple(elder)
@@ -92,20 +97,20 @@ class _Walk:
                 if region.short_caption is not None and self._stages.tree_context:
                     elder.append(region.short_caption)
                 if self._parts[id]:
-                    known = (region.short_caption or parent_caption) if self._stages.tree_context else None
-                    below.create_task(self.write_short_captions(self._parts[id], known))
+                    context = (region.short_caption or parent_caption) if self._stages.tree_context else None
+                    parts.create_task(self.write_short_captions(self._parts[id], context))
 
     async def write_detailed_captions(self, id: int) -> None:
-        """Stage 3: all parts at once, then the region itself."""
-        await at_once(self.write_detailed_captions(part) for part in self._parts[id])
-        region = self.captions[id]
+        """Run stage 3: all parts concurrently, then the region itself."""
+        await run_concurrently(self.write_detailed_captions(part) for part in self._parts[id])
+        region = self.regions[id]
         if region.short_caption is None:
             return
-        details = [detail for part in self._parts[id] if (detail := self.captions[part].detailed_caption) is not None]
+        details = [detail for part in self._parts[id] if (detail := self.regions[part].detailed_caption) is not None]
         if not details or not self._stages.bottom_up:
             region.detailed_caption = region.short_caption
             return
-        region.detailed_caption = await region.answered(
+        region.detailed_caption = await region.answer_or_fail(
             "detailed_caption",
             self._annotator.detailed_caption(
                 self._image, id, short_caption=region.short_caption, child_captions=details
@@ -113,12 +118,9 @@ class _Walk:
         )
 
     async def verify(self, id: int, verifier: Annotator) -> None:
-        """Judge a region's final caption, where it has one and nothing speaks against it."""
-        region = self.captions[id]
-        if (
-            region.caption is not None
-            and region.failure is None
-            and (region.verdict is None or region.verdict.accepted)
-        ):
-            question = verifier.verify(self._image, id, caption=region.caption)
-            region.verdict = await region.answered("verify", question)
+        """Judge the final caption of a region that has neither failed nor been rejected by the listener."""
+        region = self.regions[id]
+        is_rejected = region.verdict is not None and not region.verdict.accepted
+        if region.caption is not None and region.failure is None and not is_rejected:
+            judgement = verifier.verify(self._image, id, caption=region.caption)
+            region.verdict = await region.answer_or_fail("verify", judgement)

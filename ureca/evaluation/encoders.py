@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.config import MAY_CHANGE
-from ureca.curation.embedders import squared
+from ureca.curation.embedders import pad_to_square
 from ureca.curation.rule_based.colours import FAMILIES, fits_colour, measure_colours
 from ureca.errors import SettingsError
 
@@ -92,7 +92,7 @@ class DualEncoder:
         """Encode uint8 RGB images [h, w, 3] of any size as vectors of length 1, [len(images), D]."""
 
         def encode(batch: Sequence[npt.NDArray[np.uint8]]) -> Any:
-            inputs = self._processor(images=[squared(pixels) for pixels in batch], return_tensors="pt")
+            inputs = self._processor(images=[pad_to_square(pixels) for pixels in batch], return_tensors="pt")
             return self._network.get_image_features(**inputs.to(self._device))
 
         return self._in_batches(images, encode)

@@ -8,7 +8,8 @@ from typing import Literal
 
 from pydantic import Field
 
-from ureca.curation.listener import Listener, ListenerSettings
+from ureca.curation.listener import PromptedListenerSettings
+from ureca.curation.protocols import Listener
 from ureca.evaluation.encoders import ImageTextEncoder
 from ureca.evaluation.measures import Measure, Unmeasured
 from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings, bert_measure
@@ -35,7 +36,7 @@ from ureca.scenes.scene import Scene
 _CROP_SIDE_PX = 448  # longest side of the encoder's inputs; encoders resize to less
 
 
-class ScoringListenerConfig(ListenerSettings):
+class ScoringListenerConfig(PromptedListenerSettings):
     """The MLLM of ``mllm`` has to find the region of each caption among those that it could be mistaken for."""
 
     kind: Literal["prompted"] = "prompted"

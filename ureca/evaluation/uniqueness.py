@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field
 
-from ureca.curation.listener import Listener
+from ureca.curation.protocols import Listener
 from ureca.curation.uniqueness import equal_captions
 from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.encoders import ImageTextEncoder

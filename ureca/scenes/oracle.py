@@ -40,18 +40,18 @@ class OracleSettings(BaseModel):
     seed: int = Field(default=0, ge=0, description="seed of the oracle's errors")
 
 
-@register("annotator", "scenes", component="ureca.scenes.oracle:Oracle")
+@register("annotator", "oracle", component="ureca.scenes.oracle:Oracle")
 class OracleConfig(OracleSettings):
     """Captions of synthetic scenes from their ground truth, with errors at known rates."""
 
-    kind: Literal["scenes"] = "scenes"
+    kind: Literal["oracle"] = "oracle"
 
 
-@register("listener", "scenes", component="ureca.scenes.oracle:Oracle")
+@register("listener", "oracle", component="ureca.scenes.oracle:Oracle")
 class OracleListenerConfig(ListeningSettings, OracleSettings):
     """Choices from the ground truth of synthetic scenes, with errors at a known rate."""
 
-    kind: Literal["scenes"] = "scenes"
+    kind: Literal["oracle"] = "oracle"
 
 
 class _KnownScene(NamedTuple):

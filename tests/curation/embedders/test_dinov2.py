@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ureca.curation.embedders import Dinov2Embedder, Dinov2Settings
+from ureca.curation.embedders import Dinov2Config, Dinov2Embedder
 from ureca.curation.protocols import RegionCrop
 from ureca.errors import SettingsError
 
@@ -41,7 +41,7 @@ def test_vectors_are_the_class_tokens_of_length_one(checkpoint):
     from transformers import AutoImageProcessor, AutoModel
 
     pixels = np.random.default_rng(1).integers(0, 256, (40, 40, 3)).astype(np.uint8)
-    vector = Dinov2Embedder(Dinov2Settings(checkpoint=checkpoint, device="cpu")).embed(
+    vector = Dinov2Embedder(Dinov2Config(checkpoint=checkpoint, device="cpu")).embed(
         [RegionCrop(pixels, np.ones((40, 40), bool))]
     )[0]
     inputs = AutoImageProcessor.from_pretrained(checkpoint)(images=[Image.fromarray(pixels)], return_tensors="pt")
@@ -53,7 +53,7 @@ def test_vectors_are_the_class_tokens_of_length_one(checkpoint):
 def test_a_vector_does_not_depend_on_its_batch(checkpoint):
     crops = _crops(5)
     by_two, at_once = (
-        Dinov2Embedder(Dinov2Settings(checkpoint=checkpoint, batch_size=size)).embed(crops) for size in (2, 32)
+        Dinov2Embedder(Dinov2Config(checkpoint=checkpoint, batch_size=size)).embed(crops) for size in (2, 32)
     )
     assert by_two.shape == (5, 16)
     assert by_two.dtype == np.float32
@@ -65,19 +65,19 @@ def test_the_ends_of_a_long_region_count(checkpoint):
     plain = np.full((20, 200, 3), 128, np.uint8)
     with_ends = plain.copy()
     with_ends[:, :40], with_ends[:, -40:] = (255, 0, 0), (0, 255, 0)
-    a, b = Dinov2Embedder(Dinov2Settings(checkpoint=checkpoint)).embed(
+    a, b = Dinov2Embedder(Dinov2Config(checkpoint=checkpoint)).embed(
         [RegionCrop(pixels, np.ones((20, 200), bool)) for pixels in (plain, with_ends)]
     )
     assert not np.allclose(a, b, atol=1e-3)
 
 
 def test_no_crops_make_no_vectors(checkpoint):
-    assert Dinov2Embedder(Dinov2Settings(checkpoint=checkpoint)).embed([]).shape == (0, 16)
+    assert Dinov2Embedder(Dinov2Config(checkpoint=checkpoint)).embed([]).shape == (0, 16)
 
 
 def test_a_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"checkpoint '.*nothing' cannot be loaded"):
-        Dinov2Embedder(Dinov2Settings(checkpoint=str(tmp_path / "nothing")))
+        Dinov2Embedder(Dinov2Config(checkpoint=str(tmp_path / "nothing")))
 
 
 def test_pickled_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
@@ -95,7 +95,7 @@ def test_pickled_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
     (folder / "model.safetensors").unlink()
     torch.save({"weights": Payload()}, folder / "pytorch_model.bin")
     with pytest.raises(SettingsError, match="cannot be loaded"):
-        Dinov2Embedder(Dinov2Settings(checkpoint=str(folder)))
+        Dinov2Embedder(Dinov2Config(checkpoint=str(folder)))
     assert not (tmp_path / "run").exists()
 
 
@@ -106,12 +106,12 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
     shutil.copytree(checkpoint, folder)
     (folder / "model.safetensors").write_bytes(b"\x00" * 40)
     with pytest.raises(SettingsError, match="cannot be loaded"):
-        Dinov2Embedder(Dinov2Settings(checkpoint=str(folder)))
+        Dinov2Embedder(Dinov2Config(checkpoint=str(folder)))
 
 
 def test_a_device_that_does_not_exist_is_named(checkpoint):
     with pytest.raises(SettingsError, match="device 'abacus' cannot be used"):
-        Dinov2Embedder(Dinov2Settings(checkpoint=checkpoint, device="abacus"))
+        Dinov2Embedder(Dinov2Config(checkpoint=checkpoint, device="abacus"))
 
 
 def test_a_missing_package_says_what_to_install(checkpoint, monkeypatch):
@@ -124,9 +124,9 @@ def test_a_missing_package_says_what_to_install(checkpoint, monkeypatch):
 
     monkeypatch.setattr(builtins, "__import__", without_transformers)
     with pytest.raises(SettingsError, match=r"'transformers', which is not installed: pip install"):
-        Dinov2Embedder(Dinov2Settings(checkpoint=checkpoint))
+        Dinov2Embedder(Dinov2Config(checkpoint=checkpoint))
 
 
 def test_unknown_settings_are_refused():
     with pytest.raises(ValidationError, match="batchsize"):
-        Dinov2Settings(batchsize=3)
+        Dinov2Config(batchsize=3)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 import numpy as np
 import pytest
 
-from ureca.curation.listener import ListenerSettings, PromptedListener
+from ureca.curation.listener import PromptedListener, PromptedListenerSettings
 from ureca.curation.protocols import Choice
 from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.uniqueness import Question, distractors, listen, listener_measures
@@ -120,7 +120,7 @@ class Looker:
 def test_a_chat_model_is_not_told_which_region_is_meant() -> None:
     """Whichever of three regions a caption is said to be of, the picture and so the choice are the same."""
     views, model = Views(np.zeros((100, 100, 3), np.uint8), masks()), Looker()
-    listener = PromptedListener(model, ListenerSettings())
+    listener = PromptedListener(model, PromptedListenerSettings())
     questions = [Question(1, "a car", (2, 3)), Question(2, "a car", (3, 1)), Question(3, "a car", (1, 2))]
     assert sorted(asyncio.run(listen(listener, views, questions))) == ["another", "another", "right"]
     assert len(set(model.pictures)) == 1

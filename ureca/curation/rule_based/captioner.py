@@ -10,7 +10,11 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Literal
 
+from pydantic import BaseModel, ConfigDict
+
+from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rule_based.expressions import Distinction, ReferringExpression, describe, noun_phrase
 from ureca.curation.rule_based.measurement import Measurement, measure_regions, within_it
@@ -19,6 +23,7 @@ from ureca.curation.rule_based.vocabulary import enumeration, number, ordinal, p
 from ureca.errors import AnswerError
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
+from ureca.registry import register
 
 _MAX_PART_GROUPS = 4
 
@@ -142,6 +147,15 @@ class _DescribedImage:
     captions: Captions
 
 
+class RuleBasedConfig(BaseModel):
+    """Captions of measured colours, shapes and places, without weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["rule_based"] = "rule_based"
+
+
+@register("annotator", "rule_based", settings=RuleBasedConfig)
 class RuleBasedCaptioner:
     """Captions regions by colour, brightness, texture, shape, size, place and order; an ``Annotator``.
 
@@ -215,6 +229,13 @@ class RuleBasedCaptioner:
             return self._described[key][1]
 
 
+class RuleBasedListenerConfig(ListeningSettings):
+    """Choice of the only candidate for which all measurable claims of a caption are true, without weights."""
+
+    kind: Literal["rule_based"] = "rule_based"
+
+
+@register("listener", "rule_based", settings=RuleBasedListenerConfig)
 class RuleBasedListener:
     """Chooses the candidate that all measurable claims of a caption are true of; a ``Listener``.
 
