@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from ray.data import Dataset
 
-from ureca.captioning.stage import CaptionStage, ImageWriter
+from ureca.captioning.stage import CaptionStage, ImageCaptioner
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
 from ureca.data.masked import MaskStage, generate_masks
@@ -58,25 +58,25 @@ def build_caption_stage(
     """Load the checkpoint, on a GPU where ``resources`` say so."""
     checkpoint = identify(settings.model)
     name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
-    writer = _captioner(settings) if checkpoint.kind == "ureca" else _chat_writer(settings)
+    captioner = _ureca_captioner(settings) if checkpoint.kind == "ureca" else _chat_captioner(settings)
     return CaptionStage(
-        writer, name, settings.image_limits, images_in_flight, crash_log=crash_log, config_hash=config_hash
+        captioner, name, settings.image_limits, images_in_flight, crash_log=crash_log, config_hash=config_hash
     )
 
 
-def _captioner(settings: CaptioningSettings) -> ImageWriter[Any]:
-    from ureca.captioning.writer import CaptionWriter
+def _ureca_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
+    from ureca.captioning.captioners import UrecaCaptioner
     from ureca.model.captioner import RegionCaptioner
 
     device = "cuda" if settings.resources.caption.num_gpus > 0 else "cpu"
     captioner = RegionCaptioner.from_pretrained(settings.model, device=device, dtype=settings.dtype)
     if settings.region_prompt is not None:
         captioner.processor.region_prompt = settings.region_prompt
-    return CaptionWriter(captioner, settings.captioner)
+    return UrecaCaptioner(captioner, settings.captioner)
 
 
-def _chat_writer(settings: CaptioningSettings) -> ImageWriter[Any]:
-    from ureca.captioning.baselines import ChatWriter
+def _chat_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
+    from ureca.captioning.captioners import ChatCaptioner
 
     model = TransformersChatModel(
         TransformersConfig(
@@ -88,7 +88,7 @@ def _chat_writer(settings: CaptioningSettings) -> ImageWriter[Any]:
         )
     )
     assert settings.region_prompt is not None  # noqa: S101 - refused before anything ran
-    return ChatWriter(model, settings.region_prompt, settings.captioner)
+    return ChatCaptioner(model, settings.region_prompt, settings.captioner)
 
 
 def build_mask_stage(settings: CaptioningSettings) -> MaskStage:

@@ -12,7 +12,7 @@ import pytest
 from tests.captioning.stand_ins import proposed_unit
 from tests.drawn import drawn_image
 from tests.llm.tiny_models import internvl
-from ureca.captioning.baselines import ChatWriter
+from ureca.captioning.captioners import ChatCaptioner
 from ureca.captioning.stage import CaptionStage
 from ureca.errors import AnswerError, CheckpointError
 from ureca.images import ImageLimits
@@ -52,7 +52,7 @@ def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask,
     partition = proposed_unit(tmp_path, 0, 2)
     first, second = partition.images
     partition = replace(partition, images=(replace(first, masks=(*first.masks, *masks)), second))
-    stage = CaptionStage(ChatWriter(model, prompt, SETTINGS), "asked", ImageLimits(), 2)
+    stage = CaptionStage(ChatCaptioner(model, prompt, SETTINGS), "asked", ImageLimits(), 2)
     return asyncio.run(stage(partition))  # type: ignore[return-value]
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.drawn import drawn_image
-from ureca.captioning.images import caption_image, caption_ready, make_ready
+from ureca.captioning.images import caption_image, caption_prepared, prepare_regions
 from ureca.masks.mask import Mask
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
@@ -60,10 +60,10 @@ def test_caption_image_with_wrong_stated_area_succeeds(captioner: RegionCaptione
 def test_caption_ready_with_several_images_equals_each_alone(captioner: RegionCaptioner) -> None:
     drawn = [drawn_image(seed) for seed in range(3)]
     alone = [caption_image(captioner, pixels, masks, SETTINGS) for pixels, masks in drawn]
-    none = make_ready(captioner, drawn[0][0], [])
-    ready = [none, *(make_ready(captioner, pixels, masks) for pixels, masks in drawn)]
+    none = prepare_regions(captioner, drawn[0][0], [])
+    ready = [none, *(prepare_regions(captioner, pixels, masks) for pixels, masks in drawn)]
     finished: dict[int, list[dict[str, object]]] = {}
-    together = caption_ready(captioner, ready, SETTINGS.model_copy(update={"batch_size": 5}), finished.__setitem__)
+    together = caption_prepared(captioner, ready, SETTINGS.model_copy(update={"batch_size": 5}), finished.__setitem__)
     assert together == [[], *alone]
     assert [finished[index] for index in range(4)] == together
 

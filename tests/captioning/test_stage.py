@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from tests.captioning.stand_ins import proposed_unit
+from ureca.captioning.captioners import UrecaCaptioner
 from ureca.captioning.stage import CaptionStage
-from ureca.captioning.writer import CaptionWriter
 from ureca.data.masked import MaskedPartition
 from ureca.data.partitions import PartitionReport
 from ureca.images import ImageLimits
@@ -45,7 +45,7 @@ def run(
 ) -> list[tuple[list[dict[str, Any]], PartitionReport]]:
     async def all_units() -> list[tuple[list[dict[str, Any]], PartitionReport]]:
         chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
-        stage = CaptionStage(CaptionWriter(captioner, chosen), "tiny 1", ImageLimits(), images_in_flight)
+        stage = CaptionStage(UrecaCaptioner(captioner, chosen), "tiny 1", ImageLimits(), images_in_flight)
         return list(await asyncio.gather(*map(stage, partitions)))
 
     return asyncio.run(all_units())

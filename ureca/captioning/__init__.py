@@ -1,4 +1,4 @@
-"""Batch captioning of a corpus by a model, without Ray."""
+"""Captioning of images and their masks, without Ray."""
 
 import lazy_loader
 

@@ -1,7 +1,7 @@
-"""Images and their masks to captioned regions, given a loaded captioner.
+"""Captions of images and their masks by a loaded captioner.
 
-``caption_image`` is the whole of it for one image. Its two halves are for who has many: ``make_ready`` needs the
-processor only and may run in other threads, ``caption_ready`` runs the model on several images in common batches.
+``caption_image`` captions one image. Its two parts serve many images: ``prepare_regions`` needs only the processor and
+may run in other threads, ``caption_prepared`` runs the model on several images in common batches.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ _STAGE = "caption"
 
 
 @dataclass(frozen=True, eq=False)
-class ReadyImage:
-    """An image cut for the model, and what is known of its masks.
+class PreparedRegions:
+    """An image prepared for the model, and its masks.
 
     Attributes:
-        masks: all of them, in their order.
-        parents: parent id by mask id, -1 at the top level; empty where no tree is known.
-        failures: why a mask cannot be captioned, by id.
-        prepared: the image and the masks without failure, in their order.
+        masks: all masks, in order.
+        parents: parent id by mask id, -1 at the top level; empty without a tree.
+        failures: reasons for which masks cannot be captioned, by id.
+        prepared: tiles of the image and of the masks without failure, in order.
     """
 
     masks: tuple[Mask, ...]
@@ -49,50 +49,59 @@ def caption_image(
     """Caption the regions of one image.
 
     Args:
-        captioner: loaded.
+        captioner: loaded captioner.
         pixels: uint8 RGB [H, W, 3].
-        masks: with distinct ids. One that cannot be captioned (no pixel, another size) is a region with a failure.
-        settings: how captions are written.
-        parents: parent id by mask id, -1 at the top level; None: no tree is known.
+        masks: masks with distinct ids. One that cannot be captioned (empty, or of another size) becomes a region with
+            a failure.
+        settings: generation of captions.
+        parents: parent id by mask id, -1 at the top level; None without a tree.
 
     Returns:
-        rows of the struct ``ureca.schema.CAPTION``, in the order of the masks.
+        Rows of the struct ``ureca.schema.CAPTION``, in the order of the masks.
     """
-    (regions,) = caption_ready(captioner, [make_ready(captioner, pixels, masks, parents)], settings)
+    (regions,) = caption_prepared(captioner, [prepare_regions(captioner, pixels, masks, parents)], settings)
     return regions
 
 
-def make_ready(
+def prepare_regions(
     captioner: RegionCaptioner, pixels: Pixels, masks: Sequence[Mask], parents: Mapping[int, int] | None = None
-) -> ReadyImage:
+) -> PreparedRegions:
     """Cut an image and its masks, one mask in memory at a time, without the model; arguments as ``caption_image``."""
-    failures = failures_of(masks, pixels.shape[:2])
+    failures = mask_failures(masks, pixels.shape[:2])
     good = (mask.decode() for mask in masks if mask.id not in failures)
-    return ReadyImage(tuple(masks), parents or {}, failures, captioner.prepare(pixels, good))
+    return PreparedRegions(tuple(masks), parents or {}, failures, captioner.prepare(pixels, good))
 
 
-def caption_ready(
+def caption_prepared(
     captioner: RegionCaptioner,
-    images: Sequence[ReadyImage],
+    images: Sequence[PreparedRegions],
     settings: CaptionSettings,
     on_finished: Callable[[int, list[dict[str, Any]]], None] | None = None,
 ) -> list[list[dict[str, Any]]]:
     """Caption several images in common batches.
 
     Args:
-        captioner: loaded.
-        images: of like sizes, where there is a choice: the prompts of a batch are padded to the longest.
-        settings: how captions are written.
-        on_finished: told the place and the rows of each image as soon as its last region has its caption.
+        captioner: loaded captioner.
+        images: prepared images, preferably of similar sizes, since the prompts of a batch are padded to the longest.
+        settings: generation of captions.
+        on_finished: called with the index and the rows of each image as soon as its last region has its caption.
 
     Returns:
-        of each image the rows of the struct ``ureca.schema.CAPTION``, in the order of its masks.
+        For each image, rows of the struct ``ureca.schema.CAPTION``, in the order of its masks.
     """
     captions: list[dict[int, RegionCaption]] = [{} for _ in images]
     rows: dict[int, list[dict[str, Any]]] = {}
 
     def finish(index: int) -> None:
-        rows[index] = _rows(images[index], captions[index])
+        image, in_order = images[index], iter(captions[index][number] for number in sorted(captions[index]))
+        results: dict[int, dict[str, Any]] = {}
+        for mask in image.masks:
+            if mask.id in image.failures:
+                results[mask.id] = failed_caption(image.failures[mask.id])
+            else:
+                caption = next(in_order)
+                results[mask.id] = finished_caption(caption.text, caption.num_tokens, caption.finish_reason)
+        rows[index] = caption_rows(image.masks, image.parents, results)
         if on_finished is not None:
             on_finished(index, rows[index])
 
@@ -107,20 +116,26 @@ def caption_ready(
     return [rows[index] for index in range(len(images))]
 
 
-def failures_of(masks: Sequence[Mask], size: tuple[int, ...]) -> dict[int, str]:
-    """Why masks cannot be captioned in an image of that size (height, width), by id; the others are not in it."""
-    return {mask.id: why for mask in masks if (why := _why_not(mask, size)) is not None}
+def mask_failures(masks: Sequence[Mask], size: tuple[int, ...]) -> dict[int, str]:
+    """Return the reasons for which masks cannot be captioned in an image of a size (height, width), by id."""
+    failures = {}
+    for mask in masks:
+        if tuple(mask.rle["size"]) != size:
+            failures[mask.id] = "size_mismatch"
+        elif not rle_codec.area_px(mask.rle):
+            failures[mask.id] = "empty_mask"
+    return failures
 
 
 def caption_rows(
-    masks: Sequence[Mask], parents: Mapping[int, int], said: Mapping[int, Mapping[str, Any]]
+    masks: Sequence[Mask], parents: Mapping[int, int], results: Mapping[int, Mapping[str, Any]]
 ) -> list[dict[str, Any]]:
-    """Rows of the struct ``ureca.schema.CAPTION``.
+    """Build rows of the struct ``ureca.schema.CAPTION``.
 
     Args:
-        masks: in the order of the rows.
-        parents: parent id by mask id, -1 at the top level; empty where no tree is known.
-        said: of each mask, by id, what ``answered`` or ``failed`` gave.
+        masks: masks in the order of the rows.
+        parents: parent id by mask id, -1 at the top level; empty without a tree.
+        results: for each mask id, the result of ``finished_caption`` or ``failed_caption``.
     """
     return [
         {
@@ -132,40 +147,23 @@ def caption_rows(
             "depth": _depth(mask.id, parents),
             "predicted_iou": mask.predicted_iou,
             "stability_score": mask.stability_score,
-            **said[mask.id],
+            **results[mask.id],
         }
         for mask in masks
     ]
 
 
-def answered(text: str, num_tokens: int, finish_reason: str | None) -> dict[str, Any]:
-    """What a model said of a region; a failure where that is nothing."""
-    said = {"caption": text, "num_tokens": num_tokens, "finish_reason": finish_reason}
-    # A model may end a caption before its first word.
-    return {**said, "status": "ok"} if text else {**said, "caption": None, "status": f"failed:{_STAGE}:no_text"}
+def finished_caption(text: str, num_tokens: int, finish_reason: str | None) -> dict[str, Any]:
+    """Build the columns of a caption; an empty one, which the model ended before its first word, is a failure."""
+    result = {"caption": text, "num_tokens": num_tokens, "finish_reason": finish_reason}
+    if not text:
+        return {**result, "caption": None, "status": f"failed:{_STAGE}:no_text"}
+    return {**result, "status": "ok"}
 
 
-def failed(why: str) -> dict[str, Any]:
-    """A region without caption, and why in snake_case letters."""
-    return {"caption": None, "num_tokens": None, "finish_reason": None, "status": f"failed:{_STAGE}:{why}"}
-
-
-def _why_not(mask: Mask, size: tuple[int, ...]) -> str | None:
-    if tuple(mask.rle["size"]) != size:
-        return "size_mismatch"
-    return None if rle_codec.area_px(mask.rle) else "empty_mask"
-
-
-def _rows(image: ReadyImage, captions: Mapping[int, RegionCaption]) -> list[dict[str, Any]]:
-    in_order = iter(captions[index] for index in sorted(captions))
-    said: dict[int, dict[str, Any]] = {}
-    for mask in image.masks:
-        if mask.id in image.failures:
-            said[mask.id] = failed(image.failures[mask.id])
-        else:
-            caption = next(in_order)
-            said[mask.id] = answered(caption.text, caption.num_tokens, caption.finish_reason)
-    return caption_rows(image.masks, image.parents, said)
+def failed_caption(reason: str) -> dict[str, Any]:
+    """Build the columns of a region without caption, with a reason in snake_case letters."""
+    return {"caption": None, "num_tokens": None, "finish_reason": None, "status": f"failed:{_STAGE}:{reason}"}
 
 
 def _depth(id: int, parents: Mapping[int, int]) -> int | None:

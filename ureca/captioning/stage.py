@@ -1,4 +1,4 @@
-"""The captioning of units of images: reading and preparing in threads, whatever model writes."""
+"""The caption stage: partitions of images to rows of captions, by any captioner of images."""
 
 import asyncio
 import time
@@ -15,38 +15,40 @@ from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, try_decode_image
 from ureca.llm.usage import metered
 
-Ready = TypeVar("Ready")
+Prepared = TypeVar("Prepared")
 
 
-class ImageWriter(Protocol[Ready]):
-    """Writes the captions of one image; many at the same time on one event loop."""
+class ImageCaptioner(Protocol[Prepared]):
+    """Captions single images, many concurrently on one event loop."""
 
-    def make_ready(self, pixels: Pixels, image: MaskedImage) -> Ready:
-        """What the model needs of uint8 RGB pixels [H, W, 3] and masks; called in any thread."""
+    def prepare(self, pixels: Pixels, image: MaskedImage) -> Prepared:
+        """Prepare uint8 RGB pixels [H, W, 3] and their masks for the model; called in any thread."""
         ...
 
-    async def write(self, image: Ready) -> tuple[list[dict[str, Any]], float]:
-        """Rows of the struct ``ureca.schema.CAPTION``, one a mask, and the seconds of the model that they took."""
+    async def caption(self, image: Prepared) -> tuple[list[dict[str, Any]], float]:
+        """Caption an image.
+
+        Returns:
+            Rows of the struct ``ureca.schema.CAPTION``, one a mask, and the model's time in seconds.
+        """
         ...
 
 
-class CaptionStage(Generic[Ready]):
-    """Captions units of images, of which ``images_in_flight`` over all units are worked on at a time.
-
-    So many images, and for a moment those that have just been finished, are in memory.
+class CaptionStage(Generic[Prepared]):
+    """Captions partitions of images, with at most ``images_in_flight`` images in memory over all partitions.
 
     Args:
-        writer: of captions, with what it has loaded.
-        model_name: for the rows.
-        limits: of images.
-        images_in_flight: at least 1.
-        attempts: of this stage, where processes may die and be replaced.
-        recipe: that rows are made by.
+        captioner: captioner of single images, loaded.
+        model_name: name of the model in the rows.
+        limits: limits of images.
+        images_in_flight: most images in memory, at least 1.
+        crash_log: crash log of this stage; None if processes are not replaced after a crash.
+        config_hash: hash of the config in the rows.
     """
 
     def __init__(
         self,
-        writer: ImageWriter[Ready],
+        captioner: ImageCaptioner[Prepared],
         model_name: str,
         limits: ImageLimits,
         images_in_flight: int,
@@ -54,21 +56,28 @@ class CaptionStage(Generic[Ready]):
         crash_log: CrashLog | None = None,
         config_hash: str | None = None,
     ) -> None:
-        self._writer = writer
+        self._captioner = captioner
         self._model_name = model_name
         self._limits = limits
         self._config_hash = config_hash
         self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
-        """Rows of the schema ``CAPTIONS``, in the order of the unit's images, and the work they took."""
+        """Return rows of the schema ``CAPTIONS``, in the order of the partition's images, and the work they took."""
         rows = {image.entry.image_id: self._row(image, partition.mask_generator) for image in partition.images}
         good = {image.entry.image_id: image for image in partition.images if image.error is None}
         seconds = defaultdict(float, partition.seconds)
 
         async def work(fetched: Fetched) -> None:
             id = fetched.entry.image_id
-            await self._caption(good[id], fetched, rows[id], seconds)
+            started = time.monotonic()
+            prepared = await asyncio.to_thread(self._prepare, good[id], fetched)
+            seconds["prepare"] += time.monotonic() - started
+            if isinstance(prepared, RowError):
+                rows[id]["error"] = asdict(prepared)
+            else:
+                rows[id]["captions"], model_s = await self._captioner.caption(prepared)
+                seconds["caption"] += model_s
 
         def give_up(id: str, reason: DataError) -> None:
             rows[id]["error"] = asdict(RowError.of("caption", reason))
@@ -81,26 +90,14 @@ class CaptionStage(Generic[Ready]):
         spent = asdict(usage) | {"num_new_tokens": num_tokens}
         return list(rows.values()), PartitionReport(**spent, seconds=dict(seconds))
 
-    async def _caption(
-        self, image: MaskedImage, fetched: Fetched, row: dict[str, Any], seconds: defaultdict[str, float]
-    ) -> None:
-        started = time.monotonic()
-        ready = await asyncio.to_thread(self._make_ready, image, fetched)
-        seconds["prepare"] += time.monotonic() - started
-        if isinstance(ready, RowError):
-            row["error"] = asdict(ready)
-        else:
-            row["captions"], model_s = await self._writer.write(ready)
-            seconds["caption"] += model_s
-
-    def _make_ready(self, image: MaskedImage, fetched: Fetched) -> Ready | RowError:
+    def _prepare(self, image: MaskedImage, fetched: Fetched) -> Prepared | RowError:
         pixels = try_decode_image(fetched.image, self._limits)
         if isinstance(pixels, DataError):
             return RowError.of("read", pixels)
         if pixels.shape[:2] != (image.height_px, image.width_px):
             changed = DataError("changed", "the image has another size than when its masks were made")
             return RowError.of("caption", changed)
-        return self._writer.make_ready(pixels, image)
+        return self._captioner.prepare(pixels, image)
 
     def _row(self, image: MaskedImage, mask_generator: str) -> dict[str, Any]:
         return {

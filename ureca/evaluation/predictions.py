@@ -10,7 +10,7 @@ from typing import Any
 
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, model_validator
 
-from ureca.captioning.images import answered, failed
+from ureca.captioning.images import failed_caption, finished_caption
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import open_file
@@ -191,7 +191,11 @@ def _prediction_row(row: Mapping[str, Any], captions: Captions, source: str) -> 
         predicted.append(
             {
                 **{name: region[name] for name in ("region_id", "rle", "bbox_xywh", "area_px", "parent_id", "depth")},
-                **(failed(_MISSING) if caption is None else answered(caption.strip(), len(caption.split()), None)),
+                **(
+                    failed_caption(_MISSING)
+                    if caption is None
+                    else finished_caption(caption.strip(), len(caption.split()), None)
+                ),
                 "num_tokens": None,
             }
         )

@@ -1,4 +1,4 @@
-"""URECA in the form of transformers' own models; imported lazily.
+"""URECA as a model of transformers; imported lazily.
 
 ``import ureca.model.auto`` registers the model with transformers' Auto classes, so that
 ``AutoModelForImageTextToText.from_pretrained`` and ``AutoProcessor.from_pretrained`` load its checkpoints.

@@ -1,4 +1,4 @@
-"""Configuration of URECA: InternVL's, and how a region's mask becomes tokens."""
+"""Configuration of URECA: InternVL's with a mask encoder."""
 
 from huggingface_hub.dataclasses import strict
 from transformers.models.internvl.configuration_internvl import InternVLConfig
@@ -9,11 +9,10 @@ class UrecaConfig(InternVLConfig):
     """InternVL's configuration with a mask encoder (URECA, section 4).
 
     Args:
-        mask_token_id: token whose embeddings are replaced by mask features (``<MASK_CONTEXT>``).
-        num_mask_tokens: tokens T that a mask tile becomes, 1 to 32. The paper finds 16 best; the released model has 8.
-        mask_encoder: "convolutional" encodes a mask tile alone, as in the paper. "fused" encodes it together with
-            what the image shows there: projected features and pixels (the paper's code calls a variant that fuses
-            mask and image architecture 2).
+        mask_token_id: id of the token whose embeddings are replaced by mask features (``<MASK_CONTEXT>``).
+        num_mask_tokens: number T of tokens of a mask tile, 1 to 32. The paper finds 16 best; the released model has 8.
+        mask_encoder: "convolutional" encodes a mask tile alone, as in the paper; "fused" encodes it together with the
+            projected features and the pixels of the image tile (the paper's code has such a variant, architecture 2).
     """
 
     model_type = "ureca"

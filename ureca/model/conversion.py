@@ -1,13 +1,7 @@
-"""The authors' checkpoint layout (InternVL's "chat" layout with a mask encoder) becomes ours.
+"""Conversion of checkpoints in the authors' layout (InternVL's "chat" layout with a mask encoder).
 
-A tensor is never dropped silently: names that the layout does not have, names that are missing and shapes that do not
-fit are errors that list them.
-
-
-[from] Tensors of a checkpoint in safetensors or PyTorch files, sharded or not.
-[from] The authors' config.json, read and checked, and the configuration that it becomes.
-[from] Tensor names of the authors' layout and ours, and the fused projections between them.
-[from] LoRA adapters that were saved inside a checkpoint, merged into the weights they adapt."""
+Tensors are never dropped silently: unknown and missing names and unexpected shapes raise errors that list them.
+"""
 
 import json
 import re
@@ -28,17 +22,129 @@ from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS, UrecaProcessor
 from ureca.model.released_tokenizer import load_released_tokenizer
 
+
+def from_released(
+    directory: Path | str, image_token_id: int | None = None, mask_token_id: int | None = None
+) -> UrecaForConditionalGeneration:
+    """Load weights in the authors' layout.
+
+    Args:
+        directory: config.json and weights, in safetensors or .bin files, sharded or not; LoRA merged or not; the
+            language model a Qwen2 or an InternLM2 (which becomes a Llama, with the same results).
+        image_token_id: id of ``<IMG_CONTEXT>``; None for that of the directory's tokenizer.
+        mask_token_id: id of ``<MASK_CONTEXT>``; likewise.
+
+    Returns:
+        The model on the CPU in the data type of its weights, in evaluation mode.
+
+    Raises:
+        CheckpointError: if the directory is no such checkpoint, or its tensors differ from those of its configuration;
+            the message lists them.
+    """
+    directory = Path(directory)
+    released = read_released_config(directory)
+    if image_token_id is None or mask_token_id is None:
+        vocabulary = load_released_tokenizer(directory).get_vocab()
+        image_token_id = _token_id(vocabulary, IMAGE_TOKENS[1]) if image_token_id is None else image_token_id
+        mask_token_id = _token_id(vocabulary, MASK_TOKENS[1]) if mask_token_id is None else mask_token_id
+    config = released.to_ureca(image_token_id=image_token_id, mask_token_id=mask_token_id)
+    tensors = merge_lora(read_tensors(directory), released.lora_ranks)
+    return _build_model(config, convert_tensors(tensors, config), directory)
+
+
+def convert_released(source: Path | str, destination: Path | str) -> None:
+    """Convert a released checkpoint, its tokenizer and its chat template included.
+
+    The processor has the released model's mask values (`tile_mask_as_released`) and number of tiles.
+
+    Args:
+        source: see `from_released`; must contain its tokenizer.
+        destination: an empty or new folder.
+
+    Raises:
+        CheckpointError: as `from_released`; if the tokenizer is missing, or ``destination`` is not empty.
+    """
+    source, destination = Path(source), Path(destination)
+    if destination.exists() and any(destination.iterdir()):
+        raise CheckpointError(f"{destination} is not empty; give a new folder for the converted checkpoint")
+    released = read_released_config(source)
+    tokenizer = load_released_tokenizer(source)
+    model = from_released(source)
+    if len(tokenizer) > model.config.text_config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {source} has {len(tokenizer)} tokens, the language model only "
+            f"{model.config.text_config.vocab_size} embeddings: they do not belong together"
+        )
+    processor = UrecaProcessor(
+        UrecaImageProcessor(tile_size_px=model.config.tile_size_px, max_tiles=released.max_tiles),
+        tokenizer,
+        num_mask_tokens=model.config.num_mask_tokens,
+        image_seq_length=model.config.image_seq_length,
+        dynamic_mask=released.dynamic_mask,
+        mask_values="released",
+    )
+    end_token_ids = [_token_id(tokenizer.get_vocab(), "<|im_end|>"), tokenizer.eos_token_id]
+    model.generation_config = GenerationConfig(
+        eos_token_id=sorted(set(end_token_ids)),
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=tokenizer.bos_token_id,
+    )
+    model.save_pretrained(destination)
+    processor.save_pretrained(destination)
+
+
+def _build_model(
+    config: UrecaConfig, tensors: dict[str, torch.Tensor], directory: Path
+) -> UrecaForConditionalGeneration:
+    with torch.device("meta"):
+        expected = {name: tensor.shape for name, tensor in UrecaForConditionalGeneration(config).state_dict().items()}
+    problems = []
+    if config.tie_word_embeddings:
+        expected.pop("lm_head.weight")
+        embeddings = tensors.get("model.language_model.embed_tokens.weight")
+        head = tensors.pop("lm_head.weight", None)
+        if head is not None and embeddings is not None and not torch.equal(head, embeddings):
+            problems.append("tied: lm_head.weight differs from the embeddings, which config.json ties it to")
+    problems += [
+        *(f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())),
+        *(f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())),
+        *(
+            f"shape of {name}: {list(tensors[name].shape)}, the configuration asks for {list(shape)}"
+            for name, shape in sorted(expected.items())
+            if name in tensors and tensors[name].shape != shape
+        ),
+    ]
+    if problems:
+        raise CheckpointError(
+            f"the tensors in {directory} are not those of its configuration:\n  " + "\n  ".join(problems)
+        )
+    dtype = tensors["model.language_model.norm.weight"].dtype
+    model: UrecaForConditionalGeneration = UrecaForConditionalGeneration.from_pretrained(
+        None, config=config, state_dict=tensors, dtype=dtype
+    )
+    model.eval()
+    return model
+
+
+def _token_id(vocabulary: dict[str, int], token: str) -> int:
+    if token not in vocabulary:
+        raise CheckpointError(
+            f"the tokenizer does not know {token}; a released URECA checkpoint has it among its added tokens"
+        )
+    return vocabulary[token]
+
+
 LAYOUTS = (
     ("model.safetensors.index.json", "model.safetensors"),
     ("pytorch_model.bin.index.json", "pytorch_model.bin"),
 )
-"""Index and single file of each format, the preferred first."""
+"""Index and single file of each format, in order of preference."""
 
 
 def read_tensors(directory: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a checkpoint by name, on the CPU.
+    """Read all tensors of a checkpoint by name, on the CPU.
 
-    Pickled files are read by torch's restricted loader, which runs no code of theirs.
+    Pickled files are read by torch's restricted loader, which runs no code.
 
     Raises:
         CheckpointError: if there are no weights, a shard is missing, or shards and index disagree on a tensor.
@@ -87,18 +193,18 @@ SHARED_SIZES = (
     "eos_token_id",
     "pad_token_id",
 )
-"""Fields of the language model's configuration that mean the same in both layouts."""
+"""Fields of the language model's configuration that are the same in both layouts."""
 
 
 @dataclass(frozen=True)
 class ReleasedConfig:
-    """What the conversion needs from the authors' config.json.
+    """The authors' config.json, checked.
 
     Args:
-        content: the whole file.
-        max_tiles: the most tiles of an image.
+        content: content of the file.
+        max_tiles: most tiles of an image.
         dynamic_mask: masks are cut into the image's grid.
-        lora_ranks: rank of the LoRA of ``language_model`` and of ``vision_model``; 0 where there is none.
+        lora_ranks: rank of the LoRA of ``language_model`` and of ``vision_model``; 0 without LoRA.
     """
 
     content: dict[str, Any]
@@ -107,7 +213,7 @@ class ReleasedConfig:
     lora_ranks: dict[str, int]
 
     def to_ureca(self, *, image_token_id: int, mask_token_id: int) -> UrecaConfig:
-        """The same model as a configuration of ours."""
+        """Convert to the configuration of the same model."""
         vision, language = self.content["vision_config"], self.content["llm_config"]
         side = self.content.get("force_image_size") or vision["image_size"]
         tokens = (side // vision["patch_size"] * self.content["downsample_ratio"]) ** 2
@@ -125,10 +231,10 @@ class ReleasedConfig:
 
 
 def read_released_config(directory: Path) -> ReleasedConfig:
-    """Read config.json and check that it describes a model that can be converted.
+    """Read config.json and check that its model can be converted.
 
     Raises:
-        CheckpointError: if it cannot be read, is of another layout or describes what is not supported.
+        CheckpointError: if it cannot be read, has another layout or describes an unsupported model.
     """
     path = directory / "config.json"
     try:
@@ -213,7 +319,7 @@ RENAMINGS: tuple[tuple[str, str], ...] = (
     (r"^mlp1\.3\.", "model.multi_modal_projector.linear_2."),
     (r"^mask_encoder\.([02])\.", r"model.mask_encoder.convolutions.\1."),
     (r"^mask_linear\.", "model.mask_encoder.projection."),
-    # InternLM2, which is a Llama under other names.
+    # InternLM2, a Llama with other names.
     (r"^language_model\.model\.tok_embeddings\.", "model.language_model.embed_tokens."),
     (r"^language_model\.output\.", "lm_head."),
     (LLM_LAYER + r"attention\.wo\.", OUR_LLM_LAYER + "self_attn.o_proj."),
@@ -222,15 +328,15 @@ RENAMINGS: tuple[tuple[str, str], ...] = (
     (LLM_LAYER + r"feed_forward\.w3\.", OUR_LLM_LAYER + "mlp.up_proj."),
     (LLM_LAYER + r"attention_norm\.", OUR_LLM_LAYER + "input_layernorm."),
     (LLM_LAYER + r"ffn_norm\.", OUR_LLM_LAYER + "post_attention_layernorm."),
-    # Qwen2, and what both call alike.
+    # Qwen2, and names that both share.
     (r"^language_model\.lm_head\.", "lm_head."),
     (r"^language_model\.model\.", "model.language_model."),
 )
-"""Pattern and replacement; the first that matches is taken."""
+"""Patterns and replacements; the first match applies."""
 
 
 def convert_tensors(tensors: Mapping[str, torch.Tensor], config: UrecaConfig) -> dict[str, torch.Tensor]:
-    """Tensors in the authors' layout under our names; a name that no rule knows is kept as it is."""
+    """Rename and split tensors of the authors' layout; unknown names are kept."""
     converted: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
         converted.update(_convert(name, tensor, config))
@@ -263,10 +369,10 @@ def _convert(name: str, tensor: torch.Tensor, config: UrecaConfig) -> Iterator[t
 def unpack_wqkv(
     wqkv: torch.Tensor, num_groups: int, queries_per_group: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Separate InternLM2's packed projection.
+    """Split InternLM2's packed projection.
 
-    Its rows come in groups, one for each key-value head: the heads of the queries that share it, then the key head,
-    then the value head (InternLM2 technical report, section 2.2).
+    Its rows are grouped by key-value head: the query heads that share it, then the key head, then the value head
+    (InternLM2 technical report, section 2.2).
 
     Args:
         wqkv: weight [groups x (queries + 2) x head size, D] or bias [groups x (queries + 2) x head size].
@@ -274,7 +380,7 @@ def unpack_wqkv(
         queries_per_group: query heads for each key-value head.
 
     Returns:
-        Query, key and value projections, their rows ordered by head as Llama has them.
+        Query, key and value projections with rows ordered by head, as in Llama.
     """
     head_size = wqkv.shape[0] // (num_groups * (queries_per_group + 2))
     grouped = wqkv.view(num_groups, queries_per_group + 2, head_size, *wqkv.shape[1:])
@@ -289,12 +395,12 @@ ALPHA_OVER_RANK = 2.0
 
 
 def merge_lora(tensors: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) -> dict[str, torch.Tensor]:
-    """Tensors by the names that they have without LoRA; unchanged where there is none.
+    """Merge the LoRA adapters inside a checkpoint; other tensors are unchanged.
 
     Args:
-        tensors: of a whole checkpoint. A wrapped module's names begin with ``<module>.base_model.model.``; an adapted
-            weight W is its ``base_layer`` and becomes W + 2 B A.
-        ranks: the configured rank of each module, 0 for none.
+        tensors: all tensors of the checkpoint. Names of a wrapped module begin with ``<module>.base_model.model.``; an
+            adapted weight W is its ``base_layer`` and becomes W + 2 B A.
+        ranks: configured rank of each module, 0 without LoRA.
 
     Raises:
         CheckpointError: if an adapter lacks a part or has another rank than configured.
@@ -317,117 +423,3 @@ def merge_lora(tensors: Mapping[str, torch.Tensor], ranks: Mapping[str, int]) ->
         update = pair["B"].float() @ pair["A"].float()
         plain[name] = (plain[name].float() + ALPHA_OVER_RANK * update).to(plain[name].dtype)
     return plain
-
-
-__all__ = ["convert_released", "from_released"]
-
-
-def from_released(
-    directory: Path | str, image_token_id: int | None = None, mask_token_id: int | None = None
-) -> UrecaForConditionalGeneration:
-    """Load weights in the authors' layout.
-
-    Args:
-        directory: config.json and weights, in safetensors or .bin files, sharded or not; LoRA merged or not; the
-            language model a Qwen2 or an InternLM2 (which becomes a Llama, with the same results).
-        image_token_id: id of ``<IMG_CONTEXT>``; taken from the directory's tokenizer unless given.
-        mask_token_id: id of ``<MASK_CONTEXT>``; likewise.
-
-    Returns:
-        The model on the CPU in the type of its weights, for evaluation.
-
-    Raises:
-        CheckpointError: if the directory is not such a checkpoint, or its tensors are not exactly those of its
-            configuration; the message lists them.
-    """
-    directory = Path(directory)
-    released = read_released_config(directory)
-    if image_token_id is None or mask_token_id is None:
-        vocabulary = load_released_tokenizer(directory).get_vocab()
-        image_token_id = _token_id(vocabulary, IMAGE_TOKENS[1]) if image_token_id is None else image_token_id
-        mask_token_id = _token_id(vocabulary, MASK_TOKENS[1]) if mask_token_id is None else mask_token_id
-    config = released.to_ureca(image_token_id=image_token_id, mask_token_id=mask_token_id)
-    tensors = merge_lora(read_tensors(directory), released.lora_ranks)
-    return _build_model(config, convert_tensors(tensors, config), directory)
-
-
-def convert_released(source: Path | str, destination: Path | str) -> None:
-    """Convert a released checkpoint, its tokenizer and its chat template included.
-
-    The processor gets the released model's mask values (`tile_mask_as_released`) and number of tiles.
-
-    Args:
-        source: see `from_released`; with its tokenizer.
-        destination: a folder that is empty or does not exist yet.
-
-    Raises:
-        CheckpointError: as `from_released`; if the tokenizer is missing, or ``destination`` is not empty.
-    """
-    source, destination = Path(source), Path(destination)
-    if destination.exists() and any(destination.iterdir()):
-        raise CheckpointError(f"{destination} is not empty; give a new folder for the converted checkpoint")
-    released = read_released_config(source)
-    tokenizer = load_released_tokenizer(source)
-    model = from_released(source)
-    if len(tokenizer) > model.config.text_config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer in {source} has {len(tokenizer)} tokens, the language model only "
-            f"{model.config.text_config.vocab_size} embeddings: they do not belong together"
-        )
-    processor = UrecaProcessor(
-        UrecaImageProcessor(tile_size_px=model.config.tile_size_px, max_tiles=released.max_tiles),
-        tokenizer,
-        num_mask_tokens=model.config.num_mask_tokens,
-        image_seq_length=model.config.image_seq_length,
-        dynamic_mask=released.dynamic_mask,
-        mask_values="released",
-    )
-    end_token_ids = [_token_id(tokenizer.get_vocab(), "<|im_end|>"), tokenizer.eos_token_id]
-    model.generation_config = GenerationConfig(
-        eos_token_id=sorted(set(end_token_ids)),
-        pad_token_id=tokenizer.pad_token_id,
-        bos_token_id=tokenizer.bos_token_id,
-    )
-    model.save_pretrained(destination)
-    processor.save_pretrained(destination)
-
-
-def _build_model(
-    config: UrecaConfig, tensors: dict[str, torch.Tensor], directory: Path
-) -> UrecaForConditionalGeneration:
-    with torch.device("meta"):
-        expected = {name: tensor.shape for name, tensor in UrecaForConditionalGeneration(config).state_dict().items()}
-    problems = []
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight")
-        embeddings = tensors.get("model.language_model.embed_tokens.weight")
-        head = tensors.pop("lm_head.weight", None)
-        if head is not None and embeddings is not None and not torch.equal(head, embeddings):
-            problems.append("tied: lm_head.weight differs from the embeddings, which config.json ties it to")
-    problems += [
-        *(f"missing: {name}" for name in sorted(expected.keys() - tensors.keys())),
-        *(f"unexpected: {name}" for name in sorted(tensors.keys() - expected.keys())),
-        *(
-            f"shape of {name}: {list(tensors[name].shape)}, the configuration asks for {list(shape)}"
-            for name, shape in sorted(expected.items())
-            if name in tensors and tensors[name].shape != shape
-        ),
-    ]
-    if problems:
-        raise CheckpointError(
-            f"the tensors in {directory} are not those of its configuration:\n  " + "\n  ".join(problems)
-        )
-    dtype = tensors["model.language_model.norm.weight"].dtype
-    model: UrecaForConditionalGeneration = UrecaForConditionalGeneration.from_pretrained(
-        None, config=config, state_dict=tensors, dtype=dtype
-    )
-    model.eval()
-    return model
-
-
-def _token_id(vocabulary: dict[str, int], token: str) -> int:
-    if token not in vocabulary:
-        raise CheckpointError(
-            f"the tokenizer does not know {token}; a released URECA checkpoint has it among its added tokens"
-        )
-    return vocabulary[token]

@@ -1,6 +1,4 @@
-"""The image half of the processor: tiles, normalised as InternVL's vision encoder wants them.
-
-[from] Cutting an image and its masks into the same grid of square tiles (InternVL's dynamic resolution)."""
+"""Image processor of URECA: images and masks cut into the same grid of square tiles (InternVL's dynamic resolution)."""
 
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -13,14 +11,12 @@ from transformers.image_processing_utils import BaseImageProcessor, BatchFeature
 from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, make_flat_list_of_images
 from transformers.processing_utils import ImagesKwargs
 
-Tiles = npt.NDArray[np.uint8]
-MaskTiles = npt.NDArray[np.bool_]
 Value = TypeVar("Value", bound=np.generic)
 
 
 @lru_cache(maxsize=4096)
 def choose_grid(height: int, width: int, *, size: int, max_tiles: int) -> tuple[int, int]:
-    """The grid (columns, rows) of at most ``max_tiles`` tiles whose aspect ratio is nearest to the image's.
+    """Choose the grid (columns, rows) of at most ``max_tiles`` tiles whose aspect ratio is nearest to the image's.
 
     Of equally near grids a larger one wins if the image has more than half of its pixels (InternVL 1.5, section 3).
 
@@ -28,7 +24,7 @@ def choose_grid(height: int, width: int, *, size: int, max_tiles: int) -> tuple[
         height: image height in pixels, at least 1.
         width: image width in pixels, at least 1.
         size: side of a tile in pixels, at least 1.
-        max_tiles: the most tiles that a grid may have (the thumbnail is not counted), at least 1.
+        max_tiles: most tiles of a grid, at least 1; the thumbnail is not counted.
 
     Raises:
         ValueError: if an argument is below 1.
@@ -50,20 +46,20 @@ def choose_grid(height: int, width: int, *, size: int, max_tiles: int) -> tuple[
 
 
 def num_tiles(height: int, width: int, *, size: int, max_tiles: int, thumbnail: bool = True) -> int:
-    """How many tiles an image or mask of this size becomes, its thumbnail included; arguments as `choose_grid`."""
+    """Count the tiles of an image or mask, its thumbnail included; arguments as `choose_grid`."""
     columns, rows = choose_grid(height, width, size=size, max_tiles=max_tiles)
     return columns * rows + (thumbnail and columns * rows > 1)
 
 
 def tile_image(
     image: Image.Image | npt.NDArray[np.uint8], *, size: int, max_tiles: int, thumbnail: bool = True
-) -> Tiles:
+) -> npt.NDArray[np.uint8]:
     """Cut an image into tiles, resized bicubically to fill the grid exactly (the aspect ratio is not kept).
 
     Args:
         image: a PIL image of any mode, or RGB pixels, uint8 [H, W, 3].
         size: side S of a tile in pixels.
-        max_tiles: the most tiles that the grid may have.
+        max_tiles: most tiles of the grid.
         thumbnail: add the whole image as a last tile when the grid has more than one tile.
 
     Returns:
@@ -82,15 +78,17 @@ def tile_image(
     return tiles
 
 
-def tile_mask(mask: npt.NDArray[np.bool_], *, size: int, max_tiles: int, thumbnail: bool = True) -> MaskTiles:
+def tile_mask(
+    mask: npt.NDArray[np.bool_], *, size: int, max_tiles: int, thumbnail: bool = True
+) -> npt.NDArray[np.bool_]:
     """Cut a mask into the same tiles as `tile_image` cuts an image of its size, by nearest neighbour.
 
-    A mask so thin that no sampled pixel hits it is not lost: the tile pixels that its pixels fall into are set.
+    A mask too thin to be sampled is not lost: the tile pixels that contain its pixels are set.
 
     Args:
         mask: bool [H, W].
         size: side S of a tile in pixels.
-        max_tiles: the most tiles that the grid may have; 1 gives the whole mask as one tile.
+        max_tiles: most tiles of the grid; 1 keeps the whole mask as one tile.
         thumbnail: add the whole mask as a last tile when the grid has more than one tile.
 
     Returns:
@@ -109,7 +107,7 @@ def tile_mask(mask: npt.NDArray[np.bool_], *, size: int, max_tiles: int, thumbna
 def tile_mask_as_released(
     mask: npt.NDArray[np.bool_], *, size: int, max_tiles: int, thumbnail: bool = True
 ) -> npt.NDArray[np.uint8]:
-    """Cut a mask as the inputs of the released weights were cut: values 0 and 255, and a thumbnail that wraps.
+    """Cut a mask like the inputs of the released weights: values 0 and 255, and a thumbnail that wraps.
 
     The grid is sampled by nearest neighbour, but the thumbnail is resized bicubically in floating point and cast to
     uint8, so that overshoot wraps around (-3 becomes 253). The bicubic kernel is Pillow's, as for images. Only for
@@ -149,7 +147,7 @@ def _mask_grid(mask: npt.NDArray[np.bool_], size: int, max_tiles: int) -> tuple[
 
 
 def resize_mask(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDArray[np.bool_]:
-    """Resize a mask bool [H, W] to [height, width] by nearest neighbour; one with a pixel set keeps one."""
+    """Resize a mask bool [H, W] to [height, width] by nearest neighbour; a mask with a pixel set keeps one."""
     resized = _sample_nearest(mask, height, width)
     if not resized.any():
         y, x = np.nonzero(mask)
@@ -157,7 +155,7 @@ def resize_mask(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDA
     return resized
 
 
-def _sample_nearest(mask: MaskTiles, height: int, width: int) -> MaskTiles:
+def _sample_nearest(mask: npt.NDArray[np.bool_], height: int, width: int) -> npt.NDArray[np.bool_]:
     pixels = Image.fromarray(mask.astype(np.uint8)).resize((width, height), Image.Resampling.NEAREST)
     return np.array(pixels, dtype=np.bool_)
 
@@ -168,7 +166,7 @@ def _cut(canvas: npt.NDArray[Value], columns: int, rows: int, size: int) -> npt.
 
 
 class UrecaImagesKwargs(ImagesKwargs, total=False):  # type: ignore[call-arg]  # a TypedDict, which mypy cannot see
-    """What a call may set besides the images."""
+    """Keyword arguments of a call besides the images."""
 
     max_tiles: int
 
@@ -178,9 +176,9 @@ class UrecaImageProcessor(BaseImageProcessor):
 
     Args:
         tile_size_px: side S of a tile.
-        max_tiles: the most tiles of an image, its thumbnail not counted. Released URECA: 6; InternVL-2.5: 12.
-        image_mean: mean of each RGB channel at a value range of [0, 1].
-        image_std: standard deviation of each channel.
+        max_tiles: most tiles of an image, without its thumbnail. Released URECA: 6; InternVL-2.5: 12.
+        image_mean: mean of each RGB channel for values in [0, 1]; None for ImageNet's.
+        image_std: standard deviation of each channel; None for ImageNet's.
     """
 
     valid_kwargs = UrecaImagesKwargs
@@ -203,11 +201,11 @@ class UrecaImageProcessor(BaseImageProcessor):
     def preprocess(
         self, images: Any, max_tiles: int | None = None, return_tensors: str | None = None, **kwargs: Any
     ) -> BatchFeature:
-        """Tiles of one image or many.
+        """Cut and normalise one image or many.
 
         Args:
             images: PIL images, or RGB pixels, uint8 [H, W, 3]; one, a list, or a list of lists.
-            max_tiles: for this call instead of the processor's own.
+            max_tiles: most tiles of an image, overriding the processor's.
             return_tensors: "pt" for tensors.
 
         Returns:
@@ -222,12 +220,12 @@ class UrecaImageProcessor(BaseImageProcessor):
             {"pixel_values": pixel_values, "num_tiles": [len(image) for image in tiles]}, tensor_type=return_tensors
         )
 
-    def cut(self, image: Any, max_tiles: int | None = None) -> Tiles:
-        """Tiles of one image as they are, uint8 [N, S, S, 3]; arguments as `preprocess`."""
+    def cut(self, image: Any, max_tiles: int | None = None) -> npt.NDArray[np.uint8]:
+        """Cut one image to tiles uint8 [N, S, S, 3]; arguments as `preprocess`."""
         return tile_image(image, size=self.tile_size_px, max_tiles=self.max_tiles if max_tiles is None else max_tiles)
 
     def normalise(self, tiles: torch.Tensor) -> torch.Tensor:
-        """Tiles uint8 [N, S, S, 3] as the vision encoder's input, float32 [N, 3, S, S] on their device."""
+        """Convert tiles uint8 [N, S, S, 3] to the vision encoder's input, float32 [N, 3, S, S] on their device."""
         mean = torch.tensor(self.image_mean, device=tiles.device).view(3, 1, 1)
         std = torch.tensor(self.image_std, device=tiles.device).view(3, 1, 1)
         return (tiles.permute(0, 3, 1, 2) / 255 - mean) / std

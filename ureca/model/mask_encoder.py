@@ -1,4 +1,4 @@
-"""From mask tiles to tokens of the language model (URECA, section 4: high-resolution mask modelling)."""
+"""Mask encoders: from mask tiles to tokens of the language model (URECA, section 4)."""
 
 from dataclasses import dataclass, replace
 from typing import Self
@@ -9,52 +9,53 @@ from torch import nn
 from .configuration import UrecaConfig
 
 _EVEN_SHARE = 0.1
-"""A channel that is nowhere active pools the whole region, so that it has something to learn from."""
+"""Activity added to every channel, so that an inactive one pools the whole region and receives a gradient."""
 
-_LEAST_WEIGHT = 1e-4
-"""Where a tile has nothing of the region, no image feature counts."""
+_MIN_WEIGHT = 1e-4
+"""Lower bound of pooling weights, so that a tile without the region pools nothing."""
 
-_BAND = 1 / 14
-"""Width of the band around a region, in sides of a tile."""
+_BAND_FRACTION = 1 / 14
+"""Width of the band around a region, as a fraction of a tile's side."""
 
 _PIXEL_CHANNELS = (32, 64)
 
 TYPICAL_COVERAGE = 0.1
-"""Share of a tile that a mask covers whose tokens weigh as much as words in a new model."""
+"""Fraction of a tile under a mask at which an untrained encoder's tokens have the scale of word embeddings."""
 
 
 class MaskConv2d(nn.Conv2d):
-    """A convolution of mask tiles; a class of its own, since transformers would initialise it as any other layer.
+    """Convolution of mask tiles; a class of its own, since transformers would initialise it like any other layer.
 
-    A mask tile is mostly zeros: at transformers' usual deviation of 0.02 all masks would look alike. A new one keeps
-    the strength of the mask, and its kernels sum to more than 0, so that no channel is dead inside a mask.
+    A mask tile is mostly zeros: at transformers' usual deviation of 0.02 all masks would be encoded alike. The
+    initialisation preserves the scale of the mask, and kernels sum to more than 0, so that no channel is dead inside a
+    mask.
     """
 
 
 class MaskLinear(nn.Linear):
-    """A projection of mask channels; a new one makes tokens as large as the language model's words."""
+    """Projection of mask channels, initialised so that tokens have the scale of word embeddings."""
 
 
 class AppearanceLinear(nn.Linear):
-    """A projection of image features; a new one keeps their strength."""
+    """Projection of image features, initialised to preserve their scale."""
 
 
 class PixelConv2d(nn.Conv2d):
-    """A convolution of pixels; a new one keeps their strength."""
+    """Convolution of pixels, initialised to preserve their scale."""
 
 
 class PixelLinear(nn.Linear):
-    """A projection of what pixels look like; a new one makes tokens as large as the language model's words."""
+    """Projection of pixel features, initialised so that tokens have the scale of word embeddings."""
 
 
 @dataclass(frozen=True, eq=False)
 class ShownTiles:
-    """What the image shows where masks are.
+    """Image tiles that mask tiles cover.
 
     Args:
         features: float [M, image_seq_length, D]: projected features of M image tiles.
         pixels: float [M, 3, S, S]: the same tiles, normalised.
-        tiles: int64 [N]: which of them each of N mask tiles covers.
+        tiles: int64 [N]: index of the image tile that each of N mask tiles covers.
     """
 
     features: torch.Tensor
@@ -63,18 +64,18 @@ class ShownTiles:
 
     @classmethod
     def one_by_one(cls, features: torch.Tensor, pixels: torch.Tensor) -> Self:
-        """Of as many mask tiles as there are image tiles, in the same order."""
+        """Pair image tiles with as many mask tiles, in the same order."""
         return cls(features, pixels, torch.arange(len(features), device=features.device))
 
     def of(self, mask_tiles: torch.Tensor) -> Self:
-        """Of some of the mask tiles, by their numbers."""
+        """Select some of the mask tiles by index."""
         return replace(self, tiles=self.tiles[mask_tiles])
 
 
 class MaskEncoder(nn.Module):
-    """Two strided convolutions and a projection; every output channel of the convolutions becomes one token.
+    """Two strided convolutions and a projection; each output channel of the convolutions becomes one token.
 
-    The channels keep the tile's layout at a quarter of its resolution, so small regions and boundaries survive.
+    Channels keep the tile's layout at a quarter of its resolution, which preserves small regions and boundaries.
     """
 
     def __init__(self, config: UrecaConfig) -> None:
@@ -88,7 +89,7 @@ class MaskEncoder(nn.Module):
 
         Args:
             mask_values: float [N, 1, S, S].
-            shown: not used by this variant.
+            shown: ignored by this variant.
 
         Returns:
             float [N, T, D]: T tokens of the language model's width D for each tile.
@@ -99,15 +100,15 @@ class MaskEncoder(nn.Module):
 
 
 class RegionAppearance(nn.Module):
-    """What a region and a band around it look like, read from pixels.
+    """Encoder of the appearance of a region and of a band around it, from pixels.
 
-    A patch of the vision encoder mixes a small region with what surrounds it. Here pixels inside are kept apart from
+    A patch of the vision encoder mixes a small region with its surroundings. Here pixels inside are separated from
     those outside, so that a region of a few pixels keeps its own colour.
     """
 
     def __init__(self, tile_size_px: int, width: int) -> None:
         super().__init__()
-        self.band_px = max(1, round(_BAND * tile_size_px))
+        self.band_px = max(1, round(_BAND_FRACTION * tile_size_px))
         self.convolutions = nn.Sequential(
             PixelConv2d(8, _PIXEL_CHANNELS[0], kernel_size=3, stride=2, padding=1),
             nn.GELU(),
@@ -117,37 +118,34 @@ class RegionAppearance(nn.Module):
         self.projection = PixelLinear(_PIXEL_CHANNELS[1] + 6, width)
 
     def forward(self, mask_values: torch.Tensor, pixels: torch.Tensor) -> torch.Tensor:
-        """Look at regions.
+        """Encode the appearance of regions.
 
         Args:
             mask_values: float [N, 1, S, S].
             pixels: float [N, 3, S, S].
 
         Returns:
-            float [N, width]; of a tile without any of the region, only the projection's bias.
+            float [N, width]; only the projection's bias for a tile without the region.
         """
-        band = self._band(mask_values)
+        # The band consists of the pixels at most ``band_px`` away from the region, without it.
+        side, reach = 2 * self.band_px + 1, self.band_px
+        dilated_rows = nn.functional.max_pool2d(mask_values, (side, 1), 1, (reach, 0))
+        band = nn.functional.max_pool2d(dilated_rows, (1, side), 1, (0, reach)) - mask_values
         inside, around = pixels * mask_values, pixels * band
-        seen = self.convolutions(torch.cat([inside, around, mask_values, band], dim=1))
-        coverage = nn.functional.adaptive_avg_pool2d(mask_values, seen.shape[-2:])
-        means = (_mean(seen * coverage, coverage), _mean(inside, mask_values), _mean(around, band))
+        features = self.convolutions(torch.cat([inside, around, mask_values, band], dim=1))
+        coverage = nn.functional.adaptive_avg_pool2d(mask_values, features.shape[-2:])
+        means = (_mean(features * coverage, coverage), _mean(inside, mask_values), _mean(around, band))
         projected: torch.Tensor = self.projection(torch.cat(means, dim=1))
         return projected
 
-    def _band(self, mask_values: torch.Tensor) -> torch.Tensor:
-        """What is at most so many pixels away from the region, without it."""
-        side, reach = 2 * self.band_px + 1, self.band_px
-        rows = nn.functional.max_pool2d(mask_values, (side, 1), 1, (reach, 0))
-        return nn.functional.max_pool2d(rows, (1, side), 1, (0, reach)) - mask_values
-
 
 class FusedMaskEncoder(nn.Module):
-    """A mask token is its channel's layout, as in `MaskEncoder`, and what the image shows there.
+    """Mask encoder whose tokens combine a channel's layout, as in `MaskEncoder`, with the image under the mask.
 
-    The paper's code has a variant that fuses mask and image ("architecture 2"). Its layers here are ours. Each channel
-    of the convolutions, within the mask, says how much the projected image features of each place count in its token;
-    and all tokens of a tile are told what the region's pixels look like. So the language model need not learn first
-    to find the place.
+    The paper's code has a variant that fuses mask and image ("architecture 2"); the layers here are our own. Each
+    channel of the convolutions, within the mask, weighs the projected image features of each position for its token,
+    and the appearance of the region's pixels is added to all tokens of a tile, so that the language model need not
+    learn to find the position first.
     """
 
     def __init__(self, config: UrecaConfig) -> None:
@@ -160,17 +158,17 @@ class FusedMaskEncoder(nn.Module):
         self.appearance = RegionAppearance(config.tile_size_px, width)
 
     def forward(self, mask_values: torch.Tensor, shown: ShownTiles | None = None) -> torch.Tensor:
-        """Encode mask tiles together with what the image shows there.
+        """Encode mask tiles together with the image tiles that they cover.
 
         Args:
             mask_values: float [N, 1, S, S].
-            shown: of the N tiles.
+            shown: image tiles of the N mask tiles.
 
         Returns:
             float [N, T, D]: T tokens of the language model's width D for each tile.
 
         Raises:
-            ValueError: it is not told what the image shows, or of another number of tiles.
+            ValueError: image tiles are missing, or their number differs from that of mask tiles.
         """
         if shown is None or len(shown.tiles) != len(mask_values):
             found = "none" if shown is None else len(shown.tiles)
@@ -182,7 +180,7 @@ class FusedMaskEncoder(nn.Module):
         coverage = nn.functional.adaptive_avg_pool2d(mask_values, self.side)
         activity = nn.functional.adaptive_avg_pool2d(channels, self.side)
         weights = ((activity + _EVEN_SHARE) * coverage).flatten(2)
-        weights = weights / (weights.sum(-1, keepdim=True) + _LEAST_WEIGHT)
+        weights = weights / (weights.sum(-1, keepdim=True) + _MIN_WEIGHT)
         features = weights @ self.features(shown.features[shown.tiles])
         appearance = self.appearance(mask_values, shown.pixels[shown.tiles].to(mask_values.dtype))
         tokens: torch.Tensor = self.projection(channels.flatten(2)) + features + appearance[:, None]
@@ -190,12 +188,12 @@ class FusedMaskEncoder(nn.Module):
 
 
 def build_mask_encoder(config: UrecaConfig) -> MaskEncoder | FusedMaskEncoder:
-    """The mask encoder that a configuration names, randomly initialised."""
+    """Build the mask encoder of a configuration."""
     return FusedMaskEncoder(config) if config.mask_encoder == "fused" else MaskEncoder(config)
 
 
 def _strided_convolutions(num_tokens: int) -> nn.Sequential:
-    """[N, 1, S, S] -> [N, T, S/4, S/4]."""
+    """Build the convolutions [N, 1, S, S] -> [N, T, S/4, S/4]."""
     return nn.Sequential(
         MaskConv2d(1, num_tokens, kernel_size=3, stride=2, padding=1),
         nn.ReLU(),
@@ -205,5 +203,5 @@ def _strided_convolutions(num_tokens: int) -> nn.Sequential:
 
 
 def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
-    """[N, C] of values [N, C, H, W] that are weighted already; 0 where no weight is."""
-    return values.sum((2, 3)) / (weights.sum((2, 3)) + _LEAST_WEIGHT)
+    """Average weighted values [N, C, H, W] to [N, C]; 0 without weight."""
+    return values.sum((2, 3)) / (weights.sum((2, 3)) + _MIN_WEIGHT)

@@ -1,11 +1,8 @@
-"""URECA: InternVL with a mask encoder, so that a prompt can say which region of the image it is about.
+"""URECA: InternVL with a mask encoder, by which a prompt refers to a region of its image.
 
-Only modules beside this one and transformers are imported, so that a checkpoint can carry its code along
-(`save_with_code`). Annotations stay real types: transformers reads the configuration class from them.
-
-
-[from] Where features go in a prompt: the runs of placeholder tokens of its images and masks.
-[from] How transformers' `generate` carries masks along."""
+Only neighbouring modules and transformers are imported, so that a checkpoint can include its code (`save_with_code`).
+Annotations are evaluated: transformers reads the configuration class from them.
+"""
 
 from itertools import groupby
 from typing import Any
@@ -44,20 +41,20 @@ from .mask_encoder import (
 def fill_placeholders(
     embeddings: torch.Tensor, token_ids: torch.Tensor | None, placeholder_id: int, features: torch.Tensor, name: str
 ) -> torch.Tensor:
-    """Put features where the placeholders stand, in the order of the prompts.
+    """Replace the embeddings of placeholders with features, in the order of the prompts.
 
     Args:
         embeddings: float [B, L, D].
-        token_ids: int64 [B, L]; None is an error, for without them nobody knows where features go.
-        placeholder_id: the token that is replaced.
+        token_ids: int64 [B, L]; None is an error, since the placeholders are unknown then.
+        placeholder_id: id of the placeholder token.
         features: float [N, K, D], K tokens for each of N tiles.
-        name: "image" or "mask", for the error.
+        name: "image" or "mask", for error messages.
 
     Returns:
         float [B, L, D].
 
     Raises:
-        ValueError: with both counts, if there are more or fewer features than placeholders.
+        ValueError: with both counts, if the number of features differs from that of placeholders.
     """
     if token_ids is None:
         raise ValueError(f"{name} features need input_ids, which say where they go; inputs_embeds alone do not")
@@ -73,20 +70,20 @@ def fill_placeholders(
 
 
 def tiles_per_prompt(token_ids: torch.Tensor, placeholder_id: int, tokens_per_tile: int) -> list[int]:
-    """How many tiles each prompt of a batch [B, L] holds placeholders for."""
+    """Count the tiles that each prompt of a batch [B, L] has placeholders for."""
     return [int(count) // tokens_per_tile for count in (token_ids == placeholder_id).sum(-1)]
 
 
 def image_tile_of_mask_tile(
     token_ids: torch.Tensor, *, image_token_id: int, mask_token_id: int, image_seq_length: int, num_mask_tokens: int
 ) -> torch.Tensor:
-    """Which image tile shows what a mask tile covers; a mask belongs to the last image before it in its prompt.
+    """Find the image tile that each mask tile covers; a mask belongs to the last image before it in its prompt.
 
     A mask of one tile covers the whole image, as the last tile of an image does: its thumbnail, or its only tile.
 
     Args:
-        token_ids: int64 [B, L]; the placeholders of one image, or of one mask, stand next to each other and other
-            tokens stand between two images or two masks.
+        token_ids: int64 [B, L]; the placeholders of one image or mask are adjacent, and other tokens separate those of
+            two images or two masks.
 
     Returns:
         int64 [number of mask tiles in the batch]: indices into the batch's image tiles.
@@ -115,13 +112,13 @@ def image_tile_of_mask_tile(
 
 
 class MaskGenerationMixin(GenerationMixin):
-    """`generate` for prompts with masks: they go in once with the prompt, and are repeated whole for beams."""
+    """`generate` for prompts with masks, which are inputs of the first step only and are repeated for beams."""
 
     def _supports_mm_encoder_outputs(self) -> bool:
-        """Whether images may be encoded ahead; not where masks are encoded together with an image's pixels."""
+        """Return false for the fused mask encoder, which needs the pixels of images encoded before."""
         return self.config.mask_encoder != "fused" and bool(super()._supports_mm_encoder_outputs())
 
-    # The catch-all must be called kwargs: generate reads the signature to tell which inputs are known.
+    # The catch-all must be called kwargs: generate reads the names of known inputs from the signature.
     def prepare_inputs_for_generation(
         self,
         *args: Any,
@@ -129,7 +126,7 @@ class MaskGenerationMixin(GenerationMixin):
         is_first_iteration: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """Inputs of one step of `generate`; masks go in with the prompt and are in the cache afterwards."""
+        """Prepare the inputs of one step of `generate`; masks are in the cache after the first."""
         inputs: dict[str, Any] = super().prepare_inputs_for_generation(
             *args, is_first_iteration=is_first_iteration, **kwargs
         )
@@ -146,7 +143,7 @@ class MaskGenerationMixin(GenerationMixin):
         pixel_values: torch.Tensor | None = None,
         **model_kwargs: Any,
     ) -> tuple[torch.Tensor | None, dict[str, Any]]:
-        """Repeat each prompt for beams; all tiles of a prompt stay together."""
+        """Repeat each prompt for beams, with all its tiles."""
         if input_ids is not None and expand_size > 1:
             config = self.config
             mask_values = _repeat(
@@ -163,14 +160,14 @@ class MaskGenerationMixin(GenerationMixin):
 
 
 def _repeat(tiles: torch.Tensor | None, times: int, counts: list[int]) -> torch.Tensor | None:
-    """Tiles of each prompt so many times, one after the other."""
+    """Repeat the tiles of each prompt."""
     if tiles is None:
         return None
     return torch.cat([of_prompt.repeat(times, 1, 1, 1) for of_prompt in torch.split(tiles, counts)])
 
 
 class UrecaPreTrainedModel(InternVLPreTrainedModel):
-    """What the model with and without a language-modelling head have in common."""
+    """Base of the models with and without language-modelling head."""
 
     config: UrecaConfig
 
@@ -200,30 +197,30 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         self.post_init()
 
     def get_mask_features(self, mask_values: torch.Tensor, shown: ShownTiles | None = None) -> torch.Tensor:
-        """Tokens of the language model for mask tiles.
+        """Encode mask tiles to tokens of the language model.
 
-        Most tiles of a small region are empty. What the encoder makes of an empty tile does not depend on the image,
-        so it is computed once for all of them.
+        Most tiles of a small region are empty. The tokens of an empty tile do not depend on the image, so that they
+        are computed once for all of them.
 
         Args:
-            mask_values: [N, 1, S, S] mask tiles as the processor makes them.
-            shown: what the image shows where the N mask tiles are; for the fused encoder.
+            mask_values: [N, 1, S, S] mask tiles of the processor.
+            shown: image tiles that the N mask tiles cover, for the fused encoder.
 
         Returns:
             [N, T, D].
         """
         mask_values = mask_values.to(self.device, self.dtype)
         is_empty = ~mask_values.flatten(1).any(dim=1)
-        fit = shown is None or len(shown.tiles) == len(mask_values)  # if not, the encoder says what is wrong
-        if int(is_empty.sum()) < 2 or not fit:
+        fits = shown is None or len(shown.tiles) == len(mask_values)  # otherwise the encoder raises
+        if int(is_empty.sum()) < 2 or not fits:
             features: torch.Tensor = self.mask_encoder(mask_values, shown)
             return features
         first_empty = is_empty.nonzero()[:1, 0]
         encoded = torch.cat([(~is_empty).nonzero()[:, 0], first_empty])
-        places = torch.full_like(is_empty, len(encoded) - 1, dtype=torch.long)
-        places[encoded] = torch.arange(len(encoded), device=places.device)
+        positions = torch.full_like(is_empty, len(encoded) - 1, dtype=torch.long)
+        positions[encoded] = torch.arange(len(encoded), device=positions.device)
         features = self.mask_encoder(mask_values[encoded], None if shown is None else shown.of(encoded))
-        return features[places]
+        return features[positions]
 
     @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
@@ -239,20 +236,20 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> InternVLModelOutputWithPast:
-        """Run the model on prompts whose placeholders stand for images and masks.
+        """Run the model on prompts with placeholders for images and masks.
 
         Args:
-            input_ids: int64 [B, L]; needed to find the placeholders if there are images or masks.
+            input_ids: int64 [B, L]; required if there are images or masks.
             pixel_values: [image tiles of the batch, 3, S, S], in the order of the placeholders.
             mask_values: [mask tiles of the batch, 1, S, S], in the order of the placeholders.
-            attention_mask: [B, L], 0 where padded.
-            inputs_embeds: [B, L, D] instead of embedding `input_ids`.
-            mm_encoder_outputs: {"image": result of `get_image_features`} instead of `pixel_values`; not with masks
-                for the fused encoder, which looks at pixels.
-            position_ids, cache, kwargs: as the language model takes them.
+            attention_mask: [B, L], 0 for padding.
+            inputs_embeds: [B, L, D], replaces the embeddings of `input_ids`.
+            mm_encoder_outputs: {"image": result of `get_image_features`}, replaces `pixel_values`; not with masks for
+                the fused encoder, which needs pixels.
+            position_ids, cache, kwargs: arguments of the language model.
 
         Raises:
-            ValueError: with both counts, if features do not fit their placeholders.
+            ValueError: with both counts, if the number of features differs from that of placeholders.
         """
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
@@ -311,7 +308,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
 
 
 class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
-    """URECA with its language-modelling head: captions a region of an image."""
+    """URECA with its language-modelling head, which captions regions of images."""
 
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}  # noqa: RUF012
 
@@ -344,11 +341,11 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> InternVLCausalLMOutputWithPast:
-        """Next-token logits [B, L, vocabulary], and the loss if there are labels.
+        """Compute next-token logits [B, L, vocabulary], and the loss if there are labels.
 
         Args:
-            labels: int64 [B, L] with -100 where no loss is taken.
-            logits_to_keep: as in transformers' models: how many last positions get logits, 0 for all.
+            labels: int64 [B, L], -100 for positions without loss.
+            logits_to_keep: number of last positions with logits, as in transformers' models; 0 for all.
             Other arguments: see `UrecaModel.forward`.
         """
         outputs = self.model(
@@ -377,7 +374,7 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
 
 
 def _published_layout() -> list[WeightRenaming]:
-    """From the tensor names that InternVL-hf checkpoints have on disk, which ours keep, to the model's own."""
+    """Rename tensors from InternVL-hf checkpoints, whose names ours keep on disk, to the model's."""
     return [
         WeightRenaming(r"^language_model\.lm_head", "lm_head"),
         WeightRenaming(r"^language_model\.model", "model.language_model"),

@@ -1,6 +1,4 @@
-"""What the model needs of an image and its regions: tiles. They are cut apart from the model, in any thread.
-
-[from] What a model is shown of a region."""
+"""Preparation of an image and its regions for the model: views and tiles, cut without the model in any thread."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,19 +13,21 @@ from ureca.masks.views import Box, Views
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import shares_image
 
+Picture = Image.Image | npt.NDArray[np.uint8]
+
 
 def region_view(
     pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], region_prompt: str
 ) -> npt.NDArray[np.uint8]:
-    """What a model is shown of a region.
+    """Draw the view of a region that a model is shown.
 
     Args:
         pixels: uint8 RGB [H, W, 3].
-        mask: bool [H, W], with at least one pixel.
-        region_prompt: see `ureca.model.prompt.RegionPrompt`.
+        mask: bool [H, W], with at least one pixel set.
+        region_prompt: one of `ureca.model.prompt.RegionPrompt`.
 
     Returns:
-        uint8 RGB [h, w, 3]; the pixels themselves for ``mask`` and ``none``.
+        uint8 RGB [h, w, 3]; ``pixels`` itself for ``mask`` and ``none``.
     """
     if shares_image(region_prompt):
         return pixels
@@ -37,12 +37,9 @@ def region_view(
     return Views(pixels, {0: region}, max_side_px=max(pixels.shape[:2])).whole_with_contour(0)
 
 
-Picture = Image.Image | npt.NDArray[np.uint8]
-
-
 @dataclass(frozen=True, eq=False)
 class MaskTiles:
-    """The tiles of a mask [N, S, S], one bit a pixel where they are bool."""
+    """Tiles of a mask [N, S, S]; bool tiles take one bit a pixel."""
 
     values: npt.NDArray[np.uint8]
     shape: tuple[int, ...]
@@ -50,17 +47,17 @@ class MaskTiles:
 
     @classmethod
     def of(cls, tiles: npt.NDArray[np.bool_] | npt.NDArray[np.uint8]) -> "MaskTiles":
-        """Keep tiles [N, S, S]."""
+        """Pack tiles [N, S, S]."""
         is_packed = tiles.dtype == np.bool_
         return cls(np.packbits(tiles) if is_packed else tiles.astype(np.uint8), tiles.shape, is_packed)
 
     @property
     def num_tiles(self) -> int:
-        """N."""
+        """Number N of tiles."""
         return self.shape[0]
 
     def unpack(self) -> torch.Tensor:
-        """The model's input: float32 [N, 1, S, S]."""
+        """Unpack the tiles to the model's input, float32 [N, 1, S, S]."""
         size = int(np.prod(self.shape))
         values = np.unpackbits(self.values, count=size).reshape(self.shape) if self.is_packed else self.values
         return torch.from_numpy(values.astype(np.float32)).unsqueeze(1)
@@ -68,12 +65,12 @@ class MaskTiles:
 
 @dataclass(frozen=True, eq=False)
 class PreparedImage:
-    """An image and some of its regions, ready for the model.
+    """An image and some of its regions, prepared for the model.
 
     Attributes:
-        views: tiles of what is shown, uint8 [N, S, S, 3]: one for all regions, or one a region.
-        masks: tiles of each region's mask; none where the region is not told by a mask.
-        num_regions: regions.
+        views: tiles of the views, uint8 [N, S, S, 3]: one view for all regions, or one a region.
+        masks: tiles of each region's mask; empty for region prompts without mask.
+        num_regions: number of regions.
     """
 
     views: tuple[npt.NDArray[np.uint8], ...]
@@ -82,30 +79,27 @@ class PreparedImage:
 
     @property
     def num_tiles(self) -> int:
-        """Tiles of the (first) view, which the length of its prompt goes by; 0 without regions."""
+        """Number of tiles of the first view, which decides the length of the prompt; 0 without regions."""
         return len(self.views[0]) if self.views else 0
 
 
 def prepare(processor: UrecaProcessor, image: Picture, masks: Iterable[npt.NDArray[np.bool_]]) -> PreparedImage:
-    """Cut an image and its masks, each mask as it comes, so that only one of them need be in memory.
+    """Cut an image and its masks into tiles, one mask in memory at a time.
 
     Args:
-        processor: of the model.
+        processor: processor of the model.
         image: a PIL image, or RGB pixels, uint8 [H, W, 3].
-        masks: bool [H, W] each, with at least one pixel.
+        masks: bool [H, W] each, with at least one pixel set.
     """
     shared = shares_image(processor.region_prompt)
     views, tiles, num_regions = [], [], 0
     for mask in masks:
         num_regions += 1
         if not shared:
-            views.append(processor.image_processor.cut(region_view(_pixels(image), mask, processor.region_prompt)))
+            pixels = np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image
+            views.append(processor.image_processor.cut(region_view(pixels, mask, processor.region_prompt)))
         if processor.region_prompt == "mask":
             tiles.append(MaskTiles.of(processor.cut_mask(mask, processor.image_processor.max_tiles)))
     if shared and num_regions:
         views.append(processor.image_processor.cut(image))
     return PreparedImage(tuple(views), tuple(tiles), num_regions)
-
-
-def _pixels(image: Picture) -> npt.NDArray[np.uint8]:
-    return np.asarray(image.convert("RGB")) if isinstance(image, Image.Image) else image

@@ -1,4 +1,4 @@
-"""From prompts, images and masks to the model's inputs."""
+"""Processor of URECA: prompts, images and masks to the model's inputs."""
 
 import re
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ MASK_TOKENS = ("<mask>", "<MASK_CONTEXT>", "</mask>")
 SYSTEM_MESSAGE = (
     "你是书生·万象，英文名是InternVL，是由上海人工智能实验室、清华大学及多家合作单位联合开发的多模态大语言模型。"  # noqa: RUF001
 )
-"""The system message that InternVL-2.5 and the released URECA were trained with."""
+"""System message that InternVL-2.5 and the released URECA were trained with."""
 
 CHAT_TEMPLATE = (
     "{% if messages[0]['role'] != 'system' %}<|im_start|>system\n" + SYSTEM_MESSAGE + "<|im_end|>\n{% endif %}"
@@ -34,13 +34,13 @@ CHAT_TEMPLATE = (
     "{% endfor %}{% endif %}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-"""ChatML with InternVL's system message unless the conversation brings its own; {"type": "mask"} is a region."""
+"""ChatML with InternVL's system message unless the conversation has its own; {"type": "mask"} is a region."""
 
 
 def region_conversation(
     question: str = QUESTION, answer: str | None = None, *, with_mask: bool = True
 ) -> list[dict[str, Any]]:
-    """The conversation about one region of one image, for `apply_chat_template`; with its answer for training."""
+    """Build the conversation about one region of one image for `apply_chat_template`; with its answer for training."""
     masks = [{"type": "mask"}] if with_mask else []
     content = [{"type": "image"}, *masks, {"type": "text", "text": question}]
     conversation: list[dict[str, Any]] = [{"role": "user", "content": content}]
@@ -50,26 +50,26 @@ def region_conversation(
 
 
 class UrecaProcessor(ProcessorMixin):
-    """Tokenizer, image tiles and mask tiles, with placeholders expanded to as many tokens as there are features.
+    """Tokenizes prompts and cuts images and masks, with placeholders expanded to one token for each feature.
 
     Args:
-        image_processor: cuts and normalises images; its tile size and number of tiles hold for masks too.
-        tokenizer: knows the tokens of `IMAGE_TOKENS` and `MASK_TOKENS` as one token each.
-        num_mask_tokens: tokens T of a mask tile, as the model's configuration has it.
-        image_seq_length: tokens of an image tile, as the model's configuration has it.
-        dynamic_mask: cut masks into the image's grid; False gives the whole mask as one tile (the paper's ablation).
+        image_processor: cuts and normalises images; its tile size and number of tiles apply to masks, too.
+        tokenizer: contains each of `IMAGE_TOKENS` and `MASK_TOKENS` as one token.
+        num_mask_tokens: number T of tokens of a mask tile, from the model's configuration.
+        image_seq_length: number of tokens of an image tile, from the model's configuration.
+        dynamic_mask: cut masks into the image's grid; False keeps the whole mask as one tile (the paper's ablation).
         mask_values: "binary" (0 and 1, nearest neighbour) or "released" (`tile_mask_as_released`).
         chat_template: Jinja template; `CHAT_TEMPLATE` if None.
-        region_prompt: how captioner and training tell the model which region is meant: "mask" (URECA), or a baseline
-            without a mask, "none", "contour" or "crop" (see `ureca.model.prepared`).
+        region_prompt: reference to the region in captioning and training: "mask" (URECA), or a baseline without a
+            mask, "none", "contour" or "crop" (see `ureca.model.prompt`).
 
     Raises:
-        ValueError: if the tokenizer does not know a token, or ``mask_values`` or ``region_prompt`` is unknown.
+        ValueError: if the tokenizer lacks a token, or ``mask_values`` or ``region_prompt`` is unknown.
     """
 
     text_kwargs = {"padding_side": "left"}  # noqa: RUF012
 
-    # transformers restores only settings that could also be given by position.
+    # transformers restores only arguments that can be positional.
     def __init__(  # noqa: PLR0917
         self,
         image_processor: UrecaImageProcessor,
@@ -105,15 +105,15 @@ class UrecaProcessor(ProcessorMixin):
         max_tiles: int | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
-        """Inputs of the model for one prompt or a batch.
+        """Compute the inputs of the model for one prompt or a batch.
 
         Args:
             images: PIL images, or RGB pixels, uint8 [H, W, 3], in the order of the ``<IMG_CONTEXT>`` in the prompts.
             text: prompts, in which each image and each mask is one placeholder (the chat template writes them).
             masks: bool [H, W] each, in the order of the ``<MASK_CONTEXT>`` in the prompts, of the size of the last
                 image before them.
-            max_tiles: the most tiles of an image and its masks, for this call instead of the image processor's.
-            kwargs: for the tokenizer, ``return_tensors="pt"`` and ``padding=True`` for example.
+            max_tiles: most tiles of an image and its masks, overriding the image processor's.
+            kwargs: arguments of the tokenizer, ``return_tensors="pt"`` and ``padding=True`` for example.
 
         Returns:
             ``input_ids`` and ``attention_mask`` [B, L]; ``pixel_values`` [image tiles, 3, S, S]; ``mask_values``
@@ -141,23 +141,23 @@ class UrecaProcessor(ProcessorMixin):
         return inputs
 
     def tile_mask(self, mask: npt.NDArray[np.bool_], max_tiles: int) -> torch.Tensor:
-        """The model's input for one mask bool [H, W]: float32 [N, 1, S, S]."""
+        """Cut one mask bool [H, W] to the model's input, float32 [N, 1, S, S]."""
         return torch.from_numpy(self.cut_mask(mask, max_tiles).astype(np.float32)).unsqueeze(1)
 
     def cut_mask(self, mask: npt.NDArray[np.bool_], max_tiles: int) -> npt.NDArray[np.bool_] | npt.NDArray[np.uint8]:
-        """Tiles of one mask bool [H, W] as they are, [N, S, S]: bool, or uint8 where mask values are "released"."""
+        """Cut one mask bool [H, W] to tiles [N, S, S]: bool, or uint8 if mask values are "released"."""
         cut = tile_mask_as_released if self.mask_values == "released" else tile_mask
         size, limit = self.image_processor.tile_size_px, max_tiles if self.dynamic_mask else 1
         return cut(np.asarray(mask), size=size, max_tiles=limit)
 
     def mask_placeholders(self, num_tiles: int) -> str:
-        """The text that a mask of so many tiles becomes."""
+        """Return the text of a mask of so many tiles."""
         start, context, end = MASK_TOKENS
         return start + context * (self.num_mask_tokens * num_tiles) + end
 
     def split_prompt(self, question: str) -> tuple[str, str]:
-        """The prompt about a region in two: up to and including the image, where all regions of an image begin alike,
-        and what comes after the mask."""
+        """Split the prompt about a region: up to and including the image, which an image's regions share, and after the
+        mask."""
         with_mask = self.region_prompt == "mask"
         conversation = region_conversation(question, with_mask=with_mask)
         prompt = self.apply_chat_template(conversation, add_generation_prompt=True)
@@ -173,12 +173,12 @@ class UrecaProcessor(ProcessorMixin):
         return str(conversation.rpartition(answer)[2].strip())
 
     def image_placeholders(self, num_tiles: int) -> str:
-        """The text that an image of so many tiles becomes."""
+        """Return the text of an image of so many tiles."""
         start, context, end = IMAGE_TOKENS
         return start + context * (self.image_seq_length * num_tiles) + end
 
     def replace_image_token(self, image_inputs: dict[str, Any], image_idx: int, **kwargs: Any) -> str:
-        """The text that an image becomes; called by transformers for each image."""
+        """Return the text of an image; called by transformers for each image."""
         return self.image_placeholders(int(image_inputs["num_tiles"][image_idx]))
 
     @property
@@ -196,7 +196,7 @@ class UrecaProcessor(ProcessorMixin):
                 f"the prompts hold {num_placeholders} {self.mask_token} placeholders, but {len(masks)} masks were given"
             )
         if sum(prompt.count(self.image_token) for prompt in prompts) != len(pictures):
-            return  # transformers tells the counts of images
+            return  # transformers reports the counts of images
         next_picture, next_mask = iter(pictures), iter(enumerate(masks))
         placeholder = re.compile(f"{re.escape(self.image_token)}|{re.escape(self.mask_token)}")
         for prompt in prompts:

@@ -1,4 +1,4 @@
-"""The tokenizer of a released checkpoint: Qwen2's files, or InternLM2's sentencepiece model, without remote code."""
+"""Tokenizers of released checkpoints, without remote code: Qwen2's files or InternLM2's sentencepiece model."""
 
 import json
 from pathlib import Path
@@ -14,13 +14,13 @@ NORMAL, USER_DEFINED = 1, 4
 
 
 def load_released_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer that lies beside the weights.
+    """Load the tokenizer in a checkpoint's folder.
 
     Args:
-        directory: with tokenizer.json, or with vocab.json and merges.txt (Qwen2), or with tokenizer.model (InternLM2).
+        directory: contains tokenizer.json, or vocab.json and merges.txt (Qwen2), or tokenizer.model (InternLM2).
 
     Raises:
-        CheckpointError: if there is none of them, or the sentencepiece model is of a kind that InternLM2 does not use.
+        CheckpointError: if there is none of them, or the sentencepiece model is of another kind than InternLM2's.
     """
     if (directory / "tokenizer.json").exists():
         return PreTrainedTokenizerFast.from_pretrained(directory, config=None)
@@ -35,7 +35,7 @@ def load_released_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def _from_sentencepiece(directory: Path) -> PreTrainedTokenizerFast:
-    """InternLM2's byte-fallback BPE. Added tokens may take the place of pieces that the model left unused."""
+    """Convert InternLM2's byte-fallback BPE; added tokens may replace unused pieces of the model."""
     from sentencepiece import sentencepiece_model_pb2
 
     model = sentencepiece_model_pb2.ModelProto()
@@ -97,7 +97,7 @@ def _wrap(tokenizer: Tokenizer, settings: dict[str, Any]) -> PreTrainedTokenizer
 
 
 def _added_tokens(directory: Path, settings: dict[str, Any]) -> dict[int, AddedToken]:
-    """Added tokens by id, from tokenizer_config.json or the older added_tokens.json."""
+    """Read added tokens by id, from tokenizer_config.json or the older added_tokens.json."""
     tokens = {int(token_id): _content(token) for token_id, token in settings.get("added_tokens_decoder", {}).items()}
     for content, token_id in _read_json(directory / "added_tokens.json").items():
         tokens.setdefault(int(token_id), content)
@@ -105,7 +105,7 @@ def _added_tokens(directory: Path, settings: dict[str, Any]) -> dict[int, AddedT
 
 
 def _merges(pieces: list[str]) -> list[tuple[str, str]]:
-    """A sentencepiece BPE joins the pair whose union stands first in its list; every split of a piece is a merge."""
+    """List the merges of a sentencepiece BPE, which joins the pair whose union is first in its list of pieces."""
     known = set(pieces)
     return [
         (piece[:cut], piece[cut:])

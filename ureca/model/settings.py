@@ -1,4 +1,4 @@
-"""Settings of captioning and sizes of random models; free of torch, so that ``--help`` loads none."""
+"""Settings of captioning, and sizes of untrained models; importing them does not import torch."""
 
 from typing import Annotated, Self
 
@@ -11,15 +11,15 @@ from ureca.model.prompt import QUESTION
 
 
 class CaptionSettings(BaseModel):
-    """How captions are written.
+    """Generation of captions.
 
     Args:
-        question: what the model is asked about each region.
-        max_new_tokens: a caption is cut off after so many tokens.
-        batch_size: regions written at once; memory grows with it, but not with the number of regions.
-        temperature: 0 takes the likeliest token; above, tokens are drawn.
-        top_p: draw from the likeliest tokens that together have this probability, above 0 and at most 1.
-        seed: mask i of an image is drawn with the seed ``seed + i``, whatever else is in the batch.
+        question: question about each region.
+        max_new_tokens: limit of a caption in tokens.
+        batch_size: number of regions decoded together; memory grows with it.
+        temperature: 0 for greedy decoding, else the sampling temperature.
+        top_p: nucleus sampling: probability mass of the likeliest tokens to draw from, above 0 and at most 1.
+        seed: seed of sampling; mask i of an image uses ``seed + i``, independent of the batch.
 
     Raises:
         SettingsError: if a value is out of its range.
@@ -37,7 +37,7 @@ class CaptionSettings(BaseModel):
     seed: int = Field(default=0, description="mask i of an image is drawn with seed + i")
 
     @model_validator(mode="after")
-    def _can_be(self) -> Self:
+    def _values_are_possible(self) -> Self:
         if self.max_new_tokens < 1:
             raise SettingsError(f"captioner: max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.batch_size < 1:
@@ -51,18 +51,18 @@ class CaptionSettings(BaseModel):
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class TinySizes:
-    """Sizes of a random checkpoint; the defaults have 0.3 million parameters.
+    """Sizes of a tiny random model; the defaults have 0.3 million parameters.
 
     Args:
-        image_size: side of a tile in pixels, a multiple of ``patch_size * merged_patches``.
+        image_size: side of a tile in pixels; a multiple of ``patch_size * merged_patches``.
         patch_size: side of a patch of the vision encoder in pixels; InternVL's is 14.
-        merged_patches: so many by so many patches become one token of the language model; InternVL's pixel shuffle
-            merges two by two.
-        max_tiles: the most tiles of an image.
-        vision_width, vision_layers, vision_heads: the vision encoder.
-        width, layers, heads, key_value_heads, mlp_width: the language model.
-        vocab_size: rows of the embedding; at least as many as the tokenizer has tokens.
-        num_mask_tokens: tokens of a mask tile.
+        merged_patches: side in patches of the square that becomes one token of the language model; 2 for InternVL's
+            pixel shuffle.
+        max_tiles: most tiles of an image.
+        vision_width, vision_layers, vision_heads: sizes of the vision encoder.
+        width, layers, heads, key_value_heads, mlp_width: sizes of the language model.
+        vocab_size: number of embeddings; at least the number of the tokenizer's tokens.
+        num_mask_tokens: number of tokens of a mask tile.
         mask_encoder: "convolutional" or "fused".
 
     Raises:
@@ -101,13 +101,13 @@ class TinySizes:
 
     @property
     def image_seq_length(self) -> int:
-        """Tokens of an image tile after the pixel shuffle."""
+        """Number of tokens of an image tile after the pixel shuffle."""
         return (self.image_size // (self.merged_patches * self.patch_size)) ** 2
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class ScratchSizes(TinySizes):
-    """Sizes that learn drawn scenes on a CPU; see `TinySizes`. ``vocab_size`` is the most tokens that there may be."""
+    """Sizes of a model that learns synthetic scenes on a CPU; see `TinySizes`. ``vocab_size`` is an upper bound."""
 
     image_size: int = 112
     vision_width: int = 96

@@ -11,7 +11,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, TypeVar
 
-from ureca.captioning.images import ReadyImage, make_ready
+from ureca.captioning.images import PreparedRegions, prepare_regions
 from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.model.settings import CaptionSettings
@@ -56,7 +56,7 @@ class GeneratedCaption:
 
 @dataclass(eq=False)
 class _PendingJob:
-    image: ReadyImage
+    image: PreparedRegions
     settings: CaptionSettings
     loop: asyncio.AbstractEventLoop
     next_region: int = 0
@@ -118,7 +118,7 @@ class CaptionEngine:
         Closing the iterator, or cancelling its task, stops decoding of the remaining regions.
         """
         loop = asyncio.get_running_loop()
-        ready = await loop.run_in_executor(self._preprocessing, make_ready, self._captioner, job.pixels, job.masks)
+        ready = await loop.run_in_executor(self._preprocessing, prepare_regions, self._captioner, job.pixels, job.masks)
         if ready.failures:
             raise ValueError(f"masks that cannot be captioned: {dict(ready.failures)}")
         pending = _PendingJob(ready, job.settings, loop)
