@@ -1,7 +1,7 @@
-"""`ureca bench caption`: captioning all regions of an image over a shared prefix, against the two usual ways.
+"""`ureca bench caption`: captioning all regions of an image over a shared prefix, against the two usual methods.
 
-Process CPU seconds are compared, not wall-clock time, so that other programs on the machine hardly matter; all ways
-run the same random model on the same regions in one process, and their captions are compared too.
+CPU seconds of the process are compared instead of wall-clock time, so that other programs on the machine hardly matter.
+All methods run the same random model on the same regions in one process, and their captions are compared, too.
 """
 
 import argparse
@@ -30,15 +30,15 @@ Masks = list[npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One way of captioning the regions of one image.
+class CaptionMeasurement:
+    """The cost of one method of captioning the regions of one image.
 
     Args:
-        way: "shared prefix", "one call a region" or "plain batch".
-        image_tokens: tokens of the image in the prompt.
-        captions: of the regions that were captioned, in their order.
-        cost: of these regions.
-        scale: all regions to be captioned, divided by those that were.
+        way: name of the method: "shared prefix", "one call a region" or "plain batch".
+        image_tokens: number of the image's tokens in the prompt.
+        captions: captions of the measured regions in their order.
+        cost: cost of the measured regions.
+        scale: number of all regions divided by that of the measured regions.
     """
 
     way: str
@@ -49,7 +49,11 @@ class Measurement:
 
 
 def main(argv: list[str]) -> int:
-    """Run the benchmark and print its table; returns 0, or 1 if the ways disagree on a caption."""
+    """Run the benchmark and print its table.
+
+    Returns:
+        0, or 1 if the methods disagree on a caption.
+    """
     arguments = _parser().parse_args(argv)
     import torch
     from transformers.utils import logging
@@ -58,7 +62,7 @@ def main(argv: list[str]) -> int:
     logging.disable_progress_bar()
     torch.set_num_threads(arguments.threads)
     device = arguments.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    results: list[Measurement] = []
+    results: list[CaptionMeasurement] = []
     agree = True
     for image_tokens in arguments.image_tokens:
         mask_tokens = arguments.mask_tokens or max(1, image_tokens // NUM_TILES // IMAGE_TOKENS_PER_MASK_TOKEN)
@@ -82,39 +86,39 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca bench caption", description=__doc__)
-    parser.add_argument("--regions", type=int, default=32, help="regions of the image (default 32)")
-    parser.add_argument("--new-tokens", type=int, default=32, help="tokens of each caption (default 32)")
+    parser.add_argument("--regions", type=int, default=32, help="number of regions of the image (default 32)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="number of tokens of each caption (default 32)")
     parser.add_argument(
         "--image-tokens",
         type=int,
         nargs="+",
         default=[832],
         choices=sorted(TILE_SIZE_PX),
-        help="tokens of the image in the prompt (default 832)",
+        help="numbers of image tokens in the prompt (default 832)",
     )
     parser.add_argument(
         "--mask-tokens",
         type=int,
-        help="tokens of a mask tile (default: 1 for 32 tokens of an image tile, as in the released model)",
+        help="number of tokens of a mask tile (default: 1 per 32 tokens of an image tile, as in the released model)",
     )
     parser.add_argument(
         "--baseline-regions",
         type=int,
-        help="caption only so many regions in the two other ways and scale their times up (default: all)",
+        help="number of regions captioned by the two other methods, whose costs are scaled up (default: all)",
     )
     parser.add_argument(
         "--threads",
         type=int,
         default=1,
-        help="torch threads (default 1: with more, threads that wait for each other count as busy)",
+        help="number of torch threads (default 1: with more, waiting threads add CPU seconds)",
     )
-    parser.add_argument("--device", help="where to run (default: a GPU if there is one)")
-    parser.add_argument("--json", type=Path, help="also write the measurements to this file")
+    parser.add_argument("--device", help="torch device (default: a GPU if available)")
+    parser.add_argument("--json", type=Path, help="file to which the measurements are also written")
     return parser
 
 
 def build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "RegionCaptioner":
-    """A random model whose prompts have so many image tokens, and so many mask tokens a tile, on a device."""
+    """Build a random model with a number of image tokens per prompt and of mask tokens per tile, on a device."""
     from ureca.model.captioner import RegionCaptioner
     from ureca.model.initialization import build_tiny
     from ureca.model.settings import TinySizes
@@ -134,13 +138,13 @@ def build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "Region
         num_mask_tokens=mask_tokens,
     )
     model, processor = build_tiny(sizes)
-    # A token that is never written: every caption has the same length, so all ways do the same work.
+    # The end token is never generated: all captions have the same length, so all methods do the same work.
     model.generation_config.eos_token_id = sizes.vocab_size - 1
     return RegionCaptioner(model.to(device), processor)
 
 
 def make_scene(tile_size_px: int, num_regions: int, seed: int = 0) -> tuple[npt.NDArray[np.uint8], Masks]:
-    """An image of 4 x 3 tiles of noise, and elliptic masks."""
+    """An image of noise of 4 x 3 tiles, with elliptic masks."""
     random = np.random.default_rng(seed)
     height, width = 3 * tile_size_px, 4 * tile_size_px
     image = random.integers(0, 256, (height, width, 3), dtype=np.uint8)
@@ -159,7 +163,7 @@ def _measure_ways(
     masks: Masks,
     image_tokens: int,
     arguments: argparse.Namespace,
-) -> list[Measurement]:
+) -> list[CaptionMeasurement]:
     from ureca.model.settings import CaptionSettings
 
     settings = CaptionSettings(max_new_tokens=arguments.new_tokens, batch_size=arguments.regions)
@@ -176,7 +180,7 @@ def _measure_ways(
     def plain_batch() -> Iterator[tuple[int, str]]:
         yield from enumerate(generate(captioner, image, baseline_masks, arguments.new_tokens))
 
-    generate(captioner, image, masks[:1], 2)  # the first call of a process is slower
+    generate(captioner, image, masks[:1], 2)  # warm-up: the first call of a process is slower
     return [
         _measure("shared prefix", image_tokens, shared_prefix, len(masks)),
         _measure("one call a region", image_tokens, one_call_a_region, len(masks)),
@@ -186,14 +190,14 @@ def _measure_ways(
 
 def _measure(
     way: str, image_tokens: int, run: Callable[[], Iterator[tuple[int, str]]], num_regions: int
-) -> Measurement:
+) -> CaptionMeasurement:
     captions, cost = measure(run)
     in_order = [text for _, text in sorted(captions)]
-    return Measurement(way, image_tokens, in_order, cost, scale=num_regions / len(captions))
+    return CaptionMeasurement(way, image_tokens, in_order, cost, scale=num_regions / len(captions))
 
 
 def generate(captioner: "RegionCaptioner", image: npt.NDArray[np.uint8], masks: Masks, new_tokens: int) -> list[str]:
-    """Captions as transformers alone writes them: each prompt has the whole image."""
+    """Caption by ``transformers.generate`` alone, with the whole image in each prompt."""
     from ureca.model.processing import region_conversation
 
     model, processor = captioner.model, captioner.processor
@@ -206,7 +210,7 @@ def generate(captioner: "RegionCaptioner", image: npt.NDArray[np.uint8], masks: 
     return [text.strip() for text in texts]
 
 
-def _print_table(measurements: Sequence[Measurement], num_regions: int) -> None:
+def _print_table(measurements: Sequence[CaptionMeasurement], num_regions: int) -> None:
     print("| way | regions measured | CPU s | times shared | captions/s (wall) | first caption s | peak MiB |")
     print("|---|---|---|---|---|---|---|")
     shared_cpu_s = measurements[0].cost.cpu_s
@@ -218,7 +222,7 @@ def _print_table(measurements: Sequence[Measurement], num_regions: int) -> None:
         )
 
 
-def _print_agreement(measurements: Sequence[Measurement]) -> bool:
+def _print_agreement(measurements: Sequence[CaptionMeasurement]) -> bool:
     shared, *others = measurements
     agree = True
     for other in others:

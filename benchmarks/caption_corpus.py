@@ -1,9 +1,9 @@
 """`ureca bench caption-corpus`: captioning a corpus with `ureca caption`, against a plain loop over images and regions.
 
-Both sides run the same random model on the same files. The plain loop is what one writes with transformers alone:
-decode an image, and for each of its regions call `generate`. The job is measured between two of its writes, so that
-neither the start of Ray nor the loading of weights counts; CPU seconds are those of its captioning processes, so that
-other programs on the machine hardly matter to the ratio.
+Both sides run the same random model on the same files. The plain loop uses transformers alone: it decodes an image and
+calls `generate` for each of its regions. The job is measured between two of its writes, so that the start of Ray and
+the loading of weights do not count; CPU seconds are those of its captioning processes, so that other programs on the
+machine hardly affect the ratio.
 """
 
 import argparse
@@ -33,8 +33,8 @@ _SECONDS_BETWEEN_SAMPLES = 0.2
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What a running job has done and used so far: CPU seconds by process."""
+class JobProgress:
+    """Progress of a running job: time, images written so far, and CPU seconds by role."""
 
     time_s: float
     num_images: int
@@ -46,12 +46,12 @@ class JobCost:
     """A job between its first and its last write.
 
     Args:
-        num_actors: captioners.
-        num_images: written in between.
-        wall_s: seconds in between.
-        cpu_s: CPU seconds in between, by process.
-        stage_s: seconds of the whole job by stage, as its run.json tells.
-        captions: of all regions, by image and region.
+        num_actors: number of captioning actors.
+        num_images: number of images written in between.
+        wall_s: wall-clock seconds in between.
+        cpu_s: CPU seconds in between, by role.
+        stage_s: seconds of the whole job by stage, from its run.json.
+        captions: captions by image and region.
     """
 
     num_actors: int
@@ -63,7 +63,11 @@ class JobCost:
 
 
 def main(argv: list[str]) -> int:
-    """Run the benchmark and print its tables; returns 0, or 1 if the two sides disagree on a caption."""
+    """Run the benchmark and print its tables.
+
+    Returns:
+        0, or 1 if the two sides disagree on a caption.
+    """
     arguments = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         return _run(Path(folder), arguments)
@@ -71,14 +75,24 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca bench caption-corpus", description=__doc__)
-    parser.add_argument("--images", type=int, default=16, help="of the corpus (default 16)")
-    parser.add_argument("--regions", type=int, default=32, help="of each image (default 32)")
-    parser.add_argument("--new-tokens", type=int, default=32, help="of each caption (default 32)")
-    parser.add_argument("--image-tokens", type=int, default=832, choices=sorted(TILE_SIZE_PX), help="(default 832)")
-    parser.add_argument("--baseline-images", type=int, default=2, help="that the plain loop captions (default 2)")
-    parser.add_argument("--baseline-regions", type=int, default=4, help="of each of them (default 4)")
-    parser.add_argument("--actors", type=int, nargs="+", default=[1, 2], help="captioners, a job each (default 1 2)")
-    parser.add_argument("--gpus-per-actor", type=float, default=0.0, help="0: captioners run on the CPU")
+    parser.add_argument("--images", type=int, default=16, help="number of images of the corpus (default 16)")
+    parser.add_argument("--regions", type=int, default=32, help="number of regions of each image (default 32)")
+    parser.add_argument("--new-tokens", type=int, default=32, help="number of tokens of each caption (default 32)")
+    parser.add_argument(
+        "--image-tokens",
+        type=int,
+        default=832,
+        choices=sorted(TILE_SIZE_PX),
+        help="image tokens of a prompt (default 832)",
+    )
+    parser.add_argument("--baseline-images", type=int, default=2, help="number of images in the plain loop (default 2)")
+    parser.add_argument("--baseline-regions", type=int, default=4, help="number of regions of each of them (default 4)")
+    parser.add_argument(
+        "--actors", type=int, nargs="+", default=[1, 2], help="numbers of captioning actors, a job each (default 1 2)"
+    )
+    parser.add_argument(
+        "--gpus-per-actor", type=float, default=0.0, help="GPUs of each captioning actor; 0 runs on the CPU"
+    )
     return parser
 
 
@@ -99,7 +113,7 @@ def _run(folder: Path, arguments: argparse.Namespace) -> int:
         f"{arguments.new_tokens} new tokens a caption, {device}, one thread a process, {os.cpu_count()} cores",
         flush=True,
     )
-    generate(captioner, *make_scene(TILE_SIZE_PX[arguments.image_tokens], 1), 2)  # a first call is slower
+    generate(captioner, *make_scene(TILE_SIZE_PX[arguments.image_tokens], 1), 2)  # warm-up: the first call is slower
     expected, cost = measure(lambda: _plain_loop(captioner, folder / "images", arguments))
     jobs = [_measure_job(folder, num_actors, arguments) for num_actors in arguments.actors]
     _print_rates(cost, len(expected), jobs, arguments.regions)
@@ -130,7 +144,7 @@ def _write_corpus(folder: Path, arguments: argparse.Namespace) -> None:
 
 
 def _plain_loop(captioner: Any, folder: Path, arguments: argparse.Namespace) -> Iterator[tuple[tuple[str, int], str]]:
-    """Some regions of some images."""
+    """Captions of some regions of some images, by image and mask id."""
     per_image = min(arguments.regions, arguments.baseline_regions)
     paths = sorted(folder.glob("*.jpg"))[: arguments.baseline_images]
     for path in paths:
@@ -178,11 +192,11 @@ def _measure_job(folder: Path, num_actors: int, arguments: argparse.Namespace) -
     )
 
 
-def _watch(job: "subprocess.Popen[bytes]", parts: Path) -> Iterator[Sample]:
+def _watch(job: "subprocess.Popen[bytes]", parts: Path) -> Iterator[JobProgress]:
     processes = ProcessTree(job.pid, (_CAPTION, _MASKS))
     while job.poll() is None:
         num_images = len(list(parts.glob("part-*.parquet"))) if parts.is_dir() else 0
-        yield Sample(time.monotonic(), num_images, processes.sample())
+        yield JobProgress(time.monotonic(), num_images, processes.sample())
         time.sleep(_SECONDS_BETWEEN_SAMPLES)
 
 
@@ -205,7 +219,9 @@ def _print_rates(plain: Cost, num_plain: int, jobs: list[JobCost], num_regions: 
 
 
 def _print_shares(jobs: list[JobCost]) -> None:
-    print("\n| job | seconds by stage | CPU s of captioners | of proposers | of Ray and the rest | cores in use |")
+    print(
+        "\n| job | seconds by stage | CPU s of captioners | of mask generators | of Ray and the rest | cores in use |"
+    )
     print("|---|---|---|---|---|---|")
     for job in jobs:
         stages = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in sorted(job.stage_s.items()))

@@ -1,8 +1,8 @@
 """`ureca bench caption-memory`: memory of `ureca caption` as the corpus grows.
 
-The same job over more and more of the same corpus: small drawn scenes with a few given masks, and a tiny checkpoint, so
-that thousands of images take minutes. Of each process's memory what it does not share with others is looked at twice a
-second; Ray's object store, which is of a fixed size, and files do not count.
+The same job runs over growing parts of one corpus: small drawn scenes with few masks and a tiny checkpoint, so that
+thousands of images take minutes. The unshared memory of each process is sampled twice a second; Ray's object store,
+which has a fixed size, and files do not count.
 """
 
 import argparse
@@ -24,14 +24,13 @@ _SECONDS_BETWEEN_SAMPLES = 0.5
 
 
 @dataclass(frozen=True)
-class Run:
-    """One job.
+class MemoryRun:
+    """The memory of one job.
 
     Attributes:
-        num_images: that it captioned.
-        num_regions: of them.
-        wall_s: with the start of Ray and the loading of the model.
-        peak_mib: most memory of its own of any one process, by role.
+        num_images, num_regions: numbers of captioned images and regions.
+        wall_s: duration, including the start of Ray and the loading of the model.
+        peak_mib: largest unshared memory of any process, by role.
     """
 
     num_images: int
@@ -41,7 +40,11 @@ class Run:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark and print its table; returns 1 if a process took more for the largest corpus than allowed."""
+    """Run the benchmark and print its table.
+
+    Returns:
+        1 if the memory of a process grew more than allowed, else 0.
+    """
     arguments = _parser().parse_args(argv)
     sizes = sorted(arguments.images)
     with tempfile.TemporaryDirectory() as name:
@@ -54,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         for num_images in sizes:
             runs.append(_measure(folder, num_images))
             print(_row(runs[-1]), flush=True)
-    return _verdict(runs, arguments.most_growth_mib)
+    return _growth_status(runs, arguments.most_growth_mib)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -62,16 +65,21 @@ def _parser() -> argparse.ArgumentParser:
         prog="ureca bench caption-memory", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     sizes = [100, 1000, 10_000]
-    parser.add_argument("--images", type=int, nargs="+", default=sizes, help="a job each (default 100 1000 10000)")
-    parser.add_argument("--side", type=int, default=112, help="of the images, in pixels (default 112)")
-    parser.add_argument("--masks", type=int, default=2, help="of an image at most (default 2)")
     parser.add_argument(
-        "--most-growth-mib", type=float, default=64.0, help="from the smallest to the largest job (default 64)"
+        "--images", type=int, nargs="+", default=sizes, help="numbers of images, a job each (default 100 1000 10000)"
+    )
+    parser.add_argument("--side", type=int, default=112, help="side of the images in pixels (default 112)")
+    parser.add_argument("--masks", type=int, default=2, help="largest number of masks of an image (default 2)")
+    parser.add_argument(
+        "--most-growth-mib",
+        type=float,
+        default=64.0,
+        help="largest growth of a process's memory over the jobs (default 64)",
     )
     return parser
 
 
-def _measure(folder: Path, num_images: int) -> Run:
+def _measure(folder: Path, num_images: int) -> MemoryRun:
     output = folder / f"captions-{num_images}"
     command = [
         *(
@@ -99,15 +107,15 @@ def _measure(folder: Path, num_images: int) -> Run:
     report = Output.of_run(str(output)).report()
     if report.num_images != num_images or report.num_failed:
         raise RuntimeError(f"{report.num_images} of {num_images} images, of which {report.num_failed} failed")
-    return Run(num_images, report.num_regions, time.monotonic() - began, processes.peak_mib())
+    return MemoryRun(num_images, report.num_regions, time.monotonic() - began, processes.peak_mib())
 
 
-def _row(run: Run) -> str:
+def _row(run: MemoryRun) -> str:
     peaks = (f"{run.peak_mib[role]:.0f}" for role in _ROLES)
     return f"| {run.num_images} | {run.num_regions} | {run.wall_s:.0f} | {' | '.join(peaks)} |"
 
 
-def _verdict(runs: Sequence[Run], most_growth_mib: float) -> int:
+def _growth_status(runs: Sequence[MemoryRun], most_growth_mib: float) -> int:
     first, last = runs[0], runs[-1]
     grown = {title: last.peak_mib[role] - first.peak_mib[role] for role, title in _ROLES.items()}
     print("\ngrowth in MiB: " + ", ".join(f"{title} {mib:+.0f}" for title, mib in grown.items()))

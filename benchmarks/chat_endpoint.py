@@ -1,8 +1,8 @@
-"""An OpenAI-compatible endpoint that answers by content, so many requests at a time, each after a set time.
+"""A simulated OpenAI-compatible endpoint, which answers by content after a fixed time per request.
 
-It stands in for a server of a model. Each request takes one of its slots for its time; further requests wait in order.
-Slots keep to the clock, not to the process: one that is free while a request waits takes it at that very moment, even
-if the process is told only later, so that a busy machine does not make the engine itself slower.
+It replaces a model server in benchmarks. Each request occupies one of its slots for the fixed time; further requests
+wait in order. Slots follow the clock instead of the process: a free slot takes a waiting request at that moment, even
+if the process runs later, so that a busy machine does not slow down the simulated engine.
 """
 
 import argparse
@@ -20,23 +20,23 @@ from dataclasses import dataclass, field
 from ureca.llm.fake import fake_answer
 
 BIN_S = 0.1
-"""Resolution of ``Engine.busy_s``."""
+"""Resolution of ``SimulatedEngine.busy_s``."""
 
 _LONGEST_HEAD = 2**16
 _LONGEST_BODY = 2**26
 
 
 @dataclass
-class Engine:
-    """Slots and who takes them, in seconds of any clock.
+class SimulatedEngine:
+    """The slots of a simulated inference engine, in seconds of any clock.
 
     Attributes:
-        num_slots: requests that are worked on at a time.
-        seconds_per_answer: that a request takes a slot for.
-        slow_every: one in so many requests, chosen by content, takes ``slow_times`` as long; 0: none.
-        slow_times: as long as the others.
-        busy_s: slot seconds taken in each ``BIN_S`` since the first request.
-        num_answers: requests taken so far.
+        num_slots: number of requests processed concurrently.
+        seconds_per_answer: time for which a request occupies a slot.
+        slow_every: one in this many requests, chosen by content, is slow; 0 for none.
+        slow_times: factor by which slow requests take longer.
+        busy_s: busy slot seconds in each ``BIN_S`` since the first request.
+        num_answers: number of requests so far.
     """
 
     num_slots: int
@@ -51,7 +51,7 @@ class Engine:
         self._began: float | None = None
 
     def take(self, digest: int, now: float) -> float:
-        """Queue a request that has arrived; returns when it is answered."""
+        """Queue a request that arrives now; returns the time of its answer."""
         began = max(now, heapq.heappop(self._free_at))
         slow = self.slow_every and digest // 7 % self.slow_every == 0
         ends = began + self.seconds_per_answer * (self.slow_times if slow else 1.0)
@@ -70,9 +70,9 @@ class Engine:
 
 
 class _Connection(asyncio.Protocol):
-    """One client. It may send the next request before the last is answered; answers keep the order."""
+    """A connection with pipelined requests, which are answered in order."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: SimulatedEngine) -> None:
         self._engine = engine
         self._received = bytearray()
         self._answers: deque[tuple[bytes, float]] = deque()
@@ -101,7 +101,7 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def _answer(self, head: bytes, body: bytes) -> tuple[bytes, float]:
-        """The answer, and when it is due."""
+        """The response, and the time at which it is sent."""
         now = self._loop.time()
         if head.startswith(b"GET /stats "):
             engine = self._engine
@@ -150,13 +150,13 @@ def _http(status: int, answer: object) -> bytes:
     return head.encode() + body
 
 
-async def serve(engine: Engine, on_ready: Callable[[int], None], port: int = 0) -> None:
+async def serve(engine: SimulatedEngine, on_ready: Callable[[int], None], port: int = 0) -> None:
     """Serve on 127.0.0.1 until cancelled.
 
     Args:
-        engine: whose slots requests take.
-        on_ready: told the port.
-        port: 0 takes a free one.
+        engine: the simulated engine.
+        on_ready: callback that gets the port.
+        port: port to listen on; 0 for a free one.
     """
     loop = asyncio.get_running_loop()
     server = await loop.create_server(lambda: _Connection(engine), "127.0.0.1", port, backlog=1024)
@@ -167,7 +167,7 @@ async def serve(engine: Engine, on_ready: Callable[[int], None], port: int = 0) 
 
 @contextmanager
 def endpoint_process(*, slots: int, seconds: float, slow_every: int = 0, slow_times: float = 1.0) -> Iterator[str]:
-    """Serve in a process of its own for the block; yields the address. Arguments as of ``Engine``."""
+    """Serve in a separate process for the block, with the settings of a ``SimulatedEngine``; yields the address."""
     command = [
         *(sys.executable, "-m", "benchmarks.chat_endpoint", "--slots", str(slots), "--seconds", str(seconds)),
         *("--slow-every", str(slow_every), "--slow-times", str(slow_times)),
@@ -188,7 +188,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--slow-every", type=int, default=0)
     parser.add_argument("--slow-times", type=float, default=1.0)
     arguments = parser.parse_args(argv)
-    engine = Engine(arguments.slots, arguments.seconds, arguments.slow_every, arguments.slow_times)
+    engine = SimulatedEngine(arguments.slots, arguments.seconds, arguments.slow_every, arguments.slow_times)
 
     async def until_input_ends() -> None:
         serving = asyncio.create_task(serve(engine, lambda port: print(port, flush=True)))

@@ -1,4 +1,4 @@
-"""What a piece of work costs this process: time, and memory at its peak."""
+"""Time and peak memory of work in this process."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -11,13 +11,13 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class Cost:
-    """Of work that yields results one after another.
+    """The cost of work that yields results one by one.
 
     Args:
-        cpu_s: CPU seconds of the process, all threads together.
-        wall_s: seconds that passed.
-        first_result_s: seconds that passed until the first result.
-        peak_mib: most memory in use meanwhile: on a GPU what torch allocated there, else the resident set.
+        cpu_s: CPU seconds of all threads of the process.
+        wall_s: wall-clock seconds.
+        first_result_s: wall-clock seconds until the first result.
+        peak_mib: peak memory: memory that torch allocated on the GPU, else the resident set.
     """
 
     cpu_s: float
@@ -27,10 +27,13 @@ class Cost:
 
 
 def measure(work: Callable[[], Iterator[Result]]) -> tuple[list[Result], Cost]:
-    """Run work to its end; returns its results and their cost. Without a GPU this needs Linux.
+    """Run work to its end; without a GPU, this needs Linux.
+
+    Returns:
+        The results and their cost.
 
     Raises:
-        ValueError: if there are no results.
+        ValueError: there are no results.
     """
     _reset_peak_memory()
     results, finished_s = [], []
@@ -50,7 +53,7 @@ def _reset_peak_memory() -> None:
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     else:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # forget the peak so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # resets the peak
 
 
 def _peak_memory_mib() -> float:

@@ -1,13 +1,11 @@
-"""`ureca bench curate`: how busy a curation keeps its engine, against asking one question after another.
+"""`ureca bench curate`: utilization of the engine by a curation, against sequential requests.
 
-A stand-in endpoint in a process of its own works on so many requests at a time, each for a set time; more of them
-queue. The job is `ureca curate` itself, over drawn scenes whose masks are given. What counts is the share of the
-endpoint's places that is taken, from `--warm-up-s` after the first request to the last answer, so with the job's end,
-when fewer and fewer images are under way.
+A simulated endpoint in a separate process has a fixed number of slots and a fixed time per request; further requests
+wait. The job is `ureca curate` over drawn scenes with given masks. The result is the share of busy slots from
+`--warm-up-s` after the first request to the last answer, including the job's end with fewer and fewer images in flight.
 
-The sequential run asks the same endpoint one question at a time, for some of the images, without waiting for the
-engine; its captions must be the job's. For all images it would take what their calls take at the engine, and its own
-work.
+The sequential run sends the requests of some of the images one by one to an endpoint that answers at once; its captions
+must equal the job's. For all images it would take the engine's time of all calls and its own work.
 """
 
 import argparse
@@ -42,18 +40,18 @@ from ureca.registry import build_component
 
 _CURATE, _MASKS, _DRIVER = "CurateActor", "MaskActor", "ureca.jobs.curate"
 _SECONDS_BETWEEN_SAMPLES = 0.5
-_ALL_TAKEN = 0.95
+_ALL_BUSY = 0.95
 
 Captions = dict[tuple[str, int], str | None]
 
 
 @dataclass(frozen=True)
-class Job:
-    """What is asked of one job.
+class CurationJob:
+    """The parameters of one job.
 
     Attributes:
-        num_images: of the corpus, from its beginning.
-        slow_every: one answer in so many is slow; 0: none.
+        num_images: number of images, from the beginning of the corpus.
+        slow_every: one answer in this many is slow; 0 for none.
     """
 
     num_images: int
@@ -61,25 +59,25 @@ class Job:
 
     @property
     def name(self) -> str:
-        """For its files and for people."""
+        """Name of the job in the table and in file names."""
         return f"{self.num_images} images" + (f", 1 answer in {self.slow_every} slow" if self.slow_every else "")
 
 
 @dataclass(frozen=True)
-class Run:
-    """What one job did.
+class CurationRun:
+    """The measurements of one job.
 
     Attributes:
-        num_calls: answers of the endpoint.
-        taken_s: seconds that places were taken, in each ``BIN_S`` since the first request.
+        num_calls: number of answers of the endpoint.
+        busy_s: busy slot seconds in each ``BIN_S`` since the first request.
         cpu_s: CPU seconds by role.
-        memory_mib: of its own of the process that had most, twice a second, by role.
-        record: run.json.
-        captions: final ones by image and region.
+        memory_mib: largest unshared memory of any process, sampled twice a second, by role.
+        record: content of run.json.
+        captions: final captions by image and region.
     """
 
     num_calls: int
-    taken_s: Sequence[float]
+    busy_s: Sequence[float]
     cpu_s: dict[str, float]
     memory_mib: Mapping[str, Sequence[float]]
     record: dict[str, Any]
@@ -87,27 +85,41 @@ class Run:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark and print its tables; returns 1 if a caption differs from the sequential run's."""
-    arguments = _parser().parse_args(argv)
+    """Run the benchmark and print its tables.
+
+    Returns:
+        1 if a caption differs from the sequential run's, else 0.
+    """
+    arguments = build_parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         return _run(Path(folder), arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the benchmark's arguments."""
     parser = argparse.ArgumentParser(
         prog="ureca bench curate", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--images", type=int, nargs="+", default=[1000], help="a job each (default 1000)")
-    parser.add_argument("--side", type=int, default=224, help="of the images, in pixels (default 224)")
-    parser.add_argument("--slots", type=int, default=64, help="requests the endpoint works on at a time (default 64)")
-    parser.add_argument("--seconds", type=float, default=0.2, help="that an answer takes (default 0.2)")
     parser.add_argument(
-        "--slow-every", type=int, default=50, help="in a job more, one answer in so many is slow; 0: no such job [50]"
+        "--images", type=int, nargs="+", default=[1000], help="numbers of images, a job each (default 1000)"
     )
-    parser.add_argument("--slow-times", type=float, default=20.0, help="as long as the others (default 20)")
-    parser.add_argument("--sequential", type=int, default=8, help="images of the sequential run (default 8)")
-    parser.add_argument("--warm-up-s", type=float, default=5.0, help="after the first request (default 5)")
-    parser.add_argument("--actors", type=int, default=2, help="that curate (default 2)")
+    parser.add_argument("--side", type=int, default=224, help="side of the images in pixels (default 224)")
+    parser.add_argument("--slots", type=int, default=64, help="number of the endpoint's slots (default 64)")
+    parser.add_argument("--seconds", type=float, default=0.2, help="seconds per answer (default 0.2)")
+    parser.add_argument(
+        "--slow-every",
+        type=int,
+        default=50,
+        help="one answer in this many is slow in another job; 0 for no such job (default 50)",
+    )
+    parser.add_argument(
+        "--slow-times", type=float, default=20.0, help="factor by which slow answers take longer (default 20)"
+    )
+    parser.add_argument("--sequential", type=int, default=8, help="number of images of the sequential run (default 8)")
+    parser.add_argument(
+        "--warm-up-s", type=float, default=5.0, help="seconds after the first request that are ignored (default 5)"
+    )
+    parser.add_argument("--actors", type=int, default=2, help="number of curating actors (default 2)")
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="further options of `ureca curate`")
     return parser
 
@@ -115,21 +127,21 @@ def _parser() -> argparse.ArgumentParser:
 def _run(folder: Path, arguments: argparse.Namespace) -> int:
     write_scene_corpus(folder / "images", max(arguments.images), arguments.side)
     print(
-        f"scenes of {arguments.side} px; an endpoint that works on {arguments.slots} requests at a time, "
+        f"scenes of {arguments.side} px; an endpoint with {arguments.slots} slots, "
         f"{arguments.seconds:g} s each; {arguments.actors} actors, {os.cpu_count()} cores",
         flush=True,
     )
-    jobs = [Job(num_images, 0) for num_images in arguments.images]
+    jobs = [CurationJob(num_images, 0) for num_images in arguments.images]
     if arguments.slow_every:
-        jobs.append(Job(max(arguments.images), arguments.slow_every))
+        jobs.append(CurationJob(max(arguments.images), arguments.slow_every))
     print(_HEADER, flush=True)
     runs = []
     for job in jobs:
         runs.append(_measure(folder, job, arguments))
-        print(_row(job, runs[-1], arguments), flush=True)
+        print(result_row(job, runs[-1], arguments), flush=True)
     print(
-        "\nmost memory of any one process, without what it shares with others, in MiB (and medians of the second and "
-        f"of the last quarter of its time):\n{_memory(jobs, runs)}"
+        "\nlargest unshared memory of any process, in MiB (and medians of the second and of the last quarter of its "
+        f"time):\n{_memory(jobs, runs)}"
     )
     captions, sequential_s = _sequential(folder, jobs[-1], arguments)
     return _compare(jobs, runs, captions, sequential_s, arguments)
@@ -141,20 +153,20 @@ def _stats(url: str) -> dict[str, Any]:
     return stats
 
 
-def _options(folder: Path, job: Job, url: str, arguments: argparse.Namespace) -> list[str]:
-    """Those of `ureca curate`."""
+def _options(folder: Path, job: CurationJob, url: str, arguments: argparse.Namespace) -> list[str]:
+    """Arguments of `ureca curate`."""
     return [
         *(str(folder / "images"), str(folder / f"regions-{job.name}"), "--limit", str(job.num_images)),
         *("--masks.kind", "annotations", "--listing.annotations", "beside", "--annotator.kind", "prompted"),
         *("--mllm.kind", "openai", "--mllm.model", "stand-in", "--mllm.base-urls", f"{url}/v1"),
-        # More than the endpoint works on: while one is on its way, another waits in its queue.
+        # More than the endpoint's slots, so that its queue holds a request whenever a slot becomes free.
         *("--mllm.max-concurrency", str(2 * arguments.slots)),
         *("--resources.masks.num-actors", "1", "--resources.curate.num-actors", str(arguments.actors)),
         *arguments.options,
     ]
 
 
-def _measure(folder: Path, job: Job, arguments: argparse.Namespace) -> Run:
+def _measure(folder: Path, job: CurationJob, arguments: argparse.Namespace) -> CurationRun:
     with endpoint_process(
         slots=arguments.slots, seconds=arguments.seconds, slow_every=job.slow_every, slow_times=arguments.slow_times
     ) as url:
@@ -170,7 +182,7 @@ def _measure(folder: Path, job: Job, arguments: argparse.Namespace) -> Run:
         stats = _stats(url)
     output = Output.of_run(str(folder / f"regions-{job.name}"))
     rows = output.rows()
-    return Run(
+    return CurationRun(
         stats["num_answers"],
         stats["busy_s"],
         cpu_s,
@@ -185,11 +197,12 @@ _HEADER = """
 |---|---|---|---|---|---|---|---|"""
 
 
-def _row(job: Job, run: Run, arguments: argparse.Namespace) -> str:
+def result_row(job: CurationJob, run: CurationRun, arguments: argparse.Namespace) -> str:
+    """A row of the table."""
     warm_up = round(arguments.warm_up_s / BIN_S)
-    shares = [taken_s / (arguments.slots * BIN_S) for taken_s in run.taken_s]
-    # The end begins when places are free for good.
-    end = max((number + 1 for number, share in enumerate(shares) if share >= _ALL_TAKEN), default=len(shares))
+    shares = [slot_s / (arguments.slots * BIN_S) for slot_s in run.busy_s]
+    # The end begins after the last time that all slots were busy.
+    end = max((number + 1 for number, share in enumerate(shares) if share >= _ALL_BUSY), default=len(shares))
     latency = run.record["totals"]["latency_ms"]
     cells = [
         job.name,
@@ -208,7 +221,7 @@ def _mean(shares: Sequence[float]) -> str:
     return f"{sum(shares) / len(shares):.1%}" if shares else "too short"
 
 
-def _memory(jobs: Sequence[Job], runs: Sequence[Run]) -> str:
+def _memory(jobs: Sequence[CurationJob], runs: Sequence[CurationRun]) -> str:
     lines = ["| job | curating actor | masks | driver |", "|---|---|---|---|"]
     for job, run in zip(jobs, runs, strict=True):
         cells = (_memory_cell(run.memory_mib.get(role, ())) for role in (_CURATE, _MASKS, _DRIVER))
@@ -216,15 +229,15 @@ def _memory(jobs: Sequence[Job], runs: Sequence[Run]) -> str:
     return "\n".join(lines)
 
 
-def _memory_cell(looks: Sequence[float]) -> str:
-    if not looks:
+def _memory_cell(samples: Sequence[float]) -> str:
+    if not samples:
         return "not seen"
-    earlier, later = settled_mib(looks)
-    return f"{max(looks):.0f} ({earlier:.0f} to {later:.0f})"
+    earlier, later = settled_mib(samples)
+    return f"{max(samples):.0f} ({earlier:.0f} to {later:.0f})"
 
 
-def _sequential(folder: Path, job: Job, arguments: argparse.Namespace) -> tuple[Captions, float]:
-    """Captions of some images, one question after another, and the seconds of a call beside the engine's."""
+def _sequential(folder: Path, job: CurationJob, arguments: argparse.Namespace) -> tuple[Captions, float]:
+    """Captions of some images by sequential requests, and the seconds per call without the engine's."""
     with endpoint_process(slots=1, seconds=0.0) as url:
         settings = CurateSettings.load([*_options(folder, job, url, arguments), "--mllm.max-concurrency", "1"])
         manifest = list_images(settings.input, **settings.listing.model_dump())
@@ -254,20 +267,24 @@ async def _curate_alone(
 
 
 def _compare(
-    jobs: Sequence[Job], runs: Sequence[Run], captions: Captions, beside_s: float, arguments: argparse.Namespace
+    jobs: Sequence[CurationJob],
+    runs: Sequence[CurationRun],
+    captions: Captions,
+    own_s: float,
+    arguments: argparse.Namespace,
 ) -> int:
     differ = False
-    print("\none question after another:")
+    print("\nsequential requests:")
     for job, run in zip(jobs, runs, strict=True):
         slow = (arguments.slow_times - 1) / job.slow_every if job.slow_every else 0.0
         engine_s = run.num_calls * arguments.seconds * (1 + slow)
-        seconds = len(run.taken_s) * BIN_S
+        seconds = len(run.busy_s) * BIN_S
         equal = sum(run.captions[key] == caption for key, caption in captions.items() if key in run.captions)
         known = sum(key in run.captions for key in captions)
         differ = differ or equal < known
         print(
-            f"{job.name}: {engine_s:.0f} s at the engine and {run.num_calls * beside_s:.0f} s beside it, where the job "
-            f"took {seconds:.1f} s ({(engine_s + run.num_calls * beside_s) / seconds:.0f} times as long); "
+            f"{job.name}: {engine_s:.0f} s at the engine and {run.num_calls * own_s:.0f} s beside it, where the job "
+            f"took {seconds:.1f} s ({(engine_s + run.num_calls * own_s) / seconds:.0f} times as long); "
             f"{equal} of {known} captions are the same"
         )
     return int(differ)

@@ -1,10 +1,9 @@
-"""`ureca bench plan`: what `ureca plan` predicts for a run, from a smaller one on less, against what it then takes.
+"""`ureca bench plan`: the duration that `ureca plan` predicts from a smaller run, against the measured duration.
 
-Both runs curate scenes whose masks are given, and ask a stand-in endpoint that takes a set time an answer and so many
-requests at a time. The larger run has more images and more of the endpoint than the one that is learned from.
-Durations are those of run.json, from the session's beginning to its end, with the start of Ray and of the actors. The
-stand-in's answers are waited for, not computed: most of both runs is waiting, which other programs on the machine
-disturb little.
+Both runs curate scenes with given masks by a simulated endpoint, which has a fixed number of slots and a fixed time per
+answer. The larger run has more images and more slots than the one from which it is predicted. Durations are those of
+the sessions in run.json, including the start of Ray and of the actors. Most of both runs is waiting for the endpoint,
+so that other programs on the machine hardly matter.
 """
 
 import argparse
@@ -25,7 +24,11 @@ _SIDE_PX = 224
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark; returns 1 if the prediction is further from the measured duration than the tolerance."""
+    """Run the benchmark and print durations.
+
+    Returns:
+        1 if the prediction differs from the measured duration by more than the tolerance, else 0.
+    """
     arguments = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         return _run(Path(folder), arguments)
@@ -33,10 +36,20 @@ def main(argv: Sequence[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca bench plan", description=__doc__)
-    parser.add_argument("--images", type=int, nargs=2, default=[40, 200], help="of both runs (default 40 200)")
-    parser.add_argument("--slots", type=int, nargs=2, default=[16, 32], help="of the endpoint (default 16 32)")
-    parser.add_argument("--seconds", type=float, default=0.5, help="that an answer takes (default 0.5)")
-    parser.add_argument("--tolerance", type=float, default=0.15, help="of the duration (default 0.15)")
+    parser.add_argument(
+        "--images", type=int, nargs=2, default=[40, 200], help="numbers of images of both runs (default 40 200)"
+    )
+    parser.add_argument(
+        "--slots",
+        type=int,
+        nargs=2,
+        default=[16, 32],
+        help="numbers of the endpoint's slots in both runs (default 16 32)",
+    )
+    parser.add_argument("--seconds", type=float, default=0.5, help="seconds per answer (default 0.5)")
+    parser.add_argument(
+        "--tolerance", type=float, default=0.15, help="largest relative error of the duration (default 0.15)"
+    )
     parser.add_argument("options", nargs="*", metavar="-- OPTION", help="settings of the larger run of `ureca curate`")
     return parser
 

@@ -1,4 +1,4 @@
-"""CPU time and memory of a process and all below it, by what they are called. Linux only."""
+"""CPU time and memory of a process and its descendants, by role. Linux only."""
 
 import math
 import os
@@ -12,15 +12,15 @@ _PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 
 
 class ProcessTree:
-    """Adds up what the processes below one have used; those that have ended keep what they were last seen with.
+    """Resources of a process and its descendants; finished processes keep their last sample.
 
     Args:
         root: process id.
-        roles: what a command line must contain to count for a role; the first that fits; else "other".
+        roles: texts that identify a role in a command line, of which the first that occurs counts; else "other".
 
     Attributes:
-        memory_mib: at each look at a role, the memory of its own of the process that had most; Ray's object store,
-            which processes share, and files do not count.
+        memory_mib: samples of the largest unshared memory of any process of a role, by role; Ray's object store, which
+            processes share, and files do not count.
     """
 
     def __init__(self, root: int, roles: Sequence[str]) -> None:
@@ -30,13 +30,13 @@ class ProcessTree:
         self.memory_mib: dict[str, list[float]] = defaultdict(list)
 
     def sample(self) -> dict[str, float]:
-        """CPU seconds by role so far."""
+        """Sample all processes; returns the CPU seconds so far by role."""
         largest_mib: dict[str, float] = {}
         for pid, fields in _descendants(self._root):
             role = _role(pid, self._roles)
             if role is not None:
                 self._used_s[pid] = role, (int(fields[11]) + int(fields[12])) / _TICKS_PER_S
-                largest_mib[role] = max(_own_mib(pid), largest_mib.get(role, 0.0))
+                largest_mib[role] = max(_unshared_mib(pid), largest_mib.get(role, 0.0))
         for role, mib in largest_mib.items():
             self.memory_mib[role].append(mib)
         totals: dict[str, float] = defaultdict(float)
@@ -45,28 +45,28 @@ class ProcessTree:
         return dict(totals)
 
     def peak_mib(self) -> dict[str, float]:
-        """Most memory that any one process of a role was seen with."""
-        return {role: max(looks) for role, looks in self.memory_mib.items()}
+        """Largest sampled memory of any process of each role."""
+        return {role: max(samples) for role, samples in self.memory_mib.items()}
 
 
-def settled_mib(looks: Sequence[float]) -> tuple[float, float]:
-    """Medians of the second and of the last quarter of the looks at a role: what it grows by once it has begun."""
-    quarter = len(looks) // 4
+def settled_mib(samples: Sequence[float]) -> tuple[float, float]:
+    """Medians of the second and of the last quarter of memory samples: their difference is the growth after start."""
+    quarter = len(samples) // 4
     if not quarter:
         return math.nan, math.nan
-    return statistics.median(looks[quarter : 2 * quarter]), statistics.median(looks[-quarter:])
+    return statistics.median(samples[quarter : 2 * quarter]), statistics.median(samples[-quarter:])
 
 
 def _descendants(root: int) -> Iterator[tuple[int, list[str]]]:
-    """Ids and fields of /proc/ID/stat, from the state on, of a process and all below it."""
+    """Process ids, and fields of /proc/ID/stat from the state on, of a process and its descendants."""
     stats: dict[int, list[str]] = {}
     children: dict[int, list[int]] = defaultdict(list)
     for folder in Path("/proc").iterdir():
         if folder.name.isdecimal():
             try:
-                # The name, in parentheses, can hold anything.
+                # The name, in parentheses, may contain any character.
                 fields = (folder / "stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-            except OSError:  # it has just ended
+            except OSError:  # the process has just ended
                 continue
             stats[int(folder.name)] = fields
             children[int(fields[1])].append(int(folder.name))
@@ -78,8 +78,8 @@ def _descendants(root: int) -> Iterator[tuple[int, list[str]]]:
         pending += children[pid]
 
 
-def _own_mib(pid: int) -> float:
-    """Resident memory that is not shared."""
+def _unshared_mib(pid: int) -> float:
+    """Resident memory that is not shared with other processes."""
     try:
         _, resident, shared, *_ = Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()
     except OSError:

@@ -1,8 +1,8 @@
-"""`ureca bench resume`: what the lists of a large corpus cost the driver, before anything runs.
+"""`ureca bench resume`: time and memory of the driver for listing and resuming a large corpus.
 
-A corpus is a list of so many names: no images are there, and none are read. An output has the files of all its units
-but one, links to one real file. Each step runs in a process of its own; memory is the most that was resident, with
-Python and the libraries, which the first row shows alone.
+The corpus is a list of names without images. The output has the files of all partitions but one, as links to one real
+file. Each step runs in a separate process; memory is the peak resident set, including Python and the libraries, which
+the first row shows alone.
 """
 
 import argparse
@@ -20,15 +20,17 @@ from ureca.data.listing import list_images
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport, partition_offsets
 
-_LINKS_PER_FILE = 50_000  # file systems allow not many more
+_LINKS_PER_FILE = 50_000  # near the limit of common file systems
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the benchmark and print its table."""
+    """Run the benchmark and print its table; returns 0."""
     parser = argparse.ArgumentParser(prog="ureca bench resume", description=__doc__)
-    parser.add_argument("--images", type=int, nargs="+", default=[100_000, 1_000_000], help="(default 100000 1000000)")
+    parser.add_argument(
+        "--images", type=int, nargs="+", default=[100_000, 1_000_000], help="numbers of images (default 100000 1000000)"
+    )
     arguments = parser.parse_args(argv)
-    print("| images | units | step | seconds | peak MiB |\n|---|---|---|---|---|", flush=True)
+    print("| images | partitions | step | seconds | peak MiB |\n|---|---|---|---|---|", flush=True)
     for num_images in arguments.images:
         with tempfile.TemporaryDirectory() as folder:
             _write_names(Path(folder), num_images)
@@ -48,7 +50,7 @@ def _write_names(folder: Path, num_images: int) -> None:
 
 
 def _write_parts(folder: Path, num_partitions: int) -> None:
-    """Files of all units but the last."""
+    """Write the files of all partitions but the last."""
     row = {"image_id": "sa_0", "uri": "sa_0.jpg", "height": 1, "width": 1, "regions": [], "error": None}
     output = Output(str(folder / "out"))
     output.write_partition(0, [row], PartitionReport(num_calls=1, seconds={"masks": 1.0}))
@@ -78,7 +80,7 @@ def _resume(folder: Path) -> None:
     output.add_images(_list(folder), None)
     missing = output.partition_sizes().keys() - set(output.done_partitions())
     if len(missing) != 1:
-        raise RuntimeError(f"{len(missing)} units are missing, not one")
+        raise RuntimeError(f"{len(missing)} partitions are missing, not one")
 
 
 def _totals(folder: Path) -> None:

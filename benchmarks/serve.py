@@ -1,9 +1,9 @@
-"""`ureca bench serve`: requests a second of the service, with common batches and with a batch size of one.
+"""`ureca bench serve`: throughput of the service in requests/s with dynamic batching, against a batch size of one.
 
-Both sides are the whole service (proxy, ingress, captioner) with the same random model, one after the other in one run,
-asked by the same clients, each of which waits for its answer before it sends the next request. Every request has an
-image of its own: nothing of one request's work serves another. Captions are long enough that reading an image and its
-region takes about a tenth of the time of writing one alone, as it does for a model of billions of weights on a GPU.
+Both sides are the whole service (proxy, ingress, captioner) with the same random model, one after the other, under the
+load of the same clients, each of which waits for its response before it sends the next request. Every request has a
+different image, so that requests share no work. Captions are so long that prefill takes about a tenth of the time of
+decoding, as with a model of billions of weights on a GPU.
 """
 
 import argparse
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.processes import ProcessTree
-from benchmarks.service_load import Answer, keep_busy, request_body, running_service
+from benchmarks.service_load import TimedResponse, keep_busy, request_body, running_service
 
 _SIDE_PX = 112
 _CAPTIONER, _INGRESS, _PROXY = "ServeReplica:ureca:captioner", "ServeReplica:ureca:ingress", "ProxyActor"
@@ -24,17 +24,17 @@ _ROLES = (_CAPTIONER, _INGRESS, _PROXY)
 
 
 @dataclass(frozen=True)
-class Rate:
-    """Of one side.
+class ServiceRate:
+    """The measurements of one side.
 
     Attributes:
-        batch_size: of the captioner.
-        num_answers: in the time that was measured: all clients were busy throughout.
-        wall_s: that time.
-        latencies_s: of each of these answers.
-        cpu_s: CPU seconds by role, over all requests.
-        num_requests: all of them.
-        captions: by the number of the request's body.
+        batch_size: batch size of the captioner.
+        num_answers: number of responses in the measured time, in which all clients were busy.
+        wall_s: the measured time.
+        latencies_s: latency of each of these responses.
+        cpu_s: CPU seconds of all requests, by role.
+        num_requests: number of all requests.
+        captions: captions by the number of the request's body.
     """
 
     batch_size: int
@@ -47,12 +47,16 @@ class Rate:
 
     @property
     def requests_per_s(self) -> float:
-        """Answers a second."""
+        """Throughput in the measured time."""
         return self.num_answers / self.wall_s
 
 
 def main(argv: list[str]) -> int:
-    """Run the benchmark and print its table; returns 0, or 1 if the two sides disagree on a caption."""
+    """Run the benchmark and print its table.
+
+    Returns:
+        0, or 1 if the two sides disagree on a caption.
+    """
     arguments = _parser().parse_args(argv)
     with tempfile.TemporaryDirectory() as folder:
         return _run(Path(folder), arguments)
@@ -60,15 +64,19 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca bench serve", description=__doc__)
-    parser.add_argument("--clients", type=int, default=32, help="(default 32)")
-    parser.add_argument("--requests", type=int, default=320, help="to the common batches (default 320)")
-    parser.add_argument("--baseline-requests", type=int, default=96, help="to the batch size of one (default 96)")
-    parser.add_argument("--batch-size", type=int, default=32, help="of the common batches (default 32)")
-    parser.add_argument("--new-tokens", type=int, default=128, help="of each caption (default 128)")
-    parser.add_argument("--width", type=int, default=512, help="of the language model (default 512)")
-    parser.add_argument("--layers", type=int, default=4, help="of the language model (default 4)")
-    parser.add_argument("--gpus", type=float, default=0.0, help="of the captioner; 0: it runs on the CPU")
-    parser.add_argument("--port", type=int, default=18931, help="(default 18931)")
+    parser.add_argument("--clients", type=int, default=32, help="number of clients (default 32)")
+    parser.add_argument(
+        "--requests", type=int, default=320, help="number of requests with dynamic batching (default 320)"
+    )
+    parser.add_argument(
+        "--baseline-requests", type=int, default=96, help="number of requests with a batch size of one (default 96)"
+    )
+    parser.add_argument("--batch-size", type=int, default=32, help="largest batch with dynamic batching (default 32)")
+    parser.add_argument("--new-tokens", type=int, default=128, help="number of tokens of each caption (default 128)")
+    parser.add_argument("--width", type=int, default=512, help="width of the language model (default 512)")
+    parser.add_argument("--layers", type=int, default=4, help="number of layers of the language model (default 4)")
+    parser.add_argument("--gpus", type=float, default=0.0, help="GPUs of the captioner; 0 runs on the CPU")
+    parser.add_argument("--port", type=int, default=18931, help="port of the service (default 18931)")
     return parser
 
 
@@ -121,7 +129,9 @@ def _body(seed: int, new_tokens: int) -> dict[str, Any]:
     return request_body(pixels, [inside], max_new_tokens=new_tokens)
 
 
-def _measure(folder: Path, batch_size: int, bodies: Sequence[Mapping[str, Any]], arguments: argparse.Namespace) -> Rate:
+def _measure(
+    folder: Path, batch_size: int, bodies: Sequence[Mapping[str, Any]], arguments: argparse.Namespace
+) -> ServiceRate:
     num_clients, num_requests = arguments.clients, len(bodies)
     settings = [
         *("--model", str(folder / "model"), "--captioner.batch-size", str(batch_size)),
@@ -147,10 +157,12 @@ def _measure(folder: Path, batch_size: int, bodies: Sequence[Mapping[str, Any]],
     return rate
 
 
-def _rate(batch_size: int, answers: Sequence[Answer], num_clients: int, cpu_s: Mapping[str, float]) -> Rate:
-    # From the time that every client had an answer until the first had none left to ask for.
+def _rate(
+    batch_size: int, answers: Sequence[TimedResponse], num_clients: int, cpu_s: Mapping[str, float]
+) -> ServiceRate:
+    # All clients are busy from the first response of each until the first client has no further request.
     measured = answers[num_clients : len(answers) - num_clients + 1]
-    return Rate(
+    return ServiceRate(
         batch_size,
         len(measured),
         measured[-1].answered_s - answers[num_clients - 1].answered_s,

@@ -1,8 +1,8 @@
-"""`ureca bench train`: training on an image with all its regions in one row, against one region a pass.
+"""`ureca bench train`: training on all regions of an image in one packed row, against one region per pass.
 
-A pass is the loss and the gradients of everything that the phase trains. Process CPU seconds are compared, so that
-other programs on the machine hardly matter, and the least of the repeats counts; all ways run the same random model on
-the same regions in one process, and their gradients are compared, too.
+A pass computes the loss and the gradients of all weights that the phase trains. CPU seconds of the process are
+compared, of which the minimum of the repeats counts, so that other programs on the machine hardly matter. All methods
+run the same random model on the same regions in one process, and their gradients are compared, too.
 """
 
 import argparse
@@ -26,30 +26,30 @@ if TYPE_CHECKING:
     from ureca.training.packing import ImageExample, PackedBatch
 
 TILES = (4, 3)
-"""Columns and rows; with the thumbnail 13 tiles of 64 tokens, 832 in all."""
+"""Columns and rows of tiles: with the thumbnail 13 tiles of 64 tokens, 832 tokens in all."""
 
 TILE_SIZE_PX = 224
 ANSWER = "The red car with round headlights that is parked on the left side of the quiet street near the old tree."
 PHASES = ("full", "tune", "align")
 LIMIT = 4.0
-"""What sharing the image must gain at least."""
+"""Least speedup by sharing the image for exit status 0."""
 
 TOLERANCE = 1e-4
-"""Of gradients, as a share of the largest: float32 sums in another order."""
+"""Largest difference of gradients, relative to the largest gradient, from another order of float32 sums."""
 
 Passes = Callable[[], None]
 
 
 @dataclass(frozen=True)
-class Measurement:
-    """One way of training on the regions of one image.
+class TrainingMeasurement:
+    """The cost of one method of training on the regions of one image.
 
     Args:
-        phase: what is trained.
-        way: how.
-        cpu_s: CPU seconds for all regions, the least of the repeats.
-        times: how many times the CPU seconds of the packed row.
-        gradient_difference: largest difference from the packed row's gradients, as a share of the largest gradient.
+        phase: training phase.
+        way: name of the method.
+        cpu_s: CPU seconds for all regions, the minimum of the repeats.
+        times: CPU seconds divided by those of the packed row.
+        gradient_difference: largest difference from the packed row's gradients, relative to the largest gradient.
     """
 
     phase: str
@@ -60,7 +60,11 @@ class Measurement:
 
 
 def main(argv: list[str]) -> int:
-    """Run the benchmark and print its tables; returns 0, or 1 if gradients disagree or sharing gains too little."""
+    """Run the benchmark and print its tables.
+
+    Returns:
+        0, or 1 if gradients differ or the speedup is too small.
+    """
     arguments = _parser().parse_args(argv)
     if arguments.run is not None:
         print_waiting(arguments.run)
@@ -83,27 +87,31 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="ureca bench train", description=__doc__)
-    parser.add_argument("--regions", type=int, default=8, help="regions of the image (default 8)")
-    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="what is trained (default: each)")
-    parser.add_argument("--repeats", type=int, default=2, help="the least CPU seconds of so many count (default 2)")
-    parser.add_argument("--width", type=int, default=256, help="of the language model, a multiple of 128 (default 256)")
-    parser.add_argument("--layers", type=int, default=4, help="of the language model (default 4)")
+    parser.add_argument("--regions", type=int, default=8, help="number of regions of the image (default 8)")
+    parser.add_argument("--phases", nargs="+", choices=PHASES, default=PHASES, help="training phases (default: all)")
+    parser.add_argument("--repeats", type=int, default=2, help="repetitions, of which the minimum counts (default 2)")
+    parser.add_argument(
+        "--width", type=int, default=256, help="width of the language model, a multiple of 128 (default 256)"
+    )
+    parser.add_argument("--layers", type=int, default=4, help="number of layers of the language model (default 4)")
     parser.add_argument("--tile-size-px", type=int, default=TILE_SIZE_PX, help="side of a tile (default 224)")
-    parser.add_argument("--gradient-checkpointing", action="store_true", help="compute layers again for gradients")
+    parser.add_argument(
+        "--gradient-checkpointing", action="store_true", help="recompute activations in the backward pass"
+    )
     parser.add_argument(
         "--threads",
         type=int,
         default=1,
-        help="torch threads (default 1: with more, threads that wait for each other count as busy)",
+        help="number of torch threads (default 1: with more, waiting threads add CPU seconds)",
     )
     parser.add_argument(
-        "--run", type=Path, help="measure nothing: print how long a run of `ureca train` waited for data"
+        "--run", type=Path, help="folder of a run of `ureca train`: only print the time it waited for data"
     )
-    parser.add_argument("--json", type=Path, help="also write the measurements to this file")
+    parser.add_argument("--json", type=Path, help="file to which the measurements are also written")
     return parser
 
 
-def _measure_phase(phase: str, arguments: argparse.Namespace) -> list[Measurement]:
+def _measure_phase(phase: str, arguments: argparse.Namespace) -> list[TrainingMeasurement]:
     from ureca.training.feature_cache import FeatureCache
     from ureca.training.loss import PackedLoss
     from ureca.training.packing import ImageExample, Packer
@@ -126,7 +134,7 @@ def _measure_phase(phase: str, arguments: argparse.Namespace) -> list[Measuremen
     def of_transformers() -> None:
         for prompt in prompts:
             num_answer_tokens = int((prompt["labels"] != -100).sum())
-            # transformers gives the mean; the packed loss is the sum.
+            # transformers computes the mean; the packed loss is a sum.
             (model(**prompt).loss * num_answer_tokens).backward()
 
     with tempfile.TemporaryDirectory() as folder:
@@ -142,7 +150,9 @@ def _measure_phase(phase: str, arguments: argparse.Namespace) -> list[Measuremen
         cpu_s, gradients = _run_ways(model, ways, arguments.repeats)
     first = next(iter(ways))
     results = [
-        Measurement(phase, way, cpu_s[way], cpu_s[way] / cpu_s[first], _difference(gradients[way], gradients[first]))
+        TrainingMeasurement(
+            phase, way, cpu_s[way], cpu_s[way] / cpu_s[first], _difference(gradients[way], gradients[first])
+        )
         for way in ways
     ]
     _print_table(results, arguments.regions)
@@ -152,7 +162,7 @@ def _measure_phase(phase: str, arguments: argparse.Namespace) -> list[Measuremen
 def _run_ways(
     model: "UrecaForConditionalGeneration", ways: dict[str, Passes], repeats: int
 ) -> tuple[dict[str, float], dict[str, dict[str, "torch.Tensor"]]]:
-    """Least CPU seconds and the gradients of each way; ways take turns, so that all see the same machine."""
+    """The minimum CPU seconds and the gradients of each method, which alternate to see the same load of the machine."""
     cpu_s: dict[str, float] = {}
     gradients: dict[str, dict[str, torch.Tensor]] = {}
     for _ in range(repeats):
@@ -204,7 +214,7 @@ def _build(phase: str, arguments: argparse.Namespace) -> tuple["UrecaForConditio
         num_mask_tokens=2,
     )
     model, processor = build_tiny(sizes)
-    # Dropout would give every way gradients of its own.
+    # Dropout would make the gradients of the methods differ.
     phases: dict[str, Align | Tune | Full] = {
         "full": Full(),
         "align": Align(),
@@ -214,7 +224,7 @@ def _build(phase: str, arguments: argparse.Namespace) -> tuple["UrecaForConditio
 
 
 def _example(num_regions: int, tile_size_px: int) -> "ImageExample":
-    """An image of noise, and elliptic masks."""
+    """An image of noise with elliptic masks."""
     from ureca.model.prompt import QUESTION
     from ureca.training.packing import ImageExample, RegionExample
 
@@ -232,7 +242,7 @@ def _example(num_regions: int, tile_size_px: int) -> "ImageExample":
 
 
 def _prompt(processor: "UrecaProcessor", example: "ImageExample", number: int) -> dict[str, Any]:
-    """A region's prompt and answer as transformers takes them, with labels on the answer."""
+    """The inputs of transformers for a region's prompt and answer, with labels on the answer."""
     from ureca.model.processing import region_conversation
 
     region = example.regions[number]
@@ -260,7 +270,7 @@ def _print_setting(
     )
 
 
-def _print_table(results: Sequence[Measurement], num_regions: int) -> None:
+def _print_table(results: Sequence[TrainingMeasurement], num_regions: int) -> None:
     print("| way | CPU s | regions / CPU s | times | gradient difference |")
     print("|---|---|---|---|---|")
     for row in results:

@@ -1,4 +1,4 @@
-"""What of training is no work: tokens that pad, ranks that idle, and steps that wait for data."""
+"""Overhead of training: padding tokens, idle ranks, and steps that wait for data."""
 
 import json
 from pathlib import Path
@@ -16,9 +16,9 @@ WORLD_SIZE = 4
 
 
 def print_padding() -> None:
-    """Plan epochs over images of very different sizes, and print their shares of padding and of idle ranks.
+    """Plan an epoch over images of very different sizes, and print its shares of padding and of idle ranks.
 
-    A packed row has no padding; a filler, which keeps ranks in step at the end of an epoch, is counted as such.
+    Packed rows have no padding; padding batches, which keep ranks in step at the end of an epoch, count as padding.
     """
     from ureca.training.sampler import EpochPlan, PlanSettings
     from ureca.training.token_costs import SampleCosts, TokenCosts
@@ -36,11 +36,11 @@ def print_padding() -> None:
     plan = EpochPlan(counts, costs, PlanSettings(), epoch=0, seed=0, world_size=WORLD_SIZE)
     steps = [[plan.micro_batches(step, rank)[0] for rank in range(WORLD_SIZE)] for step in range(plan.num_steps)]
     tokens = np.array([[micro_batch.num_tokens for micro_batch in step] for step in steps])
-    fillers = np.array([[micro_batch.is_padding for micro_batch in step] for step in steps])
+    padding_batches = np.array([[micro_batch.is_padding for micro_batch in step] for step in steps])
     idle = (tokens.max(axis=1, keepdims=True) - tokens).sum() / (tokens.max(axis=1).sum() * WORLD_SIZE)
     print(
         f"\nan epoch of {NUM_IMAGES} images with 1 to {regions.max()} regions, {WORLD_SIZE} ranks: "
-        f"{tokens[fillers].sum() / tokens.sum():.2%} of the tokens are padding; "
+        f"{tokens[padding_batches].sum() / tokens.sum():.2%} of the tokens are padding; "
         f"{_padding_of_random_batches(counts, costs):.0%} would be in random batches of 16 whole prompts; "
         f"ranks idle {idle:.1%} of the time if tokens are time"
     )
@@ -54,13 +54,13 @@ def _padding_of_random_batches(counts: "SampleCosts", costs: "TokenCosts", size:
 
 
 def print_waiting(run: Path) -> None:
-    """Print which share of its steps' time a run of ``ureca train`` waited for data.
+    """Print the share of time in which a run of ``ureca train`` waited for data.
 
     Args:
-        run: its folder, with metrics.jsonl.
+        run: folder of the run, with metrics.jsonl.
 
     Raises:
-        InputError: there are no metrics of steps.
+        InputError: the folder has no metrics of steps.
     """
     try:
         lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]

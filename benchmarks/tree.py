@@ -15,14 +15,26 @@ from ureca.masks.tree import ROOT, MaskTree
 
 
 def main(argv: Sequence[str]) -> int:
-    """Measure both and print times, their ratio, and the peak memory of the first."""
+    """Measure both sides and print their times, the ratio, and the peak memory of the first.
+
+    Returns:
+        1 if the trees differ, else 0.
+    """
     parser = argparse.ArgumentParser(prog="ureca bench tree", description=__doc__)
-    parser.add_argument("--masks", type=_positive, default=1028, help="random nested masks (default: %(default)s)")
-    parser.add_argument("--height", type=_positive, default=1500, help="of the image, in pixels (default: %(default)s)")
-    parser.add_argument("--width", type=_positive, default=2250, help="of the image, in pixels (default: %(default)s)")
-    parser.add_argument("--repeats", type=_positive, default=5, help="of the fast side; the median counts")
-    parser.add_argument("--annotations", type=Path, help="an SA-1B JSON file to use instead of random masks")
-    parser.add_argument("--skip-baseline", action="store_true", help="leave out the slow side")
+    parser.add_argument(
+        "--masks", type=_positive, default=1028, help="number of random nested masks (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--height", type=_positive, default=1500, help="height of the image in pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--width", type=_positive, default=2250, help="width of the image in pixels (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--repeats", type=_positive, default=5, help="repetitions of the fast side, of which the median counts"
+    )
+    parser.add_argument("--annotations", type=Path, help="SA-1B JSON file to use instead of random masks")
+    parser.add_argument("--skip-baseline", action="store_true", help="skip the slow side")
     options = parser.parse_args(argv)
     masks: Sequence[Mask] = (
         read_annotations(options.annotations)
@@ -35,17 +47,17 @@ def main(argv: Sequence[str]) -> int:
         started = time.process_time()
         tree = MaskTree.build(masks)
         seconds.append(time.process_time() - started)
-    planting = statistics.median(seconds)
+    build_s = statistics.median(seconds)
     memory_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 1024
     print(f"{len(masks)} masks of {masks[0].height_px} x {masks[0].width_px}, {tree.num_levels} levels")
-    print(f"run lengths         {planting:8.3f} CPU s, {memory_mib:.0f} MiB more at the peak")
+    print(f"run lengths         {build_s:8.3f} CPU s, {memory_mib:.0f} MiB more at the peak")
     if not options.skip_baseline:
         started = time.process_time()
         parents = build_on_pixels(masks)
-        baseline = time.process_time() - started
-        print(f"decode and compare  {baseline:8.3f} CPU s")
+        baseline_s = time.process_time() - started
+        print(f"decode and compare  {baseline_s:8.3f} CPU s")
         same = "equal" if parents == tree.parents else "DIFFERENT"
-        print(f"ratio               {baseline / planting:8.1f}, with {same} parents")
+        print(f"ratio               {baseline_s / build_s:8.1f}, with {same} parents")
         return int(parents != tree.parents)
     return 0
 
@@ -57,7 +69,7 @@ def _positive(text: str) -> int:
 
 
 def random_masks(num_masks: int, height: int, width: int, seed: int) -> list[Mask]:
-    """Ellipses of all sizes, two thirds of them inside an earlier one, some reaching out of it."""
+    """Ellipses of all sizes, two thirds of them inside an earlier one or partly outside it."""
     rng = np.random.default_rng(seed)
     ellipses: list[tuple[float, float, float, float]] = []
     masks = []
@@ -79,7 +91,7 @@ def random_masks(num_masks: int, height: int, width: int, seed: int) -> list[Mas
 
 
 def build_on_pixels(masks: Sequence[Mask], containment: float = 0.8) -> dict[int, int]:
-    """The baseline: every mask decoded to full size, pairs compared pixel by pixel on the way down."""
+    """Build the tree as the baseline does: decode every mask to full size and compare pairs pixel by pixel."""
     pixels = {mask.id: mask.decode() for mask in masks}
     areas = {id: int(mask.sum()) for id, mask in pixels.items()}
     parents: dict[int, int] = {}

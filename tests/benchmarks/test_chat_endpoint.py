@@ -7,13 +7,13 @@ import aiohttp
 import numpy as np
 import pytest
 
-from benchmarks.chat_endpoint import BIN_S, Engine, serve
+from benchmarks.chat_endpoint import BIN_S, SimulatedEngine, serve
 from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
 from ureca.llm.protocol import ChatRequest
 
 
 def test_requests_beyond_the_slots_wait_in_order() -> None:
-    engine = Engine(num_slots=2, seconds_per_answer=0.2)
+    engine = SimulatedEngine(num_slots=2, seconds_per_answer=0.2)
     assert [engine.take(digest=1, now=10.0) for _ in range(5)] == pytest.approx([10.2, 10.2, 10.4, 10.4, 10.6])
     # One that comes later takes the slot that has been free, from when it comes.
     assert engine.take(digest=1, now=11.0) == pytest.approx(11.2)
@@ -23,7 +23,7 @@ def test_requests_beyond_the_slots_wait_in_order() -> None:
 
 
 def test_one_in_so_many_is_slow_by_content() -> None:
-    engine = Engine(num_slots=1000, seconds_per_answer=0.2, slow_every=50, slow_times=20)
+    engine = SimulatedEngine(num_slots=1000, seconds_per_answer=0.2, slow_every=50, slow_times=20)
     took = [engine.take(digest, now=0.0) for digest in range(7 * 50)]
     assert took == [engine.take(digest, now=0.0) for digest in range(7 * 50)]
     assert sorted(set(took)) == pytest.approx([0.2, 4.0])
@@ -40,7 +40,7 @@ def request_of(seed: int) -> ChatRequest:
 def test_it_answers_by_content_and_tells_what_it_did() -> None:
     async def ask() -> None:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
-        serving = asyncio.create_task(serve(Engine(4, 0.01), port.set_result))
+        serving = asyncio.create_task(serve(SimulatedEngine(4, 0.01), port.set_result))
         url = f"http://127.0.0.1:{await port}"
         model = OpenAIChatModel(OpenAIConfig(model="stand-in", base_urls=(f"{url}/v1",)))
         answers = await asyncio.gather(*(model.answer(request_of(seed)) for seed in (0, 1, 0, 2, 1)))

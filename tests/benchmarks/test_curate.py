@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from benchmarks import curate, scene_corpus
@@ -11,9 +10,8 @@ from benchmarks.chat_endpoint import BIN_S
 from ureca.masks.annotations import read_annotations
 
 
-def test_no_two_images_are_equal_and_all_have_masks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(scene_corpus, "_DISTINCT_SCENES", 2)
-    scene_corpus.write_scene_corpus(tmp_path / "images", 9, 112)
+def test_no_two_images_are_equal_and_all_have_masks(tmp_path: Path) -> None:
+    scene_corpus.write_scene_corpus(tmp_path / "images", 9, 112, num_scenes=2)
     paths = sorted((tmp_path / "images").glob("*.png"))
     images = [np.asarray(Image.open(path)) for path in paths]
     assert len({image.tobytes() for image in images}) == len(images) == 9
@@ -25,16 +23,18 @@ def test_no_two_images_are_equal_and_all_have_masks(tmp_path: Path, monkeypatch:
 
 
 def test_shares_are_of_the_places_and_the_end_is_told_apart() -> None:
-    arguments = curate._parser().parse_args(["--slots", "10", "--warm-up-s", "1"])
+    arguments = curate.build_parser().parse_args(["--slots", "10", "--warm-up-s", "1"])
     # A second of warm-up, two with all places taken, one with half of them.
-    taken_s = [2 * BIN_S] * 10 + [10 * BIN_S] * 20 + [5 * BIN_S] * 10
-    run = curate.Run(
+    busy_s = [2 * BIN_S] * 10 + [10 * BIN_S] * 20 + [5 * BIN_S] * 10
+    run = curate.CurationRun(
         num_calls=200,
-        taken_s=taken_s,
+        busy_s=busy_s,
         cpu_s={"CurateActor": 1.0, "other": 0.5},
         memory_mib={},
         record={"totals": {"latency_ms": {"1": 1}}},
         captions={},
     )
-    cells = [cell.strip() for cell in curate._row(curate.Job(30, 0), run, arguments).strip("|").split("|")]
+    cells = [
+        cell.strip() for cell in curate.result_row(curate.CurationJob(30, 0), run, arguments).strip("|").split("|")
+    ]
     assert cells[:7] == ["30 images", "200", "50", "83.3%", "100.0%", "1.0 s", "5.00, 7.50"]

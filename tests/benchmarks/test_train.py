@@ -14,7 +14,7 @@ SMALL = ["--regions", "2", "--repeats", "1", "--width", "128", "--layers", "1", 
 
 def test_all_ways_of_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """So small an example gains too little for the limit, which the exit status says."""
-    assert bench.main(["train", *SMALL, "--stages", "align", "--json", str(tmp_path / "out.json")]) == 1
+    assert bench.main(["train", *SMALL, "--phases", "align", "--json", str(tmp_path / "out.json")]) == 1
     printed = capsys.readouterr().out
     assert "gradients agree: yes" in printed
     assert "of the tokens are padding" in printed
@@ -31,7 +31,7 @@ def test_all_ways_of_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path)
 def test_a_training_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "TOLERANCE", -1.0)
     monkeypatch.setattr(train, "LIMIT", 0.0)
-    assert train.main([*SMALL, "--stages", "full"]) == 1
+    assert train.main([*SMALL, "--phases", "full"]) == 1
 
 
 def test_waiting_for_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
