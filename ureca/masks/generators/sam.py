@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from ureca.config import MAY_CHANGE
 from ureca.errors import ImageError, SettingsError
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
@@ -40,7 +41,7 @@ class SamModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_type: ModelType = Field(default="vit_h", description="image encoder of the Segment Anything Model")
-    checkpoint: Path = Field(description="file of SAM's weights, as its authors released it (a state dict)")
+    checkpoint: Annotated[Path, MAY_CHANGE] = Field(description="file of SAM's weights, as its authors released it (a state dict)")
     device: str = Field(
         default="auto",
         description='PyTorch device, such as "cpu" or "cuda:1"; auto: CUDA if available, else the CPU',
