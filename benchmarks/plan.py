@@ -18,7 +18,7 @@ from typing import Any
 
 from benchmarks.chat_endpoint import endpoint_process
 from benchmarks.scene_corpus import write_scene_corpus
-from ureca.ops.measured import measured
+from ureca.ops.measured import measure_run
 
 _SIDE_PX = 224
 
@@ -59,12 +59,12 @@ def _run(folder: Path, arguments: argparse.Namespace) -> int:
     print(f"scenes of {_SIDE_PX} px, {arguments.seconds:g} s an answer, {os.cpu_count()} cores", flush=True)
     small, large = folder / "small", folder / "large"
     _curate(folder, small, few, narrow, arguments.seconds)
-    print(f"measured, {few} images, {narrow} answers at a time: {measured(str(small)).wall_s:.0f} s", flush=True)
+    print(f"measured, {few} images, {narrow} answers at a time: {measure_run(str(small)).wall_s:.0f} s", flush=True)
     changes = ["--mllm.max-concurrency", str(wide), *arguments.options]
     predicted = _predict(small, many, changes)
     print(f"predicted, {many} images, {wide} at a time: {predicted['duration_s']:.0f} s", flush=True)
     _curate(folder, large, many, wide, arguments.seconds, *arguments.options)
-    taken = measured(str(large))
+    taken = measure_run(str(large))
     error = predicted["duration_s"] / taken.wall_s - 1
     print(f"measured, {many} images, {wide} at a time: {taken.wall_s:.0f} s; the prediction is {error:+.1%} off")
     print(f"calls: {predicted['num_calls']:.0f} predicted, {taken.num_calls} measured")

@@ -124,7 +124,8 @@ def _positional_name(setting: Setting) -> str:
 def _metavar(setting: Setting) -> str:
     """How the value of a flag is written: a choice in braces, else the name of its type."""
     if setting.choices:
-        return f"{{{','.join(setting.choices)}}}"
+        default_first = sorted(setting.choices, key=lambda kind: kind != setting.default)
+        return f"{{{','.join(default_first)}}}"
     for mark in setting.field.metadata:
         if isinstance(mark, Metavar):
             return mark.text

@@ -184,7 +184,7 @@ def plan(settings: CaptioningSettings) -> str:
         write=build_caption_stage(settings, settings.planning.images) if ask else None,
         questions={},
         asks_model=ask,
-        engine_slots=None,
+        engine=None,
     )
     return estimate(_CAPTION, settings, dry_run, "caption")
 

@@ -25,11 +25,9 @@ from ureca.hashing import checkpoint_digest
 from ureca.llm.fake import FakeConfig
 from ureca.llm.openai import OpenAIConfig
 from ureca.llm.protocol import ChatModel
-from ureca.llm.ray_serve import RayServeConfig
-from ureca.llm.transformers import TransformersConfig
-from ureca.llm.vllm import VllmConfig
 from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.actors import MaskActor, WritingActor
+from ureca.pipelines.batch.arrangement import Engine, engine_concurrency
 from ureca.pipelines.batch.arrow import TablesToTables, masked_table, pending_rows, read_masked
 from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.progress import Progress
@@ -39,7 +37,7 @@ from ureca.pipelines.batch.runner import BatchCommand, run_batch
 from ureca.pipelines.batch.session import Cluster
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.pipelines.settings import images_per_chunk
-from ureca.registry import ComponentConfig, build_component
+from ureca.registry import build_component
 from ureca.schema import REGIONS_DATASET
 
 
@@ -162,11 +160,6 @@ def graph(
     )
 
 
-def engine_concurrency(mllm: ComponentConfig) -> int | None:
-    """Requests that an engine which all actors share takes at a time; None: each actor has its own, or none."""
-    return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, OpenAIConfig) else None
-
-
 def _share_of(settings: CurateSettings, num_actors: int) -> CurateSettings:
     """The settings of one of some actors: together they ask no endpoint for more than it is to be asked for."""
     if not isinstance(settings.mllm, OpenAIConfig):
@@ -233,22 +226,9 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
         write=CurateStage(curator, settings.image_limits, settings.planning.images),
         questions=model.counts,
         asks_model=ask,
-        engine_slots=partial(_slots, settings.mllm) if _has_engine(settings) else None,
+        engine=Engine.of_settings(settings.mllm) if _has_engine(settings) else None,
     )
 
 
 def _has_engine(settings: CurateSettings) -> bool:
     return settings.uses_chat_model and not isinstance(settings.mllm, FakeConfig)
-
-
-def _slots(mllm: ComponentConfig, num_actors: int) -> int | None:
-    """Answers that the engine gives at a time; None: nobody has said."""
-    match mllm:
-        case RayServeConfig():
-            return mllm.max_replicas * mllm.requests_per_replica
-        case TransformersConfig():
-            return mllm.max_batch_size * num_actors
-        case VllmConfig():
-            slots = mllm.engine_options.get("max_num_seqs")
-            return None if slots is None else int(slots) * num_actors
-    return engine_concurrency(mllm)

@@ -1,64 +1,87 @@
-"""What ``curate`` would run on, for its simulation: the pools and limits that its graph gets there."""
+"""Prediction of a curation on other resources, from the measurements of a finished one."""
 
-import math
+import os
+import tempfile
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
-from ureca.llm.ray_serve import RayServeConfig
-from ureca.llm.transformers import TransformersConfig
-from ureca.ops.forecast import partition_sizes
+import yaml
+
+from ureca.ops.forecast import calibrate, forecast, forecast_text, partition_sizes
+from ureca.ops.measured import Measured, measure_run
 from ureca.ops.simulator import Arrangement
-from ureca.pipelines.batch.resources import Work, engine_share, images_in_flight, plan_pools
-from ureca.pipelines.batch.session import Cluster
-from ureca.pipelines.curate import engine_concurrency
+from ureca.pipelines.batch.arrangement import Engine, arrange
 from ureca.pipelines.curate_settings import CurateSettings
+from ureca.pipelines.plan_settings import PlanSettings
 
 
-def arrangement_of(
-    settings: CurateSettings,
-    num_images: int,
-    *,
-    pixels_per_image: float,
-    num_cpus: float,
-    num_gpus: float,
-    engine_slots: int | None = None,
-) -> Arrangement:
-    """What a run would have.
+def plan_from_run(settings: PlanSettings, changes: Sequence[str] = ()) -> str:
+    """Predict a curation by simulation, and render it as lines of text or as JSON; nothing is started or written.
 
     Args:
-        settings: of the run.
-        num_images: that it has to do.
-        pixels_per_image: of a decoded one.
-        num_cpus: of the cluster, at least 1.
-        num_gpus: of the cluster.
-        engine_slots: answers that the chat model writes at a time, over all its servers; None: as many as the
-            settings let be asked for.
+        settings: settings of the plan.
+        changes: arguments of ``ureca curate`` that differ from those of the measured run.
 
     Raises:
-        SettingsError: the stages cannot run side by side there.
+        InputError: the measured run cannot be learned from.
+        SettingsError: the changed settings are not valid, or the operators cannot run side by side on the cluster.
     """
-    sizes = partition_sizes(num_images, settings.images_per_partition)
-    resources, concurrency = settings.resources, engine_concurrency(settings.mllm)
-    cluster = Cluster(num_cpus, num_gpus, may_grow=False)
-    generate, curate = plan_pools(resources, Work(len(sizes), num_images), cluster, concurrency)
-    num_mask_actors, num_curate = generate.initial_size or 1, curate.initial_size or 1
-    held_cpus = num_mask_actors * resources.masks.num_cpus + num_curate * resources.curate.num_cpus
-    images = images_in_flight(resources.curate, num_curate, concurrency)
-    fitting = int(resources.curate.pixels_in_flight / max(1.0, pixels_per_image))
-    per_actor: float = math.inf
-    if concurrency is not None:
-        per_actor = engine_share(concurrency, num_curate)
-    elif isinstance(settings.mllm, TransformersConfig):
-        per_actor = settings.mllm.max_batch_size
-    slots: float = concurrency or per_actor * num_curate
-    if isinstance(settings.mllm, RayServeConfig):
-        slots = settings.mllm.max_replicas * settings.mllm.requests_per_replica
-    return Arrangement(
-        cpus=num_cpus,
-        mask_actors=num_mask_actors,
-        proposes_on_cpu=not resources.masks.num_gpus,
-        tree_tasks=max(1, int((num_cpus - held_cpus) / resources.tree.num_cpus)),
-        curate_actors=num_curate,
-        partitions_in_flight=curate.max_concurrent_calls_per_actor or 1,
-        images_in_flight=max(1, min(images, fitting)),
-        requests_per_actor=per_actor,
-        engine_slots=engine_slots or slots,
+    measured = measure_run(settings.measured)
+    before = CurateSettings(**measured.settings)
+    ran_on = _arrangement(
+        before,
+        measured.num_images,
+        measured,
+        num_cpus=settings.measured_cpus,
+        num_gpus=settings.measured_gpus,
+        engine_slots=settings.measured_engine_slots,
     )
+    calibrated = calibrate(measured, ran_on, partition_sizes(measured.num_images, before.images_per_partition))
+    known = {name: getattr(settings, name) for name in ("generate_s", "step_s")}
+    service = replace(calibrated.service, **{name: value for name, value in known.items() if value is not None})
+    if settings.answer_s is not None:
+        service = replace(service, answer_s=(settings.answer_s,))
+    startup_s = calibrated.startup_s if settings.startup_s is None else settings.startup_s
+    calibrated = replace(calibrated, service=service, startup_s=startup_s)
+    after = _changed(before, changes)
+    arrangement = _arrangement(
+        after,
+        settings.images,
+        measured,
+        num_cpus=settings.cpus,
+        num_gpus=settings.gpus,
+        engine_slots=settings.engine_slots,
+    )
+    predicted = forecast(measured, calibrated, arrangement, settings.images, after.images_per_partition)
+    return predicted.to_json() if settings.as_json else forecast_text(predicted, measured, calibrated, arrangement)
+
+
+def _arrangement(
+    settings: CurateSettings,
+    num_images: int,
+    measured: Measured,
+    *,
+    num_cpus: float | None,
+    num_gpus: float,
+    engine_slots: int | None,
+) -> Arrangement:
+    arrangement = arrange(
+        settings,
+        "curate",
+        num_images,
+        Engine.of_settings(settings.mllm),
+        pixels_per_image=measured.pixel_bytes / 3,
+        num_cpus=num_cpus or max(2, os.cpu_count() or 1),
+        num_gpus=num_gpus,
+    )
+    return arrangement if engine_slots is None else replace(arrangement, engine_slots=engine_slots)
+
+
+def _changed(before: CurateSettings, changes: Sequence[str]) -> CurateSettings:
+    """Read the arguments of ``ureca curate`` over the settings of the measured run, or over those of ``--config``."""
+    with tempfile.TemporaryDirectory() as folder:
+        base = Path(folder, "measured.yaml")
+        base.write_text(yaml.safe_dump(before.model_dump(mode="json", exclude_none=True)), encoding="utf-8")
+        config = [] if any(word.partition("=")[0] == "--config" for word in changes) else ["--config", str(base)]
+        return CurateSettings.load([before.input, before.output, *changes, *config])

@@ -1,4 +1,4 @@
-"""``ureca plan`` over an output that a run would have left."""
+"""``ureca plan`` from an output that a run would have left, and from a sample of images."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ NUM_IMAGES = 6
 
 @pytest.fixture(scope="module")
 def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The output of six images, each a unit, with a model that takes 20 ms an answer; a session of 30 s."""
+    """Write the output of six images, each a partition, with answers of 20 ms, in a session of 30 s."""
     folder = tmp_path_factory.mktemp("measured")
     write_corpus(folder / "in", NUM_IMAGES)
     settings = CurateSettings(
@@ -54,9 +54,7 @@ def planned(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, An
     return predicted
 
 
-def test_the_run_that_was_measured_is_predicted_to_take_what_it_took(
-    measured: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_of_the_measured_run_predicts_its_figures(measured: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predicted = planned(capsys, str(measured), "--images", str(NUM_IMAGES), "--measured-cpus", "2", "--cpus", "2")
     assert predicted["duration_s"] == pytest.approx(30, abs=0.5)
     run = Output(str(measured)).run()
@@ -67,7 +65,9 @@ def test_the_run_that_was_measured_is_predicted_to_take_what_it_took(
     assert predicted["stored_bytes"] == pytest.approx(sum(path.stat().st_size for path in files))
 
 
-def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_plan_with_other_settings_times_and_machines_predicts_their_throughput(
+    measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     config = tmp_path / "cluster.yaml"
     config.write_text(
         "{annotator: {kind: prompted}, mllm: {kind: openai, model: m, base_urls: ['http://a/v1'], max_concurrency: 8},"
@@ -77,8 +77,8 @@ def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsy
     predicted = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known)
     calls_per_image = predicted["num_calls"] / 100_000
     assert calls_per_image >= 4
-    places = {part["name"]: part["slots"] for part in predicted["parts"]}
-    assert (places["engine"], places["curate"], places["cpus"]) == (8, 4, 64)
+    slots = {part["name"]: part["slots"] for part in predicted["parts"]}
+    assert (slots["engine"], slots["curate"], slots["cpus"]) == (8, 4, 64)
     assert predicted["images_per_s"] == pytest.approx(8 / calls_per_image, rel=0.1)
     flags = ("--mllm.max-concurrency", "16", "--engine-slots", "12")
     twice = planned(capsys, str(measured), "--images", "100000", "--config", str(config), *known, *flags)
@@ -99,14 +99,14 @@ def test_other_settings_times_and_machines(measured: Path, tmp_path: Path, capsy
         (["--images", "5", "--config", "nowhere.yaml"], "nowhere.yaml"),
     ],
 )
-def test_what_cannot_be_planned_says_why(
+def test_plan_that_is_impossible_says_why(
     measured: Path, arguments: list[str], named: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(measured), *arguments]) == 2
     assert named in capsys.readouterr().err
 
 
-def test_only_a_finished_run_of_one_session_is_learned_from(
+def test_plan_from_an_unfinished_run_or_of_several_sessions_is_refused(
     measured: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["plan", str(tmp_path), "--images", "5"]) == 2
@@ -116,5 +116,34 @@ def test_only_a_finished_run_of_one_session_is_learned_from(
         output.write_run({**run, **change})
         assert main(["plan", output.path, "--images", "5"]) == 2
         assert "one session" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["plan", str(measured), "--images", "0"])
+    assert main(["plan", str(measured), "--images", "0"]) == 2
+    assert main(["plan", str(measured)]) == 2
+    assert "images is required" in capsys.readouterr().err
+
+
+def test_plan_curate_estimates_from_a_sample_as_curate_plan_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "in", NUM_IMAGES)
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--planning.images", "2", "--annotator.kind", "prompted"]
+    arguments += ["--masks.kind", "annotations", "--listing.annotations", "beside"]
+    assert main(["plan", "curate", *arguments]) == 0
+    from_plan = capsys.readouterr().out
+    assert main(["curate", *arguments, "--plan"]) == 0
+    from_curate = capsys.readouterr().out
+    counts = [text[: text.index("duration")] for text in (from_plan, from_curate)]
+    assert counts[0] == counts[1]
+    assert f"{NUM_IMAGES} to do, estimated from 2 of them" in from_plan
+    assert not (tmp_path / "out").exists()
+
+
+def test_plan_caption_without_asking_counts_masks_and_loads_no_model(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_corpus(tmp_path / "in", NUM_IMAGES)
+    assert main(["init-tiny", str(tmp_path / "tiny")]) == 0
+    arguments = [str(tmp_path / "in"), str(tmp_path / "out"), "--model", str(tmp_path / "tiny")]
+    assert main(["plan", "caption", *arguments, "--masks.kind", "annotations", "--listing.annotations", "beside"]) == 0
+    printed = capsys.readouterr().out
+    assert f"masks{14 * ' '}about 24" in printed
+    assert "the time of the model, which --planning.ask-model measures" in printed

@@ -22,7 +22,7 @@ def measured_run(images: list[Questions], asked: Iterable[Kind] = ("short",), **
     figures = {
         **dict.fromkeys(("prompt_tokens_per_call", "new_tokens_per_call", "pixel_bytes", "mask_bytes"), 10.0),
         **dict.fromkeys(("regions_per_image", "masks_per_image", "stored_bytes"), 5.0),
-        **{"generate_s": 0.0, "tree_s": 0.0, "curate_s": 0.0, "wall_s": 0.0, "calls_per_question": 1.0},
+        **{"generate_s": 0.0, "tree_s": 0.0, "rows_s": 0.0, "wall_s": 0.0, "calls_per_question": 1.0},
         **{"num_images": len(images), "num_calls": sum(image.count(asked) for image in images)},
     }
     return Measured(
@@ -40,11 +40,11 @@ def service(**changes: Any) -> Service:
 
 def arrangement(**changes: Any) -> Arrangement:
     """One actor that may do as much at a time as it wants."""
-    one = dict.fromkeys(("mask_actors", "tree_tasks", "curate_actors"), 1)
+    one = dict.fromkeys(("mask_actors", "tree_tasks", "row_actors"), 1)
     many = dict.fromkeys(
         ("cpus", "partitions_in_flight", "images_in_flight", "requests_per_actor", "engine_slots"), 10**6
     )
-    return Arrangement(**{**one, **many, "proposes_on_cpu": True, **changes})
+    return Arrangement(**{**one, **many, "masks_on_cpu": True, **changes})
 
 
 def duration_of(questions: Questions, answer_s: float, asked: Iterable[Kind]) -> float:

@@ -17,7 +17,7 @@ def test_places_are_taken_in_the_order_of_asking() -> None:
         slots.use(1.0 + number, lambda number=number: said.append((number, clock.now_s)))  # type: ignore[misc]
     clock.run()
     assert said == [(0, 1.0), (1, 2.0), (2, 4.0), (3, 6.0), (4, 9.0)]
-    assert (slots.busy_s, slots.num_taken, slots.most_taken) == (15.0, 0, 2)
+    assert (slots.busy_s, slots.num_busy, slots.max_busy) == (15.0, 0, 2)
 
 
 @pytest.mark.parametrize(
@@ -29,16 +29,16 @@ def test_places_are_taken_in_the_order_of_asking() -> None:
         ({"requests_per_actor": 4}, {}, 15),
         ({"images_in_flight": 5}, {}, 12),
         ({"partitions_in_flight": 1}, {}, 15),  # units of 4
-        ({"curate_actors": 5, "partitions_in_flight": 1}, {}, 3),
+        ({"row_actors": 5, "partitions_in_flight": 1}, {}, 3),
         # A processor that has 4 steps an image: to decode it, and its questions.
         ({}, {"step_s": 1.0, "answer_s": (0.0,)}, 80),
-        ({"curate_actors": 5}, {"step_s": 1.0, "answer_s": (0.0,)}, 16),
-        ({"curate_actors": 5, "cpus": 2}, {"step_s": 1.0, "answer_s": (0.0,)}, 40),
+        ({"row_actors": 5}, {"step_s": 1.0, "answer_s": (0.0,)}, 16),
+        ({"row_actors": 5, "cpus": 2}, {"step_s": 1.0, "answer_s": (0.0,)}, 40),
         # Masks come at one image a second, the last ones 4 at a time.
         ({}, {"generate_s": 1.0}, 20 + 3),
         ({"mask_actors": 5}, {"generate_s": 1.0}, 4 + 3),
         ({"mask_actors": 5, "cpus": 1}, {"generate_s": 1.0}, 20 + 3),
-        ({"mask_actors": 5, "cpus": 1, "proposes_on_cpu": False}, {"generate_s": 1.0}, 4 + 3),
+        ({"mask_actors": 5, "cpus": 1, "masks_on_cpu": False}, {"generate_s": 1.0}, 4 + 3),
         ({}, {"tree_s": 1.0}, 20 + 3),
         ({}, {"calls_per_question": 2.0}, 6),
     ],
@@ -52,8 +52,8 @@ def test_what_there_is_least_of_sets_the_pace(changes: dict[str, Any], times: di
 
 def test_what_is_held_at_a_time() -> None:
     result = simulated([chain(3)], [4] * 5, images_in_flight=3, partitions_in_flight=2)
-    assert result.most_images_decoded == 3
-    assert result.most_images_waiting == 12  # eight were handed out
+    assert result.max_images_decoded == 3
+    assert result.max_images_waiting == 12  # eight were handed out
     assert result.slots["images_in_flight"] == 3
 
 
@@ -61,7 +61,7 @@ def test_calibration_finds_what_a_run_does_not_tell() -> None:
     images, sizes, there = [chain(3), chain(7), chain(1)], [1, 2, 4, 4, 4], arrangement(images_in_flight=4)
     true = service(step_s=0.02, answer_s=(0.3,))
     run = simulate(measured_run(images), true, there, sizes)
-    figures: dict[str, Any] = {"answer_s": (0.3,), "curate_s": run.curate_s, "wall_s": run.end.now_s + 9}
+    figures: dict[str, Any] = {"answer_s": (0.3,), "rows_s": run.rows_s, "wall_s": run.end.now_s + 9}
     calibrated = calibrate(measured_run(images, **figures), there, sizes)
     assert calibrated.service.step_s == pytest.approx(0.02, rel=0.05)  # what takes longer may fit better
     assert calibrated.startup_s == pytest.approx(9, abs=0.1)
@@ -91,9 +91,9 @@ def test_a_long_run_goes_on_as_its_beginning_did() -> None:
     [
         ({"images_in_flight": 2}, {}, "images_in_flight"),
         ({"images_in_flight": 2}, {"step_s": 10.0}, "curate"),
-        ({"cpus": 1, "curate_actors": 3, "images_in_flight": 2}, {"step_s": 10.0}, "cpus"),
+        ({"cpus": 1, "row_actors": 3, "images_in_flight": 2}, {"step_s": 10.0}, "cpus"),
         ({}, {"generate_s": 10.0}, "masks"),
-        ({"proposes_on_cpu": False}, {"generate_s": 10.0}, "masks"),
+        ({"masks_on_cpu": False}, {"generate_s": 10.0}, "masks"),
     ],
 )
 def test_advice_names_what_bounds_the_run(changes: dict[str, Any], times: dict[str, Any], named: str) -> None:
@@ -114,7 +114,7 @@ def test_what_is_done_with_is_freed_at_once() -> None:
     gc.collect()
     gc.disable()
     try:
-        simulated(images, [1] * 50, service(step_s=0.1), curate_actors=4)
+        simulated(images, [1] * 50, service(step_s=0.1), row_actors=4)
         assert gc.collect() < 20 * 50
     finally:
         gc.enable()
@@ -122,6 +122,6 @@ def test_what_is_done_with_is_freed_at_once() -> None:
 
 def test_units_go_to_the_actors_that_have_least_to_do() -> None:
     longest = simulated(
-        [chain(1)], [1] * 12, curate_actors=4, partitions_in_flight=8, engine_slots=4, requests_per_actor=1
+        [chain(1)], [1] * 12, row_actors=4, partitions_in_flight=8, engine_slots=4, requests_per_actor=1
     )
     assert longest.end.now_s == pytest.approx(3)

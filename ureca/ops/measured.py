@@ -1,6 +1,7 @@
-"""What one run was measured to take, for the simulation of others.
+"""Measurements of a run for the simulation of others: durations, sizes, and the questions that each image took.
 
-[from] Which questions an image takes, and which of them wait for which: the order of ``ureca.curation.walk``."""
+An image's questions, and which of them wait for which, follow the order of ``ureca.curation.walk``.
+"""
 
 import datetime
 from bisect import bisect_right
@@ -14,17 +15,20 @@ from ureca.data.output import Output
 from ureca.errors import InputError
 from ureca.llm.load import latencies_s
 
+_MAX_SAMPLED_ROWS = 1000
+
 Kind = Literal["decode", "short", "detailed", "embed", "unique", "listen", "verify", "wait"]
+"""Kinds of steps of the work on an image; a ``wait`` is no work, only a point that several steps lead to."""
 
 
 @dataclass
 class Questions:
-    """Steps of the work on one image, each of which begins when those before it are done.
+    """Steps of the work on one image, each of which starts when those before it are done.
 
     Attributes:
-        kinds: of the steps; a ``wait`` is no work, only a point that several steps lead to.
-        num_before: how many steps each waits for.
-        then: the steps that wait for each.
+        kinds: kind of each step.
+        num_before: number of steps that each step waits for.
+        then: steps that wait for each step.
     """
 
     kinds: list[Kind] = field(default_factory=list)
@@ -32,7 +36,7 @@ class Questions:
     then: list[list[int]] = field(default_factory=list)
 
     def add(self, kind: Kind, before: Iterable[int]) -> int:
-        """Add a step that waits for others; returns its number."""
+        """Add a step that waits for others, and return its number."""
         step = len(self.kinds)
         steps_before = list(before)
         self.kinds.append(kind)
@@ -43,15 +47,131 @@ class Questions:
         return step
 
     def count(self, kinds: Iterable[Kind]) -> int:
-        """Number of steps of some kinds."""
+        """Count the steps of some kinds."""
         return sum(map(self.kinds.count, kinds))
 
 
-def questions_of(row: Mapping[str, Any]) -> Questions:
-    """What a curated image took, read off its row of the schema ``REGIONS``.
+@dataclass(frozen=True)
+class Measured:
+    """Measurements of a finished curation, or of a sample of its images.
 
-    What a row does not tell is left out: answers that were asked for again, and rewriting beyond the first time that
-    only equal captions made necessary.
+    Attributes:
+        settings: settings of the run.
+        num_images: number of its images.
+        num_calls: number of the chat model's answers.
+        images: steps of some of the images.
+        asked: kinds of steps for which the chat model was asked.
+        calls_per_question: mean number of answers per question, including invalid ones.
+        prompt_tokens_per_call: mean number of tokens of a question.
+        new_tokens_per_call: mean number of tokens of an answer.
+        answer_s: seconds of an answer, as equally likely values; empty where no model was asked.
+        generate_s: seconds of a worker to generate the masks of an image.
+        tree_s: seconds of a worker to build the tree of an image.
+        rows_s: seconds from the arrival of a partition at its actor to its end, summed over the partitions.
+        wall_s: seconds of the session, including the start of Ray and of the actors.
+        pixel_bytes: mean bytes of a decoded image.
+        mask_bytes: mean bytes of an image's masks between the operators, as run lengths.
+        regions_per_image: mean number of captioned regions.
+        masks_per_image: mean number of masks, including skipped ones.
+        stored_bytes: mean bytes of an image in the dataset.
+    """
+
+    settings: Mapping[str, Any]
+    num_images: int
+    num_calls: int
+    images: Sequence[Questions]
+    asked: frozenset[Kind]
+    calls_per_question: float
+    prompt_tokens_per_call: float
+    new_tokens_per_call: float
+    answer_s: Sequence[float]
+    generate_s: float
+    tree_s: float
+    rows_s: float
+    wall_s: float
+    pixel_bytes: float
+    mask_bytes: float
+    regions_per_image: float
+    masks_per_image: float
+    stored_bytes: float
+
+
+def measure_run(path: str) -> Measured:
+    """Read the measurements of the run in an output folder.
+
+    Raises:
+        InputError: it is not a curation that one session did from beginning to end.
+        OutputError: it cannot be read.
+    """
+    output = Output.of_run(path)
+    run = output.run()
+    totals: dict[str, Any] = run.get("totals") or {}
+    sessions = run.get("sessions", [])
+    if run.get("command") != "curate" or len(sessions) != 1 or not totals.get("num_images"):
+        raise InputError(f"{path}: a plan can be made from a curation that one session did from beginning to end")
+    settings: Mapping[str, Any] = run["settings"]
+    rows = list(islice(output.rows(), _MAX_SAMPLED_ROWS))
+    images, asked = [questions_of(row) for row in rows], kinds_asked(settings)
+    num_images, num_calls = totals["num_images"], totals["num_calls"]
+    num_questions = sum(image.count(asked) for image in images) * num_images / len(rows)
+    sizes = [output.filesystem.get_file_info(file).size for file in output.part_files()]
+    return Measured(
+        settings=settings,
+        num_images=num_images,
+        num_calls=num_calls,
+        images=images,
+        asked=asked if num_calls else frozenset(),
+        calls_per_question=max(1.0, num_calls / num_questions) if num_questions else 1.0,
+        prompt_tokens_per_call=totals["num_prompt_tokens"] / max(1, num_calls),
+        new_tokens_per_call=totals["num_new_tokens"] / max(1, num_calls),
+        answer_s=tuple(latency_quantiles_s(totals["latency_ms"])),
+        generate_s=totals["seconds"].get("masks", 0.0) / num_images,
+        tree_s=totals["seconds"].get("tree", 0.0) / num_images,
+        rows_s=totals["seconds"].get("curate", 0.0),
+        wall_s=_seconds_between(sessions[0]),
+        pixel_bytes=_mean(3.0 * (row["height"] or 0) * (row["width"] or 0) for row in rows),
+        mask_bytes=_mean(sum(len(region["rle"]) for region in row["regions"]) for row in rows),
+        regions_per_image=totals["num_regions"] / num_images,
+        masks_per_image=_mean(len(row["regions"]) for row in rows),
+        stored_bytes=sum(sizes) / num_images,
+    )
+
+
+def kinds_asked(settings: Mapping[str, Any]) -> frozenset[Kind]:
+    """Return the kinds of steps for which a curation with these settings asks the chat model."""
+    asked: set[Kind] = set()
+    if settings["annotator"]["kind"] == "prompted":
+        asked |= {"short", "detailed", "unique"}
+    if settings["listener"]["kind"] == "prompted":
+        asked.add("listen")
+    if settings["verification"]["kind"] == "prompted":
+        asked.add("verify")
+    return frozenset(asked)
+
+
+def latency_quantiles_s(latency_ms: Mapping[str, int], number: int = 200) -> Iterator[float]:
+    """Yield quantiles of the latencies in seconds, the shortest first."""
+    latencies = list(latencies_s(latency_ms))
+    shares = list(accumulate(count for _, count in latencies))
+    for share in range(number if latencies else 0):
+        yield latencies[bisect_right(shares, (share + 0.5) / number * shares[-1])][0]
+
+
+def _seconds_between(session: Mapping[str, Any]) -> float:
+    started, ended = (datetime.datetime.fromisoformat(session[key]) for key in ("started", "ended"))
+    return (ended - started).total_seconds()
+
+
+def _mean(values: Iterator[float]) -> float:
+    listed = list(values)
+    return sum(listed) / len(listed)
+
+
+def questions_of(row: Mapping[str, Any]) -> Questions:
+    """Reconstruct the steps of a curated image from its row of the schema ``REGIONS``.
+
+    A row does not record retried questions, nor rewriting after the first round that only equal captions required:
+    these are left out.
     """
     questions = Questions()
     regions = [region for region in row["regions"] if not region["status"].startswith("skipped:")]
@@ -69,7 +189,7 @@ def questions_of(row: Mapping[str, Any]) -> Questions:
     last = _after(questions, "unique", sum(bool(region["lookalike_ids"]) for region in regions), embedded)
     rounds = [region["listener_rounds"] or 0 for region in regions]
     for round in range(1, max(rounds) + 1):
-        if round > 1:  # who is listened to again was rewritten before
+        if round > 1:  # a caption is rewritten before it is listened to again
             last = _after(questions, "unique", sum(number >= round for number in rounds), last)
         last = _after(questions, "listen", sum(number >= round for number in rounds), last)
     if row["provenance"]["verifier"] is not None:
@@ -83,7 +203,7 @@ def _is_verified(region: Mapping[str, Any]) -> bool:
 
 
 def _add_short(questions: Questions, parts: Mapping[int, Sequence[int]], decoded: int) -> list[int]:
-    """Siblings one after another, each one's parts after itself."""
+    """Add the short captions: siblings in sequence, and the parts of a region after the region."""
     steps: list[int] = []
     pending = [(-1, decoded)]
     while pending:
@@ -96,14 +216,14 @@ def _add_short(questions: Questions, parts: Mapping[int, Sequence[int]], decoded
 
 
 def _add_detailed(questions: Questions, parts: Mapping[int, Sequence[int]], captioned: int) -> list[int]:
-    """A region with parts after its parts; one without needs no question. Returns the steps of main objects."""
+    """Add the detailed captions of regions with parts, each after its parts; return the steps of main objects."""
     order, pending = [], [-1]
     while pending:
         parent = pending.pop()
         order.append(parent)
         pending += parts.get(parent, ())
     step_of: dict[int, int] = {}
-    for id in reversed(order[1:]):  # parts before what they are parts of
+    for id in reversed(order[1:]):  # parts before their wholes
         if parts.get(id):
             before = [step_of[part] for part in parts[id] if part in step_of]
             step_of[id] = questions.add("detailed", before or [captioned])
@@ -111,123 +231,5 @@ def _add_detailed(questions: Questions, parts: Mapping[int, Sequence[int]], capt
 
 
 def _after(questions: Questions, kind: Kind, number: int, before: int) -> int:
-    """Add steps that are done at once; returns the step that waits for all of them."""
+    """Add concurrent steps, and return the step that waits for all of them."""
     return questions.add("wait", [questions.add(kind, [before]) for _ in range(number)]) if number else before
-
-
-_IMAGES_LOOKED_AT = 1000
-
-
-@dataclass(frozen=True)
-class Measured:
-    """A finished curation, an image at a time.
-
-    Attributes:
-        settings: of the run.
-        num_images: that it did.
-        num_calls: answers of the chat model.
-        images: the questions of some of them.
-        asked: kinds of questions that the chat model was asked.
-        calls_per_question: answers, with those that could not be used, for one question.
-        prompt_tokens_per_call: tokens of a question.
-        new_tokens_per_call: tokens of an answer.
-        answer_s: seconds of an answer, each as likely as the next; none where no model was asked.
-        generate_s: of a worker, an image.
-        tree_s: of a worker, an image.
-        curate_s: from when an actor got a unit to its end, added over the units.
-        wall_s: from the session's beginning to its end, with the start of Ray and of the actors.
-        pixel_bytes: of a decoded image.
-        mask_bytes: of an image's masks, as run lengths, between the stages.
-        regions_per_image: that were captioned.
-        masks_per_image: with those that were skipped.
-        stored_bytes: of the dataset, an image.
-    """
-
-    settings: Mapping[str, Any]
-    num_images: int
-    num_calls: int
-    images: Sequence[Questions]
-    asked: frozenset[Kind]
-    calls_per_question: float
-    prompt_tokens_per_call: float
-    new_tokens_per_call: float
-    answer_s: Sequence[float]
-    generate_s: float
-    tree_s: float
-    curate_s: float
-    wall_s: float
-    pixel_bytes: float
-    mask_bytes: float
-    regions_per_image: float
-    masks_per_image: float
-    stored_bytes: float
-
-
-def measured(path: str) -> Measured:
-    """What the run in an output folder took.
-
-    Raises:
-        InputError: it is no curation that one session did from its beginning to its end.
-        OutputError: it cannot be read.
-    """
-    output = Output.of_run(path)
-    run = output.run()
-    totals: dict[str, Any] = run.get("totals") or {}
-    sessions = run.get("sessions", [])
-    if run.get("command") != "curate" or len(sessions) != 1 or not totals.get("num_images"):
-        raise InputError(f"{path}: only a curation that one session did from beginning to end can be learned from")
-    settings: Mapping[str, Any] = run["settings"]
-    rows = list(islice(output.rows(), _IMAGES_LOOKED_AT))
-    images, asked = [questions_of(row) for row in rows], _asked(settings)
-    num_images, num_calls = totals["num_images"], totals["num_calls"]
-    num_questions = sum(image.count(asked) for image in images) * num_images / len(rows)
-    sizes = [output.filesystem.get_file_info(file).size for file in output.part_files()]
-    return Measured(
-        settings=settings,
-        num_images=num_images,
-        num_calls=num_calls,
-        images=images,
-        asked=asked if num_calls else frozenset(),
-        calls_per_question=max(1.0, num_calls / num_questions) if num_questions else 1.0,
-        prompt_tokens_per_call=totals["num_prompt_tokens"] / max(1, num_calls),
-        new_tokens_per_call=totals["num_new_tokens"] / max(1, num_calls),
-        answer_s=tuple(_spread(totals["latency_ms"])),
-        generate_s=totals["seconds"].get("masks", 0.0) / num_images,
-        tree_s=totals["seconds"].get("tree", 0.0) / num_images,
-        curate_s=totals["seconds"].get("curate", 0.0),
-        wall_s=_seconds_between(sessions[0]),
-        pixel_bytes=_mean(3.0 * (row["height"] or 0) * (row["width"] or 0) for row in rows),
-        mask_bytes=_mean(sum(len(region["rle"]) for region in row["regions"]) for row in rows),
-        regions_per_image=totals["num_regions"] / num_images,
-        masks_per_image=_mean(len(row["regions"]) for row in rows),
-        stored_bytes=sum(sizes) / num_images,
-    )
-
-
-def _asked(settings: Mapping[str, Any]) -> frozenset[Kind]:
-    asked: set[Kind] = set()
-    if settings["annotator"]["kind"] == "prompted":
-        asked |= {"short", "detailed", "unique"}
-    if settings["listener"]["kind"] == "prompted":
-        asked.add("listen")
-    if settings["verification"]["kind"] == "prompted":
-        asked.add("verify")
-    return frozenset(asked)
-
-
-def _spread(latency_ms: Mapping[str, int], number: int = 200) -> Iterator[float]:
-    """So many seconds, at equal shares of the answers, shorter ones first."""
-    latencies = list(latencies_s(latency_ms))
-    shares = list(accumulate(count for _, count in latencies))
-    for share in range(number if latencies else 0):
-        yield latencies[bisect_right(shares, (share + 0.5) / number * shares[-1])][0]
-
-
-def _seconds_between(session: Mapping[str, Any]) -> float:
-    started, ended = (datetime.datetime.fromisoformat(session[key]) for key in ("started", "ended"))
-    return (ended - started).total_seconds()
-
-
-def _mean(values: Iterator[float]) -> float:
-    listed = list(values)
-    return sum(listed) / len(listed)

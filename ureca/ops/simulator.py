@@ -1,11 +1,9 @@
-"""The curation's stages in simulated time: units of images through propose, tree and curate, and the chat model.
+"""Discrete-event simulation of a batch command: masks, trees, row actors, and the chat model that they share.
 
-What is modelled: workers, the places of the chat model, images in flight, units in flight, the order of an image's
-questions, and processors that all of these share. What is not: Ray's own work, the network, and how many units Ray
-Data lets wait between two stages; they wait here without bound, so that what waits is the most that there could be.
-
-
-[from] Simulated time, and places that work waits for."""
+The simulation models workers, slots of the chat model, images and partitions in flight, the dependencies between an
+image's questions, and the processors that all of them share. It leaves out Ray's own work, the network, and Ray Data's
+limit on partitions that wait between operators: here they wait without bound, so their number is an upper bound.
+"""
 
 import heapq
 import math
@@ -19,123 +17,45 @@ from ureca.ops.measured import Measured, Questions
 Action = Callable[[], None]
 
 
-class Clock:
-    """Does what is due, in the order of time, and of asking where times are equal.
-
-    Attributes:
-        now_s: seconds since the beginning.
-    """
-
-    def __init__(self) -> None:
-        self.now_s = 0.0
-        self._due: list[tuple[float, int, Action]] = []
-        self._num_asked = 0
-
-    def after(self, delay_s: float, action: Action) -> None:
-        """Do something ``delay_s`` seconds, at least 0, from now."""
-        self._num_asked += 1
-        heapq.heappush(self._due, (self.now_s + delay_s, self._num_asked, action))
-
-    def run(self) -> None:
-        """Until nothing is due any more."""
-        while self._due:
-            self.now_s, _, action = heapq.heappop(self._due)
-            action()
-
-
-class Slots:
-    """So many places, taken in the order of asking.
-
-    Args:
-        clock: that they go by.
-        capacity: places; ``math.inf`` lets nobody wait.
-
-    Attributes:
-        num_taken: now.
-        most_taken: ever.
-    """
-
-    def __init__(self, clock: Clock, capacity: float = math.inf) -> None:
-        self._clock = clock
-        self.capacity = capacity
-        self.num_taken = self.most_taken = 0
-        self._busy_s = 0.0
-        self._changed_s = 0.0
-        self._waiting: deque[Action] = deque()
-
-    @property
-    def busy_s(self) -> float:
-        """Seconds that places were taken so far, added over the places."""
-        return self._busy_s + self.num_taken * (self._clock.now_s - self._changed_s)
-
-    def take(self, action: Action) -> None:
-        """Do something once a place is free; it is taken until ``give_back``."""
-        if self.num_taken < self.capacity:
-            self._count(1)
-            action()
-        else:
-            self._waiting.append(action)
-
-    def give_back(self) -> None:
-        """Free a place; who waits longest takes it."""
-        if self._waiting:
-            self._waiting.popleft()()
-        else:
-            self._count(-1)
-
-    def use(self, seconds: float, then: Action) -> None:
-        """Take a place for some seconds, and do something afterwards."""
-
-        def end() -> None:
-            self.give_back()
-            then()
-
-        self.take(lambda: self._clock.after(seconds, end))
-
-    def _count(self, change: int) -> None:
-        self._busy_s = self.busy_s
-        self._changed_s = self._clock.now_s
-        self.num_taken += change
-        self.most_taken = max(self.most_taken, self.num_taken)
-
-
 @dataclass(frozen=True)
 class Arrangement:
-    """What there is to run on.
+    """Workers and limits of a run.
 
     Attributes:
-        cpus: processors; each actor and task of Python keeps at most one of them busy.
-        mask_actors: actors.
-        proposes_on_cpu: False: on GPUs, and its time takes no processor.
-        tree_tasks: trees that are planted at a time.
-        curate_actors: actors.
-        partitions_in_flight: of each curating actor.
-        images_in_flight: of each curating actor.
-        requests_per_actor: that each may have at the chat model; ``math.inf``: any number.
+        cpus: processors; each actor or task keeps at most one of them busy.
+        mask_actors: number of actors that generate masks.
+        masks_on_cpu: masks are generated on processors; False: on GPUs, and take no processor's time.
+        tree_tasks: number of trees that are built at a time.
+        row_actors: number of actors that make the rows.
+        partitions_in_flight: partitions in flight in each row actor.
+        images_in_flight: images in flight in each row actor.
+        requests_per_actor: requests in flight of each row actor at the chat model; ``math.inf``: any number.
         engine_slots: answers that the chat model writes at a time, over all its servers.
+        stage: name of the operator that makes the rows.
     """
 
     cpus: float
     mask_actors: int
-    proposes_on_cpu: bool
+    masks_on_cpu: bool
     tree_tasks: int
-    curate_actors: int
+    row_actors: int
     partitions_in_flight: int
     images_in_flight: int
     requests_per_actor: float
     engine_slots: float
+    stage: str = "curate"
 
 
 @dataclass(frozen=True)
 class Service:
-    """Seconds that work takes.
+    """Durations of the work.
 
     Attributes:
-        generate_s: an image.
-        tree_s: an image.
-        step_s: of a curating actor's processor: to decode an image, to embed its regions, for each question.
-        answer_s: of a place of the chat model, a call: some values, each as likely as the next.
-        calls_per_question: at least 1.
+        generate_s: seconds to generate the masks of an image.
+        tree_s: seconds to build the tree of an image.
+        step_s: seconds of a row actor's processor for each step: decoding, embedding, and each question.
+        answer_s: seconds of an engine slot for each call: equally likely values.
+        calls_per_question: mean number of calls for a question, at least 1.
     """
 
     generate_s: float
@@ -147,12 +67,12 @@ class Service:
 
 @dataclass(frozen=True)
 class Moment:
-    """How far a simulation is.
+    """Progress of a simulation at a point in time.
 
     Attributes:
         now_s: seconds since the beginning.
-        num_images: that are done.
-        busy_s: by part, seconds that its places were taken so far, added over the places.
+        num_images: number of finished images.
+        busy_s: seconds that slots were busy so far, summed over the slots, by part.
     """
 
     now_s: float
@@ -162,52 +82,55 @@ class Moment:
 
 @dataclass
 class Simulated:
-    """What happened.
+    """Result of a simulation.
 
     Attributes:
-        places: by part: propose, tree, curate (processors of its actors), engine, cpus, images_in_flight.
-        quarter: when a quarter of the images was done.
-        three_quarters: when so many were; between both the run is under way.
-        end: when the last unit was done.
-        curate_s: from when an actor gets a unit to its end, added over the units.
-        num_calls: of the chat model.
-        most_images_decoded: at a time, over all curating actors.
-        most_images_waiting: whose masks were ready at a time, but no actor to curate them.
+        slots: capacity of each part: masks, tree, the row actors (by the name of their operator), engine, cpus,
+            images_in_flight.
+        quarter: moment when a quarter of the images was finished.
+        three_quarters: moment when three quarters were; the run is in a steady state between both.
+        end: moment when the last partition was finished.
+        rows_s: seconds from the arrival of a partition at a row actor to its end, summed over the partitions.
+        num_calls: number of calls of the chat model.
+        max_images_decoded: most images decoded at a time, over all row actors.
+        max_images_waiting: most images that waited for a row actor at a time, with their masks.
     """
 
     slots: Mapping[str, float]
     quarter: Moment
     three_quarters: Moment
     end: Moment
-    curate_s: float
+    rows_s: float
     num_calls: int
-    most_images_decoded: int
-    most_images_waiting: int
+    max_images_decoded: int
+    max_images_waiting: int
 
 
 def simulate(
     measured: Measured, service: Service, arrangement: Arrangement, partition_sizes: Sequence[int]
 ) -> Simulated:
-    """Run units of such sizes through the stages; images are those that were measured, over and over."""
-    return _Pipeline(measured, service, arrangement).run(partition_sizes)
+    """Simulate a run over partitions of the given sizes, whose images repeat the measured ones."""
+    return _Simulation(measured, service, arrangement).run(partition_sizes)
 
 
-class _Pipeline:
+class _Simulation:
+    """State of a simulation: the shared resources, and the partitions that wait for a row actor."""
+
     def __init__(self, measured: Measured, service: Service, arrangement: Arrangement) -> None:
         self.measured, self.service, self.arrangement = measured, service, arrangement
         self.clock = clock = Clock()
         self.rng = random.Random(0)
         self.cpus = Slots(clock, arrangement.cpus)
-        self.proposers = Slots(clock, arrangement.mask_actors)
-        self.planters = Slots(clock, arrangement.tree_tasks)
+        self.mask_actors = Slots(clock, arrangement.mask_actors)
+        self.tree_tasks = Slots(clock, arrangement.tree_tasks)
         self.engine = Slots(clock, arrangement.engine_slots)
-        self.actors = [_Actor(self, number) for number in range(arrangement.curate_actors)]
-        self.loads = [(0, number) for number in range(arrangement.curate_actors)]
+        self.actors = [_Actor(self, number) for number in range(arrangement.row_actors)]
+        self.loads = [(0, number) for number in range(arrangement.row_actors)]
         self.decoded = Slots(clock)
         self.waiting = Slots(clock)
         self.queue: deque[tuple[int, int]] = deque()
         self.num_calls = self.num_done = 0
-        self.curate_s = 0.0
+        self.rows_s = 0.0
         self.moments: list[Moment] = []
 
     def run(self, partition_sizes: Sequence[int]) -> Simulated:
@@ -223,72 +146,72 @@ class _Pipeline:
             slots={
                 "masks": arrangement.mask_actors,
                 "tree": arrangement.tree_tasks,
-                "curate": arrangement.curate_actors,
+                arrangement.stage: arrangement.row_actors,
                 "engine": arrangement.engine_slots,
                 "cpus": arrangement.cpus,
-                "images_in_flight": arrangement.curate_actors * arrangement.images_in_flight,
+                "images_in_flight": arrangement.row_actors * arrangement.images_in_flight,
             },
             quarter=self.moments[0],
             three_quarters=self.moments[-1],
             end=self._moment(),
-            curate_s=self.curate_s,
+            rows_s=self.rows_s,
             num_calls=self.num_calls,
-            most_images_decoded=self.decoded.most_taken,
-            most_images_waiting=self.waiting.most_taken,
+            max_images_decoded=self.decoded.max_busy,
+            max_images_waiting=self.waiting.max_busy,
         )
 
     def image_done(self) -> None:
-        """Count an image."""
+        """Count a finished image."""
         self.num_done += 1
         for _ in range(self.look_at.count(self.num_done)):
             self.moments.append(self._moment())
 
     def _moment(self) -> Moment:
         busy_s = {
-            "masks": self.proposers.busy_s,
-            "tree": self.planters.busy_s,
-            "curate": sum(actor.process.busy_s for actor in self.actors),
+            "masks": self.mask_actors.busy_s,
+            "tree": self.tree_tasks.busy_s,
+            self.arrangement.stage: sum(actor.processor.busy_s for actor in self.actors),
             "engine": self.engine.busy_s,
             "cpus": self.cpus.busy_s,
             "images_in_flight": self.decoded.busy_s,
         }
         return Moment(self.clock.now_s, self.num_done, busy_s)
 
-    def compute(self, worker: Slots, seconds: float, then: Action) -> None:
-        """A worker's work on a processor."""
+    def compute(self, worker: "Slots", seconds: float, then: Action) -> None:
+        """Occupy a worker and one of the processors for some seconds."""
 
         def end() -> None:
-            worker.give_back()
+            worker.release()
             then()
 
-        worker.take(lambda: self.cpus.use(seconds, end))
+        worker.acquire(lambda: self.cpus.use(seconds, end))
 
     def _generate(self, first: int, size: int) -> None:
         def build() -> None:
-            self.compute(self.planters, size * self.service.tree_s, arrive)
+            self.compute(self.tree_tasks, size * self.service.tree_s, arrive)
 
         def arrive() -> None:
             for _ in range(size):
-                self.waiting.take(lambda: None)
+                self.waiting.acquire(lambda: None)
             self.queue.append((first, size))
             self.hand_out()
 
         seconds = size * self.service.generate_s
-        if self.arrangement.proposes_on_cpu:
-            self.compute(self.proposers, seconds, build)
+        if self.arrangement.masks_on_cpu:
+            self.compute(self.mask_actors, seconds, build)
         else:
-            self.proposers.use(seconds, build)
+            self.mask_actors.use(seconds, build)
 
     def hand_out(self) -> None:
-        """Give units to the actors that have least to do, while they take any."""
+        """Assign waiting partitions to the least loaded actors that accept more."""
         while self.queue and (actor := self._least_loaded()).num_partitions < self.arrangement.partitions_in_flight:
             first, size = self.queue.popleft()
             for _ in range(size):
-                self.waiting.give_back()
-            actor.curate(first, size)
+                self.waiting.release()
+            actor.start(first, size)
 
     def _least_loaded(self) -> "_Actor":
-        """The actor with the fewest units; each has left its number of units in a heap whenever that has changed."""
+        """Return the actor with the fewest partitions; actors push each change of their number to a heap."""
         while True:
             num_partitions, number = self.loads[0]
             if self.actors[number].num_partitions == num_partitions:
@@ -297,56 +220,56 @@ class _Pipeline:
 
 
 class _Actor:
-    """A curating actor: one processor, so many images in flight, so many requests at the chat model."""
+    """A row actor, with one processor and limits on its images and requests in flight."""
 
-    def __init__(self, pipeline: _Pipeline, number: int) -> None:
-        arrangement = pipeline.arrangement
-        self.pipeline = pipeline
+    def __init__(self, simulation: _Simulation, number: int) -> None:
+        arrangement = simulation.arrangement
+        self.simulation = simulation
         self.number = number
         self.num_partitions = 0
-        self.process = Slots(pipeline.clock, 1)
-        self.images = Slots(pipeline.clock, arrangement.images_in_flight)
-        self.requests = Slots(pipeline.clock, arrangement.requests_per_actor)
+        self.processor = Slots(simulation.clock, 1)
+        self.images = Slots(simulation.clock, arrangement.images_in_flight)
+        self.requests = Slots(simulation.clock, arrangement.requests_per_actor)
 
-    def curate(self, first: int, size: int) -> None:
-        began_s, left = self.pipeline.clock.now_s, size
+    def start(self, first: int, size: int) -> None:
+        began_s, left = self.simulation.clock.now_s, size
         self._count(1)
 
         def image_done() -> None:
             nonlocal left
-            self.pipeline.decoded.give_back()
-            self.pipeline.image_done()
-            self.images.give_back()
+            self.simulation.decoded.release()
+            self.simulation.image_done()
+            self.images.release()
             left -= 1
             if not left:
                 self._count(-1)
-                self.pipeline.curate_s += self.pipeline.clock.now_s - began_s
-                self.pipeline.hand_out()
+                self.simulation.rows_s += self.simulation.clock.now_s - began_s
+                self.simulation.hand_out()
 
-        images = self.pipeline.measured.images
+        images = self.simulation.measured.images
 
         def begin(number: int) -> None:
-            self.pipeline.decoded.take(lambda: _Image(self, images[number % len(images)], image_done).begin())
+            self.simulation.decoded.acquire(lambda: _Image(self, images[number % len(images)], image_done).begin())
 
         for number in range(first, first + size):
-            self.images.take(lambda number=number: begin(number))  # type: ignore[misc]
+            self.images.acquire(lambda number=number: begin(number))  # type: ignore[misc]
 
     def _count(self, change: int) -> None:
         self.num_partitions += change
-        heapq.heappush(self.pipeline.loads, (self.num_partitions, self.number))
+        heapq.heappush(self.simulation.loads, (self.num_partitions, self.number))
 
     def ask(self, then: Action) -> None:
-        """One question, with the answers that could not be used."""
-        service, rng = self.pipeline.service, self.pipeline.rng
-        again, may_repeat = divmod(service.calls_per_question - 1, 1)
-        _Question(self, 1 + int(again) + (rng.random() < may_repeat), then).render()
+        """Ask the chat model a question, again where an answer is invalid."""
+        service, rng = self.simulation.service, self.simulation.rng
+        retries, fraction = divmod(service.calls_per_question - 1, 1)
+        _Question(self, 1 + int(retries) + (rng.random() < fraction), then).render()
 
 
 class _Question:
-    """A question on its way, as often as it is asked.
+    """A question, asked one or more times.
 
-    An object and not closures that refer to each other: there are millions, and only the collector frees what refers
-    to itself, which takes longer the more is under way.
+    An object rather than closures that refer to each other: there are millions, and reference cycles would be left to
+    the garbage collector, whose passes take longer the more objects are alive.
     """
 
     __slots__ = ("_actor", "_num_calls", "_then")
@@ -355,20 +278,20 @@ class _Question:
         self._actor, self._num_calls, self._then = actor, num_calls, then
 
     def render(self) -> None:
-        """The actor's own work on it."""
+        """Render the question on the actor's processor, then wait for a slot of the engine."""
         actor = self._actor
-        actor.pipeline.compute(actor.process, actor.pipeline.service.step_s, self._wait)
+        actor.simulation.compute(actor.processor, actor.simulation.service.step_s, self._wait)
 
     def _wait(self) -> None:
-        self._actor.requests.take(self._send)
+        self._actor.requests.acquire(self._send)
 
     def _send(self) -> None:
-        pipeline = self._actor.pipeline
-        pipeline.num_calls += 1
-        pipeline.engine.use(pipeline.rng.choice(pipeline.service.answer_s), self._answered)
+        simulation = self._actor.simulation
+        simulation.num_calls += 1
+        simulation.engine.use(simulation.rng.choice(simulation.service.answer_s), self._answered)
 
     def _answered(self) -> None:
-        self._actor.requests.give_back()
+        self._actor.requests.release()
         self._num_calls -= 1
         if self._num_calls:
             self.render()
@@ -377,7 +300,7 @@ class _Question:
 
 
 class _Image:
-    """One image on its way through its questions."""
+    """An image, whose steps run as soon as those before them are done."""
 
     def __init__(self, actor: _Actor, questions: Questions, done: Action) -> None:
         self._actor, self._questions, self._done = actor, questions, done
@@ -385,17 +308,18 @@ class _Image:
         self._left = len(questions.kinds)
 
     def begin(self) -> None:
+        """Run the first step, which decodes the image."""
         self._step(0)
 
     def _step(self, step: int) -> None:
         kind = self._questions.kinds[step]
-        pipeline = self._actor.pipeline
+        simulation = self._actor.simulation
         if kind == "wait":
             self._end(step)
-        elif kind in pipeline.measured.asked:
+        elif kind in simulation.measured.asked:
             self._actor.ask(lambda: self._end(step))
         else:
-            pipeline.compute(self._actor.process, pipeline.service.step_s, lambda: self._end(step))
+            simulation.compute(self._actor.processor, simulation.service.step_s, lambda: self._end(step))
 
     def _end(self, step: int) -> None:
         self._left -= 1
@@ -406,3 +330,83 @@ class _Image:
                 self._step(following)
         if is_last:
             self._done()
+
+
+class Clock:
+    """Simulated time: runs scheduled actions in the order of time, then of scheduling.
+
+    Attributes:
+        now_s: seconds since the beginning.
+    """
+
+    def __init__(self) -> None:
+        self.now_s = 0.0
+        self._scheduled: list[tuple[float, int, Action]] = []
+        self._num_scheduled = 0
+
+    def after(self, delay_s: float, action: Action) -> None:
+        """Schedule an action ``delay_s`` seconds, at least 0, from now."""
+        self._num_scheduled += 1
+        heapq.heappush(self._scheduled, (self.now_s + delay_s, self._num_scheduled, action))
+
+    def run(self) -> None:
+        """Run all actions, including those that they schedule."""
+        while self._scheduled:
+            self.now_s, _, action = heapq.heappop(self._scheduled)
+            action()
+
+
+class Slots:
+    """Slots that are acquired in the order of the requests.
+
+    Args:
+        clock: clock of the simulation.
+        capacity: number of slots; ``math.inf``: no request waits.
+
+    Attributes:
+        num_busy: number of busy slots.
+        max_busy: largest number of slots that were busy at a time.
+    """
+
+    def __init__(self, clock: Clock, capacity: float = math.inf) -> None:
+        self._clock = clock
+        self.capacity = capacity
+        self.num_busy = self.max_busy = 0
+        self._busy_s = 0.0
+        self._changed_s = 0.0
+        self._waiting: deque[Action] = deque()
+
+    @property
+    def busy_s(self) -> float:
+        """Seconds that slots were busy so far, summed over the slots."""
+        return self._busy_s + self.num_busy * (self._clock.now_s - self._changed_s)
+
+    def acquire(self, action: Action) -> None:
+        """Run an action once a slot is free; the slot is busy until ``release``."""
+        if self.num_busy < self.capacity:
+            self._count(1)
+            action()
+        else:
+            self._waiting.append(action)
+
+    def release(self) -> None:
+        """Free a slot; the request that has waited longest acquires it."""
+        if self._waiting:
+            self._waiting.popleft()()
+        else:
+            self._count(-1)
+
+    def use(self, seconds: float, then: Action) -> None:
+        """Hold a slot for some seconds, then run an action."""
+
+        def end() -> None:
+            self.release()
+            then()
+
+        self.acquire(lambda: self._clock.after(seconds, end))
+
+    def _count(self, change: int) -> None:
+        self._busy_s = self.busy_s
+        self._changed_s = self._clock.now_s
+        self.num_busy += change
+        self.max_busy = max(self.max_busy, self.num_busy)

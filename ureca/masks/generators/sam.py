@@ -41,7 +41,9 @@ class SamModelSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     model_type: ModelType = Field(default="vit_h", description="image encoder of the Segment Anything Model")
-    checkpoint: Annotated[Path, MAY_CHANGE] = Field(description="file of SAM's weights, as its authors released it (a state dict)")
+    checkpoint: Annotated[Path, MAY_CHANGE] = Field(
+        description="file of SAM's weights, as its authors released it (a state dict)"
+    )
     device: str = Field(
         default="auto",
         description='PyTorch device, such as "cpu" or "cuda:1"; auto: CUDA if available, else the CPU',

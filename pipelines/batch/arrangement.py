@@ -1,0 +1,108 @@
+"""The actors, slots and limits that a batch command would get on a cluster, for its simulation."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ureca.llm.openai import OpenAIConfig
+from ureca.llm.ray_serve import RayServeConfig
+from ureca.llm.transformers import TransformersConfig
+from ureca.llm.vllm import VllmConfig
+from ureca.ops.forecast import partition_sizes
+from ureca.ops.simulator import Arrangement
+from ureca.pipelines.batch.resources import Work, engine_share, images_in_flight, plan_pools
+from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.settings import PlannableSettings
+from ureca.registry import ComponentConfig
+
+_UNLIMITED = 2**62
+
+
+@dataclass(frozen=True)
+class Engine:
+    """The chat model of a run, as a number of slots.
+
+    Attributes:
+        slots: answers that it writes at a time, over all its servers; None: of each actor, where it has its own.
+        slots_per_actor: answers that the model of each actor writes at a time; ``math.inf``: the settings do not limit
+            them.
+        concurrency: requests in flight at an engine that all actors share; None: its limit is its own.
+    """
+
+    slots: float | None = None
+    slots_per_actor: float = math.inf
+    concurrency: int | None = None
+
+    def slots_of(self, num_actors: int) -> float:
+        """Return the answers that are written at a time for so many actors; ``math.inf``: unknown."""
+        return self.slots_per_actor * num_actors if self.slots is None else self.slots
+
+    @classmethod
+    def of_settings(cls, mllm: ComponentConfig) -> "Engine":
+        """Read the slots off the settings of a chat model."""
+        match mllm:
+            case OpenAIConfig():
+                concurrency = engine_concurrency(mllm)
+                return cls(slots=concurrency, concurrency=concurrency)
+            case RayServeConfig():
+                return cls(slots=mllm.max_replicas * mllm.requests_per_replica)
+            case TransformersConfig():
+                return cls(slots_per_actor=mllm.max_batch_size)
+            case VllmConfig():
+                return cls(slots_per_actor=float(mllm.engine_options.get("max_num_seqs", math.inf)))
+        return cls()
+
+
+def engine_concurrency(mllm: ComponentConfig) -> int | None:
+    """Return the requests that an engine shared by all actors serves at a time; None if each actor has its own."""
+    return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, OpenAIConfig) else None
+
+
+def arrange(
+    settings: PlannableSettings,
+    stage: str,
+    num_images: int,
+    engine: Engine,
+    *,
+    pixels_per_image: float,
+    num_cpus: float,
+    num_gpus: float,
+) -> Arrangement:
+    """Plan the pools of a command, as a session of it would.
+
+    Args:
+        settings: settings of the command.
+        stage: name of the actors that make the rows, and of their section in ``settings.resources``.
+        num_images: number of images to process.
+        engine: chat model of the run.
+        pixels_per_image: mean size of a decoded image in pixels.
+        num_cpus: CPUs of the cluster, at least 1.
+        num_gpus: GPUs of the cluster.
+
+    Raises:
+        SettingsError: the operators cannot run side by side on the cluster.
+    """
+    sizes = partition_sizes(num_images, settings.images_per_partition)
+    resources: Any = settings.resources  # of the command's own type
+    own, tree = getattr(resources, stage), getattr(resources, "tree", None)
+    cluster = Cluster(num_cpus, num_gpus, may_grow=False)
+    masks_pool, pool = plan_pools(resources, Work(len(sizes), num_images), cluster, engine.concurrency)
+    num_mask_actors, num_actors = masks_pool.initial_size or 1, pool.initial_size or 1
+    free_cpus = num_cpus - num_mask_actors * resources.masks.num_cpus - num_actors * own.num_cpus
+    images = images_in_flight(own, num_actors, engine.concurrency)
+    fitting = int(getattr(own, "pixels_in_flight", _UNLIMITED) / max(1.0, pixels_per_image))
+    per_actor = engine.slots_per_actor
+    if engine.concurrency is not None:
+        per_actor = engine_share(engine.concurrency, num_actors)
+    return Arrangement(
+        cpus=num_cpus,
+        mask_actors=num_mask_actors,
+        masks_on_cpu=not resources.masks.num_gpus,
+        tree_tasks=1 if tree is None else max(1, int(free_cpus / tree.num_cpus)),
+        row_actors=num_actors,
+        stage=stage,
+        partitions_in_flight=pool.max_concurrent_calls_per_actor or 1,
+        images_in_flight=max(1, min(images, fitting)),
+        requests_per_actor=per_actor,
+        engine_slots=engine.slots_of(num_actors),
+    )
