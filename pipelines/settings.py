@@ -170,13 +170,15 @@ _GENERATORS_OF_SINGLE_IMAGES = 16
 
 
 def images_per_chunk(masks: ComponentConfig, resources: MaskResources, num_actors: int) -> int | None:
-    """Images of a unit that go on together once they have masks; None: all of them.
+    """Return the number of images that leave the mask actors together; None: whole partitions.
+
+    With hundreds of actors the masks of some image are ready at any moment. They leave in larger chunks, as each chunk
+    costs the driver some milliseconds.
 
     Args:
-        proposals: where masks come from.
-        resources: of the stage.
-        num_actors: of the stage. Hundreds of them have masks of some image ready at any moment: theirs go on in larger
-            pieces, as every piece costs the driver some milliseconds.
+        masks: source of the masks.
+        resources: resources of the mask actors.
+        num_actors: number of the mask actors.
     """
     if resources.images_per_chunk is not None:
         return resources.images_per_chunk
@@ -186,18 +188,23 @@ def images_per_chunk(masks: ComponentConfig, resources: MaskResources, num_actor
 
 
 def check_actors_can_hold(mllm: ComponentConfig, where: ActorResources, stage: str) -> None:
-    """Refuse a model that is loaded once an actor where nobody said how many actors that shall be.
+    """Check that the settings say how many actors load a chat model that runs within actors.
+
+    Args:
+        mllm: settings of the chat model.
+        where: resources of the actors that ask it.
+        stage: name of these resources, for messages.
 
     Raises:
-        ValueError: nobody did, or they have fewer GPUs than the model takes.
+        ValueError: neither ``num_actors`` nor ``num_gpus`` is set, or an actor has fewer GPUs than the model needs.
     """
     if mllm.kind in {"transformers", "vllm"} and where.num_actors is None and not where.num_gpus:
         raise ValueError(
-            f"mllm.kind {mllm.kind} loads the model once an actor: say by resources.{stage}.num_gpus or "
-            f"resources.{stage}.num_actors how many that shall be"
+            f"mllm.kind {mllm.kind} loads the model in each actor: limit the actors by resources.{stage}.num_gpus or "
+            f"resources.{stage}.num_actors"
         )
     if isinstance(mllm, VllmConfig) and where.num_gpus < mllm.tensor_parallel_size > 1:
         raise ValueError(
-            f"mllm.tensor_parallel_size {mllm.tensor_parallel_size} needs as many GPUs an actor, and "
+            f"mllm.tensor_parallel_size {mllm.tensor_parallel_size} needs as many GPUs per actor, but "
             f"resources.{stage}.num_gpus is {where.num_gpus:g}"
         )

@@ -78,6 +78,31 @@ def test_settings_of_a_plugin_come_from_file_environment_and_flags(environment: 
     assert printed.stdout == "True num_columns=7 kind='columns' unit='parts' kind='brightness'\n", printed.stderr
 
 
+def test_settings_of_a_module_without_entry_point_reach_another_process(
+    environment: dict[str, str], tmp_path: Path
+) -> None:
+    """As in a script of the user's own, which imports the module before it makes the settings."""
+    _, site = environment["PYTHONPATH"].split(":")
+    (tmp_path / "my_captions.py").write_text((Path(site) / "my_captions.py").read_text())
+    without_plugin = environment | {"PYTHONPATH": str(ROOT)}
+    write = (
+        "import pickle, my_captions\n"
+        "from ureca.pipelines.curate_settings import CurateSettings\n"
+        "settings = CurateSettings(input='in', output='out', masks={'kind': 'columns', 'num_columns': 4})\n"
+        "open('settings.pickle', 'wb').write(pickle.dumps(settings))\n"
+    )
+    read = (
+        "import pickle\n"
+        "from ureca.registry import build_component\n"
+        "settings = pickle.load(open('settings.pickle', 'rb'))\n"
+        "print(build_component('mask_generator', settings.masks).num_columns)\n"
+    )
+    written = run_python(without_plugin, tmp_path, "-c", write)
+    assert written.returncode == 0, written.stderr
+    printed = run_python(without_plugin, tmp_path, "-c", read)
+    assert printed.stdout == "4\n", printed.stderr
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -6,6 +6,7 @@ from typing import Literal
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
+from ureca.errors import SettingsError
 from ureca.registry import build_component, config_union, register, uses_chat_model
 
 
@@ -49,6 +50,14 @@ def test_component_of_an_import_string_is_imported_when_it_is_built(name: str) -
     assert uses_chat_model("listener", config)
     with pytest.raises(ModuleNotFoundError, match="no_such_module"):
         build_component("listener", config)
+
+
+def test_component_that_is_not_registered_is_a_settings_error(name: str) -> None:
+    class Config(BaseModel):
+        kind: str = name
+
+    with pytest.raises(SettingsError, match=f"no embedder '{name}'"):
+        build_component("embedder", Config())
 
 
 def test_settings_refuse_unknown_keys_and_changes(name: str) -> None:

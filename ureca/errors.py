@@ -1,32 +1,32 @@
-"""What a user, or a user's data, can do wrong, as exceptions."""
+"""Exceptions for errors that a user can correct, and for unusable data."""
 
 
 class UrecaError(Exception):
-    """Something its user can put right; the message says what, where and how. Commands print it and exit with 2."""
+    """Base of the errors that a user can correct; the message says how. Commands print it and exit with status 2."""
 
 
 class InputError(UrecaError):
-    """The input of a job cannot be used at all (missing folder, no images, duplicate ids); nothing was started."""
+    """The input of a run cannot be used: a missing folder, no images, duplicate ids. Nothing has been started."""
 
 
 class SettingsError(UrecaError):
-    """A setting is unknown, impossible, or at odds with another; the message names its key."""
+    """A setting is unknown, impossible or contradicts another one; the message names its key."""
 
 
 class OutputError(UrecaError):
-    """An output folder cannot be read or written, or holds something else than what was asked to continue."""
+    """An output folder cannot be read or written, or holds another run than the one to be resumed."""
 
 
 class CheckpointError(UrecaError):
-    """A directory is not the checkpoint that it should be; the message says what is missing or too many."""
+    """A directory is not the expected checkpoint; the message names files or weights that are missing or unexpected."""
 
 
 class DataError(UrecaError):
-    """One image, annotation file or answer is unusable. It becomes an error row or a failed region, never a crash.
+    """An image, annotation file or answer is unusable. It becomes an error row or a failed region; the run goes on.
 
     Args:
-        kind: what went wrong in a few snake_case letters, for counting ("truncated", "size_mismatch").
-        message: the particulars of this case.
+        kind: short name of the error in snake_case, for counting, such as "truncated" or "size_mismatch".
+        message: details of this case.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -39,7 +39,7 @@ class DataError(UrecaError):
 
 
 class ImageError(DataError):
-    """The image's bytes cannot be turned into pixels within the limits."""
+    """The bytes of an image cannot be decoded within the limits."""
 
 
 class AnnotationError(DataError):
@@ -47,4 +47,4 @@ class AnnotationError(DataError):
 
 
 class AnswerError(DataError):
-    """A captioning model gave no usable answer for a region."""
+    """A chat model or annotator gave no usable answer for a region."""

@@ -99,7 +99,7 @@ def register(
             model, built = settings or empty, decorated
         else:
             model, built = decorated, component
-        config = _with_kind(model, kind, name)
+        config = _with_kind(model, kind, name, decorated.__module__)
         registration = Registration(config, built, uses_chat_model or "model" in _parameters(built))
         known = _registrations.get((kind, name))
         if known is not None and _origin(known) != _origin(registration):
@@ -119,9 +119,9 @@ def build_component(kind: Kind, config: ComponentConfig, model: Any = None) -> A
         model: chat model for components that use one.
 
     Raises:
-        SettingsError: the component cannot be built, such as for want of a checkpoint or a package.
+        SettingsError: no component has this name, or it cannot be built, such as for want of a checkpoint or a package.
     """
-    component = _registrations[kind, config.kind].component
+    component = _registration(kind, config.kind).component
     if isinstance(component, str):
         module, _, attribute = component.partition(":")
         component = getattr(import_module(module), attribute)
@@ -176,7 +176,7 @@ def load_plugins() -> None:
             ) from error
 
 
-def _with_kind(model: type[BaseModel], kind: Kind, name: str) -> type[BaseModel]:
+def _with_kind(model: type[BaseModel], kind: Kind, name: str, module: str) -> type[BaseModel]:
     """The settings model, or a strict subclass of it that has the field ``kind``."""
     if "kind" in model.model_fields:
         if get_args(model.model_fields["kind"].annotation) != (name,):
@@ -187,20 +187,31 @@ def _with_kind(model: type[BaseModel], kind: Kind, name: str) -> type[BaseModel]
         model_config = ConfigDict(extra="forbid", frozen=True)
 
         def __reduce__(self) -> tuple[Any, ...]:
-            # Another process finds the class by kind and name: it has no import path.
-            return _unpickle, (kind, name, self.__getstate__())
+            # The class has no import path: another process finds it by kind and name.
+            return _unpickle, (module, kind, name, self.__getstate__())
 
     # Without a docstring, help would show that of BaseModel.
     doc = model.__doc__ or f"The {kind.replace('_', ' ')} {name!r} of a plugin."
     return create_model(model.__name__, __base__=Strict, __doc__=doc, kind=(Literal[name], name))  # type: ignore[arg-type]
 
 
-def _unpickle(kind: Kind, name: str, state: dict[str, Any]) -> BaseModel:
-    load_plugins()
-    config = _registrations[kind, name].config
+def _unpickle(module: str, kind: Kind, name: str, state: dict[str, Any]) -> BaseModel:
+    import_module(module)
+    config = _registration(kind, name).config
     instance = config.__new__(config)
     instance.__setstate__(state)
     return instance
+
+
+def _registration(kind: Kind, name: str) -> Registration:
+    if (kind, name) not in _registrations:
+        load_plugins()
+    if (kind, name) not in _registrations:
+        raise SettingsError(
+            f"there is no {kind.replace('_', ' ')} {name!r} in this process; register it in a module that all "
+            f"processes can import, or by the entry-point group {ENTRY_POINT_GROUP}"
+        )
+    return _registrations[kind, name]
 
 
 def _parameters(component: Callable[..., Any] | str) -> Collection[str]:
