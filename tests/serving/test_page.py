@@ -27,7 +27,7 @@ from ureca.serving.schemas import ApiError
 HOSTILE = "</p><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> \"'&amp; left"
 TOKEN = "a-token-for-the-test"  # noqa: S105
 TIMEOUT_S = 60  # an idle machine needs none of them
-LEFT, RIGHT, INNER, NOBODY = (90, 120), (230, 100), (55, 80), (150, 100)
+LEFT, RIGHT, INNER, OUTSIDE = (90, 120), (230, 100), (55, 80), (150, 100)
 
 
 @pytest.fixture(scope="module")
@@ -202,7 +202,7 @@ def test_page_hover_outlines_and_click_captions(desktop: webdriver.Chrome, addre
     page.at(INNER).click().perform()
     page.until(".card .caption", "The left yellow thing.")
     page.until("#spoken", "Region 5: The left yellow thing.")
-    page.at((5, 195)).perform()  # away: what was clicked stays
+    page.at((5, 195)).perform()  # the selection stays
     assert page.one(".card .caption").text == "The left yellow thing."
     assert page.one('[role="treeitem"][data-id="5"] .text').text == "The left yellow thing."
     for fact in ("Region 5", "part of 1", "depth 1", "1.0 % of the image"):
@@ -264,7 +264,7 @@ def test_page_points_create_a_region(desktop: webdriver.Chrome, address: str, fi
 def test_page_created_region_is_captioned_and_removed(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.use("point")
-    page.at(NOBODY).click().perform()
+    page.at(OUTSIDE).click().perform()
     page.wait_for('[data-action="commit"]')
     desktop.switch_to.active_element.send_keys(Keys.ENTER)
     page.until(".card .caption", "The middle grey thing.")  # the background around the point
@@ -273,7 +273,7 @@ def test_page_created_region_is_captioned_and_removed(desktop: webdriver.Chrome,
     request = json.loads(shlex.split(command)[-1].removeprefix("request="))
     [point] = request["regions"][0]["points"]
     assert point["label"] == 1
-    assert (round(point["x"]), round(point["y"])) == pytest.approx(NOBODY, abs=1)
+    assert (round(point["x"]), round(point["y"])) == pytest.approx(OUTSIDE, abs=1)
     page.act("remove")
     page.until("#status", "4 regions, 0 captioned")
 

@@ -31,7 +31,7 @@ PromptedMasks = Callable[[Pixels, Sequence[tuple[int, Prompt]]], list[Mask]]
 
 
 class Segmenter:
-    """Segments images, one at a time whatever the number of threads.
+    """Segments images, one at a time even if several threads call it.
 
     The masks of the latest images are cached, so that several prompts for one image segment it once.
 

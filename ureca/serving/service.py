@@ -1,4 +1,4 @@
-"""The captioning service: requests in, responses out, whatever transports them."""
+"""The captioning service: requests in, responses out, independent of HTTP."""
 
 import asyncio
 import time
