@@ -37,7 +37,7 @@ def image_of(parents: Mapping[int, int], *, dropped: Sequence[int] = ()) -> Cura
         for cell in cells[id]:
             inside[:, cell * CELL_PX : (cell + 1) * CELL_PX] = True
         masks[id] = Mask.from_array(id, inside)
-    tree = MaskTree.regrow(list(masks.values()), parents)
+    tree = MaskTree.from_parents(list(masks.values()), parents)
     regions = tuple(id for id in tree.walk() if id not in dropped)
     return CurationImage(
         pixels=pixels,

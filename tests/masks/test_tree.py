@@ -115,7 +115,7 @@ class TestRule:
     def test_a_chain_deeper_than_pythons_stack(self) -> None:
         width = 1500
         masks = masks_of(*(row_of((0, width - id), width=width) for id in range(width)))
-        tree = MaskTree.regrow(masks, {id: id - 1 for id in range(width)})
+        tree = MaskTree.from_parents(masks, {id: id - 1 for id in range(width)})
         assert tree.num_levels == tree.levels(0) == width
         assert tree.depth(width - 1) == width - 1
         assert list(tree.walk()) == list(range(width))
@@ -147,7 +147,7 @@ class TestRule:
         monkeypatch.setattr(rle_codec, "decode", decode)
         monkeypatch.setattr(rle_codec.coco_mask, "decode", decode)
         tree = MaskTree.build(masks)
-        assert MaskTree.regrow(masks, tree.parents) == tree
+        assert MaskTree.from_parents(masks, tree.parents) == tree
 
 
 class TestProperties:
@@ -190,16 +190,16 @@ class TestProperties:
     def test_regrown_from_its_parents(self, masks: list[Mask], random: Random) -> None:
         tree = MaskTree.build(masks)
         random.shuffle(masks)
-        regrown = MaskTree.regrow(masks, tree.parents)
+        regrown = MaskTree.from_parents(masks, tree.parents)
         assert regrown == tree
         assert list(regrown.walk()) == list(tree.walk())
 
     def test_regrowing_needs_parents_before_children_and_every_mask(self) -> None:
         masks = masks_of(row_of((0, 20)), row_of((0, 10)))
         with pytest.raises(KeyError):
-            MaskTree.regrow(masks, {1: 0, 0: ROOT})
+            MaskTree.from_parents(masks, {1: 0, 0: ROOT})
         with pytest.raises(KeyError):
-            MaskTree.regrow(masks[:1], {0: ROOT, 1: 0})
+            MaskTree.from_parents(masks[:1], {0: ROOT, 1: 0})
 
 
 class TestMainObjectsAndParts:

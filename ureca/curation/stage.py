@@ -86,7 +86,7 @@ class CurateStage:
             changed = DataError("changed", "the image has another size than when its masks were generated")
             row["error"] = asdict(RowError.of("curate", changed))
         else:
-            tree = MaskTree.regrow(image.masks, image.parents)
+            tree = MaskTree.from_parents(image.masks, image.parents)
             row["regions"] = await curate_regions(pixels, image.masks, self._curator, tree)
 
 

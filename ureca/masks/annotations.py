@@ -96,11 +96,23 @@ class _CocoFile(BaseModel):
 
 
 def read_annotations(path: str | Path) -> Annotations:
-    """Read the SA-1B JSON file of one image. What it says is kept, what it lacks (ids, boxes, areas) is computed.
+    """Read the masks of one image from an SA-1B JSON file; ids, boxes and areas that it lacks are computed.
+
+    Args:
+        path: path of the file.
+
+    Returns:
+        The masks as a sequence of ``Mask``, with ``height_px``, ``width_px`` and ``image_id`` of the image.
 
     Raises:
-        AnnotationError: kinds malformed, no_masks, too_many_masks, duplicate_ids; ``parse_annotations`` says when.
+        AnnotationError: the file is malformed or has no masks, more than 4096 masks or an id twice.
         OSError: the file cannot be read.
+
+    Example:
+        >>> import ureca
+        >>> annotations = ureca.read_annotations("photo.json")
+        >>> len(annotations), annotations[0].area_px > 0
+        (4, True)
     """
     with Path(path).open("rb") as file:
         return parse_annotations(file.read(MAX_ANNOTATION_BYTES + 1))

@@ -13,18 +13,29 @@ from ureca.masks.rle import BoolMask, Rle
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """A mask as data: run lengths, never pixels.
+    """A mask of one image, as run lengths.
 
     Attributes:
-        id: unique within its image.
-        rle: COCO compressed RLE, ``size`` [height, width] is the image's.
-        bbox_xywh: x, y, width, height in pixels, inclusive as in SA-1B: x + width is the last column inside. What an
-            annotation file said is kept, so a box can be fractional, or exclusive where it came from COCO;
-            ``ureca.masks.rle.box_xywh(mask.rle)`` is exact and counts pixels.
-        area_px: number of pixels; as the file said, where it did.
-        predicted_iou: the segmenter's own estimate of its quality, about 0 to 1 (SAM's can exceed 1); None: unknown.
-        stability_score: 0 to 1, IoU of the masks at a higher and a lower threshold; None: unknown.
-        extra: every other key that its annotation file had.
+        id: id of the mask, unique within its image.
+        rle: COCO compressed RLE; its ``size`` is [height, width] of the image.
+        bbox_xywh: x, y, width and height of the bounding box in pixels, inclusive as in SA-1B: x + width is the last
+            column inside. The box of an annotation file is kept, so it can be fractional, or exclusive where it comes
+            from COCO; ``ureca.masks.rle.box_xywh(mask.rle)`` is exact and counts pixels.
+        area_px: number of pixels inside; the area of an annotation file is kept.
+        predicted_iou: quality estimated by the generator, about 0 to 1 (SAM's can exceed 1); None: unknown.
+        stability_score: IoU of the masks at a higher and a lower threshold, 0 to 1; None: unknown.
+        extra: other keys of the annotation file.
+
+    Example:
+        >>> import numpy as np
+        >>> import ureca
+        >>> pixels = np.zeros((20, 30), bool)
+        >>> pixels[5:10, 10:20] = True
+        >>> mask = ureca.Mask.from_array(1, pixels)
+        >>> mask.area_px, mask.height_px, mask.width_px
+        (50, 20, 30)
+        >>> bool((mask.decode() == pixels).all())
+        True
     """
 
     id: int
@@ -44,7 +55,7 @@ class Mask:
         predicted_iou: float | None = None,
         stability_score: float | None = None,
     ) -> Self:
-        """Encode a mask [H, W] (non-zero is inside) and compute its inclusive box and its area."""
+        """Encode a mask [H, W], in which pixels other than 0 are inside, and compute its inclusive box and its area."""
         rle = rle_codec.encode(pixels)
         return cls(
             id=id,
@@ -93,5 +104,5 @@ class Mask:
         return self.rle["size"][1]
 
     def decode(self) -> BoolMask:
-        """The mask as pixels, bool [H, W]."""
+        """Return the mask as pixels, bool [H, W]."""
         return rle_codec.decode(self.rle)

@@ -17,12 +17,21 @@ ROOT = -1
 
 @dataclass(frozen=True)
 class MaskTree:
-    """A forest over the masks of one image, under a virtual root that stands for the image.
+    """The masks of one image as a tree, under a root that stands for the image (paper, stage 1).
 
     Attributes:
-        parents: parent id by mask id, -1 at the top level; in insertion order (descending area).
-        children: ids of the children by mask id, and of the top level by -1; in insertion order.
-        area_fractions: share of the image, 0 to 1, by mask id.
+        parents: id of the parent by mask id, ``ROOT`` (-1) at the top level; in insertion order (descending area).
+        children: ids of the children by mask id, and of the top level by ``ROOT``; in insertion order.
+        area_fractions: fraction of the image that a mask covers, 0 to 1, by mask id.
+
+    Example:
+        >>> import numpy as np
+        >>> import ureca
+        >>> pixels = np.zeros((2, 20, 30), bool)
+        >>> pixels[0, 2:18, 2:28] = pixels[1, 5:10, 10:20] = True
+        >>> tree = ureca.MaskTree.build([ureca.Mask.from_array(id, pixels[id]) for id in range(2)])
+        >>> tree.parents, tree.depth(1)
+        ({0: -1, 1: 0}, 1)
     """
 
     parents: dict[int, int]
@@ -31,14 +40,14 @@ class MaskTree:
 
     @classmethod
     def build(cls, masks: Sequence[Mask], containment: float = 0.8) -> Self:
-        """Insert masks in descending area, equal areas in input order, each below the deepest node that takes it.
+        """Insert the masks in descending area, equal areas in input order, each below the deepest mask that holds it.
 
         At each node, from the root down, a mask moves to the first child, in insertion order, that holds at least the
-        share ``containment`` of its pixels. No mask is decoded.
+        fraction ``containment`` of its pixels. No mask is decoded.
 
         Args:
-            masks: of one image, with distinct ids other than -1.
-            containment: |s ∩ l| / |s| from which ``s`` fits below ``l``, above 0 and at most 1.
+            masks: masks of one image, with distinct ids other than -1.
+            containment: fraction |s ∩ l| / |s| from which a mask ``s`` is held by ``l``, above 0 and at most 1.
 
         Raises:
             ValueError: an id appears twice or is -1, sizes differ, or ``containment`` is out of range.
@@ -64,8 +73,8 @@ class MaskTree:
         return cls(parents=parents, children=children, area_fractions=_area_fractions(masks, areas_px))
 
     @classmethod
-    def regrow(cls, masks: Sequence[Mask], parents: Mapping[int, int]) -> Self:
-        """The tree that was planted before, from its ``parents``, whose order is that of insertion.
+    def from_parents(cls, masks: Sequence[Mask], parents: Mapping[int, int]) -> Self:
+        """Restore a tree from its ``parents``, whose order is that of insertion.
 
         Raises:
             KeyError: a parent comes after its child, or a mask is missing.
@@ -78,20 +87,20 @@ class MaskTree:
         return cls(dict(parents), children, {id: fractions[id] for id in parents})
 
     def levels(self, id: int) -> int:
-        """Number of levels of a mask's subtree; a leaf has 1."""
+        """Return the number of levels of a mask's subtree; a leaf has 1."""
         return self._levels[id]
 
     def depth(self, id: int) -> int:
-        """Number of masks above this one; 0 at the top level."""
+        """Return the number of masks above this one; 0 at the top level."""
         return self._depths[id]
 
     @property
     def num_levels(self) -> int:
-        """Levels of the deepest subtree; 0 for an image without masks."""
+        """Number of levels of the deepest subtree; 0 for an image without masks."""
         return max((self._levels[id] for id in self.children[ROOT]), default=0)
 
     def walk(self, id: int = ROOT) -> Iterator[int]:
-        """Ids below ``id`` (without it), parents before children, siblings in insertion order."""
+        """Yield the ids below ``id`` (without it), parents before children, siblings in insertion order."""
         pending = list(reversed(self.children[id]))
         while pending:
             node = pending.pop()
@@ -99,20 +108,20 @@ class MaskTree:
             pending.extend(reversed(self.children[node]))
 
     def ancestors(self, id: int) -> Iterator[int]:
-        """Ids from the parent up to the top level."""
+        """Yield the ids from the parent up to the top level."""
         while (id := self.parents[id]) != ROOT:
             yield id
 
     def is_nested(self, first: int, second: int) -> bool:
-        """Whether one of the two lies below the other."""
+        """Tell if one of two masks lies below the other."""
         return first in self.ancestors(second) or second in self.ancestors(first)
 
     def main_objects(
         self, *, min_levels: int = 4, min_area_fraction: float = 0.007, max_area_fraction: float = 0.7
     ) -> list[int]:
-        """Top-level masks with a subtree of at least ``min_levels`` and an area in bounds (shares of the image).
+        """Return the top-level masks with a subtree of at least ``min_levels`` and an area within bounds.
 
-        The defaults are the paper's, for SA-1B's ~100 masks an image; sparser masks need 1 or 2 levels.
+        The defaults are the paper's, for the about 100 masks per image of SA-1B; sparser masks need 1 or 2 levels.
         """
         return [
             id
@@ -121,7 +130,7 @@ class MaskTree:
         ]
 
     def parts(self, main_object: int, *, min_area_fraction: float = 0.007) -> list[int]:
-        """Masks below a main object that cover the share of the image, parents first; a small one drops its subtree."""
+        """Return the masks below a main object, parents first; a mask that is too small drops its subtree."""
         kept: dict[int, None] = {main_object: None}
         for id in self.walk(main_object):
             if self.parents[id] in kept and self.area_fractions[id] >= min_area_fraction:
