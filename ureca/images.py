@@ -1,4 +1,4 @@
-"""From the bytes of an image file to pixels, whoever wrote the bytes."""
+"""Decoding of image files from untrusted sources."""
 
 import io
 import struct
@@ -24,9 +24,9 @@ from ureca.errors import DataError, ImageError
 Pixels = npt.NDArray[np.uint8]
 Decoded = TypeVar("Decoded")
 
-# What Pillow raises for bytes that are not what they claim to be: its own (SyntaxError for headers, OSError for
-# pixel data, ValueError for limits on text chunks and profiles), what its parsers let through from the standard
-# library, and warnings where the process turns them into errors. A MemoryError belongs here because the pixels are
+# Errors that Pillow raises for malformed bytes: its own (SyntaxError for headers, OSError for pixel data, ValueError
+# for limits on text chunks and profiles), those of the standard library that its parsers let through, and warnings
+# that the process turns into errors. A MemoryError belongs here because the pixels are
 # limited before: it comes from absurd sizes inside the file, not from a machine that is short of memory.
 _PILLOW_ERRORS = (
     OSError,
@@ -74,7 +74,7 @@ _UPRIGHT = {
 
 
 class ImageLimits(BaseModel):
-    """What an image may cost before it is refused."""
+    """Limits of an image; larger ones are errors."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -90,15 +90,15 @@ class ImageLimits(BaseModel):
 def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
     """Decode an image file to uint8 RGB [H, W, 3], upright.
 
-    The content decides the format: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM/PGM/PBM, whatever the file was called. The
-    first frame of an animation counts; the EXIF orientation is applied; transparency is laid over white; CMYK, palette,
+    The content, not the file name, determines the format: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM/PGM/PBM. Of an
+    animation the first frame is used; the EXIF orientation is applied; transparency is laid over white; CMYK, palette,
     YCbCr and LAB become RGB without a colour profile. Greys of more than 8 bits are scaled: 16-bit and integers within
     0 to 65535 from that range, floats within 0 to 1 from that range, anything else from its own smallest to its own
     largest finite value (not a number becomes black).
 
     Args:
-        data: the whole file.
-        limits: checked on length and header, before anything is decoded.
+        data: content of the file.
+        limits: limits that are checked on length and header, before anything is decoded.
 
     Raises:
         ImageError: ``empty_file``; ``too_many_bytes``; ``not_an_image`` (no signature of a format above);
@@ -119,10 +119,10 @@ def try_decode_image(data: bytes | DataError, limits: ImageLimits) -> Pixels | D
 
 
 def decode_layers(data: bytes, limits: ImageLimits) -> tuple[Pixels, Pixels | None]:
-    """As ``decode_image``, with transparency apart: the colours as they are stored beneath it, whatever it hides.
+    """Decode an image file to colours and transparency, without applying it: hidden colours stay as they are stored.
 
     Returns:
-        the colours, uint8 RGB [H, W, 3], and the alpha channel, uint8 [H, W]; None where the file has none.
+        Colours, uint8 RGB [H, W, 3], and the alpha channel, uint8 [H, W]; None if the file has none.
 
     Raises:
         ImageError: as ``decode_image``.
@@ -166,16 +166,16 @@ def _check_size(image: ImageFile, limits: ImageLimits) -> None:
         # A tile can be larger than the image that it is part of, and is decoded whole.
         width, height = (int(image.tag_v2.get(tag, 0)) for tag in _TIFF_TILE_TAGS)
         areas.append(("a tile", width, height))
-    for what, width, height in areas:
+    for area, width, height in areas:
         if width * height > limits.max_pixels:
             raise ImageError(
                 "too_many_pixels",
-                f"the header states {what} of {width} x {height} pixels, the limit is {limits.max_pixels}",
+                f"the header states {area} of {width} x {height} pixels, the limit is {limits.max_pixels}",
             )
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Turn the image as its EXIF orientation says. Malformed EXIF says nothing, and the pixels are good without it."""
+    """Apply the EXIF orientation. Malformed EXIF data are ignored: the pixels are good without them."""
     try:
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except _PILLOW_ERRORS:
@@ -215,7 +215,7 @@ def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:
 
 
 def _kind(error: BaseException, data: bytes) -> str:
-    """Name a failure of Pillow's. Its parsers say when they reach the end; WebP's does not, but states its length."""
+    """Classify an error of Pillow. Most parsers tell when data end early; the header of WebP has the length."""
     if isinstance(error, MemoryError):
         return "out_of_memory"
     if data.startswith(b"RIFF") and int.from_bytes(data[4:8], "little") + 8 > len(data):

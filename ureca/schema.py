@@ -1,6 +1,6 @@
-"""Arrow schemas of everything that is stored: one row an image, regions as a nested list.
+"""Arrow schemas of the stored datasets: one row per image, regions as a nested list.
 
-Readers of a dataset can rely on these names and types; every file that is written is conformed to them.
+Readers of a dataset can rely on these names and types; every file is conformed to them when it is written.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 ERROR = pa.struct(
     [
-        pa.field("stage", pa.string(), nullable=False),  # read | propose | curate | caption
+        pa.field("stage", pa.string(), nullable=False),  # read | masks | tree | curate | caption
         pa.field("kind", pa.string(), nullable=False),  # snake_case, for counting
         pa.field("message", pa.string(), nullable=False),
     ]
@@ -52,7 +52,7 @@ PROVENANCE = pa.struct(
         pa.field("listener", pa.string()),
         pa.field("verifier", pa.string()),
         pa.field("ureca", pa.string()),
-        pa.field("recipe", pa.string()),  # a hash of all that decides what rows say: settings, prompts, checkpoints
+        pa.field("recipe", pa.string()),  # config hash, over settings, prompts and checkpoints
     ]
 )
 
@@ -70,11 +70,11 @@ REGIONS = pa.schema(
 """The dataset that ``curate`` writes.
 
 A region: ``rle`` holds COCO compressed counts of a [height, width] mask; ``parent_id`` is -1 at the top level and
-``depth`` 0 there; ``listener_choice`` is the region_id that the listener took ``caption`` for, "none" or "several",
-null where it was not asked, and ``listener_rounds`` how often it was asked; ``verdict`` is unchecked, accepted or
-rejected; ``status`` is ok, skipped:<why> or failed:<why>.
-``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null where no pixels
-could be read.
+``depth`` 0 there; ``listener_choice`` is the region_id that the listener chose for ``caption``, "none" or "several",
+null if it was not asked, and ``listener_rounds`` the number of times it was asked; ``verdict`` is unchecked, accepted
+or rejected; ``status`` is ok, skipped:<reason> or failed:<reason>.
+``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null if the image
+could not be read.
 """
 
 CAPTION = pa.struct(
@@ -109,9 +109,9 @@ CAPTIONS = pa.schema(
 )
 """The dataset that ``caption`` writes.
 
-``parent_id`` (-1: top level) and ``depth`` are null where no mask tree is known. ``status`` is ok, or failed:<why> for
+``parent_id`` (-1: top level) and ``depth`` are null if no mask tree is known. ``status`` is ok, or failed:<reason> for
 a mask that cannot be captioned: it has no caption, the others of its image do. ``finish_reason`` is stop (the model
-ended the caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` what made the masks;
+ended the caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` the mask generator;
 ``recipe`` is as in the provenance of ``REGIONS``.
 """
 
@@ -144,10 +144,10 @@ BENCHMARK = pa.schema(
         pa.field("error", ERROR),
     ]
 )
-"""The regions that ``evaluate`` has captioned, and what people say of them.
+"""The regions that ``evaluate`` captions, with the captions that people wrote.
 
 ``parent_id`` and ``depth`` as in ``CAPTIONS``; ``references`` may be empty; ``status`` is ok, ``error`` null.
-``scene`` is the file with the scene that captions are resolved in, null where the image is none.
+``scene`` is the file of the scene that captions are resolved in, null if the image shows none.
 """
 
 JUDGED = pa.schema(
@@ -174,11 +174,11 @@ JUDGED = pa.schema(
         pa.field("error", ERROR),
     ]
 )
-"""What was found out about captions of a benchmark, region by region; null where a question was not asked.
+"""Scores of the captions of a benchmark, region by region; null for a measure that was not computed.
 
 ``is_first``, ``reciprocal_rank`` and ``num_candidates`` are of ``ureca.evaluation.uniqueness.Retrieved``, ``heard``
-and ``resolution`` as there, ``bert_f1`` is BERTScore's. ``status`` is ok. Where the image could not be read, ``error``
-says so, and what needs no pixels is there.
+and ``resolution`` as there, ``bert_f1`` is BERTScore's. ``status`` is ok. If the image could not be read, ``error``
+is set, and only the measures that need no pixels are there.
 """
 
 
@@ -187,8 +187,8 @@ class Dataset:
     """A kind of dataset: rows are images, each with a list of regions that have ``region_id`` and ``status``.
 
     Attributes:
-        name: of the folder of its parts, and of the column with the regions.
-        schema: of its rows.
+        name: name of the folder with its files, and of the column with the regions.
+        schema: schema of its rows.
     """
 
     name: str
@@ -200,15 +200,15 @@ CAPTIONS_DATASET = Dataset("captions", CAPTIONS)
 BENCHMARK_DATASET = Dataset("benchmark", BENCHMARK)
 JUDGED_DATASET = Dataset("judged", JUDGED)
 DATASETS = {dataset.name: dataset for dataset in (REGIONS_DATASET, CAPTIONS_DATASET, BENCHMARK_DATASET)}
-"""Those with regions that have masks, by name: what shows, exports, trains or captions can read."""
+"""Kinds of datasets whose regions have masks, by name: reports, exports, training and captioning can read them."""
 
 
 def conform(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
-    """Make a table of exactly ``schema`` from rows of Python values.
+    """Make a table of exactly a schema from rows of Python values.
 
     Raises:
-        pyarrow.ArrowInvalid, pyarrow.ArrowTypeError: a value does not fit its column; this is a bug of the writer.
-        ValueError: a row, or a struct within it, has a field that the schema lacks, or lacks one that must not be null.
+        pyarrow.ArrowInvalid, pyarrow.ArrowTypeError: a value does not fit its column, which is a bug of the writer.
+        ValueError: a row, or a struct within it, has an unknown field, or lacks one that must not be null.
     """
     rows = list(rows)
     names = {field.name: _field_names(field.type) for field in schema}
@@ -222,7 +222,7 @@ def conform(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
 
 
 def _field_names(type: pa.DataType) -> _FieldNames | None:
-    """Names within a struct, or within the structs of a list; None where there is neither."""
+    """Return the names within a struct, or within the structs of a list; None for other types."""
     if pa.types.is_struct(type):
         return {field.name: _field_names(field.type) for field in type}
     return _field_names(type.value_type) if pa.types.is_list(type) else None

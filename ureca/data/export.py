@@ -1,8 +1,4 @@
-"""URECA's training set: one JSON object a line, one line a region (the layout of the paper's released set).
-
-[from] Which regions leave in an export, and why the others do not.
-[from] COCO captions JSON, with the box and the mask of each caption's region.
-[from] One row a region, for tools that read tables."""
+"""Exports of captioned regions: URECA's training set (JSONL), Parquet with one row per region, and COCO captions."""
 
 import json
 import shutil
@@ -79,14 +75,14 @@ def export(
 
 @dataclass(slots=True)
 class Selection:
-    """Passes on the captioned regions of each row, and counts.
+    """Selection of the captioned regions of each row, which counts what it leaves out.
 
     Attributes:
-        include_rejected: also those whose caption verification has rejected.
-        num_images: rows of which at least one region was passed on.
-        num_regions: regions passed on.
-        left_out: regions that were not, by reason: "rejected", or their status.
-        failed_images: rows with an error, by "stage: kind".
+        include_rejected: select captions that the verification rejected, too.
+        num_images: number of rows with at least one selected region.
+        num_regions: number of selected regions.
+        left_out: number of other regions, by reason: "rejected", or their status.
+        failed_images: number of rows with an error, by "stage: kind".
     """
 
     include_rejected: bool = False
@@ -96,7 +92,7 @@ class Selection:
     failed_images: Counter[str] = field(default_factory=Counter)
 
     def of(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
-        """Rows of the schema ``REGIONS`` that have regions to export, each with those regions."""
+        """Yield the rows (schema ``REGIONS``) that have regions to export, each with those regions."""
         for row in rows:
             if (error := row["error"]) is not None:
                 self.failed_images[f"{error['stage']}: {error['kind']}"] += 1
@@ -107,12 +103,16 @@ class Selection:
                 yield row, regions
 
     def summary(self) -> str:
-        """What was written and what was left out, for people."""
-        lines = [f"{_counted(self.num_regions, 'region')} of {_counted(self.num_images, 'image')} written"]
+        """Return a readable summary of the regions that were written and left out."""
+
+        def counted(count: int, noun: str) -> str:
+            return f"{count} {noun}{'' if count == 1 else 's'}"
+
+        lines = [f"{counted(self.num_regions, 'region')} of {counted(self.num_images, 'image')} written"]
         for reason, count in self.left_out.most_common():
-            lines.append(f"{_counted(count, 'region')} left out: {reason}")
+            lines.append(f"{counted(count, 'region')} left out: {reason}")
         for reason, count in self.failed_images.most_common():
-            lines.append(f"{_counted(count, 'image')} left out: {reason}")
+            lines.append(f"{counted(count, 'image')} left out: {reason}")
         return "\n".join(lines)
 
     def _takes(self, region: Mapping[str, Any]) -> bool:
@@ -125,10 +125,6 @@ class Selection:
         return True
 
 
-def _counted(count: int, noun: str) -> str:
-    return f"{count} {noun}{'' if count == 1 else 's'}"
-
-
 def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, selection: Selection, *, overwrite: bool = False) -> None:
     """Write COCO captions, which ``pycocotools.coco.COCO`` loads.
 
@@ -137,15 +133,15 @@ def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, selection: Selectio
     and ``area`` are the mask's, in pixels.
 
     Args:
-        rows: of the schema ``REGIONS``.
-        to: the JSON file.
-        selection: which regions; it counts them.
-        overwrite: replace what exists.
+        rows: rows of the schema ``REGIONS``.
+        to: JSON file to write.
+        selection: selection of the regions, which counts them.
+        overwrite: replace an existing file.
 
     Raises:
         OutputError: ``to`` exists and ``overwrite`` is not set, or cannot be written there.
     """
-    # The two lists of a COCO file stand one after the other: the second waits in a file of its own.
+    # The two lists of a COCO file follow each other: the second one is collected in a file of its own.
     with (
         replacing(to, overwrite=overwrite) as temporary,
         temporary.open("w", encoding="utf-8") as file,
@@ -186,7 +182,7 @@ def _annotation(number: int, image_number: int, row: Mapping[str, Any], region: 
         "image_id": image_number,
         "region_id": region["region_id"],
         "caption": region["caption"],
-        # Rows keep the boxes of the masks' source, and SA-1B's are one pixel short of COCO's.
+        # Rows keep the boxes of the masks' source, and those of SA-1B are one pixel smaller than COCO's.
         "bbox": list(box_xywh(rle)),
         "area": area_px(rle),
         "segmentation": dict(rle),
@@ -195,22 +191,27 @@ def _annotation(number: int, image_number: int, row: Mapping[str, Any], region: 
 
 
 _IMAGE_COLUMNS = ("image_id", "uri", "height", "width")
-_ROWS_A_GROUP = 8192
 
 FLAT = pa.schema([*(REGIONS.field(name) for name in _IMAGE_COLUMNS), *REGION, pa.field("provenance", PROVENANCE)])
-"""Columns of the flat export: those of the image, repeated, then those of the region, as in ``REGIONS``."""
+"""Schema of the Parquet export: columns of the image, repeated, then those of the region, as in ``REGIONS``."""
 
 
 def export_parquet(
-    rows: Iterable[Mapping[str, Any]], to: Path, selection: Selection, *, overwrite: bool = False
+    rows: Iterable[Mapping[str, Any]],
+    to: Path,
+    selection: Selection,
+    *,
+    overwrite: bool = False,
+    rows_per_group: int = 8192,
 ) -> None:
     """Write a Parquet file of the schema ``FLAT``.
 
     Args:
-        rows: of the schema ``REGIONS``.
-        to: the Parquet file.
-        selection: which regions; it counts them.
-        overwrite: replace what exists.
+        rows: rows of the schema ``REGIONS``.
+        to: Parquet file to write.
+        selection: selection of the regions, which counts them.
+        overwrite: replace an existing file.
+        rows_per_group: number of regions from which a row group is written; an image's regions stay together.
 
     Raises:
         OutputError: ``to`` exists and ``overwrite`` is not set, or cannot be written there.
@@ -223,7 +224,7 @@ def export_parquet(
         for row, regions in selection.of(rows):
             image = {name: row[name] for name in (*_IMAGE_COLUMNS, "provenance")}
             group += [{**image, **region} for region in regions]
-            if len(group) >= _ROWS_A_GROUP:
+            if len(group) >= rows_per_group:
                 writer.write_table(conform(group, FLAT))
                 group = []
         if group:
@@ -238,24 +239,26 @@ def export_jsonl(
     masks: Path | None = None,
     overwrite: bool = False,
 ) -> None:
-    """Write the captions, as they are after uniqueness refinement, with a question each.
+    """Write the captions after uniqueness refinement, each with a question.
 
     A line is ``{"id", "image", "mask_id", "conversations": [{"from": "human", "value": "<image>\\n<question>"},
     {"from": "gpt", "value": <caption>}]}``; ``image`` is the image's id and ``mask_id`` the region's, as text.
 
     Args:
-        rows: of the schema ``REGIONS``.
-        to: the JSONL file.
-        selection: which regions; it counts them.
-        masks: a folder for the masks of the exported regions, ``<image>.json`` in SA-1B's layout; None: no masks.
-        overwrite: replace what exists.
+        rows: rows of the schema ``REGIONS``.
+        to: JSONL file to write.
+        selection: selection of the regions, which counts them.
+        masks: folder for the masks of the exported regions, ``<image>.json`` in SA-1B's layout; None: no masks.
+        overwrite: replace existing files.
 
     Raises:
         OutputError: ``to`` or a file of masks exists and ``overwrite`` is not set, or cannot be written there.
     """
     with replacing(to, overwrite=overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
         if masks is not None:
-            _make_empty_folder(masks, overwrite=overwrite)
+            masks.mkdir(parents=True, exist_ok=True)
+            if not overwrite and any(masks.iterdir()):
+                raise OutputError(f"the folder {masks} is not empty; name another one, or add to it with --overwrite")
         number = 0
         for row, regions in selection.of(rows):
             for region in regions:
@@ -278,12 +281,6 @@ def _line(number: int, image_id: str, region: Mapping[str, Any]) -> dict[str, An
             {"from": "gpt", "value": region["caption"]},
         ],
     }
-
-
-def _make_empty_folder(masks: Path, *, overwrite: bool) -> None:
-    masks.mkdir(parents=True, exist_ok=True)
-    if not overwrite and any(masks.iterdir()):
-        raise OutputError(f"the folder {masks} is not empty; name another one, or add to it with --overwrite")
 
 
 def _write_masks(folder: Path, row: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> None:

@@ -1,5 +1,7 @@
-"""What is asked about a region: the captioner's own question or a paraphrase, of one kind for short captions and of
-another for detailed ones (as in the paper's training set)."""
+"""Questions about regions in training: the captioner's own question, or a paraphrase.
+
+Short and detailed captions have different paraphrases, as in the paper's training set.
+"""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -30,29 +32,32 @@ DETAILED_QUESTIONS = (
 
 
 class QuestionSettings(BaseModel):
-    """Which questions are asked where the source asks none."""
+    """Questions about the regions of sources that have no questions of their own."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     default_fraction: float = Field(
-        default=0.5, ge=0, le=1, description="share of regions asked the captioner's own question, others a paraphrase"
+        default=0.5,
+        ge=0,
+        le=1,
+        description="share of regions with the captioner's own question, others get a paraphrase",
     )
 
     def possible(self, *, detailed: bool) -> tuple[str, ...]:
-        """All questions that may be asked."""
+        """Return all questions that can be chosen."""
         paraphrases = () if self.default_fraction == 1 else paraphrases_of(detailed=detailed)
         return paraphrases if self.default_fraction == 0 else (QUESTION, *paraphrases)
 
 
 def paraphrases_of(*, detailed: bool) -> tuple[str, ...]:
-    """The set of questions for detailed captions, or the one for short captions."""
+    """Return the paraphrases for detailed captions, or those for short ones."""
     return DETAILED_QUESTIONS if detailed else SHORT_QUESTIONS
 
 
 def choose_question(
     image_id: str, region_id: int, *, detailed: bool, settings: QuestionSettings, epoch: int, seed: int
 ) -> str:
-    """The question about a region in an epoch: it varies over regions and epochs, and is always the same for one."""
+    """Choose the question about a region in an epoch, from its ids, the epoch and the seed alone."""
     random = hash64(seed, epoch, "question", image_id, region_id)
     if random / 2**64 < settings.default_fraction:
         return QUESTION
@@ -60,6 +65,6 @@ def choose_question(
 
 
 def paraphrase(image_id: str, region_id: int, *, detailed: bool, salt: str = "") -> str:
-    """A question about a region, always the same one for the same salt."""
+    """Choose a paraphrase for a region, always the same one for the same salt."""
     questions = paraphrases_of(detailed=detailed)
     return questions[hash64("paraphrase", salt, image_id, region_id) % len(questions)]

@@ -1,4 +1,4 @@
-"""Masks of a dataset that is there already: the output of a run as input of the next."""
+"""Reuse of the masks of an existing dataset: the output of a run is the input of the next."""
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -27,11 +27,14 @@ class ReusedMasksConfig(BaseModel):
 
 
 def list_run(output: Output, *, with_regions: bool) -> pa.Table:
-    """The images of a run as a manifest.
+    """List the images of a run.
 
     Args:
-        output: of the run.
-        with_regions: only images that have their row; the annotation of each is the file that holds it.
+        output: output of the run.
+        with_regions: list only images that have a row; the annotation of each is the file that holds the row.
+
+    Returns:
+        Table of the schema ``MANIFEST``.
 
     Raises:
         InputError: the run has no images, or none has a row.
@@ -52,9 +55,13 @@ def list_run(output: Output, *, with_regions: bool) -> pa.Table:
 
 
 def reuse_masks(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
-    """The images of a unit with the masks of their rows; entries come from ``list_run``.
+    """Return the images of a partition with the masks of their rows.
 
-    An image whose row has an error keeps it. Masks that the run had skipped stay out.
+    An image whose row has an error keeps the error. Masks that the run skipped are left out.
+
+    Args:
+        number: number of the partition.
+        entries: images, from ``list_run`` with regions.
     """
     started = time.monotonic()
     by_file: dict[str, list[str]] = {}

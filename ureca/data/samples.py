@@ -1,9 +1,8 @@
-"""Samples of URECA's JSONL: one line a region, ``{"image", "mask_id", "conversations"}``.
+"""Training samples: images with the captions of their regions, from a dataset of regions or from URECA's JSONL.
 
-[from] What there is to learn from: images, and the captions of their regions; and what cannot be learned from.
-[from] Settings of each kind of source.
-[from] What a source is, and what every region of a source must have.
-[from] Samples of a regions dataset."""
+A line of the JSONL is a region, ``{"image", "mask_id", "conversations"}``. Regions that cannot be learned from become
+``BadSample``, with the reason.
+"""
 
 import reprlib
 from array import array
@@ -30,14 +29,14 @@ from ureca.masks.rle import area_px
 
 @dataclass(frozen=True, slots=True)
 class TrainingRegion:
-    """A region and what the model shall say about it.
+    """A region and the caption to learn.
 
     Attributes:
-        region_id: as the source calls it; two captions of one region are two of these with the same id.
-        counts: COCO compressed RLE counts of its mask, which has the image's size.
-        caption: the answer, not empty.
-        detailed: whether a question for a detailed caption fits.
-        question: what the source asks; None: a question is chosen (``ureca.data.questions``).
+        region_id: id of the region in its source; each caption of a region is an object of its own, with the same id.
+        counts: COCO compressed RLE counts of the mask, which has the image's size.
+        caption: caption, not empty.
+        detailed: the caption is a detailed one and gets a question that asks for one.
+        question: question of the source; None: one is chosen (``ureca.data.questions``).
     """
 
     region_id: int
@@ -49,13 +48,13 @@ class TrainingRegion:
 
 @dataclass(frozen=True, slots=True)
 class TrainingImage:
-    """An image and all of its regions that are learned from.
+    """An image and its regions to learn from.
 
     Attributes:
-        entry: where the image's bytes are.
-        height: in pixels, upright.
-        width: in pixels, upright.
-        regions: at least one; a *region number* is an index into it.
+        entry: location of the image's bytes.
+        height: height in pixels, upright.
+        width: width in pixels, upright.
+        regions: regions, at least one; a *region number* is an index into it.
     """
 
     entry: ManifestEntry
@@ -65,19 +64,19 @@ class TrainingImage:
 
     @property
     def image_id(self) -> str:
-        """Unique in its source."""
+        """Id of the image, unique in its source."""
         return self.entry.image_id
 
 
 @dataclass(frozen=True, slots=True)
 class BadSample:
-    """A region that cannot be learned from, and why. Where it is the image's fault, each of its regions is one.
+    """A region that cannot be learned from. If the image cannot be used, each of its regions is a bad sample.
 
     Attributes:
-        image_id: as the source has it; empty where it does not say.
-        region_id: None where the source does not say, or says something else than a number.
-        kind: what is wrong, in a few snake_case letters, for counting.
-        message: the particulars.
+        image_id: id of the image in the source; empty if it has none.
+        region_id: id of the region; None if the source has none, or one that is not a number.
+        kind: kind of the error in snake_case, for counting.
+        message: details of the error.
     """
 
     image_id: str
@@ -92,13 +91,13 @@ class RegionsSource(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["regions"] = "regions"
-    path: str = Field(description="output folder, a path or URI")
-    caption: Literal["unique", "short", "detailed"] = Field(default="unique", description="which caption is learned")
-    include_rejected: bool = Field(default=False, description="also captions that verification rejected")
+    path: str = Field(description="output folder of `ureca curate` or `ureca scenes`, a path or URI")
+    caption: Literal["unique", "short", "detailed"] = Field(default="unique", description="caption to learn")
+    include_rejected: bool = Field(default=False, description="learn captions that the verification rejected, too")
 
 
 class JsonlOptions(BaseModel):
-    """How files whose names end in .jsonl are read: URECA's, with the SA-1B images and JSON files that they name."""
+    """Options of files that end with .jsonl: URECA's JSONL, with the SA-1B images and JSON files that it names."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -107,7 +106,7 @@ class JsonlOptions(BaseModel):
     )
     annotations: str = Field(default="beside", description="'beside' the images, or a folder of <image_id>.json")
     mask_ids: Literal["id", "position"] = Field(
-        default="id", description="what mask_id names: an annotation's id, or its place in the file, from 0"
+        default="id", description="meaning of mask_id: an annotation's id, or its position in the file, from 0"
     )
 
 
@@ -120,47 +119,46 @@ class JsonlSource(JsonlOptions):
 
 
 SourceSettings = Annotated[RegionsSource | JsonlSource, Field(discriminator="kind")]
-"""One source; a run may mix several."""
+"""Settings of one source; a run may mix several."""
 
 
 Sample = TrainingImage | BadSample
 
 
 class Source(Protocol):
-    """A source that can be read.
+    """Source of training samples.
 
     Attributes:
-        selection: regions and images that are left out on purpose, counted while ``samples`` runs.
+        selection: numbers of regions and images that are left out on purpose, counted while ``samples`` runs.
     """
 
     selection: Selection
 
     def samples(self) -> Iterator[Sample]:
-        """All images with their regions, and all that is bad, one by one, always in the same order.
+        """Yield all images with their regions, and all bad samples, always in the same order.
 
         Raises:
-            InputError, OutputError: the source as a whole cannot be read.
+            InputError, OutputError: the source cannot be read at all.
         """
         ...
 
     def files(self) -> list[str]:
-        """The files, as paths or URIs, that decide what ``samples`` gives."""
+        """Return the paths or URIs of the files that ``samples`` depends on."""
         ...
 
 
 def open_source(settings: RegionsSource | JsonlSource) -> Source:
-    """The source that settings name; nothing is read yet."""
-
+    """Open the source that settings name, without reading it yet."""
     return RegionsDataset(settings) if isinstance(settings, RegionsSource) else JsonlFile(settings)
 
 
 def checked(image_id: str, region: TrainingRegion, *, area_px: int) -> TrainingRegion | BadSample:
-    """The region with its caption stripped of white space around it, or what keeps it from being learned.
+    """Strip the caption of a region, and check that it can be learned from.
 
     Args:
-        image_id: of its image.
-        region: its caption may be empty.
-        area_px: of its mask.
+        image_id: id of the image.
+        region: region, whose caption may be empty.
+        area_px: area of its mask, in pixels.
     """
     region = replace(region, caption=region.caption.strip())
     if not region.caption:
@@ -174,10 +172,10 @@ _COLUMNS = {"unique": "caption", "short": "short_caption", "detailed": "detailed
 
 
 class RegionsDataset:
-    """Reads the output of ``ureca curate`` or ``ureca scenes``, one unit in memory at a time.
+    """Source that reads the output of ``ureca curate`` or ``ureca scenes``, one partition in memory at a time.
 
     Args:
-        settings: which output, and which of its captions.
+        settings: settings of the source.
     """
 
     def __init__(self, settings: RegionsSource) -> None:
@@ -186,13 +184,13 @@ class RegionsDataset:
         self._column = _COLUMNS[settings.caption]
 
     def files(self) -> list[str]:
-        """The stored manifests and the units' files."""
+        """Return the stored manifests and the files of the partitions."""
         names = pa.array([*self._output.manifest_files(), *self._output.part_files()], pa.string())
         paths: list[str] = locate(self._output.path).paths(names).to_pylist()
         return paths
 
     def samples(self) -> Iterator[Sample]:
-        """All images that have captioned regions, in the manifest's order.
+        """Yield all images that have captioned regions, in the manifest's order.
 
         Raises:
             OutputError: the folder holds no run.
@@ -202,15 +200,15 @@ class RegionsDataset:
         for path, row_group in self._output.manifest_chunks():
             for partition in self._output.read_manifest_chunk(path, row_group).to_pylist():
                 if partition["partition"] in done:
-                    yield from self._unit(partition)
+                    yield from self._samples_of(partition)
                 else:
                     self.selection.failed_images["not curated yet"] += len(partition["images"])
 
-    def _unit(self, partition: Mapping[str, Any]) -> Iterator[Sample]:
+    def _samples_of(self, partition: Mapping[str, Any]) -> Iterator[Sample]:
         entries = {image["image_id"]: ManifestEntry.from_row(image) for image in partition["images"]}
         for row, regions in self.selection.of(self._output.partition_rows(partition["partition"])):
             image_id = row["image_id"]
-            if (wrong := _wrong_with(row, entries)) is not None:
+            if (wrong := _row_error(row, entries)) is not None:
                 yield from (BadSample(image_id, region["region_id"], *wrong) for region in regions)
                 continue
             found = [self._region(image_id, region) for region in regions]
@@ -222,15 +220,15 @@ class RegionsDataset:
     def _region(self, image_id: str, region: Mapping[str, Any]) -> TrainingRegion | BadSample:
         # A region without parts keeps its short caption as its detailed one.
         detailed = self._column != "short_caption" and region["detailed_caption"] != region["short_caption"]
-        # Checking the runs takes longer than all else here; whoever decodes them checks them.
+        # Validating the runs would take most of the time here; they are validated when they are decoded.
         made = TrainingRegion(region["region_id"], region["rle"], region[self._column] or "", detailed)
         return checked(image_id, made, area_px=region["area_px"])
 
 
-def _wrong_with(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) -> tuple[str, str] | None:
-    """Kind and message of what keeps all regions of a row from being learned."""
+def _row_error(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) -> tuple[str, str] | None:
+    """Return kind and message of the error that concerns all regions of a row, if there is one."""
     if row["image_id"] not in entries:
-        return "unknown_image", "the manifest has no image of this id in the row's unit"
+        return "unknown_image", "the manifest has no image of this id in the row's partition"
     if row["height"] is None or row["width"] is None:
         return "no_size", "the row has regions, but neither height nor width"
     return None
@@ -238,7 +236,7 @@ def _wrong_with(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) ->
 
 _MAX_LINE_BYTES = 1 << 20
 _MAX_ID_DIGITS = 18
-_IMAGES_AT_ONCE = 256
+_IMAGES_PER_CHUNK = 256
 _PLACEHOLDERS = ("<image>", "<mask>")
 
 
@@ -259,10 +257,10 @@ class _Line(BaseModel):
 
 
 class JsonlFile:
-    """Reads a JSONL file whose lines may stand in any order; 12 bytes a line and the images' names stay in memory.
+    """Source that reads a JSONL file with lines in any order; 12 bytes per line and all names stay in memory.
 
     Args:
-        settings: which file, images and annotations.
+        settings: settings of the source.
     """
 
     def __init__(self, settings: JsonlSource) -> None:
@@ -271,14 +269,14 @@ class JsonlFile:
         self._location = locate(settings.path)
 
     def files(self) -> list[str]:
-        """The JSONL file."""
+        """Return the JSONL file."""
         return [self._settings.path]
 
     def samples(self) -> Iterator[Sample]:
-        """All images that lines name, in the order in which the file first names them, after the lines that are bad.
+        """Yield the images in the order in which the file first names them, after the lines that are malformed.
 
         Raises:
-            InputError: the file, the images or the annotations cannot be read as a whole.
+            InputError: the file, the images or the annotations cannot be read at all.
         """
         settings = self._settings
         codes: dict[str, int] = {}
@@ -298,8 +296,8 @@ class JsonlFile:
         ends = np.cumsum(np.bincount(images, minlength=len(codes)))
         names = list(codes)
         with self._open() as file, FileReader(MAX_ANNOTATION_BYTES) as annotations:
-            for first in range(0, len(names), _IMAGES_AT_ONCE):
-                entries = entries_at(manifest, rows[first : first + _IMAGES_AT_ONCE])
+            for first in range(0, len(names), _IMAGES_PER_CHUNK):
+                entries = entries_at(manifest, rows[first : first + _IMAGES_PER_CHUNK])
                 for image, entry in enumerate(entries, start=first):
                     places = by_image[ends[image - 1] if image else 0 : ends[image]]
                     lines = [self._line_at(file, offsets[place]) for place in places.tolist()]
@@ -341,7 +339,7 @@ class JsonlFile:
 
 
 def _lines(file: BufferedReader) -> Iterator[tuple[int, int, bytes]]:
-    """Number from 1, byte offset, and content of each line; of one that is too long the beginning."""
+    """Yield number from 1, byte offset and content of each line; of one that is too long, only the beginning."""
     number = offset = 0
     while data := file.readline(_MAX_LINE_BYTES + 1):
         number += 1
@@ -352,7 +350,7 @@ def _lines(file: BufferedReader) -> Iterator[tuple[int, int, bytes]]:
 
 
 def _parse(data: bytes, where: str) -> _Line | BadSample | None:
-    """A line, or what is wrong with it; None: it is blank."""
+    """Parse a line, or return its error; None: it is blank."""
     if not data.strip():
         return None
     if len(data) > _MAX_LINE_BYTES:
@@ -383,7 +381,7 @@ def _all_bad(lines: Sequence[_Line], kind: str, message: str) -> Iterator[BadSam
 
 def _unknown_mask(line: _Line, entry: ManifestEntry) -> BadSample:
     name = reprlib.repr(line.mask_id)
-    message = f"{entry.annotation_path} has no mask {name}; the setting mask_ids says whether that is an id or a place"
+    message = f"{entry.annotation_path} has no mask {name}; mask_ids sets whether that is an id or a position"
     return BadSample(line.image, _region_id(line), "unknown_mask", message)
 
 

@@ -87,10 +87,9 @@ def test_parquet_has_one_row_a_region(rows: Rows, tmp_path: Path) -> None:
     assert {name: flat[0][name] for name in source} == source
 
 
-def test_parquet_is_written_in_groups_as_it_comes(rows: Rows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ureca.data.export._ROWS_A_GROUP", 10)
+def test_export_parquet_of_many_rows_writes_row_groups(rows: Rows, tmp_path: Path) -> None:
     many = [rows[0] | {"image_id": f"{number}"} for number in range(12)]
-    export_parquet(iter(many), tmp_path / "flat.parquet", Selection())
+    export_parquet(iter(many), tmp_path / "flat.parquet", Selection(), rows_per_group=10)
     file = pq.ParquetFile(tmp_path / "flat.parquet")
     assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [10, 10, 4]
 
