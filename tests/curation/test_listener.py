@@ -26,7 +26,13 @@ from tests.curation.stand_ins import (
 )
 from tests.drawn import HEIGHT, WIDTH, drawn_image
 from ureca.curation.curator import Curator, curate_regions
-from ureca.curation.listener import ListeningSettings, PromptedListener, PromptedListenerSettings, shuffled_candidates
+from ureca.curation.listener import (
+    ListeningSettings,
+    PromptedListener,
+    PromptedListenerConfig,
+    PromptedListenerSettings,
+    shuffled_candidates,
+)
 from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.curation.protocols import Annotator, Choice, CuratedRegion, CurationImage, Embedder, LookAlike
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions
@@ -321,7 +327,7 @@ def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
         PromptedAnnotator(model, PromptedConfig()),
         EverythingAlike(),
         uniqueness=UniquenessSettings(include_nested=True),
-        listener=PromptedListener(model, ListeningSettings()),
+        listener=PromptedListener(model, PromptedListenerConfig()),
     )
     rows = asyncio.run(curate_regions(pixels, masks, curator))
     assert rows == asyncio.run(curate_regions(pixels, masks, curator))
@@ -336,4 +342,4 @@ def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
 @pytest.mark.parametrize("settings", [{"max_rounds": 0}, {"max_candidates": 1}, {"max_attempts": 0}, {"rounds": 1}])
 def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
-        ListeningSettings.model_validate(settings)
+        PromptedListenerConfig.model_validate(settings)

@@ -1,6 +1,8 @@
 """Stages of the curation that are left out, and the listener that measures."""
 
 import asyncio
+import gc
+import weakref
 
 import pytest
 
@@ -79,7 +81,11 @@ class TestDescribingListener:
         for _ in range(2):
             assert asyncio.run(listener.choose(views, candidates, caption)) == choice
 
-    def test_it_forgets_an_image_that_is_gone(self, views: Views) -> None:
+    def test_rule_based_listener_does_not_keep_views_alive(self, views: Views) -> None:
         listener = RuleBasedListener()
-        asyncio.run(listener.choose(Views(views.pixels, views.masks), [1, 2], "A red patch."))
-        assert listener._measured == {}
+        heard = Views(views.pixels, views.masks)
+        asyncio.run(listener.choose(heard, [1, 2], "A red patch."))
+        reference = weakref.ref(heard)
+        del heard
+        gc.collect()
+        assert reference() is None

@@ -16,7 +16,7 @@ from ureca.batching import DynamicBatcher
 from ureca.config import MAY_CHANGE
 from ureca.curation.protocols import RegionCrop
 from ureca.curation.rule_based.colours import to_oklab
-from ureca.curation.rule_based.measurement import look_at
+from ureca.curation.rule_based.measurement import reduce_region
 from ureca.curation.rule_based.shapes import measure_shape, measure_texture
 from ureca.errors import SettingsError
 from ureca.registry import register
@@ -63,7 +63,7 @@ class DescriptorEmbedder:
 
 
 def _embed_one(crop: RegionCrop) -> npt.NDArray[np.float32]:
-    pixels, mask, _ = look_at(crop.pixels, crop.mask)
+    pixels, mask, _ = reduce_region(crop.pixels, crop.mask)
     oklab = to_oklab(pixels / 255)
     colour = _colour_histogram(oklab[mask])
     texture = _texture(oklab[..., 0], mask)

@@ -1,5 +1,7 @@
 import asyncio
+import gc
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -278,13 +280,14 @@ def test_concurrent_requests_measure_an_image_once(canvas, painted, image_of, mo
     assert len(measured) == 1
 
 
-def test_an_image_is_forgotten_with_its_last_reference(canvas, painted, image_of):
+def test_annotator_does_not_keep_an_image_alive(canvas, painted, image_of):
     annotator = RuleBasedCaptioner()
     image = _three_discs(canvas, painted, image_of)
     asyncio.run(annotator.short_caption(image, 1, parent_caption=None, sibling_captions=()))
-    assert len(annotator._described) == 1
+    reference = weakref.ref(image)
     del image
-    assert not annotator._described
+    gc.collect()
+    assert reference() is None
 
 
 def test_a_mask_without_a_pixel_has_no_caption(canvas, painted, image_of):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from ureca.curation.rule_based.colours import fits_brightness, fits_colour, measure_colours, name_colours, to_oklab
-from ureca.curation.rule_based.measurement import PLACES, locate, within_it
+from ureca.curation.rule_based.measurement import LOCATIONS, locate, within_it
 from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES, measure_shape, measure_texture
 from ureca.curation.rule_based.vocabulary import enumeration, number, ordinal, plural, sentence, with_article
 
@@ -209,7 +209,7 @@ def test_a_few_pixels_have_no_texture():
     assert TEXTURES.name(measure_texture(np.full((5, 5), 0.5), np.ones((5, 5), bool))) is None
 
 
-def _place(left, top, right, bottom, *, in_image=True):
+def _location(left, top, right, bottom, *, in_image=True):
     covered = (right - left) * (bottom - top) / (300 * 200)
     centre = ((left + right) / 2, (top + bottom) / 2)
     return locate((left, top, right, bottom), centre, (0, 0, 300, 200), covered=covered, in_image=in_image)
@@ -240,23 +240,23 @@ def _place(left, top, right, bottom, *, in_image=True):
     ],
 )
 def test_a_box_has_its_place(box, place):
-    assert PLACES.name(_place(*box)) == place
-    assert PLACES.fits(place, _place(*box))
+    assert LOCATIONS.name(_location(*box)) == place
+    assert LOCATIONS.fits(place, _location(*box))
 
 
 def test_a_frame_reaches_all_four_edges():
     frame = locate((0, 0, 300, 200), (150, 100), (0, 0, 300, 200), covered=0.3, in_image=True)
-    assert PLACES.name(frame) == "reaching all four edges of"
+    assert LOCATIONS.name(frame) == "reaching all four edges of"
 
 
 def test_corners_and_edges_of_a_parent_are_no_image_corners():
-    assert PLACES.name(_place(0, 0, 40, 40, in_image=False)) == "in the upper left of"
+    assert LOCATIONS.name(_location(0, 0, 40, 40, in_image=False)) == "in the upper left of"
 
 
 def test_opposite_places_do_not_fit():
-    upper_left = _place(10, 10, 50, 50)
+    upper_left = _location(10, 10, 50, 50)
     for wrong in ("in the lower right of", "in the centre of", "along the bottom edge of", "covering most of"):
-        assert not PLACES.fits(wrong, upper_left)
+        assert not LOCATIONS.fits(wrong, upper_left)
 
 
 def test_english():

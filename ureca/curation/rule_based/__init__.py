@@ -1,1 +1,1 @@
-"""The rule-based captioner: captions of what pixels and masks prove, without weights."""
+"""The rule-based captioner and listener: captions of measured colours, shapes and locations, without weights."""

@@ -1,11 +1,5 @@
-"""A listener that needs no weights: it measures whom a caption can be true of.
+"""Rule-based annotator and listener: captions composed from measurements, and choices by measuring them again."""
 
-[from] Sentences about the regions of one image, composed from their words.
-[from] The annotator that needs no weights: it says what pixels prove, and nothing else."""
-
-import asyncio
-import threading
-import weakref
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
+from ureca.curation.rule_based.cache import IdentityCache
 from ureca.curation.rule_based.expressions import Distinction, ReferringExpression, describe, noun_phrase
 from ureca.curation.rule_based.measurement import Measurement, measure_regions, within_it
 from ureca.curation.rule_based.verification import judge
@@ -29,11 +24,13 @@ _MAX_PART_GROUPS = 4
 
 
 class Captions:
-    """The captions of one image. Short ones start with "A", unique ones with "The", so none of one kind is one of the
-    other; no two unique ones are equal.
+    """Captions of the regions of one image.
+
+    Short captions start with "A" and unique ones with "The", so that none of one kind equals one of the other; no two
+    unique captions are equal.
 
     Args:
-        measured: the regions, parents before children.
+        measured: measurements by region id, parents before children.
         size_px: width and height of the image.
     """
 
@@ -43,11 +40,11 @@ class Captions:
         self._distinction = Distinction(measured, self._traits, size_px)
 
     def short(self, id: int) -> str:
-        """One sentence: what the region looks like and where in its parent, or in the image, it lies."""
+        """Return one sentence: the region's looks, and its location in its parent, or in the image."""
         return sentence(self._short_phrases[id] + self._order_among_alike(id))
 
     def parts(self, id: int) -> str:
-        """A sentence on the region's parts, the largest first and similar ones together; empty without any."""
+        """Return a sentence on the region's parts, the largest first, similar ones together; empty without parts."""
         children = self._measured[id].child_ids
         groups = Counter(self._part_phrase(child) for child in children)
         if not groups:
@@ -57,8 +54,8 @@ class Captions:
         for phrase in named:
             alike = [child for child in children if self._part_phrase(child) == phrase]
             if len(alike) == 1:
-                place = within_it(self._traits[alike[0]].place_in_parent or "")
-                items.append(f"{with_article(phrase)} {place}")
+                location = within_it(self._traits[alike[0]].location_in_parent or "")
+                items.append(f"{with_article(phrase)} {location}")
             else:
                 noun = self._traits[alike[0]].noun
                 items.append(f"{number(len(alike))} {phrase.removesuffix(noun)}{plural(noun)}")
@@ -68,16 +65,16 @@ class Captions:
         return sentence(f"it holds {enumeration(items)}")
 
     def unique(self, id: int) -> str:
-        """A sentence on the region that fits no other of the image."""
+        """Return a sentence that fits the region and no other one of the image."""
         expression = self._distinction.expressions[id]
         adjectives = self._unsaid_adjectives(id, expression)
-        place = self._unsaid_place(id, expression)
+        location = self._unsaid_location(id, expression)
         predicate = f" is {enumeration(adjectives)}" if adjectives else ""
-        return sentence(expression.text + predicate + (f", {place}" if place else ""))
+        return sentence(expression.text + predicate + (f", {location}" if location else ""))
 
     @cached_property
     def _short_phrases(self) -> dict[int, str]:
-        return {id: f"{with_article(self._full_phrase(id))} {self._place(id)}" for id in self._measured}
+        return {id: f"{with_article(self._full_phrase(id))} {self._location(id)}" for id in self._measured}
 
     def _full_phrase(self, id: int) -> str:
         traits = self._traits[id]
@@ -93,14 +90,14 @@ class Captions:
         traits = self._traits[id]
         return noun_phrase(traits.noun, size=traits.size, colours=traits.colours)
 
-    def _place(self, id: int) -> str:
+    def _location(self, id: int) -> str:
         traits, parent_id = self._traits[id], self._measured[id].parent_id
         if parent_id is None:
-            return f"{traits.place_in_image} the image"
-        return f"{traits.place_in_parent} the {traits.parent}"
+            return f"{traits.location_in_image} the image"
+        return f"{traits.location_in_parent} the {traits.parent}"
 
     def _order_among_alike(self, id: int) -> str:
-        """Which one it is of the siblings that would be described alike; empty where there are none."""
+        """Return the rank of a region among the siblings with the same phrase; empty if there are none."""
         alike = [
             other
             for other, phrase in self._short_phrases.items()
@@ -130,15 +127,15 @@ class Captions:
             adjectives += [f"partly {colour}" for colour in traits.colours[1:]]
         return adjectives
 
-    def _unsaid_place(self, id: int, expression: ReferringExpression) -> str:
+    def _unsaid_location(self, id: int, expression: ReferringExpression) -> str:
         traits, parent_id = self._traits[id], self._measured[id].parent_id
         if parent_id is None:
-            return "" if "place_in_image" in expression.kinds else self._place(id)
-        if "place_in_parent" in expression.kinds:
+            return "" if "location_in_image" in expression.kinds else self._location(id)
+        if "location_in_parent" in expression.kinds:
             return ""
         if "parent" in expression.kinds:
-            return f"{traits.place_in_parent} that {self._traits[parent_id].noun}"
-        return self._place(id)
+            return f"{traits.location_in_parent} that {self._traits[parent_id].noun}"
+        return self._location(id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +145,7 @@ class _DescribedImage:
 
 
 class RuleBasedConfig(BaseModel):
-    """Captions of measured colours, shapes and places, without weights."""
+    """Captions of measured colours, shapes and locations, without weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -157,19 +154,17 @@ class RuleBasedConfig(BaseModel):
 
 @register("annotator", "rule_based", settings=RuleBasedConfig)
 class RuleBasedCaptioner:
-    """Captions regions by colour, brightness, texture, shape, size, place and order; an ``Annotator``.
+    """Captions regions by colour, brightness, texture, shape, size, location and order; an ``Annotator``.
 
-    All regions of an image are measured at the first call for it. Captions follow from pixels and masks alone, never
-    from what was called before, so the captions of parents, siblings and look-alikes that a method is given decide
-    nothing: those regions are measured themselves. Every method raises ``AnswerError`` for a region without a pixel.
+    All regions of an image are measured at the first call for it. Captions depend on pixels and masks alone: the
+    captions of parents, siblings and look-alikes that a method gets are ignored, as those regions are measured, too.
+    Every method raises ``AnswerError`` for a region without pixels.
     """
 
     name = "rule-based-1"
 
     def __init__(self) -> None:
-        # An image compares by its pixels and cannot be hashed: its identity is the key, for as long as it lives.
-        self._described: dict[int, tuple[weakref.ref[CurationImage], _DescribedImage]] = {}
-        self._lock = threading.Lock()
+        self._cache = IdentityCache(_measure_and_describe)
 
     async def short_caption(
         self,
@@ -179,13 +174,13 @@ class RuleBasedCaptioner:
         parent_caption: str | None,
         sibling_captions: Sequence[str],
     ) -> str:
-        """One sentence: attributes and place in the parent; differs from those of all siblings."""
+        """Write attributes and location in the parent in one sentence, which differs from those of all siblings."""
         return (await self._describe(image, region_id)).captions.short(region_id)
 
     async def detailed_caption(
         self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
     ) -> str:
-        """The short caption, and the parts, at most four kinds of them, the largest first."""
+        """Append a sentence on the parts, at most four kinds of them, the largest first, to the short caption."""
         parts = (await self._describe(image, region_id)).captions.parts(region_id)
         return f"{short_caption} {parts}".rstrip()
 
@@ -198,35 +193,28 @@ class RuleBasedCaptioner:
         lookalikes: Sequence[LookAlike],
         confused_with: Choice | None = None,
     ) -> str:
-        """What singles the region out from all regions of the image, then its other attributes and its parts.
+        """Write the attributes that distinguish the region from all others, then its other attributes and parts.
 
-        The result equals no short, detailed or unique caption of any other region of the image.
+        The result differs from every short, detailed and unique caption of the other regions of the image.
         """
         captions = (await self._describe(image, region_id)).captions
         return f"{captions.unique(region_id)} {captions.parts(region_id)}".rstrip()
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
-        """Measure again what the caption says of the region, in the words that ``judge`` knows."""
+        """Check the words of the caption that ``judge`` knows against the measurements."""
         return judge(caption, region_id, (await self._describe(image, region_id)).measured)
 
     async def _describe(self, image: CurationImage, region_id: int) -> _DescribedImage:
-        known = self._described.get(id(image))
-        # Measuring takes longer than an event loop should stand still.
-        described = known[1] if known is not None else await asyncio.to_thread(self._measure, image)
+        described = await self._cache.get(image)
         if region_id not in described.measured:
             raise AnswerError("empty_mask", f"the mask of region {region_id} has no pixel")
         return described
 
-    def _measure(self, image: CurationImage) -> _DescribedImage:
-        with self._lock:
-            key = id(image)
-            if key not in self._described:
-                measured = measure_regions(image)
-                height, width = image.pixels.shape[:2]
-                described = _DescribedImage(measured, Captions(measured, (width, height)))
-                forget = weakref.ref(image, lambda _: self._described.pop(key, None))
-                self._described[key] = forget, described
-            return self._described[key][1]
+
+def _measure_and_describe(image: CurationImage) -> _DescribedImage:
+    measured = measure_regions(image)
+    height, width = image.pixels.shape[:2]
+    return _DescribedImage(measured, Captions(measured, (width, height)))
 
 
 class RuleBasedListenerConfig(ListeningSettings):
@@ -237,23 +225,21 @@ class RuleBasedListenerConfig(ListeningSettings):
 
 @register("listener", "rule_based", settings=RuleBasedListenerConfig)
 class RuleBasedListener:
-    """Chooses the candidate that all measurable claims of a caption are true of; a ``Listener``.
+    """Chooses the candidate for which all measurable claims of a caption are true; a ``Listener``.
 
-    What it measures is what ``judge`` does: colour, brightness, texture, shape, size and place. What ranks a region
-    among others ("the largest", "second from the left") it takes as said of none in particular: where only that tells
-    two candidates apart, it answers ``"several"``.
+    The claims are those of ``judge``: colour, brightness, texture, shape, size and location. Ranks among other regions
+    ("the largest", "second from the left") are ignored: if only a rank distinguishes two candidates, the answer is
+    ``"several"``.
     """
 
     name = "rule-based-listener-1"
 
     def __init__(self) -> None:
-        self._measured: dict[int, tuple[weakref.ref[Views], Mapping[int, Measurement]]] = {}
-        self._lock = threading.Lock()
+        self._cache = IdentityCache(_measure_views)
 
     async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
         """Choose among the candidates; see ``Listener.choose``."""
-        known = self._measured.get(id(views))
-        measured = known[1] if known is not None else await asyncio.to_thread(self._measure, views)
+        measured = await self._cache.get(views)
         fitting = [
             candidate
             for candidate in candidates
@@ -263,19 +249,15 @@ class RuleBasedListener:
             return fitting[0]
         return "several" if fitting else "none"
 
-    def _measure(self, views: Views) -> Mapping[int, Measurement]:
-        with self._lock:
-            key = id(views)
-            if key not in self._measured:
-                tree = MaskTree.build(list(views.masks.values()))
-                image = CurationImage(
-                    pixels=views.pixels,
-                    masks=views.masks,
-                    tree=tree,
-                    main_objects=tuple(tree.children[ROOT]),
-                    regions=tuple(tree.walk()),
-                    views=views,
-                )
-                forget = weakref.ref(views, lambda _: self._measured.pop(key, None))
-                self._measured[key] = forget, measure_regions(image)
-            return self._measured[key][1]
+
+def _measure_views(views: Views) -> Mapping[int, Measurement]:
+    tree = MaskTree.build(list(views.masks.values()))
+    image = CurationImage(
+        pixels=views.pixels,
+        masks=views.masks,
+        tree=tree,
+        main_objects=tuple(tree.children[ROOT]),
+        regions=tuple(tree.walk()),
+        views=views,
+    )
+    return measure_regions(image)

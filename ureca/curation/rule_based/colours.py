@@ -1,4 +1,4 @@
-"""Named colours, told apart in OKLab, a colour space in which equal distances look equal.
+"""Names of colours, distinguished in OKLab, a colour space in which equal distances look equal.
 
 Source: B. Ottosson, "A perceptual color space for image processing" (2020).
 """
@@ -49,11 +49,11 @@ _DARK_LIGHT = {
 MULTICOLOURED = "multicoloured"
 _SECOND_SHARE = 0.25
 _ONE_COLOUR_SHARE = 0.85
-"""Where this share may be called by the first colour's name, a second one would be a shade of it."""
+"""If at least this share may be called by the first colour's name, the second one is a shade of it."""
 
 _MULTICOLOURED_SHARE = 0.34
-_NEIGHBOURLY_DISTANCE = 0.05
-"""A colour this much farther (OKLab) from another family's nearest example may be called by that name too."""
+_SECOND_NAME_DISTANCE = 0.05
+"""A colour at most this much farther (OKLab) from an example of another family may have that name, too."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,10 +61,10 @@ class Colours:
     """The colours of a region.
 
     Attributes:
-        shares: of the pixels by family, float64 [len(FAMILIES)], sums to 1.
-        possible_shares: of the pixels that may be called by the family's name, which overlap, same shape.
-        lightness: mean OKLab lightness of those, 0 to 1, same shape; 0 where there are none.
-        mean_lightness: of all pixels, 0 (black) to 1 (white).
+        shares: fraction of the pixels in each family, float64 [len(FAMILIES)], with the sum 1.
+        possible_shares: fraction of the pixels that may be called by each family's name, same shape; they overlap.
+        lightness: mean OKLab lightness of those pixels, 0 to 1, same shape; 0 for families without pixels.
+        mean_lightness: mean OKLab lightness of all pixels, 0 (black) to 1 (white).
     """
 
     shares: npt.NDArray[np.float64]
@@ -74,7 +74,7 @@ class Colours:
 
 
 def measure_colours(pixels: npt.NDArray[np.uint8]) -> Colours:
-    """Measure pixels uint8 sRGB [N, 3], N at least 1."""
+    """Measure the colours of pixels, uint8 sRGB [N, 3], N at least 1."""
     table = _table()
     cells = np.bincount(_cell(pixels), minlength=len(table.lightness)).astype(np.float64)
     occupied = np.flatnonzero(cells)
@@ -87,7 +87,7 @@ def measure_colours(pixels: npt.NDArray[np.uint8]) -> Colours:
 
 
 def name_colours(colours: Colours) -> tuple[str, ...]:
-    """The dominant colour, and a second one that clearly covers a quarter or more; or ``MULTICOLOURED`` alone."""
+    """Name the dominant colour, and a second one that clearly covers a quarter or more; or ``MULTICOLOURED`` alone."""
     first, second = np.argsort(-colours.shares, kind="stable")[:2]
     if colours.shares[first] < _MULTICOLOURED_SHARE:
         return (MULTICOLOURED,)
@@ -97,7 +97,7 @@ def name_colours(colours: Colours) -> tuple[str, ...]:
 
 
 def fits_colour(word: str, colours: Colours) -> bool:
-    """Whether a family ("green"), with or without "dark" or "light", or ``MULTICOLOURED`` can be said of a region."""
+    """Return True if a colour word fits: a family, with or without "dark" or "light", or ``MULTICOLOURED``."""
     if word == MULTICOLOURED:
         return bool(colours.shares.max() < _MULTICOLOURED_SHARE + TOLERANCE)
     *modifier, family = word.split()
@@ -113,12 +113,12 @@ def fits_colour(word: str, colours: Colours) -> bool:
 
 
 def fits_brightness(word: str, colours: Colours) -> bool:
-    """Whether "dark" or "bright" can be said of a region as a whole."""
+    """Return True if "dark" or "bright" fits the region as a whole."""
     return colours.mean_lightness < 0.5 if word == "dark" else colours.mean_lightness > 0.6
 
 
 def to_oklab(rgb: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
-    """sRGB [..., 3] in 0 to 1 as OKLab [..., 3]: lightness 0 to 1, green-red and blue-yellow about -0.4 to 0.4."""
+    """Convert sRGB [..., 3] in 0 to 1 to OKLab [..., 3]: lightness 0 to 1, green-red and blue-yellow -0.4 to 0.4."""
     linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
     cones = linear @ np.array(
         [
@@ -148,7 +148,7 @@ def _with_modifier(family: str, lightness: float) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Table:
-    """Of each of 32 x 32 x 32 cells of the RGB cube: its family, the families possible, its lightness."""
+    """Lookup table of the 32 x 32 x 32 cells of the RGB cube: nearest family, possible families, lightness."""
 
     family: npt.NDArray[np.intp]
     possible: npt.NDArray[np.bool_]
@@ -170,7 +170,7 @@ def _table() -> _Table:
     starts = np.cumsum([0, *(len(family) for family in families[:-1])])
     distances = np.sqrt(np.maximum(np.minimum.reduceat(squared, starts, axis=1), 0))
     nearest = distances.min(axis=1, keepdims=True)
-    return _Table(distances.argmin(axis=1), distances <= nearest + _NEIGHBOURLY_DISTANCE, cells[:, 0])
+    return _Table(distances.argmin(axis=1), distances <= nearest + _SECOND_NAME_DISTANCE, cells[:, 0])
 
 
 def _examples(family: str) -> npt.NDArray[np.float64]:

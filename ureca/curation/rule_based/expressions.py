@@ -1,13 +1,11 @@
-"""Referring expressions: what singles a region out from all others of its image.
+"""Words for regions, and referring expressions, which distinguish a region from all others of its image.
 
 After R. Dale and E. Reiter, "Computational interpretations of the Gricean maxims in the generation of referring
-expressions" (1995): attributes in an order of preference, as few as rule out every other region. A region is ruled
-out only if a word cannot be said of it even with tolerance, so what a reader may well call red is no contrast to red.
-Where attributes do not suffice, a region is counted, or compared in size and brightness, among those that the captions
-call by the same words.
-
-
-[from] The words chosen for a region, and whether they fit another."""
+expressions" (1995): the smallest set of attributes, in an order of preference, that rules out every other region. A
+region is ruled out only if a word does not fit it even with tolerance: a colour that may be called red is no contrast
+to red. If attributes do not suffice, a region is ranked by position, size or brightness among those with the same
+description.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -17,7 +15,7 @@ from itertools import combinations
 from typing import Self
 
 from ureca.curation.rule_based.colours import fits_brightness, fits_colour, name_colours
-from ureca.curation.rule_based.measurement import PLACES, Measurement
+from ureca.curation.rule_based.measurement import LOCATIONS, Measurement
 from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES
 from ureca.curation.rule_based.vocabulary import enumeration, ordinal
 
@@ -29,10 +27,14 @@ class Traits:
     """The words for one region.
 
     Attributes:
-        colours: one or two.
-        place_in_image: ends in "of".
-        place_in_parent: likewise, of its parent's box; None for a main object.
-        parent: what the parent is called beside it, without article; None for a main object.
+        noun: noun for its shape.
+        size: adjective of its size; None for a medium one.
+        shape: adjective of its shape, if there is a clear one.
+        colours: names of one or two colours.
+        texture: adjective of its texture, if there is a clear one.
+        location_in_image: location in the image, a phrase that ends in "of".
+        location_in_parent: location in the parent's box, likewise; None for a main object.
+        parent: name of the parent without article; None for a main object.
     """
 
     noun: str
@@ -40,13 +42,13 @@ class Traits:
     shape: str | None
     colours: tuple[str, ...]
     texture: str | None
-    place_in_image: str
-    place_in_parent: str | None
+    location_in_image: str
+    location_in_parent: str | None
     parent: str | None = None
 
     @classmethod
     def of(cls, measured: Measurement) -> Self:
-        """Choose the words for a region by itself, without its parent's name."""
+        """Choose the words for a region, except for its parent's name."""
         noun = _certain(NOUNS.name(measured.shape))
         return cls(
             noun=noun,
@@ -54,13 +56,13 @@ class Traits:
             shape=SHAPES.name(measured.shape),
             colours=name_colours(measured.colours),
             texture=TEXTURES.name(measured.texture),
-            place_in_image=_certain(PLACES.name(measured.in_image)),
-            place_in_parent=PLACES.name(measured.in_parent) if measured.in_parent is not None else None,
+            location_in_image=_certain(LOCATIONS.name(measured.in_image)),
+            location_in_parent=LOCATIONS.name(measured.in_parent) if measured.in_parent is not None else None,
         )
 
     @property
     def brief(self) -> str:
-        """The region in a few words without article: colours and noun."""
+        """Colours and noun, without article."""
         return noun_phrase(self.noun, colours=self.colours)
 
 
@@ -69,7 +71,7 @@ def describe(measured: Mapping[int, Measurement]) -> dict[int, Traits]:
     described = {id: Traits.of(region) for id, region in measured.items()}
     for id, region in measured.items():
         if region.parent_id is not None:
-            parent = _beside(id, region.parent_id, described, measured)
+            parent = _parent_name(id, region.parent_id, described, measured)
             described[id] = replace(described[id], parent=parent)
     return described
 
@@ -81,10 +83,12 @@ FITS: dict[str, Callable[[str, Measurement], bool]] = {
     "colour": lambda word, measured: fits_colour(word, measured.colours),
     "brightness": lambda word, measured: fits_brightness(word, measured.colours),
     "texture": lambda word, measured: TEXTURES.fits(word, measured.texture),
-    "place_in_image": lambda word, measured: PLACES.fits(word, measured.in_image),
-    "place_in_parent": lambda word, measured: measured.in_parent is not None and PLACES.fits(word, measured.in_parent),
+    "location_in_image": lambda word, measured: LOCATIONS.fits(word, measured.in_image),
+    "location_in_parent": lambda word, measured: (
+        measured.in_parent is not None and LOCATIONS.fits(word, measured.in_parent)
+    ),
 }
-"""By kind of word: whether it can be said of a region, with the vocabularies' tolerance."""
+"""Tests if a word fits a region, with the tolerance of the vocabularies, by kind of word."""
 
 
 def noun_phrase(
@@ -95,13 +99,13 @@ def noun_phrase(
     shape: str | None = None,
     colours: tuple[str, ...] = (),
 ) -> str:
-    """A noun after its adjectives, in the order that English has them."""
+    """Join adjectives and noun in the order of English."""
     colour = enumeration(colours) if colours else None
     return " ".join(word for word in (size, texture, shape, colour, noun) if word)
 
 
-def _beside(id: int, parent_id: int, traits: Mapping[int, Traits], measured: Mapping[int, Measurement]) -> str:
-    """What a parent is called beside its part: "the grey patch in the larger grey patch"."""
+def _parent_name(id: int, parent_id: int, traits: Mapping[int, Traits], measured: Mapping[int, Measurement]) -> str:
+    """Return the name of a parent beside its part: "the grey patch in the larger grey patch"."""
     parent = traits[parent_id]
     alike = parent.noun == traits[id].noun and parent.colours[0] == traits[id].colours[0]
     larger = measured[parent_id].shape.area_px > _CLEARLY_LARGER * measured[id].shape.area_px
@@ -110,11 +114,11 @@ def _beside(id: int, parent_id: int, traits: Mapping[int, Traits], measured: Map
 
 def _certain(word: str | None) -> str:
     if word is None:
-        raise AssertionError("nouns and places leave no case open")
+        raise AssertionError("a noun and a location fit every region")
     return word
 
 
-_PREFERENCE = ("colour", "shape", "texture", "parent", "place_in_parent", "size", "colours", "place_in_image")
+_PREFERENCE = ("colour", "shape", "texture", "parent", "location_in_parent", "size", "colours", "location_in_image")
 _MAX_ATTRIBUTES = 4
 _EASY_COUNT, _LONGEST_COUNT = 5, 12
 _FIRST = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "lowest"}
@@ -125,18 +129,18 @@ _CLEAR_DISTANCE = 0.01  # of the image's width or height
 
 @dataclass(frozen=True, slots=True)
 class ReferringExpression:
-    """A noun phrase that starts with "The", and which attributes it used up."""
+    """A noun phrase that starts with "The", and the kinds of attributes in it."""
 
     text: str
     kinds: frozenset[str]
 
 
 class Distinction:
-    """Singles out the regions of one image.
+    """Referring expressions for the regions of one image.
 
     Args:
-        measured: the regions.
-        traits: their words, by the same ids.
+        measured: measurements by region id.
+        traits: words for the regions by id.
         size_px: width and height of the image.
     """
 
@@ -151,7 +155,7 @@ class Distinction:
 
     @cached_property
     def expressions(self) -> dict[int, ReferringExpression]:
-        """One for every region; no two have the same text."""
+        """Expression of each region by id; no two have the same text."""
         first = {id: self._single_out(id) for id in self._ids}
         uses = Counter(expression.text for expression in first.values())
         ranked = sorted(self._ids, key=lambda id: -self._measured[id].shape.area_px)
@@ -161,7 +165,7 @@ class Distinction:
         return self._by_attributes(id) or self._among_alike(id) or self._by_coordinates(id)
 
     def _by_attributes(self, id: int) -> ReferringExpression | None:
-        """The fewest attributes that no other region shares; of equally many the preferred ones."""
+        """Use the smallest set of attributes that no other region shares; of several, the preferred one."""
         available = [kind for kind in _PREFERENCE if self._has(id, kind)]
         for count in range(_MAX_ATTRIBUTES + 1):
             for kinds in combinations(available, count):
@@ -170,7 +174,7 @@ class Distinction:
         return None
 
     def _among_alike(self, id: int) -> ReferringExpression | None:
-        """Singled out among those that share a description: a short one if it takes no long count, else a full one."""
+        """Rank the region among those with the same description: a short one if its rank is low, else a full one."""
         descriptions = [self._shared_by_fewest(id, kinds) for kinds in (("colour", "shape", "parent"), _PREFERENCE)]
         for longest_count in (_EASY_COUNT, _LONGEST_COUNT):
             for kinds in descriptions:
@@ -182,7 +186,7 @@ class Distinction:
         return None
 
     def _shared_by_fewest(self, id: int, kinds: tuple[str, ...]) -> tuple[str, ...]:
-        """Those of the attributes, one after another, that leave fewer regions to be counted among."""
+        """Select greedily the attributes that reduce the number of regions with the same description."""
         telling: tuple[str, ...] = ()
         for kind in kinds:
             if self._has(id, kind) and self._called_alike(id, (*telling, kind)) < self._called_alike(id, telling):
@@ -190,7 +194,7 @@ class Distinction:
         return telling
 
     def _by_extreme(self, id: int, kinds: tuple[str, ...]) -> ReferringExpression | None:
-        """ "The largest red patch": clearly more so than all that share the description."""
+        """Rank by size or brightness: "The largest red patch", by a clear margin."""
         kinds = tuple(kind for kind in kinds if kind != "size")
         others = [self._measured[other] for other in self._called_alike(id, kinds) - {id}]
         own = self._measured[id]
@@ -207,7 +211,7 @@ class Distinction:
         return None
 
     def _by_order(self, id: int, kinds: tuple[str, ...], longest_count: int) -> ReferringExpression | None:
-        """ "The second red patch from the left", counted among all that share the description."""
+        """Rank by position: "The second red patch from the left"."""
         others = self._called_alike(id, kinds) - {id}
         ranks: list[tuple[int, str]] = []
         for axis, (near, far) in enumerate((("left", "right"), ("top", "bottom"))):
@@ -232,11 +236,11 @@ class Distinction:
             for centre, side in zip(self._measured[id].centre_xy_px, self._size_px, strict=True)
         )
         pixels = "1 pixel" if shape.area_px == 1 else f"{shape.area_px} pixels"
-        place = f"that covers {pixels} around the point {x}% from the left and {y}% from the top of the image"
-        return self._expression(id, ("colour",), after=place)
+        location = f"that covers {pixels} around the point {x}% from the left and {y}% from the top of the image"
+        return self._expression(id, ("colour",), after=location)
 
     def _by_rank(self, rank: int) -> ReferringExpression:
-        """For what not even its coordinates single out, as a mask that an image has twice."""
+        """Rank by size a region that not even its coordinates distinguish, such as a duplicate mask."""
         return ReferringExpression(
             f"The {ordinal(rank)} of the image's {len(self._ids)} regions in order of size", frozenset()
         )
@@ -254,18 +258,18 @@ class Distinction:
                 return getattr(traits, kind) is not None
 
     def _called_alike(self, id: int, kinds: tuple[str, ...]) -> set[int]:
-        """Regions, itself among them, whose own words these are too: those that a reader of the captions counts."""
+        """Return the regions, including itself, that captions describe by the same words."""
         return {other for other in self._ids if self._says_same(id, other, ("noun", *kinds))}
 
     def _says_same(self, id: int, other: int, kinds: tuple[str, ...]) -> bool:
         own, theirs = self._traits[id], self._traits[other]
         for kind in kinds:
             if kind == "colour":
-                # Dark red is red as well.
+                # Dark red is also red.
                 same = theirs.colours[0].endswith(own.colours[0])
-            elif kind in ("parent", "place_in_parent"):
+            elif kind in ("parent", "location_in_parent"):
                 same = self._parent_brief(id) == self._parent_brief(other) and (
-                    kind == "parent" or own.place_in_parent == theirs.place_in_parent
+                    kind == "parent" or own.location_in_parent == theirs.location_in_parent
                 )
             else:
                 same = getattr(own, kind) == getattr(theirs, kind)
@@ -278,7 +282,7 @@ class Distinction:
         return None if parent_id is None else self._traits[parent_id].brief
 
     def _sharing(self, id: int, kinds: tuple[str, ...]) -> frozenset[int]:
-        """Regions, itself among them, that its noun and these attributes fit."""
+        """Return the regions, including itself, that its noun and these attributes fit."""
         shared = self._fitting_all("noun", self._traits[id].noun)
         for kind in kinds:
             shared &= self._sharing_kind(id, kind)
@@ -293,13 +297,13 @@ class Distinction:
                 return frozenset.intersection(*(self._fitting_all("colour", word) for word in traits.colours))
             case "parent":
                 return self._parts_of_alike(id)
-            case "place_in_parent":
-                return self._parts_of_alike(id) & self._fitting_all(kind, traits.place_in_parent or "")
+            case "location_in_parent":
+                return self._parts_of_alike(id) & self._fitting_all(kind, traits.location_in_parent or "")
             case _:
                 return self._fitting_all(kind, getattr(traits, kind))
 
     def _parts_of_alike(self, id: int) -> frozenset[int]:
-        """Regions whose parent has what this one's parent is called by."""
+        """Return the regions whose parent fits the name of this one's parent."""
         parent_id = self._measured[id].parent_id
         if parent_id is None:
             return frozenset(self._ids)
@@ -324,12 +328,12 @@ class Distinction:
             shape=traits.shape if "shape" in kinds else None,
             colours=traits.colours if "colours" in kinds else traits.colours[:1] if "colour" in kinds else (),
         )
-        places = []
-        if {"parent", "place_in_parent"} & set(kinds):
-            preposition = traits.place_in_parent if "place_in_parent" in kinds else "within"
-            places.append(f"{preposition} the {traits.parent}")
-        if "place_in_image" in kinds:
-            places.append(f"{traits.place_in_image} the image")
-        text = " ".join(word for word in ("The", before, phrase, after, *places) if word)
+        locations = []
+        if {"parent", "location_in_parent"} & set(kinds):
+            preposition = traits.location_in_parent if "location_in_parent" in kinds else "within"
+            locations.append(f"{preposition} the {traits.parent}")
+        if "location_in_image" in kinds:
+            locations.append(f"{traits.location_in_image} the image")
+        text = " ".join(word for word in ("The", before, phrase, after, *locations) if word)
         said = {*kinds, "size"} if before in ("largest", "smallest") else kinds
         return ReferringExpression(text, frozenset(said))

@@ -1,6 +1,4 @@
-"""Everything that is measured of the regions of an image, one region at a time.
-
-[from] Where a region lies in a frame: the image, or the box of its parent."""
+"""Measurements of the regions of an image: colours, texture, shape and location."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,21 +16,21 @@ from ureca.curation.rule_based.vocabulary import Rule, Vocabulary
 from ureca.masks import rle as rle_codec
 
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom in pixels; right and bottom lie outside."""
+"""Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """A region seen from a frame. All values are shares of the frame.
+class Location:
+    """Location of a region in a frame: the image, or the box of its parent. All values are fractions of the frame.
 
     Attributes:
-        x: of the region's centre of mass, 0 (left) to 1 (right).
-        y: of the region's centre of mass, 0 (top) to 1 (bottom).
-        width: of the region's box.
-        height: of the region's box.
-        gap_left, gap_top, gap_right, gap_bottom: between the sides of the region's box and the frame's.
-        covered: share of the frame's own area that the region has.
-        in_image: whether the frame is the whole image.
+        x: centre of mass, 0 (left) to 1 (right).
+        y: centre of mass, 0 (top) to 1 (bottom).
+        width: width of the region's box.
+        height: height of the region's box.
+        gap_left, gap_top, gap_right, gap_bottom: distances between the sides of the region's box and of the frame.
+        covered: area of the region over that of the image or the parent.
+        in_image: True if the frame is the image.
     """
 
     x: float
@@ -47,18 +45,18 @@ class Place:
     in_image: bool
 
 
-def locate(box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: float, in_image: bool) -> Place:
-    """Place a region's box and centre of mass within the box of a frame.
+def locate(box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: float, in_image: bool) -> Location:
+    """Locate a region in a frame.
 
     Args:
-        box: of the region.
-        centre_xy_px: its centre of mass.
-        frame: of the parent's box or the image.
-        covered: the region's area over that of the parent or image.
-        in_image: whether the frame is the image.
+        box: box of the region.
+        centre_xy_px: centre of mass of the region.
+        frame: box of the parent or of the image.
+        covered: area of the region over that of the parent or image.
+        in_image: True if the frame is the image.
     """
     width, height = max(frame[2] - frame[0], 1.0), max(frame[3] - frame[1], 1.0)
-    return Place(
+    return Location(
         x=(centre_xy_px[0] - frame[0]) / width,
         y=(centre_xy_px[1] - frame[1]) / height,
         width=(box[2] - box[0]) / width,
@@ -72,24 +70,26 @@ def locate(box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: 
     )
 
 
-_Measure = Callable[[Place], float]
+_Measure = Callable[[Location], float]
 _EDGES: dict[str, tuple[_Measure, _Measure, _Measure]] = {
-    "bottom": (lambda place: place.gap_bottom, lambda place: place.width, lambda place: 1 - place.y),
-    "top": (lambda place: place.gap_top, lambda place: place.width, lambda place: place.y),
-    "left": (lambda place: place.gap_left, lambda place: place.height, lambda place: place.x),
-    "right": (lambda place: place.gap_right, lambda place: place.height, lambda place: 1 - place.x),
+    "bottom": (lambda location: location.gap_bottom, lambda location: location.width, lambda location: 1 - location.y),
+    "top": (lambda location: location.gap_top, lambda location: location.width, lambda location: location.y),
+    "left": (lambda location: location.gap_left, lambda location: location.height, lambda location: location.x),
+    "right": (lambda location: location.gap_right, lambda location: location.height, lambda location: 1 - location.x),
 }
-"""By edge: the gap to it, the extent along it, and the distance of the centre of mass from it."""
+"""Gap to an edge, extent along it, and distance of the centre of mass from it, by edge."""
 
 
-def _touches(edge: str, place: Place, slack: float) -> bool:
-    return _EDGES[edge][0](place) <= 0.01 + 0.2 * slack
+def _touches(edge: str, location: Location, slack: float) -> bool:
+    return _EDGES[edge][0](location) <= 0.01 + 0.2 * slack
 
 
-def _along(edge: str) -> Rule[Place]:
+def _along(edge: str) -> Rule[Location]:
     gap, extent, distance = _EDGES[edge]
-    return lambda place, slack: (
-        gap(place) <= 0.01 + 0.2 * slack and extent(place) >= 0.6 - 2 * slack and distance(place) <= 0.3 + slack
+    return lambda location, slack: (
+        gap(location) <= 0.01 + 0.2 * slack
+        and extent(location) >= 0.6 - 2 * slack
+        and distance(location) <= 0.3 + slack
     )
 
 
@@ -98,27 +98,27 @@ def _third(value: float, third: int, slack: float) -> bool:
     return low - slack <= value <= high + slack
 
 
-def _cell(column: int, row: int) -> Rule[Place]:
-    return lambda place, slack: _third(place.x, column, slack) and _third(place.y, row, slack)
+def _cell(column: int, row: int) -> Rule[Location]:
+    return lambda location, slack: _third(location.x, column, slack) and _third(location.y, row, slack)
 
 
-def _corner(horizontal: str, vertical: str) -> Rule[Place]:
+def _corner(horizontal: str, vertical: str) -> Rule[Location]:
     cell = _cell(0 if horizontal == "left" else 2, 0 if vertical == "top" else 2)
-    return lambda place, slack: (
-        place.in_image
-        and _touches(horizontal, place, slack)
-        and _touches(vertical, place, slack)
-        and cell(place, slack)
+    return lambda location, slack: (
+        location.in_image
+        and _touches(horizontal, location, slack)
+        and _touches(vertical, location, slack)
+        and cell(location, slack)
     )
 
 
-PLACES = Vocabulary[Place](
+LOCATIONS = Vocabulary[Location](
     {
-        "covering nearly all of": lambda place, slack: place.covered >= 0.9 - slack,
-        "reaching all four edges of": lambda place, slack: (
-            place.in_image and all(_touches(edge, place, slack) for edge in _EDGES)
+        "covering nearly all of": lambda location, slack: location.covered >= 0.9 - slack,
+        "reaching all four edges of": lambda location, slack: (
+            location.in_image and all(_touches(edge, location, slack) for edge in _EDGES)
         ),
-        "covering most of": lambda place, slack: place.covered >= 0.55 - slack,
+        "covering most of": lambda location, slack: location.covered >= 0.55 - slack,
         "along the bottom edge of": _along("bottom"),
         "along the top edge of": _along("top"),
         "along the left edge of": _along("left"),
@@ -138,29 +138,32 @@ PLACES = Vocabulary[Place](
         "in the lower right of": _cell(2, 2),
     }
 )
-"""One always holds. Each is followed by the frame: "the image", "the red strip"."""
+"""At least one fits every region. Each is followed by the frame: "the image", "the red strip"."""
 
 
-def within_it(place: str) -> str:
-    """The phrase with "it" for its frame: "in the centre of" becomes "in its centre"."""
-    return place.removesuffix(" of").replace(" the ", " its ") if " the " in place else f"{place} it"
+def within_it(location: str) -> str:
+    """Refer to the frame by "it": "in the centre of" becomes "in its centre"."""
+    return location.removesuffix(" of").replace(" the ", " its ") if " the " in location else f"{location} it"
 
 
 _SIDE_PX = 128
-"""Longest side at which a region is looked at: what matters of colour, texture and outline is visible there."""
+"""Longest side at which a region is measured, enough for colour, texture and outline."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Measurement:
-    """What the pixels of one region prove.
+    """Measurements of one region.
 
     Attributes:
-        parent_id: the region that it is part of; None for a main object.
-        child_ids: regions that are part of it, largest first.
-        box: in pixels of the image.
+        parent_id: id of the region that contains it; None for a main object.
+        child_ids: ids of its parts, largest first.
+        box: bounding box, in pixels of the image.
         centre_xy_px: centre of mass, in pixels of the image.
-        in_image: its place in the image.
-        in_parent: its place in its parent's box; None for a main object.
+        colours: colours of its pixels.
+        texture: texture of its pixels.
+        shape: shape of its mask.
+        in_image: location in the image.
+        in_parent: location in its parent's box; None for a main object.
     """
 
     parent_id: int | None
@@ -170,15 +173,15 @@ class Measurement:
     colours: Colours
     texture: Texture
     shape: Shape
-    in_image: Place
-    in_parent: Place | None
+    in_image: Location
+    in_parent: Location | None
 
 
 def measure_regions(image: CurationImage) -> dict[int, Measurement]:
     """Measure every region with at least one pixel, in the order of ``image.regions``.
 
-    Masks are decoded one after another and large regions are looked at in reduced size, so memory does not grow with
-    the number of regions.
+    Masks are decoded one at a time and large regions are reduced, so that memory does not grow with the number of
+    regions.
     """
     height, width = image.pixels.shape[:2]
     regions = set(image.regions)
@@ -190,7 +193,7 @@ def measure_regions(image: CurationImage) -> dict[int, Measurement]:
         box = _box(image, id)
         left, top, right, bottom = (int(side) for side in box)
         inside = slice(top, bottom), slice(left, right)
-        pixels, mask, reduction = look_at(image.pixels[inside], image.masks[id].decode()[inside])
+        pixels, mask, reduction = reduce_region(image.pixels[inside], image.masks[id].decode()[inside])
         y, x = np.nonzero(mask)
         centre = (box[0] + (float(x.mean()) + 0.5) * reduction, box[1] + (float(y.mean()) + 0.5) * reduction)
         parent_id = image.tree.parents[id] if id not in image.main_objects else None
@@ -218,17 +221,21 @@ def _box(image: CurationImage, id: int) -> Box:
     return x, y, x + width, y + height
 
 
-def look_at(
+def reduce_region(
     pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_]
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]:
-    """Pixels [h, w, 3] and mask [h, w] of a region, averaged over square blocks so that no side exceeds 128.
+    """Reduce a region by averaging over square blocks so that no side exceeds 128 pixels.
+
+    Args:
+        pixels: uint8 RGB [h, w, 3].
+        mask: bool [h, w].
 
     Returns:
-        both, reduced, and the side of a block in pixels.
+        Reduced pixels, reduced mask, and the side of a block in pixels.
     """
     reduction = ceil(max(mask.shape) / _SIDE_PX)
     coverage = _reduced(mask.view(np.uint8) * np.uint8(255), reduction)
-    # A line thinner than a block covers half of none: what it covers most stands for it.
+    # A line thinner than a block covers no block to a half: the blocks with the highest coverage represent it.
     inside = coverage >= min(128, int(coverage.max()) // 2 + 1)
     return _reduced(pixels, reduction), inside, reduction
 

@@ -1,6 +1,4 @@
-"""Texture from lightness: smooth, striped, finely textured or mottled.
-
-[from] Shapes of masks: nouns (strip, ring, patch ...) and adjectives (round, rectangular, vertical ...)."""
+"""Shapes of masks (strip, ring, round, vertical ...), sizes, and textures (smooth, striped, mottled ...)."""
 
 from dataclasses import dataclass
 
@@ -18,15 +16,15 @@ class Shape:
 
     Attributes:
         area_px: pixels of the mask in the image.
-        area_fraction: share of the image, 0 to 1.
-        num_pixels: that were looked at; below 25 an outline has no shape.
+        area_fraction: fraction of the image, 0 to 1.
+        num_pixels: pixels of the reduced mask; below 25 no shape is named.
         axis_ratio: length of the minor axis over that of the major one, above 0 and at most 1.
-        angle_deg: of the major axis, 0 (horizontal) to 180, counter-clockwise.
+        angle_deg: direction of the major axis, 0 (horizontal) to 180, counter-clockwise.
         ellipse_iou: overlap with the ellipse of the same moments, 0 to 1.
-        rectangle_iou: overlap with the rectangle of the same moments, or with its box, whichever is more.
-        hole_share: of the filled outline that is its largest hole, 0 to 1; 0 where the hole is off the centre.
-        num_pieces: connected pieces that each have at least a fiftieth of the pixels.
-        largest_piece_share: of the pixels, above 0 and at most 1.
+        rectangle_iou: overlap with the rectangle of the same moments, or with its box, the greater of the two.
+        hole_share: largest hole as a fraction of the filled outline, 0 to 1; 0 if it is not at the centre.
+        num_pieces: connected components that each have at least a fiftieth of the pixels.
+        largest_piece_share: fraction of the pixels in the largest component, above 0 and at most 1.
     """
 
     area_px: int
@@ -64,7 +62,7 @@ NOUNS = Vocabulary[Shape](
         "patch": lambda shape, slack: shape.area_fraction < 0.10 + 0.6 * slack,
     }
 )
-"""Exactly one is always said; "area" and "patch" differ by size alone."""
+"""At least one fits every region; "area" and "patch" differ only in size."""
 
 SIZES = Vocabulary[Shape](
     {
@@ -73,7 +71,7 @@ SIZES = Vocabulary[Shape](
         "large": lambda shape, slack: shape.area_fraction >= 0.25 - slack,
     }
 )
-"""Of the image; nothing is said in between."""
+"""Sizes relative to the image; medium sizes have no word."""
 
 
 def _running(angle_deg: float, within_deg: float) -> Rule[Shape]:
@@ -118,12 +116,12 @@ SHAPES = Vocabulary[Shape](
 
 
 def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: float) -> Shape:
-    """Measure a mask bool [h, w], cut to its box and perhaps reduced, with at least one pixel inside.
+    """Measure the shape of a mask.
 
     Args:
-        mask: what is looked at.
+        mask: bool [h, w], cropped to its box and possibly reduced, with at least one pixel.
         area_px: pixels of the mask in the image.
-        area_fraction: their share of it.
+        area_fraction: fraction of the image that they cover.
     """
     y, x = np.nonzero(mask)
     covariance = np.cov(np.stack([x, y]).astype(np.float64), bias=True) + np.eye(2) / 12
@@ -131,7 +129,7 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
     height, width = mask.shape
     grid = np.stack(np.meshgrid(np.arange(width) - x.mean(), np.arange(height) - y.mean()), axis=-1)
     along_axes = np.abs(grid @ axes) / np.sqrt(variances)
-    # The box of an ellipse that fills it has the same moments as the ellipse, so the matching shapes may overhang it.
+    # The matching ellipse and rectangle may extend beyond the box of the mask.
     ellipse_area, rectangle_area = (factor * np.sqrt(variances.prod()) for factor in (4 * np.pi, 12.0))
     pieces = _piece_sizes(mask) / len(x)
     return Shape(
@@ -161,7 +159,7 @@ def _piece_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
 
 
 def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
-    """Share of the filled outline taken by its largest hole, if the outline's centre lies in that hole."""
+    """Return the largest hole as a fraction of the filled outline; 0 if the outline's centre is not in the hole."""
     from scipy import ndimage
 
     filled = ndimage.binary_fill_holes(mask)
@@ -181,14 +179,14 @@ _FINE_PX, _COARSE_PX = 1.0, 4.0
 
 @dataclass(frozen=True, slots=True)
 class Texture:
-    """How the lightness of a region varies, at the scale at which the region is looked at.
+    """Variation of the lightness of a reduced region.
 
     Attributes:
-        num_pixels: that were looked at; below 150 nothing is said.
+        num_pixels: pixels that were measured; below 150 no texture is named.
         fine: standard deviation of lightness (0 to 1) within about a pixel.
         coarse: the same between about one and four pixels.
         coherence: 0 (every direction alike) to 1 (lightness changes in one direction only).
-        stripe_angle_deg: direction that stripes would run in, 0 (horizontal) to 180, counter-clockwise.
+        stripe_angle_deg: direction of stripes, 0 (horizontal) to 180, counter-clockwise.
         num_stripes: bands of alternating lightness across that direction.
     """
 
@@ -243,7 +241,7 @@ TEXTURES = Vocabulary[Texture](
 
 
 def measure_texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> Texture:
-    """Measure the lightness [h, w] (0 to 1) inside a mask bool [h, w]; its outermost pixels do not count."""
+    """Measure the texture of lightness [h, w] (0 to 1) inside a mask, bool [h, w], without its outermost pixels."""
     from scipy import ndimage
 
     inside = ndimage.binary_erosion(mask)
@@ -267,7 +265,7 @@ def measure_texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.boo
 def _blur_within(
     values: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_], sigma_px: float
 ) -> npt.NDArray[np.float64]:
-    """Gaussian blur that what lies outside the mask does not bleed into."""
+    """Blur values inside a mask with a Gaussian, without influence of the values outside."""
     from scipy import ndimage
 
     weights = ndimage.gaussian_filter(mask.astype(np.float64), sigma_px)
@@ -275,7 +273,7 @@ def _blur_within(
 
 
 def _num_bands(ripple: npt.NDArray[np.float64], inside: npt.NDArray[np.bool_], across: float) -> int:
-    """Bands lighter or darker than their surroundings along a direction (radians, x to the right, y down)."""
+    """Count light and dark bands along a direction (radians, x to the right, y down)."""
     y, x = np.nonzero(inside)
     position = x * np.cos(across) + y * np.sin(across)
     bins = np.round(position - position.min()).astype(np.intp)

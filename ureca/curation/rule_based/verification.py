@@ -1,4 +1,4 @@
-"""Judging a caption by measuring again what it claims."""
+"""Verification of captions by measurement."""
 
 import re
 from collections.abc import Iterator, Mapping
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ureca.curation.protocols import Verdict
 from ureca.curation.rule_based.colours import FAMILIES, MULTICOLOURED
 from ureca.curation.rule_based.expressions import FITS, Traits
-from ureca.curation.rule_based.measurement import PLACES, Measurement
+from ureca.curation.rule_based.measurement import LOCATIONS, Measurement
 from ureca.curation.rule_based.shapes import SHAPES, SIZES, TEXTURES
 from ureca.curation.rule_based.vocabulary import enumeration
 
@@ -46,9 +46,9 @@ _KINDS = {
 }
 _WORDS = re.compile(r"\b(?:" + "|".join(f"(?P<{kind}>{words})" for kind, words in _KINDS.items()) + r")s?\b")
 _WITHIN = "within"
-_PLACE = re.compile(
-    rf"\b(?P<place>{'|'.join(PLACES.words)}|{_WITHIN}) (?:the|that|this) (?P<frame>[^,.;]*?)"
-    rf"(?= is |[,.;]|$| (?:{'|'.join(PLACES.words)}) )"
+_LOCATION = re.compile(
+    rf"\b(?P<location>{'|'.join(LOCATIONS.words)}|{_WITHIN}) (?:the|that|this) (?P<frame>[^,.;]*?)"
+    rf"(?= is |[,.;]|$| (?:{'|'.join(LOCATIONS.words)}) )"
 )
 _COORDINATES = re.compile(
     r"that covers (?P<area>\d+) pixels? around the point (?P<x>\d+)% from the left "
@@ -58,7 +58,7 @@ _OTHER_THINGS = re.compile(
     r"\b(?:of|on|in|at|to|by|along|against|behind|near|beside|above|below|under|over|from|with|between|around|"
     r"inside|holding|wearing|next|and its|while|whose|which|that)\b"
 )
-"""After one of these a caption may be speaking of something else than the region."""
+"""Words after which a caption may describe something other than the region."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,19 +68,23 @@ class _Claim:
 
 
 def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> Verdict:
-    """Accept a caption whose claims all hold, with tolerance; the reason names the first that does not.
+    """Accept a caption if all its claims are true, with tolerance; the reason names the first one that is not.
 
-    Claims are the words for colour, brightness, texture, shape, size and place that captions here are made of, and
-    some common synonyms. In the first sentence they are taken as said of the region up to the first preposition; what
-    follows the name of a place ("in the centre of the red strip") as said of its parent, if it has one. Words in later
-    sentences may be true of the region or of one of its parts. A caption without any claim is rejected: accepted
-    means that something was checked. Order ("second from the left") is not checked.
+    Claims are the words for colour, brightness, texture, shape, size and location of the rule-based captions, and
+    common synonyms. In the first sentence, words before the first preposition describe the region, and words after a
+    location ("in the centre of the red strip") its parent, if it has one. Words in later sentences may be true of the
+    region or of one of its parts. A caption without claims is rejected. Ranks ("second from the left") are not checked.
+
+    Args:
+        caption: caption to judge.
+        region_id: id of its region.
+        measured: measurements of all regions of the image by id.
     """
     first, rest = _sentences(caption)
     own = measured[region_id]
     checked = [
         *_check_coordinates(first, own),
-        *_check_places(first, own, measured),
+        *_check_locations(first, own, measured),
         *(_check(claim, [own]) for claim in _own_claims(first)),
         *(
             _check(claim, [own, *(measured[child] for child in own.child_ids if child in measured)])
@@ -104,7 +108,7 @@ def _sentences(caption: str) -> tuple[str, str]:
 
 
 def _own_claims(text: str) -> Iterator[_Claim]:
-    for clause in re.split(r"[,;.]| is ", _PLACE.sub(",", _COORDINATES.sub(",", text))):
+    for clause in re.split(r"[,;.]| is ", _LOCATION.sub(",", _COORDINATES.sub(",", text))):
         yield from _claims(_OTHER_THINGS.split(clause, maxsplit=1)[0])
 
 
@@ -120,15 +124,15 @@ def _check(claim: _Claim, regions: list[Measurement]) -> str | None:
     return f"says {claim.word}; {_truth(claim.kind, regions[0])}"
 
 
-def _check_places(text: str, own: Measurement, measured: Mapping[int, Measurement]) -> Iterator[str | None]:
-    for match in _PLACE.finditer(text):
-        place, frame = match["place"], match["frame"]
+def _check_locations(text: str, own: Measurement, measured: Mapping[int, Measurement]) -> Iterator[str | None]:
+    for match in _LOCATION.finditer(text):
+        location, frame = match["location"], match["frame"]
         in_image = frame.startswith("image")
-        if in_image and place != _WITHIN:
-            yield _check(_Claim("place_in_image", place), [own])
+        if in_image and location != _WITHIN:
+            yield _check(_Claim("location_in_image", location), [own])
         elif not in_image and own.parent_id is not None:
-            if place != _WITHIN:
-                yield _check(_Claim("place_in_parent", place), [own])
+            if location != _WITHIN:
+                yield _check(_Claim("location_in_parent", location), [own])
             for claim in _claims(frame):
                 problem = _check(claim, [measured[own.parent_id]])
                 yield problem and f"of what it is part of, {problem}"
@@ -151,7 +155,7 @@ def _truth(kind: str, region: Measurement) -> str:
         "brightness": f"its lightness is {region.colours.mean_lightness:.2f} of 1",
         "size": f"it covers {100 * region.shape.area_fraction:.1f}% of the image",
         "texture": f"its texture is {traits.texture or 'neither smooth nor marked'}",
-        "place_in_image": f"it is {traits.place_in_image} the image",
-        "place_in_parent": f"it is {traits.place_in_parent} what it is part of",
+        "location_in_image": f"it is {traits.location_in_image} the image",
+        "location_in_parent": f"it is {traits.location_in_parent} what it is part of",
     }
     return truths.get(kind, f"its outline is that of a {outline}")

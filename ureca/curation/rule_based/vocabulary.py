@@ -1,6 +1,4 @@
-"""English: articles, numbers, plurals and lists.
-
-[from] Words whose truth is decidable: one rule serves to choose a word and to judge somebody else's."""
+"""Vocabularies, whose rules decide if a word fits a measurement, and English articles, numbers and lists."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
@@ -8,16 +6,19 @@ from typing import Generic, TypeVar
 Measured = TypeVar("Measured")
 
 Rule = Callable[[Measured, float], bool]
-"""Whether a word is true of a measurement, given a slack of 0 (clearly true) or more (thresholds relaxed by it)."""
+"""Test if a word fits a measurement, with a slack that relaxes its thresholds; 0: the word fits clearly."""
 
 TOLERANCE = 0.1
-"""Slack, in the unit of shares, at which another's word still passes: people draw these lines less sharply."""
+"""Slack, as a fraction, with which words of other authors are accepted."""
 
 
 class Vocabulary(Generic[Measured]):
-    """Words for one quality, the most telling first.
+    """Words for one quality, the most specific first.
 
-    Every rule accepts at ``TOLERANCE`` whatever it accepts without slack, so a word that ``name`` chose always fits.
+    Every rule accepts with ``TOLERANCE`` what it accepts without slack, so that a word from ``name`` always fits.
+
+    Args:
+        rules: rule of each word.
     """
 
     def __init__(self, rules: Mapping[str, Rule[Measured]]) -> None:
@@ -25,15 +26,15 @@ class Vocabulary(Generic[Measured]):
 
     @property
     def words(self) -> tuple[str, ...]:
-        """All of them, the most telling first."""
+        """All words, the most specific first."""
         return tuple(self._rules)
 
     def name(self, measured: Measured) -> str | None:
-        """The first word that is clearly true; None where none is."""
+        """Return the first word that fits clearly; None if there is none."""
         return next((word for word, rule in self._rules.items() if rule(measured, 0.0)), None)
 
     def fits(self, word: str, measured: Measured) -> bool:
-        """Whether a word of this vocabulary can be said, with ``TOLERANCE``."""
+        """Return True if a word of this vocabulary fits with ``TOLERANCE``."""
         return self._rules[word](measured, TOLERANCE)
 
 
@@ -55,17 +56,17 @@ _SMALL_NUMBERS = {
 
 
 def with_article(phrase: str) -> str:
-    """The phrase after "a" or "an"; right for the words that captions are made of."""
+    """Prefix a phrase with "a" or "an"; correct for the words of the captions."""
     return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
 
 
 def number(value: int) -> str:
-    """A word up to twelve, digits above."""
+    """Return a number as a word up to twelve, in digits above."""
     return _SMALL_NUMBERS[value][0] if value in _SMALL_NUMBERS else str(value)
 
 
 def ordinal(value: int) -> str:
-    """A word up to twelfth, digits with their suffix above."""
+    """Return an ordinal as a word up to twelfth, as digits with a suffix above."""
     if value in _SMALL_NUMBERS:
         return _SMALL_NUMBERS[value][1]
     suffix = "th" if value % 100 in (11, 12, 13) else {1: "st", 2: "nd", 3: "rd"}.get(value % 10, "th")
@@ -73,15 +74,15 @@ def ordinal(value: int) -> str:
 
 
 def plural(noun: str) -> str:
-    """Right for the nouns that captions are made of."""
+    """Return the plural; correct for the nouns of the captions."""
     return noun + ("es" if noun.endswith("ch") else "s")
 
 
 def enumeration(items: Sequence[str]) -> str:
-    """ "a", "a and b", "a, b and c"."""
+    """Join items: "a", "a and b", "a, b and c"."""
     return " and ".join([", ".join(items[:-1]), items[-1]] if len(items) > 1 else items)
 
 
 def sentence(words: str) -> str:
-    """With a capital letter and a full stop."""
+    """Add a capital letter and a full stop."""
     return f"{words[0].upper()}{words[1:]}."
