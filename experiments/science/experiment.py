@@ -1,4 +1,4 @@
-"""The whole experiment: scenes, models side by side, captions, tables; what is finished is not done again."""
+"""The experiment: scenes, models trained concurrently, captions and tables; finished work is kept."""
 
 import json
 import multiprocessing
@@ -24,10 +24,13 @@ _FIGURES, _CAPTIONS = "figures.json", "captions.json"
 
 
 def run_science(settings: ScienceSettings) -> list[Path]:
-    """Train, caption and compare the models that settings name; returns the files of the tables.
+    """Train the models of the settings, caption the test scenes with them, and compare the captions.
+
+    Returns:
+        The paths of the tables' files.
 
     Raises:
-        OutputError: the folder holds an experiment with other settings.
+        OutputError: the folder holds an experiment with other settings, or other files.
     """
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,13 +47,13 @@ def run_science(settings: ScienceSettings) -> list[Path]:
 
 
 def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
-    """Finish models, and yield the name of each that is."""
+    """Train models and caption with them; yields the name of each finished model."""
     if settings.processes == 1 or len(names) < 2:
         for name in names:
             yield _finish(name, settings)
         return
     spawning = multiprocessing.get_context("spawn")
-    # A process of its own for each: kernels that torch keeps for every length of a batch take gigabytes in time.
+    # A separate process for each model: torch caches kernels for every length of a batch, which add up to gigabytes.
     with ProcessPoolExecutor(settings.processes, spawning, max_tasks_per_child=1) as pool:
         runs = [pool.submit(_finish, name, settings) for name in names]
         try:
@@ -61,7 +64,7 @@ def _run(names: list[str], settings: ScienceSettings) -> Iterator[str]:
 
 
 def _finish(name: str, settings: ScienceSettings) -> str:
-    """Train a model, unless it is trained, and caption the test set with it."""
+    """Train a model, unless that was done before, and caption the test set with it."""
     import torch
 
     torch.set_num_threads(1)
@@ -83,7 +86,7 @@ def _finish(name: str, settings: ScienceSettings) -> str:
 
 
 def _tables(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
-    """Write the tables of all models that are finished."""
+    """Write the tables of all finished models."""
     captions, figures = {}, {}
     for name in settings.models:
         folder = settings.output / "models" / name

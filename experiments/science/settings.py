@@ -1,6 +1,4 @@
-"""Settings of ``ureca science``.
-
-[from] The models that are compared. They differ in how they are told which region is meant, and in nothing else."""
+"""Settings of ``ureca science``, and the compared models, which differ only in how they are shown the region."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +16,13 @@ from ureca.model.settings import ScratchSizes
 
 @dataclass(frozen=True)
 class Variant:
-    """One model.
+    """One model of the experiment.
 
     Attributes:
-        title: in the tables.
-        region_prompt: see `ureca.model.prompt`.
-        dynamic_mask: whether masks are cut into the image's grid, or are one tile.
-        num_mask_tokens: of a mask tile; None: as the settings say.
+        title: name of the model in the tables.
+        region_prompt: prompt that shows the region; see ``ureca.model.prompt``.
+        dynamic_mask: True if masks are cut into the image's grid of tiles, False if they are one tile.
+        num_mask_tokens: number of tokens of a mask tile; None for that of the settings.
     """
 
     title: str
@@ -33,7 +31,7 @@ class Variant:
     num_mask_tokens: int | None = None
 
     def sizes(self, sizes: ScratchSizes) -> ScratchSizes:
-        """The sizes of this model."""
+        """The sizes of this model, from those of the settings."""
         return sizes if self.num_mask_tokens is None else replace(sizes, num_mask_tokens=self.num_mask_tokens)
 
 
@@ -49,14 +47,13 @@ VARIANTS = {
     "tokens-8": Variant("8 mask tokens a tile", num_mask_tokens=8),
     "tokens-16": Variant("16 mask tokens a tile", num_mask_tokens=16),
 }
-"""By name, in the order in which they are trained."""
+"""Models by name, in the order of their training."""
 
 TABLES = {
     "prompts": ("none", "contour", "crop", "one-tile", DYNAMIC),
     "mask_tokens": ("tokens-1", DYNAMIC, "tokens-8", "tokens-16"),
 }
-"""Which models each table compares, in its order."""
-
+"""The models that each table compares, in the order of its rows."""
 
 _SIZES = ScratchSizes(
     image_size=56,
@@ -70,43 +67,54 @@ _SIZES = ScratchSizes(
 )
 
 
-class SceneSets(BaseModel):
-    """What is learned from and what is measured on; no scene is in both."""
+class SceneSetSettings(BaseModel):
+    """Sets of scenes for training and for testing, which share no scene."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    side_px: int = Field(default=112, ge=112, description="side of an image; twice sizes.image_size: 2 x 2 tiles")
-    train: PositiveInt = Field(default=3000, description="images to learn from")
-    test: PositiveInt = Field(default=60, description="images to measure on")
-    seed: NonNegativeInt = Field(default=0, description="of both sets")
+    side_px: int = Field(
+        default=112, ge=112, description="side of the scenes in pixels; twice sizes.image_size gives 2 x 2 tiles"
+    )
+    train: PositiveInt = Field(default=3000, description="number of training scenes")
+    test: PositiveInt = Field(default=60, description="number of test scenes")
+    seed: NonNegativeInt = Field(default=0, description="seed of both sets of scenes")
 
 
 class ScienceTraining(BaseModel):
-    """How every model is trained."""
+    """Settings of the training of every model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     budget_s: Annotated[PositiveFloat, ESSENTIAL] = Field(
         default=480, description="CPU seconds that each model may train"
     )
-    images: PositiveInt = Field(default=4, description="of a step")
-    regions_per_image: PositiveInt = Field(default=24, description="of a step, where they share their image's tokens")
-    views_per_image: PositiveInt = Field(default=6, description="of a step, where each region is a view of its own")
-    matrix_learning_rate: PositiveFloat = Field(default=0.03, description="highest, of Muon, for weight matrices")
-    learning_rate: PositiveFloat = Field(default=3e-3, description="highest, of AdamW, for everything else")
-    adam_beta_2: float = Field(default=0.98, ge=0, lt=1, description="AdamW's memory of squared gradients")
-    weight_decay: float = Field(default=0.01, ge=0, description="of weight matrices")
-    warmup_fraction: float = Field(default=0.03, ge=0, lt=1, description="share of the budget that warms up")
-    max_gradient_norm: PositiveFloat = Field(default=1.0, description="gradients are clipped to it")
+    images: PositiveInt = Field(default=4, description="number of images of a step")
+    regions_per_image: PositiveInt = Field(
+        default=24, description="number of regions of an image that share its tokens in a step"
+    )
+    views_per_image: PositiveInt = Field(
+        default=6,
+        description="number of regions of an image in a step of models that see each region as a separate view",
+    )
+    matrix_learning_rate: PositiveFloat = Field(
+        default=0.03, description="peak learning rate of Muon, for weight matrices"
+    )
+    learning_rate: PositiveFloat = Field(default=3e-3, description="peak learning rate of AdamW, for all other weights")
+    adam_beta_2: float = Field(default=0.98, ge=0, lt=1, description="decay rate of AdamW's second moments")
+    weight_decay: float = Field(default=0.01, ge=0, description="weight decay of weight matrices")
+    warmup_fraction: float = Field(
+        default=0.03, ge=0, lt=1, description="share of the budget for the warm-up of the learning rate"
+    )
+    max_gradient_norm: PositiveFloat = Field(default=1.0, description="norm to which gradients are clipped")
     precision: Literal["auto", "fp32", "bf16"] = Field(
-        default="auto", description="of products of matrices; auto: bf16 where the CPU computes with it"
+        default="auto", description="precision of matrix products; auto: bf16 if the CPU has instructions for it"
     )
 
 
 class ScienceSettings(CommandSettings):
-    """Train small models from nothing on drawn scenes, with one budget each, and compare what they learn.
+    """Train small models from scratch on drawn scenes, with one budget each, and compare their captions.
 
-    OUTPUT is a folder. The same command again goes on with the models that are not finished.
+    OUTPUT is a folder. Re-running resumes: only unfinished models are trained.
     """
 
     model_config = SettingsConfigDict(cli_prog_name="ureca science")
@@ -120,23 +128,25 @@ class ScienceSettings(CommandSettings):
         description="folder of scenes, models, captions and tables"
     )
     models: Annotated[tuple[str, ...], MAY_CHANGE, ESSENTIAL] = Field(
-        default=tuple(VARIANTS), description=f"which of {', '.join(VARIANTS)}"
+        default=tuple(VARIANTS), description=f"models to train, of {', '.join(VARIANTS)}"
     )
     tables: Annotated[Path | None, MAY_CHANGE, ESSENTIAL] = Field(
         default=None, description="another folder for the tables; None: OUTPUT"
     )
-    scenes: SceneSets = SceneSets()
+    scenes: SceneSetSettings = SceneSetSettings()
     sizes: ScratchSizes = _SIZES
     training: ScienceTraining = ScienceTraining()
     table: Annotated[TableSettings, MAY_CHANGE] = TableSettings()
     metrics: Annotated[tuple[Metric, ...], MAY_CHANGE, ESSENTIAL] = Field(
-        default=("BLEU", "ROUGE", "METEOR", "CIDEr"), description="of captions against references; none: '[]'"
+        default=("BLEU", "ROUGE", "METEOR", "CIDEr"), description="metrics of captions against references; none: '[]'"
     )
-    max_new_tokens: PositiveInt = Field(default=48, description="a caption is cut off there")
+    max_new_tokens: PositiveInt = Field(default=48, description="largest length of a caption in tokens")
     processes: Annotated[PositiveInt, MAY_CHANGE, ESSENTIAL] = Field(
-        default=2, description="models that train side by side, each on one core"
+        default=2, description="number of models that train concurrently, each on one core"
     )
-    seed: Annotated[NonNegativeInt, ESSENTIAL] = Field(default=0, description="of weights and of the order of samples")
+    seed: Annotated[NonNegativeInt, ESSENTIAL] = Field(
+        default=0, description="seed of initial weights and of the order of samples"
+    )
 
     @model_validator(mode="after")
     def _models_are_known(self) -> Self:

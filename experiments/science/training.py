@@ -1,6 +1,8 @@
-"""Training one model until its budget is used up: the steps of ``ureca train``, without Ray, in one process.
+"""Training of one model for a fixed budget of CPU time, in one process and without Ray.
 
-[from] Optimizers of models that have little time: Muon for weight matrices, AdamW for the rest."""
+Steps are those of ``ureca train``; the optimizers are Muon for weight matrices and AdamW for all other weights, which
+learn more in little time.
+"""
 
 import json
 import time
@@ -30,40 +32,41 @@ from ureca.training.sampler import PlanSettings, RunPlan
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
 
 _TICKS = 100_000
-"""Into which a budget is cut, for a schedule that counts steps."""
+"""Number of parts of a budget, for a schedule that counts steps."""
 
 
 @dataclass(frozen=True)
 class Optimizers:
-    """Several optimizers as one, which follow one schedule.
+    """Several optimizers with one learning rate schedule.
 
     Attributes:
-        parts: each of other parameters.
-        highest: learning rate of each.
+        parts: optimizers of disjoint parameters.
+        peak_rates: peak learning rate of each optimizer.
+        warmup_fraction: share of the budget for the warm-up.
     """
 
     parts: Sequence[torch.optim.Optimizer]
-    highest: Sequence[float]
+    peak_rates: Sequence[float]
     warmup_fraction: float
 
     def step(self, share: float) -> None:
-        """Move the weights.
+        """Update the weights and reset the gradients.
 
         Args:
-            share: of the budget that is used up, at least 0 and below 1.
+            share: share of the budget used so far, at least 0 and below 1.
         """
         scale = learning_rate_scale(int(share * _TICKS), _TICKS, self.warmup_fraction)
-        for part, highest in zip(self.parts, self.highest, strict=True):
+        for part, peak_rate in zip(self.parts, self.peak_rates, strict=True):
             for group in part.param_groups:
-                group["lr"] = highest * scale
+                group["lr"] = peak_rate * scale
             part.step()
             part.zero_grad(set_to_none=True)
 
 
 def build_optimizers(model: nn.Module, settings: ScienceTraining) -> Optimizers:
-    """Muon for the matrices that hidden states are multiplied by, AdamW for embeddings, head and all else.
+    """Build Muon for the matrices that multiply hidden states, and AdamW for embeddings, head and all other weights.
 
-    In the few hundred steps that there are, AdamW alone had hardly begun to tell objects apart where Muon had.
+    In the few hundred steps of a budget, models learn to distinguish objects with Muon, but hardly with AdamW alone.
     """
     heads = {id(weight) for name, weight in model.named_parameters() if "lm_head" in name}
     matrices: list[nn.Parameter] = []
@@ -81,24 +84,24 @@ def build_optimizers(model: nn.Module, settings: ScienceTraining) -> Optimizers:
 
 
 _QUESTIONS = QuestionSettings(default_fraction=1)
-_STEPS_A_LINE = 20
-_WITHOUT_END = 2**31
+_STEPS_PER_LINE = 20
+_UNLIMITED_STEPS = 2**31
 
 
 def train_variant(
     name: str, settings: ScienceSettings, scenes: Path, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train a model from nothing; it and ``metrics.jsonl``, a line every few steps, are written to a folder.
+    """Train a model from scratch, and write it and ``metrics.jsonl``, a line every few steps, to a folder.
 
     Args:
-        name: of a variant.
-        settings: of the experiment.
-        scenes: set to learn from.
-        folder: that exists.
-        tell: is told for people how far it is.
+        name: name of the variant.
+        settings: settings of the experiment.
+        scenes: folder of the training scenes.
+        folder: existing folder for the model and its metrics.
+        tell: callback that gets messages on the progress.
 
     Returns:
-        Figures of the training: CPU and wall seconds, steps, regions, parameters, the loss at the end.
+        Figures of the training: CPU and wall-clock seconds, steps, regions, parameters, and the final loss.
     """
     model, processor = _build(name, settings, scenes)
     maker = _batches(processor, settings, scenes, folder / "index")
@@ -144,7 +147,7 @@ def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path,
         seed=settings.seed,
         world_size=1,
         epochs=1,
-        max_steps=_WITHOUT_END,
+        max_steps=_UNLIMITED_STEPS,
     )
     return MicroBatchPacker(processor, index, plan, ExampleSettings(questions=_QUESTIONS), seed=settings.seed)
 
@@ -157,7 +160,7 @@ def _train(
     metrics: Path,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Steps until the budget is used up; what it has already cost to begin does not count."""
+    """Train until the budget is used up, not counting the preparation."""
     loss_of = PackedLoss(prepare(model, Full()))
     optimizers = build_optimizers(model, settings)
     precision = choose_precision(settings.precision)
@@ -174,8 +177,8 @@ def _train(
             optimizers.step(cpu_s / settings.budget_s)
             losses.append(float(loss.detach()))
             num_regions += made.num_regions
-            if len(losses) % _STEPS_A_LINE == 0:
-                line = {"step": len(losses), "regions": num_regions, "cpu_s": cpu_s, "loss": _end_of(losses)}
+            if len(losses) % _STEPS_PER_LINE == 0:
+                line = {"step": len(losses), "regions": num_regions, "cpu_s": cpu_s, "loss": _recent_loss(losses)}
                 lines.write(json.dumps(line) + "\n")
                 lines.flush()
                 tell(f"{cpu_s / settings.budget_s:4.0%} of its budget, {num_regions} regions, loss {line['loss']:.3f}")
@@ -184,19 +187,19 @@ def _train(
         "wall_s": time.perf_counter() - began,
         "steps": len(losses),
         "regions": num_regions,
-        "loss": _end_of(losses),
+        "loss": _recent_loss(losses),
         "precision": precision,
     }
 
 
-def _end_of(losses: list[float]) -> float:
-    last = losses[-_STEPS_A_LINE:]
+def _recent_loss(losses: list[float]) -> float:
+    last = losses[-_STEPS_PER_LINE:]
     return sum(last) / len(last)
 
 
 def choose_precision(wanted: str) -> str:
-    """``fp32`` or ``bf16``; ``auto`` is bf16 where the CPU has instructions for it, else it would be slower."""
+    """Resolve "auto" to "bf16" if the CPU has instructions for it, else to "fp32", which is then faster."""
     if wanted != "auto":
         return wanted
-    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older ones do not tell
+    can: dict[str, Any] = getattr(torch.cpu, "get_capabilities", dict)()  # older versions of torch lack it
     return "bf16" if can.get("avx512_bf16") or can.get("amx_bf16") else "fp32"

@@ -13,7 +13,7 @@ def test_as_many_as_wanted_in_order_and_evenly_spread(num_items: int, limit: int
     sample: EvenSample[int] = EvenSample(limit)
     for item in range(num_items):
         sample.offer(item)
-        assert len(sample._held) <= 2 * limit
+        assert sample.num_held <= 2 * limit
     chosen = list(sample)
     assert sample.num_offered == num_items
     assert len(chosen) == len(sample) == min(num_items, limit)

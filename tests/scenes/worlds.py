@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from ureca.scenes.composition import SPLITS, Split
 from ureca.scenes.rendering import Rendering, render
-from ureca.scenes.scene import Region, Scene
+from ureca.scenes.scene import Scene, SceneRegion
 
 
 @lru_cache(maxsize=256)
@@ -25,10 +25,10 @@ renderings = st.builds(
 )
 
 
-def region(id: int, kind: str, colour: str, x: float, y: float, *, parent_id: int = -1, **more: object) -> Region:
+def region(id: int, kind: str, colour: str, x: float, y: float, *, parent_id: int = -1, **more: object) -> SceneRegion:
     """A plain region with its centre at x, y."""
     values: dict[str, object] = {"pattern": "plain", "size": None, "hides": ()} | more
-    return Region(id=id, parent_id=parent_id, kind=kind, colour=colour, centre_xy_px=(x, y), **values)  # type: ignore[arg-type]
+    return SceneRegion(id=id, parent_id=parent_id, kind=kind, colour=colour, centre_xy_px=(x, y), **values)  # type: ignore[arg-type]
 
 
 STREET = Scene(

@@ -5,7 +5,6 @@ from .language import Description as Description
 from .language import parse as parse
 from .rendering import Rendering as Rendering
 from .rendering import render as render
-from .scene import Region as Region
 from .scene import Scene as Scene
 from .scene import read_scene as read_scene
 from .scene import resolve as resolve

@@ -20,7 +20,7 @@ from ureca.scenes.language import (
     Caption,
     Description,
 )
-from ureca.scenes.scene import Region, Scene, referents, related
+from ureca.scenes.scene import Scene, SceneRegion, referents, related
 
 _RELATIONS_FIRST = 0.7
 _PARTS_FIRST = 0.2
@@ -60,7 +60,7 @@ def caption_scene(scene: Scene, rng: Rng) -> dict[int, RegionCaptions] | None:
     return captions
 
 
-def _shortest(region: Region, scene: Scene, shortest: dict[int, Description], rng: Rng) -> Description | None:
+def _shortest(region: SceneRegion, scene: Scene, shortest: dict[int, Description], rng: Rng) -> Description | None:
     """The first description that fits only the region, from the plainest to the most specific; None for no such one."""
     base = Description(region.kind, colour=region.colour)
     if region.parent_id != ROOT:
@@ -71,21 +71,21 @@ def _shortest(region: Region, scene: Scene, shortest: dict[int, Description], rn
     return None
 
 
-def _unique(region: Region, shortest: Description, scene: Scene) -> Description:
+def _unique(region: SceneRegion, shortest: Description, scene: Scene) -> Description:
     """The shortest description with all attributes of the region itself, unless those make it ambiguous."""
     full = replace(shortest, size=region.size, pattern=_seen_pattern(region) or shortest.pattern)
     return full if _singles_out(full, region, scene) else shortest
 
 
-def _singles_out(description: Description, region: Region, scene: Scene) -> bool:
+def _singles_out(description: Description, region: SceneRegion, scene: Scene) -> bool:
     return [other.id for other in referents(description, scene)] == [region.id]
 
 
-def _seen_pattern(region: Region) -> str | None:
+def _seen_pattern(region: SceneRegion) -> str | None:
     return None if region.pattern == "plain" else region.pattern
 
 
-def _candidates(region: Region, base: Description, scene: Scene, rng: Rng) -> Iterator[Description]:
+def _candidates(region: SceneRegion, base: Description, scene: Scene, rng: Rng) -> Iterator[Description]:
     adjectives: list[dict[str, Any]] = [
         {name: word for name, word in (("size", size), ("pattern", pattern)) if word is not None}
         for size, pattern in product(dict.fromkeys((None, region.size)), (None, region.pattern))
@@ -103,7 +103,7 @@ def _candidates(region: Region, base: Description, scene: Scene, rng: Rng) -> It
         yield replace(description, **words)
 
 
-def _relations(region: Region, scene: Scene) -> Iterator[tuple[str, Description]]:
+def _relations(region: SceneRegion, scene: Scene) -> Iterator[tuple[str, Description]]:
     """Relations to landmarks unique by kind, colour and perhaps size: hiding or hidden ones first, then the nearest.
 
     Only objects are guaranteed to be clearly to the left or right of each other.
@@ -111,7 +111,7 @@ def _relations(region: Region, scene: Scene) -> Iterator[tuple[str, Description]
     x, y = region.centre_xy_px
     others = [other for other in scene.children(ROOT) if other.kind not in BACKDROP and other.id != region.id]
     others.sort(key=lambda other: (other.centre_xy_px[0] - x) ** 2 + (other.centre_xy_px[1] - y) ** 2)
-    landmarks: list[tuple[Region, Description]] = []
+    landmarks: list[tuple[SceneRegion, Description]] = []
     for other in others:
         plain = Description(other.kind, colour=other.colour)
         for description in dict.fromkeys((plain, replace(plain, size=other.size))):
@@ -125,7 +125,7 @@ def _relations(region: Region, scene: Scene) -> Iterator[tuple[str, Description]
             yield from ((word, description) for word in (LEFT_OF, RIGHT_OF) if related(region, word, other, scene))
 
 
-def _groups(region: Region, scene: Scene, details: bool = False) -> list[Description]:
+def _groups(region: SceneRegion, scene: Scene, details: bool = False) -> list[Description]:
     """Items for the parts of a region, equal ones together; with the first item of their own parts if ``details``."""
     counts: Counter[Description] = Counter()
     for part in scene.children(region.id):
@@ -138,7 +138,7 @@ def _groups(region: Region, scene: Scene, details: bool = False) -> list[Descrip
     return [replace(item, number=number) for item, number in counts.items() if number <= max(NUMBERS.values())]
 
 
-def _short(region: Region, shortest: Description, scene: Scene) -> Description:
+def _short(region: SceneRegion, shortest: Description, scene: Scene) -> Description:
     """The description that a top-down pass would write: all attributes of the region itself, and its parent."""
     pattern = _seen_pattern(region) or shortest.pattern
     if region.parent_id == ROOT:

@@ -25,7 +25,7 @@ from ureca.errors import OutputError
 from ureca.masks.annotations import write_annotations
 from ureca.scenes.composition import Split
 from ureca.scenes.rendering import Rendering, image_id, render
-from ureca.scenes.scene import Region, resolve
+from ureca.scenes.scene import SceneRegion, resolve
 from ureca.schema import REGIONS_DATASET
 
 VERSION = "1"
@@ -109,7 +109,7 @@ def regions_row(rendering: Rendering, uri: str) -> dict[str, Any]:
     }
 
 
-def _region_row(rendering: Rendering, region: Region) -> dict[str, Any]:
+def _region_row(rendering: Rendering, region: SceneRegion) -> dict[str, Any]:
     mask, captions = rendering.annotations[region.id], rendering.captions[region.id]
     return {
         "region_id": region.id,

@@ -18,7 +18,7 @@ from ureca.scenes.blueprints import OBJECTS
 from ureca.scenes.captions import RegionCaptions, caption_scene
 from ureca.scenes.composition import SPLITS, Composition, Object, Split, compose
 from ureca.scenes.language import BACKDROP, COLOURS, PATTERNS
-from ureca.scenes.scene import BESIDE_FRACTION, Region, Scene, attributes_of
+from ureca.scenes.scene import BESIDE_FRACTION, Scene, SceneRegion, attributes_of
 from ureca.scenes.sprites import NONE, Labels, Node, Sprite, object_sprite, piece_sprite, totals_px
 
 LEAST_SIDE_PX = 112
@@ -101,7 +101,7 @@ def _regions(canvas: Canvas) -> tuple[Scene, tuple[Mask, ...]]:
         x, y, box_width, box_height = rle_codec.box_xywh(mask.rle)
         hides = tuple(ids[other] for front, other in canvas.hides if front == number)
         centre = (x + box_width / 2, y + box_height / 2)
-        region = Region(mask.id, ids[node.parent], node.kind, node.colour, node.pattern, node.size, hides, centre)
+        region = SceneRegion(mask.id, ids[node.parent], node.kind, node.colour, node.pattern, node.size, hides, centre)
         regions.append(region)
         masks.append(Mask(mask.id, mask.rle, mask.bbox_xywh, mask.area_px, extra=attributes_of(region)))
     return Scene(width, height, tuple(regions)), tuple(masks)

@@ -30,7 +30,7 @@ from ureca.scenes.language import (
 
 
 @dataclass(frozen=True, slots=True)
-class Region:
+class SceneRegion:
     """A region of a scene.
 
     Attributes:
@@ -63,45 +63,45 @@ class Scene:
 
     width_px: int
     height_px: int
-    regions: tuple[Region, ...]
+    regions: tuple[SceneRegion, ...]
 
-    def __getitem__(self, id: int) -> Region:
+    def __getitem__(self, id: int) -> SceneRegion:
         return self._by_id[id]
 
-    def of_kind(self, kind: str) -> list[Region]:
+    def of_kind(self, kind: str) -> list[SceneRegion]:
         """All regions of a kind."""
         return self._of_kind.get(kind, [])
 
-    def ancestors(self, region: Region) -> Iterator[Region]:
+    def ancestors(self, region: SceneRegion) -> Iterator[SceneRegion]:
         """The ancestors of a region, from its parent to the top level."""
         while region.parent_id != ROOT:
             region = self[region.parent_id]
             yield region
 
-    def children(self, id: int) -> list[Region]:
+    def children(self, id: int) -> list[SceneRegion]:
         """The parts of a region; the top-level regions for id -1."""
         return self._children[id]
 
-    def descendants(self, id: int) -> Iterator[Region]:
+    def descendants(self, id: int) -> Iterator[SceneRegion]:
         """The parts of a region at all levels."""
         for child in self.children(id):
             yield child
             yield from self.descendants(child.id)
 
     @cached_property
-    def _by_id(self) -> dict[int, Region]:
+    def _by_id(self) -> dict[int, SceneRegion]:
         return {region.id: region for region in self.regions}
 
     @cached_property
-    def _of_kind(self) -> dict[str, list[Region]]:
-        of_kind: dict[str, list[Region]] = {}
+    def _of_kind(self) -> dict[str, list[SceneRegion]]:
+        of_kind: dict[str, list[SceneRegion]] = {}
         for region in self.regions:
             of_kind.setdefault(region.kind, []).append(region)
         return of_kind
 
     @cached_property
-    def _children(self) -> dict[int, list[Region]]:
-        children: dict[int, list[Region]] = {ROOT: []}
+    def _children(self) -> dict[int, list[SceneRegion]]:
+        children: dict[int, list[SceneRegion]] = {ROOT: []}
         for region in self.regions:
             children[region.id] = []
             children[region.parent_id].append(region)
@@ -121,7 +121,7 @@ class _RegionAttributes(BaseModel):
     hides: list[int]
 
 
-def attributes_of(region: Region) -> dict[str, Any]:
+def attributes_of(region: SceneRegion) -> dict[str, Any]:
     """The keys that a region adds to SA-1B's own in the annotation of its mask."""
     return {name: getattr(region, name) for name in _RegionAttributes.model_fields} | {"hides": list(region.hides)}
 
@@ -148,7 +148,7 @@ def scene_of(annotations: Annotations) -> Scene:
         attributes = _attributes(mask.id, mask.extra, known_ids)
         x, y, width, height = box_xywh(mask.rle)
         regions.append(
-            Region(
+            SceneRegion(
                 mask.id,
                 attributes.parent_id,
                 attributes.kind,
@@ -217,7 +217,7 @@ def resolve(caption: str | Caption, scene: Scene) -> list[int]:
     return sorted(region.id for region in fitting if all(_has(region, item, scene) for item in parsed.items))
 
 
-def referents(description: Description, scene: Scene) -> list[Region]:
+def referents(description: Description, scene: Scene) -> list[SceneRegion]:
     """The regions that a description fits."""
     fitting = [region for region in scene.of_kind(description.kind) if _fits_words(region, description)]
     if fitting and (item := description.having) is not None:
@@ -228,13 +228,13 @@ def referents(description: Description, scene: Scene) -> list[Region]:
         fitting = [region for region in fitting if any(related(region, word, mark, scene) for mark in landmarks)]
     if description.order is None:
         return fitting
-    groups: dict[int, list[Region]] = {}
+    groups: dict[int, list[SceneRegion]] = {}
     for region in fitting:
         groups.setdefault(region.parent_id, []).append(region)
     return [region for group in groups.values() for region in _in_order(description.order, group, scene)]
 
 
-def related(region: Region, word: str, landmark: Region, scene: Scene) -> bool:
+def related(region: SceneRegion, word: str, landmark: SceneRegion, scene: Scene) -> bool:
     """Return True if a region is in a relation to a landmark.
 
     Raises:
@@ -252,7 +252,7 @@ def related(region: Region, word: str, landmark: Region, scene: Scene) -> bool:
     return second.centre_xy_px[0] - first.centre_xy_px[0] >= BESIDE_FRACTION * scene.width_px
 
 
-def _fits_words(region: Region, description: Description) -> bool:
+def _fits_words(region: SceneRegion, description: Description) -> bool:
     return (
         region.kind == description.kind
         and description.size in (None, region.size)
@@ -261,7 +261,7 @@ def _fits_words(region: Region, description: Description) -> bool:
     )
 
 
-def _has(region: Region, item: Description, scene: Scene) -> bool:
+def _has(region: SceneRegion, item: Description, scene: Scene) -> bool:
     fitting = (
         part
         for part in scene.descendants(region.id)
@@ -270,7 +270,7 @@ def _has(region: Region, item: Description, scene: Scene) -> bool:
     return any(True for _ in fitting) if item.number == 1 else sum(1 for _ in fitting) == item.number
 
 
-def _in_order(order: str, group: Iterable[Region], scene: Scene) -> list[Region]:
+def _in_order(order: str, group: Iterable[SceneRegion], scene: Scene) -> list[SceneRegion]:
     axis = 1 if order in ("highest", "lowest") else 0
     sign = -1 if order in ("rightmost", "lowest") else 1
     ranked = sorted(group, key=lambda region: (sign * region.centre_xy_px[axis], region.id))

@@ -21,7 +21,7 @@ class Node:
 
     Attributes:
         parent: number of the node that it is a part of; -1 without one.
-        kind, colour, pattern, size: as in ``ureca.scenes.scene.Region``.
+        kind, colour, pattern, size: as in ``ureca.scenes.scene.SceneRegion``.
     """
 
     parent: int

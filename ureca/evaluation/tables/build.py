@@ -31,7 +31,7 @@ class Figure(_TableModel):
     high: float | None
 
 
-class Group(_TableModel):
+class TableGroup(_TableModel):
     """Figures of a model over some of its regions.
 
     Attributes:
@@ -62,12 +62,12 @@ class ModelRows(_TableModel):
     """
 
     model: Text
-    groups: tuple[Group, ...]
+    groups: tuple[TableGroup, ...]
     missing: dict[str, Text]
     failures: dict[Text, int]
     remarks: tuple[Text, ...]
 
-    def group(self, dimension: str, name: str) -> Group | None:
+    def group(self, dimension: str, name: str) -> TableGroup | None:
         """The group of a dimension and name; None if the model has no region in it."""
         return next((group for group in self.groups if (group.dimension, group.name) == (dimension, name)), None)
 
@@ -211,7 +211,7 @@ def _rows(model: Evaluated, settings: TableSettings, measured: set[str]) -> Mode
     )
     blank = np.array([prediction.is_blank for prediction in model.predictions])
     groups = [
-        Group(
+        TableGroup(
             dimension=dimension,
             name=name,
             num_regions=int(within.sum()),

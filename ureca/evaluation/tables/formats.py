@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from ureca.errors import InputError
 from ureca.evaluation.measures import COLUMNS, FAMILIES
-from ureca.evaluation.tables.build import Dimension, EvaluationTable, Figure, Group, ModelRows
+from ureca.evaluation.tables.build import Dimension, EvaluationTable, Figure, ModelRows, TableGroup
 from ureca.html import read_asset, render_page
 from ureca.io import replacing
 
@@ -159,7 +159,7 @@ class TableBlock:
     """
 
     name: str
-    rows: tuple[tuple[ModelRows, Group], ...]
+    rows: tuple[tuple[ModelRows, TableGroup], ...]
     best: Mapping[str, str]
 
 
