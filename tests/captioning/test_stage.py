@@ -51,7 +51,7 @@ def run(
     return asyncio.run(all_units())
 
 
-def test_units_share_batches_and_keep_their_order(captioner: Recording, tmp_path: Path) -> None:
+def test_stage_with_several_partitions_shares_batches_and_keeps_order(captioner: Recording, tmp_path: Path) -> None:
     partitions = [proposed_unit(tmp_path, number, 5) for number in range(2)]
     made = run(captioner, partitions)
     for partition, (rows, report) in zip(partitions, made, strict=True):
@@ -66,7 +66,7 @@ def test_units_share_batches_and_keep_their_order(captioner: Recording, tmp_path
     assert alone[0][0] == made[0][0]
 
 
-def test_images_of_a_size_come_together(captioner: Recording, tmp_path: Path) -> None:
+def test_stage_batches_images_of_similar_size(captioner: Recording, tmp_path: Path) -> None:
     partition = proposed_unit(tmp_path, 0, 6)
     wide = []
     for image in partition.images[::2]:
@@ -82,7 +82,7 @@ def test_images_of_a_size_come_together(captioner: Recording, tmp_path: Path) ->
         assert distances == sorted(distances)
 
 
-def test_no_more_images_are_held_than_may_be(captioner: Recording, tmp_path: Path) -> None:
+def test_stage_holds_at_most_images_in_flight(captioner: Recording, tmp_path: Path) -> None:
     alive: WeakSet[PreparedImage] = WeakSet()
     most = 0
 
@@ -99,7 +99,7 @@ def test_no_more_images_are_held_than_may_be(captioner: Recording, tmp_path: Pat
     assert not alive
 
 
-def test_files_that_changed_or_vanished_are_rows(captioner: Recording, tmp_path: Path) -> None:
+def test_stage_with_changed_or_missing_files_returns_error_rows(captioner: Recording, tmp_path: Path) -> None:
     partition = proposed_unit(tmp_path, 0, 4)
     gone, changed, broken, good = (Path(image.entry.path) for image in partition.images)
     gone.unlink()
@@ -111,7 +111,7 @@ def test_files_that_changed_or_vanished_are_rows(captioner: Recording, tmp_path:
     assert [len(row["captions"]) for row in rows] == [0, 0, 0, 4]
 
 
-def test_a_bug_of_the_model_is_raised_and_frees_its_slots(captioner: Recording, tmp_path: Path) -> None:
+def test_stage_with_a_bug_raises_and_frees_slots(captioner: Recording, tmp_path: Path) -> None:
     def fail(*_: object) -> None:
         raise RuntimeError("out of memory")
 

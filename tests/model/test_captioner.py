@@ -60,7 +60,7 @@ def one_call_a_region(captioner: RegionCaptioner, settings: dict[str, object]) -
     [{"max_new_tokens": 25}, {"max_new_tokens": 25, "temperature": 0.8, "top_p": 0.9, "seed": 11}],
     ids=["greedy", "sampled"],
 )
-def test_captions_equal_one_call_a_region(
+def test_describe_equals_one_generate_call_per_region(
     captioner: RegionCaptioner, settings: dict[str, object], batch_size: int
 ) -> None:
     expected = one_call_a_region(captioner, settings)
@@ -68,7 +68,7 @@ def test_captions_equal_one_call_a_region(
     assert captioner.caption(IMAGE, MASKS, batch_size=batch_size, **settings) == expected
 
 
-def test_captions_that_end_early_leave_the_batch(ending: RegionCaptioner) -> None:
+def test_describe_with_early_ends_drops_finished_captions(ending: RegionCaptioner) -> None:
     widths: list[int] = []
     ending.model.lm_head.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[0]))
     regions = ending.describe([IMAGE], [MASKS], CaptionSettings(max_new_tokens=25))[0]
@@ -77,7 +77,7 @@ def test_captions_that_end_early_leave_the_batch(ending: RegionCaptioner) -> Non
     assert widths == [sum(step > index for step in steps) for index in range(max(steps))]
 
 
-def test_captions_that_end_early_equal_one_call_a_region(ending: RegionCaptioner) -> None:
+def test_describe_with_early_ends_equals_one_generate_call_per_region(ending: RegionCaptioner) -> None:
     end = ending.model.generation_config.eos_token_id
     regions = ending.describe([IMAGE], [MASKS], CaptionSettings(max_new_tokens=25))[0]
     for region, mask in zip(regions, MASKS, strict=True):
@@ -88,14 +88,14 @@ def test_captions_that_end_early_equal_one_call_a_region(ending: RegionCaptioner
         assert region.text == ending.processor.decode(kept, skip_special_tokens=True).strip()
 
 
-def test_a_seed_belongs_to_a_region_not_to_its_place_in_the_batch(captioner: RegionCaptioner) -> None:
+def test_describe_with_sampling_seeds_regions_not_batch_rows(captioner: RegionCaptioner) -> None:
     settings = {"max_new_tokens": 15, "temperature": 1.0}
     together = captioner.caption(IMAGE, MASKS, seed=3, **settings)
     assert captioner.caption(IMAGE, MASKS[4:5], seed=3 + 4, **settings) == together[4:5]
     assert captioner.caption(IMAGE, MASKS, seed=4, **settings) != together
 
 
-def test_images_share_batches_and_keep_their_own_captions(captioner: RegionCaptioner) -> None:
+def test_describe_with_several_images_shares_batches(captioner: RegionCaptioner) -> None:
     images = [noise_image(60, 110), noise_image(56, 56, seed=1), noise_image(150, 56, seed=2)]
     masks = [box_masks(60, 110, 3), [], np.stack(box_masks(150, 56, 4))]
     expected = [captioner.caption(image, own, max_new_tokens=10) for image, own in zip(images, masks, strict=True)]
@@ -104,13 +104,13 @@ def test_images_share_batches_and_keep_their_own_captions(captioner: RegionCapti
     assert [len(captions) for captions in expected] == [3, 0, 4]
 
 
-def test_captions_are_streamed_as_they_finish(ending: RegionCaptioner) -> None:
+def test_stream_yields_captions_as_they_finish(ending: RegionCaptioner) -> None:
     finished = list(ending.stream([IMAGE], [MASKS], CaptionSettings(max_new_tokens=25)))
     assert [region.num_tokens for region in finished] == sorted(region.num_tokens for region in finished)
     assert sorted(region.mask_index for region in finished) == list(range(len(MASKS)))
 
 
-def test_the_question_is_asked(captioner: RegionCaptioner) -> None:
+def test_describe_with_another_question_changes_captions(captioner: RegionCaptioner) -> None:
     default = captioner.caption(IMAGE, MASKS[:1], max_new_tokens=15)
     assert captioner.caption(IMAGE, MASKS[:1], max_new_tokens=15, question="What colour is it?") != default
 
@@ -121,7 +121,7 @@ def count_vision_passes(model: UrecaForConditionalGeneration) -> list[int]:
     return passes
 
 
-def test_an_image_is_encoded_once_for_all_batches(captioner: RegionCaptioner) -> None:
+def test_describe_encodes_an_image_once_for_all_batches(captioner: RegionCaptioner) -> None:
     passes = count_vision_passes(captioner.model)
     captioner.caption(IMAGE, MASKS, max_new_tokens=2, batch_size=2)
     assert len(passes) == 1
@@ -130,7 +130,7 @@ def test_an_image_is_encoded_once_for_all_batches(captioner: RegionCaptioner) ->
 
 
 @pytest.mark.parametrize("variant", ["convolutional", "fused"])
-def test_encoded_images_are_kept_across_calls(variant: str) -> None:
+def test_captioner_with_cached_images_encodes_them_once(variant: str) -> None:
     captioner = RegionCaptioner(*build_tiny(TinySizes(mask_encoder=variant)), cached_images=1)
     passes = count_vision_passes(captioner.model)
     other = noise_image(60, 110, seed=9)
@@ -142,7 +142,7 @@ def test_encoded_images_are_kept_across_calls(variant: str) -> None:
     assert len(passes) == 3  # the second image took the only place
 
 
-def test_many_more_masks_than_a_batch_holds_are_all_captioned() -> None:
+def test_caption_with_more_masks_than_the_batch_size_captions_all() -> None:
     captioner = RegionCaptioner(*build_tiny())
     widths: list[int] = []
     captioner.model.lm_head.register_forward_hook(lambda _, args, __: widths.append(args[0].shape[0]))
@@ -154,7 +154,7 @@ def test_many_more_masks_than_a_batch_holds_are_all_captioned() -> None:
 
 
 @pytest.mark.parametrize(("height", "width"), [(2, 900), (900, 2), (1, 1)])
-def test_extreme_aspect_ratios_are_captioned(captioner: RegionCaptioner, height: int, width: int) -> None:
+def test_caption_with_extreme_aspect_ratio_succeeds(captioner: RegionCaptioner, height: int, width: int) -> None:
     image, masks = noise_image(height, width), [np.ones((height, width), dtype=np.bool_)]
     inputs = region_inputs(captioner.processor, [image], masks)
     tokens = captioner.model.generate(**inputs, max_new_tokens=8, do_sample=False)[0, inputs["input_ids"].shape[1] :]
@@ -162,7 +162,7 @@ def test_extreme_aspect_ratios_are_captioned(captioner: RegionCaptioner, height:
     assert captioner.caption(image, masks, max_new_tokens=8) == [expected]
 
 
-def test_a_mask_of_one_pixel_is_not_the_empty_mask() -> None:
+def test_caption_with_one_pixel_mask_differs_from_empty_mask() -> None:
     captioner = RegionCaptioner(*build_tiny())
     mask = np.zeros((600, 900), dtype=np.bool_)
     mask[301, 17] = True
@@ -179,7 +179,7 @@ def test_a_mask_of_one_pixel_is_not_the_empty_mask() -> None:
         ([[True]], "not_a_mask", "it is list"),
     ],
 )
-def test_masks_that_cannot_be_captioned_are_named(
+def test_caption_with_bad_mask_raises_its_name(
     captioner: RegionCaptioner, mask: object, kind: str, message: str
 ) -> None:
     passes = count_vision_passes(captioner.model)
@@ -189,7 +189,7 @@ def test_masks_that_cannot_be_captioned_are_named(
     assert not passes
 
 
-def test_every_image_needs_its_masks(captioner: RegionCaptioner) -> None:
+def test_caption_many_without_masks_of_an_image_raises(captioner: RegionCaptioner) -> None:
     with pytest.raises(ValueError, match="2 images and masks for 1"):
         captioner.caption_many([IMAGE, IMAGE], [MASKS])
 
@@ -198,12 +198,12 @@ def test_every_image_needs_its_masks(captioner: RegionCaptioner) -> None:
     ("field", "value"),
     [("max_new_tokens", 0), ("batch_size", 0), ("temperature", -1.0), ("top_p", 0.0), ("top_p", 1.1)],
 )
-def test_impossible_settings_are_refused(field: str, value: float) -> None:
+def test_caption_settings_with_impossible_value_raise(field: str, value: float) -> None:
     with pytest.raises(SettingsError, match=rf"{field} must be .* got {value}"):
         CaptionSettings(**{field: value})  # type: ignore[arg-type]
 
 
-def test_it_loads_from_a_checkpoint(tmp_path: Path) -> None:
+def test_from_pretrained_captions_like_the_saved_model(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     captioner = RegionCaptioner.from_pretrained(tmp_path, device="cpu")
     expected = RegionCaptioner(*build_tiny()).caption(IMAGE, MASKS[:2], max_new_tokens=5)
@@ -213,12 +213,12 @@ def test_it_loads_from_a_checkpoint(tmp_path: Path) -> None:
     assert all(half.caption(IMAGE, MASKS[:2], max_new_tokens=5))
 
 
-def test_a_folder_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_from_pretrained_without_checkpoint_raises(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"cannot read .*config\.json"):
         RegionCaptioner.from_pretrained(tmp_path)
 
 
-def test_another_attention_chosen_later_changes_no_caption(
+def test_caption_after_set_attn_implementation_is_unchanged(
     tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor],
 ) -> None:
     captioner = RegionCaptioner(*tiny)
@@ -227,7 +227,7 @@ def test_another_attention_chosen_later_changes_no_caption(
     assert captioner.caption(IMAGE, MASKS, max_new_tokens=8) == expected
 
 
-def test_the_model_still_generates_in_padded_batches_of_its_own(
+def test_generate_after_captioning_is_unchanged(
     tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor],
 ) -> None:
     model, processor = tiny
@@ -237,7 +237,7 @@ def test_the_model_still_generates_in_padded_batches_of_its_own(
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), before)
 
 
-def test_regions_join_a_batch_and_leave_it_at_any_time(captioner: RegionCaptioner) -> None:
+def test_region_batch_admits_and_drops_regions_at_any_time(captioner: RegionCaptioner) -> None:
     images = [captioner.prepare(image, MASKS[:3]) for image in (IMAGE, noise_image(60, 110, seed=5))]
     greedy = CaptionSettings(max_new_tokens=12)
     drawn = CaptionSettings(max_new_tokens=7, temperature=0.9, top_p=0.8, seed=3, question="What is this?")

@@ -47,7 +47,7 @@ print(json.dumps({
 
 
 @pytest.mark.parametrize("variant", ["convolutional", "fused"])
-def test_an_export_with_code_loads_without_this_package(variant: str, tmp_path: Path) -> None:
+def test_save_with_code_loads_without_this_package(variant: str, tmp_path: Path) -> None:
     model, processor = build_tiny(TinySizes(mask_encoder=variant))
     image, masks = noise_image(60, 110), box_masks(60, 110, 1)
     expected = generate(model, region_inputs(processor, [image], masks))[0]
@@ -67,7 +67,7 @@ def test_an_export_with_code_loads_without_this_package(variant: str, tmp_path: 
     assert result == {"tokens": expected, "not loaded": 0, "modules": ["transformers_modules"]}
 
 
-def test_an_export_with_code_still_loads_here_and_changes_no_later_save(tiny: Tiny, tmp_path: Path) -> None:
+def test_save_with_code_loads_here_and_changes_no_later_save(tiny: Tiny, tmp_path: Path) -> None:
     model, processor = tiny
     save_with_code(model, processor, tmp_path / "export")
     model.save_pretrained(tmp_path / "plain")
@@ -93,19 +93,19 @@ def edit_weights(checkpoint: Path, edit: object) -> None:
     save_file(tensors, checkpoint / "model.safetensors", metadata={"format": "pt"})
 
 
-def test_missing_weights_are_named(checkpoint: Path) -> None:
+def test_load_checkpoint_with_missing_weights_raises_their_names(checkpoint: Path) -> None:
     edit_weights(checkpoint, lambda tensors: tensors.pop("mask_encoder.projection.weight"))
     with pytest.raises(CheckpointError, match=r"missing: model\.mask_encoder\.projection\.weight$"):
         load_checkpoint(checkpoint)
 
 
-def test_unexpected_weights_are_named(checkpoint: Path) -> None:
+def test_load_checkpoint_with_unexpected_weights_raises_their_names(checkpoint: Path) -> None:
     edit_weights(checkpoint, lambda tensors: tensors.update(extra=tensors["mask_encoder.projection.bias"].clone()))
     with pytest.raises(CheckpointError, match=r"unexpected: extra$"):
         load_checkpoint(checkpoint)
 
 
-def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path) -> None:
+def test_load_checkpoint_of_another_model_raises(checkpoint: Path) -> None:
     config = json.loads((checkpoint / "config.json").read_text())
     (checkpoint / "config.json").write_text(json.dumps(config | {"model_type": "internvl"}))
     with pytest.raises(CheckpointError, match="holds a internvl checkpoint, not a URECA"):
@@ -113,7 +113,7 @@ def test_a_checkpoint_of_another_model_is_refused(checkpoint: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [None, "{"])
-def test_a_folder_without_a_readable_configuration_is_refused(tmp_path: Path, content: str | None) -> None:
+def test_load_checkpoint_without_readable_config_raises(tmp_path: Path, content: str | None) -> None:
     if content is not None:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"is not a checkpoint: cannot read .*config\.json"):

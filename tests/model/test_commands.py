@@ -17,7 +17,7 @@ from ureca.model.initialization import build_tiny
 from ureca.model.settings import TinySizes
 
 
-def test_a_tiny_checkpoint_captions_by_what_it_sees(tmp_path: Path) -> None:
+def test_init_tiny_checkpoint_captions_depend_on_the_input(tmp_path: Path) -> None:
     assert init_tiny([str(tmp_path)]) == 0
     captioner = RegionCaptioner.from_pretrained(tmp_path, device="cpu")
     masks = np.zeros((3, 60, 110), dtype=np.bool_)
@@ -28,7 +28,7 @@ def test_a_tiny_checkpoint_captions_by_what_it_sees(tmp_path: Path) -> None:
     assert captioner.caption(noise_image(60, 110, seed=1), masks, max_new_tokens=20) != captions
 
 
-def test_flags_set_seed_and_sizes(tmp_path: Path) -> None:
+def test_init_tiny_with_flags_sets_seed_and_sizes(tmp_path: Path) -> None:
     flags = [
         "--seed",
         "5",
@@ -59,12 +59,12 @@ def test_flags_set_seed_and_sizes(tmp_path: Path) -> None:
         ({"num_mask_tokens": 40}, "1 to 32, got 40"),
     ],
 )
-def test_impossible_sizes_are_refused(sizes: dict[str, int], message: str) -> None:
+def test_init_tiny_with_impossible_sizes_fails(sizes: dict[str, int], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         build_tiny(TinySizes(**sizes))
 
 
-def test_the_benchmark_compares_three_ways_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_caption_compares_three_ways_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     flags = ["--regions", "3", "--new-tokens", "2", "--image-tokens", "208", "--baseline-regions", "2"]
     assert benchmark([*flags, "--json", str(tmp_path / "result.json")]) == 0
     printed = capsys.readouterr().out

@@ -47,7 +47,7 @@ def converted_logits(directory: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("language_model", ["qwen2", "internlm2"])
-def test_a_converted_model_gives_the_logits_of_the_released_one(language_model: str, tmp_path: Path) -> None:
+def test_from_released_gives_the_logits_of_the_released_model(language_model: str, tmp_path: Path) -> None:
     config = released.config_of(language_model)
     tensors = released.random_tensors(config)
     expected = released.logits_of(tensors, config, *prompt())
@@ -55,7 +55,7 @@ def test_a_converted_model_gives_the_logits_of_the_released_one(language_model: 
     assert torch.allclose(converted_logits(save_released(tmp_path, tensors, config)), expected, atol=1e-4)
 
 
-def test_the_large_vision_encoder_is_converted_too(tmp_path: Path) -> None:
+def test_from_released_with_large_vision_encoder_gives_its_logits(tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     config["vision_config"] |= {"qk_normalization": True, "qkv_bias": False, "norm_type": "rms_norm"}
     tensors = released.random_tensors(config)
@@ -71,7 +71,7 @@ def test_the_large_vision_encoder_is_converted_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the golden checkpoint of ../shared is not on this machine")
-def test_the_authors_own_outputs_are_reproduced() -> None:
+def test_from_released_reproduces_the_authors_outputs() -> None:
     model = from_released(GOLDEN, image_token_id=290, mask_token_id=291)
     io = load_file(GOLDEN / "io.safetensors")
     with torch.no_grad():
@@ -83,7 +83,7 @@ def test_the_authors_own_outputs_are_reproduced() -> None:
     assert torch.allclose(masks, io["mask_features"], atol=1e-4)
 
 
-def test_packed_projections_come_apart_by_group() -> None:
+def test_unpack_wqkv_splits_by_group() -> None:
     head, width = 2, 3
     rows = [f"{kind}{group}{index}" for group in (0, 1) for kind, index in (("q", 0), ("q", 1), ("k", 0), ("v", 0))]
     packed = torch.arange(len(rows) * head * width, dtype=torch.float32).view(-1, width)
@@ -126,7 +126,7 @@ LORA = {
 
 @pytest.mark.parametrize("adapted", LORA)
 @pytest.mark.parametrize("configured", [True, False])
-def test_lora_that_was_not_merged_is_merged(adapted: str, configured: bool, tmp_path: Path) -> None:
+def test_from_released_with_lora_merges_it(adapted: str, configured: bool, tmp_path: Path) -> None:
     module, layers = LORA[adapted]
     config = released.config_of("internlm2" if adapted == "internlm2" else "qwen2")
     if configured:
@@ -139,14 +139,14 @@ def test_lora_that_was_not_merged_is_merged(adapted: str, configured: bool, tmp_
     assert torch.allclose(converted_logits(save_released(tmp_path, wrapped, config)), expected, atol=1e-4)
 
 
-def test_lora_of_another_rank_than_configured_is_refused(tmp_path: Path) -> None:
+def test_merge_lora_with_another_rank_raises(tmp_path: Path) -> None:
     config = released.config_of("qwen2", use_llm_lora=RANK + 1)
     wrapped, _ = wrap_with_lora(released.random_tensors(config), *LORA["qwen2"])
     with pytest.raises(CheckpointError, match=r"_proj\.weight has rank 4, config\.json says 5"):
         converted_logits(save_released(tmp_path, wrapped, config))
 
 
-def test_half_an_adapter_is_refused(tmp_path: Path) -> None:
+def test_merge_lora_with_half_an_adapter_raises(tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     wrapped, _ = wrap_with_lora(released.random_tensors(config), *LORA["qwen2"])
     del wrapped["language_model.base_model.model.model.layers.1.mlp.up_proj.lora_B.default.weight"]
@@ -181,7 +181,7 @@ def pickle_weights(directory: Path) -> None:
     [lambda directory: shard(directory, "safetensors"), lambda directory: shard(directory, "bin"), pickle_weights],
     ids=["safetensors shards", "bin shards", "one bin"],
 )
-def test_every_way_of_storing_the_weights_is_read(store: Callable[[Path], None], tmp_path: Path) -> None:
+def test_read_tensors_reads_every_storage_format(store: Callable[[Path], None], tmp_path: Path) -> None:
     config = released.config_of("internlm2")
     save_released(tmp_path, released.random_tensors(config), config)
     expected = converted_logits(tmp_path)
@@ -189,7 +189,7 @@ def test_every_way_of_storing_the_weights_is_read(store: Callable[[Path], None],
     assert torch.equal(converted_logits(tmp_path), expected)
 
 
-def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+def test_read_tensors_with_missing_shard_raises_its_name(tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     save_released(tmp_path, released.random_tensors(config), config)
     shard(tmp_path, "safetensors")
@@ -198,7 +198,7 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         converted_logits(tmp_path)
 
 
-def test_a_shard_without_a_tensor_of_its_index_is_named(tmp_path: Path) -> None:
+def test_read_tensors_with_tensor_missing_in_shard_raises_its_name(tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     save_released(tmp_path, released.random_tensors(config), config)
     shard(tmp_path, "safetensors")
@@ -210,14 +210,14 @@ def test_a_shard_without_a_tensor_of_its_index_is_named(tmp_path: Path) -> None:
         converted_logits(tmp_path)
 
 
-def test_bfloat16_weights_stay_bfloat16(tmp_path: Path) -> None:
+def test_from_released_with_bfloat16_weights_keeps_the_type(tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     tensors = {name: tensor.bfloat16() for name, tensor in released.random_tensors(config).items()}
     model = from_released(save_released(tmp_path, tensors, config), released.IMAGE_ID, released.MASK_ID)
     assert {parameter.dtype for parameter in model.parameters()} == {torch.bfloat16}
 
 
-def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
+def test_from_released_with_tied_embeddings_needs_no_head(tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     config["llm_config"]["tie_word_embeddings"] = True
     tensors = released.random_tensors(config)
@@ -228,7 +228,7 @@ def test_tied_embeddings_need_no_head(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("equal", [True, False])
-def test_a_tied_head_may_be_stored_but_not_differ(equal: bool, tmp_path: Path) -> None:
+def test_from_released_with_differing_tied_head_raises(equal: bool, tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     config["llm_config"]["tie_word_embeddings"] = True
     tensors = released.random_tensors(config)
@@ -240,7 +240,7 @@ def test_a_tied_head_may_be_stored_but_not_differ(equal: bool, tmp_path: Path) -
         converted_logits(save_released(tmp_path, tensors, config))
 
 
-def test_tensors_that_are_missing_unexpected_or_of_another_shape_are_all_listed(tmp_path: Path) -> None:
+def test_from_released_with_wrong_tensors_raises_all_names(tmp_path: Path) -> None:
     config = released.config_of("internlm2")
     tensors = released.random_tensors(config)
     del tensors["language_model.model.layers.1.ffn_norm.weight"]
@@ -263,20 +263,20 @@ def test_tensors_that_are_missing_unexpected_or_of_another_shape_are_all_listed(
         ({"num_mask_token": None}, "it has no num_mask_token"),
     ],
 )
-def test_models_that_cannot_be_converted_are_refused(changes: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_from_released_with_unsupported_model_raises(changes: dict[str, object], message: str, tmp_path: Path) -> None:
     config = {name: value for name, value in released.config_of("qwen2", **changes).items() if value is not None}
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(CheckpointError, match=message):
         from_released(tmp_path, 1, 2)
 
 
-def test_a_folder_without_weights_is_refused(tmp_path: Path) -> None:
+def test_from_released_without_weights_raises(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(json.dumps(released.config_of("qwen2")))
     with pytest.raises(CheckpointError, match="no weights in"):
         from_released(tmp_path, 1, 2)
 
 
-def test_without_a_tokenizer_the_token_ids_must_be_given(tmp_path: Path) -> None:
+def test_from_released_without_tokenizer_needs_token_ids(tmp_path: Path) -> None:
     config = released.config_of("qwen2")
     save_released(tmp_path, released.random_tensors(config), config)
     with pytest.raises(CheckpointError, match="from_released needs image_token_id and mask_token_id"):

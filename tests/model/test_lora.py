@@ -29,13 +29,13 @@ def trained(tiny: Tiny) -> tuple[PeftModel, dict[str, torch.Tensor]]:
     return adapted.eval(), inputs
 
 
-def test_only_the_adapters_and_the_mask_encoder_are_trained(trained: tuple[PeftModel, object]) -> None:
+def test_peft_with_mask_encoder_trains_only_both(trained: tuple[PeftModel, object]) -> None:
     names = [name for name, parameter in trained[0].named_parameters() if parameter.requires_grad]
     assert all("language_model" in name or "mask_encoder.modules_to_save" in name for name in names)
     assert len([name for name in names if "lora_A" in name]) == 2 * 7
 
 
-def test_adapters_load_onto_the_base_and_merge(
+def test_peft_adapters_load_onto_the_base_and_merge(
     tiny: Tiny, trained: tuple[PeftModel, dict[str, torch.Tensor]], tmp_path: Path
 ) -> None:
     adapted, inputs = trained

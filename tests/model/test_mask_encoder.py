@@ -22,12 +22,12 @@ def shown(num_tiles: int, side: int = 56, num_features: int = 4) -> ShownTiles:
 
 @pytest.mark.parametrize("num_tokens", [1, 8, 16, 32])
 @pytest.mark.parametrize("side", [28, 56, 84])
-def test_every_tile_becomes_so_many_tokens_of_the_language_models_width(num_tokens: int, side: int) -> None:
+def test_forward_gives_mask_tokens_of_the_language_models_width(num_tokens: int, side: int) -> None:
     encoder = MaskEncoder(config_of(num_mask_tokens=num_tokens, image_size=side))
     assert encoder(torch.zeros(3, 1, side, side)).shape == (3, num_tokens, 64)
 
 
-def test_the_layers_are_the_papers() -> None:
+def test_convolutional_encoder_has_the_layers_of_the_paper() -> None:
     encoder = MaskEncoder(config_of(num_mask_tokens=8))
     tiles = torch.rand(2, 1, 56, 56)
     first, _, second, _ = encoder.convolutions
@@ -37,7 +37,7 @@ def test_the_layers_are_the_papers() -> None:
     assert torch.allclose(encoder(tiles), expected, atol=1e-6)
 
 
-def test_a_tile_only_changes_its_own_tokens() -> None:
+def test_forward_with_changed_tile_changes_only_its_tokens() -> None:
     encoder = MaskEncoder(config_of())
     tiles = torch.zeros(3, 1, 56, 56)
     before = encoder(tiles)
@@ -47,7 +47,7 @@ def test_a_tile_only_changes_its_own_tokens() -> None:
 
 
 @pytest.mark.parametrize("variant", ["convolutional", "fused"])
-def test_a_new_encoder_tells_masks_of_the_same_image_apart(variant: str) -> None:
+def test_untrained_encoder_distinguishes_masks(variant: str) -> None:
     torch.manual_seed(0)
     encoder = UrecaForConditionalGeneration(config_of(mask_encoder=variant)).model.mask_encoder
     left, right = torch.zeros(2, 1, 1, 56, 56)
@@ -58,7 +58,7 @@ def test_a_new_encoder_tells_masks_of_the_same_image_apart(variant: str) -> None
 
 
 @pytest.mark.parametrize("variant", ["convolutional", "fused"])
-def test_a_new_models_mask_tokens_weigh_as_much_as_words(variant: str) -> None:
+def test_untrained_mask_tokens_have_the_scale_of_words(variant: str) -> None:
     torch.manual_seed(0)
     model = UrecaForConditionalGeneration(config_of(mask_encoder=variant, image_size=112))
     mask = torch.zeros(1, 1, 112, 112)
@@ -67,7 +67,7 @@ def test_a_new_models_mask_tokens_weigh_as_much_as_words(variant: str) -> None:
     assert tokens.std() > 0.2 * model.get_input_embeddings().weight.std()
 
 
-def test_the_fused_encoder_sees_the_image() -> None:
+def test_fused_encoder_depends_on_the_image() -> None:
     encoder = FusedMaskEncoder(config_of(mask_encoder="fused", num_mask_tokens=8))
     masks, image = torch.rand(2, 1, 56, 56), shown(2)
     tokens = encoder(masks, image)
@@ -79,7 +79,7 @@ def test_the_fused_encoder_sees_the_image() -> None:
     assert torch.allclose(tokens, other_way_round.flip(0), atol=1e-6)
 
 
-def test_a_small_region_keeps_its_own_pixels_apart() -> None:
+def test_region_appearance_separates_a_small_region() -> None:
     torch.manual_seed(0)
     appearance = RegionAppearance(56, 64)
     mask, pixels = torch.zeros(1, 1, 56, 56), torch.randn(1, 3, 56, 56)
@@ -94,7 +94,7 @@ def test_a_small_region_keeps_its_own_pixels_apart() -> None:
 
 
 @pytest.mark.parametrize("num_image_tiles", [None, 3])
-def test_the_fused_encoder_needs_to_be_shown_its_tiles(num_image_tiles: int | None) -> None:
+def test_fused_encoder_without_image_tiles_raises(num_image_tiles: int | None) -> None:
     encoder = FusedMaskEncoder(config_of(mask_encoder="fused"))
     image = None if num_image_tiles is None else shown(num_image_tiles)
     with pytest.raises(ValueError, match=f"2 mask tiles, {num_image_tiles or 'none'} shown"):
@@ -105,13 +105,13 @@ def test_the_fused_encoder_needs_to_be_shown_its_tiles(num_image_tiles: int | No
     ("field", "value", "message"),
     [("num_mask_tokens", 0, "1 to 32, got 0"), ("num_mask_tokens", 33, "got 33"), ("mask_encoder", "deep", "'deep'")],
 )
-def test_impossible_settings_are_refused(field: str, value: object, message: str) -> None:
+def test_config_with_impossible_value_raises(field: str, value: object, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         UrecaConfig(**{field: value})
 
 
 @pytest.mark.parametrize("variant", ["convolutional", "fused"])
-def test_empty_tiles_are_encoded_once(variant: str) -> None:
+def test_get_mask_features_encodes_empty_tiles_once(variant: str) -> None:
     model, _ = build_tiny(TinySizes(mask_encoder=variant))
     tiles = torch.zeros(6, 1, 56, 56)
     tiles[1, 0, 3:9, 3:9] = tiles[4, 0, 20:50, 7:9] = 1

@@ -46,7 +46,7 @@ def logits_of(model: UrecaForConditionalGeneration, inputs: dict[str, torch.Tens
         return model(**inputs).logits
 
 
-def test_captions_depend_on_image_and_mask(model_and_processor: Tiny) -> None:
+def test_generate_depends_on_image_and_mask(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     image, masks = noise_image(60, 110), box_masks(60, 110, 2)
     first = generate(model, region_inputs(processor, [image], masks[:1]))
@@ -54,27 +54,27 @@ def test_captions_depend_on_image_and_mask(model_and_processor: Tiny) -> None:
     assert first != generate(model, region_inputs(processor, [noise_image(60, 110, seed=1)], masks[:1]))
 
 
-def test_a_batch_of_images_with_different_tile_counts_equals_single_prompts(model_and_processor: Tiny) -> None:
+def test_generate_with_mixed_tile_counts_equals_single_prompts(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     singles = [generate(model, inputs)[0] for inputs in three_regions(processor)]
     assert generate(model, all_in_one_batch(processor)) == singles
 
 
-def test_beams_of_a_batch_equal_beams_of_single_prompts(model_and_processor: Tiny) -> None:
+def test_generate_with_beams_equals_single_prompts(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     singles = [generate(model, inputs, num_beams=3)[0] for inputs in three_regions(processor)]
     assert generate(model, all_in_one_batch(processor), num_beams=3) == singles
     assert singles != [generate(model, inputs)[0] for inputs in three_regions(processor)]
 
 
-def test_several_captions_of_a_prompt_all_see_its_mask(model_and_processor: Tiny) -> None:
+def test_generate_with_several_sequences_shows_each_the_mask(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     batch = all_in_one_batch(processor)
     captions = generate(model, batch, num_beams=2, num_return_sequences=2)
     assert captions[::2] == generate(model, batch, num_beams=2)
 
 
-def test_several_masks_in_a_prompt_have_the_features_that_they_have_alone(model_and_processor: Tiny) -> None:
+def test_forward_with_several_masks_has_the_features_of_each_alone(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     image, masks = noise_image(60, 110), box_masks(60, 110, 2)
     prompt = region_prompt(processor).replace("<MASK_CONTEXT>", "<MASK_CONTEXT> and <MASK_CONTEXT>")
@@ -93,7 +93,7 @@ def test_several_masks_in_a_prompt_have_the_features_that_they_have_alone(model_
     assert torch.allclose(together, torch.cat(alone), atol=1e-5)
 
 
-def test_images_encoded_before_give_the_same_captions(model_and_processor: Tiny) -> None:
+def test_generate_with_encoded_images_is_unchanged(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     inputs = all_in_one_batch(processor)
     expected = generate(model, inputs)
@@ -118,7 +118,7 @@ def test_sdpa_equals_eager_attention(model_and_processor: Tiny) -> None:
     assert torch.allclose(results["sdpa"], results["eager"], atol=1e-4)
 
 
-def test_gradients_are_the_same_with_checkpointing(model_and_processor: Tiny) -> None:
+def test_gradient_checkpointing_gives_the_same_gradients(model_and_processor: Tiny) -> None:
     model, processor = model_and_processor
     inputs = all_in_one_batch(processor)
     gradients = []
@@ -133,7 +133,7 @@ def test_gradients_are_the_same_with_checkpointing(model_and_processor: Tiny) ->
     assert model.model.mask_encoder.projection.weight.grad.abs().sum() > 0
 
 
-def test_the_loss_is_the_mean_cross_entropy_of_the_labelled_tokens(tiny: Tiny) -> None:
+def test_loss_is_the_mean_cross_entropy_of_labelled_tokens(tiny: Tiny) -> None:
     model, processor = tiny
     inputs = all_in_one_batch(processor)
     labels = labels_of(model, inputs)
@@ -142,7 +142,7 @@ def test_the_loss_is_the_mean_cross_entropy_of_the_labelled_tokens(tiny: Tiny) -
     assert torch.allclose(outputs.loss, expected, atol=1e-5)
 
 
-def test_only_the_logits_asked_for_are_computed(tiny: Tiny) -> None:
+def test_forward_with_logits_to_keep_computes_only_those(tiny: Tiny) -> None:
     model, processor = tiny
     inputs = all_in_one_batch(processor)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_only_the_logits_asked_for_are_computed(tiny: Tiny) -> None:
     assert torch.allclose(last, logits_of(model, inputs)[:, -1:], atol=1e-5)
 
 
-def test_outputs_can_be_tuples(tiny: Tiny) -> None:
+def test_forward_with_return_dict_false_returns_a_tuple(tiny: Tiny) -> None:
     model, processor = tiny
     inputs = three_regions(processor)[0]
     loss, logits, *_ = model(**inputs, labels=labels_of(model, inputs), return_dict=False)
@@ -169,7 +169,7 @@ def test_bfloat16_stays_near_float32(model_and_processor: Tiny) -> None:
 
 
 @pytest.mark.parametrize("shard_size", ["5GB", "200KB"])
-def test_it_loads_as_it_was_saved(model_and_processor: Tiny, tmp_path: Path, shard_size: str) -> None:
+def test_from_pretrained_equals_the_saved_model(model_and_processor: Tiny, tmp_path: Path, shard_size: str) -> None:
     model, processor = model_and_processor
     model.save_pretrained(tmp_path, max_shard_size=shard_size)
     processor.save_pretrained(tmp_path)
@@ -183,7 +183,7 @@ def test_it_loads_as_it_was_saved(model_and_processor: Tiny, tmp_path: Path, sha
     assert all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
-def test_the_model_without_head_loads_from_the_same_checkpoint(tiny: Tiny, tmp_path: Path) -> None:
+def test_auto_model_loads_without_head(tiny: Tiny, tmp_path: Path) -> None:
     model, _ = tiny
     model.save_pretrained(tmp_path)
     loaded, report = AutoModel.from_pretrained(tmp_path, output_loading_info=True)
@@ -192,7 +192,7 @@ def test_the_model_without_head_loads_from_the_same_checkpoint(tiny: Tiny, tmp_p
     assert torch.equal(loaded.mask_encoder.projection.weight, model.model.mask_encoder.projection.weight)
 
 
-def test_tensors_have_the_names_of_internvl_checkpoints(tiny: Tiny, tmp_path: Path) -> None:
+def test_save_pretrained_writes_tensor_names_of_internvl(tiny: Tiny, tmp_path: Path) -> None:
     model, _ = tiny
     model.save_pretrained(tmp_path, max_shard_size="200KB")
     names = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
@@ -201,7 +201,7 @@ def test_tensors_have_the_names_of_internvl_checkpoints(tiny: Tiny, tmp_path: Pa
 
 
 @pytest.mark.parametrize("extra_tiles", [-1, 1])
-def test_tiles_that_do_not_fit_the_prompt_raise_with_both_counts(tiny: Tiny, extra_tiles: int) -> None:
+def test_forward_with_wrong_number_of_tiles_raises_both_counts(tiny: Tiny, extra_tiles: int) -> None:
     model, processor = tiny
     inputs = three_regions(processor)[0]
     for name, kind in (("mask_values", "mask"), ("pixel_values", "image")):
@@ -212,7 +212,7 @@ def test_tiles_that_do_not_fit_the_prompt_raise_with_both_counts(tiny: Tiny, ext
             model(**(inputs | {name: wrong}))
 
 
-def test_pixels_and_encoded_images_at_once_are_refused(tiny: Tiny) -> None:
+def test_forward_with_pixels_and_encoded_images_raises(tiny: Tiny) -> None:
     model, processor = tiny
     inputs = three_regions(processor)[0]
     encoded = {"image": model.get_image_features(inputs["pixel_values"])}

@@ -24,25 +24,25 @@ def rebuild(processor: UrecaProcessor, **settings: object) -> UrecaProcessor:
     )
 
 
-def test_the_prompt_is_the_released_models(processor: UrecaProcessor) -> None:
+def test_chat_template_gives_the_released_prompt(processor: UrecaProcessor) -> None:
     assert region_prompt(processor) == (
         f"<|im_start|>system\n{SYSTEM_MESSAGE}<|im_end|>\n<|im_start|>user\n<IMG_CONTEXT>\n<MASK_CONTEXT>\n"
         "Describe this region in the image.<|im_end|>\n<|im_start|>assistant\n"
     )
 
 
-def test_a_conversation_for_training_ends_with_its_answer(processor: UrecaProcessor) -> None:
+def test_chat_template_with_answer_ends_with_it(processor: UrecaProcessor) -> None:
     text = processor.apply_chat_template(region_conversation("What?", answer="A cat."))
     assert text.endswith("What?<|im_end|>\n<|im_start|>assistant\nA cat.<|im_end|>\n")
 
 
-def test_a_conversation_may_bring_its_own_system_message(processor: UrecaProcessor) -> None:
+def test_chat_template_with_system_message_keeps_it(processor: UrecaProcessor) -> None:
     text = processor.apply_chat_template([{"role": "system", "content": "Be brief."}, *region_conversation()])
     assert text.startswith("<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n")
     assert SYSTEM_MESSAGE not in text
 
 
-def test_placeholders_become_as_many_tokens_as_there_are_features(processor: UrecaProcessor) -> None:
+def test_processor_expands_placeholders_to_features(processor: UrecaProcessor) -> None:
     inputs = region_inputs(processor, [noise_image(60, 110)], box_masks(60, 110, 1))
     tiles = num_tiles(60, 110, size=56, max_tiles=6)
     assert tiles == 3
@@ -52,21 +52,21 @@ def test_placeholders_become_as_many_tokens_as_there_are_features(processor: Ure
     assert inputs["mask_values"].shape == (tiles, 1, 56, 56)
 
 
-def test_pixels_are_tiles_with_imagenets_mean_and_deviation(processor: UrecaProcessor) -> None:
+def test_processor_normalises_with_imagenet_statistics(processor: UrecaProcessor) -> None:
     image = noise_image(60, 110)
     pixels = region_inputs(processor, [image], box_masks(60, 110, 1))["pixel_values"]
     red = (tile_image(image, size=56, max_tiles=6)[..., 0] / 255 - 0.485) / 0.229
     assert np.allclose(pixels[:, 0], red, atol=1e-5)
 
 
-def test_arrays_and_pictures_give_the_same(processor: UrecaProcessor) -> None:
+def test_processor_with_array_equals_pil_image(processor: UrecaProcessor) -> None:
     image, masks = noise_image(60, 110), box_masks(60, 110, 1)
     array = region_inputs(processor, [image], masks)
     picture = region_inputs(processor, [Image.fromarray(image)], masks)
     assert all(torch.equal(array[name], picture[name]) for name in array)
 
 
-def test_the_chat_template_takes_masks_along(processor: UrecaProcessor) -> None:
+def test_apply_chat_template_with_masks_tokenizes_them(processor: UrecaProcessor) -> None:
     image, mask = Image.fromarray(noise_image(60, 110)), box_masks(60, 110, 1)[0]
     content = [{"type": "image", "image": image}, *region_conversation()[0]["content"][1:]]
     inputs = processor.apply_chat_template(
@@ -81,7 +81,7 @@ def test_the_chat_template_takes_masks_along(processor: UrecaProcessor) -> None:
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
 
 
-def test_masks_are_binary_by_default_and_as_released_by_name(processor: UrecaProcessor) -> None:
+def test_processor_mask_values_are_binary_or_released(processor: UrecaProcessor) -> None:
     mask = box_masks(60, 110, 1)[0]
     binary, released = processor.tile_mask(mask, 6), rebuild(processor, mask_values="released").tile_mask(mask, 6)
     assert np.array_equal(binary[:, 0], tile_mask(mask, size=56, max_tiles=6))
@@ -90,7 +90,7 @@ def test_masks_are_binary_by_default_and_as_released_by_name(processor: UrecaPro
         rebuild(processor, mask_values="grey")
 
 
-def test_without_dynamic_masks_a_mask_is_one_tile(processor: UrecaProcessor) -> None:
+def test_processor_without_dynamic_mask_gives_one_tile(processor: UrecaProcessor) -> None:
     one_tile = rebuild(processor, dynamic_mask=False)
     inputs = region_inputs(one_tile, [noise_image(60, 110)], box_masks(60, 110, 1))
     assert inputs["mask_values"].shape == (1, 1, 56, 56)
@@ -98,7 +98,7 @@ def test_without_dynamic_masks_a_mask_is_one_tile(processor: UrecaProcessor) -> 
     assert int((inputs["input_ids"] == one_tile.mask_token_id).sum()) == 4
 
 
-def test_the_number_of_tiles_can_be_set_for_a_call(processor: UrecaProcessor) -> None:
+def test_processor_with_max_tiles_overrides_the_default(processor: UrecaProcessor) -> None:
     prompt, mask = region_prompt(processor), box_masks(60, 110, 1)
     inputs = processor(images=noise_image(60, 110), text=prompt, masks=mask, max_tiles=1, return_tensors="pt")
     assert inputs["pixel_values"].shape[0] == inputs["mask_values"].shape[0] == 1
@@ -106,7 +106,7 @@ def test_the_number_of_tiles_can_be_set_for_a_call(processor: UrecaProcessor) ->
         processor(images=noise_image(60, 110), text=prompt, masks=mask, max_tiles=0)
 
 
-def test_it_saves_and_loads_all_its_settings(processor: UrecaProcessor, tmp_path) -> None:
+def test_from_pretrained_restores_all_settings(processor: UrecaProcessor, tmp_path) -> None:
     saved = rebuild(processor, dynamic_mask=False, mask_values="released")
     saved.save_pretrained(tmp_path)
     loaded = UrecaProcessor.from_pretrained(tmp_path)
@@ -118,19 +118,19 @@ def test_it_saves_and_loads_all_its_settings(processor: UrecaProcessor, tmp_path
 
 
 @pytest.mark.parametrize("num_masks", [0, 2])
-def test_masks_and_placeholders_must_be_equally_many(processor: UrecaProcessor, num_masks: int) -> None:
+def test_processor_with_wrong_number_of_masks_raises(processor: UrecaProcessor, num_masks: int) -> None:
     with pytest.raises(ValueError, match=rf"hold 1 <MASK_CONTEXT> placeholders, but {num_masks} masks"):
         processor(images=noise_image(60, 60), text=region_prompt(processor), masks=box_masks(60, 60, num_masks))
 
 
-def test_images_and_placeholders_must_be_equally_many(processor: UrecaProcessor) -> None:
+def test_processor_with_wrong_number_of_images_raises(processor: UrecaProcessor) -> None:
     with pytest.raises(ValueError, match=r"1 <IMG_CONTEXT> tokens and 2 images"):
         processor(images=[noise_image(9, 9)] * 2, text=region_prompt(processor), masks=box_masks(9, 9, 1))
     with pytest.raises(ValueError, match="no images were passed"):
         processor(text=region_prompt(processor), masks=box_masks(9, 9, 1))
 
 
-def test_a_mask_must_have_the_size_of_the_image_before_it(processor: UrecaProcessor) -> None:
+def test_processor_with_mask_of_another_size_raises(processor: UrecaProcessor) -> None:
     prompts = [region_prompt(processor)] * 2
     images = [noise_image(60, 60), noise_image(40, 50)]
     masks = [*box_masks(60, 60, 1), *box_masks(50, 40, 1)]
@@ -138,7 +138,7 @@ def test_a_mask_must_have_the_size_of_the_image_before_it(processor: UrecaProces
         processor(images=images, text=prompts, masks=masks)
 
 
-def test_a_tokenizer_without_the_mask_tokens_is_refused(processor: UrecaProcessor) -> None:
+def test_processor_with_tokenizer_without_mask_tokens_raises(processor: UrecaProcessor) -> None:
     tokenizer = build_tokenizer()
     tokenizer.get_vocab = lambda: {"<img>": 1, "<IMG_CONTEXT>": 2, "</img>": 3, "<mask>": 4}
     with pytest.raises(ValueError, match="does not know <MASK_CONTEXT>, </mask>"):

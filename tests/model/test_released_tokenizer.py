@@ -62,7 +62,7 @@ texts = st.text(st.sampled_from("abcdefgh éß鱼\n.,AREthi  "), max_size=40) | 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(text=texts)
-def test_internlm2_text_becomes_the_tokens_of_its_sentencepiece_model(text: str, sentencepiece_directory: Path) -> None:
+def test_internlm2_tokenizer_equals_sentencepiece(text: str, sentencepiece_directory: Path) -> None:
     model = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_directory / "tokenizer.model"))
     tokenizer = load_released_tokenizer(sentencepiece_directory)
     if not text.strip(" "):
@@ -71,7 +71,7 @@ def test_internlm2_text_becomes_the_tokens_of_its_sentencepiece_model(text: str,
     assert tokenizer.decode(model.encode(text)).lstrip(" ") == model.decode(model.encode(text)).lstrip(" ")
 
 
-def test_internlm2_special_tokens_keep_their_ids(sentencepiece_directory: Path) -> None:
+def test_internlm2_tokenizer_keeps_ids_of_special_tokens(sentencepiece_directory: Path) -> None:
     model = sentencepiece.SentencePieceProcessor(model_file=str(sentencepiece_directory / "tokenizer.model"))
     tokenizer = load_released_tokenizer(sentencepiece_directory)
     start, end = (model.piece_to_id(UNUSED[index]) for index in range(2))
@@ -86,7 +86,7 @@ def test_internlm2_special_tokens_keep_their_ids(sentencepiece_directory: Path) 
     ]
 
 
-def test_a_hole_among_the_added_tokens_is_an_error(tmp_path: Path) -> None:
+def test_internlm2_tokenizer_with_missing_added_token_raises(tmp_path: Path) -> None:
     model = write_sentencepiece(tmp_path)
     path = tmp_path / "tokenizer_config.json"
     content = json.loads(path.read_text())
@@ -97,7 +97,7 @@ def test_a_hole_among_the_added_tokens_is_an_error(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("options", [{"byte_fallback": False}, {"normalization_rule_name": "nmt_nfkc"}], ids=str)
-def test_other_kinds_of_sentencepiece_models_are_refused(options: dict[str, object], tmp_path: Path) -> None:
+def test_sentencepiece_model_of_another_kind_raises(options: dict[str, object], tmp_path: Path) -> None:
     (tmp_path / "corpus.txt").write_text("\n".join(ENGLISH))
     sentencepiece.SentencePieceTrainer.train(
         input=str(tmp_path / "corpus.txt"),
@@ -126,7 +126,7 @@ def write_qwen2(directory: Path, *, fast: bool) -> None:
 
 
 @pytest.mark.parametrize("fast", [True, False])
-def test_qwen2_files_are_read_as_they_are(fast: bool, tmp_path: Path) -> None:
+def test_qwen2_tokenizer_is_loaded_unchanged(fast: bool, tmp_path: Path) -> None:
     write_qwen2(tmp_path, fast=fast)
     (tmp_path / "config.json").write_text(json.dumps(released.config_of("qwen2")))
     text = "<|im_start|>user\n<mask><MASK_CONTEXT></mask>Describe the 2 red cars.<|im_end|>"
@@ -149,7 +149,7 @@ def write_released(directory: Path, language_model: str) -> dict[str, object]:
 
 
 @pytest.mark.parametrize("language_model", ["qwen2", "internlm2"])
-def test_the_command_makes_a_checkpoint_that_captions(language_model: str, tmp_path: Path) -> None:
+def test_convert_command_writes_a_checkpoint_that_captions(language_model: str, tmp_path: Path) -> None:
     config = write_released(tmp_path / "released", language_model)
     assert convert([str(tmp_path / "released"), str(tmp_path / "converted")]) == 0
 
@@ -178,7 +178,7 @@ def test_the_command_makes_a_checkpoint_that_captions(language_model: str, tmp_p
     assert captions == alone
 
 
-def test_a_tokenizer_larger_than_the_embeddings_is_refused(tmp_path: Path) -> None:
+def test_convert_with_too_large_tokenizer_raises(tmp_path: Path) -> None:
     write_released(tmp_path / "released", "qwen2")
     config = released.config_of("qwen2")
     config["llm_config"]["vocab_size"] = 100
@@ -187,13 +187,13 @@ def test_a_tokenizer_larger_than_the_embeddings_is_refused(tmp_path: Path) -> No
         convert_released(tmp_path / "released", tmp_path / "converted")
 
 
-def test_nothing_is_written_over(tmp_path: Path) -> None:
+def test_convert_to_nonempty_folder_raises(tmp_path: Path) -> None:
     write_released(tmp_path / "released", "qwen2")
     with pytest.raises(CheckpointError, match="is not empty"):
         convert_released(tmp_path / "released", tmp_path / "released")
 
 
-def test_a_tokenizer_without_the_mask_tokens_is_refused(tmp_path: Path) -> None:
+def test_convert_with_tokenizer_without_mask_tokens_raises(tmp_path: Path) -> None:
     write_released(tmp_path / "released", "qwen2")
     build_tokenizer(mask_tokens=False).save_pretrained(tmp_path / "released")
     with pytest.raises(CheckpointError, match="does not know <MASK_CONTEXT>"):

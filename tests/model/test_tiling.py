@@ -15,12 +15,12 @@ sides = st.integers(1, 300)
 
 @settings(deadline=None)
 @given(height=st.integers(1, 3000), width=st.integers(1, 3000), max_tiles=st.integers(1, 12))
-def test_the_grid_is_the_one_that_internvl_chooses(height: int, width: int, max_tiles: int) -> None:
+def test_choose_grid_equals_internvl(height: int, width: int, max_tiles: int) -> None:
     expected = get_optimal_tiled_canvas((height, width), (448, 448), 1, max_tiles)
     assert choose_grid(height, width, size=448, max_tiles=max_tiles) == expected
 
 
-def test_at_a_tie_the_larger_grid_needs_an_image_of_more_than_half_its_pixels() -> None:
+def test_choose_grid_at_a_tie_needs_half_the_pixels() -> None:
     assert choose_grid(448, 448, size=448, max_tiles=6) == (1, 1)
     half_of_four_tiles = 634  # 634² is just above half of 4 x 448²
     assert choose_grid(half_of_four_tiles, half_of_four_tiles, size=448, max_tiles=6) == (2, 2)
@@ -29,7 +29,7 @@ def test_at_a_tie_the_larger_grid_needs_an_image_of_more_than_half_its_pixels() 
 
 @settings(max_examples=60, deadline=None)
 @given(height=sides, width=sides, max_tiles=st.integers(1, 8), thumbnail=st.booleans())
-def test_image_and_mask_have_the_same_tiles(height: int, width: int, max_tiles: int, thumbnail: bool) -> None:
+def test_tile_image_and_tile_mask_have_the_same_tiles(height: int, width: int, max_tiles: int, thumbnail: bool) -> None:
     image = np.zeros((height, width, 3), dtype=np.uint8)
     mask = np.ones((height, width), dtype=np.bool_)
     image_tiles = tile_image(image, size=SIZE, max_tiles=max_tiles, thumbnail=thumbnail)
@@ -41,7 +41,7 @@ def test_image_and_mask_have_the_same_tiles(height: int, width: int, max_tiles: 
     assert mask_tiles.all()
 
 
-def test_tiles_go_row_by_row_and_the_thumbnail_is_last() -> None:
+def test_tile_image_orders_rows_and_thumbnail_last() -> None:
     image = np.zeros((2 * SIZE, 3 * SIZE, 3), dtype=np.uint8)
     for index in range(6):
         row, column = divmod(index, 3)
@@ -54,7 +54,7 @@ def test_tiles_go_row_by_row_and_the_thumbnail_is_last() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(height=sides, width=sides, seed=st.integers(0, 99))
-def test_a_tile_pixel_is_the_mask_pixel_nearest_to_its_centre(height: int, width: int, seed: int) -> None:
+def test_tile_mask_samples_the_nearest_pixel(height: int, width: int, seed: int) -> None:
     mask = np.random.default_rng(seed).random((height, width)) < 0.5
     tile = tile_mask(mask, size=SIZE, max_tiles=1)[0]
     y, x = ((np.arange(SIZE) + 0.5) * side / SIZE for side in (height, width))
@@ -65,7 +65,7 @@ def test_a_tile_pixel_is_the_mask_pixel_nearest_to_its_centre(height: int, width
 
 @settings(max_examples=60, deadline=None)
 @given(y=st.integers(0, 499), x=st.integers(0, 699), max_tiles=st.integers(1, 6))
-def test_a_mask_of_one_pixel_is_never_lost(y: int, x: int, max_tiles: int) -> None:
+def test_tile_mask_with_one_pixel_keeps_it(y: int, x: int, max_tiles: int) -> None:
     mask = np.zeros((500, 700), dtype=np.bool_)
     mask[y, x] = True
     tiles = tile_mask(mask, size=SIZE, max_tiles=max_tiles, thumbnail=False)
@@ -76,19 +76,19 @@ def test_a_mask_of_one_pixel_is_never_lost(y: int, x: int, max_tiles: int) -> No
     assert abs(canvas_x - x * columns * SIZE / 700) <= 1
 
 
-def test_an_empty_mask_stays_empty() -> None:
+def test_tile_mask_with_empty_mask_is_empty() -> None:
     assert not tile_mask(np.zeros((50, 70), dtype=np.bool_), size=SIZE, max_tiles=6).any()
 
 
 @pytest.mark.parametrize(("height", "width", "grid"), [(1, 2000, (6, 1)), (2000, 1, (1, 6)), (1, 1, (1, 1))])
-def test_extreme_aspect_ratios_have_a_grid(height: int, width: int, grid: tuple[int, int]) -> None:
+def test_choose_grid_with_extreme_aspect_ratio(height: int, width: int, grid: tuple[int, int]) -> None:
     assert choose_grid(height, width, size=SIZE, max_tiles=6) == grid
     image = np.full((height, width, 3), 77, dtype=np.uint8)
     assert (tile_image(image, size=SIZE, max_tiles=6) == 77).all()
     assert tile_mask(np.ones((height, width), dtype=np.bool_), size=SIZE, max_tiles=6).all()
 
 
-def test_released_masks_are_0_and_255_and_their_thumbnail_wraps() -> None:
+def test_tile_mask_as_released_has_0_and_255_and_a_wrapped_thumbnail() -> None:
     mask = np.zeros((100, 200), dtype=np.bool_)
     mask[:, 90:] = True
     tiles = tile_mask_as_released(mask, size=SIZE, max_tiles=2)
@@ -101,7 +101,7 @@ def test_released_masks_are_0_and_255_and_their_thumbnail_wraps() -> None:
     assert inside.min() < 50
 
 
-def test_other_modes_become_rgb() -> None:
+def test_tile_image_with_other_modes_converts_to_rgb() -> None:
     grey = Image.fromarray(np.full((30, 30), 9, dtype=np.uint8))
     assert (tile_image(grey, size=SIZE, max_tiles=1) == 9).all()
 
@@ -109,18 +109,18 @@ def test_other_modes_become_rgb() -> None:
 @pytest.mark.parametrize(
     "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 4), np.uint8), np.zeros((4, 4, 3), np.float32)]
 )
-def test_arrays_that_are_no_rgb_pixels_are_refused(image: np.ndarray) -> None:
+def test_tile_image_with_other_arrays_raises(image: np.ndarray) -> None:
     with pytest.raises(ValueError, match=r"uint8 array \[H, W, 3\]"):
         tile_image(image, size=SIZE, max_tiles=1)
 
 
 @pytest.mark.parametrize("mask", [np.zeros((4, 4), np.uint8), np.zeros((1, 4, 4), np.bool_)])
-def test_arrays_that_are_no_masks_are_refused(mask: np.ndarray) -> None:
+def test_tile_mask_with_other_arrays_raises(mask: np.ndarray) -> None:
     for cut in (tile_mask, tile_mask_as_released):
         with pytest.raises(ValueError, match=r"bool array \[H, W\]"):
             cut(mask, size=SIZE, max_tiles=1)
 
 
-def test_an_image_without_pixels_is_refused() -> None:
+def test_choose_grid_without_pixels_raises() -> None:
     with pytest.raises(ValueError, match="0 x 4 px"):
         tile_mask(np.zeros((0, 4), np.bool_), size=SIZE, max_tiles=1)

@@ -77,7 +77,7 @@ def whole(data: Path, ray_cluster: None) -> tuple[Path, Any]:
 
 
 @pytest.mark.timeout(1500)
-def test_a_run_counts_every_region_once_an_epoch(whole: tuple[Path, Any]) -> None:
+def test_train_shows_every_region_once_per_epoch(whole: tuple[Path, Any]) -> None:
     run, report = whole
     lines = read_lines(run / "metrics.jsonl")
     assert [line["step"] for line in lines] == list(range(NUM_STEPS))
@@ -100,7 +100,7 @@ def test_a_run_counts_every_region_once_an_epoch(whole: tuple[Path, Any]) -> Non
     assert {"ureca", "ray", "torch", "deepspeed"} <= record["versions"].keys()
 
 
-def test_a_run_leaves_a_checkpoint_validation_and_events(whole: tuple[Path, Any], data: Path) -> None:
+def test_train_writes_checkpoint_validation_and_events(whole: tuple[Path, Any], data: Path) -> None:
     run, report = whole
     pixels, _ = drawn_image(1)
     captioner = RegionCaptioner.from_pretrained(run / "model", device="cpu")
@@ -117,7 +117,7 @@ def test_a_run_leaves_a_checkpoint_validation_and_events(whole: tuple[Path, Any]
     assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000035", "step-00000036"]
 
 
-def test_a_finished_run_says_so_and_no_other_goes_on_with_it(
+def test_train_on_a_finished_run_reports_it_and_rejects_changes(
     whole: tuple[Path, Any], data: Path, tmp_path: Path
 ) -> None:
     run, report = whole
@@ -137,7 +137,7 @@ def test_a_finished_run_says_so_and_no_other_goes_on_with_it(
 
 
 @pytest.mark.timeout(1500)
-def test_two_workers_with_sharded_gradients_have_the_same_losses(whole: tuple[Path, Any], data: Path) -> None:
+def test_train_with_two_workers_has_the_same_losses(whole: tuple[Path, Any], data: Path) -> None:
     run = data / "two"
     train(TrainSettings.load(arguments(data, run, "--resources.workers", "2", "--deepspeed.zero-stage", "2")))
     assert losses(run) == pytest.approx(losses(whole[0]), rel=1e-3)
@@ -147,7 +147,7 @@ def test_two_workers_with_sharded_gradients_have_the_same_losses(whole: tuple[Pa
 
 
 @pytest.mark.timeout(1500)
-def test_killed_workers_and_drivers_change_no_loss(whole: tuple[Path, Any], data: Path) -> None:
+def test_train_with_killed_workers_and_drivers_has_the_same_losses(whole: tuple[Path, Any], data: Path) -> None:
     run = data / "killed"
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "ureca.jobs.train", *arguments(data, run, *ONE_WORKER)]
@@ -182,7 +182,7 @@ def test_killed_workers_and_drivers_change_no_loss(whole: tuple[Path, Any], data
 
 
 @pytest.mark.timeout(600)
-def test_too_many_bad_samples_end_a_run(data: Path, ray_cluster: None) -> None:
+def test_train_with_too_many_bad_samples_raises(data: Path, ray_cluster: None) -> None:
     run = data / "bad"
     settings = TrainSettings.load(arguments(data, run, *ONE_WORKER, "--max-error-fraction", "0.01"))
     with pytest.raises(InputError, match=r"of the epoch's 96 regions could not be read, more than max_error_fraction"):

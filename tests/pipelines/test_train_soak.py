@@ -20,7 +20,7 @@ NUM_KILLS, NUM_STEPS = 10, 300
 
 @pytest.mark.long
 @pytest.mark.timeout(3600)
-def test_whatever_is_killed_the_losses_are_those_of_a_run_without_a_break(tmp_path: Path) -> None:
+def test_train_with_random_kills_has_the_losses_of_an_uninterrupted_run(tmp_path: Path) -> None:
     save_tiny(tmp_path / "tiny")
     write_dataset(tmp_path, 40)
     environment = {

@@ -19,7 +19,7 @@ def steps_of(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_the_newest_complete_one_counts(tmp_path: Path) -> None:
+def test_latest_returns_the_newest_complete_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=2)
     assert checkpoints.latest() is None
     for step in (5, 10, 15):
@@ -31,7 +31,7 @@ def test_the_newest_complete_one_counts(tmp_path: Path) -> None:
     assert (latest.step, latest.state) == (15, {"bad_samples": 15})
 
 
-def test_what_was_not_finished_is_written_anew_and_goes(tmp_path: Path) -> None:
+def test_finish_removes_unfinished_and_old_checkpoints(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=1)
     write(checkpoints, 5)
     path = write(checkpoints, 10, finish=False)
@@ -45,7 +45,7 @@ def test_what_was_not_finished_is_written_anew_and_goes(tmp_path: Path) -> None:
     assert steps_of(tmp_path) == ["step-00000012"]
 
 
-def test_a_file_that_is_gone_or_cut_makes_it_incomplete(tmp_path: Path) -> None:
+def test_latest_with_missing_or_truncated_file_skips_the_checkpoint(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path, keep=3)
     for step in (5, 10, 15):
         write(checkpoints, step)

@@ -93,7 +93,7 @@ def largest_difference(found: Any, expected: Any) -> float:
 
 
 @pytest.mark.timeout(900)
-def test_losses_and_gradients_do_not_depend_on_how_a_step_is_spread(found: dict[int, dict[str, Any]]) -> None:
+def test_run_step_gives_the_same_losses_for_all_zero_stages_and_ranks(found: dict[int, dict[str, Any]]) -> None:
     expected = found[1]["0"]
     losses = [loss for loss, _ in expected]
     assert losses[-1] < losses[0]
@@ -105,26 +105,26 @@ def test_losses_and_gradients_do_not_depend_on_how_a_step_is_spread(found: dict[
     assert max(differences.values()) < 1e-5
 
 
-def test_bfloat16_trains_alike(found: dict[int, dict[str, Any]]) -> None:
+def test_run_step_in_bfloat16_has_similar_losses(found: dict[int, dict[str, Any]]) -> None:
     expected = [loss for loss, _ in found[1]["0"]]
     for stage in (1, 3):
         assert [loss for loss, _ in found[2][f"bf16 {stage}"]] == pytest.approx(expected, rel=0.03), stage
 
 
-def test_adapters_train_alike_where_weights_are_sharded(found: dict[int, dict[str, Any]]) -> None:
+def test_run_step_with_sharded_adapters_has_the_same_losses(found: dict[int, dict[str, Any]]) -> None:
     assert largest_difference(found[2]["lora 3"], found[1]["lora 0"]) < 1e-4
     losses = [loss for loss, _ in found[2]["lora 3"]]
     assert losses[-1] < losses[0]
 
 
-def test_a_checkpoint_is_gone_on_with_as_if_nothing_had_been(found: dict[int, dict[str, Any]]) -> None:
+def test_engine_load_resumes_with_the_same_losses(found: dict[int, dict[str, Any]]) -> None:
     for stage in (0, 3):
         figures, api_error = found[2][f"resume {stage}"]
         assert largest_difference(figures, found[2][f"{stage}"]) < 2e-6, stage
         assert "is of another model: 1 weights differ, model.lm_head.weight for one is [3, 3] there" in api_error
 
 
-def test_looking_at_sharded_weights_sees_the_model_and_changes_nothing(found: dict[int, dict[str, Any]]) -> None:
+def test_evaluate_with_sharded_weights_changes_no_loss(found: dict[int, dict[str, Any]]) -> None:
     figures, (loss, captions) = found[2]["look 3"]
     plain_loss, plain_captions = found[1]["look"]
     assert loss == pytest.approx(plain_loss, rel=1e-5)
@@ -132,12 +132,12 @@ def test_looking_at_sharded_weights_sees_the_model_and_changes_nothing(found: di
     assert largest_difference(figures, found[2]["3"]) < 2e-6
 
 
-def test_what_is_not_finite_is_named(found: dict[int, dict[str, Any]]) -> None:
+def test_run_step_with_infinite_loss_raises_its_images(found: dict[int, dict[str, Any]]) -> None:
     images = ", ".join(f"image {number}" for number in (0, 2, 1, 3))  # those of rank 0 first
     assert found[2]["nan"].startswith(
         f"step 0: the loss is not finite. Images of the micro-batches concerned: {images}"
     )
 
 
-def test_sharded_weights_are_exported_whole(found: dict[int, dict[str, Any]]) -> None:
+def test_gathered_with_sharded_weights_returns_all_tensors(found: dict[int, dict[str, Any]]) -> None:
     assert found[2]["export align 3"] == [True, ["mask_encoder"], True]

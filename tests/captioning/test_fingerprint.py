@@ -16,7 +16,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_it_follows_the_content_and_not_the_place(checkpoint: Path, tmp_path: Path) -> None:
+def test_fingerprint_follows_content_not_location(checkpoint: Path, tmp_path: Path) -> None:
     before = fingerprint(checkpoint)
     moved = tmp_path.with_name("moved")
     checkpoint.rename(moved)
@@ -30,7 +30,7 @@ def test_it_follows_the_content_and_not_the_place(checkpoint: Path, tmp_path: Pa
 @pytest.mark.parametrize(
     ("config", "why"), [(None, "cannot read"), ("{", "cannot read"), ("[]", "None"), ('{"model_type": "bert"}', "bert")]
 )
-def test_what_is_no_checkpoint_is_refused(tmp_path: Path, config: str | None, why: str) -> None:
+def test_fingerprint_without_checkpoint_raises(tmp_path: Path, config: str | None, why: str) -> None:
     if config is not None:
         (tmp_path / "config.json").write_text(config)
     with pytest.raises(CheckpointError, match=why):

@@ -19,19 +19,19 @@ SMALL = ScratchSizes(image_size=56, vision_width=32, width=32, mlp_width=64, num
 CAPTIONS = ["The red knob of the yellow door.", "The yellow door.", "The leftmost blue car."]
 
 
-def test_words_of_the_corpus_are_tokens() -> None:
+def test_build_scratch_tokenizer_has_words_of_the_corpus() -> None:
     _, processor = build_scratch(CAPTIONS, SMALL)
     assert len(processor.tokenizer("The red knob of the yellow door.").input_ids) <= 9
     assert processor.tokenizer.decode(processor.tokenizer("A zebra!").input_ids) == "A zebra!"
 
 
-def test_prompts_hold_nothing_but_image_and_mask() -> None:
+def test_build_scratch_prompts_contain_only_image_and_mask() -> None:
     _, processor = build_scratch(CAPTIONS, SMALL)
     beginning, end = processor.split_prompt("Describe this region in the image.")
     assert (beginning, end) == ("<IMG_CONTEXT>", "<|im_start|>")
 
 
-def test_it_learns_which_region_is_which() -> None:
+def test_build_scratch_model_learns_to_tell_regions_apart() -> None:
     model, processor = build_scratch(CAPTIONS, SMALL)
     pixels = np.random.default_rng(0).integers(0, 256, (56, 112, 3), dtype=np.uint8)
     masks = np.zeros((3, 56, 112), np.bool_)
@@ -46,7 +46,7 @@ def test_it_learns_which_region_is_which() -> None:
     assert RegionCaptioner(model, processor).caption(pixels, list(masks), max_new_tokens=20) == CAPTIONS
 
 
-def test_places_of_an_image_are_told_apart_from_the_start() -> None:
+def test_build_scratch_position_embeddings_differ() -> None:
     model, _ = build_scratch(CAPTIONS, SMALL)
     positions = model.model.vision_tower.embeddings.position_embeddings[0, 1:]
     apart = torch.cdist(positions, positions) + 9 * torch.eye(len(positions))
@@ -54,18 +54,18 @@ def test_places_of_an_image_are_told_apart_from_the_start() -> None:
     assert apart[5].argmin() in (1, 4, 6, 9)  # of 4 x 4 places, those beside, above and below the sixth
 
 
-def test_the_same_seed_gives_the_same_weights() -> None:
+def test_build_scratch_with_the_same_seed_gives_the_same_weights() -> None:
     first, second, other = (build_scratch(CAPTIONS, SMALL, seed=seed)[0].state_dict() for seed in (1, 1, 2))
     assert all(torch.equal(first[name], second[name]) for name in first)
     assert not all(torch.equal(first[name], other[name]) for name in first)
 
 
-def test_a_vocabulary_that_is_too_small_is_refused() -> None:
+def test_build_scratch_with_too_small_vocabulary_raises() -> None:
     with pytest.raises(SettingsError, match="vocab_size must be at least 26"):
         build_scratch(CAPTIONS, ScratchSizes(vocab_size=100))
 
 
-def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_init_scratch_command_writes_a_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_scenes(tmp_path / "scenes", 1, split="train", seed=0, width_px=112, height_px=112)
     sizes = ["--sizes.width", "32", "--sizes.mlp-width", "64", "--sizes.num-mask-tokens", "4"]
     command = [str(tmp_path / "model"), "--captions", str(tmp_path / "scenes"), "--region-prompt", "mask"]

@@ -68,7 +68,7 @@ def save_internvl(directory: Path, shape: str, vocab_size: int = 512) -> InternV
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_every_published_shape_gets_a_mask_encoder_and_keeps_its_weights(shape: str, tmp_path: Path) -> None:
+def test_from_internvl_adds_a_mask_encoder_and_keeps_weights(shape: str, tmp_path: Path) -> None:
     internvl = save_internvl(tmp_path / "internvl", shape)
     model, processor = from_internvl(tmp_path / "internvl", num_mask_tokens=8)
     ours = model.state_dict()
@@ -83,7 +83,7 @@ def test_every_published_shape_gets_a_mask_encoder_and_keeps_its_weights(shape: 
     assert generate(loaded, inputs) == generate(model, inputs)
 
 
-def test_without_a_mask_it_answers_as_internvl_does(tmp_path: Path) -> None:
+def test_from_internvl_without_mask_answers_like_internvl(tmp_path: Path) -> None:
     internvl = save_internvl(tmp_path, "8B")
     model, processor = from_internvl(tmp_path)
     inputs = processor(images=noise_image(60, 110), text="<IMG_CONTEXT>\nWhat is this?", return_tensors="pt")
@@ -92,7 +92,7 @@ def test_without_a_mask_it_answers_as_internvl_does(tmp_path: Path) -> None:
     assert torch.allclose(ours, theirs, atol=1e-6)
 
 
-def test_the_settings_reach_model_and_processor(tmp_path: Path) -> None:
+def test_from_internvl_passes_settings_to_model_and_processor(tmp_path: Path) -> None:
     save_internvl(tmp_path, "8B")
     model, processor = from_internvl(
         tmp_path, num_mask_tokens=5, mask_encoder="fused", max_tiles=3, dynamic_mask=False, dtype=torch.bfloat16
@@ -101,7 +101,7 @@ def test_the_settings_reach_model_and_processor(tmp_path: Path) -> None:
     assert (processor.num_mask_tokens, processor.dynamic_mask, processor.image_processor.max_tiles) == (5, False, 3)
 
 
-def test_embeddings_grow_only_when_the_mask_tokens_do_not_fit(tmp_path: Path) -> None:
+def test_from_internvl_grows_embeddings_only_if_needed(tmp_path: Path) -> None:
     tokens = len(build_tokenizer(mask_tokens=False))
     save_internvl(tmp_path / "full", "8B", vocab_size=tokens)
     save_internvl(tmp_path / "spare", "8B", vocab_size=tokens + 3)
@@ -111,14 +111,14 @@ def test_embeddings_grow_only_when_the_mask_tokens_do_not_fit(tmp_path: Path) ->
     assert from_internvl(tmp_path / "spare")[0].lm_head.out_features == tokens + 3
 
 
-def test_the_special_tokens_that_it_had_stay_special(tmp_path: Path) -> None:
+def test_from_internvl_keeps_special_tokens(tmp_path: Path) -> None:
     save_internvl(tmp_path, "8B")
     before = set(AutoTokenizer.from_pretrained(tmp_path).all_special_tokens)
     tokenizer = from_internvl(tmp_path)[1].tokenizer
     assert set(tokenizer.all_special_tokens) == before | {"<mask>", "<MASK_CONTEXT>", "</mask>"}
 
 
-def test_the_same_seed_gives_the_same_mask_encoder(tmp_path: Path) -> None:
+def test_from_internvl_with_the_same_seed_gives_the_same_mask_encoder(tmp_path: Path) -> None:
     save_internvl(tmp_path, "8B")
     encoders = []
     for seed in (1, 1, 2):
@@ -128,7 +128,7 @@ def test_the_same_seed_gives_the_same_mask_encoder(tmp_path: Path) -> None:
     assert not torch.equal(encoders[0], encoders[2])
 
 
-def test_another_kind_of_checkpoint_is_refused(tmp_path: Path) -> None:
+def test_from_internvl_with_another_checkpoint_raises(tmp_path: Path) -> None:
     save_tiny(tmp_path)
     with pytest.raises(CheckpointError, match="holds a ureca checkpoint; training starts from"):
         from_internvl(tmp_path)

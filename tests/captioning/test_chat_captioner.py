@@ -57,7 +57,7 @@ def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask,
 
 
 @pytest.mark.parametrize("prompt", ["none", "contour", "crop"])
-def test_a_region_is_shown_as_the_baseline_says(tmp_path: Path, prompt: RegionPrompt) -> None:
+def test_chat_captioner_shows_the_view_of_the_region_prompt(tmp_path: Path, prompt: RegionPrompt) -> None:
     model = ListenerOfEvaluation()
     empty = Mask.from_array(9, np.zeros((60, 80), np.bool_))
     rows, report = caption(tmp_path, model, prompt, (empty,))
@@ -74,14 +74,14 @@ def test_a_region_is_shown_as_the_baseline_says(tmp_path: Path, prompt: RegionPr
     assert (report.num_calls, report.num_prompt_tokens, report.num_new_tokens) == (8, 88, 40)
 
 
-def test_an_answer_that_there_is_not_fails_its_region_only(tmp_path: Path) -> None:
+def test_chat_captioner_with_failed_answer_fails_only_its_region(tmp_path: Path) -> None:
     rows, report = caption(tmp_path, ListenerOfEvaluation(AnswerError("too_long", "it is")), "crop")
     statuses = [region["status"] for row in rows for region in row["captions"]]
     assert sorted(statuses) == ["failed:caption:too_long", *["ok"] * 7]
     assert report.num_calls == 7
 
 
-def test_a_checkpoint_of_another_family_is_asked(tmp_path: Path) -> None:
+def test_caption_stage_with_chat_checkpoint_captions(tmp_path: Path) -> None:
     folder = tmp_path / "internvl"
     internvl(folder)
     model = TransformersChatModel(TransformersConfig(checkpoint=str(folder), device="cpu"))

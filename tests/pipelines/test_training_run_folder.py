@@ -20,7 +20,7 @@ def line(step: int, **changes: Any) -> dict[str, Any]:
     return made | counts | {"seconds": seconds} | changes
 
 
-def test_steps_that_are_done_again_are_forgotten(tmp_path: Path) -> None:
+def test_rewind_removes_lines_of_repeated_steps(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     for step in range(6):
         run.add_metrics(line(step))
@@ -36,7 +36,7 @@ def test_steps_that_are_done_again_are_forgotten(tmp_path: Path) -> None:
     assert [found["step"] for found in read_lines(run.metrics)] == [0, 1, 2, 3, 4]
 
 
-def test_nothing_but_a_run_is_removed(tmp_path: Path) -> None:
+def test_remove_with_other_content_raises(tmp_path: Path) -> None:
     (tmp_path / "thesis.tex").touch()
     with pytest.raises(OutputError, match="not empty and no run"):
         RunFolder(tmp_path).remove()
@@ -52,7 +52,7 @@ def test_nothing_but_a_run_is_removed(tmp_path: Path) -> None:
     RunFolder(tmp_path).remove()
 
 
-def test_a_failure_is_told_once(tmp_path: Path) -> None:
+def test_take_failure_returns_it_once(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     assert run.take_failure() is None
     run.write_failure(SettingsError("phase.kind: no"))
@@ -60,7 +60,7 @@ def test_a_failure_is_told_once(tmp_path: Path) -> None:
     assert run.take_failure() is None
 
 
-def test_a_session_that_another_has_replaced_writes_nothing_more(tmp_path: Path) -> None:
+def test_check_lease_after_takeover_raises(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
     with run.lease() as old:
         run.check_lease(old)
@@ -70,7 +70,7 @@ def test_a_session_that_another_has_replaced_writes_nothing_more(tmp_path: Path)
             run.check_lease(old)
 
 
-def test_reports_are_sums_and_means_over_tokens() -> None:
+def test_report_steps_sums_and_averages_over_tokens() -> None:
     lines = [line(step) for step in range(6)]
     lines[5] = line(5, answer_tokens=300, padding_tokens=100)
     first, second = report_epochs(lines)
@@ -84,7 +84,7 @@ def test_reports_are_sums_and_means_over_tokens() -> None:
     assert report_steps([]).num_steps == 0
 
 
-def test_progress_follows_the_file_also_where_it_is_rewritten(tmp_path: Path) -> None:
+def test_step_progress_follows_a_growing_file(tmp_path: Path) -> None:
     metrics, stream = tmp_path / "metrics.jsonl", io.StringIO()
     metrics.write_text("".join(json.dumps(line(step)) + "\n" for step in range(3)), encoding="utf-8")
     seconds = iter(range(1000))
