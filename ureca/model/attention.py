@@ -281,7 +281,7 @@ class PackedPrefixes:
 
     Attributes:
         layout: the prefixes back to back.
-        keys, values: of each layer, [1, key-value heads, L, size]; filled by `attend`.
+        keys, values: keys and values of each layer, [1, key-value heads, L, size]; filled by `attend`.
     """
 
     layout: PackedLayout

@@ -27,14 +27,16 @@ class CaptionSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    question: str = Field(default=QUESTION, description="what is asked about each region")
-    max_new_tokens: int = Field(default=256, description="a caption is cut off after so many tokens")
+    question: str = Field(default=QUESTION, description="question about each region")
+    max_new_tokens: int = Field(default=256, description="limit of a caption in tokens")
     batch_size: Annotated[int, MAY_CHANGE] = Field(
-        default=32, description="regions written at once; memory grows with it"
+        default=32, description="regions decoded together; memory grows with it"
     )
-    temperature: float = Field(default=0.0, description="0 takes the likeliest token; above, tokens are drawn")
-    top_p: float = Field(default=1.0, description="draw from the likeliest that together have this probability")
-    seed: int = Field(default=0, description="mask i of an image is drawn with seed + i")
+    temperature: float = Field(default=0.0, description="sampling temperature of captions; 0 for greedy decoding")
+    top_p: float = Field(
+        default=1.0, description="nucleus sampling: probability mass of the likeliest tokens to draw from"
+    )
+    seed: int = Field(default=0, description="seed of sampling; mask i of an image uses seed + i")
 
     @model_validator(mode="after")
     def _values_are_possible(self) -> Self:

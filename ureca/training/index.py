@@ -165,12 +165,12 @@ class IndexInfo(BaseModel):
     def summary(self) -> str:
         """Summarize the samples and those that are left out, one line each."""
         lines = [f"{self.num_regions} regions of {self.num_images} images to train on"]
-        for reasons, what in (
+        for reasons, noun in (
             (self.bad_samples, "bad samples"),
             (self.left_out, "regions left out"),
             (self.failed_images, "images left out"),
         ):
-            lines += [f"{count} {what}: {reason}" for reason, count in sorted(reasons.items())]
+            lines += [f"{count} {noun}: {reason}" for reason, count in sorted(reasons.items())]
         return "\n".join(lines)
 
 

@@ -78,9 +78,12 @@ class SampleMeasurer:
             bad += [self._bad(image, region) for region in image.regions if not self._is_clean(region)]
         regions = [region for image in good for region in image.regions]
         answers = self._text.of_answers([region.caption for region in regions])
-        asked = iter(self._text.of_questions([region.question for region in regions if region.question is not None]))
+        given_questions = iter(
+            self._text.of_questions([region.question for region in regions if region.question is not None])
+        )
         questions = [
-            self._longest_question[region.detailed] if region.question is None else next(asked) for region in regions
+            self._longest_question[region.detailed] if region.question is None else next(given_questions)
+            for region in regions
         ]
         tokens = iter([question + answer for question, answer in zip(questions, answers, strict=True)])
         return [

@@ -3,7 +3,7 @@
 A run is a sequence of epochs (`RunPlan`), and an epoch shows every region exactly once (`EpochPlan`). The regions of an
 image are shuffled and divided into *groups* that share the image's tokens; groups of similar length are bucketed into
 *micro-batches*, and the micro-batches of all ranks make a step. Every plan is a function of its arguments alone, so a
-resumed run shows what the uninterrupted one would have shown.
+resumed run shows the same samples as an uninterrupted one.
 """
 
 from bisect import bisect_right
