@@ -6,12 +6,14 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 import ureca
 from tests.drawn import write_corpus
 from tests.test_public_api import ROOT, python_blocks
+from ureca.registry import Kind
 
 PAGE = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
 
@@ -35,6 +37,18 @@ def run_python(environment: dict[str, str], folder: Path, *arguments: str) -> su
     return subprocess.run(
         [sys.executable, *arguments], cwd=folder, env=environment, capture_output=True, text=True, check=False
     )
+
+
+@pytest.mark.parametrize("kind", get_args(Kind))
+def test_page_names_the_components_of_the_package(kind: Kind) -> None:
+    (row,) = re.findall(rf"^\| `{kind}` .*\| (.*) \|$", PAGE, re.MULTILINE)
+    code = (
+        "import ureca.pipelines.component_settings; from pydantic import TypeAdapter; "
+        f"from ureca.registry import config_union; print(*TypeAdapter(config_union({kind!r})).json_schema()"
+        "['discriminator']['mapping'])"
+    )
+    printed = run_python(os.environ | {"PYTHONPATH": str(ROOT)}, ROOT, "-c", code)
+    assert sorted(re.findall(r"`(\w+)`", row)) == sorted(printed.stdout.split()), printed.stderr
 
 
 def test_curate_with_components_of_a_plugin_by_name(environment: dict[str, str], tmp_path: Path) -> None:

@@ -187,14 +187,14 @@ class TestProperties:
         assert tree.num_levels == max(map(tree.levels, tree.walk()), default=0)
 
     @given(drawn_masks(), st.randoms())
-    def test_regrown_from_its_parents(self, masks: list[Mask], random: Random) -> None:
+    def test_tree_is_restored_from_its_parents(self, masks: list[Mask], random: Random) -> None:
         tree = MaskTree.build(masks)
         random.shuffle(masks)
-        regrown = MaskTree.from_parents(masks, tree.parents)
-        assert regrown == tree
-        assert list(regrown.walk()) == list(tree.walk())
+        restored = MaskTree.from_parents(masks, tree.parents)
+        assert restored == tree
+        assert list(restored.walk()) == list(tree.walk())
 
-    def test_regrowing_needs_parents_before_children_and_every_mask(self) -> None:
+    def test_restoring_needs_parents_before_children_and_every_mask(self) -> None:
         masks = masks_of(row_of((0, 20)), row_of((0, 10)))
         with pytest.raises(KeyError):
             MaskTree.from_parents(masks, {1: 0, 0: ROOT})
