@@ -67,7 +67,7 @@ bench-train: $(VENV)/.dev
 	$(BIN)/ureca bench train
 
 long-curate-metrics: $(VENV)/.dev  ## a run as Prometheus sees it
-	$(BIN)/python -m pytest -m long tests/pipelines/test_monitor.py
+	$(BIN)/python -m pytest -m long tests/pipelines/test_metrics.py
 
 long-curate: $(VENV)/.dev  ## a curation of which actors, a node, the endpoint or the driver are killed; twenty times each
 	$(BIN)/python -m pytest -m long tests/pipelines/test_curation_faults.py tests/pipelines/test_refusals.py

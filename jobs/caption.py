@@ -9,13 +9,13 @@ from ureca.pipelines.caption_settings import CaptioningSettings
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns 1 when more rows failed than ``max_error_fraction`` allows."""
     settings = CaptioningSettings.load(argv)
-    from ureca.pipelines.batch.runner import print_plan, print_summary
+    from ureca.jobs.summary import print_summary
     from ureca.pipelines.caption import caption, plan
 
     if settings.plan:
         print(plan(settings))
         return 0
-    return print_summary(caption(settings, on_plan=print_plan), settings, "captions")
+    return print_summary(caption(settings), settings, "captions")
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from ureca import __version__
 from ureca.errors import UrecaError
+from ureca.logging import log_to_stderr
 
 COMMANDS = {
     "main": {
@@ -69,6 +70,7 @@ def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) ->
 
     A missing package of an extra is an error of the user.
     """
+    log_to_stderr()
     try:
         return command(argv)
     except UrecaError as error:

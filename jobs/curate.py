@@ -9,13 +9,13 @@ from ureca.pipelines.curate_settings import CurateSettings
 def main(argv: Sequence[str]) -> int:
     """Run the verb; returns 1 when more rows failed than ``max_error_fraction`` allows."""
     settings = CurateSettings.load(argv)
-    from ureca.pipelines.batch.runner import print_plan, print_summary
+    from ureca.jobs.summary import print_summary
     from ureca.pipelines.curate import curate, plan
 
     if settings.plan:
         print(plan(settings))
         return 0
-    return print_summary(curate(settings, on_plan=print_plan), settings, "regions")
+    return print_summary(curate(settings), settings, "regions")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""``caption`` as a batch verb.
+"""``ureca caption``: captions of regions by a URECA checkpoint, or by a baseline, on Ray Data.
 
-[from] Captioning as a Ray Data graph: stored manifest -> masks -> captions, written unit by unit."""
+Operators: stored manifest, masks (actors), captions (actors), written partitions. The operators themselves are chained
+by ``ureca.pipelines.batch.graph``; this file says what is specific to captioning.
+"""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -16,6 +17,7 @@ from ureca.data.listing import list_images
 from ureca.data.masked import MaskStage, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
+from ureca.data.reading import Fetch, fetch
 from ureca.data.reuse import ReusedMasksConfig, list_run, reuse_masks
 from ureca.errors import InputError, SettingsError
 from ureca.io import locate
@@ -23,48 +25,62 @@ from ureca.llm.transformers import TransformersChatModel, TransformersConfig
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.segments import SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
-from ureca.pipelines.batch.actors import MaskActor, WritingActor
-from ureca.pipelines.batch.arrow import TablesToTables, pending_rows
+from ureca.pipelines.batch.actors import RowActor
 from ureca.pipelines.batch.dry_run import DryRun, estimate
+from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
-from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
-from ureca.pipelines.batch.runner import BatchCommand, run_batch
-from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.batch.runner import log_plan, run_batch
+from ureca.pipelines.batch.stages import add_row_stages
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
-from ureca.pipelines.settings import images_per_chunk
 from ureca.registry import build_component
 from ureca.schema import CAPTIONS_DATASET
 
 
-class CaptionActor(WritingActor[CaptioningSettings]):
-    """Holds a captioner."""
+def build_mask_stage(settings: CaptioningSettings, fetch: Fetch = fetch) -> MaskStage:
+    """Build the stage that generates masks, or reads those of an earlier run.
+
+    Raises:
+        SettingsError: ``masks.kind`` is auto, which ``resolve_masks`` replaces.
+    """
+    masks = settings.masks
+    if isinstance(masks, AutoMasksConfig):
+        raise SettingsError("masks.kind auto stands for another kind, which is chosen when the input is known")
+    if isinstance(masks, ReusedMasksConfig):
+        return reuse_masks
+    generator: MaskGenerator = build_component("mask_generator", masks)
+    return partial(generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch)
+
+
+class CaptionActor(RowActor[CaptioningSettings]):
+    """Captions regions; holds the checkpoint, on a GPU if the actor has one."""
 
     name = "caption"
     dataset = CAPTIONS_DATASET
 
+    @classmethod
     def build(
-        self, settings: CaptioningSettings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
+        cls,
+        settings: CaptioningSettings,
+        images_in_flight: int,
+        crash_log: CrashLog | None = None,
+        config_hash: str | None = None,
+        fetch: Fetch = fetch,
     ) -> CaptionStage[Any]:
-        """Load the checkpoint, on a GPU if the actor has one."""
-        return build_caption_stage(settings, images_in_flight, crash_log, config_hash)
+        """Build the stage and load the checkpoint."""
+        checkpoint = identify(settings.model)
+        name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
+        return CaptionStage(
+            _build_ureca_captioner(settings) if checkpoint.kind == "ureca" else _build_baseline_captioner(settings),
+            name,
+            settings.image_limits,
+            images_in_flight,
+            crash_log=crash_log,
+            config_hash=config_hash,
+            fetch=fetch,
+        )
 
 
-def build_caption_stage(
-    settings: CaptioningSettings,
-    images_in_flight: int,
-    crash_log: CrashLog | None = None,
-    config_hash: str | None = None,
-) -> CaptionStage[Any]:
-    """Load the checkpoint, on a GPU where ``resources`` say so."""
-    checkpoint = identify(settings.model)
-    name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
-    captioner = _ureca_captioner(settings) if checkpoint.kind == "ureca" else _chat_captioner(settings)
-    return CaptionStage(
-        captioner, name, settings.image_limits, images_in_flight, crash_log=crash_log, config_hash=config_hash
-    )
-
-
-def _ureca_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
+def _build_ureca_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
     from ureca.captioning.captioners import UrecaCaptioner
     from ureca.model.captioner import RegionCaptioner
 
@@ -75,7 +91,7 @@ def _ureca_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
     return UrecaCaptioner(captioner, settings.captioner)
 
 
-def _chat_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
+def _build_baseline_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
     from ureca.captioning.captioners import ChatCaptioner
 
     model = TransformersChatModel(
@@ -87,139 +103,16 @@ def _chat_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
             image_options=settings.image_options,
         )
     )
-    assert settings.region_prompt is not None  # noqa: S101 - refused before anything ran
+    assert settings.region_prompt is not None  # noqa: S101 - checked by usable_checkpoint
     return ChatCaptioner(model, settings.region_prompt, settings.captioner)
 
 
-def build_mask_stage(settings: CaptioningSettings) -> MaskStage:
-    """Build what makes the masks."""
-    masks = settings.masks
-    if isinstance(masks, AutoMasksConfig):
-        raise SettingsError("masks.kind auto stands for another, which is chosen when the input is known")
-    if isinstance(masks, ReusedMasksConfig):
-        return reuse_masks
-    mask_generator: MaskGenerator = build_component("mask_generator", masks)
-    return partial(generate_masks, mask_generator=mask_generator, limits=settings.image_limits)
-
-
-def graph(
-    chunks: Dataset,
-    keep: TablesToTables,
-    settings: CaptioningSettings,
-    work: Work,
-    cluster: Cluster,
-) -> Dataset:
-    """The stages over a dataset of stored manifests.
-
-    Args:
-        pieces: of stored manifests, from ``manifest_items``.
-        keep: filter of the units that are to be done.
-        settings: of the verb.
-        work: that is to be done; no stage gets more actors than it has units.
-        cluster: what there is to run on.
-
-    Returns:
-        a lazy dataset of the schema ``REPORTED``, one row a written unit, or piece of one.
+def list_input(settings: CaptioningSettings) -> pa.Table:
+    """List the images of INPUT as a manifest, with their regions where masks are reused.
 
     Raises:
-        SettingsError: the stages cannot run side by side on this machine.
+        InputError: There is nothing to read, or INPUT and ``masks`` or ``listing`` do not fit each other.
     """
-    resources = settings.resources
-    mask_pool, _ = plan_pools(resources, work, cluster)
-    per_chunk = images_per_chunk(settings.masks, resources.masks, mask_pool.initial_size or 1)
-    _, caption_pool = plan_pools(resources, replace(work, images_per_chunk=per_chunk), cluster)
-    images = images_in_flight(resources.caption, caption_pool.initial_size or 1, None)
-    pending = pending_rows(chunks, settings.output, keep, resources.read.num_cpus)
-    masked = pending.map_batches(
-        MaskActor,
-        fn_constructor_args=(build_mask_stage, settings, per_chunk),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.masks.num_cpus,
-        num_gpus=resources.masks.num_gpus,
-        compute=mask_pool,
-    )
-    return masked.map_batches(
-        CaptionActor,
-        fn_constructor_args=(settings, images, work.session),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.caption.num_cpus,
-        num_gpus=resources.caption.num_gpus,
-        compute=caption_pool,
-    )
-
-
-def caption(
-    settings: CaptioningSettings,
-    on_plan: Callable[[int, int], None],
-    progress_of: Callable[[int], Progress] = Progress,
-) -> PartitionReport:
-    """Caption what is missing in the output, and, if asked for, again what failed; see ``run_batch``.
-
-    Raises:
-        CheckpointError: the model is not a checkpoint.
-        SettingsError: it is not URECA, and how it is shown a region is not said.
-    """
-    identity = {"model": usable_checkpoint(settings).identity}
-    return run_batch(_CAPTION, _resolved(settings), on_plan, progress_of, identity)
-
-
-def plan(settings: CaptioningSettings) -> str:
-    """What ``caption`` would take, as lines for people; nothing is started, and nothing written.
-
-    The model is loaded and asked only where ``planning.ask_model`` says so.
-
-    Raises:
-        CheckpointError: the model is not a checkpoint.
-        SettingsError: it is not URECA, and how it is shown a region is not said.
-        InputError: there is nothing to read, or nothing to do.
-    """
-    usable_checkpoint(settings)
-    settings = _resolved(settings)
-    ask = settings.planning.ask_model
-    dry_run = DryRun(
-        generate=build_mask_stage(settings),
-        prepare=lambda partition: partition,
-        write=build_caption_stage(settings, settings.planning.images) if ask else None,
-        questions={},
-        asks_model=ask,
-        engine=None,
-    )
-    return estimate(_CAPTION, settings, dry_run, "caption")
-
-
-def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
-    """What the model is, if it can be told of regions as the settings say.
-
-    Raises:
-        CheckpointError: it is not a checkpoint.
-        SettingsError: it cannot.
-    """
-    checkpoint = identify(settings.model)
-    if checkpoint.kind == "ureca":
-        if settings.image_options:
-            raise SettingsError("image_options are for baselines; a checkpoint of URECA says itself how images are cut")
-    elif settings.region_prompt in {None, "mask"}:
-        raise SettingsError(
-            f"{settings.model} is not a folder with a checkpoint of URECA. If it is another model that sees images, "
-            "say how it is shown which region is meant: none, contour or crop (by region_prompt; to ureca evaluate as "
-            "PATH:crop)"
-        )
-    elif settings.captioner.top_p < 1:
-        raise SettingsError(f"captioner.top_p is for checkpoints of URECA; {settings.model} has captioner.temperature")
-    return checkpoint
-
-
-def _resolved(settings: CaptioningSettings) -> CaptioningSettings:
-    """The settings with what ``masks.kind auto`` stands for."""
-    if not isinstance(settings.masks, AutoMasksConfig):
-        return settings
-    masks = ReusedMasksConfig() if Output(settings.input).exists() else SegmentsConfig()
-    return settings.model_copy(update={"masks": masks})
-
-
-def _list_input(settings: CaptioningSettings) -> pa.Table:
     from_regions = isinstance(settings.masks, ReusedMasksConfig)
     if not Output(settings.input).exists():
         if from_regions:
@@ -237,10 +130,126 @@ def _list_input(settings: CaptioningSettings) -> pa.Table:
     return list_run(Output.of_run(settings.input), with_regions=from_regions)
 
 
-_CAPTION = BatchCommand(
+CAPTION: BatchCommand[CaptioningSettings] = BatchCommand(
     name="caption",
     dataset=CAPTIONS_DATASET,
-    list_input=_list_input,
-    graph=graph,
+    list_input=list_input,
+    row_actor=CaptionActor,
+    build_mask_stage=build_mask_stage,
     packages=("torch", "transformers"),
 )
+
+
+def caption(
+    settings: CaptioningSettings,
+    on_plan: Callable[[int, int], None] = log_plan,
+    progress_of: Callable[[int], Progress] = Progress,
+    command: BatchCommand[CaptioningSettings] = CAPTION,
+) -> PartitionReport:
+    """Caption the images that the output lacks, and retry failed ones if the settings say so.
+
+    Args:
+        settings: Settings of the command.
+        on_plan: Callback that gets the number of images in the output's manifest, and of those to process now.
+        progress_of: Function that makes the progress display for a number of images.
+        command: Definition of the command, with other operators for example.
+
+    Returns:
+        The report of the whole output, including earlier sessions.
+
+    Raises:
+        CheckpointError: The model is not a checkpoint.
+        InputError: There is nothing to read, or ids are not unique.
+        OutputError: The folder belongs to another run, was started with other settings, or cannot be written to.
+        SettingsError: The model is a baseline and the settings do not say how it is shown a region, or the operators
+            do not fit the cluster.
+    """
+    identity = {"model": usable_checkpoint(settings).identity}
+    return run_batch(command, resolve_masks(settings), on_plan, progress_of, identity)
+
+
+def add_stages(ds: Dataset, settings: CaptioningSettings | Mapping[str, Any]) -> Dataset:
+    """Add captioning by a checkpoint to a Ray Dataset of images: one row in, one row out.
+
+    The stages generate masks and caption each of them. They can follow and precede any other operators. Rows stay
+    independent: an image that cannot be decoded, or for which no mask is found, is a row with an ``error``. There is
+    no output folder and no resume; fault tolerance is Ray Data's own.
+
+    Args:
+        ds: Dataset with a column of images: encoded files as bytes, paths or URIs as strings, or uint8 RGB arrays
+            [H, W, 3]. Columns are found as by ``ureca.pipelines.curate.add_stages``.
+        settings: Settings of ``ureca caption``, or a mapping of those that differ from the defaults, with ``model`` at
+            least. ``input``, ``output`` and all settings of resuming and selecting are not used; ``masks.kind auto``
+            means ``segments``.
+
+    Returns:
+        A lazy dataset with the columns of ``ds`` and those of ``ureca.schema.CAPTIONS``.
+
+    Raises:
+        CheckpointError: The model is not a checkpoint.
+        SettingsError: Masks would come from files or an earlier run, or the model is a baseline and the settings do
+            not say how it is shown a region.
+
+    Example:
+        >>> captioned = add_stages(ds, {"model": "checkpoints/ureca"})  # doctest: +SKIP
+    """
+    if not isinstance(settings, CaptioningSettings):
+        settings = CaptioningSettings(**{"input": "", "output": "", **settings})
+    if isinstance(settings.masks, AutoMasksConfig):
+        settings = settings.model_copy(update={"masks": SegmentsConfig()})
+    usable_checkpoint(settings)
+    return add_row_stages(ds, CAPTION, settings)
+
+
+def plan(settings: CaptioningSettings) -> str:
+    """Estimate what ``caption`` would take, as lines of text; nothing is started or written.
+
+    The model is loaded and asked only if ``planning.ask_model`` is set.
+
+    Raises:
+        CheckpointError: The model is not a checkpoint.
+        SettingsError: The model is a baseline and the settings do not say how it is shown a region.
+        InputError: There is nothing to read, or nothing to do.
+    """
+    usable_checkpoint(settings)
+    settings = resolve_masks(settings)
+    ask = settings.planning.ask_model
+    dry_run = DryRun(
+        generate=build_mask_stage(settings),
+        prepare=lambda partition: partition,
+        write=CaptionActor.build(settings, settings.planning.images) if ask else None,
+        questions={},
+        asks_model=ask,
+        engine=None,
+    )
+    return estimate(CAPTION, settings, dry_run)
+
+
+def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
+    """Identify the model, and check that it can be shown regions as the settings say.
+
+    Raises:
+        CheckpointError: It is not a checkpoint.
+        SettingsError: The settings do not fit the model.
+    """
+    checkpoint = identify(settings.model)
+    if checkpoint.kind == "ureca":
+        if settings.image_options:
+            raise SettingsError("image_options are for baselines; a checkpoint of URECA says itself how images are cut")
+    elif settings.region_prompt in {None, "mask"}:
+        raise SettingsError(
+            f"{settings.model} is not a folder with a checkpoint of URECA. If it is another model that sees images, "
+            "say how it is shown which region is meant: none, contour or crop (by region_prompt; to ureca evaluate as "
+            "PATH:crop)"
+        )
+    elif settings.captioner.top_p < 1:
+        raise SettingsError(f"captioner.top_p is for checkpoints of URECA; {settings.model} has captioner.temperature")
+    return checkpoint
+
+
+def resolve_masks(settings: CaptioningSettings) -> CaptioningSettings:
+    """Replace ``masks.kind auto``: the masks of INPUT if it is the output of a run, else ``segments``."""
+    if not isinstance(settings.masks, AutoMasksConfig):
+        return settings
+    masks = ReusedMasksConfig() if Output(settings.input).exists() else SegmentsConfig()
+    return settings.model_copy(update={"masks": masks})

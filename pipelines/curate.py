@@ -1,11 +1,13 @@
-"""What ``curate --plan`` goes through some images with.
+"""``ureca curate``: masks, mask trees and checked captions of the regions of images, on Ray Data.
 
-[from] The curation as a Ray Data graph: stored manifest -> masks -> tree -> captions, written unit by unit.
-[from] ``curate`` as a batch verb."""
+Operators: stored manifest, masks (actors), mask tree (tasks), captions (actors), written partitions. The operators
+themselves are chained by ``ureca.pipelines.batch.graph``; this file says what is specific to the curation.
+"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
@@ -18,47 +20,31 @@ from ureca.curation.stage import CurateStage
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
 from ureca.data.masked import MaskStage, build_mask_trees, generate_masks
-from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.quarantine import build_with_quarantine
+from ureca.data.reading import Fetch, fetch
 from ureca.hashing import checkpoint_digest
 from ureca.llm.fake import FakeConfig
 from ureca.llm.openai import OpenAIConfig
 from ureca.llm.protocol import ChatModel
 from ureca.masks.generators.base import MaskGenerator
-from ureca.pipelines.batch.actors import MaskActor, WritingActor
+from ureca.pipelines.batch.actors import RowActor
 from ureca.pipelines.batch.arrangement import Engine, engine_concurrency
-from ureca.pipelines.batch.arrow import TablesToTables, masked_table, pending_rows, read_masked
 from ureca.pipelines.batch.dry_run import DryRun, estimate
+from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.ray_serve_llm import chat_application
-from ureca.pipelines.batch.resources import Work, engine_share, images_in_flight, plan_pools
-from ureca.pipelines.batch.runner import BatchCommand, run_batch
-from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.batch.resources import engine_share
+from ureca.pipelines.batch.runner import log_plan, run_batch
+from ureca.pipelines.batch.stages import add_row_stages
 from ureca.pipelines.curate_settings import CurateSettings
-from ureca.pipelines.settings import images_per_chunk
 from ureca.registry import build_component
 from ureca.schema import REGIONS_DATASET
 
 
-class CurateActor(WritingActor[CurateSettings]):
-    """Holds annotator, embedder and verifier."""
-
-    name = "curate"
-    dataset = REGIONS_DATASET
-
-    def build(
-        self, settings: CurateSettings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
-    ) -> CurateStage:
-        """Build the stage, with what it loads."""
-        return CurateStage(
-            build_curator(settings),
-            settings.image_limits,
-            images_in_flight,
-            crash_log=crash_log,
-            config_hash=config_hash,
-            pixels_in_flight=settings.resources.curate.pixels_in_flight,
-        )
+def build_mask_stage(settings: CurateSettings, fetch: Fetch = fetch) -> MaskStage:
+    """Build the stage that generates masks."""
+    generator: MaskGenerator = build_component("mask_generator", settings.masks)
+    return partial(generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch)
 
 
 def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> Curator:
@@ -87,148 +73,147 @@ def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> C
     )
 
 
-def build_trees(settings: CurateSettings) -> TablesToTables:
-    """The task that plants the trees of units, schema ``MASKED`` to ``MASKED``."""
+class CurateActor(RowActor[CurateSettings]):
+    """Captions regions; holds annotator, embedder, listener and verifier."""
 
-    def build_batch(batch: pa.Table) -> pa.Table:
-        crash_log = Output(settings.output).crash_log("tree", settings.max_worker_crashes)
-        build_one = partial(build_mask_trees, containment=settings.tree.containment)
-        return masked_table(build_with_quarantine(partition, build_one, crash_log) for partition in read_masked(batch))
+    name = "curate"
+    dataset = REGIONS_DATASET
 
-    return build_batch
-
-
-def build_mask_stage(settings: CurateSettings) -> MaskStage:
-    """Build the mask generator of ``masks``."""
-    mask_generator: MaskGenerator = build_component("mask_generator", settings.masks)
-    return partial(generate_masks, mask_generator=mask_generator, limits=settings.image_limits)
-
-
-def graph(
-    chunks: Dataset,
-    keep: TablesToTables,
-    settings: CurateSettings,
-    work: Work,
-    cluster: Cluster,
-) -> Dataset:
-    """The stages over a dataset of stored manifests.
-
-    Args:
-        pieces: of stored manifests, from ``manifest_items``.
-        keep: filter of the units that are to be done.
-        settings: of the verb.
-        work: that is to be done; no stage gets more actors than it has units.
-        cluster: what there is to run on.
-
-    Returns:
-        a lazy dataset of the schema ``REPORTED``, one row a written unit, or piece of one.
-
-    Raises:
-        SettingsError: the stages cannot run side by side on this machine.
-    """
-    resources = settings.resources
-    concurrency = engine_concurrency(settings.mllm)
-    mask_pool, _ = plan_pools(resources, work, cluster, concurrency)
-    per_chunk = images_per_chunk(settings.masks, resources.masks, mask_pool.initial_size or 1)
-    _, curate_pool = plan_pools(resources, replace(work, images_per_chunk=per_chunk), cluster, concurrency)
-    num_actors = curate_pool.initial_size or 1
-    images = images_in_flight(resources.curate, num_actors, concurrency)
-    pending = pending_rows(chunks, settings.output, keep, resources.read.num_cpus)
-    masked = pending.map_batches(
-        MaskActor,
-        fn_constructor_args=(build_mask_stage, settings, per_chunk),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.masks.num_cpus,
-        num_gpus=resources.masks.num_gpus,
-        compute=mask_pool,
-    )
-    built = masked.map_batches(
-        build_trees(settings),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.tree.num_cpus,
-    )
-    return built.map_batches(
-        CurateActor,
-        fn_constructor_args=(_share_of(settings, num_actors), images, work.session),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.curate.num_cpus,
-        num_gpus=resources.curate.num_gpus,
-        compute=curate_pool,
-    )
+    @classmethod
+    def build(
+        cls,
+        settings: CurateSettings,
+        images_in_flight: int,
+        crash_log: CrashLog | None = None,
+        config_hash: str | None = None,
+        fetch: Fetch = fetch,
+    ) -> CurateStage:
+        """Build the stage and load its models."""
+        return CurateStage(
+            build_curator(settings),
+            settings.image_limits,
+            images_in_flight,
+            crash_log=crash_log,
+            config_hash=config_hash,
+            pixels_in_flight=settings.resources.curate.pixels_in_flight,
+            fetch=fetch,
+        )
 
 
-def _share_of(settings: CurateSettings, num_actors: int) -> CurateSettings:
-    """The settings of one of some actors: together they ask no endpoint for more than it is to be asked for."""
+def _actor_settings(settings: CurateSettings, num_actors: int) -> CurateSettings:
+    """Divide the concurrency that is allowed at an endpoint among the actors."""
     if not isinstance(settings.mllm, OpenAIConfig):
         return settings
     share = {"max_concurrency": engine_share(settings.mllm.max_concurrency, num_actors)}
     return settings.model_copy(update={"mllm": settings.mllm.model_copy(update=share)})
 
 
-def curate(
-    settings: CurateSettings, on_plan: Callable[[int, int], None], progress_of: Callable[[int], Progress] = Progress
-) -> PartitionReport:
-    """Curate what is missing in the output, and, if asked for, again what failed; see ``run_batch``."""
-    return run_batch(_CURATE, settings, on_plan, progress_of, _identity(settings))
-
-
-def plan(settings: CurateSettings) -> str:
-    """What ``curate`` would take, as lines for people; nothing is started, and nothing written.
-
-    Raises:
-        InputError: there is nothing to read, or nothing to do.
-    """
-    return estimate(_CURATE, settings, curate_dry_run(settings), "curate")
-
-
-def _identity(settings: CurateSettings) -> dict[str, str]:
-    """What the settings only name: prompts, and checkpoints by their content."""
-    sections = {"masks": settings.masks, "embedder": settings.embedder, "mllm": settings.mllm}
-    checkpoints = {
-        f"{name}.checkpoint": checkpoint_digest(checkpoint)
-        for name, section in sections.items()
-        if (checkpoint := getattr(section, "checkpoint", None)) is not None
-    }
-    return {"prompts": PROMPTS_VERSION, **checkpoints}
-
-
 def _list_input(settings: CurateSettings) -> pa.Table:
     return list_images(settings.input, **settings.listing.model_dump())
 
 
-_CURATE = BatchCommand(
+CURATE: BatchCommand[CurateSettings] = BatchCommand(
     name="curate",
     dataset=REGIONS_DATASET,
     list_input=_list_input,
-    graph=graph,
-    within=chat_application,
+    row_actor=CurateActor,
+    build_mask_stage=build_mask_stage,
+    build_trees=build_mask_trees,
+    engine_concurrency=lambda settings: engine_concurrency(settings.mllm),
+    actor_settings=_actor_settings,
+    running=chat_application,
     packages=("scikit-image",),
 )
 
 
-def curate_dry_run(settings: CurateSettings) -> DryRun:
-    """The curation with a chat model that costs nothing, or with its own where ``planning.ask_model`` says so.
+def curate(
+    settings: CurateSettings,
+    on_plan: Callable[[int, int], None] = log_plan,
+    progress_of: Callable[[int], Progress] = Progress,
+    command: BatchCommand[CurateSettings] = CURATE,
+) -> PartitionReport:
+    """Caption the regions of the images that the output lacks, and retry failed ones if the settings say so.
+
+    Args:
+        settings: Settings of the command.
+        on_plan: Callback that gets the number of images in the output's manifest, and of those to process now.
+        progress_of: Function that makes the progress display for a number of images.
+        command: Definition of the command, with other operators for example.
+
+    Returns:
+        The report of the whole output, including earlier sessions.
 
     Raises:
-        SettingsError: a checkpoint, a package or the MLLM's key is missing; or it cannot be asked before a run.
+        InputError: There is nothing to read, or ids are not unique.
+        OutputError: The folder belongs to another run, was started with other settings, or cannot be written to.
+        SettingsError: A checkpoint, a package or the MLLM's key is missing, or the operators do not fit the cluster.
+    """
+    checkpoints = {
+        f"{name}.checkpoint": checkpoint_digest(checkpoint)
+        for name in ("masks", "embedder", "mllm")
+        if (checkpoint := getattr(getattr(settings, name), "checkpoint", None)) is not None
+    }
+    return run_batch(command, settings, on_plan, progress_of, {"prompts": PROMPTS_VERSION, **checkpoints})
+
+
+def add_stages(ds: Dataset, settings: CurateSettings | Mapping[str, Any]) -> Dataset:
+    """Add the curation to a Ray Dataset of images: one row in, one row out.
+
+    The stages generate masks, build the mask tree and caption the regions. They can follow and precede any other
+    operators. Rows stay independent: an image that cannot be decoded, or for which no mask is found, is a row with an
+    ``error``. There is no output folder and no resume; fault tolerance is Ray Data's own.
+
+    Args:
+        ds: Dataset with a column of images: encoded files as bytes, paths or URIs as strings, or uint8 RGB arrays
+            [H, W, 3]. ``settings.listing.image_column`` names the column; by default it is the first of ``image``,
+            ``bytes``, ``uri`` and ``path``. ``settings.listing.id_column`` names a column of unique ids; by default it
+            is ``image_id`` if there is one, else the id is the path, or a hash of the image.
+        settings: Settings of ``ureca curate``, or a mapping of those that differ from the defaults. ``input``,
+            ``output`` and all settings of resuming and selecting are not used; ``images_per_partition`` is the batch
+            size, by default that of the blocks.
+
+    Returns:
+        A lazy dataset with the columns of ``ds`` and those of ``ureca.schema.REGIONS``.
+
+    Raises:
+        SettingsError: Masks would come from annotation files, or the model from ``mllm.kind ray_serve``.
+
+    Example:
+        >>> ds = ray.data.read_images("photos", include_paths=True)  # doctest: +SKIP
+        >>> captioned = add_stages(ds, {"masks": {"kind": "segments"}})  # doctest: +SKIP
+        >>> captioned.map_batches(my_filter).write_parquet("captions")  # doctest: +SKIP
+    """
+    if not isinstance(settings, CurateSettings):
+        settings = CurateSettings(**{"input": "", "output": "", **settings})
+    return add_row_stages(ds, CURATE, settings)
+
+
+def plan(settings: CurateSettings) -> str:
+    """Estimate what ``curate`` would take, as lines of text; nothing is started or written.
+
+    Raises:
+        InputError: There is nothing to read, or nothing to do.
+    """
+    return estimate(CURATE, settings, curate_dry_run(settings))
+
+
+def curate_dry_run(settings: CurateSettings) -> DryRun:
+    """Build the curation for an estimate, with a chat model that only counts unless ``planning.ask_model`` is set.
+
+    Raises:
+        SettingsError: A checkpoint, a package or the MLLM's key is missing, or the model needs a cluster.
     """
     ask = settings.planning.ask_model
     model = counting_model(build_component("chat_model", settings.mllm) if ask else None)
     curator = build_curator(settings, model)
     if curator.listener is not None and not ask:
         curator = replace(curator, listener=DryRunListener(curator.listener))
+    has_engine = settings.uses_chat_model and not isinstance(settings.mllm, FakeConfig)
     return DryRun(
         generate=build_mask_stage(settings),
         prepare=partial(build_mask_trees, containment=settings.tree.containment),
         write=CurateStage(curator, settings.image_limits, settings.planning.images),
         questions=model.counts,
         asks_model=ask,
-        engine=Engine.of_settings(settings.mllm) if _has_engine(settings) else None,
+        engine=Engine.of_settings(settings.mllm) if has_engine else None,
     )
-
-
-def _has_engine(settings: CurateSettings) -> bool:
-    return settings.uses_chat_model and not isinstance(settings.mllm, FakeConfig)

@@ -23,8 +23,7 @@ from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_tabl
 from ureca.evaluation.tables.formats import to_forms
 from ureca.io import below, locate
 from ureca.model.checkpoint_files import identify
-from ureca.pipelines.batch.runner import print_plan
-from ureca.pipelines.batch.session import kept_session
+from ureca.pipelines.batch.session import shared_session
 from ureca.pipelines.caption import caption, usable_checkpoint
 from ureca.pipelines.caption_settings import CaptioningSettings, CaptionResources
 from ureca.pipelines.evaluate_settings import EvaluateSettings
@@ -66,7 +65,7 @@ def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
     with run.output.lease(on_wait=tell):
         try:
             run.begin()
-            with kept_session():
+            with shared_session():
                 for place, model in enumerate(run.models, start=1):
                     reports[model.name] = run.caption(model, place)
                 evaluated = [run.evaluate(model) for model in run.models]
@@ -125,7 +124,7 @@ class _Run:
         output = self._captions(model)
         if model.kind == "checkpoint":
             settings = self._captioning(model, self._benchmark.images_per_partition)
-            return caption(settings, on_plan=print_plan)
+            return caption(settings)
         read = read_jsonl_captions if model.kind == "jsonl" else read_output_captions
         return write_predictions(read(model.path), self._benchmark, output, source=model.path)
 

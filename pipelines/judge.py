@@ -5,7 +5,6 @@
 from collections.abc import Callable, Iterable, Sequence
 
 import pyarrow as pa
-from ray.data import Dataset
 
 from ureca.curation.listener import PromptedListener
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
@@ -23,12 +22,11 @@ from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoringListene
 from ureca.evaluation.scoring import ScoringStage, stored_scores
 from ureca.hashing import checkpoint_digest, digest
 from ureca.io import below
-from ureca.pipelines.batch.actors import WritingActor
-from ureca.pipelines.batch.arrow import TablesToTables, pending_rows, read_partitions
+from ureca.pipelines.batch.actors import RowActor
+from ureca.pipelines.batch.arrow import read_partitions
+from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.ray_serve_llm import chat_application
-from ureca.pipelines.batch.resources import Work, images_in_flight, plan_pools
-from ureca.pipelines.batch.runner import BatchCommand, print_plan, run_batch
-from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.batch.runner import run_batch
 from ureca.pipelines.evaluate_settings import (
     EvaluateSettings,
     ScoringResources,
@@ -38,16 +36,21 @@ from ureca.registry import build_component
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
 
 
-class ScoringActor(WritingActor[ScoringSettings]):
+class ScoringActor(RowActor[ScoringSettings]):
     """Holds an encoder, a listener and BERTScore's model, as far as they are asked."""
 
     name = "judge"
     dataset = JUDGED_DATASET
 
+    @classmethod
     def build(
-        self, settings: ScoringSettings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
+        cls,
+        settings: ScoringSettings,
+        images_in_flight: int,
+        crash_log: CrashLog | None = None,
+        config_hash: str | None = None,
     ) -> ScoringStage:
-        """Build the stage, with what it loads."""
+        """Build the stage and load its models."""
         return ScoringStage(
             Output(settings.input, BENCHMARK_DATASET),
             None if settings.captions is None else Output(settings.captions, CAPTIONS_DATASET),
@@ -74,29 +77,6 @@ def build_scorer(settings: ScoringSettings) -> CaptionScorer:
         return CaptionScorer(encoder, bert=bert)
     listener = PromptedListener(build_component("chat_model", settings.mllm), settings.listener)
     return CaptionScorer(encoder, listener, bert, settings.listener.max_distractors)
-
-
-def graph(
-    chunks: Dataset,
-    keep: TablesToTables,
-    settings: ScoringSettings,
-    work: Work,
-    cluster: Cluster,
-) -> Dataset:
-    """The stages over a dataset of stored manifests; arguments and result as ``ureca.pipelines.caption.graph``."""
-    resources = settings.resources
-    (pool,) = plan_pools(resources, work, cluster)
-    images = images_in_flight(resources.judge, pool.initial_size or 1, None)
-    pending = pending_rows(chunks, settings.output, keep, resources.read.num_cpus)
-    return pending.map_batches(
-        ScoringActor,
-        fn_constructor_args=(settings, images, work.session),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=resources.judge.num_cpus,
-        num_gpus=resources.judge.num_gpus,
-        compute=pool,
-    )
 
 
 class Scoring:
@@ -184,7 +164,7 @@ class Scoring:
         identity = _identity(asked) | {"said": _digest(predictions)}
         config_hash = config_hash_of(asked, identity)
         asked = asked.model_copy(update={"output": below(self._folder, config_hash)})
-        run_batch(_JUDGE, asked, on_plan=print_plan, identity=identity)
+        run_batch(JUDGE, asked, identity=identity)
         return stored_scores(self._benchmark, Output(asked.output, JUDGED_DATASET))
 
 
@@ -215,10 +195,10 @@ def _list_benchmark(settings: ScoringSettings) -> pa.Table:
     return list_run(Output(settings.input, BENCHMARK_DATASET), with_regions=True)
 
 
-_JUDGE = BatchCommand(
+JUDGE: BatchCommand[ScoringSettings] = BatchCommand(
     name="judge",
     dataset=JUDGED_DATASET,
     list_input=_list_benchmark,
-    graph=graph,
-    within=chat_application,
+    row_actor=ScoringActor,
+    running=chat_application,
 )

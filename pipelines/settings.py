@@ -1,6 +1,5 @@
 """Settings that batch commands share: input and output, the resources of each operator, and planning."""
 
-import math
 from typing import Annotated
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -8,10 +7,8 @@ from pydantic_settings import CliPositionalArg
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.data.manifest import ImageSelection, validate_shard
-from ureca.data.reuse import ReusedMasksConfig
 from ureca.images import ImageLimits
 from ureca.llm.vllm import VllmConfig
-from ureca.masks.generators.annotations import AnnotationsConfig
 from ureca.registry import ComponentConfig
 
 
@@ -164,27 +161,6 @@ class PlannableSettings(BatchSettings):
         default=False, description="estimate what the run would take, and write nothing: the same as `ureca plan`"
     )
     planning: Annotated[PlanningSettings, MAY_CHANGE] = PlanningSettings()
-
-
-_GENERATORS_OF_SINGLE_IMAGES = 16
-
-
-def images_per_chunk(masks: ComponentConfig, resources: MaskResources, num_actors: int) -> int | None:
-    """Return the number of images that leave the mask actors together; None: whole partitions.
-
-    With hundreds of actors the masks of some image are ready at any moment. They leave in larger chunks, as each chunk
-    costs the driver some milliseconds.
-
-    Args:
-        masks: source of the masks.
-        resources: resources of the mask actors.
-        num_actors: number of the mask actors.
-    """
-    if resources.images_per_chunk is not None:
-        return resources.images_per_chunk
-    if isinstance(masks, AnnotationsConfig | ReusedMasksConfig):
-        return None
-    return math.ceil(num_actors / _GENERATORS_OF_SINGLE_IMAGES)
 
 
 def check_actors_can_hold(mllm: ComponentConfig, where: ActorResources, stage: str) -> None:

@@ -120,7 +120,7 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
     resources = settings.resources
     on_gpu = resources.gpus_per_worker > 0
     packer_cpus = resources.packers_per_worker * resources.cpus_per_packer
-    with ray_session(least_cpus=int(resources.workers * (resources.cpus_per_worker + packer_cpus)) + 2) as cluster:
+    with ray_session(min_cpus=int(resources.workers * (resources.cpus_per_worker + packer_cpus)) + 2) as cluster:
         if not cluster.may_grow:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # there is only this machine
         trainer = TorchTrainer(

@@ -1,9 +1,9 @@
-"""Actors of the batch commands: mask generation, rows of partitions, and the writing of complete partitions."""
+"""Actors of the batch commands: masks, rows of partitions, and the writing of partitions."""
 
 import asyncio
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -32,14 +32,17 @@ from ureca.schema import Dataset, conform
 Component = TypeVar("Component")
 Settings = TypeVar("Settings", bound=BatchSettings)
 
+_NUM_WRITERS = 4
+_MAX_QUEUED_WRITES = 16
+
 
 @dataclass(frozen=True)
 class Session:
-    """What actors know of the session that they work for.
+    """The session that actors work for.
 
     Attributes:
-        claim: of the output; None: nobody else can want it.
-        recipe: a hash of all that decides what rows say, for the rows.
+        lease: Session id in the lease of the output; None if no other session can write to it.
+        config_hash: Hash of all that decides the rows' content, for their provenance.
     """
 
     lease: str | None = None
@@ -47,26 +50,25 @@ class Session:
 
     @property
     def metrics_actor_name(self) -> str:
-        """Of the board that the session's actors report to; see ``ureca.pipelines.batch.metrics``."""
-        return f"ureca-board-{self.lease}"
-
-
-NOBODY = Session()
-"""For work of which no other session can know."""
+        """Name of the session's metrics actor; see ``ureca.pipelines.batch.metrics``."""
+        return f"ureca-metrics-{self.lease}"
 
 
 class RowStage(Protocol):
-    """Makes the rows of units."""
+    """A stage that makes the rows of partitions."""
 
-    async def __call__(self, partition: MaskedPartition) -> tuple[Sequence[dict[str, Any]], PartitionReport]:
-        """Rows of the verb's dataset, in the order of the unit's images, and the work they took."""
+    async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
+        """Return the rows of the images, in their order, and the work they took."""
         ...
 
 
-class Built(Generic[Component]):
-    """Builds a component at once; an error of its user's is raised when it is first asked for.
+class Eager(Generic[Component]):
+    """A component that is built at once, in an actor's constructor; a ``UrecaError`` is kept until first use.
 
-    Raised by an actor's constructor, Ray would try again and again before it gave up.
+    An error in a constructor would make Ray restart the actor again and again, instead of failing the job.
+
+    Args:
+        build: Function that builds the component.
     """
 
     def __init__(self, build: Callable[[], Component]) -> None:
@@ -77,29 +79,33 @@ class Built(Generic[Component]):
             self._component = error
 
     def get(self) -> Component:
-        """The component."""
+        """Return the component.
+
+        Raises:
+            UrecaError: It could not be built.
+        """
         if isinstance(self._component, UrecaError):
             raise self._component
         return self._component
 
 
 class MaskActor:
-    """Holds what proposes masks; turns units of a manifest into units with masks, or pieces as they are ready.
+    """Makes or reads the masks of partitions, and passes on chunks as soon as they are ready.
 
     Args:
-        build: makes the stage, in the actor.
-        settings: its argument.
-        images_per_chunk: None: whole units.
+        build: Function that builds the stage from the settings, in the actor.
+        settings: Settings of the command.
+        images_per_chunk: Images in a chunk; None passes on whole partitions.
     """
 
     def __init__(
         self, build: Callable[[Settings], MaskStage], settings: Settings, images_per_chunk: int | None = None
     ) -> None:
         crash_log = Output(settings.output).crash_log("masks", settings.max_worker_crashes)
-        self._stage = Built(lambda: with_quarantine(build(settings), crash_log, images_per_chunk))
+        self._stage = Eager(lambda: with_quarantine(build(settings), crash_log, images_per_chunk))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
-        """From the schema ``PARTITIONS`` to ``MASKED``."""
+        """Process partitions of a manifest, from the schema ``PARTITIONS`` to ``MASKED``."""
         stage = self._stage.get()
         if not batch.num_rows:
             yield masked_table([])
@@ -108,14 +114,19 @@ class MaskActor:
                 yield masked_table([partition])
 
 
-class WritingActor(ABC, Generic[Settings]):
-    """Makes the rows of units, several at a time, and writes each unit when it is complete.
+class RowActor(ABC, Generic[Settings]):
+    """Makes the rows of partitions, several at a time, and writes whole partitions.
 
-    Rows of pieces go on to the driver: pieces of one unit may be in several actors.
+    Rows of chunks are returned to the driver, because the chunks of one partition may be in several actors.
+
+    Args:
+        settings: Settings of the command.
+        images_in_flight: Decoded images that the actor holds at a time.
+        session: Session that the actor works for.
     """
 
     name: ClassVar[str]
-    """Of the stage, for the marks of what it works on."""
+    """Name of the operator, in ``settings.resources``, the crash log, metrics and logs."""
 
     dataset: ClassVar[Dataset]
 
@@ -125,20 +136,29 @@ class WritingActor(ABC, Generic[Settings]):
         self._reporter = Reporter(self.name, session.metrics_actor_name, process_load())
         self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
         crash_log = self._output.crash_log(self.name, settings.max_worker_crashes)
-        self._stage = Built(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))
+        self._stage = Eager(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))
 
+    @classmethod
     @abstractmethod
     def build(
-        self, settings: Settings, images_in_flight: int, crash_log: CrashLog, config_hash: str | None
+        cls, settings: Settings, images_in_flight: int, crash_log: CrashLog | None, config_hash: str | None
     ) -> RowStage:
-        """Build the stage, with what it loads."""
+        """Build the stage and load its models.
+
+        Args:
+            settings: Settings of the command.
+            images_in_flight: Decoded images that the stage may hold at a time.
+            crash_log: Crash log of the stage; None if crashes are not tracked.
+            config_hash: Config hash for the provenance of the rows.
+        """
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
-        """From the schema ``MASKED`` to ``REPORTED``; a whole unit whose report is returned is on disk."""
-        return _concatenated(await asyncio.gather(*(self._make(partition) for partition in self.partitions(batch))))
+        """Process partitions, from the schema ``MASKED`` to ``REPORTED``; reported whole partitions are on disk."""
+        made = await asyncio.gather(*(self._make(partition) for partition in self.partitions(batch)))
+        return pa.concat_tables([REPORTED.empty_table(), *made])
 
     def partitions(self, batch: pa.Table) -> Iterable[MaskedPartition]:
-        """The units of a batch, which has the schema ``MASKED`` unless the stage has none before it."""
+        """Read the partitions of a batch, which has the schema ``MASKED`` if there is an operator for masks."""
         return read_masked(batch)
 
     async def _make(self, partition: MaskedPartition) -> pa.Table:
@@ -146,7 +166,9 @@ class WritingActor(ABC, Generic[Settings]):
         report = PartitionReport.of_rows(rows, self.dataset) + work
         is_whole = partition.num_chunks == 1
         if is_whole:
-            await self._write(partition.number, rows, work)
+            if self._lease is not None:
+                await asyncio.to_thread(self._output.check_lease, self._lease)
+            await asyncio.to_thread(self._output.write_partition, partition.number, rows, work)
         self._reporter.made(report)
         self._log.made(partition.number, rows, self.dataset, report, chunk=None if is_whole else partition.chunk)
         return reported_table(
@@ -157,43 +179,38 @@ class WritingActor(ABC, Generic[Settings]):
             rows=None if is_whole else conform(rows, self.dataset.schema),
         )
 
-    async def _write(self, number: int, rows: Sequence[dict[str, Any]], work: PartitionReport) -> None:
-        if self._lease is not None:
-            await asyncio.to_thread(self._output.check_lease, self._lease)
-        await asyncio.to_thread(self._output.write_partition, number, rows, work)
 
+def write_chunked_partitions(
+    reported: Iterable[Mapping[str, Any]], output: Output, lease: str | None
+) -> Iterator[PartitionReport]:
+    """Assemble chunks and write the partitions they complete, while further ones arrive.
 
-def _concatenated(tables: Iterable[pa.Table]) -> pa.Table:
-    return pa.concat_tables([REPORTED.empty_table(), *tables])
-
-
-_NUM_WRITERS = 4
-_MOST_WAITING = 16
-
-_Chunks = dict[int, tuple[pa.Table, PartitionReport]]
-
-
-def assembled(rows: Iterable[Mapping[str, Any]], output: Output, lease: str | None) -> Iterator[PartitionReport]:
-    """Put pieces together and write the units that they make, while further ones come.
-
-    Only units that stages are working on are incomplete, so memory does not grow with the corpus.
+    Only partitions that operators are working on are incomplete, so memory does not grow with the corpus.
 
     Args:
-        rows: of the schema ``REPORTED``.
-        output: to write to.
-        claim: of the session; None: nobody else can want the output.
+        reported: Rows of the schema ``REPORTED``.
+        output: Output folder to write to.
+        lease: Session id in the lease of the output; None if no other session can write to it.
 
     Yields:
-        the report of each unit that is written, by whomever.
+        The report of each partition on disk, whether this function or an actor wrote it.
 
     Raises:
-        OutputError: a unit cannot be written.
-        RuntimeError: another session has the output now, or pieces are missing at the end.
+        OutputError: A partition cannot be written.
+        RuntimeError: Another session has taken over the output, or chunks are missing at the end.
     """
-    incomplete: dict[int, _Chunks] = {}
+    incomplete: dict[int, dict[int, tuple[pa.Table, PartitionReport]]] = {}
     writing: deque[Future[PartitionReport]] = deque()
+
+    def write(partition: int, chunks: Mapping[int, tuple[pa.Table, PartitionReport]]) -> PartitionReport:
+        if lease is not None:
+            output.check_lease(lease)
+        report = sum((report for _, report in chunks.values()), PartitionReport())
+        output.write_chunks(partition, [chunks[index][0] for index in sorted(chunks)], report)
+        return report
+
     with ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="writer") as writers:
-        for row in rows:
+        for row in reported:
             report = PartitionReport.model_validate_json(row["report"])
             if row["rows"] is None:
                 yield report
@@ -202,18 +219,10 @@ def assembled(rows: Iterable[Mapping[str, Any]], output: Output, lease: str | No
             chunks[row["chunk"]] = read_rows_of_chunk(row["rows"]), report
             if len(chunks) == row["num_chunks"]:
                 del incomplete[row["partition"]]
-                writing.append(writers.submit(_write, output, lease, row["partition"], chunks))
-            while writing and (len(writing) > _MOST_WAITING or writing[0].done()):
+                writing.append(writers.submit(write, row["partition"], chunks))
+            while writing and (len(writing) > _MAX_QUEUED_WRITES or writing[0].done()):
                 yield writing.popleft().result()
         for written in writing:
             yield written.result()
     if incomplete:
-        raise RuntimeError(f"pieces of the units {sorted(incomplete)} are missing")
-
-
-def _write(output: Output, lease: str | None, partition: int, chunks: _Chunks) -> PartitionReport:
-    if lease is not None:
-        output.check_lease(lease)
-    report = sum((report for _, report in chunks.values()), PartitionReport())
-    output.write_chunks(partition, [chunks[place][0] for place in sorted(chunks)], report)
-    return report
+        raise RuntimeError(f"chunks of the partitions {sorted(incomplete)} are missing")

@@ -10,8 +10,7 @@ from ureca.llm.transformers import TransformersConfig
 from ureca.llm.vllm import VllmConfig
 from ureca.ops.forecast import partition_sizes
 from ureca.ops.simulator import Arrangement
-from ureca.pipelines.batch.resources import Work, engine_share, images_in_flight, plan_pools
-from ureca.pipelines.batch.session import Cluster
+from ureca.pipelines.batch.resources import Cluster, Work, engine_share, plan_pools
 from ureca.pipelines.settings import PlannableSettings
 from ureca.registry import ComponentConfig
 
@@ -86,10 +85,11 @@ def arrange(
     resources: Any = settings.resources  # of the command's own type
     own, tree = getattr(resources, stage), getattr(resources, "tree", None)
     cluster = Cluster(num_cpus, num_gpus, may_grow=False)
-    masks_pool, pool = plan_pools(resources, Work(len(sizes), num_images), cluster, engine.concurrency)
-    num_mask_actors, num_actors = masks_pool.initial_size or 1, pool.initial_size or 1
+    work = Work(len(sizes), num_images)
+    pools = plan_pools(resources, work, cluster, engine.concurrency)
+    pool = pools[stage]
+    num_mask_actors, num_actors = pools["masks"].num_actors, pool.num_actors
     free_cpus = num_cpus - num_mask_actors * resources.masks.num_cpus - num_actors * own.num_cpus
-    images = images_in_flight(own, num_actors, engine.concurrency)
     fitting = int(getattr(own, "pixels_in_flight", _UNLIMITED) / max(1.0, pixels_per_image))
     per_actor = engine.slots_per_actor
     if engine.concurrency is not None:
@@ -101,8 +101,8 @@ def arrange(
         tree_tasks=1 if tree is None else max(1, int(free_cpus / tree.num_cpus)),
         row_actors=num_actors,
         stage=stage,
-        partitions_in_flight=pool.max_concurrent_calls_per_actor or 1,
-        images_in_flight=max(1, min(images, fitting)),
+        partitions_in_flight=pool.calls_in_flight(work) or 1,
+        images_in_flight=max(1, min(pool.images_in_flight or 1, fitting)),
         requests_per_actor=per_actor,
         engine_slots=engine.slots_of(num_actors),
     )

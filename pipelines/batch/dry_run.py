@@ -22,7 +22,7 @@ from ureca.ops.measured import Measured, Questions, kinds_asked, latency_quantil
 from ureca.ops.simulator import Service
 from ureca.pipelines.batch.actors import RowStage
 from ureca.pipelines.batch.arrangement import Engine, arrange
-from ureca.pipelines.batch.runner import BatchCommand
+from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.settings import PlannableSettings, PlanningSettings
 from ureca.schema import REGIONS_DATASET, Dataset, conform
 
@@ -80,19 +80,18 @@ class Sample:
     asked: bool
 
 
-def estimate(command: BatchCommand[Settings], settings: Settings, dry_run: DryRun, stage: str) -> str:
+def estimate(command: BatchCommand[Settings], settings: Settings, dry_run: DryRun) -> str:
     """Process a sample of the images, and render a prediction for all of them.
 
     Args:
         command: command that would be run.
         settings: settings of the command.
         dry_run: operators of the command.
-        stage: name of the actors that make the rows.
 
     Raises:
         InputError: there is nothing to do.
     """
-    planning = settings.planning
+    planning, stage = settings.planning, command.row_actor.name
     manifest, num_to_do = _images_to_do(command, settings)
     drawn = select(manifest, ImageSelection(sample=planning.images), _NO_IDS)
     sample = asyncio.run(_process(drawn, dry_run, command.dataset, stage))

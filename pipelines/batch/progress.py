@@ -1,6 +1,4 @@
-"""What Ray Data remembers of every block, and a long run cannot afford.
-
-[from] The line that tells how far a job is, and how busy its engines are."""
+"""Progress of batch commands and of training: in place on a terminal, else a plain line per interval."""
 
 import sys
 import threading
@@ -10,69 +8,125 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-from ray.data import DataContext
-from ray.data._internal.execution.execution_callback import ExecutionCallback
-from ray.data._internal.execution.operators.map_operator import MapOperator
+from rich.console import Console
+from rich.progress import BarColumn, TextColumn
+from rich.progress import Progress as RichProgress
 
 from ureca.data.partitions import PartitionReport
 from ureca.llm.load import LoadReport, percentile_s
 from ureca.ops.status import duration
 
-Engines = Callable[[], LoadReport | None]
-"""Tells what the engines of all workers have done so far; None: that is not known at this moment."""
-
+_TERMINAL_INTERVAL_S = 0.5
 _RECENT_S = 10.0
-_MOST_REASONS = 3
+_MAX_KINDS_SHOWN = 3
+
+
+class ProgressDisplay:
+    """Shows how far a run is, as one line of text and, on a terminal, a bar.
+
+    Args:
+        total: Number of images or steps.
+        stream: Stream to write to; None means standard error.
+        interval_s: Seconds between lines if the stream is no terminal.
+        clock: Monotonic clock in seconds.
+    """
+
+    def __init__(
+        self,
+        total: int,
+        stream: TextIO | None = None,
+        interval_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._stream = stream or sys.stderr
+        self._clock = clock
+        self._bar: RichProgress | None = None
+        self.interval_s = interval_s
+        if self._stream.isatty():
+            self.interval_s = _TERMINAL_INTERVAL_S
+            columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+            self._bar = RichProgress(*columns, console=Console(file=self._stream), auto_refresh=False)
+            self._task = self._bar.add_task("", total=total)
+        self._shown_at = clock() - self.interval_s
+
+    @property
+    def is_due(self) -> bool:
+        """True if the last line is at least one interval old."""
+        return self._clock() - self._shown_at >= self.interval_s
+
+    def show(self, line: str, done: int) -> None:
+        """Show a line now, with the number of images or steps done."""
+        self._shown_at = self._clock()
+        if self._bar is None:
+            self._stream.write(f"{line}\n")
+            self._stream.flush()
+            return
+        self._bar.start()
+        self._bar.update(self._task, description=line, completed=done, refresh=True)
+
+    def close(self) -> None:
+        """Leave the terminal as it was, below the last line."""
+        if self._bar is not None:
+            self._bar.stop()
 
 
 class Progress:
-    """Prints images and regions done, rates, failures, the time left, and what engines do.
-
-    In place on a terminal, else now and then; also while no unit is complete.
+    """Progress of a batch command: images and regions done, throughput, failures, time left, and load of the engines.
 
     Args:
-        num_images: to be done in this session.
-        stream: None: standard error.
-        seconds_between_lines: where the stream is no terminal.
-        clock: seconds that only rise.
+        num_images: Images to process in this session.
+        stream: Stream to write to; None means standard error.
+        interval_s: Seconds between lines if the stream is no terminal.
+        clock: Monotonic clock in seconds.
     """
 
     def __init__(
         self,
         num_images: int,
         stream: TextIO | None = None,
-        seconds_between_lines: float = 10.0,
+        interval_s: float = 10.0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._num_images = num_images
-        self._stream = stream or sys.stderr
-        self._in_place = self._stream.isatty()
-        self._pause_s = 0.5 if self._in_place else seconds_between_lines
         self._clock = clock
+        self._display = ProgressDisplay(num_images, stream, interval_s, clock)
         self._started = clock()
-        self._printed = self._started - self._pause_s
         self._first: tuple[float, int] | None = None
         self._loads: deque[tuple[float, LoadReport]] = deque()
         self._lock = threading.Lock()
         self.done = PartitionReport()
 
     def add(self, report: PartitionReport) -> None:
-        """Count what was written, and print a line if the last one is old enough."""
+        """Count a written partition, and show a line if one is due."""
         with self._lock:
             self.done = self.done + report
             if self._first is None:
                 self._first = self._clock(), self.done.num_images
-            if self._clock() - self._printed >= self._pause_s:
-                self._print()
+            if self._display.is_due:
+                self._display.show(self.line(), self.done.num_images)
+
+    def add_load(self, load: LoadReport | None) -> None:
+        """Take the load of all engines so far, None if it is unknown, and show a line if one is due."""
+        with self._lock:
+            if load is not None:
+                self._loads.append((self._clock(), load))
+            while len(self._loads) > 2 and self._clock() - self._loads[1][0] > _RECENT_S:
+                self._loads.popleft()
+            if self._display.is_due:
+                self._display.show(self.line(), self.done.num_images)
 
     @contextmanager
-    def watching(self, engines: Engines) -> Iterator[None]:
-        """Ask every now and then what engines do, and print lines, during the block and not a moment longer."""
+    def watching(self, engines: Callable[[], LoadReport | None]) -> Iterator[None]:
+        """Poll the load of the engines during the block, so that lines are shown also while no partition is complete.
+
+        Args:
+            engines: Function that returns the load of all engines so far, or None if it is unknown.
+        """
         ended = threading.Event()
 
         def watch() -> None:
-            while not ended.wait(min(1.0, self._pause_s)):
-                self.look(engines)
+            while not ended.wait(min(1.0, self._display.interval_s)):
+                self.add_load(engines())
 
         thread = threading.Thread(target=watch, name="progress", daemon=True)
         thread.start()
@@ -82,46 +136,36 @@ class Progress:
             ended.set()
             thread.join()
 
-    def look(self, engines: Engines) -> None:
-        """Ask what engines do, and print a line if the last one is old enough."""
-        load = engines()
-        with self._lock:
-            if load is not None:
-                self._loads.append((self._clock(), load))
-            while len(self._loads) > 2 and self._clock() - self._loads[1][0] > _RECENT_S:
-                self._loads.popleft()
-            if self._clock() - self._printed >= self._pause_s:
-                self._print()
-
     def close(self) -> None:
-        """Print the last line."""
+        """Show the last line."""
         with self._lock:
-            self._print()
-            if self._in_place:
-                print(file=self._stream)
+            self._display.show(self.line(), self.done.num_images)
+            self._display.close()
 
     def line(self) -> str:
-        """The line as of now."""
+        """Return the present line."""
         done = self.done
         elapsed_s = max(self._clock() - self._started, 1e-9)
+        reasons = f" ({_most_frequent(done.failures)})" if done.failures else ""
+        regions = f" and {done.num_failed_regions} regions" if done.num_failed_regions else ""
         parts = [
             f"{done.num_images}/{self._num_images} images ({done.num_images / elapsed_s:.2f}/s)",
             f"{done.num_regions} regions ({done.num_regions / elapsed_s:.1f}/s)",
             *self._engine_parts(),
-            self._failures(),
+            f"{done.num_failed} failed{regions}{reasons}",
             f"ETA {self._eta()}",
         ]
         return ", ".join(parts)
 
     def figures(self) -> dict[str, Any]:
-        """The same as numbers, for run.json; those of engines are of the whole session."""
+        """Return the figures of the whole session, for run.json."""
         elapsed_s = max(self._clock() - self._started, 1e-9)
-        load = self._load
+        utilisation = self._load.utilisation
         return {
             "num_images": self.done.num_images,
             "images_per_s": round(self.done.num_images / elapsed_s, 3),
             "regions_per_s": round(self.done.num_regions / elapsed_s, 3),
-            "engine_utilisation": None if load.utilisation is None else round(load.utilisation, 4),
+            "engine_utilisation": None if utilisation is None else round(utilisation, 4),
             "latency_p50_s": percentile_s(self.done.latency_ms, 0.5),
             "latency_p95_s": percentile_s(self.done.latency_ms, 0.95),
             "retries": dict(self.done.retries),
@@ -143,17 +187,11 @@ class Progress:
         if p50 is not None and p95 is not None:
             parts.append(f"p50 {p50:.2f}s p95 {p95:.2f}s")
         if load.retries:
-            parts.append(f"{sum(load.retries.values())} retries ({_commonest(load.retries)})")
+            parts.append(f"{sum(load.retries.values())} retries ({_most_frequent(load.retries)})")
         return parts
 
-    def _failures(self) -> str:
-        done = self.done
-        reasons = f" ({_commonest(done.failures)})" if done.failures else ""
-        regions = f" and {done.num_failed_regions} regions" if done.num_failed_regions else ""
-        return f"{done.num_failed} failed{regions}{reasons}"
-
     def _eta(self) -> str:
-        """The time left at the rate since the first images came: starting actors takes long, and only once."""
+        """Extrapolate from the first written images on: the start of the actors takes long, and comes once."""
         left = self._num_images - self.done.num_images
         if not left:
             return "0s"
@@ -161,34 +199,9 @@ class Progress:
         since = self.done.num_images - first_images
         return duration(left * (self._clock() - first_at) / since) if since else "unknown"
 
-    def _print(self) -> None:
-        self._printed = self._clock()
-        start, end = ("\r\x1b[K", "") if self._in_place else ("", "\n")
-        print(f"{start}{self.line()}", end=end, file=self._stream, flush=True)
 
-
-def _commonest(counts: dict[str, int]) -> str:
+def _most_frequent(counts: dict[str, int]) -> str:
     ranked = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
-    more = f", {len(ranked) - _MOST_REASONS} more kinds" if len(ranked) > _MOST_REASONS else ""
-    return ", ".join(f"{number} {kind}" for kind, number in ranked[:_MOST_REASONS]) + more
-
-
-class DropBlockStatistics(ExecutionCallback):
-    """Empties the statistics of blocks at each step of an execution.
-
-    For `Dataset.stats()` Ray Data keeps a record of every block that each stage has made, in the driver and until the
-    end: about a kilobyte an image and stage, so gigabytes for millions of images. Nothing here reads them.
-    """
-
-    def on_execution_step(self, executor: Any) -> None:
-        """Called by Ray Data."""
-        for operator in executor._topology:
-            if isinstance(operator, MapOperator):
-                for statistics in operator.get_stats().values():
-                    statistics.clear()
-
-
-def drop_block_statistics(context: DataContext) -> None:
-    """Have no dataset of a context remember its blocks."""
-    if DropBlockStatistics not in context.custom_execution_callback_classes:
-        context.custom_execution_callback_classes.append(DropBlockStatistics)
+    hidden = len(ranked) - _MAX_KINDS_SHOWN
+    more = f", {hidden} more kinds" if hidden > 0 else ""
+    return ", ".join(f"{number} {kind}" for kind, number in ranked[:_MAX_KINDS_SHOWN]) + more

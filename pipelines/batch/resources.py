@@ -1,168 +1,291 @@
-"""How many actors each stage gets, so that all stages can run side by side, and how much each works on at a time."""
+"""The resources of a cluster, and the sizes of the actor pools that run on it side by side."""
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from pydantic import BaseModel
 from ray.data import ActorPoolStrategy
 
 from ureca.errors import SettingsError
-from ureca.pipelines.batch.actors import NOBODY, Session
-from ureca.pipelines.batch.session import Cluster, NodeResources, check_each_fits, sizes_that_fit
-from ureca.pipelines.settings import ActorResources, AsyncActorResources, TaskResources
+from ureca.pipelines.settings import ActorResources, AsyncActorResources, MaskResources, TaskResources
 
-_RAY_TASK_CPUS = 1.0  # what Ray Data takes for a task of its own: listing files, repartitioning
-
-
-_IMAGES_IN_FLIGHT = 16
+_RAY_TASK_CPUS = 1.0  # Ray Data's own tasks, such as repartitioning
+_MIN_IMAGES_IN_FLIGHT = 16
 _SPARE_FRACTION = 0.25
-"""Each image under way has a question to ask, but for the moments in which it is decoded, rendered or embedded."""
+"""Images held beyond the engine's share: those being decoded, rendered or embedded have no request in flight."""
+
+_MASK_ACTORS_PER_IMAGE_OF_A_CHUNK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class NodeResources:
+    """Resources of a node, or of an actor.
+
+    Attributes:
+        num_cpus: Logical CPUs.
+        num_gpus: GPUs.
+    """
+
+    num_cpus: float
+    num_gpus: float
+
+    def holds(self, other: "NodeResources") -> bool:
+        """Return True if ``other`` fits."""
+        return self.num_cpus >= other.num_cpus and self.num_gpus >= other.num_gpus
+
+    def __sub__(self, other: "NodeResources") -> "NodeResources":
+        """Return the rest after ``other`` is taken."""
+        return NodeResources(self.num_cpus - other.num_cpus, self.num_gpus - other.num_gpus)
+
+    def __str__(self) -> str:
+        return f"{self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs"
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """Resources of the cluster that a command runs on.
+
+    Attributes:
+        num_cpus: Logical CPUs.
+        num_gpus: GPUs.
+        may_grow: True for a cluster that existed before the command: nodes may join, and other jobs may leave it.
+            False for one started on this machine.
+        nodes: Resources of each node of a cluster without autoscaler; empty otherwise.
+        free: Resources that no other job holds; None means all of them.
+        free_nodes: The same for each of ``nodes``, in their order.
+    """
+
+    num_cpus: float
+    num_gpus: float
+    may_grow: bool
+    nodes: tuple[NodeResources, ...] = ()
+    free: NodeResources | None = None
+    free_nodes: tuple[NodeResources, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What there is to do, and for which session."""
+    """Amount of work in a session.
+
+    Attributes:
+        num_partitions: Partitions to process.
+        num_images: Images in them.
+        are_read_together: True if images share input files (Parquet), so that partitions are not split into chunks.
+    """
 
     num_partitions: int
     num_images: int
-    session: Session = NOBODY
     are_read_together: bool = False
-    """Images lie together in files, so that units are not parted."""
 
-    images_per_chunk: int | None = None
-    """In which units come to the stages that work on many images at a time; None: whole ones."""
-
-    @property
-    def num_chunks(self) -> int:
-        """Of all units."""
-        if self.images_per_chunk is None or self.are_read_together:
+    def num_chunks(self, images_per_chunk: int | None) -> int:
+        """Return the number of chunks that reach the operators behind the masks; None means whole partitions."""
+        if images_per_chunk is None or self.are_read_together:
             return self.num_partitions
-        return max(self.num_partitions, math.ceil(self.num_images / self.images_per_chunk))
+        return max(self.num_partitions, math.ceil(self.num_images / images_per_chunk))
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """Size of the actor pool of an operator.
+
+    Attributes:
+        num_actors: Actors at the start.
+        max_actors: Largest number of actors.
+        images_in_flight: Decoded images that an actor holds at a time; None for operators that work one by one.
+        partitions_in_flight: Partitions that an actor works on at a time, if set by the user.
+    """
+
+    num_actors: int
+    max_actors: int
+    images_in_flight: int | None = None
+    partitions_in_flight: int | None = None
+
+    def calls_in_flight(self, work: Work, images_per_chunk: int | None = None) -> int | None:
+        """Return the number of partitions or chunks that an actor works on at a time; None for one by one.
+
+        By default there are as many as hold ``images_in_flight``, and one more, which supplies images while the last
+        image of another one is finished.
+        """
+        if self.images_in_flight is None:
+            return None
+        num_chunks = work.num_chunks(images_per_chunk)
+        if self.partitions_in_flight is not None:
+            return math.ceil(self.partitions_in_flight * num_chunks / work.num_partitions)
+        return math.ceil(self.images_in_flight * num_chunks / max(1, work.num_images)) + 1
+
+    def strategy(self, calls_in_flight: int | None = None) -> ActorPoolStrategy:
+        """Return the pool as Ray Data takes it."""
+        return ActorPoolStrategy(
+            min_size=1,
+            initial_size=self.num_actors,
+            max_size=self.max_actors,
+            max_concurrent_calls_per_actor=calls_in_flight,
+        )
 
 
 def plan_pools(
     resources: BaseModel, work: Work, cluster: Cluster, engine_concurrency: int | None = None
-) -> list[ActorPoolStrategy]:
-    """The pools of a verb's stages of actors, in the order in which its resources name them.
+) -> dict[str, Pool]:
+    """Plan the actor pools of a command so that all its operators can run side by side.
 
-    A pool starts with as many of its actors as fit beside the other stages, and beside what others run on the cluster:
-    an actor holds its CPUs for good, and one stage could take them all and wait for ever for the next. It grows only
-    where the cluster may: nodes join it, or others leave.
+    An actor holds its CPUs until the end: a pool that took all of them would block the operators behind it. So each
+    pool starts with as many actors as fit beside the other pools and beside other jobs, and grows only on a cluster
+    that may grow.
 
     Args:
-        resources: has ``ActorResources`` and ``TaskResources`` by stage.
-        work: that is to be done; no stage gets more actors than it has units.
-        cluster: what there is to run on.
-        engine_concurrency: see ``images_in_flight``.
+        resources: Settings with an ``ActorResources`` or ``TaskResources`` for each operator.
+        work: Work of the session; no pool has more actors than there are partitions.
+        cluster: Cluster to run on.
+        engine_concurrency: Requests that an engine shared by all actors serves at a time; None if there is none.
+
+    Returns:
+        The pools by name of the operator, in the order of the settings.
 
     Raises:
-        SettingsError: not even one actor of each stage fits on this machine, or one fits on no node of a cluster to
-            which nobody adds nodes.
+        SettingsError: One actor of each operator does not fit on the machine or fixed cluster, or an actor fits on no
+            node.
     """
-    stages = _stages(resources)
+    operators = _actor_operators(resources)
     task_cpus = _task_cpus(resources)
-    held_cpus = {name: stage.num_cpus for name, stage in stages.items()}
-    held_gpus = {name: stage.num_gpus for name, stage in stages.items()}
+    held_cpus = {name: operator.num_cpus for name, operator in operators.items()}
+    held_gpus = {name: operator.num_gpus for name, operator in operators.items()}
     if cluster.nodes:
-        check_each_fits(stages, cluster.nodes)
+        _check_actors_fit_nodes(operators, cluster.nodes)
     if cluster.nodes or not cluster.may_grow:
         where = "cluster" if cluster.may_grow else "machine"
-        _check_room("CPUs", held_cpus, cluster.num_cpus - task_cpus, where)
-        _check_room("GPUs", held_gpus, cluster.num_gpus, where)
-    wanted = {name: _wanted(stage, work.num_partitions, cluster) for name, stage in stages.items()}
+        _check_one_of_each_fits("CPUs", held_cpus, cluster.num_cpus - task_cpus, where)
+        _check_one_of_each_fits("GPUs", held_gpus, cluster.num_gpus, where)
+    wanted = {
+        name: max(1, min(operator.num_actors or int(cluster.num_cpus), work.num_partitions))
+        for name, operator in operators.items()
+    }
     free = cluster.free or NodeResources(cluster.num_cpus, cluster.num_gpus)
-    shares = [
-        _share(some, sum(each * wanted[name] for name, each in held.items()))
-        for some, held in ((free.num_cpus - task_cpus, held_cpus), (free.num_gpus, held_gpus))
-    ]
-    sizes = {name: max(1, int(number * min(shares))) for name, number in wanted.items()}
+    share = 1.0
+    for available, held in ((free.num_cpus - task_cpus, held_cpus), (free.num_gpus, held_gpus)):
+        total = sum(each * wanted[name] for name, each in held.items())
+        if total > available:
+            share = min(share, max(0.0, available / total))
+    sizes = {name: max(1, int(number * share)) for name, number in wanted.items()}
     if cluster.nodes:
-        sizes = sizes_that_fit(sizes, stages, cluster.free_nodes or cluster.nodes, beside=NodeResources(task_cpus, 0))
-    pools = []
-    for name, stage in stages.items():
-        first = sizes[name]
-        most = wanted[name] if cluster.may_grow else first
-        calls = None
-        if isinstance(stage, AsyncActorResources):
-            calls = _calls(stage, images_in_flight(stage, first, engine_concurrency), work)
-        pools.append(
-            ActorPoolStrategy(min_size=1, initial_size=first, max_size=most, max_concurrent_calls_per_actor=calls)
-        )
+        sizes = _sizes_that_fit(sizes, operators, cluster.free_nodes or cluster.nodes, NodeResources(task_cpus, 0))
+    pools = {}
+    for name, operator in operators.items():
+        max_actors = wanted[name] if cluster.may_grow else sizes[name]
+        if isinstance(operator, AsyncActorResources):
+            images = operator.images_in_flight
+            if images is None:
+                requests = engine_share(engine_concurrency or 0, sizes[name])
+                images = max(_MIN_IMAGES_IN_FLIGHT, math.ceil(requests * (1 + _SPARE_FRACTION)))
+            pools[name] = Pool(sizes[name], max_actors, images, operator.partitions_in_flight)
+        else:
+            pools[name] = Pool(sizes[name], max_actors)
     return pools
 
 
-def missing_resources(resources: BaseModel, cluster: Cluster) -> str | None:
-    """What a run waits for, for its user; None: what is free is enough to begin.
+def images_per_chunk(resources: MaskResources, num_actors: int, *, masks_are_read: bool) -> int | None:
+    """Return the number of images of a partition that go on together once they have masks; None for all of them.
 
     Args:
-        resources: as for ``plan_pools``.
-        cluster: what there is to run on.
+        resources: Resources of the operator that makes or reads masks.
+        num_actors: Actors of the operator. Where there are hundreds, some image is ready at any moment, and larger
+            chunks cost the driver less: it spends some milliseconds on each chunk.
+        masks_are_read: True if masks come from files, which takes so little time that chunks are of no use.
+    """
+    if resources.images_per_chunk is not None:
+        return resources.images_per_chunk
+    return None if masks_are_read else math.ceil(num_actors / _MASK_ACTORS_PER_IMAGE_OF_A_CHUNK)
+
+
+def engine_share(engine_concurrency: int, num_actors: int) -> int:
+    """Return the requests that each actor may have in flight so that together they do not exceed the engine's limit."""
+    return math.ceil(engine_concurrency / num_actors)
+
+
+def missing_resources(resources: BaseModel, cluster: Cluster) -> str | None:
+    """Return a message about the resources that a run waits for, or None if enough are free to start.
+
+    Args:
+        resources: Settings as for ``plan_pools``.
+        cluster: Cluster to run on.
     """
     if cluster.free is None:
         return None
-    stages = _stages(resources).values()
-    num_cpus = sum(stage.num_cpus for stage in stages) + _task_cpus(resources)
-    least = NodeResources(num_cpus, sum(stage.num_gpus for stage in stages))
+    operators = _actor_operators(resources).values()
+    num_cpus = sum(operator.num_cpus for operator in operators) + _task_cpus(resources)
+    least = NodeResources(num_cpus, sum(operator.num_gpus for operator in operators))
     if cluster.free.holds(least):
         return None
     whole = NodeResources(cluster.num_cpus, cluster.num_gpus)
     return (
-        f"of the cluster's {whole}, {cluster.free} are free; this run takes {least} at least, and waits until others "
-        "release them or nodes join (resources.STAGE.num_cpus and num_gpus: what an actor takes)"
+        f"of the cluster's {whole}, {cluster.free} are free; this run needs at least {least}, and waits until other "
+        "jobs release them or nodes join (see resources.OPERATOR.num_cpus and num_gpus)"
     )
 
 
-def images_in_flight(stage: AsyncActorResources, num_actors: int, engine_concurrency: int | None) -> int:
-    """Decoded images that each actor of a stage holds at a time.
-
-    Args:
-        stage: what it is told.
-        num_actors: that it starts with.
-        engine_concurrency: requests that an engine which all actors share takes at a time; None: there is none.
-    """
-    if stage.images_in_flight is not None:
-        return stage.images_in_flight
-    share = engine_share(engine_concurrency or 0, num_actors)
-    return max(_IMAGES_IN_FLIGHT, math.ceil(share * (1 + _SPARE_FRACTION)))
-
-
-def engine_share(engine_concurrency: int, num_actors: int) -> int:
-    """Requests that each of some actors may have in flight, so that all together have no more than an engine takes."""
-    return math.ceil(engine_concurrency / num_actors)
-
-
-def _calls(stage: AsyncActorResources, num_images: int, work: Work) -> int:
-    """Units, or pieces, that an actor works on at a time.
-
-    Unless told, as many as have so many images, and one that the actor goes on with when another is complete but for
-    the last.
-    """
-    if stage.partitions_in_flight is not None:
-        return math.ceil(stage.partitions_in_flight * work.num_chunks / work.num_partitions)
-    return math.ceil(num_images * work.num_chunks / max(1, work.num_images)) + 1
-
-
-def _stages(resources: BaseModel) -> dict[str, ActorResources]:
-    return {name: stage for name, stage in resources if isinstance(stage, ActorResources)}
+def _actor_operators(resources: BaseModel) -> dict[str, ActorResources]:
+    return {name: operator for name, operator in resources if isinstance(operator, ActorResources)}
 
 
 def _task_cpus(resources: BaseModel) -> float:
-    return max([_RAY_TASK_CPUS, *(stage.num_cpus for _, stage in resources if isinstance(stage, TaskResources))])
+    tasks = (operator.num_cpus for _, operator in resources if isinstance(operator, TaskResources))
+    return max([_RAY_TASK_CPUS, *tasks])
 
 
-def _wanted(stage: ActorResources, num_partitions: int, cluster: Cluster) -> int:
-    return max(1, min(stage.num_actors or int(cluster.num_cpus), num_partitions))
-
-
-def _share(free: float, wanted: float) -> float:
-    return 1.0 if wanted <= free else max(0.0, free / wanted)
-
-
-def _check_room(what: str, held: dict[str, float], free: float, where: str) -> None:
-    if sum(held.values()) > free:
-        actors = " and ".join(f"one of {name} ({each:g} {what})" for name, each in held.items())
-        keys = " or ".join(f"resources.{name}.num_{what.lower()}" for name in held)
+def _check_one_of_each_fits(kind: str, held: Mapping[str, float], available: float, where: str) -> None:
+    if sum(held.values()) > available:
+        actors = " and ".join(f"one of {name} ({each:g} {kind})" for name, each in held.items())
+        keys = " or ".join(f"resources.{name}.num_{kind.lower()}" for name in held)
         raise SettingsError(
-            f"resources: actors of the stages, {actors}, do not fit side by side on this {where}, which has {free:g} "
+            f"resources: the actors {actors} do not fit side by side on this {where}, which has {available:g} {kind} "
             f"to spare. Lower {keys}, or run on a {'cluster' if where == 'machine' else 'larger one'}"
         )
+
+
+def _check_actors_fit_nodes(operators: Mapping[str, ActorResources], nodes: Sequence[NodeResources]) -> None:
+    for name, operator in operators.items():
+        wanted = NodeResources(operator.num_cpus, operator.num_gpus)
+        if not any(node.holds(wanted) for node in nodes):
+            largest = max(nodes, key=_size)
+            raise SettingsError(
+                f"resources.{name}: an actor takes {wanted}, and no node of the cluster has that; the largest of "
+                f"{len(nodes)} has {largest}, and the run would wait forever. Lower resources.{name}.num_cpus or "
+                f"resources.{name}.num_gpus, or add such a node"
+            )
+
+
+def _sizes_that_fit(
+    sizes: Mapping[str, int],
+    operators: Mapping[str, ActorResources],
+    nodes: Sequence[NodeResources],
+    task: NodeResources,
+) -> dict[str, int]:
+    """Shrink pools until their actors and a task fit on the nodes, none split over two; at least one actor each."""
+    fitting = dict(sizes)
+    while max(fitting.values()) > 1:
+        actors = [
+            NodeResources(operators[name].num_cpus, operators[name].num_gpus)
+            for name, size in fitting.items()
+            for _ in range(size)
+        ]
+        if _pack([*actors, task], nodes):
+            break
+        largest = max(fitting, key=fitting.__getitem__)
+        fitting[largest] -= 1 + fitting[largest] // 20  # fast also for hundreds of actors on hundreds of nodes
+    return fitting
+
+
+def _pack(items: Sequence[NodeResources], nodes: Sequence[NodeResources]) -> bool:
+    """Bin packing, best fit decreasing; returns False if an item finds no node."""
+    free = list(nodes)
+    for item in sorted(items, key=_size, reverse=True):
+        candidates = [index for index, node in enumerate(free) if node.holds(item)]
+        if not candidates:
+            return False
+        best = min(candidates, key=lambda index: _size(free[index]))
+        free[best] = free[best] - item
+    return True
+
+
+def _size(resources: NodeResources) -> tuple[float, float]:
+    return resources.num_gpus, resources.num_cpus

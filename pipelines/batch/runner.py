@@ -1,17 +1,9 @@
-"""What a batch verb tells before and after its run.
-
-[from] One session of a batch verb: plan what is missing, run the graph, keep the record."""
+"""One session of a batch command: plan the unfinished work, run the operators, keep the record."""
 
 import contextlib
-import sys
+import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
-from typing import Generic, TypeVar
-
-import pyarrow as pa
-import ray
-from ray.data import Dataset as RayDataset
+from typing import TypeVar
 
 from ureca import __version__
 from ureca.config import with_absolute_paths
@@ -19,74 +11,58 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
 from ureca.errors import OutputError
-from ureca.pipelines.batch.actors import Session, assembled
-from ureca.pipelines.batch.arrow import TablesToTables, manifest_items, pending_partitions
+from ureca.pipelines.batch.actors import Session, write_chunked_partitions
+from ureca.pipelines.batch.arrow import TableFunction, pending_partitions
+from ureca.pipelines.batch.graph import BatchCommand, build_graph, manifest_dataset
 from ureca.pipelines.batch.metrics import metrics_actor
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.resources import Work, missing_resources
-from ureca.pipelines.batch.session import Cluster, noted_interrupts, ray_session
+from ureca.pipelines.batch.session import noted_interrupts, ray_session
 from ureca.pipelines.settings import BatchSettings
-from ureca.schema import Dataset
+
+logger = logging.getLogger(__name__)
 
 Settings = TypeVar("Settings", bound=BatchSettings)
 
-_MAX_READ_TASKS = 256
 _PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
 
 
-@dataclass(frozen=True)
-class BatchCommand(Generic[Settings]):
-    """What sets one batch verb apart from another.
-
-    Attributes:
-        name: of the verb.
-        dataset: that it writes.
-        list_input: the manifest of what the settings name.
-        graph: the stages over a dataset of stored manifests: pieces, filter of units, settings, work and cluster to a
-            lazy dataset of the schema ``REPORTED``.
-        within: what runs on the cluster beside the graph, and the settings that the graph is then given.
-        packages: of which the versions are kept, beside those that every verb uses.
-    """
-
-    name: str
-    dataset: Dataset
-    list_input: Callable[[Settings], pa.Table]
-    graph: Callable[[RayDataset, TablesToTables, Settings, Work, Cluster], RayDataset]
-    within: Callable[[Settings], AbstractContextManager[Settings]] = nullcontext
-    packages: tuple[str, ...] = ()
+def log_plan(num_images: int, num_to_do: int) -> None:
+    """Log how many images there are, and how many of them earlier sessions have done."""
+    logger.info("%d images, %d done before, %d to do", num_images, num_images - num_to_do, num_to_do)
 
 
 def run_batch(
     command: BatchCommand[Settings],
     settings: Settings,
-    on_plan: Callable[[int, int], None],
+    on_plan: Callable[[int, int], None] = log_plan,
     progress_of: Callable[[int], Progress] = Progress,
     identity: Mapping[str, str] | None = None,
 ) -> PartitionReport:
-    """Do what is missing in the output, and, if asked for, again what failed.
+    """Process the partitions that the output lacks and, if ``retry_errors`` is set, the images that failed.
 
     Args:
-        verb: that is run.
-        settings: of the verb.
-        on_plan: told the number of images in the output's manifest and how many of them this session does.
-        progress_of: makes the progress display for so many images.
-        identity: what settings only name and must be the same in every session, by what it is: the fingerprint of a
-            checkpoint. Kept in run.json.
+        command: Command to run.
+        settings: Settings of the command.
+        on_plan: Callback that gets the number of images in the output's manifest, and of those to process now.
+        progress_of: Function that makes the progress display for a number of images.
+        identity: Content of what the settings only name, such as the fingerprint of a checkpoint. All sessions of an
+            output must agree in it.
 
     Returns:
-        the report of the whole output, with what earlier sessions did.
+        The report of the whole output, including earlier sessions.
 
     Raises:
-        InputError: there is nothing to read, or ids are not unique.
-        OutputError: the folder is another run's, was begun with another recipe, or cannot be written to.
+        InputError: There is nothing to read, or ids are not unique.
+        OutputError: The folder belongs to another run, was started with other settings, or cannot be written to.
     """
     output = Output(settings.output, command.dataset)
-    _record(command, output, settings, identity)  # before what may take long
+    _checked_record(command, output, settings, identity)  # before listing, which may take long
     manifest = command.list_input(settings)
-    with output.lease(on_wait=lambda text: print(text, file=sys.stderr)) as lease:
+    with output.lease(on_wait=logger.info) as lease:
         if settings.overwrite:
             output.remove()
-        record = _record(command, output, settings, identity)
+        record = _checked_record(command, output, settings, identity)
         output.remove_temporary()
         output.add_images(manifest, settings.images_per_partition, settings.selection)
         done = output.done_partitions()
@@ -99,59 +75,67 @@ def run_batch(
         progress = progress_of(num_images)
         try:
             if num_images:
-                keep = pending_partitions(failed, done)
+                work = Work(
+                    num_partitions=len(missing) + len(failed),
+                    num_images=num_images,
+                    are_read_together=manifest["row"].null_count < manifest.num_rows,
+                )
                 session = Session(lease, record.config_hash)
-                together = manifest["row"].null_count < manifest.num_rows
-                work = Work(len(missing) + len(failed), num_images, session, are_read_together=together)
+                keep = pending_partitions(failed, done)
                 with noted_interrupts() as raise_if_interrupted:
-                    for report in _run(command, output, settings, keep, work, progress=progress):
+                    for report in _run_graph(command, output, settings, keep, work, session=session, progress=progress):
                         progress.add(report)
                         raise_if_interrupted()
                 progress.close()
         except BaseException:
             progress.close()
-            with contextlib.suppress(OutputError):  # the disk that has no room for results has none for the record
+            with contextlib.suppress(OutputError):  # a disk too full for results is too full for the record
                 record.write("stopped", session=progress.figures())
             raise
-        output.remove_temporary()  # of workers that died in the middle of a file
+        output.remove_temporary()  # of workers that died while they wrote
         report = output.report()
         record.write("finished", totals=report.model_dump(), session=progress.figures())
         return report
 
 
-def _run(
+def _run_graph(
     command: BatchCommand[Settings],
     output: Output,
     settings: Settings,
-    keep: TablesToTables,
+    keep: TableFunction,
     work: Work,
     *,
+    session: Session,
     progress: Progress,
 ) -> Iterator[PartitionReport]:
-    """Run the graph; yields the report of each unit as it is written."""
+    """Yield the report of each partition as it is written."""
     with (
         ray_session() as cluster,
-        command.within(with_absolute_paths(settings)) as graph_settings,
-        metrics_actor(work.session.metrics_actor_name) as engines,
+        command.running(with_absolute_paths(settings)) as cluster_settings,
+        metrics_actor(session.metrics_actor_name) as engines,
         progress.watching(engines),
     ):
-        if waits_for := missing_resources(graph_settings.resources, cluster):
-            print(waits_for, file=sys.stderr)
-        items = manifest_items(output)
-        chunks = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
-        # Every row is a block: a stage hands on what it has made while it makes the next.
-        chunks.context.target_max_block_size = 1
-        made = command.graph(chunks, keep, graph_settings, work, cluster)
-        yield from assembled(made.iter_rows(), output, work.session.lease)
+        if message := missing_resources(cluster_settings.resources, cluster):
+            logger.warning(message)
+        reported = build_graph(
+            command,
+            manifest_dataset(output),
+            keep,
+            cluster_settings,
+            work=work,
+            cluster=cluster,
+            session=session,
+        )
+        yield from write_chunked_partitions(reported.iter_rows(), output, session.lease)
 
 
-def _record(
+def _checked_record(
     command: BatchCommand[Settings], output: Output, settings: Settings, identity: Mapping[str, str] | None
 ) -> RunRecord:
-    """The record of a session that may go on with the output, or overwrite it.
+    """Make the record of this session.
 
     Raises:
-        OutputError: it may not.
+        OutputError: The output holds results of another command or config, which the settings do not allow to keep.
     """
     record = RunRecord(
         output,
@@ -167,40 +151,3 @@ def _record(
             "in one dataset with --accept-changes"
         )
     return record
-
-
-def print_plan(num_images: int, num_to_do: int) -> None:
-    """Tell on standard error what there is to do."""
-    print(f"{num_images} images, {num_images - num_to_do} done before, {num_to_do} to do", file=sys.stderr)
-
-
-def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name: str) -> int:
-    """Print what became of the images of an output; returns 1 if too many rows failed, with what to do, else 0."""
-    print(summary(report, settings.output, dataset_name))
-    too_many = report.num_failed > settings.max_error_fraction * report.num_images
-    if too_many:
-        print(
-            f"more than {settings.max_error_fraction:.0%} of the rows failed; mend their causes and run the same "
-            "command with --retry-errors, or allow more with --max-error-fraction",
-            file=sys.stderr,
-        )
-    return int(too_many)
-
-
-def summary(report: PartitionReport, output: str, dataset_name: str) -> str:
-    """The report of an output as lines for people."""
-    seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
-    rows = [
-        ("images", f"{report.num_images}, of which {report.num_failed} failed"),
-        ("captioned regions", f"{report.num_regions}, and {report.num_failed_regions} that failed"),
-    ]
-    if dataset_name == "captions":
-        rows += [("tokens written", f"{report.num_new_tokens}")]
-    else:
-        rows += [("model calls", f"{report.num_calls} ({report.num_prompt_tokens} + {report.num_new_tokens} tokens)")]
-    rows += [("seconds by stage", seconds or "none")]
-    commonest = sorted(report.failures.items(), key=lambda item: (-item[1], item[0]))[:5]
-    rows += [("failures" if index == 0 else "", f"{count} x {kind}") for index, (kind, count) in enumerate(commonest)]
-    folder = output.partition("?")[0].rstrip("/")  # without the options of a URI
-    rows += [("results", f"{folder}/{dataset_name} (Parquet), {folder}/run.json")]
-    return "\n".join(f"{name:<18} {value}" for name, value in rows)

@@ -1,15 +1,10 @@
-"""Whether Ray works here: the cluster that is there, or one of its own.
-
-[from] Ctrl-C that cannot be lost.
-[from] Whether actors fit on the nodes of a cluster: no actor is spread over two of them.
-[from] Connecting to Ray: the cluster a job runs in, or one of its own on this machine."""
+"""Connecting to Ray: the cluster that a job runs in, or one started on this machine."""
 
 import logging
 import os
-import re
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -17,26 +12,213 @@ from types import FrameType
 from typing import Any
 
 import ray
-from ray._private.state import available_resources_per_node
+from ray.autoscaler.v2.sdk import get_cluster_status
 from ray.data import DataContext
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.exceptions import RayError
 
-from ureca import errors
-from ureca.errors import DataError, SettingsError, UrecaError
+from ureca import __version__
+from ureca.errors import DataError, UrecaError
 from ureca.ops.doctor import Finding, Level
-from ureca.pipelines.batch.progress import drop_block_statistics
-from ureca.pipelines.settings import ActorResources
+from ureca.pipelines.batch.resources import Cluster, NodeResources
+
+_NODE_GROUP_LABEL = "ray.io/node-group"
+_TASK_TIMEOUT_S = 60.0
+
+# Loggers with which Ray Data repeats, as errors, the exception that it also raises.
+_REPEATING_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+
+
+@dataclass(slots=True)
+class _SharedSession:
+    """Session of a ``shared_session`` block, entered when it is first needed."""
+
+    stack: ExitStack
+    cluster: Cluster | None = None
+
+
+_shared: ContextVar[_SharedSession | None] = ContextVar("shared", default=None)
+
+
+@contextmanager
+def shared_session() -> Iterator[None]:
+    """Share one Ray session among all ``ray_session`` blocks within this block, started when first needed."""
+    with ExitStack() as stack:
+        token = _shared.set(_SharedSession(stack))
+        try:
+            yield
+        finally:
+            _shared.reset(token)
+
+
+@contextmanager
+def ray_session(min_cpus: int = 2) -> Iterator[Cluster]:
+    """Use the cluster of a submitted job or of ``RAY_ADDRESS``; without one, start Ray here and stop it afterwards.
+
+    Args:
+        min_cpus: Logical CPUs of a Ray started here, however few the machine has; operators that must run side by
+            side then share them. The default leaves one for actors and one for Ray Data's own tasks.
+
+    Yields:
+        The resources of the cluster.
+
+    Raises:
+        UrecaError: A worker failed with this error; see ``user_error``.
+    """
+    shared = _shared.get()
+    if shared is None:
+        with _session(min_cpus) as cluster:
+            yield cluster
+        return
+    if shared.cluster is None:
+        shared.cluster = shared.stack.enter_context(_session(min_cpus))
+    yield shared.cluster
+
+
+@contextmanager
+def _session(min_cpus: int) -> Iterator[Cluster]:
+    started_here = not ray.is_initialized()
+    may_grow = not started_here or "RAY_ADDRESS" in os.environ
+    with ExitStack() as stack:
+        stack.enter_context(_without_errors("ray._private.authentication", level=logging.WARNING))
+        for name in _REPEATING_LOGGERS:
+            stack.enter_context(_without_errors(name))
+        if started_here and may_grow:
+            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+        elif started_here:
+            # Ray's core reports on standard error, as an error, that Ray Data passes arguments by reference.
+            os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+            ray.init(
+                address="local",
+                include_dashboard=False,
+                num_cpus=max(min_cpus, os.cpu_count() or 1),
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+            )
+        context = DataContext.get_current()
+        context.enable_progress_bars = False
+        context.enable_operator_progress_bars = False
+        context.raise_original_map_exception = True  # so that ``user_error`` finds it
+        drop_block_statistics(context)
+        try:
+            yield _connected_cluster(may_grow)
+        except RayError as error:
+            raise user_error(error) or error from error
+        finally:
+            if started_here:
+                ray.shutdown()
+
+
+@contextmanager
+def _without_errors(logger_name: str, level: int = logging.ERROR) -> Iterator[None]:
+    """Drop the records of one logger at one level for the block; records of other levels pass."""
+    logger = logging.getLogger(logger_name)
+
+    def passes(record: logging.LogRecord) -> bool:
+        return record.levelno != level
+
+    logger.addFilter(passes)
+    try:
+        yield
+    finally:
+        logger.removeFilter(passes)
+
+
+class DropBlockStatistics(ExecutionCallback):
+    """Empties the statistics of blocks at each step of an execution.
+
+    For `Dataset.stats()` Ray Data keeps a record of every block of each operator, in the driver and until the end:
+    about a kilobyte per image and operator, which is gigabytes for millions of images. No code here reads them.
+    """
+
+    def on_execution_step(self, executor: Any) -> None:
+        """Implement the callback of Ray Data."""
+        for operator in executor._topology:
+            if isinstance(operator, MapOperator):
+                for statistics in operator.get_stats().values():
+                    statistics.clear()
+
+
+def drop_block_statistics(context: DataContext) -> None:
+    """Keep no statistics of blocks in the datasets of a context."""
+    if DropBlockStatistics not in context.custom_execution_callback_classes:
+        context.custom_execution_callback_classes.append(DropBlockStatistics)
+
+
+def _connected_cluster(may_grow: bool) -> Cluster:
+    total = _node_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
+    if not may_grow:
+        return Cluster(total.num_cpus, total.num_gpus, may_grow)
+    status = get_cluster_status(ray.get_runtime_context().gcs_address)
+    return cluster_of_nodes([*status.active_nodes, *status.idle_nodes])
+
+
+def cluster_of_nodes(nodes: Sequence[Any]) -> Cluster:
+    """Add up the resources of a cluster's nodes.
+
+    Args:
+        nodes: Nodes as in ``ray.autoscaler.v2.sdk.get_cluster_status``. Where nodes have a node group, an autoscaler
+            (KubeRay, ``ray up``) started them and may start others, so that they are not taken as fixed.
+    """
+    totals, free = [], []
+    for node in nodes:
+        usage = node.resource_usage.usage if node.resource_usage is not None else ()
+        totals.append(_node_resources({each.resource_name: each.total for each in usage}))
+        free.append(_node_resources({each.resource_name: each.total - each.used for each in usage}))
+    has_autoscaler = any(_NODE_GROUP_LABEL in (node.labels or {}) for node in nodes)
+    return Cluster(
+        num_cpus=sum(each.num_cpus for each in totals),
+        num_gpus=sum(each.num_gpus for each in totals),
+        may_grow=True,
+        nodes=() if has_autoscaler else tuple(totals),
+        free=NodeResources(sum(each.num_cpus for each in free), sum(each.num_gpus for each in free)),
+        free_nodes=() if has_autoscaler else tuple(free),
+    )
+
+
+def _node_resources(resources: Any) -> NodeResources:
+    return NodeResources(resources.get("CPU", 0), resources.get("GPU", 0))
+
+
+def user_error(error: BaseException) -> UrecaError | None:
+    """Find the error that a worker failed with, if the user can fix it.
+
+    Args:
+        error: Error of Ray, such as a ``RayTaskError`` or a ``TrainingFailedError``. Its causes are searched, and the
+            members of exception groups, which concurrent tasks raise.
+
+    Returns:
+        The first ``UrecaError`` that is not a ``DataError``; None if there is none: then it is a bug, or a failure of
+        the cluster. A ``DataError`` that reaches this point was not handled where it belongs.
+    """
+    pending, seen = [error], set()
+    while pending:
+        each = pending.pop(0)
+        if id(each) in seen:
+            continue
+        seen.add(id(each))
+        # Ray also raises instances of both RayTaskError and the cause's class, whose message is a traceback.
+        if isinstance(each, UrecaError) and not isinstance(each, RayError):
+            return None if isinstance(each, DataError) else each
+        workers = getattr(each, "worker_failures", None) or {}
+        # Ray Train wraps the exception of a training function, without a public name for it.
+        causes = [getattr(each, "cause", None), getattr(each, "_base_exc", None), each.__cause__, *workers.values()]
+        if isinstance(each, BaseExceptionGroup):
+            causes += each.exceptions
+        pending += [cause for cause in causes if isinstance(cause, BaseException)]
+    return None
 
 
 @contextmanager
 def noted_interrupts() -> Iterator[Callable[[], None]]:
-    """Note an interrupt also where its exception is swallowed.
+    """Remember interrupts (Ctrl-C) during the block.
 
     Python raises KeyboardInterrupt wherever the main thread happens to be. In a destructor, or in a callback that a
-    library calls from C, it is printed and forgotten, and the run would go on to its end.
+    library calls from C, the exception is printed and lost, and the run would continue to its end.
 
     Yields:
-        a function to call between steps of the work: it raises KeyboardInterrupt if there was an interrupt.
+        A function to call between steps of the work: it raises KeyboardInterrupt after an interrupt.
     """
     earlier = signal.getsignal(signal.SIGINT)
     if threading.current_thread() is not threading.main_thread() or not callable(earlier):
@@ -59,265 +241,29 @@ def noted_interrupts() -> Iterator[Callable[[], None]]:
         signal.signal(signal.SIGINT, earlier)
 
 
-@dataclass(frozen=True, slots=True)
-class NodeResources:
-    """What a node has, or an actor takes.
-
-    Attributes:
-        num_cpus: logical CPUs.
-        num_gpus: GPUs.
-    """
-
-    num_cpus: float
-    num_gpus: float
-
-    def holds(self, other: "NodeResources") -> bool:
-        """Whether it has at least as much."""
-        return self.num_cpus >= other.num_cpus and self.num_gpus >= other.num_gpus
-
-    def __sub__(self, other: "NodeResources") -> "NodeResources":
-        """What is left."""
-        return NodeResources(self.num_cpus - other.num_cpus, self.num_gpus - other.num_gpus)
-
-    def __str__(self) -> str:
-        return f"{self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs"
-
-
-def check_each_fits(stages: Mapping[str, ActorResources], nodes: Sequence[NodeResources]) -> None:
-    """Make sure that an actor of each stage fits on a node.
-
-    Raises:
-        SettingsError: one fits on none.
-    """
-    for name, stage in stages.items():
-        wanted = NodeResources(stage.num_cpus, stage.num_gpus)
-        if not any(node.holds(wanted) for node in nodes):
-            largest = max(nodes, key=_size)
-            raise SettingsError(
-                f"resources.{name}: an actor takes {wanted}, and no node of the cluster has that, the largest of "
-                f"{len(nodes)} has {largest}: it would be waited for without end. Lower resources.{name}.num_cpus or "
-                f"resources.{name}.num_gpus, or add such a node"
-            )
-
-
-def sizes_that_fit(
-    sizes: Mapping[str, int],
-    stages: Mapping[str, ActorResources],
-    nodes: Sequence[NodeResources],
-    beside: NodeResources,
-) -> dict[str, int]:
-    """Pools of at most these sizes, and at least one actor each, whose actors find places side by side on nodes.
-
-    Args:
-        sizes: of the pools of stages, at least 1.
-        stages: what an actor of each takes.
-        nodes: what they have.
-        beside: what must find a place, too.
-    """
-    fitting = dict(sizes)
-    while max(fitting.values()) > 1:
-        actors = [
-            NodeResources(stages[name].num_cpus, stages[name].num_gpus)
-            for name, size in fitting.items()
-            for _ in range(size)
-        ]
-        if _fit([*actors, beside], nodes):
-            break
-        largest = max(fitting, key=fitting.__getitem__)
-        fitting[largest] -= 1 + fitting[largest] // 20  # hundreds of actors on hundreds of nodes take no time
-    return fitting
-
-
-def _fit(wanted: Sequence[NodeResources], nodes: Sequence[NodeResources]) -> bool:
-    """Put the largest first, each where it leaves least."""
-    free = list(nodes)
-    for one in sorted(wanted, key=_size, reverse=True):
-        slots = [place for place, node in enumerate(free) if node.holds(one)]
-        if not slots:
-            return False
-        place = min(slots, key=lambda place: _size(free[place]))
-        free[place] = free[place] - one
-    return True
-
-
-def _size(node_resources: NodeResources) -> tuple[float, float]:
-    return node_resources.num_gpus, node_resources.num_cpus
-
-
-_NODE_GROUP = "ray.io/node-group"
-
-
-@dataclass(frozen=True, slots=True)
-class Cluster:
-    """What there is to run on.
-
-    Attributes:
-        num_cpus: logical CPUs.
-        num_gpus: GPUs.
-        may_grow: it was there before, and nodes may join it; False: it is this machine.
-        nodes: of it, where no autoscaler would add others that work waits for; empty: one would, or it is one machine.
-        free: what nobody holds at present; None: everything.
-        free_nodes: the same of each of the ``nodes``, in their order.
-    """
-
-    num_cpus: float
-    num_gpus: float
-    may_grow: bool
-    nodes: tuple[NodeResources, ...] = ()
-    free: NodeResources | None = None
-    free_nodes: tuple[NodeResources, ...] = ()
-
-
-@dataclass(slots=True)
-class _Kept:
-    """The session of a block that has several; it is started when it is first needed."""
-
-    stack: ExitStack
-    cluster: Cluster | None = None
-
-
-_kept: ContextVar[_Kept | None] = ContextVar("kept", default=None)
-
-
-@contextmanager
-def kept_session() -> Iterator[None]:
-    """Sessions within the block are one: the first that is needed stays until the end of the block."""
-    with ExitStack() as stack:
-        token = _kept.set(_Kept(stack))
-        try:
-            yield
-        finally:
-            _kept.reset(token)
-
-
-@contextmanager
-def ray_session(least_cpus: int = 2) -> Iterator[Cluster]:
-    """Use the cluster that is there (a submitted job's, ``RAY_ADDRESS``), else start one and end it afterwards.
-
-    Args:
-        least_cpus: logical CPUs that a cluster started here has, however few the machine has: what must run side by
-            side then shares them. The default has one for actors and one for Ray Data's own tasks.
-
-    Yields:
-        the cluster.
-
-    Raises:
-        UrecaError: what its user can put right, where that made a worker fail.
-    """
-    kept = _kept.get()
-    if kept is None:
-        with _session(least_cpus) as cluster:
-            yield cluster
-        return
-    if kept.cluster is None:
-        kept.cluster = kept.stack.enter_context(_session(least_cpus))
-    yield kept.cluster
-
-
-@contextmanager
-def _session(least_cpus: int) -> Iterator[Cluster]:
-    started_here = not ray.is_initialized()
-    may_grow = not started_here or "RAY_ADDRESS" in os.environ
-    # Notes on defaults that are wanted here: token authentication stays on, progress is shown by the job.
-    logging.getLogger("ray._private.authentication").setLevel(logging.ERROR)
-    # What Ray Data logs of a failure, it also raises; once is enough.
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
-    if started_here and may_grow:
-        ray.init(log_to_driver=False, logging_level=logging.WARNING)
-    elif started_here:
-        # The C++ core notes on standard error, as an error, that Ray Data's actors take arguments by reference.
-        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        ray.init(
-            address="local",
-            include_dashboard=False,
-            num_cpus=max(least_cpus, os.cpu_count() or 1),
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-        )
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.enable_operator_progress_bars = False
-    drop_block_statistics(context)
-    try:
-        yield _cluster(may_grow)
-    except RayError as error:
-        raise user_error(error) or error from error
-    finally:
-        if started_here:
-            ray.shutdown()
-
-
-def _cluster(may_grow: bool) -> Cluster:
-    all_of_it = _node_resources(ray.cluster_resources())  # type: ignore[no-untyped-call]
-    if not may_grow:
-        return Cluster(all_of_it.num_cpus, all_of_it.num_gpus, may_grow)
-    nodes = _static_nodes()
-    free: Mapping[str, Mapping[str, float]] = available_resources_per_node()  # type: ignore[no-untyped-call]
-    return Cluster(
-        all_of_it.num_cpus,
-        all_of_it.num_gpus,
-        may_grow,
-        tuple(nodes.values()),
-        _node_resources(ray.available_resources()),  # type: ignore[no-untyped-call]
-        tuple(_node_resources(free.get(name, {})) for name in nodes),
-    )
-
-
-def _static_nodes() -> dict[str, NodeResources]:
-    """Those that are there, by their ids, where no autoscaler is."""
-    table: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-    alive = [node for node in table if node["Alive"]]
-    # Whoever starts nodes when work waits for them, `ray up` or KubeRay, names the group that each is of.
-    if any(_NODE_GROUP in node["Labels"] for node in alive):
-        return {}
-    return {node["NodeID"]: _node_resources(node["Resources"]) for node in alive}
-
-
-def _node_resources(resources: Mapping[str, float]) -> NodeResources:
-    return NodeResources(resources.get("CPU", 0), resources.get("GPU", 0))
-
-
-def user_error(error: Exception) -> UrecaError | None:
-    """What its user can put right, if that is why a worker failed; Ray hands it on as the text of a traceback."""
-    # Concurrent work raises groups, whose lines stand behind bars and whose members end with a rule.
-    last = re.search(
-        r"^[ |]*ureca\.errors\.(\w+): (.*?)(?:\n[ |]*\+-|\n\nThe above exception|\Z)",
-        str(error),
-        re.DOTALL | re.MULTILINE,
-    )
-    kind: type[UrecaError] | None = None if last is None else getattr(errors, last[1])
-    if last is None or kind is None or issubclass(kind, DataError):
-        return None
-    return kind(last[2].strip())
-
-
-_PATIENCE_S = 60.0
-
-
 @ray.remote(num_cpus=0.5)
-def _answer() -> str:
-    import ureca
+def _library_version() -> str:
+    from ureca import __version__
 
-    return ureca.__version__
+    return __version__
 
 
 def check_ray() -> Finding:
-    """Connect, run a task, and say what there is to run on."""
-    from ureca import __version__
-
+    """Connect to Ray, run a task, and report the resources of the cluster."""
     try:
         with ray_session() as cluster:
-            found: str = ray.get(_answer.remote(), timeout=_PATIENCE_S)
-            nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
+            found: str = ray.get(_library_version.remote(), timeout=_TASK_TIMEOUT_S)
+            num_nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
     except (RayError, ConnectionError, RuntimeError, OSError) as error:
         remedy = (
-            "look at what is above and at the logs in /tmp/ray/session_latest/logs; RAY_ADDRESS and RAY_AUTH_TOKEN "
+            "see the messages above and the logs in /tmp/ray/session_latest/logs; RAY_ADDRESS and RAY_AUTH_TOKEN "
             "must be those of a running cluster, or unset"
         )
         return Finding(name="Ray", level=Level.PROBLEM, value=f"a task did not run: {error}", remedy=remedy)
-    what = "the cluster" if cluster.may_grow else "this machine"
+    where = "the cluster" if cluster.may_grow else "this machine"
     value = (
-        f"{ray.__version__}, a task ran on {what}: {nodes} nodes, {cluster.num_cpus:g} CPUs, {cluster.num_gpus:g} GPUs"
+        f"{ray.__version__}, a task ran on {where}: {num_nodes} nodes, {cluster.num_cpus:g} CPUs, "
+        f"{cluster.num_gpus:g} GPUs"
     )
     if found != __version__:
         remedy = "workers have another version than this machine: submit with --working-dir, or build the image anew"

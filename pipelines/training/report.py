@@ -1,7 +1,6 @@
 """Reports of a training run, from the metrics that its workers write: totals, and progress on a terminal."""
 
 import json
-import sys
 import threading
 import time
 from collections import Counter
@@ -12,6 +11,7 @@ from types import TracebackType
 from typing import Any, Self, TextIO
 
 from ureca.ops.status import duration
+from ureca.pipelines.batch.progress import ProgressDisplay
 
 _COUNTS = ("regions", "images", "bad_samples", "answer_tokens", "tokens", "padding_tokens")
 _POLL_INTERVAL_S = 0.5
@@ -93,11 +93,8 @@ class StepProgress:
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._metrics, self._num_steps = metrics, num_steps
-        self._stream = stream or sys.stderr
-        self._in_place = self._stream.isatty()
-        self._interval_s = 0.2 if self._in_place else seconds_between_lines
+        self._display = ProgressDisplay(num_steps, stream, seconds_between_lines, clock)
         self._clock = clock
-        self._printed_at = clock() - self._interval_s
         self._first: tuple[float, int] | None = None
         self._last: dict[str, Any] | None = None
         self._num_regions = self._offset = 0
@@ -116,9 +113,8 @@ class StepProgress:
         self._ended.set()
         self._thread.join()
         if self._last is not None:
-            self._print()
-            if self._in_place:
-                self._stream.write("\n")
+            self._display.show(self.line(), self._last["step"] + 1)
+            self._display.close()
 
     def add(self, line: dict[str, Any]) -> None:
         """Count a step, and print if the interval has passed."""
@@ -126,8 +122,8 @@ class StepProgress:
             self._first, self._num_regions = (self._clock(), line["step"]), -line["regions"]
         self._num_regions += line["regions"]
         self._last = line
-        if self._clock() - self._printed_at >= self._interval_s:
-            self._print()
+        if self._display.is_due:
+            self._display.show(self.line(), line["step"] + 1)
 
     def line(self) -> str:
         """Format the current progress."""
@@ -158,9 +154,3 @@ class StepProgress:
                         break
                     self._offset += len(line)
                     self.add(json.loads(line))
-
-    def _print(self) -> None:
-        self._printed_at = self._clock()
-        start, end = ("\r\x1b[K", "") if self._in_place else ("", "\n")
-        self._stream.write(f"{start}{self.line()}{end}")
-        self._stream.flush()

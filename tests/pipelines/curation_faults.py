@@ -11,11 +11,11 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil
-import pytest
 
 from tests.drawn import write_corpus
 from tests.pipelines.killing import kill_workers
@@ -23,7 +23,7 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.pipelines.curate import build_mask_stage, curate
+from ureca.pipelines.curate import CURATE, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 ROOT = Path(__file__).parent.parent.parent
@@ -52,7 +52,7 @@ def flags(corpus: Path, out: Path, port: int | None = None, seed: int = 0) -> li
     ]
 
 
-def build_slow_propose_stage(settings: CurateSettings) -> MaskStage:
+def build_slow_mask_stage(settings: CurateSettings) -> MaskStage:
     """Masks that take their time."""
     stage = build_mask_stage(settings)
 
@@ -65,9 +65,7 @@ def build_slow_propose_stage(settings: CurateSettings) -> MaskStage:
 
 def run_here(argv: list[str]) -> PartitionReport:
     """Run the verb in this process, with masks that take their time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_slow_propose_stage)
-        return curate(CurateSettings.load(argv), on_plan=lambda num_images, num_to_do: None)
+    return curate(CurateSettings.load(argv), command=replace(CURATE, build_mask_stage=build_slow_mask_stage))
 
 
 class Corpus:

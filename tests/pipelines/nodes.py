@@ -14,6 +14,7 @@ import threading
 import time
 import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,7 +130,7 @@ def lose_one_and_add_one(cluster: Cluster, node: Node, is_under_way: Callable[[]
 
 def curate(folder: Path) -> None:
     """48 images in 24 units, by three actors, of which no node has room for two."""
-    from ureca.pipelines.curate import curate
+    from ureca.pipelines.curate import CURATE, curate
     from ureca.pipelines.curate_settings import CurateSettings
 
     write_corpus(folder / "in", NUM_IMAGES)
@@ -140,24 +141,20 @@ def curate(folder: Path) -> None:
             *("--resources.tree.num-cpus", "0.25"),
         ]
     )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
-        curate(settings, on_plan=lambda num_images, num_to_do: None)
+    curate(settings, command=replace(CURATE, row_actor=NotingCurateActor))
 
 
 def caption(folder: Path) -> None:
     """The same with a tiny checkpoint."""
     from ureca.model.initialization import save_tiny
-    from ureca.pipelines.caption import caption
+    from ureca.pipelines.caption import CAPTION, caption
     from ureca.pipelines.caption_settings import CaptioningSettings
 
     write_corpus(folder / "in", NUM_IMAGES)
     save_tiny(folder / "tiny")
     model = ("--model", str(folder / "tiny"), "--captioner.max-new-tokens", "4")
     settings = CaptioningSettings.load([*_batch_flags(folder, "caption"), *model])
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ureca.pipelines.caption.CaptionActor", NotingCaptionActor)
-        caption(settings, on_plan=lambda num_images, num_to_do: None)
+    caption(settings, command=replace(CAPTION, row_actor=NotingCaptionActor))
 
 
 def _batch_flags(folder: Path, stage: str) -> list[str]:

@@ -9,7 +9,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data._internal.execution.operators.map_operator import MapOperator
 
-from ureca.pipelines.batch.progress import DropBlockStatistics, drop_block_statistics
+from ureca.pipelines.batch.session import DropBlockStatistics, drop_block_statistics
 
 NUM_BLOCKS = 40
 

@@ -1,4 +1,4 @@
-"""The captioning's stages one after another, without a cluster."""
+"""The operators of captioning, without a cluster."""
 
 import asyncio
 from collections import Counter
@@ -10,13 +10,12 @@ import pytest
 
 from tests.bad_corpus import write_bad_corpus
 from tests.drawn import write_corpus
-from tests.pipelines.test_graph import RecordingDataset
+from tests.pipelines.test_graph import RecordingDataset, graph_of
 from ureca.data.output import Output
 from ureca.model.initialization import save_tiny
-from ureca.pipelines.batch.arrow import manifest_items, pending_partitions
-from ureca.pipelines.batch.resources import Work
-from ureca.pipelines.batch.session import Cluster
-from ureca.pipelines.caption import _list_input, _resolved, graph, plan
+from ureca.pipelines.batch.arrow import manifest_items
+from ureca.pipelines.batch.resources import Cluster, Work
+from ureca.pipelines.caption import CAPTION, list_input, plan, resolve_masks
 from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.schema import CAPTIONS_DATASET
 
@@ -45,23 +44,23 @@ def settings_of(tmp_path: Path, checkpoint: Path, **more: Any) -> CaptioningSett
 
 def caption_here(settings: CaptioningSettings) -> Output:
     """Caption in this process; returns the output."""
-    settings = _resolved(settings)
+    settings = resolve_masks(settings)
     output = Output(settings.output, CAPTIONS_DATASET)
-    output.add_images(_list_input(settings), images_per_partition=8)
+    output.add_images(list_input(settings), images_per_partition=8)
     dataset: Any = RecordingDataset()
-    graph(dataset, pending_partitions({}, []), settings, work=Work(9, 18), cluster=HERE)
+    graph_of(dataset, settings, Work(9, 18), HERE, CAPTION)
     asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
     return output
 
 
-def test_every_stage_runs_where_its_resources_say(tmp_path: Path, checkpoint: Path) -> None:
+def test_build_graph_of_caption_gives_operators_their_resources(tmp_path: Path, checkpoint: Path) -> None:
     resources = {
         "masks": {"num_actors": 3, "num_cpus": 2},
         "caption": {"num_actors": 9, "num_cpus": 4, "num_gpus": 1, "partitions_in_flight": 6},
     }
     dataset: Any = RecordingDataset()
     settings = settings_of(tmp_path, checkpoint, resources=resources)
-    graph(dataset, pending_partitions({}, []), settings, work=Work(5, 10), cluster=Cluster(64, 8, may_grow=False))
+    graph_of(dataset, settings, Work(5, 10), Cluster(64, 8, may_grow=False), CAPTION)
     _, (_, proposing), (_, captioning) = dataset.stages
     assert dataset.rows_per_block == 1
     assert (proposing["num_cpus"], proposing["compute"].max_size) == (2, 3)
@@ -69,7 +68,7 @@ def test_every_stage_runs_where_its_resources_say(tmp_path: Path, checkpoint: Pa
     assert captioning["compute"].max_concurrent_calls_per_actor == 6
 
 
-def test_bad_files_are_all_accounted_for(tmp_path: Path, checkpoint: Path) -> None:
+def test_caption_of_bad_files_makes_error_rows(tmp_path: Path, checkpoint: Path) -> None:
     expected = write_bad_corpus(tmp_path / "in")
     rows = list(caption_here(settings_of(tmp_path, checkpoint)).rows())
     found = {
@@ -82,7 +81,7 @@ def test_bad_files_are_all_accounted_for(tmp_path: Path, checkpoint: Path) -> No
     assert statuses.keys() == {"ok"}
 
 
-def test_captions_of_a_run_are_captioned_with_its_ids(tmp_path: Path, checkpoint: Path) -> None:
+def test_caption_of_a_run_reuses_masks_and_ids(tmp_path: Path, checkpoint: Path) -> None:
     ids = write_corpus(tmp_path / "in", 3)
     first = caption_here(settings_of(tmp_path, checkpoint))
     first.write_run({"command": "caption", "dataset": "captions"})
@@ -94,7 +93,7 @@ def test_captions_of_a_run_are_captioned_with_its_ids(tmp_path: Path, checkpoint
     assert [row["captions"] for row in rows] == [row["captions"] for row in first.rows()]
 
 
-def test_a_plan_counts_masks_and_asks_the_model_only_when_told_to(tmp_path: Path, checkpoint: Path) -> None:
+def test_plan_asks_the_model_only_if_set(tmp_path: Path, checkpoint: Path) -> None:
     write_corpus(tmp_path / "in", 5)
     (tmp_path / "in" / "img_0003.png").write_bytes(b"")
     said = plan(settings_of(tmp_path, checkpoint, planning={"images": 50}))
@@ -104,5 +103,5 @@ def test_a_plan_counts_masks_and_asks_the_model_only_when_told_to(tmp_path: Path
     assert "caption (" not in said
     asked = plan(settings_of(tmp_path, checkpoint, planning={"images": 50, "ask_model": True}))
     assert "captioned regions" in asked
-    assert "as caption sets the pace" in asked
+    assert "saturated: caption (actors that caption)" in asked
     assert not (tmp_path / "out").exists()

@@ -12,7 +12,7 @@ import pytest
 from tests.drawn import write_corpus
 from tests.evaluation.benchmarks.folders import write_refcoco
 from tests.llm.tiny_models import internvl
-from tests.pipelines.test_graph import RecordingDataset
+from tests.pipelines.test_graph import RecordingDataset, graph_of
 from tests.s3 import s3_server
 from tests.training.datasets import line, write_dataset, write_jsonl
 from ureca.data.output import Output
@@ -20,15 +20,13 @@ from ureca.errors import CheckpointError, InputError, OutputError, SettingsError
 from ureca.evaluation.tables.formats import read_table
 from ureca.jobs.cli import main
 from ureca.model.initialization import save_tiny
-from ureca.pipelines.batch.arrow import manifest_items, pending_partitions
-from ureca.pipelines.batch.resources import Work
-from ureca.pipelines.batch.session import Cluster
-from ureca.pipelines.caption import _list_input, _resolved, usable_checkpoint
-from ureca.pipelines.caption import graph as caption_graph
+from ureca.pipelines.batch.arrow import manifest_items
+from ureca.pipelines.batch.resources import Cluster, Work
+from ureca.pipelines.caption import CAPTION, list_input, resolve_masks, usable_checkpoint
 from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.pipelines.evaluate import evaluate
 from ureca.pipelines.evaluate_settings import EvaluateSettings, ScoringSettings
-from ureca.pipelines.judge import graph
+from ureca.pipelines.judge import JUDGE
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET
 
@@ -183,7 +181,7 @@ def test_judging_runs_where_its_resources_say(tmp_path: Path) -> None:
     dataset: Any = RecordingDataset()
     resources = {"judge": {"num_actors": 2, "num_gpus": 0.5, "num_cpus": 3, "partitions_in_flight": 5}}
     settings = ScoringSettings(input="benchmark", output=str(tmp_path / "out"), resources=resources)
-    graph(dataset, pending_partitions({}, []), settings, Work(9, 18), Cluster(64, 8, may_grow=False))
+    graph_of(dataset, settings, Work(9, 18), Cluster(64, 8, may_grow=False), JUDGE)
     _, (_, judging) = dataset.stages
     assert (judging["num_cpus"], judging["num_gpus"], judging["compute"].max_size) == (3, 0.5, 2)
     assert judging["compute"].max_concurrent_calls_per_actor == 5
@@ -204,11 +202,11 @@ def test_any_model_that_sees_images_captions_a_corpus(tmp_path: Path) -> None:
         captioner={"max_new_tokens": 4},
     )
     assert usable_checkpoint(settings).kind == "mllm"
-    settings = _resolved(settings)
+    settings = resolve_masks(settings)
     output = Output(settings.output, CAPTIONS_DATASET)
-    output.add_images(_list_input(settings), images_per_partition=8)
+    output.add_images(list_input(settings), images_per_partition=8)
     dataset: Any = RecordingDataset()
-    caption_graph(dataset, pending_partitions({}, []), settings, Work(1, 2), Cluster(2, 0, may_grow=False))
+    graph_of(dataset, settings, Work(1, 2), Cluster(2, 0, may_grow=False), CAPTION)
     asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
     rows = list(output.rows())
     assert [region["status"] for row in rows for region in row["captions"]] == ["ok"] * 8

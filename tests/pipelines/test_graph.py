@@ -1,4 +1,4 @@
-"""The wiring of the curation graph, without a cluster: which stage runs where, on what, in which order."""
+"""The operators of the curation and the sizes of their pools, without a cluster."""
 
 import asyncio
 import math
@@ -15,15 +15,16 @@ from tests.drawn import write_corpus
 from ureca.data.listing import list_images
 from ureca.data.output import Output
 from ureca.errors import SettingsError
+from ureca.pipelines.batch.actors import Session
 from ureca.pipelines.batch.arrow import manifest_items, pending_partitions
-from ureca.pipelines.batch.resources import Work, missing_resources, plan_pools
-from ureca.pipelines.batch.session import Cluster, NodeResources
-from ureca.pipelines.curate import graph
+from ureca.pipelines.batch.graph import BatchCommand, build_graph
+from ureca.pipelines.batch.resources import Cluster, NodeResources, Work, missing_resources, plan_pools
+from ureca.pipelines.curate import CURATE
 from ureca.pipelines.curate_settings import CurateSettings
 
 
 class RecordingDataset:
-    """Takes the place of a Ray dataset: remembers the stages, and runs them on one table if asked to."""
+    """Stand-in of a Ray dataset that records its operators, and can run them on one table."""
 
     def __init__(self) -> None:
         self.stages: list[tuple[Any, dict[str, Any]]] = []
@@ -34,7 +35,7 @@ class RecordingDataset:
         return self
 
     def repartition(self, *, target_num_rows_per_block: int) -> "RecordingDataset":
-        assert len(self.stages) == 1, "units are spread before the first stage that costs something"
+        assert len(self.stages) == 1, "partitions are spread before the first expensive operator"
         self.rows_per_block = target_num_rows_per_block
         return self
 
@@ -63,7 +64,13 @@ def settings_of(tmp_path: Path, **more: Any) -> CurateSettings:
     )
 
 
-def test_stages_and_their_resources(tmp_path: Path) -> None:
+def graph_of(dataset: Any, settings: Any, work: Work, cluster: Cluster, command: BatchCommand[Any] = CURATE) -> Any:
+    """Build the graph of a command for all partitions."""
+    keep = pending_partitions({}, [])
+    return build_graph(command, dataset, keep, settings, work=work, cluster=cluster, session=Session())
+
+
+def test_build_graph_gives_operators_their_resources(tmp_path: Path) -> None:
     resources = {
         "read": {"num_cpus": 0.1},
         "masks": {"num_actors": 3, "num_gpus": 0.5, "num_cpus": 2},
@@ -71,14 +78,7 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
         "curate": {"num_actors": 9, "num_gpus": 1, "partitions_in_flight": 6},
     }
     dataset: Any = RecordingDataset()
-    keep = pending_partitions({}, [])
-    graph(
-        dataset,
-        keep,
-        settings_of(tmp_path, resources=resources),
-        work=Work(5, 10),
-        cluster=Cluster(num_cpus=64, num_gpus=8, may_grow=False),
-    )
+    graph_of(dataset, settings_of(tmp_path, resources=resources), Work(5, 10), Cluster(64, 8, may_grow=False))
     (read, reading), (_, proposing), (_, planting), (_, curating) = dataset.stages
     assert read.__name__ == "read_batch"
     assert dataset.rows_per_block == 1
@@ -93,17 +93,12 @@ def test_stages_and_their_resources(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("num_partitions", "num_cpus", "expected"), [(1, 8, 1), (100, 8, 8), (3, 2, 2)])
-def test_pools_follow_the_cluster_unless_told(
+def test_build_graph_without_settings_sizes_pools_by_the_cluster(
     tmp_path: Path, num_partitions: int, num_cpus: int, expected: int
 ) -> None:
     dataset: Any = RecordingDataset()
-    graph(
-        dataset,
-        pending_partitions({}, []),
-        settings_of(tmp_path),
-        Work(num_partitions, num_partitions),
-        Cluster(num_cpus, 0, may_grow=False),
-    )
+    work = Work(num_partitions, num_partitions)
+    graph_of(dataset, settings_of(tmp_path), work, Cluster(num_cpus, 0, may_grow=False))
     pools = [options["compute"] for _, options in dataset.stages if "compute" in options]
     assert all(isinstance(pool, ActorPoolStrategy) for pool in pools)
     assert [(pool.min_size, pool.initial_size, pool.max_size) for pool in pools] == [(1, expected, expected)] * 2
@@ -121,11 +116,11 @@ def test_pools_follow_the_cluster_unless_told(
         ({"masks": {"num_actors": 2, "num_gpus": 1}}, Cluster(4, 0, may_grow=True), [(1, 2), (1, 4)]),
     ],
 )  # fmt: skip
-def test_no_stage_takes_the_room_of_the_next(
+def test_plan_pools_with_few_cpus_shares_them(
     resources: dict[str, Any], cluster: Cluster, expected: list[tuple[int, int]], tmp_path: Path
 ) -> None:
     planned = plan_pools(settings_of(tmp_path, resources=resources).resources, Work(100, 100), cluster)
-    assert [(pool.initial_size, pool.max_size) for pool in planned] == expected
+    assert [(pool.num_actors, pool.max_actors) for pool in planned.values()] == expected
 
 
 @pytest.mark.parametrize(
@@ -135,7 +130,7 @@ def test_no_stage_takes_the_room_of_the_next(
         ({"masks": {"num_gpus": 1}, "curate": {"num_gpus": 1}}, r"1 GPUs.*resources\.masks\.num_gpus"),
     ],
 )
-def test_stages_that_cannot_run_side_by_side_are_refused(resources: dict[str, Any], named: str, tmp_path: Path) -> None:
+def test_plan_pools_that_do_not_fit_side_by_side_raises(resources: dict[str, Any], named: str, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=named):
         plan_pools(settings_of(tmp_path, resources=resources).resources, Work(100, 100), Cluster(2, 1, may_grow=False))
 
@@ -150,10 +145,12 @@ NODES = (NodeResources(2, 0), NodeResources(8, 1), NodeResources(8, 1))
          r"largest of 3 has 8 CPUs and 1 GPUs.*Lower resources\.curate\.num_cpus"),
         ({"curate": {"num_gpus": 2}}, r"resources\.curate: an actor takes 0\.25 CPUs and 2 GPUs, and no node"),
         ({"masks": {"num_gpus": 1, "num_cpus": 9}}, r"resources\.masks: an actor takes 9 CPUs and 1 GPUs, and no"),
-        ({"tree": {"num_cpus": 18}}, "do not fit side by side on this cluster, which has 0 to spare"),
+        ({"tree": {"num_cpus": 18}}, "do not fit side by side on this cluster, which has 0 CPUs to spare"),
     ],
 )  # fmt: skip
-def test_an_actor_that_fits_no_node_is_refused(resources: dict[str, Any], told: str, tmp_path: Path) -> None:
+def test_plan_pools_with_an_actor_too_large_for_nodes_raises(
+    resources: dict[str, Any], told: str, tmp_path: Path
+) -> None:
     planned = settings_of(tmp_path, resources=resources).resources
     with pytest.raises(SettingsError, match=told):
         plan_pools(planned, Work(100, 100), Cluster(18, 2, may_grow=True, nodes=NODES))
@@ -170,10 +167,10 @@ def test_an_actor_that_fits_no_node_is_refused(resources: dict[str, Any], told: 
         ({"curate": {"num_actors": 2, "num_gpus": 1, "num_cpus": 7}, "masks": {"num_cpus": 1}}, [9, 1]),
     ],
 )  # fmt: skip
-def test_pools_begin_with_what_finds_places(resources: dict[str, Any], expected: list[int], tmp_path: Path) -> None:
+def test_plan_pools_packs_actors_on_nodes(resources: dict[str, Any], expected: list[int], tmp_path: Path) -> None:
     planned = settings_of(tmp_path, resources=resources).resources
     pools = plan_pools(planned, Work(100, 100), Cluster(18, 2, may_grow=True, nodes=NODES))
-    assert [pool.initial_size for pool in pools] == expected
+    assert [pool.num_actors for pool in pools.values()] == expected
 
 
 @pytest.mark.parametrize(
@@ -184,26 +181,26 @@ def test_pools_begin_with_what_finds_places(resources: dict[str, Any], expected:
         (NodeResources(0, 0), [(1, 8)] * 2),
     ],
 )
-def test_pools_begin_beside_what_others_run(
+def test_plan_pools_starts_with_free_resources(
     free: NodeResources, expected: list[tuple[int, int]], tmp_path: Path
 ) -> None:
     each = {"num_actors": 8, "num_cpus": 1}
     planned = settings_of(tmp_path, resources={"masks": each, "curate": each}).resources
     pools = plan_pools(planned, Work(100, 100), Cluster(17, 0, may_grow=True, free=free))
-    assert [(pool.initial_size, pool.max_size) for pool in pools] == expected
+    assert [(pool.num_actors, pool.max_actors) for pool in pools.values()] == expected
 
 
-def test_pools_begin_on_nodes_that_others_have_left_room_on(tmp_path: Path) -> None:
+def test_plan_pools_packs_actors_on_free_parts_of_nodes(tmp_path: Path) -> None:
     planned = settings_of(tmp_path, resources={"curate": {"num_cpus": 4}, "masks": {"num_actors": 1}}).resources
     alone = Cluster(18, 2, may_grow=True, nodes=NODES)
     shared = replace(
         alone, free=NodeResources(10, 2), free_nodes=(NodeResources(2, 0), NodeResources(8, 1), NodeResources(0, 1))
     )
-    sizes = [[pool.initial_size for pool in plan_pools(planned, Work(9, 9), each)] for each in (alone, shared)]
+    sizes = [[pool.num_actors for pool in plan_pools(planned, Work(9, 9), each).values()] for each in (alone, shared)]
     assert sizes == [[1, 4], [1, 2]]
 
 
-def test_it_is_said_what_a_run_waits_for(tmp_path: Path) -> None:
+def test_missing_resources_names_free_and_needed_resources(tmp_path: Path) -> None:
     resources = settings_of(tmp_path, resources={"masks": {"num_cpus": 2, "num_gpus": 1}}).resources
     assert missing_resources(resources, Cluster(8, 2, may_grow=False)) is None
     assert missing_resources(resources, Cluster(8, 2, may_grow=True, free=NodeResources(3.25, 1))) is None
@@ -211,21 +208,15 @@ def test_it_is_said_what_a_run_waits_for(tmp_path: Path) -> None:
         told = missing_resources(resources, Cluster(8, 2, may_grow=True, free=free))
         assert told is not None
         assert told.startswith(
-            f"of the cluster's 8 CPUs and 2 GPUs, {free} are free; this run takes 3.25 CPUs and 1 GPUs"
+            f"of the cluster's 8 CPUs and 2 GPUs, {free} are free; this run needs at least 3.25 CPUs and 1 GPUs"
         )
 
 
-def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
+def test_operators_without_ray_make_the_dataset(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", 5)
     settings = settings_of(tmp_path)
     dataset: Any = RecordingDataset()
-    graph(
-        dataset,
-        pending_partitions({}, []),
-        settings,
-        work=Work(3, 6),
-        cluster=Cluster(num_cpus=2, num_gpus=0, may_grow=False),
-    )
+    graph_of(dataset, settings, Work(3, 6), Cluster(2, 0, may_grow=False))
     output = Output(settings.output)
     output.add_images(list_images(settings.input, annotations="beside"), images_per_partition=2)
     reported = asyncio.run(dataset.run(pa.Table.from_pylist(manifest_items(output))))
@@ -238,14 +229,14 @@ def test_the_stages_make_the_dataset_without_ray(tmp_path: Path) -> None:
         assert len({region["caption"] for region in row["regions"]}) == 4
 
 
-def test_actors_share_an_endpoint_and_have_enough_images_for_their_share(tmp_path: Path) -> None:
+def test_build_graph_divides_the_concurrency_of_an_endpoint(tmp_path: Path) -> None:
     mllm = {"kind": "openai", "model": "m", "base_urls": ["http://a/v1", "http://b/v1"], "max_concurrency": 64}
     cluster = Cluster(num_cpus=16, num_gpus=0, may_grow=False)
 
     def planned(**curate: int) -> tuple[int, int, int]:
         dataset: Any = RecordingDataset()
         settings = settings_of(tmp_path, mllm=mllm, resources={"curate": {"num_actors": 4, **curate}})
-        graph(dataset, pending_partitions({}, []), settings, Work(num_partitions=50, num_images=500), cluster)
+        graph_of(dataset, settings, Work(num_partitions=50, num_images=500), cluster)
         _, options = dataset.stages[-1]
         told, images, _ = options["fn_constructor_args"]
         return told.mllm.max_concurrency, images, options["compute"].max_concurrent_calls_per_actor
@@ -266,7 +257,7 @@ def test_actors_share_an_endpoint_and_have_enough_images_for_their_share(tmp_pat
         ({"kind": "annotations"}, 4, 3, 3),
     ],
 )
-def test_images_go_on_in_pieces_where_masks_are_made(
+def test_build_graph_with_generated_masks_makes_chunks(
     masks: dict[str, str], num_actors: int, told: int | None, expected: int | None, tmp_path: Path
 ) -> None:
     listing = {"annotations": "beside"} if masks["kind"] == "annotations" else {}
@@ -281,7 +272,7 @@ def test_images_go_on_in_pieces_where_masks_are_made(
 
     def graphed(work: Work) -> tuple[int | None, int]:
         dataset: Any = RecordingDataset()
-        graph(dataset, pending_partitions({}, []), settings, work, Cluster(64, 0, may_grow=False))
+        graph_of(dataset, settings, work, Cluster(64, 0, may_grow=False))
         (_, _), (_, proposing), _, (_, curating) = dataset.stages
         return proposing["fn_constructor_args"][2], curating["compute"].max_concurrent_calls_per_actor
 

@@ -1,4 +1,4 @@
-"""The progress line."""
+"""Progress of batch commands."""
 
 import io
 
@@ -8,7 +8,7 @@ from ureca.pipelines.batch.progress import Progress
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """Clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -17,7 +17,7 @@ class Clock:
         return self.now_s
 
 
-def test_the_line_tells_rates_failures_and_the_time_left() -> None:
+def test_line_shows_throughput_failures_and_time_left() -> None:
     clock = Clock()
     progress = Progress(num_images=100, stream=io.StringIO(), clock=clock)
     clock.now_s += 20  # the actors start
@@ -28,7 +28,7 @@ def test_the_line_tells_rates_failures_and_the_time_left() -> None:
     assert progress.line() == "20/100 images (0.50/s), 400 regions (10.0/s), 1 failed, ETA 2m40s"
 
 
-def test_nothing_done_yet_and_all_done() -> None:
+def test_line_before_the_first_and_after_the_last_image_has_no_estimate() -> None:
     clock = Clock()
     progress = Progress(num_images=10, stream=io.StringIO(), clock=clock)
     assert progress.line().endswith("0 failed, ETA unknown")
@@ -39,9 +39,9 @@ def test_nothing_done_yet_and_all_done() -> None:
     assert progress.line().endswith("ETA 0s")
 
 
-def test_a_stream_that_is_no_terminal_gets_a_line_now_and_then() -> None:
+def test_progress_without_terminal_writes_a_line_per_interval() -> None:
     stream, clock = io.StringIO(), Clock()
-    progress = Progress(num_images=1000, stream=stream, seconds_between_lines=10, clock=clock)
+    progress = Progress(num_images=1000, stream=stream, interval_s=10, clock=clock)
     for _ in range(500):
         clock.now_s += 0.1
         progress.add(PartitionReport(num_images=2))
@@ -51,12 +51,12 @@ def test_a_stream_that_is_no_terminal_gets_a_line_now_and_then() -> None:
     assert lines[-1].startswith("1000/1000 images")
 
 
-def test_the_line_tells_what_engines_do() -> None:
+def test_line_shows_the_load_of_engines() -> None:
     clock = Clock()
     stream = io.StringIO()
-    progress = Progress(num_images=100, stream=stream, seconds_between_lines=5, clock=clock)
+    progress = Progress(num_images=100, stream=stream, interval_s=5, clock=clock)
     assert "in flight" not in progress.line()
-    progress.look(lambda: LoadReport(num_in_flight=0, busy_s=0.0, slots_s=10.0))
+    progress.add_load(LoadReport(num_in_flight=0, busy_s=0.0, slots_s=10.0))
     clock.now_s += 5
     progress.add(PartitionReport(num_images=10, num_failed=1, num_failed_regions=2, failures={"read:truncated": 3}))
     now = LoadReport(
@@ -67,27 +67,43 @@ def test_the_line_tells_what_engines_do() -> None:
         latency_ms={_bound(0.2): 90, _bound(3.0): 10},
         retries={"timeout": 2, "rate_limited": 5},
     )
-    progress.look(lambda: now)
+    progress.add_load(now)
     line = progress.line()
     assert "60 calls in flight, engine 96% busy, p50 0.19s p95 3.09s" in line
     assert "7 retries (5 rate_limited, 2 timeout)" in line
     assert "1 failed and 2 regions (3 read:truncated)" in line
     # The engine has idled for some time; a machine that does not answer changes nothing.
     clock.now_s += 5
-    progress.look(lambda: now.model_copy(update={"slots_s": 510.0, "num_in_flight": 0}))
-    progress.look(lambda: None)
+    progress.add_load(now.model_copy(update={"slots_s": 510.0, "num_in_flight": 0}))
+    progress.add_load(None)
     assert "0 calls in flight, engine 48% busy" in progress.line()
     for _ in range(20):  # what is long past says nothing about now
         clock.now_s += 5
-        progress.look(lambda: now.model_copy(update={"slots_s": 510.0, "num_in_flight": 1}))
+        progress.add_load(now.model_copy(update={"slots_s": 510.0, "num_in_flight": 1}))
     assert "busy" not in progress.line()
     assert len(stream.getvalue().splitlines()) >= 20  # though no unit was complete
     figures = progress.figures()
     assert (figures["num_images"], figures["engine_utilisation"]) == (10, round(240 / 510, 4))
 
 
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_progress_on_a_terminal_updates_in_place() -> None:
+    stream, clock = Terminal(), Clock()
+    progress = Progress(num_images=4, stream=stream, clock=clock)
+    for _ in range(4):
+        clock.now_s += 1
+        progress.add(PartitionReport(num_images=1))
+    progress.close()
+    assert "4/4 images" in stream.getvalue()
+    assert "\x1b[" in stream.getvalue()  # control sequences, not a line for each update
+
+
 def _bound(seconds: float) -> str:
-    """How load reports name a time."""
+    """Return the name of a latency in load reports."""
     load = EngineLoad(iter([0.0, seconds]).__next__)
     with load.request():
         pass

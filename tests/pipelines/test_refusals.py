@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,32 +22,32 @@ from ureca.data.masked import MaskedPartition, MaskStage, build_mask_trees
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
-from ureca.pipelines.curate import CurateActor, build_mask_stage, curate
+from ureca.pipelines.curate import CURATE, CurateActor, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
 ONE_ACTOR_EACH = {"masks": {"num_actors": 1}, "curate": {"num_actors": 1}}
-POISON_OF_PROPOSALS, POISON_OF_TREES, POISON_OF_CAPTIONS = "img_0003", "img_0006", "img_0008"
+POISON_OF_MASKS, POISON_OF_TREES, POISON_OF_CAPTIONS = "img_0003", "img_0006", "img_0008"
 
 
 def say_nothing(num_images: int, num_to_do: int) -> None:
     """Of the plan."""
 
 
-def build_mortal_propose_stage(settings: CurateSettings) -> MaskStage:
+def build_mortal_mask_stage(settings: CurateSettings) -> MaskStage:
     """Masks; one image kills the process."""
     stage = build_mask_stage(settings)
 
     def generate(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
-        if any(entry.image_id == POISON_OF_PROPOSALS for entry in entries):
+        if any(entry.image_id == POISON_OF_MASKS for entry in entries):
             os.kill(os.getpid(), signal.SIGKILL)
         return stage(number, entries)
 
     return generate
 
 
-def plant_mortally(partition: MaskedPartition, containment: float) -> MaskedPartition:
+def build_mortal_trees(partition: MaskedPartition, containment: float) -> MaskedPartition:
     """Trees; one image kills the process."""
     if any(image.entry.image_id == POISON_OF_TREES for image in partition.images):
         os.kill(os.getpid(), signal.SIGKILL)
@@ -56,7 +57,8 @@ def plant_mortally(partition: MaskedPartition, containment: float) -> MaskedPart
 class MortalCurateActor(CurateActor):
     """Captions; an image with a white corner kills the process while others are in flight."""
 
-    def build(self, *arguments: Any, **more: Any) -> Any:
+    @classmethod
+    def build(cls, *arguments: Any, **more: Any) -> Any:
         stage = super().build(*arguments, **more)
         short_caption = PromptedAnnotator.short_caption
 
@@ -73,7 +75,7 @@ class MortalCurateActor(CurateActor):
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("images_per_chunk", [None, pytest.param(1, marks=pytest.mark.long)])
 def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, images_per_chunk: int | None
+    tmp_path: Path, images_per_chunk: int | None
 ) -> None:
     ids = write_corpus(tmp_path / "in", 12)
     pixels, _ = drawn_image(8)
@@ -83,16 +85,15 @@ def test_images_that_kill_their_workers_are_rows_and_hold_up_nothing(
     settings = settings_of(
         tmp_path, images_per_partition=4, max_worker_crashes=2, resources=resources, max_error_fraction=1
     )
-    with monkeypatch.context() as patch:
-        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_mortal_propose_stage)
-        patch.setattr("ureca.pipelines.curate.build", plant_mortally)
-        patch.setattr("ureca.pipelines.curate.CurateActor", MortalCurateActor)
-        report = curate(settings, say_nothing)
+    command = replace(
+        CURATE, build_mask_stage=build_mortal_mask_stage, build_trees=build_mortal_trees, row_actor=MortalCurateActor
+    )
+    report = curate(settings, command=command)
     rows = {row["image_id"]: row for row in Output(settings.output).rows()}
     assert list(rows) == ids
     errors = {id: (row["error"]["stage"], row["error"]["kind"]) for id, row in rows.items() if row["error"]}
     assert errors == {
-        POISON_OF_PROPOSALS: ("masks", "worker_died"),
+        POISON_OF_MASKS: ("masks", "worker_died"),
         POISON_OF_TREES: ("tree", "worker_died"),
         POISON_OF_CAPTIONS: ("curate", "worker_died"),
     }
@@ -175,7 +176,7 @@ def test_a_second_run_into_an_output_is_refused_and_changes_nothing(tmp_path: Pa
         assert output.manifest_files() == []
 
 
-def test_other_prompts_or_checkpoints_are_another_recipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curate_with_another_config_is_refused_unless_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_corpus(tmp_path / "in", 2)
     settings = settings_of(tmp_path, images_per_partition=1, resources=ONE_ACTOR_EACH)
     curate(settings, say_nothing)

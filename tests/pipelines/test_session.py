@@ -1,76 +1,104 @@
-"""What a worker's traceback says to the user."""
+"""Sessions of Ray, and errors of workers that the user can fix."""
 
 import asyncio
-import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import RayTaskError
+from ray.train.v2.api.exceptions import WorkerGroupError
 
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
-from ureca.errors import AnswerError, SettingsError
-from ureca.pipelines.batch.session import NodeResources, kept_session, ray_session, user_error
+from ureca.errors import AnswerError, InputError, SettingsError
+from ureca.pipelines.batch.resources import NodeResources
+from ureca.pipelines.batch.session import cluster_of_nodes, ray_session, shared_session, user_error
 from ureca.pipelines.curate import curate
 
-RAY = "\n\nThe above exception was the direct cause of the following exception:\n\nray.exceptions.Some: it"
+
+def task_error(cause: Exception) -> RayTaskError:
+    """Make the error that Ray raises in the driver when a task has failed."""
+    return RayTaskError("task", "the traceback of a worker", cause, pid=1, ip="127.0.0.1")
 
 
-def traceback_of(error: Exception, depth: int) -> str:
-    """Raised in so many nested groups of concurrent tasks."""
-
-    async def work(depth: int) -> None:
-        if depth == 0:
-            raise error
-        async with asyncio.TaskGroup() as group:
-            group.create_task(work(depth - 1))
-
-    try:
-        asyncio.run(work(depth))
-    except Exception as raised:
-        return "".join(traceback.format_exception(raised))
-    raise AssertionError
+def grouped(error: Exception, depth: int) -> Exception:
+    """Wrap an error in the groups that nested task groups raise."""
+    for _ in range(depth):
+        error = ExceptionGroup("unhandled errors in a TaskGroup", [error])
+    return error
 
 
 @pytest.mark.parametrize("depth", [0, 1, 3])
-@pytest.mark.parametrize("end", ["", RAY])
-def test_what_a_user_can_put_right_is_found_in_groups_too(depth: int, end: str) -> None:
-    found = user_error(RayError(traceback_of(SettingsError("mllm.model: there is none"), depth) + end))
-    assert isinstance(found, SettingsError)
+@pytest.mark.parametrize("is_dual", [False, True])
+def test_user_error_in_causes_and_groups_is_found(depth: int, is_dual: bool) -> None:
+    error = task_error(grouped(SettingsError("mllm.model: there is none"), depth))
+    found = user_error(error.as_instanceof_cause() if is_dual else error)
+    assert type(found) is SettingsError
     assert str(found) == "mllm.model: there is none"
 
 
+def test_user_error_of_a_training_worker_is_found() -> None:
+    failures: dict[int, Exception] = {3: task_error(InputError("RUN: no samples"))}
+    assert str(user_error(WorkerGroupError("a worker failed", failures))) == "RUN: no samples"
+
+
 @pytest.mark.parametrize("error", [ValueError("a bug"), AnswerError("refused", "no")])
-def test_what_a_user_cannot_put_right_stays_as_it_is(error: Exception) -> None:
-    assert user_error(RayError(traceback_of(error, 1) + RAY)) is None
+def test_user_error_of_bugs_and_data_is_none(error: Exception) -> None:
+    assert user_error(task_error(grouped(error, 1))) is None
+
+
+class Misconfigured:
+    async def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        async def work() -> None:
+            raise SettingsError("mllm.model: there is none")
+
+        async with asyncio.TaskGroup() as group:
+            group.create_task(work())
+        return batch
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_the_nodes_of_a_cluster_are_known_unless_others_would_come(monkeypatch: pytest.MonkeyPatch) -> None:
-    with ray_session() as cluster:
-        assert cluster.nodes == (NodeResources(4, 0),)
-    (node,) = [node for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
-    nodes = [node, {**node, "NodeID": "other", "Resources": {"GPU": 2.0}}, {**node, "Alive": False}]
-    monkeypatch.setattr(ray, "nodes", lambda: nodes)
-    with ray_session() as cluster:
-        assert cluster.nodes == (NodeResources(4, 0), NodeResources(0, 2))
-        assert cluster.free_nodes[1] == NodeResources(0, 0)  # nothing is known of it
-    nodes.append({**node, "Labels": {"ray.io/node-group": "gpu-workers"}})
-    with ray_session() as cluster:
-        assert cluster.nodes == ()
+def test_ray_session_raises_the_settings_error_of_an_actor(capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match=r"^mllm\.model: there is none$"), ray_session():
+        items = ray.data.from_items([{"number": 1}])
+        items.map_batches(Misconfigured, compute=ray.data.ActorPoolStrategy(size=1), num_cpus=0).materialize()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def node(cpus: float, used: float = 0.0, gpus: float = 0.0, **labels: str) -> Any:
+    """Make a node as ``get_cluster_status`` returns it."""
+    usage = [
+        SimpleNamespace(resource_name="CPU", total=cpus, used=used),
+        SimpleNamespace(resource_name="GPU", total=gpus, used=0.0),
+        SimpleNamespace(resource_name="memory", total=1e9, used=0.0),
+    ]
+    return SimpleNamespace(resource_usage=SimpleNamespace(usage=usage), labels=labels)
+
+
+def test_cluster_of_nodes_without_autoscaler_is_fixed() -> None:
+    cluster = cluster_of_nodes([node(4, used=3), node(0, gpus=2)])
+    assert (cluster.num_cpus, cluster.num_gpus, cluster.may_grow) == (4, 2, True)
+    assert cluster.nodes == (NodeResources(4, 0), NodeResources(0, 2))
+    assert cluster.free == NodeResources(1, 2)
+    assert cluster.free_nodes == (NodeResources(1, 0), NodeResources(0, 2))
+
+
+def test_cluster_of_nodes_in_a_node_group_may_grow() -> None:
+    cluster = cluster_of_nodes([node(4), node(4, **{"ray.io/node-group": "gpu-workers"})])
+    assert (cluster.num_cpus, cluster.nodes, cluster.free_nodes) == (8, (), ())
 
 
 class Other:
-    """Somebody else's actor."""
+    """Actor of another job."""
 
     def here(self) -> bool:
         return True
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_others_hold_of_a_cluster_is_known() -> None:
+def test_ray_session_beside_another_job_knows_free_resources() -> None:
     other: Any = ray.remote(Other).options(num_cpus=3).remote()
     try:
         assert ray.get(other.here.remote())
@@ -85,7 +113,7 @@ def test_what_others_hold_of_a_cluster_is_known() -> None:
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(120)
-def test_a_curation_begins_beside_what_others_run(tmp_path: Path) -> None:
+def test_curate_beside_another_job_fits(tmp_path: Path) -> None:
     """Half a CPU for each of three actors of two stages would be all that is free, and leave none for tasks."""
     other: Any = ray.remote(Other).options(num_cpus=1).remote()
     try:
@@ -100,8 +128,8 @@ def test_a_curation_begins_beside_what_others_run(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_sessions_within_a_block_are_one() -> None:
-    with kept_session():
+def test_shared_session_is_one_for_all_blocks() -> None:
+    with shared_session():
         with ray_session() as first:
             pass
         with ray_session() as second:
@@ -113,6 +141,7 @@ def test_sessions_within_a_block_are_one() -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_what_a_worker_says_of_settings_leaves_a_block_as_such() -> None:
-    with pytest.raises(SettingsError, match="there is none"), kept_session(), ray_session():
-        raise RayError(traceback_of(SettingsError("mllm.model: there is none"), 1) + RAY)
+def test_shared_session_raises_the_settings_error_of_a_worker() -> None:
+    error = task_error(SettingsError("mllm.model: there is none"))
+    with pytest.raises(SettingsError, match=r"^mllm\.model: there is none$"), shared_session(), ray_session():
+        raise error

@@ -10,7 +10,7 @@ from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.in_flight import ImagesInFlight
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
-from ureca.data.reading import Fetched
+from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
 from ureca.images import ImageLimits, Pixels, try_decode_image
 from ureca.llm.usage import metered
@@ -44,6 +44,7 @@ class CaptionStage(Generic[Prepared]):
         images_in_flight: most images in memory, at least 1.
         crash_log: crash log of this stage; None if processes are not replaced after a crash.
         config_hash: hash of the config in the rows.
+        fetch: function that reads the images.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class CaptionStage(Generic[Prepared]):
         *,
         crash_log: CrashLog | None = None,
         config_hash: str | None = None,
+        fetch: Fetch = fetch,
     ) -> None:
         self._captioner = captioner
         self._model_name = model_name
         self._limits = limits
         self._config_hash = config_hash
-        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
+        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog(), fetch)
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
         """Return rows of the schema ``CAPTIONS``, in the order of the partition's images, and the work they took."""

@@ -11,7 +11,7 @@ from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.in_flight import DEFAULT_PIXELS_IN_FLIGHT, ImagesInFlight, PixelBudget
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
-from ureca.data.reading import Fetched
+from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
 from ureca.images import ImageLimits, try_decode_image
 from ureca.llm.usage import metered
@@ -28,6 +28,7 @@ class CurateStage:
         crash_log: log of images during which worker processes crashed; None: crashes are not logged.
         config_hash: hash of the settings, for the provenance of rows.
         pixels_in_flight: maximum number of decoded pixels, in addition to the number of images.
+        fetch: function that reads the images.
     """
 
     def __init__(
@@ -39,11 +40,12 @@ class CurateStage:
         crash_log: CrashLog | None = None,
         config_hash: str | None = None,
         pixels_in_flight: int = DEFAULT_PIXELS_IN_FLIGHT,
+        fetch: Fetch = fetch,
     ) -> None:
         self._curator = curator
         self._limits = limits
         self._config_hash = config_hash
-        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
+        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog(), fetch)
         self._pixels = PixelBudget(pixels_in_flight)
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:

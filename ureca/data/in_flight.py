@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 from ureca.data.crash_log import CrashLog
 from ureca.data.manifest import ManifestEntry
-from ureca.data.reading import Fetched, fetch
+from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
 from ureca.images import ImageLimits
 
@@ -57,12 +57,14 @@ class ImagesInFlight:
         max_images: number of images in flight, at least 1.
         limits: limits of an image's size.
         crash_log: crash log of the stage.
+        fetch: function that reads the images.
     """
 
-    def __init__(self, max_images: int, limits: ImageLimits, crash_log: CrashLog) -> None:
+    def __init__(self, max_images: int, limits: ImageLimits, crash_log: CrashLog, fetch: Fetch = fetch) -> None:
         self._max_images = max_images
         self._limits = limits
         self._crash_log = crash_log
+        self._fetch = fetch
         self._slots = asyncio.Semaphore(max_images)
         self._alone = asyncio.Lock()
         self._partition_order = asyncio.Lock()
@@ -86,10 +88,10 @@ class ImagesInFlight:
                 for _ in range(self._max_images):
                     await slots.enter_async_context(self._slots)
                 await asyncio.to_thread(self._crash_log.begin, entry.image_id)
-                await self._finish(await asyncio.to_thread(next, fetch([entry], self._limits)), work)
+                await self._finish(await asyncio.to_thread(next, self._fetch([entry], self._limits)), work)
         others = [entry for entry in entries if entry not in suspects]
         # One generator per partition: images that lie together in a file are read together, in an order of its own.
-        fetching = fetch(others, self._limits)
+        fetching = self._fetch(others, self._limits)
         # Images are begun partition after partition: the first one is complete, and written, while the next are in
         # flight.
         async with asyncio.TaskGroup() as group, self._partition_order:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ureca.data.manifest import ManifestEntry
-from ureca.data.reading import Fetched, fetch
+from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
 from ureca.images import ImageLimits, try_decode_image
 from ureca.masks.generators.base import MaskGenerator
@@ -74,7 +74,11 @@ MaskStage = Callable[[int, Sequence[ManifestEntry]], MaskedPartition]
 
 
 def generate_masks(
-    number: int, entries: Sequence[ManifestEntry], mask_generator: MaskGenerator, limits: ImageLimits
+    number: int,
+    entries: Sequence[ManifestEntry],
+    mask_generator: MaskGenerator,
+    limits: ImageLimits,
+    fetch: Fetch = fetch,
 ) -> MaskedPartition:
     """Read the images of a partition and generate their masks; an unusable image or annotation becomes an error."""
     started = time.monotonic()

@@ -1,6 +1,6 @@
 """Reading the images and annotations of a manifest: whole files, members of tars and rows of Parquet files."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import NamedTuple, Self
 
@@ -30,6 +30,10 @@ class Fetched(NamedTuple):
     entry: ManifestEntry
     image: bytes | DataError
     annotation: bytes | DataError | None
+
+
+Fetch = Callable[[Sequence[ManifestEntry], ImageLimits], Iterator[Fetched]]
+"""Type of ``fetch``, and of functions that read images from elsewhere."""
 
 
 def fetch(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fetched]:

@@ -1,32 +1,32 @@
-"""How long images whose masks are ready wait, with masks that come slowly and unevenly: in whole units, and in pieces.
+"""Waiting time of images whose masks are ready, with slow and uneven masks: whole partitions against chunks.
 
-Run as ``python -m tests.pipelines.measure_pieces``. Two proposers take 0.5 s an image on average, from 0.2 s to 2 s;
-two annotators have room for 16 images each. Both ways are run one after the other on one Ray session.
+Run as ``python -m tests.pipelines.measure_chunks``. Two mask generators take 0.5 s an image on average, from 0.2 s to
+2 s; two annotators have room for 16 images each. Both ways are run one after the other on one Ray session.
 """
 
 import random
 import tempfile
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 
 from tests.drawn import write_corpus
-from tests.pipelines.test_pieces import NotingCurateActor, notes_of
+from tests.pipelines.test_chunks import NotingCurateActor, notes_of
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, MaskStage
-from ureca.pipelines.batch.session import kept_session
-from ureca.pipelines.curate import build_mask_stage, curate
+from ureca.pipelines.batch.session import shared_session
+from ureca.pipelines.curate import CURATE, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES, IMAGES_PER_UNIT = 128, 16
 _SECONDS = (0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.4, 0.4, 0.7, 2.0)
 
 
-def build_slow_propose_stage(settings: CurateSettings) -> MaskStage:
+def build_slow_mask_stage(settings: CurateSettings) -> MaskStage:
     """Masks that take their time, and a note when those of an image are made."""
     stage = build_mask_stage(settings)
 
@@ -51,12 +51,13 @@ def measure(folder: Path, images_per_chunk: int | None) -> dict[str, float]:
         listing={"annotations": "beside"},
         masks={"kind": "annotations"},
         annotator={"kind": "prompted"},
-        mllm={"kind": "fake", "seconds_per_answer": 0.1},
+        mllm={"kind": "standin", "seconds_per_answer": 0.1},
         images_per_partition=IMAGES_PER_UNIT,
         resources=resources,
     )
     notes_of(settings).mkdir(parents=True)
-    curate(settings, lambda num_images, num_to_do: None)
+    command = replace(CURATE, build_mask_stage=build_slow_mask_stage, row_actor=NotingCurateActor)
+    curate(settings, command=command)
     made, begun = (
         {path.name.removeprefix("made-"): path.stat().st_mtime for path in notes_of(settings).glob(pattern)}
         for pattern in ("made-*", "img_*")
@@ -76,11 +77,9 @@ def measure(folder: Path, images_per_chunk: int | None) -> dict[str, float]:
 
 def main() -> None:
     """Measure both, and print them side by side."""
-    with tempfile.TemporaryDirectory() as name, pytest.MonkeyPatch.context() as patch, kept_session():
+    with tempfile.TemporaryDirectory() as name, shared_session():
         folder = Path(name)
         write_corpus(folder / "in", NUM_IMAGES)
-        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_slow_propose_stage)
-        patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
         figures: dict[str, dict[str, Any]] = {
             f"units of {IMAGES_PER_UNIT}": measure(folder, IMAGES_PER_UNIT),
             "one by one": measure(folder, 1),

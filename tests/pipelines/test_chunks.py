@@ -1,7 +1,8 @@
-"""Work on an image begins when its masks are ready, whatever its unit does."""
+"""Chunks: captioning of an image starts when its masks are ready, before those of its partition."""
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,19 +15,19 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.reading import Fetched
-from ureca.pipelines.curate import CurateActor, build_mask_stage, curate
+from ureca.pipelines.curate import CURATE, CurateActor, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 _LONGEST_WAIT_S = 60.0
 
 
 def notes_of(settings: CurateSettings) -> Path:
-    """Where it is noted which images are begun."""
+    """Return the folder of notes about started images."""
     return Path(settings.output).parent / "notes"
 
 
-def build_waiting_propose_stage(settings: CurateSettings) -> MaskStage:
-    """Masks of an image only once somebody captions the one before it."""
+def build_waiting_mask_stage(settings: CurateSettings) -> MaskStage:
+    """Make masks of an image only once the captioning of the one before it has started."""
     stage = build_mask_stage(settings)
 
     def generate(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
@@ -42,9 +43,10 @@ def build_waiting_propose_stage(settings: CurateSettings) -> MaskStage:
 
 
 class NotingCurateActor(CurateActor):
-    """Notes which images it works on."""
+    """Writes a note for each image it starts."""
 
-    def build(self, settings: CurateSettings, *arguments: Any, **more: Any) -> Any:
+    @classmethod
+    def build(cls, settings: CurateSettings, *arguments: Any, **more: Any) -> Any:
         work = CurateStage._curate
 
         async def note(self: CurateStage, image: Any, fetched: Fetched, row: Any) -> None:
@@ -58,15 +60,13 @@ class NotingCurateActor(CurateActor):
 
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(200)
-def test_an_image_does_not_wait_for_its_unit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_image_with_masks_is_captioned_before_its_partition_is_complete(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", 6)
     resources = {"masks": {"num_actors": 1, "images_per_chunk": 1}, "curate": {"num_actors": 1}}
     settings = settings_of(tmp_path, images_per_partition=6, resources=resources)
     notes_of(settings).mkdir()
-    with monkeypatch.context() as patch:
-        patch.setattr("ureca.pipelines.curate.build_mask_stage", build_waiting_propose_stage)
-        patch.setattr("ureca.pipelines.curate.CurateActor", NotingCurateActor)
-        report = curate(settings, lambda num_images, num_to_do: None)
+    command = replace(CURATE, build_mask_stage=build_waiting_mask_stage, row_actor=NotingCurateActor)
+    report = curate(settings, command=command)
     assert (report.num_images, report.num_failed, report.num_regions) == (6, 0, 24)
     assert [row["image_id"] for row in Output(settings.output).rows()] == ids
     left = {str(path.relative_to(settings.output)) for path in Path(settings.output).rglob("*") if path.is_file()}

@@ -1,4 +1,4 @@
-"""Units whose rows come in pieces."""
+"""Partitions whose rows come in chunks."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,13 +10,13 @@ from tests.data.test_output import row
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
-from ureca.pipelines.batch.actors import assembled
+from ureca.pipelines.batch.actors import write_chunked_partitions
 from ureca.pipelines.batch.arrow import reported_table
 from ureca.schema import REGIONS, conform
 
 
 def chunk(partition: int, place: int, num_chunks: int, *ids: str, error: str | None = None) -> Mapping[str, Any]:
-    """What a stage reports of a piece."""
+    """Return the report of a chunk."""
     rows = [row(id, error=error) for id in ids]
     report = PartitionReport.of_rows(rows) + PartitionReport(num_calls=10 * partition + place)
     table = reported_table(partition, report, chunk=place, num_chunks=num_chunks, rows=conform(rows, REGIONS))
@@ -24,7 +24,7 @@ def chunk(partition: int, place: int, num_chunks: int, *ids: str, error: str | N
     return reported
 
 
-def test_a_unit_is_written_when_its_last_piece_comes(tmp_path: Path) -> None:
+def test_chunked_partition_is_written_when_its_last_chunk_comes(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     done: list[list[int]] = []
 
@@ -35,7 +35,7 @@ def test_a_unit_is_written_when_its_last_piece_comes(tmp_path: Path) -> None:
             chunk(0, 0, 3, "a"),
             reported_table(2, PartitionReport(num_images=7)).to_pylist()[
                 0
-            ],  # a whole unit, which its stage has written
+            ],  # a whole partition, which its actor has written
             chunk(1, 0, 2, "e"),
             chunk(0, 1, 3, "b", error="truncated"),
         ):
@@ -43,7 +43,7 @@ def test_a_unit_is_written_when_its_last_piece_comes(tmp_path: Path) -> None:
             yield each
 
     with output.lease() as lease:
-        reports = list(assembled(chunks(), output, lease))
+        reports = list(write_chunked_partitions(chunks(), output, lease))
     assert [row["image_id"] for row in output.rows()] == ["a", "b", "c", "d", "e", "f"]
     assert sorted((report.num_images, report.num_calls) for report in reports) == [(2, 21), (4, 3), (7, 0)]
     assert all(0 not in partitions for partitions in done)
@@ -51,34 +51,34 @@ def test_a_unit_is_written_when_its_last_piece_comes(tmp_path: Path) -> None:
     assert (total.num_images, total.num_failed, total.failures, total.num_calls) == (6, 1, {"read:truncated": 1}, 24)
 
 
-def test_images_that_are_run_again_take_their_place(tmp_path: Path) -> None:
+def test_chunks_of_retried_images_replace_their_rows(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     output.write_partition(
         0, [row("a"), row("b", error="truncated"), row("c", error="truncated")], PartitionReport(num_calls=1)
     )
-    list(assembled([chunk(0, 1, 2, "c"), chunk(0, 0, 2, "b")], output, None))
+    list(write_chunked_partitions([chunk(0, 1, 2, "c"), chunk(0, 0, 2, "b")], output, None))
     assert [(each["image_id"], each["error"]) for each in output.rows()] == [("a", None), ("b", None), ("c", None)]
     report = output.report()
     assert (report.num_images, report.num_failed, report.num_calls) == (3, 0, 2)
 
 
-def test_what_is_incomplete_at_the_end_is_an_error(tmp_path: Path) -> None:
+def test_chunks_missing_at_the_end_raise(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
-    with pytest.raises(RuntimeError, match=r"pieces of the units \[3, 5\] are missing"):
-        list(assembled([chunk(3, 0, 2, "a"), chunk(5, 1, 2, "b")], output, None))
+    with pytest.raises(RuntimeError, match=r"chunks of the partitions \[3, 5\] are missing"):
+        list(write_chunked_partitions([chunk(3, 0, 2, "a"), chunk(5, 1, 2, "b")], output, None))
     assert output.done_partitions() == []
 
 
-def test_whoever_has_lost_the_output_writes_nothing(tmp_path: Path) -> None:
+def test_chunked_partition_of_a_lost_lease_is_not_written(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     with output.lease() as lease:
         pass
     with pytest.raises(RuntimeError, match="another session has taken over"):
-        list(assembled([chunk(0, 0, 1, "a")], output, lease))
+        list(write_chunked_partitions([chunk(0, 0, 1, "a")], output, lease))
     assert output.done_partitions() == []
 
 
-def test_a_unit_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+def test_chunked_partition_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "regions").write_bytes(b"")
     with pytest.raises(OutputError, match=r"part-000000\.parquet cannot be written"):
-        list(assembled([chunk(0, 0, 1, "a")], Output(str(tmp_path)), None))
+        list(write_chunked_partitions([chunk(0, 0, 1, "a")], Output(str(tmp_path)), None))

@@ -20,7 +20,7 @@ from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError
 from ureca.masks.generators.annotations import AnnotationMaskGenerator
 from ureca.pipelines.batch.dry_run import estimate
-from ureca.pipelines.curate import _CURATE, build_curator, curate_dry_run, plan
+from ureca.pipelines.curate import CURATE, build_curator, curate_dry_run, plan
 from ureca.pipelines.curate_settings import CurateSettings
 
 NUM_IMAGES = 10
@@ -119,7 +119,7 @@ def test_plan_with_ask_model_measures_tokens_and_times(tmp_path: Path, monkeypat
         async with ChatServer(by_content) as server:
             mllm = {"kind": "openai", "model": "m", "base_urls": [server.url]}
             settings = settings_of(tmp_path, mllm=mllm, planning={"ask_model": True})
-            text = await asyncio.to_thread(lambda: estimate(_CURATE, settings, curate_dry_run(settings), "curate"))
+            text = await asyncio.to_thread(lambda: estimate(CURATE, settings, curate_dry_run(settings)))
             return text, len(server.received)
 
     text, num_calls = asyncio.run(asked())

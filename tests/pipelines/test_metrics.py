@@ -1,4 +1,4 @@
-"""What actors tell while they work: the board, and Ray metrics as Prometheus sees them."""
+"""Load reports of workers, and Ray metrics as Prometheus sees them."""
 
 import os
 import re
@@ -16,7 +16,7 @@ from ureca.pipelines.batch.metrics import MetricsActor, Reporter
 
 
 class Clock:
-    """Stands still until it is moved."""
+    """Clock that a test sets."""
 
     now_s = 0.0
 
@@ -28,20 +28,20 @@ def total(metrics_actor: MetricsActor) -> LoadReport:
     return LoadReport.model_validate_json(metrics_actor.total())
 
 
-def test_a_board_adds_up_the_last_reports_of_all_workers() -> None:
+def test_metrics_actor_adds_up_the_last_reports_of_all_workers() -> None:
     clock = Clock()
     metrics_actor = MetricsActor(clock)
     assert total(metrics_actor) == LoadReport()
-    metrics_actor.leave("a", LoadReport(num_in_flight=3, num_answers=5).model_dump_json())
-    metrics_actor.leave("a", LoadReport(num_in_flight=4, num_answers=7).model_dump_json())
+    metrics_actor.put("a", LoadReport(num_in_flight=3, num_answers=5).model_dump_json())
+    metrics_actor.put("a", LoadReport(num_in_flight=4, num_answers=7).model_dump_json())
     clock.now_s += 9
-    metrics_actor.leave("b", LoadReport(num_in_flight=1, num_answers=1).model_dump_json())
+    metrics_actor.put("b", LoadReport(num_in_flight=1, num_answers=1).model_dump_json())
     assert total(metrics_actor) == LoadReport(num_in_flight=5, num_answers=8)
     clock.now_s += 9  # a has died: what it has done stays done
     assert total(metrics_actor) == LoadReport(num_in_flight=1, num_answers=8)
 
 
-def test_without_ray_nobody_is_told() -> None:
+def test_reporter_outside_ray_does_nothing() -> None:
     reporter = Reporter("curate", "nowhere", EngineLoad())
     reporter.made(PartitionReport(num_images=1))
 
@@ -67,7 +67,7 @@ print("\\n".join(line for line in text.splitlines() if "ureca_" in line and not 
 
 @pytest.mark.long
 @pytest.mark.timeout(300)
-def test_prometheus_sees_the_run(tmp_path: Path) -> None:
+def test_prometheus_endpoint_of_a_run_has_its_metrics(tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 8)
     (tmp_path / "in" / "img_0003.json").write_text("{")
     command = [
@@ -79,7 +79,7 @@ def test_prometheus_sees_the_run(tmp_path: Path) -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     values = {
-        (found[1], tuple(sorted(re.findall(r'(reason|verb)="([^"]*)"', found[2])))): float(found[3])
+        (found[1], tuple(sorted(re.findall(r'(reason|command)="([^"]*)"', found[2])))): float(found[3])
         for line in done.stdout.splitlines()
         if (found := re.fullmatch(r"ray_ureca_(\w+)\{(.*)\} (\S+)", line))
     }

@@ -1,0 +1,40 @@
+"""The summary that batch commands print at their end."""
+
+import sys
+
+from ureca.data.partitions import PartitionReport
+from ureca.pipelines.settings import BatchSettings
+
+_MAX_KINDS_SHOWN = 5
+
+
+def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name: str) -> int:
+    """Print the report of an output; returns 1 and prints a remedy if too many rows failed, else 0."""
+    print(summary(report, settings.output, dataset_name))
+    too_many = report.num_failed > settings.max_error_fraction * report.num_images
+    if too_many:
+        print(
+            f"more than {settings.max_error_fraction:.0%} of the rows failed; fix their causes and run the same "
+            "command with --retry-errors, or allow more with --max-error-fraction",
+            file=sys.stderr,
+        )
+    return int(too_many)
+
+
+def summary(report: PartitionReport, output: str, dataset_name: str) -> str:
+    """Return the report of an output as lines of text."""
+    seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
+    rows = [
+        ("images", f"{report.num_images}, of which {report.num_failed} failed"),
+        ("captioned regions", f"{report.num_regions}, and {report.num_failed_regions} that failed"),
+    ]
+    if dataset_name == "captions":
+        rows += [("tokens written", f"{report.num_new_tokens}")]
+    else:
+        rows += [("model calls", f"{report.num_calls} ({report.num_prompt_tokens} + {report.num_new_tokens} tokens)")]
+    rows += [("seconds by stage", seconds or "none")]
+    kinds = sorted(report.failures.items(), key=lambda item: (-item[1], item[0]))[:_MAX_KINDS_SHOWN]
+    rows += [("" if index else "failures", f"{count} x {kind}") for index, (kind, count) in enumerate(kinds)]
+    folder = output.partition("?")[0].rstrip("/")  # without the options of a URI
+    rows += [("results", f"{folder}/{dataset_name} (Parquet), {folder}/run.json")]
+    return "\n".join(f"{name:<18} {value}" for name, value in rows)

@@ -1,0 +1,145 @@
+"""The operators of a batch command on Ray Data: stored manifest, masks, tree, rows, written partitions."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import pyarrow as pa
+import ray
+from ray.data import Dataset as RayDataset
+
+from ureca.data.masked import MaskedPartition, MaskStage
+from ureca.data.output import Output
+from ureca.data.quarantine import build_with_quarantine
+from ureca.pipelines.batch.actors import MaskActor, RowActor, Session
+from ureca.pipelines.batch.arrow import TableFunction, manifest_items, masked_table, pending_manifest, read_masked
+from ureca.pipelines.batch.resources import Cluster, Work, images_per_chunk, plan_pools
+from ureca.pipelines.settings import BatchSettings
+from ureca.schema import Dataset
+
+Settings = TypeVar("Settings", bound=BatchSettings)
+
+_MAX_READ_TASKS = 256
+_KINDS_OF_READ_MASKS = {"annotations", "regions"}
+
+
+@dataclass(frozen=True)
+class BatchCommand(Generic[Settings]):
+    """Definition of a batch command.
+
+    Attributes:
+        name: Name of the command.
+        dataset: Dataset that it writes.
+        list_input: Function that lists the images of INPUT as a manifest.
+        row_actor: Actor class that makes the rows; its name is also that of its section in ``settings.resources``.
+        build_mask_stage: Function that builds the stage that makes masks, called in each actor; None if the row
+            actor reads stored masks.
+        build_trees: Function that builds the mask trees of a partition with the containment of ``settings.tree``; None
+            if the rows need no tree.
+        engine_concurrency: Function that returns the requests that an engine shared by all actors serves at a time;
+            None if each actor has its own engine.
+        actor_settings: Function that derives the settings of one of several row actors, such as its share of an
+            engine's concurrency.
+        running: Context manager for services that run on the cluster beside the operators; yields the settings to use.
+        packages: Installed distributions whose versions are recorded besides those that every command uses.
+    """
+
+    name: str
+    dataset: Dataset
+    list_input: Callable[[Settings], pa.Table]
+    row_actor: type[RowActor[Settings]]
+    build_mask_stage: Callable[[Settings], MaskStage] | None = None
+    build_trees: Callable[[MaskedPartition, float], MaskedPartition] | None = None
+    engine_concurrency: Callable[[Settings], int | None] = lambda settings: None
+    actor_settings: Callable[[Settings, int], Settings] = lambda settings, num_actors: settings
+    running: Callable[[Settings], AbstractContextManager[Settings]] = nullcontext
+    packages: tuple[str, ...] = ()
+
+
+def manifest_dataset(output: Output) -> RayDataset:
+    """Make a dataset with one row for each chunk of the stored manifests of an output."""
+    items = manifest_items(output)
+    chunks = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
+    # One block per row, so that an operator hands on each result while it makes the next.
+    chunks.context.target_max_block_size = 1
+    return chunks
+
+
+def build_graph(
+    command: BatchCommand[Settings],
+    chunks: RayDataset,
+    keep: TableFunction,
+    settings: Settings,
+    *,
+    work: Work,
+    cluster: Cluster,
+    session: Session,
+) -> RayDataset:
+    """Chain the operators of a command.
+
+    Args:
+        command: Command to run.
+        chunks: Chunks of stored manifests, from ``manifest_dataset``.
+        keep: Filter of the partitions to process, from ``pending_partitions``.
+        settings: Settings of the command.
+        work: Work of the session.
+        cluster: Cluster to run on.
+        session: Session that actors work for.
+
+    Returns:
+        A lazy dataset of the schema ``REPORTED``, with one row for each written partition, or chunk of one.
+
+    Raises:
+        SettingsError: The operators cannot run side by side on this cluster.
+    """
+    resources: Any = settings.resources
+    pools = plan_pools(resources, work, cluster, command.engine_concurrency(settings))
+    dataset = pending_manifest(chunks, settings.output, keep, resources.read.num_cpus)
+    per_chunk = None
+    if command.build_mask_stage is not None:
+        kind = getattr(getattr(settings, "masks", None), "kind", None)
+        per_chunk = images_per_chunk(
+            resources.masks, pools["masks"].num_actors, masks_are_read=kind in _KINDS_OF_READ_MASKS
+        )
+        dataset = dataset.map_batches(
+            MaskActor,
+            fn_constructor_args=(command.build_mask_stage, settings, per_chunk),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=resources.masks.num_cpus,
+            num_gpus=resources.masks.num_gpus,
+            compute=pools["masks"].strategy(),
+        )
+    if command.build_trees is not None:
+        dataset = dataset.map_batches(
+            _tree_task(command.build_trees, settings),
+            batch_format="pyarrow",
+            batch_size=None,
+            num_cpus=resources.tree.num_cpus,
+        )
+    pool = pools[command.row_actor.name]
+    row_resources = getattr(resources, command.row_actor.name)
+    return dataset.map_batches(
+        command.row_actor,
+        fn_constructor_args=(command.actor_settings(settings, pool.num_actors), pool.images_in_flight, session),
+        batch_format="pyarrow",
+        batch_size=None,
+        num_cpus=row_resources.num_cpus,
+        num_gpus=row_resources.num_gpus,
+        compute=pool.strategy(pool.calls_in_flight(work, per_chunk)),
+    )
+
+
+def _tree_task(build_trees: Callable[[MaskedPartition, float], MaskedPartition], settings: Any) -> TableFunction:
+    """Return the task that builds the mask trees of partitions, from and to the schema ``MASKED``."""
+
+    def build_batch(batch: pa.Table) -> pa.Table:
+        crash_log = Output(settings.output).crash_log("tree", settings.max_worker_crashes)
+        containment = settings.tree.containment
+        return masked_table(
+            build_with_quarantine(partition, lambda one: build_trees(one, containment), crash_log)
+            for partition in read_masked(batch)
+        )
+
+    return build_batch
