@@ -1,4 +1,4 @@
-"""``ureca ablate-curation``: what each stage of the curation does for the captions."""
+"""``ureca ablate-curation``: the effect of each stage of the curation on the captions."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ from ureca.pipelines.ablation_settings import AblationSettings
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb, print the table, and write it as Markdown and JSON."""
+    """Run all variants, print the table, and write it as Markdown and JSON; returns 0."""
     settings = AblationSettings.load(argv)
     from ureca.errors import SettingsError
     from ureca.evaluation.ablation import to_markdown

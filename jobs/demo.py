@@ -1,4 +1,4 @@
-"""``make demo``: curate five real photographs with no weights and no network; serve the model that it trains."""
+"""``make demo``: curate five photographs without weights or network, and serve a model trained on scenes."""
 
 import os
 import socket
@@ -16,13 +16,13 @@ from ureca.pipelines.serve_settings import ServeSettings
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 _SHIPPED = Path(skimage.__file__).parent / "data"
 _CAPTIONS_SHOWN = 5
-_NOTHING = "(nothing: it ended before its first word)"
+_EMPTY = "(empty: the caption ended before its first word)"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Show a part of the system in the folder ``argv[0]``: ``argv[1]`` is curate (if left out) or serve.
+    """Run a part of the demo in the folder ``argv[0]``: ``argv[1]`` is curate (the default) or serve.
 
-    To serve takes the model that ``make demo-science`` leaves in the folder.
+    The part serve needs the model that ``make demo-science`` writes to the folder.
     """
     folder = Path(argv[0] if argv else "demo")
     folder.mkdir(parents=True, exist_ok=True)
@@ -30,7 +30,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _curate(folder: Path) -> int:
-    """Photographs that ship inside scikit-image, anew each time."""
+    """Curate photographs from scikit-image, from the start each time."""
     images = folder / "images.txt"
     images.write_text("".join(f"{_SHIPPED / name}\n" for name in _PHOTOGRAPHS), encoding="utf-8")
     output = folder / "photographs"
@@ -39,15 +39,15 @@ def _curate(folder: Path) -> int:
 
 
 def _serve(folder: Path) -> int:
-    """Caption a scene and a photograph by the trained model, through the running service.
+    """Caption a scene and a photograph with the trained model, through the service.
 
-    It stays up for whoever sits at a terminal.
+    On a terminal the service then runs until it is interrupted.
     """
     from ureca.pipelines.serve import serving
 
     trained = folder / "science"
     model = trained / "models" / "dynamic" / "model"
-    print("third part: the model that was given masks captions through a service", flush=True)
+    print("third part: the model trained with masks captions through a service", flush=True)
     with serving(ServeSettings(model=str(model), port=_free_port())) as address:
         stop = stop_signal()
         _show_scene(address, trained / "scenes" / "test")
@@ -56,26 +56,26 @@ def _serve(folder: Path) -> int:
             print(f"\n{address} has a page, to point at regions yourself. Ctrl-C ends it.", flush=True)
             stop.wait()
     command = os.path.relpath(Path(sys.executable).with_name("ureca"))
-    print(f"\n{command} serve --model {model}\nserves it again, with a page to point at regions; docs/serve.md")
+    print(f"\n{command} serve --model {model}\nserves the model again, with a page to point at regions; docs/serve.md")
     return 0
 
 
 def _show_scene(address: str, scenes: Path) -> None:
-    """What the model says of the first scene's largest regions, beside what is true."""
+    """Print the model's captions of the first scene's largest regions beside the true ones."""
     from ureca.serving.client import caption_regions
 
     scene = next(iter(Output.of_run(str(scenes)).rows()))
     image = Path(scene["uri"])
     regions = sorted(scene["regions"], key=lambda region: -region["area_px"])[:_CAPTIONS_SHOWN]
     rles = [{"size": [scene["height"], scene["width"]], "counts": region["rle"]} for region in regions]
-    print(f"\n{image}, a drawn scene that it has not seen; its largest regions:")
+    print(f"\n{image}, a drawn scene that the model has not seen; its largest regions:")
     for region, said in zip(regions, caption_regions(address, image, rles), strict=True):
-        print(f"  it says  {said or _NOTHING}\n  true is  {region['caption']}")
-    print("A model this small, trained for two minutes, is often wrong; docs/science.md tells what more time brings.")
+        print(f"  model    {said or _EMPTY}\n  truth    {region['caption']}")
+    print("A model this small, trained for two minutes, is often wrong; docs/science.md shows the effect of more time.")
 
 
 def _show_photograph(address: str, image: Path) -> None:
-    """What the model says of the largest regions that the service finds in a photograph."""
+    """Print the model's captions of the largest regions that the service finds in a photograph."""
     from ureca.serving.client import caption_regions, largest_regions
 
     regions = largest_regions(address, image, _CAPTIONS_SHOWN)
@@ -84,8 +84,8 @@ def _show_photograph(address: str, image: Path) -> None:
         regions, caption_regions(address, image, [region["rle"] for region in regions]), strict=True
     ):
         x, y, width, height = map(int, region["bbox_xywh"])
-        print(f"  x {x:3}-{x + width - 1:3}, y {y:3}-{y + height - 1:3}  {said or _NOTHING}")
-    print("Of photographs it knows nothing: it has seen drawn scenes only.")
+        print(f"  x {x:3}-{x + width - 1:3}, y {y:3}-{y + height - 1:3}  {said or _EMPTY}")
+    print("The model has been trained on drawn scenes only, not on photographs.")
 
 
 def _free_port() -> int:

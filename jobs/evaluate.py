@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb; returns 1 when of a model more images failed than ``max_error_fraction`` allows."""
+    """Compare the models; returns 1 if more images of a model failed than ``max_error_fraction`` allows."""
     settings = EvaluateSettings.load(argv)
     from ureca.pipelines.evaluate import evaluate
 
@@ -31,7 +31,7 @@ def _print(evaluation: "Evaluation", settings: EvaluateSettings) -> int:
             status = 1
             reasons = ", ".join(f"{count} x {kind}" for kind, count in report.failures.items())
             print(
-                f"{name}: {report.num_failed} of {report.num_images} images failed ({reasons}); mend their causes and "
+                f"{name}: {report.num_failed} of {report.num_images} images failed ({reasons}); fix the causes and "
                 "run the same command with --retry-errors, or allow more with --max-error-fraction",
                 file=sys.stderr,
             )

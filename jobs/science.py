@@ -1,4 +1,4 @@
-"""``ureca science OUTPUT``: small models trained from nothing on drawn scenes, compared in tables."""
+"""``ureca science OUTPUT``: small models trained from random weights on drawn scenes, compared in tables."""
 
 import sys
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from ureca.jobs.checkout import import_from_checkout
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the experiment, or what is missing of it."""
+    """Run the unfinished part of the experiment; returns 0."""
     settings = import_from_checkout("experiments.science.settings", "science").ScienceSettings.load(argv)
     run_science = import_from_checkout("experiments.science.experiment", "science").run_science
     from ureca.evaluation.tables.formats import read_table, to_text

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run the verb; a run that cannot reach its last step is an error, of status 2."""
+    """Train the model; returns 0, or raises an error if the run cannot reach its last step."""
     settings = TrainSettings.load(argv)
     from ureca.pipelines.train import train
 

@@ -1,6 +1,5 @@
-"""Every command of README and docs is one that the verb's own parser accepts."""
+"""Every command of README and docs is accepted by the command's own parser."""
 
-import argparse
 import re
 import shlex
 from typing import Any, Self
@@ -14,12 +13,12 @@ from ureca.jobs import bench, cli
 
 TARGETS = set(re.findall(r"^([a-z][a-z-]*):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
 
-# `ureca curate IMAGES OUTPUT ...` stands for more settings, as words in brackets do; `VERB` for any verb.
-_STANDS_FOR_MORE = {"...", "COMMAND", "VERB"}
+# `ureca curate IMAGES OUTPUT ...` stands for more settings, as words in brackets do; `COMMAND` for any command.
+_STANDS_FOR_MORE = {"...", "COMMAND"}
 
 
 def commands() -> list[Any]:
-    """Words of all that call a verb or the Makefile, also of what is submitted as a job."""
+    """Return the words of all calls of a command or of the Makefile, including those submitted as jobs."""
     found = []
     for command in documented_commands():
         words = shlex.split(re.sub(r"\[[a-z ]+\]", "", command.text))
@@ -33,46 +32,28 @@ def commands() -> list[Any]:
 
 
 class Accepted(Exception):
-    """The parser has taken all arguments."""
+    """All arguments have been parsed."""
 
 
 @pytest.fixture
 def parsing_only(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Verbs end as soon as their arguments are read."""
-    parse, parse_known, load = (
-        argparse.ArgumentParser.parse_args,
-        argparse.ArgumentParser.parse_known_args,
-        CommandSettings.load.__func__,  # type: ignore[attr-defined]
-    )
-    within: list[str] = []
+    """End each command as soon as its settings are read."""
+    load = CommandSettings.load.__func__  # type: ignore[attr-defined]
 
-    def accepted(what: str, call: Any) -> Any:
-        if within:
-            return call()
-        within.append(what)
-        try:
-            call()
-        finally:
-            within.pop()
-        raise Accepted(what)
+    def load_only(cls: type[Self], argv: list[str]) -> Any:
+        load(cls, argv)
+        raise Accepted
 
-    def loaded(cls: type[Self], argv: list[str]) -> Any:
-        return accepted("settings", lambda: load(cls, argv))
-
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", lambda *a, **k: accepted("all", lambda: parse(*a, **k)))
-    monkeypatch.setattr(
-        argparse.ArgumentParser, "parse_known_args", lambda *a, **k: accepted("known", lambda: parse_known(*a, **k))
-    )
-    monkeypatch.setattr(CommandSettings, "load", classmethod(loaded))
+    monkeypatch.setattr(CommandSettings, "load", classmethod(load_only))
 
 
-def test_pages_have_commands() -> None:
+def test_commands_of_pages_are_found() -> None:
     assert len(commands()) >= 60
 
 
 @pytest.mark.usefixtures("parsing_only")
 @pytest.mark.parametrize(("words", "is_whole"), commands())
-def test_it_is_accepted(
+def test_documented_command_is_accepted(
     words: list[str], is_whole: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(ROOT)  # where its relative paths begin
@@ -93,7 +74,7 @@ def test_it_is_accepted(
 
 
 def without_made_up_files(arguments: list[str]) -> list[str]:
-    """Settings files that a page only supposes, unlike those of ``cluster/configs``, are left out."""
+    """Leave out settings files that do not exist, unlike those of ``cluster/configs``."""
     if "--config" not in arguments:
         return arguments
     place = arguments.index("--config")
@@ -102,16 +83,14 @@ def without_made_up_files(arguments: list[str]) -> list[str]:
 
 
 def status_of_parsing(arguments: list[str]) -> object:
-    """0: the parser has taken all of them, or printed its help."""
+    """Return 0 if all arguments are accepted, or the help is printed."""
     try:
         return cli.main(arguments)
     except Accepted:
         return 0
-    except SystemExit as ended:
-        return ended.code or 0
 
 
 @pytest.mark.usefixtures("parsing_only")
 @pytest.mark.parametrize("wrong", ["curate IN OUT --tree.containmint 0.8", "status", "scenes DST --images 3 --x 1"])
-def test_a_wrong_command_would_be_found(wrong: str) -> None:
+def test_wrong_command_is_rejected(wrong: str) -> None:
     assert status_of_parsing(wrong.split()) == 2

@@ -25,8 +25,8 @@ CHAPTERS = (
     Chapter(
         "on your images",
         (
-            Step("ureca curate --help", says="--tree.containment"),
-            Step("ureca curate IMAGES OUTPUT --plan", says="3 to do(?s:.*)captioned regions +about"),
+            Step("ureca curate --help", says="--annotator.kind"),
+            Step("ureca plan curate IMAGES OUTPUT", says="3 to do(?s:.*)captioned regions +about(?s:.*)duration"),
             Step("ureca curate IMAGES OUTPUT", _ALL_CURATED, ("OUTPUT/regions/part-*.parquet", "OUTPUT/run.json")),
             Step("ureca curate IMAGES OUTPUT", says="3 done before, 0 to do"),
             Step("ureca curate IMAGES OUTPUT --retry-errors", says="3 done before, 0 to do"),
@@ -55,9 +55,9 @@ CHAPTERS = (
     Chapter(
         "before a run",
         (
-            Step("ureca curate IMAGES OUTPUT ... --plan", says="3 to do"),
+            Step("ureca plan curate IMAGES OUTPUT ...", says="3 to do"),
             Step(
-                "ureca curate IMAGES OUTPUT ... --plan --planning.ask-model",
+                "ureca plan curate IMAGES OUTPUT ... --planning.ask-model",
                 says="3 to do",
                 more="--annotator.kind prompted",
             ),
