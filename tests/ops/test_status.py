@@ -181,7 +181,7 @@ def test_the_command_prints_for_people_and_for_programs(tmp_path: Path, capsys: 
     assert main([str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     assert "1 x read:truncated" in printed
-    assert "the same command goes on" in printed
+    assert "run the same command again to resume" in printed
     assert main([str(tmp_path), "--json"]) == 0
     assert Status.model_validate_json(capsys.readouterr().out).num_done == 2
 

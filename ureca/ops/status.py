@@ -1,10 +1,8 @@
-"""A status as lines for people.
+"""Status of a run, from the files that it has written: any machine that can read its output can tell.
 
-[from] Spans of time for people.
-[from] How far a run is, from what it has written: any machine that sees its folder can tell.
-[from] How far a batch verb is: its manifest says what there is to do, its parts what is done and when.
-[from] How far a training is: the lines that its workers add after each step.
-[from] How far an evaluation is: the captions of all its models, of which each has an output of its own."""
+The manifest of a batch command lists the partitions to do, and its parts show which are done and since when. A training
+appends a line to its metrics after each step. An evaluation has an output of captions for each of its models.
+"""
 
 import datetime
 import json
@@ -23,37 +21,36 @@ from ureca.errors import OutputError
 from ureca.io import Location, below, locate
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, DATASETS
 
-
-def duration(seconds: float) -> str:
-    """Seconds for people: ``1h02m``, ``3m05s``, ``9s``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
-
-
 SILENCE_S = 60.0
-"""A running session renews its claim every few seconds: one that has not for so long is taken for lost."""
+"""Seconds without a heartbeat or result after which a running session counts as lost."""
+
+_LEASE = "lease.json"
+_RECENT_STEPS = 50
+"""Steps of a training that its rate is taken from: their durations vary over an epoch."""
+_LOST_AFTER_STEPS = 10
+"""Usual durations of a step without a result after which a training counts as lost, if longer than ``SILENCE_S``."""
+_KINDS_SHOWN = 10
+
+Key = TypeVar("Key")
 
 
 class Status(BaseModel):
-    """How far a run is.
+    """Progress of a run.
 
     Attributes:
         output: folder or URI of the run, without options of the URI.
-        verb: that writes it.
-        state: ``lost`` is a run that says it is running although nothing has shown that for ``SILENCE_S``.
-        counted: what is counted; of an evaluation, each image once a model.
-        num_total: to be done; None: it is not known yet.
-        num_done: whatever became of them.
-        num_failed: of those that are done, images with an error or bad samples of a training; None: not looked up.
-        failures: how often each kind occurred, over images and regions; None: not looked up.
-        rate_per_s: of the session that came last; None: it has not done enough.
-        left_s: at that rate, where it runs; None: unknown.
-        silent_s: since it last wrote a result; None: it has written none.
-        session_started: of the session that came last, as ISO 8601.
-        num_sessions: that there were.
+        command: command that writes it.
+        state: state of the run; ``lost``: its record says running, but nothing has shown that for ``SILENCE_S``.
+        counted: things that are counted; an evaluation counts each image once per model.
+        num_total: number of things to do; None: not known yet.
+        num_done: number of finished things, including failed ones.
+        num_failed: images with an error, or bad samples of a training; None: not looked up.
+        failures: count of each kind of failure, over images and regions; None: not looked up.
+        rate_per_s: things per second in the last session; None: too few are done to tell.
+        left_s: seconds left at that rate; None: unknown, or the run is not running.
+        silent_s: seconds since the last result; None: there is none.
+        session_started: start of the last session, in ISO 8601.
+        num_sessions: number of sessions.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,74 +71,131 @@ class Status(BaseModel):
 
 
 def status_of(path: str, *, quick: bool = False, clock: Callable[[], float] = time.time) -> Status:
-    """Tell how far a run is.
+    """Read the status of a run.
 
     Args:
-        path: folder or URI of the run: of a batch verb, an evaluation, or a training.
-        quick: look at names and times only, not into every file: failures stay unknown.
-        clock: seconds since 1970, as file systems have them.
+        path: folder or URI of a run of a batch command, an evaluation, or a training.
+        quick: read names and times of files only, not their contents, so that failures stay unknown.
+        clock: seconds since 1970, comparable with the times of the file system.
 
     Raises:
-        InputError: the URI's scheme or place is unknown.
-        OutputError: there is no run, its record cannot be read, or it is of another kind.
+        InputError: the URI's scheme or location is unknown.
+        OutputError: there is no run, its record cannot be read, or it is of another command.
     """
-
     output = Output(path)
     run = output.run()
     dataset = DATASETS.get(run.get("dataset", ""))
     try:
         if run.get("command") == "train":
-            return training_status(locate(path), run, clock())
+            return _training_status(locate(path), run, clock())
         if run.get("command") == "evaluate":
-            return evaluation_status(output, run, quick, clock())
+            return _evaluation_status(output, run, quick, clock())
         if dataset is not None:
-            return batch_status(Output(path, dataset), run, quick, clock())
+            return _batch_status(Output(path, dataset), run, quick, clock())
     except (KeyError, TypeError, IndexError, json.JSONDecodeError) as error:
         raise OutputError(f"{path}: its record is incomplete or damaged ({type(error).__name__}: {error})") from error
     raise OutputError(f"{path} is the output of {run.get('command')!r}, whose progress cannot be told from its folder")
 
 
-Unit = TypeVar("Unit")
+def status_text(status: Status) -> str:
+    """Render a status as lines of text."""
+    states = {
+        "lost": "lost: its record says running, but nothing has shown that for a while; run the same command to resume",
+        "stopped": "stopped: run the same command again to resume",
+    }
+    progress = f"{status.num_done} done"
+    if status.num_total:
+        progress = f"{status.num_done} of {status.num_total} done ({status.num_done / status.num_total:.1%})"
+    rows = [("state", states.get(status.state, status.state)), (status.counted, progress)]
+    if status.num_failed is not None:
+        rows.append(("failed", f"{status.num_failed} {'images' if status.counted == 'images' else 'samples'}"))
+        failures = sorted((status.failures or {}).items(), key=lambda item: (-item[1], item[0]))
+        for index, (kind, number) in enumerate(failures[:_KINDS_SHOWN]):
+            rows.append(("" if index else "failures", f"{number} x {kind}"))
+        if len(failures) > _KINDS_SHOWN:
+            rows.append(("", f"and {len(failures) - _KINDS_SHOWN} other kinds (--json has all)"))
+    if status.rate_per_s is not None:
+        rows.append(("rate", f"{status.rate_per_s:.2f} {status.counted}/s in the last session"))
+    if status.state == "running":
+        rows.append(("ETA", "unknown" if status.left_s is None else duration(status.left_s)))
+    if status.silent_s is not None:
+        rows.append(("last result", f"{duration(status.silent_s)} ago"))
+    rows.append(("sessions", f"{status.num_sessions}, the last one since {status.session_started}"))
+    return f"{status.output} ({status.command})\n" + "\n".join(f"{name:<12} {value}" for name, value in rows)
 
-_LEASE = "lease.json"
+
+def duration(seconds: float) -> str:
+    """Format seconds as ``1h02m``, ``3m05s`` or ``9s``."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}h{minutes:02d}m"
+    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
 
 
-def batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
-    """The status of the output of a batch verb; ``run`` is its record."""
-    sizes, written = output.partition_sizes(), written_at(output)
+def _batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
+    sizes = output.partition_sizes()
     report = None if quick else output.report()
-    num_total = sum(sizes.values())
-    return status_of_partitions(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
+    return _status_of_partitions(
+        output, run, sizes, written=_written_at(output), num_total=sum(sizes.values()), report=report, now_s=now_s
+    )
 
 
-def status_of_partitions(
+def _evaluation_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
+    """Add up the captions of all models; the run goes on after the last one, to score them."""
+    captions = [Output(below(output.path, model["captions"]), CAPTIONS_DATASET) for model in run["models"]]
+    benchmark = Output(below(output.path, run["benchmark"]), BENCHMARK_DATASET)
+    benchmark_sizes = benchmark.partition_sizes()
+    sizes: dict[tuple[int, int], int] = {}
+    written: dict[tuple[int, int], float] = {}
+    for model, each in enumerate(captions):
+        # Captions that were given to the evaluation have the benchmark's partitions.
+        partition_sizes = each.partition_sizes() or benchmark_sizes
+        sizes |= {(model, partition): size for partition, size in partition_sizes.items()}
+        written |= {(model, partition): at for partition, at in _written_at(each).items()}
+    is_stored = benchmark.exists() and benchmark.run().get("state") == "finished"
+    num_total = len(captions) * sum(benchmark_sizes.values()) if is_stored else None
+    report = None if quick else sum((each.report() for each in captions), PartitionReport())
+    return _status_of_partitions(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
+
+
+def _status_of_partitions(
     output: Output,
     run: Mapping[str, Any],
-    sizes: Mapping[Unit, int],
+    sizes: Mapping[Key, int],
     *,
-    written: Mapping[Unit, float],
+    written: Mapping[Key, float],
     num_total: int | None,
     report: PartitionReport | None,
     now_s: float,
 ) -> Status:
-    """The status of a run that writes units.
+    """Derive the status of a run that writes partitions.
 
     Args:
-        output: of the run.
-        run: its record.
-        sizes: images of each unit.
-        written: when each unit that is done was, in seconds since 1970.
-        num_total: images to be done; None: it is not known yet.
-        report: of all that is done; None: not looked up.
+        output: output of the run.
+        run: record of the run.
+        sizes: number of images of each partition.
+        written: time at which each finished partition was written, in seconds since 1970.
+        num_total: number of images to do; None: not known yet.
+        report: report of all finished images; None: not looked up.
         now_s: seconds since 1970.
     """
     session = run["sessions"][-1]
     began_s = datetime.datetime.fromisoformat(session["started"]).timestamp()
     num_done = sum(sizes[partition] for partition in written)
-    rate = rate_of(sizes, {partition: at for partition, at in written.items() if at >= began_s})
     state = run["state"]
-    if state == "running" and now_s - max(began_s, lease_renewed_at(output), *written.values()) > SILENCE_S:
-        state = "lost"
+    if state == "running":
+        lease = output.filesystem.get_file_info(f"{locate(output.path).name}/{_LEASE}")
+        heartbeat_s = lease.mtime_ns / 1e9 if lease.is_file else 0.0
+        if now_s - max(began_s, heartbeat_s, *written.values()) > SILENCE_S:
+            state = "lost"
+    # The first partition of a session has waited for the actors to start, so the rate counts from its end.
+    rate = None
+    if in_session := {partition: at for partition, at in written.items() if at >= began_s}:
+        first = min(in_session, key=in_session.__getitem__)
+        seconds = max(in_session.values()) - in_session[first]
+        if seconds > 0:
+            rate = sum(sizes[partition] for partition in in_session if partition != first) / seconds
     return Status(
         output=output.path.partition("?")[0],
         command=run["command"],
@@ -159,9 +213,9 @@ def status_of_partitions(
     )
 
 
-def written_at(output: Output) -> dict[int, float]:
-    """When each unit's file was written, in seconds since 1970: one listing, whatever the number of files."""
-    partitions = {path: _unit(path) for path in output.part_files()}
+def _written_at(output: Output) -> dict[int, float]:
+    """Read the time at which each partition was written, in seconds since 1970, from one listing."""
+    partitions = {path: int(path.rpartition("part-")[2].removesuffix(".parquet")) for path in output.part_files()}
     if not partitions:
         return {}
     folder = next(iter(partitions)).rpartition("/")[0]
@@ -169,39 +223,18 @@ def written_at(output: Output) -> dict[int, float]:
     return {partitions[info.path]: info.mtime_ns / 1e9 for info in infos if info.path in partitions}
 
 
-def _unit(path: str) -> int:
-    return int(path.rpartition("part-")[2].removesuffix(".parquet"))
-
-
-def rate_of(sizes: Mapping[Unit, int], written: Mapping[Unit, float]) -> float | None:
-    """Images a second, from the first unit of the session to the last; the first has waited for actors to start."""
-    if len(written) < 2:
-        return None
-    first = min(written, key=written.__getitem__)
-    seconds = max(written.values()) - written[first]
-    return sum(sizes[partition] for partition in written if partition != first) / seconds if seconds > 0 else None
-
-
-def lease_renewed_at(output: Output) -> float:
-    """When a session last renewed its claim, in seconds since 1970; 0: none has the folder."""
-    lease = output.filesystem.get_file_info(f"{locate(output.path).name}/{_LEASE}")
-    return float(lease.mtime_ns / 1e9) if lease.is_file else 0.0
-
-
-_RECENT_STEPS = 50  # the rate is theirs: images, and so steps, are of different length over an epoch
-_LONGEST_STEPS = 10  # a step may take this many times the usual before the run counts as lost
-
-
-def training_status(location: Location, run: Mapping[str, Any], now_s: float) -> Status:
-    """The status of a training; ``run`` is its record, ``location`` the folder of the run."""
-    steps = list(_lines(location, "metrics.jsonl"))
+def _training_status(location: Location, run: Mapping[str, Any], now_s: float) -> Status:
+    steps = list(_json_lines(location, "metrics.jsonl"))
     num_done = steps[-1]["step"] + 1 if steps else 0
-    rate = _rate(steps[-_RECENT_STEPS:])
-    silent_s = _silent_s(location, now_s)
+    recent = steps[-_RECENT_STEPS:]
+    seconds = sum(sum(step["seconds"].values()) for step in recent)
+    rate = len(recent) / seconds if seconds > 0 else None
+    metrics = location.filesystem.get_file_info(f"{location.name}/metrics.jsonl")
+    silent_s = max(0.0, now_s - metrics.mtime_ns / 1e9) if metrics.is_file else None
     state, num_total = run["state"], run.get("num_steps")
     if state == "running" and silent_s is not None and rate is not None:
-        state = "lost" if silent_s > max(SILENCE_S, _LONGEST_STEPS / rate) else state
-    failures = Counter(line["kind"] for line in _lines(location, "errors.jsonl"))
+        state = "lost" if silent_s > max(SILENCE_S, _LOST_AFTER_STEPS / rate) else state
+    failures = Counter(line["kind"] for line in _json_lines(location, "errors.jsonl"))
     return Status(
         output=str(location.name),
         command=run["command"],
@@ -219,8 +252,8 @@ def training_status(location: Location, run: Mapping[str, Any], now_s: float) ->
     )
 
 
-def _lines(location: Location, name: str) -> Iterator[dict[str, Any]]:
-    """The complete lines of a file of JSON objects; none if there is no file."""
+def _json_lines(location: Location, name: str) -> Iterator[dict[str, Any]]:
+    """Yield the complete lines of a JSONL file; none if there is no file."""
     path = f"{location.name}/{name}"
     if not location.filesystem.get_file_info(path).is_file:
         return
@@ -229,76 +262,3 @@ def _lines(location: Location, name: str) -> Iterator[dict[str, Any]]:
     lines = text.split("\n")
     for line in islice(lines, len(lines) - 1):
         yield json.loads(line)
-
-
-def _rate(steps: list[dict[str, Any]]) -> float | None:
-    seconds = sum(sum(step["seconds"].values()) for step in steps)
-    return len(steps) / seconds if seconds > 0 else None
-
-
-def _silent_s(location: Location, now_s: float) -> float | None:
-    info: pafs.FileInfo = location.filesystem.get_file_info(f"{location.name}/metrics.jsonl")
-    return max(0.0, now_s - info.mtime_ns / 1e9) if info.is_file else None
-
-
-def evaluation_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
-    """The status of an evaluation; ``run`` is its record.
-
-    An image counts once for each model. When all are captioned the run goes on: captions are judged and measured.
-    """
-    captions = [Output(below(output.path, model["captions"]), CAPTIONS_DATASET) for model in run["models"]]
-    benchmark = Output(below(output.path, run["benchmark"]), BENCHMARK_DATASET)
-    of_benchmark = benchmark.partition_sizes()
-    sizes = {
-        (place, partition): size
-        for place, each in enumerate(captions)
-        for partition, size in (
-            each.partition_sizes() or of_benchmark
-        ).items()  # captions that were given have its units
-    }
-    written = {
-        (place, partition): at for place, each in enumerate(captions) for partition, at in written_at(each).items()
-    }
-    is_stored = benchmark.exists() and benchmark.run().get("state") == "finished"
-    num_total = len(captions) * sum(of_benchmark.values()) if is_stored else None
-    report = None if quick else sum((each.report() for each in captions), PartitionReport())
-    return status_of_partitions(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
-
-
-_KINDS_SHOWN = 10
-
-
-def status_text(status: Status) -> str:
-    """The lines."""
-    rows = [("state", _state(status)), (status.counted, _progress(status))]
-    if status.num_failed is not None:
-        what = "images" if status.counted == "images" else "samples"
-        rows.append(("failed", f"{status.num_failed} {what}"))
-        commonest = sorted((status.failures or {}).items(), key=lambda item: (-item[1], item[0]))
-        rows += [("failures" if not index else "", f"{n} x {kind}") for index, (kind, n) in enumerate(commonest)][
-            :_KINDS_SHOWN
-        ]
-        if len(commonest) > _KINDS_SHOWN:
-            rows.append(("", f"and {len(commonest) - _KINDS_SHOWN} other kinds (--json has all)"))
-    if status.rate_per_s is not None:
-        rows.append(("rate", f"{status.rate_per_s:.2f} {status.counted}/s in the last session"))
-    if status.state == "running":
-        rows.append(("ETA", "unknown" if status.left_s is None else duration(status.left_s)))
-    if status.silent_s is not None:
-        rows.append(("last result", f"{duration(status.silent_s)} ago"))
-    rows.append(("sessions", f"{status.num_sessions}, the last one since {status.session_started}"))
-    return f"{status.output} ({status.command})\n" + "\n".join(f"{name:<12} {value}" for name, value in rows)
-
-
-def _state(status: Status) -> str:
-    remedies = {
-        "lost": "lost: it was running, and nothing has shown that for a while; the same command goes on from here",
-        "stopped": "stopped: the same command goes on from here",
-    }
-    return remedies.get(status.state, status.state)
-
-
-def _progress(status: Status) -> str:
-    if not status.num_total:
-        return f"{status.num_done} done"
-    return f"{status.num_done} of {status.num_total} done ({status.num_done / status.num_total:.1%})"
