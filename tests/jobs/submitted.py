@@ -9,7 +9,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,17 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass(frozen=True)
 class Head:
-    """Where jobs are submitted to.
+    """A Ray head that jobs are submitted to.
 
     Attributes:
-        address: of the dashboard, for ``ray job``.
-        environment: for commands that talk to this head and to no other.
+        address: address of the dashboard, for ``ray job``.
+        environment: environment of commands that talk to this head only.
     """
 
     address: str
     environment: dict[str, str]
 
-    def ray_job(self, *arguments: str, timeout_s: float = 150) -> subprocess.CompletedProcess[str]:
+    def ray_job(self, *arguments: str, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
         """Run ``ray job ARGUMENTS`` and wait for its end; standard error goes where standard output does."""
         return subprocess.run(
             [ray_command(), "job", *arguments],
@@ -50,14 +50,22 @@ class Head:
         return self.ray_job("submit", "--working-dir", str(working_dir), *options, "--", *command)
 
 
+def wait_until(condition: Callable[[], bool], explain: Callable[[], str], timeout_s: float = 600) -> None:
+    """Wait for an event that other processes bring about; the bound is for failures, not for slow machines."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline, explain()
+        time.sleep(0.1)
+
+
 def ray_command() -> str:
-    """The ``ray`` of this environment."""
+    """Return the path of this environment's ``ray``."""
     return str(Path(sys.executable).with_name("ray"))
 
 
 @contextlib.contextmanager
 def ray_head(num_cpus: int = 8) -> Iterator[Head]:
-    """Start a head on loopback, with ports and a token that no other has, and end it by its process id."""
+    """Start a head on loopback, with ports and a token of its own, and end it by its process id."""
     gcs, dashboard, client, agent = free_ports(4)
     folder = tempfile.mkdtemp(prefix="ureca-")  # sockets below it: their paths must be short
     environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
@@ -65,7 +73,7 @@ def ray_head(num_cpus: int = 8) -> Iterator[Head]:
     environment |= {
         "PATH": f"{Path(sys.executable).parent}:{environment['PATH']}",
         "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",
-        "RAY_JOB_STOP_WAIT_TIME_S": "60",  # by default 3, then it kills
+        "RAY_JOB_STOP_WAIT_TIME_S": "600",  # by default 3, after which a stopped job is killed
     }
     address = f"http://127.0.0.1:{dashboard}"
     environment |= {"RAY_ADDRESS": address, "RAY_API_SERVER_ADDRESS": address}
@@ -87,7 +95,7 @@ def ray_head(num_cpus: int = 8) -> Iterator[Head]:
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of this machine that nothing listens on."""
+    """Return ports of this machine that nothing listens on."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
         for each in sockets:
@@ -96,17 +104,17 @@ def free_ports(count: int) -> list[int]:
 
 
 def _wait_for(port: int, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
+    def listens() -> bool:
         assert process.poll() is None, log.read_text(encoding="utf-8")
         with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-            return
-        time.sleep(0.1)
-    raise AssertionError(log.read_text(encoding="utf-8"))
+            return True
+        return False
+
+    wait_until(listens, lambda: log.read_text(encoding="utf-8"))
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the head with all that it has started: asked to end, it would take half a minute."""
+    """Kill the head and its child processes: a regular shutdown takes half a minute."""
     below = psutil.Process(process.pid).children(recursive=True)
     process.kill()
     process.wait()

@@ -1,4 +1,4 @@
-"""Runs in simulated time, made from a few numbers."""
+"""Simulated runs from a few numbers."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -9,7 +9,7 @@ from ureca.pipelines.curate_settings import CurateSettings
 
 
 def chain(num_questions: int) -> Questions:
-    """An image whose questions wait for one another."""
+    """Make an image whose questions form a chain."""
     questions = Questions()
     last = questions.add("decode", [])
     for _ in range(num_questions):
@@ -18,7 +18,7 @@ def chain(num_questions: int) -> Questions:
 
 
 def measured_run(images: list[Questions], asked: Iterable[Kind] = ("short",), **changes: Any) -> Measured:
-    """What was measured of a run with such images."""
+    """Make the measurements of a run with such images."""
     figures = {
         **dict.fromkeys(("prompt_tokens_per_call", "new_tokens_per_call", "pixel_bytes", "mask_bytes"), 10.0),
         **dict.fromkeys(("regions_per_image", "masks_per_image", "stored_bytes"), 5.0),
@@ -34,12 +34,12 @@ def measured_run(images: list[Questions], asked: Iterable[Kind] = ("short",), **
 
 
 def service(**changes: Any) -> Service:
-    """Work that takes no time, but for the model, which answers in a second."""
+    """Make durations of zero, except a second for each answer."""
     return Service(**{"generate_s": 0.0, "tree_s": 0.0, "step_s": 0.0, "answer_s": (1.0,), **changes})
 
 
 def arrangement(**changes: Any) -> Arrangement:
-    """One actor that may do as much at a time as it wants."""
+    """Make an arrangement of one actor without limits."""
     one = dict.fromkeys(("mask_actors", "tree_tasks", "row_actors"), 1)
     many = dict.fromkeys(
         ("cpus", "partitions_in_flight", "images_in_flight", "requests_per_actor", "engine_slots"), 10**6
@@ -48,7 +48,7 @@ def arrangement(**changes: Any) -> Arrangement:
 
 
 def duration_of(questions: Questions, answer_s: float, asked: Iterable[Kind]) -> float:
-    """Seconds that one image takes where nothing else is there."""
+    """Return the seconds that one image takes alone."""
     return simulated([questions], [1], service(answer_s=(answer_s,)), asked=asked).end.now_s
 
 
@@ -60,5 +60,5 @@ def simulated(
     asked: Iterable[Kind] = ("short",),
     **changes: Any,
 ) -> Simulated:
-    """Run units of images; ``changes`` are of the arrangement."""
+    """Simulate partitions of images; ``changes`` apply to the arrangement."""
     return simulate(measured_run(images, asked), times or service(), arrangement(**changes), partition_sizes)

