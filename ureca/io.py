@@ -209,7 +209,7 @@ def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """Yield an unused name beside ``path``; whatever is written there replaces ``path`` when the block succeeds."""
+    """Yield an unused name beside ``path``; a file or folder written there replaces it on success."""
     # The end of the name keeps its extension; all of it might be longer than file systems allow.
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name[-40:]}")
     replaced = path.with_name(f"{temporary.name}.old")

@@ -75,7 +75,7 @@ def export(
 
 @dataclass(slots=True)
 class Selection:
-    """Selection of the captioned regions of each row, which counts what it leaves out.
+    """Selection of the captioned regions of each row, which counts those that it leaves out.
 
     Attributes:
         include_rejected: select captions that the verification rejected, too.

@@ -252,7 +252,7 @@ def attach_beside(manifest: pa.Table) -> pa.Table:
     annotations = pa.chunked_array(
         [_annotations_in(place["folder"], place["options"]) for place in places.to_pylist()], pa.string()
     )
-    # An archive "a.tar" is no image "a": only what is a file of its own may look for its stem.
+    # An archive "a.tar" is not an image "a": only images that are files of their own are matched by stem.
     keys = pc.if_else(is_file, without_extensions(bare), pa.scalar(None, pa.string()))
     return _attach(manifest, keys, without_extensions(split_options(annotations)[0]), annotations)
 

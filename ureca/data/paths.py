@@ -1,8 +1,8 @@
 """Paths and URIs: Arrow strings handled a column at a time, and glob patterns over the files of any file system.
 
-The patterns are matched here, rather than by fsspec, for what they leave out and for their cost: hidden files, links
-that lead back to a folder above, and names that are not UTF-8 are handled as ``ureca.io.list_entries`` does, no file is
-looked at for its size, and only the folders that a pattern can match are listed.
+The patterns are matched here, rather than by fsspec, for two reasons, correctness and cost: hidden files, links
+that lead back to a folder above, and names that are not UTF-8 are handled as by ``ureca.io.list_entries``, no file's
+size is requested, and only the folders that a pattern can match are listed.
 """
 
 import fnmatch
@@ -102,7 +102,7 @@ def walk_matches(pattern: Location) -> Iterator[str]:
     folders = ["/".join(parts[:first]) or ("/" if first else "")]
     for part in parts[first:-1]:
         folders = list(dict.fromkeys(_step_down(pattern, folders, part)))
-    # A trailing ** is all that lies below, and so is what * matches with the folders that it matches.
+    # A trailing ** matches everything below, which is the same as * with the content of the folders that it matches.
     last = "*" if parts[-1] == "**" else parts[-1]
     for folder in folders:
         for name, is_folder in _matching(pattern, folder, last):

@@ -93,7 +93,7 @@ class FileReader:
             if offset is None:
                 offset, size = 0, length
             if size is None:
-                return DataError("damaged_archive", f"{path}: no tar header at byte {offset}; what follows is lost")
+                return DataError("damaged_archive", f"{path}: no tar header at byte {offset}; the rest is lost")
             if size > self._max_bytes:
                 return DataError("too_many_bytes", f"{path}: {size} bytes, the limit is {self._max_bytes}")
             if offset + size > length:

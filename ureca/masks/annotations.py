@@ -1,4 +1,4 @@
-"""Annotation files: SA-1B's (one JSON an image) and COCO instances (one JSON a dataset)."""
+"""Annotation files: SA-1B (one JSON file per image) and COCO instances (one JSON file per dataset)."""
 
 import json
 import math
@@ -16,7 +16,7 @@ from ureca.masks.mask import Mask
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
 MAX_MASKS = 4096
-"""Of one image. Planting a tree costs up to the square of it, where each mask lies in the one before."""
+"""Largest number of masks of an image. Building a mask tree can take time proportional to its square."""
 
 _MAX_SIDE_PX = 2**16
 _MAX_NESTING = 32
@@ -30,14 +30,14 @@ _Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 
 @dataclass(frozen=True)
 class Annotations(Sequence[Mask]):
-    """The masks of one image, as a sequence, with what their file says about the image.
+    """The masks of one image, as a sequence, and the image's properties in their file.
 
     Attributes:
-        masks: in the file's order, with distinct ids.
-        height_px: of the image.
-        width_px: of the image.
-        image_id: as the file has it; None where it has none.
-        file_name: of the image; None where the file names none.
+        masks: masks in the file's order, with distinct ids.
+        height_px: height of the image.
+        width_px: width of the image.
+        image_id: id of the image in the file; None if it has none.
+        file_name: name of the image's file; None if the file names none.
     """
 
     masks: tuple[Mask, ...]
@@ -69,7 +69,7 @@ class _CocoImage(_Image):
 
 
 class _Annotation(BaseModel):
-    """One mask in a file; every key it does not name is kept."""
+    """One mask in a file; unknown keys are kept."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -122,7 +122,7 @@ def parse_annotations(data: bytes) -> Annotations:
     """Parse the content of an SA-1B JSON file.
 
     Raises:
-        AnnotationError: ``malformed`` (no such JSON, wrong types, runs or polygons that make no mask, over 256 MiB),
+        AnnotationError: ``malformed`` (no such JSON, wrong types, invalid runs or polygons, over 256 MiB),
             ``no_masks`` (its list is empty), ``too_many_masks`` (over 4096), ``duplicate_ids``.
     """
     if len(data) > MAX_ANNOTATION_BYTES:
@@ -131,15 +131,15 @@ def parse_annotations(data: bytes) -> Annotations:
     try:
         file = _Sa1bFile.model_validate(content)
     except ValidationError as error:
-        _refuse(error)
+        _raise_malformed(error)
     return _annotations(file.image, file.annotations, image_id=file.image.image_id, inclusive=True)
 
 
 def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
-    """Read a COCO instances JSON file: the annotations of each of its images that has any, in the file's order.
+    """Read a COCO instances JSON file, yielding the annotations of each image that has any, in the file's order.
 
     Raises:
-        AnnotationError: as ``parse_annotations``, without a bound of the file's size; also ``duplicate_ids`` of images,
+        AnnotationError: as ``parse_annotations``, without a limit of the file's size; also ``duplicate_ids`` of images,
             and ``malformed`` for an annotation whose image the file does not list.
         OSError: the file cannot be read.
     """
@@ -152,21 +152,21 @@ def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
 def coco_images(
     path: str | Path, *, only: Collection[int] | None = None
 ) -> Iterator[tuple[int | str, Annotations | AnnotationError]]:
-    """The same, image by image: its id, and its annotations or what is wrong with them.
+    """Read a COCO instances JSON file, yielding the id of each image, and its annotations or their error.
 
     Args:
-        path: of the file.
-        only: ids of the annotations that are wanted; None: all of them.
+        path: path of the file.
+        only: ids of the annotations to read; None: all of them.
 
     Raises:
-        AnnotationError: of the file as a whole.
+        AnnotationError: the file is unusable as a whole.
         OSError: the file cannot be read.
     """
     content = _load_json(Path(path).read_bytes())
     try:
         file = _CocoFile.model_validate(content)
     except ValidationError as error:
-        _refuse(error)
+        _raise_malformed(error)
     by_image: dict[int | str, list[_Annotation]] = {
         id: [] for id in _distinct((image.id for image in file.images), "image ids")
     }
@@ -186,7 +186,7 @@ def coco_images(
 
 
 def to_sa1b(annotations: Annotations) -> dict[str, Any]:
-    """What an SA-1B JSON file of these masks holds."""
+    """Return the content of an SA-1B JSON file of the masks."""
     image = {"image_id": annotations.image_id, "file_name": annotations.file_name}
     return {
         "image": {key: value for key, value in image.items() if value is not None}
@@ -196,7 +196,7 @@ def to_sa1b(annotations: Annotations) -> dict[str, Any]:
 
 
 def write_annotations(path: str | Path, annotations: Annotations) -> None:
-    """Write an SA-1B JSON file; ``read_annotations`` gives back equal masks."""
+    """Write an SA-1B JSON file, from which ``read_annotations`` reads equal masks."""
     Path(path).write_text(json.dumps(to_sa1b(annotations), allow_nan=False), encoding="utf-8")
 
 
@@ -233,10 +233,10 @@ def _ids(annotations: Sequence[_Annotation]) -> list[int]:
     return [next(free) if annotation.id is None else annotation.id for annotation in annotations]
 
 
-def _distinct(ids: Iterable[Id], what: str) -> set[Id]:
+def _distinct(ids: Iterable[Id], name: str) -> set[Id]:
     times = Counter(ids)
     if twice := [id for id, count in times.items() if count > 1]:
-        raise AnnotationError("duplicate_ids", f"{what} appear more than once: {twice[:5]}")
+        raise AnnotationError("duplicate_ids", f"{name} appear more than once: {twice[:5]}")
     return set(times)
 
 
@@ -266,30 +266,30 @@ def _extra(id: int, annotation: _Annotation) -> Mapping[str, Any]:
     for _ in range(_MAX_NESTING):
         containers = (value.values() if isinstance(value, dict) else value for value in inner)
         inner = [item for items in containers for item in items if isinstance(item, dict | list)]
-    if inner:  # what is nested deeper may be read here and yet be too deep to travel to another process
+    if inner:  # deeper nesting can be read here and yet be too deep to be sent to another process
         raise AnnotationError("malformed", f"mask {id}: its keys hold more than {_MAX_NESTING} levels of lists")
     return extra
 
 
 def _load_json(data: bytes) -> Any:
     try:
-        return json.loads(data, parse_constant=_refuse_constant, parse_float=_finite)
+        return json.loads(data, parse_constant=_reject_constant, parse_float=_finite)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no Unicode, integers of thousands of digits
         raise AnnotationError("malformed", f"not JSON: {error}") from error
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no JSON number")
+def _reject_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a JSON number")
 
 
 def _finite(digits: str) -> float:
     number = float(digits)
     if not math.isfinite(number):
-        raise ValueError("a number is beyond what a float can hold")
+        raise ValueError("a number exceeds the range of a float")
     return number
 
 
-def _refuse(error: ValidationError) -> NoReturn:
+def _raise_malformed(error: ValidationError) -> NoReturn:
     first = error.errors(include_url=False, include_input=False)[0]
     where = ".".join(str(step) for step in first["loc"])
     more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""

@@ -1,4 +1,4 @@
-"""Boxes and points that say which regions of an image are meant, in a file beside the image."""
+"""Prompts: boxes and points that select regions of an image, in a file beside the image."""
 
 from typing import Annotated, Literal, Self
 
@@ -8,19 +8,19 @@ from ureca.errors import AnnotationError
 from ureca.masks.annotations import MAX_MASKS
 
 MAX_POINTS = 256
-"""Of one prompt."""
+"""Largest number of points of a prompt."""
 
 _Number = Annotated[float, Field(allow_inf_nan=False)]
 
 
 class Prompt(BaseModel):
-    """A region by a box, by points, or by both.
+    """A region given by a box, by points, or by both.
 
     Attributes:
-        id: of the region, unique in its image; None: the first ids from 0 that are free.
-        bbox_xywh: x, y, width, height in pixels, of which width and height are above 0.
-        points_xy: x, y in pixels of points.
-        labels: of each point 1 (inside the region) or 0 (outside of it); None: all are inside.
+        id: id of the region, unique in its image; None: the first free ids from 0 are assigned.
+        bbox_xywh: box as x, y, width, height in pixels, with positive width and height.
+        points_xy: points as x, y in pixels.
+        labels: 1 (inside the region) or 0 (outside) for each point; None: all are inside.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
@@ -31,7 +31,7 @@ class Prompt(BaseModel):
     labels: tuple[Literal[0, 1], ...] | None = None
 
     @model_validator(mode="after")
-    def _says_something(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.bbox_xywh is None and not self.points_xy:
             raise ValueError("a prompt has bbox_xywh, points_xy, or both")
         if self.bbox_xywh is not None and min(self.bbox_xywh[2:]) <= 0:
@@ -49,7 +49,7 @@ def parse_prompts(data: bytes) -> list[tuple[int, Prompt]]:
     """Parse the content of ``{"prompts": [...]}``; other keys of the file are ignored.
 
     Returns:
-        each prompt with its id, in the file's order.
+        Prompts with their ids, in the file's order.
 
     Raises:
         AnnotationError: ``malformed``, ``no_masks`` (its list is empty), ``too_many_masks`` (over 4096),

@@ -1,4 +1,4 @@
-"""Run-length encoded masks, the COCO way, through pycocotools.
+"""Run-length encoded masks in COCO's format, through pycocotools.
 
 A COCO RLE is ``{"size": [height, width], "counts": ...}`` over the mask in column order, where ``counts`` is
 a list of run lengths (uncompressed) or pycocotools' compact string of it (compressed).
@@ -14,7 +14,7 @@ from pycocotools import mask as coco_mask
 BoolMask = npt.NDArray[np.bool_]
 
 MAX_PIXELS = 2**29 - 1
-"""Of a mask: from there on pycocotools misreads runs that it wrote itself."""
+"""Largest number of pixels of a mask; pycocotools misreads the runs of larger ones."""
 
 
 class Rle(TypedDict):
@@ -37,12 +37,12 @@ def encode(mask: npt.NDArray[Any]) -> Rle:
 
 
 def decode(rle: Rle) -> BoolMask:
-    """Decode to a bool mask [H, W]. The runs must have passed ``from_coco`` or come from ``encode``."""
+    """Decode to a bool mask [H, W]. The runs must come from ``from_coco`` or ``encode``."""
     return np.ascontiguousarray(coco_mask.decode(rle)).view(np.bool_)
 
 
 def encode_box(x: int, y: int, width: int, height: int, size: tuple[int, int]) -> Rle:
-    """Encode a filled box of whole pixels; what lies outside of the image, ``size`` (height, width), is cut off."""
+    """Encode a filled box of whole pixels, clipped to the image, whose ``size`` is (height, width)."""
     image_height, image_width = size
     left, right = max(0, x), min(image_width, x + width)
     top, bottom = max(0, y), min(image_height, y + height)
@@ -55,24 +55,31 @@ def encode_box(x: int, y: int, width: int, height: int, size: tuple[int, int]) -
 
 
 def area_px(rle: Rle) -> int:
-    """Number of pixels inside, without decoding."""
+    """Count the pixels inside, without decoding."""
     return int(coco_mask.area(rle))
 
 
 def box_xywh(rle: Rle) -> tuple[float, float, float, float]:
-    """Smallest box (x, y, width, height) in pixels; width and height count pixels. An empty mask has a zero box."""
+    """Compute the smallest box (x, y, width, height); width and height count pixels. An empty mask has a zero box."""
     x, y, width, height = (float(value) for value in coco_mask.toBbox(rle))
     return x, y, width, height
 
 
 def inclusive_box_xywh(rle: Rle) -> tuple[float, float, float, float]:
-    """The same box as SA-1B writes it: width and height are one less than the pixels they span."""
+    """Compute the box as SA-1B has it: width and height are one less than the number of pixels that they span."""
     x, y, width, height = box_xywh(rle)
     return x, y, max(0.0, width - 1), max(0.0, height - 1)
 
 
 class Runs:
-    """The runs of a mask, unpacked once to be compared with many others."""
+    """Unpacked runs of a mask, for comparisons with many others.
+
+    Args:
+        rle: the mask.
+
+    Attributes:
+        area_px: number of pixels inside.
+    """
 
     def __init__(self, rle: Rle) -> None:
         runs = _unpacked(rle["counts"])
@@ -83,10 +90,10 @@ class Runs:
         self.area_px = int(self._inside_before[-1])
 
     def containment_in(self, outer: "Runs") -> float:
-        """The share |self ∩ outer| / |self| of this mask that lies inside another of the same image; 0 if it is empty.
+        """Compute the share |self ∩ outer| / |self| of this mask inside another of the same image; 0 if it is empty.
 
-        The number of pixels of ``outer`` before a place rises by 1 a pixel along its runs and stays between them, so
-        interpolating it at this mask's borders is exact.
+        The number of pixels of ``outer`` before a position rises by 1 per pixel along its runs and is constant between
+        them, so interpolating it at this mask's borders is exact.
         """
         outer_before = np.interp(self._borders, outer._borders, outer._inside_before)
         num_common = outer_before[1::2].sum() - outer_before[: self._borders.size // 2 * 2 : 2].sum()
@@ -98,8 +105,8 @@ def from_coco(segmentation: object, height: int, width: int) -> Rle:
 
     Args:
         segmentation: ``{"size", "counts"}`` or a list of polygons, each a flat list x0, y0, x1, y1, ... in pixels.
-        height: of the image, in pixels.
-        width: of the image, in pixels.
+        height: height of the image, in pixels.
+        width: width of the image, in pixels.
 
     Raises:
         ValueError: another form, a size that is not the image's, an image of 2^29 pixels or more, or runs that do not
@@ -134,7 +141,7 @@ def from_coco(segmentation: object, height: int, width: int) -> Rle:
 def _from_polygons(polygons: list[Any], height: int, width: int) -> Rle:
     if not polygons:
         raise ValueError("the list of polygons is empty")
-    # The rasteriser walks every pixel between two corners: one far outside would take for ever.
+    # The rasteriser visits every pixel between two corners: a corner far outside would take too long.
     furthest = 10 * max(height, width)
     for polygon in polygons:
         if not isinstance(polygon, list) or len(polygon) < 6 or len(polygon) % 2:
@@ -152,10 +159,10 @@ def _whole_numbers(counts: list[Any], num_pixels: int) -> npt.NDArray[np.int64]:
 
 
 def _unpacked(counts: str) -> npt.NDArray[np.int64]:
-    """The runs of a compact string, walked here: pycocotools reads past its end where it is malformed.
+    """Unpack the runs of a compressed string. It is done here because pycocotools reads past the end of malformed ones.
 
     Each run is a little-endian sequence of 5-bit groups with a continuation bit; from the fourth run on it is stored
-    as the difference to the run two places before.
+    as the difference to the run two positions before.
     """
     data = np.frombuffer(counts.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
     if data.size == 0 or (data < 0).any() or (data > 63).any():
@@ -171,15 +178,15 @@ def _unpacked(counts: str) -> npt.NDArray[np.int64]:
     values = np.add.reduceat((data & 31) << (5 * position), starts)
     negative = (data[ends] & 16) != 0
     runs = np.where(negative, values - (1 << (5 * lengths)), values)
-    # Differences add up along the odd places and along the even ones; the very first run stands apart.
+    # Differences add up along the odd and along the even positions; the very first run is separate.
     for parity in (1, 2):
         runs[parity::2] = np.cumsum(runs[parity::2])
     return runs
 
 
 def _without_empty_runs(runs: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """The same pixels without runs of length 0 after the first, for which pycocotools computes false boxes."""
+    """Remove runs of length 0 after the first, for which pycocotools computes false boxes."""
     borders, times = np.unique(np.cumsum(runs)[:-1], return_counts=True)
-    # Where an even number of runs ends, the colour stays what it was.
+    # Where an even number of runs ends, the colour does not change.
     borders = borders[(times % 2 == 1) & (borders < runs.sum())]
     return np.asarray(np.diff(borders, prepend=0, append=runs.sum()))

@@ -1,4 +1,4 @@
-"""The mask tree: which mask is part of which (paper, stage 1 of the curation)."""
+"""The mask tree: the hierarchy of masks and their parts (paper, stage 1 of the curation)."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -173,10 +173,10 @@ def _check_one_image(masks: Sequence[Mask]) -> None:
 
 
 class _Holders:
-    """Finds which masks hold enough of another; a mask is only compared where its box allows it to be held.
+    """Search for the masks that contain enough of another; only masks with overlapping boxes are compared.
 
     Args:
-        rles: of all masks; they are named by their index.
+        rles: all masks, identified by their index.
         containment: share of a mask that must lie inside.
     """
 
@@ -185,11 +185,11 @@ class _Holders:
         self._containment = containment
         boxes = np.array([rle_codec.box_xywh(rle) for rle in rles]).reshape(-1, 4)
         self._starts, self._ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
-        # A hair less than the share itself: rounding must not drop a mask that exactly reaches it.
+        # Slightly less than the share itself: rounding must not drop a mask that exactly reaches it.
         self._least_px = np.array([runs.area_px for runs in self._runs]) * (containment * (1 - 1e-9))
 
     def first(self, inner: int, among: Sequence[int]) -> int | None:
-        """The first of ``among`` that holds the mask ``inner``; an empty mask is held by none."""
+        """Return the first of ``among`` that contains the mask ``inner``; None: none does, as for an empty mask."""
         outer = np.array(among, dtype=np.int64)
         sides = np.minimum(self._ends[outer], self._ends[inner]) - np.maximum(self._starts[outer], self._starts[inner])
         overlap_px = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)

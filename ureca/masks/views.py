@@ -1,6 +1,6 @@
-"""The views of a region that an MLLM is shown (paper, stages 2 to 4).
+"""Views of a region for an MLLM (paper, stages 2 to 4).
 
-Background is a Gaussian blur of sigma 100 px of the image; contours are 3 px wide, as the model sees them.
+The background is a Gaussian blur of sigma 100 px of the image; contours are 3 px wide in the view.
 """
 
 import threading
@@ -21,7 +21,7 @@ BoolMask = npt.NDArray[np.bool_]
 YELLOW = (255, 255, 0)
 TARGET_BLUE = (0, 64, 255)
 _BLUR_SIGMA_PX = 100
-_BLUR_SHRINK = 8  # a blur this wide has no detail that an eighth of the resolution loses
+_BLUR_SHRINK = 8  # so wide a blur has no detail that is lost at an eighth of the resolution
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Box:
 
     @classmethod
     def around(cls, masks: Sequence[Mask]) -> "Box":
-        """Smallest box that holds all the masks, of which at least one must have a pixel."""
+        """Compute the smallest box around masks, of which at least one must have a pixel."""
         boxes = [rle_codec.box_xywh(mask.rle) for mask in masks]
         boxes = [box for box in boxes if box[2] > 0]
         return cls(
@@ -47,19 +47,19 @@ class Box:
 
     @property
     def rows_and_columns(self) -> tuple[slice, slice]:
-        """Index of the box into an array [H, W, ...]."""
+        """Index that selects the box in an array [H, W, ...]."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
 
 
 class Views:
-    """Renders the views of one image's masks; every view is uint8 RGB [h, w, 3] with max(h, w) <= max_side_px.
+    """Renderer of the views of one image's masks; every view is uint8 RGB [h, w, 3] with max(h, w) <= max_side_px.
 
-    The image is blurred once, whatever the number of views, and only where some view needs it.
+    The image is blurred at most once, when the first view needs it. Views may be rendered on several threads.
 
     Args:
-        pixels: the image, uint8 RGB [H, W, 3].
-        masks: its masks by id, each with at least one pixel where it is drawn.
-        max_side_px: longest side of a view; larger crops are shrunk, smaller ones left as they are.
+        pixels: image, uint8 RGB [H, W, 3].
+        masks: masks of the image by id; those that are drawn have at least one pixel.
+        max_side_px: longest side of a view; larger crops are shrunk, smaller ones are unchanged.
     """
 
     def __init__(self, pixels: Pixels, masks: Mapping[int, Mask], *, max_side_px: int = 1024) -> None:
@@ -71,41 +71,41 @@ class Views:
         self._blurring = threading.Lock()
 
     def whole(self) -> Pixels:
-        """The full image with nothing drawn on it: the verification's global view."""
+        """Render the full image without contours: the global view of the verification."""
         return self._whole
 
     def whole_with_contour(self, id: int) -> Pixels:
-        """The full image with the region's contour: a main object's first view, and the bottom-up view."""
+        """Render the full image with the region's contour: a main object's first view, and the bottom-up view."""
         return self._outlined(self._whole, [(self._masks[id].decode(), YELLOW)])
 
     def crop(self, id: int) -> Pixels:
-        """The crop of the region's box with everything outside its mask blurred."""
+        """Render the crop of the region's box with everything outside of its mask blurred."""
         pixels, _ = self.crop_with_mask(id, max_side_px=self._max_side_px)
         return pixels
 
     def crop_with_mask(self, id: int, *, max_side_px: int) -> tuple[Pixels, BoolMask]:
-        """The same crop at a size of its own, and the mask within it, bool [h, w], with at least one pixel."""
+        """Render the crop at another size, with the mask in it, bool [h, w], which has at least one pixel."""
         crop = Box.around([self._masks[id]]).rows_and_columns
         inside = self._masks[id].decode()[crop]
         pixels = _capped(self._blurred_outside(inside, crop), max_side_px)
         return pixels, _shrunk_mask(inside, pixels.shape[:2])
 
     def part_in_parent(self, id: int, parent: int) -> Pixels:
-        """The crop of the parent, everything outside the parent blurred, with the part's contour.
+        """Render the crop of the parent, blurred outside of the parent, with the part's contour.
 
-        A part may reach out of its parent (containment is at least 0.8, not 1): its contour is cut at the crop.
+        A part may extend beyond its parent (containment is at least 0.8, not 1): its contour is cut at the crop.
         """
         crop = Box.around([self._masks[parent]]).rows_and_columns
         blurred = self._blurred_outside(self._masks[parent].decode()[crop], crop)
         return self._outlined(blurred, [(self._masks[id].decode()[crop], YELLOW)])
 
     def lookalikes(self, target: int, others: Sequence[int]) -> Pixels:
-        """The crop of the union box of a region and its look-alikes, contoured and numbered; the target is 0, blue."""
+        """Render the crop around a region and its look-alikes, with contours and numbers; the target is 0 and blue."""
         ids = [target, *others]
         crop = Box.around([self._masks[id] for id in ids]).rows_and_columns
         colours = [TARGET_BLUE, *_colours_but_blue(len(others))]
         inside = [self._masks[id].decode()[crop] for id in ids]
-        # The target is drawn last: nothing may cover its contour and its index.
+        # The target is drawn last, so that nothing covers its contour and its index.
         outlines = list(zip(inside, colours, strict=True))[::-1]
         drawn = self._outlined(self._pixels[crop], outlines)
         shrink_x, shrink_y = drawn.shape[1] / inside[0].shape[1], drawn.shape[0] / inside[0].shape[0]
@@ -137,7 +137,7 @@ class Views:
         return np.where(inside[..., None], self._pixels[crop], self._background[crop])
 
     def _outlined(self, pixels: Pixels, outlines: Sequence[tuple[BoolMask, tuple[int, int, int]]]) -> Pixels:
-        """Shrink to the cap, then draw contours, so that they are 3 px wide as the model sees them."""
+        """Shrink to the size of the view, then draw contours, which are thus 3 px wide in the view."""
         drawn = _capped(pixels, self._max_side_px).copy()
         for inside, colour in outlines:
             drawn[_contour(_shrunk_mask(inside, drawn.shape[:2]))] = colour
@@ -145,7 +145,7 @@ class Views:
 
 
 def _colours_but_blue(num_colours: int) -> list[tuple[int, int, int]]:
-    """Distinct RGB colours, from magenta over red, yellow and green to cyan."""
+    """Return distinct RGB colours, from magenta over red, yellow and green to cyan."""
     hues = np.linspace(-60, 180, num_colours) % 360
     return [ImageColor.getrgb(f"hsl({hue:.2f}, 100%, 45%)")[:3] for hue in hues]
 
@@ -159,7 +159,7 @@ def _capped(pixels: Pixels, max_side_px: int) -> Pixels:
 
 
 def _shrunk_mask(inside: BoolMask, size: tuple[int, ...]) -> BoolMask:
-    """The mask at another size (height, width); a mask too thin to fill half of any pixel keeps its fullest ones."""
+    """Resize a mask to (height, width); a mask too thin to fill half of any pixel keeps its fullest ones."""
     if inside.shape == size:
         return inside
     share = np.asarray(_resized(Image.fromarray(inside.astype(np.float32)), (size[0], size[1])))
@@ -172,10 +172,10 @@ def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 
 def _contour(inside: BoolMask) -> BoolMask:
-    """A line 3 px wide along the border of a mask [h, w]: one pixel outside, two inside; closed at the image's edge."""
+    """Draw a line 3 px wide along the border of a mask [h, w]: one pixel outside, two inside; closed at the edge."""
     ring = np.zeros_like(inside)
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if rows.size:  # only around the mask: a view can hold many small ones
+    if rows.size:  # only around the mask: a view can have many small ones
         box = slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2)
         near = inside[box]
         ring[box] = _dilated(near, 1) & ~_eroded(near, 2)
@@ -183,7 +183,7 @@ def _contour(inside: BoolMask) -> BoolMask:
 
 
 def _dilated(inside: BoolMask, by_px: int) -> BoolMask:
-    """Every pixel within ``by_px`` rows and columns of the mask."""
+    """Add every pixel within ``by_px`` rows and columns of the mask."""
     padded = np.pad(inside, by_px)
     shifts = range(2 * by_px + 1)
     rows: BoolMask = np.logical_or.reduce([padded[shift : shift + inside.shape[0]] for shift in shifts])
@@ -192,12 +192,12 @@ def _dilated(inside: BoolMask, by_px: int) -> BoolMask:
 
 
 def _eroded(inside: BoolMask, by_px: int) -> BoolMask:
-    """Every pixel of the mask with only the mask within ``by_px`` rows and columns; outside the array there is none."""
+    """Keep the pixels whose neighbours within ``by_px`` rows and columns are all in the mask and in the array."""
     return ~_dilated(np.pad(~inside, by_px, constant_values=True), by_px)[by_px:-by_px, by_px:-by_px]
 
 
 def _centre(inside: BoolMask) -> tuple[float, float]:
-    """Column and row of the pixel of the mask that is nearest to its centre of mass: always inside, also for a ring."""
+    """Find column and row of the mask's pixel nearest to its centre of mass, so that it is inside even of a ring."""
     rows, columns = np.nonzero(inside)
     nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
     return float(columns[nearest]), float(rows[nearest])

@@ -1,7 +1,8 @@
-"""From many small regions to one, merging the most alike neighbours first: a hierarchy of nested regions.
+"""Hierarchy of nested regions of an image: features and boundaries of its pixels, the small regions between the
+boundaries, and their merging, the most similar neighbours first.
 
-[from] What a photograph's pixels look like, where it changes, and the small regions between the changes.
-[from] A map of labels as runs down its columns: what COCO's RLE needs, and far less than its pixels."""
+Label maps are handled as runs down their columns, which COCO's RLE needs, and which are far fewer than the pixels.
+"""
 
 import heapq
 from dataclasses import dataclass
@@ -30,7 +31,7 @@ _MINIMUM_WINDOW_PX = 5
 
 
 def histogram_channels(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
-    """Soft histograms of colour and texture at every pixel.
+    """Compute soft histograms of colour and texture at every pixel.
 
     Args:
         lab: CIE Lab [H, W, 3].
@@ -53,9 +54,9 @@ def histogram_channels(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
 
 
 def boundary_strength(lab: npt.NDArray[np.float32], histograms: npt.NDArray[np.float32]) -> FloatImage:
-    """How strongly colour and texture change at every pixel, averaged over two scales each, [H, W].
+    """Compute the change of colour and texture at every pixel, averaged over two scales each, [H, W].
 
-    Fine scales of colour place the boundary; coarse scales of the histograms tell boundaries from texture.
+    Fine scales of colour locate the boundary; coarse scales of the histograms distinguish boundaries from texture.
     """
     colours = np.moveaxis(lab, -1, 0) / np.float32(_LAB_UNIT)
     strength = np.mean([_gradient(colours, scale) for scale in _LAB_SCALES_PX], axis=0)
@@ -64,7 +65,7 @@ def boundary_strength(lab: npt.NDArray[np.float32], histograms: npt.NDArray[np.f
 
 
 def superpixels(strength: FloatImage) -> npt.NDArray[np.int64]:
-    """Regions [H, W] numbered from 0, 4-connected: the catchment basins of the boundary strength."""
+    """Segment into 4-connected regions [H, W] numbered from 0: the catchment basins of the boundary strength."""
     from scipy.ndimage import gaussian_filter, label, minimum_filter
     from skimage.segmentation import watershed
 
@@ -75,7 +76,7 @@ def superpixels(strength: FloatImage) -> npt.NDArray[np.int64]:
 
 
 def _soft_bins(values: FloatImage, low: float, high: float, num_bins: int) -> npt.NDArray[np.float32]:
-    """Shares [num_bins, H, W] of each value in its two nearest bins; values outside count as the nearest bound."""
+    """Compute the shares [num_bins, H, W] of each value in its two nearest bins; values outside are clipped."""
     positions = np.clip((values - low) / (high - low), 0, 1) * (num_bins - 1)
     bins = np.arange(num_bins, dtype=np.float32)[:, None, None]
     shares = np.clip(1 - np.abs(positions[None] - bins), 0, 1)
@@ -83,7 +84,7 @@ def _soft_bins(values: FloatImage, low: float, high: float, num_bins: int) -> np
 
 
 def _gradient(channels: npt.NDArray[np.float32], scale_px: float) -> FloatImage:
-    """Largest rate of change over all directions and channels together (Di Zenzo 1986), times the scale."""
+    """Compute the largest rate of change over all directions and channels (Di Zenzo 1986), times the scale."""
     from scipy.ndimage import gaussian_filter
 
     height, width = channels.shape[1:]
@@ -115,9 +116,9 @@ class ColumnRuns:
     """The runs of equal labels down the columns of a map; no run spans two columns.
 
     Attributes:
-        height_px: of the map.
-        width_px: of the map.
-        starts: pixel, counted in column order, at which each run starts, [R].
+        height_px: height of the map.
+        width_px: width of the map.
+        starts: first pixel of each run, counted in column order, [R].
         labels: label of each run, [R].
     """
 
@@ -128,7 +129,7 @@ class ColumnRuns:
 
     @classmethod
     def of_columns(cls, columns: npt.NDArray[np.integer]) -> Self:
-        """Runs of a transposed label map, [W, H]."""
+        """Find the runs of a transposed label map, [W, H]."""
         width, height = columns.shape
         flat = columns.ravel()
         changes = np.ones(flat.size, dtype=np.bool_)
@@ -139,11 +140,11 @@ class ColumnRuns:
 
     @cached_property
     def lengths_px(self) -> Ints:
-        """Pixels of each run, [R]."""
+        """Number of pixels of each run, [R]."""
         return np.diff(self.starts, append=self.height_px * self.width_px)
 
     def encode(self, inside: Bools) -> Rle:
-        """The mask of the runs that are inside, [R]."""
+        """Encode the mask of the runs that are inside, bool [R]."""
         changes = np.flatnonzero(np.diff(inside, prepend=False))
         bounds = [0, *self.starts[changes].tolist(), self.height_px * self.width_px]
         counts = [end - start for start, end in pairwise(bounds)]
@@ -152,7 +153,7 @@ class ColumnRuns:
 
     @cached_property
     def neighbours(self) -> tuple[Ints, Ints]:
-        """Pairs of runs that touch (4-neighbours): below one another, or side by side."""
+        """Pairs of adjacent runs (4-neighbours), below one another or side by side."""
         runs = np.arange(len(self.starts))
         above = runs[:-1][self.starts[1:] % self.height_px != 0]
         left = runs[self.starts < self.height_px * (self.width_px - 1)]
@@ -164,7 +165,7 @@ class ColumnRuns:
         return np.concatenate([above, np.repeat(left, counts)]), np.concatenate([above + 1, right])
 
     def joined(self) -> "Patches":
-        """The 4-connected patches of equal label."""
+        """Join the runs into 4-connected patches of equal label."""
         first, second = self.neighbours
         same = self.labels[first] == self.labels[second]
         num_patches, patch_of_run = _components(len(self.starts), first[same], second[same])
@@ -182,9 +183,9 @@ class Patches:
     Attributes:
         patch_of_run: patch of each run, [R].
         labels: label of each patch, [P].
-        areas_px: pixels of each patch, [P].
-        first: one of each two patches that touch, [E].
-        second: the other one, [E].
+        areas_px: number of pixels of each patch, [P].
+        first: first patch of each pair of adjacent ones, [E].
+        second: second patch of each pair, [E].
     """
 
     patch_of_run: Ints
@@ -194,7 +195,7 @@ class Patches:
     second: Ints
 
     def largest_connected(self, inside: Bools) -> Bools:
-        """Of the patches that are inside, [P], those of the connected part with the most pixels, [P]."""
+        """Select, of the patches that are inside, [P], those of the connected part with the most pixels, [P]."""
         both = inside[self.first] & inside[self.second]
         num_parts, part = _components(len(self.labels), self.first[both], self.second[both])
         areas = np.bincount(part, np.where(inside, self.areas_px, 0), minlength=num_parts)
@@ -214,12 +215,12 @@ def _components(num_nodes: int, first: Ints, second: Ints) -> tuple[int, Ints]:
 Floats = npt.NDArray[np.float64]
 
 _SIZE_EXPONENT = 0.75
-_MIN_STRENGTH = 1e-3  # of a boundary; far below what noise alone makes
+_MIN_STRENGTH = 1e-3  # of a boundary; far below that of mere noise
 
 
 @dataclass(frozen=True)
 class MergeRule:
-    """How unlike two neighbouring regions are.
+    """Dissimilarity of two neighbouring regions.
 
     (geometric mean of the strength along their boundary + ``appearance_weight`` x chi-squared distance of histograms)
     x (m / (m + ``small_region_fraction``)) ^ 0.75, where m is the smaller one's share of the image,
@@ -242,8 +243,8 @@ class Hierarchy:
     Attributes:
         labels: leaf of every pixel, [H, W].
         parents: node that each node was merged into, [2N - 1]; -1 for the whole image.
-        heights: unlikeness at which each node came to be, [2N - 1]; 0 for leaves, never below a child's.
-        areas_px: pixels of each node, [2N - 1].
+        heights: dissimilarity at which each node was formed, [2N - 1]; 0 for leaves, never below a child's.
+        areas_px: number of pixels of each node, [2N - 1].
         first_leaf: first of each node's leaves, [2N - 1].
         end_leaf: one past the last of each node's leaves, [2N - 1].
     """
@@ -256,36 +257,36 @@ class Hierarchy:
     end_leaf: Ints
 
     def holds(self, node: int, leaves: Ints) -> npt.NDArray[np.bool_]:
-        """Whether each leaf is part of the node; the shape is that of ``leaves``."""
+        """Tell for each leaf whether it is part of the node; the result has the shape of ``leaves``."""
         held: npt.NDArray[np.bool_] = (leaves >= self.first_leaf[node]) & (leaves < self.end_leaf[node])
         return held
 
     @property
     def merge_heights(self) -> Floats:
-        """Unlikeness at which each node was merged into a larger one, [2N - 1]; infinite for the whole image."""
+        """Dissimilarity at which each node was merged into a larger one, [2N - 1]; infinite for the whole image."""
         return np.where(self.parents >= 0, self.heights[self.parents], np.inf)
 
 
 def merge(
     labels: Ints, strength: FloatImage, histograms: npt.NDArray[np.float32], num_histograms: int, rule: MergeRule
 ) -> Hierarchy:
-    """Merge the two most alike neighbours until one region is left.
+    """Merge the two most similar neighbours until one region is left.
 
     Args:
         labels: 4-connected regions numbered from 0, [H, W].
         strength: boundary strength, [H, W].
         histograms: per-pixel shares, [C, H, W].
         num_histograms: groups of bins among the C channels; each group sums to 1.
-        rule: how unlike two neighbours are.
+        rule: dissimilarity of two neighbours.
     """
     merging = _Merging(labels, strength, histograms / np.float32(num_histograms), rule)
     heap = [pair for node in range(merging.num_leaves) for pair in merging.pairs(node, only_above=True)]
     heapq.heapify(heap)
     children: list[tuple[int, int]] = []
     while heap:
-        unlikeness, first, second = heapq.heappop(heap)
+        dissimilarity, first, second = heapq.heappop(heap)
         if merging.parents[first] < 0 and merging.parents[second] < 0:
-            node = merging.join(first, second, unlikeness, merging.num_leaves + len(children))
+            node = merging.join(first, second, dissimilarity, merging.num_leaves + len(children))
             children.append((first, second))
             for pair in merging.pairs(node):
                 heapq.heappush(heap, pair)
@@ -293,7 +294,7 @@ def merge(
 
 
 class _Merging:
-    """State of the regions while they merge, by node."""
+    """State of the regions during merging, by node."""
 
     def __init__(self, labels: Ints, strength: FloatImage, shares: npt.NDArray[np.float32], rule: MergeRule) -> None:
         self.rule = rule
@@ -318,7 +319,7 @@ class _Merging:
             self.outlines[[first, second]] += length
 
     def pairs(self, node: int, only_above: bool = False) -> list[tuple[float, int, int]]:
-        """Unlikeness of a node and each of its neighbours, or of those with a higher number."""
+        """Compute the dissimilarity of a node and each of its neighbours, or of those with a higher number."""
         others = [other for other in self.neighbours[node] if other > node or not only_above]
         if not others:
             return []
@@ -328,15 +329,15 @@ class _Merging:
         chi_squared = ((mine - theirs) ** 2 / (mine + theirs + 1e-9)).sum(axis=1) / 2
         smaller = np.minimum(self.areas[node], self.areas[others]) / self.num_pixels
         shared = lengths / np.minimum(self.outlines[node], self.outlines[others])
-        unlikeness = np.exp(totals / lengths) + self.rule.appearance_weight * chi_squared
-        unlikeness *= (smaller / (smaller + self.rule.small_region_fraction)) ** _SIZE_EXPONENT
-        unlikeness *= 1 - self.rule.enclosure_discount * shared
-        return [(value, node, other) for value, other in zip(unlikeness.tolist(), others, strict=True)]
+        dissimilarity = np.exp(totals / lengths) + self.rule.appearance_weight * chi_squared
+        dissimilarity *= (smaller / (smaller + self.rule.small_region_fraction)) ** _SIZE_EXPONENT
+        dissimilarity *= 1 - self.rule.enclosure_discount * shared
+        return [(value, node, other) for value, other in zip(dissimilarity.tolist(), others, strict=True)]
 
-    def join(self, first: int, second: int, unlikeness: float, node: int) -> int:
-        """Make one node of two neighbours."""
+    def join(self, first: int, second: int, dissimilarity: float, node: int) -> int:
+        """Merge two neighbours into one node."""
         self.parents[[first, second]] = node
-        self.heights[node] = max(unlikeness, self.heights[first], self.heights[second])
+        self.heights[node] = max(dissimilarity, self.heights[first], self.heights[second])
         self.areas[node] = self.areas[first] + self.areas[second]
         self.histograms[node] = self.histograms[first] + self.histograms[second]
         shared, _ = self.neighbours[first][second]
@@ -355,7 +356,7 @@ class _Merging:
 
 
 def _shared_boundaries(labels: Ints, strength: FloatImage) -> tuple[list[int], list[int], list[float], list[float]]:
-    """For each two neighbours: both labels, the pixel edges between them, and log strength summed over those."""
+    """List the pairs of neighbours: both labels, number of pixel edges between them, log strength summed over these."""
     keys, strengths = [], []
     num_labels = int(labels.max()) + 1
     for before, after in (
@@ -366,7 +367,7 @@ def _shared_boundaries(labels: Ints, strength: FloatImage) -> tuple[list[int], l
         first, second = labels[before][differs], labels[after][differs]
         keys.append(np.minimum(first, second) * num_labels + np.maximum(first, second))
         strengths.append(np.maximum(strength[before], strength[after])[differs])
-    # Where a weak boundary meets a strong one its ends are strong too: an arithmetic mean would count them for much.
+    # The ends of a weak boundary that meets a strong one are strong too: an arithmetic mean would weight them too much.
     logarithms = np.log(np.maximum(np.concatenate(strengths), _MIN_STRENGTH))
     pairs, index = np.unique(np.concatenate(keys), return_inverse=True)
     lengths = np.bincount(index, minlength=len(pairs)).astype(np.float64)

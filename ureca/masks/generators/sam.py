@@ -311,7 +311,7 @@ def _device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        # A small allocation is what proves that the device exists.
+        # A small allocation proves that the device exists.
         return torch.empty(1, device=name).device
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise SettingsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
