@@ -1,4 +1,4 @@
-"""Hand-written stand-ins for what the curation is given: annotators, embedders, chat models; and drawn images."""
+"""Hand-written fakes for the curation: annotators, embedders, chat models; and drawn images."""
 
 import asyncio
 import json

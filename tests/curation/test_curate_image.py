@@ -1,4 +1,4 @@
-"""From an image and its masks to rows."""
+"""Rows of an image and its masks."""
 
 import asyncio
 from typing import Any
@@ -37,7 +37,7 @@ def drawn_masks() -> list[Mask]:
     return drawn_image(0)[1]
 
 
-def test_a_row_of_a_mask() -> None:
+def test_curate_regions_row_has_all_fields() -> None:
     mask = Mask.from_array(7, disc(20, 30, 9), predicted_iou=1.02, stability_score=0.9)
     assert curate([mask])[7] == {
         "region_id": 7,
@@ -60,7 +60,7 @@ def test_a_row_of_a_mask() -> None:
     }
 
 
-def test_every_mask_has_a_row_parents_first() -> None:
+def test_curate_regions_every_mask_has_a_row_parents_first() -> None:
     rows = curate(drawn_masks()[::-1])
     assert {id: (row["parent_id"], row["depth"]) for id, row in rows.items()} == {
         1: (-1, 0),
@@ -72,7 +72,7 @@ def test_every_mask_has_a_row_parents_first() -> None:
     assert rows[1]["detailed_caption"] == "detailed of 1"
 
 
-def test_masks_that_are_not_captioned_say_why() -> None:
+def test_curate_regions_skipped_masks_have_a_reason() -> None:
     empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
     rows = curate([*drawn_masks(), empty], tree=TreeSettings(min_area_fraction=0.033))
     assert {id: row["status"] for id, row in rows.items()} == {
@@ -87,7 +87,7 @@ def test_masks_that_are_not_captioned_say_why() -> None:
         assert rows[id]["verdict"] == "unchecked"
 
 
-def test_an_empty_mask_is_a_row_even_where_no_area_is_too_small() -> None:
+def test_curate_regions_empty_mask_is_skipped_without_a_lower_bound() -> None:
     empty = Mask.from_array(9, np.zeros((HEIGHT, WIDTH), bool))
     annotator = PromptedAnnotator(FakeChatModel(FakeConfig()), PromptedConfig())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(min_area_fraction=0))
@@ -104,14 +104,14 @@ def test_an_empty_mask_is_a_row_even_where_no_area_is_too_small() -> None:
         ("verify", "failed:verify:refused"),
     ],
 )
-def test_a_failed_region_says_at_which_stage(stage: str, status: str) -> None:
+def test_curate_regions_failed_region_names_its_stage(stage: str, status: str) -> None:
     annotator = RecordingAnnotator(failing(stage, 1, kind="refused"))
     rows = curate(drawn_masks(), annotator, embedder=EverythingAlike(), verifier=annotator)
     assert {id: row["status"] for id, row in rows.items()} == {1: status, 2: "ok", 3: "ok", 4: "ok"}
     assert rows[1]["verdict"] == "unchecked"
 
 
-def test_verdicts_and_reasons() -> None:
+def test_curate_regions_rows_have_verdicts_and_reasons() -> None:
     verifier = RecordingAnnotator(accepts=lambda caption: caption != "short of 4")
     rows = curate(drawn_masks(), verifier=verifier)
     assert {id: row["verdict"] for id, row in rows.items()} == {
@@ -125,14 +125,14 @@ def test_verdicts_and_reasons() -> None:
     assert rows[4]["status"] == "ok"
 
 
-def test_lookalikes_and_uniqueness_settings() -> None:
+def test_curate_regions_rows_have_lookalikes() -> None:
     masks = drawn_masks()
     assert curate(masks, embedder=EverythingAlike())[1]["lookalike_ids"] == [4]
     nested = UniquenessSettings(include_nested=True)
     assert set(curate(masks, embedder=EverythingAlike(), uniqueness=nested)[1]["lookalike_ids"]) == {2, 3, 4}
 
 
-def test_the_tree_is_planted_with_its_setting_unless_one_is_given() -> None:
+def test_curate_regions_builds_the_tree_unless_it_is_given() -> None:
     first, second = Mask.from_array(1, disc(30, 40, 12)), Mask.from_array(2, disc(30, 48, 9))
     assert curate([first, second], tree=TreeSettings(containment=0.9))[2]["parent_id"] == -1
     assert curate([first, second], tree=TreeSettings(containment=0.5))[2]["parent_id"] == 1
@@ -141,7 +141,7 @@ def test_the_tree_is_planted_with_its_setting_unless_one_is_given() -> None:
     assert [row["parent_id"] for row in rows] == [-1, 1]
 
 
-def test_views_are_capped_by_their_setting() -> None:
+def test_curate_regions_views_are_limited_by_their_setting() -> None:
     class Looking(RecordingAnnotator):
         async def short_caption(self, image: Any, region_id: int, **context: Any) -> str:
             assert max(image.views.whole_with_contour(region_id).shape) == 40
@@ -150,11 +150,11 @@ def test_views_are_capped_by_their_setting() -> None:
     assert curate(drawn_masks(), Looking(), views=ViewSettings(max_side_px=40))[1]["status"] == "ok"
 
 
-def test_an_image_without_masks() -> None:
+def test_curate_regions_without_masks_returns_no_rows() -> None:
     assert curate([]) == {}
 
 
-def test_one_pixel() -> None:
+def test_curate_regions_of_one_pixel() -> None:
     pixels, mask = np.full((1, 1, 3), 90, np.uint8), Mask.from_array(0, np.ones((1, 1), bool))
     annotator = PromptedAnnotator(FakeChatModel(FakeConfig()), PromptedConfig())
     curator = Curator(annotator, DescriptorEmbedder(), tree=TreeSettings(max_area_fraction=1), verifier=annotator)
@@ -170,7 +170,7 @@ def test_one_pixel() -> None:
     assert (row["status"], row["verdict"]) == ("ok", "accepted")
 
 
-def test_masks_of_another_image_are_a_bug_of_the_caller() -> None:
+def test_curate_regions_with_masks_of_another_image_raises() -> None:
     with pytest.raises(ValueError, match=r"mask 3 has the size \[2, 2\], the image \[60, 80\]"):
         curate([Mask.from_array(3, np.ones((2, 2), bool))])
     with pytest.raises(ValueError, match="4 appears twice"):
@@ -183,7 +183,7 @@ def test_masks_of_another_image_are_a_bug_of_the_caller() -> None:
     [RuleBasedCaptioner(), PromptedAnnotator(FakeChatModel(FakeConfig()), PromptedConfig())],
     ids=["rule_based", "prompted"],
 )
-def test_real_annotators_write_distinct_captions_that_fit_the_schema(
+def test_curate_regions_with_real_annotators_writes_distinct_captions(
     annotator: RuleBasedCaptioner | PromptedAnnotator, embedder: Embedder
 ) -> None:
     pixels, masks = drawn_image(1)
@@ -201,7 +201,7 @@ def test_real_annotators_write_distinct_captions_that_fit_the_schema(
     st.floats(0, 0.6),
     st.integers(0, 2**16),
 )
-def test_whatever_the_model_says_ok_captions_are_distinct(
+def test_curate_regions_with_any_answers_writes_distinct_captions(
     discs: list[tuple[int, int, int]], malformed_fraction: float, seed: int
 ) -> None:
     pixels = np.random.default_rng(seed).integers(0, 255, (HEIGHT, WIDTH, 3), dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""The listener: what it sees and says, and what becomes of captions that it takes for something else."""
+"""The listener: its requests and choices, and the rewrites of confused captions."""
 
 import asyncio
 import json
@@ -100,11 +100,11 @@ class TestQuestion:
         return asyncio.run(listener.choose(self.views(), candidates, "A disc."))
 
     @pytest.mark.parametrize("number", [0, 1, 2])
-    def test_a_number_is_the_region_that_bears_it(self, number: int) -> None:
+    def test_listener_number_is_the_region_that_bears_it(self, number: int) -> None:
         assert self.choose(json.dumps({"choice": number})) == shuffled_candidates((1, 2, 4), "A disc.")[number]
 
     @pytest.mark.parametrize("word", ["none", "several"])
-    def test_none_and_several(self, word: str) -> None:
+    def test_listener_none_and_several_are_choices(self, word: str) -> None:
         assert self.choose(json.dumps({"choice": word})) == word
 
     @pytest.mark.parametrize(
@@ -119,12 +119,12 @@ class TestQuestion:
             ("I'm sorry, I cannot tell.", "refusal"),
         ],
     )
-    def test_everything_else_is_no_choice(self, said: str, kind: str) -> None:
+    def test_listener_other_answers_are_invalid(self, said: str, kind: str) -> None:
         with pytest.raises(AnswerError) as failed:
             self.choose(said)
         assert failed.value.kind == kind
 
-    def test_it_is_asked_greedily_and_afresh_with_nothing_but_the_view_and_the_caption(self) -> None:
+    def test_listener_request_is_greedy_with_view_and_caption_only(self) -> None:
         model = ScriptedChatModel(["none", '{"choice": "none"}'])
         listener = PromptedListener(model, PromptedListenerSettings(max_new_tokens=77))
         with metered() as usage:
@@ -138,7 +138,7 @@ class TestQuestion:
         assert (usage.num_calls, usage.invalid_responses) == (2, {"unusable_answer": 1})
 
     @given(st.sets(st.integers(0, 2**40), min_size=1, max_size=12), st.text(), st.randoms())
-    def test_numbers_tell_nothing_of_which_region_is_meant(
+    def test_listener_numbers_do_not_depend_on_the_target(
         self, ids: set[int], caption: str, shuffler: random.Random
     ) -> None:
         """The target is not even known; whatever the order of the candidates, they bear the same numbers."""
@@ -147,7 +147,7 @@ class TestQuestion:
         assert shuffled_candidates(order, caption) == shuffled_candidates(sorted(ids), caption)
         assert set(shuffled_candidates(order, caption)) == ids
 
-    def test_every_number_is_as_likely_for_every_region(self) -> None:
+    def test_listener_numbers_are_uniform_over_regions(self) -> None:
         counts = np.zeros((4, 4), int)
         for index in range(2000):
             for place, id in enumerate(shuffled_candidates(range(4), f"caption {index}")):
@@ -156,7 +156,7 @@ class TestQuestion:
 
 
 class TestRounds:
-    def test_what_is_understood_is_accepted_after_one_round(self) -> None:
+    def test_listen_chosen_regions_are_accepted_after_one_round(self) -> None:
         listener = RecordingListener(understands)
         annotator = RecordingAnnotator()
         captions = walk(image_of(FLAT), annotator, listener)
@@ -166,7 +166,7 @@ class TestRounds:
             assert region.verdict is not None and region.verdict.accepted
         assert sum(call.stage == "unique" for call in annotator.calls) == 3
 
-    def test_regions_without_lookalikes_are_skipped_unless_asked_for(self) -> None:
+    def test_listen_regions_without_lookalikes_are_tested_only_with_include_all(self) -> None:
         listener = RecordingListener(understands)
         family = {1: ROOT, 2: ROOT, 3: 1, 4: 1}
         captions = walk(image_of(family), RecordingAnnotator(), listener, NothingAlike())
@@ -180,7 +180,7 @@ class TestRounds:
         walk(image_of(family), RecordingAnnotator(), listener, NothingAlike(), include_all=True, max_candidates=2)
         assert {int(caption.split()[-1]): ids for caption, ids in listener.heard}[4] == {3, 4}  # the sibling first
 
-    def test_a_confused_caption_is_rewritten_with_the_confusion_named(self) -> None:
+    def test_listen_confused_caption_is_rewritten_with_the_choice(self) -> None:
         def script(call: Call) -> str:
             clearer = "clearer " if "confused_with" in call.context else ""
             return f"{clearer}{say_everything(call)}"
@@ -205,7 +205,7 @@ class TestRounds:
         ("choice", "reason"),
         [(2, "took it for region 2"), ("none", "fits none"), ("several", "fits several")],
     )
-    def test_after_the_last_round_it_is_rejected_with_the_reason(
+    def test_listen_after_the_last_round_rejects_with_the_reason(
         self, choice: Choice, reason: str, max_rounds: int
     ) -> None:
         counter = iter(range(100))
@@ -221,7 +221,7 @@ class TestRounds:
         assert captions[1].caption is not None and captions[1].failure is None
         assert sum(call.stage == "unique" and call.region_id == 1 for call in annotator.calls) == max_rounds
 
-    def test_a_rewrite_that_another_region_has_is_undone_and_not_listened_to_again(self) -> None:
+    def test_listen_rewrite_equal_to_another_caption_is_discarded(self) -> None:
         def script(call: Call) -> str:
             return "the same 9" if "confused_with" in call.context else say_everything(call)
 
@@ -231,7 +231,7 @@ class TestRounds:
         assert [region.listener_rounds for region in captions.values()] == [1, 1, 1]
         assert all(region.verdict and not region.verdict.accepted for region in captions.values())
 
-    def test_without_an_answer_of_the_listener_the_region_has_failed(self) -> None:
+    def test_listen_without_answer_of_the_listener_fails_the_region(self) -> None:
         def rule(caption: str, candidates: frozenset[int]) -> Choice:
             if caption == "unique of 2":
                 raise AnswerError("refusal", "as told")
@@ -243,7 +243,7 @@ class TestRounds:
         assert (captions[2].caption, captions[2].verdict, captions[2].listener_rounds) == ("unique of 2", None, 1)
         assert verifier.of_stage("verify").keys() == {1, 3}
 
-    def test_without_an_answer_of_the_annotator_there_is_no_caption(self) -> None:
+    def test_listen_without_answer_of_the_annotator_leaves_no_caption(self) -> None:
         def script(call: Call) -> str:
             return failing("unique", 2)(call) if "confused_with" in call.context else say_everything(call)
 
@@ -252,7 +252,7 @@ class TestRounds:
         assert captions[2].failure == "unique_caption:unusable_answer"
         assert captions[2].caption is captions[2].listener_choice is captions[2].verdict is None
 
-    def test_a_region_without_a_caption_can_be_chosen_but_not_told(self) -> None:
+    def test_listen_region_without_caption_is_a_candidate_and_no_lookalike(self) -> None:
         annotator = RecordingAnnotator(failing("unique", 3))
         listener = RecordingListener(lambda caption, candidates: 3)
         captions = walk(image_of(FLAT), annotator, listener)
@@ -260,7 +260,7 @@ class TestRounds:
         assert annotator.of_stage("unique")[1]["lookalikes"] == (LookAlike(2, "unique of 2"),)
         assert captions[1].listener_choice == 3
 
-    def test_what_was_not_understood_is_not_verified_and_a_verdict_of_the_verifier_stands(self) -> None:
+    def test_listen_rejected_captions_are_not_verified(self) -> None:
         listener = RecordingListener(lambda caption, ids: "none" if "of 1" in caption else understands(caption, ids))
         verifier = RecordingAnnotator(accepts=lambda caption: caption != "unique of 2")
         captions = walk(image_of(FLAT), RecordingAnnotator(), listener, verifier=verifier)
@@ -282,7 +282,7 @@ class TestRounds:
         st.booleans(),
         st.integers(1, 4),
     )
-    def test_whatever_annotator_and_listener_say(
+    def test_listen_with_any_answers_keeps_captions_distinct(
         self, parents: Mapping[int, int], seed: int, alike: bool, include_all: bool, max_rounds: int
     ) -> None:
         generator = random.Random(seed)
@@ -319,8 +319,8 @@ class TestRounds:
                 assert region.verdict.reason
 
 
-def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
-    """The stand-in chooses by content: some captions pass, some do not, and the same ones each time."""
+def test_curate_regions_with_a_listener_writes_its_results() -> None:
+    """The fake model chooses by content: some captions are accepted and some are not, the same ones each time."""
     pixels, masks = drawn_image(1)
     model = FakeChatModel(FakeConfig())
     curator = Curator(
@@ -340,6 +340,6 @@ def test_the_rows_of_an_image_whose_captions_were_listened_to() -> None:
 
 
 @pytest.mark.parametrize("settings", [{"max_rounds": 0}, {"max_candidates": 1}, {"max_attempts": 0}, {"rounds": 1}])
-def test_impossible_settings_are_refused(settings: dict[str, int]) -> None:
+def test_listener_settings_with_impossible_value_are_rejected(settings: dict[str, int]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
         PromptedListenerConfig.model_validate(settings)

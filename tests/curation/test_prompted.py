@@ -1,4 +1,4 @@
-"""The annotator that asks an MLLM: what it shows, what it asks, and which answers it takes."""
+"""The prompted annotator: its views, questions and accepted answers."""
 
 import asyncio
 import json
@@ -77,7 +77,7 @@ def is_whole_with_contour(view: npt.NDArray[np.uint8]) -> bool:
 
 
 class TestViews:
-    def test_a_main_object_in_the_image_and_alone(self, image: CurationImage) -> None:
+    def test_short_caption_of_a_main_object_shows_image_and_crop(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         short_caption(annotator_of(model), image, CAT)
         whole, crop = model.requests[0].images
@@ -87,7 +87,7 @@ class TestViews:
         assert num_pixels(crop, GREEN) == 400
         assert num_pixels(crop, YELLOW) == 0
 
-    def test_a_part_in_its_parent_and_alone(self, image: CurationImage) -> None:
+    def test_short_caption_of_a_part_shows_parent_and_crop(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         short_caption(annotator_of(model), image, EAR)
         in_parent, crop = model.requests[0].images
@@ -97,14 +97,14 @@ class TestViews:
         assert crop.shape == (20, 20, 3)
         assert num_pixels(crop, GREEN) == 400
 
-    def test_in_detail_the_image_with_the_region_in_it(self, image: CurationImage) -> None:
+    def test_detailed_caption_shows_the_image_with_contour(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         run(annotator_of(model).detailed_caption(image, EAR, short_caption="An ear.", child_captions=["Fur."]))
         (view,) = model.requests[0].images
         assert is_whole_with_contour(view)
         assert num_pixels(view, YELLOW) == 22**2 - 16**2
 
-    def test_lookalikes_in_their_union_with_the_region_in_blue(self, image: CurationImage) -> None:
+    def test_unique_caption_shows_lookalikes_with_the_region_in_blue(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         run(annotator_of(model).unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")]))
         (view,) = model.requests[0].images
@@ -112,7 +112,7 @@ class TestViews:
         assert tuple(view[0, 60]) == TARGET_BLUE
         assert tuple(view[0, 10]) not in {TARGET_BLUE, GREEN}
 
-    def test_verification_sees_the_image_the_contour_and_the_crop(self, image: CurationImage) -> None:
+    def test_verify_shows_image_contour_and_crop(self, image: CurationImage) -> None:
         model = ScriptedChatModel(['{"is_true": true, "reason": "So it is."}'])
         run(annotator_of(model).verify(image, EAR, caption="A green ear."))
         whole, contour, crop = model.requests[0].images
@@ -122,25 +122,25 @@ class TestViews:
 
 
 class TestQuestions:
-    def test_a_short_caption_is_asked_with_the_parents_and_the_siblings(self, image: CurationImage) -> None:
+    def test_short_caption_gives_parent_and_sibling_captions(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         short_caption(annotator_of(model), image, NOSE, "Its left ear.", "Its right ear.", parent="A cat.")
         text = model.requests[0].text
         assert text.index("A cat.") < text.index("Its left ear.") < text.index("Its right ear.")
 
-    def test_a_main_object_is_asked_about_without_a_parent(self, image: CurationImage) -> None:
+    def test_short_caption_of_a_main_object_gives_no_parent(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         short_caption(annotator_of(model), image)
         assert "part of" not in model.requests[0].text
         assert "neighbours" not in model.requests[0].text
 
     @pytest.mark.parametrize(("limit", "named"), [(0, []), (1, ["c"]), (2, ["b", "c"]), (3, ["a", "b", "c"])])
-    def test_the_nearest_siblings_are_named(self, image: CurationImage, limit: int, named: list[str]) -> None:
+    def test_short_caption_gives_the_nearest_siblings(self, image: CurationImage, limit: int, named: list[str]) -> None:
         model = ScriptedChatModel()
         short_caption(annotator_of(model, max_sibling_captions=limit), image, NOSE, "a", "b", "c")
         assert [line[2:] for line in model.requests[0].text.splitlines() if line.startswith("- ")] == named
 
-    def test_a_detailed_caption_is_asked_with_all_parts(self, image: CurationImage) -> None:
+    def test_detailed_caption_gives_all_parts(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         parts = [f"Part {index}." for index in range(40)]
         run(annotator_of(model).detailed_caption(image, CAT, short_caption="A cat.", child_captions=parts))
@@ -148,7 +148,7 @@ class TestQuestions:
         assert [line[2:] for line in text.splitlines() if line.startswith("- ")] == parts
         assert "A cat." in text
 
-    def test_the_first_lookalikes_are_shown_and_numbered(self, image: CurationImage) -> None:
+    def test_unique_caption_gives_the_first_lookalikes_with_numbers(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         lookalikes = [LookAlike(NOSE, "A nose."), LookAlike(EAR, "An ear."), LookAlike(CAT, "A cat.")]
         annotator = annotator_of(model, max_lookalikes=2)
@@ -159,12 +159,12 @@ class TestQuestions:
         (view,) = model.requests[0].images
         assert view.shape == (20, 70, 3)  # the cat would make it larger
 
-    def test_verification_names_the_caption(self, image: CurationImage) -> None:
+    def test_verify_gives_the_caption(self, image: CurationImage) -> None:
         model = ScriptedChatModel(['{"is_true": true}'])
         run(annotator_of(model).verify(image, EAR, caption="A green ear."))
         assert "A green ear." in model.requests[0].text
 
-    def test_the_constant_part_is_the_same_for_all_regions_of_a_stage(self, image: CurationImage) -> None:
+    def test_prompted_system_message_is_constant_within_a_stage(self, image: CurationImage) -> None:
         """It comes first, so that an engine's prefix cache serves it; all that differs comes after it."""
         model = _ByContent()
         annotator = PromptedAnnotator(model, PromptedConfig())
@@ -181,24 +181,24 @@ class TestQuestions:
             assert isinstance(request.parts[-1], str)  # pictures before the question
             assert len(request.images) == len(request.parts) - 1
 
-    def test_captions_are_asked_at_the_settings_temperature_and_bound(self, image: CurationImage) -> None:
+    def test_prompted_captions_use_temperature_and_limit_of_the_settings(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         short_caption(annotator_of(model, temperature=0.7, max_new_tokens=99), image)
         assert (model.requests[0].temperature, model.requests[0].max_new_tokens) == (0.7, 99)
 
-    def test_verification_is_greedy(self, image: CurationImage) -> None:
+    def test_verify_is_greedy(self, image: CurationImage) -> None:
         model = ScriptedChatModel(['{"is_true": true}'])
         run(annotator_of(model, temperature=0.7).verify(image, EAR, caption="A green ear."))
         assert model.requests[0].temperature == 0
 
-    def test_the_answers_schema_goes_along(self, image: CurationImage) -> None:
+    def test_prompted_request_has_the_answer_schema(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         short_caption(annotator_of(model), image)
         schema = model.requests[0].answer_schema
         assert schema["required"] == ["caption"]
         assert schema["properties"]["caption"]["type"] == "string"
 
-    def test_the_name_tells_the_model_and_the_version_of_the_prompts(self) -> None:
+    def test_prompted_name_has_model_and_prompt_version(self) -> None:
         assert annotator_of(ScriptedChatModel()).name == f"prompted-{prompts.VERSION}:scripted"
 
 
@@ -225,7 +225,7 @@ class TestAnswers:
             ('{"caption": "Eine Katze: \\u00fc \\ud83d\\ude3a"}', "Eine Katze: ü 😺"),
         ],
     )
-    def test_a_caption_is_found(self, image: CurationImage, text: str, caption: str) -> None:
+    def test_prompted_caption_is_found_in_the_answer(self, image: CurationImage, text: str, caption: str) -> None:
         assert short_caption(annotator_of(ScriptedChatModel([text])), image) == caption
 
     @pytest.mark.parametrize(
@@ -250,12 +250,12 @@ class TestAnswers:
             '{"caption": ' + "9" * 5000 + "}",
         ],
     )
-    def test_everything_else_is_asked_again(self, image: CurationImage, text: str) -> None:
+    def test_prompted_invalid_responses_are_retried(self, image: CurationImage, text: str) -> None:
         model = ScriptedChatModel([text, caption_json("A cat.")])
         assert short_caption(annotator_of(model), image) == "A cat."
         assert len(model.requests) == 2
 
-    def test_the_temperature_rises_with_the_attempts_up_to_two(self, image: CurationImage) -> None:
+    def test_prompted_temperature_of_retries_rises_up_to_two(self, image: CurationImage) -> None:
         model = ScriptedChatModel(["no"])
         with pytest.raises(AnswerError):
             short_caption(annotator_of(model, temperature=1.7, max_attempts=4), image)
@@ -266,7 +266,7 @@ class TestAnswers:
         assert all("there is no JSON object in it" in str(other.parts[-1]) for other in others)
 
     @pytest.mark.parametrize("max_attempts", [1, 3])
-    def test_after_the_last_attempt_the_answer_is_unusable(self, image: CurationImage, max_attempts: int) -> None:
+    def test_prompted_last_invalid_response_fails(self, image: CurationImage, max_attempts: int) -> None:
         model = ScriptedChatModel(["I would rather not say"])
         with pytest.raises(
             AnswerError, match=f"{max_attempts} answers could not be used; the last one: there is no JSON"
@@ -275,7 +275,7 @@ class TestAnswers:
         assert failed.value.kind == "unusable_answer"
         assert len(model.requests) == max_attempts
 
-    def test_a_refusal_for_good_is_not_asked_again(self, image: CurationImage) -> None:
+    def test_prompted_answer_error_is_not_retried(self, image: CurationImage) -> None:
         class Refusing(ScriptedChatModel):
             async def answer(self, request: ChatRequest) -> ChatAnswer:
                 await super().answer(request)
@@ -295,7 +295,7 @@ class TestAnswers:
             ('{"is_true": true}', Verdict(True, "")),
         ],
     )
-    def test_verdicts(self, image: CurationImage, text: str, verdict: Verdict) -> None:
+    def test_verify_returns_verdict_and_reason(self, image: CurationImage, text: str, verdict: Verdict) -> None:
         annotator = annotator_of(ScriptedChatModel([text]))
         assert run(annotator.verify(image, EAR, caption="A green ear.")) == verdict
 
@@ -303,7 +303,7 @@ class TestAnswers:
         "text",
         ['{"reason": "It is."}', '{"is_true": "perhaps"}', '{"is_true": null}', '{"is_true": false, "reason": " "}'],
     )
-    def test_no_verdict_is_no_false(self, image: CurationImage, text: str) -> None:
+    def test_verify_invalid_response_is_no_rejection(self, image: CurationImage, text: str) -> None:
         with pytest.raises(AnswerError):
             run(annotator_of(ScriptedChatModel([text])).verify(image, EAR, caption="A green ear."))
 
@@ -311,14 +311,14 @@ class TestAnswers:
 class TestRules:
     """What breaks a rule is asked again; which rules apply depends on the question."""
 
-    def test_a_short_caption_is_one_sentence_and_a_unique_one_need_not_be(self, image: CurationImage) -> None:
+    def test_short_caption_must_be_one_sentence_and_unique_caption_need_not(self, image: CurationImage) -> None:
         two, one = caption_json("A red cup. It stands left."), caption_json("A red cup.")
         assert short_caption(annotator_of(ScriptedChatModel([two, one])), image) == "A red cup."
         annotator = annotator_of(ScriptedChatModel([two, one]))
         question = annotator.unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")])
         assert run(question) == "A red cup. It stands left."
 
-    def test_only_numbers_that_were_shown_are_marks(self, image: CurationImage) -> None:
+    def test_unique_caption_rejects_only_numbers_that_were_shown(self, image: CurationImage) -> None:
         model = ScriptedChatModel([caption_json("Number 1, a cup."), caption_json("A cup with the number 2.")])
         annotator = annotator_of(model)
         question = annotator.unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")])
@@ -327,14 +327,14 @@ class TestRules:
         bus = ScriptedChatModel([caption_json("A bus of line number 1.")])
         assert short_caption(annotator_of(bus), image) == "A bus of line number 1."
 
-    def test_a_fault_to_the_last_is_the_kind_of_the_failure(self, image: CurationImage) -> None:
+    def test_prompted_failure_has_the_kind_of_the_last_fault(self, image: CurationImage) -> None:
         said = ["no", caption_json("A blurred cat."), caption_json("I'm sorry, I cannot say.")]
         with metered() as usage, pytest.raises(AnswerError) as failed:
             short_caption(annotator_of(ScriptedChatModel(said)), image)
         assert failed.value.kind == "refusal"
         assert usage.invalid_responses == {"unusable_answer": 1, "mentions_blur": 1, "refusal": 1}
 
-    def test_a_confusion_is_told_with_the_number_of_this_question(self, image: CurationImage) -> None:
+    def test_unique_caption_gives_the_confusion_in_its_own_numbers(self, image: CurationImage) -> None:
         lookalikes = [LookAlike(NOSE, "A nose."), LookAlike(EAR, "An ear.")]
         for choice, told in ((NOSE, "number 1:"), (EAR, "number 2:"), ("none", "none of them"), ("several", "several")):
             model = ScriptedChatModel()
@@ -346,12 +346,12 @@ class TestRules:
 
 
 class TestUsage:
-    def test_every_attempt_costs(self, image: CurationImage) -> None:
+    def test_prompted_every_attempt_is_counted(self, image: CurationImage) -> None:
         with metered() as usage:
             short_caption(annotator_of(ScriptedChatModel(["no", "no", caption_json("A cat.")])), image)
         assert (usage.num_calls, usage.num_prompt_tokens, usage.num_new_tokens) == (3, 300, 30)
 
-    def test_images_curated_at_the_same_time_are_counted_apart(self, image: CurationImage) -> None:
+    def test_prompted_concurrent_images_are_counted_separately(self, image: CurationImage) -> None:
         annotator = annotator_of(ScriptedChatModel(['{"is_true": true}']))
 
         async def verify(times: int) -> int:
@@ -371,12 +371,12 @@ class TestUsage:
     "settings",
     [{"temperature": -0.1}, {"temperature": 2.1}, {"max_attempts": 0}, {"max_lookalikes": 0}, {"max_new_tokens": 1}],
 )
-def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+def test_prompted_config_with_impossible_value_is_rejected(settings: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
         PromptedConfig.model_validate(settings)
 
 
-def test_the_walk_with_a_recording_verifier_needs_no_second_model(image: CurationImage) -> None:
+def test_caption_regions_with_another_verifier_needs_no_second_model(image: CurationImage) -> None:
     """Annotator and verifier are any two annotators."""
     model = _ByContent()
     verifier = RecordingAnnotator()

@@ -1,4 +1,4 @@
-"""What is accepted as a caption, and the kind and reason of what is not."""
+"""Rules of captions: accepted ones, and the kind and reason of rejected ones."""
 
 import re
 
@@ -59,31 +59,31 @@ BAD = [
 
 
 @pytest.mark.parametrize("caption", GOOD)
-def test_captions_that_pass(caption: str) -> None:
+def test_check_accepts_good_captions(caption: str) -> None:
     RULES.check(caption, short=True, highest_number=3)
 
 
 @pytest.mark.parametrize(("kind", "caption"), BAD)
-def test_captions_that_do_not(kind: str, caption: str) -> None:
+def test_check_rejects_bad_captions_with_their_kind(kind: str, caption: str) -> None:
     with pytest.raises(InvalidResponseError) as fault:
         RULES.check(caption, short=True, highest_number=3)
     assert fault.value.kind == kind
     assert fault.value.reason
 
 
-def test_what_is_named_is_quoted() -> None:
+def test_check_quotes_the_mention() -> None:
     with pytest.raises(InvalidResponseError, match=re.escape('("outlined")')):
         RULES.check("A cup outlined by a thin line.")
 
 
-def test_numbers_count_only_where_and_as_far_as_they_were_drawn() -> None:
+def test_check_numbers_are_rejected_only_if_drawn() -> None:
     RULES.check("A bus with the number 4.", highest_number=3)
     RULES.check("A bus with the number 3.")
     with pytest.raises(InvalidResponseError, match="mentions_numbers"):
         RULES.check("A bus with the number 3.", highest_number=3)
 
 
-def test_lengths_and_language_are_settings() -> None:
+def test_check_uses_lengths_and_language_of_the_settings() -> None:
     CaptionRules(language="any").check("Eine rote Tasse steht auf einem Tisch neben der Kanne.")
     CaptionRules(min_words=1).check("Cup.")
     CaptionRules(max_words=3).check("a red cup")
@@ -97,13 +97,13 @@ def test_lengths_and_language_are_settings() -> None:
 @pytest.mark.parametrize(
     "settings", [{"min_words": 0}, {"max_words": 1}, {"max_short_words": 1}, {"language": "klingon"}, {"words": 3}]
 )
-def test_impossible_rules_are_refused(settings: dict[str, object]) -> None:
+def test_caption_rules_with_impossible_value_are_rejected(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
         CaptionRules.model_validate(settings)
 
 
 @given(st.text())
-def test_any_text_passes_or_has_a_fault(text: str) -> None:
+def test_check_any_text_is_accepted_or_rejected(text: str) -> None:
     for short in (True, False):
         try:
             RULES.check(text, short=short, highest_number=8)
@@ -112,5 +112,5 @@ def test_any_text_passes_or_has_a_fault(text: str) -> None:
 
 
 @given(st.lists(st.sampled_from(["A cup stands", "It is red", "Dr. Smith waits"]), min_size=1, max_size=6))
-def test_sentences_are_counted(sentences: list[str]) -> None:
+def test_num_sentences_counts(sentences: list[str]) -> None:
     assert num_sentences(". ".join(sentences) + ".") == len(sentences)

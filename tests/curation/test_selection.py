@@ -1,4 +1,4 @@
-"""Which masks are captioned, and why the others are not."""
+"""Selection of the regions to caption, and the reasons for the others."""
 
 import numpy as np
 import pytest
@@ -33,40 +33,40 @@ def tree_of(spans: dict[int, tuple[int, int]]) -> MaskTree:
     return MaskTree.build(masks)
 
 
-def test_main_objects_their_parts_and_the_reasons_of_all_others() -> None:
+def test_select_regions_returns_main_objects_parts_and_reasons() -> None:
     main_objects, regions, skipped = select_regions(tree_of(SPANS), TreeSettings())
     assert main_objects == [10, 30]
     assert regions == [10, 11, 12, 30]
     assert skipped == {1: "large", 13: "small", 20: "small", 40: "empty"}
 
 
-def test_the_papers_levels() -> None:
+def test_select_regions_with_the_papers_levels() -> None:
     main_objects, regions, skipped = select_regions(tree_of(SPANS), TreeSettings(main_object_min_levels=3))
     assert main_objects == [10]
     assert regions == [10, 11, 12]
     assert skipped[30] == "shallow"
 
 
-def test_parts_of_what_is_skipped_are_skipped_with_their_parent() -> None:
+def test_select_regions_parts_of_a_skipped_mask_are_skipped() -> None:
     tree = tree_of(SPANS | {2: (0, 100), 3: (0, 50)})
     _, _, skipped = select_regions(tree, TreeSettings())
     assert {id: skipped[id] for id in (1, 2, 3)} == {1: "large", 2: "parent", 3: "parent"}
 
 
-def test_a_dropped_part_takes_what_lies_below_it_along() -> None:
+def test_select_regions_dropped_part_drops_its_subtree() -> None:
     parents = {1: ROOT, 2: 1, 3: 2}
     tree = MaskTree(parents, {ROOT: [1], 1: [2], 2: [3], 3: []}, {1: 0.5, 2: 0.001, 3: 0.1})
     assert select_regions(tree, TreeSettings()) == ([1], [1], {2: "small", 3: "parent"})
 
 
-def test_a_mask_without_pixels_is_no_region_even_where_no_area_is_too_small() -> None:
+def test_select_regions_empty_mask_is_skipped_without_a_lower_bound() -> None:
     """No view could show it."""
     _, regions, skipped = select_regions(tree_of(SPANS), TreeSettings(min_area_fraction=0))
     assert regions == [10, 11, 12, 13, 30, 20]
     assert skipped == {1: "large", 40: "empty"}
 
 
-def test_no_masks() -> None:
+def test_select_regions_without_masks_is_empty() -> None:
     assert select_regions(MaskTree.build([]), TreeSettings()) == ([], [], {})
 
 
@@ -76,7 +76,7 @@ def test_no_masks() -> None:
     st.sampled_from([0.0, 0.007, 0.02]),
     st.sampled_from([0.02, 0.03, 1.0]),
 )
-def test_every_mask_is_a_region_or_has_a_reason(
+def test_select_regions_every_mask_is_a_region_or_has_a_reason(
     spans: list[list[int]], min_levels: int, min_area_fraction: float, max_area_fraction: float
 ) -> None:
     tree = tree_of({id: (start, end) for id, (start, end) in enumerate(spans)})
@@ -104,6 +104,6 @@ def test_every_mask_is_a_region_or_has_a_reason(
         {"min_area": 0.1},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+def test_tree_settings_with_impossible_value_are_rejected(settings: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
         TreeSettings.model_validate(settings)

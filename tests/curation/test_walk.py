@@ -1,4 +1,4 @@
-"""The walk: who is asked when, with what, and what becomes of the answers."""
+"""The walk over the mask tree: order and content of requests, and failures."""
 
 import asyncio
 import random
@@ -55,7 +55,7 @@ def random_delays(seed: int) -> RecordingAnnotator:
 class TestOrder:
     @settings(max_examples=40)
     @given(trees(), st.integers(0, 2**32))
-    def test_every_question_comes_after_what_it_tells(self, parents: dict[int, int], seed: int) -> None:
+    def test_walk_requests_follow_the_answers_they_contain(self, parents: dict[int, int], seed: int) -> None:
         image = image_of(parents)
         annotator = random_delays(seed)
         captions = walk(image, annotator)
@@ -88,14 +88,14 @@ class TestOrder:
 
     @settings(max_examples=20)
     @given(trees(), st.integers(0, 2**32), st.integers(0, 2**32))
-    def test_captions_do_not_depend_on_timing(self, parents: dict[int, int], seed: int, other: int) -> None:
+    def test_walk_captions_do_not_depend_on_timing(self, parents: dict[int, int], seed: int, other: int) -> None:
         image = image_of(parents)
         first, second = random_delays(seed), random_delays(other)
         for annotator in (first, second):
             annotator.script = lambda call: f"{call.stage} {call.context}"[:200] if call.stage != "unique" else "one"
         assert walk(image, first, EverythingAlike()) == walk(image, second, EverythingAlike())
 
-    def test_what_is_independent_is_asked_at_the_same_time(self) -> None:
+    def test_walk_independent_requests_are_concurrent(self) -> None:
         annotator = RecordingAnnotator(delay_s=lambda: 0.001)
         walk(image_of(FAMILY), annotator)
         # The parts of 1 while its sibling 2 is captioned.
@@ -104,13 +104,13 @@ class TestOrder:
         assert annotator.when("asked", "detailed", 2) < annotator.when("answered", "detailed", 1)
         assert annotator.max_in_flight > 1
 
-    def test_all_lookalikes_and_all_verdicts_are_asked_at_the_same_time(self) -> None:
+    def test_walk_rewrites_and_verdicts_are_concurrent(self) -> None:
         flat = dict.fromkeys(range(9), ROOT)
         annotator, verifier = (RecordingAnnotator(delay_s=lambda: 0.001) for _ in range(2))
         walk(image_of(flat), annotator, EverythingAlike(), verifier=verifier)
         assert annotator.max_in_flight == verifier.max_in_flight == 9
 
-    def test_a_dropped_mask_is_asked_nothing_and_told_nothing(self) -> None:
+    def test_walk_skipped_mask_is_in_no_request(self) -> None:
         annotator = RecordingAnnotator()
         captions = walk(image_of(FAMILY, dropped=[3, 6, 7]), annotator)
         assert list(captions) == [1, 4, 5, 2, 8]
@@ -118,12 +118,12 @@ class TestOrder:
         assert annotator.of_stage("short")[4]["siblings"] == ()
         assert annotator.of_stage("detailed")[1]["children"] == ("short of 4", "short of 5")
 
-    def test_no_regions(self) -> None:
+    def test_walk_without_regions_makes_no_request(self) -> None:
         assert walk(image_of({}), RecordingAnnotator()) == {}
 
 
 class TestFailures:
-    def test_a_region_without_a_short_caption_leaves_its_parts_with_the_nearest_ancestors(self) -> None:
+    def test_walk_parts_of_a_failed_region_get_the_nearest_ancestors_caption(self) -> None:
         annotator = RecordingAnnotator(failing("short", 3))
         captions = walk(image_of(FAMILY), annotator)
         assert captions[3] == CuratedRegion(failure="short_caption:unusable_answer")
@@ -134,25 +134,25 @@ class TestFailures:
         assert annotator.of_stage("detailed")[1]["children"] == ("short of 4", "short of 5")
         assert [id for id, region in captions.items() if region.failure] == [3]
 
-    def test_a_main_object_without_one_leaves_its_parts_with_nobodys(self) -> None:
+    def test_walk_parts_of_a_failed_main_object_get_no_parent_caption(self) -> None:
         annotator = RecordingAnnotator(failing("short", 1, kind="refused"))
         captions = walk(image_of(FAMILY), annotator)
         assert captions[1].failure == "short_caption:refused"
         assert annotator.of_stage("short")[3]["parent"] is None
         assert annotator.of_stage("short")[6]["parent"] == "short of 3"
 
-    def test_a_failed_detail_leaves_the_parent_with_the_other_parts(self) -> None:
+    def test_walk_failed_detail_is_left_out_of_the_parents_request(self) -> None:
         annotator = RecordingAnnotator(failing("detailed", 3))
         captions = walk(image_of(FAMILY), annotator)
         assert captions[3] == CuratedRegion("short of 3", failure="detailed_caption:unusable_answer")
         assert annotator.of_stage("detailed")[1]["children"] == ("short of 4", "short of 5")
 
-    def test_a_parent_of_failed_parts_only_is_captioned_as_a_leaf(self) -> None:
+    def test_walk_parent_of_failed_parts_is_captioned_as_a_leaf(self) -> None:
         annotator = RecordingAnnotator(failing("short", 8))
         captions = walk(image_of(FAMILY), annotator)
         assert captions[2].caption == captions[2].detailed_caption == "short of 2"
 
-    def test_a_failed_rewrite_leaves_no_caption(self) -> None:
+    def test_walk_failed_rewrite_leaves_no_caption(self) -> None:
         annotator = RecordingAnnotator(failing("unique", 4, kind="refused"))
         captions = walk(image_of({4: ROOT, 5: ROOT}), annotator, EverythingAlike())
         assert captions[4].failure == "unique_caption:refused"
@@ -161,13 +161,13 @@ class TestFailures:
         assert captions[4].lookalike_ids == [5]
         assert captions[5].caption == "unique of 5"
 
-    def test_a_failed_verification_leaves_the_caption_without_a_verdict(self) -> None:
+    def test_walk_failed_verification_leaves_no_verdict(self) -> None:
         captions = walk(image_of({4: ROOT}), RecordingAnnotator(), verifier=RecordingAnnotator(failing("verify", 4)))
         assert captions[4].failure == "verify:unusable_answer"
         assert captions[4].caption == "short of 4"
         assert captions[4].verdict is None
 
-    def test_everything_fails(self) -> None:
+    def test_walk_everything_failed_has_no_captions(self) -> None:
         def nothing(call: Call) -> str:
             raise AnswerError("down", "as told")
 
@@ -176,7 +176,7 @@ class TestFailures:
         assert all(region == CuratedRegion(failure="short_caption:down") for region in captions.values())
         assert {call.stage for call in annotator.calls} == {"short"}
 
-    def test_a_bug_is_no_failed_region(self) -> None:
+    def test_walk_bug_is_raised(self) -> None:
         def buggy(call: Call) -> str:
             raise ZeroDivisionError
 
@@ -186,7 +186,7 @@ class TestFailures:
 
     @settings(max_examples=30)
     @given(trees(), st.data())
-    def test_who_fails_fails_alone(self, parents: dict[int, int], data: st.DataObject) -> None:
+    def test_walk_failed_region_fails_alone(self, parents: dict[int, int], data: st.DataObject) -> None:
         failed = data.draw(st.sets(st.sampled_from(list(parents))))
         captions = walk(image_of(parents), RecordingAnnotator(failing("short", *failed)))
         for id, region in captions.items():
@@ -194,7 +194,7 @@ class TestFailures:
 
 
 class TestUniqueness:
-    def test_lookalikes_are_rewritten_against_what_the_others_are_called(self) -> None:
+    def test_uniqueness_rewrites_against_the_captions_of_lookalikes(self) -> None:
         annotator = RecordingAnnotator()
         image = image_of({1: ROOT, 2: ROOT, 3: ROOT})
         captions = walk(image, annotator, TableEmbedder([[1, 0], [0.9, 0.436], [0, 1]]))
@@ -206,7 +206,7 @@ class TestUniqueness:
         assert [captions[id].lookalike_ids for id in (1, 2, 3)] == [[2], [1], []]
         assert captions[1].detailed_caption == "short of 1"
 
-    def test_equal_captions_are_lookalikes_whatever_they_look_like_and_come_first(self) -> None:
+    def test_uniqueness_equal_captions_are_lookalikes_and_come_first(self) -> None:
         def script(call: Call) -> str:
             return {1: "A  Cup.", 3: "a cup"}.get(call.region_id, "A jar.") if call.stage == "short" else str(call)
 
@@ -216,12 +216,12 @@ class TestUniqueness:
         assert {id: region.lookalike_ids for id, region in captions.items()} == {1: [3, 2], 2: [1], 3: [1]}
         assert annotator.of_stage("unique")[1]["lookalikes"] == (LookAlike(3, "a cup"), LookAlike(2, "A jar."))
 
-    def test_an_equal_caption_of_parent_and_part_is_rewritten_too(self) -> None:
+    def test_uniqueness_equal_caption_of_parent_and_part_is_rewritten(self) -> None:
         annotator = RecordingAnnotator(lambda call: "same" if call.stage != "unique" else f"{call.region_id}")
         captions = walk(image_of({1: ROOT, 2: 1}), annotator)
         assert [captions[id].caption for id in (1, 2)] == ["1", "2"]
 
-    def test_nested_lookalikes_are_left_out_unless_asked_for(self) -> None:
+    def test_uniqueness_nested_lookalikes_are_excluded_by_default(self) -> None:
         chain = {1: ROOT, 2: 1, 3: 2, 4: 1}
         captions = walk(image_of(chain), RecordingAnnotator(), EverythingAlike())
         assert {id: region.lookalike_ids for id, region in captions.items()} == {1: [], 2: [4], 3: [4], 4: [2, 3]}
@@ -231,7 +231,7 @@ class TestUniqueness:
             id: set(chain) - {id} for id in chain
         }
 
-    def test_rounds_go_on_only_for_those_that_share_a_caption(self) -> None:
+    def test_uniqueness_rounds_continue_only_for_equal_captions(self) -> None:
         rounds: dict[int, int] = {}
 
         def script(call: Call) -> str:
@@ -244,7 +244,7 @@ class TestUniqueness:
         assert rounds == {1: 2, 2: 2, 3: 1}
         assert [captions[id].caption for id in (1, 2, 3)] == ["unique of 1", "unique of 2", "unique of 3"]
 
-    def test_lookalikes_of_all_rounds_are_kept(self) -> None:
+    def test_uniqueness_lookalikes_of_all_rounds_are_kept(self) -> None:
         """1 collides with 2 at first, with 3 in the second round."""
         said = {1: ["a", "b", "c"], 2: ["a", "d"], 3: ["b", "f"]}
 
@@ -255,7 +255,7 @@ class TestUniqueness:
         assert [region.caption for region in captions.values()] == ["c", "d", "f"]
         assert [region.lookalike_ids for region in captions.values()] == [[3, 2], [1], [1]]
 
-    def test_after_the_last_round_what_is_shared_is_no_caption(self) -> None:
+    def test_uniqueness_equal_captions_after_the_last_round_are_removed(self) -> None:
         annotator = RecordingAnnotator(lambda call: "same")
         captions = walk(image_of(dict.fromkeys((1, 2), ROOT)), annotator, uniqueness=UniquenessSettings(max_rounds=4))
         assert sum(call.stage == "unique" for call in annotator.calls) == 4 * 2
@@ -265,7 +265,7 @@ class TestUniqueness:
 
     @settings(max_examples=60)
     @given(trees(), st.integers(0, 2**32), st.booleans(), st.integers(1, 4))
-    def test_final_captions_are_pairwise_distinct(
+    def test_uniqueness_final_captions_are_distinct(
         self, parents: Mapping[int, int], seed: int, alike: bool, max_rounds: int
     ) -> None:
         generator = random.Random(seed)
@@ -286,7 +286,7 @@ class TestUniqueness:
 
 
 class TestVerification:
-    def test_final_captions_are_judged_by_the_verifier(self) -> None:
+    def test_verification_judges_final_captions(self) -> None:
         annotator = RecordingAnnotator(failing("short", 5))
         verifier = RecordingAnnotator(accepts=lambda caption: caption.endswith("1"))
         image = image_of({1: ROOT, 2: ROOT, 5: ROOT})
@@ -297,7 +297,7 @@ class TestVerification:
         assert captions[2].caption == "unique of 2"
         assert captions[5].verdict is None
 
-    def test_without_a_verifier_nothing_is_judged(self) -> None:
+    def test_verification_without_a_verifier_leaves_no_verdict(self) -> None:
         annotator = RecordingAnnotator()
         captions = walk(image_of(FAMILY), annotator)
         assert annotator.of_stage("verify") == {}

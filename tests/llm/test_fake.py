@@ -1,4 +1,4 @@
-"""The stand-in for a model: answers by content, at an engine's pace, malformed as often as told."""
+"""The fake model: answers by content, with configured latency and fraction of malformed ones."""
 
 import asyncio
 import json
@@ -21,13 +21,13 @@ def answer(request: ChatRequest, **settings: float) -> ChatAnswer:
     return asyncio.run(FakeChatModel(FakeConfig(**settings)).answer(request))
 
 
-def test_the_request_in_parts() -> None:
+def test_fixture_request_has_text_and_images() -> None:
     request = replace(REQUEST, parts=("one", PICTURE, "two", PICTURE))
     assert request.text == "one\ntwo"
     assert [image is PICTURE for image in request.images] == [True, True]
 
 
-def test_the_same_request_gets_the_same_answer() -> None:
+def test_fake_same_request_gets_the_same_answer() -> None:
     assert answer(REQUEST) == answer(replace(REQUEST, parts=(PICTURE.copy(), "What is it?")))
     assert answer(REQUEST) == answer(replace(REQUEST, parts=(np.asfortranarray(PICTURE), "What is it?")))
 
@@ -44,24 +44,24 @@ def test_the_same_request_gets_the_same_answer() -> None:
     ],
     ids=["system", "temperature", "text", "shape", "pixels", "number of pictures"],
 )
-def test_another_request_gets_another_caption(other: ChatRequest) -> None:
+def test_fake_other_request_gets_another_caption(other: ChatRequest) -> None:
     assert answer(other).text != answer(REQUEST).text
 
 
-def test_answers_fit_the_schema_that_was_asked_for() -> None:
+def test_fake_answer_fits_the_requested_schema() -> None:
     assert json.loads(answer(REQUEST).text).keys() == {"caption"}
     verdict = json.loads(answer(replace(REQUEST, answer_schema=VERDICT)).text)
     assert verdict["is_true"] is True
     assert verdict["reason"]
 
 
-def test_a_choice_is_made_by_content() -> None:
+def test_fake_choice_depends_on_content() -> None:
     schema = {"type": "object", "properties": {"choice": {}}}
     requests = [replace(REQUEST, parts=(f"Caption {number}",), answer_schema=schema) for number in range(60)]
     assert {json.loads(answer(request).text)["choice"] for request in requests} == {0, 1, "none", "several"}
 
 
-def test_tokens_grow_with_pictures_and_words() -> None:
+def test_fake_token_counts_grow_with_images_and_words() -> None:
     said = answer(REQUEST)
     assert said.num_prompt_tokens == 256 + 2 + 3
     assert answer(replace(REQUEST, parts=(PICTURE, PICTURE, "What is it?"))).num_prompt_tokens == 2 * 256 + 2 + 3
@@ -69,7 +69,7 @@ def test_tokens_grow_with_pictures_and_words() -> None:
 
 
 @pytest.mark.parametrize(("fraction", "least", "most"), [(0.0, 0, 0), (0.3, 60, 120), (1.0, 300, 300)])
-def test_a_share_of_the_answers_is_malformed(fraction: float, least: int, most: int) -> None:
+def test_fake_malformed_fraction_of_answers_is_not_json(fraction: float, least: int, most: int) -> None:
     malformed = 0
     for number in range(300):
         said = answer(replace(REQUEST, parts=(f"Question {number}?",)), malformed_fraction=fraction).text
@@ -80,7 +80,7 @@ def test_a_share_of_the_answers_is_malformed(fraction: float, least: int, most: 
     assert least <= malformed <= most
 
 
-def test_answers_take_their_time_side_by_side(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fake_concurrent_answers_take_the_configured_time(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
 
     async def sleep(seconds: float) -> None:
@@ -94,6 +94,6 @@ def test_answers_take_their_time_side_by_side(monkeypatch: pytest.MonkeyPatch) -
 
 
 @pytest.mark.parametrize("settings", [{"seconds_per_answer": -1}, {"malformed_fraction": 1.1}, {"pace": 1}])
-def test_impossible_settings_are_refused(settings: dict[str, float]) -> None:
+def test_fake_config_with_impossible_value_is_rejected(settings: dict[str, float]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
         FakeConfig.model_validate(settings)

@@ -1,11 +1,11 @@
-"""How busy engines are: what is counted, by whom, and how counts add up."""
+"""Load of chat models: slots, latencies, retries, and sums of reports."""
 
 import asyncio
 
 import pytest
 
 from tests.llm.chat_server import ChatServer, completion, error
-from tests.llm.test_openai_engine import REQUEST, engine
+from tests.llm.test_openai import REQUEST, engine
 from ureca.llm.load import EngineLoad, LoadReport, percentile_s, process_load
 from ureca.llm.usage import metered
 
@@ -21,7 +21,7 @@ class Clock:
         return self.now_s
 
 
-def test_places_are_counted_from_the_first_request_on() -> None:
+def test_load_slots_are_counted_from_the_first_request() -> None:
     clock = Clock()
     load = EngineLoad(clock)
     load.set_slots(ENGINE, 4)
@@ -41,7 +41,7 @@ def test_places_are_counted_from_the_first_request_on() -> None:
     assert report.since(before).utilisation == pytest.approx(1 / 4)
 
 
-def test_what_is_in_flight_and_how_long_answers_take() -> None:
+def test_load_requests_are_counted_in_flight_and_by_latency() -> None:
     clock = Clock()
     load = EngineLoad(clock)
     for seconds in [0.2] * 90 + [5.0] * 10:
@@ -60,7 +60,7 @@ def test_what_is_in_flight_and_how_long_answers_take() -> None:
     assert percentile_s(load.report().since(report).latency_ms, 0.5) > 600
 
 
-def test_reports_add_up_and_come_apart() -> None:
+def test_load_reports_add_and_subtract() -> None:
     first = LoadReport(num_in_flight=1, num_answers=3, busy_s=1.0, latency_ms={"1": 3}, retries={"timeout": 1})
     second = LoadReport(num_in_flight=2, num_answers=1, busy_s=0.5, latency_ms={"2": 1})
     both = first + second
@@ -70,7 +70,7 @@ def test_reports_add_up_and_come_apart() -> None:
     assert both.since(first) == second.model_copy(update={"num_in_flight": 3})
 
 
-def test_an_endpoint_is_counted_attempt_by_attempt() -> None:
+def test_load_of_an_endpoint_counts_each_attempt() -> None:
     said = [error(503), error(429), completion()]
 
     async def respond(_: object) -> object:

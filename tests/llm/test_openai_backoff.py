@@ -1,4 +1,4 @@
-"""Waits: doubling, jittered and bounded; Retry-After in both its forms."""
+"""Backoff: doubling, jittered and bounded; Retry-After in both its forms."""
 
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -14,13 +14,13 @@ NOON = datetime(2026, 3, 1, 12, tzinfo=UTC)
 
 
 @given(st.floats(0.001, 10), st.floats(1, 1000), st.integers(1, 10_000))
-def test_a_wait_lies_between_half_and_all_of_the_doubled_bound(first: float, factor: float, failures: int) -> None:
+def test_backoff_wait_lies_between_half_and_all_of_the_bound(first: float, factor: float, failures: int) -> None:
     longest = first * factor
     bound = longest if failures > 20 else min(longest, first * 2 ** (failures - 1))
     assert bound / 2 <= Backoff(first, longest).wait_s(failures) <= bound
 
 
-def test_those_that_failed_together_wait_for_different_times() -> None:
+def test_backoff_of_simultaneous_failures_differs() -> None:
     backoff = Backoff(1, 60)
     assert len({backoff.wait_s(3) for _ in range(50)}) > 40
 
@@ -43,16 +43,16 @@ def test_those_that_failed_together_wait_for_different_times() -> None:
         ("Sun, 99 Mar 2026 12:00:30 GMT", None),
     ],
 )
-def test_retry_after(header: str | None, seconds: float | None) -> None:
+def test_retry_after_header_is_parsed(header: str | None, seconds: float | None) -> None:
     assert retry_after_s(header, NOON) == seconds
 
 
-def test_dates_are_compared_with_the_clock() -> None:
+def test_retry_after_date_is_compared_with_the_clock() -> None:
     later = format_datetime(datetime.now(UTC) + timedelta(hours=1), usegmt=True)
     assert 3500 < (retry_after_s(later) or 0) <= 3600
 
 
 @given(st.text(max_size=40))
-def test_whatever_a_header_says_it_is_no_crash(header: str) -> None:
+def test_retry_after_any_header_raises_nothing(header: str) -> None:
     seconds = retry_after_s(header, NOON)
     assert seconds is None or seconds >= 0

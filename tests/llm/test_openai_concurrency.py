@@ -1,4 +1,4 @@
-"""The adaptive limit: within its bounds, up with answers, down once for all that were in flight."""
+"""The adaptive limit: within its bounds, up with answers, halved once for all requests in flight."""
 
 from itertools import pairwise
 
@@ -18,7 +18,7 @@ def answered(limit: AdaptiveLimit, num_round_trips: int) -> list[int]:
     return values
 
 
-def test_it_grows_fast_until_the_first_overload_and_by_one_a_round_trip_after_it() -> None:
+def test_limit_doubles_until_the_first_overload_and_grows_by_one_afterwards() -> None:
     limit = AdaptiveLimit(1000)
     fast = answered(limit, 6)
     assert all(after >= 1.5 * before for before, after in pairwise(fast))
@@ -30,7 +30,7 @@ def test_it_grows_fast_until_the_first_overload_and_by_one_a_round_trip_after_it
     assert slow[-1] > before
 
 
-def test_one_overload_halves_it_once_for_all_that_were_in_flight() -> None:
+def test_limit_is_halved_once_for_all_requests_in_flight() -> None:
     limit = AdaptiveLimit(64)
     answered(limit, 10)
     assert limit.value == 64
@@ -41,7 +41,7 @@ def test_one_overload_halves_it_once_for_all_that_were_in_flight() -> None:
     assert limit.value == 16
 
 
-def test_answers_to_few_requests_do_not_raise_it() -> None:
+def test_limit_ignores_answers_when_few_requests_are_in_flight() -> None:
     limit = AdaptiveLimit(64)
     answered(limit, 2)
     before = limit.value
@@ -51,7 +51,7 @@ def test_answers_to_few_requests_do_not_raise_it() -> None:
 
 
 @given(st.integers(1, 100), st.lists(st.tuples(st.booleans(), st.integers(1, 100)), max_size=300))
-def test_it_stays_within_its_bounds(maximum: int, events: list[tuple[bool, int]]) -> None:
+def test_limit_stays_within_its_bounds(maximum: int, events: list[tuple[bool, int]]) -> None:
     limit = AdaptiveLimit(maximum)
     for number, (is_answer, num_in_flight) in enumerate(events, 1):
         before = limit.value

@@ -1,4 +1,4 @@
-"""An image curated through the prompted annotator, the engine and a real server."""
+"""An image curated by the prompted annotator with a model behind a real HTTP server."""
 
 import asyncio
 import hashlib
@@ -43,7 +43,7 @@ async def curated(server: ChatServer) -> tuple[list[dict[str, Any]], Usage]:
     return rows, usage
 
 
-def test_an_image_is_captioned_by_a_model_behind_http(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curation_over_http_captions_an_image(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     async def both() -> None:
@@ -68,7 +68,7 @@ def test_an_image_is_captioned_by_a_model_behind_http(monkeypatch: pytest.Monkey
     asyncio.run(both())
 
 
-def test_a_model_that_refuses_every_request_fails_regions_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curation_with_rejected_requests_fails_regions_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     async def one() -> None:

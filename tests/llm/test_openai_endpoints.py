@@ -1,4 +1,4 @@
-"""Endpoints: who rests and for how long, who is asked, and that slots are never lost."""
+"""Endpoints: cooldown, choice of the endpoint, and no lost slots."""
 
 import asyncio
 import logging
@@ -29,7 +29,7 @@ def answer(target: Endpoint) -> None:
     target.release(slot)
 
 
-def test_three_failures_in_a_row_are_a_reason_to_rest() -> None:
+def test_endpoint_cools_down_after_three_consecutive_failures() -> None:
     target = endpoint()
     fail(target, BROKEN, 100, times=2)
     assert target.is_available(100)
@@ -42,7 +42,7 @@ def test_three_failures_in_a_row_are_a_reason_to_rest() -> None:
     assert target.is_available(101)
 
 
-def test_the_more_rests_in_a_row_the_longer() -> None:
+def test_endpoint_consecutive_cooldowns_grow() -> None:
     target = endpoint(longest_s=10)
     fail(target, BROKEN, 0, times=2)
     rests = []
@@ -56,7 +56,7 @@ def test_the_more_rests_in_a_row_the_longer() -> None:
     assert target.cooldown_until <= 1
 
 
-def test_after_a_rest_a_single_request_finds_out() -> None:
+def test_endpoint_after_cooldown_is_probed_by_a_single_request() -> None:
     target = endpoint()
     fail(target, BROKEN, 0, times=3)
     probe = target.acquire()
@@ -65,7 +65,7 @@ def test_after_a_rest_a_single_request_finds_out() -> None:
     assert target.is_available(2)
 
 
-def test_what_was_sent_before_a_rest_says_nothing_new() -> None:
+def test_endpoint_ignores_outcomes_of_requests_before_a_cooldown() -> None:
     target = endpoint()
     slots = [target.acquire() for _ in range(4)]
     for slot in slots[:3]:
@@ -78,7 +78,7 @@ def test_what_was_sent_before_a_rest_says_nothing_new() -> None:
     assert not target.is_available(2)
 
 
-def test_requests_that_hang_from_before_a_rest_take_no_room() -> None:
+def test_endpoint_hanging_requests_before_a_cooldown_take_no_capacity() -> None:
     target = endpoint()
     hanging = [target.acquire() for _ in range(4)]
     fail(target, BROKEN, 0, times=3)
@@ -90,13 +90,13 @@ def test_requests_that_hang_from_before_a_rest_take_no_room() -> None:
 
 
 @pytest.mark.parametrize(("asked_s", "cooldown_s"), [(30, 30), (3600, 60)])
-def test_it_rests_for_as_long_as_it_asks_within_bounds(asked_s: float, cooldown_s: float) -> None:
+def test_endpoint_cools_down_as_long_as_requested_within_bounds(asked_s: float, cooldown_s: float) -> None:
     target = endpoint()
     fail(target, TransientError("rate_limited", "", is_overload=True, retry_after_s=asked_s), 100)
     assert target.cooldown_until == 100 + cooldown_s
 
 
-def test_overload_halves_what_it_is_sent() -> None:
+def test_endpoint_overload_halves_its_limit() -> None:
     target = endpoint()
     assert target.limit.value == 4
     fail(target, BUSY, 0)
@@ -105,7 +105,7 @@ def test_overload_halves_what_it_is_sent() -> None:
     assert target.limit.value == 2
 
 
-def test_an_outage_is_one_of_all_endpoints() -> None:
+def test_endpoints_outage_requires_all_endpoints() -> None:
     endpoints = Endpoints(["http://a/v1", "http://b/v1"], 8, Backoff(1, 60))
     first, second = endpoints.all
     assert endpoints.outage_s(500) == 0
@@ -121,7 +121,7 @@ def test_an_outage_is_one_of_all_endpoints() -> None:
     assert endpoints.outage_s(900) == 0
 
 
-def test_why_an_endpoint_rests_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+def test_endpoint_cooldown_is_logged_with_its_reason(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         fail(endpoint(), BROKEN, 0, times=3)
     (line,) = caplog.messages
@@ -129,7 +129,7 @@ def test_why_an_endpoint_rests_is_logged(caplog: pytest.LogCaptureFixture) -> No
     assert line.endswith("server_error: HTTP 500")
 
 
-def test_the_endpoint_with_most_room_is_asked_and_one_that_failed_avoided() -> None:
+def test_endpoints_slot_is_at_the_least_loaded_endpoint_and_avoids_a_failed_one() -> None:
     async def ask() -> None:
         endpoints = Endpoints(["http://a/v1", "http://b/v1"], 4, Backoff(1, 60))
         first, second = endpoints.all
@@ -145,7 +145,7 @@ def test_the_endpoint_with_most_room_is_asked_and_one_that_failed_avoided() -> N
     asyncio.run(ask())
 
 
-def test_slots_are_given_in_the_order_asked_for() -> None:
+def test_endpoints_slots_are_given_in_order_of_request() -> None:
     async def ask() -> list[int]:
         endpoints = Endpoints(["http://a/v1"], 1, Backoff(1, 60))
         served = []
@@ -161,7 +161,7 @@ def test_slots_are_given_in_the_order_asked_for() -> None:
     assert asyncio.run(ask()) == list(range(20))
 
 
-def test_waiters_wake_when_a_rest_ends() -> None:
+def test_endpoints_waiters_wake_when_a_cooldown_ends() -> None:
     async def ask() -> Slot:
         endpoints = Endpoints(["http://a/v1"], 1, Backoff(0.01, 0.02))
         (only,) = endpoints.all
@@ -173,7 +173,7 @@ def test_waiters_wake_when_a_rest_ends() -> None:
     assert asyncio.run(ask()).number == 4
 
 
-def test_cancelled_waiters_and_holders_lose_no_slot() -> None:
+def test_endpoints_cancelled_waiters_and_holders_lose_no_slot() -> None:
     async def ask() -> None:
         endpoints = Endpoints(["http://a/v1"], 2, Backoff(1, 60))
 

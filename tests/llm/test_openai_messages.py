@@ -1,4 +1,4 @@
-"""The wire format: what a request looks like, and what becomes of strange answers."""
+"""Bodies of requests and responses, including invalid ones."""
 
 import json
 from dataclasses import replace
@@ -23,7 +23,7 @@ def body_of(request: ChatRequest, **settings: Any) -> dict[str, Any]:
     return dict(json.loads(request_body(request, **options)))
 
 
-def test_a_request_says_everything_with_its_constant_part_first() -> None:
+def test_request_body_has_all_parts_with_the_constant_one_first() -> None:
     body = body_of(REQUEST)
     assert body == {
         "model": "m",
@@ -39,7 +39,7 @@ def test_a_request_says_everything_with_its_constant_part_first() -> None:
 
 
 @pytest.mark.parametrize("shape", [(40, 60), (1, 1), (7, 200)])
-def test_images_arrive_as_jpeg_of_their_size_in_their_place(shape: tuple[int, int]) -> None:
+def test_request_body_images_are_jpeg_in_order(shape: tuple[int, int]) -> None:
     ramp = np.linspace(0, 255, shape[0] * shape[1]).reshape(shape).astype(np.uint8)
     picture = np.stack([ramp, 255 - ramp, np.full_like(ramp, 90)], axis=2)
     turned = np.rot90(picture)
@@ -51,7 +51,7 @@ def test_images_arrive_as_jpeg_of_their_size_in_their_place(shape: tuple[int, in
         assert np.abs(arrived.astype(int) - sent).mean() < 6
 
 
-def test_thin_coloured_lines_keep_their_colour() -> None:
+def test_request_body_keeps_the_colour_of_thin_lines() -> None:
     picture = np.full((64, 64, 3), 60, np.uint8)
     picture[:, 32] = (255, 255, 0)
     (arrived,) = Received("", {}, body_of(replace(REQUEST, parts=(picture,)))).images
@@ -59,7 +59,7 @@ def test_thin_coloured_lines_keep_their_colour() -> None:
     assert min(red, green) - blue > 200
 
 
-def test_the_quality_of_images_is_a_setting() -> None:
+def test_request_body_uses_the_jpeg_quality() -> None:
     picture = np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)
     coarse, fine = (
         len(json.dumps(body_of(replace(REQUEST, parts=(picture,)), jpeg_quality=quality))) for quality in (10, 95)
@@ -67,19 +67,19 @@ def test_the_quality_of_images_is_a_setting() -> None:
     assert coarse < fine / 2
 
 
-def test_an_answer_and_its_tokens() -> None:
+def test_read_answer_returns_text_and_token_counts() -> None:
     assert read_answer(completion("Hello.", 300, 9).body) == ChatAnswer("Hello.", 300, 9)
 
 
 @pytest.mark.parametrize(
     "usage", [{}, {"usage": None}, {"usage": {}}, {"usage": {"prompt_tokens": None, "total_tokens": 7}}]
 )
-def test_tokens_that_are_not_told_count_nothing(usage: dict[str, Any]) -> None:
+def test_read_answer_without_token_counts_returns_zero(usage: dict[str, Any]) -> None:
     body = json.dumps({"choices": [{"message": {"content": "Hello."}}], **usage}).encode()
     assert read_answer(body) == ChatAnswer("Hello.", 0, 0)
 
 
-def test_a_refusal_is_an_answer() -> None:
+def test_read_answer_of_a_refusal_returns_its_text() -> None:
     body = b'{"choices": [{"message": {"content": null, "refusal": "I cannot."}}]}'
     assert read_answer(body).text == "I cannot."
 
@@ -101,7 +101,7 @@ def test_a_refusal_is_an_answer() -> None:
         (b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 1e99}}', "usage.prompt_tokens"),
     ],
 )
-def test_what_is_no_completion_is_a_malformed_answer(body: bytes, where: str) -> None:
+def test_read_answer_of_another_body_is_malformed(body: bytes, where: str) -> None:
     with pytest.raises(AnswerError, match=where) as caught:
         read_answer(body)
     assert caught.value.kind == "malformed_answer"
@@ -122,17 +122,17 @@ def test_what_is_no_completion_is_a_malformed_answer(body: bytes, where: str) ->
         (b'"text"', "text"),
     ],
 )
-def test_what_servers_say_of_an_error(body: bytes, message: str) -> None:
+def test_error_message_is_found_in_each_format(body: bytes, message: str) -> None:
     assert error_message(body) == message
 
 
 @given(st.binary(max_size=2000))
-def test_whatever_a_server_says_it_is_one_short_printable_line(body: bytes) -> None:
+def test_error_message_of_any_body_is_one_short_printable_line(body: bytes) -> None:
     message = error_message(body)
     assert len(message) <= 300
     assert message.isprintable()
 
 
-def test_a_long_message_is_cut() -> None:
+def test_error_message_is_truncated() -> None:
     assert error_message(b"x" * 10**6) == "x" * 297 + "..."
     assert error_message(b"[" * 10**5).endswith("...")

@@ -1,5 +1,6 @@
-"""Settings of the engine: what is refused, and the key that is nowhere to be seen."""
+"""Settings of OpenAI-compatible endpoints: validation, and the key that is not shown anywhere."""
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -40,45 +41,54 @@ def made(**settings: Any) -> OpenAIConfig:
         ({"api_key": KEY}, "api_key"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, Any], named: str) -> None:
+def test_openai_config_with_impossible_value_is_rejected(settings: dict[str, Any], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         made(**settings)
 
 
-def test_a_password_in_a_url_is_refused_and_not_shown() -> None:
+def test_openai_config_with_password_in_url_is_rejected_without_showing_it() -> None:
     with pytest.raises(SettingsError, match=r"mllm\.base_urls") as caught:
         CurateSettings.load(["in", "out", *SERVER[:-1], "http://me:Sw0rdfish@a/v1", "--annotator.kind", "prompted"])
     assert "Sw0rdfish" not in str(caught.value)
 
 
-def test_the_verb_builds_one_model_for_annotator_and_verifier() -> None:
+def test_build_curator_shares_one_model_between_annotator_and_verifier(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = CurateSettings.load(
         ["in", "out", *SERVER, "--annotator.kind", "prompted", "--verification.kind", "prompted"]
     )
     assert isinstance(settings.mllm, OpenAIConfig)
     assert settings.model_dump(mode="json")["mllm"]["base_urls"] == ["http://a:8000/v1", "https://b/v1/"]
     assert CurateSettings.model_validate(settings.model_dump(mode="json")) == settings
+    built: list[OpenAIChatModel] = []
+    build = OpenAIChatModel.__init__
+
+    @functools.wraps(build)
+    def record(self: OpenAIChatModel, settings: OpenAIConfig) -> None:
+        built.append(self)
+        build(self, settings)
+
+    monkeypatch.setattr(OpenAIChatModel, "__init__", record)
     curator = build_curator(settings)
     assert isinstance(curator.annotator, PromptedAnnotator)
     assert isinstance(curator.verifier, PromptedAnnotator)
     assert curator.annotator.name.endswith(":m")
-    assert curator.annotator._model is curator.verifier._model
-    assert isinstance(curator.annotator._model, OpenAIChatModel)
+    assert curator.verifier.name.endswith(":m")
+    assert len(built) == 1
 
 
-def test_a_model_that_nobody_asks_is_refused() -> None:
+def test_curate_settings_with_unused_model_are_rejected() -> None:
     with pytest.raises(SettingsError, match=r"annotator\.kind.* prompted"):
         CurateSettings.load(["in", "out", *SERVER])
 
 
-def test_a_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_api_key_from_a_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", f" {KEY}\n")
     key = read_api_key(made(api_key_variable="SOME_KEY"))
     assert key is not None
     assert key.get_secret_value() == KEY
 
 
-def test_a_key_from_a_file(tmp_path: Path) -> None:
+def test_read_api_key_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_text(f"{KEY}\n")
     key = read_api_key(made(api_key_file=str(file)))
@@ -86,12 +96,12 @@ def test_a_key_from_a_file(tmp_path: Path) -> None:
     assert key.get_secret_value() == KEY
 
 
-def test_no_key_is_read_unless_one_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_api_key_without_a_name_returns_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
     assert read_api_key(made()) is None
 
 
-def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_api_key_that_is_missing_names_the_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("SOME_KEY", raising=False)
     with pytest.raises(SettingsError, match=r"mllm\.api_key_variable SOME_KEY"):
         OpenAIChatModel(made(api_key_variable="SOME_KEY"))
@@ -100,7 +110,7 @@ def test_a_missing_key_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 @pytest.mark.parametrize("content", [b"", b" \n", b"two words", b"line\nline", "schl\u00fcssel".encode(), b"\xff\xfe"])
-def test_what_cannot_be_a_key_is_refused_and_not_shown(content: bytes, tmp_path: Path) -> None:
+def test_read_api_key_that_is_invalid_is_rejected_without_showing_it(content: bytes, tmp_path: Path) -> None:
     file = tmp_path / "key"
     file.write_bytes(content)
     with pytest.raises(SettingsError, match=r"mllm\.api_key_file") as caught:
@@ -109,7 +119,7 @@ def test_what_cannot_be_a_key_is_refused_and_not_shown(content: bytes, tmp_path:
         assert word not in str(caught.value)
 
 
-def test_the_key_is_in_no_dump_and_no_repr(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openai_config_and_model_do_not_show_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("SOME_KEY", KEY)
     settings = made(api_key_variable="SOME_KEY")
     model = OpenAIChatModel(settings)

@@ -1,4 +1,4 @@
-"""Counting calls and tokens: by block, through tasks, apart from one another."""
+"""Usage of chat models: calls and tokens by block, through tasks and threads."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from ureca.llm.usage import Usage, metered, record
 ANSWER = ChatAnswer("Yes.", num_prompt_tokens=10, num_new_tokens=3)
 
 
-def test_calls_within_a_block_are_counted() -> None:
+def test_metered_counts_the_calls_of_its_block() -> None:
     with metered() as usage:
         assert usage == Usage()
         record(ANSWER)
@@ -18,7 +18,7 @@ def test_calls_within_a_block_are_counted() -> None:
     assert usage == Usage(num_calls=2, num_prompt_tokens=15, num_new_tokens=4)
 
 
-def test_calls_outside_any_block_are_nobodys() -> None:
+def test_record_outside_a_block_counts_nothing() -> None:
     record(ANSWER)
     with metered() as usage:
         pass
@@ -26,7 +26,7 @@ def test_calls_outside_any_block_are_nobodys() -> None:
     assert usage == Usage()
 
 
-def test_an_inner_block_counts_for_itself() -> None:
+def test_metered_inner_block_counts_separately() -> None:
     with metered() as outer:
         record(ANSWER)
         with metered() as inner:
@@ -36,14 +36,14 @@ def test_an_inner_block_counts_for_itself() -> None:
     assert (outer.num_calls, inner.num_calls) == (2, 2)
 
 
-def test_a_block_that_fails_ends() -> None:
+def test_metered_block_ends_with_an_error() -> None:
     with pytest.raises(RuntimeError), metered() as failed:
         raise RuntimeError
     record(ANSWER)
     assert failed == Usage()
 
 
-def test_concurrent_blocks_stay_apart_and_count_the_tasks_started_in_them() -> None:
+def test_metered_concurrent_blocks_count_their_own_tasks() -> None:
     async def call() -> None:
         await asyncio.sleep(0)
         record(ANSWER)
@@ -62,7 +62,7 @@ def test_concurrent_blocks_stay_apart_and_count_the_tasks_started_in_them() -> N
     assert asyncio.run(images()) == [1, 2, 3, 4, 5]
 
 
-def test_threads_started_by_a_block_count_for_it() -> None:
+def test_metered_counts_threads_of_its_block() -> None:
     async def ask() -> Usage:
         with metered() as usage:
             await asyncio.to_thread(record, ANSWER)

@@ -1,4 +1,4 @@
-"""A stand-in for vLLM with the part of its documented interface that the engine uses (vLLM 0.12 to 0.32).
+"""A fake of vLLM with the part of its documented interface that the chat model uses (vLLM 0.12 to 0.32).
 
 It answers by content, after the event loop has turned, and checks what it is given as vLLM does.
 """

@@ -97,7 +97,7 @@ class NoVerificationConfig(BaseModel):
 class Curator:
     """Components and settings of a curation; built once and used for many images, also concurrently.
 
-    The defaults need neither a GPU nor weights: captions follow rules over measured colours, shapes and places.
+    The defaults need neither a GPU nor weights: captions follow rules over measured colours, shapes and locations.
 
     Attributes:
         annotator: writes the captions.

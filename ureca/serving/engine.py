@@ -78,6 +78,7 @@ _Key = tuple[_PendingJob, int]
 class CaptionEngine:
     """Runs a captioner with continuous batching over concurrent jobs.
 
+    Sequences join a running batch between two tokens, which ``ureca.batching`` cannot do: its batches run as a whole.
     Up to ``batch_size`` sequences decode together, one token per step. Sequences of one image are adjacent, because
     they share its prefix in the KV cache. A sequence that finishes, or whose job is cancelled, leaves the batch, and
     the next one is admitted at the next step. A job with more regions than free slots goes to the end of the queue for

@@ -68,7 +68,7 @@ def _resized(crop, factor):
 
 @pytest.mark.parametrize("mask", [DISC, STRIP, RING, STAR], ids=["disc", "strip", "ring", "star"])
 @pytest.mark.parametrize("colour", COLOURS.values(), ids=COLOURS)
-def test_near_copies_stay_above_nine_tenths(mask, colour):
+def test_descriptor_of_near_copies_is_similar(mask, colour):
     crop = _crop(mask, colour, _noise(8))
     darker = RegionCrop((crop.pixels * 0.94).astype(np.uint8), crop.mask)
     noisier = _crop(mask, colour, _noise(10, seed=1))
@@ -76,17 +76,17 @@ def test_near_copies_stay_above_nine_tenths(mask, colour):
         assert _cosine(crop, copy) > 0.9
 
 
-def test_size_and_place_do_not_matter():
+def test_descriptor_ignores_size_and_position():
     assert _cosine(_crop(DISC), _crop(SMALL_DISC)) > 0.9
 
 
-def test_a_turned_outline_does_not_matter():
+def test_descriptor_ignores_rotation_of_the_outline():
     assert _cosine(_crop(STRIP), _crop(STRIP.T)) > 0.9
 
 
 @pytest.mark.parametrize("first", COLOURS)
 @pytest.mark.parametrize("second", COLOURS)
-def test_other_colours_are_below_six_tenths(first, second):
+def test_descriptor_of_other_colours_differs(first, second):
     if first != second:
         assert _cosine(_crop(DISC, COLOURS[first]), _crop(DISC, COLOURS[second])) < 0.6
 
@@ -101,16 +101,16 @@ def test_other_colours_are_below_six_tenths(first, second):
     ],
     ids=["plain-stripes", "directions", "plain-noise", "diagonals"],
 )
-def test_other_textures_are_below_six_tenths(first, second):
+def test_descriptor_of_other_textures_differs(first, second):
     assert _cosine(_crop(DISC, "808080", first), _crop(DISC, "808080", second)) < 0.6
 
 
 @pytest.mark.parametrize(("first", "second"), [(DISC, STRIP), (DISC, RING), (DISC, STAR), (STRIP, RING), (STRIP, STAR)])
-def test_other_shapes_are_below_six_tenths(first, second):
+def test_descriptor_of_other_shapes_differs(first, second):
     assert _cosine(_crop(first), _crop(second)) < 0.6
 
 
-def test_what_lies_outside_the_mask_does_not_matter():
+def test_descriptor_ignores_pixels_outside_the_mask():
     crop = _crop(DISC)
     other = RegionCrop(np.where(crop.mask[..., None], crop.pixels, np.uint8(255)), crop.mask)
     assert _cosine(crop, other) > 0.99
@@ -118,7 +118,7 @@ def test_what_lies_outside_the_mask_does_not_matter():
 
 @settings(max_examples=40, deadline=None)
 @given(data=st.data(), height=st.integers(1, 300), width=st.integers(1, 300))
-def test_any_crop_has_a_vector_of_length_one_of_its_own(data, height, width):
+def test_descriptor_of_any_crop_has_length_one(data, height, width):
     pixels = data.draw(
         hnp.arrays(np.uint8, (height, width, 3), elements=st.sampled_from([0, 77, 255]), fill=st.just(9))
     )
@@ -132,6 +132,6 @@ def test_any_crop_has_a_vector_of_length_one_of_its_own(data, height, width):
     assert np.array_equal(alone[0], among[1])
 
 
-def test_no_crops_make_no_vectors():
+def test_descriptor_without_crops_is_empty():
     width = DescriptorEmbedder().embed([_crop(DISC)]).shape[1]
     assert DescriptorEmbedder().embed([]).shape == (0, width)

@@ -35,7 +35,7 @@ def _crops(count):
     ]
 
 
-def test_vectors_are_the_class_tokens_of_length_one(checkpoint):
+def test_dinov2_embedding_is_the_normalized_class_token(checkpoint):
     import torch
     from PIL import Image
     from transformers import AutoImageProcessor, AutoModel
@@ -50,7 +50,7 @@ def test_vectors_are_the_class_tokens_of_length_one(checkpoint):
     assert vector == pytest.approx(token / np.linalg.norm(token), abs=1e-5)
 
 
-def test_a_vector_does_not_depend_on_its_batch(checkpoint):
+def test_dinov2_embedding_does_not_depend_on_its_batch(checkpoint):
     crops = _crops(5)
     by_two, at_once = (
         Dinov2Embedder(Dinov2Config(checkpoint=checkpoint, batch_size=size)).embed(crops) for size in (2, 32)
@@ -61,7 +61,7 @@ def test_a_vector_does_not_depend_on_its_batch(checkpoint):
     assert np.linalg.norm(by_two, axis=1) == pytest.approx(1, abs=1e-5)
 
 
-def test_the_ends_of_a_long_region_count(checkpoint):
+def test_dinov2_long_region_keeps_its_ends(checkpoint):
     plain = np.full((20, 200, 3), 128, np.uint8)
     with_ends = plain.copy()
     with_ends[:, :40], with_ends[:, -40:] = (255, 0, 0), (0, 255, 0)
@@ -71,16 +71,16 @@ def test_the_ends_of_a_long_region_count(checkpoint):
     assert not np.allclose(a, b, atol=1e-3)
 
 
-def test_no_crops_make_no_vectors(checkpoint):
+def test_dinov2_without_crops_is_empty(checkpoint):
     assert Dinov2Embedder(Dinov2Config(checkpoint=checkpoint)).embed([]).shape == (0, 16)
 
 
-def test_a_folder_without_a_checkpoint_is_named(tmp_path):
+def test_dinov2_folder_without_a_checkpoint_is_named(tmp_path):
     with pytest.raises(SettingsError, match=r"checkpoint '.*nothing' cannot be loaded"):
         Dinov2Embedder(Dinov2Config(checkpoint=str(tmp_path / "nothing")))
 
 
-def test_pickled_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
+def test_dinov2_pickled_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
     import os
     import shutil
 
@@ -99,7 +99,7 @@ def test_pickled_code_in_a_checkpoint_is_not_run(checkpoint, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_damaged_weights_are_named(checkpoint, tmp_path):
+def test_dinov2_damaged_weights_are_named(checkpoint, tmp_path):
     import shutil
 
     folder = tmp_path / "damaged"
@@ -109,12 +109,12 @@ def test_damaged_weights_are_named(checkpoint, tmp_path):
         Dinov2Embedder(Dinov2Config(checkpoint=str(folder)))
 
 
-def test_a_device_that_does_not_exist_is_named(checkpoint):
+def test_dinov2_missing_device_is_named(checkpoint):
     with pytest.raises(SettingsError, match="device 'abacus' cannot be used"):
         Dinov2Embedder(Dinov2Config(checkpoint=checkpoint, device="abacus"))
 
 
-def test_a_missing_package_says_what_to_install(checkpoint, monkeypatch):
+def test_dinov2_missing_package_is_named(checkpoint, monkeypatch):
     genuine = builtins.__import__
 
     def without_transformers(name, *arguments, **keywords):
@@ -127,6 +127,6 @@ def test_a_missing_package_says_what_to_install(checkpoint, monkeypatch):
         Dinov2Embedder(Dinov2Config(checkpoint=checkpoint))
 
 
-def test_unknown_settings_are_refused():
+def test_dinov2_config_with_unknown_key_is_rejected():
     with pytest.raises(ValidationError, match="batchsize"):
         Dinov2Config(batchsize=3)

@@ -37,38 +37,38 @@ def _flat(*codes):
         ("ff69b4", "pink"),
     ],
 )
-def test_a_plain_colour_has_its_name(code, name):
+def test_colour_plain_has_its_name(code, name):
     colours = measure_colours(_flat(code))
     assert name_colours(colours) == (name,)
     assert fits_colour(name, colours)
 
 
-def test_oklab_has_the_published_values_of_the_primaries():
+def test_oklab_of_primaries_has_the_published_values():
     assert to_oklab(np.eye(3)) == pytest.approx(
         np.array([[0.628, 0.225, 0.126], [0.866, -0.234, 0.179], [0.452, -0.032, -0.312]]), abs=1e-3
     )
 
 
-def test_a_second_colour_is_named_from_a_quarter_on():
+def test_colour_second_is_named_from_a_quarter_on():
     mostly_red = measure_colours(_flat(*["e01010"] * 8, *["2050d0"] * 2))
     also_blue = measure_colours(_flat(*["e01010"] * 7, *["2050d0"] * 3))
     assert name_colours(mostly_red) == ("red",)
     assert name_colours(also_blue) == ("red", "blue")
 
 
-def test_a_shade_is_no_second_colour():
+def test_colour_shade_is_no_second_colour():
     # Both can be called brown; only one is nearest to it.
     colours = measure_colours(_flat(*["5c3317"] * 6, *["2c1c12"] * 4))
     assert len(name_colours(colours)) == 1
 
 
-def test_many_colours_are_multicoloured():
+def test_colour_many_colours_are_multicoloured():
     colours = measure_colours(_flat("e01010", "2050d0", "32a032", "ffd700", "ffffff"))
     assert name_colours(colours) == ("multicoloured",)
     assert not fits_colour("multicoloured", measure_colours(_flat("e01010")))
 
 
-def test_other_colours_and_tones_do_not_fit():
+def test_colour_other_words_do_not_fit():
     green = measure_colours(_flat("32a032"))
     assert not fits_colour("red", green)
     assert not fits_colour("light green", measure_colours(_flat("013220")))
@@ -84,40 +84,40 @@ def _shape(mask):
 
 
 @pytest.mark.parametrize("radius", [4, 8, 20, 60])
-def test_a_disc_is_round(canvas, radius):
+def test_shape_disc_is_round(canvas, radius):
     shape = _shape(canvas.ellipse(150, 100, radius))
     assert SHAPES.name(shape) == "round"
     assert not SHAPES.fits("rectangular", shape)
 
 
-def test_an_ellipse_is_oval(canvas):
+def test_shape_ellipse_is_oval(canvas):
     shape = _shape(canvas.ellipse(150, 100, 50, 30))
     assert SHAPES.name(shape) == "oval"
     assert not SHAPES.fits("horizontal", shape)
 
 
 @pytest.mark.parametrize("size", [(40, 40), (60, 40), (6, 6)])
-def test_a_rectangle_is_rectangular(canvas, size):
+def test_shape_rectangle_is_rectangular(canvas, size):
     shape = _shape(canvas.rectangle(20, 20, 20 + size[0], 20 + size[1]))
     assert SHAPES.name(shape) == "rectangular"
     assert not SHAPES.fits("round", shape)
 
 
 @pytest.mark.parametrize(("angle", "word"), [(0, "horizontal"), (90, "vertical"), (45, "slanting"), (135, "slanting")])
-def test_a_bar_is_a_strip_with_its_direction(canvas, angle, word):
+def test_shape_bar_is_a_strip_with_its_direction(canvas, angle, word):
     shape = _shape(canvas.bar(150, 100, 120, 25, angle))
     assert NOUNS.name(shape) == "strip"
     assert SHAPES.name(shape) == word
     assert [other for other in ("horizontal", "vertical", "slanting") if SHAPES.fits(other, shape)] == [word]
 
 
-def test_a_thin_bar_is_a_line(canvas):
+def test_shape_thin_bar_is_a_line(canvas):
     shape = _shape(canvas.bar(150, 100, 150, 4, 30))
     assert NOUNS.name(shape) == "line"
     assert not NOUNS.fits("ring", shape)
 
 
-def test_a_hole_in_the_middle_makes_a_ring(canvas):
+def test_shape_with_a_central_hole_is_a_ring(canvas):
     ring = _shape(canvas.ellipse(150, 100, 50) & ~canvas.ellipse(150, 100, 30))
     off_centre = _shape(canvas.ellipse(150, 100, 50) & ~canvas.ellipse(130, 100, 12))
     assert NOUNS.name(ring) == "ring"
@@ -125,29 +125,29 @@ def test_a_hole_in_the_middle_makes_a_ring(canvas):
     assert NOUNS.name(off_centre) == "area"
 
 
-def test_a_star_is_irregular(canvas):
+def test_shape_star_is_irregular(canvas):
     star = canvas.bar(150, 100, 120, 12, 0) | canvas.bar(150, 100, 120, 12, 90) | canvas.bar(150, 100, 120, 12, 45)
     assert SHAPES.name(_shape(star)) == "irregular"
     assert not SHAPES.fits("irregular", _shape(canvas.ellipse(150, 100, 40)))
 
 
-def test_separate_pieces_are_a_cluster(canvas):
+def test_shape_separate_pieces_are_a_cluster(canvas):
     pieces = canvas.ellipse(50, 50, 10) | canvas.ellipse(150, 150, 12) | canvas.ellipse(250, 60, 11)
     assert NOUNS.name(_shape(pieces)) == "cluster"
 
 
-def test_a_few_pixels_are_a_dot_without_a_shape(canvas):
+def test_shape_few_pixels_are_a_dot(canvas):
     shape = _shape(canvas.rectangle(7, 7, 9, 9))
     assert (NOUNS.name(shape), SHAPES.name(shape)) == ("dot", None)
 
 
 @pytest.mark.parametrize(("side", "noun", "size"), [(5, "patch", "tiny"), (20, "patch", "small"), (50, "patch", None)])
-def test_small_sizes(canvas, side, noun, size):
+def test_size_small_has_a_word(canvas, side, noun, size):
     shape = _shape(canvas.rectangle(10, 10, 10 + side, 10 + side))
     assert (NOUNS.name(shape), SIZES.name(shape)) == (noun, size)
 
 
-def test_large_sizes(canvas):
+def test_size_large_has_a_word(canvas):
     area, large = (_shape(canvas.rectangle(10, 10, 110, bottom)) for bottom in (90, 190))
     assert (NOUNS.name(area), SIZES.name(area)) == ("area", None)
     assert SIZES.name(large) == "large"
@@ -170,13 +170,13 @@ def _ripple(angle_deg, wavelength_px=12):
         (135, "diagonally striped"),
     ],
 )
-def test_stripes_have_a_direction(angle, word):
+def test_texture_stripes_have_a_direction(angle, word):
     texture = measure_texture(_ripple(angle), np.ones((100, 100), bool))
     assert TEXTURES.name(texture) == word
     assert [other for other in TEXTURES.words if "striped" in other and TEXTURES.fits(other, texture)] == [word]
 
 
-def test_an_edge_or_a_slope_is_no_stripe():
+def test_texture_edge_or_slope_is_no_stripe():
     step = np.where(np.arange(100) < 50, 0.2, 0.8) * np.ones((100, 1))
     slope = np.linspace(0.2, 0.8, 100) * np.ones((100, 1))
     for lightness in (step, slope):
@@ -184,7 +184,7 @@ def test_an_edge_or_a_slope_is_no_stripe():
         assert name is None or "striped" not in name
 
 
-def test_flat_is_smooth_noise_is_fine_and_blotches_are_mottled():
+def test_texture_flat_noise_and_blotches_have_words():
     from scipy import ndimage
 
     noise = np.random.default_rng(0).normal(size=(100, 100))
@@ -199,13 +199,13 @@ def test_flat_is_smooth_noise_is_fine_and_blotches_are_mottled():
     assert not TEXTURES.fits("mottled", smooth)
 
 
-def test_what_lies_outside_the_mask_has_no_texture():
+def test_texture_ignores_pixels_outside_the_mask():
     lightness = np.full((100, 100), 0.5)
     lightness[:, 50:] = np.random.default_rng(0).random((100, 50))
     assert TEXTURES.name(measure_texture(lightness, np.arange(100)[None, :] < np.full((100, 1), 50))) == "smooth"
 
 
-def test_a_few_pixels_have_no_texture():
+def test_texture_few_pixels_have_none():
     assert TEXTURES.name(measure_texture(np.full((5, 5), 0.5), np.ones((5, 5), bool))) is None
 
 
@@ -239,27 +239,27 @@ def _location(left, top, right, bottom, *, in_image=True):
         ((250, 150, 290, 190), "in the lower right of"),
     ],
 )
-def test_a_box_has_its_place(box, place):
+def test_location_of_a_box_has_its_word(box, place):
     assert LOCATIONS.name(_location(*box)) == place
     assert LOCATIONS.fits(place, _location(*box))
 
 
-def test_a_frame_reaches_all_four_edges():
+def test_location_frame_reaches_all_four_edges():
     frame = locate((0, 0, 300, 200), (150, 100), (0, 0, 300, 200), covered=0.3, in_image=True)
     assert LOCATIONS.name(frame) == "reaching all four edges of"
 
 
-def test_corners_and_edges_of_a_parent_are_no_image_corners():
+def test_location_corner_and_edge_of_a_parent_are_not_those_of_the_image():
     assert LOCATIONS.name(_location(0, 0, 40, 40, in_image=False)) == "in the upper left of"
 
 
-def test_opposite_places_do_not_fit():
+def test_location_opposite_words_do_not_fit():
     upper_left = _location(10, 10, 50, 50)
     for wrong in ("in the lower right of", "in the centre of", "along the bottom edge of", "covering most of"):
         assert not LOCATIONS.fits(wrong, upper_left)
 
 
-def test_english():
+def test_english_articles_numbers_and_lists():
     assert [with_article(word) for word in ("red disc", "orange disc", "irregular patch")] == [
         "a red disc",
         "an orange disc",

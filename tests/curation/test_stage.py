@@ -1,4 +1,4 @@
-"""The stages over a unit: order, limits, and what happens to images that go wrong on the way."""
+"""The curation stage: order of rows, limits, and images that fail."""
 
 import asyncio
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ def stage_of(annotator: CountingAnnotator | None = None, images_in_flight: int =
     return CurateStage(curator, LIMITS, images_in_flight)
 
 
-def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
+def test_stage_rows_keep_the_order_and_have_provenance(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path, 5)
     rows, work = asyncio.run(stage_of()(proposed_unit(entries_of(tmp_path))))
     assert [row["image_id"] for row in rows] == ids
@@ -129,7 +129,7 @@ def test_rows_keep_the_order_and_say_what_made_them(tmp_path: Path) -> None:
     assert work.seconds.keys() == {"masks", "tree", "curate"}
 
 
-def test_answers_that_could_not_be_used_are_in_the_report(tmp_path: Path) -> None:
+def test_stage_invalid_responses_are_in_the_report(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
     model = FakeChatModel(FakeConfig(malformed_fraction=0.4))
     annotator = PromptedAnnotator(model, PromptedConfig(max_attempts=9))
@@ -142,7 +142,7 @@ def test_answers_that_could_not_be_used_are_in_the_report(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("limit", [1, 2, 5])
-def test_no_more_images_are_in_memory_than_allowed_over_all_units(tmp_path: Path, limit: int) -> None:
+def test_stage_images_in_flight_are_limited_over_all_partitions(tmp_path: Path, limit: int) -> None:
     write_corpus(tmp_path, 8)
     entries = entries_of(tmp_path)
     annotator = CountingAnnotator()
@@ -157,7 +157,7 @@ def test_no_more_images_are_in_memory_than_allowed_over_all_units(tmp_path: Path
     assert annotator.num_captions == 8 * 4
 
 
-def test_rows_of_parquet_files_come_back_in_the_manifest_s_order(tmp_path: Path) -> None:
+def test_stage_rows_of_parquet_files_keep_the_order_of_the_manifest(tmp_path: Path) -> None:
     images = [png(drawn_image(seed)[0]) for seed in range(6)]
     table = pa.table({"image_id": [f"row{index}" for index in range(6)], "image": images})
     pq.write_table(table, tmp_path / "images.parquet", row_group_size=2)
@@ -169,7 +169,7 @@ def test_rows_of_parquet_files_come_back_in_the_manifest_s_order(tmp_path: Path)
     assert all(row["error"] is None and len(row["regions"]) == 4 for row in rows)
 
 
-def test_an_image_that_vanishes_or_changes_is_an_error_row(tmp_path: Path) -> None:
+def test_stage_missing_or_changed_image_is_an_error_row(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
     partition = proposed_unit(entries_of(tmp_path))
     (tmp_path / "img_0000.png").unlink()
@@ -180,7 +180,7 @@ def test_an_image_that_vanishes_or_changes_is_an_error_row(tmp_path: Path) -> No
     assert [len(row["regions"]) for row in rows] == [0, 0, 4]
 
 
-def test_errors_of_the_proposal_pass_through(tmp_path: Path) -> None:
+def test_stage_errors_of_mask_generation_pass_through(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
     (tmp_path / "img_0000.json").write_text("{")
     rows, _ = asyncio.run(stage_of()(proposed_unit(entries_of(tmp_path))))
@@ -189,7 +189,7 @@ def test_errors_of_the_proposal_pass_through(tmp_path: Path) -> None:
     assert rows[1]["error"] is None
 
 
-def test_a_bug_is_no_row_and_leaves_no_slot_taken(tmp_path: Path) -> None:
+def test_stage_bug_is_raised_and_frees_its_slot(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
     partition = proposed_unit(entries_of(tmp_path))
     stage = CurateStage(Curator(annotator=CountingAnnotator(), embedder=BuggyEmbedder()), LIMITS, images_in_flight=1)
@@ -206,7 +206,7 @@ def test_a_bug_is_no_row_and_leaves_no_slot_taken(tmp_path: Path) -> None:
         assert failure.subgroup(ZeroDivisionError) is not None
 
 
-def test_a_unit_without_good_images_asks_nothing(tmp_path: Path) -> None:
+def test_stage_partition_without_good_images_makes_no_request(tmp_path: Path) -> None:
     write_corpus(tmp_path, 1)
     partition = proposed_unit(entries_of(tmp_path))
     (tmp_path / "img_0000.png").write_bytes(b"")

@@ -1,4 +1,4 @@
-"""Asking until an answer can be used: with the reason, hotter, and not for ever."""
+"""Structured answers: retries with the reason at a rising temperature, up to the last attempt."""
 
 import asyncio
 from collections.abc import Sequence
@@ -72,7 +72,9 @@ def asked(model: Obliging, max_attempts: int, temperature: float = 0.2) -> tuple
 
 
 @given(st.lists(st.sampled_from(sorted(FAULTS)), max_size=6), st.integers(1, 5), st.floats(0, 2))
-def test_every_fault_is_told_and_counted(kinds: list[str], max_attempts: int, temperature: float) -> None:
+def test_ask_invalid_responses_are_retried_with_the_reason_and_counted(
+    kinds: list[str], max_attempts: int, temperature: float
+) -> None:
     model = Obliging(kinds)
     said, usage = asked(model, max_attempts, temperature)
     made = kinds[:max_attempts]
@@ -123,7 +125,7 @@ def read_text(text: str) -> None:
         raise InvalidResponseError(error.kind, error.message.split("the last one: ")[1]) from error
 
 
-def test_an_error_of_the_engine_is_its_own() -> None:
+def test_ask_error_of_the_model_passes_through() -> None:
     class Broken(Obliging):
         async def answer(self, request: ChatRequest) -> ChatAnswer:
             await super().answer(request)

@@ -1,4 +1,4 @@
-"""The engine against a real server on this machine: what is sent, what is sent again, and what is given up."""
+"""The OpenAI-compatible model against a real server on this machine: retries, failover, limits."""
 
 import asyncio
 import json
@@ -65,7 +65,7 @@ async def never(received: Received) -> Said:
     raise AssertionError
 
 
-def test_a_request_and_its_answer() -> None:
+def test_openai_request_is_answered() -> None:
     answer, server = ask(completion())
     assert answer == CAPTION
     (received,) = server.received
@@ -96,7 +96,7 @@ def test_a_request_and_its_answer() -> None:
     ],
     ids=["429", "429 seconds", "429 date", "503 nonsense", "500", "502", "408", "hung up", "cut short"],
 )
-def test_what_may_pass_is_tried_again(failure: Said) -> None:
+def test_openai_transient_failure_is_retried(failure: Said) -> None:
     answer, server = ask(failure, failure, completion(), max_attempts=3)
     assert answer == CAPTION
     assert len(server.received) == 3
@@ -112,13 +112,13 @@ def test_what_may_pass_is_tried_again(failure: Said) -> None:
         (HANG_UP, "connection_lost", "ServerDisconnectedError"),
     ],
 )
-def test_what_does_not_pass_is_given_up(failure: Said, kind: str, message: str) -> None:
+def test_openai_repeated_failure_is_given_up(failure: Said, kind: str, message: str) -> None:
     with pytest.raises(AnswerError, match=f"4 attempts failed, the last one at http://127.*{message}") as caught:
         ask(*[failure] * 4, completion(), max_attempts=4)
     assert caught.value.kind == kind
 
 
-def test_answers_that_take_too_long_are_tried_again() -> None:
+def test_openai_timeout_is_retried() -> None:
     async def both() -> None:
         left = [never, saying(completion())]
 
@@ -135,7 +135,7 @@ def test_answers_that_take_too_long_are_tried_again() -> None:
 
 
 @pytest.mark.parametrize("said", [Said(200, b"x" * 2000, pause_s=0.02), None], ids=["dripping", "silent"])
-def test_an_answer_must_end_in_time(said: Said | None) -> None:
+def test_openai_slow_response_times_out(said: Said | None) -> None:
     async def one() -> None:
         async with ChatServer(never if said is None else saying(said)) as server:
             model = engine(server.url, request_timeout_s=0.1, max_attempts=2)
@@ -147,7 +147,7 @@ def test_an_answer_must_end_in_time(said: Said | None) -> None:
 
 
 @pytest.mark.parametrize("status", [400, 403, 413, 422, 301])
-def test_a_refused_request_fails_at_once_with_the_servers_words(status: int) -> None:
+def test_openai_rejected_request_fails_at_once_with_the_servers_message(status: int) -> None:
     with pytest.raises(AnswerError, match="rejects the request: the prompt is too long") as caught:
         ask(error(status, "the prompt\nis too long"), completion())
     assert caught.value.kind == f"http_{status}"
@@ -157,7 +157,7 @@ def test_a_refused_request_fails_at_once_with_the_servers_words(status: int) -> 
 
 
 @pytest.mark.parametrize(("status", "named"), [(401, "mllm.api_key_variable"), (404, "mllm.model")])
-def test_what_no_request_would_survive_ends_the_job(status: int, named: str) -> None:
+def test_openai_error_of_all_requests_ends_the_job(status: int, named: str) -> None:
     with pytest.raises(SettingsError, match=rf"http://127\S+ rejects .*{named}.*HTTP {status}: wrong"):
         ask(error(status, "wrong"), completion())
 
@@ -172,7 +172,7 @@ def test_what_no_request_would_survive_ends_the_job(status: int, named: str) -> 
         (Said(200, completion().body, {"Content-Encoding": "gzip"}), None),
     ],
 )
-def test_hostile_answers(said: Said, kind: str | None) -> None:
+def test_openai_hostile_response_is_an_answer_error(said: Said, kind: str | None) -> None:
     if kind is None:
         assert ask(said)[0] == CAPTION
         return
@@ -181,7 +181,7 @@ def test_hostile_answers(said: Said, kind: str | None) -> None:
     assert caught.value.kind == kind
 
 
-def test_an_endless_answer_is_not_read_to_its_end() -> None:
+def test_openai_endless_response_is_not_read_to_its_end() -> None:
     async def one() -> int:
         sent = 0
 
@@ -207,7 +207,7 @@ def test_an_endless_answer_is_not_read_to_its_end() -> None:
     assert asyncio.run(one()) < 2**26
 
 
-def test_other_requests_go_elsewhere_while_an_endpoint_rests() -> None:
+def test_openai_requests_use_other_endpoints_during_a_cooldown() -> None:
     async def many() -> None:
         async with ChatServer(saying(error(429, Retry_After="3600"))) as busy, ChatServer() as well:
             model = engine(busy.url, well.url, max_wait_s=3600)
@@ -221,7 +221,7 @@ def test_other_requests_go_elsewhere_while_an_endpoint_rests() -> None:
     asyncio.run(many())
 
 
-def test_failover_from_an_endpoint_that_is_down() -> None:
+def test_openai_endpoint_down_fails_over() -> None:
     async def many() -> None:
         async with ChatServer() as well:
             model = engine(f"http://127.0.0.1:{closed_port()}/v1", well.url, max_attempts=1)
@@ -233,7 +233,7 @@ def test_failover_from_an_endpoint_that_is_down() -> None:
     asyncio.run(many())
 
 
-def test_a_request_that_failed_tries_another_endpoint_next() -> None:
+def test_openai_failed_request_tries_another_endpoint() -> None:
     async def one() -> None:
         async with ChatServer(saying(error(500))) as broken, ChatServer() as well:
             model = engine(broken.url, well.url, max_attempts=2)
@@ -244,7 +244,7 @@ def test_a_request_that_failed_tries_another_endpoint_next() -> None:
     asyncio.run(one())
 
 
-def test_an_endpoint_that_comes_back_is_used_again() -> None:
+def test_openai_recovered_endpoint_is_used_again() -> None:
     async def many() -> None:
         broken = True
 
@@ -269,7 +269,7 @@ def test_an_endpoint_that_comes_back_is_used_again() -> None:
     asyncio.run(many())
 
 
-def test_a_server_that_starts_late_is_waited_for() -> None:
+def test_openai_waits_for_a_server_that_starts_late() -> None:
     async def one() -> None:
         port = closed_port()
         model = engine(f"http://127.0.0.1:{port}/v1", max_attempts=1)
@@ -283,7 +283,7 @@ def test_a_server_that_starts_late_is_waited_for() -> None:
     asyncio.run(one())
 
 
-def test_an_outage_that_lasts_ends_the_job() -> None:
+def test_openai_long_outage_ends_the_job() -> None:
     async def one() -> None:
         model = engine(f"http://127.0.0.1:{closed_port()}/v1", outage_timeout_s=0.05)
         with pytest.raises(SettingsError, match=r"mllm\.base_urls: no endpoint could be .*ClientConnectorError"):
@@ -292,7 +292,7 @@ def test_an_outage_that_lasts_ends_the_job() -> None:
     asyncio.run(one())
 
 
-def test_a_connection_that_is_not_made_in_time_is_no_connection() -> None:
+def test_openai_connect_timeout_counts_as_unreachable() -> None:
     async def one(port: int) -> None:
         model = engine(f"http://127.0.0.1:{port}/v1", connect_timeout_s=0.05, outage_timeout_s=0.1)
         with pytest.raises(SettingsError, match=r"no endpoint could be reached .*ConnectionTimeoutError"):
@@ -305,7 +305,7 @@ def test_a_connection_that_is_not_made_in_time_is_no_connection() -> None:
         asyncio.run(one(listening.getsockname()[1]))
 
 
-def test_a_server_that_restarts_costs_no_answer() -> None:
+def test_openai_server_restart_loses_no_answer() -> None:
     async def many() -> None:
         async def slowly(received: Received) -> Said:
             await asyncio.sleep(0.01)
@@ -324,7 +324,7 @@ def test_a_server_that_restarts_costs_no_answer() -> None:
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
-def test_concurrency_reaches_its_maximum_and_stays_within(most: int) -> None:
+def test_openai_concurrency_reaches_its_maximum_and_stays_within(most: int) -> None:
     async def many() -> None:
         async def once_nothing_more_comes(received: Received) -> Said:
             num_received = 0
@@ -344,7 +344,7 @@ def test_concurrency_reaches_its_maximum_and_stays_within(most: int) -> None:
     asyncio.run(many())
 
 
-def test_concurrency_adapts_to_what_the_endpoint_takes() -> None:
+def test_openai_concurrency_adapts_to_the_endpoint() -> None:
     async def many() -> None:
         num_refused = 0
 
@@ -367,7 +367,7 @@ def test_concurrency_adapts_to_what_the_endpoint_takes() -> None:
     asyncio.run(many())
 
 
-def test_cancelled_requests_free_their_slots() -> None:
+def test_openai_cancelled_requests_free_their_slots() -> None:
     async def many() -> None:
         async with ChatServer(never) as server:
             model = engine(server.url, max_concurrency=2)
@@ -385,7 +385,7 @@ def test_cancelled_requests_free_their_slots() -> None:
     asyncio.run(many())
 
 
-def test_connections_are_kept() -> None:
+def test_openai_connections_are_reused() -> None:
     async def many() -> None:
         async with ChatServer() as server:
             model = engine(server.url)
@@ -397,7 +397,7 @@ def test_connections_are_kept() -> None:
     asyncio.run(many())
 
 
-def test_each_event_loop_has_its_own_connections() -> None:
+def test_openai_each_event_loop_has_its_own_connections() -> None:
     port = closed_port()
     model = engine(f"http://127.0.0.1:{port}/v1")
 
@@ -408,7 +408,7 @@ def test_each_event_loop_has_its_own_connections() -> None:
     assert [asyncio.run(one()) for _ in range(2)] == [CAPTION] * 2
 
 
-def test_a_closed_engine_opens_again() -> None:
+def test_openai_closed_model_reconnects() -> None:
     async def twice() -> None:
         async with ChatServer() as server:
             model = engine(server.url)
@@ -422,7 +422,7 @@ def test_a_closed_engine_opens_again() -> None:
 
 
 @pytest.mark.parametrize("status", [200, 400, 401, 429, 500])
-def test_the_key_is_sent_and_neither_logged_nor_told(
+def test_openai_key_is_sent_and_not_leaked(
     status: int, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setenv("SOME_KEY", KEY)
@@ -455,7 +455,7 @@ def test_the_key_is_sent_and_neither_logged_nor_told(
     assert KEY not in json.dumps([str(vars(record)) for record in caplog.records])
 
 
-def test_the_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_openai_proxy_of_the_environment_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
     async def one() -> None:
         async with ChatServer() as proxy:
             monkeypatch.setenv("http_proxy", proxy.url.removesuffix("/v1"))

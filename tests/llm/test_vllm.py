@@ -1,4 +1,4 @@
-"""The engine over vLLM: its arguments, prompts and parameters, against a stand-in with vLLM's interface."""
+"""The vLLM model: arguments, prompts and parameters, against a fake with vLLM's interface."""
 
 import asyncio
 import sys
@@ -38,8 +38,8 @@ def engine_of(folder: Path, **settings: object) -> tuple[VllmChatModel, vllm_sta
 
 
 @pytest.mark.usefixtures("vllm")
-class TestWithVllm:
-    def test_arguments(self, folder: Path) -> None:
+class TestVllm:
+    def test_vllm_arguments_follow_the_config(self, folder: Path) -> None:
         model, engine = engine_of(
             folder, tensor_parallel_size=4, max_model_len=900, dtype="bfloat16", engine_options={"enforce_eager": True}
         )
@@ -56,7 +56,7 @@ class TestWithVllm:
         )
         assert engine_of(folder)[1].arguments.distributed_executor_backend is None
 
-    def test_a_request_as_vllm_is_asked(self, folder: Path) -> None:
+    def test_vllm_request_has_prompt_images_and_parameters(self, folder: Path) -> None:
         model, engine = engine_of(folder)
         answer = asyncio.run(model.answer(REQUEST))
         ((prompt, parameters, _),) = engine.asked
@@ -71,14 +71,14 @@ class TestWithVllm:
         assert parameters.structured_outputs.json == SCHEMA
         assert answer == ChatAnswer("red cup", len(prompt["prompt"]), 2)
 
-    def test_without_images_and_without_constraint(self, folder: Path) -> None:
+    def test_vllm_request_without_images_and_schema(self, folder: Path) -> None:
         model, engine = engine_of(folder, structured_output=False)
         asyncio.run(model.answer(replace(REQUEST, parts=("a red cup",))))
         ((prompt, parameters, _),) = engine.asked
         assert "multi_modal_data" not in prompt
         assert parameters.structured_outputs is None
 
-    def test_seeds_follow_from_the_content(self, folder: Path) -> None:
+    def test_vllm_seed_depends_on_content(self, folder: Path) -> None:
         model, engine = engine_of(folder)
 
         async def ask() -> None:
@@ -90,7 +90,7 @@ class TestWithVllm:
         assert first == again != other
         assert all(0 <= seed < 2**63 for seed in (first, again, other))
 
-    def test_many_requests_are_in_the_engine_at_a_time(self, folder: Path) -> None:
+    def test_vllm_requests_are_concurrent(self, folder: Path) -> None:
         model, engine = engine_of(folder)
 
         async def ask() -> list[ChatAnswer]:
@@ -100,18 +100,18 @@ class TestWithVllm:
         assert [answer.text for answer in asyncio.run(ask())] == [f"cup {number}" for number in range(40)]
         assert engine.most_in_flight > 4
 
-    def test_what_vllm_refuses_is_no_crash(self, folder: Path) -> None:
+    def test_vllm_rejected_request_is_an_answer_error(self, folder: Path) -> None:
         model, _ = engine_of(folder, max_model_len=200)
         for parts in (tuple(PICTURES), ("far too long " * 100,)):
             with pytest.raises(AnswerError, match=r"unusable_request: vLLM rejects it: (too many|the prompt)"):
                 asyncio.run(model.answer(replace(REQUEST, parts=parts)))
 
-    def test_closing_ends_the_engine(self, folder: Path) -> None:
+    def test_vllm_close_shuts_down_the_engine(self, folder: Path) -> None:
         model, engine = engine_of(folder)
         model.close()
         assert engine.is_shut_down
 
-    def test_what_cannot_run_is_named(self, folder: Path, tmp_path: Path) -> None:
+    def test_vllm_unusable_checkpoint_is_named(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="AsyncEngineArgs has no eager"):
             engine_of(folder, engine_options={"eager": True})
         with pytest.raises(SettingsError, match="vLLM cannot run it: no available memory"):
@@ -120,7 +120,7 @@ class TestWithVllm:
             engine_of(tmp_path / "nowhere")
 
 
-def test_without_vllm_the_error_says_what_to_install(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_vllm_not_installed_names_the_package(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[vllm\]'"):
         engine_of(folder)
@@ -135,6 +135,6 @@ def test_without_vllm_the_error_says_what_to_install(folder: Path, monkeypatch: 
         ({"engine_options": {"model": "other"}}, "model: set by the settings"),
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, object], named: str) -> None:
+def test_vllm_config_with_impossible_value_is_rejected(settings: dict[str, object], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         VllmConfig.model_validate({"checkpoint": "c"} | settings)

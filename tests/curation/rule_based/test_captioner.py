@@ -76,7 +76,7 @@ def _scenes(draw):
 
 @settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(scene=_scenes(), all_alike=st.booleans())
-def test_final_captions_are_pairwise_distinct_and_true(image_of, scene, all_alike):
+def test_annotator_final_captions_are_distinct_and_true(image_of, scene, all_alike):
     image = image_of(*scene)
     short, detailed, final = asyncio.run(_walk(image, all_alike=all_alike))
     assert len({" ".join(caption.casefold().split()) for caption in final.values()}) == len(image.regions)
@@ -89,7 +89,7 @@ def test_final_captions_are_pairwise_distinct_and_true(image_of, scene, all_alik
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(scene=_scenes())
-def test_a_unique_caption_is_no_caption_of_any_other_region(image_of, scene):
+def test_unique_caption_equals_no_caption_of_another_region(image_of, scene):
     image = image_of(*scene)
     short, detailed, unique = asyncio.run(_walk(image, all_alike=True))
     if len(image.regions) == 1:
@@ -101,7 +101,7 @@ def test_a_unique_caption_is_no_caption_of_any_other_region(image_of, scene):
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
 @given(scene=_scenes())
-def test_siblings_have_different_short_captions(image_of, scene):
+def test_short_captions_of_siblings_differ(image_of, scene):
     image = image_of(*scene)
     captions = Captions(measure_regions(image), image.pixels.shape[1::-1])
     for siblings in image.tree.children.values():
@@ -113,20 +113,20 @@ def _three_discs(canvas, painted, image_of):
     return image_of(painted(*((disc, "e01010") for disc in discs)), discs)
 
 
-def test_a_caption_names_colour_shape_texture_and_place(canvas, painted, image_of):
+def test_short_caption_names_colour_shape_texture_and_location(canvas, painted, image_of):
     disc = canvas.ellipse(60, 50, 25)
     assert _short(image_of(painted((disc, "e01010")), [disc]), 1) == (
         "A smooth round red patch in the upper left of the image."
     )
 
 
-def test_a_part_is_placed_in_its_parent(canvas, painted, image_of):
+def test_short_caption_of_a_part_locates_it_in_its_parent(canvas, painted, image_of):
     plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
     image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
     assert _short(image, 2) == "A small smooth round white patch in the upper left of the blue area."
 
 
-def test_alike_siblings_are_counted(canvas, painted, image_of):
+def test_short_caption_of_alike_siblings_counts_them(canvas, painted, image_of):
     pair = [canvas.ellipse(x, 150, 12) for x in (25, 75)]
     image = image_of(painted(*((disc, "e01010") for disc in pair)), pair)
     assert [_short(image, id) for id in (1, 2)] == [
@@ -135,7 +135,7 @@ def test_alike_siblings_are_counted(canvas, painted, image_of):
     ]
 
 
-def test_parts_are_summed_up_largest_first_and_alike_ones_together(canvas, painted, image_of):
+def test_detailed_caption_lists_parts_largest_first_and_similar_ones_together(canvas, painted, image_of):
     plate, bar = canvas.rectangle(10, 10, 290, 190), canvas.rectangle(10, 150, 290, 190)
     spots = [canvas.ellipse(x, 60, 14) for x in (60, 150, 240)]
     image = image_of(
@@ -147,7 +147,7 @@ def test_parts_are_summed_up_largest_first_and_alike_ones_together(canvas, paint
     assert detailed == "A blue area. It holds a green strip along its bottom edge and three small white patches."
 
 
-def test_at_most_four_groups_of_parts_are_named(canvas, painted, image_of):
+def test_detailed_caption_lists_at_most_four_groups_of_parts(canvas, painted, image_of):
     plate = canvas.rectangle(0, 0, 300, 200)
     colours = ["ffffff", "e01010", "ffd700", "32a032", "ff69b4", "000000"]
     spots = [canvas.ellipse(30 + 48 * index, 100, 20 - index) for index in range(6)]
@@ -164,7 +164,7 @@ def test_at_most_four_groups_of_parts_are_named(canvas, painted, image_of):
         ({}, "The leftmost patch "),
     ],
 )
-def test_the_cheapest_distinction_is_preferred(canvas, painted, image_of, shapes, expected):
+def test_unique_caption_prefers_the_simplest_distinction(canvas, painted, image_of, shapes, expected):
     radii, colours = shapes.get("radii", (20, 20, 20)), shapes.get("colours", ("e01010",) * 3)
     discs = [canvas.ellipse(x, y, radius) for x, y, radius in zip((60, 115, 150), (80, 100, 100), radii, strict=True)]
     discs = [discs[0], discs[1] & ~discs[0], discs[2] & ~discs[1]]
@@ -175,7 +175,7 @@ def test_the_cheapest_distinction_is_preferred(canvas, painted, image_of, shapes
     assert f"{expressions[1].text} ".startswith(expected)
 
 
-def test_order_counts_only_what_shares_the_description(canvas, painted, image_of):
+def test_unique_caption_ranks_among_the_same_description(canvas, painted, image_of):
     row = [canvas.ellipse(x, 100, 8) for x in range(10, 110, 18)]
     colours = ["e01010", "2050d0", "e01010", "2050d0", "e01010", "2050d0"]
     image = image_of(painted(*zip(row, colours, strict=True)), row)
@@ -184,7 +184,7 @@ def test_order_counts_only_what_shares_the_description(canvas, painted, image_of
     assert _unique(image, 6).startswith("The rightmost blue patch ")
 
 
-def test_the_same_mask_twice_is_told_apart_by_rank(canvas, painted, image_of):
+def test_unique_caption_of_duplicate_masks_ranks_by_size(canvas, painted, image_of):
     disc, other = canvas.ellipse(100, 100, 30), canvas.ellipse(220, 100, 20)
     image = image_of(painted((disc, "e01010"), (other, "2050d0")), [disc, disc, other])
     first, second = (_unique(image, id) for id in (1, 2))
@@ -192,7 +192,7 @@ def test_the_same_mask_twice_is_told_apart_by_rank(canvas, painted, image_of):
     assert not {first, second} & {_short(image, id) for id in image.regions}
 
 
-def test_what_attributes_single_out_is_false_of_every_other_region(canvas, painted, image_of):
+def test_unique_caption_attributes_are_false_of_every_other_region(canvas, painted, image_of):
     shapes = [canvas.ellipse(40, 40, 25), canvas.bar(150, 40, 80, 15, 0), canvas.rectangle(220, 20, 280, 70)]
     shapes += [canvas.ellipse(60, 150, 40, 24), canvas.bar(150, 140, 90, 14, 90), canvas.rectangle(220, 120, 260, 160)]
     colours = ["e01010", "2050d0", "ffd700", "32a032", "ffffff", "000000"]
@@ -219,13 +219,13 @@ def test_what_attributes_single_out_is_false_of_every_other_region(canvas, paint
         ("", "says nothing that pixels could show"),
     ],
 )
-def test_the_verdict_names_the_false_claim(canvas, painted, image_of, claim, reason):
+def test_verify_names_the_false_claim(canvas, painted, image_of, claim, reason):
     verdict = _verdict(_three_discs(canvas, painted, image_of), 1, claim)
     assert verdict.accepted == (reason is None)
     assert reason is None or verdict.reason == reason
 
 
-def test_what_is_said_of_the_parent_is_checked_against_the_parent(canvas, painted, image_of):
+def test_verify_checks_claims_on_the_parent_against_the_parent(canvas, painted, image_of):
     plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
     image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
     assert _verdict(image, 2, "A white spot in the upper left of the blue area.").accepted
@@ -235,14 +235,14 @@ def test_what_is_said_of_the_parent_is_checked_against_the_parent(canvas, painte
     assert not _verdict(image, 2, "A white spot in the lower right of the blue area.").accepted
 
 
-def test_later_sentences_may_speak_of_parts(canvas, painted, image_of):
+def test_verify_later_sentences_may_describe_parts(canvas, painted, image_of):
     plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
     image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
     assert _verdict(image, 1, "A blue area. It holds a white patch.").accepted
     assert not _verdict(image, 1, "A blue area. It holds a yellow patch.").accepted
 
 
-def test_coordinates_are_checked(canvas, painted, image_of):
+def test_verify_checks_coordinates(canvas, painted, image_of):
     image = _three_discs(canvas, painted, image_of)
     said = "The red patch that covers {} pixels around the point {}% from the left and 50% from the top of the image."
     assert _verdict(image, 1, said.format(image.masks[1].area_px, 17)).accepted
@@ -250,7 +250,7 @@ def test_coordinates_are_checked(canvas, painted, image_of):
     assert not _verdict(image, 1, said.format(2 * image.masks[1].area_px, 17)).accepted
 
 
-def test_captions_do_not_depend_on_the_order_of_calls(canvas, painted, image_of):
+def test_annotator_captions_do_not_depend_on_the_order_of_calls(canvas, painted, image_of):
     image = _three_discs(canvas, painted, image_of)
 
     async def ask(order):
@@ -260,7 +260,7 @@ def test_captions_do_not_depend_on_the_order_of_calls(canvas, painted, image_of)
     assert asyncio.run(ask([1, 2, 3])) == asyncio.run(ask([3, 1, 2]))
 
 
-def test_concurrent_requests_measure_an_image_once(canvas, painted, image_of, monkeypatch):
+def test_annotator_concurrent_requests_measure_an_image_once(canvas, painted, image_of, monkeypatch):
     image = _three_discs(canvas, painted, image_of)
     measured = []
 
@@ -290,7 +290,7 @@ def test_annotator_does_not_keep_an_image_alive(canvas, painted, image_of):
     assert reference() is None
 
 
-def test_a_mask_without_a_pixel_has_no_caption(canvas, painted, image_of):
+def test_annotator_mask_without_pixels_is_an_answer_error(canvas, painted, image_of):
     disc = canvas.ellipse(60, 50, 25)
     image = image_of(painted((disc, "e01010")), [disc, np.zeros_like(disc)])
     assert _short(image, 1)
@@ -298,7 +298,7 @@ def test_a_mask_without_a_pixel_has_no_caption(canvas, painted, image_of):
         _short(image, 2)
 
 
-def test_three_hundred_regions_of_a_noisy_image_are_told_apart(image_of):
+def test_annotator_three_hundred_regions_get_distinct_captions(image_of):
     rng = np.random.default_rng(0)
     masks = []
     for _ in range(300):

@@ -1,4 +1,4 @@
-"""Stages of the curation that are left out, and the listener that measures."""
+"""Ablation of stages, and the rule-based listener."""
 
 import asyncio
 import gc
@@ -26,7 +26,7 @@ def walk(annotator: RecordingAnnotator, **stages: bool) -> dict[int, CuratedRegi
     )
 
 
-def test_without_context_nobody_is_told_of_anybody() -> None:
+def test_tree_context_off_gives_no_captions() -> None:
     annotator = RecordingAnnotator()
     walk(annotator, tree_context=False)
     contexts = annotator.of_stage("short")
@@ -37,14 +37,14 @@ def test_without_context_nobody_is_told_of_anybody() -> None:
     assert with_context.of_stage("short")[3] == {"parent": "short of 1", "siblings": ("short of 2",)}
 
 
-def test_without_bottom_up_details_are_short_captions() -> None:
+def test_bottom_up_off_keeps_short_captions() -> None:
     annotator = RecordingAnnotator()
     captions = walk(annotator, bottom_up=False)
     assert annotator.of_stage("detailed") == {}
     assert all(region.detailed_caption == f"short of {id}" for id, region in captions.items())
 
 
-def test_without_refinement_look_alikes_are_known_and_captions_stay_equal() -> None:
+def test_refinement_off_finds_lookalikes_and_keeps_captions() -> None:
     def alike(call: Call) -> str:
         return "a thing" if call.stage == "short" and call.region_id in {3, 5} else say_everything(call)
 
@@ -56,7 +56,7 @@ def test_without_refinement_look_alikes_are_known_and_captions_stay_equal() -> N
     assert all(region.failure is None for region in captions.values())
 
 
-class TestDescribingListener:
+class TestRuleBasedListener:
     @pytest.fixture
     def views(self) -> Views:
         pixels, masks = drawn_image(0)
@@ -74,7 +74,7 @@ class TestDescribingListener:
             ("Something nice.", [1, 2, 3, 4], "none"),
         ],
     )
-    def test_it_chooses_whom_the_claims_are_true_of(
+    def test_rule_based_listener_chooses_by_true_claims(
         self, views: Views, caption: str, candidates: list[int], choice: int | str
     ) -> None:
         listener = RuleBasedListener()
