@@ -1,1 +1,1 @@
-"""The science experiment: what small models learn about regions, by how the region is indicated."""
+"""The science experiment: small models compared by the prompt that shows them the region."""

@@ -1,4 +1,4 @@
-"""The stand-in endpoint: its slots, its answers, and what it refuses."""
+"""The simulated endpoint: slots, answers and errors."""
 
 import asyncio
 import json
@@ -12,7 +12,7 @@ from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
 from ureca.llm.protocol import ChatRequest
 
 
-def test_requests_beyond_the_slots_wait_in_order() -> None:
+def test_simulated_engine_queues_requests_beyond_slots() -> None:
     engine = SimulatedEngine(num_slots=2, seconds_per_answer=0.2)
     assert [engine.take(digest=1, now=10.0) for _ in range(5)] == pytest.approx([10.2, 10.2, 10.4, 10.4, 10.6])
     # One that comes later takes the slot that has been free, from when it comes.
@@ -22,7 +22,7 @@ def test_requests_beyond_the_slots_wait_in_order() -> None:
     assert engine.busy_s[: round(0.4 / BIN_S)] == pytest.approx([2 * BIN_S] * 4)
 
 
-def test_one_in_so_many_is_slow_by_content() -> None:
+def test_simulated_engine_slows_requests_by_content() -> None:
     engine = SimulatedEngine(num_slots=1000, seconds_per_answer=0.2, slow_every=50, slow_times=20)
     took = [engine.take(digest, now=0.0) for digest in range(7 * 50)]
     assert took == [engine.take(digest, now=0.0) for digest in range(7 * 50)]
@@ -37,7 +37,7 @@ def request_of(seed: int) -> ChatRequest:
     return ChatRequest("The rules.", (pixels, "The question."), schema, 0.2, 64)
 
 
-def test_it_answers_by_content_and_tells_what_it_did() -> None:
+def test_endpoint_answers_by_content_and_reports_statistics() -> None:
     async def ask() -> None:
         port: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         serving = asyncio.create_task(serve(SimulatedEngine(4, 0.01), port.set_result))

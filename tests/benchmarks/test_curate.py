@@ -1,4 +1,4 @@
-"""What the benchmark of the curation is made of: its corpus, and the table that it reads off an endpoint."""
+"""The benchmark of the curation: its corpus and its table."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from benchmarks.chat_endpoint import BIN_S
 from ureca.masks.annotations import read_annotations
 
 
-def test_no_two_images_are_equal_and_all_have_masks(tmp_path: Path) -> None:
+def test_write_scene_corpus_writes_distinct_images_with_masks(tmp_path: Path) -> None:
     scene_corpus.write_scene_corpus(tmp_path / "images", 9, 112, num_scenes=2)
     paths = sorted((tmp_path / "images").glob("*.png"))
     images = [np.asarray(Image.open(path)) for path in paths]
@@ -22,7 +22,7 @@ def test_no_two_images_are_equal_and_all_have_masks(tmp_path: Path) -> None:
         assert (annotations.height_px, annotations.width_px) == image.shape[:2]
 
 
-def test_shares_are_of_the_places_and_the_end_is_told_apart() -> None:
+def test_bench_curate_row_has_busy_shares_and_end() -> None:
     arguments = curate.build_parser().parse_args(["--slots", "10", "--warm-up-s", "1"])
     # A second of warm-up, two with all places taken, one with half of them.
     busy_s = [2 * BIN_S] * 10 + [10 * BIN_S] * 20 + [5 * BIN_S] * 10

@@ -1,4 +1,4 @@
-"""The benchmark of training: what it compares, and what it prints."""
+"""The benchmark of training: methods and output."""
 
 import json
 from pathlib import Path
@@ -12,7 +12,7 @@ from ureca.jobs import bench
 SMALL = ["--regions", "2", "--repeats", "1", "--width", "128", "--layers", "1", "--tile-size-px", "56"]
 
 
-def test_all_ways_of_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_bench_train_compares_all_methods_of_phase(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     """So small an example gains too little for the limit, which the exit status says."""
     assert bench.main(["train", *SMALL, "--phases", "align", "--json", str(tmp_path / "out.json")]) == 1
     printed = capsys.readouterr().out
@@ -28,13 +28,13 @@ def test_all_ways_of_a_stage(capsys: pytest.CaptureFixture[str], tmp_path: Path)
     assert all(result["gradient_difference"] < train.TOLERANCE for result in results)
 
 
-def test_a_training_that_differs_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_train_with_different_gradients_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(train, "TOLERANCE", -1.0)
     monkeypatch.setattr(train, "LIMIT", 0.0)
     assert train.main([*SMALL, "--phases", "full"]) == 1
 
 
-def test_waiting_for_data(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_train_of_run_prints_data_wait(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(InputError, match=r"no folder of a run"):
         train.main(["--run", str(tmp_path)])
     metrics = tmp_path / "metrics.jsonl"

@@ -1,4 +1,4 @@
-"""The tree's benchmark: what it compares, and what it prints."""
+"""The benchmark of the mask tree: both sides and output."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from ureca.masks.tree import ROOT
 SMALL = ["--masks", "40", "--height", "60", "--width", "80", "--repeats", "1"]
 
 
-def test_random_masks_are_repeatable_and_nested() -> None:
+def test_random_masks_of_same_seed_are_equal_and_nested() -> None:
     masks = bench.random_masks(60, 90, 120, seed=3)
     assert masks == bench.random_masks(60, 90, 120, seed=3)
     assert masks != bench.random_masks(60, 90, 120, seed=4)
@@ -23,7 +23,7 @@ def test_random_masks_are_repeatable_and_nested() -> None:
     assert any(parent != ROOT for parent in bench.build_on_pixels(masks).values())
 
 
-def test_the_baseline_by_hand() -> None:
+def test_build_on_pixels_matches_hand_computation() -> None:
     outer, inner = np.zeros((2, 10), bool), np.zeros((2, 10), bool)
     outer[:, :5] = inner[0, 1:6] = True
     masks = [Mask.from_array(4, inner), Mask.from_array(9, outer), Mask.from_array(2, inner & False)]
@@ -31,40 +31,42 @@ def test_the_baseline_by_hand() -> None:
     assert bench.build_on_pixels(masks, containment=0.81) == {9: ROOT, 4: ROOT, 2: ROOT}
 
 
-def test_prints_the_ratio_and_that_the_parents_are_equal(capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_tree_prints_ratio_and_equality(capsys: pytest.CaptureFixture[str]) -> None:
     assert bench.main(SMALL) == 0
     printed = capsys.readouterr().out
     assert "40 masks of 60 x 80" in printed
     assert "with equal parents" in printed
 
 
-def test_fails_where_the_parents_differ(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_tree_with_different_parents_fails(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(bench, "build_on_pixels", lambda masks: {mask.id: ROOT for mask in masks})
     assert bench.main(SMALL) == 1
     assert "with DIFFERENT parents" in capsys.readouterr().out
 
 
-def test_the_slow_side_can_be_left_out(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bench_tree_can_skip_baseline(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "build_on_pixels", lambda _: pytest.fail("the slow side ran"))
     assert bench.main([*SMALL, "--skip-baseline"]) == 0
     assert "ratio" not in capsys.readouterr().out
 
 
-def test_masks_of_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_tree_reads_masks_of_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     masks = tuple(bench.random_masks(7, 30, 50, seed=0))
     write_annotations(tmp_path / "a.json", Annotations(masks, 30, 50))
     assert bench.main(["--annotations", str(tmp_path / "a.json"), "--repeats", "1"]) == 0
     assert "7 masks of 30 x 50" in capsys.readouterr().out
 
 
-def test_a_file_that_is_none_is_an_error_with_its_reason(tmp_path: Path) -> None:
+def test_bench_tree_of_damaged_file_raises_annotation_error(tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text("{")
     with pytest.raises(AnnotationError, match="not JSON"):
         bench.main(["--annotations", str(tmp_path / "a.json")])
 
 
 @pytest.mark.parametrize("option", ["--masks", "--repeats", "--height", "--width"])
-def test_numbers_are_above_zero(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_bench_tree_with_zero_fails(option: str, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         bench.main([option, "0"])
     assert stopped.value.code == 2

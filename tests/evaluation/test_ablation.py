@@ -1,4 +1,4 @@
-"""What is measured of a variant of the curation, and which variants there are."""
+"""Measures of a variant of the curation, and the variants."""
 
 import json
 from pathlib import Path
@@ -20,7 +20,7 @@ from ureca.pipelines.ablation_settings import FULL, AblationSettings
 from ureca.scenes.files import write_scenes
 
 
-def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(tmp_path: Path) -> None:
+def test_measure_variant_counts_kept_rejected_and_failed_captions(tmp_path: Path) -> None:
     write_scenes(tmp_path, 2, split="test", seed=1, width_px=224, height_px=224)
     output = Output(str(tmp_path))
     whole = measure_variant("whole", output, CaptionScorer(listener=RuleBasedListener()))
@@ -45,7 +45,7 @@ def test_scenes_true_captions_are_correct_and_their_failures_are_counted_apart(t
     assert "Listener" not in changed.figures
 
 
-def test_the_table_has_a_row_a_variant() -> None:
+def test_to_markdown_has_one_row_per_variant() -> None:
     made: dict[str, Any] = {"num_invalid": 1, "num_failed": 0, "num_new_tokens": 5}
     rows = [
         VariantResult(variant="a", num_regions=8, num_kept=7, num_calls=20, figures={"Duplicates": 0.25}, **made),
@@ -59,7 +59,7 @@ def test_the_table_has_a_row_a_variant() -> None:
     assert second == f"| b | 6 of 8 | 1 | 0 | 0 | 0.00 | {NOT_MEASURED} | 100.0 |"
 
 
-def test_each_variant_leaves_out_one_stage_that_the_curation_has() -> None:
+def test_variants_each_omit_one_stage() -> None:
     settings = AblationSettings(input="in", output="out", uniqueness={"similarity_threshold": 0.7})
     variants = settings.variants()
     assert {variant.output for variant in variants.values()} == {f"out/{name.replace(' ', '-')}" for name in variants}
@@ -75,7 +75,7 @@ def test_each_variant_leaves_out_one_stage_that_the_curation_has() -> None:
 
 
 @pytest.mark.timeout(200)
-def test_the_verb_writes_the_tables(
+def test_ablate_curation_command_writes_tables(
     tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     write_corpus(tmp_path / "in", 2)

@@ -1,4 +1,4 @@
-"""What a person types for a model."""
+"""Parsing of the models of a command line."""
 
 from pathlib import Path
 
@@ -23,11 +23,11 @@ from ureca.schema import CAPTIONS_DATASET
         ("A=b=c", EvaluatedModel("A", "checkpoint", "b=c")),
     ],
 )
-def test_a_model_is_told_from_what_is_typed(text: str, model: EvaluatedModel) -> None:
+def test_parse_models_reads_name_path_and_prompt(text: str, model: EvaluatedModel) -> None:
     assert parse_models([text]) == [model]
 
 
-def test_outputs_are_told_from_checkpoints_by_looking(tmp_path: Path) -> None:
+def test_parse_models_distinguishes_outputs_from_checkpoints(tmp_path: Path) -> None:
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)
     captions.write_run({"command": "caption", "dataset": "captions"})
     Output(str(tmp_path / "run")).write_run({"command": "train"})
@@ -38,7 +38,7 @@ def test_outputs_are_told_from_checkpoints_by_looking(tmp_path: Path) -> None:
         parse_models([f"{captions.path}:crop"])
 
 
-def test_names_are_distinct_and_make_folders() -> None:
+def test_parse_models_requires_distinct_names_and_gives_distinct_folders() -> None:
     with pytest.raises(SettingsError, match=r"a/m and b/m are all called 'm'; give them names, NAME=PATH"):
         parse_models(["a/m", "b/m", "c"])
     models = parse_models([*("plain-1.0=a", "a b=a", "a/b", "ä=a"), "../x=../../etc", f"{'l' * 300}=a"])

@@ -1,4 +1,4 @@
-"""Captions that are there already."""
+"""Existing captions from files and outputs."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def write(path: Path, lines: list[dict[str, Any]]) -> str:
     return str(path)
 
 
-def test_lines_of_any_form_find_their_regions(tmp_path: Path, benchmark: StoredBenchmark) -> None:
+def test_write_predictions_of_any_line_format_finds_regions(tmp_path: Path, benchmark: StoredBenchmark) -> None:
     path = write(
         tmp_path / "given.jsonl",
         [
@@ -54,13 +54,13 @@ def test_lines_of_any_form_find_their_regions(tmp_path: Path, benchmark: StoredB
     ]
     assert [(found.references, found.depth) for found in predictions[:2]] == [(("disc 1",), 0), (("disc 2",), 1)]
     assert predictions[0].area_fraction == pytest.approx(0.316, abs=0.01)
-    # Again, with less: what was there before is gone.
+    # Writing again with fewer captions replaces the earlier ones.
     write_predictions({("img_0000", "1"): "one"}, benchmark, output, source=path)
     failures = [found.failure for found in stored_predictions(benchmark, output)]
     assert failures == [None, *["caption: not_given"] * 3]
 
 
-def test_outputs_are_read_whatever_verb_wrote_them(tmp_path: Path, benchmark: StoredBenchmark) -> None:
+def test_read_output_captions_reads_outputs_of_any_command(tmp_path: Path, benchmark: StoredBenchmark) -> None:
     curated = str(write_dataset(tmp_path, 2))
     assert read_output_captions(curated)[("img_0001", "3")] == "the only disc 3"
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
@@ -71,7 +71,7 @@ def test_outputs_are_read_whatever_verb_wrote_them(tmp_path: Path, benchmark: St
         assert [found.caption for found in predictions] == ["the only disc 1", "the only disc 2"] * 2
 
 
-def test_errors_of_rows_are_failures_of_their_regions(tmp_path: Path, benchmark: StoredBenchmark) -> None:
+def test_stored_predictions_of_row_with_error_are_failures(tmp_path: Path, benchmark: StoredBenchmark) -> None:
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
     write_predictions({("img_0000", "1"): "one"}, benchmark, output, source="x")
     (row,) = output.partition_rows(1)
@@ -94,13 +94,13 @@ def test_errors_of_rows_are_failures_of_their_regions(tmp_path: Path, benchmark:
         ("[" * 100_000, "line 1: it is no JSON object"),
     ],
 )
-def test_a_bad_line_is_named(tmp_path: Path, text: str, message: str) -> None:
+def test_read_jsonl_captions_of_bad_line_names_it(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "given.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         read_jsonl_captions(str(tmp_path / "given.jsonl"))
 
 
-def test_captions_of_something_else_are_refused(tmp_path: Path, benchmark: StoredBenchmark) -> None:
+def test_write_predictions_of_other_images_raises_input_error(tmp_path: Path, benchmark: StoredBenchmark) -> None:
     output = Output(str(tmp_path / "model"), CAPTIONS_DATASET)
     with pytest.raises(InputError, match=r"none of the 4 regions: it has 'cat' 1; the benchmark has 'img_0000' 1, "):
         write_predictions({("cat", "1"): "a cat"}, benchmark, output, source="given.jsonl")

@@ -32,7 +32,7 @@ def output(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     yield folder
 
 
-def test_every_region_of_the_test_set_is_judged_by_what_its_caption_fits(output: Path) -> None:
+def test_science_scores_every_region_of_test_set(output: Path) -> None:
     scenes = {path.stem: read_scene(path) for path in (output / "scenes" / "test" / "images").glob("*.json")}
     regions = {(image_id, region.id) for image_id, scene in scenes.items() for region in scene.regions}
     assert len(scenes) == 2
@@ -45,7 +45,7 @@ def test_every_region_of_the_test_set_is_judged_by_what_its_caption_fits(output:
             assert resolution(one.reference, one.region_id, scene) == "correct"
 
 
-def test_tables_compare_the_models_that_are_finished(output: Path) -> None:
+def test_science_tables_compare_finished_models(output: Path) -> None:
     table = read_table(output / "prompts.json")
     assert [model.model for model in table.models] == [VARIANTS[name].title for name in ("crop", "dynamic")]
     assert {"Correct", "Ambiguous", "Wrong"} <= {*table.columns}
@@ -57,7 +57,7 @@ def test_tables_compare_the_models_that_are_finished(output: Path) -> None:
     assert not (output / "mask_tokens.md").exists()  # one of its models alone compares nothing
 
 
-def test_every_model_has_the_same_budget_and_says_what_it_spent(output: Path) -> None:
+def test_science_models_use_and_record_same_budget(output: Path) -> None:
     recorded = json.loads((output / "settings.json").read_text())
     assert recorded["settings"]["training"]["budget_s"] == BUDGET_S
     for figures in recorded["models"].values():
@@ -66,14 +66,14 @@ def test_every_model_has_the_same_budget_and_says_what_it_spent(output: Path) ->
         assert figures["regions"] > 0
 
 
-def test_a_finished_model_is_not_trained_again(output: Path) -> None:
+def test_science_resumed_keeps_finished_models(output: Path) -> None:
     weights = output / "models" / "dynamic" / "model" / "model.safetensors"
     before = weights.stat().st_mtime_ns
     assert main([str(output), *FLAGS]) == 0
     assert weights.stat().st_mtime_ns == before
 
 
-def test_a_run_that_was_stopped_goes_on_with_what_is_missing(output: Path) -> None:
+def test_science_resumed_captions_unfinished_models(output: Path) -> None:
     model = output / "models" / "crop"
     weights = model / "model" / "model.safetensors"
     captions, before = read_captions(model / "captions.json"), weights.stat().st_mtime_ns
@@ -83,17 +83,17 @@ def test_a_run_that_was_stopped_goes_on_with_what_is_missing(output: Path) -> No
     assert weights.stat().st_mtime_ns == before
 
 
-def test_other_settings_are_refused(output: Path) -> None:
+def test_science_with_changed_settings_raises_output_error(output: Path) -> None:
     with pytest.raises(OutputError, match=r"training\.images: 2 then, 3 now"):
         main([str(output), *FLAGS, "--training.images", "3"])
 
 
-def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
+def test_science_in_other_folder_raises_output_error(tmp_path: Path) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     with pytest.raises(OutputError, match="no experiment"):
         main([str(tmp_path), *FLAGS])
 
 
-def test_unknown_models_are_refused(tmp_path: Path) -> None:
+def test_science_with_unknown_model_raises_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="not telepathy"):
         main([str(tmp_path / "out"), "--models", '["telepathy"]'])

@@ -1,4 +1,4 @@
-"""How the models of the experiment are trained."""
+"""Training of the experiment's models."""
 
 from itertools import chain
 
@@ -14,7 +14,7 @@ from ureca.training.phases import Full, prepare
 SMALL = ScratchSizes(image_size=56, vision_width=32, width=32, mlp_width=64, num_mask_tokens=2)
 
 
-def test_every_weight_is_moved_by_one_optimizer() -> None:
+def test_build_optimizers_assigns_each_weight_to_one_optimizer() -> None:
     model, _ = build_scratch(["The red door."], SMALL)
     optimizers = build_optimizers(prepare(model, Full()), ScienceTraining())
     groups = chain.from_iterable(part.param_groups for part in optimizers.parts)
@@ -22,7 +22,7 @@ def test_every_weight_is_moved_by_one_optimizer() -> None:
     assert sorted(moved) == sorted(id(weight) for weight in model.parameters())
 
 
-def test_muon_has_the_matrices_that_hidden_states_pass() -> None:
+def test_build_optimizers_gives_muon_hidden_matrices_only() -> None:
     model, _ = build_scratch(["The red door."], SMALL)
     muon, adam = build_optimizers(prepare(model, Full()), ScienceTraining()).parts
     names = {id(weight): name for name, weight in model.named_parameters()}
@@ -34,7 +34,7 @@ def test_muon_has_the_matrices_that_hidden_states_pass() -> None:
     assert {"lm_head.weight", "model.language_model.embed_tokens.weight"} <= by_adam
 
 
-def test_learning_rates_rise_and_fall_with_the_budget() -> None:
+def test_optimizers_step_follows_schedule_of_budget() -> None:
     model, _ = build_scratch(["The red door."], SMALL)
     optimizers = build_optimizers(prepare(model, Full()), ScienceTraining(warmup_fraction=0.1, learning_rate=1.0))
     rates = []
@@ -44,7 +44,7 @@ def test_learning_rates_rise_and_fall_with_the_budget() -> None:
     assert rates == pytest.approx([0, 0.5, 1, 0.5, 0], abs=1e-3)
 
 
-def test_precision_is_what_the_processor_computes_with() -> None:
+def test_choose_precision_auto_follows_cpu_instructions() -> None:
     assert choose_precision("fp32") == "fp32"
     assert choose_precision("bf16") == "bf16"
     told = getattr(torch.cpu, "get_capabilities", dict)()
@@ -52,11 +52,11 @@ def test_precision_is_what_the_processor_computes_with() -> None:
     assert choose_precision("auto") == ("bf16" if has_instructions else "fp32")
 
 
-def test_tables_name_models_of_the_experiment() -> None:
+def test_tables_name_all_variants() -> None:
     assert {*chain.from_iterable(TABLES.values())} == {*VARIANTS}
 
 
-def test_models_differ_in_how_regions_are_told_alone() -> None:
+def test_variants_of_prompts_table_have_equal_sizes() -> None:
     sizes = ScienceSettings.load(["out"]).sizes
     assert VARIANTS["tokens-1"].sizes(sizes).num_mask_tokens == 1
     assert all(VARIANTS[name].sizes(sizes) == sizes for name in TABLES["prompts"])

@@ -1,4 +1,4 @@
-"""What a person does with the report, done in headless Chromium."""
+"""Interaction with the report in headless Chromium."""
 
 import json
 from collections.abc import Iterator
@@ -93,7 +93,7 @@ class Panel:
     ("x", "y", "caption"),
     [(90, 100, "innermost"), (50, 100, "left half"), (30, 30, "the whole"), (200, 90, "right half")],
 )
-def test_pointing_at_a_region_shows_the_deepest_ones_caption(
+def test_report_pointing_at_picture_shows_deepest_region(
     desktop: webdriver.Chrome, address: str, x: float, y: float, caption: str
 ) -> None:
     desktop.get(address)
@@ -107,7 +107,7 @@ def test_pointing_at_a_region_shows_the_deepest_ones_caption(
     assert "4 of 5 regions captioned" in panel.card
 
 
-def test_the_card_tells_everything_about_a_region(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_card_shows_all_facts_of_region(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     panel = Panel(desktop)
     panel.pointer(50, 100).perform()
@@ -117,7 +117,7 @@ def test_the_card_tells_everything_about_a_region(desktop: webdriver.Chrome, add
     assert "rejected" in panel.card
 
 
-def test_pointing_at_the_list_marks_the_picture(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_pointing_at_list_marks_picture(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     panel = Panel(desktop)
     ActionChains(desktop).move_to_element(panel.one('[role="treeitem"][data-id="11"]')).perform()
@@ -125,7 +125,7 @@ def test_pointing_at_the_list_marks_the_picture(desktop: webdriver.Chrome, addre
     assert panel.marked == ["12"]
 
 
-def test_look_alikes_are_links_to_each_other(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_look_alikes_link_to_each_other(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     panel = Panel(desktop)
     panel.one('[role="treeitem"][data-id="11"]').click()
@@ -137,7 +137,7 @@ def test_look_alikes_are_links_to_each_other(desktop: webdriver.Chrome, address:
     assert panel.marked == ["11"]
 
 
-def test_the_keyboard_walks_the_tree(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_keyboard_navigates_tree(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     panel = Panel(desktop)
     panel.one(".stage").send_keys(Keys.TAB)
@@ -163,14 +163,14 @@ def test_the_keyboard_walks_the_tree(desktop: webdriver.Chrome, address: str) ->
     assert "4 of 5 regions captioned" in panel.card
 
 
-def test_the_picture_can_be_walked_by_keyboard_too(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_keyboard_navigates_picture(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     panel = Panel(desktop)
     panel.one(".stage").send_keys(Keys.ARROW_DOWN, Keys.ARROW_DOWN)
     assert panel.one(".card .caption").text == "left half"
 
 
-def test_a_region_without_caption_is_listed_with_its_reason(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_region_without_caption_is_listed_with_reason(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     panel = Panel(desktop)
     panel.pointer(5, 5).perform()
@@ -180,7 +180,7 @@ def test_a_region_without_caption_is_listed_with_its_reason(desktop: webdriver.C
     assert "No caption: skipped:area_below_minimum" in panel.card
 
 
-def test_search_keeps_what_matches(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_search_shows_matches_only(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     panel = Panel(desktop)
     desktop.find_element(By.ID, "query").send_keys("HALF right")
@@ -197,7 +197,7 @@ def test_search_keeps_what_matches(desktop: webdriver.Chrome, address: str) -> N
     assert [item.get_attribute("data-id") for item in shown] == ["14"]
 
 
-def test_tapping_shows_the_caption_on_a_phone(phone: webdriver.Chrome, address: str) -> None:
+def test_report_on_phone_shows_tapped_caption(phone: webdriver.Chrome, address: str) -> None:
     phone.get(address)
     panel = Panel(phone)
     tap(phone, panel.one(".stage svg"), 90 / 300, 1 / 2)
@@ -206,7 +206,7 @@ def test_tapping_shows_the_caption_on_a_phone(phone: webdriver.Chrome, address: 
     assert width <= screen == 390
 
 
-def test_hostile_text_is_shown_as_text_and_nothing_is_requested(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_with_hostile_text_shows_text_and_requests_nothing(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get_log("performance")
     desktop.get_log("browser")
     desktop.get(address)
@@ -222,7 +222,7 @@ def test_hostile_text_is_shown_as_text_and_nothing_is_requested(desktop: webdriv
     assert desktop.get_log("browser") == []
 
 
-def test_failed_images_are_reached_from_the_figures(desktop: webdriver.Chrome, address: str) -> None:
+def test_report_figures_link_to_failed_images(desktop: webdriver.Chrome, address: str) -> None:
     desktop.get(address)
     desktop.find_element(By.CSS_SELECTOR, '.figures a[href="#failures"]').click()
     table = desktop.find_element(By.CSS_SELECTOR, "#failures table")
@@ -230,7 +230,7 @@ def test_failed_images_are_reached_from_the_figures(desktop: webdriver.Chrome, a
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-def test_text_stands_out_in_both_schemes(desktop: webdriver.Chrome, address: str, scheme: str) -> None:
+def test_report_text_has_contrast_in_both_schemes(desktop: webdriver.Chrome, address: str, scheme: str) -> None:
     feature = {"name": "prefers-color-scheme", "value": scheme}
     desktop.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [feature]})
     desktop.get(address)

@@ -29,7 +29,7 @@ def output(tmp_path: Path) -> str:
     return output.path
 
 
-def test_the_report_lies_in_the_output_folder(output: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_command_writes_into_output_folder(output: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", output]) == 0
     assert "3 captions of 3 images, 0 images failed" in capsys.readouterr().out
     page = read(Path(output) / "report.html")
@@ -39,14 +39,16 @@ def test_the_report_lies_in_the_output_folder(output: str, capsys: pytest.Captur
     assert "my run" in page.text and "masks 3.0 s" in page.text and "MLLM calls" in page.text
 
 
-def test_the_report_can_go_elsewhere_and_show_fewer_images(output: str, tmp_path: Path) -> None:
+def test_report_command_with_options_writes_elsewhere_with_fewer_images(output: str, tmp_path: Path) -> None:
     to = tmp_path / "page.html"
     assert main(["report", output, "--to", str(to), "--max-images", "1"]) == 0
     assert [panel["id"] for panel in read(to).panels] == ["a"]
     assert "1 shown here of 3" in read(to).text
 
 
-def test_what_cannot_be_done_is_said(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_report_command_with_wrong_arguments_explains_error(
+    output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["report", str(tmp_path)]) == 2
     assert "not the output of a run" in capsys.readouterr().err
     assert main(["report", output, "--to", str(tmp_path / "no" / "r.html")]) == 2

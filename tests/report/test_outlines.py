@@ -51,14 +51,14 @@ def num_points(path: str) -> int:
 
 @settings(deadline=None)
 @given(height=st.integers(24, 90), width=st.integers(24, 90), hole=st.sampled_from([0.0, 0.4, 0.6]))
-def test_the_outline_covers_its_mask_and_leaves_its_hole_open(height: int, width: int, hole: float) -> None:
+def test_svg_path_covers_mask_and_keeps_hole_open(height: int, width: int, hole: float) -> None:
     mask = ellipse(height, width, 0.95) & ~ellipse(height, width, hole)
     path = svg_path(rle.encode(mask), tolerance_px=0.5)
     assert len(corners(path)) == (1 if hole == 0 else 2)
     assert overlap(path, mask) > 0.9
 
 
-def test_a_large_mask_is_traced_where_it_is() -> None:
+def test_svg_path_of_large_mask_covers_it() -> None:
     mask = np.zeros((900, 1400), bool)
     mask[100:800, 200:1300] = ellipse(700, 1100, 0.9)
     assert overlap(svg_path(rle.encode(mask), tolerance_px=1.5), mask) > 0.985
@@ -66,7 +66,7 @@ def test_a_large_mask_is_traced_where_it_is() -> None:
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(4, 300))
-def test_the_points_are_bounded_and_lie_in_the_image(seed: int, max_points: int) -> None:
+def test_svg_path_has_bounded_points_within_image(seed: int, max_points: int) -> None:
     rng = np.random.default_rng(seed)
     mask = rng.random((40, 60)) < rng.random()
     path = svg_path(rle.encode(mask), max_points=max_points)
@@ -76,7 +76,7 @@ def test_the_points_are_bounded_and_lie_in_the_image(seed: int, max_points: int)
     assert all(-0.01 <= x <= 60.01 and -0.01 <= y <= 40.01 for x, y in points)
 
 
-def test_a_line_one_pixel_thin_in_a_large_image_leaves_a_trace() -> None:
+def test_svg_path_of_thin_line_in_large_image_is_not_empty() -> None:
     mask = np.zeros((2000, 2000), bool)
     np.fill_diagonal(mask, True)
     points = np.array([point for ring in corners(svg_path(rle.encode(mask))) for point in ring])
@@ -85,7 +85,7 @@ def test_a_line_one_pixel_thin_in_a_large_image_leaves_a_trace() -> None:
 
 
 @pytest.mark.parametrize("side", [1, 2, 3])
-def test_the_smallest_masks_have_an_outline_around_them(side: int) -> None:
+def test_svg_path_of_smallest_masks_surrounds_them(side: int) -> None:
     mask = np.zeros((20, 20), bool)
     mask[5 : 5 + side, 7 : 7 + side] = True
     points = np.array([point for ring in corners(svg_path(rle.encode(mask))) for point in ring])
@@ -93,11 +93,11 @@ def test_the_smallest_masks_have_an_outline_around_them(side: int) -> None:
     assert np.abs(points.mean(axis=0) - (7 + side / 2, 5 + side / 2)).max() <= 0.5
 
 
-def test_an_empty_mask_has_no_outline() -> None:
+def test_svg_path_of_empty_mask_is_empty() -> None:
     assert svg_path(rle.encode(np.zeros((4, 5), bool))) == ""
 
 
 @pytest.mark.parametrize("setting", [{"tolerance_px": 0.0}, {"max_points": 3}])
-def test_settings_that_make_no_outline_are_refused(setting: dict[str, float]) -> None:
+def test_svg_path_with_impossible_settings_raises_value_error(setting: dict[str, float]) -> None:
     with pytest.raises(ValueError, match="tolerance_px"):
         svg_path(rle.encode(np.ones((4, 5), bool)), **setting)

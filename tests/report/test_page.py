@@ -61,7 +61,7 @@ def one_region_rows(num_images: int) -> Iterator[dict[str, Any]]:
         yield make_row(f"image-{number:03d}", [make_region(0, drawn(10, 10, 90, 90))])
 
 
-def test_every_image_is_in_the_page_with_its_regions_and_pixels(report: WriteReport) -> None:
+def test_write_report_embeds_each_image_with_regions_and_pixels(report: WriteReport) -> None:
     path, figures = report(one_region_rows(3))
     page = read(path)
     assert [panel["id"] for panel in page.panels] == ["image-000", "image-001", "image-002"]
@@ -72,7 +72,7 @@ def test_every_image_is_in_the_page_with_its_regions_and_pixels(report: WriteRep
     assert "evenly chosen" not in page.text
 
 
-def test_more_images_than_wanted_are_sampled_evenly_and_the_page_says_so(report: WriteReport) -> None:
+def test_write_report_of_many_images_samples_evenly(report: WriteReport) -> None:
     asked: list[list[str]] = []
 
     def read_pixels(image_ids: Sequence[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -87,7 +87,7 @@ def test_more_images_than_wanted_are_sampled_evenly_and_the_page_says_so(report:
     assert "3 shown here of 30, evenly chosen" in page.text
 
 
-def test_names_and_captions_are_never_markup(report: WriteReport) -> None:
+def test_write_report_with_hostile_text_escapes_it(report: WriteReport) -> None:
     regions = [make_region(0, drawn(0, 0, 9, 9), caption=HOSTILE, short_caption=HOSTILE, verdict_reason=HOSTILE)]
     rows = [
         make_row(HOSTILE, regions, uri=HOSTILE, provenance={"annotator": HOSTILE}),
@@ -104,7 +104,7 @@ def test_names_and_captions_are_never_markup(report: WriteReport) -> None:
     assert page.text.count(HOSTILE) >= 4
 
 
-def test_nothing_is_loaded_and_only_the_pages_own_script_may_run(report: WriteReport) -> None:
+def test_write_report_page_admits_own_script_only(report: WriteReport) -> None:
     path, _ = report(one_region_rows(1))
     page = read(path)
     (policy,) = [a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy"]
@@ -115,7 +115,7 @@ def test_nothing_is_loaded_and_only_the_pages_own_script_may_run(report: WriteRe
     assert not re.search(r"url\(|@import|fetch\(|XMLHttpRequest|innerHTML|eval\(", path.read_text(encoding="utf-8"))
 
 
-def test_failures_are_listed_with_reasons_and_counted(report: WriteReport) -> None:
+def test_write_report_lists_and_counts_failures(report: WriteReport) -> None:
     rows = [failed_row("a", "truncated", "ends after 9 bytes"), failed_row("b", "truncated", "ends after 5 bytes")]
     rows.append(failed_row("c", "empty_file", "holds no bytes"))
     left_out = make_region(1, drawn(0, 0, 9, 9), status="failed:timeout", caption=None)
@@ -128,7 +128,7 @@ def test_failures_are_listed_with_reasons_and_counted(report: WriteReport) -> No
     assert "failed:timeout 1" in text
 
 
-def test_an_image_whose_pixels_are_gone_keeps_its_outlines(report: WriteReport) -> None:
+def test_write_report_of_missing_image_keeps_outlines(report: WriteReport) -> None:
     path, _ = report(one_region_rows(1), lambda ids: [(id, DataError("missing", "moved away")) for id in ids])
     page = read(path)
     assert page.data["jpeg"] == [""]
@@ -136,13 +136,13 @@ def test_an_image_whose_pixels_are_gone_keeps_its_outlines(report: WriteReport) 
     assert page.panels[0]["regions"][0]["outline"].startswith("M")
 
 
-def test_a_run_without_images_has_a_report(report: WriteReport) -> None:
+def test_write_report_of_empty_run_writes_page(report: WriteReport) -> None:
     path, figures = report([])
     assert figures.num_images == 0
     assert "No image failed" in read(path).text
 
 
-def test_a_report_that_cannot_be_finished_leaves_the_old_one(report: WriteReport) -> None:
+def test_write_report_that_fails_keeps_old_file(report: WriteReport) -> None:
     path, _ = report(one_region_rows(1))
     before = path.read_bytes()
     with pytest.raises(RuntimeError, match="no pixels"):
@@ -151,19 +151,19 @@ def test_a_report_that_cannot_be_finished_leaves_the_old_one(report: WriteReport
     assert list(path.parent.iterdir()) == [path]
 
 
-def test_a_missing_folder_is_an_error_for_people(report: WriteReport, tmp_path: Path) -> None:
+def test_write_report_to_missing_folder_raises_output_error(report: WriteReport, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="does not exist"):
         write_report([], grey_pixels, tmp_path / "no" / "r.html", title="t", work=PartitionReport())
 
 
-def test_regions_come_in_the_order_of_the_tree() -> None:
+def test_in_tree_order_gives_depth_first_order() -> None:
     # Id, side in pixels and parent; the parent of region 1 is not among them.
     tree = [(1, 20, 99), (4, 30, 7), (3, 40, 7), (5, 10, 3), (7, 90, -1), (9, 25, -1)]
     regions = [make_region(id, drawn(0, 0, side, side), parent_id=parent) for id, side, parent in tree]
     assert [region["region_id"] for region in in_tree_order(regions)] == [7, 3, 5, 4, 9, 1]
 
 
-def test_large_pictures_are_embedded_small_and_outlines_stay_in_pixels_of_the_image() -> None:
+def test_image_panel_of_large_picture_is_small_with_outlines_in_image_pixels() -> None:
     shape = (1500, 3000)
     row = make_row("large", [make_region(0, drawn(1000, 500, 2900, 1400, shape))], height=1500, width=3000)
     panel = image_panel(row, np.zeros((*shape, 3), np.uint8))
@@ -174,7 +174,7 @@ def test_large_pictures_are_embedded_small_and_outlines_stay_in_pixels_of_the_im
     assert 1850 <= max(abs(number) for number in numbers[2:]) <= 1900
 
 
-def test_small_pictures_keep_their_size() -> None:
+def test_image_panel_of_small_picture_keeps_size() -> None:
     panel = image_panel(next(one_region_rows(1)), np.zeros((HEIGHT, WIDTH, 3), np.uint8))
     assert panel["problem"] is None
     assert panel["src"].startswith("data:image/jpeg;base64,")

@@ -9,7 +9,7 @@ from ureca.report.panels import EvenSample
 
 @settings(deadline=None)
 @given(st.integers(0, 500), st.integers(1, 30))
-def test_as_many_as_wanted_in_order_and_evenly_spread(num_items: int, limit: int) -> None:
+def test_even_sample_is_ordered_and_evenly_spread(num_items: int, limit: int) -> None:
     sample: EvenSample[int] = EvenSample(limit)
     for item in range(num_items):
         sample.offer(item)
@@ -25,6 +25,6 @@ def test_as_many_as_wanted_in_order_and_evenly_spread(num_items: int, limit: int
     assert chosen[:1] == [0][:num_items]
 
 
-def test_a_sample_of_nothing_is_refused() -> None:
+def test_even_sample_without_items_raises_value_error() -> None:
     with pytest.raises(ValueError, match="at least 1"):
         EvenSample(0)

@@ -1,4 +1,4 @@
-"""What a caption fits, worked out again from its text and from the pixels of the masks, without parser or tree."""
+"""Resolution of captions from their text and the pixels of the masks, without parser or tree."""
 
 import re
 
@@ -11,7 +11,7 @@ _PHRASE = re.compile(r"(?:the|an|a) (.*?)(?: (of|to the left of|to the right of|
 
 
 class BruteForce:
-    """Decides for one scene."""
+    """Resolves captions of one scene."""
 
     def __init__(self, rendering: Rendering) -> None:
         self._regions = {region.id: region for region in rendering.scene.regions}

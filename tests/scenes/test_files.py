@@ -33,7 +33,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
 
 
-def test_every_image_is_written_with_its_scene(folder: Path) -> None:
+def test_scenes_command_writes_each_image_with_its_scene(folder: Path) -> None:
     ids = [f"validation_4_00000{number}" for number in range(3)]
     names = sorted(path.name for path in (folder / "images").iterdir())
     assert names == sorted(f"{id}{suffix}" for id in ids for suffix in (".png", ".json"))
@@ -46,7 +46,7 @@ def test_every_image_is_written_with_its_scene(folder: Path) -> None:
         assert read_annotations(path) == made.annotations
 
 
-def test_rows_fit_the_schema_and_resolve(folder: Path) -> None:
+def test_scenes_command_rows_fit_schema_and_resolve(folder: Path) -> None:
     rows = list(Output(str(folder)).rows())
     assert [row["image_id"] for row in rows] == [f"validation_4_00000{number}" for number in range(3)]
     part = next((folder / "regions").iterdir())
@@ -61,7 +61,7 @@ def test_rows_fit_the_schema_and_resolve(folder: Path) -> None:
             assert (region["status"], region["verdict"]) == ("ok", "accepted")
 
 
-def test_jsonl_has_a_line_a_region(folder: Path) -> None:
+def test_scenes_command_jsonl_has_one_line_per_region(folder: Path) -> None:
     lines = [json.loads(line) for line in (folder / "captions.jsonl").read_text().splitlines()]
     rows = [(row["image_id"], region) for row in Output(str(folder)).rows() for region in row["regions"]]
     assert [line["id"] for line in lines] == list(range(len(rows)))
@@ -70,13 +70,13 @@ def test_jsonl_has_a_line_a_region(folder: Path) -> None:
         assert line["conversations"][1]["value"] == region["caption"]
 
 
-def test_other_verbs_read_it(folder: Path, tmp_path: Path) -> None:
+def test_scenes_output_is_read_by_other_commands(folder: Path, tmp_path: Path) -> None:
     assert report.main([str(folder), "--to", str(tmp_path / "report.html")]) == 0
     assert export.main([str(folder), "--format", "coco", "--to", str(tmp_path / "captions.json")]) == 0
     assert list_images(str(folder / "images"), annotations="beside")["annotation_path"].null_count == 0
 
 
-def test_a_second_run_writes_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+def test_scenes_command_repeated_writes_same_bytes(folder: Path, tmp_path: Path) -> None:
     before = bytes_of(folder)
     assert main(["scenes", str(folder), *ARGUMENTS, "--overwrite", "--processes", "2"]) == 0
     assert bytes_of(folder) == before
@@ -86,7 +86,7 @@ def test_a_second_run_writes_the_same_bytes(folder: Path, tmp_path: Path) -> Non
     assert placeless.items() <= bytes_of(tmp_path / "elsewhere").items()
 
 
-def test_an_earlier_set_is_replaced_whole(tmp_path: Path) -> None:
+def test_scenes_command_with_overwrite_replaces_whole_set(tmp_path: Path) -> None:
     assert main(["scenes", str(tmp_path), "--images", "2", "--size", "112"]) == 0
     assert main(["scenes", str(tmp_path), "--images", "1", "--size", "112", "--seed", "1", "--overwrite"]) == 0
     assert sorted(path.name for path in (tmp_path / "images").iterdir()) == [
@@ -96,7 +96,7 @@ def test_an_earlier_set_is_replaced_whole(tmp_path: Path) -> None:
     assert [row["image_id"] for row in Output(str(tmp_path)).rows()] == ["train_1_000000"]
 
 
-def test_what_is_not_scenes_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_scenes_command_on_other_folder_changes_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "mine.txt").write_text("mine")
     assert main(["scenes", str(tmp_path), *ARGUMENTS]) == 2
     assert "not empty" in capsys.readouterr().err
@@ -113,7 +113,7 @@ def test_what_is_not_scenes_is_left_alone(tmp_path: Path, capsys: pytest.Capture
 @pytest.mark.parametrize(
     "arguments", [["--images", "0"], ["--images", "1", "--size", "100"], ["--images", "1", "--seed", "-1"], []]
 )
-def test_impossible_arguments_are_refused(arguments: list[str], tmp_path: Path) -> None:
+def test_scenes_command_with_impossible_arguments_fails(arguments: list[str], tmp_path: Path) -> None:
     assert main(["scenes", str(tmp_path), *arguments]) == 2
     assert not list(tmp_path.iterdir())
 
@@ -128,7 +128,9 @@ def test_impossible_arguments_are_refused(arguments: list[str], tmp_path: Path) 
         ({"parent_id": 7}, "its parent 7"),
     ],
 )
-def test_other_annotations_are_no_scene(extra: dict[str, object], message: str, tmp_path: Path) -> None:
+def test_read_scene_of_other_annotations_raises_annotation_error(
+    extra: dict[str, object], message: str, tmp_path: Path
+) -> None:
     whole = {"parent_id": -1, "kind": "car", "colour": "red", "pattern": "plain", "size": None, "hides": []}
     mask = Mask.from_array(3, np.ones((4, 5), bool))
     given = Mask(3, mask.rle, mask.bbox_xywh, mask.area_px, extra=whole | extra if extra else {})

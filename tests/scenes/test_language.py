@@ -1,4 +1,4 @@
-"""The grammar: what is written is read back; what is not of it is refused where it goes wrong."""
+"""The grammar: written captions are parsed back; errors have their position."""
 
 import pytest
 from hypothesis import given
@@ -57,7 +57,7 @@ captions = st.builds(
 
 
 @given(captions)
-def test_what_is_written_is_read_back(caption: Caption) -> None:
+def test_parse_of_written_caption_returns_it(caption: Caption) -> None:
     assert parse(str(caption)) == caption
     assert parse(str(caption).upper()) == caption
 
@@ -73,7 +73,7 @@ def test_what_is_written_is_read_back(caption: Caption) -> None:
         "A grey robot. It has two arms, a head with two red eyes and a body.",
     ],
 )
-def test_sentences_of_the_language(text: str) -> None:
+def test_parse_of_valid_sentence_writes_it_back(text: str) -> None:
     assert str(parse(text)) == text
 
 
@@ -96,14 +96,14 @@ def test_sentences_of_the_language(text: str) -> None:
         ("The red car. The red car.", 13),
     ],
 )
-def test_an_error_says_where(text: str, position: int) -> None:
+def test_parse_of_wrong_word_gives_position(text: str, position: int) -> None:
     with pytest.raises(CaptionError, match=f"at character {position},") as caught:
         parse(text)
     assert caught.value.position == position
 
 
 @given(st.text(max_size=60) | st.lists(st.sampled_from(_WORDS)).map(" ".join))
-def test_any_text_is_read_or_refused(text: str) -> None:
+def test_parse_of_any_text_gives_caption_or_error(text: str) -> None:
     try:
         caption = parse(text)
     except CaptionError as error:
@@ -112,7 +112,7 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         assert parse(str(caption)) == caption
 
 
-def test_endless_captions_are_refused() -> None:
+def test_parse_of_deeply_nested_caption_raises_error() -> None:
     with pytest.raises(CaptionError, match="within each other"):
         parse("The car" + " of the car" * 5000 + ".")
     with pytest.raises(CaptionError, match="within each other"):

@@ -63,12 +63,12 @@ def outcomes(captions: dict[int, str], scene: Scene) -> list[str]:
     return [resolution(caption, id, scene) for id, caption in captions.items()]
 
 
-def test_without_mistakes_every_refined_caption_is_correct(folder: Path, rendering: Rendering) -> None:
+def test_oracle_without_errors_gives_correct_unique_captions(folder: Path, rendering: Rendering) -> None:
     captions = unique_of(oracle(folder, error_rate=0, vagueness=0), image_of(rendering))
     assert set(outcomes(captions, rendering.scene)) == {"correct"}
 
 
-def test_mistakes_come_at_their_rates_and_the_same_each_time(folder: Path, rendering: Rendering) -> None:
+def test_oracle_errors_follow_rates_and_seed(folder: Path, rendering: Rendering) -> None:
     image = image_of(rendering)
     for settings, expected in (
         ({"error_rate": 1, "vagueness": 0}, "wrong"),
@@ -83,7 +83,7 @@ def test_mistakes_come_at_their_rates_and_the_same_each_time(folder: Path, rende
     assert unique_of(some, image) != unique_of(oracle(folder, error_rate=0.5, seed=1), image)
 
 
-def test_it_listens_and_verifies_by_the_scene(folder: Path, rendering: Rendering) -> None:
+def test_oracle_listens_and_verifies_by_scene(folder: Path, rendering: Rendering) -> None:
     knows, image = oracle(folder, error_rate=0, vagueness=0), image_of(rendering)
     captions = unique_of(knows, image)
     first, second, *_ = captions
@@ -96,7 +96,7 @@ def test_it_listens_and_verifies_by_the_scene(folder: Path, rendering: Rendering
     assert used.num_calls == 5
 
 
-def test_a_whole_curation_by_it(folder: Path, rendering: Rendering) -> None:
+def test_curation_by_oracle_gives_correct_captions(folder: Path, rendering: Rendering) -> None:
     knows = oracle(folder, error_rate=0, vagueness=0)
     curator = Curator(
         knows,
@@ -114,7 +114,7 @@ def test_a_whole_curation_by_it(folder: Path, rendering: Rendering) -> None:
     assert found.count("correct") > 0.5 * len(found)
 
 
-def test_what_it_does_not_know(folder: Path, rendering: Rendering, tmp_path: Path) -> None:
+def test_oracle_of_unknown_scene_raises_error(folder: Path, rendering: Rendering, tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="has no scene"):
         oracle(tmp_path)
     other = image_of(render("test", 6, 0, 224, 224))

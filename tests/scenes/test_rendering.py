@@ -18,12 +18,12 @@ from ureca.scenes.rendering import JITTER, LEAST_FRACTION, Rendering, render
 from ureca.scenes.scene import resolve
 
 GOLDEN = "7b8fa1dd924659c1b791727557ada0b86f1778ad77dcd0e73909d02eaee1f49e"
-"""Of three scenes, made with NumPy 2.4 on x86-64: other versions and machines must make the same."""
+"""Hashes of three scenes drawn with NumPy 2.4 on x86-64, which other versions and machines must reproduce."""
 
 
 @settings(max_examples=25, deadline=None)
 @given(renderings)
-def test_unique_captions_fit_their_region_alone(rendering: Rendering) -> None:
+def test_rendered_unique_captions_fit_their_region_only(rendering: Rendering) -> None:
     assert list(rendering.captions) == [region.id for region in rendering.scene.regions]
     for id, said in rendering.captions.items():
         assert parse(str(said.unique)) == said.unique
@@ -33,7 +33,7 @@ def test_unique_captions_fit_their_region_alone(rendering: Rendering) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(renderings)
-def test_short_and_detailed_captions_are_true(rendering: Rendering) -> None:
+def test_rendered_short_and_detailed_captions_are_true(rendering: Rendering) -> None:
     scene = rendering.scene
     for region in scene.regions:
         said = rendering.captions[region.id]
@@ -47,7 +47,7 @@ def test_short_and_detailed_captions_are_true(rendering: Rendering) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(renderings)
-def test_masks_are_exactly_nested(rendering: Rendering) -> None:
+def test_rendered_masks_are_exactly_nested(rendering: Rendering) -> None:
     masks = {mask.id: mask.decode() for mask in rendering.annotations}
     height, width = rendering.pixels.shape[:2]
     times_covered = np.zeros((height, width), int)
@@ -67,14 +67,14 @@ def test_masks_are_exactly_nested(rendering: Rendering) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(renderings)
-def test_the_mask_tree_is_the_scene(rendering: Rendering) -> None:
+def test_mask_tree_of_rendering_equals_scene(rendering: Rendering) -> None:
     tree = MaskTree.build(rendering.annotations)
     assert tree.parents == {region.id: region.parent_id for region in rendering.scene.regions}
 
 
 @settings(max_examples=25, deadline=None)
 @given(renderings)
-def test_pixels_have_the_colour_that_captions_name(rendering: Rendering) -> None:
+def test_rendered_pixels_have_named_colours(rendering: Rendering) -> None:
     """A region without parts has one colour; a shade of it where it has a pattern, and a dark line at most."""
     for region in rendering.scene.regions:
         if not rendering.scene.children(region.id):
@@ -87,7 +87,7 @@ def test_pixels_have_the_colour_that_captions_name(rendering: Rendering) -> None
 
 @settings(max_examples=25, deadline=None)
 @given(renderings)
-def test_what_hides_something_touches_it(rendering: Rendering) -> None:
+def test_rendered_hiding_region_touches_hidden_region(rendering: Rendering) -> None:
     hidden_by: dict[int, list[int]] = {region.id: [] for region in rendering.scene.regions}
     for region in rendering.scene.regions:
         assert not region.hides or region.parent_id == ROOT
@@ -106,7 +106,7 @@ def full_size() -> list[Rendering]:
     return [render("test", 5, number) for number in range(40)]
 
 
-def test_levels_kinds_and_occlusion(full_size: list[Rendering]) -> None:
+def test_rendered_scenes_have_levels_kinds_and_occlusion(full_size: list[Rendering]) -> None:
     for made in full_size:
         depths = Counter(sum(1 for _ in made.scene.ancestors(region)) for region in made.scene.regions)
         assert depths[0] >= 5 and depths[1] >= 3 and depths[2] >= 1
@@ -115,8 +115,8 @@ def test_levels_kinds_and_occlusion(full_size: list[Rendering]) -> None:
     assert sum(max(count.values()) > 1 for count in kinds) >= len(full_size) * 3 / 4
 
 
-def test_small_parts_are_common(full_size: list[Rendering]) -> None:
-    """Of the details (parts of parts) four fifths are smaller than 0.5 % of the image, and a quarter than 0.1 %."""
+def test_rendered_scenes_have_many_small_parts(full_size: list[Rendering]) -> None:
+    """Four fifths of the details (parts of parts) are smaller than 0.5 % of the image, a quarter smaller than 0.1 %."""
     shares = [
         made.annotations[region.id].area_px / (448 * 448)
         for made in full_size
@@ -127,13 +127,13 @@ def test_small_parts_are_common(full_size: list[Rendering]) -> None:
     assert np.mean([share < 0.001 for share in shares]) >= 0.25
 
 
-def test_captions_use_the_whole_language(full_size: list[Rendering]) -> None:
+def test_rendered_captions_use_whole_language(full_size: list[Rendering]) -> None:
     text = " ".join(str(said.unique) for made in full_size for said in made.captions.values())
     wanted = ("to the left of", "to the right of", "in front of", "behind", "leftmost", "middle", "rightmost", "with a")
     assert not [word for word in (*wanted, "small", "striped", "plain", *COLOURS) if word not in text]
 
 
-def test_chance_falls_alike_everywhere() -> None:
+def test_rendering_is_equal_on_every_machine() -> None:
     digest = hashlib.sha256()
     for split, (width, height) in zip(SPLITS, [(448, 448), (320, 224), (112, 112)], strict=True):
         made = render(split, 7, 3, width, height)
@@ -145,7 +145,7 @@ def test_chance_falls_alike_everywhere() -> None:
 
 @given(st.integers(0, 2**40), st.integers(0, 50))
 @settings(deadline=None)
-def test_a_composition_belongs_to_one_split_however_it_is_ordered(seed: int, number: int) -> None:
+def test_composition_split_does_not_depend_on_object_order(seed: int, number: int) -> None:
     composition = compose(Rng(seed, number))
     turned = type(composition)(**{name: getattr(composition, name) for name in composition.__slots__})
     assert turned.split() == composition.split()
@@ -154,7 +154,7 @@ def test_a_composition_belongs_to_one_split_however_it_is_ordered(seed: int, num
     assert type(composition)(**fields).split() == composition.split()
 
 
-def test_splits_never_share_a_scene() -> None:
+def test_rendered_splits_share_no_scene() -> None:
     seen: dict[str, str] = {}
     for split in SPLITS:
         for seed in (0, 1):
@@ -169,6 +169,6 @@ def test_splits_never_share_a_scene() -> None:
     assert Counter(seen.values()) == dict.fromkeys(SPLITS, 30)
 
 
-def test_too_small_an_image_is_refused() -> None:
+def test_render_of_too_small_image_raises_value_error() -> None:
     with pytest.raises(ValueError, match="at least 112 pixels, not 448 x 100"):
         render("train", 0, 0, 448, 100)

@@ -1,4 +1,4 @@
-"""What captions fit: by hand on a small street, by brute force on rendered scenes."""
+"""Resolution of captions: by hand on a small street, by brute force on rendered scenes."""
 
 import pytest
 from hypothesis import given, settings
@@ -45,11 +45,11 @@ from ureca.scenes.scene import Scene, related, resolve
         ("A red house. It has a wall and two windows.", [2]),
     ],
 )
-def test_by_hand(caption: str, ids: list[int]) -> None:
+def test_resolve_on_street_gives_expected_regions(caption: str, ids: list[int]) -> None:
     assert resolve(caption, STREET) == ids
 
 
-def test_the_middle_one() -> None:
+def test_resolve_of_middle_needs_odd_number_of_regions() -> None:
     cars = tuple(region for region in STREET.regions if region.kind in ("sky", "ground", "house", "car"))
     assert resolve("The middle house.", Scene(100, 100, cars)) == []
     three = Scene(100, 100, tuple(region(id, "tree", "red", x, 50) for id, x in enumerate((60, 20, 90))))
@@ -59,14 +59,14 @@ def test_the_middle_one() -> None:
     assert resolve("The middle tree.", Scene(100, 100, five)) == [1, 2, 3]
 
 
-def test_a_caption_of_another_language_is_refused() -> None:
+def test_resolve_of_unknown_word_raises_caption_error() -> None:
     with pytest.raises(CaptionError, match="'vehicle' at character 4"):
         resolve("The vehicle.", STREET)
 
 
 @settings(max_examples=20, deadline=None)
 @given(renderings, st.data())
-def test_changed_captions_against_brute_force(rendering: Rendering, data: st.DataObject) -> None:
+def test_resolve_of_changed_captions_equals_brute_force(rendering: Rendering, data: st.DataObject) -> None:
     """Another word in its place: the region fits no longer, or does by the brute force as well."""
     brute_force = BruteForce(rendering)
     classes = [*ADJECTIVES.values(), tuple(KINDS)]
@@ -84,7 +84,7 @@ def test_changed_captions_against_brute_force(rendering: Rendering, data: st.Dat
 
 @settings(max_examples=15, deadline=None)
 @given(renderings)
-def test_generated_captions_against_brute_force(rendering: Rendering) -> None:
+def test_resolve_of_rendered_captions_equals_brute_force(rendering: Rendering) -> None:
     brute_force = BruteForce(rendering)
     for said in rendering.captions.values():
         for caption in (said.short, said.detailed, said.unique):
@@ -93,13 +93,13 @@ def test_generated_captions_against_brute_force(rendering: Rendering) -> None:
 
 @settings(max_examples=15, deadline=None)
 @given(renderings, st.lists(captions, min_size=20, max_size=20))
-def test_any_caption_against_brute_force(rendering: Rendering, drawn: list[Caption]) -> None:
+def test_resolve_of_any_caption_equals_brute_force(rendering: Rendering, drawn: list[Caption]) -> None:
     brute_force = BruteForce(rendering)
     for caption in drawn:
         assert resolve(caption, rendering.scene) == brute_force.fits(str(caption)), caption
 
 
-def test_all_relations_are_meant() -> None:
+def test_related_knows_all_relations() -> None:
     for relation in RELATIONS:
         related(STREET[9], relation, STREET[2], STREET)
     with pytest.raises(ValueError, match="no relation"):

@@ -265,8 +265,8 @@ def retrieval_measures(
         of_references: rank for a reference caption of each prediction; None leaves the ceiling out.
     """
     counted = [item for item in found if item is not None]
-    chance = np.mean([1 / item.num_candidates for item in counted]) if counted else 0
-    remark = f"Retrieval: {encoder_name}, among the regions of an image; by chance R@1 would be {100 * chance:.1f} %."
+    expected = np.mean([1 / item.num_candidates for item in counted]) if counted else 0
+    remark = f"Retrieval: {encoder_name}, among the regions of an image; by chance R@1 would be {100 * expected:.1f} %."
     measures = [
         mean_of("Retrieval R@1", [None if item is None else item.is_first for item in found], (remark,)),
         mean_of("Retrieval MRR", [None if item is None else item.reciprocal_rank for item in found]),

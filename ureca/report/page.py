@@ -16,7 +16,7 @@ from ureca.io import replacing
 from ureca.report.panels import EvenSample, image_panel
 
 ReadPixels: TypeAlias = Callable[[Sequence[str]], Iterable[tuple[str, npt.NDArray[np.uint8] | DataError]]]
-"""From image ids to the pixels of each (uint8 RGB [H, W, 3]) or the reason why there are none, in any order."""
+"""Reader of images: from ids to the pixels of each (uint8 RGB [H, W, 3]) or the reason for none, in any order."""
 
 _MAX_FAILURES_LISTED = 200  # the counts cover all of them
 

@@ -1,4 +1,4 @@
-// One image of the report: what it tells of a region, and which regions a search leaves.
+// One image of the report: the facts of a region, and the regions that match a search.
 
 const LONG_CAPTION = 140; // characters, from which smaller letters read better
 
@@ -20,7 +20,7 @@ class Panel extends Viewer {
     if (id !== null && this.leftOut?.contains(this.items.get(id))) this.leftOut.open = true;
   }
 
-  // Hides what `matches` (a predicate over regions) refuses; `searching` opens the list of regions without caption.
+  // Shows only regions for which the predicate `matches` holds; `searching` opens the list of regions without caption.
   filter(matches, searching) {
     let firstShown = null;
     for (const region of this.regions) {

@@ -1,4 +1,4 @@
-"""Pickles of others: plain data is read, whoever wrote it; anything else is refused before any of it runs."""
+"""Pickles from outside: plain data is read, anything else is rejected before any of it runs."""
 
 import os
 import pickle
@@ -19,7 +19,7 @@ REFS = [{"ref_id": 1, "ann_id": 7, "split": "val", "sentences": [{"sent": "the r
 
 
 class Runs:
-    """What a malicious file holds: a call that leaves a trace."""
+    """A malicious object: unpickling it leaves a trace."""
 
     def __init__(self, trace: Path) -> None:
         self.trace = trace
@@ -29,7 +29,7 @@ class Runs:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_plain_data_of_every_protocol_is_read(tmp_path: Path, protocol: int) -> None:
+def test_read_plain_pickle_reads_plain_data_of_every_protocol(tmp_path: Path, protocol: int) -> None:
     value = {"refs": REFS, "more": [None, True, -(2**70), 1.5, "é", ("a", 2), REFS[0]]}
     if protocol >= 3:  # before, bytes are a call
         value["bytes"] = [b"\xff"]
@@ -37,7 +37,7 @@ def test_plain_data_of_every_protocol_is_read(tmp_path: Path, protocol: int) -> 
     assert read_plain_pickle(tmp_path / "refs.p") == value
 
 
-def test_text_of_python_2_is_read(tmp_path: Path) -> None:
+def test_read_plain_pickle_reads_text_of_python_2(tmp_path: Path) -> None:
     old = b"(lp0\n(dp1\nS'split'\np2\nS'val'\np3\nsS'caf\\xc3\\xa9'\nS'\\xe9'\ns" + b"a."
     (tmp_path / "refs.p").write_bytes(old.replace(b"S'\\xe9'", b"I3"))
     assert read_plain_pickle(tmp_path / "refs.p") == [{"split": "val", "café": 3}]
@@ -46,7 +46,7 @@ def test_text_of_python_2_is_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
-def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, protocol: int) -> None:
+def test_read_plain_pickle_of_malicious_file_runs_nothing(tmp_path: Path, protocol: int) -> None:
     trace = tmp_path / "trace"
     path = tmp_path / "refs(unc).p"
     path.write_bytes(pickle.dumps([*REFS, Runs(trace)], protocol))
@@ -61,7 +61,7 @@ def test_a_malicious_pickle_is_refused_and_does_nothing(tmp_path: Path, protocol
     "value",
     [np.float64(1.0), np.zeros(2), OrderedDict(a=1), Path("a"), bytearray(b"a"), range(3), complex(1, 2), print],
 )
-def test_all_but_plain_data_is_refused(tmp_path: Path, value: Any) -> None:
+def test_read_plain_pickle_of_other_objects_raises_input_error(tmp_path: Path, value: Any) -> None:
     (tmp_path / "a.p").write_bytes(pickle.dumps([value], 5))
     with pytest.raises(InputError, match="makes more than plain data"):
         read_plain_pickle(tmp_path / "a.p")
@@ -83,14 +83,16 @@ def test_all_but_plain_data_is_refused(tmp_path: Path, value: Any) -> None:
         b"(" * 100_000 + b".",
     ],
 )
-def test_damaged_and_absurd_files_are_refused(tmp_path: Path, data: bytes) -> None:
+def test_read_plain_pickle_of_damaged_file_raises_input_error(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.p").write_bytes(data)
     with pytest.raises(InputError, match="was not opened"):
         read_plain_pickle(tmp_path / "a.p")
 
 
 @given(st.binary(max_size=60))
-def test_random_bytes_are_refused_or_plain(tmp_path_factory: pytest.TempPathFactory, data: bytes) -> None:
+def test_read_plain_pickle_of_random_bytes_gives_plain_data_or_error(
+    tmp_path_factory: pytest.TempPathFactory, data: bytes
+) -> None:
     path = tmp_path_factory.getbasetemp() / "random.p"
     path.write_bytes(b"\x80\x02" + data + b".")
     try:

@@ -1,4 +1,4 @@
-"""Benchmarks in their authors' forms: which regions they have, what is left out, what is refused."""
+"""Benchmarks in their authors' formats: regions, exclusions and errors."""
 
 import json
 import pickle
@@ -37,7 +37,7 @@ def pixels_of(image: BenchmarkImage, place: int) -> Any:
 # RefCOCO
 
 
-def test_refcoco_has_the_objects_of_a_split_with_all_their_expressions(tmp_path: Path) -> None:
+def test_refcoco_reader_gives_objects_of_split_with_all_expressions(tmp_path: Path) -> None:
     images, left_out = read(write_refcoco(tmp_path))
     assert not left_out
     assert [image.entry.image_id for image in images] == ["COCO_train2014_000000000100", "COCO_train2014_000000000102"]
@@ -51,7 +51,7 @@ def test_refcoco_has_the_objects_of_a_split_with_all_their_expressions(tmp_path:
     assert [region.region_id for image in images for region in image.regions] == [10, 11, 30, 31]
 
 
-def test_what_refcoco_lacks_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_refcoco_reader_with_missing_files_gives_exclusions(tmp_path: Path) -> None:
     folder = write_refcoco(tmp_path, 6)
     (tmp_path / "train2014" / "COCO_train2014_000000000100.jpg").unlink()
     instances = json.loads((folder / "instances.json").read_text())
@@ -80,14 +80,14 @@ def test_what_refcoco_lacks_is_left_out_and_counted(tmp_path: Path) -> None:
         (lambda folder: (folder.parent / "train2014").rename(folder.parent / "pictures"), r"refcoco\.images"),
     ],
 )
-def test_a_refcoco_folder_that_is_not_whole_says_what_to_do(tmp_path: Path, break_it: Any, message: str) -> None:
+def test_refcoco_reader_of_incomplete_folder_raises_input_error(tmp_path: Path, break_it: Any, message: str) -> None:
     folder = write_refcoco(tmp_path)
     break_it(folder)
     with pytest.raises(InputError, match=message):
         read(folder)
 
 
-def test_an_unknown_split_tells_those_that_are_there(tmp_path: Path) -> None:
+def test_refcoco_reader_of_unknown_split_names_existing_splits(tmp_path: Path) -> None:
     folder = write_refcoco(tmp_path)
     with pytest.raises(InputError, match=r"no split 'test', but val \(4 refs\), testA \(4 refs\)"):
         read(folder, refcoco={"split": "test"})
@@ -98,7 +98,7 @@ def test_an_unknown_split_tells_those_that_are_there(tmp_path: Path) -> None:
 # Visual Genome
 
 
-def test_visual_genome_has_boxes_cut_at_the_edge(tmp_path: Path) -> None:
+def test_visual_genome_reader_clips_boxes_to_image(tmp_path: Path) -> None:
     images, left_out = read(write_visual_genome(tmp_path / "vg"))
     assert not left_out
     assert [image.entry.image_id for image in images] == ["1", "2", "3", "4"]
@@ -111,7 +111,7 @@ def test_visual_genome_has_boxes_cut_at_the_edge(tmp_path: Path) -> None:
     assert [image.entry.image_id for image in images] == ["2", "3"]
 
 
-def test_what_visual_genome_lacks_is_left_out_and_counted(tmp_path: Path) -> None:
+def test_visual_genome_reader_with_missing_files_gives_exclusions(tmp_path: Path) -> None:
     folder = write_visual_genome(tmp_path / "vg", 5)
     (folder / "VG_100K" / "2.jpg").unlink()
     (folder / "image_data.json").write_text(
@@ -136,7 +136,7 @@ def test_what_visual_genome_lacks_is_left_out_and_counted(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_an_array_is_read_whatever_the_pieces(tmp_path: Path, size: int) -> None:
+def test_read_json_array_does_not_depend_on_chunk_size(tmp_path: Path, size: int) -> None:
     path = tmp_path / "a.json"
     value = [{"a": [1, {"b": "],}"}]}, {}, {"c": "é\\"}]
     for text in (json.dumps(value), json.dumps(value, indent=2), " [ ]"):
@@ -145,7 +145,7 @@ def test_an_array_is_read_whatever_the_pieces(tmp_path: Path, size: int) -> None
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[{}", "[{} {}]", '[{"a": ]', "[1, 2]", "[{}, x]", "[" * 100_000])
-def test_what_is_no_array_of_objects_is_refused(tmp_path: Path, text: str) -> None:
+def test_read_json_array_of_other_content_raises_input_error(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)
     with pytest.raises(InputError, match=r"a\.json"):
@@ -155,7 +155,7 @@ def test_what_is_no_array_of_objects_is_refused(tmp_path: Path, text: str) -> No
 # URECA's JSONL and regions datasets
 
 
-def test_jsonl_has_regions_with_several_references_and_their_tree(tmp_path: Path) -> None:
+def test_jsonl_reader_gives_references_and_tree(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
     lines = [
         line("img_0001", "2", "the eye"),
@@ -176,7 +176,7 @@ def test_jsonl_has_regions_with_several_references_and_their_tree(tmp_path: Path
     assert sorted(item.kind for item in left_out) == ["malformed_line", "unknown_mask"]
 
 
-def test_a_regions_dataset_has_its_accepted_captions(tmp_path: Path) -> None:
+def test_regions_reader_gives_accepted_captions(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 3)
     _, masks = drawn_image(0)
     regions = [
@@ -202,13 +202,13 @@ def test_a_regions_dataset_has_its_accepted_captions(tmp_path: Path) -> None:
     assert [found.references for found in images[0].regions] == [("disc 1",), ("disc 2",)]
 
 
-def test_scenes_keep_what_resolves_their_captions(tmp_path: Path) -> None:
+def test_regions_reader_of_scenes_keeps_scene(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", 2, split="test", seed=0, width_px=112, height_px=112)
     images, _ = read(tmp_path / "scenes")
     assert all(image.is_scene and image.entry.annotation_path for image in images)
 
 
-def test_a_sample_is_the_same_whatever_its_order(tmp_path: Path) -> None:
+def test_image_sample_does_not_depend_on_order(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 6)
     lines = [line(f"img_{number:04d}", "1") for number in (5, 3, 1, 0, 2, 4)]
     jsonl = write_jsonl(tmp_path / "images" / "captions.jsonl", lines)
@@ -225,7 +225,7 @@ def test_a_sample_is_the_same_whatever_its_order(tmp_path: Path) -> None:
     assert len(read(write_visual_genome(tmp_path / "vg"), ImageSample(2))[0]) == 2
 
 
-def test_what_is_no_benchmark_is_refused(tmp_path: Path) -> None:
+def test_open_benchmark_of_other_path_raises_input_error(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no benchmark: name a file of URECA's \.jsonl"):
         read(tmp_path)
     captions = Output(str(tmp_path / "captions"), CAPTIONS_DATASET)

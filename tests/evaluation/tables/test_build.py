@@ -1,4 +1,4 @@
-"""Figures of groups, their intervals, and what a table says about what it lacks."""
+"""Figures of groups, their intervals, and missing measures of a table."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -39,7 +39,7 @@ def figure(of: EvaluationTable, dimension: str, name: str, column: str) -> Figur
     return group.figures[column]
 
 
-def test_groups_by_depth_and_size() -> None:
+def test_build_table_groups_regions_by_depth_and_size() -> None:
     depths = [0, 1, 2, 3, 9, None]
     areas = [0.0005, 0.001, 0.0049, 0.005, 0.1, 1.0]
     regions = [
@@ -62,12 +62,12 @@ def test_groups_by_depth_and_size() -> None:
     assert unknown.figures == {}  # its one region does not count
 
 
-def test_without_any_depth_there_is_no_breakdown_by_it() -> None:
+def test_build_table_without_depths_has_no_depth_groups() -> None:
     found = table(Evaluated("model", [prediction("image", 0, depth=None)], [mean_of("Correct", [1])]))
     assert found.dimensions["depth"] == ()
 
 
-def test_bounds_are_settings() -> None:
+def test_table_settings_bounds_define_size_groups() -> None:
     regions = [prediction("image", 0, area_fraction=0.4), prediction("image", 1, area_fraction=0.5, depth=2)]
     found = table(Evaluated("m", regions, [mean_of("Correct", [0, 1])]), size_bounds_fraction=[0.5], deepest=1)
     assert found.dimensions["size"] == ("< 50 %", "≥ 50 %")
@@ -77,7 +77,7 @@ def test_bounds_are_settings() -> None:
             TableSettings(size_bounds_fraction=tuple(bounds))
 
 
-def test_an_interval_needs_two_images() -> None:
+def test_interval_of_single_image_is_none() -> None:
     alone = table(Evaluated("m", [prediction("one", 0), prediction("one", 1)], [mean_of("Correct", [0, 1])]))
     assert figure(alone, "all", "all regions", "Correct") == Figure(value=0.5, low=None, high=None)
     two = table(Evaluated("m", [prediction("one", 0), prediction("two", 0)], [mean_of("Correct", [0, 1])]))
@@ -89,7 +89,7 @@ def intervals(images: Sequence[int], values: Sequence[float], **changes: object)
     return figure(table(Evaluated("m", regions, [mean_of("ROUGE", values)]), **changes), "all", "all regions", "ROUGE")
 
 
-def test_more_regions_of_the_same_images_make_nothing_surer() -> None:
+def test_interval_with_repeated_regions_of_same_images_is_unchanged() -> None:
     """50 regions of an image that are right or wrong together tell no more than one of them."""
     values = [float(image % 3 == 0) for image in range(30)]
     one, many = intervals(range(30), values), intervals([*range(30)] * 50, values * 50)
@@ -100,7 +100,7 @@ def test_more_regions_of_the_same_images_make_nothing_surer() -> None:
     assert one.high - one.low == pytest.approx(2 * 1.96 * np.sqrt(1 / 3 * 2 / 3 / 30), rel=0.2)
 
 
-def test_intervals_follow_seed_and_confidence() -> None:
+def test_interval_depends_on_seed_and_confidence() -> None:
     values = np.random.default_rng(0).random(40).tolist()
     first = intervals(range(40), values)
     assert intervals(range(40), values) == first
@@ -119,7 +119,7 @@ words = st.lists(st.sampled_from("abc"), min_size=1, max_size=6).map(" ".join)
 
 @settings(max_examples=20, deadline=None)
 @given(st.lists(st.tuples(words, words, st.integers(0, 3)), min_size=1, max_size=12))
-def test_a_breakdown_of_bleu_is_the_corpus_bleu_of_its_regions(items: list[tuple[str, str, int]]) -> None:
+def test_bleu_of_group_is_corpus_bleu_of_its_regions(items: list[tuple[str, str, int]]) -> None:
     regions = [prediction("image", place, depth=depth) for place, (_, _, depth) in enumerate(items)]
     measures = bleu([caption for caption, _, _ in items], [[reference] for _, reference, _ in items])
     found = table(Evaluated("model", regions, measures), num_resamples=100)
@@ -133,7 +133,7 @@ def test_a_breakdown_of_bleu_is_the_corpus_bleu_of_its_regions(items: list[tuple
         )
 
 
-def test_what_is_missing_and_why() -> None:
+def test_build_table_lists_missing_measures_with_reasons() -> None:
     regions = [prediction("image", 0), prediction("image", 1, caption=" ", failure="too_small"), prediction("i", 0)]
     measures = [mean_of("Correct", [1, 0, 1]), mean_of("Listener", [None] * 3), Unmeasured("BERTScore", "no weights")]
     other = Evaluated("other", regions[:2], [mean_of("Retrieval R@1", [1, 1], ("By chance 50 %.",))])
@@ -154,7 +154,7 @@ def test_what_is_missing_and_why() -> None:
     assert "2 are shared by all" in found.remarks[0]
 
 
-def test_misfits_are_refused() -> None:
+def test_build_table_of_inconsistent_models_raises_error() -> None:
     regions = [prediction("image", 0)]
     good = Evaluated("model", regions, [])
     with pytest.raises(InputError, match="different names"):
@@ -176,12 +176,12 @@ def test_misfits_are_refused() -> None:
 @pytest.mark.parametrize(
     "changes", [{"area_fraction": 1.1}, {"area_fraction": float("nan")}, {"depth": -2}, {"failure": "but a caption"}]
 )
-def test_impossible_predictions(changes: dict[str, object]) -> None:
+def test_prediction_with_impossible_values_raises_value_error(changes: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=r"region 0 of image 'image'"):
         prediction("image", 0, **changes)  # type: ignore[arg-type]
 
 
-def test_a_measure_survives_another_process() -> None:
+def test_measure_can_be_pickled() -> None:
     import pickle
 
     (measure, *_) = bleu(["a b"], [["a c"]])
@@ -189,7 +189,7 @@ def test_a_measure_survives_another_process() -> None:
     assert again.value() == measure.value()
 
 
-def test_json_gives_the_same_table_back(tmp_path: Path) -> None:
+def test_read_table_of_written_json_returns_same_table(tmp_path: Path) -> None:
     found = table(Evaluated("\ud800 <model>", [prediction("a", 0), prediction("b", 0)], [mean_of("ROUGE", [1, 0])]))
     paths = write_table(found, tmp_path)
     assert [path.name for path in paths] == ["table.md", "table.json", "table.html"]

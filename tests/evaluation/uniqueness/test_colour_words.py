@@ -15,12 +15,12 @@ def plain(*names: str) -> list[npt.NDArray[np.uint8]]:
     return [np.full((30 + 9 * place, 200, 3), COLOURS[name], np.uint8) for place, name in enumerate(names)]
 
 
-def test_a_colour_word_finds_its_colour() -> None:
+def test_colour_word_encoder_retrieves_crop_of_named_colour() -> None:
     texts = ["The red disc on the left.", "A Dark-Green leaf.", "It is pale blue", "a gray strip"]
     assert retrieve(texts, plain(*COLOURS), ColourWordEncoder()) == [Retrieved(1.0, 1.0, 4)] * 4
 
 
-def test_dark_or_light_tells_two_of_one_colour() -> None:
+def test_colour_word_encoder_distinguishes_dark_from_light() -> None:
     crops = [np.full((9, 9, 3), value, np.uint8) for value in ((31, 58, 31), (144, 238, 144))]
     texts = ColourWordEncoder().encode_texts(["a dark green leaf", "a light green one", "green"])
     images = ColourWordEncoder().encode_images(crops)
@@ -30,12 +30,12 @@ def test_dark_or_light_tells_two_of_one_colour() -> None:
     assert cosines[2].min() > 0.5
 
 
-def test_who_says_no_colour_finds_every_region_equally() -> None:
+def test_colour_word_encoder_of_text_without_colour_ties_all_regions() -> None:
     found = retrieve(["the second from the left", "the grey one"], plain("red", "grey"), ColourWordEncoder())
     assert found == [Retrieved(0.5, 0.75, 2), Retrieved(1.0, 1.0, 2)]
 
 
-def test_vectors_have_length_one() -> None:
+def test_colour_word_encoder_vectors_have_length_one() -> None:
     encoder = ColourWordEncoder()
     rng = np.random.default_rng(0)
     images = encoder.encode_images([rng.integers(0, 256, (40, 300, 3), dtype=np.uint8) for _ in range(3)])
@@ -45,7 +45,7 @@ def test_vectors_have_length_one() -> None:
     assert images.shape[1] == texts.shape[1] == 39
 
 
-def test_it_is_named_like_a_checkpoint() -> None:
+def test_build_encoder_of_colour_words_builds_encoder_without_weights() -> None:
     encoder = build_encoder(DualEncoderSettings(checkpoint=COLOUR_WORDS))
     assert isinstance(encoder, ColourWordEncoder)
     assert not isinstance(encoder, DualEncoder)

@@ -20,37 +20,37 @@ def flags(captions: Sequence[str], **settings: float) -> tuple[list[float], list
     return exact.each().tolist(), near.each().tolist()
 
 
-def test_case_spaces_and_full_stops_make_no_other_caption() -> None:
+def test_duplicates_ignore_case_spaces_and_full_stops() -> None:
     assert flags(["A red  car.", "a red car", "a red cart"])[0] == [1, 1, 0]
 
 
-def test_one_word_of_ten_makes_a_near_duplicate_and_one_of_nine_does_not() -> None:
+def test_near_duplicates_differ_in_at_most_one_word_of_ten() -> None:
     assert flags([TEN, TEN.replace("left", "right")]) == ([0, 0], [1, 1])
     nine = TEN.removeprefix("the ")
     assert flags([nine, nine.replace("left", "right")])[1] == [0, 0]
     assert flags([nine, nine.replace("left", "right")], near_similarity=8 / 9)[1] == [1, 1]
 
 
-def test_the_order_of_words_counts() -> None:
+def test_near_duplicates_depend_on_word_order() -> None:
     assert flags(["a car before a house by day", "a house before a car by day"])[1] == [0, 0]
 
 
-def test_captions_are_compared_within_an_image_only() -> None:
+def test_duplicates_are_counted_within_an_image() -> None:
     both = predictions(["a car", "a tree"]) + predictions(["a car", "a house"], "other")
     assert [measure.value() for measure in measure_duplicates(both, DuplicateSettings())] == [0, 0]
 
 
-def test_blank_captions_single_out_nothing() -> None:
+def test_duplicates_include_blank_captions() -> None:
     assert flags(["", "a car", " "]) == ([1, 0, 1], [1, 0, 1])
     assert flags([""]) == ([1], [1])
 
 
-def test_a_region_cannot_be_there_twice() -> None:
+def test_duplicates_of_repeated_region_raise_data_error() -> None:
     with pytest.raises(DataError, match="duplicate_region: region 0 of image 'image'"):
         measure_duplicates(predictions(["a"]) * 2, DuplicateSettings())
 
 
 @given(st.lists(st.text(alphabet="ab .,", max_size=12), max_size=8))
-def test_exact_duplicates_are_near_ones(captions: list[str]) -> None:
+def test_exact_duplicates_are_near_duplicates(captions: list[str]) -> None:
     exact, near = flags(captions)
     assert all(one <= other for one, other in zip(exact, near, strict=True))

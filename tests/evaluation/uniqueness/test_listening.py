@@ -13,7 +13,7 @@ from ureca.masks.mask import Mask
 from ureca.masks.views import Views
 
 BOXES = {1: (0, 0, 10, 10), 2: (0, 15, 10, 25), 3: (0, 80, 10, 90), 4: (0, 0, 60, 60), 5: (20, 12, 26, 18)}
-"""By id: top, left, bottom, right in an image of 100 x 100."""
+"""Boxes by id: top, left, bottom, right in an image of 100 x 100."""
 
 
 def masks() -> dict[int, Mask]:
@@ -26,7 +26,7 @@ def masks() -> dict[int, Mask]:
 
 
 class Reader:
-    """Chooses what the caption says, and counts how many questions are open at once."""
+    """A listener that chooses the id in the caption, and counts concurrent questions."""
 
     name = "reader"
 
@@ -56,7 +56,7 @@ def heard(reader: Reader, *captions: str, at_once: int = 16) -> list[str]:
     return list(asyncio.run(listen(reader, views, questions, at_once=at_once)))
 
 
-def test_what_the_listener_makes_of_captions() -> None:
+def test_listen_maps_choices_to_outcomes() -> None:
     reader = Reader()
     assert heard(reader, "1", "3", "none", "several", " ", "mumbled") == [
         "right",
@@ -70,19 +70,19 @@ def test_what_the_listener_makes_of_captions() -> None:
     assert " " not in [caption for _, caption in reader.asked]
 
 
-def test_questions_are_open_together_but_not_all() -> None:
+def test_listen_bounds_concurrent_questions() -> None:
     reader = Reader()
     heard(reader, *["1"] * 20, at_once=5)
     assert reader.most_open == 5
 
 
-def test_an_engine_that_refuses_everything_ends_it() -> None:
+def test_listen_with_settings_error_stops() -> None:
     with pytest.raises(ExceptionGroup) as caught:
         heard(Reader(), "1", "refused")
     assert caught.group_contains(SettingsError)
 
 
-def test_accuracy_beside_its_ceiling() -> None:
+def test_listener_measures_have_accuracy_and_ceiling() -> None:
     captions, ceiling = listener_measures(
         ["right", "another", "blank", "unanswered", None],
         "reader",
@@ -96,7 +96,7 @@ def test_accuracy_beside_its_ceiling() -> None:
     )
 
 
-def test_distractors_are_lookalikes_then_like_sizes_nearby() -> None:
+def test_distractors_are_lookalikes_then_nearby_regions_of_similar_size() -> None:
     regions = masks()
     assert distractors(1, regions) == (2, 5, 3, 4)
     assert distractors(1, regions, [3, 1, 99], max_distractors=2) == (3, 2)
@@ -104,7 +104,7 @@ def test_distractors_are_lookalikes_then_like_sizes_nearby() -> None:
 
 
 class Looker:
-    """A chat model that always says the same, and keeps what it was shown."""
+    """A chat model with a constant answer, which keeps the pictures of its requests."""
 
     name = "looker"
 
@@ -117,7 +117,7 @@ class Looker:
         return ChatAnswer('It is {"choice": 2}.', 1, 1)
 
 
-def test_a_chat_model_is_not_told_which_region_is_meant() -> None:
+def test_prompted_listener_picture_does_not_reveal_region() -> None:
     """Whichever of three regions a caption is said to be of, the picture and so the choice are the same."""
     views, model = Views(np.zeros((100, 100, 3), np.uint8), masks()), Looker()
     listener = PromptedListener(model, PromptedListenerSettings())

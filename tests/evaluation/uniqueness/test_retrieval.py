@@ -35,18 +35,18 @@ def grey(*values: int) -> list[Pixels]:
     return [np.full((4, 5, 3), value, np.uint8) for value in values]
 
 
-def test_rank_of_the_own_region() -> None:
+def test_retrieve_ranks_region_of_each_caption() -> None:
     found = retrieve(["0", "200", "190"], grey(0, 100, 200), GreyEncoder())
     assert found == [Retrieved(1.0, 1.0, 3), Retrieved(0.0, 0.5, 3), Retrieved(1.0, 1.0, 3)]
 
 
-def test_regions_that_fit_equally_come_in_any_order() -> None:
+def test_retrieve_of_tied_regions_averages_their_orders() -> None:
     first, *_ = retrieve(["50", "50", "50"], grey(50, 50, 250), GreyEncoder())
     assert first == Retrieved(1 / 2, (1 + 1 / 2) / 2, 3)
 
 
 @given(st.integers(2, 9))
-def test_an_encoder_that_sees_nothing_is_at_chance(num_regions: int) -> None:
+def test_retrieve_with_constant_encoder_has_expected_value_of_random_order(num_regions: int) -> None:
     found = retrieve(["7"] * num_regions, grey(*[7] * num_regions), GreyEncoder())
     (remark,) = retrieval_measures(found, "grey")[0].remarks
     first, reciprocal = (measure.value() for measure in retrieval_measures(found, "grey"))
@@ -55,7 +55,7 @@ def test_an_encoder_that_sees_nothing_is_at_chance(num_regions: int) -> None:
     assert f"{100 / num_regions:.1f} %" in remark
 
 
-def test_blank_captions_find_nothing_and_single_regions_do_not_count() -> None:
+def test_retrieve_of_blank_caption_or_single_region_counts_as_miss_or_not_at_all() -> None:
     assert retrieve(["", "9"], grey(0, 9), GreyEncoder()) == [Retrieved(0.0, 0.0, 2), Retrieved(1.0, 1.0, 2)]
     assert retrieve(["", " "], grey(0, 9), GreyEncoder()) == [Retrieved(0.0, 0.0, 2)] * 2
     alone = retrieve(["3"], grey(3), GreyEncoder())
@@ -79,7 +79,7 @@ def crops(count: int) -> list[Pixels]:
     return [rng.integers(0, 256, (20 + 9 * index, 60, 3)).astype(np.uint8) for index in range(count)]
 
 
-def test_vectors_of_a_checkpoint(checkpoint: str) -> None:
+def test_dual_encoder_vectors_do_not_depend_on_batch_size(checkpoint: str) -> None:
     by_two, at_once = (
         DualEncoder(DualEncoderSettings(checkpoint=checkpoint, batch_size=size, device="cpu")) for size in (2, 32)
     )
@@ -96,7 +96,7 @@ def test_vectors_of_a_checkpoint(checkpoint: str) -> None:
     assert {item.num_candidates for item in found if item} == {2}
 
 
-def test_logits_are_the_networks_own(checkpoint: str) -> None:
+def test_dual_encoder_cosines_agree_with_network_logits(checkpoint: str) -> None:
     """The cosines agree with the network's logits, which are a scale and a bias away from them."""
     import torch
     from PIL import Image
@@ -115,6 +115,6 @@ def test_logits_are_the_networks_own(checkpoint: str) -> None:
     assert cosines[0] == pytest.approx(((logits - bias) / scale).numpy(), abs=1e-4)
 
 
-def test_what_is_no_encoder_is_refused(tmp_path: Path) -> None:
+def test_dual_encoder_of_folder_without_model_raises_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be loaded"):
         DualEncoder(DualEncoderSettings(checkpoint=str(tmp_path), device="cpu"))

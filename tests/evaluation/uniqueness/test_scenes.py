@@ -20,11 +20,11 @@ from ureca.scenes.scene import resolve
         ("the red house of " * 500, "not_in_language"),
     ],
 )
-def test_resolution_of_the_large_house(caption: str, expected: Resolution) -> None:
+def test_resolution_of_caption_matches_scene(caption: str, expected: Resolution) -> None:
     assert resolution(caption, 2, STREET) == expected
 
 
-def test_captions_of_a_drawn_scene() -> None:
+def test_resolution_of_drawn_captions_is_correct_or_ambiguous() -> None:
     """Unique captions are correct; short ones are right, whether or not they are unique."""
     drawn = render("test", 3, 0, 150, 150)
     assert {resolution(str(texts.unique), id, drawn.scene) for id, texts in drawn.captions.items()} == {"correct"}
@@ -33,7 +33,7 @@ def test_captions_of_a_drawn_scene() -> None:
         assert resolution(str(texts.short), id, drawn.scene) == ("correct" if is_unique else "ambiguous")
 
 
-def test_shares() -> None:
+def test_resolution_measures_are_shares_of_outcomes() -> None:
     found: list[Resolution | None] = ["correct", "ambiguous", "wrong", "not_in_language", None]
     assert {measure.name: measure.value() for measure in resolution_measures(found)} == {
         "Correct": 0.25,

@@ -2,7 +2,7 @@ from tests.report.rows import drawn, failed_row, make_region, make_row
 from ureca.report.page import RunStatistics
 
 
-def test_rows_add_up() -> None:
+def test_run_statistics_add_up_rows() -> None:
     regions = [
         make_region(1, drawn(0, 0, 90, 90), verdict="accepted", lookalike_ids=[2]),
         make_region(2, drawn(100, 0, 190, 90), verdict="rejected", lookalike_ids=[1]),
@@ -29,7 +29,7 @@ def test_rows_add_up() -> None:
     assert figures.provenance == {"annotator": {"first 1", "second 2"}}
 
 
-def test_the_list_of_failures_stays_small_and_their_number_right() -> None:
+def test_run_statistics_bound_listed_failures_but_count_all() -> None:
     figures = RunStatistics()
     row = failed_row("b", "truncated", "too short")
     for _ in range(1000):

@@ -36,7 +36,7 @@ def small_table() -> EvaluationTable:
     return build_table(models, TableSettings(num_resamples=100), title="Two images")
 
 
-def test_markdown() -> None:
+def test_to_markdown_has_figures_intervals_and_notes() -> None:
     lines = to_markdown(small_table()).splitlines()
     assert lines[0] == "# Two images"
     head = next(line for line in lines if line.startswith("| model"))
@@ -49,7 +49,7 @@ def test_markdown() -> None:
         "| contour | 2 | 2 | – | – | – | – | 25.00 (0.0 to 50.0) | 50.00 (50.0 to 50.0) | – "  # noqa: RUF001
         "| 50.00 (0.0 to 100.0) | 50.00 (50.0 to 50.0) |"
     )
-    # The best is bold: the higher, the lower, nothing of what is equal, and no ceiling.
+    # The best figure is bold: the higher or the lower one; equal figures and ceilings are not.
     assert [cell for cell in second.split("|") if "**" in cell] == [
         " **50.00** (0.0 to 100.0) ",
         " **0.00** (0.0 to 0.0) ",
@@ -60,7 +60,7 @@ def test_markdown() -> None:
     assert "## By depth" not in "\n".join(lines)
 
 
-def test_what_looks_equal_is_equally_good() -> None:
+def test_best_figure_of_equal_texts_is_not_marked() -> None:
     regions = [Prediction("one", 0, "a car", ("a car",), None, 0.2)]
     models = [Evaluated(name, regions, [mean_of("ROUGE", [value])]) for name, value in (("a", 0.50001), ("b", 0.5))]
     table = build_table(models, TableSettings(num_resamples=100), title="Close")
@@ -68,7 +68,7 @@ def test_what_looks_equal_is_equally_good() -> None:
     assert 'class="value best"' not in to_html(table)
 
 
-def test_a_terminal_gets_measures_down_and_models_across() -> None:
+def test_to_text_has_measures_down_and_models_across() -> None:
     lines = to_text(small_table()).splitlines()
     assert [line.split()[:2] for line in lines[:2]] == [["contour", "URECA"], ["regions", "2"]]
     assert len({len(line) for line in lines}) == 1
@@ -76,7 +76,7 @@ def test_a_terminal_gets_measures_down_and_models_across() -> None:
     assert next(line for line in lines if line.startswith("ROUGE")).split() == ["ROUGE", "25.00", "50.00"]
 
 
-def test_hostile_names_break_no_markdown(hostile_table: EvaluationTable) -> None:
+def test_to_markdown_with_hostile_names_keeps_columns(hostile_table: EvaluationTable) -> None:
     text = to_markdown(hostile_table)
     assert "<" not in text
     assert "\n# c" not in text
@@ -85,7 +85,7 @@ def test_hostile_names_break_no_markdown(hostile_table: EvaluationTable) -> None
     assert "](" not in text.replace(r"\](", "")
 
 
-def test_the_page_holds_nothing_that_runs(hostile_table: EvaluationTable) -> None:
+def test_to_html_with_hostile_names_has_no_script(hostile_table: EvaluationTable) -> None:
     page = to_html(hostile_table)
     assert "<script" not in page
     assert "<img" not in page
@@ -100,7 +100,7 @@ def address(hostile_table: EvaluationTable, tmp_path_factory: pytest.TempPathFac
 
 
 @pytest.mark.parametrize("is_phone", [False, True])
-def test_the_page_in_a_browser(
+def test_html_page_in_browser_shows_names_as_text_and_requests_nothing(
     chromium: tuple[str, str], hostile_table: EvaluationTable, address: str, is_phone: bool
 ) -> None:
     browser: webdriver.Chrome = start(chromium, phone=is_phone)
