@@ -1,4 +1,4 @@
-"""``evaluate``: a benchmark is stored, captioned by each model, judged and made a table of."""
+"""``ureca evaluate``: store a benchmark, caption it with each model, score the captions and write the table."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -37,11 +37,11 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an evaluation has found.
+    """Results of an evaluation.
 
     Attributes:
-        table: of all models.
-        reports: of each model's captions, by its name.
+        table: Table of all models.
+        reports: Reports of the captions, by name of the model.
     """
 
     table: EvaluationTable
@@ -49,11 +49,11 @@ class Evaluation:
 
 
 def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
-    """Do what is missing, and write the table.
+    """Run the steps that the output lacks, and write the table.
 
     Args:
-        settings: of the verb.
-        tell: is told what is done next, for people.
+        settings: Settings of the command.
+        tell: Callback that gets a message about the next step.
 
     Raises:
         InputError: the benchmark, or captions that are there, cannot be read.
@@ -78,7 +78,7 @@ def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
 
 
 class _Run:
-    """One session; all that settings alone can be refused for is refused when it is made, and nothing written."""
+    """One session; the constructor checks the settings before anything is written."""
 
     def __init__(self, settings: EvaluateSettings, tell: Tell) -> None:
         self._settings = settings
@@ -93,7 +93,7 @@ class _Run:
         self._source = open_benchmark(settings.input, settings.benchmark)
 
     def begin(self) -> None:
-        """Store the benchmark, unless that was done before."""
+        """Store the benchmark, unless an earlier session did."""
         self._benchmark = self._stored_benchmark()
         self._judging = Scoring(
             self._settings,

@@ -1,6 +1,7 @@
-"""The judging of captions as a batch verb of its own, a part of ``evaluate``.
+"""Scoring of a benchmark's captions by models, on Ray Data: a batch command that ``ureca evaluate`` runs.
 
-[from] Judging captions of a benchmark as a Ray Data graph: stored manifest -> judgements, written unit by unit."""
+Operators: stored manifest, scores (actors), written partitions.
+"""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -37,7 +38,7 @@ from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
 
 
 class ScoringActor(RowActor[ScoringSettings]):
-    """Holds an encoder, a listener and BERTScore's model, as far as they are asked."""
+    """Scores captions; holds the encoder, the listener and BERTScore's model that the settings name."""
 
     name = "judge"
     dataset = JUDGED_DATASET
@@ -61,7 +62,7 @@ class ScoringActor(RowActor[ScoringSettings]):
         )
 
     def partitions(self, batch: pa.Table) -> Iterable[MaskedPartition]:
-        """Units of a manifest, with the masks of the benchmark."""
+        """Read the partitions of a manifest, with the masks of the benchmark."""
         return (reuse_masks(number, entries) for number, entries in read_partitions(batch))
 
 
@@ -69,7 +70,7 @@ def build_scorer(settings: ScoringSettings) -> CaptionScorer:
     """Load the encoder, the listener and BERTScore's model.
 
     Raises:
-        SettingsError: a checkpoint or a package is missing.
+        SettingsError: A checkpoint or a package is missing.
     """
     encoder = build_encoder(settings.retrieval)
     bert = None if settings.bert_score is None else BertScorer(settings.bert_score)
@@ -80,14 +81,14 @@ def build_scorer(settings: ScoringSettings) -> CaptionScorer:
 
 
 class Scoring:
-    """Has captions of a benchmark judged. What the same judges said of the same captions before is kept.
+    """Scores the captions of a benchmark; scores of the same captions under the same config are reused.
 
     Args:
-        settings: of the evaluation.
-        benchmark: that is stored.
-        folder: of what is judged, in a folder for each recipe and captions.
-        bert_score: as of the settings; None also where there is no such model.
-        tell: is told what is done next, for people.
+        settings: Settings of the evaluation.
+        benchmark: Stored benchmark.
+        folder: Folder of the scores, with one folder for each config and set of captions.
+        bert_score: Settings of BERTScore; None if it is not measured or its model is missing.
+        tell: Callback that gets a message about the next step.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class Scoring:
 
 
 def _identity(settings: ScoringSettings) -> dict[str, str]:
-    """What settings only name: prompts, and checkpoints by their content."""
+    """Return the content of what the settings only name: prompts and checkpoints."""
     checkpoints: dict[str, str | None] = {
         "mllm": getattr(settings.mllm, "checkpoint", None),
         "retrieval": None if settings.retrieval is None else settings.retrieval.checkpoint,
@@ -181,7 +182,7 @@ def _identity(settings: ScoringSettings) -> dict[str, str]:
 
 
 def _digest(predictions: Sequence[Prediction] | None) -> str:
-    """A name for captions; None: for the references, which the benchmark has."""
+    """Return a digest of captions; None stands for the references of the benchmark."""
     if predictions is None:
         return "references"
     said = (
