@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -25,6 +26,7 @@ from ureca.pipelines.batch.resources import Cluster, NodeResources
 
 _NODE_GROUP_LABEL = "ray.io/node-group"
 _TASK_TIMEOUT_S = 60.0
+_RETRY_NOTE = re.compile(r"\nFailed to .+ after \d+/\d+ attempts")  # Ray Data appends it to the messages of errors
 
 # Loggers with which Ray Data repeats, as errors, the exception that it also raises.
 _REPEATING_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
@@ -200,7 +202,9 @@ def user_error(error: BaseException) -> UrecaError | None:
         seen.add(id(each))
         # Ray also raises instances of both RayTaskError and the cause's class, whose message is a traceback.
         if isinstance(each, UrecaError) and not isinstance(each, RayError):
-            return None if isinstance(each, DataError) else each
+            if isinstance(each, DataError):
+                return None
+            return type(each)(_RETRY_NOTE.split(str(each))[0])
         workers = getattr(each, "worker_failures", None) or {}
         # Ray Train wraps the exception of a training function, without a public name for it.
         causes = [getattr(each, "cause", None), getattr(each, "_base_exc", None), each.__cause__, *workers.values()]

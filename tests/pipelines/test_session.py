@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
-from ureca.errors import AnswerError, InputError, SettingsError
+from ureca.errors import AnswerError, InputError, OutputError, SettingsError
 from ureca.pipelines.batch.resources import NodeResources
 from ureca.pipelines.batch.session import cluster_of_nodes, ray_session, shared_session, user_error
 from ureca.pipelines.curate import curate
@@ -37,6 +37,13 @@ def test_user_error_in_causes_and_groups_is_found(depth: int, is_dual: bool) -> 
     found = user_error(error.as_instanceof_cause() if is_dual else error)
     assert type(found) is SettingsError
     assert str(found) == "mllm.model: there is none"
+
+
+def test_user_error_has_no_note_of_ray_on_retries() -> None:
+    message = (
+        "/out cannot be written\nFailed to apply UDF transform after 1/1 attempts (total backoff 0.0s).\nTo change"
+    )
+    assert str(user_error(task_error(OutputError(message)))) == "/out cannot be written"
 
 
 def test_user_error_of_a_training_worker_is_found() -> None:
