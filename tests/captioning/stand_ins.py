@@ -1,4 +1,4 @@
-"""Units of images on disk with their masks, as the stage before captioning hands them on."""
+"""Partitions of images on disk with their masks, as the mask stage returns them."""
 
 from pathlib import Path
 
@@ -7,8 +7,8 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedImage, MaskedPartition
 
 
-def proposed_unit(folder: Path, number: int, num_images: int) -> MaskedPartition:
-    """A unit of drawn images of four masks."""
+def masked_partition(folder: Path, number: int, num_images: int) -> MaskedPartition:
+    """Build a partition of drawn images with four masks each."""
     images = []
     for seed in range(num_images):
         pixels, masks = drawn_image(seed)

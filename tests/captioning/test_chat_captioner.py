@@ -1,4 +1,4 @@
-"""Baselines: any model that sees images, shown regions in the paper's ways."""
+"""Baselines: chat models that see regions by the paper's region prompts."""
 
 import asyncio
 import json
@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.captioning.stand_ins import proposed_unit
+from tests.captioning.stand_ins import masked_partition
 from tests.drawn import drawn_image
 from tests.llm.tiny_models import internvl
 from ureca.captioning.captioners import ChatCaptioner
@@ -49,7 +49,7 @@ class ListenerOfEvaluation:
 
 
 def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask, ...] = ()) -> tuple[list[Any], Any]:
-    partition = proposed_unit(tmp_path, 0, 2)
+    partition = masked_partition(tmp_path, 0, 2)
     first, second = partition.images
     partition = replace(partition, images=(replace(first, masks=(*first.masks, *masks)), second))
     stage = CaptionStage(ChatCaptioner(model, prompt, SETTINGS), "asked", ImageLimits(), 2)

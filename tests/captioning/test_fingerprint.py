@@ -1,4 +1,4 @@
-"""The fingerprint of a checkpoint."""
+"""Fingerprints of checkpoints."""
 
 import os
 from pathlib import Path

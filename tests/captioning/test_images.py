@@ -72,8 +72,8 @@ def test_caption_image_with_empty_caption_fails_the_region() -> None:
     model, processor = build_tiny()
     captioner = RegionCaptioner(model, processor)
     pixels, masks = drawn_image(0)
-    said = captioner.describe([pixels], [[masks[0].decode()]], CaptionSettings(max_new_tokens=1))[0][0]
-    token = processor.tokenizer(said.text, add_special_tokens=False).input_ids[0]
+    described = captioner.describe([pixels], [[masks[0].decode()]], CaptionSettings(max_new_tokens=1))[0][0]
+    token = processor.tokenizer(described.text, add_special_tokens=False).input_ids[0]
     model.generation_config.eos_token_id = token
     (row,) = caption_image(RegionCaptioner(model, processor), pixels, masks[:1], SETTINGS)
     assert (row["caption"], row["status"], row["finish_reason"]) == (None, "failed:caption:no_text", "stop")

@@ -1,4 +1,4 @@
-"""Units of images through the stage: common batches, failures as rows, errors that are none of the data's."""
+"""The caption stage: common batches, failures as rows, and bugs that are raised."""
 
 import asyncio
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.captioning.stand_ins import proposed_unit
+from tests.captioning.stand_ins import masked_partition
 from ureca.captioning.captioners import UrecaCaptioner
 from ureca.captioning.stage import CaptionStage
 from ureca.data.masked import MaskedPartition
@@ -43,16 +43,16 @@ def captioner() -> Recording:
 def run(
     captioner: RegionCaptioner, partitions: list[MaskedPartition], images_in_flight: int = 8, **settings: Any
 ) -> list[tuple[list[dict[str, Any]], PartitionReport]]:
-    async def all_units() -> list[tuple[list[dict[str, Any]], PartitionReport]]:
+    async def all_partitions() -> list[tuple[list[dict[str, Any]], PartitionReport]]:
         chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
         stage = CaptionStage(UrecaCaptioner(captioner, chosen), "tiny 1", ImageLimits(), images_in_flight)
         return list(await asyncio.gather(*map(stage, partitions)))
 
-    return asyncio.run(all_units())
+    return asyncio.run(all_partitions())
 
 
 def test_stage_with_several_partitions_shares_batches_and_keeps_order(captioner: Recording, tmp_path: Path) -> None:
-    partitions = [proposed_unit(tmp_path, number, 5) for number in range(2)]
+    partitions = [masked_partition(tmp_path, number, 5) for number in range(2)]
     made = run(captioner, partitions)
     for partition, (rows, report) in zip(partitions, made, strict=True):
         assert [row["image_id"] for row in rows] == [image.entry.image_id for image in partition.images]
@@ -67,7 +67,7 @@ def test_stage_with_several_partitions_shares_batches_and_keeps_order(captioner:
 
 
 def test_stage_batches_images_of_similar_size(captioner: Recording, tmp_path: Path) -> None:
-    partition = proposed_unit(tmp_path, 0, 6)
+    partition = masked_partition(tmp_path, 0, 6)
     wide = []
     for image in partition.images[::2]:
         Image.fromarray(np.zeros((60, 80, 3), np.uint8)).resize((300, 60)).save(image.entry.path)
@@ -94,13 +94,13 @@ def test_stage_holds_at_most_images_in_flight(captioner: Recording, tmp_path: Pa
         return prepared
 
     captioner.prepare = prepare  # type: ignore[method-assign]
-    run(captioner, [proposed_unit(tmp_path, number, 8) for number in range(3)], images_in_flight=3)
+    run(captioner, [masked_partition(tmp_path, number, 8) for number in range(3)], images_in_flight=3)
     assert 1 < most <= 2 * 3  # those of a call that are finished stay until its end
     assert not alive
 
 
 def test_stage_with_changed_or_missing_files_returns_error_rows(captioner: Recording, tmp_path: Path) -> None:
-    partition = proposed_unit(tmp_path, 0, 4)
+    partition = masked_partition(tmp_path, 0, 4)
     gone, changed, broken, good = (Path(image.entry.path) for image in partition.images)
     gone.unlink()
     Image.new("RGB", (9, 9)).save(changed)
@@ -117,7 +117,7 @@ def test_stage_with_a_bug_raises_and_frees_slots(captioner: Recording, tmp_path:
 
     handle = captioner.model.lm_head.register_forward_hook(fail)
     with pytest.raises(ExceptionGroup) as error:
-        run(captioner, [proposed_unit(tmp_path, 0, 3)], images_in_flight=1)
+        run(captioner, [masked_partition(tmp_path, 0, 3)], images_in_flight=1)
     assert error.group_contains(RuntimeError, match="out of memory")
     handle.remove()
-    assert run(captioner, [proposed_unit(tmp_path, 0, 1)])
+    assert run(captioner, [masked_partition(tmp_path, 0, 1)])

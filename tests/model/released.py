@@ -1,4 +1,4 @@
-"""The released model written down a second time: random checkpoints in its layout, and its forward pass.
+"""Independent implementation of the released model: random checkpoints in its layout, and its forward pass.
 
 Plain functions over a dict of tensors, from the public descriptions of InternViT, InternVL-2.5, Qwen2, InternLM2 and
 the paper; nothing of transformers or of this project's model is used, so that a conversion can be held against it.

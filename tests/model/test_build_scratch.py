@@ -1,4 +1,4 @@
-"""Models that are trained from nothing: they start, learn, and are saved like any other."""
+"""Untrained models: they learn, and are saved like any other."""
 
 from pathlib import Path
 

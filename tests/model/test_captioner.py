@@ -1,4 +1,4 @@
-"""All regions of an image at once, with the captions that one call a region gives."""
+"""The captioner: all regions of an image together have the captions of one call per region."""
 
 import re
 from pathlib import Path
@@ -36,7 +36,7 @@ def ending() -> RegionCaptioner:
 
 
 def one_call_a_region(captioner: RegionCaptioner, settings: dict[str, object]) -> list[str]:
-    """What transformers' own generate writes, each region with its own copy of the image."""
+    """Caption regions by transformers' generate, each with its own copy of the image."""
     captions = []
     for index, mask in enumerate(MASKS):
         torch.manual_seed(int(settings.get("seed", 0)) + index)

@@ -1,4 +1,4 @@
-"""Checkpoints load completely or not at all, and with their code where this package is not installed."""
+"""Checkpoints load completely or not at all, and with their code if this package is not installed."""
 
 import json
 import os

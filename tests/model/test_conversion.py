@@ -1,4 +1,4 @@
-"""Released checkpoints give the same logits after conversion, and nothing of them is lost in silence."""
+"""Conversion of released checkpoints: equal logits, and an error for every tensor that does not fit."""
 
 import json
 from collections.abc import Callable

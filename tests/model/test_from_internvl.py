@@ -1,4 +1,4 @@
-"""An InternVL checkpoint in transformers' own layout becomes a URECA to train."""
+"""Training starts from InternVL checkpoints in transformers' layout."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ SHAPES = {
     },
     "3.5, Qwen3": {"text": Qwen3Config, "heads": 4, "tied": False, "qk_norm": False, "norm_type": "layer_norm"},
 }
-"""What distinguishes the published sizes, at a tiny width."""
+"""Differences between the published sizes, at a tiny width."""
 
 
 def save_internvl(directory: Path, shape: str, vocab_size: int = 512) -> InternVLForConditionalGeneration:

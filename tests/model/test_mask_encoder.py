@@ -1,4 +1,4 @@
-"""Mask tiles become tokens, in both variants of the encoder."""
+"""Both variants of the mask encoder."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""The model in every way transformers lets one use it; each equals the simple case."""
+"""The model in all uses that transformers supports; each equals the simple case."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Features go where their placeholders stand, or nowhere."""
+"""Features replace their placeholders, or an error is raised."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Prompts, images and masks become the model's inputs, or an error says why not."""
+"""The processor: prompts, images and masks to inputs of the model, and its errors."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""The grid of tiles, and that image and mask are cut alike."""
+"""Tiling: the grid, and equal tiles of image and mask."""
 
 import numpy as np
 import pytest

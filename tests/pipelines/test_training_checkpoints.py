@@ -1,4 +1,4 @@
-"""A checkpoint counts when it is complete, and only then."""
+"""Checkpoints of a run count only if they are complete."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The folder of a run, its lines, and the line on the terminal."""
+"""The run folder, reports and progress of a training."""
 
 import io
 import json

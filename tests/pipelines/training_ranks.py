@@ -66,12 +66,12 @@ class Rank:
 
 
 def train(flags: Sequence[str], folder: Path) -> Any:
-    """A training without a break."""
+    """Train without interruption."""
     return Rank(flags).train()
 
 
 def resume(flags: Sequence[str], folder: Path) -> Any:
-    """A training that another rank goes on with after three steps, and what it says to another model's checkpoint."""
+    """Resume a training after three steps, and return the error for another model's checkpoint."""
     first = Rank(flags)
     before = first.train(0, 3)
     shapes = first.engine.save(folder)
@@ -116,7 +116,7 @@ def look(flags: Sequence[str], folder: Path) -> Any:
 
 
 def look_plainly(flags: Sequence[str], folder: Path) -> Any:
-    """What is seen without DeepSpeed."""
+    """Evaluate without DeepSpeed."""
     model, processor = build_tiny()
     batch = from_bytes(micro_batches()[0].data, processor.image_processor)
     with torch.no_grad():
@@ -129,7 +129,7 @@ def look_plainly(flags: Sequence[str], folder: Path) -> Any:
 
 
 def not_finite(flags: Sequence[str], folder: Path) -> Any:
-    """What is said when weights are no numbers."""
+    """Return the error for weights that are not finite."""
     rank = Rank(flags)
     with torch.no_grad():
         rank.model.lm_head.weight.fill_(float("nan"))

@@ -1,4 +1,4 @@
-"""Images and masks are resized alike, and a mask never vanishes."""
+"""Size augmentation: images and masks are resized alike, and no mask vanishes."""
 
 from collections import Counter
 

@@ -1,4 +1,4 @@
-"""From an index to what is packed: the same for the same epoch, and bad samples as values."""
+"""Conversion of samples to examples: deterministic, with bad samples as values."""
 
 import dataclasses
 from pathlib import Path
@@ -127,7 +127,7 @@ def test_read_example_with_bad_mask_makes_only_its_region_bad(images: list[Train
 
 @pytest.fixture(scope="module")
 def processor() -> UrecaProcessor:
-    """Of a tiny checkpoint, with tiles small enough that the drawn images have several."""
+    """Processor of a tiny checkpoint with tiles so small that the drawn images have several."""
     processor: UrecaProcessor = build_tiny()[1]
     return processor
 
@@ -178,7 +178,7 @@ def test_costs_of_follow_the_processor(processor: UrecaProcessor) -> None:
 
 
 def indexed(folder: Path, processor: UrecaProcessor, settings: ExampleSettings) -> TrainingIndex:
-    """An index of six images whose grids the processor cuts into several tiles."""
+    """Write an index of six images with several tiles each."""
     dataset = write_dataset(folder / "data", 6)
     index_settings = IndexSettings(
         sources=(RegionsSource(path=str(dataset)),),
@@ -192,7 +192,7 @@ def indexed(folder: Path, processor: UrecaProcessor, settings: ExampleSettings) 
 
 
 def example(index: TrainingIndex, group: Group, settings: ExampleSettings, *, epoch: int, seed: int) -> ImageExample:
-    """A group of a plan as it is packed."""
+    """Pack a group of a plan."""
     (image,) = index.read([group.image_number])
     found = read_example(image, group.region_numbers, epoch=epoch, seed=seed, settings=settings).example
     assert found is not None

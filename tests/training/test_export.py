@@ -1,4 +1,4 @@
-"""What is exported captions as the model in training does."""
+"""Exported checkpoints and adapters caption like the model in training."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Cached features give the same losses; they are found again, bounded, and survive what can happen to files."""
+"""The feature cache: equal losses, hits, its size limit, and damaged files."""
 
 import multiprocessing
 import os

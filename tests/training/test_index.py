@@ -1,4 +1,4 @@
-"""An index holds all samples, opens anywhere, and is not mistaken for that of other data."""
+"""The index: all samples, random access, and detection of other data."""
 
 import json
 import os

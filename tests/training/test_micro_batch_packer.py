@@ -1,4 +1,4 @@
-"""Micro-batches as workers get them: the same bytes whoever makes them, and weightless where nothing counts."""
+"""Packed micro-batches: deterministic bytes, and no weight for padding and unreadable samples."""
 
 from pathlib import Path
 
@@ -78,8 +78,8 @@ def test_pack_of_an_epoch_has_every_region_once_and_weightless_padding(checkpoin
     assert sorted(image_id for batch in made for image_id in batch.image_ids) == sorted(
         path.stem for path in (tmp_path / "images").glob("*.png")
     )
-    fillers = [batch for batch in made if not batch.weight]
-    assert [(batch.num_answer_tokens, batch.num_regions, batch.samples) for batch in fillers] == [(0, 0, 0)]
+    padding = [batch for batch in made if not batch.weight]
+    assert [(batch.num_answer_tokens, batch.num_regions, batch.samples) for batch in padding] == [(0, 0, 0)]
     again = all_of_epoch(open_packer(checkpoint, tmp_path))
     assert [batch.data for batch in again] == [batch.data for batch in made]
     # Which regions an epoch has shows in a sum, whatever the order.

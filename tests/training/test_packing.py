@@ -1,4 +1,4 @@
-"""A packed row gives what separate prompts give: the same losses and the same gradients."""
+"""Packed rows have the losses and gradients of separate prompts."""
 
 import dataclasses
 
@@ -39,7 +39,7 @@ def make_examples(seed: int = 0) -> list[ImageExample]:
 def separate_loss(
     model: UrecaForConditionalGeneration, processor: UrecaProcessor, example: ImageExample
 ) -> list[torch.Tensor]:
-    """By transformers' own way: one prompt a region with its answer, the loss summed over the answer's tokens."""
+    """Compute the loss of each region by transformers: one prompt with its answer, summed over the answer's tokens."""
     losses = []
     with_mask = processor.region_prompt == "mask"
     for region in example.regions:
@@ -120,7 +120,7 @@ def test_packed_loss_with_one_mask_tile_equals_separate_prompts(mask_encoder: st
 
 
 def test_packed_loss_trains_the_answer_that_the_captioner_writes() -> None:
-    """What a model that has learned its samples by heart is captioned with is the answers."""
+    """Check that an overfitted model captions its samples with their answers."""
     model, processor = build_tiny()
     examples = make_examples()[:1]
     examples = [

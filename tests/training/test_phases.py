@@ -1,4 +1,4 @@
-"""What each phase trains, with which optimizer, and that shortcuts change no gradient."""
+"""Training phases: trained parameters, optimizer, and equal gradients of all shortcuts."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Questions vary over regions and epochs, and never by chance."""
+"""Questions vary over regions and epochs, deterministically."""
 
 import pytest
 

@@ -28,12 +28,12 @@ def make_counts(text_tokens: list[list[int]], num_scales: int = 1) -> SampleCost
 
 
 def all_micro_batches(plan: EpochPlan, world_size: int) -> list[list[list[MicroBatch]]]:
-    """By step and rank."""
+    """Return all micro-batches by step and rank."""
     return [[plan.micro_batches(step, rank) for rank in range(world_size)] for step in range(plan.num_steps)]
 
 
 def shown(plan: EpochPlan, world_size: int) -> Counter[tuple[int, int]]:
-    """How often each region of each image is shown, fillers left aside."""
+    """Count how often each region of each image is shown, without padding batches."""
     return Counter(
         (group.image_number, region)
         for step in all_micro_batches(plan, world_size)
@@ -94,10 +94,10 @@ def test_epoch_plan_shows_every_region_once_with_ranks_in_step(arguments: dict[s
     assert shown(plan, world_size) == Counter(regions - left_out)
     assert plan.num_regions == len(regions) - len(left_out)
 
-    fillers = [[micro_batch.is_padding for rank in step for micro_batch in rank] for step in steps]
-    assert not any(any(step) for step in fillers[:-1])
-    assert not all(fillers[-1])
-    assert sum(not filler for step in fillers for filler in step) == plan.num_micro_batches
+    padding = [[micro_batch.is_padding for rank in step for micro_batch in rank] for step in steps]
+    assert not any(any(step) for step in padding[:-1])
+    assert not all(padding[-1])
+    assert sum(not is_padding for step in padding for is_padding in step) == plan.num_micro_batches
 
 
 @given(plans())
@@ -124,7 +124,7 @@ def test_epoch_plan_keeps_its_limits_and_counts_tokens(arguments: dict[str, Any]
 
 @given(plans(), st.data())
 def test_epoch_plan_is_a_function_of_its_arguments(arguments: dict[str, Any], data: st.DataObject) -> None:
-    """So a run that goes on at a step sees exactly what the uninterrupted one would have seen."""
+    """A resumed run therefore shows the same samples as an uninterrupted one."""
     first, again = EpochPlan(**arguments), EpochPlan(**arguments)
     start = data.draw(st.integers(0, first.num_steps - 1))
     whole = all_micro_batches(first, arguments["world_size"])

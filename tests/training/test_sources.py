@@ -1,4 +1,4 @@
-"""All samples of a source, and a name for all that is bad."""
+"""Sources of samples: all samples, and each bad one with its kind."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Figures of a run that goes on, in the programs that draw them; those that are not installed skip."""
+"""Experiment trackers resume their runs; missing packages skip the tests."""
 
 from importlib.util import find_spec
 from pathlib import Path
@@ -10,7 +10,7 @@ from ureca.training.tracking import check_trackers, open_trackers
 
 
 def track(name: str, run: Path, first: int, last: int) -> None:
-    """A session that notes steps ``first`` to ``last``."""
+    """Log the steps ``first`` to ``last`` in one session."""
     (tracker,) = open_trackers([name], run, first)
     for step in range(first, last + 1):
         tracker.add({"train/loss": 1 / (1 + step), "train/rate": 2.0}, step)
