@@ -124,7 +124,7 @@ def servers() -> Iterator[Mapping[str, str]]:
 
 
 def _fill(store: Store) -> None:
-    """An image to curate, and a curation of which one unit of two images is done."""
+    """An image to curate, and a curation of which one partition of two images is done."""
     pixels, _ = drawn_image(2)
     store.put("images/drawn.png", png(pixels))
     with TemporaryDirectory() as folder:

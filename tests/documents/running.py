@@ -159,12 +159,12 @@ def _wait_until_ready() -> None:
 
 def _wait_until_it_takes_signals() -> None:
     deadline = time.monotonic() + 60
-    while signal.getsignal(signal.SIGTERM) is _nobody_listens:
+    while signal.getsignal(signal.SIGTERM) is _ignore:
         assert time.monotonic() < deadline, "the service does not listen to SIGTERM"
         time.sleep(0.05)
 
 
-def _nobody_listens(number: int, frame: FrameType | None) -> None:
+def _ignore(number: int, frame: FrameType | None) -> None:
     """Handler of SIGTERM until the service has its own."""
 
 
@@ -173,7 +173,7 @@ def _own_signals() -> Iterator[None]:
     """A service takes signals for itself; afterwards they are what they were."""
     numbers = (signal.SIGINT, signal.SIGTERM)
     before: dict[Any, Any] = {number: signal.getsignal(number) for number in numbers}
-    signal.signal(signal.SIGTERM, _nobody_listens)
+    signal.signal(signal.SIGTERM, _ignore)
     try:
         yield
     finally:
