@@ -35,7 +35,7 @@ def kind(value: bytes | DataError | None) -> str:
     return value.kind
 
 
-def test_files_and_their_annotations(tmp_path: Path) -> None:
+def test_fetch_of_files_reads_images_and_annotations(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"image")
     (tmp_path / "a.json").write_bytes(b"{}")
     (tmp_path / "b.jpg").write_bytes(b"")
@@ -46,7 +46,7 @@ def test_files_and_their_annotations(tmp_path: Path) -> None:
     ]
 
 
-def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+def test_fetch_of_unreadable_files_returns_errors(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.jpg")
     (tmp_path / "large.jpg").write_bytes(b"12345")
     assert kind(fetch_one(tmp_path / "gone.jpg")) == "missing_file"
@@ -59,12 +59,12 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-def test_a_file_without_permission(tmp_path: Path) -> None:
+def test_fetch_without_permission_returns_an_error(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").touch(mode=0)
     assert kind(fetch_one(tmp_path / "a.jpg")) == "unreadable_file"
 
 
-def test_a_missing_annotation_does_not_take_its_image_along(tmp_path: Path) -> None:
+def test_fetch_with_a_missing_annotation_keeps_the_image(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"image")
     entry = ManifestEntry("a", "a", f"{tmp_path}/a.jpg", annotation_path=f"{tmp_path}/a.json")
     (fetched,) = fetch([entry], LIMITS)
@@ -74,7 +74,7 @@ def test_a_missing_annotation_does_not_take_its_image_along(tmp_path: Path) -> N
 
 @settings(max_examples=60, deadline=None)
 @given(data=st.data(), num_rows=st.integers(1, 90), group_size=st.integers(1, 40), is_struct=st.booleans())
-def test_parquet_rows_in_any_order_are_the_bytes_that_were_written(
+def test_fetch_of_parquet_rows_in_any_order_reads_their_bytes(
     tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, num_rows: int, group_size: int, is_struct: bool
 ) -> None:
     path = tmp_path_factory.mktemp("table") / "t.parquet"
@@ -88,7 +88,7 @@ def test_parquet_rows_in_any_order_are_the_bytes_that_were_written(
     assert all(one.image == images[one.entry.row or 0] for one in fetched)
 
 
-def test_each_row_group_is_read_once_and_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_fetch_of_parquet_rows_reads_each_row_group_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": [b"%d" % row for row in range(100)]}), path, row_group_size=10)
     entries = entries_of(list_images(str(path)))
@@ -105,7 +105,7 @@ def test_each_row_group_is_read_once_and_no_other(tmp_path: Path, monkeypatch: p
     assert read == [3, 9]
 
 
-def test_bytes_of_tables_that_are_null_large_or_gone(tmp_path: Path) -> None:
+def test_fetch_of_null_large_or_missing_rows_returns_errors(tmp_path: Path) -> None:
     path = tmp_path / "t.parquet"
     pq.write_table(pa.table({"image": [None, b"12345", b"1"]}), path)
     entries = entries_of(list_images(str(path)))
@@ -120,7 +120,7 @@ def test_bytes_of_tables_that_are_null_large_or_gone(tmp_path: Path) -> None:
     assert [kind(one.image) for one in fetch(entries, LIMITS)] == ["missing_file"] * 3
 
 
-def test_nothing_is_read_before_it_is_asked_for(tmp_path: Path) -> None:
+def test_fetch_before_the_next_item_reads_nothing(tmp_path: Path) -> None:
     (tmp_path / "a.jpg").write_bytes(b"first")
     (tmp_path / "b.jpg").write_bytes(b"second")
     fetched = fetch(entries_of(list_images(str(tmp_path))), LIMITS)
@@ -147,7 +147,7 @@ def outcome(fetched: Fetched) -> str:
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
-def test_every_file_of_the_bad_corpus_is_accounted_for(tmp_path: Path) -> None:
+def test_fetch_of_the_bad_corpus_accounts_for_every_file(tmp_path: Path) -> None:
     expected = write_bad_corpus(tmp_path)
     manifest = list_images(str(tmp_path), annotations=BESIDE)
     assert {one.entry.image_id: outcome(one) for one in fetch(entries_of(manifest), LIMITS)} == expected

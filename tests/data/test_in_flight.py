@@ -8,7 +8,7 @@ from ureca.data.in_flight import PixelBudget
 
 
 @pytest.mark.parametrize("most", [1, 50, 100, 1000])
-def test_no_more_are_taken_than_there_are_and_all_get_theirs(most: int) -> None:
+def test_pixel_budget_under_load_is_never_exceeded(most: int) -> None:
     sizes = [10, 60, 30, 200, 1, 50, 50, 50] * 3
     order: list[int] = []
 
@@ -35,7 +35,7 @@ def test_no_more_are_taken_than_there_are_and_all_get_theirs(most: int) -> None:
     assert order == list(range(len(sizes)))  # a large image is not passed for ever by small ones
 
 
-def test_who_is_cancelled_gives_back() -> None:
+def test_pixel_budget_after_cancellation_is_released() -> None:
     async def run() -> None:
         budget = PixelBudget(10)
 

@@ -43,7 +43,7 @@ def store(server: Store, monkeypatch: pytest.MonkeyPatch) -> Store:
     return server
 
 
-def test_an_output_is_the_same_as_on_a_disk(store: Store) -> None:
+def test_output_in_an_object_store_works_as_on_a_disk(store: Store) -> None:
     output = Output(store.uri("same"))
     assert not output.exists()
     assert output.add_images(manifest(["a", "b", "c"]), 2) == 3
@@ -64,7 +64,7 @@ def test_an_output_is_the_same_as_on_a_disk(store: Store) -> None:
     assert [name for name in store.names("same/") if not name.endswith("/")] == []
 
 
-def test_small_objects_are_one_request(store: Store) -> None:
+def test_write_bytes_of_a_small_object_is_one_request(store: Store) -> None:
     """A writer that is killed can then leave no upload that was begun and not ended."""
     place = locate(store.uri("small"))
     stream = place.filesystem.open_output_stream(f"{place.name}/killed")
@@ -76,7 +76,7 @@ def test_small_objects_are_one_request(store: Store) -> None:
     assert store.names("small/whole") == ["small/whole"]
 
 
-def test_a_table_that_cannot_be_written_leaves_no_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_write_table_after_an_error_leaves_no_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """Closing Arrow's stream completes an object, also when an error has closed it."""
     place = locate(store.uri("broken"))
     table = pa.table({"a": list(range(1000))})
@@ -95,7 +95,7 @@ def test_a_table_that_cannot_be_written_leaves_no_object(store: Store, monkeypat
     assert store.unfinished_uploads() == []
 
 
-def test_a_large_object_goes_up_in_parts_and_appears_at_its_end(store: Store) -> None:
+def test_open_output_stream_of_a_large_object_shows_it_when_complete(store: Store) -> None:
     place = locate(store.uri("large"))
     stream = place.filesystem.open_output_stream(f"{place.name}/object")
     stream.write(b"x" * (12 * 2**20))
@@ -105,7 +105,7 @@ def test_a_large_object_goes_up_in_parts_and_appears_at_its_end(store: Store) ->
     assert store.unfinished_uploads() == []
 
 
-def test_status_and_doctor_look_into_object_stores(store: Store) -> None:
+def test_status_and_doctor_of_an_object_store_work(store: Store) -> None:
     output = Output(store.uri("status"))
     output.add_images(manifest(["a", "b", "c"]), 1)
     session = {"started": "2026-01-01T00:00:00+00:00", "ended": None, "state": "stopped"}
@@ -186,7 +186,7 @@ def test_lease_of_two_sessions_at_once_is_held_by_one(store: Store) -> None:
         ("abfs://container@account.dfs.core.windows.net/folder", "AzureFileSystem"),
     ],
 )
-def test_other_stores_are_found(uri: str, kind: str) -> None:
+def test_locate_of_other_stores_finds_their_file_system(uri: str, kind: str) -> None:
     """Without a server: what their URIs mean, not that they answer."""
     place = locate(uri)
     assert isinstance(place.filesystem, getattr(pafs, kind))

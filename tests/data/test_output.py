@@ -51,7 +51,7 @@ def row(image_id: str, error: str | None = None, statuses: tuple[str, ...] = ())
 
 
 @given(st.integers(0, 300), st.none() | st.integers(1, 70), st.integers(0, 5))
-def test_units_hold_each_image_once_in_order(num_images: int, size: int | None, first: int) -> None:
+def test_partitions_of_a_manifest_hold_each_image_once_in_order(num_images: int, size: int | None, first: int) -> None:
     ids = [f"i{index}" for index in range(num_images)]
     partitions = partitions_of(manifest(ids), first, size)
     assert partitions.schema == PARTITIONS
@@ -61,7 +61,7 @@ def test_units_hold_each_image_once_in_order(num_images: int, size: int | None, 
     assert all(0 < len(partition["images"]) <= (size or 64) for partition in rows)
 
 
-def test_a_small_corpus_makes_many_units_and_a_large_one_few() -> None:
+def test_partitions_of_small_and_large_manifests_differ_in_size() -> None:
     assert partitions_of(manifest([f"i{index}" for index in range(5)]), 0, None).num_rows == 5
     sizes = [
         len(partition["images"])
@@ -74,12 +74,12 @@ def test_a_small_corpus_makes_many_units_and_a_large_one_few() -> None:
     assert sum(sizes) == 6400
 
 
-def test_units_of_chunked_manifests() -> None:
+def test_partitions_of_a_chunked_manifest_keep_the_order() -> None:
     table = pa.concat_tables([manifest(["a", "b"]), manifest(["c"])])
     assert [len(partition["images"]) for partition in partitions_of(table, 0, 2).to_pylist()] == [2, 1]
 
 
-def test_new_images_are_those_without_a_unit(tmp_path: Path) -> None:
+def test_new_images_are_those_without_a_partition(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
     assert output.add_images(manifest(["a", "b", "c"]), 2) == 3
     assert output.add_images(manifest(["c", "a", "b"]), 2) == 0
@@ -88,7 +88,7 @@ def test_new_images_are_those_without_a_unit(tmp_path: Path) -> None:
     assert new_images(manifest(["x"]), pa.chunked_array([], pa.string()))["image_id"].to_pylist() == ["x"]
 
 
-def test_rows_come_back_in_the_order_of_units(tmp_path: Path) -> None:
+def test_rows_are_read_in_the_order_of_partitions(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
     output.write_partition(1, [row("c")], PartitionReport())
     output.write_partition(0, [row("a"), row("b")], PartitionReport())
@@ -97,7 +97,7 @@ def test_rows_come_back_in_the_order_of_units(tmp_path: Path) -> None:
     assert [found["image_id"] for found in output.rows()] == ["a", "b", "c"]
 
 
-def test_writing_a_unit_again_changes_nothing_but_its_rows(tmp_path: Path) -> None:
+def test_write_partition_again_replaces_only_its_rows(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "out"))
     work = PartitionReport(num_calls=3, seconds={"curate": 1.0})
     output.write_partition(0, [row("a"), row("b", error="truncated"), row("c")], work)
@@ -150,7 +150,7 @@ def _die_half_way(table: pa.Table, where: str, **_: Any) -> None:
     raise RuntimeError("killed")
 
 
-def test_removing_an_output_leaves_what_is_not_its_own(tmp_path: Path) -> None:
+def test_remove_of_an_output_leaves_other_files(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     output.add_images(manifest(["a"]), None)
     output.write_partition(0, [row("a")], PartitionReport())
@@ -162,13 +162,13 @@ def test_removing_an_output_leaves_what_is_not_its_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[1]", "{"])
-def test_a_broken_run_json_is_named(tmp_path: Path, content: str) -> None:
+def test_run_with_a_broken_run_json_is_an_error_that_names_it(tmp_path: Path, content: str) -> None:
     (tmp_path / "run.json").write_text(content)
     with pytest.raises(OutputError, match=r"run\.json"):
         Output(str(tmp_path)).run()
 
 
-def test_run_json_is_written_whole(tmp_path: Path) -> None:
+def test_write_run_replaces_run_json_atomically(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     output.write_run({"command": "curate", "state": "running"})
     output.write_run({"command": "curate", "state": "finished"})
@@ -176,7 +176,7 @@ def test_run_json_is_written_whole(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
 
 
-def test_pixels_are_found_again(tmp_path: Path) -> None:
+def test_pixels_of_images_are_read_from_their_source(tmp_path: Path) -> None:
     pixels, _ = drawn_image(0)
     for id in ("a", "b", "c"):
         (tmp_path / f"{id}.png").write_bytes(png(pixels))
@@ -190,7 +190,7 @@ def test_pixels_are_found_again(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.sampled_from(["ok", "skipped:small", "failed:x:y", "failed:x:z"]), max_size=8), st.booleans())
-def test_reports_add_up(statuses: list[str], fails: bool) -> None:
+def test_partition_reports_of_parts_add_up(statuses: list[str], fails: bool) -> None:
     rows = [row("a", statuses=tuple(statuses)), row("b", error="truncated" if fails else None)]
     both = PartitionReport.of_rows(rows)
     assert PartitionReport.of_rows(rows[:1]) + PartitionReport.of_rows(rows[1:]) == both

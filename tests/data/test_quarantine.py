@@ -1,4 +1,4 @@
-"""Images that take down the process that works on them: found out, and given up, without the others."""
+"""Images that crash their process: they are identified and quarantined, and the others are processed."""
 
 import asyncio
 from collections.abc import Sequence
@@ -22,40 +22,40 @@ from ureca.images import ImageLimits
 LIMITS = ImageLimits()
 
 
-class Death(BaseException):
-    """What stands for the end of the process here: nothing is cleaned up after it."""
+class Crash(BaseException):
+    """Stand-in for the end of the process: nothing is cleaned up after it."""
 
 
-class Mortal(CrashLog):
-    """Marks of a process that does nothing more once it is dead."""
+class CrashingCrashLog(CrashLog):
+    """Crash log of a process that writes nothing more once it has crashed."""
 
     def begin(self, item: str) -> None:
-        if not self.dying:
+        if not self.crashed:
             super().begin(item)
 
     def end(self, item: str, *, completed: bool) -> None:
-        if not self.dying:
+        if not self.crashed:
             super().end(item, completed=completed)
 
-    dying = False
+    crashed = False
 
 
-def mortal(folder: Path, stage: str, max_crashes: int = 3) -> Mortal:
-    """What the next process of a stage knows."""
+def crash_log_of(folder: Path, stage: str, max_crashes: int = 3) -> CrashingCrashLog:
+    """Open the crash log as the next process of a stage does."""
     output = Output(str(folder))
-    return Mortal(output.filesystem, f"{folder}/crash_log", stage, max_crashes)
+    return CrashingCrashLog(output.filesystem, f"{folder}/crash_log", stage, max_crashes)
 
 
 def entries_of(folder: Path, num_images: int) -> list[ManifestEntry]:
-    """The manifest of a corpus with so many images."""
+    """Write a corpus and list its images."""
     write_corpus(folder, num_images)
     return [ManifestEntry.from_row(row) for row in list_images(str(folder)).to_pylist()]
 
 
 class Poisoned:
-    """A stage that dies of some images, in whatever process it runs."""
+    """A stage that crashes with some images, in any process."""
 
-    def __init__(self, crash_log: Mortal, poison: set[str], seen: list[list[str]]) -> None:
+    def __init__(self, crash_log: CrashingCrashLog, poison: set[str], seen: list[list[str]]) -> None:
         self._crash_log, self._poison, self._seen = crash_log, poison, seen
 
     def __call__(self, number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
@@ -63,25 +63,25 @@ class Poisoned:
         if ids:
             self._seen.append(ids)
         if self._poison & {*ids}:
-            self._crash_log.dying = True
-            raise Death
+            self._crash_log.crashed = True
+            raise Crash
         return MaskedPartition(number, "poisoned", tuple(map(MaskedImage, entries)), {"masks": float(len(ids))})
 
 
 @pytest.mark.parametrize("max_crashes", [2, 3, 5])
 @pytest.mark.parametrize("poison", [{"img_0001"}, {"img_0000", "img_0003"}, {f"img_000{index}" for index in range(4)}])
-def test_a_unit_goes_image_by_image_until_the_guilty_are_given_up(
+def test_with_quarantine_after_a_crash_quarantines_the_guilty_images(
     tmp_path: Path, max_crashes: int, poison: set[str]
 ) -> None:
     entries = entries_of(tmp_path / "in", 4)
     seen: list[list[str]] = []
     num_crashes = 0
     while True:
-        crash_log = mortal(tmp_path, "masks", max_crashes)
+        crash_log = crash_log_of(tmp_path, "masks", max_crashes)
         try:
             (partition,) = with_quarantine(Poisoned(crash_log, poison, seen), crash_log)(7, entries)
             break
-        except Death:
+        except Crash:
             num_crashes += 1
     # The first process dies with all; further ones with one image each.
     assert num_crashes == 1 + len(poison) * (max_crashes - 1)
@@ -93,44 +93,44 @@ def test_a_unit_goes_image_by_image_until_the_guilty_are_given_up(
     assert partition.seconds == {"masks": 4 - len(poison)}
 
 
-def test_what_nobody_dies_of_goes_as_a_unit(tmp_path: Path) -> None:
+def test_with_quarantine_without_crashes_processes_the_whole_partition(tmp_path: Path) -> None:
     entries = entries_of(tmp_path / "in", 4)
     seen: list[list[str]] = []
-    crash_log = mortal(tmp_path, "masks")
+    crash_log = crash_log_of(tmp_path, "masks")
     (partition,) = with_quarantine(Poisoned(crash_log, set(), seen), crash_log)(0, entries)
     assert len(partition.images) == 4
     assert seen == [[entry.image_id for entry in entries]]
     assert list((tmp_path / "crash_log").iterdir()) == []
 
 
-def test_trees_too(tmp_path: Path) -> None:
+def test_build_with_quarantine_after_crashes_quarantines_the_guilty_image(tmp_path: Path) -> None:
     entries = entries_of(tmp_path / "in", 3)
     partition = MaskedPartition(5, "p", tuple(map(MaskedImage, entries)), {"masks": 1.0})
     for _ in range(4):
-        crash_log = mortal(tmp_path, "tree")
+        crash_log = crash_log_of(tmp_path, "tree")
 
-        def plant_mortally(some: MaskedPartition, crash_log: Mortal = crash_log) -> MaskedPartition:
+        def plant_mortally(some: MaskedPartition, crash_log: CrashingCrashLog = crash_log) -> MaskedPartition:
             if entries[1] in [image.entry for image in some.images]:
-                crash_log.dying = True
-                raise Death
+                crash_log.crashed = True
+                raise Crash
             return build_mask_trees(some, 0.8)
 
         try:
             built = build_with_quarantine(partition, plant_mortally, crash_log)
-        except Death:
+        except Crash:
             continue
     assert [image.error and image.error.stage for image in built.images] == [None, "tree", None]
     assert built.seconds.keys() == {"masks", "tree"}
 
 
 @pytest.mark.parametrize("most", [1, 3, 16])
-def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, most: int) -> None:
+def test_images_in_flight_after_crashes_quarantines_only_the_guilty_image(tmp_path: Path, most: int) -> None:
     entries = entries_of(tmp_path / "in", 6)
     processes: list[list[frozenset[str]]] = []
     given_up: dict[str, DataError] = {}
 
     async def process() -> None:
-        crash_log = mortal(tmp_path, "curate")
+        crash_log = crash_log_of(tmp_path, "curate")
         images = ImagesInFlight(most, LIMITS, crash_log)
         company: set[str] = set()
         companies: list[frozenset[str]] = []
@@ -143,8 +143,8 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, m
             try:
                 await asyncio.sleep(0.01)
                 if id == "img_0002":
-                    crash_log.dying = True
-                    raise Death
+                    crash_log.crashed = True
+                    raise Crash
             finally:
                 company.remove(id)
 
@@ -156,8 +156,8 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, m
         try:
             asyncio.run(process())
         except BaseExceptionGroup as group:
-            assert group.subgroup(Death) is not None
-        except Death:
+            assert group.subgroup(Crash) is not None
+        except Crash:
             pass
     assert len(processes) == 4
     assert {id: str(error) for id, error in given_up.items()} == {
@@ -169,7 +169,7 @@ def test_in_flight_the_guilty_one_is_found_and_others_are_done(tmp_path: Path, m
         company == {"img_0002"} for companies in processes[1:3] for company in companies if "img_0002" in company
     )
     assert all(len(company) <= most for companies in processes for company in companies)
-    asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, mortal(tmp_path, "curate")), most))
+    asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, crash_log_of(tmp_path, "curate")), most))
 
 
 async def _together(entries: Sequence[ManifestEntry], images: ImagesInFlight, most: int) -> None:
@@ -188,7 +188,7 @@ async def _together(entries: Sequence[ManifestEntry], images: ImagesInFlight, mo
     assert given_up.keys() == {"img_0002"}
 
 
-def test_without_marks_nothing_is_suspected(tmp_path: Path) -> None:
+def test_images_in_flight_without_a_crash_log_processes_all(tmp_path: Path) -> None:
     entries = entries_of(tmp_path / "in", 3)
     seen: list[str] = []
 
@@ -201,13 +201,13 @@ def test_without_marks_nothing_is_suspected(tmp_path: Path) -> None:
     assert sorted(seen) == [entry.image_id for entry in entries]
 
 
-def test_pieces_come_one_by_one_and_are_the_same_after_a_death(tmp_path: Path) -> None:
+def test_with_quarantine_in_chunks_yields_the_same_chunks_after_a_crash(tmp_path: Path) -> None:
     """Ray does not ask again for what a process has handed on before it died."""
     entries = entries_of(tmp_path / "in", 5)
     seen: list[list[str]] = []
     processes: list[list[MaskedPartition]] = []
     for _ in range(3):
-        crash_log = mortal(tmp_path, "masks", max_crashes=2)
+        crash_log = crash_log_of(tmp_path, "masks", max_crashes=2)
         processes.append([])
         try:
             for partition in with_quarantine(Poisoned(crash_log, {"img_0002"}, seen), crash_log, images_per_chunk=2)(
@@ -215,7 +215,7 @@ def test_pieces_come_one_by_one_and_are_the_same_after_a_death(tmp_path: Path) -
             ):
                 assert seen[-1][-1] == partition.images[-1].entry.image_id  # what is behind it is not begun
                 processes[-1].append(partition)
-        except Death:
+        except Crash:
             continue
     assert [len(partitions) for partitions in processes] == [1, 1, 3]
     for partitions in processes:
@@ -228,8 +228,8 @@ def test_pieces_come_one_by_one_and_are_the_same_after_a_death(tmp_path: Path) -
     assert failed == ["img_0002"]
 
 
-def test_images_that_lie_in_one_file_stay_together(tmp_path: Path) -> None:
+def test_with_quarantine_of_parquet_rows_makes_one_chunk(tmp_path: Path) -> None:
     entries = [replace(entry, row=row) for row, entry in enumerate(entries_of(tmp_path / "in", 4))]
-    crash_log = mortal(tmp_path, "masks")
+    crash_log = crash_log_of(tmp_path, "masks")
     (partition,) = with_quarantine(Poisoned(crash_log, set(), []), crash_log, images_per_chunk=1)(0, entries)
     assert (len(partition.images), partition.num_chunks) == (4, 1)

@@ -53,7 +53,7 @@ def entries(output: Output, *, with_regions: bool) -> list[ManifestEntry]:
     return [ManifestEntry.from_row(row) for row in list_run(output, with_regions=with_regions).to_pylist()]
 
 
-def test_images_with_rows_bring_their_masks(output: Output) -> None:
+def test_reuse_masks_of_finished_images_keeps_their_masks(output: Output) -> None:
     listed = entries(output, with_regions=True)
     assert [entry.image_id for entry in listed] == ["a", "b", "c", "d"]
     partition = reuse_masks(7, [listed[2], listed[0], listed[3], listed[1]])
@@ -67,7 +67,7 @@ def test_images_with_rows_bring_their_masks(output: Output) -> None:
     assert b.error is not None and (b.error.stage, b.error.kind) == ("read", "truncated")
 
 
-def test_a_row_or_file_that_is_gone_is_an_error_of_its_image(output: Output) -> None:
+def test_reuse_masks_of_a_missing_row_is_an_error_of_the_image(output: Output) -> None:
     listed = entries(output, with_regions=True)
     output.write_partition(0, [regions_row("a", 0)], PartitionReport())
     Path(list(output.part_paths().values())[1]).unlink()
@@ -75,11 +75,11 @@ def test_a_row_or_file_that_is_gone_is_an_error_of_its_image(output: Output) -> 
     assert kinds == [None, "missing_file"]
 
 
-def test_the_images_alone_are_all_of_them(output: Output) -> None:
+def test_list_run_without_regions_lists_all_images(output: Output) -> None:
     assert [entry.image_id for entry in entries(output, with_regions=False)] == ["a", "b", "c", "d", "e", "f"]
 
 
-def test_a_run_without_rows_is_refused(tmp_path: Path) -> None:
+def test_list_run_without_rows_is_an_error(tmp_path: Path) -> None:
     output = Output(str(tmp_path / "run"))
     output.add_images(manifest(["a"]), None)
     with pytest.raises(InputError, match="no rows yet"):

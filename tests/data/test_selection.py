@@ -19,14 +19,14 @@ def selected(selection: ImageSelection, held: list[str] | None = None, ids: list
     return rows
 
 
-def test_shards_are_all_images_once_whatever_else_there_is() -> None:
+def test_select_of_all_shards_takes_each_image_once() -> None:
     shards = [selected(ImageSelection(shard=f"{number}/7")) for number in range(1, 8)]
     assert sorted(id for shard in shards for id in shard) == IDS
     assert all(5 <= len(shard) <= 25 for shard in shards)
     assert selected(ImageSelection(shard="3/7"), ids=IDS[40:]) == [id for id in shards[2] if id in IDS[40:]]
 
 
-def test_a_sample_is_seeded_and_grows() -> None:
+def test_select_of_a_larger_sample_extends_the_smaller_one() -> None:
     ten, twenty = selected(ImageSelection(sample=10)), selected(ImageSelection(sample=20))
     assert (len(ten), len(twenty)) == (10, 20)
     assert set(ten) < set(twenty)
@@ -36,7 +36,7 @@ def test_a_sample_is_seeded_and_grows() -> None:
     assert selected(ImageSelection(sample=1000)) == IDS
 
 
-def test_one_after_another() -> None:
+def test_select_of_shard_sample_and_limit_applies_them_in_order() -> None:
     shard = selected(ImageSelection(shard="2/3"))
     sample = selected(ImageSelection(shard="2/3", sample=12))
     assert set(sample) < set(shard)
@@ -45,7 +45,7 @@ def test_one_after_another() -> None:
     assert selected(ALL_IMAGES, held=["another"]) == IDS
 
 
-def test_what_the_output_holds_counts_first() -> None:
+def test_select_with_held_images_takes_them_first() -> None:
     first = selected(ImageSelection(limit=5), ids=IDS[50:])
     # INPUT has grown at its beginning: the same command goes on with the same images.
     assert selected(ImageSelection(limit=5), held=first) == first
@@ -65,18 +65,18 @@ def test_what_the_output_holds_counts_first() -> None:
         ({"shard": "1/2"}, r"OUTPUT holds \d images that are not of the shard 1/2, such as 'image_0"),
     ],
 )
-def test_an_output_that_holds_more_is_refused(selection: dict[str, Any], message: str) -> None:
+def test_select_with_more_held_images_than_selected_is_an_error(selection: dict[str, Any], message: str) -> None:
     with pytest.raises(OutputError, match=message):
         selected(ImageSelection(**selection), held=IDS[:10])
 
 
-def test_a_shard_without_images() -> None:
+def test_select_of_an_empty_shard_is_an_error() -> None:
     with pytest.raises(InputError, match="of 1 images, none is of the shard"):
         for number in range(1, 3):
             selected(ImageSelection(shard=f"{number}/2"), ids=["a"])
 
 
 @pytest.mark.parametrize("shard", ["0/4", "5/4", "1", "1/0", "-1/4", "a/b", "1/4 ", "01/4", "1/99999999999"])
-def test_what_is_no_shard(shard: str) -> None:
+def test_validate_shard_of_another_form_is_an_error(shard: str) -> None:
     with pytest.raises(ValueError, match="is no shard: the third of eight is 3/8"):
         validate_shard(shard)

@@ -43,7 +43,7 @@ _PART = st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_siz
     other=st.sampled_from([tarfile.DIRTYPE, tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.FIFOTYPE]),
     with_end=st.booleans(),
 )
-def test_members_are_those_of_the_standard_library(
+def test_scan_yields_the_members_that_tarfile_lists(
     members: dict[str, bytes], format: int, other: bytes, with_end: bool
 ) -> None:
     content = io.BytesIO()
@@ -63,7 +63,7 @@ def test_members_are_those_of_the_standard_library(
     assert {member.name: archive[member.offset :][: member.size] for member in found} == members
 
 
-def test_sizes_of_gnu_and_posix_beyond_eight_gigabytes() -> None:
+def test_scan_of_files_over_eight_gigabytes_reads_their_size() -> None:
     for format in (tarfile.GNU_FORMAT, tarfile.PAX_FORMAT):
         info = tarfile.TarInfo("large.jpg")
         info.size = 9 * 2**30
@@ -74,24 +74,24 @@ def test_sizes_of_gnu_and_posix_beyond_eight_gigabytes() -> None:
 @pytest.mark.parametrize(
     "name", ["/etc/a.jpg", "../a.jpg", "x/../../a.jpg", ".hidden.jpg", "._a.jpg", ".git/a.jpg", "x//a.jpg"]
 )
-def test_names_that_lead_elsewhere_or_are_hidden_are_left_out(name: str) -> None:
+def test_scan_of_unsafe_or_hidden_names_leaves_them_out(name: str) -> None:
     assert [member.name for member in scan_bytes(make_tar({name: b"1", "./ok/./b.jpg": b"2"}))] == ["ok/b.jpg"]
 
 
 @pytest.mark.parametrize("size", ["-1024", str(2**70), "many"])
-def test_a_size_that_cannot_be_is_damage(size: str) -> None:
+def test_scan_of_an_impossible_size_ends_with_damage(size: str) -> None:
     info = tarfile.TarInfo("a.jpg")
     info.pax_headers = {"size": size}
     assert scan_bytes(info.tobuf(tarfile.PAX_FORMAT) + bytes(1024)) == [TarMember("", 1024, None)]
 
 
-def test_a_sparse_file_is_damage() -> None:
+def test_scan_of_a_sparse_file_ends_with_damage() -> None:
     info = tarfile.TarInfo("a.jpg")
     info.type = tarfile.GNUTYPE_SPARSE
     assert scan_bytes(info.tobuf(tarfile.GNU_FORMAT)) == [TarMember("", 0, None)]
 
 
-def test_a_global_header_names_no_file() -> None:
+def test_scan_of_a_global_header_ignores_its_name() -> None:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w", pax_headers={"comment": "all"}) as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
@@ -100,7 +100,7 @@ def test_a_global_header_names_no_file() -> None:
 
 @settings(max_examples=200, deadline=None)
 @given(position=st.integers(0, 4000), value=st.binary(min_size=1, max_size=40), end=st.integers(0, 6000))
-def test_damaged_archives_end_the_scan(position: int, value: bytes, end: int) -> None:
+def test_scan_of_damaged_archives_ends_with_damage(position: int, value: bytes, end: int) -> None:
     content = make_tar({"a.jpg": b"1" * 700, "b" * 150 + ".jpg": b"2" * 700, "c.json": b"{}"})
     damaged = (content[:position] + value + content[position + len(value) :])[:end]
     members = scan_bytes(damaged)
@@ -108,7 +108,7 @@ def test_damaged_archives_end_the_scan(position: int, value: bytes, end: int) ->
     assert all(member.size is not None for member in members[:-1])
 
 
-def test_shards_pair_images_with_annotations(tmp_path: Path) -> None:
+def test_list_images_of_tars_pairs_images_with_annotations(tmp_path: Path) -> None:
     (tmp_path / "sa_000001.tar").write_bytes(make_tar({"./sa_2.jpg": b"two", "./sa_2.json": b"{2}", "readme.txt": b""}))
     (tmp_path / "sa_000000.tar").write_bytes(
         make_tar({"sa_1.json": b"{1}", "sa_1.jpg": b"one", "x/sa_3.png": b"three"})
@@ -129,7 +129,7 @@ def test_shards_pair_images_with_annotations(tmp_path: Path) -> None:
     assert list_images(str(tmp_path))["annotation_path"].null_count == 3
 
 
-def test_an_annotation_folder_beats_what_the_shard_holds(tmp_path: Path) -> None:
+def test_list_images_of_tars_with_an_annotation_folder_prefers_the_folder(tmp_path: Path) -> None:
     (tmp_path / "s.tar").write_bytes(make_tar({"a.jpg": b"1", "a.json": b"{}"}))
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks/a.json").write_bytes(b"[]")
@@ -140,7 +140,7 @@ def test_an_annotation_folder_beats_what_the_shard_holds(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("keep", "kinds"), [(512 + 300, ["truncated"]), (1536 + 100, [None, "damaged_archive"]), (0, ["damaged_archive"])]
 )
-def test_a_cut_shard_is_rows_that_cannot_be_fetched(tmp_path: Path, keep: int, kinds: list[str | None]) -> None:
+def test_list_images_of_a_truncated_tar_lists_an_error_row(tmp_path: Path, keep: int, kinds: list[str | None]) -> None:
     content = make_tar({"a.jpg": b"1" * 900, "b.jpg": b"2"})
     (tmp_path / "s.tar").write_bytes(content[:keep])
     manifest = list_images(str(tmp_path))
@@ -150,7 +150,7 @@ def test_a_cut_shard_is_rows_that_cannot_be_fetched(tmp_path: Path, keep: int, k
         assert manifest["uri"].to_pylist()[-1] == f"{tmp_path}/s.tar@{1536 if keep else 0}"
 
 
-def test_a_compressed_tar_is_refused_by_its_content(tmp_path: Path) -> None:
+def test_list_images_of_a_compressed_tar_is_an_error(tmp_path: Path) -> None:
     with tarfile.open(tmp_path / "s.tar", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("a.jpg"))
     with pytest.raises(InputError, match=r"s\.tar: the tar is compressed.*Unpack it"):
