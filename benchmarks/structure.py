@@ -218,20 +218,28 @@ def trace(root: Path, folder: Path) -> dict[str, str]:
         command = [sys.executable, "-m", f"{entry_points}.{name}", *map(str, arguments)]
         subprocess.run(command, cwd=folder, env=traced, stdout=subprocess.DEVNULL, check=True)  # noqa: S603 - ours
 
-    number = 8
-    run("scenes", folder / "scenes", "--images", number, "--size", "224")
+    num_images, num_steps = 4, 12  # more steps than images: reading an image once is no part of a step
+    run("scenes", folder / "scenes", "--images", num_images, "--size", "224")
     run("init_tiny", folder / "tiny")
     run("curate", folder / "scenes" / "images", folder / "curated", calls=folder / "curate-calls")
     phase = "phase" if (root / "ureca" / "training" / "phases.py").exists() else "stage"
     run(
         *("train", folder / "scenes", folder / "run", "--model", folder / "tiny", f"--{phase}.kind", "full"),
-        *("--precision", "fp32", "--no-gradient-checkpointing", "--max-steps", number),
+        *(
+            "--precision",
+            "fp32",
+            "--no-gradient-checkpointing",
+            "--max-steps",
+            num_steps,
+            f"--{phase}.epochs",
+            num_steps,
+        ),
         *("--batch.images-per-device", 1, "--batch.regions-per-image", 4),
         calls=folder / "train-calls",
     )
-    curated = _called(folder / "curate-calls", number)
-    trained = {file for file, _ in _called(folder / "train-calls", number)}
-    library = {file for file in trained if file.startswith("ureca/")}
+    curated = _called(folder / "curate-calls", num_images)
+    trained = {file for file, _ in _called(folder / "train-calls", num_steps)}
+    library = {file for file in trained if not file.startswith("pipelines/")}
     return {
         "files / functions that one image passes through in curate": f"{len({f for f, _ in curated})} / {len(curated)}",
         "files that one training step passes through, without / with Ray": f"{len(library)} / {len(trained)}",
@@ -243,7 +251,7 @@ def _called(folder: Path, least: int) -> set[tuple[str, str]]:
     calls: Counter[tuple[str, str]] = Counter()
     for path in folder.glob("*.json"):
         for file, function, number in json.loads(path.read_text(encoding="utf-8")):
-            calls[file, function] += number
+            calls[file.removeprefix("ureca/") if file.startswith("ureca/pipelines/") else file, function] += number
     return {
         (file, function)
         for (file, function), number in calls.items()
