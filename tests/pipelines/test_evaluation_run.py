@@ -148,7 +148,7 @@ def test_captions_that_are_there_need_no_cluster(tmp_path: Path, monkeypatch: py
     (model,) = evaluation.table.models
     assert model.groups[0].figures["BLEU@1"].value == pytest.approx(1)
     assert "cannot be loaded" in model.missing["BERTScore"]
-    with pytest.raises(OutputError, match=r"another benchmark:\n  limit: None then, 1 now"):
+    with pytest.raises(OutputError, match=r"limit: None then, 1 now\nThe folder holds another benchmark"):
         evaluate(settings.model_copy(update={"limit": 1}), tell)
     evaluation = evaluate(settings.model_copy(update={"limit": 1, "overwrite": True}), tell)
     assert evaluation.table.models[0].groups[0].num_images == 1
