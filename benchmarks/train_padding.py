@@ -20,7 +20,7 @@ def print_padding() -> None:
 
     Packed rows have no padding; padding batches, which keep ranks in step at the end of an epoch, count as padding.
     """
-    from ureca.training.sampler import EpochPlan, PlanSettings
+    from ureca.training.sampler import EpochPlan, MicroBatchSettings
     from ureca.training.token_costs import SampleCosts, TokenCosts
 
     random = np.random.default_rng(0)
@@ -33,7 +33,7 @@ def print_padding() -> None:
         image_keys=random.integers(0, 2**63, NUM_IMAGES, dtype=np.uint64),
     )
     costs = TokenCosts(image=30, image_tile=256, region=20, mask_tile=8)
-    plan = EpochPlan(counts, costs, PlanSettings(), epoch=0, seed=0, world_size=WORLD_SIZE)
+    plan = EpochPlan(counts, costs, MicroBatchSettings(), epoch=0, seed=0, world_size=WORLD_SIZE)
     steps = [[plan.micro_batches(step, rank)[0] for rank in range(WORLD_SIZE)] for step in range(plan.num_steps)]
     tokens = np.array([[micro_batch.num_tokens for micro_batch in step] for step in steps])
     padding_batches = np.array([[micro_batch.is_padding for micro_batch in step] for step in steps])

@@ -122,7 +122,7 @@ def _positional_name(setting: Setting) -> str:
 
 
 def _metavar(setting: Setting) -> str:
-    """How the value of a flag is written: a choice in braces, else the name of its type."""
+    """Return the placeholder of a flag's value in help: the choices in braces, else the name of its type."""
     if setting.choices:
         default_first = sorted(setting.choices, key=lambda kind: kind != setting.default)
         return f"{{{','.join(default_first)}}}"

@@ -28,7 +28,7 @@ from ureca.llm.openai import OpenAIConfig
 from ureca.llm.protocol import ChatModel
 from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.actors import RowActor
-from ureca.pipelines.batch.arrangement import Engine, engine_concurrency
+from ureca.pipelines.batch.arrangement import EngineSlots, engine_concurrency
 from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
@@ -215,5 +215,5 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
         write=CurateStage(curator, settings.image_limits, settings.planning.images),
         questions=model.counts,
         asks_model=ask,
-        engine=Engine.of_settings(settings.mllm) if has_engine else None,
+        engine=EngineSlots.of_settings(settings.mllm) if has_engine else None,
     )

@@ -11,7 +11,7 @@ import yaml
 from ureca.ops.forecast import calibrate, forecast, forecast_text, partition_sizes
 from ureca.ops.measured import Measured, measure_run
 from ureca.ops.simulator import Arrangement
-from ureca.pipelines.batch.arrangement import Engine, arrange
+from ureca.pipelines.batch.arrangement import EngineSlots, arrange
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.pipelines.plan_settings import PlanSettings
 
@@ -70,7 +70,7 @@ def _arrangement(
         settings,
         "curate",
         num_images,
-        Engine.of_settings(settings.mllm),
+        EngineSlots.of_settings(settings.mllm),
         pixels_per_image=measured.pixel_bytes / 3,
         num_cpus=num_cpus or max(2, os.cpu_count() or 1),
         num_gpus=num_gpus,

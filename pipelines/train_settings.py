@@ -12,7 +12,7 @@ from ureca.images import ImageLimits
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.feature_cache import FeatureCacheSettings
 from ureca.training.phases import Align, Full, Tune
-from ureca.training.sampler import PlanSettings
+from ureca.training.sampler import MicroBatchSettings
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 
@@ -135,7 +135,7 @@ class TrainSettings(CommandSettings):
 
     regions: Annotated[RegionsOptions, MAY_CHANGE] = RegionsOptions()
     jsonl: Annotated[JsonlOptions, MAY_CHANGE] = JsonlOptions()
-    batch: PlanSettings = PlanSettings()
+    batch: MicroBatchSettings = MicroBatchSettings()
     augmentation: AugmentationSettings = AugmentationSettings()
     questions: QuestionSettings = QuestionSettings()
     image_limits: ImageLimits = ImageLimits()

@@ -55,7 +55,7 @@ class Location:
 
     @property
     def is_local(self) -> bool:
-        """Whether the file is on this machine."""
+        """True if the file is on this machine."""
         return not self.root
 
     def uris(self, names: Any) -> Any:
@@ -115,7 +115,7 @@ def parent(path: str) -> str:
 
 
 def has_suffix(path: str, suffix: str) -> bool:
-    """Whether a path, or a URI without its options, ends with a suffix."""
+    """Tell whether a path, or a URI without its options, ends with a suffix."""
     return _split_options(path)[0].endswith(suffix)
 
 

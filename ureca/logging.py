@@ -48,7 +48,7 @@ class _StderrHandler(logging.Handler):
     """Writes messages to the standard error of the moment, which may be replaced."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(self.format(record), file=sys.stderr)
+        sys.stderr.write(f"{self.format(record)}\n")
 
 
 def log_to_stderr(level: int = logging.INFO) -> None:

@@ -28,7 +28,7 @@ from ureca.training.index_writer import prepare_index
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import ExampleSettings, MicroBatchPacker
 from ureca.training.phases import Full, learning_rate_scale, parameter_groups, prepare
-from ureca.training.sampler import PlanSettings, RunPlan
+from ureca.training.sampler import MicroBatchSettings, RunPlan
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
 
 _TICKS = 100_000
@@ -135,7 +135,7 @@ def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path,
     )
     training = settings.training
     shared = shares_image(processor.region_prompt)
-    batch = PlanSettings(
+    batch = MicroBatchSettings(
         images_per_device=training.images,
         regions_per_image=training.regions_per_image if shared else training.views_per_image,
     )

@@ -18,7 +18,7 @@ _UNLIMITED = 2**62
 
 
 @dataclass(frozen=True)
-class Engine:
+class EngineSlots:
     """The chat model of a run, as a number of slots.
 
     Attributes:
@@ -37,7 +37,7 @@ class Engine:
         return self.slots_per_actor * num_actors if self.slots is None else self.slots
 
     @classmethod
-    def of_settings(cls, mllm: ComponentConfig) -> "Engine":
+    def of_settings(cls, mllm: ComponentConfig) -> "EngineSlots":
         """Read the slots off the settings of a chat model."""
         match mllm:
             case OpenAIConfig():
@@ -61,7 +61,7 @@ def arrange(
     settings: PlannableSettings,
     stage: str,
     num_images: int,
-    engine: Engine,
+    engine: EngineSlots,
     *,
     pixels_per_image: float,
     num_cpus: float,

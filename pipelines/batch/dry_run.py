@@ -21,7 +21,7 @@ from ureca.ops.forecast import Calibrated, forecast, forecast_text
 from ureca.ops.measured import Measured, Questions, kinds_asked, latency_quantiles_s, questions_of
 from ureca.ops.simulator import Service
 from ureca.pipelines.batch.actors import RowStage
-from ureca.pipelines.batch.arrangement import Engine, arrange
+from ureca.pipelines.batch.arrangement import EngineSlots, arrange
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.settings import PlannableSettings, PlanningSettings
 from ureca.schema import REGIONS_DATASET, Dataset, conform
@@ -52,7 +52,7 @@ class DryRun:
     write: RowStage | None
     questions: Mapping[str, RequestCounts]
     asks_model: bool
-    engine: Engine | None
+    engine: EngineSlots | None
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ def estimate(command: BatchCommand[Settings], settings: Settings, dry_run: DryRu
     manifest, num_to_do = _images_to_do(command, settings)
     drawn = select(manifest, ImageSelection(sample=planning.images), _NO_IDS)
     sample = asyncio.run(_process(drawn, dry_run, command.dataset, stage))
-    engine = dry_run.engine or Engine()
+    engine = dry_run.engine or EngineSlots()
     measured = _measured(sample, settings, command.dataset, dry_run)
     num_steps = sum(len(image.kinds) - image.count(["wait"]) for image in measured.images) / len(measured.images)
     answer_s = measured.answer_s

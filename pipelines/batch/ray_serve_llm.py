@@ -15,7 +15,7 @@ Settings = TypeVar("Settings", CurateSettings, ScoringSettings)
 
 _NAME = "ureca-mllm"
 _MAX_IMAGES = 3
-"""Of a request: what verification shows."""
+"""Largest number of images in a request: verification shows this many."""
 
 
 @contextmanager
@@ -25,8 +25,8 @@ def chat_application(settings: Settings) -> Iterator[Settings]:
     The application scales between its replicas with the requests in flight, and ends with the block.
 
     Yields:
-        the settings, with the application's address in the place of what is to be served; or as they are, where
-        ``mllm`` is of another kind.
+        the settings, with the application's address in place of the model to serve; unchanged if ``mllm`` is of
+        another kind.
 
     Raises:
         SettingsError: ``ray[llm]`` is not installed, or the application does not start.

@@ -51,7 +51,7 @@ def run_step(
     micro_batches: Sequence[PackedMicroBatch],
     data_wait_s: float,
     *,
-    engine: "Engine",
+    engine: "TrainingEngine",
     inputs: "InputLoader",
     device: torch.device,
 ) -> StepMetrics:
@@ -150,7 +150,7 @@ class InputLoader:
         return batch, None if self._cache is None else self._cache.features(batch)
 
 
-class Engine:
+class TrainingEngine:
     """DeepSpeed engine of a module whose forward pass returns the sum of a micro-batch's losses.
 
     All methods are collective.

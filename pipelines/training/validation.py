@@ -21,7 +21,7 @@ from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.data import PackingTask, packed_micro_batches
-from ureca.pipelines.training.engine import Engine, InputLoader, gather, sum_metrics
+from ureca.pipelines.training.engine import InputLoader, TrainingEngine, gather, sum_metrics
 from ureca.pipelines.training.run_folder import RunFolder
 from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import TrainingIndex
@@ -49,7 +49,7 @@ class Validation:
         run: RunFolder,
         model: UrecaForConditionalGeneration,
         processor: UrecaProcessor,
-        engine: Engine,
+        engine: TrainingEngine,
         device: torch.device,
     ) -> None:
         self._settings, self._run, self._model, self._engine, self._device = settings, run, model, engine, device

@@ -13,7 +13,7 @@ from ureca.model.checkpoints import load_checkpoint, save_adapter, save_checkpoi
 from ureca.model.prompt import RegionPrompt
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.data import PackingTask, packed_micro_batches
-from ureca.pipelines.training.engine import Engine, InputLoader, StepMetrics, gather, run_step
+from ureca.pipelines.training.engine import InputLoader, StepMetrics, TrainingEngine, gather, run_step
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder
 from ureca.pipelines.training.validation import Validation
 from ureca.training.feature_cache import FeatureCache, check_cacheable
@@ -80,7 +80,7 @@ class Worker:
             epochs=settings.phase.epochs,
             max_steps=settings.max_steps,
         )
-        self._engine = Engine(PackedLoss(self._model), settings, self._plan.num_steps, device)
+        self._engine = TrainingEngine(PackedLoss(self._model), settings, self._plan.num_steps, device)
         self._inputs = InputLoader(self._processor.image_processor, device, self._open_feature_cache())
         self._validation = (
             Validation(settings, run, self._model, self._processor, self._engine, device)

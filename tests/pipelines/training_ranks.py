@@ -15,7 +15,7 @@ from ureca.errors import UrecaError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.pipelines.training.engine import Engine, InputLoader, run_step
+from ureca.pipelines.training.engine import InputLoader, TrainingEngine, run_step
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedMicroBatch, Packer, from_bytes, to_bytes
 from ureca.training.phases import prepare, train_mode
@@ -52,7 +52,7 @@ class Rank:
         if settings.precision == "bf16":
             self.model.to(torch.bfloat16)
         prepare(self.model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=1)
-        self.engine = Engine(PackedLoss(self.model), settings, NUM_STEPS, DEVICE)
+        self.engine = TrainingEngine(PackedLoss(self.model), settings, NUM_STEPS, DEVICE)
         self.inputs = InputLoader(processor.image_processor, DEVICE, cache=None)
         self.mine = micro_batches()[rank::world_size]
 

@@ -20,7 +20,7 @@ from ureca.training.augmentation import AugmentationSettings, draw_scale
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
 from ureca.training.packing import ExampleSettings, ImageExample, Packer, ReadExample, read_example
-from ureca.training.sampler import EpochPlan, Group, PlanSettings
+from ureca.training.sampler import EpochPlan, Group, MicroBatchSettings
 from ureca.training.token_costs import ProcessorTextTokens, TokenCosts, costs_of
 
 ONE_QUESTION = QuestionSettings(default_fraction=1)
@@ -142,7 +142,7 @@ def test_epoch_plan_counts_the_tokens_of_packed_rows(
     index = indexed(tmp_path, processor, settings)
     costs, packer = costs_of(processor), Packer(processor)
     plan = EpochPlan(
-        index.sample_costs(), costs, PlanSettings(regions_per_image=3), RESIZED, epoch=1, seed=7, world_size=1
+        index.sample_costs(), costs, MicroBatchSettings(regions_per_image=3), RESIZED, epoch=1, seed=7, world_size=1
     )
     for step in range(plan.num_steps):
         (micro_batch,) = plan.micro_batches(step, 0)
@@ -159,7 +159,7 @@ def test_costs_of_with_one_mask_tile_counts_one(tmp_path: Path) -> None:
     processor.dynamic_mask = False
     settings = ExampleSettings(questions=ONE_QUESTION)
     index = indexed(tmp_path, processor, settings)
-    plan = EpochPlan(index.sample_costs(), costs_of(processor), PlanSettings(), epoch=0, seed=0, world_size=1)
+    plan = EpochPlan(index.sample_costs(), costs_of(processor), MicroBatchSettings(), epoch=0, seed=0, world_size=1)
     (micro_batch,) = plan.micro_batches(0, 0)
     examples = [example(index, group, settings, epoch=0, seed=0) for group in micro_batch.groups]
     assert len(Packer(processor).pack(examples).input_ids) == micro_batch.num_tokens

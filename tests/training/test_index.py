@@ -20,7 +20,7 @@ from ureca.model.image_processing import num_tiles
 from ureca.training.augmentation import AugmentationSettings, image_key, scaled_size
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
-from ureca.training.sampler import EpochPlan, PlanSettings, too_long_regions
+from ureca.training.sampler import EpochPlan, MicroBatchSettings, too_long_regions
 from ureca.training.token_costs import TokenCosts
 
 MASKS = drawn_image(0)[1]
@@ -93,7 +93,7 @@ def test_prepare_index_with_several_sources_mixes_them(tmp_path: Path, dataset: 
     assert [(bad.image_id, bad.region_id) for bad in index.bad_samples()] == [("img_0000", 9)]
     assert index.sample_costs().text_tokens[-1] == 3 + 1 + 2
     costs = TokenCosts(image=5, image_tile=4, region=2, mask_tile=2)
-    plan = EpochPlan(index.sample_costs(), costs, PlanSettings(), epoch=0, seed=0, world_size=2)
+    plan = EpochPlan(index.sample_costs(), costs, MicroBatchSettings(), epoch=0, seed=0, world_size=2)
     assert plan.num_regions == 21
 
 
@@ -106,7 +106,7 @@ def test_too_long_samples_names_regions(tmp_path: Path) -> None:
     output.write_partition(0, rows, PartitionReport())
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     costs = TokenCosts(image=5, image_tile=1, region=2, mask_tile=1)
-    found = too_long_regions(index.sample_costs(), costs, PlanSettings(max_length=100))
+    found = too_long_regions(index.sample_costs(), costs, MicroBatchSettings(max_length=100))
     (bad,) = index.too_long_samples(found, 100)
     assert (bad.image_id, bad.region_id, bad.kind) == ("img_0001", 2, "too_long")
     assert "max_length is 100" in bad.message

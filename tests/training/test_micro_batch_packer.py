@@ -17,7 +17,7 @@ from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import IndexSettings
 from ureca.training.index_writer import prepare_index
 from ureca.training.packing import MicroBatchPacker, PackedMicroBatch, Packer, from_bytes, to_bytes
-from ureca.training.sampler import PlanSettings
+from ureca.training.sampler import MicroBatchSettings
 from ureca.training.token_costs import ProcessorTextTokens
 
 NUM_IMAGES = 5
@@ -57,7 +57,7 @@ def open_packer(checkpoint: Path, folder: Path, world_size: int = 2) -> MicroBat
     return MicroBatchPacker.open(
         str(checkpoint),
         str(index),
-        batch=PlanSettings(images_per_device=2, regions_per_image=4),
+        batch=MicroBatchSettings(images_per_device=2, regions_per_image=4),
         augmentation=AugmentationSettings(),
         questions=QuestionSettings(),
         image_limits=ImageLimits(),

@@ -10,7 +10,15 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from ureca.training.augmentation import AugmentationSettings, draw_scales
-from ureca.training.sampler import EpochPlan, MicroBatch, PlanSettings, Position, RunPlan, is_too_long, too_long_regions
+from ureca.training.sampler import (
+    EpochPlan,
+    MicroBatch,
+    MicroBatchSettings,
+    Position,
+    RunPlan,
+    is_too_long,
+    too_long_regions,
+)
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=16, region=3, mask_tile=2)
@@ -54,7 +62,7 @@ def plans(draw: st.DrawFn) -> dict[str, Any]:
     counts = make_counts(draw(COUNTS), num_scales := draw(st.sampled_from([1, 3])))
     max_length = draw(st.sampled_from([60, 110, 140, 8192]))
     limit = draw(st.none() | st.integers(max_length, 3 * max_length))
-    settings = PlanSettings(
+    settings = MicroBatchSettings(
         regions_per_image=draw(st.integers(1, 9)),
         images_per_device=draw(st.integers(1, 4)),
         gradient_accumulation=draw(st.integers(1, 3)),
@@ -159,7 +167,7 @@ def test_epoch_plan_buckets_images_of_similar_length(large: SampleCosts) -> None
     """Ranks of a step have nearly as much to do; without sorting they would not."""
     balance = {}
     for window in (1, 16):
-        settings = PlanSettings(images_per_device=2, sort_window_steps=window)
+        settings = MicroBatchSettings(images_per_device=2, sort_window_steps=window)
         plan = EpochPlan(large, COSTS, settings, epoch=0, seed=0, world_size=4)
         tokens = np.array(
             [[b.num_tokens for rank in step for b in rank] for step in all_micro_batches(plan, 4)[:-1]], float
@@ -173,7 +181,7 @@ def test_epoch_plan_groups_are_few_near_equal_and_vary_by_epoch(large: SampleCos
     sizes: dict[int, list[int]] = {}
     compositions: list[set[frozenset[int]]] = []
     for epoch in (0, 1):
-        plan = EpochPlan(large, COSTS, PlanSettings(), epoch=epoch, seed=0, world_size=1)
+        plan = EpochPlan(large, COSTS, MicroBatchSettings(), epoch=epoch, seed=0, world_size=1)
         groups = [group for (batches,) in all_micro_batches(plan, 1) for batch in batches for group in batch.groups]
         compositions.append({frozenset(group.region_numbers) for group in groups if group.image_number == 17})
         sizes = {}
@@ -187,14 +195,14 @@ def test_epoch_plan_groups_are_few_near_equal_and_vary_by_epoch(large: SampleCos
 
 def test_epoch_plan_order_varies_by_epoch_and_seed(large: SampleCosts) -> None:
     firsts = [
-        EpochPlan(large, COSTS, PlanSettings(), epoch=epoch, seed=seed, world_size=1).micro_batches(0, 0)
+        EpochPlan(large, COSTS, MicroBatchSettings(), epoch=epoch, seed=seed, world_size=1).micro_batches(0, 0)
         for epoch, seed in ((0, 0), (1, 0), (0, 1))
     ]
     assert firsts[0] != firsts[1] != firsts[2] != firsts[0]
 
 
 def test_epoch_plan_does_not_depend_on_the_chunk_size(large: SampleCosts, monkeypatch: pytest.MonkeyPatch) -> None:
-    limited = PlanSettings(max_length=300, max_tokens_per_device=400)
+    limited = MicroBatchSettings(max_length=300, max_tokens_per_device=400)
     whole = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
     monkeypatch.setattr("ureca.training.sampler.REGIONS_PER_CHUNK", 1000)
     chunked = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
@@ -203,7 +211,7 @@ def test_epoch_plan_does_not_depend_on_the_chunk_size(large: SampleCosts, monkey
 
 def test_epoch_plan_with_too_long_group_halves_it() -> None:
     counts = make_counts([[20] * 8])
-    settings = PlanSettings(max_length=50, max_tokens_per_device=100, images_per_device=4)
+    settings = MicroBatchSettings(max_length=50, max_tokens_per_device=100, images_per_device=4)
     plan = EpochPlan(counts, COSTS, settings, epoch=0, seed=0, world_size=1)
     batches = [batch for step in range(plan.num_steps) for batch in plan.micro_batches(step, 0)]
     # 21 tokens of the image and 25 a region: at most three regions, and halving eight gives two.
@@ -213,7 +221,7 @@ def test_epoch_plan_with_too_long_group_halves_it() -> None:
 
 def test_too_long_regions_lists_them() -> None:
     counts = make_counts([[20, 500], [30]])
-    settings = PlanSettings(max_length=100)
+    settings = MicroBatchSettings(max_length=100)
     found = too_long_regions(counts, COSTS, settings)
     assert (found.image_numbers.tolist(), found.region_numbers.tolist()) == ([0], [1])
     assert found.num_tokens.tolist() == [5 + 16 + 3 + 2 + 500]
@@ -222,16 +230,16 @@ def test_too_long_regions_lists_them() -> None:
 
 def test_epoch_plan_without_short_regions_raises() -> None:
     with pytest.raises(ValueError, match="max_length 8192"):
-        EpochPlan(make_counts([[9000]]), COSTS, PlanSettings(), epoch=0, seed=0, world_size=1)
+        EpochPlan(make_counts([[9000]]), COSTS, MicroBatchSettings(), epoch=0, seed=0, world_size=1)
 
 
 def test_plan_settings_with_too_few_tokens_per_device_raise() -> None:
     with pytest.raises(ValidationError, match="max_tokens_per_device 4000 is below max_length 8192"):
-        PlanSettings(max_tokens_per_device=4000)
+        MicroBatchSettings(max_tokens_per_device=4000)
 
 
 def test_micro_batches_of_unknown_step_or_rank_raise() -> None:
-    plan = EpochPlan(make_counts([[1]]), COSTS, PlanSettings(), epoch=0, seed=0, world_size=2)
+    plan = EpochPlan(make_counts([[1]]), COSTS, MicroBatchSettings(), epoch=0, seed=0, world_size=2)
     assert plan.num_steps == 1
     assert [plan.micro_batches(0, rank)[0].is_padding for rank in range(2)] == [False, True]
     for step, rank in ((1, 0), (0, 2), (-1, 0)):
@@ -240,7 +248,7 @@ def test_micro_batches_of_unknown_step_or_rank_raise() -> None:
 
 
 RUN_COSTS = TokenCosts(image=5, image_tile=4, region=2, mask_tile=3)
-RUN_SETTINGS = PlanSettings(regions_per_image=3, images_per_device=2, max_length=100)
+RUN_SETTINGS = MicroBatchSettings(regions_per_image=3, images_per_device=2, max_length=100)
 
 
 def run_samples() -> SampleCosts:

@@ -217,7 +217,7 @@ class Output:
     # Reading
 
     def exists(self) -> bool:
-        """Whether the folder holds a run."""
+        """Tell whether the folder holds a run."""
         return bool(self.filesystem.get_file_info(f"{self._folder}/{_RUN}").is_file)
 
     def run(self) -> dict[str, Any]:

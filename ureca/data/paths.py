@@ -84,7 +84,7 @@ def first_duplicates(keys: Any, paths: Any) -> tuple[str, str] | None:
 
 
 def has_magic(path: str) -> bool:
-    """Whether a path holds one of ``*``, ``?`` and ``[``."""
+    """Tell whether a path holds one of ``*``, ``?`` and ``[``."""
     return re.search(r"[*?\[]", path) is not None
 
 

@@ -24,7 +24,7 @@ SATURATED = 0.9
 
 
 @dataclass(frozen=True)
-class Part:
+class PartLoad:
     """Load of a part of the pipeline.
 
     Attributes:
@@ -66,7 +66,7 @@ class Forecast:
     duration_s: float
     startup_s: float
     images_per_s: float
-    parts: Sequence[Part]
+    parts: Sequence[PartLoad]
     num_calls: float
     num_prompt_tokens: float
     num_new_tokens: float
@@ -211,7 +211,7 @@ def _rate(simulated: Simulated) -> float:
     return (last.num_images - first.num_images) / (last.now_s - first.now_s)
 
 
-def _parts(simulated: Simulated, images_per_s: float) -> list[Part]:
+def _parts(simulated: Simulated, images_per_s: float) -> list[PartLoad]:
     parts = []
     for name, slots in simulated.slots.items():
         if name == "images_in_flight":
@@ -221,7 +221,7 @@ def _parts(simulated: Simulated, images_per_s: float) -> list[Part]:
             busy_s = simulated.end.busy_s[name]
             most = slots * simulated.end.num_images / busy_s if busy_s else math.inf
             busy_fraction = images_per_s / most
-        parts.append(Part(name, slots, busy_fraction, most))
+        parts.append(PartLoad(name, slots, busy_fraction, most))
     return sorted(parts, key=lambda part: part.max_images_per_s)
 
 
@@ -231,7 +231,7 @@ def _fraction_in_flight(simulated: Simulated) -> float:
     return busy_s / (simulated.slots["images_in_flight"] * (last.now_s - first.now_s))
 
 
-def _max_waiting(simulated: Simulated, num_images: int, parts: Sequence[Part], images_per_s: float) -> float:
+def _max_waiting(simulated: Simulated, num_images: int, parts: Sequence[PartLoad], images_per_s: float) -> float:
     """Return the images whose masks wait when the last masks are generated, without backpressure."""
     if simulated.end.num_images == num_images:
         return simulated.max_images_waiting
@@ -317,7 +317,7 @@ def _how_far(forecast: Forecast) -> str:
     return f"; {forecast.num_simulated} simulated, the rest at the same rate"
 
 
-def _part_line(part: Part) -> str:
+def _part_line(part: PartLoad) -> str:
     slots = "any" if math.isinf(part.slots) else f"{part.slots:g}"
     most = "" if math.isinf(part.max_images_per_s) else f"{part.max_images_per_s:.3g}"
     return f"{part.name:<18} {slots:>8} {part.busy_fraction:>6.0%} {most:>17}   {_PURPOSES[part.name][0]}"

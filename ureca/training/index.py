@@ -110,7 +110,7 @@ class IndexSettings(BaseModel):
     questions: QuestionSettings = QuestionSettings()
 
 
-class SourceFile(BaseModel):
+class IndexedFile(BaseModel):
     """State of a source's file when the index was written."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -142,7 +142,7 @@ class IndexInfo(BaseModel):
     version: int
     settings: IndexSettings
     tokenizer: str
-    files: tuple[SourceFile, ...]
+    files: tuple[IndexedFile, ...]
     content: str
     num_images: int
     num_regions: int

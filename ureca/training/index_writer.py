@@ -29,9 +29,9 @@ from ureca.training.index import (
     IMAGES,
     IMAGES_PER_FILE,
     IMAGES_PER_ROW_GROUP,
+    IndexedFile,
     IndexInfo,
     IndexSettings,
-    SourceFile,
     TrainingIndex,
     image_row,
     images_file,
@@ -288,7 +288,7 @@ def _digest(path: str) -> str:
 def _build(filesystem: pafs.FileSystem, folder: str, settings: IndexSettings, text: TextTokens) -> None:
     sources = [open_source(source) for source in settings.sources]
     files = tuple(
-        SourceFile(path=path, size=size, modified_ns=modified_ns, digest=_digest(path))
+        IndexedFile(path=path, size=size, modified_ns=modified_ns, digest=_digest(path))
         for path, (size, modified_ns) in _file_states(settings)
     )
     measurer = SampleMeasurer(settings, text)

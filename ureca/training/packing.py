@@ -31,7 +31,7 @@ from ureca.model.processing import MASK_TOKENS
 from ureca.model.prompt import QUESTION, shares_image
 from ureca.training.augmentation import AugmentationSettings, draw_scale, resize_image, resize_mask, scaled_size
 from ureca.training.index import TrainingIndex
-from ureca.training.sampler import PlanSettings, RunPlan
+from ureca.training.sampler import MicroBatchSettings, RunPlan
 from ureca.training.token_costs import costs_of
 
 IGNORED = -100
@@ -97,7 +97,7 @@ class MicroBatchPacker:
         model: str,
         index: str,
         *,
-        batch: PlanSettings,
+        batch: MicroBatchSettings,
         augmentation: AugmentationSettings,
         questions: QuestionSettings,
         image_limits: ImageLimits,

@@ -32,7 +32,7 @@ _MAX_REGIONS = 1 << _REGION_NUMBER_BITS
 Indices = npt.NDArray[np.int64]
 
 
-class PlanSettings(BaseModel):
+class MicroBatchSettings(BaseModel):
     """Composition of the steps of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -123,7 +123,7 @@ class RunPlan:
         self,
         samples: SampleCosts,
         costs: TokenCosts,
-        settings: PlanSettings,
+        settings: MicroBatchSettings,
         augmentation: AugmentationSettings,
         *,
         seed: int,
@@ -190,7 +190,7 @@ class EpochPlan:
         self,
         samples: SampleCosts,
         costs: TokenCosts,
-        settings: PlanSettings,
+        settings: MicroBatchSettings,
         augmentation: AugmentationSettings | None = None,
         *,
         epoch: int,
@@ -277,13 +277,13 @@ class EpochPlan:
         )
 
 
-def is_too_long(samples: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> npt.NDArray[np.bool_]:
+def is_too_long(samples: SampleCosts, costs: TokenCosts, settings: MicroBatchSettings) -> npt.NDArray[np.bool_]:
     """Return bool [regions], true for regions with more than ``max_length`` tokens at any scale of their image."""
     max_text_tokens = np.maximum(settings.max_length - _max_tokens_without_text(samples, costs), -1)
     return samples.text_tokens > np.repeat(max_text_tokens.astype(np.int32), samples.regions_of_images)
 
 
-def too_long_regions(samples: SampleCosts, costs: TokenCosts, settings: PlanSettings) -> TooLongRegions:
+def too_long_regions(samples: SampleCosts, costs: TokenCosts, settings: MicroBatchSettings) -> TooLongRegions:
     """List the regions that no epoch shows, in the order of the index."""
     regions = np.flatnonzero(is_too_long(samples, costs, settings))
     images = np.searchsorted(samples.first_regions, regions, side="right") - 1
@@ -297,7 +297,7 @@ def _max_tokens_without_text(samples: SampleCosts, costs: TokenCosts) -> Indices
     return costs.image_tokens(tiles) + costs.segment_tokens(np.zeros(len(tiles), np.int32), tiles)
 
 
-def _cut_micro_batches(num_tokens: Indices, settings: PlanSettings) -> Indices:
+def _cut_micro_batches(num_tokens: Indices, settings: MicroBatchSettings) -> Indices:
     """Cut a sequence of groups into micro-batches.
 
     Args:
@@ -365,7 +365,7 @@ def group_regions(
     costs: TokenCosts,
     num_tiles: npt.NDArray[np.uint8],
     included: npt.NDArray[np.bool_],
-    settings: PlanSettings,
+    settings: MicroBatchSettings,
     *,
     rng: IndexedRng,
 ) -> Groups:
@@ -400,7 +400,7 @@ def _group_images(  # noqa: PLR0917
     costs: TokenCosts,
     num_tiles: npt.NDArray[np.uint8],
     included: npt.NDArray[np.bool_],
-    settings: PlanSettings,
+    settings: MicroBatchSettings,
     rng: IndexedRng,
 ) -> Groups:
     """Group the regions of consecutive images; see `group_regions`. Images are counted from the first of them."""

@@ -20,7 +20,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True, slots=True)
-class Location:
+class RegionLocation:
     """Location of a region in a frame: the image, or the box of its parent. All values are fractions of the frame.
 
     Attributes:
@@ -45,7 +45,9 @@ class Location:
     in_image: bool
 
 
-def locate(box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: float, in_image: bool) -> Location:
+def locate(
+    box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: float, in_image: bool
+) -> RegionLocation:
     """Locate a region in a frame.
 
     Args:
@@ -56,7 +58,7 @@ def locate(box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: 
         in_image: True if the frame is the image.
     """
     width, height = max(frame[2] - frame[0], 1.0), max(frame[3] - frame[1], 1.0)
-    return Location(
+    return RegionLocation(
         x=(centre_xy_px[0] - frame[0]) / width,
         y=(centre_xy_px[1] - frame[1]) / height,
         width=(box[2] - box[0]) / width,
@@ -70,7 +72,7 @@ def locate(box: Box, centre_xy_px: tuple[float, float], frame: Box, *, covered: 
     )
 
 
-_Measure = Callable[[Location], float]
+_Measure = Callable[[RegionLocation], float]
 _EDGES: dict[str, tuple[_Measure, _Measure, _Measure]] = {
     "bottom": (lambda location: location.gap_bottom, lambda location: location.width, lambda location: 1 - location.y),
     "top": (lambda location: location.gap_top, lambda location: location.width, lambda location: location.y),
@@ -80,11 +82,11 @@ _EDGES: dict[str, tuple[_Measure, _Measure, _Measure]] = {
 """Gap to an edge, extent along it, and distance of the centre of mass from it, by edge."""
 
 
-def _touches(edge: str, location: Location, slack: float) -> bool:
+def _touches(edge: str, location: RegionLocation, slack: float) -> bool:
     return _EDGES[edge][0](location) <= 0.01 + 0.2 * slack
 
 
-def _along(edge: str) -> Rule[Location]:
+def _along(edge: str) -> Rule[RegionLocation]:
     gap, extent, distance = _EDGES[edge]
     return lambda location, slack: (
         gap(location) <= 0.01 + 0.2 * slack
@@ -98,11 +100,11 @@ def _third(value: float, third: int, slack: float) -> bool:
     return low - slack <= value <= high + slack
 
 
-def _cell(column: int, row: int) -> Rule[Location]:
+def _cell(column: int, row: int) -> Rule[RegionLocation]:
     return lambda location, slack: _third(location.x, column, slack) and _third(location.y, row, slack)
 
 
-def _corner(horizontal: str, vertical: str) -> Rule[Location]:
+def _corner(horizontal: str, vertical: str) -> Rule[RegionLocation]:
     cell = _cell(0 if horizontal == "left" else 2, 0 if vertical == "top" else 2)
     return lambda location, slack: (
         location.in_image
@@ -112,7 +114,7 @@ def _corner(horizontal: str, vertical: str) -> Rule[Location]:
     )
 
 
-LOCATIONS = Vocabulary[Location](
+LOCATIONS = Vocabulary[RegionLocation](
     {
         "covering nearly all of": lambda location, slack: location.covered >= 0.9 - slack,
         "reaching all four edges of": lambda location, slack: (
@@ -173,8 +175,8 @@ class Measurement:
     colours: Colours
     texture: Texture
     shape: Shape
-    in_image: Location
-    in_parent: Location | None
+    in_image: RegionLocation
+    in_parent: RegionLocation | None
 
 
 def measure_regions(image: CurationImage) -> dict[int, Measurement]:

@@ -281,14 +281,14 @@ def _generator_class() -> type[Any]:
     from segment_anything import SamAutomaticMaskGenerator
     from segment_anything.utils.amg import MaskData
 
-    class MaskGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
+    class _FixedMaskGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
         def _process_crop(self, *arguments: Any) -> MaskData:
             crop = super()._process_crop(*arguments)
             # Without a mask the package makes this [0] instead of [0, 4], and fails where no crop has any.
             crop["crop_boxes"] = crop["crop_boxes"].reshape(-1, 4)
             return crop
 
-    return MaskGenerator
+    return _FixedMaskGenerator
 
 
 def _as_mask(id: int, record: dict[str, Any]) -> Mask:
