@@ -49,7 +49,7 @@ def main(argv: Sequence[str]) -> int:
 
     from ureca.data.export import export
 
-    selection = export(
+    report = export(
         settings.output,
         settings.format,
         settings.to,
@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
         include_rejected=settings.include_rejected,
         overwrite=settings.overwrite,
     )
-    print(f"{settings.to}: {selection.summary()}")
+    print(f"{settings.to}: {report.summary()}")
     return 0
 
 

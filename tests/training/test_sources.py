@@ -8,7 +8,7 @@ import pytest
 
 from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus, write_shard
 from tests.training.datasets import line, region, row, write_dataset, write_jsonl
-from ureca.data.export import Selection, export_jsonl
+from ureca.data.export import ExportReport, export_jsonl
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.samples import BadSample, JsonlSource, RegionsSource, TrainingImage, open_source
@@ -97,8 +97,8 @@ def test_regions_source_counts_excluded_and_names_bad_samples(tmp_path: Path) ->
     ]
     (good,) = [sample for sample in samples if isinstance(sample, TrainingImage)]
     assert [found.caption for found in good.regions] == ["good"]
-    assert source.selection.left_out == {"rejected": 1, "failed:timeout": 1}
-    assert source.selection.failed_images == {"read: truncated": 1, "not curated yet": 2}
+    assert source.report.left_out == {"rejected": 1, "failed:timeout": 1}
+    assert source.report.failed_images == {"read: truncated": 1, "not curated yet": 2}
     (rejected, _) = read(RegionsSource(path=output.path, include_rejected=True))
     assert [found.region_id for found in rejected[0].regions] == [3]
 
@@ -113,7 +113,7 @@ def test_regions_source_without_run_raises(tmp_path: Path) -> None:
 
 def test_jsonl_source_yields_the_exported_dataset(tmp_path: Path) -> None:
     dataset = write_dataset(tmp_path, 3)
-    export_jsonl(Output(str(dataset)).rows(), tmp_path / "train.jsonl", Selection())
+    export_jsonl(Output(str(dataset)).rows(), tmp_path / "train.jsonl", ExportReport())
     images, bad = read(JsonlSource(path=str(tmp_path / "train.jsonl"), images=str(tmp_path / "images")))
     of_dataset, _ = read(RegionsSource(path=str(dataset)))
     assert not bad

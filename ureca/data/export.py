@@ -32,7 +32,7 @@ def export(
     masks: str | PathLike[str] | None = None,
     include_rejected: bool = False,
     overwrite: bool = False,
-) -> "Selection":
+) -> "ExportReport":
     """Write the captions of a run for other tools.
 
     Args:
@@ -53,29 +53,29 @@ def export(
 
     Example:
         >>> import ureca
-        >>> selection = ureca.export("captions", "coco", "captions.json")
-        >>> selection.num_images
+        >>> report = ureca.export("captions", "coco", "captions.json")
+        >>> report.num_images
         1
     """
     if masks is not None and format != "jsonl":
         raise ValueError("masks go with the format jsonl; the other formats hold the masks themselves")
     rows = Output.of_run(fspath(output)).region_rows()
-    selection = Selection(include_rejected=include_rejected)
+    report = ExportReport(include_rejected=include_rejected)
     if format == "jsonl":
         folder = None if masks is None else Path(masks)
-        export_jsonl(rows, Path(to), selection, masks=folder, overwrite=overwrite)
+        export_jsonl(rows, Path(to), report, masks=folder, overwrite=overwrite)
     elif format == "parquet":
-        export_parquet(rows, Path(to), selection, overwrite=overwrite)
+        export_parquet(rows, Path(to), report, overwrite=overwrite)
     elif format == "coco":
-        export_coco(rows, Path(to), selection, overwrite=overwrite)
+        export_coco(rows, Path(to), report, overwrite=overwrite)
     else:
         raise ValueError(f"there is no format {format!r}; the formats are jsonl, parquet and coco")
-    return selection
+    return report
 
 
 @dataclass(slots=True)
-class Selection:
-    """Selection of the captioned regions of each row, which counts those that it leaves out.
+class ExportReport:
+    """Numbers of regions that an export writes and leaves out, counted while it selects them.
 
     Attributes:
         include_rejected: select captions that the verification rejected, too.
@@ -91,7 +91,7 @@ class Selection:
     left_out: Counter[str] = field(default_factory=Counter)
     failed_images: Counter[str] = field(default_factory=Counter)
 
-    def of(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
+    def select(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
         """Yield the rows (schema ``REGIONS``) that have regions to export, each with those regions."""
         for row in rows:
             if (error := row["error"]) is not None:
@@ -125,7 +125,7 @@ class Selection:
         return True
 
 
-def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, selection: Selection, *, overwrite: bool = False) -> None:
+def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, report: ExportReport, *, overwrite: bool = False) -> None:
     """Write COCO captions, which ``pycocotools.coco.COCO`` loads.
 
     Images and annotations are numbered from 1. An image keeps its own id as ``image_id`` beside COCO's ``id``, and
@@ -135,7 +135,7 @@ def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, selection: Selectio
     Args:
         rows: rows of the schema ``REGIONS``.
         to: JSON file to write.
-        selection: selection of the regions, which counts them.
+        report: selects the regions and counts them.
         overwrite: replace an existing file.
 
     Raises:
@@ -151,7 +151,7 @@ def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, selection: Selectio
         file.write(f'{{"info": {json.dumps(info)},\n"images": [')
         separator = "\n"
         number = 0
-        for image_number, (row, regions) in enumerate(selection.of(rows), start=1):
+        for image_number, (row, regions) in enumerate(report.select(rows), start=1):
             file.write(separator + json.dumps(_image(image_number, row), ensure_ascii=False))
             for region in regions:
                 annotation = _annotation(number + 1, image_number, row, region)
@@ -199,7 +199,7 @@ FLAT = pa.schema([*(REGIONS.field(name) for name in _IMAGE_COLUMNS), *REGION, pa
 def export_parquet(
     rows: Iterable[Mapping[str, Any]],
     to: Path,
-    selection: Selection,
+    report: ExportReport,
     *,
     overwrite: bool = False,
     rows_per_group: int = 8192,
@@ -209,7 +209,7 @@ def export_parquet(
     Args:
         rows: rows of the schema ``REGIONS``.
         to: Parquet file to write.
-        selection: selection of the regions, which counts them.
+        report: selects the regions and counts them.
         overwrite: replace an existing file.
         rows_per_group: number of regions from which a row group is written; an image's regions stay together.
 
@@ -221,7 +221,7 @@ def export_parquet(
         pq.ParquetWriter(temporary, FLAT, compression="zstd") as writer,
     ):
         group: list[dict[str, Any]] = []
-        for row, regions in selection.of(rows):
+        for row, regions in report.select(rows):
             image = {name: row[name] for name in (*_IMAGE_COLUMNS, "provenance")}
             group += [{**image, **region} for region in regions]
             if len(group) >= rows_per_group:
@@ -234,7 +234,7 @@ def export_parquet(
 def export_jsonl(
     rows: Iterable[Mapping[str, Any]],
     to: Path,
-    selection: Selection,
+    report: ExportReport,
     *,
     masks: Path | None = None,
     overwrite: bool = False,
@@ -247,7 +247,7 @@ def export_jsonl(
     Args:
         rows: rows of the schema ``REGIONS``.
         to: JSONL file to write.
-        selection: selection of the regions, which counts them.
+        report: selects the regions and counts them.
         masks: folder for the masks of the exported regions, ``<image>.json`` in SA-1B's layout; None: no masks.
         overwrite: replace existing files.
 
@@ -260,7 +260,7 @@ def export_jsonl(
             if not overwrite and any(masks.iterdir()):
                 raise OutputError(f"the folder {masks} is not empty; name another one, or add to it with --overwrite")
         number = 0
-        for row, regions in selection.of(rows):
+        for row, regions in report.select(rows):
             for region in regions:
                 file.write(json.dumps(_line(number, row["image_id"], region), ensure_ascii=False) + "\n")
                 number += 1

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from ureca.data.export import Selection
+from ureca.data.export import ExportReport
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
 from ureca.data.output import Output
@@ -129,10 +129,10 @@ class Source(Protocol):
     """Source of training samples.
 
     Attributes:
-        selection: numbers of regions and images that are left out on purpose, counted while ``samples`` runs.
+        report: numbers of regions and images that are left out on purpose, counted while ``samples`` runs.
     """
 
-    selection: Selection
+    report: ExportReport
 
     def samples(self) -> Iterator[Sample]:
         """Yield all images with their regions, and all bad samples, always in the same order.
@@ -179,7 +179,7 @@ class RegionsDataset:
     """
 
     def __init__(self, settings: RegionsSource) -> None:
-        self.selection = Selection(include_rejected=settings.include_rejected)
+        self.report = ExportReport(include_rejected=settings.include_rejected)
         self._output = Output(settings.path)
         self._column = _COLUMNS[settings.caption]
 
@@ -202,11 +202,11 @@ class RegionsDataset:
                 if partition["partition"] in done:
                     yield from self._samples_of(partition)
                 else:
-                    self.selection.failed_images["not curated yet"] += len(partition["images"])
+                    self.report.failed_images["not curated yet"] += len(partition["images"])
 
     def _samples_of(self, partition: Mapping[str, Any]) -> Iterator[Sample]:
         entries = {image["image_id"]: ManifestEntry.from_row(image) for image in partition["images"]}
-        for row, regions in self.selection.of(self._output.partition_rows(partition["partition"])):
+        for row, regions in self.report.select(self._output.partition_rows(partition["partition"])):
             image_id = row["image_id"]
             if (wrong := _row_error(row, entries)) is not None:
                 yield from (BadSample(image_id, region["region_id"], *wrong) for region in regions)
@@ -264,7 +264,7 @@ class JsonlFile:
     """
 
     def __init__(self, settings: JsonlSource) -> None:
-        self.selection = Selection()
+        self.report = ExportReport()
         self._settings = settings
         self._location = locate(settings.path)
 

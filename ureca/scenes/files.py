@@ -16,7 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ureca import __version__
-from ureca.data.export import Selection, export_jsonl
+from ureca.data.export import ExportReport, export_jsonl
 from ureca.data.manifest import make_manifest
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
@@ -48,7 +48,7 @@ def write_scenes(
     height_px: int,
     num_processes: int = 1,
     overwrite: bool = False,
-) -> Selection:
+) -> ExportReport:
     """Write the scenes with numbers 0 to ``num_images`` - 1 of a set.
 
     Args:
@@ -83,10 +83,10 @@ def write_scenes(
         of_partition = list(islice(rows, size))
         output.write_partition(partition, of_partition, PartitionReport())
         report = report + PartitionReport.of_rows(of_partition)
-    selection = Selection()
-    export_jsonl(output.rows(), destination / _CAPTIONS, selection, overwrite=True)
+    exported = ExportReport()
+    export_jsonl(output.rows(), destination / _CAPTIONS, exported, overwrite=True)
     record.write("finished", totals=report.model_dump())
-    return selection
+    return exported
 
 
 def regions_row(rendering: Rendering, uri: str) -> dict[str, Any]:

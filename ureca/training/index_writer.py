@@ -311,7 +311,7 @@ def _build(filesystem: pafs.FileSystem, folder: str, settings: IndexSettings, te
         num_images=writer.num_images,
         num_regions=writer.num_regions,
         bad_samples=dict(writer.bad_kinds),
-        left_out=dict(sum((source.selection.left_out for source in sources), Counter())),
-        failed_images=dict(sum((source.selection.failed_images for source in sources), Counter())),
+        left_out=dict(sum((source.report.left_out for source in sources), Counter())),
+        failed_images=dict(sum((source.report.failed_images for source in sources), Counter())),
     )
     io.write_bytes(filesystem, f"{folder}/index.json", info.model_dump_json(indent=2).encode())

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
 
-from ureca.data.export import FLAT, Selection, export_coco, export_jsonl, export_parquet
+from ureca.data.export import FLAT, ExportReport, export_coco, export_jsonl, export_parquet
 from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, paraphrase
 from ureca.errors import OutputError
 from ureca.masks.annotations import read_annotations
@@ -25,7 +25,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
 
 
 def test_jsonl_has_the_final_captions_with_a_question_each(rows: Rows, tmp_path: Path) -> None:
-    export_jsonl(rows, tmp_path / "train.jsonl", Selection())
+    export_jsonl(rows, tmp_path / "train.jsonl", ExportReport())
     first, second, third = lines(tmp_path / "train.jsonl")
     assert [(line["id"], line["image"], line["mask_id"]) for line in (first, second, third)] == [
         (0, "a", "1"),
@@ -48,7 +48,7 @@ def test_questions_vary_over_regions_and_stay_the_same_for_one() -> None:
 
 
 def test_masks_beside_the_jsonl_are_those_of_its_lines(rows: Rows, tmp_path: Path) -> None:
-    export_jsonl(rows, tmp_path / "train.jsonl", Selection(), masks=tmp_path / "masks")
+    export_jsonl(rows, tmp_path / "train.jsonl", ExportReport(), masks=tmp_path / "masks")
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.json", "b.json"]
     for line in lines(tmp_path / "train.jsonl"):
         annotations = read_annotations(tmp_path / "masks" / f"{line['image']}.json")
@@ -61,19 +61,19 @@ def test_masks_beside_the_jsonl_are_those_of_its_lines(rows: Rows, tmp_path: Pat
 def test_a_folder_of_masks_in_use_is_refused(rows: Rows, tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("{}")
     with pytest.raises(OutputError, match="not empty"):
-        export_jsonl(rows, tmp_path / "train.jsonl", Selection(), masks=tmp_path)
+        export_jsonl(rows, tmp_path / "train.jsonl", ExportReport(), masks=tmp_path)
     assert not (tmp_path / "train.jsonl").exists()
 
 
 def test_an_image_id_never_leaves_the_folder_of_masks(rows: Rows, tmp_path: Path) -> None:
     rows[0]["image_id"] = "../a"
     with pytest.raises(OutputError, match="no file name"):
-        export_jsonl(rows, tmp_path / "train.jsonl", Selection(), masks=tmp_path / "masks")
+        export_jsonl(rows, tmp_path / "train.jsonl", ExportReport(), masks=tmp_path / "masks")
     assert [path.name for path in tmp_path.iterdir()] == ["masks"]
 
 
 def test_parquet_has_one_row_a_region(rows: Rows, tmp_path: Path) -> None:
-    export_parquet(rows, tmp_path / "flat.parquet", Selection())
+    export_parquet(rows, tmp_path / "flat.parquet", ExportReport())
     table = pq.read_table(tmp_path / "flat.parquet")
     assert table.schema.equals(FLAT)
     flat = table.to_pylist()
@@ -89,13 +89,13 @@ def test_parquet_has_one_row_a_region(rows: Rows, tmp_path: Path) -> None:
 
 def test_export_parquet_of_many_rows_writes_row_groups(rows: Rows, tmp_path: Path) -> None:
     many = [rows[0] | {"image_id": f"{number}"} for number in range(12)]
-    export_parquet(iter(many), tmp_path / "flat.parquet", Selection(), rows_per_group=10)
+    export_parquet(iter(many), tmp_path / "flat.parquet", ExportReport(), rows_per_group=10)
     file = pq.ParquetFile(tmp_path / "flat.parquet")
     assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [10, 10, 4]
 
 
 def test_coco_loads_and_has_boxes_and_masks(rows: Rows, tmp_path: Path) -> None:
-    export_coco(rows, tmp_path / "captions.json", Selection())
+    export_coco(rows, tmp_path / "captions.json", ExportReport())
     coco = COCO(str(tmp_path / "captions.json"))
     annotations = coco.loadAnns(coco.getAnnIds())
     assert [annotation["id"] for annotation in annotations] == [1, 2, 3]
@@ -116,19 +116,19 @@ def test_coco_loads_and_has_boxes_and_masks(rows: Rows, tmp_path: Path) -> None:
 def test_rejected_captions_leave_only_on_request_and_all_else_is_counted(
     rows: Rows, tmp_path: Path, export: Export
 ) -> None:
-    selection = Selection()
-    export(rows, tmp_path / "out", selection)
-    assert (selection.num_regions, selection.num_images) == (3, 2)
+    report = ExportReport()
+    export(rows, tmp_path / "out", report)
+    assert (report.num_regions, report.num_images) == (3, 2)
     left_out = {"rejected": 1, "skipped:area_below_minimum": 1, "failed:timeout": 1}
-    assert selection.left_out == left_out
-    assert selection.failed_images == {"read: truncated": 1}
-    assert set(selection.summary().split("\n")) == {
+    assert report.left_out == left_out
+    assert report.failed_images == {"read: truncated": 1}
+    assert set(report.summary().split("\n")) == {
         "3 regions of 2 images written",
         *(f"1 region left out: {reason}" for reason in left_out),
         "1 image left out: read: truncated",
     }
     assert "untrue" not in (tmp_path / "out").read_bytes().decode("utf-8", "replace")
-    everything = Selection(include_rejected=True)
+    everything = ExportReport(include_rejected=True)
     export(rows, tmp_path / "all", everything)
     assert everything.num_regions == 4
     assert "rejected" not in everything.left_out
@@ -138,7 +138,7 @@ def test_rejected_captions_leave_only_on_request_and_all_else_is_counted(
 @EXPORTS
 def test_a_run_without_captions_makes_a_file_that_loads(tmp_path: Path, export: Export) -> None:
     to = tmp_path / "out"
-    export([], to, Selection())
+    export([], to, ExportReport())
     loaded = {
         export_jsonl: lambda: lines(to),
         export_parquet: lambda: pq.read_table(to).to_pylist(),
@@ -152,9 +152,9 @@ def test_a_file_that_exists_is_replaced_only_on_request(rows: Rows, tmp_path: Pa
     to = tmp_path / "out"
     to.write_text("precious")
     with pytest.raises(OutputError, match="--overwrite"):
-        export(rows, to, Selection())
+        export(rows, to, ExportReport())
     assert to.read_text() == "precious"
-    export(rows, to, Selection(), overwrite=True)
+    export(rows, to, ExportReport(), overwrite=True)
     assert b"the other one" in to.read_bytes()
 
 
@@ -165,7 +165,7 @@ def test_an_export_that_breaks_off_leaves_nothing(rows: Rows, tmp_path: Path, ex
         raise OSError("the disk is gone")
 
     with pytest.raises(OSError, match="gone"):
-        export(broken(), tmp_path / "out", Selection())
+        export(broken(), tmp_path / "out", ExportReport())
     assert list(tmp_path.iterdir()) == []
 
 
@@ -175,4 +175,4 @@ def test_a_target_that_cannot_be_written_is_an_error_for_people(
     tmp_path: Path, export: Export, name: str, message: str
 ) -> None:
     with pytest.raises(OutputError, match=message):
-        export([], tmp_path / name, Selection())
+        export([], tmp_path / name, ExportReport())
