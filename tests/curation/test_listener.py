@@ -34,7 +34,8 @@ from ureca.curation.listener import (
     shuffled_candidates,
 )
 from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
-from ureca.curation.protocols import Annotator, Choice, CuratedRegion, CurationImage, Embedder, LookAlike
+from ureca.curation.protocols import Annotator, Choice, CurationImage, Embedder, LookAlike
+from ureca.curation.results import CuratedRegion
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError

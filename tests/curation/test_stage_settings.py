@@ -8,7 +8,7 @@ import pytest
 
 from tests.curation.stand_ins import Call, EverythingAlike, RecordingAnnotator, image_of, say_everything
 from tests.drawn import drawn_image
-from ureca.curation.protocols import CuratedRegion
+from ureca.curation.results import CuratedRegion
 from ureca.curation.rule_based.captioner import RuleBasedListener
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings, caption_regions

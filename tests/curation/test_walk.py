@@ -19,7 +19,8 @@ from tests.curation.stand_ins import (
     image_of,
     say_everything,
 )
-from ureca.curation.protocols import Annotator, CuratedRegion, CurationImage, Embedder, LookAlike, Verdict
+from ureca.curation.protocols import Annotator, CurationImage, Embedder, LookAlike, Verdict
+from ureca.curation.results import CuratedRegion
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError

@@ -1,6 +1,6 @@
-"""Curation of an image and its masks: selection of the regions (paper, stage 1), captions, and rows."""
+"""Curation of an image and its masks: the components, selection of the regions (paper, stage 1), captions, and rows."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -10,7 +10,8 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.listener import ListeningSettings
-from ureca.curation.protocols import Annotator, CuratedRegion, CurationImage, Embedder, Listener
+from ureca.curation.protocols import Annotator, CurationImage, Embedder, Listener
+from ureca.curation.results import region_row
 from ureca.curation.rule_based.captioner import RuleBasedCaptioner
 from ureca.curation.uniqueness import UniquenessSettings
 from ureca.curation.walk import StageSettings, caption_regions
@@ -86,7 +87,7 @@ class ViewSettings(BaseModel):
 
 
 class NoVerificationConfig(BaseModel):
-    """No verification: captions stay unchecked."""
+    """No verification: a region has the verdict of the listener, or none."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -105,7 +106,8 @@ class Curator:
         tree: selection of the masks that are captioned.
         views: rendering of the views that chat models see.
         uniqueness: search for look-alikes.
-        verifier: judges the final captions; None: they stay unchecked.
+        verifier: judges the final captions that the listener has not rejected; None: they have the verdict of the
+            listener, if any.
         listener: chooses a region by a caption, which tests its uniqueness; None: captions are not tested.
         listening: number of rounds and candidates of the listener.
         stages: stages to run; all of them unless an ablation leaves some out.
@@ -160,7 +162,7 @@ async def curate_regions(
         regions=tuple(regions),
         views=Views(pixels, by_id, max_side_px=curator.views.max_side_px),
     )
-    captions = await caption_regions(
+    results = await caption_regions(
         image,
         curator.annotator,
         curator.embedder,
@@ -170,36 +172,4 @@ async def curate_regions(
         listening=curator.listening,
         stages=curator.stages,
     )
-    return [_region_row(by_id[id], tree, captions, skipped) for id in tree.walk()]
-
-
-def _region_row(
-    mask: Mask, tree: MaskTree, captions: Mapping[int, CuratedRegion], skipped: Mapping[int, str]
-) -> dict[str, Any]:
-    region = captions.get(mask.id, CuratedRegion())
-    if mask.id in skipped:
-        status = f"skipped:{skipped[mask.id]}"
-    else:
-        status = "ok" if region.failure is None else f"failed:{region.failure}"
-    verdict = "unchecked"
-    if region.verdict is not None:
-        verdict = "accepted" if region.verdict.accepted else "rejected"
-    return {
-        "region_id": mask.id,
-        "rle": mask.rle["counts"],
-        "bbox_xywh": list(mask.bbox_xywh),
-        "area_px": mask.area_px,
-        "parent_id": tree.parents[mask.id],
-        "depth": tree.depth(mask.id),
-        "predicted_iou": mask.predicted_iou,
-        "stability_score": mask.stability_score,
-        "short_caption": region.short_caption,
-        "detailed_caption": region.detailed_caption,
-        "caption": region.caption,
-        "lookalike_ids": region.lookalike_ids,
-        "listener_choice": None if region.listener_choice is None else str(region.listener_choice),
-        "listener_rounds": region.listener_rounds,
-        "verdict": verdict,
-        "verdict_reason": None if region.verdict is None else region.verdict.reason,
-        "status": status,
-    }
+    return [region_row(by_id[id], tree, results.get(id), skipped.get(id)) for id in tree.walk()]

@@ -1,14 +1,12 @@
 """Protocols of the curation's components, and the data that they exchange."""
 
-import asyncio
-from collections.abc import Awaitable, Collection, Coroutine, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, TypeVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ureca.errors import AnswerError
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 from ureca.masks.views import Views
@@ -168,51 +166,3 @@ class Embedder(Protocol):
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         """Return embeddings of length 1, float32 [len(crops), D]; each depends on its own crop only."""
         ...
-
-
-Answer = TypeVar("Answer")
-
-
-@dataclass(slots=True)
-class CuratedRegion:
-    """Results of the stages for one region; a caption is None if its stage failed or was not reached.
-
-    Attributes:
-        short_caption: caption of stage 2.
-        detailed_caption: caption of stage 3.
-        caption: final caption.
-        lookalike_ids: ids of the look-alikes.
-        listener_choice: choice of the listener for ``caption``; None if there is no usable answer.
-        listener_rounds: number of the region's captions that the listener has heard.
-        verdict: verdict of the listener or the verification.
-        failure: ``<stage>:<kind>`` of the first unusable answer.
-    """
-
-    short_caption: str | None = None
-    detailed_caption: str | None = None
-    caption: str | None = None
-    lookalike_ids: list[int] = field(default_factory=list)
-    listener_choice: Choice | None = None
-    listener_rounds: int = 0
-    verdict: Verdict | None = None
-    failure: str | None = None
-
-    async def answer_or_fail(self, stage: str, answer: Awaitable[Answer]) -> Answer | None:
-        """Await an answer; for an ``AnswerError`` record the failure of the region and return None."""
-        try:
-            return await answer
-        except AnswerError as error:
-            self.failure = self.failure or f"{stage}:{error.kind}"
-            return None
-
-
-def current_captions(regions: Mapping[int, CuratedRegion]) -> dict[int, str]:
-    """Return the captions of the regions that have one, by id."""
-    return {id: region.caption for id, region in regions.items() if region.caption is not None}
-
-
-async def run_concurrently(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run coroutines concurrently; the first error cancels the others."""
-    async with asyncio.TaskGroup() as group:
-        for coroutine in coroutines:
-            group.create_task(coroutine)

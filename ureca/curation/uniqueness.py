@@ -10,16 +10,14 @@ from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import (
     Annotator,
     Choice,
-    CuratedRegion,
     CurationImage,
     Embedder,
     Listener,
     LookAlike,
     RegionCrop,
     Verdict,
-    current_captions,
-    run_concurrently,
 )
+from ureca.curation.results import CuratedRegion, current_captions, run_concurrently
 
 _CROP_SIDE_PX = 448  # longest side of an embedder's input; embedders resize to 224 or less
 _MAX_CROPS = 64
@@ -140,7 +138,8 @@ class Uniqueness:
     async def listen(self, listener: Listener, settings: ListeningSettings) -> None:
         """Test captions with a listener; rewrite and test again those by which it does not choose the region.
 
-        The verdict of a region is accepted if the listener chose it in the last round, else rejected.
+        The verdict of a tested region is accepted if the listener chose it in its last round, else rejected. The
+        verification may replace an accepting verdict.
         """
         pending = self._candidates(settings)
         tested = list(pending)

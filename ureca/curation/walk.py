@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.listener import ListeningSettings
-from ureca.curation.protocols import Annotator, CuratedRegion, CurationImage, Embedder, Listener, run_concurrently
+from ureca.curation.protocols import Annotator, CurationImage, Embedder, Listener
+from ureca.curation.results import CuratedRegion, run_concurrently
 from ureca.curation.uniqueness import Uniqueness, UniquenessSettings
 
 
@@ -118,7 +119,10 @@ class _Walk:
         )
 
     async def verify(self, id: int, verifier: Annotator) -> None:
-        """Judge the final caption of a region that has neither failed nor been rejected by the listener."""
+        """Judge the final caption of a region that has neither failed nor been rejected by the listener.
+
+        The verdict replaces that of the listener; without a usable answer the region has none.
+        """
         region = self.regions[id]
         is_rejected = region.verdict is not None and not region.verdict.accepted
         if region.caption is not None and region.failure is None and not is_rejected:

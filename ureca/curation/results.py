@@ -1,0 +1,102 @@
+"""Results of the curation for the regions of an image: captions, failures and verdicts, and the rows they become."""
+
+import asyncio
+from collections.abc import Awaitable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ureca.curation.protocols import Choice, Verdict
+from ureca.errors import AnswerError
+from ureca.masks.mask import Mask
+from ureca.masks.tree import MaskTree
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(slots=True)
+class CuratedRegion:
+    """Results of the stages for one region; a caption is None if its stage failed or was not reached.
+
+    Attributes:
+        short_caption: caption of stage 2.
+        detailed_caption: caption of stage 3.
+        caption: final caption.
+        lookalike_ids: ids of the look-alikes.
+        listener_choice: choice of the listener for ``caption``; None if there is no usable answer.
+        listener_rounds: number of the region's captions that the listener has heard.
+        verdict: judgement of ``caption``: by the listener, if it tested the caption (``uniqueness.py``), then by the
+            verification (``walk.py``), which replaces it but skips captions that the listener rejected. None: neither
+            has judged it.
+        failure: ``<stage>:<kind>`` of the first unusable answer; None: the region has not failed.
+    """
+
+    short_caption: str | None = None
+    detailed_caption: str | None = None
+    caption: str | None = None
+    lookalike_ids: list[int] = field(default_factory=list)
+    listener_choice: Choice | None = None
+    listener_rounds: int = 0
+    verdict: Verdict | None = None
+    failure: str | None = None
+
+    async def answer_or_fail(self, stage: str, answer: Awaitable[Answer]) -> Answer | None:
+        """Await an answer; for an ``AnswerError`` record the failure of the region and return None."""
+        try:
+            return await answer
+        except AnswerError as error:
+            self.failure = self.failure or f"{stage}:{error.kind}"
+            return None
+
+
+def region_row(mask: Mask, tree: MaskTree, region: CuratedRegion | None, skip_reason: str | None) -> dict[str, Any]:
+    """Return the row of a mask, with the fields of ``ureca.schema.REGION``.
+
+    Args:
+        mask: mask of the region.
+        tree: mask tree of the image.
+        region: results of the region; None: the mask was skipped.
+        skip_reason: reason of ``select_regions`` why the mask was skipped; None: it is a region.
+
+    Returns:
+        The row. Its ``status`` is ``skipped:<reason>``, ``failed:<stage>:<kind>`` or ``ok``, its ``verdict``
+        ``accepted``, ``rejected`` or ``unchecked``.
+    """
+    region = region or CuratedRegion()
+    if skip_reason is not None:
+        status = f"skipped:{skip_reason}"
+    else:
+        status = "ok" if region.failure is None else f"failed:{region.failure}"
+    verdict = "unchecked"
+    if region.verdict is not None:
+        verdict = "accepted" if region.verdict.accepted else "rejected"
+    return {
+        "region_id": mask.id,
+        "rle": mask.rle["counts"],
+        "bbox_xywh": list(mask.bbox_xywh),
+        "area_px": mask.area_px,
+        "parent_id": tree.parents[mask.id],
+        "depth": tree.depth(mask.id),
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "short_caption": region.short_caption,
+        "detailed_caption": region.detailed_caption,
+        "caption": region.caption,
+        "lookalike_ids": region.lookalike_ids,
+        "listener_choice": None if region.listener_choice is None else str(region.listener_choice),
+        "listener_rounds": region.listener_rounds,
+        "verdict": verdict,
+        "verdict_reason": None if region.verdict is None else region.verdict.reason,
+        "status": status,
+    }
+
+
+def current_captions(regions: Mapping[int, CuratedRegion]) -> dict[int, str]:
+    """Return the captions of the regions that have one, by id."""
+    return {id: region.caption for id, region in regions.items() if region.caption is not None}
+
+
+async def run_concurrently(coroutines: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run coroutines concurrently; the first error cancels the others."""
+    async with asyncio.TaskGroup() as group:
+        for coroutine in coroutines:
+            group.create_task(coroutine)
