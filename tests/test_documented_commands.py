@@ -61,7 +61,7 @@ def test_documented_command_is_accepted(
         assert set(words[1:]) <= TARGETS
         return
     arguments = [word for word in words[1:] if word not in _STANDS_FOR_MORE]
-    if not arguments or set(arguments) <= {"--help", "--version"}:
+    if not arguments or set(arguments) <= {"--help", "--help-all", "--version"}:
         return
     command, rest = arguments[0], without_made_up_files(arguments[1:])
     assert command in {name for commands in cli.COMMANDS.values() for name in commands}

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import get_args
 
 import pytest
+from PIL import Image
 
 import ureca
-from tests.drawn import write_corpus
+from tests.drawn import drawn_image, write_corpus
 from tests.test_public_api import ROOT, python_blocks
 from ureca.registry import Kind
 
@@ -49,6 +50,14 @@ def test_page_names_the_components_of_the_package(kind: Kind) -> None:
     )
     printed = run_python(os.environ | {"PYTHONPATH": str(ROOT)}, ROOT, "-c", code)
     assert sorted(re.findall(r"`(\w+)`", row)) == sorted(printed.stdout.split()), printed.stderr
+
+
+def test_curate_image_with_the_annotator_of_the_page_without_ray(environment: dict[str, str], tmp_path: Path) -> None:
+    Image.fromarray(drawn_image(0)[0]).save(tmp_path / "photo.png")
+    (example,) = (block for block in python_blocks() if "from my_captions import" in block)
+    finished = run_python(environment, tmp_path, "-c", f"{example}\nimport sys\nassert 'ray' not in sys.modules")
+    assert finished.returncode == 0, finished.stderr
+    assert re.search(r"^\d+ ok .*A region of \d+ parts brightness", finished.stdout, re.MULTILINE), finished.stdout
 
 
 def test_curate_with_components_of_a_plugin_by_name(environment: dict[str, str], tmp_path: Path) -> None:

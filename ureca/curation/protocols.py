@@ -105,6 +105,9 @@ class Annotator(Protocol):
     ) -> str:
         """Rewrite a caption so that it fits the region and none of its look-alikes (stage 4).
 
+        Called for regions with look-alikes or with the caption of another region, and again while captions are equal;
+        regions whose captions are equal after all rounds fail.
+
         Args:
             image: image of the region.
             region_id: id of one of ``image.regions``.
@@ -117,7 +120,15 @@ class Annotator(Protocol):
         ...
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
-        """Judge if a caption is true of the region (paper: by a stronger MLLM, for the test set only)."""
+        """Judge if a caption is true of the region (paper: by a stronger MLLM, for the test set only).
+
+        Called on the annotator of ``verification`` only, which need not be the one that wrote the caption.
+
+        Args:
+            image: image of the region.
+            region_id: id of one of ``image.regions``.
+            caption: final caption of the region, which a listener, if there is one, has not rejected.
+        """
         ...
 
 
