@@ -328,7 +328,7 @@ class TestRules:
         assert short_caption(annotator_of(bus), image) == "A bus of line number 1."
 
     def test_prompted_failure_has_the_kind_of_the_last_fault(self, image: CurationImage) -> None:
-        said = ["no", caption_json("A blurred cat."), caption_json("I'm sorry, I cannot say.")]
+        said = ["no", caption_json("A cat before a blurred background."), caption_json("I'm sorry, I cannot say.")]
         with metered() as usage, pytest.raises(AnswerError) as failed:
             short_caption(annotator_of(ScriptedChatModel(said)), image)
         assert failed.value.kind == "refusal"

@@ -1,6 +1,8 @@
-"""Rules of captions: accepted ones, and the kind and reason of rejected ones."""
+"""Decisions of the rules for captions, on given answers and on near misses of them."""
 
+import json
 import re
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -11,82 +13,120 @@ from ureca.curation.rules import CaptionRules, num_sentences
 from ureca.llm.structured import InvalidResponseError
 
 RULES = CaptionRules()
-
-GOOD = [
-    "A cat.",
-    "A bent wooden arch bearing the mark 7f3a.",
-    "The crop of wheat to the left of the barn.",
-    "A girl in a white crop top beside her brother.",
-    "A picture of a sailing ship in a golden frame on the wall.",
-    "The picture frame above the sofa.",
-    "A road with a yellow line along its edge.",
-    "A player whose jersey bears the number 7.",
-    "Dr. M. Smith of No. 5 St. James Street, with an umbrella.",
-    "A 2.5 m high fence of wire.",
-    "An index finger of the left hand.",
-    "Unable is written on the sign that hangs on the door.",
-    "A sorry-looking dog under the table.",
-]
-
-BAD = [
-    ("mentions_marks", "A cup with a yellow contour."),
-    ("mentions_marks", "A cup outlined by a thin line."),
-    ("mentions_marks", "The highlighted area shows a cup."),
-    ("mentions_marks", "This region shows a cup."),
-    ("mentions_blur", "A cup before a blurred background."),
-    ("mentions_blur", "A cup with Blurry edges."),
-    ("mentions_picture", "A cup on the left of the image."),
-    ("mentions_picture", "The first picture shows a cup."),
-    ("mentions_picture", "A cup as seen in this cropped photo."),
-    ("mentions_picture", "A cup in the crop."),
-    ("mentions_numbers", "Number 0 is a cup."),
-    ("mentions_numbers", "The cup (#2) on the shelf."),
-    ("mentions_numbers", "The cup labelled 1 on the shelf."),
-    ("mentions_numbers", "Index zero, a cup."),
-    ("refusal", "I'm sorry, but I can't help with that."),
-    ("refusal", "I\u2019m sorry, no."),
-    ("refusal", "  As an AI, I see nothing."),
-    ("refusal", "Unable to see a cup."),
-    ("refusal", "Sorry, this is not clear."),
-    ("other_language", "\u7ea2\u8272\u7684\u676f\u5b50 \u5728\u684c\u5b50\u4e0a"),
-    ("other_language", "Eine rote Tasse steht auf einem Tisch neben der Kanne."),
-    ("other_language", "1 2 3"),
-    ("too_short", "Cup."),
-    ("too_long", "A cup " * 41),
-    ("several_sentences", "A red cup. It stands on a table."),
-    ("several_sentences", 'A sign that reads "Stop!" A car waits.'),
+HIGHEST_NUMBER = 8
+ANSWERS = [
+    json.loads(line) for line in (Path(__file__).parent / "answers.jsonl").read_text(encoding="utf-8").splitlines()
 ]
 
 
-@pytest.mark.parametrize("caption", GOOD)
-def test_check_accepts_good_captions(caption: str) -> None:
-    RULES.check(caption, short=True, highest_number=3)
+def fault_of(text: str, kind: str = "short") -> InvalidResponseError | None:
+    """The fault of a caption of a kind of question: short, detail, or uniq with the numbers 0 to 8 shown."""
+    try:
+        RULES.check(text, short=kind == "short", highest_number=HIGHEST_NUMBER if kind == "uniq" else None)
+    except InvalidResponseError as fault:
+        return fault
+    return None
 
 
-@pytest.mark.parametrize(("kind", "caption"), BAD)
-def test_check_rejects_bad_captions_with_their_kind(kind: str, caption: str) -> None:
-    with pytest.raises(InvalidResponseError) as fault:
-        RULES.check(caption, short=True, highest_number=3)
-    assert fault.value.kind == kind
-    assert fault.value.reason
+@pytest.mark.parametrize("answer", ANSWERS, ids=lambda answer: f"{answer['kind']}: {answer['text'][:60]}")
+def test_check_given_answer_decides_right(answer: dict[str, str]) -> None:
+    assert (fault_of(answer["text"], answer["kind"]) is None) == answer["accept"]
 
 
-def test_check_quotes_the_mention() -> None:
-    with pytest.raises(InvalidResponseError, match=re.escape('("outlined")')):
-        RULES.check("A cup outlined by a thin line.")
+# Templates, and the words with which the caption is good and bad: one word decides.
+NEAR_MISSES = [
+    ("A letter outlined in {} ink.", ["black", "blue"], []),
+    ("A chair outlined in {}.", [], ["blue", "yellow", "red", "orange", "green", "magenta", "cyan"]),
+    ("A pond surrounded by green {}.", ["grass", "trees", "hedges"], ["lines"]),
+    ("The {} section of the curb.", ["marked", "painted", "cracked"], ["highlighted", "circled"]),
+    ("A cup on a plain {}.", ["table", "tray", "cloth"], ["background", "gray background", "white backdrop"]),
+    ("A cup with a {} background.", [], ["blurred", "blurry"]),
+    ("A close-up {} a leaf.", [], ["of", "view of", "shot of", "photo of"]),
+    ("{}: a red cup.", [], ["Caption", "Description", "Answer", "Short caption", "Output"]),
+    ("The {} shows a cup with a handle.", ["sign", "poster", "screen"], ["image", "picture", "region"]),
+    ("A cup standing on {} table.", ["the", "a", "this"], ["**the**", "`the`"]),
+    ("The {} is difficult to determine.", [], ["object", "shape"]),
+]  # fmt: skip
+NUMBERED = [
+    ("{} 3, beside the others.", [], ["Coin", "Object", "Region", "Cup", "Window", "Item"]),
+    ("The one {} 2, beside the others.", [], ["marked", "labelled", "numbered", "with number", "with index"]),
+    ("The player with {} 2, beside the others.", ["jersey", "bib number", "shirt number"], ["index"]),
+    ("The {} number 4, at the left.", ["bus", "billiard ball", "locker", "platform"], ["coin", "cup"]),
+    ("The largest of {} cups, at the left.", ["2", "3", "the"], []),
+    ("The {} in blue, left of the others.", ["runner", "woman", "dancer", "man", "skier"], ["coin", "cup", "chair"]),
+    ("The cup beside {}.", ["it", "the jug"], ["number 1", "0", "(1)", "#2"]),
+]
 
 
-def test_check_numbers_are_rejected_only_if_drawn() -> None:
-    RULES.check("A bus with the number 4.", highest_number=3)
-    RULES.check("A bus with the number 3.")
+@pytest.mark.parametrize(
+    ("text", "kind", "accept"),
+    [
+        (template.format(word), kind, accept)
+        for kind, cases in (("short", NEAR_MISSES), ("uniq", NUMBERED))
+        for template, good, bad in cases
+        for words, accept in ((good, True), (bad, False))
+        for word in words
+    ],
+)
+def test_check_near_miss_one_word_decides(text: str, kind: str, accept: bool) -> None:
+    assert (fault_of(text, kind) is None) == accept
+
+
+@pytest.mark.parametrize(
+    ("kind", "text"),
+    [
+        ("refusal", "I'm sorry, but I can't help with that."),
+        ("refusal", "  As an AI, I see nothing."),
+        ("refusal", "Unable to see a cup."),
+        ("hedge", "It is hard to tell what the object is."),
+        ("mentions_marks", "A cup with a yellow contour."),
+        ("mentions_marks", "A cup inside a bounding box."),
+        ("mentions_blur", "A cup before a blurred background."),
+        ("mentions_picture", "A cup as seen in this cropped photo."),
+        ("meta", "Here is a caption: a cup."),
+        ("markdown", "**Cup**, red"),
+        ("placeholder", "one sentence caption"),
+        ("repetition", "a red cup a red cup a red cup a red cup"),
+        ("empty", "..."),
+        ("other_language", "Eine rote Tasse steht auf einem Tisch neben der Kanne."),
+        ("other_language", "\u7ea2\u8272\u7684\u676f\u5b50 \u5728\u684c\u5b50\u4e0a"),
+        ("too_long", " ".join(f"word{number}" for number in range(81))),
+        ("several_sentences", "A red cup. It stands on a table."),
+    ],
+)
+def test_check_fault_has_its_kind_and_a_reason(kind: str, text: str) -> None:
+    fault = fault_of(text)
+    assert fault is not None
+    assert (fault.kind, bool(fault.reason)) == (kind, True)
+
+
+def test_check_fault_quotes_the_words() -> None:
+    with pytest.raises(InvalidResponseError, match=re.escape('("circled in yellow")')):
+        RULES.check("A cup circled in yellow.")
+
+
+@pytest.mark.parametrize("quoted", ['"Caption: 0"', "\u201cthis image shows coin 0\u201d", "'outlined in blue'"])
+def test_check_quoted_text_is_ignored(quoted: str) -> None:
+    assert fault_of(f"A sign that reads {quoted} beside the door.", "uniq") is None
+
+
+def test_check_numbers_count_as_far_as_they_were_drawn() -> None:
+    RULES.check("A cup with the number 4.", highest_number=3)
+    RULES.check("A cup with the number 3.")
     with pytest.raises(InvalidResponseError, match="mentions_numbers"):
-        RULES.check("A bus with the number 3.", highest_number=3)
+        RULES.check("A cup with the number 3.", highest_number=3)
 
 
-def test_check_uses_lengths_and_language_of_the_settings() -> None:
+def test_check_text_under_five_words_passes_in_any_latin_language() -> None:
+    assert fault_of("Pizza margherita.") is None
+    assert fault_of("Una tazza rossa sul tavolo della cucina.") is not None
+
+
+def test_check_lengths_and_language_are_settings() -> None:
     CaptionRules(language="any").check("Eine rote Tasse steht auf einem Tisch neben der Kanne.")
-    CaptionRules(min_words=1).check("Cup.")
-    CaptionRules(max_words=3).check("a red cup")
+    CaptionRules().check("Cup.")
+    with pytest.raises(InvalidResponseError, match="too_short"):
+        CaptionRules(min_words=2).check("Cup.")
     with pytest.raises(InvalidResponseError, match="it has 4 words, and 3 is the limit"):
         CaptionRules(max_words=3).check("a big red cup")
     with pytest.raises(InvalidResponseError, match="too_long"):
@@ -97,20 +137,18 @@ def test_check_uses_lengths_and_language_of_the_settings() -> None:
 @pytest.mark.parametrize(
     "settings", [{"min_words": 0}, {"max_words": 1}, {"max_short_words": 1}, {"language": "klingon"}, {"words": 3}]
 )
-def test_caption_rules_with_impossible_value_are_rejected(settings: dict[str, object]) -> None:
+def test_rules_impossible_value_is_refused(settings: dict[str, object]) -> None:
     with pytest.raises(ValidationError, match=next(iter(settings))):
         CaptionRules.model_validate(settings)
 
 
 @given(st.text())
-def test_check_any_text_is_accepted_or_rejected(text: str) -> None:
-    for short in (True, False):
-        try:
-            RULES.check(text, short=short, highest_number=8)
-        except InvalidResponseError as fault:
-            assert fault.kind and fault.reason
+def test_check_any_text_passes_or_has_a_fault(text: str) -> None:
+    for kind in ("short", "uniq"):
+        fault = fault_of(text, kind)
+        assert fault is None or (fault.kind and fault.reason)
 
 
 @given(st.lists(st.sampled_from(["A cup stands", "It is red", "Dr. Smith waits"]), min_size=1, max_size=6))
-def test_num_sentences_counts(sentences: list[str]) -> None:
+def test_num_sentences_counts_full_stops_but_not_of_abbreviations(sentences: list[str]) -> None:
     assert num_sentences(". ".join(sentences) + ".") == len(sentences)

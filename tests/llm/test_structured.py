@@ -19,10 +19,10 @@ from ureca.llm.usage import Usage, metered
 FAULTS = {
     "refusal": "I'm sorry, I can't.",
     "unusable_answer": "{",
-    "mentions_blur": caption_json("A blurred cup."),
+    "mentions_blur": caption_json("A cup with a blurred background."),
     "mentions_marks": caption_json("A cup with a contour."),
-    "mentions_picture": caption_json("A cup in the image."),
-    "too_short": caption_json("Cup."),
+    "mentions_picture": caption_json("The image shows a cup."),
+    "empty": caption_json("..."),
 }
 GOOD = caption_json("A red cup.")
 

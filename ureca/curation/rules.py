@@ -1,46 +1,234 @@
-"""Rules that reject captions: refusals, mentions of the marks on the views, other languages, wrong lengths.
+"""Rules for captions: refusals, leaks of drawn marks and of the blurred background, remarks about the task, language.
 
-The rules are written for English. They accept a doubtful caption rather than reject a good one: a ground may be marked,
-a crop be wheat, a picture hang on a wall.
+The rules know English and match relations rather than words: a tattoo may be outlined in black ink, a curb may have a
+marked section and a picture may hang on a wall, but a chair is not "outlined in yellow". Text in quotation marks is
+taken to be written on something in the picture and is left alone.
 """
 
 import re
-from typing import Literal
+from collections import Counter
+from functools import cache
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.llm.structured import InvalidResponseError, check_not_refusal
 
-_MIN_WORDS_TO_DETECT_LANGUAGE = 8
+_MIN_WORDS_OF_A_LANGUAGE = 5
+_MIN_LANGUAGE_PROBABILITY = 0.6
+_MIN_ENGLISH_PROBABILITY = 0.2
 
-_MIN_LATIN_FRACTION = 0.9
+_QUOTED = re.compile(
+    r"\"[^\"\n]{1,200}\"|\u201c[^\u201d\n]{1,200}\u201d|(?<!\w)['\u2018][^'\u2019\n]{1,200}['\u2019](?!\w)"
+)
 
-_COMMON_WORDS = {
-    *("a", "an", "the", "of", "in", "on", "at", "with", "and", "or", "is", "are"),
-    *("to", "from", "by", "its", "for", "that", "which", "has", "near"),
-}
+_MARK_COLOUR = (
+    r"(?:(?:bright|light|dark|thin|thick|solid|dashed|vivid|neon)[ -])*"
+    r"(?:yellow|blue|red|orange|green|magenta|cyan|purple|violet|pink|lime|teal|turquoise|gold|colou?red)"
+)
+_LINE = (
+    r"(?:lines?|contours?|outlines?|borders?|rings?|box(?:es)?|circles?|rectangles?|frames?|loops?|"
+    r"strokes?|boundar(?:y|ies)|marks?|markings?|edges?)"
+)
+_DRAWN = (
+    r"(?:outlined|circled|encircled|marked|enclosed|surrounded|highlighted|bordered|delineated|"
+    r"traced|boxed|ringed|bounded|framed|indicated)"
+)
+# What really has coloured lines around or on it.
+_PAINTED = re.compile(
+    r"\b(?:parking|lane|lanes|road|roadway|street|court|field|pitch|runway|crosswalk|crossing|curb|"
+    r"pavement|asphalt|zone|"
+    r"track|playground|letters?|lettering|logo|text|sign|plate|tiles?|stripes?|painted)\b",
+    re.IGNORECASE,
+)
 
-_MENTIONS = {
-    "mentions_marks": re.compile(
-        r"\bcontour(?:s|ed)?\b|\boutlin(?:e|es|ed|ing)\b|\bbounding box(?:es)?\b"
-        r"|\b(?:highlighted|marked|circled|masked|segmented) (?:area|region|part|object|section|portion)\b"
-        r"|\bthis region\b",
-        re.IGNORECASE,
-    ),
-    "mentions_blur": re.compile(r"\b(?:un)?blur(?:s|red|ring|ry|riness)?\b", re.IGNORECASE),
-    "mentions_picture": re.compile(
-        r"\b(?:the|this) (?:(?:whole|entire|full|given|provided|first|second|third|left|right|original|cropped) )*"
-        r"(?:image|photo|photograph|picture|screenshot)s?\b(?! (?:frame|album|book|window|rail|on the wall))"
-        r"|\bthis crop\b|\b(?:in|of) the crop\b|\bcropped (?:image|photo|picture|view|version|section|area|region)\b"
-        r"|\bclose-up crop\b|\bis cropped\b",
-        re.IGNORECASE,
-    ),
-}
+_MARKS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        # "outlined in blue", "surrounded by a thin yellow line"; not "surrounded by green grass"
+        rf"\b{_DRAWN} (?:\w+ly )?(?:in|by|with|within|inside|using) (?:(?:a|an|the|its) )?(?:(?:thin|thick|"
+        rf"bold|faint|narrow) )*{_MARK_COLOUR}"
+        rf"(?: (?:thin |thick |solid |dashed )*{_LINE}\b|(?=\s*(?:[.,;:!?)]|$|and\b|or\b|is\b|"
+        rf"on the (?:left|right)\b|in\b|at\b|near\b|from\b|stands?\b|that\b|which\b)))",
+        # "highlighted in yellow"; not "outlined in blue ink"
+        rf"\b(?:outlined|circled|encircled|highlighted|delineated|boxed|marked) (?:\w+ly )?(?:in|by|"
+        rf"with) (?:a |an |the )?{_MARK_COLOUR}\b"
+        r"(?! (?:\w+ )?(?:ink|chalk|paint|pencil|pens?|markers?|crayon|thread|neon|lights?|tape|flowers?|"
+        r"bricks?|stones?|grass|hedges?|streaks?|ribbons?|wool|stitching|trim|dots?|arrows?|flags?|cones?|"
+        r"lines?|leaves|petals|beads)\b)",
+        rf"\b{_MARK_COLOUR}-(?:outlined|circled|bordered|marked|boxed|highlighted)\b|\b{_MARK_COLOUR} outlines?\b",
+        # "with a blue ring around it"
+        rf"\b{_MARK_COLOUR} (?:\w+ )?{_LINE} (?:drawn |that goes |going |is )?(?:around|surrounding|"
+        rf"encircling|enclosing|outlining|marking|highlighting)\b",
+        # "inside the yellow outline"
+        rf"\b(?:in|inside|within|by|with) (?:a|an|the) {_MARK_COLOUR} (?:contours?|outlines?|boundary|"
+        rf"bounding box|polygon|mask|highlight)\b",
+        rf"\b{_MARK_COLOUR} (?:contours?|bounding box(?:es)?)\b",
+        r"\bbounding box(?:es)?\b|\bcontour lines? (?:around|of the (?:region|object))\b|\b(?:the|its|"
+        r"this|a) contour\b(?! of\b)",
+        r"\bcontoured (?:area|region|object|part)\b",
+        r"\b(?:outlined|circled|encircled|marked|masked|segmented|boxed|annotated|enclosed|delineated) "
+        r"(?:area|region|object|item|thing|element|subject|instance|part|portion)\b(?! of (?:the|"
+        r"a) (?:curb|road|street|wall|trail|map|floor))",
+        r"\b(?:the|this|that|a|an) (?:highlighted|indicated|circled|annotated|specified|designated|target) "
+        r"(?!hair|text|words?\b|passages?\b|routes?\b|sentences?\b|letters?\b|strands?\b|locks\b|dates?\b|"
+        r"answers?\b|lines?\b|numbers?\b|board\b)\w+",
+        r"\bis (?:highlighted|outlined|circled|encircled)(?=\s*(?:[.,;]|$|in\b|by\b|with\b))(?! (?:in|by|"
+        r"with) (?:black|white|grey|gray|brown|ink|charcoal|chalk|pencil|sunlight|light|the (?:sun|"
+        r"light)))",
+    )
+)
+
+_BLUR = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\b(?:blurred|blurry|blurring|out[- ]of[- ]focus|obscured|gr[ae]yed[- ]out|faded[- ]out|"
+        r"masked[- ]out) (?:out )?(?:\w+ )?"
+        r"(?:background|surroundings?|backdrop|environment|rest|area|region|image|photo|picture|crop|"
+        r"section|edges?)\b",
+        r"\b(?:background|surroundings?|surrounding (?:area|region|scene|parts?)|backdrop|rest of (?:the|"
+        r"it)(?: \w+)?|everything(?: else| around it)?|environment|area around (?:it|them)|edges) "
+        r"(?:(?:is|are|was|were|has been|have been|being|appears?|all|completely|heavily|slightly|mostly|"
+        r"intentionally|partly) )*(?:un)?(?:blurred|blurry|blurring|out of focus|obscured|gr[ae]yed|"
+        r"removed|masked|faded|hidden)\b",
+        r"\b(?:is|are|being|partially|heavily|slightly|completely) blurred (?:out|by|for)\b|"
+        r"\bblurred out\b|\bunblurred\b|\bthe blur\b|\bblur(?:ring)? effect\b",
+        r"\b(?:on|against|in front of|over|with|upon) (?:an? |the )?(?:\w+ )?(?:plain|solid|uniform|blank|"
+        r"neutral|flat|empty|featureless|monochrome|smooth)(?:[ ,-]+(?:plain|solid|light|dark|gr[ae]y|"
+        r"white|black|neutral|beige|blurr(?:ed|y)))* (?:background|backdrop)\b",
+        r"\b(?:on|against|with) an? (?:light |dark |pale |soft |blurred |blurry )*(?:gr[ae]y|gr[ae]yish|"
+        r"blurred|blurry|transparent|hazy) (?:background|backdrop)\b",
+        r"\bisolated (?:on|against|from)\b|\btransparent background\b|\bcut[- ]out (?:of|on|from|"
+        r"against)\b|\b(?:floating|suspended) (?:in|on|against) (?:a |an )?(?:empty|blank|gr[ae]y|white|"
+        r"black|blurr(?:ed|y)) (?:space|background)\b",
+    )
+)
+
+_PICTURE = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"\bclose[- ]?up (?:view|shot|image|photo|photograph|picture|crop|look|of)\b|\bzoomed[- ]in\b|"
+        r"^\W*(?:an? )?(?:extreme )?close[- ]?up\b",
+        r"^\W*(?:the|this) (?:\w+ )?(?:image|photo|photograph|picture|crop|view|snippet|"
+        r"screenshot)s? (?:shows?|depicts?|displays?|features?|contains?|captures?|presents?|provides?|"
+        r"illustrates?|reveals?|focuses|is (?:of|a)|are|appears?)\b",
+        r"^\W*an? (?:cropped|partial|detailed|full|high[- ]angle|low[- ]angle|side|front|rear|top|"
+        r"aerial)? ?(?:image|view|shot|crop) (?:of|showing|depicting)\b",
+        r"\bcropped (?:image|photo|picture|view|version|section|area|region|part)\b|\bthis crop\b|"
+        r"\bis cropped\b|\b(?:in|of) the crop\b(?! (?:field|rows?|circle))",
+        r"\b(?:first|second|third|left|right|provided|given|full|cropped|original|whole|entire|other|"
+        r"previous|top|bottom) (?:image|photo|photograph|picture|view|crop)s?\b(?! (?:frame|album|book|"
+        r"window|rail|on the wall))",
+        r"\b(?:shown|seen|visible|depicted|pictured|displayed|presented|identified|labell?ed|"
+        r"located) (?:\w+ )?(?:in|on|by|within) (?:the|this) (?:image|photo|photograph|picture|crop|"
+        r"view)\b(?! (?:frame|album|book|window|rail|on the wall))",
+        r"\b(?:in|of|from) this (?:image|photo|photograph|picture|crop|view|frame)\b",
+    )
+)
+
+_META = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        r"^\W*(?:(?:short|detailed|final|unique|new|revised|refined|updated|rewritten|"
+        r"one[- ]sentence) )*(?:caption|description|answer|output|response|label|title|result|rewrite|"
+        r"summary|note|target|region|object)\s*(?:\d+ ?)?[:\u2013=]",
+        r"\bhere(?:'s| is| are) (?:the|a|an|my|your|one) (?:\w+[ -]){0,4}(?:captions?|descriptions?|"
+        r"sentences?|answers?|paragraphs?|versions?)\b",
+        r"^\W*(?:sure|certainly|of course|okay|ok|absolutely|great|yes)[,!.] ",
+        r"\b(?:based on|according to|given|as described in|combining|from) (?:the|these|those|your|its|"
+        r"all) (?:\w+ ){0,3}(?:captions?|descriptions?|information|prompts?|instructions?|"
+        r"details provided|views?|images?)\b",
+        r"\b(?:the|this|that|target|indicated|selected|specified|given|shown|described) (?:region|segment|"
+        r"mask(?:ed area)?) (?:shows?|depicts?|contains?|displays?|features?|includes?|represents?|"
+        r"consists?|captures?|is|in|appears?|of interest|can|corresponds?)\b",
+        r"^\W*(?:this|the (?:target|main|central|depicted|described|pictured)) (?:region|area|segment|"
+        r"object|part|section|item|subject) (?:shows?|depicts?|contains?|displays?|features?|includes?|"
+        r"represents?|consists?|captures?|is)\b",
+        r"\bthis region\b|\bthe target region\b|\bregion of interest\b|\bthe caption\b(?! (?:below|under|"
+        r"on|beneath|of the (?:photo|picture|painting|cartoon)))|\bI (?:can see|see|would describe|have|"
+        r"am|will|think|believe)\b|\blet me\b|\bplease (?:note|let)\b|\bas requested\b",
+        r"\b(?:unlike|distinct from|distinguish(?:es|ed|ing)? (?:it|this)? ?from|"
+        r"different from) (?:the )?(?:other )?(?:regions?|masks?|candidates?|look-alikes?|distractors?)\b",
+    )
+)
+
+_HEDGES = re.compile(
+    r"\b(?:difficult|hard|impossible|not possible|challenging|tough) to (?:determine|tell|see|say|"
+    r"identify|discern|make out|describe|recogni[sz]e|ascertain|know|distinguish)\b"
+    r"|\b(?:it is|it's|its exact \w+ is|what it is is) (?:un|not )clear\b|\bunclear (?:what|whether|if|"
+    r"which)\b|\bnot clear (?:what|whether|if|which)\b"
+    r"|\b(?:cannot|can't|can not|could not|couldn't) be (?:determined|identified|discerned|seen clearly|"
+    r"made out|recogni[sz]ed|described)\b"
+    r"|\btoo (?:small|blurry|dark|indistinct|blurred|unclear|vague|low) to\b|\bwithout (?:more|further|"
+    r"additional) (?:context|information|detail)\b"
+    r"|\b(?:possibly|perhaps|maybe|likely|"
+    r"probably) (?:an? )?(?:\w+ ){0,3}or (?:an? )?(?:\w+ ){0,2}(?:something|similar|other)\b|"
+    r"\bsome (?:kind|sort|type) of (?:object|thing|item|shape|structure)\b"
+    r"|\b(?:unidentified|unidentifiable|unknown|indiscernible|unrecogni[sz]able) (?:object|thing|item|"
+    r"shape)\b|\bnot (?:enough|sufficient) (?:information|detail|context)\b|\binsufficient (?:information|"
+    r"detail|context)\b",
+    re.IGNORECASE,
+)
+
+_PLACEHOLDER = re.compile(
+    r"^\W*(?:(?:a |one |the |your )?(?:single |short |one[- ])?(?:sentence|detailed|"
+    r"unique)? ?(?:sentence )?captions?(?: here| goes here| text| of the (?:region|object))?|string|text|"
+    r"none|null|n/?a|nan|undefined|unknown|todo|tbd|example|placeholder|lorem ipsum.*|(?:your |"
+    r"the )?(?:answer|description|text|output)(?: here| goes here)?|one (?:sentence|paragraph)|no caption|"
+    r"not applicable|insert .* here)\W*$"
+    r"|<(?:caption|description|answer|object|color|colour|text|region|name|noun|image|mask|attribute)s?>|"
+    r"\[(?:insert|object|colou?r|description|caption|noun|name|attribute|text|your)\b[^\]]*\]|\{(?:object|"
+    r"colou?r|description|caption|noun|name|attribute|text|answer|index)\}",
+    re.IGNORECASE,
+)
+
+_MARKDOWN = re.compile(
+    r"\*\*|__\w|`|^\s*#{1,6}\s|^\s*[-*\u2022+]\s+\S.*$|^\s*\d+[.)]\s+\S|</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>|"
+    r"\|.*\|.*\||^\s*[\[{]\s*[\"']|\[[^\]]+\]\([^)]+\)|(?<![\w*])\*\w[^*\n]*\w\*(?![\w*])",
+    re.IGNORECASE | re.MULTILINE,
+)
+
+_NUMBERED_THINGS = re.compile(
+    r"\b(?:jerseys?|bibs?|balls?|signs?|shirts?|vests?|singlets?|players?|runners?|riders?|racers?|buses|"
+    r"bus|route|plates?|doors?|houses?|platforms?|gates?|lanes?|tracks?|trains?|trams?|"
+    r"engines?|locomotives?|clocks?|dials?|pages?|buttons?|keys?|floors?|lockers?|seats?|channels?|boats?|"
+    r"sails?|horses?|jockeys?|dice|die|dominoe?s?|cards?|markers?|tickets?|terminals?|piers?|exits?|"
+    r"highways?|interstates?|routes?|"
+    r"rooms?|apartments?|cars?|trucks?|helmets?|caps?|uniforms?|kits?|back|chest|banner|scoreboards?|"
+    r"stalls?|tables?|pumps?|courts?|holes?|flags?|candles?|numerals?|digits?|volumes?|spines?|books?|"
+    r"stops?|berths?|docks?|hydrants?|meters?|phones?|calendars?|scales?|rulers?|labels? reads?|reads|"
+    r"reading|painted|printed|written)\b",
+    re.IGNORECASE,
+)
+_PEOPLE = re.compile(
+    r"(?:man|men|woman|women|boys?|girls?|person|persons|people|child|children|kids?|lady|ladies|guys?|"
+    r"bab(?:y|ies)|toddlers?|ones?|figures?|dolls?|clowns?|teddy|bears?|team|crowd|couple|family|bride|"
+    r"groom|nurse|chef|pilot|cop|police|adults?|teens?|athletes?|twins?|mascots?|snowman|\w+ers|\w+er|"
+    r"\w+ors|\w+or|\w+ists?|\w+man|\w+men|\w+woman)$",
+    re.IGNORECASE,
+)
+_NOT_PEOPLE = re.compile(
+    r"(?:flower|paper|ladder|container|trailer|counter|corner|letter|poster|banner|tower|computer|monitor|"
+    r"mirror|door|roller|border|locker|drawer|dresser|counter|chandelier|planter|sticker|marker|cover|"
+    r"layer|water|river|feather|leather|lever|finger|shoulder|cooler|heater|printer|speaker|folder|binder|"
+    r"hanger|dispenser|washer|dryer|burner|blender|mixer|toaster|timer|meter|router|scooter|tractor|motor|"
+    r"reactor|elevator|floor|color|number|member|saucer|platter|pitcher|tumbler|colander|strainer|cracker|"
+    r"burger|pepper|cucumber|ginger|butter|wafer|hair dryer)s?$",
+    re.IGNORECASE,
+)
 
 _REASONS = {
+    "empty": "it has no words",
+    "placeholder": "it repeats a placeholder of the question instead of a caption",
+    "markdown": "it has Markdown or markup; write plain sentences",
+    "meta": "it speaks about the task; begin with the thing itself",
+    "hedge": "it says that the thing cannot be told; say what can be seen",
     "mentions_marks": "it mentions the line or mark that shows which thing is meant",
-    "mentions_blur": "it mentions the blur, which is not part of the photograph",
+    "mentions_blur": "it mentions the blur or the plain background, which are not part of the photograph",
     "mentions_picture": "it speaks of a picture, photo or crop instead of what can be seen",
+    "mentions_numbers": "it mentions a number that is only drawn there",
+    "repetition": "it repeats itself",
+    "other_language": "it is not in English",
 }
 
 _ABBREVIATED = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|mt|no|vs|ca|approx|jr|sr|inc|e\.g|i\.e)|\b[a-z])$", re.IGNORECASE)
@@ -48,51 +236,58 @@ _END_OF_SENTENCE = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u201
 
 
 class CaptionRules(BaseModel):
-    """Rules that a caption must keep to be accepted."""
+    """Rules that a caption keeps."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    min_words: int = Field(default=2, ge=1, description="minimum number of words of a caption")
+    min_words: int = Field(
+        default=1, ge=1, description="minimum number of words of a caption; 2 rejects nouns like 'Wheel.'"
+    )
     max_short_words: int = Field(default=80, ge=2, description="maximum number of words of a short caption")
     max_words: int = Field(default=400, ge=2, description="maximum number of words of a detailed or unique caption")
     language: Literal["english", "any"] = Field(
-        default="english", description="english: reject captions in another script or without English words"
+        default="english", description="english: reject captions in another script or language"
     )
 
     def check(self, caption: str, *, short: bool = False, highest_number: int | None = None) -> None:
-        """Check a caption against all rules.
+        """Reject a caption that breaks a rule.
 
         Args:
-            caption: caption on one line, not blank.
-            short: require one sentence of at most ``max_short_words`` words.
-            highest_number: highest of the numbers, from 0, that were drawn on the view; None: no numbers were drawn.
+            caption: not blank.
+            short: the caption must be one sentence of at most ``max_short_words``.
+            highest_number: highest of the numbers 0 and up that were drawn on the views, if any were.
 
         Raises:
-            InvalidResponseError: ``refusal``, ``mentions_marks``, ``mentions_blur``, ``mentions_picture``,
-                ``mentions_numbers``, ``other_language``, ``too_short``, ``too_long`` or ``several_sentences``.
+            InvalidResponseError: its kind is ``refusal``, ``too_short``, ``too_long``, ``several_sentences``, or one of
+                those in ``_REASONS``.
         """
+        if not re.search(r"\w", caption):
+            raise _fault("empty")
+        if _PLACEHOLDER.search(caption):
+            raise _fault("placeholder")
+        if _MARKDOWN.search(caption):
+            raise _fault("markdown")
         check_not_refusal(caption)
-        for kind, pattern in _MENTIONS.items():
-            if found := pattern.search(caption):
-                raise InvalidResponseError(kind, f'{_REASONS[kind]} ("{found[0]}")')
-        if highest_number is not None and (mention := _mentioned_number(caption, highest_number)):
-            raise InvalidResponseError(
-                "mentions_numbers", f'it mentions a number that is only drawn there ("{mention}")'
-            )
-        if self.language == "english" and not _may_be_english(caption):
-            raise InvalidResponseError("other_language", "it is not in English")
+        text = _QUOTED.sub("\u2026", caption.replace("\u2019", "'"))
+        if found := _find_leak(text, highest_number):
+            raise _fault(*found)
+        if self.language == "english" and not _may_be_english(text):
+            raise _fault("other_language")
+        self._check_length(caption, short)
+
+    def _check_length(self, caption: str, short: bool) -> None:
         num_words = len(caption.split())
-        limit = min(self.max_words, self.max_short_words) if short else self.max_words
+        most = min(self.max_words, self.max_short_words) if short else self.max_words
         if num_words < self.min_words:
             raise InvalidResponseError("too_short", f"it has fewer words than {self.min_words}")
-        if num_words > limit:
-            raise InvalidResponseError("too_long", f"it has {num_words} words, and {limit} is the limit")
+        if num_words > most:
+            raise InvalidResponseError("too_long", f"it has {num_words} words, and {most} is the limit")
         if short and num_sentences(caption) > 1:
             raise InvalidResponseError("several_sentences", "it must be one sentence")
 
 
 def num_sentences(text: str) -> int:
-    """Count the sentences of a text, at least 1; a full stop after an abbreviation or a single letter ends none."""
+    """Sentences of a text, at least 1; a full stop after an abbreviation or a single letter ends none."""
     ends = [
         end
         for end in _END_OF_SENTENCE.finditer(text)
@@ -101,20 +296,124 @@ def num_sentences(text: str) -> int:
     return 1 + len(ends)
 
 
-def _mentioned_number(caption: str, highest: int) -> str | None:
-    """Return the mention of one of the numbers 0 to ``highest``; a greater one may be real, such as on a jersey."""
-    pattern = r"\b(?:number|no\.|index|label|labell?ed|numbered|region|object|item)\s*#?\s*(\d{1,3})\b|#\s?(\d{1,3})\b"
-    for found in re.finditer(pattern, caption, re.IGNORECASE):
-        if int(found[1] or found[2]) <= highest:
+def _fault(kind: str, quoted: str | None = None) -> InvalidResponseError:
+    return InvalidResponseError(kind, _REASONS[kind] if quoted is None else f'{_REASONS[kind]} ("{quoted.strip()}")')
+
+
+def _find_leak(text: str, highest_number: int | None) -> tuple[str, str] | None:
+    """Words that tell of the task instead of the picture, with the kind of the fault."""
+    groups = {"meta": _META, "hedge": (_HEDGES,), "mentions_blur": _BLUR, "mentions_picture": _PICTURE}
+    for kind, patterns in groups.items():
+        for pattern in patterns:
+            if found := pattern.search(text):
+                return kind, found[0]
+    candidates = [("mentions_marks", _mark(text)), ("repetition", _repetition(text))]
+    if highest_number is not None:
+        candidates.append(("mentions_numbers", _number_of_a_mark(text, highest_number)))
+        candidates.append(("mentions_marks", _colour_of_a_mark(text)))
+    return next(((kind, words) for kind, words in candidates if words is not None), None)
+
+
+def _mark(text: str) -> str | None:
+    """A relation between the region and a line that is only drawn there."""
+    for pattern in _MARKS:
+        for found in pattern.finditer(text):
+            # Where lines are painted in the world: "the parking space marked with yellow lines".
+            around = text[max(0, found.start() - 40) : found.end() + 12]
+            if not _PAINTED.search(around) or re.search(
+                r"\b(?:around|bounding|contour|(?:the|this|that|an?) (?:highlighted|circled|indicated|annotated))\b",
+                found[0],
+                re.IGNORECASE,
+            ):
+                return found[0]
+    return None
+
+
+def _number_of_a_mark(text: str, highest: int) -> str | None:
+    """A drawn number in any position of a noun: "coin 0", "the one labelled 3", "left of 1", "(2)".
+
+    Numbers on jerseys, bibs, balls, signs and the like are in the world and stay.
+    """
+    for found in re.finditer(
+        r"(?<![\d.:/$€£-])(\d{1,2})(?![\d:/%]|[.,]\d|\s?(?:cm|mm|m|km|kg|px|inch|inches|feet|ft|am|pm|"
+        r"percent|years?|to \d)\b|st\b|nd\b|rd\b|th\b|-)",
+        text,
+    ):
+        if int(found[1]) > highest:
+            continue
+        before, after = text[: found.start()], text[found.end() :]
+        is_bracketed = before.endswith(("(", "[", "#")) and not re.search(r"\b(?:number|jersey|bib)", before[-20:])
+        is_index = re.search(r"\bindex #?$", before, re.IGNORECASE) is not None
+        if (
+            not is_bracketed
+            and not is_index
+            and (_NUMBERED_THINGS.search(before[-45:]) or _NUMBERED_THINGS.search(after[:25]))
+        ):
+            continue
+        if re.search(r"\b(?:of|the|all|with|and|by|has|have|other|under|behind|above|to) $", before) and re.match(
+            r" (?:\w+ )?[a-z]{2,}s\b(?<!\bis)(?<!\bhas)(?<!\bthis)", after
+        ):
+            continue  # a count: "the tallest of 4 bottles"
+        if re.search(r"(?:[A-Za-z]+ #?|#|\(|\[|^)$", before):
+            return f"{' '.join(before.split()[-2:])} {found[0]}".strip()
+    named = re.search(
+        r"\b(?:indices|index (?:number|zero|one|two|three)|number zero|(?:object|region|item|candidate|"
+        r"coin|one) (?:number )?(?:zero|one|two|three|four)(?=[ ,.]|$))\b(?! of\b)",
+        text,
+        re.IGNORECASE,
+    )
+    return None if named is None or _NUMBERED_THINGS.search(text[: named.start()][-30:]) else named[0]
+
+
+def _colour_of_a_mark(text: str) -> str | None:
+    """A thing "in blue": people wear colours, other things that were outlined are called by those of their lines."""
+    pattern = (
+        r"\b([A-Za-z]+) in (?:the )?(?:yellow|blue|red|orange|green|magenta|cyan|purple|"
+        r"pink)(?=\s*(?:[.,;:!?)]|$|and\b|on the\b|at\b|near\b|is\b))"
+    )
+    for found in re.finditer(pattern, text):
+        noun = found[1]
+        painted = re.search(
+            r"(?:painted|written|printed|dressed|clad|drawn|lit|decorated|colou?red|covered|dyed|wrapped|"
+            r"done|upholstered|finished|glowing|shown|bathed|blooming|bloom|parts?|details?|letters?|text|"
+            r"lettering|accents?|stripes?)$",
+            noun,
+            re.IGNORECASE,
+        )
+        if not painted and (_NOT_PEOPLE.search(noun) or not _PEOPLE.search(noun)):
             return found[0]
-    named = re.search(r"\b(?:indices|index (?:number|zero|one|two)|number zero)\b", caption, re.IGNORECASE)
-    return None if named is None else named[0]
+    return None
 
 
-def _may_be_english(caption: str) -> bool:
-    letters = [character for character in caption if character.isalpha()]
-    latin = sum(character < "\u0250" for character in letters)
-    if not letters or latin < _MIN_LATIN_FRACTION * len(letters):
+def _repetition(text: str) -> str | None:
+    """A run of words that comes again and again."""
+    words = re.findall(r"[\w']+", text.lower())
+    for first in range(len(words) - 3):
+        if len(set(words[first : first + 4])) == 1:
+            return " ".join(words[first : first + 4])
+    for size, most in ((3, 3), (5, 2), (8, 1)):
+        runs = Counter(tuple(words[first : first + size]) for first in range(len(words) - size + 1))
+        if runs:
+            run, number = runs.most_common(1)[0]
+            if number > most:
+                return " ".join(run)
+    return None
+
+
+def _may_be_english(text: str) -> bool:
+    letters = [character for character in text if character.isalpha()]
+    if any(character > "\u024f" for character in letters):
         return False
-    words = re.findall(r"[^\W\d_]+", caption.lower())
-    return len(words) < _MIN_WORDS_TO_DETECT_LANGUAGE or not _COMMON_WORDS.isdisjoint(words)
+    words = re.findall(r"[^\W\d_]+", text)
+    if len(words) < _MIN_WORDS_OF_A_LANGUAGE:
+        return True
+    ranked: dict[str, float] = dict(_language_identifier().rank(" ".join(words).lower()))
+    best = max(ranked, key=ranked.__getitem__)
+    return best == "en" or ranked[best] < _MIN_LANGUAGE_PROBABILITY or ranked["en"] > _MIN_ENGLISH_PROBABILITY
+
+
+@cache
+def _language_identifier() -> Any:
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)

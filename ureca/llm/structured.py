@@ -19,9 +19,17 @@ _TEMPERATURE_STEP = 0.2
 _MAX_TEMPERATURE = 2.0
 
 _REFUSAL = re.compile(
-    r"^\W*(?:(?:i'?m |i am )?sorry\b|i apologi[sz]e|unfortunately|as an ai\b|unable to\b"
-    r"|i (?:can't|cannot|can not|couldn't|could not|won't|will not|am not able|am unable)\b"
-    r"|(?:i'm|we're|we are) (?:not able|unable)\b|it is (?:not possible|impossible) to\b)",
+    r"^\W*(?:(?:i'?m |i am |we(?:'re| are) )?(?:very |so |really )?sorry\b(?=[^.]{0,40}\b(?:i|can't|"
+    r"cannot|unable|can not|not able|but|for the|there is no|no (?:image|region|object))\b)|"
+    r"i apologi[sz]e|apologies\b|my apologies|unfortunately\b|regrettably\b"
+    r"|as an? (?:ai|artificial|language|large|multimodal|assistant|image)\b|unable to\b"
+    r"|i (?:can't|cannot|can not|couldn't|could not|won't|will not|am not able|am unable|don't|do not|"
+    r"must decline)\b"
+    r"|(?:i'm|we're|we are|i am) (?:not able|unable|afraid|just an ai)\b|it is (?:not possible|"
+    r"impossible) to\b|it isn't possible\b|there (?:is|are|seems to be) (?:no|nothing) (?:image|picture|"
+    r"visible|region|object|to describe|caption)\b|no (?:image|picture|region) (?:was|is|has been)\b)"
+    r"|\bi(?:'m| am) (?:unable|not able) to\b|\bi can(?:no|')t (?:see|describe|identify|provide|help|"
+    r"assist|determine)\b|\bas an ai\b",
     re.IGNORECASE,
 )
 
