@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from tests.documents.chapters import CANNOT_RUN, CHAPTERS, LONG_CHAPTERS
+from tests.documents.inputs import servers
 from tests.documents.pages import commands
-from tests.documents.places import servers
 from tests.documents.running import Chapter, run
 
 
@@ -30,7 +30,7 @@ _LONG = (pytest.mark.long, pytest.mark.timeout(900))
         *(pytest.param(chapter, id=chapter.name, marks=_LONG) for chapter in LONG_CHAPTERS),
     ],
 )
-def test_commands_do_what_their_page_says(
+def test_documented_commands_run_as_the_page_says(
     chapter: Chapter,
     addresses: Mapping[str, str],
     tmp_path: Path,
@@ -41,7 +41,7 @@ def test_commands_do_what_their_page_says(
     run(chapter, addresses, capfd)
 
 
-def test_every_command_is_run_or_said_not_to_be() -> None:
+def test_documented_commands_are_run_or_have_a_reason() -> None:
     on_pages = {command.text for command in commands() if command.is_whole}
     in_chapters = {text for chapter in (*CHAPTERS, *LONG_CHAPTERS) for text in chapter.commands()}
     assert not on_pages - in_chapters - CANNOT_RUN.keys(), "in neither table of tests/documents/chapters.py"

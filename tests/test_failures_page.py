@@ -34,13 +34,13 @@ def flags_of(model: type[BaseModel], before: str = "") -> set[str]:
     return found
 
 
-def test_every_kind_of_failure_exists() -> None:
+def test_failures_page_names_existing_kinds() -> None:
     kinds = set(re.findall(r"`(?:…|[a-z]+):([a-z_]+)(?:…)?`", PAGE))
     assert len(kinds) >= 25
     assert not [kind for kind in kinds if not re.search(rf'["{{:]{kind}', TEXT)]
 
 
-def test_every_flag_exists() -> None:
+def test_failures_page_names_existing_flags() -> None:
     flags = set(re.findall(r"(?<=[` ])--([a-z.*-]+)", PAGE)) - {"requeue", "shm-size", "working-dir"}
     known = set().union(*(flags_of(settings_of(command)) for command in VERBS))
     assert len(flags) >= 10
@@ -48,7 +48,7 @@ def test_every_flag_exists() -> None:
     assert not unknown
 
 
-def test_every_message_is_one_that_is_printed() -> None:
+def test_failures_page_quotes_existing_messages() -> None:
     table = PAGE.partition("## Messages")[2].partition("\n## ")[0]
     messages = [re.sub(r"`", "", line.split("|")[1]) for line in table.splitlines() if line.startswith("| `")]
     assert len(messages) >= 8

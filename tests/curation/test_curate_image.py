@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.curation.stand_ins import EverythingAlike, NothingAlike, RecordingAnnotator, failing
+from tests.curation.fakes import EverythingAlike, NothingAlike, RecordingAnnotator, failing
 from tests.drawn import HEIGHT, WIDTH, disc, drawn_image
 from ureca.curation.curator import Curator, TreeSettings, ViewSettings, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.curation.stand_ins import (
+from tests.curation.fakes import (
     Call,
     EverythingAlike,
     NothingAlike,

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from tests.curation.stand_ins import CELL_PX, EverythingAlike, TableEmbedder, image_of
+from tests.curation.fakes import CELL_PX, EverythingAlike, TableEmbedder, image_of
 from ureca.curation.uniqueness import UniquenessSettings, equal_captions, find_lookalikes
 from ureca.masks.tree import ROOT
 

@@ -10,7 +10,7 @@ import numpy.typing as npt
 import pytest
 from pydantic import ValidationError
 
-from tests.curation.stand_ins import NothingAlike, RecordingAnnotator, ScriptedChatModel, caption_json
+from tests.curation.fakes import NothingAlike, RecordingAnnotator, ScriptedChatModel, caption_json
 from ureca.curation import prompts
 from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
 from ureca.curation.protocols import CurationImage, LookAlike, Verdict

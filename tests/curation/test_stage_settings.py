@@ -6,7 +6,7 @@ import weakref
 
 import pytest
 
-from tests.curation.stand_ins import Call, EverythingAlike, RecordingAnnotator, image_of, say_everything
+from tests.curation.fakes import Call, EverythingAlike, RecordingAnnotator, image_of, say_everything
 from tests.drawn import drawn_image
 from ureca.curation.results import CuratedRegion
 from ureca.curation.rule_based.captioner import RuleBasedListener

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.curation.stand_ins import (
+from tests.curation.fakes import (
     Call,
     EverythingAlike,
     NothingAlike,

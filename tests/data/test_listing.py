@@ -39,7 +39,7 @@ def write_tar(path: Path, members: dict[str, bytes], **options: int) -> None:
             tar.addfile(info, io.BytesIO(data))
 
 
-def test_a_folder_is_listed_by_name_at_any_depth(tmp_path: Path) -> None:
+def test_list_images_of_a_folder_lists_all_depths_by_name(tmp_path: Path) -> None:
     touch(tmp_path, "b.jpg", "a/c.PNG", "a.webp", "notes.md", "a/deep/er/d.tiff", "e.json", ".hidden.jpg", ".git/f.jpg")
     manifest = list_images(str(tmp_path))
     assert manifest.schema == MANIFEST
@@ -58,7 +58,7 @@ _NAME = st.text(st.characters(codec="utf-8", exclude_characters="/\0."), min_siz
     folders=st.lists(st.lists(_NAME.map(lambda name: f"{name}_"), max_size=3), min_size=1, max_size=4),
     data=st.data(),
 )
-def test_each_image_of_a_tree_is_listed_exactly_once(
+def test_list_images_of_any_tree_lists_each_image_once(
     tmp_path_factory: pytest.TempPathFactory, stems: list[str], folders: list[list[str]], data: st.DataObject
 ) -> None:
     root = tmp_path_factory.mktemp("tree")
@@ -82,7 +82,7 @@ def test_each_image_of_a_tree_is_listed_exactly_once(
         assert manifest == list_images(pattern)
 
 
-def test_globs_match_within_components_and_expand_folders(tmp_path: Path) -> None:
+def test_list_images_of_globs_matches_components_and_expands_folders(tmp_path: Path) -> None:
     touch(tmp_path, "p1/a.jpg", "p1/x/b.jpg", "p2/c.jpg", "q/d.jpg", "p1/e.png", "p3/.h/f.jpg")
     assert ids(list_images(f"{tmp_path}/p*/*.jpg")) == ["a", "c"]
     assert ids(list_images(f"{tmp_path}/p?")) == ["a", "e", "b", "c"]
@@ -92,19 +92,19 @@ def test_globs_match_within_components_and_expand_folders(tmp_path: Path) -> Non
         list_images(f"{tmp_path}/*.gif")
 
 
-def test_a_name_that_looks_like_a_pattern_is_a_name_first(tmp_path: Path) -> None:
+def test_list_images_of_a_file_named_like_a_pattern_lists_the_file(tmp_path: Path) -> None:
     touch(tmp_path, "what[1]?.jpg", "what1x.jpg")
     assert ids(list_images(f"{tmp_path}/what[1]?.jpg")) == ["what[1]?"]
 
 
-def test_a_relative_path_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_images_of_relative_paths_lists_absolute_paths(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "photos/a.jpg")
     monkeypatch.chdir(tmp_path)
     for input in ("photos", "photos/a.jpg", "photos/*", f"file://{tmp_path}/photos"):
         assert list_images(input)["path"].to_pylist() == [f"{tmp_path}/photos/a.jpg"], input
 
 
-def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+def test_list_images_with_links_follows_them_without_cycles(tmp_path: Path) -> None:
     touch(tmp_path, "real/a.jpg", "elsewhere/b.jpg")
     (tmp_path / "real/loop").symlink_to(tmp_path / "real")
     (tmp_path / "real/more").symlink_to(tmp_path / "elsewhere")
@@ -113,7 +113,7 @@ def test_links_are_followed_but_not_in_circles(tmp_path: Path) -> None:
     assert ids(list_images(str(tmp_path / "real"))) == ["a", "gone", "b"]
 
 
-def test_a_list_file_names_paths_and_uris(tmp_path: Path) -> None:
+def test_list_images_of_a_list_file_reads_paths_and_uris(tmp_path: Path) -> None:
     touch(tmp_path, "lists/here.jpg")
     (tmp_path / "lists/all.txt").write_text(
         f"# photographs\nhere.jpg\n\n../up one.png\r\n{tmp_path}/absolute.jpg\ns3://bucket/key.with.dots.jpg?region=x\n"
@@ -125,7 +125,7 @@ def test_a_list_file_names_paths_and_uris(tmp_path: Path) -> None:
     assert manifest["uri"].to_pylist()[3] == "s3://bucket/key.with.dots.jpg"
 
 
-def test_a_text_file_that_a_folder_or_a_glob_holds_is_no_list(tmp_path: Path) -> None:
+def test_list_images_of_a_folder_with_a_text_file_ignores_it(tmp_path: Path) -> None:
     (tmp_path / "readme.txt").write_text("a.jpg\n")
     for input in (str(tmp_path), f"{tmp_path}/*.txt"):
         with pytest.raises(InputError, match="no image"):
@@ -133,18 +133,18 @@ def test_a_text_file_that_a_folder_or_a_glob_holds_is_no_list(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("content", [b"", b"\n# nothing\n", b"\xff\xfe.jpg\n"])
-def test_a_bad_list_file_is_an_error(tmp_path: Path, content: bytes) -> None:
+def test_list_images_of_an_invalid_list_file_raises(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(InputError, match=r"list\.txt: the list"):
         list_images(str(tmp_path / "list.txt"))
 
 
-def test_several_inputs_keep_their_order(tmp_path: Path) -> None:
+def test_list_images_of_several_inputs_keeps_their_order(tmp_path: Path) -> None:
     touch(tmp_path, "z/a.jpg", "y/b.jpg")
     assert ids(list_images([str(tmp_path / "z"), str(tmp_path / "y/b.jpg")])) == ["a", "b"]
 
 
-def test_duplicate_ids_name_both_files(tmp_path: Path) -> None:
+def test_list_images_with_duplicate_ids_names_both_files(tmp_path: Path) -> None:
     touch(tmp_path, "one/a.jpg", "two/b.jpg", "two/a.png", "three/a.webp")
     with pytest.raises(InputError, match=r"one/a\.jpg and .*three/a\.webp.*rename") as error:
         list_images(str(tmp_path))
@@ -164,26 +164,26 @@ def test_duplicate_ids_name_both_files(tmp_path: Path) -> None:
         ("ftp://host/a.jpg", r"s3://, gs://"),
     ],
 )
-def test_inputs_without_images_say_what_is_wrong(tmp_path: Path, input: str, message: str) -> None:
+def test_list_images_without_images_names_the_reason(tmp_path: Path, input: str, message: str) -> None:
     (tmp_path / "empty").mkdir()
     touch(tmp_path, "text/notes.md", "zipped/a.tar.gz")
     with pytest.raises(InputError, match=message):
         list_images(input if "://" in input else str(tmp_path / input))
 
 
-def test_no_input_at_all_is_an_error() -> None:
+def test_list_images_without_inputs_raises() -> None:
     with pytest.raises(InputError, match="name at least one"):
         list_images([])
 
 
-def test_a_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
+def test_list_images_with_a_non_utf8_name_raises(tmp_path: Path) -> None:
     Path(os.fsdecode(os.fsencode(tmp_path) + b"/bad\xff.jpg")).touch()
     with pytest.raises(InputError, match="not UTF-8"):
         list_images(str(tmp_path))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read every folder")
-def test_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
+def test_list_images_of_a_locked_folder_raises(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "locked/b.jpg")
     (tmp_path / "locked").chmod(0)
     try:
@@ -193,7 +193,7 @@ def test_an_unreadable_folder_is_an_error(tmp_path: Path) -> None:
         (tmp_path / "locked").chmod(0o700)
 
 
-def test_an_unreadable_folder_is_an_error_for_whoever_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_list_images_with_permission_error_names_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     touch(tmp_path, "locked/b.jpg")
 
     def refuse(folder: str) -> None:
@@ -205,13 +205,13 @@ def test_an_unreadable_folder_is_an_error_for_whoever_asks(tmp_path: Path, monke
 
 
 class TestAnnotations:
-    def test_beside_the_image(self, tmp_path: Path) -> None:
+    def test_annotations_beside_the_image_are_paired(self, tmp_path: Path) -> None:
         touch(tmp_path, "a.jpg", "a.json", "sub/b.png", "sub/b.JSON", "sub/c.png", "c.json", "d.json")
         manifest = list_images(str(tmp_path), annotations=BESIDE)
         assert ids(manifest) == ["a", "b", "c"]
         assert manifest["annotation_path"].to_pylist() == [f"{tmp_path}/a.json", f"{tmp_path}/sub/b.JSON", None]
 
-    def test_beside_what_a_list_a_glob_or_a_single_path_names(self, tmp_path: Path) -> None:
+    def test_annotations_beside_listed_images_are_paired(self, tmp_path: Path) -> None:
         touch(tmp_path, "x/a.jpg", "x/a.json")
         (tmp_path / "list.txt").write_text("x/a.jpg\nx/../x/gone.jpg\nnowhere/b.jpg\n")
         listed = list_images(str(tmp_path / "list.txt"), annotations=BESIDE)
@@ -219,17 +219,17 @@ class TestAnnotations:
         for input in (f"{tmp_path}/x/a.jpg", f"{tmp_path}/x/*.jpg"):
             assert list_images(input, annotations=BESIDE)["annotation_path"].to_pylist() == [f"{tmp_path}/x/a.json"]
 
-    def test_in_a_folder_of_their_own(self, tmp_path: Path) -> None:
+    def test_annotations_in_another_folder_are_paired(self, tmp_path: Path) -> None:
         touch(tmp_path, "images/a.jpg", "images/b.jpg", "masks/deep/b.json", "masks/z.json")
         manifest = list_images(str(tmp_path / "images"), annotations=str(tmp_path / "masks"))
         assert manifest["annotation_path"].to_pylist() == [None, f"{tmp_path}/masks/deep/b.json"]
 
-    def test_two_of_one_name_are_an_error(self, tmp_path: Path) -> None:
+    def test_annotations_with_duplicate_names_raise(self, tmp_path: Path) -> None:
         touch(tmp_path, "images/a.jpg", "masks/1/a.json", "masks/2/a.json")
         with pytest.raises(InputError, match=r"1/a\.json and .*2/a\.json"):
             list_images(str(tmp_path / "images"), annotations=str(tmp_path / "masks"))
 
-    def test_none_at_all_is_an_error(self, tmp_path: Path) -> None:
+    def test_annotations_without_any_match_raise(self, tmp_path: Path) -> None:
         touch(tmp_path, "images/a.jpg", "masks/b.json")
         with pytest.raises(InputError, match="no annotation was found beside"):
             list_images(str(tmp_path / "images"), annotations=BESIDE)
@@ -240,7 +240,7 @@ class TestAnnotations:
 
 
 class TestTables:
-    def test_bytes_are_rows_and_are_not_read(self, tmp_path: Path) -> None:
+    def test_table_of_bytes_is_listed_by_row(self, tmp_path: Path) -> None:
         for column, name in [("image", "a"), ("bytes", "b")]:
             pq.write_table(pa.table({column: [b"1", b"2"]}), tmp_path / f"{name}.parquet")
         manifest = list_images(str(tmp_path))
@@ -249,20 +249,20 @@ class TestTables:
         assert manifest["column"].to_pylist() == ["image", "image", "bytes", "bytes"]
         assert manifest["row"].to_pylist() == [0, 1, 0, 1]
 
-    def test_structs_of_bytes_and_path(self, tmp_path: Path) -> None:
+    def test_table_of_structs_names_the_bytes_column(self, tmp_path: Path) -> None:
         rows = [{"bytes": b"1", "path": "x.jpg"}]
         pq.write_table(pa.table({"image": rows, "image_id": [17]}), tmp_path / "t.parquet")
         (row,) = list_images(str(tmp_path / "t.parquet")).to_pylist()
         assert (row["image_id"], row["column"], row["row"]) == ("17", "image.bytes", 0)
 
-    def test_paths_are_relative_to_the_table(self, tmp_path: Path) -> None:
+    def test_table_of_paths_resolves_them_relative_to_the_table(self, tmp_path: Path) -> None:
         touch(tmp_path, "x.jpg", "x.json")
         pq.write_table(pa.table({"uri": ["x.jpg", "/y.png", "s3://b/z.jpg"]}), tmp_path / "t.parquet")
         manifest = list_images(str(tmp_path / "*.parquet"))
         assert ids(manifest) == ["x", "y", "z"]
         assert manifest["path"].to_pylist() == [f"{tmp_path}/x.jpg", "/y.png", "s3://b/z.jpg"]
 
-    def test_columns_can_be_named(self, tmp_path: Path) -> None:
+    def test_table_with_named_columns_uses_them(self, tmp_path: Path) -> None:
         pq.write_table(pa.table({"photo": [b"1"], "key": ["k"], "path": ["p.jpg"]}), tmp_path / "t.parquet")
         (row,) = list_images(str(tmp_path), image_column="photo", id_column="key").to_pylist()
         assert (row["image_id"], row["column"]) == ("k", "photo")
@@ -281,25 +281,25 @@ class TestTables:
             ({"image": pa.array([], pa.binary())}, {}, "hold no image"),
         ],
     )
-    def test_unusable_tables_are_errors(
+    def test_table_without_usable_columns_raises(
         self, tmp_path: Path, columns: dict[str, list[object]], options: dict[str, str], message: str
     ) -> None:
         pq.write_table(pa.table(columns), tmp_path / "t.parquet")
         with pytest.raises(InputError, match=message):
             list_images(str(tmp_path), **options)
 
-    def test_a_broken_table_is_an_error(self, tmp_path: Path) -> None:
+    def test_table_that_cannot_be_read_raises(self, tmp_path: Path) -> None:
         touch(tmp_path, "t.parquet")
         with pytest.raises(InputError, match=r"t\.parquet: the Parquet file cannot be read"):
             list_images(str(tmp_path))
 
 
-def test_images_come_before_tables_and_shards_in_a_mixed_folder(tmp_path: Path) -> None:
+def test_list_images_of_a_mixed_folder_prefers_image_files(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "out/regions.parquet", "b.tar")
     assert ids(list_images(str(tmp_path))) == ["a"]
 
 
-def test_uris_go_through_arrows_file_systems() -> None:
+def test_list_images_of_uris_uses_arrow_file_systems() -> None:
     place = "mock://place-of-this-test"
     filesystem = locate(f"{place}/x").filesystem
     assert filesystem.type_name == "mock"
@@ -325,7 +325,7 @@ def test_uris_go_through_arrows_file_systems() -> None:
     assert filesystem.get_file_info("photos").type == pafs.FileType.Directory
 
 
-def test_options_of_a_uri_are_inherited_and_not_shown() -> None:
+def test_locate_of_a_uri_with_options_inherits_and_hides_them() -> None:
     location = locate("s3://bucket/folder/a b#1.jpg?endpoint_override=localhost:9&scheme=http")
     assert location.name == "bucket/folder/a b#1.jpg"
     names = pa.array(["bucket/folder/c.jpg"])
@@ -333,13 +333,13 @@ def test_options_of_a_uri_are_inherited_and_not_shown() -> None:
     assert location.uris(names).to_pylist() == ["s3://bucket/folder/c.jpg"]
 
 
-def test_the_bad_corpus_is_listed_whole(tmp_path: Path) -> None:
+def test_list_images_of_the_bad_corpus_lists_every_file(tmp_path: Path) -> None:
     expected = write_bad_corpus(tmp_path)
     assert len(expected) >= 40
     assert sorted(ids(list_images(str(tmp_path)))) == sorted(expected)
 
 
-def test_entries_and_rows_are_the_same_thing(tmp_path: Path) -> None:
+def test_manifest_entry_round_trips_through_its_row(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "a.json")
     (row,) = list_images(str(tmp_path), annotations=BESIDE).to_pylist()
     assert ManifestEntry.from_row(row | {"more": 1}).to_row() == row
@@ -356,7 +356,7 @@ def test_entries_and_rows_are_the_same_thing(tmp_path: Path) -> None:
         ("s3://x/y?scheme=http", "s3://x/y/c.d?scheme=http", "s3://x?scheme=http"),
     ],
 )
-def test_names_within_folders(folder: str, child: str, up: str) -> None:
+def test_below_and_parent_join_and_split_paths(folder: str, child: str, up: str) -> None:
     assert below(folder, "c.d") == child
     assert parent(folder) == up
     assert has_suffix(child, ".d")

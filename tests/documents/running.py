@@ -17,7 +17,7 @@ from typing import Any
 import httpx2
 import pytest
 
-from tests.documents.places import BUILDERS
+from tests.documents.inputs import BUILDERS
 from ureca.jobs.cli import main
 
 PORT = 18437

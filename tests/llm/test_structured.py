@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
 
-from tests.curation.stand_ins import caption_json
+from tests.curation.fakes import caption_json
 from ureca.curation.rules import CaptionRules
 from ureca.errors import AnswerError
 from ureca.llm.protocol import ChatAnswer, ChatRequest

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tests.llm import vllm_stand_in
+from tests.llm import fake_vllm
 from tests.llm.tiny_models import FAMILIES
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.protocol import ChatAnswer, ChatRequest
@@ -29,12 +29,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def vllm(monkeypatch: pytest.MonkeyPatch) -> None:
-    vllm_stand_in.install(monkeypatch)
+    fake_vllm.install(monkeypatch)
 
 
-def engine_of(folder: Path, **settings: object) -> tuple[VllmChatModel, vllm_stand_in.AsyncLLM]:
+def engine_of(folder: Path, **settings: object) -> tuple[VllmChatModel, fake_vllm.AsyncLLM]:
     model = VllmChatModel(VllmConfig.model_validate({"checkpoint": str(folder)} | settings))
-    return model, vllm_stand_in.AsyncLLM.made[-1]
+    return model, fake_vllm.AsyncLLM.made[-1]
 
 
 @pytest.mark.usefixtures("vllm")
@@ -44,7 +44,7 @@ class TestVllm:
             folder, tensor_parallel_size=4, max_model_len=900, dtype="bfloat16", engine_options={"enforce_eager": True}
         )
         assert model.name == str(folder)
-        assert engine.arguments == vllm_stand_in.AsyncEngineArgs(
+        assert engine.arguments == fake_vllm.AsyncEngineArgs(
             model=str(folder),
             tensor_parallel_size=4,
             distributed_executor_backend="mp",  # on the GPUs that Ray gave the actor
@@ -67,7 +67,7 @@ class TestVllm:
         images = prompt["multi_modal_data"]["image"]
         assert [np.asarray(image)[0, 0, 0] for image in images] == [10, 90]
         assert (parameters.temperature, parameters.max_tokens) == (0.4, 2)
-        assert parameters.output_kind is vllm_stand_in.RequestOutputKind.FINAL_ONLY
+        assert parameters.output_kind is fake_vllm.RequestOutputKind.FINAL_ONLY
         assert parameters.structured_outputs.json == SCHEMA
         assert answer == ChatAnswer("red cup", len(prompt["prompt"]), 2)
 

@@ -51,8 +51,8 @@ def api_error(data: bytes) -> AnnotationError:
     return caught.value
 
 
-class TestWhatTheFileSays:
-    def test_everything_in_sa1b_is_kept(self) -> None:
+class TestParseAnnotations:
+    def test_parse_annotations_of_sa1b_keeps_all_fields(self) -> None:
         fields = {
             "id": 12,
             "bbox": [1.0, 0.0, 0.0, 1.0],
@@ -75,22 +75,22 @@ class TestWhatTheFileSays:
             extra={"crop_box": [0, 0, 4, 3], "point_coords": [[1.5, 0.25]]},
         )
 
-    def test_fractional_boxes_and_areas_of_rescaled_files(self) -> None:
+    def test_parse_annotations_with_fractional_areas_rounds_them(self) -> None:
         mask = only(sa1b(annotation(bbox=[0.72, 0.25, 1.44, 2], area=2.6)))
         assert mask.bbox_xywh == (0.72, 0.25, 1.44, 2.0)
         assert mask.area_px == 3
 
-    def test_what_is_lacking_is_computed_from_the_mask(self) -> None:
+    def test_parse_annotations_without_box_and_area_computes_them(self) -> None:
         mask = only(sa1b(annotation()))
         assert mask.bbox_xywh == (1, 0, 0, 1)  # inclusive: one column, two rows
         assert mask.area_px == 2
         assert (mask.predicted_iou, mask.stability_score, mask.extra) == (None, None, {})
 
-    def test_null_is_the_same_as_lacking(self) -> None:
+    def test_parse_annotations_with_null_fields_equals_missing_fields(self) -> None:
         missing_resources = dict.fromkeys(("id", "bbox", "area", "predicted_iou", "stability_score"))
         assert only(sa1b(annotation(**missing_resources))) == only(sa1b(annotation()))
 
-    def test_ids_are_filled_in_around_those_given(self) -> None:
+    def test_parse_annotations_without_some_ids_assigns_free_ids(self) -> None:
         given_ids = [1, None, 0, None, 5]
         masks = parse_annotations(sa1b(*(annotation(id=id) for id in given_ids)))
         assert [mask.id for mask in masks] == [1, 2, 0, 3, 5]
@@ -105,10 +105,10 @@ class TestWhatTheFileSays:
         ],
         ids=["compressed", "uncompressed", "with an empty run", "polygons"],
     )
-    def test_every_form_of_segmentation_is_the_same_mask(self, segmentation: object) -> None:
+    def test_parse_annotations_of_every_segmentation_form_gives_the_same_mask(self, segmentation: object) -> None:
         assert only(sa1b({"segmentation": segmentation})) == only(sa1b(annotation()))
 
-    def test_a_sequence_of_masks_in_the_order_of_the_file(self) -> None:
+    def test_annotations_are_a_sequence_in_file_order(self) -> None:
         annotations = parse_annotations(sa1b(*(annotation(id=id) for id in (5, 3, 9))))
         assert len(annotations) == 3
         assert [mask.id for mask in annotations] == [5, 3, 9]
@@ -151,33 +151,33 @@ def annotated_images(draw: st.DrawFn) -> Annotations:
     )
 
 
-class TestWriting:
+class TestWriteAnnotations:
     @given(annotated_images())
-    def test_what_is_written_is_read_back_equal(self, annotations: Annotations) -> None:
+    def test_to_sa1b_then_parse_annotations_round_trips(self, annotations: Annotations) -> None:
         assert parse_annotations(json.dumps(to_sa1b(annotations), allow_nan=False).encode()) == annotations
 
-    def test_through_a_file(self, tmp_path: Path) -> None:
+    def test_write_annotations_then_read_annotations_round_trips(self, tmp_path: Path) -> None:
         annotations = parse_annotations(sa1b(annotation(note="grün \ud800", predicted_iou=1.1), image_id="a"))
         write_annotations(tmp_path / "a.json", annotations)
         assert read_annotations(tmp_path / "a.json") == annotations
         assert read_annotations(str(tmp_path / "a.json")) == annotations
 
-    def test_a_missing_file_is_the_callers_error(self, tmp_path: Path) -> None:
+    def test_read_annotations_of_a_missing_file_raises(self, tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             read_annotations(tmp_path / "nowhere.json")
 
 
-class TestRefusals:
-    def test_no_masks(self) -> None:
+class TestInvalidAnnotations:
+    def test_parse_annotations_without_masks_raises(self) -> None:
         assert api_error(sa1b()).kind == "no_masks"
 
-    def test_too_many_masks(self) -> None:
+    def test_parse_annotations_beyond_max_masks_raises(self) -> None:
         assert len(parse_annotations(sa1b(*[annotation()] * MAX_MASKS))) == MAX_MASKS
         error = api_error(sa1b(*[annotation()] * (MAX_MASKS + 1)))
         assert error.kind == "too_many_masks"
         assert "4097 masks" in error.message
 
-    def test_duplicate_ids(self) -> None:
+    def test_parse_annotations_with_duplicate_ids_names_them(self) -> None:
         error = api_error(sa1b(*(annotation(id=id) for id in (4, 8, None, 8, 4, 1))))
         assert error.kind == "duplicate_ids"
         assert "[4, 8]" in error.message
@@ -231,12 +231,14 @@ class TestRefusals:
             (sa1b({"segmentation": [[10**400, 0, 1, 1, 2, 2]]}), "holds numbers only"),
         ],
     )
-    def test_malformed(self, data: bytes, where: str) -> None:
+    def test_parse_annotations_of_malformed_files_names_the_field(self, data: bytes, where: str) -> None:
         error = api_error(data)
         assert error.kind == "malformed"
         assert where in error.message
 
-    def test_too_large(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def test_read_annotations_of_a_file_over_the_limit_raises(
+        self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    ) -> None:
         data = sa1b(annotation())
         (tmp_path / "a.json").write_bytes(data)
         monkeypatch.setattr("ureca.masks.annotations.MAX_ANNOTATION_BYTES", len(data))
@@ -246,7 +248,7 @@ class TestRefusals:
             read_annotations(tmp_path / "a.json")
 
     @pytest.mark.parametrize("kind_of_nest", [b"[%s]", b'{"a": %s}'])
-    def test_masks_nested_too_deep_to_travel_are_refused(self, kind_of_nest: bytes) -> None:
+    def test_parse_annotations_with_deep_nesting_raises(self, kind_of_nest: bytes) -> None:
         def nested(levels: int) -> bytes:
             nest = b"1"
             for _ in range(levels):
@@ -261,7 +263,9 @@ class TestRefusals:
         JSON_VALUES,
         st.sampled_from([(), ("image",), ("annotations",), ("annotations", 0), ("annotations", 0, "segmentation")]),
     )
-    def test_any_json_anywhere_is_read_or_refused(self, value: object, path: tuple[str | int, ...]) -> None:
+    def test_parse_annotations_of_any_json_parses_or_raises_annotation_error(
+        self, value: object, path: tuple[str | int, ...]
+    ) -> None:
         content: Any = {"content": json.loads(sa1b(annotation()))}
         holder, key = content, "content"
         for step in path:
@@ -273,7 +277,7 @@ class TestRefusals:
             assert error.kind in {"malformed", "no_masks", "duplicate_ids"}
 
 
-class TestCocoInstances:
+class TestReadCocoInstances:
     def write(self, tmp_path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Path:
         path = tmp_path / "instances.json"
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
@@ -282,7 +286,7 @@ class TestCocoInstances:
     def image(self, id: object, height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
         return {"id": id, "height": height, "width": width, "file_name": f"{id}.jpg", "license": 3}
 
-    def test_images_with_annotations_in_the_order_of_the_file(self, tmp_path: Path) -> None:
+    def test_read_coco_instances_yields_annotated_images_in_file_order(self, tmp_path: Path) -> None:
         path = self.write(
             tmp_path,
             [self.image(9), self.image(7), self.image(8)],
@@ -294,7 +298,7 @@ class TestCocoInstances:
             (8, "8.jpg", [1, 3]),
         ]
 
-    def test_a_crowd_with_uncompressed_runs_and_an_id_above_32_bits(self, tmp_path: Path) -> None:
+    def test_read_coco_instances_with_crowd_and_64_bit_id_keeps_them(self, tmp_path: Path) -> None:
         crowd = {
             "id": 900100448263,
             "image_id": 1,
@@ -312,7 +316,7 @@ class TestCocoInstances:
         assert read[1].decode()[:2, :2].all()
         assert read[1].area_px == 4
 
-    def test_boxes_that_are_computed_count_pixels_as_coco_does(self, tmp_path: Path) -> None:
+    def test_read_coco_instances_without_boxes_computes_coco_boxes(self, tmp_path: Path) -> None:
         (read,) = read_coco_instances(self.write(tmp_path, [self.image(1)], [annotation(image_id=1)]))
         assert read[0].bbox_xywh == (1, 0, 1, 2)
 
@@ -326,7 +330,7 @@ class TestCocoInstances:
             ([1], [annotation(id=5, image_id=1)] * 2, "duplicate_ids", "mask ids appear more than once: [5]"),
         ],
     )
-    def test_refusals(
+    def test_read_coco_instances_of_invalid_files_raises(
         self, tmp_path: Path, images: list[object], annotations: list[dict[str, Any]], kind: str, where: str
     ) -> None:
         path = self.write(tmp_path, [self.image(id) for id in images], annotations)
@@ -335,6 +339,6 @@ class TestCocoInstances:
         assert caught.value.kind == kind
         assert where in caught.value.message
 
-    def test_the_same_mask_id_in_two_images_is_no_duplicate(self, tmp_path: Path) -> None:
+    def test_read_coco_instances_with_one_mask_id_in_two_images_accepts_it(self, tmp_path: Path) -> None:
         annotations = [annotation(id=5, image_id=1), annotation(id=5, image_id=2)]
         assert len(list(read_coco_instances(self.write(tmp_path, [self.image(1), self.image(2)], annotations)))) == 2

@@ -13,7 +13,7 @@ def file(*prompts: dict[str, Any], **more: Any) -> bytes:
     return json.dumps({"prompts": prompts, **more}).encode()
 
 
-def test_boxes_and_points_with_their_ids() -> None:
+def test_parse_prompts_of_boxes_and_points_keeps_ids() -> None:
     parsed = parse_prompts(
         file({"bbox_xywh": [1, 2.5, 3, 4]}, {"id": 0, "points_xy": [[5, 6], [7, 8]], "labels": [1, 0]}, image="a.png")
     )
@@ -44,7 +44,7 @@ def test_boxes_and_points_with_their_ids() -> None:
         (file(*[{"points_xy": [[1, 1]]}] * 4097), "too_many_masks", "4097"),
     ],
 )
-def test_what_is_no_prompt_file_is_refused(content: bytes, kind: str, why: str) -> None:
+def test_parse_prompts_of_invalid_files_raises(content: bytes, kind: str, why: str) -> None:
     with pytest.raises(AnnotationError, match=why) as error:
         parse_prompts(content)
     assert error.value.kind == kind

@@ -47,34 +47,34 @@ def pack(values: list[int]) -> str:
     return text
 
 
-class TestRoundTrips:
+class TestEncode:
     @given(MASKS)
     @example(np.zeros((1, 1), bool))
     @example(np.ones((1, 1), bool))
     @example(np.zeros((5, 7), bool))
     @example(np.ones((5, 7), bool))
-    def test_decoding_gives_back_what_was_encoded(self, mask: BoolMask) -> None:
+    def test_encode_then_decode_round_trips(self, mask: BoolMask) -> None:
         decoded = rle.decode(rle.encode(mask))
         assert decoded.dtype == np.bool_
         assert decoded.flags.c_contiguous
         np.testing.assert_array_equal(decoded, mask)
 
     @given(arrays.arrays(st.sampled_from([np.uint8, np.int32, np.float64]), SHAPES, elements=st.integers(0, 3)))
-    def test_every_number_but_zero_is_inside(self, numbers: npt.NDArray[Any]) -> None:
+    def test_encode_of_numbers_treats_nonzero_as_inside(self, numbers: npt.NDArray[Any]) -> None:
         np.testing.assert_array_equal(rle.decode(rle.encode(numbers)), numbers != 0)
 
-    def test_any_memory_layout(self) -> None:
+    def test_encode_of_any_memory_layout_round_trips(self) -> None:
         mask = np.arange(60).reshape(6, 10) % 7 == 0
         for view in (mask.T, mask[::2, ::-1], np.asfortranarray(mask)):
             np.testing.assert_array_equal(rle.decode(rle.encode(view)), view)
 
     @pytest.mark.parametrize("shape", [(4,), (2, 3, 1), ()])
-    def test_a_mask_has_two_dimensions(self, shape: tuple[int, ...]) -> None:
+    def test_encode_of_other_dimensions_raises(self, shape: tuple[int, ...]) -> None:
         with pytest.raises(ValueError, match=r"\[height, width\]"):
             rle.encode(np.zeros(shape))
 
     @given(MASKS)
-    def test_areas_and_boxes_are_those_of_the_pixels(self, mask: BoolMask) -> None:
+    def test_area_and_boxes_match_the_pixels(self, mask: BoolMask) -> None:
         encoded = rle.encode(mask)
         assert rle.area_px(encoded) == mask.sum()
         rows, columns = np.nonzero(mask)
@@ -86,7 +86,7 @@ class TestRoundTrips:
         assert rle.box_xywh(encoded) == (x, y, right - x + 1, bottom - y + 1)
 
     @given(MASKS)
-    def test_a_mask_made_of_pixels(self, pixels: BoolMask) -> None:
+    def test_mask_from_array_computes_area_and_box(self, pixels: BoolMask) -> None:
         mask = Mask.from_array(7, pixels, predicted_iou=1.02, stability_score=0.9)
         np.testing.assert_array_equal(mask.decode(), pixels)
         assert (mask.height_px, mask.width_px) == pixels.shape
@@ -97,11 +97,11 @@ class TestRoundTrips:
 
 class TestContainment:
     @given(arrays.arrays(bool, (5, 6)), arrays.arrays(bool, (5, 6)))
-    def test_the_share_is_that_of_the_pixels(self, inner: BoolMask, outer: BoolMask) -> None:
+    def test_containment_in_matches_the_pixels(self, inner: BoolMask, outer: BoolMask) -> None:
         share = rle.Runs(rle.encode(inner)).containment_in(rle.Runs(rle.encode(outer)))
         assert share == ((inner & outer).sum() / inner.sum() if inner.any() else 0.0)
 
-    def test_the_share_is_pycocotools_share_on_a_large_image(self) -> None:
+    def test_containment_in_of_large_masks_matches_pycocotools(self) -> None:
         rng = np.random.default_rng(0)
         rows, columns = np.mgrid[:700, :900]
         discs = [
@@ -112,30 +112,30 @@ class TestContainment:
         np.testing.assert_array_equal(shares, coco_mask.iou(discs, discs, [1] * len(discs)))
 
 
-class TestFormsOfCoco:
+class TestFromCoco:
     @given(MASKS)
-    def test_compressed(self, mask: BoolMask) -> None:
+    def test_from_coco_of_compressed_counts_keeps_them(self, mask: BoolMask) -> None:
         encoded = rle.encode(mask)
         assert rle.from_coco(dict(encoded), *mask.shape) == encoded
         assert pack_runs(runs_of(mask)) == encoded["counts"]
 
     @given(MASKS)
-    def test_uncompressed(self, mask: BoolMask) -> None:
+    def test_from_coco_of_uncompressed_counts_compresses_them(self, mask: BoolMask) -> None:
         assert read(runs_of(mask), *mask.shape) == rle.encode(mask)
 
     @given(st.lists(st.lists(st.floats(-5, 25), min_size=6, max_size=12).filter(lambda p: len(p) % 2 == 0), min_size=1))
-    def test_polygons_are_rasterised_as_pycocotools_does_it(self, polygons: list[list[float]]) -> None:
+    def test_from_coco_of_polygons_matches_pycocotools(self, polygons: list[list[float]]) -> None:
         merged = coco_mask.merge(coco_mask.frPyObjects(polygons, 15, 20))
         read = rle.from_coco(polygons, 15, 20)
         np.testing.assert_array_equal(rle.decode(read), coco_mask.decode(merged).astype(bool))
         assert read["size"] == [15, 20]
 
-    def test_polygons_overlap_without_cancelling_out(self) -> None:
+    def test_from_coco_of_overlapping_polygons_is_their_union(self) -> None:
         square = [2, 2, 8, 2, 8, 8, 2, 8]
         assert rle.area_px(rle.from_coco([square, [5, 2, 11, 2, 11, 8, 5, 8]], 12, 12)) == 9 * 6
 
     @given(MASKS, st.data())
-    def test_empty_runs_change_nothing(self, mask: BoolMask, data: st.DataObject) -> None:
+    def test_from_coco_with_empty_runs_merges_them(self, mask: BoolMask, data: st.DataObject) -> None:
         """pycocotools computes boxes of billions of pixels where runs of length 0 are left in."""
         runs = runs_of(mask)
         for _ in range(data.draw(st.integers(1, 3))):
@@ -174,24 +174,24 @@ class TestFormsOfCoco:
             ([[1, 1, 2, 2, 3, 1e6]], "none beyond 40"),
         ],
     )
-    def test_what_is_no_mask_of_the_image_is_refused(self, segmentation: object, complaint: str) -> None:
+    def test_from_coco_of_invalid_segmentations_raises(self, segmentation: object, complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint):
             rle.from_coco(segmentation, 3, 4)
 
-    def test_the_message_stays_short_whatever_the_file_holds(self) -> None:
+    def test_from_coco_of_huge_values_keeps_the_message_short(self) -> None:
         with pytest.raises(ValueError, match="size is") as api_error:
             rle.from_coco({"size": ["x" * 10**6] * 100, "counts": "327"}, 3, 4)
         assert len(str(api_error.value)) < 1000
 
-    def test_an_image_beyond_what_pycocotools_can_count_is_refused(self) -> None:
+    def test_from_coco_of_an_image_over_32_bits_raises(self) -> None:
         height, width = 2**15, 2**14
         with pytest.raises(ValueError, match="too large"):
             rle.from_coco({"size": [height, width], "counts": [height * width]}, height, width)
         assert rle.area_px(read([0, height * (width - 1)], height, width - 1)) == height * (width - 1)
 
 
-class TestHostileCounts:
-    def test_pack_is_what_pycocotools_does(self) -> None:
+class TestInvalidCounts:
+    def test_pack_matches_pycocotools(self) -> None:
         assert pack([3, 2, 7]) == "327" == read([3, 2, 7])["counts"]
 
     @pytest.mark.parametrize(
@@ -215,11 +215,11 @@ class TestHostileCounts:
             (pack([13, 2, -3]), "do not add up"),
         ],
     )
-    def test_strings_that_no_encoder_wrote_are_refused(self, counts: str, complaint: str) -> None:
+    def test_from_coco_of_corrupt_counts_raises(self, counts: str, complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint):
             read(counts)
 
-    def test_a_sum_that_wraps_around_is_no_sum(self) -> None:
+    def test_from_coco_with_an_overflowing_sum_raises(self) -> None:
         """Every run fits its 30 bits, none is negative, and the sum is 2^64 + 12."""
         step, num_steps = 2**28, 370_727
         inside = step * num_steps * (num_steps + 1) // 2
@@ -229,7 +229,7 @@ class TestHostileCounts:
             read(growing)
 
     @given(MASKS, st.data())
-    def test_a_truncated_string_is_refused(self, mask: BoolMask, data: st.DataObject) -> None:
+    def test_from_coco_of_truncated_counts_raises(self, mask: BoolMask, data: st.DataObject) -> None:
         counts = rle.encode(mask)["counts"]
         with pytest.raises(ValueError, match="the"):
             read(counts[: data.draw(st.integers(0, len(counts) - 1))], *mask.shape)
@@ -239,7 +239,7 @@ class TestHostileCounts:
     )
     @example("0<", 3, 4)
     @example("PP1<", 3, 4)
-    def test_random_strings_are_refused_or_are_masks(self, counts: str, height: int, width: int) -> None:
+    def test_from_coco_of_random_counts_is_a_mask_or_raises(self, counts: str, height: int, width: int) -> None:
         try:
             read_back = read(counts, height, width)
         except ValueError:
@@ -251,7 +251,7 @@ class TestHostileCounts:
         assert rle.box_xywh(read_back) == rle.box_xywh(rle.encode(mask))
 
     @given(st.lists(st.integers(0, 8), min_size=1, max_size=8))
-    def test_only_runs_that_add_up_pass(self, runs: list[int]) -> None:
+    def test_from_coco_accepts_only_runs_that_sum_to_the_pixels(self, runs: list[int]) -> None:
         compressed, uncompressed = pack_runs(runs), runs
         for counts in (compressed, uncompressed):
             if sum(runs) == 12:
@@ -274,7 +274,7 @@ def drawn(runs: list[int], height: int = 3, width: int = 4) -> BoolMask:
     "box",
     [(0, 0, 80, 60), (3, 5, 1, 1), (-4, -9, 20, 30), (70, 50, 99, 99), (10, 0, 5, 60), (90, 3, 5, 5), (3, 3, 0, 4)],
 )
-def test_a_box_is_the_pixels_it_covers(box: tuple[int, int, int, int]) -> None:
+def test_encode_box_matches_the_pixels(box: tuple[int, int, int, int]) -> None:
     x, y, width, height = box
     expected = np.zeros((60, 80), np.bool_)
     expected[max(0, y) : max(0, y + height), max(0, x) : max(0, x + width)] = True

@@ -47,45 +47,45 @@ def drawn_masks(draw: st.DrawFn) -> list[Mask]:
     return [Mask.from_array(id, picture) for id, picture in zip(ids, pictures, strict=True)]
 
 
-class TestRule:
-    def test_nested_masks_form_a_chain(self) -> None:
+class TestBuild:
+    def test_build_of_nested_masks_forms_a_chain(self) -> None:
         tree = MaskTree.build(masks_of(row_of((0, 5)), row_of((0, 20)), row_of((0, 10)), row_of((30, 40))))
         assert tree.parents == {1: ROOT, 2: 1, 3: ROOT, 0: 2}
         assert tree.children == {ROOT: [1, 3], 1: [2], 2: [0], 3: [], 0: []}
 
-    def test_insertion_is_by_descending_area_and_in_input_order_among_equals(self) -> None:
+    def test_build_inserts_by_descending_area_then_input_order(self) -> None:
         tree = MaskTree.build(masks_of(row_of((0, 2)), row_of((10, 13)), row_of((20, 22)), row_of((30, 33))))
         assert list(tree.parents) == [1, 3, 0, 2]
 
-    def test_the_files_area_does_not_matter(self) -> None:
+    def test_build_ignores_the_area_of_the_file(self) -> None:
         small, large = masks_of(row_of((0, 5)), row_of((0, 20)))
         lying = Mask(small.id, small.rle, small.bbox_xywh, area_px=40)
         assert MaskTree.build([lying, large]).parents == {1: ROOT, 0: 1}
 
     @pytest.mark.parametrize(("inside", "parent"), [(8, 0), (7, ROOT)])
-    def test_exactly_the_share_is_enough(self, inside: int, parent: int) -> None:
+    def test_build_at_exactly_the_containment_nests(self, inside: int, parent: int) -> None:
         tree = MaskTree.build(masks_of(row_of((0, 20)), row_of((20 - inside, 30 - inside))))
         assert tree.parents[1] == parent
 
     @pytest.mark.parametrize("share", [numerator / 10 for numerator in range(1, 11)])
-    def test_rounding_does_not_drop_a_mask_that_reaches_the_share(self, share: float) -> None:
+    def test_build_at_the_containment_is_robust_to_rounding(self, share: float) -> None:
         part = row_of((20 - round(10 * share), 30 - round(10 * share)))
         assert MaskTree.build(masks_of(row_of((0, 20)), part), share).parents[1] == 0
 
-    def test_containment_is_the_share_of_the_smaller_mask_not_iou(self) -> None:
+    def test_build_measures_containment_not_iou(self) -> None:
         assert MaskTree.build(masks_of(row_of((0, 40)), row_of((7, 8)))).parents[1] == 0
 
-    def test_of_two_that_fit_the_first_in_insertion_order_takes_it(self) -> None:
+    def test_build_with_two_candidate_parents_takes_the_first_inserted(self) -> None:
         larger, smaller, part = row_of((10, 30)), row_of((0, 18)), row_of((10, 18))
         assert MaskTree.build(masks_of(smaller, larger, part)).parents[2] == 1
         assert MaskTree.build(masks_of(larger, smaller, part)).parents[2] == 0
 
-    def test_of_two_equally_large_that_fit_the_first_in_the_input_takes_it(self) -> None:
+    def test_build_with_two_equal_parents_takes_the_first_of_the_input(self) -> None:
         left, right, part = row_of((0, 20)), row_of((10, 30)), row_of((12, 18))
         assert MaskTree.build(masks_of(left, right, part)).parents[2] == 0
         assert MaskTree.build(masks_of(right, left, part)).parents[2] == 0
 
-    def test_the_path_that_was_taken_is_not_left_for_a_deeper_one(self) -> None:
+    def test_build_descends_without_backtracking(self) -> None:
         """The first child that fits takes the mask, though the second one's child would hold it more tightly."""
         first, second, inner = row_of((0, 30)), row_of((22, 40), (10, 20)), row_of((10, 20))
         part = row_of((12, 18))
@@ -95,24 +95,24 @@ class TestRule:
         tree = MaskTree.build(masks_of(first_without_inner, second, row_of((10, 13), (31, 38)), row_of((11, 13))))
         assert tree.parents[3] == 0
 
-    def test_twins_are_parent_and_child_in_input_order(self) -> None:
+    def test_build_of_identical_masks_nests_them_in_input_order(self) -> None:
         twins = [Mask.from_array(id, row_of((3, 9))) for id in (8, 2, 5)]
         assert MaskTree.build(twins).parents == {8: ROOT, 2: 8, 5: 2}
 
-    def test_empty_masks_hold_nothing_and_lie_below_nothing(self) -> None:
+    def test_build_of_empty_masks_puts_them_at_the_root(self) -> None:
         tree = MaskTree.build(masks_of(row_of(), row_of((0, 40)), row_of()))
         assert tree.parents == {1: ROOT, 0: ROOT, 2: ROOT}
 
-    def test_no_masks(self) -> None:
+    def test_build_without_masks_is_empty(self) -> None:
         tree = MaskTree.build([])
         assert (tree.parents, tree.children, tree.num_levels) == ({}, {ROOT: []}, 0)
         assert list(tree.walk()) == tree.main_objects() == []
 
-    def test_a_chain(self) -> None:
+    def test_build_of_forty_nested_masks_is_a_chain(self) -> None:
         masks = masks_of(*(row_of((0, 40 - id)) for id in range(40)))
         assert MaskTree.build(masks[::-1]).parents == {id: id - 1 for id in range(40)}
 
-    def test_a_chain_deeper_than_pythons_stack(self) -> None:
+    def test_tree_deeper_than_the_recursion_limit_is_walked(self) -> None:
         width = 1500
         masks = masks_of(*(row_of((0, width - id), width=width) for id in range(width)))
         tree = MaskTree.from_parents(masks, {id: id - 1 for id in range(width)})
@@ -122,7 +122,7 @@ class TestRule:
         assert tree.is_nested(0, width - 1)
 
     @pytest.mark.parametrize("containment", [0, -0.1, 1.01, float("nan")])
-    def test_containment_is_a_share(self, containment: float) -> None:
+    def test_build_with_invalid_containment_raises(self, containment: float) -> None:
         with pytest.raises(ValueError, match="share above 0"):
             MaskTree.build(masks_of(row_of((0, 1))), containment)
 
@@ -134,11 +134,11 @@ class TestRule:
             ([Mask.from_array(4, row_of()), Mask.from_array(6, row_of(width=5))], "4 and 6 have different sizes"),
         ],
     )
-    def test_masks_that_are_not_of_one_image(self, masks: Sequence[Mask], complaint: str) -> None:
+    def test_build_of_inconsistent_masks_raises(self, masks: Sequence[Mask], complaint: str) -> None:
         with pytest.raises(ValueError, match=complaint):
             MaskTree.build(masks)
 
-    def test_planting_decodes_no_mask(self, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_build_decodes_no_mask(self, monkeypatch: pytest.MonkeyPatch) -> None:
         masks = masks_of(row_of((0, 20)), row_of((0, 10)), row_of((5, 15)))
 
         def decode(_: object) -> None:
@@ -152,12 +152,12 @@ class TestRule:
 
 class TestProperties:
     @given(drawn_masks(), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
-    def test_equals_decoding_and_comparing(self, masks: list[Mask], containment: float) -> None:
+    def test_build_equals_the_tree_of_decoded_masks(self, masks: list[Mask], containment: float) -> None:
         parents = MaskTree.build(masks, containment).parents
         assert list(parents.items()) == list(build_on_pixels(masks, containment).items())
 
     @given(drawn_masks())
-    def test_every_mask_is_there_once_and_parents_come_first(self, masks: list[Mask]) -> None:
+    def test_walk_yields_each_mask_once_after_its_parent(self, masks: list[Mask]) -> None:
         tree = MaskTree.build(masks)
         order = list(tree.walk())
         assert sorted(order) == sorted(mask.id for mask in masks)
@@ -167,7 +167,7 @@ class TestProperties:
             assert parent == ROOT or order.index(parent) < order.index(id)
 
     @given(drawn_masks(), st.sampled_from([0.3, 0.8, 1.0]))
-    def test_children_are_contained_and_no_larger(self, masks: list[Mask], containment: float) -> None:
+    def test_build_children_are_contained_and_no_larger(self, masks: list[Mask], containment: float) -> None:
         pixels = {mask.id: mask.decode() for mask in masks}
         for id, parent in MaskTree.build(masks, containment).parents.items():
             if parent != ROOT:
@@ -175,7 +175,7 @@ class TestProperties:
                 assert pixels[id].sum() <= pixels[parent].sum()
 
     @given(drawn_masks())
-    def test_levels_depths_and_ancestors_agree(self, masks: list[Mask]) -> None:
+    def test_levels_depth_and_ancestors_are_consistent(self, masks: list[Mask]) -> None:
         tree = MaskTree.build(masks)
         for id in tree.walk():
             ancestors = list(tree.ancestors(id))
@@ -187,14 +187,14 @@ class TestProperties:
         assert tree.num_levels == max(map(tree.levels, tree.walk()), default=0)
 
     @given(drawn_masks(), st.randoms())
-    def test_tree_is_restored_from_its_parents(self, masks: list[Mask], random: Random) -> None:
+    def test_from_parents_restores_the_tree(self, masks: list[Mask], random: Random) -> None:
         tree = MaskTree.build(masks)
         random.shuffle(masks)
         restored = MaskTree.from_parents(masks, tree.parents)
         assert restored == tree
         assert list(restored.walk()) == list(tree.walk())
 
-    def test_restoring_needs_parents_before_children_and_every_mask(self) -> None:
+    def test_from_parents_with_wrong_order_or_missing_masks_raises(self) -> None:
         masks = masks_of(row_of((0, 20)), row_of((0, 10)))
         with pytest.raises(KeyError):
             MaskTree.from_parents(masks, {1: 0, 0: ROOT})
@@ -202,7 +202,7 @@ class TestProperties:
             MaskTree.from_parents(masks[:1], {0: ROOT, 1: 0})
 
 
-class TestMainObjectsAndParts:
+class TestMainObjects:
     """A row of 1000 pixels: a chain of four levels, one of three, one too large, one too small, a mask alone."""
 
     @pytest.fixture(scope="class")
@@ -225,29 +225,31 @@ class TestMainObjectsAndParts:
         masks = [Mask.from_array(id, row_of(span, width=1000)) for id, span in spans.items()]
         return MaskTree.build(masks)
 
-    def test_area_fractions(self, tree: MaskTree) -> None:
+    def test_area_fractions_are_of_the_image(self, tree: MaskTree) -> None:
         assert tree.area_fractions[0] == 0.701
         assert tree.area_fractions[13] == 0.007
 
-    def test_the_papers_rule(self, tree: MaskTree) -> None:
+    def test_main_objects_with_defaults_follows_the_paper(self, tree: MaskTree) -> None:
         assert tree.main_objects() == [10]
 
     @pytest.mark.parametrize(("min_levels", "found"), [(1, [10, 20, 40]), (2, [10, 20]), (3, [10, 20]), (5, [])])
-    def test_by_levels(self, tree: MaskTree, min_levels: int, found: list[int]) -> None:
+    def test_main_objects_with_min_levels_selects_by_levels(
+        self, tree: MaskTree, min_levels: int, found: list[int]
+    ) -> None:
         assert tree.main_objects(min_levels=min_levels) == found
 
-    def test_by_area_bounds_that_count_as_inside(self, tree: MaskTree) -> None:
+    def test_main_objects_with_area_bounds_includes_the_bounds(self, tree: MaskTree) -> None:
         assert tree.main_objects(min_levels=1, min_area_fraction=0.006) == [10, 20, 40, 30]
         assert tree.main_objects(min_levels=1, max_area_fraction=0.701) == [0, 10, 20, 40]
         assert tree.main_objects(min_levels=1, min_area_fraction=0.09, max_area_fraction=0.09) == [20]
 
-    def test_small_parts_are_dropped(self, tree: MaskTree) -> None:
+    def test_parts_below_the_minimum_area_are_dropped(self, tree: MaskTree) -> None:
         assert tree.parents[13] == tree.parents[14] == 12
         assert tree.parts(10) == [11, 12, 13]
         assert tree.parts(10, min_area_fraction=0.006) == [11, 12, 13, 14, 15]
         assert tree.parts(40) == []
 
-    def test_a_dropped_part_drops_what_lies_below_it(self) -> None:
+    def test_parts_below_a_dropped_part_are_dropped(self) -> None:
         parents = {1: ROOT, 2: 1, 3: 2, 4: 3}
         children = {ROOT: [1], 1: [2], 2: [3], 3: [4], 4: []}
         tree = MaskTree(parents, children, {1: 0.5, 2: 0.001, 3: 0.1, 4: 0.1})
@@ -256,11 +258,11 @@ class TestMainObjectsAndParts:
 
 
 @pytest.mark.skipif(not SHARED.is_dir(), reason=f"the real photographs' annotations are not at {SHARED}")
-class TestRealTrees:
+class TestReferenceTrees:
     """ADE20K's annotations cannot be redistributed; where they are at hand, the trees must be the reference's."""
 
     @pytest.mark.parametrize("name", ["ADE_train_00016869", "ADE_train_00016900", "ADE_train_00016964"])
-    def test_parents_and_depth(self, name: str) -> None:
+    def test_build_of_ade20k_equals_the_reference(self, name: str) -> None:
         golden = json.loads((SHARED / "golden" / "trees_ade20k.json").read_text())[f"{name}.json"]
         tree = MaskTree.build(read_annotations(SHARED / "ade20k" / f"{name}.json"))
         assert tree.parents == {int(id): parent for id, parent in golden["parent"].items()}

@@ -51,41 +51,41 @@ RING = PART & ~rectangle(55, 65, 65, 75)
 
 
 class TestBoxes:
-    def test_around_one_and_around_several(self) -> None:
+    def test_box_around_masks_covers_them(self) -> None:
         first, second = Mask.from_array(0, rectangle(3, 9, 5, 6)), Mask.from_array(1, rectangle(1, 4, 8, 20))
         assert Box.around([first]) == Box(left=5, top=3, right=6, bottom=9)
         assert Box.around([first, second]) == Box(left=5, top=1, right=20, bottom=9)
         assert Box.around([first]).rows_and_columns == (slice(3, 9), slice(5, 6))
 
-    def test_an_empty_mask_does_not_widen_it(self) -> None:
+    def test_box_around_an_empty_mask_ignores_it(self) -> None:
         empty = Mask.from_array(2, rectangle(0, 0, 0, 0))
         assert Box.around([empty, Mask.from_array(0, rectangle(3, 9, 5, 6))]) == Box(5, 3, 6, 9)
 
-    def test_the_files_box_is_not_trusted(self) -> None:
+    def test_crop_ignores_the_box_of_the_file(self) -> None:
         drawn = Mask.from_array(0, PART)
         lying = Mask(0, drawn.rle, (0.0, 0.0, 5.0, 5.0), drawn.area_px)
         assert Views(noise(), {0: lying}).crop(0).shape == (40, 40, 3)
 
 
 class TestContours:
-    def test_three_pixels_wide_one_of_them_outside(self) -> None:
+    def test_contour_is_three_pixels_wide_with_one_outside(self) -> None:
         pixels = noise()
         view = views_of(pixels, PART).whole_with_contour(0)
         expected = rectangle(39, 81, 49, 91) & ~rectangle(42, 78, 52, 88)
         np.testing.assert_array_equal(has_colour(view, YELLOW), expected)
         np.testing.assert_array_equal(view[~expected], pixels[~expected])
 
-    def test_closed_at_the_edge_of_the_image(self) -> None:
+    def test_contour_at_the_image_edge_is_closed(self) -> None:
         view = views_of(noise(), rectangle(0, HEIGHT, 0, WIDTH)).whole_with_contour(0)
         expected = ~rectangle(2, HEIGHT - 2, 2, WIDTH - 2)
         np.testing.assert_array_equal(has_colour(view, YELLOW), expected)
 
-    def test_holes_have_a_contour_too(self) -> None:
+    def test_contour_of_a_hole_is_drawn(self) -> None:
         yellow = has_colour(views_of(noise(), RING).whole_with_contour(0), YELLOW)
         assert yellow[55, 65:75].all()
         assert yellow[56:64, 66:74].sum() == 0
 
-    def test_as_wide_after_shrinking(self) -> None:
+    def test_contour_of_a_shrunk_view_has_the_same_width(self) -> None:
         """3 px as the model sees them: the image is shrunk first, then the contour is drawn."""
         mask = rectangle(200, 800, 400, 1200, 1000, 1600)
         view = views_of(noise(1000, 1600), mask, max_side_px=160).whole_with_contour(0)
@@ -93,14 +93,14 @@ class TestContours:
         expected = rectangle(19, 81, 39, 121, 100, 160) & ~rectangle(22, 78, 42, 118, 100, 160)
         np.testing.assert_array_equal(has_colour(view, YELLOW), expected)
 
-    def test_a_line_too_thin_for_the_shrunk_view_is_still_marked(self) -> None:
+    def test_contour_of_a_thin_line_in_a_shrunk_view_is_drawn(self) -> None:
         line = rectangle(0, 1000, 703, 704, 1000, 1600)
         view = views_of(noise(1000, 1600), line, max_side_px=160).whole_with_contour(0)
         yellow = has_colour(view, YELLOW)
         assert yellow[:, 69:72].all()
         assert yellow.sum() == 3 * 100
 
-    def test_a_pixel_in_a_huge_view_is_still_marked(self) -> None:
+    def test_contour_of_one_pixel_in_a_shrunk_view_is_drawn(self) -> None:
         """Its share of a shrunk pixel is below one step of 8 bits."""
         dot = rectangle(1001, 1002, 501, 502, 2000, 2000)
         yellow = has_colour(views_of(noise(2000, 2000), dot, max_side_px=50).whole_with_contour(0), YELLOW)
@@ -109,7 +109,7 @@ class TestContours:
 
 class TestCrops:
     @pytest.mark.parametrize("mask", [PART, RING], ids=["rectangle", "ring"])
-    def test_the_box_of_the_region_sharp_inside_blurred_outside(self, mask: BoolMask) -> None:
+    def test_crop_is_sharp_inside_and_blurred_outside(self, mask: BoolMask) -> None:
         pixels = noise()
         view = views_of(pixels, mask).crop(0)
         assert view.shape == (40, 40, 3)
@@ -119,7 +119,7 @@ class TestCrops:
             blurred = view[~inside].astype(int)
             assert np.ptp(blurred) < 40 < np.ptp(pixels[40:80, 50:90][~inside])
 
-    def test_outside_is_the_blurred_image_at_its_place(self) -> None:
+    def test_crop_background_is_the_blurred_image(self) -> None:
         """Left half dark, right half bright: a blur of sigma 100 px is brighter on the right, with no edge left."""
         pixels = np.zeros((400, 800, 3), np.uint8)
         pixels[:, 400:] = 255
@@ -133,7 +133,7 @@ class TestCrops:
             row[[200, 300, 400, 500, 600]], 255 * np.array([0.023, 0.159, 0.5, 0.841, 0.977]), atol=8
         )
 
-    def test_the_crop_of_an_embedder_with_its_mask(self) -> None:
+    def test_crop_with_mask_shrinks_both(self) -> None:
         pixels, mask = views_of(noise(), RING).crop_with_mask(0, max_side_px=20)
         assert (pixels.shape, mask.shape) == ((20, 20, 3), (20, 20))
         expected = ~rectangle(8, 12, 8, 12, 20, 20)
@@ -141,12 +141,12 @@ class TestCrops:
         expected[7:13, [7, 12]] = mask[7:13, [7, 12]]
         np.testing.assert_array_equal(mask, expected)
 
-    def test_the_mask_of_a_crop_always_has_a_pixel(self) -> None:
+    def test_crop_with_mask_of_tiny_regions_keeps_their_pixels(self) -> None:
         dots = rectangle(0, 1, 0, 1, 3000, 3000) | rectangle(2999, 3000, 2999, 3000, 3000, 3000)
         _, mask = views_of(np.zeros((3000, 3000, 3), np.uint8), dots).crop_with_mask(0, max_side_px=60)
         np.testing.assert_array_equal(np.argwhere(mask), [[0, 0], [59, 59]])
 
-    def test_part_in_parent(self) -> None:
+    def test_part_in_parent_shows_the_contour_in_the_parents_crop(self) -> None:
         pixels = noise()
         round_parent = PARENT & ~rectangle(20, 30, 30, 40)
         view = views_of(pixels, round_parent, PART).part_in_parent(1, 0)
@@ -158,7 +158,7 @@ class TestCrops:
         np.testing.assert_array_equal(view[sharp], pixels[20:100, 30:130][sharp])
         assert np.ptp(view[:10, :10].astype(int)) < 40
 
-    def test_a_part_that_reaches_out_of_its_parent_is_cut_at_the_crop(self) -> None:
+    def test_part_in_parent_beyond_the_parent_is_cut_off(self) -> None:
         part = rectangle(40, 80, 110, 140)
         yellow = has_colour(views_of(noise(), PARENT, part).part_in_parent(1, 0), YELLOW)
         expected = (rectangle(39, 81, 109, 141) & ~rectangle(42, 78, 112, 128))[20:100, 30:130]
@@ -173,7 +173,7 @@ class TestLookalikes:
         """Of each mask's contour, at the middle of its upper side; masks are in the coordinates of the view."""
         return [tuple(int(value) for value in view[1, int(np.flatnonzero(mask.any(axis=0)).mean())]) for mask in masks]
 
-    def test_the_crop_of_the_union_with_the_target_in_blue(self) -> None:
+    def test_lookalikes_crops_the_union_with_the_target_in_blue(self) -> None:
         masks = self.several(3)
         view = views_of(noise(80, 140), *masks).lookalikes(1, [0, 2])
         assert view.shape == (30, 110, 3)
@@ -181,7 +181,7 @@ class TestLookalikes:
         assert colours[1] == TARGET_BLUE
         assert len(set(colours)) == 3
 
-    def test_any_number_of_lookalikes_has_colours_of_its_own_none_near_blue(self) -> None:
+    def test_lookalikes_of_twenty_regions_have_distinct_colours(self) -> None:
         masks = self.several(20)
         view = views_of(noise(80, 820), *masks).lookalikes(0, list(range(1, 20)))
         colours = self.colours_of(view, [mask[20:50, 10:810] for mask in masks])
@@ -189,12 +189,12 @@ class TestLookalikes:
         blue = np.array(colours[0])
         assert min(np.abs(np.array(other) - blue).sum() for other in colours[1:]) > 100
 
-    def test_the_target_is_drawn_over_the_others(self) -> None:
+    def test_lookalikes_draws_the_target_last(self) -> None:
         outer, inner = rectangle(20, 60, 20, 60), rectangle(20, 60, 20, 60)
         view = views_of(noise(), outer, inner).lookalikes(1, [0])
         assert (view[0] == TARGET_BLUE).all()
 
-    def test_indices_stand_at_the_centres(self) -> None:
+    def test_lookalikes_indices_are_at_the_centres(self) -> None:
         masks = [rectangle(10, 60, 10, 60), rectangle(10, 60, 90, 140)]
         views = views_of(noise(), *masks)
         rows, columns = np.nonzero(of_an_index(views.lookalikes(0, [1])))
@@ -203,11 +203,11 @@ class TestLookalikes:
             assert abs(rows[near].mean() - 25) < 3
             assert abs(columns[near].mean() - column) < 3
 
-    def test_the_index_of_a_ring_stands_on_the_ring(self) -> None:
+    def test_lookalikes_index_of_a_ring_is_on_the_ring(self) -> None:
         rows, columns = np.nonzero(of_an_index(views_of(noise(), RING).lookalikes(0, [])))
         assert np.hypot(rows.mean() - 20, columns.mean() - 20) > 4
 
-    def test_an_index_stays_in_a_view_one_pixel_wide(self) -> None:
+    def test_lookalikes_index_in_a_narrow_view_is_inside(self) -> None:
         """A strip of 3 x 4000 is shrunk by more in one direction than in the other."""
         strip = rectangle(0, 4000, 0, 3, 4000, 3)
         marked = views_of(np.zeros((4000, 3, 3), np.uint8), strip, max_side_px=1000).lookalikes(0, [])
@@ -228,23 +228,23 @@ class TestSizes:
 
     @pytest.mark.parametrize("max_side_px", [1, 2, 7, 64])
     @pytest.mark.parametrize("shape", [(HEIGHT, WIDTH), (1, 300), (300, 1), (5, 5)])
-    def test_no_view_exceeds_the_cap(self, max_side_px: int, shape: tuple[int, int]) -> None:
+    def test_views_never_exceed_max_side(self, max_side_px: int, shape: tuple[int, int]) -> None:
         everything = np.ones(shape, bool)
         for view in self.render_all(views_of(noise(*shape), everything, everything, max_side_px=max_side_px)):
             assert view.dtype == np.uint8
             assert max(view.shape[:2]) == min(max_side_px, max(shape))
             assert view.shape[2] == 3
 
-    def test_small_views_are_not_enlarged(self) -> None:
+    def test_views_below_max_side_are_not_enlarged(self) -> None:
         shapes = [view.shape[:2] for view in self.render_all(views_of(noise(), PARENT, PART))]
         assert shapes == [(HEIGHT, WIDTH), (HEIGHT, WIDTH), (80, 100), (80, 100), (80, 100)]
 
-    def test_the_whole_image_has_nothing_drawn_on_it(self) -> None:
+    def test_whole_is_the_unchanged_image(self) -> None:
         views = views_of(noise(), PART)
         views.whole_with_contour(0)
         np.testing.assert_array_equal(views.whole(), noise())
 
-    def test_one_pixel(self) -> None:
+    def test_views_of_one_pixel_are_drawn(self) -> None:
         views = views_of(np.full((1, 1, 3), 7, np.uint8), np.ones((1, 1), bool), np.ones((1, 1), bool))
         assert [view.tolist() for view in self.render_all(views)[:4]] == [
             [[[7, 7, 7]]],
@@ -253,7 +253,7 @@ class TestSizes:
             [[list(YELLOW)]],
         ]
 
-    def test_the_cap_is_a_pixel_at_least(self) -> None:
+    def test_views_with_max_side_below_one_raises(self) -> None:
         with pytest.raises(ValueError, match="max_side_px is at least 1"):
             views_of(noise(), PART, max_side_px=0)
 
@@ -271,7 +271,7 @@ class TestBackground:
         monkeypatch.setattr(ImageFilter, "GaussianBlur", counted)
         return lambda: len(made)
 
-    def test_blurred_once_whatever_the_number_of_views_and_threads(self, num_blurs: Callable[[], int]) -> None:
+    def test_background_of_many_views_and_threads_is_blurred_once(self, num_blurs: Callable[[], int]) -> None:
         views = views_of(noise(), PARENT, PART, RING)
         with ThreadPoolExecutor(8) as threads:
             crops = list(threads.map(views.crop, [0, 1, 2] * 8))
@@ -280,7 +280,7 @@ class TestBackground:
         for crop in crops[::3]:
             np.testing.assert_array_equal(crop, crops[0])
 
-    def test_not_blurred_where_no_view_needs_it(self, num_blurs: Callable[[], int]) -> None:
+    def test_background_without_a_crop_is_not_blurred(self, num_blurs: Callable[[], int]) -> None:
         views = views_of(noise(), PARENT, PART)
         views.whole_with_contour(0)
         views.lookalikes(0, [1])

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.curation.stand_ins import EverythingAlike, NothingAlike, RecordingAnnotator, image_of
+from tests.curation.fakes import EverythingAlike, NothingAlike, RecordingAnnotator, image_of
 from tests.curation.test_walk import trees
 from tests.ops.simulated_runs import duration_of
 from ureca.curation.curator import Curator, TreeSettings, curate_regions

@@ -49,12 +49,12 @@ def run(context: DataContext) -> None:
         assert "Same" in made.stats()
 
 
-def test_by_default_ray_keeps_a_record_of_every_block(context: DataContext) -> None:
+def test_ray_data_by_default_keeps_statistics_of_every_block(context: DataContext) -> None:
     run(context)
     assert Kept.most >= NUM_BLOCKS / 2
 
 
-def test_the_driver_keeps_none(context: DataContext) -> None:
+def test_drop_block_statistics_keeps_few_records(context: DataContext) -> None:
     drop_block_statistics(context)
     drop_block_statistics(context)
     assert context.custom_execution_callback_classes == [Kept, DropBlockStatistics]

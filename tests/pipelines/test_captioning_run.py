@@ -37,7 +37,7 @@ def nothing(num_images: int, num_to_do: int) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_sessions_do_what_is_missing_and_what_failed(tmp_path: Path, checkpoint: Path) -> None:
+def test_caption_run_again_processes_missing_and_failed_images(tmp_path: Path, checkpoint: Path) -> None:
     ids = write_corpus(tmp_path / "in", 6)
     (tmp_path / "in" / "img_0003.png").write_bytes(b"")
     settings = settings_of(tmp_path, checkpoint, images_per_partition=2, resources=ONE_ACTOR)
@@ -69,7 +69,7 @@ def test_sessions_do_what_is_missing_and_what_failed(tmp_path: Path, checkpoint:
     assert main(["export", settings.output, "--format", "parquet", "--to", str(tmp_path / "flat.parquet")]) == 0
 
 
-def test_nothing_starts_on_what_cannot_be_used(tmp_path: Path, checkpoint: Path) -> None:
+def test_caption_with_unusable_inputs_raises_before_start(tmp_path: Path, checkpoint: Path) -> None:
     write_corpus(tmp_path / "in", 1)
     with pytest.raises(CheckpointError, match=r"config\.json"):
         caption(settings_of(tmp_path, tmp_path), nothing)
@@ -90,7 +90,7 @@ def test_nothing_starts_on_what_cannot_be_used(tmp_path: Path, checkpoint: Path)
 
 
 @pytest.mark.timeout(600)
-def test_every_image_once_after_a_worker_and_the_driver_die(tmp_path: Path, checkpoint: Path) -> None:
+def test_caption_after_killed_worker_and_driver_has_each_image_once(tmp_path: Path, checkpoint: Path) -> None:
     ids = write_corpus(tmp_path / "in", 24)
     output = Output(str(tmp_path / "out"), CAPTIONS_DATASET)
     command = [

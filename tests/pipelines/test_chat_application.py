@@ -45,7 +45,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
     return told
 
 
-def test_the_application_is_there_for_the_block_and_asked_by_its_address(told: list[tuple[str, Any]]) -> None:
+def test_chat_application_within_the_block_serves_at_its_address(told: list[tuple[str, Any]]) -> None:
     settings = settings_of("--mllm.port", "8123", "--mllm.max-concurrency", "7")
     with chat_application(settings) as asked:
         assert isinstance(asked.mllm, OpenAIConfig)
@@ -59,13 +59,13 @@ def test_the_application_is_there_for_the_block_and_asked_by_its_address(told: l
     assert told[2] == ("delete", "ureca-mllm")
 
 
-def test_it_ends_with_a_run_that_fails_too(told: list[tuple[str, Any]]) -> None:
+def test_chat_application_after_an_error_is_deleted(told: list[tuple[str, Any]]) -> None:
     with pytest.raises(ZeroDivisionError), chat_application(settings_of()):
         raise ZeroDivisionError
     assert told[-1] == ("delete", "ureca-mllm")
 
 
-def test_what_is_served() -> None:
+def test_served_options_follow_the_settings() -> None:
     plain = served(RayServeConfig(checkpoint="org/vl"))
     assert plain["model_loading_config"] == {"model_id": "org/vl", "model_source": "org/vl"}
     assert "accelerator_type" not in plain and "max_model_len" not in plain["engine_kwargs"]
@@ -93,13 +93,13 @@ def test_what_is_served() -> None:
     }
 
 
-def test_another_kind_of_model_is_left_alone() -> None:
+def test_chat_application_with_another_model_keeps_the_settings() -> None:
     settings = CurateSettings.load(["in", "out"])
     with chat_application(settings) as asked:
         assert asked is settings
 
 
-def test_errors_say_what_to_do(told: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chat_application_errors_name_the_remedy(told: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch) -> None:
     with (
         pytest.raises(SettingsError, match="'org/broken' cannot be served: Deploying"),
         chat_application(settings_of("--mllm.checkpoint", "org/broken")),

@@ -48,16 +48,16 @@ def asked_corpus(ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) ->
 
 # test_kill.py has one of these for each run of the tests.
 @pytest.mark.parametrize("seed", LONG)
-def test_an_annotator_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    check_death_of_a_stage("CurateActor", corpus, seed, tmp_path)
+def test_curate_with_a_killed_annotator_actor_is_complete(corpus: Corpus, seed: int, tmp_path: Path) -> None:
+    check_killed_operator("CurateActor", corpus, seed, tmp_path)
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_a_proposals_actor(corpus: Corpus, seed: int, tmp_path: Path) -> None:
-    check_death_of_a_stage("MaskActor", corpus, seed, tmp_path)
+def test_curate_with_a_killed_mask_actor_is_complete(corpus: Corpus, seed: int, tmp_path: Path) -> None:
+    check_killed_operator("MaskActor", corpus, seed, tmp_path)
 
 
-def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, folder: Path) -> None:
+def check_killed_operator(stage: str, corpus: Corpus, seed: int, folder: Path) -> None:
     """Kill the actors of a stage once while they work."""
     rng = random.Random(seed)
 
@@ -72,7 +72,7 @@ def check_death_of_a_stage(stage: str, corpus: Corpus, seed: int, folder: Path) 
 
 
 @pytest.mark.parametrize("seed", SEEDS)
-def test_the_endpoint_which_comes_back_after_five_seconds(asked_corpus: Corpus, seed: int, tmp_path: Path) -> None:
+def test_curate_with_a_restarted_endpoint_is_complete(asked_corpus: Corpus, seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
 
     def run(out: Path) -> bool:
@@ -105,7 +105,7 @@ def test_the_endpoint_which_comes_back_after_five_seconds(asked_corpus: Corpus, 
 # test_kill.py has one of these for each run of the tests.
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("seed", LONG)
-def test_the_driver_whose_command_is_run_again(corpus: Corpus, seed: int, tmp_path: Path) -> None:
+def test_curate_resumed_after_a_killed_driver_is_complete(corpus: Corpus, seed: int, tmp_path: Path) -> None:
     rng = random.Random(seed)
 
     def run(out: Path) -> bool:
@@ -136,7 +136,7 @@ def test_the_driver_whose_command_is_run_again(corpus: Corpus, seed: int, tmp_pa
         ),
     ],
 )
-def test_a_node_of_a_cluster(corpus: Corpus, seeds: str, tmp_path: Path) -> None:
+def test_curate_with_a_killed_node_is_complete(corpus: Corpus, seeds: str, tmp_path: Path) -> None:
     """In a process of its own: it has a cluster of several nodes."""
     script = [sys.executable, "-m", "tests.pipelines.node_faults", str(tmp_path), *seeds.split()]
     ended = subprocess.run(script, cwd=ROOT, capture_output=True, text=True, check=False)

@@ -38,7 +38,7 @@ def files_of(output: Path) -> dict[str, int]:
     return {path.name: path.stat().st_mtime_ns for path in (output / "regions").iterdir()}
 
 
-def test_sessions_do_what_is_missing_and_what_failed(tmp_path: Path, plans: Plans) -> None:
+def test_curate_run_again_processes_missing_and_failed_images(tmp_path: Path, plans: Plans) -> None:
     ids = write_corpus(tmp_path / "in", 12)
     (tmp_path / "in" / "img_0003.json").write_text("{")
     (tmp_path / "in" / "img_0007.png").write_bytes(b"")
@@ -89,7 +89,7 @@ def test_sessions_do_what_is_missing_and_what_failed(tmp_path: Path, plans: Plan
     assert run["versions"]["ray"]
 
 
-def test_bad_files_are_all_accounted_for(tmp_path: Path, plans: Plans) -> None:
+def test_curate_of_the_bad_corpus_accounts_for_every_file(tmp_path: Path, plans: Plans) -> None:
     expected = write_bad_corpus(tmp_path / "in")
     assert len(expected) >= 20
     report = curate(settings_of(tmp_path, max_error_fraction=1.0), plans)
@@ -105,7 +105,7 @@ def test_bad_files_are_all_accounted_for(tmp_path: Path, plans: Plans) -> None:
     assert report.num_failed == sum(row["error"] is not None for row in rows)
 
 
-def test_weights_free_curation_of_a_tar_shard(tmp_path: Path, plans: Plans) -> None:
+def test_curate_of_a_tar_shard_without_weights_captions_all_regions(tmp_path: Path, plans: Plans) -> None:
     ids = write_shard(tmp_path / "shard.tar", 3)
     settings = CurateSettings(
         input=str(tmp_path / "shard.tar"),
@@ -123,7 +123,7 @@ def test_weights_free_curation_of_a_tar_shard(tmp_path: Path, plans: Plans) -> N
     assert rows[0]["provenance"]["annotator"].startswith("rule-based")
 
 
-def test_other_settings_are_refused_by_name(tmp_path: Path, plans: Plans) -> None:
+def test_curate_with_other_settings_names_them(tmp_path: Path, plans: Plans) -> None:
     write_corpus(tmp_path / "in", 1)
     settings = settings_of(tmp_path)
     curate(settings, plans)
@@ -144,7 +144,9 @@ def test_other_settings_are_refused_by_name(tmp_path: Path, plans: Plans) -> Non
         {"embedder": {"kind": "dinov2", "checkpoint": "/nowhere/dinov2"}},
     ],
 )
-def test_what_fails_on_a_worker_is_a_settings_error_here(tmp_path: Path, plans: Plans, changed: dict[str, Any]) -> None:
+def test_curate_with_a_settings_error_of_a_worker_raises_it(
+    tmp_path: Path, plans: Plans, changed: dict[str, Any]
+) -> None:
     write_corpus(tmp_path / "in", 1)
     settings = settings_of(tmp_path).model_dump() | changed
     if "masks" in changed:
@@ -155,7 +157,7 @@ def test_what_fails_on_a_worker_is_a_settings_error_here(tmp_path: Path, plans: 
     assert Output(settings["output"]).run()["state"] == "stopped"
 
 
-def test_nothing_starts_on_input_that_cannot_be_used(tmp_path: Path, plans: Plans) -> None:
+def test_curate_with_unusable_input_raises_before_start(tmp_path: Path, plans: Plans) -> None:
     (tmp_path / "in" / "a").mkdir(parents=True)
     with pytest.raises(InputError):
         curate(settings_of(tmp_path), plans)

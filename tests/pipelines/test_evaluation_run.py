@@ -44,7 +44,7 @@ def tell(text: str) -> None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.usefixtures("ray_cluster")
-def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
+def test_evaluate_writes_the_table_and_resumes(
     tmp_path: Path, checkpoint: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     scenes, out = tmp_path / "scenes", tmp_path / "out"
@@ -104,7 +104,7 @@ def test_one_command_makes_the_table_and_goes_on_with_what_is_missing(
     ] * 2
 
 
-def test_one_session_at_a_time(tmp_path: Path) -> None:
+def test_evaluate_beside_another_session_raises(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", 1, split="test", seed=0, width_px=112, height_px=112)
     settings = settings_of(tmp_path, tmp_path / "scenes", f"People={tmp_path}/scenes/captions.jsonl", metrics=["BLEU"])
     with Output(settings.output).lease(), pytest.raises(OutputError, match="is being written by"):
@@ -115,7 +115,7 @@ def settings_of(tmp_path: Path, benchmark: Path, *models: str, **more: Any) -> E
     return EvaluateSettings(input=str(benchmark), output=str(tmp_path / "out"), models=list(models), **more)
 
 
-def test_nothing_is_captioned_where_something_cannot_be_used(tmp_path: Path, checkpoint: Path) -> None:
+def test_evaluate_with_unusable_inputs_raises_before_captioning(tmp_path: Path, checkpoint: Path) -> None:
     dataset = write_dataset(tmp_path, 2)
     mllm = tmp_path / "mllm"
     internvl(mllm)
@@ -138,7 +138,7 @@ def test_nothing_is_captioned_where_something_cannot_be_used(tmp_path: Path, che
     assert not list((tmp_path / "out").rglob("part-*"))
 
 
-def test_captions_that_are_there_need_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_evaluate_of_existing_captions_starts_no_cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     dataset = write_dataset(tmp_path, 2)
     monkeypatch.setattr("ureca.pipelines.batch.session.ray.init", None)
     settings = settings_of(
@@ -156,7 +156,7 @@ def test_captions_that_are_there_need_no_cluster(tmp_path: Path, monkeypatch: py
     assert len(list((tmp_path / "out" / "models").rglob("part-*"))) == 1
 
 
-def test_a_bucket_holds_benchmark_captions_and_table(tmp_path: Path) -> None:
+def test_evaluate_in_an_object_store_writes_captions_and_tables(tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 1)
     lines = [line("img_0000", str(mask), f"disc {mask}") for mask in (1, 2)]
     with s3_server() as store:
@@ -177,7 +177,7 @@ def test_a_bucket_holds_benchmark_captions_and_table(tmp_path: Path) -> None:
         assert store.names("evaluated/table") == tables
 
 
-def test_judging_runs_where_its_resources_say(tmp_path: Path) -> None:
+def test_scoring_operator_has_the_resources_of_its_settings(tmp_path: Path) -> None:
     dataset: Any = RecordingDataset()
     resources = {"judge": {"num_actors": 2, "num_gpus": 0.5, "num_cpus": 3, "partitions_in_flight": 5}}
     settings = ScoringSettings(input="benchmark", output=str(tmp_path / "out"), resources=resources)
@@ -187,7 +187,7 @@ def test_judging_runs_where_its_resources_say(tmp_path: Path) -> None:
     assert judging["compute"].max_concurrent_calls_per_actor == 5
 
 
-def test_any_model_that_sees_images_captions_a_corpus(tmp_path: Path) -> None:
+def test_caption_with_a_chat_checkpoint_captions_a_corpus(tmp_path: Path) -> None:
     folder = tmp_path / "internvl"
     internvl(folder)
     write_corpus(tmp_path / "in", 2)
@@ -213,7 +213,7 @@ def test_any_model_that_sees_images_captions_a_corpus(tmp_path: Path) -> None:
     assert all(row["model"].startswith("internvl ") and row["model"].endswith(" contour") for row in rows)
 
 
-def test_settings_of_one_kind_of_model_are_not_for_the_other(tmp_path: Path, checkpoint: Path) -> None:
+def test_usable_checkpoint_with_settings_of_another_kind_raises(tmp_path: Path, checkpoint: Path) -> None:
     internvl(tmp_path / "mllm")
     common = {"input": "a", "output": "b"}
     with pytest.raises(SettingsError, match="image_options are for baselines"):

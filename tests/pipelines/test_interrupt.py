@@ -19,17 +19,17 @@ from ureca.pipelines.batch.session import noted_interrupts
 LIMIT = 24
 
 
-class InterruptedWhereItIsIgnored:
+class InterruptedInDestructor:
     def __del__(self) -> None:
         signal.raise_signal(signal.SIGINT)
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
+def test_noted_interrupts_in_a_destructor_raises_later() -> None:
     earlier = signal.getsignal(signal.SIGINT)
     with noted_interrupts() as raise_if_interrupted:
         raise_if_interrupted()
-        for _ in [InterruptedWhereItIsIgnored()]:
+        for _ in [InterruptedInDestructor()]:
             pass
         del _
         with pytest.raises(KeyboardInterrupt):
@@ -37,13 +37,13 @@ def test_an_interrupt_in_a_destructor_is_not_lost() -> None:
     assert signal.getsignal(signal.SIGINT) is earlier
 
 
-def test_an_interrupt_is_raised_at_once_where_it_can_be() -> None:
+def test_noted_interrupts_in_the_main_thread_raises_at_once() -> None:
     with pytest.raises(KeyboardInterrupt), noted_interrupts():
         signal.raise_signal(signal.SIGINT)
         pytest.fail("not reached")
 
 
-def test_beside_the_main_thread_nothing_is_changed() -> None:
+def test_noted_interrupts_in_another_thread_keeps_the_handler() -> None:
     earlier = signal.getsignal(signal.SIGINT)
 
     def look() -> object:
@@ -56,7 +56,7 @@ def test_beside_the_main_thread_nothing_is_changed() -> None:
 
 
 @pytest.mark.timeout(400)
-def test_an_interrupted_run_keeps_what_is_done_and_goes_on(tmp_path: Path) -> None:
+def test_curate_after_an_interrupt_keeps_its_rows_and_resumes(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", 30)
     output = Output(str(tmp_path / "out"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -38,7 +38,7 @@ def wait_for_parts(output: Output, at_least: int, process: subprocess.Popen[byte
 
 
 @pytest.mark.timeout(400)
-def test_every_image_once_after_sigkill(tmp_path: Path) -> None:
+def test_curate_after_killed_drivers_has_each_image_once(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", NUM_IMAGES)
     output = Output(str(tmp_path / "out"))
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -68,7 +68,7 @@ def test_every_image_once_after_sigkill(tmp_path: Path) -> None:
 
 
 @pytest.mark.timeout(400)
-def test_every_image_once_after_workers_die(tmp_path: Path) -> None:
+def test_curate_after_killed_workers_has_each_image_once(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path / "in", NUM_IMAGES)
     output = Output(str(tmp_path / "out"))
     killed: list[str] = []

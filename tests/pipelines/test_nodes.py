@@ -24,7 +24,7 @@ def on_nodes(command: str, folder: Path) -> Notes:
 @pytest.mark.timeout(600)
 @pytest.mark.long
 @pytest.mark.parametrize("command", ["curate", "caption"])
-def test_every_image_once(command: str, tmp_path: Path) -> None:
+def test_command_after_a_lost_node_has_each_image_once(command: str, tmp_path: Path) -> None:
     notes = on_nodes(command, tmp_path)
     assert len(notes.nodes(command)) == 4
     output = Output.of_run(str(tmp_path / "out"))
@@ -38,7 +38,7 @@ def test_every_image_once(command: str, tmp_path: Path) -> None:
 
 @pytest.mark.long
 @pytest.mark.timeout(900)
-def test_training_goes_on_where_it_was(tmp_path: Path) -> None:
+def test_train_after_a_lost_node_has_the_same_losses(tmp_path: Path) -> None:
     notes = on_nodes("train", tmp_path)
     assert len(notes.nodes("train")) == 4
     lines = {run: read_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "out")}

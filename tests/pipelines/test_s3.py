@@ -30,7 +30,7 @@ def write_corpus(store: Store) -> list[str]:
 
 
 @pytest.mark.timeout(400)
-def test_a_curation_in_a_bucket_goes_on_after_its_driver_was_killed(tmp_path: Path) -> None:
+def test_curate_in_an_object_store_resumes_after_a_killed_driver(tmp_path: Path) -> None:
     with s3_server() as store:
         ids = write_corpus(store)
         output = Output(store.uri("out"))

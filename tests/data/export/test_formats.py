@@ -24,7 +24,7 @@ def lines(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
 
 
-def test_jsonl_has_the_final_captions_with_a_question_each(rows: Rows, tmp_path: Path) -> None:
+def test_export_jsonl_writes_final_captions_with_a_question_each(rows: Rows, tmp_path: Path) -> None:
     export_jsonl(rows, tmp_path / "train.jsonl", ExportReport())
     first, second, third = lines(tmp_path / "train.jsonl")
     assert [(line["id"], line["image"], line["mask_id"]) for line in (first, second, third)] == [
@@ -40,14 +40,14 @@ def test_jsonl_has_the_final_captions_with_a_question_each(rows: Rows, tmp_path:
     assert second["conversations"][1]["value"] == 'ein „Zitat“ \n and "quotes"'
 
 
-def test_questions_vary_over_regions_and_stay_the_same_for_one() -> None:
+def test_paraphrase_varies_over_regions_and_is_deterministic() -> None:
     assert paraphrase("a", 7, detailed=True) == paraphrase("a", 7, detailed=True)
     assert {paraphrase("a", id, detailed=False) for id in range(300)} == set(SHORT_QUESTIONS)
     assert {paraphrase(f"{id}", 0, detailed=True) for id in range(300)} == set(DETAILED_QUESTIONS)
     assert not set(SHORT_QUESTIONS) & set(DETAILED_QUESTIONS)
 
 
-def test_masks_beside_the_jsonl_are_those_of_its_lines(rows: Rows, tmp_path: Path) -> None:
+def test_export_jsonl_with_masks_writes_the_masks_of_its_lines(rows: Rows, tmp_path: Path) -> None:
     export_jsonl(rows, tmp_path / "train.jsonl", ExportReport(), masks=tmp_path / "masks")
     assert sorted(path.name for path in (tmp_path / "masks").iterdir()) == ["a.json", "b.json"]
     for line in lines(tmp_path / "train.jsonl"):
@@ -58,21 +58,21 @@ def test_masks_beside_the_jsonl_are_those_of_its_lines(rows: Rows, tmp_path: Pat
         assert mask.predicted_iou == 0.5
 
 
-def test_a_folder_of_masks_in_use_is_refused(rows: Rows, tmp_path: Path) -> None:
+def test_export_jsonl_into_a_non_empty_mask_folder_raises(rows: Rows, tmp_path: Path) -> None:
     (tmp_path / "old.json").write_text("{}")
     with pytest.raises(OutputError, match="not empty"):
         export_jsonl(rows, tmp_path / "train.jsonl", ExportReport(), masks=tmp_path)
     assert not (tmp_path / "train.jsonl").exists()
 
 
-def test_an_image_id_never_leaves_the_folder_of_masks(rows: Rows, tmp_path: Path) -> None:
+def test_export_jsonl_with_an_unsafe_image_id_raises(rows: Rows, tmp_path: Path) -> None:
     rows[0]["image_id"] = "../a"
     with pytest.raises(OutputError, match="no file name"):
         export_jsonl(rows, tmp_path / "train.jsonl", ExportReport(), masks=tmp_path / "masks")
     assert [path.name for path in tmp_path.iterdir()] == ["masks"]
 
 
-def test_parquet_has_one_row_a_region(rows: Rows, tmp_path: Path) -> None:
+def test_export_parquet_writes_one_row_per_region(rows: Rows, tmp_path: Path) -> None:
     export_parquet(rows, tmp_path / "flat.parquet", ExportReport())
     table = pq.read_table(tmp_path / "flat.parquet")
     assert table.schema.equals(FLAT)
@@ -94,7 +94,7 @@ def test_export_parquet_of_many_rows_writes_row_groups(rows: Rows, tmp_path: Pat
     assert [file.metadata.row_group(index).num_rows for index in range(file.num_row_groups)] == [10, 10, 4]
 
 
-def test_coco_loads_and_has_boxes_and_masks(rows: Rows, tmp_path: Path) -> None:
+def test_export_coco_writes_boxes_and_masks(rows: Rows, tmp_path: Path) -> None:
     export_coco(rows, tmp_path / "captions.json", ExportReport())
     coco = COCO(str(tmp_path / "captions.json"))
     annotations = coco.loadAnns(coco.getAnnIds())
@@ -113,9 +113,7 @@ def test_coco_loads_and_has_boxes_and_masks(rows: Rows, tmp_path: Path) -> None:
 
 
 @EXPORTS
-def test_rejected_captions_leave_only_on_request_and_all_else_is_counted(
-    rows: Rows, tmp_path: Path, export: Export
-) -> None:
+def test_export_counts_omissions_and_includes_rejected_on_request(rows: Rows, tmp_path: Path, export: Export) -> None:
     report = ExportReport()
     export(rows, tmp_path / "out", report)
     assert (report.num_regions, report.num_images) == (3, 2)
@@ -136,7 +134,7 @@ def test_rejected_captions_leave_only_on_request_and_all_else_is_counted(
 
 
 @EXPORTS
-def test_a_run_without_captions_makes_a_file_that_loads(tmp_path: Path, export: Export) -> None:
+def test_export_without_captions_writes_a_valid_file(tmp_path: Path, export: Export) -> None:
     to = tmp_path / "out"
     export([], to, ExportReport())
     loaded = {
@@ -148,7 +146,7 @@ def test_a_run_without_captions_makes_a_file_that_loads(tmp_path: Path, export: 
 
 
 @EXPORTS
-def test_a_file_that_exists_is_replaced_only_on_request(rows: Rows, tmp_path: Path, export: Export) -> None:
+def test_export_to_an_existing_file_needs_overwrite(rows: Rows, tmp_path: Path, export: Export) -> None:
     to = tmp_path / "out"
     to.write_text("precious")
     with pytest.raises(OutputError, match="--overwrite"):
@@ -159,7 +157,7 @@ def test_a_file_that_exists_is_replaced_only_on_request(rows: Rows, tmp_path: Pa
 
 
 @EXPORTS
-def test_an_export_that_breaks_off_leaves_nothing(rows: Rows, tmp_path: Path, export: Export) -> None:
+def test_export_after_an_error_leaves_no_file(rows: Rows, tmp_path: Path, export: Export) -> None:
     def broken() -> Iterator[dict[str, Any]]:
         yield rows[0]
         raise OSError("the disk is gone")
@@ -171,7 +169,7 @@ def test_an_export_that_breaks_off_leaves_nothing(rows: Rows, tmp_path: Path, ex
 
 @EXPORTS
 @pytest.mark.parametrize(("name", "message"), [("", "is a folder"), ("no/file", "does not exist")])
-def test_a_target_that_cannot_be_written_is_an_error_for_people(
+def test_export_to_an_unwritable_target_raises_output_error(
     tmp_path: Path, export: Export, name: str, message: str
 ) -> None:
     with pytest.raises(OutputError, match=message):

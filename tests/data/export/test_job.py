@@ -19,7 +19,7 @@ def output(rows: list[dict[str, Any]], tmp_path: Path) -> str:
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "parquet", "coco"])
-def test_every_format_is_written_and_what_was_left_out_is_printed(
+def test_export_command_writes_each_format_and_prints_omissions(
     output: str, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     to = tmp_path / "out"
@@ -34,7 +34,9 @@ def test_every_format_is_written_and_what_was_left_out_is_printed(
     assert "4 regions of 2 images written" in capsys.readouterr().out
 
 
-def test_masks_go_with_the_training_set_alone(output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command_with_masks_accepts_jsonl_only(
+    output: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     masks = tmp_path / "masks"
     arguments = ["export", output, "--to", str(tmp_path / "out"), "--masks", str(masks)]
     assert main([*arguments, "--format", "jsonl"]) == 0
@@ -43,7 +45,7 @@ def test_masks_go_with_the_training_set_alone(output: str, tmp_path: Path, capsy
     assert "--masks is for --format jsonl" in capsys.readouterr().err
 
 
-def test_a_folder_that_holds_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_export_command_of_a_folder_without_a_run_fails(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     to = tmp_path / "out"
     assert main(["export", str(tmp_path), "--format", "jsonl", "--to", str(to)]) == 2
     assert "not the output of a run" in capsys.readouterr().err

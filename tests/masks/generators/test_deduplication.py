@@ -15,21 +15,21 @@ def bar(width: int) -> Rle:
     return encode(pixels)
 
 
-def test_the_preferred_one_of_two_near_duplicates_stays() -> None:
+def test_distinct_of_near_duplicates_keeps_the_first() -> None:
     assert distinct([bar(90), bar(100), bar(50), bar(48)], max_iou=0.8, max_count=10) == [0, 2]
     assert distinct([bar(48), bar(100), bar(90), bar(50)], max_iou=0.8, max_count=10) == [0, 1]
 
 
-def test_an_iou_at_the_bound_is_a_duplicate() -> None:
+def test_distinct_at_max_iou_drops_the_duplicate() -> None:
     assert distinct([bar(100), bar(80)], max_iou=0.8, max_count=10) == [0]
     assert distinct([bar(100), bar(79)], max_iou=0.8, max_count=10) == [0, 1]
 
 
-def test_a_mask_is_compared_with_kept_masks_only() -> None:
+def test_distinct_compares_with_kept_masks_only() -> None:
     assert distinct([bar(100), bar(85), bar(70)], max_iou=0.8, max_count=10) == [0, 2]
 
 
-def test_no_more_are_drawn_than_it_takes() -> None:
+def test_distinct_at_max_count_stops_reading() -> None:
     def endless() -> Iterator[Rle]:
         for width in (100, 50, 25):
             yield bar(width)
@@ -38,5 +38,5 @@ def test_no_more_are_drawn_than_it_takes() -> None:
     assert distinct(endless(), max_iou=0.8, max_count=3) == [0, 1, 2]
 
 
-def test_no_masks() -> None:
+def test_distinct_without_masks_is_empty() -> None:
     assert distinct([], max_iou=0.8, max_count=3) == []

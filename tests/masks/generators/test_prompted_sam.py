@@ -23,7 +23,7 @@ def sam() -> Any:
     return build_tiny_sam()
 
 
-def test_masks_are_the_predictors(sam: Any) -> None:
+def test_masks_of_prompts_equal_those_of_the_predictor(sam: Any) -> None:
     prompts = [
         Prompt(bbox_xywh=(5, 6, 20, 10)),
         Prompt(points_xy=((30, 20),)),
@@ -58,13 +58,13 @@ def test_masks_are_the_predictors(sam: Any) -> None:
     "prompt",
     [Prompt(bbox_xywh=(70, 0, 5, 5)), Prompt(bbox_xywh=(-9, 0, 5, 5)), Prompt(points_xy=((10, 10), (10, 41)))],
 )
-def test_a_prompt_outside_the_image_has_an_empty_mask(sam: Any, prompt: Prompt) -> None:
+def test_masks_of_a_prompt_outside_the_image_are_empty(sam: Any, prompt: Prompt) -> None:
     (mask,) = PromptedSam.from_model(sam).masks(IMAGE, [(0, prompt)])
     assert mask.rle["size"] == [40, 60]
     assert mask.area_px == 0
 
 
-def test_it_proposes_from_a_file(sam: Any) -> None:
+def test_generate_reads_prompts_from_the_annotation_file(sam: Any) -> None:
     mask_generator: MaskGenerator = PromptedSam.from_model(sam)
     file = json.dumps({"prompts": [{"bbox_xywh": [5, 6, 20, 10]}]}).encode()
     assert [mask.id for mask in mask_generator.generate(IMAGE, file)] == [0]

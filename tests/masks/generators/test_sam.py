@@ -69,7 +69,7 @@ def checkpoint(tmp_path: Path) -> Path:
     return path
 
 
-def test_masks_carry_everything_that_sam_says(image: Any) -> None:
+def test_generate_keeps_all_fields_of_sam(image: Any) -> None:
     sam = build_tiny_sam()
     mask_generator: MaskGenerator = SamMaskGenerator.from_model(sam, EVERYTHING, name="tiny")
 
@@ -92,7 +92,7 @@ def test_masks_carry_everything_that_sam_says(image: Any) -> None:
         assert mask.bbox_xywh == (x, y, width - 1, height - 1)
 
 
-def test_generator_settings_have_the_package_names_and_defaults() -> None:
+def test_automatic_mask_settings_have_names_and_defaults_of_the_package() -> None:
     import inspect
 
     parameters = dict(inspect.signature(segment_anything.SamAutomaticMaskGenerator).parameters)
@@ -111,7 +111,7 @@ def test_generator_settings_have_the_package_names_and_defaults() -> None:
         ({"box_nms_thresh": 0.0}, lambda masks, all_masks: len(masks) < len(all_masks)),
     ],
 )
-def test_settings_reach_the_generator(
+def test_generate_with_other_settings_changes_the_masks(
     image: Any, changed: dict[str, Any], differs: Callable[[list[Any], list[Any]], bool]
 ) -> None:
     sam = build_tiny_sam()
@@ -120,7 +120,7 @@ def test_settings_reach_the_generator(
     assert differs(SamMaskGenerator.from_model(sam, settings).generate(image), all_masks)
 
 
-def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
+def test_generate_with_crop_layers_encodes_the_crops(image: Any) -> None:
     sam = build_tiny_sam()
     inputs: list[Any] = []
     sam.image_encoder.register_forward_hook(lambda module, arguments, output: inputs.append(arguments[0]))
@@ -131,12 +131,12 @@ def test_crop_layers_run_the_encoder_on_crops(image: Any) -> None:
 
 
 @pytest.mark.parametrize("crop_n_layers", [0, 1])
-def test_an_image_without_masks_is_an_empty_list(image: Any, crop_n_layers: int) -> None:
+def test_generate_without_masks_returns_an_empty_list(image: Any, crop_n_layers: int) -> None:
     settings = AutomaticMaskSettings(points_per_side=2, pred_iou_thresh=1000.0, crop_n_layers=crop_n_layers)
     assert SamMaskGenerator.from_model(build_tiny_sam(), settings).generate(image) == []
 
 
-def test_tiny_and_elongated_images() -> None:
+def test_generate_of_tiny_and_elongated_images_works_or_raises() -> None:
     mask_generator = SamMaskGenerator.from_model(build_tiny_sam(), EVERYTHING)
     for shape in ((1, 1, 3), (1, 64, 3), (64, 1, 3)):
         for mask in mask_generator.generate(np.full(shape, 128, np.uint8)):
@@ -158,25 +158,25 @@ def test_tiny_and_elongated_images() -> None:
         ({"output_mode": "binary_mask"}, "Extra inputs are not permitted"),
     ],
 )
-def test_impossible_settings_are_refused(changed: dict[str, Any], message: str) -> None:
+def test_automatic_mask_settings_with_impossible_values_raises(changed: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         AutomaticMaskSettings.model_validate(changed)
 
 
-def test_settings_are_frozen() -> None:
+def test_sam_config_is_frozen() -> None:
     settings = SamConfig(checkpoint=Path("sam.pth"))
     with pytest.raises(ValidationError, match="frozen"):
         settings.device = "cpu"  # type: ignore[misc]
 
 
-def test_small_region_removal_without_opencv_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_min_mask_region_area_without_opencv_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
     monkeypatch.setattr("ureca.masks.generators.sam.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="pip install opencv-python-headless"):
         SamMaskGenerator.from_model(build_tiny_sam(), AutomaticMaskSettings(min_mask_region_area=10))
 
 
-def test_a_checkpoint_brings_the_masks_back(image: Any, checkpoint: Path) -> None:
+def test_load_state_of_a_checkpoint_reproduces_the_masks(image: Any, checkpoint: Path) -> None:
     def build_with_other_weights() -> Any:
         sam = build_tiny_sam()
         for parameter in sam.parameters():
@@ -189,7 +189,7 @@ def test_a_checkpoint_brings_the_masks_back(image: Any, checkpoint: Path) -> Non
     assert SamMaskGenerator.from_model(loaded, EVERYTHING).generate(image) == expected
 
 
-def test_a_state_dict_that_does_not_fit_names_the_keys(checkpoint: Path) -> None:
+def test_load_state_of_other_weights_names_the_keys(checkpoint: Path) -> None:
     state = dict(read_state(checkpoint))
     state["image_encoder.pos_embed"] = state["image_encoder.pos_embed"][:, :1]
     state["module.extra"] = state.pop("mask_decoder.iou_token.weight")
@@ -202,19 +202,19 @@ def test_a_state_dict_that_does_not_fit_names_the_keys(checkpoint: Path) -> None
     assert "1 of another shape: image_encoder.pos_embed" in message
 
 
-def test_the_constructor_refuses_a_missing_file(tmp_path: Path) -> None:
+def test_sam_mask_generator_with_a_missing_checkpoint_raises(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"nothing\.pth does not exist"):
         SamMaskGenerator(SamConfig(checkpoint=tmp_path / "nothing.pth", device="cpu"))
 
 
-def test_the_constructor_refuses_a_damaged_file(checkpoint: Path) -> None:
+def test_sam_mask_generator_with_a_damaged_checkpoint_raises(checkpoint: Path) -> None:
     for content in (b"", b"not a checkpoint", checkpoint.read_bytes()[:1000]):
         checkpoint.write_bytes(content)
         with pytest.raises(SettingsError, match=r"tiny\.pth is not a readable PyTorch file"):
             SamMaskGenerator(SamConfig(checkpoint=checkpoint, device="cpu"))
 
 
-def test_the_constructor_refuses_anything_but_tensors(tmp_path: Path) -> None:
+def test_sam_mask_generator_with_pickled_code_raises(tmp_path: Path) -> None:
     path = tmp_path / "other.pth"
     torch.save({"model": {"weight": torch.zeros(1)}}, path)
     with pytest.raises(SettingsError, match="not a state dict"):
@@ -224,20 +224,22 @@ def test_the_constructor_refuses_anything_but_tensors(tmp_path: Path) -> None:
         SamMaskGenerator(SamConfig(checkpoint=path, device="cpu"))
 
 
-def test_the_constructor_names_the_true_model_type(tmp_path: Path) -> None:
+def test_sam_mask_generator_with_another_model_type_names_it(tmp_path: Path) -> None:
     path = tmp_path / "sam_vit_l.pth"
     torch.save({"image_encoder.patch_embed.proj.weight": torch.zeros(1024, 3, 1, 1)}, path)
     with pytest.raises(SettingsError, match="is a vit_l, model_type says vit_b"):
         SamMaskGenerator(SamConfig(checkpoint=path, model_type="vit_b", device="cpu"))
 
 
-def test_an_unusable_device_is_named(checkpoint: Path) -> None:
+def test_sam_mask_generator_with_an_unusable_device_names_it(checkpoint: Path) -> None:
     for device in ("abacus", "cuda:99"):
         with pytest.raises(SettingsError, match=f"device '{device}' cannot be used"):
             SamMaskGenerator(SamConfig(checkpoint=checkpoint, device=device))
 
 
-def test_without_the_package_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, checkpoint: Path) -> None:
+def test_sam_mask_generator_without_the_package_names_the_extra(
+    monkeypatch: pytest.MonkeyPatch, checkpoint: Path
+) -> None:
     monkeypatch.setitem(sys.modules, "segment_anything", None)
     with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[sam\]'"):
         SamMaskGenerator(SamConfig(checkpoint=checkpoint))

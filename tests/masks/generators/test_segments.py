@@ -49,7 +49,7 @@ def images(draw: st.DrawFn) -> Image:
 
 @settings(max_examples=60, deadline=None)
 @given(image=images(), max_masks=st.integers(1, 12), max_iou=st.sampled_from([0.5, 0.8]), reduce=st.booleans())
-def test_any_image_gives_distinct_connected_nested_masks(
+def test_generate_of_any_image_gives_distinct_connected_nested_masks(
     image: Image, max_masks: int, max_iou: float, reduce: bool
 ) -> None:
     mask_generator = SegmentsMaskGenerator(
@@ -77,7 +77,7 @@ def test_any_image_gives_distinct_connected_nested_masks(
         assert ((contained == 0) | (contained == 1) | (contained.T == 1)).all()
 
 
-def test_a_disc_in_a_square_in_a_square_is_three_levels() -> None:
+def test_generate_of_nested_shapes_finds_three_levels() -> None:
     image = np.full((120, 160, 3), (20, 40, 120), np.uint8)
     outer, inner = np.zeros((2, 120, 160), bool)
     outer[15:105, 40:130] = True
@@ -96,7 +96,7 @@ def test_a_disc_in_a_square_in_a_square_is_three_levels() -> None:
     assert inner_id in tree.ancestors(eye_id)
 
 
-def test_separate_discs_are_separate_masks_outside_one_another() -> None:
+def test_generate_of_separate_discs_finds_disjoint_masks() -> None:
     rng = np.random.default_rng(3)
     image = rng.integers(90, 110, (100, 150, 3)).astype(np.uint8)
     discs = [disc((100, 150), y, x, 14) for y, x in ((30, 30), (30, 110), (70, 70))]
@@ -113,7 +113,7 @@ def test_separate_discs_are_separate_masks_outside_one_another() -> None:
     assert not tree.is_nested(second, third)
 
 
-def test_regions_that_differ_in_texture_only_are_told_apart() -> None:
+def test_generate_of_different_textures_separates_them() -> None:
     rng = np.random.default_rng(5)
     noise = rng.choice([-60, 60], (120, 120, 1))
     square = np.zeros((120, 120), bool)
@@ -123,7 +123,7 @@ def test_regions_that_differ_in_texture_only_are_told_apart() -> None:
     assert best_match(SegmentsMaskGenerator().generate(image), square)[1] > 0.75
 
 
-def test_a_large_image_gets_smooth_outlines_at_full_size() -> None:
+def test_generate_of_a_large_image_has_smooth_outlines() -> None:
     shape = (900, 1200)
     circle = disc(shape, 450, 600, 250)
     image = np.where(circle[..., None], (230, 200, 40), (40, 60, 90)).astype(np.uint8)
@@ -139,12 +139,12 @@ def test_a_large_image_gets_smooth_outlines_at_full_size() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1, 1), (1, 2), (2, 1), (1, 300), (300, 1), (2, 2), (3, 500)])
-def test_images_without_a_boundary_have_no_masks(shape: tuple[int, int]) -> None:
+def test_generate_of_a_plain_image_returns_no_masks(shape: tuple[int, int]) -> None:
     assert SegmentsMaskGenerator().generate(np.full((*shape, 3), 77, np.uint8)) == []
 
 
 @pytest.mark.parametrize("shape", [(1, 5000), (5000, 1), (4, 6000)])
-def test_elongated_images_are_cut_too(shape: tuple[int, int]) -> None:
+def test_generate_of_elongated_images_finds_the_boundary(shape: tuple[int, int]) -> None:
     image = np.zeros((*shape, 3), np.uint8)
     half = np.s_[:, : shape[1] // 2] if shape[1] > shape[0] else np.s_[: shape[0] // 2]
     image[half] = (250, 120, 0)
@@ -154,7 +154,7 @@ def test_elongated_images_are_cut_too(shape: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("name", ["astronaut", "coffee", "chelsea", "rocket"])
-def test_photographs_give_deep_trees_of_many_masks(name: str) -> None:
+def test_generate_of_photographs_gives_deep_trees(name: str) -> None:
     from skimage import data
 
     mask_generator: MaskGenerator = SegmentsMaskGenerator()
@@ -167,7 +167,7 @@ def test_photographs_give_deep_trees_of_many_masks(name: str) -> None:
     assert tree.parents == MaskTree.build(masks, containment=1.0).parents
 
 
-def test_the_head_of_the_astronaut_and_the_parts_of_it_are_found() -> None:
+def test_generate_of_a_portrait_finds_head_and_face() -> None:
     from skimage import data
 
     masks = SegmentsMaskGenerator().generate(data.astronaut())
@@ -190,7 +190,7 @@ def test_the_head_of_the_astronaut_and_the_parts_of_it_are_found() -> None:
         {"enclosure_discount": 0.0},
     ],
 )
-def test_every_setting_changes_the_masks(changed: dict[str, float]) -> None:
+def test_generate_with_any_changed_setting_changes_the_masks(changed: dict[str, float]) -> None:
     from skimage import data
 
     image, few = data.chelsea()[::2, ::2], {"max_masks": 10}
@@ -204,7 +204,7 @@ def test_every_setting_changes_the_masks(changed: dict[str, float]) -> None:
     assert max(fractions) < 1.1 * changed.get("max_area_fraction", 1)
 
 
-def test_impossible_settings_are_refused() -> None:
+def test_segments_config_with_impossible_values_raises() -> None:
     with pytest.raises(ValidationError, match="no mask could be both"):
         SegmentsConfig(min_area_fraction=0.5, max_area_fraction=0.1)
     with pytest.raises(ValidationError, match="Extra inputs are not permitted"):

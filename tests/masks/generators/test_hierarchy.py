@@ -18,7 +18,7 @@ def runs_of(labels: npt.NDArray[np.int32]) -> ColumnRuns:
 
 
 @given(label_maps, st.sets(st.integers(0, 3)))
-def test_encoding_labels_is_encoding_their_pixels(labels: npt.NDArray[np.int32], chosen: set[int]) -> None:
+def test_encode_of_labels_equals_encoding_their_pixels(labels: npt.NDArray[np.int32], chosen: set[int]) -> None:
     runs = runs_of(labels)
     expected = np.isin(labels, list(chosen))
     assert runs.encode(np.isin(runs.labels, list(chosen))) == rle.encode(expected)
@@ -26,7 +26,7 @@ def test_encoding_labels_is_encoding_their_pixels(labels: npt.NDArray[np.int32],
 
 
 @given(label_maps)
-def test_patches_are_the_connected_components(labels: npt.NDArray[np.int32]) -> None:
+def test_joined_patches_are_the_connected_components(labels: npt.NDArray[np.int32]) -> None:
     patches = runs_of(labels).joined()
     for value in range(4):
         components, count = label(labels == value)
@@ -36,7 +36,7 @@ def test_patches_are_the_connected_components(labels: npt.NDArray[np.int32]) -> 
 
 
 @given(label_maps, st.sets(st.integers(0, 3), min_size=1))
-def test_the_largest_connected_part_is_the_largest_component(labels: npt.NDArray[np.int32], chosen: set[int]) -> None:
+def test_largest_connected_is_the_largest_component(labels: npt.NDArray[np.int32], chosen: set[int]) -> None:
     runs = runs_of(labels)
     patches = runs.joined()
     inside = np.isin(labels, list(chosen))
