@@ -110,10 +110,10 @@ CAPTIONS = pa.schema(
 )
 """The dataset that ``caption`` writes.
 
-``parent_id`` (-1: top level) and ``depth`` are null if no mask tree is known. ``status`` is ok, or failed:<reason> for
-a mask that cannot be captioned: it has no caption, the others of its image do. ``finish_reason`` is stop (the model
-ended the caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` the mask generator;
-``recipe`` is as in the provenance of ``REGIONS``.
+``parent_id`` (-1: top level) and ``depth`` are null if no mask tree is known. ``status`` is ok, or
+failed:caption:<kind> for a mask that cannot be captioned: it has no caption, the others of its image do.
+``finish_reason`` is stop (the model ended the caption) or length (it was cut off). ``model`` names the checkpoint,
+``proposer`` the mask generator; ``recipe`` is as in the provenance of ``REGIONS``.
 """
 
 BENCHMARK = pa.schema(
