@@ -8,7 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
-_OURS = re.compile(r"(?:ureca|make|python -m ureca\.jobs\.)(?=\S* )")
+_OURS = re.compile(r"(?:ureca(?!/)|make|python -m ureca\.jobs\.)(?=\S* )")
 
 
 @dataclass(frozen=True)

@@ -30,9 +30,10 @@ ROOT = Path(__file__).parent.parent.parent
 NUM_IMAGES, NUM_UNITS = 24, 12
 ENDPOINT = """
 import asyncio, sys
-from benchmarks.chat_endpoint import Engine, serve
+from benchmarks.chat_endpoint import SimulatedEngine, serve
 
-asyncio.run(serve(Engine(num_slots=16, seconds_per_answer=0.1), lambda port: print(port, flush=True), int(sys.argv[1])))
+engine = SimulatedEngine(num_slots=16, seconds_per_answer=0.1)
+asyncio.run(serve(engine, lambda port: print(port, flush=True), int(sys.argv[1])))
 """
 
 

@@ -45,7 +45,7 @@ def test_load_engine_options_converts_their_types() -> None:
         (["--mllm.kind", "vllm"], r"resources\.curate\.num_gpus or resources\.curate\.num_actors"),
         (
             ["--mllm.kind", "vllm", "--mllm.tensor-parallel-size", "4", "--resources.curate.num-gpus", "2"],
-            "tensor_parallel_size 4 needs as many GPUs an actor",
+            "tensor_parallel_size 4 needs as many GPUs per actor",
         ),
     ],
 )
