@@ -1,6 +1,7 @@
 """What is taken in from outside: packages, and files that could run code."""
 
 import ast
+import os
 import re
 import subprocess
 import sys
@@ -170,7 +171,9 @@ def test_the_wheel_works_where_it_is_installed(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
     python = environment / "bin" / "python"
     install = [*PIP, "--python", python, "install", "--no-deps", "--no-index", wheel]
-    subprocess.run(install, check=True, capture_output=True, timeout=100)
+    # With PYTHONPATH, pip would find the checkout and install nothing.
+    alone = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run(install, check=True, capture_output=True, timeout=100, env=alone)
     (site,) = environment.glob("lib/*/site-packages")
     (here,) = {path for path in map(Path, sys.path) if path.name == "site-packages" and (path / "ray").is_dir()}
     # A plain path: this environment's own .pth files, and so its editable checkout, are not read.
@@ -178,11 +181,12 @@ def test_the_wheel_works_where_it_is_installed(tmp_path: Path) -> None:
     ureca = environment / "bin" / "ureca"
     outside = tmp_path / "elsewhere"
     outside.mkdir()
-    shown = subprocess.run([ureca, "--help"], cwd=outside, capture_output=True, text=True, check=True)
+    shown = subprocess.run([ureca, "--help"], cwd=outside, env=alone, capture_output=True, text=True, check=True)
     assert "curate" in shown.stdout
     where = subprocess.run(
         [python, "-c", "import ureca.jobs; print(ureca.__file__)"],
         cwd=outside,
+        env=alone,
         capture_output=True,
         text=True,
         check=True,
@@ -191,6 +195,7 @@ def test_the_wheel_works_where_it_is_installed(tmp_path: Path) -> None:
     drawn = subprocess.run(
         [ureca, "scenes", "scenes", "--images", "1", "--size", "224"],
         cwd=outside,
+        env=alone,
         capture_output=True,
         text=True,
         check=True,

@@ -27,7 +27,7 @@ from ureca.model.settings import CaptionSettings
 SETTINGS = CaptionSettings(question="What is it?", max_new_tokens=7, temperature=0.5, batch_size=2)
 
 
-class ListenerOfEvaluation:
+class FakeChatModel:
     """Remembers what it is asked, and answers with the mean of the picture's red."""
 
     name = "asked"
@@ -36,11 +36,14 @@ class ListenerOfEvaluation:
         self.requests: list[ChatRequest] = []
         self.error = error
         self.at_once = self.most_at_once = 0
+        self.two_at_once = asyncio.Event()
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         self.at_once += 1
         self.most_at_once = max(self.most_at_once, self.at_once)
-        await asyncio.sleep(0)
+        if self.at_once > 1:
+            self.two_at_once.set()
+        await asyncio.wait_for(self.two_at_once.wait(), timeout=60)
         self.at_once -= 1
         self.requests.append(request)
         if self.error is not None and len(self.requests) == 1:
@@ -58,7 +61,7 @@ def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask,
 
 @pytest.mark.parametrize("prompt", ["none", "contour", "crop"])
 def test_chat_captioner_shows_the_view_of_the_region_prompt(tmp_path: Path, prompt: RegionPrompt) -> None:
-    model = ListenerOfEvaluation()
+    model = FakeChatModel()
     empty = Mask.from_array(9, np.zeros((60, 80), np.bool_))
     rows, report = caption(tmp_path, model, prompt, (empty,))
     assert [row["status"] for row in rows[0]["captions"]] == ["ok"] * 4 + ["failed:caption:empty_mask"]
@@ -75,7 +78,7 @@ def test_chat_captioner_shows_the_view_of_the_region_prompt(tmp_path: Path, prom
 
 
 def test_chat_captioner_with_failed_answer_fails_only_its_region(tmp_path: Path) -> None:
-    rows, report = caption(tmp_path, ListenerOfEvaluation(AnswerError("too_long", "it is")), "crop")
+    rows, report = caption(tmp_path, FakeChatModel(AnswerError("too_long", "it is")), "crop")
     statuses = [region["status"] for row in rows for region in row["captions"]]
     assert sorted(statuses) == ["failed:caption:too_long", *["ok"] * 7]
     assert report.num_calls == 7

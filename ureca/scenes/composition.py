@@ -28,7 +28,7 @@ _PATTERNED_SHARE = 0.5
 
 
 @dataclass(frozen=True, slots=True)
-class ObjectPart:
+class Part:
     """A part of an object, with parts of its own.
 
     Attributes:
@@ -44,7 +44,7 @@ class ObjectPart:
     pattern: str
     form: str
     box: Box
-    parts: tuple["ObjectPart", ...] = ()
+    parts: tuple["Part", ...] = ()
     is_main: bool = False
 
 
@@ -62,10 +62,10 @@ class Object:
     kind: str
     size: str
     mirrored: bool
-    parts: tuple[ObjectPart, ...]
+    parts: tuple[Part, ...]
 
     @property
-    def main(self) -> ObjectPart:
+    def main(self) -> Part:
         """The part whose colour and pattern are the object's."""
         return next(part for part in self.parts if part.is_main)
 
@@ -130,7 +130,7 @@ def _lookalike(rng: Rng, model: Object) -> Object:
     return _object(rng, model.kind, model.main.colour)
 
 
-def _parts(rng: Rng, plan: Plan, around: str, main: tuple[str, str]) -> list[ObjectPart]:
+def _parts(rng: Rng, plan: Plan, around: str, main: tuple[str, str]) -> list[Part]:
     """The parts of a plan, all of one colour or each of its own, but never of the colour around them."""
     boxes = rng.choice(plan.layouts)
     if plan.is_main:
@@ -140,14 +140,14 @@ def _parts(rng: Rng, plan: Plan, around: str, main: tuple[str, str]) -> list[Obj
         colours = [rng.choice(possible)] * len(boxes)
         if rng.bernoulli(0.35):
             colours = [rng.choice(possible) for _ in boxes]
-    made: list[ObjectPart] = []
+    made: list[Part] = []
     for box, colour in zip(boxes, colours, strict=True):
         if plan.is_main:
             pattern = main[1] if plan.is_patterned else "plain"
         else:
             pattern = _pattern(rng) if plan.is_patterned else "plain"
         details = tuple(detail for inner in plan.parts for detail in _parts(rng, inner, colour, main))
-        made.append(ObjectPart(plan.kind, colour, pattern, plan.form, box, details, plan.is_main))
+        made.append(Part(plan.kind, colour, pattern, plan.form, box, details, plan.is_main))
     return made
 
 

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ureca.scenes.blueprints import Box
-from ureca.scenes.composition import Object, ObjectPart
+from ureca.scenes.composition import Object, Part
 
 Labels = npt.NDArray[np.int16]
 
@@ -71,9 +71,7 @@ def totals_px(own_px: npt.NDArray[np.int64], parents: npt.NDArray[np.int64]) -> 
     return totals
 
 
-def _walk(
-    parts: tuple[ObjectPart, ...], parent: int, around: Box, nodes: list[Node]
-) -> Iterator[tuple[ObjectPart, int, Box]]:
+def _walk(parts: tuple[Part, ...], parent: int, around: Box, nodes: list[Node]) -> Iterator[tuple[Part, int, Box]]:
     """Parts before their details, with their parent's number and box in pixels; the caller appends to ``nodes``."""
     left, top, right, bottom = around
     width, height = right - left, bottom - top
