@@ -24,7 +24,8 @@ from benchmarks.caption import TILE_SIZE_PX, build_captioner, generate, make_sce
 from benchmarks.cost import Cost, measure
 from benchmarks.processes import ProcessTree
 from ureca.data.output import Output
-from ureca.images import ImageLimits, decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import decode_image
 from ureca.masks.annotations import Annotations, read_annotations, write_annotations
 from ureca.masks.mask import Mask
 

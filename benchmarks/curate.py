@@ -26,7 +26,8 @@ from benchmarks.chat_endpoint import BIN_S, endpoint_process
 from benchmarks.processes import ProcessTree, settled_mib
 from benchmarks.scene_corpus import write_scene_corpus
 from ureca.curation.curator import Curator
-from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
+from ureca.curation.prompted import PromptedAnnotator
+from ureca.curation.settings import PromptedConfig
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry

@@ -6,11 +6,8 @@ from pydantic import Field
 from pydantic_settings import SettingsConfigDict
 
 from ureca.config import ESSENTIAL
-from ureca.curation.curator import NoVerificationConfig
-from ureca.curation.listener import NoListenerConfig
-from ureca.curation.rule_based.captioner import RuleBasedConfig, RuleBasedListenerConfig
-from ureca.evaluation.encoders import COLOUR_WORDS, DualEncoderSettings
-from ureca.evaluation.uniqueness import DuplicateSettings
+from ureca.curation.settings import NoListenerConfig, NoVerificationConfig, RuleBasedConfig, RuleBasedListenerConfig
+from ureca.evaluation.settings import COLOUR_WORDS, DualEncoderSettings, DuplicateSettings
 from ureca.pipelines.component_settings import ListenerConfig, VerificationConfig
 from ureca.pipelines.curate_settings import CurateSettings
 

@@ -18,12 +18,14 @@ from ureca.data.masked import MaskStage, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch, fetch
-from ureca.data.reuse import ReusedMasksConfig, list_run, reuse_masks
+from ureca.data.reuse import list_run, reuse_masks
+from ureca.data.settings import ReusedMasksConfig
 from ureca.errors import InputError, SettingsError
 from ureca.io import locate
-from ureca.llm.transformers import TransformersChatModel, TransformersConfig
+from ureca.llm.settings import TransformersConfig
+from ureca.llm.transformers import TransformersChatModel
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.segments import SegmentsConfig
+from ureca.masks.generators.settings import SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
 from ureca.pipelines.batch.actors import RowActor
 from ureca.pipelines.batch.dry_run import DryRun, estimate

@@ -6,7 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE
-from ureca.data.reuse import ReusedMasksConfig
+from ureca.data.settings import ReusedMasksConfig
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.component_settings import WITHOUT_ANNOTATIONS

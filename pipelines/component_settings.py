@@ -2,23 +2,11 @@
 
 from typing import TYPE_CHECKING
 
-# Each of these modules registers its components.
-import ureca.curation.embedders
-import ureca.curation.listener
-import ureca.curation.prompted
-import ureca.curation.rule_based.captioner
-import ureca.llm.fake
-import ureca.llm.openai
-import ureca.llm.ray_serve
-import ureca.llm.transformers
-import ureca.llm.vllm
-import ureca.masks.generators.annotations
-import ureca.masks.generators.prompted_sam
-import ureca.masks.generators.sam
-import ureca.masks.generators.segments
-import ureca.scenes.oracle  # noqa: F401
-from ureca.curation.curator import NoVerificationConfig
-from ureca.curation.listener import NoListenerConfig
+# These modules register the components of the library; none of them loads a component.
+import ureca.llm.settings
+import ureca.masks.generators.settings
+import ureca.scenes.settings  # noqa: F401
+from ureca.curation.settings import NoListenerConfig, NoVerificationConfig
 from ureca.registry import ComponentConfig, config_union
 
 WITHOUT_ANNOTATIONS = frozenset({"segments", "sam"})

@@ -14,8 +14,8 @@ from ray.data import Dataset
 
 from ureca.curation.curator import Curator
 from ureca.curation.dry_run import DryRunListener, counting_model
-from ureca.curation.listener import ListeningSettings
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
+from ureca.curation.settings import ListeningSettings
 from ureca.curation.stage import CurateStage
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
@@ -23,9 +23,8 @@ from ureca.data.masked import MaskStage, build_mask_trees, generate_masks
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch, fetch
 from ureca.hashing import checkpoint_digest
-from ureca.llm.fake import FakeConfig
-from ureca.llm.openai import OpenAIConfig
 from ureca.llm.protocol import ChatModel
+from ureca.llm.settings import FakeConfig, OpenAIConfig
 from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.actors import RowActor
 from ureca.pipelines.batch.arrangement import EngineSlots, engine_concurrency

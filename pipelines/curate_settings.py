@@ -6,15 +6,19 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE
-from ureca.curation.curator import NoVerificationConfig, TreeSettings, ViewSettings
-from ureca.curation.embedders import DescriptorConfig
-from ureca.curation.listener import NoListenerConfig
-from ureca.curation.rule_based.captioner import RuleBasedConfig
-from ureca.curation.uniqueness import UniquenessSettings
-from ureca.curation.walk import StageSettings
-from ureca.data.in_flight import DEFAULT_PIXELS_IN_FLIGHT
-from ureca.llm.fake import FakeConfig
-from ureca.masks.generators.segments import SegmentsConfig
+from ureca.curation.settings import (
+    DescriptorConfig,
+    NoListenerConfig,
+    NoVerificationConfig,
+    RuleBasedConfig,
+    StageSettings,
+    TreeSettings,
+    UniquenessSettings,
+    ViewSettings,
+)
+from ureca.data.settings import DEFAULT_PIXELS_IN_FLIGHT
+from ureca.llm.settings import FakeConfig
+from ureca.masks.generators.settings import SegmentsConfig
 from ureca.pipelines.component_settings import (
     WITHOUT_ANNOTATIONS,
     AnnotatorConfig,

@@ -7,8 +7,8 @@ from typing import Any
 from ureca import io
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.reuse import ReusedMasksConfig
 from ureca.data.run_record import RunRecord, State
+from ureca.data.settings import ReusedMasksConfig
 from ureca.errors import SettingsError
 from ureca.evaluation.benchmarks.base import ImageSample
 from ureca.evaluation.benchmarks.readers import open_benchmark

@@ -6,19 +6,23 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
-from ureca.curation.listener import NoListenerConfig
-from ureca.data.samples import JsonlOptions
-from ureca.evaluation.benchmarks.readers import BenchmarkSettings, RegionsBenchmarkSettings
-from ureca.evaluation.benchmarks.refcoco import RefCocoSettings
-from ureca.evaluation.benchmarks.visual_genome import VisualGenomeSettings
-from ureca.evaluation.encoders import DualEncoderSettings
-from ureca.evaluation.metrics.bert_score import BertScoreSettings
-from ureca.evaluation.metrics.references import METRICS, Metric
-from ureca.evaluation.scorer import ScoringListenerConfig
-from ureca.evaluation.tables.build import TableSettings
-from ureca.evaluation.uniqueness import DuplicateSettings
-from ureca.images import ImageLimits
-from ureca.llm.fake import FakeConfig
+from ureca.curation.settings import NoListenerConfig
+from ureca.data.settings import JsonlOptions
+from ureca.evaluation.settings import (
+    METRICS,
+    BenchmarkSettings,
+    BertScoreSettings,
+    DualEncoderSettings,
+    DuplicateSettings,
+    Metric,
+    RefCocoSettings,
+    RegionsBenchmarkSettings,
+    ScoringListenerConfig,
+    TableSettings,
+    VisualGenomeSettings,
+)
+from ureca.image_limits import ImageLimits
+from ureca.llm.settings import FakeConfig
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.component_settings import ChatModelConfig
 from ureca.pipelines.settings import (

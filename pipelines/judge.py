@@ -17,10 +17,11 @@ from ureca.data.run_record import config_hash_of
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.encoders import build_encoder
 from ureca.evaluation.measures import Measure, Unmeasured
-from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
+from ureca.evaluation.metrics.bert_score import BertScorer
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoringListenerConfig, measure_predictions
+from ureca.evaluation.scorer import CaptionScorer, CaptionScores, measure_predictions
 from ureca.evaluation.scoring import ScoringStage, stored_scores
+from ureca.evaluation.settings import BertScoreSettings, ScoringListenerConfig
 from ureca.hashing import checkpoint_digest, digest
 from ureca.io import below
 from ureca.pipelines.batch.actors import RowActor

@@ -9,8 +9,7 @@ from pydantic_settings import SettingsConfigDict
 
 from ureca.config import ESSENTIAL, CommandSettings
 from ureca.errors import SettingsError
-from ureca.masks.generators.sam import SamConfig
-from ureca.masks.generators.segments import SegmentsConfig
+from ureca.masks.generators.settings import SamConfig, SegmentsConfig
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.caption_settings import CaptionResources
 from ureca.pipelines.settings import AsyncActorResources, MaskResources

@@ -6,9 +6,9 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
-from ureca.data.manifest import ImageSelection, validate_shard
-from ureca.images import ImageLimits
-from ureca.llm.vllm import VllmConfig
+from ureca.data.settings import ImageSelection, validate_shard
+from ureca.image_limits import ImageLimits
+from ureca.llm.settings import VllmConfig
 from ureca.registry import ComponentConfig
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ureca import errors
 from ureca.data.run_record import RunRecord, State
-from ureca.data.samples import JsonlSource, RegionsSource
+from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError, UrecaError
 from ureca.model.auto import UrecaProcessor
 from ureca.model.checkpoint_files import fingerprint
@@ -18,10 +18,10 @@ from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.report import EpochReport, StepProgress, report_epochs, report_steps
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder, read_lines
 from ureca.pipelines.training.worker import train_worker
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
 from ureca.training.sampler import RunPlan
+from ureca.training.settings import AugmentationSettings
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
 from ureca.training.tracking import check_trackers
 

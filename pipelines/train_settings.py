@@ -7,12 +7,10 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings, Metavar
 from ureca.data.questions import QuestionSettings
-from ureca.data.samples import JsonlOptions, JsonlSource, RegionsSource
-from ureca.images import ImageLimits
-from ureca.training.augmentation import AugmentationSettings
-from ureca.training.feature_cache import FeatureCacheSettings
+from ureca.data.settings import JsonlOptions, JsonlSource, RegionsSource
+from ureca.image_limits import ImageLimits
 from ureca.training.phases import Align, Full, Tune
-from ureca.training.sampler import MicroBatchSettings
+from ureca.training.settings import AugmentationSettings, FeatureCacheSettings, MicroBatchSettings
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
 

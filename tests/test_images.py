@@ -14,7 +14,8 @@ from pydantic import ValidationError
 
 from tests.bad_corpus import HEIGHT_PX, WIDTH_PX, image_cases
 from ureca.errors import ImageError
-from ureca.images import ImageLimits, decode_image, decode_layers
+from ureca.image_limits import ImageLimits
+from ureca.images import decode_image, decode_layers
 
 LIMITS = ImageLimits()
 CASES = image_cases()

@@ -1,17 +1,19 @@
 """Content hashes: names and seeds that are equal on every machine, in every process and between versions of Python."""
 
+from __future__ import annotations
+
 import hashlib
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
+if TYPE_CHECKING:
+    import numpy.typing as npt
+
+    Part = str | bytes | memoryview | npt.NDArray[Any]
 
 _CHUNK_BYTES = 1 << 16
 _CHUNKS_PER_FILE = 64
-
-Part = str | bytes | memoryview | npt.NDArray[Any]
 
 
 def digest(parts: Iterable[Part], *, num_bytes: int = 16, key: bytes = b"") -> bytes:
@@ -25,11 +27,15 @@ def digest(parts: Iterable[Part], *, num_bytes: int = 16, key: bytes = b"") -> b
     """
     hashed = hashlib.blake2b(digest_size=num_bytes, key=key)
     for part in parts:
-        if isinstance(part, np.ndarray):
+        if isinstance(part, str):
+            hashed.update(part.encode("utf-8", "surrogatepass"))
+        elif isinstance(part, bytes | memoryview):
+            hashed.update(part)
+        else:
+            import numpy as np  # settings import this module: their help does not wait for NumPy
+
             hashed.update(str(part.shape).encode())
             hashed.update(np.ascontiguousarray(part).data)
-        else:
-            hashed.update(part.encode("utf-8", "surrogatepass") if isinstance(part, str) else part)
     return hashed.digest()
 
 

@@ -17,9 +17,9 @@ from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
 from PIL.TiffImagePlugin import TiffImageFile
 from PIL.WebPImagePlugin import WebPImageFile
-from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from ureca.errors import DataError, ImageError
+from ureca.image_limits import ImageLimits
 
 Pixels = npt.NDArray[np.uint8]
 Decoded = TypeVar("Decoded")
@@ -71,20 +71,6 @@ _UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-
-
-class ImageLimits(BaseModel):
-    """Limits of an image; larger ones are errors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    max_bytes: PositiveInt = 256 * 1024 * 1024
-    """Largest file, in bytes; also the largest annotation file."""
-    max_pixels: PositiveInt = 100_000_000
-    """Largest width x height that the header may state.
-
-    Decoding peaks at about 16 bytes a pixel, at 44 for greys of more than 8 bits.
-    """
 
 
 def decode_image(data: bytes, limits: ImageLimits) -> Pixels:

@@ -70,7 +70,7 @@ def register(
     names (a ``ChatModel``), where annotators and listeners ask one.
 
     The settings model becomes a section of a command's settings. A model without the field ``kind`` gets it, is frozen,
-    and refuses unknown keys. A listener's model that extends ``ureca.curation.listener.ListeningSettings`` also sets
+    and refuses unknown keys. A listener's model that extends ``ureca.curation.settings.ListeningSettings`` also sets
     how often the curation asks the listener.
 
     Args:

@@ -15,7 +15,7 @@ from experiments.science.training import train_variant
 from ureca.data.output import Output
 from ureca.data.run_record import RunRecord, config_of
 from ureca.errors import OutputError
-from ureca.evaluation.metrics.references import Metric
+from ureca.evaluation.settings import Metric
 from ureca.io import replacing
 from ureca.scenes.composition import Split
 from ureca.scenes.files import write_scenes

@@ -8,8 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
-from ureca.evaluation.metrics.references import Metric
-from ureca.evaluation.tables.build import TableSettings
+from ureca.evaluation.settings import Metric, TableSettings
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import ScratchSizes
 

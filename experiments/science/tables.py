@@ -6,11 +6,10 @@ from typing import Any
 
 from experiments.science.captions import SceneCaption
 from experiments.science.settings import TABLES, VARIANTS, ScienceSettings
-from ureca.evaluation.metrics.references import Metric
 from ureca.evaluation.scorer import measure_predictions
+from ureca.evaluation.settings import DuplicateSettings, Metric
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import write_table
-from ureca.evaluation.uniqueness import DuplicateSettings
 
 TITLES = {
     "prompts": "How a model is told which region is meant",

@@ -17,18 +17,18 @@ from torch import nn
 from experiments.science.settings import VARIANTS, ScienceSettings, ScienceTraining
 from ureca.data.output import Output
 from ureca.data.questions import QuestionSettings
-from ureca.data.samples import RegionsSource
+from ureca.data.settings import RegionsSource
 from ureca.model.initialization import build_scratch
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import shares_image
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import IndexSettings
 from ureca.training.index_writer import prepare_index
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import ExampleSettings, MicroBatchPacker
 from ureca.training.phases import Full, learning_rate_scale, parameter_groups, prepare
-from ureca.training.sampler import MicroBatchSettings, RunPlan
+from ureca.training.sampler import RunPlan
+from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
 
 _TICKS = 100_000

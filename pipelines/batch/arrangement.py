@@ -4,10 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-from ureca.llm.openai import OpenAIConfig
-from ureca.llm.ray_serve import RayServeConfig
-from ureca.llm.transformers import TransformersConfig
-from ureca.llm.vllm import VllmConfig
+from ureca.llm.settings import OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
 from ureca.ops.forecast import partition_sizes
 from ureca.ops.simulator import Arrangement
 from ureca.pipelines.batch.resources import Cluster, Work, engine_share, plan_pools

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ureca.data.manifest import ImageSelection, ManifestEntry, select
+from ureca.data.manifest import ManifestEntry, select
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport, new_images
+from ureca.data.settings import ImageSelection
 from ureca.errors import InputError
 from ureca.llm.fake import RequestCounts
 from ureca.ops.forecast import Calibrated, forecast, forecast_text

@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import ray
 
 from ureca.errors import SettingsError
-from ureca.llm.ray_serve import RayServeConfig
+from ureca.llm.settings import RayServeConfig
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.pipelines.evaluate_settings import ScoringSettings
 

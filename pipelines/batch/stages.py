@@ -17,8 +17,8 @@ from ureca.data.masked import MaskedPartition
 from ureca.data.reading import Fetched, fetch
 from ureca.errors import DataError, SettingsError
 from ureca.hashing import digest
-from ureca.images import ImageLimits
-from ureca.llm.ray_serve import RayServeConfig
+from ureca.image_limits import ImageLimits
+from ureca.llm.settings import RayServeConfig
 from ureca.pipelines.batch.actors import Eager
 from ureca.pipelines.batch.arrow import MASKED_IMAGE, masked_image_from_row, masked_image_to_row
 from ureca.pipelines.batch.graph import BatchCommand

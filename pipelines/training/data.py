@@ -12,8 +12,8 @@ from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
 
 from ureca.data.samples import BadSample
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.packing import MicroBatchPacker, PackedMicroBatch
+from ureca.training.settings import AugmentationSettings
 
 PACKED = pa.schema(
     [

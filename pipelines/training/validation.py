@@ -15,7 +15,7 @@ import torch.distributed as dist
 from ureca.errors import SettingsError
 from ureca.evaluation.metrics.references import score
 from ureca.hashing import hash64
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
@@ -23,11 +23,11 @@ from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.data import PackingTask, packed_micro_batches
 from ureca.pipelines.training.engine import InputLoader, TrainingEngine, gather, sum_metrics
 from ureca.pipelines.training.run_folder import RunFolder
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import TrainingIndex
 from ureca.training.packing import ExampleSettings, PackedMicroBatch, read_example
 from ureca.training.phases import train_mode
 from ureca.training.sampler import RunPlan
+from ureca.training.settings import AugmentationSettings
 from ureca.training.token_costs import costs_of
 
 

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from benchmarks.chat_endpoint import BIN_S, SimulatedEngine, serve
-from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
+from ureca.llm.openai import OpenAIChatModel
 from ureca.llm.protocol import ChatRequest
+from ureca.llm.settings import OpenAIConfig
 
 
 def test_simulated_engine_queues_requests_beyond_slots() -> None:

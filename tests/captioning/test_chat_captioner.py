@@ -15,9 +15,10 @@ from tests.llm.tiny_models import internvl
 from ureca.captioning.captioners import ChatCaptioner
 from ureca.captioning.stage import CaptionStage
 from ureca.errors import AnswerError, CheckpointError
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.transformers import TransformersChatModel, TransformersConfig
+from ureca.llm.settings import TransformersConfig
+from ureca.llm.transformers import TransformersChatModel
 from ureca.masks.mask import Mask
 from ureca.model.checkpoint_files import identify
 from ureca.model.prepared import region_view

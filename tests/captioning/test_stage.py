@@ -15,7 +15,7 @@ from ureca.captioning.captioners import UrecaCaptioner
 from ureca.captioning.stage import CaptionStage
 from ureca.data.masked import MaskedPartition
 from ureca.data.partitions import PartitionReport
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 from ureca.model.captioner import RegionCaption, RegionCaptioner
 from ureca.model.initialization import build_tiny
 from ureca.model.prepared import PreparedImage

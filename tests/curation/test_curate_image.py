@@ -10,13 +10,14 @@ from hypothesis import strategies as st
 
 from tests.curation.fakes import EverythingAlike, NothingAlike, RecordingAnnotator, failing
 from tests.drawn import HEIGHT, WIDTH, disc, drawn_image
-from ureca.curation.curator import Curator, TreeSettings, ViewSettings, curate_regions
+from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
+from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import Embedder
 from ureca.curation.rule_based.captioner import RuleBasedCaptioner
-from ureca.curation.uniqueness import UniquenessSettings
-from ureca.llm.fake import FakeChatModel, FakeConfig
+from ureca.curation.settings import PromptedConfig, TreeSettings, UniquenessSettings, ViewSettings
+from ureca.llm.fake import FakeChatModel
+from ureca.llm.settings import FakeConfig
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 from ureca.schema import REGIONS, conform

@@ -26,20 +26,22 @@ from tests.curation.fakes import (
 )
 from tests.drawn import HEIGHT, WIDTH, drawn_image
 from ureca.curation.curator import Curator, curate_regions
-from ureca.curation.listener import (
-    ListeningSettings,
-    PromptedListener,
-    PromptedListenerConfig,
-    PromptedListenerSettings,
-    shuffled_candidates,
-)
-from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
+from ureca.curation.listener import PromptedListener, shuffled_candidates
+from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import Annotator, Choice, CurationImage, Embedder, LookAlike
 from ureca.curation.results import CuratedRegion
-from ureca.curation.uniqueness import UniquenessSettings, equal_captions
+from ureca.curation.settings import (
+    ListeningSettings,
+    PromptedConfig,
+    PromptedListenerConfig,
+    PromptedListenerSettings,
+    UniquenessSettings,
+)
+from ureca.curation.uniqueness import equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.llm.fake import FakeChatModel, FakeConfig
+from ureca.llm.fake import FakeChatModel
+from ureca.llm.settings import FakeConfig
 from ureca.llm.usage import metered
 from ureca.masks.tree import ROOT
 from ureca.masks.views import Views

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from tests.curation.fakes import CELL_PX, EverythingAlike, TableEmbedder, image_of
-from ureca.curation.uniqueness import UniquenessSettings, equal_captions, find_lookalikes
+from ureca.curation.settings import UniquenessSettings
+from ureca.curation.uniqueness import equal_captions, find_lookalikes
 from ureca.masks.tree import ROOT
 
 FLAT = dict.fromkeys(range(4), ROOT)

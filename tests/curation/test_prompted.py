@@ -12,13 +12,14 @@ from pydantic import ValidationError
 
 from tests.curation.fakes import NothingAlike, RecordingAnnotator, ScriptedChatModel, caption_json
 from ureca.curation import prompts
-from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
+from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import CurationImage, LookAlike, Verdict
-from ureca.curation.uniqueness import UniquenessSettings
+from ureca.curation.settings import PromptedConfig, UniquenessSettings
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
-from ureca.llm.fake import FakeChatModel, FakeConfig
+from ureca.llm.fake import FakeChatModel
 from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import FakeConfig
 from ureca.llm.usage import metered
 from ureca.masks.mask import Mask
 from ureca.masks.tree import ROOT, MaskTree

@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ureca.curation.rules import CaptionRules, num_sentences
+from ureca.curation.rules import check_caption, num_sentences
+from ureca.curation.settings import CaptionRules
 from ureca.llm.structured import InvalidResponseError
 
 RULES = CaptionRules()
@@ -22,7 +23,7 @@ ANSWERS = [
 def fault_of(text: str, kind: str = "short") -> InvalidResponseError | None:
     """The fault of a caption of a kind of question: short, detail, or uniq with the numbers 0 to 8 shown."""
     try:
-        RULES.check(text, short=kind == "short", highest_number=HIGHEST_NUMBER if kind == "uniq" else None)
+        check_caption(RULES, text, short=kind == "short", highest_number=HIGHEST_NUMBER if kind == "uniq" else None)
     except InvalidResponseError as fault:
         return fault
     return None
@@ -102,7 +103,7 @@ def test_check_fault_has_its_kind_and_a_reason(kind: str, text: str) -> None:
 
 def test_check_fault_quotes_the_words() -> None:
     with pytest.raises(InvalidResponseError, match=re.escape('("circled in yellow")')):
-        RULES.check("A cup circled in yellow.")
+        check_caption(RULES, "A cup circled in yellow.")
 
 
 @pytest.mark.parametrize("quoted", ['"Caption: 0"', "\u201cthis image shows coin 0\u201d", "'outlined in blue'"])
@@ -111,10 +112,10 @@ def test_check_quoted_text_is_ignored(quoted: str) -> None:
 
 
 def test_check_numbers_count_as_far_as_they_were_drawn() -> None:
-    RULES.check("A cup with the number 4.", highest_number=3)
-    RULES.check("A cup with the number 3.")
+    check_caption(RULES, "A cup with the number 4.", highest_number=3)
+    check_caption(RULES, "A cup with the number 3.")
     with pytest.raises(InvalidResponseError, match="mentions_numbers"):
-        RULES.check("A cup with the number 3.", highest_number=3)
+        check_caption(RULES, "A cup with the number 3.", highest_number=3)
 
 
 def test_check_text_under_five_words_passes_in_any_latin_language() -> None:
@@ -123,15 +124,15 @@ def test_check_text_under_five_words_passes_in_any_latin_language() -> None:
 
 
 def test_check_lengths_and_language_are_settings() -> None:
-    CaptionRules(language="any").check("Eine rote Tasse steht auf einem Tisch neben der Kanne.")
-    CaptionRules().check("Cup.")
+    check_caption(CaptionRules(language="any"), "Eine rote Tasse steht auf einem Tisch neben der Kanne.")
+    check_caption(CaptionRules(), "Cup.")
     with pytest.raises(InvalidResponseError, match="too_short"):
-        CaptionRules(min_words=2).check("Cup.")
+        check_caption(CaptionRules(min_words=2), "Cup.")
     with pytest.raises(InvalidResponseError, match="it has 4 words, and 3 is the limit"):
-        CaptionRules(max_words=3).check("a big red cup")
+        check_caption(CaptionRules(max_words=3), "a big red cup")
     with pytest.raises(InvalidResponseError, match="too_long"):
-        CaptionRules(max_short_words=3).check("a big red cup", short=True)
-    CaptionRules(max_short_words=3).check("a big red cup")
+        check_caption(CaptionRules(max_short_words=3), "a big red cup", short=True)
+    check_caption(CaptionRules(max_short_words=3), "a big red cup")
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ureca.curation.curator import TreeSettings, select_regions
+from ureca.curation.curator import select_regions
+from ureca.curation.settings import TreeSettings
 from ureca.masks.mask import Mask
 from ureca.masks.tree import ROOT, MaskTree
 

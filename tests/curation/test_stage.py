@@ -13,15 +13,17 @@ import pytest
 
 from tests.drawn import drawn_image, png, write_corpus
 from ureca.curation.curator import Curator
-from ureca.curation.listener import ListeningSettings, PromptedListener, PromptedListenerSettings
-from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
+from ureca.curation.listener import PromptedListener
+from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCrop, Verdict
+from ureca.curation.settings import ListeningSettings, PromptedConfig, PromptedListenerSettings
 from ureca.curation.stage import CurateStage
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, build_mask_trees, generate_masks
-from ureca.images import ImageLimits
-from ureca.llm.fake import FakeChatModel, FakeConfig
+from ureca.image_limits import ImageLimits
+from ureca.llm.fake import FakeChatModel
+from ureca.llm.settings import FakeConfig
 from ureca.masks.generators.annotations import AnnotationMaskGenerator
 from ureca.masks.mask import Mask
 

@@ -10,8 +10,8 @@ from tests.curation.fakes import Call, EverythingAlike, RecordingAnnotator, imag
 from tests.drawn import drawn_image
 from ureca.curation.results import CuratedRegion
 from ureca.curation.rule_based.captioner import RuleBasedListener
-from ureca.curation.uniqueness import UniquenessSettings
-from ureca.curation.walk import StageSettings, caption_regions
+from ureca.curation.settings import StageSettings, UniquenessSettings
+from ureca.curation.walk import caption_regions
 from ureca.masks.tree import ROOT
 from ureca.masks.views import Views
 

@@ -21,7 +21,8 @@ from tests.curation.fakes import (
 )
 from ureca.curation.protocols import Annotator, CurationImage, Embedder, LookAlike, Verdict
 from ureca.curation.results import CuratedRegion
-from ureca.curation.uniqueness import UniquenessSettings, equal_captions
+from ureca.curation.settings import UniquenessSettings
+from ureca.curation.uniqueness import equal_captions
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
 from ureca.masks.tree import ROOT

@@ -15,7 +15,8 @@ from ureca.data.listing import BESIDE, list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetched, fetch
 from ureca.errors import DataError
-from ureca.images import ImageLimits, decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import decode_image
 from ureca.masks.generators.annotations import AnnotationMaskGenerator
 
 LIMITS = ImageLimits()

@@ -17,7 +17,7 @@ from ureca.data.output import Output
 from ureca.data.quarantine import build_with_quarantine, with_quarantine
 from ureca.data.reading import Fetched
 from ureca.errors import DataError
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 
 LIMITS = ImageLimits()
 

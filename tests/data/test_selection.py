@@ -5,7 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from ureca.data.manifest import ALL_IMAGES, ImageSelection, make_manifest, select, validate_shard
+from ureca.data.manifest import make_manifest, select
+from ureca.data.settings import ALL_IMAGES, ImageSelection, validate_shard
 from ureca.errors import InputError, OutputError
 
 IDS = [f"image_{number:03d}" for number in range(100)]

@@ -14,7 +14,7 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import fetch
 from ureca.data.tars import TarMember, scan
 from ureca.errors import DataError, InputError
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 
 
 def make_tar(members: dict[str, bytes], format: int = tarfile.PAX_FORMAT) -> bytes:

@@ -7,10 +7,8 @@ from typing import Any
 import pytest
 
 from tests.drawn import write_corpus
-from ureca.curation.curator import NoVerificationConfig
-from ureca.curation.listener import NoListenerConfig
 from ureca.curation.rule_based.captioner import RuleBasedListener
-from ureca.curation.walk import StageSettings
+from ureca.curation.settings import NoListenerConfig, NoVerificationConfig, StageSettings
 from ureca.data.output import Output
 from ureca.evaluation.ablation import VariantResult, measure_variant, to_markdown
 from ureca.evaluation.scorer import CaptionScorer

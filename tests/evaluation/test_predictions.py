@@ -12,10 +12,11 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError
 from ureca.evaluation.benchmarks.base import ImageSample
-from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
+from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_predictions
 from ureca.evaluation.scoring import stored_predictions
+from ureca.evaluation.settings import BenchmarkSettings
 from ureca.schema import CAPTIONS_DATASET
 
 

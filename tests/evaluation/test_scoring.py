@@ -14,16 +14,17 @@ from ureca.data.partitions import PartitionReport
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import AnswerError
 from ureca.evaluation.benchmarks.base import ImageSample
-from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
+from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
-from ureca.evaluation.encoders import DualEncoder, DualEncoderSettings
+from ureca.evaluation.encoders import DualEncoder
 from ureca.evaluation.measures import Measure, Unmeasured
-from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings
+from ureca.evaluation.metrics.bert_score import BertScorer
 from ureca.evaluation.predictions import read_jsonl_captions, read_output_captions, write_predictions
 from ureca.evaluation.scorer import CaptionScorer, CaptionScores, measure_predictions
 from ureca.evaluation.scoring import ScoringStage, stored_predictions, stored_scores
+from ureca.evaluation.settings import BenchmarkSettings, BertScoreSettings, DualEncoderSettings
 from ureca.evaluation.uniqueness import Retrieved
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 from ureca.masks.views import Views
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET, JUDGED_DATASET

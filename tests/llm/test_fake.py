@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ureca.llm.fake import FakeChatModel, FakeConfig
+from ureca.llm.fake import FakeChatModel
 from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import FakeConfig
 
 PICTURE = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
 CAPTION = {"type": "object", "properties": {"caption": {"type": "string"}}}

@@ -12,8 +12,9 @@ import pytest
 
 from tests.llm.chat_server import HANG_UP, ChatServer, Received, Said, completion, error, json_body, saying
 from ureca.errors import AnswerError, SettingsError
-from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
+from ureca.llm.openai import OpenAIChatModel
 from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import OpenAIConfig
 
 KEY = "sk-Sw0rdfish-42"
 PICTURE = np.full((24, 40, 3), (200, 30, 90), np.uint8)

@@ -12,8 +12,10 @@ from tests.drawn import HEIGHT, WIDTH, drawn_image
 from tests.llm.chat_server import ChatServer, Received, Said, completion, error
 from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
-from ureca.llm.openai import OpenAIChatModel, OpenAIConfig
+from ureca.curation.prompted import PromptedAnnotator
+from ureca.curation.settings import PromptedConfig
+from ureca.llm.openai import OpenAIChatModel
+from ureca.llm.settings import OpenAIConfig
 from ureca.llm.usage import Usage, metered
 from ureca.schema import REGIONS, conform
 

@@ -9,7 +9,8 @@ from pydantic import ValidationError
 
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
-from ureca.llm.openai import OpenAIChatModel, OpenAIConfig, read_api_key
+from ureca.llm.openai import OpenAIChatModel, read_api_key
+from ureca.llm.settings import OpenAIConfig
 from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 

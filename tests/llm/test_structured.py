@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 
 from tests.curation.fakes import caption_json
-from ureca.curation.rules import CaptionRules
+from ureca.curation.rules import check_caption
+from ureca.curation.settings import CaptionRules
 from ureca.errors import AnswerError
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 from ureca.llm.structured import InvalidResponseError, ask
@@ -47,7 +48,7 @@ class Obliging:
 
 
 def read(answer: Caption) -> str:
-    CaptionRules().check(answer.caption)
+    check_caption(CaptionRules(), answer.caption)
     return answer.caption
 
 

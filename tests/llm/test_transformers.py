@@ -20,11 +20,13 @@ from tests.drawn import drawn_image
 from tests.llm.tiny_models import FAMILIES, chatml
 from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.prompted import PromptedAnnotator, PromptedConfig
+from ureca.curation.prompted import PromptedAnnotator
+from ureca.curation.settings import PromptedConfig
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.protocol import ChatAnswer, ChatRequest, Pixels
-from ureca.llm.transformers import TransformersChatModel, TransformersConfig
+from ureca.llm.settings import TransformersConfig
+from ureca.llm.transformers import TransformersChatModel
 from ureca.llm.usage import metered
 
 Engine = Callable[..., TransformersChatModel]

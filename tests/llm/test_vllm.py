@@ -13,7 +13,8 @@ from tests.llm import fake_vllm
 from tests.llm.tiny_models import FAMILIES
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.llm.vllm import VllmChatModel, VllmConfig
+from ureca.llm.settings import VllmConfig
+from ureca.llm.vllm import VllmChatModel
 
 SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
 PICTURES = [np.full((20, 30, 3), shade, np.uint8) for shade in (10, 90, 200, 250)]

@@ -12,10 +12,9 @@ from hypothesis import strategies as st
 from tests.curation.fakes import EverythingAlike, NothingAlike, RecordingAnnotator, image_of
 from tests.curation.test_walk import trees
 from tests.ops.simulated_runs import duration_of
-from ureca.curation.curator import Curator, TreeSettings, curate_regions
-from ureca.curation.listener import ListeningSettings
+from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.protocols import Choice
-from ureca.curation.uniqueness import UniquenessSettings
+from ureca.curation.settings import ListeningSettings, TreeSettings, UniquenessSettings
 from ureca.masks.views import Views
 from ureca.ops.measured import Kind, questions_of
 

@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from ureca.errors import SettingsError
-from ureca.llm.openai import OpenAIConfig
-from ureca.llm.ray_serve import RayServeConfig
+from ureca.llm.settings import OpenAIConfig, RayServeConfig
 from ureca.pipelines.batch.ray_serve_llm import chat_application, served
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.registry import build_component

@@ -4,8 +4,7 @@ import pytest
 
 from ureca.curation.listener import PromptedListener
 from ureca.errors import SettingsError
-from ureca.llm.transformers import TransformersConfig
-from ureca.llm.vllm import VllmConfig
+from ureca.llm.settings import TransformersConfig, VllmConfig
 from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ureca.data.samples import JsonlSource, RegionsSource
+from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import SettingsError
 from ureca.pipelines.train_settings import TrainSettings
 

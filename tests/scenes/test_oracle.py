@@ -7,19 +7,20 @@ from typing import Any
 import numpy as np
 import pytest
 
-from ureca.curation.curator import Curator, TreeSettings, curate_regions
+from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import CurationImage, LookAlike
+from ureca.curation.settings import ListeningSettings, TreeSettings
 from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.uniqueness import resolution
 from ureca.llm.usage import metered
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
 from ureca.scenes.files import write_scenes
-from ureca.scenes.oracle import Oracle, OracleSettings
+from ureca.scenes.oracle import Oracle
 from ureca.scenes.rendering import Rendering, render
 from ureca.scenes.scene import Scene
+from ureca.scenes.settings import OracleSettings
 
 
 @pytest.fixture(scope="module")

@@ -8,15 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ureca.training.augmentation import (
-    AugmentationSettings,
-    draw_scale,
-    draw_scales,
-    image_key,
-    resize_image,
-    resize_mask,
-    scaled_size,
-)
+from ureca.training.augmentation import draw_scale, draw_scales, image_key, resize_image, resize_mask, scaled_size
+from ureca.training.settings import AugmentationSettings
 
 SIDES = st.integers(1, 60)
 

@@ -10,17 +10,19 @@ import pytest
 from tests.drawn import HEIGHT, WIDTH, drawn_image, png
 from tests.training.datasets import write_dataset
 from ureca.data.questions import QuestionSettings
-from ureca.data.samples import RegionsSource, TrainingImage, open_source
+from ureca.data.samples import TrainingImage, open_source
+from ureca.data.settings import RegionsSource
 from ureca.masks.mask import Mask
 from ureca.model.image_processing import num_tiles
 from ureca.model.initialization import build_tiny
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
-from ureca.training.augmentation import AugmentationSettings, draw_scale
+from ureca.training.augmentation import draw_scale
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
 from ureca.training.packing import ExampleSettings, ImageExample, Packer, ReadExample, read_example
-from ureca.training.sampler import EpochPlan, Group, MicroBatchSettings
+from ureca.training.sampler import EpochPlan, Group
+from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import ProcessorTextTokens, TokenCosts, costs_of
 
 ONE_QUESTION = QuestionSettings(default_fraction=1)

@@ -12,11 +12,11 @@ from tests.training.test_packing import Built, make_examples
 from ureca.errors import OutputError, SettingsError
 from ureca.model.initialization import build_tiny
 from ureca.model.settings import TinySizes
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.feature_cache import FeatureCache, check_cacheable, vision_fingerprint
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedBatch, Packer
 from ureca.training.phases import Align, Full, Tune, prepare
+from ureca.training.settings import AugmentationSettings
 
 MANY_BYTES = 2**30
 

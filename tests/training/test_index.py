@@ -14,13 +14,15 @@ from tests.training.datasets import Words, line, region, row, write_dataset, wri
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.questions import QuestionSettings
-from ureca.data.samples import RegionsSource, open_source
+from ureca.data.samples import open_source
+from ureca.data.settings import RegionsSource
 from ureca.errors import InputError, OutputError
 from ureca.model.image_processing import num_tiles
-from ureca.training.augmentation import AugmentationSettings, image_key, scaled_size
+from ureca.training.augmentation import image_key, scaled_size
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
-from ureca.training.sampler import EpochPlan, MicroBatchSettings, too_long_regions
+from ureca.training.sampler import EpochPlan, too_long_regions
+from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import TokenCosts
 
 MASKS = drawn_image(0)[1]

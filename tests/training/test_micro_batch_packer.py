@@ -10,14 +10,13 @@ from PIL import Image
 from tests.training.datasets import write_dataset
 from tests.training.test_packing import make_examples
 from ureca.data.questions import QuestionSettings
-from ureca.data.samples import RegionsSource
-from ureca.images import ImageLimits
+from ureca.data.settings import RegionsSource
+from ureca.image_limits import ImageLimits
 from ureca.model.initialization import build_tiny, save_tiny
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.index import IndexSettings
 from ureca.training.index_writer import prepare_index
 from ureca.training.packing import MicroBatchPacker, PackedMicroBatch, Packer, from_bytes, to_bytes
-from ureca.training.sampler import MicroBatchSettings
+from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import ProcessorTextTokens
 
 NUM_IMAGES = 5

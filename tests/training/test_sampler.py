@@ -9,16 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from ureca.training.augmentation import AugmentationSettings, draw_scales
-from ureca.training.sampler import (
-    EpochPlan,
-    MicroBatch,
-    MicroBatchSettings,
-    Position,
-    RunPlan,
-    is_too_long,
-    too_long_regions,
-)
+from ureca.training.augmentation import draw_scales
+from ureca.training.sampler import EpochPlan, MicroBatch, Position, RunPlan, is_too_long, too_long_regions
+from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=16, region=3, mask_tile=2)

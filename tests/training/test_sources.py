@@ -11,7 +11,8 @@ from tests.training.datasets import line, region, row, write_dataset, write_json
 from ureca.data.export import ExportReport, export_jsonl
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.samples import BadSample, JsonlSource, RegionsSource, TrainingImage, open_source
+from ureca.data.samples import BadSample, TrainingImage, open_source
+from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle, decode

@@ -12,7 +12,8 @@ from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
-from ureca.images import ImageLimits, Pixels, try_decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import Pixels, try_decode_image
 from ureca.llm.usage import metered
 
 Prepared = TypeVar("Prepared")

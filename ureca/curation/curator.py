@@ -2,45 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Annotator, CurationImage, Embedder, Listener
 from ureca.curation.results import region_row
 from ureca.curation.rule_based.captioner import RuleBasedCaptioner
-from ureca.curation.uniqueness import UniquenessSettings
-from ureca.curation.walk import StageSettings, caption_regions
+from ureca.curation.settings import ListeningSettings, StageSettings, TreeSettings, UniquenessSettings, ViewSettings
+from ureca.curation.walk import caption_regions
 from ureca.masks.mask import Mask
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
-
-
-class TreeSettings(BaseModel):
-    """Mask tree, and selection of the regions to caption.
-
-    The defaults are the paper's, which are for SA-1B's ~100 masks per image, except that ``main_object_min_levels`` is
-    4 there: with fewer masks per image it would leave nothing to caption.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    containment: float = Field(
-        default=0.8, gt=0, le=1, description="fraction of a mask that must lie inside another mask to become its child"
-    )
-    main_object_min_levels: int = Field(
-        default=1, ge=1, description="minimum levels of the subtree of a top-level mask to be a main object"
-    )
-    min_area_fraction: float = Field(
-        default=0.007, ge=0, le=1, description="minimum area of a region, as a fraction of the image"
-    )
-    max_area_fraction: float = Field(
-        default=0.7, gt=0, le=1, description="maximum area of a main object, as a fraction of the image"
-    )
 
 
 def select_regions(tree: MaskTree, settings: TreeSettings) -> tuple[list[int], list[int], dict[int, str]]:
@@ -76,24 +51,6 @@ def _skip_reason(id: int, tree: MaskTree, kept: set[int], settings: TreeSettings
     return "large" if tree.area_fractions[id] > settings.max_area_fraction else "shallow"
 
 
-class ViewSettings(BaseModel):
-    """Views for the chat model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_side_px: int = Field(
-        default=1024, ge=32, description="maximum longest side of a view, in pixels; larger views are downscaled"
-    )
-
-
-class NoVerificationConfig(BaseModel):
-    """No verification: a region has the verdict of the listener, or none."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["none"] = "none"
-
-
 @dataclass(frozen=True)
 class Curator:
     """Components and settings of a curation; built once and used for many images, also concurrently.
@@ -114,7 +71,7 @@ class Curator:
 
     Example:
         >>> import ureca
-        >>> from ureca.curation.curator import TreeSettings
+        >>> from ureca.curation.settings import TreeSettings
         >>> curator = ureca.Curator(tree=TreeSettings(min_area_fraction=0.02))
         >>> regions = ureca.curate_image("photo.png", curator=curator)
     """

@@ -4,8 +4,9 @@ from collections.abc import Collection
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, Listener
-from ureca.llm.fake import CountingChatModel, FakeChatModel, FakeConfig
+from ureca.llm.fake import CountingChatModel, FakeChatModel
 from ureca.llm.protocol import ChatModel
+from ureca.llm.settings import FakeConfig
 from ureca.masks.views import Views
 
 _KINDS = {

@@ -5,21 +5,19 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
-from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.batching import DynamicBatcher
-from ureca.config import MAY_CHANGE
 from ureca.curation.protocols import RegionCrop
 from ureca.curation.rule_based.colours import to_oklab
 from ureca.curation.rule_based.measurement import reduce_region
 from ureca.curation.rule_based.shapes import measure_shape, measure_texture
+from ureca.curation.settings import Dinov2Config
 from ureca.errors import SettingsError
-from ureca.registry import register
 
 if TYPE_CHECKING:
     import torch
@@ -34,15 +32,6 @@ _FILL = np.array([0.45, 0.70, 0.95]), 0.12
 _STRIPE_WEIGHT = 1.2
 
 
-class DescriptorConfig(BaseModel):
-    """Descriptor of colour, texture and shape, without weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["descriptor"] = "descriptor"
-
-
-@register("embedder", "descriptor", settings=DescriptorConfig)
 class DescriptorEmbedder:
     """Descriptor whose cosine is the product of the cosines of colour, texture and shape; an ``Embedder``.
 
@@ -126,24 +115,6 @@ _NUM_DIMENSIONS = (
 )
 
 
-class Dinov2Config(BaseModel):
-    """DINOv2, as in the paper, or another vision transformer."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["dinov2"] = "dinov2"
-    checkpoint: Annotated[str, MAY_CHANGE] = Field(
-        default="facebook/dinov2-base",
-        description="folder or name on the hub of a vision transformer in transformers' format",
-    )
-    batch_size: int = Field(default=32, ge=1, description="crops in one forward pass of the embedder")
-    device: str = Field(
-        default="auto",
-        description="device of the embedder by its torch name (cpu, cuda:1); auto: a GPU if there is one",
-    )
-
-
-@register("embedder", "dinov2", settings=Dinov2Config)
 class Dinov2Embedder:
     """Normalized class token of a vision transformer; an ``Embedder``.
 

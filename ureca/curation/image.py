@@ -13,7 +13,8 @@ from PIL.Image import Image
 from ureca.curation.curator import Curator, curate_regions
 from ureca.data.reader import Region
 from ureca.errors import InputError
-from ureca.images import ImageLimits, decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import decode_image
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask

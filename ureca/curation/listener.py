@@ -9,61 +9,21 @@ import random
 from collections.abc import Collection
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt
+from pydantic import BaseModel, StrictInt
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice
+from ureca.curation.settings import PromptedListenerSettings
 from ureca.hashing import digest
 from ureca.llm.protocol import ChatModel
 from ureca.llm.structured import InvalidResponseError, ask
 from ureca.masks.views import Views
-from ureca.registry import register
-
-
-class ListeningSettings(BaseModel):
-    """Captions of a curation that the listener hears, and the number of rounds."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_rounds: int = Field(
-        default=2, ge=1, description="times a region's captions are tested; a failed one is rewritten in between"
-    )
-    include_all: bool = Field(
-        default=False, description="also test regions without look-alikes, among their siblings and neighbours"
-    )
-    max_candidates: int = Field(
-        default=9, ge=2, description="regions shown to the listener at a time, including the right one"
-    )
-
-
-class PromptedListenerSettings(BaseModel):
-    """Requests of a listener to the chat model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    max_new_tokens: int = Field(default=256, ge=16, description="maximum tokens of one answer of the listener")
-    max_attempts: int = Field(default=3, ge=1, description="attempts per question until the answer is valid")
-
-
-class NoListenerConfig(BaseModel):
-    """No listener: captions are not tested for uniqueness."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["none"] = "none"
-
-
-class PromptedListenerConfig(ListeningSettings, PromptedListenerSettings):
-    """The MLLM of ``mllm`` must choose the region of a caption among its look-alikes."""
-
-    kind: Literal["prompted"] = "prompted"
 
 
 class _Choice(BaseModel):
     choice: StrictInt | Literal["none", "several"]
 
 
-@register("listener", "prompted", settings=PromptedListenerConfig)
 class PromptedListener:
     """Asks a chat model at temperature 0; a ``Listener``. Requests are independent of each other.
 

@@ -2,39 +2,19 @@
 
 import asyncio
 from collections.abc import Callable, Sequence
-from typing import Literal, TypeVar
+from typing import TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, Field
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
-from ureca.curation.rules import CaptionRules
+from ureca.curation.rules import check_caption
+from ureca.curation.settings import PromptedConfig
 from ureca.llm.protocol import ChatModel, Pixels
 from ureca.llm.structured import InvalidResponseError, ask
-from ureca.registry import register
 
 Typed = TypeVar("Typed", bound=BaseModel)
 Answer = TypeVar("Answer")
-
-
-class PromptedConfig(BaseModel):
-    """Captions by the MLLM of ``mllm``. The defaults are the paper's."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["prompted"] = "prompted"
-    temperature: float = Field(
-        default=0.2, ge=0, le=2, description="sampling temperature of captions; verification uses 0"
-    )
-    max_new_tokens: int = Field(default=1024, ge=16, description="maximum tokens of one answer")
-    max_attempts: int = Field(default=3, ge=1, description="attempts per question until the answer is valid")
-    rules: CaptionRules = Field(default=CaptionRules(), description="rules that a caption must keep to be accepted")
-    max_sibling_captions: int = Field(
-        default=16, ge=0, description="captions of the nearest elder siblings given in a question"
-    )
-    max_lookalikes: int = Field(
-        default=8, ge=1, description="look-alikes shown in a question, the most similar ones first"
-    )
 
 
 class _Caption(BaseModel):
@@ -46,7 +26,6 @@ class _Judgement(BaseModel):
     reason: str = Field(default="", max_length=2000)
 
 
-@register("annotator", "prompted", settings=PromptedConfig)
 class PromptedAnnotator:
     """Renders views, asks a chat model, and accepts captions that keep the rules; an ``Annotator``.
 
@@ -134,7 +113,7 @@ class PromptedAnnotator:
             caption = " ".join(answer.caption.split())
             if not caption:
                 raise InvalidResponseError("blank", "the caption is blank")
-            self._settings.rules.check(caption, short=short, highest_number=highest_number)
+            check_caption(self._settings.rules, caption, short=short, highest_number=highest_number)
             return caption
 
         return await self._ask(_Caption, read, system, parts, temperature=self._settings.temperature)

@@ -8,10 +8,9 @@ taken to be written on something in the picture and is left alone.
 import re
 from collections import Counter
 from functools import cache
-from typing import Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field
-
+from ureca.curation.settings import CaptionRules
 from ureca.llm.structured import InvalidResponseError, check_not_refusal
 
 _MIN_WORDS_OF_A_LANGUAGE = 5
@@ -235,55 +234,43 @@ _ABBREVIATED = re.compile(r"(?:\b(?:mr|mrs|ms|dr|st|mt|no|vs|ca|approx|jr|sr|inc
 _END_OF_SENTENCE = re.compile(r"[.!?]+[\"'\u201d\u2019)\]]*\s+(?=[\"'\u201c\u2018(\[]*[A-Z0-9])")
 
 
-class CaptionRules(BaseModel):
-    """Rules that a caption keeps."""
+def check_caption(rules: CaptionRules, caption: str, *, short: bool = False, highest_number: int | None = None) -> None:
+    """Check a caption against all rules.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    Args:
+        rules: rules to keep.
+        caption: caption, not blank.
+        short: require one sentence of at most ``max_short_words`` words.
+        highest_number: highest of the numbers, from 0, that were drawn on the view; None: no numbers were drawn.
 
-    min_words: int = Field(
-        default=1, ge=1, description="minimum number of words of a caption; 2 rejects nouns like 'Wheel.'"
-    )
-    max_short_words: int = Field(default=80, ge=2, description="maximum number of words of a short caption")
-    max_words: int = Field(default=400, ge=2, description="maximum number of words of a detailed or unique caption")
-    language: Literal["english", "any"] = Field(
-        default="english", description="english: reject captions in another script or language"
-    )
+    Raises:
+        InvalidResponseError: its kind is ``refusal``, ``too_short``, ``too_long``, ``several_sentences``, or one of
+            those in ``_REASONS``.
+    """
+    if not re.search(r"\w", caption):
+        raise _fault("empty")
+    if _PLACEHOLDER.search(caption):
+        raise _fault("placeholder")
+    if _MARKDOWN.search(caption):
+        raise _fault("markdown")
+    check_not_refusal(caption)
+    text = _QUOTED.sub("\u2026", caption.replace("\u2019", "'"))
+    if found := _find_leak(text, highest_number):
+        raise _fault(*found)
+    if rules.language == "english" and not _may_be_english(text):
+        raise _fault("other_language")
+    _check_length(rules, caption, short)
 
-    def check(self, caption: str, *, short: bool = False, highest_number: int | None = None) -> None:
-        """Reject a caption that breaks a rule.
 
-        Args:
-            caption: not blank.
-            short: the caption must be one sentence of at most ``max_short_words``.
-            highest_number: highest of the numbers 0 and up that were drawn on the views, if any were.
-
-        Raises:
-            InvalidResponseError: its kind is ``refusal``, ``too_short``, ``too_long``, ``several_sentences``, or one of
-                those in ``_REASONS``.
-        """
-        if not re.search(r"\w", caption):
-            raise _fault("empty")
-        if _PLACEHOLDER.search(caption):
-            raise _fault("placeholder")
-        if _MARKDOWN.search(caption):
-            raise _fault("markdown")
-        check_not_refusal(caption)
-        text = _QUOTED.sub("\u2026", caption.replace("\u2019", "'"))
-        if found := _find_leak(text, highest_number):
-            raise _fault(*found)
-        if self.language == "english" and not _may_be_english(text):
-            raise _fault("other_language")
-        self._check_length(caption, short)
-
-    def _check_length(self, caption: str, short: bool) -> None:
-        num_words = len(caption.split())
-        most = min(self.max_words, self.max_short_words) if short else self.max_words
-        if num_words < self.min_words:
-            raise InvalidResponseError("too_short", f"it has fewer words than {self.min_words}")
-        if num_words > most:
-            raise InvalidResponseError("too_long", f"it has {num_words} words, and {most} is the limit")
-        if short and num_sentences(caption) > 1:
-            raise InvalidResponseError("several_sentences", "it must be one sentence")
+def _check_length(rules: CaptionRules, caption: str, short: bool) -> None:
+    num_words = len(caption.split())
+    limit = min(rules.max_words, rules.max_short_words) if short else rules.max_words
+    if num_words < rules.min_words:
+        raise InvalidResponseError("too_short", f"it has fewer words than {rules.min_words}")
+    if num_words > limit:
+        raise InvalidResponseError("too_long", f"it has {num_words} words, and {limit} is the limit")
+    if short and num_sentences(caption) > 1:
+        raise InvalidResponseError("several_sentences", "it must be one sentence")
 
 
 def num_sentences(text: str) -> int:

@@ -8,12 +8,14 @@ from typing import Any
 from ureca import __version__
 from ureca.curation.curator import Curator, curate_regions
 from ureca.data.crash_log import CrashLog, NullCrashLog
-from ureca.data.in_flight import DEFAULT_PIXELS_IN_FLIGHT, ImagesInFlight, PixelBudget
+from ureca.data.in_flight import ImagesInFlight, PixelBudget
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch, Fetched, fetch
+from ureca.data.settings import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.errors import DataError
-from ureca.images import ImageLimits, try_decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.tree import MaskTree
 

@@ -4,9 +4,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field
 
-from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import (
     Annotator,
     Choice,
@@ -18,23 +16,10 @@ from ureca.curation.protocols import (
     Verdict,
 )
 from ureca.curation.results import CuratedRegion, current_captions, run_concurrently
+from ureca.curation.settings import ListeningSettings, UniquenessSettings
 
 _CROP_SIDE_PX = 448  # longest side of an embedder's input; embedders resize to 224 or less
 _MAX_CROPS = 64
-
-
-class UniquenessSettings(BaseModel):
-    """Definition of look-alikes, and number of rewrites of a caption."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    similarity_threshold: float = Field(
-        default=0.8, ge=-1, le=1, description="cosine of the embeddings above which two regions are look-alikes"
-    )
-    include_nested: bool = Field(default=False, description="also treat a region and its own parts as look-alikes")
-    max_rounds: int = Field(
-        default=3, ge=1, description="maximum rewrites of a caption that equals that of another region"
-    )
 
 
 def find_lookalikes(

@@ -3,27 +3,10 @@
 import asyncio
 from collections.abc import Iterable
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Annotator, CurationImage, Embedder, Listener
 from ureca.curation.results import CuratedRegion, run_concurrently
-from ureca.curation.uniqueness import Uniqueness, UniquenessSettings
-
-
-class StageSettings(BaseModel):
-    """Stages of the curation that an ablation can turn off. Listener and verification have their own settings."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tree_context: bool = Field(
-        default=True,
-        description="give the captions of the parent and of elder siblings when a short caption is written",
-    )
-    bottom_up: bool = Field(
-        default=True, description="compose detailed captions from those of the parts; off: they are the short captions"
-    )
-    refinement: bool = Field(default=True, description="rewrite the captions of look-alikes against each other")
+from ureca.curation.settings import ListeningSettings, StageSettings, UniquenessSettings
+from ureca.curation.uniqueness import Uniqueness
 
 
 async def caption_regions(

@@ -8,10 +8,7 @@ from ureca.data.crash_log import CrashLog
 from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
-from ureca.images import ImageLimits
-
-DEFAULT_PIXELS_IN_FLIGHT = 250_000_000
-"""About as many as 75 images of SA-1B have. With its views, a pixel takes about 10 bytes."""
+from ureca.image_limits import ImageLimits
 
 Work = Callable[[Fetched], Awaitable[None]]
 """Processing of one image, given its bytes or the error of reading them."""

@@ -1,6 +1,5 @@
 """The manifest: a table with one row per image of a job and the location of its bytes; selection of images from it."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -9,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ureca.data.paths import stems
+from ureca.data.settings import ALL_IMAGES, ImageSelection
 from ureca.errors import InputError, OutputError
 from ureca.hashing import digest
 
@@ -97,41 +97,6 @@ def entries_at(manifest: pa.Table, rows: Sequence[int | None]) -> list[ManifestE
     """Return the entries of some rows of the manifest; None stays None."""
     found = manifest.take(pa.array(rows, pa.int64())).to_pylist()
     return [None if place is None else ManifestEntry.from_row(row) for place, row in zip(rows, found, strict=True)]
-
-
-_SHARD = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
-
-
-def validate_shard(shard: str) -> str:
-    """Validate a shard, ``i/n`` with i from 1 to n.
-
-    Raises:
-        ValueError: it is not a shard.
-    """
-    found = _SHARD.fullmatch(shard)
-    if found is None or int(found[1]) > int(found[2]):
-        raise ValueError(f"'{shard}' is no shard: the third of eight is 3/8")
-    return shard
-
-
-@dataclass(frozen=True, slots=True)
-class ImageSelection:
-    """Selection of the images of an input; by default, all of them.
-
-    Attributes:
-        shard: shard ``i/n``, from ``1/n`` to ``n/n``, that an image's id alone assigns it to.
-        sample: number of images drawn, by their ids and the seed.
-        sample_seed: seed of the sample.
-        limit: number of images taken from the beginning.
-    """
-
-    shard: str | None = None
-    sample: int | None = None
-    sample_seed: int = 0
-    limit: int | None = None
-
-
-ALL_IMAGES = ImageSelection()
 
 
 def select(manifest: pa.Table, selection: ImageSelection, held_ids: pa.ChunkedArray) -> pa.Table:

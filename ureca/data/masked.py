@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
-from ureca.images import ImageLimits, try_decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import try_decode_image
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree

@@ -15,11 +15,13 @@ import pyarrow.compute as pc
 from ureca import __version__, io
 from ureca.data.crash_log import CrashLog
 from ureca.data.lease import LeaseFile
-from ureca.data.manifest import ALL_IMAGES, ImageSelection, ManifestEntry, select
+from ureca.data.manifest import ManifestEntry, select
 from ureca.data.partitions import PartitionReport, new_images, partitions_of, read_report, write_chunks, write_part
 from ureca.data.reading import fetch
+from ureca.data.settings import ALL_IMAGES, ImageSelection
 from ureca.errors import DataError, OutputError
-from ureca.images import ImageLimits, try_decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import try_decode_image
 from ureca.io import locate
 from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
 

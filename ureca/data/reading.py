@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from ureca.data.manifest import ManifestEntry
 from ureca.errors import DataError, InputError
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 from ureca.io import locate
 
 _ROWS_PER_BATCH = 16  # number of rows decoded at a time

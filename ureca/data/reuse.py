@@ -2,12 +2,11 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
 
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
@@ -16,14 +15,6 @@ from ureca.data.reading import as_data_error, open_file
 from ureca.errors import DataError, InputError
 from ureca.masks.mask import Mask
 from ureca.schema import DATASETS
-
-
-class ReusedMasksConfig(BaseModel):
-    """The masks and ids of INPUT, which is the output of a run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["regions"] = "regions"
 
 
 def list_run(output: Output, *, with_regions: bool) -> pa.Table:

@@ -9,17 +9,18 @@ from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
-from typing import Annotated, Any, Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ureca.data.export import ExportReport
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
 from ureca.data.output import Output
 from ureca.data.reading import FileReader
+from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import AnnotationError, DataError, InputError
 from ureca.io import locate
 from ureca.masks.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations
@@ -83,43 +84,6 @@ class BadSample:
     region_id: int | None
     kind: str
     message: str
-
-
-class RegionsSource(BaseModel):
-    """A regions dataset, as ``ureca curate`` and ``ureca scenes`` write it."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["regions"] = "regions"
-    path: str = Field(description="output folder of `ureca curate` or `ureca scenes`, a path or URI")
-    caption: Literal["unique", "short", "detailed"] = Field(default="unique", description="caption to learn")
-    include_rejected: bool = Field(default=False, description="learn captions that the verification rejected, too")
-
-
-class JsonlOptions(BaseModel):
-    """Options of files that end with .jsonl: URECA's JSONL, with the SA-1B images and JSON files that it names."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    images: str | None = Field(
-        default=None, description="folder, glob, list, tar shards or Parquet with the images, named by stem"
-    )
-    annotations: str = Field(default="beside", description="'beside' the images, or a folder of <image_id>.json")
-    mask_ids: Literal["id", "position"] = Field(
-        default="id", description="meaning of mask_id: an annotation's id, or its position in the file, from 0"
-    )
-
-
-class JsonlSource(JsonlOptions):
-    """URECA's JSONL, with the SA-1B images and JSON files that it names."""
-
-    kind: Literal["jsonl"] = "jsonl"
-    path: str = Field(description="the JSONL file, a path or URI")
-    images: str = Field(description="folder, glob, list, tar shards or Parquet with the images, named by stem")
-
-
-SourceSettings = Annotated[RegionsSource | JsonlSource, Field(discriminator="kind")]
-"""Settings of one source; a run may mix several."""
 
 
 Sample = TrainingImage | BadSample

@@ -13,8 +13,8 @@ from ureca.errors import AnnotationError, DataError
 from ureca.evaluation.measures import COLUMNS, Measure
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoredCaption, measure_predictions
+from ureca.evaluation.settings import DuplicateSettings
 from ureca.evaluation.tables.formats import NOT_MEASURED
-from ureca.evaluation.uniqueness import DuplicateSettings
 from ureca.masks.mask import Mask
 from ureca.masks.views import Views
 from ureca.scenes.scene import Scene, read_scene

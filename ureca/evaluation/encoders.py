@@ -6,24 +6,20 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Annotated, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field
 
-from ureca.config import MAY_CHANGE
 from ureca.curation.embedders import pad_to_square
 from ureca.curation.rule_based.colours import FAMILIES, fits_colour, measure_colours
 from ureca.errors import SettingsError
+from ureca.evaluation.settings import COLOUR_WORDS, DualEncoderSettings
 
 if TYPE_CHECKING:
     import torch
 
-
-COLOUR_WORDS = "colour-words"
-"""The checkpoint name of ``ColourWordEncoder``, which needs no weights."""
 
 Vectors = npt.NDArray[np.float32]
 
@@ -41,23 +37,6 @@ class ImageTextEncoder(Protocol):
     def encode_texts(self, texts: Sequence[str]) -> Vectors:
         """Encode texts as vectors of length 1, [len(texts), D]."""
         ...
-
-
-class DualEncoderSettings(BaseModel):
-    """Checkpoint of an image-text encoder, with its batch size and device."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    checkpoint: Annotated[str, MAY_CHANGE] = Field(
-        description="folder or hub name of an image-text encoder such as CLIP or SigLIP in transformers' format; "
-        f"{COLOUR_WORDS}: compares colours with colour words and needs no weights"
-    )
-    batch_size: Annotated[int, MAY_CHANGE] = Field(
-        default=32, ge=1, description="largest number of images, or texts, in one pass of the encoder"
-    )
-    device: Annotated[str, MAY_CHANGE] = Field(
-        default="auto", description="torch device of the encoder (cpu, cuda:1); auto: a GPU if available"
-    )
 
 
 class DualEncoder:

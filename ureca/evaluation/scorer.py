@@ -4,19 +4,15 @@ import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
-from pydantic import Field
-
-from ureca.curation.listener import PromptedListenerSettings
 from ureca.curation.protocols import Listener
 from ureca.evaluation.encoders import ImageTextEncoder
 from ureca.evaluation.measures import Measure, Unmeasured
-from ureca.evaluation.metrics.bert_score import BertScorer, BertScoreSettings, bert_measure
-from ureca.evaluation.metrics.references import Metric, measure_captions
+from ureca.evaluation.metrics.bert_score import BertScorer, bert_measure
+from ureca.evaluation.metrics.references import measure_captions
 from ureca.evaluation.predictions import Prediction
+from ureca.evaluation.settings import BertScoreSettings, DuplicateSettings, Metric
 from ureca.evaluation.uniqueness import (
-    DuplicateSettings,
     Heard,
     Question,
     Resolution,
@@ -34,15 +30,6 @@ from ureca.masks.views import Views
 from ureca.scenes.scene import Scene
 
 _CROP_SIDE_PX = 448  # longest side of the encoder's inputs; encoders resize to less
-
-
-class ScoringListenerConfig(PromptedListenerSettings):
-    """The MLLM of ``mllm`` has to find the region of each caption among those that it could be mistaken for."""
-
-    kind: Literal["prompted"] = "prompted"
-    max_distractors: int = Field(
-        default=8, ge=1, description="largest number of other regions shown to the listener beside the right one"
-    )
 
 
 @dataclass(slots=True)

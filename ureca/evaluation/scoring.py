@@ -18,7 +18,8 @@ from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoredCaption
 from ureca.evaluation.uniqueness import Retrieved
-from ureca.images import ImageLimits, try_decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.views import Views
 from ureca.scenes.scene import Scene, read_scene

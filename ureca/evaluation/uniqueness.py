@@ -10,7 +10,6 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.curation.protocols import Listener
 from ureca.curation.uniqueness import equal_captions
@@ -18,24 +17,12 @@ from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.encoders import ImageTextEncoder
 from ureca.evaluation.measures import Measure, mean_of
 from ureca.evaluation.predictions import Prediction, by_image
+from ureca.evaluation.settings import DuplicateSettings
 from ureca.masks.mask import Mask
 from ureca.masks.rle import box_xywh
 from ureca.masks.views import Views
 from ureca.scenes.language import CaptionError
 from ureca.scenes.scene import Scene, resolve
-
-
-class DuplicateSettings(BaseModel):
-    """Threshold from which two captions are near-duplicates."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    near_similarity: float = Field(
-        default=0.9,
-        gt=0,
-        le=1,
-        description="share of words that two captions have in common, in order, to be near-duplicates",
-    )
 
 
 def measure_duplicates(predictions: Sequence[Prediction], settings: DuplicateSettings) -> list[Measure]:

@@ -4,33 +4,16 @@ import asyncio
 import json
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ureca.config import MAY_CHANGE
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatModel, ChatRequest, request_digest
-from ureca.registry import register
+from ureca.llm.settings import FakeConfig
 
 _MATERIALS = ("velvet", "brass", "linen", "granite", "amber", "cedar", "slate", "ivory", "copper", "wicker")
 _FORMS = ("arch", "ribbon", "vessel", "panel", "lantern", "spindle", "canopy", "shell", "tassel", "wedge")
 _CHOICES: tuple[int | str, ...] = (0, 1, 0, 1, "none", "several")
 
 
-class FakeConfig(BaseModel):
-    """No model: made-up answers that depend on the request alone, for tests and dry runs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["fake"] = "fake"
-    seconds_per_answer: Annotated[float, MAY_CHANGE] = Field(
-        default=0.0, ge=0, description="seconds that each answer takes"
-    )
-    malformed_fraction: float = Field(default=0.0, ge=0, le=1, description="fraction of answers that are not JSON")
-
-
-@register("chat_model", "fake", settings=FakeConfig)
 class FakeChatModel:
     """Answers by a hash of the request; a ``ChatModel``.
 

@@ -6,107 +6,21 @@ import asyncio
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal, Self
+from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, SecretStr, field_validator, model_validator
+from pydantic import SecretStr
 
-from ureca.config import MAY_CHANGE
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.endpoints import Backoff, Endpoint, Endpoints, TransientError
 from ureca.llm.load import process_load
 from ureca.llm.openai_messages import error_message, read_answer, request_body
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.registry import register
+from ureca.llm.settings import OpenAIConfig
 
 if TYPE_CHECKING:
     from ureca.llm.http import HttpResponse, HttpTransport
 
 
-class RequestSettings(BaseModel):
-    """Concurrency, timeouts and retries of the requests to a model server."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    structured_output: bool = Field(
-        default=True,
-        description="have the server decode answers by their JSON schema; turn off for servers without response_format",
-    )
-    jpeg_quality: int = Field(default=90, ge=1, le=100, description="JPEG quality of the images in requests")
-    max_concurrency: Annotated[int, MAY_CHANGE] = Field(
-        default=64,
-        ge=1,
-        description="maximum requests in flight per endpoint; lowered automatically while an endpoint is overloaded",
-    )
-    max_attempts: Annotated[int, MAY_CHANGE] = Field(
-        default=8, ge=1, description="attempts per request before it counts as failed"
-    )
-    connect_timeout_s: Annotated[float, MAY_CHANGE] = Field(
-        default=10.0, gt=0, description="seconds to wait for a connection to an endpoint"
-    )
-    request_timeout_s: Annotated[float, MAY_CHANGE] = Field(
-        default=300.0, gt=0, description="seconds of one attempt, from connecting to the last byte of the response"
-    )
-    initial_backoff_s: Annotated[float, MAY_CHANGE] = Field(
-        default=0.5,
-        gt=0,
-        description="seconds before a failed request is retried or a failing endpoint is used again; doubles with each "
-        "consecutive failure",
-    )
-    max_wait_s: Annotated[float, MAY_CHANGE] = Field(
-        default=60.0, gt=0, description="upper bound of the backoff and of the server's Retry-After, in seconds"
-    )
-    outage_timeout_s: Annotated[float, MAY_CHANGE] = Field(
-        default=300.0, ge=0, description="seconds without any reachable endpoint after which the job ends"
-    )
-    max_answer_bytes: Annotated[int, MAY_CHANGE] = Field(
-        default=2**20, ge=1024, description="maximum size of an HTTP response; a longer one counts as failed"
-    )
-
-    @model_validator(mode="after")
-    def _waits_agree(self) -> Self:
-        if self.initial_backoff_s > self.max_wait_s:
-            raise ValueError("initial_backoff_s is longer than max_wait_s")
-        return self
-
-
-class OpenAIConfig(RequestSettings):
-    """A model behind OpenAI-compatible endpoints, such as a vLLM server.
-
-    The API key is not a setting, because settings are stored beside the results: a variable or a file on the machine
-    that sends the requests holds it.
-    """
-
-    kind: Literal["openai"] = "openai"
-    model: str = Field(min_length=1, description="name of the model at the endpoints")
-    base_urls: Annotated[tuple[HttpUrl, ...], MAY_CHANGE] = Field(
-        min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
-    )
-    api_key_variable: Annotated[str | None, MAY_CHANGE] = Field(
-        default=None, description="environment variable that holds the API key; None: no key"
-    )
-    api_key_file: Annotated[str | None, MAY_CHANGE] = Field(
-        default=None, description="file that holds the API key; None: no key"
-    )
-
-    @field_validator("base_urls")
-    @classmethod
-    def _are_plain(cls, base_urls: tuple[HttpUrl, ...]) -> tuple[HttpUrl, ...]:
-        for number, url in enumerate(base_urls, 1):
-            if url.username or url.password or url.query or url.fragment:
-                # The message shows no URL: it may have a password in it.
-                raise ValueError(f"number {number} has a user, query or fragment; name a key by variable or file")
-        if len({str(url).rstrip("/") for url in base_urls}) < len(base_urls):
-            raise ValueError("one endpoint is named twice")
-        return base_urls
-
-    @model_validator(mode="after")
-    def _keys_agree(self) -> Self:
-        if self.api_key_variable is not None and self.api_key_file is not None:
-            raise ValueError("api_key_variable and api_key_file both name a key; set one of them")
-        return self
-
-
-@register("chat_model", "openai", settings=OpenAIConfig)
 class OpenAIChatModel:
     """Sends requests to OpenAI-compatible endpoints; a ``ChatModel``.
 

@@ -1,16 +1,13 @@
 """A chat model that transformers runs in this process."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Annotated, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import TYPE_CHECKING
 
 from ureca.batching import DynamicBatcher
-from ureca.config import MAY_CHANGE
 from ureca.errors import SettingsError
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatRequest
-from ureca.registry import register
+from ureca.llm.settings import TransformersConfig
 
 if TYPE_CHECKING:
     from ureca.llm.transformers_model import PreparedBatch
@@ -19,30 +16,6 @@ _PIXELS_PER_TOKEN = 28 * 28
 _CHARACTERS_PER_TOKEN = 4
 
 
-class TransformersConfig(BaseModel):
-    """A checkpoint of any family that transformers supports, loaded in each actor."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["transformers"] = "transformers"
-    checkpoint: Annotated[str, MAY_CHANGE] = Field(
-        min_length=1, description="folder or name on the hub of a checkpoint in transformers' own format"
-    )
-    device: Annotated[str, MAY_CHANGE] = Field(
-        default="auto", description="device by its torch name (cpu, cuda:1); auto: all GPUs of the actor"
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="data type of the weights; auto: that of the checkpoint"
-    )
-    max_batch_size: Annotated[int, MAY_CHANGE] = Field(
-        default=16, ge=1, description="maximum requests in a batch; halved when the GPU runs out of memory"
-    )
-    image_options: dict[str, int | bool] = Field(
-        default={}, description="options of the image processor, such as max_patches (InternVL) or max_pixels (Qwen-VL)"
-    )
-
-
-@register("chat_model", "transformers", settings=TransformersConfig)
 class TransformersChatModel:
     """Runs a checkpoint with transformers; a ``ChatModel``.
 

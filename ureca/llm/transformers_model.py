@@ -16,7 +16,7 @@ from ureca.batching import BatchTooLargeError
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
-from ureca.llm.transformers import TransformersConfig
+from ureca.llm.settings import TransformersConfig
 
 
 @dataclass(frozen=True)

@@ -3,79 +3,19 @@
 import asyncio
 import dataclasses
 import itertools
-import json
 import os
-from typing import Annotated, Any, Literal
+from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
-
-from ureca.config import MAY_CHANGE
 from ureca.errors import AnswerError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
-from ureca.registry import register
+from ureca.llm.settings import VllmConfig
 
 _MAX_IMAGES = 3
 """Images in a request for verification, the most of any. vLLM reserves memory for so many."""
 
-_RESERVED_OPTIONS = {
-    *("model", "tokenizer", "tensor_parallel_size", "distributed_executor_backend", "dtype", "max_model_len"),
-    *("gpu_memory_utilization", "limit_mm_per_prompt", "trust_remote_code"),
-}
 
-
-class VllmConfig(BaseModel):
-    """A checkpoint in a vLLM engine, one engine in each actor."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["vllm"] = "vllm"
-    checkpoint: Annotated[str, MAY_CHANGE] = Field(
-        min_length=1, description="folder or name on the hub of a model that vLLM supports"
-    )
-    tensor_parallel_size: Annotated[int, MAY_CHANGE] = Field(
-        default=1, ge=1, description="GPUs of an actor, on one machine, among which the model is split"
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="data type of the weights; auto: that of the checkpoint"
-    )
-    max_model_len: int | None = Field(
-        default=None, ge=64, description="maximum tokens of a prompt and its answer; None: the model's own limit"
-    )
-    gpu_memory_utilization: Annotated[float, MAY_CHANGE] = Field(
-        default=0.9, gt=0, le=1, description="fraction of each GPU's memory that vLLM uses"
-    )
-    structured_output: bool = Field(default=True, description="decode answers by their JSON schema")
-    engine_options: dict[str, int | float | bool | str] = Field(
-        default={}, description="further fields of vLLM's AsyncEngineArgs, such as enforce_eager or quantization"
-    )
-
-    @field_validator("engine_options", mode="before")
-    @classmethod
-    def _parse_command_line_values(cls, options: object) -> object:
-        """Parse booleans and numbers, which are text on a command line."""
-        if not isinstance(options, dict):
-            return options
-        return {name: _scalar(value) if isinstance(value, str) else value for name, value in options.items()}
-
-    @field_validator("engine_options")
-    @classmethod
-    def _are_not_reserved(cls, options: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
-        if reserved := sorted(options.keys() & _RESERVED_OPTIONS):
-            raise ValueError(f"{', '.join(reserved)}: set by the settings beside it, or not to be set at all")
-        return options
-
-
-def _scalar(text: str) -> object:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, bool | int | float) else text
-
-
-@register("chat_model", "vllm", settings=VllmConfig)
 class VllmChatModel:
     """Runs a checkpoint in a vLLM engine; a ``ChatModel`` for one event loop.
 

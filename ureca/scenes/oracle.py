@@ -7,11 +7,8 @@ correct. It cannot answer for images that are no scenes.
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.errors import AnnotationError, AnswerError, SettingsError
 from ureca.hashing import digest
@@ -20,38 +17,11 @@ from ureca.llm.protocol import ChatAnswer
 from ureca.masks.annotations import read_annotations
 from ureca.masks.mask import Mask
 from ureca.masks.views import Views
-from ureca.registry import register
 from ureca.rng import Rng
 from ureca.scenes.captions import RegionCaptions, caption_scene
 from ureca.scenes.language import COLOURS, Caption, CaptionError, Description, parse
 from ureca.scenes.scene import Scene, resolve, scene_of
-
-
-class OracleSettings(BaseModel):
-    """The known scenes, and the rates of errors."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    folder: str = Field(description="folder with the annotation files of scenes, as `ureca scenes` writes them")
-    error_rate: float = Field(default=0.1, ge=0, le=1, description="share of the oracle's answers that are wrong")
-    vagueness: float = Field(
-        default=0.3, ge=0, le=1, description="share of the oracle's refined captions that are not unique"
-    )
-    seed: int = Field(default=0, ge=0, description="seed of the oracle's errors")
-
-
-@register("annotator", "oracle", component="ureca.scenes.oracle:Oracle")
-class OracleConfig(OracleSettings):
-    """Captions of synthetic scenes from their ground truth, with errors at known rates."""
-
-    kind: Literal["oracle"] = "oracle"
-
-
-@register("listener", "oracle", component="ureca.scenes.oracle:Oracle")
-class OracleListenerConfig(ListeningSettings, OracleSettings):
-    """Choices from the ground truth of synthetic scenes, with errors at a known rate."""
-
-    kind: Literal["oracle"] = "oracle"
+from ureca.scenes.settings import OracleSettings
 
 
 class _KnownScene(NamedTuple):

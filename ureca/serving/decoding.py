@@ -9,7 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from ureca.errors import ImageError
-from ureca.images import ImageLimits, Pixels, decode_layers
+from ureca.image_limits import ImageLimits
+from ureca.images import Pixels, decode_layers
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt

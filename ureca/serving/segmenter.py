@@ -14,8 +14,8 @@ from ureca.hashing import digest
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.sam import SamConfig
-from ureca.masks.generators.segments import SegmentsConfig, SegmentsMaskGenerator
+from ureca.masks.generators.segments import SegmentsMaskGenerator
+from ureca.masks.generators.settings import SamConfig, SegmentsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import BoolMask, Rle
@@ -130,7 +130,8 @@ def lookalike_ids(pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]
     """
     from ureca.curation.embedders import DescriptorEmbedder
     from ureca.curation.protocols import CurationImage
-    from ureca.curation.uniqueness import UniquenessSettings, find_lookalikes
+    from ureca.curation.settings import UniquenessSettings
+    from ureca.curation.uniqueness import find_lookalikes
 
     by_id = {mask.id: mask for mask in masks}
     tree = MaskTree.build(masks)

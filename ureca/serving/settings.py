@@ -8,7 +8,7 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ureca.errors import SettingsError
-from ureca.images import ImageLimits
+from ureca.image_limits import ImageLimits
 
 _MIN_TOKEN_LENGTH = 16
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # the characters of a bearer token in RFC 6750

@@ -1,40 +1,12 @@
 """Size augmentation (paper): an image and its masks are resized together by a random scale."""
 
-from typing import Self
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from ureca.hashing import hash64
 from ureca.rng import IndexedRng
-
-
-class AugmentationSettings(BaseModel):
-    """Random resizing of images. Scales of 1, the default, leave them unchanged."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    min_scale: float = Field(default=1.0, ge=0.05, le=4, description="smallest factor of both sides of an image")
-    max_scale: float = Field(default=1.0, ge=0.05, le=4, description="largest factor of both sides of an image")
-    num_scales: int = Field(
-        default=8, ge=2, le=64, description="number of factors to draw from, evenly spaced in their logarithm"
-    )
-    max_pixels: PositiveInt = Field(default=16_000_000, description="images are not enlarged beyond so many pixels")
-
-    @model_validator(mode="after")
-    def _scales_are_ordered(self) -> Self:
-        if self.min_scale > self.max_scale:
-            raise ValueError(f"min_scale {self.min_scale} is above max_scale {self.max_scale}")
-        return self
-
-    @property
-    def scales(self) -> tuple[float, ...]:
-        """All scales; a single one if ``min_scale`` equals ``max_scale``."""
-        if self.min_scale == self.max_scale:
-            return (self.min_scale,)
-        return tuple(np.geomspace(self.min_scale, self.max_scale, self.num_scales).tolist())
+from ureca.training.settings import AugmentationSettings
 
 
 def draw_scales(

@@ -11,32 +11,17 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
-
 from ureca.errors import OutputError, SettingsError
 from ureca.hashing import digest
 from ureca.io import replacing
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.phases import vision_is_frozen
+from ureca.training.settings import AugmentationSettings
 
 if TYPE_CHECKING:
     import torch
 
     from ureca.model.modeling import UrecaForConditionalGeneration
     from ureca.training.packing import PackedBatch
-
-
-class FeatureCacheSettings(BaseModel):
-    """Cache of image features."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    directory: str | None = Field(
-        default=None, description="folder of cached image features, shared by all workers; None: no cache"
-    )
-    max_bytes: PositiveInt = Field(
-        default=20 * 2**30, description="size limit of the cache; features beyond it are recomputed in every epoch"
-    )
 
 
 def check_cacheable(model: UrecaForConditionalGeneration, augmentation: AugmentationSettings) -> None:

@@ -22,12 +22,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt, ValidationError
 from ureca import io
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.questions import QuestionSettings
-from ureca.data.samples import BadSample, SourceSettings, TrainingImage, TrainingRegion
+from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
+from ureca.data.settings import SourceSettings
 from ureca.errors import OutputError
 from ureca.hashing import digest
 from ureca.io import locate
-from ureca.training.augmentation import AugmentationSettings
 from ureca.training.sampler import TooLongRegions
+from ureca.training.settings import AugmentationSettings
 from ureca.training.token_costs import SampleCosts
 
 IMAGES_PER_FILE = 4096

@@ -21,7 +21,8 @@ from ureca.data.reading import fetch
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.errors import DataError, ImageError
 from ureca.hashing import hash64
-from ureca.images import ImageLimits, try_decode_image
+from ureca.image_limits import ImageLimits
+from ureca.images import try_decode_image
 from ureca.masks.rle import decode, from_coco
 from ureca.model.attention import PackedLayout
 from ureca.model.auto import UrecaProcessor
@@ -29,9 +30,10 @@ from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.prepared import region_view
 from ureca.model.processing import MASK_TOKENS
 from ureca.model.prompt import QUESTION, shares_image
-from ureca.training.augmentation import AugmentationSettings, draw_scale, resize_image, resize_mask, scaled_size
+from ureca.training.augmentation import draw_scale, resize_image, resize_mask, scaled_size
 from ureca.training.index import TrainingIndex
-from ureca.training.sampler import MicroBatchSettings, RunPlan
+from ureca.training.sampler import RunPlan
+from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import costs_of
 
 IGNORED = -100

@@ -10,16 +10,16 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt, model_validator
 
 from ureca.errors import InputError
 from ureca.hashing import hash64
 from ureca.rng import IndexedRng
-from ureca.training.augmentation import AugmentationSettings, draw_scales
+from ureca.training.augmentation import draw_scales
+from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
 REGIONS_PER_CHUNK = 1 << 20
@@ -30,37 +30,6 @@ _REGION_NUMBER_BITS = 16
 _MAX_REGIONS = 1 << _REGION_NUMBER_BITS
 
 Indices = npt.NDArray[np.int64]
-
-
-class MicroBatchSettings(BaseModel):
-    """Composition of the steps of a run."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    regions_per_image: PositiveInt = Field(
-        default=8, description="most regions of an image that share its tokens in a packed row"
-    )
-    images_per_device: PositiveInt = Field(default=2, description="images of a micro-batch, each with its regions")
-    gradient_accumulation: PositiveInt = Field(default=1, description="micro-batches of each rank in a step")
-    max_length: PositiveInt = Field(
-        default=8192, description="most tokens of an image with one region; longer ones are left out (paper: 8192)"
-    )
-    max_tokens_per_device: PositiveInt | None = Field(
-        default=None, description="most tokens of a micro-batch, which may then have fewer images; None: no limit"
-    )
-    sort_window_steps: PositiveInt = Field(
-        default=16,
-        description="steps whose images are sorted by length, so that ranks finish together; 1: almost no sorting",
-    )
-
-    @model_validator(mode="after")
-    def _longest_sample_fits(self) -> Self:
-        if self.max_tokens_per_device is not None and self.max_tokens_per_device < self.max_length:
-            raise ValueError(
-                f"max_tokens_per_device {self.max_tokens_per_device} is below max_length {self.max_length}: a sample "
-                "could be too long for any micro-batch. Lower max_length, too"
-            )
-        return self
 
 
 class Group(NamedTuple):

@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ureca.curation.embedders import Dinov2Config, Dinov2Embedder
+from ureca.curation.embedders import Dinov2Embedder
 from ureca.curation.protocols import RegionCrop
+from ureca.curation.settings import Dinov2Config
 from ureca.errors import SettingsError
 
 

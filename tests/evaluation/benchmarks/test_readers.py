@@ -15,8 +15,9 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import InputError
 from ureca.evaluation.benchmarks.base import BenchmarkImage, Exclusion, ImageSample
-from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
+from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.visual_genome import read_json_array
+from ureca.evaluation.settings import BenchmarkSettings
 from ureca.masks.rle import Rle, decode
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET

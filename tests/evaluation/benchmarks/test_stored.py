@@ -11,8 +11,9 @@ from ureca.data.output import Output
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.errors import InputError, OutputError
 from ureca.evaluation.benchmarks.base import ImageSample
-from ureca.evaluation.benchmarks.readers import BenchmarkSettings, open_benchmark
+from ureca.evaluation.benchmarks.readers import open_benchmark
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
+from ureca.evaluation.settings import BenchmarkSettings
 
 
 def store(path: Path, to: Path, limit: int | None = None, **sizes: int) -> StoredBenchmark:

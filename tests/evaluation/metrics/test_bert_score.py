@@ -7,8 +7,9 @@ import pytest
 
 from tests.evaluation.tiny_encoders import save_bert
 from ureca.errors import SettingsError
-from ureca.evaluation.metrics.bert_score import BertScoreSettings, measure_bert_score
+from ureca.evaluation.metrics.bert_score import measure_bert_score
 from ureca.evaluation.metrics.references import score
+from ureca.evaluation.settings import BertScoreSettings
 
 
 @pytest.fixture(scope="module")

@@ -4,7 +4,8 @@ import pytest
 
 from ureca.evaluation.measures import COLUMNS, Unmeasured, mean_of
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.tables.build import Evaluated, EvaluationTable, TableSettings, build_table
+from ureca.evaluation.settings import TableSettings
+from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 
 HOSTILE = (
     "</title></style></td><script>document.title='taken'</script><img src=http://198.51.100.1/x onerror=alert(1)> "

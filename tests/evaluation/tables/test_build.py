@@ -13,7 +13,8 @@ from ureca.errors import DataError, InputError
 from ureca.evaluation.measures import Measure, Unmeasured, mean_of
 from ureca.evaluation.metrics.references import bleu
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.tables.build import Evaluated, EvaluationTable, Figure, TableSettings, build_table
+from ureca.evaluation.settings import TableSettings
+from ureca.evaluation.tables.build import Evaluated, EvaluationTable, Figure, build_table
 from ureca.evaluation.tables.formats import read_table, write_table
 
 

@@ -11,7 +11,8 @@ from tests.browser import start
 from tests.evaluation.tables.conftest import HOSTILE
 from ureca.evaluation.measures import mean_of
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.tables.build import Evaluated, EvaluationTable, TableSettings, build_table
+from ureca.evaluation.settings import TableSettings
+from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import to_html, to_markdown, to_text, write_table
 
 

@@ -4,7 +4,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from ureca.evaluation.encoders import COLOUR_WORDS, ColourWordEncoder, DualEncoder, DualEncoderSettings, build_encoder
+from ureca.evaluation.encoders import ColourWordEncoder, DualEncoder, build_encoder
+from ureca.evaluation.settings import COLOUR_WORDS, DualEncoderSettings
 from ureca.evaluation.uniqueness import Retrieved, retrieve
 
 COLOURS = {"red": (200, 0, 0), "dark green": (31, 58, 31), "light blue": (180, 212, 236), "grey": (136, 136, 136)}

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from ureca.errors import DataError
 from ureca.evaluation.predictions import Prediction
-from ureca.evaluation.uniqueness import DuplicateSettings, measure_duplicates
+from ureca.evaluation.settings import DuplicateSettings
+from ureca.evaluation.uniqueness import measure_duplicates
 
 TEN = "the small red door on the left of the house"
 

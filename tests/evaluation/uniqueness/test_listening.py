@@ -4,8 +4,9 @@ from collections.abc import Collection
 import numpy as np
 import pytest
 
-from ureca.curation.listener import PromptedListener, PromptedListenerSettings
+from ureca.curation.listener import PromptedListener
 from ureca.curation.protocols import Choice
+from ureca.curation.settings import PromptedListenerSettings
 from ureca.errors import AnswerError, SettingsError
 from ureca.evaluation.uniqueness import Question, distractors, listen, listener_measures
 from ureca.llm.protocol import ChatAnswer, ChatRequest

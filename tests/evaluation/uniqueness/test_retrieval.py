@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from tests.evaluation.tiny_encoders import save_dual_encoder
 from ureca.errors import SettingsError
-from ureca.evaluation.encoders import DualEncoder, DualEncoderSettings
+from ureca.evaluation.encoders import DualEncoder
+from ureca.evaluation.settings import DualEncoderSettings
 from ureca.evaluation.uniqueness import Retrieved, retrieval_measures, retrieve
 
 Pixels = npt.NDArray[np.uint8]

@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from ureca.errors import ImageError, SettingsError
 from ureca.masks import rle
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.sam import AutomaticMaskSettings, SamConfig, SamMaskGenerator, load_state, read_state
+from ureca.masks.generators.sam import SamMaskGenerator, load_state, read_state
+from ureca.masks.generators.settings import AutomaticMaskSettings, SamConfig
 
 torch = pytest.importorskip("torch")
 segment_anything = pytest.importorskip("segment_anything")

@@ -12,7 +12,8 @@ from scipy.ndimage import label
 
 from ureca.masks import rle
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.segments import SegmentsConfig, SegmentsMaskGenerator
+from ureca.masks.generators.segments import SegmentsMaskGenerator
+from ureca.masks.generators.settings import SegmentsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 

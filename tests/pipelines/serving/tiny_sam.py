@@ -5,7 +5,7 @@ from pathlib import Path
 import torch
 
 from tests.masks.generators.test_sam import build_tiny_sam
-from ureca.masks.generators.sam import SamConfig
+from ureca.masks.generators.settings import SamConfig
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.deployments import SegmenterReplica
 

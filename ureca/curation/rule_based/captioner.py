@@ -4,11 +4,7 @@ from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
-
-from ureca.curation.listener import ListeningSettings
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rule_based.cache import IdentityCache
 from ureca.curation.rule_based.expressions import Distinction, ReferringExpression, describe, noun_phrase
@@ -18,7 +14,6 @@ from ureca.curation.rule_based.vocabulary import enumeration, number, ordinal, p
 from ureca.errors import AnswerError
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
-from ureca.registry import register
 
 _MAX_PART_GROUPS = 4
 
@@ -144,15 +139,6 @@ class _DescribedImage:
     captions: Captions
 
 
-class RuleBasedConfig(BaseModel):
-    """Captions of measured colours, shapes and locations, without weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["rule_based"] = "rule_based"
-
-
-@register("annotator", "rule_based", settings=RuleBasedConfig)
 class RuleBasedCaptioner:
     """Captions regions by colour, brightness, texture, shape, size, location and order; an ``Annotator``.
 
@@ -217,13 +203,6 @@ def _measure_and_describe(image: CurationImage) -> _DescribedImage:
     return _DescribedImage(measured, Captions(measured, (width, height)))
 
 
-class RuleBasedListenerConfig(ListeningSettings):
-    """Choice of the only candidate for which all measurable claims of a caption are true, without weights."""
-
-    kind: Literal["rule_based"] = "rule_based"
-
-
-@register("listener", "rule_based", settings=RuleBasedListenerConfig)
 class RuleBasedListener:
     """Chooses the candidate for which all measurable claims of a caption are true; a ``Listener``.
 

@@ -4,13 +4,12 @@ import heapq
 from collections.abc import Iterator, Mapping
 from itertools import count
 from pathlib import Path
-from typing import Any, Literal
-
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
 
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.samples import BadSample, JsonlFile, JsonlOptions, JsonlSource, TrainingImage
+from ureca.data.samples import BadSample, JsonlFile, TrainingImage
+from ureca.data.settings import JsonlOptions, JsonlSource
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.base import (
     Benchmark,
@@ -21,8 +20,9 @@ from ureca.evaluation.benchmarks.base import (
     checked_counts,
     clean_references,
 )
-from ureca.evaluation.benchmarks.refcoco import RefCocoReader, RefCocoSettings, refs_files
-from ureca.evaluation.benchmarks.visual_genome import REGION_DESCRIPTIONS, VisualGenomeReader, VisualGenomeSettings
+from ureca.evaluation.benchmarks.refcoco import RefCocoReader, refs_files
+from ureca.evaluation.benchmarks.visual_genome import REGION_DESCRIPTIONS, VisualGenomeReader
+from ureca.evaluation.settings import BenchmarkSettings, RegionsBenchmarkSettings
 from ureca.io import has_suffix, parent
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle, area_px, inclusive_box_xywh
@@ -30,37 +30,6 @@ from ureca.masks.tree import MaskTree
 from ureca.schema import REGIONS_DATASET
 
 _COLUMNS = {"unique": "caption", "short": "short_caption", "detailed": "detailed_caption"}
-
-
-class RegionsBenchmarkSettings(BaseModel):
-    """Settings of a benchmark that is an output of `ureca curate` or `ureca scenes`; its captions are references."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    references: Literal["unique", "short", "detailed"] = Field(
-        default="unique", description="captions of the benchmark that serve as references"
-    )
-    include_rejected: bool = Field(
-        default=False, description="include regions of the benchmark whose caption was rejected by verification"
-    )
-
-
-class BenchmarkSettings(BaseModel):
-    """Settings for reading a benchmark; only those of its kind are used.
-
-    Attributes:
-        regions: for outputs of ``ureca curate`` and ``ureca scenes``.
-        jsonl: for files that end in .jsonl.
-        refcoco: for folders with refs(...).p.
-        visual_genome: for folders with region_descriptions.json.
-    """
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    regions: RegionsBenchmarkSettings = RegionsBenchmarkSettings()
-    jsonl: JsonlOptions = JsonlOptions()
-    refcoco: RefCocoSettings = RefCocoSettings()
-    visual_genome: VisualGenomeSettings = VisualGenomeSettings()
 
 
 def open_benchmark(path: str, settings: BenchmarkSettings) -> Benchmark:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, TypeAdapter, ValidationError
+from pydantic import BaseModel, StrictInt, TypeAdapter, ValidationError
 
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
@@ -23,6 +23,7 @@ from ureca.evaluation.benchmarks.base import (
     ImageSample,
     clean_references,
 )
+from ureca.evaluation.settings import RefCocoSettings
 from ureca.masks.annotations import Annotations, coco_images
 from ureca.masks.rle import area_px
 
@@ -45,23 +46,6 @@ class _Ref(BaseModel):
 
 
 _REFS = TypeAdapter(list[_Ref])
-
-
-class RefCocoSettings(BaseModel):
-    """Settings of a benchmark that is a folder of RefCOCO, RefCOCO+ or RefCOCOg (refs(...).p and instances.json)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    split: str = Field(
-        default="val", description="split of RefCOCO: val, test (RefCOCOg, umd), testA, testB (RefCOCO+) or train"
-    )
-    refs: str | None = Field(
-        default=None, description="name of the refs file, such as refs(umd).p; None: the only one in the folder"
-    )
-    images: str | None = Field(
-        default=None,
-        description="folder of COCO's images; None: train2014 in the benchmark's folder or in a usual place beside it",
-    )
 
 
 def refs_files(folder: Path) -> list[Path]:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+from pydantic import BaseModel, Field, StrictInt, ValidationError
 
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
@@ -17,6 +17,7 @@ from ureca.evaluation.benchmarks.base import (
     ImageSample,
     clean_references,
 )
+from ureca.evaluation.settings import VisualGenomeSettings
 from ureca.masks.rle import area_px, encode_box
 
 REGION_DESCRIPTIONS = "region_descriptions.json"
@@ -45,19 +46,6 @@ class _Phrase(BaseModel):
 class _DescribedImage(BaseModel):
     id: StrictInt
     regions: list[_Phrase]
-
-
-class VisualGenomeSettings(BaseModel):
-    """Settings of a benchmark that is a folder of Visual Genome, with region_descriptions.json and image_data.json."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    images: str | None = Field(
-        default=None, description="folder of Visual Genome's images; None: VG_100K and VG_100K_2 in its folder"
-    )
-    image_ids: str | None = Field(
-        default=None, description="file with the ids of the split's images, one a line; None: all images"
-    )
 
 
 class VisualGenomeReader:

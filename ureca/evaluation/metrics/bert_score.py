@@ -4,14 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import PurePath
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic import BaseModel, ConfigDict, Field
-
-from ureca.config import MAY_CHANGE
 from ureca.errors import SettingsError
 from ureca.evaluation.encoders import check_checkpoint, load_encoder
 from ureca.evaluation.measures import Measure, mean_of
+from ureca.evaluation.settings import BertScoreSettings
 
 if TYPE_CHECKING:
     import torch
@@ -29,28 +27,6 @@ _LAYERS = {
     "deberta-xlarge-mnli": 40,
 }
 """Layers that agree best with human judgements according to the authors, by the last part of the model's name."""
-
-
-class BertScoreSettings(BaseModel):
-    """Model of BERTScore's embeddings, with its layer, batch size and device."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model: Annotated[str, MAY_CHANGE] = Field(
-        description="folder or hub name of the text encoder of BERTScore in transformers' format"
-    )
-    layer: int | None = Field(
-        default=None,
-        ge=0,
-        description="hidden layer that BERTScore compares, 0 for the embeddings; unset: the layer published for the "
-        "model, or the last",
-    )
-    batch_size: Annotated[int, MAY_CHANGE] = Field(
-        default=64, ge=1, description="largest number of captions in one pass of BERTScore's model"
-    )
-    device: Annotated[str, MAY_CHANGE] = Field(
-        default="auto", description="torch device of BERTScore's model (cpu, cuda:1); auto: a GPU if available"
-    )
 
 
 def measure_bert_score(

@@ -4,22 +4,19 @@ from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from math import isnan
-from typing import Any, Literal, get_args
+from typing import Any
 
 import numpy as np
 
 from ureca.errors import SettingsError
 from ureca.evaluation.measures import Floats, Measure, Unmeasured, mean_of
-from ureca.evaluation.metrics.bert_score import BertScoreSettings, measure_bert_score
+from ureca.evaluation.metrics.bert_score import measure_bert_score
 from ureca.evaluation.metrics.java import meteor, tokenize
 from ureca.evaluation.predictions import Prediction
+from ureca.evaluation.settings import METRICS, BertScoreSettings, Metric
 
 _ORDERS = 4
 _TINY, _SMALL = 1e-15, 1e-9  # pycocoevalcap's, against division by zero
-
-
-Metric = Literal["BLEU", "ROUGE", "METEOR", "CIDEr", "BERTScore"]
-METRICS: tuple[Metric, ...] = get_args(Metric)
 
 
 def score(

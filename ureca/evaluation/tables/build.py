@@ -7,11 +7,12 @@ from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from ureca.errors import InputError
 from ureca.evaluation.measures import COLUMNS, OF_THE_PAPER, Floats, Measure, Unmeasured
 from ureca.evaluation.predictions import Prediction, by_image, failures
+from ureca.evaluation.settings import TableSettings
 
 Dimension: TypeAlias = Literal["all", "depth", "size"]
 
@@ -102,35 +103,6 @@ _NO_DEPTH = "unknown"
 
 RegionMask = npt.NDArray[np.bool_]
 """Membership of each prediction in a group, bool [N]."""
-
-
-class TableSettings(BaseModel):
-    """Breakdowns of the figures and their confidence intervals."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    size_bounds_fraction: tuple[float, ...] = Field(
-        default=(0.001, 0.005, 0.02, 0.1),
-        description="bounds between the size groups of the table, as fractions of the image's area",
-    )
-    deepest: int = Field(
-        default=3, ge=1, description="depth in the mask tree from which on regions share one group of the table"
-    )
-    num_resamples: int = Field(
-        default=1000,
-        ge=100,
-        le=100_000,
-        description="number of bootstrap samples of the images for confidence intervals",
-    )
-    confidence: float = Field(default=0.95, gt=0.5, lt=1, description="confidence level of the intervals")
-    seed: int = Field(default=0, ge=0, description="seed of the bootstrap samples")
-
-    @field_validator("size_bounds_fraction")
-    @classmethod
-    def _ascending(cls, bounds: tuple[float, ...]) -> tuple[float, ...]:
-        if not all(0 < bound < 1 for bound in bounds) or any(low >= high for low, high in pairwise(bounds)):
-            raise ValueError(f"bounds are fractions between 0 and 1, each larger than the one before, not {bounds}")
-        return bounds
 
 
 @dataclass(frozen=True, slots=True)

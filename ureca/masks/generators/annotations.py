@@ -1,26 +1,13 @@
 """Masks that exist already, in an annotation file of each image."""
 
-from typing import Literal
-
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict
 
 from ureca.errors import AnnotationError
 from ureca.masks.annotations import parse_annotations
 from ureca.masks.mask import Mask
-from ureca.registry import register
 
 
-class AnnotationsConfig(BaseModel):
-    """Masks from annotation files."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["annotations"] = "annotations"
-
-
-@register("mask_generator", "annotations", settings=AnnotationsConfig)
 class AnnotationMaskGenerator:
     """Takes the masks of an image from its SA-1B JSON file."""
 

@@ -3,28 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ureca.errors import AnnotationError
-from ureca.masks.generators.sam import SamModelSettings, check_proportions, load_sam
+from ureca.masks.generators.sam import check_proportions, load_sam
+from ureca.masks.generators.settings import PromptedSamConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt, parse_prompts
-from ureca.registry import register
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
 
 
-class PromptedSamConfig(SamModelSettings):
-    """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
-
-    kind: Literal["prompts"] = "prompts"
-
-
-@register("mask_generator", "prompts", settings=PromptedSamConfig)
 class PromptedSam:
     """Turns the boxes and points of an image's prompt file into masks; the image is encoded once for all of them.
 

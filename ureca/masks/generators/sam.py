@@ -9,109 +9,26 @@ from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from ureca.config import MAY_CHANGE
 from ureca.errors import ImageError, SettingsError
+from ureca.masks.generators.settings import AutomaticMaskSettings, ModelType, SamConfig, SamModelSettings
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
-from ureca.registry import register
 
 if TYPE_CHECKING:
     import torch
     from segment_anything.modeling import Sam
 
-ModelType = Literal["vit_h", "vit_l", "vit_b"]
-"""Image encoders that checkpoints were released for: huge, large, base."""
 
 _ENCODER_WIDTHS: dict[ModelType, int] = {"vit_h": 1280, "vit_l": 1024, "vit_b": 768}
 _WIDTH_KEY = "image_encoder.patch_embed.proj.weight"  # [width, 3, patch, patch]
 _MAX_LISTED_KEYS = 5
 
-Fraction = Annotated[float, Field(ge=0, le=1)]
 
-
-class SamModelSettings(BaseModel):
-    """Architecture, weights and device of a Segment Anything Model."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    model_type: ModelType = Field(default="vit_h", description="image encoder of the Segment Anything Model")
-    checkpoint: Annotated[Path, MAY_CHANGE] = Field(
-        description="file of SAM's weights, as its authors released it (a state dict)"
-    )
-    device: str = Field(
-        default="auto",
-        description='PyTorch device, such as "cpu" or "cuda:1"; auto: CUDA if available, else the CPU',
-    )
-
-
-class AutomaticMaskSettings(BaseModel):
-    """Arguments of ``segment_anything.SamAutomaticMaskGenerator``, with its names and defaults."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    points_per_side: int | None = Field(
-        default=32,
-        ge=1,
-        description="number of points along one side of the grid of prompts; None: point_grids has the points",
-    )
-    points_per_batch: int = Field(
-        default=64, ge=1, description="points that the mask decoder takes at once; more is faster and needs more memory"
-    )
-    pred_iou_thresh: float = Field(
-        default=0.88, ge=0, description="quality, as predicted by the model, above which masks are kept; 0 keeps all"
-    )
-    stability_score_thresh: Fraction = Field(
-        default=0.95, description="stability, 0 to 1, from which masks are kept; 0 keeps all"
-    )
-    stability_score_offset: float = Field(
-        default=1.0, ge=0, description="shift of the mask logits' threshold by which stability is measured"
-    )
-    box_nms_thresh: Fraction = Field(default=0.7, description="box IoU from which two masks of one crop are duplicates")
-    crop_n_layers: int = Field(
-        default=0, ge=0, description="number of further runs on crops of the image; layer i has 2^i x 2^i crops"
-    )
-    crop_nms_thresh: Fraction = Field(
-        default=0.7, description="box IoU from which two masks of different crops are duplicates"
-    )
-    crop_overlap_ratio: float = Field(
-        default=512 / 1500, ge=0, lt=1, description="overlap of the first layer's crops, as a share of the image's side"
-    )
-    crop_n_points_downscale_factor: int = Field(
-        default=1, ge=1, description="layer i of crops has points_per_side / factor^i points per side"
-    )
-    point_grids: tuple[tuple[tuple[Fraction, Fraction], ...], ...] | None = Field(
-        default=None, description="for each layer the points (x, y), 0 to 1, in its crops, instead of points_per_side"
-    )
-    min_mask_region_area: int = Field(
-        default=0, ge=0, description="islands and holes of fewer pixels are removed; above 0 it needs OpenCV"
-    )
-
-    @model_validator(mode="after")
-    def _has_one_source_of_points(self) -> Self:
-        num_layers = self.crop_n_layers + 1
-        if (self.points_per_side is None) == (self.point_grids is None):
-            raise ValueError("give exactly one of points_per_side and point_grids, and set the other to null")
-        if self.point_grids is not None and (len(self.point_grids) != num_layers or not all(self.point_grids)):
-            raise ValueError(f"point_grids needs {num_layers} non-empty grids, one for the image and each crop layer")
-        factor = self.crop_n_points_downscale_factor**self.crop_n_layers
-        if self.points_per_side is not None and self.points_per_side < factor:
-            raise ValueError("crop_n_points_downscale_factor leaves the last crop layer without points")
-        return self
-
-
-class SamConfig(AutomaticMaskSettings, SamModelSettings):
-    """Masks by Segment Anything."""
-
-    kind: Literal["sam"] = "sam"
-
-
-@register("mask_generator", "sam", settings=SamConfig)
 class SamMaskGenerator:
     """Runs "segment everything" on an image.
 

@@ -8,12 +8,9 @@ than the object does from its surroundings. The masks are drawn at the image's o
 
 from __future__ import annotations
 
-from typing import Literal, Self
-
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.base import distinct
@@ -28,9 +25,9 @@ from ureca.masks.generators.hierarchy import (
     merge,
     superpixels,
 )
+from ureca.masks.generators.settings import SegmentsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
-from ureca.registry import register
 
 _SMOOTHING_PX = 0.8  # of the reduced copy: rounds off the stairs of its pixels, keeps lines one pixel wide
 _MARGIN_PX = 4  # the smoothing does not reach further
@@ -39,48 +36,6 @@ Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are exclusive."""
 
 
-class SegmentsConfig(BaseModel):
-    """Masks of several granularities without weights."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    kind: Literal["segments"] = "segments"
-    max_masks: int = Field(default=80, ge=1, description="largest number of masks of an image")
-    min_area_fraction: float = Field(default=0.001, ge=0, le=1, description="smallest mask, as a share of the image")
-    # Larger regions are mostly an image less one object, and would hold everything else as their parts.
-    max_area_fraction: float = Field(
-        default=0.5, gt=0, le=1, description="largest mask, as a share of the image; the whole image is never a mask"
-    )
-    max_iou: float = Field(
-        default=0.8,
-        gt=0,
-        le=1,
-        description="IoU from which two masks are duplicates; the one that resists merging longer is kept",
-    )
-    max_working_pixels: int = Field(
-        default=200_000, ge=1, description="pixels of the reduced copy that is segmented; time and detail grow with it"
-    )
-    appearance_weight: float = Field(
-        default=0.7, ge=0, description="weight of a difference in colour and texture, against that of the boundary"
-    )
-    small_region_fraction: float = Field(
-        default=0.01, ge=0, description="regions well below this share of the image are merged early"
-    )
-    enclosure_discount: float = Field(
-        default=0.6,
-        ge=0,
-        le=1,
-        description="how much sooner a region is merged with one that surrounds it, from 0 (no sooner) to 1",
-    )
-
-    @model_validator(mode="after")
-    def _check_area_bounds(self) -> Self:
-        if self.min_area_fraction > self.max_area_fraction:
-            raise ValueError("min_area_fraction is above max_area_fraction: no mask could be both")
-        return self
-
-
-@register("mask_generator", "segments", settings=SegmentsConfig)
 class SegmentsMaskGenerator:
     """Cuts an image into nested regions.
 

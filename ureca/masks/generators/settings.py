@@ -1,0 +1,151 @@
+"""Settings of the mask generators; importing them loads no generator."""
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from ureca.config import MAY_CHANGE
+from ureca.registry import register
+
+
+@register("mask_generator", "segments", component="ureca.masks.generators.segments:SegmentsMaskGenerator")
+class SegmentsConfig(BaseModel):
+    """Masks of several granularities without weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["segments"] = "segments"
+    max_masks: int = Field(default=80, ge=1, description="largest number of masks of an image")
+    min_area_fraction: float = Field(default=0.001, ge=0, le=1, description="smallest mask, as a share of the image")
+    # Larger regions are mostly an image less one object, and would hold everything else as their parts.
+    max_area_fraction: float = Field(
+        default=0.5, gt=0, le=1, description="largest mask, as a share of the image; the whole image is never a mask"
+    )
+    max_iou: float = Field(
+        default=0.8,
+        gt=0,
+        le=1,
+        description="IoU from which two masks are duplicates; the one that resists merging longer is kept",
+    )
+    max_working_pixels: int = Field(
+        default=200_000, ge=1, description="pixels of the reduced copy that is segmented; time and detail grow with it"
+    )
+    appearance_weight: float = Field(
+        default=0.7, ge=0, description="weight of a difference in colour and texture, against that of the boundary"
+    )
+    small_region_fraction: float = Field(
+        default=0.01, ge=0, description="regions well below this share of the image are merged early"
+    )
+    enclosure_discount: float = Field(
+        default=0.6,
+        ge=0,
+        le=1,
+        description="how much sooner a region is merged with one that surrounds it, from 0 (no sooner) to 1",
+    )
+
+    @model_validator(mode="after")
+    def _check_area_bounds(self) -> Self:
+        if self.min_area_fraction > self.max_area_fraction:
+            raise ValueError("min_area_fraction is above max_area_fraction: no mask could be both")
+        return self
+
+
+ModelType = Literal["vit_h", "vit_l", "vit_b"]
+"""Image encoders that checkpoints were released for: huge, large, base."""
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class SamModelSettings(BaseModel):
+    """Architecture, weights and device of a Segment Anything Model."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model_type: ModelType = Field(default="vit_h", description="image encoder of the Segment Anything Model")
+    checkpoint: Annotated[Path, MAY_CHANGE] = Field(
+        description="file of SAM's weights, as its authors released it (a state dict)"
+    )
+    device: str = Field(
+        default="auto",
+        description='PyTorch device, such as "cpu" or "cuda:1"; auto: CUDA if available, else the CPU',
+    )
+
+
+class AutomaticMaskSettings(BaseModel):
+    """Arguments of ``segment_anything.SamAutomaticMaskGenerator``, with its names and defaults."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    points_per_side: int | None = Field(
+        default=32,
+        ge=1,
+        description="number of points along one side of the grid of prompts; None: point_grids has the points",
+    )
+    points_per_batch: int = Field(
+        default=64, ge=1, description="points that the mask decoder takes at once; more is faster and needs more memory"
+    )
+    pred_iou_thresh: float = Field(
+        default=0.88, ge=0, description="quality, as predicted by the model, above which masks are kept; 0 keeps all"
+    )
+    stability_score_thresh: Fraction = Field(
+        default=0.95, description="stability, 0 to 1, from which masks are kept; 0 keeps all"
+    )
+    stability_score_offset: float = Field(
+        default=1.0, ge=0, description="shift of the mask logits' threshold by which stability is measured"
+    )
+    box_nms_thresh: Fraction = Field(default=0.7, description="box IoU from which two masks of one crop are duplicates")
+    crop_n_layers: int = Field(
+        default=0, ge=0, description="number of further runs on crops of the image; layer i has 2^i x 2^i crops"
+    )
+    crop_nms_thresh: Fraction = Field(
+        default=0.7, description="box IoU from which two masks of different crops are duplicates"
+    )
+    crop_overlap_ratio: float = Field(
+        default=512 / 1500, ge=0, lt=1, description="overlap of the first layer's crops, as a share of the image's side"
+    )
+    crop_n_points_downscale_factor: int = Field(
+        default=1, ge=1, description="layer i of crops has points_per_side / factor^i points per side"
+    )
+    point_grids: tuple[tuple[tuple[Fraction, Fraction], ...], ...] | None = Field(
+        default=None, description="for each layer the points (x, y), 0 to 1, in its crops, instead of points_per_side"
+    )
+    min_mask_region_area: int = Field(
+        default=0, ge=0, description="islands and holes of fewer pixels are removed; above 0 it needs OpenCV"
+    )
+
+    @model_validator(mode="after")
+    def _has_one_source_of_points(self) -> Self:
+        num_layers = self.crop_n_layers + 1
+        if (self.points_per_side is None) == (self.point_grids is None):
+            raise ValueError("give exactly one of points_per_side and point_grids, and set the other to null")
+        if self.point_grids is not None and (len(self.point_grids) != num_layers or not all(self.point_grids)):
+            raise ValueError(f"point_grids needs {num_layers} non-empty grids, one for the image and each crop layer")
+        factor = self.crop_n_points_downscale_factor**self.crop_n_layers
+        if self.points_per_side is not None and self.points_per_side < factor:
+            raise ValueError("crop_n_points_downscale_factor leaves the last crop layer without points")
+        return self
+
+
+@register("mask_generator", "sam", component="ureca.masks.generators.sam:SamMaskGenerator")
+class SamConfig(AutomaticMaskSettings, SamModelSettings):
+    """Masks by Segment Anything."""
+
+    kind: Literal["sam"] = "sam"
+
+
+@register("mask_generator", "prompts", component="ureca.masks.generators.prompted_sam:PromptedSam")
+class PromptedSamConfig(SamModelSettings):
+    """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
+
+    kind: Literal["prompts"] = "prompts"
+
+
+@register("mask_generator", "annotations", component="ureca.masks.generators.annotations:AnnotationMaskGenerator")
+class AnnotationsConfig(BaseModel):
+    """Masks from annotation files."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    kind: Literal["annotations"] = "annotations"
