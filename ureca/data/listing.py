@@ -94,7 +94,9 @@ def _list_input(input: str, with_annotations: bool, image_column: str | None, id
     if len(names) == 1 and names[0].as_py() == location.name and _any(names, LIST_EXTENSIONS):
         return _list_lines(location, input)
     if _any(names, IMAGE_EXTENSIONS):
-        return _list_files(location, names.filter(has_extension(names, IMAGE_EXTENSIONS)))
+        images = names.filter(has_extension(names, IMAGE_EXTENSIONS))
+        uris = location.uris(images)
+        return make_manifest(image_id=stems(uris), uri=uris, path=location.paths(images))
     if _any(names, SHARD_EXTENSIONS):
         shards = names.filter(has_extension(names, SHARD_EXTENSIONS))
         manifest = list_tars(location, shards, with_annotations=with_annotations)
@@ -131,11 +133,6 @@ def _find_files(input: str) -> tuple[Location, pa.ChunkedArray]:
 
 def _any(names: pa.ChunkedArray, extensions: tuple[str, ...]) -> bool:
     return bool(pc.any(has_extension(names, extensions), min_count=0).as_py())
-
-
-def _list_files(location: Location, names: Any) -> pa.Table:
-    uris = location.uris(names)
-    return make_manifest(image_id=stems(uris), uri=uris, path=location.paths(names))
 
 
 def _list_lines(location: Location, input: str) -> pa.Table:

@@ -1,7 +1,7 @@
 """Reuse of the masks of an existing dataset: the output of a run is the input of the next."""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -98,20 +98,13 @@ def _reused(entry: ManifestEntry, row: Mapping[str, Any] | DataError) -> MaskedI
     height, width = row["height"], row["width"]
     if row["error"] is not None:
         return MaskedImage(entry, height, width, error=RowError(**row["error"]))
-    regions = [region for region in _regions(row) if not region["status"].startswith("skipped:")]
+    regions = next(row[name] for name in DATASETS if name in row)
+    regions = [region for region in regions if not region["status"].startswith("skipped:")]
     try:
         if not regions:
             raise DataError("no_masks", "the row of the image has no regions")
         masks = tuple(Mask.from_region(region, height, width) for region in regions)
     except DataError as error:
         return MaskedImage(entry, height, width, error=RowError.of("masks", error))
-    return MaskedImage(entry, height, width, masks, _parents(regions))
-
-
-def _regions(row: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return next(row[name] for name in DATASETS if name in row)
-
-
-def _parents(regions: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     parents = {region["region_id"]: region["parent_id"] for region in regions}
-    return {} if None in parents.values() else parents
+    return MaskedImage(entry, height, width, masks, {} if None in parents.values() else parents)

@@ -175,18 +175,20 @@ class RegionsDataset:
             if (wrong := _row_error(row, entries)) is not None:
                 yield from (BadSample(image_id, region["region_id"], *wrong) for region in regions)
                 continue
-            found = [self._region(image_id, region) for region in regions]
-            yield from (sample for sample in found if isinstance(sample, BadSample))
-            if good := tuple(sample for sample in found if isinstance(sample, TrainingRegion)):
+            good = []
+            for region in regions:
+                # A region without parts keeps its short caption as its detailed one.
+                detailed = self._column != "short_caption" and region["detailed_caption"] != region["short_caption"]
+                # Validating the runs would take most of the time here; they are validated when they are decoded.
+                made = TrainingRegion(region["region_id"], region["rle"], region[self._column] or "", detailed)
+                sample = checked(image_id, made, area_px=region["area_px"])
+                if isinstance(sample, BadSample):
+                    yield sample
+                else:
+                    good.append(sample)
+            if good:
                 entry = replace(entries[image_id], annotation_path=None, annotation_offset=None, annotation_size=None)
-                yield TrainingImage(entry, row["height"], row["width"], good)
-
-    def _region(self, image_id: str, region: Mapping[str, Any]) -> TrainingRegion | BadSample:
-        # A region without parts keeps its short caption as its detailed one.
-        detailed = self._column != "short_caption" and region["detailed_caption"] != region["short_caption"]
-        # Validating the runs would take most of the time here; they are validated when they are decoded.
-        made = TrainingRegion(region["region_id"], region["rle"], region[self._column] or "", detailed)
-        return checked(image_id, made, area_px=region["area_px"])
+                yield TrainingImage(entry, row["height"], row["width"], tuple(good))
 
 
 def _row_error(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) -> tuple[str, str] | None:
@@ -275,8 +277,11 @@ class JsonlFile:
         if isinstance(annotations, DataError):
             yield from _all_bad(lines, annotations.kind, annotations.message)
             return
+        by_position = self._settings.mask_ids == "position"
+        masks = {str(position if by_position else mask.id): mask for position, mask in enumerate(annotations)}
         regions = []
-        for line, mask in zip(lines, self._masks(annotations, lines), strict=True):
+        for line in lines:
+            mask = masks.get(str(line.mask_id))
             sample = _unknown_mask(line, entry) if mask is None else _sample(line, mask)
             if isinstance(sample, BadSample):
                 yield sample
@@ -285,11 +290,6 @@ class JsonlFile:
         if regions:
             bare = replace(entry, annotation_path=None, annotation_offset=None, annotation_size=None)
             yield TrainingImage(bare, annotations.height_px, annotations.width_px, tuple(regions))
-
-    def _masks(self, annotations: Annotations, lines: Sequence[_Line]) -> list[Mask | None]:
-        by_position = self._settings.mask_ids == "position"
-        known = {str(place if by_position else mask.id): mask for place, mask in enumerate(annotations)}
-        return [known.get(str(line.mask_id)) for line in lines]
 
     def _open(self) -> BufferedReader:
         try:

@@ -39,7 +39,10 @@ class VllmChatModel:
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"mllm.checkpoint '{settings.checkpoint}': vLLM cannot run it: {error}") from error
         self._template = ChatTemplate(processor, settings.checkpoint)
-        self._bos_token = _added_bos_token(processor.tokenizer)
+        # The token that the tokenizer puts before each text is removed from prompts: chat templates contain it, too.
+        tokenizer = processor.tokenizer
+        adds_bos = tokenizer.bos_token is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
+        self._bos_token = str(tokenizer.bos_token) if adds_bos else ""
         self._ids = itertools.count()
         self._load = process_load()
         if isinstance(num_slots := settings.engine_options.get("max_num_seqs"), int):
@@ -76,13 +79,6 @@ class VllmChatModel:
         if images:
             prompt["multi_modal_data"] = {"image": images}
         return prompt
-
-
-def _added_bos_token(tokenizer: Any) -> str:
-    """Return the token that a tokenizer puts before each text; chat templates contain it, too. Empty: none."""
-    token = tokenizer.bos_token
-    is_added = token is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
-    return str(token) if is_added else ""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -219,18 +219,13 @@ def _annotations(
         raise AnnotationError("no_masks", "the list of annotations is empty")
     if len(annotations) > MAX_MASKS:
         raise AnnotationError("too_many_masks", f"{len(annotations)} masks of one image, the limit is {MAX_MASKS}")
-    ids = _ids(annotations)
+    taken = _distinct((annotation.id for annotation in annotations if annotation.id is not None), "mask ids")
+    free = (id for id in range(len(annotations) + len(taken)) if id not in taken)
+    ids = [next(free) if annotation.id is None else annotation.id for annotation in annotations]
     masks = tuple(
         _mask(id, annotation, image, inclusive=inclusive) for id, annotation in zip(ids, annotations, strict=True)
     )
     return Annotations(masks, image.height, image.width, image_id, image.file_name)
-
-
-def _ids(annotations: Sequence[_Annotation]) -> list[int]:
-    given = (annotation.id for annotation in annotations if annotation.id is not None)
-    taken = _distinct(given, "mask ids")
-    free = (id for id in range(len(annotations) + len(taken)) if id not in taken)
-    return [next(free) if annotation.id is None else annotation.id for annotation in annotations]
 
 
 def _distinct(ids: Iterable[Id], name: str) -> set[Id]:

@@ -125,7 +125,9 @@ def from_coco(segmentation: object, height: int, width: int) -> Rle:
     if isinstance(counts, str):
         runs = _unpacked(counts)
     elif isinstance(counts, list):
-        runs = _whole_numbers(counts, height * width)
+        if not all(type(run) is int and 0 <= run <= height * width for run in counts):
+            raise ValueError("uncompressed counts are whole numbers from 0 to the number of pixels")
+        runs = np.array(counts, dtype=np.int64)
     else:
         raise ValueError(f"counts are a string or a list of runs, not {type(counts).__name__}")
     # No run may exceed the image before they are summed: a sum that wraps around could come out right.
@@ -150,12 +152,6 @@ def _from_polygons(polygons: list[Any], height: int, width: int) -> Rle:
             raise ValueError(f"a polygon holds numbers only, and none beyond {furthest}, ten times the image's side")
     merged = coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))
     return Rle(size=[height, width], counts=merged["counts"].decode("ascii"))
-
-
-def _whole_numbers(counts: list[Any], num_pixels: int) -> npt.NDArray[np.int64]:
-    if not all(type(run) is int and 0 <= run <= num_pixels for run in counts):
-        raise ValueError("uncompressed counts are whole numbers from 0 to the number of pixels")
-    return np.array(counts, dtype=np.int64)
 
 
 def _unpacked(counts: str) -> npt.NDArray[np.int64]:

@@ -103,7 +103,9 @@ class Views:
         """Render the crop around a region and its look-alikes, with contours and numbers; the target is 0 and blue."""
         ids = [target, *others]
         crop = Box.around([self._masks[id] for id in ids]).rows_and_columns
-        colours = [TARGET_BLUE, *_colours_but_blue(len(others))]
+        # From magenta over red, yellow and green to cyan: no look-alike is as blue as the target.
+        hues = np.linspace(-60, 180, len(others)) % 360
+        colours = [TARGET_BLUE, *(ImageColor.getrgb(f"hsl({hue:.2f}, 100%, 45%)")[:3] for hue in hues)]
         inside = [self._masks[id].decode()[crop] for id in ids]
         # The target is drawn last, so that nothing covers its contour and its index.
         outlines = list(zip(inside, colours, strict=True))[::-1]
@@ -119,11 +121,6 @@ class Views:
     def _whole(self) -> Pixels:
         return _capped(self._pixels, self._max_side_px)
 
-    @property
-    def _background(self) -> Pixels:
-        with self._blurring:  # views are rendered on several threads
-            return self._blurred
-
     @cached_property
     def _blurred(self) -> Pixels:
         height, width = self._pixels.shape[:2]
@@ -134,7 +131,9 @@ class Views:
         return np.asarray(blurred.resize((width, height), Image.Resampling.BILINEAR))
 
     def _blurred_outside(self, inside: BoolMask, crop: tuple[slice, slice]) -> Pixels:
-        return np.where(inside[..., None], self._pixels[crop], self._background[crop])
+        with self._blurring:  # views are rendered on several threads
+            background = self._blurred
+        return np.where(inside[..., None], self._pixels[crop], background[crop])
 
     def _outlined(self, pixels: Pixels, outlines: Sequence[tuple[BoolMask, tuple[int, int, int]]]) -> Pixels:
         """Shrink to the size of the view, then draw contours, which are thus 3 px wide in the view."""
@@ -142,12 +141,6 @@ class Views:
         for inside, colour in outlines:
             drawn[_contour(_shrunk_mask(inside, drawn.shape[:2]))] = colour
         return drawn
-
-
-def _colours_but_blue(num_colours: int) -> list[tuple[int, int, int]]:
-    """Return distinct RGB colours, from magenta over red, yellow and green to cyan."""
-    hues = np.linspace(-60, 180, num_colours) % 360
-    return [ImageColor.getrgb(f"hsl({hue:.2f}, 100%, 45%)")[:3] for hue in hues]
 
 
 def _capped(pixels: Pixels, max_side_px: int) -> Pixels:
