@@ -284,16 +284,16 @@ def _vision_config(released: dict[str, Any], image_size: int) -> InternVLVisionC
 def _text_config(released: dict[str, Any]) -> PreTrainedConfig:
     fields = {name: released[name] for name in SHARED_SIZES if name in released}
     fields["tie_word_embeddings"] = bool(released.get("tie_word_embeddings", False))
-    fields["rope_parameters"] = _rope_parameters(released)
+    scaling = dict(released.get("rope_scaling") or {"type": "default"})
+    rope_type = scaling.pop("type", None) or scaling.pop("rope_type")
+    fields["rope_parameters"] = {
+        "rope_type": rope_type,
+        "rope_theta": released.get("rope_theta", 10000.0),
+        **scaling,
+    }
     if released["architectures"][0] == "Qwen2ForCausalLM":
         return Qwen2Config(**fields)
     return LlamaConfig(**fields, attention_bias=released.get("bias", False))
-
-
-def _rope_parameters(released: dict[str, Any]) -> dict[str, Any]:
-    scaling = dict(released.get("rope_scaling") or {"type": "default"})
-    rope_type = scaling.pop("type", None) or scaling.pop("rope_type")
-    return {"rope_type": rope_type, "rope_theta": released.get("rope_theta", 10000.0), **scaling}
 
 
 VISION_LAYER = r"^vision_model\.encoder\.layers\.(\d+)\."

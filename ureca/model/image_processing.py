@@ -68,7 +68,14 @@ def tile_image(
     Raises:
         ValueError: if an array is not uint8 [H, W, 3], or a size is below 1.
     """
-    picture = image.convert("RGB") if isinstance(image, Image.Image) else _picture_from_array(image)
+    if isinstance(image, Image.Image):
+        picture = image.convert("RGB")
+    elif image.ndim == 3 and image.shape[2] == 3 and image.dtype == np.uint8:
+        picture = Image.fromarray(image)
+    else:
+        raise ValueError(
+            f"an image must be a PIL image or a uint8 array [H, W, 3], got {image.dtype} {list(image.shape)}"
+        )
     columns, rows = choose_grid(picture.height, picture.width, size=size, max_tiles=max_tiles)
     canvas = np.asarray(picture.resize((columns * size, rows * size), Image.Resampling.BICUBIC))
     tiles = _cut(canvas, columns, rows, size)
@@ -130,14 +137,6 @@ def tile_mask_as_released(
         wrapped = resized.astype(np.int64).astype(np.uint8)
         tiles = np.concatenate([tiles, wrapped[None]])
     return tiles
-
-
-def _picture_from_array(pixels: npt.NDArray[np.uint8]) -> Image.Image:
-    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(
-            f"an image must be a PIL image or a uint8 array [H, W, 3], got {pixels.dtype} {list(pixels.shape)}"
-        )
-    return Image.fromarray(pixels)
 
 
 def _mask_grid(mask: npt.NDArray[np.bool_], size: int, max_tiles: int) -> tuple[int, int]:

@@ -373,15 +373,15 @@ class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):
         )
 
 
-def _published_layout() -> list[WeightRenaming]:
-    """Rename tensors from InternVL-hf checkpoints, whose names ours keep on disk, to the model's."""
-    return [
+# Checkpoints keep the tensor names of InternVL-hf on disk.
+register_checkpoint_conversion_mapping(
+    "ureca",
+    [
         WeightRenaming(r"^language_model\.lm_head", "lm_head"),
         WeightRenaming(r"^language_model\.model", "model.language_model"),
         WeightRenaming(r"^vision_tower", "model.vision_tower"),
         WeightRenaming(r"^multi_modal_projector", "model.multi_modal_projector"),
         WeightRenaming(r"^mask_encoder", "model.mask_encoder"),
-    ]
-
-
-register_checkpoint_conversion_mapping("ureca", _published_layout(), overwrite=True)
+    ],
+    overwrite=True,
+)

@@ -216,19 +216,15 @@ def _parts(simulated: Simulated, images_per_s: float) -> list[PartLoad]:
     for name, slots in simulated.slots.items():
         if name == "images_in_flight":
             # An image that waits for an answer is in flight, too: their number bounds no rate.
-            most, busy_fraction = math.inf, _fraction_in_flight(simulated)
+            most = math.inf
+            first, last = _steady_state(simulated)
+            busy_fraction = (last.busy_s[name] - first.busy_s[name]) / (slots * (last.now_s - first.now_s))
         else:
             busy_s = simulated.end.busy_s[name]
             most = slots * simulated.end.num_images / busy_s if busy_s else math.inf
             busy_fraction = images_per_s / most
         parts.append(PartLoad(name, slots, busy_fraction, most))
     return sorted(parts, key=lambda part: part.max_images_per_s)
-
-
-def _fraction_in_flight(simulated: Simulated) -> float:
-    first, last = _steady_state(simulated)
-    busy_s = last.busy_s["images_in_flight"] - first.busy_s["images_in_flight"]
-    return busy_s / (simulated.slots["images_in_flight"] * (last.now_s - first.now_s))
 
 
 def _max_waiting(simulated: Simulated, num_images: int, parts: Sequence[PartLoad], images_per_s: float) -> float:

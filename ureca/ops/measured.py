@@ -114,6 +114,7 @@ def measure_run(path: str) -> Measured:
     images, asked = [questions_of(row) for row in rows], kinds_asked(settings)
     num_images, num_calls = totals["num_images"], totals["num_calls"]
     num_questions = sum(image.count(asked) for image in images) * num_images / len(rows)
+    started, ended = (datetime.datetime.fromisoformat(sessions[0][key]) for key in ("started", "ended"))
     sizes = [output.filesystem.get_file_info(file).size for file in output.part_files()]
     return Measured(
         settings=settings,
@@ -128,7 +129,7 @@ def measure_run(path: str) -> Measured:
         generate_s=totals["seconds"].get("masks", 0.0) / num_images,
         tree_s=totals["seconds"].get("tree", 0.0) / num_images,
         rows_s=totals["seconds"].get("curate", 0.0),
-        wall_s=_seconds_between(sessions[0]),
+        wall_s=(ended - started).total_seconds(),
         pixel_bytes=_mean(3.0 * (row["height"] or 0) * (row["width"] or 0) for row in rows),
         mask_bytes=_mean(sum(len(region["rle"]) for region in row["regions"]) for row in rows),
         regions_per_image=totals["num_regions"] / num_images,
@@ -155,11 +156,6 @@ def latency_quantiles_s(latency_ms: Mapping[str, int], number: int = 200) -> Ite
     shares = list(accumulate(count for _, count in latencies))
     for share in range(number if latencies else 0):
         yield latencies[bisect_right(shares, (share + 0.5) / number * shares[-1])][0]
-
-
-def _seconds_between(session: Mapping[str, Any]) -> float:
-    started, ended = (datetime.datetime.fromisoformat(session[key]) for key in ("started", "ended"))
-    return (ended - started).total_seconds()
 
 
 def _mean(values: Iterator[float]) -> float:

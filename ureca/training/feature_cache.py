@@ -90,7 +90,7 @@ class FeatureCache:
         import torch
 
         tiles = torch.split(batch.pixel_values, batch.num_tiles.tolist())
-        keys = [_key(of_image) for of_image in tiles]
+        keys = [digest([f"{image.dtype} {list(image.shape)}", _bytes(image)]).hex() for image in tiles]
         known = {key: features for key in dict.fromkeys(keys) if (features := self._read(key)) is not None}
         new = {key: of_image for key, of_image in zip(keys, tiles, strict=True) if key not in known}
         self.hits += len(known)
@@ -153,10 +153,6 @@ def vision_fingerprint(model: UrecaForConditionalGeneration) -> str:
                 yield _bytes(tensor)
 
     return digest(content()).hex()
-
-
-def _key(tiles: torch.Tensor) -> str:
-    return digest([f"{tiles.dtype} {list(tiles.shape)}", _bytes(tiles)]).hex()
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:

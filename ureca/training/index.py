@@ -190,7 +190,13 @@ class TrainingIndex:
         self.path = path
         self._filesystem, self._folder = location.filesystem, location.name
         self._files: OrderedDict[int, pq.ParquetFile] = OrderedDict()
-        self.info = self._read_info()
+        try:
+            with self._filesystem.open_input_stream(f"{self._folder}/index.json") as stream:
+                self.info = IndexInfo.model_validate_json(stream.read())
+        except FileNotFoundError as error:
+            raise OutputError(f"{path} holds no index: there is no index.json") from error
+        except (OSError, ValidationError) as error:
+            raise OutputError(f"{path}: index.json cannot be read: {error}. Remove the folder") from error
 
     def sample_costs(self) -> SampleCosts:
         """Read the token counts of all samples; 4 bytes a region and about 17 an image."""
@@ -245,16 +251,6 @@ class TrainingIndex:
             for _, number, num_tokens in of_image:
                 message = f"{num_tokens} tokens with its image, max_length is {max_length}"
                 yield BadSample(image.image_id, image.regions[number].region_id, "too_long", message)
-
-    def _read_info(self) -> IndexInfo:
-        try:
-            with self._filesystem.open_input_stream(f"{self._folder}/index.json") as stream:
-                info = IndexInfo.model_validate_json(stream.read())
-        except FileNotFoundError as error:
-            raise OutputError(f"{self.path} holds no index: there is no index.json") from error
-        except (OSError, ValidationError) as error:
-            raise OutputError(f"{self.path}: index.json cannot be read: {error}. Remove the folder") from error
-        return info
 
     def _read_row_group(self, group: int) -> pa.Table:
         groups_per_file = IMAGES_PER_FILE // IMAGES_PER_ROW_GROUP

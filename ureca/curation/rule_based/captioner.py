@@ -69,17 +69,18 @@ class Captions:
 
     @cached_property
     def _short_phrases(self) -> dict[int, str]:
-        return {id: f"{with_article(self._full_phrase(id))} {self._location(id)}" for id in self._measured}
-
-    def _full_phrase(self, id: int) -> str:
-        traits = self._traits[id]
-        return noun_phrase(
-            traits.noun,
-            size=traits.size,
-            texture=traits.texture,
-            shape=traits.shape,
-            colours=traits.colours,
-        )
+        phrases = {}
+        for id in self._measured:
+            traits = self._traits[id]
+            phrase = noun_phrase(
+                traits.noun,
+                size=traits.size,
+                texture=traits.texture,
+                shape=traits.shape,
+                colours=traits.colours,
+            )
+            phrases[id] = f"{with_article(phrase)} {self._location(id)}"
+        return phrases
 
     def _part_phrase(self, id: int) -> str:
         traits = self._traits[id]

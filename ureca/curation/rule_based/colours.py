@@ -76,7 +76,8 @@ class Colours:
 def measure_colours(pixels: npt.NDArray[np.uint8]) -> Colours:
     """Measure the colours of pixels, uint8 sRGB [N, 3], N at least 1."""
     table = _table()
-    cells = np.bincount(_cell(pixels), minlength=len(table.lightness)).astype(np.float64)
+    red, green, blue = (pixels[:, channel].astype(np.intp) >> 3 for channel in range(3))
+    cells = np.bincount(red << 10 | green << 5 | blue, minlength=len(table.lightness)).astype(np.float64)
     occupied = np.flatnonzero(cells)
     weights = cells[occupied] / len(pixels)
     shares = (weights[:, None] * (table.family[occupied, None] == np.arange(len(FAMILIES)))).sum(axis=0)
@@ -155,23 +156,17 @@ class _Table:
     lightness: npt.NDArray[np.float64]
 
 
-def _cell(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
-    red, green, blue = (pixels[:, channel].astype(np.intp) >> 3 for channel in range(3))
-    return red << 10 | green << 5 | blue
-
-
 @cache
 def _table() -> _Table:
     steps = np.arange(32) / 31
     cells = to_oklab(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3))
-    families = [_examples(family) for family in FAMILIES]
+    families = [
+        to_oklab(np.array([list(bytes.fromhex(code)) for code in _EXAMPLES[family].split()]) / 255)
+        for family in FAMILIES
+    ]
     examples = np.concatenate(families)
     squared = (cells**2).sum(axis=1)[:, None] - 2 * cells @ examples.T + (examples**2).sum(axis=1)
     starts = np.cumsum([0, *(len(family) for family in families[:-1])])
     distances = np.sqrt(np.maximum(np.minimum.reduceat(squared, starts, axis=1), 0))
     nearest = distances.min(axis=1, keepdims=True)
     return _Table(distances.argmin(axis=1), distances <= nearest + _SECOND_NAME_DISTANCE, cells[:, 0])
-
-
-def _examples(family: str) -> npt.NDArray[np.float64]:
-    return to_oklab(np.array([list(bytes.fromhex(code)) for code in _EXAMPLES[family].split()]) / 255)

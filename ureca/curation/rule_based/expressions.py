@@ -156,13 +156,16 @@ class Distinction:
     @cached_property
     def expressions(self) -> dict[int, ReferringExpression]:
         """Expression of each region by id; no two have the same text."""
-        first = {id: self._single_out(id) for id in self._ids}
-        uses = Counter(expression.text for expression in first.values())
+        expressions = {
+            id: self._by_attributes(id) or self._among_alike(id) or self._by_coordinates(id) for id in self._ids
+        }
+        uses = Counter(expression.text for expression in expressions.values())
         ranked = sorted(self._ids, key=lambda id: -self._measured[id].shape.area_px)
-        return {id: first[id] if uses[first[id].text] == 1 else self._by_rank(ranked.index(id) + 1) for id in self._ids}
-
-    def _single_out(self, id: int) -> ReferringExpression:
-        return self._by_attributes(id) or self._among_alike(id) or self._by_coordinates(id)
+        for rank, id in enumerate(ranked, start=1):
+            if uses[expressions[id].text] > 1:  # not even coordinates distinguish it, such as a duplicate mask
+                text = f"The {ordinal(rank)} of the image's {len(self._ids)} regions in order of size"
+                expressions[id] = ReferringExpression(text, frozenset())
+        return expressions
 
     def _by_attributes(self, id: int) -> ReferringExpression | None:
         """Use the smallest set of attributes that no other region shares; of several, the preferred one."""
@@ -238,12 +241,6 @@ class Distinction:
         pixels = "1 pixel" if shape.area_px == 1 else f"{shape.area_px} pixels"
         location = f"that covers {pixels} around the point {x}% from the left and {y}% from the top of the image"
         return self._expression(id, ("colour",), after=location)
-
-    def _by_rank(self, rank: int) -> ReferringExpression:
-        """Rank by size a region that not even its coordinates distinguish, such as a duplicate mask."""
-        return ReferringExpression(
-            f"The {ordinal(rank)} of the image's {len(self._ids)} regions in order of size", frozenset()
-        )
 
     def _has(self, id: int, kind: str) -> bool:
         traits = self._traits[id]

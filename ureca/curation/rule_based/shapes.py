@@ -47,14 +47,10 @@ def _is_ring(shape: Shape, slack: float) -> bool:
     return shape.hole_share > 0.15 - slack and shape.num_pixels >= _MIN_PIXELS
 
 
-def _is_cluster(shape: Shape, slack: float) -> bool:
-    return shape.num_pieces >= 3 - 10 * slack and shape.largest_piece_share < 0.6 + slack
-
-
 NOUNS = Vocabulary[Shape](
     {
         "dot": lambda shape, slack: shape.area_px < 16 * (1 + 10 * slack),
-        "cluster": _is_cluster,
+        "cluster": lambda shape, slack: shape.num_pieces >= 3 - 10 * slack and shape.largest_piece_share < 0.6 + slack,
         "ring": _is_ring,
         "line": lambda shape, slack: shape.num_pixels >= _MIN_PIXELS and shape.axis_ratio < 0.09 + 0.6 * slack,
         "strip": _strip_like,
@@ -123,6 +119,8 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
         area_px: pixels of the mask in the image.
         area_fraction: fraction of the image that they cover.
     """
+    from scipy import ndimage
+
     y, x = np.nonzero(mask)
     covariance = np.cov(np.stack([x, y]).astype(np.float64), bias=True) + np.eye(2) / 12
     variances, axes = np.linalg.eigh(covariance)
@@ -131,7 +129,8 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
     along_axes = np.abs(grid @ axes) / np.sqrt(variances)
     # The matching ellipse and rectangle may extend beyond the box of the mask.
     ellipse_area, rectangle_area = (factor * np.sqrt(variances.prod()) for factor in (4 * np.pi, 12.0))
-    pieces = _piece_sizes(mask) / len(x)
+    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
+    piece_shares = np.bincount(labels[mask])[1:] / len(x)
     return Shape(
         area_px=area_px,
         area_fraction=area_fraction,
@@ -141,21 +140,14 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
         ellipse_iou=_iou(mask, (along_axes**2).sum(axis=-1) <= 4, ellipse_area),
         rectangle_iou=max(_iou(mask, along_axes.max(axis=-1) <= np.sqrt(3), rectangle_area), len(x) / mask.size),
         hole_share=_central_hole_share(mask),
-        num_pieces=int((pieces >= 0.02).sum()),
-        largest_piece_share=float(pieces.max()),
+        num_pieces=int((piece_shares >= 0.02).sum()),
+        largest_piece_share=float(piece_shares.max()),
     )
 
 
 def _iou(mask: npt.NDArray[np.bool_], model: npt.NDArray[np.bool_], model_area_px: float) -> float:
     common = float((mask & model).sum())
     return min(1.0, common / (float(mask.sum()) + max(model_area_px, common) - common))
-
-
-def _piece_sizes(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.int64]:
-    from scipy import ndimage
-
-    pieces, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    return np.bincount(pieces[mask])[1:]
 
 
 def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
@@ -212,14 +204,6 @@ def _striped(angle_deg: float, within_deg: float) -> Rule[Texture]:
     )
 
 
-def _smooth(texture: Texture, slack: float) -> bool:
-    return (
-        texture.num_pixels >= _MIN_PIXELS_TEXTURE
-        and texture.fine < 0.012 + 0.1 * slack
-        and texture.coarse < 0.02 + 0.15 * slack
-    )
-
-
 TEXTURES = Vocabulary[Texture](
     {
         "horizontally striped": _striped(0, 25),
@@ -227,7 +211,11 @@ TEXTURES = Vocabulary[Texture](
         "diagonally striped": lambda texture, slack: (
             _striped(45, 20)(texture, slack) or _striped(135, 20)(texture, slack)
         ),
-        "smooth": _smooth,
+        "smooth": lambda texture, slack: (
+            texture.num_pixels >= _MIN_PIXELS_TEXTURE
+            and texture.fine < 0.012 + 0.1 * slack
+            and texture.coarse < 0.02 + 0.15 * slack
+        ),
         "finely textured": lambda texture, slack: (
             texture.num_pixels >= _MIN_PIXELS_TEXTURE
             and texture.fine > 0.06 - 0.3 * slack

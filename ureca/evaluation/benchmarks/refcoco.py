@@ -86,7 +86,12 @@ class RefCocoReader:
         for ref in refs:
             if str(ref.image_id) in chosen:
                 texts.setdefault(ref.ann_id, []).extend(sentence.sent for sentence in ref.sentences)
-        found = self._annotations(texts)
+        try:
+            found = dict(coco_images(self._instances, only=texts.keys()))
+        except AnnotationError as error:
+            raise InputError(f"{self._instances} is no COCO instances file: {error.message}") from error
+        except OSError as error:
+            raise InputError(f"{self._instances} cannot be read: {error}") from error
         entries = self._entries([annotations for annotations in found.values() if isinstance(annotations, Annotations)])
         for image_id, annotations in found.items():
             missing.pop(str(image_id), None)
@@ -106,14 +111,6 @@ class RefCocoReader:
             there = ", ".join(f"{split} ({count} refs)" for split, count in splits.items()) or "nothing"
             raise InputError(f"{self._refs} has no split {self._split!r}, but {there}: set refcoco.split")
         return [ref for ref in refs if ref.split == self._split]
-
-    def _annotations(self, texts: Mapping[int, Sequence[str]]) -> dict[int | str, Annotations | AnnotationError]:
-        try:
-            return dict(coco_images(self._instances, only=texts.keys()))
-        except AnnotationError as error:
-            raise InputError(f"{self._instances} is no COCO instances file: {error.message}") from error
-        except OSError as error:
-            raise InputError(f"{self._instances} cannot be read: {error}") from error
 
     def _entries(self, annotated: Sequence[Annotations]) -> dict[int | str, ManifestEntry]:
         manifest = list_images(self._images)

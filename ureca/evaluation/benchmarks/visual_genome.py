@@ -68,7 +68,13 @@ class VisualGenomeReader:
         self._images = [settings.images] if settings.images is not None else usual
         if not self._images:
             raise InputError(f"{folder} has no {', '.join(_USUAL_IMAGES)}: name the images by visual_genome.images")
-        self._ids = None if settings.image_ids is None else _read_ids(Path(settings.image_ids))
+        self._ids: set[int] | None = None
+        if settings.image_ids is not None:
+            path = Path(settings.image_ids)
+            try:
+                self._ids = {int(line) for line in path.read_text(encoding="utf-8").split()}
+            except (OSError, ValueError) as error:
+                raise InputError(f"visual_genome.image_ids {path}: it has one image id a line ({error})") from error
         self.description = "Visual Genome"
 
     def files(self) -> list[str]:
@@ -127,13 +133,6 @@ def _image(
             regions[region.region_id] = BenchmarkRegion(region.region_id, rle["counts"], references)
     if regions:
         yield BenchmarkImage(entry, *size, tuple(regions.values()))
-
-
-def _read_ids(path: Path) -> set[int]:
-    try:
-        return {int(line) for line in path.read_text(encoding="utf-8").split()}
-    except (OSError, ValueError) as error:
-        raise InputError(f"visual_genome.image_ids {path}: it has one image id a line ({error})") from error
 
 
 def read_json_array(path: Path, *, chunk_characters: int = _CHUNK_CHARACTERS) -> Iterator[dict[str, Any]]:

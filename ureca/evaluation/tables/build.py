@@ -300,7 +300,10 @@ class ImageBootstrap:
         # Measures that share their statistics (BLEU's four) are summed once.
         sums = {id(measure.statistics): self._image_sums(measure.statistics, within) for measure in measures}
         ends = dict(zip(sums, np.cumsum([part.shape[1] for part in sums.values()]), strict=True))
-        sampled = self._sampled_sums(np.concatenate(list(sums.values()), axis=1)) if measures else np.empty(0)
+        sampled = np.empty(0)  # [resamples, K], K statistics of all measures
+        if measures:
+            of_image = np.concatenate(list(sums.values()), axis=1)
+            sampled = np.concatenate([weights @ of_image for weights in self._weights()])
         intervals: list[tuple[float, float] | None] = []
         for measure in measures:
             of_images = sums[id(measure.statistics)]
@@ -317,10 +320,6 @@ class ImageBootstrap:
         sums = np.zeros((self._num_images, statistics.shape[1]))
         np.add.at(sums, self._image_of_region[within], statistics[within])
         return sums
-
-    def _sampled_sums(self, sums: Floats) -> Floats:
-        """Sums of the sampled images [resamples, K] from the sums of each image [I, K]."""
-        return np.concatenate([weights @ sums for weights in self._weights()])
 
     def _weights(self) -> Iterator[Floats]:
         """Multiplicities of the images [resamples, I], in blocks of samples that bound the memory."""
