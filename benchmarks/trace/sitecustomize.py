@@ -26,8 +26,10 @@ def _install(root: str, output: str) -> None:
         if event == "call" and code.co_flags & inspect.CO_OPTIMIZED and code.co_filename.startswith(root):
             calls[(code.co_filename[len(root) :], f"{code.co_qualname}:{code.co_firstlineno}")] += 1
 
+    writing = threading.Lock()  # the thread and the exit handler may write at the same time
+
     def write() -> None:
-        if calls:
+        with writing:
             counted = [[file, function, number] for (file, function), number in calls.copy().items()]
             with open(f"{path}.tmp", "w", encoding="utf-8") as stream:  # noqa: PTH123
                 json.dump(counted, stream)
