@@ -16,6 +16,34 @@ _CHUNK_BYTES = 1 << 16
 _CHUNKS_PER_FILE = 64
 
 
+class IncrementalDigest:
+    """BLAKE2b hash of parts that are added one after the other; nothing separates them, see ``digest``.
+
+    Args:
+        num_bytes: length of the digest, 1 to 64.
+        key: up to 64 bytes that select another, independent hash function.
+    """
+
+    def __init__(self, *, num_bytes: int = 16, key: bytes = b"") -> None:
+        self._hashed = hashlib.blake2b(digest_size=num_bytes, key=key)
+
+    def add(self, part: Part) -> None:
+        """Add a part: text counts as UTF-8, an array as its shape and its bytes."""
+        if isinstance(part, str):
+            self._hashed.update(part.encode("utf-8", "surrogatepass"))
+        elif isinstance(part, bytes | memoryview):
+            self._hashed.update(part)
+        else:
+            import numpy as np  # settings import this module: their help does not wait for NumPy
+
+            self._hashed.update(str(part.shape).encode())
+            self._hashed.update(np.ascontiguousarray(part).data)
+
+    def digest(self) -> bytes:
+        """Return the hash of the parts added so far."""
+        return self._hashed.digest()
+
+
 def digest(parts: Iterable[Part], *, num_bytes: int = 16, key: bytes = b"") -> bytes:
     """Hash some parts, one after the other, with BLAKE2b.
 
@@ -25,17 +53,9 @@ def digest(parts: Iterable[Part], *, num_bytes: int = 16, key: bytes = b"") -> b
         num_bytes: length of the digest, 1 to 64.
         key: up to 64 bytes that select another, independent hash function.
     """
-    hashed = hashlib.blake2b(digest_size=num_bytes, key=key)
+    hashed = IncrementalDigest(num_bytes=num_bytes, key=key)
     for part in parts:
-        if isinstance(part, str):
-            hashed.update(part.encode("utf-8", "surrogatepass"))
-        elif isinstance(part, bytes | memoryview):
-            hashed.update(part)
-        else:
-            import numpy as np  # settings import this module: their help does not wait for NumPy
-
-            hashed.update(str(part.shape).encode())
-            hashed.update(np.ascontiguousarray(part).data)
+        hashed.add(part)
     return hashed.digest()
 
 

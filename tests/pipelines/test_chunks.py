@@ -1,7 +1,7 @@
 """Chunks: captioning of an image starts when its masks are ready, before those of its partition."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,11 @@ import pytest
 
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
-from ureca.curation.stage import CurateStage
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
-from ureca.data.reading import Fetched
+from ureca.data.reading import Fetched, fetch
+from ureca.image_limits import ImageLimits
 from ureca.pipelines.curate import CURATE, CurateActor, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
@@ -43,19 +43,17 @@ def build_waiting_mask_stage(settings: CurateSettings) -> MaskStage:
 
 
 class NotingCurateActor(CurateActor):
-    """Writes a note for each image it starts."""
+    """Writes a note for each image that it reads, as it starts it."""
 
     @classmethod
     def build(cls, settings: CurateSettings, *arguments: Any, **more: Any) -> Any:
-        work = CurateStage._curate
+        def fetch_and_note(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fetched]:
+            for fetched in fetch(entries, limits):
+                (notes_of(settings) / fetched.entry.image_id).touch()
+                (Path(settings.output) / "manifest" / ".tmp-of-one-that-died").touch()
+                yield fetched
 
-        async def note(self: CurateStage, image: Any, fetched: Fetched, row: Any) -> None:
-            (notes_of(settings) / fetched.entry.image_id).touch()
-            (Path(settings.output) / "manifest" / ".tmp-of-one-that-died").touch()
-            await work(self, image, fetched, row)
-
-        CurateStage._curate = note  # type: ignore[method-assign]
-        return super().build(settings, *arguments, **more)
+        return super().build(settings, *arguments, **more, fetch=fetch_and_note)
 
 
 @pytest.mark.usefixtures("ray_cluster")

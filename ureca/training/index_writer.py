@@ -1,6 +1,5 @@
 """Writes the index of a run, and detects that the sources of an existing one have changed."""
 
-import hashlib
 import re
 from array import array
 from collections import Counter
@@ -19,7 +18,7 @@ from ureca import io
 from ureca.config import differences
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion, open_source
 from ureca.errors import InputError, OutputError
-from ureca.hashing import digest
+from ureca.hashing import IncrementalDigest, digest
 from ureca.io import locate
 from ureca.schema import conform
 from ureca.training.augmentation import image_key, scaled_size
@@ -128,7 +127,7 @@ class IndexWriter:
     def __init__(self, filesystem: pafs.FileSystem, folder: str) -> None:
         self.num_images = self.num_regions = 0
         self.bad_kinds: Counter[str] = Counter()
-        self.content = hashlib.blake2b(digest_size=16)
+        self.content = IncrementalDigest()
         self._filesystem, self._folder = filesystem, folder
         self._pending: list[dict[str, Any]] = []
         self._keys, self._tiles, self._tokens = array("Q"), array("B"), array("i")
@@ -165,7 +164,7 @@ class IndexWriter:
             self._tokens.extend(measured.text_tokens)
             self._regions_of_images.append(len(measured.text_tokens))
             row = image_row(measured.image)
-            self.content.update(repr([row[name] for name in _CONTENT]).encode("utf-8", "surrogatepass"))
+            self.content.add(repr([row[name] for name in _CONTENT]))
             self._pending.append(row)
             self.num_images += 1
             self.num_regions += len(measured.text_tokens)
@@ -307,7 +306,7 @@ def _build(filesystem: pafs.FileSystem, folder: str, settings: IndexSettings, te
         settings=settings,
         tokenizer=text.identity,
         files=files,
-        content=writer.content.hexdigest(),
+        content=writer.content.digest().hex(),
         num_images=writer.num_images,
         num_regions=writer.num_regions,
         bad_samples=dict(writer.bad_kinds),
