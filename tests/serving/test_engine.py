@@ -3,6 +3,8 @@
 import asyncio
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ from ureca.masks.mask import Mask
 from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
 from ureca.model.prepared import PreparedImage
 from ureca.model.settings import CaptionSettings
-from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
+from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption, cut_at_stop
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
 
@@ -60,6 +62,9 @@ class RecordingBatch:
             self._recorder.fail = False
             raise MemoryError("no room")
         return self._batch.step(is_wanted)
+
+    def unfinished(self, is_wanted: Callable[[Any], bool]) -> Iterator[FinishedRegion[Any]]:
+        return self._batch.unfinished(is_wanted)
 
 
 class RecordingCaptioner(RegionCaptioner):
@@ -198,3 +203,49 @@ def test_check_progress_hanging_step_raises() -> None:
         engine.check_progress(max_step_s=60)
 
     asyncio.run(run())
+
+
+def test_engine_partial_stream_grows_by_words_to_the_caption() -> None:
+    wanted = job(3, 2, CaptionSettings(max_new_tokens=40))
+
+    async def run() -> dict[int, list[GeneratedCaption]]:
+        items: dict[int, list[GeneratedCaption]] = {0: [], 1: []}
+        async for item in CaptionEngine(tiny_captioner(), 4).stream(replace(wanted, partial=True)):
+            items[item.index].append(item)
+        return items
+
+    items, whole = asyncio.run(run()), alone(wanted)
+    for index in (0, 1):
+        *partial, last = items[index]
+        assert last == whole[index]
+        assert last.num_prompt_tokens > len(wanted.settings.question.split())
+        assert {item.finish_reason for item in partial} <= {None}
+        texts = [item.text for item in partial] + [last.text]
+        assert len(partial) >= 2
+        assert all(len(a) < len(b) and b.startswith(a) for a, b in pairwise(texts))
+
+
+def test_engine_stop_string_ends_the_caption_before_it() -> None:
+    settings = CaptionSettings(max_new_tokens=40)
+    (whole,) = alone(job(3, 1, settings))
+    stop = whole.text[len(whole.text) // 4 :][:3]
+    cut = whole.text[: whole.text.index(stop)].rstrip()
+    recorder = RecordingCaptioner()
+
+    async def run() -> list[GeneratedCaption]:
+        stopping = replace(job(3, 1, settings), stop=(stop, "never"), partial=True)
+        return [item async for item in CaptionEngine(recorder, 4).stream(stopping)]
+
+    *partial, last = asyncio.run(run())
+    assert (last.text, last.finish_reason) == (cut, "stop")
+    assert all(cut.startswith(item.text) for item in partial)
+    assert last.num_prompt_tokens > 0
+    assert len(recorder.sizes) < 40  # decoding ends, too
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "kept"),
+    [("a red car", ("car",), "a red"), ("a red car", ("red", "a"), ""), ("a red car", (" ",), "a"), ("ab", (), "ab")],
+)
+def test_cut_at_stop_keeps_the_text_before_the_first(text: str, stop: tuple[str, ...], kept: str) -> None:
+    assert cut_at_stop(text, stop) == kept

@@ -15,7 +15,7 @@ from ureca.errors import DataError
 from ureca.hashing import digest
 from ureca.model.attention import Prefix, enable_prefix_attention
 from ureca.model.checkpoints import load_checkpoint
-from ureca.model.decoding import SequenceDecoder, SequenceInput
+from ureca.model.decoding import DecodedSequence, SequenceDecoder, SequenceInput
 from ureca.model.mask_encoder import FusedMaskEncoder, ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
 from ureca.model.prepared import MaskTiles, Picture, PreparedImage, prepare
@@ -187,19 +187,22 @@ def check_masks(image: Picture, masks: Masks, image_index: int) -> None:
 
 @dataclass(frozen=True)
 class FinishedRegion(Generic[Key]):
-    """A region of a batch with its caption.
+    """A region of a batch with its caption, or with its text so far.
 
     Args:
         key: key of the region.
         text: the caption.
         num_tokens: number of new tokens, without the end token.
-        finish_reason: "stop" (the model ended the caption) or "length" (``max_new_tokens`` did).
+        finish_reason: "stop" (the model ended the caption) or "length" (``max_new_tokens`` did); empty while the
+            caption is unfinished.
+        num_prompt_tokens: number of tokens of the region's prompt, those of the image included.
     """
 
     key: Key
     text: str
     num_tokens: int
     finish_reason: str
+    num_prompt_tokens: int
 
 
 class RegionBatch(Generic[Key]):
@@ -263,8 +266,19 @@ class RegionBatch(Generic[Key]):
             The finished regions.
         """
         for decoded in self._decoder.step(is_wanted):
-            text = self._processor.decode(decoded.token_ids, skip_special_tokens=True).strip()
-            yield FinishedRegion(decoded.key, text, len(decoded.token_ids), decoded.finish_reason)
+            yield self._region(decoded)
+
+    def unfinished(self, is_wanted: Callable[[Key], bool]) -> Iterator[FinishedRegion[Key]]:
+        """Yield each unfinished region that is wanted, with its text so far and an empty finish reason."""
+        for decoded in self._decoder.unfinished():
+            if is_wanted(decoded.key):
+                yield self._region(decoded)
+
+    def _region(self, decoded: DecodedSequence[Key]) -> FinishedRegion[Key]:
+        text = self._processor.decode(decoded.token_ids, skip_special_tokens=True).strip()
+        return FinishedRegion(
+            decoded.key, text, len(decoded.token_ids), decoded.finish_reason, decoded.num_prompt_tokens
+        )
 
 
 @dataclass(frozen=True)

@@ -39,17 +39,19 @@ class SequenceInput:
 
 @dataclass(frozen=True)
 class DecodedSequence(Generic[Key]):
-    """A finished sequence.
+    """A sequence with its tokens.
 
     Args:
         key: key of the sequence.
         token_ids: new tokens, without the end token.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop" or "length"; empty while the sequence is unfinished.
+        num_prompt_tokens: number of tokens of the prompt, those of the image included.
     """
 
     key: Key
     token_ids: list[int]
     finish_reason: str
+    num_prompt_tokens: int
 
 
 class SequenceDecoder(Generic[Key]):
@@ -72,6 +74,11 @@ class SequenceDecoder(Generic[Key]):
     def __len__(self) -> int:
         """Number of unfinished sequences."""
         return len(self._sequences)
+
+    def unfinished(self) -> Iterator[DecodedSequence[Key]]:
+        """Yield each unfinished sequence with its tokens so far."""
+        for active in self._sequences:
+            yield active.decoded("")
 
     @torch.inference_mode()
     def admit(self, sequences: Sequence[tuple[Key, SequenceInput]]) -> None:
@@ -120,11 +127,11 @@ class SequenceDecoder(Generic[Key]):
         remaining = []
         for index, (active, token) in enumerate(zip(self._sequences, tokens, strict=True)):
             if token in self._end_token_ids:
-                yield DecodedSequence(active.key, active.token_ids, "stop")
+                yield active.decoded("stop")
                 continue
             active.token_ids.append(token)
             if len(active.token_ids) == active.input.max_new_tokens:
-                yield DecodedSequence(active.key, active.token_ids, "length")
+                yield active.decoded("length")
             elif is_wanted is None or is_wanted(active.key):
                 remaining.append(index)
         self._sequences = [self._sequences[index] for index in remaining]
@@ -142,6 +149,11 @@ class _ActiveSequence(Generic[Key]):
     input: SequenceInput
     token_ids: list[int] = field(default_factory=list)
     _generator: torch.Generator | None = None
+
+    def decoded(self, finish_reason: str) -> DecodedSequence[Key]:
+        """Return the sequence with its tokens so far."""
+        num_prompt_tokens = self.input.prefix.length + len(self.input.suffix)
+        return DecodedSequence(self.key, self.token_ids, finish_reason, num_prompt_tokens)
 
     def sample(self, logits: torch.Tensor, greedy: int) -> int:
         """Choose the next token by logits [vocabulary]: the likeliest, or one drawn with the sequence's generator."""

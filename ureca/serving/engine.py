@@ -9,7 +9,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from ureca.captioning.images import PreparedRegions, prepare_regions
 from ureca.images import Pixels
@@ -17,7 +17,7 @@ from ureca.masks.mask import Mask
 from ureca.model.settings import CaptionSettings
 
 if TYPE_CHECKING:
-    from ureca.model.captioner import RegionBatch, RegionCaptioner
+    from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
 
 T = TypeVar("T")
 
@@ -30,42 +30,78 @@ class CaptionJob:
         pixels: uint8 RGB [H, W, 3].
         masks: Non-empty masks of the image's size.
         settings: Generation settings; ``batch_size`` is ignored, the engine has its own.
+        stop: Strings before which a caption ends, with the finish reason "stop".
+        partial: True to also yield the text of unfinished captions in streams, word by word.
     """
 
     pixels: Pixels
     masks: tuple[Mask, ...]
     settings: CaptionSettings
+    stop: tuple[str, ...] = ()
+    partial: bool = False
 
 
 @dataclass(frozen=True)
 class GeneratedCaption:
-    """A caption of one region of a job.
+    """A caption of one region of a job, or its first words.
 
     Attributes:
         index: Index of the mask in the job.
         text: The caption; empty if the model ends it before its first word.
         num_tokens: Number of generated tokens.
-        finish_reason: "stop" or "length".
+        finish_reason: "stop" or "length"; None: the caption is unfinished, see ``CaptionJob.partial``.
+        num_prompt_tokens: Number of tokens of the region's prompt; 0 for an unfinished caption.
     """
 
     index: int
     text: str
     num_tokens: int
-    finish_reason: str
+    finish_reason: str | None
+    num_prompt_tokens: int = field(default=0, compare=False)
 
 
 @dataclass(eq=False)
 class _PendingJob:
     image: PreparedRegions
-    settings: CaptionSettings
+    job: CaptionJob
     loop: asyncio.AbstractEventLoop
     next_region: int = 0
     is_wanted: bool = True
+    sent: dict[int, str] = field(default_factory=dict)  # text of the unfinished captions that were delivered
+    stopped: set[int] = field(default_factory=set)  # regions whose captions a stop string has ended
     finished: asyncio.Queue[GeneratedCaption | BaseException] = field(default_factory=asyncio.Queue)
 
     @property
     def num_waiting(self) -> int:
         return self.image.prepared.num_regions - self.next_region
+
+    @property
+    def needs_text(self) -> bool:
+        """True if the text of unfinished captions matters."""
+        return self.is_wanted and bool(self.job.partial or self.job.stop)
+
+    def is_wanted_region(self, index: int) -> bool:
+        """Return False for a region whose decoding may end."""
+        return self.is_wanted and index not in self.stopped
+
+    def deliver_text(self, index: int, region: FinishedRegion[Any]) -> None:
+        """Deliver the text so far of an unfinished caption, up to its last complete word or its first stop string."""
+        text, stop = region.text, self.job.stop
+        kept = cut_at_stop(text, stop)
+        if kept != text:
+            self.stopped.add(index)
+            self.deliver(GeneratedCaption(index, kept, region.num_tokens, "stop", region.num_prompt_tokens))
+        elif self.job.partial:
+            words = text[: max(text.rfind(" "), text.rfind("\n"), 0)]
+            # A stop string may have begun: its beginning is not sent.
+            for end in range(max(0, len(words) - max(map(len, stop), default=0)), len(words)):
+                if any(string.startswith(words[end:]) for string in stop):
+                    words = words[:end]
+                    break
+            words = words.rstrip()
+            if len(words) > len(self.sent.get(index, "")):
+                self.sent[index] = words
+                self.deliver(GeneratedCaption(index, words, region.num_tokens, None))
 
     def deliver(self, item: GeneratedCaption | BaseException) -> None:
         """Deliver a caption or an error from any thread."""
@@ -116,13 +152,14 @@ class CaptionEngine:
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
         """Caption the regions of a job; yields each caption once, in the order in which they finish.
 
+        With ``job.partial`` the text of an unfinished caption is yielded whenever it has become longer by a word.
         Closing the iterator, or cancelling its task, stops decoding of the remaining regions.
         """
         loop = asyncio.get_running_loop()
         ready = await loop.run_in_executor(self._preprocessing, prepare_regions, self._captioner, job.pixels, job.masks)
         if ready.failures:
             raise ValueError(f"masks that cannot be captioned: {dict(ready.failures)}")
-        pending = _PendingJob(ready, job.settings, loop)
+        pending = _PendingJob(ready, job, loop)
         if pending.num_waiting:
             with self._lock:
                 self._waiting.append(pending)
@@ -130,10 +167,12 @@ class CaptionEngine:
                     self._is_running = True
                     self._model_thread.submit(self._decode)
         try:
-            for _ in range(ready.prepared.num_regions):
+            num_left = ready.prepared.num_regions
+            while num_left:
                 item = await pending.finished.get()
                 if isinstance(item, BaseException):
                     raise item
+                num_left -= item.finish_reason is not None
                 yield item
         finally:
             pending.is_wanted = False
@@ -157,10 +196,18 @@ class CaptionEngine:
             try:
                 admitted = self._next_sequences(self._batch_size - len(batch))
                 in_batch = {job for job in in_batch if job.is_wanted} | {job for job, _ in admitted}
-                batch.admit(((job, index), job.image.prepared, index, job.settings) for job, index in admitted)
-                for region in batch.step(lambda key: key[0].is_wanted):
+                batch.admit(((job, index), job.image.prepared, index, job.job.settings) for job, index in admitted)
+                for region in batch.step(lambda key: key[0].is_wanted_region(key[1])):
                     job, index = region.key
-                    job.deliver(GeneratedCaption(index, region.text, region.num_tokens, region.finish_reason))
+                    if index in job.stopped:
+                        continue
+                    text = cut_at_stop(region.text, job.job.stop)
+                    reason = region.finish_reason if text == region.text else "stop"
+                    job.deliver(GeneratedCaption(index, text, region.num_tokens, reason, region.num_prompt_tokens))
+                if any(job.needs_text for job in in_batch):
+                    for region in batch.unfinished(lambda key: key[0].needs_text):
+                        job, index = region.key
+                        job.deliver_text(index, region)
             except Exception as error:
                 # Every job of the batch raises the error in its stream; later jobs get a new batch.
                 for job in in_batch:
@@ -190,6 +237,12 @@ class CaptionEngine:
                     (waiting if job.next_region == first else partly_taken).append(job)
             self._waiting = waiting + partly_taken
             return taken
+
+
+def cut_at_stop(text: str, stop: Sequence[str]) -> str:
+    """Return the text before the first stop string in it; the whole text without one."""
+    ends = [end for string in stop if (end := text.find(string)) >= 0]
+    return text[: min(ends)].rstrip() if ends else text
 
 
 async def merge_streams(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T]:
