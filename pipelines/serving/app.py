@@ -1,7 +1,6 @@
 """The HTTP app: routes of the API, the web page and its files."""
 
 import asyncio
-import time
 from collections.abc import Awaitable, Collection
 from pathlib import Path
 from typing import TypeVar
@@ -27,6 +26,7 @@ from ureca.pipelines.serving.middleware import AccessMiddleware, RequestTracker,
 from ureca.pipelines.serving.parsing import parse_json, parse_request
 from ureca.serving.chat import ChatCompletionRequest
 from ureca.serving.schemas import (
+    ApiError,
     BatchRequest,
     CaptionsRequest,
     HealthResponse,
@@ -127,25 +127,31 @@ def _add_caption_routes(app: FastAPI, service: CaptionService) -> None:
     @app.post("/v1/chat/completions", **openapi.CHAT)
     async def chat_completions(request: Request) -> Response:
         """Caption regions in the form of OpenAI's API: each image is a region, given by its alpha channel."""
-        parsed = await with_timeout(parse_json(request, ChatCompletionRequest))
-        if not parsed.stream:
-            return _json(await with_timeout(service.chat(parsed)))
-        return await stream_response(
-            service.stream_chat(parsed),
-            lambda chunk: [unnamed_event(chunk)],
-            on_error=lambda error: unnamed_event(error_data(error)),
-            end="data: [DONE]\n\n",
-            timeout_s=limits.timeout_s,
-        )
+        try:
+            parsed = await with_timeout(parse_json(request, ChatCompletionRequest))
+            if not parsed.stream:
+                return _json(await with_timeout(service.chat(parsed)))
+            return await stream_response(
+                service.stream_chat(parsed),
+                lambda chunk: [unnamed_event(chunk)],
+                on_error=lambda error: unnamed_event(error_data(error)),
+                end="data: [DONE]\n\n",
+                timeout_s=limits.timeout_s,
+            )
+        except ApiError as error:
+            raise error.with_status(400) if error.status == 422 else error from error.__cause__
 
 
 def _add_service_routes(app: FastAPI, service: CaptionService, tracker: RequestTracker) -> None:
-    started = int(time.time())
-
     @app.get("/v1/models", **openapi.MODELS)
     async def models() -> ModelList:
         """List the models of the service."""
-        return ModelList(data=[ModelInfo(id=service.model_name, created=started)])
+        return ModelList(data=[service.model_info(service.model_name)])
+
+    @app.get("/v1/models/{name:path}", **openapi.MODEL)
+    async def model(name: str) -> ModelInfo:
+        """Return a model of the service by its name."""
+        return service.model_info(name)
 
     @app.get("/healthz", **openapi.HEALTH)
     async def healthz() -> HealthResponse:

@@ -9,7 +9,7 @@ from typing import TypeVar
 from fastapi.responses import StreamingResponse
 
 from ureca.pipelines.serving.middleware import internal_error
-from ureca.serving.schemas import ApiError, CaptionOutput, ErrorResponse, Timings
+from ureca.serving.schemas import ApiError, CaptionOutput, ErrorResponse, PartialCaption, Timings
 from ureca.serving.service import ImageRegions
 
 T = TypeVar("T")
@@ -107,12 +107,14 @@ class CaptionEvents:
         self._model = model
         self._num_captions = 0
 
-    def __call__(self, item: ImageRegions | CaptionOutput | Timings) -> Iterable[str]:
+    def __call__(self, item: ImageRegions | PartialCaption | CaptionOutput | Timings) -> Iterable[str]:
         """Return the events of an item."""
         if isinstance(item, ImageRegions):
             regions = [region.model_dump() for region in item.regions]
             head = {"model": self._model, "image": item.size.model_dump(), "segmenter": item.segmenter}
             return [named_event("regions", {**head, "regions": regions})]
+        if isinstance(item, PartialCaption):
+            return [named_event("partial", item.model_dump())]
         if isinstance(item, CaptionOutput):
             self._num_captions += 1
             return [named_event("caption", item.model_dump())]

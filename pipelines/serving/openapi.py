@@ -129,7 +129,11 @@ REGIONS: dict[str, Any] = {
 CHAT: dict[str, Any] = {
     "tags": ["captions"],
     "response_model": None,
-    "responses": {200: {"model": ChatCompletion, "description": "Captions", "content": _EVENTS}, **_ERRORS},
+    "responses": {
+        200: {"model": ChatCompletion, "description": "Captions", "content": _EVENTS},
+        400: _ERRORS[422],
+        **{status: error for status, error in _ERRORS.items() if status != 422},
+    },
     "openapi_extra": _request_body("ChatCompletionRequest", _chat_examples(), multipart=False),
 }
 BATCHES: dict[str, Any] = {
@@ -149,6 +153,7 @@ BATCH: dict[str, Any] = {
     },
 }
 MODELS: dict[str, Any] = {"tags": ["service"], "responses": {status: _ERRORS[status] for status in (401, 429, 503)}}
+MODEL: dict[str, Any] = {"tags": ["service"], "responses": {status: _ERRORS[status] for status in (401, 404, 429, 503)}}
 HEALTH: dict[str, Any] = {"tags": ["service"]}
 READY: dict[str, Any] = {
     "tags": ["service"],

@@ -85,7 +85,7 @@ def _field_path(location: Sequence[str | int]) -> str:
     for step in location:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif not ("[" in step or step in ("str", "int") or step == previous):
+        elif not ("[" in step or step in ("str", "int", "constrained-str") or step == previous):
             path += f".{step}" if path else step
         previous = step
     return path

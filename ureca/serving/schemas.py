@@ -111,13 +111,19 @@ class GenerationOptions(_RequestModel):
         default=None, description="question to the model about each region"
     )
 
-    def apply_to(self, defaults: CaptionSettings) -> CaptionSettings:
-        """Return the settings with these parameters; ``defaults.max_new_tokens`` is also the upper limit.
+    def apply_to(self, defaults: CaptionSettings, *, clamp: bool = False) -> CaptionSettings:
+        """Return the settings with these parameters.
+
+        Args:
+            defaults: Settings for absent parameters; ``max_new_tokens`` is also the upper limit.
+            clamp: True to reduce a higher number of tokens to the limit, as clients of OpenAI's API expect.
 
         Raises:
-            ApiError: 422 ``too_many_tokens``.
+            ApiError: 422 ``too_many_tokens``, unless clamped.
         """
         given = {name: value for name in GenerationOptions.model_fields if (value := getattr(self, name)) is not None}
+        if clamp and "max_new_tokens" in given:
+            given["max_new_tokens"] = min(given["max_new_tokens"], defaults.max_new_tokens)
         if given.get("max_new_tokens", 1) > defaults.max_new_tokens:
             raise ApiError(422, "too_many_tokens", f"the limit is {defaults.max_new_tokens}", param="max_new_tokens")
         return defaults.model_copy(update=given)
@@ -128,6 +134,9 @@ class CaptionsRequest(GenerationOptions, RegionsRequest):
 
     model: str | None = Field(default=None, description="a model name from GET /v1/models; default: the only model")
     stream: StrictBool = Field(default=False, description="stream each caption as a server-sent event when it is ready")
+    partial: StrictBool = Field(
+        default=False, description="with `stream`: also send the text of unfinished captions, word by word"
+    )
 
 
 class BatchRequest(GenerationOptions):
@@ -178,6 +187,13 @@ class CaptionOutput(RegionOutput):
     caption: str | None = Field(description="null if the model generated no text")
     num_tokens: int
     finish_reason: Literal["stop", "length"]
+
+
+class PartialCaption(_ResponseModel):
+    """The first words of an unfinished caption."""
+
+    region_id: int
+    text: str
 
 
 class Timings(_ResponseModel):
@@ -294,6 +310,11 @@ class ApiError(UrecaError):
     def __str__(self) -> str:
         where = f"{self.problem.param}: " if self.problem.param else ""
         return f"{self.status} {self.problem.code}: {where}{self.problem.message}"
+
+    def with_status(self, status: int) -> "ApiError":
+        """Return the error with another status."""
+        problem = self.problem
+        return ApiError(status, problem.code, problem.message, param=problem.param, retry_after_s=problem.retry_after_s)
 
     @classmethod
     def from_data_error(cls, error: DataError, param: str) -> "ApiError":

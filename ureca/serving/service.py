@@ -20,6 +20,7 @@ from ureca.serving.chat import (
     ChatCompletionChunks,
     ChatCompletionRequest,
     ChatQuestion,
+    choice_seed,
     decode_chat_images,
 )
 from ureca.serving.decoding import check_region_count, decode_base64, decode_image, decode_regions
@@ -34,6 +35,8 @@ from ureca.serving.schemas import (
     CaptionsResponse,
     GenerationOptions,
     ImageSize,
+    ModelInfo,
+    PartialCaption,
     RegionInput,
     RegionOutput,
     RegionsRequest,
@@ -148,6 +151,7 @@ class CaptionService:
         self.model_name = model_name
         self.limits = limits
         self._defaults = defaults
+        self._started_at = int(time.time())
         self._fetcher = ImageFetcher(allowed_hosts, limits.image.max_bytes)
         self._decoding = ThreadPoolExecutor(_NUM_DECODING_THREADS, "decode")
 
@@ -184,63 +188,101 @@ class CaptionService:
 
     async def stream(
         self, request: CaptionsRequest, file: bytes | None
-    ) -> AsyncGenerator[ImageRegions | CaptionOutput | Timings]:
-        """Yield the regions of an image, then each caption as soon as it is finished, and the timings at the end."""
+    ) -> AsyncGenerator[ImageRegions | PartialCaption | CaptionOutput | Timings]:
+        """Yield the regions of an image, then each caption as soon as it is finished, and the timings at the end.
+
+        With ``request.partial`` the text of an unfinished caption is yielded whenever it has become longer by a word.
+        """
         timer = _RequestTimer()
         settings = self._caption_settings(request, request.model)
         found = await self._find_regions(request, file, timer)
         yield found
         regions = await self._add_lookalikes(request, found, timer)
-        async with aclosing(self.backend.stream(CaptionJob(found.pixels, found.masks, settings))) as captions:
+        job = CaptionJob(found.pixels, found.masks, settings, partial=request.partial)
+        async with aclosing(self.backend.stream(job)) as captions:
             async for caption in captions:
+                if caption.finish_reason is None:
+                    yield PartialCaption(region_id=regions[caption.index].region_id, text=caption.text)
+                    continue
                 yield _caption_output(regions[caption.index], caption)
         timer.end_stage("caption_s")
         yield timer.timings()
 
     async def chat(self, request: ChatCompletionRequest) -> ChatCompletion:
         """Caption the images of the last user message, each a region; errors as in ``regions``."""
-        jobs = await self._chat_jobs(request)
-        generated = await asyncio.gather(*(self.backend.caption(job) for job in jobs))
+        jobs = await self._chat_jobs(request, partial=False)
+        generated = await asyncio.gather(*(self.backend.caption(job) for job, _ in jobs))
         captions = {
-            job.masks[caption.index].id: caption
-            for job, job_captions in zip(jobs, generated, strict=True)
+            choice: caption
+            for (_, choices), job_captions in zip(jobs, generated, strict=True)
             for caption in job_captions
+            for choice in choices[caption.index]
         }
-        return ChatCompletion.from_captions(self.model_name, captions)
+        return ChatCompletion.from_captions(self.model_name, captions, request.n or 1)
 
     async def stream_chat(self, request: ChatCompletionRequest) -> AsyncGenerator[dict[str, object]]:
-        """Yield the chunks of a chat completion, those of a caption as soon as it is finished."""
-        jobs = await self._chat_jobs(request)
-        chunks = ChatCompletionChunks(self.model_name)
-        yield chunks.first()
+        """Yield the chunks of a chat completion, the captions word by word."""
+        jobs = await self._chat_jobs(request, partial=True)
+        chunks = ChatCompletionChunks(self.model_name, request.n or 1)
+        for chunk in chunks.first(sorted(index for _, choices in jobs for of_mask in choices for index in of_mask)):
+            yield chunk
 
-        async def with_image_index(job: CaptionJob) -> AsyncIterator[tuple[int, GeneratedCaption]]:
+        async def with_choice(
+            job: CaptionJob, choices: Sequence[Sequence[int]]
+        ) -> AsyncIterator[tuple[int, GeneratedCaption]]:
             async for caption in self.backend.stream(job):
-                yield job.masks[caption.index].id, caption
+                for choice in choices[caption.index]:
+                    yield choice, caption
 
-        async with aclosing(merge_streams([with_image_index(job) for job in jobs])) as captions:
+        async with aclosing(merge_streams([with_choice(*job) for job in jobs])) as captions:
             async for index, caption in captions:
                 for chunk in chunks.caption(index, caption):
                     yield chunk
         if request.stream_options is not None and request.stream_options.include_usage:
             yield chunks.usage()
 
+    def model_info(self, name: str) -> ModelInfo:
+        """Return the model with a name.
+
+        Raises:
+            ApiError: 404 ``model_not_found``.
+        """
+        if name != self.model_name:
+            message = f"the model of this service is '{self.model_name}'"
+            raise ApiError(404, "model_not_found", message, param="model")
+        return ModelInfo(id=self.model_name, created=self._started_at)
+
     def _caption_settings(self, options: GenerationOptions, model: str | None) -> CaptionSettings:
         if model not in (None, self.model_name):
             raise ApiError(404, "unknown_model", f"the model of this service is '{self.model_name}'", param="model")
         return options.apply_to(self._defaults)
 
-    async def _chat_jobs(self, request: ChatCompletionRequest) -> list[CaptionJob]:
-        """Decode the request to a job per distinct image, whose mask ids are indices of images in the request."""
+    async def _chat_jobs(
+        self, request: ChatCompletionRequest, *, partial: bool
+    ) -> list[tuple[CaptionJob, list[list[int]]]]:
+        """Decode the request to jobs, each with the indices of the choices of each of its masks.
+
+        Each distinct image has one job; with sampling, one per choice.
+        """
         question = ChatQuestion.from_request(request)
-        settings = self._caption_settings(question.options, request.model)
-        check_region_count(len(question.image_urls), (1, 1), self.limits)
+        self.model_info(request.model)
+        settings = question.options.apply_to(self._defaults, clamp=True)
+        num_choices = question.num_choices
+        check_region_count(num_choices * len(question.image_urls), (1, 1), self.limits)
         files = [
             await self._image_bytes(url, None, param)
             for url, param in zip(question.image_urls, question.params, strict=True)
         ]
         images = await self._in_thread(lambda: decode_chat_images(files, question.params, self.limits))
-        return [CaptionJob(image.pixels, image.masks, settings) for image in images]
+        jobs = []
+        num_samples = num_choices if settings.temperature else 1
+        for image in images:
+            for sample in range(num_samples):
+                own = settings.model_copy(update={"seed": choice_seed(settings.seed, sample)})
+                job = CaptionJob(image.pixels, image.masks, own, stop=question.stop, partial=partial)
+                firsts = [mask.id * num_choices for mask in image.masks]
+                jobs.append((job, [list(range(first + sample, first + num_choices, num_samples)) for first in firsts]))
+        return jobs
 
     async def _find_regions(self, request: RegionsRequest, file: bytes | None, timer: "_RequestTimer") -> ImageRegions:
         data = await self._image_bytes(request.image, file, "image")

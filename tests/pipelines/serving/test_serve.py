@@ -152,7 +152,7 @@ def test_openai_client_gets_captions(address: str) -> None:
         assert usage is not None and usage.completion_tokens == answer.usage.completion_tokens
         with pytest.raises(openai.NotFoundError, match="the model of this service is 'ureca'"):
             client.chat.completions.create(model="gpt", messages=messages)  # type: ignore[arg-type]
-        with pytest.raises(openai.UnprocessableEntityError, match="image_url"):
+        with pytest.raises(openai.BadRequestError, match="image_url"):
             client.chat.completions.create(model="ureca", messages=[{"role": "user", "content": "hello"}])
     stranger = openai.OpenAI(base_url=f"{address}/v1", api_key="wrong", max_retries=0)
     with stranger, pytest.raises(openai.AuthenticationError):
