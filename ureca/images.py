@@ -3,8 +3,9 @@
 import io
 import struct
 import zlib
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -58,6 +59,8 @@ _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"MM\0+", TiffImageFile),
     *((b"P%d" % number, PpmImageFile) for number in range(1, 7)),
 )
+
+_LOSSLESS = tuple(signature for signature, format in _SIGNATURES if format is not JpegImageFile)
 
 _EXIF_ORIENTATION = 0x0112
 _TIFF_TILE_TAGS = (322, 323)  # width and height
@@ -116,7 +119,109 @@ def decode_layers(data: bytes, limits: ImageLimits) -> tuple[Pixels, Pixels | No
     return _decode(data, limits, _to_layers)
 
 
-def _decode(data: bytes, limits: ImageLimits, convert: Callable[[Image.Image], Decoded]) -> Decoded:
+@dataclass(frozen=True, slots=True)
+class StoredValues:
+    """The numbers that an image file stores, which are not colours where the file holds labels or a mask.
+
+    Attributes:
+        values: [H, W], of the type that holds them: indices of a palette, unscaled greys of 1 to 32 bits, or floats;
+            or uint8 [H, W, 3] of a file with colours that are not grey.
+        alpha: transparency, uint8 [H, W]; None: the file has none, or one value of it everywhere.
+        is_palette: the values are indices of a palette.
+        is_lossy: the compression changes values.
+    """
+
+    values: npt.NDArray[Any]
+    alpha: Pixels | None
+    is_palette: bool
+    is_lossy: bool
+
+
+def decode_values(data: bytes, limits: ImageLimits, *, upright: bool = True) -> StoredValues:
+    """Decode an image file to the numbers that it stores, without a palette's colours or a scale.
+
+    Args:
+        data: content of the file.
+        limits: limits that are checked on length and header, before anything is decoded.
+        upright: apply the EXIF orientation.
+
+    Raises:
+        ImageError: as ``decode_image``; also ``corrupt`` for colours of 16 bits, of which Pillow reads only the half.
+    """
+    # Pillow forgets the layout of the stored pixels when it loads them.
+    raw_mode, maximum, is_lossy = "", 255, False
+
+    def prepare(image: ImageFile) -> None:
+        nonlocal raw_mode, maximum, is_lossy
+        args = image.tile[0].args if image.tile else ()
+        args = args if isinstance(args, tuple) else (args,)
+        raw_mode = next((arg for arg in args if isinstance(arg, str)), image.mode)
+        if isinstance(image, PpmImageFile):
+            maximum = next((arg for arg in args if isinstance(arg, int)), 255)
+        is_lossy = _is_lossy(data, image.info)
+
+    def convert(image: Image.Image) -> StoredValues:
+        is_palette = image.mode in ("P", "PA")
+        alpha = _alpha(image)
+        if image.mode in ("LA", "La", "PA"):
+            image = image.getchannel(0)
+        values = np.asarray(image)
+        if image.mode in ("RGBA", "RGBa", "RGBX", "CMYK", "YCbCr", "LAB", "HSV"):
+            values = np.asarray(image.convert("RGB"))
+        if values.ndim == 3:
+            if "16" in raw_mode and not np.isin(values, (0, 255)).all():
+                raise ImageError("corrupt", "colours of 16 bits are read by half: save the values as 16-bit grey")
+            if (values[..., :1] == values).all():
+                values = values[..., 0]
+        if values.dtype == np.uint8 and not is_palette:
+            if raw_mode.startswith(("L;2", "L;4")):  # which Pillow has scaled to 8 bits
+                values = values // (85 if raw_mode.startswith("L;2") else 17)
+            elif 0 < maximum < 255:
+                values = np.rint(values * (maximum / 255)).astype(np.uint8)
+        values = values.view(np.uint8) if values.dtype == np.bool_ else values
+        return StoredValues(np.ascontiguousarray(values), alpha, is_palette, is_lossy)
+
+    return _decode(data, limits, convert, prepare=prepare, upright=upright)
+
+
+def _alpha(image: Image.Image) -> Pixels | None:
+    """Return the transparency [H, W] of an image; None where it is the same everywhere."""
+    key = image.info.get("transparency")
+    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
+        alpha = np.asarray(image.getchannel("A"))
+    elif key is None:
+        return None
+    elif image.mode == "P":
+        table = np.full(256, 255, np.uint8)
+        if isinstance(key, bytes):
+            table[: len(key)] = np.frombuffer(key[:256], np.uint8)
+        elif 0 <= key < 256:
+            table[key] = 0
+        alpha = table[np.asarray(image)]
+    elif image.mode == "RGB":
+        alpha = np.where((np.asarray(image) == np.array(key)).all(axis=2), 0, 255).astype(np.uint8)
+    else:
+        alpha = np.where(np.asarray(image) == key, 0, 255).astype(np.uint8)
+    return None if (alpha == alpha.flat[0]).all() else np.ascontiguousarray(alpha)
+
+
+def _is_lossy(data: bytes, info: Mapping[Any, Any]) -> bool:
+    if data.startswith(b"RIFF"):
+        place = 12
+        while place + 8 <= len(data) and data[place : place + 4] != b"VP8 ":
+            place += 8 + (size := int.from_bytes(data[place + 4 : place + 8], "little")) + size % 2
+        return data[place : place + 4] == b"VP8 "
+    return not data.startswith(_LOSSLESS) or info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
+
+
+def _decode(
+    data: bytes,
+    limits: ImageLimits,
+    convert: Callable[[Image.Image], Decoded],
+    *,
+    prepare: Callable[[ImageFile], None] = lambda image: None,
+    upright: bool = True,
+) -> Decoded:
     if not data:
         raise ImageError("empty_file", "the file has no bytes")
     if len(data) > limits.max_bytes:
@@ -130,8 +235,9 @@ def _decode(data: bytes, limits: ImageLimits, convert: Callable[[Image.Image], D
         # Image.open is not used: it reports large images through process-wide state and warnings.
         with open_format(io.BytesIO(data)) as image:
             _check_size(image, limits)
+            prepare(image)
             image.load()
-            return convert(_upright(image))
+            return convert(_upright(image) if upright else image)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:

@@ -46,8 +46,10 @@ RUNS = [int(n) for n in np.diff(np.flatnonzero(np.diff(INSIDE.ravel("F"), prepen
         {"mask_png": "data:image/png;base64," + png(INSIDE.astype(np.uint8))},
         {"mask_png": png(INSIDE)},
         {"mask_png": png(rgba(INSIDE))},
+        {"mask_png": png(INSIDE.astype(np.uint16))},
+        {"mask_png": png(INSIDE.astype(np.uint8) + 3), "mask_value": 4},
     ],
-    ids=["rle", "runs", "polygon", "two polygons", "grey", "data url", "one bit", "alpha"],
+    ids=["rle", "runs", "polygon", "two polygons", "grey", "data url", "one bit", "alpha", "16 bits", "value"],
 )
 def test_decode_regions_mask_form_gives_mask(region: dict[str, Any]) -> None:
     decoded = decode_regions([RegionInput.model_validate(region)], (HEIGHT, WIDTH), LIMITS)
@@ -91,6 +93,8 @@ FAR = [[0, 0, 299, 0, 0, 199, 299, 199, 0, 0, 290, 190] * 60]
         ([{"mask_png": "QUJD"}], "not_an_image", "regions[0].mask_png"),
         ([{"mask_png": png(INSIDE.T.copy())}], "size_mismatch", "regions[0].mask_png"),
         ([{"mask_png": png(np.zeros((HEIGHT, WIDTH), np.uint8))}], "empty_mask", "regions[0].mask_png"),
+        ([{"mask_png": png(INSIDE.astype(np.uint8) + 3)}], "several_mask_values", "regions[0].mask_png"),
+        ([{"mask_png": png(INSIDE), "mask_value": 7}], "unknown_mask_value", "regions[0].mask_png"),
         ([{"points": [{"x": 31, "y": 2}]}], "outside", "regions[0].points[0]"),
         ([{"points": [{"x": 3, "y": 2, "label": 0}]}], "malformed", "regions[0].points"),
         ([{"bbox_xywh": [30, 2, 5, 5]}], "outside", "regions[0].bbox_xywh"),

@@ -81,7 +81,7 @@ class TextPart(_RequestModel):
 
 
 class ImagePart(_RequestModel):
-    """A region (the pixels with non-zero alpha), a whole image, or a black and white mask for an image of its size."""
+    """A region (the pixels of at least half the largest alpha), a whole image, or a black and white mask for an image of its size."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -389,7 +389,8 @@ def decode_chat_images(files: Sequence[bytes], params: Sequence[str], limits: Se
         pixels, alpha = decode_image(data, limits.image, param)
         size = (pixels.shape[0], pixels.shape[1])
         check_region_count(len(files), size, limits)
-        insides.append(None if alpha is None or alpha.all() else rle_codec.encode(alpha > 0))
+        is_opaque = alpha is None or (alpha == alpha[0, 0]).all()
+        insides.append(None if is_opaque else rle_codec.encode(alpha >= alpha.max() / 2))
         if alpha is not None and not alpha.any():
             raise ApiError(422, "empty_mask", "the alpha channel of the image is 0 everywhere", param=param)
         same = next((place for place, image in enumerate(images) if np.array_equal(image, pixels)), None)

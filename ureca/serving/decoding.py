@@ -6,13 +6,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
-
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
 from ureca.images import Pixels, decode_layers
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
+from ureca.masks.mask_images import decode_mask_image
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import Rle
 from ureca.serving.schemas import ApiError, RegionInput
@@ -146,10 +145,9 @@ def _decode_mask(region: RegionInput, size: tuple[int, int], limits: ImageLimits
     try:
         if region.mask_png is not None:
             param += ".mask_png"
-            colors, alpha = decode_image(decode_base64(region.mask_png, param), limits, param)
-            _check_size(colors.shape[:2], size, param)
-            inside = np.asarray(colors.any(axis=2))
-            rle = rle_codec.encode(inside if alpha is None else inside & (alpha > 0))
+            inside = decode_mask_image(decode_base64(region.mask_png, param), limits, mask_value=region.mask_value)
+            _check_size(inside.shape, size, param)
+            rle = rle_codec.encode(inside)
         elif region.rle is not None:
             param += ".rle"
             _check_size(region.rle.size, size, param)
@@ -160,6 +158,8 @@ def _decode_mask(region: RegionInput, size: tuple[int, int], limits: ImageLimits
             if _outline_length_px(polygons) > _MAX_OUTLINE_PERIMETERS * 2 * sum(size) + 10_000:
                 raise ValueError(f"the outline is longer than {_MAX_OUTLINE_PERIMETERS} perimeters of the image")
             rle = rle_codec.from_coco(polygons, *size)
+    except ImageError as error:
+        raise ApiError.from_data_error(error, param) from error
     except ValueError as error:
         raise ApiError(422, "malformed", str(error), param=param) from error
     if not rle_codec.area_px(rle):

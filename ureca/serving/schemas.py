@@ -56,8 +56,13 @@ class RegionInput(_RequestModel):
     )
     mask_png: str | None = Field(
         default=None,
-        description="base64-encoded image file of the image's size; pixels that are neither black nor transparent are "
-        "inside the region",
+        description="base64-encoded image file of the image's size that holds one mask: values, not colours, decide; "
+        "0 and transparent are outside; soft and lossy edges are cut at half the maximum",
+    )
+    mask_value: Annotated[StrictInt, Field(ge=0, lt=2**32)] | None = Field(
+        default=None,
+        description="value of the pixels inside, for a `mask_png` with several: index of a palette, grey, or "
+        "red + 256 * green + 65536 * blue",
     )
     bbox_xywh: tuple[StrictNumber, StrictNumber, StrictNumber, StrictNumber] | None = Field(
         default=None, description="x, y, width, height in pixels"
@@ -70,6 +75,8 @@ class RegionInput(_RequestModel):
         if len(given) != 1 and given != {"bbox_xywh", "points"}:
             found = ", ".join(sorted(given)) or "none"
             raise ValueError(f"a region has one of {', '.join(REGION_FORMS)} (or bbox_xywh with points), not {found}")
+        if self.mask_value is not None and self.mask_png is None:
+            raise ValueError("mask_value goes with mask_png")
         return self
 
     @property
