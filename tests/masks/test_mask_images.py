@@ -172,7 +172,7 @@ def test_decode_mask_image_of_an_index_image_is_refused_by_name(name: str) -> No
 
 
 def test_decode_mask_image_names_the_values_of_an_index_image() -> None:
-    with pytest.raises(ImageError, match="the values 0, 1, 2, 3[.]"):
+    with pytest.raises(ImageError, match=r"the values 0, 1, 2, 3\."):
         decode_mask_image(SEVERAL["grey labels"], LIMITS)
     many = save(Image.fromarray(np.arange(20, dtype=np.uint8).repeat(200).reshape(40, 100)))
     with pytest.raises(ImageError, match="the values 0, 1, 2, 3, 4, 5, 6, 7 and others"):

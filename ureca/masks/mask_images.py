@@ -50,7 +50,7 @@ def decode_mask_image(
     stored = decode_values(data, limits, upright=upright)
     if mask_value is not None:
         labels = _labels(stored)
-        inside = labels == mask_value
+        inside: BoolMask = labels == mask_value
         if not inside.any():
             raise ImageError("unknown_mask_value", f"no pixel has the value {mask_value}; there are {_named(labels)}")
         return inside

@@ -81,7 +81,7 @@ class TextPart(_RequestModel):
 
 
 class ImagePart(_RequestModel):
-    """A region (the pixels of at least half the largest alpha), a whole image, or a black and white mask for an image of its size."""
+    """A region (pixels of at least half the largest alpha), a whole image, or a black and white mask for one."""
 
     type: Literal["image_url"]
     image_url: ImageUrl
@@ -367,7 +367,7 @@ class ChatImage:
 def decode_chat_images(files: Sequence[bytes], params: Sequence[str], limits: ServingLimits) -> list[ChatImage]:
     """Decode the images of a request to regions, and merge those with equal colors.
 
-    An image with transparent pixels is a region: its pixels with non-zero alpha. An image without is a region as a
+    An image whose alpha differs is a region: its pixels of at least half the largest alpha. Another one is a region as a
     whole, unless the request also has black and white images: each of them is the mask of the previous (else the next)
     image of its size, which then is no region itself.
 
@@ -389,8 +389,8 @@ def decode_chat_images(files: Sequence[bytes], params: Sequence[str], limits: Se
         pixels, alpha = decode_image(data, limits.image, param)
         size = (pixels.shape[0], pixels.shape[1])
         check_region_count(len(files), size, limits)
-        is_opaque = alpha is None or (alpha == alpha[0, 0]).all()
-        insides.append(None if is_opaque else rle_codec.encode(alpha >= alpha.max() / 2))
+        has_region = alpha is not None and bool((alpha != alpha[0, 0]).any())
+        insides.append(rle_codec.encode(alpha >= alpha.max() / 2) if alpha is not None and has_region else None)
         if alpha is not None and not alpha.any():
             raise ApiError(422, "empty_mask", "the alpha channel of the image is 0 everywhere", param=param)
         same = next((place for place, image in enumerate(images) if np.array_equal(image, pixels)), None)
