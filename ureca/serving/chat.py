@@ -367,7 +367,7 @@ class ChatImage:
 def decode_chat_images(files: Sequence[bytes], params: Sequence[str], limits: ServingLimits) -> list[ChatImage]:
     """Decode the images of a request to regions, and merge those with equal colors.
 
-    An image whose alpha differs is a region: its pixels of at least half the largest alpha. Another one is a region as a
+    An image whose alpha differs is a region: its pixels of at least half the largest alpha. Another is a region as a
     whole, unless the request also has black and white images: each of them is the mask of the previous (else the next)
     image of its size, which then is no region itself.
 
