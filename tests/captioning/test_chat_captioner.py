@@ -85,6 +85,32 @@ def test_chat_captioner_with_failed_answer_fails_only_its_region(tmp_path: Path)
     assert report.num_calls == 7
 
 
+@pytest.mark.parametrize(
+    ("said", "is_cut_off", "expected"),
+    [
+        ("<think>A door? Yes.</think>\n\nA red door.", False, ("A red door.", "stop", "ok")),
+        ("A red\ndoor\x00 with", True, ("A red door with", "length", "ok")),
+        ("<think>Let me look at", True, (None, None, "failed:caption:cut_off")),
+        ("<think>Let me look at", False, (None, None, "failed:caption:cut_off")),
+        ("", True, (None, None, "failed:caption:cut_off")),
+        (" \n", False, (None, None, "failed:caption:blank")),
+    ],
+)
+def test_chat_captioner_takes_the_answer_without_thinking_and_tells_how_it_ended(
+    tmp_path: Path, said: str, is_cut_off: bool, expected: tuple[str | None, str | None, str]
+) -> None:
+    class Saying:
+        name = "saying"
+
+        async def answer(self, request: ChatRequest) -> ChatAnswer:
+            return ChatAnswer(said, 11, 5, is_cut_off=is_cut_off)
+
+    rows, _ = caption(tmp_path, Saying(), "crop")
+    for row in rows:
+        for region in row["captions"]:
+            assert (region["caption"], region["finish_reason"], region["status"]) == expected
+
+
 def test_caption_stage_with_chat_checkpoint_captions(tmp_path: Path) -> None:
     folder = tmp_path / "internvl"
     internvl(folder)

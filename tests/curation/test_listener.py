@@ -118,7 +118,8 @@ class TestQuestion:
             ('{"choice": "all"}', "unusable_answer"),
             ('{"choice": 1.5}', "unusable_answer"),
             ('{"choice": true}', "unusable_answer"),
-            ("1", "unusable_answer"),
+            ("It is 1 or 2.", "unusable_answer"),
+            ("3", "no_such_number"),
             ("I'm sorry, I cannot tell.", "refusal"),
         ],
     )
@@ -128,7 +129,7 @@ class TestQuestion:
         assert failed.value.kind == kind
 
     def test_listener_request_is_greedy_with_view_and_caption_only(self) -> None:
-        model = ScriptedChatModel(["none", '{"choice": "none"}'])
+        model = ScriptedChatModel(["all", '{"choice": "none"}'])
         listener = PromptedListener(model, PromptedListenerSettings(max_new_tokens=77))
         with metered() as usage:
             asyncio.run(listener.choose(self.views(), [4, 1], "A disc."))

@@ -243,7 +243,6 @@ class TestAnswers:
             '{"caption": null}',
             '{"caption": 3}',
             '{"caption": ["A cat."]}',
-            '{"Caption": "A cat."}',
             '["A cat."]',
             '{"caption": "a \\ud800"}',
             caption_json("x" * 8001),

@@ -207,8 +207,8 @@ class TestInvalidRequests:
         pixels, masks = drawn_image(1)
         with metered() as usage:
             rows = asyncio.run(curate_regions(pixels, masks, Curator(annotator, DescriptorEmbedder())))
-        assert {row["status"] for row in rows} == {"failed:short_caption:unusable_answer"}
-        assert (usage.num_calls, usage.invalid_responses) == (8, {"unusable_answer": 8})
+        assert {row["status"] for row in rows} == {"failed:short_caption:cut_off"}
+        assert (usage.num_calls, usage.invalid_responses) == (8, {"cut_off": 8})
 
 
 class TestSettings:

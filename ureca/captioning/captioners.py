@@ -24,6 +24,7 @@ from ureca.images import Pixels
 from ureca.llm import usage
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatModel, ChatRequest
+from ureca.llm.structured import without_thinking
 from ureca.masks.mask import Mask
 from ureca.model.prepared import region_view
 from ureca.model.prompt import RegionPrompt
@@ -158,4 +159,8 @@ class ChatCaptioner:
         except AnswerError as error:
             return failed_caption(error.kind)
         usage.record(answer)
-        return finished_caption(answer.text.strip(), answer.num_new_tokens, None)
+        text, is_thinking = without_thinking(answer.text)
+        caption = " ".join("".join(each if each.isprintable() else " " for each in text).split())
+        if not caption:
+            return failed_caption("cut_off" if is_thinking or answer.is_cut_off else "blank")
+        return finished_caption(caption, answer.num_new_tokens, "length" if answer.is_cut_off else "stop")

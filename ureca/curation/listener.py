@@ -6,10 +6,11 @@ from anything but the caption: neither the order, the numbers nor the colours of
 
 import asyncio
 import random
+import re
 from collections.abc import Collection
 from typing import Literal
 
-from pydantic import BaseModel, StrictInt
+from pydantic import BaseModel, StrictInt, field_validator, model_validator
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice
@@ -19,9 +20,34 @@ from ureca.llm.protocol import ChatModel
 from ureca.llm.structured import InvalidResponseError, ask
 from ureca.masks.views import Views
 
+_NONE = frozenset({"none", "none of them", "none of these", "none of the above", "neither", "no one", "null"})
+_SEVERAL = frozenset({"several", "several of them", "multiple", "more than one", "both", "two or more"})
+
 
 class _Choice(BaseModel):
     choice: StrictInt | Literal["none", "several"]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare_choice(cls, content: object) -> object:
+        return {"choice": content} if isinstance(content, str) else content
+
+    @field_validator("choice", mode="before")
+    @classmethod
+    def _read(cls, choice: object) -> object:
+        """Read numbers and words as models write them: ``"2"``, ``2.0``, ``"Number 2."``, ``"None"``, null."""
+        if choice is None:
+            return "none"
+        if isinstance(choice, float) and choice.is_integer():
+            return int(choice)
+        if not isinstance(choice, str):
+            return choice
+        word = " ".join(choice.casefold().split()).strip(" .!*_`'\"")
+        if number := re.fullmatch(
+            r"(?:(?:number|no\.?|nr\.?|candidate|region|object|choice:?) ?)?#?(\d{1,6})(?:\.0+)?", word
+        ):
+            return int(number[1])
+        return "none" if word in _NONE else "several" if word in _SEVERAL else choice
 
 
 class PromptedListener:
@@ -58,6 +84,7 @@ class PromptedListener:
             temperature=0.0,
             max_new_tokens=self._settings.max_new_tokens,
             max_attempts=self._settings.max_attempts,
+            limit_name="listener.max_new_tokens",
         )
 
 

@@ -1,10 +1,12 @@
 """The annotator that prompts a multimodal chat model."""
 
 import asyncio
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, field_validator, model_validator
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
@@ -17,13 +19,73 @@ Typed = TypeVar("Typed", bound=BaseModel)
 Answer = TypeVar("Answer")
 
 
+_MAX_CAPTION_CHARACTERS = 8000
+_MAX_REASON_CHARACTERS = 2000
+_JSON_IN_TEXT = re.compile(r"[{\[]\s*\\?[\"']?[\w -]{1,60}\\?[\"']?\s*:|^\W*caption\W*[\"']\s*:", re.IGNORECASE)
+_BARE_VERDICT = re.compile(
+    r"(?:(?:the )?(?:answer|verdict|judge?ment|final answer|is_true|caption)(?: is)?\W*)?\b(true|false)\b"
+    r"[\s*_.,:;!()\u2013-]*",
+    re.IGNORECASE,
+)
+
+
 class _Caption(BaseModel):
-    caption: str = Field(min_length=1, max_length=8000)
+    caption: str
+
+    @field_validator("caption")
+    @classmethod
+    def _is_plain_text(cls, caption: str) -> str:
+        if len(caption) > _MAX_CAPTION_CHARACTERS:
+            raise ValueError(f"it has more than {_MAX_CAPTION_CHARACTERS} characters")
+        if any(_is_control(character) for character in caption):
+            raise ValueError("it has control characters")
+        if _JSON_IN_TEXT.search(caption):
+            raise ValueError("it has a JSON object in it instead of plain text")
+        caption = " ".join(caption.split())
+        if not re.search(r"\w", caption):
+            raise ValueError("it has no words")
+        return caption
+
+
+def _is_control(character: str) -> bool:
+    """Tell if a character is a control, a change of writing direction, or a sign of wrong decoding."""
+    return (
+        (unicodedata.category(character) in {"Cc", "Cs"} and character not in "\t\n\r")
+        or "\u202a" <= character <= "\u202e"
+        or "\u2066" <= character <= "\u2069"
+        or character == "\ufffd"
+    )
 
 
 class _Judgement(BaseModel):
     is_true: bool
-    reason: str = Field(default="", max_length=2000)
+    reason: str = ""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _read_bare_word(cls, content: object) -> object:
+        """Read an answer that begins with True or False, as the paper asks for; what follows is the reason."""
+        if not isinstance(content, str):
+            return content
+        found = _BARE_VERDICT.match(content)
+        if found is None:
+            raise ValueError("it is neither True nor False")
+        return {"is_true": found[1], "reason": content[found.end() :] or "the answer gives no reason"}
+
+    @field_validator("is_true", mode="before")
+    @classmethod
+    def _trim(cls, is_true: object) -> object:
+        return is_true.strip(" \t\n.!*_`'\"") if isinstance(is_true, str) else is_true
+
+    @field_validator("reason", mode="before")
+    @classmethod
+    def _clean(cls, reason: object) -> object:
+        if reason is None:
+            return ""
+        if not isinstance(reason, str):
+            return reason
+        plain = "".join(" " if _is_control(character) else character for character in reason[:_MAX_REASON_CHARACTERS])
+        return " ".join(plain.split())
 
 
 class PromptedAnnotator:
@@ -99,22 +161,20 @@ class PromptedAnnotator:
         parts = (*await asyncio.to_thread(render), prompts.verification(caption))
 
         def read(answer: _Judgement) -> Verdict:
-            reason = " ".join(answer.reason.split())
-            if not answer.is_true and not reason:
+            if not answer.is_true and not answer.reason:
                 raise InvalidResponseError("no_reason", "it gives no reason why the caption is not true")
-            return Verdict(accepted=answer.is_true, reason=reason)
+            return Verdict(accepted=answer.is_true, reason=answer.reason)
 
-        return await self._ask(_Judgement, read, prompts.VERIFICATION, parts, temperature=0.0)
+        return await self._ask(
+            _Judgement, read, prompts.VERIFICATION, parts, temperature=0.0, settings_name="verification"
+        )
 
     async def _caption(
         self, system: str, parts: tuple[str | Pixels, ...], *, short: bool = False, highest_number: int | None = None
     ) -> str:
         def read(answer: _Caption) -> str:
-            caption = " ".join(answer.caption.split())
-            if not caption:
-                raise InvalidResponseError("blank", "the caption is blank")
-            check_caption(self._settings.rules, caption, short=short, highest_number=highest_number)
-            return caption
+            check_caption(self._settings.rules, answer.caption, short=short, highest_number=highest_number)
+            return answer.caption
 
         return await self._ask(_Caption, read, system, parts, temperature=self._settings.temperature)
 
@@ -126,6 +186,7 @@ class PromptedAnnotator:
         parts: tuple[str | Pixels, ...],
         *,
         temperature: float,
+        settings_name: str = "annotator",
     ) -> Answer:
         return await ask(
             self._model,
@@ -136,4 +197,5 @@ class PromptedAnnotator:
             temperature=temperature,
             max_new_tokens=self._settings.max_new_tokens,
             max_attempts=self._settings.max_attempts,
+            limit_name=f"{settings_name}.max_new_tokens",
         )

@@ -44,11 +44,19 @@ class ChatRequest:
 
 @dataclass(frozen=True, slots=True)
 class ChatAnswer:
-    """The text of an answer, unchanged, and its token counts."""
+    """The text of an answer, unchanged, and its token counts.
+
+    Attributes:
+        text: the text.
+        num_prompt_tokens: number of tokens of the prompt, 0 if the engine does not tell.
+        num_new_tokens: number of tokens of the answer, including its thinking; 0 if the engine does not tell.
+        is_cut_off: True if the answer ended at the limit of tokens, before its end.
+    """
 
     text: str
     num_prompt_tokens: int
     num_new_tokens: int
+    is_cut_off: bool = False
 
 
 class ChatModel(Protocol):

@@ -1,6 +1,5 @@
 """Structured answers: requests that are retried until the answer is a valid JSON object."""
 
-import json
 import re
 from collections.abc import Callable
 from functools import cache
@@ -10,13 +9,34 @@ from pydantic import BaseModel, ValidationError
 
 from ureca.errors import AnswerError
 from ureca.llm import usage
-from ureca.llm.protocol import ChatModel, ChatRequest, Pixels
+from ureca.llm.lenient_json import read_objects
+from ureca.llm.protocol import ChatAnswer, ChatModel, ChatRequest, Pixels
 
 Typed = TypeVar("Typed", bound=BaseModel)
 Answer = TypeVar("Answer")
 
 _TEMPERATURE_STEP = 0.2
 _MAX_TEMPERATURE = 2.0
+
+_MAX_ANSWER_CHARACTERS = 100_000
+"""Longest answer, without its thinking, that is searched for an object."""
+_MAX_SHOWN_CHARACTERS = 600
+"""Longest part of a refused answer that a retry shows."""
+
+_THINKING = (
+    ("<think>", "</think>"),  # DeepSeek-R1, Qwen3, InternVL3.5
+    ("<thinking>", "</thinking>"),
+    ("<thought>", "</thought>"),
+    ("<reasoning>", "</reasoning>"),
+    ("<seed:think>", "</seed:think>"),
+    ("[THINK]", "[/THINK]"),  # Magistral
+    ("\u25c1think\u25b7", "\u25c1/think\u25b7"),  # Kimi-VL
+    ("<|channel|>analysis<|message|>", "<|end|>"),  # gpt-oss
+)
+"""Marks around the reasoning of a model, which is no part of its answer."""
+
+_UNSENT_KEYWORDS = {"maxLength", "minLength", "pattern", "title", "description", "default"}
+"""Keywords of JSON schema that grammars compile slowly or that say nothing; lengths are checked here."""
 
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i'?m |i am |we(?:'re| are) )?(?:very |so |really )?sorry\b(?=[^.]{0,40}\b(?:i|can't|"
@@ -61,6 +81,7 @@ async def ask(
     temperature: float,
     max_new_tokens: int,
     max_attempts: int,
+    limit_name: str = "max_new_tokens",
 ) -> Answer:
     """Request a JSON object; retry an invalid response with the reason, at a rising temperature.
 
@@ -70,15 +91,17 @@ async def ask(
         model: model that answers.
         system: constant part of the request.
         parts: text and images of the request, in order; a retry appends its reason, so that all before is cached.
-        expected: type of the JSON object.
+        expected: type of the JSON object. It checks lengths itself: the schema in the request has none.
         read: conversion of the typed object to the result; raises ``InvalidResponseError`` for an unusable one.
         temperature: temperature of the first attempt, 0 to 2.
         max_new_tokens: maximum number of tokens of an answer.
         max_attempts: number of attempts, at least 1.
+        limit_name: name of the setting ``max_new_tokens``, for the message of an answer that is cut off.
 
     Raises:
         AnswerError: all attempts got an invalid response; its kind is that of the last one (``unusable_answer`` if it
-            was not such an object). Errors of the model pass through.
+            was not such an object, ``cut_off`` if it reached the maximum of tokens before). Errors of the model pass
+            through.
     """
     retry: tuple[str, ...] = ()
     for attempt in range(max_attempts):
@@ -93,34 +116,126 @@ async def ask(
         answer = await model.answer(request)
         usage.record(answer)
         try:
-            return read(_parse(expected, answer.text))
+            return read(parse_answer(expected, answer, max_new_tokens, limit_name))
         except InvalidResponseError as error:
             invalid = error
             usage.record_invalid(error.kind)
-            retry = (retry_prompt(error.reason),)
+            retry = (retry_prompt(error.reason, refused=answer.text),)
     raise AnswerError(invalid.kind, f"{max_attempts} answers could not be used; the last one: {invalid.reason}")
 
 
 @cache
 def _schema(expected: type[BaseModel]) -> dict[str, Any]:
-    return expected.model_json_schema()
+    def sent(value: Any, *, is_properties: bool = False) -> Any:
+        if isinstance(value, list):
+            return [sent(each) for each in value]
+        if not isinstance(value, dict):
+            return value
+        return {
+            name: sent(each, is_properties=name in {"properties", "$defs"} and not is_properties)
+            for name, each in value.items()
+            if is_properties or name not in _UNSENT_KEYWORDS
+        }
+
+    schema: dict[str, Any] = sent(expected.model_json_schema())
+    return schema
 
 
-def _parse(expected: type[Typed], text: str) -> Typed:
-    """Parse the JSON object in an answer, which may be in a code fence or between sentences."""
-    start, end = text.find("{"), text.rfind("}")
-    if start < 0 or end < start:
-        check_not_refusal(text)
-        raise InvalidResponseError("unusable_answer", "there is no JSON object in it")
-    try:
-        content: Any = json.loads(text[start : end + 1])
-        return expected.model_validate(content)
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        location = ".".join(map(str, first["loc"])) or "the object"
-        raise InvalidResponseError("unusable_answer", f"{location}: {first['msg']}") from error
-    except (ValueError, RecursionError) as error:
-        raise InvalidResponseError("unusable_answer", "what is in braces is no JSON object") from error
+def parse_answer(
+    expected: type[Typed], answer: ChatAnswer, max_new_tokens: int, limit_name: str = "max_new_tokens"
+) -> Typed:
+    """Find the JSON object in an answer: the last one that validates.
+
+    A model's thinking is dropped. The object may be in a code fence, between sentences, in a list or in another object;
+    its keys may differ in case, and it need not be strict JSON (``ureca.llm.lenient_json``). Where there is none, the
+    whole text is validated, so that a type may accept an answer without JSON.
+
+    Args:
+        expected: type of the object.
+        answer: answer of the model.
+        max_new_tokens: maximum number of tokens that was requested.
+        limit_name: name of that setting.
+
+    Raises:
+        InvalidResponseError: ``refusal``; ``cut_off``: the answer reached the maximum of tokens before its object was
+            complete; or ``unusable_answer``: it has no object of the type.
+    """
+    text, is_thinking = without_thinking(answer.text)
+    is_cut_off = answer.is_cut_off or is_thinking
+    if len(text) > _MAX_ANSWER_CHARACTERS:
+        raise InvalidResponseError("unusable_answer", f"it has more than {_MAX_ANSWER_CHARACTERS} characters")
+    found: Typed | None = None
+    fault: ValidationError | None = None
+
+    def validates(content: dict[str, Any]) -> bool:
+        nonlocal found, fault
+        try:
+            found = expected.model_validate(_with_known_keys(expected, content))
+        except ValidationError as error:
+            fault = error
+            return False
+        return True
+
+    end = read_objects(text, validates)
+    if found is not None and not (is_cut_off and "{" in text[end:]):
+        return found
+    if is_cut_off:
+        raise InvalidResponseError(
+            "cut_off",
+            f"it was cut off before its end: answer more briefly (the limit of {max_new_tokens} tokens is the setting "
+            f"{limit_name})",
+        )
+    if fault is None:
+        try:
+            return expected.model_validate(_without_wrapping(text))
+        except ValidationError:
+            check_not_refusal(text)
+            reason = "what is in braces is no JSON object" if "{" in text else "there is no JSON object in it"
+            raise InvalidResponseError("unusable_answer", reason) from None
+    first = fault.errors(include_url=False, include_input=False)[0]
+    location = ".".join(map(str, first["loc"])) or "the object"
+    raise InvalidResponseError("unusable_answer", f"{location}: {first['msg']}") from fault
+
+
+def _with_known_keys(expected: type[BaseModel], content: dict[str, Any]) -> dict[str, Any]:
+    """Rename keys that differ from a field's name in case, spaces, hyphens or underscores only."""
+    names = {_plain(name): name for name in expected.model_fields}
+    renamed = {names[_plain(key)]: value for key, value in content.items() if _plain(key) in names}
+    return content | renamed | {name: content[name] for name in expected.model_fields if name in content}
+
+
+def _plain(key: str) -> str:
+    return re.sub(r"[\W_]", "", key).casefold()
+
+
+def without_thinking(text: str) -> tuple[str, bool]:
+    """Drop the thinking of a model from its answer.
+
+    Returns:
+        The rest of the text; and True if the thinking does not end, so that the text has no answer.
+    """
+    for opening, closing in _THINKING:
+        kept: list[str] = []
+        position = 0
+        while (start := text.find(opening, position)) >= 0:
+            end = text.find(closing, start)
+            if end < 0:
+                before = "".join(kept) + text[position:start]
+                return before, not before.strip()
+            kept.append(text[position:start])
+            position = end + len(closing)
+        text = "".join(kept) + text[position:]
+        # Chat templates may end with the opening mark, so that the answer has the closing one only.
+        if closing.startswith(("</", "[/", "\u25c1/")):
+            text = text.rpartition(closing)[2]
+    return text, False
+
+
+def _without_wrapping(text: str) -> str:
+    """Strip special tokens, boxes, code fences and emphasis around a bare answer."""
+    text = re.sub(r"<\|[\w ]{1,40}\|>|```\w{0,20}", " ", text).strip()
+    boxed = re.fullmatch(r"\$*\\boxed\{(?:\\text\{)?([^{}]{1,100})\}{1,2}\$*\.?", text)
+    return (boxed[1] if boxed else text).strip(" \t\r\n*_`\"'")
 
 
 def check_not_refusal(text: str) -> None:
@@ -129,6 +244,16 @@ def check_not_refusal(text: str) -> None:
         raise InvalidResponseError("refusal", "it declines to answer; say what can be seen, as far as it can be seen")
 
 
-def retry_prompt(reason: str) -> str:
-    """Return the text that is appended to a request whose answer could not be used."""
-    return f"Your last answer cannot be used: {reason}. Answer again, without this fault."
+def retry_prompt(reason: str, refused: str = "") -> str:
+    """Return the text that is appended to a request whose answer could not be used.
+
+    Args:
+        reason: reason why it cannot be used.
+        refused: the answer, of which the beginning is shown; its thinking is left out.
+    """
+    shown = " ".join(without_thinking(refused)[0].split())
+    shown = "".join(character if character.isprintable() else "\ufffd" for character in shown)
+    if len(shown) > _MAX_SHOWN_CHARACTERS:
+        shown = f"{shown[:_MAX_SHOWN_CHARACTERS]}..."
+    quoted = f"Your last answer was:\n{shown}\n" if shown else ""
+    return f"{quoted}Your last answer cannot be used: {reason}. Answer again, without this fault."

@@ -132,7 +132,12 @@ class LocalModel:
         ends = (index for index, token in enumerate(token_ids) if token in self._end_token_ids)
         num_text_tokens = next(ends, len(token_ids))
         text = self._processor.tokenizer.decode(token_ids[:num_text_tokens], skip_special_tokens=True)
-        return ChatAnswer(text.strip(), num_prompt_tokens, min(num_text_tokens + 1, len(token_ids)))
+        return ChatAnswer(
+            text.strip(),
+            num_prompt_tokens,
+            min(num_text_tokens + 1, len(token_ids)),
+            is_cut_off=num_text_tokens == len(token_ids),
+        )
 
 
 def _load(config: TransformersConfig) -> tuple[Any, Any]:
