@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tests.bad_corpus import HEIGHT_PX, WIDTH_PX, image_cases
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
-from ureca.images import decode_image, decode_layers
+from ureca.images import decode_image, decode_layers, encode_jpeg
 
 LIMITS = ImageLimits()
 CASES = image_cases()
@@ -232,3 +232,20 @@ def test_decode_layers_of_an_opaque_image_returns_its_pixels() -> None:
     colours, alpha = decode_layers(save(photograph), LIMITS)
     assert alpha is None
     assert (colours == decode(photograph)).all()
+
+
+def test_encode_jpeg_round_trips_with_thin_coloured_lines() -> None:
+    pixels = np.full((60, 80, 3), (120, 130, 140), np.uint8)
+    pixels[30:33] = (255, 255, 0)
+    decoded = decode_image(encode_jpeg(pixels, 95), ImageLimits())
+    assert np.abs(decoded.astype(int) - pixels).max() < 20  # halved colour resolution is off by 60 and more
+
+
+def test_encode_jpeg_of_lower_quality_is_smaller() -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    assert len(encode_jpeg(noise, 30)) < len(encode_jpeg(noise, 90))
+
+
+def test_encode_jpeg_beyond_the_formats_size_raises() -> None:
+    with pytest.raises(ValueError, match="65535"):
+        encode_jpeg(np.zeros((1, 65536, 3), np.uint8), 90)

@@ -62,6 +62,7 @@ _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
 
 _LOSSLESS = tuple(signature for signature, format in _SIGNATURES if format is not JpegImageFile)
 
+_MAX_JPEG_SIDE_PX = 65535
 _EXIF_ORIENTATION = 0x0112
 _TIFF_TILE_TAGS = (322, 323)  # width and height
 
@@ -117,6 +118,32 @@ def decode_layers(data: bytes, limits: ImageLimits) -> tuple[Pixels, Pixels | No
         ImageError: as ``decode_image``.
     """
     return _decode(data, limits, _to_layers)
+
+
+def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
+    """Encode RGB pixels, uint8 [H, W, 3], as a JPEG file of a quality from 1 to 100.
+
+    Full colour resolution is kept: the marks on views are thin coloured lines. Threads encode in parallel, as OpenCV,
+    unlike Pillow, releases the interpreter's lock.
+
+    Raises:
+        ValueError: a side is longer than JPEG's 65535 pixels.
+    """
+    import cv2
+
+    if max(pixels.shape[:2]) > _MAX_JPEG_SIDE_PX:
+        raise ValueError(f"a JPEG file has at most {_MAX_JPEG_SIDE_PX} px a side, the image has {pixels.shape[:2]}")
+    _, data = cv2.imencode(
+        ".jpg",
+        cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR),
+        [
+            cv2.IMWRITE_JPEG_QUALITY,
+            quality,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR,
+            cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444,
+        ],
+    )
+    return data.tobytes()
 
 
 @dataclass(frozen=True, slots=True)

@@ -135,7 +135,8 @@ class TestQuestion:
             asyncio.run(listener.choose(self.views(), [4, 1], "A disc."))
         first, _ = model.requests
         assert (first.temperature, first.max_new_tokens) == (0, 77)
-        view, question = first.parts
+        whole, view, question = first.parts
+        np.testing.assert_array_equal(whole, self.views().whole())
         ids = shuffled_candidates([1, 4], "A disc.")
         np.testing.assert_array_equal(view, self.views().lookalikes(ids[0], ids[1:]))
         assert "A disc." in str(question) and "0 to 1" in str(question)

@@ -52,7 +52,7 @@ def image() -> CurationImage:
     pixels[shapes[EAR]] = GREEN
     masks = {id: Mask.from_array(id, shape) for id, shape in shapes.items()}
     tree = MaskTree.build(list(masks.values()))
-    return CurationImage(pixels, masks, tree, (CAT, CUP), (CAT, EAR, NOSE, CUP), Views(pixels, masks))
+    return CurationImage(pixels, masks, tree, (CAT, CUP), (CAT, EAR, NOSE, CUP), Views(pixels, masks, min_crop_px=0))
 
 
 def annotator_of(model: ScriptedChatModel, **settings: Any) -> PromptedAnnotator:
@@ -105,10 +105,11 @@ class TestViews:
         assert is_whole_with_contour(view)
         assert num_pixels(view, YELLOW) == 22**2 - 16**2
 
-    def test_unique_caption_shows_lookalikes_with_the_region_in_blue(self, image: CurationImage) -> None:
+    def test_unique_caption_shows_the_image_and_lookalikes_with_the_region_in_blue(self, image: CurationImage) -> None:
         model = ScriptedChatModel()
         run(annotator_of(model).unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")]))
-        (view,) = model.requests[0].images
+        whole, view = model.requests[0].images
+        np.testing.assert_array_equal(whole, image.pixels)
         assert view.shape == (20, 70, 3)
         assert tuple(view[0, 60]) == TARGET_BLUE
         assert tuple(view[0, 10]) not in {TARGET_BLUE, GREEN}
@@ -157,7 +158,7 @@ class TestQuestions:
         text = model.requests[0].text
         assert "A cup." in text
         assert [line for line in text.splitlines() if line[:1].isdigit()] == ["1: A nose.", "2: An ear."]
-        (view,) = model.requests[0].images
+        _, view = model.requests[0].images
         assert view.shape == (20, 70, 3)  # the cat would make it larger
 
     def test_verify_gives_the_caption(self, image: CurationImage) -> None:

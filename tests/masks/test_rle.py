@@ -47,6 +47,18 @@ def pack(values: list[int]) -> str:
     return text
 
 
+class TestDecodeBox:
+    @given(MASKS, st.data())
+    def test_decode_box_is_the_crop_of_the_decoded_mask(self, mask: BoolMask, data: st.DataObject) -> None:
+        height, width = mask.shape
+        top, left = data.draw(st.integers(0, height)), data.draw(st.integers(0, width))
+        bottom, right = data.draw(st.integers(top, height)), data.draw(st.integers(left, width))
+        part = rle.decode_box(rle.encode(mask), left, top, right, bottom)
+        assert part.dtype == np.uint8
+        assert part.flags.c_contiguous
+        np.testing.assert_array_equal(part, mask[top:bottom, left:right] * np.uint8(255))
+
+
 class TestEncode:
     @given(MASKS)
     @example(np.zeros((1, 1), bool))

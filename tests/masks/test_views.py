@@ -7,9 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from PIL import ImageFilter
+from skimage.color import rgb2lab
 
+from benchmarks.tree import random_masks
+from benchmarks.views import PlainViews, photograph
 from ureca.masks.mask import Mask
-from ureca.masks.views import TARGET_BLUE, YELLOW, Box, Views
+from ureca.masks.views import TARGET_BLUE, YELLOW, Box, Views, mark_colours
 
 BoolMask = npt.NDArray[np.bool_]
 Pixels = npt.NDArray[np.uint8]
@@ -30,10 +33,10 @@ def noise(height: int = HEIGHT, width: int = WIDTH) -> Pixels:
     return np.repeat(grey, 3, axis=2)
 
 
-def views_of(pixels: Pixels, *masks: BoolMask, max_side_px: int = 1024) -> Views:
-    """Ids count from 0."""
+def views_of(pixels: Pixels, *masks: BoolMask, max_side_px: int = 1024, min_crop_px: int = 0) -> Views:
+    """Ids count from 0. Small crops are not enlarged unless a test asks for it: their pixels are those of the image."""
     by_id = {id: Mask.from_array(id, mask) for id, mask in enumerate(masks)}
-    return Views(pixels, by_id, max_side_px=max_side_px)
+    return Views(pixels, by_id, max_side_px=max_side_px, min_crop_px=min_crop_px)
 
 
 def has_colour(view: Pixels, colour: tuple[int, int, int]) -> BoolMask:
@@ -64,7 +67,7 @@ class TestBoxes:
     def test_crop_ignores_the_box_of_the_file(self) -> None:
         drawn = Mask.from_array(0, PART)
         lying = Mask(0, drawn.rle, (0.0, 0.0, 5.0, 5.0), drawn.area_px)
-        assert Views(noise(), {0: lying}).crop(0).shape == (40, 40, 3)
+        assert Views(noise(), {0: lying}, min_crop_px=0).crop(0).shape == (40, 40, 3)
 
 
 class TestContours:
@@ -214,6 +217,114 @@ class TestLookalikes:
         assert marked.shape == (1000, 1, 3)
         index = np.flatnonzero((marked[:, 0] != TARGET_BLUE).any(axis=1))
         assert abs(index.mean() - 500) < 20
+
+    def test_lookalikes_number_stands_farthest_from_the_border(self) -> None:
+        """A long handle draws the centre of mass out of the wide end, but not the number."""
+        pan = rectangle(40, 50, 10, 110) | rectangle(25, 65, 110, 150)
+        rows, columns = np.nonzero(of_an_index(views_of(noise(), pan).lookalikes(0, [])))
+        assert abs(rows.mean() - (45 - 25)) < 3
+        assert abs(columns.mean() - (130 - 10)) < 5
+
+    def test_lookalikes_number_of_a_region_at_the_images_edge_keeps_off_the_edge(self) -> None:
+        rows, columns = np.nonzero(of_an_index(views_of(noise(), rectangle(0, 60, 0, 60)).lookalikes(0, [])))
+        assert abs(rows.mean() - 30) < 3
+        assert abs(columns.mean() - 30) < 3
+
+
+# Machado, Oliveira and Fernandes (2009), severity 1, on linear RGB.
+COLOUR_VISION = {
+    "normal": np.eye(3),
+    "protanopia": np.array([[0.152, 1.053, -0.205], [0.115, 0.786, 0.099], [-0.004, -0.048, 1.052]]),
+    "deuteranopia": np.array([[0.367, 0.861, -0.228], [0.280, 0.673, 0.047], [-0.012, 0.043, 0.969]]),
+    "tritanopia": np.array([[1.256, -0.077, -0.179], [-0.078, 0.931, 0.148], [0.005, 0.691, 0.304]]),
+}
+
+
+class TestMarkColours:
+    @pytest.mark.parametrize("vision", COLOUR_VISION)
+    def test_mark_colours_of_nine_marks_are_far_apart(self, vision: str) -> None:
+        """In CIELAB, in which a difference of 2 is just visible and the primary colours are 100 apart."""
+        seen = (np.array(mark_colours(9)) / 255) ** 2.2 @ COLOUR_VISION[vision].T
+        lab = rgb2lab(np.clip(seen, 0, 1)[None] ** (1 / 2.2))[0]
+        distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(9)
+        assert distances.min() > 20
+        assert distances[0].min() > 40  # the target
+
+    @pytest.mark.parametrize("count", [1, 2, 24, 60])
+    def test_mark_colours_begin_with_the_targets_blue_and_are_distinct(self, count: int) -> None:
+        colours = mark_colours(count)
+        assert colours[0] == TARGET_BLUE
+        assert len(set(colours)) == count
+
+
+class TestAgainstPlainViews:
+    """The plain views decode every mask to the size of the image and shrink what they drew."""
+
+    @pytest.mark.parametrize(("size", "max_side_px"), [((300, 400), 200), ((310, 397), 173), ((300, 400), 1024)])
+    def test_views_equal_the_plain_ones_within_rounding(self, size: tuple[int, int], max_side_px: int) -> None:
+        masks = random_masks(12, *size, seed=1)
+        pixels = photograph(*size, masks, seed=1)
+        by_id = {mask.id: mask for mask in masks}
+        views = Views(pixels, by_id, max_side_px=max_side_px, min_crop_px=0)
+        plain = PlainViews(pixels, by_id, max_side_px=max_side_px)
+        for id in by_id:
+            other = (id + 5) % len(by_id)
+            pairs = [
+                (views.whole_with_contour(id), plain.whole_with_contour(id)),
+                (views.crop(id), plain.crop(id)),
+                (views.part_in_parent(other, id), plain.part_in_parent(other, id)),
+                (views.lookalikes(id, [other, (id + 7) % 12]), plain.lookalikes(id, [other, (id + 7) % 12])),
+            ]
+            for fast, slow in pairs:
+                difference = np.abs(fast.astype(int) - slow).max(axis=-1)
+                # A pixel of which almost exactly half lies inside may be in the contour of one side only.
+                assert (difference > 2).mean() <= 0.001
+
+    def test_whole_of_a_large_image_is_its_average(self) -> None:
+        pixels = photograph(300, 400, [], seed=2)
+        view = views_of(pixels, PART, max_side_px=100).whole()
+        expected = pixels.reshape(75, 4, 100, 4, 3).mean(axis=(1, 3))
+        assert np.abs(view - expected).max() <= 1
+
+
+class TestEnlarging:
+    def test_small_crops_are_enlarged_before_contours_are_drawn(self) -> None:
+        views = views_of(noise(), PARENT, PART, min_crop_px=400)
+        shapes = [views.crop(0).shape, views.part_in_parent(1, 0).shape, views.lookalikes(0, [1]).shape]
+        assert shapes == [(320, 400, 3)] * 3  # the parent's box is 80 x 100
+        yellow = has_colour(views.part_in_parent(1, 0), YELLOW)
+        rows, columns = np.flatnonzero(yellow.any(axis=1)), np.flatnonzero(yellow.any(axis=0))
+        # Four times the part's place in the parent, and a line of 3 px, not of 12.
+        np.testing.assert_allclose([rows[0], rows[-1], columns[0], columns[-1]], [79, 240, 79, 240], atol=1)
+        assert yellow[160].sum() == 6
+
+    def test_enlarged_crop_is_the_region_in_the_blurred_background(self) -> None:
+        pixels = np.full((HEIGHT, WIDTH, 3), 40, np.uint8)
+        pixels[RING] = 200
+        view = views_of(pixels, RING, min_crop_px=400).crop(0)
+        assert view.shape == (400, 400, 3)
+        assert (view[20:80, 20:380] == 200).all()
+        assert (view[170:230, 170:230] < 90).all()
+
+    def test_default_enlarges_crops_to_448_px(self) -> None:
+        by_id = {0: Mask.from_array(0, PART), 1: Mask.from_array(1, PART)}
+        views = Views(noise(), by_id)
+        assert [view.shape for view in (views.crop(0), views.lookalikes(0, [1]))] == [(448, 448, 3)] * 2
+        assert views.whole_with_contour(0).shape == (HEIGHT, WIDTH, 3)
+
+    def test_enlarged_crops_stay_within_max_side(self) -> None:
+        assert views_of(noise(), PART, max_side_px=100, min_crop_px=448).crop(0).shape == (100, 100, 3)
+
+    def test_crop_with_mask_is_not_enlarged(self) -> None:
+        pixels, mask = views_of(noise(), PART, min_crop_px=448).crop_with_mask(0, max_side_px=448)
+        assert (pixels.shape, mask.shape) == ((40, 40, 3), (40, 40))
+
+    def test_enlarged_contour_of_one_pixel_is_drawn(self) -> None:
+        dot = rectangle(50, 51, 60, 61)
+        views = views_of(noise(), PARENT, dot, min_crop_px=400)
+        rows, columns = np.nonzero(has_colour(views.part_in_parent(1, 0), YELLOW))
+        assert abs(rows.mean() - 4 * 30.5) < 3
+        assert abs(columns.mean() - 4 * 30.5) < 3
 
 
 class TestSizes:

@@ -117,7 +117,7 @@ async def curate_regions(
         tree=tree,
         main_objects=tuple(main_objects),
         regions=tuple(regions),
-        views=Views(pixels, by_id, max_side_px=curator.views.max_side_px),
+        views=Views(pixels, by_id, max_side_px=curator.views.max_side_px, min_crop_px=curator.views.min_crop_px),
     )
     results = await caption_regions(
         image,

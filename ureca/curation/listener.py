@@ -64,9 +64,10 @@ class PromptedListener:
         self._settings = settings
 
     async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
-        """Show the numbered candidates in the crop that contains them all, and ask for the number."""
+        """Show the image, and the numbered candidates in the crop that contains them all, and ask for the number."""
         ids = shuffled_candidates(candidates, caption)
-        view = await asyncio.to_thread(views.lookalikes, ids[0], ids[1:])
+        # The whole photograph, too: a caption may say where in it the region is.
+        shown = await asyncio.to_thread(lambda: (views.whole(), views.lookalikes(ids[0], ids[1:])))
 
         def read(answer: _Choice) -> Choice:
             if isinstance(answer.choice, str):
@@ -78,7 +79,7 @@ class PromptedListener:
         return await ask(
             self._model,
             system=prompts.LISTENING,
-            parts=(view, prompts.listening(caption, len(ids) - 1)),
+            parts=(*shown, prompts.listening(caption, len(ids) - 1)),
             expected=_Choice,
             read=read,
             temperature=0.0,

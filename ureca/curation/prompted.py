@@ -142,15 +142,15 @@ class PromptedAnnotator:
         lookalikes: Sequence[LookAlike],
         confused_with: Choice | None = None,
     ) -> str:
-        """Rewrite the caption from the view of the numbered look-alikes, in which the region is number 0."""
+        """Rewrite the caption from the image and the view of the numbered look-alikes, in which it is number 0."""
         shown = lookalikes[: self._settings.max_lookalikes]
         others = [other.region_id for other in shown]
-        view = await asyncio.to_thread(image.views.lookalikes, region_id, others)
+        views = await asyncio.to_thread(lambda: (image.views.whole(), image.views.lookalikes(region_id, others)))
         # Numbers belong to this question: the listener that mistook the caption was shown others.
         number = others.index(confused_with) + 1 if isinstance(confused_with, int) else confused_with
         confusion = None if number is None else prompts.confused_with(number)
         question = prompts.unique_caption(caption, [other.caption for other in shown], confusion)
-        return await self._caption(prompts.UNIQUE_CAPTION, (view, question), highest_number=len(others))
+        return await self._caption(prompts.UNIQUE_CAPTION, (*views, question), highest_number=len(others))
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
         """Judge the caption from the image, the image with the region's contour, and the region alone."""

@@ -29,8 +29,8 @@ important and drop what contradicts the photograph; do not list the parts one af
 
 UNIQUE_CAPTION = f"""\
 {_RULES}
-You see several things of one photograph that look alike, each with a coloured line and a number. Number 0, in blue, \
-is the one to describe.
+You see two pictures: first the whole photograph, then several things of it that look alike, each with a coloured line \
+and a number. Number 0, in blue, is the one to describe.
 Rewrite its caption so that it fits number 0 and none of the others: keep what is true, and add what tells it apart \
 (position, neighbours, size, colour, state). Never mention numbers or lines."""
 
@@ -42,8 +42,9 @@ Decide whether the caption is true of the region: everything it says must be vis
 the photograph. Answer with one JSON object and nothing else."""
 
 LISTENING = """\
-You match a caption with what it describes. You see several things of one photograph, each with a coloured line and a \
-number; colours and numbers mean nothing else. The caption was written for one of them, or for none.
+You match a caption with what it describes. You see two pictures: first the whole photograph, then several things of \
+it, each with a coloured line and a number; colours and numbers mean nothing else. The caption was written for one of \
+them, or for none.
 Decide for which of them everything that the caption says is true. Choose the number of that one; choose "several" if \
 it fits two or more of them equally well, and "none" if it fits none. Answer with one JSON object and nothing else."""
 

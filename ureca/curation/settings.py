@@ -39,6 +39,12 @@ class ViewSettings(BaseModel):
     max_side_px: int = Field(
         default=1024, ge=32, description="maximum longest side of a view, in pixels; larger views are downscaled"
     )
+    min_crop_px: int = Field(
+        default=448,
+        ge=0,
+        description="longest side to which smaller crops are enlarged before contours are drawn, in pixels; at most "
+        "max_side_px has an effect, and 0 enlarges nothing",
+    )
 
 
 class StageSettings(BaseModel):

@@ -1,14 +1,13 @@
 """Bodies of requests and responses of /chat/completions (OpenAI's API reference, "Chat completions")."""
 
 import base64
-import io
 import json
 from typing import Annotated, Any
 
-from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from ureca.errors import AnswerError
+from ureca.images import encode_jpeg
 from ureca.llm.protocol import ChatAnswer, ChatRequest, Pixels
 
 _MAX_MESSAGE_CHARACTERS = 300
@@ -43,10 +42,7 @@ def request_body(request: ChatRequest, *, model: str, jpeg_quality: int, structu
 def _content(part: str | Pixels, jpeg_quality: int) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    jpeg = io.BytesIO()
-    # Full colour resolution: the marks on the views are thin coloured lines.
-    Image.fromarray(part).save(jpeg, "JPEG", quality=jpeg_quality, subsampling=0)
-    data = base64.b64encode(jpeg.getbuffer()).decode("ascii")
+    data = base64.b64encode(encode_jpeg(part, jpeg_quality)).decode("ascii")
     return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
 
 

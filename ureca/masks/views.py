@@ -1,12 +1,15 @@
 """Views of a region for an MLLM (paper, stages 2 to 4).
 
-The background is a Gaussian blur of sigma 100 px of the image; contours are 3 px wide in the view.
+The background is a Gaussian blur of sigma 100 px of the image; contours are 3 px wide in the view. Masks are decoded
+and resized within their own boxes, and everything else happens at the size of the view, so that the cost of a view
+hardly depends on the size of the photograph.
 """
 
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, cached_property
+from math import ceil, floor
 
 import numpy as np
 import numpy.typing as npt
@@ -17,11 +20,32 @@ from ureca.masks.mask import Mask
 
 Pixels = npt.NDArray[np.uint8]
 BoolMask = npt.NDArray[np.bool_]
+Colour = tuple[int, int, int]
 
 YELLOW = (255, 255, 0)
 TARGET_BLUE = (0, 64, 255)
+MIN_CROP_PX = 448
+"""Default of the longest side to which small crops are enlarged: the input of common vision encoders."""
+
 _BLUR_SIGMA_PX = 100
 _BLUR_SHRINK = 8  # so wide a blur has no detail that is lost at an eighth of the resolution
+
+# Each is the farthest in CIELAB from all before it, for the worst of normal vision, protanopia, deuteranopia and
+# tritanopia (Machado et al. 2009), among colours that nobody calls blue; twice as far from the target's as from others.
+_MARK_CODES = (
+    "0040ff d53c00 e08080 600000 ffe000 00ffe0 600060 c0ff80 000000 ff40c0 a04060 a0c060 "
+    "e080ff a00000 c0a000 c04040 c000a0 ffff60 60c0a0 ffc040 8000a0 008080 800040 c08040"
+)
+_MARKS = [(code[0], code[1], code[2]) for code in map(bytes.fromhex, _MARK_CODES.split())]
+
+
+def mark_colours(count: int) -> list[Colour]:
+    """Return the colours of numbered marks, the target's blue first; the fewer, the farther apart.
+
+    Up to 24 colours are distinct for readers with any colour vision; further ones go round the circle of hues.
+    """
+    hues = np.linspace(-60, 180, max(0, count - len(_MARKS))) % 360
+    return [*_MARKS[:count], *(ImageColor.getrgb(f"hsl({hue:.2f}, 80%, 40%)")[:3] for hue in hues)]
 
 
 @dataclass(frozen=True)
@@ -46,6 +70,16 @@ class Box:
         )
 
     @property
+    def height(self) -> int:
+        """Number of rows."""
+        return self.bottom - self.top
+
+    @property
+    def width(self) -> int:
+        """Number of columns."""
+        return self.right - self.left
+
+    @property
     def rows_and_columns(self) -> tuple[slice, slice]:
         """Index that selects the box in an array [H, W, ...]."""
         return slice(self.top, self.bottom), slice(self.left, self.right)
@@ -54,146 +88,259 @@ class Box:
 class Views:
     """Renderer of the views of one image's masks; every view is uint8 RGB [h, w, 3] with max(h, w) <= max_side_px.
 
-    The image is blurred at most once, when the first view needs it. Views may be rendered on several threads.
+    The image is shrunk and blurred at most once, when the first view needs it. Views may be rendered on several
+    threads.
 
     Args:
         pixels: image, uint8 RGB [H, W, 3].
         masks: masks of the image by id; those that are drawn have at least one pixel.
-        max_side_px: longest side of a view; larger crops are shrunk, smaller ones are unchanged.
+        max_side_px: longest side of a view; larger crops are shrunk.
+        min_crop_px: longest side to which smaller crops are enlarged, within max_side_px, before contours are drawn:
+            contours hide less of a small region. The full image is never enlarged. 0: crops are not enlarged.
     """
 
-    def __init__(self, pixels: Pixels, masks: Mapping[int, Mask], *, max_side_px: int = 1024) -> None:
+    def __init__(
+        self,
+        pixels: Pixels,
+        masks: Mapping[int, Mask],
+        *,
+        max_side_px: int = 1024,
+        min_crop_px: int = MIN_CROP_PX,
+    ) -> None:
         if max_side_px < 1:
             raise ValueError(f"max_side_px is at least 1, not {max_side_px}")
         self.pixels = self._pixels = pixels
         self.masks = self._masks = masks
         self._max_side_px = max_side_px
-        self._blurring = threading.Lock()
+        self._min_crop_px = min(min_crop_px, max_side_px)
+        self._boxes: dict[int, Box] = {}
+        self._once = threading.Lock()
 
     def whole(self) -> Pixels:
-        """Render the full image without contours: the global view of the verification."""
-        return self._whole
+        """Render the full image without contours: the global view of the verification and of uniqueness questions."""
+        with self._once:  # views are rendered on several threads
+            return self._whole
 
     def whole_with_contour(self, id: int) -> Pixels:
         """Render the full image with the region's contour: a main object's first view, and the bottom-up view."""
-        return self._outlined(self._whole, [(self._masks[id].decode(), YELLOW)])
+        drawn = self.whole().copy()
+        self._draw_contour(drawn, id, self._image_box, YELLOW)
+        return drawn
 
     def crop(self, id: int) -> Pixels:
         """Render the crop of the region's box with everything outside of its mask blurred."""
-        pixels, _ = self.crop_with_mask(id, max_side_px=self._max_side_px)
-        return pixels
+        box = self._box(id)
+        return self._blurred_outside(id, self._size(box))
 
     def crop_with_mask(self, id: int, *, max_side_px: int) -> tuple[Pixels, BoolMask]:
-        """Render the crop at another size, with the mask in it, bool [h, w], which has at least one pixel."""
-        crop = Box.around([self._masks[id]]).rows_and_columns
-        inside = self._masks[id].decode()[crop]
-        pixels = _capped(self._blurred_outside(inside, crop), max_side_px)
-        return pixels, _shrunk_mask(inside, pixels.shape[:2])
+        """Render the crop at most at another size, with the mask in it, bool [h, w], which has at least one pixel."""
+        box = self._box(id)
+        size = _capped(box, max_side_px)
+        return self._blurred_outside(id, size), self._mask_in_view(id, box, size)
 
     def part_in_parent(self, id: int, parent: int) -> Pixels:
         """Render the crop of the parent, blurred outside of the parent, with the part's contour.
 
         A part may extend beyond its parent (containment is at least 0.8, not 1): its contour is cut at the crop.
         """
-        crop = Box.around([self._masks[parent]]).rows_and_columns
-        blurred = self._blurred_outside(self._masks[parent].decode()[crop], crop)
-        return self._outlined(blurred, [(self._masks[id].decode()[crop], YELLOW)])
+        box = self._box(parent)
+        drawn = self._blurred_outside(parent, self._size(box))
+        self._draw_contour(drawn, id, box, YELLOW)
+        return drawn
 
     def lookalikes(self, target: int, others: Sequence[int]) -> Pixels:
-        """Render the crop around a region and its look-alikes, with contours and numbers; the target is 0 and blue."""
+        """Render the crop around a region and its look-alikes, with contours and numbers; the target is 0 and blue.
+
+        Each number stands where the region is widest: at the point of the region that is farthest from its border.
+        """
         ids = [target, *others]
-        crop = Box.around([self._masks[id] for id in ids]).rows_and_columns
-        # From magenta over red, yellow and green to cyan: no look-alike is as blue as the target.
-        hues = np.linspace(-60, 180, len(others)) % 360
-        colours = [TARGET_BLUE, *(ImageColor.getrgb(f"hsl({hue:.2f}, 100%, 45%)")[:3] for hue in hues)]
-        inside = [self._masks[id].decode()[crop] for id in ids]
-        # The target is drawn last, so that nothing covers its contour and its index.
-        outlines = list(zip(inside, colours, strict=True))[::-1]
-        drawn = self._outlined(self._pixels[crop], outlines)
-        shrink_x, shrink_y = drawn.shape[1] / inside[0].shape[1], drawn.shape[0] / inside[0].shape[0]
+        boxes = [self._box(id) for id in ids]
+        union = Box(
+            left=min(box.left for box in boxes),
+            top=min(box.top for box in boxes),
+            right=max(box.right for box in boxes),
+            bottom=max(box.bottom for box in boxes),
+        )
+        drawn = self._resized_crop(union, self._size(union))
+        # The target is drawn last, so that nothing covers its contour and its number.
+        marks = list(zip(range(len(ids)), ids, mark_colours(len(ids)), strict=True))[::-1]
+        drawn_masks = [self._draw_contour(drawn, id, union, colour) for _, id, colour in marks]
         canvas = Image.fromarray(drawn)
-        for index, (mask, colour) in zip(reversed(range(len(ids))), outlines, strict=True):
-            column, row = _centre(mask)
-            _write_index(canvas, index, (column * shrink_x, row * shrink_y), colour)
+        for (number, _, colour), (inside, left, top) in zip(marks, drawn_masks, strict=True):
+            x, y = _widest_point(inside)
+            _write_number(canvas, number, (x + left, y + top), colour)
         return np.asarray(canvas)
+
+    @property
+    def _image_box(self) -> Box:
+        return Box(0, 0, self._pixels.shape[1], self._pixels.shape[0])
 
     @cached_property
     def _whole(self) -> Pixels:
-        return _capped(self._pixels, self._max_side_px)
+        return self._resized_crop(self._image_box, _capped(self._image_box, self._max_side_px))
 
     @cached_property
-    def _blurred(self) -> Pixels:
+    def _small_blurred(self) -> Image.Image:
+        """The blurred background at an eighth of the image's resolution."""
         height, width = self._pixels.shape[:2]
         small = (max(1, height // _BLUR_SHRINK), max(1, width // _BLUR_SHRINK))
-        blurred = _resized(Image.fromarray(self._pixels), small).filter(
-            ImageFilter.GaussianBlur(_BLUR_SIGMA_PX / _BLUR_SHRINK)
+        return _shrunk(self._pixels, small).filter(ImageFilter.GaussianBlur(_BLUR_SIGMA_PX / _BLUR_SHRINK))
+
+    def _box(self, id: int) -> Box:
+        if id not in self._boxes:
+            self._boxes[id] = Box.around([self._masks[id]])
+        return self._boxes[id]
+
+    def _size(self, crop: Box) -> tuple[int, int]:
+        """Compute height and width of the view of a crop."""
+        longest = max(crop.height, crop.width)
+        if longest < self._min_crop_px:
+            scale = self._min_crop_px / longest
+            return max(1, round(crop.height * scale)), max(1, round(crop.width * scale))
+        return _capped(crop, self._max_side_px)
+
+    def _resized_crop(self, crop: Box, size: tuple[int, int]) -> Pixels:
+        """Crop the image and resize it to (height, width)."""
+        pixels = self._pixels[crop.rows_and_columns]
+        if pixels.shape[:2] == size:
+            return pixels.copy()
+        if size[0] < crop.height or size[1] < crop.width:
+            return np.array(_shrunk(pixels, size))
+        return np.array(Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+    def _blurred_outside(self, id: int, size: tuple[int, int]) -> Pixels:
+        """Render the crop of a region at (height, width), with the blurred background outside of the mask.
+
+        Where a pixel of the view lies partly inside, region and background are averaged by their shares.
+        """
+        import cv2
+
+        crop = self._box(id)
+        with self._once:
+            blurred = self._small_blurred
+        inside = rle_codec.decode_box(self._masks[id].rle, crop.left, crop.top, crop.right, crop.bottom)
+        scale_x, scale_y = blurred.width / self._pixels.shape[1], blurred.height / self._pixels.shape[0]
+        background_box = (crop.left * scale_x, crop.top * scale_y, crop.right * scale_x, crop.bottom * scale_y)
+        pixels = self._pixels[crop.rows_and_columns]
+        if size[0] < crop.height or size[1] < crop.width:
+            background = np.asarray(
+                blurred.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=background_box)
+            ).astype(np.uint16)
+            region = np.asarray(_shrunk(np.asarray(cv2.copyTo(pixels, inside), np.uint8), size)).astype(np.uint16)
+            outside = np.uint16(255) - np.asarray(_shrunk(inside, size))[..., None]
+            mixed = region + (outside * background + np.uint16(127)) // np.uint16(255)
+            return np.minimum(mixed, 255).astype(np.uint8)
+        background = np.array(blurred.resize((crop.width, crop.height), Image.Resampling.BILINEAR, box=background_box))
+        composed = np.asarray(cv2.copyTo(pixels, inside, background), np.uint8)
+        if composed.shape[:2] == size:
+            return composed
+        return np.array(Image.fromarray(composed).resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+    def _draw_contour(
+        self, drawn: Pixels, id: int, crop: Box, colour: Colour
+    ) -> tuple[npt.NDArray[np.uint8], int, int]:
+        """Draw a region's contour into the view of a crop.
+
+        Returns:
+            The region's mask of 0 and 1 with an empty border of 1 px, [h, w], and its left column and top row.
+        """
+        inside, left, top = self._box_in_view(id, crop, (drawn.shape[0], drawn.shape[1]))
+        padded, left, top = np.pad(inside.view(np.uint8), 1), left - 1, top - 1
+        rows = slice(max(0, top), min(drawn.shape[0], top + padded.shape[0]))
+        columns = slice(max(0, left), min(drawn.shape[1], left + padded.shape[1]))
+        ring = _contour(padded)[rows.start - top : rows.stop - top, columns.start - left : columns.stop - left]
+        drawn[rows, columns][ring] = colour
+        return padded, left, top
+
+    def _mask_in_view(self, id: int, crop: Box, size: tuple[int, int]) -> BoolMask:
+        """Resize the part of a mask in a crop to (height, width)."""
+        mask = np.zeros(size, np.bool_)
+        inside, left, top = self._box_in_view(id, crop, size)
+        mask[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+        return mask
+
+    def _box_in_view(self, id: int, crop: Box, size: tuple[int, int]) -> tuple[BoolMask, int, int]:
+        """Resize a mask to its place in the view of a crop: the pixels of at least half of which lie inside.
+
+        Only the mask's own box is decoded and resized. A mask too thin to fill half of any pixel keeps its fullest
+        ones.
+
+        Returns:
+            Bool [h, w], empty if the mask lies outside of the crop, and its left column and top row in the view.
+        """
+        own = self._box(id)
+        left, top = max(own.left, crop.left), max(own.top, crop.top)
+        right, bottom = min(own.right, crop.right), min(own.bottom, crop.bottom)
+        if right <= left or bottom <= top:
+            return np.zeros((0, 0), np.bool_), 0, 0
+        scale_x, scale_y = crop.width / size[1], crop.height / size[0]
+        # The whole pixels of the view that the box touches, and what they cover of the image.
+        x0, x1 = floor((left - crop.left) / scale_x), min(size[1], ceil((right - crop.left) / scale_x))
+        y0, y1 = floor((top - crop.top) / scale_y), min(size[0], ceil((bottom - crop.top) / scale_y))
+        source = Box(
+            left=crop.left + floor(x0 * scale_x),
+            top=crop.top + floor(y0 * scale_y),
+            right=min(crop.right, crop.left + ceil(x1 * scale_x)),
+            bottom=min(crop.bottom, crop.top + ceil(y1 * scale_y)),
         )
-        return np.asarray(blurred.resize((width, height), Image.Resampling.BILINEAR))
+        inside = rle_codec.decode_box(self._masks[id].rle, source.left, source.top, source.right, source.bottom)
+        if (scale_x, scale_y) == (1, 1):
+            return inside.view(np.bool_), x0, y0
+        offset_x, offset_y = crop.left - source.left, crop.top - source.top
+        part = (
+            max(0.0, x0 * scale_x + offset_x),
+            max(0.0, y0 * scale_y + offset_y),
+            min(float(source.width), x1 * scale_x + offset_x),
+            min(float(source.height), y1 * scale_y + offset_y),
+        )
+        method = Image.Resampling.BOX if scale_x > 1 or scale_y > 1 else Image.Resampling.BILINEAR
+        share = np.asarray(Image.fromarray(inside).resize((x1 - x0, y1 - y0), method, box=part))
+        if share.max() < 128:  # nowhere half inside; 8 bits may not even hold the shares
+            exact = Image.fromarray(inside.astype(np.float32)).resize((x1 - x0, y1 - y0), method, box=part)
+            share_exact = np.asarray(exact)
+            return (share_exact > 0) & (share_exact >= share_exact.max()), x0, y0
+        return share >= 128, x0, y0
 
-    def _blurred_outside(self, inside: BoolMask, crop: tuple[slice, slice]) -> Pixels:
-        with self._blurring:  # views are rendered on several threads
-            background = self._blurred
-        return np.where(inside[..., None], self._pixels[crop], background[crop])
 
-    def _outlined(self, pixels: Pixels, outlines: Sequence[tuple[BoolMask, tuple[int, int, int]]]) -> Pixels:
-        """Shrink to the size of the view, then draw contours, which are thus 3 px wide in the view."""
-        drawn = _capped(pixels, self._max_side_px).copy()
-        for inside, colour in outlines:
-            drawn[_contour(_shrunk_mask(inside, drawn.shape[:2]))] = colour
-        return drawn
-
-
-def _capped(pixels: Pixels, max_side_px: int) -> Pixels:
-    longest = max(pixels.shape[:2])
+def _capped(crop: Box, max_side_px: int) -> tuple[int, int]:
+    """Compute height and width of a crop that is shrunk to a longest side, if it is longer."""
+    longest = max(crop.height, crop.width)
     if longest <= max_side_px:
-        return pixels
-    height, width = (max(1, round(side * max_side_px / longest)) for side in pixels.shape[:2])
-    return np.asarray(_resized(Image.fromarray(pixels), (height, width)))
+        return crop.height, crop.width
+    return max(1, round(crop.height * max_side_px / longest)), max(1, round(crop.width * max_side_px / longest))
 
 
-def _shrunk_mask(inside: BoolMask, size: tuple[int, ...]) -> BoolMask:
-    """Resize a mask to (height, width); a mask too thin to fill half of any pixel keeps its fullest ones."""
-    if inside.shape == size:
-        return inside
-    share = np.asarray(_resized(Image.fromarray(inside.astype(np.float32)), (size[0], size[1])))
-    return (share > 0) & (share >= min(0.5, float(share.max())))
-
-
-def _resized(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+def _shrunk(pixels: Pixels, size: tuple[int, int]) -> Image.Image:
     """Shrink to (height, width) by averaging."""
-    return image.resize((size[1], size[0]), Image.Resampling.BOX)
+    return Image.fromarray(pixels).resize((size[1], size[0]), Image.Resampling.BOX)
 
 
-def _contour(inside: BoolMask) -> BoolMask:
-    """Draw a line 3 px wide along the border of a mask [h, w]: one pixel outside, two inside; closed at the edge."""
-    ring = np.zeros_like(inside)
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    if rows.size:  # only around the mask: a view can have many small ones
-        box = slice(max(0, rows[0] - 1), rows[-1] + 2), slice(max(0, columns[0] - 1), columns[-1] + 2)
-        near = inside[box]
-        ring[box] = _dilated(near, 1) & ~_eroded(near, 2)
-    return ring
+def _contour(inside: npt.NDArray[np.uint8]) -> BoolMask:
+    """Draw a line 3 px wide along the border of a mask [h, w] of 0 and 1: one pixel outside, two inside.
+
+    The array has an empty border of one pixel, so that contours are closed at the edge of the view.
+    """
+    import cv2
+
+    grown = cv2.dilate(inside, np.ones((3, 3), np.uint8))
+    kept = cv2.erode(inside, np.ones((5, 5), np.uint8), borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    return np.asarray(grown != kept)
 
 
-def _dilated(inside: BoolMask, by_px: int) -> BoolMask:
-    """Add every pixel within ``by_px`` rows and columns of the mask."""
-    padded = np.pad(inside, by_px)
-    shifts = range(2 * by_px + 1)
-    rows: BoolMask = np.logical_or.reduce([padded[shift : shift + inside.shape[0]] for shift in shifts])
-    grown: BoolMask = np.logical_or.reduce([rows[:, shift : shift + inside.shape[1]] for shift in shifts])
-    return grown
+def _widest_point(inside: npt.NDArray[np.uint8]) -> tuple[int, int]:
+    """Find the point (x, y) of a mask [h, w] of 0 and 1 that is farthest from its border; of several, the most central.
 
+    The array has an empty border of one pixel.
+    """
+    import cv2
 
-def _eroded(inside: BoolMask, by_px: int) -> BoolMask:
-    """Keep the pixels whose neighbours within ``by_px`` rows and columns are all in the mask and in the array."""
-    return ~_dilated(np.pad(~inside, by_px, constant_values=True), by_px)[by_px:-by_px, by_px:-by_px]
-
-
-def _centre(inside: BoolMask) -> tuple[float, float]:
-    """Find column and row of the mask's pixel nearest to its centre of mass, so that it is inside even of a ring."""
-    rows, columns = np.nonzero(inside)
-    nearest = np.argmin((rows - rows.mean()) ** 2 + (columns - columns.mean()) ** 2)
-    return float(columns[nearest]), float(rows[nearest])
+    distances = cv2.distanceTransform(inside, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    rows, columns = np.nonzero(distances >= distances.max() - 0.5)
+    centre_y, centre_x = (cv2.moments(inside, binaryImage=True)[key] for key in ("m01", "m10"))
+    area = max(1, int(np.count_nonzero(inside)))
+    to_centre = (rows - centre_y / area) ** 2 + (columns - centre_x / area) ** 2
+    nearest = np.argmin(np.round(to_centre, 3))  # rounded: of equally central points the first one, on every machine
+    return int(columns[nearest]), int(rows[nearest])
 
 
 @cache
@@ -201,14 +348,15 @@ def _font(size_px: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size_px)
 
 
-def _write_index(canvas: Image.Image, index: int, centre: tuple[float, float], colour: tuple[int, int, int]) -> None:
+def _write_number(canvas: Image.Image, number: int, centre: tuple[int, int], colour: Colour) -> None:
     size = max(12, max(canvas.size) // 40)
+    is_light = 0.299 * colour[0] + 0.587 * colour[1] + 0.114 * colour[2] > 160
     ImageDraw.Draw(canvas).text(
         centre,
-        str(index),
+        str(number),
         fill=colour,
         font=_font(size),
         anchor="mm",
         stroke_width=max(1, size // 8),
-        stroke_fill=(255, 255, 255),
+        stroke_fill=(0, 0, 0) if is_light else (255, 255, 255),
     )

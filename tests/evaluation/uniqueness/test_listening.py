@@ -113,8 +113,7 @@ class Looker:
         self.pictures: list[bytes] = []
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
-        (picture,) = request.images
-        self.pictures.append(picture.tobytes())
+        self.pictures.append(b"".join(picture.tobytes() for picture in request.images))
         return ChatAnswer('It is {"choice": 2}.', 1, 1)
 
 
