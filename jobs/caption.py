@@ -7,7 +7,7 @@ from ureca.pipelines.caption_settings import CaptioningSettings
 
 
 def main(argv: Sequence[str]) -> int:
-    """Caption the images; returns 1 if more rows failed than ``max_error_fraction`` allows."""
+    """Caption the images; returns 1 if more images or regions failed than ``max_error_fraction`` allows."""
     settings = CaptioningSettings.load(argv)
     from ureca.jobs.summary import print_summary
     from ureca.pipelines.caption import caption, plan

@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 
@@ -45,8 +47,16 @@ _EXTRA_OF_PACKAGE = {
 }
 
 
+_BROKEN_PIPE_STATUS = 141
+"""Status of a program that the signal SIGPIPE ended, for shells."""
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run ``ureca COMMAND ...``; returns the exit status."""
+    return _quiet_when_unread(lambda: _main(argv))
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = list(sys.argv[1:] if argv is None else argv)
     if not arguments or arguments[0] in {"-h", "--help", "--help-all"}:
         print(_usage())
@@ -68,8 +78,29 @@ def main(argv: Sequence[str] | None = None) -> int:
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     """Run the ``main`` of a job: an error of its user becomes one line and status 2, an interrupt status 130.
 
-    A missing package of an extra is an error of the user.
+    A missing package of an extra is an error of the user. A reader of standard output that goes away (``| head``) ends
+    the command quietly.
     """
+    return _quiet_when_unread(lambda: _run_command(command, argv))
+
+
+def _quiet_when_unread(run: Callable[[], int]) -> int:
+    """Run a function that prints; a reader of standard output that has gone away ends it without a traceback."""
+    try:
+        status = run()
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        output = select.poll()
+        output.register(sys.stdout.fileno(), select.POLLOUT)
+        if not any(event & select.POLLERR for _, event in output.poll(0)):
+            raise  # it was another pipe
+        # The interpreter flushes once more when it exits.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE_STATUS
+
+
+def _run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     log_to_stderr()
     try:
         return command(argv)

@@ -7,7 +7,7 @@ from ureca.pipelines.curate_settings import CurateSettings
 
 
 def main(argv: Sequence[str]) -> int:
-    """Curate the images; returns 1 if more rows failed than ``max_error_fraction`` allows."""
+    """Curate the images; returns 1 if more images or regions failed than ``max_error_fraction`` allows."""
     settings = CurateSettings.load(argv)
     from ureca.jobs.summary import print_summary
     from ureca.pipelines.curate import curate, plan

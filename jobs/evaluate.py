@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str]) -> int:
-    """Compare the models; returns 1 if more images of a model failed than ``max_error_fraction`` allows."""
+    """Compare the models; returns 1 if more images or regions of a model failed than ``max_error_fraction`` allows."""
     settings = EvaluateSettings.load(argv)
     from ureca.pipelines.evaluate import evaluate
 
@@ -27,11 +27,12 @@ def _print(evaluation: "Evaluation", settings: EvaluateSettings) -> int:
     print(f"{folder}/table.html, {folder}/table.md, {folder}/table.json")
     status = 0
     for name, report in evaluation.reports.items():
-        if report.num_failed > settings.max_error_fraction * report.num_images:
+        if report.has_too_many_failures(settings.max_error_fraction):
             status = 1
             reasons = ", ".join(f"{count} x {kind}" for kind, count in report.failures.items())
             print(
-                f"{name}: {report.num_failed} of {report.num_images} images failed ({reasons}); fix the causes and "
+                f"{name}: {report.num_failed} of {report.num_images} images and {report.num_failed_regions} regions "
+                f"failed ({reasons}); fix the causes and "
                 "run the same command with --retry-errors, or allow more with --max-error-fraction",
                 file=sys.stderr,
             )

@@ -9,13 +9,13 @@ _MAX_KINDS_SHOWN = 5
 
 
 def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name: str) -> int:
-    """Print the report of an output; returns 1 and prints a remedy if too many rows failed, else 0."""
+    """Print the report of an output; returns 1 and prints a remedy if too many images or regions failed, else 0."""
     print(summary(report, settings.output, dataset_name))
-    too_many = report.num_failed > settings.max_error_fraction * report.num_images
+    too_many = report.has_too_many_failures(settings.max_error_fraction)
     if too_many:
         print(
-            f"more than {settings.max_error_fraction:.0%} of the rows failed; fix their causes and run the same "
-            "command with --retry-errors, or allow more with --max-error-fraction",
+            f"more than {settings.max_error_fraction:.0%} of the images or regions failed; fix their causes and run "
+            "the same command with --retry-errors, or allow more with --max-error-fraction",
             file=sys.stderr,
         )
     return int(too_many)
@@ -34,7 +34,9 @@ def summary(report: PartitionReport, output: str, dataset_name: str) -> str:
         rows += [("model calls", f"{report.num_calls} ({report.num_prompt_tokens} + {report.num_new_tokens} tokens)")]
     rows += [("seconds by stage", seconds or "none")]
     kinds = sorted(report.failures.items(), key=lambda item: (-item[1], item[0]))[:_MAX_KINDS_SHOWN]
-    rows += [("" if index else "failures", f"{count} x {kind}") for index, (kind, count) in enumerate(kinds)]
+    for index, (kind, count) in enumerate(kinds):
+        message = f": {report.messages[kind]}" if kind in report.messages else ""
+        rows.append(("" if index else "failures", f"{count} x {kind}{message}"))
     folder = output.partition("?")[0].rstrip("/")  # without the options of a URI
     rows += [("results", f"{folder}/{dataset_name} (Parquet), {folder}/run.json")]
     return "\n".join(f"{name:<18} {value}" for name, value in rows)

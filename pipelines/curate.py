@@ -4,6 +4,7 @@ Operators: stored manifest, masks (actors), mask tree (tasks), captions (actors)
 themselves are chained by ``ureca.pipelines.batch.graph``; this file says what is specific to the curation.
 """
 
+import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from ureca.data.masked import MaskStage, build_mask_trees, generate_masks
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch, fetch
 from ureca.hashing import checkpoint_digest
+from ureca.llm.openai import check_endpoints
 from ureca.llm.protocol import ChatModel
 from ureca.llm.settings import FakeConfig, OpenAIConfig
 from ureca.masks.generators.base import MaskGenerator
@@ -38,6 +40,8 @@ from ureca.pipelines.batch.stages import add_row_stages
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.registry import build_component
 from ureca.schema import REGIONS_DATASET
+
+_PROBE_TOKENS = 256
 
 
 def build_mask_stage(settings: CurateSettings, fetch: Fetch = fetch) -> MaskStage:
@@ -107,6 +111,18 @@ def _actor_settings(settings: CurateSettings, num_actors: int) -> CurateSettings
     return settings.model_copy(update={"mllm": settings.mllm.model_copy(update=share)})
 
 
+def check_engine(settings: CurateSettings) -> None:
+    """Ask the endpoints of the chat model for the model and for the description of two images, once.
+
+    Raises:
+        SettingsError: they refuse it, so that no region would get a caption.
+    """
+    if isinstance(settings.mllm, OpenAIConfig) and settings.uses_chat_model:
+        num_tokens = getattr(settings.annotator, "max_new_tokens", _PROBE_TOKENS)
+        num_images = 2 if settings.verification.kind == "none" else 3  # the verification shows a third view
+        asyncio.run(check_endpoints(settings.mllm, num_images=num_images, max_new_tokens=num_tokens))
+
+
 def _list_input(settings: CurateSettings) -> pa.Table:
     return list_images(settings.input, **settings.listing.model_dump())
 
@@ -121,6 +137,7 @@ CURATE: BatchCommand[CurateSettings] = BatchCommand(
     engine_concurrency=lambda settings: engine_concurrency(settings.mllm),
     actor_settings=_actor_settings,
     running=chat_application,
+    check_engine=check_engine,
     packages=("scikit-image",),
 )
 

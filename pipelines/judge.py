@@ -3,6 +3,7 @@
 Operators: stored manifest, scores (actors), written partitions.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 
 import pyarrow as pa
@@ -24,6 +25,8 @@ from ureca.evaluation.scoring import ScoringStage, stored_scores
 from ureca.evaluation.settings import BertScoreSettings, ScoringListenerConfig
 from ureca.hashing import checkpoint_digest, digest
 from ureca.io import below
+from ureca.llm.openai import check_endpoints
+from ureca.llm.settings import OpenAIConfig
 from ureca.pipelines.batch.actors import RowActor
 from ureca.pipelines.batch.arrow import read_partitions
 from ureca.pipelines.batch.graph import BatchCommand
@@ -193,6 +196,13 @@ def _digest(predictions: Sequence[Prediction] | None) -> str:
     return digest(said, num_bytes=8).hex()
 
 
+def _check_engine(settings: ScoringSettings) -> None:
+    """Ask the endpoints of the listener's chat model for the description of two images, once."""
+    if isinstance(settings.mllm, OpenAIConfig) and isinstance(settings.listener, ScoringListenerConfig):
+        num_tokens = settings.listener.max_new_tokens
+        asyncio.run(check_endpoints(settings.mllm, num_images=2, max_new_tokens=num_tokens))
+
+
 def _list_benchmark(settings: ScoringSettings) -> pa.Table:
     return list_run(Output(settings.input, BENCHMARK_DATASET), with_regions=True)
 
@@ -203,4 +213,5 @@ JUDGE: BatchCommand[ScoringSettings] = BatchCommand(
     list_input=_list_benchmark,
     row_actor=ScoringActor,
     running=chat_application,
+    check_engine=_check_engine,
 )

@@ -130,7 +130,10 @@ class BatchSettings(CommandSettings):
         description="images that are written and resumed together; None: 1 to 64, by the number of images",
     )
     max_error_fraction: Annotated[float, MAY_CHANGE] = Field(
-        default=0.1, ge=0, le=1, description="fraction of failed rows above which the exit status is 1"
+        default=0.1,
+        ge=0,
+        le=1,
+        description="fraction of failed images, or of failed regions, above which the exit status is 1",
     )
     max_worker_crashes: Annotated[int, MAY_CHANGE] = Field(
         default=3, ge=2, description="worker crashes on an image after which it becomes a failed row"

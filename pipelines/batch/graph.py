@@ -42,6 +42,8 @@ class BatchCommand(Generic[Settings]):
         actor_settings: Function that derives the settings of one of several row actors, such as its share of an
             engine's concurrency.
         running: Context manager for services that run on the cluster beside the operators; yields the settings to use.
+        check_engine: Function that checks the engine with the settings that ``running`` yields, before the operators
+            start; called on the cluster, where the requests are sent from. None if there is nothing to check.
         packages: Installed distributions whose versions are recorded besides those that every command uses.
     """
 
@@ -54,6 +56,7 @@ class BatchCommand(Generic[Settings]):
     engine_concurrency: Callable[[Settings], int | None] = lambda settings: None
     actor_settings: Callable[[Settings, int], Settings] = lambda settings, num_actors: settings
     running: Callable[[Settings], AbstractContextManager[Settings]] = nullcontext
+    check_engine: Callable[[Settings], None] | None = None
     packages: tuple[str, ...] = ()
 
 

@@ -62,6 +62,7 @@ def served(settings: RayServeConfig) -> dict[str, Any]:
         "tensor_parallel_size": settings.tensor_parallel_size,
         "limit_mm_per_prompt": {"image": _MAX_IMAGES},
         "trust_remote_code": False,
+        **settings.engine_options,
     }
     if settings.max_model_len is not None:
         engine["max_model_len"] = settings.max_model_len

@@ -5,6 +5,8 @@ import logging
 from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
+import ray
+
 from ureca import __version__
 from ureca.config import with_absolute_paths
 from ureca.data.output import Output
@@ -117,6 +119,9 @@ def _run_graph(
     ):
         if message := missing_resources(cluster_settings.resources, cluster):
             logger.warning(message)
+        if command.check_engine is not None:
+            num_cpus = getattr(cluster_settings.resources, command.row_actor.name).num_cpus
+            ray.get(ray.remote(num_cpus=num_cpus, max_retries=2)(command.check_engine).remote(cluster_settings))
         reported = build_graph(
             command,
             manifest_dataset(output),

@@ -1,6 +1,9 @@
 """The ``ureca`` command: exit statuses, messages, and the demo from end to end."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,3 +112,16 @@ def test_demo_captions_real_photographs(tmp_path: Path, capsys: pytest.CaptureFi
         assert max(region["depth"] for region in row["regions"]) >= 2
     run = json.loads((tmp_path / "demo" / "photographs" / "run.json").read_text())
     assert run["state"] == "finished"
+
+
+@pytest.mark.parametrize("arguments", [["curate", "--help-all"], ["--help"]])
+def test_main_whose_output_is_not_read_ends_quietly(arguments: list[str]) -> None:
+    script = f"import sys; from ureca.jobs.cli import main; sys.exit(main({arguments!r}))"
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    try:
+        ended = subprocess.run([sys.executable, "-c", script], stdout=write_end, stderr=subprocess.PIPE, check=False)
+    finally:
+        os.close(write_end)
+    assert ended.returncode == 141
+    assert ended.stderr == b""

@@ -159,8 +159,8 @@ async def _read(reader: asyncio.StreamReader) -> Received | None:
         return None
     first, *lines = head.strip().split("\r\n")
     headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    body = await reader.readexactly(int(headers["content-length"]))
-    return Received(first.split()[1], headers, json.loads(body))
+    body = await reader.readexactly(int(headers.get("content-length", 0)))
+    return Received(first.split()[1], headers, json.loads(body) if body else {})
 
 
 async def _write(writer: asyncio.StreamWriter, said: Said) -> bool:

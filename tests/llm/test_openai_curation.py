@@ -14,6 +14,7 @@ from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.settings import PromptedConfig
+from ureca.errors import SettingsError
 from ureca.llm.openai import OpenAIChatModel
 from ureca.llm.settings import OpenAIConfig
 from ureca.llm.usage import Usage, metered
@@ -70,7 +71,28 @@ def test_curation_over_http_captions_an_image(monkeypatch: pytest.MonkeyPatch) -
     asyncio.run(both())
 
 
-def test_curation_with_rejected_requests_fails_regions_only(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_curation_with_a_rejected_request_fails_its_region_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    async def one() -> None:
+        async def refuse_one(received: Received) -> Said:
+            if len(server.received) == 2:
+                return error(400, "this picture is not allowed")
+            return await by_content(received)
+
+        async with ChatServer(refuse_one) as server:
+            rows, usage = await curated(server)
+            statuses = [row["status"] for row in rows]
+            assert statuses.count("failed:short_caption:http_400") == 1
+            assert statuses.count("ok") == len(rows) - 1
+            (kind,) = usage.messages
+            assert kind == "short_caption:http_400"
+            assert "this picture is not allowed" in usage.messages[kind]
+
+    asyncio.run(one())
+
+
+def test_curation_with_a_server_that_refuses_everything_ends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     async def one() -> None:
@@ -78,8 +100,12 @@ def test_curation_with_rejected_requests_fails_regions_only(monkeypatch: pytest.
             return error(400, "this model sees no images")
 
         async with ChatServer(refuse) as server:
-            rows, usage = await curated(server)
-            assert {row["status"] for row in rows} == {"failed:short_caption:http_400"}
-            assert usage == Usage()
+            with pytest.raises(ExceptionGroup) as caught:
+                await curated(server)
+            error_found: BaseException = caught.value
+            while isinstance(error_found, ExceptionGroup):
+                error_found = error_found.exceptions[0]
+            assert isinstance(error_found, SettingsError)
+            assert "this model sees no images" in str(error_found)
 
     asyncio.run(one())

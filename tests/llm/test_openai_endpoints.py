@@ -47,7 +47,7 @@ def test_endpoint_consecutive_cooldowns_grow() -> None:
     fail(target, BROKEN, 0, times=2)
     rests = []
     for _ in range(7):
-        fail(target, BROKEN, 0)
+        fail(target, BUSY, 0)
         rests.append(target.cooldown_until)
     for number, cool_down in enumerate(rests):
         assert min(10, 2**number) / 2 <= cool_down <= min(10, 2**number)
@@ -98,11 +98,22 @@ def test_endpoint_cools_down_as_long_as_requested_within_bounds(asked_s: float, 
 
 def test_endpoint_overload_halves_its_limit() -> None:
     target = endpoint()
-    assert target.limit.value == 4
+    assert target.limit.value == 8
     fail(target, BUSY, 0)
-    assert target.limit.value == 2
+    assert target.limit.value == 4
     fail(target, BROKEN, 0)
-    assert target.limit.value == 2
+    assert target.limit.value == 4
+
+
+@pytest.mark.parametrize("failure", [BROKEN, GONE, TransientError("server_error", "HTTP 503", is_overload=True)])
+def test_endpoint_that_is_down_is_tried_every_second_and_keeps_its_limit(failure: TransientError) -> None:
+    target = endpoint()
+    fail(target, BROKEN, 0, times=3)
+    for number in range(20):
+        fail(target, failure, 100 * number)
+        assert 0 < target.cooldown_until - 100 * number <= 1
+    answer(target)
+    assert target.limit.value == 8
 
 
 def test_endpoints_outage_requires_all_endpoints() -> None:

@@ -10,17 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.llm.chat_server import Received, completion
-from ureca.errors import AnswerError
-from ureca.llm.openai_messages import error_message, read_answer, request_body
+from ureca.llm.openai_messages import RefusedError, error_message, read_answer, request_body
 from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.settings import RequestSettings
 
 SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}}
 REQUEST = ChatRequest("Caption it.", ("First.", "Second."), SCHEMA, temperature=0.2, max_new_tokens=64)
 
 
 def body_of(request: ChatRequest, **settings: Any) -> dict[str, Any]:
-    options = {"model": "m", "jpeg_quality": 90, "structured_output": True} | settings
-    return dict(json.loads(request_body(request, **options)))
+    return dict(json.loads(request_body(request, model="m", settings=RequestSettings(**settings))))
 
 
 def test_request_body_has_all_parts_with_the_constant_one_first() -> None:
@@ -72,11 +71,44 @@ def test_read_answer_returns_text_and_token_counts() -> None:
 
 
 @pytest.mark.parametrize(
-    "usage", [{}, {"usage": None}, {"usage": {}}, {"usage": {"prompt_tokens": None, "total_tokens": 7}}]
+    "usage",
+    [
+        {},
+        {"usage": None},
+        {"usage": {}},
+        {"usage": {"prompt_tokens": None, "total_tokens": 7}},
+        {"usage": {"prompt_tokens": -1, "completion_tokens": 1e99}},
+        {"usage": {"prompt_tokens": "many", "completion_tokens": [1]}},
+    ],
 )
 def test_read_answer_without_token_counts_returns_zero(usage: dict[str, Any]) -> None:
     body = json.dumps({"choices": [{"message": {"content": "Hello."}}], **usage}).encode()
     assert read_answer(body) == ChatAnswer("Hello.", 0, 0)
+
+
+def test_read_answer_with_fractional_token_counts_returns_whole_ones() -> None:
+    body = b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 10.0, "completion_tokens": 2.0}}'
+    assert read_answer(body) == ChatAnswer("a", 10, 2)
+
+
+@pytest.mark.parametrize(
+    ("content", "text"),
+    [
+        ([{"type": "text", "text": "A red "}, {"type": "text", "text": "car."}], "A red car."),
+        ([{"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]}, {"type": "text", "text": "A."}], "A."),
+        (["A red ", "car."], "A red car."),
+        ([{"type": "image_url", "image_url": "x"}, {"type": "text"}], ""),
+    ],
+)
+def test_read_answer_in_pieces_joins_their_text(content: list[Any], text: str) -> None:
+    assert read_answer(json.dumps({"choices": [{"message": {"content": content}}]}).encode()).text == text
+
+
+@pytest.mark.parametrize(("content", "text"), [(None, ""), ("", ""), ('{"caption": "A red', '{"caption": "A red')])
+def test_read_answer_that_is_cut_off_says_so(content: str | None, text: str) -> None:
+    message = {"content": content, "reasoning_content": "Let me look"}
+    body = {"choices": [{"message": message, "finish_reason": "length"}], "usage": {"completion_tokens": 64}}
+    assert read_answer(json.dumps(body).encode()) == ChatAnswer(text, 0, 64, is_cut_off=True)
 
 
 def test_read_answer_of_a_refusal_returns_its_text() -> None:
@@ -97,12 +129,11 @@ def test_read_answer_of_a_refusal_returns_its_text() -> None:
         (b'{"choices": [{}]}', "choices.0.message"),
         (b'{"choices": [{"message": {"content": 5}}]}', "choices.0.message.content"),
         (b'{"choices": [{"message": {}}]}', "neither content nor refusal"),
-        (b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": -1}}', "usage.prompt_tokens"),
-        (b'{"choices": [{"message": {"content": "a"}}], "usage": {"prompt_tokens": 1e99}}', "usage.prompt_tokens"),
+        (b'{"choices": [{"message": {"content": "a"}}], "usage": 7}', "usage"),
     ],
 )
 def test_read_answer_of_another_body_is_malformed(body: bytes, where: str) -> None:
-    with pytest.raises(AnswerError, match=where) as caught:
+    with pytest.raises(RefusedError, match=where) as caught:
         read_answer(body)
     assert caught.value.kind == "malformed_answer"
 

@@ -1,5 +1,6 @@
 """Settings of OpenAI-compatible endpoints: validation, and the key that is not shown anywhere."""
 
+import asyncio
 import functools
 from pathlib import Path
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from tests.llm.chat_server import ChatServer
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.errors import SettingsError
 from ureca.llm.openai import OpenAIChatModel, read_api_key
@@ -40,6 +42,12 @@ def made(**settings: Any) -> OpenAIConfig:
         ({"request_timeout_s": 0}, "request_timeout_s"),
         ({"jpeg_quality": 101}, "jpeg_quality"),
         ({"api_key": KEY}, "api_key"),
+        ({"extra_body": {"messages": []}}, "messages: not to be replaced"),
+        ({"token_parameter": "tokens"}, "token_parameter"),
+        ({"headers": {"X Title": "a"}}, "no HTTP header"),
+        ({"headers": {"X-Title": "a\nb"}}, "no HTTP header"),
+        ({"headers": {"Content-Length": "5"}}, "set by the client"),
+        ({"api_key_header": "a b"}, "api_key_header"),
     ],
 )
 def test_openai_config_with_impossible_value_is_rejected(settings: dict[str, Any], named: str) -> None:
@@ -127,3 +135,37 @@ def test_openai_config_and_model_do_not_show_the_key(monkeypatch: pytest.MonkeyP
     for shown in (settings.model_dump_json(), repr(settings), repr(model), repr(vars(model))):
         assert KEY not in shown
     assert "SOME_KEY" in settings.model_dump_json()
+
+
+@pytest.mark.parametrize("name", ["Authorization", "api-key", "X-Api-Key", "Cookie", "X-Auth-Token"])
+def test_openai_config_with_a_secret_header_is_rejected_without_showing_it(name: str) -> None:
+    with pytest.raises(SettingsError, match="may hold a secret") as caught:
+        prompted = ("--annotator.kind", "prompted")
+        CurateSettings.load(["in", "out", *SERVER, *prompted, "--mllm.headers", f"{name}={KEY.rstrip('=')}"])
+    assert "Sw0rdfish" not in str(caught.value)
+
+
+def test_openai_config_options_from_a_command_line_are_nested_values() -> None:
+    options = ("--mllm.extra-body", '{"mm_processor_kwargs": {"max_pixels": 602112}}')
+    thinking = ("--mllm.chat-template-kwargs", "enable_thinking=false")
+    settings = CurateSettings.load(["in", "out", *SERVER, "--annotator.kind", "prompted", *options, *thinking])
+    assert isinstance(settings.mllm, OpenAIConfig)
+    assert settings.mllm.extra_body == {"mm_processor_kwargs": {"max_pixels": 602112}}
+    assert settings.mllm.chat_template_kwargs == {"enable_thinking": False}
+
+
+def test_openai_key_in_a_header_of_its_own_is_sent_without_a_scheme(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SOME_KEY", KEY)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    async def one() -> None:
+        async with ChatServer() as server:
+            settings = made(base_urls=[server.url], api_key_variable="SOME_KEY", api_key_header="api-key")
+            model = OpenAIChatModel(settings)
+            await model.probe()
+            await model.close()
+            (received,) = server.received
+            assert received.headers["api-key"] == KEY
+            assert "authorization" not in received.headers
+
+    asyncio.run(one())

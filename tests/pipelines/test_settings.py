@@ -23,6 +23,7 @@ MLLM = {
     *("mllm.outage_timeout_s", "mllm.max_answer_bytes", "mllm.seconds_per_answer", "mllm.checkpoint"),
     *("mllm.device", "mllm.max_batch_size", "mllm.tensor_parallel_size", "mllm.gpu_memory_utilization"),
     *("mllm.min_replicas", "mllm.max_replicas", "mllm.requests_per_replica", "mllm.accelerator_type", "mllm.port"),
+    *("mllm.token_parameter", "mllm.headers", "mllm.api_key_header"),
 }
 ENCODERS = {
     *("retrieval.checkpoint", "retrieval.device", "retrieval.batch_size"),

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 from ureca.curation.protocols import Choice, Verdict
 from ureca.errors import AnswerError
+from ureca.llm import usage
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 
@@ -44,7 +45,9 @@ class CuratedRegion:
         try:
             return await answer
         except AnswerError as error:
-            self.failure = self.failure or f"{stage}:{error.kind}"
+            kind = f"{stage}:{error.kind}"
+            usage.record_failure(kind, error.message)
+            self.failure = self.failure or kind
             return None
 
 

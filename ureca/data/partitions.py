@@ -25,8 +25,10 @@ _MIN_PARTITIONS = 64
 _TAIL_DIVISOR = 16
 _FOOTER_KEY = b"ureca.partition"
 _ROW_GROUP_ROWS = 64
+_MAX_MESSAGE_CHARACTERS = 400
 _WORK_FIELDS = {
     *("num_calls", "num_prompt_tokens", "num_new_tokens", "invalid_responses", "retries", "latency_ms", "seconds"),
+    "messages",
 }
 """Fields of a report that cannot be counted from rows."""
 
@@ -97,6 +99,7 @@ class PartitionReport(BaseModel):
         retries: number of failed calls that were retried, by kind.
         latency_ms: number of calls by the upper bound of their latency, in milliseconds.
         seconds: time spent by stage, added over images, some of which are processed at the same time.
+        messages: first message of each kind in ``failures``, where one is known.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -113,6 +116,7 @@ class PartitionReport(BaseModel):
     retries: dict[str, int] = {}
     latency_ms: dict[str, int] = {}
     seconds: dict[str, float] = {}
+    messages: dict[str, str] = {}
 
     @classmethod
     def of_rows(cls, rows: Iterable[Mapping[str, Any]], dataset: Dataset = REGIONS_DATASET) -> Self:
@@ -123,7 +127,9 @@ class PartitionReport(BaseModel):
             report.num_images += 1
             if row["error"] is not None:
                 report.num_failed += 1
-                failures[f"{row['error']['stage']}:{row['error']['kind']}"] += 1
+                kind = f"{row['error']['stage']}:{row['error']['kind']}"
+                failures[kind] += 1
+                report.messages.setdefault(kind, row["error"]["message"][:_MAX_MESSAGE_CHARACTERS])
             statuses = [region["status"] for region in row[dataset.name]]
             failed = [status.removeprefix("failed:") for status in statuses if status.startswith("failed:")]
             report.num_regions += statuses.count("ok")
@@ -140,8 +146,18 @@ class PartitionReport(BaseModel):
                 return {key: first.get(key, 0) + second.get(key, 0) for key in first.keys() | second.keys()}
             return first + second
 
-        mine, theirs = self.model_dump(), other.model_dump()
-        return PartitionReport(**{name: add(mine[name], theirs[name]) for name in mine})
+        mine, theirs = self.model_dump(exclude={"messages"}), other.model_dump(exclude={"messages"})
+        return PartitionReport(
+            **{name: add(mine[name], theirs[name]) for name in mine}, messages={**other.messages, **self.messages}
+        )
+
+    def has_too_many_failures(self, max_error_fraction: float) -> bool:
+        """Tell whether a larger fraction of the images, or of the regions of the others, failed."""
+        num_regions = self.num_regions + self.num_failed_regions
+        return (
+            self.num_failed > max_error_fraction * self.num_images
+            or self.num_failed_regions > max_error_fraction * num_regions
+        )
 
 
 def write_part(
@@ -167,6 +183,8 @@ def write_part(
         earlier = read_report(filesystem, path)
         work = work + PartitionReport(**earlier.model_dump(include=_WORK_FIELDS))
     report = PartitionReport.of_rows(rows, dataset) + PartitionReport(**work.model_dump(include=_WORK_FIELDS))
+    # A retry may have mended what an earlier message is about.
+    report.messages = {kind: message for kind, message in report.messages.items() if kind in report.failures}
     table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
     io.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 

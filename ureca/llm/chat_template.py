@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -25,13 +26,15 @@ class ChatTemplate:
     Args:
         processor: processor of the checkpoint; its tokenizer's template is used if it has none itself.
         checkpoint: name of the checkpoint, for error messages.
+        arguments: further variables of the template, such as ``enable_thinking``; None: none.
 
     Raises:
         SettingsError: there is no template, or it does not support a question with an image.
     """
 
-    def __init__(self, processor: Any, checkpoint: str) -> None:
+    def __init__(self, processor: Any, checkpoint: str, arguments: Mapping[str, Any] | None = None) -> None:
         self._processor = processor
+        self._arguments = dict(arguments or {})
         tokenizer = getattr(processor, "tokenizer", None)
         self.template = getattr(processor, "chat_template", None) or getattr(tokenizer, "chat_template", None)
         if self.template is None or tokenizer is None:
@@ -63,7 +66,11 @@ class ChatTemplate:
         """Return the prompt as text, with the family's placeholder for each image."""
         conversation = self.conversation(request)
         rendered = self._processor.apply_chat_template(
-            conversation, chat_template=self.template, tokenize=False, add_generation_prompt=True
+            conversation,
+            chat_template=self.template,
+            tokenize=False,
+            add_generation_prompt=True,
+            **self._arguments,
         )
         return str(rendered)
 

@@ -14,7 +14,8 @@ FailureKind = Literal["unreachable", "connection_lost", "timeout", "rate_limited
 _FAILURES_BEFORE_COOLDOWN = 3
 """Consecutive failures. A single request may fail by its own fault, and must not hold up the others."""
 
-_INITIAL_CONCURRENCY = 4
+_MAX_UNASKED_COOLDOWN_S = 1.0
+"""Cooldown of an endpoint that is down: a single request a second costs nothing, and notices its return at once."""
 
 _log = logging.getLogger(__name__)
 
@@ -67,8 +68,8 @@ class Backoff:
 class AdaptiveLimit:
     """Limit of the requests in flight, by additive increase and multiplicative decrease (AIMD, as in TCP).
 
-    Until the first overload each answer adds one, which doubles the limit in a round trip (slow start); from then on
-    a round trip adds one. An overload halves the limit. It stays between 1 and the maximum.
+    It begins at the maximum, which the settings name: an engine is busy from its first second. An overload halves it,
+    and while it is below the maximum a round trip adds one. It stays between 1 and the maximum.
 
     Args:
         maximum: largest value, at least 1.
@@ -76,8 +77,7 @@ class AdaptiveLimit:
 
     def __init__(self, maximum: int) -> None:
         self._maximum = maximum
-        self._value = float(min(_INITIAL_CONCURRENCY, maximum))
-        self._was_overloaded = False
+        self._value = float(maximum)
         self._num_sent_at_decrease = 0
 
     @property
@@ -93,8 +93,17 @@ class AdaptiveLimit:
                 nothing about the limit, which does not change then.
         """
         if 2 * num_in_flight >= self.value:
-            step = 1 / self._value if self._was_overloaded else 1
-            self._value = min(float(self._maximum), self._value + step)
+            self._value = min(float(self._maximum), self._value + 1 / self._value)
+
+    def set_maximum(self, maximum: int) -> None:
+        """Change the maximum; a limit that was not lowered by an overload follows it upwards.
+
+        Args:
+            maximum: new maximum, at least 1.
+        """
+        is_at_maximum = self._value >= self._maximum
+        self._maximum = maximum
+        self._value = float(maximum) if is_at_maximum else min(self._value, float(maximum))
 
     def record_overload(self, number: int, num_sent: int) -> None:
         """Halve the limit, once for all the requests that were in flight under it.
@@ -105,7 +114,6 @@ class AdaptiveLimit:
         """
         if number > self._num_sent_at_decrease:
             self._value = max(1.0, self._value / 2)
-            self._was_overloaded = True
             self._num_sent_at_decrease = num_sent
 
 
@@ -128,8 +136,8 @@ class Endpoint:
     """State of one endpoint (a circuit breaker). Times are seconds of the event loop's clock.
 
     After three consecutive failures, or when its response asks for it, an endpoint cools down; each consecutive
-    cooldown is longer. Afterwards a single request probes it. Outcomes of requests that were sent before its last
-    cooldown are ignored.
+    cooldown is longer, but those of an endpoint that is down stay short. Afterwards a single request probes it.
+    Outcomes of requests that were sent before its last cooldown are ignored.
 
     Args:
         url: base URL of the endpoint.
@@ -185,7 +193,7 @@ class Endpoint:
             self.unreachable_since = None
         elif self.unreachable_since is None:
             self.unreachable_since = now
-        if failure.is_overload:
+        if failure.is_overload and not self._num_cooldowns:  # a single request says nothing about the load
             self.limit.record_overload(slot.number, self._num_sent)
         if slot.number <= self._num_sent_at_cooldown:
             return
@@ -193,7 +201,10 @@ class Endpoint:
         if failure.retry_after_s or self._num_cooldowns or self._num_failures >= _FAILURES_BEFORE_COOLDOWN:
             self._num_cooldowns += 1
             requested_s = min(failure.retry_after_s or 0.0, self._backoff.max_s)
-            cooldown_s = max(requested_s, self._backoff.wait_s(self._num_cooldowns))
+            unasked_s = self._backoff.wait_s(self._num_cooldowns)
+            if failure.kind != "rate_limited":
+                unasked_s = min(unasked_s, _MAX_UNASKED_COOLDOWN_S)
+            cooldown_s = max(requested_s, unasked_s)
             self.cooldown_until = now + cooldown_s
             self._num_sent_at_cooldown = self._num_sent
             self._in_flight.clear()

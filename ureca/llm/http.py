@@ -2,8 +2,11 @@
 
 import asyncio
 import functools
+import re
 import urllib.parse
 import urllib.request
+import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
@@ -12,35 +15,36 @@ import aiohttp
 from pydantic import SecretStr
 
 from ureca.llm.endpoints import TransientError
-from ureca.llm.openai_messages import error_message
 
+_GZIP = b"\x1f\x8b\x08"
 _KEEP_ALIVE_S = 4.0
 """Idle connections are closed before the server closes them: uvicorn, under vLLM and SGLang, waits 5 s."""
-
-_OVERLOAD_STATUSES = frozenset({408, 429, 503})
-"""HTTP statuses that mean too many requests; Ray Serve answers 503 when its queue is full."""
 
 
 @dataclass(frozen=True, slots=True)
 class HttpResponse:
-    """A final HTTP response: a retry would get the same one.
+    """An HTTP response.
 
     Attributes:
         status: HTTP status.
-        body: at most ``max_response_bytes`` of the body.
+        body: at most ``max_response_bytes`` of the body, decompressed.
         is_complete: True if ``body`` is the whole body.
+        retry_after_s: seconds that the server asks to wait; None: it does not ask.
     """
 
     status: int
     body: bytes
     is_complete: bool
+    retry_after_s: float | None = None
 
 
 class HttpTransport:
     """A pool of connections, bound to the event loop in which it is created.
 
     Args:
-        key: sent as bearer token and removed from error responses; None: no authorization.
+        key: sent for authorization and removed from responses; None: no authorization.
+        key_header: header that holds the key; in ``Authorization`` it is a bearer token.
+        headers: further headers of each request.
         connect_timeout_s: seconds to wait for a connection.
         request_timeout_s: seconds of one attempt, from connecting to the last byte of the response.
         max_response_bytes: longer bodies are cut.
@@ -50,6 +54,8 @@ class HttpTransport:
         self,
         key: SecretStr | None,
         *,
+        key_header: str = "Authorization",
+        headers: Mapping[str, str] | None = None,
         connect_timeout_s: float,
         request_timeout_s: float,
         max_response_bytes: int,
@@ -58,59 +64,68 @@ class HttpTransport:
         self._timeout_s = request_timeout_s
         self._max_bytes = max_response_bytes
         # A compressed response could be far larger than the bytes that are read of it.
-        headers = {"Accept-Encoding": "identity", "Content-Type": "application/json"}
+        sent = {"Accept-Encoding": "identity", "Content-Type": "application/json", **(headers or {})}
         if key is not None:
-            headers["Authorization"] = f"Bearer {key.get_secret_value()}"
+            secret = key.get_secret_value()
+            sent[key_header] = f"Bearer {secret}" if key_header.lower() == "authorization" else secret
         self._proxy_for = functools.cache(_proxy_for)
         self._session = aiohttp.ClientSession(
-            headers=headers,
+            headers=sent,
             timeout=aiohttp.ClientTimeout(sock_connect=connect_timeout_s),
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
         )
 
-    async def post(self, url: str, body: bytes) -> HttpResponse:
-        """Send a request once.
+    async def exchange(self, url: str, body: bytes | None = None) -> HttpResponse:
+        """Send a request once: POST with a body, GET without one.
 
         Raises:
-            TransientError: no connection, no response in time, or a status that says that a retry may succeed.
+            TransientError: no connection, or no whole response in time.
         """
+        method = "GET" if body is None else "POST"
+        request = self._session.request(method, url, data=body, allow_redirects=False, proxy=self._proxy_for(url))
+        content = bytearray()
         try:
-            async with asyncio.timeout(self._timeout_s):
-                return await self._exchange(url, body)
+            async with asyncio.timeout(self._timeout_s), request as response:
+                async for chunk in response.content.iter_any():
+                    content += chunk
+                    if len(content) > self._max_bytes:
+                        response.close()
+                        break
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
             raise TransientError("unreachable", _describe(error)) from error
         except TimeoutError as error:
             raise TransientError("timeout", f"no answer within {self._timeout_s:g} s", is_overload=True) from error
         except aiohttp.ClientError as error:
             raise TransientError("connection_lost", _describe(error)) from error
+        is_complete = len(content) <= self._max_bytes
+        received = bytes(content[: self._max_bytes])
+        if received.startswith(_GZIP):  # some servers and proxies compress although they are asked not to
+            received, is_complete = _decompressed(received, self._max_bytes, is_complete)
+        if self._key is not None and (secret := self._key.get_secret_value().encode()) in received:
+            # Servers that reject a key tend to quote it.
+            received = received.replace(secret, b"(key)")
+        asked_s = None
+        if not 200 <= response.status < 300:
+            asked_s = retry_after_s(response.headers.get("Retry-After"))
+            if (milliseconds := retry_after_s(response.headers.get("Retry-After-Ms"))) is not None:
+                asked_s = milliseconds / 1000
+        return HttpResponse(response.status, received, is_complete, asked_s)
 
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
 
-    async def _exchange(self, url: str, body: bytes) -> HttpResponse:
-        request = self._session.post(url, data=body, allow_redirects=False, proxy=self._proxy_for(url))
-        async with request as response:
-            content = bytearray()
-            async for chunk in response.content.iter_any():
-                content += chunk
-                if len(content) > self._max_bytes:
-                    response.close()
-                    break
-        received = bytes(content[: self._max_bytes])
-        if not 200 <= response.status < 300 and self._key is not None:
-            # Servers that reject a key tend to quote it.
-            received = received.replace(self._key.get_secret_value().encode(), b"(key)")
-        if response.status in _OVERLOAD_STATUSES or response.status >= 500:
-            raise TransientError(
-                "rate_limited" if response.status == 429 else "server_error",
-                f"HTTP {response.status}: {error_message(received)}",
-                is_overload=response.status in _OVERLOAD_STATUSES,
-                retry_after_s=retry_after_s(response.headers.get("Retry-After")),
-            )
-        return HttpResponse(response.status, received, len(content) <= self._max_bytes)
+
+def _decompressed(body: bytes, max_bytes: int, is_complete: bool) -> tuple[bytes, bool]:
+    """Decompress at most ``max_bytes``; the flag is False if there are more, or the input was cut."""
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    try:
+        content = inflate.decompress(body, max_bytes)
+    except zlib.error:
+        return body, is_complete
+    return content, is_complete and inflate.eof
 
 
 def retry_after_s(header: str | None, now: datetime | None = None) -> float | None:
@@ -126,7 +141,7 @@ def retry_after_s(header: str | None, now: datetime | None = None) -> float | No
     if header is None:
         return None
     header = header.strip()
-    if header.isascii() and header.isdecimal():
+    if re.fullmatch(r"[0-9]+(\.[0-9]*)?", header):
         return float(header[:12])  # a longer number would overflow a float
     try:
         date = parsedate_to_datetime(header)

@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import SecretStr
+import numpy as np
+from pydantic import HttpUrl, SecretStr
 
-from ureca.errors import AnswerError, SettingsError
-from ureca.llm.endpoints import Backoff, Endpoint, Endpoints, TransientError
+from ureca.errors import SettingsError
+from ureca.llm import usage
+from ureca.llm.breaker import CircuitBreaker
+from ureca.llm.endpoints import Backoff, Endpoint, Endpoints, Slot, TransientError
 from ureca.llm.load import process_load
-from ureca.llm.openai_messages import error_message, read_answer, request_body
-from ureca.llm.protocol import ChatAnswer, ChatRequest
+from ureca.llm.openai_messages import RefusedError, check_status, read_answer, request_body
+from ureca.llm.protocol import ChatAnswer, ChatRequest, Pixels
 from ureca.llm.settings import OpenAIConfig
 
 if TYPE_CHECKING:
-    from ureca.llm.http import HttpResponse, HttpTransport
+    from ureca.llm.http import HttpTransport
+
+_PROBE_SYSTEM = "Describe what is shown in a few words, as a JSON object with the key caption."
+_PROBE_SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}, "required": ["caption"]}
+_PROBE_TOKENS = 256
+_CHECK_TIMEOUT_S = 60.0
+_MAX_MODELS_SHOWN = 8
+
+_log = logging.getLogger(__name__)
 
 
 class OpenAIChatModel:
@@ -26,7 +39,8 @@ class OpenAIChatModel:
 
     Each request waits for a slot at an available endpoint. A failed attempt that may succeed later is retried after an
     exponential backoff, at another endpoint if there is one. Attempts that never reached a server do not count against
-    ``max_attempts``.
+    ``max_attempts``. A server that refuses or fails every request ends the job, and no request is given up for it (see
+    ``ureca.llm.breaker``).
 
     Connections belong to the event loop in which the first request is sent; another loop gets its own.
 
@@ -49,45 +63,108 @@ class OpenAIChatModel:
         """Answer one request.
 
         Raises:
-            AnswerError: ``http_<status>``: the endpoint rejects the request; ``malformed_answer`` or
-                ``oversized_answer``: the response is not a chat completion; ``connection_lost``, ``timeout``,
-                ``rate_limited`` or ``server_error``: the last of ``max_attempts`` attempts failed so.
-            SettingsError: the endpoint rejects the key, or knows no such path or model; or no endpoint could be
-                reached for ``outage_timeout_s``.
+            AnswerError: ``http_<status>`` or ``too_long``: the endpoint refuses this request, and answers others;
+                ``malformed_answer`` or ``oversized_answer``: the response is not a chat completion;
+                ``connection_lost``, ``timeout``, ``rate_limited`` or ``server_error``: the last of ``max_attempts``
+                attempts failed so, while others were answered.
+            SettingsError: the endpoint refuses every request, for example because of the key, the model, the account or
+                a field of the requests; or none was answered for ``outage_timeout_s``.
         """
         session = self._current_session()
-        body = await asyncio.to_thread(
-            request_body,
-            request,
-            model=self._settings.model,
-            jpeg_quality=self._settings.jpeg_quality,
-            structured_output=self._settings.structured_output,
-        )
+        if request.images:
+            body = await asyncio.to_thread(request_body, request, model=self._settings.model, settings=self._settings)
+        else:
+            body = request_body(request, model=self._settings.model, settings=self._settings)
+        breaker = session.breaker
         num_failures = num_attempts = 0
+        num_answers = breaker.num_answers
         failed_at: Endpoint | None = None
-        while True:
-            async with session.endpoints.slot(avoid=failed_at) as slot:
-                endpoint = slot.endpoint
-                try:
-                    with self._load.busy(), self._load.request():
-                        response = await session.transport.post(f"{endpoint.url}/chat/completions", body)
-                        endpoint.record_success(slot)
-                        self._load.set_slots(self, session.endpoints.limit)
-                        return _read_response(response, endpoint.url)
-                except TransientError as error:
-                    failure, failed_at = error, endpoint
-                    endpoint.record_failure(slot, error, session.loop.time())
-            num_failures += 1
-            if failure.kind == "unreachable":
-                self._check_outage(session, endpoint, failure)
-            else:
-                num_attempts += 1
-                if num_attempts == self._settings.max_attempts:
-                    message = f"{num_attempts} attempts failed, the last one at {endpoint.url}: {failure.message}"
-                    raise AnswerError(failure.kind, message) from failure
-            self._load.record_retry(failure.kind)
+        with breaker.request() as ticket:
+            while True:
+                async with session.endpoints.slot(avoid=failed_at) as slot:
+                    outcome = await self._attempt(session, slot, body)
+                if isinstance(outcome, ChatAnswer):
+                    breaker.record_answer()
+                    return outcome
+                if isinstance(outcome, RefusedError):
+                    if outcome.answer is not None:
+                        usage.record(outcome.answer)
+                    await breaker.judge_rejection(outcome, ticket, slot.endpoint.url)
+                    continue
+                failed_at = slot.endpoint
+                num_failures += 1
+                self._load.record_retry(outcome.kind)
+                if outcome.kind == "unreachable":
+                    self._check_outage(session, failed_at, outcome)
+                else:
+                    num_attempts += 1
+                    if num_attempts >= self._settings.max_attempts:
+                        where = f"the last one at {failed_at.url}: {outcome.message}"
+                        await breaker.judge_failure(outcome, num_answers, f"{num_attempts} attempts failed, {where}")
+                if failed_at.cooldown_until <= session.loop.time():  # else the wait for a slot is long enough
+                    await asyncio.sleep(self._backoff.wait_s(num_failures))
+
+    async def _attempt(self, session: _Session, slot: Slot, body: bytes) -> ChatAnswer | RefusedError | TransientError:
+        """Send a request once, and record the outcome at its endpoint."""
+        endpoint = slot.endpoint
+        try:
+            with self._load.busy(), self._load.request():
+                response = await session.transport.exchange(f"{endpoint.url}/chat/completions", body)
+                check_status(response.status, response.body, response.retry_after_s)
+                if not response.is_complete:
+                    raise RefusedError("oversized_answer", f"the response has more than {len(response.body)} bytes")
+                answer = read_answer(response.body)
+        except TransientError as failure:
+            endpoint.record_failure(slot, failure, session.loop.time())
             self._load.set_slots(self, session.endpoints.limit)
-            await asyncio.sleep(self._backoff.wait_s(num_failures))
+            return failure
+        except RefusedError as refusal:
+            endpoint.record_success(slot)  # it works
+            return refusal
+        endpoint.record_success(slot)
+        self._load.set_slots(self, session.endpoints.limit)
+        return answer
+
+    async def probe(self, num_images: int = 2, max_new_tokens: int = _PROBE_TOKENS) -> None:
+        """Send a request that any vision model can answer, once.
+
+        Args:
+            num_images: number of its images, each of 64 x 64 pixels.
+            max_new_tokens: limit of the tokens of the answer.
+
+        Raises:
+            RefusedError: an endpoint refuses it.
+            TransientError: no endpoint answers.
+        """
+        session = self._current_session()
+        image = np.full((64, 64, 3), 128, np.uint8)
+        image[16:48, 16:48] = (200, 30, 30)
+        parts: tuple[str | Pixels, ...] = (*[image] * num_images, "Describe the colored square.")
+        request = ChatRequest(_PROBE_SYSTEM, parts, _PROBE_SCHEMA, temperature=0.2, max_new_tokens=max_new_tokens)
+        body = await asyncio.to_thread(request_body, request, model=self._settings.model, settings=self._settings)
+        async with session.endpoints.slot() as slot:
+            outcome = await self._attempt(session, slot, body)
+        if not isinstance(outcome, ChatAnswer):
+            raise outcome
+
+    async def served_models(self) -> dict[str, int | None]:
+        """Return the models that the first endpoint lists (``/models``), with their context in tokens if it tells.
+
+        A server without a list gives an empty one.
+
+        Raises:
+            TransientError: the endpoint does not answer.
+        """
+        session = self._current_session()
+        response = await session.transport.exchange(f"{session.endpoints.all[0].url}/models")
+        try:
+            content = json.loads(response.body) if response.status == 200 else None
+        except (ValueError, RecursionError):
+            content = None
+        listed = content.get("data") if isinstance(content, dict) else None
+        models = [each for each in listed if isinstance(each, dict)] if isinstance(listed, list) else []
+        lengths = {str(each["id"]): each.get("max_model_len") for each in models if "id" in each}
+        return {name: length if isinstance(length, int) else None for name, length in lengths.items()}
 
     async def close(self) -> None:
         """Close the connections; the next request opens new ones."""
@@ -102,13 +179,20 @@ class OpenAIChatModel:
 
             transport = HttpTransport(
                 self._key,
+                key_header=self._settings.api_key_header,
+                headers=self._settings.headers,
                 connect_timeout_s=self._settings.connect_timeout_s,
                 request_timeout_s=self._settings.request_timeout_s,
                 max_response_bytes=self._settings.max_answer_bytes,
             )
             urls = [str(url).rstrip("/") for url in self._settings.base_urls]
             endpoints = Endpoints(urls, self._settings.max_concurrency, self._backoff)
-            self._session = _Session(loop, transport, endpoints)
+            breaker = CircuitBreaker(
+                self.probe,
+                retry_s=self._settings.initial_backoff_s,
+                outage_timeout_s=self._settings.outage_timeout_s,
+            )
+            self._session = _Session(loop, transport, endpoints, breaker)
         return self._session
 
     def _check_outage(self, session: _Session, endpoint: Endpoint, failure: TransientError) -> None:
@@ -120,6 +204,48 @@ class OpenAIChatModel:
             ) from failure
 
 
+async def check_endpoints(settings: OpenAIConfig, *, num_images: int, max_new_tokens: int) -> None:
+    """Check each endpoint with its list of models and one request, before a run depends on it.
+
+    An endpoint that does not answer yet is only logged: it may be starting.
+
+    Args:
+        settings: endpoints and model.
+        num_images: number of images of the request, as many as the run's own have.
+        max_new_tokens: tokens of an answer that the run will ask for.
+
+    Raises:
+        SettingsError: an endpoint refuses the request; the message has its words and the models that it lists.
+    """
+
+    async def check(url: HttpUrl) -> None:
+        model = OpenAIChatModel(settings.model_copy(update={"base_urls": (url,)}))
+        served: dict[str, int | None] = {}
+        try:
+            async with asyncio.timeout(_CHECK_TIMEOUT_S):
+                served = await model.served_models()
+                limit = served.get(settings.model)
+                if limit is not None and max_new_tokens >= limit:
+                    raise SettingsError(
+                        f"{url}: the context of {settings.model} is {limit} tokens, which leaves no room for a prompt "
+                        f"beside max_new_tokens {max_new_tokens}; serve it with a longer one, or lower that"
+                    )
+                await model.probe(num_images, max_new_tokens)
+        except (TransientError, TimeoutError) as failure:
+            _log.warning("%s does not answer yet (%s)", url, failure or "timeout")
+        except RefusedError as refusal:
+            cause = f" {refusal.cause}" if refusal.cause else f" a request with {num_images} images"
+            models = f". It serves {', '.join([*served][:_MAX_MODELS_SHOWN])}" if served else ""
+            raise SettingsError(f"{url} rejects{cause}: {refusal.message.rstrip('.')}{models}") from refusal
+        finally:
+            await model.close()
+
+    results = await asyncio.gather(*(check(url) for url in settings.base_urls), return_exceptions=True)
+    for error in results:
+        if error is not None:
+            raise error
+
+
 @dataclass(frozen=True, slots=True)
 class _Session:
     """State that belongs to one event loop."""
@@ -127,6 +253,7 @@ class _Session:
     loop: asyncio.AbstractEventLoop
     transport: HttpTransport
     endpoints: Endpoints
+    breaker: CircuitBreaker
 
 
 def read_api_key(settings: OpenAIConfig) -> SecretStr | None:
@@ -155,17 +282,3 @@ def read_api_key(settings: OpenAIConfig) -> SecretStr | None:
     if not key or not all("!" <= character <= "~" for character in key):
         raise SettingsError(f"{source}: a key is one word of printable ASCII; this is empty or something else")
     return SecretStr(key)
-
-
-def _read_response(response: HttpResponse, url: str) -> ChatAnswer:
-    if response.status in {401, 404}:
-        # Every other request would fail too: end the job before it fills a dataset with failures.
-        rejected = (
-            "the key (mllm.api_key_variable, mllm.api_key_file)" if response.status == 401 else "mllm.model or its path"
-        )
-        raise SettingsError(f"{url} rejects {rejected}: HTTP {response.status}: {error_message(response.body)}")
-    if not 200 <= response.status < 300:
-        raise AnswerError(f"http_{response.status}", f"{url} rejects the request: {error_message(response.body)}")
-    if not response.is_complete:
-        raise AnswerError("oversized_answer", f"{url} answers with more than {len(response.body)} bytes")
-    return read_answer(response.body)

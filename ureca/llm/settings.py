@@ -1,12 +1,41 @@
 """Settings of the chat models; importing them loads no engine."""
 
 import json
-from typing import Annotated, Literal, Self
+import re
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, HttpUrl, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    HttpUrl,
+    field_validator,
+    model_validator,
+)
 
 from ureca.config import MAY_CHANGE
 from ureca.registry import register
+
+
+def _parse_command_line_values(options: object) -> object:
+    """Parse booleans, numbers, lists and objects, which are text on a command line."""
+    if not isinstance(options, dict):
+        return options
+    return {name: _parse_value(value) if isinstance(value, str) else value for name, value in options.items()}
+
+
+def _parse_value(text: str) -> object:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return text if value is None or isinstance(value, str) else value
+
+
+Options = Annotated[dict[str, Any], BeforeValidator(_parse_command_line_values)]
+"""Options for a server or an engine, which may be nested: JSON, or NAME=VALUE on a command line."""
 
 
 @register("chat_model", "fake", component="ureca.llm.fake:FakeChatModel")
@@ -22,6 +51,10 @@ class FakeConfig(BaseModel):
     malformed_fraction: float = Field(default=0.0, ge=0, le=1, description="fraction of answers that are not JSON")
 
 
+_RESERVED_FIELDS = frozenset({"model", "messages", "stream", "n"})
+_OWN_HEADERS = frozenset({"host", "content-type", "content-length", "content-encoding", "accept-encoding"})
+
+
 class RequestSettings(BaseModel):
     """Concurrency, timeouts and retries of the requests to a model server."""
 
@@ -30,6 +63,25 @@ class RequestSettings(BaseModel):
     structured_output: bool = Field(
         default=True,
         description="have the server decode answers by their JSON schema; turn off for servers without response_format",
+    )
+    token_parameter: Annotated[Literal["max_tokens", "max_completion_tokens", "none"], MAY_CHANGE] = Field(
+        default="max_tokens",
+        description="field of a request that limits the tokens of the answer; OpenAI's reasoning models accept "
+        "max_completion_tokens only; none sends no limit",
+    )
+    send_temperature: bool = Field(
+        default=True, description="send a temperature; turn off for reasoning models, which refuse any but their own"
+    )
+    chat_template_kwargs: Options = Field(
+        default={}, description='arguments of the server\'s chat template, as JSON: {"enable_thinking": false}'
+    )
+    extra_body: Options = Field(
+        default={},
+        description='further fields of each request, as JSON, such as {"reasoning_effort": "low"}; they replace '
+        "fields of the same name",
+    )
+    headers: Annotated[dict[str, str], MAY_CHANGE] = Field(
+        default={}, description="further HTTP headers of each request, as JSON; not for secrets, which are not stored"
     )
     jpeg_quality: int = Field(default=90, ge=1, le=100, description="JPEG quality of the images in requests")
     max_concurrency: Annotated[int, MAY_CHANGE] = Field(
@@ -56,11 +108,33 @@ class RequestSettings(BaseModel):
         default=60.0, gt=0, description="upper bound of the backoff and of the server's Retry-After, in seconds"
     )
     outage_timeout_s: Annotated[float, MAY_CHANGE] = Field(
-        default=300.0, ge=0, description="seconds without any reachable endpoint after which the job ends"
+        default=300.0,
+        ge=0,
+        description="seconds without any reachable endpoint, or without any answer from one, after which the job ends",
     )
     max_answer_bytes: Annotated[int, MAY_CHANGE] = Field(
         default=2**20, ge=1024, description="maximum size of an HTTP response; a longer one counts as failed"
     )
+
+    @field_validator("extra_body")
+    @classmethod
+    def _leave_the_question(cls, extra_body: dict[str, Any]) -> dict[str, Any]:
+        if reserved := sorted(extra_body.keys() & _RESERVED_FIELDS):
+            raise ValueError(f"{', '.join(reserved)}: not to be replaced; answers would not be understood")
+        return extra_body
+
+    @field_validator("headers")
+    @classmethod
+    def _are_headers_without_secrets(cls, headers: dict[str, str]) -> dict[str, str]:
+        for name, value in headers.items():
+            if not re.fullmatch(r"[A-Za-z0-9!#$%&'*+.^_`|~-]+", name) or not value.isprintable() or not value.isascii():
+                raise ValueError(f"{name!r} is no HTTP header with a printable ASCII value")
+            if re.search(r"authorization|api-?key|token|secret|cookie", name, re.IGNORECASE):
+                # The message does not show the value.
+                raise ValueError(f"{name} may hold a secret, and settings are stored; see api_key_header")
+            if name.lower() in _OWN_HEADERS:
+                raise ValueError(f"{name} is set by the client")
+        return headers
 
     @model_validator(mode="after")
     def _waits_agree(self) -> Self:
@@ -88,6 +162,11 @@ class OpenAIConfig(RequestSettings):
     api_key_file: Annotated[str | None, MAY_CHANGE] = Field(
         default=None, description="file that holds the API key; None: no key"
     )
+    api_key_header: Annotated[str, MAY_CHANGE] = Field(
+        default="Authorization",
+        pattern=r"^[A-Za-z0-9-]+$",
+        description="HTTP header that holds the API key (api-key at Azure); in Authorization it is a bearer token",
+    )
 
     @field_validator("base_urls")
     @classmethod
@@ -105,6 +184,22 @@ class OpenAIConfig(RequestSettings):
         if self.api_key_variable is not None and self.api_key_file is not None:
             raise ValueError("api_key_variable and api_key_file both name a key; set one of them")
         return self
+
+
+_RESERVED_OPTIONS = {
+    *("model", "tokenizer", "tensor_parallel_size", "distributed_executor_backend", "dtype", "max_model_len"),
+    *("gpu_memory_utilization", "limit_mm_per_prompt", "trust_remote_code"),
+}
+
+
+def _check_not_reserved(options: dict[str, Any]) -> dict[str, Any]:
+    if reserved := sorted(options.keys() & _RESERVED_OPTIONS):
+        raise ValueError(f"{', '.join(reserved)}: set by the settings beside it, or not to be set at all")
+    return options
+
+
+EngineOptions = Annotated[Options, AfterValidator(_check_not_reserved)]
+"""Options of vLLM's engine. Those that other settings determine are refused."""
 
 
 @register("chat_model", "ray_serve", component="ureca.llm.ray_serve:application_not_started")
@@ -126,6 +221,11 @@ class RayServeConfig(RequestSettings):
     )
     max_model_len: int | None = Field(
         default=None, ge=64, description="maximum tokens of a prompt and its answer; None: the model's own limit"
+    )
+    engine_options: EngineOptions = Field(
+        default={},
+        description="further fields of vLLM's AsyncEngineArgs, as JSON: "
+        '{"mm_processor_kwargs": {"max_pixels": 602112}, "max_num_seqs": 64}',
     )
     port: Annotated[int, MAY_CHANGE] = Field(default=8000, ge=1, le=65535, description="port of Ray Serve's HTTP proxy")
 
@@ -165,12 +265,6 @@ class TransformersConfig(BaseModel):
     )
 
 
-_RESERVED_OPTIONS = {
-    *("model", "tokenizer", "tensor_parallel_size", "distributed_executor_backend", "dtype", "max_model_len"),
-    *("gpu_memory_utilization", "limit_mm_per_prompt", "trust_remote_code"),
-}
-
-
 @register("chat_model", "vllm", component="ureca.llm.vllm:VllmChatModel")
 class VllmConfig(BaseModel):
     """A checkpoint in a vLLM engine, one engine in each actor."""
@@ -194,29 +288,11 @@ class VllmConfig(BaseModel):
         default=0.9, gt=0, le=1, description="fraction of each GPU's memory that vLLM uses"
     )
     structured_output: bool = Field(default=True, description="decode answers by their JSON schema")
-    engine_options: dict[str, int | float | bool | str] = Field(
-        default={}, description="further fields of vLLM's AsyncEngineArgs, such as enforce_eager or quantization"
+    chat_template_kwargs: Options = Field(
+        default={}, description='arguments of the chat template, as JSON: {"enable_thinking": false}'
     )
-
-    @field_validator("engine_options", mode="before")
-    @classmethod
-    def _parse_command_line_values(cls, options: object) -> object:
-        """Parse booleans and numbers, which are text on a command line."""
-        if not isinstance(options, dict):
-            return options
-        return {name: _scalar(value) if isinstance(value, str) else value for name, value in options.items()}
-
-    @field_validator("engine_options")
-    @classmethod
-    def _are_not_reserved(cls, options: dict[str, int | float | bool | str]) -> dict[str, int | float | bool | str]:
-        if reserved := sorted(options.keys() & _RESERVED_OPTIONS):
-            raise ValueError(f"{', '.join(reserved)}: set by the settings beside it, or not to be set at all")
-        return options
-
-
-def _scalar(text: str) -> object:
-    try:
-        value = json.loads(text)
-    except ValueError:
-        return text
-    return value if isinstance(value, bool | int | float) else text
+    engine_options: EngineOptions = Field(
+        default={},
+        description="further fields of vLLM's AsyncEngineArgs, as JSON: "
+        '{"enforce_eager": true, "mm_processor_kwargs": {"max_pixels": 602112}}',
+    )

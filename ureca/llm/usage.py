@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 
 from ureca.llm.protocol import ChatAnswer
 
+_MAX_MESSAGE_CHARACTERS = 400
+
 
 @dataclass(slots=True)
 class Usage:
@@ -19,6 +21,7 @@ class Usage:
         invalid_responses: answers that could not be used, by reason; they are calls, too.
         retries: failed attempts that were retried, by kind of failure.
         latency_ms: histogram of the latency of calls, see ``ureca.llm.load.LoadReport``.
+        messages: first message of each kind of failure, ``<stage>:<kind>``.
     """
 
     num_calls: int = 0
@@ -27,6 +30,7 @@ class Usage:
     invalid_responses: dict[str, int] = field(default_factory=dict)
     retries: dict[str, int] = field(default_factory=dict)
     latency_ms: dict[str, int] = field(default_factory=dict)
+    messages: dict[str, str] = field(default_factory=dict)
 
 
 _current: ContextVar[Usage | None] = ContextVar("usage", default=None)
@@ -83,3 +87,15 @@ def record_latency(bucket_ms: str) -> None:
     usage = _current.get()
     if usage is not None:
         usage.latency_ms[bucket_ms] = usage.latency_ms.get(bucket_ms, 0) + 1
+
+
+def record_failure(kind: str, message: str) -> None:
+    """Keep the message of a failure, if it is the first of its kind.
+
+    Args:
+        kind: ``<stage>:<kind>`` of the failure.
+        message: details of the failure, of which the first 400 characters are kept.
+    """
+    usage = _current.get()
+    if usage is not None:
+        usage.messages.setdefault(kind, message[:_MAX_MESSAGE_CHARACTERS])

@@ -38,7 +38,7 @@ class VllmChatModel:
             self._engine = self._vllm.engine.from_engine_args(self._vllm.arguments(settings))
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"mllm.checkpoint '{settings.checkpoint}': vLLM cannot run it: {error}") from error
-        self._template = ChatTemplate(processor, settings.checkpoint)
+        self._template = ChatTemplate(processor, settings.checkpoint, settings.chat_template_kwargs)
         # The token that the tokenizer puts before each text is removed from prompts: chat templates contain it, too.
         tokenizer = processor.tokenizer
         adds_bos = tokenizer.bos_token is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
@@ -66,7 +66,12 @@ class VllmChatModel:
         if final is None or not final.outputs:
             raise AnswerError("malformed_answer", "vLLM gave no output")
         written = final.outputs[0]
-        return ChatAnswer(written.text.strip(), len(final.prompt_token_ids or ()), len(written.token_ids))
+        return ChatAnswer(
+            written.text.strip(),
+            len(final.prompt_token_ids or ()),
+            len(written.token_ids),
+            is_cut_off=getattr(written, "finish_reason", None) == "length",
+        )
 
     def close(self) -> None:
         """Shut down the engine and its processes."""

@@ -46,6 +46,7 @@ class Status(BaseModel):
         num_done: number of finished things, including failed ones.
         num_failed: images with an error, or bad samples of a training; None: not looked up.
         failures: count of each kind of failure, over images and regions; None: not looked up.
+        messages: first message of each kind of failure, where one is known.
         rate_per_s: things per second in the last session; None: too few are done to tell.
         left_s: seconds left at that rate; None: unknown, or the run is not running.
         silent_s: seconds since the last result; None: there is none.
@@ -63,6 +64,7 @@ class Status(BaseModel):
     num_done: int
     num_failed: int | None = None
     failures: dict[str, int] | None = None
+    messages: dict[str, str] = {}
     rate_per_s: float | None = None
     left_s: float | None = None
     silent_s: float | None = None
@@ -111,7 +113,8 @@ def status_text(status: Status) -> str:
         rows.append(("failed", f"{status.num_failed} {'images' if status.counted == 'images' else 'samples'}"))
         failures = sorted((status.failures or {}).items(), key=lambda item: (-item[1], item[0]))
         for index, (kind, number) in enumerate(failures[:_KINDS_SHOWN]):
-            rows.append(("" if index else "failures", f"{number} x {kind}"))
+            message = f": {status.messages[kind]}" if kind in status.messages else ""
+            rows.append(("" if index else "failures", f"{number} x {kind}{message}"))
         if len(failures) > _KINDS_SHOWN:
             rows.append(("", f"and {len(failures) - _KINDS_SHOWN} other kinds (--json has all)"))
     if status.rate_per_s is not None:
@@ -205,6 +208,7 @@ def _status_of_partitions(
         num_done=num_done,
         num_failed=None if report is None else report.num_failed,
         failures=None if report is None else report.failures,
+        messages={} if report is None else report.messages,
         rate_per_s=rate,
         left_s=(num_total - num_done) / rate if rate and num_total and state == "running" else None,
         silent_s=max(0.0, now_s - max(written.values())) if written else None,
