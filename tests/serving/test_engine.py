@@ -249,3 +249,64 @@ def test_engine_stop_string_ends_the_caption_before_it() -> None:
 )
 def test_cut_at_stop_keeps_the_text_before_the_first(text: str, stop: tuple[str, ...], kept: str) -> None:
     assert cut_at_stop(text, stop) == kept
+
+
+def test_engine_region_that_fails_alone_fails_only_its_job() -> None:
+    # The prompt of one region cannot be encoded, and the probabilities of another are not numbers.
+    captioner = RecordingCaptioner()
+    good = [job(seed, 2, CaptionSettings(max_new_tokens=30)) for seed in range(4)]
+    bad_prompt = job(4, 1, SETTINGS.model_copy(update={"question": "<MASK_CONTEXT>?"}))
+    bad_sampling = job(5, 1, SETTINGS.model_copy(update={"temperature": float("nan")}))
+
+    async def run() -> list[list[GeneratedCaption] | BaseException]:
+        engine = CaptionEngine(captioner, batch_size=16)
+        return await asyncio.gather(*map(engine.caption, [*good, bad_prompt, bad_sampling]), return_exceptions=True)
+
+    *answers, first, second = asyncio.run(run())
+    assert answers == [alone(one) for one in good]
+    assert isinstance(first, ValueError) and "mask" in str(first)
+    assert isinstance(second, ValueError) and "temperature" in str(second)
+
+
+def test_engine_lowest_temperatures_give_the_greedy_caption() -> None:
+    greedy = alone(job(0, 1))
+
+    async def run(temperature: float) -> list[GeneratedCaption]:
+        settings = CaptionSettings(max_new_tokens=6, temperature=temperature)
+        return await CaptionEngine(tiny_captioner(), batch_size=2).caption(job(0, 1, settings))
+
+    for temperature in (5e-324, 1e-308, 1e-39, 1e-9):
+        assert asyncio.run(run(temperature)) == greedy
+
+
+@pytest.mark.parametrize("stage", ["admit", "step"])
+def test_engine_batch_that_fails_is_retried_without_the_suspect(stage: str) -> None:
+    class PoisonedBatch(RecordingBatch):
+        """Fails as a whole while it has a region with the question."""
+
+        poisoned = False
+
+        def admit(self, regions: Iterable[tuple[Any, PreparedImage, int, CaptionSettings]]) -> None:
+            admitted = list(regions)
+            self.poisoned |= any(settings.question == "poison" for *_, settings in admitted)
+            if self.poisoned and stage == "admit":
+                raise MemoryError("no room")
+            super().admit(admitted)
+
+        def step(self, is_wanted: Callable[[Any], bool]) -> Iterator[FinishedRegion[Any]]:
+            if self.poisoned and len(self._recorder.sizes) > 2:
+                raise MemoryError("no room")
+            return super().step(is_wanted)
+
+    captioner = RecordingCaptioner()
+    captioner.batch_class = PoisonedBatch
+    good = [job(seed, 2, CaptionSettings(max_new_tokens=20)) for seed in range(5)]
+    poison = job(9, 3, CaptionSettings(max_new_tokens=20, question="poison"))
+
+    async def run() -> list[list[GeneratedCaption] | BaseException]:
+        engine = CaptionEngine(captioner, batch_size=12)
+        return await asyncio.gather(*map(engine.caption, [*good[:3], poison, *good[3:]]), return_exceptions=True)
+
+    answers = asyncio.run(asyncio.wait_for(run(), 120))
+    assert isinstance(answers.pop(3), MemoryError)
+    assert answers == [alone(one) for one in good]

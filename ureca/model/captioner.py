@@ -157,6 +157,8 @@ class RegionCaptioner:
             batch.admit((key, image, key[1], settings) for key, image in regions)
             while batch:
                 for region in batch.step():
+                    if region.error is not None:
+                        raise region.error
                     yield RegionCaption(*region.key, region.text, region.num_tokens, region.finish_reason)
 
     def open_batch(self) -> "RegionBatch[Any]":
@@ -193,9 +195,10 @@ class FinishedRegion(Generic[Key]):
         key: key of the region.
         text: the caption.
         num_tokens: number of new tokens, without the end token.
-        finish_reason: "stop" (the model ended the caption) or "length" (``max_new_tokens`` did); empty while the
-            caption is unfinished.
+        finish_reason: "stop" (the model ended the caption), "length" (``max_new_tokens`` did) or "error"; empty while
+            the caption is unfinished.
         num_prompt_tokens: number of tokens of the region's prompt, those of the image included.
+        error: error of this region alone, for which it has no caption; None otherwise.
     """
 
     key: Key
@@ -203,6 +206,7 @@ class FinishedRegion(Generic[Key]):
     num_tokens: int
     finish_reason: str
     num_prompt_tokens: int
+    error: Exception | None = None
 
 
 class RegionBatch(Generic[Key]):
@@ -226,14 +230,15 @@ class RegionBatch(Generic[Key]):
         self._processor = processor
         self._encoder = encoder
         self._latest: tuple[npt.NDArray[np.uint8], EncodedImage] | None = None
+        self._not_encoded: list[FinishedRegion[Key]] = []
 
     def __len__(self) -> int:
-        """Number of regions whose captions are unfinished."""
-        return len(self._decoder)
+        """Number of regions that are unfinished, or whose error ``step`` has not yielded yet."""
+        return len(self._decoder) + len(self._not_encoded)
 
     @torch.inference_mode()
     def admit(self, regions: Iterable[tuple[Key, PreparedImage, int, CaptionSettings]]) -> None:
-        """Add regions.
+        """Add regions. One whose prompt cannot be encoded is yielded with its error by the next step.
 
         Args:
             regions: key, image, index of the mask and settings of each (``batch_size`` is ignored; the seed is
@@ -241,18 +246,22 @@ class RegionBatch(Generic[Key]):
         """
         sequences = []
         for key, image, mask_index, settings in regions:
-            view = image.views[0 if len(image.views) == 1 else mask_index]
-            if self._latest is None or view is not self._latest[0]:
-                self._latest = view, self._encoder.encode_image(view)
-            mask = image.masks[mask_index] if image.masks else None
-            sequence = SequenceInput(
-                prefix=self._latest[1].prefix,
-                suffix=self._encoder.encode_region(self._latest[1], mask, settings.question),
-                max_new_tokens=settings.max_new_tokens,
-                temperature=settings.temperature,
-                top_p=settings.top_p,
-                seed=settings.seed + mask_index,
-            )
+            try:
+                view = image.views[0 if len(image.views) == 1 else mask_index]
+                if self._latest is None or view is not self._latest[0]:
+                    self._latest = view, self._encoder.encode_image(view)
+                mask = image.masks[mask_index] if image.masks else None
+                sequence = SequenceInput(
+                    prefix=self._latest[1].prefix,
+                    suffix=self._encoder.encode_region(self._latest[1], mask, settings.question),
+                    max_new_tokens=settings.max_new_tokens,
+                    temperature=settings.temperature,
+                    top_p=settings.top_p,
+                    seed=settings.seed + mask_index,
+                )
+            except Exception as error:
+                self._not_encoded.append(FinishedRegion(key, "", 0, "error", 0, error))
+                continue
             sequences.append((key, sequence))
         self._decoder.admit(sequences)
 
@@ -263,8 +272,10 @@ class RegionBatch(Generic[Key]):
             is_wanted: called with the key of each unfinished region; the region is dropped on false.
 
         Yields:
-            The finished regions.
+            The finished regions, and those that failed.
         """
+        not_encoded, self._not_encoded = self._not_encoded, []
+        yield from not_encoded
         for decoded in self._decoder.step(is_wanted):
             yield self._region(decoded)
 
@@ -277,7 +288,7 @@ class RegionBatch(Generic[Key]):
     def _region(self, decoded: DecodedSequence[Key]) -> FinishedRegion[Key]:
         text = self._processor.decode(decoded.token_ids, skip_special_tokens=True).strip()
         return FinishedRegion(
-            decoded.key, text, len(decoded.token_ids), decoded.finish_reason, decoded.num_prompt_tokens
+            decoded.key, text, len(decoded.token_ids), decoded.finish_reason, decoded.num_prompt_tokens, decoded.error
         )
 
 

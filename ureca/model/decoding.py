@@ -15,6 +15,9 @@ from ureca.model.modeling import UrecaForConditionalGeneration
 
 Key = TypeVar("Key", bound=Hashable)
 
+MIN_TEMPERATURE = 1e-4
+"""Lowest sampling temperature; lower ones above 0 count as this, since logits divided by them overflow."""
+
 
 @dataclass(frozen=True, eq=False)
 class SequenceInput:
@@ -44,14 +47,16 @@ class DecodedSequence(Generic[Key]):
     Args:
         key: key of the sequence.
         token_ids: new tokens, without the end token.
-        finish_reason: "stop" or "length"; empty while the sequence is unfinished.
+        finish_reason: "stop", "length" or "error"; empty while the sequence is unfinished.
         num_prompt_tokens: number of tokens of the prompt, those of the image included.
+        error: error that ended this sequence alone; None otherwise.
     """
 
     key: Key
     token_ids: list[int]
     finish_reason: str
     num_prompt_tokens: int
+    error: Exception | None = None
 
 
 class SequenceDecoder(Generic[Key]):
@@ -117,15 +122,25 @@ class SequenceDecoder(Generic[Key]):
             is_wanted: called with the key of each unfinished sequence; the sequence is dropped on false.
 
         Yields:
-            The finished sequences, before the forward pass of the others.
+            The finished sequences, before the forward pass of the others; also those that failed, each with its error.
         """
         if self._cache is None:
             return
         logits = self._model.lm_head(self._cache.hidden).float()
         greedy = logits.argmax(-1).tolist()
-        tokens = [active.sample(logits[index], greedy[index]) for index, active in enumerate(self._sequences)]
+        tokens = []
+        failed: dict[int, Exception] = {}
+        for index, active in enumerate(self._sequences):
+            try:
+                tokens.append(active.sample(logits[index], greedy[index]))
+            except Exception as error:
+                failed[index] = error
+                tokens.append(greedy[index])
         remaining = []
         for index, (active, token) in enumerate(zip(self._sequences, tokens, strict=True)):
+            if index in failed:
+                yield active.decoded("error", failed[index])
+                continue
             if token in self._end_token_ids:
                 yield active.decoded("stop")
                 continue
@@ -150,10 +165,10 @@ class _ActiveSequence(Generic[Key]):
     token_ids: list[int] = field(default_factory=list)
     _generator: torch.Generator | None = None
 
-    def decoded(self, finish_reason: str) -> DecodedSequence[Key]:
+    def decoded(self, finish_reason: str, error: Exception | None = None) -> DecodedSequence[Key]:
         """Return the sequence with its tokens so far."""
         num_prompt_tokens = self.input.prefix.length + len(self.input.suffix)
-        return DecodedSequence(self.key, self.token_ids, finish_reason, num_prompt_tokens)
+        return DecodedSequence(self.key, self.token_ids, finish_reason, num_prompt_tokens, error)
 
     def sample(self, logits: torch.Tensor, greedy: int) -> int:
         """Choose the next token by logits [vocabulary]: the likeliest, or one drawn with the sequence's generator."""
@@ -162,7 +177,7 @@ class _ActiveSequence(Generic[Key]):
         if self._generator is None:
             self._generator = torch.Generator(logits.device).manual_seed(self.input.seed)
         no_prompt = torch.empty(1, 0, dtype=torch.long, device=logits.device)
-        warped = TemperatureLogitsWarper(self.input.temperature)(no_prompt, logits[None])
+        warped = TemperatureLogitsWarper(max(self.input.temperature, MIN_TEMPERATURE))(no_prompt, logits[None])
         probabilities = TopPLogitsWarper(self.input.top_p)(no_prompt, warped).softmax(-1)
         return int(torch.multinomial(probabilities[0], 1, generator=self._generator))
 

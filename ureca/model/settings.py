@@ -1,5 +1,6 @@
 """Settings of captioning, and sizes of untrained models; importing them does not import torch."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -10,6 +11,22 @@ from ureca.errors import SettingsError
 from ureca.model.prompt import QUESTION
 
 
+MAX_TEMPERATURE = 10.0
+_MAX_SEED = 2**62  # a region adds its index, and random generators take 64 bits
+_SPECIAL_TOKEN = re.compile(r"</?(?:img|mask|IMG_CONTEXT|MASK_CONTEXT)>|<\|\w+\|>|<｜[^<>]{1,40}｜>")  # noqa: RUF001
+
+
+def check_question(question: str) -> str:
+    """Return a question, unless it has a special token of the model, for which the prompt has no image or mask.
+
+    Raises:
+        ValueError: It has one.
+    """
+    if found := _SPECIAL_TOKEN.search(question):
+        raise ValueError(f"a question must not contain {found[0]}, which is a special token of the model")
+    return question
+
+
 class CaptionSettings(BaseModel):
     """Generation of captions.
 
@@ -17,9 +34,10 @@ class CaptionSettings(BaseModel):
         question: question about each region.
         max_new_tokens: limit of a caption in tokens.
         batch_size: number of regions decoded together; memory grows with it.
-        temperature: 0 for greedy decoding, else the sampling temperature.
+        temperature: 0 for greedy decoding, else the sampling temperature, at most 10; lower ones than 0.0001 count as
+            that.
         top_p: nucleus sampling: probability mass of the likeliest tokens to draw from, above 0 and at most 1.
-        seed: seed of sampling; mask i of an image uses ``seed + i``, independent of the batch.
+        seed: seed of sampling, from -2^62 to 2^62; mask i of an image uses ``seed + i``, independent of the batch.
 
     Raises:
         SettingsError: if a value is out of its range.
@@ -44,8 +62,16 @@ class CaptionSettings(BaseModel):
             raise SettingsError(f"captioner: max_new_tokens must be at least 1, got {self.max_new_tokens}")
         if self.batch_size < 1:
             raise SettingsError(f"captioner: batch_size must be at least 1, got {self.batch_size}")
-        if self.temperature < 0:
-            raise SettingsError(f"captioner: temperature must be 0 or more, got {self.temperature}")
+        if not 0 <= self.temperature <= MAX_TEMPERATURE:
+            raise SettingsError(
+                f"captioner: temperature must be 0 or more and at most {MAX_TEMPERATURE:g}, got {self.temperature}"
+            )
+        if not -_MAX_SEED <= self.seed <= _MAX_SEED:
+            raise SettingsError(f"captioner: seed must be from -2^62 to 2^62, got {self.seed}")
+        try:
+            check_question(self.question)
+        except ValueError as error:
+            raise SettingsError(f"captioner: {error}") from error
         if not 0 < self.top_p <= 1:
             raise SettingsError(f"captioner: top_p must be above 0 and at most 1, got {self.top_p}")
         return self

@@ -103,6 +103,20 @@ class _PendingJob:
                 self.sent[index] = words
                 self.deliver(GeneratedCaption(index, words, region.num_tokens, None))
 
+    def deliver_region(self, index: int, region: FinishedRegion[Any]) -> None:
+        """Deliver a finished caption, up to its first stop string, or the error of its region."""
+        if region.error is not None:
+            self.fail(region.error)
+        elif index not in self.stopped:
+            text = cut_at_stop(region.text, self.job.stop)
+            reason = region.finish_reason if text == region.text else "stop"
+            self.deliver(GeneratedCaption(index, text, region.num_tokens, reason, region.num_prompt_tokens))
+
+    def fail(self, error: BaseException) -> None:
+        """Deliver an error, and end the decoding of all regions."""
+        self.is_wanted = False
+        self.deliver(error)
+
     def deliver(self, item: GeneratedCaption | BaseException) -> None:
         """Deliver a caption or an error from any thread."""
         self.loop.call_soon_threadsafe(self.finished.put_nowait, item)
@@ -188,36 +202,51 @@ class CaptionEngine:
             raise RuntimeError(f"the current decoding step takes more than {max_step_s:g} seconds")
 
     def _decode(self) -> None:
-        """Decode until no sequence is left; runs in the model's thread."""
+        """Decode until no sequence is left; runs in the model's thread.
+
+        An error of one region fails its job alone. If a batch fails as a whole, its jobs are decoded again, in halves
+        that are separate batches, until those that fail alone are found; only these get the error.
+        """
         batch: RegionBatch[_Key] = self._captioner.open_batch()
-        in_batch: set[_PendingJob] = set()
+        in_batch: set[_Key] = set()
+        retries: list[list[_Key]] = []
+        is_retry = False
         while True:
             self._step_started = self._clock()
             try:
-                admitted = self._next_sequences(self._batch_size - len(batch))
-                in_batch = {job for job in in_batch if job.is_wanted} | {job for job, _ in admitted}
+                if not batch:
+                    is_retry = bool(retries)
+                if is_retry:
+                    admitted = [] if batch else [key for key in retries.pop() if key[0].is_wanted_region(key[1])]
+                else:
+                    admitted = self._next_sequences(self._batch_size - len(batch))
+                in_batch = {(job, index) for job, index in in_batch if job.is_wanted_region(index)} | {*admitted}
                 batch.admit(((job, index), job.image.prepared, index, job.job.settings) for job, index in admitted)
                 for region in batch.step(lambda key: key[0].is_wanted_region(key[1])):
-                    job, index = region.key
-                    if index in job.stopped:
-                        continue
-                    text = cut_at_stop(region.text, job.job.stop)
-                    reason = region.finish_reason if text == region.text else "stop"
-                    job.deliver(GeneratedCaption(index, text, region.num_tokens, reason, region.num_prompt_tokens))
-                if any(job.needs_text for job in in_batch):
+                    in_batch.discard(region.key)
+                    region.key[0].deliver_region(region.key[1], region)
+                if any(job.needs_text for job, _ in in_batch):
                     for region in batch.unfinished(lambda key: key[0].needs_text):
                         job, index = region.key
                         job.deliver_text(index, region)
             except Exception as error:
-                # Every job of the batch raises the error in its stream; later jobs get a new batch.
-                for job in in_batch:
-                    job.is_wanted = False
-                    job.deliver(error)
+                regions: dict[_PendingJob, list[_Key]] = {}
+                for key in sorted(in_batch, key=lambda key: key[1]):
+                    if key[0].is_wanted_region(key[1]):
+                        regions.setdefault(key[0], []).append(key)
+                suspects = list(regions.values())
+                if len(suspects) == 1:
+                    suspects[0][0][0].fail(error)
+                else:
+                    half = len(suspects) // 2
+                    halves = (suspects[half:], suspects[:half])
+                    retries += [[key for keys in jobs for key in keys] for jobs in halves if jobs]
+                in_batch = set()
                 batch = self._captioner.open_batch()
             finally:
                 self._step_started = None
             with self._lock:
-                if not batch and not self._waiting:
+                if not batch and not self._waiting and not retries:
                     self._is_running = False
                     return
 

@@ -5,12 +5,12 @@ The chat completions of OpenAI's API have their own schemas in ``ureca.serving.c
 
 from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from ureca.errors import DataError, UrecaError
 from ureca.masks.annotations import MAX_MASKS
 from ureca.masks.prompts import MAX_POINTS
-from ureca.model.settings import CaptionSettings
+from ureca.model.settings import MAX_TEMPERATURE, CaptionSettings, check_question
 
 StrictNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 """A finite JSON number; strings are not converted."""
@@ -105,7 +105,7 @@ class GenerationOptions(_RequestModel):
     max_new_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
         default=None, description="maximum number of tokens of a caption; at most the service's limit"
     )
-    temperature: Annotated[StrictNumber, Field(ge=0, le=10)] | None = Field(
+    temperature: Annotated[StrictNumber, Field(ge=0, le=MAX_TEMPERATURE)] | None = Field(
         default=None, description="sampling temperature; 0: greedy decoding"
     )
     top_p: Annotated[StrictNumber, Field(gt=0, le=1)] | None = Field(
@@ -114,8 +114,8 @@ class GenerationOptions(_RequestModel):
     seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] | None = Field(
         default=None, description="random seed; region i of the request is sampled with seed + i"
     )
-    question: Annotated[str, Field(min_length=1, max_length=2000)] | None = Field(
-        default=None, description="question to the model about each region"
+    question: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(check_question)] | None = Field(
+        default=None, description="question to the model about each region, without its special tokens"
     )
 
     def apply_to(self, defaults: CaptionSettings, *, clamp: bool = False) -> CaptionSettings:
