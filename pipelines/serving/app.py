@@ -9,7 +9,6 @@ import fastapi_offline
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import FileResponse
 from pydantic import BaseModel
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 import ureca
 from ureca.pipelines.serve_settings import ServeSettings
@@ -35,6 +34,7 @@ from ureca.serving.schemas import (
     RegionsRequest,
 )
 from ureca.serving.service import Backend, BatchRunner, CaptionService
+from ureca.serving.settings import ServingLimits
 
 T = TypeVar("T")
 
@@ -72,17 +72,25 @@ def build_app(
     )
     tracker = tracker or RequestTracker()
     app = FastAPI(
-        title="URECA", version=ureca.__version__, description=openapi.DESCRIPTION, docs_url=None, redoc_url=None
+        title="URECA",
+        version=ureca.__version__,
+        description=openapi.DESCRIPTION,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
     )
-    app.add_middleware(AccessMiddleware, limits=settings.limits, token_digests=token_digests, tracker=tracker)
-    if settings.is_local:
-        # Prevents DNS rebinding: a foreign web page whose host name resolves to this machine.
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1", "[::1]"])
+    app.add_middleware(
+        AccessMiddleware,
+        limits=settings.limits,
+        token_digests=token_digests,
+        tracker=tracker,
+        only_local=settings.is_local,
+    )
     add_error_handlers(app)
     _add_caption_routes(app, service)
     _add_service_routes(app, service, tracker)
     if batches is not None:
-        _add_batch_routes(app, batches)
+        _add_batch_routes(app, batches, settings.limits)
     openapi.document_requests(app)
     for file in sorted(page.rglob("*")):
         if file.is_file():
@@ -108,7 +116,7 @@ def _add_caption_routes(app: FastAPI, service: CaptionService) -> None:
     @app.post("/v1/captions", **openapi.CAPTIONS)
     async def captions(request: Request) -> Response:
         """Caption regions of an image, or everything in it."""
-        parsed, file = await with_timeout(parse_request(request, CaptionsRequest, max_bytes=limits.max_body_bytes))
+        parsed, file = await with_timeout(parse_request(request, CaptionsRequest, limits))
         if not parsed.stream:
             return _json(await with_timeout(service.captions(parsed, file)))
         return await stream_response(
@@ -121,14 +129,14 @@ def _add_caption_routes(app: FastAPI, service: CaptionService) -> None:
     @app.post("/v1/regions", **openapi.REGIONS)
     async def regions(request: Request) -> Response:
         """Segment an image, or the regions of boxes and points."""
-        parsed, file = await with_timeout(parse_request(request, RegionsRequest, max_bytes=limits.max_body_bytes))
+        parsed, file = await with_timeout(parse_request(request, RegionsRequest, limits))
         return _json(await with_timeout(service.regions(parsed, file)))
 
     @app.post("/v1/chat/completions", **openapi.CHAT)
     async def chat_completions(request: Request) -> Response:
         """Caption regions in the form of OpenAI's API: each image is a region, given by its alpha channel."""
         try:
-            parsed = await with_timeout(parse_json(request, ChatCompletionRequest))
+            parsed = await with_timeout(parse_json(request, ChatCompletionRequest, limits))
             if not parsed.stream:
                 return _json(await with_timeout(service.chat(parsed)))
             return await stream_response(
@@ -163,18 +171,24 @@ def _add_service_routes(app: FastAPI, service: CaptionService, tracker: RequestT
         """Readiness of the service and of its parts."""
         parts = await service.backend.ready()
         is_ready = all(parts.values()) and not tracker.is_draining
-        response.status_code = 200 if is_ready else 503
+        problem = None
+        if not is_ready:
+            response.status_code = 503
+            response.headers["Retry-After"] = str(service.limits.retry_after_s)
+            message = "the service is shutting down" if tracker.is_draining else "a part of the service is not ready"
+            problem = ApiError(503, "not_ready", message, retry_after_s=service.limits.retry_after_s).problem
         return HealthResponse(
             status="ok" if is_ready else "unavailable",
             parts={name: "ok" if part_is_ready else "unavailable" for name, part_is_ready in parts.items()},
+            error=problem,
         )
 
 
-def _add_batch_routes(app: FastAPI, batches: BatchRunner) -> None:
+def _add_batch_routes(app: FastAPI, batches: BatchRunner, limits: ServingLimits) -> None:
     @app.post("/v1/batches", **openapi.BATCHES)
     async def start_batch(request: Request) -> Response:
         """Start a batch job that captions a corpus."""
-        return _json(await batches.submit(await parse_json(request, BatchRequest)))
+        return _json(await batches.submit(await parse_json(request, BatchRequest, limits)))
 
     @app.get("/v1/batches/{batch_id}", **openapi.BATCH)
     async def batch(batch_id: str) -> Response:
@@ -185,7 +199,7 @@ def _add_batch_routes(app: FastAPI, batches: BatchRunner) -> None:
 def _add_file(app: FastAPI, path: str, file: Path) -> None:
     # A mounted folder would also respond to paths without a file, and to other methods instead of the API's routes.
     async def send() -> FileResponse:
-        return FileResponse(file, headers={"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"})
+        return FileResponse(file, headers={"Cache-Control": "no-cache"})
 
     app.add_api_route(path, send, methods=["GET", "HEAD"], include_in_schema=False)
 

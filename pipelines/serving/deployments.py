@@ -19,13 +19,14 @@ from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings
 from ureca.pipelines.serving.batches import BatchProcesses
-from ureca.pipelines.serving.middleware import RequestTracker, digest_token
+from ureca.pipelines.serving.middleware import MAX_ARRIVING_BODIES, RequestTracker, digest_token
 from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
 from ureca.serving.schemas import BatchJob, BatchRequest
 from ureca.serving.segmenter import Segmenter, lookalike_ids
 
-_NUM_EXTRA_INGRESS_REQUESTS = 64
-"""Requests that an ingress replica accepts beyond its limit: health checks, the web page, and responses with 429."""
+_NUM_EXTRA_INGRESS_REQUESTS = MAX_ARRIVING_BODIES + 64
+"""Requests that an ingress replica accepts beyond its limit: those whose bodies are arriving, health checks, the web
+page, and responses with 429."""
 
 _HANG_MARGIN_S = 60.0
 

@@ -4,18 +4,34 @@ import asyncio
 import hashlib
 import hmac
 import logging
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+import re
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
+from urllib.parse import urlsplit
 
 from fastapi import FastAPI, Request
 from fastapi.responses import Response
+from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ureca.serving.schemas import ApiError, ApiProblem, ErrorResponse, error_type
 from ureca.serving.settings import ServingLimits
 
+MAX_ARRIVING_BODIES = 192
+"""Requests whose bodies may be arriving at a time."""
+
+SECURITY_HEADERS = {
+    b"x-content-type-options": b"nosniff",
+    b"content-security-policy": b"frame-ancestors 'none'",
+    b"x-frame-options": b"DENY",
+    b"cross-origin-resource-policy": b"same-origin",
+}
+"""Headers of every response."""
+
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
+_HEALTH_PATHS = ("/healthz", "/readyz")
 _LOG = logging.getLogger("ray.serve")
 
 
@@ -51,78 +67,245 @@ class RequestTracker:
         await self._none_in_flight.wait()
 
 
+class BodyBuffer:
+    """Receives request bodies as a whole, within a deadline and within a total number of bytes.
+
+    A request takes a place only once its body has arrived, so that slow clients hold none.
+
+    Args:
+        limits: Limits of a request.
+    """
+
+    def __init__(self, limits: ServingLimits) -> None:
+        self._limits = limits
+        self._num_bytes = 0
+        self._num_arriving = 0
+
+    @asynccontextmanager
+    async def receive(self, receive: Receive) -> AsyncIterator[bytes | None]:
+        """Yield the body of a request, None if its client is gone; the memory counts as taken within the context.
+
+        Raises:
+            ApiError: 408 ``slow_body``; 413 ``too_many_bytes``; 429 ``too_many_bodies``.
+        """
+        limits = self._limits
+        if self._num_arriving >= MAX_ARRIVING_BODIES:
+            message = f"{self._num_arriving} requests are arriving, which is the limit"
+            raise ApiError(429, "too_many_bodies", message, retry_after_s=limits.retry_after_s)
+        chunks: list[bytes] = []
+        num_bytes = 0
+        self._num_arriving += 1
+        is_arriving = True
+        try:
+            try:
+                async with asyncio.timeout(limits.body_timeout_s):
+                    has_more = True
+                    while has_more:
+                        message = await receive()
+                        if message["type"] == "http.disconnect":
+                            break
+                        chunk = message.get("body", b"")
+                        num_bytes += len(chunk)
+                        self._num_bytes += len(chunk)
+                        if num_bytes > limits.max_body_bytes:
+                            raise body_too_large(limits.max_body_bytes)
+                        if self._num_bytes > limits.max_buffered_bytes:
+                            text = "the bodies of requests exceed the memory for them"
+                            raise ApiError(429, "too_many_bodies", text, retry_after_s=limits.retry_after_s)
+                        chunks.append(chunk)
+                        has_more = message.get("more_body", False)
+            except TimeoutError as error:
+                text = f"the body of the request did not arrive within {limits.body_timeout_s:g} seconds"
+                raise ApiError(408, "slow_body", text) from error
+            self._num_arriving -= 1
+            is_arriving = False
+            yield None if has_more else b"".join(chunks)
+        finally:
+            self._num_arriving -= is_arriving
+            self._num_bytes -= num_bytes
+
+
+def with_body(body: bytes, receive: Receive) -> Receive:
+    """Return an ASGI ``receive`` that starts with a body that was received already."""
+    is_sent = False
+
+    async def replay() -> Message:
+        nonlocal is_sent
+        if is_sent:
+            return await receive()
+        is_sent = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replay
+
+
+def with_documented_errors(send: Send, convert: Callable[[int, Headers], ApiError | None]) -> Send:
+    """Return an ASGI ``send`` that adds the headers of every response, and replaces the body of some errors.
+
+    Args:
+        send: The ``send`` of the server.
+        convert: Returns the error for the status and the headers of a response; None: the response stays as it is.
+    """
+    replaced = False
+
+    async def converted(message: Message) -> None:
+        nonlocal replaced
+        if replaced:
+            return
+        if message["type"] == "http.response.start":
+            if (error := convert(message["status"], Headers(raw=message["headers"]))) is not None:
+                replaced = True
+                response = error_response(error)
+                await send({"type": "http.response.start", "status": error.status, "headers": _secured(response)})
+                await send({"type": "http.response.body", "body": response.body})
+                return
+            message = {**message, "headers": [*message["headers"], *_missing(message["headers"])]}
+        await send(message)
+
+    return converted
+
+
 class AccessMiddleware:
-    """Rejects requests below ``/v1`` that lack a valid token, exceed the body limit, or arrive under overload.
+    """Rejects foreign hosts, and requests below ``/v1`` from other web sites, without a valid token, with too large or
+    too slow a body, or under overload. Every response of status 400 or above gets the documented body.
 
     Args:
         app: The wrapped ASGI app.
         limits: Limits of a request.
         token_digests: Digests of the valid tokens, see ``digest_token``; empty: no token is required.
         tracker: Tracker of the requests in flight.
+        only_local: True to reject host names other than those of this machine.
     """
 
     def __init__(
-        self, app: ASGIApp, limits: ServingLimits, token_digests: Collection[bytes], tracker: RequestTracker
+        self,
+        app: ASGIApp,
+        limits: ServingLimits,
+        token_digests: Collection[bytes],
+        tracker: RequestTracker,
+        only_local: bool = False,
     ) -> None:
         self._app = app
         self._limits = limits
         self._token_digests = tuple(token_digests)
         self._tracker = tracker
+        self._only_local = only_local
+        self._bodies = BodyBuffer(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Forward a request to the app, or respond with an error."""
-        if scope["type"] != "http" or not scope["path"].startswith("/v1/"):
+        if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        send = with_documented_errors(send, _plain_error)
+        headers = Headers(scope=scope)
         try:
-            self._check(scope)
+            # Prevents DNS rebinding: a foreign web page whose host name resolves to this machine.
+            if self._only_local and _host_name(headers.getlist("host")) not in _LOCAL_NAMES:
+                raise ApiError(400, "invalid_host", "the header Host must be localhost or a loopback address")
+            if self._tracker.is_draining and scope["path"] not in _HEALTH_PATHS:
+                message = "the service is shutting down"
+                raise ApiError(503, "ending", message, retry_after_s=self._limits.retry_after_s)
+            if not is_api_path(scope["path"]):
+                await self._app(scope, receive, send)
+                return
+            check_same_site(headers)
+            check_token(headers, self._token_digests)
+            check_content_length(headers, self._limits.max_body_bytes)
+            async with self._bodies.receive(receive) as body:
+                if body is None:
+                    return
+                if self._tracker.num_in_flight >= self._limits.max_in_flight:
+                    message = f"{self._tracker.num_in_flight} requests are in flight, which is the limit"
+                    raise ApiError(429, "too_many_requests", message, retry_after_s=self._limits.retry_after_s)
+                with self._tracker.track():
+                    await self._app(scope, with_body(body, receive), send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
-            return
-        with self._tracker.track():
-            await self._app(scope, self._limit_body(receive), send)
 
-    def _check(self, scope: Scope) -> None:
-        headers: Sequence[tuple[bytes, bytes]] = scope["headers"]
-        if self._token_digests and not self._is_authorized(headers):
+
+def is_api_path(path: str) -> bool:
+    """Return True for the paths that tokens protect."""
+    return path == "/v1" or path.startswith("/v1/")
+
+
+def check_same_site(headers: Headers) -> None:
+    """Reject requests that a browser sends for a page of another origin: it would spend the model of its user.
+
+    Raises:
+        ApiError: 403 ``cross_site``.
+    """
+    origin = headers.get("origin")
+    is_foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
+    if is_foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+        raise ApiError(403, "cross_site", "requests from pages of other web sites are not accepted")
+
+
+def check_token(headers: Headers, digests: Collection[bytes]) -> None:
+    """Check the bearer token of a request.
+
+    Args:
+        headers: Headers of the request.
+        digests: Digests of the valid tokens; empty: no token is required.
+
+    Raises:
+        ApiError: 401 ``unauthorized``.
+    """
+    values = headers.getlist("authorization")
+    if digests:
+        is_bearer = len(values) == 1 and values[0][:7].lower() == "bearer "
+        given = hashlib.sha256(values[0][7:].strip().encode("latin-1")).digest() if is_bearer else b""
+        if not any(hmac.compare_digest(given, digest) for digest in digests):
             message = "a valid bearer token is required, in the header Authorization: Bearer TOKEN"
             raise ApiError(401, "unauthorized", message)
-        content_lengths = [value for name, value in headers if name == b"content-length"]
-        if content_lengths and (
-            not content_lengths[0].isdigit() or int(content_lengths[0][:20]) > self._limits.max_body_bytes
-        ):
-            raise self._body_too_large()
-        if self._tracker.is_draining:
-            message = "the service is shutting down"
-            raise ApiError(503, "ending", message, retry_after_s=self._limits.retry_after_s)
-        if self._tracker.num_in_flight >= self._limits.max_in_flight:
-            message = f"{self._tracker.num_in_flight} requests are in flight, which is the limit"
-            raise ApiError(429, "too_many_requests", message, retry_after_s=self._limits.retry_after_s)
 
-    def _is_authorized(self, headers: Sequence[tuple[bytes, bytes]]) -> bool:
-        values = [value for name, value in headers if name == b"authorization"]
-        if len(values) != 1 or values[0][:7].lower() != b"bearer ":
-            return False
-        given = hashlib.sha256(values[0][7:].strip()).digest()
-        return any(hmac.compare_digest(given, digest) for digest in self._token_digests)
 
-    def _limit_body(self, receive: Receive) -> Receive:
-        """Enforce the body limit on bodies whose Content-Length is absent or wrong."""
-        num_bytes = 0
+def check_content_length(headers: Headers, max_bytes: int) -> None:
+    """Check the stated length of a body.
 
-        async def limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > self._limits.max_body_bytes:
-                raise self._body_too_large()
-            return message
+    Raises:
+        ApiError: 413 ``too_many_bytes``.
+    """
+    value = headers.get("content-length", "0")
+    if not (value.isascii() and value.isdigit()) or int(value[:20]) > max_bytes:
+        raise body_too_large(max_bytes)
 
-        return limited
 
-    def _body_too_large(self) -> ApiError:
-        message = f"the body of a request has at most {self._limits.max_body_bytes} bytes"
-        return ApiError(413, "too_many_bytes", message)
+def body_too_large(max_bytes: int) -> ApiError:
+    """Return the error of a body of more than ``max_bytes`` bytes, status 413."""
+    return ApiError(413, "too_many_bytes", f"the body of a request has at most {max_bytes} bytes")
+
+
+def _host_name(hosts: Sequence[str]) -> str:
+    if len(hosts) != 1:
+        return ""
+    return re.sub(r":\d*$", "", hosts[0].lower())
+
+
+def _plain_error(status: int, headers: Headers) -> ApiError | None:
+    """Return the error of a response without the documented body, such as those of the file routes."""
+    if status < 400 or headers.get("content-type", "").startswith("application/json"):
+        return None
+    return plain_error(status)
+
+
+def plain_error(status: int, retry_after_s: int | None = None) -> ApiError:
+    """Return the error for a status alone."""
+    phrase = HTTPStatus(status).phrase
+    return ApiError(status, _code(phrase), phrase.lower(), retry_after_s=retry_after_s)
+
+
+def _code(phrase: str) -> str:
+    return phrase.lower().replace(" ", "_").replace("-", "_")
+
+
+def _missing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    given = {name.lower() for name, _ in headers}
+    return [(name, value) for name, value in SECURITY_HEADERS.items() if name not in given]
+
+
+def _secured(response: Response) -> list[tuple[bytes, bytes]]:
+    return [*response.raw_headers, *_missing(response.raw_headers)]
 
 
 def digest_token(token: str) -> bytes:
@@ -137,7 +320,7 @@ def add_error_handlers(app: FastAPI) -> None:
         if isinstance(error, ApiError):
             return error_response(error)
         if isinstance(error, HTTPException):
-            code = HTTPStatus(error.status_code).phrase.lower().replace(" ", "_").replace("-", "_")
+            code = _code(HTTPStatus(error.status_code).phrase)
             problem = ApiProblem(message=str(error.detail), type=error_type(error.status_code), code=code)
             return _problem_response(error.status_code, problem, dict(error.headers or {}))
         return error_response(internal_error(error))

@@ -1,81 +1,139 @@
 """Request parsing: JSON bodies, and multipart bodies with the image as a file."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
 from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import UploadFile
-from starlette.exceptions import HTTPException
-from starlette.formparsers import MultiPartException
+from python_multipart.multipart import parse_options_header
 
 from ureca.serving.schemas import ApiError
+from ureca.serving.settings import ServingLimits
 
 M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
 
 IMAGE_PART, REQUEST_PART = "image", "request"
 """Names of the parts of a multipart body."""
 
+_MAX_PATH_LENGTH = 200
+_MAX_PART_HEADERS_BYTES = 8192
+_PARSING = ThreadPoolExecutor(2, "parse")
 
-async def parse_json(request: Request, model: type[M]) -> M:
+
+async def parse_json(request: Request, model: type[M], limits: ServingLimits) -> M:
     """Parse a JSON body.
 
     Raises:
-        ApiError: 415, unsupported content type; 422, the body does not match the model.
+        ApiError: 415, unsupported content type; 413, too many values; 422, the body does not match the model.
     """
     if _content_type(request) != "application/json":
         raise ApiError(415, "unsupported_media_type", "the content type must be application/json")
-    return await _validate(model, await request.body())
+    body = await request.body()
+    return await _in_thread(lambda: _validate(model, body, limits.max_json_values))
 
 
-async def parse_request(request: Request, model: type[M], *, max_bytes: int) -> tuple[M, bytes | None]:
+async def parse_request(request: Request, model: type[M], limits: ServingLimits) -> tuple[M, bytes | None]:
     """Parse a JSON body, or a multipart body: the image file in ``image``, the other fields as JSON in ``request``.
+
+    Names are decoded as UTF-8, whatever charset the request states.
 
     Args:
         request: The HTTP request.
         model: Model of the JSON.
-        max_bytes: Largest part of a multipart body in bytes.
+        limits: Limits of a request.
 
     Returns:
         The parsed model, and the image file; None for a JSON body.
 
     Raises:
-        ApiError: 415, unsupported content type; 422, the body does not match the model.
+        ApiError: 415, unsupported content type; 413, too many values; 422, the body does not match the model.
     """
     if _content_type(request) != "multipart/form-data":
-        return await parse_json(request, model), None
-    try:
-        async with request.form(max_files=1, max_fields=1, max_part_size=max_bytes) as form:
-            if unknown := sorted(set(form) - {IMAGE_PART, REQUEST_PART}):
-                raise ApiError(422, "malformed", "the parts must be image and request", param=unknown[0][:100])
-            image, text = form.get(IMAGE_PART), form.get(REQUEST_PART) or "{}"
-            if not isinstance(image, UploadFile):
-                raise ApiError(422, "missing_image", "the part image must be a file", param=IMAGE_PART)
-            if not isinstance(text, str):
-                message = "the part request must be a JSON field, not a file"
-                raise ApiError(422, "malformed", message, param=REQUEST_PART)
-            return await _validate(model, text.encode()), await image.read()
-    except (MultiPartException, HTTPException) as error:
-        message = error.message if isinstance(error, MultiPartException) else str(error.detail)
-        raise ApiError(422, "malformed", f"not a multipart form: {message}") from error
+        return await parse_json(request, model, limits), None
+    _, options = parse_options_header(request.headers.get("content-type", ""))
+    body = await request.body()
+
+    def parse() -> tuple[M, bytes | None]:
+        parts = _split_multipart(body, options.get(b"boundary", b""))
+        if unknown := sorted(set(parts) - {IMAGE_PART, REQUEST_PART}):
+            raise ApiError(422, "malformed", "the parts must be image and request", param=unknown[0][:100])
+        image, image_is_file = parts.get(IMAGE_PART, (b"", False))
+        text, text_is_file = parts.get(REQUEST_PART, (b"", False))
+        if not image_is_file:
+            raise ApiError(422, "missing_image", "the part image must be a file", param=IMAGE_PART)
+        if text_is_file:
+            message = "the part request must be a JSON field, not a file"
+            raise ApiError(422, "malformed", message, param=REQUEST_PART)
+        return _validate(model, text or b"{}", limits.max_json_values), image
+
+    return await _in_thread(parse)
+
+
+async def _in_thread(parse: Callable[[], T]) -> T:
+    return await asyncio.get_running_loop().run_in_executor(_PARSING, parse)
+
+
+def _split_multipart(body: bytes, boundary: bytes) -> dict[str, tuple[bytes, bool]]:
+    """Split a multipart body to its parts by name: the content, and True for a file; linear in the length of the body.
+
+    Raises:
+        ApiError: 422 ``malformed``.
+    """
+
+    def malformed(reason: str) -> ApiError:
+        return ApiError(422, "malformed", f"not a multipart form: {reason}")
+
+    if not 0 < len(boundary) <= 200:
+        raise malformed("the content type has no boundary")
+    delimiter = b"\r\n--" + boundary
+    _preamble, *parts = (b"\r\n" + body).split(delimiter, 4)
+    if not parts or not parts[-1].startswith(b"--"):
+        raise malformed("the last boundary is missing, or there are more than three parts")
+    found: dict[str, tuple[bytes, bool]] = {}
+    for part in parts[:-1]:
+        end = part.find(b"\r\n\r\n", 0, _MAX_PART_HEADERS_BYTES)
+        if end < 0:
+            raise malformed("a part has no headers, or they are too long")
+        disposition = b""
+        for line in part[:end].split(b"\r\n"):
+            field, _, value = line.partition(b":")
+            if field.strip().lower() == b"content-disposition":
+                disposition = value.strip()
+        kind, options = parse_options_header(disposition)
+        if kind != b"form-data" or b"name" not in options:
+            raise malformed("a part has no Content-Disposition: form-data with a name")
+        name = options[b"name"].decode("utf-8", "replace")
+        if name in found:
+            raise malformed("a part appears twice")
+        found[name] = (part[end + 4 :], bool({b"filename", b"filename*"} & set(options)))
+    return found
 
 
 def _content_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _validate(model: type[M], body: bytes) -> M:
+def _validate(model: type[M], body: bytes, max_values: int) -> M:
+    """Validate JSON; takes up to a second for the largest bodies, and runs in a thread."""
+    # Every value but the first follows one of these characters, wherever else they occur.
+    if sum(map(body.count, (b",", b"[", b"{"))) >= max_values:
+        message = f"the JSON of a request has at most {max_values} values; send images and masks as base64"
+        raise ApiError(413, "too_many_values", message)
     try:
-        return await asyncio.to_thread(model.model_validate_json, body)
+        return model.model_validate_json(body)
     except ValidationError as error:
-        # The message names the invalid field but does not repeat its value.
+        # The message names the invalid field but does not repeat its value. Lists stop at their first invalid item and
+        # objects at their first unknown field, so the number of errors is that of the fields of a schema.
         errors = error.errors(include_url=False, include_input=False, include_context=False)
         # For a union, the deepest error belongs to the alternative that was meant.
         first = max(errors, key=lambda item: len(item["loc"]))
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         message = f"{first['msg'].removeprefix('Value error, ')}{more}"
-        raise ApiError(422, "malformed", message, param=_field_path(first["loc"]) or None) from error
+        param = _field_path(first["loc"])[:_MAX_PATH_LENGTH]
+        raise ApiError(422, "malformed", message, param=param or None) from error
 
 
 def _field_path(location: Sequence[str | int]) -> str:

@@ -10,7 +10,6 @@ from ureca.config import MAY_CHANGE
 from ureca.errors import SettingsError
 from ureca.model.prompt import QUESTION
 
-
 MAX_TEMPERATURE = 10.0
 _MAX_SEED = 2**62  # a region adds its index, and random generators take 64 bits
 _SPECIAL_TOKEN = re.compile(r"</?(?:img|mask|IMG_CONTEXT|MASK_CONTEXT)>|<\|\w+\|>|<｜[^<>]{1,40}｜>")  # noqa: RUF001

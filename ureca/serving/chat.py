@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
+from ureca.model.settings import check_question
 from ureca.serving.decoding import check_region_count, decode_image, exact_mask
 from ureca.serving.engine import GeneratedCaption
 from ureca.serving.schemas import ApiError, GenerationOptions, StrictNumber
@@ -91,7 +92,13 @@ class ConversationMessage(_RequestModel):
     """A message of the conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]] | None = None
+    content: (
+        Annotated[str, Field(max_length=20_000)]
+        | Annotated[
+            list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(fail_fast=True, max_length=1000)
+        ]
+        | None
+    ) = None
 
 
 class StreamOptions(_RequestModel):
@@ -113,7 +120,7 @@ class ChatCompletionRequest(_RequestModel):
     model_config = ConfigDict(extra="allow", frozen=True)
 
     model: str
-    messages: Annotated[list[ConversationMessage], Field(min_length=1, max_length=1000)]
+    messages: Annotated[list[ConversationMessage], Field(fail_fast=True, min_length=1, max_length=1000)]
     max_tokens: Annotated[StrictInt, Field(ge=1)] | None = Field(
         default=None,
         description="maximum number of tokens of a caption; values above the service's limit mean the limit",
@@ -320,6 +327,10 @@ class ChatQuestion:
         if len(text := text.strip()) > _MAX_QUESTION_LENGTH:
             message = f"a question has at most {_MAX_QUESTION_LENGTH} characters"
             raise ApiError(400, "malformed", message, param=last)
+        try:
+            check_question(text)
+        except ValueError as error:
+            raise ApiError(400, "malformed", str(error), param=last) from error
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
         return cls(
             image_urls=tuple(url for _, url in images),

@@ -230,17 +230,7 @@ class CaptionEngine:
                         job, index = region.key
                         job.deliver_text(index, region)
             except Exception as error:
-                regions: dict[_PendingJob, list[_Key]] = {}
-                for key in sorted(in_batch, key=lambda key: key[1]):
-                    if key[0].is_wanted_region(key[1]):
-                        regions.setdefault(key[0], []).append(key)
-                suspects = list(regions.values())
-                if len(suspects) == 1:
-                    suspects[0][0][0].fail(error)
-                else:
-                    half = len(suspects) // 2
-                    halves = (suspects[half:], suspects[:half])
-                    retries += [[key for keys in jobs for key in keys] for jobs in halves if jobs]
+                retries += _isolate_failure(in_batch, error)
                 in_batch = set()
                 batch = self._captioner.open_batch()
             finally:
@@ -272,6 +262,20 @@ def cut_at_stop(text: str, stop: Sequence[str]) -> str:
     """Return the text before the first stop string in it; the whole text without one."""
     ends = [end for string in stop if (end := text.find(string)) >= 0]
     return text[: min(ends)].rstrip() if ends else text
+
+
+def _isolate_failure(in_batch: set[_Key], error: Exception) -> list[list[_Key]]:
+    """Fail the only job of a batch that failed as a whole, or return the regions of its jobs in two halves."""
+    regions: dict[_PendingJob, list[_Key]] = {}
+    for key in sorted(in_batch, key=lambda key: key[1]):
+        if key[0].is_wanted_region(key[1]):
+            regions.setdefault(key[0], []).append(key)
+    if len(regions) == 1:
+        next(iter(regions)).fail(error)
+        return []
+    jobs = list(regions.values())
+    half = len(jobs) // 2
+    return [[key for keys in part for key in keys] for part in (jobs[half:], jobs[:half]) if part]
 
 
 async def merge_streams(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T]:

@@ -3,7 +3,7 @@
 The chat completions of OpenAI's API have their own schemas in ``ureca.serving.chat``.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
@@ -18,6 +18,14 @@ StrictNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 REGION_FORMS = ("rle", "polygon", "mask_png", "bbox_xywh", "points")
 """Fields of ``RegionInput`` that specify a region."""
 
+MAX_NAME_LENGTH = 200
+"""Maximum length of the name of a model."""
+
+_MAX_RUNS = 300_000
+_MAX_COUNTS_LENGTH = 2**22
+_MAX_COORDINATES = 200_000
+_MAX_POLYGONS = 10_000
+
 _Side = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 
 
@@ -26,6 +34,16 @@ _Side = Annotated[StrictInt, Field(ge=1, lt=2**31)]
 
 class _RequestModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _keep_one_unknown_field(cls, values: Any) -> Any:
+        """Drop all unknown fields but the first: each costs an error, and one is enough to reject the request."""
+        if not isinstance(values, dict) or len(values) <= len(cls.model_fields):
+            return values
+        known = {name: value for name, value in values.items() if name in cls.model_fields}
+        unknown = next(name for name in values if name not in cls.model_fields)
+        return {**known, unknown: values[unknown]}
 
 
 class PromptPoint(_RequestModel):
@@ -40,7 +58,10 @@ class RunLengths(_RequestModel):
     """A mask in COCO run-length encoding, in requests and responses."""
 
     size: tuple[_Side, _Side] = Field(description="height and width of the image in pixels")
-    counts: str | list[StrictInt] = Field(description="compressed run lengths, or a list of run lengths")
+    counts: (
+        Annotated[str, Field(max_length=_MAX_COUNTS_LENGTH)]
+        | Annotated[list[StrictInt], Field(fail_fast=True, max_length=_MAX_RUNS)]
+    ) = Field(description="compressed run lengths, or a list of run lengths")
 
 
 class RegionInput(_RequestModel):
@@ -51,9 +72,13 @@ class RegionInput(_RequestModel):
         default=None, description="identifier in the response, unique in the request; default: the lowest free ids"
     )
     rle: RunLengths | None = None
-    polygon: list[list[StrictNumber]] | None = Field(
-        default=None, description="polygons of the region, each a flat list x0, y0, x1, y1, ... in pixels"
-    )
+    polygon: (
+        Annotated[
+            list[Annotated[list[StrictNumber], Field(fail_fast=True, max_length=_MAX_COORDINATES)]],
+            Field(fail_fast=True, max_length=_MAX_POLYGONS),
+        ]
+        | None
+    ) = Field(default=None, description="polygons of the region, each a flat list x0, y0, x1, y1, ... in pixels")
     mask_png: str | None = Field(
         default=None,
         description="base64-encoded image file of the image's size that holds one mask: values, not colours, decide; "
@@ -67,7 +92,7 @@ class RegionInput(_RequestModel):
     bbox_xywh: tuple[StrictNumber, StrictNumber, StrictNumber, StrictNumber] | None = Field(
         default=None, description="x, y, width, height in pixels"
     )
-    points: Annotated[list[PromptPoint], Field(min_length=1, max_length=MAX_POINTS)] | None = None
+    points: Annotated[list[PromptPoint], Field(fail_fast=True, min_length=1, max_length=MAX_POINTS)] | None = None
 
     @model_validator(mode="after")
     def _has_one_form(self) -> Self:
@@ -93,7 +118,7 @@ class RegionsRequest(_RequestModel):
         description="base64-encoded image file, `data:` URL, or the URL of an image on an allowed host; required "
         "unless the file is part of a multipart request",
     )
-    regions: Annotated[list[RegionInput], Field(min_length=1, max_length=MAX_MASKS)] | None = Field(
+    regions: Annotated[list[RegionInput], Field(fail_fast=True, min_length=1, max_length=MAX_MASKS)] | None = Field(
         default=None, description="regions of the image; default: all regions that the segmenter finds"
     )
     lookalikes: StrictBool = Field(default=False, description="return `lookalike_ids` for each region")
@@ -139,7 +164,9 @@ class GenerationOptions(_RequestModel):
 class CaptionsRequest(GenerationOptions, RegionsRequest):
     """An image and the regions to caption."""
 
-    model: str | None = Field(default=None, description="a model name from GET /v1/models; default: the only model")
+    model: Annotated[str, Field(max_length=MAX_NAME_LENGTH)] | None = Field(
+        default=None, description="a model name from GET /v1/models; default: the only model"
+    )
     stream: StrictBool = Field(default=False, description="stream each caption as a server-sent event when it is ready")
     partial: StrictBool = Field(
         default=False, description="with `stream`: also send the text of unfinished captions, word by word"
@@ -264,16 +291,27 @@ class HealthResponse(_ResponseModel):
 
     status: Literal["ok", "unavailable"]
     parts: dict[str, Literal["ok", "unavailable"]] = Field(default_factory=dict)
+    error: "ApiProblem | None" = Field(default=None, description="null if the status is ok")
 
 
 # Errors
 
 ErrorType = Literal[
-    "invalid_request_error", "authentication_error", "not_found_error", "rate_limit_error", "server_error"
+    "invalid_request_error",
+    "authentication_error",
+    "permission_error",
+    "not_found_error",
+    "rate_limit_error",
+    "server_error",
 ]
 """Error types of OpenAI's API."""
 
-_ERROR_TYPES: dict[int, ErrorType] = {401: "authentication_error", 404: "not_found_error", 429: "rate_limit_error"}
+_ERROR_TYPES: dict[int, ErrorType] = {
+    401: "authentication_error",
+    403: "permission_error",
+    404: "not_found_error",
+    429: "rate_limit_error",
+}
 
 
 class ApiProblem(_ResponseModel):

@@ -20,6 +20,18 @@ class ServingLimits(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     max_body_bytes: int = Field(default=32 * 2**20, ge=1, description="largest request body in bytes")
+    max_json_values: int = Field(
+        default=300_000,
+        ge=1,
+        description="maximum number of values (numbers, strings, lists, objects) in the JSON of a request; the cost of "
+        "validation grows with it",
+    )
+    body_timeout_s: float = Field(
+        default=30.0, gt=0, description="seconds until the body of a request must have arrived; then status 408"
+    )
+    max_buffered_bytes: int = Field(
+        default=512 * 2**20, ge=1, description="bytes of request bodies that an ingress replica holds at a time"
+    )
     image: ImageLimits = ImageLimits(max_bytes=24 * 2**20, max_pixels=40_000_000)
     max_regions: int = Field(
         default=256, ge=1, le=4096, description="maximum number of regions in a request, given or segmented"

@@ -345,7 +345,10 @@ def test_readyz_names_the_unavailable_part() -> None:
     with client_of(HalfReadyBackend(tiny_captioner())) as client:
         answer = client.get("/readyz")
         assert answer.status_code == 503
-        assert answer.json() == {"status": "unavailable", "parts": {"captioner": "ok", "segmenter": "unavailable"}}
+        problem = answer.json().pop("error")
+        assert (problem["code"], problem["retry_after_s"], answer.headers["retry-after"]) == ("not_ready", 2, "2")
+        parts = {"captioner": "ok", "segmenter": "unavailable"}
+        assert answer.json() == {"status": "unavailable", "parts": parts, "error": problem}
 
 
 def test_openapi_examples_are_accepted(client: TestClient) -> None:
