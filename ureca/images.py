@@ -1,10 +1,15 @@
 """Decoding of image files from untrusted sources."""
 
 import io
+import json
+import math
+import resource
 import struct
+import sys
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -21,6 +26,8 @@ from PIL.WebPImagePlugin import WebPImageFile
 
 from ureca.errors import DataError, ImageError
 from ureca.image_limits import ImageLimits
+from ureca.image_structure import read_structure
+from ureca.isolated_decoder import LENGTH, REQUEST, IsolatedDecoder, cpu_limit_s, memory_limit_bytes
 
 Pixels = npt.NDArray[np.uint8]
 Decoded = TypeVar("Decoded")
@@ -63,6 +70,10 @@ _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
 _LOSSLESS = tuple(signature for signature, format in _SIGNATURES if format is not JpegImageFile)
 
 _MAX_JPEG_SIDE_PX = 65535
+_STRIP_ROWS_PX = 256
+"""Rows that are converted at a time: conversions need several times the memory of what they convert."""
+
+_MAX_EXIF_BYTES = 2**26
 _EXIF_ORIENTATION = 0x0112
 _TIFF_TILE_TAGS = (322, 323)  # width and height
 
@@ -86,16 +97,21 @@ def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
     0 to 65535 from that range, floats within 0 to 1 from that range, anything else from its own smallest to its own
     largest finite value (not a number becomes black).
 
+    JPEG and PNG are decoded here, after their scans and chunks have been counted. Other formats, whose cost is not
+    known before, are decoded in a process that is ended at a limit of CPU time and has a limit of memory.
+
     Args:
         data: content of the file.
         limits: limits that are checked on length and header, before anything is decoded.
 
     Raises:
         ImageError: ``empty_file``; ``too_many_bytes``; ``not_an_image`` (no signature of a format above);
-            ``too_many_pixels``; ``truncated`` (the data end early); ``corrupt`` (any other damage);
-            ``out_of_memory`` (the file asks the decoder for more memory than there is).
+            ``too_many_pixels``; ``too_complex`` (more scans or chunks than any image needs, or decoding takes too
+            long); ``truncated`` (the data end early); ``corrupt`` (any other damage); ``out_of_memory`` (the file asks
+            the decoder for more memory than there is).
     """
-    return _decode(data, limits, lambda image: np.array(_to_rgb(image)))
+    (pixels,), _ = _decode(data, limits, "rgb")
+    return pixels
 
 
 def try_decode_image(data: bytes | DataError, limits: ImageLimits) -> Pixels | DataError:
@@ -117,7 +133,8 @@ def decode_layers(data: bytes, limits: ImageLimits) -> tuple[Pixels, Pixels | No
     Raises:
         ImageError: as ``decode_image``.
     """
-    return _decode(data, limits, _to_layers)
+    (colors, *alpha), _ = _decode(data, limits, "layers")
+    return colors, alpha[0] if alpha else None
 
 
 def encode_jpeg(pixels: Pixels, quality: int) -> bytes:
@@ -175,6 +192,11 @@ def decode_values(data: bytes, limits: ImageLimits, *, upright: bool = True) -> 
     Raises:
         ImageError: as ``decode_image``; also ``corrupt`` for colours of 16 bits, of which Pillow reads only the half.
     """
+    (values, *alpha), flags = _decode(data, limits, "values" if upright else "stored_values")
+    return StoredValues(values, alpha[0] if alpha else None, flags["is_palette"], flags["is_lossy"])
+
+
+def _decode_values(data: bytes, limits: ImageLimits, *, upright: bool) -> "_Decoded":
     # Pillow forgets the layout of the stored pixels when it loads them.
     raw_mode, maximum, is_lossy = "", 255, False
 
@@ -187,7 +209,7 @@ def decode_values(data: bytes, limits: ImageLimits, *, upright: bool = True) -> 
             maximum = next((arg for arg in args if isinstance(arg, int)), 255)
         is_lossy = _is_lossy(data, image.info)
 
-    def convert(image: Image.Image) -> StoredValues:
+    def convert(image: Image.Image) -> "_Decoded":
         is_palette = image.mode in ("P", "PA")
         alpha = _alpha(image)
         if image.mode in ("LA", "La", "PA"):
@@ -206,9 +228,10 @@ def decode_values(data: bytes, limits: ImageLimits, *, upright: bool = True) -> 
             elif 0 < maximum < 255:
                 values = np.rint(values * (maximum / 255)).astype(np.uint8)
         values = values.view(np.uint8) if values.dtype == np.bool_ else values
-        return StoredValues(np.ascontiguousarray(values), alpha, is_palette, is_lossy)
+        arrays = [np.ascontiguousarray(values), *([] if alpha is None else [alpha])]
+        return arrays, {"is_palette": is_palette, "is_lossy": is_lossy}
 
-    return _decode(data, limits, convert, prepare=prepare, upright=upright)
+    return _decode_here(data, limits, convert, prepare=prepare, upright=upright)
 
 
 def _alpha(image: Image.Image) -> Pixels | None:
@@ -241,7 +264,75 @@ def _is_lossy(data: bytes, info: Mapping[Any, Any]) -> bool:
     return not data.startswith(_LOSSLESS) or info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
-def _decode(
+_Decoded = tuple[list[npt.NDArray[Any]], dict[str, bool]]
+_TASKS: dict[str, Callable[[bytes, ImageLimits], _Decoded]] = {
+    "rgb": lambda data, limits: ([_decode_here(data, limits, _to_rgb)], {}),
+    "layers": lambda data, limits: (_decode_here(data, limits, _to_layers), {}),
+    "values": lambda data, limits: _decode_values(data, limits, upright=True),
+    "stored_values": lambda data, limits: _decode_values(data, limits, upright=False),
+}
+_ISOLATED = IsolatedDecoder(tuple(_TASKS))
+
+
+class _CpuLimit:
+    """Limit of CPU time; set in the processes of the isolated decoder only."""
+
+    is_set = False
+
+
+def _decode(data: bytes, limits: ImageLimits, task: str) -> _Decoded:
+    """Check a file, and decode it here or in a process of the isolated decoder."""
+    if not data:
+        raise ImageError("empty_file", "the file has no bytes")
+    if len(data) > limits.max_bytes:
+        raise ImageError("too_many_bytes", f"{len(data)} bytes, the limit is {limits.max_bytes}")
+    if _format(data) is None:
+        raise ImageError(
+            "not_an_image", f"the content starts with {data[:12]!r}: no JPEG, PNG, WebP, TIFF, BMP, GIF or PPM"
+        )
+    if read_structure(data).is_ordinary:
+        return _TASKS[task](data, limits)
+    return _ISOLATED.decode(data, limits, task)
+
+
+def run_decoder() -> None:
+    """Decode the images that an ``IsolatedDecoder`` sends to this process, until it closes the pipe."""
+    _CpuLimit.is_set = True
+    source, target = sys.stdin.buffer, sys.stdout.buffer
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    while request := source.read(REQUEST.size):
+        task, num_bytes, max_bytes, max_pixels = REQUEST.unpack(request)
+        limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
+        memory = Path("/proc/self/statm")
+        used_bytes = int(memory.read_text().split()[0]) * resource.getpagesize() if memory.exists() else 0
+        if used_bytes:
+            allowed_bytes = used_bytes + memory_limit_bytes(limits, num_bytes)
+            resource.setrlimit(resource.RLIMIT_AS, (allowed_bytes, resource.RLIM_INFINITY))
+        _limit_cpu(0)
+        arrays: list[npt.NDArray[Any]] = []
+        try:
+            arrays, flags = list(_TASKS.values())[task](source.read(num_bytes), limits)
+        except ImageError as error:
+            head: dict[str, Any] = {"kind": error.kind, "message": error.message[:1000]}
+        except MemoryError:
+            head = {"kind": "out_of_memory", "message": "decoding takes more memory than an image of its size should"}
+        else:
+            head = {"arrays": [[array.dtype.str, list(array.shape)] for array in arrays], "flags": flags}
+        text = json.dumps(head).encode()
+        target.write(LENGTH.pack(len(text)) + text)
+        for array in arrays:
+            target.write(np.ascontiguousarray(array).data)
+        target.flush()
+
+
+def _limit_cpu(num_pixels: int) -> None:
+    """Let the kernel end this process once it has used the CPU time for an image of so many pixels from now on."""
+    used = resource.getrusage(resource.RUSAGE_SELF)
+    limit_s = math.ceil(used.ru_utime + used.ru_stime + cpu_limit_s(num_pixels))
+    resource.setrlimit(resource.RLIMIT_CPU, (limit_s, resource.RLIM_INFINITY))
+
+
+def _decode_here(
     data: bytes,
     limits: ImageLimits,
     convert: Callable[[Image.Image], Decoded],
@@ -249,19 +340,13 @@ def _decode(
     prepare: Callable[[ImageFile], None] = lambda image: None,
     upright: bool = True,
 ) -> Decoded:
-    if not data:
-        raise ImageError("empty_file", "the file has no bytes")
-    if len(data) > limits.max_bytes:
-        raise ImageError("too_many_bytes", f"{len(data)} bytes, the limit is {limits.max_bytes}")
-    open_format = _format(data)
-    if open_format is None:
-        raise ImageError(
-            "not_an_image", f"the content starts with {data[:12]!r}: no JPEG, PNG, WebP, TIFF, BMP, GIF or PPM"
-        )
+    open_format = _format(data) or PngImageFile
     try:
         # Image.open is not used: it reports large images through process-wide state and warnings.
         with open_format(io.BytesIO(data)) as image:
             _check_size(image, limits)
+            if _CpuLimit.is_set:
+                _limit_cpu(image.width * image.height)
             prepare(image)
             image.load()
             return convert(_upright(image) if upright else image)
@@ -296,41 +381,81 @@ def _check_size(image: ImageFile, limits: ImageLimits) -> None:
 def _upright(image: Image.Image) -> Image.Image:
     """Apply the EXIF orientation. Malformed EXIF data are ignored: the pixels are good without them."""
     try:
+        if not _is_cheap_exif(image):
+            return image
         orientation = image.getexif().get(_EXIF_ORIENTATION)
     except _PILLOW_ERRORS:
         return image
     return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _is_cheap_exif(image: Image.Image) -> bool:
+    """Return False for EXIF data whose tags together are large: each may repeat all bytes of the block."""
+    block = image.info.get("exif")
+    if not isinstance(block, bytes):
+        return len(image.info.get("Raw profile type exif", "")) < 2**18
+    block = block.removeprefix(b"Exif\0\0")
+    order = ">" if block[:2] == b"MM" else "<"
+    (first,) = struct.unpack_from(f"{order}L", block, 4)
+    (num_tags,) = struct.unpack_from(f"{order}H", block, first)
+    return bool(num_tags * len(block) <= _MAX_EXIF_BYTES)
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    """Convert to uint8 RGB [H, W, 3], over white, strip by strip."""
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_eight_bits(np.asarray(image))).convert("RGB")
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
-    return image.convert("RGB")
+        return _eight_bits(image)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in _strips(image):
+        opaque = strip
+        if image.has_transparency_data:
+            rgba = strip.convert("RGBA")
+            opaque = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+        pixels[top : top + strip.height] = np.asarray(opaque.convert("RGB"))
+    return pixels
 
 
-def _to_layers(image: Image.Image) -> tuple[Pixels, Pixels | None]:
+def _to_layers(image: Image.Image) -> list[Pixels]:
+    """Convert to the stored colors, uint8 RGB [H, W, 3], and, where there is transparency, alpha, uint8 [H, W]."""
     if not image.has_transparency_data:
-        return np.array(_to_rgb(image)), None
-    layers = np.asarray(image.convert("RGBA"))
-    return np.ascontiguousarray(layers[..., :3]), np.ascontiguousarray(layers[..., 3])
+        return [_to_rgb(image)]
+    colors = np.empty((image.height, image.width, 3), np.uint8)
+    alpha = np.empty((image.height, image.width), np.uint8)
+    for top, strip in _strips(image):
+        layers = np.asarray(strip.convert("RGBA"))
+        colors[top : top + strip.height] = layers[..., :3]
+        alpha[top : top + strip.height] = layers[..., 3]
+    return [colors, alpha]
 
 
-def _eight_bits(values: npt.NDArray[np.generic]) -> Pixels:
-    """Scale greys [H, W] of more than 8 bits to uint8 [H, W], by the rule of ``decode_image``."""
-    is_float = np.issubdtype(values.dtype, np.floating)
-    grey = values.astype(np.float64)
-    finite = grey[np.isfinite(grey)]
-    low, high = (float(finite.min()), float(finite.max())) if finite.size else (0.0, 0.0)
+def _strips(image: Image.Image) -> Iterator[tuple[int, Image.Image]]:
+    """Yield the first row and the pixels of each strip of an image."""
+    for top in range(0, image.height, _STRIP_ROWS_PX):
+        yield top, image.crop((0, top, image.width, min(image.height, top + _STRIP_ROWS_PX)))
+
+
+def _eight_bits(image: Image.Image) -> Pixels:
+    """Scale greys of more than 8 bits to uint8 RGB [H, W, 3], by the rule of ``decode_image``."""
+    is_float = image.mode == "F"
+    low, high = math.inf, -math.inf
+    for _, strip in _strips(image):
+        values = np.asarray(strip)
+        finite = values[np.isfinite(values)] if is_float else values
+        if finite.size:
+            low, high = min(low, float(finite.min())), max(high, float(finite.max()))
+    if low > high:
+        low, high = 0.0, 0.0
     full_range = 1.0 if is_float else 65535.0
     if low >= 0 and high <= full_range:
         low, high = 0.0, full_range
     # Halved, because the distance between two floats can be more than a float can hold.
     span = max(high / 2 - low / 2, np.finfo(np.float64).tiny)
-    scaled = np.nan_to_num((grey / 2 - low / 2) / span, nan=0.0, posinf=1.0, neginf=0.0)
-    return np.rint(scaled * 255).astype(np.uint8)
+    pixels = np.empty((image.height, image.width, 3), np.uint8)
+    for top, strip in _strips(image):
+        grey = np.asarray(strip).astype(np.float64)
+        scaled = np.nan_to_num((grey / 2 - low / 2) / span, nan=0.0, posinf=1.0, neginf=0.0)
+        pixels[top : top + strip.height] = np.rint(scaled * 255).astype(np.uint8)[..., None]
+    return pixels
 
 
 def _kind(error: BaseException, data: bytes) -> str:

@@ -90,8 +90,8 @@ class BodyBuffer:
         """
         limits = self._limits
         if self._num_arriving >= MAX_ARRIVING_BODIES:
-            message = f"{self._num_arriving} requests are arriving, which is the limit"
-            raise ApiError(429, "too_many_bodies", message, retry_after_s=limits.retry_after_s)
+            text = f"{self._num_arriving} requests are arriving, which is the limit"
+            raise ApiError(429, "too_many_bodies", text, retry_after_s=limits.retry_after_s)
         chunks: list[bytes] = []
         num_bytes = 0
         self._num_arriving += 1
