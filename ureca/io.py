@@ -1,7 +1,7 @@
 """Files and folders on local disks and in object stores, by path or URI: locating, listing, reading, atomic writing.
 
-Every file that is written appears complete or not at all: a local file is written under a temporary name and renamed,
-and an object store shows an object once its upload is complete.
+Every file that is written appears complete or not at all: a local file is written under a temporary name, flushed to
+the disk and renamed, and an object store shows an object once its upload is complete.
 """
 
 import contextlib
@@ -28,6 +28,7 @@ from ureca.errors import InputError, OutputError
 
 _URI = re.compile(r"(?P<root>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/*(?P<name>[^?]*)(?P<options>\?.*)?", re.DOTALL)
 _TEMPORARY = ".tmp-"
+_PARQUET_MAGIC = b"PAR1"
 _NAMES_PER_CHUNK = 65_536  # Python strings held at a time while a folder is listed
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 
@@ -208,16 +209,29 @@ def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 
 
 @contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """Yield an unused name beside ``path``; a file or folder written there replaces it on success."""
+def _replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
+    """Yield an unused name beside ``path``; a file or folder written there replaces it on success.
+
+    If ``durable``, the content is on the disk before the name is, and the name before the block ends: after a power cut
+    there is either the old file or the whole new one.
+    """
     # The end of the name keeps its extension; all of it might be longer than file systems allow.
     temporary = path.with_name(f"{_TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name[-40:]}")
     replaced = path.with_name(f"{temporary.name}.old")
     try:
         yield temporary
+        if durable:
+            for folder, _, names in os.walk(temporary):
+                for name in names:
+                    _flush(os.path.join(folder, name))  # noqa: PTH118 - as many as a checkpoint has files
+                _flush(folder)
+            if temporary.is_file():
+                _flush(temporary)
         if path.is_dir():  # a folder cannot be renamed over another one
             path.replace(replaced)
         temporary.replace(path)
+        if durable:
+            _flush(path.parent)
     except BaseException:
         if replaced.is_dir():
             replaced.replace(path)
@@ -229,6 +243,18 @@ def _replacing(path: Path) -> Iterator[Path]:
             else:
                 with contextlib.suppress(OSError):  # it may not exist; another error is under way
                     leftover.unlink()
+
+
+def _flush(path: str | Path) -> None:
+    """Write what the system holds of a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.EBADF}:  # file systems that cannot flush folders
+            raise
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -272,7 +298,12 @@ def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
 
 
 def write_bytes(
-    filesystem: pafs.FileSystem, path: str, data: bytes | pa.Buffer, *, folder_exists: bool = False
+    filesystem: pafs.FileSystem,
+    path: str,
+    data: bytes | pa.Buffer,
+    *,
+    folder_exists: bool = False,
+    durable: bool = True,
 ) -> None:
     """Write a file atomically: readers see the old content or the new one.
 
@@ -281,12 +312,13 @@ def write_bytes(
         path: name of the file within it.
         data: the content.
         folder_exists: the folder need not be created; in an object store the check costs a request.
+        durable: the file is on the disk when the function returns, which takes some milliseconds.
 
     Raises:
         OutputError: the file cannot be written, as on a full disk; the old one is still there.
     """
     with (
-        _writing(filesystem, path, folder_exists=folder_exists) as target,
+        _writing(filesystem, path, folder_exists=folder_exists, durable=durable) as target,
         filesystem.open_output_stream(target) as stream,
     ):
         stream.write(data)
@@ -309,13 +341,15 @@ def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, row_gro
 
 
 @contextmanager
-def _writing(filesystem: pafs.FileSystem, path: str, *, folder_exists: bool = False) -> Iterator[str]:
+def _writing(
+    filesystem: pafs.FileSystem, path: str, *, folder_exists: bool = False, durable: bool = True
+) -> Iterator[str]:
     """Yield the name to write to, so that ``path`` is replaced as a whole; failures of the file system are errors."""
     try:
         if not folder_exists:
             filesystem.create_dir(path.rpartition("/")[0], recursive=True)
         if isinstance(filesystem, pafs.LocalFileSystem):
-            with _replacing(Path(path)) as temporary:
+            with _replacing(Path(path), durable=durable) as temporary:
                 yield str(temporary)
         else:
             yield path
@@ -358,19 +392,60 @@ def remove_temporary(filesystem: pafs.FileSystem, folder: str) -> None:
 # Parquet
 
 
-def read_table(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, or some of its columns, which may be fields within lists (``a.list.element.b``)."""
+@contextmanager
+def _naming_damage(path: str) -> Iterator[None]:
+    """Turn Arrow's errors about the content of a file into one that names it; errors of the file system pass."""
+    try:
+        yield
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise OutputError(
+            f"{path} is damaged ({str(error).splitlines()[0]}). If it is a part, remove it and run the command that "
+            "wrote it again: only its images are processed again"
+        ) from error
+
+
+def is_whole_parquet(filesystem: pafs.FileSystem, path: str, size_bytes: int) -> bool:
+    """Tell whether a file ends like a Parquet file: not if it is empty, cut, or filled with zeros by a power cut.
+
+    Args:
+        filesystem: Arrow file system.
+        path: name of the file within it.
+        size_bytes: size of the file.
+    """
+    if size_bytes < 3 * len(_PARQUET_MAGIC):
+        return False
     with filesystem.open_input_file(path) as file:
+        file.seek(size_bytes - 2 * len(_PARQUET_MAGIC))
+        tail = file.read(2 * len(_PARQUET_MAGIC))
+    footer_bytes = int.from_bytes(tail[: len(_PARQUET_MAGIC)], "little")
+    return bool(tail.endswith(_PARQUET_MAGIC)) and footer_bytes <= size_bytes - 3 * len(_PARQUET_MAGIC)
+
+
+def read_table(filesystem: pafs.FileSystem, path: str, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, or some of its columns, which may be fields within lists (``a.list.element.b``).
+
+    Raises:
+        OutputError: the file is damaged.
+    """
+    with _naming_damage(path), filesystem.open_input_file(path) as file:
         return pq.ParquetFile(file).read(columns=None if columns is None else list(columns))
 
 
 def num_row_groups(filesystem: pafs.FileSystem, path: str) -> int:
-    """Return the number of row groups of a Parquet file."""
-    with filesystem.open_input_file(path) as file:
+    """Return the number of row groups of a Parquet file; errors as in ``read_table``."""
+    with _naming_damage(path), filesystem.open_input_file(path) as file:
         return int(pq.ParquetFile(file).num_row_groups)
 
 
+def read_metadata(filesystem: pafs.FileSystem, path: str) -> dict[bytes, bytes]:
+    """Read the metadata of a Parquet file's schema; errors as in ``read_table``."""
+    with _naming_damage(path):
+        return dict(pq.read_schema(path, filesystem=filesystem).metadata or {})
+
+
 def read_row_group(filesystem: pafs.FileSystem, path: str, row_group: int) -> pa.Table:
-    """Read one row group of a Parquet file."""
-    with filesystem.open_input_file(path) as file:
+    """Read one row group of a Parquet file; errors as in ``read_table``."""
+    with _naming_damage(path), filesystem.open_input_file(path) as file:
         return pq.ParquetFile(file).read_row_group(row_group)

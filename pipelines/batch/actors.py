@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
+import ray
 
 from ureca.data.crash_log import CrashLog
 from ureca.data.masked import MaskedPartition, MaskStage
@@ -52,6 +53,21 @@ class Session:
     def metrics_actor_name(self) -> str:
         """Name of the session's metrics actor; see ``ureca.pipelines.batch.metrics``."""
         return f"ureca-metrics-{self.lease}"
+
+
+def open_crash_log(output: Output, stage: str, max_crashes: int) -> CrashLog:
+    """Open the crash log of a stage for this worker; crashes of machines that have left the cluster do not count.
+
+    Args:
+        output: Output folder.
+        stage: Name of the stage.
+        max_crashes: Number of crashes after which an image is quarantined.
+    """
+    if not ray.is_initialized():
+        return output.crash_log(stage, max_crashes)
+    gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}  # type: ignore[no-untyped-call]
+    node_id = ray.get_runtime_context().get_node_id()
+    return output.crash_log(stage, max_crashes, node=node_id, has_left=gone.__contains__)
 
 
 class RowStage(Protocol):
@@ -101,7 +117,7 @@ class MaskActor:
     def __init__(
         self, build: Callable[[Settings], MaskStage], settings: Settings, images_per_chunk: int | None = None
     ) -> None:
-        crash_log = Output(settings.output).crash_log("masks", settings.max_worker_crashes)
+        crash_log = open_crash_log(Output(settings.output), "masks", settings.max_worker_crashes)
         self._stage = Eager(lambda: with_quarantine(build(settings), crash_log, images_per_chunk))
 
     def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
@@ -135,7 +151,7 @@ class RowActor(ABC, Generic[Settings]):
         self._lease = session.lease
         self._reporter = Reporter(self.name, session.metrics_actor_name, process_load())
         self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
-        crash_log = self._output.crash_log(self.name, settings.max_worker_crashes)
+        crash_log = open_crash_log(self._output, self.name, settings.max_worker_crashes)
         self._stage = Eager(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))
 
     @classmethod

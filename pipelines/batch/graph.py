@@ -12,7 +12,7 @@ from ray.data import Dataset as RayDataset
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.quarantine import build_with_quarantine
-from ureca.pipelines.batch.actors import MaskActor, RowActor, Session
+from ureca.pipelines.batch.actors import MaskActor, RowActor, Session, open_crash_log
 from ureca.pipelines.batch.arrow import TableFunction, manifest_items, masked_table, pending_manifest, read_masked
 from ureca.pipelines.batch.resources import Cluster, Work, images_per_chunk, plan_pools
 from ureca.pipelines.settings import BatchSettings
@@ -138,7 +138,7 @@ def _tree_task(build_trees: Callable[[MaskedPartition, float], MaskedPartition],
     """Return the task that builds the mask trees of partitions, from and to the schema ``MASKED``."""
 
     def build_batch(batch: pa.Table) -> pa.Table:
-        crash_log = Output(settings.output).crash_log("tree", settings.max_worker_crashes)
+        crash_log = open_crash_log(Output(settings.output), "tree", settings.max_worker_crashes)
         containment = settings.tree.containment
         return masked_table(
             build_with_quarantine(partition, lambda one: build_trees(one, containment), crash_log)

@@ -66,6 +66,8 @@ def run_batch(
             output.remove()
         record = _checked_record(command, output, settings, identity)
         output.remove_temporary()
+        for name in output.remove_damaged_parts():
+            logger.warning("%s was damaged and is removed; its images are processed again", name)
         output.add_images(manifest, settings.images_per_partition, settings.selection)
         done = output.done_partitions()
         failed = output.failed_images() if settings.retry_errors else {}

@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow.fs as pafs
 import pytest
 
+from ureca import io
 from ureca.data.lease import LeaseFile, LeaseTiming
 from ureca.data.output import Output
 from ureca.errors import OutputError
@@ -167,6 +168,111 @@ def test_lease_without_locks_of_two_sessions_at_once_is_held_by_the_later(tmp_pa
         thread.join()
     assert outcomes["second"] == "held"
     assert "being written by another run" in outcomes["first"]
+
+
+class FlakyFilesystem:
+    """A file system of which some reads fail, as in a busy object store or a network file system."""
+
+    def __init__(self) -> None:
+        self._filesystem = pafs.LocalFileSystem()
+        self.num_failures = 0
+
+    def open_input_stream(self, path: str) -> Any:
+        if self.num_failures:
+            self.num_failures -= 1
+            raise OSError(5, "503 Slow Down")
+        return self._filesystem.open_input_stream(path)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._filesystem, name)
+
+
+def heartbeat(folder: Path) -> int:
+    """Number of heartbeats of the present lease; -1 while it is being written."""
+    try:
+        return int(json.loads((folder / "lease.json").read_text())["heartbeat"])
+    except ValueError:
+        return -1
+
+
+def eventually_beats(folder: Path, number: int) -> None:
+    """Wait until a lease has had so many heartbeats."""
+    deadline = time.monotonic() + 30
+    while heartbeat(folder) < number:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_lease_is_renewed_after_failed_reads(tmp_path: Path) -> None:
+    filesystem: Any = FlakyFilesystem()
+    timing = LeaseTiming(heartbeat_s=0.02, timeout_s=0.5, settling_s=0.01)
+    lease = LeaseFile(filesystem, str(tmp_path / "lease.json"), "out", timing=timing)
+    with lease.hold() as session:
+        eventually_beats(tmp_path, 2)
+        filesystem.num_failures = 3
+        eventually_beats(tmp_path, heartbeat(tmp_path) + 5)
+        with (
+            pytest.raises(OutputError, match="being written by another run"),
+            Output(str(tmp_path)).lease_file(machine="elsewhere", timing=timing).hold(),
+        ):
+            pytest.fail("both sessions held the lease")
+        filesystem.num_failures = 3
+        lease.check(session)
+    assert not (tmp_path / "lease.json").exists()
+
+
+def test_lease_check_that_cannot_be_read_for_long_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("ureca.data.lease.time.sleep", waits.append)
+    filesystem: Any = FlakyFilesystem()
+    filesystem.num_failures = 1000
+    lease = LeaseFile(filesystem, str(tmp_path / "lease.json"), "out")
+    with pytest.raises(OutputError, match="503 Slow Down"):
+        lease.check("session")
+    assert len(waits) >= 3
+    assert waits == sorted(waits)
+
+
+def test_lease_on_a_disk_without_locks_of_two_machines_at_once_is_held_by_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def no_lock(*arguments: object) -> None:
+        raise OSError(9, "Bad file descriptor")  # as on network file systems
+
+    monkeypatch.setattr("ureca.data.lease.fcntl.flock", no_lock)
+    both_have_looked = threading.Barrier(2)
+    of_thread = threading.local()
+    write = io.write_bytes
+
+    def write_later(*arguments: Any, **options: Any) -> None:
+        if not hasattr(of_thread, "has_written"):
+            of_thread.has_written = True
+            both_have_looked.wait(30)
+        write(*arguments, **options)
+
+    monkeypatch.setattr("ureca.data.lease.io.write_bytes", write_later)
+    held, refused = [], []
+
+    def hold(machine: str) -> None:
+        timing = LeaseTiming(heartbeat_s=5, settling_s=0.5)
+        lease = Output(str(tmp_path)).lease_file(machine=machine, timing=timing)
+        try:
+            with lease.hold() as session:
+                held.append(machine)
+                ended.wait(30)
+                lease.check(session)
+        except OutputError as error:
+            refused.append(str(error))
+            ended.set()
+
+    ended = threading.Event()
+    threads = [threading.Thread(target=hold, args=(machine,)) for machine in ("a", "b")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(held) == len(refused) == 1
+    assert "being written by another run" in refused[0]
 
 
 @pytest.mark.parametrize("content", ["", "{}", "[1]"])

@@ -1,6 +1,7 @@
 """Output folders: units for good, files that are whole or absent, reports that add up."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -150,6 +151,46 @@ def _die_half_way(table: pa.Table, where: str, **_: Any) -> None:
     raise RuntimeError("killed")
 
 
+def test_write_partition_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    steps: list[tuple[str, str]] = []
+    flush, replace = os.fsync, Path.replace
+
+    def record_flush(descriptor: int) -> None:
+        steps.append(("flush", Path(f"/proc/self/fd/{descriptor}").readlink().name))
+        flush(descriptor)
+
+    def record_rename(self: Path, target: Path) -> Path:
+        steps.append(("rename", Path(target).name))
+        return replace(self, target)
+
+    monkeypatch.setattr(os, "fsync", record_flush)
+    monkeypatch.setattr(Path, "replace", record_rename)
+    Output(str(tmp_path)).write_partition(7, [row("a")], PartitionReport())
+    (flushed, temporary), renamed, folder = steps
+    assert (flushed, temporary[:5]) == ("flush", ".tmp-")
+    assert renamed == ("rename", "part-000007.parquet")
+    assert folder == ("flush", "regions")
+
+
+@pytest.mark.parametrize("keep_bytes", [0, 5, 40, -1])
+def test_damaged_part_is_named_and_counts_as_not_done(tmp_path: Path, keep_bytes: int) -> None:
+    output = Output(str(tmp_path))
+    output.add_images(manifest(["a", "b"]), 1)
+    for number, id in enumerate("ab"):
+        output.write_partition(number, [row(id)], PartitionReport())
+    part = tmp_path / "regions" / "part-000001.parquet"
+    content = part.read_bytes()
+    part.write_bytes(content[:keep_bytes] + bytes(8 if keep_bytes else 0))
+    assert output.damaged_parts() == {1: str(part)}
+    with pytest.raises(OutputError, match=r"part-000001\.parquet is damaged .*run the command that wrote it again"):
+        output.report()
+    with pytest.raises(OutputError, match=r"part-000001\.parquet is damaged"):
+        list(output.rows())
+    assert output.remove_damaged_parts() == [str(part)]
+    assert output.done_partitions() == [0]
+    assert output.damaged_parts() == {}
+
+
 def test_remove_of_an_output_leaves_other_files(tmp_path: Path) -> None:
     output = Output(str(tmp_path))
     output.add_images(manifest(["a"]), None)
@@ -196,3 +237,31 @@ def test_partition_reports_of_parts_add_up(statuses: list[str], fails: bool) -> 
     assert PartitionReport.of_rows(rows[:1]) + PartitionReport.of_rows(rows[1:]) == both
     assert sum(both.failures.values()) == both.num_failed + both.num_failed_regions
     assert PartitionReport.model_validate_json(both.model_dump_json()) == both
+
+
+def test_report_keeps_the_first_message_of_each_kind_until_it_is_mended(tmp_path: Path) -> None:
+    output = Output(str(tmp_path))
+    message = {"short_caption:http_400": "HTTP 400: one image only"}
+    failed = row("b", statuses=("failed:short_caption:http_400", "ok"))
+    output.write_partition(0, [row("a", error="truncated"), failed], PartitionReport(messages=message))
+    expected = {"read:truncated": "as the test wants it", **message}
+    assert output.report().messages == expected
+    later = PartitionReport(failures={"read:truncated": 1}, messages={"read:truncated": "another"})
+    assert (output.report() + later).messages == expected
+    output.write_partition(0, [row("b", statuses=("ok", "ok"))], PartitionReport())
+    assert output.report().messages == {"read:truncated": "as the test wants it"}
+
+
+@pytest.mark.parametrize(
+    ("num_failed", "num_failed_regions", "too_many"), [(0, 0, False), (1, 10, False), (2, 0, True), (0, 11, True)]
+)
+def test_report_has_too_many_failures_of_images_or_of_regions(
+    num_failed: int, num_failed_regions: int, too_many: bool
+) -> None:
+    report = PartitionReport(
+        num_images=10,
+        num_failed=num_failed,
+        num_regions=100 - num_failed_regions,
+        num_failed_regions=num_failed_regions,
+    )
+    assert report.has_too_many_failures(0.1) == too_many

@@ -1,6 +1,7 @@
 """Images that crash their process: they are identified and quarantined, and the others are processed."""
 
 import asyncio
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -164,10 +165,9 @@ def test_images_in_flight_after_crashes_quarantines_only_the_guilty_image(tmp_pa
         "img_0002": "worker_died: 3 workers of the stage curate died while they worked on it"
     }
     assert set().union(*processes[3]) == {entry.image_id for entry in entries} - {"img_0002"}
-    # After the first death the suspects are alone, until they are done or dead.
-    assert all(
-        company == {"img_0002"} for companies in processes[1:3] for company in companies if "img_0002" in company
-    )
+    # After the first death few suspects are together, after the second each is alone, until they are done or dead.
+    for companies, max_together in zip(processes[1:3], (3, 1), strict=True):
+        assert all(len(company) <= max_together for company in companies if "img_0002" in company)
     assert all(len(company) <= most for companies in processes for company in companies)
     asyncio.run(_together(entries, ImagesInFlight(most, LIMITS, crash_log_of(tmp_path, "curate")), most))
 
@@ -186,6 +186,52 @@ async def _together(entries: Sequence[ManifestEntry], images: ImagesInFlight, mo
     given_up: dict[str, DataError] = {}
     await images.each(entries, work, given_up.__setitem__)
     assert given_up.keys() == {"img_0002"}
+
+
+@pytest.mark.parametrize(("num_images", "partition_size"), [(64, 64), (64, 1), (20, 4)])
+def test_images_in_flight_after_one_crash_work_on_several_suspects_together(
+    tmp_path: Path, num_images: int, partition_size: int
+) -> None:
+    entries = entries_of(tmp_path / "in", num_images)
+    crashed = crash_log_of(tmp_path, "curate")
+    for entry in entries:
+        crashed.begin(entry.image_id)
+    images = ImagesInFlight(num_images, LIMITS, crash_log_of(tmp_path, "curate"))
+    company: set[str] = set()
+    most = 0
+
+    async def work(fetched: Fetched) -> None:
+        nonlocal most
+        company.add(fetched.entry.image_id)
+        most = max(most, len(company))
+        await asyncio.sleep(0.01)
+        company.remove(fetched.entry.image_id)
+
+    async def all_partitions() -> None:
+        starts = range(0, num_images, partition_size)
+        await asyncio.gather(*(images.each(entries[at : at + partition_size], work, _fail) for at in starts))
+
+    asyncio.run(all_partitions())
+    assert most == math.ceil(math.sqrt(num_images))
+    assert crash_log_of(tmp_path, "curate").num_crashes(entries[0].image_id) == 0
+
+
+def _fail(id: str, reason: DataError) -> None:
+    raise AssertionError(f"{id}: {reason}")
+
+
+def test_images_in_flight_do_not_count_crashes_of_machines_that_left(tmp_path: Path) -> None:
+    (entry,) = entries_of(tmp_path / "in", 1)
+    output = Output(str(tmp_path))
+    for node in ("lost", "lost", "lost", "here"):
+        output.crash_log("curate", 3, node=node).begin(entry.image_id)
+    after = output.crash_log("curate", 3, node="here", has_left={"lost"}.__contains__)
+    assert after.num_crashes(entry.image_id) == 1
+    assert after.quarantine_error(entry.image_id) is None
+    for _ in range(10):  # an image that takes every machine with it is found all the same
+        output.crash_log("curate", 3, node="lost").begin(entry.image_id)
+    after = output.crash_log("curate", 3, node="here", has_left={"lost"}.__contains__)
+    assert after.quarantine_error(entry.image_id) is not None
 
 
 def test_images_in_flight_without_a_crash_log_processes_all(tmp_path: Path) -> None:

@@ -59,6 +59,19 @@ def test_status_counts_failures_by_kind_unless_quick(tmp_path: Path) -> None:
     assert (quick.num_done, quick.num_failed, quick.failures) == (4, None, None)
 
 
+def test_status_with_a_damaged_part_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = begin(tmp_path)
+    do(output, 0, 1010)
+    do(output, 1, 1020)
+    part = tmp_path / "regions" / "part-000001.parquet"
+    part.write_bytes(b"")
+    status = status_of(str(tmp_path), clock=lambda: 1030)
+    assert status.damaged == [str(part)]
+    assert status.num_done == output.partition_sizes()[0]
+    assert main([str(tmp_path)]) in {0, 1}
+    assert f"damaged      {part}; the same command processes its images again" in capsys.readouterr().out
+
+
 def test_status_of_a_run_without_heartbeat_is_lost(tmp_path: Path) -> None:
     output = begin(tmp_path)
     do(output, 0, at_s=10)

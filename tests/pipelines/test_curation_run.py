@@ -61,8 +61,8 @@ def test_curate_run_again_processes_missing_and_failed_images(tmp_path: Path, pl
     assert curate(settings, plans) == report
     assert files_of(tmp_path / "out") == before
 
-    # One part is lost and two images are new: only they run.
-    (tmp_path / "out" / "regions" / "part-000001.parquet").unlink()
+    # One part was damaged by a power cut and two images are new: only they run.
+    (tmp_path / "out" / "regions" / "part-000001.parquet").write_bytes(b"")
     write_corpus(tmp_path / "in", 14)
     (tmp_path / "in" / "img_0003.json").write_text("{")
     (tmp_path / "in" / "img_0007.png").write_bytes(b"")

@@ -7,16 +7,20 @@ soon as a process has completed it.
 """
 
 import contextlib
+import math
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow.fs as pafs
 
 from ureca import io
 from ureca.errors import DataError
 from ureca.hashing import digest
+
+_MAX_LOST_NODES = 10
+"""Machines lost with the same image after which the image counts as the cause."""
 
 
 class CrashLog:
@@ -27,25 +31,46 @@ class CrashLog:
         folder: folder of the markers.
         stage: name of the stage, without a hyphen; its processes share the log.
         max_crashes: number of crashes, at least 1, after which an image is quarantined.
+        node: name of the machine that the process runs on, of letters and digits; empty: unknown.
+        has_left: function that tells whether a machine has left the cluster, as a preempted one does. Its processes did
+            not crash by the fault of an image, and their markers do not count, unless there are very many.
     """
 
-    def __init__(self, filesystem: pafs.FileSystem, folder: str, stage: str, max_crashes: int) -> None:
+    def __init__(
+        self,
+        filesystem: pafs.FileSystem,
+        folder: str,
+        stage: str,
+        max_crashes: int,
+        *,
+        node: str = "",
+        has_left: Callable[[str], bool] = lambda node: False,
+    ) -> None:
         self._filesystem = filesystem
         self._folder = folder
         self._stage = stage
         self._max_crashes = max_crashes
-        self._marker = f"{folder}/{stage}-{uuid.uuid4().hex}"
+        self._marker = f"{folder}/{stage}-{uuid.uuid4().hex}-{node}"
         self._lock = threading.Lock()  # of the fields below
         self._in_progress: Counter[str] = Counter()
         self._num_begun = 0
         self._left_behind: dict[str, list[str]] = {}  # markers of crashed processes, by the items that they list
+        self._clearing = threading.Lock()  # of the markers of crashed processes
+        self._num_suspects: dict[str, int] = {}  # items of the smallest marker that lists an item
+        self._lost_with_node: Counter[str] = Counter()
         self._marker_lock = threading.Lock()  # of the marker's file and the fields below; taken before ``_lock``
         self._num_written = 0
         self._has_folder = False
         for name in io.list_names(filesystem, folder):
             if name.startswith(f"{stage}-"):
-                for key in self._read(f"{folder}/{name}"):
+                keys = self._read(f"{folder}/{name}")
+                left_node = name.rpartition("-")[2]
+                if left_node and has_left(left_node):
+                    self._lost_with_node.update(keys)
+                    continue
+                for key in keys:
                     self._left_behind.setdefault(key, []).append(f"{folder}/{name}")
+                    self._num_suspects[key] = min(len(keys), self._num_suspects.get(key, len(keys)))
 
     @property
     def num_in_progress(self) -> int:
@@ -55,7 +80,20 @@ class CrashLog:
 
     def num_crashes(self, item: str) -> int:
         """Return the number of processes that crashed while they worked on an item."""
-        return len(self._left_behind.get(_key(item), ()))
+        key = _key(item)
+        num_lost = self._lost_with_node[key]
+        return len(self._left_behind.get(key, ())) + (num_lost if num_lost >= _MAX_LOST_NODES else 0)
+
+    def max_together(self, item: str) -> int:
+        """Return the number of suspects, this item included, that may be in progress together in a process.
+
+        Suspects are divided at each crash so that, at the last crash before the quarantine, the item is alone.
+        """
+        crashes_left = self._max_crashes - self.num_crashes(item)
+        if crashes_left <= 1:
+            return 1
+        num_suspects = self._num_suspects.get(_key(item), 1)
+        return math.ceil(math.pow(num_suspects, (crashes_left - 1) / crashes_left))
 
     def quarantine_error(self, image_id: str, earlier_crashes: int = 0) -> DataError | None:
         """Return the error of an image that must not be worked on again; None: it may be.
@@ -123,11 +161,12 @@ class CrashLog:
         if completed:
             with self._lock:
                 markers = self._left_behind.pop(key, [])
-            for marker in markers:
-                if others := [other for other in self._read(marker) if other != key]:
-                    self._write(marker, others)
-                else:
-                    self._delete(marker)
+            with self._clearing:  # suspects that were together in one marker end together
+                for marker in markers:
+                    if others := [other for other in self._read(marker) if other != key]:
+                        self._write(marker, others)
+                    else:
+                        self._delete(marker)
 
     def _read(self, marker: str) -> list[str]:
         try:
@@ -137,7 +176,7 @@ class CrashLog:
             return []
 
     def _write(self, marker: str, keys: list[str]) -> None:
-        io.write_bytes(self._filesystem, marker, "\n".join(keys).encode(), folder_exists=True)
+        io.write_bytes(self._filesystem, marker, "\n".join(keys).encode(), folder_exists=True, durable=False)
 
     def _delete(self, marker: str) -> None:
         with contextlib.suppress(FileNotFoundError):  # the session has ended and removed its crash log

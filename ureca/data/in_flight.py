@@ -1,8 +1,9 @@
 """Images in flight: reading and processing many images at a time, within bounds, across the partitions of a process."""
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
 from ureca.data.crash_log import CrashLog
 from ureca.data.manifest import ManifestEntry
@@ -44,11 +45,48 @@ class PixelBudget:
             self._released.set()
 
 
+class _SuspectRoom:
+    """Room of the suspects in flight: first come, first served, and no more together than each of them allows."""
+
+    def __init__(self) -> None:
+        self._queue = asyncio.Lock()
+        self._left = asyncio.Event()
+        self._inside: Counter[int] = Counter()
+        self._reserved = AsyncExitStack()
+
+    @asynccontextmanager
+    async def enter(
+        self, max_together: int, reserve: Callable[[], AbstractAsyncContextManager[None]]
+    ) -> AsyncIterator[None]:
+        """Wait for room, and stay for the block.
+
+        Args:
+            max_together: number of suspects, including this one, that may be inside together.
+            reserve: function that makes the context that is held while anybody is inside.
+        """
+        async with self._queue:
+            while self._inside and self._inside.total() >= min(max_together, *self._inside):
+                self._left.clear()
+                await self._left.wait()
+            if not self._inside:
+                await self._reserved.enter_async_context(reserve())
+            self._inside[max_together] += 1
+        try:
+            yield
+        finally:
+            self._inside -= Counter([max_together])
+            if not self._inside:
+                await self._reserved.aclose()
+            self._left.set()
+
+
 class ImagesInFlight:
     """Processes a bounded number of images at a time, over all partitions of a process.
 
     If several images were in flight when a process crashed, any of them may have caused the crash. The next process
-    works on each of them alone, before the others of its partition, until it is completed or quarantined.
+    works on these suspects before the others of its partition, a part of them at a time and with no other image beside
+    them, so that a further crash leaves fewer suspects (``CrashLog.max_together``), until each is completed or
+    quarantined.
 
     Args:
         max_images: number of images in flight, at least 1.
@@ -63,7 +101,8 @@ class ImagesInFlight:
         self._crash_log = crash_log
         self._fetch = fetch
         self._slots = asyncio.Semaphore(max_images)
-        self._alone = asyncio.Lock()
+        self._suspects = _SuspectRoom()
+        self._exclusive = asyncio.Lock()
         self._partition_order = asyncio.Lock()
 
     async def each(
@@ -77,16 +116,14 @@ class ImagesInFlight:
             on_quarantine: callback that gets the id of a quarantined image, which is not processed, and the reason.
         """
         suspects = [entry for entry in entries if self._crash_log.num_crashes(entry.image_id)]
-        for entry in suspects:
-            if (reason := self._crash_log.quarantine_error(entry.image_id)) is not None:
-                on_quarantine(entry.image_id, reason)
-                continue
-            async with self._alone, AsyncExitStack() as slots:
-                for _ in range(self._max_images):
-                    await slots.enter_async_context(self._slots)
-                await asyncio.to_thread(self._crash_log.begin, entry.image_id)
-                await self._finish(await asyncio.to_thread(next, self._fetch([entry], self._limits)), work)
-        others = [entry for entry in entries if entry not in suspects]
+        async with asyncio.TaskGroup() as group:
+            for entry in suspects:
+                if (reason := self._crash_log.quarantine_error(entry.image_id)) is not None:
+                    on_quarantine(entry.image_id, reason)
+                else:
+                    group.create_task(self._work_on_suspect(entry, work))
+        suspect_ids = {entry.image_id for entry in suspects}
+        others = [entry for entry in entries if entry.image_id not in suspect_ids]
         # One generator per partition: images that lie together in a file are read together, in an order of its own.
         fetching = self._fetch(others, self._limits)
         # Images are begun partition after partition: the first one is complete, and written, while the next are in
@@ -94,6 +131,20 @@ class ImagesInFlight:
         async with asyncio.TaskGroup() as group, self._partition_order:
             for _ in others:
                 group.create_task(self._finish_in_slot(await self._begin_in_slot(fetching), work))
+
+    async def _work_on_suspect(self, entry: ManifestEntry, work: Work) -> None:
+        max_together = min(self._max_images, self._crash_log.max_together(entry.image_id))
+        async with self._suspects.enter(max_together, self._all_slots):
+            await asyncio.to_thread(self._crash_log.begin, entry.image_id)
+            await self._finish(await asyncio.to_thread(next, self._fetch([entry], self._limits)), work)
+
+    @asynccontextmanager
+    async def _all_slots(self) -> AsyncIterator[None]:
+        """Hold all slots, so that no other image is in flight."""
+        async with self._exclusive, AsyncExitStack() as slots:
+            for _ in range(self._max_images):
+                await slots.enter_async_context(self._slots)
+            yield
 
     async def _begin_in_slot(self, fetching: Iterator[Fetched]) -> Fetched:
         """Wait for a slot, which ``_finish_in_slot`` releases, and read the next image."""

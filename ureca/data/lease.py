@@ -10,6 +10,7 @@ Workers can outlive a driver that was killed. Before they write they check that 
 import contextlib
 import datetime
 import fcntl
+import logging
 import os
 import platform
 import threading
@@ -25,6 +26,10 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ureca import io
 from ureca.errors import OutputError
 
+_INITIAL_BACKOFF_S = 0.2
+
+_log = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class LeaseTiming:
@@ -33,8 +38,8 @@ class LeaseTiming:
     Attributes:
         heartbeat_s: interval in which a session renews its lease.
         timeout_s: time without a heartbeat after which the lease of a session on another machine has expired.
-        settling_s: longest time that a write to an object store takes; of two sessions that acquire a lease at the same
-            moment, the one whose write came later has it.
+        settling_s: longest time that a write takes where the file system has no locks, as in an object store; of two
+            sessions that acquire a lease at the same moment, the one whose write came later has it.
     """
 
     heartbeat_s: float = 5.0
@@ -137,14 +142,14 @@ class LeaseFile:
             process_started=self._start_time(os.getpid()),
             since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
-        with self._exclusively():
-            other = self._read()
+        with self._exclusively() as is_locked:
+            other = self._read_patiently(num_attempts=2)
             if other is not None and not self._has_expired(other, on_wait):
                 raise self._held_error(other)
             self._write(lease)
-        if not self._is_local:
+        if not is_locked:
             time.sleep(self._timing.settling_s)
-            other = self._read()
+            other = self._read_patiently(num_attempts=5)
             if other is None or other.session != lease.session:
                 raise self._held_error(other)
         ended = threading.Event()
@@ -155,7 +160,7 @@ class LeaseFile:
         finally:
             ended.set()
             heartbeats.join()
-            with self._exclusively():
+            with self._exclusively(), contextlib.suppress(OutputError, OSError):  # a lease that is left expires
                 last = self._read()
                 if last is not None and last.session == lease.session:
                     self._filesystem.delete_file(self._path)
@@ -164,9 +169,10 @@ class LeaseFile:
         """Check that a session still holds the lease.
 
         Raises:
+            OutputError: the lease cannot be read, at several attempts.
             RuntimeError: another session has taken over the folder; this one must not write any more.
         """
-        lease = self._read()
+        lease = self._read_patiently(num_attempts=5)
         if lease is None or lease.session != session:
             raise RuntimeError(f"another session has taken over {self._folder}; this one ends")
 
@@ -178,18 +184,34 @@ class LeaseFile:
         end = time.monotonic() + timeout_s
         while time.monotonic() < end:
             time.sleep(self._timing.heartbeat_s / 5)
-            if self._read() != lease:
-                return False
+            with contextlib.suppress(OutputError):  # a failed read says nothing about the other session
+                if self._read() != lease:
+                    return False
         return True
 
     def _send_heartbeats(self, lease: _LeaseRecord, ended: threading.Event) -> None:
         while not ended.wait(self._timing.heartbeat_s):
-            present = self._read()
+            try:
+                present = self._read()
+            except OutputError as error:
+                _log.warning("%s; the lease is renewed at the next heartbeat", error)
+                continue
             if present is None or present.session != lease.session:
                 return  # the lease was taken over; the workers notice before they write
             lease = lease.model_copy(update={"heartbeat": lease.heartbeat + 1})
             with contextlib.suppress(OutputError):  # a full disk ends the session where it writes results
                 self._write(lease)
+
+    def _read_patiently(self, num_attempts: int) -> _LeaseRecord | None:
+        """Read the lease, at several attempts: stores are busy at times, and network file systems hiccup."""
+        for attempt in range(num_attempts - 1):
+            try:
+                return self._read()
+            except OutputError as error:
+                wait_s = _INITIAL_BACKOFF_S * 2**attempt
+                _log.info("%s; trying again in %.1f s", error, wait_s)
+                time.sleep(wait_s)
+        return self._read()
 
     def _read(self) -> _LeaseRecord | None:
         try:
@@ -212,17 +234,20 @@ class LeaseFile:
         )
 
     @contextlib.contextmanager
-    def _exclusively(self) -> Iterator[None]:
-        """Lock the folder between reading the lease and writing it, where the file system has locks."""
+    def _exclusively(self) -> Iterator[bool]:
+        """Lock the folder between reading the lease and writing it; yields False where the file system has no locks."""
         if not self._is_local:
-            yield
+            yield False
             return
         folder = Path(self._path).parent
         io.make_folder(self._filesystem, str(folder))
         descriptor = os.open(folder, os.O_RDONLY)
         try:
-            with contextlib.suppress(OSError):  # some network file systems have no locks
+            try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
+                is_locked = True
+            except OSError:  # some network file systems have no locks
+                is_locked = False
+            yield is_locked
         finally:
             os.close(descriptor)

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
 from ureca import __version__, io
 from ureca.data.crash_log import CrashLog
@@ -140,6 +141,29 @@ class Output:
         names = io.list_names(self.filesystem, self._parts)
         return sorted(int(part[1]) for name in names if (part := _PART_NAME.fullmatch(name)))
 
+    def damaged_parts(self) -> dict[int, str]:
+        """Return the names of the parts that are no whole Parquet files, by their partition.
+
+        A power cut, a full quota or a copy that was interrupted leaves such files; they count as not done.
+        """
+        infos = self.filesystem.get_file_info(pafs.FileSelector(self._parts, allow_not_found=True))
+        parts = {int(part[1]): info for info in infos if (part := _PART_NAME.fullmatch(info.base_name))}
+
+        def is_damaged(info: pafs.FileInfo) -> bool:
+            return not io.is_whole_parquet(self.filesystem, info.path, info.size)
+
+        with ThreadPoolExecutor(max_workers=16) as pool:  # one small request each to an object store
+            are_damaged = pool.map(is_damaged, parts.values())
+            damaged = [number for number, each in zip(parts, are_damaged, strict=True) if each]
+        return {number: parts[number].path for number in sorted(damaged)}
+
+    def remove_damaged_parts(self) -> list[str]:
+        """Remove the ``damaged_parts``, so that their images are processed again; returns their names."""
+        names = list(self.damaged_parts().values())
+        for name in names:
+            self.filesystem.delete_file(name)
+        return names
+
     def failed_images(self) -> dict[int, set[str]]:
         """Return the ids of the images that have an error or a failed region, by partition."""
         failed: dict[int, set[str]] = {}
@@ -173,14 +197,15 @@ class Output:
         """Return the lease of the folder; ``options`` are those of ``ureca.data.lease.LeaseFile``."""
         return LeaseFile(self.filesystem, f"{self._folder}/{_LEASE}", self.path, **options)
 
-    def crash_log(self, stage: str, max_crashes: int) -> CrashLog:
+    def crash_log(self, stage: str, max_crashes: int, **options: Any) -> CrashLog:
         """Open the crash log of a stage.
 
         Args:
             stage: name of the stage.
             max_crashes: number of crashes after which an image is quarantined.
+            **options: options of ``ureca.data.crash_log.CrashLog``.
         """
-        return CrashLog(self.filesystem, f"{self._folder}/{_CRASH_LOG}", stage, max_crashes)
+        return CrashLog(self.filesystem, f"{self._folder}/{_CRASH_LOG}", stage, max_crashes, **options)
 
     def remove_crash_log(self) -> None:
         """Remove the crash logs of all stages, when a session begins or has ended."""

@@ -8,11 +8,11 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from ureca import io
 from ureca.data.manifest import MANIFEST
+from ureca.errors import OutputError
 from ureca.schema import REGIONS_DATASET, Dataset, conform
 
 PARTITIONS = pa.schema(
@@ -210,6 +210,13 @@ def write_chunks(
 
 
 def read_report(filesystem: pafs.FileSystem, path: str) -> PartitionReport:
-    """Read the report in the footer of a partition's file."""
-    metadata = pq.read_schema(path, filesystem=filesystem).metadata or {}
-    return PartitionReport.model_validate_json(metadata[_FOOTER_KEY])
+    """Read the report in the footer of a partition's file.
+
+    Raises:
+        OutputError: the file is damaged, or no part.
+    """
+    metadata = io.read_metadata(filesystem, path)
+    try:
+        return PartitionReport.model_validate_json(metadata[_FOOTER_KEY])
+    except (KeyError, ValidationError) as error:
+        raise OutputError(f"{path} is no part of a run: its footer has no report") from error

@@ -47,6 +47,7 @@ class Status(BaseModel):
         num_failed: images with an error, or bad samples of a training; None: not looked up.
         failures: count of each kind of failure, over images and regions; None: not looked up.
         messages: first message of each kind of failure, where one is known.
+        damaged: names of parts that are damaged, whose images count as not done; None: not looked up.
         rate_per_s: things per second in the last session; None: too few are done to tell.
         left_s: seconds left at that rate; None: unknown, or the run is not running.
         silent_s: seconds since the last result; None: there is none.
@@ -65,6 +66,7 @@ class Status(BaseModel):
     num_failed: int | None = None
     failures: dict[str, int] | None = None
     messages: dict[str, str] = {}
+    damaged: list[str] | None = None
     rate_per_s: float | None = None
     left_s: float | None = None
     silent_s: float | None = None
@@ -117,6 +119,9 @@ def status_text(status: Status) -> str:
             rows.append(("" if index else "failures", f"{number} x {kind}{message}"))
         if len(failures) > _KINDS_SHOWN:
             rows.append(("", f"and {len(failures) - _KINDS_SHOWN} other kinds (--json has all)"))
+    for index, name in enumerate((status.damaged or [])[:_KINDS_SHOWN]):
+        remedy = "" if index else "; the same command processes its images again"
+        rows.append(("" if index else "damaged", f"{name}{remedy}"))
     if status.rate_per_s is not None:
         rows.append(("rate", f"{status.rate_per_s:.2f} {status.counted}/s in the last session"))
     if status.state == "running":
@@ -138,10 +143,18 @@ def duration(seconds: float) -> str:
 
 def _batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
     sizes = output.partition_sizes()
-    report = None if quick else output.report()
-    return _status_of_partitions(
-        output, run, sizes, written=_written_at(output), num_total=sum(sizes.values()), report=report, now_s=now_s
+    written = _written_at(output)
+    if quick:
+        return _status_of_partitions(
+            output, run, sizes, written=written, num_total=sum(sizes.values()), report=None, now_s=now_s
+        )
+    damaged = output.damaged_parts()
+    written = {partition: at for partition, at in written.items() if partition not in damaged}
+    report = output.report(written)
+    status = _status_of_partitions(
+        output, run, sizes, written=written, num_total=sum(sizes.values()), report=report, now_s=now_s
     )
+    return status.model_copy(update={"damaged": list(damaged.values())})
 
 
 def _evaluation_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
@@ -158,7 +171,13 @@ def _evaluation_status(output: Output, run: Mapping[str, Any], quick: bool, now_
         written |= {(model, partition): at for partition, at in _written_at(each).items()}
     is_stored = benchmark.exists() and benchmark.run().get("state") == "finished"
     num_total = len(captions) * sum(benchmark_sizes.values()) if is_stored else None
-    report = None if quick else sum((each.report() for each in captions), PartitionReport())
+    report = None
+    if not quick:
+        damaged = [each.damaged_parts() for each in captions]
+        written = {(model, part): at for (model, part), at in written.items() if part not in damaged[model]}
+        whole = ([part for model, part in written if model == index] for index in range(len(captions)))
+        reports = (each.report(parts) for each, parts in zip(captions, whole, strict=True))
+        report = sum(reports, PartitionReport())
     return _status_of_partitions(output, run, sizes, written=written, num_total=num_total, report=report, now_s=now_s)
 
 
