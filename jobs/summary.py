@@ -1,7 +1,10 @@
 """The summary that batch commands print at their end."""
 
 import sys
+from collections.abc import Mapping
 
+from ureca.data.listing import named_counts
+from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.pipelines.settings import BatchSettings
 
@@ -10,7 +13,8 @@ _MAX_KINDS_SHOWN = 5
 
 def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name: str) -> int:
     """Print the report of an output; returns 1 and prints a remedy if too many images or regions failed, else 0."""
-    print(summary(report, settings.output, dataset_name))
+    left_out = Output(settings.output).run().get("left_out") or {}
+    print(summary(report, settings.output, dataset_name, left_out))
     too_many = report.has_too_many_failures(settings.max_error_fraction)
     if too_many:
         print(
@@ -21,13 +25,15 @@ def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name
     return int(too_many)
 
 
-def summary(report: PartitionReport, output: str, dataset_name: str) -> str:
-    """Return the report of an output as lines of text."""
+def summary(report: PartitionReport, output: str, dataset_name: str, left_out: Mapping[str, int] | None = None) -> str:
+    """Return the report of an output, and the files of its input that were left out by reason, as lines of text."""
     seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
     rows = [
         ("images", f"{report.num_images}, of which {report.num_failed} failed"),
         ("captioned regions", f"{report.num_regions}, and {report.num_failed_regions} that failed"),
     ]
+    if left_out:
+        rows.insert(1, ("files left out", named_counts(left_out)))
     if dataset_name == "captions":
         rows += [("tokens written", f"{report.num_new_tokens}")]
     else:

@@ -34,6 +34,7 @@ from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.runner import log_plan, run_batch
 from ureca.pipelines.batch.stages import add_row_stages
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
+from ureca.pipelines.settings import ListingSettings
 from ureca.registry import build_component
 from ureca.schema import CAPTIONS_DATASET
 
@@ -123,7 +124,7 @@ def list_input(settings: CaptioningSettings) -> pa.Table:
                 "folder that has run.json"
             )
         return list_images(settings.input, **settings.listing.model_dump())
-    if named := [name for name, value in settings.listing if value is not None]:
+    if named := [name for name, value in settings.listing if value != getattr(ListingSettings(), name)]:
         raise InputError(
             f"{settings.input} is the output of a run, which knows its images: leave out listing.{named[0]}"
         )

@@ -1,6 +1,6 @@
 """Settings that batch commands share: input and output, the resources of each operator, and planning."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
@@ -95,6 +95,15 @@ class ListingSettings(BaseModel):
     )
     id_column: str | None = Field(
         default=None, description="column of Parquet inputs with the ids; None: image_id where there is one"
+    )
+    ids: Literal["stem", "path"] = Field(
+        default="stem",
+        description="id of an image: its file name without the extension (stem), or its path below INPUT without it "
+        "(path), where folders or shards hold equal names",
+    )
+    exclude: tuple[str, ...] = Field(
+        default=(),
+        description="files and folders of INPUT to leave out, as patterns: thumbs, *_mask.png, 'val/**/*.tif'",
     )
 
 

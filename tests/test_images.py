@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tests.bad_corpus import HEIGHT_PX, WIDTH_PX, image_cases
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
-from ureca.images import decode_image, decode_layers, encode_jpeg
+from ureca.images import decode_image, decode_layers, encode_jpeg, optional_extensions
 
 LIMITS = ImageLimits()
 CASES = image_cases()
@@ -249,3 +249,34 @@ def test_encode_jpeg_of_lower_quality_is_smaller() -> None:
 def test_encode_jpeg_beyond_the_formats_size_raises() -> None:
     with pytest.raises(ValueError, match="65535"):
         encode_jpeg(np.zeros((1, 65536, 3), np.uint8), 90)
+
+
+NEWER = {"AVIF": "avif", "JPEG2000": "jp2"} | ({"HEIF": "heic"} if "heic" in optional_extensions() else {})
+
+
+@pytest.mark.parametrize("format", NEWER)
+def test_decode_image_of_newer_formats_gives_the_pixels(format: str) -> None:
+    if format == "HEIF":
+        pillow_heif = pytest.importorskip("pillow_heif")
+        file = io.BytesIO()
+        pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 40, 40))).save(file, quality=95)
+        data = file.getvalue()
+    else:
+        data = save(Image.new("RGB", (64, 48), (200, 40, 40)), format)
+    pixels = decode_image(data, LIMITS)
+    assert pixels.shape == (48, 64, 3) and np.abs(pixels.astype(int) - (200, 40, 40)).max() < 8
+    with pytest.raises(ImageError, match="too_many_pixels"):
+        decode_image(data, ImageLimits(max_pixels=1000))
+    for end in range(1, len(data), 37):
+        try:
+            decode_image(data[:end], LIMITS)
+        except ImageError:
+            continue
+
+
+def test_decode_image_of_heic_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ureca.images._heif_format", lambda: None)
+    with pytest.raises(ImageError, match="the extra heif"):
+        decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", LIMITS)
+    with pytest.raises(ImageError, match="no image format"):
+        decode_image(b"\0\0\0\x0cJXL \r\n\x87\n\0\0", LIMITS)

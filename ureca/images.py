@@ -1,5 +1,6 @@
 """Decoding of image files from untrusted sources."""
 
+import functools
 import io
 import json
 import math
@@ -14,10 +15,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
+from PIL import Image, features
 from PIL.BmpImagePlugin import BmpImageFile
 from PIL.GifImagePlugin import GifImageFile
 from PIL.ImageFile import ImageFile
+from PIL.Jpeg2KImagePlugin import Jpeg2KImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 from PIL.PpmImagePlugin import PpmImageFile
@@ -65,9 +67,14 @@ _SIGNATURES: tuple[tuple[bytes, type[ImageFile]], ...] = (
     (b"II+\0", TiffImageFile),
     (b"MM\0+", TiffImageFile),
     *((b"P%d" % number, PpmImageFile) for number in range(1, 7)),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", Jpeg2KImageFile),
+    (b"\xff\x4f\xff\x51", Jpeg2KImageFile),
 )
+_LOSSY = (JpegImageFile, Jpeg2KImageFile)
+_AVIF_BRANDS = {b"avif", b"avis"}
+_HEIF_BRANDS = {b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1"}
 
-_LOSSLESS = tuple(signature for signature, format in _SIGNATURES if format is not JpegImageFile)
+_LOSSLESS = tuple(signature for signature, format in _SIGNATURES if format not in _LOSSY)
 
 _MAX_JPEG_SIDE_PX = 65535
 _STRIP_ROWS_PX = 256
@@ -91,7 +98,8 @@ _UPRIGHT = {
 def decode_image(data: bytes, limits: ImageLimits) -> Pixels:
     """Decode an image file to uint8 RGB [H, W, 3], upright.
 
-    The content, not the file name, determines the format: JPEG, PNG, WebP, TIFF, BMP, GIF or PPM/PGM/PBM. Of an
+    The content, not the file name, determines the format: JPEG, PNG, WebP, TIFF, BMP, GIF, PPM/PGM/PBM, AVIF or
+    JPEG 2000, and HEIC with the extra ``heif``. Of an
     animation the first frame is used; the EXIF orientation is applied; transparency is laid over white; CMYK, palette,
     YCbCr and LAB become RGB without a colour profile. Greys of more than 8 bits are scaled: 16-bit and integers within
     0 to 65535 from that range, floats within 0 to 1 from that range, anything else from its own smallest to its own
@@ -202,7 +210,7 @@ def _decode_values(data: bytes, limits: ImageLimits, *, upright: bool) -> "_Deco
 
     def prepare(image: ImageFile) -> None:
         nonlocal raw_mode, maximum, is_lossy
-        args = image.tile[0].args if image.tile else ()
+        args = image.tile[0][3] if image.tile else ()
         args = args if isinstance(args, tuple) else (args,)
         raw_mode = next((arg for arg in args if isinstance(arg, str)), image.mode)
         if isinstance(image, PpmImageFile):
@@ -287,9 +295,8 @@ def _decode(data: bytes, limits: ImageLimits, task: str) -> _Decoded:
     if len(data) > limits.max_bytes:
         raise ImageError("too_many_bytes", f"{len(data)} bytes, the limit is {limits.max_bytes}")
     if _format(data) is None:
-        raise ImageError(
-            "not_an_image", f"the content starts with {data[:12]!r}: no JPEG, PNG, WebP, TIFF, BMP, GIF or PPM"
-        )
+        known = "HEIC, which the extra heif reads" if _brands(data) & _HEIF_BRANDS else "no image format that is read"
+        raise ImageError("not_an_image", f"the content starts with {data[:12]!r}: {known}")
     if read_structure(data).is_ordinary:
         return _TASKS[task](data, limits)
     return _ISOLATED.decode(data, limits, task)
@@ -361,7 +368,48 @@ def _decode_here(
 def _format(data: bytes) -> type[ImageFile] | None:
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return WebPImageFile
+    if brands := _brands(data):
+        if brands & _AVIF_BRANDS:
+            return _avif_format()
+        return _heif_format() if brands & _HEIF_BRANDS else None
     return next((format for signature, format in _SIGNATURES if data.startswith(signature)), None)
+
+
+def _brands(data: bytes) -> set[bytes]:
+    """Return the brands of a file in ISO's container, as HEIC and AVIF are; empty for other files."""
+    if data[4:8] != b"ftyp":
+        return set()
+    end = min(int.from_bytes(data[:4], "big"), 256)
+    return {data[8:12], *(data[place : place + 4] for place in range(16, end, 4))}
+
+
+@functools.cache
+def _avif_format() -> type[ImageFile] | None:
+    try:
+        from PIL.AvifImagePlugin import AvifImageFile
+    except ImportError:  # before Pillow 11.3
+        return None
+    return AvifImageFile if features.check("avif") else None
+
+
+@functools.cache
+def _heif_format() -> type[ImageFile] | None:
+    try:
+        from pillow_heif import HeifImageFile
+    except ImportError:
+        return None
+    heif: type[ImageFile] = HeifImageFile
+    return heif
+
+
+def optional_extensions() -> tuple[str, ...]:
+    """Return the file extensions of the formats that depend on what is installed, and can be decoded here."""
+    found: tuple[str, ...] = ()
+    if _avif_format() is not None:
+        found += ("avif",)
+    if features.check("jpg_2000"):
+        found += ("jp2", "j2k", "jpf", "jpx", "j2c")
+    return found if _heif_format() is None else (*found, "heic", "heif", "hif")
 
 
 def _check_size(image: ImageFile, limits: ImageLimits) -> None:

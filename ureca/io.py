@@ -4,6 +4,7 @@ Every file that is written appears complete or not at all: a local file is writt
 the disk and renamed, and an object store shows an object once its upload is complete.
 """
 
+import base64
 import contextlib
 import errno
 import os
@@ -115,6 +116,23 @@ def parent(path: str) -> str:
     return f"{folder or slash or '.'}{options}"
 
 
+def decode_data_url(text: str) -> bytes:
+    """Decode base64 text, or a ``data:`` URL of it.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if text[:5].lower() == "data:":
+        head, comma, text = text.partition(",")
+        if not comma or not head.lower().endswith(";base64"):
+            raise ValueError("a data: URL has the form data:image/png;base64,...")
+    try:
+        # Decoded as bytes: splitting text at white space would make an object of every character between.
+        return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
+    except ValueError as error:
+        raise ValueError(f"not base64: {error}") from error
+
+
 def has_suffix(path: str, suffix: str) -> bool:
     """Tell whether a path, or a URI without its options, ends with a suffix."""
     return _split_options(path)[0].endswith(suffix)
@@ -132,7 +150,7 @@ def _split_options(path: str) -> tuple[str, str]:
 
 
 def list_entries(location: Location, folder: str) -> list[tuple[str, bool]]:
-    """List the entries of a folder, without hidden ones and devices.
+    """List the entries of a folder, without devices and hidden ones, except ``._*``, which the listing counts.
 
     A link to a folder counts as a folder, unless it leads back to a folder above. A dangling link counts as a file.
 
@@ -147,13 +165,13 @@ def list_entries(location: Location, folder: str) -> list[tuple[str, bool]]:
         return [
             (info.path, info.type == pafs.FileType.Directory)
             for info in location.filesystem.get_file_info(selector)
-            if not info.base_name.startswith(".")
+            if not is_hidden(info.base_name)
         ]
     # Arrow's own selector reads every file's size, stops at a name that is not UTF-8, and follows links in circles.
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith("."):
+            if is_hidden(entry.name):
                 continue
             if entry.is_dir():
                 if not (entry.is_symlink() and _leads_up(entry.path)):
@@ -161,6 +179,11 @@ def list_entries(location: Location, folder: str) -> list[tuple[str, bool]]:
             elif entry.is_file() or entry.is_symlink():
                 found.append((entry.path, False))
     return found
+
+
+def is_hidden(name: str) -> bool:
+    """Tell whether listings pass over a name: it starts with a dot, and is none of macOS such as ``._photo.jpg``."""
+    return name.startswith(".") and (not name.startswith("._") or len(name) == 2)
 
 
 def _leads_up(link: str) -> bool:

@@ -9,6 +9,7 @@ import ray
 
 from ureca import __version__
 from ureca.config import with_absolute_paths
+from ureca.data.listing import left_out_of, named_counts
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
@@ -61,6 +62,8 @@ def run_batch(
     output = Output(settings.output, command.dataset)
     _checked_record(command, output, settings, identity)  # before listing, which may take long
     manifest = command.list_input(settings)
+    if left_out := left_out_of(manifest):
+        logger.warning("files of INPUT left out: %s", named_counts(left_out))
     with output.lease(on_wait=logger.info) as lease:
         if settings.overwrite:
             output.remove()
@@ -68,14 +71,15 @@ def run_batch(
         output.remove_temporary()
         for name in output.remove_damaged_parts():
             logger.warning("%s was damaged and is removed; its images are processed again", name)
-        output.add_images(manifest, settings.images_per_partition, settings.selection)
+        accept = settings.accept_changes
+        output.add_images(manifest, settings.images_per_partition, settings.selection, accept_changes=accept)
         done = output.done_partitions()
         failed = output.failed_images() if settings.retry_errors else {}
         sizes = output.partition_sizes()
         missing = sizes.keys() - set(done)
         num_images = sum(sizes[partition] for partition in missing) + sum(map(len, failed.values()))
         on_plan(sum(sizes.values()), num_images)
-        record.write("running")
+        record.write("running", left_out=left_out)
         progress = progress_of(num_images)
         try:
             if num_images:
@@ -94,11 +98,11 @@ def run_batch(
         except BaseException:
             progress.close()
             with contextlib.suppress(OutputError):  # a disk too full for results is too full for the record
-                record.write("stopped", session=progress.figures())
+                record.write("stopped", left_out=left_out, session=progress.figures())
             raise
         output.remove_temporary()  # of workers that died while they wrote
         report = output.report()
-        record.write("finished", totals=report.model_dump(), session=progress.figures())
+        record.write("finished", totals=report.model_dump(), left_out=left_out, session=progress.figures())
         return report
 
 

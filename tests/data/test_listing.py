@@ -1,5 +1,6 @@
 """Listing: every form of input, each image exactly once, and errors that say what to do."""
 
+import base64
 import io
 import json
 import os
@@ -14,9 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bad_corpus import write_bad_corpus
-from ureca.data.listing import BESIDE, list_images
+from ureca.data.listing import BESIDE, left_out_of, list_images
 from ureca.data.manifest import MANIFEST, ManifestEntry
-from ureca.errors import InputError
+from ureca.data.paths import image_extensions
+from ureca.data.reading import fetch
+from ureca.errors import DataError, InputError
+from ureca.image_limits import ImageLimits
 from ureca.io import below, has_suffix, locate, parent
 
 
@@ -360,3 +364,150 @@ def test_below_and_parent_join_and_split_paths(folder: str, child: str, up: str)
     assert below(folder, "c.d") == child
     assert parent(folder) == up
     assert has_suffix(child, ".d")
+
+
+class TestIds:
+    def test_folders_of_classes_need_ids_by_path_and_the_refusal_names_them(self, tmp_path: Path) -> None:
+        touch(tmp_path, "dog/001.jpg", "cat/001.jpg")
+        with pytest.raises(InputError, match=r"--listing\.ids path"):
+            list_images(str(tmp_path))
+        for input in (str(tmp_path), f"{tmp_path}/*/*.jpg", f"{tmp_path}/**"):
+            assert ids(list_images(input, ids="path")) == ["cat/001", "dog/001"]
+
+    def test_shards_with_equal_members_get_ids_with_the_shard(self, tmp_path: Path) -> None:
+        (tmp_path / "deep").mkdir()
+        for name in ("00000", "deep/00001"):
+            write_tar(tmp_path / f"{name}.tar", {"dog/1.jpg": b"1", "dog/1.json": b"{}", "cat/1.jpg": b"2"})
+        with pytest.raises(InputError, match=r"--listing\.ids path"):
+            list_images(str(tmp_path))
+        manifest = list_images(str(tmp_path), ids="path", annotations=BESIDE)
+        expected = ["00000/dog/1", "00000/cat/1", "deep/00001/dog/1", "deep/00001/cat/1"]
+        assert ids(manifest) == expected and manifest["annotation_path"].null_count == 2
+
+    def test_lists_and_tables_take_the_paths_as_written(self, tmp_path: Path) -> None:
+        (tmp_path / "all.txt").write_text("dog/1.jpg\n./cat/1.jpg\n/data/1.jpg\n../up/1.jpg\ns3://bucket/k/1.jpg?a=b\n")
+        expected = ["dog/1", "cat/1", "data/1", "up/1", "bucket/k/1"]
+        assert ids(list_images(str(tmp_path / "all.txt"), ids="path")) == expected
+        pq.write_table(pa.table({"path": ["dog/1.jpg", "cat/1.jpg"]}), tmp_path / "t.parquet")
+        assert ids(list_images(str(tmp_path / "t.parquet"), ids="path")) == ["dog/1", "cat/1"]
+
+    def test_annotations_in_a_folder_have_the_same_paths(self, tmp_path: Path) -> None:
+        touch(tmp_path, "in/dog/1.jpg", "in/cat/1.jpg", "masks/dog/1.json", "masks/cat/1.json")
+        manifest = list_images(str(tmp_path / "in"), ids="path", annotations=str(tmp_path / "masks"))
+        expected = [f"{tmp_path}/masks/cat/1.json", f"{tmp_path}/masks/dog/1.json"]
+        assert manifest["annotation_path"].to_pylist() == expected
+
+    def test_voc_tree_without_its_masks_keeps_stems(self, tmp_path: Path) -> None:
+        touch(tmp_path, "JPEGImages/1.jpg", "SegmentationClass/1.png", "SegmentationObject/1.png", "Annotations/1.xml")
+        with pytest.raises(InputError, match=r"--listing\.exclude"):
+            list_images(str(tmp_path))
+        manifest = list_images(str(tmp_path), exclude=["Segmentation*"])
+        assert ids(manifest) == ["1"]
+        assert left_out_of(manifest) == {"excluded": 2, ".xml": 1}
+        assert ids(list_images(str(tmp_path), ids="path", exclude=["Segmentation*"])) == ["JPEGImages/1"]
+
+
+class TestLeftOut:
+    def test_leftovers_of_systems_are_counted(self, tmp_path: Path) -> None:
+        touch(tmp_path, "x.jpg", "__MACOSX/x.jpg", "__MACOSX/._x.jpg", "a/@eaDir/x.jpg/y.jpg", "._x.jpg", "a/y.jpg")
+        touch(tmp_path, ".DS_Store", "Thumbs.db")
+        manifest = list_images(str(tmp_path))
+        assert ids(manifest) == ["y", "x"]
+        assert left_out_of(manifest) == {"__MACOSX": 2, "@eaDir": 1, "._*": 1, ".db": 1}
+        write_tar(tmp_path / "s.tar", {"x.jpg": b"1", "._x.jpg": b"2", "__MACOSX/x.jpg": b"3", "x.txt": b"4"})
+        manifest = list_images(str(tmp_path / "s.tar"))
+        assert ids(manifest) == ["x"] and left_out_of(manifest) == {"._*": 1, "__MACOSX": 1, ".txt": 1}
+
+    def test_formats_that_cannot_be_read_are_counted_by_extension(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        touch(tmp_path, "a.jpg", "b.HEIC", "c.avif", "d.jxl", "e.jp2", "e3b0c44298")
+        monkeypatch.setattr("ureca.data.paths.optional_extensions", lambda: ())
+        image_extensions.cache_clear()
+        try:
+            manifest = list_images(str(tmp_path))
+        finally:
+            monkeypatch.undo()
+            image_extensions.cache_clear()
+        assert ids(manifest) == ["a"]
+        assert left_out_of(manifest) == {".heic": 1, ".avif": 1, ".jxl": 1, ".jp2": 1, "no extension": 1}
+        listed = list_images(str(tmp_path))
+        assert len(listed) + sum(left_out_of(listed).values()) == 6
+
+    def test_annotations_are_no_leftovers_where_they_are_used(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.jpg", "a.json", "t.tar")
+        assert left_out_of(list_images(str(tmp_path))) == {".json": 1, ".tar": 1}
+        assert left_out_of(list_images(str(tmp_path), annotations=BESIDE)) == {".tar": 1}
+
+    def test_folder_without_images_names_what_it_has(self, tmp_path: Path) -> None:
+        touch(tmp_path, "a.jxl", "b.jxl", "c")
+        with pytest.raises(InputError, match=r"2 \.jxl, 1 no extension"):
+            list_images(str(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("pattern", "left"),
+        [
+            ("*_mask.png", ["a", "val/x", "val/deep/y"]),
+            ("val", ["a", "b_mask"]),
+            ("val/*.png", ["a", "b_mask", "val/deep/y"]),
+            ("val/**/*.png", ["a", "b_mask"]),
+            ("**/deep", ["a", "b_mask", "val/x"]),
+            ("/deep", ["a", "b_mask", "val/x", "val/deep/y"]),
+            ("[!ab]*", ["a", "b_mask"]),
+            ("a.p?g", ["b_mask", "val/x", "val/deep/y"]),
+            ("a.*[+(]", ["a", "b_mask", "val/x", "val/deep/y"]),
+        ],
+    )
+    def test_exclude_matches_components(self, tmp_path: Path, pattern: str, left: list[str]) -> None:
+        touch(tmp_path, "a.png", "b_mask.png", "val/x.png", "val/deep/y.png")
+        manifest = list_images(str(tmp_path), ids="path", exclude=[pattern])
+        assert sorted(ids(manifest)) == sorted(left)
+        assert left_out_of(manifest).get("excluded", 0) == 4 - len(left)
+
+
+def test_list_images_of_a_list_understands_lines_as_people_write_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "odd/photo [2].jpg", "odd/q?x.jpg", "odd/sp ace.JPG", "odd/a#1.jpg", "odd/b%20c.jpg", "odd/w.jpg")
+    touch(tmp_path, "home/x.jpg", "odd/ edge .jpg", "odd/e3b0c44298")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    (tmp_path / "l.txt").write_text(
+        'odd/photo [2].jpg\nodd/q?x.jpg\n  odd/sp ace.JPG  \nodd/a#1.jpg\n"odd/b%20c.jpg"\n~/x.jpg\nodd\\w.jpg\n'
+        "'odd/ edge .jpg'\nodd/e3b0c44298\n  # a comment\n"
+    )
+    manifest = list_images(str(tmp_path / "l.txt"))
+    names = ["photo [2]", "q?x", "sp ace", "a#1", "b%20c", "x", "w", " edge ", "e3b0c44298"]
+    assert ids(manifest) == names
+    assert all(Path(path).is_file() for path in manifest["path"].to_pylist())
+
+
+@pytest.mark.parametrize("line", ["odd/a#1.jpg 0", "a.jpg,dog", '{"image": "a.jpg"}', "image_path", "a.jpg\tcat"])
+def test_list_images_of_a_list_with_a_line_that_is_no_path_names_the_line(tmp_path: Path, line: str) -> None:
+    touch(tmp_path, "odd/a#1.jpg")
+    (tmp_path / "l2.txt").write_text(f"# labels\n\nodd/a#1.jpg\n{line}\n")
+    with pytest.raises(InputError, match=r"l2\.txt, line 4: .* is no path of an image"):
+        list_images(str(tmp_path / "l2.txt"))
+
+
+def test_list_images_of_a_glob_below_a_folder_with_brackets_finds_it(tmp_path: Path) -> None:
+    touch(tmp_path, "set[1]/x.jpg", "set1/y.jpg", "a/set[1]/z.jpg")
+    assert ids(list_images(f"{tmp_path}/set[1]/*.jpg")) == ["x"]
+    assert ids(list_images(f"{tmp_path}/set[1]/**")) == ["x"]
+    assert ids(list_images(f"{tmp_path}/*/set[1]/*.jpg")) == ["z"]
+    assert ids(list_images(f"{tmp_path}/set[1]/*.jpg", ids="path")) == ["x"]
+    assert ids(list_images(f"{tmp_path}/set[12]/*.jpg")) == ["y"]
+
+
+def test_list_images_of_data_urls_lists_and_reads_their_rows(tmp_path: Path) -> None:
+    touch(tmp_path, "b.jpg")
+    url = "data:image/jpeg;base64," + base64.b64encode(b"pixels").decode()
+    pq.write_table(pa.table({"image": [url, "b.jpg", "data:image/png,no base64"]}), tmp_path / "t.parquet")
+    manifest = list_images(str(tmp_path / "t.parquet"))
+    assert ids(manifest) == ["t-0", "b", "t-2"]
+    assert manifest["uri"].to_pylist()[0] == f"{tmp_path}/t.parquet#row=0"
+    read = {
+        f.entry.image_id: f.image
+        for f in fetch([ManifestEntry.from_row(row) for row in manifest.to_pylist()], ImageLimits())
+    }
+    assert (read["t-0"], read["b"]) == (b"pixels", b"content")
+    assert isinstance(read["t-2"], DataError) and read["t-2"].kind == "not_base64"

@@ -72,7 +72,7 @@ def test_scan_of_files_over_eight_gigabytes_reads_their_size() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["/etc/a.jpg", "../a.jpg", "x/../../a.jpg", ".hidden.jpg", "._a.jpg", ".git/a.jpg", "x//a.jpg"]
+    "name", ["/etc/a.jpg", "../a.jpg", "x/../../a.jpg", ".hidden.jpg", "._/a.jpg", ".git/a.jpg", "x//a.jpg"]
 )
 def test_scan_of_unsafe_or_hidden_names_leaves_them_out(name: str) -> None:
     assert [member.name for member in scan_bytes(make_tar({name: b"1", "./ok/./b.jpg": b"2"}))] == ["ok/b.jpg"]

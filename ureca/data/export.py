@@ -286,8 +286,9 @@ def _line(number: int, image_id: str, region: Mapping[str, Any]) -> dict[str, An
 def _write_masks(folder: Path, row: Mapping[str, Any], regions: Sequence[Mapping[str, Any]]) -> None:
     image_id = row["image_id"]
     path = folder / f"{image_id}.json"
-    if path.parent != folder:
+    if not set(image_id.split("/")).isdisjoint(("", ".", "..")):
         raise OutputError(f"the masks of image {image_id!r} cannot be written: its id is no file name")
+    path.parent.mkdir(parents=True, exist_ok=True)
     masks = tuple(Mask.from_region(region, row["height"], row["width"]) for region in regions)
     with replacing(path, overwrite=True) as temporary:
         write_annotations(temporary, Annotations(masks, row["height"], row["width"], image_id))

@@ -1,8 +1,11 @@
 """Listing of the images of a job and of their annotations: from paths and URIs to a manifest."""
 
-from collections.abc import Sequence
+import json
+import reprlib
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,14 +17,17 @@ from ureca.data.manifest import MANIFEST, make_manifest
 from ureca.data.paths import (
     ANNOTATION_EXTENSIONS,
     COMPRESSED_EXTENSIONS,
-    IMAGE_EXTENSIONS,
     LIST_EXTENSIONS,
+    OTHER_IMAGE_EXTENSIONS,
     SHARD_EXTENSIONS,
     TABLE_EXTENSIONS,
+    Sieve,
     first_duplicates,
     folders,
     has_extension,
     has_magic,
+    image_extensions,
+    num_fixed_parts,
     resolve,
     split_options,
     stems,
@@ -35,6 +41,11 @@ from ureca.io import Location, list_entries, locate, sort_names, walk_files
 BESIDE = "beside"
 """Value of ``annotations`` for files beside the images."""
 
+Ids = Literal["stem", "path"]
+
+_LEFT_OUT_KEY = b"ureca.left_out"
+_DATA_URL = "data:"
+_ROWS_PER_BATCH = 64  # of a column of text, which may hold whole images
 _IMAGE_COLUMNS = ("image", "bytes", "uri", "path")  # tried in this order
 _ID_COLUMN = "image_id"
 _NUM_THREADS = 16
@@ -46,20 +57,27 @@ def list_images(
     annotations: str | None = None,
     image_column: str | None = None,
     id_column: str | None = None,
+    ids: Ids = "stem",
+    exclude: Sequence[str] = (),
 ) -> pa.Table:
     """List the images of a job, without reading any of them.
 
     Each input, a path or URI, is one of: an image; a folder (with everything below it) or a glob, of which images are
     used, else tar shards, else Parquet files; a ``.txt`` with one path or URI per line, relative to its folder; a
-    ``.tar``; a ``.parquet``. Hidden files and files with other extensions are left out. Inputs come in the given order,
-    files by name, members and rows as stored. An image's id is its stem (for Parquet rows see ``list_tables``).
+    ``.tar``; a ``.parquet``. Hidden files, what macOS and Synology leave beside images, and files with other extensions
+    are left out; ``left_out_of`` tells how many. Inputs come in the given order, files by name, members and rows as
+    stored.
 
     Args:
         input: path or URI of one or several inputs.
         annotations: ``"beside"``: the ``.json`` with the image's stem in its folder or tar; a folder: its files
             ``<image_id>.json``, at any depth; None: no annotations.
-        image_column: column of Parquet files with bytes or paths; None: the first of image, bytes, uri and path.
+        image_column: column of Parquet files with bytes, ``data:`` URLs or paths; None: the first of image, bytes, uri
+            and path.
         id_column: column of Parquet files with ids; None: ``image_id``, if it exists.
+        ids: "stem": an image's id is its name without the extension; "path": its path below the input without the
+            extension, which is ``shard/member`` for archives, and the path as written in lists and tables.
+        exclude: patterns of files and folders to leave out; see ``ureca.data.paths.Sieve``.
 
     Returns:
         Table of the schema ``MANIFEST``.
@@ -69,65 +87,111 @@ def list_images(
             are requested and no image has one.
     """
     inputs = [input] if isinstance(input, str) else list(input)
+    sieve = Sieve(exclude)
     manifest = pa.concat_tables(
         [make_manifest(path=pa.array([], pa.string()))]
-        + [_list_input(one, annotations == BESIDE, image_column, id_column) for one in inputs]
+        + [
+            _list_input(one, annotations, image_column=image_column, id_column=id_column, ids=ids, sieve=sieve)
+            for one in inputs
+        ]
     )
     if not len(manifest):
         raise InputError("there is no input: name at least one image, folder, glob, list, .tar or .parquet")
     if (pair := first_duplicates(manifest["image_id"], manifest["uri"])) is not None:
         raise InputError(
-            f"two images have the same id: {pair[0]} and {pair[1]}. An id is the file name without its extension: "
-            "rename one, list them in runs of their own, or name them in a Parquet file with a column image_id"
+            f"two images have the same id: {pair[0]} and {pair[1]}. "
+            + (
+                "An id is the file name without its extension: tell files of several folders or shards apart with "
+                "--listing.ids path, leave folders out with --listing.exclude, rename one, "
+                if ids == "stem"
+                else "An id is the path without its extension: leave one out with --listing.exclude, rename one, "
+            )
+            + "list them in runs of their own, or name them in a Parquet file with a column image_id"
         )
+    manifest = manifest.replace_schema_metadata({_LEFT_OUT_KEY: json.dumps(dict(sieve.left_out.most_common()))})
     if annotations is None:
         return manifest
-    manifest = attach_beside(manifest) if annotations == BESIDE else attach_folder(manifest, annotations)
+    manifest = attach_beside(manifest) if annotations == BESIDE else attach_folder(manifest, annotations, ids)
     if manifest["annotation_path"].null_count == len(manifest):
         where = "beside the images" if annotations == BESIDE else f"in {annotations}"
         raise InputError(f"no annotation was found {where}: a.json is looked for where the image is a.jpg")
     return manifest
 
 
-def _list_input(input: str, with_annotations: bool, image_column: str | None, id_column: str | None) -> pa.Table:
-    location, names = _find_files(input)
-    if len(names) == 1 and names[0].as_py() == location.name and _any(names, LIST_EXTENSIONS):
-        return _list_lines(location, input)
-    if _any(names, IMAGE_EXTENSIONS):
-        images = names.filter(has_extension(names, IMAGE_EXTENSIONS))
-        uris = location.uris(images)
-        return make_manifest(image_id=stems(uris), uri=uris, path=location.paths(images))
-    if _any(names, SHARD_EXTENSIONS):
-        shards = names.filter(has_extension(names, SHARD_EXTENSIONS))
-        manifest = list_tars(location, shards, with_annotations=with_annotations)
-    elif _any(names, TABLE_EXTENSIONS):
-        tables = names.filter(has_extension(names, TABLE_EXTENSIONS))
-        manifest = list_tables(location, tables, image_column=image_column, id_column=id_column)
-    elif _any(names, COMPRESSED_EXTENSIONS):
-        raise InputError(f"{input}: members of a compressed tar cannot be read one by one. Unpack it to a plain .tar")
+def left_out_of(manifest: pa.Table) -> dict[str, int]:
+    """Return the number of files that the listing of a manifest left out, by reason; see ``Sieve.left_out``."""
+    found: dict[str, int] = json.loads((manifest.schema.metadata or {}).get(_LEFT_OUT_KEY, b"{}"))
+    return found
+
+
+def named_counts(counts: Mapping[str, int]) -> str:
+    """Return numbers of files by reason as text, such as "4 .heic, 1 __MACOSX"."""
+    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+
+
+def _list_input(
+    input: str, annotations: str | None, *, image_column: str | None, id_column: str | None, ids: Ids, sieve: Sieve
+) -> pa.Table:
+    location, root, names = _find_files(input)
+    if len(names) == 1 and names[0].as_py() == location.name:
+        if _any(names, LIST_EXTENSIONS):
+            return _list_lines(location, input, ids, sieve)
     else:
+        names = names.filter(sieve.keep(_below(names, root)))
+    kinds = (image_extensions(), SHARD_EXTENSIONS, TABLE_EXTENSIONS, COMPRESSED_EXTENSIONS)
+    extensions = next((extensions for extensions in kinds if _any(names, extensions)), None)
+    if extensions is None:
+        others = Sieve()
+        others.count_extensions(names)
+        counted = named_counts(dict(others.left_out.most_common(10)))
         raise InputError(
-            f"{input}: there is no image among the {len(names)} files. Looked for {', '.join(IMAGE_EXTENSIONS)}, "
-            "else .tar shards, else .parquet files"
+            f"{input}: there is no image among the {len(names)} files{f' ({counted})' if counted else ''}. Looked for "
+            f"{', '.join(image_extensions())}, else .tar shards, else .parquet files"
+        )
+    if extensions == COMPRESSED_EXTENSIONS:
+        raise InputError(f"{input}: members of a compressed tar cannot be read one by one. Unpack it to a plain .tar")
+    is_used = has_extension(names, extensions)
+    is_known = is_used if annotations is None else pc.or_(is_used, has_extension(names, ANNOTATION_EXTENSIONS))
+    sieve.count_extensions(names.filter(pc.invert(is_known)))
+    names = names.filter(is_used)
+    path_ids = without_extensions(_below(names, root)) if ids == "path" else None
+    if extensions == image_extensions():
+        uris = location.uris(names)
+        return make_manifest(
+            image_id=stems(uris) if path_ids is None else path_ids, uri=uris, path=location.paths(names)
+        )
+    prefixes = None if path_ids is None else path_ids.to_pylist()
+    if extensions == SHARD_EXTENSIONS:
+        with_annotations = annotations == BESIDE
+        manifest = list_tars(location, names, with_annotations=with_annotations, sieve=sieve, prefixes=prefixes)
+    else:
+        manifest = list_tables(
+            location, names, image_column=image_column, id_column=id_column, sieve=sieve, prefixes=prefixes
         )
     if not len(manifest):
         raise InputError(f"{input}: the {len(names)} archives or tables hold no image")
     return manifest
 
 
-def _find_files(input: str) -> tuple[Location, pa.ChunkedArray]:
-    """Find the files of an input: its location, and names in the same file system, sorted."""
+def _below(names: Any, root: str) -> Any:
+    """Return names relative to the folder ``root`` of the same file system."""
+    return pc.utf8_slice_codeunits(names, len(root.rstrip("/")) + 1) if root else names
+
+
+def _find_files(input: str) -> tuple[Location, str, pa.ChunkedArray]:
+    """Find the files of an input: its location, the folder that they are below, and their names, sorted."""
     location = locate(input)
     try:
         info = location.filesystem.get_file_info(location.name)
     except OSError as error:
         raise InputError(f"{input}: it cannot be looked up: {error}") from error
     if info.type == pafs.FileType.Directory:
-        return location, sort_names(walk_files(location, location.name))
+        return location, location.name, sort_names(walk_files(location, location.name))
     if info.type == pafs.FileType.File:
-        return location, pa.chunked_array([[location.name]])
+        return location, location.name.rpartition("/")[0], pa.chunked_array([[location.name]])
     if has_magic(location.name):
-        return location, sort_names(walk_matches(location))
+        names = sort_names(walk_matches(location))
+        return location, "/".join(location.name.split("/")[: num_fixed_parts(location)]), names
     raise InputError(f"{input}: there is no such file or folder")
 
 
@@ -135,27 +199,79 @@ def _any(names: pa.ChunkedArray, extensions: tuple[str, ...]) -> bool:
     return bool(pc.any(has_extension(names, extensions), min_count=0).as_py())
 
 
-def _list_lines(location: Location, input: str) -> pa.Table:
+def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Table:
     try:
         with location.filesystem.open_input_file(location.name) as file:
             text = file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{input}: the list cannot be read: {error}") from error
-    lines = pa.array(text.replace("\r\n", "\n").split("\n"), pa.string())
-    lines = lines.filter(pc.invert(pc.match_substring_regex(lines, r"^\s*(#|$)")))
+    lines = pc.utf8_trim_whitespace(pa.array(text.replace("\r\n", "\n").split("\n"), pa.string()))
+    numbers = pa.array(np.arange(1, len(lines) + 1))
+    is_path = pc.invert(pc.match_substring_regex(lines, r"^(#|$)"))
+    lines, numbers = lines.filter(is_path), numbers.filter(is_path)
     if not len(lines):
         raise InputError(f"{input}: the list is empty. It has one path or URI of an image a line")
+    lines = pc.replace_substring_regex(lines, r"""^"(.*)"$|^'(.*)'$""", r"\1\2")
+    home = pc.match_substring_regex(lines, r"^~/")
+    lines = pc.if_else(
+        home, pc.binary_join_element_wise(str(Path.home()), pc.utf8_slice_codeunits(lines, 1), ""), lines
+    )
     folder, options = split_options(location.paths(pa.scalar(location.name)))
-    paths = resolve(lines, folders(folder).as_py(), options.as_py())
+
+    def places(lines: Any) -> Any:
+        return resolve(lines, folders(folder).as_py(), options.as_py())
+
+    # Only lines that look unusual are looked up: a file system may need a request for each.
+    known = has_extension(split_options(lines)[0], image_extensions() + OTHER_IMAGE_EXTENSIONS)
+    is_uri = pc.match_substring_regex(lines, r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+    is_unusual = pc.and_not(pc.or_(pc.invert(known), pc.match_substring(lines, "\\")), is_uri)
+    rows = np.flatnonzero(is_unusual.to_numpy(zero_copy_only=False))
+    if rows.size:
+        texts = lines.to_pylist()
+        for row in rows.tolist():
+            slashed = texts[row].replace("\\", "/")
+            variants = dict.fromkeys((texts[row], slashed))
+            found = next((text for text in variants if _exists(places(pa.scalar(text)).as_py())), None)
+            if found is None and not known[row].as_py():
+                raise InputError(
+                    f"{input}, line {numbers[row]}: {reprlib.repr(texts[row])} is no path of an image: there is no "
+                    "such file. A line is one path or URI and nothing else; lines that begin with # are comments"
+                )
+            texts[row] = found or texts[row]
+        lines = pa.array(texts, pa.string())
+    lines = lines.filter(sieve.keep(lines))
+    paths = places(lines)
     uris = split_options(paths)[0]
-    return make_manifest(image_id=stems(uris), uri=uris, path=paths)
+    return make_manifest(image_id=stems(uris) if ids == "stem" else _written_ids(lines), uri=uris, path=paths)
 
 
-def list_tables(location: Location, names: Any, *, image_column: str | None, id_column: str | None) -> pa.Table:
+def _exists(path: str) -> bool:
+    location = locate(path)
+    try:
+        return bool(location.filesystem.get_file_info(location.name).type != pafs.FileType.NotFound)
+    except OSError:
+        return False
+
+
+def _written_ids(paths: Any) -> Any:
+    """Return the paths of a list or table as ids: without scheme, leading dots and slashes, and extension."""
+    bare = split_options(paths)[0]
+    return without_extensions(pc.replace_substring_regex(bare, r"^([a-zA-Z][a-zA-Z0-9+.-]*://|\.{0,2}/)+", ""))
+
+
+def list_tables(
+    location: Location,
+    names: Any,
+    *,
+    image_column: str | None,
+    id_column: str | None,
+    sieve: Sieve | None = None,
+    prefixes: Sequence[str] | None = None,
+) -> pa.Table:
     """List the rows of Parquet files, reading only ids and paths, never the images.
 
-    The image column holds the bytes (binary, or Hugging Face's struct of ``bytes`` and ``path``), or paths and URIs
-    (string), of which relative ones are resolved against the table's folder.
+    The image column holds the bytes (binary, or Hugging Face's struct of ``bytes`` and ``path``), or text: ``data:``
+    URLs, or paths and URIs, of which relative ones are resolved against the table's folder.
 
     Args:
         location: location whose file system holds the files.
@@ -163,6 +279,9 @@ def list_tables(location: Location, names: Any, *, image_column: str | None, id_
         image_column: column with the images; None: the first of ``image``, ``bytes``, ``uri`` and ``path`` in a file.
         id_column: column with the ids; None: ``image_id``, if a file has it, else the stem of the path, or
             ``<file stem>-<row>``.
+        sieve: selection of the paths; None: those of macOS and Synology are left out.
+        prefixes: for each file, its path below the input without the extension, which takes the stem's place in ids;
+            paths are then ids as they are written. None: ids are stems.
 
     Returns:
         Table of the schema ``MANIFEST``, in the order of the files and their rows.
@@ -171,43 +290,69 @@ def list_tables(location: Location, names: Any, *, image_column: str | None, id_
         InputError: a file cannot be read, has no such column, or has null paths or ids.
     """
 
-    def list_one(name: str) -> pa.Table:
+    sieve = sieve or Sieve()
+
+    def list_one(name: str, prefix: str | None) -> pa.Table:
         uri = location.uris(pa.scalar(name)).as_py()
         try:
             with pq.ParquetFile(location.filesystem.open_input_file(name)) as table:
-                return _list_table(table, uri, location.paths(pa.scalar(name)).as_py(), image_column, id_column)
+                path = location.paths(pa.scalar(name)).as_py()
+                return _list_table(
+                    table, uri, path, image_column=image_column, id_column=id_column, sieve=sieve, prefix=prefix
+                )
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{uri}: the Parquet file cannot be read: {error}") from error
 
     with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return pa.concat_tables([MANIFEST.empty_table(), *pool.map(list_one, names.to_pylist())])
+        return pa.concat_tables(
+            [MANIFEST.empty_table(), *pool.map(list_one, names.to_pylist(), prefixes or [None] * len(names))]
+        )
 
 
 def _list_table(
-    table: pq.ParquetFile, uri: str, path: str, image_column: str | None, id_column: str | None
+    table: pq.ParquetFile,
+    uri: str,
+    path: str,
+    *,
+    image_column: str | None,
+    id_column: str | None,
+    sieve: Sieve,
+    prefix: str | None,
 ) -> pa.Table:
     image_column = _choose(table, uri, (image_column,) if image_column else _IMAGE_COLUMNS)
+    ids = None
     if id_column or _ID_COLUMN in table.schema_arrow.names:
         ids = _read_strings(table, uri, _choose(table, uri, (id_column or _ID_COLUMN,)))
-    else:
-        ids = None
     type = table.schema_arrow.field(image_column).type
+    rows = pa.array(np.arange(table.metadata.num_rows))
+    numbers = rows.cast(pa.string())
+    row_uris = pc.binary_join_element_wise(uri, numbers, "#row=")
+    row_ids = pc.binary_join_element_wise(stems(pa.scalar(uri)) if prefix is None else prefix, numbers, "-")
     if pa.types.is_string(type) or pa.types.is_large_string(type):
+        texts = _read_strings(table, uri, image_column, shorten=True)
+        is_data = pc.starts_with(texts, _DATA_URL)
         folder, options = split_options(pa.scalar(path))
-        paths = resolve(_read_strings(table, uri, image_column), folders(folder).as_py(), options.as_py())
+        paths = resolve(texts, folders(folder).as_py(), options.as_py())
         uris = split_options(paths)[0]
-        return make_manifest(image_id=stems(uris) if ids is None else ids, uri=uris, path=paths)
+        if ids is None:
+            ids = pc.if_else(is_data, row_ids, stems(uris) if prefix is None else _written_ids(texts))
+        manifest = make_manifest(
+            image_id=ids,
+            uri=pc.if_else(is_data, row_uris, uris),
+            path=pc.if_else(is_data, path, paths),
+            column=pc.if_else(is_data, image_column, pa.scalar(None, pa.string())),
+            row=pc.if_else(is_data, rows, pa.scalar(None, pa.int64())),
+        )
+        return manifest.filter(sieve.keep(texts))
     if pa.types.is_struct(type) and "bytes" in type.names:
         image_column += ".bytes"
     elif not (pa.types.is_binary(type) or pa.types.is_large_binary(type)):
         raise InputError(
             f"{uri}: the column {image_column!r} is {type}. Name one of bytes, of structs with bytes, or of paths"
         )
-    rows = pa.array(np.arange(table.metadata.num_rows))
-    numbers = rows.cast(pa.string())
     return make_manifest(
-        image_id=pc.binary_join_element_wise(stems(pa.scalar(uri)), numbers, "-") if ids is None else ids,
-        uri=pc.binary_join_element_wise(uri, numbers, "#row="),
+        image_id=row_ids if ids is None else ids,
+        uri=row_uris,
         path=pa.repeat(path, len(rows)),
         column=image_column,
         row=rows,
@@ -222,12 +367,19 @@ def _choose(table: pq.ParquetFile, uri: str, candidates: tuple[str, ...]) -> str
     raise InputError(f"{uri}: there is no column {' or '.join(candidates)}; name one of {', '.join(names)}")
 
 
-def _read_strings(table: pq.ParquetFile, uri: str, column: str) -> pa.ChunkedArray:
-    values = table.read(columns=[column]).column(column)
-    try:
-        strings = values.cast(pa.string())
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise InputError(f"{uri}: the column {column!r} of {values.type} does not hold text: {error}") from error
+def _read_strings(table: pq.ParquetFile, uri: str, column: str, *, shorten: bool = False) -> pa.ChunkedArray:
+    """Read a column as text; with ``shorten``, only the beginning of ``data:`` URLs, which hold whole images."""
+    chunks = []
+    for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH if shorten else 65_536, columns=[column]):
+        values = batch.column(0)
+        try:
+            if shorten:
+                values = pc.if_else(pc.starts_with(values, _DATA_URL), pa.scalar(_DATA_URL, values.type), values)
+            chunks.append(values.cast(pa.string()))
+        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+            message = f"{uri}: the column {column!r} of {values.type} does not hold text: {error}"
+            raise InputError(message) from error
+    strings = pa.chunked_array(chunks, pa.string())
     if strings.null_count:
         row = pc.index(strings.is_null(), True).as_py()
         raise InputError(f"{uri}: row {row} has no {column!r}. Fill it or leave the row out")
@@ -254,8 +406,10 @@ def attach_beside(manifest: pa.Table) -> pa.Table:
     return _attach(manifest, keys, without_extensions(split_options(annotations)[0]), annotations)
 
 
-def attach_folder(manifest: pa.Table, folder: str) -> pa.Table:
-    """Set the annotation of each image: the file ``<image_id>.json`` anywhere below a folder (path or URI).
+def attach_folder(manifest: pa.Table, folder: str, ids: Ids = "stem") -> pa.Table:
+    """Set the annotation of each image: the file ``<image_id>.json`` below a folder (path or URI).
+
+    With ``ids`` "stem" it may be at any depth; with "path", the id is its path below the folder.
 
     Raises:
         InputError: the folder cannot be read, or holds two files with the same stem.
@@ -265,7 +419,9 @@ def attach_folder(manifest: pa.Table, folder: str) -> pa.Table:
         raise InputError(f"{folder}: there is no such folder of annotations")
     names = sort_names(walk_files(location, location.name))
     annotations = location.paths(names.filter(has_extension(names, ANNOTATION_EXTENSIONS)))
-    keys = stems(split_options(annotations)[0])
+    bare = split_options(annotations)[0]
+    root = location.uris(pa.scalar(location.name)).as_py()
+    keys = stems(bare) if ids == "stem" else without_extensions(_below(bare, root))
     if (pair := first_duplicates(keys, annotations)) is not None:
         raise InputError(f"two annotation files of the same name: {pair[0]} and {pair[1]}. Leave one")
     return _attach(manifest, manifest["image_id"], keys, annotations)

@@ -7,7 +7,7 @@ from typing import Any, Self
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ureca.data.paths import stems
+from ureca.data.paths import stems, without_extensions
 from ureca.data.settings import ALL_IMAGES, ImageSelection
 from ureca.errors import InputError, OutputError
 from ureca.hashing import digest
@@ -88,7 +88,7 @@ def rows_of_images(names: Sequence[str], manifest: pa.Table) -> list[int | None]
     keys = pa.array(names, pa.string())
     known = manifest["image_id"].combine_chunks()
     rows: list[int | None] = pc.coalesce(
-        pc.index_in(keys, value_set=known), pc.index_in(stems(keys), value_set=known)
+        *(pc.index_in(form, value_set=known) for form in (keys, without_extensions(keys), stems(keys)))
     ).to_pylist()
     return rows
 

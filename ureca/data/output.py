@@ -1,6 +1,7 @@
 """Output folder of a run: its manifest, lease, crash log, run record and dataset, read and written by any process."""
 
 import json
+import logging
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,9 +16,18 @@ import pyarrow.fs as pafs
 
 from ureca import __version__, io
 from ureca.data.crash_log import CrashLog
+from ureca.data.known_images import FILE_STATE, compare_known, file_states
 from ureca.data.lease import LeaseFile
-from ureca.data.manifest import ManifestEntry, select
-from ureca.data.partitions import PartitionReport, new_images, partitions_of, read_report, write_chunks, write_part
+from ureca.data.manifest import MANIFEST, ManifestEntry, select
+from ureca.data.partitions import (
+    PARTITIONS,
+    PartitionReport,
+    new_images,
+    partitions_of,
+    read_report,
+    write_chunks,
+    write_part,
+)
 from ureca.data.reading import fetch
 from ureca.data.settings import ALL_IMAGES, ImageSelection
 from ureca.errors import DataError, OutputError
@@ -26,7 +36,10 @@ from ureca.images import try_decode_image
 from ureca.io import locate
 from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
 
+logger = logging.getLogger(__name__)
+
 _MANIFEST = "manifest"
+_STATES = "files"  # column of a stored manifest, beside those of ``PARTITIONS``
 _CRASH_LOG = "crash_log"
 _RUN = "run.json"
 _LEASE = "lease.json"
@@ -72,30 +85,75 @@ class Output:
     # The manifest: the images of each partition
 
     def add_images(
-        self, manifest: pa.Table, images_per_partition: int | None, selection: ImageSelection = ALL_IMAGES
+        self,
+        manifest: pa.Table,
+        images_per_partition: int | None,
+        selection: ImageSelection = ALL_IMAGES,
+        *,
+        accept_changes: bool = False,
     ) -> int:
         """Add the selected images that are not in the manifest yet, as new partitions.
+
+        Images whose ids are in the manifest are compared with those by ``ureca.data.known_images.compare_known``.
 
         Args:
             manifest: images of the input, schema ``MANIFEST``.
             images_per_partition: size of the new partitions; None: chosen by ``ureca.data.partitions.partitions_of``.
             selection: which images of the input are processed.
+            accept_changes: keep the rows of images that the input no longer has under their ids, with a warning.
 
         Returns:
             Number of new images.
 
         Raises:
-            OutputError: the folder holds images that are not selected; see ``ureca.data.manifest.select``.
+            OutputError: the folder holds images that are not selected (see ``ureca.data.manifest.select``), or other
+                images under the same ids.
             InputError: no image is selected.
         """
         files = self.manifest_files()
         known = self.held_ids()
-        new = new_images(select(manifest, selection, known), known)
+        selected = select(manifest, selection, known)
+        if len(known):
+            self._check_known(selected, accept_changes)
+        new = new_images(selected, known)
         if new.num_rows:
             partitions = partitions_of(new, len(self.partition_sizes()), images_per_partition)
+            offsets = partitions["images"].combine_chunks().offsets
+            states = pa.ListArray.from_arrays(offsets, file_states(new["path"]))
+            partitions = partitions.append_column(_STATES, states)
             path = f"{self._folder}/{_MANIFEST}/{len(files):06d}.parquet"
             io.write_table(self.filesystem, path, partitions, _PARTITIONS_PER_ROW_GROUP)
         return int(new.num_rows)
+
+    def _check_known(self, manifest: pa.Table, accept_changes: bool) -> None:
+        tables = []
+        for path in self.manifest_files():
+            partitions = io.read_table(self.filesystem, path)
+            images = pa.Table.from_struct_array(pc.list_flatten(partitions["images"])).select(MANIFEST.names)
+            if _STATES in partitions.schema.names:
+                states = pc.list_flatten(partitions[_STATES])
+            else:  # of an earlier version
+                states = pa.chunked_array([pa.nulls(images.num_rows, FILE_STATE)])
+            tables.append(images.cast(MANIFEST).append_column("state", states))
+        others, uncertain = compare_known(manifest, pa.concat_tables(tables))
+        if others:
+            message = (
+                f"{len(others)} images of INPUT have the ids of other images that {self.path} holds, such as "
+                f"{others[0][1]} with the id of {others[0][0]}"
+            )
+            if not accept_changes:
+                raise OutputError(
+                    f"{message}. They would be taken for done: name another OUTPUT, tell images of several folders "
+                    "apart with --listing.ids path (in a new OUTPUT), begin again with --overwrite, or keep the rows "
+                    "of the earlier images with --accept-changes"
+                )
+            logger.warning("%s: the rows of the earlier images are kept", message)
+        if uncertain:
+            logger.warning(
+                "%d images of INPUT were modified, or lie elsewhere, since %s got their ids, such as %s: their rows "
+                "are kept; begin again with --overwrite if the images are others",
+                *(len(uncertain), self.path, uncertain[0][1]),
+            )
 
     def manifest_files(self) -> list[str]:
         """List the stored manifests, as names in the file system, oldest first."""
@@ -112,7 +170,7 @@ class Output:
 
     def read_manifest(self, path: str) -> pa.Table:
         """Read the partitions in one of ``manifest_files``; schema ``PARTITIONS``."""
-        return io.read_table(self.filesystem, path)
+        return io.read_table(self.filesystem, path, PARTITIONS.names)
 
     def part_paths(self) -> dict[int, str]:
         """Return the path or URI of the file of each finished partition, by its number."""
@@ -123,7 +181,7 @@ class Output:
 
     def read_manifest_chunk(self, path: str, row_group: int) -> pa.Table:
         """Read the partitions in one of ``manifest_chunks``; schema ``PARTITIONS``."""
-        return io.read_row_group(self.filesystem, path, row_group)
+        return io.read_row_group(self.filesystem, path, row_group).select(PARTITIONS.names)
 
     def partition_sizes(self) -> dict[int, int]:
         """Return the number of images of each partition, by its number."""

@@ -6,12 +6,17 @@ size is requested, and only the folders that a pattern can match are listed.
 """
 
 import fnmatch
+import functools
 import re
-from collections.abc import Iterator
+import threading
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
+from ureca.images import optional_extensions
 from ureca.io import Location, list_entries, walk_files
 
 IMAGE_EXTENSIONS = (
@@ -30,11 +35,83 @@ IMAGE_EXTENSIONS = (
     "pbm",
     "pnm",
 )
+OTHER_IMAGE_EXTENSIONS = ("avif", "jp2", "j2k", "jpf", "jpx", "j2c", "heic", "heif", "hif", "jxl", "dng", "svg", "psd")
+"""Extensions of images that may need a library, or are not read at all."""
 ANNOTATION_EXTENSIONS = ("json",)
 SHARD_EXTENSIONS = ("tar",)
 TABLE_EXTENSIONS = ("parquet",)
 LIST_EXTENSIONS = ("txt",)
 COMPRESSED_EXTENSIONS = ("tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "tar.zst", "tzst")
+
+
+_LEFTOVERS = {
+    "__MACOSX": r"(^|/)__MACOSX/",
+    "@eaDir": r"(^|/)@eaDir/",
+    "._*": r"(^|/)\._[^/]*$",
+}
+"""Files that systems leave beside images, under the images' own names: by name, a pattern of relative paths."""
+
+
+@functools.cache
+def image_extensions() -> tuple[str, ...]:
+    """Return the extensions of the image formats that can be decoded here."""
+    return IMAGE_EXTENSIONS + optional_extensions()
+
+
+class Sieve:
+    """Selection of the files of an input by their names, with the number of those that are left out, by reason.
+
+    Args:
+        exclude: patterns of files and folders to leave out, relative to the input: ``*``, ``?`` and ``[ab]`` match
+            within one component, ``**`` any number of folders; a pattern without a slash matches at any depth.
+
+    Attributes:
+        left_out: number of files by reason: "excluded", a name such as ``__MACOSX``, or an extension (``.heic``).
+    """
+
+    def __init__(self, exclude: Sequence[str] = ()) -> None:
+        self.left_out: Counter[str] = Counter()
+        self._patterns = _LEFTOVERS | ({"excluded": "|".join(map(_pattern, exclude))} if exclude else {})
+        self._lock = threading.Lock()
+
+    def keep(self, paths: Any) -> Any:
+        """Tell for each path, relative to the input, whether it is kept; count those that are not."""
+        kept = pc.is_valid(paths)
+        for reason, pattern in self._patterns.items():
+            is_match = pc.and_(kept, pc.match_substring_regex(paths, pattern))
+            self._count(reason, pc.sum(is_match).as_py() or 0)
+            kept = pc.and_not(kept, is_match)
+        return kept
+
+    def count_extensions(self, paths: Any) -> None:
+        """Count files that are not used, by extension in lower case."""
+        extensions = pc.replace_substring_regex(paths, r"(?s)^(?:.*/)?[^/]+?(\.[^./]*)?$", r"\1")
+        for item in pc.value_counts(pc.utf8_lower(extensions)).to_pylist():
+            self._count(item["values"] or "no extension", item["counts"])
+
+    def _count(self, reason: str, number: int) -> None:
+        if number:
+            with self._lock:  # archives are listed by several threads
+                self.left_out[reason] += number
+
+
+def _pattern(glob: str) -> str:
+    """Translate a pattern of ``Sieve`` to a regular expression, which also matches everything below a folder."""
+    parts = [part for part in glob.split("/") if part]
+    found = "(^|/)" if len(parts) < 2 and not glob.startswith("/") else "^"
+    for index, part in enumerate(parts):
+        is_last = index == len(parts) - 1
+        if part == "**":
+            found += ".*" if is_last else "([^/]*/)*"
+            continue
+        for token in re.findall(r"\[[^\]]+\]|.", part, re.DOTALL):
+            if len(token) > 1:
+                inner = token[1:-1].replace("\\", "\\\\").replace("[", "\\[")
+                found += f"[{'^' + inner[1:] if inner[0] == '!' else inner}]"
+            else:
+                found += {"*": "[^/]*", "?": "[^/]"}.get(token, re.escape(token))
+        found += "" if is_last else "/"
+    return f"(?s:{found}(/.*)?$)"
 
 
 def has_extension(paths: Any, extensions: tuple[str, ...]) -> Any:
@@ -98,7 +175,7 @@ def walk_matches(pattern: Location) -> Iterator[str]:
         OSError: a folder of the pattern cannot be read, or does not exist.
     """
     parts = pattern.name.split("/")
-    first = next(index for index, part in enumerate(parts) if has_magic(part))
+    first = num_fixed_parts(pattern)
     folders = ["/".join(parts[:first]) or ("/" if first else "")]
     for part in parts[first:-1]:
         folders = list(dict.fromkeys(_step_down(pattern, folders, part)))
@@ -110,6 +187,17 @@ def walk_matches(pattern: Location) -> Iterator[str]:
                 yield from walk_files(pattern, name)
             else:
                 yield name
+
+
+def num_fixed_parts(pattern: Location) -> int:
+    """Return the number of components before the first one that is a pattern: no folder has it as its name."""
+    parts = pattern.name.split("/")
+    for index, part in enumerate(parts[:-1]):
+        if has_magic(part):
+            info = pattern.filesystem.get_file_info("/".join(parts[: index + 1]))
+            if info.type != pafs.FileType.Directory:
+                return index
+    return len(parts) - 1
 
 
 def _step_down(pattern: Location, folders: list[str], part: str) -> Iterator[str]:
@@ -125,5 +213,6 @@ def _step_down(pattern: Location, folders: list[str], part: str) -> Iterator[str
 def _matching(pattern: Location, folder: str, part: str) -> Iterator[tuple[str, bool]]:
     matches = re.compile(fnmatch.translate(part)).match
     for name, is_folder in list_entries(pattern, folder):
-        if matches(name.rpartition("/")[2]):
+        last = name.rpartition("/")[2]
+        if last == part or matches(last):
             yield name, is_folder

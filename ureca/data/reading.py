@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ureca.data.manifest import ManifestEntry
 from ureca.errors import DataError, InputError
 from ureca.image_limits import ImageLimits
-from ureca.io import locate
+from ureca.io import decode_data_url, locate
 
 _ROWS_PER_BATCH = 16  # number of rows decoded at a time
 _BUFFER_BYTES = 1 << 20  # read ahead in a column, instead of the whole column of a row group
@@ -45,7 +45,8 @@ def fetch(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fet
     Errors are values, ``DataError`` of the kinds ``missing_file``, ``unreadable_file`` (no permission, a folder, an
     unknown scheme, a failing network), ``too_many_bytes`` (found before reading, where the size is stated),
     ``truncated`` (a tar ends before its member does), ``damaged_archive`` (a tar has no header where one should be),
-    ``missing_row`` (a Parquet file has become shorter) and ``no_bytes`` (null in a Parquet file).
+    ``missing_row`` (a Parquet file has become shorter), ``no_bytes`` (null in a Parquet file) and ``not_base64`` (a
+    ``data:`` URL in a Parquet file).
 
     Args:
         entries: rows of a manifest.
@@ -173,9 +174,17 @@ def _bytes(value: pa.Scalar, entry: ManifestEntry, max_bytes: int) -> bytes | Da
     if not value.is_valid:
         return DataError("no_bytes", f"{entry.uri}: the column {entry.column!r} is null")
     size = len(value.as_buffer())
+    is_text = pa.types.is_string(value.type) or pa.types.is_large_string(value.type)
+    if is_text:
+        size = size * 3 // 4  # base64
     if size > max_bytes:
         return DataError("too_many_bytes", f"{entry.uri}: {size} bytes, the limit is {max_bytes}")
-    return bytes(value.as_py())
+    if not is_text:
+        return bytes(value.as_py())
+    try:
+        return decode_data_url(value.as_py())
+    except ValueError as error:
+        return DataError("not_base64", f"{entry.uri}: {error}")
 
 
 def open_file(path: str) -> pa.NativeFile:

@@ -255,7 +255,7 @@ class JsonlFile:
                 elif line is not None:
                     image_of_line.append(codes.setdefault(line.image, len(codes)))
                     offsets.append(offset)
-        manifest = list_images(settings.images, annotations=settings.annotations)
+        manifest = list_images(settings.images, annotations=settings.annotations, ids=settings.ids)
         rows = rows_of_images(list(codes), manifest)
         images = np.frombuffer(image_of_line, np.int32) if codes else np.zeros(0, np.int32)
         by_image = np.argsort(images, kind="stable")

@@ -76,6 +76,9 @@ class JsonlOptions(BaseModel):
     mask_ids: Literal["id", "position"] = Field(
         default="id", description="meaning of mask_id: an annotation's id, or its position in the file, from 0"
     )
+    ids: Literal["stem", "path"] = Field(
+        default="stem", description="names of images in the file: without folders (stem), or their paths below images"
+    )
 
 
 class JsonlSource(JsonlOptions):

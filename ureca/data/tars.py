@@ -1,7 +1,7 @@
 """Images in uncompressed tar archives, as SA-1B and WebDataset publish them, listed by their headers alone."""
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -9,7 +9,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ureca.data.manifest import MANIFEST, make_manifest
-from ureca.data.paths import ANNOTATION_EXTENSIONS, IMAGE_EXTENSIONS, has_extension, stems, without_extensions
+from ureca.data.paths import (
+    ANNOTATION_EXTENSIONS,
+    Sieve,
+    has_extension,
+    image_extensions,
+    stems,
+    without_extensions,
+)
 from ureca.errors import InputError
 from ureca.io import Location
 
@@ -40,12 +47,19 @@ class TarMember(NamedTuple):
 
 
 _HERE = re.compile(rb"(?<![^/])(?:\./)+")
-_VISIBLE = re.compile(rb"(?:[^./][^/]*/)*[^./][^/]*", re.DOTALL)
+_VISIBLE = re.compile(rb"(?:[^./][^/]*/)*(?:[^./][^/]*|\._[^/]+)", re.DOTALL)
 
 _MEMBERS = pa.schema([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
 
 
-def list_tars(location: Location, names: Any, *, with_annotations: bool) -> pa.Table:
+def list_tars(
+    location: Location,
+    names: Any,
+    *,
+    with_annotations: bool,
+    sieve: Sieve | None = None,
+    prefixes: Sequence[str] | None = None,
+) -> pa.Table:
     """List the images in tar archives; ``a.json`` is the annotation of ``a.jpg`` in the same archive.
 
     An archive that is damaged or truncated within a header gets one more row, ``shard@<offset>``, which becomes an
@@ -55,6 +69,9 @@ def list_tars(location: Location, names: Any, *, with_annotations: bool) -> pa.T
         location: location whose file system holds the archives.
         names: names of the archives, Arrow strings.
         with_annotations: look for annotations.
+        sieve: selection of the members; None: those of macOS and Synology are left out.
+        prefixes: for each archive, the beginning of its ids, which a member's name without its extension follows;
+            None: an id is the stem of the member.
 
     Returns:
         Table of the schema ``MANIFEST``, in the order of the archives and their members.
@@ -62,17 +79,22 @@ def list_tars(location: Location, names: Any, *, with_annotations: bool) -> pa.T
     Raises:
         InputError: an archive cannot be opened, or is compressed.
     """
+    sieve = sieve or Sieve()
+
+    def list_one(name: str, prefix: str | None) -> pa.Table:
+        return _list_tar(location, name, with_annotations, sieve, prefix)
+
     num_threads = _NUM_LOCAL_THREADS if location.is_local else _NUM_REMOTE_THREADS
     with ThreadPoolExecutor(num_threads) as pool:
         return pa.concat_tables(
             [
                 MANIFEST.empty_table(),
-                *pool.map(lambda name: _list_tar(location, name, with_annotations), names.to_pylist()),
+                *pool.map(list_one, names.to_pylist(), prefixes or [None] * len(names)),
             ]
         )
 
 
-def _list_tar(location: Location, tar_name: str, with_annotations: bool) -> pa.Table:
+def _list_tar(location: Location, tar_name: str, with_annotations: bool, sieve: Sieve, prefix: str | None) -> pa.Table:
     uri = location.uris(pa.scalar(tar_name)).as_py()
     path = location.paths(pa.scalar(tar_name)).as_py()
     try:
@@ -89,18 +111,25 @@ def _list_tar(location: Location, tar_name: str, with_annotations: bool) -> pa.T
         [pa.array([member[index] for member in members], field.type) for index, field in enumerate(_MEMBERS)],
         schema=_MEMBERS,
     )
-    images = table.filter(has_extension(table["name"], IMAGE_EXTENSIONS))
-    annotations = table.filter(has_extension(table["name"], ANNOTATION_EXTENSIONS if with_annotations else ()))
+    damage = table.filter(pc.field("size").is_null())
+    table = table.filter(pc.field("size").is_valid())
+    table = table.filter(sieve.keep(table["name"]))
+    is_image = has_extension(table["name"], image_extensions())
+    images = table.filter(is_image)
+    is_annotation = has_extension(table["name"], ANNOTATION_EXTENSIONS if with_annotations else ())
+    annotations = table.filter(is_annotation)
+    sieve.count_extensions(table.filter(pc.invert(pc.or_(is_image, is_annotation)))["name"])
     pairs = pc.index_in(
         without_extensions(images["name"]),
         value_set=without_extensions(annotations["name"]).combine_chunks(),
     )
-    damage = table.filter(pc.field("size").is_null())
     places = pc.binary_join_element_wise("@", damage["offset"].cast(pa.string()), "")
     return pa.concat_tables(
         [
             make_manifest(
-                image_id=stems(images["name"]),
+                image_id=stems(images["name"])
+                if prefix is None
+                else pc.binary_join_element_wise(prefix, without_extensions(images["name"]), "/"),
                 uri=pc.binary_join_element_wise(uri, images["name"], "/"),
                 path=pa.repeat(path, len(images)),
                 offset=images["offset"],
@@ -110,7 +139,9 @@ def _list_tar(location: Location, tar_name: str, with_annotations: bool) -> pa.T
                 annotation_size=annotations["size"].take(pairs),
             ),
             make_manifest(
-                image_id=pc.binary_join_element_wise(stems(pa.scalar(tar_name)), places, ""),
+                image_id=pc.binary_join_element_wise(
+                    stems(pa.scalar(tar_name)) if prefix is None else prefix, places, ""
+                ),
                 uri=pc.binary_join_element_wise(uri, places, ""),
                 path=pa.repeat(path, len(damage)),
                 offset=damage["offset"],

@@ -1,7 +1,5 @@
 """Decoding of requests: images, masks and prompts, with an ``ApiError`` that names the invalid field."""
 
-import base64
-import binascii
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,6 +7,7 @@ from dataclasses import dataclass
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
 from ureca.images import Pixels, decode_layers
+from ureca.io import decode_data_url
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.masks.mask_images import decode_mask_image
@@ -48,15 +47,10 @@ def decode_base64(text: str, param: str) -> bytes:
     Raises:
         ApiError: 422 ``not_base64``.
     """
-    if text[:5].lower() == "data:":
-        head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
-            raise ApiError(422, "not_base64", "a data: URL has the form data:image/png;base64,...", param=param)
     try:
-        # Decoded as bytes: splitting text at white space would make an object of every character between.
-        return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise ApiError(422, "not_base64", f"not base64: {error}", param=param) from error
+        return decode_data_url(text)
+    except ValueError as error:
+        raise ApiError(422, "not_base64", str(error), param=param) from error
 
 
 def decode_image(data: bytes, limits: ImageLimits, param: str) -> tuple[Pixels, Pixels | None]:
