@@ -10,6 +10,7 @@ from ureca.jobs.checkout import import_from_checkout
 BENCHMARKS = {
     "tree": "build mask trees on run lengths, against decoding and comparing pixels",
     "views": "render the views of a photograph, against rendering them at the photograph's size",
+    "describe": "judge the rule-based captioner's captions by the pixels, with other measures than its own",
     "caption": "caption all regions of an image at once, against one call per region",
     "train": "train on all regions of an image at once, against one region per pass",
     "curate": "curate with a fake endpoint, against one question at a time",

@@ -33,7 +33,7 @@ REGION_ROWS = st.fixed_dictionaries(
         "lookalike_ids": st.lists(INT64, max_size=3),
         "listener_choice": st.none() | TEXT,
         "listener_rounds": st.none() | st.integers(0, 2**15 - 1),
-        "verdict": st.sampled_from(["unchecked", "accepted", "rejected"]),
+        "verdict": st.sampled_from(["unchecked", "accepted", "self_checked", "rejected"]),
         "verdict_reason": st.none() | TEXT,
         "status": TEXT,
     }

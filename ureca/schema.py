@@ -72,7 +72,8 @@ REGIONS = pa.schema(
 A region: ``rle`` holds COCO compressed counts of a [height, width] mask; ``parent_id`` is -1 at the top level and
 ``depth`` 0 there; ``listener_choice`` is the region_id that the listener chose for ``caption``, "none" or "several",
 null if it was not asked, and ``listener_rounds`` the number of times it was asked; ``verdict``, of the listener and
-the verification, is unchecked, accepted or rejected; ``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. Both
+the verification, is unchecked, accepted, self_checked
+(by the captioner itself) or rejected; ``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. Both
 are decided in ``ureca.curation.results``.
 ``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null if the image
 could not be read.

@@ -192,7 +192,8 @@ def test_curate_regions_with_real_annotators_writes_distinct_captions(
     captions = [row["caption"] for row in rows]
     assert len(set(captions)) == len(captions) == 4
     assert {row["status"] for row in rows} == {"ok"}
-    assert {row["verdict"] for row in rows} == {"accepted"}
+    expected = "self_checked" if isinstance(annotator, RuleBasedCaptioner) else "accepted"
+    assert {row["verdict"] for row in rows} == {expected}
     conform([{"image_id": "a", "uri": "a.png", "height": HEIGHT, "width": WIDTH, "regions": rows}], REGIONS)
 
 
@@ -214,3 +215,21 @@ def test_curate_regions_with_any_answers_writes_distinct_captions(
     captions = [row["caption"] for row in rows if row["status"] == "ok"]
     assert None not in captions
     assert len({caption.casefold() for caption in captions}) == len(captions)
+
+
+def test_curate_regions_verified_by_the_captioner_itself_are_self_checked() -> None:
+    pixels, masks = drawn_image(1)
+    itself, other = (
+        Curator(verifier=RuleBasedCaptioner()),
+        Curator(annotator=Oblivious(), verifier=RuleBasedCaptioner()),
+    )
+    rows = asyncio.run(curate_regions(pixels, masks, itself))
+    assert {row["verdict"] for row in rows if row["status"] == "ok"} == {"self_checked"}
+    rows = asyncio.run(curate_regions(pixels, masks, other))
+    assert {row["verdict"] for row in rows if row["status"] == "ok"} == {"accepted"}
+
+
+class Oblivious(RuleBasedCaptioner):
+    """The same captions from a captioner of another name."""
+
+    name = "oblivious"

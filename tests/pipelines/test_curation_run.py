@@ -118,7 +118,7 @@ def test_curate_of_a_tar_shard_without_weights_captions_all_regions(tmp_path: Pa
     rows = list(Output(settings.output).rows())
     assert [row["image_id"] for row in rows] == ids
     assert report.num_regions == 12
-    assert {region["verdict"] for row in rows for region in row["regions"]} == {"accepted"}
+    assert {region["verdict"] for row in rows for region in row["regions"]} == {"self_checked"}
     assert rows[0]["provenance"]["proposer"] == "annotations"
     assert rows[0]["provenance"]["annotator"].startswith("rule-based")
 

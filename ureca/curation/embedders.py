@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 
 from ureca.batching import DynamicBatcher
 from ureca.curation.protocols import RegionCrop
-from ureca.curation.rule_based.colours import to_oklab
+from ureca.curation.rule_based.colours import NUM_CELLS, cells_of, colours_of_cells, to_oklab
 from ureca.curation.rule_based.measurement import reduce_region
 from ureca.curation.rule_based.shapes import measure_shape, measure_texture
 from ureca.curation.settings import Dinov2Config
@@ -44,7 +44,8 @@ class DescriptorEmbedder:
     multiply the cosine by about exp(-(x - x')^2 / 8 s^2).
     """
 
-    name = "descriptor-1"
+    name = "descriptor-2"
+    crop_side_px = 128
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         """Return embeddings of length 1, float32 [len(crops), 15876]; each depends on its own crop only."""
@@ -54,21 +55,30 @@ class DescriptorEmbedder:
 def _embed_one(crop: RegionCrop) -> npt.NDArray[np.float32]:
     pixels, mask, _ = reduce_region(crop.pixels, crop.mask)
     oklab = to_oklab(pixels / 255)
-    colour = _colour_histogram(oklab[mask])
+    colour = _colour_histogram(pixels[mask])
     texture = _texture(oklab[..., 0], mask)
     shape = _shape(mask)
     return _products(colour, texture, shape).astype(np.float32)
 
 
-def _colour_histogram(oklab: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the square roots of a smoothed histogram of pixels [N, 3], normalized to length 1."""
-    # This takes most of the time; single precision halves it, and sums of 16384 pixels keep five digits.
-    lightness, a, b = (
-        _spread(values, samples.astype(np.float32), 2 * deviation**2)
-        for values, (samples, deviation) in zip(oklab.T.astype(np.float32), (_LIGHTNESS, _CHROMA, _CHROMA), strict=True)
-    )
-    lightness_and_a = (lightness[:, None, :] * a).reshape(-1, oklab.shape[0])
+def _colour_histogram(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
+    """Return the square roots of a smoothed histogram of pixels, sRGB [N, 3], normalized to length 1."""
+    cells = np.bincount(cells_of(pixels), minlength=NUM_CELLS)
+    occupied = np.flatnonzero(cells)
+    lightness, a, b = (spread[:, occupied] for spread in _spread_of_cells())
+    lightness_and_a = (lightness[:, None, :] * (a * cells[occupied])).reshape(-1, len(occupied))
     return _unit(np.sqrt(lightness_and_a @ b.T, dtype=np.float64).ravel())
+
+
+@functools.cache
+def _spread_of_cells() -> tuple[npt.NDArray[np.float32], ...]:
+    """Return the spread of the lightness, a and b of each cell of the RGB cube over their samples, [S, NUM_CELLS]."""
+    return tuple(
+        _spread(values, samples.astype(np.float32), 2 * deviation**2)
+        for values, (samples, deviation) in zip(
+            colours_of_cells().T.astype(np.float32), (_LIGHTNESS, _CHROMA, _CHROMA), strict=True
+        )
+    )
 
 
 def _texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:

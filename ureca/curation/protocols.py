@@ -169,7 +169,11 @@ class RegionCrop:
 
 
 class Embedder(Protocol):
-    """Embeds regions so that the cosine of two embeddings measures how similar the regions look."""
+    """Embeds regions so that the cosine of two embeddings measures how similar the regions look.
+
+    An attribute ``crop_side_px``, if there is one, is the longest side of the crops that it gets, in pixels, instead
+    of 448.
+    """
 
     name: str
     """Name with version or checkpoint, for the provenance of a row."""

@@ -28,6 +28,8 @@ class CuratedRegion:
         verdict: judgement of ``caption``: by the listener, if it tested the caption (``uniqueness.py``), then by the
             verification (``walk.py``), which replaces it but skips captions that the listener rejected. None: neither
             has judged it.
+        self_checked: the verdict is that of the captioner on its own caption, by the measurements from which it was
+            written; it shows that the caption says what was measured, not that it is right.
         failure: ``<stage>:<kind>`` of the first unusable answer; None: the region has not failed.
     """
 
@@ -38,6 +40,7 @@ class CuratedRegion:
     listener_choice: Choice | None = None
     listener_rounds: int = 0
     verdict: Verdict | None = None
+    self_checked: bool = False
     failure: str | None = None
 
     async def answer_or_fail(self, stage: str, answer: Awaitable[Answer]) -> Answer | None:
@@ -62,7 +65,7 @@ def region_row(mask: Mask, tree: MaskTree, region: CuratedRegion | None, skip_re
 
     Returns:
         The row. Its ``status`` is ``skipped:<reason>``, ``failed:<stage>:<kind>`` or ``ok``, its ``verdict``
-        ``accepted``, ``rejected`` or ``unchecked``.
+        ``accepted``, ``self_checked``, ``rejected`` or ``unchecked``.
     """
     region = region or CuratedRegion()
     if skip_reason is not None:
@@ -71,7 +74,8 @@ def region_row(mask: Mask, tree: MaskTree, region: CuratedRegion | None, skip_re
         status = "ok" if region.failure is None else f"failed:{region.failure}"
     verdict = "unchecked"
     if region.verdict is not None:
-        verdict = "accepted" if region.verdict.accepted else "rejected"
+        accepted = "self_checked" if region.self_checked else "accepted"
+        verdict = accepted if region.verdict.accepted else "rejected"
     return {
         "region_id": mask.id,
         "rle": mask.rle["counts"],

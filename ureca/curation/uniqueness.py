@@ -18,7 +18,7 @@ from ureca.curation.protocols import (
 from ureca.curation.results import CuratedRegion, current_captions, run_concurrently
 from ureca.curation.settings import ListeningSettings, UniquenessSettings
 
-_CROP_SIDE_PX = 448  # longest side of an embedder's input; embedders resize to 224 or less
+_CROP_SIDE_PX = 448  # longest side of the input of an embedder without ``crop_side_px``; it resizes to 224 or less
 _MAX_CROPS = 64
 
 
@@ -40,7 +40,7 @@ def find_lookalikes(
         return {}
 
     def crop(id: int) -> RegionCrop:
-        pixels, mask = image.views.crop_with_mask(id, max_side_px=_CROP_SIDE_PX)
+        pixels, mask = image.views.crop_with_mask(id, max_side_px=getattr(embedder, "crop_side_px", _CROP_SIDE_PX))
         return RegionCrop(pixels=pixels, mask=mask)
 
     vectors = np.concatenate(

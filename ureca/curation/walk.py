@@ -110,4 +110,8 @@ class _Walk:
         is_rejected = region.verdict is not None and not region.verdict.accepted
         if region.caption is not None and region.failure is None and not is_rejected:
             judgement = verifier.verify(self._image, id, caption=region.caption)
+            was_chosen = region.verdict is not None
             region.verdict = await region.answer_or_fail("verify", judgement)
+            # A listener's choice among regions is a test, even if the captioner then only confirms itself.
+            is_own = verifier.name == self._annotator.name and getattr(verifier, "verifies_by_own_measurements", False)
+            region.self_checked = is_own and not was_chosen

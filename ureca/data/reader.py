@@ -25,7 +25,8 @@ class Region:
         lookalike_ids: ``region_id`` of the regions that look alike, the most similar first.
         listener_choice: ``region_id`` that the listener chose for the caption, "none" or "several"; None where no
             listener was asked.
-        verdict: judgement of the caption by the listener and the verification: "accepted", "rejected" or "unchecked".
+        verdict: judgement of the caption by the listener and the verification: "accepted", "self_checked",
+            "rejected" or "unchecked".
         verdict_reason: reason given for the verdict; None without one.
         status: "ok", "skipped:<reason>" (the region is not to be captioned: small, large, shallow, parent or empty)
             or "failed:<stage>:<kind>".

@@ -99,7 +99,7 @@ class RunStatistics:
         num_regions: masks of all images, captioned or not.
         num_captioned: regions whose status is ok.
         num_with_lookalikes: captioned regions that had look-alikes.
-        verdicts: captioned regions by verdict (unchecked, accepted, rejected).
+        verdicts: captioned regions by verdict (unchecked, accepted, self_checked, rejected).
         failures_by_reason: failed images by "stage: kind".
         left_out_by_status: regions that were skipped or failed, by status.
         failures: the first 200 failed images.

@@ -62,7 +62,7 @@ class Panel extends Viewer {
   cardParts(region) {
     if (region === null) return this.#overview();
     const head = node("p", { class: `facts ${depthColour(region)}` }, ...this.facts(region),
-      region.verdict === "unchecked" ? null : node("span", { class: `badge ${region.verdict}` }, region.verdict));
+      region.verdict === "unchecked" ? null : node("span", { class: `badge ${region.verdict}` }, region.verdict.replace("_", "-")));
     if (region.status !== "ok") return [head, node("p", { class: "caption none" }, `No caption: ${region.status}`)];
     const length = region.caption.length > LONG_CAPTION ? "long" : "";
     return [head, node("p", { class: `caption ${length}` }, region.caption), node("dl", {}, ...this.#rows(region))];

@@ -113,17 +113,19 @@ def _three_discs(canvas, painted, image_of):
     return image_of(painted(*((disc, "e01010") for disc in discs)), discs)
 
 
-def test_short_caption_names_colour_shape_texture_and_location(canvas, painted, image_of):
+def test_short_caption_names_colour_shape_texture_location_and_extent(canvas, painted, image_of):
     disc = canvas.ellipse(60, 50, 25)
     assert _short(image_of(painted((disc, "e01010")), [disc]), 1) == (
-        "A smooth round red patch in the upper left of the image."
+        "A smooth round red patch in the upper left of the image, about 3% of the image."
     )
 
 
 def test_short_caption_of_a_part_locates_it_in_its_parent(canvas, painted, image_of):
     plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
     image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
-    assert _short(image, 2) == "A small smooth round white patch in the upper left of the blue area."
+    assert _short(image, 2) == (
+        "A small smooth round white patch at the top of the image, in the upper left of the blue area."
+    )
 
 
 def test_short_caption_of_alike_siblings_counts_them(canvas, painted, image_of):
@@ -133,6 +135,58 @@ def test_short_caption_of_alike_siblings_counts_them(canvas, painted, image_of):
         f"A small smooth round red patch in the lower left of the image, the {which} of two alike from the left."
         for which in ("first", "second")
     ]
+
+
+def test_short_caption_of_two_colours_that_lie_apart_tells_where_they_are(canvas, painted, image_of):
+    disc, lower = canvas.ellipse(150, 100, 60), canvas.rectangle(0, 100, 300, 200)
+    image = image_of(painted((disc, "e01010"), (disc & lower, "ffffff")), [disc])
+    assert "red and white" in _short(image, 1) or "white and red" in _short(image, 1)
+    assert ", red at the top and white at the bottom" in _short(image, 1)
+    mixed = image_of(painted((disc, "e01010"), (disc & (canvas.x % 8 < 4), "ffffff")), [disc])
+    assert "at the top" not in _short(mixed, 1)
+
+
+def test_short_caption_names_the_colours_inside_the_mask_only(canvas, painted, image_of):
+    """Thin white bars on a red ground: at the reduced size every block of pixels holds some of the ground."""
+    bars = (canvas.x % 6 < 2) & canvas.rectangle(5, 5, 295, 195)
+    image = image_of(painted((canvas.rectangle(0, 0, 300, 200), "e01010"), (bars, "ffffff")), [bars])
+    assert " white " in _short(image, 1)
+    assert "red" not in _short(image, 1)
+    assert "pink" not in _short(image, 1)
+
+
+def test_short_caption_where_colour_and_location_fit_others_tells_its_point(canvas, painted, image_of):
+    spots = [canvas.ellipse(x, y, 6) for x, y in ((20, 20), (60, 45))]
+    spots.append(canvas.rectangle(75, 10, 90, 14))
+    image = image_of(painted(*((spot, "e01010") for spot in spots)), spots)
+    assert _short(image, 3).endswith(", centred 28% from the left and 6% from the top.")
+
+
+def test_captions_of_regions_that_cover_most_of_the_image_have_no_rank(canvas, painted, image_of):
+    outer, inner = canvas.rectangle(5, 5, 295, 195), canvas.rectangle(20, 15, 280, 185)
+    image = image_of(painted((outer, "2050d0"), (inner, "2050d0")), [outer, inner])
+    for id in image.regions:
+        for caption in (_short(image, id), _unique(image, id)):
+            if "covering" in caption:
+                assert not re.search(r"\b(largest|smallest|first|second|leftmost|brightest)\b", caption), caption
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ("A red disc, about 2% of the image.", None),
+        ("A red disc, about a tenth of the image.", "says about a tenth of the image; it is 2.1% of it"),
+        ("A red disc, centred 17% from the left and 50% from the top.", None),
+        (
+            "A red disc, centred 50% from the left and 50% from the top.",
+            "says centred 50% from the left and 50% from the top; its centre is at 17%, 50%",
+        ),
+    ],
+)
+def test_verify_checks_extent_and_point(canvas, painted, image_of, claim, reason):
+    verdict = _verdict(_three_discs(canvas, painted, image_of), 1, claim)
+    assert verdict.accepted == (reason is None)
+    assert reason is None or verdict.reason == reason
 
 
 def test_detailed_caption_lists_parts_largest_first_and_similar_ones_together(canvas, painted, image_of):
@@ -179,9 +233,9 @@ def test_unique_caption_ranks_among_the_same_description(canvas, painted, image_
     row = [canvas.ellipse(x, 100, 8) for x in range(10, 110, 18)]
     colours = ["e01010", "2050d0", "e01010", "2050d0", "e01010", "2050d0"]
     image = image_of(painted(*zip(row, colours, strict=True)), row)
-    assert _unique(image, 3).startswith("The second red patch from the left ")
-    assert _unique(image, 4).startswith("The second blue patch from the left ")
-    assert _unique(image, 6).startswith("The rightmost blue patch ")
+    assert _unique(image, 3).startswith("The second red patch from the left, ")
+    assert _unique(image, 4).startswith("The second blue patch from the left, ")
+    assert _unique(image, 6).startswith("The rightmost blue patch, ")
 
 
 def test_unique_caption_of_duplicate_masks_ranks_by_size(canvas, painted, image_of):

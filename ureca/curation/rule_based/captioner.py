@@ -8,7 +8,7 @@ from functools import cached_property
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rule_based.cache import IdentityCache
 from ureca.curation.rule_based.expressions import Distinction, ReferringExpression, describe, noun_phrase
-from ureca.curation.rule_based.measurement import Measurement, measure_regions, within_it
+from ureca.curation.rule_based.measurement import Measurement, extent, fits_extent, measure_regions, within_it
 from ureca.curation.rule_based.verification import judge
 from ureca.curation.rule_based.vocabulary import enumeration, number, ordinal, plural, sentence, with_article
 from ureca.errors import AnswerError
@@ -16,6 +16,7 @@ from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
 
 _MAX_PART_GROUPS = 4
+_MOST = 0.55  # of the image, from which the location says that the region covers most of it
 
 
 class Captions:
@@ -35,8 +36,13 @@ class Captions:
         self._distinction = Distinction(measured, self._traits, size_px)
 
     def short(self, id: int) -> str:
-        """Return one sentence: the region's looks, and its location in its parent, or in the image."""
-        return sentence(self._short_phrases[id] + self._order_among_alike(id))
+        """Return one sentence: the region's looks, its location in the image and in its parent, and what is its own.
+
+        The last part, where looks and location fit other regions: its extent, its rank among those with the same
+        phrase, or the point around which it lies.
+        """
+        order, alike = self._order_among_alike(id)
+        return sentence(self._short_phrases[id] + order + self._own_extent_and_point(id, alike))
 
     def parts(self, id: int) -> str:
         """Return a sentence on the region's parts, the largest first, similar ones together; empty without parts."""
@@ -63,9 +69,11 @@ class Captions:
         """Return a sentence that fits the region and no other one of the image."""
         expression = self._distinction.expressions[id]
         adjectives = self._unsaid_adjectives(id, expression)
-        location = self._unsaid_location(id, expression)
+        locations = "".join(f", {location}" for location in self._unsaid_locations(id, expression))
+        if "point" not in expression.kinds:
+            locations += self._own_extent_and_point(id, {id})
         predicate = f" is {enumeration(adjectives)}" if adjectives else ""
-        return sentence(expression.text + predicate + (f", {location}" if location else ""))
+        return sentence(expression.text + locations + ("," if locations and predicate else "") + predicate)
 
     @cached_property
     def _short_phrases(self) -> dict[int, str]:
@@ -79,35 +87,49 @@ class Captions:
                 shape=traits.shape,
                 colours=traits.colours,
             )
-            phrases[id] = f"{with_article(phrase)} {self._location(id)}"
+            parent = "" if traits.parent is None else f", {traits.location_in_parent} the {traits.parent}"
+            layout = f", {traits.layout}" if traits.layout else ""
+            phrases[id] = f"{with_article(phrase)} {traits.location_in_image} the image{parent}{layout}"
         return phrases
 
     def _part_phrase(self, id: int) -> str:
         traits = self._traits[id]
         return noun_phrase(traits.noun, size=traits.size, colours=traits.colours)
 
-    def _location(self, id: int) -> str:
-        traits, parent_id = self._traits[id], self._measured[id].parent_id
-        if parent_id is None:
-            return f"{traits.location_in_image} the image"
-        return f"{traits.location_in_parent} the {traits.parent}"
+    def _own_extent_and_point(self, id: int, ranked: Collection[int]) -> str:
+        """Return the extent of a region, and its centre where colour, location and extent fit others but ``ranked``."""
+        own = self._measured[id]
+        stated = extent(own.in_image.covered)
+        others = self._distinction.sharing(id, ("colour", "location_in_image")) - set(ranked)
+        if stated is not None:
+            others = {other for other in others if fits_extent(stated, self._measured[other].in_image.covered)}
+        # A location such as "covering most of" says the extent.
+        words = "" if stated is None or own.in_image.covered >= _MOST else f", about {stated} of the image"
+        x, y = round(100 * own.in_image.x), round(100 * own.in_image.y)
+        return words + (f", centred {x}% from the left and {y}% from the top" if others else "")
 
-    def _order_among_alike(self, id: int) -> str:
-        """Return the rank of a region among the siblings with the same phrase; empty if there are none."""
+    def _order_among_alike(self, id: int) -> tuple[str, list[int]]:
+        """Return the rank of a region among the siblings with the same phrase, empty if there are none, and their ids.
+
+        Regions that cover most of the same thing have no rank in it, unless nothing else distinguishes them.
+        """
         alike = [
             other
             for other, phrase in self._short_phrases.items()
             if phrase == self._short_phrases[id] and self._measured[other].parent_id == self._measured[id].parent_id
         ]
         if len(alike) == 1:
-            return ""
+            return "", alike
+        tails = [self._own_extent_and_point(other, ()) for other in alike]
+        if "covering" in self._short_phrases[id] and len(set(tails)) == len(alike):
+            return "", []
         centres = {other: self._measured[other].centre_xy_px for other in alike}
         spreads = [len({round(centre[axis]) for centre in centres.values()}) for axis in (0, 1)]
         reach = [max(values) - min(values) for values in zip(*centres.values(), strict=True)]
         axis = 0 if (spreads[0], reach[0]) >= (spreads[1], reach[1]) else 1
         in_order = sorted(alike, key=lambda other: centres[other][axis])
         position = f", the {ordinal(in_order.index(id) + 1)} of {number(len(alike))} alike"
-        return position + (f" from the {('left', 'top')[axis]}" if spreads[axis] == len(alike) else "")
+        return position + (f" from the {('left', 'top')[axis]}" if spreads[axis] == len(alike) else ""), alike
 
     def _unsaid_adjectives(self, id: int, expression: ReferringExpression) -> list[str]:
         traits = self._traits[id]
@@ -123,15 +145,14 @@ class Captions:
             adjectives += [f"partly {colour}" for colour in traits.colours[1:]]
         return adjectives
 
-    def _unsaid_location(self, id: int, expression: ReferringExpression) -> str:
+    def _unsaid_locations(self, id: int, expression: ReferringExpression) -> list[str]:
         traits, parent_id = self._traits[id], self._measured[id].parent_id
-        if parent_id is None:
-            return "" if "location_in_image" in expression.kinds else self._location(id)
-        if "location_in_parent" in expression.kinds:
-            return ""
-        if "parent" in expression.kinds:
-            return f"{traits.location_in_parent} that {self._traits[parent_id].noun}"
-        return self._location(id)
+        locations = [] if "location_in_image" in expression.kinds else [f"{traits.location_in_image} the image"]
+        if parent_id is None or "location_in_parent" in expression.kinds:
+            return locations
+        if "parent" in expression.kinds:  # beside what it says
+            return [f"{traits.location_in_parent} that {self._traits[parent_id].noun}", *locations]
+        return [*locations, f"{traits.location_in_parent} the {traits.parent}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +169,9 @@ class RuleBasedCaptioner:
     Every method raises ``AnswerError`` for a region without pixels.
     """
 
-    name = "rule-based-1"
+    name = "rule-based-2"
+    verifies_by_own_measurements = True
+    """Its verification of its own captions is a self-check: regions get the verdict ``self_checked``."""
 
     def __init__(self) -> None:
         self._cache = IdentityCache(_measure_and_describe)

@@ -51,6 +51,9 @@ _SECOND_SHARE = 0.25
 _ONE_COLOUR_SHARE = 0.85
 """If at least this share may be called by the first colour's name, the second one is a shade of it."""
 
+_APART = 0.3
+"""Distance between the mean places of two colours from which a caption tells where they are, of the box's side."""
+
 _MULTICOLOURED_SHARE = 0.34
 _SECOND_NAME_DISTANCE = 0.05
 """A colour at most this much farther (OKLab) from an example of another family may have that name, too."""
@@ -65,36 +68,91 @@ class Colours:
         possible_shares: fraction of the pixels that may be called by each family's name, same shape; they overlap.
         lightness: mean OKLab lightness of those pixels, 0 to 1, same shape; 0 for families without pixels.
         mean_lightness: mean OKLab lightness of all pixels, 0 (black) to 1 (white).
+        centres_xy: mean place of each family's pixels in the region's box, 0 to 1, [len(FAMILIES), 2]; None: unknown.
     """
 
     shares: npt.NDArray[np.float64]
     possible_shares: npt.NDArray[np.float64]
     lightness: npt.NDArray[np.float64]
     mean_lightness: float
+    centres_xy: npt.NDArray[np.float64] | None = None
 
 
-def measure_colours(pixels: npt.NDArray[np.uint8]) -> Colours:
-    """Measure the colours of pixels, uint8 sRGB [N, 3], N at least 1."""
-    table = _table()
+NUM_CELLS = 32**3
+"""Cells of the RGB cube in which colours are counted."""
+
+
+def cells_of(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.intp]:
+    """Return the cell of the RGB cube of each pixel, sRGB [N, 3], as numbers from 0 to ``NUM_CELLS`` - 1."""
     red, green, blue = (pixels[:, channel].astype(np.intp) >> 3 for channel in range(3))
-    cells = np.bincount(red << 10 | green << 5 | blue, minlength=len(table.lightness)).astype(np.float64)
+    return np.asarray(red << 10 | green << 5 | blue)
+
+
+@cache
+def colours_of_cells() -> npt.NDArray[np.float64]:
+    """Return the OKLab colour of each cell of the RGB cube, [NUM_CELLS, 3]."""
+    steps = np.arange(32) / 31
+    return to_oklab(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3))
+
+
+def measure_colours(
+    pixels: npt.NDArray[np.uint8], places_xy: tuple[npt.NDArray[Any], npt.NDArray[Any]] | None = None
+) -> Colours:
+    """Measure the colours of pixels.
+
+    Args:
+        pixels: uint8 sRGB [N, 3], N at least 1.
+        places_xy: x and y of the pixels in the region's box, 0 to 1, [N] each; None: unknown.
+    """
+    table = _table()
+    cell_of_pixel = cells_of(pixels)
+    cells = np.bincount(cell_of_pixel, minlength=NUM_CELLS).astype(np.float64)
     occupied = np.flatnonzero(cells)
     weights = cells[occupied] / len(pixels)
     shares = (weights[:, None] * (table.family[occupied, None] == np.arange(len(FAMILIES)))).sum(axis=0)
     possible = weights[:, None] * table.possible[occupied]
     possible_shares = possible.sum(axis=0)
     lightness = (possible * table.lightness[occupied, None]).sum(axis=0) / np.maximum(possible_shares, 1e-9)
-    return Colours(shares, possible_shares, lightness, float(weights @ table.lightness[occupied]))
+    centres = None
+    if places_xy is not None:
+        family = table.family[cell_of_pixel]
+        counts = np.maximum(np.bincount(family, minlength=len(FAMILIES)), 1)
+        sums = [np.bincount(family, place, minlength=len(FAMILIES)) for place in places_xy]
+        centres = np.stack(sums, axis=1) / counts[:, None]
+    return Colours(shares, possible_shares, lightness, float(weights @ table.lightness[occupied]), centres)
 
 
 def name_colours(colours: Colours) -> tuple[str, ...]:
     """Name the dominant colour, and a second one that clearly covers a quarter or more; or ``MULTICOLOURED`` alone."""
-    first, second = np.argsort(-colours.shares, kind="stable")[:2]
+    return tuple(_with_modifier(FAMILIES[family], colours.lightness[family]) for family in _named(colours)) or (
+        MULTICOLOURED,
+    )
+
+
+def name_layout(colours: Colours) -> str | None:
+    """Tell where two colours are: "green at the top and brown at the bottom"; None if they are one or not apart."""
+    named = _named(colours)
+    if len(named) != 2 or colours.centres_xy is None:
+        return None
+    step = colours.centres_xy[named[1]] - colours.centres_xy[named[0]]
+    axis = int(np.argmax(np.abs(step)))
+    if abs(step[axis]) < _APART:
+        return None
+    places = (("on the left", "on the right"), ("at the top", "at the bottom"))[axis]
+    in_order = named if step[axis] > 0 else named[::-1]
+    return " and ".join(
+        f"{_with_modifier(FAMILIES[family], colours.lightness[family])} {place}"
+        for family, place in zip(in_order, places, strict=True)
+    )
+
+
+def _named(colours: Colours) -> tuple[int, ...]:
+    """Return the families by which a region is called; none if it has many colours."""
+    first, second = (int(family) for family in np.argsort(-colours.shares, kind="stable")[:2])
     if colours.shares[first] < _MULTICOLOURED_SHARE:
-        return (MULTICOLOURED,)
+        return ()
     distinct = colours.shares[second] >= _SECOND_SHARE and colours.possible_shares[first] <= _ONE_COLOUR_SHARE
-    named = (first, second) if distinct else (first,)
-    return tuple(_with_modifier(FAMILIES[family], colours.lightness[family]) for family in named)
+    return (first, second) if distinct else (first,)
 
 
 def fits_colour(word: str, colours: Colours) -> bool:
@@ -158,8 +216,7 @@ class _Table:
 
 @cache
 def _table() -> _Table:
-    steps = np.arange(32) / 31
-    cells = to_oklab(np.stack(np.meshgrid(steps, steps, steps, indexing="ij"), axis=-1).reshape(-1, 3))
+    cells = colours_of_cells()
     families = [
         to_oklab(np.array([list(bytes.fromhex(code)) for code in _EXAMPLES[family].split()]) / 255)
         for family in FAMILIES

@@ -14,7 +14,7 @@ from functools import cached_property
 from itertools import combinations
 from typing import Self
 
-from ureca.curation.rule_based.colours import fits_brightness, fits_colour, name_colours
+from ureca.curation.rule_based.colours import fits_brightness, fits_colour, name_colours, name_layout
 from ureca.curation.rule_based.measurement import LOCATIONS, Measurement
 from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES
 from ureca.curation.rule_based.vocabulary import enumeration, ordinal
@@ -32,6 +32,7 @@ class Traits:
         shape: adjective of its shape, if there is a clear one.
         colours: names of one or two colours.
         texture: adjective of its texture, if there is a clear one.
+        layout: places of its colours, such as "green at the top and brown at the bottom", if they lie apart.
         location_in_image: location in the image, a phrase that ends in "of".
         location_in_parent: location in the parent's box, likewise; None for a main object.
         parent: name of the parent without article; None for a main object.
@@ -45,6 +46,7 @@ class Traits:
     location_in_image: str
     location_in_parent: str | None
     parent: str | None = None
+    layout: str | None = None
 
     @classmethod
     def of(cls, measured: Measurement) -> Self:
@@ -58,6 +60,7 @@ class Traits:
             texture=TEXTURES.name(measured.texture),
             location_in_image=_certain(LOCATIONS.name(measured.in_image)),
             location_in_parent=LOCATIONS.name(measured.in_parent) if measured.in_parent is not None else None,
+            layout=name_layout(measured.colours),
         )
 
     @property
@@ -167,6 +170,13 @@ class Distinction:
                 expressions[id] = ReferringExpression(text, frozenset())
         return expressions
 
+    def sharing(self, id: int, kinds: tuple[str, ...]) -> set[int]:
+        """Return the other regions that these attributes of a region fit, whatever their nouns."""
+        shared = frozenset(self._ids)
+        for kind in kinds:
+            shared &= self._sharing_kind(id, kind)
+        return set(shared) - {id}
+
     def _by_attributes(self, id: int) -> ReferringExpression | None:
         """Use the smallest set of attributes that no other region shares; of several, the preferred one."""
         available = [kind for kind in _PREFERENCE if self._has(id, kind)]
@@ -192,6 +202,9 @@ class Distinction:
         """Select greedily the attributes that reduce the number of regions with the same description."""
         telling: tuple[str, ...] = ()
         for kind in kinds:
+            # "The largest patch covering most of the image" ranks what can hardly be more than one.
+            if kind.startswith("location") and "covering" in (getattr(self._traits[id], kind) or ""):
+                continue
             if self._has(id, kind) and self._called_alike(id, (*telling, kind)) < self._called_alike(id, telling):
                 telling = (*telling, kind)
         return telling
@@ -240,7 +253,8 @@ class Distinction:
         )
         pixels = "1 pixel" if shape.area_px == 1 else f"{shape.area_px} pixels"
         location = f"that covers {pixels} around the point {x}% from the left and {y}% from the top of the image"
-        return self._expression(id, ("colour",), after=location)
+        expression = self._expression(id, ("colour",), after=location)
+        return ReferringExpression(expression.text, expression.kinds | {"point"})
 
     def _has(self, id: int, kind: str) -> bool:
         traits = self._traits[id]

@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -143,11 +142,43 @@ LOCATIONS = Vocabulary[RegionLocation](
 """At least one fits every region. Each is followed by the frame: "the image", "the red strip"."""
 
 
+_EXTENTS = {
+    "three quarters": 0.75,
+    "two thirds": 0.667,
+    "half": 0.5,
+    "two fifths": 0.4,
+    "a third": 0.333,
+    "a quarter": 0.25,
+    "a fifth": 0.2,
+    "a tenth": 0.1,
+}
+_MIN_STATED = 0.015  # smaller shares are stated by sizes, as whole percentages would be rough
+EXTENT_PATTERN = rf"(?:{'|'.join(_EXTENTS)}|\d+%)"
+
+
+def extent(covered: float) -> str | None:
+    """Name a share of the image, 0 to 1, within a tenth of it: "a quarter", "7%"; None for very small ones."""
+    if covered < _MIN_STATED:
+        return None
+    nearest = min(_EXTENTS, key=lambda word: abs(_EXTENTS[word] - covered))
+    return nearest if abs(_EXTENTS[nearest] / covered - 1) < 0.07 else f"{round(100 * covered)}%"
+
+
+def fits_extent(stated: str, covered: float) -> bool:
+    """Return True if a share of the image is about the stated one, a result of ``extent``."""
+    share = _EXTENTS.get(stated) or int(stated.removesuffix("%")) / 100
+    return share / _EXTENT_TOLERANCE <= covered <= share * _EXTENT_TOLERANCE
+
+
+_EXTENT_TOLERANCE = 1.4
+
+
 def within_it(location: str) -> str:
     """Refer to the frame by "it": "in the centre of" becomes "in its centre"."""
     return location.removesuffix(" of").replace(" the ", " its ") if " the " in location else f"{location} it"
 
 
+_MAX_BLOCK_PX = 8
 _SIDE_PX = 128
 """Longest side at which a region is measured, enough for colour, texture and outline."""
 
@@ -194,8 +225,8 @@ def measure_regions(image: CurationImage) -> dict[int, Measurement]:
             continue
         box = _box(image, id)
         left, top, right, bottom = (int(side) for side in box)
-        inside = slice(top, bottom), slice(left, right)
-        pixels, mask, reduction = reduce_region(image.pixels[inside], image.masks[id].decode()[inside])
+        inside = rle_codec.decode_box(image.masks[id].rle, left, top, right, bottom)
+        pixels, mask, reduction = reduce_region(image.pixels[top:bottom, left:right], inside.view(np.bool_))
         y, x = np.nonzero(mask)
         centre = (box[0] + (float(x.mean()) + 0.5) * reduction, box[1] + (float(y.mean()) + 0.5) * reduction)
         parent_id = image.tree.parents[id] if id not in image.main_objects else None
@@ -209,7 +240,7 @@ def measure_regions(image: CurationImage) -> dict[int, Measurement]:
             child_ids=tuple(child for child in image.tree.children[id] if child in regions),
             box=box,
             centre_xy_px=centre,
-            colours=measure_colours(pixels[mask]),
+            colours=measure_colours(pixels[mask], ((x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0])),
             texture=measure_texture(to_oklab(pixels / 255)[..., 0], mask),
             shape=measure_shape(mask, area_px, area_fraction),
             in_image=locate(box, centre, (0, 0, width, height), covered=area_fraction, in_image=True),
@@ -228,6 +259,9 @@ def reduce_region(
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.bool_], int]:
     """Reduce a region by averaging over square blocks so that no side exceeds 128 pixels.
 
+    Pixels outside of the mask do not contribute to blocks that are partly inside. Of blocks larger than 8 x 8 pixels,
+    every second, third ... row and column is averaged, so that the cost does not grow with the size of a photograph.
+
     Args:
         pixels: uint8 RGB [h, w, 3].
         mask: bool [h, w].
@@ -235,12 +269,28 @@ def reduce_region(
     Returns:
         Reduced pixels, reduced mask, and the side of a block in pixels.
     """
+    import cv2
+
     reduction = ceil(max(mask.shape) / _SIDE_PX)
-    coverage = _reduced(mask.view(np.uint8) * np.uint8(255), reduction)
+    if reduction == 1:
+        return pixels, mask, 1
+    step = ceil(reduction / _MAX_BLOCK_PX)
+    thinned = mask[::step, ::step]
+    if step > 1 and np.count_nonzero(thinned) * step * step < np.count_nonzero(mask) / 2:
+        step, thinned = 1, mask  # a region of thin lines
+    reduction = step * ceil(reduction / step)
+    weights = np.where(thinned, np.uint8(255), np.uint8(0))
+    coverage = _reduced(weights, reduction // step)
     # A line thinner than a block covers no block to a half: the blocks with the highest coverage represent it.
     inside = coverage >= min(128, int(coverage.max()) // 2 + 1)
-    return _reduced(pixels, reduction), inside, reduction
+    colours = np.ascontiguousarray(pixels[::step, ::step])
+    averages = _reduced(colours, reduction // step)
+    mixed = inside & (coverage < 255)
+    own = _reduced(np.asarray(cv2.copyTo(colours, weights), np.uint8), reduction // step)
+    shares = np.maximum(coverage[mixed], 1)[:, None]
+    averages[mixed] = np.minimum(255, own[mixed].astype(np.float32) * 255 / shares).astype(np.uint8)
+    return averages, inside, reduction
 
 
-def _reduced(pixels: npt.NDArray[Any], reduction: int) -> npt.NDArray[np.uint8]:
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).reduce(reduction))
+def _reduced(pixels: npt.NDArray[np.uint8], reduction: int) -> npt.NDArray[np.uint8]:
+    return np.array(Image.fromarray(pixels).reduce(reduction))

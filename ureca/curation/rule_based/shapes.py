@@ -119,7 +119,7 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
         area_px: pixels of the mask in the image.
         area_fraction: fraction of the image that they cover.
     """
-    from scipy import ndimage
+    import cv2
 
     y, x = np.nonzero(mask)
     covariance = np.cov(np.stack([x, y]).astype(np.float64), bias=True) + np.eye(2) / 12
@@ -129,8 +129,8 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
     along_axes = np.abs(grid @ axes) / np.sqrt(variances)
     # The matching ellipse and rectangle may extend beyond the box of the mask.
     ellipse_area, rectangle_area = (factor * np.sqrt(variances.prod()) for factor in (4 * np.pi, 12.0))
-    labels, _ = ndimage.label(mask, structure=np.ones((3, 3)))
-    piece_shares = np.bincount(labels[mask])[1:] / len(x)
+    _, _, pieces, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
+    piece_shares = pieces[1:, cv2.CC_STAT_AREA] / len(x)
     return Shape(
         area_px=area_px,
         area_fraction=area_fraction,
@@ -152,17 +152,20 @@ def _iou(mask: npt.NDArray[np.bool_], model: npt.NDArray[np.bool_], model_area_p
 
 def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
     """Return the largest hole as a fraction of the filled outline; 0 if the outline's centre is not in the hole."""
-    from scipy import ndimage
+    import cv2
 
-    filled = ndimage.binary_fill_holes(mask)
-    holes, num_holes = ndimage.label(filled & ~mask)
-    if num_holes == 0:
+    # The outside is one component because of the border.
+    outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
+    num_components, components, stats, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
+    around = components[0, 0]
+    if num_components <= 2:
         return 0.0
+    filled = components[1:-1, 1:-1] != around
     y, x = (round(float(axis.mean())) for axis in np.nonzero(filled))
-    sizes = np.bincount(holes.ravel())
-    sizes[0] = 0
+    sizes = stats[:, cv2.CC_STAT_AREA].copy()
+    sizes[[0, around]] = 0  # component 0 is the mask
     largest = int(sizes.argmax())
-    return float(sizes[largest] / filled.sum()) if holes[y, x] == largest else 0.0
+    return float(sizes[largest] / filled.sum()) if components[y + 1, x + 1] == largest else 0.0
 
 
 _MIN_PIXELS_TEXTURE = 150
@@ -180,6 +183,8 @@ class Texture:
         coherence: 0 (every direction alike) to 1 (lightness changes in one direction only).
         stripe_angle_deg: direction of stripes, 0 (horizontal) to 180, counter-clockwise.
         num_stripes: bands of alternating lightness across that direction.
+        rough_share: fraction of the pixels that differ clearly from their surroundings; few do at the borders of plain
+            parts.
     """
 
     num_pixels: int
@@ -188,6 +193,7 @@ class Texture:
     coherence: float
     stripe_angle_deg: float
     num_stripes: int
+    rough_share: float = 1.0
 
 
 def _axis_distance_deg(angle: float, other: float) -> float:
@@ -220,6 +226,7 @@ TEXTURES = Vocabulary[Texture](
             texture.num_pixels >= _MIN_PIXELS_TEXTURE
             and texture.fine > 0.06 - 0.3 * slack
             and texture.fine > texture.coarse * (0.7 - 3 * slack)
+            and texture.rough_share > 0.4 - 3 * slack
         ),
         "mottled": lambda texture, slack: (
             texture.num_pixels >= _MIN_PIXELS_TEXTURE and texture.coarse > 0.07 - 0.35 * slack
@@ -230,37 +237,46 @@ TEXTURES = Vocabulary[Texture](
 
 def measure_texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> Texture:
     """Measure the texture of lightness [h, w] (0 to 1) inside a mask, bool [h, w], without its outermost pixels."""
-    from scipy import ndimage
+    import cv2
 
-    inside = ndimage.binary_erosion(mask)
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    eroded = cv2.erode(mask.astype(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    inside = np.asarray(eroded, np.uint8).view(np.bool_)
     num_pixels = int(inside.sum())
     if num_pixels < _MIN_PIXELS_TEXTURE:
         return Texture(num_pixels, 0.0, 0.0, 0.0, 0.0, 0)
-    slight, strong = (_blur_within(lightness, mask, sigma) for sigma in (_FINE_PX, _COARSE_PX))
+    single = lightness.astype(np.float32)
+    slight, strong = (_blur_within(single, mask, sigma) for sigma in (_FINE_PX, _COARSE_PX))
+    residue = (single - slight)[inside]
     dy, dx = np.gradient(slight, axis=0), np.gradient(slight, axis=1)
     xx, yy, xy = (float(product[inside].mean()) for product in (dx * dx, dy * dy, dx * dy))
     across = 0.5 * np.arctan2(2 * xy, xx - yy)
     return Texture(
         num_pixels=num_pixels,
-        fine=float(np.std((lightness - slight)[inside])),
+        fine=float(np.std(residue)),
         coarse=float(np.std((slight - strong)[inside])),
         coherence=float(np.hypot(xx - yy, 2 * xy) / max(xx + yy, 1e-12)),
         stripe_angle_deg=float((90 - np.degrees(across)) % 180),
         num_stripes=_num_bands(slight - strong, inside, across),
+        rough_share=float((np.abs(residue) > 0.02).mean()),
     )
 
 
 def _blur_within(
-    values: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_], sigma_px: float
-) -> npt.NDArray[np.float64]:
+    values: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_], sigma_px: float
+) -> npt.NDArray[np.float32]:
     """Blur values inside a mask with a Gaussian, without influence of the values outside."""
-    from scipy import ndimage
+    import cv2
 
-    weights = ndimage.gaussian_filter(mask.astype(np.float64), sigma_px)
-    return np.asarray(ndimage.gaussian_filter(np.where(mask, values, 0.0), sigma_px) / np.maximum(weights, 1e-6))
+    inside = mask.astype(np.float32)
+    blurred, weights = (
+        cv2.GaussianBlur(channel, (0, 0), sigma_px, borderType=cv2.BORDER_REFLECT)
+        for channel in (values * inside, inside)
+    )
+    return np.asarray(blurred / np.maximum(weights, 1e-6), np.float32)
 
 
-def _num_bands(ripple: npt.NDArray[np.float64], inside: npt.NDArray[np.bool_], across: float) -> int:
+def _num_bands(ripple: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_], across: float) -> int:
     """Count light and dark bands along a direction (radians, x to the right, y down)."""
     y, x = np.nonzero(inside)
     position = x * np.cos(across) + y * np.sin(across)

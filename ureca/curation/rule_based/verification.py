@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ureca.curation.protocols import Verdict
 from ureca.curation.rule_based.colours import FAMILIES, MULTICOLOURED
 from ureca.curation.rule_based.expressions import FITS, Traits
-from ureca.curation.rule_based.measurement import LOCATIONS, Measurement
+from ureca.curation.rule_based.measurement import EXTENT_PATTERN, LOCATIONS, Measurement, fits_extent
 from ureca.curation.rule_based.shapes import SHAPES, SIZES, TEXTURES
 from ureca.curation.rule_based.vocabulary import enumeration
 
@@ -54,6 +54,8 @@ _COORDINATES = re.compile(
     r"that covers (?P<area>\d+) pixels? around the point (?P<x>\d+)% from the left "
     r"and (?P<y>\d+)% from the top of the image"
 )
+_EXTENT = re.compile(rf"\babout (?P<extent>{EXTENT_PATTERN}) of the image")
+_CENTRE = re.compile(r"centred (?P<x>\d+)% from the left and (?P<y>\d+)% from the top")
 _OTHER_THINGS = re.compile(
     r"\b(?:of|on|in|at|to|by|along|against|behind|near|beside|above|below|under|over|from|with|between|around|"
     r"inside|holding|wearing|next|and its|while|whose|which|that)\b"
@@ -108,7 +110,9 @@ def _sentences(caption: str) -> tuple[str, str]:
 
 
 def _own_claims(text: str) -> Iterator[_Claim]:
-    for clause in re.split(r"[,;.]| is ", _LOCATION.sub(",", _COORDINATES.sub(",", text))):
+    for clause in re.split(
+        r"[,;.]| is ", _LOCATION.sub(",", _CENTRE.sub(",", _EXTENT.sub(",", _COORDINATES.sub(",", text))))
+    ):
         yield from _claims(_OTHER_THINGS.split(clause, maxsplit=1)[0])
 
 
@@ -145,6 +149,13 @@ def _check_coordinates(text: str, own: Measurement) -> Iterator[str | None]:
         said = tuple(int(match[name]) for name in ("area", "x", "y"))
         within = abs(said[0] - true[0]) <= 0.05 * true[0] and all(abs(said[i] - true[i]) <= 2 for i in (1, 2))
         yield None if within else f"says {match[0]}; it covers {true[0]} pixels around {x}%, {y}%"
+    for match in _EXTENT.finditer(text):
+        covered = own.in_image.covered
+        yield None if fits_extent(match["extent"], covered) else f"says {match[0]}; it is {100 * covered:.1f}% of it"
+    for match in _CENTRE.finditer(text):
+        x, y = round(100 * own.in_image.x), round(100 * own.in_image.y)
+        within = abs(int(match["x"]) - x) <= 2 and abs(int(match["y"]) - y) <= 2
+        yield None if within else f"says {match[0]}; its centre is at {x}%, {y}%"
 
 
 def _truth(kind: str, region: Measurement) -> str:
