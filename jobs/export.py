@@ -12,7 +12,7 @@ from ureca.config import CommandSettings, Metavar
 
 
 class ExportSettings(CommandSettings):
-    """Write the captions of a run as URECA JSONL, flat Parquet or COCO captions.
+    """Write the captions of a run as URECA JSONL, flat Parquet, COCO files or a Hugging Face dataset.
 
     Regions without a caption are left out, and so are rejected captions unless ``--include-rejected`` is given.
     """
@@ -20,21 +20,29 @@ class ExportSettings(CommandSettings):
     command: ClassVar[str] = "export"
     examples: ClassVar[tuple[str, ...]] = (
         "ureca export curated/ --format jsonl --to train.jsonl    # URECA's training set",
-        "ureca export curated/ --format coco --to captions.json",
+        "ureca export curated/ --format coco --to instances.json",
+        "ureca export curated/ --format hf --to dataset/    # for datasets.load_dataset, with the images",
     )
 
     output: CliPositionalArg[str] = Field(
         description="output folder of `ureca curate` or `ureca caption`, a path or URI"
     )
-    format: Literal["jsonl", "parquet", "coco"] = Field(
-        description="jsonl: URECA's training set; parquet: one row per region; coco: COCO captions with masks"
+    format: Literal["jsonl", "parquet", "coco", "coco-captions", "hf"] = Field(
+        description="jsonl: URECA's training set; parquet: one row per region; coco: COCO instances of one category "
+        "with captions; coco-captions: COCO captions without masks; hf: folder with images, masks, captions and a "
+        "dataset card for the Hugging Face Hub"
     )
-    to: Annotated[Path, Metavar("FILE")] = Field(description="file to write")
+    to: Annotated[Path, Metavar("FILE")] = Field(description="file to write; folder with --format hf")
     masks: Annotated[Path | None, Metavar("FOLDER")] = Field(
         default=None, description="with --format jsonl: also write the masks, as one SA-1B JSON file per image"
     )
     include_rejected: bool = Field(default=False, description="also export captions that verification rejected")
     overwrite: bool = Field(default=False, description="replace existing files")
+    push: Annotated[str | None, Metavar("USER/NAME")] = Field(
+        default=None,
+        description="with --format hf: also upload the folder to this dataset repository, with the token in HF_TOKEN",
+    )
+    private: bool = Field(default=True, description="with --push: a repository that is created is private")
 
     @model_validator(mode="after")
     def _masks_have_a_format(self) -> Self:
@@ -42,9 +50,15 @@ class ExportSettings(CommandSettings):
             raise ValueError("--masks is for --format jsonl; the other formats contain the masks")
         return self
 
+    @model_validator(mode="after")
+    def _push_has_a_format(self) -> Self:
+        if self.push is not None and self.format != "hf":
+            raise ValueError("--push is for --format hf")
+        return self
+
 
 def main(argv: Sequence[str]) -> int:
-    """Export the captions of an output folder to one file; returns 0."""
+    """Export the captions of an output folder; returns 0."""
     settings = ExportSettings.load(argv)
 
     from ureca.data.export import export
@@ -58,6 +72,10 @@ def main(argv: Sequence[str]) -> int:
         overwrite=settings.overwrite,
     )
     print(f"{settings.to}: {report.summary()}")
+    if settings.push is not None:
+        from ureca.data.hub_export import push
+
+        print(f"uploaded to {push(settings.to, settings.push, private=settings.private)}")
     return 0
 
 

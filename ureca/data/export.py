@@ -1,4 +1,4 @@
-"""Exports of captioned regions: URECA's training set (JSONL), Parquet with one row per region, and COCO captions."""
+"""Exports of captioned regions: URECA's training set (JSONL), Parquet with one row per region, and COCO files."""
 
 import json
 import shutil
@@ -26,7 +26,7 @@ from ureca.schema import PROVENANCE, REGION, REGIONS, conform
 
 def export(
     output: str | PathLike[str],
-    format: Literal["jsonl", "parquet", "coco"],
+    format: Literal["jsonl", "parquet", "coco", "coco-captions", "hf"],
     to: str | PathLike[str],
     *,
     masks: str | PathLike[str] | None = None,
@@ -37,9 +37,10 @@ def export(
 
     Args:
         output: path or URI of the output folder of ``ureca curate`` or ``ureca caption``.
-        format: "jsonl" (training set of URECA, one region a line), "parquet" (one row a region) or "coco" (COCO
-            captions with masks).
-        to: local path of the file to write.
+        format: "jsonl" (training set of URECA, one region a line), "parquet" (one row a region), "coco" (COCO
+            instances of one category, with captions), "coco-captions" (COCO captions, without masks) or "hf" (a folder
+            with images, masks and captions that ``datasets.load_dataset`` loads).
+        to: local path of the file to write; of the folder with "hf".
         masks: with "jsonl", folder for the masks, one SA-1B JSON file an image; None: no masks are written.
         include_rejected: export captions that the verification rejected, too.
         overwrite: replace existing files.
@@ -59,7 +60,8 @@ def export(
     """
     if masks is not None and format != "jsonl":
         raise ValueError("masks go with the format jsonl; the other formats hold the masks themselves")
-    rows = Output.of_run(fspath(output)).region_rows()
+    run = Output.of_run(fspath(output))
+    rows = run.region_rows()
     report = ExportReport(include_rejected=include_rejected)
     if format == "jsonl":
         folder = None if masks is None else Path(masks)
@@ -68,8 +70,14 @@ def export(
         export_parquet(rows, Path(to), report, overwrite=overwrite)
     elif format == "coco":
         export_coco(rows, Path(to), report, overwrite=overwrite)
+    elif format == "coco-captions":
+        export_coco(rows, Path(to), report, masks=False, overwrite=overwrite)
+    elif format == "hf":
+        from ureca.data.hub_export import export_hub
+
+        export_hub(run, Path(to), report, overwrite=overwrite)
     else:
-        raise ValueError(f"there is no format {format!r}; the formats are jsonl, parquet and coco")
+        raise ValueError(f"there is no format {format!r}; the formats are jsonl, parquet, coco, coco-captions and hf")
     return report
 
 
@@ -102,6 +110,12 @@ class ExportReport:
                 self.num_regions += len(regions)
                 yield row, regions
 
+    def drop(self, reason: str, num_regions: int) -> None:
+        """Count an image that was selected, with so many regions, as one that failed."""
+        self.num_images -= 1
+        self.num_regions -= num_regions
+        self.failed_images[reason] += 1
+
     def summary(self) -> str:
         """Return a readable summary of the regions that were written and left out."""
 
@@ -125,17 +139,26 @@ class ExportReport:
         return True
 
 
-def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, report: ExportReport, *, overwrite: bool = False) -> None:
-    """Write COCO captions, which ``pycocotools.coco.COCO`` loads.
+def export_coco(
+    rows: Iterable[Mapping[str, Any]],
+    to: Path,
+    report: ExportReport,
+    *,
+    masks: bool = True,
+    overwrite: bool = False,
+) -> None:
+    """Write COCO instances with captions, or COCO captions, which ``pycocotools.coco.COCO`` loads.
 
     Images and annotations are numbered from 1. An image keeps its own id as ``image_id`` beside COCO's ``id``, and
-    an annotation its region's id as ``region_id``. ``segmentation`` is compressed RLE; ``bbox`` (x, y, width, height)
-    and ``area`` are the mask's, in pixels.
+    an annotation its region's id as ``region_id``. ``file_name`` is the path below INPUT where ids are paths, else the
+    name of the file. All instances have the one category "region"; ``segmentation`` is compressed RLE; ``bbox`` (x, y,
+    width, height) and ``area`` are the mask's, in pixels.
 
     Args:
         rows: rows of the schema ``REGIONS``.
         to: JSON file to write.
         report: selects the regions and counts them.
+        masks: write instances; False: captions only, as in captions_val2017.json.
         overwrite: replace an existing file.
 
     Raises:
@@ -148,13 +171,18 @@ def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, report: ExportRepor
         tempfile.TemporaryFile("w+", encoding="utf-8", dir=to.parent) as annotations,
     ):
         info = {"description": "Unique captions of image regions", "version": f"ureca {__version__}"}
-        file.write(f'{{"info": {json.dumps(info)},\n"images": [')
+        categories = [{"id": _CATEGORY, "name": "region", "supercategory": "region"}] if masks else []
+        head = {"info": info, "licenses": [], **({"categories": categories} if masks else {})}
+        file.write(f'{json.dumps(head)[:-1]},\n"images": [')
         separator = "\n"
         number = 0
         for image_number, (row, regions) in enumerate(report.select(rows), start=1):
             file.write(separator + json.dumps(_image(image_number, row), ensure_ascii=False))
             for region in regions:
-                annotation = _annotation(number + 1, image_number, row, region)
+                annotation = {"id": number + 1, "image_id": image_number, "region_id": region["region_id"]}
+                annotation["caption"] = region["caption"]
+                if masks:
+                    annotation |= _instance(row, region)
                 annotations.write((",\n" if number else "\n") + json.dumps(annotation, ensure_ascii=False))
                 number += 1
             separator = ",\n"
@@ -164,24 +192,25 @@ def export_coco(rows: Iterable[Mapping[str, Any]], to: Path, report: ExportRepor
         file.write("]}\n")
 
 
+_CATEGORY = 1
+
+
 def _image(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
+    name = row["uri"].rpartition("/")[2]
     return {
         "id": number,
         "image_id": row["image_id"],
-        "file_name": row["uri"].rpartition("/")[2],
+        "file_name": f"{row['image_id']}.{name.rpartition('.')[2]}" if "/" in row["image_id"] else name,
         "uri": row["uri"],
         "height": row["height"],
         "width": row["width"],
     }
 
 
-def _annotation(number: int, image_number: int, row: Mapping[str, Any], region: Mapping[str, Any]) -> dict[str, Any]:
+def _instance(row: Mapping[str, Any], region: Mapping[str, Any]) -> dict[str, Any]:
     rle = Mask.from_region(region, row["height"], row["width"]).rle
     return {
-        "id": number,
-        "image_id": image_number,
-        "region_id": region["region_id"],
-        "caption": region["caption"],
+        "category_id": _CATEGORY,
         # Rows keep the boxes of the masks' source, and those of SA-1B are one pixel smaller than COCO's.
         "bbox": list(box_xywh(rle)),
         "area": area_px(rle),

@@ -7,11 +7,12 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from ureca.data.export import FLAT, ExportReport, export_coco, export_jsonl, export_parquet
 from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, paraphrase
 from ureca.errors import OutputError
-from ureca.masks.annotations import read_annotations
+from ureca.masks.annotations import read_annotations, read_coco_instances
 from ureca.masks.rle import Rle, decode
 
 Rows = list[dict[str, Any]]
@@ -110,6 +111,65 @@ def test_export_coco_writes_boxes_and_masks(rows: Rows, tmp_path: Path) -> None:
     )
     expected = decode(Rle(size=[40, 60], counts=rows[3]["regions"][0]["rle"]))
     assert np.array_equal(coco.annToMask(other).astype(bool), expected)
+
+
+def test_export_coco_has_a_category_that_other_tools_find(rows: Rows, tmp_path: Path) -> None:
+    to = tmp_path / "instances.json"
+    export_coco(rows, to, ExportReport())
+    coco = COCO(str(to))
+    assert coco.getCatIds(catNms=["region"]) == [1] and [cat["name"] for cat in coco.loadCats([1])] == ["region"]
+    assert coco.getAnnIds(catIds=[1], imgIds=coco.getImgIds(catIds=[1])) == [1, 2, 3]
+    keys = ("image_id", "category_id", "segmentation", "bbox")
+    results = [{**{key: each[key] for key in keys}, "score": 0.5} for each in coco.loadAnns(coco.getAnnIds())]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    loaded = coco.loadRes(str(tmp_path / "results.json"))
+    evaluation = COCOeval(coco, loaded, "segm")
+    evaluation.evaluate()
+    evaluation.accumulate()
+    evaluation.summarize()
+    assert evaluation.stats[0] == pytest.approx(1)
+    # As the loaders of detectron2 and mmdetection read it: ids that are contiguous, and boxes in the image.
+    contiguous = {id: index for index, id in enumerate(sorted(coco.getCatIds()))}
+    for image in coco.loadImgs(sorted(coco.imgs)):
+        for each in coco.imgToAnns[image["id"]]:
+            assert contiguous[each["category_id"]] == 0 and each["image_id"] == image["id"] and not each["iscrowd"]
+            x, y, width, height = each["bbox"]
+            assert 0 <= x < x + width <= image["width"] and 0 <= y < y + height <= image["height"]
+
+
+def test_export_coco_read_again_gives_the_masks(rows: Rows, tmp_path: Path) -> None:
+    export_coco(rows, tmp_path / "instances.json", ExportReport())
+    for image, row in zip(read_coco_instances(tmp_path / "instances.json"), (rows[0], rows[3]), strict=True):
+        regions = [region for region in row["regions"] if region["status"] == "ok" and region["verdict"] != "rejected"]
+        assert [mask.rle["counts"] for mask in image] == [region["rle"] for region in regions]
+        assert [mask.extra["caption"] for mask in image] == [region["caption"] for region in regions]
+
+
+def test_export_coco_captions_have_no_masks(rows: Rows, tmp_path: Path) -> None:
+    export_coco(rows, tmp_path / "captions.json", ExportReport(), masks=False)
+    coco = COCO(str(tmp_path / "captions.json"))
+    keys = {key for annotation in coco.loadAnns(coco.getAnnIds()) for key in annotation}
+    assert keys == {"id", "image_id", "region_id", "caption"}
+    assert "categories" not in coco.dataset
+    results = [{"image_id": 1, "caption": "a guess"}]
+    (tmp_path / "results.json").write_text(json.dumps(results))
+    assert len(coco.loadRes(str(tmp_path / "results.json")).getAnnIds()) == 1
+
+
+def test_export_coco_of_ids_by_path_names_files_below_the_input(rows: Rows, tmp_path: Path) -> None:
+    rows[0] |= {"image_id": "dog/001", "uri": "/data/dog/001.jpg"}
+    rows[3] |= {"image_id": "cat/001", "uri": "/data/cat/001.jpg"}
+    export_coco(rows, tmp_path / "instances.json", ExportReport())
+    images = json.loads((tmp_path / "instances.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["dog/001.jpg", "cat/001.jpg"]
+
+
+def test_export_jsonl_of_ids_by_path_writes_masks_in_folders(rows: Rows, tmp_path: Path) -> None:
+    rows[0] |= {"image_id": "dog/001"}
+    rows[3] |= {"image_id": "cat/001"}
+    export_jsonl(rows, tmp_path / "train.jsonl", ExportReport(), masks=tmp_path / "masks")
+    assert len(read_annotations(tmp_path / "masks/dog/001.json")) == 2
+    assert len(read_annotations(tmp_path / "masks/cat/001.json")) == 1
 
 
 @EXPORTS

@@ -18,7 +18,7 @@ def output(rows: list[dict[str, Any]], tmp_path: Path) -> str:
     return output.path
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "parquet", "coco"])
+@pytest.mark.parametrize("kind", ["jsonl", "parquet", "coco", "coco-captions"])
 def test_export_command_writes_each_format_and_prints_omissions(
     output: str, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
