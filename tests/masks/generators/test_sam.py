@@ -8,9 +8,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
+from ureca.data.listing import list_images
+from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import generate_masks
 from ureca.errors import ImageError, SettingsError
+from ureca.image_limits import ImageLimits
 from ureca.masks import rle
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.sam import SamMaskGenerator, load_state, read_state
@@ -129,6 +134,58 @@ def test_generate_with_crop_layers_encodes_the_crops(image: Any) -> None:
     SamMaskGenerator.from_model(sam, settings).generate(image)
     assert len(inputs) == 1 + 4
     assert not any(torch.equal(inputs[0], crop) for crop in inputs[1:])
+
+
+@pytest.mark.parametrize(
+    ("shape", "crop_n_layers", "num_encoded"),
+    [
+        ((1, 1), 1, 1),
+        ((1, 3), 2, 1),
+        ((2, 20), 3, 1 + 4),
+        ((35, 200), 3, 1 + 4 + 16),
+        ((3, 90), 1, 1 + 4),
+        ((64, 96), 2, 1 + 4 + 16),
+    ],
+)
+def test_generate_skips_layers_whose_crops_would_be_empty(
+    shape: tuple[int, int], crop_n_layers: int, num_encoded: int
+) -> None:
+    sam = build_tiny_sam()
+    inputs: list[Any] = []
+    sam.image_encoder.register_forward_hook(lambda module, arguments, output: inputs.append(arguments[0]))
+    settings = EVERYTHING.model_dump() | {"points_per_side": 2, "crop_n_layers": crop_n_layers}
+    mask_generator = SamMaskGenerator.from_model(sam, AutomaticMaskSettings.model_validate(settings))
+    pixels = np.random.default_rng(0).integers(0, 255, (*shape, 3), np.uint8)
+    for mask in mask_generator.generate(pixels):
+        assert mask.rle["size"] == list(shape)
+    assert len(inputs) == num_encoded
+
+
+def test_generate_masks_of_a_tiny_image_costs_no_other_image(tmp_path: Path) -> None:
+    for name, shape in {"a": (64, 96), "beacon": (1, 1), "line": (1, 3000), "strip": (35, 200)}.items():
+        pixels = np.random.default_rng(1).integers(0, 255, (*shape, 3), np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{name}.png")
+    settings = EVERYTHING.model_dump() | {"points_per_side": 2, "crop_n_layers": 3}
+    mask_generator = SamMaskGenerator.from_model(build_tiny_sam(), AutomaticMaskSettings.model_validate(settings))
+    entries = [ManifestEntry.from_row(row) for row in list_images(str(tmp_path)).to_pylist()]
+    images = generate_masks(0, entries, mask_generator, ImageLimits()).images
+    assert [image.entry.image_id for image in images] == ["a", "beacon", "line", "strip"]
+    assert all(image.masks or image.error for image in images)
+    assert images[0].masks and images[3].masks
+    assert images[2].error is not None and images[2].error.kind == "too_elongated"
+
+
+@pytest.mark.parametrize("min_mask_region_area", [0, 10])
+@pytest.mark.parametrize("shape", [(64, 96), (1, 1), (2, 60)])
+def test_generate_with_crops_of_which_none_survives_returns_an_empty_list(
+    shape: tuple[int, int], min_mask_region_area: int
+) -> None:
+    if min_mask_region_area:
+        pytest.importorskip("cv2")
+    settings = AutomaticMaskSettings(
+        points_per_side=2, pred_iou_thresh=1e6, crop_n_layers=2, min_mask_region_area=min_mask_region_area
+    )
+    assert SamMaskGenerator.from_model(build_tiny_sam(), settings).generate(np.zeros((*shape, 3), np.uint8)) == []
 
 
 @pytest.mark.parametrize("crop_n_layers", [0, 1])

@@ -5,6 +5,7 @@ Checkpoints are loaded without running code that the file may contain.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -74,7 +75,8 @@ class SamMaskGenerator:
 
         Boxes are inclusive: width and height are one less than the pixels spanned. ``extra`` has ``point_coords`` (the
         prompt, [[x, y]]) and ``crop_box`` (x, y, width, height), both in pixels. A mask without a pixel, which a model
-        can predict when nothing is filtered, is left out.
+        can predict when nothing is filtered, is left out. Layers of crops are skipped from the first one of which a
+        crop would be empty, or so elongated that it vanishes at the model's input size.
 
         Args:
             image: uint8 RGB [H, W, 3], EXIF rotation applied.
@@ -84,8 +86,21 @@ class SamMaskGenerator:
             ImageError: the image is so elongated that it vanishes at the model's input size.
         """
         check_proportions(self.model, image)
-        records = [record for record in self._generator.generate(image) if record["area"] > 0]
+        generator = copy.copy(self._generator)  # of which only the number of layers depends on the image
+        generator.crop_n_layers = self._num_crop_layers(image.shape[0], image.shape[1])
+        records = [record for record in generator.generate(image) if record["area"] > 0]
         return [_as_mask(id, record) for id, record in enumerate(records, start=1)]
+
+    def _num_crop_layers(self, height_px: int, width_px: int) -> int:
+        from segment_anything.utils.amg import generate_crop_boxes
+
+        generator = self._generator
+        for num_layers in range(1, generator.crop_n_layers + 1):
+            boxes, _ = generate_crop_boxes((height_px, width_px), num_layers, generator.crop_overlap_ratio)
+            for left, top, right, bottom in boxes:
+                if right <= left or bottom <= top or _vanishes(self.model, bottom - top, right - left):
+                    return num_layers - 1
+        return int(generator.crop_n_layers)
 
 
 def load_sam(settings: SamModelSettings) -> Sam:
@@ -189,9 +204,14 @@ def check_proportions(sam: Sam, image: npt.NDArray[np.uint8]) -> None:
         ImageError: ``too_elongated``.
     """
     height, width = image.shape[:2]
-    input_side = sam.image_encoder.img_size
-    if min(height, width) * input_side / max(height, width) < 0.5:
-        raise ImageError("too_elongated", f"SAM sees at most {input_side} px a side: {width} x {height} px vanishes")
+    if _vanishes(sam, height, width):
+        side = sam.image_encoder.img_size
+        raise ImageError("too_elongated", f"SAM sees at most {side} px a side: {width} x {height} px vanishes")
+
+
+def _vanishes(sam: Sam, height_px: int, width_px: int) -> bool:
+    """Tell whether the shorter side has no pixel at the network's input size."""
+    return bool(min(height_px, width_px) * sam.image_encoder.img_size / max(height_px, width_px) < 0.5)
 
 
 def _generator_class() -> type[Any]:

@@ -97,7 +97,10 @@ class AutomaticMaskSettings(BaseModel):
     )
     box_nms_thresh: Fraction = Field(default=0.7, description="box IoU from which two masks of one crop are duplicates")
     crop_n_layers: int = Field(
-        default=0, ge=0, description="number of further runs on crops of the image; layer i has 2^i x 2^i crops"
+        default=0,
+        ge=0,
+        description="number of further runs on crops of the image; layer i has 2^i x 2^i crops, and is "
+        "skipped for images that are too small for it",
     )
     crop_nms_thresh: Fraction = Field(
         default=0.7, description="box IoU from which two masks of different crops are duplicates"
