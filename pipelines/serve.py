@@ -16,6 +16,9 @@ from ureca.model.checkpoint_files import fingerprint
 from ureca.pipelines.batch.session import ray_session, user_error
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.deployments import build_application
+from ureca.pipelines.serving.front import configure_proxies
+from ureca.pipelines.serving.middleware import digest_token
+from ureca.serving.settings import erase_variable
 
 APPLICATION = "ureca"
 """Name of the application."""
@@ -44,7 +47,11 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
         SettingsError: Tokens are missing or cannot be read, the port is in use, or a deployment cannot start.
     """
     fingerprint(settings.model)
-    settings.read_tokens()
+    token_digests = frozenset(map(digest_token, settings.read_tokens()))
+    if settings.access.tokens_variable is not None:
+        # Ray's processes, one per replica and more, inherit the environment.
+        erase_variable(settings.access.tokens_variable)
+    configure_proxies(settings.limits, token_digests)
     if not log:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Serve replaces a proxy after three failed health checks: after half a minute with its default period.
@@ -61,7 +68,7 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
             }
         )
         try:
-            application = build_application(with_absolute_paths(settings), batch_command)
+            application = build_application(with_absolute_paths(settings), batch_command, token_digests)
             serve.run(application, name=APPLICATION, route_prefix="/")
             _check_responds(settings)
             try:

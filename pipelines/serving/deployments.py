@@ -31,12 +31,15 @@ page, and responses with 429."""
 _HANG_MARGIN_S = 60.0
 
 
-def build_application(settings: ServeSettings, batch_command: Sequence[str] = ()) -> Application:
+def build_application(
+    settings: ServeSettings, batch_command: Sequence[str] = (), token_digests: Collection[bytes] | None = None
+) -> Application:
     """Build the Serve application.
 
     Args:
         settings: Settings of the service, with absolute paths.
         batch_command: Command line of ``ureca caption`` for batch jobs; required if ``batches.folders`` is set.
+        token_digests: Digests of the valid tokens, see ``digest_token``; None: of those that the settings name.
 
     Raises:
         SettingsError: Tokens are missing or cannot be read.
@@ -63,7 +66,8 @@ def build_application(settings: ServeSettings, batch_command: Sequence[str] = ()
         settings.resources.ingress,
         max_ongoing_requests=settings.limits.max_in_flight + _NUM_EXTRA_INGRESS_REQUESTS,
     )
-    token_digests = frozenset(map(digest_token, settings.read_tokens()))
+    if token_digests is None:
+        token_digests = frozenset(map(digest_token, settings.read_tokens()))
     application: Application = ingress.bind(settings, token_digests, *handles)
     return application
 

@@ -156,7 +156,7 @@ def with_documented_errors(send: Send, convert: Callable[[int, Headers], ApiErro
             if (error := convert(message["status"], Headers(raw=message["headers"]))) is not None:
                 replaced = True
                 response = error_response(error)
-                await send({"type": "http.response.start", "status": error.status, "headers": _secured(response)})
+                await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
                 await send({"type": "http.response.body", "body": response.body})
                 return
             message = {**message, "headers": [*message["headers"], *_missing(message["headers"])]}
@@ -197,7 +197,14 @@ class AccessMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        send = with_documented_errors(send, _plain_error)
+        has_started = False
+
+        async def noted(message: Message) -> None:
+            nonlocal has_started
+            has_started = True
+            await server_send(message)
+
+        server_send, send = send, with_documented_errors(noted, _plain_error)
         headers = Headers(scope=scope)
         try:
             # Prevents DNS rebinding: a foreign web page whose host name resolves to this machine.
@@ -222,6 +229,11 @@ class AccessMiddleware:
                     await self._app(scope, with_body(body, receive), send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
+        except Exception as error:
+            # Starlette's own handler is outside of this middleware, and would not add the headers.
+            if has_started:
+                raise
+            await error_response(internal_error(error))(scope, receive, send)
 
 
 def is_api_path(path: str) -> bool:
@@ -304,10 +316,6 @@ def _missing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]
     return [(name, value) for name, value in SECURITY_HEADERS.items() if name not in given]
 
 
-def _secured(response: Response) -> list[tuple[bytes, bytes]]:
-    return [*response.raw_headers, *_missing(response.raw_headers)]
-
-
 def digest_token(token: str) -> bytes:
     """Return the SHA-256 digest of a token; replicas hold digests only."""
     return hashlib.sha256(token.encode()).digest()
@@ -347,4 +355,5 @@ def internal_error(error: BaseException) -> ApiError:
 
 def _problem_response(status: int, problem: ApiProblem, headers: dict[str, str]) -> Response:
     body = ErrorResponse(error=problem).model_dump_json()
-    return Response(body, status, headers, media_type="application/json")
+    secured = headers | {name.decode(): value.decode() for name, value in SECURITY_HEADERS.items()}
+    return Response(body, status, secured, media_type="application/json")

@@ -1,5 +1,6 @@
 """Settings of the service: limits of a request, and access control."""
 
+import ctypes
 import os
 import re
 from pathlib import Path
@@ -48,6 +49,16 @@ class ServingLimits(BaseModel):
     retry_after_s: int = Field(
         default=2, ge=0, description="seconds in the Retry-After header of responses with status 429 or 503"
     )
+
+
+def erase_variable(name: str) -> None:
+    """Remove an environment variable, also from the memory that ``/proc/PID/environ`` shows of this process."""
+    libc = ctypes.CDLL(None)
+    libc.getenv.restype = ctypes.c_void_p
+    value = libc.getenv(name.encode())
+    if value:
+        ctypes.memset(value, ord("*"), len(os.environb[name.encode()]))
+    os.environ.pop(name, None)
 
 
 def _check_host_name(value: str) -> str:
