@@ -1,0 +1,136 @@
+"""URECA as a model of vLLM: vLLM's InternVL with the mask encoder as a second tower."""
+
+from collections import OrderedDict
+from typing import Any
+
+import torch
+from vllm.config import VllmConfig
+from vllm.model_executor.models.interfaces import MultiModalEmbeddings
+from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
+from vllm.model_executor.models.module_mapping import MultiModelKeys
+from vllm.multimodal import MULTIMODAL_REGISTRY
+
+from ureca.model.mask_encoder import ShownTiles, build_mask_encoder
+from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS
+from ureca.model.vllm.processing import UrecaDummyInputs, UrecaMultiModalProcessor, UrecaProcessingInfo
+
+_MAX_FEATURES_BYTES = 256 << 20
+"""Features of image tiles to keep for the fused mask encoder: 128 tiles at 8B."""
+
+
+@MULTIMODAL_REGISTRY.register_processor(
+    UrecaMultiModalProcessor, info=UrecaProcessingInfo, dummy_inputs=UrecaDummyInputs
+)
+class UrecaForConditionalGeneration(InternS1ForConditionalGeneration):
+    """InternVL, as vLLM implements it, with URECA's own mask encoder; tensors have the same names on disk.
+
+    Args:
+        vllm_config: configuration of the engine.
+        prefix: prefix of the names of modules.
+    """
+
+    packed_modules_mapping = {  # noqa: RUF012 - as in vLLM's models
+        "qkv_proj": ["q_proj", "k_proj", "v_proj"],
+        "gate_up_proj": ["gate_proj", "up_proj"],
+    }
+
+    def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
+        super().__init__(vllm_config=vllm_config, prefix=prefix)
+        towers = self._tower_model_names
+        with self._mark_tower_model(vllm_config, {"mask"}):
+            self.mask_encoder = build_mask_encoder(self.config)
+        self._tower_model_names = [*towers, *self._tower_model_names]
+        processor = vllm_config.model_config.hf_image_processor_config or {}
+        for name, default in (("image_mean", (0.485, 0.456, 0.406)), ("image_std", (0.229, 0.224, 0.225))):
+            value = torch.tensor(processor.get(name) or default, dtype=torch.float32).view(3, 1, 1)
+            self.register_buffer(name, value, persistent=False)
+        self._features: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self.num_encoded_tiles = {"image": 0, "mask": 0}
+
+    @classmethod
+    def get_placeholder_str(cls, modality: str, i: int) -> str | None:
+        """Return the placeholder of an item in a prompt."""
+        return {"image": IMAGE_TOKENS[1], "mask": MASK_TOKENS[1]}[modality]
+
+    def embed_multimodal(self, **kwargs: Any) -> MultiModalEmbeddings:
+        """Encode items of one modality, of any number of requests.
+
+        Args:
+            kwargs: for images ``image_tiles`` uint8 [N, S, S, 3], ``num_image_tiles`` and ``image_tile_keys``; for masks
+                ``mask_tiles`` uint8 [N, S, S] and ``num_mask_tiles``, and for the fused mask encoder ``shown_tiles``
+                uint8 [M, S, S, 3] and ``shown_tile_keys``: the image tiles under the M mask tiles with a pixel set.
+
+        Returns:
+            A tensor [tokens, D] for each item.
+        """
+        if (tiles := kwargs.get("image_tiles")) is not None:
+            features = self._encode_images(tiles, kwargs["image_tile_keys"].flatten().tolist())
+            return _split(features, kwargs["num_image_tiles"])
+        if (tiles := kwargs.get("mask_tiles")) is not None:
+            return _split(self._encode_masks(tiles, kwargs), kwargs["num_mask_tiles"])
+        return []
+
+    def get_mm_mapping(self) -> MultiModelKeys:
+        """Return the names of the language model, the connectors and the towers."""
+        return MultiModelKeys.from_string_field(
+            language_model="language_model",
+            connector=["multi_modal_projector", "mask_encoder"],
+            tower_model="vision_tower",
+        )
+
+    def _normalise(self, tiles: torch.Tensor) -> torch.Tensor:
+        pixels = (tiles.permute(0, 3, 1, 2) / 255 - self.image_mean) / self.image_std
+        return pixels.to(self.multi_modal_projector.linear_1.weight.dtype)
+
+    def _encode_images(self, tiles: torch.Tensor, keys: list[int]) -> torch.Tensor:
+        features = self.extract_feature(self._normalise(tiles))
+        self.num_encoded_tiles["image"] += len(tiles)
+        if self.config.mask_encoder == "fused":
+            self._keep(keys, features)
+        return features
+
+    def _keep(self, keys: list[int], features: torch.Tensor) -> None:
+        """Keep features of image tiles [N, K, D], the most recently used up to a number of bytes."""
+        for key, feature in zip(keys, features, strict=True):
+            self._features[key] = feature
+            self._features.move_to_end(key)
+        max_tiles = max(len(features), _MAX_FEATURES_BYTES // (features[0].numel() * features.element_size()))
+        while len(self._features) > max_tiles:
+            self._features.popitem(last=False)
+
+    def _encode_masks(self, tiles: torch.Tensor, kwargs: dict[str, Any]) -> torch.Tensor:
+        """Encode mask tiles to [N, T, D]; all without a pixel set, most of a small region's, are encoded once."""
+        is_empty = ~(tiles != 0).flatten(1).any(dim=1)
+        is_encoded = ~is_empty
+        if bool(is_empty.any()):
+            is_encoded[is_empty.nonzero()[0, 0]] = True
+        encoded = is_encoded.nonzero()[:, 0]
+        positions = torch.zeros(len(tiles), dtype=torch.long, device=tiles.device)
+        positions[encoded] = torch.arange(len(encoded), device=tiles.device)
+        if bool(is_empty.any()):
+            positions[is_empty] = positions[is_empty.nonzero()[0, 0]]
+        dtype = self.mask_encoder.projection.weight.dtype
+        shown = None
+        if self.config.mask_encoder == "fused":
+            # An empty tile's tokens do not depend on the image: it is paired with any tile.
+            of_encoded = (torch.cumsum(~is_empty, 0) - 1).clamp(min=0)[encoded]
+            features, pixels = self._shown(kwargs["shown_tiles"], kwargs["shown_tile_keys"].flatten().tolist())
+            shown = ShownTiles(features, pixels, of_encoded)
+        self.num_encoded_tiles["mask"] += len(encoded)
+        features = self.mask_encoder(tiles[encoded][:, None].to(dtype), shown)
+        return features[positions]
+
+    def _shown(self, tiles: torch.Tensor, keys: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return features and pixels of the image tiles under masks; features that are not kept are computed again."""
+        pixels = self._normalise(tiles)
+        missing = [index for index, key in enumerate(keys) if key not in self._features]
+        if missing:
+            self._keep([keys[index] for index in missing], self.extract_feature(pixels[missing]))
+            self.num_encoded_tiles["image"] += len(missing)
+        return torch.stack([self._features[key] for key in keys]), pixels
+
+
+def _split(features: torch.Tensor, num_tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Split features [N, K, D] of tiles into those of items."""
+    counts: list[int] = num_tiles.flatten().tolist()
+    return features.flatten(0, 1).split([count * features.shape[1] for count in counts])
