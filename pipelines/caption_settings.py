@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from ureca.captioning.settings import Engine, VllmEngineSettings
 from ureca.config import ESSENTIAL, MAY_CHANGE
 from ureca.data.settings import ReusedMasksConfig
 from ureca.model.prompt import RegionPrompt
@@ -68,6 +69,12 @@ class CaptioningSettings(PlannableSettings):
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ESSENTIAL] = Field(
         default="auto", description="type of the weights; auto: as in the checkpoint"
     )
+    engine: Engine = Field(
+        default="auto",
+        description="engine of a URECA checkpoint: transformers; vllm (continuous batching, for GPUs); auto: vllm where "
+        "an actor has a GPU and vLLM is installed",
+    )
+    vllm: VllmEngineSettings = VllmEngineSettings()
     masks: Annotated[
         MaskSource,
         Field(description="source of the masks; auto: those of INPUT where it is a run, else segments"),
@@ -75,6 +82,16 @@ class CaptioningSettings(PlannableSettings):
     ] = AutoMasksConfig()
     captioner: CaptionSettings = CaptionSettings()
     resources: Annotated[CaptionResources, MAY_CHANGE] = CaptionResources()
+
+    @model_validator(mode="after")
+    def _vllm_has_its_gpus(self) -> Self:
+        num_gpus, size = self.resources.caption.num_gpus, self.vllm.tensor_parallel_size
+        if self.engine != "transformers" and size > 1 and num_gpus != size:
+            raise ValueError(
+                f"vllm.tensor_parallel_size {size} needs as many GPUs in each actor: set resources.caption.num_gpus to "
+                f"{size}, it is {num_gpus:g}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:

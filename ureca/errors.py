@@ -21,6 +21,10 @@ class CheckpointError(UrecaError):
     """A directory is not the expected checkpoint; the message names files or weights that are missing or unexpected."""
 
 
+class EngineError(UrecaError):
+    """An inference engine died, and could not be started again."""
+
+
 class DataError(UrecaError):
     """An image, annotation file or answer is unusable. It becomes an error row or a failed region; the run goes on.
 

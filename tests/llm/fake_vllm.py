@@ -55,6 +55,14 @@ class VLLMClientError(Exception):
     """As in vllm.exceptions."""
 
 
+class EngineDeadError(Exception):
+    """As in vllm.v1.engine.exceptions."""
+
+
+class EngineGenerateError(Exception):
+    """As in vllm.v1.engine.exceptions."""
+
+
 @dataclass
 class CompletionOutput:
     text: str
@@ -72,12 +80,14 @@ class AsyncLLM:
     """Says back the last words of a prompt."""
 
     made: ClassVar[list["AsyncLLM"]] = []
+    deadly: ClassVar[list[str]] = []
+    """Words of prompts at which an engine dies; each is used up by one death, a word ending in ! by none."""
 
     def __init__(self, arguments: AsyncEngineArgs) -> None:
         self.arguments = arguments
         self.asked: list[tuple[Any, SamplingParams, str]] = []
         self.in_flight = self.most_in_flight = 0
-        self.is_shut_down = False
+        self.is_shut_down = self.is_dead = False
         self.made.append(self)
 
     @classmethod
@@ -94,6 +104,13 @@ class AsyncLLM:
             raise VLLMClientError("too many images")
         if self.arguments.max_model_len is not None and len(prompt["prompt"]) > self.arguments.max_model_len:
             raise ValueError("the prompt is too long")
+        for word in self.deadly:
+            if word.rstrip("!") in prompt["prompt"]:
+                self.is_dead = True
+                if not word.endswith("!"):
+                    self.deadly.remove(word)
+        if self.is_dead:
+            raise EngineDeadError("EngineCore encountered an issue.\nSee stack trace (above).")
         self.in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(0.001)
@@ -109,7 +126,15 @@ def install(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make it what ``import vllm`` finds."""
     here = sys.modules[__name__]
     AsyncLLM.made.clear()
-    for name in ("vllm", "vllm.sampling_params", "vllm.v1", "vllm.v1.engine", "vllm.v1.engine.async_llm"):
+    AsyncLLM.deadly.clear()
+    for name in (
+        "vllm",
+        "vllm.sampling_params",
+        "vllm.v1",
+        "vllm.v1.engine",
+        "vllm.v1.engine.async_llm",
+        "vllm.v1.engine.exceptions",
+    ):
         module = ModuleType(name)
         module.__dict__.update({key: value for key, value in vars(here).items() if not key.startswith("_")})
         monkeypatch.setitem(sys.modules, name, module)

@@ -11,7 +11,7 @@ from pydantic import ValidationError
 
 from tests.llm import fake_vllm
 from tests.llm.tiny_models import FAMILIES
-from ureca.errors import AnswerError, SettingsError
+from ureca.errors import AnswerError, EngineError, SettingsError
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 from ureca.llm.settings import VllmConfig
 from ureca.llm.vllm import VllmChatModel
@@ -139,3 +139,39 @@ def test_vllm_not_installed_names_the_package(folder: Path, monkeypatch: pytest.
 def test_vllm_config_with_impossible_value_is_rejected(settings: dict[str, object], named: str) -> None:
     with pytest.raises(ValidationError, match=named):
         VllmConfig.model_validate({"checkpoint": "c"} | settings)
+
+
+@pytest.mark.usefixtures("vllm")
+class TestEngineDeath:
+    def test_engine_that_dies_is_started_again_and_the_request_is_answered(self, folder: Path) -> None:
+        model, engine = engine_of(folder)
+        fake_vllm.AsyncLLM.deadly.append("red cup")
+        answer = asyncio.run(model.answer(REQUEST))
+        assert answer.text == "red cup"
+        assert engine.is_shut_down
+        assert len(fake_vllm.AsyncLLM.made) >= 2
+        assert fake_vllm.AsyncLLM.made[-1] is not engine
+
+    def test_requests_in_flight_at_a_death_share_one_restart(self, folder: Path) -> None:
+        model, _ = engine_of(folder)
+        before = len(fake_vllm.AsyncLLM.made)
+        fake_vllm.AsyncLLM.deadly.append("red cup")
+
+        async def ask() -> list[ChatAnswer]:
+            return await asyncio.gather(*(model.answer(REQUEST) for _ in range(5)))
+
+        assert [answer.text for answer in asyncio.run(ask())] == ["red cup"] * 5
+        assert len(fake_vllm.AsyncLLM.made) == before + 1
+
+    def test_engine_that_dies_again_and_again_is_an_error_of_one_line(self, folder: Path) -> None:
+        model, _ = engine_of(folder)
+        fake_vllm.AsyncLLM.deadly.append("red cup!")
+        with pytest.raises(EngineError, match="died 4 times in a row") as raised:
+            asyncio.run(model.answer(REQUEST))
+        assert "\n" not in str(raised.value)
+
+    def test_greedy_requests_have_no_seed(self, folder: Path) -> None:
+        model, engine = engine_of(folder)
+        asyncio.run(model.answer(replace(REQUEST, temperature=0.0)))
+        asyncio.run(model.answer(REQUEST))
+        assert [parameters.seed is None for _, parameters, _ in engine.asked] == [True, False]

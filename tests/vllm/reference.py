@@ -100,9 +100,7 @@ def generate(model: Any, processor: Any, image: npt.NDArray[np.uint8], masks: Se
     """Generate greedily with transformers, and return the new tokens without the end token."""
     import torch
 
-    inputs = processor(
-        images=[image], text=[prompt_of(processor, len(masks))], masks=list(masks), return_tensors="pt"
-    )
+    inputs = processor(images=[image], text=[prompt_of(processor, len(masks))], masks=list(masks), return_tensors="pt")
     with torch.inference_mode():
         tokens = model.generate(**inputs, max_new_tokens=NUM_NEW_TOKENS, do_sample=False)
     new = tokens[0, inputs["input_ids"].shape[1] :].tolist()

@@ -13,6 +13,8 @@ from tests.vllm.reference import NUM_NEW_TOKENS, VARIANTS, draw_inputs, prompt_o
 
 vllm = pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
+pytestmark = pytest.mark.long
+
 NUM_PREFIX_BLOCK_TOKENS = 32
 
 

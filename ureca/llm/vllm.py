@@ -1,17 +1,23 @@
-"""A chat model that vLLM runs in this process (vLLM's ``AsyncLLM``)."""
+"""vLLM in this process (its ``AsyncLLM``): an engine that survives its death, and a chat model on it."""
 
 import asyncio
 import dataclasses
 import itertools
+import logging
 import os
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
-from ureca.errors import AnswerError, SettingsError
+from ureca.errors import AnswerError, EngineError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
 from ureca.llm.settings import VllmConfig
 
+_log = logging.getLogger(__name__)
+
+_MAX_RESTARTS = 3
 _MAX_IMAGES = 3
 """Images in a request for verification, the most of any. vLLM reserves memory for so many."""
 
@@ -19,7 +25,8 @@ _MAX_IMAGES = 3
 class VllmChatModel:
     """Runs a checkpoint in a vLLM engine; a ``ChatModel`` for one event loop.
 
-    vLLM does continuous batching and prefix caching. Tokens are sampled with a seed from the request's content.
+    vLLM does continuous batching and prefix caching. Tokens are sampled with a seed from the request's content, except
+    on a CPU.
 
     Args:
         settings: checkpoint and options of the engine.
@@ -31,19 +38,27 @@ class VllmChatModel:
     def __init__(self, settings: VllmConfig) -> None:
         self.name = settings.checkpoint
         self._structured = settings.structured_output
-        self._vllm = _Vllm.load()
-        self._vllm.check_options(settings)
+        vllm = VllmInterface.load("mllm.kind vllm", "use mllm.kind openai with the address of a vLLM server")
         try:
-            processor = self._vllm.processors.from_pretrained(settings.checkpoint, trust_remote_code=False)
-            self._engine = self._vllm.engine.from_engine_args(self._vllm.arguments(settings))
+            processor = vllm.processors.from_pretrained(settings.checkpoint, trust_remote_code=False)
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"mllm.checkpoint '{settings.checkpoint}': vLLM cannot run it: {error}") from error
+        self._engine = VllmEngine(
+            vllm,
+            "mllm.checkpoint",
+            settings.checkpoint,
+            tensor_parallel_size=settings.tensor_parallel_size,
+            dtype=settings.dtype,
+            max_model_len=settings.max_model_len,
+            gpu_memory_utilization=settings.gpu_memory_utilization,
+            limit_mm_per_prompt={"image": _MAX_IMAGES},
+            engine_options=settings.engine_options,
+        )
         self._template = ChatTemplate(processor, settings.checkpoint, settings.chat_template_kwargs)
         # The token that the tokenizer puts before each text is removed from prompts: chat templates contain it, too.
         tokenizer = processor.tokenizer
         adds_bos = tokenizer.bos_token is not None and tokenizer("").input_ids[:1] == [tokenizer.bos_token_id]
         self._bos_token = str(tokenizer.bos_token) if adds_bos else ""
-        self._ids = itertools.count()
         self._load = process_load()
         if isinstance(num_slots := settings.engine_options.get("max_num_seqs"), int):
             self._load.set_slots(self, num_slots)
@@ -53,18 +68,18 @@ class VllmChatModel:
 
         Raises:
             AnswerError: ``unusable_request``: vLLM rejects the request, for example because it is too long.
+            EngineError: the engine died again and again.
         """
         prompt = await asyncio.to_thread(self._prompt, request)
-        parameters = self._vllm.sampling(request, self._structured)
-        final = None
-        try:
-            with self._load.busy(), self._load.request():
-                async for output in self._engine.generate(prompt, parameters, f"ureca-{os.getpid()}-{next(self._ids)}"):
-                    final = output
-        except self._vllm.request_errors as error:
-            raise AnswerError("unusable_request", f"vLLM rejects it: {error}") from error
-        if final is None or not final.outputs:
-            raise AnswerError("malformed_answer", "vLLM gave no output")
+        structured = self._structured and bool(request.answer_schema)
+        with self._load.busy(), self._load.request():
+            final = await self._engine.generate(
+                prompt,
+                temperature=request.temperature,
+                max_tokens=request.max_new_tokens,
+                seed=request_digest(request) >> 1,  # 63 bits
+                answer_schema=request.answer_schema if structured else None,
+            )
         written = final.outputs[0]
         return ChatAnswer(
             written.text.strip(),
@@ -75,7 +90,7 @@ class VllmChatModel:
 
     def close(self) -> None:
         """Shut down the engine and its processes."""
-        self._engine.shutdown()
+        self._engine.close()
 
     def _prompt(self, request: ChatRequest) -> dict[str, Any]:
         prompt: dict[str, Any] = {"prompt": self._template.render(request).removeprefix(self._bos_token)}
@@ -86,9 +101,163 @@ class VllmChatModel:
         return prompt
 
 
+class VllmEngine:
+    """A vLLM engine that is started again when it dies, with the requests that it had.
+
+    A request that kills the engine would kill it again: after ``_MAX_RESTARTS`` deaths without an answer in between,
+    the engine stays dead.
+
+    Args:
+        vllm: interface of the installed vLLM.
+        setting: name of the setting that names the checkpoint, for error messages.
+        checkpoint: folder, or name on the hub.
+        tensor_parallel_size: number of GPUs, on this machine, among which the model is split.
+        dtype: data type of the weights, or "auto".
+        max_model_len: most tokens of a prompt and its answer; None for the model's own limit.
+        gpu_memory_utilization: fraction of each GPU's memory that vLLM uses.
+        limit_mm_per_prompt: most items of a prompt by modality.
+        engine_options: further fields of vLLM's AsyncEngineArgs.
+
+    Raises:
+        SettingsError: vLLM cannot run the checkpoint, or has no such option.
+    """
+
+    def __init__(
+        self,
+        vllm: "VllmInterface",
+        setting: str,
+        checkpoint: str,
+        *,
+        tensor_parallel_size: int,
+        dtype: str,
+        max_model_len: int | None,
+        gpu_memory_utilization: float,
+        limit_mm_per_prompt: Mapping[str, int],
+        engine_options: Mapping[str, Any],
+    ) -> None:
+        self._vllm = vllm
+        self._setting, self._checkpoint = setting, checkpoint
+        known = {field.name for field in dataclasses.fields(vllm.engine_arguments)}
+        if unknown := sorted(engine_options.keys() - known):
+            raise SettingsError(
+                f"{setting.partition('.')[0]}.engine_options: vLLM's AsyncEngineArgs has no {', '.join(unknown)}"
+            )
+        self._arguments: dict[str, Any] = {
+            "model": checkpoint,
+            "tensor_parallel_size": tensor_parallel_size,
+            # Ray has assigned GPUs to the actor already; by default vLLM would request others from Ray.
+            "distributed_executor_backend": "mp" if tensor_parallel_size > 1 else None,
+            "dtype": dtype,
+            "max_model_len": max_model_len,
+            "gpu_memory_utilization": gpu_memory_utilization,
+            "limit_mm_per_prompt": dict(limit_mm_per_prompt),
+            "trust_remote_code": False,
+            **engine_options,
+        }
+        try:
+            self._engine = vllm.engine.from_engine_args(vllm.engine_arguments(**self._arguments))
+        except (OSError, ValueError, RuntimeError) as error:
+            raise SettingsError(f"{setting} '{checkpoint}': vLLM cannot run it: {_first_line(error)}") from error
+        self._restart = asyncio.Lock()
+        self._num_deaths = 0
+        self._ids = itertools.count()
+
+    async def generate(
+        self,
+        prompt: Mapping[str, Any],
+        *,
+        temperature: float,
+        max_tokens: int,
+        top_p: float = 1.0,
+        seed: int | None = None,
+        answer_schema: Mapping[str, Any] | None = None,
+        lora_request: Any = None,
+    ) -> Any:
+        """Generate the answer to a prompt with its ``multi_modal_data``.
+
+        Returns:
+            vLLM's ``RequestOutput`` with one output.
+
+        Raises:
+            AnswerError: ``unusable_request``: vLLM rejects the prompt; ``malformed_answer``: it gave no output.
+            EngineError: the engine died again and again, or could not be started again.
+        """
+        vllm = self._vllm
+        parameters = vllm.sampling_parameters(
+            temperature=temperature,
+            max_tokens=max_tokens,
+            # Greedy decoding has no use for a seed, and vLLM 0.32 dies of one on a CPU.
+            seed=seed if temperature > 0 and not vllm.runs_on_cpu else None,
+            output_kind=vllm.final_only,
+            **({} if top_p == 1.0 else {"top_p": top_p}),
+            structured_outputs=None if answer_schema is None else vllm.structured_outputs(json=answer_schema),
+        )
+        lora = {} if lora_request is None else {"lora_request": lora_request}
+        while True:
+            engine, final = self._engine, None
+            try:
+                rendered = await self._render(engine, prompt)
+                request_id = f"ureca-{os.getpid()}-{next(self._ids)}"
+                async for output in engine.generate(rendered, parameters, request_id, **lora):
+                    final = output
+            except vllm.request_errors as error:
+                raise AnswerError("unusable_request", f"vLLM rejects it: {_first_line(error)}") from error
+            except vllm.death_errors as error:
+                await self._replace(engine, error)
+                continue
+            if final is None or not final.outputs:
+                raise AnswerError("malformed_answer", "vLLM gave no output")
+            self._num_deaths = 0
+            return final
+
+    def close(self) -> None:
+        """Shut down the engine and its processes."""
+        self._engine.shutdown()
+
+    @staticmethod
+    async def _render(engine: Any, prompt: Mapping[str, Any]) -> Any:
+        """Tokenize a prompt and process its images; vLLM before 0.20 does so itself, and later ones deprecate it."""
+        renderer = getattr(engine, "renderer", None)
+        if renderer is None or not hasattr(renderer, "render_cmpl_async"):
+            return prompt
+        (rendered,) = await renderer.render_cmpl_async([dict(prompt)])
+        return rendered
+
+    async def _replace(self, dead: Any, error: Exception) -> None:
+        """Start the engine again, unless another request has done so since."""
+        async with self._restart:
+            if self._engine is not dead:
+                return
+            self._num_deaths += 1
+            cause = f"vLLM's engine of {self._setting} '{self._checkpoint}' died: {_first_line(error)}"
+            if self._num_deaths > _MAX_RESTARTS:
+                raise EngineError(
+                    f"{cause} It died {self._num_deaths} times in a row without an answer; vLLM's own log, above, has "
+                    "the reason."
+                ) from error
+            _log.warning("%s It is started again (%d of %d).", cause, self._num_deaths, _MAX_RESTARTS)
+            dead.shutdown()
+            try:
+                # On the event loop's thread: vLLM's engine attaches to the running loop.
+                vllm = self._vllm
+                self._engine = vllm.engine.from_engine_args(vllm.engine_arguments(**self._arguments))
+            except (OSError, ValueError, RuntimeError) as second:
+                raise EngineError(f"{cause} It could not be started again: {_first_line(second)}") from second
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 @dataclasses.dataclass(frozen=True)
-class _Vllm:
-    """The parts of vLLM's API (documented since 0.12) and of transformers, which comes with it, that are used here."""
+class VllmInterface:
+    """The parts of vLLM's API (documented since 0.12) and of transformers, which comes with it, that are used here.
+
+    Attributes:
+        request_errors: errors of an invalid request.
+        death_errors: errors of an engine that cannot go on.
+        runs_on_cpu: vLLM computes on the CPU.
+    """
 
     engine: Any
     engine_arguments: Any
@@ -96,10 +265,21 @@ class _Vllm:
     structured_outputs: Any
     final_only: Any
     request_errors: tuple[type[Exception], ...]
+    death_errors: tuple[type[Exception], ...]
+    runs_on_cpu: bool
     processors: Any
 
     @classmethod
-    def load(cls) -> "_Vllm":
+    def load(cls, needed_by: str, alternative: str) -> "VllmInterface":
+        """Import vLLM.
+
+        Args:
+            needed_by: setting that needs vLLM, for the error message.
+            alternative: advice for a machine without vLLM, for the error message.
+
+        Raises:
+            SettingsError: vLLM is not installed.
+        """
         try:
             from transformers import AutoProcessor
             from vllm import AsyncEngineArgs, SamplingParams
@@ -107,53 +287,33 @@ class _Vllm:
             from vllm.v1.engine.async_llm import AsyncLLM
         except ImportError as error:
             raise SettingsError(
-                f"mllm.kind vllm needs vLLM on the machines of the actors ({error}): pip install 'ureca-ray[vllm]' "
-                "there, or use mllm.kind openai with the address of a vLLM server"
+                f"{needed_by} needs vLLM on the machines of the actors ({error}): pip install 'ureca-ray[vllm]' "
+                f"there, or {alternative}"
             ) from error
+        # Classes and modules that are newer than 0.12.
+        request_errors: tuple[type[Exception], ...] = (ValueError,)
+        death_errors: tuple[type[Exception], ...] = ()
+        with suppress(ImportError):
+            from vllm.exceptions import VLLMClientError
+
+            request_errors = (ValueError, VLLMClientError)
+        with suppress(ImportError):
+            from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
+
+            death_errors = (EngineDeadError, EngineGenerateError)
+        runs_on_cpu = False
+        with suppress(ImportError):
+            from vllm.platforms import current_platform
+
+            runs_on_cpu = bool(current_platform.is_cpu())
         return cls(
             engine=AsyncLLM,
             engine_arguments=AsyncEngineArgs,
             sampling_parameters=SamplingParams,
             structured_outputs=StructuredOutputsParams,
             final_only=RequestOutputKind.FINAL_ONLY,
-            request_errors=_request_errors(),
+            request_errors=request_errors,
+            death_errors=death_errors,
+            runs_on_cpu=runs_on_cpu,
             processors=AutoProcessor,
         )
-
-    def check_options(self, settings: VllmConfig) -> None:
-        known = {field.name for field in dataclasses.fields(self.engine_arguments)}
-        if unknown := sorted(settings.engine_options.keys() - known):
-            raise SettingsError(f"mllm.engine_options: vLLM's AsyncEngineArgs has no {', '.join(unknown)}")
-
-    def arguments(self, settings: VllmConfig) -> Any:
-        arguments: dict[str, Any] = {
-            "model": settings.checkpoint,
-            "tensor_parallel_size": settings.tensor_parallel_size,
-            # Ray has assigned GPUs to the actor already; by default vLLM would request others from Ray.
-            "distributed_executor_backend": "mp" if settings.tensor_parallel_size > 1 else None,
-            "dtype": settings.dtype,
-            "max_model_len": settings.max_model_len,
-            "gpu_memory_utilization": settings.gpu_memory_utilization,
-            "limit_mm_per_prompt": {"image": _MAX_IMAGES},
-            "trust_remote_code": False,
-        }
-        return self.engine_arguments(**arguments, **settings.engine_options)
-
-    def sampling(self, request: ChatRequest, structured: bool) -> Any:
-        structured = structured and bool(request.answer_schema)
-        return self.sampling_parameters(
-            temperature=request.temperature,
-            max_tokens=request.max_new_tokens,
-            seed=request_digest(request) >> 1,  # 63 bits
-            output_kind=self.final_only,
-            structured_outputs=self.structured_outputs(json=request.answer_schema) if structured else None,
-        )
-
-
-def _request_errors() -> tuple[type[Exception], ...]:
-    """Return the errors that vLLM raises for an invalid request; its own error classes are newer than 0.12."""
-    try:
-        from vllm.exceptions import VLLMClientError
-    except ImportError:
-        return (ValueError,)
-    return (ValueError, VLLMClientError)

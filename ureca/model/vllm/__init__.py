@@ -1,8 +1,8 @@
 """URECA in vLLM: a plugin (entry point ``vllm.general_plugins``) that makes vLLM load URECA checkpoints.
 
-Masks are a modality of their own beside images: a prompt of `ureca.model.processing` with one ``<IMG_CONTEXT>`` an image
-and one ``<MASK_CONTEXT>`` a mask, and ``multi_modal_data`` of ``{"image": image, "mask": mask}``. All regions of an image
-share the beginning of their prompts, so that vLLM's prefix cache computes an image once.
+Masks are a modality of their own beside images: a prompt of `ureca.model.processing` has one ``<IMG_CONTEXT>`` for an
+image and one ``<MASK_CONTEXT>`` for a mask, with ``multi_modal_data`` of ``{"image": image, "mask": mask}``. The
+regions of an image share the beginning of their prompts, so that vLLM's prefix cache computes an image once.
 
 Only `register` is imported with this package; vLLM imports the rest where it needs it. vLLM pins a version of
 transformers that ``ureca.model.modeling`` cannot run on: the modules here, and those that they import (configuration,

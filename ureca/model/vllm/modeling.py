@@ -36,10 +36,10 @@ class UrecaForConditionalGeneration(InternS1ForConditionalGeneration):
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)
-        towers = self._tower_model_names
+        towers: list[str] = self._tower_model_names
         with self._mark_tower_model(vllm_config, {"mask"}):
             self.mask_encoder = build_mask_encoder(self.config)
-        self._tower_model_names = [*towers, *self._tower_model_names]
+        self._tower_model_names: list[str] = [*towers, *self._tower_model_names]
         processor = vllm_config.model_config.hf_image_processor_config or {}
         for name, default in (("image_mean", (0.485, 0.456, 0.406)), ("image_std", (0.229, 0.224, 0.225))):
             value = torch.tensor(processor.get(name) or default, dtype=torch.float32).view(3, 1, 1)
@@ -56,7 +56,7 @@ class UrecaForConditionalGeneration(InternS1ForConditionalGeneration):
         """Encode items of one modality, of any number of requests.
 
         Args:
-            kwargs: for images ``image_tiles`` uint8 [N, S, S, 3], ``num_image_tiles`` and ``image_tile_keys``; for masks
+            kwargs: for images ``image_tiles`` uint8 [N, S, S, 3], ``num_image_tiles``, ``image_tile_keys``; for masks
                 ``mask_tiles`` uint8 [N, S, S] and ``num_mask_tiles``, and for the fused mask encoder ``shown_tiles``
                 uint8 [M, S, S, 3] and ``shown_tile_keys``: the image tiles under the M mask tiles with a pixel set.
 
@@ -79,11 +79,11 @@ class UrecaForConditionalGeneration(InternS1ForConditionalGeneration):
         )
 
     def _normalise(self, tiles: torch.Tensor) -> torch.Tensor:
-        pixels = (tiles.permute(0, 3, 1, 2) / 255 - self.image_mean) / self.image_std
+        pixels: torch.Tensor = (tiles.permute(0, 3, 1, 2) / 255 - self.image_mean) / self.image_std
         return pixels.to(self.multi_modal_projector.linear_1.weight.dtype)
 
     def _encode_images(self, tiles: torch.Tensor, keys: list[int]) -> torch.Tensor:
-        features = self.extract_feature(self._normalise(tiles))
+        features: torch.Tensor = self.extract_feature(self._normalise(tiles))
         self.num_encoded_tiles["image"] += len(tiles)
         if self.config.mask_encoder == "fused":
             self._keep(keys, features)
@@ -117,8 +117,8 @@ class UrecaForConditionalGeneration(InternS1ForConditionalGeneration):
             features, pixels = self._shown(kwargs["shown_tiles"], kwargs["shown_tile_keys"].flatten().tolist())
             shown = ShownTiles(features, pixels, of_encoded)
         self.num_encoded_tiles["mask"] += len(encoded)
-        features = self.mask_encoder(tiles[encoded][:, None].to(dtype), shown)
-        return features[positions]
+        tokens: torch.Tensor = self.mask_encoder(tiles[encoded][:, None].to(dtype), shown)
+        return tokens[positions]
 
     def _shown(self, tiles: torch.Tensor, keys: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Return features and pixels of the image tiles under masks; features that are not kept are computed again."""
@@ -133,4 +133,4 @@ class UrecaForConditionalGeneration(InternS1ForConditionalGeneration):
 def _split(features: torch.Tensor, num_tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Split features [N, K, D] of tiles into those of items."""
     counts: list[int] = num_tiles.flatten().tolist()
-    return features.flatten(0, 1).split([count * features.shape[1] for count in counts])
+    return torch.split(features.flatten(0, 1), [count * features.shape[1] for count in counts])

@@ -112,9 +112,7 @@ class UrecaDataParser(MultiModalDataParser):
                 continue
             if not isinstance(mask, np.ndarray) or mask.ndim != 2 or mask.dtype != np.bool_:
                 found = f"{mask.dtype} {list(mask.shape)}" if isinstance(mask, np.ndarray) else type(mask).__name__
-                raise VLLMValidationError(
-                    f"mask {index} must be a bool array [H, W], it is {found}", parameter="mask"
-                )
+                raise VLLMValidationError(f"mask {index} must be a bool array [H, W], it is {found}", parameter="mask")
             if not mask.any():
                 raise VLLMValidationError(
                     f"mask {index} has no pixel set: there is nothing to caption", parameter="mask"
@@ -158,12 +156,14 @@ class UrecaProcessingInfo(BaseProcessingInfo):
 
     def get_hf_config(self) -> UrecaConfig:
         """Return the configuration of the checkpoint."""
-        return self.ctx.get_hf_config(UrecaConfig)
+        config: UrecaConfig = self.ctx.get_hf_config(UrecaConfig)
+        return config
 
     def get_hf_processor(self, **kwargs: object) -> UrecaProcessor:
         """Return the processor of the checkpoint; ``max_tiles`` is an argument of its call, not of the processor."""
         kwargs.pop("max_tiles", None)
-        return self.ctx.get_hf_processor(UrecaProcessor, **kwargs)
+        processor: UrecaProcessor = self.ctx.get_hf_processor(UrecaProcessor, **kwargs)
+        return processor
 
     def get_supported_mm_limits(self) -> Mapping[str, int | None]:
         """Return the most items of a prompt by modality; None for no limit."""
@@ -254,7 +254,8 @@ class UrecaMultiModalProcessor(BaseMultiModalProcessor[UrecaProcessingInfo]):
         processor = self.info.get_hf_processor()
         images: Any = hf_data.get("images") or []
         masks: Any = hf_data.get("masks") or []
-        max_tiles = int(hf_kwargs.get("max_tiles") or processor.image_processor.max_tiles)  # type: ignore[call-overload]
+        asked: Any = hf_kwargs.get("max_tiles")
+        max_tiles = int(asked or processor.image_processor.max_tiles)
         outputs: dict[str, torch.Tensor] = {}
         if images:
             tiles = [processor.image_processor.cut(image, max_tiles) for image in images]
@@ -333,7 +334,7 @@ def _shown_tiles(
         if id(image) not in cut:
             cut[id(image)] = processor.image_processor.cut(image, max_tiles)
         of_image = cut[id(image)][-len(tiles) :]  # one mask tile covers the whole image, as the image's last tile does
-        is_shown = tiles.any(axis=(1, 2))
+        is_shown = np.asarray(tiles.any(axis=(1, 2)))
         is_shown[-1] |= not is_shown.any()  # values of the released weights' kind can miss a thin mask everywhere
         shown.append(of_image[is_shown])
     return {

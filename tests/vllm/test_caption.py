@@ -1,0 +1,93 @@
+"""`ureca caption --engine vllm` against `--engine transformers`, and killed and resumed; run by ``make long-vllm``."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from tests.vllm.conftest import LIBRARY_PYTHON
+from tests.vllm.reference import draw_inputs
+
+pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
+
+ENGINE = '{"enforce_eager": true, "block_size": 32, "max_num_seqs": 16}'
+LONGEST_WAIT_S = 400.0
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("images")
+    for seed in range(6):
+        for index, (image, _) in enumerate(draw_inputs(seed)):
+            Image.fromarray(image).save(folder / f"{seed}_{index}.png")
+    return folder
+
+
+def command(python: str, images: Path, output: Path, checkpoint: Path, engine: str) -> list[str]:
+    return [
+        *(python, "-m", "ureca.jobs.cli", "caption", str(images), str(output), "--model", str(checkpoint)),
+        *("--engine", engine, "--dtype", "float32", "--captioner.max_new_tokens", "16", "--images_per_partition", "4"),
+        *("--vllm.max_model_len", "2048", "--vllm.engine_options", ENGINE, "--resources.caption.num_actors", "1"),
+    ]
+
+
+Captions = dict[tuple[str, int], tuple[str, str, int | None]]
+
+
+def captions(output: Path) -> Captions:
+    """Read status, text and length of each region; a region that occurs twice is an error."""
+    found = {}
+    for path in sorted((output / "captions").glob("*.parquet")):
+        for row in pq.read_table(path).to_pylist():
+            for region in row["captions"]:
+                key = (row["image_id"], region["region_id"])
+                assert key not in found
+                found[key] = (region["status"], region["caption"], region["num_tokens"])
+    return found
+
+
+@pytest.fixture(scope="module")
+def expected(
+    images: Path, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[tuple[str, int], object]:
+    output = tmp_path_factory.mktemp("transformers") / "out"
+    run = command(LIBRARY_PYTHON, images, output, checkpoints / "convolutional", "transformers")
+    subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
+    return captions(output)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.long
+def test_caption_by_vllm_writes_the_rows_of_transformers(
+    images: Path, checkpoints: Path, expected: Captions, tmp_path: Path
+) -> None:
+    run = command(sys.executable, images, tmp_path / "out", checkpoints / "convolutional", "vllm")
+    subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
+    assert captions(tmp_path / "out") == expected
+    assert len({text for _, text, _ in captions(tmp_path / "out").values()}) > len(expected) // 2
+
+
+@pytest.mark.timeout(1200)
+@pytest.mark.long
+def test_caption_by_vllm_that_is_killed_is_resumed(
+    images: Path, checkpoints: Path, expected: Captions, tmp_path: Path
+) -> None:
+    run = command(sys.executable, images, tmp_path / "out", checkpoints / "convolutional", "vllm")
+    process = subprocess.Popen(run, start_new_session=True)
+    deadline = time.monotonic() + LONGEST_WAIT_S
+    while not list((tmp_path / "out" / "captions").glob("part-*.parquet")):
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    before = captions(tmp_path / "out")
+    subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
+    assert captions(tmp_path / "out") == expected
+    assert before.items() <= captions(tmp_path / "out").items()
