@@ -71,7 +71,7 @@ class CaptioningSettings(PlannableSettings):
     )
     engine: Engine = Field(
         default="auto",
-        description="engine of a URECA checkpoint: transformers; vllm (continuous batching, for GPUs); auto: vllm where "
+        description="engine of a URECA checkpoint: transformers; vllm (continuous batching, for GPUs); auto: vllm if "
         "an actor has a GPU and vLLM is installed",
     )
     vllm: VllmEngineSettings = VllmEngineSettings()

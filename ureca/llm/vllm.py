@@ -1,4 +1,4 @@
-"""vLLM in this process (its ``AsyncLLM``): an engine that survives its death, and a chat model on it."""
+"""vLLM in this process (its ``AsyncLLM``): an engine that survives its crashes, and a chat model on it."""
 
 import asyncio
 import dataclasses
@@ -104,7 +104,7 @@ class VllmChatModel:
 class VllmEngine:
     """A vLLM engine that is started again when it dies, with the requests that it had.
 
-    A request that kills the engine would kill it again: after ``_MAX_RESTARTS`` deaths without an answer in between,
+    A request that kills the engine would kill it again: after ``_MAX_RESTARTS`` crashes without an answer in between,
     the engine stays dead.
 
     Args:
@@ -159,7 +159,7 @@ class VllmEngine:
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"{setting} '{checkpoint}': vLLM cannot run it: {_first_line(error)}") from error
         self._restart = asyncio.Lock()
-        self._num_deaths = 0
+        self._num_crashes = 0
         self._ids = itertools.count()
 
     async def generate(
@@ -202,12 +202,12 @@ class VllmEngine:
                     final = output
             except vllm.request_errors as error:
                 raise AnswerError("unusable_request", f"vLLM rejects it: {_first_line(error)}") from error
-            except vllm.death_errors as error:
+            except vllm.crash_errors as error:
                 await self._replace(engine, error)
                 continue
             if final is None or not final.outputs:
                 raise AnswerError("malformed_answer", "vLLM gave no output")
-            self._num_deaths = 0
+            self._num_crashes = 0
             return final
 
     def close(self) -> None:
@@ -228,14 +228,14 @@ class VllmEngine:
         async with self._restart:
             if self._engine is not dead:
                 return
-            self._num_deaths += 1
+            self._num_crashes += 1
             cause = f"vLLM's engine of {self._setting} '{self._checkpoint}' died: {_first_line(error)}"
-            if self._num_deaths > _MAX_RESTARTS:
+            if self._num_crashes > _MAX_RESTARTS:
                 raise EngineError(
-                    f"{cause} It died {self._num_deaths} times in a row without an answer; vLLM's own log, above, has "
+                    f"{cause} It died {self._num_crashes} times in a row without an answer; vLLM's own log, above, has "
                     "the reason."
                 ) from error
-            _log.warning("%s It is started again (%d of %d).", cause, self._num_deaths, _MAX_RESTARTS)
+            _log.warning("%s It is started again (%d of %d).", cause, self._num_crashes, _MAX_RESTARTS)
             dead.shutdown()
             try:
                 # On the event loop's thread: vLLM's engine attaches to the running loop.
@@ -255,7 +255,7 @@ class VllmInterface:
 
     Attributes:
         request_errors: errors of an invalid request.
-        death_errors: errors of an engine that cannot go on.
+        crash_errors: errors of an engine that cannot go on.
         runs_on_cpu: vLLM computes on the CPU.
     """
 
@@ -265,7 +265,7 @@ class VllmInterface:
     structured_outputs: Any
     final_only: Any
     request_errors: tuple[type[Exception], ...]
-    death_errors: tuple[type[Exception], ...]
+    crash_errors: tuple[type[Exception], ...]
     runs_on_cpu: bool
     processors: Any
 
@@ -292,7 +292,7 @@ class VllmInterface:
             ) from error
         # Classes and modules that are newer than 0.12.
         request_errors: tuple[type[Exception], ...] = (ValueError,)
-        death_errors: tuple[type[Exception], ...] = ()
+        crash_errors: tuple[type[Exception], ...] = ()
         with suppress(ImportError):
             from vllm.exceptions import VLLMClientError
 
@@ -300,7 +300,7 @@ class VllmInterface:
         with suppress(ImportError):
             from vllm.v1.engine.exceptions import EngineDeadError, EngineGenerateError
 
-            death_errors = (EngineDeadError, EngineGenerateError)
+            crash_errors = (EngineDeadError, EngineGenerateError)
         runs_on_cpu = False
         with suppress(ImportError):
             from vllm.platforms import current_platform
@@ -313,7 +313,7 @@ class VllmInterface:
             structured_outputs=StructuredOutputsParams,
             final_only=RequestOutputKind.FINAL_ONLY,
             request_errors=request_errors,
-            death_errors=death_errors,
+            crash_errors=crash_errors,
             runs_on_cpu=runs_on_cpu,
             processors=AutoProcessor,
         )

@@ -28,4 +28,4 @@ def register() -> None:
     AutoProcessor.register(UrecaConfig, UrecaProcessor, exist_ok=True)
     if ARCHITECTURE not in ModelRegistry.get_supported_archs():
         # By name, so that this process need not import the model: vLLM inspects the class in a subprocess.
-        ModelRegistry.register_model(ARCHITECTURE, f"ureca.model.vllm.modeling:{ARCHITECTURE}")
+        ModelRegistry.register_model(ARCHITECTURE, "ureca.model.vllm.modeling:UrecaForVllm")

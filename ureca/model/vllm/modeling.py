@@ -21,7 +21,7 @@ _MAX_FEATURES_BYTES = 256 << 20
 @MULTIMODAL_REGISTRY.register_processor(
     UrecaMultiModalProcessor, info=UrecaProcessingInfo, dummy_inputs=UrecaDummyInputs
 )
-class UrecaForConditionalGeneration(InternS1ForConditionalGeneration):
+class UrecaForVllm(InternS1ForConditionalGeneration):
     """InternVL, as vLLM implements it, with URECA's own mask encoder; tensors have the same names on disk.
 
     Args:
