@@ -14,6 +14,7 @@ BENCHMARKS = {
     "caption": "caption all regions of an image at once, against one call per region",
     "train": "train on all regions of an image at once, against one region per pass",
     "curate": "curate with a fake endpoint, against one question at a time",
+    "endpoint": "the client of chat endpoints, against a plain aiohttp client; images after a crash",
     "plan": "predict a curation from a smaller one, against the time that it then takes",
     "resume": "list and resume a corpus of a million images",
     "serve": "requests per second of the service, against a batch size of one",

@@ -29,12 +29,11 @@ from ureca.llm.protocol import ChatModel
 from ureca.llm.settings import FakeConfig, OpenAIConfig
 from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.actors import RowActor
-from ureca.pipelines.batch.arrangement import EngineSlots, engine_concurrency
+from ureca.pipelines.batch.arrangement import EngineSlots, engine_concurrency, with_actor_share
 from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.ray_serve_llm import chat_application
-from ureca.pipelines.batch.resources import engine_share
 from ureca.pipelines.batch.runner import log_plan, run_batch
 from ureca.pipelines.batch.stages import add_row_stages
 from ureca.pipelines.curate_settings import CurateSettings
@@ -103,14 +102,6 @@ class CurateActor(RowActor[CurateSettings]):
         )
 
 
-def _actor_settings(settings: CurateSettings, num_actors: int) -> CurateSettings:
-    """Divide the concurrency that is allowed at an endpoint among the actors."""
-    if not isinstance(settings.mllm, OpenAIConfig):
-        return settings
-    share = {"max_concurrency": engine_share(settings.mllm.max_concurrency, num_actors)}
-    return settings.model_copy(update={"mllm": settings.mllm.model_copy(update=share)})
-
-
 def check_engine(settings: CurateSettings) -> None:
     """Ask the endpoints of the chat model for the model and for the description of two images, once.
 
@@ -135,7 +126,7 @@ CURATE: BatchCommand[CurateSettings] = BatchCommand(
     build_mask_stage=build_mask_stage,
     build_trees=build_mask_trees,
     engine_concurrency=lambda settings: engine_concurrency(settings.mllm),
-    actor_settings=_actor_settings,
+    actor_settings=with_actor_share,
     running=chat_application,
     check_engine=check_engine,
     packages=("scikit-image",),

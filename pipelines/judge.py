@@ -28,6 +28,7 @@ from ureca.io import below
 from ureca.llm.openai import check_endpoints
 from ureca.llm.settings import OpenAIConfig
 from ureca.pipelines.batch.actors import RowActor
+from ureca.pipelines.batch.arrangement import engine_concurrency, with_actor_share
 from ureca.pipelines.batch.arrow import read_partitions
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.ray_serve_llm import chat_application
@@ -212,6 +213,8 @@ JUDGE: BatchCommand[ScoringSettings] = BatchCommand(
     dataset=JUDGED_DATASET,
     list_input=_list_benchmark,
     row_actor=ScoringActor,
+    engine_concurrency=lambda settings: engine_concurrency(settings.mllm),
+    actor_settings=with_actor_share,
     running=chat_application,
     check_engine=_check_engine,
 )

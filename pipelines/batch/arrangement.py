@@ -2,7 +2,9 @@
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
+
+from pydantic import BaseModel
 
 from ureca.llm.settings import OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
 from ureca.ops.forecast import partition_sizes
@@ -12,6 +14,8 @@ from ureca.pipelines.settings import PlannableSettings
 from ureca.registry import ComponentConfig
 
 _UNLIMITED = 2**62
+
+Settings = TypeVar("Settings", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,15 @@ class EngineSlots:
 def engine_concurrency(mllm: ComponentConfig) -> int | None:
     """Return the requests that an engine shared by all actors serves at a time; None if each actor has its own."""
     return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, OpenAIConfig) else None
+
+
+def with_actor_share(settings: Settings, num_actors: int) -> Settings:
+    """Divide the concurrency that ``settings.mllm`` allows at an endpoint among the actors, as they begin."""
+    mllm = getattr(settings, "mllm", None)
+    if not isinstance(mllm, OpenAIConfig):
+        return settings
+    share = {"max_concurrency": engine_share(mllm.max_concurrency, num_actors)}
+    return settings.model_copy(update={"mllm": mllm.model_copy(update=share)})
 
 
 def arrange(

@@ -14,7 +14,7 @@ from ray.exceptions import RayError
 from ray.util import metrics
 
 from ureca.data.partitions import PartitionReport
-from ureca.llm.load import EngineLoad, LoadReport, latencies_s
+from ureca.llm.load import EngineLoad, LoadReport, latencies_s, shares_by_need
 from ureca.logging import json_logger
 from ureca.schema import Dataset
 
@@ -83,45 +83,85 @@ _SILENCE_S = 10.0
 """A worker without reports for so long has ended or died, and has no request in flight."""
 
 _TOTAL_TIMEOUT_S = 2.0
+_START_S = 60.0
+"""Time in which all workers of a session have started."""
+
 _LATENCY_BOUNDARIES_S = [0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120, 300]
 
 
 class MetricsActor:
     """Ray actor that holds the last load report of each worker, also after the worker's end.
 
+    It also divides the slots of an engine that the workers share by their need.
+
     Args:
         clock: Monotonic clock in seconds.
+        num_slots: Requests that all workers together may have in flight at a shared engine; None if there is none.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, clock: Callable[[], float] = time.monotonic, num_slots: int | None = None) -> None:
+        self._num_slots = num_slots
         self._clock = clock
         self._reports: dict[str, tuple[float, LoadReport]] = {}
+        self._held: dict[str, int] = {}
+        self._began: float | None = None
 
-    def put(self, worker: str, report: str) -> None:
-        """Replace a worker's report, which is JSON."""
-        self._reports[worker] = self._clock(), LoadReport.model_validate_json(report)
+    def put(self, worker: str, report: str, own_share: int | None = None, share: int | None = None) -> int | None:
+        """Replace a worker's report, which is JSON.
+
+        Args:
+            worker: Name of the worker.
+            report: Its load.
+            own_share: Slots of the shared engine that the settings give it.
+            share: Slots that it was last allowed; None if it has its own share.
+
+        Returns:
+            Slots that it may use from now on; None for its own share. A worker gives slots up before another gets them,
+            so that all together keep to ``num_slots``.
+        """
+        now = self._clock()
+        load = LoadReport.model_validate_json(report)
+        self._reports[worker] = now, load
+        if self._num_slots is None or own_share is None:
+            return None
+        self._began = now if self._began is None else self._began
+        self._held[worker] = max(own_share if share is None else share, load.num_in_flight)
+        present = {name: held for name, held in self._held.items() if now - self._reports[name][0] <= _SILENCE_S}
+        needs = {name: self._reports[name][1].num_pending for name in present}
+        # Workers that are expected and have not come yet find their own shares free.
+        num_unseen = max(0, round(self._num_slots / own_share) - len(present)) if now - self._began < _START_S else 0
+        total = max(len(present), self._num_slots - num_unseen * own_share)
+        wanted = shares_by_need(total, needs)[worker]
+        free = total - sum(held for name, held in present.items() if name != worker)
+        granted = max(1, min(wanted, free))
+        self._held[worker] = max(granted, load.num_in_flight)
+        return granted
 
     def total(self) -> str:
         """Return the sum of all reports, as JSON."""
         total = LoadReport()
         for heard_at, report in self._reports.values():
             if self._clock() - heard_at > _SILENCE_S:
-                total = total + report.model_copy(update={"num_in_flight": 0})
+                total = total + report.model_copy(update={"num_in_flight": 0, "num_pending": 0})
             else:
                 total = total + report
         return total.model_dump_json()
 
 
 @contextmanager
-def metrics_actor(name: str) -> Iterator[Callable[[], LoadReport | None]]:
+def metrics_actor(name: str, num_slots: int | None = None) -> Iterator[Callable[[], LoadReport | None]]:
     """Run a metrics actor for the block, which workers find by its name.
+
+    Args:
+        name: Name of the actor.
+        num_slots: Requests that all workers together may have in flight at a shared engine; None if there is none.
 
     Yields:
         A function that returns the sum of all reports, or None if the actor does not answer, for example because its
         node was lost.
     """
     # It takes no CPU from the operators, and Ray restarts it on another node.
-    actor: Any = ray.remote(MetricsActor).options(name=name, num_cpus=0, max_restarts=-1).remote()
+    actor: Any = ray.remote(MetricsActor).options(name=name, num_cpus=0, max_restarts=-1).remote(num_slots=num_slots)
 
     def total() -> LoadReport | None:
         try:
@@ -170,9 +210,10 @@ class Reporter:
             last = now
             try:
                 handle = handle or ray.get_actor(metrics_actor_name)
-                handle.put.remote(self._worker, now.model_dump_json())
+                put = handle.put.remote(self._worker, now.model_dump_json(), self._load.own_share, self._load.share)
+                self._load.share = ray.get(put, timeout=_TOTAL_TIMEOUT_S)
             except (RayError, ValueError):  # there is no metrics actor, or it is being restarted
-                handle = None
+                handle = self._load.share = None
 
 
 class _Metrics:

@@ -120,7 +120,7 @@ def _run_graph(
     with (
         ray_session() as cluster,
         command.running(with_absolute_paths(settings)) as cluster_settings,
-        metrics_actor(session.metrics_actor_name) as engines,
+        metrics_actor(session.metrics_actor_name, command.engine_concurrency(cluster_settings)) as engines,
         progress.watching(engines),
     ):
         if message := missing_resources(cluster_settings.resources, cluster):

@@ -3,10 +3,12 @@
 import asyncio
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.llm.chat_server import ChatServer, completion, error
 from tests.llm.test_openai import REQUEST, engine
-from ureca.llm.load import EngineLoad, LoadReport, percentile_s, process_load
+from ureca.llm.load import EngineLoad, LoadReport, percentile_s, process_load, shares_by_need
 from ureca.llm.usage import metered
 
 ENGINE = object()
@@ -93,3 +95,47 @@ def test_load_of_an_endpoint_counts_each_attempt() -> None:
     assert (since.num_answers, since.retries) == (1, {"server_error": 1, "rate_limited": 1})
     assert since.utilisation is not None
     assert since.num_in_flight == in_flight
+
+
+def test_openai_model_follows_the_share_of_its_process() -> None:
+    async def many() -> None:
+        async with ChatServer() as server:
+            model = engine(server.url, max_concurrency=8)
+            load = process_load()
+            assert load.own_share == 8
+            try:
+                for share, most in ((2, 2), (12, 12), (None, 8)):
+                    load.share, server.most_in_flight = share, 0
+                    await asyncio.gather(*(model.answer(REQUEST) for _ in range(40)))
+                    assert 1 <= server.most_in_flight <= most
+                    assert load.report().num_pending == 0
+            finally:
+                load.share = load.own_share = None
+                await model.close()
+
+    asyncio.run(many())
+
+
+@pytest.mark.parametrize(
+    ("needs", "shares"),
+    [
+        ({"a": 100, "b": 100}, {"a": 32, "b": 32}),
+        ({"a": 100, "b": 2}, {"a": 62, "b": 2}),
+        ({"a": 0, "b": 0}, {"a": 32, "b": 32}),
+        ({"a": 4, "b": 10}, {"a": 29, "b": 35}),
+        ({"a": 100, "b": 50, "c": 5}, {"a": 30, "b": 29, "c": 5}),
+    ],
+)
+def test_shares_by_need_give_what_one_does_not_need_to_the_others(
+    needs: dict[str, int], shares: dict[str, int]
+) -> None:
+    assert shares_by_need(64, needs) == shares
+
+
+@given(st.dictionaries(st.integers(0, 99).map(str), st.integers(0, 300), min_size=1, max_size=20), st.integers(20, 500))
+def test_shares_by_need_add_up_to_all_slots(needs: dict[str, int], total: int) -> None:
+    shares = shares_by_need(total, needs)
+    assert sum(shares.values()) == total
+    assert min(shares.values()) >= 1
+    if sum(max(1, need) for need in needs.values()) <= total:
+        assert all(shares[name] >= need for name, need in needs.items())

@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.drawn import write_corpus
 from tests.pipelines.test_kill import ROOT
@@ -90,3 +92,47 @@ def test_prometheus_endpoint_of_a_run_has_its_metrics(tmp_path: Path) -> None:
     assert counters["engine_answers"] == counters["engine_latency_seconds_count"] >= 28
     assert counters["engine_latency_seconds_sum"] >= 0.45 * counters["engine_answers"]
     assert "engine_in_flight" in counters
+
+
+def put(metrics_actor: MetricsActor, worker: str, pending: int, share: int | None = None) -> int | None:
+    """Report a worker with requests, as many of them in flight as its share allows."""
+    in_flight = min(pending, 32 if share is None else share)
+    report = LoadReport(num_in_flight=in_flight, num_pending=pending).model_dump_json()
+    return metrics_actor.put(worker, report, 32, share)
+
+
+def test_metrics_actor_gives_the_slots_of_an_idle_worker_to_a_busy_one() -> None:
+    metrics_actor = MetricsActor(Clock(), num_slots=64)
+    assert put(metrics_actor, "a", 100) == 32  # the other one has not come yet
+    assert put(metrics_actor, "b", 2) == 2
+    assert put(metrics_actor, "a", 100, 32) == 62
+    assert put(metrics_actor, "b", 80, 2) == 2  # until the other one has given up its slots
+    assert put(metrics_actor, "a", 100, 62) == 32  # of which it still has 62 in flight
+    assert put(metrics_actor, "b", 80, 2) == 2
+    assert put(metrics_actor, "a", 100, 32) == 32
+    assert put(metrics_actor, "b", 80, 2) == 32
+
+
+def test_metrics_actor_gives_the_slots_of_a_lost_worker_to_the_others() -> None:
+    clock = Clock()
+    metrics_actor = MetricsActor(clock, num_slots=64)
+    put(metrics_actor, "a", 100)
+    put(metrics_actor, "b", 100)
+    clock.now_s += 100
+    assert put(metrics_actor, "b", 100, 32) == 64
+
+
+@given(st.lists(st.lists(st.integers(0, 200), min_size=3, max_size=3), min_size=1, max_size=30))
+def test_metrics_actor_never_grants_more_slots_than_there_are(rounds: list[list[int]]) -> None:
+    metrics_actor = MetricsActor(Clock(), num_slots=96)
+    shares: dict[str, int | None] = dict.fromkeys("abc")
+    for needs in rounds:
+        for worker, need in zip("abc", needs, strict=True):
+            shares[worker] = put(metrics_actor, worker, need, shares[worker])
+            assert (shares[worker] or 0) >= 1
+            assert sum(32 if share is None else share for share in shares.values()) <= 96
+
+
+def test_metrics_actor_without_a_shared_engine_grants_nothing() -> None:
+    assert put(MetricsActor(Clock()), "a", 100) is None
+    assert MetricsActor(Clock(), num_slots=64).put("a", LoadReport().model_dump_json()) is None

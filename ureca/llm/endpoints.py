@@ -230,6 +230,12 @@ class Endpoints:
         """Number of requests that may be in flight at all endpoints together."""
         return sum(endpoint.limit.value for endpoint in self.all)
 
+    def set_max_concurrency(self, max_concurrency: int) -> None:
+        """Change the maximum number of requests in flight at each endpoint."""
+        for endpoint in self.all:
+            endpoint.limit.set_maximum(max_concurrency)
+        self._changed.set()
+
     def outage_s(self, now: float) -> float:
         """Return the seconds for which no endpoint could be reached; 0 if one was reached, or was not tried yet."""
         since = [endpoint.unreachable_since for endpoint in self.all if endpoint.unreachable_since is not None]
@@ -251,14 +257,21 @@ class Endpoints:
 
     async def _next_slot(self, avoid: Endpoint | None) -> Slot:
         loop = asyncio.get_running_loop()
+        if not self._turn.locked() and (slot := self._free_slot(loop.time(), avoid)) is not None:
+            return slot
         async with self._turn:
             while True:
                 now = loop.time()
-                available = [endpoint for endpoint in self.all if endpoint.is_available(now)]
-                if available:
-                    return min(available, key=lambda endpoint: (endpoint is avoid, endpoint.load)).acquire()
+                if (slot := self._free_slot(now, avoid)) is not None:
+                    return slot
                 self._changed.clear()
                 cooldown_ends = [endpoint.cooldown_until for endpoint in self.all if endpoint.cooldown_until > now]
                 with suppress(TimeoutError):
                     async with asyncio.timeout_at(min(cooldown_ends, default=None)):
                         await self._changed.wait()
+
+    def _free_slot(self, now: float, avoid: Endpoint | None) -> Slot | None:
+        available = [endpoint for endpoint in self.all if endpoint.is_available(now)]
+        if not available:
+            return None
+        return min(available, key=lambda endpoint: (endpoint is avoid, endpoint.load)).acquire()

@@ -88,11 +88,14 @@ class HttpTransport:
         content = bytearray()
         try:
             async with asyncio.timeout(self._timeout_s), request as response:
-                async for chunk in response.content.iter_any():
-                    content += chunk
-                    if len(content) > self._max_bytes:
-                        response.close()
-                        break
+                if response.content_length is not None and response.content_length <= self._max_bytes:
+                    content += await response.read()
+                else:
+                    async for chunk in response.content.iter_any():
+                        content += chunk
+                        if len(content) > self._max_bytes:
+                            response.close()
+                            break
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
             raise TransientError("unreachable", _describe(error)) from error
         except TimeoutError as error:

@@ -22,6 +22,7 @@ class LoadReport(BaseModel):
 
     Attributes:
         num_in_flight: requests that wait for their answer at the time of the report.
+        num_pending: requests in flight and those that wait for a slot, at the time of the report.
         num_answers: answers so far.
         busy_s: seconds for which slots were busy, summed over the slots.
         slots_s: seconds for which slots existed, busy or not, since the first request, summed over the slots.
@@ -33,6 +34,7 @@ class LoadReport(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     num_in_flight: int = 0
+    num_pending: int = 0
     num_answers: int = 0
     busy_s: float = 0.0
     slots_s: float = 0.0
@@ -44,8 +46,9 @@ class LoadReport(BaseModel):
         return self._combine(other, 1)
 
     def since(self, before: "LoadReport") -> "LoadReport":
-        """Return the difference to an earlier report; ``num_in_flight`` is that of this report."""
-        return self._combine(before, -1).model_copy(update={"num_in_flight": self.num_in_flight})
+        """Return the difference to an earlier report; ``num_in_flight`` and ``num_pending`` are those of this one."""
+        present = {"num_in_flight": self.num_in_flight, "num_pending": self.num_pending}
+        return self._combine(before, -1).model_copy(update=present)
 
     @property
     def utilisation(self) -> float | None:
@@ -88,6 +91,32 @@ def latencies_s(latency_ms: Mapping[str, int]) -> Iterator[tuple[float, int]]:
             yield float(bound_ms / _BUCKET_RATIO**0.5 / 1000), count
 
 
+def shares_by_need(total: int, needs: Mapping[str, int]) -> dict[str, int]:
+    """Divide slots among processes by need (max-min fairness).
+
+    No process gets less than another unless it needs less. Slots that nobody needs are divided equally, so that a
+    process finds some free at once when its need grows.
+
+    Args:
+        total: number of slots, at least that of the processes.
+        needs: requests that each process has, in flight or waiting.
+
+    Returns:
+        Slots of each process, at least 1; their sum is ``total``.
+    """
+    shares: dict[str, int] = {}
+    left, waiting = total, sorted(needs, key=lambda name: (needs[name], name))
+    for index, name in enumerate(waiting):
+        fair = left // (len(waiting) - index)
+        shares[name] = max(1, min(needs[name], fair))
+        left -= shares[name]
+    for index, name in enumerate(waiting):
+        extra = left // (len(waiting) - index)
+        shares[name] += extra
+        left -= extra
+    return shares
+
+
 class EngineLoad:
     """Thread-safe load counters of one process.
 
@@ -96,9 +125,18 @@ class EngineLoad:
 
     Args:
         clock: monotonic clock, in seconds.
+
+    Attributes:
+        num_pending: requests in flight and those that wait for a slot of an endpoint.
+        own_share: requests that the settings let this process have in flight at an engine that several processes share;
+            None: the engine is its own.
+        share: number that it may have at present, by the need of all; None: ``own_share``.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.num_pending = 0
+        self.own_share: int | None = None
+        self.share: int | None = None
         self._clock = clock
         self._lock = threading.Lock()
         self._slots: dict[int, int] = {}
@@ -111,6 +149,8 @@ class EngineLoad:
 
     def set_slots(self, engine: object, num_slots: int) -> None:
         """Set the number of slots of an engine from now on."""
+        if self._slots.get(id(engine)) == num_slots:
+            return
         with self._lock:
             self._advance()
             self._slots[id(engine)] = num_slots
@@ -132,6 +172,17 @@ class EngineLoad:
         finally:
             with self._lock:
                 self._num_in_flight -= 1
+
+    @contextmanager
+    def pending(self) -> Iterator[None]:
+        """Count a request, in flight or waiting for a slot, during the block."""
+        with self._lock:
+            self.num_pending += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self.num_pending -= 1
 
     @contextmanager
     def busy(self) -> Iterator[None]:
@@ -163,6 +214,7 @@ class EngineLoad:
             self._advance()
             return LoadReport(
                 num_in_flight=self._num_in_flight,
+                num_pending=self.num_pending,
                 num_answers=self._num_answers,
                 busy_s=self._busy_s,
                 slots_s=self._slots_s,

@@ -58,6 +58,7 @@ class OpenAIChatModel:
         self._backoff = Backoff(settings.initial_backoff_s, settings.max_wait_s)
         self._session: _Session | None = None
         self._load = process_load()
+        self._load.own_share = settings.max_concurrency * len(settings.base_urls)
 
     async def answer(self, request: ChatRequest) -> ChatAnswer:
         """Answer one request.
@@ -79,8 +80,9 @@ class OpenAIChatModel:
         num_failures = num_attempts = 0
         num_answers = breaker.num_answers
         failed_at: Endpoint | None = None
-        with breaker.request() as ticket:
+        with breaker.request() as ticket, self._load.pending():
             while True:
+                self._follow_share(session)
                 async with session.endpoints.slot(avoid=failed_at) as slot:
                     outcome = await self._attempt(session, slot, body)
                 if isinstance(outcome, ChatAnswer):
@@ -104,6 +106,15 @@ class OpenAIChatModel:
                 if failed_at.cooldown_until <= session.loop.time():  # else the wait for a slot is long enough
                     await asyncio.sleep(self._backoff.wait_s(num_failures))
 
+    def _follow_share(self, session: _Session) -> None:
+        """Apply the share of the slots that this process has at present."""
+        share = self._load.share
+        if share != session.share:
+            session.share = share
+            num_endpoints = len(self._settings.base_urls)
+            per_endpoint = self._settings.max_concurrency if share is None else max(1, share // num_endpoints)
+            session.endpoints.set_max_concurrency(per_endpoint)
+
     async def _attempt(self, session: _Session, slot: Slot, body: bytes) -> ChatAnswer | RefusedError | TransientError:
         """Send a request once, and record the outcome at its endpoint."""
         endpoint = slot.endpoint
@@ -122,6 +133,7 @@ class OpenAIChatModel:
             endpoint.record_success(slot)  # it works
             return refusal
         endpoint.record_success(slot)
+        self._follow_share(session)
         self._load.set_slots(self, session.endpoints.limit)
         return answer
 
@@ -246,7 +258,7 @@ async def check_endpoints(settings: OpenAIConfig, *, num_images: int, max_new_to
             raise error
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Session:
     """State that belongs to one event loop."""
 
@@ -254,6 +266,7 @@ class _Session:
     transport: HttpTransport
     endpoints: Endpoints
     breaker: CircuitBreaker
+    share: int | None = None
 
 
 def read_api_key(settings: OpenAIConfig) -> SecretStr | None:
