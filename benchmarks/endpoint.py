@@ -92,10 +92,10 @@ def main(argv: Sequence[str]) -> int:
             )
             medians[side] = cpu_ms, first, seconds
             print(
-                f"  {side:<6} {cpu_ms:6.3f} ms CPU a request, {first:4.0f} answers in the first second, {seconds:.2f} s"
+                f"  {side:<6} {cpu_ms:6.3f} ms CPU a request, first {num_first} answers {first:.2f} s, all {seconds:.2f} s"
             )
         ratios = (ours / plain for ours, plain in zip(medians["ours"], medians["plain"], strict=True))
-        print("  ratio  {:6.2f}                    {:.2f}                                  {:.2f}".format(*ratios))
+        print("  ratio  {:6.2f} CPU, {:.2f} first answers, {:.2f} all".format(*ratios))
     for num_crashes in (0, 1):
         seconds = asyncio.run(_after_crashes(arguments.suspects, num_crashes))
         print(f"{2 * arguments.suspects} images of 0.2 s, {num_crashes} crashes before: {seconds:.1f} s")
