@@ -91,9 +91,7 @@ def main(argv: Sequence[str]) -> int:
                 for field in ("cpu_ms", "first_s", "seconds")
             )
             medians[side] = cpu_ms, first, seconds
-            print(
-                f"  {side:<6} {cpu_ms:6.3f} ms CPU a request, first {num_first} answers {first:.2f} s, all {seconds:.2f} s"
-            )
+            print(f"  {side:<6} {cpu_ms:6.3f} ms CPU a request, {num_first} answers {first:.2f} s, all {seconds:.2f} s")
         ratios = (ours / plain for ours, plain in zip(medians["ours"], medians["plain"], strict=True))
         print("  ratio  {:6.2f} CPU, {:.2f} first answers, {:.2f} all".format(*ratios))
     for num_crashes in (0, 1):
