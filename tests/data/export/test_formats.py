@@ -1,18 +1,24 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.data.export.conftest import HEIGHT, WIDTH, make_region, make_row
 from ureca.data.export import FLAT, ExportReport, export_coco, export_jsonl, export_parquet
 from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, paraphrase
 from ureca.errors import OutputError
 from ureca.masks.annotations import read_annotations, read_coco_instances
+from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle, decode
 
 Rows = list[dict[str, Any]]
@@ -143,6 +149,37 @@ def test_export_coco_read_again_gives_the_masks(rows: Rows, tmp_path: Path) -> N
         regions = [region for region in row["regions"] if region["status"] == "ok" and region["verdict"] != "rejected"]
         assert [mask.rle["counts"] for mask in image] == [region["rle"] for region in regions]
         assert [mask.extra["caption"] for mask in image] == [region["caption"] for region in regions]
+
+
+@given(
+    st.lists(
+        st.lists(arrays(np.bool_, (HEIGHT, WIDTH)).filter(np.any), min_size=1, max_size=3), min_size=1, max_size=3
+    ),
+    st.text(st.characters(codec="utf-8"), min_size=1),
+)
+@settings(deadline=None, max_examples=25)
+def test_export_coco_of_any_masks_read_again_by_pycocotools_and_here_gives_them(
+    images: list[list[np.ndarray]], caption: str
+) -> None:
+    made = []
+    for number, masks in enumerate(images):
+        regions = []
+        for id, pixels in enumerate(masks):
+            mask = Mask.from_array(id, pixels)
+            changes = {"rle": mask.rle["counts"], "bbox_xywh": list(mask.bbox_xywh), "area_px": mask.area_px}
+            regions.append(make_region(id, caption, **changes))
+        made.append(make_row(f"i{number}", regions))
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "instances.json")
+        export_coco(made, path, ExportReport())
+        coco = COCO(str(path))
+        imported = list(read_coco_instances(path))
+    for number, masks in enumerate(images, start=1):
+        annotations = coco.loadAnns(coco.getAnnIds(imgIds=[number], catIds=[1]))
+        assert [each["caption"] for each in annotations] == [caption] * len(masks)
+        for pixels, annotation, mask in zip(masks, annotations, imported[number - 1], strict=True):
+            assert (coco.annToMask(annotation) == pixels).all() and (mask.decode() == pixels).all()
+            assert annotation["area"] == mask.area_px == pixels.sum()
 
 
 def test_export_coco_captions_have_no_masks(rows: Rows, tmp_path: Path) -> None:
