@@ -114,7 +114,7 @@ def test_curate_with_answers_in_any_wrapping_captions_all_regions(
 
 
 def test_curate_with_request_fields_of_a_reasoning_model_captions_all_regions(trial: Trial) -> None:
-    fields = ("--mllm.token-parameter", "max_completion_tokens", "--mllm.no-send-temperature")
+    fields = ("--mllm.token-parameter", "max_completion_tokens", "--no-mllm.send-temperature")
     extra = ("--mllm.extra-body", '{"reasoning_effort": "low"}', "--mllm.headers", '{"X-Title": "captions"}')
     assert trial.curate("new_parameter", *fields, *extra) == 0
 
