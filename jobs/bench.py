@@ -11,6 +11,7 @@ BENCHMARKS = {
     "tree": "build mask trees on run lengths, against decoding and comparing pixels",
     "views": "render the views of a photograph, against rendering them at the photograph's size",
     "describe": "judge the rule-based captioner's captions by the pixels, with other measures than its own",
+    "segments": "recall and speed of segments, against graph segmentation and another checkout",
     "caption": "caption all regions of an image at once, against one call per region",
     "train": "train on all regions of an image at once, against one region per pass",
     "curate": "curate with a fake endpoint, against one question at a time",

@@ -87,6 +87,12 @@ def inclusive_box_xywh(rle: Rle) -> tuple[float, float, float, float]:
     return x, y, max(0.0, width - 1), max(0.0, height - 1)
 
 
+def from_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> Rle:
+    """Encode runs in column order, outside first, that add up to the image; none after the first is empty."""
+    packed = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
+    return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
+
+
 class Runs:
     """Unpacked runs of a mask, for comparisons with many others.
 
@@ -151,9 +157,7 @@ def from_coco(segmentation: object, height: int, width: int) -> Rle:
         raise ValueError(f"the runs do not add up to the {height * width} pixels of the image")
     if isinstance(counts, str) and (runs[1:] > 0).all():
         return Rle(size=[height, width], counts=counts)
-    runs = _without_empty_runs(runs)
-    packed = coco_mask.frPyObjects({"size": [height, width], "counts": runs.tolist()}, height, width)
-    return Rle(size=[height, width], counts=packed["counts"].decode("ascii"))
+    return from_runs(_without_empty_runs(runs), height, width)
 
 
 def _from_polygons(polygons: list[Any], height: int, width: int) -> Rle:

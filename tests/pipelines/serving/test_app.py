@@ -64,7 +64,7 @@ def test_captions_are_in_the_order_of_the_regions(client: TestClient) -> None:
 
 def test_regions_of_a_response_can_be_sent_back(client: TestClient) -> None:
     found = client.post("/v1/regions", json={"image": IMAGE}).json()
-    assert found["segmenter"] == "segments-1" and len(found["regions"]) > 2
+    assert found["segmenter"] == "segments-2" and len(found["regions"]) > 2
     again = [{"rle": region["rle"], "region_id": region["region_id"]} for region in found["regions"]]
     everything = client.post("/v1/captions", json={"image": IMAGE}).json()
     given = client.post("/v1/captions", json={"image": IMAGE, "regions": again}).json()
@@ -78,7 +78,7 @@ def test_regions_of_a_response_can_be_sent_back(client: TestClient) -> None:
 def test_regions_points_and_boxes_are_segmented(client: TestClient) -> None:
     point, box = {"points": [{"x": 20, "y": 20, "label": 1}]}, {"bbox_xywh": [44, 34, 16, 20]}
     answer = client.post("/v1/regions", json=request(point, SQUARE, box)).json()
-    assert answer["segmenter"] == "segments-1"
+    assert answer["segmenter"] == "segments-2"
     first, second, third = (
         rle_codec.decode({"size": list(region["rle"]["size"]), "counts": region["rle"]["counts"]})
         for region in answer["regions"]

@@ -4,10 +4,9 @@ boundaries, and their merging, the most similar neighbours first.
 Label maps are handled as runs down their columns, which COCO's RLE needs, and which are far fewer than the pixels.
 """
 
-import heapq
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
+from math import ceil
 from typing import Self
 
 import numpy as np
@@ -39,8 +38,6 @@ def histogram_channels(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
     Returns:
         [C, H, W] in 0 to 1; ``NUM_HISTOGRAMS`` groups of bins, each of which sums to 1 at every pixel.
     """
-    from scipy.ndimage import gaussian_filter, gaussian_gradient_magnitude
-
     lightness = lab[..., 0]
     groups = [
         _soft_bins(lightness, 0, 100, 6),
@@ -48,7 +45,7 @@ def histogram_channels(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
         _soft_bins(lab[..., 2], -40, 50, 6),
     ]
     for scale in _TEXTURE_SCALES_PX:
-        energy = gaussian_filter(scale * gaussian_gradient_magnitude(lightness, scale), 2 * scale)
+        energy = blur(np.asarray(scale * np.hypot(*_derivatives(lightness, scale)), np.float32), 2 * scale)
         groups.append(_soft_bins(np.log1p(energy), 0, _MAX_LOG_TEXTURE, 4))
     return np.concatenate(groups)
 
@@ -66,11 +63,13 @@ def boundary_strength(lab: npt.NDArray[np.float32], histograms: npt.NDArray[np.f
 
 def superpixels(strength: FloatImage) -> npt.NDArray[np.int64]:
     """Segment into 4-connected regions [H, W] numbered from 0: the catchment basins of the boundary strength."""
-    from scipy.ndimage import gaussian_filter, label, minimum_filter
+    import cv2
     from skimage.segmentation import watershed
 
-    smooth = gaussian_filter(strength, 0.7)
-    markers, _ = label(minimum_filter(smooth, size=_MINIMUM_WINDOW_PX) == smooth)
+    smooth = blur(strength, 0.7)
+    window = np.ones((_MINIMUM_WINDOW_PX, _MINIMUM_WINDOW_PX), np.uint8)
+    lowest = cv2.erode(smooth, window, borderType=cv2.BORDER_REFLECT) == smooth
+    _, markers = cv2.connectedComponents(lowest.astype(np.uint8), connectivity=4)
     basins = watershed(smooth, markers)  # type: ignore[no-untyped-call]
     return np.asarray(basins - 1, dtype=np.int64)
 
@@ -85,8 +84,6 @@ def _soft_bins(values: FloatImage, low: float, high: float, num_bins: int) -> np
 
 def _gradient(channels: npt.NDArray[np.float32], scale_px: float) -> FloatImage:
     """Compute the largest rate of change over all directions and channels (Di Zenzo 1986), times the scale."""
-    from scipy.ndimage import gaussian_filter
-
     height, width = channels.shape[1:]
     if scale_px > 2:  # a wide filter sees no more than half the resolution has, at a quarter of the cost
         half = ((width + 1) // 2, (height + 1) // 2)
@@ -94,13 +91,35 @@ def _gradient(channels: npt.NDArray[np.float32], scale_px: float) -> FloatImage:
         return _resized(_gradient(channels, scale_px / 2), (width, height), Image.Resampling.BILINEAR)
     xx, yy, xy = np.zeros((3, height, width), dtype=np.float32)
     for channel in channels:
-        x = scale_px * gaussian_filter(channel, scale_px, order=(0, 1), truncate=3)
-        y = scale_px * gaussian_filter(channel, scale_px, order=(1, 0), truncate=3)
+        x, y = (scale_px * derivative for derivative in _derivatives(channel, scale_px))
         xx += x * x
         yy += y * y
         xy += x * y
     largest = (xx + yy + np.sqrt((xx - yy) ** 2 + 4 * xy * xy)) / 2
     return np.asarray(np.sqrt(largest), dtype=np.float32)
+
+
+def blur(channel: FloatImage, scale_px: float) -> FloatImage:
+    """Blur a channel [H, W] with a Gaussian, mirrored at the borders."""
+    import cv2
+
+    return np.asarray(cv2.GaussianBlur(channel, (0, 0), scale_px, borderType=cv2.BORDER_REFLECT), np.float32)
+
+
+def _derivatives(channel: FloatImage, scale_px: float) -> tuple[FloatImage, FloatImage]:
+    """Compute the derivatives along x and y of a channel [H, W] that is blurred with a Gaussian."""
+    import cv2
+
+    radius = ceil(3 * scale_px)
+    offsets = np.arange(-radius, radius + 1)
+    smooth = np.exp(-(offsets**2) / (2 * scale_px**2))
+    smooth /= smooth.sum()
+    slope = offsets / scale_px**2 * smooth
+    along_x, along_y = (
+        cv2.sepFilter2D(channel, cv2.CV_32F, kernel_x, kernel_y, borderType=cv2.BORDER_REFLECT)
+        for kernel_x, kernel_y in ((slope, smooth), (smooth, slope))
+    )
+    return np.asarray(along_x, np.float32), np.asarray(along_y, np.float32)
 
 
 def _resized(channel: FloatImage, size: tuple[int, int], method: Image.Resampling) -> FloatImage:
@@ -146,10 +165,8 @@ class ColumnRuns:
     def encode(self, inside: Bools) -> Rle:
         """Encode the mask of the runs that are inside, bool [R]."""
         changes = np.flatnonzero(np.diff(inside, prepend=False))
-        bounds = [0, *self.starts[changes].tolist(), self.height_px * self.width_px]
-        counts = [end - start for start, end in pairwise(bounds)]
-        size = [self.height_px, self.width_px]
-        return rle_codec.from_coco({"size": size, "counts": counts}, *size)
+        bounds = np.concatenate([[0], self.starts[changes], [self.height_px * self.width_px]])
+        return rle_codec.from_runs(np.diff(bounds), self.height_px, self.width_px)
 
     @cached_property
     def neighbours(self) -> tuple[Ints, Ints]:
@@ -270,7 +287,7 @@ class Hierarchy:
 def merge(
     labels: Ints, strength: FloatImage, histograms: npt.NDArray[np.float32], num_histograms: int, rule: MergeRule
 ) -> Hierarchy:
-    """Merge the two most similar neighbours until one region is left.
+    """Merge neighbours that are each the most similar one of the other, until one region is left.
 
     Args:
         labels: 4-connected regions numbered from 0, [H, W].
@@ -279,83 +296,124 @@ def merge(
         num_histograms: groups of bins among the C channels; each group sums to 1.
         rule: dissimilarity of two neighbours.
     """
-    merging = _Merging(labels, strength, histograms / np.float32(num_histograms), rule)
-    heap = [pair for node in range(merging.num_leaves) for pair in merging.pairs(node, only_above=True)]
-    heapq.heapify(heap)
+    num_leaves = int(labels.max()) + 1
+    flat = labels.ravel()
+    first, second, lengths, totals = _shared_boundaries(labels, strength)
+    outlines = np.bincount(first, lengths, num_leaves) + np.bincount(second, lengths, num_leaves)
+    for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
+        outlines += np.bincount(side, minlength=num_leaves)
+    regions = _Regions(
+        nodes=np.arange(num_leaves),
+        areas=np.bincount(flat, minlength=num_leaves).astype(np.float64),
+        histograms=np.stack(
+            [np.bincount(flat, channel.ravel() / num_histograms, num_leaves) for channel in histograms], axis=1
+        ),
+        outlines=outlines.astype(np.float64),
+        heights=np.zeros(num_leaves),
+        first=first,
+        second=second,
+        lengths=lengths,
+        totals=totals,
+    )
+    num_nodes = 2 * num_leaves - 1
+    parents = np.full(num_nodes, -1, dtype=np.int64)
+    heights, areas = np.zeros(num_nodes), np.zeros(num_nodes)
+    areas[:num_leaves] = regions.areas
     children: list[tuple[int, int]] = []
-    while heap:
-        dissimilarity, first, second = heapq.heappop(heap)
-        if merging.parents[first] < 0 and merging.parents[second] < 0:
-            node = merging.join(first, second, dissimilarity, merging.num_leaves + len(children))
-            children.append((first, second))
-            for pair in merging.pairs(node):
-                heapq.heappush(heap, pair)
-    return _with_leaves_in_order(labels, merging, children)
+    while len(regions.first):
+        dissimilarities = regions.dissimilarities(labels.size, rule)
+        chosen = _mutual_choices(regions.first, regions.second, dissimilarities, len(regions.nodes))
+        node = num_leaves + len(children)
+        pairs = regions.nodes[np.stack([regions.first[chosen], regions.second[chosen]], axis=1)]
+        regions = regions.joined(chosen, dissimilarities[chosen], node)
+        new = slice(node, node + len(chosen))
+        parents[pairs] = np.arange(new.start, new.stop)[:, None]
+        heights[new], areas[new] = regions.heights[-len(chosen) :], regions.areas[-len(chosen) :]
+        children += [(int(one), int(other)) for one, other in pairs]
+    return _with_leaves_in_order(labels, children, parents=parents, heights=heights, areas=areas)
 
 
-class _Merging:
-    """State of the regions during merging, by node."""
+def _mutual_choices(first: Ints, second: Ints, dissimilarities: Floats, num_regions: int) -> Ints:
+    """Select the pairs of which each region is the most similar neighbour of the other, the most similar first.
 
-    def __init__(self, labels: Ints, strength: FloatImage, shares: npt.NDArray[np.float32], rule: MergeRule) -> None:
-        self.rule = rule
-        self.num_pixels = labels.size
-        self.num_leaves = int(labels.max()) + 1
-        num_nodes = 2 * self.num_leaves - 1
-        flat = labels.ravel()
-        self.parents = np.full(num_nodes, -1, dtype=np.int64)
-        self.heights = np.zeros(num_nodes)
-        self.areas = np.zeros(num_nodes)
-        self.areas[: self.num_leaves] = np.bincount(flat)
-        self.histograms = np.zeros((num_nodes, len(shares)))  # summed over the pixels
-        for channel, pixels in enumerate(shares):
-            self.histograms[: self.num_leaves, channel] = np.bincount(flat, pixels.ravel())
-        self.outlines = np.zeros(num_nodes)
-        for side in (labels[0], labels[-1], labels[:, 0], labels[:, -1]):
-            self.outlines[: self.num_leaves] += np.bincount(side, minlength=self.num_leaves)
-        # By neighbour: length of the shared boundary in pixel edges, and log strength summed along it.
-        self.neighbours: list[dict[int, tuple[float, float]]] = [{} for _ in range(num_nodes)]
-        for first, second, length, total in zip(*_shared_boundaries(labels, strength), strict=True):
-            self.neighbours[first][second] = self.neighbours[second][first] = (length, total)
-            self.outlines[[first, second]] += length
+    They are disjoint, and the most similar pair of all is among them.
+    """
+    order = np.argsort(dissimilarities, kind="stable")
+    ranks = np.empty(len(order), np.int64)
+    ranks[order] = np.arange(len(order))
+    best = np.full(num_regions, len(order))
+    np.minimum.at(best, first, ranks)
+    np.minimum.at(best, second, ranks)
+    mutual = order[(best[first[order]] == ranks[order]) & (best[second[order]] == ranks[order])]
+    return np.asarray(mutual, np.int64)
 
-    def pairs(self, node: int, only_above: bool = False) -> list[tuple[float, int, int]]:
-        """Compute the dissimilarity of a node and each of its neighbours, or of those with a higher number."""
-        others = [other for other in self.neighbours[node] if other > node or not only_above]
-        if not others:
-            return []
-        lengths, totals = np.array([self.neighbours[node][other] for other in others]).T
-        mine = self.histograms[node] / self.areas[node]
-        theirs = self.histograms[others] / self.areas[others, None]
+
+@dataclass(frozen=True)
+class _Regions:
+    """The regions at one time during merging, and their pairs of neighbours.
+
+    Attributes:
+        nodes: number of each region in the hierarchy, [R].
+        areas: pixels, [R].
+        histograms: sums over the pixels, [R, C].
+        outlines: length of the outline in pixel edges, [R].
+        heights: dissimilarity at which each was formed, [R].
+        first, second: regions of each pair, [E]; first < second.
+        lengths: length of their shared boundary in pixel edges, [E].
+        totals: log strength summed along it, [E].
+    """
+
+    nodes: Ints
+    areas: Floats
+    histograms: Floats
+    outlines: Floats
+    heights: Floats
+    first: Ints
+    second: Ints
+    lengths: Floats
+    totals: Floats
+
+    def dissimilarities(self, num_pixels: int, rule: MergeRule) -> Floats:
+        """Compute the dissimilarity of each pair, [E]."""
+        means = self.histograms / self.areas[:, None]
+        mine, theirs = means[self.first], means[self.second]
         chi_squared = ((mine - theirs) ** 2 / (mine + theirs + 1e-9)).sum(axis=1) / 2
-        smaller = np.minimum(self.areas[node], self.areas[others]) / self.num_pixels
-        shared = lengths / np.minimum(self.outlines[node], self.outlines[others])
-        dissimilarity = np.exp(totals / lengths) + self.rule.appearance_weight * chi_squared
-        dissimilarity *= (smaller / (smaller + self.rule.small_region_fraction)) ** _SIZE_EXPONENT
-        dissimilarity *= 1 - self.rule.enclosure_discount * shared
-        return [(value, node, other) for value, other in zip(dissimilarity.tolist(), others, strict=True)]
+        smaller = np.minimum(self.areas[self.first], self.areas[self.second]) / num_pixels
+        shared = self.lengths / np.minimum(self.outlines[self.first], self.outlines[self.second])
+        values = np.exp(self.totals / self.lengths) + rule.appearance_weight * chi_squared
+        values *= (smaller / (smaller + rule.small_region_fraction)) ** _SIZE_EXPONENT
+        return np.asarray(values * (1 - rule.enclosure_discount * shared))
 
-    def join(self, first: int, second: int, dissimilarity: float, node: int) -> int:
-        """Merge two neighbours into one node."""
-        self.parents[[first, second]] = node
-        self.heights[node] = max(dissimilarity, self.heights[first], self.heights[second])
-        self.areas[node] = self.areas[first] + self.areas[second]
-        self.histograms[node] = self.histograms[first] + self.histograms[second]
-        shared, _ = self.neighbours[first][second]
-        self.outlines[node] = self.outlines[first] + self.outlines[second] - 2 * shared
-        mine = self.neighbours[node]
-        for child in (first, second):
-            for other, (length, total) in self.neighbours[child].items():
-                if other not in (first, second):
-                    known_length, known_total = mine.get(other, (0.0, 0.0))
-                    mine[other] = (known_length + length, known_total + total)
-                    del self.neighbours[other][child]
-            self.neighbours[child] = {}
-        for other, boundary in mine.items():
-            self.neighbours[other][node] = boundary
-        return node
+    def joined(self, pairs: Ints, dissimilarities: Floats, first_node: int) -> "_Regions":
+        """Merge disjoint pairs, given by their positions; the new regions come last, numbered from ``first_node``."""
+        one, other = self.first[pairs], self.second[pairs]
+        kept = np.ones(len(self.nodes), np.bool_)
+        kept[one] = kept[other] = False
+        num_kept = int(kept.sum())
+        position = np.empty(len(self.nodes), np.int64)
+        position[kept] = np.arange(num_kept)
+        position[one] = position[other] = num_kept + np.arange(len(pairs))
+        first, second = position[self.first], position[self.second]
+        apart = first != second
+        low, high = np.minimum(first, second)[apart], np.maximum(first, second)[apart]
+        num_regions = num_kept + len(pairs)
+        keys, index = np.unique(low * num_regions + high, return_inverse=True)
+        outlines = self.outlines[one] + self.outlines[other] - 2 * self.lengths[pairs]
+        formed = np.maximum(dissimilarities, np.maximum(self.heights[one], self.heights[other]))
+        return _Regions(
+            nodes=np.concatenate([self.nodes[kept], first_node + np.arange(len(pairs))]),
+            areas=np.concatenate([self.areas[kept], self.areas[one] + self.areas[other]]),
+            histograms=np.concatenate([self.histograms[kept], self.histograms[one] + self.histograms[other]]),
+            outlines=np.concatenate([self.outlines[kept], outlines]),
+            heights=np.concatenate([self.heights[kept], formed]),
+            first=keys // num_regions,
+            second=keys % num_regions,
+            lengths=np.bincount(index, self.lengths[apart], len(keys)).astype(np.float64),
+            totals=np.bincount(index, self.totals[apart], len(keys)).astype(np.float64),
+        )
 
 
-def _shared_boundaries(labels: Ints, strength: FloatImage) -> tuple[list[int], list[int], list[float], list[float]]:
+def _shared_boundaries(labels: Ints, strength: FloatImage) -> tuple[Ints, Ints, Floats, Floats]:
     """List the pairs of neighbours: both labels, number of pixel edges between them, log strength summed over these."""
     keys, strengths = [], []
     num_labels = int(labels.max()) + 1
@@ -371,25 +429,28 @@ def _shared_boundaries(labels: Ints, strength: FloatImage) -> tuple[list[int], l
     logarithms = np.log(np.maximum(np.concatenate(strengths), _MIN_STRENGTH))
     pairs, index = np.unique(np.concatenate(keys), return_inverse=True)
     lengths = np.bincount(index, minlength=len(pairs)).astype(np.float64)
-    totals = np.bincount(index, logarithms, minlength=len(pairs))
-    return (pairs // num_labels).tolist(), (pairs % num_labels).tolist(), lengths.tolist(), totals.tolist()
+    totals = np.bincount(index, logarithms, minlength=len(pairs)).astype(np.float64)
+    return pairs // num_labels, pairs % num_labels, lengths, totals
 
 
-def _with_leaves_in_order(labels: Ints, merging: _Merging, children: list[tuple[int, int]]) -> Hierarchy:
-    num_leaves, num_nodes = merging.num_leaves, len(merging.parents)
-    counts = np.ones(num_nodes, dtype=np.int64)
-    for node, pair in enumerate(children, start=num_leaves):
-        counts[node] = counts[list(pair)].sum()
-    starts = np.zeros(num_nodes, dtype=np.int64)
-    for node in range(num_nodes - 1, num_leaves - 1, -1):
-        first, second = children[node - num_leaves]
-        starts[first] = starts[node]
-        starts[second] = starts[node] + counts[first]
+def _with_leaves_in_order(
+    labels: Ints, children: list[tuple[int, int]], *, parents: Ints, heights: Floats, areas: Floats
+) -> Hierarchy:
+    num_leaves = len(children) + 1
+    counts = [1] * num_leaves
+    for one, other in children:
+        counts.append(counts[one] + counts[other])
+    starts = [0] * len(counts)
+    for node in range(len(counts) - 1, num_leaves - 1, -1):
+        one, other = children[node - num_leaves]
+        starts[one] = starts[node]
+        starts[other] = starts[node] + counts[one]
+    first_leaf = np.array(starts, np.int64)
     return Hierarchy(
-        labels=starts[:num_leaves][labels],
-        parents=merging.parents,
-        heights=merging.heights,
-        areas_px=merging.areas.astype(np.int64),
-        first_leaf=starts,
-        end_leaf=starts + counts,
+        labels=first_leaf[:num_leaves][labels],
+        parents=parents,
+        heights=heights,
+        areas_px=areas.astype(np.int64),
+        first_leaf=first_leaf,
+        end_leaf=first_leaf + np.array(counts, np.int64),
     )

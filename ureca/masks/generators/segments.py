@@ -20,6 +20,7 @@ from ureca.masks.generators.hierarchy import (
     FloatImage,
     Hierarchy,
     MergeRule,
+    blur,
     boundary_strength,
     histogram_channels,
     merge,
@@ -30,6 +31,8 @@ from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
 
 _SMOOTHING_PX = 0.8  # of the reduced copy: rounds off the stairs of its pixels, keeps lines one pixel wide
+_SMALL_PX = 65536  # pixels to which smaller images are enlarged
+_MAX_ENLARGEMENT = 8
 _MARGIN_PX = 4  # the smoothing does not reach further
 
 Box = tuple[int, int, int, int]
@@ -44,7 +47,7 @@ class SegmentsMaskGenerator:
     """
 
     def __init__(self, settings: SegmentsConfig | None = None) -> None:
-        self.name = "segments-1"
+        self.name = "segments-2"
         self._settings = settings or SegmentsConfig()
 
     def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
@@ -64,7 +67,7 @@ class SegmentsMaskGenerator:
         from skimage.color import rgb2lab
 
         settings = self._settings
-        lab = rgb2lab(_reduce(image, settings.max_working_pixels)).astype(np.float32)
+        lab = rgb2lab(_working_copy(image, settings.max_working_pixels)).astype(np.float32)
         histograms = histogram_channels(lab)
         strength = boundary_strength(lab, histograms)
         rule = MergeRule(
@@ -93,9 +96,15 @@ class SegmentsMaskGenerator:
         return masks
 
 
-def _reduce(image: npt.NDArray[np.uint8], max_pixels: int) -> npt.NDArray[np.uint8]:
-    """Shrink the image by averaging until it has at most ``max_pixels`` pixels."""
+def _working_copy(image: npt.NDArray[np.uint8], max_pixels: int) -> npt.NDArray[np.uint8]:
+    """Shrink the image by averaging until it has at most ``max_pixels`` pixels; enlarge a small one by whole numbers.
+
+    The filters are as wide as ten pixels: regions of a small image would be narrower, and their borders regions.
+    """
     height, width = image.shape[:2]
+    times = min(_MAX_ENLARGEMENT, int((min(_SMALL_PX, max_pixels) / (height * width)) ** 0.5))
+    if times > 1:
+        return np.asarray(image.repeat(times, axis=0).repeat(times, axis=1))
     if height * width <= max_pixels:
         return image
     scale = (max_pixels / (height * width)) ** 0.5
@@ -107,15 +116,25 @@ def _reduce(image: npt.NDArray[np.uint8], max_pixels: int) -> npt.NDArray[np.uin
 
 
 def _salient_nodes(hierarchy: Hierarchy, settings: SegmentsConfig) -> list[int]:
-    """Select the nodes of allowed size without near duplicates, those that resisted merging longest first."""
+    """Select the nodes of allowed size and contrast without near duplicates, those that merged last first."""
     fractions = hierarchy.areas_px / hierarchy.labels.size
     allowed = (fractions >= settings.min_area_fraction) & (fractions <= settings.max_area_fraction)
-    allowed &= hierarchy.parents >= 0
+    allowed &= (hierarchy.parents >= 0) & (hierarchy.merge_heights >= settings.min_contrast)
     order = np.argsort(-hierarchy.merge_heights, kind="stable")
     candidates = order[allowed[order]].tolist()
-    runs = ColumnRuns.of_columns(np.ascontiguousarray(hierarchy.labels.T))
-    rles = (runs.encode(hierarchy.holds(node, runs.labels)) for node in candidates)
-    return [candidates[position] for position in distinct(rles, settings.max_iou, settings.max_masks)]
+    first, end, areas = hierarchy.first_leaf, hierarchy.end_leaf, hierarchy.areas_px
+    kept: list[int] = []
+    for node in candidates:
+        if len(kept) == settings.max_masks:
+            break
+        others = np.array(kept, np.int64)
+        # Nodes are nested or disjoint: the IoU of nested ones is the ratio of their areas.
+        nested = (first[others] <= first[node]) & (end[node] <= end[others])
+        nested |= (first[node] <= first[others]) & (end[others] <= end[node])
+        ratios = np.minimum(areas[others], areas[node]) / np.maximum(areas[others], areas[node])
+        if not (nested & (ratios >= settings.max_iou)).any():
+            kept.append(node)
+    return kept
 
 
 def upsample(hierarchy: Hierarchy, nodes: list[int], height_px: int, width_px: int) -> list[Rle | None]:
@@ -155,18 +174,16 @@ def _share_of_parent(
     hierarchy: Hierarchy, node: int, parent: int | None, height_px: int, width_px: int
 ) -> tuple[FloatImage, Box]:
     """Compute the share, 0 to 1, of a node in its parent's smoothed mask, and the box that the share covers."""
-    from scipy.ndimage import gaussian_filter
-
     inside = hierarchy.holds(node, hierarchy.labels)
     height, width = inside.shape
     rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
     left, right = max(0, int(columns[0]) - _MARGIN_PX), min(width, int(columns[-1]) + 1 + _MARGIN_PX)
     top, bottom = max(0, int(rows[0]) - _MARGIN_PX), min(height, int(rows[-1]) + 1 + _MARGIN_PX)
     crop = np.s_[top:bottom, left:right]
-    share = gaussian_filter(inside[crop].astype(np.float32), _SMOOTHING_PX)
+    share = blur(inside[crop].astype(np.float32), _SMOOTHING_PX)
     if parent is not None:
         above = hierarchy.holds(parent, hierarchy.labels[crop]).astype(np.float32)
-        share /= np.maximum(gaussian_filter(above, _SMOOTHING_PX), 1e-6)
+        share /= np.maximum(blur(above, _SMOOTHING_PX), 1e-6)
     box = (
         -(-left * width_px // width),
         -(-top * height_px // height),
@@ -179,7 +196,9 @@ def _share_of_parent(
         min(float(right - left), box[2] * width / width_px - left),
         min(float(bottom - top), box[3] * height / height_px - top),
     )
-    size = (box[2] - box[0], box[3] - box[1])
+    size = (max(0, box[2] - box[0]), max(0, box[3] - box[1]))
+    if 0 in size:
+        return np.zeros((0, 0), np.float32), (0, 0, 0, 0)
     return np.asarray(Image.fromarray(share).resize(size, Image.Resampling.BILINEAR, box=source)), box
 
 

@@ -16,14 +16,22 @@ class SegmentsConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["segments"] = "segments"
-    max_masks: int = Field(default=80, ge=1, description="largest number of masks of an image")
+    max_masks: int = Field(
+        default=300, ge=1, description="largest number of masks of an image; plain images have fewer, see min_contrast"
+    )
+    min_contrast: float = Field(
+        default=0.12,
+        ge=0,
+        description="dissimilarity to the neighbours from which a region becomes a mask: 0.1 is that of mere noise, "
+        "0.5 that of objects; 0 makes as many masks as max_masks allows",
+    )
     min_area_fraction: float = Field(default=0.001, ge=0, le=1, description="smallest mask, as a share of the image")
     # Larger regions are mostly an image less one object, and would hold everything else as their parts.
     max_area_fraction: float = Field(
         default=0.5, gt=0, le=1, description="largest mask, as a share of the image; the whole image is never a mask"
     )
     max_iou: float = Field(
-        default=0.8,
+        default=0.7,
         gt=0,
         le=1,
         description="IoU from which two masks are duplicates; the one that resists merging longer is kept",
