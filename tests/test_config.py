@@ -123,3 +123,21 @@ def test_with_absolute_paths_keeps_the_name_of_a_model_behind_http(
     assert serving.model == str(tmp_path / "tiny")
     assert serving.batches.folders == (tmp_path / "a", Path("/b"))
     assert serving.batches.output == tmp_path / "c"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[" * 2000,
+        "{a: " * 500,
+        "- " * 500 + "a",
+        "\n".join(" " * depth + "a:" for depth in range(200)),
+        "a" * 2_000_000,
+    ],
+    ids=["lists", "maps", "lists in a line", "indented", "long"],
+)
+def test_load_config_file_nested_too_deep_or_too_long_raises(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "settings.yaml"
+    file.write_text(text)
+    with pytest.raises(SettingsError, match=r"nested more than|more than \d+ bytes"):
+        CurateSettings.load(["IN", "OUT", "--config", str(file)])

@@ -2,6 +2,7 @@
 
 import argparse
 import difflib
+import re
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextvars import ContextVar
@@ -68,6 +69,8 @@ class HelpRequested(Exception):
         self.show_all = show_all
 
 
+_MAX_CONFIG_BYTES = 2**20
+_MAX_CONFIG_DEPTH = 64
 _config_file: ContextVar[str | None] = ContextVar("config_file", default=None)
 
 
@@ -132,6 +135,8 @@ class CommandSettings(BaseSettings):
             raise SettingsError(f"--config: {error.message}") from error
         if known.config is not None and not Path(known.config).is_file():
             raise SettingsError(f"--config {known.config}: there is no such file")
+        if known.config is not None:
+            _check_nesting(known.config)
         token = _config_file.set(known.config)
         try:
             return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.command}")
@@ -144,6 +149,31 @@ class CommandSettings(BaseSettings):
             raise SettingsError(_with_suggestion(cls, message)) from error
         finally:
             _config_file.reset(token)
+
+
+def _check_nesting(file: str) -> None:
+    """Check the depth of a YAML file: the time of parsing it grows with the square of its depth.
+
+    Raises:
+        SettingsError: it is deeper than any settings, or cannot be read.
+    """
+    try:
+        with Path(file).open("rb") as stream:
+            content = stream.read(_MAX_CONFIG_BYTES + 1)
+    except OSError as error:
+        raise SettingsError(f"--config {file} cannot be read: {error}") from error
+    if len(content) > _MAX_CONFIG_BYTES:
+        raise SettingsError(f"--config {file} has more than {_MAX_CONFIG_BYTES} bytes")
+    depth = deepest = 0
+    for bracket in re.findall(rb"[\[\]{}]", content):
+        depth += 1 if bracket in b"[{" else -1
+        deepest = max(deepest, depth)
+    indents = {len(indent) for indent in re.findall(rb"(?m)^ *", content)}
+    in_line = max(
+        (run.count(b"-") + run.count(b"?") for run in re.findall(rb"(?m)^ *((?:[-?] +)+)", content)), default=0
+    )
+    if max(deepest, len(indents), in_line) > _MAX_CONFIG_DEPTH:
+        raise SettingsError(f"--config {file} is nested more than {_MAX_CONFIG_DEPTH} levels deep")
 
 
 def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from random import Random
 
@@ -267,3 +268,27 @@ class TestReferenceTrees:
         tree = MaskTree.build(read_annotations(SHARED / "ade20k" / f"{name}.json"))
         assert tree.parents == {int(id): parent for id, parent in golden["parent"].items()}
         assert tree.num_levels == golden["depth"]
+
+
+def test_build_equal_masks_form_a_chain_as_each_was_inserted_from_the_root() -> None:
+    rng = np.random.default_rng(5)
+    base = [Mask.from_array(0, rng.random((8, 8)) < 0.6) for _ in range(6)]
+    chosen = [base[index] for index in rng.integers(0, 6, 40)]
+    masks = [replace(mask, id=id) for id, mask in enumerate(chosen)]
+    tree = MaskTree.build(masks, containment=0.7)
+    parents = {}
+    order = sorted(range(len(masks)), key=lambda id: -masks[id].area_px)
+    for rank, id in enumerate(order):
+        node = ROOT
+        while True:
+            inside = [
+                other
+                for other in order[:rank]
+                if parents[other] == node
+                and (masks[id].decode() & masks[other].decode()).sum() >= 0.7 * masks[id].decode().sum()
+            ]
+            if not inside:
+                break
+            node = inside[0]
+        parents[id] = node
+    assert tree.parents == parents

@@ -118,3 +118,20 @@ def test_load_checkpoint_without_readable_config_raises(tmp_path: Path, content:
         (tmp_path / "config.json").write_text(content)
     with pytest.raises(CheckpointError, match=r"is not a checkpoint: cannot read .*config\.json"):
         load_checkpoint(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("config.json", b'{"model_type": "ureca", "vision_config": 3}'),
+        ("config.json", b'{"model_type": "ureca", "text_config": {"model_type": "no-such-model"}}'),
+        ("model.safetensors", b"\xff" * 100),
+        ("model.safetensors", b""),
+        ("tokenizer.json", b"{"),
+    ],
+)
+def test_load_damaged_checkpoint_raises_a_checkpoint_error(name: str, content: bytes, tmp_path: Path) -> None:
+    save_tiny(tmp_path)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"cannot be loaded|do not fit"):
+        load_checkpoint(tmp_path)

@@ -62,8 +62,12 @@ class MaskTree:
         parents: dict[int, int] = {}
         children: dict[int, list[int]] = {id: [] for id in (ROOT, *ids)}
         ranks: dict[int, list[int]] = {ROOT: []}
+        twins: dict[str, int] = {}  # the latest mask by its run lengths: an equal one follows its path from the root
         for rank, id in enumerate(ids):
-            node = ROOT
+            counts = masks[order[rank]].rle["counts"]
+            node = twins.get(counts, ROOT)
+            if areas_px[order[rank]]:  # an empty mask is contained in nothing
+                twins[counts] = id
             while (holder := holders.first(rank, among=ranks[node])) is not None:
                 node = ids[holder]
             parents[id] = node

@@ -38,13 +38,22 @@ def load_checkpoint(
             f"{directory} holds a {model_type} checkpoint, not a URECA. `ureca convert` converts the authors' weights; "
             "ureca.model.initialization.from_internvl adds a mask encoder to an InternVL-hf checkpoint."
         )
-    model, report = UrecaForConditionalGeneration.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+    try:
+        model, report = UrecaForConditionalGeneration.from_pretrained(directory, dtype=dtype, output_loading_info=True)
+        processor = UrecaProcessor.from_pretrained(directory)
+    except MemoryError:
+        raise
+    except Exception as error:  # the libraries raise dozens of kinds for damaged files
+        reason = " ".join(str(error).split())[:500]
+        raise CheckpointError(
+            f"the checkpoint in {directory} cannot be loaded: {type(error).__name__}: {reason}"
+        ) from error
     problems = _listed(
         missing=report["missing_keys"], unexpected=report["unexpected_keys"], shape=report["mismatched_keys"]
     )
     if problems:
         raise CheckpointError(f"the weights in {directory} do not fit their configuration; {problems}")
-    return model, UrecaProcessor.from_pretrained(directory)
+    return model, processor
 
 
 def load_with_adapter(

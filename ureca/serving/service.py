@@ -5,7 +5,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from ureca.errors import DataError
@@ -307,11 +307,15 @@ class CaptionService:
         if not decoded.prompts:
             return [decoded.masks[id] for id in decoded.ids], None
         masks = dict(decoded.masks)
-        for mask in await _reject_image(self.backend.segment_prompts(pixels, decoded.prompts)):
+        equal: dict[Prompt, list[int]] = {}  # equal prompts share one mask
+        for id, prompt in decoded.prompts.items():
+            equal.setdefault(prompt, []).append(id)
+        prompts = {ids[0]: prompt for prompt, ids in equal.items()}
+        for mask in await _reject_image(self.backend.segment_prompts(pixels, prompts)):
             if not mask.area_px:
                 message = "no region matches these points or this box; move or remove a point, or send a mask"
                 raise ApiError(422, "no_region", message, param=decoded.params[mask.id])
-            masks[mask.id] = mask
+            masks |= {id: replace(mask, id=id) for id in equal[prompts[mask.id]]}
         timer.end_stage("segment_s")
         return [masks[id] for id in decoded.ids], self.backend.segmenter_name
 

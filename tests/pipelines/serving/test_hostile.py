@@ -217,3 +217,11 @@ def test_bodies_beyond_the_memory_for_them_get_429() -> None:
         assert (big.status_code, big.json()["error"]["code"]) == (429, "too_many_bodies")
         assert "retry-after" in big.headers
         assert client.post("/v1/regions", json=request(DISC)).status_code == 200  # the memory was given back
+
+
+def test_equal_prompts_share_one_mask(client: TestClient) -> None:
+    box = {"bbox_xywh": [44, 34, 16, 20]}
+    answer = client.post("/v1/regions", json=request(box, {"points": [{"x": 20, "y": 20}]}, *[box] * 100)).json()
+    assert [region["region_id"] for region in answer["regions"]] == [*range(102)]
+    first, _, *others = (region["rle"] for region in answer["regions"])
+    assert all(other == first for other in others)
