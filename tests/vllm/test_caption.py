@@ -32,8 +32,8 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(python: str, images: Path, output: Path, checkpoint: Path, engine: str) -> list[str]:
     return [
         *(python, "-m", "ureca.jobs.cli", "caption", str(images), str(output), "--model", str(checkpoint)),
-        *("--engine", engine, "--dtype", "float32", "--captioner.max_new_tokens", "16", "--images_per_partition", "4"),
-        *("--vllm.max_model_len", "2048", "--vllm.engine_options", ENGINE, "--resources.caption.num_actors", "1"),
+        *("--engine", engine, "--dtype", "float32", "--captioner.max-new-tokens", "16", "--images-per-partition", "4"),
+        *("--vllm.max-model-len", "2048", "--vllm.engine-options", ENGINE, "--resources.caption.num-actors", "1"),
     ]
 
 

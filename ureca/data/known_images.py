@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -36,7 +37,22 @@ def file_states(paths: pa.ChunkedArray) -> pa.Array:
     return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
 
 
-def compare_known(manifest: pa.Table, held: pa.Table) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
+@dataclass(frozen=True)
+class SameId:
+    """An image of an output and one of an input that share an id.
+
+    Attributes:
+        image_id: the id.
+        uri_held: URI of the image in the output.
+        uri: URI of the image in the input.
+    """
+
+    image_id: str
+    uri_held: str
+    uri: str
+
+
+def compare_known(manifest: pa.Table, held: pa.Table) -> tuple[list[SameId], list[SameId]]:
     """Find images of an input that have the id of another image in the output.
 
     An image is another one if its file, or its member of an archive, has another size; or, where the path differs, if
@@ -48,7 +64,7 @@ def compare_known(manifest: pa.Table, held: pa.Table) -> tuple[list[tuple[str, s
         held: images of the output, with the columns of ``MANIFEST`` and ``state`` of the type ``FILE_STATE``.
 
     Returns:
-        Pairs of the URIs in the output and in the input: of images that are others, and of those that may be.
+        The images that are others, and those that may be.
     """
     places = pc.index_in(held["image_id"], value_set=manifest["image_id"].combine_chunks())
     held = held.filter(places.is_valid())
@@ -79,10 +95,10 @@ def compare_known(manifest: pa.Table, held: pa.Table) -> tuple[list[tuple[str, s
         if len(digests) == 2:
             other[row], uncertain[row] = digests[0] != digests[1], False
 
-    def pairs(rows: Any) -> list[tuple[str, str]]:
+    def pairs(rows: Any) -> list[SameId]:
         chosen = pa.array(np.flatnonzero(rows))
-        uris = (table["uri"].take(chosen).to_pylist() for table in (held, now))
-        return list(zip(*uris, strict=True))
+        columns = (held["image_id"], held["uri"], now["uri"])
+        return [SameId(*values) for values in zip(*(c.take(chosen).to_pylist() for c in columns), strict=True)]
 
     return pairs(other), pairs(uncertain)
 

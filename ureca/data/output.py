@@ -136,10 +136,13 @@ class Output:
                 states = pa.chunked_array([pa.nulls(images.num_rows, FILE_STATE)])
             tables.append(images.cast(MANIFEST).append_column("state", states))
         others, uncertain = compare_known(manifest, pa.concat_tables(tables))
+        if others:  # A file that was mended since its image failed is no other image: the image is not done.
+            failed = {id for ids in self.failed_images().values() for id in ids}
+            others = [image for image in others if image.image_id not in failed]
         if others:
             message = (
                 f"{len(others)} images of INPUT have the ids of other images that {self.path} holds, such as "
-                f"{others[0][1]} with the id of {others[0][0]}"
+                f"{others[0].uri} with the id of {others[0].uri_held}"
             )
             if not accept_changes:
                 raise OutputError(
@@ -152,7 +155,7 @@ class Output:
             logger.warning(
                 "%d images of INPUT were modified, or lie elsewhere, since %s got their ids, such as %s: their rows "
                 "are kept; begin again with --overwrite if the images are others",
-                *(len(uncertain), self.path, uncertain[0][1]),
+                *(len(uncertain), self.path, uncertain[0].uri),
             )
 
     def manifest_files(self) -> list[str]:
