@@ -17,6 +17,7 @@ BATCH = {
     *("max_error_fraction", "max_worker_crashes", "retry_errors", "overwrite", "accept_changes"),
 }
 PLAN = {"plan", "planning"}
+VLLM = {"vllm.tensor_parallel_size", "vllm.gpu_memory_utilization", "vllm.engine_options"}
 MLLM = {
     *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
     *("mllm.connect_timeout_s", "mllm.request_timeout_s", "mllm.initial_backoff_s", "mllm.max_wait_s"),
@@ -42,7 +43,10 @@ IO: dict[str, Any] = {"input": "in", "output": "out"}
     ("settings", "keys"),
     [
         (CurateSettings(**IO), BATCH | PLAN | MLLM | {"masks.checkpoint", "embedder.checkpoint"}),
-        (CaptioningSettings(**IO, model="m"), BATCH | PLAN | {"model", "masks.checkpoint", "captioner.batch_size"}),
+        (
+            CaptioningSettings(**IO, model="m"),
+            BATCH | PLAN | VLLM | {"model", "masks.checkpoint", "captioner.batch_size"},
+        ),
         (ScoringSettings(**IO), BATCH | MLLM | ENCODERS | {"captions"}),
         (TrainSettings(paths=["in", "out"], model="m"), TRAIN),
     ],
