@@ -9,6 +9,7 @@ from ureca.jobs.checkout import import_from_checkout
 
 BENCHMARKS = {
     "tree": "build mask trees on run lengths, against decoding and comparing pixels",
+    "listener": "captions that a guessing listener accepts, in several questions, against a single one",
     "views": "render the views of a photograph, against rendering them at the photograph's size",
     "describe": "judge the rule-based captioner's captions by the pixels, with other measures than its own",
     "segments": "recall and speed of segments, against graph segmentation and another checkout",

@@ -43,6 +43,22 @@ def summary(report: PartitionReport, output: str, dataset_name: str, left_out: M
     for index, (kind, count) in enumerate(kinds):
         message = f": {report.messages[kind]}" if kind in report.messages else ""
         rows.append(("" if index else "failures", f"{count} x {kind}{message}"))
+    notes = sorted(report.notes.items(), key=lambda item: (-item[1], item[0]))[:_MAX_KINDS_SHOWN]
+    for index, (step, count) in enumerate(notes):
+        message = f": {report.messages[step]}" if step in report.messages else ""
+        rows.append(("" if index else "kept as before", f"{count} x {step}{message}"))
+    if report.listener.get("regions"):
+        rows += [("listener", _agreement(report.listener))]
     folder = output.partition("?")[0].rstrip("/")  # without the options of a URI
     rows += [("results", f"{folder}/{dataset_name} (Parquet), {folder}/run.json")]
     return "\n".join(f"{name:<18} {value}" for name, value in rows)
+
+
+def _agreement(listener: Mapping[str, float]) -> str:
+    """Compare the listener's choices with guesses; kappa is 1 if it chose all regions, 0 if it did no better."""
+    chosen, by_chance = (listener[name] / listener["regions"] for name in ("chosen", "chosen_by_chance"))
+    kappa = (chosen - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
+    return (
+        f"{chosen:.1%} of {listener['regions']:.0f} regions chosen, a guess {by_chance:.1%}, kappa {kappa:.2f}; "
+        f"{listener['questions']:.0f} questions about {listener['captions']:.0f} captions"
+    )

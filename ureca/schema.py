@@ -38,8 +38,12 @@ REGION = pa.struct(
         pa.field("lookalike_ids", pa.list_(pa.int64()), nullable=False),
         pa.field("listener_choice", pa.string()),
         pa.field("listener_rounds", pa.int16()),
+        pa.field("listener_questions", pa.int32()),
+        pa.field("listener_candidates", pa.int32()),
+        pa.field("listener_chance", pa.float32()),
         pa.field("verdict", pa.string(), nullable=False),
         pa.field("verdict_reason", pa.string()),
+        pa.field("note", pa.string()),
         pa.field("status", pa.string(), nullable=False),
     ]
 )
@@ -71,10 +75,12 @@ REGIONS = pa.schema(
 
 A region: ``rle`` holds COCO compressed counts of a [height, width] mask; ``parent_id`` is -1 at the top level and
 ``depth`` 0 there; ``listener_choice`` is the region_id that the listener chose for ``caption``, "none" or "several",
-null if it was not asked, and ``listener_rounds`` the number of times it was asked; ``verdict``, of the listener and
-the verification, is unchecked, accepted, self_checked
-(by the captioner itself) or rejected; ``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. Both
-are decided in ``ureca.curation.results``.
+null if it was not asked, ``listener_rounds`` the number of captions that it was asked about, ``listener_questions``
+the number of its questions, ``listener_candidates`` the number of regions it could choose from, and
+``listener_chance`` the probability with which a guess would have been accepted; ``verdict``, of the listener and the
+verification, is unchecked, accepted, self_checked (by the captioner itself) or rejected; ``note`` names the steps
+without a usable answer, ``<stage>:<kind>`` separated by "; ", after which the last caption or verdict stayed;
+``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. All are decided in ``ureca.curation.results``.
 ``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null if the image
 could not be read.
 """

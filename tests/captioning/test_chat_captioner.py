@@ -93,7 +93,7 @@ def test_chat_captioner_with_failed_answer_fails_only_its_region(tmp_path: Path)
         ("<think>Let me look at", True, (None, None, "failed:caption:cut_off")),
         ("<think>Let me look at", False, (None, None, "failed:caption:cut_off")),
         ("", True, (None, None, "failed:caption:cut_off")),
-        (" \n", False, (None, None, "failed:caption:blank")),
+        (" \n", False, (None, None, "failed:caption:no_text")),
     ],
 )
 def test_chat_captioner_takes_the_answer_without_thinking_and_tells_how_it_ended(

@@ -55,8 +55,12 @@ def test_curate_regions_row_has_all_fields() -> None:
         "lookalike_ids": [],
         "listener_choice": None,
         "listener_rounds": 0,
+        "listener_questions": 0,
+        "listener_candidates": None,
+        "listener_chance": None,
         "verdict": "unchecked",
         "verdict_reason": None,
+        "note": None,
         "status": "ok",
     }
 
@@ -96,20 +100,31 @@ def test_curate_regions_empty_mask_is_skipped_without_a_lower_bound() -> None:
     assert [row["region_id"] for row in rows if row["status"] == "skipped:empty"] == [9]
 
 
+def test_curate_regions_failed_region_names_its_stage() -> None:
+    annotator = RecordingAnnotator(failing("short", 1, kind="refused"))
+    rows = curate(drawn_masks(), annotator, embedder=EverythingAlike(), verifier=annotator)
+    failed = "failed:short_caption:refused"
+    assert {id: row["status"] for id, row in rows.items()} == {1: failed, 2: "ok", 3: "ok", 4: "ok"}
+    assert (rows[1]["caption"], rows[1]["verdict"], rows[1]["note"]) == (None, "unchecked", None)
+
+
 @pytest.mark.parametrize(
-    ("stage", "status"),
+    ("stage", "note", "caption", "verdict"),
     [
-        ("short", "failed:short_caption:refused"),
-        ("detailed", "failed:detailed_caption:refused"),
-        ("unique", "failed:unique_caption:refused"),
-        ("verify", "failed:verify:refused"),
+        ("detailed", "detailed_caption:refused", "unique of 1", "accepted"),
+        ("unique", "unique_caption:refused", "detailed of 1", "accepted"),
+        ("verify", "verify:refused", "unique of 1", "unchecked"),
     ],
 )
-def test_curate_regions_failed_region_names_its_stage(stage: str, status: str) -> None:
+def test_curate_regions_step_without_answer_keeps_the_last_caption_with_a_note(
+    stage: str, note: str, caption: str, verdict: str
+) -> None:
     annotator = RecordingAnnotator(failing(stage, 1, kind="refused"))
     rows = curate(drawn_masks(), annotator, embedder=EverythingAlike(), verifier=annotator)
-    assert {id: row["status"] for id, row in rows.items()} == {1: status, 2: "ok", 3: "ok", 4: "ok"}
-    assert rows[1]["verdict"] == "unchecked"
+    assert {row["status"] for row in rows.values()} == {"ok"}
+    assert (rows[1]["note"], rows[1]["caption"], rows[1]["verdict"]) == (note, caption, verdict)
+    assert note in rows[1]["verdict_reason"]
+    assert all(row["note"] is None for id, row in rows.items() if id != 1)
 
 
 def test_curate_regions_rows_have_verdicts_and_reasons() -> None:

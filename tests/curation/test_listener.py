@@ -25,6 +25,7 @@ from tests.curation.fakes import (
     say_everything,
 )
 from tests.drawn import HEIGHT, WIDTH, drawn_image
+from ureca.curation import prompts
 from ureca.curation.curator import Curator, curate_regions
 from ureca.curation.listener import PromptedListener, shuffled_candidates
 from ureca.curation.prompted import PromptedAnnotator
@@ -57,10 +58,12 @@ class RecordingListener:
     rule: Callable[[str, frozenset[int]], Choice]
     name: str = "recording"
     heard: list[tuple[str, frozenset[int]]] = field(default_factory=list)
+    shuffles: list[int] = field(default_factory=list)
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         assert len(set(candidates)) == len(candidates)
         self.heard.append((caption, frozenset(candidates)))
+        self.shuffles.append(shuffle)
         await asyncio.sleep(0)
         return self.rule(caption, frozenset(candidates))
 
@@ -135,7 +138,8 @@ class TestQuestion:
             asyncio.run(listener.choose(self.views(), [4, 1], "A disc."))
         first, _ = model.requests
         assert (first.temperature, first.max_new_tokens) == (0, 77)
-        whole, view, question = first.parts
+        assert [part for part in first.parts if isinstance(part, str)][:2] == [prompts.WHOLE, prompts.NUMBERED]
+        (whole, view), question = first.images, first.parts[-1]
         np.testing.assert_array_equal(whole, self.views().whole())
         ids = shuffled_candidates([1, 4], "A disc.")
         np.testing.assert_array_equal(view, self.views().lookalikes(ids[0], ids[1:]))
@@ -165,9 +169,11 @@ class TestRounds:
         listener = RecordingListener(understands)
         annotator = RecordingAnnotator()
         captions = walk(image_of(FLAT), annotator, listener)
-        assert sorted(listener.heard) == [(f"unique of {id}", frozenset(FLAT)) for id in FLAT]
         for id, region in captions.items():
-            assert (region.listener_choice, region.listener_rounds) == (id, 1)
+            heard = [candidates for caption, candidates in listener.heard if caption == f"unique of {id}"]
+            assert heard == [frozenset(FLAT), frozenset(FLAT), frozenset(FLAT) - {id}]
+            assert (region.listener_choice, region.listener_rounds, region.listener_questions) == (id, 1, 3)
+            assert region.listener_candidates == 3
             assert region.verdict is not None and region.verdict.accepted
         assert sum(call.stage == "unique" for call in annotator.calls) == 3
 
@@ -178,12 +184,12 @@ class TestRounds:
         assert listener.heard == []
         assert all((region.listener_rounds, region.verdict) == (0, None) for region in captions.values())
         captions = walk(image_of(family), RecordingAnnotator(), listener, NothingAlike(), include_all=True)
-        candidates = {int(caption.split()[-1]): ids for caption, ids in listener.heard}
+        candidates = {id: ids for caption, ids in listener.heard if (id := int(caption.split()[-1])) in ids}
         assert candidates == {1: {1, 2}, 2: {1, 2, 3, 4}, 3: {2, 3, 4}, 4: {2, 3, 4}}
         assert all(region.lookalike_ids == [] and region.listener_rounds == 1 for region in captions.values())
         listener = RecordingListener(understands)
         walk(image_of(family), RecordingAnnotator(), listener, NothingAlike(), include_all=True, max_candidates=2)
-        assert {int(caption.split()[-1]): ids for caption, ids in listener.heard}[4] == {3, 4}  # the sibling first
+        assert {ids for caption, ids in listener.heard if caption.endswith("4")} == {frozenset({3, 4}), frozenset({3})}
 
     def test_listen_confused_caption_is_rewritten_with_the_choice(self) -> None:
         def script(call: Call) -> str:
@@ -236,29 +242,42 @@ class TestRounds:
         assert [region.listener_rounds for region in captions.values()] == [1, 1, 1]
         assert all(region.verdict and not region.verdict.accepted for region in captions.values())
 
-    def test_listen_without_answer_of_the_listener_fails_the_region(self) -> None:
+    def test_listen_without_answer_of_the_listener_keeps_the_caption_unchecked(self) -> None:
         def rule(caption: str, candidates: frozenset[int]) -> Choice:
             if caption == "unique of 2":
                 raise AnswerError("refusal", "as told")
             return understands(caption, candidates)
 
+        captions = walk(image_of(FLAT), RecordingAnnotator(), RecordingListener(rule))
+        assert (captions[2].failure, captions[2].notes) == (None, ["listen:refusal"])
+        assert (captions[2].caption, captions[2].verdict, captions[2].listener_rounds) == ("unique of 2", None, 1)
+        assert captions[2].verdict_reason == "the listener gave no usable answer (listen:refusal)"
         verifier = RecordingAnnotator()
         captions = walk(image_of(FLAT), RecordingAnnotator(), RecordingListener(rule), verifier=verifier)
-        assert captions[2].failure == "listen:refusal"
-        assert (captions[2].caption, captions[2].verdict, captions[2].listener_rounds) == ("unique of 2", None, 1)
-        assert verifier.of_stage("verify").keys() == {1, 3}
+        assert verifier.of_stage("verify").keys() == {1, 2, 3}
+        assert captions[2].verdict_reason == "verify of 2; the listener gave no usable answer (listen:refusal)"
 
-    def test_listen_without_answer_of_the_annotator_leaves_no_caption(self) -> None:
+    def test_listen_without_answer_of_the_annotator_keeps_the_rejected_caption(self) -> None:
         def script(call: Call) -> str:
             return failing("unique", 2)(call) if "confused_with" in call.context else say_everything(call)
 
         listener = RecordingListener(lambda caption, candidates: "several")
         captions = walk(image_of(FLAT), RecordingAnnotator(script), listener)
-        assert captions[2].failure == "unique_caption:unusable_answer"
-        assert captions[2].caption is captions[2].listener_choice is captions[2].verdict is None
+        assert (captions[2].failure, captions[2].notes) == (None, ["unique_caption:unusable_answer"])
+        assert (captions[2].caption, captions[2].listener_choice) == ("unique of 2", "several")
+        assert captions[2].verdict is not None and not captions[2].verdict.accepted
+
+    def test_listen_without_answer_of_the_verifier_keeps_the_accepting_verdict(self) -> None:
+        verifier = RecordingAnnotator(failing("verify", 2, kind="refusal"))
+        captions = walk(image_of(FLAT), RecordingAnnotator(), RecordingListener(understands), verifier=verifier)
+        assert captions[2].verdict is not None and captions[2].verdict.accepted
+        assert captions[2].failure is None
+        assert captions[2].verdict_reason == (
+            "the listener chose the region; the verification gave no usable answer (verify:refusal)"
+        )
 
     def test_listen_region_without_caption_is_a_candidate_and_no_lookalike(self) -> None:
-        annotator = RecordingAnnotator(failing("unique", 3))
+        annotator = RecordingAnnotator(failing("short", 3))
         listener = RecordingListener(lambda caption, candidates: 3)
         captions = walk(image_of(FLAT), annotator, listener)
         assert "confused_with" not in annotator.of_stage("unique")[1]
@@ -312,12 +331,15 @@ class TestRounds:
             max_rounds=max_rounds,
         )
         final = {id: region.caption for id, region in captions.items() if region.caption is not None}
-        assert equal_captions(final) == {}
+        equal = equal_captions(final)
         for id, region in captions.items():
             assert 0 <= region.listener_rounds <= max_rounds
+            assert (region.caption is None) == (region.failure is not None)
             if region.caption is None:
-                assert region.failure is not None
                 assert region.listener_choice is None
+            if id in equal:
+                assert region.verdict is not None and not region.verdict.accepted
+                continue
             assert (region.verdict is None) == (region.listener_choice is None)
             if region.verdict is not None:
                 assert region.verdict.accepted == (region.listener_choice == id)

@@ -14,7 +14,8 @@ from tests.curation.fakes import NothingAlike, RecordingAnnotator, ScriptedChatM
 from ureca.curation import prompts
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import CurationImage, LookAlike, Verdict
-from ureca.curation.settings import PromptedConfig, UniquenessSettings
+from ureca.curation.rules import check_caption
+from ureca.curation.settings import CaptionRules, PromptedConfig, UniquenessSettings
 from ureca.curation.walk import caption_regions
 from ureca.errors import AnswerError
 from ureca.llm.fake import FakeChatModel
@@ -161,6 +162,50 @@ class TestQuestions:
         _, view = model.requests[0].images
         assert view.shape == (20, 70, 3)  # the cat would make it larger
 
+    def test_questions_say_the_limits_of_words(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        annotator = annotator_of(model, rules={"max_short_words": 33, "max_words": 144})
+        short_caption(annotator, image)
+        run(annotator.detailed_caption(image, CAT, short_caption="A cat.", child_captions=["An ear."]))
+        run(annotator.unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(EAR, "An ear.")]))
+        short, detailed, unique = (request.text for request in model.requests)
+        assert "one sentence of at most 33 words" in short
+        assert "at most 144 words" in detailed and "at most 144 words" in unique
+
+    def test_detailed_caption_bounds_number_and_length_of_parts(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        annotator = annotator_of(model, max_child_captions=5, max_context_words=100)
+        parts = ["A window.", *(" ".join([f"Window {index} has panes of glass."] * 30) for index in range(1, 20))]
+        run(annotator.detailed_caption(image, CAT, short_caption="A facade.", child_captions=parts))
+        listed = [line[2:] for line in model.requests[0].text.splitlines() if line.startswith("- ")]
+        assert listed[0] == "A window."
+        assert [caption[:9] for caption in listed[1:]] == [f"Window {index} " for index in range(1, 5)]
+        assert all(caption.endswith("glass.") for caption in listed[1:])
+        assert 70 <= sum(len(caption.split()) for caption in listed) <= 100
+        assert "(and 15 smaller parts)" in model.requests[0].text
+
+    def test_unique_caption_bounds_the_length_of_lookalike_captions(self, image: CurationImage) -> None:
+        model = ScriptedChatModel()
+        annotator = annotator_of(model, max_context_words=50)
+        long = LookAlike(EAR, " ".join(f"word{index}" for index in range(400)))
+        run(annotator.unique_caption(image, CUP, caption="A cup.", lookalikes=[LookAlike(NOSE, "A nose."), long]))
+        lines = model.requests[0].text.splitlines()
+        assert "1: A nose." in lines
+        (shortened,) = (line for line in lines if line.startswith("2: "))
+        assert shortened.endswith("word47 ...")
+
+    def test_short_caption_that_repeats_the_example_is_invalid(self, image: CurationImage) -> None:
+        model = ScriptedChatModel([caption_json(prompts.EXAMPLE), caption_json("A cat.")])
+        assert short_caption(annotator_of(model), image) == "A cat."
+        check_caption(CaptionRules(), prompts.EXAMPLE, short=True)
+
+    @pytest.mark.parametrize(
+        "system", [prompts.SHORT_CAPTION, prompts.DETAILED_CAPTION, prompts.UNIQUE_CAPTION], ids=["1", "2", "3"]
+    )
+    def test_system_message_has_one_example_and_asks_for_quotes(self, system: str) -> None:
+        assert system.count(prompts.EXAMPLE) == 1
+        assert "in single quotes" in system
+
     def test_verify_gives_the_caption(self, image: CurationImage) -> None:
         model = ScriptedChatModel(['{"is_true": true}'])
         run(annotator_of(model).verify(image, EAR, caption="A green ear."))
@@ -180,8 +225,10 @@ class TestQuestions:
         assert [len(texts) for texts in stages.values()] == [4, 1, 4, 4]
         assert len({json.dumps(request.answer_schema) for request in model.requests}) == 2
         for request in model.requests:
-            assert isinstance(request.parts[-1], str)  # pictures before the question
-            assert len(request.images) == len(request.parts) - 1
+            # Each picture follows its label, and the question follows them all.
+            kinds = ["text" if isinstance(part, str) else "picture" for part in request.parts]
+            assert kinds == ["text", "picture"] * len(request.images) + ["text"]
+            assert all(str(label).endswith(":") for label in request.parts[:-1:2])
 
     def test_prompted_captions_use_temperature_and_limit_of_the_settings(self, image: CurationImage) -> None:
         model = ScriptedChatModel()

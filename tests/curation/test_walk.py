@@ -49,6 +49,11 @@ def trees(draw: st.DrawFn, max_regions: int = 12) -> dict[int, int]:
     return {id: draw(st.sampled_from([ROOT, *range(id)])) for id in range(draw(st.integers(1, max_regions)))}
 
 
+def centre_x_px(image: CurationImage, id: int) -> float:
+    x, _, width, _ = image.masks[id].bbox_xywh
+    return x + width / 2
+
+
 def random_delays(seed: int) -> RecordingAnnotator:
     generator = random.Random(seed)
     return RecordingAnnotator(delay_s=lambda: generator.choice([0.0, 0.0, 0.0005, 0.001]))
@@ -70,7 +75,8 @@ class TestOrder:
                 assert annotator.when("answered", "short", parent) < annotator.when("asked", "short", id)
             assert short[id]["parent"] == (None if parent == ROOT else captions[parent].short_caption)
             elder = children[parent][: children[parent].index(id)]
-            assert short[id]["siblings"] == tuple(captions[sibling].short_caption for sibling in elder)
+            far_to_near = sorted(elder, key=lambda other: -abs(centre_x_px(image, other) - centre_x_px(image, id)))
+            assert short[id]["siblings"] == tuple(captions[sibling].short_caption for sibling in far_to_near)
         for siblings in children.values():
             for elder_sibling, younger in pairwise(siblings):
                 assert annotator.when("answered", "short", elder_sibling) < annotator.when("asked", "short", younger)
@@ -143,29 +149,53 @@ class TestFailures:
         assert annotator.of_stage("short")[3]["parent"] is None
         assert annotator.of_stage("short")[6]["parent"] == "short of 3"
 
-    def test_walk_failed_detail_is_left_out_of_the_parents_request(self) -> None:
+    def test_walk_failed_detail_leaves_the_short_caption_with_a_note(self) -> None:
         annotator = RecordingAnnotator(failing("detailed", 3))
         captions = walk(image_of(FAMILY), annotator)
-        assert captions[3] == CuratedRegion("short of 3", failure="detailed_caption:unusable_answer")
-        assert annotator.of_stage("detailed")[1]["children"] == ("short of 4", "short of 5")
+        kept = "short of 3"
+        assert captions[3] == CuratedRegion(kept, kept, kept, notes=["detailed_caption:unusable_answer"])
+        assert annotator.of_stage("detailed")[1]["children"] == ("short of 3", "short of 4", "short of 5")
+        assert "the short caption stays" in str(captions[3].verdict_reason)
+
+    def test_walk_too_long_detail_is_asked_with_short_captions_and_then_with_few(self) -> None:
+        family = {1: ROOT, **dict.fromkeys(range(2, 32), 1), 40: 2}
+
+        def within(limit: int) -> RecordingAnnotator:
+            def script(call: Call) -> str:
+                if call.stage == "detailed" and sum(map(len, call.context["children"])) > limit:
+                    raise AnswerError("too_long", "the context is full")
+                return f"{call.stage} of {call.region_id}" + " in detail" * (call.stage == "detailed")
+
+            return RecordingAnnotator(script)
+
+        annotator = within(300)
+        captions = walk(image_of(family), annotator)
+        sizes = [
+            len(call.context["children"]) for call in annotator.calls if (call.stage, call.region_id) == ("detailed", 1)
+        ]
+        assert sizes == [30, 30, 8]
+        assert annotator.of_stage("detailed")[1]["children"] == tuple(f"short of {id}" for id in range(2, 10))
+        assert (captions[1].caption, captions[1].notes) == ("detailed of 1 in detail", [])
+        captions = walk(image_of(family), within(5))
+        assert (captions[1].caption, captions[1].notes) == ("short of 1", ["detailed_caption:too_long"])
 
     def test_walk_parent_of_failed_parts_is_captioned_as_a_leaf(self) -> None:
         annotator = RecordingAnnotator(failing("short", 8))
         captions = walk(image_of(FAMILY), annotator)
         assert captions[2].caption == captions[2].detailed_caption == "short of 2"
 
-    def test_walk_failed_rewrite_leaves_no_caption(self) -> None:
+    def test_walk_failed_rewrite_leaves_the_detailed_caption_with_a_note(self) -> None:
         annotator = RecordingAnnotator(failing("unique", 4, kind="refused"))
         captions = walk(image_of({4: ROOT, 5: ROOT}), annotator, EverythingAlike())
-        assert captions[4].failure == "unique_caption:refused"
-        assert captions[4].detailed_caption == "short of 4"
-        assert captions[4].caption is None
+        assert (captions[4].failure, captions[4].notes) == (None, ["unique_caption:refused"])
+        assert captions[4].detailed_caption == captions[4].caption == "short of 4"
+        assert "no usable rewrite" in str(captions[4].verdict_reason)
         assert captions[4].lookalike_ids == [5]
         assert captions[5].caption == "unique of 5"
 
     def test_walk_failed_verification_leaves_no_verdict(self) -> None:
         captions = walk(image_of({4: ROOT}), RecordingAnnotator(), verifier=RecordingAnnotator(failing("verify", 4)))
-        assert captions[4].failure == "verify:unusable_answer"
+        assert (captions[4].failure, captions[4].notes) == (None, ["verify:unusable_answer"])
         assert captions[4].caption == "short of 4"
         assert captions[4].verdict is None
 
@@ -265,6 +295,50 @@ class TestUniqueness:
             assert (region.caption, region.failure) == (None, "unique_caption:not_unique")
             assert region.detailed_caption == "same"
 
+    def test_uniqueness_equal_captions_without_usable_rewrites_are_kept_and_rejected(self) -> None:
+        def script(call: Call) -> str:
+            if call.stage == "unique" and call.region_id != 3:
+                raise AnswerError("refused", "as told")
+            return {1: "A cup.", 2: "The cup", 3: "A jar."}[call.region_id]
+
+        annotator, verifier = RecordingAnnotator(script), RecordingAnnotator()
+        captions = walk(image_of(dict.fromkeys((1, 2, 3), ROOT)), annotator, verifier=verifier)
+        assert [region.caption for region in captions.values()] == ["A cup.", "The cup", "A jar."]
+        assert [region.failure for region in captions.values()] == [None] * 3
+        verdict = captions[1].verdict
+        assert verdict is not None and (verdict.accepted, verdict.reason) == (
+            False,
+            "the caption equals that of region 2",
+        )
+        assert verifier.of_stage("verify").keys() == {3}
+
+    def test_uniqueness_note_of_an_earlier_round_ends_with_a_usable_rewrite(self) -> None:
+        said = {1: iter(["a", AnswerError("refused", "as told"), "b"]), 2: iter(["a", "a", "c"])}
+
+        def script(call: Call) -> str:
+            answer = next(said[call.region_id])
+            if isinstance(answer, AnswerError):
+                raise answer
+            return answer
+
+        captions = walk(image_of(dict.fromkeys((1, 2), ROOT)), RecordingAnnotator(script))
+        assert [(region.caption, region.notes) for region in captions.values()] == [("b", []), ("c", [])]
+
+    def test_uniqueness_too_long_rewrite_is_asked_with_short_captions_and_then_with_few(self) -> None:
+        def script(call: Call) -> str:
+            if call.stage == "unique" and len(call.context["lookalikes"]) > 2:
+                raise AnswerError("too_long", "the context is full")
+            return say_everything(call)
+
+        annotator = RecordingAnnotator(script)
+        captions = walk(image_of(dict.fromkeys(range(1, 8), ROOT)), annotator, EverythingAlike())
+        assert [captions[id].caption for id in captions] == [f"unique of {id}" for id in captions]
+        sizes = [
+            len(call.context["lookalikes"]) for call in annotator.calls if (call.stage, call.region_id) == ("unique", 1)
+        ]
+        assert sizes == [6, 6, 2]
+        assert all(len(context["lookalikes"]) == 2 for context in annotator.of_stage("unique").values())
+
     @settings(max_examples=60)
     @given(trees(), st.integers(0, 2**32), st.booleans(), st.integers(1, 4))
     def test_uniqueness_final_captions_are_distinct(
@@ -282,7 +356,10 @@ class TestUniqueness:
         uniqueness = UniquenessSettings(max_rounds=max_rounds)
         captions = walk(image_of(parents), RecordingAnnotator(babble), embedder, uniqueness)
         final = {id: region.caption for id, region in captions.items() if region.caption is not None}
-        assert equal_captions(final) == {}
+        for id in equal_captions(final):
+            verdict = captions[id].verdict
+            assert verdict is not None and not verdict.accepted
+            assert any(step.startswith("unique_caption:") for step in captions[id].notes)
         for region in captions.values():
             assert (region.caption is None) == (region.failure is not None)
 

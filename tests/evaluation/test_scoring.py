@@ -40,7 +40,7 @@ class Matching:
         self.silent_on = silent_on
         self.asked: list[Collection[int]] = []
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         assert views.whole().shape == (112, 112, 3)
         self.asked.append(candidates)
         if caption == self.silent_on:

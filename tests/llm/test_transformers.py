@@ -207,8 +207,11 @@ class TestInvalidRequests:
         pixels, masks = drawn_image(1)
         with metered() as usage:
             rows = asyncio.run(curate_regions(pixels, masks, Curator(annotator, DescriptorEmbedder())))
-        assert {row["status"] for row in rows} == {"failed:short_caption:cut_off"}
-        assert (usage.num_calls, usage.invalid_responses) == (8, {"cut_off": 8})
+        kinds = {"cut_off", "unusable_answer"}  # random weights seldom end an answer
+        assert {row["status"] for row in rows} <= {f"failed:short_caption:{kind}" for kind in kinds}
+        assert (usage.num_calls, sum(usage.invalid_responses.values())) == (8, 8)
+        assert usage.invalid_responses.keys() <= kinds
+        assert usage.invalid_responses["cut_off"] > 0
 
 
 class TestSettings:

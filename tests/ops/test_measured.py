@@ -2,6 +2,7 @@
 
 import asyncio
 from collections import Counter
+from collections.abc import Collection
 from itertools import count
 from typing import Any
 
@@ -42,11 +43,15 @@ class Mishearing:
 
     def __init__(self) -> None:
         self.num_calls = 0
+        self.targets: dict[str, int] = {}
 
-    async def choose(self, views: Views, candidates: list[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         self.num_calls += 1
         await asyncio.sleep(1)
-        return candidates[0] if candidates[0] % 2 else "several"
+        target = self.targets.setdefault(caption, next(iter(candidates)))
+        if target % 2 == 0:
+            return "several"
+        return target if target in candidates else "none"
 
 
 def walked(parents: dict[int, int], **parts: Any) -> tuple[dict[str, Any], float, Counter[str]]:

@@ -162,5 +162,5 @@ class ChatCaptioner:
         text, is_thinking = without_thinking(answer.text)
         caption = " ".join("".join(each if each.isprintable() else " " for each in text).split())
         if not caption:
-            return failed_caption("cut_off" if is_thinking or answer.is_cut_off else "blank")
+            return failed_caption("cut_off" if is_thinking or answer.is_cut_off else "no_text")
         return finished_caption(caption, answer.num_new_tokens, "length" if answer.is_cut_off else "stop")

@@ -1,6 +1,7 @@
 """Components of a dry run: a curation that makes the requests of a real one without their cost."""
 
 from collections.abc import Collection
+from weakref import WeakKeyDictionary
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, Listener
@@ -35,8 +36,10 @@ class DryRunListener:
     def __init__(self, listener: Listener) -> None:
         self.name = listener.name
         self._listener = listener
+        self._right: WeakKeyDictionary[Views, dict[str, int]] = WeakKeyDictionary()
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
-        """Choose the first candidate, which the curation knows to be the right one."""
-        await self._listener.choose(views, candidates, caption)
-        return next(iter(candidates))
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
+        """Choose the first candidate of a caption's first question, the right one, and "none" where it is not shown."""
+        await self._listener.choose(views, candidates, caption, shuffle=shuffle)
+        right = self._right.setdefault(views, {}).setdefault(caption, next(iter(candidates)))
+        return right if right in candidates else "none"

@@ -63,11 +63,11 @@ class PromptedListener:
         self._model = model
         self._settings = settings
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         """Show the image, and the numbered candidates in the crop that contains them all, and ask for the number."""
-        ids = shuffled_candidates(candidates, caption)
+        ids = shuffled_candidates(candidates, caption, shuffle)
         # The whole photograph, too: a caption may say where in it the region is.
-        shown = await asyncio.to_thread(lambda: (views.whole(), views.lookalikes(ids[0], ids[1:])))
+        whole, view = await asyncio.to_thread(lambda: (views.whole(), views.lookalikes(ids[0], ids[1:])))
 
         def read(answer: _Choice) -> Choice:
             if isinstance(answer.choice, str):
@@ -79,7 +79,7 @@ class PromptedListener:
         return await ask(
             self._model,
             system=prompts.LISTENING,
-            parts=(*shown, prompts.listening(caption, len(ids) - 1)),
+            parts=(prompts.WHOLE, whole, prompts.NUMBERED, view, prompts.listening(caption, len(ids) - 1)),
             expected=_Choice,
             read=read,
             temperature=0.0,
@@ -89,9 +89,16 @@ class PromptedListener:
         )
 
 
-def shuffled_candidates(candidates: Collection[int], caption: str) -> list[int]:
-    """Shuffle candidates, in an order that depends on their ids and the caption only."""
+def shuffled_candidates(candidates: Collection[int], caption: str, shuffle: int = 0) -> list[int]:
+    """Shuffle candidates, in an order that depends on their ids, the caption and the number of the shuffle only.
+
+    A candidate has another place in each shuffle, as long as there are as many places as shuffles.
+    """
     ids = sorted(set(candidates))
     seed = int.from_bytes(digest([f"{ids} {caption}"], num_bytes=8), "big")
-    random.Random(seed).shuffle(ids)
-    return ids
+    generator = random.Random(seed)
+    generator.shuffle(ids)
+    steps = list(range(1, len(ids)))
+    generator.shuffle(steps)
+    step = [0, *steps][shuffle % len(ids)]
+    return ids[step:] + ids[:step]

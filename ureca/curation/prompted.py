@@ -122,16 +122,24 @@ class PromptedAnnotator:
 
         views = await asyncio.to_thread(render)
         nearest = sibling_captions[max(0, len(sibling_captions) - self._settings.max_sibling_captions) :]
-        question = prompts.short_caption(parent_caption, nearest)
-        return await self._caption(prompts.SHORT_CAPTION, (*views, question), short=True)
+        rules = self._settings.rules
+        question = prompts.short_caption(parent_caption, nearest, min(rules.max_short_words, rules.max_words))
+        parts = (prompts.IN_SURROUNDINGS, views[0], prompts.ALONE, views[1], question)
+        return await self._caption(prompts.SHORT_CAPTION, parts, short=True)
 
     async def detailed_caption(
         self, image: CurationImage, region_id: int, *, short_caption: str, child_captions: Sequence[str]
     ) -> str:
         """Write the caption from the bottom-up view and the captions of the parts."""
         view = await asyncio.to_thread(image.views.whole_with_contour, region_id)
-        question = prompts.detailed_caption(short_caption, child_captions)
-        return await self._caption(prompts.DETAILED_CAPTION, (view, question))
+        shown = child_captions[: self._settings.max_child_captions]
+        question = prompts.detailed_caption(
+            short_caption,
+            prompts.bounded(shown, self._settings.max_context_words),
+            self._settings.rules.max_words,
+            len(child_captions) - len(shown),
+        )
+        return await self._caption(prompts.DETAILED_CAPTION, (prompts.MARKED, view, question))
 
     async def unique_caption(
         self,
@@ -145,12 +153,14 @@ class PromptedAnnotator:
         """Rewrite the caption from the image and the view of the numbered look-alikes, in which it is number 0."""
         shown = lookalikes[: self._settings.max_lookalikes]
         others = [other.region_id for other in shown]
-        views = await asyncio.to_thread(lambda: (image.views.whole(), image.views.lookalikes(region_id, others)))
+        whole, view = await asyncio.to_thread(lambda: (image.views.whole(), image.views.lookalikes(region_id, others)))
         # Numbers belong to this question: the listener that mistook the caption was shown others.
         number = others.index(confused_with) + 1 if isinstance(confused_with, int) else confused_with
         confusion = None if number is None else prompts.confused_with(number)
-        question = prompts.unique_caption(caption, [other.caption for other in shown], confusion)
-        return await self._caption(prompts.UNIQUE_CAPTION, (*views, question), highest_number=len(others))
+        captions = prompts.bounded([other.caption for other in shown], self._settings.max_context_words)
+        question = prompts.unique_caption(caption, captions, self._settings.rules.max_words, confusion)
+        parts = (prompts.WHOLE, whole, prompts.NUMBERED, view, question)
+        return await self._caption(prompts.UNIQUE_CAPTION, parts, highest_number=len(others))
 
     async def verify(self, image: CurationImage, region_id: int, *, caption: str) -> Verdict:
         """Judge the caption from the image, the image with the region's contour, and the region alone."""
@@ -158,7 +168,9 @@ class PromptedAnnotator:
         def render() -> tuple[Pixels, Pixels, Pixels]:
             return image.views.whole(), image.views.whole_with_contour(region_id), image.views.crop(region_id)
 
-        parts = (*await asyncio.to_thread(render), prompts.verification(caption))
+        whole, marked, alone = await asyncio.to_thread(render)
+        pictures = (prompts.WHOLE, whole, prompts.MARKED, marked, prompts.ALONE, alone)
+        parts = (*pictures, prompts.verification(caption))
 
         def read(answer: _Judgement) -> Verdict:
             if not answer.is_true and not answer.reason:
@@ -173,6 +185,8 @@ class PromptedAnnotator:
         self, system: str, parts: tuple[str | Pixels, ...], *, short: bool = False, highest_number: int | None = None
     ) -> str:
         def read(answer: _Caption) -> str:
+            if answer.caption == prompts.EXAMPLE:
+                raise InvalidResponseError("placeholder", "it repeats the example")
             check_caption(self._settings.rules, answer.caption, short=short, highest_number=highest_number)
             return answer.caption
 

@@ -3,17 +3,24 @@
 The system message is the same for all requests of a stage and comes first, so that prefix caches hit.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal
 
 from ureca.hashing import digest
 from ureca.llm.structured import retry_prompt
 
-_RULES = """\
-You write captions for one region of a photograph. The region is marked for you by a thin coloured line, or everything \
-around it is blurred. Those marks are not part of the photograph: never mention a line, contour, outline, mark, \
-highlight, blur, crop, number, or the words "image", "photo" and "region".
-Say only what can be seen. Answer with one JSON object and nothing else."""
+EXAMPLE = "The round brass knob on the left door of the oak cabinet, worn bright where hands touch it."
+"""Caption in the prompts that shows the form of an answer."""
+
+_RULES = f"""\
+You write captions for one region of a photograph. The line around it, the numbers and the blur outside of it were \
+drawn to show you which one it is: never mention what was drawn. You may name any line, number, mark, picture or crop \
+that is in the scene itself, such as a painted line or the number on a jersey.
+Begin with the thing itself; do not speak of the image, the photo, the view or the region. Say only what can be seen. \
+Quote text that can be read in the scene in single quotes.
+Answer with one JSON object and nothing else. The form, with a caption of something else:
+{{"caption": "{EXAMPLE}"}}"""
 
 SHORT_CAPTION = f"""\
 {_RULES}
@@ -32,7 +39,8 @@ UNIQUE_CAPTION = f"""\
 You see two pictures: first the whole photograph, then several things of it that look alike, each with a coloured line \
 and a number. Number 0, in blue, is the one to describe.
 Rewrite its caption so that it fits number 0 and none of the others: keep what is true, and add what tells it apart \
-(position, neighbours, size, colour, state). Never mention numbers or lines."""
+(position, neighbours, size, colour, state). The numbers 0, 1, 2 and so on, and the colours of the lines, were drawn: \
+nobody who reads the caption will see them."""
 
 VERIFICATION = """\
 You check captions of one region of a photograph. You see the whole photograph, then the same with the region marked \
@@ -48,39 +56,86 @@ them, or for none.
 Decide for which of them everything that the caption says is true. Choose the number of that one; choose "several" if \
 it fits two or more of them equally well, and "none" if it fits none. Answer with one JSON object and nothing else."""
 
+WHOLE = "The whole photograph:"
+"""Labels of pictures, each before its picture."""
+IN_SURROUNDINGS = "The region in its surroundings, inside the yellow line:"
+ALONE = "The region alone, with everything around it blurred:"
+MARKED = "The whole photograph with the region inside the yellow line:"
+NUMBERED = "The numbered things:"
 
-def short_caption(parent_caption: str | None, sibling_captions: Sequence[str]) -> str:
-    """Return the question of stage 2, with the captions of the parent and of elder siblings."""
+_SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
+
+
+def short_caption(parent_caption: str | None, sibling_captions: Sequence[str], max_words: int) -> str:
+    """Return the question of stage 2, with the captions of the parent and of elder siblings, the nearest last."""
     lines = []
     if parent_caption is not None:
         lines.append(f"It is a part of this: {parent_caption}")
     if sibling_captions:
         lines.append("Its neighbours were captioned so:")
         lines.extend(f"- {caption}" for caption in sibling_captions)
-    lines.append('Caption it as {"caption": "..."}.')
+    lines.append(f'Caption it in one sentence of at most {max_words} words, as {{"caption": "..."}}.')
     return "\n".join(lines)
 
 
-def detailed_caption(short_caption: str, child_captions: Sequence[str]) -> str:
-    """Return the question of stage 3."""
+def detailed_caption(short_caption: str, child_captions: Sequence[str], max_words: int, num_left_out: int = 0) -> str:
+    """Return the question of stage 3.
+
+    Args:
+        short_caption: short caption of the region.
+        child_captions: captions of its parts.
+        max_words: maximum number of words of the answer.
+        num_left_out: number of further, smaller parts.
+    """
     parts = "\n".join(f"- {caption}" for caption in child_captions)
-    return f'Short caption: {short_caption}\nCaptions of its parts:\n{parts}\nDescribe it as {{"caption": "..."}}.'
+    others = f"\n(and {num_left_out} smaller parts)" if num_left_out else ""
+    return (
+        f"Short caption: {short_caption}\nCaptions of its parts:\n{parts}{others}\n"
+        f'Describe it in at most {max_words} words, as {{"caption": "..."}}.'
+    )
 
 
-def unique_caption(caption: str, lookalike_captions: Sequence[str], confusion: str | None = None) -> str:
+def unique_caption(
+    caption: str, lookalike_captions: Sequence[str], max_words: int, confusion: str | None = None
+) -> str:
     """Return the question of stage 4.
 
     Args:
         caption: current caption of number 0.
         lookalike_captions: captions of the look-alikes in the order of their numbers, from 1.
+        max_words: maximum number of words of the answer.
         confusion: result of ``confused_with``; None if no listener has mistaken the caption.
     """
     others = "\n".join(f"{number}: {other}" for number, other in enumerate(lookalike_captions, start=1))
     tried = "" if confusion is None else f"{confusion}\n"
     return (
         f"Caption of number 0 so far: {caption}\nCaptions of the others:\n{others}\n{tried}"
-        'Rewrite the caption of number 0 as {"caption": "..."}.'
+        f'Rewrite the caption of number 0 in at most {max_words} words, as {{"caption": "..."}}.'
     )
+
+
+def bounded(captions: Sequence[str], max_words: int) -> list[str]:
+    """Shorten captions so that together they have about ``max_words`` words; short ones stay as they are.
+
+    A caption ends with a sentence if that leaves at least half of its share, else with an ellipsis.
+    """
+    lengths = [len(caption.split()) for caption in captions]
+    left, share = max_words, max_words
+    for position, length in enumerate(sorted(lengths)):
+        share = left // (len(lengths) - position)
+        if length > share:
+            break
+        left -= length
+    return [
+        caption if length <= share else _shortened(caption, max(1, share))
+        for caption, length in zip(captions, lengths, strict=True)
+    ]
+
+
+def _shortened(caption: str, max_words: int) -> str:
+    text = " ".join(caption.split()[:max_words])
+    ends = [found.end() for found in _SENTENCE_END.finditer(text)]
+    return text[: ends[-1]] if ends and ends[-1] >= len(text) / 2 else f"{text} ..."
 
 
 def confused_with(choice: int | Literal["none", "several"]) -> str:
@@ -116,14 +171,15 @@ def _content() -> str:
     systems = (SHORT_CAPTION, DETAILED_CAPTION, UNIQUE_CAPTION, VERIFICATION, LISTENING)
     choices: tuple[int | Literal["none", "several"], ...] = (1, "none", "several")
     questions = (
-        short_caption(None, ()),
-        short_caption("{parent}", ("{elder}", "{younger}")),
-        detailed_caption("{short}", ("{first}", "{second}")),
-        unique_caption("{caption}", ("{first}", "{second}")),
-        *(unique_caption("{caption}", ("{first}",), confused_with(choice)) for choice in choices),
+        short_caption(None, (), 1),
+        short_caption("{parent}", ("{elder}", "{younger}"), 1),
+        detailed_caption("{short}", ("{first}", "{second}"), 1, 1),
+        unique_caption("{caption}", ("{first}", "{second}"), 1),
+        *(unique_caption("{caption}", ("{first}",), 1, confused_with(choice)) for choice in choices),
         verification("{caption}"),
         listening("{caption}", 2),
-        retry_prompt("{reason}"),
+        retry_prompt("{reason}", "{refused}"),
+        *(WHOLE, IN_SURROUNDINGS, ALONE, MARKED, NUMBERED),
     )
     return "\0".join((*systems, *questions))
 

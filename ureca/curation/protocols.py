@@ -56,8 +56,10 @@ class Verdict:
 class Annotator(Protocol):
     """Writes and judges captions of regions (paper, stages 2 to 4 and verification).
 
-    Every method raises ``AnswerError`` when it has no usable answer; the region then fails with the error's kind. The
-    methods of one annotator run concurrently for many regions and images.
+    Every method raises ``AnswerError`` when it has no usable answer: a region without a short caption fails with the
+    error's kind, any other one keeps its last caption and verdict. The kind ``too_long`` means that the question
+    exceeds the context of the model: it is asked again with shorter captions of other regions. The methods of one
+    annotator run concurrently for many regions and images.
     """
 
     name: str
@@ -77,7 +79,7 @@ class Annotator(Protocol):
             image: image of the region.
             region_id: id of one of ``image.regions``.
             parent_caption: short caption of the parent; None for a main object.
-            sibling_captions: short captions of the siblings captioned before, elder first.
+            sibling_captions: short captions of the siblings captioned before, the nearest in place last.
         """
         ...
 
@@ -90,7 +92,8 @@ class Annotator(Protocol):
             image: image of the region.
             region_id: id of one of ``image.regions`` that has children among them.
             short_caption: short caption of the region.
-            child_captions: detailed captions of its children, in the order of the tree; at least one.
+            child_captions: detailed captions of its children, or short ones if those were too long for the model, the
+                largest child first; at least one.
         """
         ...
 
@@ -138,13 +141,15 @@ class Listener(Protocol):
     name: str
     """Name with version or model, for the provenance of a row."""
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         """Choose the region that a caption fits.
 
         Args:
             views: views of the image.
             candidates: ids of the regions to choose from; the choice does not depend on their order.
             caption: caption of one of them, or of another region.
+            shuffle: number of the shuffle, from 0: a listener that is shown numbers gives each candidate another one
+                than in other shuffles, as long as there are numbers left.
 
         Returns:
             One of the candidates, ``"none"`` or ``"several"``.

@@ -143,6 +143,14 @@ class PromptedConfig(BaseModel):
     max_sibling_captions: int = Field(
         default=16, ge=0, description="captions of the nearest elder siblings given in a question"
     )
+    max_child_captions: int = Field(
+        default=48, ge=1, description="captions of parts given in the question of their parent, the largest parts first"
+    )
+    max_context_words: int = Field(
+        default=1500,
+        ge=50,
+        description="words of the captions of parts or look-alikes given in a question; longer captions are shortened",
+    )
     max_lookalikes: int = Field(
         default=8, ge=1, description="look-alikes shown in a question, the most similar ones first"
     )
@@ -168,7 +176,27 @@ class ListeningSettings(BaseModel):
         default=False, description="also test regions without look-alikes, among their siblings and neighbours"
     )
     max_candidates: int = Field(
-        default=9, ge=2, description="regions shown to the listener at a time, including the right one"
+        default=9,
+        ge=2,
+        description="regions in one view of the listener, including the right one; more look-alikes are divided over "
+        "several views",
+    )
+    max_pages: int = Field(
+        default=8,
+        ge=1,
+        description="views over which the look-alikes of a region are divided; one with more of them is not accepted",
+    )
+    num_shuffles: int = Field(
+        default=2,
+        ge=1,
+        description="times a caption's region must be chosen in a round, each time with other numbers; 1 is cheaper",
+    )
+    max_chance: float = Field(
+        default=0.05,
+        ge=0,
+        le=1,
+        description="probability with which a guessing listener may accept a caption; where it is higher, the caption "
+        "must also fit none of the look-alikes when they are shown alone; 1 is cheaper",
     )
 
 

@@ -1,10 +1,13 @@
 """Uniqueness refinement (paper, stage 4): look-alikes, rewrites of their captions, and the test by a listener."""
 
 import asyncio
-from collections.abc import Mapping, Sequence
+import re
+import unicodedata
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
 
+from ureca.curation.listening import Hearing, hear, plan_hearing
 from ureca.curation.protocols import (
     Annotator,
     Choice,
@@ -15,11 +18,15 @@ from ureca.curation.protocols import (
     RegionCrop,
     Verdict,
 )
-from ureca.curation.results import CuratedRegion, current_captions, run_concurrently
+from ureca.curation.results import CuratedRegion, current_captions, run_concurrently, shortest_needed
 from ureca.curation.settings import ListeningSettings, UniquenessSettings
 
 _CROP_SIDE_PX = 448  # longest side of the input of an embedder without ``crop_side_px``; it resizes to 224 or less
 _MAX_CROPS = 64
+_FEW_LOOKALIKES = 2
+"""Look-alikes whose short captions are given where those of all exceed the model's context."""
+
+_ARTICLES = frozenset({"a", "an", "the"})
 
 
 def find_lookalikes(
@@ -66,15 +73,16 @@ def find_lookalikes(
 def equal_captions(captions: Mapping[int, str]) -> dict[int, list[int]]:
     """Find regions with equal captions, which are not unique even if the regions look different.
 
-    Captions are compared without regard to case, spaces and trailing full stops.
+    Captions are compared without regard to case, spaces, punctuation and articles.
 
     Returns:
         Ids of the other regions with an equal caption by region id; regions with a distinct caption are left out.
     """
     holders: dict[str, list[int]] = {}
     for id, caption in captions.items():
-        normal_form = " ".join(caption.casefold().split()).rstrip(". ")
-        holders.setdefault(normal_form, []).append(id)
+        words = re.findall(r"\w+", re.sub(r"['\u2019]", "", unicodedata.normalize("NFKC", caption).casefold()))
+        content = [word for word in words if word not in _ARTICLES]
+        holders.setdefault(" ".join(content or words) or caption, []).append(id)
     return {id: [other for other in ids if other != id] for ids in holders.values() if len(ids) > 1 for id in ids}
 
 
@@ -117,37 +125,54 @@ class Uniqueness:
             lookalikes = _merged(shared, lookalikes)
             await self._rewrite_all({id: lookalikes[id] for id in shared})
         for id in self._shared():
-            self._regions[id].caption = None
-            self._regions[id].failure = "unique_caption:not_unique"
+            # Where rewrites had no usable answer the caption is kept; ``reject_equal_captions`` judges it.
+            if not any(step.startswith("unique_caption:") for step in self._regions[id].notes):
+                self._regions[id].caption = None
+                self._regions[id].failure = "unique_caption:not_unique"
+
+    def reject_equal_captions(self) -> None:
+        """Reject captions that still equal that of another region, as there was no usable rewrite."""
+        for id, others in self._shared().items():
+            named = ", ".join(map(str, others))
+            self._regions[id].verdict = Verdict(False, f"the caption equals that of region {named}")
 
     async def listen(self, listener: Listener, settings: ListeningSettings) -> None:
         """Test captions with a listener; rewrite and test again those by which it does not choose the region.
 
-        The verdict of a tested region is accepted if the listener chose it in its last round, else rejected. The
+        The verdict of a tested region is accepted if the listener chose it in its last round, else rejected. There is
+        none if the listener gave no usable answer, or chose it but was not shown all of its look-alikes. The
         verification may replace an accepting verdict.
         """
-        pending = self._candidates(settings)
-        tested = list(pending)
+        hearings = {id: plan_hearing(id, others, settings) for id, others in self._candidates(settings).items()}
+        pending = list(hearings)
         for round in range(1, settings.max_rounds + 1):
-            await run_concurrently(self._listen(id, others, listener) for id, others in pending.items())
-            confused = {
-                id: others for id, others in pending.items() if self._regions[id].listener_choice not in (None, id)
-            }
+            await run_concurrently(self._listen(id, hearings[id], listener) for id in pending)
+            confused = [id for id in pending if self._regions[id].listener_choice not in (None, id)]
             if round < settings.max_rounds:
-                pending = await self._rewrite_confused(confused)
-        for id in tested:
-            choice = self._regions[id].listener_choice
-            if self._regions[id].caption is not None and choice is not None:
-                self._regions[id].verdict = Verdict(choice == id, _listener_reason(choice, id))
+                pending = list(await self._rewrite_confused({id: self._candidate_ids(id, settings) for id in confused}))
+        for id, hearing in hearings.items():
+            region = self._regions[id]
+            choice = region.listener_choice
+            if choice is None:
+                continue
+            if choice == id and hearing.num_left_out:
+                region.note("listen:too_many_lookalikes")
+            else:
+                region.verdict = Verdict(choice == id, _listener_reason(choice, id))
 
     def _candidates(self, settings: ListeningSettings) -> dict[int, list[int]]:
         """Return the other candidates for each region to test, the most similar first."""
         candidates = {}
         for id, region in self._regions.items():
-            others = region.lookalike_ids or (self._neighbours(id) if settings.include_all else [])
-            if region.caption is not None and (others or settings.include_all):
-                candidates[id] = others[: settings.max_candidates - 1]
+            others = self._candidate_ids(id, settings)
+            if region.caption is not None and others:
+                candidates[id] = others
         return candidates
+
+    def _candidate_ids(self, id: int, settings: ListeningSettings) -> list[int]:
+        if others := self._regions[id].lookalike_ids:
+            return others
+        return self._neighbours(id)[: settings.max_candidates - 1] if settings.include_all else []
 
     def _neighbours(self, id: int) -> list[int]:
         """Return siblings, then all other regions that neither contain the region nor lie inside it."""
@@ -155,12 +180,10 @@ class Uniqueness:
         others = [other for other in self._regions if other != id and not tree.is_nested(id, other)]
         return sorted(others, key=lambda other: tree.parents[other] != tree.parents[id])
 
-    async def _listen(self, id: int, others: list[int], listener: Listener) -> None:
+    async def _listen(self, id: int, hearing: Hearing, listener: Listener) -> None:
         region = self._regions[id]
-        assert region.caption is not None  # noqa: S101 - only regions with a caption are tested
-        region.listener_rounds += 1
-        region.listener_choice = await region.answer_or_fail(
-            "listen", listener.choose(self._image.views, [id, *others], region.caption)
+        region.listener_choice = await region.answer_or_note(
+            "listen", hear(listener, self._image.views, hearing, id, region)
         )
 
     async def _rewrite_confused(self, confused: Mapping[int, list[int]]) -> dict[int, list[int]]:
@@ -197,14 +220,20 @@ class Uniqueness:
     ) -> None:
         region = self._regions[id]
         lookalikes = [LookAlike(other, before[other]) for other in others if other in before]
-        region.caption = await region.answer_or_fail(
-            "unique_caption",
-            self._annotator.unique_caption(
-                self._image, id, caption=before[id], lookalikes=lookalikes, confused_with=confused_with
-            ),
-        )
-        if region.caption is None:
-            region.listener_choice = None
+        shorter = [
+            LookAlike(each.region_id, self._regions[each.region_id].short_caption or each.caption)
+            for each in lookalikes
+        ]
+
+        def ask(alike: Sequence[LookAlike]) -> Callable[[], Awaitable[str]]:
+            return lambda: self._annotator.unique_caption(
+                self._image, id, caption=before[id], lookalikes=alike, confused_with=confused_with
+            )
+
+        contexts = [ask(alike) for alike in (lookalikes, shorter, shorter[:_FEW_LOOKALIKES])]
+        # A note of an earlier round is outdated by the answer in this one.
+        region.notes = [step for step in region.notes if not step.startswith("unique_caption:")]
+        region.caption = await region.answer_or_note("unique_caption", shortest_needed(contexts)) or before[id]
 
     def _shared(self) -> dict[int, list[int]]:
         return equal_captions(current_captions(self._regions))

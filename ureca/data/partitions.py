@@ -1,7 +1,7 @@
 """Partitions: the images of each, fixed once and for all, its Parquet file, and the report in the file's footer."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -92,6 +92,11 @@ class PartitionReport(BaseModel):
         failures: number of error rows and failed regions by ``<stage>:<kind>``.
         num_regions: number of captioned regions.
         num_failed_regions: number of failed regions in rows without error.
+        notes: number of steps without a usable answer after which a region's last caption or verdict stayed, by
+            ``<stage>:<kind>``.
+        listener: figures of the listener, empty without one: number of ``regions`` tested, of their ``captions``, of
+            the ``questions`` about them, of the regions ``chosen``, and ``chosen_by_chance``: of the regions that a
+            guessing listener would have chosen.
         num_calls: number of answers of chat models; the captioner's own captions are not calls.
         num_prompt_tokens: number of prompt tokens of those calls.
         num_new_tokens: number of tokens that the calls, or the captioner, generated.
@@ -99,7 +104,7 @@ class PartitionReport(BaseModel):
         retries: number of failed calls that were retried, by kind.
         latency_ms: number of calls by the upper bound of their latency, in milliseconds.
         seconds: time spent by stage, added over images, some of which are processed at the same time.
-        messages: first message of each kind in ``failures``, where one is known.
+        messages: first message of each kind in ``failures`` and ``notes``, where one is known.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -109,6 +114,8 @@ class PartitionReport(BaseModel):
     failures: dict[str, int] = {}
     num_regions: int = 0
     num_failed_regions: int = 0
+    notes: dict[str, int] = {}
+    listener: dict[str, float] = {}
     num_calls: int = 0
     num_prompt_tokens: int = 0
     num_new_tokens: int = 0
@@ -123,6 +130,8 @@ class PartitionReport(BaseModel):
         """Count the rows of a dataset; they do not tell calls, tokens and seconds."""
         report = cls()
         failures: Counter[str] = Counter()
+        notes: Counter[str] = Counter()
+        listener: defaultdict[str, float] = defaultdict(float)
         for row in rows:
             report.num_images += 1
             if row["error"] is not None:
@@ -135,7 +144,15 @@ class PartitionReport(BaseModel):
             report.num_regions += statuses.count("ok")
             report.num_failed_regions += len(failed)
             failures.update(failed)
-        report.failures = dict(failures)
+            for region in row[dataset.name]:
+                notes.update(filter(None, (region.get("note") or "").split("; ")))
+                if region.get("listener_candidates") is not None:
+                    listener["captions"] += region["listener_rounds"]
+                    listener["questions"] += region["listener_questions"]
+                    listener["regions"] += 1
+                    listener["chosen"] += region["listener_choice"] == str(region["region_id"])
+                    listener["chosen_by_chance"] += region["listener_chance"]
+        report.failures, report.notes, report.listener = dict(failures), dict(notes), dict(listener)
         return report
 
     def __add__(self, other: "PartitionReport") -> "PartitionReport":
@@ -184,7 +201,8 @@ def write_part(
         work = work + PartitionReport(**earlier.model_dump(include=_WORK_FIELDS))
     report = PartitionReport.of_rows(rows, dataset) + PartitionReport(**work.model_dump(include=_WORK_FIELDS))
     # A retry may have mended what an earlier message is about.
-    report.messages = {kind: message for kind, message in report.messages.items() if kind in report.failures}
+    known = report.failures.keys() | report.notes.keys()
+    report.messages = {kind: message for kind, message in report.messages.items() if kind in known}
     table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
     io.write_table(filesystem, path, table, _ROW_GROUP_ROWS)
 

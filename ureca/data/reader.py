@@ -28,6 +28,8 @@ class Region:
         verdict: judgement of the caption by the listener and the verification: "accepted", "self_checked",
             "rejected" or "unchecked".
         verdict_reason: reason given for the verdict; None without one.
+        note: steps without a usable answer, ``<stage>:<kind>`` separated by "; ", after which the last caption or
+            verdict stayed; None if there are none.
         status: "ok", "skipped:<reason>" (the region is not to be captioned: small, large, shallow, parent or empty)
             or "failed:<stage>:<kind>".
     """
@@ -44,6 +46,7 @@ class Region:
     listener_choice: str | None
     verdict: str
     verdict_reason: str | None
+    note: str | None
     status: str
 
     @classmethod
@@ -55,6 +58,7 @@ class Region:
             uri=row["uri"],
             mask=Mask.from_region(region, row["height"], row["width"]),
             lookalike_ids=tuple(region["lookalike_ids"]),
+            note=region.get("note"),
             **{name: region[name] for name in (*names, "verdict_reason", "status")},
         )
 

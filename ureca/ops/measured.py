@@ -184,10 +184,17 @@ def questions_of(row: Mapping[str, Any]) -> Questions:
     embedded = questions.add("embed", _add_detailed(questions, parts, captioned) or [captioned])
     last = _after(questions, "unique", sum(bool(region["lookalike_ids"]) for region in regions), embedded)
     rounds = [region["listener_rounds"] or 0 for region in regions]
+    asked = [region.get("listener_questions") or number for region, number in zip(regions, rounds, strict=True)]
     for round in range(1, max(rounds) + 1):
         if round > 1:  # a caption is rewritten before it is listened to again
             last = _after(questions, "unique", sum(number >= round for number in rounds), last)
-        last = _after(questions, "listen", sum(number >= round for number in rounds), last)
+        # The first question ends a round that fails, as a rule; the last round has all others, one after another.
+        steps = [
+            0 if number < round else 1 if number > round else num_asked - (number - 1)
+            for number, num_asked in zip(rounds, asked, strict=True)
+        ]
+        for step in range(1, max(steps) + 1):
+            last = _after(questions, "listen", sum(number >= step for number in steps), last)
     if row["provenance"]["verifier"] is not None:
         _after(questions, "verify", sum(map(_is_verified, regions)), last)
     return questions

@@ -98,7 +98,7 @@ class Oracle:
         errs = self._rng("verify", region_id, caption).bernoulli(self._settings.error_rate)
         return Verdict(fits != errs, "the scene says so" if not errs else "the oracle errs")
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         """The only candidate that the caption fits, "none" or "several"; see ``Listener.choose``."""
         self._count("0")
         fitting = [id for id in _resolved_ids(caption, self._known_scene(views.masks).scene) if id in candidates]

@@ -36,7 +36,7 @@ class Reader:
         self.most_open = 0
         self.asked: list[tuple[set[int], str]] = []
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         self.asked.append((set(candidates), caption))
         self.open += 1
         self.most_open = max(self.most_open, self.open)

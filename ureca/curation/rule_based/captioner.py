@@ -240,7 +240,7 @@ class RuleBasedListener:
     def __init__(self) -> None:
         self._cache = IdentityCache(_measure_views)
 
-    async def choose(self, views: Views, candidates: Collection[int], caption: str) -> Choice:
+    async def choose(self, views: Views, candidates: Collection[int], caption: str, *, shuffle: int = 0) -> Choice:
         """Choose among the candidates; see ``Listener.choose``."""
         measured = await self._cache.get(views)
         fitting = [
