@@ -5,7 +5,7 @@ CONSTRAINTS := cluster/constraints.txt
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-science demo-serve test lint types browser science bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
+.PHONY: structure demo demo-science demo-serve test lint types browser science science-base science-check bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
 	$(BIN)/python -m ureca.jobs.demo $(DEMO)
@@ -27,6 +27,12 @@ demo-serve: $(VENV)/.serve  ## what demo-science trained captions a scene and a 
 
 science: $(VENV)/.science  ## what models learn, by how they are told which region is meant; about an hour on two cores
 	$(BIN)/ureca science science --tables docs/science
+
+science-base: $(VENV)/.science  ## the shipped model of scenes from nothing; resumable, about 40 minutes on one core
+	$(BIN)/python -m experiments.science.recipe science-base
+
+science-check: $(VENV)/.science  ## the shipped model's captions of 200 unseen scenes and of shifted ones; minutes
+	$(BIN)/python -m experiments.science.check
 
 test: $(VENV)/.dev browser lint types  ## lint, types and all tests that run in minutes
 	$(BIN)/python -m pytest

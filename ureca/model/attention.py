@@ -33,6 +33,10 @@ MAX_GROUP_TOKENS = 256
 """Tokens of the segments that one call attends to on a GPU. Larger groups need fewer calls and waste more products."""
 
 
+_SHORT_TOKENS = 96
+"""Length up to which segments are padded and attended to in one call on a CPU, where calls cost more than sums."""
+
+
 class PrefixAttention(Protocol):
     """Attention over shared prefixes, applied by every layer of the language model."""
 
@@ -455,6 +459,39 @@ class _Block:
     is_causal: bool
 
 
+@dataclass(frozen=True)
+class _ShortBlocks:
+    """Short causal blocks, padded to the longest, so that one call of the kernel computes all of them.
+
+    Padding repeats a block's last token. It comes after all real tokens, so none of these sees it.
+
+    Attributes:
+        queries, keys: positions of each block's tokens, int64 [blocks, length].
+        is_real: False for padding, bool [blocks, length].
+    """
+
+    queries: torch.Tensor
+    keys: torch.Tensor
+    is_real: torch.Tensor
+
+    @classmethod
+    def of(cls, blocks: Sequence[_Block], device: torch.device) -> "_ShortBlocks":
+        lengths = torch.tensor([_length(block.queries) for block in blocks], device=device)[:, None]
+        steps = torch.arange(int(lengths.max()), device=device)[None]
+        within = torch.minimum(steps, lengths - 1)
+        starts = torch.tensor([(block.queries.start, block.keys.start) for block in blocks], device=device)
+        return cls(starts[:, :1] + within, starts[:, 1:] + within, steps < lengths)
+
+    def gather(self, row: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+        """Take tokens of a row [1, heads, L, ...]: [blocks, heads, length, ...]."""
+        taken = row[0].index_select(1, positions.flatten())
+        return taken.view(len(row[0]), *positions.shape, *row.shape[3:]).transpose(0, 1).contiguous()
+
+    def real(self, values: torch.Tensor) -> torch.Tensor:
+        """Select the real tokens of [blocks, heads, length, ...]: [heads, tokens, ...]."""
+        return values.transpose(0, 1)[:, self.is_real]
+
+
 class _BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 (called by position)
@@ -462,9 +499,24 @@ class _BlockwiseAttention(torch.autograd.Function):
     ) -> torch.Tensor:
         output = torch.empty_like(query)
         log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
-        for block in blocks:
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        short_blocks = [block for block in blocks if block.is_causal and _length(block.queries) <= _SHORT_TOKENS]
+        long_blocks = [block for block in blocks if not (block.is_causal and _length(block.queries) <= _SHORT_TOKENS)]
+        short = _ShortBlocks.of(short_blocks, query.device) if short_blocks else None
+        if short is not None:
+            part, part_log_sums = attend(
+                short.gather(query, short.queries),
+                short.gather(key, short.keys),
+                short.gather(value, short.keys),
+                is_causal=True,
+                scale=scaling,
+            )
+            positions = short.queries[short.is_real]
+            output[0].index_copy_(1, positions, short.real(part))
+            log_sums[0].index_copy_(1, positions, short.real(part_log_sums))
+        for block in long_blocks:
             queries, keys = block.queries, block.keys
-            part, part_log_sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+            part, part_log_sums = attend(
                 query[:, :, queries], key[:, :, keys], value[:, :, keys], is_causal=block.is_causal, scale=scaling
             )
             if block.is_causal:
@@ -477,16 +529,17 @@ class _BlockwiseAttention(torch.autograd.Function):
             )
             merged_log_sums.copy_(total)
         ctx.save_for_backward(query, key, value, output, log_sums)
-        ctx.blocks, ctx.scaling = blocks, scaling
+        ctx.long_blocks, ctx.short, ctx.scaling = long_blocks, short, scaling
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, log_sums = ctx.saved_tensors
         query_grad, key_grad, value_grad = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        for block in ctx.blocks:
+        differentiate = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        for block in ctx.long_blocks:
             queries, keys = block.queries, block.keys
-            parts = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward(
+            parts = differentiate(
                 gradients[0][:, :, queries],
                 query[:, :, queries],
                 key[:, :, keys],
@@ -500,6 +553,23 @@ class _BlockwiseAttention(torch.autograd.Function):
             query_grad[:, :, queries] += parts[0]
             key_grad[:, :, keys] += parts[1]
             value_grad[:, :, keys] += parts[2]
+        short: _ShortBlocks | None = ctx.short
+        if short is not None:
+            parts = differentiate(
+                short.gather(gradients[0], short.queries) * short.is_real[:, None, :, None],
+                short.gather(query, short.queries),
+                short.gather(key, short.keys),
+                short.gather(value, short.keys),
+                short.gather(output, short.queries),
+                short.gather(log_sums, short.queries),
+                0.0,
+                True,
+                scale=ctx.scaling,
+            )
+            at_queries, at_keys = short.queries[short.is_real], short.keys[short.is_real]
+            query_grad[0].index_add_(1, at_queries, short.real(parts[0]))
+            key_grad[0].index_add_(1, at_keys, short.real(parts[1]))
+            value_grad[0].index_add_(1, at_keys, short.real(parts[2]))
         return query_grad, key_grad, value_grad, None, None
 
 

@@ -16,8 +16,8 @@ from ureca.hashing import digest
 from ureca.model.attention import Prefix, enable_prefix_attention
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import DecodedSequence, SequenceDecoder, SequenceInput
-from ureca.model.mask_encoder import FusedMaskEncoder, ShownTiles
-from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
+from ureca.model.mask_encoder import ShownTiles
+from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders, maps_of, sees_image
 from ureca.model.prepared import MaskTiles, Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
@@ -83,7 +83,8 @@ class RegionCaptioner:
         """Load a checkpoint.
 
         Args:
-            directory: a checkpoint written by `save_pretrained` of model and processor.
+            directory: a checkpoint written by `save_pretrained` of model and processor, or the name of one that is part
+                of this package: "scenes", a small model of drawn scenes.
             device: device to run on; None for a GPU if there is one, else the CPU.
             dtype: data type of the weights; "auto" for the checkpoint's.
             cached_images: see the class.
@@ -332,8 +333,11 @@ class PromptEncoder:
         pixel_values = processor.image_processor.normalise(torch.tensor(tiles, device=self._model.device))
         outputs = self._model.model(input_ids=self._tokenize(text), pixel_values=pixel_values, use_cache=True)
         shown = None
-        if isinstance(self._model.model.mask_encoder, FusedMaskEncoder):
-            shown = ShownTiles.one_by_one(outputs.image_outputs.pooler_output, pixel_values.to(self._model.dtype))
+        if sees_image(self._model.model.mask_encoder):
+            encoded_tiles = outputs.image_outputs
+            shown = ShownTiles.one_by_one(
+                encoded_tiles.pooler_output, pixel_values.to(self._model.dtype), maps_of(encoded_tiles)
+            )
         encoded = EncodedImage(Prefix.from_cache(outputs.cache), shown)
         if self._max_cached:
             self._cached[key] = encoded

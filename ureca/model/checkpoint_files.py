@@ -14,6 +14,17 @@ ADAPTER_WEIGHTS, ADAPTER_CONFIG = "adapter_model.safetensors", "adapter_config.j
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
+SHIPPED = ("scenes",)
+"""Names of the checkpoints that are part of this package."""
+
+
+def folder_of(model: Path | str) -> Path | str:
+    """Return the folder of a shipped checkpoint for its name, unless there is a folder of that name; else ``model``."""
+    if str(model) in SHIPPED and not Path(model).exists():
+        return Path(__file__).parent / "shipped" / str(model)
+    return model
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model that captions regions.
@@ -35,7 +46,7 @@ def identify(model: str) -> Checkpoint:
     Raises:
         CheckpointError: there is no such folder and it is no name of the hub, or it contains no checkpoint.
     """
-    folder = Path(model)
+    folder = Path(folder_of(model))
     if not folder.is_dir():
         if _HUB_NAME.fullmatch(model) and not folder.exists():
             return Checkpoint("mllm", model, model)
@@ -51,7 +62,7 @@ def fingerprint(directory: Path | str) -> str:
     Raises:
         CheckpointError: the directory is not a URECA checkpoint.
     """
-    folder = Path(directory)
+    folder = Path(folder_of(directory))
     if (found := _model_type(folder)) != "ureca":
         raise CheckpointError(
             f"--model {directory} holds a {found} checkpoint, not a URECA. `ureca convert` makes one of the authors'"

@@ -19,6 +19,7 @@ from transformers.models.internvl.configuration_internvl import InternVLConfig, 
 from ureca.errors import CheckpointError, SettingsError
 from ureca.model.checkpoints import read_model_type
 from ureca.model.configuration import UrecaConfig
+from ureca.model.hybrid_vision import HybridConv2d, HybridVisionConfig
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.model.mask_encoder import (
     TYPICAL_COVERAGE,
@@ -29,6 +30,7 @@ from ureca.model.mask_encoder import (
     PixelLinear,
 )
 from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.pooled_mask_encoder import RegionLinear
 from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS, SYSTEM_MESSAGE, UrecaProcessor
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import ScratchSizes, TinySizes
@@ -210,15 +212,7 @@ def configuration_of(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig
     """
     tokenizer = processor.tokenizer
     return UrecaConfig(
-        vision_config=InternVLVisionConfig(
-            hidden_size=sizes.vision_width,
-            num_hidden_layers=sizes.vision_layers,
-            num_attention_heads=sizes.vision_heads,
-            intermediate_size=2 * sizes.vision_width,
-            image_size=sizes.image_size,
-            patch_size=sizes.patch_size,
-            attention_bias=True,
-        ),
+        vision_config=_vision_configuration(sizes),
         text_config=Qwen2Config(
             hidden_size=sizes.width,
             num_hidden_layers=sizes.layers,
@@ -239,6 +233,26 @@ def configuration_of(sizes: TinySizes, processor: UrecaProcessor) -> UrecaConfig
         mask_token_id=processor.mask_token_id,
         num_mask_tokens=sizes.num_mask_tokens,
         mask_encoder=sizes.mask_encoder,
+    )
+
+
+def _vision_configuration(sizes: TinySizes) -> InternVLVisionConfig | HybridVisionConfig:
+    if sizes.vision_encoder == "hybrid":
+        return HybridVisionConfig(
+            hidden_size=sizes.vision_width,
+            num_hidden_layers=sizes.vision_layers,
+            num_attention_heads=sizes.vision_heads,
+            intermediate_size=2 * sizes.vision_width,
+            image_size=(sizes.image_size, sizes.image_size),
+        )
+    return InternVLVisionConfig(
+        hidden_size=sizes.vision_width,
+        num_hidden_layers=sizes.vision_layers,
+        num_attention_heads=sizes.vision_heads,
+        intermediate_size=2 * sizes.vision_width,
+        image_size=sizes.image_size,
+        patch_size=sizes.patch_size,
+        attention_bias=True,
     )
 
 
@@ -277,6 +291,9 @@ _LAYER_SCALE = 1.0
 
 _PIXEL_GAIN = 4.0
 """Gain that compensates for the mean over a region, which leaves about a quarter of the pixels' deviation."""
+
+_WORD_SCALE = 0.5
+"""Deviation of word embeddings in a model whose layers start as identities."""
 
 _POSITION_SCALE = 0.5
 """Scale of the position embeddings; patches have a deviation of about 1."""
@@ -325,6 +342,8 @@ def build_scratch(
         torch.manual_seed(seed)
         model = UrecaForConditionalGeneration(config)
         _initialise_for_few_steps(model)
+        if sizes.vision_encoder == "hybrid":
+            _initialise_residually(model)
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     return model.eval(), processor
 
@@ -347,10 +366,21 @@ def _initialise_for_few_steps(model: UrecaForConditionalGeneration) -> None:
             module.weight.normal_(0, (TYPICAL_COVERAGE * module.in_features) ** -0.5)
         elif isinstance(module, PixelLinear):
             module.weight.normal_(0, _PIXEL_GAIN * module.in_features**-0.5)
-        elif isinstance(module, AppearanceLinear | MaskConv2d | PixelConv2d):
+        elif isinstance(module, AppearanceLinear | MaskConv2d | PixelConv2d | HybridConv2d | RegionLinear):
             continue
         elif isinstance(module, nn.Linear | nn.Conv2d) and id(module.weight) not in words:
             module.weight.normal_(0, module.weight[0].numel() ** -0.5)
+
+
+@torch.no_grad()
+def _initialise_residually(model: UrecaForConditionalGeneration) -> None:
+    """Initialise the layers of the language model as identities, and embeddings at a deviation that they can change."""
+    model.get_input_embeddings().weight.normal_(0, _WORD_SCALE)
+    for name, weight in model.model.named_parameters():
+        if name.endswith(("o_proj.weight", "down_proj.weight")) or (
+            name.startswith("vision_tower.layers") and name.endswith(("output.weight", "down.weight"))
+        ):
+            weight.zero_()
 
 
 def _positions(num_slots: int, width: int) -> torch.Tensor:

@@ -56,16 +56,21 @@ class ShownTiles:
         features: float [M, image_seq_length, D]: projected features of M image tiles.
         pixels: float [M, 3, S, S]: the same tiles, normalised.
         tiles: int64 [N]: index of the image tile that each of N mask tiles covers.
+        maps: maps of the same tiles by a hybrid vision encoder, float [M, C, S / stride, S / stride] each; empty for
+            other vision encoders.
     """
 
     features: torch.Tensor
     pixels: torch.Tensor
     tiles: torch.Tensor
+    maps: tuple[torch.Tensor, ...] = ()
 
     @classmethod
-    def one_by_one(cls, features: torch.Tensor, pixels: torch.Tensor) -> Self:
+    def one_by_one(
+        cls, features: torch.Tensor, pixels: torch.Tensor, maps: tuple[torch.Tensor, ...] | None = None
+    ) -> Self:
         """Pair image tiles with as many mask tiles, in the same order."""
-        return cls(features, pixels, torch.arange(len(features), device=features.device))
+        return cls(features, pixels, torch.arange(len(features), device=features.device), maps or ())
 
     def of(self, mask_tiles: torch.Tensor) -> Self:
         """Select some of the mask tiles by index."""
@@ -81,7 +86,7 @@ class MaskEncoder(nn.Module):
     def __init__(self, config: UrecaConfig) -> None:
         super().__init__()
         side = -(-config.tile_size_px // 4)
-        self.convolutions = _strided_convolutions(config.num_mask_tokens)
+        self.convolutions = strided_convolutions(config.num_mask_tokens)
         self.projection = MaskLinear(side * side, config.text_config.hidden_size)
 
     def forward(self, mask_values: torch.Tensor, shown: ShownTiles | None = None) -> torch.Tensor:
@@ -152,7 +157,7 @@ class FusedMaskEncoder(nn.Module):
         super().__init__()
         width, side = config.text_config.hidden_size, -(-config.tile_size_px // 4)
         self.side = int(config.image_seq_length**0.5)
-        self.convolutions = _strided_convolutions(config.num_mask_tokens)
+        self.convolutions = strided_convolutions(config.num_mask_tokens)
         self.projection = MaskLinear(side * side, width)
         self.features = AppearanceLinear(width, width)
         self.appearance = RegionAppearance(config.tile_size_px, width)
@@ -187,12 +192,7 @@ class FusedMaskEncoder(nn.Module):
         return tokens
 
 
-def build_mask_encoder(config: UrecaConfig) -> MaskEncoder | FusedMaskEncoder:
-    """Build the mask encoder of a configuration."""
-    return FusedMaskEncoder(config) if config.mask_encoder == "fused" else MaskEncoder(config)
-
-
-def _strided_convolutions(num_tokens: int) -> nn.Sequential:
+def strided_convolutions(num_tokens: int) -> nn.Sequential:
     """Build the convolutions [N, 1, S, S] -> [N, T, S/4, S/4]."""
     return nn.Sequential(
         MaskConv2d(1, num_tokens, kernel_size=3, stride=2, padding=1),

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import GenerationMixin
+from transformers import AutoModel, GenerationMixin
 from transformers import initialization as init
 from transformers.cache_utils import Cache
 from transformers.conversion_mapping import register_checkpoint_conversion_mapping
@@ -25,17 +25,39 @@ from transformers.models.internvl.modeling_internvl import (
 from transformers.utils.generic import can_return_tuple
 
 from .configuration import UrecaConfig
+from .hybrid_vision import HybridVisionConfig, HybridVisionModel
 from .mask_encoder import (
     TYPICAL_COVERAGE,
     AppearanceLinear,
     FusedMaskEncoder,
     MaskConv2d,
+    MaskEncoder,
     MaskLinear,
     PixelConv2d,
     PixelLinear,
     ShownTiles,
-    build_mask_encoder,
 )
+from .pooled_mask_encoder import PooledMaskEncoder, RegionLinear
+
+AutoModel.register(HybridVisionConfig, HybridVisionModel, exist_ok=True)
+
+
+def build_mask_encoder(config: UrecaConfig) -> MaskEncoder | FusedMaskEncoder | PooledMaskEncoder:
+    """Build the mask encoder of a configuration."""
+    if config.mask_encoder == "pooled":
+        return PooledMaskEncoder(config)
+    return FusedMaskEncoder(config) if config.mask_encoder == "fused" else MaskEncoder(config)
+
+
+def maps_of(image_outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:
+    """Return the maps of a hybrid vision encoder; empty for any other."""
+    maps = image_outputs.hidden_states or ()
+    return tuple(maps) if all(values is not None and values.ndim == 4 for values in maps) else ()
+
+
+def sees_image(mask_encoder: nn.Module) -> bool:
+    """Return True if a mask encoder needs `ShownTiles`."""
+    return isinstance(mask_encoder, FusedMaskEncoder | PooledMaskEncoder)
 
 
 def fill_placeholders(
@@ -115,8 +137,8 @@ class MaskGenerationMixin(GenerationMixin):
     """`generate` for prompts with masks, which are inputs of the first step only and are repeated for beams."""
 
     def _supports_mm_encoder_outputs(self) -> bool:
-        """Return false for the fused mask encoder, which needs the pixels of images encoded before."""
-        return self.config.mask_encoder != "fused" and bool(super()._supports_mm_encoder_outputs())
+        """Return false for mask encoders that need pixels or maps of images encoded before."""
+        return self.config.mask_encoder == "convolutional" and bool(super()._supports_mm_encoder_outputs())
 
     # The catch-all must be called kwargs: generate reads the names of known inputs from the signature.
     def prepare_inputs_for_generation(
@@ -182,6 +204,8 @@ class UrecaPreTrainedModel(InternVLPreTrainedModel):
             init.normal_(module.weight, std=deviation)
         elif isinstance(module, AppearanceLinear):
             init.orthogonal_(module.weight)
+        elif isinstance(module, RegionLinear):
+            init.normal_(module.weight, std=module.in_features**-0.5)
         elif isinstance(module, PixelConv2d):
             init.kaiming_uniform_(module.weight, nonlinearity="linear")
         elif isinstance(module, PixelLinear):
@@ -261,7 +285,7 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
                 inputs_embeds, input_ids, self.config.image_token_id, image_features, "image"
             )
         if mask_values is not None:
-            mask_features = self.get_mask_features(mask_values, self._shown(input_ids, image_features, pixel_values))
+            mask_features = self.get_mask_features(mask_values, self._shown(input_ids, image_outputs, pixel_values))
             inputs_embeds = fill_placeholders(
                 inputs_embeds, input_ids, self.config.mask_token_id, mask_features, "mask"
             )
@@ -288,14 +312,12 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
         return encoded
 
     def _shown(
-        self, input_ids: torch.Tensor | None, features: torch.Tensor | None, pixels: torch.Tensor | None
+        self,
+        input_ids: torch.Tensor | None,
+        image_outputs: BaseModelOutputWithPooling | None,
+        pixels: torch.Tensor | None,
     ) -> ShownTiles | None:
-        if (
-            not isinstance(self.mask_encoder, FusedMaskEncoder)
-            or input_ids is None
-            or features is None
-            or pixels is None
-        ):
+        if not sees_image(self.mask_encoder) or input_ids is None or image_outputs is None or pixels is None:
             return None
         tiles = image_tile_of_mask_tile(
             input_ids,
@@ -304,7 +326,8 @@ class UrecaModel(UrecaPreTrainedModel, InternVLModel):
             image_seq_length=self.config.image_seq_length,
             num_mask_tokens=self.config.num_mask_tokens,
         )
-        return ShownTiles(features, pixels, tiles.to(features.device))
+        features = image_outputs.pooler_output
+        return ShownTiles(features, pixels, tiles.to(features.device), maps_of(image_outputs))
 
 
 class UrecaForConditionalGeneration(UrecaPreTrainedModel, MaskGenerationMixin):

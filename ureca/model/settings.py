@@ -1,7 +1,7 @@
 """Settings of captioning, and sizes of untrained models; importing them does not import torch."""
 
 import re
-from typing import Annotated, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
@@ -90,7 +90,8 @@ class TinySizes:
         width, layers, heads, key_value_heads, mlp_width: sizes of the language model.
         vocab_size: number of embeddings; at least the number of the tokenizer's tokens.
         num_mask_tokens: number of tokens of a mask tile.
-        mask_encoder: "convolutional" or "fused".
+        mask_encoder: "convolutional" or "fused"; "pooled" with the hybrid vision encoder.
+        vision_encoder: "internvit", or "hybrid" for `ureca.model.hybrid_vision` with patches of 8 pixels.
 
     Raises:
         SettingsError: if sizes do not fit each other.
@@ -111,6 +112,7 @@ class TinySizes:
     vocab_size: int = 512
     num_mask_tokens: int = 4
     mask_encoder: str = "convolutional"
+    vision_encoder: Literal["internvit", "hybrid"] = "internvit"
 
     def __post_init__(self) -> None:
         for name in ("patch_size", "merged_patches"):
@@ -125,6 +127,11 @@ class TinySizes:
         for name, (size, divisor) in divisors.items():
             if size < 1 or size % divisor:
                 raise SettingsError(f"{name} must be a multiple of {divisor}, got {size}")
+        if self.vision_encoder == "hybrid" and (self.patch_size, self.merged_patches) != (8, 1):
+            raise SettingsError(
+                f"the hybrid vision encoder has patches of 8 pixels that are not merged, got patch_size "
+                f"{self.patch_size}, merged_patches {self.merged_patches}"
+            )
 
     @property
     def image_seq_length(self) -> int:

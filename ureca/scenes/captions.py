@@ -1,9 +1,9 @@
 """Captions of the regions of a scene: short ones, detailed ones, and unique ones."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import product
+from itertools import chain, product
 from typing import Any
 
 from ureca.masks.tree import ROOT
@@ -25,6 +25,12 @@ from ureca.scenes.scene import Scene, SceneRegion, referents, related
 _RELATIONS_FIRST = 0.7
 _PARTS_FIRST = 0.2
 """Probabilities of trying relations, and parts, before the order from left to right."""
+
+
+MIDDLE = "middle"
+_ORDERS_BY_EASE = ("leftmost", "rightmost", MIDDLE, "highest", "lowest")
+_CLEAR_FRACTION = 0.03
+"""Distance, as a share of the image, by which a place must be ahead to be clear."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +66,66 @@ def caption_scene(scene: Scene, rng: Rng) -> dict[int, RegionCaptions] | None:
     return captions
 
 
+def shortest_captions(scene: Scene) -> dict[int, Caption]:
+    """The captions of the "shortest" policy by region id: deterministic, unique, and with few words to get wrong.
+
+    A region is told by its kind, by its place among those of its kind and parent where there are several, by its size
+    besides, and only then by anything else. A part is told as a part of the outermost region that does, which is itself
+    told by kind, place and size. The colour is added to background and parts, which have one; an object, whose parts
+    have several, is told by its colour only where that is needed. A place that others nearly share is the last choice.
+
+    Raises:
+        ValueError: the language has no unique caption for some region; ``caption_scene`` returns None for such a scene.
+    """
+    names: dict[int, Description] = {}
+    captions: dict[int, Caption] = {}
+    for region in scene.regions:
+        owners = list(scene.ancestors(region))[::-1]
+        plain = Description(region.kind)
+        bases = [replace(plain, relation=(OF, names[owner.id])) for owner in owners] or [plain]
+        candidates = chain(
+            _places(region, bases, scene, is_clear=True),
+            _places(region, [replace(base, size=region.size) for base in bases if region.size], scene, is_clear=True),
+            (replace(base, colour=region.colour) for base in bases),
+            _places(region, [replace(base, colour=region.colour) for base in bases], scene, is_clear=True),
+            _places(region, bases, scene, is_clear=False),
+            _candidates(region, replace(bases[-1], colour=region.colour), scene, None),
+        )
+        name = next((one for one in candidates if _singles_out(one, region, scene)), None)
+        if name is None:
+            raise ValueError(f"the language has no unique caption for region {region.id}")
+        names[region.id] = name
+        coloured = replace(name, colour=region.colour)
+        if region.size is None and _singles_out(coloured, region, scene):
+            name = coloured
+        captions[region.id] = Caption(name)
+    return captions
+
+
+def _places(
+    region: SceneRegion, bases: Sequence[Description], scene: Scene, *, is_clear: bool
+) -> Iterator[Description]:
+    """Descriptions without, and with, each order; those that others nearly share only unless ``is_clear``."""
+    yield from bases
+    for base, order in product(bases, _ORDERS_BY_EASE):
+        description = replace(base, order=order)
+        if not is_clear or order == MIDDLE or _is_clear(region, base, order, scene):
+            yield description
+
+
+def _is_clear(region: SceneRegion, base: Description, order: str, scene: Scene) -> bool:
+    """Return True if a region's place is ahead of those of all others that a description fits."""
+    axis = 1 if order in ("highest", "lowest") else 0
+    sign = -1 if order in ("rightmost", "lowest") else 1
+    place = sign * region.centre_xy_px[axis]
+    least_px = _CLEAR_FRACTION * (scene.height_px if axis else scene.width_px)
+    return all(
+        sign * other.centre_xy_px[axis] - place >= least_px
+        for other in referents(base, scene)
+        if other.id != region.id and other.parent_id == region.parent_id
+    )
+
+
 def _shortest(region: SceneRegion, scene: Scene, shortest: dict[int, Description], rng: Rng) -> Description | None:
     """The first description that fits only the region, from the plainest to the most specific; None for no such one."""
     base = Description(region.kind, colour=region.colour)
@@ -85,7 +151,8 @@ def _seen_pattern(region: SceneRegion) -> str | None:
     return None if region.pattern == "plain" else region.pattern
 
 
-def _candidates(region: SceneRegion, base: Description, scene: Scene, rng: Rng) -> Iterator[Description]:
+def _candidates(region: SceneRegion, base: Description, scene: Scene, rng: Rng | None) -> Iterator[Description]:
+    """Descriptions from the plainest to the most specific; without ``rng``, orders come first."""
     adjectives: list[dict[str, Any]] = [
         {name: word for name, word in (("size", size), ("pattern", pattern)) if word is not None}
         for size, pattern in product(dict.fromkeys((None, region.size)), (None, region.pattern))
@@ -97,8 +164,8 @@ def _candidates(region: SceneRegion, base: Description, scene: Scene, rng: Rng) 
         further = ordered + having
     else:
         beside = [replace(base, relation=relation) for relation in _relations(region, scene)]
-        further = beside + ordered if rng.bernoulli(_RELATIONS_FIRST) else ordered + beside
-        further = having + further if rng.bernoulli(_PARTS_FIRST) else further + having
+        further = beside + ordered if rng and rng.bernoulli(_RELATIONS_FIRST) else ordered + beside
+        further = having + further if rng and rng.bernoulli(_PARTS_FIRST) else further + having
     for description, words in product(further, adjectives):
         yield replace(description, **words)
 

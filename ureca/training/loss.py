@@ -8,7 +8,7 @@ from torch.nn import functional
 
 from ureca.model.attention import PackedPrefixes, PackedSegments, PrefixAttention, enable_prefix_attention
 from ureca.model.mask_encoder import ShownTiles
-from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders
+from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders, maps_of
 from ureca.training.packing import IGNORED, PackedBatch
 
 
@@ -69,12 +69,14 @@ class PackedLoss(nn.Module):
         token_ids = batch.input_ids[None]
         embeddings = model.get_input_embeddings()(token_ids)
         pixels = batch.pixel_values.to(embeddings.dtype)
+        maps: tuple[torch.Tensor, ...] = ()
         if image_features is None:
-            image_features = self.model.get_image_features(pixels, return_dict=True).pooler_output
+            encoded = self.model.get_image_features(pixels, return_dict=True)
+            image_features, maps = encoded.pooler_output, maps_of(encoded)
         image_features = cast(torch.Tensor, image_features)
         embeddings = fill_placeholders(embeddings, token_ids, config.image_token_id, image_features, "image")
         if len(batch.mask_values):
-            shown = ShownTiles(image_features, pixels, batch.mask_tile_images)
+            shown = ShownTiles(image_features, pixels, batch.mask_tile_images, maps)
             features = model.get_mask_features(batch.mask_values, shown)
             embeddings = fill_placeholders(embeddings, token_ids, config.mask_token_id, features, "mask")
         return embeddings
