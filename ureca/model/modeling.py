@@ -31,22 +31,14 @@ from .mask_encoder import (
     AppearanceLinear,
     FusedMaskEncoder,
     MaskConv2d,
-    MaskEncoder,
     MaskLinear,
     PixelConv2d,
     PixelLinear,
     ShownTiles,
 )
-from .pooled_mask_encoder import PooledMaskEncoder, RegionLinear
+from .pooled_mask_encoder import PooledMaskEncoder, RegionLinear, build_mask_encoder
 
 AutoModel.register(HybridVisionConfig, HybridVisionModel, exist_ok=True)
-
-
-def build_mask_encoder(config: UrecaConfig) -> MaskEncoder | FusedMaskEncoder | PooledMaskEncoder:
-    """Build the mask encoder of a configuration."""
-    if config.mask_encoder == "pooled":
-        return PooledMaskEncoder(config)
-    return FusedMaskEncoder(config) if config.mask_encoder == "fused" else MaskEncoder(config)
 
 
 def maps_of(image_outputs: BaseModelOutputWithPooling) -> tuple[torch.Tensor, ...]:

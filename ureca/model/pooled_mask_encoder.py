@@ -12,7 +12,7 @@ from torch.nn import functional
 
 from .configuration import UrecaConfig
 from .hybrid_vision import STRIDES
-from .mask_encoder import MaskLinear, ShownTiles, strided_convolutions
+from .mask_encoder import FusedMaskEncoder, MaskEncoder, MaskLinear, ShownTiles, strided_convolutions
 
 CELL_STRIDE = 2
 """Side of a cell of a `ThingMap` in pixels."""
@@ -245,3 +245,10 @@ class PooledMaskEncoder(nn.Module):
         for line in (mask.sum(1), mask.sum(2)):
             parts.append((line * steps).sum(1, keepdim=True) / (area + _MIN_WEIGHT))
         return torch.cat([*parts, (area + 1).log() / 4, (area > 0).to(mask.dtype)], dim=1)
+
+
+def build_mask_encoder(config: UrecaConfig) -> MaskEncoder | FusedMaskEncoder | PooledMaskEncoder:
+    """Build the mask encoder of a configuration."""
+    if config.mask_encoder == "pooled":
+        return PooledMaskEncoder(config)
+    return FusedMaskEncoder(config) if config.mask_encoder == "fused" else MaskEncoder(config)

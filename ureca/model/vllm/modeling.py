@@ -10,7 +10,8 @@ from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
-from ureca.model.mask_encoder import ShownTiles, build_mask_encoder
+from ureca.model.mask_encoder import ShownTiles
+from ureca.model.pooled_mask_encoder import build_mask_encoder
 from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS
 from ureca.model.vllm.processing import UrecaDummyInputs, UrecaMultiModalProcessor, UrecaProcessingInfo
 
