@@ -18,7 +18,8 @@ def main(argv: Sequence[str]) -> int:
 
     with serving(settings, _BATCH_COMMAND) as address:
         stop = stop_signal()
-        print(f"{address} serves {settings.model}; API documentation: {address}/docs. Ctrl-C stops it.", flush=True)
+        served = settings.model or "the rule-based captioner (set --model to serve a checkpoint)"
+        print(f"{address} serves {served}; API documentation: {address}/docs. Ctrl-C stops it.", flush=True)
         stop.wait()
         print("finishing the requests in flight", flush=True)
     return 0

@@ -46,7 +46,8 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
         CheckpointError: The model is not a checkpoint of URECA.
         SettingsError: Tokens are missing or cannot be read, the port is in use, or a deployment cannot start.
     """
-    fingerprint(settings.model)
+    if settings.model is not None:
+        fingerprint(settings.model)
     token_digests = frozenset(map(digest_token, settings.read_tokens()))
     if settings.access.tokens_variable is not None:
         # Ray's processes, one per replica and more, inherit the environment.

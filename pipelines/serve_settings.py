@@ -93,13 +93,21 @@ class ServeSettings(CommandSettings):
     model_config = SettingsConfigDict(cli_prog_name="ureca serve")
     command: ClassVar[str] = "serve"
     examples: ClassVar[tuple[str, ...]] = (
+        "ureca serve                       # without a model: captions of measured facts",
         "ureca serve --model CHECKPOINT    # http://127.0.0.1:8765, with a page",
         "ureca serve --model CHECKPOINT --host 0.0.0.0 --access.tokens-file tokens.txt",
     )
 
-    model: str = Field(description="folder of the checkpoint, readable on every node")
-    name: Annotated[str, ESSENTIAL] = Field(
-        default="ureca", min_length=1, max_length=200, description="name of the model in requests"
+    model: Annotated[str | None, ESSENTIAL] = Field(
+        default=None,
+        description="folder of the checkpoint, readable on every node; without one, captions state facts of the pixels "
+        "(the rule-based captioner, which needs no weights)",
+    )
+    name: Annotated[str | None, ESSENTIAL] = Field(
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="name of the model in requests; default: ureca, or rule-based without a model",
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ESSENTIAL] = Field(
         default="auto", description="data type of the weights; auto: as in the checkpoint"
@@ -121,6 +129,17 @@ class ServeSettings(CommandSettings):
     batches: BatchesSettings = BatchesSettings()
     access: AccessSettings = AccessSettings()
     resources: ServingResources = ServingResources()
+
+    @model_validator(mode="after")
+    def _batches_have_a_model(self) -> Self:
+        if self.batches.folders and self.model is None:
+            raise ValueError("batches need a model: set --model to the folder of a checkpoint")
+        return self
+
+    @property
+    def served_name(self) -> str:
+        """Name of the model in requests."""
+        return self.name or ("rule-based" if self.model is None else "ureca")
 
     @property
     def is_local(self) -> bool:

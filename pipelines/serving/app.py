@@ -65,7 +65,8 @@ def build_app(
     """
     service = CaptionService(
         backend,
-        model_name=settings.name,
+        model_name=settings.served_name,
+        has_model=settings.model is not None,
         defaults=settings.captioner,
         limits=settings.limits,
         allowed_hosts=settings.access.allowed_hosts,

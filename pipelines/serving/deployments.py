@@ -21,6 +21,7 @@ from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings
 from ureca.pipelines.serving.batches import BatchProcesses
 from ureca.pipelines.serving.middleware import MAX_ARRIVING_BODIES, RequestTracker, digest_token
 from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
+from ureca.serving.rule_based import RuleBasedEngine
 from ureca.serving.schemas import BatchJob, BatchRequest
 from ureca.serving.segmenter import Segmenter, lookalike_ids
 
@@ -153,11 +154,19 @@ class IngressReplica:
 class CaptionerReplica:
     """A replica of the captioner: one copy of the model, with continuous batching over its requests.
 
+    Without a model, the rule-based captioner.
+
     Args:
         settings: Settings of the service.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
+        # By then every request in the batch has timed out, and should have left it.
+        self._max_step_s = settings.limits.timeout_s + _HANG_MARGIN_S
+        self._engine: CaptionEngine | RuleBasedEngine
+        if settings.model is None:
+            self._engine = RuleBasedEngine()
+            return
         from ureca.model.captioner import RegionCaptioner
 
         on_gpu = settings.resources.captioner.num_gpus > 0
@@ -168,8 +177,6 @@ class CaptionerReplica:
             cached_images=settings.captioner.batch_size,
         )
         self._engine = CaptionEngine(captioner, settings.captioner.batch_size)
-        # By then every request in the batch has timed out, and should have left it.
-        self._max_step_s = settings.limits.timeout_s + _HANG_MARGIN_S
 
     async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
         """Caption all regions of a job, see ``CaptionEngine.caption``."""

@@ -218,9 +218,10 @@ LONG_CHAPTERS = (
     Chapter(
         "serving",
         (
+            Step("ureca serve", f"127.0.0.1:{PORT} serves the rule-based captioner", more=_HERE),
             Step(
                 "ureca serve --model CHECKPOINT",
-                "finishing what has begun",
+                "finishing the requests in flight",
                 more=_HERE,
                 meanwhile=Step(
                     "curl http://127.0.0.1:8765/v1/captions -F image=@photo.jpg "
@@ -231,7 +232,7 @@ LONG_CHAPTERS = (
             ),
             Step(
                 "ureca serve --model CHECKPOINT --host 0.0.0.0 --access.tokens-file tokens.txt",
-                "finishing what has begun",
+                "finishing the requests in flight",
                 more=_HERE,
             ),
         ),

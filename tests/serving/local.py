@@ -13,16 +13,19 @@ from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
 from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
+from ureca.serving.rule_based import RuleBasedEngine
 from ureca.serving.segmenter import Segmenter, lookalike_ids
 
 
 class LocalBackend:
-    """A ``Backend`` without replicas."""
+    """A ``Backend`` without replicas; captioner None: the rule-based captioner."""
 
-    def __init__(self, captioner: RegionCaptioner, batch_size: int = 8) -> None:
+    def __init__(self, captioner: RegionCaptioner | None, batch_size: int = 8) -> None:
         self._segmenter = Segmenter(SegmentsMaskGenerator())
         self.segmenter_name = self._segmenter.name
-        self.engine = CaptionEngine(captioner, batch_size)
+        self.engine: CaptionEngine | RuleBasedEngine = RuleBasedEngine()
+        if captioner is not None:
+            self.engine = CaptionEngine(captioner, batch_size)
 
     async def generate(self, pixels: Pixels) -> list[Mask]:
         return await asyncio.to_thread(self._segmenter.generate, pixels)

@@ -277,6 +277,11 @@ class ModelInfo(_ResponseModel):
     object: Literal["model"] = "model"
     created: int = Field(description="start time of the service as a Unix timestamp in seconds")
     owned_by: str = "ureca"
+    answers_questions: bool = Field(default=True, description="false: the captioner has no model and ignores questions")
+    max_new_tokens: int = Field(description="limit of a caption in tokens")
+    question: str | None = Field(default=None, description="default question; null without a model")
+    segmenter: str = Field(description="name of the segmenter")
+    max_regions: int = Field(description="maximum number of regions of a request")
 
 
 class ModelList(_ResponseModel):

@@ -135,6 +135,7 @@ class CaptionService:
         model_name: Name of the model in requests and responses.
         defaults: Generation settings for requests without their own; ``max_new_tokens`` is also the upper limit.
         limits: Limits of a request.
+        has_model: False if the captioner has no model, so that it answers no questions.
         allowed_hosts: Hosts that images are fetched from.
     """
 
@@ -145,11 +146,13 @@ class CaptionService:
         model_name: str,
         defaults: CaptionSettings,
         limits: ServingLimits,
+        has_model: bool = True,
         allowed_hosts: Collection[str] = (),
     ) -> None:
         self.backend = backend
         self.model_name = model_name
         self.limits = limits
+        self._has_model = has_model
         self._defaults = defaults
         self._started_at = int(time.time())
         self._fetcher = ImageFetcher(allowed_hosts, limits.image.max_bytes)
@@ -250,11 +253,22 @@ class CaptionService:
         if name != self.model_name:
             message = f"the model of this service is '{self.model_name}'"
             raise ApiError(404, "model_not_found", message, param="model")
-        return ModelInfo(id=self.model_name, created=self._started_at)
+        return ModelInfo(
+            id=self.model_name,
+            created=self._started_at,
+            answers_questions=self._has_model,
+            max_new_tokens=self._defaults.max_new_tokens,
+            question=self._defaults.question if self._has_model else None,
+            segmenter=self.backend.segmenter_name,
+            max_regions=self.limits.max_regions,
+        )
 
     def _caption_settings(self, options: GenerationOptions, model: str | None) -> CaptionSettings:
         if model not in (None, self.model_name):
             raise ApiError(404, "unknown_model", f"the model of this service is '{self.model_name}'", param="model")
+        if options.question is not None and not self._has_model:
+            message = "the rule-based captioner answers no questions; leave the question out, or serve a model"
+            raise ApiError(422, "unsupported_parameter", message, param="question")
         return options.apply_to(self._defaults)
 
     async def _chat_jobs(

@@ -351,6 +351,30 @@ def test_readyz_names_the_unavailable_part() -> None:
         assert answer.json() == {"status": "unavailable", "parts": parts, "error": problem}
 
 
+def test_service_without_model_states_facts_and_answers_no_questions() -> None:
+    with client_of(LocalBackend(None), model=None, captioner={}) as client:
+        [model] = client.get("/v1/models").json()["data"]
+        assert (model["id"], model["answers_questions"], model["question"]) == ("rule-based", False, None)
+        answer = client.post("/v1/captions", json=request(DISC, SQUARE)).json()
+        first, second = (item["caption"] for item in answer["captions"])
+        assert "red" in first and "blue" in second
+        asked = client.post("/v1/captions", json=request(DISC, question="What is it?"))
+        assert (asked.status_code, asked.json()["error"]["param"]) == (422, "question")
+        parts = [image_part(with_alpha(scene(), disc())), {"type": "text", "text": "Describe this region."}]
+        body = {"model": "rule-based", "messages": [{"role": "user", "content": parts}], "max_tokens": 500}
+        assert client.post("/v1/chat/completions", json=body).json()["choices"][0]["message"]["content"] == first
+        events = [name for name, _ in events_of(client.post("/v1/captions", json=request(DISC, stream=True)).text)]
+        assert events == ["regions", "caption", "done"]
+
+
+def test_partial_captions_are_streamed_on_request() -> None:
+    with client_of(captioner={"max_new_tokens": 40}) as client:
+        events = events_of(client.post("/v1/captions", json=request(DISC, stream=True, partial=True)).text)
+    texts = [json.loads(data)["text"] for name, data in events if name == "partial"]
+    [whole] = [json.loads(data)["caption"] for name, data in events if name == "caption"]
+    assert texts and all(whole.startswith(text) for text in texts)
+
+
 def test_openapi_examples_are_accepted(client: TestClient) -> None:
     document = client.get("/openapi.json").json()
     num_examples = 0

@@ -67,3 +67,11 @@ def test_read_tokens_reachable_host_needs_one(host: str) -> None:
 def test_load_invalid_value_names_the_key(arguments: list[str], message: str) -> None:
     with pytest.raises(SettingsError, match=message):
         settings_of(*arguments)
+
+
+def test_load_without_a_model_serves_the_rule_based_captioner() -> None:
+    assert ServeSettings.load([]).served_name == "rule-based"
+    assert settings_of().served_name == "ureca"
+    assert settings_of("--name", "mine").served_name == "mine"
+    with pytest.raises(SettingsError, match="batches need a model"):
+        ServeSettings.load(["--batches.folders", "/data", "--batches.output", "/out"])
