@@ -18,17 +18,17 @@ from ureca.data.listing import list_images
 from ureca.data.masked import MaskStage, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.reading import Fetch, fetch
+from ureca.data.reading import Fetch
 from ureca.data.reuse import list_run, reuse_masks
 from ureca.data.settings import ReusedMasksConfig
 from ureca.errors import InputError, SettingsError
-from ureca.io import locate
+from ureca.io import check_links, locate
 from ureca.llm.settings import TransformersConfig
 from ureca.llm.transformers import TransformersChatModel
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.settings import SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
-from ureca.pipelines.batch.actors import RowActor
+from ureca.pipelines.batch.actors import RowActor, build_fetch
 from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
@@ -40,7 +40,7 @@ from ureca.registry import build_component
 from ureca.schema import CAPTIONS_DATASET
 
 
-def build_mask_stage(settings: CaptioningSettings, fetch: Fetch = fetch) -> MaskStage:
+def build_mask_stage(settings: CaptioningSettings, fetch: Fetch | None = None) -> MaskStage:
     """Build the stage that generates masks, or reads those of an earlier run.
 
     Raises:
@@ -50,9 +50,11 @@ def build_mask_stage(settings: CaptioningSettings, fetch: Fetch = fetch) -> Mask
     if isinstance(masks, AutoMasksConfig):
         raise SettingsError("masks.kind auto stands for another kind, which is chosen when the input is known")
     if isinstance(masks, ReusedMasksConfig):
-        return reuse_masks
+        return partial(reuse_masks, only_below=settings.listing.only_below)
     generator: MaskGenerator = build_component("mask_generator", masks)
-    return partial(generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch)
+    return partial(
+        generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch or build_fetch(settings)
+    )
 
 
 class CaptionActor(RowActor[CaptioningSettings]):
@@ -68,7 +70,7 @@ class CaptionActor(RowActor[CaptioningSettings]):
         images_in_flight: int,
         crash_log: CrashLog | None = None,
         config_hash: str | None = None,
-        fetch: Fetch = fetch,
+        fetch: Fetch | None = None,
     ) -> CaptionStage[Any]:
         """Build the stage and load the checkpoint."""
         checkpoint = identify(settings.model)
@@ -80,7 +82,7 @@ class CaptionActor(RowActor[CaptioningSettings]):
             images_in_flight,
             crash_log=crash_log,
             config_hash=config_hash,
-            fetch=fetch,
+            fetch=fetch or build_fetch(settings),
         )
 
 
@@ -130,6 +132,8 @@ def list_input(settings: CaptioningSettings) -> pa.Table:
         InputError: There is nothing to read, or INPUT and ``masks`` or ``listing`` do not fit each other.
     """
     from_regions = isinstance(settings.masks, ReusedMasksConfig)
+    only_below = settings.listing.only_below
+    locate(settings.input, only_below)
     if not Output(settings.input).exists():
         if from_regions:
             raise InputError(
@@ -137,7 +141,9 @@ def list_input(settings: CaptioningSettings) -> pa.Table:
                 "folder that has run.json"
             )
         return list_images(settings.input, **settings.listing.model_dump())
-    if named := [name for name, value in settings.listing if value != getattr(ListingSettings(), name)]:
+    check_links(settings.input, only_below)
+    others = settings.listing.model_copy(update={"only_below": ()})
+    if named := [name for name, value in others if value != getattr(ListingSettings(), name)]:
         raise InputError(
             f"{settings.input} is the output of a run, which knows its images: leave out listing.{named[0]}"
         )

@@ -22,13 +22,13 @@ from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
 from ureca.data.masked import MaskStage, build_mask_trees, generate_masks
 from ureca.data.partitions import PartitionReport
-from ureca.data.reading import Fetch, fetch
+from ureca.data.reading import Fetch
 from ureca.hashing import checkpoint_digest
 from ureca.llm.openai import check_endpoints
 from ureca.llm.protocol import ChatModel
 from ureca.llm.settings import FakeConfig, OpenAIConfig
 from ureca.masks.generators.base import MaskGenerator
-from ureca.pipelines.batch.actors import RowActor
+from ureca.pipelines.batch.actors import RowActor, build_fetch
 from ureca.pipelines.batch.arrangement import EngineSlots, engine_concurrency, with_actor_share
 from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.graph import BatchCommand
@@ -43,10 +43,15 @@ from ureca.schema import REGIONS_DATASET
 _PROBE_TOKENS = 256
 
 
-def build_mask_stage(settings: CurateSettings, fetch: Fetch = fetch) -> MaskStage:
+def build_mask_stage(settings: CurateSettings, fetch: Fetch | None = None) -> MaskStage:
     """Build the stage that generates masks."""
     generator: MaskGenerator = build_component("mask_generator", settings.masks)
-    return partial(generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch)
+    return partial(
+        generate_masks,
+        mask_generator=generator,
+        limits=settings.image_limits,
+        fetch=fetch or build_fetch(settings),
+    )
 
 
 def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> Curator:
@@ -88,7 +93,7 @@ class CurateActor(RowActor[CurateSettings]):
         images_in_flight: int,
         crash_log: CrashLog | None = None,
         config_hash: str | None = None,
-        fetch: Fetch = fetch,
+        fetch: Fetch | None = None,
     ) -> CurateStage:
         """Build the stage and load its models."""
         return CurateStage(
@@ -98,7 +103,7 @@ class CurateActor(RowActor[CurateSettings]):
             crash_log=crash_log,
             config_hash=config_hash,
             pixels_in_flight=settings.resources.curate.pixels_in_flight,
-            fetch=fetch,
+            fetch=fetch or build_fetch(settings),
         )
 
 

@@ -101,6 +101,11 @@ class ListingSettings(BaseModel):
         description="id of an image: its file name without the extension (stem), or its path below INPUT without it "
         "(path), where folders or shards hold equal names",
     )
+    only_below: tuple[str, ...] = Field(
+        default=(),
+        description="local folders that images, lists, tables and annotations are read from; what leads out, by "
+        "a link, a line of a list or a URI of a table, is an error row (not_allowed); empty: no restriction",
+    )
     exclude: tuple[str, ...] = Field(
         default=(),
         description="files and folders of INPUT to leave out, as patterns: thumbs, *_mask.png, 'val/**/*.tif'",

@@ -47,6 +47,7 @@ class Location:
         root: scheme and authority of a URI (``s3://bucket``); empty for a local path.
         base: prefix of every name in ``filesystem`` below ``root`` (``bucket/``).
         options: query of the URI, with its question mark.
+        only_below: folders that files may be opened in, resolved; empty: all.
     """
 
     filesystem: pafs.FileSystem
@@ -54,6 +55,7 @@ class Location:
     root: str = ""
     base: str = ""
     options: str = ""
+    only_below: tuple[str, ...] = ()
 
     @property
     def is_local(self) -> bool:
@@ -72,17 +74,74 @@ class Location:
             return names
         return pc.binary_join_element_wise(self.uris(names), self.options, "")
 
+    def open(self, name: str) -> pa.NativeFile:
+        """Open a file of this file system for reading.
 
-def locate(path: str) -> Location:
-    """Resolve a path or URI without touching the file. Local paths become absolute.
+        Raises:
+            OSError: it cannot be opened, or is outside of ``only_below``.
+        """
+        if self.only_below:
+            if not is_allowed(name, self.only_below):
+                raise PermissionError(OUTSIDE)
+            name = os.path.realpath(name)  # a link that changes after the check is not followed
+        return self.filesystem.open_input_file(name)
+
+
+OUTSIDE = "it is outside of the folders that may be read (listing.only_below)"
+"""Message about a file that is refused."""
+
+
+def is_allowed(path: str, only_below: Sequence[str]) -> bool:
+    """Tell whether a path or URI is a local one that leads, links resolved, into one of the folders; none: all are."""
+    if not only_below:
+        return True
+    try:
+        name = local_name(path)
+        target = None if name is None else Path(os.path.realpath(name))
+        return target is not None and any(target.is_relative_to(os.path.realpath(folder)) for folder in only_below)
+    except (OSError, ValueError):  # not a path
+        return False
+
+
+def check_links(folder: str, only_below: Sequence[str]) -> None:
+    """Check that no link in a local folder, at any depth, leads out of the folders that may be read.
 
     Raises:
-        InputError: the scheme is unknown to Arrow, or its file system cannot be reached.
+        InputError: one does, or the folder itself is outside.
     """
+    locate(folder, only_below)
+    for place, folders, names in os.walk(folder) if only_below else ():
+        for name in (*folders, *names):
+            path = os.path.join(place, name)  # noqa: PTH118 - as many as a run has files
+            if os.path.islink(path) and not is_allowed(path, only_below):  # noqa: PTH114
+                raise InputError(f"{path}: {OUTSIDE}. Replace the link by the file")
+
+
+def local_name(path: str) -> str | None:
+    """Return the absolute name of a local path or ``file://`` URI, links unresolved; None for other URIs."""
     uri = _URI.fullmatch(path)
-    if uri is None or uri["root"] == "file://":
-        name = path if uri is None else "/" + unquote(uri["name"])
-        return Location(pafs.LocalFileSystem(), os.path.abspath(name))  # noqa: PTH100 (resolve() would follow links)
+    if uri is not None and uri["root"] != "file://":
+        return None
+    return os.path.abspath(path if uri is None else "/" + unquote(uri["name"]))  # noqa: PTH100
+
+
+def locate(path: str, only_below: Sequence[str] = ()) -> Location:
+    """Resolve a path or URI without touching the file. Local paths become absolute.
+
+    Args:
+        path: path or URI.
+        only_below: local folders that may be read; empty: everything.
+
+    Raises:
+        InputError: the scheme is unknown to Arrow, its file system cannot be reached, or the path is outside of
+            ``only_below``.
+    """
+    if not is_allowed(path, only_below):
+        raise InputError(f"{path}: {OUTSIDE}")
+    if (name := local_name(path)) is not None:
+        return Location(pafs.LocalFileSystem(), name, only_below=tuple(only_below))
+    uri = _URI.fullmatch(path)
+    assert uri is not None  # noqa: S101 - other paths are local
     root, name, options = uri["root"], uri["name"], uri["options"] or ""
     try:
         filesystem, base = _filesystem(root, options)
@@ -152,7 +211,8 @@ def _split_options(path: str) -> tuple[str, str]:
 def list_entries(location: Location, folder: str) -> list[tuple[str, bool]]:
     """List the entries of a folder, without devices and hidden ones, except ``._*``, which the listing counts.
 
-    A link to a folder counts as a folder, unless it leads back to a folder above. A dangling link counts as a file.
+    A link to a folder counts as a folder, unless it leads back to a folder above. A dangling link counts as a file, and
+    so does one that leads out of ``location.only_below``.
 
     Returns:
         Name in ``location.filesystem`` and a flag for folders, for each entry.
@@ -173,7 +233,9 @@ def list_entries(location: Location, folder: str) -> list[tuple[str, bool]]:
         for entry in entries:
             if is_hidden(entry.name):
                 continue
-            if entry.is_dir():
+            if entry.is_symlink() and not is_allowed(entry.path, location.only_below):
+                found.append((entry.path, False))
+            elif entry.is_dir():
                 if not (entry.is_symlink() and _leads_up(entry.path)):
                     found.append((entry.path, True))
             elif entry.is_file() or entry.is_symlink():

@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
@@ -16,6 +17,7 @@ from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.quarantine import with_quarantine
+from ureca.data.reading import Fetch, fetch
 from ureca.errors import UrecaError
 from ureca.llm.load import process_load
 from ureca.pipelines.batch.arrow import (
@@ -68,6 +70,11 @@ def open_crash_log(output: Output, stage: str, max_crashes: int) -> CrashLog:
     gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}  # type: ignore[no-untyped-call]
     node_id = ray.get_runtime_context().get_node_id()
     return output.crash_log(stage, max_crashes, node=node_id, has_left=gone.__contains__)
+
+
+def build_fetch(settings: BatchSettings) -> Fetch:
+    """Build the function that reads images and annotations, from nowhere but ``listing.only_below``."""
+    return partial(fetch, only_below=settings.listing.only_below)
 
 
 class RowStage(Protocol):

@@ -88,9 +88,11 @@ class DatasetImages:
     Args:
         image_column: Column of images; None finds it among the usual names.
         id_column: Column of ids; None takes ``image_id`` if there is one, else derives ids from the images.
+        only_below: Local folders that images are read from, links resolved; empty: everything.
     """
 
-    def __init__(self, image_column: str | None, id_column: str | None) -> None:
+    def __init__(self, image_column: str | None, id_column: str | None, only_below: Sequence[str] = ()) -> None:
+        self._only_below = only_below
         self._image_column = image_column
         self._id_column = id_column
         self._images: dict[str, bytes | DataError] = {}
@@ -133,7 +135,7 @@ class DatasetImages:
         """Yield the images of entries; files are read when it is their turn."""
         for entry in entries:
             if (image := self._images.get(entry.path)) is None:
-                yield from fetch([entry], limits)
+                yield from fetch([entry], limits, only_below=self._only_below)
             elif isinstance(image, bytes) and len(image) > limits.max_bytes:
                 too_many = DataError("too_many_bytes", f"{len(image)} bytes, the limit is {limits.max_bytes}")
                 yield Fetched(entry, too_many, None)
@@ -160,7 +162,9 @@ class MaskColumn:
     """
 
     def __init__(self, build_mask_stage: Any, build_trees: Any, settings: Any) -> None:
-        self._images = DatasetImages(settings.listing.image_column, settings.listing.id_column)
+        self._images = DatasetImages(
+            settings.listing.image_column, settings.listing.id_column, settings.listing.only_below
+        )
         self._stage = Eager(lambda: build_mask_stage(settings, fetch=self._images.fetch))
         self._build_trees = build_trees
         self._containment = None if build_trees is None else settings.tree.containment
@@ -188,7 +192,9 @@ class RowColumns:
 
     def __init__(self, row_actor: Any, settings: Any, images_in_flight: int) -> None:
         self._schema = row_actor.dataset.schema
-        self._images = DatasetImages(settings.listing.image_column, settings.listing.id_column)
+        self._images = DatasetImages(
+            settings.listing.image_column, settings.listing.id_column, settings.listing.only_below
+        )
         self._stage = Eager(lambda: row_actor.build(settings, images_in_flight, fetch=self._images.fetch))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:

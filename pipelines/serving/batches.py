@@ -102,6 +102,7 @@ class BatchProcesses:
             "model": settings.model,
             "dtype": settings.dtype,
             "captioner": captioner.model_dump(mode="json"),
+            "listing": {"only_below": [str(folder.resolve()) for folder in settings.batches.folders]},
             "image_limits": settings.limits.image.model_dump(mode="json"),
             "resources": settings.batches.resources.model_dump(mode="json"),
         }

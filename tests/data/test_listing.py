@@ -511,3 +511,106 @@ def test_list_images_of_data_urls_lists_and_reads_their_rows(tmp_path: Path) -> 
     }
     assert (read["t-0"], read["b"]) == (b"pixels", b"content")
     assert isinstance(read["t-2"], DataError) and read["t-2"].kind == "not_base64"
+
+
+@pytest.fixture
+def confined(tmp_path: Path) -> Path:
+    """A folder whose content leads to a folder beside it in every way."""
+    secret, folder = tmp_path / "secret", tmp_path / "in"
+    touch(folder, "ok.jpg", "deep/fine.jpg")
+    touch(secret, "secret.jpg", "folder/inner.jpg", "ok.json")
+    (secret / "list.txt").write_text("TOP-SECRET-LINE")
+    write_tar(secret / "s.tar", {"member.jpg": b"content"})
+    pq.write_table(pa.table({"image_id": ["row"], "bytes": [b"content"]}), secret / "s.parquet")
+    (folder / "inside.jpg").symlink_to(folder / "deep" / "fine.jpg")
+    (folder / "link.jpg").symlink_to(secret / "secret.jpg")
+    (folder / "chain.jpg").symlink_to(folder / "link.jpg")
+    (folder / "folder").symlink_to(secret / "folder")
+    return folder
+
+
+def read(manifest: pa.Table, folder: Path) -> dict[str, str]:
+    """Return the content of each image that is read within a folder, or the kind of its error."""
+    entries = [ManifestEntry.from_row(row) for row in manifest.to_pylist()]
+    fetched = list(fetch(entries, ImageLimits(), only_below=(str(folder),)))
+    assert not any(isinstance(each.annotation, bytes) for each in fetched)
+    return {
+        each.entry.image_id: each.image.kind if isinstance(each.image, DataError) else each.image.decode()
+        for each in fetched
+    }
+
+
+def test_list_images_only_below_a_folder_refuses_links_that_lead_out(confined: Path) -> None:
+    manifest = list_images(str(confined), only_below=[str(confined)])
+    assert read(manifest, confined) == {
+        "ok": "content",
+        "fine": "content",
+        "inside": "content",
+        "link": "not_allowed",
+        "chain": "not_allowed",
+    }
+    assert left_out_of(manifest) == {"no extension": 1}  # the linked folder, which is not entered
+    for name in ("link.jpg", "folder", "../secret", "../secret/list.txt", "deep/../../secret", "s3://bucket/a"):
+        with pytest.raises(InputError, match="outside of the folders"):
+            list_images(name if "://" in name else f"{confined}/{name}", only_below=[str(confined)])
+
+
+def test_fetch_only_below_a_folder_refuses_a_link_made_after_the_listing(confined: Path) -> None:
+    manifest = list_images(str(confined), only_below=[str(confined)])
+    (confined / "ok.jpg").unlink()
+    (confined / "ok.jpg").symlink_to(confined.parent / "secret" / "secret.jpg")
+    assert read(manifest, confined)["ok"] == "not_allowed"
+
+
+@pytest.mark.parametrize("form", ["list", "table"])
+def test_list_images_only_below_a_folder_refuses_lines_and_uris_that_lead_out(confined: Path, form: str) -> None:
+    outside = {
+        "secret": f"{confined.parent}/secret/secret.jpg",
+        "up": "../secret/up.jpg",
+        "passwd": "/etc/passwd",
+        "environ": "/proc/self/environ",
+        "zero": "/dev/zero",
+        "missing": "/nowhere/missing",  # refused like a file that exists
+        "group": "file:///etc/group.jpg",
+        "shadow": "file://%2Fetc/shadow.jpg",
+        "bucket": "s3://bucket/bucket.jpg?endpoint_override=http://127.0.0.1:1",
+        "web": "http://127.0.0.1:1/web.jpg",
+        "link": "link.jpg",
+        "inner": "folder/inner.jpg",
+    }
+    input = confined / ("l.txt" if form == "list" else "t.parquet")
+    if form == "list":
+        input.write_text("\n".join([*outside.values(), "ok.jpg"]))
+    else:
+        pq.write_table(pa.table({"uri": [*outside.values(), "ok.jpg"]}), input)
+    manifest = list_images(str(input), annotations=None, only_below=[str(confined)])
+    assert read(manifest, confined) == {**dict.fromkeys(outside, "not_allowed"), "ok": "content"}
+
+
+@pytest.mark.parametrize("extension", ["tar", "parquet"])
+def test_list_images_only_below_a_folder_leaves_archives_behind_links_out(confined: Path, extension: str) -> None:
+    folder = confined / "archives"
+    folder.mkdir()
+    if extension == "tar":
+        write_tar(folder / "a.tar", {"good.jpg": b"content"})
+    else:
+        pq.write_table(pa.table({"image_id": ["good"], "bytes": [b"content"]}), folder / "a.parquet")
+    (folder / f"b.{extension}").symlink_to(confined.parent / "secret" / f"s.{extension}")
+    manifest = list_images(str(folder), only_below=[str(confined)])
+    assert read(manifest, confined) == {"good": "content"}
+    assert left_out_of(manifest) == {"outside of the folders that may be read": 1}
+
+
+def test_list_images_only_below_a_folder_never_tells_of_a_refused_list(confined: Path) -> None:
+    (confined / "l.txt").symlink_to(confined.parent / "secret" / "list.txt")
+    with pytest.raises(InputError) as error:
+        list_images(f"{confined}/l.txt", only_below=[str(confined)])
+    assert "SECRET" not in str(error.value)
+
+
+def test_annotations_only_below_a_folder_are_not_read_behind_links(confined: Path) -> None:
+    (confined / "ok.json").symlink_to(confined.parent / "secret" / "ok.json")
+    manifest = list_images(str(confined), annotations=BESIDE, only_below=[str(confined)])
+    assert read(manifest, confined)["ok"] == "content"
+    with pytest.raises(InputError, match="outside of the folders"):
+        list_images(str(confined), annotations=f"{confined}/../secret", only_below=[str(confined)])

@@ -7,11 +7,13 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
+from PIL import Image
 
 from tests.bad_corpus import write_bad_corpus
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import RecordingDataset, graph_of
 from ureca.data.output import Output
+from ureca.errors import InputError
 from ureca.model.initialization import save_tiny
 from ureca.pipelines.batch.arrow import manifest_items
 from ureca.pipelines.batch.resources import Cluster, Work
@@ -105,3 +107,31 @@ def test_plan_asks_the_model_only_if_set(tmp_path: Path, checkpoint: Path) -> No
     assert "captioned regions" in asked
     assert "saturated: caption (actors that caption)" in asked
     assert not (tmp_path / "out").exists()
+
+
+def test_caption_only_below_a_folder_reads_nothing_outside(tmp_path: Path, checkpoint: Path) -> None:
+    folder, secret = tmp_path / "in", tmp_path / "secret.png"
+    folder.mkdir()
+    Image.effect_noise((48, 40), 90).save(secret)
+    (folder / "link.png").symlink_to(secret)
+    Image.effect_noise((48, 40), 90).save(folder / "ok.png")
+    (folder / "l.txt").write_text(f"ok.png\nlink.png\n{secret}\n/etc/passwd\nhttp://127.0.0.1:1/web.jpg\n")
+    (folder / "ok.json").write_text("{}")
+    listing = {"annotations": "beside", "only_below": [str(folder)]}
+    output = caption_here(settings_of(tmp_path, checkpoint, input=str(folder / "l.txt"), listing=listing))
+    errors = {row["image_id"]: row["error"]["kind"] for row in output.rows()}
+    assert errors.pop("ok") == "malformed"
+    assert errors == dict.fromkeys(("link", "secret", "passwd", "web"), "not_allowed")
+    output.write_run({"dataset": CAPTIONS_DATASET.name})
+    # The output of a run is confined, too: neither run.json nor a partition may be a link that leads out.
+    others: dict[str, Any] = {"input": output.path, "output": str(tmp_path / "again"), "masks": {"kind": "segments"}}
+    with pytest.raises(InputError, match="outside of the folders"):
+        list_input(settings_of(tmp_path, checkpoint, listing={"only_below": [str(folder)]}, **others))
+    again = settings_of(tmp_path, checkpoint, listing={"only_below": [output.path]}, **others)
+    assert list_input(again).num_rows == 5
+    run = Path(output.path) / "run.json"
+    secret.write_bytes(run.read_bytes())
+    run.unlink()
+    run.symlink_to(secret)
+    with pytest.raises(InputError, match=r"run\.json: it is outside of the folders"):
+        list_input(again)

@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import FileReader
 from ureca.errors import DataError
-from ureca.io import locate
+from ureca.io import local_name
 
 FILE_STATE = pa.struct([pa.field("file_bytes", pa.int64()), pa.field("modified_ns", pa.int64())])
 """Size and modification time of the file that holds an image, when it was listed; null where it is not local."""
@@ -27,9 +27,9 @@ def file_states(paths: pa.ChunkedArray) -> pa.Array:
     names = pc.unique(paths)
     states: list[dict[str, int] | None] = []
     for path in names.to_pylist():
-        location = locate(path)
         try:
-            status = os.stat(location.name) if location.is_local else None  # noqa: PTH116 (a path object costs more)
+            name = local_name(path)
+            status = None if name is None else os.stat(name)  # noqa: PTH116 (a path object costs more)
         except (OSError, ValueError):
             status = None
         states.append(None if status is None else {"file_bytes": status.st_size, "modified_ns": status.st_mtime_ns})

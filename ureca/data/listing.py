@@ -36,7 +36,7 @@ from ureca.data.paths import (
 )
 from ureca.data.tars import list_tars
 from ureca.errors import InputError
-from ureca.io import Location, list_entries, locate, sort_names, walk_files
+from ureca.io import Location, is_allowed, list_entries, locate, sort_names, walk_files
 
 BESIDE = "beside"
 """Value of ``annotations`` for files beside the images."""
@@ -59,6 +59,7 @@ def list_images(
     id_column: str | None = None,
     ids: Ids = "stem",
     exclude: Sequence[str] = (),
+    only_below: Sequence[str] = (),
 ) -> pa.Table:
     """List the images of a job, without reading any of them.
 
@@ -78,6 +79,9 @@ def list_images(
         ids: "stem": an image's id is its name without the extension; "path": its path below the input without the
             extension, which is ``shard/member`` for archives, and the path as written in lists and tables.
         exclude: patterns of files and folders to leave out; see ``ureca.data.paths.Sieve``.
+        only_below: local folders that may be read, links resolved; empty: everything. Images outside are listed and
+            refused when they are read; pass the folders to ``fetch``, too. Archives, tables and folders behind links
+            that lead outside are left out and counted.
 
     Returns:
         Table of the schema ``MANIFEST``.
@@ -91,7 +95,15 @@ def list_images(
     manifest = pa.concat_tables(
         [make_manifest(path=pa.array([], pa.string()))]
         + [
-            _list_input(one, annotations, image_column=image_column, id_column=id_column, ids=ids, sieve=sieve)
+            _list_input(
+                locate(one, only_below),
+                one,
+                annotations,
+                image_column=image_column,
+                id_column=id_column,
+                ids=ids,
+                sieve=sieve,
+            )
             for one in inputs
         ]
     )
@@ -111,7 +123,11 @@ def list_images(
     manifest = manifest.replace_schema_metadata({_LEFT_OUT_KEY: json.dumps(dict(sieve.left_out.most_common()))})
     if annotations is None:
         return manifest
-    manifest = attach_beside(manifest) if annotations == BESIDE else attach_folder(manifest, annotations, ids)
+    manifest = (
+        attach_beside(manifest, only_below)
+        if annotations == BESIDE
+        else attach_folder(manifest, annotations, ids, only_below)
+    )
     if manifest["annotation_path"].null_count == len(manifest):
         where = "beside the images" if annotations == BESIDE else f"in {annotations}"
         raise InputError(f"no annotation was found {where}: a.json is looked for where the image is a.jpg")
@@ -130,9 +146,16 @@ def named_counts(counts: Mapping[str, int]) -> str:
 
 
 def _list_input(
-    input: str, annotations: str | None, *, image_column: str | None, id_column: str | None, ids: Ids, sieve: Sieve
+    location: Location,
+    input: str,
+    annotations: str | None,
+    *,
+    image_column: str | None,
+    id_column: str | None,
+    ids: Ids,
+    sieve: Sieve,
 ) -> pa.Table:
-    location, root, names = _find_files(input)
+    root, names = _find_files(location, input)
     if len(names) == 1 and names[0].as_py() == location.name:
         if _any(names, LIST_EXTENSIONS):
             return _list_lines(location, input, ids, sieve)
@@ -154,6 +177,8 @@ def _list_input(
     is_known = is_used if annotations is None else pc.or_(is_used, has_extension(names, ANNOTATION_EXTENSIONS))
     sieve.count_extensions(names.filter(pc.invert(is_known)))
     names = names.filter(is_used)
+    if extensions != image_extensions():
+        names = names.filter(sieve.keep_allowed(names, location))
     path_ids = without_extensions(_below(names, root)) if ids == "path" else None
     if extensions == image_extensions():
         uris = location.uris(names)
@@ -178,20 +203,19 @@ def _below(names: Any, root: str) -> Any:
     return pc.utf8_slice_codeunits(names, len(root.rstrip("/")) + 1) if root else names
 
 
-def _find_files(input: str) -> tuple[Location, str, pa.ChunkedArray]:
-    """Find the files of an input: its location, the folder that they are below, and their names, sorted."""
-    location = locate(input)
+def _find_files(location: Location, input: str) -> tuple[str, pa.ChunkedArray]:
+    """Find the files of an input: the folder that they are below, and their names, sorted."""
     try:
         info = location.filesystem.get_file_info(location.name)
     except OSError as error:
         raise InputError(f"{input}: it cannot be looked up: {error}") from error
     if info.type == pafs.FileType.Directory:
-        return location, location.name, sort_names(walk_files(location, location.name))
+        return location.name, sort_names(walk_files(location, location.name))
     if info.type == pafs.FileType.File:
-        return location, location.name.rpartition("/")[0], pa.chunked_array([[location.name]])
+        return location.name.rpartition("/")[0], pa.chunked_array([[location.name]])
     if has_magic(location.name):
         names = sort_names(walk_matches(location))
-        return location, "/".join(location.name.split("/")[: num_fixed_parts(location)]), names
+        return "/".join(location.name.split("/")[: num_fixed_parts(location)]), names
     raise InputError(f"{input}: there is no such file or folder")
 
 
@@ -201,7 +225,7 @@ def _any(names: pa.ChunkedArray, extensions: tuple[str, ...]) -> bool:
 
 def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Table:
     try:
-        with location.filesystem.open_input_file(location.name) as file:
+        with location.open(location.name) as file:
             text = file.read().decode("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{input}: the list cannot be read: {error}") from error
@@ -227,11 +251,11 @@ def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Ta
     is_unusual = pc.and_not(pc.or_(pc.invert(known), pc.match_substring(lines, "\\")), is_uri)
     rows = np.flatnonzero(is_unusual.to_numpy(zero_copy_only=False))
     if rows.size:
-        texts = lines.to_pylist()
+        texts, allowed = lines.to_pylist(), location.only_below
         for row in rows.tolist():
             slashed = texts[row].replace("\\", "/")
             variants = dict.fromkeys((texts[row], slashed))
-            found = next((text for text in variants if _exists(places(pa.scalar(text)).as_py())), None)
+            found = next((text for text in variants if _exists(places(pa.scalar(text)).as_py(), allowed)), None)
             if found is None and not known[row].as_py():
                 raise InputError(
                     f"{input}, line {numbers[row]}: {reprlib.repr(texts[row])} is no path of an image: there is no "
@@ -245,7 +269,9 @@ def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Ta
     return make_manifest(image_id=stems(uris) if ids == "stem" else _written_ids(lines), uri=uris, path=paths)
 
 
-def _exists(path: str) -> bool:
+def _exists(path: str, only_below: Sequence[str]) -> bool:
+    if not is_allowed(path, only_below):
+        return True  # not looked up, so that nothing is told about it: it is refused when it is read
     location = locate(path)
     try:
         return bool(location.filesystem.get_file_info(location.name).type != pafs.FileType.NotFound)
@@ -295,7 +321,7 @@ def list_tables(
     def list_one(name: str, prefix: str | None) -> pa.Table:
         uri = location.uris(pa.scalar(name)).as_py()
         try:
-            with pq.ParquetFile(location.filesystem.open_input_file(name)) as table:
+            with pq.ParquetFile(location.open(name)) as table:
                 path = location.paths(pa.scalar(name)).as_py()
                 return _list_table(
                     table, uri, path, image_column=image_column, id_column=id_column, sieve=sieve, prefix=prefix
@@ -386,10 +412,11 @@ def _read_strings(table: pq.ParquetFile, uri: str, column: str, *, shorten: bool
     return strings
 
 
-def attach_beside(manifest: pa.Table) -> pa.Table:
+def attach_beside(manifest: pa.Table, only_below: Sequence[str] = ()) -> pa.Table:
     """Set the annotation of each image that is a file of its own: the ``.json`` with the same stem in its folder.
 
-    Members of tars keep the annotations that they have; rows of Parquet files that hold bytes have none.
+    Members of tars keep the annotations that they have; rows of Parquet files that hold bytes have none. Folders
+    outside of ``only_below`` are not looked into.
 
     Raises:
         InputError: a folder cannot be read.
@@ -399,22 +426,27 @@ def attach_beside(manifest: pa.Table) -> pa.Table:
     places = pa.table({"folder": folders(bare), "options": options}).filter(is_file)
     places = places.group_by(["folder", "options"], use_threads=False).aggregate([])
     annotations = pa.chunked_array(
-        [_annotations_in(place["folder"], place["options"]) for place in places.to_pylist()], pa.string()
+        [
+            _annotations_in(place["folder"], place["options"])
+            for place in places.to_pylist()
+            if is_allowed(place["folder"], only_below)
+        ],
+        pa.string(),
     )
     # An archive "a.tar" is not an image "a": only images that are files of their own are matched by stem.
     keys = pc.if_else(is_file, without_extensions(bare), pa.scalar(None, pa.string()))
     return _attach(manifest, keys, without_extensions(split_options(annotations)[0]), annotations)
 
 
-def attach_folder(manifest: pa.Table, folder: str, ids: Ids = "stem") -> pa.Table:
+def attach_folder(manifest: pa.Table, folder: str, ids: Ids = "stem", only_below: Sequence[str] = ()) -> pa.Table:
     """Set the annotation of each image: the file ``<image_id>.json`` below a folder (path or URI).
 
     With ``ids`` "stem" it may be at any depth; with "path", the id is its path below the folder.
 
     Raises:
-        InputError: the folder cannot be read, or holds two files with the same stem.
+        InputError: the folder cannot be read, is outside of ``only_below``, or holds two files with the same stem.
     """
-    location = locate(folder)
+    location = locate(folder, only_below)
     if location.filesystem.get_file_info(location.name).type != pafs.FileType.Directory:
         raise InputError(f"{folder}: there is no such folder of annotations")
     names = sort_names(walk_files(location, location.name))

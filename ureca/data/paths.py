@@ -13,11 +13,12 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from ureca.images import optional_extensions
-from ureca.io import Location, list_entries, walk_files
+from ureca.io import Location, is_allowed, list_entries, walk_files
 
 IMAGE_EXTENSIONS = (
     "jpg",
@@ -82,6 +83,12 @@ class Sieve:
             self._count(reason, pc.sum(is_match).as_py() or 0)
             kept = pc.and_not(kept, is_match)
         return kept
+
+    def keep_allowed(self, names: pa.ChunkedArray, location: Location) -> pa.Array:
+        """Tell for each name whether it leads into the folders that may be read; count those that do not."""
+        allowed = [is_allowed(name, location.only_below) for name in names.to_pylist()]
+        self._count("outside of the folders that may be read", allowed.count(False))
+        return pa.array(allowed, pa.bool_())
 
     def count_extensions(self, paths: Any) -> None:
         """Count files that are not used, by extension in lower case."""

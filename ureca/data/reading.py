@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from ureca.data.manifest import ManifestEntry
 from ureca.errors import DataError, InputError
 from ureca.image_limits import ImageLimits
-from ureca.io import decode_data_url, locate
+from ureca.io import OUTSIDE, decode_data_url, is_allowed, locate
 
 _ROWS_PER_BATCH = 16  # number of rows decoded at a time
 _BUFFER_BYTES = 1 << 20  # read ahead in a column, instead of the whole column of a row group
@@ -36,33 +36,36 @@ Fetch = Callable[[Sequence[ManifestEntry], ImageLimits], Iterator[Fetched]]
 """Type of ``fetch``, and of functions that read images from elsewhere."""
 
 
-def fetch(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fetched]:
+def fetch(
+    entries: Sequence[ManifestEntry], limits: ImageLimits, *, only_below: Sequence[str] = ()
+) -> Iterator[Fetched]:
     """Read images and annotations, one at a time, as the iterator advances.
 
     The order is that of the entries, except that rows of one Parquet file come together, ascending, at the position of
     the first of them, so that each row group is read once: pass a whole block of the manifest, not a few rows.
 
-    Errors are values, ``DataError`` of the kinds ``missing_file``, ``unreadable_file`` (no permission, a folder, an
-    unknown scheme, a failing network), ``too_many_bytes`` (found before reading, where the size is stated),
-    ``truncated`` (a tar ends before its member does), ``damaged_archive`` (a tar has no header where one should be),
-    ``missing_row`` (a Parquet file has become shorter), ``no_bytes`` (null in a Parquet file) and ``not_base64`` (a
-    ``data:`` URL in a Parquet file).
+    Errors are values, ``DataError`` of the kinds ``missing_file``, ``not_allowed`` (outside of ``only_below``),
+    ``unreadable_file`` (no permission, a folder, an unknown scheme, a failing network), ``too_many_bytes`` (found
+    before reading, where the size is stated), ``truncated`` (a tar ends before its member does), ``damaged_archive`` (a
+    tar has no header where one should be), ``missing_row`` (a Parquet file has become shorter), ``no_bytes`` (null in a
+    Parquet file) and ``not_base64`` (a ``data:`` URL in a Parquet file).
 
     Args:
         entries: rows of a manifest.
         limits: limits of an image; ``max_bytes`` holds for each image and each annotation.
+        only_below: local folders that may be read, links resolved; empty: everything.
     """
     tables: dict[tuple[str, str | None], list[tuple[int, ManifestEntry]]] = {}
     for entry in entries:
         if entry.row is not None:
             tables.setdefault((entry.path, entry.column), []).append((entry.row, entry))
-    with FileReader(limits.max_bytes) as files:
+    with FileReader(limits.max_bytes, only_below) as files:
         for entry in entries:
             if entry.row is None:
                 image = files.read(entry.path, entry.offset, entry.size)
                 yield Fetched(entry, image, _annotation(entry, files))
             elif rows := tables.pop((entry.path, entry.column), None):
-                for row_entry, image in read_rows(rows, limits.max_bytes):
+                for row_entry, image in read_rows(rows, limits.max_bytes, only_below):
                     yield Fetched(row_entry, image, _annotation(row_entry, files))
 
 
@@ -71,10 +74,12 @@ class FileReader:
 
     Args:
         max_bytes: largest file or member that is read.
+        only_below: local folders that may be read, links resolved; empty: everything.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, only_below: Sequence[str] = ()) -> None:
         self._max_bytes = max_bytes
+        self._only_below = only_below
         self._path = ""
         self._file: pa.NativeFile | None = None
 
@@ -109,7 +114,7 @@ class FileReader:
     def _open(self, path: str) -> pa.NativeFile:
         if self._file is None or self._path != path:
             self._close()
-            self._file, self._path = open_file(path), path
+            self._file, self._path = open_file(path, self._only_below), path
         return self._file
 
     def _close(self) -> None:
@@ -125,18 +130,19 @@ def _annotation(entry: ManifestEntry, files: FileReader) -> bytes | DataError | 
 
 
 def read_rows(
-    entries: Sequence[tuple[int, ManifestEntry]], max_bytes: int
+    entries: Sequence[tuple[int, ManifestEntry]], max_bytes: int, only_below: Sequence[str] = ()
 ) -> Iterator[tuple[ManifestEntry, bytes | DataError]]:
     """Read rows of a column of one Parquet file, in ascending order; each row group is read once, in small batches.
 
     Args:
         entries: entries of the same path and column, each with its row.
         max_bytes: largest value that is returned.
+        only_below: local folders that may be read, links resolved; empty: everything.
     """
     path = entries[0][1].path
     pending = sorted(entries, key=lambda wanted: wanted[0], reverse=True)
     try:
-        with open_file(path) as file, pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as table:
+        with open_file(path, only_below) as file, pq.ParquetFile(file, buffer_size=_BUFFER_BYTES) as table:
             start = 0
             for group in range(table.num_row_groups):
                 stop = start + table.metadata.row_group(group).num_rows
@@ -187,15 +193,21 @@ def _bytes(value: pa.Scalar, entry: ManifestEntry, max_bytes: int) -> bytes | Da
         return DataError("not_base64", f"{entry.uri}: {error}")
 
 
-def open_file(path: str) -> pa.NativeFile:
+def open_file(path: str, only_below: Sequence[str] = ()) -> pa.NativeFile:
     """Open a file by path or URI.
 
+    Args:
+        path: path or URI.
+        only_below: local folders that may be read, links resolved; empty: everything.
+
     Raises:
-        DataError: the file is missing, is not a regular file, or has an unknown scheme.
+        DataError: the file is missing, is outside of ``only_below``, is not a regular file, or has an unknown scheme.
         OSError, pyarrow.ArrowException: it cannot be opened; ``as_data_error`` converts the error.
     """
+    if not is_allowed(path, only_below):
+        raise DataError("not_allowed", f"{path}: {OUTSIDE}")
     try:
-        location = locate(path)
+        location = locate(path, only_below)
     except InputError as error:
         raise DataError("unreadable_file", str(error)) from error
     if location.is_local:
@@ -204,7 +216,7 @@ def open_file(path: str) -> pa.NativeFile:
             raise DataError("missing_file", f"{path}: there is no such file")
         if type != pafs.FileType.File:  # opening a pipe would wait for its writer
             raise DataError("unreadable_file", f"{path}: it is not a regular file, but {type.name}")
-    return location.filesystem.open_input_file(location.name)
+    return location.open(location.name)
 
 
 def as_data_error(path: str, error: Exception) -> DataError:

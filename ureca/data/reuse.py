@@ -45,7 +45,7 @@ def list_run(output: Output, *, with_regions: bool) -> pa.Table:
     return manifest
 
 
-def reuse_masks(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartition:
+def reuse_masks(number: int, entries: Sequence[ManifestEntry], *, only_below: Sequence[str] = ()) -> MaskedPartition:
     """Return the images of a partition with the masks of their rows.
 
     An image whose row has an error keeps the error. Masks that the run skipped are left out.
@@ -53,6 +53,7 @@ def reuse_masks(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartitio
     Args:
         number: number of the partition.
         entries: images, from ``list_run`` with regions.
+        only_below: local folders that may be read, links resolved; empty: everything.
     """
     started = time.monotonic()
     by_file: dict[str, list[str]] = {}
@@ -60,7 +61,7 @@ def reuse_masks(number: int, entries: Sequence[ManifestEntry]) -> MaskedPartitio
         by_file.setdefault(entry.annotation_path or "", []).append(entry.image_id)
     rows: dict[str, Mapping[str, Any] | DataError] = {}
     for path, ids in by_file.items():
-        rows |= _read_rows(path, ids)
+        rows |= _read_rows(path, ids, only_below)
     images = tuple(_reused(entry, rows[entry.image_id]) for entry in entries)
     return MaskedPartition(number, "regions", images, {"masks": time.monotonic() - started})
 
@@ -77,11 +78,11 @@ def _annotated(table: pa.Table, path: str) -> pa.Table:
     return table
 
 
-def _read_rows(path: str, ids: Sequence[str]) -> dict[str, Mapping[str, Any] | DataError]:
+def _read_rows(path: str, ids: Sequence[str], only_below: Sequence[str]) -> dict[str, Mapping[str, Any] | DataError]:
     found: dict[str, Mapping[str, Any] | DataError]
     found = dict.fromkeys(ids, DataError("missing_annotation", f"{path} has no row of the image"))
     try:
-        with open_file(path) as file, pq.ParquetFile(file) as table:
+        with open_file(path, only_below) as file, pq.ParquetFile(file) as table:
             for batch in table.iter_batches():
                 wanted = batch.filter(pc.is_in(batch["image_id"], pa.array(ids, pa.string())))
                 found |= {row["image_id"]: row for row in wanted.to_pylist()}

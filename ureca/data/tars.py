@@ -98,7 +98,7 @@ def _list_tar(location: Location, tar_name: str, with_annotations: bool, sieve: 
     uri = location.uris(pa.scalar(tar_name)).as_py()
     path = location.paths(pa.scalar(tar_name)).as_py()
     try:
-        with location.filesystem.open_input_file(tar_name) as file:
+        with location.open(tar_name) as file:
             if file.read_at(6, 0).startswith(_COMPRESSED):
                 raise InputError(
                     f"{uri}: the tar is compressed, so its members cannot be read one by one. Unpack it to a plain .tar"
