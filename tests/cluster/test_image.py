@@ -61,8 +61,8 @@ def test_dependencies_are_installed_before_the_code_is_copied() -> None:
 def test_extras_cover_all_roles() -> None:
     extras = next(arguments for name, arguments in instructions() if name == "ARG").partition("=")[2].split(",")
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
-    # Separate environments, experiments, and developers' tools.
-    assert PROJECT["optional-dependencies"].keys() - {*extras} == {"dev", "vllm", "ray-serve", "science"}
+    # Separate environments, experiments, developers' tools, and wheels that bundle code under the GPL.
+    assert PROJECT["optional-dependencies"].keys() - {*extras} == {"dev", "vllm", "ray-serve", "science", "heif"}
 
 
 def test_image_runs_as_non_root_with_the_command_line() -> None:
