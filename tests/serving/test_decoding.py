@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from ureca.masks import rle as rle_codec
+from ureca.masks.mask_images import decode_mask_image
 from ureca.serving.decoding import decode_base64, decode_regions
 from ureca.serving.schemas import ApiError, RegionInput
 from ureca.serving.settings import ServingLimits
@@ -115,6 +116,39 @@ def test_decode_regions_too_many_pixels_raises_before_decoding() -> None:
     inputs = [RegionInput(mask_png="not even base64")] * 2
     with pytest.raises(ApiError, match="too_many_pixels"):
         decode_regions(inputs, (60, 60), LIMITS)
+
+
+def test_decode_regions_equal_mask_files_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[bytes] = []
+
+    def decode(data: bytes, *arguments: Any, **options: Any) -> Any:
+        decoded.append(data)
+        return decode_mask_image(data, *arguments, **options)
+
+    monkeypatch.setattr("ureca.serving.decoding.decode_mask_image", decode)
+    files = [png(INSIDE.astype(np.uint8)), png(INSIDE.T.copy().astype(np.uint8).reshape(HEIGHT, WIDTH))]
+    inputs = [RegionInput(mask_png=files[index % 2]) for index in range(256)]
+    limits = ServingLimits(max_mask_file_pixels=2 * HEIGHT * WIDTH)
+    regions = decode_regions(inputs, (HEIGHT, WIDTH), limits)
+    assert len(decoded) == 2 and len(regions.masks) == 256
+    assert (regions.masks[254].decode() == INSIDE).all() and not (regions.masks[255].decode() == INSIDE).all()
+    with pytest.raises(ApiError, match="3 different mask_png"):
+        decode_regions([*inputs[:2], RegionInput(mask_png="other")], (HEIGHT, WIDTH), limits)
+    assert len(decoded) == 2
+
+
+def test_decode_regions_mask_file_of_another_size_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ureca.serving.decoding.decode_mask_image", None)
+    with pytest.raises(ApiError, match="size_mismatch"):
+        decode_regions([RegionInput(mask_png=png(np.ones((21, 30), np.uint8)))], (HEIGHT, WIDTH), LIMITS)
+
+
+def test_decode_regions_no_longer_wanted_stops_before_the_next_mask() -> None:
+    asked = iter([True, True, False])
+    inputs = [RegionInput.model_validate(GOOD)] * 2 + [RegionInput(mask_png="not even base64")]
+    with pytest.raises(ApiError) as raised:
+        decode_regions(inputs, (HEIGHT, WIDTH), LIMITS, lambda: next(asked))
+    assert raised.value.problem.code == "cancelled"
 
 
 @given(st.text())

@@ -1,11 +1,12 @@
 """Decoding of requests: images, masks and prompts, with an ``ApiError`` that names the invalid field."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
+from ureca.image_structure import read_structure
 from ureca.images import Pixels, decode_layers
 from ureca.io import decode_data_url
 from ureca.masks import rle as rle_codec
@@ -73,29 +74,50 @@ def decode_image(data: bytes, limits: ImageLimits, param: str) -> tuple[Pixels, 
         raise ApiError.from_data_error(error, param) from error
 
 
-def decode_regions(regions: Sequence[RegionInput], size: tuple[int, int], limits: ServingLimits) -> DecodedRegions:
-    """Validate and decode the regions of a request.
+def decode_regions(
+    regions: Sequence[RegionInput],
+    size: tuple[int, int],
+    limits: ServingLimits,
+    is_wanted: Callable[[], bool] = lambda: True,
+) -> DecodedRegions:
+    """Validate and decode the regions of a request. Equal files of masks are decoded once.
 
     Args:
         regions: The regions.
         size: Height and width of the image in pixels.
         limits: Limits of a request.
+        is_wanted: Function that tells, before each region, whether the result is still wanted.
 
     Raises:
-        ApiError: 422 ``too_many_regions``, ``too_many_pixels`` (of all masks together), ``duplicate_ids``,
-            ``malformed``, ``size_mismatch``, ``empty_mask``, ``outside`` (a prompt outside the image), or the kind of
-            an ``ImageError``.
+        ApiError: 499 ``cancelled``: the result is no longer wanted; or 422 ``too_many_regions``, ``too_many_pixels``
+            (of all masks together, or of the distinct files of masks), ``duplicate_ids``, ``malformed``,
+            ``size_mismatch``, ``empty_mask``, ``outside`` (a prompt outside the image), or the kind of an
+            ``ImageError``.
     """
     check_region_count(len(regions), size, limits)
     ids = _assign_ids(regions)
     params = {id: f"regions[{index}]" for index, id in enumerate(ids)}
+    files = {(region.mask_png, region.mask_value) for region in regions if region.mask_png is not None}
+    if len(files) * size[0] * size[1] > limits.max_mask_file_pixels:
+        message = (
+            f"{len(files)} different mask_png of {size[0]} x {size[1]} pixels exceed the limit of "
+            f"{limits.max_mask_file_pixels} in total; send some as rle"
+        )
+        raise ApiError(422, "too_many_pixels", message, param="regions")
+    decoded: dict[tuple[str | None, int | None], Rle] = {}
     masks: dict[int, Mask] = {}
     prompts: dict[int, Prompt] = {}
     for id, region in zip(ids, regions, strict=True):
+        if not is_wanted():
+            raise ApiError(499, "cancelled", "the request has ended", param=params[id])
         if region.is_prompt:
             prompts[id] = _decode_prompt(region, size, params[id])
         else:
-            masks[id] = exact_mask(id, _decode_mask(region, size, limits.image, params[id]))
+            file = (region.mask_png, region.mask_value)
+            rle = decoded.get(file) or _decode_mask(region, size, limits.image, params[id])
+            masks[id] = exact_mask(id, rle)
+            if region.mask_png is not None:
+                decoded[file] = rle
     return DecodedRegions(tuple(ids), masks, prompts, params)
 
 
@@ -140,7 +162,11 @@ def _decode_mask(region: RegionInput, size: tuple[int, int], limits: ImageLimits
     try:
         if region.mask_png is not None:
             param += ".mask_png"
-            inside = decode_mask_image(decode_base64(region.mask_png, param), limits, mask_value=region.mask_value)
+            data = decode_base64(region.mask_png, param)
+            stated = read_structure(data[: limits.max_bytes]).size
+            if stated is not None and sorted(stated) != sorted(size):  # EXIF may turn it
+                _check_size(stated[::-1], size, param)
+            inside = decode_mask_image(data, limits, mask_value=region.mask_value)
             _check_size(inside.shape, size, param)
             rle = rle_codec.encode(inside)
         elif region.rle is not None:

@@ -1,6 +1,7 @@
 """The captioning service: requests in, responses out, independent of HTTP."""
 
 import asyncio
+import threading
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -316,7 +317,13 @@ class CaptionService:
         self, regions: Sequence[RegionInput], pixels: Pixels, timer: "_RequestTimer"
     ) -> tuple[list[Mask], str | None]:
         size = (pixels.shape[0], pixels.shape[1])
-        decoded = await self._in_thread(lambda: decode_regions(regions, size, self.limits))
+        has_ended = threading.Event()
+        try:
+            decoded = await self._in_thread(
+                lambda: decode_regions(regions, size, self.limits, lambda: not has_ended.is_set())
+            )
+        finally:
+            has_ended.set()  # at a timeout or a closed connection, the thread stops before the next mask
         timer.end_stage("decode_s")
         if not decoded.prompts:
             return [decoded.masks[id] for id in decoded.ids], None

@@ -42,6 +42,11 @@ class ServingLimits(BaseModel):
         ge=1,
         description="maximum number of mask pixels in a request: regions x image height x image width",
     )
+    max_mask_file_pixels: int = Field(
+        default=2**30,
+        ge=1,
+        description="maximum number of pixels of the different mask_png files of a request together, which are decoded",
+    )
     timeout_s: float = Field(default=120.0, gt=0, description="seconds until a request ends with status 504")
     max_in_flight: int = Field(
         default=64, ge=1, description="requests that an ingress replica processes at a time; further ones get 429"
