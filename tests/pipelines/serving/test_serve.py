@@ -100,7 +100,8 @@ def test_service_captions_regions(client: httpx2.Client) -> None:
     assert [item["caption"] for item in answer["captions"]] == expected(2)
     everything = client.post("/v1/captions", json={"image": IMAGE, "max_new_tokens": 2, "lookalikes": True}).json()
     assert everything["segmenter"] == "sam vit_b sam.pth" and len(everything["captions"]) > 2
-    assert client.get("/readyz").json() == {"status": "ok", "parts": {"captioner": "ok", "segmenter": "ok"}}
+    parts = {"captioner": "ok", "segmenter": "ok"}
+    assert client.get("/readyz").json() == {"status": "ok", "parts": parts, "error": None}
     problem = client.post("/v1/regions", json=request({"bbox_xywh": [900, 0, 1, 1]})).json()["error"]
     assert (problem["code"], problem["param"]) == ("outside", "regions[0].bbox_xywh")
     assert client.get("/v1/models", headers={"Authorization": "Bearer no"}).status_code == 401
