@@ -5,25 +5,27 @@ CONSTRAINTS := cluster/constraints.txt
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-science demo-serve test lint types browser science science-base science-check bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
+.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-base science-check bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
 
-demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then train a small model for two minutes
+demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
 	$(BIN)/python -m ureca.jobs.demo $(DEMO)
-	@if $(MAKE) --no-print-directory $(VENV)/.science; then $(MAKE) --no-print-directory demo-science; \
-		else echo "torch could not be installed: the second part, which trains, is left out"; fi
-	@if [ -d $(DEMO)/science/models ] && $(MAKE) --no-print-directory $(VENV)/.serve; then \
-		$(MAKE) --no-print-directory demo-serve; else echo "the third part, which serves the model, is left out"; fi
+	@if $(MAKE) --no-print-directory $(VENV)/.science && $(MAKE) --no-print-directory $(VENV)/.serve; then \
+		$(MAKE) --no-print-directory demo-scenes demo-serve; \
+		else echo "torch could not be installed: the model of scenes is left out"; fi
+
+demo-scenes: $(VENV)/.science  ## how often the model of scenes is right, on scenes it has not seen
+	@echo "second part: the small model of this package captions 20 drawn scenes that it has not seen; regions told apart:"
+	$(BIN)/python -m experiments.science.check --scenes 20 --no-shifts
+
+demo-serve: $(VENV)/.serve  ## the model of scenes captions scenes and a photograph, through the service
+	$(BIN)/python -m ureca.jobs.demo $(DEMO) serve
 
 # Two models, side by side: one that is given masks, and one that is not told which region is meant.
-demo-science: $(VENV)/.science
-	@echo "second part: two small models learn drawn scenes from nothing, two minutes each, and caption unseen ones"
+demo-training: $(VENV)/.science  ## two small models learn drawn scenes from nothing, two minutes each
 	rm -rf $(DEMO)/science
 	$(BIN)/ureca science $(DEMO)/science --models '["none", "dynamic"]' --training.budget-s 110 --scenes.train 1200 \
 		--scenes.test 12 --metrics '[]'
 	@echo "the table so far: $(DEMO)/science/prompts.html; with more time: docs/science.md"
-
-demo-serve: $(VENV)/.serve  ## what demo-science trained captions a scene and a photograph, through the service
-	$(BIN)/python -m ureca.jobs.demo $(DEMO) serve
 
 science: $(VENV)/.science  ## what models learn, by how they are told which region is meant; about an hour on two cores
 	$(BIN)/ureca science science --tables docs/science

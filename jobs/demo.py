@@ -1,4 +1,4 @@
-"""``make demo``: curate five photographs without weights or network, and serve a model trained on scenes."""
+"""``make demo``: curate five photographs without weights or network, and serve the model of scenes of this package."""
 
 import os
 import socket
@@ -9,21 +9,19 @@ from pathlib import Path
 import skimage
 
 from ureca.data.output import Output
-from ureca.jobs import curate, report
+from ureca.jobs import curate, report, scenes
 from ureca.jobs.serve import stop_signal
 from ureca.pipelines.serve_settings import ServeSettings
 
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
 _SHIPPED = Path(skimage.__file__).parent / "data"
 _CAPTIONS_SHOWN = 5
+_NUM_SCENES = 3
 _EMPTY = "(empty: the caption ended before its first word)"
 
 
 def main(argv: Sequence[str]) -> int:
-    """Run a part of the demo in the folder ``argv[0]``: ``argv[1]`` is curate (the default) or serve.
-
-    The part serve needs the model that ``make demo-science`` writes to the folder.
-    """
+    """Run a part of the demo in the folder ``argv[0]``: ``argv[1]`` is curate (the default) or serve."""
     folder = Path(argv[0] if argv else "demo")
     folder.mkdir(parents=True, exist_ok=True)
     return _serve(folder) if argv[1:] == ["serve"] else _curate(folder)
@@ -39,39 +37,43 @@ def _curate(folder: Path) -> int:
 
 
 def _serve(folder: Path) -> int:
-    """Caption a scene and a photograph with the trained model, through the service.
+    """Caption unseen scenes and a photograph with the shipped model, through the service.
 
     On a terminal the service then runs until it is interrupted.
     """
     from ureca.pipelines.serve import serving
 
-    trained = folder / "science"
-    model = trained / "models" / "dynamic" / "model"
-    print("third part: the model trained with masks captions through a service", flush=True)
-    with serving(ServeSettings(model=str(model), port=_free_port())) as address:
+    drawn = folder / "scenes"
+    arguments = ["--images", str(_NUM_SCENES), "--split", "test", "--size", "112", "--seed", "7", "--overwrite"]
+    if status := scenes.main([str(drawn), *arguments]):
+        return status
+    print("third part: the model of scenes captions through a service", flush=True)
+    with serving(ServeSettings(model="scenes", port=_free_port())) as address:
         stop = stop_signal()
-        _show_scene(address, trained / "scenes" / "test")
+        _show_scenes(address, drawn)
         _show_photograph(address, _SHIPPED / "coffee.png")
         if sys.stdin.isatty():
             print(f"\n{address} has a page, to point at regions yourself. Ctrl-C ends it.", flush=True)
             stop.wait()
     command = os.path.relpath(Path(sys.executable).with_name("ureca"))
-    print(f"\n{command} serve --model {model}\nserves the model again, with a page to point at regions; docs/serve.md")
+    print(f"\n{command} serve --model scenes\nserves the model again, with a page to point at regions; docs/serve.md")
     return 0
 
 
-def _show_scene(address: str, scenes: Path) -> None:
-    """Print the model's captions of the first scene's largest regions beside the true ones."""
+def _show_scenes(address: str, drawn: Path) -> None:
+    """Print the model's captions of the largest regions of each scene beside the true ones."""
     from ureca.serving.client import caption_regions
 
-    scene = next(iter(Output.of_run(str(scenes)).rows()))
-    image = Path(scene["uri"])
-    regions = sorted(scene["regions"], key=lambda region: -region["area_px"])[:_CAPTIONS_SHOWN]
-    rles = [{"size": [scene["height"], scene["width"]], "counts": region["rle"]} for region in regions]
-    print(f"\n{image}, a drawn scene that the model has not seen; its largest regions:")
-    for region, said in zip(regions, caption_regions(address, image, rles), strict=True):
-        print(f"  model    {said or _EMPTY}\n  truth    {region['caption']}")
-    print("A model this small, trained for two minutes, is often wrong; docs/science.md shows the effect of more time.")
+    for scene in Output.of_run(str(drawn)).rows():
+        image = Path(scene["uri"])
+        regions = sorted(scene["regions"], key=lambda region: -region["area_px"])[:_CAPTIONS_SHOWN]
+        rles = [{"size": [scene["height"], scene["width"]], "counts": region["rle"]} for region in regions]
+        print(f"\n{image}, a drawn scene that the model has not seen; its largest regions:")
+        for region, said in zip(regions, caption_regions(address, image, rles), strict=True):
+            print(f"  model    {said or _EMPTY}\n  truth    {region['caption']}")
+    print(
+        "The truth is one of several true captions; docs/science.md says how often the model is right, and how judged."
+    )
 
 
 def _show_photograph(address: str, image: Path) -> None:
