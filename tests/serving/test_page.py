@@ -301,6 +301,26 @@ def test_page_box_creates_a_region(desktop: webdriver.Chrome, address: str, file
     assert (region["region_id"], region["parent_id"], region["caption"]) == (7, -1, "The middle red thing.")
 
 
+def test_page_change_between_points_and_box_discards_the_draft(
+    desktop: webdriver.Chrome, address: str, file: Path
+) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("point")
+    page.at(INNER).click().perform()
+    page.until(".card .facts", "1 inside")
+    page.use("box")
+    assert page.all(".marks span") == []
+    page.at((125, 75)).click_and_hold().perform()
+    page.at((175, 125)).release().perform()
+    page.until(".card .pending", "the region is the box itself")
+    page.use("point")
+    assert float(str(page.one("rect.box").get_attribute("width"))) == 0
+    page.use("box")
+    page.at((28, 58)).click_and_hold().perform()
+    page.at((118, 148)).release().perform()
+    page.until(".card .pending", "the segment that matches the box")
+
+
 def test_page_captions_stream_and_stop(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:

@@ -30,12 +30,14 @@ class Pointing {
     return this.points.length === 0 && this.box === null;
   }
 
+  // Changes the mode. Points and a box are separate prompts: a change of mode discards the draft.
   use(mode) {
+    const isOther = mode !== this.mode;
     this.mode = mode;
     this.corner = this.cursor = null;
     this.viewer.panel.classList.toggle("drawing", mode !== "select");
     this.viewer.panel.classList.toggle("boxing", mode === "box");
-    if (mode === "select" && !this.isEmpty) this.clear();
+    if (isOther && !this.isEmpty) this.clear();
     else this.#draw();
   }
 

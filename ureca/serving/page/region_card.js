@@ -115,7 +115,7 @@ class CaptionViewer extends Viewer {
     const state = problem ?? (waiting ? "Segmenting …" : region ? "" : "Add a point inside the region, or a box.");
     return [
       node("p", { class: "facts" }, node("span", {}, "New region"), node("span", {}, contents)),
-      region ? node("div", { class: "this" }, this.#crop(region), node("p", { class: "caption pending" }, "Add points to change the mask.")) : null,
+      region ? node("div", { class: "this" }, this.#crop(region), node("p", { class: "caption pending" }, box ? boxHint(box, region) : "Add points to change the mask.")) : null,
       state ? node("p", { class: problem ? "problem" : "hint" }, state) : null,
       node("div", { class: "actions" },
         region ? this.#button("commit", "Caption this region", () => this.actions.commit(), true) : null,
@@ -190,6 +190,15 @@ class CaptionViewer extends Viewer {
     }
     return canvas;
   }
+}
+
+// Explains the mask of a box: without a matching segment the service returns the box itself.
+function boxHint(box, region) {
+  const [x, y, width, height] = region.response.bbox_xywh;
+  const isRectangle = region.area_px === width * height;
+  const sides = [[x, box[0]], [y, box[1]], [x + width, box[0] + box[2]], [y + height, box[1] + box[3]]];
+  if (isRectangle && sides.every(([side, drawn]) => Math.abs(side - drawn) <= 1)) return "No segment matches the box: the region is the box itself.";
+  return "The region is the segment that matches the box.";
 }
 
 function withoutCaption(region) {
