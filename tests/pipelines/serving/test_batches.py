@@ -72,7 +72,9 @@ def test_batch_job_runs_the_command_and_reports_its_status(
     assert job_settings.model == "tiny" and job_settings.captioner.max_new_tokens == 100
     assert job_settings.listing.only_below == (str(tmp_path / "in"),)
     assert job_settings.resources.masks.num_actors == job_settings.resources.caption.num_actors == 1
-    (Path(batch["output"]) / "go").write_text(str(exit_status))
+    # Renamed into place: the job reads it as soon as it exists.
+    (Path(batch["output"]) / "going").write_text(str(exit_status))
+    (Path(batch["output"]) / "going").rename(Path(batch["output"]) / "go")
     assert wait(client, batch["id"], status)["status"] == status
 
 
