@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.data.test_reuse import regions_row
 from ureca import io
 from ureca.data.listing import list_images
 from ureca.data.output import Output
-from ureca.data.partitions import PARTITIONS
+from ureca.data.partitions import PARTITIONS, PartitionReport
 from ureca.errors import OutputError
 
 
@@ -57,6 +58,18 @@ def test_add_images_of_another_file_is_accepted_with_a_warning(
 def test_add_images_of_an_overwritten_file_is_refused(begun: Output, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="would be taken for done"):
         begun.add_images(list_images(put(tmp_path / "first", b"another image")), None)
+
+
+def test_add_images_of_a_failed_image_that_was_mended_is_accepted_then_and_later(begun: Output, tmp_path: Path) -> None:
+    failed = {"stage": "read", "kind": "truncated", "message": "cut"}
+    rows = [regions_row("x", 1, error=failed, regions=[]), regions_row("y", 2)]
+    begun.write_partition(0, rows, PartitionReport())
+    mended = list_images(put(tmp_path / "first", b"a whole image"))
+    assert begun.add_images(mended, None) == 0
+    begun.write_partition(0, [regions_row("x", 1), rows[1]], PartitionReport())  # it is retried
+    assert begun.add_images(mended, None) == 0
+    with pytest.raises(OutputError, match="would be taken for done"):
+        begun.add_images(list_images(put(tmp_path / "first", b"another image still")), None)
 
 
 def test_add_images_of_a_modified_file_of_the_same_size_warns(

@@ -138,6 +138,7 @@ class Output:
         others, uncertain = compare_known(manifest, pa.concat_tables(tables))
         if others:  # A file that was mended since its image failed is no other image: the image is not done.
             failed = {id for ids in self.failed_images().values() for id in ids}
+            self._update_states(manifest, [image.image_id for image in others if image.image_id in failed])
             others = [image for image in others if image.image_id not in failed]
         if others:
             message = (
@@ -157,6 +158,26 @@ class Output:
                 "are kept; begin again with --overwrite if the images are others",
                 *(len(uncertain), self.path, uncertain[0].uri),
             )
+
+    def _update_states(self, manifest: pa.Table, ids: Sequence[str]) -> None:
+        """Store the present state of the files of some images, with which later runs compare."""
+        if not ids:
+            return
+        changed = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(ids)))
+        changed_ids, states = changed["image_id"].combine_chunks(), file_states(changed["path"])
+        for path in self.manifest_files():
+            partitions = io.read_table(self.filesystem, path)
+            images = partitions["images"].combine_chunks()
+            places = pc.index_in(pc.struct_field(pc.list_flatten(images), "image_id"), value_set=changed_ids)
+            if _STATES in partitions.schema.names and places.null_count < len(places):
+                before = pc.list_flatten(partitions[_STATES].combine_chunks())
+                column = partitions.schema.get_field_index(_STATES)
+                # Places within one array of the earlier states, then the changed ones.
+                both = pa.concat_arrays([before, states])
+                chosen = pc.if_else(places.is_valid(), pc.add(places, len(before)), pa.array(np.arange(len(before))))
+                updated = pa.ListArray.from_arrays(images.offsets, both.take(chosen))
+                partitions = partitions.set_column(column, _STATES, updated)
+                io.write_table(self.filesystem, path, partitions, _PARTITIONS_PER_ROW_GROUP)
 
     def manifest_files(self) -> list[str]:
         """List the stored manifests, as names in the file system, oldest first."""
