@@ -258,6 +258,8 @@ CANNOT_RUN: Mapping[str, str] = {
     "make test": "it would run these tests again",
     "make demo": "it installs packages; tests/jobs/test_cli.py has its first part, the chapter 'science' its second",
     "make science": "an hour of training; the chapter 'science' has its command",
+    "make science-base": "half an hour of training; tests/experiments runs its steps",
+    "make science-check": "minutes of captioning; tests/experiments checks 12 scenes",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
     "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "

@@ -163,7 +163,7 @@ def test_openai_client_gets_captions(address: str) -> None:
 def test_full_queues_respond_429_and_disconnected_clients_free_their_slots(client: httpx2.Client) -> None:
     def ask() -> int:
         try:
-            answer = client.post("/v1/captions", json=LONG, timeout=httpx2.Timeout(60, read=4))
+            answer = client.post("/v1/captions", json=LONG, timeout=httpx2.Timeout(60, read=12))
         except httpx2.ReadTimeout:
             return 0
         if answer.status_code == 429:
