@@ -85,7 +85,7 @@ def build_app(
         limits=settings.limits,
         token_digests=token_digests,
         tracker=tracker,
-        only_local=settings.is_local,
+        host_names=settings.access.host_names if settings.is_local or settings.access.host_names else None,
     )
     add_error_handlers(app)
     _add_caption_routes(app, service)

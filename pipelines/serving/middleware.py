@@ -174,7 +174,7 @@ class AccessMiddleware:
         limits: Limits of a request.
         token_digests: Digests of the valid tokens, see ``digest_token``; empty: no token is required.
         tracker: Tracker of the requests in flight.
-        only_local: True to reject host names other than those of this machine.
+        host_names: Names that the header Host may have besides those of this machine; None: any.
     """
 
     def __init__(
@@ -183,13 +183,13 @@ class AccessMiddleware:
         limits: ServingLimits,
         token_digests: Collection[bytes],
         tracker: RequestTracker,
-        only_local: bool = False,
+        host_names: Collection[str] | None = None,
     ) -> None:
         self._app = app
         self._limits = limits
         self._token_digests = tuple(token_digests)
         self._tracker = tracker
-        self._only_local = only_local
+        self._host_names = None if host_names is None else {*_LOCAL_NAMES, *host_names}
         self._bodies = BodyBuffer(limits)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -208,8 +208,9 @@ class AccessMiddleware:
         headers = Headers(scope=scope)
         try:
             # Prevents DNS rebinding: a foreign web page whose host name resolves to this machine.
-            if self._only_local and _host_name(headers.getlist("host")) not in _LOCAL_NAMES:
-                raise ApiError(400, "invalid_host", "the header Host must be localhost or a loopback address")
+            if self._host_names is not None and _host_name(headers.getlist("host")) not in self._host_names:
+                message = "the header Host must be localhost, a loopback address, or a name of access.host_names"
+                raise ApiError(400, "invalid_host", message)
             if self._tracker.is_draining and scope["path"] not in _HEALTH_PATHS:
                 message = "the service is shutting down"
                 raise ApiError(503, "ending", message, retry_after_s=self._limits.retry_after_s)

@@ -84,6 +84,12 @@ class AccessSettings(BaseModel):
     allowed_hosts: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = Field(
         default=(), description="host names that image URLs are fetched from; empty: image URLs are rejected"
     )
+    host_names: tuple[Annotated[str, AfterValidator(_check_host_name)], ...] = Field(
+        default=(),
+        description="names by which clients reach the service, such as that of a reverse proxy in front of it; a "
+        "request whose Host is another one is rejected, unless it is localhost or a loopback address; empty: a service "
+        "on loopback accepts only these, and any other service accepts every name",
+    )
 
     def read_tokens(self) -> frozenset[str]:
         """Read the bearer tokens from the file and the environment variable.

@@ -210,6 +210,13 @@ def test_foreign_host_header_gets_400(client: TestClient) -> None:
 TOKEN = "a-token-of-some-length"  # noqa: S105
 
 
+def test_host_name_of_a_reverse_proxy_is_accepted_if_it_is_configured() -> None:
+    settings = ServeSettings.model_validate({**SETTINGS, "access": {"host_names": ["captions.example"]}})
+    with TestClient(build_app(settings, LocalBackend(tiny_captioner()))) as client:
+        for host, status in (("captions.example", 200), ("captions.example:443", 200), ("evil.example", 400)):
+            assert client.get("/v1/models", headers={"Host": host}).status_code == status
+
+
 def test_request_without_valid_token_gets_401() -> None:
     with client_of(tokens=("another-token-there-is", TOKEN)) as client:
         for headers in ({}, {"Authorization": "Bearer wrong"}, {"Authorization": TOKEN}, {"Authorization": "Bearer "}):
