@@ -6,12 +6,13 @@ by ``ureca.pipelines.batch.graph``; this file says what is specific to captionin
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 import pyarrow as pa
 from ray.data import Dataset
 
+from ureca.captioning.captioners import ChatEngine, EngineCaptioner
+from ureca.captioning.engine import load_engine
 from ureca.captioning.stage import CaptionStage, ImageCaptioner
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
@@ -87,31 +88,20 @@ class CaptionActor(RowActor[CaptioningSettings]):
 
 
 def _build_ureca_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
-    has_gpu = settings.resources.caption.num_gpus > 0
-    # Decided in the actor: vLLM may be installed there only.
-    if settings.engine == "vllm" or (settings.engine == "auto" and has_gpu and find_spec("vllm") is not None):
-        from ureca.captioning.vllm import VllmCaptioner
-
-        return VllmCaptioner(
-            settings.model,
-            settings.captioner,
-            settings.vllm,
-            dtype=settings.dtype,
-            region_prompt=settings.region_prompt,
-        )
-    from ureca.captioning.captioners import UrecaCaptioner
-    from ureca.model.captioner import RegionCaptioner
-
-    device = "cuda" if has_gpu else "cpu"
-    captioner = RegionCaptioner.from_pretrained(settings.model, device=device, dtype=settings.dtype)
-    if settings.region_prompt is not None:
-        captioner.processor.region_prompt = settings.region_prompt
-    return UrecaCaptioner(captioner, settings.captioner)
+    # Chosen in the actor: vLLM may be installed there only.
+    engine = load_engine(
+        settings.model,
+        settings.captioner,
+        engine=settings.engine,
+        vllm=settings.vllm,
+        dtype=settings.dtype,
+        on_gpu=settings.resources.caption.num_gpus > 0,
+        region_prompt=settings.region_prompt,
+    )
+    return EngineCaptioner(engine, settings.captioner)
 
 
 def _build_baseline_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
-    from ureca.captioning.captioners import ChatCaptioner
-
     model = TransformersChatModel(
         TransformersConfig(
             checkpoint=settings.model,
@@ -122,7 +112,8 @@ def _build_baseline_captioner(settings: CaptioningSettings) -> ImageCaptioner[An
         )
     )
     assert settings.region_prompt is not None  # noqa: S101 - checked by usable_checkpoint
-    return ChatCaptioner(model, settings.region_prompt, settings.captioner)
+    engine = ChatEngine(model, settings.region_prompt, settings.captioner.batch_size)
+    return EngineCaptioner(engine, settings.captioner)
 
 
 def list_input(settings: CaptioningSettings) -> pa.Table:

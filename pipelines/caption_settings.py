@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.captioning.settings import Engine, VllmEngineSettings
+from ureca.captioning.settings import Engine, VllmCaptioningSettings, check_gpus
 from ureca.config import ESSENTIAL, MAY_CHANGE
 from ureca.data.settings import ReusedMasksConfig
 from ureca.model.prompt import RegionPrompt
@@ -74,7 +74,7 @@ class CaptioningSettings(PlannableSettings):
         description="engine of a URECA checkpoint: transformers; vllm (continuous batching, for GPUs); auto: vllm if "
         "an actor has a GPU and vLLM is installed",
     )
-    vllm: VllmEngineSettings = VllmEngineSettings()
+    vllm: VllmCaptioningSettings = VllmCaptioningSettings()
     masks: Annotated[
         MaskSource,
         Field(description="source of the masks; auto: those of INPUT where it is a run, else segments"),
@@ -85,12 +85,7 @@ class CaptioningSettings(PlannableSettings):
 
     @model_validator(mode="after")
     def _vllm_has_its_gpus(self) -> Self:
-        num_gpus, size = self.resources.caption.num_gpus, self.vllm.tensor_parallel_size
-        if self.engine != "transformers" and size > 1 and num_gpus != size:
-            raise ValueError(
-                f"vllm.tensor_parallel_size {size} needs as many GPUs in each actor: set resources.caption.num_gpus to "
-                f"{size}, it is {num_gpus:g}"
-            )
+        check_gpus(self.engine, self.vllm, self.resources.caption.num_gpus, "resources.caption.num_gpus")
         return self
 
     @model_validator(mode="after")

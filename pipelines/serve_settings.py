@@ -7,6 +7,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
+from ureca.captioning.settings import Engine, VllmCaptioningSettings, check_gpus
 from ureca.config import ESSENTIAL, CommandSettings
 from ureca.errors import SettingsError
 from ureca.masks.generators.settings import SamConfig, SegmentsConfig
@@ -116,6 +117,12 @@ class ServeSettings(CommandSettings):
         default="127.0.0.1", description="address to listen on; any address except loopback requires tokens"
     )
     port: Annotated[int, ESSENTIAL] = Field(default=8765, ge=1, le=65535, description="port to listen on")
+    engine: Engine = Field(
+        default="auto",
+        description="engine of the model: transformers; vllm (paged caches and CUDA graphs, for GPUs); auto: vllm if a "
+        "captioner replica has a GPU and vLLM is installed",
+    )
+    vllm: VllmCaptioningSettings = VllmCaptioningSettings()
     captioner: CaptionSettings = Field(
         default=CaptionSettings(),
         description="generation settings; requests may override all but batch_size, and lower max_new_tokens",
@@ -134,6 +141,16 @@ class ServeSettings(CommandSettings):
     def _batches_have_a_model(self) -> Self:
         if self.batches.folders and self.model is None:
             raise ValueError("batches need a model: set --model to the folder of a checkpoint")
+        return self
+
+    @model_validator(mode="after")
+    def _vllm_has_its_gpus(self) -> Self:
+        check_gpus(self.engine, self.vllm, self.resources.captioner.num_gpus, "resources.captioner.num_gpus")
+        if self.batches.folders:
+            num_gpus = self.batches.resources.caption.num_gpus
+            check_gpus(self.engine, self.vllm, num_gpus, "batches.resources.caption.num_gpus")
+        if self.engine == "vllm" and self.model is None:
+            raise ValueError("engine vllm needs a model: set --model to the folder of a checkpoint")
         return self
 
     @property

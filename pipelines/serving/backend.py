@@ -9,11 +9,11 @@ from ray.exceptions import RayActorError, RayTaskError
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, ReplicaUnavailableError
 from ray.serve.handle import DeploymentHandle
 
-from ureca.errors import DataError
+from ureca.captioning.engine import CaptionJob, GeneratedCaption
+from ureca.errors import AnswerError, DataError, EngineError
 from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
-from ureca.serving.engine import CaptionJob, GeneratedCaption
 from ureca.serving.schemas import ApiError, BatchJob, BatchRequest
 
 _READY_TIMEOUT_S = 5.0
@@ -142,6 +142,11 @@ def _as_api_errors(retry_after_s: int) -> Iterator[None]:
         message = "the replica that processed this request was lost; the request can be retried"
         raise ApiError(503, "replica_lost", message, retry_after_s=retry_after_s) from error
     except RayTaskError as error:
+        if isinstance(error.cause, EngineError):
+            message = "the engine that processed this request died; the request can be retried"
+            raise ApiError(503, "replica_lost", message, retry_after_s=retry_after_s) from error
+        if isinstance(error.cause, AnswerError):
+            raise ApiError.from_data_error(error.cause, "regions") from None
         if isinstance(error.cause, DataError | ApiError):
             raise error.cause from None
         raise

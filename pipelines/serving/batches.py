@@ -101,6 +101,8 @@ class BatchProcesses:
         job_settings = {
             "model": settings.model,
             "dtype": settings.dtype,
+            "engine": settings.engine,
+            "vllm": settings.vllm.model_dump(mode="json"),
             "captioner": captioner.model_dump(mode="json"),
             "listing": {"only_below": [str(folder.resolve()) for folder in settings.batches.folders]},
             "image_limits": settings.limits.image.model_dump(mode="json"),

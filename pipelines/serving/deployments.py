@@ -14,13 +14,13 @@ from ray.serve.config import AutoscalingConfig, BackpressureConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, RegionEngine, load_engine
 from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings
 from ureca.pipelines.serving.batches import BatchProcesses
 from ureca.pipelines.serving.middleware import MAX_ARRIVING_BODIES, RequestTracker, digest_token
-from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
 from ureca.serving.rule_based import RuleBasedEngine
 from ureca.serving.schemas import BatchJob, BatchRequest
 from ureca.serving.segmenter import Segmenter, lookalike_ids
@@ -152,7 +152,7 @@ class IngressReplica:
 
 
 class CaptionerReplica:
-    """A replica of the captioner: one copy of the model, with continuous batching over its requests.
+    """A replica of the captioner: one copy of the model in an engine, with continuous batching over its requests.
 
     Without a model, the rule-based captioner.
 
@@ -163,27 +163,24 @@ class CaptionerReplica:
     def __init__(self, settings: ServeSettings) -> None:
         # By then every request in the batch has timed out, and should have left it.
         self._max_step_s = settings.limits.timeout_s + _HANG_MARGIN_S
-        self._engine: CaptionEngine | RuleBasedEngine
-        if settings.model is None:
-            self._engine = RuleBasedEngine()
-            return
-        from ureca.model.captioner import RegionCaptioner
-
-        on_gpu = settings.resources.captioner.num_gpus > 0
-        captioner = RegionCaptioner.from_pretrained(
-            settings.model,
-            device="cuda" if on_gpu else "cpu",
-            dtype=settings.dtype,
-            cached_images=settings.captioner.batch_size,
-        )
-        self._engine = CaptionEngine(captioner, settings.captioner.batch_size)
+        self._engine: RegionEngine[Any] | RuleBasedEngine = RuleBasedEngine()
+        if settings.model is not None:
+            self._engine = load_engine(
+                settings.model,
+                settings.captioner,
+                engine=settings.engine,
+                vllm=settings.vllm,
+                dtype=settings.dtype,
+                on_gpu=settings.resources.captioner.num_gpus > 0,
+                serves_requests=True,
+            )
 
     async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
-        """Caption all regions of a job, see ``CaptionEngine.caption``."""
+        """Caption all regions of a job, see ``RegionEngine.caption``."""
         return await self._engine.caption(job)
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
-        """Yield each caption of a job, see ``CaptionEngine.stream``."""
+        """Yield each caption of a job, see ``RegionEngine.stream``."""
         async with aclosing(self._engine.stream(job)) as captions:
             async for caption in captions:
                 yield caption
@@ -196,7 +193,7 @@ class CaptionerReplica:
         """Check that the model makes progress; Serve replaces the replica if this raises or times out.
 
         Raises:
-            RuntimeError: A decoding step takes longer than any request may.
+            RuntimeError: The engine has died, or a decoding step takes longer than any request may.
         """
         self._engine.check_progress(self._max_step_s)
 

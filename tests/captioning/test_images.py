@@ -1,18 +1,24 @@
 """Captioning of the masks of an image."""
 
+import asyncio
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from tests.drawn import drawn_image
-from ureca.captioning.images import caption_image, caption_prepared, prepare_regions
+from ureca.captioning.captioners import EngineCaptioner
+from ureca.captioning.continuous import CaptionEngine
+from ureca.captioning.images import caption_image
+from ureca.data.manifest import ManifestEntry
+from ureca.data.masked import MaskedImage
 from ureca.masks.mask import Mask
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
 from ureca.model.settings import CaptionSettings
 from ureca.schema import CAPTIONS, conform
 
+ENTRY = ManifestEntry("a", "a.png", "a.png")
 SETTINGS = CaptionSettings(max_new_tokens=6)
 
 
@@ -57,15 +63,19 @@ def test_caption_image_with_wrong_stated_area_succeeds(captioner: RegionCaptione
     assert rows[0]["status"] == "ok"
 
 
-def test_caption_ready_with_several_images_equals_each_alone(captioner: RegionCaptioner) -> None:
+def test_engine_captioner_with_several_images_equals_each_alone(captioner: RegionCaptioner) -> None:
     drawn = [drawn_image(seed) for seed in range(3)]
     alone = [caption_image(captioner, pixels, masks, SETTINGS) for pixels, masks in drawn]
-    none = prepare_regions(captioner, drawn[0][0], [])
-    ready = [none, *(prepare_regions(captioner, pixels, masks) for pixels, masks in drawn)]
-    finished: dict[int, list[dict[str, object]]] = {}
-    together = caption_prepared(captioner, ready, SETTINGS.model_copy(update={"batch_size": 5}), finished.__setitem__)
-    assert together == [[], *alone]
-    assert [finished[index] for index in range(4)] == together
+    images = [(drawn[0][0], []), *drawn]
+
+    async def run() -> list[list[dict[str, object]]]:
+        engine = EngineCaptioner(CaptionEngine(captioner, 5, serves_requests=False), SETTINGS)
+        prepared = [
+            engine.prepare(pixels, MaskedImage(ENTRY, *pixels.shape[:2], tuple(masks))) for pixels, masks in images
+        ]
+        return [rows for rows, _ in await asyncio.gather(*map(engine.caption, prepared))]
+
+    assert asyncio.run(run()) == [[], *alone]
 
 
 def test_caption_image_with_empty_caption_fails_the_region() -> None:

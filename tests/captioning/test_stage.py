@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 from weakref import WeakSet
@@ -12,32 +12,51 @@ import pytest
 from PIL import Image
 
 from tests.captioning.fakes import masked_partition
-from ureca.captioning.captioners import UrecaCaptioner
+from ureca.captioning.captioners import EngineCaptioner
+from ureca.captioning.continuous import CaptionEngine
 from ureca.captioning.stage import CaptionStage
 from ureca.data.masked import MaskedPartition
 from ureca.data.partitions import PartitionReport
 from ureca.image_limits import ImageLimits
-from ureca.model.captioner import RegionCaption, RegionCaptioner
+from ureca.model.captioner import FinishedRegion, PromptEncoder, RegionBatch, RegionCaptioner
 from ureca.model.initialization import build_tiny
 from ureca.model.prepared import PreparedImage
 from ureca.model.settings import CaptionSettings
 
 
 class Recording(RegionCaptioner):
-    """Remembers the sizes, in tiles, of the images of each call."""
+    """Remembers the sizes, in tiles, of the images of each admission, and the number of images of each batch."""
 
     calls: list[list[int]]
+    most_images: int
 
-    def stream_prepared(self, images: Any, settings: CaptionSettings) -> Iterator[RegionCaption]:
-        held: list[PreparedImage] = list(images)
-        self.calls.append([image.num_tiles for image in held])
-        yield from super().stream_prepared(held, settings)
+    def open_batch(self) -> Any:
+        recorder = self
+
+        class RecordingBatch(RegionBatch[Any]):
+            held: tuple[Any, ...] = ()
+
+            def admit(self, regions: Iterable[tuple[Any, PreparedImage, int, CaptionSettings]]) -> None:
+                admitted = list(regions)
+                images = list({id(image): image for _, image, *_ in admitted}.values())
+                if images:
+                    recorder.calls.append([image.num_tiles for image in images])
+                super().admit(admitted)
+                self.held = (*self.held, *(key for key, *_ in admitted))
+
+            def step(self, is_wanted: Callable[[Any], bool] | None = None) -> Iterator[FinishedRegion[Any]]:
+                recorder.most_images = max(recorder.most_images, len({id(job) for job, _ in self.held}))
+                for region in super().step(is_wanted):
+                    self.held = tuple(key for key in self.held if key != region.key)
+                    yield region
+
+        return RecordingBatch(self.model, self.processor, self._encoder)
 
 
 @pytest.fixture
 def captioner() -> Recording:
     captioner = Recording(*build_tiny())
-    captioner.calls = []
+    captioner.calls, captioner.most_images = [], 0
     return captioner
 
 
@@ -46,7 +65,8 @@ def run(
 ) -> list[tuple[list[dict[str, Any]], PartitionReport]]:
     async def all_partitions() -> list[tuple[list[dict[str, Any]], PartitionReport]]:
         chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
-        stage = CaptionStage(UrecaCaptioner(captioner, chosen), "tiny 1", ImageLimits(), images_in_flight)
+        engine = CaptionEngine(captioner, chosen.batch_size, serves_requests=False)
+        stage = CaptionStage(EngineCaptioner(engine, chosen), "tiny 1", ImageLimits(), images_in_flight)
         return list(await asyncio.gather(*map(stage, partitions)))
 
     return asyncio.run(all_partitions())
@@ -61,8 +81,9 @@ def test_stage_with_several_partitions_shares_batches_and_keeps_order(captioner:
         assert {(row["model"], row["proposer"], row["error"]) for row in rows} == {("tiny 1", "drawn", None)}
         assert report.num_new_tokens == sum(region["num_tokens"] for row in rows for region in row["captions"])
         assert report.seconds.keys() == {"masks", "prepare", "caption"}
-    assert sum(map(len, captioner.calls)) == 10
-    assert max(map(len, captioner.calls)) > 1
+        assert report.seconds["caption"] > 0
+    assert sum(map(len, captioner.calls)) >= 10
+    assert captioner.most_images > 1
     alone = run(captioner, partitions[:1], images_in_flight=1)
     assert alone[0][0] == made[0][0]
 
@@ -77,10 +98,24 @@ def test_stage_batches_images_of_similar_size(captioner: Recording, tmp_path: Pa
     mixed = MaskedPartition(
         0, "drawn", tuple(x for pair in zip(wide, partition.images[1::2], strict=True) for x in pair), {}
     )
-    run(captioner, [mixed], batch_size=1)
+    run(captioner, [mixed], batch_size=12)
+    assert any(len(call) > 2 for call in captioner.calls)
     for call in captioner.calls:
         distances = [abs(size - call[0]) for size in call]
         assert distances == sorted(distances)
+
+
+def test_stage_encodes_an_image_once_though_its_regions_exceed_the_batch(
+    captioner: Recording, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoded = []
+    encode = PromptEncoder.encode_image
+    monkeypatch.setattr(
+        PromptEncoder, "encode_image", lambda self, tiles: encoded.append(id(tiles)) or encode(self, tiles)
+    )
+    rows, _ = run(captioner, [masked_partition(tmp_path, 0, 5)], batch_size=3)[0]
+    assert all(region["status"] == "ok" for row in rows for region in row["captions"])
+    assert len(encoded) == 5
 
 
 def test_stage_holds_at_most_images_in_flight(captioner: Recording, tmp_path: Path) -> None:

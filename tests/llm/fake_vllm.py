@@ -76,6 +76,20 @@ class RequestOutput:
     finished: bool = True
 
 
+class ModelRegistry:
+    """Models beside vLLM's own."""
+
+    registered: ClassVar[dict[str, str]] = {}
+
+    @classmethod
+    def get_supported_archs(cls) -> set[str]:
+        return set(cls.registered)
+
+    @classmethod
+    def register_model(cls, architecture: str, model: str) -> None:
+        cls.registered[architecture] = model
+
+
 class AsyncLLM:
     """Says back the last words of a prompt."""
 
@@ -89,6 +103,10 @@ class AsyncLLM:
         self.in_flight = self.most_in_flight = 0
         self.is_shut_down = self.is_dead = False
         self.made.append(self)
+
+    @property
+    def errored(self) -> bool:
+        return self.is_dead
 
     @classmethod
     def from_engine_args(cls, engine_args: AsyncEngineArgs) -> "AsyncLLM":

@@ -6,13 +6,14 @@ from functools import cache
 
 import numpy as np
 
+from ureca.captioning.continuous import CaptionEngine
+from ureca.captioning.engine import CaptionJob, GeneratedCaption
 from ureca.images import Pixels
 from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
-from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption
 from ureca.serving.rule_based import RuleBasedEngine
 from ureca.serving.segmenter import Segmenter, lookalike_ids
 

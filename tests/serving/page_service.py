@@ -9,6 +9,7 @@ import numpy as np
 import uvicorn
 
 from tests.drawn import disc
+from ureca.captioning.engine import CaptionJob, GeneratedCaption
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.segments import SegmentsMaskGenerator
@@ -17,7 +18,6 @@ from ureca.masks.prompts import Prompt
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.app import build_app
 from ureca.pipelines.serving.middleware import digest_token
-from ureca.serving.engine import CaptionJob, GeneratedCaption
 from ureca.serving.schemas import ApiError
 from ureca.serving.segmenter import lookalike_ids, match_prompts
 

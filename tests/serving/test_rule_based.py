@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from tests.serving.local import scene
+from ureca.captioning.engine import CaptionJob, GeneratedCaption
 from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.model.settings import CaptionSettings
-from ureca.serving.engine import CaptionJob, GeneratedCaption
 from ureca.serving.rule_based import RuleBasedEngine
 
 SETTINGS = CaptionSettings()

@@ -46,6 +46,7 @@ VARIANTS = {
     "one_mask_tile": Variant(processor={"dynamic_mask": False}),
     "fused_one_mask_tile": Variant({"mask_encoder": "fused"}, {"dynamic_mask": False}),
     "released_values": Variant(processor={"mask_values": "released"}),
+    "hybrid": Variant({"vision_encoder": "hybrid", "mask_encoder": "pooled", "patch_size": 8, "merged_patches": 1}),
     "adapter": Variant(with_adapter=True),
 }
 
@@ -82,6 +83,8 @@ def write(folder: Path, names: Sequence[str] = tuple(VARIANTS)) -> None:
             setattr(processor, attribute, value)
         with torch.no_grad():  # so that captions of an image differ by their masks
             model.model.mask_encoder.projection.weight.mul_(6 / (255 if processor.mask_values == "released" else 1))
+            if model.config.mask_encoder == "pooled":
+                model.model.mask_encoder.tokens.weight.mul_(40)
         checkpoint = folder / name
         model.save_pretrained(checkpoint)
         processor.save_pretrained(checkpoint)

@@ -1,28 +1,19 @@
-"""Captioners of single images, of which a caption stage runs many concurrently: URECA and chat models (baselines)."""
+"""Captioners of single images, of which a caption stage runs many concurrently, and chat models as engines."""
 
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, Generic, TypeVar
 
-from ureca.batching import DynamicBatcher
-from ureca.captioning.images import (
-    PreparedRegions,
-    caption_prepared,
-    caption_rows,
-    failed_caption,
-    finished_caption,
-    mask_failures,
-    prepare_regions,
-)
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, PreparedJob, RegionEngine, RequestEngine
+from ureca.captioning.images import caption_rows, failed_caption, finished_caption, mask_failures
 from ureca.data.masked import MaskedImage
 from ureca.errors import AnswerError
 from ureca.images import Pixels
 from ureca.llm import usage
-from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatModel, ChatRequest
 from ureca.llm.structured import without_thinking
 from ureca.masks.mask import Mask
@@ -30,137 +21,105 @@ from ureca.model.prepared import region_view
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import CaptionSettings
 
-if TYPE_CHECKING:
-    from ureca.model.captioner import RegionCaptioner
-
-_BATCHES_PER_CALL = 4  # only the last batch of a call is not full: with several, it is a smaller fraction
-
+Content = TypeVar("Content")
 Rows = list[dict[str, Any]]
 
 
-class UrecaCaptioner:
-    """Captions by a URECA checkpoint; waiting images with a similar number of tiles are captioned together.
-
-    An ``ImageCaptioner``.
-
-    Args:
-        captioner: loaded checkpoint.
-        settings: generation of captions, and the batch size.
-    """
-
-    def __init__(self, captioner: RegionCaptioner, settings: CaptionSettings) -> None:
-        self._captioner = captioner
-        self._settings = settings
-        self._load = process_load()
-        self._load.set_slots(self, 1)
-        self._batcher: DynamicBatcher[PreparedRegions, Sequence[PreparedRegions], tuple[Rows, float]] = DynamicBatcher(
-            self._caption_batch,
-            max_batch_size=_BATCHES_PER_CALL * settings.batch_size,
-            size=lambda image: image.prepared.num_regions,
-            length=lambda image: image.prepared.num_tiles,
-        )
-
-    def prepare(self, pixels: Pixels, image: MaskedImage) -> PreparedRegions:
-        """Cut an image and its masks into tiles; thread-safe."""
-        return prepare_regions(self._captioner, pixels, image.masks, image.parents)
-
-    async def caption(self, image: PreparedRegions) -> tuple[Rows, float]:
-        """Caption an image.
-
-        Returns:
-            Rows of the image, see ``caption_image``, and its share of the model's time in seconds.
-        """
-        with self._load.request():
-            return await self._batcher.submit(image)
-
-    def _caption_batch(
-        self, images: Sequence[PreparedRegions], deliver: Callable[[int, tuple[Rows, float]], None]
-    ) -> None:
-        since = time.monotonic()
-
-        def on_finished(index: int, rows: Rows) -> None:
-            nonlocal since
-            # The time since the previous image was finished: shares add up to the time of the model.
-            seconds, since = time.monotonic() - since, time.monotonic()
-            deliver(index, (rows, seconds))
-
-        with self._load.busy():
-            caption_prepared(self._captioner, images, self._settings, on_finished)
-
-
 @dataclass(frozen=True, eq=False)
-class UncutImage:
-    """An image and its masks; views of regions are drawn when they are needed.
+class PreparedMasks(Generic[Content]):
+    """The masks of an image, and those of them that can be captioned, prepared for an engine.
 
     Attributes:
-        pixels: uint8 RGB [H, W, 3].
         masks: all masks, in order.
         parents: parent id by mask id, -1 at the top level; empty without a tree.
         failures: reasons for which masks cannot be captioned, by id.
+        prepared: job of the masks without failure, in order.
     """
 
-    pixels: Pixels
     masks: Sequence[Mask]
     parents: Mapping[int, int]
     failures: Mapping[int, str]
+    prepared: PreparedJob[Content]
 
 
-class ChatCaptioner:
-    """Captions by a chat model without mask input: the paper's baselines. An ``ImageCaptioner``.
+class EngineCaptioner(Generic[Content]):
+    """Captions the masks of images by an engine. An ``ImageCaptioner``.
+
+    Args:
+        engine: a loaded engine.
+        settings: generation of captions.
+    """
+
+    def __init__(self, engine: RegionEngine[Content], settings: CaptionSettings) -> None:
+        self.engine = engine
+        self._settings = settings
+
+    def prepare(self, pixels: Pixels, image: MaskedImage) -> PreparedMasks[Content]:
+        """Check the masks of an image, and prepare the good ones; thread-safe."""
+        failures = mask_failures(image.masks, pixels.shape[:2])
+        good = tuple(mask for mask in image.masks if mask.id not in failures)
+        prepared = self.engine.prepare(CaptionJob(pixels, good, self._settings))
+        return PreparedMasks(image.masks, image.parents, failures, prepared)
+
+    async def caption(self, image: PreparedMasks[Content]) -> tuple[Rows, float]:
+        """Caption an image.
+
+        Returns:
+            Rows of the image, see ``caption_image``, and the engine's seconds, see ``PreparedJob.model_s``.
+        """
+        results = {id: failed_caption(reason) for id, reason in image.failures.items()}
+        prepared = image.prepared
+        async with aclosing(self.engine.stream_prepared(prepared)) as captions:
+            async for caption in captions:
+                results[prepared.job.masks[caption.index].id] = (
+                    finished_caption(caption.text, caption.num_tokens, caption.finish_reason)
+                    if caption.failure is None
+                    else failed_caption(caption.failure)
+                )
+        return caption_rows(image.masks, image.parents, results), prepared.model_s
+
+
+class ChatEngine(RequestEngine[None]):
+    """Captions by a chat model without mask input: the paper's baselines.
 
     Args:
         model: the chat model.
         region_prompt: "none" (the image alone), "contour" or "crop".
-        settings: question and generation of captions. ``batch_size`` regions are requested concurrently, over all
-            images; sampling is seeded by the content of a request.
+        batch_size: number of regions that the model answers together. Twice as many are requested concurrently, over
+            all images: one batch is formed while the other is generated.
     """
 
-    def __init__(self, model: ChatModel, region_prompt: RegionPrompt, settings: CaptionSettings) -> None:
+    def __init__(self, model: ChatModel, region_prompt: RegionPrompt, batch_size: int) -> None:
+        super().__init__(2 * batch_size)
         self._model = model
         self._region_prompt = region_prompt
-        self._settings = settings
-        # Two batches: one is formed while the other is generated.
-        self._slots = asyncio.Semaphore(2 * settings.batch_size)
 
-    def prepare(self, pixels: Pixels, image: MaskedImage) -> UncutImage:
-        """Check the masks of an image; thread-safe."""
-        return UncutImage(pixels, image.masks, image.parents, mask_failures(image.masks, pixels.shape[:2]))
+    def prepare(self, job: CaptionJob) -> PreparedJob[None]:
+        """Return the job: views of regions are drawn when they are needed."""
+        return PreparedJob(job, None)
 
-    async def caption(self, image: UncutImage) -> tuple[Rows, float]:
-        """Caption an image.
-
-        Returns:
-            Rows of the image, and the seconds until its last caption, those of concurrent images included.
-        """
-        started = time.monotonic()
-        results = {id: failed_caption(reason) for id, reason in image.failures.items()}
-
-        async def caption_region(mask: Mask) -> None:
-            async with self._slots:
-                results[mask.id] = await self._caption_region(image.pixels, mask)
-
-        async with asyncio.TaskGroup() as group:
-            for mask in image.masks:
-                if mask.id not in results:
-                    group.create_task(caption_region(mask))
-        return caption_rows(image.masks, image.parents, results), time.monotonic() - started
-
-    async def _caption_region(self, pixels: Pixels, mask: Mask) -> dict[str, Any]:
-        view = await asyncio.to_thread(lambda: region_view(pixels, mask.decode(), self._region_prompt))
+    async def caption_region(self, prepared: PreparedJob[None], index: int) -> AsyncIterator[GeneratedCaption]:
+        """Caption one region; sampling is seeded by the content of the request."""
+        job = prepared.job
+        view = await asyncio.to_thread(lambda: region_view(job.pixels, job.masks[index].decode(), self._region_prompt))
         request = ChatRequest(
             system="",
-            parts=(view, self._settings.question),
+            parts=(view, job.settings.question),
             answer_schema={},
-            temperature=self._settings.temperature,
-            max_new_tokens=self._settings.max_new_tokens,
+            temperature=job.settings.temperature,
+            max_new_tokens=job.settings.max_new_tokens,
         )
         try:
             answer = await self._model.answer(request)
         except AnswerError as error:
-            return failed_caption(error.kind)
+            yield GeneratedCaption(index, error.message, 0, "error", failure=error.kind)
+            return
         usage.record(answer)
         text, is_thinking = without_thinking(answer.text)
         caption = " ".join("".join(each if each.isprintable() else " " for each in text).split())
         if not caption:
-            return failed_caption("cut_off" if is_thinking or answer.is_cut_off else "no_text")
-        return finished_caption(caption, answer.num_new_tokens, "length" if answer.is_cut_off else "stop")
+            kind = "cut_off" if is_thinking or answer.is_cut_off else "no_text"
+            yield GeneratedCaption(index, "", answer.num_new_tokens, "error", answer.num_prompt_tokens, kind)
+            return
+        reason = "length" if answer.is_cut_off else "stop"
+        yield GeneratedCaption(index, caption, answer.num_new_tokens, reason, answer.num_prompt_tokens)

@@ -2,28 +2,36 @@
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from ureca.config import MAY_CHANGE
-from ureca.llm.settings import EngineOptions
+from ureca.llm.settings import EngineOptions, VllmEngineSettings
 
 Engine = Literal["auto", "transformers", "vllm"]
 
 
-class VllmEngineSettings(BaseModel):
+class VllmCaptioningSettings(VllmEngineSettings):
     """Options of vLLM, with ``engine vllm``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    tensor_parallel_size: Annotated[int, MAY_CHANGE] = Field(
-        default=1, ge=1, description="GPUs of an actor, on one machine, among which the model is split"
-    )
-    max_model_len: int | None = Field(
-        default=None, ge=64, description="maximum tokens of a prompt and its caption; None: the model's own limit"
-    )
-    gpu_memory_utilization: Annotated[float, MAY_CHANGE] = Field(
-        default=0.9, gt=0, le=1, description="fraction of each GPU's memory that vLLM uses"
-    )
     engine_options: Annotated[EngineOptions, MAY_CHANGE] = Field(
         default={}, description='further fields of vLLM\'s AsyncEngineArgs, as JSON: {"max_num_seqs": 512}'
     )
+
+
+def check_gpus(engine: str, vllm: VllmEngineSettings, num_gpus: float, setting: str) -> None:
+    """Check that an actor or a replica has the GPUs among which vLLM splits the model.
+
+    Args:
+        engine: engine that captions.
+        vllm: options of vLLM.
+        num_gpus: GPUs of an actor or a replica.
+        setting: name of the setting with that number.
+
+    Raises:
+        ValueError: it has more, or fewer.
+    """
+    if engine in {"auto", "vllm"} and vllm.tensor_parallel_size > 1 and num_gpus != vllm.tensor_parallel_size:
+        raise ValueError(
+            f"vllm.tensor_parallel_size {vllm.tensor_parallel_size} needs as many GPUs in each engine's process: set "
+            f"{setting} to {vllm.tensor_parallel_size}, it is {num_gpus:g}"
+        )

@@ -265,21 +265,13 @@ class TransformersConfig(BaseModel):
     )
 
 
-@register("chat_model", "vllm", component="ureca.llm.vllm:VllmChatModel")
-class VllmConfig(BaseModel):
-    """A checkpoint in a vLLM engine, one engine in each actor."""
+class VllmEngineSettings(BaseModel):
+    """Options of a vLLM engine in an actor or a replica."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    kind: Literal["vllm"] = "vllm"
-    checkpoint: Annotated[str, MAY_CHANGE] = Field(
-        min_length=1, description="folder or name on the hub of a model that vLLM supports"
-    )
     tensor_parallel_size: Annotated[int, MAY_CHANGE] = Field(
-        default=1, ge=1, description="GPUs of an actor, on one machine, among which the model is split"
-    )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
-        default="auto", description="data type of the weights; auto: that of the checkpoint"
+        default=1, ge=1, description="GPUs of an engine, on one machine, among which the model is split"
     )
     max_model_len: int | None = Field(
         default=None, ge=64, description="maximum tokens of a prompt and its answer; None: the model's own limit"
@@ -287,12 +279,25 @@ class VllmConfig(BaseModel):
     gpu_memory_utilization: Annotated[float, MAY_CHANGE] = Field(
         default=0.9, gt=0, le=1, description="fraction of each GPU's memory that vLLM uses"
     )
-    structured_output: bool = Field(default=True, description="decode answers by their JSON schema")
-    chat_template_kwargs: Options = Field(
-        default={}, description='arguments of the chat template, as JSON: {"enable_thinking": false}'
-    )
     engine_options: EngineOptions = Field(
         default={},
         description="further fields of vLLM's AsyncEngineArgs, as JSON: "
         '{"enforce_eager": true, "mm_processor_kwargs": {"max_pixels": 602112}}',
+    )
+
+
+@register("chat_model", "vllm", component="ureca.llm.vllm:VllmChatModel")
+class VllmConfig(VllmEngineSettings):
+    """A checkpoint in a vLLM engine, one engine in each actor."""
+
+    kind: Literal["vllm"] = "vllm"
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        min_length=1, description="folder or name on the hub of a model that vLLM supports"
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="data type of the weights; auto: that of the checkpoint"
+    )
+    structured_output: bool = Field(default=True, description="decode answers by their JSON schema")
+    chat_template_kwargs: Options = Field(
+        default={}, description='arguments of the chat template, as JSON: {"enable_thinking": false}'
     )

@@ -5,15 +5,15 @@ import dataclasses
 import itertools
 import logging
 import os
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import AsyncGenerator, Mapping
+from contextlib import aclosing, suppress
 from typing import Any
 
 from ureca.errors import AnswerError, EngineError, SettingsError
 from ureca.llm.chat_template import ChatTemplate
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatRequest, request_digest
-from ureca.llm.settings import VllmConfig
+from ureca.llm.settings import VllmConfig, VllmEngineSettings
 
 _log = logging.getLogger(__name__)
 
@@ -47,12 +47,9 @@ class VllmChatModel:
             vllm,
             "mllm.checkpoint",
             settings.checkpoint,
-            tensor_parallel_size=settings.tensor_parallel_size,
+            settings,
             dtype=settings.dtype,
-            max_model_len=settings.max_model_len,
-            gpu_memory_utilization=settings.gpu_memory_utilization,
             limit_mm_per_prompt={"image": _MAX_IMAGES},
-            engine_options=settings.engine_options,
         )
         self._template = ChatTemplate(processor, settings.checkpoint, settings.chat_template_kwargs)
         # The token that the tokenizer puts before each text is removed from prompts: chat templates contain it, too.
@@ -104,19 +101,18 @@ class VllmChatModel:
 class VllmEngine:
     """A vLLM engine that is started again when it dies, with the requests that it had.
 
-    A request that kills the engine would kill it again: after ``_MAX_RESTARTS`` crashes without an answer in between,
+    A request that kills the engine would kill it again: after ``max_restarts`` crashes without an answer in between,
     the engine stays dead.
 
     Args:
         vllm: interface of the installed vLLM.
         setting: name of the setting that names the checkpoint, for error messages.
         checkpoint: folder, or name on the hub.
-        tensor_parallel_size: number of GPUs, on this machine, among which the model is split.
+        options: options of the engine.
         dtype: data type of the weights, or "auto".
-        max_model_len: most tokens of a prompt and its answer; None for the model's own limit.
-        gpu_memory_utilization: fraction of each GPU's memory that vLLM uses.
         limit_mm_per_prompt: most items of a prompt by modality.
-        engine_options: further fields of vLLM's AsyncEngineArgs.
+        max_restarts: number of restarts without an answer in between; None for a few. 0 leaves a dead engine to the
+            owner of its process.
 
     Raises:
         SettingsError: vLLM cannot run the checkpoint, or has no such option.
@@ -127,42 +123,53 @@ class VllmEngine:
         vllm: "VllmInterface",
         setting: str,
         checkpoint: str,
+        options: VllmEngineSettings,
         *,
-        tensor_parallel_size: int,
         dtype: str,
-        max_model_len: int | None,
-        gpu_memory_utilization: float,
         limit_mm_per_prompt: Mapping[str, int],
-        engine_options: Mapping[str, Any],
+        max_restarts: int | None = None,
     ) -> None:
         self._vllm = vllm
         self._setting, self._checkpoint = setting, checkpoint
         known = {field.name for field in dataclasses.fields(vllm.engine_arguments)}
-        if unknown := sorted(engine_options.keys() - known):
+        if unknown := sorted(options.engine_options.keys() - known):
             raise SettingsError(
                 f"{setting.partition('.')[0]}.engine_options: vLLM's AsyncEngineArgs has no {', '.join(unknown)}"
             )
         self._arguments: dict[str, Any] = {
             "model": checkpoint,
-            "tensor_parallel_size": tensor_parallel_size,
+            "tensor_parallel_size": options.tensor_parallel_size,
             # Ray has assigned GPUs to the actor already; by default vLLM would request others from Ray.
-            "distributed_executor_backend": "mp" if tensor_parallel_size > 1 else None,
+            "distributed_executor_backend": "mp" if options.tensor_parallel_size > 1 else None,
             "dtype": dtype,
-            "max_model_len": max_model_len,
-            "gpu_memory_utilization": gpu_memory_utilization,
+            "max_model_len": options.max_model_len,
+            "gpu_memory_utilization": options.gpu_memory_utilization,
             "limit_mm_per_prompt": dict(limit_mm_per_prompt),
             "trust_remote_code": False,
-            **engine_options,
+            **options.engine_options,
         }
         try:
             self._engine = vllm.engine.from_engine_args(vllm.engine_arguments(**self._arguments))
         except (OSError, ValueError, RuntimeError) as error:
             raise SettingsError(f"{setting} '{checkpoint}': vLLM cannot run it: {_first_line(error)}") from error
+        self._max_restarts = _MAX_RESTARTS if max_restarts is None else max_restarts
+        self._crash: EngineError | None = None
         self._restart = asyncio.Lock()
         self._num_crashes = 0
         self._ids = itertools.count()
 
-    async def generate(
+    async def generate(self, prompt: Mapping[str, Any], **options: Any) -> Any:
+        """Generate the answer to a prompt; arguments and errors as in ``stream``.
+
+        Returns:
+            vLLM's ``RequestOutput`` with one output.
+        """
+        final = None
+        async for output in self.stream(prompt, **options):
+            final = output
+        return final
+
+    async def stream(
         self,
         prompt: Mapping[str, Any],
         *,
@@ -172,11 +179,24 @@ class VllmEngine:
         seed: int | None = None,
         answer_schema: Mapping[str, Any] | None = None,
         lora_request: Any = None,
-    ) -> Any:
+        partial: bool = False,
+    ) -> AsyncGenerator[Any]:
         """Generate the answer to a prompt with its ``multi_modal_data``.
 
-        Returns:
-            vLLM's ``RequestOutput`` with one output.
+        Closing the iterator ends the generation. An engine that is started again begins the answer anew.
+
+        Args:
+            prompt: vLLM's prompt.
+            temperature: sampling temperature; 0 for greedy decoding.
+            max_tokens: limit of the answer.
+            top_p: nucleus sampling.
+            seed: seed of sampling.
+            answer_schema: JSON schema that the answer is decoded by.
+            lora_request: adapters.
+            partial: True to yield the answer so far after each token.
+
+        Yields:
+            vLLM's ``RequestOutput`` with one output; at least one, the last with the whole answer.
 
         Raises:
             AnswerError: ``unusable_request``: vLLM rejects the prompt; ``malformed_answer``: it gave no output.
@@ -188,27 +208,41 @@ class VllmEngine:
             max_tokens=max_tokens,
             # Greedy decoding has no use for a seed, and vLLM 0.32 dies of one on a CPU.
             seed=seed if temperature > 0 and not vllm.runs_on_cpu else None,
-            output_kind=vllm.final_only,
+            output_kind=vllm.cumulative if partial else vllm.final_only,
             **({} if top_p == 1.0 else {"top_p": top_p}),
             structured_outputs=None if answer_schema is None else vllm.structured_outputs(json=answer_schema),
         )
         lora = {} if lora_request is None else {"lora_request": lora_request}
         while True:
-            engine, final = self._engine, None
+            engine, has_output = self._engine, False
             try:
                 rendered = await self._render(engine, prompt)
                 request_id = f"ureca-{os.getpid()}-{next(self._ids)}"
-                async for output in engine.generate(rendered, parameters, request_id, **lora):
-                    final = output
+                async with aclosing(engine.generate(rendered, parameters, request_id, **lora)) as outputs:
+                    async for output in outputs:
+                        has_output = has_output or bool(output.outputs)
+                        if output.outputs:
+                            yield output
             except vllm.request_errors as error:
                 raise AnswerError("unusable_request", f"vLLM rejects it: {_first_line(error)}") from error
             except vllm.crash_errors as error:
                 await self._replace(engine, error)
                 continue
-            if final is None or not final.outputs:
+            if not has_output:
                 raise AnswerError("malformed_answer", "vLLM gave no output")
             self._num_crashes = 0
-            return final
+            return
+
+    def check_alive(self) -> None:
+        """Check that the engine answers, or will be started again by the next request.
+
+        Raises:
+            RuntimeError: it is dead, and stays so.
+        """
+        if self._crash is None and not self._max_restarts and getattr(self._engine, "errored", False):
+            self._crash = EngineError(f"vLLM's engine of {self._setting} '{self._checkpoint}' died")
+        if self._crash is not None:
+            raise RuntimeError(str(self._crash))
 
     def close(self) -> None:
         """Shut down the engine and its processes."""
@@ -230,19 +264,19 @@ class VllmEngine:
                 return
             self._num_crashes += 1
             cause = f"vLLM's engine of {self._setting} '{self._checkpoint}' died: {_first_line(error)}"
-            if self._num_crashes > _MAX_RESTARTS:
-                raise EngineError(
-                    f"{cause} It died {self._num_crashes} times in a row without an answer; vLLM's own log, above, has "
-                    "the reason."
-                ) from error
-            _log.warning("%s It is started again (%d of %d).", cause, self._num_crashes, _MAX_RESTARTS)
+            if self._num_crashes > self._max_restarts:
+                times = f" It died {self._num_crashes} times in a row without an answer" if self._max_restarts else ""
+                self._crash = EngineError(f"{cause}{times}; vLLM's own log, above, has the reason.")
+                raise self._crash from error
+            _log.warning("%s It is started again (%d of %d).", cause, self._num_crashes, self._max_restarts)
             dead.shutdown()
             try:
                 # On the event loop's thread: vLLM's engine attaches to the running loop.
                 vllm = self._vllm
                 self._engine = vllm.engine.from_engine_args(vllm.engine_arguments(**self._arguments))
             except (OSError, ValueError, RuntimeError) as second:
-                raise EngineError(f"{cause} It could not be started again: {_first_line(second)}") from second
+                self._crash = EngineError(f"{cause} It could not be started again: {_first_line(second)}")
+                raise self._crash from second
 
 
 def _first_line(error: BaseException) -> str:
@@ -264,6 +298,7 @@ class VllmInterface:
     sampling_parameters: Any
     structured_outputs: Any
     final_only: Any
+    cumulative: Any
     request_errors: tuple[type[Exception], ...]
     crash_errors: tuple[type[Exception], ...]
     runs_on_cpu: bool
@@ -312,6 +347,7 @@ class VllmInterface:
             sampling_parameters=SamplingParams,
             structured_outputs=StructuredOutputsParams,
             final_only=RequestOutputKind.FINAL_ONLY,
+            cumulative=RequestOutputKind.CUMULATIVE,
             request_errors=request_errors,
             crash_errors=crash_errors,
             runs_on_cpu=runs_on_cpu,

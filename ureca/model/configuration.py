@@ -1,17 +1,17 @@
 """Configuration of URECA: InternVL's with a mask encoder."""
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
+from transformers import CONFIG_MAPPING, AutoConfig
 from transformers.models.internvl.configuration_internvl import InternVLConfig
 
 from .hybrid_vision import HybridVisionConfig
 
 AutoConfig.register(HybridVisionConfig.model_type, HybridVisionConfig, exist_ok=True)
 
-_DEFAULTS = InternVLConfig.sub_configs_defaults
-_SubConfigSpec = type(_DEFAULTS["text_config"])
+# None in older versions of transformers, such as that of vLLM 0.32, which build sub-configurations in `__post_init__`.
+_DEFAULTS = getattr(InternVLConfig, "sub_configs_defaults", None)
 MASK_ENCODERS = ("convolutional", "fused", "pooled")
 
 
@@ -34,10 +34,13 @@ class UrecaConfig(InternVLConfig):
 
     model_type = "ureca"
     # InternVL reads every vision configuration as InternViT's, whatever its type, unless the type may differ.
-    sub_configs_defaults: ClassVar = {
-        **_DEFAULTS,
-        "vision_config": _SubConfigSpec(config_class=AutoConfig, model_type="internvl_vision"),
-    }
+    if _DEFAULTS is None:
+        sub_configs: ClassVar = {"text_config": AutoConfig, "vision_config": AutoConfig}
+    else:
+        sub_configs_defaults: ClassVar = {
+            **_DEFAULTS,
+            "vision_config": type(_DEFAULTS["text_config"])(config_class=AutoConfig, model_type="internvl_vision"),
+        }
 
     mask_token_id: int = 151668
     num_mask_tokens: int = 16
@@ -46,6 +49,9 @@ class UrecaConfig(InternVLConfig):
     thing_groups: tuple[int, ...] | list[int] = (16, 4, 16)
 
     def __post_init__(self, **kwargs: object) -> None:
+        vision: Any = getattr(self, "vision_config", None)
+        if _DEFAULTS is None and isinstance(vision, dict):
+            self.vision_config = CONFIG_MAPPING[vision.get("model_type", "internvl_vision")](**vision)
         super().__post_init__(**kwargs)
         if not 1 <= self.num_mask_tokens <= 32:
             raise ValueError(f"num_mask_tokens must be 1 to 32, got {self.num_mask_tokens}")
@@ -53,6 +59,11 @@ class UrecaConfig(InternVLConfig):
             raise ValueError(f"mask_encoder must be one of {', '.join(MASK_ENCODERS)}, got {self.mask_encoder!r}")
         if self.mask_encoder == "pooled" and not isinstance(self.vision_config, HybridVisionConfig):
             raise ValueError("mask_encoder 'pooled' needs a hybrid vision encoder, whose maps it pools")
+
+    @property
+    def masks_need_images(self) -> bool:
+        """True if the mask encoder sees the image tile that a mask tile covers."""
+        return self.mask_encoder != "convolutional"
 
     @property
     def tile_size_px(self) -> int:

@@ -12,12 +12,12 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt
 
+from ureca.captioning.engine import GeneratedCaption
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.model.settings import check_question
 from ureca.serving.decoding import check_region_count, decode_image, exact_mask
-from ureca.serving.engine import GeneratedCaption
 from ureca.serving.schemas import ApiError, GenerationOptions, StrictNumber
 from ureca.serving.settings import ServingLimits
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from pycocotools import mask as coco_mask
 
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, cut_at_stop
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.protocols import CurationImage
 from ureca.curation.rule_based.captioner import RuleBasedCaptioner
@@ -22,7 +23,6 @@ from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
-from ureca.serving.engine import CaptionJob, GeneratedCaption, cut_at_stop
 
 _NUM_CACHED_IMAGES = 8
 _MIN_CONTEXT_REGIONS = 8
@@ -37,7 +37,7 @@ class _DescribedImage:
 
 
 class RuleBasedEngine:
-    """Captions regions by measured facts, with the interface of ``CaptionEngine``.
+    """Captions regions by measured facts, with the interface of ``RegionEngine`` for requests.
 
     A caption distinguishes its region from the other regions of the image: those of the ``segments`` generator, unless
     the request has many regions of its own. Generation settings do not apply, except ``max_new_tokens``, which counts

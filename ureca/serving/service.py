@@ -9,6 +9,7 @@ from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, merge_streams
 from ureca.errors import DataError
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
@@ -25,7 +26,6 @@ from ureca.serving.chat import (
     decode_chat_images,
 )
 from ureca.serving.decoding import check_region_count, decode_base64, decode_image, decode_regions
-from ureca.serving.engine import CaptionJob, GeneratedCaption, merge_streams
 from ureca.serving.fetching import ImageFetcher
 from ureca.serving.schemas import (
     ApiError,

@@ -22,12 +22,12 @@ from schemathesis.specs.openapi.checks import negative_data_rejection, positive_
 
 from tests.pipelines.serving.requests import DISC, IMAGE, SQUARE, disc, events_of, file_of, request, square, with_alpha
 from tests.serving.local import LocalBackend, scene, tiny_captioner
+from ureca.captioning.engine import CaptionJob, GeneratedCaption
 from ureca.masks import rle as rle_codec
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.app import build_app
 from ureca.pipelines.serving.batches import BatchProcesses
 from ureca.pipelines.serving.middleware import RequestTracker, digest_token
-from ureca.serving.engine import CaptionJob, GeneratedCaption
 from ureca.serving.schemas import ApiError
 
 SETTINGS: dict[str, Any] = {"model": "tiny", "captioner": {"max_new_tokens": 8}}

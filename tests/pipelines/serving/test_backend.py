@@ -9,7 +9,7 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
-from ureca.errors import ImageError
+from ureca.errors import AnswerError, EngineError, ImageError
 from ureca.pipelines.serve_settings import BatchesSettings, ServeSettings
 from ureca.pipelines.serving.backend import HandleBackend, HandleBatchRunner
 from ureca.pipelines.serving.deployments import build_application
@@ -63,6 +63,8 @@ def of_task(cause: Exception) -> RayTaskError:
     [
         (BackPressureError(5, 4), 429, "queue_full"),
         (ActorDiedError(), 503, "replica_lost"),
+        (of_task(EngineError("vLLM's engine died")), 503, "replica_lost"),
+        (of_task(AnswerError("unusable_request", "the prompt is too long")), 422, "unusable_request"),
         (of_task(ApiError(404, "unknown_batch", "there is no such job")), 404, "unknown_batch"),
     ],
 )

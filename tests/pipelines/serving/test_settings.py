@@ -57,6 +57,10 @@ def test_read_tokens_reachable_host_needs_one(host: str) -> None:
     [
         (["--resources.captioner.min-replicas", "3"], "min_replicas 3 is above max_replicas 1"),
         (["--resources.captioner.target-ongoing-requests", "65"], "would never be reached"),
+        (
+            ["--vllm.tensor-parallel-size", "4", "--resources.captioner.num-gpus", "1"],
+            "set resources.captioner.num_gpus to 4, it is 1",
+        ),
         (["--batches.folders", "/data"], "both folders and output"),
         (["--access.allowed-hosts", "https://images.example"], "not a host name"),
         (["--limits.timeout-s", "0"], "limits.timeout_s"),

@@ -6,7 +6,7 @@ regions of an image share the beginning of their prompts, so that vLLM's prefix 
 
 Only `register` is imported with this package; vLLM imports the rest where it needs it. vLLM pins a version of
 transformers that ``ureca.model.modeling`` cannot run on: the modules here, and those that they import (configuration,
-image_processing, mask_encoder, processing, prompt), run on both.
+hybrid_vision, image_processing, mask_encoder, pooled_mask_encoder, processing, prompt), run on both.
 """
 
 ARCHITECTURE = "UrecaForConditionalGeneration"

@@ -10,13 +10,18 @@ from vllm.model_executor.models.interns1 import InternS1ForConditionalGeneration
 from vllm.model_executor.models.module_mapping import MultiModelKeys
 from vllm.multimodal import MULTIMODAL_REGISTRY
 
+from ureca.model.configuration import UrecaConfig
+from ureca.model.hybrid_vision import HybridVisionConfig, HybridVisionModel
 from ureca.model.mask_encoder import ShownTiles
 from ureca.model.pooled_mask_encoder import build_mask_encoder
 from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS
 from ureca.model.vllm.processing import UrecaDummyInputs, UrecaMultiModalProcessor, UrecaProcessingInfo
 
 _MAX_FEATURES_BYTES = 256 << 20
-"""Features of image tiles to keep for the fused mask encoder: 128 tiles at 8B."""
+"""Features of image tiles to keep for mask encoders that see the image: 128 tiles at 8B with the fused one."""
+
+TileFeatures = tuple[torch.Tensor, ...]
+"""Projected features [K, D] of an image tile, and its maps [C, S / stride, S / stride] by a hybrid vision encoder."""
 
 
 @MULTIMODAL_REGISTRY.register_processor(
@@ -45,7 +50,7 @@ class UrecaForVllm(InternS1ForConditionalGeneration):
         for name, default in (("image_mean", (0.485, 0.456, 0.406)), ("image_std", (0.229, 0.224, 0.225))):
             value = torch.tensor(processor.get(name) or default, dtype=torch.float32).view(3, 1, 1)
             self.register_buffer(name, value, persistent=False)
-        self._features: OrderedDict[int, torch.Tensor] = OrderedDict()
+        self._features: OrderedDict[int, TileFeatures] = OrderedDict()
         self.num_encoded_tiles = {"image": 0, "mask": 0}
 
     @classmethod
@@ -58,8 +63,9 @@ class UrecaForVllm(InternS1ForConditionalGeneration):
 
         Args:
             kwargs: for images ``image_tiles`` uint8 [N, S, S, 3], ``num_image_tiles``, ``image_tile_keys``; for masks
-                ``mask_tiles`` uint8 [N, S, S] and ``num_mask_tiles``, and for the fused mask encoder ``shown_tiles``
-                uint8 [M, S, S, 3] and ``shown_tile_keys``: the image tiles under the M mask tiles with a pixel set.
+                ``mask_tiles`` uint8 [N, S, S] and ``num_mask_tiles``, and for a mask encoder that sees the image
+                ``shown_tiles`` uint8 [M, S, S, 3] and ``shown_tile_keys``: the image tiles under the M mask tiles with
+                a pixel set.
 
         Returns:
             A tensor [tokens, D] for each item.
@@ -83,19 +89,37 @@ class UrecaForVllm(InternS1ForConditionalGeneration):
         pixels: torch.Tensor = (tiles.permute(0, 3, 1, 2) / 255 - self.image_mean) / self.image_std
         return pixels.to(self.multi_modal_projector.linear_1.weight.dtype)
 
-    def _encode_images(self, tiles: torch.Tensor, keys: list[int]) -> torch.Tensor:
-        features: torch.Tensor = self.extract_feature(self._normalise(tiles))
-        self.num_encoded_tiles["image"] += len(tiles)
-        if self.config.mask_encoder == "fused":
-            self._keep(keys, features)
-        return features
+    def _init_vision_model(self, config: UrecaConfig, quant_config: Any, *, prefix: str) -> torch.nn.Module:
+        """Build the vision tower; a hybrid one is small, and runs as in transformers."""
+        if isinstance(config.vision_config, HybridVisionConfig):
+            return HybridVisionModel(config.vision_config)
+        tower: torch.nn.Module = super()._init_vision_model(config, quant_config, prefix=prefix)
+        return tower
 
-    def _keep(self, keys: list[int], features: torch.Tensor) -> None:
-        """Keep features of image tiles [N, K, D], the most recently used up to a number of bytes."""
-        for key, feature in zip(keys, features, strict=True):
-            self._features[key] = feature
+    def _extract(self, pixels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute the features [N, K, D] of tiles, and the maps [N, C, H, W] of a hybrid vision encoder."""
+        if not isinstance(self.vision_tower, HybridVisionModel):
+            return (self.extract_feature(pixels),)
+        outputs = self.vision_tower(pixels)
+        tokens = outputs.last_hidden_state[:, 1:]
+        side = self.config.vision_config.image_size[0] // self.patch_size
+        shuffled = self.pixel_shuffle(tokens.unflatten(1, (side, -1)), scale_factor=self.downsample_ratio)
+        return self.multi_modal_projector(shuffled.flatten(1, 2)), *outputs.hidden_states
+
+    def _encode_images(self, tiles: torch.Tensor, keys: list[int]) -> torch.Tensor:
+        features = self._extract(self._normalise(tiles))
+        self.num_encoded_tiles["image"] += len(tiles)
+        if self.config.masks_need_images:
+            self._keep(keys, features)
+        return features[0]
+
+    def _keep(self, keys: list[int], features: tuple[torch.Tensor, ...]) -> None:
+        """Keep features of image tiles, the most recently used up to a number of bytes."""
+        for key, *tile in zip(keys, *features, strict=True):
+            self._features[key] = tuple(tile)
             self._features.move_to_end(key)
-        max_tiles = max(len(features), _MAX_FEATURES_BYTES // (features[0].numel() * features.element_size()))
+        tile_bytes = sum(values[0].numel() * values.element_size() for values in features)
+        max_tiles = max(len(keys), _MAX_FEATURES_BYTES // tile_bytes)
         while len(self._features) > max_tiles:
             self._features.popitem(last=False)
 
@@ -112,23 +136,24 @@ class UrecaForVllm(InternS1ForConditionalGeneration):
             positions[is_empty] = positions[is_empty.nonzero()[0, 0]]
         dtype = self.mask_encoder.projection.weight.dtype
         shown = None
-        if self.config.mask_encoder == "fused":
+        if self.config.masks_need_images:
             # An empty tile's tokens do not depend on the image: it is paired with any tile.
             of_encoded = (torch.cumsum(~is_empty, 0) - 1).clamp(min=0)[encoded]
-            features, pixels = self._shown(kwargs["shown_tiles"], kwargs["shown_tile_keys"].flatten().tolist())
-            shown = ShownTiles(features, pixels, of_encoded)
+            (features, *maps), pixels = self._shown(kwargs["shown_tiles"], kwargs["shown_tile_keys"].flatten().tolist())
+            shown = ShownTiles(features, pixels, of_encoded, tuple(maps))
         self.num_encoded_tiles["mask"] += len(encoded)
         tokens: torch.Tensor = self.mask_encoder(tiles[encoded][:, None].to(dtype), shown)
         return tokens[positions]
 
-    def _shown(self, tiles: torch.Tensor, keys: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _shown(self, tiles: torch.Tensor, keys: list[int]) -> tuple[tuple[torch.Tensor, ...], torch.Tensor]:
         """Return features and pixels of the image tiles under masks; features that are not kept are computed again."""
         pixels = self._normalise(tiles)
         missing = [index for index, key in enumerate(keys) if key not in self._features]
         if missing:
-            self._keep([keys[index] for index in missing], self.extract_feature(pixels[missing]))
+            self._keep([keys[index] for index in missing], self._extract(pixels[missing]))
             self.num_encoded_tiles["image"] += len(missing)
-        return torch.stack([self._features[key] for key in keys]), pixels
+        features = zip(*(self._features[key] for key in keys), strict=True)
+        return tuple(torch.stack(values) for values in features), pixels
 
 
 def _split(features: torch.Tensor, num_tiles: torch.Tensor) -> tuple[torch.Tensor, ...]:

@@ -40,7 +40,7 @@ from ureca.model.processing import IMAGE_TOKENS, MASK_TOKENS, UrecaProcessor
 
 @dataclass(frozen=True, eq=False)
 class MaskOfImage:
-    """A mask and the image that it belongs to, which the fused mask encoder needs, too.
+    """A mask and the image that it belongs to, which fused and pooled mask encoders need, too.
 
     Attributes:
         mask: bool [H, W], with at least one pixel set.
@@ -69,7 +69,7 @@ class UrecaDataParser(MultiModalDataParser):
     """Parser of ``multi_modal_data`` with masks.
 
     Args:
-        masks_need_images: pair each mask with its image (fused mask encoder).
+        masks_need_images: pair each mask with its image (fused and pooled mask encoders).
         options: arguments of vLLM's parser.
     """
 
@@ -172,7 +172,7 @@ class UrecaProcessingInfo(BaseProcessingInfo):
     def get_data_parser(self) -> MultiModalDataParser:
         """Build the parser of ``multi_modal_data``."""
         return UrecaDataParser(
-            masks_need_images=self.get_hf_config().mask_encoder == "fused",
+            masks_need_images=self.get_hf_config().masks_need_images,
             expected_hidden_size=self._get_expected_hidden_size(),
         )
 
@@ -200,7 +200,7 @@ class UrecaDummyInputs(BaseDummyInputsBuilder[UrecaProcessingInfo]):
         """Return images and masks of the most tiles."""
         image_processor = self.info.get_hf_processor().image_processor
         height, width = image_processor.tile_size_px, image_processor.tile_size_px * image_processor.max_tiles
-        # At least one image: masks of the fused encoder need it.
+        # At least one image: masks of a fused or pooled encoder need it.
         images = self._get_dummy_images(width=width, height=height, num_images=max(1, mm_counts.get("image", 0)))
         masks = [np.ones((height, width), np.bool_)] * mm_counts.get("mask", 0)
         return {"image": images, "mask": masks} if masks else {"image": images}

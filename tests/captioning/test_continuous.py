@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from tests.serving.local import scene, tiny_captioner
+from ureca.captioning.continuous import CaptionEngine
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, cut_at_stop
 from ureca.masks.mask import Mask
 from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
 from ureca.model.prepared import PreparedImage
 from ureca.model.settings import CaptionSettings
-from ureca.serving.engine import CaptionEngine, CaptionJob, GeneratedCaption, cut_at_stop
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
 

@@ -1,79 +1,51 @@
-"""Continuous batching: captions of regions of many requests, each delivered as soon as it is finished."""
+"""Continuous batching with transformers: captions of regions of many jobs, each delivered as soon as it is finished."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-from ureca.captioning.images import PreparedRegions, prepare_regions
-from ureca.images import Pixels
-from ureca.masks.mask import Mask
-from ureca.model.settings import CaptionSettings
+from ureca.captioning.engine import (
+    CaptionJob,
+    GeneratedCaption,
+    PreparedJob,
+    RegionEngine,
+    TextSoFar,
+    cut_at_stop,
+)
+from ureca.llm.load import process_load
 
 if TYPE_CHECKING:
     from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
+    from ureca.model.prepared import PreparedImage
 
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, eq=False)
-class CaptionJob:
-    """Regions of one image to caption.
-
-    Attributes:
-        pixels: uint8 RGB [H, W, 3].
-        masks: Non-empty masks of the image's size.
-        settings: Generation settings; ``batch_size`` is ignored, the engine has its own.
-        stop: Strings before which a caption ends, with the finish reason "stop".
-        partial: True to also yield the text of unfinished captions in streams, word by word.
-    """
-
-    pixels: Pixels
-    masks: tuple[Mask, ...]
-    settings: CaptionSettings
-    stop: tuple[str, ...] = ()
-    partial: bool = False
-
-
-@dataclass(frozen=True)
-class GeneratedCaption:
-    """A caption of one region of a job, or its first words.
-
-    Attributes:
-        index: Index of the mask in the job.
-        text: The caption; empty if the model ends it before its first word.
-        num_tokens: Number of generated tokens.
-        finish_reason: "stop" or "length"; None: the caption is unfinished, see ``CaptionJob.partial``.
-        num_prompt_tokens: Number of tokens of the region's prompt; 0 for an unfinished caption.
-    """
-
-    index: int
-    text: str
-    num_tokens: int
-    finish_reason: str | None
-    num_prompt_tokens: int = field(default=0, compare=False)
+_MIN_FREE_FRACTION = 1 / 8
+"""Fraction of the slots that are filled together where throughput counts."""
 
 
 @dataclass(eq=False)
 class _PendingJob:
-    image: PreparedRegions
-    job: CaptionJob
+    prepared: PreparedJob[PreparedImage]
     loop: asyncio.AbstractEventLoop
     next_region: int = 0
     is_wanted: bool = True
-    sent: dict[int, str] = field(default_factory=dict)  # text of the unfinished captions that were delivered
+    texts: dict[int, TextSoFar] = field(default_factory=dict)  # of the unfinished captions whose text matters
     stopped: set[int] = field(default_factory=set)  # regions whose captions a stop string has ended
     finished: asyncio.Queue[GeneratedCaption | BaseException] = field(default_factory=asyncio.Queue)
 
     @property
+    def job(self) -> CaptionJob:
+        """The job."""
+        return self.prepared.job
+
+    @property
     def num_waiting(self) -> int:
-        return self.image.prepared.num_regions - self.next_region
+        return self.prepared.content.num_regions - self.next_region
 
     @property
     def needs_text(self) -> bool:
@@ -86,22 +58,13 @@ class _PendingJob:
 
     def deliver_text(self, index: int, region: FinishedRegion[Any]) -> None:
         """Deliver the text so far of an unfinished caption, up to its last complete word or its first stop string."""
-        text, stop = region.text, self.job.stop
-        kept = cut_at_stop(text, stop)
-        if kept != text:
+        so_far = self.texts.setdefault(index, TextSoFar(self.job.stop, partial=self.job.partial))
+        kept = so_far.cut(region.text)
+        if kept is not None:
             self.stopped.add(index)
             self.deliver(GeneratedCaption(index, kept, region.num_tokens, "stop", region.num_prompt_tokens))
-        elif self.job.partial:
-            words = text[: max(text.rfind(" "), text.rfind("\n"), 0)]
-            # A stop string may have begun: its beginning is not sent.
-            for end in range(max(0, len(words) - max(map(len, stop), default=0)), len(words)):
-                if any(string.startswith(words[end:]) for string in stop):
-                    words = words[:end]
-                    break
-            words = words.rstrip()
-            if len(words) > len(self.sent.get(index, "")):
-                self.sent[index] = words
-                self.deliver(GeneratedCaption(index, words, region.num_tokens, None))
+        elif (words := so_far.words(region.text)) is not None:
+            self.deliver(GeneratedCaption(index, words, region.num_tokens, None))
 
     def deliver_region(self, index: int, region: FinishedRegion[Any]) -> None:
         """Deliver a finished caption, up to its first stop string, or the error of its region."""
@@ -125,83 +88,93 @@ class _PendingJob:
 _Key = tuple[_PendingJob, int]
 
 
-class CaptionEngine:
-    """Runs a captioner with continuous batching over concurrent jobs.
+class CaptionEngine(RegionEngine["PreparedImage"]):
+    """Runs a captioner of transformers with continuous batching over concurrent jobs.
 
     Sequences join a running batch between two tokens, which ``ureca.batching`` cannot do: its batches run as a whole.
     Up to ``batch_size`` sequences decode together, one token per step. Sequences of one image are adjacent, because
-    they share its prefix in the KV cache. A sequence that finishes, or whose job is cancelled, leaves the batch, and
-    the next one is admitted at the next step. A job with more regions than free slots goes to the end of the queue for
-    the rest, so that it does not block others.
+    they share its prefix in the KV cache. A sequence that finishes, or whose job is cancelled, leaves the batch.
 
     Args:
-        captioner: A loaded captioner.
-        batch_size: Maximum number of sequences that decode together.
-        num_preprocessing_threads: Number of images that are preprocessed concurrently.
-        clock: Monotonic time in seconds, for ``check_progress``.
+        captioner: a loaded captioner.
+        batch_size: maximum number of sequences that decode together.
+        serves_requests: True for a service, whose requests are not to wait: a free slot is filled at the next step, and
+            a job with more regions than free slots goes to the end of the queue for the rest, so that it does not block
+            others. False for throughput: jobs are admitted in order, so that an image is encoded once, and only once
+            several slots are free, since a prefill takes the time of a step whatever it has.
+        num_preprocessing_threads: number of images that are preprocessed concurrently.
+        clock: monotonic time in seconds, for ``check_progress``.
     """
 
     def __init__(
         self,
         captioner: RegionCaptioner,
         batch_size: int,
+        *,
+        serves_requests: bool = True,
         num_preprocessing_threads: int = 2,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__(num_preprocessing_threads)
         self._captioner = captioner
         self._batch_size = batch_size
+        self._serves_requests = serves_requests
+        self._min_free = 1 if serves_requests else max(1, round(_MIN_FREE_FRACTION * batch_size))
         self._clock = clock
         self._model_thread = ThreadPoolExecutor(1, "model")
-        self._preprocessing = ThreadPoolExecutor(num_preprocessing_threads, "preprocess")
+        self._load = process_load()
+        self._load.set_slots(self, 1)
         self._lock = threading.Lock()  # guards the attributes below, shared by the event loop and the model's thread
         self._waiting: list[_PendingJob] = []
         self._is_running = False
         self._step_started: float | None = None
 
-    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
-        """Caption all regions of a job, in the order of its masks."""
-        async with aclosing(self.stream(job)) as captions:
-            return sorted([caption async for caption in captions], key=lambda caption: caption.index)
+    def prepare(self, job: CaptionJob) -> PreparedJob[PreparedImage]:
+        """Cut an image and its masks into tiles, one mask in memory at a time."""
+        return PreparedJob(job, self._captioner.prepare(job.pixels, (mask.decode() for mask in job.masks)))
 
-    async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
-        """Caption the regions of a job; yields each caption once, in the order in which they finish.
-
-        With ``job.partial`` the text of an unfinished caption is yielded whenever it has become longer by a word.
-        Closing the iterator, or cancelling its task, stops decoding of the remaining regions.
-        """
-        loop = asyncio.get_running_loop()
-        ready = await loop.run_in_executor(self._preprocessing, prepare_regions, self._captioner, job.pixels, job.masks)
-        if ready.failures:
-            raise ValueError(f"masks that cannot be captioned: {dict(ready.failures)}")
-        pending = _PendingJob(ready, job, loop)
-        if pending.num_waiting:
+    async def stream_prepared(self, prepared: PreparedJob[PreparedImage]) -> AsyncGenerator[GeneratedCaption]:
+        """Caption the regions of a job, see ``RegionEngine.stream_prepared``."""
+        pending = _PendingJob(prepared, asyncio.get_running_loop())
+        if not pending.num_waiting:
+            return
+        with self._load.request():
             with self._lock:
                 self._waiting.append(pending)
                 if not self._is_running:
                     self._is_running = True
                     self._model_thread.submit(self._decode)
-        try:
-            num_left = ready.prepared.num_regions
-            while num_left:
-                item = await pending.finished.get()
-                if isinstance(item, BaseException):
-                    raise item
-                num_left -= item.finish_reason is not None
-                yield item
-        finally:
-            pending.is_wanted = False
+            try:
+                num_left = prepared.content.num_regions
+                while num_left:
+                    item = await pending.finished.get()
+                    if isinstance(item, BaseException):
+                        raise item
+                    num_left -= item.finish_reason is not None
+                    yield item
+            finally:
+                pending.is_wanted = False
 
     def check_progress(self, max_step_s: float) -> None:
         """Check that the model makes progress.
 
         Raises:
-            RuntimeError: The current decoding step takes longer than ``max_step_s`` seconds.
+            RuntimeError: the current decoding step takes longer than ``max_step_s`` seconds.
         """
         started = self._step_started
         if started is not None and self._clock() - started > max_step_s:
             raise RuntimeError(f"the current decoding step takes more than {max_step_s:g} seconds")
 
+    def close(self) -> None:
+        """End the threads once no job is left."""
+        super().close()
+        self._model_thread.shutdown(wait=False)
+
     def _decode(self) -> None:
+        with self._load.busy():
+            self._decode_all()
+
+    def _decode_all(self) -> None:
         """Decode until no sequence is left; runs in the model's thread.
 
         An error of one region fails its job alone. If a batch fails as a whole, its jobs are decoded again, in halves
@@ -219,12 +192,14 @@ class CaptionEngine:
                 if is_retry:
                     admitted = [] if batch else [key for key in retries.pop() if key[0].is_wanted_region(key[1])]
                 else:
-                    admitted = self._next_sequences(self._batch_size - len(batch))
+                    num_free = self._batch_size - len(batch)
+                    admitted = self._next_sequences(num_free) if not batch or num_free >= self._min_free else []
                 in_batch = {(job, index) for job, index in in_batch if job.is_wanted_region(index)} | {*admitted}
-                batch.admit(((job, index), job.image.prepared, index, job.job.settings) for job, index in admitted)
+                batch.admit(((job, index), job.prepared.content, index, job.job.settings) for job, index in admitted)
                 for region in batch.step(lambda key: key[0].is_wanted_region(key[1])):
                     in_batch.discard(region.key)
                     region.key[0].deliver_region(region.key[1], region)
+                self._share_time(in_batch)
                 if any(job.needs_text for job, _ in in_batch):
                     for region in batch.unfinished(lambda key: key[0].needs_text):
                         job, index = region.key
@@ -240,9 +215,20 @@ class CaptionEngine:
                     self._is_running = False
                     return
 
+    def _share_time(self, in_batch: set[_Key]) -> None:
+        """Divide the time of a step among the jobs of the sequences that it leaves unfinished."""
+        if self._step_started is not None and in_batch:
+            seconds = (self._clock() - self._step_started) / len(in_batch)
+            for job, _ in in_batch:
+                job.prepared.model_s += seconds
+
     def _next_sequences(self, num_free: int) -> list[_Key]:
         """Take up to ``num_free`` regions from the queue, from the oldest job on."""
         with self._lock:
+            if not self._serves_requests and self._waiting:
+                # Prefixes of one length are one product. The oldest job is first, and then those nearest to it.
+                num_tiles = self._waiting[0].prepared.content.num_tiles
+                self._waiting.sort(key=lambda job: abs(job.prepared.content.num_tiles - num_tiles))
             taken: list[_Key] = []
             waiting: list[_PendingJob] = []
             partly_taken: list[_PendingJob] = []
@@ -254,14 +240,8 @@ class CaptionEngine:
                 taken += [(job, index) for index in range(first, job.next_region)]
                 if job.num_waiting:
                     (waiting if job.next_region == first else partly_taken).append(job)
-            self._waiting = waiting + partly_taken
+            self._waiting = waiting + partly_taken if self._serves_requests else partly_taken + waiting
             return taken
-
-
-def cut_at_stop(text: str, stop: Sequence[str]) -> str:
-    """Return the text before the first stop string in it; the whole text without one."""
-    ends = [end for string in stop if (end := text.find(string)) >= 0]
-    return text[: min(ends)].rstrip() if ends else text
 
 
 def _isolate_failure(in_batch: set[_Key], error: Exception) -> list[list[_Key]]:
@@ -276,40 +256,3 @@ def _isolate_failure(in_batch: set[_Key], error: Exception) -> list[list[_Key]]:
     jobs = list(regions.values())
     half = len(jobs) // 2
     return [[key for keys in part for key in keys] for part in (jobs[half:], jobs[:half]) if part]
-
-
-async def merge_streams(streams: Sequence[AsyncIterator[T]]) -> AsyncGenerator[T]:
-    """Yield the items of several streams as they arrive.
-
-    All streams are cancelled when one fails or when this generator is closed.
-
-    Raises:
-        Exception: The first error of a stream.
-    """
-    items: asyncio.Queue[T | BaseException | None] = asyncio.Queue()
-
-    async def read(stream: AsyncIterator[T]) -> None:
-        try:
-            async for item in stream:
-                items.put_nowait(item)
-            items.put_nowait(None)
-        except BaseException as error:
-            items.put_nowait(error)  # raised by the consumer below
-            if isinstance(error, asyncio.CancelledError):
-                raise
-
-    readers = [asyncio.create_task(read(stream)) for stream in streams]
-    try:
-        num_open = len(streams)
-        while num_open:
-            item = await items.get()
-            if isinstance(item, BaseException):
-                raise item
-            if item is None:
-                num_open -= 1
-            else:
-                yield item
-    finally:
-        for reader in readers:
-            reader.cancel()
-        await asyncio.gather(*readers, return_exceptions=True)
