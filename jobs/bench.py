@@ -17,6 +17,7 @@ BENCHMARKS = {
     "train": "train on all regions of an image at once, against one region per pass",
     "curate": "curate with a fake endpoint, against one question at a time",
     "endpoint": "the client of chat endpoints, against a plain aiohttp client; images after a crash",
+    "local": "curate a few photographs in one process, against Ray started for them",
     "plan": "predict a curation from a smaller one, against the time that it then takes",
     "resume": "list and resume a corpus of a million images",
     "serve": "requests per second of the service, against a batch size of one",

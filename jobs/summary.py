@@ -32,6 +32,8 @@ def summary(report: PartitionReport, output: str, dataset_name: str, left_out: M
         ("images", f"{report.num_images}, of which {report.num_failed} failed"),
         ("captioned regions", f"{report.num_regions}, and {report.num_failed_regions} that failed"),
     ]
+    if report.num_plain:
+        rows.insert(1, ("without regions", f"{report.num_plain} images, in which no mask was found (not failures)"))
     if left_out:
         rows.insert(1, ("files left out", named_counts(left_out)))
     if dataset_name == "captions":

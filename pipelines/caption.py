@@ -6,10 +6,9 @@ by ``ureca.pipelines.batch.graph``; this file says what is specific to captionin
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from ray.data import Dataset
 
 from ureca.captioning.captioners import ChatEngine, EngineCaptioner
 from ureca.captioning.engine import load_engine
@@ -34,11 +33,13 @@ from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.runner import log_plan, run_batch
-from ureca.pipelines.batch.stages import add_row_stages
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
-from ureca.pipelines.settings import ListingSettings
+from ureca.pipelines.settings import ListingSettings, check_annotations_have_a_source
 from ureca.registry import build_component
 from ureca.schema import CAPTIONS_DATASET
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 
 def build_mask_stage(settings: CaptioningSettings, fetch: Fetch | None = None) -> MaskStage:
@@ -122,6 +123,7 @@ def list_input(settings: CaptioningSettings) -> pa.Table:
     Raises:
         InputError: There is nothing to read, or INPUT and ``masks`` or ``listing`` do not fit each other.
     """
+    check_annotations_have_a_source(settings)
     from_regions = isinstance(settings.masks, ReusedMasksConfig)
     only_below = settings.listing.only_below
     locate(settings.input, only_below)
@@ -181,7 +183,7 @@ def caption(
     return run_batch(command, resolve_masks(settings), on_plan, progress_of, identity)
 
 
-def add_stages(ds: Dataset, settings: CaptioningSettings | Mapping[str, Any]) -> Dataset:
+def add_stages(ds: "Dataset", settings: CaptioningSettings | Mapping[str, Any]) -> "Dataset":
     """Add captioning by a checkpoint to a Ray Dataset of images: one row in, one row out.
 
     The stages generate masks and caption each of them. They can follow and precede any other operators. Rows stay
@@ -211,6 +213,8 @@ def add_stages(ds: Dataset, settings: CaptioningSettings | Mapping[str, Any]) ->
     if isinstance(settings.masks, AutoMasksConfig):
         settings = settings.model_copy(update={"masks": SegmentsConfig()})
     usable_checkpoint(settings)
+    from ureca.pipelines.batch.stages import add_row_stages
+
     return add_row_stages(ds, CAPTION, settings)
 
 

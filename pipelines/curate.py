@@ -8,10 +8,9 @@ import asyncio
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from ray.data import Dataset
 
 from ureca.curation.curator import Curator
 from ureca.curation.dry_run import DryRunListener, counting_model
@@ -35,10 +34,13 @@ from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.ray_serve_llm import chat_application
 from ureca.pipelines.batch.runner import log_plan, run_batch
-from ureca.pipelines.batch.stages import add_row_stages
 from ureca.pipelines.curate_settings import CurateSettings
+from ureca.pipelines.settings import check_annotations_have_a_source
 from ureca.registry import build_component
 from ureca.schema import REGIONS_DATASET
+
+if TYPE_CHECKING:
+    from ray.data import Dataset
 
 _PROBE_TOKENS = 256
 
@@ -120,6 +122,7 @@ def check_engine(settings: CurateSettings) -> None:
 
 
 def _list_input(settings: CurateSettings) -> pa.Table:
+    check_annotations_have_a_source(settings)
     return list_images(settings.input, **settings.listing.model_dump())
 
 
@@ -168,7 +171,7 @@ def curate(
     return run_batch(command, settings, on_plan, progress_of, {"prompts": PROMPTS_VERSION, **checkpoints})
 
 
-def add_stages(ds: Dataset, settings: CurateSettings | Mapping[str, Any]) -> Dataset:
+def add_stages(ds: "Dataset", settings: CurateSettings | Mapping[str, Any]) -> "Dataset":
     """Add the curation to a Ray Dataset of images: one row in, one row out.
 
     The stages generate masks, build the mask tree and caption the regions. They can follow and precede any other
@@ -197,6 +200,8 @@ def add_stages(ds: Dataset, settings: CurateSettings | Mapping[str, Any]) -> Dat
     """
     if not isinstance(settings, CurateSettings):
         settings = CurateSettings(**{"input": "", "output": "", **settings})
+    from ureca.pipelines.batch.stages import add_row_stages
+
     return add_row_stages(ds, CURATE, settings)
 
 

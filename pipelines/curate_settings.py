@@ -123,5 +123,6 @@ class CurateSettings(PlannableSettings):
 
     @model_validator(mode="after")
     def _actors_can_hold_the_mllm(self) -> Self:
-        check_actors_can_hold(self.mllm, self.resources.curate, "curate")
+        if self.executor != "local":
+            check_actors_can_hold(self.mllm, self.resources.curate, "curate")
         return self

@@ -1,6 +1,7 @@
 """``ureca evaluate``: store a benchmark, caption it with each model, score the captions and write the table."""
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -23,7 +24,7 @@ from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_tabl
 from ureca.evaluation.tables.formats import to_forms
 from ureca.io import below, locate
 from ureca.model.checkpoint_files import identify
-from ureca.pipelines.batch.session import shared_session
+from ureca.pipelines.batch.executor import choose_executor
 from ureca.pipelines.caption import caption, usable_checkpoint
 from ureca.pipelines.caption_settings import CaptioningSettings, CaptionResources
 from ureca.pipelines.evaluate_settings import EvaluateSettings
@@ -65,7 +66,7 @@ def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
     with run.output.lease(on_wait=tell):
         try:
             run.begin()
-            with shared_session():
+            with run.executing():
                 for place, model in enumerate(run.models, start=1):
                     reports[model.name] = run.caption(model, place)
                 evaluated = [run.evaluate(model) for model in run.models]
@@ -95,6 +96,9 @@ class _Run:
     def begin(self) -> None:
         """Store the benchmark, unless an earlier session did."""
         self._benchmark = self._stored_benchmark()
+        settings, num_images = self._settings, self._benchmark.num_images
+        executor = choose_executor(settings, settings.resources, num_images)  # one for all models and scores
+        self._settings = settings.model_copy(update={"executor": executor})
         self._judging = Scoring(
             self._settings,
             self._benchmark,
@@ -102,6 +106,14 @@ class _Run:
             None if self._unmeasured else self._settings.bert_score,
             self._tell,
         )
+
+    def executing(self) -> AbstractContextManager[None]:
+        """Return the context of the steps that follow: one Ray session for all of them, started when it is needed."""
+        if self._settings.executor == "local":
+            return nullcontext()
+        from ureca.pipelines.batch.session import shared_session
+
+        return shared_session()
 
     def _stored_benchmark(self) -> StoredBenchmark:
         settings = self._settings
@@ -186,6 +198,7 @@ class _Run:
             image_limits=settings.image_limits,
             images_per_partition=images_per_partition,
             retry_errors=settings.retry_errors,
+            executor=settings.executor,
             resources=CaptionResources(
                 read=settings.resources.read, masks=settings.resources.masks, caption=settings.resources.caption
             ),

@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
-from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
+from ureca.config import ESSENTIAL, MAY_CHANGE
 from ureca.curation.settings import NoListenerConfig
 from ureca.data.settings import JsonlOptions
 from ureca.evaluation.settings import (
@@ -28,6 +28,7 @@ from ureca.pipelines.component_settings import ChatModelConfig
 from ureca.pipelines.settings import (
     AsyncActorResources,
     BatchSettings,
+    ExecutorSettings,
     MaskResources,
     TaskResources,
     check_actors_can_hold,
@@ -91,7 +92,7 @@ class EvaluateResources(BaseModel):
     judge: AsyncActorResources = AsyncActorResources(num_cpus=0.5)
 
 
-class EvaluateSettings(CommandSettings):
+class EvaluateSettings(ExecutorSettings):
     """Caption the regions of a benchmark with several models, or read their captions, and compare them.
 
     INPUT is the benchmark: URECA's JSONL, the output of `ureca curate` or `ureca scenes`, or the folder of RefCOCO+,
@@ -180,5 +181,6 @@ class EvaluateSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _actors_can_hold_the_mllm(self) -> Self:
-        check_actors_can_hold(self.mllm, self.resources.judge, "judge")
+        if self.executor != "local":
+            check_actors_can_hold(self.mllm, self.resources.judge, "judge")
         return self

@@ -165,6 +165,7 @@ class Scoring:
             image_limits=settings.image_limits,
             images_per_partition=self._benchmark.images_per_partition,
             retry_errors=settings.retry_errors,
+            executor=settings.executor,
             resources=ScoringResources(read=settings.resources.read, judge=settings.resources.judge),
         )
         identity = _identity(asked) | {"said": _digest(predictions)}

@@ -1,5 +1,6 @@
 """``serve``: the service as an application of Ray Serve."""
 
+import importlib.util
 import logging
 import os
 import socket
@@ -13,7 +14,8 @@ from ray.exceptions import RayError
 from ureca.config import with_absolute_paths
 from ureca.errors import SettingsError
 from ureca.model.checkpoint_files import fingerprint
-from ureca.pipelines.batch.session import ray_session, user_error
+from ureca.pipelines.batch.executor import user_error
+from ureca.pipelines.batch.session import ray_session
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.deployments import build_application
 from ureca.pipelines.serving.front import configure_proxies
@@ -24,6 +26,7 @@ APPLICATION = "ureca"
 """Name of the application."""
 
 _LOG = logging.getLogger(__name__)
+_PACKAGES_OF_REPLICAS = ("fastapi", "fastapi_offline", "python_multipart")
 _PROXY_TIMEOUT_MARGIN_S = 30.0
 _MIN_CPUS_SERVE = 2
 _MIN_CPUS_BATCHES = 2
@@ -44,8 +47,12 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
 
     Raises:
         CheckpointError: The model is not a checkpoint of URECA.
+        ModuleNotFoundError: A package that replicas need is missing.
         SettingsError: Tokens are missing or cannot be read, the port is in use, or a deployment cannot start.
     """
+    for package in _PACKAGES_OF_REPLICAS:
+        if importlib.util.find_spec(package) is None:
+            raise ModuleNotFoundError(f"there is no package {package}", name=package)
     if settings.model is not None:
         fingerprint(settings.model)
     token_digests = frozenset(map(digest_token, settings.read_tokens()))

@@ -7,6 +7,7 @@ from pydantic_settings import CliPositionalArg
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.data.settings import ImageSelection, validate_shard
+from ureca.errors import SettingsError
 from ureca.image_limits import ImageLimits
 from ureca.llm.settings import VllmConfig
 from ureca.registry import ComponentConfig
@@ -112,7 +113,21 @@ class ListingSettings(BaseModel):
     )
 
 
-class BatchSettings(CommandSettings):
+class ExecutorSettings(CommandSettings):
+    """Base of the settings of commands that run on Ray or, for few images, in one process."""
+
+    executor: Annotated[Literal["auto", "local", "ray"], MAY_CHANGE, ESSENTIAL] = Field(
+        default="auto",
+        description="place where the work runs: local (this process alone), ray (a Ray cluster, or Ray started on this "
+        "machine), or auto: local for at most max_local_images, unless RAY_ADDRESS, a submitted job or resources ask "
+        "for Ray",
+    )
+    max_local_images: Annotated[int, MAY_CHANGE] = Field(
+        default=200, ge=0, description="number of images up to which executor auto means local"
+    )
+
+
+class BatchSettings(ExecutorSettings):
     """Base of a batch command's settings: input, output, the images to work on, and failures."""
 
     input: Annotated[CliPositionalArg[str], MAY_CHANGE] = Field(
@@ -178,6 +193,19 @@ class PlannableSettings(BatchSettings):
         default=False, description="estimate what the run would take, and write nothing: the same as `ureca plan`"
     )
     planning: Annotated[PlanningSettings, MAY_CHANGE] = PlanningSettings()
+
+
+def check_annotations_have_a_source(settings: BatchSettings) -> None:
+    """Check that ``listing.annotations`` says where the files of a mask generator that reads files are.
+
+    Raises:
+        SettingsError: it does not, so that every image would fail.
+    """
+    kind = getattr(getattr(settings, "masks", None), "kind", None)
+    if kind in {"annotations", "prompts"} and settings.listing.annotations is None:
+        raise SettingsError(
+            f"masks.kind {kind} reads a file for each image: say where by listing.annotations (beside, or a folder)"
+        )
 
 
 def check_actors_can_hold(mllm: ComponentConfig, where: ActorResources, stage: str) -> None:

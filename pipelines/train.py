@@ -13,7 +13,8 @@ from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError, UrecaError
 from ureca.model.auto import UrecaProcessor
 from ureca.model.checkpoint_files import fingerprint
-from ureca.pipelines.batch.session import ray_session, user_error
+from ureca.pipelines.batch.executor import user_error
+from ureca.pipelines.batch.session import ray_session
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.report import EpochReport, StepProgress, report_epochs, report_steps
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder, read_lines

@@ -2,6 +2,8 @@
 
 import argparse
 import difflib
+import logging
+import os
 import re
 import types
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -24,6 +26,8 @@ from pydantic_settings import (
 from pydantic_settings import SettingsError as UnreadableSettings
 
 from ureca.errors import SettingsError
+
+logger = logging.getLogger(__name__)
 
 # --- Marks of fields, as metadata: `limit: Annotated[int, ESSENTIAL] = 5` ---
 
@@ -71,6 +75,7 @@ class HelpRequested(Exception):
 
 _MAX_CONFIG_BYTES = 2**20
 _MAX_CONFIG_DEPTH = 64
+_CUTOFF_OF_VARIABLES = 0.85  # of difflib's similarity, which counts the prefix, too
 _config_file: ContextVar[str | None] = ContextVar("config_file", default=None)
 
 
@@ -137,6 +142,7 @@ class CommandSettings(BaseSettings):
             raise SettingsError(f"--config {known.config}: there is no such file")
         if known.config is not None:
             _check_nesting(known.config)
+        _warn_of_misspelt_variables(cls)
         token = _config_file.set(known.config)
         try:
             return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.command}")
@@ -195,7 +201,12 @@ def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:
     if item["type"] == "missing":
         return f"{name} is required"
     if item["type"] == "union_tag_invalid":
-        return f"{name}.kind: {item['ctx']['tag']!r} is none of {item['ctx']['expected_tags']}"
+        tag, expected = item["ctx"]["tag"], item["ctx"]["expected_tags"]
+        suggestion = _did_you_mean(str(tag), re.findall(r"'([^']*)'", expected))
+        return f"{name}.kind: {tag!r} is none of {expected}{suggestion}"
+    if item["type"] == "literal_error":
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        return f"{name}: {item['input']!r} is none of {', '.join(choices)}{_did_you_mean(str(item['input']), choices)}"
     message = item["msg"].removeprefix("Value error, ")
     return f"{name}: {message}" if name else message
 
@@ -212,6 +223,24 @@ def _with_suggestion(settings: type[CommandSettings], message: str) -> str:
     return "; ".join(f"there is no setting {flag}{_did_you_mean(flag, known)}" for flag in flags) + (
         f" (ureca {settings.command} --help-all lists them)"
     )
+
+
+def _warn_of_misspelt_variables(settings: type[CommandSettings]) -> None:
+    """Log the environment variables that are almost settings; others may be settings of other commands."""
+    prefix = settings.model_config["env_prefix"]
+    known = {f"{prefix}{each.name.replace('.', '__')}".upper() for each in settings_of(settings)}
+    sections = {name.rpartition("__")[0] for name in known}
+    for variable in os.environ:
+        name = variable.upper()
+        if name.startswith(prefix) and name not in known | sections:
+            close = difflib.get_close_matches(name, known, n=1, cutoff=_CUTOFF_OF_VARIABLES)
+            if close:
+                logger.warning(
+                    "the environment variable %s is no setting of ureca %s; did you mean %s?",
+                    variable,
+                    settings.command,
+                    close[0],
+                )
 
 
 def _did_you_mean(name: str, known: Iterator[str] | Sequence[str]) -> str:

@@ -25,6 +25,14 @@ class EngineError(UrecaError):
     """An inference engine died, and could not be started again."""
 
 
+class ClusterError(UrecaError):
+    """Ray cannot be started, or its cluster cannot be reached."""
+
+
+class Terminated(KeyboardInterrupt):
+    """Interrupt by SIGTERM. Like that by Ctrl-C it ends a command, which can be resumed; the exit status is 143."""
+
+
 class DataError(UrecaError):
     """An image, annotation file or answer is unusable. It becomes an error row or a failed region; the run goes on.
 

@@ -32,6 +32,8 @@ _TEMPORARY = ".tmp-"
 _PARQUET_MAGIC = b"PAR1"
 _NAMES_PER_CHUNK = 65_536  # Python strings held at a time while a folder is listed
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_READ_ONLY = {errno.EROFS}
+_REFUSED = {errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG, errno.EIO}
 
 
 # Paths and URIs
@@ -360,7 +362,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"the folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):
         raise OutputError(f"the folder {path.parent} cannot be written to")
-    with _replacing(path) as temporary:
+    with naming_unwritable(path), _replacing(path) as temporary:
         yield temporary
 
 
@@ -377,9 +379,25 @@ def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
         raise OutputError(f"{path} is a file; name a folder to write")
     if path.is_dir() and any(path.iterdir()) and not overwrite:
         raise OutputError(f"{path} exists; name another folder, or allow it to be replaced")
-    with _replacing(path) as temporary:
+    with naming_unwritable(path), _replacing(path) as temporary:
         temporary.mkdir(parents=True)
         yield temporary
+
+
+@contextmanager
+def naming_unwritable(path: Path) -> Iterator[None]:
+    """Turn the errors of a full disk, a read-only file system, and of files at or below ``path`` into ``OutputError``.
+
+    Other errors of the file system pass: they may be of files that are read meanwhile.
+    """
+    try:
+        yield
+    except OSError as error:
+        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
+        is_of_target = any(Path(name).is_relative_to(path.parent) for name in names)
+        if error.errno in _DISK_FULL | _READ_ONLY or (is_of_target and error.errno in _REFUSED):
+            raise _unwritable(str(path), error) from error
+        raise
 
 
 def write_bytes(

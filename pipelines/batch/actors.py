@@ -10,7 +10,6 @@ from functools import partial
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 import pyarrow as pa
-import ray
 
 from ureca.data.crash_log import CrashLog
 from ureca.data.masked import MaskedPartition, MaskStage
@@ -28,6 +27,7 @@ from ureca.pipelines.batch.arrow import (
     read_rows_of_chunk,
     reported_table,
 )
+from ureca.pipelines.batch.executor import ray_is_running
 from ureca.pipelines.batch.metrics import EventLog, Reporter
 from ureca.pipelines.settings import BatchSettings
 from ureca.schema import Dataset, conform
@@ -46,10 +46,13 @@ class Session:
     Attributes:
         lease: Session id in the lease of the output; None if no other session can write to it.
         config_hash: Hash of all that decides the rows' content, for their provenance.
+        logs_events: Actors log partitions and failures on standard error, which Ray keeps in files. In the process of
+            the user it is a terminal.
     """
 
     lease: str | None = None
     config_hash: str | None = None
+    logs_events: bool = True
 
     @property
     def metrics_actor_name(self) -> str:
@@ -65,8 +68,10 @@ def open_crash_log(output: Output, stage: str, max_crashes: int) -> CrashLog:
         stage: Name of the stage.
         max_crashes: Number of crashes after which an image is quarantined.
     """
-    if not ray.is_initialized():
+    if not ray_is_running():
         return output.crash_log(stage, max_crashes)
+    import ray
+
     gone = {node["NodeID"] for node in ray.nodes() if not node["Alive"]}  # type: ignore[no-untyped-call]
     node_id = ray.get_runtime_context().get_node_id()
     return output.crash_log(stage, max_crashes, node=node_id, has_left=gone.__contains__)
@@ -157,7 +162,9 @@ class RowActor(ABC, Generic[Settings]):
         self._output = Output(settings.output, self.dataset)
         self._lease = session.lease
         self._reporter = Reporter(self.name, session.metrics_actor_name, process_load())
-        self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
+        self._log: EventLog | None = None
+        if session.logs_events:
+            self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
         crash_log = open_crash_log(self._output, self.name, settings.max_worker_crashes)
         self._stage = Eager(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))
 
@@ -193,7 +200,8 @@ class RowActor(ABC, Generic[Settings]):
                 await asyncio.to_thread(self._output.check_lease, self._lease)
             await asyncio.to_thread(self._output.write_partition, partition.number, rows, work)
         self._reporter.made(report)
-        self._log.made(partition.number, rows, self.dataset, report, chunk=None if is_whole else partition.chunk)
+        if self._log is not None:
+            self._log.made(partition.number, rows, self.dataset, report, chunk=None if is_whole else partition.chunk)
         return reported_table(
             partition.number,
             report,
@@ -204,7 +212,10 @@ class RowActor(ABC, Generic[Settings]):
 
 
 def write_chunked_partitions(
-    reported: Iterable[Mapping[str, Any]], output: Output, lease: str | None
+    reported: Iterable[Mapping[str, Any]],
+    output: Output,
+    lease: str | None,
+    on_written: Callable[[PartitionReport], None] = lambda report: None,
 ) -> Iterator[PartitionReport]:
     """Assemble chunks and write the partitions they complete, while further ones arrive.
 
@@ -214,6 +225,8 @@ def write_chunked_partitions(
         reported: Rows of the schema ``REPORTED``.
         output: Output folder to write to.
         lease: Session id in the lease of the output; None if no other session can write to it.
+        on_written: Callback that gets each of the reports as soon as the partition is on disk, in any thread. The next
+            row, with which the generator goes on, may come much later.
 
     Yields:
         The report of each partition on disk, whether this function or an actor wrote it.
@@ -230,12 +243,14 @@ def write_chunked_partitions(
             output.check_lease(lease)
         report = sum((report for _, report in chunks.values()), PartitionReport())
         output.write_chunks(partition, [chunks[index][0] for index in sorted(chunks)], report)
+        on_written(report)
         return report
 
     with ThreadPoolExecutor(_NUM_WRITERS, thread_name_prefix="writer") as writers:
         for row in reported:
             report = PartitionReport.model_validate_json(row["report"])
             if row["rows"] is None:
+                on_written(report)
                 yield report
                 continue
             chunks = incomplete.setdefault(row["partition"], {})

@@ -3,21 +3,19 @@
 A partition stays one row however Ray splits and merges blocks, so a retry never loses or repeats part of one.
 """
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 import pyarrow as pa
-from ray.data import Dataset
 
 from ureca.data.manifest import MANIFEST, ManifestEntry
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.output import Output
 from ureca.data.partitions import PARTITIONS, PartitionReport
 from ureca.masks.mask import Mask
+from ureca.pipelines.batch.executor import TableFunction
 from ureca.schema import ERROR
-
-TableFunction = Callable[[pa.Table], pa.Table]
 
 _MASK = pa.struct(
     [
@@ -67,24 +65,22 @@ REPORTED = pa.schema(
 
 
 def manifest_items(output: Output) -> list[dict[str, Any]]:
-    """List the chunks of an output's stored manifests, as rows for ``pending_manifest``."""
+    """List the chunks of an output's stored manifests, as rows for ``manifest_reader``."""
     return [{"path": path, "row_group": row_group} for path, row_group in output.manifest_chunks()]
 
 
-def pending_manifest(chunks: Dataset, output_path: str, keep: TableFunction, num_cpus: float) -> Dataset:
-    """Read the partitions to process from stored manifests, one to a block, so that they spread over the actors.
+def manifest_reader(output_path: str, keep: TableFunction) -> TableFunction:
+    """Return the function that reads the partitions to process from stored manifests.
 
     The manifest is not read by ``ray.data.read_parquet``, which lists and samples files whose content is known, on
     threads that race for an import.
 
     Args:
-        chunks: Rows of ``manifest_items``.
         output_path: Output folder of the manifests.
         keep: Filter of the partitions, from ``pending_partitions``.
-        num_cpus: Logical CPUs of a task.
 
     Returns:
-        A lazy dataset of the schema ``PARTITIONS``.
+        A function from rows of ``manifest_items`` to a table of the schema ``PARTITIONS``.
     """
 
     def read_batch(batch: pa.Table) -> pa.Table:
@@ -92,8 +88,7 @@ def pending_manifest(chunks: Dataset, output_path: str, keep: TableFunction, num
         tables = [output.read_manifest_chunk(item["path"], item["row_group"]) for item in batch.to_pylist()]
         return pa.concat_tables([PARTITIONS.empty_table(), *map(keep, tables)])
 
-    read = chunks.map_batches(read_batch, batch_format="pyarrow", batch_size=None, num_cpus=num_cpus)
-    return read.repartition(target_num_rows_per_block=1)
+    return read_batch
 
 
 def pending_partitions(failed: Mapping[int, set[str]], done: Sequence[int]) -> TableFunction:

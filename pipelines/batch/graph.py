@@ -1,22 +1,24 @@
-"""The operators of a batch command on Ray Data: stored manifest, masks, tree, rows, written partitions."""
+"""The operators of a batch command (stored manifest, masks, tree, rows, written partitions), and their chain on Ray."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import pyarrow as pa
-import ray
-from ray.data import Dataset as RayDataset
 
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
 from ureca.data.quarantine import build_with_quarantine
 from ureca.pipelines.batch.actors import MaskActor, RowActor, Session, open_crash_log
-from ureca.pipelines.batch.arrow import TableFunction, manifest_items, masked_table, pending_manifest, read_masked
-from ureca.pipelines.batch.resources import Cluster, Work, images_per_chunk, plan_pools
+from ureca.pipelines.batch.arrow import manifest_items, manifest_reader, masked_table, read_masked
+from ureca.pipelines.batch.executor import Operator, TableFunction
+from ureca.pipelines.batch.resources import Cluster, Pool, Work, images_per_chunk, plan_pools
 from ureca.pipelines.settings import BatchSettings
 from ureca.schema import Dataset
+
+if TYPE_CHECKING:
+    from ray.data import Dataset as RayDataset
 
 Settings = TypeVar("Settings", bound=BatchSettings)
 
@@ -60,8 +62,10 @@ class BatchCommand(Generic[Settings]):
     packages: tuple[str, ...] = ()
 
 
-def manifest_dataset(output: Output) -> RayDataset:
+def manifest_dataset(output: Output) -> "RayDataset":
     """Make a dataset with one row for each chunk of the stored manifests of an output."""
+    import ray
+
     items = manifest_items(output)
     chunks = ray.data.from_items(items, override_num_blocks=min(len(items), _MAX_READ_TASKS))
     # One block per row, so that an operator hands on each result while it makes the next.
@@ -71,15 +75,15 @@ def manifest_dataset(output: Output) -> RayDataset:
 
 def build_graph(
     command: BatchCommand[Settings],
-    chunks: RayDataset,
+    chunks: "RayDataset",
     keep: TableFunction,
     settings: Settings,
     *,
     work: Work,
     cluster: Cluster,
     session: Session,
-) -> RayDataset:
-    """Chain the operators of a command.
+) -> "RayDataset":
+    """Chain the operators of a command on Ray Data.
 
     Args:
         command: Command to run.
@@ -96,42 +100,77 @@ def build_graph(
     Raises:
         SettingsError: The operators cannot run side by side on this cluster.
     """
+    pools = plan_pools(settings.resources, work, cluster, command.engine_concurrency(settings))
+    read, *others = build_operators(command, keep, settings, pools=pools, work=work, session=session)
+    whole_blocks: Any = {"batch_format": "pyarrow", "batch_size": None}
+    dataset = chunks.map_batches(read.function, num_cpus=read.num_cpus, **whole_blocks)
+    dataset = dataset.repartition(target_num_rows_per_block=1)  # one partition to a block: they spread over the actors
+    for operator in others:
+        if operator.pool is None:
+            dataset = dataset.map_batches(operator.function, num_cpus=operator.num_cpus, **whole_blocks)
+        else:
+            dataset = dataset.map_batches(
+                operator.function,
+                fn_constructor_args=operator.constructor_args,
+                num_cpus=operator.num_cpus,
+                num_gpus=operator.num_gpus,
+                compute=operator.pool.strategy(operator.calls_in_flight),
+                **whole_blocks,
+            )
+    return dataset
+
+
+def build_operators(
+    command: BatchCommand[Settings],
+    keep: TableFunction,
+    settings: Settings,
+    *,
+    pools: Mapping[str, Pool],
+    work: Work,
+    session: Session,
+) -> list[Operator]:
+    """List the operators of a command, from rows of ``manifest_items`` to rows of the schema ``REPORTED``.
+
+    Args:
+        command: Command to run.
+        keep: Filter of the partitions to process, from ``pending_partitions``.
+        settings: Settings of the command.
+        pools: Actor pools by name of the operator, from ``plan_pools`` or ``local_pools``.
+        work: Work of the session.
+        session: Session that actors work for.
+    """
     resources: Any = settings.resources
-    pools = plan_pools(resources, work, cluster, command.engine_concurrency(settings))
-    dataset = pending_manifest(chunks, settings.output, keep, resources.read.num_cpus)
+    operators = [Operator(manifest_reader(settings.output, keep), resources.read.num_cpus)]
     per_chunk = None
     if command.build_mask_stage is not None:
         kind = getattr(getattr(settings, "masks", None), "kind", None)
         per_chunk = images_per_chunk(
             resources.masks, pools["masks"].num_actors, masks_are_read=kind in _KINDS_OF_READ_MASKS
         )
-        dataset = dataset.map_batches(
-            MaskActor,
-            fn_constructor_args=(command.build_mask_stage, settings, per_chunk),
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=resources.masks.num_cpus,
-            num_gpus=resources.masks.num_gpus,
-            compute=pools["masks"].strategy(),
+        operators.append(
+            Operator(
+                MaskActor,
+                resources.masks.num_cpus,
+                resources.masks.num_gpus,
+                pools["masks"],
+                (command.build_mask_stage, settings, per_chunk),
+            )
         )
     if command.build_trees is not None:
-        dataset = dataset.map_batches(
-            _tree_task(command.build_trees, settings),
-            batch_format="pyarrow",
-            batch_size=None,
-            num_cpus=resources.tree.num_cpus,
-        )
+        operators.append(Operator(_tree_task(command.build_trees, settings), resources.tree.num_cpus))
     pool = pools[command.row_actor.name]
     row_resources = getattr(resources, command.row_actor.name)
-    return dataset.map_batches(
-        command.row_actor,
-        fn_constructor_args=(command.actor_settings(settings, pool.num_actors), pool.images_in_flight, session),
-        batch_format="pyarrow",
-        batch_size=None,
-        num_cpus=row_resources.num_cpus,
-        num_gpus=row_resources.num_gpus,
-        compute=pool.strategy(pool.calls_in_flight(work, per_chunk)),
+    operators.append(
+        Operator(
+            command.row_actor,
+            row_resources.num_cpus,
+            row_resources.num_gpus,
+            pool,
+            (command.actor_settings(settings, pool.num_actors), pool.images_in_flight, session),
+            pool.calls_in_flight(work, per_chunk),
+        )
     )
+    return operators
 
 
 def _tree_task(build_trees: Callable[[MaskedPartition, float], MaskedPartition], settings: Any) -> TableFunction:

@@ -9,13 +9,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO
 
-import ray
-from ray.exceptions import RayError
-from ray.util import metrics
-
 from ureca.data.partitions import PartitionReport
 from ureca.llm.load import EngineLoad, LoadReport, latencies_s, shares_by_need
 from ureca.logging import json_logger
+from ureca.pipelines.batch.executor import ray_is_running
 from ureca.schema import Dataset
 
 _FAILED = "failed:"
@@ -160,6 +157,9 @@ def metrics_actor(name: str, num_slots: int | None = None) -> Iterator[Callable[
         A function that returns the sum of all reports, or None if the actor does not answer, for example because its
         node was lost.
     """
+    import ray
+    from ray.exceptions import RayError
+
     # It takes no CPU from the operators, and Ray restarts it on another node.
     actor: Any = ray.remote(MetricsActor).options(name=name, num_cpus=0, max_restarts=-1).remote(num_slots=num_slots)
 
@@ -188,7 +188,11 @@ class Reporter:
     def __init__(self, operator: str, metrics_actor_name: str, load: EngineLoad) -> None:
         self._load = load
         self._metrics: _Metrics | None = None
-        if not ray.is_initialized() or ray.get_runtime_context().get_actor_id() is None:
+        if not ray_is_running():
+            return
+        import ray
+
+        if ray.get_runtime_context().get_actor_id() is None:
             return
         self._metrics = _Metrics(operator)
         self._worker = f"{ray.util.get_node_ip_address()}:{os.getpid()}"  # type: ignore[no-untyped-call]
@@ -200,6 +204,9 @@ class Reporter:
             self._metrics.add_images(report)
 
     def _run(self, metrics_actor_name: str) -> None:
+        import ray
+        from ray.exceptions import RayError
+
         handle: Any = None
         last = LoadReport()
         while True:
@@ -220,6 +227,8 @@ class _Metrics:
     """Ray metrics, which Ray serves to Prometheus with the prefix ``ray_``."""
 
     def __init__(self, command: str) -> None:
+        from ray.util import metrics
+
         def made(kind: Any, name: str, description: str, *tag_keys: str, **options: Any) -> Any:
             metric = kind(f"ureca_{name}", description=description, tag_keys=("command", *tag_keys), **options)
             metric.set_default_tags({"command": command})

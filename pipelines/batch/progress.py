@@ -91,7 +91,8 @@ class Progress:
         self._clock = clock
         self._display = ProgressDisplay(num_images, stream, interval_s, clock)
         self._started = clock()
-        self._first: tuple[float, int] | None = None
+        self._began: tuple[float, int] | None = None
+        self._last_at = self._started
         self._loads: deque[tuple[float, LoadReport]] = deque()
         self._lock = threading.Lock()
         self.done = PartitionReport()
@@ -100,8 +101,13 @@ class Progress:
         """Count a written partition, and show a line if one is due."""
         with self._lock:
             self.done = self.done + report
-            if self._first is None:
-                self._first = self._clock(), self.done.num_images
+            self._last_at = self._clock()
+            if self._began is None:
+                # The first images have waited for the actors to start, which comes once: the work on them began so
+                # many seconds ago as the stages took. Without these seconds, only later images count.
+                seconds = sum(report.seconds.values())
+                began_at = max(self._started, self._last_at - seconds)
+                self._began = began_at, 0 if seconds else self.done.num_images
             if self._display.is_due:
                 self._display.show(self.line(), self.done.num_images)
 
@@ -180,7 +186,7 @@ class Progress:
         p50, p95 = (percentile_s(load.latency_ms, share) for share in (0.5, 0.95))
         parts = []
         if load.num_answers or load.num_in_flight:
-            parts.append(f"{load.num_in_flight} calls in flight")
+            parts += [f"{load.num_answers} answers", f"{load.num_in_flight} calls in flight"]
         utilisation = load.since(self._loads[0][1]).utilisation if self._loads else None
         if utilisation is not None:
             parts.append(f"engine {utilisation:.0%} busy")
@@ -188,16 +194,27 @@ class Progress:
             parts.append(f"p50 {p50:.2f}s p95 {p95:.2f}s")
         if load.retries:
             parts.append(f"{sum(load.retries.values())} retries ({_most_frequent(load.retries)})")
+        if invalid := load.invalid_responses:
+            parts.append(f"{sum(invalid.values())} invalid responses ({_most_frequent(invalid)})")
         return parts
 
     def _eta(self) -> str:
-        """Extrapolate from the first written images on: the start of the actors takes long, and comes once."""
+        """Extrapolate from the time at which the work on the first images began to that of the last written ones.
+
+        Between two images the estimate counts down; when the next one is overdue, it is taken to be written now.
+        """
         left = self._num_images - self.done.num_images
         if not left:
             return "0s"
-        first_at, first_images = self._first or (0.0, 0)
-        since = self.done.num_images - first_images
-        return duration(left * (self._clock() - first_at) / since) if since else "unknown"
+        began_at, num_before = self._began or (0.0, 0)
+        since = self.done.num_images - num_before
+        if not since:
+            return "unknown"
+        now = self._clock()
+        mean_s, waited_s = (self._last_at - began_at) / since, now - self._last_at
+        if waited_s <= mean_s:
+            return duration(left * mean_s - waited_s)
+        return duration((left - 1) * (now - began_at) / (since + 1))
 
 
 def _most_frequent(counts: dict[str, int]) -> str:

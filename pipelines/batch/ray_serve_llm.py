@@ -4,8 +4,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-import ray
-
 from ureca.errors import SettingsError
 from ureca.llm.settings import RayServeConfig
 from ureca.pipelines.curate_settings import CurateSettings
@@ -34,6 +32,8 @@ def chat_application(settings: Settings) -> Iterator[Settings]:
     if not isinstance(settings.mllm, RayServeConfig):
         yield settings
         return
+    import ray
+
     try:
         from ray import serve
         from ray.serve.llm import LLMConfig, build_openai_app

@@ -3,12 +3,15 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from pydantic import BaseModel
-from ray.data import ActorPoolStrategy
 
 from ureca.errors import SettingsError
 from ureca.pipelines.settings import ActorResources, AsyncActorResources, MaskResources, TaskResources
+
+if TYPE_CHECKING:
+    from ray.data import ActorPoolStrategy
 
 _RAY_TASK_CPUS = 1.0  # Ray Data's own tasks, such as repartitioning
 _MIN_IMAGES_IN_FLIGHT = 16
@@ -114,8 +117,10 @@ class Pool:
             return math.ceil(self.partitions_in_flight * num_chunks / work.num_partitions)
         return math.ceil(self.images_in_flight * num_chunks / max(1, work.num_images)) + 1
 
-    def strategy(self, calls_in_flight: int | None = None) -> ActorPoolStrategy:
+    def strategy(self, calls_in_flight: int | None = None) -> "ActorPoolStrategy":
         """Return the pool as Ray Data takes it."""
+        from ray.data import ActorPoolStrategy
+
         return ActorPoolStrategy(
             min_size=1,
             initial_size=self.num_actors,
@@ -172,15 +177,24 @@ def plan_pools(
     pools = {}
     for name, operator in operators.items():
         max_actors = wanted[name] if cluster.may_grow else sizes[name]
-        if isinstance(operator, AsyncActorResources):
-            images = operator.images_in_flight
-            if images is None:
-                requests = engine_share(engine_concurrency or 0, sizes[name])
-                images = max(_MIN_IMAGES_IN_FLIGHT, math.ceil(requests * (1 + _SPARE_FRACTION)))
-            pools[name] = Pool(sizes[name], max_actors, images, operator.partitions_in_flight)
-        else:
-            pools[name] = Pool(sizes[name], max_actors)
+        pools[name] = _pool(operator, sizes[name], max_actors, engine_concurrency)
     return pools
+
+
+def local_pools(resources: BaseModel, engine_concurrency: int | None = None) -> dict[str, Pool]:
+    """Return the pools of a command whose operators run in one process: one actor of each; see ``plan_pools``."""
+    return {name: _pool(operator, 1, 1, engine_concurrency) for name, operator in _actor_operators(resources).items()}
+
+
+def _pool(operator: ActorResources, num_actors: int, max_actors: int, engine_concurrency: int | None) -> Pool:
+    """Return a pool whose actors hold enough images for their shares of the engine."""
+    if not isinstance(operator, AsyncActorResources):
+        return Pool(num_actors, max_actors)
+    images = operator.images_in_flight
+    if images is None:
+        requests = engine_share(engine_concurrency or 0, num_actors)
+        images = max(_MIN_IMAGES_IN_FLIGHT, math.ceil(requests * (1 + _SPARE_FRACTION)))
+    return Pool(num_actors, max_actors, images, operator.partitions_in_flight)
 
 
 def images_per_chunk(resources: MaskResources, num_actors: int, *, masks_are_read: bool) -> int | None:

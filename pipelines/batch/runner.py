@@ -3,9 +3,10 @@
 import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import TypeVar
 
-import ray
+import pyarrow as pa
 
 from ureca import __version__
 from ureca.config import with_absolute_paths
@@ -14,13 +15,14 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
 from ureca.errors import OutputError
+from ureca.llm.load import process_load
 from ureca.pipelines.batch.actors import Session, write_chunked_partitions
-from ureca.pipelines.batch.arrow import TableFunction, pending_partitions
-from ureca.pipelines.batch.graph import BatchCommand, build_graph, manifest_dataset
-from ureca.pipelines.batch.metrics import metrics_actor
+from ureca.pipelines.batch.arrow import manifest_items, pending_partitions
+from ureca.pipelines.batch.executor import TableFunction, check_packages, choose_executor, run_locally
+from ureca.pipelines.batch.graph import BatchCommand, build_graph, build_operators, manifest_dataset
+from ureca.pipelines.batch.interrupts import noted_interrupts
 from ureca.pipelines.batch.progress import Progress
-from ureca.pipelines.batch.resources import Work, missing_resources
-from ureca.pipelines.batch.session import noted_interrupts, ray_session
+from ureca.pipelines.batch.resources import Work, local_pools, missing_resources
 from ureca.pipelines.settings import BatchSettings
 
 logger = logging.getLogger(__name__)
@@ -58,7 +60,9 @@ def run_batch(
     Raises:
         InputError: There is nothing to read, or ids are not unique.
         OutputError: The folder belongs to another run, was started with other settings, or cannot be written to.
+        SettingsError: A package that a component needs is missing.
     """
+    check_packages(settings)
     output = Output(settings.output, command.dataset)
     _checked_record(command, output, settings, identity)  # before listing, which may take long
     manifest = command.list_input(settings)
@@ -90,9 +94,10 @@ def run_batch(
                 )
                 session = Session(lease, record.config_hash)
                 keep = pending_partitions(failed, done)
+                executor = choose_executor(settings, settings.resources, num_images)
+                run = _run_locally if executor == "local" else _run_on_ray
                 with noted_interrupts() as raise_if_interrupted:
-                    for report in _run_graph(command, output, settings, keep, work, session=session, progress=progress):
-                        progress.add(report)
+                    for _ in run(command, output, settings, keep, work, session=session, progress=progress):
                         raise_if_interrupted()
                 progress.close()
         except BaseException:
@@ -106,7 +111,7 @@ def run_batch(
         return report
 
 
-def _run_graph(
+def _run_locally(
     command: BatchCommand[Settings],
     output: Output,
     settings: Settings,
@@ -116,7 +121,35 @@ def _run_graph(
     session: Session,
     progress: Progress,
 ) -> Iterator[PartitionReport]:
-    """Yield the report of each partition as it is written."""
+    """Yield the report of each partition that this process has written; ``progress`` gets it when it is written."""
+    settings = with_absolute_paths(settings)
+    if command.check_engine is not None:
+        command.check_engine(settings)
+    process_load.cache_clear()  # the load of earlier runs of this process is not that of this one
+    pools = local_pools(settings.resources, command.engine_concurrency(settings))
+    session = replace(session, logs_events=False)
+    operators = build_operators(command, keep, settings, pools=pools, work=work, session=session)
+    chunks = (pa.Table.from_pylist([item]) for item in manifest_items(output))
+    with progress.watching(process_load().report):
+        yield from write_chunked_partitions(run_locally(operators, chunks), output, session.lease, progress.add)
+
+
+def _run_on_ray(
+    command: BatchCommand[Settings],
+    output: Output,
+    settings: Settings,
+    keep: TableFunction,
+    work: Work,
+    *,
+    session: Session,
+    progress: Progress,
+) -> Iterator[PartitionReport]:
+    """Yield the report of each partition that is written by the workers of a cluster, or here from their chunks."""
+    import ray
+
+    from ureca.pipelines.batch.metrics import metrics_actor
+    from ureca.pipelines.batch.session import ray_session
+
     with (
         ray_session() as cluster,
         command.running(with_absolute_paths(settings)) as cluster_settings,
@@ -137,7 +170,7 @@ def _run_graph(
             cluster=cluster,
             session=session,
         )
-        yield from write_chunked_partitions(reported.iter_rows(), output, session.lease)
+        yield from write_chunked_partitions(reported.iter_rows(), output, session.lease, progress.add)
 
 
 def _checked_record(

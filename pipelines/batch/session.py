@@ -2,14 +2,10 @@
 
 import logging
 import os
-import re
-import signal
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import FrameType
 from typing import Any
 
 import ray
@@ -20,13 +16,16 @@ from ray.data._internal.execution.operators.map_operator import MapOperator
 from ray.exceptions import RayError
 
 from ureca import __version__
-from ureca.errors import DataError, UrecaError
+from ureca.errors import ClusterError, UrecaError
 from ureca.ops.doctor import Finding, Level
+from ureca.pipelines.batch.executor import user_error
+from ureca.pipelines.batch.interrupts import own_signal_handlers
 from ureca.pipelines.batch.resources import Cluster, NodeResources
+
+logger = logging.getLogger(__name__)
 
 _NODE_GROUP_LABEL = "ray.io/node-group"
 _TASK_TIMEOUT_S = 60.0
-_RETRY_NOTE = re.compile(r"\nFailed to .+ after \d+/\d+ attempts")  # Ray Data appends it to the messages of errors
 
 # Loggers with which Ray Data repeats, as errors, the exception that it also raises.
 _REPEATING_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
@@ -66,6 +65,7 @@ def ray_session(min_cpus: int = 2) -> Iterator[Cluster]:
         The resources of the cluster.
 
     Raises:
+        ClusterError: Ray does not start, or the cluster cannot be reached.
         UrecaError: A worker failed with this error; see ``user_error``.
     """
     shared = _shared.get()
@@ -87,17 +87,12 @@ def _session(min_cpus: int) -> Iterator[Cluster]:
         for name in _REPEATING_LOGGERS:
             stack.enter_context(_without_errors(name))
         if started_here and may_grow:
-            ray.init(log_to_driver=False, logging_level=logging.WARNING)
+            _start_ray({})
         elif started_here:
             # Ray's core reports on standard error, as an error, that Ray Data passes arguments by reference.
             os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-            ray.init(
-                address="local",
-                include_dashboard=False,
-                num_cpus=max(min_cpus, os.cpu_count() or 1),
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-            )
+            num_cpus = max(min_cpus, os.cpu_count() or 1)
+            _start_ray({"address": "local", "include_dashboard": False, "num_cpus": num_cpus})
         context = DataContext.get_current()
         context.enable_progress_bars = False
         context.enable_operator_progress_bars = False
@@ -110,6 +105,35 @@ def _session(min_cpus: int) -> Iterator[Cluster]:
         finally:
             if started_here:
                 ray.shutdown()
+
+
+def _start_ray(options: Mapping[str, Any]) -> None:
+    """Start or connect to Ray, in a second attempt if the first fails.
+
+    Raises:
+        ClusterError: Both attempts failed.
+    """
+    for is_last in (False, True):
+        try:
+            with own_signal_handlers():
+                ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
+            return
+        except Exception as error:  # of many kinds, some of them plain
+            ray.shutdown()
+            reason = " ".join(str(error).split()) or type(error).__name__
+            if not is_last:
+                logger.warning("Ray did not start (%s); trying once more", reason)
+                continue
+            if address := os.environ.get("RAY_ADDRESS"):
+                raise ClusterError(
+                    f"the Ray cluster of RAY_ADDRESS={address} cannot be reached: {reason}. Check that it runs "
+                    "(`ray status`), that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH has its token, and that it has this "
+                    "version of Ray and Python; or unset RAY_ADDRESS to start Ray on this machine"
+                ) from error
+            raise ClusterError(
+                f"Ray did not start on this machine: {reason}. Make room in memory, /dev/shm and /tmp (`ureca doctor` "
+                "checks them), read /tmp/ray/session_latest/logs, or run small jobs with --executor local, without Ray"
+            ) from error
 
 
 @contextmanager
@@ -183,68 +207,6 @@ def _node_resources(resources: Any) -> NodeResources:
     return NodeResources(resources.get("CPU", 0), resources.get("GPU", 0))
 
 
-def user_error(error: BaseException) -> UrecaError | None:
-    """Find the error that a worker failed with, if the user can fix it.
-
-    Args:
-        error: Error of Ray, such as a ``RayTaskError`` or a ``TrainingFailedError``. Its causes are searched, and the
-            members of exception groups, which concurrent tasks raise.
-
-    Returns:
-        The first ``UrecaError`` that is not a ``DataError``; None if there is none: then it is a bug, or a failure of
-        the cluster. A ``DataError`` that reaches this point was not handled where it belongs.
-    """
-    pending, seen = [error], set()
-    while pending:
-        each = pending.pop(0)
-        if id(each) in seen:
-            continue
-        seen.add(id(each))
-        # Ray also raises instances of both RayTaskError and the cause's class, whose message is a traceback.
-        if isinstance(each, UrecaError) and not isinstance(each, RayError):
-            if isinstance(each, DataError):
-                return None
-            return type(each)(_RETRY_NOTE.split(str(each))[0])
-        workers = getattr(each, "worker_failures", None) or {}
-        # Ray Train wraps the exception of a training function, without a public name for it.
-        causes = [getattr(each, "cause", None), getattr(each, "_base_exc", None), each.__cause__, *workers.values()]
-        if isinstance(each, BaseExceptionGroup):
-            causes += each.exceptions
-        pending += [cause for cause in causes if isinstance(cause, BaseException)]
-    return None
-
-
-@contextmanager
-def noted_interrupts() -> Iterator[Callable[[], None]]:
-    """Remember interrupts (Ctrl-C) during the block.
-
-    Python raises KeyboardInterrupt wherever the main thread happens to be. In a destructor, or in a callback that a
-    library calls from C, the exception is printed and lost, and the run would continue to its end.
-
-    Yields:
-        A function to call between steps of the work: it raises KeyboardInterrupt after an interrupt.
-    """
-    earlier = signal.getsignal(signal.SIGINT)
-    if threading.current_thread() is not threading.main_thread() or not callable(earlier):
-        yield lambda: None
-        return
-    was_interrupted = threading.Event()
-
-    def note(number: int, frame: FrameType | None) -> None:
-        was_interrupted.set()
-        earlier(number, frame)
-
-    def check() -> None:
-        if was_interrupted.is_set():
-            raise KeyboardInterrupt
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield check
-    finally:
-        signal.signal(signal.SIGINT, earlier)
-
-
 @ray.remote(num_cpus=0.5)
 def _library_version() -> str:
     from ureca import __version__
@@ -258,7 +220,7 @@ def check_ray() -> Finding:
         with ray_session() as cluster:
             found: str = ray.get(_library_version.remote(), timeout=_TASK_TIMEOUT_S)
             num_nodes = len([node for node in ray.nodes() if node["Alive"]])  # type: ignore[no-untyped-call]
-    except (RayError, ConnectionError, RuntimeError, OSError) as error:
+    except (RayError, UrecaError, ConnectionError, RuntimeError, OSError) as error:
         remedy = (
             "see the messages above and the logs in /tmp/ray/session_latest/logs; RAY_ADDRESS and RAY_AUTH_TOKEN "
             "must be those of a running cluster, or unset"

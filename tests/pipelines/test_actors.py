@@ -1,5 +1,6 @@
 """Partitions whose rows come in chunks."""
 
+import queue
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,3 +83,20 @@ def test_chunked_partition_that_cannot_be_written_is_named(tmp_path: Path) -> No
     (tmp_path / "regions").write_bytes(b"")
     with pytest.raises(OutputError, match=r"part-000000\.parquet cannot be written"):
         list(write_chunked_partitions([chunk(0, 0, 1, "a")], Output(str(tmp_path)), None))
+
+
+def test_chunked_partition_is_counted_when_it_is_written(tmp_path: Path) -> None:
+    """The next row may come much later, or never."""
+    output = Output(str(tmp_path))
+    counted: queue.SimpleQueue[PartitionReport] = queue.SimpleQueue()
+
+    def chunks() -> Any:
+        yield chunk(0, 0, 1, "a", "b")
+        assert counted.get(timeout=60).num_images == 2
+        assert output.done_partitions() == [0]
+        yield reported_table(1, PartitionReport(num_images=7)).to_pylist()[0]
+        assert counted.get(timeout=60).num_images == 7
+
+    reports = list(write_chunked_partitions(chunks(), output, None, counted.put))
+    assert sorted(report.num_images for report in reports) == [2, 7]
+    assert counted.empty()

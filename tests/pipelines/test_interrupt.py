@@ -14,7 +14,7 @@ import pytest
 from tests.drawn import write_corpus
 from tests.pipelines.test_kill import ROOT, command, wait_for_parts
 from ureca.data.output import Output
-from ureca.pipelines.batch.session import noted_interrupts
+from ureca.pipelines.batch.interrupts import noted_interrupts
 
 LIMIT = 24
 

@@ -108,3 +108,34 @@ def _bound(seconds: float) -> str:
     with load.request():
         pass
     return next(iter(load.report().latency_ms))
+
+
+def test_estimate_is_steady_from_the_second_image_on() -> None:
+    clock = Clock()
+    progress = Progress(num_images=40, stream=io.StringIO(), clock=clock)
+    clock.now_s += 30  # the actors start, and the first image takes 5 s
+    estimates = []
+    for done in range(1, 6):
+        progress.add(PartitionReport(num_images=1, seconds={"masks": 2.0, "curate": 3.0}))
+        for _ in range(5):
+            estimates.append((_seconds_left(progress), 5 * (40 - done) - (clock.now_s % 5)))
+            clock.now_s += 1
+    assert all(abs(estimate - truth) <= 1 for estimate, truth in estimates)
+    clock.now_s += 60  # an image that takes long
+    assert 200 < _seconds_left(progress) < 36 * 20
+
+
+def test_line_shows_answers_and_invalid_responses_while_no_image_is_complete() -> None:
+    progress = Progress(num_images=2, stream=io.StringIO(), clock=Clock())
+    load = LoadReport(num_answers=12, num_in_flight=3, invalid_responses={"unusable_answer": 4, "too_long": 1})
+    progress.add_load(load)
+    line = progress.line()
+    assert line.startswith("0/2 images")
+    assert "12 answers, 3 calls in flight" in line
+    assert "5 invalid responses (4 unusable_answer, 1 too_long)" in line
+
+
+def _seconds_left(progress: Progress) -> int:
+    text = progress.line().rpartition("ETA ")[2]
+    minutes, _, seconds = text.removesuffix("s").rpartition("m")
+    return 60 * int(minutes or 0) + int(seconds)

@@ -13,8 +13,9 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from ureca.errors import AnswerError, InputError, OutputError, SettingsError
+from ureca.pipelines.batch.executor import user_error
 from ureca.pipelines.batch.resources import NodeResources
-from ureca.pipelines.batch.session import cluster_of_nodes, ray_session, shared_session, user_error
+from ureca.pipelines.batch.session import cluster_of_nodes, ray_session, shared_session
 from ureca.pipelines.curate import curate
 
 

@@ -15,6 +15,7 @@ from ureca.pipelines.train_settings import TrainSettings
 BATCH = {
     *("input", "output", "listing", "resources", "shard", "sample", "sample_seed", "limit", "images_per_partition"),
     *("max_error_fraction", "max_worker_crashes", "retry_errors", "overwrite", "accept_changes"),
+    *("executor", "max_local_images"),
 }
 PLAN = {"plan", "planning"}
 VLLM = {"vllm.tensor_parallel_size", "vllm.gpu_memory_utilization", "vllm.engine_options"}

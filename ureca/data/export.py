@@ -17,7 +17,7 @@ from ureca import __version__
 from ureca.data.output import Output
 from ureca.data.questions import paraphrase
 from ureca.errors import OutputError
-from ureca.io import replacing
+from ureca.io import naming_unwritable, replacing
 from ureca.masks.annotations import Annotations, write_annotations
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px, box_xywh
@@ -285,7 +285,8 @@ def export_jsonl(
     """
     with replacing(to, overwrite=overwrite) as temporary, temporary.open("w", encoding="utf-8") as file:
         if masks is not None:
-            masks.mkdir(parents=True, exist_ok=True)
+            with naming_unwritable(masks):
+                masks.mkdir(parents=True, exist_ok=True)
             if not overwrite and any(masks.iterdir()):
                 raise OutputError(f"the folder {masks} is not empty; name another one, or add to it with --overwrite")
         number = 0

@@ -36,7 +36,8 @@ class MaskedImage:
         entry: location of the image's bytes.
         height_px: height of the image; None: the image could not be read.
         width_px: width of the image; None: the image could not be read.
-        masks: masks of the image, in the order of insertion into the mask tree, once that is built.
+        masks: masks of the image, in the order of insertion into the mask tree, once that is built; a plain image
+            has none.
         parents: parent id by mask id; empty until the mask tree is built.
         error: reason why there are no masks; None: there are.
     """
@@ -101,8 +102,6 @@ def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, li
         if isinstance(fetched.annotation, DataError):
             raise fetched.annotation
         masks = mask_generator.generate(pixels, fetched.annotation)
-        if not masks:
-            raise DataError("no_masks", f"{mask_generator.name} generated no mask")
     except DataError as error:
         return MaskedImage(entry, height, width, error=RowError.of("masks", error))
     return MaskedImage(entry, height, width, tuple(masks))

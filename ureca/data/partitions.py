@@ -89,6 +89,7 @@ class PartitionReport(BaseModel):
     Attributes:
         num_images: number of rows, with and without error.
         num_failed: number of rows with an error.
+        num_plain: number of rows without an error and without regions: no mask was found, as on plain images.
         failures: number of error rows and failed regions by ``<stage>:<kind>``.
         num_regions: number of captioned regions.
         num_failed_regions: number of failed regions in rows without error.
@@ -111,6 +112,7 @@ class PartitionReport(BaseModel):
 
     num_images: int = 0
     num_failed: int = 0
+    num_plain: int = 0
     failures: dict[str, int] = {}
     num_regions: int = 0
     num_failed_regions: int = 0
@@ -139,6 +141,8 @@ class PartitionReport(BaseModel):
                 kind = f"{row['error']['stage']}:{row['error']['kind']}"
                 failures[kind] += 1
                 report.messages.setdefault(kind, row["error"]["message"][:_MAX_MESSAGE_CHARACTERS])
+            elif not row[dataset.name]:
+                report.num_plain += 1
             statuses = [region["status"] for region in row[dataset.name]]
             failed = [status.removeprefix("failed:") for status in statuses if status.startswith("failed:")]
             report.num_regions += statuses.count("ok")

@@ -102,8 +102,6 @@ def _reused(entry: ManifestEntry, row: Mapping[str, Any] | DataError) -> MaskedI
     regions = next(row[name] for name in DATASETS if name in row)
     regions = [region for region in regions if not region["status"].startswith("skipped:")]
     try:
-        if not regions:
-            raise DataError("no_masks", "the row of the image has no regions")
         masks = tuple(Mask.from_region(region, height, width) for region in regions)
     except DataError as error:
         return MaskedImage(entry, height, width, error=RowError.of("masks", error))

@@ -29,6 +29,7 @@ class LoadReport(BaseModel):
         latency_ms: histogram of the latency of answers: number of answers by the upper bound of their bucket in
             milliseconds; buckets grow by 15 %.
         retries: failed attempts that were retried, by kind of failure.
+        invalid_responses: answers that could not be used, by reason.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -40,6 +41,7 @@ class LoadReport(BaseModel):
     slots_s: float = 0.0
     latency_ms: dict[str, int] = {}
     retries: dict[str, int] = {}
+    invalid_responses: dict[str, int] = {}
 
     def __add__(self, other: "LoadReport") -> "LoadReport":
         """Return the sum of two reports."""
@@ -146,6 +148,7 @@ class EngineLoad:
         self._busy_s = self._slots_s = 0.0
         self._latency_ms: dict[str, int] = {}
         self._retries: dict[str, int] = {}
+        self._invalid_responses: dict[str, int] = {}
 
     def set_slots(self, engine: object, num_slots: int) -> None:
         """Set the number of slots of an engine from now on."""
@@ -208,6 +211,16 @@ class EngineLoad:
         with self._lock:
             self._retries[kind] = self._retries.get(kind, 0) + 1
 
+    def record_invalid(self, kind: str) -> None:
+        """Count an answer that could not be used.
+
+        Args:
+            kind: reason, in snake_case.
+        """
+        usage.record_invalid(kind)
+        with self._lock:
+            self._invalid_responses[kind] = self._invalid_responses.get(kind, 0) + 1
+
     def report(self) -> LoadReport:
         """Return the counters as of now."""
         with self._lock:
@@ -220,6 +233,7 @@ class EngineLoad:
                 slots_s=self._slots_s,
                 latency_ms=dict(self._latency_ms),
                 retries=dict(self._retries),
+                invalid_responses=dict(self._invalid_responses),
             )
 
     def _advance(self) -> None:

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from ureca.errors import AnswerError
 from ureca.llm import usage
 from ureca.llm.lenient_json import read_objects
+from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatModel, ChatRequest, Pixels
 
 Typed = TypeVar("Typed", bound=BaseModel)
@@ -119,7 +120,7 @@ async def ask(
             return read(parse_answer(expected, answer, max_new_tokens, limit_name))
         except InvalidResponseError as error:
             invalid = error
-            usage.record_invalid(error.kind)
+            process_load().record_invalid(error.kind)
             retry = (retry_prompt(error.reason, refused=answer.text),)
     raise AnswerError(invalid.kind, f"{max_attempts} answers could not be used; the last one: {invalid.reason}")
 

@@ -211,9 +211,10 @@ def _status_of_partitions(
         heartbeat_s = lease.mtime_ns / 1e9 if lease.is_file else 0.0
         if now_s - max(began_s, heartbeat_s, *written.values()) > SILENCE_S:
             state = "lost"
-    # The first partition of a session has waited for the actors to start, so the rate counts from its end.
-    rate = None
-    if in_session := {partition: at for partition, at in written.items() if at >= began_s}:
+    # A session that has ended has recorded its own rate. In one that runs, the first partition has waited for the
+    # actors to start, so the rate counts from its end.
+    rate = session.get("images_per_s") if state != "running" else None
+    if rate is None and (in_session := {partition: at for partition, at in written.items() if at >= began_s}):
         first = min(in_session, key=in_session.__getitem__)
         seconds = max(in_session.values()) - in_session[first]
         if seconds > 0:

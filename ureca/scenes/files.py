@@ -22,6 +22,7 @@ from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
 from ureca.errors import OutputError
+from ureca.io import naming_unwritable
 from ureca.masks.annotations import write_annotations
 from ureca.scenes.composition import Split
 from ureca.scenes.rendering import Rendering, image_id, render
@@ -67,7 +68,8 @@ def write_scenes(
     output = Output(str(destination))
     _prepare_folder(destination, output, overwrite=overwrite)
     images = destination / _IMAGES
-    images.mkdir(parents=True, exist_ok=True)
+    with naming_unwritable(images):
+        images.mkdir(parents=True, exist_ok=True)
     settings = {"split": split, "seed": seed, "num_images": num_images, "width_px": width_px, "height_px": height_px}
     record = RunRecord(
         output, _COMMAND, settings, versions={"scenes": VERSION}, dataset=REGIONS_DATASET, has_sessions=False
@@ -130,8 +132,9 @@ def _region_row(rendering: Rendering, region: SceneRegion) -> dict[str, Any]:
 def _draw_image(images: Path, split: Split, seed: int, size_px: tuple[int, int], number: int) -> dict[str, Any]:
     rendering = render(split, seed, number, *size_px)
     path = images / f"{rendering.annotations.image_id}.png"
-    Image.fromarray(rendering.pixels).save(path, compress_level=_PNG_LEVEL)
-    write_annotations(path.with_suffix(".json"), rendering.annotations)
+    with naming_unwritable(path):
+        Image.fromarray(rendering.pixels).save(path, compress_level=_PNG_LEVEL)
+        write_annotations(path.with_suffix(".json"), rendering.annotations)
     return regions_row(rendering, str(path.absolute()))
 
 

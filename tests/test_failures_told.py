@@ -1,0 +1,167 @@
+"""Failures of the machine and of settings, as one line that says what to do."""
+
+import errno
+import resource
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.drawn import write_corpus
+from ureca.config import CommandSettings
+from ureca.data.output import Output
+from ureca.errors import OutputError
+from ureca.io import replacing, replacing_folder
+from ureca.jobs.cli import main, run_command
+from ureca.pipelines.curate_settings import CurateSettings
+from ureca.scenes.files import write_scenes
+
+ROOT = Path(__file__).parent.parent
+
+
+def run_with_small_files(*arguments: str, num_bytes: int = 600) -> subprocess.CompletedProcess[str]:
+    """Run ``ureca`` in a process that can write no file beyond a size, as on a disk that is full."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, num_bytes))
+
+    return subprocess.run(
+        [sys.executable, "-m", "ureca.jobs.cli", *arguments],
+        capture_output=True, text=True, check=False, cwd=ROOT, preexec_fn=limit,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("export", "RUN", "--format", "jsonl", "--to", "FOLDER/out"),
+        ("export", "RUN", "--format", "parquet", "--to", "FOLDER/out"),
+        ("export", "RUN", "--format", "coco", "--to", "FOLDER/out"),
+        ("report", "RUN", "--to", "FOLDER/out"),
+        ("scenes", "FOLDER/out", "--images", "2", "--processes", "1"),
+    ],
+    ids=lambda arguments: " ".join(arguments[:4:2]),
+)
+def test_command_on_a_full_disk_says_so_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
+    write_scenes(tmp_path / "run", 2, split="train", seed=0, width_px=112, height_px=112)
+    (tmp_path / "to").mkdir()
+    words = [word.replace("RUN", str(tmp_path / "run")).replace("FOLDER", str(tmp_path / "to")) for word in arguments]
+    ended = run_with_small_files(*words)
+    assert ended.returncode == 2, ended.stderr
+    told = [line for line in ended.stderr.splitlines() if line.startswith("ureca:")]
+    assert len(told) == 1
+    assert "cannot be written" in told[0]
+    assert "make room there" in told[0]
+    assert "Traceback" not in ended.stderr
+    if arguments[0] != "scenes":
+        assert not list((tmp_path / "to").iterdir())
+
+
+@pytest.mark.parametrize("replace", [replacing, replacing_folder])
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_replacing_names_the_target_of_a_failed_write(tmp_path: Path, replace: Callable[..., Any], number: int) -> None:
+    with pytest.raises(OutputError, match="target cannot be written"), replace(tmp_path / "target", overwrite=False):
+        raise OSError(number, "no")
+    assert not list(tmp_path.iterdir())
+
+
+def test_replacing_passes_errors_of_files_that_are_read(tmp_path: Path) -> None:
+    with pytest.raises(PermissionError), replacing(tmp_path / "target", overwrite=False):
+        raise PermissionError(errno.EACCES, "no", "/elsewhere/image.png")
+
+
+def test_command_that_may_not_write_says_so_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(argv: Any) -> int:
+        raise OSError(errno.EROFS, "Read-only file system", "/mnt/images")
+
+    assert run_command(job, []) == 2
+    assert capsys.readouterr().err == "ureca: /mnt/images: Read-only file system\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--masks.kind", "annotations"], "listing.annotations (beside, or a folder)"),
+        (["--masks.kind", "segment"], "'segment' is none of"),
+        (["--masks.kind", "segment"], "did you mean segments"),
+        (["--executor", "locall"], "executor: 'locall' is none of auto, local, ray; did you mean local?"),
+        (["--exekutor", "local"], "did you mean --executor"),
+    ],
+)
+def test_curate_with_a_mistaken_setting_says_so_at_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], arguments: list[str], told: str
+) -> None:
+    write_corpus(tmp_path / "in", 2)
+    assert main(["curate", str(tmp_path / "in"), str(tmp_path / "out"), *arguments]) == 2
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "component",
+    [("masks", "sam", "segment_anything"), ("embedder", "dinov2", "transformers"), ("mllm", "vllm", "vllm")],
+)
+def test_curate_without_a_package_says_so_at_once(
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    component: tuple[str, str, str],
+) -> None:
+    section, kind, package = component
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: None if name == package else find_spec(name, *more)
+    )
+    monkeypatch.setattr("ureca.pipelines.batch.executor.ray_is_running", lambda: False)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    write_corpus(tmp_path / "in", 1)
+    more = ["--annotator.kind", "prompted", "--resources.curate.num-actors", "1"] if section == "mllm" else []
+    flags = [f"--{section}.kind", kind, f"--{section}.checkpoint", str(tmp_path), *more]
+    assert main(["curate", str(tmp_path / "in"), str(tmp_path / "out"), *flags]) == 2
+    told = capsys.readouterr().err
+    assert f"{section}.kind {kind} needs the package {package}: pip install 'ureca-ray[" in told
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("variable", "suggestion"),
+    [("URECA_EXECUTER", "URECA_EXECUTOR"), ("URECA_MAX_ERROR_FRACTIONS", "URECA_MAX_ERROR_FRACTION")],
+)
+def test_load_with_a_misspelt_variable_suggests_the_right_one(
+    variable: str, suggestion: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    CurateSettings.load(["in", "out"])
+    assert f"{variable} is no setting of ureca curate; did you mean {suggestion}?" in caplog.text
+
+
+@pytest.mark.parametrize("variable", ["URECA_TREE__CONTAINMENT", "URECA_PYTHON", "URECA_PHASE__LEARNING_RATE"])
+def test_load_with_a_right_or_a_foreign_variable_says_nothing(
+    variable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv(variable, "0.5")
+    settings: CommandSettings = CurateSettings.load(["in", "out"])
+    assert settings.command == "curate"
+    assert not caplog.records
+
+
+def test_plain_images_are_rows_without_regions_and_no_failures(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from PIL import Image
+
+    (tmp_path / "in").mkdir()
+    for name, color in (("grey", (99, 99, 99)), ("white", (255, 255, 255))):
+        Image.new("RGB", (64, 48), color).save(tmp_path / "in" / f"{name}.png")
+    arguments = ["curate", str(tmp_path / "in"), str(tmp_path / "out"), "--executor", "local"]
+    assert main([*arguments, "--max-error-fraction", "0", "--verification.kind", "rule_based"]) == 0
+    assert "without regions    2 images, in which no mask was found" in capsys.readouterr().out
+    rows = list(Output(str(tmp_path / "out")).rows())
+    assert [(row["error"], row["regions"], row["height"]) for row in rows] == [(None, [], 48)] * 2
+    totals = Output(str(tmp_path / "out")).run()["totals"]
+    assert (totals["num_failed"], totals["num_plain"]) == (0, 2)
