@@ -11,7 +11,6 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import skimage
@@ -99,12 +98,12 @@ def _write_photographs(folder: Path, num_images: int, num_masks: int) -> None:
 
 
 def _run(images: Path, output: Path, executor: str, has_masks: bool = True) -> RunCost:
-    command: list[Any] = [sys.executable, "-m", _DRIVER, images, output, "--executor", executor]
+    command = [sys.executable, "-m", _DRIVER, str(images), str(output), "--executor", executor]
     if has_masks:
         command += ["--masks.kind", "annotations", "--listing.annotations", "beside"]
     started = time.monotonic()
     first_s = None
-    process = subprocess.Popen([*map(str, command)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)  # noqa: S603
     tree = ProcessTree(process.pid, (_WORKERS, _DRIVER))
     used: dict[str, float] = {}
     while process.poll() is None:
@@ -114,6 +113,6 @@ def _run(images: Path, output: Path, executor: str, has_masks: bool = True) -> R
         time.sleep(_SECONDS_BETWEEN_SAMPLES)
     wall_s = time.monotonic() - started
     if process.returncode:
-        raise RuntimeError(f"{' '.join(process.args)} failed with status {process.returncode}")
+        raise RuntimeError(f"{' '.join(command)} failed with status {process.returncode}")
     work_s = sum(Output(str(output)).run()["totals"]["seconds"].values())
     return RunCost(first_s or wall_s, wall_s, used.get(_DRIVER, 0.0), sum(used.values()), work_s)
