@@ -9,6 +9,9 @@ import ureca.scenes.settings  # noqa: F401
 from ureca.curation.settings import NoListenerConfig, NoVerificationConfig
 from ureca.registry import ComponentConfig, config_union
 
+WITH_GIVEN_MASKS = frozenset({"annotations", "prompts", "regions"})
+"""Sources of masks that the user chose: no size rule applies to them unless it is set."""
+
 WITHOUT_ANNOTATIONS = frozenset({"segments", "sam"})
 """Mask generators that do not read the annotation files of ``listing.annotations``."""
 

@@ -1,6 +1,6 @@
 """Settings of ``ureca curate``."""
 
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
@@ -20,6 +20,7 @@ from ureca.data.settings import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.llm.settings import FakeConfig
 from ureca.masks.generators.settings import SegmentsConfig
 from ureca.pipelines.component_settings import (
+    WITH_GIVEN_MASKS,
     WITHOUT_ANNOTATIONS,
     AnnotatorConfig,
     ChatModelConfig,
@@ -76,7 +77,10 @@ class CurateSettings(PlannableSettings):
     )
 
     masks: Annotated[MaskGeneratorConfig, Field(description="source of the masks"), ESSENTIAL] = SegmentsConfig()
-    tree: TreeSettings = TreeSettings()
+    tree: Annotated[
+        TreeSettings,
+        Field(description="mask tree; no size rule applies to masks of annotations and prompts unless set"),
+    ] = TreeSettings()
     views: ViewSettings = ViewSettings()
     stages: StageSettings = StageSettings()
     annotator: Annotated[AnnotatorConfig, Field(description="author of the captions"), ESSENTIAL] = RuleBasedConfig()
@@ -105,6 +109,19 @@ class CurateSettings(PlannableSettings):
             or uses_chat_model("listener", self.listener)
             or uses_chat_model("annotator", self.verification)
         )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _given_masks_are_all_captioned(cls, values: Any) -> Any:
+        """Masks that the user gave are captioned whatever their size, unless a rule of ``tree`` is set."""
+        if isinstance(values, dict):
+            masks, tree = values.get("masks"), values.get("tree", {})
+            kind = masks.get("kind") if isinstance(masks, dict) else getattr(masks, "kind", None)
+            if isinstance(tree, TreeSettings):
+                tree = tree.model_dump(exclude_unset=True)
+            if kind in WITH_GIVEN_MASKS and isinstance(tree, dict):
+                values = {**values, "tree": {"min_area_fraction": 0.0, "max_area_fraction": 1.0, **tree}}
+        return values
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:

@@ -272,12 +272,37 @@ def _is_lossy(data: bytes, info: Mapping[Any, Any]) -> bool:
     return not data.startswith(_LOSSLESS) or info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
+def exif_orientation(data: bytes, limits: ImageLimits) -> int:
+    """Return the EXIF orientation of an image file that can be decoded, 1 to 8, from its header; 1 where it has none.
+
+    Raises:
+        ImageError: as ``decode_image``, where the header tells.
+    """
+    ((orientation,), _) = _decode(data, limits, "orientation")
+    return int(orientation[0])
+
+
+def _header_orientation(data: bytes, limits: ImageLimits) -> "_Decoded":
+    open_format = _format(data) or PngImageFile
+    orientation = 1
+    try:
+        with open_format(io.BytesIO(data)) as image:
+            _check_size(image, limits)
+            # Pillow decodes a PNG without EXIF data in search of them.
+            if open_format is not PngImageFile or b"eXIf" in data or b"Raw profile type exif" in data:
+                orientation = _orientation(image)
+    except _PILLOW_ERRORS as error:
+        raise ImageError(_kind(error, data), f"{open_format.format}: {type(error).__name__}: {error}") from error
+    return [np.array([orientation], np.int64)], {}
+
+
 _Decoded = tuple[list[npt.NDArray[Any]], dict[str, bool]]
 _TASKS: dict[str, Callable[[bytes, ImageLimits], _Decoded]] = {
     "rgb": lambda data, limits: ([_decode_here(data, limits, _to_rgb)], {}),
     "layers": lambda data, limits: (_decode_here(data, limits, _to_layers), {}),
     "values": lambda data, limits: _decode_values(data, limits, upright=True),
     "stored_values": lambda data, limits: _decode_values(data, limits, upright=False),
+    "orientation": _header_orientation,
 }
 _ISOLATED = IsolatedDecoder(tuple(_TASKS))
 
@@ -427,14 +452,18 @@ def _check_size(image: ImageFile, limits: ImageLimits) -> None:
 
 
 def _upright(image: Image.Image) -> Image.Image:
-    """Apply the EXIF orientation. Malformed EXIF data are ignored: the pixels are good without them."""
+    """Apply the EXIF orientation."""
+    orientation = _orientation(image)
+    return image if orientation == 1 else image.transpose(_UPRIGHT[orientation])
+
+
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation, 1 to 8. Malformed EXIF data are ignored: the pixels are good without them."""
     try:
-        if not _is_cheap_exif(image):
-            return image
-        orientation = image.getexif().get(_EXIF_ORIENTATION)
+        orientation = image.getexif().get(_EXIF_ORIENTATION) if _is_cheap_exif(image) else 1
     except _PILLOW_ERRORS:
-        return image
-    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+        return 1
+    return orientation if orientation in _UPRIGHT else 1
 
 
 def _is_cheap_exif(image: Image.Image) -> bool:

@@ -21,6 +21,11 @@ _FieldNames = dict[str, "_FieldNames | None"]
 
 _BOX = pa.list_(pa.float32(), 4)
 
+ANNOTATION_NOTES = pa.list_(
+    pa.struct([pa.field("kind", pa.string(), nullable=False), pa.field("message", pa.string(), nullable=False)])
+)
+"""Remarks on a region's annotation: a defect, a repair, or figures of the file that disagree with its mask."""
+
 REGION = pa.struct(
     [
         # SA-1B ids fit 32 bits; ids of COCO crowd annotations do not.
@@ -32,6 +37,8 @@ REGION = pa.struct(
         pa.field("depth", pa.int16(), nullable=False),
         pa.field("predicted_iou", pa.float32()),
         pa.field("stability_score", pa.float32()),
+        pa.field("category", pa.string()),
+        pa.field("annotation_notes", ANNOTATION_NOTES),
         pa.field("short_caption", pa.string()),
         pa.field("detailed_caption", pa.string()),
         pa.field("caption", pa.string()),
@@ -74,15 +81,15 @@ REGIONS = pa.schema(
 """The dataset that ``curate`` writes.
 
 A region: ``rle`` holds COCO compressed counts of a [height, width] mask; ``parent_id`` is -1 at the top level and
-``depth`` 0 there; ``listener_choice`` is the region_id that the listener chose for ``caption``, "none" or "several",
-null if it was not asked, ``listener_rounds`` the number of captions that it was asked about, ``listener_questions``
-the number of its questions, ``listener_candidates`` the number of regions it could choose from, and
-``listener_chance`` the probability with which a guess would have been accepted; ``verdict``, of the listener and the
-verification, is unchecked, accepted, self_checked (by the captioner itself) or rejected; ``note`` names the steps
+``depth`` 0 there; ``category`` is the class of the annotation file, null without one; ``annotation_notes`` are remarks
+on the annotation, null without any; ``listener_choice`` is the region_id that the listener chose for ``caption``,
+"none" or "several", null if it was not asked, ``listener_rounds`` the number of captions that it was asked about,
+``listener_questions`` the number of its questions, ``listener_candidates`` the number of regions it could choose from,
+and ``listener_chance`` the probability with which a guess would have been accepted; ``verdict``, of the listener and
+the verification, is unchecked, accepted, self_checked (by the captioner itself) or rejected; ``note`` names the steps
 without a usable answer, ``<stage>:<kind>`` separated by "; ", after which the last caption or verdict stayed;
-``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. All are decided in ``ureca.curation.results``.
-``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null if the image
-could not be read.
+``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. All are decided in ``ureca.curation.results``. ``error`` is
+null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null if the image could not be read.
 """
 
 CAPTION = pa.struct(
@@ -95,6 +102,8 @@ CAPTION = pa.struct(
         pa.field("depth", pa.int16()),
         pa.field("predicted_iou", pa.float32()),
         pa.field("stability_score", pa.float32()),
+        pa.field("category", pa.string()),
+        pa.field("annotation_notes", ANNOTATION_NOTES),
         pa.field("caption", pa.string()),
         pa.field("num_tokens", pa.int32()),
         pa.field("finish_reason", pa.string()),
@@ -117,10 +126,11 @@ CAPTIONS = pa.schema(
 )
 """The dataset that ``caption`` writes.
 
-``parent_id`` (-1: top level) and ``depth`` are null if no mask tree is known. ``status`` is ok, or
-failed:caption:<kind> for a mask that cannot be captioned: it has no caption, the others of its image do.
-``finish_reason`` is stop (the model ended the caption) or length (it was cut off). ``model`` names the checkpoint,
-``proposer`` the mask generator; ``recipe`` is as in the provenance of ``REGIONS``.
+``parent_id`` (-1: top level) and ``depth`` are null if no mask tree is known. ``category`` and ``annotation_notes`` as
+in ``REGIONS``. ``status`` is ok, skipped:<kind> for an unusable annotation, or failed:caption:<kind> for a mask that
+cannot be captioned: it has no caption, the others of its image do. ``finish_reason`` is stop (the model ended the
+caption) or length (it was cut off). ``model`` names the checkpoint, ``proposer`` the mask generator; ``recipe`` is as
+in the provenance of ``REGIONS``.
 """
 
 BENCHMARK = pa.schema(

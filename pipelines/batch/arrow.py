@@ -15,7 +15,7 @@ from ureca.data.output import Output
 from ureca.data.partitions import PARTITIONS, PartitionReport
 from ureca.masks.mask import Mask
 from ureca.pipelines.batch.executor import TableFunction
-from ureca.schema import ERROR
+from ureca.schema import ANNOTATION_NOTES, ERROR
 
 _MASK = pa.struct(
     [
@@ -25,6 +25,9 @@ _MASK = pa.struct(
         pa.field("area_px", pa.int64(), nullable=False),
         pa.field("predicted_iou", pa.float64()),
         pa.field("stability_score", pa.float64()),
+        pa.field("category", pa.string()),
+        pa.field("fault", pa.string()),
+        pa.field("notes", ANNOTATION_NOTES),
         pa.field("parent_id", pa.int64()),
     ]
 )
@@ -162,6 +165,9 @@ def masked_image_to_row(image: MaskedImage) -> dict[str, Any]:
                 "area_px": mask.area_px,
                 "predicted_iou": mask.predicted_iou,
                 "stability_score": mask.stability_score,
+                "category": mask.category,
+                "fault": mask.fault,
+                "notes": mask.notes_column(),
                 "parent_id": image.parents.get(mask.id),
             }
             for mask in image.masks
@@ -181,6 +187,9 @@ def masked_image_from_row(row: Mapping[str, Any]) -> MaskedImage:
             area_px=mask["area_px"],
             predicted_iou=mask["predicted_iou"],
             stability_score=mask["stability_score"],
+            category=mask["category"],
+            fault=mask["fault"],
+            notes={note["kind"]: note["message"] for note in mask["notes"] or ()},
         )
         for mask in row["masks"]
     )

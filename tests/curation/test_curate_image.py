@@ -49,6 +49,8 @@ def test_curate_regions_row_has_all_fields() -> None:
         "depth": 0,
         "predicted_iou": 1.02,
         "stability_score": 0.9,
+        "category": None,
+        "annotation_notes": None,
         "short_caption": "short of 7",
         "detailed_caption": "short of 7",
         "caption": "short of 7",

@@ -18,10 +18,10 @@ from ureca.masks.annotations import (
     Annotations,
     parse_annotations,
     read_annotations,
-    read_coco_instances,
     to_sa1b,
     write_annotations,
 )
+from ureca.masks.coco import CocoFile, read_coco_instances
 from ureca.masks.mask import Mask
 
 HEIGHT, WIDTH = 3, 4
@@ -75,10 +75,19 @@ class TestParseAnnotations:
             extra={"crop_box": [0, 0, 4, 3], "point_coords": [[1.5, 0.25]]},
         )
 
-    def test_parse_annotations_with_fractional_areas_rounds_them(self) -> None:
+    def test_parse_annotations_computes_geometry_from_the_runs(self) -> None:
         mask = only(sa1b(annotation(bbox=[0.72, 0.25, 1.44, 2], area=2.6)))
-        assert mask.bbox_xywh == (0.72, 0.25, 1.44, 2.0)
-        assert mask.area_px == 3
+        assert (mask.bbox_xywh, mask.area_px, mask.notes) == ((1, 0, 0, 1), 2, {})
+        wrong = only(
+            sa1b(annotation(bbox=[0.1, 0.1, 90, 0.7], area=0.0), width=400, height=300).replace(
+                b'{"size": [3, 4], "counts": "327"}', b"[[10, 10, 110, 10, 110, 60, 10, 60]]"
+            )
+        )
+        assert (wrong.bbox_xywh, wrong.area_px) == ((10, 10, 99, 49), 5000)
+        assert wrong.notes == {
+            "stated_area": "the file states an area of 0 px, the mask has 5000",
+            "stated_box": "the file states the box [0.1, 0.1, 90, 0.7], the mask spans [10, 10, 100, 50]",
+        }
 
     def test_parse_annotations_without_box_and_area_computes_them(self) -> None:
         mask = only(sa1b(annotation()))
@@ -121,7 +130,8 @@ JSON_VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=5,
 )
-NAMED = {"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score"}
+NAMED = {"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "category_id"}
+NAMED |= {"category", "category_name", "label", "class_name", "class"}
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 
@@ -131,8 +141,9 @@ def masks(draw: st.DrawFn, id: int) -> Mask:
     return Mask(
         id=id,
         rle=mask.rle,
-        bbox_xywh=draw(st.tuples(NUMBERS, NUMBERS, NUMBERS, NUMBERS)),
-        area_px=draw(st.integers(0, 30)),
+        bbox_xywh=mask.bbox_xywh,
+        area_px=mask.area_px,
+        category=draw(st.none() | st.just("zebra")),
         predicted_iou=draw(st.none() | NUMBERS),
         stability_score=draw(st.none() | NUMBERS),
         extra=draw(st.dictionaries(st.text().filter(lambda key: key not in NAMED), JSON_VALUES, max_size=3)),
@@ -177,10 +188,14 @@ class TestInvalidAnnotations:
         assert error.kind == "too_many_masks"
         assert "4097 masks" in error.message
 
-    def test_parse_annotations_with_duplicate_ids_names_them(self) -> None:
-        error = api_error(sa1b(*(annotation(id=id) for id in (4, 8, None, 8, 4, 1))))
-        assert error.kind == "duplicate_ids"
-        assert "[4, 8]" in error.message
+    def test_parse_annotations_with_an_id_twice_keeps_different_masks(self) -> None:
+        other = {"segmentation": [[0, 0, 4, 0, 4, 3, 0, 3]], "id": 8}
+        masks = parse_annotations(sa1b(annotation(id=8), annotation(id=8.0), other, annotation(id=0)))
+        assert [(mask.id, mask.area_px, *mask.notes) for mask in masks] == [
+            (8, 2, "duplicate_mask"),
+            (1, 12, "duplicate_id"),
+            (0, 2),
+        ]
 
     @pytest.mark.parametrize(
         ("data", "where"),
@@ -192,49 +207,72 @@ class TestInvalidAnnotations:
             (b"[" * 100_000, "not JSON"),
             (b'{"a":' * 100_000, "not JSON"),
             (b"[" + b"9" * 5000 + b"]", "not JSON"),
-            (sa1b(annotation(area=float("nan"))), "NaN is not a JSON number"),
-            (sa1b(annotation(note=float("inf"))), "Infinity is not a JSON number"),
-            (sa1b(annotation()).replace(b'"327"}', b'"327"}, "note": 1e999'), "exceeds the range of a float"),
-            (b"null", "Input should be a valid dictionary"),
-            (b"[]", "Input should be a valid dictionary"),
-            (b"{}", "image: Field required (and 1 more)"),
-            (b'{"image": {"width": 4, "height": 3}}', "annotations: Field required"),
+            (b"null", "a JSON object is expected, not NoneType"),
+            (b"{}", "annotations: a list is expected"),
+            (b'{"image": {"width": 4, "height": 3}}', "annotations: a list is expected"),
             (sa1b(annotation(), width=0), "image.width"),
             (sa1b(annotation(), width=-4), "image.width"),
             (sa1b(annotation(), width=4.5), "image.width"),
-            (sa1b(annotation(), width="4"), "image.width"),
             (sa1b(annotation(), width=True), "image.width"),
             (sa1b(annotation(), height=10**400), "image.height"),
             (sa1b(annotation(), height=65536, width=65536), "too large"),
-            (sa1b(annotation(), height=4), "mask 0: the mask's size is [3, 4]"),
-            (sa1b(annotation(), image_id=[1]), "image.image_id"),
-            (sa1b(annotation(id=-1)), "annotations.0.id"),
-            (sa1b(annotation(id=2**63)), "annotations.0.id"),
-            (sa1b(annotation(id="1")), "annotations.0.id"),
-            (sa1b(annotation(id=1.0)), "annotations.0.id"),
-            (sa1b(annotation(id=True)), "annotations.0.id"),
-            (sa1b(annotation(), annotation(bbox=[1, 2, 3])), "annotations.1.bbox"),
-            (sa1b(annotation(bbox=["1", "2", "3", "4"])), "annotations.0.bbox.0"),
-            (sa1b(annotation(bbox=[1, 2, 3, 10**400])), "annotations.0.bbox.3"),
-            (sa1b(annotation(area="2")), "annotations.0.area"),
-            (sa1b(annotation(area=True)), "annotations.0.area"),
-            (sa1b(annotation(area=-1)), "does not fit the image"),
-            (sa1b(annotation(area=13)), "does not fit the image"),
-            (sa1b(annotation(area=1e300)), "does not fit the image"),
-            (sa1b(annotation(predicted_iou="high")), "annotations.0.predicted_iou"),
-            (sa1b({}), "annotations.0.segmentation"),
-            (sa1b({"segmentation": "327"}), "annotations.0.segmentation"),
-            (sa1b({"segmentation": {}}), "mask 0: a segmentation is"),
-            (sa1b({"segmentation": {"size": [3, 4], "counts": "32"}, "id": 77}), "mask 77: the runs"),
-            (sa1b({"segmentation": {"size": [3, 4], "counts": "\ud800"}}), "alphabet"),
-            (sa1b({"segmentation": {"size": ["\ud800"], "counts": "327"}}), "size is ['\\ud800']"),
-            (sa1b({"segmentation": [[10**400, 0, 1, 1, 2, 2]]}), "holds numbers only"),
+            (b'{"annotations": [{"segmentation": [[0, 0, 4, 0, 4, 3]]}]}', "does not state width and height"),
         ],
     )
     def test_parse_annotations_of_malformed_files_names_the_field(self, data: bytes, where: str) -> None:
         error = api_error(data)
         assert error.kind == "malformed"
         assert where in error.message
+
+    @pytest.mark.parametrize(
+        ("bad", "fault", "where"),
+        [
+            (7, "malformed", "a JSON object is expected, not int"),
+            ({}, "no_segmentation", "annotation 5: it has no segmentation"),
+            ({"segmentation": None, "bbox": [0, 0, 2, 2]}, "no_segmentation", "masks.boxes makes a filled box of it"),
+            ({"segmentation": [], "bbox": [0, 0, 0, 0]}, "no_segmentation", "it has no segmentation"),
+            ({"segmentation": "327"}, "malformed", "not str"),
+            ({"segmentation": {"a": 1}}, "malformed", "a segmentation is an RLE"),
+            ({"segmentation": {"size": [3, 4], "counts": "32"}}, "malformed", "annotation 5: the runs"),
+            ({"segmentation": {"size": [4, 3], "counts": "327"}}, "size_mismatch", "size is [4, 3]"),
+            ({"segmentation": {"size": [3, 4], "counts": "\ud800"}}, "malformed", "alphabet"),
+            ({"segmentation": {"size": ["\ud800"], "counts": "327"}}, "size_mismatch", "size is ['\\ud800']"),
+            ({"segmentation": [[10**400, 0, 1, 1, 2, 2]]}, "malformed", "finite numbers only"),
+            ({"segmentation": [[float("nan"), 0, 1, 1, 2, 2]]}, "malformed", "finite numbers only"),
+            ({"segmentation": [[0, 0, 1e6, 1, 2, 2]]}, "malformed", "none beyond 40"),
+            ({"segmentation": [[0, 0, 3, 3]]}, "malformed", "at least three points"),
+            ({"segmentation": [[0, 0, 3, 3, 3, 0, 2]]}, "malformed", "7 numbers is no list of x, y pairs"),
+        ],
+    )
+    def test_parse_annotations_of_an_unusable_annotation_keeps_its_neighbours(
+        self, bad: Any, fault: str, where: str
+    ) -> None:
+        bad = {**bad, "id": 5} if isinstance(bad, dict) else bad
+        first, failed, last = parse_annotations(sa1b(annotation(id=1), bad, annotation(id=3)))
+        assert [(mask.id, mask.area_px, mask.fault) for mask in (first, last)] == [(1, 2, None), (3, 2, None)]
+        assert (failed.area_px, failed.fault) == (0, fault)
+        assert where in failed.notes[fault]
+
+    @pytest.mark.parametrize(
+        "fields",
+        [{"id": "7"}, {"id": 7.0}, {"id": " 7 "}, {"id": 7, "note": float("inf")}, {"id": 7, "area": float("nan")}],
+    )
+    def test_parse_annotations_reads_numbers_in_every_spelling(self, fields: dict[str, Any]) -> None:
+        (mask,) = parse_annotations(sa1b(annotation(**fields), width="4", height=3.0))
+        assert (mask.id, mask.area_px, mask.notes) == (7, 2, {})
+        to_sa1b(Annotations((mask,), HEIGHT, WIDTH))
+        json.dumps(mask.extra, allow_nan=False)
+
+    @pytest.mark.parametrize("id", [-1, 2**63, True, "seven", 1.5, [1]])
+    def test_parse_annotations_with_another_id_gives_one_and_names_it(self, id: object) -> None:
+        (mask,) = parse_annotations(sa1b(annotation(id=id)))
+        assert mask.id == 0
+        assert repr(id)[:4] in mask.notes["renamed_id"]
+
+    def test_parse_annotations_of_a_million_annotations_raises_from_the_length(self) -> None:
+        item = b'{"segmentation": {"size": [3, 4], "counts": "327"}, "bbox": [1, 0, 0, 1], "id": 1}, '
+        data = sa1b().replace(b"[]", b"[" + item * 300_000 + b"{}]")
+        assert api_error(data).message == "more than 4096 annotations of one image, which is the limit"
 
     def test_read_annotations_of_a_file_over_the_limit_raises(
         self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
@@ -248,16 +286,18 @@ class TestInvalidAnnotations:
             read_annotations(tmp_path / "a.json")
 
     @pytest.mark.parametrize("kind_of_nest", [b"[%s]", b'{"a": %s}'])
-    def test_parse_annotations_with_deep_nesting_raises(self, kind_of_nest: bytes) -> None:
+    def test_parse_annotations_with_deep_nesting_drops_the_key(self, kind_of_nest: bytes) -> None:
         def nested(levels: int) -> bytes:
             nest = b"1"
             for _ in range(levels):
                 nest = kind_of_nest % nest
             return sa1b(annotation()).replace(b'"327"}', b'"327"}, "note": ' + nest)
 
-        pickle.loads(pickle.dumps(parse_annotations(nested(31))))  # noqa: S301
-        for levels in (32, 500):
-            assert "more than 32 levels" in api_error(nested(levels)).message
+        assert "note" in pickle.loads(pickle.dumps(parse_annotations(nested(31))))[0].extra  # noqa: S301
+        for levels in (40, 150):
+            mask = only(nested(levels))
+            assert (mask.area_px, mask.extra) == (2, {})
+            assert "more than 32 levels" in mask.notes["dropped_key"]
 
     @given(
         JSON_VALUES,
@@ -274,7 +314,7 @@ class TestInvalidAnnotations:
         try:
             parse_annotations(json.dumps(content["content"]).encode())
         except AnnotationError as error:
-            assert error.kind in {"malformed", "no_masks", "duplicate_ids"}
+            assert error.kind in {"malformed", "no_masks"}
 
 
 class TestReadCocoInstances:
@@ -308,36 +348,39 @@ class TestReadCocoInstances:
             "area": 2,
             "bbox": [1, 0, 1, 2],
         }
-        polygon = {"id": 3, "image_id": 1, "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "area": 4.0}
+        polygon = {"id": 3, "image_id": "1", "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "area": 4.0}
         (read,) = read_coco_instances(self.write(tmp_path, [self.image(1)], [crowd, polygon]))
         assert read[0].id == 900100448263
-        assert read[0].extra == {"iscrowd": 1, "category_id": 1}
+        assert read[0].extra == {"iscrowd": 1, "category_id": 1, "image_id": 1}
         np.testing.assert_array_equal(np.flatnonzero(read[0].decode()), [1, 5])
         assert read[1].decode()[:2, :2].all()
         assert read[1].area_px == 4
 
-    def test_read_coco_instances_without_boxes_computes_coco_boxes(self, tmp_path: Path) -> None:
+    def test_read_coco_instances_without_boxes_computes_boxes(self, tmp_path: Path) -> None:
         (read,) = read_coco_instances(self.write(tmp_path, [self.image(1)], [annotation(image_id=1)]))
-        assert read[0].bbox_xywh == (1, 0, 1, 2)
+        assert read[0].bbox_xywh == (1, 0, 0, 1)
 
-    @pytest.mark.parametrize(
-        ("images", "annotations", "kind", "where"),
-        [
-            ([1], [annotation(id=5, image_id=2)], "malformed", "annotation 5 is of image 2, not listed"),
-            ([1], [annotation(id=5)], "malformed", "annotations.0.image_id"),
-            ([None], [], "malformed", "images.0.id"),
-            ([1, 2, 1], [], "duplicate_ids", "image ids appear more than once: [1]"),
-            ([1], [annotation(id=5, image_id=1)] * 2, "duplicate_ids", "mask ids appear more than once: [5]"),
-        ],
-    )
-    def test_read_coco_instances_of_invalid_files_raises(
-        self, tmp_path: Path, images: list[object], annotations: list[dict[str, Any]], kind: str, where: str
-    ) -> None:
-        path = self.write(tmp_path, [self.image(id) for id in images], annotations)
+    def test_coco_file_counts_records_of_no_image(self, tmp_path: Path) -> None:
+        annotations = [annotation(id=5, image_id=2), annotation(id=6), annotation(id=7, image_id="1")]
+        images = [self.image(1), self.image(None), self.image(1.0)]
+        path = self.write(tmp_path, images, annotations)
+        file = CocoFile.read(path)
+        assert file.left_out == {
+            "annotation of an image that the file does not list": 1,
+            "annotation of no image": 1,
+            "image without an id": 1,
+            "image with the id of another": 1,
+        }
+        assert [[mask.id for mask in one] for one in read_coco_instances(path)] == [[7]]
+        (mask,) = parse_annotations(file.image_file(1))
+        assert (mask.id, mask.area_px) == (7, 2)
+
+    @pytest.mark.parametrize("text", ["{}", "[]", '{"images": []}', '{"images": [{"id": 1}', "", '{"images": 3}'])
+    def test_read_coco_instances_of_no_coco_file_raises(self, tmp_path: Path, text: str) -> None:
+        (tmp_path / "a.json").write_text(text)
         with pytest.raises(AnnotationError) as caught:
-            list(read_coco_instances(path))
-        assert caught.value.kind == kind
-        assert where in caught.value.message
+            list(read_coco_instances(tmp_path / "a.json"))
+        assert caught.value.kind == "malformed"
 
     def test_read_coco_instances_with_one_mask_id_in_two_images_accepts_it(self, tmp_path: Path) -> None:
         annotations = [annotation(id=5, image_id=1), annotation(id=5, image_id=2)]

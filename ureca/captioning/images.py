@@ -76,7 +76,10 @@ def caption_rows(
             "depth": _depth(mask.id, parents),
             "predicted_iou": mask.predicted_iou,
             "stability_score": mask.stability_score,
+            "category": mask.category,
+            "annotation_notes": mask.notes_column(),
             **results[mask.id],
+            **({} if mask.fault is None else {"status": f"skipped:{mask.fault}"}),
         }
         for mask in masks
     ]

@@ -111,6 +111,7 @@ async def curate_regions(
     tree = tree or MaskTree.build(masks, curator.tree.containment)
     main_objects, regions, skipped = select_regions(tree, curator.tree)
     by_id = {mask.id: mask for mask in masks}
+    skipped |= {mask.id: mask.fault for mask in masks if mask.fault is not None}
     image = CurationImage(
         pixels=pixels,
         masks=by_id,

@@ -122,6 +122,8 @@ def region_row(mask: Mask, tree: MaskTree, region: CuratedRegion | None, skip_re
         "depth": tree.depth(mask.id),
         "predicted_iou": mask.predicted_iou,
         "stability_score": mask.stability_score,
+        "category": mask.category,
+        "annotation_notes": mask.notes_column(),
         "short_caption": region.short_caption,
         "detailed_caption": region.detailed_caption,
         "caption": region.caption,

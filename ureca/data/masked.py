@@ -8,8 +8,8 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
 from ureca.image_limits import ImageLimits
-from ureca.images import try_decode_image
-from ureca.masks.generators.base import MaskGenerator
+from ureca.images import exif_orientation, try_decode_image
+from ureca.masks.generators.base import MaskGenerator, OrientedMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 
@@ -101,9 +101,22 @@ def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, li
     try:
         if isinstance(fetched.annotation, DataError):
             raise fetched.annotation
-        masks = mask_generator.generate(pixels, fetched.annotation)
+        if isinstance(mask_generator, OrientedMaskGenerator) and isinstance(fetched.image, bytes):
+            orientation = exif_orientation(fetched.image, limits)
+            masks = mask_generator.generate(pixels, fetched.annotation, orientation=orientation)
+        else:
+            masks = mask_generator.generate(pixels, fetched.annotation)
     except DataError as error:
-        return MaskedImage(entry, height, width, error=RowError.of("masks", error))
+        named = error.kind == "missing_annotation" or entry.annotation_path is None
+        message = error.message if named else f"{entry.annotation_path}: {error.message}"
+        return MaskedImage(entry, height, width, error=RowError("masks", error.kind, message))
+    if entry.annotation_path is not None:
+        masks = [
+            mask
+            if mask.fault is None
+            else replace(mask, notes={**mask.notes, mask.fault: f"{entry.annotation_path}: {mask.notes[mask.fault]}"})
+            for mask in masks
+        ]
     return MaskedImage(entry, height, width, tuple(masks))
 
 

@@ -93,6 +93,8 @@ class PartitionReport(BaseModel):
         failures: number of error rows and failed regions by ``<stage>:<kind>``.
         num_regions: number of captioned regions.
         num_failed_regions: number of failed regions in rows without error.
+        skipped: number of regions that are skipped, by reason.
+        annotation_notes: number of captioned or failed regions with a remark on their annotation, by kind.
         notes: number of steps without a usable answer after which a region's last caption or verdict stayed, by
             ``<stage>:<kind>``.
         listener: figures of the listener, empty without one: number of ``regions`` tested, of their ``captions``, of
@@ -116,6 +118,8 @@ class PartitionReport(BaseModel):
     failures: dict[str, int] = {}
     num_regions: int = 0
     num_failed_regions: int = 0
+    skipped: dict[str, int] = {}
+    annotation_notes: dict[str, int] = {}
     notes: dict[str, int] = {}
     listener: dict[str, float] = {}
     num_calls: int = 0
@@ -132,6 +136,8 @@ class PartitionReport(BaseModel):
         """Count the rows of a dataset; they do not tell calls, tokens and seconds."""
         report = cls()
         failures: Counter[str] = Counter()
+        skipped: Counter[str] = Counter()
+        annotation_notes: Counter[str] = Counter()
         notes: Counter[str] = Counter()
         listener: defaultdict[str, float] = defaultdict(float)
         for row in rows:
@@ -148,7 +154,10 @@ class PartitionReport(BaseModel):
             report.num_regions += statuses.count("ok")
             report.num_failed_regions += len(failed)
             failures.update(failed)
+            skipped.update(status.removeprefix("skipped:") for status in statuses if status.startswith("skipped:"))
             for region in row[dataset.name]:
+                if not region["status"].startswith("skipped:"):
+                    annotation_notes.update(note["kind"] for note in region.get("annotation_notes") or ())
                 notes.update(filter(None, (region.get("note") or "").split("; ")))
                 if region.get("listener_candidates") is not None:
                     listener["captions"] += region["listener_rounds"]
@@ -157,6 +166,7 @@ class PartitionReport(BaseModel):
                     listener["chosen"] += region["listener_choice"] == str(region["region_id"])
                     listener["chosen_by_chance"] += region["listener_chance"]
         report.failures, report.notes, report.listener = dict(failures), dict(notes), dict(listener)
+        report.skipped, report.annotation_notes = dict(skipped), dict(annotation_notes)
         return report
 
     def __add__(self, other: "PartitionReport") -> "PartitionReport":

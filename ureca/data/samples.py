@@ -6,7 +6,7 @@ A line of the JSONL is a region, ``{"image", "mask_id", "conversations"}``. Regi
 
 import reprlib
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from typing import Any, Literal, Protocol
@@ -23,7 +23,7 @@ from ureca.data.reading import FileReader
 from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import AnnotationError, DataError, InputError
 from ureca.io import locate
-from ureca.masks.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations
+from ureca.masks.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations, whole_number
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px
 
@@ -218,7 +218,7 @@ class _Answer(BaseModel):
 
 class _Line(BaseModel):
     image: str
-    mask_id: int | str
+    mask_id: int | float | str
     conversations: tuple[_Question, _Answer]
 
 
@@ -270,19 +270,25 @@ class JsonlFile:
                     yield from self._image(entry, lines, annotations)
 
     def _image(self, entry: ManifestEntry | None, lines: Sequence[_Line], files: FileReader) -> Iterator[Sample]:
-        annotations = None if entry is None else _read(entry, files)
+        by_position = self._settings.mask_ids == "position"
+        wanted = {_mask_name(line.mask_id) for line in lines}
+        annotations = None if entry is None else _read(entry, files, wanted, by_position=by_position)
         if entry is None or annotations is None:
             yield from _all_bad(lines, "unknown_image", f"there is no such image in {self._settings.images}")
             return
         if isinstance(annotations, DataError):
             yield from _all_bad(lines, annotations.kind, annotations.message)
             return
-        by_position = self._settings.mask_ids == "position"
-        masks = {str(position if by_position else mask.id): mask for position, mask in enumerate(annotations)}
+        if by_position:
+            # The masks of the wanted positions that the file has, in its order
+            positions = sorted(int(name) for name in wanted if name.isdecimal())
+            masks = dict(zip(map(str, positions), annotations, strict=False))
+        else:
+            masks = {str(mask.id): mask for mask in annotations if "duplicate_id" not in mask.notes}
         regions = []
         for line in lines:
-            mask = masks.get(str(line.mask_id))
-            sample = _unknown_mask(line, entry) if mask is None else _sample(line, mask)
+            mask = masks.get(_mask_name(line.mask_id))
+            sample = _unknown_mask(line, entry) if mask is None else _sample(line, mask, entry)
             if isinstance(sample, BadSample):
                 yield sample
             else:
@@ -327,14 +333,21 @@ def _parse(data: bytes, where: str) -> _Line | BadSample | None:
         return BadSample("", None, "malformed_line", f"{where}: {key + ': ' if key else ''}{first['msg']}")
 
 
-def _read(entry: ManifestEntry, files: FileReader) -> Annotations | DataError:
+def _mask_name(id: float | str) -> str:
+    number = whole_number(id)
+    return str(id if number is None else number)
+
+
+def _read(
+    entry: ManifestEntry, files: FileReader, wanted: Collection[str], *, by_position: bool
+) -> Annotations | DataError:
     if entry.annotation_path is None:
         return DataError("missing_annotation", f"{entry.uri}: the image has no annotation file, so no masks")
     data = files.read(entry.annotation_path, entry.annotation_offset, entry.annotation_size)
     if isinstance(data, DataError):
         return data
     try:
-        return parse_annotations(data)
+        return parse_annotations(data, only=wanted, by_position=by_position)
     except AnnotationError as error:
         return AnnotationError(error.kind, f"{entry.annotation_path}: {error.message}")
 
@@ -350,11 +363,13 @@ def _unknown_mask(line: _Line, entry: ManifestEntry) -> BadSample:
 
 
 def _region_id(line: _Line) -> int | None:
-    id = str(line.mask_id)
+    id = _mask_name(line.mask_id)
     return int(id) if id.isascii() and id.isdecimal() and len(id) <= _MAX_ID_DIGITS else None
 
 
-def _sample(line: _Line, mask: Mask) -> TrainingRegion | BadSample:
+def _sample(line: _Line, mask: Mask, entry: ManifestEntry) -> TrainingRegion | BadSample:
+    if mask.fault is not None:
+        return BadSample(line.image, mask.id, mask.fault, f"{entry.annotation_path}: {mask.notes[mask.fault]}")
     question, answer = (turn.value for turn in line.conversations)
     for placeholder in _PLACEHOLDERS:
         question = question.replace(placeholder, "")

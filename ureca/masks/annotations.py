@@ -1,31 +1,39 @@
-"""Annotation files: SA-1B (one JSON file per image) and COCO instances (one JSON file per dataset)."""
+"""Annotation files of one image: SA-1B, COCO, LabelMe and lists of masks, each annotation on its own.
+
+Every annotation becomes a mask. One that is unusable becomes a mask without pixels whose ``fault`` says why, so that
+its neighbours are kept and it is counted. Boxes and areas are computed from the run lengths, never believed.
+"""
 
 import json
 import math
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+import reprlib
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar, overload
+from typing import Any, overload
 
-from pydantic import BaseModel, ConfigDict, Field, StrictInt, ValidationError
+import numpy as np
+from pydantic_core import from_json
 
 from ureca.errors import AnnotationError
 from ureca.masks import rle as rle_codec
+from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.mask import Mask
+from ureca.masks.rle import Rle
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
 MAX_MASKS = 4096
 """Largest number of masks of an image. Building a mask tree can take time proportional to its square."""
 
 _MAX_SIDE_PX = 2**16
+_MAX_ID = 2**63 - 1
 _MAX_NESTING = 32
-
-Id = TypeVar("Id", int, int | str)
-
-_Side = Annotated[StrictInt, Field(ge=1, le=_MAX_SIDE_PX)]
-_Id = Annotated[StrictInt, Field(ge=0, lt=2**63)]
-_Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+_MAX_DIGITS = 25
+_MIN_COORDINATES = 6
+_POINT, _BOX = 2, 4
+_BRACES_PARSED_AT_ONCE = 64 * MAX_MASKS
+_NAMED_KEYS = frozenset({"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "category"})
+_LABEL_KEYS = ("category", "category_name", "label", "class_name", "class")
 
 
 @dataclass(frozen=True)
@@ -33,7 +41,7 @@ class Annotations(Sequence[Mask]):
     """The masks of one image, as a sequence, and the image's properties in their file.
 
     Attributes:
-        masks: masks in the file's order, with distinct ids.
+        masks: masks in the file's order, with distinct ids; unusable annotations have a ``fault`` and no pixels.
         height_px: height of the image.
         width_px: width of the image.
         image_id: id of the image in the file; None if it has none.
@@ -57,55 +65,18 @@ class Annotations(Sequence[Mask]):
         return self.masks[index]
 
 
-class _Image(BaseModel):
-    width: _Side
-    height: _Side
-    image_id: StrictInt | str | None = None
-    file_name: str | None = None
-
-
-class _CocoImage(_Image):
-    id: StrictInt | str
-
-
-class _Annotation(BaseModel):
-    """One mask in a file; unknown keys are kept."""
-
-    model_config = ConfigDict(extra="allow")
-
-    segmentation: dict[str, Any] | list[Any]
-    id: _Id | None = None
-    bbox: tuple[_Number, _Number, _Number, _Number] | None = None
-    area: _Number | None = None
-    predicted_iou: _Number | None = None
-    stability_score: _Number | None = None
-
-
-class _CocoAnnotation(_Annotation):
-    image_id: StrictInt | str
-
-
-class _Sa1bFile(BaseModel):
-    image: _Image
-    annotations: list[_Annotation]
-
-
-class _CocoFile(BaseModel):
-    images: list[_CocoImage]
-    annotations: list[_CocoAnnotation]
-
-
 def read_annotations(path: str | Path) -> Annotations:
-    """Read the masks of one image from an SA-1B JSON file; ids, boxes and areas that it lacks are computed.
+    """Read the masks of one image from a file of SA-1B, COCO (with one image) or LabelMe.
 
     Args:
         path: path of the file.
 
     Returns:
-        The masks as a sequence of ``Mask``, with ``height_px``, ``width_px`` and ``image_id`` of the image.
+        The masks as a sequence of ``Mask``, with ``height_px``, ``width_px`` and ``image_id`` of the image. An unusable
+        annotation is a mask without pixels, whose ``fault`` and ``notes`` say why.
 
     Raises:
-        AnnotationError: the file is malformed or has no masks, more than 4096 masks or an id twice.
+        AnnotationError: the file is malformed as a whole, or has no masks or more than 4096.
         OSError: the file cannot be read.
 
     Example:
@@ -115,74 +86,132 @@ def read_annotations(path: str | Path) -> Annotations:
         (4, True)
     """
     with Path(path).open("rb") as file:
-        return parse_annotations(file.read(MAX_ANNOTATION_BYTES + 1))
+        data = file.read(MAX_ANNOTATION_BYTES + 1)
+    try:
+        return parse_annotations(data)
+    except AnnotationError as error:
+        raise AnnotationError(error.kind, f"{path}: {error.message}") from error
 
 
-def parse_annotations(data: bytes) -> Annotations:
-    """Parse the content of an SA-1B JSON file.
+def parse_annotations(
+    data: bytes,
+    *,
+    size: tuple[int, int] | None = None,
+    boxes: bool = False,
+    only: Collection[str] | None = None,
+    by_position: bool = False,
+) -> Annotations:
+    """Parse the content of an annotation file of one image.
+
+    Args:
+        data: JSON of SA-1B (``image`` and ``annotations``), of COCO with a single image, of LabelMe (``shapes``), or a
+            list of annotations, as SAM's scripts write.
+        size: height and width of the image, where the file does not state them.
+        boxes: make a filled box of an annotation that has a box and no segmentation.
+        only: ids of the masks to parse, as text; None: all. Others are left out, at no cost.
+        by_position: ``only`` holds positions in the file, from 0; no mask of these is left out.
 
     Raises:
-        AnnotationError: ``malformed`` (no such JSON, wrong types, invalid runs or polygons, over 256 MiB),
-            ``no_masks`` (its list is empty), ``too_many_masks`` (over 4096), ``duplicate_ids``.
+        AnnotationError: ``malformed`` (no such JSON, no size, over 256 MiB), ``no_masks`` (its list is empty),
+            ``too_many_masks`` (over 4096).
     """
     if len(data) > MAX_ANNOTATION_BYTES:
         raise AnnotationError("malformed", f"the file is larger than {MAX_ANNOTATION_BYTES} bytes")
-    content = _load_json(data)
-    try:
-        file = _Sa1bFile.model_validate(content)
-    except ValidationError as error:
-        _raise_malformed(error)
-    return _annotations(file.image, file.annotations, image_id=file.image.image_id, inclusive=True)
+    if data.count(b"{") > _BRACES_PARSED_AT_ONCE:  # counted before the objects take ten times the memory of the file
+        _check_number(data)
+    content = load_json(data)
+    if isinstance(content, list) and any(isinstance(item, dict) and "segmentation" in item for item in content):
+        content = {"annotations": content}
+    if not isinstance(content, dict):
+        raise AnnotationError("malformed", f"a JSON object is expected, not {type(content).__name__}")
+    if "shapes" in content:
+        content = _from_labelme(content)
+    image = content.get("image")
+    if image is None and isinstance(images := content.get("images"), list):
+        if len(images) != 1:
+            raise AnnotationError(
+                "malformed",
+                f"a COCO file of {len(images)} images is no annotation file of one image: name it by "
+                "listing.annotations",
+            )
+        image = images[0]
+    annotations = content.get("annotations")
+    if not isinstance(annotations, list):
+        raise AnnotationError("malformed", "annotations: a list is expected, as in files of SA-1B, COCO and LabelMe")
+    return image_annotations(
+        image if isinstance(image, dict) else {},
+        annotations,
+        category_names(content.get("categories")),
+        size=size,
+        boxes=boxes,
+        only=only,
+        by_position=by_position,
+    )
 
 
-def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
-    """Read a COCO instances JSON file, yielding the annotations of each image that has any, in the file's order.
+def image_annotations(
+    image: Mapping[str, Any],
+    annotations: Sequence[Any],
+    categories: Mapping[int | str, str],
+    *,
+    size: tuple[int, int] | None = None,
+    boxes: bool = False,
+    only: Collection[str] | None = None,
+    by_position: bool = False,
+) -> Annotations:
+    """Normalise the annotations of one image, in whatever dialect each is written.
 
-    Raises:
-        AnnotationError: as ``parse_annotations``, without a limit of the file's size; also ``duplicate_ids`` of images,
-            and ``malformed`` for an annotation whose image the file does not list.
-        OSError: the file cannot be read.
-    """
-    for _, annotations in coco_images(path):
-        if isinstance(annotations, AnnotationError):
-            raise annotations
-        yield annotations
-
-
-def coco_images(
-    path: str | Path, *, only: Collection[int] | None = None
-) -> Iterator[tuple[int | str, Annotations | AnnotationError]]:
-    """Read a COCO instances JSON file, yielding the id of each image, and its annotations or their error.
+    Numeric strings and integral floats are integers. Of an id that appears again, a mask equal to the first is left
+    out with a note, another one gets a free id; so does an annotation without an id, or with one that is no number.
 
     Args:
-        path: path of the file.
-        only: ids of the annotations to read; None: all of them.
+        image: record of the image: ``width`` and ``height``, ``image_id`` or ``id``, ``file_name`` or ``coco_url``.
+        annotations: records of its annotations.
+        categories: names of the categories by id.
+        size, boxes, only, by_position: as in ``parse_annotations``.
 
     Raises:
-        AnnotationError: the file is unusable as a whole.
-        OSError: the file cannot be read.
+        AnnotationError: as ``parse_annotations``.
     """
-    content = _load_json(Path(path).read_bytes())
-    try:
-        file = _CocoFile.model_validate(content)
-    except ValidationError as error:
-        _raise_malformed(error)
-    by_image: dict[int | str, list[_Annotation]] = {
-        id: [] for id in _distinct((image.id for image in file.images), "image ids")
-    }
-    for annotation in file.annotations:
-        if annotation.image_id not in by_image:
-            raise AnnotationError(
-                "malformed", f"annotation {annotation.id} is of image {annotation.image_id}, not listed"
-            )
-        if only is None or annotation.id in only:
-            by_image[annotation.image_id].append(annotation)
-    for image in file.images:
-        if of_image := by_image[image.id]:
-            try:
-                yield image.id, _annotations(image, of_image, image_id=image.id, inclusive=False)
-            except AnnotationError as error:
-                yield image.id, error
+    if not annotations:
+        raise AnnotationError("no_masks", "the list of annotations is empty")
+    if len(annotations) > MAX_MASKS:
+        raise AnnotationError("too_many_masks", f"{len(annotations)} masks of one image, the limit is {MAX_MASKS}")
+    height, width = _image_size(image, annotations, size)
+    stated = [_mask_id(record) for record in annotations]
+    taken = {id for id in stated if id is not None}
+    free = (id for id in range(2 * len(annotations) + 1) if id not in taken)
+    first: dict[int | None, int] = {}  # position in ``masks`` of the mask that has an id in the file
+    masks: list[Mask] = []
+    for position, (record, stated_id) in enumerate(zip(annotations, stated, strict=True)):
+        id, is_again = stated_id, stated_id in first
+        if only is not None and str(position if by_position else id) not in only:
+            continue
+        mask = _mask(-1 if id is None else id, record, (height, width), categories, boxes=boxes)
+        if id is None:
+            given = record.get("id") if isinstance(record, Mapping) else None
+            notes = {} if given is None else {"renamed_id": f"its id in the file is {reprlib.repr(given)}"}
+            mask = replace(mask, id=next(free), notes={**mask.notes, **notes})
+        elif is_again:
+            earlier = masks[first[id]]
+            if not by_position and (earlier.fault, earlier.rle) == (mask.fault, mask.rle):
+                message = f"annotation {id} is there twice, with equal masks"
+                masks[first[id]] = replace(earlier, notes={**earlier.notes, "duplicate_mask": message})
+                continue
+            message = f"annotation {id} is there twice, with different masks; this one has an id of its own"
+            mask = replace(mask, id=next(free), notes={**mask.notes, "duplicate_id": message})
+        else:
+            first[id] = len(masks)
+        masks.append(mask)
+    name = image.get("file_name", image.get("coco_url"))
+    image_id = image.get("image_id", image.get("id"))
+    return Annotations(
+        tuple(masks),
+        height,
+        width,
+        image_key(image_id) if isinstance(image_id, int | float | str) else None,
+        name if isinstance(name, str) else None,
+    )
 
 
 def to_sa1b(annotations: Annotations) -> dict[str, Any]:
@@ -201,91 +230,360 @@ def write_annotations(path: str | Path, annotations: Annotations) -> None:
 
 
 def _to_sa1b_mask(mask: Mask) -> dict[str, Any]:
-    scores = {"predicted_iou": mask.predicted_iou, "stability_score": mask.stability_score}
+    known = {
+        "predicted_iou": mask.predicted_iou,
+        "stability_score": mask.stability_score,
+        "category": mask.category,
+    }
     return {
         "id": mask.id,
         "segmentation": dict(mask.rle),
         "bbox": list(mask.bbox_xywh),
         "area": mask.area_px,
-        **{key: value for key, value in scores.items() if value is not None},
+        **{key: value for key, value in known.items() if value is not None},
         **mask.extra,
     }
 
 
-def _annotations(
-    image: _Image, annotations: Sequence[_Annotation], *, image_id: int | str | None, inclusive: bool
-) -> Annotations:
-    if not annotations:
-        raise AnnotationError("no_masks", "the list of annotations is empty")
-    if len(annotations) > MAX_MASKS:
-        raise AnnotationError("too_many_masks", f"{len(annotations)} masks of one image, the limit is {MAX_MASKS}")
-    taken = _distinct((annotation.id for annotation in annotations if annotation.id is not None), "mask ids")
-    free = (id for id in range(len(annotations) + len(taken)) if id not in taken)
-    ids = [next(free) if annotation.id is None else annotation.id for annotation in annotations]
-    masks = tuple(
-        _mask(id, annotation, image, inclusive=inclusive) for id, annotation in zip(ids, annotations, strict=True)
-    )
-    return Annotations(masks, image.height, image.width, image_id, image.file_name)
+def load_json(data: bytes) -> Any:
+    """Parse JSON; NaN and infinity, which several tools write, are numbers.
 
-
-def _distinct(ids: Iterable[Id], name: str) -> set[Id]:
-    times = Counter(ids)
-    if twice := [id for id, count in times.items() if count > 1]:
-        raise AnnotationError("duplicate_ids", f"{name} appear more than once: {twice[:5]}")
-    return set(times)
-
-
-def _mask(id: int, annotation: _Annotation, image: _Image, *, inclusive: bool) -> Mask:
+    Raises:
+        AnnotationError: ``malformed``.
+    """
+    data = data.removeprefix(b"\xef\xbb\xbf")
     try:
-        rle = rle_codec.from_coco(annotation.segmentation, image.height, image.width)
-    except ValueError as error:
-        raise AnnotationError("malformed", f"mask {id}: {error}") from error
-    compute_box = rle_codec.inclusive_box_xywh if inclusive else rle_codec.box_xywh
-    area_px = rle_codec.area_px(rle) if annotation.area is None else round(annotation.area)
-    if not 0 <= area_px <= image.height * image.width:
-        raise AnnotationError("malformed", f"mask {id}: an area of {area_px} pixels does not fit the image")
-    return Mask(
-        id=id,
-        rle=rle,
-        bbox_xywh=compute_box(rle) if annotation.bbox is None else annotation.bbox,
-        area_px=area_px,
-        predicted_iou=annotation.predicted_iou,
-        stability_score=annotation.stability_score,
-        extra=_extra(id, annotation),
-    )
-
-
-def _extra(id: int, annotation: _Annotation) -> Mapping[str, Any]:
-    extra = dict(annotation.model_extra or {})
-    inner: list[Any] = [extra]
-    for _ in range(_MAX_NESTING):
-        containers = (value.values() if isinstance(value, dict) else value for value in inner)
-        inner = [item for items in containers for item in items if isinstance(item, dict | list)]
-    if inner:  # deeper nesting can be read here and yet be too deep to be sent to another process
-        raise AnnotationError("malformed", f"mask {id}: its keys hold more than {_MAX_NESTING} levels of lists")
-    return extra
-
-
-def _load_json(data: bytes) -> Any:
+        return from_json(data, allow_inf_nan=True)
+    except ValueError:
+        pass  # lone surrogates, and encodings other than UTF-8, are read by the standard library alone
     try:
-        return json.loads(data, parse_constant=_reject_constant, parse_float=_finite)
+        return json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no Unicode, integers of thousands of digits
         raise AnnotationError("malformed", f"not JSON: {error}") from error
 
 
-def _reject_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON number")
+def image_key(id: object) -> int | str | None:
+    """Return an image's id in the form in which ids are compared: 1, 1.0 and "1" are the same; None: it is no id."""
+    number = whole_number(id)
+    return number if number is not None else (id if isinstance(id, str) else None)
 
 
-def _finite(digits: str) -> float:
-    number = float(digits)
-    if not math.isfinite(number):
-        raise ValueError("a number exceeds the range of a float")
-    return number
+def whole_number(value: object) -> int | None:
+    """Return the integer that a number or a text of one stands for; None: it is none."""
+    if isinstance(value, bool):
+        return None
+    if isinstance(value, str):
+        text = value.strip()
+        if len(text) > _MAX_DIGITS or not text.isascii():
+            return None
+        try:
+            value = float(text) if "." in text else int(text)
+        except ValueError:
+            return None
+    if isinstance(value, float):
+        return int(value) if value.is_integer() else None
+    return value if isinstance(value, int) else None
 
 
-def _raise_malformed(error: ValidationError) -> NoReturn:
-    first = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(str(step) for step in first["loc"])
-    more = f" (and {error.error_count() - 1} more)" if error.error_count() > 1 else ""
-    raise AnnotationError("malformed", f"{where}: {first['msg']}{more}") from error
+def category_names(categories: object) -> dict[int | str, str]:
+    """Return the names of a COCO file's ``categories`` by id; records without id or name are left out."""
+    names: dict[int | str, str] = {}
+    for category in categories if isinstance(categories, list) else []:
+        if isinstance(category, dict) and isinstance(name := category.get("name"), str):
+            key = image_key(category.get("id"))
+            if key is not None and name.strip():
+                names[key] = name.strip()
+    return names
+
+
+def _check_number(data: bytes) -> None:
+    try:
+        for count, (key, _, _) in enumerate(iter_elements(iter([data]), {"annotations"}), start=1):
+            if count > MAX_MASKS:
+                raise AnnotationError("too_many_masks", f"more than {MAX_MASKS} {key} of one image, which is the limit")
+    except JsonStreamError as error:
+        raise AnnotationError("malformed", f"not JSON: {error}") from error
+
+
+def _image_size(image: Mapping[str, Any], annotations: Sequence[Any], size: tuple[int, int] | None) -> tuple[int, int]:
+    sides = []
+    for name in ("height", "width"):
+        value = image.get(name)
+        side = whole_number(value)
+        if value is not None and (side is None or not 1 <= side <= _MAX_SIDE_PX):
+            raise AnnotationError("malformed", f"image.{name}: {reprlib.repr(value)} is no side of an image in pixels")
+        sides.append(side)
+    height, width = sides
+    if height is not None and width is not None:
+        found = (height, width)
+    elif size is not None:
+        found = size
+    else:
+        stated = (
+            _whole_numbers(record["segmentation"].get("size"))
+            for record in annotations
+            if isinstance(record, dict) and isinstance(record.get("segmentation"), dict)
+        )
+        of_masks = {(pair[0], pair[1]) for pair in stated if pair is not None and len(pair) == _POINT}
+        if len(of_masks) != 1:
+            raise AnnotationError("malformed", "image: the file does not state width and height of its image")
+        found = of_masks.pop()
+    if found[0] * found[1] > rle_codec.MAX_PIXELS:
+        raise AnnotationError("malformed", f"an image of {found[0]} x {found[1]} pixels is too large for run lengths")
+    return found
+
+
+def _mask_id(record: object) -> int | None:
+    id = whole_number(record.get("id")) if isinstance(record, Mapping) else None
+    return id if id is not None and 0 <= id <= _MAX_ID else None
+
+
+def _mask(id: int, record: object, size: tuple[int, int], categories: Mapping[int | str, str], *, boxes: bool) -> Mask:
+    notes: dict[str, str] = {}
+    category = None
+    extra: dict[str, Any] = {}
+    predicted_iou = stability_score = None
+    rle, fault = None, None
+    if not isinstance(record, Mapping):
+        fault, reason = "malformed", f"a JSON object is expected, not {type(record).__name__}"
+    else:
+        category = _category(record, categories)
+        extra = _extra(record, notes)
+        predicted_iou, stability_score = (_finite(record.get(name)) for name in ("predicted_iou", "stability_score"))
+        try:
+            rle = _segmentation(record, size, notes, boxes=boxes)
+        except AnnotationError as error:
+            fault, reason = error.kind, error.message
+        except ValueError as error:
+            fault, reason = "malformed", str(error)
+    if rle is None:
+        notes[fault or "malformed"] = f"annotation {id}: {reason}" if id >= 0 else reason
+        empty = rle_codec.from_coco({"size": list(size), "counts": [size[0] * size[1]]}, *size)
+        return Mask(id, empty, (0.0, 0.0, 0.0, 0.0), 0, category=category, fault=fault, notes=notes, extra=extra)
+    area_px = rle_codec.area_px(rle)
+    box = rle_codec.inclusive_box_xywh(rle)
+    assert isinstance(record, Mapping)  # noqa: S101
+    _note_disagreement(record, area_px, rle_codec.box_xywh(rle), notes)
+    return Mask(
+        id,
+        rle,
+        box,
+        area_px,
+        category=category,
+        notes=notes,
+        extra=extra,
+        predicted_iou=predicted_iou,
+        stability_score=stability_score,
+    )
+
+
+def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[str, str], *, boxes: bool) -> Rle:
+    """Return the run lengths of an annotation.
+
+    Raises:
+        AnnotationError: ``no_segmentation`` or ``size_mismatch``.
+        ValueError: the segmentation is malformed.
+    """
+    height, width = size
+    segmentation = record.get("segmentation")
+    if segmentation is None or segmentation in ([], [[]], {}, ""):
+        box = _numbers(record.get("bbox"))
+        if not boxes or box is None or len(box) != _BOX or min(box[2:]) <= 0:
+            hint = "" if boxes else "; masks.boxes makes a filled box of it"
+            has_box = box is not None and len(box) == _BOX and min(box[2:]) > 0
+            raise AnnotationError(
+                "no_segmentation", f"it has a box, but no segmentation{hint}" if has_box else "it has no segmentation"
+            )
+        x, y, box_width, box_height = (min(max(value, -_MAX_SIDE_PX), 2 * _MAX_SIDE_PX) for value in box)
+        left, top, right, bottom = round(x), round(y), round(x + box_width), round(y + box_height)
+        notes["box_as_mask"] = "the mask is its filled box"
+        return rle_codec.encode_box(left, top, max(1, right - left), max(1, bottom - top), size)
+    if isinstance(segmentation, dict):
+        stated = _whole_numbers(segmentation.get("size"))
+        counts = segmentation.get("counts")
+        if "size" in segmentation and stated != [height, width]:
+            raise AnnotationError(
+                "size_mismatch",
+                f"the mask's size is {reprlib.repr(segmentation['size'])}, the image's [height, width] "
+                f"{[height, width]}",
+            )
+        if isinstance(counts, str) and counts[:2] in ("b'", 'b"') and counts[-1:] == counts[1] and len(counts) > 2:
+            counts = counts[2:-1].replace("\\\\", "\\")  # the text of Python's bytes
+        elif isinstance(counts, list):
+            counts = _whole_numbers(counts) or counts
+        known = {**segmentation, "counts": counts} if "counts" in segmentation else segmentation
+        return rle_codec.from_coco(known if stated is None else {**known, "size": stated}, *size)
+    if not isinstance(segmentation, list):
+        raise ValueError(f"a segmentation is an RLE or a list of polygons, not {type(segmentation).__name__}")
+    pieces = _pieces(segmentation)
+    kept = [piece for piece in pieces if len(piece) >= _MIN_COORDINATES]
+    if not kept:
+        raise AnnotationError("malformed", "a polygon has at least three points, no piece of this one has")
+    if len(kept) < len(pieces):
+        notes["dropped_pieces"] = f"{len(pieces) - len(kept)} of {len(pieces)} polygons have under three points"
+    return rle_codec.from_coco(kept, height, width)
+
+
+def _pieces(segmentation: list[Any]) -> list[list[float]]:
+    """Return polygons as flat lists x0, y0, x1, y1, ...; given flat, as points, or as one polygon not in a list."""
+    if all(_is_point(item) for item in segmentation) and 2 * len(segmentation) >= _MIN_COORDINATES:
+        return [[float(value) for point in segmentation for value in _point(point)]]
+    if not isinstance(segmentation[0], list):
+        segmentation = [segmentation]
+    pieces = []
+    for piece in segmentation:
+        if isinstance(piece, list) and piece and all(_is_point(item) for item in piece):
+            piece = [value for point in piece for value in _point(point)]  # noqa: PLW2901
+        numbers = _numbers(piece)
+        if numbers is None:
+            raise ValueError("a polygon holds finite numbers only: a flat list x0, y0, x1, y1, ... in pixels")
+        if len(numbers) % 2:
+            raise ValueError(f"a polygon of {len(numbers)} numbers is no list of x, y pairs")
+        pieces.append(numbers)
+    return pieces
+
+
+def _is_point(item: object) -> bool:
+    if isinstance(item, dict):
+        return {"x", "y"} <= item.keys()
+    return isinstance(item, list) and len(item) == _POINT and _numbers(item) is not None
+
+
+def _point(item: Any) -> list[float]:
+    return _numbers([item["x"], item["y"]] if isinstance(item, dict) else item) or [math.nan, math.nan]
+
+
+def _numbers(values: object) -> list[float] | None:
+    if not isinstance(values, list):
+        return None
+    if all(type(value) in (int, float) for value in values):
+        try:
+            if all(map(math.isfinite, values)):
+                return values
+        except OverflowError:
+            return None
+        return None
+    numbers = [_finite(value) for value in values]
+    return None if None in numbers else [number for number in numbers if number is not None]
+
+
+def _whole_numbers(values: object) -> list[int] | None:
+    if not isinstance(values, list):
+        return None
+    numbers = [whole_number(value) for value in values]
+    return None if None in numbers else [number for number in numbers if number is not None]
+
+
+def _finite(value: object) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _category(record: Mapping[str, Any], categories: Mapping[int | str, str]) -> str | None:
+    key = image_key(record.get("category_id"))
+    if key is not None and key in categories:
+        return categories[key]
+    for name in _LABEL_KEYS:
+        if isinstance(label := record.get(name), str) and label.strip():
+            return label.strip()
+    return None
+
+
+def _note_disagreement(
+    record: Mapping[str, Any], area_px: int, box: tuple[float, float, float, float], notes: dict[str, str]
+) -> None:
+    x, y, width, height = box
+    # The area within a polygon and the pixels that it covers differ by up to a pixel along the outline.
+    tolerance = 2 * (width + height) + 0.1 * area_px
+    area = _finite(record.get("area"))
+    if area is not None and abs(area - area_px) > tolerance:
+        notes["stated_area"] = f"the file states an area of {area:g} px, the mask has {area_px}"
+    stated = _numbers(record.get("bbox"))
+    if stated is None or len(stated) != _BOX or not area_px:
+        return
+    # COCO's width counts pixels, SA-1B's is one less; boxes of polygons end between pixels.
+    limits = (2, 2, 2.5, 2.5)
+    if any(abs(mine - its) > limit for mine, its, limit in zip((x, y, width, height), stated, limits, strict=True)):
+        shown = ", ".join(f"{value:g}" for value in stated)
+        notes["stated_box"] = f"the file states the box [{shown}], the mask spans [{x:g}, {y:g}, {width:g}, {height:g}]"
+
+
+def _extra(record: Mapping[str, Any], notes: dict[str, str]) -> dict[str, Any]:
+    """Return the other keys of an annotation; values that are no numbers of JSON become None, deep ones are dropped."""
+    extra: dict[str, Any] = {}
+    for key, value in record.items():
+        if key in _NAMED_KEYS:
+            continue
+        try:
+            extra[key] = _plain(value, _MAX_NESTING)
+        except RecursionError:  # it can be read here, and yet be too deep to be sent to another process
+            notes["dropped_key"] = f"{reprlib.repr(key)} holds more than {_MAX_NESTING} levels of lists"
+    return extra
+
+
+def _plain(value: Any, levels: int) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if not isinstance(value, dict | list):
+        return value
+    if not levels:
+        raise RecursionError
+    if isinstance(value, dict):
+        return {key: _plain(inner, levels - 1) for key, inner in value.items()}
+    return [_plain(inner, levels - 1) for inner in value]
+
+
+def _from_labelme(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Convert a LabelMe file; shapes of one ``group_id`` and label are one object, as LabelMe's converters have it."""
+    shapes = content["shapes"]
+    if not isinstance(shapes, list):
+        raise AnnotationError("malformed", "shapes: a list is expected, as in files of LabelMe")
+    if len(shapes) > MAX_MASKS:
+        raise AnnotationError("too_many_masks", f"{len(shapes)} masks of one image, the limit is {MAX_MASKS}")
+    records: list[dict[str, Any]] = []
+    by_group: dict[tuple[Any, Any], dict[str, Any]] = {}
+    for shape in shapes:
+        if not isinstance(shape, dict):
+            records.append({"segmentation": None})
+            continue
+        polygon = _labelme_polygon(shape)
+        group = (whole_number(shape.get("group_id")), str(shape.get("label")))
+        if polygon is not None and group[0] is not None and group in by_group:
+            by_group[group]["segmentation"].append(polygon)
+            continue
+        record: dict[str, Any] = {"segmentation": None if polygon is None else [polygon], "label": shape.get("label")}
+        if polygon is None:
+            record["shape_type"] = shape.get("shape_type")
+        elif group[0] is not None:
+            by_group[group] = record
+        records.append(record)
+    image = {"width": content.get("imageWidth"), "height": content.get("imageHeight")}
+    return {"image": {**image, "file_name": content.get("imagePath")}, "annotations": records}
+
+
+def _labelme_polygon(shape: Mapping[str, Any]) -> list[Any] | None:
+    """Return the polygon of a LabelMe shape; None: points and lines have no area."""
+    points = shape.get("points")
+    kind = shape.get("shape_type") or "polygon"
+    if not isinstance(points, list) or not all(_is_point(point) for point in points):
+        return None
+    corners = [_point(point) for point in points]
+    if kind == "polygon":
+        return [value for corner in corners for value in corner]
+    if kind == "rectangle" and len(corners) in (_POINT, _BOX):
+        xs, ys = [x for x, _ in corners], [y for _, y in corners]
+        return [min(xs), min(ys), max(xs), min(ys), max(xs), max(ys), min(xs), max(ys)]
+    if kind == "rotation" and len(corners) == _BOX:
+        return [value for corner in corners for value in corner]
+    if kind == "circle" and len(corners) == _POINT:
+        (x, y), (edge_x, edge_y) = corners
+        radius = math.hypot(edge_x - x, edge_y - y)
+        angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
+        circle = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
+        return [float(value) for value in circle.flat]
+    return None

@@ -19,12 +19,14 @@ class Mask:
         id: id of the mask, unique within its image.
         rle: COCO compressed RLE; its ``size`` is [height, width] of the image.
         bbox_xywh: x, y, width and height of the bounding box in pixels, inclusive as in SA-1B: x + width is the last
-            column inside. The box of an annotation file is kept, so it can be fractional, or exclusive where it comes
-            from COCO; ``ureca.masks.rle.box_xywh(mask.rle)`` is exact and counts pixels.
-        area_px: number of pixels inside; the area of an annotation file is kept.
+            column inside. It is computed from the run lengths; ``ureca.masks.rle.box_xywh(mask.rle)`` counts pixels.
+        area_px: number of pixels inside.
         predicted_iou: quality estimated by the generator, about 0 to 1 (SAM's can exceed 1); None: unknown.
         stability_score: IoU of the masks at a higher and a lower threshold, 0 to 1; None: unknown.
         extra: other keys of the annotation file.
+        category: name of the class in the annotation file; None: it names none.
+        fault: kind of the defect for which the annotation is unusable, in snake_case; the mask then has no pixel.
+        notes: messages about the annotation by kind: its defect, repairs, and figures that disagree with the mask.
 
     Example:
         >>> import numpy as np
@@ -45,6 +47,9 @@ class Mask:
     predicted_iou: float | None = None
     stability_score: float | None = None
     extra: Mapping[str, Any] = field(default_factory=dict)
+    category: str | None = None
+    fault: str | None = None
+    notes: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_array(
@@ -91,6 +96,7 @@ class Mask:
             area_px=region["area_px"],
             predicted_iou=region.get("predicted_iou"),
             stability_score=region.get("stability_score"),
+            category=region.get("category"),
         )
 
     @property
@@ -102,6 +108,10 @@ class Mask:
     def width_px(self) -> int:
         """Width of the image that the mask belongs to."""
         return self.rle["size"][1]
+
+    def notes_column(self) -> list[dict[str, str]] | None:
+        """Return the notes as in ``ureca.schema.ANNOTATION_NOTES``; None without any."""
+        return [{"kind": kind, "message": message} for kind, message in self.notes.items()] or None
 
     def decode(self) -> BoolMask:
         """Return the mask as pixels, bool [H, W]."""

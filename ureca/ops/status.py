@@ -48,6 +48,8 @@ class Status(BaseModel):
         failures: count of each kind of failure, over images and regions; None: not looked up.
         messages: first message of each kind of failure, where one is known.
         damaged: names of parts that are damaged, whose images count as not done; None: not looked up.
+        skipped: count of the regions that are skipped, by reason; None: not looked up.
+        annotation_notes: count of the regions with a remark on their annotation, by kind; None: not looked up.
         rate_per_s: things per second in the last session; None: too few are done to tell.
         left_s: seconds left at that rate; None: unknown, or the run is not running.
         silent_s: seconds since the last result; None: there is none.
@@ -67,6 +69,8 @@ class Status(BaseModel):
     failures: dict[str, int] | None = None
     messages: dict[str, str] = {}
     damaged: list[str] | None = None
+    skipped: dict[str, int] | None = None
+    annotation_notes: dict[str, int] | None = None
     rate_per_s: float | None = None
     left_s: float | None = None
     silent_s: float | None = None
@@ -122,6 +126,9 @@ def status_text(status: Status) -> str:
     for index, name in enumerate((status.damaged or [])[:_KINDS_SHOWN]):
         remedy = "" if index else "; the same command processes its images again"
         rows.append(("" if index else "damaged", f"{name}{remedy}"))
+    for name, counts in (("skipped", status.skipped), ("annotations", status.annotation_notes)):
+        listed = sorted((counts or {}).items(), key=lambda item: (-item[1], item[0]))
+        rows += [("" if index else name, f"{number} x {kind}") for index, (kind, number) in enumerate(listed)]
     if status.rate_per_s is not None:
         rows.append(("rate", f"{status.rate_per_s:.2f} {status.counted}/s in the last session"))
     if status.state == "running":
@@ -229,6 +236,8 @@ def _status_of_partitions(
         num_failed=None if report is None else report.num_failed,
         failures=None if report is None else report.failures,
         messages={} if report is None else report.messages,
+        skipped=None if report is None else report.skipped,
+        annotation_notes=None if report is None else report.annotation_notes,
         rate_per_s=rate,
         left_s=(num_total - num_done) / rate if rate and num_total and state == "running" else None,
         silent_s=max(0.0, now_s - max(written.values())) if written else None,

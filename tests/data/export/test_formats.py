@@ -17,7 +17,8 @@ from tests.data.export.conftest import HEIGHT, WIDTH, make_region, make_row
 from ureca.data.export import FLAT, ExportReport, export_coco, export_jsonl, export_parquet
 from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, paraphrase
 from ureca.errors import OutputError
-from ureca.masks.annotations import read_annotations, read_coco_instances
+from ureca.masks.annotations import read_annotations
+from ureca.masks.coco import read_coco_instances
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle, decode
 

@@ -24,7 +24,8 @@ from ureca.evaluation.benchmarks.base import (
     clean_references,
 )
 from ureca.evaluation.settings import RefCocoSettings
-from ureca.masks.annotations import Annotations, coco_images
+from ureca.masks.annotations import Annotations
+from ureca.masks.coco import coco_images
 from ureca.masks.rle import area_px
 
 _INSTANCES = "instances.json"
@@ -83,7 +84,9 @@ class RefCocoReader:
         chosen = sample.choose(str(ref.image_id) for ref in refs)
         texts: dict[int, list[str]] = {}
         missing = Counter(str(ref.image_id) for ref in refs if str(ref.image_id) in chosen)
+        refs_of_image: dict[str, Counter[int]] = {}
         for ref in refs:
+            refs_of_image.setdefault(str(ref.image_id), Counter())[ref.ann_id] += 1
             if str(ref.image_id) in chosen:
                 texts.setdefault(ref.ann_id, []).extend(sentence.sent for sentence in ref.sentences)
         try:
@@ -94,8 +97,16 @@ class RefCocoReader:
             raise InputError(f"{self._instances} cannot be read: {error}") from error
         entries = self._entries([annotations for annotations in found.values() if isinstance(annotations, Annotations)])
         for image_id, annotations in found.items():
-            missing.pop(str(image_id), None)
+            num_refs = missing.pop(str(image_id), 0)
+            if isinstance(annotations, AnnotationError):
+                yield Exclusion(str(image_id), annotations.kind, annotations.message, num_refs)
+                continue
             yield from _image(str(image_id), annotations, entries.get(image_id), texts, self._images)
+            ids = {mask.id for mask in annotations if "duplicate_id" not in mask.notes}
+            of_image = refs_of_image[str(image_id)] if num_refs else {}
+            for ann_id in sorted(of_image.keys() - ids):
+                message = f"{self._instances.name} has no annotation {ann_id} of image {image_id}"
+                yield Exclusion(str(image_id), "unknown_mask", message, of_image[ann_id])
         for id, num_refs in missing.items():
             yield Exclusion(id, "unknown_mask", f"{self._instances.name} has no mask of image {id}'s refs", num_refs)
 
@@ -125,21 +136,22 @@ class RefCocoReader:
 
 def _image(
     id: str,
-    annotations: Annotations | AnnotationError,
+    annotations: Annotations,
     entry: ManifestEntry | None,
     texts: Mapping[int, Sequence[str]],
     folder: str,
 ) -> Iterator[BenchmarkImage | Exclusion]:
-    if isinstance(annotations, AnnotationError):
-        yield Exclusion(id, annotations.kind, annotations.message, num_regions=0)
-        return
     if entry is None:
         name = annotations.file_name
         yield Exclusion(id, "unknown_image", f"there is no image {name} in {folder}", num_regions=len(annotations))
         return
     regions = []
     for mask in annotations:
-        if area_px(mask.rle):
+        if "duplicate_id" in mask.notes:
+            yield Exclusion(id, "duplicate_id", f"image {id}: {mask.notes['duplicate_id']}", num_regions=0)
+        elif mask.fault is not None:
+            yield Exclusion(id, mask.fault, f"image {id}: {mask.notes[mask.fault]}")
+        elif area_px(mask.rle):
             regions.append(BenchmarkRegion(mask.id, mask.rle["counts"], clean_references(texts[mask.id])))
         else:
             yield Exclusion(id, "empty_mask", f"annotation {mask.id}: no pixel of the mask is set")

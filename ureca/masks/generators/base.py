@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -32,6 +32,23 @@ class MaskGenerator(Protocol):
             AnnotationError: the generator needs an annotation, and it is missing or unusable.
             ImageError: the generator does not support an image of this shape.
         """
+        ...
+
+
+@runtime_checkable
+class OrientedMaskGenerator(MaskGenerator, Protocol):
+    """Generator whose masks depend on the orientation in which the image file stores its pixels.
+
+    Attributes:
+        uses_orientation: True; it tells these generators from others.
+    """
+
+    uses_orientation: bool
+
+    def generate(
+        self, image: npt.NDArray[np.uint8], annotation: bytes | None = None, *, orientation: int = 1
+    ) -> list[Mask]:
+        """Return the masks of an image; ``orientation`` is the EXIF orientation of its file, 1 to 8."""
         ...
 
 

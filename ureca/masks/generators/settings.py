@@ -155,8 +155,16 @@ class PromptedSamConfig(SamModelSettings):
 
 @register("mask_generator", "annotations", component="ureca.masks.generators.annotations:AnnotationMaskGenerator")
 class AnnotationsConfig(BaseModel):
-    """Masks from annotation files."""
+    """Masks from annotation files: SA-1B, COCO, LabelMe, or index images; see listing.annotations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["annotations"] = "annotations"
+    boxes: bool = Field(
+        default=False, description="make a filled box of annotations that have a box and no segmentation"
+    )
+    frame: Literal["auto", "upright", "stored"] = Field(
+        default="auto",
+        description="frame of the masks in images with an EXIF orientation: upright (as shown), or stored (as the "
+        "pixels lie in the file); auto: the one that fits the sizes, and upright, with a note, where both do",
+    )
