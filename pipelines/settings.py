@@ -89,7 +89,9 @@ class ListingSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     annotations: str | None = Field(
-        default=None, description="annotation files: 'beside' the images, or a folder of <image_id>.json"
+        default=None,
+        description="annotations: 'beside' the images, a folder of <image_id>.json or index images (.png), or a COCO "
+        "file of all images (instances.json, also .gz), whose images are found by file_name",
     )
     image_column: str | None = Field(
         default=None, description="column of Parquet inputs with the images; None: image, bytes, uri or path"

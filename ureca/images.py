@@ -293,7 +293,7 @@ def _header_orientation(data: bytes, limits: ImageLimits) -> "_Decoded":
                 orientation = _orientation(image)
     except _PILLOW_ERRORS as error:
         raise ImageError(_kind(error, data), f"{open_format.format}: {type(error).__name__}: {error}") from error
-    return [np.array([orientation], np.int64)], {}
+    return [np.array([orientation], np.uint8)], {}
 
 
 _Decoded = tuple[list[npt.NDArray[Any]], dict[str, bool]]

@@ -194,6 +194,19 @@ def decode_data_url(text: str) -> bytes:
         raise ValueError(f"not base64: {error}") from error
 
 
+def is_file(path: str, only_below: Sequence[str] = ()) -> bool:
+    """Tell whether a path or URI is that of a file.
+
+    Raises:
+        InputError: it cannot be looked up, or is outside of ``only_below``.
+    """
+    location = locate(path, only_below)
+    try:
+        return bool(location.filesystem.get_file_info(location.name).type == pafs.FileType.File)
+    except OSError as error:
+        raise InputError(f"{path}: it cannot be looked up: {error}") from error
+
+
 def has_suffix(path: str, suffix: str) -> bool:
     """Tell whether a path, or a URI without its options, ends with a suffix."""
     return _split_options(path)[0].endswith(suffix)
@@ -425,6 +438,17 @@ def write_bytes(
         filesystem.open_output_stream(target) as stream,
     ):
         stream.write(data)
+
+
+@contextmanager
+def writing(filesystem: pafs.FileSystem, path: str) -> Iterator[pa.NativeFile]:
+    """Yield a stream to a file, which appears when all is written; in an object store, also after an error.
+
+    Raises:
+        OutputError: the file cannot be written, as on a full disk.
+    """
+    with _writing(filesystem, path) as target, filesystem.open_output_stream(target) as stream:
+        yield stream
 
 
 def write_table(filesystem: pafs.FileSystem, path: str, table: pa.Table, row_group_rows: int) -> None:

@@ -78,8 +78,11 @@ def open_crash_log(output: Output, stage: str, max_crashes: int) -> CrashLog:
 
 
 def build_fetch(settings: BatchSettings) -> Fetch:
-    """Build the function that reads images and annotations, from nowhere but ``listing.only_below``."""
-    return partial(fetch, only_below=settings.listing.only_below)
+    """Build the function that reads images and annotations, from nowhere but ``listing.only_below`` and OUTPUT."""
+    only_below = settings.listing.only_below
+    if only_below:  # the annotations of each image that are cut out of a COCO file
+        only_below += (Output(settings.output).annotation_folder,)
+    return partial(fetch, only_below=only_below)
 
 
 class RowStage(Protocol):

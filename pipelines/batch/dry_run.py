@@ -6,11 +6,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.manifest import ManifestEntry, select
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
@@ -95,7 +97,9 @@ def estimate(command: BatchCommand[Settings], settings: Settings, dry_run: DryRu
     planning, stage = settings.planning, command.row_actor.name
     manifest, num_to_do = _images_to_do(command, settings)
     drawn = select(manifest, ImageSelection(sample=planning.images), _NO_IDS)
-    sample = asyncio.run(_process(drawn, dry_run, command.dataset, stage))
+    with TemporaryDirectory() as folder:
+        drawn = attach_coco_file(drawn, folder, settings.listing.only_below)
+        sample = asyncio.run(_process(drawn, dry_run, command.dataset, stage))
     engine = dry_run.engine or EngineSlots()
     measured = _measured(sample, settings, command.dataset, dry_run)
     num_steps = sum(len(image.kinds) - image.count(["wait"]) for image in measured.images) / len(measured.images)

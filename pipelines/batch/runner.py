@@ -10,7 +10,9 @@ import pyarrow as pa
 
 from ureca import __version__
 from ureca.config import with_absolute_paths
-from ureca.data.listing import left_out_of, named_counts
+from ureca.data.coco_annotations import attach_coco_file
+from ureca.data.listing import named_counts
+from ureca.data.manifest import left_out_of
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
@@ -66,8 +68,6 @@ def run_batch(
     output = Output(settings.output, command.dataset)
     _checked_record(command, output, settings, identity)  # before listing, which may take long
     manifest = command.list_input(settings)
-    if left_out := left_out_of(manifest):
-        logger.warning("files of INPUT left out: %s", named_counts(left_out))
     with output.lease(on_wait=logger.info) as lease:
         if settings.overwrite:
             output.remove()
@@ -75,6 +75,9 @@ def run_batch(
         output.remove_temporary()
         for name in output.remove_damaged_parts():
             logger.warning("%s was damaged and is removed; its images are processed again", name)
+        manifest = attach_coco_file(manifest, output.annotation_folder, settings.listing.only_below)
+        if left_out := left_out_of(manifest):
+            logger.warning("left out: %s", named_counts(left_out))
         accept = settings.accept_changes
         output.add_images(manifest, settings.images_per_partition, settings.selection, accept_changes=accept)
         done = output.done_partitions()

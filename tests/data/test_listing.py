@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bad_corpus import write_bad_corpus
-from ureca.data.listing import BESIDE, left_out_of, list_images
-from ureca.data.manifest import MANIFEST, ManifestEntry
+from ureca.data.listing import BESIDE, list_images
+from ureca.data.manifest import MANIFEST, ManifestEntry, left_out_of
 from ureca.data.paths import image_extensions
 from ureca.data.reading import fetch
 from ureca.errors import DataError, InputError

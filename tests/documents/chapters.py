@@ -42,6 +42,16 @@ CHAPTERS = (
         (Step("ureca curate IMAGES OUTPUT --masks.kind annotations --listing.annotations beside", _ALL_CURATED),),
     ),
     Chapter(
+        "a COCO file",
+        (
+            Step(
+                "ureca curate IMAGES OUTPUT --masks.kind annotations --listing.annotations instances.json",
+                _ALL_CURATED,
+                ("OUTPUT/annotations/*.json",),
+            ),
+        ),
+    ),
+    Chapter(
         "a chat model",
         (
             Step(

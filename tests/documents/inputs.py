@@ -87,6 +87,17 @@ def _cluster_settings(place: Path) -> None:
     place.write_text("{annotator: {kind: prompted}, mllm: {kind: fake, seconds_per_answer: 0.01}}\n")
 
 
+def _coco_file(place: Path) -> None:
+    ids = write_corpus(place.parent / "IMAGES", NUM_IMAGES)
+    files = [place.parent / "IMAGES" / f"{id}.json" for id in ids]
+    contents = [json.loads(file.read_bytes()) for file in files]
+    for id, (file, content) in enumerate(zip(files, contents, strict=True)):
+        content["image"] |= {"id": id, "file_name": f"train/{file.stem}.png"}
+        file.unlink()
+    annotations = [{**record, "image_id": id} for id, one in enumerate(contents) for record in one["annotations"]]
+    place.write_text(json.dumps({"images": [one["image"] for one in contents], "annotations": annotations}))
+
+
 def _data(place: Path) -> None:
     write_refcoco(place)
 
@@ -100,6 +111,7 @@ BUILDERS: Mapping[str, Callable[[Path], None]] = {
     "roberta-large": _bert,
     "test.jsonl": _sa1b_lines,
     "answers.jsonl": _answers,
+    "instances.json": _coco_file,
     "captions": _captions,
     "data": _data,
     "photo.jpg": _photograph,

@@ -1,6 +1,5 @@
 """Listing of the images of a job and of their annotations: from paths and URIs to a manifest."""
 
-import json
 import reprlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,7 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from ureca.data.manifest import MANIFEST, make_manifest
+from ureca.data.coco_annotations import mark_coco_file
+from ureca.data.manifest import MANIFEST, make_manifest, with_left_out
 from ureca.data.paths import (
     ANNOTATION_EXTENSIONS,
     COMPRESSED_EXTENSIONS,
@@ -36,14 +36,14 @@ from ureca.data.paths import (
 )
 from ureca.data.tars import list_tars
 from ureca.errors import InputError
-from ureca.io import Location, is_allowed, list_entries, locate, sort_names, walk_files
+from ureca.io import Location, is_allowed, is_file, list_entries, locate, sort_names, walk_files
 
 BESIDE = "beside"
 """Value of ``annotations`` for files beside the images."""
 
 Ids = Literal["stem", "path"]
 
-_LEFT_OUT_KEY = b"ureca.left_out"
+_INDEX_IMAGE_EXTENSIONS = ("png", "bmp", "gif", "tif", "tiff")
 _DATA_URL = "data:"
 _ROWS_PER_BATCH = 64  # of a column of text, which may hold whole images
 _IMAGE_COLUMNS = ("image", "bytes", "uri", "path")  # tried in this order
@@ -72,7 +72,8 @@ def list_images(
     Args:
         input: path or URI of one or several inputs.
         annotations: ``"beside"``: the ``.json`` with the image's stem in its folder or tar; a folder: its files
-            ``<image_id>.json``, at any depth; None: no annotations.
+            ``<image_id>.json``, at any depth, or index images, if it holds no JSON; a COCO file: noted for
+            ``ureca.data.coco_annotations.attach_coco_file``, which reads it; None: no annotations.
         image_column: column of Parquet files with bytes, ``data:`` URLs or paths; None: the first of image, bytes, uri
             and path.
         id_column: column of Parquet files with ids; None: ``image_id``, if it exists.
@@ -120,9 +121,11 @@ def list_images(
             )
             + "list them in runs of their own, or name them in a Parquet file with a column image_id"
         )
-    manifest = manifest.replace_schema_metadata({_LEFT_OUT_KEY: json.dumps(dict(sieve.left_out.most_common()))})
+    manifest = with_left_out(manifest, dict(sieve.left_out.most_common()))
     if annotations is None:
         return manifest
+    if annotations != BESIDE and is_file(annotations, only_below):
+        return mark_coco_file(manifest, annotations)
     manifest = (
         attach_beside(manifest, only_below)
         if annotations == BESIDE
@@ -130,14 +133,11 @@ def list_images(
     )
     if manifest["annotation_path"].null_count == len(manifest):
         where = "beside the images" if annotations == BESIDE else f"in {annotations}"
-        raise InputError(f"no annotation was found {where}: a.json is looked for where the image is a.jpg")
+        raise InputError(
+            f"no annotation was found {where}: a.json is looked for where the image is a.jpg. A COCO file of many "
+            "images is named itself: --listing.annotations instances.json"
+        )
     return manifest
-
-
-def left_out_of(manifest: pa.Table) -> dict[str, int]:
-    """Return the number of files that the listing of a manifest left out, by reason; see ``Sieve.left_out``."""
-    found: dict[str, int] = json.loads((manifest.schema.metadata or {}).get(_LEFT_OUT_KEY, b"{}"))
-    return found
 
 
 def named_counts(counts: Mapping[str, int]) -> str:
@@ -441,7 +441,8 @@ def attach_beside(manifest: pa.Table, only_below: Sequence[str] = ()) -> pa.Tabl
 def attach_folder(manifest: pa.Table, folder: str, ids: Ids = "stem", only_below: Sequence[str] = ()) -> pa.Table:
     """Set the annotation of each image: the file ``<image_id>.json`` below a folder (path or URI).
 
-    With ``ids`` "stem" it may be at any depth; with "path", the id is its path below the folder.
+    A folder without JSON holds index images, ``<image_id>.png`` and other formats without loss. With ``ids`` "stem" a
+    file may be at any depth; with "path", the id is its path below the folder.
 
     Raises:
         InputError: the folder cannot be read, is outside of ``only_below``, or holds two files with the same stem.
@@ -450,7 +451,8 @@ def attach_folder(manifest: pa.Table, folder: str, ids: Ids = "stem", only_below
     if location.filesystem.get_file_info(location.name).type != pafs.FileType.Directory:
         raise InputError(f"{folder}: there is no such folder of annotations")
     names = sort_names(walk_files(location, location.name))
-    annotations = location.paths(names.filter(has_extension(names, ANNOTATION_EXTENSIONS)))
+    extensions = ANNOTATION_EXTENSIONS if _any(names, ANNOTATION_EXTENSIONS) else _INDEX_IMAGE_EXTENSIONS
+    annotations = location.paths(names.filter(has_extension(names, extensions)))
     bare = split_options(annotations)[0]
     root = location.uris(pa.scalar(location.name)).as_py()
     keys = stems(bare) if ids == "stem" else without_extensions(_below(bare, root))

@@ -1,5 +1,6 @@
 """The manifest: a table with one row per image of a job and the location of its bytes; selection of images from it."""
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Self
@@ -42,8 +43,8 @@ class ManifestEntry:
         column: column of a Parquet file that holds the bytes; None: the image is not in a Parquet file.
         row: row in that Parquet file, from 0.
         annotation_path: file to open for the annotation; None: there is none.
-        annotation_offset: offset of the annotation in a tar, in bytes; None: the annotation is a file of its own.
-        annotation_size: size of the annotation in a tar, in bytes.
+        annotation_offset: offset of the annotation in its file, in bytes; None: it is the whole file.
+        annotation_size: size of the annotation in its file, in bytes.
     """
 
     image_id: str
@@ -65,6 +66,21 @@ class ManifestEntry:
     def to_row(self) -> dict[str, Any]:
         """Return the entry as a row of the manifest."""
         return asdict(self)
+
+
+_LEFT_OUT_KEY = b"ureca.left_out"
+
+
+def left_out_of(manifest: pa.Table) -> dict[str, int]:
+    """Return what the listing of a manifest left out: numbers of files and records, by reason."""
+    found: dict[str, int] = json.loads((manifest.schema.metadata or {}).get(_LEFT_OUT_KEY, b"{}"))
+    return found
+
+
+def with_left_out(manifest: pa.Table, left_out: Mapping[str, int]) -> pa.Table:
+    """Return a manifest that notes what its listing left out."""
+    metadata = {**(manifest.schema.metadata or {}), _LEFT_OUT_KEY: json.dumps(dict(left_out)).encode()}
+    return manifest.replace_schema_metadata(metadata)
 
 
 def make_manifest(**columns: Any) -> pa.Table:

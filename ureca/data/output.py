@@ -39,6 +39,7 @@ from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
 logger = logging.getLogger(__name__)
 
 _MANIFEST = "manifest"
+_ANNOTATIONS = "annotations"
 _STATES = "files"  # column of a stored manifest, beside those of ``PARTITIONS``
 _CRASH_LOG = "crash_log"
 _RUN = "run.json"
@@ -317,13 +318,18 @@ class Output:
     def remove(self) -> None:
         """Remove everything that this class writes, except the lease, and nothing else."""
         self.remove_crash_log()
-        for folder in (self._parts, f"{self._folder}/{_MANIFEST}"):
+        for folder in (self._parts, f"{self._folder}/{_MANIFEST}", f"{self._folder}/{_ANNOTATIONS}"):
             for name in io.list_names(self.filesystem, folder):
                 self.filesystem.delete_file(f"{folder}/{name}")
         if self.exists():
             self.filesystem.delete_file(f"{self._folder}/{_RUN}")
 
     # Reading
+
+    @property
+    def annotation_folder(self) -> str:
+        """Path or URI of the folder for the annotations that are cut out of COCO files."""
+        return io.below(self.path, _ANNOTATIONS)
 
     def exists(self) -> bool:
         """Tell whether the folder holds a run."""

@@ -9,12 +9,14 @@ from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
+from tempfile import TemporaryDirectory
 from typing import Any, Literal, Protocol
 
 import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
+from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.export import ExportReport
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
@@ -255,7 +257,16 @@ class JsonlFile:
                 elif line is not None:
                     image_of_line.append(codes.setdefault(line.image, len(codes)))
                     offsets.append(offset)
+        with TemporaryDirectory() as folder:
+            yield from self._images(codes, image_of_line, offsets, folder)
+
+    def _images(
+        self, codes: Mapping[str, int], image_of_line: "array[int]", offsets: "array[int]", folder: str
+    ) -> Iterator[Sample]:
+        """Yield the images and bad samples of the good lines; a COCO file is cut up in the folder."""
+        settings = self._settings
         manifest = list_images(settings.images, annotations=settings.annotations, ids=settings.ids)
+        manifest = attach_coco_file(manifest, folder)
         rows = rows_of_images(list(codes), manifest)
         images = np.frombuffer(image_of_line, np.int32) if codes else np.zeros(0, np.int32)
         by_image = np.argsort(images, kind="stable")

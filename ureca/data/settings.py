@@ -72,7 +72,9 @@ class JsonlOptions(BaseModel):
     images: str | None = Field(
         default=None, description="folder, glob, list, tar shards or Parquet with the images, named by stem"
     )
-    annotations: str = Field(default="beside", description="'beside' the images, or a folder of <image_id>.json")
+    annotations: str = Field(
+        default="beside", description="'beside' the images, a folder of <image_id>.json, or a COCO file"
+    )
     mask_ids: Literal["id", "position"] = Field(
         default="id", description="meaning of mask_id: an annotation's id, or its position in the file, from 0"
     )

@@ -24,8 +24,11 @@ from ureca.masks.annotations import (
 )
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 
+MAX_FILE_BYTES = 2**35
+"""Largest COCO file, once decompressed."""
+
 _CHUNK_BYTES = 2**20
-_IMAGE_KEYS = ("width", "height", "file_name", "coco_url")
+_IMAGE_KEYS = ("width", "height", "file_name", "coco_url", "flickr_url", "path", "url")
 
 
 @dataclass
@@ -47,12 +50,13 @@ class CocoFile:
     _places: Mapping[int | str, Sequence[tuple[int, int]]] = field(repr=False)
 
     @classmethod
-    def read(cls, path: str | Path, *, only: Collection[int] | None = None) -> Self:
+    def read(cls, path: str | Path, *, only: Collection[int] | None = None, only_below: Sequence[str] = ()) -> Self:
         """Read a file, a path or URI; one that ends with .gz is decompressed.
 
         Args:
             path: the file.
             only: ids of the annotations to keep; None: all.
+            only_below: local folders that the file may be in; empty: any.
 
         Raises:
             AnnotationError: ``malformed``: it is no JSON, or has no images or no annotations.
@@ -67,7 +71,7 @@ class CocoFile:
         offset = 0
         keys_seen: set[str] = set()
         try:
-            for key, record, text in iter_elements(_chunks(path), {"images", "annotations", "categories"}):
+            for key, record, text in iter_elements(_chunks(path, only_below), {"images", "annotations", "categories"}):
                 keys_seen.add(key)
                 if not isinstance(record, dict):
                     left_out[f"{key}: no object"] += 1
@@ -105,6 +109,12 @@ class CocoFile:
         places = _Places(codes, numbers, np.array(offsets, np.int64), np.array(lengths, np.int32))
         return cls(str(path), images, category_names(categories), left_out, spool, places)
 
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._spool.close()
+
     def num_annotations(self, id: int | str) -> int:
         """Return the number of annotations of an image."""
         return len(self._places.get(id, ()))
@@ -121,9 +131,10 @@ class CocoFile:
         except AnnotationError as error:
             return AnnotationError(error.kind, f"{self.path}, image {id}: {error.message}")
 
-    def image_file(self, id: int | str) -> bytes:
-        """Return an annotation file of one image, as ``parse_annotations`` reads it."""
-        places = self._places.get(id, ())[: MAX_MASKS + 1]  # one more than the limit, so that it is seen
+    def image_file(self, id: int | str, *others: int | str) -> bytes:
+        """Return an annotation file of one image, as ``parse_annotations`` reads it, with the annotations of others."""
+        places = [place for one in (id, *others) for place in self._places.get(one, ())]
+        places = places[: MAX_MASKS + 1]  # one more than the limit, so that it is seen
         texts = list(self._texts(places))
         wanted = {image_key(record.get("category_id")) for record in map(load_json, texts) if isinstance(record, dict)}
         categories = [{"id": id, "name": name} for id, name in self.categories.items() if id in wanted]
@@ -191,8 +202,12 @@ def coco_images(
             yield id, file.annotations(id)
 
 
-def _chunks(path: str | Path) -> Iterator[bytes]:
-    location = locate(str(path))
+def _chunks(path: str | Path, only_below: Sequence[str] = ()) -> Iterator[bytes]:
+    location = locate(str(path), only_below)
+    num_bytes = 0
     with location.filesystem.open_input_stream(location.name) as stream:
         while chunk := stream.read(_CHUNK_BYTES):
+            num_bytes += len(chunk)
+            if num_bytes > MAX_FILE_BYTES:  # a small compressed file could fill the disk
+                raise AnnotationError("malformed", f"the file is larger than {MAX_FILE_BYTES} bytes")
             yield chunk

@@ -8,6 +8,8 @@ from typing import Any
 
 MAX_ELEMENT_CHARACTERS = 2**24
 
+_MAX_DIGITS = 400  # Python refuses to read longer integers
+
 _SPACE = re.compile(r"[ \t\n\r]*")
 
 
@@ -19,7 +21,8 @@ def iter_elements(chunks: Iterator[bytes], keys: Collection[str]) -> Iterator[tu
     """Yield the elements of arrays of a JSON object, in the order of the file.
 
     Args:
-        chunks: the text, UTF-8; elements and other values have at most 16 Mi characters each.
+        chunks: the text, UTF-8, 16 or 32, with or without a mark; elements and other values have at most 16 Mi
+            characters each.
         keys: keys of the object whose arrays are read; other values are passed over. A text that is an array itself
             has the key ``annotations``.
 
@@ -32,11 +35,15 @@ def iter_elements(chunks: Iterator[bytes], keys: Collection[str]) -> Iterator[tu
     return _Scanner(chunks).elements(keys)
 
 
+def _integer(text: str) -> int | float:
+    return int(text) if len(text) <= _MAX_DIGITS else float(text)
+
+
 class _Scanner:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
-        self._decoder = codecs.getincrementaldecoder("utf-8-sig")()
-        self._decode = json.JSONDecoder().raw_decode
+        self._decoder: codecs.IncrementalDecoder | None = None
+        self._decode = json.JSONDecoder(parse_int=_integer).raw_decode
         self._text, self._place, self._is_complete = "", 0, False
 
     def elements(self, keys: Collection[str]) -> Iterator[tuple[str, Any, str]]:
@@ -116,10 +123,12 @@ class _Scanner:
         parts = [left]
         while wanted > 0:
             chunk = next(self._chunks, None)
+            if self._decoder is None:
+                self._decoder = codecs.getincrementaldecoder(json.detect_encoding(chunk or b""))("surrogatepass")
             try:
                 part = self._decoder.decode(chunk or b"", final=chunk is None)
             except UnicodeDecodeError as error:
-                raise JsonStreamError(f"it is no UTF-8: {error}") from error
+                raise JsonStreamError(f"it is no Unicode text: {error}") from error
             parts.append(part)
             wanted -= len(part)
             if chunk is None:
