@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from ureca.captioning.captioners import ChatEngine, EngineCaptioner
-from ureca.captioning.engine import load_engine
-from ureca.captioning.stage import CaptionStage, ImageCaptioner
+from ureca.captioning.captioners import EngineCaptioner
+from ureca.captioning.chat import ChatEngine, EndpointEngine, check_caption_endpoints
+from ureca.captioning.engine import RegionEngine, load_engine
+from ureca.captioning.stage import CaptionStage
 from ureca.data.crash_log import CrashLog
 from ureca.data.listing import list_images
 from ureca.data.masked import MaskStage, generate_masks
@@ -32,6 +33,7 @@ from ureca.pipelines.batch.actors import RowActor, build_fetch
 from ureca.pipelines.batch.dry_run import DryRun, estimate
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
+from ureca.pipelines.batch.resources import engine_share
 from ureca.pipelines.batch.runner import log_plan, run_batch
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
 from ureca.pipelines.settings import ListingSettings, check_annotations_have_a_source
@@ -75,10 +77,10 @@ class CaptionActor(RowActor[CaptioningSettings]):
         fetch: Fetch | None = None,
     ) -> CaptionStage[Any]:
         """Build the stage and load the checkpoint."""
-        checkpoint = identify(settings.model)
+        checkpoint = _identify(settings)
         name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
         return CaptionStage(
-            _build_ureca_captioner(settings) if checkpoint.kind == "ureca" else _build_baseline_captioner(settings),
+            EngineCaptioner(_build_engine(settings, checkpoint), settings.captioner),
             name,
             settings.image_limits,
             images_in_flight,
@@ -88,33 +90,63 @@ class CaptionActor(RowActor[CaptioningSettings]):
         )
 
 
-def _build_ureca_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
-    # Chosen in the actor: vLLM may be installed there only.
-    engine = load_engine(
-        settings.model,
-        settings.captioner,
-        engine=settings.engine,
-        vllm=settings.vllm,
-        dtype=settings.dtype,
-        on_gpu=settings.resources.caption.num_gpus > 0,
-        region_prompt=settings.region_prompt,
-    )
-    return EngineCaptioner(engine, settings.captioner)
+def _identify(settings: CaptioningSettings) -> Checkpoint:
+    """Identify the model; one behind endpoints is its name there."""
+    if settings.engine == "openai":
+        return Checkpoint("mllm", settings.model, settings.model)
+    return identify(settings.model)
 
 
-def _build_baseline_captioner(settings: CaptioningSettings) -> ImageCaptioner[Any]:
+def _build_engine(settings: CaptioningSettings, checkpoint: Checkpoint) -> RegionEngine[Any]:
+    if settings.engine == "openai":
+        return EndpointEngine(settings.model, settings.base_urls, settings.endpoints, settings.region_prompt)
+    on_gpu = settings.resources.caption.num_gpus > 0
+    if checkpoint.kind == "ureca":  # chosen in the actor: vLLM may be installed there only
+        return load_engine(
+            settings.model,
+            settings.captioner,
+            engine=settings.engine,
+            vllm=settings.vllm,
+            dtype=settings.dtype,
+            on_gpu=on_gpu,
+            region_prompt=settings.region_prompt,
+        )
     model = TransformersChatModel(
         TransformersConfig(
             checkpoint=settings.model,
-            device="auto" if settings.resources.caption.num_gpus > 0 else "cpu",
+            device="auto" if on_gpu else "cpu",
             dtype=settings.dtype,
             max_batch_size=settings.captioner.batch_size,
             image_options=settings.image_options,
         )
     )
     assert settings.region_prompt is not None  # noqa: S101 - checked by usable_checkpoint
-    engine = ChatEngine(model, settings.region_prompt, settings.captioner.batch_size)
-    return EngineCaptioner(engine, settings.captioner)
+    # Two batches: one is formed while the other is generated.
+    return ChatEngine(model, settings.region_prompt, 2 * settings.captioner.batch_size)
+
+
+def _engine_concurrency(settings: CaptioningSettings) -> int | None:
+    return settings.endpoints.max_concurrency * len(settings.base_urls) or None
+
+
+def _with_actor_share(settings: CaptioningSettings, num_actors: int) -> CaptioningSettings:
+    """Divide the concurrency at an endpoint among the actors, as they begin."""
+    if not settings.base_urls:
+        return settings
+    share = {"max_concurrency": engine_share(settings.endpoints.max_concurrency, num_actors)}
+    return settings.model_copy(update={"endpoints": settings.endpoints.model_copy(update=share)})
+
+
+def check_engine(settings: CaptioningSettings) -> None:
+    """Ask the endpoints for the model and for the description of one image, once.
+
+    Raises:
+        SettingsError: they refuse it, so that no region would get a caption.
+    """
+    if settings.base_urls:
+        check_caption_endpoints(
+            settings.model, settings.base_urls, settings.endpoints, settings.captioner.max_new_tokens
+        )
 
 
 def list_input(settings: CaptioningSettings) -> pa.Table:
@@ -151,6 +183,9 @@ CAPTION: BatchCommand[CaptioningSettings] = BatchCommand(
     list_input=list_input,
     row_actor=CaptionActor,
     build_mask_stage=build_mask_stage,
+    engine_concurrency=_engine_concurrency,
+    actor_settings=_with_actor_share,
+    check_engine=check_engine,
     packages=("torch", "transformers"),
 )
 
@@ -249,8 +284,11 @@ def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
         CheckpointError: It is not a checkpoint.
         SettingsError: The settings do not fit the model.
     """
-    checkpoint = identify(settings.model)
-    if checkpoint.kind == "ureca":
+    checkpoint = _identify(settings)
+    if settings.engine == "openai":
+        if settings.image_options:
+            raise SettingsError("image_options are for baselines in the actors; endpoints have their own")
+    elif checkpoint.kind == "ureca":
         if settings.image_options:
             raise SettingsError("image_options are for baselines; a checkpoint of URECA says itself how images are cut")
     elif settings.region_prompt in {None, "mask"}:

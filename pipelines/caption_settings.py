@@ -5,9 +5,10 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_settings import SettingsConfigDict
 
-from ureca.captioning.settings import Engine, VllmCaptioningSettings, check_gpus
+from ureca.captioning.settings import CaptioningEndpoints, Engine, VllmCaptioningSettings, check_gpus
 from ureca.config import ESSENTIAL, MAY_CHANGE
 from ureca.data.settings import ReusedMasksConfig
+from ureca.llm.settings import BaseUrls
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.component_settings import WITHOUT_ANNOTATIONS
@@ -52,11 +53,12 @@ class CaptioningSettings(PlannableSettings):
     examples: ClassVar[tuple[str, ...]] = (
         "ureca caption IMAGES OUTPUT --model CHECKPOINT",
         "ureca caption CURATED OUTPUT --model CHECKPOINT    # reuses the masks of a run",
+        "ureca caption IMAGES OUTPUT --model CHECKPOINT --engine openai --base-urls http://a:8000/v1,http://b:8000/v1",
     )
 
     model: Annotated[str, MAY_CHANGE] = Field(
         description="folder of a URECA checkpoint, which every machine can read; or, as a baseline, any other "
-        "vision-language model, as a folder or a name on the hub"
+        "vision-language model, as a folder or a name on the hub; with engine openai, its name at the endpoints"
     )
     region_prompt: Annotated[RegionPrompt | None, ESSENTIAL] = Field(
         default=None,
@@ -69,11 +71,17 @@ class CaptioningSettings(PlannableSettings):
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ESSENTIAL] = Field(
         default="auto", description="type of the weights; auto: as in the checkpoint"
     )
-    engine: Engine = Field(
+    engine: Engine | Literal["openai"] = Field(
         default="auto",
-        description="engine of a URECA checkpoint: transformers; vllm (continuous batching, for GPUs); auto: vllm if "
-        "an actor has a GPU and vLLM is installed",
+        description="engine of a URECA checkpoint: transformers; vllm (paged caches and CUDA graphs, for GPUs); auto: "
+        "vllm if an actor has a GPU and vLLM is installed; openai: the endpoints of base_urls, such as `vllm serve`",
     )
+    base_urls: Annotated[BaseUrls, MAY_CHANGE] = Field(
+        default=(),
+        description="addresses of OpenAI-compatible endpoints that serve the model, with engine openai, such as "
+        "http://localhost:8000/v1",
+    )
+    endpoints: CaptioningEndpoints = CaptioningEndpoints()
     vllm: VllmCaptioningSettings = VllmCaptioningSettings()
     masks: Annotated[
         MaskSource,
@@ -82,6 +90,12 @@ class CaptioningSettings(PlannableSettings):
     ] = AutoMasksConfig()
     captioner: CaptionSettings = CaptionSettings()
     resources: Annotated[CaptionResources, MAY_CHANGE] = CaptionResources()
+
+    @model_validator(mode="after")
+    def _endpoints_have_addresses(self) -> Self:
+        if (self.engine == "openai") != bool(self.base_urls):
+            raise ValueError("engine openai and base_urls belong together: set both or none")
+        return self
 
     @model_validator(mode="after")
     def _vllm_has_its_gpus(self) -> Self:

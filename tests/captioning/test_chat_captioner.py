@@ -12,7 +12,8 @@ import pytest
 from tests.captioning.fakes import masked_partition
 from tests.drawn import drawn_image
 from tests.llm.tiny_models import internvl
-from ureca.captioning.captioners import ChatEngine, EngineCaptioner
+from ureca.captioning.captioners import EngineCaptioner
+from ureca.captioning.chat import ChatEngine
 from ureca.captioning.stage import CaptionStage
 from ureca.errors import AnswerError, CheckpointError
 from ureca.image_limits import ImageLimits
@@ -56,7 +57,7 @@ def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask,
     partition = masked_partition(tmp_path, 0, 2)
     first, second = partition.images
     partition = replace(partition, images=(replace(first, masks=(*first.masks, *masks)), second))
-    captioner = EngineCaptioner(ChatEngine(model, prompt, SETTINGS.batch_size), SETTINGS)
+    captioner = EngineCaptioner(ChatEngine(model, prompt, 2 * SETTINGS.batch_size), SETTINGS)
     stage = CaptionStage(captioner, "asked", ImageLimits(), 2)
     return asyncio.run(stage(partition))  # type: ignore[return-value]
 

@@ -264,6 +264,8 @@ LONG_CHAPTERS = (
 _VIT_H = "SAM's weights of 2.5 GB; tests/masks/generators/test_sam.py has the same code with the smallest of SAMs"
 _CLUSTER = "a cluster elsewhere; tests/jobs/test_submit.py submits every job to a head on this machine"
 
+_VLLM = "it needs the environment of vLLM; tests/vllm runs it on a CPU"
+
 CANNOT_RUN: Mapping[str, str] = {
     "make test": "it would run these tests again",
     "make demo": "it installs packages; tests/jobs/test_cli.py has its first part, the chapter 'science' its second",
@@ -274,6 +276,10 @@ CANNOT_RUN: Mapping[str, str] = {
     "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "
     "--resources.captioner.num-gpus 1": _VIT_H,
+    "ureca serve --model CHECKPOINT --engine vllm --resources.captioner.num-gpus 1": _VLLM,
+    "vllm serve CHECKPOINT --served-model-name ureca --limit-mm-per-prompt "
+    """'{"image": 1, "mask": 1, "video": 0}' --media-io-kwargs '{"image": {"image_mode": "RGBA"}}'""": _VLLM,
+    "ureca caption IMAGES OUTPUT --model ureca --engine openai --base-urls http://a:8000/v1,http://b:8000/v1": _VLLM,
     "pip install 'ureca-ray[serve]'": "it needs the network, and a release; tests/test_wheel.py installs the wheel",
     "ray job submit --working-dir . -- python -m ureca.jobs.curate s3://BUCKET/images s3://BUCKET/curated "
     "--config cluster/configs/gpu-cluster/curate.yaml": _CLUSTER,

@@ -19,6 +19,12 @@ BATCH = {
 }
 PLAN = {"plan", "planning"}
 VLLM = {"vllm.tensor_parallel_size", "vllm.gpu_memory_utilization", "vllm.engine_options"}
+ENDPOINTS = {
+    *("base_urls", "endpoints.api_key_variable", "endpoints.api_key_file", "endpoints.api_key_header"),
+    *("endpoints.token_parameter", "endpoints.headers", "endpoints.max_concurrency", "endpoints.max_attempts"),
+    *("endpoints.connect_timeout_s", "endpoints.request_timeout_s", "endpoints.initial_backoff_s"),
+    *("endpoints.max_wait_s", "endpoints.outage_timeout_s", "endpoints.max_answer_bytes"),
+}
 MLLM = {
     *("mllm.base_urls", "mllm.api_key_variable", "mllm.api_key_file", "mllm.max_concurrency", "mllm.max_attempts"),
     *("mllm.connect_timeout_s", "mllm.request_timeout_s", "mllm.initial_backoff_s", "mllm.max_wait_s"),
@@ -46,7 +52,7 @@ IO: dict[str, Any] = {"input": "in", "output": "out"}
         (CurateSettings(**IO), BATCH | PLAN | MLLM | {"masks.checkpoint", "embedder.checkpoint"}),
         (
             CaptioningSettings(**IO, model="m"),
-            BATCH | PLAN | VLLM | {"model", "masks.checkpoint", "captioner.batch_size"},
+            BATCH | PLAN | VLLM | ENDPOINTS | {"model", "masks.checkpoint", "captioner.batch_size"},
         ),
         (ScoringSettings(**IO), BATCH | MLLM | ENCODERS | {"captions"}),
         (TrainSettings(paths=["in", "out"], model="m"), TRAIN),

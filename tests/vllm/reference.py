@@ -84,7 +84,7 @@ def write(folder: Path, names: Sequence[str] = tuple(VARIANTS)) -> None:
         with torch.no_grad():  # so that captions of an image differ by their masks
             model.model.mask_encoder.projection.weight.mul_(6 / (255 if processor.mask_values == "released" else 1))
             if model.config.mask_encoder == "pooled":
-                model.model.mask_encoder.tokens.weight.mul_(40)
+                model.model.mask_encoder.tokens.weight.mul_(300)
         checkpoint = folder / name
         model.save_pretrained(checkpoint)
         processor.save_pretrained(checkpoint)
@@ -93,6 +93,9 @@ def write(folder: Path, names: Sequence[str] = tuple(VARIANTS)) -> None:
         reference = {
             "regions": [
                 [generate(model, processor, image, [mask]) for mask in masks] for image, masks in draw_inputs()
+            ],
+            "whole": [
+                generate(model, processor, image, [np.ones(image.shape[:2], np.bool_)]) for image, _ in draw_inputs()
             ],
             "pairs": [generate(model, processor, image, masks[:2]) for image, masks in draw_inputs()],
         }

@@ -128,6 +128,16 @@ def test_wrong_masks_are_refused_by_name(engine: Engine, masks_of: Any, num_plac
 def test_image_with_alpha_is_an_image_and_a_mask(engine: Engine, checkpoints: Path, variant: str) -> None:
     reference = json.loads((checkpoints / variant / "reference.json").read_text())
     image, masks = draw_inputs()[1]
-    rgba = Image.fromarray(np.dstack([image, masks[1].astype(np.uint8) * 255]), "RGBA")
-    request = {"prompt": prompt_of(engine.processor, 1), "multi_modal_data": {"image": rgba}}
-    assert new_tokens(engine, engine.generate([request])[0]) == reference["regions"][1][1]
+    alphas = [
+        masks[1].astype(np.uint8) * 255,
+        np.full(masks[1].shape, 255, np.uint8),
+        np.zeros_like(masks[1], np.uint8),
+    ]
+    expected = [reference["regions"][1][1], reference["whole"][1], reference["whole"][1]]
+    for num_placeholders in (1, 0):  # a client of a server knows no masks
+        prompt = prompt_of(engine.processor, num_placeholders)
+        requests = [
+            {"prompt": prompt, "multi_modal_data": {"image": Image.fromarray(np.dstack([image, alpha]), "RGBA")}}
+            for alpha in alphas
+        ]
+        assert [new_tokens(engine, output) for output in engine.generate(requests)] == expected

@@ -5,9 +5,13 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from ureca.config import MAY_CHANGE
-from ureca.llm.settings import EngineOptions, VllmEngineSettings
+from ureca.llm.settings import EngineOptions, KeySettings, TransportSettings, VllmEngineSettings
 
 Engine = Literal["auto", "transformers", "vllm"]
+
+
+class CaptioningEndpoints(KeySettings, TransportSettings):
+    """Requests to the endpoints of ``base_urls``, with ``engine openai``."""
 
 
 class VllmCaptioningSettings(VllmEngineSettings):

@@ -8,6 +8,8 @@ from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Literal
 
+from ureca.hashing import digest
+
 FailureKind = Literal["unreachable", "connection_lost", "timeout", "rate_limited", "server_error"]
 """``unreachable``: no connection was made, so the request never arrived."""
 
@@ -242,27 +244,30 @@ class Endpoints:
         return now - max(since) if len(since) == len(self.all) else 0.0
 
     @asynccontextmanager
-    async def slot(self, avoid: Endpoint | None = None) -> AsyncIterator[Slot]:
-        """Wait for a slot at the least loaded endpoint, and hold it for the block.
+    async def slot(self, avoid: Endpoint | None = None, affinity: str | None = None) -> AsyncIterator[Slot]:
+        """Wait for a slot at an available endpoint, and hold it for the block.
 
         Args:
             avoid: endpoint to use only if no other one is available.
+            affinity: key whose requests go to the same endpoint as far as it is available, and then to the same next
+                one: the order is a hash of key and address (rendezvous hashing), so that an endpoint that is added or
+                lost moves its own share of the keys only. None for the least loaded endpoint.
         """
-        slot = await self._next_slot(avoid)
+        slot = await self._next_slot(avoid, affinity)
         try:
             yield slot
         finally:
             slot.endpoint.release(slot)
             self._changed.set()
 
-    async def _next_slot(self, avoid: Endpoint | None) -> Slot:
+    async def _next_slot(self, avoid: Endpoint | None, affinity: str | None) -> Slot:
         loop = asyncio.get_running_loop()
-        if not self._turn.locked() and (slot := self._free_slot(loop.time(), avoid)) is not None:
+        if not self._turn.locked() and (slot := self._free_slot(loop.time(), avoid, affinity)) is not None:
             return slot
         async with self._turn:
             while True:
                 now = loop.time()
-                if (slot := self._free_slot(now, avoid)) is not None:
+                if (slot := self._free_slot(now, avoid, affinity)) is not None:
                     return slot
                 self._changed.clear()
                 cooldown_ends = [endpoint.cooldown_until for endpoint in self.all if endpoint.cooldown_until > now]
@@ -270,8 +275,12 @@ class Endpoints:
                     async with asyncio.timeout_at(min(cooldown_ends, default=None)):
                         await self._changed.wait()
 
-    def _free_slot(self, now: float, avoid: Endpoint | None) -> Slot | None:
+    def _free_slot(self, now: float, avoid: Endpoint | None, affinity: str | None) -> Slot | None:
         available = [endpoint for endpoint in self.all if endpoint.is_available(now)]
         if not available:
             return None
-        return min(available, key=lambda endpoint: (endpoint is avoid, endpoint.load)).acquire()
+
+        def rank(endpoint: Endpoint) -> tuple[bool, bytes | float]:
+            return endpoint is avoid, endpoint.load if affinity is None else digest([f"{affinity} {endpoint.url}"])
+
+        return min(available, key=rank).acquire()

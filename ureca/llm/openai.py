@@ -46,14 +46,16 @@ class OpenAIChatModel:
 
     Args:
         settings: endpoints, model and retries.
+        num_probe_images: number of images of the request that checks whether the endpoints answer any.
 
     Raises:
         SettingsError: the API key cannot be read.
     """
 
-    def __init__(self, settings: OpenAIConfig) -> None:
+    def __init__(self, settings: OpenAIConfig, *, num_probe_images: int = 2) -> None:
         self.name = settings.model
         self._settings = settings
+        self._num_probe_images = num_probe_images
         self._key = read_api_key(settings)
         self._backoff = Backoff(settings.initial_backoff_s, settings.max_wait_s)
         self._session: _Session | None = None
@@ -83,7 +85,7 @@ class OpenAIChatModel:
         with breaker.request() as ticket, self._load.pending():
             while True:
                 self._follow_share(session)
-                async with session.endpoints.slot(avoid=failed_at) as slot:
+                async with session.endpoints.slot(failed_at, request.affinity) as slot:
                     outcome = await self._attempt(session, slot, body)
                 if isinstance(outcome, ChatAnswer):
                     breaker.record_answer()
@@ -137,11 +139,10 @@ class OpenAIChatModel:
         self._load.set_slots(self, session.endpoints.limit)
         return answer
 
-    async def probe(self, num_images: int = 2, max_new_tokens: int = _PROBE_TOKENS) -> None:
-        """Send a request that any vision model can answer, once.
+    async def probe(self, max_new_tokens: int = _PROBE_TOKENS) -> None:
+        """Send a request that any vision model can answer, with images of 64 x 64 pixels, once.
 
         Args:
-            num_images: number of its images, each of 64 x 64 pixels.
             max_new_tokens: limit of the tokens of the answer.
 
         Raises:
@@ -151,7 +152,7 @@ class OpenAIChatModel:
         session = self._current_session()
         image = np.full((64, 64, 3), 128, np.uint8)
         image[16:48, 16:48] = (200, 30, 30)
-        parts: tuple[str | Pixels, ...] = (*[image] * num_images, "Describe the colored square.")
+        parts: tuple[str | Pixels, ...] = (*[image] * self._num_probe_images, "Describe the colored square.")
         request = ChatRequest(_PROBE_SYSTEM, parts, _PROBE_SCHEMA, temperature=0.2, max_new_tokens=max_new_tokens)
         body = await asyncio.to_thread(request_body, request, model=self._settings.model, settings=self._settings)
         async with session.endpoints.slot() as slot:
@@ -231,7 +232,7 @@ async def check_endpoints(settings: OpenAIConfig, *, num_images: int, max_new_to
     """
 
     async def check(url: HttpUrl) -> None:
-        model = OpenAIChatModel(settings.model_copy(update={"base_urls": (url,)}))
+        model = OpenAIChatModel(settings.model_copy(update={"base_urls": (url,)}), num_probe_images=num_images)
         served: dict[str, int | None] = {}
         try:
             async with asyncio.timeout(_CHECK_TIMEOUT_S):
@@ -242,7 +243,7 @@ async def check_endpoints(settings: OpenAIConfig, *, num_images: int, max_new_to
                         f"{url}: the context of {settings.model} is {limit} tokens, which leaves no room for a prompt "
                         f"beside max_new_tokens {max_new_tokens}; serve it with a longer one, or lower that"
                     )
-                await model.probe(num_images, max_new_tokens)
+                await model.probe(max_new_tokens)
         except (TransientError, TimeoutError) as failure:
             _log.warning("%s does not answer yet (%s)", url, failure or "timeout")
         except RefusedError as refusal:

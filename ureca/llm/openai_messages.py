@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from ureca.images import encode_jpeg
+from ureca.images import encode_jpeg, encode_png
 from ureca.llm.endpoints import TransientError
 from ureca.llm.protocol import ChatAnswer, ChatRequest, Pixels
 from ureca.llm.settings import RequestSettings
@@ -82,13 +82,16 @@ def request_body(request: ChatRequest, *, model: str, settings: RequestSettings)
     Args:
         request: the request.
         model: name of the model at the endpoint.
-        settings: fields of the request, and quality of the images, which are sent as JPEG data URLs.
+        settings: fields of the request, and quality of the images, which are sent as JPEG data URLs; as PNG with a
+            fourth channel.
     """
     system = [{"role": "system", "content": request.system}] if request.system else []
     content = [_content(part, settings.jpeg_quality) for part in request.parts]
     body: dict[str, Any] = {"model": model, "messages": [*system, {"role": "user", "content": content}]}
     if settings.send_temperature:
         body["temperature"] = request.temperature
+    if request.top_p < 1:
+        body["top_p"] = request.top_p
     if settings.token_parameter != "none":  # noqa: S105 - no secret
         body[settings.token_parameter] = request.max_new_tokens
     if settings.structured_output and request.answer_schema:
@@ -102,8 +105,10 @@ def request_body(request: ChatRequest, *, model: str, settings: RequestSettings)
 def _content(part: str | Pixels, jpeg_quality: int) -> dict[str, Any]:
     if isinstance(part, str):
         return {"type": "text", "text": part}
-    data = base64.b64encode(encode_jpeg(part, jpeg_quality)).decode("ascii")
-    return {"type": "image_url", "image_url": {"url": f"data:image/jpeg;base64,{data}"}}
+    # The fourth channel marks a region: JPEG has none, and would blur its border.
+    kind, file = ("png", encode_png(part)) if part.shape[2] == 4 else ("jpeg", encode_jpeg(part, jpeg_quality))
+    data = base64.b64encode(file).decode("ascii")
+    return {"type": "image_url", "image_url": {"url": f"data:image/{kind};base64,{data}"}}
 
 
 def _token_count(value: object) -> int:

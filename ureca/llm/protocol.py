@@ -19,10 +19,13 @@ class ChatRequest:
     Attributes:
         system: the constant part, which comes first so that prefix caches hit; empty: no system message.
         parts: text and images (uint8 RGB [h, w, 3]) of the user's turn, in order. Implementations encode an image only
-            when they send it.
+            when they send it. An image with a fourth channel marks the region in question, for a model that knows it.
         answer_schema: JSON schema of the answer; implementations with structured output decode by it. Empty: free text.
         temperature: sampling temperature; 0 is greedy.
         max_new_tokens: maximum number of tokens of the answer.
+        top_p: nucleus sampling: probability mass of the likeliest tokens to draw from.
+        affinity: key of what the request shares with others, such as its image. Several servers of one model get the
+            requests of a key at the same one as far as it has slots, so that its prefix cache serves them.
     """
 
     system: str
@@ -30,6 +33,8 @@ class ChatRequest:
     answer_schema: dict[str, Any]
     temperature: float
     max_new_tokens: int
+    top_p: float = 1.0
+    affinity: str | None = None
 
     @property
     def text(self) -> str:

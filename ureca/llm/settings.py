@@ -55,15 +55,11 @@ _RESERVED_FIELDS = frozenset({"model", "messages", "stream", "n"})
 _OWN_HEADERS = frozenset({"host", "content-type", "content-length", "content-encoding", "accept-encoding"})
 
 
-class RequestSettings(BaseModel):
+class TransportSettings(BaseModel):
     """Concurrency, timeouts and retries of the requests to a model server."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    structured_output: bool = Field(
-        default=True,
-        description="have the server decode answers by their JSON schema; turn off for servers without response_format",
-    )
     token_parameter: Annotated[Literal["max_tokens", "max_completion_tokens", "none"], MAY_CHANGE] = Field(
         default="max_tokens",
         description="field of a request that limits the tokens of the answer; OpenAI's reasoning models accept "
@@ -143,19 +139,24 @@ class RequestSettings(BaseModel):
         return self
 
 
-@register("chat_model", "openai", component="ureca.llm.openai:OpenAIChatModel")
-class OpenAIConfig(RequestSettings):
-    """A model behind OpenAI-compatible endpoints, such as a vLLM server.
+class RequestSettings(TransportSettings):
+    """Requests for structured answers to a model server."""
 
-    The API key is not a setting, because settings are stored beside the results: a variable or a file on the machine
-    that sends the requests holds it.
+    structured_output: bool = Field(
+        default=True,
+        description="have the server decode answers by their JSON schema; turn off for servers without response_format",
+    )
+
+
+class KeySettings(BaseModel):
+    """The API key of a model server.
+
+    The key is not a setting, because settings are stored beside the results: a variable or a file on the machine that
+    sends the requests holds it.
     """
 
-    kind: Literal["openai"] = "openai"
-    model: str = Field(min_length=1, description="name of the model at the endpoints")
-    base_urls: Annotated[tuple[HttpUrl, ...], MAY_CHANGE] = Field(
-        min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
     api_key_variable: Annotated[str | None, MAY_CHANGE] = Field(
         default=None, description="environment variable that holds the API key; None: no key"
     )
@@ -168,22 +169,36 @@ class OpenAIConfig(RequestSettings):
         description="HTTP header that holds the API key (api-key at Azure); in Authorization it is a bearer token",
     )
 
-    @field_validator("base_urls")
-    @classmethod
-    def _are_plain(cls, base_urls: tuple[HttpUrl, ...]) -> tuple[HttpUrl, ...]:
-        for number, url in enumerate(base_urls, 1):
-            if url.username or url.password or url.query or url.fragment:
-                # The message shows no URL: it may have a password in it.
-                raise ValueError(f"number {number} has a user, query or fragment; name a key by variable or file")
-        if len({str(url).rstrip("/") for url in base_urls}) < len(base_urls):
-            raise ValueError("one endpoint is named twice")
-        return base_urls
-
     @model_validator(mode="after")
     def _keys_agree(self) -> Self:
         if self.api_key_variable is not None and self.api_key_file is not None:
             raise ValueError("api_key_variable and api_key_file both name a key; set one of them")
         return self
+
+
+def _check_base_urls(base_urls: tuple[HttpUrl, ...]) -> tuple[HttpUrl, ...]:
+    for number, url in enumerate(base_urls, 1):
+        if url.username or url.password or url.query or url.fragment:
+            # The message shows no URL: it may have a password in it.
+            raise ValueError(f"number {number} has a user, query or fragment; name a key by variable or file")
+    if len({str(url).rstrip("/") for url in base_urls}) < len(base_urls):
+        raise ValueError("one endpoint is named twice")
+    return base_urls
+
+
+BaseUrls = Annotated[tuple[HttpUrl, ...], AfterValidator(_check_base_urls)]
+"""Addresses of OpenAI-compatible endpoints, without secrets."""
+
+
+@register("chat_model", "openai", component="ureca.llm.openai:OpenAIChatModel")
+class OpenAIConfig(KeySettings, RequestSettings):
+    """A model behind OpenAI-compatible endpoints, such as a vLLM server."""
+
+    kind: Literal["openai"] = "openai"
+    model: str = Field(min_length=1, description="name of the model at the endpoints")
+    base_urls: Annotated[BaseUrls, MAY_CHANGE] = Field(
+        min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
+    )
 
 
 _RESERVED_OPTIONS = {

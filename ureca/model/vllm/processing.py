@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,6 @@ from vllm.inputs import MultiModalDataDict
 from vllm.multimodal.inputs import MultiModalFieldConfig, MultiModalKwargsItems
 from vllm.multimodal.media import MediaWithBytes
 from vllm.multimodal.parse import (
-    ModalityDataItems,
     MultiModalDataItems,
     MultiModalDataParser,
     ProcessorBatchItems,
@@ -52,10 +51,16 @@ class MaskOfImage:
 
 
 class MaskItems(ProcessorBatchItems[MaskOfImage]):
-    """Masks of a prompt."""
+    """Masks of a prompt.
 
-    def __init__(self, masks: Sequence[MaskOfImage]) -> None:
+    Args:
+        masks: the masks.
+        from_alpha: True if they are the alpha channels of the prompt's images.
+    """
+
+    def __init__(self, masks: Sequence[MaskOfImage], *, from_alpha: bool = False) -> None:
         super().__init__(masks, "mask")
+        self.from_alpha = from_alpha
 
     def get_item_for_hash(self, index: int) -> Any:
         """Return the content by which vLLM caches the features of a mask."""
@@ -70,19 +75,21 @@ class UrecaDataParser(MultiModalDataParser):
 
     Args:
         masks_need_images: pair each mask with its image (fused and pooled mask encoders).
+        with_masks: False for a checkpoint whose prompts have no masks: alpha channels are dropped.
         options: arguments of vLLM's parser.
     """
 
-    def __init__(self, *, masks_need_images: bool, **options: Any) -> None:
+    def __init__(self, *, masks_need_images: bool, with_masks: bool, **options: Any) -> None:
         super().__init__(**options)
+        self._with_masks = with_masks
         self._masks_need_images = masks_need_images
 
     def parse_mm_data(self, mm_data: MultiModalDataDict) -> MultiModalDataItems:
         """Parse the images and masks of a prompt.
 
-        An image with an alpha channel that is not opaque everywhere is an image and a mask, of the pixels whose alpha
-        is above 0: so a client of an OpenAI-compatible server can ask about a region. All images of a prompt then need
-        such a channel.
+        Without masks, images with an alpha channel are images and masks, of the pixels whose alpha is above 0 (the
+        whole image if that is none or all): so a client of an OpenAI-compatible server can ask about a region. All
+        images of a prompt then need such a channel.
 
         Raises:
             VLLMValidationError: a mask is not a bool array [H, W] with a pixel set, or only some images have masks.
@@ -90,6 +97,7 @@ class UrecaDataParser(MultiModalDataParser):
         data: dict[str, Any] = dict(mm_data)
         images = _listed(data.get("image"))
         alphas = [_alpha(image) for image in images]
+        from_alpha = False
         if "mask" not in data and any(alpha is not None for alpha in alphas):
             if any(alpha is None for alpha in alphas):
                 raise VLLMValidationError(
@@ -97,14 +105,15 @@ class UrecaDataParser(MultiModalDataParser):
                     parameter="image",
                 )
             data["image"] = images = [_without_wrapper(image).convert("RGB") for image in images]
-            data["mask"] = alphas
+            if self._with_masks:
+                from_alpha, data["mask"] = True, alphas
         masks = data.pop("mask", None)
         items = super().parse_mm_data(data)
         if masks is not None:
-            items["mask"] = self._parse_masks(masks, images)
+            items["mask"] = MaskItems(self._parse_masks(masks, images), from_alpha=from_alpha)
         return items
 
-    def _parse_masks(self, data: Any, images: Sequence[Any]) -> ModalityDataItems[Any, Any]:
+    def _parse_masks(self, data: Any, images: Sequence[Any]) -> list[MaskOfImage]:
         masks = []
         for index, mask in enumerate(_listed(data)):
             if isinstance(mask, MaskOfImage):  # vLLM parses the items that its cache lacks again
@@ -127,7 +136,7 @@ class UrecaDataParser(MultiModalDataParser):
                     )
                 image = _without_wrapper(images[0 if len(images) == 1 else index])
             masks.append(MaskOfImage(mask, image))
-        return MaskItems(masks)
+        return masks
 
 
 def _listed(data: Any) -> list[Any]:
@@ -143,12 +152,12 @@ def _without_wrapper(image: Any) -> Any:
 
 
 def _alpha(image: Any) -> npt.NDArray[np.bool_] | None:
-    """Return the pixels whose alpha is above 0; None without an alpha channel, or if all are."""
+    """Return the pixels whose alpha is above 0, all if none is; None without an alpha channel."""
     image = _without_wrapper(image)
     if not isinstance(image, Image.Image) or image.mode != "RGBA":
         return None
-    opaque: npt.NDArray[np.bool_] = np.asarray(image)[..., 3] > 0
-    return None if opaque.all() else opaque
+    marked: npt.NDArray[np.bool_] = np.asarray(image)[..., 3] > 0
+    return marked if marked.any() else ~marked
 
 
 class UrecaProcessingInfo(BaseProcessingInfo):
@@ -173,6 +182,7 @@ class UrecaProcessingInfo(BaseProcessingInfo):
         """Build the parser of ``multi_modal_data``."""
         return UrecaDataParser(
             masks_need_images=self.get_hf_config().masks_need_images,
+            with_masks=self.get_hf_processor().region_prompt == "mask",
             expected_hidden_size=self._get_expected_hidden_size(),
         )
 
@@ -210,24 +220,29 @@ class UrecaMultiModalProcessor(BaseMultiModalProcessor[UrecaProcessingInfo]):
     """Converts prompts with images and masks to token ids and uint8 tiles, which the model normalises on its device."""
 
     def apply(self, inputs: ProcessorInputs, timing_ctx: TimingContext) -> Any:
-        """Process a prompt.
+        """Process a prompt; placeholders of masks from alpha channels, of which a client knows nothing, are added.
 
         Raises:
             VLLMValidationError: placeholders and items differ in number, or a mask and its image in size.
         """
+        processor, masks = self.info.get_hf_processor(), inputs.mm_data_items.get("mask")
+        if isinstance(masks, MaskItems) and masks.from_alpha and processor.mask_token_id not in inputs.prompt:
+            tokenizer = processor.tokenizer
+            text = tokenizer.decode(inputs.prompt, skip_special_tokens=False)
+            image, mask = IMAGE_TOKENS[1], MASK_TOKENS[1]
+            # As a conversation with masks is rendered: each on a line of its own, behind its image.
+            text = text.replace(f"{image}\n", image).replace(image, f"{image}\n{mask}\n")
+            inputs = replace(inputs, prompt=tokenizer(text, add_special_tokens=False).input_ids)
         self._check(inputs)
         return super().apply(inputs, timing_ctx)
 
     def _check(self, inputs: ProcessorInputs) -> None:
         """Check what vLLM does not: it takes a placeholder without an item for a word, and knows no sizes."""
         processor, items = self.info.get_hf_processor(), inputs.mm_data_items
-        prompt = inputs.prompt
-        if isinstance(prompt, str):
-            prompt = processor.tokenizer(prompt, add_special_tokens=False).input_ids
         modalities = {processor.image_token_id: "image", processor.mask_token_id: "mask"}
         num_placed = {"image": 0, "mask": 0}
         size: tuple[int, int] | None = None
-        for token_id in prompt:
+        for token_id in inputs.prompt:
             modality = modalities.get(token_id)
             if modality is None:
                 continue

@@ -1,0 +1,158 @@
+"""A real `vllm serve` of a checkpoint: the official client, and `ureca caption --engine openai`; ``make long-vllm``."""
+
+import base64
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.vllm.conftest import LIBRARY_PYTHON
+from tests.vllm.reference import NUM_NEW_TOKENS, QUESTION, draw_inputs
+from tests.vllm.test_caption import Captions, captions, command, images
+
+pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1700)]
+
+PORT = 18462
+NAME = "ureca-tiny"
+LONGEST_WAIT_S = 600.0
+__all__ = ["images"]
+
+
+class Server:
+    """`vllm serve` of a checkpoint, which can be killed and started again."""
+
+    def __init__(self, checkpoint: Path, log: Path) -> None:
+        self._checkpoint, self._log = checkpoint, log
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        limits = {"image": 1, "mask": 1, "video": 0}
+        run = [
+            *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(self._checkpoint)),
+            *("--served-model-name", NAME, "--port", str(PORT), "--host", "127.0.0.1", "--dtype", "float32"),
+            *("--enforce-eager", "--block-size", "32", "--max-num-seqs", "16", "--max-model-len", "2048"),
+            *("--limit-mm-per-prompt", json.dumps(limits)),
+            *("--media-io-kwargs", json.dumps({"image": {"image_mode": "RGBA"}})),
+        ]
+        with self._log.open("ab") as out:
+            self._process = subprocess.Popen(run, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+
+    def wait(self) -> None:
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        while time.monotonic() < deadline:
+            assert self._process is not None and self._process.poll() is None, self._log.read_text()[-4000:]
+            try:
+                if httpx2.get(f"http://127.0.0.1:{PORT}/health", timeout=10, trust_env=False).status_code == 200:
+                    return
+            except httpx2.HTTPError:
+                pass
+            time.sleep(0.5)
+        raise AssertionError(self._log.read_text()[-4000:])
+
+    def kill(self) -> None:
+
+        if self._process is not None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+            self._process = None
+
+
+@pytest.fixture(scope="module")
+def server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(checkpoints / "convolutional", tmp_path_factory.mktemp("server") / "log")
+    server.start()
+    try:
+        server.wait()
+        yield server
+    finally:
+        server.kill()
+
+
+def test_official_client_asks_about_a_region_by_the_alpha_channel(server: Server, checkpoints: Path) -> None:
+    import openai
+
+    from ureca.model.processing import UrecaProcessor
+
+    checkpoint = checkpoints / "convolutional"
+    reference = json.loads((checkpoint / "reference.json").read_text())
+    processor = UrecaProcessor.from_pretrained(checkpoint)
+    client = openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none", timeout=400)
+
+    def ask(picture: Image.Image) -> str:
+        file = io.BytesIO()
+        picture.save(file, "PNG")
+        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
+        completion = client.chat.completions.create(
+            model=NAME,
+            messages=[{"role": "user", "content": content}],  # type: ignore[misc,list-item]
+            temperature=0,
+            max_tokens=NUM_NEW_TOKENS,
+        )
+        return str(completion.choices[0].message.content).strip()
+
+    def text(token_ids: list[int]) -> str:
+        return str(processor.decode(token_ids, skip_special_tokens=True)).strip()
+
+    for (image, masks), regions, whole in zip(draw_inputs(), reference["regions"], reference["whole"], strict=True):
+        for mask, expected in zip(masks, regions, strict=True):
+            assert ask(Image.fromarray(np.dstack([image, mask.astype(np.uint8) * 255]), "RGBA")) == text(expected)
+        assert ask(Image.fromarray(image)) == text(whole)
+
+
+@pytest.fixture(scope="module")
+def expected(images: Path, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Captions:
+    output = tmp_path_factory.mktemp("transformers") / "out"
+    run = command(LIBRARY_PYTHON, images, output, checkpoints / "convolutional", "transformers")
+    subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
+    return captions(output)
+
+
+def endpoint_command(images: Path, output: Path) -> list[str]:
+    return [
+        *(LIBRARY_PYTHON, "-m", "ureca.jobs.cli", "caption", str(images), str(output), "--model", NAME),
+        *("--engine", "openai", "--base-urls", f"http://127.0.0.1:{PORT}/v1", "--captioner.max-new-tokens", "16"),
+        *("--images-per-partition", "4", "--endpoints.max-concurrency", "8"),
+        *("--endpoints.outage-timeout-s", str(LONGEST_WAIT_S)),
+    ]
+
+
+def texts(found: Captions) -> dict[tuple[str, int], tuple[str, str]]:
+    """Status and words of each region: the client of chat models normalizes spaces."""
+    return {key: (status, " ".join((text or "").split())) for key, (status, text, _) in found.items()}
+
+
+def test_caption_by_endpoint_writes_the_rows_of_transformers(
+    server: Server, images: Path, expected: Captions, tmp_path: Path
+) -> None:
+    subprocess.run(endpoint_command(images, tmp_path / "out"), check=True, timeout=LONGEST_WAIT_S)
+    assert texts(captions(tmp_path / "out")) == texts(expected)
+    assert len({text for _, text in texts(expected).values()}) > len(expected) // 2
+
+
+def test_caption_by_endpoint_that_is_killed_mid_run_goes_on_when_it_is_back(
+    server: Server, images: Path, expected: Captions, tmp_path: Path
+) -> None:
+    with subprocess.Popen(endpoint_command(images, tmp_path / "out")) as run:
+        deadline = time.monotonic() + LONGEST_WAIT_S
+        while not list((tmp_path / "out" / "captions").glob("part-*.parquet")):
+            assert run.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.kill()
+        server.start()
+        server.wait()
+        assert run.wait(LONGEST_WAIT_S) == 0
+    assert texts(captions(tmp_path / "out")) == texts(expected)
