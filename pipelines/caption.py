@@ -30,10 +30,10 @@ from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.settings import SegmentsConfig
 from ureca.model.checkpoint_files import Checkpoint, identify
 from ureca.pipelines.batch.actors import RowActor, build_fetch
-from ureca.pipelines.batch.dry_run import DryRun, estimate
+from ureca.pipelines.batch.dry_run import DryRun, estimate, with_gpus_of_this_machine
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
-from ureca.pipelines.batch.resources import engine_share
+from ureca.pipelines.batch.resources import device_of, engine_share, on_device
 from ureca.pipelines.batch.runner import log_plan, run_batch
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
 from ureca.pipelines.settings import ListingSettings, check_annotations_have_a_source
@@ -55,6 +55,7 @@ def build_mask_stage(settings: CaptioningSettings, fetch: Fetch | None = None) -
         raise SettingsError("masks.kind auto stands for another kind, which is chosen when the input is known")
     if isinstance(masks, ReusedMasksConfig):
         return partial(reuse_masks, only_below=settings.listing.only_below)
+    masks = on_device(masks, settings.resources.masks.num_gpus, "resources.masks")
     generator: MaskGenerator = build_component("mask_generator", masks)
     return partial(
         generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch or build_fetch(settings)
@@ -100,7 +101,7 @@ def _identify(settings: CaptioningSettings) -> Checkpoint:
 def _build_engine(settings: CaptioningSettings, checkpoint: Checkpoint) -> RegionEngine[Any]:
     if settings.engine == "openai":
         return EndpointEngine(settings.model, settings.base_urls, settings.endpoints, settings.region_prompt)
-    on_gpu = settings.resources.caption.num_gpus > 0
+    num_gpus = settings.resources.caption.num_gpus
     if checkpoint.kind == "ureca":  # chosen in the actor: vLLM may be installed there only
         return load_engine(
             settings.model,
@@ -108,18 +109,16 @@ def _build_engine(settings: CaptioningSettings, checkpoint: Checkpoint) -> Regio
             engine=settings.engine,
             vllm=settings.vllm,
             dtype=settings.dtype,
-            on_gpu=on_gpu,
+            on_gpu=device_of(num_gpus, "resources.caption") == "cuda",
             region_prompt=settings.region_prompt,
         )
-    model = TransformersChatModel(
-        TransformersConfig(
-            checkpoint=settings.model,
-            device="auto" if on_gpu else "cpu",
-            dtype=settings.dtype,
-            max_batch_size=settings.captioner.batch_size,
-            image_options=settings.image_options,
-        )
+    config = TransformersConfig(
+        checkpoint=settings.model,
+        dtype=settings.dtype,
+        max_batch_size=settings.captioner.batch_size,
+        image_options=settings.image_options,
     )
+    model = TransformersChatModel(on_device(config, num_gpus, "resources.caption"))
     assert settings.region_prompt is not None  # noqa: S101 - checked by usable_checkpoint
     # Two batches: one is formed while the other is generated.
     return ChatEngine(model, settings.region_prompt, 2 * settings.captioner.batch_size)
@@ -266,6 +265,7 @@ def plan(settings: CaptioningSettings) -> str:
     usable_checkpoint(settings)
     settings = resolve_masks(settings)
     ask = settings.planning.ask_model
+    settings = with_gpus_of_this_machine(settings)
     dry_run = DryRun(
         generate=build_mask_stage(settings),
         prepare=lambda partition: partition,

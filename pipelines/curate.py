@@ -29,10 +29,11 @@ from ureca.llm.settings import FakeConfig, OpenAIConfig
 from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.actors import RowActor, build_fetch
 from ureca.pipelines.batch.arrangement import EngineSlots, engine_concurrency, with_actor_share
-from ureca.pipelines.batch.dry_run import DryRun, estimate
+from ureca.pipelines.batch.dry_run import DryRun, estimate, with_gpus_of_this_machine
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.ray_serve_llm import chat_application
+from ureca.pipelines.batch.resources import on_device
 from ureca.pipelines.batch.runner import log_plan, run_batch
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.pipelines.settings import check_annotations_have_a_source
@@ -46,8 +47,9 @@ _PROBE_TOKENS = 256
 
 
 def build_mask_stage(settings: CurateSettings, fetch: Fetch | None = None) -> MaskStage:
-    """Build the stage that generates masks."""
-    generator: MaskGenerator = build_component("mask_generator", settings.masks)
+    """Build the stage that generates masks, on the device that ``resources.masks`` implies."""
+    masks = on_device(settings.masks, settings.resources.masks.num_gpus, "resources.masks")
+    generator: MaskGenerator = build_component("mask_generator", masks)
     return partial(
         generate_masks,
         mask_generator=generator,
@@ -68,10 +70,12 @@ def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> C
     """
     listener, verification = settings.listener, settings.verification
     # One model for all components: weights are loaded once, and the limits of an endpoint hold for all its requests.
-    model = model or build_component("chat_model", settings.mllm)
+    num_gpus = settings.resources.curate.num_gpus
+    if model is None:
+        model = build_component("chat_model", on_device(settings.mllm, num_gpus, "resources.curate"))
     return Curator(
         annotator=build_component("annotator", settings.annotator, model),
-        embedder=build_component("embedder", settings.embedder),
+        embedder=build_component("embedder", on_device(settings.embedder, num_gpus, "resources.curate")),
         tree=settings.tree,
         views=settings.views,
         uniqueness=settings.uniqueness,
@@ -220,6 +224,7 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
     Raises:
         SettingsError: A checkpoint, a package or the MLLM's key is missing, or the model needs a cluster.
     """
+    settings = with_gpus_of_this_machine(settings)
     ask = settings.planning.ask_model
     model = counting_model(build_component("chat_model", settings.mllm) if ask else None)
     curator = build_curator(settings, model)

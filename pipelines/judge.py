@@ -32,6 +32,7 @@ from ureca.pipelines.batch.arrangement import engine_concurrency, with_actor_sha
 from ureca.pipelines.batch.arrow import read_partitions
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.ray_serve_llm import chat_application
+from ureca.pipelines.batch.resources import on_device
 from ureca.pipelines.batch.runner import run_batch
 from ureca.pipelines.evaluate_settings import (
     EvaluateSettings,
@@ -60,7 +61,7 @@ class ScoringActor(RowActor[ScoringSettings]):
         return ScoringStage(
             Output(settings.input, BENCHMARK_DATASET),
             None if settings.captions is None else Output(settings.captions, CAPTIONS_DATASET),
-            build_scorer(settings),
+            build_scorer(settings, settings.resources.judge.num_gpus),
             settings.image_limits,
             images_in_flight,
             crash_log,
@@ -71,17 +72,24 @@ class ScoringActor(RowActor[ScoringSettings]):
         return (reuse_masks(number, entries) for number, entries in read_partitions(batch))
 
 
-def build_scorer(settings: ScoringSettings) -> CaptionScorer:
+def build_scorer(settings: ScoringSettings, num_gpus: float) -> CaptionScorer:
     """Load the encoder, the listener and BERTScore's model.
 
+    Args:
+        settings: Settings of the scores.
+        num_gpus: GPUs of this actor.
+
     Raises:
-        SettingsError: A checkpoint or a package is missing.
+        SettingsError: A checkpoint or a package is missing, or a model needs a GPU that is not there.
     """
-    encoder = build_encoder(settings.retrieval)
-    bert = None if settings.bert_score is None else BertScorer(settings.bert_score)
+    key = "resources.judge"
+    encoder = build_encoder(settings.retrieval and on_device(settings.retrieval, num_gpus, key))
+    bert = None if settings.bert_score is None else BertScorer(on_device(settings.bert_score, num_gpus, key))
     if not isinstance(settings.listener, ScoringListenerConfig):
         return CaptionScorer(encoder, bert=bert)
-    listener = PromptedListener(build_component("chat_model", settings.mllm), settings.listener)
+    listener = PromptedListener(
+        build_component("chat_model", on_device(settings.mllm, num_gpus, key)), settings.listener
+    )
     return CaptionScorer(encoder, listener, bert, settings.listener.max_distractors)
 
 

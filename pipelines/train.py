@@ -84,7 +84,7 @@ def _train(
         on_plan(f"{run.path} is finished; there is nothing to do")
         return _report(run, was_finished=True)
     index = _prepare_indices(settings, run, processor)
-    num_steps = _num_steps(settings, index, processor)
+    num_steps = _store_plans(settings, run, index, processor)
     on_plan(f"{index.info.summary()}\n{num_steps} steps, {done} done before, {num_steps - done} to do")
     run.take_failure()  # left by a session that was killed
     _write_record(record, run, "running", num_steps, from_start=not done)
@@ -203,20 +203,38 @@ def _index_settings(
     )
 
 
-def _num_steps(settings: TrainSettings, index: TrainingIndex, processor: UrecaProcessor) -> int:
+def _store_plans(settings: TrainSettings, run: RunFolder, index: TrainingIndex, processor: UrecaProcessor) -> int:
+    """Compute the order of the samples for all processes of the run; return its number of steps."""
+    costs, workers = costs_of(processor), settings.resources.workers
     try:
-        return RunPlan(
-            index.sample_costs(),
-            costs_of(processor),
+        plan = RunPlan.store(
+            run.plan,
+            index.map_sample_costs,
+            costs,
             settings.batch,
             settings.augmentation,
+            content=index.info.fingerprint,
             seed=settings.seed,
-            world_size=settings.resources.workers,
+            world_size=workers,
             epochs=settings.phase.epochs,
             max_steps=settings.max_steps,
-        ).num_steps
+        )
+        if settings.validation.sources:
+            validation = TrainingIndex(run.validation_index)
+            RunPlan.store(
+                run.validation_plan,
+                validation.map_sample_costs,
+                costs,
+                settings.batch,
+                AugmentationSettings(),
+                content=validation.info.fingerprint,
+                seed=settings.seed,
+                world_size=workers,
+                epochs=1,
+            )
     except ValueError as error:
         raise InputError(str(error)) from error
+    return plan.num_steps
 
 
 def _report(run: RunFolder, *, was_finished: bool) -> TrainReport:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar, cast
 
 from ureca.errors import AnswerError
+from ureca.memory import first_line, is_out_of_memory, release_memory
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
@@ -18,7 +19,7 @@ _log = logging.getLogger(__name__)
 
 
 class BatchTooLargeError(Exception):
-    """The device has not enough memory for a batch."""
+    """The device has not enough memory for a batch. Errors that ``is_out_of_memory`` recognizes count as this."""
 
 
 @dataclass(slots=True, eq=False)
@@ -159,6 +160,10 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
             try:
                 prepared, errors = (cast(Prepared, items), {}) if self._prepare is None else self._prepare(items)
             except BaseException as error:  # raised where the results are awaited
+                if isinstance(lack := _as_lack_of_memory(error), BatchTooLargeError):
+                    with self._changed:
+                        self._retry_or_fail(batch, lack)
+                    continue
                 prepared, errors = None, dict.fromkeys(range(len(batch)), error)
             for index, item_error in errors.items():
                 batch[index].result.set_exception(item_error)
@@ -194,19 +199,37 @@ class DynamicBatcher(Generic[Item, Prepared, Result]):
         try:
             self._run(prepared, lambda index, result: batch[index].result.set_result(result))
         except BaseException as raised:  # raised where the results are awaited
-            error = raised
+            error = _as_lack_of_memory(raised)
         pending = [entry for entry in batch if not entry.result.done()]
-        is_retried = isinstance(error, BatchTooLargeError) and len(pending) > 1
-        if isinstance(error, BatchTooLargeError) and not is_retried:
-            error = AnswerError("out_of_memory", f"one request needs more memory than there is: {error}")
-        if not is_retried:
-            for entry in pending:
-                entry.result.set_exception(error)
         with self._changed:
-            if is_retried:
-                size = sum(entry.size for entry in pending)
-                self._max_batch_size = max(1, min(self._max_batch_size, size // 2))
-                _log.warning("out of memory with a batch of %d; the limit is %d now", size, self._max_batch_size)
-                self._waiting = pending + self._waiting
+            if isinstance(error, BatchTooLargeError):
+                self._retry_or_fail(pending, error)
+            else:
+                for entry in pending:
+                    entry.result.set_exception(error)
             self._is_running = False
             self._changed.notify_all()
+
+    def _retry_or_fail(self, batch: list[_Entry[Item, Result]], error: BatchTooLargeError) -> None:
+        """Return the items of a batch to the waiting ones and halve the limit, or fail one that was alone."""
+        if len(batch) == 1:
+            message = f"one request needs more memory than there is: {error}"
+            batch[0].result.set_exception(AnswerError("out_of_memory", message))
+        elif batch:
+            size = sum(entry.size for entry in batch)
+            # Half of the items even where one of them has most of the size.
+            self._max_batch_size = max(1, min(self._max_batch_size, size // 2, size - batch[-1].size))
+            _log.warning("out of memory with a batch of %d; the limit is %d now", size, self._max_batch_size)
+            self._waiting = batch + self._waiting
+
+
+def _as_lack_of_memory(error: BaseException) -> BaseException:
+    """Return a ``BatchTooLargeError`` for an error of memory, which is released; else the error itself."""
+    if isinstance(error, BatchTooLargeError):
+        release_memory(error)
+        return BatchTooLargeError(str(error))
+    if isinstance(error, Exception) and is_out_of_memory(error):
+        message = first_line(error)
+        release_memory(error)
+        return BatchTooLargeError(message)
+    return error

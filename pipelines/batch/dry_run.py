@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from tempfile import TemporaryDirectory
 from typing import Any, TypeVar
 
@@ -56,6 +57,24 @@ class DryRun:
     questions: Mapping[str, RequestCounts]
     asks_model: bool
     engine: EngineSlots | None
+
+
+def with_gpus_of_this_machine(settings: Settings) -> Settings:
+    """Return the settings of a run in this process, whose operators have no GPU where this machine has none."""
+    resources: Any = settings.resources
+    with_gpus = {name: operator for name, operator in resources if getattr(operator, "num_gpus", 0)}
+    if not with_gpus or _has_gpu():
+        return settings
+    without = {name: operator.model_copy(update={"num_gpus": 0.0}) for name, operator in with_gpus.items()}
+    return settings.model_copy(update={"resources": resources.model_copy(update=without)})
+
+
+def _has_gpu() -> bool:
+    if find_spec("torch") is None:
+        return False
+    import torch
+
+    return bool(torch.cuda.is_available())
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,10 @@
 """The resources of a cluster, and the sizes of the actor pools that run on it side by side."""
 
 import math
+import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from pydantic import BaseModel
 
@@ -12,6 +13,8 @@ from ureca.pipelines.settings import ActorResources, AsyncActorResources, MaskRe
 
 if TYPE_CHECKING:
     from ray.data import ActorPoolStrategy
+
+Config = TypeVar("Config")
 
 _RAY_TASK_CPUS = 1.0  # Ray Data's own tasks, such as repartitioning
 _MIN_IMAGES_IN_FLIGHT = 16
@@ -209,6 +212,55 @@ def images_per_chunk(resources: MaskResources, num_actors: int, *, masks_are_rea
     if resources.images_per_chunk is not None:
         return resources.images_per_chunk
     return None if masks_are_read else math.ceil(num_actors / _MASK_ACTORS_PER_IMAGE_OF_A_CHUNK)
+
+
+def device_of(num_gpus: float, key: str) -> str:
+    """Return the torch device of an actor's models: the CPU without a share of a GPU, else CUDA.
+
+    An actor without a share sees the GPUs of its node, too, but these belong to others.
+
+    Args:
+        num_gpus: GPUs of the actor, or the share of one.
+        key: key of the actor's resources in the settings, for messages.
+
+    Raises:
+        SettingsError: The actor has a GPU, and torch finds none where it runs.
+    """
+    if not num_gpus:
+        return "cpu"
+    import torch
+
+    if not torch.cuda.is_available():
+        raise SettingsError(
+            f"{key}.num_gpus is {num_gpus:g}, but torch {torch.__version__} can use no GPU on {platform.node()}: "
+            f"`ureca doctor` says why, if it is run there. Set {key}.num_gpus to 0 to use the CPU"
+        )
+    return "cuda"
+
+
+def on_device(config: Config, num_gpus: float, key: str) -> Config:
+    """Return the configuration of a component with the device that its actor's resources imply.
+
+    Args:
+        config: configuration of a component; without a field ``device`` it is returned as it is. ``auto`` becomes the
+            device of ``device_of``; but with several GPUs it stays, and stands for all of them.
+        num_gpus, key: see ``device_of``.
+
+    Raises:
+        SettingsError: As ``device_of``; or the configuration names a GPU, and the actor has none.
+    """
+    device = getattr(config, "device", None)
+    if device is None:
+        return config
+    if device == "auto" and isinstance(config, BaseModel):
+        implied = device_of(num_gpus, key)
+        return config if num_gpus > 1 else config.model_copy(update={"device": implied})
+    if not num_gpus and device != "cpu":
+        raise SettingsError(
+            f"device {device!r} needs a GPU, and {key}.num_gpus is 0: set it to 1, or to a share such as 0.25 where "
+            "several actors use one GPU"
+        )
+    return config
 
 
 def engine_share(engine_concurrency: int, num_actors: int) -> int:

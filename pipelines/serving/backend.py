@@ -14,6 +14,7 @@ from ureca.errors import AnswerError, DataError, EngineError
 from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
+from ureca.memory import OUT_OF_MEMORY
 from ureca.serving.schemas import ApiError, BatchJob, BatchRequest
 
 _READY_TIMEOUT_S = 5.0
@@ -120,7 +121,7 @@ async def call_deployment(method: DeploymentHandle[Any], *arguments: Any, retry_
 
     Raises:
         DataError: Raised by the method.
-        ApiError: Raised by the method; or 429, a queue is full; or 503, the replica was lost.
+        ApiError: Raised by the method; or 429, a queue is full; or 503, the replica was lost or lacks memory.
     """
     with _as_api_errors(retry_after_s):
         response: Any = method.remote(*arguments)
@@ -142,6 +143,8 @@ def _as_api_errors(retry_after_s: int) -> Iterator[None]:
         message = "the replica that processed this request was lost; the request can be retried"
         raise ApiError(503, "replica_lost", message, retry_after_s=retry_after_s) from error
     except RayTaskError as error:
+        if isinstance(error.cause, DataError) and error.cause.kind == OUT_OF_MEMORY:
+            raise ApiError(503, OUT_OF_MEMORY, error.cause.message, retry_after_s=retry_after_s) from None
         if isinstance(error.cause, EngineError):
             message = "the engine that processed this request died; the request can be retried"
             raise ApiError(503, "replica_lost", message, retry_after_s=retry_after_s) from error

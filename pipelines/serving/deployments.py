@@ -18,6 +18,7 @@ from ureca.captioning.engine import CaptionJob, GeneratedCaption, RegionEngine, 
 from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
+from ureca.pipelines.batch.resources import device_of, on_device
 from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings
 from ureca.pipelines.serving.batches import BatchProcesses
 from ureca.pipelines.serving.middleware import MAX_ARRIVING_BODIES, RequestTracker, digest_token
@@ -171,8 +172,10 @@ class CaptionerReplica:
                 engine=settings.engine,
                 vllm=settings.vllm,
                 dtype=settings.dtype,
-                on_gpu=settings.resources.captioner.num_gpus > 0,
+                on_gpu=device_of(settings.resources.captioner.num_gpus, "resources.captioner") == "cuda",
                 serves_requests=True,
+                cache_fraction=settings.limits.prefix_cache_fraction,
+                max_failures=settings.limits.max_failures,
             )
 
     async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
@@ -193,7 +196,8 @@ class CaptionerReplica:
         """Check that the model makes progress; Serve replaces the replica if this raises or times out.
 
         Raises:
-            RuntimeError: The engine has died, or a decoding step takes longer than any request may.
+            RuntimeError: The engine has died, a decoding step takes longer than any request may, or too many regions in a
+                row have failed.
         """
         self._engine.check_progress(self._max_step_s)
 
@@ -206,7 +210,8 @@ class SegmenterReplica:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
-        self._segmenter = Segmenter.from_settings(settings.masks)
+        masks = on_device(settings.masks, settings.resources.segmenter.num_gpus, "resources.segmenter")
+        self._segmenter = Segmenter.from_settings(masks)
 
     async def name(self) -> str:
         """Return the name of the segmenter."""

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
+from pathlib import Path
 from typing import cast
 
 import pyarrow as pa
@@ -32,6 +33,7 @@ PACKED = pa.schema(
 
 _ROWS_PER_BLOCK = 4  # each block costs the worker about 20 ms, independent of its size
 _MAX_BLOCKS = 20_000
+"""Blocks of a data graph, of which each costs the driver some memory; a graph takes seconds to start."""
 
 
 @dataclass(frozen=True)
@@ -41,13 +43,15 @@ class PackingTask:
     Attributes:
         settings: settings of ``ureca train``.
         index: path of the index of the samples.
+        plan: folder of the stored plan.
         rank: rank that the micro-batches are for.
         world_size: number of ranks.
-        is_validation: pack one epoch without augmentation.
+        is_validation: pack without augmentation.
     """
 
     settings: TrainSettings
     index: str
+    plan: Path
     rank: int
     world_size: int
     is_validation: bool = False
@@ -64,14 +68,12 @@ class PackingActor:
         self._packer = MicroBatchPacker.open(
             settings.model,
             task.index,
-            batch=settings.batch,
+            task.plan,
             augmentation=AugmentationSettings() if task.is_validation else settings.augmentation,
             questions=settings.questions,
             image_limits=settings.image_limits,
             seed=settings.seed,
             world_size=task.world_size,
-            epochs=1 if task.is_validation else settings.phase.epochs,
-            max_steps=None if task.is_validation else settings.max_steps,
         )
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
@@ -89,10 +91,14 @@ class PackingActor:
 def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[PackedMicroBatch]:
     """Yield a rank's micro-batches with numbers in [first, end), in order; to be called in that rank's worker.
 
-    The iterator keeps no state: a resumed run creates another one at its position.
+    The iterator keeps no state: a resumed run creates another one at its position. A data graph has a bounded number of
+    blocks of a fixed number of micro-batches, however long the run is; one graph follows another.
     """
-    if first >= end:
-        return
+    for start in range(first, end, _MAX_BLOCKS * _ROWS_PER_BLOCK):
+        yield from _packed_by_one_graph(task, start, min(end, start + _MAX_BLOCKS * _ROWS_PER_BLOCK))
+
+
+def _packed_by_one_graph(task: PackingTask, first: int, end: int) -> Iterator[PackedMicroBatch]:
     resources = task.settings.resources
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -100,10 +106,9 @@ def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[Pa
     context.execution_options.resource_limits = ExecutionResources.for_limits(
         object_store_memory=resources.prefetch_bytes
     )
-    rows_per_block = max(_ROWS_PER_BLOCK, -(-(end - first) // _MAX_BLOCKS))
     blocks = [
-        pa.table({"number": pa.array(range(start, min(start + rows_per_block, end)), pa.int64())})
-        for start in range(first, end, rows_per_block)
+        pa.table({"number": pa.array(range(start, min(start + _ROWS_PER_BLOCK, end)), pa.int64())})
+        for start in range(first, end, _ROWS_PER_BLOCK)
     ]
     packed = ray.data.from_arrow(blocks).map_batches(
         PackingActor,

@@ -2,6 +2,7 @@
 
 RUN/run.json                       record of the run: settings, sessions, totals
 RUN/index, RUN/validation_index    indices of the samples
+RUN/plan, RUN/validation_plan      order of the samples, mapped by all processes (ureca.training.sampler.RunPlan)
 RUN/metrics.jsonl                  one line a step
 RUN/errors.jsonl                   one line a bad sample
 RUN/validation.jsonl, RUN/captions metrics and captions of each validation
@@ -45,6 +46,8 @@ class RunFolder:
         self.output = Output(str(self.path))
         self.index = str(self.path / "index")
         self.validation_index = str(self.path / "validation_index")
+        self.plan = self.path / "plan"
+        self.validation_plan = self.path / "validation_plan"
         self.checkpoints = self.path / "checkpoints"
         self.model = self.path / "model"
         self.metrics = self.path / "metrics.jsonl"

@@ -27,8 +27,6 @@ from ureca.training.index import TrainingIndex
 from ureca.training.packing import ExampleSettings, PackedMicroBatch, read_example
 from ureca.training.phases import train_mode
 from ureca.training.sampler import RunPlan
-from ureca.training.settings import AugmentationSettings
-from ureca.training.token_costs import costs_of
 
 
 class Validation:
@@ -58,16 +56,10 @@ class Validation:
         train_mode(model)
         self._rank, world_size = dist.get_rank(), dist.get_world_size()
         index = TrainingIndex(run.validation_index)
-        self._task = PackingTask(settings, run.validation_index, self._rank, world_size, is_validation=True)
-        plan = RunPlan(
-            index.sample_costs(),
-            costs_of(processor),
-            settings.batch,
-            AugmentationSettings(),
-            seed=settings.seed,
-            world_size=world_size,
-            epochs=1,
+        self._task = PackingTask(
+            settings, run.validation_index, run.validation_plan, self._rank, world_size, is_validation=True
         )
+        plan = RunPlan.open(run.validation_plan, world_size)
         num_available = plan.num_steps * settings.batch.gradient_accumulation
         self._num_micro_batches = min(num_available, settings.validation.max_micro_batches or num_available)
         self._cached: list[tuple[PackedMicroBatch, Path]] = []

@@ -17,12 +17,10 @@ from ureca.pipelines.training.engine import InputLoader, StepMetrics, TrainingEn
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder
 from ureca.pipelines.training.validation import Validation
 from ureca.training.feature_cache import FeatureCache, check_cacheable
-from ureca.training.index import TrainingIndex
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedMicroBatch
 from ureca.training.phases import check_region_prompt, prepare
 from ureca.training.sampler import RunPlan
-from ureca.training.token_costs import costs_of
 from ureca.training.tracking import Tracker, open_trackers
 
 
@@ -70,16 +68,7 @@ class Worker:
         self._model, self._processor = load_checkpoint(settings.model, dtype=dtype)
         check_region_prompt(settings.phase, cast(RegionPrompt, self._processor.region_prompt))
         prepare(self._model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=settings.seed)
-        self._plan = RunPlan(
-            TrainingIndex(run.index).sample_costs(),
-            costs_of(self._processor),
-            settings.batch,
-            settings.augmentation,
-            seed=settings.seed,
-            world_size=self._world_size,
-            epochs=settings.phase.epochs,
-            max_steps=settings.max_steps,
-        )
+        self._plan = RunPlan.open(run.plan, self._world_size)
         self._engine = TrainingEngine(PackedLoss(self._model), settings, self._plan.num_steps, device)
         self._inputs = InputLoader(self._processor.image_processor, device, self._open_feature_cache())
         self._validation = (
@@ -94,7 +83,7 @@ class Worker:
         """Train from the last checkpoint to the end of the run."""
         first = self._resume()
         per_step = self._settings.batch.gradient_accumulation
-        task = PackingTask(self._settings, self._run.index, self._rank, self._world_size)
+        task = PackingTask(self._settings, self._run.index, self._run.plan, self._rank, self._world_size)
         micro_batches = packed_micro_batches(task, first * per_step, self._plan.num_steps * per_step)
         trackers = open_trackers(self._settings.trackers, self._run.path, first) if self._rank == 0 else []
         overhead_s: dict[str, float] = {}

@@ -311,3 +311,57 @@ def test_engine_batch_that_fails_is_retried_without_the_suspect(stage: str) -> N
     answers = asyncio.run(asyncio.wait_for(run(), 120))
     assert isinstance(answers.pop(3), MemoryError)
     assert answers == [alone(one) for one in good]
+
+
+def test_check_progress_after_failures_in_a_row_raises_until_one_succeeds() -> None:
+    captioner = RecordingCaptioner()
+    bad = [job(seed, 1, SETTINGS.model_copy(update={"question": "<MASK_CONTEXT>?"})) for seed in range(3)]
+
+    async def run() -> None:
+        engine = CaptionEngine(captioner, batch_size=2, max_failures=2)
+        for _ in range(2):
+            engine.check_progress(60)
+            captioner.fail = True
+            with pytest.raises(MemoryError):
+                await engine.caption(job(0, 1))
+        with pytest.raises(RuntimeError, match="2 regions in a row have failed, the last: MemoryError: no room"):
+            engine.check_progress(60)
+        await engine.caption(job(0, 1))
+        engine.check_progress(60)
+        # Requests that no model could answer say nothing about the health of this one.
+        for one in bad:
+            with pytest.raises(ValueError, match="mask"):
+                await engine.caption(one)
+        engine.check_progress(60)
+
+    asyncio.run(run())
+
+
+def test_engine_out_of_memory_drops_cached_images_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A device that has room for no more than two encoded images, wherever they are kept."""
+    model, processor = tiny_captioner().model, tiny_captioner().processor
+    captioner = RegionCaptioner(model, processor, cached_images=64)
+    encoder = captioner._encoder
+    encode = model.get_image_features
+    failures = []
+
+    def encode_some(pixel_values: Any, **options: Any) -> Any:
+        if encoder.num_cached >= 2:
+            failures.append(encoder.num_cached)
+            raise MemoryError("64 cached prefixes")
+        return encode(pixel_values, **options)
+
+    monkeypatch.setattr(model, "get_image_features", encode_some)
+
+    async def run() -> list[list[GeneratedCaption]]:
+        engine = CaptionEngine(captioner, batch_size=8, max_failures=1)
+        captions = []
+        for seed in range(6):
+            captions.append(await engine.caption(job(seed, 2)))
+            engine.check_progress(60)
+        return captions
+
+    captions = asyncio.run(run())
+    monkeypatch.undo()
+    assert failures
+    assert captions == [alone(job(seed, 2)) for seed in range(6)]

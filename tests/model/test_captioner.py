@@ -2,20 +2,23 @@
 
 import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
-from ureca.errors import CheckpointError, SettingsError
-from ureca.model.captioner import RegionCaptioner, RegionError
+from ureca.errors import CheckpointError, DataError, SettingsError
+from ureca.model.captioner import PromptEncoder, RegionCaptioner, RegionError
+from ureca.model.decoding import SuffixCache
 from ureca.model.initialization import build_tiny, save_tiny
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
 from ureca.model.settings import CaptionSettings, TinySizes
 
 IMAGE, MASKS = noise_image(60, 110), box_masks(60, 110, 7)
+LARGER, LARGER_MASKS = noise_image(140, 140), box_masks(140, 140, 2)
 
 
 @pytest.fixture(params=["convolutional", "fused"])
@@ -265,3 +268,119 @@ def test_region_batch_admits_and_drops_regions_at_any_time(captioner: RegionCapt
     assert len(batch) == 0
     expected = {key for keys, _ in joining.values() for key in keys} - {gone}
     assert written == {key: alone[key] for key in expected}
+
+
+class Memory:
+    """Room on a device: prefills, decoding steps and encoded images fail above a number of rows or tiles."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, captioner: RegionCaptioner, **limits: int) -> None:
+        self.limits = {"prefill": 99, "step": 99, "tiles": 99} | limits
+        self.failures: list[str] = []
+        prefill, extended = SuffixCache.prefill, SuffixCache.extended
+        encode = captioner.model.get_image_features
+
+        def check(what: str, number: int) -> None:
+            if number > self.limits[what]:
+                self.failures.append(what)
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+        def prefill_some(model: Any, prefixes: Any, suffixes: Any) -> SuffixCache:
+            check("prefill", len(suffixes))
+            return prefill(model, prefixes, suffixes)
+
+        def extend_some(cache: SuffixCache, model: Any, prefixes: Any, tokens: Any) -> SuffixCache:
+            check("step", len(tokens))
+            return extended(cache, model, prefixes, tokens)
+
+        def encode_some(pixel_values: torch.Tensor, **options: Any) -> Any:
+            check("tiles", len(pixel_values))
+            return encode(pixel_values, **options)
+
+        monkeypatch.setattr(SuffixCache, "prefill", prefill_some)
+        monkeypatch.setattr(SuffixCache, "extended", extend_some)
+        monkeypatch.setattr(captioner.model, "get_image_features", encode_some)
+
+
+@pytest.mark.parametrize("limits", [{"prefill": 3}, {"step": 2}, {"tiles": 2}, {"prefill": 1, "step": 1, "tiles": 1}])
+def test_caption_out_of_memory_gives_the_same_captions_in_smaller_batches(
+    tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor], monkeypatch: pytest.MonkeyPatch, limits: dict[str, int]
+) -> None:
+    images = [IMAGE, noise_image(60, 110, seed=5)]
+    masks = [MASKS[:3], MASKS[1:4]]
+    captioner = RegionCaptioner(*tiny, cached_images=2)
+    settings = {"max_new_tokens": 6, "temperature": 0.8, "seed": 4}
+    expected = captioner.caption_many(images, masks, **settings)
+    memory = Memory(monkeypatch, captioner := RegionCaptioner(*tiny, cached_images=2), **limits)
+    assert captioner.caption_many(images, masks, **settings) == expected
+    assert {*memory.failures} <= {*limits}
+    assert 1 <= len(memory.failures) < 12  # it is not tried again and again
+
+
+def test_caption_region_that_does_not_fit_alone_fails_alone(
+    tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = RegionCaptioner(*tiny)
+    images = [captioner.prepare(IMAGE, MASKS[:2]), captioner.prepare(LARGER, LARGER_MASKS)]
+    prefill = SuffixCache.prefill
+    small, huge = (captioner._encoder.encode_image(image.views[0]).prefix.length for image in images)
+
+    def refuse(model: Any, prefixes: Any, suffixes: Any) -> SuffixCache:
+        if any(prefix.length == huge for prefix in prefixes):
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+        return prefill(model, prefixes, suffixes)
+
+    assert small != huge
+    monkeypatch.setattr(SuffixCache, "prefill", refuse)
+    regions = list(captioner.stream_prepared(images, CaptionSettings(max_new_tokens=3)))
+    kinds = {(region.image_index, region.mask_index): region.error and region.error.kind for region in regions}
+    assert kinds == {(0, 0): None, (0, 1): None, (1, 0): "out_of_memory", (1, 1): "out_of_memory"}
+    with pytest.raises(DataError, match="out_of_memory: one region needs more memory"):
+        captioner.caption(LARGER, LARGER_MASKS, max_new_tokens=3)
+
+
+def test_region_batch_grows_again_after_it_ran_out_of_memory(
+    tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    captioner = RegionCaptioner(*tiny, cached_images=1)
+    memory = Memory(monkeypatch, captioner, prefill=2)
+    image, settings = captioner.prepare(IMAGE, MASKS[:1]), CaptionSettings(max_new_tokens=1)
+    batch = captioner.open_batch()
+    batch.admit((number, image, 0, settings) for number in range(4))
+    assert len(list(batch.step())) + len(batch) == 4
+    memory.limits["prefill"] = 99  # another process has released its memory
+    most, finished = 0, 0
+    batch.admit((number, image, 0, settings) for number in range(4, 60))
+    while batch:
+        regions = list(batch.step())
+        most, finished = max(most, len(regions)), finished + len(regions)
+    assert 4 <= most < 56
+
+
+def test_encoder_with_a_byte_budget_drops_images_before_it_encodes(
+    tiny: tuple[UrecaForConditionalGeneration, UrecaProcessor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = tiny
+    tiles = [
+        RegionCaptioner(model, processor).prepare(noise_image(60, 110, seed=seed), MASKS[:1]).views[0]
+        for seed in range(4)
+    ]
+    unbounded = PromptEncoder(model, processor, cached_images=9)
+    size = unbounded.encode_image(tiles[0]).num_bytes
+    encoder = PromptEncoder(model, processor, cached_images=9, max_cached_bytes=2 * size)
+    held: list[int] = []
+    encode = model.get_image_features
+
+    def recording(pixel_values: torch.Tensor, **options: Any) -> Any:
+        held.append(encoder.cached_bytes)
+        return encode(pixel_values, **options)
+
+    monkeypatch.setattr(model, "get_image_features", recording)
+    for image in (*tiles, tiles[3], tiles[0]):
+        encoder.encode_image(image)
+    assert held == [0, size, size, size, size]  # the fifth image was kept, and the sixth dropped
+    assert (encoder.num_cached, encoder.cached_bytes) == (2, 2 * size)
+    encoder.clear()
+    assert (encoder.num_cached, encoder.cached_bytes) == (0, 0)
+    small = PromptEncoder(model, processor, cached_images=9, max_cached_bytes=size - 1)
+    small.encode_image(tiles[0])
+    assert small.num_cached == 0

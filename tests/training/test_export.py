@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from peft import PeftModel
 from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.training.test_packing import Built, make_examples
 from tests.training.test_phases import randomise_adapters
@@ -15,6 +17,7 @@ from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoint_files import fingerprint
 from ureca.model.checkpoints import load_checkpoint, load_with_adapter, save_adapter, save_checkpoint
 from ureca.model.initialization import build_tiny
+from ureca.model.lora import merge_adapter_in_place
 from ureca.model.settings import TinySizes
 from ureca.training.loss import PackedLoss
 from ureca.training.packing import PackedBatch, Packer
@@ -155,3 +158,36 @@ def test_load_checkpoint_with_adapters_merges_them(tuned: Built, base: Path, tmp
     for look in (fingerprint, load_checkpoint):
         with pytest.raises(CheckpointError, match=r"base, which is not there\. Name it"):
             look(tmp_path / "adapter")
+
+
+def test_load_with_adapter_merges_in_place_layer_by_layer(
+    tuned: Built, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_adapter(tuned[0], tmp_path / "adapter", base=str(base))
+    largest = max(parameter.numel() for parameter in tuned[0].parameters())
+    made: list[int] = []
+
+    class Sizes(TorchDispatchMode):  # type: ignore[misc]
+        """Notes the elements of every tensor that is made."""
+
+        def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            result = function(*args, **(kwargs or {}))
+            is_new = isinstance(result, torch.Tensor) and all(result is not each for each in args)
+            if is_new and not function.is_view:
+                made.append(result.numel())
+            return result
+
+    def merge(model: Any, factors: Any) -> None:
+        layers = [module.base_layer for module in model.modules() if hasattr(module, "base_layer")]
+        held = [layer.weight.data_ptr() for layer in layers]
+        with Sizes():
+            merge_adapter_in_place(model, factors)
+        assert [layer.weight.data_ptr() for layer in layers] == held
+        # The update and its scaled copy; and the factors in float32.
+        assert len(made) <= 6 * len(layers)
+
+    monkeypatch.setattr("ureca.model.checkpoints.merge_adapter_in_place", merge)
+    loaded, _ = load_with_adapter(base, tmp_path / "adapter")
+    assert made
+    assert max(made) <= largest
+    assert not any("lora" in name for name, _ in loaded.named_parameters())

@@ -75,6 +75,22 @@ def test_sample_costs_are_those_of_texts_and_sizes(tmp_path: Path, dataset: Path
     assert counts.image_keys.tolist() == [image_key(f"img_{number:04d}") for number in range(5)]
 
 
+def test_map_sample_costs_are_those_in_memory_in_files(
+    tmp_path: Path, dataset: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("ureca.training.index_writer._COUNTS_PER_ROW_GROUP", 2)
+    monkeypatch.setattr("ureca.training.index._COUNTS_PER_BATCH", 3)
+    index = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
+    (tmp_path / "counts").mkdir()
+    in_memory, mapped = index.sample_costs(), index.map_sample_costs(tmp_path / "counts")
+    assert in_memory.num_images == index.info.num_images > 3
+    for name in ("first_regions", "text_tokens", "num_tiles", "image_keys"):
+        expected, found = getattr(in_memory, name), getattr(mapped, name)
+        assert isinstance(found, np.memmap)
+        assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+        assert np.array_equal(found, expected)
+
+
 def test_sample_costs_count_the_longest_possible_question(tmp_path: Path) -> None:
     output = Output(str(write_dataset(tmp_path / "data", 1)))
     short = region(MASKS[0], detailed_caption="disc 1")

@@ -13,11 +13,12 @@ from ureca.data.questions import QuestionSettings
 from ureca.data.settings import RegionsSource
 from ureca.image_limits import ImageLimits
 from ureca.model.initialization import build_tiny, save_tiny
-from ureca.training.index import IndexSettings
+from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
 from ureca.training.packing import MicroBatchPacker, PackedMicroBatch, Packer, from_bytes, to_bytes
+from ureca.training.sampler import RunPlan
 from ureca.training.settings import AugmentationSettings, MicroBatchSettings
-from ureca.training.token_costs import ProcessorTextTokens
+from ureca.training.token_costs import ProcessorTextTokens, costs_of
 
 NUM_IMAGES = 5
 
@@ -53,17 +54,27 @@ def open_packer(checkpoint: Path, folder: Path, world_size: int = 2) -> MicroBat
         dataset = write_dataset(folder, NUM_IMAGES)
         settings = IndexSettings(sources=(RegionsSource(path=str(dataset)),), tile_size_px=56, max_tiles=6)
         prepare_index(str(index), settings, ProcessorTextTokens(processor))
+    opened = TrainingIndex(str(index))
+    RunPlan.store(
+        folder / "plan",
+        opened.map_sample_costs,
+        costs_of(processor),
+        MicroBatchSettings(images_per_device=2, regions_per_image=4),
+        AugmentationSettings(),
+        content=opened.info.fingerprint,
+        seed=1,
+        world_size=world_size,
+        epochs=1,
+    )
     return MicroBatchPacker.open(
         str(checkpoint),
         str(index),
-        batch=MicroBatchSettings(images_per_device=2, regions_per_image=4),
+        folder / "plan",
         augmentation=AugmentationSettings(),
         questions=QuestionSettings(),
         image_limits=ImageLimits(),
         seed=1,
         world_size=world_size,
-        epochs=1,
-        max_steps=None,
     )
 
 

@@ -1,6 +1,8 @@
 """The sampler: every region once an epoch, and ranks in step."""
 
 from collections import Counter
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -9,9 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from ureca.errors import OutputError
+from ureca.rng import IndexedRng
 from ureca.training.augmentation import draw_scales
 from ureca.training.sampler import EpochPlan, MicroBatch, Position, RunPlan, is_too_long, too_long_regions
 from ureca.training.settings import AugmentationSettings, MicroBatchSettings
+from ureca.training.stored_arrays import permuted_blocks
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
 COSTS = TokenCosts(image=5, image_tile=16, region=3, mask_tile=2)
@@ -198,8 +203,80 @@ def test_epoch_plan_does_not_depend_on_the_chunk_size(large: SampleCosts, monkey
     limited = MicroBatchSettings(max_length=300, max_tokens_per_device=400)
     whole = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
     monkeypatch.setattr("ureca.training.sampler.REGIONS_PER_CHUNK", 1000)
+    monkeypatch.setattr("ureca.training.stored_arrays.BLOCK", 700)
     chunked = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
     assert all_micro_batches(whole, 2) == all_micro_batches(chunked, 2)
+
+
+def test_permuted_blocks_are_the_permutation(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("ureca.training.stored_arrays.BLOCK", 100)
+    for count in (0, 1, 99, 100, 101, 1000, 4097):
+        blocks = list(permuted_blocks(IndexedRng(7), count, tmp_path))
+        assert np.array_equal(np.concatenate(blocks), IndexedRng(7).permutation(count))
+    assert max(map(len, blocks)) < 200
+    assert not list(tmp_path.iterdir())
+
+
+@given(plans())
+def test_epoch_plan_of_files_is_the_one_in_memory(arguments: dict[str, Any]) -> None:
+    in_memory = EpochPlan(**arguments)
+    world_size = arguments["world_size"]
+    per_step = world_size * arguments["settings"].gradient_accumulation
+    with TemporaryDirectory() as folder:
+        written = EpochPlan(**arguments, folder=Path(folder))
+        opened = EpochPlan.open(Path(folder), world_size, per_step)
+        for plan in (written, opened):
+            assert all_micro_batches(plan, world_size) == all_micro_batches(in_memory, world_size)
+            for name in ("num_steps", "num_micro_batches", "num_regions", "num_too_long", "num_tokens"):
+                assert getattr(plan, name) == getattr(in_memory, name)
+
+
+def store(folder: Path, samples: SampleCosts, *, world_size: int = 2, accumulation: int = 2, **more: Any) -> RunPlan:
+    settings = MicroBatchSettings(gradient_accumulation=accumulation)
+    length = {"epochs": 2} | more
+    return RunPlan.store(
+        folder,
+        lambda _: samples,
+        COSTS,
+        settings,
+        AugmentationSettings(),
+        content="samples",
+        seed=3,
+        world_size=world_size,
+        **length,
+    )
+
+
+def test_stored_run_plan_is_the_one_in_memory_at_any_number_of_ranks(large: SampleCosts, tmp_path: Path) -> None:
+    settings = MicroBatchSettings(gradient_accumulation=2)
+    drawn = {"seed": 3, "world_size": 2}
+    for length in ({"epochs": 2}, {"epochs": 1, "max_steps": 3000}):
+        expected = RunPlan(large, COSTS, settings, AugmentationSettings(), **drawn, **length)
+        stored = store(tmp_path / "plan", large, **length)
+        assert stored.num_steps == expected.num_steps
+        for step in (0, 1, stored.epoch_plan(0).num_steps - 1, stored.epoch_plan(0).num_steps, stored.num_steps - 1):
+            assert stored.position(step) == expected.position(step)
+            assert stored.ends_epoch(step) == expected.ends_epoch(step)
+            assert [stored.micro_batches(step, rank) for rank in (0, 1)] == [
+                expected.micro_batches(step, rank) for rank in (0, 1)
+            ]
+    alone = RunPlan.open(tmp_path / "plan", 1)
+    of_ranks = [stored.micro_batches(5, rank) for rank in (0, 1)]
+    assert alone.micro_batches(5, 0) == [batch for turn in zip(*of_ranks, strict=True) for batch in turn]
+    with pytest.raises(OutputError, match="4 micro-batches a step cannot be divided among 3 ranks"):
+        RunPlan.open(tmp_path / "plan", 3)
+    with pytest.raises(OutputError, match="holds no plan"):
+        RunPlan.open(tmp_path / "none", 1)
+
+
+def test_stored_run_plan_is_computed_once(large: SampleCosts, tmp_path: Path) -> None:
+    folder = tmp_path / "plan"
+    store(folder, large)
+    written = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+    store(folder, large, world_size=1, accumulation=4)  # the same steps for another number of ranks
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == written
+    store(folder, large, world_size=1, accumulation=2)
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} != written
 
 
 def test_epoch_plan_with_too_long_group_halves_it() -> None:

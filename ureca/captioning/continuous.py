@@ -18,7 +18,9 @@ from ureca.captioning.engine import (
     TextSoFar,
     cut_at_stop,
 )
+from ureca.errors import DataError
 from ureca.llm.load import process_load
+from ureca.memory import first_line, is_out_of_memory
 
 if TYPE_CHECKING:
     from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
@@ -68,8 +70,11 @@ class _PendingJob:
 
     def deliver_region(self, index: int, region: FinishedRegion[Any]) -> None:
         """Deliver a finished caption, up to its first stop string, or the error of its region."""
-        if region.error is not None:
-            self.fail(region.error)
+        error = region.error
+        if isinstance(error, DataError) and is_out_of_memory(error):
+            self.deliver(GeneratedCaption(index, error.message, 0, "error", failure=error.kind))
+        elif error is not None:
+            self.fail(error)
         elif index not in self.stopped:
             text = cut_at_stop(region.text, self.job.stop)
             reason = region.finish_reason if text == region.text else "stop"
@@ -104,6 +109,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
             several slots are free, since a prefill takes the time of a step whatever it has.
         num_preprocessing_threads: number of images that are preprocessed concurrently.
         clock: monotonic time in seconds, for ``check_progress``.
+        max_failures: number of failures in a row, without a caption between them, from which the engine is not healthy.
     """
 
     def __init__(
@@ -114,6 +120,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         serves_requests: bool = True,
         num_preprocessing_threads: int = 2,
         clock: Callable[[], float] = time.monotonic,
+        max_failures: int = 8,
     ) -> None:
         super().__init__(num_preprocessing_threads)
         self._captioner = captioner
@@ -128,6 +135,9 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         self._waiting: list[_PendingJob] = []
         self._is_running = False
         self._step_started: float | None = None
+        self._max_failures = max_failures
+        self._num_failures = 0  # in a row; changed by the model's thread
+        self._last_failure = ""
 
     def prepare(self, job: CaptionJob) -> PreparedJob[PreparedImage]:
         """Cut an image and its masks into tiles, one mask in memory at a time."""
@@ -159,8 +169,11 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         """Check that the model makes progress.
 
         Raises:
-            RuntimeError: the current decoding step takes longer than ``max_step_s`` seconds.
+            RuntimeError: the current decoding step takes longer than ``max_step_s`` seconds, or too many regions in a
+                row have failed.
         """
+        if self._num_failures >= self._max_failures:
+            raise RuntimeError(f"{self._num_failures} regions in a row have failed, the last: {self._last_failure}")
         started = self._step_started
         if started is not None and self._clock() - started > max_step_s:
             raise RuntimeError(f"the current decoding step takes more than {max_step_s:g} seconds")
@@ -198,6 +211,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
                 batch.admit(((job, index), job.prepared.content, index, job.job.settings) for job, index in admitted)
                 for region in batch.step(lambda key: key[0].is_wanted_region(key[1])):
                     in_batch.discard(region.key)
+                    self._count_result(region.error)
                     region.key[0].deliver_region(region.key[1], region)
                 self._share_time(in_batch)
                 if any(job.needs_text for job, _ in in_batch):
@@ -205,7 +219,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
                         job, index = region.key
                         job.deliver_text(index, region)
             except Exception as error:
-                retries += _isolate_failure(in_batch, error)
+                retries += self._isolate_failure(in_batch, error)
                 in_batch = set()
                 batch = self._captioner.open_batch()
             finally:
@@ -221,6 +235,29 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
             seconds = (self._clock() - self._step_started) / len(in_batch)
             for job, _ in in_batch:
                 job.prepared.model_s += seconds
+
+    def _count_result(self, error: Exception | None) -> None:
+        """Count a failure of the model; a caption, with None, ends the row of failures."""
+        if error is None:
+            self._num_failures = 0
+        # A request that cannot be processed says nothing about the model.
+        elif is_out_of_memory(error) or not isinstance(error, DataError | ValueError):
+            self._num_failures += 1
+            self._last_failure = f"{type(error).__name__}: {first_line(error)}"
+
+    def _isolate_failure(self, in_batch: set[_Key], error: Exception) -> list[list[_Key]]:
+        """Fail the only job of a batch that failed as a whole, or return the regions of its jobs in two halves."""
+        regions: dict[_PendingJob, list[_Key]] = {}
+        for key in sorted(in_batch, key=lambda key: key[1]):
+            if key[0].is_wanted_region(key[1]):
+                regions.setdefault(key[0], []).append(key)
+        if len(regions) == 1:
+            self._count_result(error)
+            next(iter(regions)).fail(error)
+            return []
+        jobs = list(regions.values())
+        half = len(jobs) // 2
+        return [[key for keys in part for key in keys] for part in (jobs[half:], jobs[:half]) if part]
 
     def _next_sequences(self, num_free: int) -> list[_Key]:
         """Take up to ``num_free`` regions from the queue, from the oldest job on."""
@@ -242,17 +279,3 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
                     (waiting if job.next_region == first else partly_taken).append(job)
             self._waiting = waiting + partly_taken if self._serves_requests else partly_taken + waiting
             return taken
-
-
-def _isolate_failure(in_batch: set[_Key], error: Exception) -> list[list[_Key]]:
-    """Fail the only job of a batch that failed as a whole, or return the regions of its jobs in two halves."""
-    regions: dict[_PendingJob, list[_Key]] = {}
-    for key in sorted(in_batch, key=lambda key: key[1]):
-        if key[0].is_wanted_region(key[1]):
-            regions.setdefault(key[0], []).append(key)
-    if len(regions) == 1:
-        next(iter(regions)).fail(error)
-        return []
-    jobs = list(regions.values())
-    half = len(jobs) // 2
-    return [[key for keys in part for key in keys] for part in (jobs[half:], jobs[:half]) if part]

@@ -261,6 +261,8 @@ def load_engine(
     on_gpu: bool,
     region_prompt: str | None = None,
     serves_requests: bool = False,
+    cache_fraction: float = 0.0,
+    max_failures: int = 8,
 ) -> RegionEngine[Any]:
     """Load a checkpoint of URECA into an engine of this process.
 
@@ -275,6 +277,9 @@ def load_engine(
         serves_requests: True for a replica of a service: jobs are admitted at once and share the engine fairly, and
             an engine that dies stays dead, so that the replica is replaced. False for a batch job: the throughput
             counts, and an engine that dies is started again.
+        cache_fraction: share, 0 to 1, of the memory that the weights leave free, for the images that transformers'
+            engine has encoded last; vLLM has a cache of its own.
+        max_failures: see ``CaptionEngine``.
 
     Raises:
         CheckpointError: the folder is not a checkpoint of URECA.
@@ -297,8 +302,9 @@ def load_engine(
         checkpoint,
         device="cuda" if on_gpu else "cpu",
         dtype=dtype,
-        cached_images=settings.batch_size if serves_requests else 0,
+        cached_images=settings.batch_size if cache_fraction else 0,
     )
+    captioner.limit_cache(cache_fraction)  # only now is it known what the weights leave
     if region_prompt is not None:
         captioner.processor.region_prompt = region_prompt
-    return CaptionEngine(captioner, settings.batch_size, serves_requests=serves_requests)
+    return CaptionEngine(captioner, settings.batch_size, serves_requests=serves_requests, max_failures=max_failures)

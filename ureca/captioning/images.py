@@ -41,7 +41,11 @@ def caption_image(
     good = [mask for mask in masks if mask.id not in failures]
     prepared = captioner.prepare(pixels, (mask.decode() for mask in good))
     for caption in captioner.stream_prepared([prepared], settings):
-        results[good[caption.mask_index].id] = finished_caption(caption.text, caption.num_tokens, caption.finish_reason)
+        results[good[caption.mask_index].id] = (
+            finished_caption(caption.text, caption.num_tokens, caption.finish_reason)
+            if caption.error is None
+            else failed_caption(caption.error.kind)
+        )
     return caption_rows(masks, parents or {}, results)
 
 

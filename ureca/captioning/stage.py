@@ -15,6 +15,7 @@ from ureca.errors import DataError
 from ureca.image_limits import ImageLimits
 from ureca.images import Pixels, try_decode_image
 from ureca.llm.usage import metered
+from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
 
 Prepared = TypeVar("Prepared")
 
@@ -74,13 +75,19 @@ class CaptionStage(Generic[Prepared]):
         async def work(fetched: Fetched) -> None:
             id = fetched.entry.image_id
             started = time.monotonic()
-            prepared = await asyncio.to_thread(self._prepare, good[id], fetched)
-            seconds["prepare"] += time.monotonic() - started
-            if isinstance(prepared, RowError):
-                rows[id]["error"] = asdict(prepared)
-            else:
-                rows[id]["captions"], model_s = await self._captioner.caption(prepared)
-                seconds["caption"] += model_s
+            try:
+                with out_of_memory_as(DataError, f"captions of {len(good[id].masks)} regions"):
+                    prepared = await asyncio.to_thread(self._prepare, good[id], fetched)
+                    seconds["prepare"] += time.monotonic() - started
+                    if isinstance(prepared, RowError):
+                        rows[id]["error"] = asdict(prepared)
+                        return
+                    rows[id]["captions"], model_s = await self._captioner.caption(prepared)
+                    seconds["caption"] += model_s
+            except DataError as error:
+                if error.kind != OUT_OF_MEMORY:
+                    raise
+                rows[id]["error"] = asdict(RowError.of("caption", error))
 
         def give_up(id: str, reason: DataError) -> None:
             rows[id]["error"] = asdict(RowError.of("caption", reason))

@@ -16,6 +16,7 @@ Answer = TypeVar("Answer")
 _LEFT_UNDONE = {
     "detailed_caption": "the short caption stays: no usable detailed one",
     "unique_caption": "the caption before stays: no usable rewrite against look-alikes",
+    "lookalikes": "its look-alikes are not known",
     "listen": "the listener gave no usable answer",
     "verify": "the verification gave no usable answer",
     "listen:too_many_lookalikes": "the listener chose it, but there are more look-alikes than it was shown",

@@ -18,6 +18,7 @@ from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.tree import MaskTree
+from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
 
 
 class CurateStage:
@@ -91,7 +92,13 @@ class CurateStage:
             row["error"] = asdict(RowError.of("curate", changed))
         else:
             tree = MaskTree.from_parents(image.masks, image.parents)
-            row["regions"] = await curate_regions(pixels, image.masks, self._curator, tree)
+            try:
+                with out_of_memory_as(DataError, f"the curation of {len(image.masks)} masks"):
+                    row["regions"] = await curate_regions(pixels, image.masks, self._curator, tree)
+            except DataError as error:
+                if error.kind != OUT_OF_MEMORY:
+                    raise
+                row["error"] = asdict(RowError.of("curate", error))
 
 
 def provenance(curator: Curator, generator_name: str, config_hash: str | None = None) -> dict[str, str | None]:

@@ -6,6 +6,7 @@ import unicodedata
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 
 from ureca.curation.listening import Hearing, hear, plan_hearing
 from ureca.curation.protocols import (
@@ -20,6 +21,8 @@ from ureca.curation.protocols import (
 )
 from ureca.curation.results import CuratedRegion, current_captions, run_concurrently, shortest_needed
 from ureca.curation.settings import ListeningSettings, UniquenessSettings
+from ureca.llm import usage
+from ureca.memory import OUT_OF_MEMORY, is_out_of_memory, release_memory
 
 _CROP_SIDE_PX = 448  # longest side of the input of an embedder without ``crop_side_px``; it resizes to 224 or less
 _MAX_CROPS = 64
@@ -30,7 +33,11 @@ _ARTICLES = frozenset({"a", "an", "the"})
 
 
 def find_lookalikes(
-    image: CurationImage, region_ids: Sequence[int], embedder: Embedder, settings: UniquenessSettings
+    image: CurationImage,
+    region_ids: Sequence[int],
+    embedder: Embedder,
+    settings: UniquenessSettings,
+    on_failure: Callable[[int, str], None] | None = None,
 ) -> dict[int, list[int]]:
     """Find the look-alikes of each region.
 
@@ -39,9 +46,14 @@ def find_lookalikes(
         region_ids: ids of the regions to compare.
         embedder: embedder of their crops.
         settings: definition of look-alikes.
+        on_failure: called with the id of a region for whose crop alone there is not enough memory, and the kind of the
+            failure; such a region has no look-alikes, and is none. None: that is an error.
 
     Returns:
         Ids of the look-alikes by region id, the most similar first; regions without look-alikes are left out.
+
+    Raises:
+        DataError: ``out_of_memory``, without ``on_failure``.
     """
     if len(region_ids) < 2:
         return {}
@@ -50,12 +62,27 @@ def find_lookalikes(
         pixels, mask = image.views.crop_with_mask(id, max_side_px=getattr(embedder, "crop_side_px", _CROP_SIDE_PX))
         return RegionCrop(pixels=pixels, mask=mask)
 
-    vectors = np.concatenate(
-        [
-            embedder.embed([crop(id) for id in region_ids[start : start + _MAX_CROPS]])
-            for start in range(0, len(region_ids), _MAX_CROPS)
-        ]
-    )
+    def embed(ids: Sequence[int]) -> dict[int, npt.NDArray[np.float32]]:
+        """Return the vectors of regions by id, those left out for which there is not enough memory."""
+        try:
+            return dict(zip(ids, embedder.embed([crop(id) for id in ids]), strict=True))
+        except Exception as error:
+            if not is_out_of_memory(error) or (len(ids) == 1 and on_failure is None):
+                raise
+            release_memory(error)
+        if len(ids) == 1 and on_failure is not None:
+            on_failure(ids[0], OUT_OF_MEMORY)
+            return {}
+        half = len(ids) // 2
+        return embed(ids[:half]) | embed(ids[half:])
+
+    embedded: dict[int, npt.NDArray[np.float32]] = {}
+    for start in range(0, len(region_ids), _MAX_CROPS):
+        embedded |= embed(region_ids[start : start + _MAX_CROPS])
+    region_ids = list(embedded)
+    if len(region_ids) < 2:
+        return {}
+    vectors = np.stack(list(embedded.values()))
     cosines = vectors @ vectors.T
     np.fill_diagonal(cosines, -1.0)
     found: dict[int, list[int]] = {}
@@ -112,7 +139,13 @@ class Uniqueness:
         for id in captioned:
             self._regions[id].caption = self._regions[id].detailed_caption
         # Rendering and embedding would block the event loop.
-        lookalikes = await asyncio.to_thread(find_lookalikes, self._image, captioned, embedder, settings)
+        failures: dict[int, str] = {}
+        lookalikes = await asyncio.to_thread(
+            find_lookalikes, self._image, captioned, embedder, settings, failures.__setitem__
+        )
+        for id, kind in failures.items():
+            self._regions[id].note(f"lookalikes:{kind}")
+            usage.record_failure(f"lookalikes:{kind}", "there is not enough memory to embed the region's crop")
         for id, others in _merged(self._shared(), lookalikes).items():
             self._regions[id].lookalike_ids = others
 

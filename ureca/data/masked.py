@@ -12,6 +12,7 @@ from ureca.images import exif_orientation, try_decode_image
 from ureca.masks.generators.base import MaskGenerator, OrientedMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
+from ureca.memory import out_of_memory_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +83,10 @@ def generate_masks(
     limits: ImageLimits,
     fetch: Fetch = fetch,
 ) -> MaskedPartition:
-    """Read the images of a partition and generate their masks; an unusable image or annotation becomes an error."""
+    """Read the images of a partition and generate their masks.
+
+    An unusable image or annotation, or one for which there is not enough memory, becomes an error.
+    """
     started = time.monotonic()
     masked = {
         fetched.entry.image_id: _generate_masks_of_image(fetched, mask_generator, limits)
@@ -101,11 +105,12 @@ def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, li
     try:
         if isinstance(fetched.annotation, DataError):
             raise fetched.annotation
-        if isinstance(mask_generator, OrientedMaskGenerator) and isinstance(fetched.image, bytes):
-            orientation = exif_orientation(fetched.image, limits)
-            masks = mask_generator.generate(pixels, fetched.annotation, orientation=orientation)
-        else:
-            masks = mask_generator.generate(pixels, fetched.annotation)
+        with out_of_memory_as(DataError, f"the mask generator on an image of {width} x {height} px"):
+            if isinstance(mask_generator, OrientedMaskGenerator) and isinstance(fetched.image, bytes):
+                orientation = exif_orientation(fetched.image, limits)
+                masks = mask_generator.generate(pixels, fetched.annotation, orientation=orientation)
+            else:
+                masks = mask_generator.generate(pixels, fetched.annotation)
     except DataError as error:
         named = error.kind == "missing_annotation" or entry.annotation_path is None
         message = error.message if named else f"{entry.annotation_path}: {error.message}"
@@ -121,11 +126,16 @@ def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, li
 
 
 def build_mask_trees(partition: MaskedPartition, containment: float) -> MaskedPartition:
-    """Build the mask tree of each image; see ``ureca.masks.tree.MaskTree.build``."""
+    """Build the mask tree of each image, see ``ureca.masks.tree.MaskTree.build``; lack of memory becomes an error."""
     started = time.monotonic()
     images = []
     for image in partition.images:
-        parents = MaskTree.build(image.masks, containment).parents
+        try:
+            with out_of_memory_as(DataError, f"the mask tree of {len(image.masks)} masks"):
+                parents = MaskTree.build(image.masks, containment).parents
+        except DataError as error:
+            images.append(replace(image, masks=(), parents={}, error=RowError.of("tree", error)))
+            continue
         by_id = {mask.id: mask for mask in image.masks}
         images.append(replace(image, masks=tuple(by_id[id] for id in parents), parents=parents))
     seconds = {**partition.seconds, "tree": time.monotonic() - started}

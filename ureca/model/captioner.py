@@ -1,6 +1,7 @@
 """Captions for all regions of an image at once: one vision pass, one prefix, all regions in a batch."""
 
-from collections import OrderedDict
+import logging
+from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -10,9 +11,18 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 import numpy.typing as npt
 import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from ureca.errors import DataError
 from ureca.hashing import digest
+from ureca.memory import (
+    OUT_OF_MEMORY,
+    first_line,
+    free_device_bytes,
+    in_parts_that_fit,
+    is_out_of_memory,
+    release_memory,
+)
 from ureca.model.attention import Prefix, enable_prefix_attention
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import DecodedSequence, SequenceDecoder, SequenceInput
@@ -25,6 +35,11 @@ from ureca.model.settings import CaptionSettings
 
 Masks = Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_]
 Key = TypeVar("Key", bound=Hashable)
+
+_FINISHED_BEFORE_GROWTH = 8
+"""Regions that a batch which ran out of memory finishes in each of its places, before it has one place more."""
+
+_log = logging.getLogger(__name__)
 
 
 class RegionError(DataError):
@@ -40,7 +55,8 @@ class RegionCaption:
         mask_index: index of the mask within its image.
         text: the caption.
         num_tokens: number of new tokens, without the end token.
-        finish_reason: "stop" (the model ended the caption) or "length" (``max_new_tokens`` did).
+        finish_reason: "stop" (the model ended the caption), "length" (``max_new_tokens`` did) or "error".
+        error: reason why there is no caption, ``out_of_memory`` for this region alone; None: there is one.
     """
 
     image_index: int
@@ -48,6 +64,7 @@ class RegionCaption:
     text: str
     num_tokens: int
     finish_reason: str
+    error: DataError | None = None
 
 
 class RegionCaptioner:
@@ -58,18 +75,24 @@ class RegionCaptioner:
         processor: processor of the model's checkpoint.
         cached_images: number of encoded images to keep for later calls (the most recently used), so that more regions
             of the same pixels need no further vision pass. Each holds the keys and values of its prompt's beginning.
+        max_cached_bytes: bytes that they may take on the model's device; None: bounded by their number only.
 
     Raises:
         ValueError: if a layer of the language model has other than full attention.
     """
 
     def __init__(
-        self, model: UrecaForConditionalGeneration, processor: UrecaProcessor, *, cached_images: int = 0
+        self,
+        model: UrecaForConditionalGeneration,
+        processor: UrecaProcessor,
+        *,
+        cached_images: int = 0,
+        max_cached_bytes: int | None = None,
     ) -> None:
         enable_prefix_attention(model.model.language_model.config)
         self.model = model.eval()
         self.processor = processor
-        self._encoder = PromptEncoder(model, processor, cached_images=cached_images)
+        self._encoder = PromptEncoder(model, processor, cached_images=cached_images, max_cached_bytes=max_cached_bytes)
 
     @classmethod
     def from_pretrained(
@@ -79,6 +102,7 @@ class RegionCaptioner:
         device: str | torch.device | None = None,
         dtype: torch.dtype | str = "auto",
         cached_images: int = 0,
+        max_cached_bytes: int | None = None,
     ) -> "RegionCaptioner":
         """Load a checkpoint.
 
@@ -87,14 +111,18 @@ class RegionCaptioner:
                 of this package: "scenes", a small model of drawn scenes.
             device: device to run on; None for a GPU if there is one, else the CPU.
             dtype: data type of the weights; "auto" for the checkpoint's.
-            cached_images: see the class.
+            cached_images, max_cached_bytes: see the class.
 
         Raises:
             CheckpointError: if the directory is not a complete URECA checkpoint.
         """
         model, processor = load_checkpoint(directory, dtype=dtype)
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        return cls(model.to(device), processor, cached_images=cached_images)
+        return cls(model.to(device), processor, cached_images=cached_images, max_cached_bytes=max_cached_bytes)
+
+    def limit_cache(self, fraction: float) -> None:
+        """Bound the bytes of cached images by a fraction, 0 to 1, of the memory that is free on the model's device."""
+        self._encoder.max_cached_bytes = int(fraction * free_device_bytes(self.model.device))
 
     def caption(self, image: Picture, masks: Masks, **settings: Any) -> list[str]:
         """Caption regions of one image, in the order of the masks.
@@ -131,12 +159,16 @@ class RegionCaptioner:
 
         Raises:
             RegionError: before anything is computed, if a mask cannot be captioned.
+            DataError: ``out_of_memory``: there is not enough memory for a region alone.
         """
         if len(images) != len(masks):
             raise ValueError(f"each image needs its masks: got {len(images)} images and masks for {len(masks)}")
         for index, image in enumerate(images):
             check_masks(image, masks[index], index)
-        yield from self.stream_prepared(map(self.prepare, images, masks), settings)
+        for region in self.stream_prepared(map(self.prepare, images, masks), settings):
+            if region.error is not None:
+                raise region.error
+            yield region
 
     def prepare(self, image: Picture, masks: Iterable[npt.NDArray[np.bool_]]) -> PreparedImage:
         """Cut an image and its masks into tiles, without the model and in any thread; see `ureca.model.prepared`.
@@ -147,7 +179,10 @@ class RegionCaptioner:
 
     @torch.inference_mode()
     def stream_prepared(self, images: Iterable[PreparedImage], settings: CaptionSettings) -> Iterator[RegionCaption]:
-        """Caption prepared images like `stream`; the iterable is consumed batch by batch."""
+        """Caption prepared images like `stream`; the iterable is consumed batch by batch.
+
+        A region for which there is not enough memory alone is yielded with its error.
+        """
         batch: RegionBatch[tuple[int, int]] = self.open_batch()
         keyed = (
             ((image_index, mask_index), image)
@@ -158,9 +193,10 @@ class RegionCaptioner:
             batch.admit((key, image, key[1], settings) for key, image in regions)
             while batch:
                 for region in batch.step():
-                    if region.error is not None:
+                    lack = region.error if isinstance(region.error, DataError) else None
+                    if region.error is not None and lack is None:
                         raise region.error
-                    yield RegionCaption(*region.key, region.text, region.num_tokens, region.finish_reason)
+                    yield RegionCaption(*region.key, region.text, region.num_tokens, region.finish_reason, lack)
 
     def open_batch(self) -> "RegionBatch[Any]":
         """Create an empty batch, which admits regions at any time; see `RegionBatch`."""
@@ -210,10 +246,25 @@ class FinishedRegion(Generic[Key]):
     error: Exception | None = None
 
 
+@dataclass(eq=False)
+class _RegionRequest(Generic[Key]):
+    """A region to caption; it is encoded anew if memory runs out."""
+
+    key: Key
+    image: PreparedImage
+    mask_index: int
+    settings: CaptionSettings
+    failed_alone: bool = False
+
+
 class RegionBatch(Generic[Key]):
     """Regions that are captioned together, each with its own settings, one token of each at a time.
 
     A caption does not depend on the other regions of the batch, nor on the time of admission (in float32).
+
+    If memory runs out, the encoded images and the tokens so far are dropped, and half as many regions are decoded
+    together, the others after them; their number grows again slowly. A region for which there is not enough memory even
+    alone fails with ``out_of_memory``.
 
     Args:
         model: model that writes the captions.
@@ -227,15 +278,21 @@ class RegionBatch(Generic[Key]):
         end = model.generation_config.eos_token_id
         if end is None:
             end = processor.tokenizer.eos_token_id
-        self._decoder: SequenceDecoder[Key] = SequenceDecoder(model, end if isinstance(end, list) else [end])
+        self._model = model
+        self._end_token_ids = end if isinstance(end, list) else [end]
+        self._decoder: SequenceDecoder[Key] = SequenceDecoder(model, self._end_token_ids)
         self._processor = processor
         self._encoder = encoder
         self._latest: tuple[npt.NDArray[np.uint8], EncodedImage] | None = None
-        self._not_encoded: list[FinishedRegion[Key]] = []
+        self._failed: list[FinishedRegion[Key]] = []
+        self._decoding: dict[Key, _RegionRequest[Key]] = {}
+        self._deferred: deque[_RegionRequest[Key]] = deque()
+        self._max_together: int | None = None  # since memory ran out
+        self._num_finished = 0  # since the bound above was changed
 
     def __len__(self) -> int:
         """Number of regions that are unfinished, or whose error ``step`` has not yielded yet."""
-        return len(self._decoder) + len(self._not_encoded)
+        return len(self._decoder) + len(self._deferred) + len(self._failed)
 
     @torch.inference_mode()
     def admit(self, regions: Iterable[tuple[Key, PreparedImage, int, CaptionSettings]]) -> None:
@@ -245,26 +302,8 @@ class RegionBatch(Generic[Key]):
             regions: key, image, index of the mask and settings of each (``batch_size`` is ignored; the seed is
                 ``seed`` + the index); regions of an image should be adjacent.
         """
-        sequences = []
-        for key, image, mask_index, settings in regions:
-            try:
-                view = image.views[0 if len(image.views) == 1 else mask_index]
-                if self._latest is None or view is not self._latest[0]:
-                    self._latest = view, self._encoder.encode_image(view)
-                mask = image.masks[mask_index] if image.masks else None
-                sequence = SequenceInput(
-                    prefix=self._latest[1].prefix,
-                    suffix=self._encoder.encode_region(self._latest[1], mask, settings.question),
-                    max_new_tokens=settings.max_new_tokens,
-                    temperature=settings.temperature,
-                    top_p=settings.top_p,
-                    seed=settings.seed + mask_index,
-                )
-            except Exception as error:
-                self._not_encoded.append(FinishedRegion(key, "", 0, "error", 0, error))
-                continue
-            sequences.append((key, sequence))
-        self._decoder.admit(sequences)
+        self._deferred += [_RegionRequest(*region) for region in regions]
+        self._admit_deferred(lambda key: True)
 
     def step(self, is_wanted: Callable[[Key], bool] | None = None) -> Iterator[FinishedRegion[Key]]:
         """Decode one more token of each region.
@@ -275,10 +314,98 @@ class RegionBatch(Generic[Key]):
         Yields:
             The finished regions, and those that failed.
         """
-        not_encoded, self._not_encoded = self._not_encoded, []
-        yield from not_encoded
-        for decoded in self._decoder.step(is_wanted):
+        failed, self._failed = self._failed, []
+        yield from failed
+        self._admit_deferred(is_wanted or (lambda key: True))
+        finished = self._decoder.step(is_wanted)
+        while True:
+            try:
+                decoded = next(finished)
+            except StopIteration:
+                return
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+                self._shrink([], error)
+                return
+            self._num_finished += 1
+            if self._max_together is not None and self._num_finished >= _FINISHED_BEFORE_GROWTH * self._max_together:
+                self._max_together, self._num_finished = self._max_together + 1, 0
             yield self._region(decoded)
+
+    @torch.inference_mode()
+    def _admit_deferred(self, is_wanted: Callable[[Key], bool]) -> None:
+        """Encode deferred regions and let them join the decoding, as many as may be decoded together."""
+        if not self._deferred:
+            return
+        requests: list[_RegionRequest[Key]] = []
+        sequences: list[tuple[Key, SequenceInput]] = []
+        try:
+            while self._deferred:
+                if self._max_together is not None and len(self._decoder) + len(requests) >= self._max_together:
+                    break
+                request = self._deferred.popleft()
+                if not is_wanted(request.key):
+                    continue
+                requests.append(request)
+                try:
+                    sequences.append((request.key, self._sequence(request)))
+                except Exception as error:
+                    if is_out_of_memory(error):
+                        raise
+                    requests.pop()
+                    self._failed.append(FinishedRegion(request.key, "", 0, "error", 0, error))
+            self._decoder.admit(sequences)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            sequences.clear()
+            self._shrink(requests, error)
+            return
+        unfinished = {decoded.key for decoded in self._decoder.unfinished()}
+        self._decoding |= {request.key: request for request in requests}
+        self._decoding = {key: request for key, request in self._decoding.items() if key in unfinished}
+
+    def _sequence(self, request: _RegionRequest[Key]) -> SequenceInput:
+        image, mask_index, settings = request.image, request.mask_index, request.settings
+        view = image.views[0 if len(image.views) == 1 else mask_index]
+        if self._latest is None or view is not self._latest[0]:
+            self._latest = None  # it may be the last to hold its image, whose memory the next one needs
+            self._latest = view, self._encoder.encode_image(view)
+        mask = image.masks[mask_index] if image.masks else None
+        return SequenceInput(
+            prefix=self._latest[1].prefix,
+            suffix=self._encoder.encode_region(self._latest[1], mask, settings.question),
+            max_new_tokens=settings.max_new_tokens,
+            temperature=settings.temperature,
+            top_p=settings.top_p,
+            seed=settings.seed + mask_index,
+        )
+
+    def _shrink(self, admitted: list[_RegionRequest[Key]], error: Exception) -> None:
+        """Release all memory of the batch, and let half as many regions be decoded together; one alone fails."""
+        unfinished = {decoded.key for decoded in self._decoder.unfinished()}
+        unfinished -= {request.key for request in admitted}
+        together = [request for key, request in self._decoding.items() if key in unfinished] + admitted
+        message = first_line(error)
+        self._decoder = SequenceDecoder(self._model, self._end_token_ids)
+        self._decoding, self._latest = {}, None
+        self._encoder.clear()
+        release_memory(error)
+        self._max_together, self._num_finished = max(1, len(together) // 2), 0
+        if len(together) > 1:
+            _log.warning(
+                "out of memory with %d regions; going on with %d at a time: %s",
+                len(together),
+                self._max_together,
+                message,
+            )
+        elif together and together[0].failed_alone:
+            lack = DataError(OUT_OF_MEMORY, f"one region needs more memory than there is: {message}")
+            self._failed.append(FinishedRegion(together.pop().key, "", 0, "error", 0, lack))
+        elif together:
+            together[0].failed_alone = True  # beside encoded images, which have been dropped
+        self._deferred.extendleft(reversed(together))
 
     def unfinished(self, is_wanted: Callable[[Key], bool]) -> Iterator[FinishedRegion[Key]]:
         """Yield each unfinished region that is wanted, with its text so far and an empty finish reason."""
@@ -305,6 +432,31 @@ class EncodedImage:
     prefix: Prefix
     shown: ShownTiles | None
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its tensors."""
+        shown = () if self.shown is None else (self.shown.features, self.shown.pixels, *self.shown.maps)
+        return sum(map(_num_bytes, (*self.prefix.keys, *self.prefix.values, *shown)))
+
+
+def _num_bytes(tensor: torch.Tensor) -> int:
+    return tensor.numel() * tensor.element_size()
+
+
+def _concatenated(parts: Sequence[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:
+    """Concatenate the outputs of the vision encoder for some tiles each."""
+    if len(parts) == 1:
+        return parts[0]
+    together: dict[str, Any] = {}
+    for name, first in parts[0].items():
+        values = [part[name] for part in parts]
+        if isinstance(first, torch.Tensor):
+            together[name] = torch.cat(values)
+        else:
+            maps = zip(*values, strict=True)  # those of an encoder that keeps none are None
+            together[name] = tuple(None if each[0] is None else torch.cat(each) for each in maps)
+    return type(parts[0])(**together)
+
 
 class PromptEncoder:
     """Encodes the prompts of regions in two parts: a prefix for each image and a suffix for each region.
@@ -313,37 +465,91 @@ class PromptEncoder:
         model: model that the prompts are for.
         processor: processor of the model.
         cached_images: number of encoded images to keep, the most recently used; 0 keeps none.
+        max_cached_bytes: bytes that the kept images may take together with the one that is being encoded; None: any.
     """
 
-    def __init__(self, model: UrecaForConditionalGeneration, processor: UrecaProcessor, *, cached_images: int) -> None:
+    def __init__(
+        self,
+        model: UrecaForConditionalGeneration,
+        processor: UrecaProcessor,
+        *,
+        cached_images: int,
+        max_cached_bytes: int | None = None,
+    ) -> None:
         self._model = model
         self._processor = processor
         self._max_cached = cached_images
+        self.max_cached_bytes = max_cached_bytes
         self._cached: OrderedDict[bytes, EncodedImage] = OrderedDict()
+        self._cached_bytes = 0
+        self._shown_bytes_per_tile = 0  # of the last image
+        text_config = model.config.text_config
+        head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
+        num_values = 2 * text_config.num_hidden_layers * text_config.num_key_value_heads * head_size
+        self._bytes_per_token = num_values * model.dtype.itemsize
+
+    @property
+    def num_cached(self) -> int:
+        """Number of images that are kept."""
+        return len(self._cached)
+
+    @property
+    def cached_bytes(self) -> int:
+        """Bytes of the images that are kept."""
+        return self._cached_bytes
+
+    def clear(self) -> None:
+        """Drop the images that are kept."""
+        self._cached.clear()
+        self._cached_bytes = 0
 
     def encode_image(self, tiles: npt.NDArray[np.uint8]) -> EncodedImage:
-        """Run vision encoder and language model on an image's tiles, uint8 [N, S, S, 3], or return a cached result."""
+        """Run vision encoder and language model on an image's tiles, uint8 [N, S, S, 3], or return a cached result.
+
+        Images are dropped before one is encoded that would not fit beside them.
+        """
         key = digest([tiles]) if self._max_cached else b""
-        if encoded := self._cached.pop(key, None):
-            self._cached[key] = encoded
+        if encoded := self._cached.get(key):
+            self._cached.move_to_end(key)
             return encoded
         processor = self._processor
         beginning, _ = processor.split_prompt(QUESTION)
         text = beginning.replace(processor.image_token, processor.image_placeholders(len(tiles)))
+        token_ids = self._tokenize(text)
+        expected_bytes = token_ids.shape[1] * self._bytes_per_token + len(tiles) * self._shown_bytes_per_tile
+        self._make_room(expected_bytes)
         pixel_values = processor.image_processor.normalise(torch.tensor(tiles, device=self._model.device))
-        outputs = self._model.model(input_ids=self._tokenize(text), pixel_values=pixel_values, use_cache=True)
+        parts = in_parts_that_fit(
+            lambda part: self._model.get_image_features(part, return_dict=True),
+            pixel_values,
+            len(pixel_values),
+            "the vision encoder with one tile",
+        )
+        image_outputs = _concatenated([outputs for _, outputs in parts])
+        outputs = self._model.model(input_ids=token_ids, mm_encoder_outputs={"image": image_outputs}, use_cache=True)
         shown = None
         if sees_image(self._model.model.mask_encoder):
-            encoded_tiles = outputs.image_outputs
             shown = ShownTiles.one_by_one(
-                encoded_tiles.pooler_output, pixel_values.to(self._model.dtype), maps_of(encoded_tiles)
+                image_outputs.pooler_output, pixel_values.to(self._model.dtype), maps_of(image_outputs)
             )
+            shown_bytes = sum(map(_num_bytes, (shown.features, shown.pixels, *shown.maps)))
+            self._shown_bytes_per_tile = shown_bytes // len(tiles)
         encoded = EncodedImage(Prefix.from_cache(outputs.cache), shown)
-        if self._max_cached:
+        num_bytes = encoded.num_bytes
+        if self._max_cached and (self.max_cached_bytes is None or num_bytes <= self.max_cached_bytes):
+            self._make_room(num_bytes)
             self._cached[key] = encoded
-            if len(self._cached) > self._max_cached:
-                self._cached.popitem(last=False)
+            self._cached_bytes += num_bytes
         return encoded
+
+    def _make_room(self, num_bytes: int) -> None:
+        """Drop the images that were used longest ago, until one more of a number of bytes may be kept."""
+        while self._cached and (
+            len(self._cached) >= self._max_cached
+            or (self.max_cached_bytes is not None and self._cached_bytes + num_bytes > self.max_cached_bytes)
+        ):
+            _, dropped = self._cached.popitem(last=False)
+            self._cached_bytes -= dropped.num_bytes
 
     def encode_region(self, image: EncodedImage, mask: MaskTiles | None, question: str) -> torch.Tensor:
         """Embed the rest of a region's prompt.

@@ -11,7 +11,7 @@ from ureca.errors import CheckpointError
 from ureca.io import replacing_folder
 from ureca.model.auto import UrecaConfig, UrecaForConditionalGeneration, UrecaImageProcessor, UrecaProcessor
 from ureca.model.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SHIPPED, base_of_adapter, folder_of
-from ureca.model.lora import FACTOR_NAME, PEFT_PREFIX, adapter_config, merge_adapter, remove_adapters
+from ureca.model.lora import FACTOR_NAME, PEFT_PREFIX, adapter_config, merge_adapter, merge_adapter_in_place
 
 
 def load_checkpoint(
@@ -100,9 +100,8 @@ def load_with_adapter(
     )
     if problems:
         raise CheckpointError(f"the adapter in {folder} does not fit {base}; {problems}")
-    merged = merge_adapter(model, {**model.state_dict(), **found})
-    remove_adapters(model)
-    model.load_state_dict(merged)
+    del expected
+    merge_adapter_in_place(model, found)
     return model.eval(), processor
 
 

@@ -81,6 +81,26 @@ def merge_adapter(
     return plain
 
 
+@torch.no_grad()
+def merge_adapter_in_place(model: UrecaForConditionalGeneration, factors: Mapping[str, torch.Tensor]) -> None:
+    """Merge adapters into the model's own weights and remove them, layer by layer: W + alpha / rank B A.
+
+    Beside the weights, memory is needed for one layer in float32 and its update.
+
+    Args:
+        model: with adapters, whose factors are replaced; changed in place.
+        factors: LoRA factors by their names among the model's tensors.
+    """
+    for name, module in model.named_modules():
+        if not hasattr(module, "base_layer"):
+            continue
+        factor_a, factor_b = (factors[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
+        weight = module.base_layer.weight
+        update = module.scaling["default"] * (factor_b.float() @ factor_a.float())
+        weight.copy_(update.to(weight.device).add_(weight))  # in float32, then rounded once
+    remove_adapters(model)
+
+
 def remove_adapters(model: UrecaForConditionalGeneration) -> None:
     """Replace adapted layers with their base layers, without merging."""
     for name, module in [*model.named_modules()]:

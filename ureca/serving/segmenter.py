@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from pycocotools import mask as coco_mask
 
+from ureca.errors import DataError
 from ureca.hashing import digest
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
@@ -21,6 +22,7 @@ from ureca.masks.prompts import Prompt
 from ureca.masks.rle import BoolMask, Rle
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
+from ureca.memory import out_of_memory_as
 from ureca.serving.decoding import exact_mask
 
 _NUM_CACHED_IMAGES = 8
@@ -67,11 +69,13 @@ class Segmenter:
 
         Raises:
             ImageError: The generator does not support an image of this shape.
+            DataError: ``out_of_memory``.
         """
         key = digest([pixels])
         with self._lock:
             if key not in self._cache:
-                self._cache[key] = self._mask_generator.generate(pixels)
+                with out_of_memory_as(DataError, "the segmentation of the image"):
+                    self._cache[key] = self._mask_generator.generate(pixels)
             self._cache.move_to_end(key)
             if len(self._cache) > _NUM_CACHED_IMAGES:
                 self._cache.popitem(last=False)
@@ -89,10 +93,11 @@ class Segmenter:
 
         Raises:
             ImageError: The segmenter does not support an image of this shape.
+            DataError: ``out_of_memory``.
         """
         if self._prompted is None:
             return match_prompts(self.generate(pixels), prompts, *pixels.shape[:2])
-        with self._lock:
+        with self._lock, out_of_memory_as(DataError, "the segmentation by prompts"):
             return self._prompted(pixels, list(prompts.items()))
 
 

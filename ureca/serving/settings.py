@@ -54,6 +54,19 @@ class ServingLimits(BaseModel):
     retry_after_s: int = Field(
         default=2, ge=0, description="seconds in the Retry-After header of responses with status 429 or 503"
     )
+    prefix_cache_fraction: float = Field(
+        default=0.3,
+        ge=0,
+        le=1,
+        description="share of the memory that is free once the model is loaded, on its GPU or on the machine, that the "
+        "latest images may take, which need no further pass through the model; 0 keeps none",
+    )
+    max_failures: int = Field(
+        default=8,
+        ge=1,
+        description="regions that may fail one after another before a replica of the captioner is replaced; a caption "
+        "resets the count",
+    )
 
 
 def erase_variable(name: str) -> None:

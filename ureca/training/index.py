@@ -12,6 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,12 +30,14 @@ from ureca.hashing import digest
 from ureca.io import locate
 from ureca.training.sampler import TooLongRegions
 from ureca.training.settings import AugmentationSettings
+from ureca.training.stored_arrays import GrowingArray
 from ureca.training.token_costs import SampleCosts
 
 IMAGES_PER_FILE = 4096
 IMAGES_PER_ROW_GROUP = 16
 """Few, because a step reads images from all over the index."""
 _OPEN_FILES = 64
+_COUNTS_PER_BATCH = 1 << 14
 
 _REGION = pa.struct(
     [
@@ -209,6 +212,15 @@ class TrainingIndex:
             image_keys=table["image_key"].to_numpy(),
         )
 
+    def map_sample_costs(self, folder: Path) -> SampleCosts:
+        """Read the token counts of all samples in bounded memory.
+
+        Args:
+            folder: folder for files of the counts, which are memory-mapped.
+        """
+        with self._filesystem.open_input_file(f"{self._folder}/counts.parquet") as stream:
+            return map_counts(pq.ParquetFile(stream), folder)
+
     def read(self, image_numbers: Sequence[int]) -> list[TrainingImage]:
         """Read images by number, in the order given; each row group is read once.
 
@@ -263,3 +275,31 @@ class TrainingIndex:
                 self._files.popitem(last=False)[1].close(force=True)
         self._files[number] = file
         return file.read_row_group(group % groups_per_file)
+
+
+def map_counts(counts: pq.ParquetFile, folder: Path) -> SampleCosts:
+    """Convert a file of the schema ``COUNTS``, batch by batch, to memory-mapped files in a folder."""
+    first_regions, text_tokens, num_tiles, image_keys = (
+        GrowingArray(dtype, folder / f"{name}.bin")
+        for name, dtype in (
+            ("first_regions", np.int64),
+            ("text_tokens", np.int32),
+            ("num_tiles", np.uint8),
+            ("image_keys", np.uint64),
+        )
+    )
+    for batch in counts.iter_batches(batch_size=_COUNTS_PER_BATCH):
+        tokens = batch["text_tokens"]
+        lengths = tokens.value_lengths().to_numpy()
+        first_regions.append(len(text_tokens) + np.cumsum(lengths, dtype=np.int64) - lengths)
+        text_tokens.append(tokens.flatten().to_numpy())
+        num_tiles.append(batch["num_tiles"].flatten().to_numpy())
+        image_keys.append(batch["image_key"].to_numpy())
+    first_regions.append([len(text_tokens)])
+    keys = image_keys.finish()
+    return SampleCosts(
+        first_regions=first_regions.finish(),
+        text_tokens=text_tokens.finish(),
+        num_tiles=num_tiles.finish().reshape(len(keys), -1),
+        image_keys=keys,
+    )

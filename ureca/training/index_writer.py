@@ -111,7 +111,7 @@ class SampleMeasurer:
 class IndexWriter:
     """Context manager that writes all files of an index except index.json.
 
-    Counts stay in memory, 4 bytes a region, and are written on exit unless an exception is raised.
+    Nothing grows with the number of images: counts are written in row groups, too.
 
     Args:
         filesystem: filesystem of the index.
@@ -130,6 +130,9 @@ class IndexWriter:
         self.content = IncrementalDigest()
         self._filesystem, self._folder = filesystem, folder
         self._pending: list[dict[str, Any]] = []
+        self._begin_counts()
+
+    def _begin_counts(self) -> None:
         self._keys, self._tiles, self._tokens = array("Q"), array("B"), array("i")
         self._regions_of_images = array("i")
 
@@ -137,6 +140,7 @@ class IndexWriter:
         self._filesystem.create_dir(self._folder, recursive=True)
         self._bad = self._open("bad_samples.parquet", BAD_SAMPLES)
         self._images = self._open(images_file(0), IMAGES)
+        self._counts = self._open("counts.parquet", COUNTS)
         return self
 
     def __exit__(
@@ -144,11 +148,10 @@ class IndexWriter:
     ) -> None:
         if type is None:
             self._flush()
+            self._flush_counts()
         self._images.close()
         self._bad.close()
-        if type is None:
-            path = f"{self._folder}/counts.parquet"
-            io.write_table(self._filesystem, path, self._counts(), _COUNTS_PER_ROW_GROUP)
+        self._counts.close()
 
     def add_bad(self, samples: Sequence[BadSample]) -> None:
         """Add samples that cannot be trained on."""
@@ -170,6 +173,8 @@ class IndexWriter:
             self.num_regions += len(measured.text_tokens)
             if len(self._pending) == IMAGES_PER_ROW_GROUP:
                 self._flush()
+            if len(self._keys) == _COUNTS_PER_ROW_GROUP:
+                self._flush_counts()
 
     def _flush(self) -> None:
         if not self._pending:
@@ -185,14 +190,17 @@ class IndexWriter:
         path = f"{self._folder}/{name}"
         return pq.ParquetWriter(path, schema, filesystem=self._filesystem, compression="zstd")
 
-    def _counts(self) -> pa.Table:
-        num_scales = len(self._tiles) // max(1, self.num_images)
+    def _flush_counts(self) -> None:
+        if not self._keys:
+            return
+        num_images = len(self._keys)
         columns = [
-            pa.array(np.frombuffer(self._keys, np.uint64) if self._keys else np.zeros(0, np.uint64)),
-            _lists(self._tiles, [num_scales] * self.num_images, pa.uint8()),
+            pa.array(np.frombuffer(self._keys, np.uint64)),
+            _lists(self._tiles, [len(self._tiles) // num_images] * num_images, pa.uint8()),
             _lists(self._tokens, self._regions_of_images, pa.int32()),
         ]
-        return pa.table(columns, schema=COUNTS)
+        self._counts.write_table(pa.table(columns, schema=COUNTS), row_group_size=_COUNTS_PER_ROW_GROUP)
+        self._begin_counts()
 
 
 def _lists(values: Any, lengths: Sequence[int], type: pa.DataType) -> pa.Array:

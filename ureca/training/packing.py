@@ -8,6 +8,7 @@ A packed row holds the tokens of an image once, followed by a segment for each o
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
+from pathlib import Path
 from typing import NamedTuple, Self
 
 import numpy as np
@@ -33,8 +34,7 @@ from ureca.model.prompt import QUESTION, shares_image
 from ureca.training.augmentation import draw_scale, resize_image, resize_mask, scaled_size
 from ureca.training.index import TrainingIndex
 from ureca.training.sampler import RunPlan
-from ureca.training.settings import AugmentationSettings, MicroBatchSettings
-from ureca.training.token_costs import costs_of
+from ureca.training.settings import AugmentationSettings
 
 IGNORED = -100
 """Label of tokens without loss."""
@@ -98,31 +98,18 @@ class MicroBatchPacker:
         cls,
         model: str,
         index: str,
+        plan: Path,
         *,
-        batch: MicroBatchSettings,
         augmentation: AugmentationSettings,
         questions: QuestionSettings,
         image_limits: ImageLimits,
         seed: int,
         world_size: int,
-        epochs: int,
-        max_steps: int | None,
     ) -> Self:
-        """Open an index with the processor of a checkpoint; both are paths."""
+        """Open an index and the stored plan of its run with the processor of a checkpoint; all are paths."""
         processor = UrecaProcessor.from_pretrained(model)
-        opened = TrainingIndex(index)
-        plan = RunPlan(
-            opened.sample_costs(),
-            costs_of(processor),
-            batch,
-            augmentation,
-            seed=seed,
-            world_size=world_size,
-            epochs=epochs,
-            max_steps=max_steps,
-        )
         examples = ExampleSettings(augmentation=augmentation, questions=questions, image_limits=image_limits)
-        return cls(processor, opened, plan, examples, seed=seed)
+        return cls(processor, TrainingIndex(index), RunPlan.open(plan, world_size), examples, seed=seed)
 
     def pack(self, step: int, number: int, rank: int) -> PackedMicroBatch:
         """Pack micro-batch ``number`` of a rank in a step of the run."""

@@ -301,3 +301,88 @@ def test_sam_mask_generator_without_the_package_names_the_extra(
     monkeypatch.setitem(sys.modules, "segment_anything", None)
     with pytest.raises(SettingsError, match=r"pip install 'ureca-ray\[sam\]'"):
         SamMaskGenerator(SamConfig(checkpoint=checkpoint))
+
+
+def reference_records(sam: Any, image: Any, **arguments: Any) -> list[dict[str, Any]]:
+    """What the package's own generator makes of an image."""
+    generator = segment_anything.SamAutomaticMaskGenerator(sam, output_mode="coco_rle", **arguments)
+    records: list[dict[str, Any]] = generator.generate(image)
+    return [record for record in records if record["area"] > 0]
+
+
+@pytest.mark.parametrize(
+    ("points_that_fit", "masks_that_fit"), [(99, 99), (3, 99), (99, 2), (1, 1)], ids=["all", "points", "masks", "one"]
+)
+def test_sam_out_of_memory_makes_the_same_masks_in_smaller_parts(
+    image: Any, monkeypatch: pytest.MonkeyPatch, points_that_fit: int, masks_that_fit: int
+) -> None:
+    sam = build_tiny_sam()
+    arguments = {"points_per_side": 3, "pred_iou_thresh": 0.0, "stability_score_thresh": 0.0, "crop_n_layers": 1}
+    expected = reference_records(sam, image, **arguments)
+    decode, upscale = sam.mask_decoder.forward, sam.postprocess_masks
+
+    def decode_some(**inputs: Any) -> Any:
+        if len(inputs["sparse_prompt_embeddings"]) > points_that_fit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 28.61 GiB")
+        return decode(**inputs)
+
+    def upscale_some(masks: Any, *sizes: Any) -> Any:
+        if len(masks) > masks_that_fit:
+            raise RuntimeError("CUDA error: out of memory")
+        return upscale(masks, *sizes)
+
+    monkeypatch.setattr(sam.mask_decoder, "forward", decode_some)
+    monkeypatch.setattr(sam, "postprocess_masks", upscale_some)
+    masks = SamMaskGenerator.from_model(sam, AutomaticMaskSettings(**arguments)).generate(image)
+
+    assert len(expected) > 5
+    assert [mask.rle for mask in masks] == [record["segmentation"] for record in expected]
+    assert [mask.stability_score for mask in masks] == [record["stability_score"] for record in expected]
+    assert [mask.extra["point_coords"] for mask in masks] == [record["point_coords"] for record in expected]
+
+
+def test_sam_upscales_only_masks_of_sufficient_quality_and_few_at_a_time(
+    image: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sam = build_tiny_sam()
+    everything = SamMaskGenerator.from_model(sam, EVERYTHING).generate(image)
+    median = float(np.median([mask.predicted_iou for mask in everything if mask.predicted_iou is not None]))
+    upscaled: list[int] = []
+    upscale = sam.postprocess_masks
+
+    def record(masks: Any, *sizes: Any) -> Any:
+        upscaled.append(len(masks))
+        return upscale(masks, *sizes)
+
+    monkeypatch.setattr(sam, "postprocess_masks", record)
+    # 10 bytes for each pixel of the image and of the model's input: room for three masks.
+    monkeypatch.setattr("ureca.masks.generators.sam._MAX_UPSCALED_BYTES", 3 * 10 * (40 * 60 + 64 * 64))
+    settings = EVERYTHING.model_copy(update={"pred_iou_thresh": max(median, 1e-9)})
+    masks = SamMaskGenerator.from_model(sam, settings).generate(image)
+    assert max(upscaled) <= 3
+    assert len(masks) <= sum(upscaled) < 4 * 4 * 3
+
+
+def test_sam_image_that_does_not_fit_alone_is_an_error_row(
+    image: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.fromarray(image).save(tmp_path / "a.png")
+    Image.fromarray(image[:, ::-1].copy()).save(tmp_path / "b.png")
+    sam = build_tiny_sam()
+    encode, seen = sam.image_encoder.forward, []
+
+    def encode_the_second(inputs: Any) -> Any:
+        seen.append(None)
+        if len(seen) == 1:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return encode(inputs)
+
+    monkeypatch.setattr(sam.image_encoder, "forward", encode_the_second)
+    entries = [ManifestEntry.from_row(row) for row in list_images(str(tmp_path)).to_pylist()]
+    partition = generate_masks(0, entries, SamMaskGenerator.from_model(sam, EVERYTHING), ImageLimits())
+    first, second = partition.images
+    assert first.error is not None
+    assert (first.error.stage, first.error.kind) == ("masks", "out_of_memory")
+    assert "60 x 40 px" in first.error.message
+    assert second.error is None
+    assert len(second.masks) > 5

@@ -19,6 +19,7 @@ from ureca.errors import ImageError, SettingsError
 from ureca.masks.generators.settings import AutomaticMaskSettings, ModelType, SamConfig, SamModelSettings
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle
+from ureca.memory import in_parts_that_fit
 
 if TYPE_CHECKING:
     import torch
@@ -28,6 +29,12 @@ if TYPE_CHECKING:
 _ENCODER_WIDTHS: dict[ModelType, int] = {"vit_h": 1280, "vit_l": 1024, "vit_b": 768}
 _WIDTH_KEY = "image_encoder.patch_embed.proj.weight"  # [width, 3, patch, patch]
 _MAX_LISTED_KEYS = 5
+
+_MAX_UPSCALED_BYTES = 2**30
+"""Bytes that the masks take which are upscaled to the size of the image at a time."""
+
+_BYTES_PER_UPSCALED_PIXEL = 10
+"""Logits in float32, and the bool masks and run lengths that are made of them."""
 
 
 class SamMaskGenerator:
@@ -215,17 +222,140 @@ def _vanishes(sam: Sam, height_px: int, width_px: int) -> bool:
 
 
 def _generator_class() -> type[Any]:
+    import torch
     from segment_anything import SamAutomaticMaskGenerator
-    from segment_anything.utils.amg import MaskData
+    from segment_anything.utils import amg
+    from torchvision.ops.boxes import batched_nms
 
-    class _FixedMaskGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
-        def _process_crop(self, *arguments: Any) -> MaskData:
-            crop = super()._process_crop(*arguments)
-            # Without a mask the package makes this [0] instead of [0, 4], and fails where no crop has any.
-            crop["crop_boxes"] = crop["crop_boxes"].reshape(-1, 4)
-            return crop
+    class _BoundedMaskGenerator(SamAutomaticMaskGenerator):  # type: ignore[misc]
+        """The package's generator, with the same masks in bounded memory.
 
-    return _FixedMaskGenerator
+        The package upscales the three masks of all points of a batch to the size of the image before it filters them:
+        64 points on an image of 40 megapixels take 28 GiB. Here the predicted quality filters the masks at the size of
+        the decoder's output, and the others are upscaled, filtered and encoded a few at a time. Where memory runs out
+        even so, fewer points and fewer masks are tried.
+        """
+
+        def _process_crop(
+            self, image: Any, crop_box: list[int], crop_layer_idx: int, orig_size: tuple[int, ...]
+        ) -> amg.MaskData:
+            left, top, right, bottom = crop_box
+            self.predictor.set_image(image[top:bottom, left:right, :])
+            try:
+                crop_size = (bottom - top, right - left)
+                points = self.point_grids[crop_layer_idx] * np.array(crop_size)[None, ::-1]
+                found = amg.MaskData()
+                for _, of_points in in_parts_that_fit(
+                    lambda part: self._process_batch(part, crop_size, crop_box, orig_size),
+                    points,
+                    self.points_per_batch,
+                    "SAM's mask decoder with one point",
+                ):
+                    found.cat(of_points)
+            finally:
+                self.predictor.reset_image()
+            none = torch.zeros(len(found["boxes"]))  # the masks have no categories
+            found.filter(batched_nms(found["boxes"].float(), found["iou_preds"], none, self.box_nms_thresh))
+            found["boxes"] = amg.uncrop_boxes_xyxy(found["boxes"], crop_box)
+            found["points"] = amg.uncrop_points(found["points"], crop_box)
+            # Without a mask this must be [0, 4] for crops to be concatenated.
+            found["crop_boxes"] = torch.tensor([crop_box for _ in found["rles"]]).reshape(-1, 4)
+            return found
+
+        def _process_batch(
+            self, points: Any, im_size: tuple[int, ...], crop_box: list[int], orig_size: tuple[int, ...]
+        ) -> amg.MaskData:
+            predictor, sam = self.predictor, self.predictor.model
+            coordinates = torch.as_tensor(predictor.transform.apply_coords(points, im_size), device=predictor.device)
+            labels = torch.ones(len(coordinates), dtype=torch.int, device=predictor.device)
+            sparse, dense = sam.prompt_encoder(points=(coordinates[:, None], labels[:, None]), boxes=None, masks=None)
+            low, quality = sam.mask_decoder(
+                image_embeddings=predictor.features,
+                image_pe=sam.prompt_encoder.get_dense_pe(),
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                multimask_output=True,
+            )
+            batch = amg.MaskData(
+                low=low.flatten(0, 1),
+                iou_preds=quality.flatten(0, 1),
+                points=torch.as_tensor(points.repeat(low.shape[1], axis=0)),
+            )
+            del low
+            if self.pred_iou_thresh > 0.0:
+                batch.filter(batch["iou_preds"] > self.pred_iou_thresh)
+            bytes_per_mask = _BYTES_PER_UPSCALED_PIXEL * (orig_size[0] * orig_size[1] + sam.image_encoder.img_size**2)
+            found = amg.MaskData()
+            start = 0
+            for length, upscaled in in_parts_that_fit(
+                lambda part: self._upscale(part, crop_box, orig_size),
+                batch["low"],
+                max(1, _MAX_UPSCALED_BYTES // bytes_per_mask),
+                f"the upscaling of one mask to {orig_size[1]} x {orig_size[0]} px",
+            ):
+                of_part, kept = upscaled
+                rows = torch.arange(start, start + length, device=predictor.device)[kept]
+                of_part["iou_preds"] = batch["iou_preds"][rows]
+                of_part["points"] = batch["points"][rows.cpu()]
+                found.cat(of_part)
+                start += length
+            if not start:  # the package's generator needs the names
+                found = amg.MaskData(
+                    boxes=torch.zeros(0, 4, dtype=torch.long, device=predictor.device),
+                    stability_score=batch["iou_preds"][:0],
+                    rles=[],
+                    iou_preds=batch["iou_preds"][:0],
+                    points=batch["points"][:0],
+                )
+            return found
+
+        def _upscale(
+            self, low: torch.Tensor, crop_box: list[int], orig_size: tuple[int, ...]
+        ) -> tuple[amg.MaskData, torch.Tensor]:
+            """Upscale logits [N, h, w], and encode the masks that are stable and not cut off by their crop.
+
+            Returns:
+                Boxes, scores and run lengths of these masks, and their indices among the N.
+            """
+            predictor, threshold = self.predictor, self.predictor.model.mask_threshold
+            logits = predictor.model.postprocess_masks(low[:, None], predictor.input_size, predictor.original_size)
+            logits = logits[:, 0]
+            scores = amg.calculate_stability_score(logits, threshold, self.stability_score_offset)
+            kept = torch.arange(len(logits), device=logits.device)
+            if self.stability_score_thresh > 0.0:
+                kept = kept[scores >= self.stability_score_thresh]
+            masks = logits[kept] > threshold
+            del logits
+            boxes = amg.batched_mask_to_box(masks)
+            inside = ~amg.is_box_near_crop_edge(boxes, crop_box, [0, 0, orig_size[1], orig_size[0]])
+            kept, boxes, masks = kept[inside], boxes[inside], masks[inside]
+            masks = amg.uncrop_masks(masks, crop_box, *orig_size)
+            return amg.MaskData(boxes=boxes, stability_score=scores[kept], rles=_run_lengths(masks)), kept
+
+    return _BoundedMaskGenerator
+
+
+def _run_lengths(masks: torch.Tensor) -> list[dict[str, Any]]:
+    """Encode masks, bool [N, H, W], as uncompressed COCO run lengths, with one transfer from their device.
+
+    ``segment_anything`` does the same with a comparison, a transfer and a synchronization for each mask.
+    """
+    count, height, width = masks.shape
+    columns = masks.transpose(1, 2).flatten(1)  # COCO counts down the columns
+    if columns.device.type == "cpu":
+        rows, positions = np.nonzero(columns[:, 1:].numpy() != columns[:, :-1].numpy())
+    else:
+        changes = (columns[:, 1:] ^ columns[:, :-1]).nonzero()
+        rows, positions = changes.T.cpu().numpy()
+    starts_inside = columns[:, 0].tolist() if height * width else [False] * count
+    del columns
+    ends = np.searchsorted(rows, np.arange(count + 1))
+    encoded = []
+    for index in range(count):
+        borders = np.concatenate([[0], positions[ends[index] : ends[index + 1]] + 1, [height * width]])
+        counts = np.diff(borders).tolist()
+        encoded.append({"size": [height, width], "counts": [0, *counts] if starts_inside[index] else counts})
+    return encoded
 
 
 def _as_mask(id: int, record: dict[str, Any]) -> Mask:
