@@ -196,8 +196,8 @@ class CaptionerReplica:
         """Check that the model makes progress; Serve replaces the replica if this raises or times out.
 
         Raises:
-            RuntimeError: The engine has died, a decoding step takes longer than any request may, or too many regions in a
-                row have failed.
+            RuntimeError: The engine has died, a decoding step takes longer than any request may, or too many regions
+                in a row have failed.
         """
         self._engine.check_progress(self._max_step_s)
 
