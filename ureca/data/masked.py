@@ -12,7 +12,7 @@ from ureca.images import exif_orientation, try_decode_image
 from ureca.masks.generators.base import MaskGenerator, OrientedMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
-from ureca.memory import out_of_memory_as
+from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +112,7 @@ def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, li
             else:
                 masks = mask_generator.generate(pixels, fetched.annotation)
     except DataError as error:
-        named = error.kind == "missing_annotation" or entry.annotation_path is None
+        named = error.kind in {"missing_annotation", OUT_OF_MEMORY} or entry.annotation_path is None
         message = error.message if named else f"{entry.annotation_path}: {error.message}"
         return MaskedImage(entry, height, width, error=RowError("masks", error.kind, message))
     if entry.annotation_path is not None:

@@ -29,7 +29,7 @@ from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.stored_arrays import GrowingArray, map_array, permuted_blocks
 from ureca.training.token_costs import SampleCosts, TokenCosts
 
-REGIONS_PER_CHUNK = 1 << 19
+REGIONS_PER_CHUNK = 1 << 18
 """Regions that are grouped at a time, so that temporary arrays stay in the tens of megabytes."""
 
 _WORD_BITS = 64

@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from ureca.rng import IndexedRng
 
-BLOCK = 1 << 21
-"""Elements of a block: temporary arrays of int64 take 16 MiB each."""
+BLOCK = 1 << 20
+"""Elements of a block: temporary arrays of int64 take 8 MiB each."""
 
 
 class GrowingArray:
