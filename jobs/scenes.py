@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from pydantic_settings import CliPositionalArg
@@ -39,6 +39,10 @@ class ScenesSettings(CommandSettings):
     size: Annotated[str, AfterValidator(_checked_size), Metavar("SIDE|WxH")] = Field(
         default="448", description="size of each image in pixels"
     )
+    captions: Literal["varied", "shortest"] = Field(
+        default="varied",
+        description="unique captions of the regions: varied ones, or the shortest that kind, place and size allow",
+    )
     processes: PositiveInt = Field(default=1, description="processes that draw in parallel")
     overwrite: bool = Field(default=False, description="replace an earlier set in the folder")
 
@@ -57,6 +61,7 @@ def main(argv: Sequence[str]) -> int:
         seed=settings.seed,
         width_px=int(width),
         height_px=int(height or width),
+        captions=settings.captions,
         num_processes=settings.processes,
         overwrite=settings.overwrite,
     )

@@ -137,3 +137,17 @@ def test_read_scene_of_other_annotations_raises_annotation_error(
     write_annotations(tmp_path / "a.json", Annotations((given,), 4, 5))
     with pytest.raises(AnnotationError, match=f"no_scene: mask 3.*{message}"):
         read_scene(tmp_path / "a.json")
+
+
+def test_scenes_command_with_shortest_captions_writes_unique_ones_of_fewer_words(folder: Path, tmp_path: Path) -> None:
+    assert main(["scenes", str(tmp_path / "set"), *ARGUMENTS, "--captions", "shortest"]) == 0
+    num_words = []
+    for one in (folder, tmp_path / "set"):
+        captions = [
+            (region["caption"], region["region_id"], read_scene(Path(row["uri"]).with_suffix(".json")))
+            for row in Output(str(one)).rows()
+            for region in row["regions"]
+        ]
+        assert all(resolve(caption, scene) == [id] for caption, id, scene in captions)
+        num_words.append(sum(len(caption.split()) for caption, _, _ in captions))
+    assert num_words[1] < 0.9 * num_words[0]

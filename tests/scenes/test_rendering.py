@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from tests.scenes.worlds import rendering, renderings
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.rng import Rng
-from ureca.scenes.composition import SPLITS, compose
+from ureca.scenes.composition import SPLITS, USUAL, Contents, compose
 from ureca.scenes.language import COLOURS, parse
 from ureca.scenes.rendering import JITTER, LEAST_FRACTION, Rendering, render
 from ureca.scenes.scene import resolve
@@ -172,3 +172,24 @@ def test_rendered_splits_share_no_scene() -> None:
 def test_render_of_too_small_image_raises_value_error() -> None:
     with pytest.raises(ValueError, match="at least 112 pixels, not 448 x 100"):
         render("train", 0, 0, 448, 100)
+
+
+def test_rendered_scene_with_many_objects_has_so_many() -> None:
+    made = render("test", 0, 0, 112, 112, contents=Contents(num_objects=(7, 8)))
+    objects = [region for region in made.scene.regions if region.size is not None]
+    assert len(objects) in (7, 8)
+    assert all(
+        resolve(str(made.captions[region.id].unique), made.scene) == [region.id] for region in made.scene.regions
+    )
+
+
+def test_unusual_background_has_no_colour_of_a_usual_one() -> None:
+    def pairs(contents: Contents) -> set[tuple[str, str]]:
+        drawn = [compose(Rng(5, number), contents) for number in range(300)]
+        names = ("hills", "clouds", "ponds")
+        found = {(name, colour) for one in drawn for name in names for colour in getattr(one, name)}
+        return found | {(name, getattr(one, name)) for one in drawn for name in ("sky", "ground")}
+
+    usual, unusual = pairs(USUAL), pairs(Contents(has_usual_colours=False))
+    assert not usual & unusual
+    assert len(usual | unusual) == 5 * len(COLOURS)

@@ -22,9 +22,25 @@ _GROUND_COLOURS = ("green", "yellow", "brown", "white", "grey", "orange")
 _HILL_COLOURS = ("green", "brown", "purple", "grey", "turquoise", "yellow", "orange", "blue", "red")
 _CLOUD_COLOURS = ("white", "grey", "pink", "yellow", "purple", "black", "blue")
 _POND_COLOURS = ("blue", "turquoise", "purple", "white", "black", "pink")
-_NUM_OBJECTS = (3, 6)
 _LOOKALIKE_SHARE = 0.65
 _PATTERNED_SHARE = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Contents:
+    """What compositions are drawn from; other values than the usual ones make scenes unlike those of training.
+
+    Attributes:
+        num_objects: least and greatest number of objects.
+        has_usual_colours: False draws sky, ground, hills, clouds and ponds only in colours that they never have
+            otherwise, such as a red sky.
+    """
+
+    num_objects: tuple[int, int] = (3, 6)
+    has_usual_colours: bool = True
+
+
+USUAL = Contents()
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,25 +104,29 @@ class Composition:
         return _SPLIT_OF_REMAINDER[digest([repr(unordered)], num_bytes=64)[0] % len(_SPLIT_OF_REMAINDER)]
 
 
-def compose(rng: Rng) -> Composition:
+def compose(rng: Rng, contents: Contents = USUAL) -> Composition:
     """Draw a random composition."""
-    sky = rng.choice(_SKY_COLOURS)
-    ground = rng.choice(_other_than((sky,), _GROUND_COLOURS))
+
+    def possible(usual: Sequence[str], *avoided: str) -> list[str]:
+        return _other_than(avoided, usual if contents.has_usual_colours else _other_than(usual, COLOURS))
+
+    sky = rng.choice(possible(_SKY_COLOURS))
+    ground = rng.choice(possible(_GROUND_COLOURS, sky))
     return Composition(
         sky=sky,
         ground=ground,
         ground_pattern=_pattern(rng),
-        hills=_colours(rng, rng.integer(0, 3), _other_than((sky, ground), _HILL_COLOURS)),
-        clouds=_colours(rng, rng.integer(0, 3), _other_than((sky,), _CLOUD_COLOURS)),
-        ponds=_colours(rng, rng.integer(0, 2), _other_than((ground,), _POND_COLOURS)),
-        objects=_objects(rng),
+        hills=_colours(rng, rng.integer(0, 3), possible(_HILL_COLOURS, sky, ground)),
+        clouds=_colours(rng, rng.integer(0, 3), possible(_CLOUD_COLOURS, sky)),
+        ponds=_colours(rng, rng.integer(0, 2), possible(_POND_COLOURS, ground)),
+        objects=_objects(rng, contents.num_objects),
     )
 
 
-def _objects(rng: Rng) -> tuple[Object, ...]:
+def _objects(rng: Rng, num_objects: tuple[int, int]) -> tuple[Object, ...]:
     kinds = rng.shuffled(list(OBJECTS))[: rng.integer(2, 3)]
     objects: list[Object] = []
-    for _ in range(rng.integer(*_NUM_OBJECTS)):
+    for _ in range(rng.integer(*num_objects)):
         if objects and rng.bernoulli(_LOOKALIKE_SHARE):
             objects.append(_lookalike(rng, rng.choice(objects)))
         else:

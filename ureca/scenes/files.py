@@ -24,6 +24,7 @@ from ureca.data.run_record import RunRecord
 from ureca.errors import OutputError
 from ureca.io import naming_unwritable
 from ureca.masks.annotations import write_annotations
+from ureca.scenes.captions import CaptionPolicy, shortest_captions
 from ureca.scenes.composition import Split
 from ureca.scenes.rendering import Rendering, image_id, render
 from ureca.scenes.scene import SceneRegion, resolve
@@ -47,6 +48,7 @@ def write_scenes(
     seed: int,
     width_px: int,
     height_px: int,
+    captions: CaptionPolicy = "varied",
     num_processes: int = 1,
     overwrite: bool = False,
 ) -> ExportReport:
@@ -56,6 +58,7 @@ def write_scenes(
         destination: folder, created if it is missing.
         num_images: number of images, at least 1.
         split, seed, width_px, height_px: parameters of the set, as for ``rendering.render``.
+        captions: policy of the unique captions: "varied", or those of ``captions.shortest_captions``.
         num_processes: number of processes that draw; the files do not depend on it.
         overwrite: replace an earlier set.
 
@@ -70,7 +73,14 @@ def write_scenes(
     images = destination / _IMAGES
     with naming_unwritable(images):
         images.mkdir(parents=True, exist_ok=True)
-    settings = {"split": split, "seed": seed, "num_images": num_images, "width_px": width_px, "height_px": height_px}
+    settings = {
+        "split": split,
+        "seed": seed,
+        "num_images": num_images,
+        "width_px": width_px,
+        "height_px": height_px,
+        "captions": captions,
+    }
     record = RunRecord(
         output, _COMMAND, settings, versions={"scenes": VERSION}, dataset=REGIONS_DATASET, has_sessions=False
     )
@@ -78,7 +88,7 @@ def write_scenes(
     output.add_images(
         _manifest(images, [image_id(split, seed, number) for number in range(num_images)]), _IMAGES_PER_PARTITION
     )
-    draw = partial(_draw_image, images, split, seed, (width_px, height_px))
+    draw = partial(_draw_image, images, split, seed, (width_px, height_px), captions=captions)
     rows = _draw_rows(draw, num_images, num_processes)
     report = PartitionReport()
     for partition, size in sorted(output.partition_sizes().items()):
@@ -129,13 +139,19 @@ def _region_row(rendering: Rendering, region: SceneRegion) -> dict[str, Any]:
     }
 
 
-def _draw_image(images: Path, split: Split, seed: int, size_px: tuple[int, int], number: int) -> dict[str, Any]:
+def _draw_image(
+    images: Path, split: Split, seed: int, size_px: tuple[int, int], number: int, *, captions: CaptionPolicy
+) -> dict[str, Any]:
     rendering = render(split, seed, number, *size_px)
     path = images / f"{rendering.annotations.image_id}.png"
     with naming_unwritable(path):
         Image.fromarray(rendering.pixels).save(path, compress_level=_PNG_LEVEL)
         write_annotations(path.with_suffix(".json"), rendering.annotations)
-    return regions_row(rendering, str(path.absolute()))
+    row = regions_row(rendering, str(path.absolute()))
+    if captions == "shortest":
+        shortest = shortest_captions(rendering.scene)
+        row["regions"] = [region | {"caption": str(shortest[region["region_id"]])} for region in row["regions"]]
+    return row
 
 
 def _draw_rows(draw: Callable[[int], dict[str, Any]], num_images: int, num_processes: int) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,7 @@ from ureca.masks.tree import ROOT
 from ureca.rng import Rng
 from ureca.scenes.blueprints import OBJECTS
 from ureca.scenes.captions import RegionCaptions, caption_scene
-from ureca.scenes.composition import SPLITS, Composition, Object, Split, compose
+from ureca.scenes.composition import SPLITS, USUAL, Composition, Contents, Object, Split, compose
 from ureca.scenes.language import BACKDROP, COLOURS, PATTERNS
 from ureca.scenes.scene import BESIDE_FRACTION, Scene, SceneRegion, attributes_of
 from ureca.scenes.sprites import NONE, Labels, Node, Sprite, object_sprite, piece_sprite, totals_px
@@ -46,7 +46,9 @@ def image_id(split: Split, seed: int, number: int) -> str:
     return f"{split}_{seed}_{number:06d}"
 
 
-def render(split: Split, seed: int, number: int, width_px: int = 448, height_px: int = 448) -> Rendering:
+def render(
+    split: Split, seed: int, number: int, width_px: int = 448, height_px: int = 448, *, contents: Contents = USUAL
+) -> Rendering:
     """Render the scene with a number.
 
     Args:
@@ -54,6 +56,7 @@ def render(split: Split, seed: int, number: int, width_px: int = 448, height_px:
         seed: seed of the whole set, at least 0.
         number: number of the image in the set, from 0.
         width_px, height_px: size of the image, at least 112 each.
+        contents: what the scene is drawn from.
 
     Raises:
         ValueError: a number is out of range.
@@ -62,12 +65,16 @@ def render(split: Split, seed: int, number: int, width_px: int = 448, height_px:
         raise ValueError(f"an image has sides of at least {LEAST_SIDE_PX} pixels, not {width_px} x {height_px}")
     attempts = (Rng(seed, SPLITS.index(split), number, attempt) for attempt in count())
     id = image_id(split, seed, number)
-    return next(made for rng in attempts if (made := _attempt(split, id, width_px, height_px, rng)) is not None)
+    return next(
+        made
+        for rng in attempts
+        if (made := _attempt(split, id, width_px, height_px, rng, contents=contents)) is not None
+    )
 
 
-def _attempt(split: Split, id: str, width_px: int, height_px: int, rng: Rng) -> Rendering | None:
+def _attempt(split: Split, id: str, width_px: int, height_px: int, rng: Rng, *, contents: Contents) -> Rendering | None:
     """A scene; None if its composition is of another split or does not fit, or a region has no unique caption."""
-    composition = compose(rng)
+    composition = compose(rng, contents)
     if composition.split() != split:
         return None
     canvas = place(composition, width_px, height_px, rng)
