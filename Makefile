@@ -5,7 +5,7 @@ CONSTRAINTS := cluster/constraints.txt
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-base science-check bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
+.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-base science-compare science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
 	$(BIN)/python -m ureca.jobs.demo $(DEMO)
@@ -33,8 +33,16 @@ science: $(VENV)/.science  ## what models learn, by how they are told which regi
 science-base: $(VENV)/.science  ## the shipped model of scenes from nothing; resumable, about 40 minutes on one core
 	$(BIN)/python -m experiments.science.recipe science-base
 
-science-check: $(VENV)/.science  ## the shipped model's captions of 200 unseen scenes and of shifted ones; minutes
+science-compare: $(VENV)/.science  ## the ways to say which region is meant, each learned from the shipped model in equal time
+	$(BIN)/ureca science science-compare --base scenes --scenes.captions shortest --training.budget-s 200 \
+		--training.matrix-learning-rate 0.01 --training.learning-rate 1e-3 --training.precision fp32 \
+		--tables docs/science/from_base
+
+science-check: $(VENV)/.science  ## the shipped model on 200 unseen scenes and on shifted ones, against its card; minutes
 	$(BIN)/python -m experiments.science.check
+
+science-picture: $(VENV)/.science  ## captions of 40 unseen scenes by the shipped model, with the truth, as a picture
+	$(BIN)/python -m experiments.science.picture captions docs/science/captions.png
 
 test: $(VENV)/.dev browser lint types  ## lint, types and all tests that run in minutes
 	$(BIN)/python -m pytest

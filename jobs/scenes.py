@@ -3,13 +3,13 @@
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, Field, NonNegativeInt, PositiveInt
 from pydantic_settings import CliPositionalArg
 
 from ureca.config import CommandSettings, Metavar
-from ureca.scenes.composition import Split
+from ureca.scenes.composition import CaptionPolicy, Split
 
 
 def _checked_size(text: str) -> str:
@@ -39,7 +39,7 @@ class ScenesSettings(CommandSettings):
     size: Annotated[str, AfterValidator(_checked_size), Metavar("SIDE|WxH")] = Field(
         default="448", description="size of each image in pixels"
     )
-    captions: Literal["varied", "shortest"] = Field(
+    captions: CaptionPolicy = Field(
         default="varied",
         description="unique captions of the regions: varied ones, or the shortest that kind, place and size allow",
     )

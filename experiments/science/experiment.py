@@ -37,7 +37,7 @@ def run_science(settings: ScienceSettings) -> list[Path]:
     record = _start(settings)
     _draw(settings, "train", settings.scenes.train)
     _draw(settings, "test", settings.scenes.test)
-    missing = [name for name in settings.models if not (folder / "models" / name / _CAPTIONS).exists()]
+    missing = [name for name in settings.compared if not (folder / "models" / name / _CAPTIONS).exists()]
     for name in _run(missing, settings):
         _tell(f"{name}: finished")
         _tables(settings, ())
@@ -88,7 +88,7 @@ def _finish(name: str, settings: ScienceSettings) -> str:
 def _tables(settings: ScienceSettings, metrics: Sequence[Metric]) -> list[Path]:
     """Write the tables of all finished models."""
     captions, figures = {}, {}
-    for name in settings.models:
+    for name in settings.compared:
         folder = settings.output / "models" / name
         if (folder / _CAPTIONS).exists():
             captions[name] = read_captions(folder / _CAPTIONS)
@@ -124,6 +124,7 @@ def _draw(settings: ScienceSettings, split: Split, number: int) -> None:
         seed=settings.scenes.seed,
         width_px=side_px,
         height_px=side_px,
+        captions=settings.scenes.captions,
         num_processes=settings.processes,
         overwrite=True,
     )

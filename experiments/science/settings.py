@@ -11,6 +11,7 @@ from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.evaluation.settings import Metric, TableSettings
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import ScratchSizes
+from ureca.scenes.composition import CaptionPolicy
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,10 @@ class SceneSetSettings(BaseModel):
     train: PositiveInt = Field(default=3000, description="number of training scenes")
     test: PositiveInt = Field(default=60, description="number of test scenes")
     seed: NonNegativeInt = Field(default=0, description="seed of both sets of scenes")
+    captions: CaptionPolicy = Field(
+        default="varied",
+        description="captions to learn: varied ones, or the shortest that kind, place and size allow",
+    )
 
 
 class ScienceTraining(BaseModel):
@@ -111,7 +116,7 @@ class ScienceTraining(BaseModel):
 
 
 class ScienceSettings(CommandSettings):
-    """Train small models from scratch on drawn scenes, with one budget each, and compare their captions.
+    """Train small models on drawn scenes, from scratch or from one checkpoint, with one budget each, and compare them.
 
     OUTPUT is a folder. Re-running resumes: only unfinished models are trained.
     """
@@ -121,6 +126,7 @@ class ScienceSettings(CommandSettings):
     examples: ClassVar[tuple[str, ...]] = (
         "ureca science OUT",
         "ureca science OUT --models none,dynamic --training.budget-s 110",
+        "ureca science OUT --base scenes --scenes.captions shortest --training.budget-s 250",
     )
 
     output: Annotated[CliPositionalArg[Path], MAY_CHANGE] = Field(
@@ -128,6 +134,11 @@ class ScienceSettings(CommandSettings):
     )
     models: Annotated[tuple[str, ...], MAY_CHANGE, ESSENTIAL] = Field(
         default=tuple(VARIANTS), description=f"models to train, of {', '.join(VARIANTS)}"
+    )
+    base: Annotated[str | None, ESSENTIAL] = Field(
+        default=None,
+        description="checkpoint from which all models are fine-tuned, such as scenes, the one of this package; None: "
+        "they start from nothing",
     )
     tables: Annotated[Path | None, MAY_CHANGE, ESSENTIAL] = Field(
         default=None, description="another folder for the tables; None: OUTPUT"
@@ -151,4 +162,12 @@ class ScienceSettings(CommandSettings):
     def _models_are_known(self) -> Self:
         if unknown := sorted({*self.models} - {*VARIANTS}):
             raise ValueError(f"models must be of {', '.join(VARIANTS)}, not {', '.join(unknown)}")
+        fixed = [name for name in self.models if VARIANTS[name].num_mask_tokens is not None]
+        if self.base is not None and fixed and self.models != tuple(VARIANTS):
+            raise ValueError(f"a base fixes the number of mask tokens: leave out {', '.join(fixed)} of models")
         return self
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Models to train; of all models, those that can start from the base."""
+        return tuple(name for name in self.models if self.base is None or VARIANTS[name].num_mask_tokens is None)

@@ -51,9 +51,10 @@ def write_tables(
 
 def _table(name: str, models: list[Evaluated], settings: ScienceSettings) -> EvaluationTable:
     scenes = settings.scenes
+    start = "from nothing" if settings.base is None else f"from the checkpoint {Path(settings.base).name}"
     title = (
         f"{TITLES[name]}: {scenes.test} unseen scenes of {scenes.side_px} x {scenes.side_px} pixels, models trained "
-        f"from nothing for {settings.training.budget_s:g} CPU seconds each"
+        f"{start} for {settings.training.budget_s:g} CPU seconds each"
     )
     return build_table(models, settings.table, title=title)
 
@@ -73,8 +74,9 @@ def _evaluate(
         metrics=metrics,
         duplicates=DuplicateSettings() if metrics else None,
     )
-    tokens = variant.sizes(settings.sizes).num_mask_tokens
-    mask_tokens = f"{tokens} mask tokens a tile, " if variant.region_prompt == "mask" else ""
+    tokens = figures["mask_tokens"]
+    of_mask = f"{tokens} mask token{'' if tokens == 1 else 's'} a tile, "
+    mask_tokens = of_mask if variant.region_prompt == "mask" else ""
     remark = (
         f"{mask_tokens}{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "
         f"{figures['regions']} regions, {figures['cpu_s']:.0f} CPU seconds ({figures['wall_s']:.0f} by the clock, "

@@ -18,6 +18,7 @@ from experiments.science.settings import VARIANTS, ScienceSettings, ScienceTrain
 from ureca.data.output import Output
 from ureca.data.questions import QuestionSettings
 from ureca.data.settings import RegionsSource
+from ureca.model.checkpoints import load_checkpoint
 from ureca.model.initialization import build_scratch
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.processing import UrecaProcessor
@@ -91,7 +92,7 @@ _UNLIMITED_STEPS = 2**31
 def train_variant(
     name: str, settings: ScienceSettings, scenes: Path, folder: Path, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Train a model from scratch, and write it and ``metrics.jsonl``, a line every few steps, to a folder.
+    """Train a model, and write it and ``metrics.jsonl``, a line every few steps, to a folder.
 
     Args:
         name: name of the variant.
@@ -108,11 +109,18 @@ def train_variant(
     figures = _train(model, maker, settings.training, metrics=folder / "metrics.jsonl", tell=tell)
     model.save_pretrained(folder / "model")
     processor.save_pretrained(folder / "model")
-    return figures | {"parameters": sum(weight.numel() for weight in model.parameters())}
+    return figures | {
+        "parameters": sum(weight.numel() for weight in model.parameters()),
+        "mask_tokens": processor.num_mask_tokens,
+    }
 
 
 def _build(name: str, settings: ScienceSettings, scenes: Path) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
     variant = VARIANTS[name]
+    if settings.base is not None:
+        model, processor = load_checkpoint(settings.base, dtype=torch.float32)
+        processor.region_prompt, processor.dynamic_mask = variant.region_prompt, variant.dynamic_mask
+        return model, processor
     captions = (region["caption"] for row in Output(str(scenes)).rows() for region in row["regions"])
     return build_scratch(
         captions,

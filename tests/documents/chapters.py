@@ -272,6 +272,8 @@ CANNOT_RUN: Mapping[str, str] = {
     "make science": "an hour of training; the chapter 'science' has its command",
     "make science-base": "half an hour of training; tests/experiments runs its steps",
     "make science-check": "minutes of captioning; tests/experiments checks 12 scenes",
+    "make science-compare": "an hour of training; tests/experiments trains a model from a base",
+    "make science-picture": "a minute of captioning; tests/experiments draws such a picture",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
     "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "

@@ -12,6 +12,7 @@ from ureca.errors import OutputError, SettingsError
 from ureca.evaluation.tables.formats import read_table
 from ureca.evaluation.uniqueness import resolution
 from ureca.jobs.science import main
+from ureca.model.checkpoints import load_checkpoint
 from ureca.scenes.scene import read_scene
 
 BUDGET_S = 1.0
@@ -55,6 +56,27 @@ def test_science_tables_compare_finished_models(output: Path) -> None:
     assert "By size" in (output / "prompts.md").read_text()
     assert "<table" in (output / "prompts.html").read_text()
     assert not (output / "mask_tokens.md").exists()  # one of its models alone compares nothing
+
+
+def test_science_from_a_base_trains_its_weights_on(output: Path, tmp_path: Path) -> None:
+    base = output / "models" / "dynamic" / "model"
+    flags = [*FLAGS, "--base", str(base), "--scenes.captions", "shortest"]
+    flags[flags.index('["dynamic", "crop"]')] = '["one-tile"]'
+    assert main([str(tmp_path / "out"), *flags]) == 0
+    before, _ = load_checkpoint(base)
+    after, processor = load_checkpoint(tmp_path / "out" / "models" / "one-tile" / "model")
+    assert not processor.dynamic_mask
+    steps = json.loads((tmp_path / "out" / "models" / "one-tile" / "figures.json").read_text())["steps"]
+    assert steps >= 1
+    far = max(float((weight - before.state_dict()[name]).abs().max()) for name, weight in after.state_dict().items())
+    assert 0 < far < 0.5  # a model from nothing would be as far away as its weights are large
+    table = read_table(tmp_path / "out" / "prompts.json")
+    assert "from the checkpoint model" in table.title
+
+
+def test_science_with_a_base_refuses_other_numbers_of_mask_tokens(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="leave out tokens-8"):
+        main([str(tmp_path), "--base", "scenes", "--models", '["dynamic", "tokens-8"]'])
 
 
 def test_science_models_use_and_record_same_budget(output: Path) -> None:

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain, product
-from typing import Any, Literal
+from typing import Any
 
 from ureca.masks.tree import ROOT
 from ureca.rng import Rng
@@ -26,9 +26,6 @@ _RELATIONS_FIRST = 0.7
 _PARTS_FIRST = 0.2
 """Probabilities of trying relations, and parts, before the order from left to right."""
 
-
-CaptionPolicy = Literal["varied", "shortest"]
-"""Policies of unique captions: random relations and attributes, or `shortest_captions`."""
 
 MIDDLE = "middle"
 _ORDERS_BY_EASE = ("leftmost", "rightmost", MIDDLE, "highest", "lowest")

@@ -13,6 +13,9 @@ from ureca.scenes.blueprints import OBJECTS, Box, Plan
 from ureca.scenes.language import COLOURS, PATTERNS
 
 Split = Literal["train", "validation", "test"]
+CaptionPolicy = Literal["varied", "shortest"]
+"""Policies of unique captions: random relations and attributes, or ``captions.shortest_captions``."""
+
 SPLITS: tuple[Split, ...] = ("train", "validation", "test")
 
 _SPLIT_OF_REMAINDER: tuple[Split, ...] = ("test", "validation", "train", "train")
@@ -28,7 +31,7 @@ _PATTERNED_SHARE = 0.5
 
 @dataclass(frozen=True, slots=True)
 class Contents:
-    """What compositions are drawn from; other values than the usual ones make scenes unlike those of training.
+    """Range of compositions; values other than the usual ones make scenes unlike those of training.
 
     Attributes:
         num_objects: least and greatest number of objects.

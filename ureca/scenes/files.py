@@ -24,8 +24,8 @@ from ureca.data.run_record import RunRecord
 from ureca.errors import OutputError
 from ureca.io import naming_unwritable
 from ureca.masks.annotations import write_annotations
-from ureca.scenes.captions import CaptionPolicy, shortest_captions
-from ureca.scenes.composition import Split
+from ureca.scenes.captions import shortest_captions
+from ureca.scenes.composition import CaptionPolicy, Split
 from ureca.scenes.rendering import Rendering, image_id, render
 from ureca.scenes.scene import SceneRegion, resolve
 from ureca.schema import REGIONS_DATASET

@@ -56,7 +56,7 @@ def render(
         seed: seed of the whole set, at least 0.
         number: number of the image in the set, from 0.
         width_px, height_px: size of the image, at least 112 each.
-        contents: what the scene is drawn from.
+        contents: range of its composition.
 
     Raises:
         ValueError: a number is out of range.
