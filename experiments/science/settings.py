@@ -11,7 +11,6 @@ from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.evaluation.settings import Metric, TableSettings
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import ScratchSizes
-from ureca.scenes.composition import CaptionPolicy
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ class SceneSetSettings(BaseModel):
     train: PositiveInt = Field(default=3000, description="number of training scenes")
     test: PositiveInt = Field(default=60, description="number of test scenes")
     seed: NonNegativeInt = Field(default=0, description="seed of both sets of scenes")
-    captions: CaptionPolicy = Field(
+    captions: Literal["varied", "shortest"] = Field(
         default="varied",
         description="captions to learn: varied ones, or the shortest that kind, place and size allow",
     )
