@@ -14,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ureca import __version__
+from ureca.data.corrections import Corrections
 from ureca.data.output import Output
 from ureca.data.questions import paraphrase
 from ureca.errors import OutputError
@@ -33,7 +34,7 @@ def export(
     include_rejected: bool = False,
     overwrite: bool = False,
 ) -> "ExportReport":
-    """Write the captions of a run for other tools.
+    """Write the captions of a run for other tools, with the corrections of its journal.
 
     Args:
         output: path or URI of the output folder of ``ureca curate`` or ``ureca caption``.
@@ -61,7 +62,8 @@ def export(
     if masks is not None and format != "jsonl":
         raise ValueError("masks go with the format jsonl; the other formats hold the masks themselves")
     run = Output.of_run(fspath(output))
-    rows = run.region_rows()
+    corrections = Corrections.of_output(run.path)
+    rows = map(corrections.apply, run.region_rows())
     report = ExportReport(include_rejected=include_rejected)
     if format == "jsonl":
         folder = None if masks is None else Path(masks)
@@ -75,9 +77,11 @@ def export(
     elif format == "hf":
         from ureca.data.hub_export import export_hub
 
-        export_hub(run, Path(to), report, overwrite=overwrite)
+        export_hub(run, Path(to), report, overwrite=overwrite, corrections=corrections)
     else:
         raise ValueError(f"there is no format {format!r}; the formats are jsonl, parquet, coco, coco-captions and hf")
+    report.corrections = corrections.num_applied
+    corrections.warn_of_outdated()
     return report
 
 
@@ -91,6 +95,7 @@ class ExportReport:
         num_regions: number of selected regions.
         left_out: number of other regions, by reason: "rejected", or their status.
         failed_images: number of rows with an error, by "stage: kind".
+        corrections: number of corrections by people that were merged, by action.
     """
 
     include_rejected: bool = False
@@ -98,6 +103,7 @@ class ExportReport:
     num_regions: int = 0
     left_out: Counter[str] = field(default_factory=Counter)
     failed_images: Counter[str] = field(default_factory=Counter)
+    corrections: Counter[str] = field(default_factory=Counter)
 
     def select(self, rows: Iterable[Mapping[str, Any]]) -> Iterator[tuple[Mapping[str, Any], list[Mapping[str, Any]]]]:
         """Yield the rows (schema ``REGIONS``) that have regions to export, each with those regions."""
@@ -123,6 +129,10 @@ class ExportReport:
             return f"{count} {noun}{'' if count == 1 else 's'}"
 
         lines = [f"{counted(self.num_regions, 'region')} of {counted(self.num_images, 'image')} written"]
+        if self.corrections:
+            actions = {"correct": "captions corrected", "accept": "accepted", "reject": "rejected"}
+            counts = ", ".join(f"{count} {actions[action]}" for action, count in sorted(self.corrections.items()))
+            lines.append(f"corrections by people: {counts}")
         for reason, count in self.left_out.most_common():
             lines.append(f"{counted(count, 'region')} left out: {reason}")
         for reason, count in self.failed_images.most_common():

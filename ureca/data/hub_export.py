@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ureca import __version__
+from ureca.data.corrections import Corrections
 from ureca.data.export import ExportReport
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output, as_regions_row
@@ -69,7 +70,14 @@ _TRAIN = pa.schema(
 _SAMPLE = pa.schema([("image", _FILE), ("caption", pa.string()), ("image_id", pa.string()), ("region_id", pa.int64())])
 
 
-def export_hub(output: Output, to: Path, report: ExportReport, *, overwrite: bool = False) -> None:
+def export_hub(
+    output: Output,
+    to: Path,
+    report: ExportReport,
+    *,
+    overwrite: bool = False,
+    corrections: Corrections | None = None,
+) -> None:
     """Write a folder that ``datasets.load_dataset`` loads: one row per image, with its regions.
 
     Columns are ``image_id``, ``image``, ``height``, ``width`` and ``regions``, of which each has its captions, a mask
@@ -84,6 +92,7 @@ def export_hub(output: Output, to: Path, report: ExportReport, *, overwrite: boo
         report: selects the regions and counts them; images that can no longer be read, or have another size than
             their masks, are counted as failed.
         overwrite: replace an existing folder.
+        corrections: corrections by people to merge; None: there are none.
 
     Raises:
         OutputError: ``to`` exists and ``overwrite`` is not set, it cannot be written, or no caption can be exported.
@@ -95,7 +104,7 @@ def export_hub(output: Output, to: Path, report: ExportReport, *, overwrite: boo
         figures = _Figures()
         sample: list[dict[str, Any]] = []
         writer = _ShardWriter(folder / "data")
-        for row, regions, data in _images(output, report):
+        for row, regions, data in _images(output, report, corrections or Corrections({})):
             try:
                 pixels = decode_image(data, ImageLimits())
                 if pixels.shape[:2] != (row["height"], row["width"]):
@@ -157,7 +166,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
 
 
 def _images(
-    output: Output, report: ExportReport
+    output: Output, report: ExportReport, corrections: Corrections
 ) -> Iterator[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]], bytes]]:
     """Yield the rows that have regions to export, with these regions and the content of the image's file."""
     done = set(output.done_partitions())
@@ -168,7 +177,8 @@ def _images(
             rows = output.partition_rows(partition["partition"])
             if output.dataset is not REGIONS_DATASET:
                 rows = [as_regions_row(row) for row in rows]
-            selected = {row["image_id"]: (row, regions) for row, regions in report.select(rows)}
+            merged = map(corrections.apply, rows)
+            selected = {row["image_id"]: (row, regions) for row, regions in report.select(merged)}
             entries = [ManifestEntry.from_row(row) for row in partition["images"] if row["image_id"] in selected]
             for fetched in fetch(entries, ImageLimits()):
                 row, regions = selected[fetched.entry.image_id]

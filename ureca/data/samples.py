@@ -17,6 +17,7 @@ import pyarrow as pa
 from pydantic import BaseModel, Field, ValidationError
 
 from ureca.data.coco_annotations import attach_coco_file
+from ureca.data.corrections import CORRECTIONS, Corrections
 from ureca.data.export import ExportReport
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
@@ -140,6 +141,8 @@ _COLUMNS = {"unique": "caption", "short": "short_caption", "detailed": "detailed
 class RegionsDataset:
     """Source that reads the output of ``ureca curate`` or ``ureca scenes``, one partition in memory at a time.
 
+    Corrections of the output's journal are merged.
+
     Args:
         settings: settings of the source.
     """
@@ -150,9 +153,13 @@ class RegionsDataset:
         self._column = _COLUMNS[settings.caption]
 
     def files(self) -> list[str]:
-        """Return the stored manifests and the files of the partitions."""
-        names = pa.array([*self._output.manifest_files(), *self._output.part_files()], pa.string())
-        paths: list[str] = locate(self._output.path).paths(names).to_pylist()
+        """Return the stored manifests, the files of the partitions, and the journal of corrections if there is one."""
+        location = locate(self._output.path)
+        journal = f"{location.name}/{CORRECTIONS}"
+        names = [*self._output.manifest_files(), *self._output.part_files()]
+        if location.filesystem.get_file_info(journal).is_file:
+            names.append(journal)
+        paths: list[str] = location.paths(pa.array(names, pa.string())).to_pylist()
         return paths
 
     def samples(self) -> Iterator[Sample]:
@@ -163,16 +170,21 @@ class RegionsDataset:
         """
         self._output.run()
         done = set(self._output.done_partitions())
+        corrections = Corrections.of_output(self._output.path)
         for path, row_group in self._output.manifest_chunks():
             for partition in self._output.read_manifest_chunk(path, row_group).to_pylist():
                 if partition["partition"] in done:
-                    yield from self._samples_of(partition)
+                    yield from self._samples_of(partition, corrections)
                 else:
                     self.report.failed_images["not curated yet"] += len(partition["images"])
+        self.report.corrections = corrections.num_applied
+        corrections.warn_of_outdated()
 
-    def _samples_of(self, partition: Mapping[str, Any]) -> Iterator[Sample]:
+    def _samples_of(self, partition: Mapping[str, Any], corrections: Corrections) -> Iterator[Sample]:
         entries = {image["image_id"]: ManifestEntry.from_row(image) for image in partition["images"]}
-        for row, regions in self.report.select(self._output.partition_rows(partition["partition"])):
+        for row, regions in self.report.select(
+            map(corrections.apply, self._output.partition_rows(partition["partition"]))
+        ):
             image_id = row["image_id"]
             if (wrong := _row_error(row, entries)) is not None:
                 yield from (BadSample(image_id, region["region_id"], *wrong) for region in regions)
