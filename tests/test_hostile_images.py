@@ -71,6 +71,33 @@ def test_files_of_many_segments_or_chunks_are_refused() -> None:
     assert decode_image(image[:33] + chunk(b"tEXt", b"a\0b") * 100 + image[33:], LIMITS).shape == (8, 8, 3)
 
 
+def test_png_with_many_color_profiles_is_refused() -> None:
+    image = png(np.zeros((8, 8, 3), np.uint8))
+    profile = chunk(b"iCCP", b"a\0\0" + zlib.compress(bytes(100_000)))
+    assert kind_of(image[:33] + profile * 17 + image[33:]) == "too_complex"
+    assert decode_image(image[:33] + profile + image[33:], LIMITS).shape == (8, 8, 3)
+
+
+def test_jpeg_of_one_scan_over_the_pixel_limit_is_too_large() -> None:
+    data = jpeg(64, 48, progressive=False)
+    frame = data.index(b"\xff\xc0") + 5
+    assert kind_of(data[:frame] + struct.pack(">HH", 65535, 65535) + data[frame + 4 :]) == "too_many_pixels"
+
+
+@pytest.mark.parametrize("format", ["GIF", "BMP", "WEBP", "lossless WEBP", "TIFF", "AVIF", "JPEG2000", "PPM"])
+def test_size_in_the_header_of_other_formats_is_read(format: str) -> None:
+    file = io.BytesIO()
+    image = Image.radial_gradient("L").convert("RGB").resize((60, 34))
+    if format.startswith("lossless"):
+        image.save(file, "WEBP", lossless=True)
+    else:
+        image.save(file, format)
+    structure = read_structure(file.getvalue())
+    assert (structure.size, structure.is_ordinary) == ((60, 34), False)
+    for end in range(0, min(80, len(file.getvalue()))):
+        read_structure(file.getvalue()[:end])
+
+
 def test_exif_whose_tags_repeat_a_large_block_is_ignored() -> None:
     tags = [(0x0112, 3, 1, 6), *((1000 + index, 7, 500_000, 20_000) for index in range(400))]
     block = b"II*\0\x08\0\0\0" + struct.pack("<H", len(tags))

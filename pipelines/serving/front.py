@@ -86,6 +86,10 @@ class FrontMiddleware:
             await self._app(scope, receive, send)
             return
         send = with_documented_errors(send, self._proxy_error)
+        if not scope["path"].startswith("/"):  # of a client that takes the service for a proxy, or speaks HTTP/2
+            error = ApiError(400, "malformed", "the target of a request must be a path")
+            await error_response(error)(scope, receive, send)
+            return
         scope = {**scope, "headers": [item for item in scope["headers"] if item[0] not in _SERVE_HEADERS]}
         if not is_api_path(scope["path"]):  # none of these has a body
             await self._app(scope, with_body(b"", receive), send)

@@ -161,6 +161,7 @@ class TestFromCoco:
     @pytest.mark.parametrize(
         ("segmentation", "complaint"),
         [
+            ({"size": [3, 4], "counts": "0" * 79}, "longer than any image of 3 x 4 pixels needs"),
             (None, "with 'size' and 'counts', or a list of polygons"),
             ("324", "with 'size' and 'counts', or a list of polygons"),
             ({"counts": "327"}, "with 'size' and 'counts'"),
@@ -232,13 +233,13 @@ class TestInvalidCounts:
             read(counts)
 
     def test_from_coco_with_an_overflowing_sum_raises(self) -> None:
-        """Every run fits its 30 bits, none is negative, and the sum is 2^64 + 12."""
+        """Every run fits its 30 bits, none is negative, and the sum is 2^64 + the 10^6 pixels."""
         step, num_steps = 2**28, 370_727
         inside = step * num_steps * (num_steps + 1) // 2
-        outside, first = divmod(2**64 + 12 - inside, num_steps)
+        outside, first = divmod(2**64 + 10**6 - inside, num_steps)
         growing = pack([first, step, outside]) + (pack([step]) + pack([0])) * (num_steps - 1)
         with pytest.raises(ValueError, match="do not add up"):
-            read(growing)
+            read(growing, 1000, 1000)
 
     @given(MASKS, st.data())
     def test_from_coco_of_truncated_counts_raises(self, mask: BoolMask, data: st.DataObject) -> None:

@@ -12,6 +12,7 @@ from PIL import Image
 
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask_images import decode_mask_image
+from ureca.masks.rle import from_coco as rle_from_coco
 from ureca.serving.decoding import decode_base64, decode_regions
 from ureca.serving.schemas import ApiError, RegionInput
 from ureca.serving.settings import ServingLimits
@@ -135,6 +136,29 @@ def test_decode_regions_equal_mask_files_are_decoded_once(monkeypatch: pytest.Mo
     with pytest.raises(ApiError, match="3 different mask_png"):
         decode_regions([*inputs[:2], RegionInput(mask_png="other")], (HEIGHT, WIDTH), limits)
     assert len(decoded) == 2
+
+
+def test_decode_regions_equal_masks_of_any_form_are_decoded_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    decoded: list[object] = []
+
+    def from_coco(segmentation: object, *size: int) -> Any:
+        decoded.append(segmentation)
+        return rle_from_coco(segmentation, *size)
+
+    monkeypatch.setattr("ureca.serving.decoding.rle_codec.from_coco", from_coco)
+    polygon = {"polygon": [[1, 1, 9, 1, 9, 9]]}
+    inputs = [RegionInput.model_validate(region) for region in (GOOD, polygon) * 100]
+    regions = decode_regions(inputs, (HEIGHT, WIDTH), ServingLimits())
+    assert len(decoded) == 2 and len(regions.masks) == 200
+    assert regions.masks[0].rle == regions.masks[198].rle != regions.masks[199].rle
+
+
+def test_decode_regions_counts_beyond_the_total_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ureca.serving.decoding.MAX_COUNTS_LENGTH", 2 * len(RLE["counts"]))
+    inputs = [RegionInput.model_validate(GOOD)] * 3
+    assert len(decode_regions(inputs[:2], (HEIGHT, WIDTH), LIMITS).masks) == 2
+    with pytest.raises(ApiError, match="too_many_counts"):
+        decode_regions(inputs, (HEIGHT, WIDTH), LIMITS)
 
 
 def test_decode_regions_mask_file_of_another_size_is_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,9 @@ BoolMask = npt.NDArray[np.bool_]
 MAX_PIXELS = 2**29 - 1
 """Largest number of pixels of a mask; pycocotools misreads the runs of larger ones."""
 
+_MAX_RUN_LENGTH = 6
+"""Largest number of characters of a compressed run."""
+
 
 class Rle(TypedDict):
     """COCO compressed RLE: ``size`` is [height, width] in pixels, ``counts`` the compressed runs."""
@@ -145,6 +148,8 @@ def from_coco(segmentation: object, height: int, width: int) -> Rle:
         raise ValueError(f"the mask's size is {size}, the image's [height, width] {[height, width]}")
     counts = segmentation["counts"]
     if isinstance(counts, str):
+        if len(counts) > _MAX_RUN_LENGTH * (height * width + 1):
+            raise ValueError(f"the compressed counts are longer than any image of {height} x {width} pixels needs")
         runs = _unpacked(counts)
     elif isinstance(counts, list):
         if not all(type(run) is int and 0 <= run <= height * width for run in counts):
@@ -180,20 +185,25 @@ def _unpacked(counts: str) -> npt.NDArray[np.int64]:
     Each run is a little-endian sequence of 5-bit groups with a continuation bit; from the fourth run on it is stored
     as the difference to the run two positions before.
     """
-    data = np.frombuffer(counts.encode("utf-8", "surrogatepass"), dtype=np.uint8).astype(np.int64) - 48
-    if data.size == 0 or (data < 0).any() or (data > 63).any():
+    data = np.frombuffer(counts.encode("utf-8", "surrogatepass"), dtype=np.uint8) - np.uint8(48)  # wraps below "0"
+    if data.size == 0 or data.max() > 63:
         raise ValueError("the compressed counts hold characters outside the RLE alphabet, or none at all")
     ends = np.flatnonzero((data & 32) == 0)
     if ends.size == 0 or ends[-1] != data.size - 1:
         raise ValueError("the compressed counts end within a run")
-    starts = np.concatenate(([0], ends[:-1] + 1))
+    starts = np.empty_like(ends)
+    starts[0] = 0
+    starts[1:] = ends[:-1] + 1
     lengths = ends - starts + 1
-    if (lengths > 6).any():  # 30 bits, which hold every run and every difference up to MAX_PIXELS
+    longest = int(lengths.max())
+    if longest > _MAX_RUN_LENGTH:  # 30 bits, which hold every run and every difference up to MAX_PIXELS
         raise ValueError("the compressed counts hold a run longer than any image")
-    position = np.arange(data.size) - np.repeat(starts, lengths)
-    values = np.add.reduceat((data & 31) << (5 * position), starts)
-    negative = (data[ends] & 16) != 0
-    runs = np.where(negative, values - (1 << (5 * lengths)), values)
+    runs = (data[starts] & 31).astype(np.int64)
+    for place in range(1, longest):
+        longer = np.flatnonzero(lengths > place)
+        runs[longer] += (data[starts[longer] + place] & 31).astype(np.int64) << (5 * place)
+    negative = np.flatnonzero(data[ends] & 16)
+    runs[negative] -= 1 << (5 * lengths[negative])
     # Differences add up along the odd and along the even positions; the very first run is separate.
     for parity in (1, 2):
         runs[parity::2] = np.cumsum(runs[parity::2])

@@ -14,7 +14,7 @@ from ureca.masks.mask import Mask
 from ureca.masks.mask_images import decode_mask_image
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import Rle
-from ureca.serving.schemas import ApiError, RegionInput
+from ureca.serving.schemas import MAX_COUNTS_LENGTH, ApiError, RegionInput
 from ureca.serving.settings import ServingLimits
 
 _MAX_OUTLINE_PERIMETERS = 50
@@ -80,7 +80,7 @@ def decode_regions(
     limits: ServingLimits,
     is_wanted: Callable[[], bool] = lambda: True,
 ) -> DecodedRegions:
-    """Validate and decode the regions of a request. Equal files of masks are decoded once.
+    """Validate and decode the regions of a request. Equal masks are decoded once.
 
     Args:
         regions: The regions.
@@ -104,7 +104,13 @@ def decode_regions(
             f"{limits.max_mask_file_pixels} in total; send some as rle"
         )
         raise ApiError(422, "too_many_pixels", message, param="regions")
-    decoded: dict[tuple[str | None, int | None], Rle] = {}
+    num_characters = sum(
+        len(region.rle.counts) for region in regions if region.rle is not None and isinstance(region.rle.counts, str)
+    )
+    if num_characters > MAX_COUNTS_LENGTH:
+        message = f"the compressed counts have {num_characters} characters, the limit is {MAX_COUNTS_LENGTH} in total"
+        raise ApiError(422, "too_many_counts", message, param="regions")
+    decoded: dict[str, Rle] = {}
     masks: dict[int, Mask] = {}
     prompts: dict[int, Prompt] = {}
     for id, region in zip(ids, regions, strict=True):
@@ -113,11 +119,10 @@ def decode_regions(
         if region.is_prompt:
             prompts[id] = _decode_prompt(region, size, params[id])
         else:
-            file = (region.mask_png, region.mask_value)
-            rle = decoded.get(file) or _decode_mask(region, size, limits.image, params[id])
-            masks[id] = exact_mask(id, rle)
-            if region.mask_png is not None:
-                decoded[file] = rle
+            key = region.model_dump_json(exclude={"region_id"}, exclude_none=True)
+            if key not in decoded:
+                decoded[key] = _decode_mask(region, size, limits.image, params[id])
+            masks[id] = exact_mask(id, decoded[key])
     return DecodedRegions(tuple(ids), masks, prompts, params)
 
 

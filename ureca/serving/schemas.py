@@ -21,8 +21,10 @@ REGION_FORMS = ("rle", "polygon", "mask_png", "bbox_xywh", "points")
 MAX_NAME_LENGTH = 200
 """Maximum length of the name of a model."""
 
+MAX_COUNTS_LENGTH = 2**23
+"""Maximum number of characters of all compressed run lengths of a request together."""
+
 _MAX_RUNS = 300_000
-_MAX_COUNTS_LENGTH = 2**22
 _MAX_COORDINATES = 200_000
 _MAX_POLYGONS = 10_000
 
@@ -59,7 +61,7 @@ class RunLengths(_RequestModel):
 
     size: tuple[_Side, _Side] = Field(description="height and width of the image in pixels")
     counts: (
-        Annotated[str, Field(max_length=_MAX_COUNTS_LENGTH)]
+        Annotated[str, Field(max_length=MAX_COUNTS_LENGTH)]
         | Annotated[list[StrictInt], Field(fail_fast=True, max_length=_MAX_RUNS)]
     ) = Field(description="compressed run lengths, or a list of run lengths")
 

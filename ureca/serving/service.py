@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from typing import Protocol, TypeVar
 
 from ureca.captioning.engine import CaptionJob, GeneratedCaption, merge_streams
-from ureca.errors import DataError
+from ureca.errors import DataError, ImageError
+from ureca.image_structure import num_decoding_bytes, read_structure
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
@@ -25,8 +26,9 @@ from ureca.serving.chat import (
     choice_seed,
     decode_chat_images,
 )
-from ureca.serving.decoding import check_region_count, decode_base64, decode_image, decode_regions
+from ureca.serving.decoding import DecodedRegions, check_region_count, decode_base64, decode_image, decode_regions
 from ureca.serving.fetching import ImageFetcher
+from ureca.serving.memory import MemoryBudget, MemoryLease
 from ureca.serving.schemas import (
     ApiError,
     BatchJob,
@@ -50,7 +52,13 @@ from ureca.serving.settings import ServingLimits
 T = TypeVar("T")
 
 _NUM_DECODING_THREADS = 2
-"""Number of concurrent decodes: decoding a large image takes several times the memory of its pixels."""
+"""Number of concurrent decodes, of quick ones and of slow ones each."""
+
+_MAX_WAIT_FRACTION = 0.25
+"""Part of the time of a request that it waits for the memory for its image."""
+
+_BASE64_OF_PNG = "iVBOR"
+_MAX_URL_HEAD = 64
 
 
 class Backend(Protocol):
@@ -157,7 +165,12 @@ class CaptionService:
         self._defaults = defaults
         self._started_at = int(time.time())
         self._fetcher = ImageFetcher(allowed_hosts, limits.image.max_bytes)
+        self._memory = MemoryBudget(
+            limits.max_image_memory_bytes, _MAX_WAIT_FRACTION * limits.timeout_s, limits.retry_after_s
+        )
+        # Large images, and formats that are decoded in other processes, take seconds: small ones do not wait for them.
         self._decoding = ThreadPoolExecutor(_NUM_DECODING_THREADS, "decode")
+        self._decoding_slow = ThreadPoolExecutor(_NUM_DECODING_THREADS, "decode-slow")
 
     async def regions(self, request: RegionsRequest, file: bytes | None) -> RegionsResponse:
         """Return the regions of an image, without captions.
@@ -170,17 +183,19 @@ class CaptionService:
             ApiError: The request is invalid, or the service cannot process it now.
         """
         timer = _RequestTimer()
-        found = await self._find_regions(request, file, timer)
-        regions = await self._add_lookalikes(request, found, timer)
+        async with self._memory.request() as lease:
+            found = await self._find_regions(request, file, timer, lease)
+            regions = await self._add_lookalikes(request, found, timer)
         return RegionsResponse(image=found.size, segmenter=found.segmenter, regions=regions, timings=timer.timings())
 
     async def captions(self, request: CaptionsRequest, file: bytes | None) -> CaptionsResponse:
         """Caption the regions of an image; arguments and errors as in ``regions``."""
         timer = _RequestTimer()
         settings = self._caption_settings(request, request.model)
-        found = await self._find_regions(request, file, timer)
-        regions = await self._add_lookalikes(request, found, timer)
-        generated = await self.backend.caption(CaptionJob(found.pixels, found.masks, settings))
+        async with self._memory.request() as lease:
+            found = await self._find_regions(request, file, timer, lease)
+            regions = await self._add_lookalikes(request, found, timer)
+            generated = await self.backend.caption(CaptionJob(found.pixels, found.masks, settings))
         timer.end_stage("caption_s")
         return CaptionsResponse(
             model=self.model_name,
@@ -199,23 +214,25 @@ class CaptionService:
         """
         timer = _RequestTimer()
         settings = self._caption_settings(request, request.model)
-        found = await self._find_regions(request, file, timer)
-        yield found
-        regions = await self._add_lookalikes(request, found, timer)
-        job = CaptionJob(found.pixels, found.masks, settings, partial=request.partial)
-        async with aclosing(self.backend.stream(job)) as captions:
-            async for caption in captions:
-                if caption.finish_reason is None:
-                    yield PartialCaption(region_id=regions[caption.index].region_id, text=caption.text)
-                    continue
-                yield _caption_output(regions[caption.index], caption)
+        async with self._memory.request() as lease:
+            found = await self._find_regions(request, file, timer, lease)
+            yield found
+            regions = await self._add_lookalikes(request, found, timer)
+            job = CaptionJob(found.pixels, found.masks, settings, partial=request.partial)
+            async with aclosing(self.backend.stream(job)) as captions:
+                async for caption in captions:
+                    if caption.finish_reason is None:
+                        yield PartialCaption(region_id=regions[caption.index].region_id, text=caption.text)
+                        continue
+                    yield _caption_output(regions[caption.index], caption)
         timer.end_stage("caption_s")
         yield timer.timings()
 
     async def chat(self, request: ChatCompletionRequest) -> ChatCompletion:
         """Caption the images of the last user message, each a region; errors as in ``regions``."""
-        jobs = await self._chat_jobs(request, partial=False)
-        generated = await asyncio.gather(*(self.backend.caption(job) for job, _ in jobs))
+        async with self._memory.request() as lease:
+            jobs = await self._chat_jobs(request, lease, partial=False)
+            generated = await asyncio.gather(*(self.backend.caption(job) for job, _ in jobs))
         captions = {
             choice: caption
             for (_, choices), job_captions in zip(jobs, generated, strict=True)
@@ -226,10 +243,6 @@ class CaptionService:
 
     async def stream_chat(self, request: ChatCompletionRequest) -> AsyncGenerator[dict[str, object]]:
         """Yield the chunks of a chat completion, the captions word by word."""
-        jobs = await self._chat_jobs(request, partial=True)
-        chunks = ChatCompletionChunks(self.model_name, request.n or 1)
-        for chunk in chunks.first(sorted(index for _, choices in jobs for of_mask in choices for index in of_mask)):
-            yield chunk
 
         async def with_choice(
             job: CaptionJob, choices: Sequence[Sequence[int]]
@@ -238,10 +251,15 @@ class CaptionService:
                 for choice in choices[caption.index]:
                     yield choice, caption
 
-        async with aclosing(merge_streams([with_choice(*job) for job in jobs])) as captions:
-            async for index, caption in captions:
-                for chunk in chunks.caption(index, caption):
-                    yield chunk
+        async with self._memory.request() as lease:
+            jobs = await self._chat_jobs(request, lease, partial=True)
+            chunks = ChatCompletionChunks(self.model_name, request.n or 1)
+            for chunk in chunks.first(sorted(index for _, choices in jobs for of_mask in choices for index in of_mask)):
+                yield chunk
+            async with aclosing(merge_streams([with_choice(*job) for job in jobs])) as captions:
+                async for index, caption in captions:
+                    for chunk in chunks.caption(index, caption):
+                        yield chunk
         if request.stream_options is not None and request.stream_options.include_usage:
             yield chunks.usage()
 
@@ -273,7 +291,7 @@ class CaptionService:
         return options.apply_to(self._defaults)
 
     async def _chat_jobs(
-        self, request: ChatCompletionRequest, *, partial: bool
+        self, request: ChatCompletionRequest, lease: MemoryLease, *, partial: bool
     ) -> list[tuple[CaptionJob, list[list[int]]]]:
         """Decode the request to jobs, each with the indices of the choices of each of its masks.
 
@@ -288,7 +306,13 @@ class CaptionService:
             await self._image_bytes(url, None, param)
             for url, param in zip(question.image_urls, question.params, strict=True)
         ]
-        images = await self._in_thread(lambda: decode_chat_images(files, question.params, self.limits))
+        prices = [await self._image_price(data, param) for data, param in zip(files, question.params, strict=True)]
+        # All distinct images together have the pixels of one image at most.
+        most = num_decoding_bytes(sum(map(len, files)), self.limits.image.max_pixels)
+        price = _Price(min(sum(price.num_bytes for price in prices), most), all(price.is_ordinary for price in prices))
+        await lease.take(price.num_bytes)
+        images = await self._in_thread(lambda: decode_chat_images(files, question.params, self.limits), price)
+        lease.reduce(sum(image.pixels.nbytes for image in images))
         jobs = []
         num_samples = num_choices if settings.temperature else 1
         for image in images:
@@ -299,32 +323,46 @@ class CaptionService:
                 jobs.append((job, [list(range(first + sample, first + num_choices, num_samples)) for first in firsts]))
         return jobs
 
-    async def _find_regions(self, request: RegionsRequest, file: bytes | None, timer: "_RequestTimer") -> ImageRegions:
+    async def _find_regions(
+        self, request: RegionsRequest, file: bytes | None, timer: "_RequestTimer", lease: MemoryLease
+    ) -> ImageRegions:
         data = await self._image_bytes(request.image, file, "image")
-        pixels, _ = await self._in_thread(lambda: decode_image(data, self.limits.image, "image"))
+        price = await self._image_price(data, "image")
+        await lease.take(price.num_bytes)
+        pixels, _ = await self._in_thread(lambda: decode_image(data, self.limits.image, "image"), price)
+        if pixels.nbytes > price.num_bytes:
+            raise ApiError(422, "corrupt", "the image is larger than its header states", param="image")
         timer.end_stage("decode_s")
         if request.regions is None:
+            lease.reduce(pixels.nbytes)
             masks = await _reject_image(self.backend.generate(pixels))
             masks = masks[: min(self.limits.max_regions, max(1, self.limits.max_mask_pixels // pixels[..., 0].size))]
             segmenter: str | None = self.backend.segmenter_name
             timer.end_stage("segment_s")
         else:
-            masks, segmenter = await self._given_regions(request.regions, pixels, timer)
-        regions = await self._in_thread(lambda: _region_outputs(masks))
+            decoded = await self._decode_regions(request.regions, pixels)
+            timer.end_stage("decode_s")
+            lease.reduce(pixels.nbytes)
+            masks, segmenter = await self._segment_prompts(decoded, pixels, timer)
+        regions = await self._in_thread(lambda: _region_outputs(masks), price)
         return ImageRegions(pixels, tuple(masks), tuple(regions), segmenter)
 
-    async def _given_regions(
-        self, regions: Sequence[RegionInput], pixels: Pixels, timer: "_RequestTimer"
-    ) -> tuple[list[Mask], str | None]:
+    async def _decode_regions(self, regions: Sequence[RegionInput], pixels: Pixels) -> DecodedRegions:
         size = (pixels.shape[0], pixels.shape[1])
+        files = {region.mask_png for region in regions if region.mask_png is not None}
+        is_ordinary = all(_BASE64_OF_PNG in file[:_MAX_URL_HEAD] for file in files)
+        price = _Price(num_decoding_bytes(0, size[0] * size[1] * len(files)), is_ordinary)
         has_ended = threading.Event()
         try:
-            decoded = await self._in_thread(
-                lambda: decode_regions(regions, size, self.limits, lambda: not has_ended.is_set())
+            return await self._in_thread(
+                lambda: decode_regions(regions, size, self.limits, lambda: not has_ended.is_set()), price
             )
         finally:
             has_ended.set()  # at a timeout or a closed connection, the thread stops before the next mask
-        timer.end_stage("decode_s")
+
+    async def _segment_prompts(
+        self, decoded: DecodedRegions, pixels: Pixels, timer: "_RequestTimer"
+    ) -> tuple[list[Mask], str | None]:
         if not decoded.prompts:
             return [decoded.masks[id] for id in decoded.ids], None
         masks = dict(decoded.masks)
@@ -365,8 +403,37 @@ class CaptionService:
             return await self._fetcher.fetch(image, param)
         return await self._in_thread(lambda: decode_base64(image, param))
 
-    async def _in_thread(self, function: Callable[[], T]) -> T:
-        return await asyncio.get_running_loop().run_in_executor(self._decoding, function)
+    async def _image_price(self, data: bytes, param: str) -> "_Price":
+        """Return what decoding an image costs at most, or refuse it by its header."""
+        limits = self.limits.image
+        try:
+            structure = await self._in_thread(lambda: read_structure(data[: limits.max_bytes]))
+        except ImageError as error:
+            raise ApiError.from_data_error(error, param) from error
+        if structure.size is not None and structure.size[0] * structure.size[1] > limits.max_pixels:
+            width, height = structure.size
+            message = f"the header states an image of {width} x {height} pixels, the limit is {limits.max_pixels}"
+            raise ApiError(422, "too_many_pixels", message, param=param)
+        return _Price(structure.num_decoding_bytes(len(data), limits.max_pixels), structure.is_ordinary)
+
+    async def _in_thread(self, function: Callable[[], T], price: "_Price | None" = None) -> T:
+        """Run a function in a thread of those for quick or for slow work."""
+        is_quick = price is None or (price.is_ordinary and self._memory.is_small(price.num_bytes))
+        threads = self._decoding if is_quick else self._decoding_slow
+        return await asyncio.get_running_loop().run_in_executor(threads, function)
+
+
+@dataclass(frozen=True)
+class _Price:
+    """Cost of decoding images.
+
+    Attributes:
+        num_bytes: Memory that it takes at most.
+        is_ordinary: True if its time follows from the number of pixels, see ``ImageStructure``.
+    """
+
+    num_bytes: int
+    is_ordinary: bool
 
 
 @dataclass

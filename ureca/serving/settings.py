@@ -1,15 +1,17 @@
 """Settings of the service: limits of a request, and access control."""
 
 import ctypes
+import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from ureca.errors import SettingsError
 from ureca.image_limits import ImageLimits
+from ureca.image_structure import num_decoding_bytes
 
 _MIN_TOKEN_LENGTH = 16
 _TOKEN = re.compile(r"[A-Za-z0-9._~+/=-]+")  # the characters of a bearer token in RFC 6750
@@ -34,6 +36,13 @@ class ServingLimits(BaseModel):
         default=512 * 2**20, ge=1, description="bytes of request bodies that an ingress replica holds at a time"
     )
     image: ImageLimits = ImageLimits(max_bytes=24 * 2**20, max_pixels=40_000_000)
+    max_image_memory_bytes: int = Field(
+        default=2 * 2**30,
+        ge=1,
+        description="memory for the images of the requests of an ingress replica together, in bytes; a request waits "
+        "until the memory that decoding its image takes at most is free, and gets status 503 if that takes a quarter "
+        "of timeout_s",
+    )
     max_regions: int = Field(
         default=256, ge=1, le=4096, description="maximum number of regions in a request, given or segmented"
     )
@@ -67,6 +76,16 @@ class ServingLimits(BaseModel):
         description="regions that may fail one after another before a replica of the captioner is replaced; a caption "
         "resets the count",
     )
+
+    @model_validator(mode="after")
+    def _largest_image_fits(self) -> Self:
+        needed = num_decoding_bytes(self.image.max_bytes, self.image.max_pixels)
+        if needed * 4 / 3 > self.max_image_memory_bytes:
+            raise ValueError(
+                f"max_image_memory_bytes {self.max_image_memory_bytes} is too little for one image of "
+                f"{self.image.max_pixels} pixels: set at least {math.ceil(needed * 4 / 3)}, or a lower image.max_pixels"
+            )
+        return self
 
 
 def erase_variable(name: str) -> None:

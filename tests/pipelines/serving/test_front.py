@@ -100,6 +100,12 @@ def test_malformed_request_gets_the_documented_body(port: int) -> None:
     assert error_of(exchange(port, b"\x16\x03\x01\x02\x00" + bytes(50) + b"\r\n\r\n")) == (400, "malformed")
 
 
+@pytest.mark.parametrize("target", [b"GET http://evil.example/v1/echo", b"OPTIONS *", b"PRI *"])
+def test_target_that_is_no_path_gets_400(port: int, target: bytes) -> None:
+    head = target + b" HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n"
+    assert error_of(exchange(port, head)) == (400, "malformed")
+
+
 AUTHORIZED = b"POST /v1/echo HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer " + TOKEN.encode() + b"\r\n"
 
 

@@ -1,6 +1,7 @@
 """Requests that were made to stop the service or to use it from elsewhere: refused at a bounded cost, with an error."""
 
 import asyncio
+import io
 import json
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import httpx2
 import pytest
 from fastapi.testclient import TestClient
+from PIL import Image
 
 from tests.pipelines.serving.requests import DISC, IMAGE, disc, file_of, request, with_alpha
 from tests.serving.local import LocalBackend, scene, tiny_captioner
@@ -45,6 +47,10 @@ FLOODS = {
         '{"model":"ureca","messages":[{"role":"user","content":[' + "{}," * (NUM_ITEMS // 2) + "{}]}]}",
     ),
     "chat messages": ("chat/completions", '{"model":"ureca","messages":[' + "{}," * (NUM_ITEMS // 2) + "{}]}"),
+    "fields of points": (
+        "regions",
+        '{"image":"","regions":[{"points":[' + '{"x":1,"y":1},' * (NUM_ITEMS // 4) + '{"x":1,"y":1}]}]}',
+    ),
     "deep lists": ("regions", '{"regions":' + "[" * 100_000 + "]" * 100_000 + "}"),
 }
 
@@ -69,6 +75,39 @@ def test_json_with_more_values_than_the_limit_gets_413() -> None:
         form = client.post("/v1/regions", files=files, data={"request": json.dumps({"regions": [polygon]})})
         assert form.json()["error"]["code"] == "too_many_values"
         assert client.post("/v1/regions", json=request(DISC)).status_code == 200
+
+
+def test_image_over_the_pixel_limit_waits_for_no_memory() -> None:
+    limits = {"image": {"max_bytes": 100_000, "max_pixels": 5000}, "max_image_memory_bytes": 300_000}
+    with TestClient(app_of(limits=limits), base_url="http://127.0.0.1") as client:
+        answer = client.post("/v1/regions", json=request(DISC))
+        assert (answer.status_code, answer.json()["error"]["code"]) == (422, "too_many_pixels")
+
+
+def test_concurrent_images_within_the_memory_for_one_are_all_answered() -> None:
+    price = 12 * 60 * 90 + len(IMAGE)
+    image = {"max_bytes": 10_000, "max_pixels": 5400}
+    limits = {"image": image, "max_image_memory_bytes": price * 2, "timeout_s": 2000}
+    app = app_of(limits=limits)
+
+    async def run() -> list[httpx2.Response]:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=2000) as client:
+            bodies = [("captions", request(DISC)), ("regions", request(DISC)), ("captions", request(DISC, stream=True))]
+            answers = [client.post(f"/v1/{path}", json=body) for path, body in bodies * 2]
+            return list(await asyncio.gather(*answers))
+
+    answers = asyncio.run(run())
+    assert [answer.status_code for answer in answers] == [200] * 6, answers[0].text
+
+
+def test_image_larger_than_its_header_states_is_refused(client: TestClient) -> None:
+    file = io.BytesIO()
+    Image.fromarray(scene()).save(file, "GIF")
+    data = bytearray(file.getvalue())
+    data[6:10] = b"\x02\0\x02\0"  # the screen; the frame is drawn beyond it
+    answer = client.post("/v1/regions", files={"image": ("scene.gif", bytes(data))})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (422, "corrupt")
 
 
 def test_base64_with_white_space_is_decoded(client: TestClient) -> None:

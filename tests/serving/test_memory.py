@@ -1,0 +1,92 @@
+import asyncio
+
+import pytest
+
+from ureca.serving.memory import MemoryBudget
+from ureca.serving.schemas import ApiError
+
+
+def test_budget_request_waits_for_memory_and_gives_it_back() -> None:
+    async def run() -> None:
+        budget = MemoryBudget(4000, 60, 7)
+        async with budget.request() as first, budget.request() as second, budget.request() as third:
+            await first.take(2500)
+            waiting = [asyncio.create_task(second.take(1500)), asyncio.create_task(third.take(300))]
+            await asyncio.sleep(0)
+            assert not any(task.done() for task in waiting)  # in the order of arrival, although the third would fit
+            first.reduce(1600)
+            await asyncio.sleep(0)
+            assert not waiting[0].done()
+            first.reduce(1500)
+            await waiting[0]
+            first.reduce(2000)  # more than it has: no effect
+            second.reduce(1000)
+            await waiting[1]
+            assert budget.num_free == 4000 - 1500 - 1000 - 300
+        assert budget.num_free == 4000
+
+    asyncio.run(run())
+
+
+def test_budget_small_images_do_not_wait_for_large_ones() -> None:
+    async def run() -> None:
+        budget = MemoryBudget(4000, 60, 7)
+        async with budget.request() as large, budget.request() as next_large, budget.request() as small:
+            await large.take(3000)
+            waiting = asyncio.create_task(next_large.take(3000))
+            await small.take(125)
+            assert budget.is_small(125) and not budget.is_small(126)
+            assert not waiting.done()
+            waiting.cancel()
+
+    asyncio.run(run())
+
+
+def test_budget_request_that_waits_too_long_gets_503() -> None:
+    async def run() -> None:
+        budget = MemoryBudget(4000, 0.05, 7)
+        async with budget.request() as first, budget.request() as second, budget.request() as third:
+            await first.take(3000)
+            with pytest.raises(ApiError) as raised:
+                await second.take(1000)
+            assert (raised.value.status, raised.value.problem.code) == (503, "no_memory")
+            assert raised.value.problem.retry_after_s == 7
+            first.reduce(0)
+            await third.take(3000)  # the one that gave up takes nothing
+            assert budget.num_free == 1000
+
+    asyncio.run(run())
+
+
+def test_budget_cancelled_requests_leave_nothing_taken() -> None:
+    async def run() -> None:
+        budget = MemoryBudget(4000, 60, 7)
+
+        async def request(num_bytes: int) -> None:
+            async with budget.request() as lease:
+                await lease.take(num_bytes)
+                await asyncio.sleep(0)
+
+        async with budget.request() as held:
+            await held.take(3000)
+            tasks = [asyncio.create_task(request(500 + index)) for index in range(20)]
+            await asyncio.sleep(0)
+            for task in tasks[::2]:
+                task.cancel()
+            held.reduce(0)
+            for task in tasks[1::4]:
+                task.cancel()  # some of them are admitted already
+            await asyncio.gather(*tasks, return_exceptions=True)
+        assert budget.num_free == 4000
+
+    asyncio.run(run())
+
+
+def test_request_that_takes_memory_twice_is_an_error() -> None:
+    async def run() -> None:
+        async with MemoryBudget(4000, 60, 7).request() as lease:
+            await lease.take(10)
+            with pytest.raises(RuntimeError):
+                await lease.take(10)
+
+    asyncio.run(run())
