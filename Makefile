@@ -5,7 +5,7 @@ CONSTRAINTS := cluster/constraints.txt
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-base science-compare science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
+.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
 	$(BIN)/python -m ureca.jobs.demo $(DEMO)
@@ -27,16 +27,22 @@ demo-training: $(VENV)/.science  ## two small models learn drawn scenes from not
 		--scenes.test 12 --metrics '[]'
 	@echo "the table so far: $(DEMO)/science/prompts.html; with more time: docs/science.md"
 
-science: $(VENV)/.science  ## what models learn, by how they are told which region is meant; about an hour on two cores
-	$(BIN)/ureca science science --tables docs/science
-
-science-base: $(VENV)/.science  ## the shipped model of scenes from nothing; resumable, about 40 minutes on one core
+science: $(VENV)/.science  ## a model like the shipped one from nothing; resumable, about 1.6 hours on one core
 	$(BIN)/python -m experiments.science.recipe science-base
 
+science-scratch: $(VENV)/.science  ## models from nothing by how they are told which region is meant; an hour on two cores
+	$(BIN)/ureca science science --tables docs/science
+
 science-compare: $(VENV)/.science  ## the ways to say which region is meant, each learned from the shipped model in equal time
-	$(BIN)/ureca science science-compare --base scenes --scenes.captions shortest --training.budget-s 200 \
+	$(BIN)/ureca science science-compare --base scenes --scenes.captions shortest --scenes.train 2000 --training.budget-s 150 \
 		--training.matrix-learning-rate 0.01 --training.learning-rate 1e-3 --training.precision fp32 \
 		--tables docs/science/from_base
+
+science-closing: $(VENV)/.dev  ## the shipped model learns on by `ureca train`; accuracy before and after
+	test -d science-closing/scenes || $(BIN)/ureca scenes science-closing/scenes --images 400 --seed 3 --size 112 --captions shortest
+	$(BIN)/ureca train science-closing/scenes science-closing/run --model scenes --config experiments/science/closing.yaml
+	$(BIN)/python -m experiments.science.check scenes --split validation --scenes 40 --no-shifts
+	$(BIN)/python -m experiments.science.check science-closing/run/model --split validation --scenes 40 --no-shifts
 
 science-check: $(VENV)/.science  ## the shipped model on 200 unseen scenes and on shifted ones, against its card; minutes
 	$(BIN)/python -m experiments.science.check

@@ -12,7 +12,7 @@ from ureca.data.run_record import RunRecord, State
 from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError, UrecaError
 from ureca.model.auto import UrecaProcessor
-from ureca.model.checkpoint_files import fingerprint
+from ureca.model.checkpoint_files import fingerprint, folder_of
 from ureca.pipelines.batch.executor import user_error
 from ureca.pipelines.batch.session import ray_session
 from ureca.pipelines.train_settings import TrainSettings
@@ -60,6 +60,7 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
         UrecaError: the loss or a gradient is not finite.
     """
     check_trackers(settings.trackers)
+    settings = settings.model_copy(update={"model": str(folder_of(settings.model))})
     processor = UrecaProcessor.from_pretrained(settings.model)
     run = RunFolder(settings.run)
     with run.lease(on_plan) as session:

@@ -121,7 +121,9 @@ class TrainSettings(CommandSettings):
     paths: Annotated[CliPositionalArg[list[str]], Metavar("SOURCE... RUN"), MAY_CHANGE] = Field(
         min_length=2, description="regions datasets or JSONL files to learn from, and the folder of the run"
     )
-    model: Annotated[str, MAY_CHANGE] = Field(description="checkpoint to start from: a folder with model and processor")
+    model: Annotated[str, MAY_CHANGE] = Field(
+        description="checkpoint to start from: a folder with model and processor, or scenes, the one of this package"
+    )
     phase: Annotated[
         Align | Tune | Full,
         Field(discriminator="kind", description="weights to train: phase 1 or 2 of the paper, or all"),

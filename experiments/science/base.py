@@ -10,23 +10,26 @@ The learning rate is constant until the last part of the budget, in which it fal
 minutes makes a run resumable.
 """
 
+import io
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image
 from torch import nn
 from torch.nn import functional
 
 from experiments.science.muon import Muon
 from ureca.io import replacing
 from ureca.model.checkpoints import save_checkpoint
-from ureca.model.image_processing import tile_image, tile_mask
+from ureca.model.image_processing import choose_grid, tile_image, tile_mask
 from ureca.model.mask_encoder import ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, maps_of
 from ureca.model.pooled_mask_encoder import CELL_STRIDE, PooledMaskEncoder
@@ -47,6 +50,7 @@ _REGION_SIZES = [NUM_WORDS["kind"], NUM_WORDS["colour"], NUM_LEVELS, NUM_PLACES,
 _STEPS_PER_LINE = 50
 _TOP_KIND_LIMIT = 16
 _BOX_SCALE_PX = 16
+_CHANGED_FRACTION = 0.25
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,22 +81,46 @@ class View:
     size_px: int
 
     @classmethod
-    def of(cls, drawn: DrawnScene, size_px: int, max_tiles: int, *, mirrored: bool) -> "View":
-        """Cut a scene into tiles."""
-        pixels = np.ascontiguousarray(drawn.pixels[:, ::-1]) if mirrored else drawn.pixels
-        labels = label_scene(drawn.scene, drawn.region_map, mirrored=mirrored)
+    def of(
+        cls,
+        drawn: DrawnScene,
+        size_px: int,
+        max_tiles: int,
+        *,
+        mirrored: bool,
+        change: Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]] | None = None,
+    ) -> "View":
+        """Cut a scene into tiles, after a change of its pixels if there is one."""
+        pixels = drawn.pixels if change is None else change(drawn.pixels)
+        pixels = np.ascontiguousarray(pixels[:, ::-1]) if mirrored else pixels
+        height, width = drawn.region_map.shape
+        columns, rows = choose_grid(height, width, size=size_px, max_tiles=max_tiles)
+        y, x = (
+            ((np.arange(count * size_px) + 0.5) * length / (count * size_px)).astype(np.int64)
+            for count, length in ((rows, height), (columns, width))
+        )
+        labels = label_scene(drawn.scene, drawn.region_map[y][:, x], mirrored=mirrored)
         label_map = labels.region_map
-        columns, rows = label_map.shape[1] // size_px, label_map.shape[0] // size_px
         cut = label_map.reshape(rows, size_px, columns, size_px).swapaxes(1, 2).reshape(-1, size_px, size_px)
         thumbnail = label_map[rows // 2 :: rows, columns // 2 :: columns]
         captions = {id: mirror(text) for id, text in drawn.captions.items()} if mirrored else drawn.captions
         return cls(
             tile_image(pixels, size=size_px, max_tiles=max_tiles),
-            np.concatenate([cut, thumbnail[None]]),
+            np.concatenate([cut, thumbnail[None]]) if columns * rows > 1 else cut,
             labels,
             captions,
             size_px,
         )
+
+
+def disturb(pixels: npt.NDArray[np.uint8], *, rng: np.random.Generator) -> npt.NDArray[np.uint8]:
+    """Add noise of a deviation of up to 12, or what JPEG of a quality from 50 to 95 does, to pixels [H, W, 3]."""
+    if rng.random() < 0.5:
+        noisy = pixels + rng.normal(0, rng.uniform(0, 12), pixels.shape)
+        return np.clip(noisy, 0, 255).astype(np.uint8)
+    stored = io.BytesIO()
+    Image.fromarray(pixels).save(stored, "JPEG", quality=int(rng.integers(50, 96)))
+    return np.asarray(Image.open(stored).convert("RGB"))
 
 
 _MIRRORED = {"leftmost": "rightmost", "rightmost": "leftmost", "left": "right", "right": "left"}
@@ -126,7 +154,7 @@ class Recogniser(nn.Module):
         maps: tuple[torch.Tensor, ...],
         views: Sequence[View],
         regions: Sequence[npt.NDArray[np.int64]],
-        tokens: torch.Tensor | None,
+        tokens: Sequence[torch.Tensor] | None,
         masks: torch.Tensor,
         rng: np.random.Generator,
     ) -> dict[str, torch.Tensor]:
@@ -137,7 +165,7 @@ class Recogniser(nn.Module):
             maps: the vision encoder's maps of all tiles.
             views: the scenes.
             regions: regions of each scene to learn as regions.
-            tokens: mask tokens of these regions, [regions, tiles, D]; None leaves them out.
+            tokens: mask tokens of each of these regions, [tokens of all tiles, D]; None leaves them out.
             masks: their thumbnail masks, [regions, 1, S, S].
             rng: generator of the pixels to learn.
         """
@@ -190,9 +218,11 @@ class Recogniser(nn.Module):
         return loss + 6 * (flags * known).sum() / known.sum()
 
     def _region_loss(
-        self, tokens: torch.Tensor, views: Sequence[View], regions: Sequence[npt.NDArray[np.int64]]
+        self, tokens: Sequence[torch.Tensor], views: Sequence[View], regions: Sequence[npt.NDArray[np.int64]]
     ) -> torch.Tensor:
-        outputs = self.region(torch.cat([tokens.mean(1), tokens[:, -1]], dim=1)).split(_REGION_SIZES, dim=1)
+        outputs = self.region(torch.stack([torch.cat([part.mean(0), part[-1]]) for part in tokens])).split(
+            _REGION_SIZES, dim=1
+        )
 
         def gather(of: Callable[[SceneLabels, npt.NDArray[np.int64]], npt.NDArray[Any]]) -> torch.Tensor:
             return torch.from_numpy(
@@ -289,13 +319,17 @@ def _thing_losses(
     def entropy(number: int, target: torch.Tensor) -> torch.Tensor:
         return mean(functional.cross_entropy(properties[number].transpose(1, 2), target, reduction="none"))
 
-    distance = functional.smooth_l1_loss(things.centres * 28, centre.float() * 28, beta=0.5, reduction="none").sum(-1)
+    def distance(centres: torch.Tensor) -> torch.Tensor:
+        cells = functional.smooth_l1_loss(centres * side, centre.float() * side, beta=0.5, reduction="none")
+        return mean(cells.sum(-1))
+
     size_error = functional.smooth_l1_loss(properties[-1][..., 0], area.float(), beta=0.2, reduction="none")
     described = (
         entropy(0, word[..., 0].clamp(max=_TOP_KIND_LIMIT - 1))
         + entropy(1, size)
         + 0.6 * entropy(2, word[..., 1])
-        + 0.7 * mean(distance)
+        + 0.7 * distance(things.cell_centres)
+        + 0.7 * distance(things.centres)
         + mean(size_error)
     )
     coverage = functional.avg_pool2d(masks, CELL_STRIDE).flatten(1)
@@ -430,8 +464,8 @@ class BaseSettings:
     """
 
     budget_s: float
-    telling_from: float = 0.33
-    falling_from: float = 0.6
+    telling_from: float = 0.18
+    falling_from: float = 0.62
     images: tuple[int, int] = (8, 8)
     regions: tuple[int, int] = (6, 10)
     matrix_rate: float = 0.02
@@ -461,7 +495,7 @@ class BaseRun:
     ) -> None:
         self.model, self.processor, self.scenes = model, processor, scenes
         self.settings, self.folder = settings, folder
-        self.done: dict[str, Any] = {"cpu_s": 0.0, "step": 0, "images": 0, "regions": 0, "curve": []}
+        self.done: dict[str, Any] = {"cpu_s": 0.0, "step": 0, "images": 0, "regions": 0, "curve": [], "validation": []}
         self._recogniser = Recogniser(model)
         self._loss = CapturingLoss(model)
         matrices, self._others = split_parameters([model, self._recogniser])
@@ -477,15 +511,22 @@ class BaseRun:
     def _state_path(self) -> Path:
         return self.folder / "state.pt"
 
-    def train(self, tell: Callable[[str], None], *, save_every_s: float = 180) -> dict[str, Any]:
+    def train(
+        self,
+        tell: Callable[[str], None],
+        *,
+        save_every_s: float = 180,
+        measure: Callable[[], dict[str, float]] | None = None,
+    ) -> dict[str, Any]:
         """Train until the budget is used up.
 
         Args:
-            tell: callback that gets a line every 50 steps.
+            tell: callback that gets a line every 50 steps, and one for every measurement.
             save_every_s: CPU seconds between two savings of the state.
+            measure: measurement of the model at every saving, whose time does not count.
 
         Returns:
-            CPU seconds, steps, images, regions, and the curve of the losses.
+            CPU seconds, steps, images, regions, the curve of the losses, and the measurements, ``validation``.
         """
         done, settings = self.done, self.settings
         self.model.train()
@@ -497,8 +538,10 @@ class BaseRun:
         while (cpu_s := before + time.process_time() - began) < settings.budget_s:
             share = cpu_s / settings.budget_s
             is_telling = share >= settings.telling_from
-            views = [self._view(next(order), mirrored=rng.random() < 0.5) for _ in range(settings.images[is_telling])]
-            regions = [rng.permutation(view.labels.num_regions)[: settings.regions[is_telling]] for view in views]
+            views = [self._view(next(order), rng) for _ in range(settings.images[is_telling])]
+            regions = [
+                rng.permutation(np.flatnonzero(view.labels.areas_px))[: settings.regions[is_telling]] for view in views
+            ]
             losses = self._losses(views, regions, rng, is_telling=is_telling)
             losses["total"].backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(self._others, 1.0, error_if_nonfinite=True)
@@ -516,9 +559,20 @@ class BaseRun:
                 recent.clear()
             if cpu_s - last_save > save_every_s:
                 last_save = cpu_s
-                self.save()
-        self.save()
+                began += self._save_measured(measure, tell)
+        self._save_measured(measure, tell)
         return done
+
+    def _save_measured(self, measure: Callable[[], dict[str, float]] | None, tell: Callable[[str], None]) -> float:
+        """Save, with a measurement if there is one; returns the CPU seconds that this took."""
+        began = time.process_time()
+        if measure is not None:
+            self.model.eval()
+            self.done["validation"].append({"cpu_s": round(self.done["cpu_s"], 1), **measure()})
+            self.model.train()
+            tell(json.dumps(self.done["validation"][-1]))
+        self.save()
+        return time.process_time() - began
 
     def save(self) -> None:
         """Save the state, and the model for ``RegionCaptioner.from_pretrained``."""
@@ -538,11 +592,13 @@ class BaseRun:
         self._recogniser.load_state_dict(state["recogniser"])
         for optimizer, saved in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.done = state["done"]
+        self.done |= state["done"]
 
-    def _view(self, number: int, *, mirrored: bool) -> View:
+    def _view(self, number: int, rng: np.random.Generator) -> View:
         tiles = self.processor.image_processor
-        return View.of(self.scenes[number], tiles.tile_size_px, tiles.max_tiles, mirrored=mirrored)
+        mirrored, changed = rng.random(2) < (0.5, _CHANGED_FRACTION)
+        change = partial(disturb, rng=rng) if changed else None
+        return View.of(self.scenes[number], tiles.tile_size_px, tiles.max_tiles, mirrored=mirrored, change=change)
 
     def _losses(
         self,
@@ -564,18 +620,21 @@ class BaseRun:
         tokens = self._loss.tokens
         if tokens is None:
             raise RuntimeError("the model did not encode any mask")
-        num_regions = sum(map(len, regions))
-        masks = batch.mask_values.view(num_regions, -1, *batch.mask_values.shape[1:])
+        num_tiles = [
+            len(view.tiles) if self._batches.shows_all_tiles else 1
+            for view, own in zip(views, regions, strict=True)
+            for _ in own
+        ]
         losses = self._recogniser.losses(
             model=self.model,
             maps=self._loss.maps,
             views=views,
             regions=regions,
-            tokens=tokens.reshape(num_regions, -1, tokens.shape[-1]),
-            masks=masks[:, -1].float(),
+            tokens=[part.flatten(0, 1) for part in torch.split(tokens, num_tiles)],
+            masks=batch.mask_values[torch.tensor(num_tiles).cumsum(0) - 1].float(),
             rng=rng,
         )
-        labels = losses["dense"] + losses["things"] + 2 * losses["counts"] + 0.5 * losses["region"]
+        labels = losses["dense"] + 1.5 * losses["things"] + 4 * losses["counts"] + 0.5 * losses["region"]
         total = caption_loss + (self.settings.telling_labels if is_telling else 1.0) * labels
         return losses | {"captions": caption_loss, "total": total}
 

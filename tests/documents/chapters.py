@@ -269,11 +269,14 @@ _VLLM = "it needs the environment of vLLM; tests/vllm runs it on a CPU"
 CANNOT_RUN: Mapping[str, str] = {
     "make test": "it would run these tests again",
     "make demo": "it installs packages; tests/jobs/test_cli.py has its first part, the chapter 'science' its second",
-    "make science": "an hour of training; the chapter 'science' has its command",
-    "make science-base": "half an hour of training; tests/experiments runs its steps",
+    "make science": "an hour and a half of training; tests/experiments runs its steps",
+    "make science-scratch": "an hour of training; the chapter 'science' has its command",
+    "make science-closing": "minutes of training; tests/pipelines/test_train.py trains models of this kind",
     "make science-check": "minutes of captioning; tests/experiments checks 12 scenes",
     "make science-compare": "an hour of training; tests/experiments trains a model from a base",
     "make science-picture": "a minute of captioning; tests/experiments draws such a picture",
+    "ureca science OUT --base scenes --scenes.captions shortest --training.budget-s 150": "minutes of training; "
+    "tests/experiments trains a model from a base",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
     "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "

@@ -15,7 +15,7 @@ from ureca.model.configuration import UrecaConfig
 from ureca.model.hybrid_vision import HybridVisionConfig, HybridVisionModel
 from ureca.model.initialization import build_scratch, build_tiny
 from ureca.model.mask_encoder import ShownTiles
-from ureca.model.pooled_mask_encoder import LookAlikes, PooledMaskEncoder, ThingMap
+from ureca.model.pooled_mask_encoder import LookAlikes, PooledMaskEncoder
 from ureca.model.settings import ScratchSizes, TinySizes
 
 SIZES = TinySizes(
@@ -116,34 +116,65 @@ def test_tokens_do_not_depend_on_the_order_of_mask_tiles() -> None:
     assert torch.allclose(shuffled, expected[order], atol=1e-5)
 
 
-def test_look_alikes_counts_things_on_each_side() -> None:
-    """Three houses in a row and a tree, described exactly: the middle house has one house on either side."""
-    layer = LookAlikes((4, 4, 4, 4), (3,), 8, 56)
-    kinds = torch.zeros(28, 28, dtype=torch.long)
-    centres, weights = torch.zeros(28, 28, 2), torch.zeros(28, 28)
-    for kind, rows, columns in (
-        (1, (4, 8), (2, 6)),
-        (1, (4, 8), (12, 16)),
-        (1, (6, 10), (20, 24)),
-        (2, (20, 26), (4, 6)),
-    ):
+HOUSES_AND_TREE = ((1, (4, 8), (2, 6)), (1, (4, 8), (12, 16)), (1, (6, 10), (20, 24)), (2, (20, 26), (4, 6)))
+"""Kind, rows and columns of cells: three houses in a row, and a tree."""
+
+
+def told_by_cells(error: float) -> tuple[LookAlikes, tuple[torch.Tensor, ...]]:
+    """A layer, and maps by which its cells tell of the houses and the tree, with errors in the centres."""
+    width = 2 * (3 + 3)
+    layer = LookAlikes((1, width, 1, 1), (3,), width, 56)
+    with torch.no_grad():
+        for linear in layer.inputs:
+            linear.weight.zero_()
+        layer.inputs[1].weight.copy_(torch.eye(width))
+        layer.outputs.weight.copy_(torch.cat([torch.eye(6), -torch.eye(6)], dim=1))  # of both signs in spite of ReLU
+    kinds, centres, areas = torch.zeros(28, 28, dtype=torch.long), torch.zeros(28, 28, 2), torch.zeros(28, 28)
+    areas += 28 * 28 - 60
+    centres += 0.5
+    for kind, rows, columns in HOUSES_AND_TREE:
         kinds[slice(*rows), slice(*columns)] = kind
         centres[slice(*rows), slice(*columns)] = torch.tensor([sum(columns), sum(rows)]) / 56
-        weights[slice(*rows), slice(*columns)] = 1 / ((rows[1] - rows[0]) * (columns[1] - columns[0]))
-    one_hot = torch.nn.functional.one_hot(kinds.flatten(), 3).float()
-    things = ThingMap(
-        torch.zeros(784, 8),
-        (one_hot,),
-        centres.flatten(0, 1),
-        weights.flatten(),
-        torch.zeros(784, layer.outputs.out_features),
-    )
-    coverage = torch.zeros(2, 28, 28)
-    coverage[0, 5, 13], coverage[1, 22, 5] = 1, 1  # a window of the middle house, and a leaf
-    _, counts = layer(coverage.flatten(1), things)
+        areas[slice(*rows), slice(*columns)] = (rows[1] - rows[0]) * (columns[1] - columns[0])
+    steps = (torch.arange(28) + 0.5) / 28
+    places = torch.stack(torch.meshgrid(steps, steps, indexing="xy"), dim=-1)
+    noise = error * torch.randn(28, 28, 2, generator=torch.Generator().manual_seed(0))
+    kind_logits = 12.0 * torch.nn.functional.one_hot(kinds, 3)
+    logits = torch.cat([kind_logits, centres - places + noise, areas.log()[..., None]], dim=-1)
+    cells = torch.cat([logits.relu(), (-logits).relu()], dim=-1).permute(2, 0, 1)[None]
+    return layer, (torch.zeros(1, 1, 56, 56), cells, torch.zeros(1, 1, 14, 14), torch.zeros(1, 1, 7, 7))
+
+
+@pytest.mark.parametrize("error", [0, 0.02], ids=["exact", "centres_wrong_by_a_pixel"])
+def test_look_alikes_counts_things_on_each_side(error: float) -> None:
+    """The middle house has one house on either side, also if its cells disagree a little on where the centres are."""
+    layer, maps = told_by_cells(error)
+    with torch.no_grad():
+        (things,) = layer.describe(maps).by_tile()
+        coverage = torch.zeros(2, 28, 28)
+        coverage[0, 5, 13], coverage[1, 22, 5] = 1, 1  # a window of the middle house, and a leaf
+        _, counts = layer(coverage.flatten(1), things)
     total, left, right, above, below = counts[0, 0].round().tolist()
     assert (total, left, right, above, below) == (3, 1, 1, 0, 1)
     assert counts[1, 0].round().tolist() == [1, 0, 0, 0, 0]
+
+
+def test_look_alikes_never_counts_a_thing_beside_itself() -> None:
+    layer, maps = told_by_cells(0)
+    with torch.no_grad():
+        (things,) = layer.describe(maps).by_tile()
+        coverage = torch.zeros(2, 28, 28)
+        coverage[0, 20, 4], coverage[1, 25, 5] = 1, 1  # the tree's first cell and its last one
+        _, counts = layer(coverage.flatten(1), things)
+    assert torch.allclose(counts[:, 0], torch.tensor([1.0, 0, 0, 0, 0]), atol=0.05)
+
+
+def test_look_alikes_of_an_absent_region_are_none() -> None:
+    layer, maps = told_by_cells(0)
+    with torch.no_grad():
+        (things,) = layer.describe(maps).by_tile()
+        _, counts = layer(torch.zeros(1, 784), things)
+    assert counts.abs().max() < 1e-3
 
 
 def _scratch() -> ScratchSizes:

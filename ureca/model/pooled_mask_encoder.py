@@ -31,8 +31,18 @@ _DIRECTIONS = ((0, 1.0), (0, -1.0), (1, 1.0), (1, -1.0))
 _MARGIN, _SOFTNESS = 0.022, 0.007
 """Distance of two centres, as a fraction of a tile's side, from which one counts as being on a side of the other."""
 
-_SAME_DISTANCE = 0.04
-"""Distance, as a fraction of a tile's side, at which two cells that tell of two centres are hardly of one thing."""
+_NEAR_DISTANCE, _SAME_DISTANCE, _SELF_DISTANCE = 0.06, 0.04, 0.03
+"""Distances, as fractions of a tile's side, at which two centres are hardly of one thing: as cells tell them, after the
+votes of the cells around each, and after those of all cells of a thing."""
+
+_KINDS_APART = 2.0
+"""Weight of kinds beside distances of centres: cells sure of different kinds are of one thing by exp(-8)."""
+
+_CELLS_PER_VOTE = 3
+"""Distance of the cells that vote on the first step of mean shift, row by row: a sample is enough for it."""
+
+_LEAST_PART = 0.4
+"""Share of its thing's cells below which a group of cells that agree is rather a blur between things."""
 
 _NUM_PROPERTIES = 11
 
@@ -49,7 +59,8 @@ class ThingMap:
         hidden: float [P, H].
         groups: probabilities of each group of properties, float [P, G] each.
         centres: centre of the visible thing, float [P, 2]; x and y from 0 to 1 within the tile.
-        weights: share of the thing that a cell is, float [P]: the reciprocal of the thing's area in cells.
+        weights: share of the thing that a cell is, float [P]: the reciprocal of the number of cells that agree with it.
+        cell_centres: the centre as each cell tells it by itself, float [P, 2].
         logits: the output of the layer, float [P, all]: those of the groups, the centre, and the area's logarithm.
     """
 
@@ -57,13 +68,20 @@ class ThingMap:
     groups: tuple[torch.Tensor, ...]
     centres: torch.Tensor
     weights: torch.Tensor
+    cell_centres: torch.Tensor
     logits: torch.Tensor
 
     def by_tile(self) -> "list[ThingMap]":
         """Split the description of N tiles; at once, since each slice of its own would cost a gradient of all."""
         groups = zip(*(values.unbind() for values in self.groups), strict=True)
         parts = zip(
-            self.hidden.unbind(), groups, self.centres.unbind(), self.weights.unbind(), self.logits, strict=True
+            self.hidden.unbind(),
+            groups,
+            self.centres.unbind(),
+            self.weights.unbind(),
+            self.cell_centres.unbind(),
+            self.logits.unbind(),
+            strict=True,
         )
         return [ThingMap(*part) for part in parts]
 
@@ -71,7 +89,8 @@ class ThingMap:
 class LookAlikes(nn.Module):
     """Counts of the things in a tile that are like the one that a region belongs to, in all and on each side of it.
 
-    Each cell of a tile says what thing it is a part of: its properties, its centre, its area. Every cell of another
+    Each cell of a tile says what thing it is a part of: its properties, its centre, its area. Cells that agree on kind
+    and centre are one thing, whose description is the mean of theirs (two steps of mean shift). Every cell of another
     thing counts by the share of that thing that it is, by how alike the properties are, and by the side on which the
     centre is. So the counts are those of things, as exact as these descriptions.
 
@@ -110,13 +129,33 @@ class LookAlikes(nn.Module):
         *properties, centre, area = logits.float().split([*self.groups, 2, 1], dim=-1)
         steps = (torch.arange(self.side, device=logits.device) + 0.5) / self.side
         places = torch.stack([steps.repeat(self.side), steps.repeat_interleave(self.side)], dim=-1)
+        told = torch.cat([*(values.softmax(-1) for values in properties), places + centre, area.clamp(0, 8)], dim=-1)
+        cell_centres = told[..., -3:-1]
+        votes = [self._vote(tile) for tile in told.unbind()]
+        means, num_cells = torch.stack([mean for mean, _ in votes]), torch.stack([count for _, count in votes])
+        *groups, centres, area = torch.split(means, [*self.groups, 2, 1], dim=-1)
+        enough = (num_cells / (_LEAST_PART * area.exp())) ** 4
         return ThingMap(
             hidden=hidden,
-            groups=tuple(values.softmax(-1) for values in properties),
-            centres=places + centre,
-            weights=(-area[..., 0].clamp(0, 8)).exp(),
+            groups=tuple(groups),
+            centres=centres,
+            weights=(enough / (1 + enough) / num_cells)[..., 0],
+            cell_centres=cell_centres,
             logits=logits,
         )
+
+    def _vote(self, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Average what cells [P, C] tell over all cells of their things; also the number of these, [P, 1]."""
+        with torch.no_grad():
+            kinds, centres = told[:, : self.groups[0]], told[:, -3:-1]
+            some = told[::_CELLS_PER_VOTE]
+            some_kinds, some_centres = some[:, : self.groups[0]], some[:, -3:-1]
+            near = _agreement(kinds, centres, some_kinds, some_centres, _NEAR_DISTANCE)
+            near /= near.sum(-1, keepdim=True) + _MIN_WEIGHT
+            kinds, centres = near @ some_kinds, near @ some_centres
+            same = _agreement(kinds, centres, kinds, centres, _SAME_DISTANCE)
+            num_cells = same.sum(-1, keepdim=True)
+        return (same @ told) / num_cells, num_cells
 
     def forward(self, coverage: torch.Tensor, things: ThingMap) -> tuple[torch.Tensor, torch.Tensor]:
         """Describe regions and the look-alikes of the thing that each belongs to.
@@ -132,16 +171,19 @@ class LookAlikes(nn.Module):
         own = tuple(coverage @ values for values in groups)
         own_centre = coverage @ centres
         alike = own[0] @ groups[0].T
-        apart = own_centre[:, None] - centres[None]
-        same_thing = alike * (-(apart / _SAME_DISTANCE).square().sum(-1).clamp(max=30)).exp()
+        same_thing = alike * _nearness(own_centre[:, None] - centres[None], _SAME_DISTANCE)
         same_thing = same_thing / (same_thing.sum(-1, keepdim=True) + _MIN_WEIGHT)
         # A region of few pixels knows its thing less well than all of the thing's cells together do.
         of_thing = tuple(same_thing @ values for values in groups)
+        apart = (same_thing @ centres)[:, None] - centres[None]
+        others = (of_thing[0] @ groups[0].T) * weights * (1 - _nearness(apart, _SELF_DISTANCE))
+        present = coverage.sum(-1, keepdim=True)
         sides = [torch.sigmoid((sign * apart[..., axis] - _MARGIN) / _SOFTNESS) for axis, sign in _DIRECTIONS]
         counts = []
         for number, (values, thing) in enumerate(zip(groups, of_thing, strict=True)):
-            matching = alike * weights if number == 0 else alike * weights * (thing @ values.T)
-            counts.append(torch.stack([matching.sum(-1), *((matching * side).sum(-1) for side in sides)], dim=-1))
+            matching = others if number == 0 else others * (thing @ values.T)
+            total = matching.sum(-1) + present[:, 0]
+            counts.append(torch.stack([total, *((matching * side).sum(-1) for side in sides)], dim=-1))
         counted = torch.stack(counts, dim=1)
         total, left, right = counted[..., :1], counted[..., 1:2], counted[..., 2:3]
         properties = [
@@ -150,9 +192,29 @@ class LookAlikes(nn.Module):
             functional.relu(1 - (left - right).abs()),
             functional.relu(2 - total),
         ]
-        present = coverage.sum(-1, keepdim=True)
         features = [coverage @ things.hidden.float(), *own, *of_thing, own_centre, present]
         return torch.cat([*features, torch.cat(properties, dim=-1).flatten(1)], dim=-1), counted
+
+
+def _nearness(apart: torch.Tensor, distance: float) -> torch.Tensor:
+    """Compute from differences of centres [..., 2] how surely they are of one thing, from 0 to 1."""
+    return (-(apart / distance).square().sum(-1).clamp(max=30)).exp()
+
+
+def _agreement(
+    kinds: torch.Tensor, centres: torch.Tensor, other_kinds: torch.Tensor, other_centres: torch.Tensor, distance: float
+) -> torch.Tensor:
+    """Compute how surely P cells and Q others are of one thing, [P, Q]: by kinds [P, K] and centres [P, 2]."""
+
+    def features(kinds: torch.Tensor, centres: torch.Tensor) -> torch.Tensor:
+        return torch.cat([_KINDS_APART * functional.normalize(kinds, dim=-1), centres / distance], dim=-1)
+
+    own, other = features(kinds, centres), features(other_kinds, other_centres)
+    own_squares, other_squares = (values.square().sum(-1, keepdim=True) for values in (own, other))
+    # One product instead of P x Q differences: -|a - b|^2 = 2 a b - |a|^2 - |b|^2.
+    left = torch.cat([2 * own, own_squares, torch.ones_like(own_squares)], dim=-1)
+    right = torch.cat([other, -torch.ones_like(other_squares), -other_squares], dim=-1)
+    return torch.mm(left, right.T).clamp_(-30, 0).exp_()
 
 
 class PooledMaskEncoder(nn.Module):
