@@ -1,4 +1,8 @@
-"""``ureca bench tree``: the mask tree on run lengths, against decoding masks and comparing pixels."""
+"""``ureca bench tree``: the mask tree on run lengths, against decoding masks and comparing pixels.
+
+``--nested N`` measures the tree of N masks of which each holds the next, against half as many, and against comparing
+each mask with all that hold it.
+"""
 
 import argparse
 import resource
@@ -11,6 +15,7 @@ import numpy as np
 
 from ureca.masks.annotations import read_annotations
 from ureca.masks.mask import Mask
+from ureca.masks.rle import Runs, encode_box
 from ureca.masks.tree import ROOT, MaskTree
 
 
@@ -34,20 +39,18 @@ def main(argv: Sequence[str]) -> int:
         "--repeats", type=_positive, default=5, help="repetitions of the fast side, of which the median counts"
     )
     parser.add_argument("--annotations", type=Path, help="SA-1B JSON file to use instead of random masks")
+    parser.add_argument("--nested", type=_positive, metavar="N", help="number of nested masks instead of random ones")
     parser.add_argument("--skip-baseline", action="store_true", help="skip the slow side")
     options = parser.parse_args(argv)
+    if options.nested:
+        return _measure_nested(options.nested, options.height, options.width, options.repeats, options.skip_baseline)
     masks: Sequence[Mask] = (
         read_annotations(options.annotations)
         if options.annotations
         else random_masks(options.masks, options.height, options.width, seed=0)
     )
     memory_before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    seconds = []
-    for _ in range(options.repeats):
-        started = time.process_time()
-        tree = MaskTree.build(masks)
-        seconds.append(time.process_time() - started)
-    build_s = statistics.median(seconds)
+    tree, build_s = _built(masks, options.repeats)
     memory_mib = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - memory_before) / 1024
     print(f"{len(masks)} masks of {masks[0].height_px} x {masks[0].width_px}, {tree.num_levels} levels")
     print(f"run lengths         {build_s:8.3f} CPU s, {memory_mib:.0f} MiB more at the peak")
@@ -60,6 +63,64 @@ def main(argv: Sequence[str]) -> int:
         print(f"ratio               {baseline_s / build_s:8.1f}, with {same} parents")
         return int(parents != tree.parents)
     return 0
+
+
+def _built(masks: Sequence[Mask], repeats: int) -> tuple[MaskTree, float]:
+    """Return the tree, and the median of the CPU seconds that building it takes."""
+    seconds = []
+    for _ in range(repeats):
+        started = time.process_time()
+        tree = MaskTree.build(masks)
+        seconds.append(time.process_time() - started)
+    return tree, statistics.median(seconds)
+
+
+def _measure_nested(num_masks: int, height: int, width: int, repeats: int, skip_baseline: bool) -> int:
+    masks = nested_masks(num_masks, height, width)
+    _, half_s = _built(masks[::2], repeats)
+    tree, build_s = _built(masks, repeats)
+    started = time.process_time()
+    ids = list(tree.walk())
+    num_nested = sum(tree.is_nested(first, second) for first in ids for second in ids)
+    nested_s = time.process_time() - started
+    print(f"{num_masks} nested masks of {height} x {width}, {tree.num_levels} levels")
+    print(f"run lengths         {build_s:8.3f} CPU s, {build_s / half_s:.1f} times as much as half as many masks")
+    print(f"all pairs compared  {nested_s:8.3f} CPU s, {num_nested} of {len(ids) ** 2} nested")
+    if skip_baseline:
+        return 0
+    started = time.process_time()
+    parents = build_one_by_one(masks)
+    baseline_s = time.process_time() - started
+    same = "equal" if parents == tree.parents else "DIFFERENT"
+    print(f"one by one          {baseline_s:8.3f} CPU s")
+    print(f"ratio               {baseline_s / build_s:8.1f}, with {same} parents")
+    return int(parents != tree.parents)
+
+
+def nested_masks(num_masks: int, height: int, width: int) -> list[Mask]:
+    """Boxes around the centre, of which each holds the next, as far as there are pixels."""
+    masks = []
+    for id in range(num_masks):
+        left, top = id * (width // 2) // num_masks, id * (height // 2) // num_masks
+        box_xywh = (left, top, width - 2 * left, height - 2 * top)
+        rle = encode_box(*box_xywh, size=(height, width))
+        masks.append(Mask(id, rle, bbox_xywh=box_xywh, area_px=box_xywh[2] * box_xywh[3]))
+    return masks
+
+
+def build_one_by_one(masks: Sequence[Mask], containment: float = 0.8) -> dict[int, int]:
+    """Build the tree of masks in descending area on run lengths, comparing each with all that hold it."""
+    runs = {mask.id: Runs(mask.rle) for mask in masks}
+    parents: dict[int, int] = {}
+    children: dict[int, list[int]] = {ROOT: []}
+    for id, own in runs.items():
+        node: int | None = ROOT
+        while node is not None:
+            parents[id] = node
+            node = next((each for each in children[node] if own.containment_in(runs[each]) >= containment), None)
+        children[parents[id]].append(id)
+        children[id] = []
+    return parents
 
 
 def _positive(text: str) -> int:

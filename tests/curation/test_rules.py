@@ -91,7 +91,7 @@ def test_check_near_miss_one_word_decides(text: str, kind: str, accept: bool) ->
         ("empty", "..."),
         ("other_language", "Eine rote Tasse steht auf einem Tisch neben der Kanne."),
         ("other_language", "\u7ea2\u8272\u7684\u676f\u5b50 \u5728\u684c\u5b50\u4e0a"),
-        ("too_long", " ".join(f"word{number}" for number in range(81))),
+        ("too_many_words", " ".join(f"word{number}" for number in range(81))),
         ("several_sentences", "A red cup. It stands on a table."),
     ],
 )
@@ -130,7 +130,7 @@ def test_check_lengths_and_language_are_settings() -> None:
         check_caption(CaptionRules(min_words=2), "Cup.")
     with pytest.raises(InvalidResponseError, match="it has 4 words, and 3 is the limit"):
         check_caption(CaptionRules(max_words=3), "a big red cup")
-    with pytest.raises(InvalidResponseError, match="too_long"):
+    with pytest.raises(InvalidResponseError, match="too_many_words"):
         check_caption(CaptionRules(max_short_words=3), "a big red cup", short=True)
     check_caption(CaptionRules(max_short_words=3), "a big red cup")
 

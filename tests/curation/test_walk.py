@@ -179,6 +179,17 @@ class TestFailures:
         captions = walk(image_of(family), within(5))
         assert (captions[1].caption, captions[1].notes) == ("short of 1", ["detailed_caption:too_long"])
 
+    def test_walk_detail_with_too_many_words_is_not_asked_with_fewer_captions(self) -> None:
+        def script(call: Call) -> str:
+            if call.stage == "detailed":
+                raise AnswerError("too_many_words", "it has 300 words, and 80 is the limit")
+            return f"{call.stage} of {call.region_id}"
+
+        annotator = RecordingAnnotator(script)
+        captions = walk(image_of({1: ROOT, 2: 1}), annotator)
+        assert [call.region_id for call in annotator.calls if call.stage == "detailed"] == [1]
+        assert (captions[1].caption, captions[1].notes) == ("short of 1", ["detailed_caption:too_many_words"])
+
     def test_walk_parent_of_failed_parts_is_captioned_as_a_leaf(self) -> None:
         annotator = RecordingAnnotator(failing("short", 8))
         captions = walk(image_of(FAMILY), annotator)

@@ -48,6 +48,29 @@ def drawn_masks(draw: st.DrawFn) -> list[Mask]:
     return [Mask.from_array(id, picture) for id, picture in zip(ids, pictures, strict=True)]
 
 
+@st.composite
+def drawn_chains(draw: st.DrawFn) -> list[Mask]:
+    """Spans of a row that shrink with uneven ends, so that chains are long and some masks leave them."""
+    left, right = 0, 60
+    pictures = []
+    for _ in range(draw(st.integers(0, 40))):
+        left, right = left + draw(st.integers(-1, 2)), right - draw(st.integers(-1, 2))
+        start = max(0, left) if draw(st.integers(0, 5)) else draw(st.integers(0, 59))
+        hole = draw(st.integers(0, 59))
+        pictures.append(row_of((start, hole), (hole + draw(st.integers(0, 2)), max(start, right)), width=60))
+    return masks_of(*pictures)
+
+
+class CountingParents(dict[int, int]):
+    """Parents by id that count how often they are looked up."""
+
+    num_lookups = 0
+
+    def __getitem__(self, id: int) -> int:
+        self.num_lookups += 1
+        return super().__getitem__(id)
+
+
 class TestBuild:
     def test_build_of_nested_masks_forms_a_chain(self) -> None:
         tree = MaskTree.build(masks_of(row_of((0, 5)), row_of((0, 20)), row_of((0, 10)), row_of((30, 40))))
@@ -113,6 +136,34 @@ class TestBuild:
         masks = masks_of(*(row_of((0, 40 - id)) for id in range(40)))
         assert MaskTree.build(masks[::-1]).parents == {id: id - 1 for id in range(40)}
 
+    def test_build_of_nested_masks_compares_each_with_few(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        compared = 0
+        containment_in = rle_codec.Runs.containment_in
+
+        def count(inner: rle_codec.Runs, outer: rle_codec.Runs) -> float:
+            nonlocal compared
+            compared += 1
+            return containment_in(inner, outer)
+
+        monkeypatch.setattr(rle_codec.Runs, "containment_in", count)
+        per_mask = []
+        for num_masks in (128, 1024):
+            uneven = np.random.default_rng(0).integers(0, 3, (num_masks, 2))  # ends that do not shrink evenly
+            spans = [(id + a, 4 * num_masks - id - b) for id, (a, b) in enumerate(uneven.tolist())]
+            masks = masks_of(*(row_of(span, width=4 * num_masks) for span in spans))
+            compared = 0
+            assert MaskTree.build(masks).num_levels == num_masks
+            per_mask.append(compared / num_masks)
+        assert per_mask[1] < 2 * per_mask[0] < 20  # eight times the masks and levels, three comparisons more
+
+    def test_is_nested_of_all_pairs_looks_each_parent_up_once(self) -> None:
+        masks = masks_of(*(row_of((0, 200 - id), width=200) for id in range(200)))
+        tree = MaskTree.from_parents(masks, {id: id - 1 for id in range(200)})
+        parents = CountingParents(tree.parents)
+        counted = MaskTree(parents, tree.children, tree.area_fractions)
+        assert all(counted.is_nested(first, second) for first in range(200) for second in range(first))
+        assert parents.num_lookups == 200
+
     def test_tree_deeper_than_the_recursion_limit_is_walked(self) -> None:
         width = 1500
         masks = masks_of(*(row_of((0, width - id), width=width) for id in range(width)))
@@ -154,6 +205,11 @@ class TestBuild:
 class TestProperties:
     @given(drawn_masks(), st.sampled_from([0.2, 0.5, 0.8, 1.0]))
     def test_build_equals_the_tree_of_decoded_masks(self, masks: list[Mask], containment: float) -> None:
+        parents = MaskTree.build(masks, containment).parents
+        assert list(parents.items()) == list(build_on_pixels(masks, containment).items())
+
+    @given(drawn_chains(), st.sampled_from([0.5, 0.8, 0.95, 1.0]))
+    def test_build_of_chains_equals_the_tree_of_decoded_masks(self, masks: list[Mask], containment: float) -> None:
         parents = MaskTree.build(masks, containment).parents
         assert list(parents.items()) == list(build_on_pixels(masks, containment).items())
 

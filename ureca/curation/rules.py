@@ -16,6 +16,12 @@ from ureca.llm.structured import InvalidResponseError, check_not_refusal
 _MIN_WORDS_OF_A_LANGUAGE = 5
 _MIN_LANGUAGE_PROBABILITY = 0.6
 _MIN_ENGLISH_PROBABILITY = 0.2
+_MIN_ENGLISH_FRACTION = 0.15
+_ENGLISH_WORDS = frozenset(
+    "the of with and its his her their from behind beside near above below under next standing holding wearing small "
+    "large white black blue green brown wooden left right front back which that is are by".split()
+)
+"""Words that are frequent in English captions and rare in other languages in Latin letters."""
 
 _QUOTED = re.compile(
     r"\"[^\"\n]{1,200}\"|\u201c[^\u201d\n]{1,200}\u201d|(?<!\w)['\u2018][^'\u2019\n]{1,200}['\u2019](?!\w)"
@@ -48,7 +54,7 @@ _MARKS = tuple(
         rf"\b{_DRAWN} (?:\w+ly )?(?:in|by|with|within|inside|using) (?:(?:a|an|the|its) )?(?:(?:thin|thick|"
         rf"bold|faint|narrow) )*{_MARK_COLOUR}"
         rf"(?: (?:thin |thick |solid |dashed )*{_LINE}\b|(?=\s*(?:[.,;:!?)]|$|and\b|or\b|is\b|"
-        rf"on the (?:left|right)\b|in\b|at\b|near\b|from\b|stands?\b|that\b|which\b)))",
+        rf"on (?!all\b|both\b|each\b|every\b)|in\b|at\b|near\b|from\b|stands?\b|that\b|which\b)))",
         # "highlighted in yellow"; not "outlined in blue ink"
         rf"\b(?:outlined|circled|encircled|highlighted|delineated|boxed|marked) (?:\w+ly )?(?:in|by|"
         rf"with) (?:a |an |the )?{_MARK_COLOUR}\b"
@@ -57,8 +63,11 @@ _MARKS = tuple(
         r"lines?|leaves|petals|beads)\b)",
         rf"\b{_MARK_COLOUR}-(?:outlined|circled|bordered|marked|boxed|highlighted)\b|\b{_MARK_COLOUR} outlines?\b",
         # "with a blue ring around it"
-        rf"\b{_MARK_COLOUR} (?:\w+ )?{_LINE} (?:drawn |that goes |going |is )?(?:around|surrounding|"
-        rf"encircling|enclosing|outlining|marking|highlighting)\b",
+        rf"\b{_MARK_COLOUR} (?:\w+ )?(?:{_LINE}(?<!s)|boxes|contours|outlines|lines) (?:drawn |that goes |going |is )?"
+        r"(?:around|surrounding|encircling|enclosing|outlining|marking|highlighting)\b"
+        r"(?! (?:each|every|(?:the|its|their) (?:edges?|rims?|hem|neck|collar|cuffs?|sleeves?|brim|base|lip|top)))",
+        # No box of the world is magenta; a red one may be.
+        rf"\b(?:in|inside|within|by|with) (?:a|an|the) (?:\w+ )?(?:magenta|cyan) {_LINE}\b",
         # "inside the yellow outline"
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) {_MARK_COLOUR} (?:contours?|outlines?|boundary|"
         rf"bounding box|polygon|mask|highlight)\b",
@@ -94,9 +103,9 @@ _BLUR = tuple(
         r"\bblurred out\b|\bunblurred\b|\bthe blur\b|\bblur(?:ring)? effect\b",
         r"\b(?:on|against|in front of|over|with|upon) (?:an? |the )?(?:\w+ )?(?:plain|solid|uniform|blank|"
         r"neutral|flat|empty|featureless|monochrome|smooth)(?:[ ,-]+(?:plain|solid|light|dark|gr[ae]y|"
-        r"white|black|neutral|beige|blurr(?:ed|y)))* (?:background|backdrop)\b",
+        r"white|black|neutral|beige|blurr(?:ed|y)))* (?:background|backdrop)\b(?! of\b)",
         r"\b(?:on|against|with) an? (?:light |dark |pale |soft |blurred |blurry )*(?:gr[ae]y|gr[ae]yish|"
-        r"blurred|blurry|transparent|hazy) (?:background|backdrop)\b",
+        r"blurred|blurry|transparent|hazy) (?:background|backdrop)\b(?! of\b)",
         r"\bisolated (?:on|against|from)\b|\btransparent background\b|\bcut[- ]out (?:of|on|from|"
         r"against)\b|\b(?:floating|suspended) (?:in|on|against) (?:a |an )?(?:empty|blank|gr[ae]y|white|"
         r"black|blurr(?:ed|y)) (?:space|background)\b",
@@ -122,6 +131,7 @@ _PICTURE = tuple(
         r"located) (?:\w+ )?(?:in|on|by|within) (?:the|this) (?:image|photo|photograph|picture|crop|"
         r"view)\b(?! (?:frame|album|book|window|rail|on the wall))",
         r"\b(?:in|of|from) this (?:image|photo|photograph|picture|crop|view|frame)\b",
+        r"^\W*(?:in|within|across) (?:the|that) (?:\w+ )?(?:image|photo|photograph|picture|crop|view|scene),",
     )
 )
 
@@ -130,7 +140,10 @@ _META = tuple(
     for pattern in (
         r"^\W*(?:(?:short|detailed|final|unique|new|revised|refined|updated|rewritten|"
         r"one[- ]sentence) )*(?:caption|description|answer|output|response|label|title|result|rewrite|"
-        r"summary|note|target|region|object)\s*(?:\d+ ?)?[:\u2013=]",
+        r"summary|note|target|region|object|candidate)\s*(?:\d+ ?)?(?:[:\u2013\u2014=]|-+\s)",
+        r"^\W*(?:based on|judging (?:by|from)|given (?:the|that|what)|considering|according to)\b",
+        r"\bI(?:'m|'d|'ve|'ll| am| would| think| believe| guess| assume| suspect| can| can't| cannot| could| see| have|"
+        r" will| do| don't| need)\b(?! (?:class|century|era|style)\b)",
         r"\bhere(?:'s| is| are) (?:the|a|an|my|your|one) (?:\w+[ -]){0,4}(?:captions?|descriptions?|"
         r"sentences?|answers?|paragraphs?|versions?)\b",
         r"^\W*(?:sure|certainly|of course|okay|ok|absolutely|great|yes)[,!.] ",
@@ -144,8 +157,8 @@ _META = tuple(
         r"object|part|section|item|subject) (?:shows?|depicts?|contains?|displays?|features?|includes?|"
         r"represents?|consists?|captures?|is)\b",
         r"\bthis region\b|\bthe target region\b|\bregion of interest\b|\bthe caption\b(?! (?:below|under|"
-        r"on|beneath|of the (?:photo|picture|painting|cartoon)))|\bI (?:can see|see|would describe|have|"
-        r"am|will|think|believe)\b|\blet me\b|\bplease (?:note|let)\b|\bas requested\b",
+        r"on|beneath|of the (?:photo|picture|painting|cartoon)))|"
+        r"\blet me\b|\bplease (?:note|let)\b|\bas requested\b",
         r"\b(?:unlike|distinct from|distinguish(?:es|ed|ing)? (?:it|this)? ?from|"
         r"different from) (?:the )?(?:other )?(?:regions?|masks?|candidates?|look-alikes?|distractors?)\b",
     )
@@ -156,15 +169,18 @@ _HEDGES = re.compile(
     r"identify|discern|make out|describe|recogni[sz]e|ascertain|know|distinguish)\b"
     r"|\b(?:it is|it's|its exact \w+ is|what it is is) (?:un|not )clear\b|\bunclear (?:what|whether|if|"
     r"which)\b|\bnot clear (?:what|whether|if|which)\b"
-    r"|\b(?:cannot|can't|can not|could not|couldn't) be (?:determined|identified|discerned|seen clearly|"
-    r"made out|recogni[sz]ed|described)\b"
-    r"|\btoo (?:small|blurry|dark|indistinct|blurred|unclear|vague|low) to\b|\bwithout (?:more|further|"
+    r"|\b(?:cannot|can't|can not|could not|couldn't) be (?:\w+ly )?(?:determined|identified|discerned|seen clearly|"
+    r"made out|recogni[sz]ed|described|discerned|ascertained|distinguished)\b|\bcannot be clearly seen\b"
+    r"|\btoo (?:\w+ (?:and|or) )?(?:small|tiny|blurry|dark|indistinct|blurred|unclear|vague|low|pixelated|distant) "
+    r"to (?:be )?(?:determined?|tell|see|seen|say|identify|identified|discern(?:ed)?|make out|made out|describ(?:e|ed)|"
+    r"recogni[sz]ed?|know|distinguish(?:ed)?|provide|give|read)\b|\bwithout (?:more|further|"
     r"additional) (?:context|information|detail)\b"
     r"|\b(?:possibly|perhaps|maybe|likely|"
     r"probably) (?:an? )?(?:\w+ ){0,3}or (?:an? )?(?:\w+ ){0,2}(?:something|similar|other)\b|"
     r"\bsome (?:kind|sort|type) of (?:object|thing|item|shape|structure)\b"
-    r"|\b(?:unidentified|unidentifiable|unknown|indiscernible|unrecogni[sz]able) (?:object|thing|item|"
-    r"shape)\b|\bnot (?:enough|sufficient) (?:information|detail|context)\b|\binsufficient (?:information|"
+    r"|\b(?:unidentified|unidentifiable|unknown|indiscernible|unrecogni[sz]able|indistinct|undefined|ambiguous|unclear)"
+    r" (?:\w+,? ){0,2}(?:object|thing|item|shape|form|structure|element|material)s?\b"
+    r"|\b(?:not sure|unsure|uncertain) (?:what|if|whether|which|but|about)\b|\bnot (?:enough|sufficient) (?:information|detail|context)\b|\binsufficient (?:information|"
     r"detail|context)\b",
     re.IGNORECASE,
 )
@@ -199,6 +215,14 @@ _NUMBERED_THINGS = re.compile(
     r"reading|painted|printed|written)\b",
     re.IGNORECASE,
 )
+_PRINTED_ON = re.compile(
+    rf" (?:(?!(?:on|in|at|of|the|an?|and|with|near|beside|by|from|to|is)\b)[\w-]+ )?(?:{_NUMBERED_THINGS.pattern})"
+    r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:\w+ )?(?:jersey|bib|shirt|vest|singlet|"
+    r"back|chest|helmet|cap|uniform|kit|side|front|tail|wing|hood|roof|bonnet|door|plate|sail|hull|sleeve|shorts|ball|"
+    r"sign|face|cover|spine|banner|flag|label|tag|fin|nose|cab|saddle|cloth)\b",
+    re.IGNORECASE,
+)
+"""Words after a number that tell on what in the world it is written."""
 _PEOPLE = re.compile(
     r"(?:man|men|woman|women|boys?|girls?|person|persons|people|child|children|kids?|lady|ladies|guys?|"
     r"bab(?:y|ies)|toddlers?|ones?|figures?|dolls?|clowns?|teddy|bears?|team|crowd|couple|family|bride|"
@@ -244,8 +268,8 @@ def check_caption(rules: CaptionRules, caption: str, *, short: bool = False, hig
         highest_number: highest of the numbers, from 0, that were drawn on the view; None: no numbers were drawn.
 
     Raises:
-        InvalidResponseError: its kind is ``refusal``, ``too_short``, ``too_long``, ``several_sentences``, or one of
-            those in ``_REASONS``.
+        InvalidResponseError: its kind is ``refusal``, ``too_short``, ``too_many_words``, ``several_sentences``, or
+            one of those in ``_REASONS``.
     """
     if not re.search(r"\w", caption):
         raise _fault("empty")
@@ -268,7 +292,7 @@ def _check_length(rules: CaptionRules, caption: str, short: bool) -> None:
     if num_words < rules.min_words:
         raise InvalidResponseError("too_short", f"it has fewer words than {rules.min_words}")
     if num_words > limit:
-        raise InvalidResponseError("too_long", f"it has {num_words} words, and {limit} is the limit")
+        raise InvalidResponseError("too_many_words", f"it has {num_words} words, and {limit} is the limit")
     if short and num_sentences(caption) > 1:
         raise InvalidResponseError("several_sentences", "it must be one sentence")
 
@@ -334,7 +358,8 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
         if (
             not is_bracketed
             and not is_index
-            and (_NUMBERED_THINGS.search(before[-45:]) or _NUMBERED_THINGS.search(after[:25]))
+            and not re.search(r"\b(?:at|as) (?:number |no\. |position )$", before, re.IGNORECASE)
+            and (_NUMBERED_THINGS.search(before[-45:]) or _PRINTED_ON.match(after))
         ):
             continue
         if re.search(r"\b(?:of|the|all|with|and|by|has|have|other|under|behind|above|to) $", before) and re.match(
@@ -392,7 +417,9 @@ def _may_be_english(text: str) -> bool:
     if any(character > "\u024f" for character in letters):
         return False
     words = re.findall(r"[^\W\d_]+", text)
-    if len(words) < _MIN_WORDS_OF_A_LANGUAGE:
+    # The detector takes English with a few loan words ("crème brûlée in a small ramekin") for another language.
+    num_english = sum(word.lower() in _ENGLISH_WORDS for word in words)
+    if len(words) < _MIN_WORDS_OF_A_LANGUAGE or num_english >= max(2, _MIN_ENGLISH_FRACTION * len(words)):
         return True
     ranked: dict[str, float] = dict(_language_identifier().rank(" ".join(words).lower()))
     best = max(ranked, key=ranked.__getitem__)

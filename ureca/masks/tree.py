@@ -43,7 +43,8 @@ class MaskTree:
         """Insert the masks in descending area, equal areas in input order, each below the deepest mask that holds it.
 
         At each node, from the root down, a mask moves to the first child, in insertion order, that holds at least the
-        fraction ``containment`` of its pixels. No mask is decoded.
+        fraction ``containment`` of its pixels. No mask is decoded. A mask is compared with a number of masks that grows
+        with the logarithm of the tree's depth, not with the depth, as most chains are skipped; see ``_Holders``.
 
         Args:
             masks: masks of one image, with distinct ids other than -1.
@@ -61,19 +62,14 @@ class MaskTree:
         ids = [masks[index].id for index in order]
         parents: dict[int, int] = {}
         children: dict[int, list[int]] = {id: [] for id in (ROOT, *ids)}
-        ranks: dict[int, list[int]] = {ROOT: []}
         twins: dict[str, int] = {}  # the latest mask by its run lengths: an equal one follows its path from the root
         for rank, id in enumerate(ids):
             counts = masks[order[rank]].rle["counts"]
-            node = twins.get(counts, ROOT)
+            holder = holders.insert(rank, below=twins.get(counts, ROOT))
             if areas_px[order[rank]]:  # an empty mask is contained in nothing
-                twins[counts] = id
-            while (holder := holders.first(rank, among=ranks[node])) is not None:
-                node = ids[holder]
-            parents[id] = node
-            children[node].append(id)
-            ranks[node].append(rank)
-            ranks[id] = []
+                twins[counts] = rank
+            parents[id] = ROOT if holder == ROOT else ids[holder]
+            children[parents[id]].append(id)
         return cls(parents=parents, children=children, area_fractions=_area_fractions(masks, areas_px))
 
     @classmethod
@@ -117,8 +113,9 @@ class MaskTree:
             yield id
 
     def is_nested(self, first: int, second: int) -> bool:
-        """Tell if one of two masks lies below the other."""
-        return first in self.ancestors(second) or second in self.ancestors(first)
+        """Tell if one of two masks lies below the other, in a time that does not depend on the depth."""
+        (first_entry, first_exit), (second_entry, second_exit) = self._spans[first], self._spans[second]
+        return first_entry < second_entry < first_exit or second_entry < first_entry < second_exit
 
     def main_objects(
         self, *, min_levels: int = 4, min_area_fraction: float = 0.007, max_area_fraction: float = 0.7
@@ -149,6 +146,15 @@ class MaskTree:
         return depths
 
     @cached_property
+    def _spans(self) -> dict[int, tuple[int, int]]:
+        """Place of each mask in ``walk``, and the place after the last mask below it."""
+        order = list(self.walk())
+        sizes = dict.fromkeys((ROOT, *order), 1)
+        for id in reversed(order):
+            sizes[self.parents[id]] += sizes[id]
+        return {id: (place, place + sizes[id]) for place, id in enumerate(order)}
+
+    @cached_property
     def _levels(self) -> dict[int, int]:
         levels: dict[int, int] = {}
         for id in reversed(list(self.walk())):
@@ -177,26 +183,110 @@ def _check_one_image(masks: Sequence[Mask]) -> None:
 
 
 class _Holders:
-    """Search for the masks that contain enough of another; only masks with overlapping boxes are compared.
+    """Search for the masks that contain enough of another, in a tree that grows by one mask at a time.
+
+    Only masks with overlapping boxes are compared. Along a chain, in which every mask is the first child of the one
+    before, a mask is compared with the intersections of 2, 4, 8, ... masks: where enough of it lies in one, all of them
+    hold it, so that it passes a chain of n masks in about log n comparisons. Each mask is compared alone only where an
+    intersection has too few of its pixels.
 
     Args:
-        rles: all masks, identified by their index.
+        rles: all masks in the order of insertion; a mask is identified by its rank in it.
         containment: share of a mask that must lie inside.
     """
 
     def __init__(self, rles: Sequence[Rle], containment: float) -> None:
+        self._rles = rles
         self._runs = [Runs(rle) for rle in rles]
         self._containment = containment
         boxes = np.array([rle_codec.box_xywh(rle) for rle in rles]).reshape(-1, 4)
         self._starts, self._ends = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
         # Slightly less than the share itself: rounding must not drop a mask that exactly reaches it.
         self._least_px = np.array([runs.area_px for runs in self._runs]) * (containment * (1 - 1e-9))
+        self._children: dict[int, list[int]] = {ROOT: []}
+        self._chains: dict[int, _Chain] = {ROOT: _Chain()}
+        """Chain of the first child of each mask."""
+        self._places: dict[int, int] = {ROOT: -1}
+        """Place of each mask in its chain."""
 
-    def first(self, inner: int, among: Sequence[int]) -> int | None:
-        """Return the first of ``among`` that contains the mask ``inner``; None: none does, as for an empty mask."""
+    def insert(self, rank: int, below: int = ROOT) -> int:
+        """Insert the next mask into the tree and return the mask that holds it, or ``ROOT``.
+
+        Args:
+            rank: the mask.
+            below: a mask through which its path from the root is known to lead.
+        """
+        node: int | None = below
+        while node is not None:
+            holder = self._down_chain(rank, node)
+            # The first child is the chain's next mask, of which it is known that it does not hold the mask.
+            node = self._first(rank, among=self._children[holder][1:])
+        chain = self._chains[holder] if not self._children[holder] else _Chain()
+        self._places[rank] = len(chain.ranks)
+        self._chains[rank] = chain
+        chain.append(rank, self._rles[rank], self._runs[rank])
+        self._children[holder].append(rank)
+        self._children[rank] = []
+        return holder
+
+    def _down_chain(self, rank: int, node: int) -> int:
+        """Follow the chain below a mask that holds the inserted one, and return the last mask that does, too."""
+        chain, place = self._chains[node], self._places[node] + 1
+        while place < len(chain.ranks):
+            level = chain.level_of_block(place)
+            while level >= 0 and not self._is_held(rank, chain.blocks[level][place >> level]):
+                level -= 1
+            if level < 0:
+                break
+            place += 1 << level
+        return chain.ranks[place - 1] if place else node
+
+    def _first(self, rank: int, among: Sequence[int]) -> int | None:
+        """Return the first of ``among`` that contains a mask; None: none does, as for an empty mask."""
+        if not among:
+            return None
         outer = np.array(among, dtype=np.int64)
-        sides = np.minimum(self._ends[outer], self._ends[inner]) - np.maximum(self._starts[outer], self._starts[inner])
+        sides = np.minimum(self._ends[outer], self._ends[rank]) - np.maximum(self._starts[outer], self._starts[rank])
         overlap_px = np.maximum(sides[:, 0], 0) * np.maximum(sides[:, 1], 0)
-        possible = outer[overlap_px >= self._least_px[inner]].tolist()
-        held = (index for index in possible if self._runs[inner].containment_in(self._runs[index]) >= self._containment)
-        return next(held, None)
+        possible = outer[overlap_px >= self._least_px[rank]].tolist()
+        return next((index for index in possible if self._is_held(rank, self._runs[index])), None)
+
+    def _is_held(self, rank: int, outer: Runs) -> bool:
+        if outer.area_px < self._least_px[rank]:
+            return False
+        return self._runs[rank].containment_in(outer) >= self._containment
+
+
+class _Chain:
+    """Masks of which each is the first child of the one before, and the intersections of aligned blocks of them.
+
+    Attributes:
+        ranks: the masks from the top down.
+        blocks: intersections of 2^level masks by level; that at ``index`` starts at the place ``index`` * 2^level.
+    """
+
+    def __init__(self) -> None:
+        self.ranks: list[int] = []
+        self.blocks: list[list[Runs]] = []
+        self._pending: list[tuple[int, Rle]] = []
+        """Level and intersection of the blocks that still wait for the other half of the next level's."""
+
+    def append(self, rank: int, rle: Rle, runs: Runs) -> None:
+        """Add the mask below the last one."""
+        self.ranks.append(rank)
+        level = 0
+        while True:
+            if len(self.blocks) == level:
+                self.blocks.append([])
+            self.blocks[level].append(runs)
+            if not self._pending or self._pending[-1][0] != level:
+                break
+            rle = rle_codec.intersection(self._pending.pop()[1], rle)
+            runs = Runs(rle)
+            level += 1
+        self._pending.append((level, rle))
+
+    def level_of_block(self, place: int) -> int:
+        """Return the level of the largest block that starts at a place."""
+        aligned = (place & -place).bit_length() - 1 if place else len(self.blocks) - 1
+        return min(aligned, (len(self.ranks) - place).bit_length() - 1)

@@ -92,6 +92,13 @@ class Captions:
             phrases[id] = f"{with_article(phrase)} {traits.location_in_image} the image{parent}{layout}"
         return phrases
 
+    @cached_property
+    def _siblings_with_phrase(self) -> dict[tuple[int | None, str], list[int]]:
+        siblings: dict[tuple[int | None, str], list[int]] = {}
+        for id, phrase in self._short_phrases.items():
+            siblings.setdefault((self._measured[id].parent_id, phrase), []).append(id)
+        return siblings
+
     def _part_phrase(self, id: int) -> str:
         traits = self._traits[id]
         return noun_phrase(traits.noun, size=traits.size, colours=traits.colours)
@@ -113,11 +120,7 @@ class Captions:
 
         Regions that cover most of the same thing have no rank in it, unless nothing else distinguishes them.
         """
-        alike = [
-            other
-            for other, phrase in self._short_phrases.items()
-            if phrase == self._short_phrases[id] and self._measured[other].parent_id == self._measured[id].parent_id
-        ]
+        alike = self._siblings_with_phrase[self._measured[id].parent_id, self._short_phrases[id]]
         if len(alike) == 1:
             return "", alike
         tails = [self._own_extent_and_point(other, ()) for other in alike]

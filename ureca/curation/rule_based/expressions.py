@@ -155,6 +155,8 @@ class Distinction:
         self._size_px = size_px
         self._ids = list(measured)
         self._fitting: dict[tuple[str, object], frozenset[int]] = {}
+        self._alike: dict[tuple[str, object], frozenset[int]] = {}
+        self._said_by: dict[str, dict[object, list[int]]] = {}
 
     @cached_property
     def expressions(self) -> dict[int, ReferringExpression]:
@@ -268,29 +270,40 @@ class Distinction:
             case _:
                 return getattr(traits, kind) is not None
 
-    def _called_alike(self, id: int, kinds: tuple[str, ...]) -> set[int]:
+    def _called_alike(self, id: int, kinds: tuple[str, ...]) -> frozenset[int]:
         """Return the regions, including itself, that captions describe by the same words."""
-        return {other for other in self._ids if self._says_same(id, other, ("noun", *kinds))}
+        return frozenset.intersection(*(self._saying(kind, self._said(id, kind)) for kind in ("noun", *kinds)))
 
-    def _says_same(self, id: int, other: int, kinds: tuple[str, ...]) -> bool:
-        own, theirs = self._traits[id], self._traits[other]
-        for kind in kinds:
-            if kind == "colour":
-                # Dark red is also red.
-                same = theirs.colours[0].endswith(own.colours[0])
-            elif kind in ("parent", "location_in_parent"):
-                same = self._parent_brief(id) == self._parent_brief(other) and (
-                    kind == "parent" or own.location_in_parent == theirs.location_in_parent
-                )
-            else:
-                same = getattr(own, kind) == getattr(theirs, kind)
-            if not same:
-                return False
-        return True
-
-    def _parent_brief(self, id: int) -> str | None:
+    def _said(self, id: int, kind: str) -> object:
+        """Return what captions say of a region by an attribute."""
+        traits = self._traits[id]
+        if kind == "colour":
+            return traits.colours[0]
+        if kind not in ("parent", "location_in_parent"):
+            return getattr(traits, kind)
         parent_id = self._measured[id].parent_id
-        return None if parent_id is None else self._traits[parent_id].brief
+        parent = None if parent_id is None else self._briefs[parent_id]
+        return parent if kind == "parent" else (parent, traits.location_in_parent)
+
+    def _saying(self, kind: str, said: object) -> frozenset[int]:
+        """Return the regions of which captions say the same by an attribute; of red ones, also the dark red ones."""
+        if (kind, said) not in self._alike:
+            if kind not in self._said_by:
+                by_words: dict[object, list[int]] = {}
+                for id in self._ids:
+                    by_words.setdefault(self._said(id, kind), []).append(id)
+                self._said_by[kind] = by_words
+            self._alike[kind, said] = frozenset(
+                id
+                for words, ids in self._said_by[kind].items()
+                if words == said or (kind == "colour" and str(words).endswith(str(said)))
+                for id in ids
+            )
+        return self._alike[kind, said]
+
+    @cached_property
+    def _briefs(self) -> dict[int, str]:
+        return {id: traits.brief for id, traits in self._traits.items()}
 
     def _sharing(self, id: int, kinds: tuple[str, ...]) -> frozenset[int]:
         """Return the regions, including itself, that its noun and these attributes fit."""
@@ -318,7 +331,7 @@ class Distinction:
         parent_id = self._measured[id].parent_id
         if parent_id is None:
             return frozenset(self._ids)
-        key = ("parent", self._traits[parent_id].brief)
+        key = ("parent", self._briefs[parent_id])
         if key not in self._fitting:
             alike = self._sharing(parent_id, ("colours" if self._has(parent_id, "colours") else "colour",))
             self._fitting[key] = frozenset(other for other in self._ids if self._measured[other].parent_id in alike)

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from ureca.curation.protocols import Verdict
 from ureca.curation.rule_based.colours import FAMILIES, MULTICOLOURED
@@ -34,6 +35,7 @@ _SYNONYMS = {
     "photo": "image",
     "photograph": "image",
 }
+_SYNONYM = re.compile(rf"\b(?:{'|'.join(_SYNONYMS)})\b")
 _CHECKED_NOUNS = ("ring", "strip", "line", "dot", "cluster")
 
 _KINDS = {
@@ -69,6 +71,27 @@ class _Claim:
     word: str
 
 
+@dataclass(frozen=True, slots=True)
+class _Claims:
+    """The claims of a caption.
+
+    Attributes:
+        coordinates: matches of an area and a point in the first sentence.
+        extents: matches of a share of the image in it.
+        centres: matches of a centre in it.
+        locations: locations in it, each with the words for what it is a location in, and the claims in those.
+        own: other claims of the first sentence on the region itself.
+        later: claims of later sentences.
+    """
+
+    coordinates: tuple[re.Match[str], ...]
+    extents: tuple[re.Match[str], ...]
+    centres: tuple[re.Match[str], ...]
+    locations: tuple[tuple[str, str, tuple[_Claim, ...]], ...]
+    own: tuple[_Claim, ...]
+    later: tuple[_Claim, ...]
+
+
 def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> Verdict:
     """Accept a caption if all its claims are true, with tolerance; the reason names the first one that is not.
 
@@ -82,17 +105,16 @@ def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> 
         region_id: id of its region.
         measured: measurements of all regions of the image by id.
     """
-    first, rest = _sentences(caption)
+    claims = _parsed(caption)
     own = measured[region_id]
     checked = [
-        *_check_coordinates(first, own),
-        *_check_locations(first, own, measured),
-        *(_check(claim, [own]) for claim in _own_claims(first)),
-        *(
-            _check(claim, [own, *(measured[child] for child in own.child_ids if child in measured)])
-            for claim in _claims(rest)
-        ),
+        *_check_coordinates(claims, own),
+        *_check_locations(claims, own, measured),
+        *(_check(claim, [own]) for claim in claims.own),
     ]
+    if claims.later:
+        regions = [own, *(measured[child] for child in own.child_ids if child in measured)]
+        checked += [_check(claim, regions) for claim in claims.later]
     if not checked:
         return Verdict(False, "says nothing that pixels could show")
     false = next((problem for problem in checked if problem is not None), None)
@@ -101,19 +123,25 @@ def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> 
     return Verdict(True, f"{len(checked)} {'claim holds' if len(checked) == 1 else 'claims hold'}")
 
 
-def _sentences(caption: str) -> tuple[str, str]:
-    text = " ".join(caption.lower().split())
-    for synonym, word in _SYNONYMS.items():
-        text = re.sub(rf"\b{synonym}\b", word, text)
+@lru_cache(4096)  # A listener judges one caption for each of its candidates.
+def _parsed(caption: str) -> _Claims:
+    text = _SYNONYM.sub(lambda match: _SYNONYMS[match[0]], " ".join(caption.lower().split()))
     first, _, rest = text.partition(". ")
-    return first, rest
-
-
-def _own_claims(text: str) -> Iterator[_Claim]:
-    for clause in re.split(
-        r"[,;.]| is ", _LOCATION.sub(",", _CENTRE.sub(",", _EXTENT.sub(",", _COORDINATES.sub(",", text))))
-    ):
-        yield from _claims(_OTHER_THINGS.split(clause, maxsplit=1)[0])
+    bare = _LOCATION.sub(",", _CENTRE.sub(",", _EXTENT.sub(",", _COORDINATES.sub(",", first))))
+    return _Claims(
+        coordinates=tuple(_COORDINATES.finditer(first)),
+        extents=tuple(_EXTENT.finditer(first)),
+        centres=tuple(_CENTRE.finditer(first)),
+        locations=tuple(
+            (match["location"], match["frame"], tuple(_claims(match["frame"]))) for match in _LOCATION.finditer(first)
+        ),
+        own=tuple(
+            claim
+            for clause in re.split(r"[,;.]| is ", bare)
+            for claim in _claims(_OTHER_THINGS.split(clause, maxsplit=1)[0])
+        ),
+        later=tuple(_claims(rest)),
+    )
 
 
 def _claims(text: str) -> Iterator[_Claim]:
@@ -128,31 +156,30 @@ def _check(claim: _Claim, regions: list[Measurement]) -> str | None:
     return f"says {claim.word}; {_truth(claim.kind, regions[0])}"
 
 
-def _check_locations(text: str, own: Measurement, measured: Mapping[int, Measurement]) -> Iterator[str | None]:
-    for match in _LOCATION.finditer(text):
-        location, frame = match["location"], match["frame"]
+def _check_locations(claims: _Claims, own: Measurement, measured: Mapping[int, Measurement]) -> Iterator[str | None]:
+    for location, frame, parent_claims in claims.locations:
         in_image = frame.startswith("image")
         if in_image and location != _WITHIN:
             yield _check(_Claim("location_in_image", location), [own])
         elif not in_image and own.parent_id is not None:
             if location != _WITHIN:
                 yield _check(_Claim("location_in_parent", location), [own])
-            for claim in _claims(frame):
+            for claim in parent_claims:
                 problem = _check(claim, [measured[own.parent_id]])
                 yield problem and f"of what it is part of, {problem}"
 
 
-def _check_coordinates(text: str, own: Measurement) -> Iterator[str | None]:
-    for match in _COORDINATES.finditer(text):
+def _check_coordinates(claims: _Claims, own: Measurement) -> Iterator[str | None]:
+    for match in claims.coordinates:
         x, y = round(100 * own.in_image.x), round(100 * own.in_image.y)
         true = (own.shape.area_px, x, y)
         said = tuple(int(match[name]) for name in ("area", "x", "y"))
         within = abs(said[0] - true[0]) <= 0.05 * true[0] and all(abs(said[i] - true[i]) <= 2 for i in (1, 2))
         yield None if within else f"says {match[0]}; it covers {true[0]} pixels around {x}%, {y}%"
-    for match in _EXTENT.finditer(text):
+    for match in claims.extents:
         covered = own.in_image.covered
         yield None if fits_extent(match["extent"], covered) else f"says {match[0]}; it is {100 * covered:.1f}% of it"
-    for match in _CENTRE.finditer(text):
+    for match in claims.centres:
         x, y = round(100 * own.in_image.x), round(100 * own.in_image.y)
         within = abs(int(match["x"]) - x) <= 2 and abs(int(match["y"]) - y) <= 2
         yield None if within else f"says {match[0]}; its centre is at {x}%, {y}%"
