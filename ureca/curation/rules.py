@@ -17,9 +17,11 @@ _MIN_WORDS_OF_A_LANGUAGE = 5
 _MIN_LANGUAGE_PROBABILITY = 0.6
 _MIN_ENGLISH_PROBABILITY = 0.2
 _MIN_ENGLISH_FRACTION = 0.15
-_ENGLISH_WORDS = frozenset(
-    "the of with and its his her their from behind beside near above below under next standing holding wearing small "
-    "large white black blue green brown wooden left right front back which that is are by".split()
+_ENGLISH_WORDS = re.compile(
+    r"\b(?:the|of|with|and|its|his|her|their|from|behind|beside|near|above|below|under|next|standing|holding|wearing|"
+    r"small|"
+    r"large|white|black|blue|green|brown|wooden|left|right|front|back|which|that|is|are|by)\b",
+    re.IGNORECASE,
 )
 """Words that are frequent in English captions and rare in other languages in Latin letters."""
 
@@ -58,14 +60,27 @@ _MARKS = tuple(
         # "highlighted in yellow"; not "outlined in blue ink"
         rf"\b(?:outlined|circled|encircled|highlighted|delineated|boxed|marked) (?:\w+ly )?(?:in|by|"
         rf"with) (?:a |an |the )?{_MARK_COLOUR}\b"
-        r"(?! (?:\w+ )?(?:ink|chalk|paint|pencil|pens?|markers?|crayon|thread|neon|lights?|tape|flowers?|"
-        r"bricks?|stones?|grass|hedges?|streaks?|ribbons?|wool|stitching|trim|dots?|arrows?|flags?|cones?|"
-        r"lines?|leaves|petals|beads)\b)",
+        rf"(?=\s*(?:[.,;:!?)]|$)|\s+(?:\w+ )?{_LINE}\b(?! (?:of|on) the (?:road|street|court))|\s+(?:and|or|on|in|at|"
+        rf"near|by|for|"
+        r"with|from|to|is|are|that|which|stands?|sits?|lies|hangs?|next|behind|above|below|beside|against|left|right|"
+        r"inside)\b)",
         rf"\b{_MARK_COLOUR}-(?:outlined|circled|bordered|marked|boxed|highlighted)\b|\b{_MARK_COLOUR} outlines?\b",
         # "with a blue ring around it"
         rf"\b{_MARK_COLOUR} (?:\w+ )?(?:{_LINE}(?<!s)|boxes|contours|outlines|lines) (?:drawn |that goes |going |is )?"
         r"(?:around|surrounding|encircling|enclosing|outlining|marking|highlighting)\b"
         r"(?! (?:each|every|(?:the|its|their) (?:edges?|rims?|hem|neck|collar|cuffs?|sleeves?|brim|base|lip|top)))",
+        rf"\b{_MARK_COLOUR} (?:\w+ )?{_LINE} (?:drawn |that goes |going )?(?:around|surrounding|encircling) (?:it|"
+        rf"them|him|her|"
+        r"the (?:object|region|item|thing|area))\b",
+        r"\b(?:indicating|marking|highlighting|denoting|delimiting) (?:the|this|that) (?:\w+ )?(?:region|"
+        r"area of interest|"
+        r"object|target)\b",
+        rf"\bthe {_MARK_COLOUR} {_LINE} (?:surrounds?|encloses?|outlines?|encircles?|indicates?|highlights?|"
+        rf"marks? an?)\b",
+        rf"\b(?:inside|within) (?:a|an|the) {_MARK_COLOUR} lines?\b",
+        r"\b(?:item|object|region|area|thing|part|portion) (?:highlighted|outlined|circled|indicated|shown|selected|"
+        r"depicted|marked)\b"
+        r"(?! (?:in|by|with|on) (?:black|white|brown|chalk|ink|paint))",
         # No box of the world is magenta; a red one may be.
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) (?:\w+ )?(?:magenta|cyan) {_LINE}\b",
         # "inside the yellow outline"
@@ -74,6 +89,8 @@ _MARKS = tuple(
         rf"\b{_MARK_COLOUR} (?:contours?|bounding box(?:es)?)\b",
         r"\bbounding box(?:es)?\b|\bcontour lines? (?:around|of the (?:region|object))\b|\b(?:the|its|"
         r"this|a) contour\b(?! of\b)",
+        r"\b(?:the|this|that|an?) (?:selected|chosen|specified|queried) (?:area|region|object|part|portion|segment|"
+        r"item)\b",
         r"\bcontoured (?:area|region|object|part)\b",
         r"\b(?:outlined|circled|encircled|marked|masked|segmented|boxed|annotated|enclosed|delineated) "
         r"(?:area|region|object|item|thing|element|subject|instance|part|portion)\b(?! of (?:the|"
@@ -106,6 +123,16 @@ _BLUR = tuple(
         r"white|black|neutral|beige|blurr(?:ed|y)))* (?:background|backdrop)\b(?! of\b)",
         r"\b(?:on|against|with) an? (?:light |dark |pale |soft |blurred |blurry )*(?:gr[ae]y|gr[ae]yish|"
         r"blurred|blurry|transparent|hazy) (?:background|backdrop)\b(?! of\b)",
+        r"\b(?:an?|the) (?:[\w-]+,? ){0,3}(?:gr[ae]y\w*|blurr\w+|out[- ]of[- ]focus|featureless|plain|uniform|blank|"
+        r"neutral|"
+        r"hazy)(?:[, -]+(?!and\b|of\b|with\b)[\w-]+){0,2}[, -]+(?:background|backdrop)(?=\s*(?:[.,;:!?)]|$|and\b|"
+        r"with\b|"
+        r"that\b|which\b|is\b|in\b|behind\b))",
+        r"\b(?:rest|remainder) of the (?:image|picture|photo|photograph|view|scene|frame) (?:is|being|was|has)\b",
+        r"\b(?:the rest|all else|everything else)(?: is| being| are| was)? (?:\w+ly )?(?:blurred|blurry|out of focus|"
+        r"gr[ae]yed|faded)\b",
+        r"\b(?:image|picture|photo|photograph|scene|view) (?:is|was|has been|appears) (?:\w+ )?(?:blurred|blurry|"
+        r"gr[ae]yed)\b",
         r"\bisolated (?:on|against|from)\b|\btransparent background\b|\bcut[- ]out (?:of|on|from|"
         r"against)\b|\b(?:floating|suspended) (?:in|on|against) (?:a |an )?(?:empty|blank|gr[ae]y|white|"
         r"black|blurr(?:ed|y)) (?:space|background)\b",
@@ -131,16 +158,43 @@ _PICTURE = tuple(
         r"located) (?:\w+ )?(?:in|on|by|within) (?:the|this) (?:image|photo|photograph|picture|crop|"
         r"view)\b(?! (?:frame|album|book|window|rail|on the wall))",
         r"\b(?:in|of|from) this (?:image|photo|photograph|picture|crop|view|frame)\b",
-        r"^\W*(?:in|within|across) (?:the|that) (?:\w+ )?(?:image|photo|photograph|picture|crop|view|scene),",
+        # A photograph in the picture hangs or stands somewhere.
+        r"^\W*an? (?:color |colour |digital )?(?:photo|photograph|picture) (?:of|showing)\b(?!.*\b(?:frames?|framed|"
+        r"hang\w*|"
+        r"hung|pinned|taped|album|mounted|shelf|fridge|refrigerator|board|magazine|poster|printed|stuck|display\w*|"
+        r"screen|"
+        r"held|leaning|propped|billboard|newspaper|book|cover|mantel\w*)\b)",
+        r"(?:^|[.!?]\s+)(?:the|this) image (?:does(?: not|n't)|also|only|shows?|depicts?|itself)\b",
+        r"(?:^|[.!?]\s+)\W*(?:in|within|across) (?:the|that) (?:\w+ )?(?:image|photo|photograph|picture|crop|view|"
+        r"scene),",
     )
 )
 
 _META = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
-        r"^\W*(?:(?:short|detailed|final|unique|new|revised|refined|updated|rewritten|"
+        r"^\W*(?:(?:my|our|your|the|a|an|suggested|target|selected|main|proposed|possible|short|detailed|final|unique|"
+        r"new|revised|refined|"
+        r"updated|rewritten|"
         r"one[- ]sentence) )*(?:caption|description|answer|output|response|label|title|result|rewrite|"
-        r"summary|note|target|region|object|candidate)\s*(?:\d+ ?)?(?:[:\u2013\u2014=]|-+\s)",
+        r"summary|note|target|region|object|candidate)(?: (?:of|for) (?:the|"
+        r"this) (?:\w+ )?\w+)?\s*(?:\d+ ?)?(?:[:\u2013\u2014=]|-+\s)",
+        r"\b(?:suitable|possible|good|better|accurate|appropriate|fitting|concise) (?:caption|description)\b",
+        r"\b(?:object|region|item|area|thing|element|part) in question\b|\b(?:shown|pictured|depicted|seen|"
+        r"visible) here\b|"
+        r"^\W*what (?:is|we see|you see|can be) (?:shown|seen|visible|depicted|here|is)\b",
+        r"\bas (?:described|mentioned|noted|stated|specified|indicated|requested|instructed|depicted|provided)\b",
+        r"\b(?:the )?user (?:asked|wants|requested|provided|says|needs)\b|^\W*(?:user|assistant|system|human|"
+        r"model)\s*:",
+        r"\b(?:these|those|this|that|the|all|both|child|children's) (?:\w+ )?captions? (?:describes?|mentions?|says?|"
+        r"states?|"
+        r"tells?|is|are|provided|given|of)\b|\bin the captions?\b",
+        r"\b(?:caption|description) (?:of|for) (?:the|this) (?:\w+ )?(?:region|object|area|image|photo|picture|item|"
+        r"segment)\b",
+        r"\b(?:given|target|indicated|selected|specified|shown|described|provided|masked|current|queried) (?:region|"
+        r"segment|mask|area)\b"
+        r"|\b(?:the following|below) is (?:an?|the|my|your)\b|\b(?:we|you|one) (?:can |could |may )?(?:also |"
+        r"clearly )?see\b",
         r"^\W*(?:based on|judging (?:by|from)|given (?:the|that|what)|considering|according to)\b",
         r"\bI(?:'m|'d|'ve|'ll| am| would| think| believe| guess| assume| suspect| can| can't| cannot| could| see| have|"
         r" will| do| don't| need)\b(?! (?:class|century|era|style)\b)",
@@ -180,7 +234,16 @@ _HEDGES = re.compile(
     r"\bsome (?:kind|sort|type) of (?:object|thing|item|shape|structure)\b"
     r"|\b(?:unidentified|unidentifiable|unknown|indiscernible|unrecogni[sz]able|indistinct|undefined|ambiguous|unclear)"
     r" (?:\w+,? ){0,2}(?:object|thing|item|shape|form|structure|element|material)s?\b"
-    r"|\b(?:not sure|unsure|uncertain) (?:what|if|whether|which|but|about)\b|\bnot (?:enough|sufficient) (?:information|detail|context)\b|\binsufficient (?:information|"
+    r"|\b(?:of|an?) (?:unknown|unclear|uncertain|undetermined) (?:\w+ )?(?:nature|type|kind|origin|purpose|identity|"
+    r"material)\b"
+    r"|\b(?:is|are|remains?|seems?|appears?) (?:\w+ )?(?:unclear|ambiguous|indeterminate|unidentifiable|"
+    r"indiscernible)\b"
+    r"|\b(?:this|that|it|which) (?:is|are) not (?:very |entirely |quite )?clear\b"
+    r"|\b(?:low|poor) (?:image )?(?:resolution|quality)\b|\bor something else\b|\bsomething that (?:cannot|can't|"
+    r"could)\b"
+    r"|^\W*(?:it )?(?:could|might|may) be\b|^\W*(?:it )?(?:appears|seems) to be (?:some|something)\b"
+    r"|\b(?:not sure|unsure|uncertain) (?:what|if|whether|which|but|about)\b|\bnot (?:enough|"
+    r"sufficient) (?:\w+ )?(?:information|detail|context)\b|\binsufficient (?:\w+ )?(?:information|"
     r"detail|context)\b",
     re.IGNORECASE,
 )
@@ -199,25 +262,37 @@ _PLACEHOLDER = re.compile(
 
 _MARKDOWN = re.compile(
     r"\*\*|__\w|`|^\s*#{1,6}\s|^\s*[-*\u2022+]\s+\S.*$|^\s*\d+[.)]\s+\S|</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>|"
-    r"\|.*\|.*\||^\s*[\[{]\s*[\"']|\[[^\]]+\]\([^)]+\)|(?<![\w*])\*\w[^*\n]*\w\*(?![\w*])",
+    r"\|.*\|.*\||^\s*>\s|^\s*[\[{]\s*[\"']|\[[^\]]+\]\([^)]+\)|(?<![\w*])\*\w[^*\n]*\w\*(?![\w*])",
     re.IGNORECASE | re.MULTILINE,
 )
 
 _NUMBERED_THINGS = re.compile(
-    r"\b(?:jerseys?|bibs?|balls?|signs?|shirts?|vests?|singlets?|players?|runners?|riders?|racers?|buses|"
-    r"bus|route|plates?|doors?|houses?|platforms?|gates?|lanes?|tracks?|trains?|trams?|"
-    r"engines?|locomotives?|clocks?|dials?|pages?|buttons?|keys?|floors?|lockers?|seats?|channels?|boats?|"
-    r"sails?|horses?|jockeys?|dice|die|dominoe?s?|cards?|markers?|tickets?|terminals?|piers?|exits?|"
-    r"highways?|interstates?|routes?|"
-    r"rooms?|apartments?|cars?|trucks?|helmets?|caps?|uniforms?|kits?|back|chest|banner|scoreboards?|"
-    r"stalls?|tables?|pumps?|courts?|holes?|flags?|candles?|numerals?|digits?|volumes?|spines?|books?|"
-    r"stops?|berths?|docks?|hydrants?|meters?|phones?|calendars?|scales?|rulers?|labels? reads?|reads|"
-    r"reading|painted|printed|written)\b",
+    r"\b(?:jerseys?|bibs?|(?<!cotton )(?<!snow )(?<!meat)balls?|signs?|shirts?|vests?|singlets?|players?|runners?|"
+    r"riders?|"
+    r"racers?|bus(?:es)?|routes?|(?:number|license|licence|door|name) ?plates?|platforms?|gates?|lanes?|tracks?|"
+    r"locomotives?|engines?|jockeys?|dice|die|domino(?:e?s)?|lockers?|channels?|terminals?|piers?|exits?|highways?|"
+    r"interstates?|rooms?|apartments?|floors?|uniforms?|kits?|scoreboards?|berths?|docks?|courts?|numerals?|digits?|"
+    r"labels? reads?|reads|reading|painted|printed|written)\b",
     re.IGNORECASE,
 )
+"""Things that have a number in the world, wherever it is in the sentence."""
+_NUMBERED_WITH_RELATION = re.compile(
+    r"\b(?:doors?|houses?|trains?|trams?|clocks?|dials?|pages?|buttons?|keys?|seats?|boats?|sails?|horses?|cards?|"
+    r"tickets?|cars?|trucks?|vans?|taxis?|motorcycles?|bikes?|bicycles?|cyclists?|swimmers?|helmets?|caps?|back|chest|"
+    r"banners?|stalls?|tables?|pumps?|holes?|flags?|candles?|cakes?|balloons?|volumes?|spines?|books?|stops?|hydrants?|"
+    r"meters?|phones?|calendars?|scales?|rulers?|planes?|aircraft|ships?|carriages?|wagons?|mailboxe?s?|sleds?|"
+    r"skiers?)\b"
+    r".*\b(?:with|bearing|showing|shows|displaying|carrying|wearing|has|having|reads|reading) (?:(?:an?|the|its|his|"
+    r"her|"
+    r"race|racing|start|large|big|white|black|red|blue|yellow) ){0,3}(?:number |no\. ?|#)?$",
+    re.IGNORECASE | re.DOTALL,
+)
+"""Things that have a number where the words before it say so: "the race car with number 3", but not "car 3"."""
+
 _PRINTED_ON = re.compile(
     rf" (?:(?!(?:on|in|at|of|the|an?|and|with|near|beside|by|from|to|is)\b)[\w-]+ )?(?:{_NUMBERED_THINGS.pattern})"
-    r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:\w+ )?(?:jersey|bib|shirt|vest|singlet|"
+    r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:\w+ )?(?:jersey|bib|shirt|vest|"
+    r"singlet|"
     r"back|chest|helmet|cap|uniform|kit|side|front|tail|wing|hood|roof|bonnet|door|plate|sail|hull|sleeve|shorts|ball|"
     r"sign|face|cover|spine|banner|flag|label|tag|fin|nose|cab|saddle|cloth)\b",
     re.IGNORECASE,
@@ -347,24 +422,33 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
     """
     for found in re.finditer(
         r"(?<![\d.:/$€£-])(\d{1,2})(?![\d:/%]|[.,]\d|\s?(?:cm|mm|m|km|kg|px|inch|inches|feet|ft|am|pm|"
-        r"percent|years?|to \d)\b|st\b|nd\b|rd\b|th\b|-)",
+        r"percent|years?|to \d|o'clock|minutes?|hours?|seconds?)\b|st\b|nd\b|rd\b|th\b|-)",
         text,
     ):
         if int(found[1]) > highest:
             continue
         before, after = text[: found.start()], text[found.end() :]
+        if re.search(r"\b(?:of the|all|these|those) $", before):
+            continue  # a count: "the only one of the 4 that is full"
         is_bracketed = before.endswith(("(", "[", "#")) and not re.search(r"\b(?:number|jersey|bib)", before[-20:])
         is_index = re.search(r"\bindex #?$", before, re.IGNORECASE) is not None
         if (
             not is_bracketed
             and not is_index
-            and not re.search(r"\b(?:at|as) (?:number |no\. |position )$", before, re.IGNORECASE)
-            and (_NUMBERED_THINGS.search(before[-45:]) or _PRINTED_ON.match(after))
+            and not re.search(r"\b(?:at|as) (?:number |no\. |position )?$", before, re.IGNORECASE)
+            and (
+                _NUMBERED_THINGS.search(before[-45:])
+                or _NUMBERED_WITH_RELATION.search(before[-60:])
+                or _PRINTED_ON.match(after)
+            )
         ):
             continue
-        if re.search(r"\b(?:of|the|all|with|and|by|has|have|other|under|behind|above|to) $", before) and re.match(
-            r" (?:\w+ )?[a-z]{2,}s\b(?<!\bis)(?<!\bhas)(?<!\bthis)", after
-        ):
+        if re.search(
+            r"\b(?:of|the|all|with|and|by|has|have|other|under|behind|above|to|about|around|nearly|roughly|least|some|"
+            r"just|"
+            r"than|only|its|their) $",
+            before,
+        ) and re.match(r" (?:\w+ )?[a-z]{2,}s\b(?<!\bis)(?<!\bhas)(?<!\bthis)", after):
             continue  # a count: "the tallest of 4 bottles"
         if re.search(r"(?:[A-Za-z]+ #?|#|\(|\[|^)$", before):
             return f"{' '.join(before.split()[-2:])} {found[0]}".strip()
@@ -381,14 +465,16 @@ def _colour_of_a_mark(text: str) -> str | None:
     """A thing "in blue": people wear colours, other things that were outlined are called by those of their lines."""
     pattern = (
         r"\b([A-Za-z]+) in (?:the )?(?:yellow|blue|red|orange|green|magenta|cyan|purple|"
-        r"pink)(?=\s*(?:[.,;:!?)]|$|and\b|on the\b|at\b|near\b|is\b))"
+        r"pink)(?=\s*(?:[.,;:!?)]|$|and\b(?! (?:gold|white|black|gr[ae]y|silver|brown|yellow|blue|red|orange|green|"
+        r"purple|pink)\b)|"
+        r"on the\b|at\b|near\b|is\b))"
     )
     for found in re.finditer(pattern, text):
         noun = found[1]
         painted = re.search(
             r"(?:painted|written|printed|dressed|clad|drawn|lit|decorated|colou?red|covered|dyed|wrapped|"
             r"done|upholstered|finished|glowing|shown|bathed|blooming|bloom|parts?|details?|letters?|text|"
-            r"lettering|accents?|stripes?)$",
+            r"lettering|accents?|stripes?|striped|trimmed|edged|lined|patterned|embroidered|carved)$",
             noun,
             re.IGNORECASE,
         )
@@ -418,7 +504,7 @@ def _may_be_english(text: str) -> bool:
         return False
     words = re.findall(r"[^\W\d_]+", text)
     # The detector takes English with a few loan words ("crème brûlée in a small ramekin") for another language.
-    num_english = sum(word.lower() in _ENGLISH_WORDS for word in words)
+    num_english = len(_ENGLISH_WORDS.findall(text))
     if len(words) < _MIN_WORDS_OF_A_LANGUAGE or num_english >= max(2, _MIN_ENGLISH_FRACTION * len(words)):
         return True
     ranked: dict[str, float] = dict(_language_identifier().rank(" ".join(words).lower()))
