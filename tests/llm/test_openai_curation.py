@@ -1,6 +1,7 @@
 """An image curated by the prompted annotator with a model behind a real HTTP server."""
 
 import asyncio
+import gzip
 import hashlib
 import json
 from dataclasses import replace
@@ -69,6 +70,80 @@ def test_curation_over_http_captions_an_image(monkeypatch: pytest.MonkeyPatch) -
             assert len(troubled.received) > num_calls
 
     asyncio.run(both())
+
+
+def in_another_form(said: Said, form: str) -> Said:
+    """The same answer as some servers send it."""
+    content = json.loads(said.body)
+    message = content["choices"][0]["message"]
+    text = message["content"]
+    match form:
+        case "pieces":
+            message["content"] = [{"type": "thinking", "thinking": []}, {"type": "text", "text": text}]
+        case "reasoning":
+            message |= {"content": None, "reasoning_content": f"Let me see.\n{text}"}
+        case "tool call":
+            message |= {"content": None, "tool_calls": [{"type": "function", "function": {"arguments": text}}]}
+        case "negative usage":
+            content["usage"] = {"prompt_tokens": -300, "completion_tokens": -9}
+        case "stream":
+            delta = {"choices": [{"delta": {"content": text}, "finish_reason": "stop"}], "usage": content["usage"]}
+            return Said(200, f"data: {json.dumps(delta)}\n\ndata: [DONE]\n\n".encode())
+        case "compressed":
+            return Said(200, gzip.compress(said.body))
+        case "byte order mark":
+            return Said(200, b"\xef\xbb\xbf" + said.body)
+    return Said(200, json.dumps(content).encode())
+
+
+@pytest.mark.parametrize(
+    "form", ["pieces", "reasoning", "tool call", "negative usage", "stream", "compressed", "byte order mark"]
+)
+def test_curation_with_answers_in_another_form_captions_all(form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    async def one() -> None:
+        async def respond(received: Received) -> Said:
+            return in_another_form(await by_content(received), form)
+
+        async with ChatServer(respond) as server:
+            rows, _ = await curated(server)
+            assert {(row["status"], row["verdict"]) for row in rows} == {("ok", "accepted")}
+
+    asyncio.run(one())
+
+
+TROUBLE = {
+    "error in a success": Said(200, b'{"error": {"message": "upstream is rate limited", "code": 429}}'),
+    "error in words": Said(200, b'{"error": "the model is overloaded"}'),
+    "error in a list": Said(200, b'[{"error": {"code": 503, "message": "try again"}}]'),
+    "conflict": Said(409, b"loading"),
+    "too early": Said(425, b""),
+    "busy until a date": Said(429, b"", {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}),
+    "web page": Said(502, b"<html><head><title>502 Bad Gateway</title></head></html>"),
+    "web page as a success": Said(200, b"<!DOCTYPE html><html><title>Sign in</title></html>"),
+    "no choices": Said(200, b'{"choices": [], "usage": {"prompt_tokens": 3}}'),
+    "no content": Said(200, b'{"choices": [{"message": {"content": null}, "finish_reason": "stop"}]}'),
+    "withheld": Said(200, b'{"choices": [{"message": {"content": ""}, "finish_reason": "content_filter"}]}'),
+    "cut within its JSON": Said(200, b'{"choices": [{"message": {"content": "A r'),
+    "stream that ends early": Said(200, b'data: {"choices": [{"delta": {"content": "A r"}}]}\n\n'),
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_curation_with_a_server_in_passing_trouble_captions_all(trouble: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+
+    async def one() -> None:
+        async def respond(received: Received) -> Said:
+            return TROUBLE[trouble] if len(server.received) in {2, 7} else await by_content(received)
+
+        async with ChatServer(respond) as server:
+            rows, _ = await curated(server)
+            assert {(row["status"], row["verdict"]) for row in rows} == {("ok", "accepted")}
+            assert len(server.received) > 7
+
+    asyncio.run(one())
 
 
 def test_curation_with_a_rejected_request_fails_its_region_only(monkeypatch: pytest.MonkeyPatch) -> None:

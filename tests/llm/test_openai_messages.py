@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.llm.chat_server import Received, completion
-from ureca.llm.openai_messages import RefusedError, error_message, read_answer, request_body
+from ureca.llm.endpoints import TransientError
+from ureca.llm.openai_messages import RefusedError, check_status, error_message, read_answer, request_body
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 from ureca.llm.settings import RequestSettings
 
@@ -111,6 +112,87 @@ def test_read_answer_that_is_cut_off_says_so(content: str | None, text: str) -> 
     assert read_answer(json.dumps(body).encode()) == ChatAnswer(text, 0, 64, is_cut_off=True)
 
 
+@pytest.mark.parametrize(
+    ("message", "text"),
+    [
+        ({"content": None, "reasoning_content": 'So: {"caption": "A."}'}, 'So: {"caption": "A."}'),
+        ({"content": "", "reasoning": '{"caption": "A."}'}, '{"caption": "A."}'),
+        ({"content": None, "tool_calls": [{"function": {"arguments": '{"caption": "A."}'}}]}, '{"caption": "A."}'),
+        ({"content": None, "refusal": "No.", "reasoning_content": "{}"}, "No."),
+        ({"content": "A.", "reasoning_content": "{}", "tool_calls": [7, {"function": None}]}, "A."),
+        ({"content": "", "reasoning_content": "I think", "tool_calls": "none"}, ""),
+    ],
+)
+def test_read_answer_beside_the_content_is_found(message: dict[str, Any], text: str) -> None:
+    assert read_answer(json.dumps({"choices": [{"message": message, "finish_reason": "stop"}]}).encode()).text == text
+
+
+def test_read_answer_of_a_stream_joins_its_events() -> None:
+    events = [
+        {"choices": [{"delta": {"role": "assistant", "content": "A "}}]},
+        {"choices": []},
+        {"choices": [{"delta": {"content": "car."}, "finish_reason": None}]},
+        {"choices": [{"delta": {}, "finish_reason": "stop"}]},
+        {"choices": [], "usage": {"prompt_tokens": 5, "completion_tokens": 2}},
+    ]
+    stream = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    assert read_answer(f"{stream}data: [DONE]\n\n".encode()) == ChatAnswer("A car.", 5, 2)
+    assert read_answer(f": wait\r\n\r\n{stream}".encode()).text == "A car."
+    with pytest.raises(TransientError, match="ends before"):
+        read_answer(f"data: {json.dumps(events[0])}\n\ndata: {{".encode())
+    with pytest.raises(TransientError, match="overloaded"):
+        read_answer(b'data: {"error": {"message": "overloaded", "code": 503}}\n\n')
+
+
+@pytest.mark.parametrize("text", [None, "", "The person is"])
+def test_read_answer_that_a_filter_withholds_says_so(text: str | None) -> None:
+    body = json.dumps({"choices": [{"message": {"content": text}, "finish_reason": "content_filter"}]}).encode()
+    assert read_answer(body) == ChatAnswer(text or "", 0, 0, is_filtered=True)
+
+
+def test_read_answer_that_ends_within_its_json_is_transient() -> None:
+    with pytest.raises(TransientError, match="ends after 60 bytes"):
+        read_answer(completion("A red car beside a wall, parked in the sun.").body[:60])
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'[{"error": {"code": 503, "message": "The model is overloaded"}}]', 503),
+        (b'{"success": false, "errors": [{"code": 1000, "message": "capacity exceeded"}]}', 429),
+        (b'{"code": "1302", "msg": "too many requests"}', 429),
+        (b'{"error": "Rate limit reached"}', 429),
+        (b'{"detail": "internal"}', 502),
+        (b'{"type": "error", "error": {"type": "overloaded_error", "message": "Overloaded"}}', 429),
+    ],
+)
+def test_read_answer_with_a_passing_error_of_any_dialect_is_transient(body: bytes, status: int) -> None:
+    with pytest.raises(TransientError, match=f"HTTP {status}: "):
+        read_answer(body)
+
+
+@pytest.mark.parametrize(
+    ("body", "scope", "kind"),
+    [
+        (b'{"error": "insufficient_quota"}', "all", "http_402"),
+        (b'{"error": {"message": "The model x does not exist", "type": "invalid_request_error"}}', "all", "http_404"),
+        (b'{"error": {"message": "Incorrect key", "code": "invalid_api_key"}}', "all", "http_401"),
+        (b'{"error": {"message": "blocked", "code": "content_filter"}}', "request", "content_filter"),
+        (b'{"message": "maximum context length is 4096 tokens"}', "request", "too_long"),
+    ],
+)
+def test_read_answer_with_a_lasting_error_of_any_dialect_is_refused(body: bytes, scope: str, kind: str) -> None:
+    with pytest.raises(RefusedError) as caught:
+        read_answer(body)
+    assert (caught.value.scope, caught.value.kind) == (scope, kind)
+
+
+def test_check_status_of_a_redirect_names_its_target() -> None:
+    with pytest.raises(RefusedError, match=r"redirects to https://other/v1") as caught:
+        check_status(308, b"", location="https://other/v1\x1b")
+    assert "\x1b" not in caught.value.message
+
+
 def test_read_answer_of_a_refusal_returns_its_text() -> None:
     body = b'{"choices": [{"message": {"content": null, "refusal": "I cannot."}}]}'
     assert read_answer(body).text == "I cannot."
@@ -147,6 +229,11 @@ def test_read_answer_of_another_body_is_malformed(body: bytes, where: str) -> No
         (b'{"detail": "Not Found"}', "Not Found"),
         (b'{"detail": [{"loc": ["body"], "msg": "bad"}]}', "[{'loc': ['body'], 'msg': 'bad'}]"),
         (b"upstream\tconnect  error", "upstream connect error"),
+        (b"<html><head><title>502 Bad Gateway</title></head><body>nginx</body></html>", "502 Bad Gateway"),
+        (b"<!DOCTYPE html><body><p>Sign in</p>", "Sign in"),
+        (b'[{"error": {"code": 400, "message": "API key not valid"}}]', "API key not valid"),
+        (b'{"errors": [{"code": 7003, "message": "no route"}]}', "no route"),
+        (b'{"code": 1302, "msg": "slow"}', "slow"),
         (b"\x1b[31mred", "[31mred"),
         (b"", ""),
         (b"[1]", "[1]"),

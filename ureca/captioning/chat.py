@@ -64,8 +64,9 @@ class ChatEngine(RequestEngine[str]):
         usage.record(answer)
         text, is_thinking = without_thinking(answer.text)
         caption = " ".join("".join(each if each.isprintable() else " " for each in text).split())
-        if not caption:
+        if not caption or answer.is_filtered:
             kind = "cut_off" if is_thinking or answer.is_cut_off else "no_text"
+            kind = "content_filter" if answer.is_filtered else kind
             yield GeneratedCaption(index, "", answer.num_new_tokens, "error", answer.num_prompt_tokens, kind)
             return
         reason = "length" if answer.is_cut_off else "stop"

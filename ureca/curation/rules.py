@@ -73,14 +73,13 @@ _MARKS = tuple(
         rf"them|him|her|"
         r"the (?:object|region|item|thing|area))\b",
         r"\b(?:indicating|marking|highlighting|denoting|delimiting) (?:the|this|that) (?:\w+ )?(?:region|"
-        r"area of interest|"
-        r"object|target)\b",
+        r"area of interest|object|target)\b",
         rf"\bthe {_MARK_COLOUR} {_LINE} (?:surrounds?|encloses?|outlines?|encircles?|indicates?|highlights?|"
         rf"marks? an?)\b",
         rf"\b(?:inside|within) (?:a|an|the) {_MARK_COLOUR} lines?\b",
         r"\b(?:item|object|region|area|thing|part|portion) (?:highlighted|outlined|circled|indicated|shown|selected|"
-        r"depicted|marked)\b"
-        r"(?! (?:in|by|with|on) (?:black|white|brown|chalk|ink|paint))",
+        r"depicted)(?=\s*(?:[.,;:)]|$|is\b|are\b|has\b|here\b|contains?\b|by\b|in\b|with\b))"
+        r"(?! (?:in|by|with) (?:black|white|brown|chalk|ink|paint|profile|relief|bloom|flight))",
         # No box of the world is magenta; a red one may be.
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) (?:\w+ )?(?:magenta|cyan) {_LINE}\b",
         # "inside the yellow outline"

@@ -30,12 +30,14 @@ class HttpResponse:
         body: at most ``max_response_bytes`` of the body, decompressed.
         is_complete: True if ``body`` is the whole body.
         retry_after_s: seconds that the server asks to wait; None: it does not ask.
+        location: address to which the server redirects; None: to none.
     """
 
     status: int
     body: bytes
     is_complete: bool
     retry_after_s: float | None = None
+    location: str | None = None
 
 
 class HttpTransport:
@@ -114,7 +116,7 @@ class HttpTransport:
             asked_s = retry_after_s(response.headers.get("Retry-After"))
             if (milliseconds := retry_after_s(response.headers.get("Retry-After-Ms"))) is not None:
                 asked_s = milliseconds / 1000
-        return HttpResponse(response.status, received, is_complete, asked_s)
+        return HttpResponse(response.status, received, is_complete, asked_s, response.headers.get("Location"))
 
     async def close(self) -> None:
         """Close the connections."""

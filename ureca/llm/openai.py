@@ -123,7 +123,7 @@ class OpenAIChatModel:
         try:
             with self._load.busy(), self._load.request():
                 response = await session.transport.exchange(f"{endpoint.url}/chat/completions", body)
-                check_status(response.status, response.body, response.retry_after_s)
+                check_status(response.status, response.body, response.retry_after_s, response.location)
                 if not response.is_complete:
                     raise RefusedError("oversized_answer", f"the response has more than {len(response.body)} bytes")
                 answer = read_answer(response.body)

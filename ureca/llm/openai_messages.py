@@ -43,12 +43,32 @@ _TOO_LONG = re.compile(
 )
 
 
+_FILTERED = re.compile(
+    r"content[_ ](?:filter|policy|management)|responsible[_ ]?ai|safety (?:system|filter|policy)|data_inspection",
+    re.IGNORECASE,
+)
+
+_STATUS_OF_WORDS = (
+    (_NO_QUOTA, 402),
+    (re.compile(r"invalid[_ ]api[_ ]key|unauthori[sz]ed|authentication", re.IGNORECASE), 401),
+    (re.compile(r"model[_ ]not[_ ]found|model .{0,80}(?:does not exist|not found)", re.IGNORECASE), 404),
+    (_FILTERED, 400),
+    (_TOO_LONG, 400),
+    (_UNSUPPORTED, 400),
+    (re.compile(r"\brate[_ -]|ratelimit|overload|too many requests|busy|capacity", re.IGNORECASE), 429),
+    (re.compile(r"invalid[_ ]request", re.IGNORECASE), 400),
+)
+"""Statuses of errors that are told in words alone, the first that fits."""
+
+_STREAM = re.compile(rb"\s*(?:data:|event:|: )")
+
+
 class RefusedError(Exception):
     """A response that a retry of the same request would get again.
 
     Attributes:
         kind: kind of the failure, for counting: ``http_<status>``, ``too_long`` (the prompt exceeds the context of the
-            model), ``malformed_answer`` or ``oversized_answer``.
+            model), ``content_filter``, ``malformed_answer`` or ``oversized_answer``.
         message: words of the server, or the fault of its response.
         scope: ``all``: every request would be refused, for ``cause``; ``suspect``: probably every one; ``request``:
             this request alone, unless others are refused as well.
@@ -124,6 +144,9 @@ _TokenCount = Annotated[int, BeforeValidator(_token_count)]
 class _Message(BaseModel):
     content: str | list[str | dict[str, Any]] | None = None
     refusal: str | None = None
+    reasoning_content: Any = None
+    reasoning: Any = None
+    tool_calls: Any = None
 
 
 class _Choice(BaseModel):
@@ -145,40 +168,92 @@ class _Completion(BaseModel):
 def read_answer(body: bytes) -> ChatAnswer:
     """Parse the first choice of a completion; token counts that are missing or impossible are 0.
 
-    A refusal is returned like any other text: the caller decides if it can be used. Content in pieces (Mistral) is
-    joined, without the pieces of thinking. An answer that ends at the limit of tokens before any text is empty.
+    A refusal is returned like any other text: the caller decides if it can be used. Content in pieces (Mistral, or a
+    stream that nobody asked for) is joined, without the pieces of thinking. Where there is no content, the text is that
+    of the reasoning or of a tool call, where some servers put it. An answer that ends at the limit of tokens before any
+    text is empty, as is one that a filter of the service withholds.
 
     Raises:
         RefusedError: ``malformed_answer``, the body is not a completion with a text; or the error that it reports in
             spite of its HTTP status.
-        TransientError: it reports an error that may be gone at a retry.
+        TransientError: it reports an error that may be gone at a retry, or ends within its JSON.
     """
     body = body.removeprefix(_BYTE_ORDER_MARK)
+    if _STREAM.match(body):
+        body = _joined_stream(body)
     try:
         completion = _Completion.model_validate_json(body)
     except ValidationError as error:
         _check_reported_error(body)
         first = error.errors(include_input=False, include_url=False)[0]
+        if first["type"] == "json_invalid" and "EOF" in first["msg"] and body.lstrip().startswith(b"{"):
+            raise TransientError(
+                "connection_lost", f"the response ends after {len(body)} bytes, within its JSON"
+            ) from None
+        if body.lstrip().startswith(b"<"):
+            page = error_message(body)
+            raise RefusedError("malformed_answer", f"no chat completion: body: a web page ({page})") from None
         location = ".".join(map(str, first["loc"])) or "body"
         raise RefusedError("malformed_answer", f"no chat completion: {location}: {first['msg']}") from None
     choice, usage = completion.choices[0], completion.usage or _Usage()
     if choice.error and not choice.message.content:
         _check_reported_error(json.dumps({"error": choice.error}).encode())
     text = choice.message.refusal if choice.message.content is None else choice.message.content
-    is_cut_off = choice.finish_reason == "length"
+    is_cut_off = choice.finish_reason in {"length", "max_tokens"}
+    is_filtered = choice.finish_reason == "content_filter"
     if isinstance(text, list):
         pieces = (piece if isinstance(piece, str) else _text_of(piece) for piece in text)
         text = "".join(pieces)
-    if text is None and not is_cut_off:
+    if not text and not is_cut_off and not is_filtered:
+        text = _text_beside_content(choice.message) or text
+    if text is None and not is_cut_off and not is_filtered:
         message = "no chat completion: the message has neither content nor refusal"
         spent = ChatAnswer("", usage.prompt_tokens, usage.completion_tokens)
         raise RefusedError("malformed_answer", message, answer=spent)
-    return ChatAnswer(text or "", usage.prompt_tokens, usage.completion_tokens, is_cut_off=is_cut_off)
+    return ChatAnswer(
+        text or "", usage.prompt_tokens, usage.completion_tokens, is_cut_off=is_cut_off, is_filtered=is_filtered
+    )
 
 
 def _text_of(piece: Mapping[str, Any]) -> str:
     text = piece.get("text") if piece.get("type") in {"text", "output_text"} else None
     return text if isinstance(text, str) else ""
+
+
+def _text_beside_content(message: _Message) -> str | None:
+    """Return the text that a server put into the reasoning (vLLM's parsers do, with a grammar) or a tool call."""
+    calls = message.tool_calls if isinstance(message.tool_calls, list) else []
+    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    arguments = [function.get("arguments") for function in functions if isinstance(function, dict)]
+    found = (message.reasoning_content, message.reasoning, *arguments)
+    return next((text for text in found if isinstance(text, str) and "{" in text), None)
+
+
+def _joined_stream(body: bytes) -> bytes:
+    """Join the events of a stream to the completion that it is made of."""
+    parts: list[str] = []
+    reason: Any = None
+    usage: Any = None
+    for line in body.splitlines():
+        try:
+            event = json.loads(line.removeprefix(b"data:")) if line.startswith(b"data:") else None
+        except (ValueError, RecursionError):  # such as [DONE]
+            continue
+        if not isinstance(event, dict):
+            continue
+        if event.get("error"):
+            return json.dumps(event).encode()
+        usage = event.get("usage") or usage
+        choices = event.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        reason = choice.get("finish_reason") or reason
+        delta = choice.get("delta") or choice.get("message")
+        if isinstance(delta, dict) and isinstance(delta.get("content"), str):
+            parts.append(delta["content"])
+    if reason is None:
+        raise TransientError("connection_lost", "the response is a stream that ends before its answer does")
+    message = {"content": "".join(parts)}
+    return json.dumps({"choices": [{"message": message, "finish_reason": reason}], "usage": usage}).encode()
 
 
 def _check_reported_error(body: bytes) -> None:
@@ -187,23 +262,32 @@ def _check_reported_error(body: bytes) -> None:
         content = json.loads(body)
     except (ValueError, RecursionError):
         return
-    if not isinstance(content, dict) or not (content.get("error") or content.get("object") == "error"):
+    if isinstance(content, list) and content:  # Gemini
+        content = content[0]
+    # The key of the error is that of OpenAI, of Cloudflare, of FastAPI, or of none, with a message alone.
+    if not isinstance(content, dict) or not (
+        any(content.get(name) for name in ("error", "errors", "detail"))
+        or content.get("object") == "error"
+        or ("choices" not in content and any(isinstance(content.get(name), str) for name in ("message", "msg")))
+    ):
         return
     code = _error_codes(content)
     statuses = [int(each) for each in code if each.isascii() and each.isdecimal() and 400 <= int(each[:6]) < 600]
     if not statuses:
-        is_rate = any("rate" in each or "overload" in each for each in code)
-        statuses = [429 if is_rate else 502]
+        words = " ".join([*code, error_message(body)])
+        statuses = [status for pattern, status in _STATUS_OF_WORDS if pattern.search(words)] or [502]
     check_status(statuses[0], body)
 
 
-def check_status(status: int, body: bytes, retry_after_s: float | None = None) -> None:
+def check_status(status: int, body: bytes, retry_after_s: float | None = None, location: str | None = None) -> None:
     """Raise the meaning of an HTTP response that is not a success.
 
     Args:
         status: HTTP status.
         body: the response, which may be cut.
         retry_after_s: seconds that the server asks to wait; None: it does not ask.
+        location: address to which it redirects; None: to none. Redirects are not followed, as they would take the key
+            and the images to another server.
 
     Raises:
         TransientError: a retry may succeed.
@@ -212,6 +296,9 @@ def check_status(status: int, body: bytes, retry_after_s: float | None = None) -
     if 200 <= status < 300:
         return
     message = f"HTTP {status}: {error_message(body)}"
+    if location is not None:
+        target = "".join(each for each in location[:_MAX_MESSAGE_CHARACTERS] if each.isprintable())
+        message = f"HTTP {status}: it redirects to {target}; correct mllm.base_urls"
     try:
         content = json.loads(body.removeprefix(_BYTE_ORDER_MARK))
     except (ValueError, RecursionError):
@@ -237,6 +324,8 @@ def check_status(status: int, body: bytes, retry_after_s: float | None = None) -
         raise RefusedError(kind, message, scope="suspect", cause="the key, or its access to mllm.model")
     if status in {400, 422} and _TOO_LONG.search(words):
         raise RefusedError("too_long", message)
+    if status in {400, 422} and _FILTERED.search(words):
+        raise RefusedError("content_filter", message)
     if status in {400, 422} and _UNSUPPORTED.search(words):
         settings = "mllm.token_parameter, mllm.send_temperature, mllm.structured_output, mllm.extra_body"
         raise RefusedError(kind, message, scope="all", cause=f"a field of the requests (see {settings})")
@@ -265,14 +354,21 @@ def error_message(body: bytes) -> str:
     """
     body = body.removeprefix(_BYTE_ORDER_MARK)
     text = body[: 64 * _MAX_MESSAGE_CHARACTERS].decode("utf-8", errors="replace")
+    if re.match(r"\s*<(?:!doctype|html|head|body)\b", text, re.IGNORECASE):  # of a proxy
+        title = re.search(r"<(title|h1)[^>]*>([^<]+)", text, re.IGNORECASE)
+        text = title[2] if title else re.sub(r"<[^>]*>", " ", text)
     try:
         content = json.loads(body)
     except (ValueError, RecursionError):
         content = text
+    if isinstance(content, list) and content and isinstance(content[0], dict) and content[0].get("error"):
+        content = content[0]
     if isinstance(content, dict):
-        content = content.get("error") or content
+        content = content.get("error") or content.get("errors") or content
+    if isinstance(content, list) and content and isinstance(content[0], dict) and content[0].get("message"):
+        content = content[0]
     if isinstance(content, dict):
-        content = content.get("message") or content.get("detail") or content
+        content = content.get("message") or content.get("detail") or content.get("msg") or content
     line = " ".join(str(content).split())
     line = "".join(character for character in line if character.isprintable())
     return line if len(line) <= _MAX_MESSAGE_CHARACTERS else f"{line[: _MAX_MESSAGE_CHARACTERS - 3]}..."

@@ -56,12 +56,14 @@ class ChatAnswer:
         num_prompt_tokens: number of tokens of the prompt, 0 if the engine does not tell.
         num_new_tokens: number of tokens of the answer, including its thinking; 0 if the engine does not tell.
         is_cut_off: True if the answer ended at the limit of tokens, before its end.
+        is_filtered: True if a filter of the service ended or withheld it.
     """
 
     text: str
     num_prompt_tokens: int
     num_new_tokens: int
     is_cut_off: bool = False
+    is_filtered: bool = False
 
 
 class ChatModel(Protocol):

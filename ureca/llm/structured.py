@@ -102,7 +102,7 @@ async def ask(
     Raises:
         AnswerError: all attempts got an invalid response; its kind is that of the last one (``unusable_answer`` if it
             was not such an object, ``cut_off`` if it reached the maximum of tokens before). Errors of the model pass
-            through.
+            through; only a ``malformed_answer`` is retried, like an invalid response.
     """
     retry: tuple[str, ...] = ()
     for attempt in range(max_attempts):
@@ -114,7 +114,14 @@ async def ask(
             temperature=min(_MAX_TEMPERATURE, temperature + _TEMPERATURE_STEP * attempt),
             max_new_tokens=max_new_tokens,
         )
-        answer = await model.answer(request)
+        try:
+            answer = await model.answer(request)
+        except AnswerError as error:
+            # A response without an answer, such as one of empty choices, is one of many at a server in trouble.
+            if error.kind != "malformed_answer" or attempt + 1 == max_attempts:
+                raise
+            usage.record_invalid(error.kind)
+            continue
         usage.record(answer)
         try:
             return read(parse_answer(expected, answer, max_new_tokens, limit_name))
@@ -158,8 +165,9 @@ def parse_answer(
         limit_name: name of that setting.
 
     Raises:
-        InvalidResponseError: ``refusal``; ``cut_off``: the answer reached the maximum of tokens before its object was
-            complete; or ``unusable_answer``: it has no object of the type.
+        InvalidResponseError: ``refusal``; ``content_filter``: a filter of the service withheld the answer; ``cut_off``:
+            it reached the maximum of tokens before its object was complete; or ``unusable_answer``: it has no object of
+            the type.
     """
     text, is_thinking = without_thinking(answer.text)
     is_cut_off = answer.is_cut_off or is_thinking
@@ -180,6 +188,8 @@ def parse_answer(
     end = read_objects(text, validates)
     if found is not None and not (is_cut_off and "{" in text[end:]):
         return found
+    if answer.is_filtered:
+        raise InvalidResponseError("content_filter", "a filter of the service withheld it: describe only what is seen")
     if is_cut_off:
         raise InvalidResponseError(
             "cut_off",
