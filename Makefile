@@ -5,7 +5,7 @@ CONSTRAINTS := cluster/constraints.txt
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve soak-serve audit clean
+.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
 	$(BIN)/python -m ureca.jobs.demo $(DEMO)
@@ -135,6 +135,9 @@ test-latest: pyproject.toml
 	$(VENV)-latest/bin/python -m pytest
 	(grep '^#' $(CONSTRAINTS); $(VENV)-latest/bin/python -m pip freeze --all --exclude-editable --exclude pip) > $(VENV)-latest/constraints.txt
 	mv $(VENV)-latest/constraints.txt $(CONSTRAINTS)
+
+gpu-proof: $(VENV)/.dev  ## figures of this machine's GPU at the sizes of real models, in at most about eight minutes; toys on a CPU
+	$(BIN)/python -m benchmarks.gpu_proof gpu-proof
 
 bench-serve: $(VENV)/.dev
 	$(BIN)/ureca bench serve

@@ -5,7 +5,7 @@ import textwrap
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import CliPositionalArg
 
 from ureca.config import CommandSettings, Metavar
@@ -23,20 +23,33 @@ class DoctorSettings(CommandSettings):
     examples: ClassVar[tuple[str, ...]] = (
         "ureca doctor",
         "ureca doctor s3://BUCKET/folder /data    # also checks that it can write there",
+        "ureca doctor --ranks 8                   # also measures the all-reduce of training",
     )
 
     places: Annotated[CliPositionalArg[list[str]], Metavar("[PLACE...]")] = Field(
         default=["."], description="folders and URIs to write to; by default the working folder"
     )
     no_ray: bool = Field(default=False, description="do not start Ray, which takes some seconds")
+    ranks: int = Field(
+        default=0,
+        ge=0,
+        description="ranks between which the all-reduce of training is measured, one on each GPU; 0: none",
+    )
     as_json: bool = Field(default=False, validation_alias="json", description="print a JSON list, for programs")
+
+    @field_validator("ranks")
+    @classmethod
+    def _are_several(cls, ranks: int) -> int:
+        if ranks == 1:
+            raise ValueError("an all-reduce needs at least 2 ranks")
+        return ranks
 
 
 def main(argv: Sequence[str]) -> int:
     """Check the machine and print the findings; returns 1 if there is a problem."""
     settings = DoctorSettings.load(argv)
     findings = []
-    for finding in _findings(settings.places, with_ray=not settings.no_ray):
+    for finding in _findings(settings):
         findings.append(finding)
         if not settings.as_json:
             print(_text(finding), flush=True)
@@ -47,17 +60,23 @@ def main(argv: Sequence[str]) -> int:
     return int(any(finding.level == "problem" for finding in findings))
 
 
-def _findings(places: Sequence[str], *, with_ray: bool) -> Iterator["Finding"]:
+def _findings(settings: DoctorSettings) -> Iterator["Finding"]:
     from ureca.ops.doctor import check_machine, check_packages, check_places, check_programs
 
     yield from check_packages()
     yield from check_machine()
     yield from check_programs()
-    yield from check_places(places)
-    if with_ray:
+    yield from check_places(settings.places)
+    if not settings.no_ray:
         from ureca.pipelines.batch.session import check_ray
 
         yield check_ray()
+    if settings.ranks:
+        from ureca.pipelines.batch.session import ray_session
+        from ureca.pipelines.training.bandwidth import check_all_reduce
+
+        with ray_session(min_cpus=settings.ranks):
+            yield check_all_reduce(settings.ranks)
 
 
 def _text(finding: "Finding") -> str:

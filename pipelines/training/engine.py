@@ -146,7 +146,7 @@ class InputLoader:
 
     def load(self, packed: PackedMicroBatch) -> tuple[PackedBatch, torch.Tensor | None]:
         """Deserialize a micro-batch to the arguments of `PackedLoss`, on the device."""
-        batch = from_bytes(packed.data, self._image_processor).to(self._device)
+        batch = from_bytes(packed.data, self._image_processor, self._device)
         return batch, None if self._cache is None else self._cache.features(batch)
 
 
@@ -171,7 +171,9 @@ class TrainingEngine:
         # DeepSpeed computes no norm if it does not wrap the optimizer.
         self._has_norm = settings.deepspeed.zero_stage > 0
         self._own_norm = 0.0
-        self._optimizer = build_optimizer(module, settings.phase)
+        # One kernel for all weights instead of some for each; the state stays where DeepSpeed puts it.
+        fused = device.type == "cuda" and settings.deepspeed.offload_optimizer == "none"
+        self._optimizer = build_optimizer(module, settings.phase, fused=fused)
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_scale(step, num_steps, settings.phase.warmup_fraction)
         )

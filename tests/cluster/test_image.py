@@ -9,7 +9,10 @@ import tomllib
 import zipfile
 from pathlib import Path
 
+import pytest
+
 from tests.cluster.manifests import CLUSTER, ROOT
+from ureca.ops.doctor import MIN_DRIVERS
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
@@ -101,3 +104,29 @@ def test_pip_install_after_each_copy_builds_the_package(tmp_path: Path) -> None:
     assert "Provides-Extra: train" in text
     assert {"ureca/pipelines/serve.py", "ureca/jobs/cli.py", "ureca/serving/page/index.html"} <= {*package.namelist()}
     assert {name.partition("/")[0].partition("-")[0] for name in package.namelist()} == {"ureca", "ureca_ray"}
+
+
+def test_image_has_a_compiler_and_the_libraries_of_rdma() -> None:
+    installed = next(
+        arguments for name, arguments in instructions() if name == "RUN" and "apt-get install" in arguments
+    )
+    assert {"gcc", "libc6-dev", "libibverbs1", "ibverbs-providers", "librdmacm1", "rdma-core"} <= set(installed.split())
+    assert ("ARG", "EFA_INSTALLER=") in instructions()
+
+
+def test_driver_that_the_image_states_is_that_of_the_pinned_torch() -> None:
+    torch = pytest.importorskip("torch")
+    if torch.version.cuda is None:
+        pytest.skip("this torch is built for CPUs")
+    needed = MIN_DRIVERS[torch.version.cuda.partition(".")[0]].partition(".")[0]
+    version = torch.__version__.partition("+")[0].rpartition(".")[0]
+    head = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+    head = " ".join(head.replace("#", " ").split())
+    assert f"torch {version} is built for CUDA {torch.version.cuda}, which needs driver {needed} or newer" in head
+    assert f"driver {needed} or newer" in (CLUSTER / "ray-up.yaml").read_text(encoding="utf-8")
+
+
+def test_efa_variant_is_installed_only_on_request() -> None:
+    (efa,) = [arguments for name, arguments in instructions() if name == "RUN" and "efa_installer" in arguments]
+    ran = subprocess.run(["sh", "-c", efa], capture_output=True, text=True, check=True, env={"EFA_INSTALLER": ""})
+    assert ran.stdout == ""

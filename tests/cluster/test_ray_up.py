@@ -43,3 +43,12 @@ def test_ray_start_commands_use_known_options() -> None:
     used = {option for start in starts for option in re.findall(r"(?:^|(?<=\s))--[a-z-]+", start)}
     assert len(starts) == 4
     assert {"--head", "--port", "--autoscaling-config"} <= used <= known
+
+
+def test_ray_up_gpu_machines_hold_a_tuning_of_8_billion_parameters() -> None:
+    memory_gb = {"g6e.12xlarge": 48, "p4de.24xlarge": 80, "p5.48xlarge": 80}  # of each GPU; tuning takes about 26
+    config = load(FILE)
+    gpu = config["available_node_types"]["gpu"]
+    assert memory_gb[gpu["node_config"]["InstanceType"]] >= 40
+    assert gpu["node_config"]["ImageId"]
+    assert "--ulimit memlock=-1:-1" in config["docker"]["run_options"]

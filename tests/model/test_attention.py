@@ -1,10 +1,15 @@
 """Attention over shared prefixes, in rows and packed, against plain attention over separate sequences."""
 
+from collections import Counter
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytest import MonkeyPatch
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ureca.model import attention
 from ureca.model.attention import (
@@ -18,7 +23,7 @@ from ureca.model.attention import (
 from ureca.model.initialization import build_tiny
 
 HEADS, KEY_VALUE_HEADS, SIZE, SCALING = 6, 2, 8, 0.3
-KERNELS = {"blocks": attention.attend_in_blocks, "groups": attention.attend_in_groups}
+KERNELS = {"flash": attention.CpuFlashKernel(), "plain": attention.PlainKernel()}
 NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 Lengths = list[tuple[int, list[int]]]
@@ -139,19 +144,19 @@ def test_packed_row_with_long_segments_equals_separate_sequences(kernel: str) ->
 def assert_equals_separate_sequences(kernel: str, lengths: Lengths, seed: int) -> None:
     tensors = random_tensors(lengths, seed)
     expected = attend_separately(tensors, lengths)
-    query, key, value = tensors
-    repeats = HEADS // KEY_VALUE_HEADS
-    key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    layout = PackedLayout.of_lengths(lengths)
-    found = KERNELS[kernel](query, key, value, layout.images, 0, SCALING).transpose(1, 2)
+    with MonkeyPatch.context() as patch:
+        patch.setattr(attention, "kernel_for", lambda query: KERNELS[kernel])
+        patch.setitem(attention.MAX_SCORES, "cpu", 200)  # the plain kernel takes several parts
+        found = PackedLayout.of_lengths(lengths).attend(*tensors, NO_MASK, layer=0, scaling=SCALING)
+        found_gradients = gradients(found, tensors)
     assert torch.allclose(found, expected, atol=1e-5)
-    for one, other in zip(gradients(found, tensors), gradients(expected, tensors), strict=True):
+    for one, other in zip(found_gradients, gradients(expected, tensors), strict=True):
         assert torch.allclose(one, other, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_packed_segments_after_prefixes_equal_one_pass(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(attention.PACKED_KERNELS, "cpu", KERNELS[kernel])
+    monkeypatch.setattr(attention, "kernel_for", lambda query: KERNELS[kernel])
     tensors = random_tensors(SOME_LENGTHS)
     row = PackedLayout.of_lengths(SOME_LENGTHS)
     expected = row.attend(*tensors, NO_MASK, layer=3, scaling=SCALING)
@@ -162,3 +167,40 @@ def test_packed_segments_after_prefixes_equal_one_pass(kernel: str, monkeypatch:
     found = segments.attend(*(tensor[:, :, ~in_prefix] for tensor in tensors), NO_MASK, layer=3, scaling=SCALING)
     assert torch.allclose(read, expected[:, in_prefix], atol=1e-5)
     assert torch.allclose(found, expected[:, ~in_prefix], atol=1e-5)
+
+
+class Copies(TorchDispatchMode):  # type: ignore[misc]
+    """Counts tensors that are made on the processor from Python values, copied, or that make it wait for a device."""
+
+    NAMES = ("aten::lift_fresh", "aten::_to_copy", "aten::nonzero", "aten::_local_scalar_dense", "aten::arange")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.counts[function.name().partition(".")[0]] += 1
+        return function(*args, **(kwargs or {}))
+
+    def total(self) -> int:
+        return sum(self.counts[name] for name in self.NAMES)
+
+
+def test_packed_layout_makes_its_indices_once_for_all_layers_and_recomputations() -> None:
+    tensors = random_tensors(SOME_LENGTHS)
+    layout = PackedLayout.of_lengths(SOME_LENGTHS)
+    totals = []
+    for layer in range(4):
+        with Copies() as copies:
+            attended = layout.attend(*tensors, NO_MASK, layer=layer, scaling=SCALING)
+            gradients(attended, tensors)
+        totals.append(copies.total())
+    assert totals[0] > 0
+    assert totals[1:] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_kernel_for_a_gpu_is_flash_in_half_precision_only(dtype: torch.dtype) -> None:
+    query = torch.empty(1, 4, 8, 64, dtype=dtype, device="meta")
+    assert isinstance(attention.kernel_for(query), attention.PlainKernel)  # no CUDA device
+    assert isinstance(attention.kernel_for(query.new_empty(1, 4, 8, 64, device="cpu")), attention.CpuFlashKernel)

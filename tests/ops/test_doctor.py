@@ -2,12 +2,14 @@
 
 import json
 import os
+import re
 import resource
 import shutil
 from pathlib import Path
 
 import pytest
 
+from ureca.errors import SettingsError
 from ureca.jobs.doctor import main
 from ureca.ops import doctor
 from ureca.ops.doctor import Finding, Level, check_machine, check_packages, check_places, check_programs, memory_bytes
@@ -107,7 +109,7 @@ def test_check_programs_without_programs_notes_them(monkeypatch: pytest.MonkeyPa
 def test_check_programs_gpus_unusable_by_torch_are_a_problem(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     import torch
 
-    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A100, 40960 MiB, 550.54'\n")
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho 'NVIDIA A100, 40960 MiB, 580.95.05'\n")
     (tmp_path / "nvidia-smi").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
@@ -117,3 +119,44 @@ def test_check_programs_gpus_unusable_by_torch_are_a_problem(monkeypatch: pytest
     found = by_name(list(check_programs()))["GPUs"]
     assert found.level == Level.OK
     assert "A100" in found.value
+
+
+@pytest.mark.parametrize(
+    ("driver", "cuda", "is_old"),
+    [
+        ("580.65.06", "13.0", False),
+        ("580.95.05", "13.1", False),
+        ("575.57.08", "13.0", True),
+        ("550.54.15", "12.8", False),
+        ("470.82.01", "12.8", True),
+        ("[N/A]", "13.0", True),
+        ("575.57.08", "", False),
+    ],
+)
+def test_check_programs_compares_driver_and_cuda_of_torch(
+    monkeypatch: pytest.MonkeyPatch, driver: str, cuda: str, *, is_old: bool
+) -> None:
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(torch.version, "cuda", cuda)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: not is_old)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    listed = f"NVIDIA L40S, 46068 MiB, {driver}\nNVIDIA L40S, 46068 MiB, {driver}"
+    monkeypatch.setattr(doctor, "_output", lambda *command: listed if command[0] == "nvidia-smi" else "")
+    finding = by_name(list(check_programs()))["GPUs"]
+    assert finding.level == (Level.PROBLEM if is_old else Level.OK)
+    assert ("needs driver" in finding.remedy) == is_old
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_check_all_reduce_of_two_ranks_measures_a_right_sum() -> None:
+    pytest.importorskip("torch")
+    from ureca.pipelines.training.bandwidth import check_all_reduce
+
+    finding = check_all_reduce(2)
+    assert finding.level == Level.OK, finding
+    assert re.fullmatch(r"\d+\.\d\d GB/s between 2 ranks on 1 nodes by gloo", finding.value)
+
+
+def test_main_with_one_rank_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SettingsError, match="an all-reduce needs at least 2 ranks"):
+        main(["--ranks", "1"])

@@ -78,7 +78,7 @@ class CrampedCurateActor(CurateActor):
 def test_curate_out_of_memory_is_a_row_and_smaller_parts_and_no_loop(tmp_path: Path) -> None:
     write_corpus(tmp_path / "in", 5)
     settings = settings_of(tmp_path, images_per_partition=2)
-    expected = curate(settings_of(tmp_path, images_per_partition=2, output=str(tmp_path / "roomy")), no_plan)
+    expected = curate(settings.model_copy(update={"output": str(tmp_path / "roomy")}), no_plan)
     command = replace(CURATE, build_mask_stage=build_cramped_mask_stage, row_actor=CrampedCurateActor)
     report = curate(settings, no_plan, command=command)
     assert report.failures == {"masks:out_of_memory": 1}

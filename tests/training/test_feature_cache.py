@@ -14,7 +14,7 @@ from ureca.model.initialization import build_tiny
 from ureca.model.settings import TinySizes
 from ureca.training.feature_cache import FeatureCache, check_cacheable, vision_fingerprint
 from ureca.training.loss import PackedLoss
-from ureca.training.packing import PackedBatch, Packer
+from ureca.training.packing import PackedBatch, Packer, from_bytes, to_bytes
 from ureca.training.phases import Align, Full, Tune, prepare
 from ureca.training.settings import AugmentationSettings
 
@@ -155,3 +155,17 @@ def test_check_cacheable_with_changing_features_raises(aligning: Built, tmp_path
     (tmp_path / "file").write_text("", encoding="utf-8")
     with pytest.raises(OutputError, match="cannot be written to"):
         FeatureCache(tmp_path / "file", aligning[0], max_bytes=MANY_BYTES)
+
+
+def test_features_of_a_serialized_batch_hash_no_pixels(
+    tmp_path: Path, aligning: Built, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, processor = aligning
+    batch = batch_of(aligning)
+    data = to_bytes(batch, processor.image_processor)
+    cache = FeatureCache(tmp_path, model, max_bytes=MANY_BYTES)
+    monkeypatch.setattr("ureca.training.feature_cache._bytes", lambda tensor: pytest.fail("pixels are hashed"))
+    first = cache.features(from_bytes(data, processor.image_processor))
+    again = cache.features(from_bytes(data, processor.image_processor))
+    assert torch.equal(first, again)
+    assert (cache.hits, cache.misses) == (len(batch.num_tiles), len(batch.num_tiles))

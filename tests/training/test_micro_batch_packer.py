@@ -31,6 +31,8 @@ def test_to_bytes_and_from_bytes_return_the_same_batch(mask_values: str, region_
     batch = Packer(processor).pack(make_examples())
     data = to_bytes(batch, processor.image_processor)
     again = from_bytes(data, processor.image_processor)
+    assert again.image_digests is not None
+    assert len(set(map(bytes, again.image_digests.tolist()))) == len(batch.num_tiles)
     for name, tensor in batch.tensors().items():
         assert tensor.dtype == again.tensors()[name].dtype, name
         assert torch.equal(tensor, again.tensors()[name]), name

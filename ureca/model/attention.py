@@ -13,13 +13,12 @@ Two layouts of a batch are supported, both as a `PrefixAttention` that is passed
   are computed first and without gradients (`PackedPrefixes`), and the segments in a second pass (`PackedSegments`).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, chain, groupby
 from typing import Any, Protocol
 
 import torch
-from torch.nn import functional
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedConfig
 from transformers.cache_utils import DynamicCache
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -29,12 +28,9 @@ MAX_SCORES = {"cpu": 1 << 20, "cuda": 1 << 26}
 """Attention scores that a layer holds at once when decoding, by device type; further rows are computed block after
 block. On a CPU 4 MiB stay in the cache; on a GPU large products are faster, and 256 MiB are affordable."""
 
-MAX_GROUP_TOKENS = 256
-"""Tokens of the segments that one call attends to on a GPU. Larger groups need fewer calls and waste more products."""
-
-
-_SHORT_TOKENS = 96
-"""Length up to which segments are padded and attended to in one call on a CPU, where calls cost more than sums."""
+MAX_PADDED_TOKENS = {"cpu": 96, "cuda": 512}
+"""Length up to which the segments of a batch are padded and attended to in one call in training, by device type. On a
+CPU a call costs little; on a GPU calls are what the processor spends its time on."""
 
 
 class PrefixAttention(Protocol):
@@ -242,6 +238,7 @@ class PackedLayout:
     """Attention within a packed row, computed in one pass."""
 
     images: tuple[PackedImage, ...]
+    _blocks: "dict[tuple[int, torch.device], _Blocks]" = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def of_lengths(cls, lengths: Sequence[tuple[int, Sequence[int]]]) -> "PackedLayout":
@@ -256,6 +253,13 @@ class PackedLayout:
             images.append(PackedImage(slice(start, ends[0]), tuple(map(slice, ends, ends[1:]))))
             start = ends[-1]
         return cls(tuple(images))
+
+    def blocks(self, first: int, device: torch.device) -> "_Blocks":
+        """Return the blocks of the queries from position ``first`` on; made once for all layers and recomputations."""
+        key = (first, device)
+        if key not in self._blocks:
+            self._blocks[key] = _Blocks.of(self.images, first, device)
+        return self._blocks[key]
 
     def prefix_mask(self, device: torch.device) -> torch.Tensor:
         """Mask of the tokens that belong to prefixes, bool [L]."""
@@ -353,103 +357,200 @@ class PackedSegments:
 def _attend_packed(
     query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, layout: PackedLayout, scaling: float
 ) -> torch.Tensor:
-    """Attend from the last L of S tokens: query [1, heads, L, size], key and value [1, key-value heads, S, size]."""
+    """Attend from the last L of S tokens: query [1, heads, L, size], key and value [1, key-value heads, S, size].
+
+    Masked scores are neither computed nor stored. A block is a range of queries and a range of keys, and one call of a
+    fused kernel, which also returns the logarithm of the sum of the exponentials of each query's scores; with these
+    sums the parts of a query's softmax are merged exactly. The kernel's gradient, given a query's output and sum over
+    *all* of its keys, is that of its block: the gradients of blocks add up.
+    """
     key, value = key.to(query.dtype), value.to(query.dtype)  # autocast leaves rotated keys in float32
-    repeats = query.shape[1] // key.shape[1]
-    if repeats > 1:
-        key, value = key.repeat_interleave(repeats, dim=1), value.repeat_interleave(repeats, dim=1)
-    first = key.shape[2] - query.shape[2]
-    kernel = PACKED_KERNELS.get(query.device.type, attend_in_groups)
-    return kernel(query, key, value, layout.images, first, scaling).transpose(1, 2).contiguous()
+    blocks = layout.blocks(key.shape[2] - query.shape[2], query.device)
+    attended: torch.Tensor = _BlockwiseAttention.apply(query, key, value, blocks, kernel_for(query), scaling)
+    return attended.transpose(1, 2).contiguous()
 
 
-def attend_in_groups(  # noqa: PLR0917 (a `PackedKernel`)
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    images: Sequence[PackedImage],
-    first: int,
-    scaling: float,
-) -> torch.Tensor:
-    """Attend within a packed row by torch's attention, one call for a few segments at a time.
+class AttentionKernel(Protocol):
+    """Attention of a block that can be merged with others. Heads of keys and values may serve several heads of queries.
 
-    Args:
-        query: [1, heads, L, size]: the last L tokens of the row.
-        key, value: [1, heads, S, size].
-        images: positions in the row of S tokens.
-        first: position of the first query, S - L; earlier prefixes have no queries.
-        scaling: factor of the scores.
-
-    Returns:
-        [1, heads, L, size].
+    Shapes are [B, heads, L, size] of queries and outputs, [B, key-value heads, S, size] of keys and values, and float32
+    [B, heads, L] of the logarithms of sums. A causal block has as many keys as queries.
     """
-    outputs = []
-    for image in images:
-        prefix = image.prefix
-        prefix_keys, prefix_values = key[:, :, prefix], value[:, :, prefix]
-        if prefix.start >= first:
-            outputs.append(
-                functional.scaled_dot_product_attention(
-                    query[:, :, _shifted(prefix, first)], prefix_keys, prefix_values, is_causal=True, scale=scaling
-                )
-            )
-        groups: list[list[slice]] = []
-        for segment in image.segments:
-            if groups and segment.stop - groups[-1][0].start <= MAX_GROUP_TOKENS:
-                groups[-1].append(segment)
-            else:
-                groups.append([segment])
-        for group in groups:
-            tokens = slice(group[0].start, group[-1].stop)
-            numbers = torch.cat([torch.full((_length(segment),), number) for number, segment in enumerate(group)])
-            own = (numbers[:, None] == numbers[None]).tril()
-            mask = torch.cat([torch.ones(len(numbers), _length(prefix), dtype=torch.bool), own], dim=1)
-            outputs.append(
-                functional.scaled_dot_product_attention(
-                    query[:, :, _shifted(tokens, first)],
-                    torch.cat([prefix_keys, key[:, :, tokens]], dim=2),
-                    torch.cat([prefix_values, value[:, :, tokens]], dim=2),
-                    attn_mask=mask.to(query.device),
-                    scale=scaling,
-                )
-            )
-    return torch.cat(outputs, dim=2)
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute outputs, and the logarithms of the sums of the exponentials of scores."""
+        ...
+
+    def backward(
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        output: torch.Tensor,
+        log_sums: torch.Tensor,
+        is_causal: bool,
+        scaling: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute the gradients of queries, keys and values; output and sums may be those of more keys."""
+        ...
 
 
-def attend_in_blocks(  # noqa: PLR0917 (a `PackedKernel`)
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    images: Sequence[PackedImage],
-    first: int,
-    scaling: float,
-) -> torch.Tensor:
-    """Attend within a packed row on a CPU, without computing masked scores or storing any; see `attend_in_groups`.
+class CpuFlashKernel:
+    """torch's fused kernel for CPUs."""
 
-    A block is a range of queries and a range of keys, and one call of torch's fused kernel, which also returns the
-    logarithm of the sum of the exponentials of each query's scores; with these sums the parts of a query's softmax are
-    merged exactly. The kernel's gradient, given a query's output and sum over *all* of its keys, is that of its block:
-    the gradients of blocks add up.
-    """
-    own = chain.from_iterable((image.prefix, *image.segments) for image in images)
-    # Every query is in exactly one causal block, which comes before its block with a prefix.
-    blocks = [_Block(_shifted(tokens, first), tokens, is_causal=True) for tokens in own if tokens.start >= first]
-    blocks += [
-        _Block(_shifted(slice(image.segments[0].start, image.segments[-1].stop), first), image.prefix, is_causal=False)
-        for image in images
-        if image.segments
-    ]
-    attended: torch.Tensor = _BlockwiseAttention.apply(query, key, value, blocks, scaling)
-    return attended
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute outputs and log sums; see `AttentionKernel`."""
+        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+        output, log_sums = attend(query, key, value, is_causal=is_causal, scale=scaling)
+        return output, log_sums
+
+    def backward(
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        output: torch.Tensor,
+        log_sums: torch.Tensor,
+        is_causal: bool,
+        scaling: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute gradients; see `AttentionKernel`."""
+        differentiate = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+        of_query, of_key, of_value = differentiate(
+            gradient, query, key, value, output, log_sums, 0.0, is_causal, scale=scaling
+        )
+        return of_query, of_key, of_value
 
 
-PackedKernel = Callable[
-    [torch.Tensor, torch.Tensor, torch.Tensor, Sequence[PackedImage], int, float],
-    torch.Tensor,
-]
+class CudaFlashKernel:
+    """FlashAttention as torch has it, for half precision on GPUs; its dropout, which needs random state, is off."""
 
-PACKED_KERNELS: dict[str, PackedKernel] = {"cpu": attend_in_blocks, "cuda": attend_in_groups}
-"""Kernels for packed rows by device type; `attend_in_groups` for any other."""
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute outputs and log sums; see `AttentionKernel`."""
+        attend = torch.ops.aten._scaled_dot_product_flash_attention
+        output, log_sums, *_ = attend(query, key, value, 0.0, is_causal, scale=scaling)
+        return output, log_sums
+
+    def backward(
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        output: torch.Tensor,
+        log_sums: torch.Tensor,
+        is_causal: bool,
+        scaling: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute gradients; see `AttentionKernel`."""
+        differentiate = torch.ops.aten._scaled_dot_product_flash_attention_backward
+        lengths = query.shape[2], key.shape[2]
+        unused = torch.empty(0, dtype=torch.uint64, device=query.device)
+        of_query, of_key, of_value = differentiate(
+            gradient.contiguous(),
+            query,
+            key,
+            value,
+            output,
+            log_sums.contiguous(),
+            None,
+            None,
+            *lengths,
+            0.0,
+            is_causal,
+            unused,
+            unused,
+            scale=scaling,
+        )
+        return of_query, of_key, of_value
+
+
+class PlainKernel:
+    """Matrix products, for any device and type: scores are computed for some queries at a time, in float32."""
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, is_causal: bool, scaling: float
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Compute outputs and log sums; see `AttentionKernel`."""
+        outputs, sums = [], []
+        for rows in self._rows(query, key):
+            scores = self._scores(query, key, rows, is_causal=is_causal, scaling=scaling)
+            sums.append(scores.logsumexp(-1))
+            weights = (scores - sums[-1][..., None]).exp()
+            outputs.append((weights @ value.float()[:, :, None]).to(query.dtype))
+        return torch.cat(outputs, dim=3).flatten(1, 2), torch.cat(sums, dim=3).flatten(1, 2)
+
+    def backward(
+        self,
+        gradient: torch.Tensor,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        *,
+        output: torch.Tensor,
+        log_sums: torch.Tensor,
+        is_causal: bool,
+        scaling: float,
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Compute gradients; see `AttentionKernel`."""
+        of_query, of_key, of_value = [], torch.zeros_like(key.float()), torch.zeros_like(value.float())
+        of_sums = (gradient.float() * output.float()).sum(-1)
+        for rows in self._rows(query, key):
+            scores = self._scores(query, key, rows, is_causal=is_causal, scaling=scaling)
+            weights = (scores - _by_key_head(log_sums[:, :, rows], key)[..., None]).exp()
+            of_rows = _by_key_head(gradient[:, :, rows].float(), key)
+            of_value += (weights.transpose(-1, -2) @ of_rows).sum(2)
+            of_scores = of_rows @ value.float()[:, :, None].transpose(-1, -2)
+            of_scores -= _by_key_head(of_sums[:, :, rows], key)[..., None]
+            of_scores *= weights * scaling
+            of_query.append(of_scores @ key.float()[:, :, None])
+            of_key += (of_scores.transpose(-1, -2) @ _by_key_head(query[:, :, rows].float(), key)).sum(2)
+        whole = torch.cat(of_query, dim=3).flatten(1, 2)
+        return whole.to(query.dtype), of_key.to(key.dtype), of_value.to(value.dtype)
+
+    @staticmethod
+    def _rows(query: torch.Tensor, key: torch.Tensor) -> list[slice]:
+        max_scores = MAX_SCORES["cpu" if query.device.type == "cpu" else "cuda"]
+        step = max(1, max_scores // (query.shape[0] * query.shape[1] * key.shape[2]))
+        return [slice(start, min(start + step, query.shape[2])) for start in range(0, query.shape[2], step)]
+
+    @staticmethod
+    def _scores(
+        query: torch.Tensor, key: torch.Tensor, rows: slice, *, is_causal: bool, scaling: float
+    ) -> torch.Tensor:
+        """Compute the scores of some queries, float32 [B, key-value heads, queries per head, rows, S]."""
+        scores: torch.Tensor = _by_key_head(query[:, :, rows].float(), key) @ key.float()[:, :, None].transpose(-1, -2)
+        scores *= scaling
+        if is_causal:
+            positions = torch.arange(key.shape[2], device=key.device)
+            scores.masked_fill_(positions[rows, None] < positions, -torch.inf)
+        return scores
+
+
+def _by_key_head(values: torch.Tensor, key: torch.Tensor) -> torch.Tensor:
+    """Reshape [B, heads, ...] to [B, key-value heads, queries per head, ...]."""
+    return values.reshape(len(values), key.shape[1], -1, *values.shape[2:])
+
+
+def kernel_for(query: torch.Tensor) -> AttentionKernel:
+    """Return the fastest kernel for queries [B, heads, L, size] of a device and type."""
+    if query.device.type == "cpu":
+        return CpuFlashKernel()
+    is_half = query.dtype in (torch.float16, torch.bfloat16)
+    if query.device.type == "cuda" and is_half and query.shape[-1] <= 256 and query.shape[-1] % 8 == 0:
+        return CudaFlashKernel()
+    return PlainKernel()
 
 
 @dataclass(frozen=True)
@@ -468,56 +569,96 @@ class _ShortBlocks:
     Attributes:
         queries, keys: positions of each block's tokens, int64 [blocks, length].
         is_real: False for padding, bool [blocks, length].
+        real: indices of the real tokens among all, int64 [real].
+        real_queries, real_keys: their positions, int64 [real].
     """
 
     queries: torch.Tensor
     keys: torch.Tensor
     is_real: torch.Tensor
+    real: torch.Tensor
+    real_queries: torch.Tensor
+    real_keys: torch.Tensor
 
     @classmethod
     def of(cls, blocks: Sequence[_Block], device: torch.device) -> "_ShortBlocks":
-        lengths = torch.tensor([_length(block.queries) for block in blocks], device=device)[:, None]
-        steps = torch.arange(int(lengths.max()), device=device)[None]
+        lengths = torch.tensor([_length(block.queries) for block in blocks])[:, None]
+        steps = torch.arange(int(lengths.max()))[None]
         within = torch.minimum(steps, lengths - 1)
-        starts = torch.tensor([(block.queries.start, block.keys.start) for block in blocks], device=device)
-        return cls(starts[:, :1] + within, starts[:, 1:] + within, steps < lengths)
+        starts = torch.tensor([(block.queries.start, block.keys.start) for block in blocks])
+        queries, keys, is_real = starts[:, :1] + within, starts[:, 1:] + within, steps < lengths
+        real = is_real.flatten().nonzero()[:, 0]
+        parts = [queries, keys, is_real.long(), real, queries[is_real], keys[is_real]]
+        # One copy: each would stop the processor until the device is idle.
+        flat = torch.cat([part.flatten() for part in parts]).to(device)
+        moved = torch.split(flat, [part.numel() for part in parts])
+        of_shape = [part.view(queries.shape) for part in moved[:3]]
+        return cls(of_shape[0], of_shape[1], of_shape[2].bool(), *moved[3:])
 
     def gather(self, row: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Take tokens of a row [1, heads, L, ...]: [blocks, heads, length, ...]."""
         taken = row[0].index_select(1, positions.flatten())
         return taken.view(len(row[0]), *positions.shape, *row.shape[3:]).transpose(0, 1).contiguous()
 
-    def real(self, values: torch.Tensor) -> torch.Tensor:
+    def select_real(self, values: torch.Tensor) -> torch.Tensor:
         """Select the real tokens of [blocks, heads, length, ...]: [heads, tokens, ...]."""
-        return values.transpose(0, 1)[:, self.is_real]
+        return values.transpose(0, 1).flatten(1, 2).index_select(1, self.real)
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """All blocks of a layout: short causal ones; then others, of which causal ones come first."""
+
+    short: _ShortBlocks | None
+    long: tuple[_Block, ...]
+
+    @classmethod
+    def of(cls, images: Sequence[PackedImage], first: int, device: torch.device) -> "_Blocks":
+        """Divide the attention of the queries from position ``first`` on; earlier prefixes have no queries."""
+        max_padded = MAX_PADDED_TOKENS["cpu" if device.type == "cpu" else "cuda"]
+        own = chain.from_iterable((image.prefix, *image.segments) for image in images)
+        # Every query is in exactly one causal block, which comes before its block with a prefix.
+        causal = [_Block(_shifted(tokens, first), tokens, is_causal=True) for tokens in own if tokens.start >= first]
+        short = [block for block in causal if _length(block.queries) <= max_padded]
+        long = [block for block in causal if _length(block.queries) > max_padded]
+        long += [
+            _Block(
+                _shifted(slice(image.segments[0].start, image.segments[-1].stop), first), image.prefix, is_causal=False
+            )
+            for image in images
+            if image.segments
+        ]
+        return cls(_ShortBlocks.of(short, device) if short else None, tuple(long))
 
 
 class _BlockwiseAttention(torch.autograd.Function):
     @staticmethod
     def forward(  # noqa: PLR0917 (called by position)
-        ctx: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, blocks: Sequence[_Block], scaling: float
+        ctx: Any,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        blocks: _Blocks,
+        kernel: AttentionKernel,
+        scaling: float,
     ) -> torch.Tensor:
         output = torch.empty_like(query)
         log_sums = query.new_empty(query.shape[:3], dtype=torch.float32)
-        attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-        short_blocks = [block for block in blocks if block.is_causal and _length(block.queries) <= _SHORT_TOKENS]
-        long_blocks = [block for block in blocks if not (block.is_causal and _length(block.queries) <= _SHORT_TOKENS)]
-        short = _ShortBlocks.of(short_blocks, query.device) if short_blocks else None
+        short = blocks.short
         if short is not None:
-            part, part_log_sums = attend(
+            part, part_log_sums = kernel.forward(
                 short.gather(query, short.queries),
                 short.gather(key, short.keys),
                 short.gather(value, short.keys),
                 is_causal=True,
-                scale=scaling,
+                scaling=scaling,
             )
-            positions = short.queries[short.is_real]
-            output[0].index_copy_(1, positions, short.real(part))
-            log_sums[0].index_copy_(1, positions, short.real(part_log_sums))
-        for block in long_blocks:
+            output[0].index_copy_(1, short.real_queries, short.select_real(part))
+            log_sums[0].index_copy_(1, short.real_queries, short.select_real(part_log_sums))
+        for block in blocks.long:
             queries, keys = block.queries, block.keys
-            part, part_log_sums = attend(
-                query[:, :, queries], key[:, :, keys], value[:, :, keys], is_causal=block.is_causal, scale=scaling
+            part, part_log_sums = kernel.forward(
+                query[:, :, queries], key[:, :, keys], value[:, :, keys], is_causal=block.is_causal, scaling=scaling
             )
             if block.is_causal:
                 output[:, :, queries], log_sums[:, :, queries] = part, part_log_sums
@@ -529,48 +670,46 @@ class _BlockwiseAttention(torch.autograd.Function):
             )
             merged_log_sums.copy_(total)
         ctx.save_for_backward(query, key, value, output, log_sums)
-        ctx.long_blocks, ctx.short, ctx.scaling = long_blocks, short, scaling
+        ctx.blocks, ctx.kernel, ctx.scaling = blocks, kernel, scaling
         return output
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         query, key, value, output, log_sums = ctx.saved_tensors
         query_grad, key_grad, value_grad = torch.zeros_like(query), torch.zeros_like(key), torch.zeros_like(value)
-        differentiate = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
-        for block in ctx.long_blocks:
+        blocks: _Blocks = ctx.blocks
+        kernel: AttentionKernel = ctx.kernel
+        for block in blocks.long:
             queries, keys = block.queries, block.keys
-            parts = differentiate(
+            parts = kernel.backward(
                 gradients[0][:, :, queries],
                 query[:, :, queries],
                 key[:, :, keys],
                 value[:, :, keys],
-                output[:, :, queries],
-                log_sums[:, :, queries],
-                0.0,
-                block.is_causal,
-                scale=ctx.scaling,
+                output=output[:, :, queries],
+                log_sums=log_sums[:, :, queries],
+                is_causal=block.is_causal,
+                scaling=ctx.scaling,
             )
             query_grad[:, :, queries] += parts[0]
             key_grad[:, :, keys] += parts[1]
             value_grad[:, :, keys] += parts[2]
-        short: _ShortBlocks | None = ctx.short
+        short = blocks.short
         if short is not None:
-            parts = differentiate(
+            parts = kernel.backward(
                 short.gather(gradients[0], short.queries) * short.is_real[:, None, :, None],
                 short.gather(query, short.queries),
                 short.gather(key, short.keys),
                 short.gather(value, short.keys),
-                short.gather(output, short.queries),
-                short.gather(log_sums, short.queries),
-                0.0,
-                True,
-                scale=ctx.scaling,
+                output=short.gather(output, short.queries),
+                log_sums=short.gather(log_sums, short.queries),
+                is_causal=True,
+                scaling=ctx.scaling,
             )
-            at_queries, at_keys = short.queries[short.is_real], short.keys[short.is_real]
-            query_grad[0].index_add_(1, at_queries, short.real(parts[0]))
-            key_grad[0].index_add_(1, at_keys, short.real(parts[1]))
-            value_grad[0].index_add_(1, at_keys, short.real(parts[2]))
-        return query_grad, key_grad, value_grad, None, None
+            query_grad[0].index_add_(1, short.real_queries, short.select_real(parts[0]))
+            key_grad[0].index_add_(1, short.real_keys, short.select_real(parts[1]))
+            value_grad[0].index_add_(1, short.real_keys, short.select_real(parts[2]))
+        return query_grad, key_grad, value_grad, None, None, None
 
 
 def _length(tokens: slice) -> int:

@@ -33,6 +33,8 @@ _OBJECT_STORE_FRACTION = 0.3
 _RECOMMENDED_OPEN_FILES = 65_536
 CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _PROGRAM_TIMEOUT_S = 30
+MIN_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
+"""Oldest driver for Linux by the major version of CUDA; newer minor versions need no newer driver."""
 
 _CONTENT = b"ureca doctor"
 _REMEDIES = {
@@ -261,14 +263,36 @@ def _check_gpus() -> Finding:
     import torch
 
     if not torch.cuda.is_available():
-        remedy = (
+        remedy = _driver_remedy(listed, torch.version.cuda or "") or (
             f"torch {torch.__version__} cannot use them: install a build for their driver, and in a container give it "
             "the GPUs (docker run --gpus all)"
         )
         return Finding(name="GPUs", level=Level.PROBLEM, value=value, remedy=remedy)
-    return Finding(
-        name="GPUs", level=Level.OK, value=f"{value}; torch {torch.__version__} sees {torch.cuda.device_count()}"
+    seen = f"{value}; torch {torch.__version__} for CUDA {torch.version.cuda} sees {torch.cuda.device_count()}"
+    remedy = _driver_remedy(listed, torch.version.cuda or "")
+    return Finding(name="GPUs", level=Level.PROBLEM if remedy else Level.OK, value=seen, remedy=remedy)
+
+
+def _driver_remedy(listed: str, cuda: str) -> str:
+    """Return what to do about drivers that are too old for torch's CUDA; empty if none is.
+
+    Args:
+        listed: lines of nvidia-smi: name, memory and driver of each GPU, with commas.
+        cuda: version of CUDA that torch was built for, such as "13.0".
+    """
+    needed = MIN_DRIVERS.get(cuda.partition(".")[0])
+    drivers = {line.rpartition(",")[2].strip() for line in listed.splitlines()}
+    old = sorted(driver for driver in drivers if needed is not None and _numbers(driver) < _numbers(needed))
+    if not old:
+        return ""
+    return (
+        f"torch is built for CUDA {cuda}, which needs driver {needed} or newer, and this is {', '.join(old)}: update "
+        "the driver (on AWS, use a newer AMI), or install a build of torch for an older CUDA"
     )
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split(".") if part.isdecimal())
 
 
 def _check_java() -> Finding:

@@ -1,8 +1,9 @@
 """Cache of image features on disk, for later epochs, runs and phases.
 
-A file holds the projected features of one image. Its name is a hash of the image's tiles as the vision encoder's input,
-which covers pixels, resizing, tiling and normalisation; its folder is named after the weights of the vision encoder and
-the projector. The tune phase reuses the features of the align phase, since neither changes these weights.
+A file holds the projected features of one image. Its name is a hash of the image's tiles, which covers pixels, resizing
+and tiling; it is computed where batches are packed, and not by the training process. Its folder is named after the
+weights of the vision encoder and the projector. The tune phase reuses the features of the align phase, since neither
+changes these weights.
 """
 
 from __future__ import annotations
@@ -90,7 +91,10 @@ class FeatureCache:
         import torch
 
         tiles = torch.split(batch.pixel_values, batch.num_tiles.tolist())
-        keys = [digest([f"{image.dtype} {list(image.shape)}", _bytes(image)]).hex() for image in tiles]
+        if batch.image_digests is None:  # the batch was made in this process
+            keys = [digest([f"{image.dtype} {list(image.shape)}", _bytes(image)]).hex() for image in tiles]
+        else:
+            keys = [bytes(each).hex() for each in batch.image_digests.tolist()]
         known = {key: features for key in dict.fromkeys(keys) if (features := self._read(key)) is not None}
         new = {key: of_image for key, of_image in zip(keys, tiles, strict=True) if key not in known}
         self.hits += len(known)

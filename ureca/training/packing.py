@@ -5,7 +5,8 @@ A packed row holds the tokens of an image once, followed by a segment for each o
 `ureca.model.attention.PackedLayout`.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import lru_cache
 from pathlib import Path
@@ -21,7 +22,7 @@ from ureca.data.questions import QuestionSettings, choose_question
 from ureca.data.reading import fetch
 from ureca.data.samples import BadSample, TrainingImage, TrainingRegion
 from ureca.errors import DataError, ImageError
-from ureca.hashing import hash64
+from ureca.hashing import digest, hash64
 from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.masks.rle import decode, from_coco
@@ -291,6 +292,7 @@ class PackedBatch:
         pixel_values: float [image tiles, 3, S, S].
         mask_values: uint8 [mask tiles, 1, S, S].
         mask_tile_images: int64 [mask tiles]: index of the image tile that a mask tile covers, for the fused encoder.
+        image_digests: uint8 [images, 16]: hash of each image's tiles, of a serialized batch; else None.
     """
 
     input_ids: torch.Tensor
@@ -303,6 +305,7 @@ class PackedBatch:
     pixel_values: torch.Tensor
     mask_values: torch.Tensor
     mask_tile_images: torch.Tensor
+    image_digests: torch.Tensor | None = None
 
     @property
     def num_answer_tokens(self) -> int:
@@ -319,17 +322,13 @@ class PackedBatch:
         return PackedLayout.of_lengths(lengths)
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Return all tensors by name; ``PackedBatch(**tensors)`` is the inverse."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        """Return all tensors by name, without missing ones; ``PackedBatch(**tensors)`` is the inverse."""
+        tensors = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: tensor for name, tensor in tensors if tensor is not None}
 
     def to(self, device: torch.device | str) -> Self:
         """Move the batch to a device; lengths stay on the CPU, where they are read."""
-        lengths = ("prefix_lengths", "num_segments", "segment_lengths", "num_tiles")
-        moved = {
-            name: tensor if name in lengths else tensor.to(device, non_blocking=True)
-            for name, tensor in self.tensors().items()
-        }
-        return type(self)(**moved)
+        return type(self)(**_moved(self.tensors(), torch.device(device)))
 
 
 class _Segment(NamedTuple):
@@ -440,14 +439,18 @@ class Packer:
 # Serialization: pixels as uint8 and masks as bits, lossless for batches of `Packer`
 
 _MASK_BITS, _MASK_SHAPE = "mask_bits", "mask_shape"
+_READ_ON_CPU = frozenset(
+    {"prefix_lengths", "num_segments", "segment_lengths", "num_tiles", "image_digests", _MASK_SHAPE}
+)
 
 
 def to_bytes(batch: PackedBatch, image_processor: UrecaImageProcessor) -> bytes:
-    """Serialize a batch whose pixels are normalised by the image processor."""
+    """Serialize a batch whose pixels are normalised by the image processor, with the digests of its images."""
     tensors = batch.tensors()
-    mean, std = _pixel_statistics(image_processor)
+    mean, std = _pixel_statistics(image_processor, torch.device("cpu"))
     pixels = (tensors["pixel_values"] * std + mean) * 255
     tensors["pixel_values"] = pixels.round().clamp(0, 255).to(torch.uint8)
+    tensors["image_digests"] = _digests(tensors["pixel_values"], batch.num_tiles)
     masks = tensors["mask_values"]
     if masks.dtype == torch.uint8 and not (masks > 1).any():
         del tensors["mask_values"]
@@ -456,18 +459,38 @@ def to_bytes(batch: PackedBatch, image_processor: UrecaImageProcessor) -> bytes:
     return save({name: tensor.contiguous() for name, tensor in tensors.items()})
 
 
-def from_bytes(data: bytes, image_processor: UrecaImageProcessor) -> PackedBatch:
-    """Deserialize a batch, on the CPU."""
-    tensors = load(data)
+def from_bytes(data: bytes, image_processor: UrecaImageProcessor, device: torch.device | str = "cpu") -> PackedBatch:
+    """Deserialize a batch to a device, where pixels are normalised and masks unpacked, so that few bytes move."""
+    device = torch.device(device)
+    tensors = _moved(load(data), device)
     if _MASK_BITS in tensors:
         shape = tensors.pop(_MASK_SHAPE).tolist()
-        bits = np.unpackbits(tensors.pop(_MASK_BITS).numpy(), count=int(np.prod(shape)))
-        tensors["mask_values"] = torch.from_numpy(bits).view(shape)
-    mean, std = _pixel_statistics(image_processor)
+        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+        bits = (tensors.pop(_MASK_BITS)[:, None] >> shifts) & 1
+        tensors["mask_values"] = bits.flatten()[: math.prod(shape)].view(shape)
+    mean, std = _pixel_statistics(image_processor, device)
     tensors["pixel_values"] = (tensors["pixel_values"] / 255 - mean) / std
     return PackedBatch(**tensors)
 
 
-def _pixel_statistics(image_processor: UrecaImageProcessor) -> tuple[torch.Tensor, torch.Tensor]:
-    mean = torch.tensor(image_processor.image_mean).view(3, 1, 1)
-    return mean, torch.tensor(image_processor.image_std).view(3, 1, 1)
+def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    """Move tensors to a device, without waiting for it, but those that are read on the CPU."""
+
+    def move(tensor: torch.Tensor) -> torch.Tensor:
+        if device.type == "cuda" and tensor.device.type == "cpu":
+            tensor = tensor.pin_memory()  # a copy from other memory makes the processor wait
+        return tensor.to(device, non_blocking=True)
+
+    return {name: tensor if name in _READ_ON_CPU else move(tensor) for name, tensor in tensors.items()}
+
+
+def _digests(tiles: torch.Tensor, num_tiles: torch.Tensor) -> torch.Tensor:
+    """Hash the tiles of each image, uint8 [N, 3, S, S]: uint8 [images, 16]."""
+    images = torch.split(tiles, num_tiles.tolist())
+    hashes = [digest([f"{list(image.shape)}", image.contiguous().numpy()], num_bytes=16) for image in images]
+    return torch.tensor([list(each) for each in hashes], dtype=torch.uint8)
+
+
+def _pixel_statistics(image_processor: UrecaImageProcessor, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    mean = torch.tensor(image_processor.image_mean, device=device).view(3, 1, 1)
+    return mean, torch.tensor(image_processor.image_std, device=device).view(3, 1, 1)

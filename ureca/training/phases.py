@@ -146,8 +146,13 @@ def check_region_prompt(phase: Align | Tune | Full, region_prompt: RegionPrompt)
         )
 
 
-def build_optimizer(model: "nn.Module", phase: PhaseSettings) -> "AdamW":
+def build_optimizer(model: "nn.Module", phase: PhaseSettings, *, fused: bool = False) -> "AdamW":
     """Build AdamW over the trained parameters.
+
+    Args:
+        model: the model.
+        phase: settings of the optimizer.
+        fused: update all weights by one kernel, for weights on a GPU.
 
     Raises:
         SettingsError: no parameter of the model is trained.
@@ -155,7 +160,8 @@ def build_optimizer(model: "nn.Module", phase: PhaseSettings) -> "AdamW":
     from torch.optim import AdamW
 
     groups = parameter_groups(model, phase.weight_decay)
-    return AdamW(groups, lr=phase.learning_rate, betas=(phase.adam_beta_1, phase.adam_beta_2))
+    # Without it, torch chooses by the device that the weights are on now, which may not be the one that they move to.
+    return AdamW(groups, lr=phase.learning_rate, betas=(phase.adam_beta_1, phase.adam_beta_2), fused=fused or None)
 
 
 def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, Any]]:
