@@ -15,7 +15,7 @@ from pydantic import ValidationError
 from tests.bad_corpus import HEIGHT_PX, WIDTH_PX, image_cases
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
-from ureca.images import decode_image, decode_layers, encode_jpeg, exif_orientation, optional_extensions
+from ureca.images import decode_image, decode_layers, encode_jpeg, optional_extensions, stored_frame
 
 LIMITS = ImageLimits()
 CASES = image_cases()
@@ -79,15 +79,15 @@ def test_decode_image_with_exif_orientation_applies_it_once(
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])  # ordinary images, and those that are decoded elsewhere
-def test_exif_orientation_is_read_from_the_header(mode: str) -> None:
+def test_stored_frame_is_read_from_the_header(mode: str) -> None:
     for format, orientation in (("PNG", 3), ("TIFF", 6)):
         exif = Image.Exif()
         exif[0x0112] = orientation
         image, file = Image.new(mode, (4, 3)), io.BytesIO()
         image.save(file, format, exif=exif)
-        assert exif_orientation(file.getvalue(), ImageLimits()) == orientation
+        assert stored_frame(file.getvalue(), ImageLimits()) == (3, 4, orientation)
         image.save(plain := io.BytesIO(), format)
-        assert exif_orientation(plain.getvalue(), ImageLimits()) == 1
+        assert stored_frame(plain.getvalue(), ImageLimits()) == (3, 4, 1)
 
 
 def test_decode_image_with_transparency_blends_over_white() -> None:

@@ -7,6 +7,7 @@ import math
 import resource
 import struct
 import sys
+import warnings
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -283,28 +284,34 @@ def _is_lossy(data: bytes, info: Mapping[Any, Any]) -> bool:
     return not data.startswith(_LOSSLESS) or info.get("compression") in ("jpeg", "tiff_jpeg", "webp")
 
 
-def exif_orientation(data: bytes, limits: ImageLimits) -> int:
-    """Return the EXIF orientation of an image file that can be decoded, 1 to 8, from its header; 1 where it has none.
+def stored_frame(data: bytes, limits: ImageLimits) -> tuple[int, int, int]:
+    """Return height and width of an image as it is stored, and its EXIF orientation, 1 to 8, from its header.
+
+    The beginning of a JPEG or PNG suffices, if it has the header.
 
     Raises:
         ImageError: as ``decode_image``, where the header tells.
     """
-    ((orientation,), _) = _decode(data, limits, "orientation")
-    return int(orientation[0])
+    ((frame,), _) = _decode(data, limits, "frame")
+    height, width, orientation = frame.tolist()
+    return height, width, orientation
 
 
-def _header_orientation(data: bytes, limits: ImageLimits) -> "_Decoded":
+def _header_frame(data: bytes, limits: ImageLimits) -> "_Decoded":
     open_format = _format(data) or PngImageFile
     orientation = 1
     try:
-        with open_format(io.BytesIO(data)) as image:
+        with warnings.catch_warnings(action="ignore"), open_format(io.BytesIO(data)) as image:
             _check_size(image, limits)
             # Pillow decodes a PNG without EXIF data in search of them.
             if open_format is not PngImageFile or b"eXIf" in data or b"Raw profile type exif" in data:
                 orientation = _orientation(image)
+            height, width = image.height, image.width
+            if open_format is TiffImageFile and orientation > 4:
+                height, width = width, height
+            return [np.array([height, width, orientation], np.int32)], {}
     except _PILLOW_ERRORS as error:
         raise ImageError(_kind(error, data), f"{open_format.format}: {type(error).__name__}: {error}") from error
-    return [np.array([orientation], np.uint8)], {}
 
 
 _Decoded = tuple[list[npt.NDArray[Any]], dict[str, bool]]
@@ -313,7 +320,7 @@ _TASKS: dict[str, Callable[[bytes, ImageLimits], _Decoded]] = {
     "layers": lambda data, limits: (_decode_here(data, limits, _to_layers), {}),
     "values": lambda data, limits: _decode_values(data, limits, upright=True),
     "stored_values": lambda data, limits: _decode_values(data, limits, upright=False),
-    "orientation": _header_orientation,
+    "frame": _header_frame,
 }
 _ISOLATED = IsolatedDecoder(tuple(_TASKS))
 

@@ -61,6 +61,24 @@ def test_decode_regions_mask_form_gives_mask(region: dict[str, Any]) -> None:
     assert mask.bbox_xywh == (10, 5, 12, 10) and mask.area_px == 120
 
 
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_decode_regions_of_the_stored_image_are_turned_upright(orientation: int) -> None:
+    expected = INSIDE[::-1, ::-1] if orientation == 3 else np.rot90(INSIDE, -1)
+    size = (expected.shape[0], expected.shape[1])
+    forms: list[dict[str, Any]] = [
+        {"rle": dict(RLE)},
+        {"polygon": [[10, 5, 22, 5, 22, 15, 10, 15]]},
+        {"mask_png": png(INSIDE)},
+        {"bbox_xywh": [10, 5, 12, 10]},
+    ]
+    regions = [RegionInput.model_validate(form) for form in forms]
+    limits = ServingLimits(max_regions=4, max_mask_pixels=6000)
+    decoded = decode_regions(regions, size, limits, orientation=orientation)
+    for id in range(3):
+        np.testing.assert_array_equal(decoded.masks[id].decode(), expected)
+    assert decoded.prompts[3].bbox_xywh == decoded.masks[0].bbox_xywh
+
+
 def test_decode_regions_boxes_and_points_give_prompts_with_ids() -> None:
     regions = [
         RegionInput(bbox_xywh=(1, 2, 3, 4)),

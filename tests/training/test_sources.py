@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus, write_shard
 from tests.training.datasets import line, region, row, write_dataset, write_jsonl
@@ -211,3 +212,38 @@ def test_source_with_missing_file_raises(tmp_path: Path) -> None:
     path = write_jsonl(tmp_path / "lines.jsonl", [line("a", "1")])
     with pytest.raises(InputError, match="no such file or folder"):
         read(JsonlSource(path=str(path), images=str(tmp_path / "none")))
+
+
+@pytest.mark.parametrize(("frame", "orientation"), [("stored", 3), ("auto", 3), ("auto", 6), ("upright", 3)])
+def test_jsonl_source_turns_masks_of_stored_images_upright(
+    tmp_path: Path, frame: str, orientation: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    (id,) = write_corpus(tmp_path, 1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(drawn_image(0)[0]).save(tmp_path / f"{id}.png", exif=exif)
+    write_jsonl(tmp_path / "train.jsonl", [line(id, "2")])
+    settings = {"path": str(tmp_path / "train.jsonl"), "images": str(tmp_path), "frame": frame}
+    ((image,), bad) = read(JsonlSource.model_validate(settings))
+    stored = MASKS[1].decode()
+    turned = np.rot90(stored, -1) if orientation == 6 else stored[::-1, ::-1]
+    expected = turned if orientation == 6 or frame == "stored" else stored
+    found = decode(Rle(size=[image.height, image.width], counts=image.regions[0].counts))
+    np.testing.assert_array_equal(found, expected)
+    assert not bad
+    assert ("1 images have an EXIF orientation" in caplog.text) == (frame == "auto" and orientation == 3)
+
+
+def test_jsonl_source_takes_masks_from_a_coco_file(tmp_path: Path) -> None:
+    (id,) = write_corpus(tmp_path / "images", 1)
+    content = json.loads((tmp_path / "images" / f"{id}.json").read_text())
+    records = [{**record, "image_id": 1} for record in content["annotations"]]
+    images = [{"id": 1, "file_name": f"train/{id}.png", "height": HEIGHT, "width": WIDTH}]
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": records}))
+    (tmp_path / "images" / f"{id}.json").unlink()
+    write_jsonl(tmp_path / "train.jsonl", [line(id, "2"), line(id, "99")])
+    settings = {"path": str(tmp_path / "train.jsonl"), "images": str(tmp_path / "images")}
+    settings["annotations"] = str(tmp_path / "coco.json")
+    ((image,), bad) = read(JsonlSource.model_validate(settings))
+    assert image.regions[0].counts == MASKS[1].rle["counts"]
+    assert kinds(bad) == [(id, 99, "unknown_mask")]

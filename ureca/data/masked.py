@@ -8,7 +8,7 @@ from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
 from ureca.image_limits import ImageLimits
-from ureca.images import exif_orientation, try_decode_image
+from ureca.images import stored_frame, try_decode_image
 from ureca.masks.generators.base import MaskGenerator, OrientedMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
@@ -107,7 +107,7 @@ def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, li
             raise fetched.annotation
         with out_of_memory_as(DataError, f"the mask generator on an image of {width} x {height} px"):
             if isinstance(mask_generator, OrientedMaskGenerator) and isinstance(fetched.image, bytes):
-                orientation = exif_orientation(fetched.image, limits)
+                _, _, orientation = stored_frame(fetched.image, limits)
                 masks = mask_generator.generate(pixels, fetched.annotation, orientation=orientation)
             else:
                 masks = mask_generator.generate(pixels, fetched.annotation)

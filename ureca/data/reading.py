@@ -91,8 +91,13 @@ class FileReader:
     ) -> None:
         self._close()
 
-    def read(self, path: str, offset: int | None, size: int | None) -> bytes | DataError:
-        """Read a whole file (``offset`` None) or the data of a tar member, or return the error."""
+    def read(
+        self, path: str, offset: int | None, size: int | None, *, head_bytes: int | None = None
+    ) -> bytes | DataError:
+        """Read a whole file (``offset`` None) or the data of a tar member, or return the error.
+
+        With ``head_bytes``, only so much of its beginning.
+        """
         try:
             file = self._open(path)
             length = file.size()
@@ -104,7 +109,7 @@ class FileReader:
                 return DataError("too_many_bytes", f"{path}: {size} bytes, the limit is {self._max_bytes}")
             if offset + size > length:
                 return DataError("truncated", f"{path}: ends at byte {length}, the member at byte {offset + size}")
-            return bytes(file.read_at(size, offset))
+            return bytes(file.read_at(size if head_bytes is None else min(size, head_bytes), offset))
         except DataError as error:
             return error
         except (OSError, pa.ArrowException) as error:

@@ -19,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.corrections import CORRECTIONS, Corrections
 from ureca.data.export import ExportReport
+from ureca.data.frames import FrameReader
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
 from ureca.data.output import Output
@@ -284,18 +285,24 @@ class JsonlFile:
         by_image = np.argsort(images, kind="stable")
         ends = np.cumsum(np.bincount(images, minlength=len(codes)))
         names = list(codes)
-        with self._open() as file, FileReader(MAX_ANNOTATION_BYTES) as annotations:
+        with (
+            self._open() as file,
+            FileReader(MAX_ANNOTATION_BYTES) as annotations,
+            FrameReader(settings.frame, "jsonl.frame") as frames,
+        ):
             for first in range(0, len(names), _IMAGES_PER_CHUNK):
                 entries = entries_at(manifest, rows[first : first + _IMAGES_PER_CHUNK])
                 for image, entry in enumerate(entries, start=first):
                     places = by_image[ends[image - 1] if image else 0 : ends[image]]
                     lines = [self._line_at(file, offsets[place]) for place in places.tolist()]
-                    yield from self._image(entry, lines, annotations)
+                    yield from self._image(entry, lines, annotations, frames)
 
-    def _image(self, entry: ManifestEntry | None, lines: Sequence[_Line], files: FileReader) -> Iterator[Sample]:
+    def _image(
+        self, entry: ManifestEntry | None, lines: Sequence[_Line], files: FileReader, frames: FrameReader
+    ) -> Iterator[Sample]:
         by_position = self._settings.mask_ids == "position"
         wanted = {_mask_name(line.mask_id) for line in lines}
-        annotations = None if entry is None else _read(entry, files, wanted, by_position=by_position)
+        annotations = None if entry is None else _read(entry, files, frames, wanted, by_position=by_position)
         if entry is None or annotations is None:
             yield from _all_bad(lines, "unknown_image", f"there is no such image in {self._settings.images}")
             return
@@ -362,7 +369,7 @@ def _mask_name(id: float | str) -> str:
 
 
 def _read(
-    entry: ManifestEntry, files: FileReader, wanted: Collection[str], *, by_position: bool
+    entry: ManifestEntry, files: FileReader, frames: FrameReader, wanted: Collection[str], *, by_position: bool
 ) -> Annotations | DataError:
     if entry.annotation_path is None:
         return DataError("missing_annotation", f"{entry.uri}: the image has no annotation file, so no masks")
@@ -370,7 +377,7 @@ def _read(
     if isinstance(data, DataError):
         return data
     try:
-        return parse_annotations(data, only=wanted, by_position=by_position)
+        return frames.upright(parse_annotations(data, only=wanted, by_position=by_position), entry)
     except AnnotationError as error:
         return AnnotationError(error.kind, f"{entry.annotation_path}: {error.message}")
 

@@ -6,6 +6,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from ureca.masks.generators.settings import Frame
+
 _SHARD = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 
 
@@ -77,6 +79,11 @@ class JsonlOptions(BaseModel):
     )
     mask_ids: Literal["id", "position"] = Field(
         default="id", description="meaning of mask_id: an annotation's id, or its position in the file, from 0"
+    )
+    frame: Frame = Field(
+        default="auto",
+        description="frame of the masks in images with an EXIF orientation: upright (as shown), or stored (as the "
+        "pixels lie in the file); auto: the one that fits the sizes, and upright, with a warning, where both do",
     )
     ids: Literal["stem", "path"] = Field(
         default="stem", description="names of images in the file: without folders (stem), or their paths below images"

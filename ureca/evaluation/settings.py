@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 from ureca.config import MAY_CHANGE
 from ureca.curation.settings import PromptedListenerSettings
 from ureca.data.settings import JsonlOptions
+from ureca.masks.generators.settings import Frame
 
 
 class RegionsBenchmarkSettings(BaseModel):
@@ -37,6 +38,11 @@ class RefCocoSettings(BaseModel):
     images: str | None = Field(
         default=None,
         description="folder of COCO's images; None: train2014 in the benchmark's folder or in a usual place beside it",
+    )
+    frame: Frame = Field(
+        default="auto",
+        description="frame of the masks in images with an EXIF orientation: upright (as shown), or stored (as the "
+        "pixels lie in the file); auto: the one that fits the sizes, and upright, with a warning, where both do",
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_ELEMENT_CHARACTERS = 2**24
 
+_MARK_BYTES = 4  # which tell the encoding
 _MAX_DIGITS = 400  # Python refuses to read longer integers
 
 _SPACE = re.compile(r"[ \t\n\r]*")
@@ -17,14 +18,14 @@ class JsonStreamError(ValueError):
     """The text is not the JSON that was expected."""
 
 
-def iter_elements(chunks: Iterator[bytes], keys: Collection[str]) -> Iterator[tuple[str, Any, str]]:
+def iter_elements(chunks: Iterator[bytes], keys: Collection[str] | None) -> Iterator[tuple[str, Any, str]]:
     """Yield the elements of arrays of a JSON object, in the order of the file.
 
     Args:
         chunks: the text, UTF-8, 16 or 32, with or without a mark; elements and other values have at most 16 Mi
             characters each.
         keys: keys of the object whose arrays are read; other values are passed over. A text that is an array itself
-            has the key ``annotations``.
+            has the key ``annotations``; None: it has to be one.
 
     Yields:
         The key, the element, and its text.
@@ -43,16 +44,17 @@ class _Scanner:
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self._chunks = chunks
         self._decoder: codecs.IncrementalDecoder | None = None
+        self._head = b""
         self._decode = json.JSONDecoder(parse_int=_integer).raw_decode
         self._text, self._place, self._is_complete = "", 0, False
 
-    def elements(self, keys: Collection[str]) -> Iterator[tuple[str, Any, str]]:
+    def elements(self, keys: Collection[str] | None) -> Iterator[tuple[str, Any, str]]:
         start = self._next_character()
         if start == "[":
             yield from self._array("annotations", is_read=True)
             return
-        if start != "{":
-            raise JsonStreamError("it holds no JSON object")
+        if start != "{" or keys is None:
+            raise JsonStreamError(f"it holds no JSON {'array' if keys is None else 'object'}")
         self._place += 1
         if self._next_character() == "}":
             return
@@ -120,11 +122,13 @@ class _Scanner:
             return False
         left = self._text[self._place :]
         wanted = max(1, len(left))
+        while self._decoder is None and len(self._head) < _MARK_BYTES and (chunk := next(self._chunks, None)):
+            self._head += chunk
         parts = [left]
         while wanted > 0:
-            chunk = next(self._chunks, None)
+            chunk = next(self._chunks, None) if self._decoder is not None else self._head
             if self._decoder is None:
-                self._decoder = codecs.getincrementaldecoder(json.detect_encoding(chunk or b""))("surrogatepass")
+                self._decoder = codecs.getincrementaldecoder(json.detect_encoding(self._head))("surrogatepass")
             try:
                 part = self._decoder.decode(chunk or b"", final=chunk is None)
             except UnicodeDecodeError as error:

@@ -6,6 +6,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from ureca.errors import AnnotationError
 from ureca.masks.annotations import MAX_MASKS
+from ureca.masks.frames import Size, turned_box, turned_point
 
 MAX_POINTS = 256
 """Largest number of points of a prompt."""
@@ -39,6 +40,13 @@ class Prompt(BaseModel):
         if self.labels is not None and len(self.labels) != len(self.points_xy):
             raise ValueError(f"{len(self.points_xy)} points have {len(self.labels)} labels")
         return self
+
+    def turned(self, upright_size: Size, orientation: int) -> "Prompt":
+        """Return the prompt of a stored image in the frame of the upright one, of a size (height, width)."""
+        box = self.bbox_xywh
+        points = tuple(turned_point(x, y, upright_size, orientation) for x, y in self.points_xy)
+        turned = None if box is None else turned_box(box, upright_size, orientation)
+        return self.model_copy(update={"bbox_xywh": turned, "points_xy": points})
 
 
 class _PromptFile(BaseModel):

@@ -10,6 +10,7 @@ from ureca.image_structure import read_structure
 from ureca.images import Pixels, decode_layers
 from ureca.io import decode_data_url
 from ureca.masks import rle as rle_codec
+from ureca.masks.frames import stored_size, turned_rle
 from ureca.masks.mask import Mask
 from ureca.masks.mask_images import decode_mask_image
 from ureca.masks.prompts import Prompt
@@ -79,14 +80,18 @@ def decode_regions(
     size: tuple[int, int],
     limits: ServingLimits,
     is_wanted: Callable[[], bool] = lambda: True,
+    *,
+    orientation: int = 1,
 ) -> DecodedRegions:
     """Validate and decode the regions of a request. Equal masks are decoded once.
 
     Args:
         regions: The regions.
-        size: Height and width of the image in pixels.
+        size: Height and width of the upright image in pixels.
         limits: Limits of a request.
         is_wanted: Function that tells, before each region, whether the result is still wanted.
+        orientation: EXIF orientation, 1 to 8, of the image that the regions are in as it is stored; 1: they are in the
+            upright one.
 
     Raises:
         ApiError: 499 ``cancelled``: the result is no longer wanted; or 422 ``too_many_regions``, ``too_many_pixels``
@@ -95,6 +100,7 @@ def decode_regions(
             ``ImageError``.
     """
     check_region_count(len(regions), size, limits)
+    upright_size, size = size, stored_size(size, orientation)
     ids = _assign_ids(regions)
     params = {id: f"regions[{index}]" for index, id in enumerate(ids)}
     files = {(region.mask_png, region.mask_value) for region in regions if region.mask_png is not None}
@@ -117,11 +123,13 @@ def decode_regions(
         if not is_wanted():
             raise ApiError(499, "cancelled", "the request has ended", param=params[id])
         if region.is_prompt:
-            prompts[id] = _decode_prompt(region, size, params[id])
+            prompt = _decode_prompt(region, size, params[id])
+            prompts[id] = prompt if orientation == 1 else prompt.turned(upright_size, orientation)
         else:
             key = region.model_dump_json(exclude={"region_id"}, exclude_none=True)
             if key not in decoded:
-                decoded[key] = _decode_mask(region, size, limits.image, params[id])
+                rle = _decode_mask(region, size, limits.image, params[id])
+                decoded[key] = rle if orientation == 1 else turned_rle(rle, orientation)
             masks[id] = exact_mask(id, decoded[key])
     return DecodedRegions(tuple(ids), masks, prompts, params)
 

@@ -123,6 +123,11 @@ class RegionsRequest(_RequestModel):
     regions: Annotated[list[RegionInput], Field(fail_fast=True, min_length=1, max_length=MAX_MASKS)] | None = Field(
         default=None, description="regions of the image; default: all regions that the segmenter finds"
     )
+    frame: Literal["upright", "stored"] = Field(
+        default="upright",
+        description="frame of the regions in an image with an EXIF orientation: as it is shown (upright), or as its "
+        "pixels lie in the file (stored); the regions of the response are upright",
+    )
     lookalikes: StrictBool = Field(default=False, description="return `lookalike_ids` for each region")
 
 

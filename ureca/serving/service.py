@@ -12,7 +12,7 @@ from typing import Protocol, TypeVar
 from ureca.captioning.engine import CaptionJob, GeneratedCaption, merge_streams
 from ureca.errors import DataError, ImageError
 from ureca.image_structure import num_decoding_bytes, read_structure
-from ureca.images import Pixels
+from ureca.images import Pixels, stored_frame
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
@@ -340,14 +340,17 @@ class CaptionService:
             segmenter: str | None = self.backend.segmenter_name
             timer.end_stage("segment_s")
         else:
-            decoded = await self._decode_regions(request.regions, pixels)
+            orientation = 1
+            if request.frame == "stored":
+                _, _, orientation = await self._in_thread(lambda: stored_frame(data, self.limits.image), price)
+            decoded = await self._decode_regions(request.regions, pixels, orientation)
             timer.end_stage("decode_s")
             lease.reduce(pixels.nbytes)
             masks, segmenter = await self._segment_prompts(decoded, pixels, timer)
         regions = await self._in_thread(lambda: _region_outputs(masks), price)
         return ImageRegions(pixels, tuple(masks), tuple(regions), segmenter)
 
-    async def _decode_regions(self, regions: Sequence[RegionInput], pixels: Pixels) -> DecodedRegions:
+    async def _decode_regions(self, regions: Sequence[RegionInput], pixels: Pixels, orientation: int) -> DecodedRegions:
         size = (pixels.shape[0], pixels.shape[1])
         files = {region.mask_png for region in regions if region.mask_png is not None}
         is_ordinary = all(_BASE64_OF_PNG in file[:_MAX_URL_HEAD] for file in files)
@@ -355,7 +358,10 @@ class CaptionService:
         has_ended = threading.Event()
         try:
             return await self._in_thread(
-                lambda: decode_regions(regions, size, self.limits, lambda: not has_ended.is_set()), price
+                lambda: decode_regions(
+                    regions, size, self.limits, lambda: not has_ended.is_set(), orientation=orientation
+                ),
+                price,
             )
         finally:
             has_ended.set()  # at a timeout or a closed connection, the thread stops before the next mask

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus
 from tests.evaluation.benchmarks.folders import write_refcoco, write_visual_genome
@@ -50,6 +51,24 @@ def test_refcoco_reader_gives_objects_of_split_with_all_expressions(tmp_path: Pa
     assert Path(images[1].entry.path).samefile(tmp_path / "train2014" / "COCO_train2014_000000000102.jpg")
     images, _ = read(tmp_path / "refcoco+", refcoco={"split": "testA", "images": str(tmp_path / "train2014")})
     assert [region.region_id for image in images for region in image.regions] == [10, 11, 30, 31]
+
+
+@pytest.mark.parametrize(("frame", "orientation"), [("stored", 3), ("auto", 3), ("auto", 6)])
+def test_refcoco_reader_turns_masks_of_stored_images_upright(
+    tmp_path: Path, frame: str, orientation: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_refcoco(tmp_path)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, masks = drawn_image(2)
+    path = tmp_path / "train2014" / "COCO_train2014_000000000102.jpg"
+    Image.fromarray(pixels).save(path, "PNG", exif=exif)
+    images, _ = read(folder, refcoco={"frame": frame})
+    stored = masks[0].decode()
+    turned = np.rot90(stored, -1) if orientation == 6 else stored[::-1, ::-1]
+    expected = turned if orientation == 6 or frame == "stored" else stored
+    np.testing.assert_array_equal(pixels_of(images[1], 0), expected)
+    assert ("1 images have an EXIF orientation" in caplog.text) == (frame == "auto" and orientation == 3)
 
 
 def test_refcoco_reader_with_missing_files_gives_exclusions(tmp_path: Path) -> None:
@@ -126,7 +145,9 @@ def test_visual_genome_reader_with_missing_files_gives_exclusions(tmp_path: Path
     (folder / "region_descriptions.json").write_text(json.dumps(descriptions))
     (folder / "ids.txt").write_text("1 2 3 4 5")
     images, left_out = read(folder, visual_genome={"image_ids": str(folder / "ids.txt")})
-    assert [(image.entry.image_id, len(image.regions)) for image in images] == [("1", 1), ("5", 3)]
+    # The region without a number for x costs no other one.
+    assert [(image.entry.image_id, len(image.regions)) for image in images] == [("1", 1), ("4", 2), ("5", 3)]
+    assert {item.image_id: item.num_regions for item in left_out} == {"1": 1, "2": 3, "3": 3, "4": 1}
     assert sorted((item.image_id, item.kind) for item in left_out) == [
         *(("1", "duplicate_region"), ("1", "empty_caption"), ("1", "empty_mask")),
         *(("2", "unknown_image"), ("3", "unknown_size"), ("4", "malformed")),
@@ -142,7 +163,7 @@ def test_read_json_array_does_not_depend_on_chunk_size(tmp_path: Path, size: int
     value = [{"a": [1, {"b": "],}"}]}, {}, {"c": "é\\"}]
     for text in (json.dumps(value), json.dumps(value, indent=2), " [ ]"):
         path.write_text(text, encoding="utf-8")
-        assert list(read_json_array(path, chunk_characters=size)) == json.loads(text)
+        assert list(read_json_array(path, chunk_bytes=size)) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[{}", "[{} {}]", '[{"a": ]', "[1, 2]", "[{}, x]", "[" * 100_000])

@@ -72,3 +72,17 @@ def test_generate_reads_prompts_from_the_annotation_file(sam: Any) -> None:
         mask_generator.generate(IMAGE)
     with pytest.raises(ImageError, match="too_elongated"):
         mask_generator.generate(np.zeros((1, 900, 3), np.uint8), file)
+
+
+@pytest.mark.parametrize("orientation", [3, 6])
+def test_generate_turns_prompts_of_the_stored_image(sam: Any, orientation: int) -> None:
+    box = [35, 24, 20, 10] if orientation == 3 else [24, 5, 10, 20]  # of [5, 6, 20, 10] and [5, 26, 20, 10]
+    stored = [5, 6, 20, 10] if orientation == 3 else [5, 26, 20, 10]
+    file, turned = (json.dumps({"prompts": [{"bbox_xywh": one}]}).encode() for one in (stored, box))
+    ((expected,), (found,)) = (
+        PromptedSam.from_model(sam, frame=frame).generate(IMAGE, data, orientation=orientation)
+        for frame, data in (("upright", turned), ("stored", file))
+    )
+    assert found == expected
+    (noted,) = PromptedSam.from_model(sam).generate(IMAGE, turned, orientation=orientation)
+    assert noted.rle == expected.rle and list(noted.notes) == ["ambiguous_frame"]

@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from pydantic import BaseModel, StrictInt, TypeAdapter, ValidationError
 
+from ureca.data.frames import FrameReader
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
 from ureca.errors import AnnotationError, InputError
@@ -71,6 +72,7 @@ class RefCocoReader:
         if not self._instances.is_file():
             raise InputError(f"{folder} has {self._refs.name}, but no {_INSTANCES} with the masks beside it")
         self._split = settings.split
+        self._frame = settings.frame
         self._images = settings.images or _usual_images(folder)
         self.description = f"{folder.resolve().name} {self._refs.stem} {self._split}"
 
@@ -96,17 +98,23 @@ class RefCocoReader:
         except OSError as error:
             raise InputError(f"{self._instances} cannot be read: {error}") from error
         entries = self._entries([annotations for annotations in found.values() if isinstance(annotations, Annotations)])
-        for image_id, annotations in found.items():
-            num_refs = missing.pop(str(image_id), 0)
-            if isinstance(annotations, AnnotationError):
-                yield Exclusion(str(image_id), annotations.kind, annotations.message, num_refs)
-                continue
-            yield from _image(str(image_id), annotations, entries.get(image_id), texts, self._images)
-            ids = {mask.id for mask in annotations if "duplicate_id" not in mask.notes}
-            of_image = refs_of_image[str(image_id)] if num_refs else {}
-            for ann_id in sorted(of_image.keys() - ids):
-                message = f"{self._instances.name} has no annotation {ann_id} of image {image_id}"
-                yield Exclusion(str(image_id), "unknown_mask", message, of_image[ann_id])
+        with FrameReader(self._frame, "refcoco.frame") as frames:
+            for image_id, annotations in found.items():
+                num_refs = missing.pop(str(image_id), 0)
+                entry = entries.get(image_id)
+                try:
+                    if isinstance(annotations, AnnotationError):
+                        raise annotations
+                    upright = annotations if entry is None else frames.upright(annotations, entry)
+                except AnnotationError as error:
+                    yield Exclusion(str(image_id), error.kind, error.message, num_refs)
+                    continue
+                yield from _image(str(image_id), upright, entry, texts, self._images)
+                ids = {mask.id for mask in upright if "duplicate_id" not in mask.notes}
+                of_image = refs_of_image[str(image_id)] if num_refs else {}
+                for ann_id in sorted(of_image.keys() - ids):
+                    message = f"{self._instances.name} has no annotation {ann_id} of image {image_id}"
+                    yield Exclusion(str(image_id), "unknown_mask", message, of_image[ann_id])
         for id, num_refs in missing.items():
             yield Exclusion(id, "unknown_mask", f"{self._instances.name} has no mask of image {id}'s refs", num_refs)
 

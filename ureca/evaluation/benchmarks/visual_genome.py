@@ -1,6 +1,6 @@
 """Visual Genome's region descriptions: phrases about boxes, in JSON files that may be larger than memory."""
 
-import json
+import reprlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,14 +18,14 @@ from ureca.evaluation.benchmarks.base import (
     clean_references,
 )
 from ureca.evaluation.settings import VisualGenomeSettings
+from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.rle import area_px, encode_box
 
 REGION_DESCRIPTIONS = "region_descriptions.json"
 _IMAGE_DATA = "image_data.json"
 _USUAL_IMAGES = ("VG_100K", "VG_100K_2", "images")
 _MAX_SIDE_PX = 2**16
-_MAX_ELEMENT_CHARACTERS = 2**24
-_CHUNK_CHARACTERS = 2**20
+_CHUNK_BYTES = 2**20
 
 
 class _ImageSize(BaseModel):
@@ -45,7 +45,7 @@ class _Phrase(BaseModel):
 
 class _DescribedImage(BaseModel):
     id: StrictInt
-    regions: list[_Phrase]
+    regions: list[Any]
 
 
 class VisualGenomeReader:
@@ -87,10 +87,11 @@ class VisualGenomeReader:
         for element in read_json_array(self._sizes):
             try:
                 size = _ImageSize.model_validate(element)
-            except ValidationError as error:
-                message = error.errors(include_url=False, include_input=False)[0]["msg"]
-                raise InputError(f"{self._sizes}: {message}") from error
+            except ValidationError:
+                continue  # its image is an exclusion, of an unknown size
             sizes[size.image_id] = (size.height, size.width)
+        if not sizes:
+            raise InputError(f"{self._sizes} has no image with image_id, width and height")
         ids = sorted(sizes if self._ids is None else self._ids)
         manifest = list_images(self._images)
         located = entries_at(manifest, rows_of_images([str(id) for id in ids], manifest))
@@ -103,10 +104,9 @@ class VisualGenomeReader:
             try:
                 image = _DescribedImage.model_validate(element)
             except ValidationError as error:
-                first = error.errors(include_url=False, include_input=False)[0]
                 image_id = str(element["id"]) if isinstance(element.get("id"), int) else ""
-                where = ".".join(map(str, first["loc"]))
-                yield Exclusion(image_id, "malformed", f"{where}: {first['msg']}", num_regions=0)
+                num_regions = len(regions) if isinstance(regions := element.get("regions"), list) else 0
+                yield Exclusion(image_id, "malformed", _first_fault(error), num_regions)
                 continue
             if str(image.id) in chosen:
                 yield from _image(image, sizes.get(image.id), entries.get(image.id))
@@ -120,7 +120,13 @@ def _image(
         yield Exclusion(str(image.id), kind, f"image {image.id} is not in {place}", len(image.regions))
         return
     regions: dict[int, BenchmarkRegion] = {}
-    for region in image.regions:
+    for record in image.regions:
+        try:
+            region = _Phrase.model_validate(record)
+        except ValidationError as error:
+            name = record.get("region_id") if isinstance(record, dict) else None
+            yield Exclusion(str(image.id), "malformed", f"region {reprlib.repr(name)}: {_first_fault(error)}")
+            continue
         references = clean_references([region.phrase])
         rle = encode_box(region.x, region.y, region.width, region.height, size)
         if not area_px(rle):
@@ -135,51 +141,34 @@ def _image(
         yield BenchmarkImage(entry, *size, tuple(regions.values()))
 
 
-def read_json_array(path: Path, *, chunk_characters: int = _CHUNK_CHARACTERS) -> Iterator[dict[str, Any]]:
+def _first_fault(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, first["loc"]))
+    return f"{where}: {first['msg']}" if where else first["msg"]
+
+
+def read_json_array(path: Path, *, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[dict[str, Any]]:
     """Iterate over the objects of a JSON array without holding the array in memory.
 
     Args:
-        path: UTF-8 file with an array of objects of at most 16 Mi characters each.
-        chunk_characters: number of characters read at a time.
+        path: file with an array of objects of at most 16 Mi characters each.
+        chunk_bytes: number of bytes read at a time.
 
     Raises:
         InputError: the file cannot be read, or holds no array of objects.
     """
-    decode = json.JSONDecoder().raw_decode
+
+    def chunks() -> Iterator[bytes]:
+        with path.open("rb") as file:
+            while chunk := file.read(chunk_bytes):
+                yield chunk
+
     try:
-        with path.open(encoding="utf-8") as file:
-            text = ""
-            while not text.strip() and (more := file.read(chunk_characters)):
-                text = more
-            place = _skip_space(text, 0)
-            if not text.startswith("[", place):
-                raise InputError(f"{path} holds no JSON array")
-            place, needs_comma = place + 1, False
-            while True:
-                place = _skip_space(text, place)
-                if text.startswith("]", place):
-                    return
-                if needs_comma and text.startswith(",", place):
-                    place, needs_comma = _skip_space(text, place + 1), False
-                if needs_comma and place < len(text):
-                    raise InputError(f"{path} is no JSON array: there is no comma after an object")
-                try:
-                    element, end = decode(text, place)
-                except ValueError as error:
-                    more = file.read(chunk_characters)
-                    if not more or len(text) - place > _MAX_ELEMENT_CHARACTERS:
-                        raise InputError(f"{path} is damaged, or no JSON array of objects: {error}") from error
-                    text, place = text[place:] + more, 0
-                    continue
-                if not isinstance(element, dict):
-                    raise InputError(f"{path} holds an array, but not of objects")
-                yield element
-                place, needs_comma = end, True
-    except (OSError, UnicodeDecodeError, RecursionError) as error:
+        for _, element, _ in iter_elements(chunks(), None):
+            if not isinstance(element, dict):
+                raise InputError(f"{path} holds an array, but not of objects")
+            yield element
+    except JsonStreamError as error:
+        raise InputError(f"{path} is damaged, or no JSON array of objects: {error}") from error
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error
-
-
-def _skip_space(text: str, place: int) -> int:
-    while place < len(text) and text[place].isspace():
-        place += 1
-    return place

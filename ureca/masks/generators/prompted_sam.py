@@ -9,8 +9,9 @@ import numpy as np
 import numpy.typing as npt
 
 from ureca.errors import AnnotationError
+from ureca.masks.frames import noted_as_ambiguous
 from ureca.masks.generators.sam import check_proportions, load_sam
-from ureca.masks.generators.settings import PromptedSamConfig
+from ureca.masks.generators.settings import Frame, PromptedSamConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt, parse_prompts
 
@@ -25,34 +26,41 @@ class PromptedSam:
         name: name of the method and its checkpoint.
     """
 
+    uses_orientation = True
+
     def __init__(self, settings: PromptedSamConfig) -> None:
         """Build the model and load its weights.
 
         Raises:
             SettingsError: segment-anything is missing, the checkpoint cannot be used, or there is no such device.
         """
-        self._set_up(load_sam(settings), f"prompted sam {settings.model_type} {settings.checkpoint.name}")
+        name = f"prompted sam {settings.model_type} {settings.checkpoint.name}"
+        self._set_up(load_sam(settings), name, settings.frame)
 
     @classmethod
-    def from_model(cls, sam: Sam, name: str = "prompted sam") -> Self:
+    def from_model(cls, sam: Sam, name: str = "prompted sam", frame: Frame = "auto") -> Self:
         """Use a network that is built already, on its present device."""
         prompted = cls.__new__(cls)
-        prompted._set_up(sam, name)
+        prompted._set_up(sam, name, frame)
         return prompted
 
-    def _set_up(self, sam: Sam, name: str) -> None:
+    def _set_up(self, sam: Sam, name: str, frame: Frame) -> None:
         from segment_anything import SamPredictor
 
         self.name = name
+        self._frame = frame
         self._sam = sam.eval()
         self._predictor = SamPredictor(self._sam)
 
-    def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
+    def generate(
+        self, image: npt.NDArray[np.uint8], annotation: bytes | None = None, *, orientation: int = 1
+    ) -> list[Mask]:
         """Return the masks of a prompt file (``ureca.masks.prompts``), with its ids and in its order.
 
         Args:
             image: uint8 RGB [H, W, 3], EXIF rotation applied.
             annotation: content of the prompt file; None: the image has none.
+            orientation: EXIF orientation of the image file, 1 to 8.
 
         Raises:
             AnnotationError: ``missing_annotation``, or a kind of ``parse_prompts``.
@@ -60,7 +68,12 @@ class PromptedSam:
         """
         if annotation is None:
             raise AnnotationError("missing_annotation", "the image has no prompt file")
-        return self.masks(image, parse_prompts(annotation))
+        prompts = parse_prompts(annotation)
+        if orientation != 1 and self._frame == "stored":
+            size = (image.shape[0], image.shape[1])
+            prompts = [(id, prompt.turned(size, orientation)) for id, prompt in prompts]
+        masks = self.masks(image, prompts)
+        return noted_as_ambiguous(masks, orientation) if orientation != 1 and self._frame == "auto" else masks
 
     def masks(self, image: npt.NDArray[np.uint8], prompts: Sequence[tuple[int, Prompt]]) -> list[Mask]:
         """Return a mask for each prompt.

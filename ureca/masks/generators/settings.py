@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ureca.config import MAY_CHANGE
 from ureca.registry import register
 
+Frame = Literal["auto", "upright", "stored"]
+"""Frame of masks in images with an EXIF orientation; auto: the one that fits the sizes."""
+
 
 @register("mask_generator", "segments", component="ureca.masks.generators.segments:SegmentsMaskGenerator")
 class SegmentsConfig(BaseModel):
@@ -151,6 +154,11 @@ class PromptedSamConfig(SamModelSettings):
     """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
 
     kind: Literal["prompts"] = "prompts"
+    frame: Frame = Field(
+        default="auto",
+        description="frame of the prompts in images with an EXIF orientation: upright (as shown), or stored (as the "
+        "pixels lie in the file); auto: upright, with a note",
+    )
 
 
 @register("mask_generator", "annotations", component="ureca.masks.generators.annotations:AnnotationMaskGenerator")
@@ -163,7 +171,7 @@ class AnnotationsConfig(BaseModel):
     boxes: bool = Field(
         default=False, description="make a filled box of annotations that have a box and no segmentation"
     )
-    frame: Literal["auto", "upright", "stored"] = Field(
+    frame: Frame = Field(
         default="auto",
         description="frame of the masks in images with an EXIF orientation: upright (as shown), or stored (as the "
         "pixels lie in the file); auto: the one that fits the sizes, and upright, with a note, where both do",
