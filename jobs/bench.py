@@ -21,6 +21,7 @@ BENCHMARKS = {
     "local": "curate a few photographs in one process, against Ray started for them",
     "plan": "predict a curation from a smaller one, against the time that it then takes",
     "resume": "list and resume a corpus of a million images",
+    "annotations": "read annotation files, against parsing all that they hold",
     "serve": "requests per second of the service, against a batch size of one",
     "caption-memory": "memory of `ureca caption` as the corpus grows",
     "caption-corpus": "caption a corpus on Ray, against a loop over its regions",

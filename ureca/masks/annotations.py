@@ -31,6 +31,7 @@ _MAX_NESTING = 32
 _MAX_DIGITS = 25
 _MIN_COORDINATES = 6
 _POINT, _BOX = 2, 4
+_PIECE_BYTES = 2**20
 _BRACES_PARSED_AT_ONCE = 64 * MAX_MASKS
 _NAMED_KEYS = frozenset({"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "category"})
 _LABEL_KEYS = ("category", "category_name", "label", "class_name", "class")
@@ -298,7 +299,9 @@ def category_names(categories: object) -> dict[int | str, str]:
 
 def _check_number(data: bytes) -> None:
     try:
-        for count, (key, _, _) in enumerate(iter_elements(iter([data]), {"annotations"}), start=1):
+        # In pieces, so that the whole text is not there once more
+        pieces = (data[place : place + _PIECE_BYTES] for place in range(0, len(data), _PIECE_BYTES))
+        for count, (key, _, _) in enumerate(iter_elements(pieces, {"annotations"}), start=1):
             if count > MAX_MASKS:
                 raise AnnotationError("too_many_masks", f"more than {MAX_MASKS} {key} of one image, which is the limit")
     except JsonStreamError as error:
