@@ -5,7 +5,7 @@ CONSTRAINTS := cluster/constraints.txt
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve audit clean
+.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve soak-hostile long-schema audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
 	$(BIN)/python -m ureca.jobs.demo $(DEMO)
@@ -144,6 +144,12 @@ bench-serve: $(VENV)/.dev
 
 soak-serve: $(VENV)/.dev  ## the service scales, drains, outlives kills, and does not grow in five minutes; takes twelve
 	$(BIN)/python -m pytest -s -m long tests/pipelines/serving/test_draining.py tests/pipelines/serving/test_soak.py
+
+soak-hostile: $(VENV)/.dev  ## the service under bombs, floods, slow clients, poison parameters and kills; takes fifteen minutes, SECONDS=120 less
+	$(BIN)/ureca bench serve-hostile --seconds $(or $(SECONDS),600) --output $(or $(OUTPUT),soak-hostile.json)
+
+long-schema: $(VENV)/.dev  ## 2000 requests that are generated from the OpenAPI document, alone and in sequences; CASES=200 sends fewer
+	URECA_SCHEMA_CASES=$(or $(CASES),2000) $(BIN)/python -m pytest -s -m long tests/pipelines/serving/test_schema.py
 
 audit:  ## known vulnerabilities of the installed versions; needs the network, and fails where nothing could be asked
 	$(PYTHON) -m venv $(VENV)-audit

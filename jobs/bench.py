@@ -23,6 +23,7 @@ BENCHMARKS = {
     "resume": "list and resume a corpus of a million images",
     "annotations": "read annotation files, against parsing all that they hold",
     "serve": "requests per second of the service, against a batch size of one",
+    "serve-hostile": "the service under hostile load, against the same service without",
     "caption-memory": "memory of `ureca caption` as the corpus grows",
     "caption-corpus": "caption a corpus on Ray, against a loop over its regions",
 }

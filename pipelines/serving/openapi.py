@@ -139,21 +139,42 @@ CHAT: dict[str, Any] = {
 BATCHES: dict[str, Any] = {
     "tags": ["batches"],
     "response_model": None,
-    "responses": {200: {"model": BatchJob, "description": "The job"}, **_ERRORS},
+    "responses": {
+        200: {
+            "model": BatchJob,
+            "description": "The job",
+            "links": {"status": {"operationId": "get_batch", "parameters": {"batch_id": "$response.body#/id"}}},
+        },
+        **_ERRORS,
+    },
     "openapi_extra": _request_body(
         "BatchRequest", {"folder": {"summary": "A folder", "value": {"input": "/data/images"}}}, multipart=False
     ),
 }
 BATCH: dict[str, Any] = {
     "tags": ["batches"],
+    "operation_id": "get_batch",
     "response_model": None,
     "responses": {
         200: {"model": BatchJob, "description": "The job"},
         **{status: _ERRORS[status] for status in (401, 404, 429, 503)},
     },
 }
-MODELS: dict[str, Any] = {"tags": ["service"], "responses": {status: _ERRORS[status] for status in (401, 429, 503)}}
-MODEL: dict[str, Any] = {"tags": ["service"], "responses": {status: _ERRORS[status] for status in (401, 404, 429, 503)}}
+MODELS: dict[str, Any] = {
+    "tags": ["service"],
+    "responses": {
+        200: {
+            "description": "The models",
+            "links": {"model": {"operationId": "get_model", "parameters": {"name": "$response.body#/data/0/id"}}},
+        },
+        **{status: _ERRORS[status] for status in (401, 429, 503)},
+    },
+}
+MODEL: dict[str, Any] = {
+    "tags": ["service"],
+    "operation_id": "get_model",
+    "responses": {status: _ERRORS[status] for status in (401, 404, 429, 503)},
+}
 HEALTH: dict[str, Any] = {"tags": ["service"]}
 READY: dict[str, Any] = {
     "tags": ["service"],
