@@ -78,6 +78,19 @@ def test_png_with_many_color_profiles_is_refused() -> None:
     assert decode_image(image[:33] + profile + image[33:], LIMITS).shape == (8, 8, 3)
 
 
+def test_gif_with_more_comments_than_an_image_needs_is_refused() -> None:
+    file = io.BytesIO()
+    Image.new("P", (8, 8)).save(file, "GIF")
+    data = file.getvalue()
+    frame = data.index(b"\x2c", 13)
+    comment = b"\x21\xfe\x01a\0"
+    assert kind_of(data[:frame] + comment * 100_000 + data[frame:]) == "too_complex"
+    assert kind_of(data[:frame] + b"\x21\xfe" + b"\x01a" * 100_000 + b"\0" + data[frame:]) == "too_complex"
+    assert decode_image(data[:frame] + comment * 100 + data[frame:], LIMITS).shape == (8, 8, 3)
+    for end in range(len(data)):
+        read_structure(data[:end])
+
+
 def test_jpeg_of_one_scan_over_the_pixel_limit_is_too_large() -> None:
     data = jpeg(64, 48, progressive=False)
     frame = data.index(b"\xff\xc0") + 5

@@ -69,6 +69,8 @@ def read_structure(data: bytes) -> ImageStructure:
         return _read_jpeg(data)
     if data.startswith(_PNG):
         return _read_png(data)
+    if data.startswith(b"GIF8"):
+        _check_gif(data)
     return ImageStructure(_stated_size(data), False)
 
 
@@ -125,6 +127,22 @@ def _read_png(data: bytes) -> ImageStructure:
             raise ImageError("too_complex", f"PNG: more than {_MAX_PROFILES} color profiles")
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     return ImageStructure((size[0], size[1]), True)
+
+
+def _check_gif(data: bytes) -> None:
+    """Check the number of blocks before the first frame, which are comments and the like; later ones are not read."""
+    position, num_blocks = 13, 0
+    if len(data) > 10 and data[10] & 0x80:
+        position += 3 << (1 + (data[10] & 7))
+    while position + 2 < len(data) and data[position] == 0x21:
+        position += 2
+        while position < len(data):
+            num_blocks += 1
+            _check_count(num_blocks, len(data), "blocks")
+            length = data[position]
+            position += 1 + length
+            if not length:
+                break
 
 
 def _stated_size(data: bytes) -> tuple[int, int] | None:

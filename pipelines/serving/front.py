@@ -7,6 +7,7 @@ Serve calls ``middlewares`` in each of its proxies if ``RAY_SERVE_HTTP_PROXY_CAL
 import asyncio
 import json
 import os
+import re
 from typing import Any
 
 import h11
@@ -28,6 +29,7 @@ from ureca.pipelines.serving.middleware import (
     with_body,
     with_documented_errors,
 )
+from ureca.serving.memory import return_freed_memory
 from ureca.serving.schemas import ApiError
 from ureca.serving.settings import ServingLimits
 
@@ -42,7 +44,13 @@ HEADER_TIMEOUT_S = 10.0
 _MAX_CONNECTIONS = 4096
 _PRIVATE_PREFIX = "/-/"  # of Serve's own paths
 _MARK = next(iter(SECURITY_HEADERS)).decode()  # a response without it is not the app's, but the proxy's own
-_SERVE_HEADERS = (b"x-request-timeout-seconds", b"x-request-disconnect-disabled", b"serve_multiplexed_model_id")
+_SERVE_HEADERS = (
+    b"x-request-timeout-seconds",
+    b"x-request-disconnect-disabled",
+    b"serve_multiplexed_model_id",
+    b"x-session-id",
+)
+_REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")  # Serve writes it to its logs
 
 
 class FrontSettings(BaseModel):
@@ -61,6 +69,7 @@ class FrontSettings(BaseModel):
 
 def middlewares() -> list[Middleware]:
     """Return the middleware of a proxy, and let its server use ``LimitedProtocol``."""
+    return_freed_memory()
     uvicorn.config.HTTP_PROTOCOLS["auto"] = f"{__name__}:{LimitedProtocol.__name__}"
     settings = FrontSettings.model_validate_json(os.environ.get(SETTINGS_VARIABLE, "{}"))
     return [Middleware(FrontMiddleware, settings=settings)]
@@ -90,7 +99,18 @@ class FrontMiddleware:
             error = ApiError(400, "malformed", "the target of a request must be a path")
             await error_response(error)(scope, receive, send)
             return
-        scope = {**scope, "headers": [item for item in scope["headers"] if item[0] not in _SERVE_HEADERS]}
+        given = scope["headers"]
+        if {b"content-length", b"transfer-encoding"} <= {name for name, _ in given}:
+            # Another server before this one may take the other of the two for the length of the body.
+            error = ApiError(400, "malformed", "a request has either Content-Length or Transfer-Encoding")
+            await error_response(error)(scope, receive, send)
+            return
+        kept = [
+            (name, value)
+            for name, value in given
+            if name not in _SERVE_HEADERS and (name != b"x-request-id" or _REQUEST_ID.fullmatch(value))
+        ]
+        scope = {**scope, "headers": kept}
         if not is_api_path(scope["path"]):  # none of these has a body
             await self._app(scope, with_body(b"", receive), send)
             return

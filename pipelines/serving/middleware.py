@@ -220,6 +220,8 @@ class AccessMiddleware:
             check_same_site(headers)
             check_token(headers, self._token_digests)
             check_content_length(headers, self._limits.max_body_bytes)
+            if headers.get("content-encoding", "identity").strip().lower() != "identity":
+                raise ApiError(415, "unsupported_encoding", "send the body without a Content-Encoding")
             async with self._bodies.receive(receive) as body:
                 if body is None:
                     return

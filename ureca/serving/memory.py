@@ -1,6 +1,7 @@
-"""Admission of requests by the memory that their images take."""
+"""Admission of requests by the memory that their images take, and its return to the system."""
 
 import asyncio
+import ctypes
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -12,6 +13,19 @@ _SMALL_SHARE = 0.25
 
 _MAX_SMALL = 1 / 8
 """Largest part of its share that a small image takes."""
+
+_MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20  # of glibc's mallopt
+
+
+def return_freed_memory() -> None:
+    """Let this process return freed blocks of a megabyte and more to the system at once, with glibc.
+
+    By default the limit rises to 32 MB once such a block was freed, and a process that has decoded a few large images
+    keeps hundreds of megabytes.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        mallopt(_MMAP_THRESHOLD, _MAPPED_BYTES)
 
 
 class MemoryBudget:

@@ -29,7 +29,12 @@ LIMITS = ServingLimits(max_body_bytes=100_000, body_timeout_s=1, retry_after_s=7
 async def echo(request: Request) -> Response:
     """Respond as the app does: marked, with the length of the body."""
     body = await request.body()
-    headers = {"x-content-type-options": "nosniff", "x-timeout": request.headers.get("x-request-timeout-seconds", "")}
+    given = request.headers
+    headers = {
+        "x-content-type-options": "nosniff",
+        "x-timeout": given.get("x-request-timeout-seconds", ""),
+        "x-ids": f"{given.get('x-request-id', '')}|{given.get('x-session-id', '')}",
+    }
     return PlainTextResponse(str(len(body)), int(request.query_params.get("status", 200)), headers)
 
 
@@ -150,6 +155,18 @@ def test_responses_of_the_app_pass_and_serve_headers_do_not(port: int) -> None:
     assert (answer.text, answer.headers["x-timeout"]) == ("1000", "")
     missing = httpx2.get(f"{url}?status=404", headers=headers, trust_env=False)
     assert (missing.status_code, missing.text) == (404, "0")
+
+
+def test_body_with_two_lengths_gets_400(port: int) -> None:
+    answer = exchange(port, AUTHORIZED + b"Content-Length: 5\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n")
+    assert error_of(answer) == (400, "malformed")
+
+
+@pytest.mark.parametrize(("id", "passes"), [("a-request:7", True), ("\x1b[31mred", False), ("a" * 3000, False)])
+def test_request_id_that_is_no_plain_word_does_not_reach_the_logs(port: int, id: str, passes: bool) -> None:
+    headers = {"Authorization": f"Bearer {TOKEN}", "X-Request-ID": id, "X-Session-ID": "a"}
+    answer = httpx2.get(f"http://127.0.0.1:{port}/v1/echo", headers=headers, trust_env=False)
+    assert answer.headers["x-ids"] == (id if passes else "") + "|"
 
 
 def test_upgrade_to_websocket_is_ignored(port: int) -> None:

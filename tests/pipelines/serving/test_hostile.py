@@ -1,6 +1,7 @@
 """Requests that were made to stop the service or to use it from elsewhere: refused at a bounded cost, with an error."""
 
 import asyncio
+import gzip
 import io
 import json
 from collections.abc import AsyncIterator, Iterator
@@ -108,6 +109,13 @@ def test_image_larger_than_its_header_states_is_refused(client: TestClient) -> N
     data[6:10] = b"\x02\0\x02\0"  # the screen; the frame is drawn beyond it
     answer = client.post("/v1/regions", files={"image": ("scene.gif", bytes(data))})
     assert (answer.status_code, answer.json()["error"]["code"]) == (422, "corrupt")
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate", "br", "zstd", "gzip, gzip", "x"])
+def test_compressed_body_is_refused_without_decompression(client: TestClient, encoding: str) -> None:
+    headers = {"content-type": "application/json", "content-encoding": encoding}
+    answer = client.post("/v1/regions", content=gzip.compress(bytes(10_000_000)), headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (415, "unsupported_encoding")
 
 
 def test_base64_with_white_space_is_decoded(client: TestClient) -> None:
