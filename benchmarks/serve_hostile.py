@@ -54,7 +54,7 @@ _MAX_CPU_S, _MAX_EXTRA_MIB, _MAX_HEALTH_S = 1.0, 200.0, 0.1
 
 
 @dataclass(frozen=True)
-class Refusal:
+class RequestCost:
     """Cost of a hostile request that the service processes alone.
 
     Attributes:
@@ -128,20 +128,20 @@ def _run(folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
         process = psutil.Process(service.pid)
         with _honest_clients(port):  # so that caches and arenas have their size
             time.sleep(min(20.0, arguments.quiet_seconds))
-        refusals = [_measure_refusal(process, port, request) for request in (*invalid_bodies(), *image_bombs())]
-        _print_refusals(refusals)
+        costs = [_measure_cost(process, port, request) for request in (*invalid_bodies(), *image_bombs())]
+        _print_costs(costs)
         with _honest_clients(port) as quiet:
             time.sleep(arguments.quiet_seconds)
         before = _memory_mib(process)
         hostile, attacks, kills = _measure_hostile(process, port, arguments)
         after = _settled_memory_mib(process, before)
-    return _report(refusals, quiet, hostile, attacks, kills, before, after)
+    return _report(costs, quiet, hostile, attacks, kills, before, after)
 
 
 # Phase 1
 
 
-def _measure_refusal(service: psutil.Process, port: int, request: HostileRequest) -> Refusal:
+def _measure_cost(service: psutil.Process, port: int, request: HostileRequest) -> RequestCost:
     served = [process for role in ("proxy", "ingress") for process in _processes(service, role)]
     num_before = _used_mib(served)
     cpu_before = _cpu_s(served)
@@ -172,16 +172,16 @@ def _measure_refusal(service: psutil.Process, port: int, request: HostileRequest
         for thread in watching:
             thread.join()
     cpu_s = _cpu_s(served) - cpu_before
-    return Refusal(request.name, status, request.is_refused, cpu_s, peak_mib - num_before, slowest_s)
+    return RequestCost(request.name, status, request.is_refused, cpu_s, peak_mib - num_before, slowest_s)
 
 
-def _print_refusals(refusals: Sequence[Refusal]) -> None:
+def _print_costs(costs: Sequence[RequestCost]) -> None:
     print("| request, alone | status | CPU s | extra MiB | slowest health check ms |")
     print("|---|---|---|---|---|")
-    for refusal in refusals:
-        status = refusal.status or "closed"
-        health_ms = 1000 * refusal.slowest_health_s
-        print(f"| {refusal.name} | {status} | {refusal.cpu_s:.2f} | {refusal.extra_mib:.0f} | {health_ms:.0f} |")
+    for cost in costs:
+        status = cost.status or "closed"
+        health_ms = 1000 * cost.slowest_health_s
+        print(f"| {cost.name} | {status} | {cost.cpu_s:.2f} | {cost.extra_mib:.0f} | {health_ms:.0f} |")
 
 
 # Phases 2 and 3
@@ -332,7 +332,7 @@ def _settled_memory_mib(service: psutil.Process, before: Mapping[str, float]) ->
 
 
 def _report(  # noqa: PLR0917
-    refusals: Sequence[Refusal],
+    costs: Sequence[RequestCost],
     quiet: Sequence[HonestResponse],
     hostile: Sequence[HonestResponse],
     attacks: Mapping[str, int],
@@ -351,9 +351,9 @@ def _report(  # noqa: PLR0917
         print(f"| {role} | {mib:.0f} | {after[role]:.0f} |")
     print(f"\nhostile requests: {dict(sorted(attacks.items()))}\nkilled: {dict(Counter(kills))}")
     targets = {
-        "invalid bodies are refused within 1 CPU s and 200 MiB": all(refusal.is_cheap for refusal in refusals),
+        "invalid bodies are refused within 1 CPU s and 200 MiB": all(cost.is_cheap for cost in costs),
         "health checks meanwhile within 100 ms": all(
-            refusal.slowest_health_s < _MAX_HEALTH_S for refusal in refusals if refusal.is_refused
+            cost.slowest_health_s < _MAX_HEALTH_S for cost in costs if cost.is_refused
         ),
         "honest requests get 200, or 503 with Retry-After": all(response.is_acceptable for response in hostile),
         "95 % of the latencies at most doubled": phases["hostile"]["p95_s"]
@@ -363,7 +363,7 @@ def _report(  # noqa: PLR0917
     return {
         "targets": targets,
         "phases": phases,
-        "refusals": [asdict(refusal) for refusal in refusals],
+        "costs": [asdict(cost) for cost in costs],
         "attacks": dict(attacks),
         "kills": dict(Counter(kills)),
         "memory_mib_before": dict(before),

@@ -15,6 +15,7 @@ from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.memory import OUT_OF_MEMORY
+from ureca.pipelines.serving.routing import image_key
 from ureca.serving.schemas import ApiError, BatchJob, BatchRequest
 
 _READY_TIMEOUT_S = 5.0
@@ -44,12 +45,12 @@ class HandleBackend:
 
     async def generate(self, pixels: Pixels) -> list[Mask]:
         """Segment an image, see ``Segmenter.generate``."""
-        masks: list[Mask] = await self._call(self._segmenter.generate, pixels)
+        masks: list[Mask] = await self._call(self._segmenter.generate, pixels, image=pixels)
         return masks
 
     async def segment_prompts(self, pixels: Pixels, prompts: Mapping[int, Prompt]) -> list[Mask]:
         """Segment box and point prompts, see ``Segmenter.segment_prompts``."""
-        masks: list[Mask] = await self._call(self._segmenter.segment_prompts, pixels, prompts)
+        masks: list[Mask] = await self._call(self._segmenter.segment_prompts, pixels, prompts, image=pixels)
         return masks
 
     async def lookalike_ids(self, pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
@@ -59,14 +60,14 @@ class HandleBackend:
 
     async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
         """Caption all regions of a job, in the order of its masks."""
-        captions: list[GeneratedCaption] = await self._call(self._captioner.caption, job)
+        captions: list[GeneratedCaption] = await self._call(self._captioner.caption, job, image=job.pixels)
         return captions
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
         """Yield each caption of a job as soon as it is finished."""
         with _as_api_errors(self._retry_after_s):
             # A handle with stream=True returns an async generator, which its type annotations omit.
-            response: Any = self._captioner.options(stream=True).stream.remote(job)
+            response: Any = self._captioner.options(stream=True, session_id=image_key(job.pixels)).stream.remote(job)
             try:
                 async for caption in response:
                     yield caption
@@ -89,7 +90,10 @@ class HandleBackend:
             return False
         return True
 
-    async def _call(self, method: DeploymentHandle[Any], *arguments: Any) -> Any:
+    async def _call(self, method: DeploymentHandle[Any], *arguments: Any, image: Pixels | None = None) -> Any:
+        """Call a method of a deployment, of the replica that has the image."""
+        if image is not None:
+            method = method.options(session_id=image_key(image))
         return await call_deployment(method, *arguments, retry_after_s=self._retry_after_s)
 
 

@@ -10,7 +10,7 @@ import ray
 from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
-from ray.serve.config import AutoscalingConfig, BackpressureConfig
+from ray.serve.config import AutoscalingConfig, BackpressureConfig, RequestRouterConfig
 from ray.serve.handle import DeploymentHandle
 from ray.serve.schema import LoggingConfig
 
@@ -22,15 +22,21 @@ from ureca.pipelines.batch.resources import device_of, on_device
 from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings
 from ureca.pipelines.serving.batches import BatchProcesses
 from ureca.pipelines.serving.middleware import MAX_ARRIVING_BODIES, RequestTracker, digest_token
+from ureca.pipelines.serving.routing import ImageRouter
+from ureca.serving.memory import return_freed_memory
 from ureca.serving.rule_based import RuleBasedEngine
 from ureca.serving.schemas import BatchJob, BatchRequest
 from ureca.serving.segmenter import Segmenter, lookalike_ids
+from ureca.serving.sharing import SharedCaptions
 
 _NUM_EXTRA_INGRESS_REQUESTS = MAX_ARRIVING_BODIES + 64
 """Requests that an ingress replica accepts beyond its limit: those whose bodies are arriving, health checks, the web
 page, and responses with 429."""
 
 _HANG_MARGIN_S = 60.0
+_BY_IMAGE = RequestRouterConfig(
+    request_router_class=f"{ImageRouter.__module__}.{ImageRouter.__name__}"  # type: ignore[arg-type]
+)
 
 
 def build_application(
@@ -53,8 +59,12 @@ def build_application(
         return serve.deployment(**{**deployment_options(name, replicas, retry_after_s), **options})(replica)
 
     handles = [
-        deploy("captioner", CaptionerReplica, settings.resources.captioner).bind(settings),
-        deploy("segmenter", SegmenterReplica, settings.resources.segmenter).bind(settings),
+        deploy("captioner", CaptionerReplica, settings.resources.captioner, request_router_config=_BY_IMAGE).bind(
+            settings
+        ),
+        deploy("segmenter", SegmenterReplica, settings.resources.segmenter, request_router_config=_BY_IMAGE).bind(
+            settings
+        ),
     ]
     if settings.batches.folders:
         if not batch_command:
@@ -125,6 +135,7 @@ class IngressReplica:
         segmenter: DeploymentHandle[Any],
         batches: DeploymentHandle[Any] | None = None,
     ) -> None:
+        return_freed_memory()
         self._settings = settings
         self._token_digests = token_digests
         self._captioner = captioner
@@ -177,14 +188,15 @@ class CaptionerReplica:
                 cache_fraction=settings.limits.prefix_cache_fraction,
                 max_failures=settings.limits.max_failures,
             )
+        self._captions = SharedCaptions(self._engine)
 
     async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
-        """Caption all regions of a job, see ``RegionEngine.caption``."""
-        return await self._engine.caption(job)
+        """Caption all regions of a job, see ``SharedCaptions.caption``."""
+        return await self._captions.caption(job)
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
-        """Yield each caption of a job, see ``RegionEngine.stream``."""
-        async with aclosing(self._engine.stream(job)) as captions:
+        """Yield each caption of a job, see ``SharedCaptions.stream``."""
+        async with aclosing(self._captions.stream(job)) as captions:
             async for caption in captions:
                 yield caption
 
@@ -210,6 +222,7 @@ class SegmenterReplica:
     """
 
     def __init__(self, settings: ServeSettings) -> None:
+        return_freed_memory()
         masks = on_device(settings.masks, settings.resources.segmenter.num_gpus, "resources.segmenter")
         self._segmenter = Segmenter.from_settings(masks)
 

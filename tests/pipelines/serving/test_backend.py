@@ -9,10 +9,13 @@ import pytest
 from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
+from ureca.captioning.engine import CaptionJob
 from ureca.errors import AnswerError, EngineError, ImageError
+from ureca.model.settings import CaptionSettings
 from ureca.pipelines.serve_settings import BatchesSettings, ServeSettings
 from ureca.pipelines.serving.backend import HandleBackend, HandleBatchRunner
 from ureca.pipelines.serving.deployments import build_application
+from ureca.pipelines.serving.routing import image_key
 from ureca.serving.schemas import ApiError
 
 PIXELS = np.zeros((2, 2, 3), np.uint8)
@@ -38,6 +41,11 @@ class Handle:
     def __init__(self, answering: Callable[[], Awaitable[Any]]) -> None:
         self._answering = answering
         self.responses: list[Response] = []
+        self.session_ids: list[str] = []
+
+    def options(self, *, session_id: str) -> "Handle":
+        self.session_ids.append(session_id)
+        return self
 
     def __getattr__(self, method: str) -> "Handle":
         return self
@@ -101,6 +109,25 @@ def test_call_deployment_cancelled_caller_cancels_the_call() -> None:
 
     asyncio.run(run())
     assert [response.is_cancelled for response in handle.responses] == [True]
+
+
+def test_calls_for_one_image_have_its_session_id() -> None:
+    async def answering() -> list[Any]:
+        return []
+
+    captioner, segmenter = Handle(answering), Handle(answering)
+    backend = HandleBackend(captioner, segmenter, "sam", 7)  # type: ignore[arg-type]
+
+    async def run() -> None:
+        for pixels in (PIXELS, PIXELS + 1):
+            await backend.generate(pixels)
+            await backend.segment_prompts(pixels, {})
+            await backend.caption(CaptionJob(pixels, (), CaptionSettings()))
+
+    asyncio.run(run())
+    keys = [image_key(PIXELS), image_key(PIXELS + 1)]
+    assert captioner.session_ids == keys
+    assert segmenter.session_ids == [keys[0], keys[0], keys[1], keys[1]]
 
 
 def test_ready_part_that_responds_or_is_busy_is_ready() -> None:
