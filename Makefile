@@ -2,13 +2,16 @@
 PYTHON ?= python3.11
 VENV := .venv
 CONSTRAINTS := cluster/constraints.txt
+# Without a GPU, torch's wheels for CPUs are enough, where their index can be reached: gigabytes less.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+TORCH = $(shell ! command -v nvidia-smi >/dev/null && $(PYTHON) -c "import urllib.request as u; u.urlopen('$(CPU_INDEX)/torch/', timeout=5)" 2>/dev/null && echo --extra-index-url $(CPU_INDEX))
 BIN := $(VENV)/bin
 DEMO ?= demo
 
 .PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve soak-hostile long-schema audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
-	$(BIN)/python -m ureca.jobs.demo $(DEMO)
+	$(BIN)/ureca demo $(DEMO) --part photographs
 	@if $(MAKE) --no-print-directory $(VENV)/.science && $(MAKE) --no-print-directory $(VENV)/.serve; then \
 		$(MAKE) --no-print-directory demo-scenes demo-serve; \
 		else echo "torch could not be installed: the model of scenes is left out"; fi
@@ -18,7 +21,7 @@ demo-scenes: $(VENV)/.science  ## how often the model of scenes is right, on sce
 	$(BIN)/python -m experiments.science.check --scenes 20 --no-shifts
 
 demo-serve: $(VENV)/.serve  ## the model of scenes captions scenes and a photograph, through the service
-	$(BIN)/python -m ureca.jobs.demo $(DEMO) serve
+	$(BIN)/ureca demo $(DEMO) --part model
 
 # Two models, side by side: one that is given masks, and one that is not told which region is meant.
 demo-training: $(VENV)/.science  ## two small models learn drawn scenes from nothing, two minutes each
@@ -172,15 +175,23 @@ $(VENV)/.demo: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/.science: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[science]'
+	$(BIN)/python -m pip install --quiet $(TORCH) --constraint $(CONSTRAINTS) --editable '.[science]'
 	touch $@
 
 $(VENV)/.serve: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[serve]'
+	$(BIN)/python -m pip install --quiet $(TORCH) --constraint $(CONSTRAINTS) --editable '.[serve]'
 	touch $@
 
 $(VENV)/.dev: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet $(TORCH) --constraint $(CONSTRAINTS) --editable '.[dev]'
+	touch $@
+
+.PHONY: docs
+docs: $(VENV)/.docs  ## the site of the documentation, in build/site
+	$(BIN)/mkdocs build --quiet --strict
+
+$(VENV)/.docs: pyproject.toml $(CONSTRAINTS) | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --constraint $(CONSTRAINTS) --editable '.[docs]'
 	touch $@
 
 clean:

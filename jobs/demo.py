@@ -1,39 +1,76 @@
-"""``make demo``: curate five photographs without weights or network, and serve the model of scenes of this package."""
+"""``ureca demo``: curate five photographs without weights or network, and serve the model of scenes of this package."""
 
+import importlib.util
 import os
 import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Annotated, ClassVar, Literal
 
-import skimage
+from pydantic import Field
+from pydantic_settings import CliPositionalArg
 
-from ureca.data.output import Output
+from ureca.config import CommandSettings, Metavar
 from ureca.jobs import curate, report, scenes
 from ureca.jobs.serve import stop_signal
 from ureca.pipelines.serve_settings import ServeSettings
 
 _PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "motorcycle_left.png")
-_SHIPPED = Path(skimage.__file__).parent / "data"
+_PACKAGES_OF_THE_MODEL = ("torch", "transformers", "fastapi", "httpx2")
 _CAPTIONS_SHOWN = 5
 _NUM_SCENES = 3
 _EMPTY = "(empty: the caption ended before its first word)"
 
 
+class DemoSettings(CommandSettings):
+    """Caption five photographs without weights or network, then unseen scenes with the model of this package."""
+
+    command: ClassVar[str] = "demo"
+    examples: ClassVar[tuple[str, ...]] = ("ureca demo    # writes demo/report.html",)
+
+    folder: Annotated[CliPositionalArg[Path], Metavar("FOLDER")] = Field(
+        default=Path("demo"), description="folder for the results; those of an earlier demo are replaced"
+    )
+    part: Literal["all", "photographs", "model"] = Field(
+        default="all",
+        description="photographs: rule-based captions and their report; model: the model of scenes behind the service, "
+        "which needs ureca-ray[serve]; all: both, the second one where its packages are installed",
+    )
+
+
 def main(argv: Sequence[str]) -> int:
-    """Run a part of the demo in the folder ``argv[0]``: ``argv[1]`` is curate (the default) or serve."""
-    folder = Path(argv[0] if argv else "demo")
-    folder.mkdir(parents=True, exist_ok=True)
-    return _serve(folder) if argv[1:] == ["serve"] else _curate(folder)
+    """Run the parts of the demo; returns the status of the first one that fails, else 0."""
+    settings = DemoSettings.load(argv)
+    settings.folder.mkdir(parents=True, exist_ok=True)
+    if settings.part != "model" and (status := _curate(settings.folder)):
+        return status
+    if settings.part == "photographs":
+        return 0
+    missing = [name for name in _PACKAGES_OF_THE_MODEL if importlib.util.find_spec(name) is None]
+    if missing and settings.part == "all":
+        print(
+            f"\nThe second part, a trained model behind the service, needs {' and '.join(missing)}:\n"
+            "pip install 'ureca-ray[serve]', and run the demo again"
+        )
+        return 0
+    return _serve(settings.folder)
 
 
 def _curate(folder: Path) -> int:
     """Curate photographs from scikit-image, from the start each time."""
     images = folder / "images.txt"
-    images.write_text("".join(f"{_SHIPPED / name}\n" for name in _PHOTOGRAPHS), encoding="utf-8")
+    images.write_text("".join(f"{_shipped(name)}\n" for name in _PHOTOGRAPHS), encoding="utf-8")
     output = folder / "photographs"
     status = curate.main([str(images), str(output), "--verification.kind", "rule_based", "--overwrite"])
     return status or report.main([str(output), "--to", str(folder / "report.html")])
+
+
+def _shipped(name: str) -> Path:
+    """Return the path of a photograph that ships inside scikit-image."""
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / name
 
 
 def _serve(folder: Path) -> int:
@@ -47,11 +84,11 @@ def _serve(folder: Path) -> int:
     arguments = ["--images", str(_NUM_SCENES), "--split", "test", "--size", "112", "--seed", "7", "--overwrite"]
     if status := scenes.main([str(drawn), *arguments]):
         return status
-    print("third part: the model of scenes captions through a service", flush=True)
+    print("\nthe model of scenes captions through a service", flush=True)
     with serving(ServeSettings(model="scenes", port=_free_port())) as address:
         stop = stop_signal()
         _show_scenes(address, drawn)
-        _show_photograph(address, _SHIPPED / "coffee.png")
+        _show_photograph(address, _shipped("coffee.png"))
         if sys.stdin.isatty():
             print(f"\n{address} has a page, to point at regions yourself. Ctrl-C ends it.", flush=True)
             stop.wait()
@@ -62,6 +99,7 @@ def _serve(folder: Path) -> int:
 
 def _show_scenes(address: str, drawn: Path) -> None:
     """Print the model's captions of the largest regions of each scene beside the true ones."""
+    from ureca.data.output import Output
     from ureca.serving.client import caption_regions
 
     for scene in Output.of_run(str(drawn)).rows():

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from ureca import __version__
 from ureca.config import with_absolute_paths
+from ureca.data.card import write_card
 from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.listing import named_counts
 from ureca.data.manifest import left_out_of
@@ -110,6 +111,7 @@ def run_batch(
             raise
         output.remove_temporary()  # of workers that died while they wrote
         report = output.report()
+        write_card(output, command.name, report)
         record.write("finished", totals=report.model_dump(), left_out=left_out, session=progress.figures())
         return report
 

@@ -65,7 +65,14 @@ def test_extras_cover_all_roles() -> None:
     extras = next(arguments for name, arguments in instructions() if name == "ARG").partition("=")[2].split(",")
     assert set(extras) <= PROJECT["optional-dependencies"].keys()
     # Separate environments, experiments, developers' tools, and wheels that bundle code under the GPL.
-    assert PROJECT["optional-dependencies"].keys() - {*extras} == {"dev", "vllm", "ray-serve", "science", "heif"}
+    assert PROJECT["optional-dependencies"].keys() - {*extras} == {
+        "dev",
+        "docs",
+        "vllm",
+        "ray-serve",
+        "science",
+        "heif",
+    }
 
 
 def test_image_runs_as_non_root_with_the_command_line() -> None:

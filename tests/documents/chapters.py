@@ -36,6 +36,14 @@ CHAPTERS = (
             Step("ureca export OUTPUT --format jsonl --to train.jsonl", leaves=("train.jsonl",)),
         ),
     ),
+    Chapter("a tour", (Step("ureca demo", leaves=("demo/report.html",), more="--part photographs"),)),
+    Chapter(
+        "data to train on",
+        (
+            Step("ureca curate IMAGES CURATED", _ALL_CURATED, instead={"CURATED": "of-images"}),
+            Step("ureca report CURATED", leaves=("CURATED/report.html",)),
+        ),
+    ),
     Chapter("a sample", (Step("ureca curate IMAGES OUTPUT --sample 1000", _ALL_CURATED),)),
     Chapter(
         "masks from files",
@@ -285,6 +293,14 @@ CANNOT_RUN: Mapping[str, str] = {
     "vllm serve CHECKPOINT --served-model-name ureca --limit-mm-per-prompt "
     """'{"image": 1, "mask": 1, "video": 0}' --media-io-kwargs '{"image": {"image_mode": "RGBA"}}'""": _VLLM,
     "ureca caption IMAGES OUTPUT --model ureca --engine openai --base-urls http://a:8000/v1,http://b:8000/v1": _VLLM,
+    **dict.fromkeys(
+        (
+            "pip install ureca-ray",
+            "pip install 'ureca-ray[model]'",
+            "pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu",
+        ),
+        "it needs the network, and a release; tests/test_wheel.py installs the wheel",
+    ),
     "pip install 'ureca-ray[serve]'": "it needs the network, and a release; tests/test_wheel.py installs the wheel",
     "ray job submit --working-dir . -- python -m ureca.jobs.curate s3://BUCKET/images s3://BUCKET/curated "
     "--config cluster/configs/gpu-cluster/curate.yaml": _CLUSTER,

@@ -99,7 +99,7 @@ def test_curate_too_many_failures_is_status_1_and_names_them(
 @pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.timeout(600)
 def test_demo_captions_real_photographs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert demo.main([str(tmp_path / "demo")]) == 0
+    assert demo.main([str(tmp_path / "demo"), "--part", "photographs"]) == 0
     assert "report.html" in capsys.readouterr().out
     assert (tmp_path / "demo" / "report.html").stat().st_size > 100_000
     rows = list(Output(str(tmp_path / "demo" / "photographs")).rows())

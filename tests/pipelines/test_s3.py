@@ -68,4 +68,4 @@ def test_curate_in_an_object_store_resumes_after_a_killed_driver(tmp_path: Path)
         assert store.unfinished_uploads() == []
         assert status_of(store.uri("out")).state == "finished"
         kinds = {name.split("/")[1] for name in store.names("out/") if not name.endswith("/")}
-        assert kinds == {"manifest", "regions", "run.json"}
+        assert kinds == {"README.md", "manifest", "regions", "run.json"}

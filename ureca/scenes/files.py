@@ -16,6 +16,7 @@ import pyarrow as pa
 from PIL import Image
 
 from ureca import __version__
+from ureca.data.card import write_card
 from ureca.data.export import ExportReport, export_jsonl
 from ureca.data.manifest import make_manifest
 from ureca.data.output import Output
@@ -97,6 +98,7 @@ def write_scenes(
         report = report + PartitionReport.of_rows(of_partition)
     exported = ExportReport()
     export_jsonl(output.rows(), destination / _CAPTIONS, exported, overwrite=True)
+    write_card(output, _COMMAND, report)
     record.write("finished", totals=report.model_dump())
     return exported
 
