@@ -87,7 +87,7 @@ def test_command_that_may_not_write_says_so_in_one_line(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--masks.kind", "annotations"], "listing.annotations (beside, or a folder)"),
+        (["--masks.kind", "annotations"], "listing.annotations (beside, a folder, or a COCO file)"),
         (["--masks.kind", "segment"], "'segment' is none of"),
         (["--masks.kind", "segment"], "did you mean segments"),
         (["--executor", "locall"], "executor: 'locall' is none of auto, local, ray; did you mean local?"),

@@ -34,7 +34,7 @@ def commands() -> list[Command]:
 def commands_of(page: Path) -> Iterator[Command]:
     """Of one page: every line of its shell blocks, what is ours in other blocks, and spans that are ours."""
     text = page.read_text(encoding="utf-8")
-    for language, block in re.findall(r"^```(\w*)\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         if language in {"sh", "bash", ""}:
             for line in _lines(block):
                 if line and (language or _OURS.match(line)):
