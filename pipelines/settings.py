@@ -206,7 +206,7 @@ def check_annotations_have_a_source(settings: BatchSettings) -> None:
     kind = getattr(getattr(settings, "masks", None), "kind", None)
     if kind in {"annotations", "prompts"} and settings.listing.annotations is None:
         raise SettingsError(
-            f"masks.kind {kind} reads annotation files: say where by listing.annotations (beside, a folder, or a COCO file)"
+            f"masks.kind {kind} reads files: say where by listing.annotations (beside, a folder, or a COCO file)"
         )
 
 

@@ -1,18 +1,25 @@
 """The documentation site, the README and the examples."""
 
 import json
+import os
 import re
 import runpy
+import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from PIL import Image
 
+from tests.drawn import write_corpus
+from tests.pipelines.test_graph import settings_of
 from tests.test_failures_page import flags_of
 from ureca.jobs.cli import COMMANDS
+from ureca.pipelines.curate import curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +91,36 @@ def test_links_of_a_page_lead_to_files_and_headings(page: Path) -> None:
             headings = re.findall(r"^#+ (.+)$", target.read_text(encoding="utf-8"), re.MULTILINE)
             slugs = {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
             assert anchor in slugs, link
+
+
+@pytest.fixture(scope="module")
+def folder_of_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a working folder that has what the pages name: OUTPUT, a photograph, and its annotations."""
+    folder = tmp_path_factory.mktemp("pages")
+    write_corpus(folder / "in", 3)
+    shutil.copy(folder / "in" / "img_0000.png", folder / "photo.png")
+    shutil.copy(folder / "in" / "img_0000.json", folder / "photo.json")
+    Image.open(folder / "photo.png").save(folder / "photo.jpg", quality=95)
+    settings = settings_of(folder, executor="local").model_copy(update={"output": str(folder / "OUTPUT")})
+    curate(settings, lambda num_images, num_to_do: None)
+    return folder
+
+
+@pytest.mark.timeout(200)
+@pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/masks.md", "docs/results.md"])
+def test_python_of_a_page_runs(page: str, folder_of_pages: Path, tmp_path: Path) -> None:
+    """Blocks whose packages are not installed are left out; each page has others."""
+    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    optional = [name for name in ("duckdb", "polars") if find_spec(name) is None]
+    kept = [block for block in blocks if not any(f"import {name}" in block for name in optional)]
+    assert kept
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
+    ran = subprocess.run(
+        [sys.executable, "-c", "\n".join(kept)],
+        cwd=folder_of_pages, capture_output=True, text=True, check=False, env=environment,
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    assert ran.stdout or page == "docs/results.md"
 
 
 def test_readme_fits_on_two_screens() -> None:
