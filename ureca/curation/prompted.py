@@ -123,7 +123,9 @@ class PromptedAnnotator:
         views = await asyncio.to_thread(render)
         nearest = sibling_captions[max(0, len(sibling_captions) - self._settings.max_sibling_captions) :]
         rules = self._settings.rules
-        question = prompts.short_caption(parent_caption, nearest, min(rules.max_short_words, rules.max_words))
+        max_words = min(rules.max_short_words, rules.max_words)
+        category = image.masks[region_id].category
+        question = prompts.short_caption(parent_caption, nearest, max_words, category)
         parts = (prompts.IN_SURROUNDINGS, views[0], prompts.ALONE, views[1], question)
         return await self._caption(prompts.SHORT_CAPTION, parts, short=True)
 

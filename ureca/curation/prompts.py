@@ -3,6 +3,7 @@
 The system message is the same for all requests of a stage and comes first, so that prefix caches hit.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Literal
@@ -63,12 +64,21 @@ ALONE = "The region alone, with everything around it blurred:"
 MARKED = "The whole photograph with the region inside the yellow line:"
 NUMBERED = "The numbered things:"
 
+_MAX_CATEGORY_LENGTH = 60
 _SENTENCE_END = re.compile(r"[.!?](?=\s|$)")
 
 
-def short_caption(parent_caption: str | None, sibling_captions: Sequence[str], max_words: int) -> str:
-    """Return the question of stage 2, with the captions of the parent and of elder siblings, the nearest last."""
+def short_caption(
+    parent_caption: str | None, sibling_captions: Sequence[str], max_words: int, category: str | None = None
+) -> str:
+    """Return the question of stage 2, with the captions of the parent and of elder siblings, the nearest last.
+
+    ``category`` is the name of the region's class in the annotation file, which comes from outside; None: it has none.
+    """
     lines = []
+    name = "" if category is None else " ".join(category.split())[:_MAX_CATEGORY_LENGTH]
+    if name.isprintable() and name:
+        lines.append(f"In a list of the things in the photograph it is called {json.dumps(name, ensure_ascii=False)}.")
     if parent_caption is not None:
         lines.append(f"It is a part of this: {parent_caption}")
     if sibling_captions:
@@ -172,7 +182,7 @@ def _content() -> str:
     choices: tuple[int | Literal["none", "several"], ...] = (1, "none", "several")
     questions = (
         short_caption(None, (), 1),
-        short_caption("{parent}", ("{elder}", "{younger}"), 1),
+        short_caption("{parent}", ("{elder}", "{younger}"), 1, "{category}"),
         detailed_caption("{short}", ("{first}", "{second}"), 1, 1),
         unique_caption("{caption}", ("{first}", "{second}"), 1),
         *(unique_caption("{caption}", ("{first}",), 1, confused_with(choice)) for choice in choices),

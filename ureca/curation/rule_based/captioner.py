@@ -249,7 +249,7 @@ class RuleBasedListener:
         fitting = [
             candidate
             for candidate in candidates
-            if candidate in measured and judge(caption, candidate, measured).accepted
+            if candidate in measured and judge(caption, candidate, measured, compare_classes=True).accepted
         ]
         if len(fitting) == 1:
             return fitting[0]

@@ -27,7 +27,7 @@ class Traits:
     """The words for one region.
 
     Attributes:
-        noun: noun for its shape.
+        noun: name of its class, if the annotation file has one, else a noun for its shape.
         size: adjective of its size; None for a medium one.
         shape: adjective of its shape, if there is a clear one.
         colours: names of one or two colours.
@@ -51,7 +51,7 @@ class Traits:
     @classmethod
     def of(cls, measured: Measurement) -> Self:
         """Choose the words for a region, except for its parent's name."""
-        noun = _certain(NOUNS.name(measured.shape))
+        noun = measured.category or _certain(NOUNS.name(measured.shape))
         return cls(
             noun=noun,
             size=SIZES.name(measured.shape) if noun != "dot" else None,
@@ -113,6 +113,11 @@ def _parent_name(id: int, parent_id: int, traits: Mapping[int, Traits], measured
     alike = parent.noun == traits[id].noun and parent.colours[0] == traits[id].colours[0]
     larger = measured[parent_id].shape.area_px > _CLEARLY_LARGER * measured[id].shape.area_px
     return f"larger {parent.brief}" if alike and larger else parent.brief
+
+
+def _is_called(noun: str, measured: Measurement) -> bool:
+    """Return True if a region may be of a class: it is, or its class is not known."""
+    return measured.category in (noun, None)
 
 
 def _certain(word: str | None) -> str:
@@ -340,7 +345,8 @@ class Distinction:
     def _fitting_all(self, kind: str, word: str) -> frozenset[int]:
         key = (kind, word)
         if key not in self._fitting:
-            self._fitting[key] = frozenset(id for id in self._ids if FITS[kind](word, self._measured[id]))
+            fits = _is_called if kind == "noun" and word not in NOUNS.words else FITS[kind]
+            self._fitting[key] = frozenset(id for id in self._ids if fits(word, self._measured[id]))
         return self._fitting[key]
 
     def _expression(self, id: int, kinds: tuple[str, ...], before: str = "", after: str = "") -> ReferringExpression:

@@ -11,7 +11,7 @@ from PIL import Image
 from ureca.curation.protocols import CurationImage
 from ureca.curation.rule_based.colours import Colours, measure_colours, to_oklab
 from ureca.curation.rule_based.shapes import Shape, Texture, measure_shape, measure_texture
-from ureca.curation.rule_based.vocabulary import Rule, Vocabulary
+from ureca.curation.rule_based.vocabulary import Rule, Vocabulary, noun_of
 from ureca.masks import rle as rle_codec
 
 Box = tuple[float, float, float, float]
@@ -197,6 +197,7 @@ class Measurement:
         shape: shape of its mask.
         in_image: location in the image.
         in_parent: location in its parent's box; None for a main object.
+        category: noun of its class in the annotation file; None: it has none.
     """
 
     parent_id: int | None
@@ -208,6 +209,7 @@ class Measurement:
     shape: Shape
     in_image: RegionLocation
     in_parent: RegionLocation | None
+    category: str | None = None
 
 
 def measure_regions(image: CurationImage) -> dict[int, Measurement]:
@@ -245,6 +247,7 @@ def measure_regions(image: CurationImage) -> dict[int, Measurement]:
             shape=measure_shape(mask, area_px, area_fraction),
             in_image=locate(box, centre, (0, 0, width, height), covered=area_fraction, in_image=True),
             in_parent=in_parent,
+            category=noun_of(image.masks[id].category),
         )
     return measured
 

@@ -82,6 +82,7 @@ class _Claims:
         locations: locations in it, each with the words for what it is a location in, and the claims in those.
         own: other claims of the first sentence on the region itself.
         later: claims of later sentences.
+        classes: classes of annotation files with which it begins.
     """
 
     coordinates: tuple[re.Match[str], ...]
@@ -90,9 +91,12 @@ class _Claims:
     locations: tuple[tuple[str, str, tuple[_Claim, ...]], ...]
     own: tuple[_Claim, ...]
     later: tuple[_Claim, ...]
+    classes: frozenset[str]
 
 
-def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> Verdict:
+def judge(
+    caption: str, region_id: int, measured: Mapping[int, Measurement], *, compare_classes: bool = False
+) -> Verdict:
     """Accept a caption if all its claims are true, with tolerance; the reason names the first one that is not.
 
     Claims are the words for colour, brightness, texture, shape, size and location of the rule-based captions, and
@@ -104,9 +108,13 @@ def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> 
         caption: caption to judge.
         region_id: id of its region.
         measured: measurements of all regions of the image by id.
+        compare_classes: reject a caption that begins with the class of another region, where its own is known.
     """
-    claims = _parsed(caption)
     own = measured[region_id]
+    categories = {region.category for region in measured.values() if region.category is not None}
+    claims = _parsed(caption, tuple(sorted(categories, key=lambda name: (-len(name), name))))
+    if compare_classes and own.category is not None and claims.classes and own.category not in claims.classes:
+        return Verdict(False, f"says {min(claims.classes)}; the annotation file calls it {own.category}")
     checked = [
         *_check_coordinates(claims, own),
         *_check_locations(claims, own, measured),
@@ -124,8 +132,12 @@ def judge(caption: str, region_id: int, measured: Mapping[int, Measurement]) -> 
 
 
 @lru_cache(4096)  # A listener judges one caption for each of its candidates.
-def _parsed(caption: str) -> _Claims:
+def _parsed(caption: str, categories: tuple[str, ...]) -> _Claims:
     text = _SYNONYM.sub(lambda match: _SYNONYMS[match[0]], " ".join(caption.lower().split()))
+    subject = re.split(r"[,;.]| is | within ", _OTHER_THINGS.split(text, maxsplit=1)[0], maxsplit=1)[0]
+    classes = frozenset(name for name in categories if re.search(rf"\b{re.escape(name)}\b", subject))
+    for name in categories:  # words of a name, such as orange, are no claims
+        text = re.sub(rf"\b{re.escape(name)}\b", "thing", text)
     first, _, rest = text.partition(". ")
     bare = _LOCATION.sub(",", _CENTRE.sub(",", _EXTENT.sub(",", _COORDINATES.sub(",", first))))
     return _Claims(
@@ -141,6 +153,7 @@ def _parsed(caption: str) -> _Claims:
             for claim in _claims(_OTHER_THINGS.split(clause, maxsplit=1)[0])
         ),
         later=tuple(_claims(rest)),
+        classes=classes,
     )
 
 

@@ -1,5 +1,6 @@
 """Vocabularies, whose rules decide if a word fits a measurement, and English articles, numbers and lists."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Generic, TypeVar
 
@@ -55,9 +56,43 @@ _SMALL_NUMBERS = {
 }
 
 
+_MAX_NOUN_WORDS = 4
+_NO_NOUNS = frozenset(
+    {"background", "image", "instance", "mask", "none", "object", "other", "region", "thing", "unknown", "void"}
+)
+_IRREGULAR = {
+    "person": "people",
+    "man": "men",
+    "woman": "women",
+    "child": "children",
+    "foot": "feet",
+    "tooth": "teeth",
+    "goose": "geese",
+    "mouse": "mice",
+    "leaf": "leaves",
+    "knife": "knives",
+    "shelf": "shelves",
+    **{same: same for same in ("sheep", "fish", "deer", "bison", "aircraft", "people", "furniture", "grass", "water")},
+}
+_CONSONANT_U = re.compile(r"u(?:ni|se|su|te|ti|re)")
+
+
+def noun_of(category: str | None) -> str | None:
+    """Return the noun in the name of a class: "traffic light" of "Traffic_light", "person" of "person, individual".
+
+    None: the name is none that a caption could use, such as a number, "object", or more than four words.
+    """
+    if category is None:
+        return None
+    noun = " ".join(re.split(r"[,(/;|]", category.lower(), maxsplit=1)[0].replace("_", " ").replace("-", " ").split())
+    is_usable = noun.replace(" ", "").isalpha() and noun.count(" ") < _MAX_NOUN_WORDS and noun not in _NO_NOUNS
+    return noun if is_usable else None
+
+
 def with_article(phrase: str) -> str:
     """Prefix a phrase with "a" or "an"; correct for the words of the captions."""
-    return f"{'an' if phrase[0] in 'aeio' else 'a'} {phrase}"
+    is_vowel = phrase[0] in "aeio" or (phrase[0] == "u" and _CONSONANT_U.match(phrase) is None)
+    return f"{'an' if is_vowel else 'a'} {phrase}"
 
 
 def number(value: int) -> str:
@@ -74,8 +109,13 @@ def ordinal(value: int) -> str:
 
 
 def plural(noun: str) -> str:
-    """Return the plural; correct for the nouns of the captions."""
-    return noun + ("es" if noun.endswith("ch") else "s")
+    """Return the plural; correct for the nouns of the captions, and for most names of classes."""
+    before, space, last = noun.rpartition(" ")
+    if last in _IRREGULAR:
+        return f"{before}{space}{_IRREGULAR[last]}"
+    if last.endswith("y") and last[-2:-1] not in ("", *"aeiou"):
+        return f"{noun[:-1]}ies"
+    return noun + ("es" if last.endswith(("ch", "sh", "s", "x", "z")) else "s")
 
 
 def enumeration(items: Sequence[str]) -> str:
