@@ -218,10 +218,12 @@ def _image(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _instance(row: Mapping[str, Any], region: Mapping[str, Any]) -> dict[str, Any]:
-    rle = Mask.from_region(region, row["height"], row["width"]).rle
+    mask = Mask.from_region(region, row["height"], row["width"])
+    rle = mask.rle
     return {
         "category_id": _CATEGORY,
-        # Rows keep the boxes of the masks' source, and those of SA-1B are one pixel smaller than COCO's.
+        **({} if mask.category is None else {"category": mask.category}),
+        # Rows have SA-1B's boxes, which are one pixel smaller than COCO's.
         "bbox": list(box_xywh(rle)),
         "area": area_px(rle),
         "segmentation": dict(rle),

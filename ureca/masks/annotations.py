@@ -489,6 +489,8 @@ def _finite(value: object) -> float | None:
 
 def _category(record: Mapping[str, Any], categories: Mapping[int | str, str]) -> str | None:
     key = image_key(record.get("category_id"))
+    if isinstance(label := record.get("category"), str) and label.strip():  # beside an id of a general category
+        return label.strip()
     if key is not None and key in categories:
         return categories[key]
     for name in _LABEL_KEYS:

@@ -145,7 +145,10 @@ def test_export_coco_has_a_category_that_other_tools_find(rows: Rows, tmp_path: 
 
 
 def test_export_coco_read_again_gives_the_masks(rows: Rows, tmp_path: Path) -> None:
+    rows[0]["regions"][0]["category"] = "sheep"
     export_coco(rows, tmp_path / "instances.json", ExportReport())
+    first = next(read_coco_instances(tmp_path / "instances.json"))
+    assert [mask.category for mask in first] == ["sheep", *["region"] * (len(first) - 1)]
     for image, row in zip(read_coco_instances(tmp_path / "instances.json"), (rows[0], rows[3]), strict=True):
         regions = [region for region in row["regions"] if region["status"] == "ok" and region["verdict"] != "rejected"]
         assert [mask.rle["counts"] for mask in image] == [region["rle"] for region in regions]
