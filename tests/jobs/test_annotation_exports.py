@@ -1,5 +1,6 @@
 """Annotation files as annotation tools export them, through the command: every region comes out, or a line names it."""
 
+import base64
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -299,6 +300,14 @@ def labelme(*shapes: dict[str, Any]) -> bytes:
     return json.dumps({**content, "imageHeight": HEIGHT, "imageWidth": WIDTH}).encode()
 
 
+def labelme_mask(label: str, inside: np.ndarray, corner: tuple[int, int]) -> dict[str, Any]:
+    Image.fromarray(inside.astype(np.uint8) * 255).save(file := io.BytesIO(), "PNG")
+    (left, top), (height, width) = corner, inside.shape
+    points = [[left, top], [left + width - 1, top + height - 1]]
+    mask = base64.b64encode(file.getvalue()).decode()
+    return {"label": label, "shape_type": "mask", "points": points, "mask": mask, "group_id": None}
+
+
 def index_image(pixels: np.ndarray) -> bytes:
     image = Image.fromarray(pixels, mode="P")
     image.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, *[224] * 759])
@@ -354,6 +363,16 @@ FILE_CASES: dict[str, tuple[Callable[[], bytes], str, list[tuple[int, int, str]]
         "json",
         [(0, 2000, "ok"), (1, 800, "ok"), (2, 0, "skipped:no_segmentation")],
         {"skipped no_segmentation": 1},
+    ),
+    "LabelMe with a mask": (
+        lambda: labelme(
+            labelme_mask("board", index_pixels()[10:60, 5:50] == 1, (5, 10)),
+            labelme_mask("corner", np.ones((20, 20), bool), (110, -10)),
+            {"label": "broken", "shape_type": "mask", "points": [[1, 1], [5, 5]], "mask": "iVBORw0KGgo="},
+        ),
+        "json",
+        [(0, 2000, "ok"), (1, 100, "ok"), (2, 0, "skipped:malformed")],
+        {"skipped malformed": 1},
     ),
     "an index image of VOC": (
         lambda: index_image(index_pixels()),

@@ -4,6 +4,7 @@ Every annotation becomes a mask. One that is unusable becomes a mask without pix
 its neighbours are kept and it is counted. Boxes and areas are computed from the run lengths, never believed.
 """
 
+import base64
 import json
 import math
 import reprlib
@@ -15,10 +16,12 @@ from typing import Any, overload
 import numpy as np
 from pydantic_core import from_json
 
-from ureca.errors import AnnotationError
+from ureca.errors import AnnotationError, ImageError
+from ureca.image_limits import ImageLimits
 from ureca.masks import rle as rle_codec
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.mask import Mask
+from ureca.masks.mask_images import decode_mask_image
 from ureca.masks.rle import Rle
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
@@ -402,6 +405,8 @@ def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[
         notes["box_as_mask"] = "the mask is its filled box"
         return rle_codec.encode_box(left, top, max(1, right - left), max(1, bottom - top), size)
     if isinstance(segmentation, dict):
+        if "png" in segmentation:
+            return _cropped_mask(segmentation["png"], segmentation.get("corners"), size)
         stated = _whole_numbers(segmentation.get("size"))
         counts = segmentation.get("counts")
         if "size" in segmentation and stated != [height, width]:
@@ -425,6 +430,24 @@ def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[
     if len(kept) < len(pieces):
         notes["dropped_pieces"] = f"{len(pieces) - len(kept)} of {len(pieces)} polygons have under three points"
     return rle_codec.from_coco(kept, height, width)
+
+
+def _cropped_mask(png: object, corners: object, size: tuple[int, int]) -> Rle:
+    """Decode a mask of LabelMe: an image file, base64, of the pixels within a box of two corners."""
+    points = [_point(point) for point in corners] if isinstance(corners, list) and all(map(_is_point, corners)) else []
+    if not isinstance(png, str) or not points:
+        raise ValueError("a mask of LabelMe is an image in base64, with the corners of its box as points")
+    height, width = size
+    data = base64.b64decode(png, validate=True)  # a ValueError where it is none
+    try:
+        inside = decode_mask_image(data, ImageLimits(max_pixels=height * width, max_bytes=max(1, len(data))))
+    except ImageError as error:
+        raise ValueError(f"the image of the mask cannot be read: {error.message}") from error
+    left, top = round(min(x for x, _ in points)), round(min(y for _, y in points))
+    pixels = np.zeros(size, np.bool_)
+    part = inside[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
+    pixels[max(0, top) : max(0, top) + part.shape[0], max(0, left) : max(0, left) + part.shape[1]] = part
+    return rle_codec.encode(pixels)
 
 
 def _pieces(segmentation: list[Any]) -> list[list[float]]:
@@ -555,6 +578,11 @@ def _from_labelme(content: Mapping[str, Any]) -> dict[str, Any]:
     for shape in shapes:
         if not isinstance(shape, dict):
             records.append({"segmentation": None})
+            continue
+        if shape.get("shape_type") == "mask" and isinstance(shape.get("mask"), str):
+            records.append(
+                {"segmentation": {"png": shape["mask"], "corners": shape.get("points")}, "label": shape.get("label")}
+            )
             continue
         polygon = _labelme_polygon(shape)
         group = (whole_number(shape.get("group_id")), str(shape.get("label")))
