@@ -131,7 +131,7 @@ JSON_VALUES = st.recursive(
     max_leaves=5,
 )
 NAMED = {"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "category_id"}
-NAMED |= {"category", "category_name", "label", "class_name", "class"}
+NAMED |= {"category", "category_name", "label", "class_name", "class", "name"}
 NUMBERS = st.floats(allow_nan=False, allow_infinity=False)
 
 

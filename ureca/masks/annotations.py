@@ -37,7 +37,7 @@ _POINT, _BOX = 2, 4
 _PIECE_BYTES = 2**20
 _BRACES_PARSED_AT_ONCE = 64 * MAX_MASKS
 _NAMED_KEYS = frozenset({"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "category"})
-_LABEL_KEYS = ("category", "category_name", "label", "class_name", "class")
+_LABEL_KEYS = ("category", "category_name", "label", "class_name", "class", "name")
 
 
 @dataclass(frozen=True)
