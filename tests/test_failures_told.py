@@ -103,6 +103,14 @@ def test_curate_with_a_mistaken_setting_says_so_at_once(
     assert not (tmp_path / "out").exists()
 
 
+def test_curate_with_a_misspelt_flag_and_without_arguments_names_both(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["curate", "--helpp"]) == 2
+    told = capsys.readouterr().err
+    assert "arguments are required: INPUT, OUTPUT; there is no setting --helpp; did you mean --help" in told
+    assert main(["curate", "in", "--tree.containment", "0.9", "--no-overwrite"]) == 2
+    assert "there is no setting" not in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "component",
     [("masks", "sam", "segment_anything"), ("embedder", "dinov2", "transformers"), ("mllm", "vllm", "vllm")],

@@ -152,7 +152,7 @@ class CommandSettings(BaseSettings):
             raise SettingsError(f"--config {known.config} is not YAML: {' '.join(str(error).split())}") from error
         except (UnreadableSettings, OSError, ValueError) as error:
             message = str(error).removeprefix("error parsing CLI: ")
-            raise SettingsError(_with_suggestion(cls, message)) from error
+            raise SettingsError(_with_suggestion(cls, message, rest)) from error
         finally:
             _config_file.reset(token)
 
@@ -211,8 +211,17 @@ def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:
     return f"{name}: {message}" if name else message
 
 
-def _with_suggestion(settings: type[CommandSettings], message: str) -> str:
-    """Name the likeliest flags in the place of those that argparse did not recognize."""
+def _with_suggestion(settings: type[CommandSettings], message: str, arguments: Sequence[str]) -> str:
+    """Name the likeliest flags in the place of those that argparse did not recognize.
+
+    Where it misses arguments, it does not say which flags it does not know, though one of them may be the cause.
+    """
+    if message.startswith("the following arguments are required: "):
+        known = [each.flag for each in settings_of(settings)]
+        flags = [word.partition("=")[0] for word in arguments if word.startswith("--")]
+        unknown = [flag for flag in flags if flag.replace("--no-", "--", 1) not in known]
+        hints = {flag: _did_you_mean(flag, [*known, "--help", "--help-all"]) for flag in unknown}
+        return message + "".join(f"; there is no setting {flag}{hint}" for flag, hint in hints.items() if hint)
     if not message.startswith("unrecognized arguments: "):
         return message
     words = message.removeprefix("unrecognized arguments: ").split()
