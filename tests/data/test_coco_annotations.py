@@ -1,4 +1,4 @@
-"""COCO files of many images: each image gets its annotations, and what belongs to none is counted."""
+"""COCO files of many images: each image gets its annotations, and records of none are counted."""
 
 import json
 from pathlib import Path

@@ -72,13 +72,13 @@ _LEFT_OUT_KEY = b"ureca.left_out"
 
 
 def left_out_of(manifest: pa.Table) -> dict[str, int]:
-    """Return what the listing of a manifest left out: numbers of files and records, by reason."""
+    """Return the numbers of files and records that the listing of a manifest left out, by reason."""
     found: dict[str, int] = json.loads((manifest.schema.metadata or {}).get(_LEFT_OUT_KEY, b"{}"))
     return found
 
 
 def with_left_out(manifest: pa.Table, left_out: Mapping[str, int]) -> pa.Table:
-    """Return a manifest that notes what its listing left out."""
+    """Return a manifest that notes the numbers that its listing left out, by reason."""
     metadata = {**(manifest.schema.metadata or {}), _LEFT_OUT_KEY: json.dumps(dict(left_out)).encode()}
     return manifest.replace_schema_metadata(metadata)
 

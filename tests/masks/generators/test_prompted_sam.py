@@ -86,3 +86,18 @@ def test_generate_turns_prompts_of_the_stored_image(sam: Any, orientation: int) 
     assert found == expected
     (noted,) = PromptedSam.from_model(sam).generate(IMAGE, turned, orientation=orientation)
     assert noted.rle == expected.rle and list(noted.notes) == ["ambiguous_frame"]
+
+
+def test_generate_segments_the_boxes_of_an_annotation_file(sam: Any) -> None:
+    generator = PromptedSam.from_model(sam)
+    records = [
+        {"id": 4, "category": "cat", "bbox": [5, 6, 20, 10], "segmentation": []},
+        {"id": 5, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]},
+        {"id": 6, "bbox": [5, 6, 0, 0]},
+    ]
+    of_box, given, unusable = generator.generate(IMAGE, json.dumps({"annotations": records}).encode())
+    (expected,) = generator.masks(IMAGE, [(4, Prompt(bbox_xywh=(5, 6, 20, 10)))])
+    assert (of_box.rle, of_box.predicted_iou, of_box.category) == (expected.rle, expected.predicted_iou, "cat")
+    assert list(of_box.notes) == ["segmented_box"]
+    assert (given.id, given.area_px, given.notes) == (5, 81, {})
+    assert (unusable.id, unusable.fault) == (6, "no_segmentation")

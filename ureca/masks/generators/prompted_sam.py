@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ureca.errors import AnnotationError
-from ureca.masks.frames import noted_as_ambiguous
+from ureca.masks.annotations import load_json, parse_annotations
+from ureca.masks.frames import noted_as_ambiguous, to_upright
 from ureca.masks.generators.sam import check_proportions, load_sam
 from ureca.masks.generators.settings import Frame, PromptedSamConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt, parse_prompts
+from ureca.masks.rle import box_xywh
 
 if TYPE_CHECKING:
     from segment_anything.modeling import Sam
@@ -57,17 +60,23 @@ class PromptedSam:
     ) -> list[Mask]:
         """Return the masks of a prompt file (``ureca.masks.prompts``), with its ids and in its order.
 
+        An annotation file (``ureca.masks.annotations``) is a prompt file, too: its boxes without a segmentation are
+        prompts, and other masks stay as they are.
+
         Args:
             image: uint8 RGB [H, W, 3], EXIF rotation applied.
             annotation: content of the prompt file; None: the image has none.
             orientation: EXIF orientation of the image file, 1 to 8.
 
         Raises:
-            AnnotationError: ``missing_annotation``, or a kind of ``parse_prompts``.
+            AnnotationError: ``missing_annotation``, or a kind of ``parse_prompts`` or ``parse_annotations``.
             ImageError: the image is so elongated that it vanishes at the model's input size.
         """
         if annotation is None:
             raise AnnotationError("missing_annotation", "the image has no prompt file")
+        content = load_json(annotation)
+        if isinstance(content, dict) and "annotations" in content and "prompts" not in content:
+            return self._masks_of_boxes(image, annotation, orientation)
         prompts = parse_prompts(annotation)
         if orientation != 1 and self._frame == "stored":
             size = (image.shape[0], image.shape[1])
@@ -95,6 +104,23 @@ class PromptedSam:
             return [self._mask(id, prompt, *image.shape[:2]) for id, prompt in prompts]
         finally:
             self._predictor.reset_image()
+
+    def _masks_of_boxes(self, image: npt.NDArray[np.uint8], annotation: bytes, orientation: int) -> list[Mask]:
+        upright_size = (image.shape[0], image.shape[1])
+        annotations = parse_annotations(annotation, size=upright_size, boxes=True)
+        size = (annotations.height_px, annotations.width_px)
+        masks = to_upright(annotations, size, upright_size, orientation, self._frame)
+        boxes = {mask.id: box_xywh(mask.rle) for mask in masks if "box_as_mask" in mask.notes and mask.area_px}
+        if not boxes:
+            return masks
+        segmented = self.masks(image, [(id, Prompt(bbox_xywh=box)) for id, box in boxes.items()])
+        found = {mask.id: mask for mask in segmented}
+        for place, mask in enumerate(masks):
+            if mask.id in found:
+                notes = {kind: message for kind, message in mask.notes.items() if kind != "box_as_mask"}
+                notes["segmented_box"] = "the mask is that of Segment Anything for its box"
+                masks[place] = replace(found[mask.id], category=mask.category, extra=mask.extra, notes=notes)
+        return masks
 
     def _mask(self, id: int, prompt: Prompt, height: int, width: int) -> Mask:
         points = np.array(prompt.points_xy, dtype=np.float64).reshape(-1, 2)

@@ -151,7 +151,7 @@ class SamConfig(AutomaticMaskSettings, SamModelSettings):
 
 @register("mask_generator", "prompts", component="ureca.masks.generators.prompted_sam:PromptedSam")
 class PromptedSamConfig(SamModelSettings):
-    """Masks by Segment Anything of the boxes and points in files: <image_id>.json, see listing.annotations."""
+    """Masks by Segment Anything of the boxes and points in files: <image_id>.json or COCO, see listing.annotations."""
 
     kind: Literal["prompts"] = "prompts"
     frame: Frame = Field(
