@@ -247,3 +247,25 @@ def test_jsonl_source_takes_masks_from_a_coco_file(tmp_path: Path) -> None:
     ((image,), bad) = read(JsonlSource.model_validate(settings))
     assert image.regions[0].counts == MASKS[1].rle["counts"]
     assert kinds(bad) == [(id, 99, "unknown_mask")]
+
+
+def test_jsonl_source_reads_lines_as_tools_write_them(tmp_path: Path) -> None:
+    (id,) = write_corpus(tmp_path, 1)
+    usual = line(f"sa_000020/{id}.jpg", "2")
+    system = {"from": "system", "value": "You describe regions."}
+    lines = [
+        usual,
+        {**usual, "image": f"sa_000020\\{id}.png"},
+        {**usual, "image": [f"{id}.jpg"]},
+        {**usual, "mask_id": [2]},
+        {**usual, "mask_id": 2.0},
+        {**usual, "conversations": [system, *usual["conversations"]]},
+    ]
+    path = write_jsonl(tmp_path / "train.jsonl", lines)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n"))
+    images, bad = read(JsonlSource(path=str(path), images=str(tmp_path)))
+    assert not bad
+    assert [region.region_id for image in images for region in image.regions] == [2] * len(lines)
+    two = {**usual, "image": ["a.jpg", "b.jpg"]}
+    _, bad = read(JsonlSource(path=str(write_jsonl(path, [two, usual])), images=str(tmp_path)))
+    assert kinds(bad) == [("", None, "malformed_line")]

@@ -10,11 +10,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from io import BufferedReader
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.corrections import CORRECTIONS, Corrections
@@ -236,6 +236,30 @@ class _Line(BaseModel):
     mask_id: int | float | str
     conversations: tuple[_Question, _Answer]
 
+    @field_validator("image", "mask_id", mode="before")
+    @classmethod
+    def _only_item(cls, value: Any) -> Any:
+        """Take the item of a list of one, as files with several images a line have them."""
+        return value[0] if isinstance(value, list) and len(value) == 1 else value
+
+    @field_validator("image")
+    @classmethod
+    def _with_slashes(cls, image: str) -> str:
+        return image.replace("\\", "/")
+
+    @field_validator("conversations", mode="before")
+    @classmethod
+    def _without_system_message(cls, turns: Any) -> Any:
+        has_one = (
+            isinstance(turns, list) and bool(turns) and isinstance(turns[0], dict) and turns[0].get("from") == "system"
+        )
+        return turns[1:] if has_one else turns
+
+    @classmethod
+    def parse(cls, data: bytes) -> Self:
+        """Parse a line, the first of which may begin with a mark of UTF-8."""
+        return cls.model_validate_json(data.removeprefix(b"\xef\xbb\xbf"))
+
 
 class JsonlFile:
     """Source that reads a JSONL file with lines in any order; 12 bytes per line and all names stay in memory.
@@ -335,7 +359,7 @@ class JsonlFile:
 
     def _line_at(self, file: BufferedReader, offset: int) -> _Line:
         file.seek(offset)
-        return _Line.model_validate_json(file.readline())
+        return _Line.parse(file.readline())
 
 
 def _lines(file: BufferedReader) -> Iterator[tuple[int, int, bytes]]:
@@ -356,7 +380,7 @@ def _parse(data: bytes, where: str) -> _Line | BadSample | None:
     if len(data) > _MAX_LINE_BYTES:
         return BadSample("", None, "malformed_line", f"{where}: it has more than {_MAX_LINE_BYTES} bytes")
     try:
-        return _Line.model_validate_json(data)
+        return _Line.parse(data)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False, include_context=False)[0]
         key = ".".join(str(step) for step in first["loc"])
