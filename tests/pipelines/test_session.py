@@ -12,7 +12,7 @@ from ray.train.v2.api.exceptions import WorkerGroupError
 
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
-from ureca.errors import AnswerError, InputError, OutputError, SettingsError
+from ureca.errors import AnswerError, ClusterError, InputError, OutputError, SettingsError
 from ureca.pipelines.batch.executor import user_error
 from ureca.pipelines.batch.resources import NodeResources
 from ureca.pipelines.batch.session import cluster_of_nodes, ray_session, shared_session
@@ -153,3 +153,52 @@ def test_shared_session_raises_the_settings_error_of_a_worker() -> None:
     error = task_error(SettingsError("mllm.model: there is none"))
     with pytest.raises(SettingsError, match=r"^mllm\.model: there is none$"), shared_session(), ray_session():
         raise error
+
+
+@pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        (None, r"Ray did not start on this machine: no room in /dev/shm\. .*--executor local"),
+        (
+            "10.0.0.1:6379",
+            r"the Ray cluster of RAY_ADDRESS=10\.0\.0\.1:6379 cannot be reached: no room .*RAY_AUTH_TOKEN",
+        ),
+    ],
+)
+def test_start_of_ray_is_retried_once_and_told_in_one_line(
+    address: str | None, told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    attempts: list[dict[str, Any]] = []
+
+    def fail(**options: Any) -> None:
+        attempts.append(options)
+        raise RuntimeError("no room\nin /dev/shm")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fail)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    if address is not None:
+        monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ClusterError, match=told) as raised, ray_session():
+        pytest.fail("not reached")
+    assert len(attempts) == 2
+    assert "\n" not in str(raised.value)
+
+
+def test_start_of_ray_that_succeeds_the_second_time_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    attempts: list[dict[str, Any]] = []
+
+    def fail_once(**options: Any) -> None:
+        attempts.append(options)
+        if len(attempts) == 1:
+            raise RuntimeError("a port is taken")
+
+    monkeypatch.setattr("ray.is_initialized", lambda: False)
+    monkeypatch.setattr("ray.init", fail_once)
+    monkeypatch.setattr("ray.shutdown", lambda: None)
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2})
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    with ray_session() as cluster:
+        assert cluster.num_cpus == 2
+    assert len(attempts) == 2
