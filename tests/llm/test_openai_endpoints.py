@@ -140,6 +140,17 @@ def test_endpoint_cooldown_is_logged_with_its_reason(caplog: pytest.LogCaptureFi
     assert line.endswith("server_error: HTTP 500")
 
 
+def test_endpoint_long_outage_is_logged_in_few_lines(caplog: pytest.LogCaptureFixture) -> None:
+    down = endpoint()
+    with caplog.at_level(logging.WARNING):
+        for second in range(400):
+            fail(down, GONE, 2 * second)
+        answer(down)
+    assert len(caplog.messages) <= 11
+    assert "the 128th time in a row" in caplog.text
+    assert caplog.messages[-1] == "http://a/v1 answers again"
+
+
 def test_endpoints_slot_is_at_the_least_loaded_endpoint_and_avoids_a_failed_one() -> None:
     async def ask() -> None:
         endpoints = Endpoints(["http://a/v1", "http://b/v1"], 4, Backoff(1, 60))

@@ -186,6 +186,8 @@ class Endpoint:
         """Record an answer: the endpoint is healthy."""
         self.unreachable_since = None
         if slot.number > self._num_sent_at_cooldown:
+            if self._num_cooldowns:
+                _log.warning("%s answers again", self.url)
             self._num_failures = self._num_cooldowns = 0
             self.limit.record_success(slot.num_in_flight)
 
@@ -210,7 +212,9 @@ class Endpoint:
             self.cooldown_until = now + cooldown_s
             self._num_sent_at_cooldown = self._num_sent
             self._in_flight.clear()
-            _log.warning("%s cools down for %.1f s: %s", self.url, cooldown_s, failure)
+            if self._num_cooldowns & (self._num_cooldowns - 1) == 0:  # of a long outage the 1st, 2nd, 4th, 8th, ...
+                again = f", the {self._num_cooldowns}th time in a row" if self._num_cooldowns > 2 else ""
+                _log.warning("%s cools down for %.1f s%s: %s", self.url, cooldown_s, again, failure)
 
 
 class Endpoints:
