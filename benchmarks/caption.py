@@ -1,15 +1,20 @@
 """`ureca bench caption`: captioning all regions of an image over a shared prefix, against the two usual methods.
 
 CPU seconds of the process are compared instead of wall-clock time, so that other programs on the machine hardly matter.
-All methods run the same random model on the same regions in one process, and their captions are compared, too.
+All methods run the same random model on the same regions in one process, and their captions are compared, too. The
+model is one whose captions differ by mask, so that captions of swapped masks would be unequal.
+
+A second comparison is that of the batch job, continuous batching, with batches that run until their longest caption is
+finished, for captions of lognormal lengths.
 """
 
 import argparse
+import asyncio
 import json
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +22,7 @@ import numpy.typing as npt
 from benchmarks.cost import Cost, measure
 
 if TYPE_CHECKING:
-    from ureca.model.captioner import RegionCaptioner
+    from ureca.model.captioner import RegionBatch, RegionCaptioner
 
 NUM_TILES = 13
 TILE_SIZE_PX = {208: 112, 832: 224, 2548: 392}
@@ -25,6 +30,16 @@ TILE_SIZE_PX = {208: 112, 832: 224, 2548: 392}
 
 IMAGE_TOKENS_PER_MASK_TOKEN = 32
 """The released model's proportion: a tile is 256 image tokens and 8 mask tokens."""
+
+_SHARPNESS = 3.0
+"""Factor of the queries' and keys' weights, at which a random model's captions differ by mask: without it, all tokens
+of a prompt get nearly equal attention, and the few of a mask do not count."""
+
+_MIN_DISTINCT_FRACTION = 0.9
+"""Fraction of distinct captions from which a swap of masks would be seen."""
+
+_LENGTH_SIGMA = 0.9
+"""Deviation of the logarithms of the captions' lengths; the median is half of --new-tokens."""
 
 Masks = list[npt.NDArray[np.bool_]]
 
@@ -38,6 +53,7 @@ class CaptionMeasurement:
         image_tokens: number of the image's tokens in the prompt.
         captions: captions of the measured regions in their order.
         cost: cost of the measured regions.
+        num_forward_passes: passes of regions through the language model; 0 where they are not counted.
         scale: number of all regions divided by that of the measured regions.
     """
 
@@ -45,14 +61,15 @@ class CaptionMeasurement:
     image_tokens: int
     captions: list[str]
     cost: Cost
-    scale: float
+    scale: float = 1.0
+    num_forward_passes: int = 0
 
 
 def main(argv: list[str]) -> int:
     """Run the benchmark and print its table.
 
     Returns:
-        0, or 1 if the methods disagree on a caption.
+        0, or 1 if the methods disagree on a caption, or too many captions are equal to show a swap.
     """
     arguments = _parser().parse_args(argv)
     import torch
@@ -79,6 +96,11 @@ def main(argv: list[str]) -> int:
         _print_table(measurements, arguments.regions)
         agree = _print_agreement(measurements) and agree
         results.extend(measurements)
+        if arguments.batching_images:
+            batching = measure_batching(captioner, image_tokens, arguments)
+            _print_batching(batching, arguments)
+            agree = agree and batching[0].captions == batching[1].captions
+            results.extend(batching)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
     return 0 if agree else 1
@@ -107,6 +129,13 @@ def _parser() -> argparse.ArgumentParser:
         help="number of regions captioned by the two other methods, whose costs are scaled up (default: all)",
     )
     parser.add_argument(
+        "--batching-images",
+        type=int,
+        default=4,
+        help="number of images, each with --regions regions, that are captioned in batches (default 4; 0: none)",
+    )
+    parser.add_argument("--batch-size", type=int, default=64, help="sequences that decode together (default 64)")
+    parser.add_argument(
         "--threads",
         type=int,
         default=1,
@@ -119,6 +148,8 @@ def _parser() -> argparse.ArgumentParser:
 
 def build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "RegionCaptioner":
     """Build a random model with a number of image tokens per prompt and of mask tokens per tile, on a device."""
+    import torch
+
     from ureca.model.captioner import RegionCaptioner
     from ureca.model.initialization import build_tiny
     from ureca.model.settings import TinySizes
@@ -138,6 +169,10 @@ def build_captioner(image_tokens: int, mask_tokens: int, device: str) -> "Region
         num_mask_tokens=mask_tokens,
     )
     model, processor = build_tiny(sizes)
+    with torch.no_grad():
+        for layer in model.model.language_model.layers:
+            layer.self_attn.q_proj.weight.mul_(_SHARPNESS)
+            layer.self_attn.k_proj.weight.mul_(_SHARPNESS)
     # The end token is never generated: all captions have the same length, so all methods do the same work.
     model.generation_config.eos_token_id = sizes.vocab_size - 1
     return RegionCaptioner(model.to(device), processor)
@@ -222,12 +257,101 @@ def _print_table(measurements: Sequence[CaptionMeasurement], num_regions: int) -
         )
 
 
+def measure_batching(
+    captioner: "RegionCaptioner", image_tokens: int, arguments: argparse.Namespace
+) -> list[CaptionMeasurement]:
+    """Caption the regions of several images with given lengths in static batches, and with continuous batching."""
+    from ureca.captioning.continuous import CaptionEngine
+    from ureca.captioning.engine import CaptionJob, PreparedJob
+    from ureca.model.prepared import PreparedImage
+    from ureca.model.settings import CaptionSettings
+
+    random = np.random.default_rng(1)
+    regions: list[tuple[PreparedImage, CaptionSettings]] = []
+    for seed in range(arguments.batching_images):
+        image, masks = make_scene(TILE_SIZE_PX[image_tokens], arguments.regions, seed)
+        prepared = captioner.prepare(image, masks)
+        lengths = random.lognormal(np.log(arguments.new_tokens / 2), _LENGTH_SIGMA, len(masks))
+        for tiles, length in zip(prepared.masks, lengths, strict=True):
+            limit = int(np.clip(round(length), 1, 8 * arguments.new_tokens))
+            regions.append((PreparedImage(prepared.views, (tiles,), 1), CaptionSettings(max_new_tokens=limit)))
+    batches = []
+    open_batch = captioner.open_batch
+
+    def counted_batch() -> "RegionBatch[Any]":
+        batches.append(open_batch())
+        return batches[-1]
+
+    def static() -> Iterator[tuple[int, str]]:
+        for start in range(0, len(regions), arguments.batch_size):
+            batch = captioner.open_batch()
+            of_batch = enumerate(regions[start : start + arguments.batch_size], start)
+            batch.admit((index, image, 0, settings) for index, (image, settings) in of_batch)
+            while batch:
+                for region in batch.step():
+                    yield region.key, region.text
+
+    def continuous() -> Iterator[tuple[int, str]]:
+        engine = CaptionEngine(captioner, arguments.batch_size, serves_requests=False)
+        nothing = np.zeros((1, 1, 3), np.uint8)  # the tiles are cut already
+
+        async def caption(image: PreparedImage, settings: CaptionSettings) -> str:
+            job = PreparedJob(CaptionJob(nothing, (), settings), image)
+            return "".join([caption.text async for caption in engine.stream_prepared(job)])
+
+        async def all_captions() -> list[str]:
+            return await asyncio.gather(*(caption(*region) for region in regions))
+
+        yield from enumerate(asyncio.run(all_captions()))
+        engine.close()
+
+    measurements = []
+    captioner.open_batch = counted_batch  # type: ignore[method-assign]
+    for way, run in (("static batches", static), ("continuous batching", continuous)):
+        batches.clear()
+        measured = _measure(way, image_tokens, run, len(regions))
+        num_passes = sum(batch.num_forward_passes for batch in batches)
+        measurements.append(replace(measured, num_forward_passes=num_passes))
+    captioner.open_batch = open_batch  # type: ignore[method-assign]
+    return measurements
+
+
+def _print_batching(measurements: Sequence[CaptionMeasurement], arguments: argparse.Namespace) -> None:
+    static, continuous = measurements
+    equal = sum(ours == theirs for ours, theirs in zip(static.captions, continuous.captions, strict=True))
+    print(
+        f"\n{len(static.captions)} regions of {arguments.batching_images} images, lognormal lengths of captions, "
+        f"batches of {arguments.batch_size}"
+    )
+    print("| way | passes through the language model | CPU s | captions/s (wall) |")
+    print("|---|---|---|---|")
+    for row in measurements:
+        rate = len(row.captions) / row.cost.wall_s
+        print(f"| {row.way} | {row.num_forward_passes} | {row.cost.cpu_s:.1f} | {rate:.2f} |")
+    print(f"captions equal: {equal} of {len(static.captions)}")
+
+
+def check_agreement(shared: Sequence[str], other: Sequence[str]) -> tuple[int, bool]:
+    """Compare captions of the same regions by two methods.
+
+    Args:
+        shared: captions of all regions by the shared prefix, in order.
+        other: captions of the first of them by another method.
+
+    Returns:
+        Number of equal captions, and True if all are equal and enough are distinct for a swap to be seen.
+    """
+    equal = sum(ours == theirs for ours, theirs in zip(shared, other, strict=False))
+    is_telling = len(set(shared)) >= _MIN_DISTINCT_FRACTION * len(shared)
+    return equal, is_telling and equal == len(other)
+
+
 def _print_agreement(measurements: Sequence[CaptionMeasurement]) -> bool:
     shared, *others = measurements
     agree = True
+    print(f"distinct captions: {len(set(shared.captions))} of {len(shared.captions)}")
     for other in others:
-        pairs = list(zip(shared.captions, other.captions, strict=False))
-        equal = sum(ours == theirs for ours, theirs in pairs)
-        agree = agree and equal == len(pairs)
-        print(f"captions equal to {other.way}: {equal} of {len(pairs)}")
+        equal, all_agree = check_agreement(shared.captions, other.captions)
+        agree = agree and all_agree
+        print(f"captions equal to {other.way}: {equal} of {len(other.captions)}")
     return agree

@@ -82,9 +82,9 @@ def write(folder: Path, names: Sequence[str] = tuple(VARIANTS)) -> None:
         for attribute, value in variant.processor.items():
             setattr(processor, attribute, value)
         with torch.no_grad():  # so that captions of an image differ by their masks
-            model.model.mask_encoder.projection.weight.mul_(6 / (255 if processor.mask_values == "released" else 1))
-            if model.config.mask_encoder == "pooled":
-                model.model.mask_encoder.tokens.weight.mul_(300)
+            scale = 6 / (255 if processor.mask_values == "released" else 1)
+            scale = 100.0 if model.config.mask_encoder == "pooled" else scale
+            model.model.mask_encoder.projection.weight.mul_(scale)
         checkpoint = folder / name
         model.save_pretrained(checkpoint)
         processor.save_pretrained(checkpoint)

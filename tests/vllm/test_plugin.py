@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.vllm.reference import NUM_NEW_TOKENS, VARIANTS, draw_inputs, prompt_of
+from tests.vllm.reference import NUM_MASKS, NUM_NEW_TOKENS, VARIANTS, draw_inputs, prompt_of
 
 vllm = pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
@@ -79,7 +79,9 @@ def test_plugin_generates_the_token_ids_of_transformers(engine: Engine, checkpoi
     made = [new_tokens(engine, output) for output in engine.generate(requests)]
     expected = [tokens for of_image in reference["regions"] for tokens in of_image]
     assert made == expected
-    assert all(len({tuple(tokens) for tokens in of_image}) == len(of_image) for of_image in reference["regions"])
+    # So that a swap of masks would be seen; a random pooled encoder tells some apart less well.
+    num_different = [len({tuple(tokens) for tokens in of_image}) for of_image in reference["regions"]]
+    assert min(num_different) >= (NUM_MASKS - 2 if variant == "hybrid" else NUM_MASKS)
 
 
 def test_two_masks_in_a_prompt_generate_the_token_ids_of_transformers(

@@ -72,7 +72,9 @@ def request_of(image: Any, masks: list[Any]) -> dict[str, Any]:
 
 def expected_texts(checkpoint: Path) -> list[list[str]]:
     from ureca.model.processing import UrecaProcessor
+    from ureca.model.vllm import register
 
+    register()  # vLLM does so in its own processes
     processor = UrecaProcessor.from_pretrained(checkpoint)
     reference = json.loads((checkpoint / "reference.json").read_text())
     return [

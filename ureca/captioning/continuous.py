@@ -21,13 +21,11 @@ from ureca.captioning.engine import (
 from ureca.errors import DataError
 from ureca.llm.load import process_load
 from ureca.memory import first_line, is_out_of_memory
+from ureca.model.settings import MIN_FREE_FRACTION
 
 if TYPE_CHECKING:
     from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
     from ureca.model.prepared import PreparedImage
-
-_MIN_FREE_FRACTION = 1 / 8
-"""Fraction of the slots that are filled together where throughput counts."""
 
 
 @dataclass(eq=False)
@@ -126,7 +124,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         self._captioner = captioner
         self._batch_size = batch_size
         self._serves_requests = serves_requests
-        self._min_free = 1 if serves_requests else max(1, round(_MIN_FREE_FRACTION * batch_size))
+        self._min_free = 1 if serves_requests else max(1, round(MIN_FREE_FRACTION * batch_size))
         self._clock = clock
         self._model_thread = ThreadPoolExecutor(1, "model")
         self._load = process_load()

@@ -31,7 +31,7 @@ from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholder
 from ureca.model.prepared import MaskTiles, Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
-from ureca.model.settings import CaptionSettings
+from ureca.model.settings import MIN_FREE_FRACTION, CaptionSettings
 
 Masks = Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_]
 Key = TypeVar("Key", bound=Hashable)
@@ -179,7 +179,7 @@ class RegionCaptioner:
 
     @torch.inference_mode()
     def stream_prepared(self, images: Iterable[PreparedImage], settings: CaptionSettings) -> Iterator[RegionCaption]:
-        """Caption prepared images like `stream`; the iterable is consumed batch by batch.
+        """Caption prepared images like `stream`; regions are admitted as others finish, and images taken as needed.
 
         A region for which there is not enough memory alone is yielded with its error.
         """
@@ -189,14 +189,18 @@ class RegionCaptioner:
             for image_index, image in enumerate(images)
             for mask_index in range(image.num_regions)
         )
-        while regions := list(islice(keyed, settings.batch_size)):
-            batch.admit((key, image, key[1], settings) for key, image in regions)
-            while batch:
-                for region in batch.step():
-                    lack = region.error if isinstance(region.error, DataError) else None
-                    if region.error is not None and lack is None:
-                        raise region.error
-                    yield RegionCaption(*region.key, region.text, region.num_tokens, region.finish_reason, lack)
+        min_free = max(1, round(MIN_FREE_FRACTION * settings.batch_size))
+        while True:
+            num_free = settings.batch_size - len(batch)
+            if not batch or num_free >= min_free:
+                batch.admit((key, image, key[1], settings) for key, image in islice(keyed, num_free))
+            if not batch:
+                return
+            for region in batch.step():
+                lack = region.error if isinstance(region.error, DataError) else None
+                if region.error is not None and lack is None:
+                    raise region.error
+                yield RegionCaption(*region.key, region.text, region.num_tokens, region.finish_reason, lack)
 
     def open_batch(self) -> "RegionBatch[Any]":
         """Create an empty batch, which admits regions at any time; see `RegionBatch`."""
@@ -289,6 +293,11 @@ class RegionBatch(Generic[Key]):
         self._deferred: deque[_RegionRequest[Key]] = deque()
         self._max_together: int | None = None  # since memory ran out
         self._num_finished = 0  # since the bound above was changed
+
+    @property
+    def num_forward_passes(self) -> int:
+        """Number of passes of regions through the language model so far, of prefills and of decoding steps."""
+        return self._decoder.num_forward_passes
 
     def __len__(self) -> int:
         """Number of regions that are unfinished, or whose error ``step`` has not yielded yet."""

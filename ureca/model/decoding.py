@@ -3,11 +3,11 @@
 from collections.abc import Callable, Collection, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicCache
+from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
 from ureca.model.attention import Prefix, RowsWithPrefixes, enable_prefix_attention
@@ -17,6 +17,9 @@ Key = TypeVar("Key", bound=Hashable)
 
 MIN_TEMPERATURE = 1e-4
 """Lowest sampling temperature; lower ones above 0 count as this, since logits divided by them overflow."""
+
+_ROOM_TOKENS = 32
+"""Tokens for which a cache has room when it grows; at least half of its length."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,6 +71,9 @@ class SequenceDecoder(Generic[Key]):
     Args:
         model: on its device and in its data type.
         end_token_ids: tokens that finish a sequence ("stop").
+
+    Attributes:
+        num_forward_passes: number of passes through the language model so far, of prefills and of decoding steps.
     """
 
     def __init__(self, model: UrecaForConditionalGeneration, end_token_ids: Collection[int]) -> None:
@@ -75,6 +81,7 @@ class SequenceDecoder(Generic[Key]):
         self._end_token_ids = end_token_ids
         self._sequences: list[_ActiveSequence[Key]] = []
         self._cache: SuffixCache | None = None
+        self.num_forward_passes = 0
 
     def __len__(self) -> int:
         """Number of unfinished sequences."""
@@ -96,6 +103,7 @@ class SequenceDecoder(Generic[Key]):
         cache = SuffixCache.prefill(
             self._model, [sequence.prefix for sequence in inputs], [sequence.suffix for sequence in inputs]
         )
+        self.num_forward_passes += 1
         if self._cache is not None:
             cache = self._cache.concatenated(cache)
         self._sequences += [_ActiveSequence(key, sequence) for key, sequence in sequences]
@@ -127,15 +135,16 @@ class SequenceDecoder(Generic[Key]):
         if self._cache is None:
             return
         logits = self._model.lm_head(self._cache.hidden).float()
-        greedy = logits.argmax(-1).tolist()
-        tokens = []
+        chosen = logits.argmax(-1)
         failed: dict[int, Exception] = {}
         for index, active in enumerate(self._sequences):
+            if active.input.temperature == 0:
+                continue
             try:
-                tokens.append(active.sample(logits[index], greedy[index]))
+                chosen[index] = active.sample(logits[index])
             except Exception as error:
                 failed[index] = error
-                tokens.append(greedy[index])
+        tokens = chosen.tolist()  # the only wait for the device in a step
         remaining = []
         for index, (active, token) in enumerate(zip(self._sequences, tokens, strict=True)):
             if index in failed:
@@ -155,7 +164,8 @@ class SequenceDecoder(Generic[Key]):
             return
         prefixes = [active.input.prefix for active in self._sequences]
         cache = self._cache.selected(remaining)
-        self._cache = cache.extended(self._model, prefixes, [tokens[index] for index in remaining])
+        self._cache = cache.extended(self._model, prefixes, chosen[remaining])
+        self.num_forward_passes += 1
 
 
 @dataclass(eq=False)
@@ -170,16 +180,48 @@ class _ActiveSequence(Generic[Key]):
         num_prompt_tokens = self.input.prefix.length + len(self.input.suffix)
         return DecodedSequence(self.key, self.token_ids, finish_reason, num_prompt_tokens, error)
 
-    def sample(self, logits: torch.Tensor, greedy: int) -> int:
-        """Choose the next token by logits [vocabulary]: the likeliest, or one drawn with the sequence's generator."""
-        if self.input.temperature == 0:
-            return greedy
+    def sample(self, logits: torch.Tensor) -> torch.Tensor:
+        """Draw the next token by logits [vocabulary] with the sequence's generator, without waiting for the device."""
         if self._generator is None:
             self._generator = torch.Generator(logits.device).manual_seed(self.input.seed)
         no_prompt = torch.empty(1, 0, dtype=torch.long, device=logits.device)
         warped = TemperatureLogitsWarper(max(self.input.temperature, MIN_TEMPERATURE))(no_prompt, logits[None])
         probabilities = TopPLogitsWarper(self.input.top_p)(no_prompt, warped).softmax(-1)
-        return int(torch.multinomial(probabilities[0], 1, generator=self._generator))
+        return torch.multinomial(probabilities[0], 1, generator=self._generator)[0]
+
+
+class _GrowingLayer(DynamicLayer):
+    """Keys and values of a layer with room for further tokens, so that a token is written in place, not copied along.
+
+    Whoever assigns ``keys`` and ``values`` gives up the room; the next token makes new one.
+    """
+
+    _room: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Append states [B, heads, L, size], and return those of all tokens."""
+        if not self.is_initialized or self.keys.numel() == 0:
+            self.lazy_initialization(key_states, value_states)
+            self.keys, self.values = key_states, value_states
+            return self.keys, self.values
+        length, added = self.keys.shape[2], key_states.shape[2]
+        room = self._room
+        if room is None or self.keys.data_ptr() != room[0].data_ptr() or length + added > room[0].shape[2]:
+            room = self._room = self._with_room(self.keys, added), self._with_room(self.values, added)
+        for states, buffer in zip((key_states, value_states), room, strict=True):
+            buffer[:, :, length : length + added] = states
+        self.keys, self.values = (buffer[:, :, : length + added] for buffer in room)
+        return self.keys, self.values
+
+    @staticmethod
+    def _with_room(states: torch.Tensor, added: int) -> torch.Tensor:
+        length = states.shape[2]
+        shape = (*states.shape[:2], length + max(_ROOM_TOKENS, added, length // 2), states.shape[3])
+        buffer = states.new_empty(shape)
+        buffer[:, :, :length] = states
+        return buffer
 
 
 @dataclass(frozen=True, eq=False)
@@ -215,14 +257,15 @@ class SuffixCache:
         positions = starts + (visible.long().cumsum(1) - 1).clamp(min=0)
         causal = torch.ones(length, length, dtype=torch.bool, device=model.device).tril()
         cache = DynamicCache(config=model.config.text_config)
+        cache.layers = [_GrowingLayer() for _ in cache.layers]
         hidden = _forward(model, embeddings, visible[:, None, None, :] & causal, positions, cache, prefixes)
         return cls(cache, visible, positions[:, -1:], hidden)
 
     def extended(
-        self, model: UrecaForConditionalGeneration, prefixes: Sequence[Prefix], tokens: Sequence[int]
+        self, model: UrecaForConditionalGeneration, prefixes: Sequence[Prefix], tokens: torch.Tensor
     ) -> "SuffixCache":
-        """Append one token to each sequence."""
-        embeddings = model.get_input_embeddings()(torch.tensor(tokens, device=model.device)[:, None])
+        """Append one token, of int64 [B], to each sequence."""
+        embeddings = model.get_input_embeddings()(tokens[:, None])
         visible = torch.cat([self.visible, self.visible.new_ones(len(tokens), 1)], dim=1)
         positions = self.positions + 1
         hidden = _forward(model, embeddings, visible[:, None, None, :], positions, self.cache, prefixes)

@@ -11,6 +11,9 @@ from ureca.errors import SettingsError
 from ureca.model.prompt import QUESTION
 
 MAX_TEMPERATURE = 10.0
+MIN_FREE_FRACTION = 1 / 8
+"""Fraction of a batch that is filled together where throughput counts: a prefill takes the time of a step."""
+
 _MAX_SEED = 2**62  # a region adds its index, and random generators take 64 bits
 _SPECIAL_TOKEN = re.compile(r"</?(?:img|mask|IMG_CONTEXT|MASK_CONTEXT)>|<\|\w+\|>|<｜[^<>]{1,40}｜>")  # noqa: RUF001
 
