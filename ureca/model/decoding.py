@@ -196,6 +196,8 @@ class _GrowingLayer(DynamicLayer):
     Whoever assigns ``keys`` and ``values`` gives up the room; the next token makes new one.
     """
 
+    keys: torch.Tensor
+    values: torch.Tensor
     _room: tuple[torch.Tensor, torch.Tensor] | None = None
 
     def update(
