@@ -275,6 +275,7 @@ _CLUSTER = "a cluster elsewhere; tests/jobs/test_submit.py submits every job to 
 _VLLM = "it needs the environment of vLLM; tests/vllm runs it on a CPU"
 
 CANNOT_RUN: Mapping[str, str] = {
+    "ureca doctor --ranks 16": "sixteen GPUs; tests/ops/test_doctor.py measures two ranks on the CPU",
     "make test": "it would run these tests again",
     "make demo": "it installs packages; tests/jobs/test_cli.py has its first part, the chapter 'science' its second",
     "make science": "an hour and a half of training; tests/experiments runs its steps",
@@ -286,9 +287,9 @@ CANNOT_RUN: Mapping[str, str] = {
     "ureca science OUT --base scenes --scenes.captions shortest --training.budget-s 150": "minutes of training; "
     "tests/experiments trains a model from a base",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
-    "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
+    "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth --resources.masks.num-gpus 1": _VIT_H,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "
-    "--resources.captioner.num-gpus 1": _VIT_H,
+    "--resources.captioner.num-gpus 0.7 --resources.segmenter.num-gpus 0.3": _VIT_H,
     "ureca serve --model CHECKPOINT --engine vllm --resources.captioner.num-gpus 1": _VLLM,
     "vllm serve CHECKPOINT --served-model-name ureca --limit-mm-per-prompt "
     """'{"image": 1, "mask": 1, "video": 0}' --media-io-kwargs '{"image": {"image_mode": "RGBA"}}'""": _VLLM,

@@ -99,7 +99,8 @@ class Dinov2Config(BaseModel):
     batch_size: int = Field(default=32, ge=1, description="crops in one forward pass of the embedder")
     device: str = Field(
         default="auto",
-        description="device of the embedder by its torch name (cpu, cuda:1); auto: a GPU if there is one",
+        description="device of the embedder by its torch name (cpu, cuda:1); "
+        "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
     )
 
 

@@ -101,7 +101,9 @@ class BertScoreSettings(BaseModel):
         default=64, ge=1, description="largest number of captions in one pass of BERTScore's model"
     )
     device: Annotated[str, MAY_CHANGE] = Field(
-        default="auto", description="torch device of BERTScore's model (cpu, cuda:1); auto: a GPU if available"
+        default="auto",
+        description="torch device of BERTScore's model (cpu, cuda:1); "
+        "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
     )
 
 
@@ -135,7 +137,9 @@ class DualEncoderSettings(BaseModel):
         default=32, ge=1, description="largest number of images, or texts, in one pass of the encoder"
     )
     device: Annotated[str, MAY_CHANGE] = Field(
-        default="auto", description="torch device of the encoder (cpu, cuda:1); auto: a GPU if available"
+        default="auto",
+        description="torch device of the encoder (cpu, cuda:1); "
+        "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
     )
 
 

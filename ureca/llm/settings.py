@@ -267,7 +267,9 @@ class TransformersConfig(BaseModel):
         min_length=1, description="folder or name on the hub of a checkpoint in transformers' own format"
     )
     device: Annotated[str, MAY_CHANGE] = Field(
-        default="auto", description="device by its torch name (cpu, cuda:1); auto: all GPUs of the actor"
+        default="auto",
+        description="device by its torch name (cpu, cuda:1); "
+        "auto: all GPUs of the actor (num_gpus), without one the CPU",
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
         default="auto", description="data type of the weights; auto: that of the checkpoint"

@@ -80,7 +80,8 @@ class SamModelSettings(BaseModel):
     )
     device: str = Field(
         default="auto",
-        description='PyTorch device, such as "cpu" or "cuda:1"; auto: CUDA if available, else the CPU',
+        description='PyTorch device, such as "cpu" or "cuda:1"; '
+        "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
     )
 
 
