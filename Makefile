@@ -37,8 +37,10 @@ science-scratch: $(VENV)/.science  ## models from nothing by how they are told w
 	$(BIN)/ureca science science --tables docs/science
 
 science-compare: $(VENV)/.science  ## the ways to say which region is meant, each learned from the shipped model in equal time
-	$(BIN)/ureca science science-compare --base scenes --scenes.captions shortest --scenes.train 2000 --training.budget-s 150 \
-		--training.matrix-learning-rate 0.01 --training.learning-rate 1e-3 --training.precision fp32 \
+	$(BIN)/ureca science science-compare --base scenes --scenes.captions shortest --scenes.train 2000 --training.budget-s 100 \
+		--training.matrix-learning-rate 0.002 --training.learning-rate 3e-4 --training.precision fp32 \
+		--training.images 8 --training.regions-per-image 10 --training.views-per-image 3 \
+		--models '["none", "contour", "crop", "one-tile", "dynamic"]' \
 		--tables docs/science/from_base
 
 science-closing: $(VENV)/.dev  ## the shipped model learns on by `ureca train`; accuracy before and after

@@ -284,7 +284,7 @@ CANNOT_RUN: Mapping[str, str] = {
     "make science-check": "minutes of captioning; tests/experiments checks 12 scenes",
     "make science-compare": "an hour of training; tests/experiments trains a model from a base",
     "make science-picture": "a minute of captioning; tests/experiments draws such a picture",
-    "ureca science OUT --base scenes --scenes.captions shortest --training.budget-s 150": "minutes of training; "
+    "ureca science OUT --base scenes --scenes.captions shortest --training.budget-s 100": "minutes of training; "
     "tests/experiments trains a model from a base",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
     "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth --resources.masks.num-gpus 1": _VIT_H,

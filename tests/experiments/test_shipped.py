@@ -13,6 +13,7 @@ from experiments.science.check import SIDE_PX, TOLERANCE, judge, rate, weights_s
 from experiments.science.recipe import SIZES, draw, draw_all
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_scratch
+from ureca.pipelines.train_settings import TrainSettings
 from ureca.scenes.rendering import render
 
 FOLDER = Path(ureca.model.__file__).parent / "shipped" / "scenes"
@@ -52,6 +53,14 @@ def test_base_run_goes_on_where_it_was(tmp_path: Path) -> None:
     assert second.done == first.done
     for name, weight in first.model.state_dict().items():
         assert np.array_equal(weight, second.model.state_dict()[name]), name
+
+
+def test_closing_phase_is_a_configuration_of_ureca_train() -> None:
+    config = Path(__file__).parents[2] / "experiments" / "science" / "closing.yaml"
+    settings = TrainSettings.load(["SCENES", "RUN", "--model", "scenes", "--config", str(config)])
+    assert settings.phase.kind == "full"
+    assert settings.precision == "fp32"
+    assert settings.max_steps == 80
 
 
 def test_recipe_shows_crowded_scenes_and_other_sizes_twice() -> None:
