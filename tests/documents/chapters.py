@@ -287,7 +287,7 @@ CANNOT_RUN: Mapping[str, str] = {
     "ureca science OUT --base scenes --scenes.captions shortest --training.budget-s 100": "minutes of training; "
     "tests/experiments trains a model from a base",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
-    "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth --resources.masks.num-gpus 1": _VIT_H,
+    "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "
     "--resources.captioner.num-gpus 0.7 --resources.segmenter.num-gpus 0.3": _VIT_H,
     "ureca serve --model CHECKPOINT --engine vllm --resources.captioner.num-gpus 1": _VLLM,
