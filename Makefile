@@ -8,7 +8,7 @@ TORCH = $(shell ! command -v nvidia-smi >/dev/null && $(PYTHON) -c "import urlli
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve soak-hostile long-schema audit clean
+.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-view bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve soak-hostile long-schema audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
 	$(BIN)/ureca demo $(DEMO) --part photographs
@@ -68,6 +68,9 @@ structure: $(VENV)/.dev  ## sizes, imports and language of the source code, as a
 
 types: $(VENV)/.dev
 	$(BIN)/mypy
+
+bench-view: $(VENV)/.demo  ## pages and filters of `ureca view` over 100,000 images; takes about three minutes
+	$(BIN)/ureca bench view
 
 bench-tree: $(VENV)/.demo
 	$(BIN)/ureca bench tree

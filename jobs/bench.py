@@ -22,6 +22,7 @@ BENCHMARKS = {
     "plan": "predict a curation from a smaller one, against the time that it then takes",
     "resume": "list and resume a corpus of a million images",
     "annotations": "read annotation files, against parsing all that they hold",
+    "view": "pages and filters of `ureca view` over 100,000 images, against a scan of the files",
     "serve": "requests per second of the service, against a batch size of one",
     "serve-hostile": "the service under hostile load, against the same service without",
     "caption-memory": "memory of `ureca caption` as the corpus grows",

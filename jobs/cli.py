@@ -26,6 +26,7 @@ COMMANDS = {
     },
     "data": {
         "report": "show the images, regions and captions of a run as one HTML page",
+        "view": "look through all regions of a run in the browser, and correct their captions",
         "export": "write the captions of a run as URECA JSONL, flat Parquet or COCO captions",
         "scenes": "draw scenes with exact masks and provably unique, true captions",
     },

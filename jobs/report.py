@@ -36,6 +36,7 @@ def main(argv: Sequence[str]) -> int:
     """Write the report of an output folder; returns 0."""
     settings = ReportSettings.load(argv)
 
+    from ureca.data.corrections import Corrections
     from ureca.data.output import Output
     from ureca.io import locate
     from ureca.report.page import write_report
@@ -47,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
         to = Path(location.name) / "report.html"
     output = Output.of_run(settings.output)
     statistics = write_report(
-        output.region_rows(),
+        map(Corrections.of_output(output.path).apply, output.region_rows()),
         output.pixels,
         to,
         title=settings.output.rstrip("/").rpartition("/")[2] or settings.output,

@@ -302,6 +302,7 @@ CANNOT_RUN: Mapping[str, str] = {
         ),
         "it needs the network, and a release; tests/test_wheel.py installs the wheel",
     ),
+    "ureca view OUTPUT": "it opens a browser and serves until Ctrl-C; tests/report/test_view_job.py runs it",
     "pip install 'ureca-ray[serve]'": "it needs the network, and a release; tests/test_wheel.py installs the wheel",
     "ray job submit --working-dir . -- python -m ureca.jobs.curate s3://BUCKET/images s3://BUCKET/curated "
     "--config cluster/configs/gpu-cluster/curate.yaml": _CLUSTER,
