@@ -177,11 +177,12 @@ class TestWriteAnnotations:
         with pytest.raises(FileNotFoundError):
             read_annotations(tmp_path / "nowhere.json")
 
+    def test_parse_annotations_of_an_empty_list_has_the_size_and_no_masks(self) -> None:
+        annotations = parse_annotations(sa1b())
+        assert (len(annotations), annotations.width_px, annotations.height_px) == (0, WIDTH, HEIGHT)
+
 
 class TestInvalidAnnotations:
-    def test_parse_annotations_without_masks_raises(self) -> None:
-        assert api_error(sa1b()).kind == "no_masks"
-
     def test_parse_annotations_beyond_max_masks_raises(self) -> None:
         assert len(parse_annotations(sa1b(*[annotation()] * MAX_MASKS))) == MAX_MASKS
         error = api_error(sa1b(*[annotation()] * (MAX_MASKS + 1)))
@@ -314,7 +315,7 @@ class TestInvalidAnnotations:
         try:
             parse_annotations(json.dumps(content["content"]).encode())
         except AnnotationError as error:
-            assert error.kind in {"malformed", "no_masks"}
+            assert error.kind == "malformed"
 
 
 class TestReadCocoInstances:

@@ -116,8 +116,7 @@ def parse_annotations(
         by_position: ``only`` holds positions in the file, from 0; no mask of these is left out.
 
     Raises:
-        AnnotationError: ``malformed`` (no such JSON, no size, over 256 MiB), ``no_masks`` (its list is empty),
-            ``too_many_masks`` (over 4096).
+        AnnotationError: ``malformed`` (no such JSON, no size, over 256 MiB), ``too_many_masks`` (over 4096).
     """
     if len(data) > MAX_ANNOTATION_BYTES:
         raise AnnotationError("malformed", f"the file is larger than {MAX_ANNOTATION_BYTES} bytes")
@@ -177,8 +176,6 @@ def image_annotations(
     Raises:
         AnnotationError: as ``parse_annotations``.
     """
-    if not annotations:
-        raise AnnotationError("no_masks", "the list of annotations is empty")
     if len(annotations) > MAX_MASKS:
         raise AnnotationError("too_many_masks", f"{len(annotations)} masks of one image, the limit is {MAX_MASKS}")
     height, width = _image_size(image, annotations, size)

@@ -105,3 +105,11 @@ def test_index_images_have_a_mask_for_each_value_but_background_and_void() -> No
     values[:5], values[10:12], values[20] = 4, 9, 255
     masks = AnnotationMaskGenerator().generate(np.zeros((HEIGHT, WIDTH, 3), np.uint8), png(values))
     assert [(mask.id, mask.area_px) for mask in masks] == [(4, 5 * WIDTH), (9, 2 * WIDTH)]
+
+
+def test_index_image_of_background_alone_has_no_masks() -> None:
+    image = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    assert AnnotationMaskGenerator().generate(image, png(np.zeros((HEIGHT, WIDTH), np.uint8))) == []
+    with pytest.raises(AnnotationError) as caught:
+        AnnotationMaskGenerator().generate(image, png(np.zeros((HEIGHT, WIDTH + 1), np.uint8)))
+    assert caught.value.kind == "size_mismatch"

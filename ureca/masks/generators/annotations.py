@@ -3,7 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 
-from ureca.errors import AnnotationError
+from ureca.errors import AnnotationError, ImageError
 from ureca.image_limits import ImageLimits
 from ureca.masks.annotations import MAX_MASKS, parse_annotations
 from ureca.masks.frames import to_upright
@@ -34,7 +34,9 @@ class AnnotationMaskGenerator:
     def generate(
         self, image: npt.NDArray[np.uint8], annotation: bytes | None = None, *, orientation: int = 1
     ) -> list[Mask]:
-        """Return the masks of the file, in its order; unusable annotations are masks without pixels, with a fault.
+        """Return the masks of the file, in its order; none where it lists none, as for COCO's images without objects.
+
+        Unusable annotations are masks without pixels, with a fault.
 
         Args:
             image: uint8 RGB [H, W, 3], EXIF rotation applied.
@@ -50,20 +52,22 @@ class AnnotationMaskGenerator:
             raise AnnotationError("missing_annotation", "the image has no annotation file")
         height, width = image.shape[:2]
         if annotation.startswith(_IMAGE_SIGNATURES):
-            masks = _index_masks(annotation, height * width)
-            if not masks:
-                raise AnnotationError("no_masks", "the index image holds the background alone")
-            size: tuple[int, int] = (masks[0].height_px, masks[0].width_px)
+            masks, size = _index_masks(annotation, height * width)
         else:
             annotations = parse_annotations(annotation, size=(height, width), boxes=self._settings.boxes)
             masks, size = list(annotations), (annotations.height_px, annotations.width_px)
         return to_upright(masks, size, (height, width), orientation, self._settings.frame)
 
 
-def _index_masks(data: bytes, num_pixels: int) -> list[Mask]:
-    """Return a mask for each value but the background of an index image, the values being the ids."""
+def _index_masks(data: bytes, num_pixels: int) -> tuple[list[Mask], tuple[int, int]]:
+    """Return a mask for each value but the background of an index image, the values being the ids; height and width."""
     limits = ImageLimits(max_pixels=max(num_pixels, 1), max_bytes=max(len(data), 1))
-    labels = decode_index_image(data, limits, upright=False)
+    try:
+        labels = decode_index_image(data, limits, upright=False)
+    except ImageError as error:
+        if error.kind != "too_many_pixels":
+            raise
+        raise AnnotationError("size_mismatch", "the index image has more pixels than the image") from error
     values, inverse = np.unique(labels, return_inverse=True)
     chosen = [index for index, value in enumerate(values.tolist()) if value != 0]
     if len(chosen) > 1 and values.max() == _VOID:
@@ -71,4 +75,5 @@ def _index_masks(data: bytes, num_pixels: int) -> list[Mask]:
     if len(chosen) > MAX_MASKS:
         raise AnnotationError("too_many_masks", f"{len(chosen)} values in an index image, the limit is {MAX_MASKS}")
     positions = inverse.reshape(labels.shape)
-    return [Mask.from_array(int(values[index]), positions == index) for index in chosen]
+    height, width = labels.shape
+    return [Mask.from_array(int(values[index]), positions == index) for index in chosen], (height, width)
