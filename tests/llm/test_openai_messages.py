@@ -38,6 +38,11 @@ def test_request_body_has_all_parts_with_the_constant_one_first() -> None:
     assert "response_format" not in body_of(REQUEST, structured_output=False)
 
 
+def test_request_body_of_a_lone_surrogate_escapes_it() -> None:
+    body = body_of(ChatRequest("s", ("a \ud800 ü",), {}, temperature=0.2, max_new_tokens=64))
+    assert body["messages"][1]["content"][0]["text"] == "a \ud800 ü"
+
+
 @pytest.mark.parametrize("shape", [(40, 60), (1, 1), (7, 200)])
 def test_request_body_images_are_jpeg_in_order(shape: tuple[int, int]) -> None:
     ramp = np.linspace(0, 255, shape[0] * shape[1]).reshape(shape).astype(np.uint8)

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticSerializationError, to_json
 
 from ureca.images import encode_jpeg, encode_png
 from ureca.llm.endpoints import TransientError
@@ -119,7 +120,11 @@ def request_body(request: ChatRequest, *, model: str, settings: RequestSettings)
         body["response_format"] = {"type": "json_schema", "json_schema": schema}
     if settings.chat_template_kwargs:
         body["chat_template_kwargs"] = settings.chat_template_kwargs
-    return json.dumps(body | settings.extra_body).encode()
+    body |= settings.extra_body
+    try:
+        return to_json(body, inf_nan_mode="constants")  # three times as fast as json.dumps
+    except PydanticSerializationError:
+        return json.dumps(body).encode()  # a lone surrogate in a text: escaped
 
 
 def _content(part: str | Pixels, jpeg_quality: int) -> dict[str, Any]:
