@@ -31,7 +31,7 @@ COMMANDS = {
         "scenes": "draw scenes with exact masks and provably unique, true captions",
     },
     "tools": {
-        "demo": "caption five photographs without weights or network, and unseen scenes with a small model",
+        "demo": "caption photographs without weights or network, and scenes with a small model",
         "plan": "estimate what a run would take: calls, tokens, time, memory, storage",
         "status": "show the progress of a run and its failures",
         "doctor": "check this machine, and say how to fix what it lacks",

@@ -65,7 +65,8 @@ def test_init_tiny_with_impossible_sizes_fails(sizes: dict[str, int], message: s
 
 
 def test_bench_caption_compares_three_ways_that_agree(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    flags = ["--regions", "3", "--new-tokens", "2", "--image-tokens", "208", "--baseline-regions", "2"]
+    flags = ["--regions", "3", "--new-tokens", "16", "--image-tokens", "208", "--baseline-regions", "2"]
+    flags += ["--batching-images", "0"]
     assert benchmark([*flags, "--json", str(tmp_path / "result.json")]) == 0
     printed = capsys.readouterr().out
     assert "208 image tokens, 13 mask tokens a region, 3 regions" in printed
