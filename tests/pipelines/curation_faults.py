@@ -101,7 +101,7 @@ class Corpus:
             assert run["totals"][name] == self._totals[name], name
         assert run["totals"]["num_calls"] >= self._totals["num_calls"]
         left = {path.name for path in out.iterdir()}
-        assert left == {"run.json", "manifest", "regions"}
+        assert left == {"README.md", "run.json", "manifest", "regions"}
         assert not [path for path in out.rglob("*") if path.name.startswith(".tmp-")]
 
 

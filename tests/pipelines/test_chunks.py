@@ -68,5 +68,5 @@ def test_image_with_masks_is_captioned_before_its_partition_is_complete(tmp_path
     assert (report.num_images, report.num_failed, report.num_regions) == (6, 0, 24)
     assert [row["image_id"] for row in Output(settings.output).rows()] == ids
     left = {str(path.relative_to(settings.output)) for path in Path(settings.output).rglob("*") if path.is_file()}
-    assert left == {"manifest/000000.parquet", "regions/part-000000.parquet", "run.json"}
+    assert left == {"README.md", "manifest/000000.parquet", "regions/part-000000.parquet", "run.json"}
     assert Output(settings.output).done_partitions() == [0]
