@@ -29,7 +29,10 @@ class DoctorSettings(CommandSettings):
     places: Annotated[CliPositionalArg[list[str]], Metavar("[PLACE...]")] = Field(
         default=["."], description="folders and URIs to write to; by default the working folder"
     )
-    no_ray: bool = Field(default=False, description="do not start Ray, which takes some seconds")
+    # Not "no_ray": the parser reads --no-X as the negation of X, and would give its field False.
+    with_ray: bool = Field(
+        default=True, validation_alias="ray", description="start Ray and run a task, which takes some seconds"
+    )
     ranks: int = Field(
         default=0,
         ge=0,
@@ -67,7 +70,7 @@ def _findings(settings: DoctorSettings) -> Iterator["Finding"]:
     yield from check_machine()
     yield from check_programs()
     yield from check_places(settings.places)
-    if not settings.no_ray:
+    if settings.with_ray:
         from ureca.pipelines.batch.session import check_ray
 
         yield check_ray()

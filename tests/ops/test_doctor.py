@@ -19,7 +19,13 @@ def by_name(findings: list[Finding]) -> dict[str, Finding]:
     return {finding.name: finding for finding in findings}
 
 
-def test_main_on_this_machine_finds_no_problem(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_main_on_this_machine_without_ray_finds_no_problem(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ray = pytest.importorskip("ray")
+    monkeypatch.setattr(ray, "init", lambda **options: pytest.fail("Ray is started"))
+    assert main(["--no-ray", "--json", str(tmp_path)]) == 0
+    assert "Ray" not in {finding["name"] for finding in json.loads(capsys.readouterr().out)}
     assert main(["--no-ray", str(tmp_path)]) == 0
     printed = capsys.readouterr().out
     for name in ("python", "packages", "extra train", "CPUs", "memory", "GPUs", "Java", "browser", "write access"):
@@ -155,6 +161,14 @@ def test_check_all_reduce_of_two_ranks_measures_a_right_sum() -> None:
     finding = check_all_reduce(2)
     assert finding.level == Level.OK, finding
     assert re.fullmatch(r"\d+\.\d\d GB/s between 2 ranks on 1 nodes by gloo", finding.value)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_main_with_two_ranks_adds_the_all_reduce(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("torch")
+    assert main(["--no-ray", "--ranks", "2", "--json", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found[-1]["name"], found[-1]["level"]) == ("all-reduce", "ok")
 
 
 def test_main_with_one_rank_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
