@@ -1,4 +1,4 @@
-"""``ureca doctor``: check this machine, and say how to fix what it lacks."""
+"""``ureca doctor``: check this machine, and name a remedy for each problem."""
 
 import sys
 import textwrap

@@ -1,7 +1,7 @@
 """``ureca caption``: captions of regions by a URECA checkpoint, or by a baseline, on Ray Data.
 
 Operators: stored manifest, masks (actors), captions (actors), written partitions. The operators themselves are chained
-by ``ureca.pipelines.batch.graph``; this file says what is specific to captioning.
+by ``ureca.pipelines.batch.graph``; this file has the parts that are specific to captioning.
 """
 
 from collections.abc import Callable, Mapping

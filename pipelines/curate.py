@@ -1,7 +1,7 @@
 """``ureca curate``: masks, mask trees and checked captions of the regions of images, on Ray Data.
 
 Operators: stored manifest, masks (actors), mask tree (tasks), captions (actors), written partitions. The operators
-themselves are chained by ``ureca.pipelines.batch.graph``; this file says what is specific to the curation.
+themselves are chained by ``ureca.pipelines.batch.graph``; this file has the parts that are specific to the curation.
 """
 
 import asyncio

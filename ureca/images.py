@@ -79,7 +79,7 @@ _LOSSLESS = tuple(signature for signature, format in _SIGNATURES if format not i
 
 _MAX_JPEG_SIDE_PX = 65535
 _STRIP_ROWS_PX = 256
-"""Rows that are converted at a time: conversions need several times the memory of what they convert."""
+"""Rows that are converted at a time: conversions need several times the memory of their rows."""
 
 _MAX_EXIF_BYTES = 2**26
 _EXIF_ORIENTATION = 0x0112

@@ -158,7 +158,7 @@ def free_device_bytes(device: Any) -> int:
 
     if torch.device(device).type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
-        # What torch's allocator holds without using it is free to this process.
+        # Memory that torch's allocator holds without using it is free to this process.
         return int(free) + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return free_host_bytes()
 

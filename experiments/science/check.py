@@ -1,4 +1,4 @@
-"""Accuracy of a checkpoint on scenes that it has not seen, by depth, by size, and under shifts of what is shown.
+"""Accuracy of a checkpoint on scenes that it has not seen, by depth, by size, and under shifts of the images.
 
     python -m experiments.science.check            # the shipped checkpoint against its card: 200 scenes and the shifts
     python -m experiments.science.check MODEL --scenes 60 --no-shifts --to FILE.json
@@ -124,7 +124,7 @@ def table(judged: Sequence[Judged], num_scenes: int) -> dict[str, dict[str, floa
 
 
 def shifts(captioner: Any, tell: Callable[[str], None]) -> dict[str, dict[str, float]]:
-    """Rates under shifts of what is shown: other image sizes, noise, JPEG, more objects, other colours."""
+    """Rates under shifts of the images: other image sizes, noise, JPEG, more objects, other colours."""
 
     def noise(pixels: Pixels, number: int) -> Pixels:
         drawn = np.random.default_rng(number).normal(0, 8, pixels.shape)

@@ -71,7 +71,7 @@ class PreparedJob(Generic[Content]):
 
     Attributes:
         job: the job.
-        content: what the engine needs of it.
+        content: the parts of it that the engine needs.
         model_s: seconds of the engine that the job has taken so far: its share of the steps of a batch, or the time
             until its last caption for an engine that does not tell the share.
     """
@@ -112,7 +112,7 @@ class RegionEngine(ABC, Generic[Content]):
         """
 
     def close(self) -> None:
-        """Free what the engine holds beside this process."""
+        """Free the resources that the engine holds beside this process."""
         self._preprocessing.shutdown(wait=False)
 
     async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:

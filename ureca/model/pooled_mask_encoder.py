@@ -89,7 +89,7 @@ class ThingMap:
 class LookAlikes(nn.Module):
     """Counts of the things in a tile that are like the one that a region belongs to, in all and on each side of it.
 
-    Each cell of a tile says what thing it is a part of: its properties, its centre, its area. Cells that agree on kind
+    Each cell of a tile describes the thing that it is a part of: its properties, its centre, its area. Cells that agree on kind
     and centre are one thing, whose description is the mean of theirs (two steps of mean shift). Every cell of another
     thing counts by the share of that thing that it is, by how alike the properties are, and by the side on which the
     centre is. So the counts are those of things, as exact as these descriptions.
@@ -145,7 +145,7 @@ class LookAlikes(nn.Module):
         )
 
     def _vote(self, told: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Average what cells [P, C] tell over all cells of their things; also the number of these, [P, 1]."""
+        """Average the values of cells [P, C] over all cells of their things; also the number of these, [P, 1]."""
         with torch.no_grad():
             kinds, centres = told[:, : self.groups[0]], told[:, -3:-1]
             some = told[::_CELLS_PER_VOTE]
