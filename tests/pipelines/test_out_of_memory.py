@@ -24,9 +24,8 @@ from ureca.pipelines.caption import CAPTION, CaptionActor, caption
 from ureca.pipelines.curate import CURATE, CurateActor, curate
 from ureca.schema import CAPTIONS_DATASET
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
 ONE_ACTOR = {"masks": {"num_actors": 1}}
+EXECUTORS = ["local", pytest.param("ray", marks=pytest.mark.long)]
 
 
 def no_plan(num_images: int, num_to_do: int) -> None:
@@ -37,14 +36,15 @@ class CrampedMaskGenerator(AnnotationMaskGenerator):
     """Lacks memory for one image, as a GPU does for a very large one."""
 
     def __init__(self, image: Path) -> None:
+        super().__init__()
         self._refused = decode_image(image.read_bytes(), ImageLimits())
 
-    def generate(self, image: Any, annotation: bytes | None = None) -> Any:
+    def generate(self, image: Any, annotation: bytes | None = None, *, orientation: int = 1) -> Any:
         import torch
 
         if np.array_equal(image, self._refused):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 28.61 GiB")
-        return super().generate(image, annotation)
+        return super().generate(image, annotation, orientation=orientation)
 
 
 def build_cramped_mask_stage(settings: Any) -> MaskStage:
@@ -75,10 +75,13 @@ class CrampedCurateActor(CurateActor):
         return stage
 
 
-def test_curate_out_of_memory_is_a_row_and_smaller_parts_and_no_loop(tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_curate_out_of_memory_is_a_row_and_smaller_parts_and_no_loop(tmp_path: Path, executor: str) -> None:
     write_corpus(tmp_path / "in", 5)
-    settings = settings_of(tmp_path, images_per_partition=2)
-    expected = curate(settings.model_copy(update={"output": str(tmp_path / "roomy")}), no_plan)
+    resources = {**ONE_ACTOR, "curate": {"num_actors": 1}}
+    settings = settings_of(tmp_path, images_per_partition=2, resources=resources, executor=executor)
+    roomy_settings = settings.model_copy(update={"output": str(tmp_path / "roomy"), "executor": "local"})
+    expected = curate(roomy_settings, no_plan)
     command = replace(CURATE, build_mask_stage=build_cramped_mask_stage, row_actor=CrampedCurateActor)
     report = curate(settings, no_plan, command=command)
     assert report.failures == {"masks:out_of_memory": 1}
@@ -117,11 +120,17 @@ class CrampedCaptionActor(CaptionActor):
         return super().build(*arguments, **options)
 
 
-def test_caption_out_of_memory_captions_all_regions_in_smaller_batches(tmp_path: Path) -> None:
+@pytest.mark.parametrize("executor", EXECUTORS)
+def test_caption_out_of_memory_captions_all_regions_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, executor: str
+) -> None:
+    from ureca.model.decoding import SuffixCache
+
+    monkeypatch.setattr(SuffixCache, "prefill", SuffixCache.prefill)  # undone after the actor has replaced it
     write_corpus(tmp_path / "in", 3)
     save_tiny(tmp_path / "model")
     resources = {**ONE_ACTOR, "caption": {"num_actors": 1}}
-    settings = caption_settings(tmp_path, tmp_path / "model", resources=resources)
+    settings = caption_settings(tmp_path, tmp_path / "model", resources=resources, executor=executor)
     command = replace(CAPTION, row_actor=CrampedCaptionActor)
     report = caption(settings, no_plan, command=command)
     assert report.num_failed == 0
