@@ -100,7 +100,8 @@ long-curate-metrics: $(VENV)/.dev  ## a run as Prometheus sees it
 	$(BIN)/python -m pytest -m long tests/pipelines/test_metrics.py
 
 long-curate: $(VENV)/.dev  ## a curation of which actors, a node, the endpoint or the driver are killed; twenty times each
-	$(BIN)/python -m pytest -m long tests/pipelines/test_curation_faults.py tests/pipelines/test_fault_tolerance.py
+	$(BIN)/python -m pytest -m long tests/pipelines/test_curation_faults.py tests/pipelines/test_fault_tolerance.py \
+		tests/pipelines/test_out_of_memory.py
 
 long-train: $(VENV)/.dev  ## training whose workers and drivers are killed many times, compared with one that is not
 	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py

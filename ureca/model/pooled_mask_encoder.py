@@ -89,7 +89,7 @@ class ThingMap:
 class LookAlikes(nn.Module):
     """Counts of the things in a tile that are like the one that a region belongs to, in all and on each side of it.
 
-    Each cell of a tile describes the thing it belongs to: its properties, its centre, its area. Cells that agree on kind
+    Each cell of a tile describes its thing: its properties, its centre, its area. Cells that agree on kind
     and centre are one thing, whose description is the mean of theirs (two steps of mean shift). Every cell of another
     thing counts by the share of that thing that it is, by how alike the properties are, and by the side on which the
     centre is. So the counts are those of things, as exact as these descriptions.
