@@ -29,6 +29,7 @@ def rows() -> list[dict[str, Any]]:
     left = make_region(11, drawn(40, 40, 140, 160), parent_id=10, depth=1, caption="left half", lookalike_ids=[12])
     right = make_region(12, drawn(170, 40, 260, 160), parent_id=10, depth=1, caption="right half", lookalike_ids=[11])
     deep = make_region(13, drawn(60, 60, 120, 140), parent_id=11, depth=2, caption="innermost", verdict="rejected")
+    right |= {"verdict": "self_checked", "detailed_caption": f"{'a long text ' * 20} with a lighthouse"}
     gone = make_region(14, drawn(0, 0, 15, 15), status="skipped:area_below_minimum", caption=None, short_caption=None)
     hostile = make_region(0, drawn(20, 20, 280, 180), caption=HOSTILE, short_caption=HOSTILE, detailed_caption=HOSTILE)
     return [
@@ -195,6 +196,34 @@ def test_report_search_shows_matches_only(desktop: webdriver.Chrome, address: st
     desktop.find_element(By.CSS_SELECTOR, '#kind option[value="left-out"]').click()
     shown = [item for item in panel.root.find_elements(By.CSS_SELECTOR, '[role="treeitem"]') if item.is_displayed()]
     assert [item.get_attribute("data-id") for item in shown] == ["14"]
+
+
+def test_report_list_has_final_captions_and_says_which_are_self_checked(
+    desktop: webdriver.Chrome, address: str
+) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    texts = {id: panel.one(f'[role="treeitem"][data-id="{id}"] .text').text for id in (10, 11, 12)}
+    assert texts == {10: "the whole", 11: "left half", 12: "right half"}
+    assert panel.one('[role="treeitem"][data-id="12"] .self_checked').text == "self-checked"
+    desktop.find_element(By.CSS_SELECTOR, '#kind option[value="self-checked"]').click()
+    assert desktop.find_element(By.ID, "matches").text == "1 region in 1 image"
+
+
+def test_report_search_shows_why_a_region_matches(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    panel = Panel(desktop)
+    query = desktop.find_element(By.ID, "query")
+    query.send_keys("RIGHT lighthouse")
+    item = panel.one('[role="treeitem"][data-id="12"] .text')
+    assert item.text.startswith("right half detailed: ") and item.text.endswith("with a lighthouse")
+    assert [mark.text for mark in item.find_elements(By.TAG_NAME, "mark")] == ["right", "lighthouse"]
+    query.clear()
+    query.send_keys("half")
+    assert panel.one('[role="treeitem"][data-id="12"] .text').text == "right half"
+    query.clear()
+    query.send_keys(" ")
+    assert panel.root.find_elements(By.CSS_SELECTOR, '[role="treeitem"] mark') == []
 
 
 def test_report_on_phone_shows_tapped_caption(phone: webdriver.Chrome, address: str) -> None:

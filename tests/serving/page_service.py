@@ -48,6 +48,9 @@ class PageBackend:
         text: Text of every caption; None: the facts.
         api_error: Error that the next call raises.
         slots: Captions that ``stream`` may yield before it waits.
+        words: Words of unfinished captions that ``stream`` may yield before it waits.
+        poison: Id of the region whose caption fails its whole request, whenever it is in one; None: no region.
+        jobs: The jobs of all captions so far.
         stopped: Number of streams that were closed before their end.
     """
 
@@ -57,6 +60,9 @@ class PageBackend:
         self.text: str | None = None
         self.api_error: ApiError | None = None
         self.slots = threading.Semaphore(10_000)
+        self.words = threading.Semaphore(100_000)
+        self.poison: int | None = None
+        self.jobs: list[CaptionJob] = []
         self.stopped = 0
         self._segmenter = SegmentsMaskGenerator()
 
@@ -76,11 +82,18 @@ class PageBackend:
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
         self._raise_error()
+        self.jobs.append(job)
         done = False
         try:
             for index, mask in enumerate(job.masks):
                 await asyncio.to_thread(self.slots.acquire)
+                if mask.id == self.poison:
+                    raise ApiError(500, "internal_error", "this region cannot be captioned")
                 text = describe(job.pixels, mask) if self.text is None else self.text
+                words = text.split()
+                for end in range(1, len(words) if job.partial else 1):
+                    await asyncio.to_thread(self.words.acquire)
+                    yield GeneratedCaption(index, " ".join(words[:end]), end, None)
                 yield GeneratedCaption(index, text, len(text.split()), "stop")
             done = True
         finally:

@@ -1,18 +1,22 @@
 """The web page in headless Chromium."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 from selenium import webdriver
 from selenium.common.exceptions import StaleElementReferenceException
 from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.common.actions.wheel_input import ScrollOrigin
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
@@ -144,9 +148,9 @@ def test_page_example_opens_without_requests_to_other_hosts(desktop: webdriver.C
     page.until("#model", "model ureca")
     assert [
         image.get_property("complete") and image.get_property("naturalWidth") for image in page.all(".examples img")
-    ] == [448] * 3
+    ] == [600, 448, 448, 448]
     page.one('[data-example="examples/trees.png"]').click()
-    page.until("#status", "captioned")
+    page.until("#status", " captioned")
     assert len(page.all(".region")) > 20
     urls = requested(desktop)
     assert f"{address}v1/regions" in urls
@@ -251,7 +255,12 @@ def test_page_points_create_a_region(desktop: webdriver.Chrome, address: str, fi
     page.wait_for('[data-action="commit"]')
     assert page.outlined == page.outline_of(1)
     assert [mark.text for mark in page.all(".marks span")] == ["+", "\N{MINUS SIGN}", "+"]
-    page.act("undo")
+    page.wait_for("#undo").click()
+    page.until(".card .facts", "1 inside, 1 outside")
+    page.wait_for("#redo").click()
+    page.until(".card .facts", "2 inside, 1 outside")
+    assert not page.one("#redo").is_enabled()
+    page.one(".stage").send_keys(Keys.CONTROL, "z")
     page.until(".card .facts", "1 inside, 1 outside")
     page.act("discard")
     assert page.all(".marks span") == []
@@ -358,10 +367,41 @@ def test_page_copied_curl_gives_the_same_captions(desktop: webdriver.Chrome, add
     page.at(LEFT).click().perform()
     page.until(".card .caption", "The left blue thing.")
     page.until("#status", "4 regions, 2 captioned")
-    command = shlex.split(page.copied("curl"))
-    answer = subprocess.run([*command, "--silent"], cwd=file.parent, capture_output=True, text=True, check=True).stdout
-    [caption] = json.loads(answer)["captions"]
+    [caption] = pasted(page.copied("curl"), file.parent)
     assert caption["caption"] == "The left blue thing."
+    page.at((5, 5)).click().perform()
+    page.until(".card h2", file.name)
+    assert [found["region_id"] for found in pasted(page.copied("curl"), file.parent)] == [1, 2, 5, 6]
+
+
+def test_page_copied_curl_of_an_example_needs_no_file(
+    desktop: webdriver.Chrome, backend: PageBackend, tmp_path: Path
+) -> None:
+    if shutil.which("curl") is None:
+        pytest.skip("needs curl")
+    with serving(backend, token=TOKEN) as guarded:
+        page = Page(desktop, guarded)
+        page.wait_for("#token-field").send_keys(f"Bearer {TOKEN}{Keys.ENTER}")
+        page.until("#model", "model ureca")
+        page.one('[data-example="examples/robots.png"]').click()
+        page.wait_for('[role="treeitem"] .badge')
+        num_regions = len(page.all(".region"))
+        assert len(pasted(page.copied("curl"), tmp_path, URECA_TOKEN=TOKEN)) == num_regions
+
+
+def pasted(command: str, folder: Path, **environment: str) -> list[dict[str, Any]]:
+    """Run a command as a user who pastes it into a shell; returns the captions of the response."""
+    shell = subprocess.run(
+        ["bash", "-c", command],
+        check=False,
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    assert shell.returncode == 0, shell.stderr
+    captions: list[dict[str, Any]] = json.loads(shell.stdout)["captions"]
+    return captions
 
 
 def test_page_without_clipboard_shows_the_text(desktop: webdriver.Chrome, address: str, file: Path) -> None:
@@ -400,7 +440,8 @@ def test_page_api_error_names_the_field(
     page = Page(desktop, address).upload(file)
     backend.api_error = ApiError(422, "empty_mask", "the mask has no pixel", param="regions[0].rle")
     page.at(INNER).click().perform()
-    page.until("#alert", "The request is invalid. regions[0].rle: the mask has no pixel")
+    page.until(".card .problem", "The request is invalid. regions[0].rle: the mask has no pixel")
+    page.until('[role="treeitem"][data-id="5"] .text', "failed: the mask has no pixel")
     page.use("point")
     backend.api_error = ApiError(422, "no_region", "no region fits these points", param="regions[0]")
     page.at(INNER).click().perform()
@@ -426,7 +467,13 @@ def test_page_token_is_requested_and_not_stored(desktop: webdriver.Chrome, backe
     with serving(backend, token=TOKEN) as guarded:
         page = Page(desktop, guarded)
         page.wait_for("#token-field").send_keys("a-wrong-token" + Keys.ENTER)
-        page.until("#token label", "Token rejected")
+        page.until("#token label", "The service does not accept this token.")
+        page.one("#token-field").send_keys("caf\N{LATIN SMALL LETTER E WITH ACUTE} au lait" + Keys.ENTER)
+        page.until("#token label", "A token consists of letters, digits and signs")
+        page.one("#token-field").clear()
+        page.one("#token-cancel").click()
+        page.until("#alert", "This service requires a token. Its operator gives out tokens.")
+        page.one("#alert button").click()  # try again
         page.wait_for("#token-field").send_keys(TOKEN + Keys.ENTER)
         page.until("#model", "model ureca")
         page.upload(file)
@@ -452,7 +499,7 @@ def test_page_regions_by_keyboard(desktop: webdriver.Chrome, address: str, file:
     stage.send_keys(Keys.ENTER)
     page.until("#spoken", "Region 5: The left yellow thing.")
     stage.send_keys(Keys.TAB)
-    for _ in range(4):  # through the card's buttons to the list
+    for _ in range(9):  # through the buttons of the zoom and of the card to the list
         if desktop.switch_to.active_element.get_attribute("role") == "treeitem":
             break
         desktop.switch_to.active_element.send_keys(Keys.TAB)
@@ -497,6 +544,264 @@ def test_page_on_phone_has_taps_and_one_column(phone: webdriver.Chrome, address:
     page.act("commit")
     page.until(".card .caption", "The right blue thing.")
     assert page.one(".card").location["y"] >= page.one(".stage").location["y"] + page.one(".stage").size["height"]
+    width, screen = phone.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
+    assert width <= screen == 390
+
+
+def test_page_captions_appear_word_by_word(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
+    page = Page(desktop, address).upload(file)
+    while backend.words.acquire(blocking=False):
+        pass
+    page.at(INNER).click().perform()
+    backend.words.release(2)
+    page.until(".card .caption", "The left")
+    page.until('[role="treeitem"][data-id="5"] .text', "The left")
+    assert page.one(".card .caption").text == "The left"
+    backend.words.release(100_000)
+    page.until(".card .caption", "The left yellow thing.")
+
+
+def test_page_failure_of_one_region_is_shown_there_and_retried(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
+    page = Page(desktop, address).upload(file)
+    backend.poison = 5
+    page.one("#everything").click()
+    page.until("#status", "4 regions, 3 captioned, 1 failed")
+    assert page.one('[role="treeitem"][data-id="5"] .text').text == "failed: this region cannot be captioned"
+    assert not page.one("#alert").is_displayed()
+    page.one('[role="treeitem"][data-id="5"]').click()
+    page.until(".card .problem", "this region cannot be captioned")
+    backend.poison = None
+    page.act("caption")
+    page.until(".card .caption", "The left yellow thing.")
+    assert page.all(".card .problem") == []
+    page.until("#status", "4 regions, 4 captioned")
+
+
+def test_page_question_and_settings_are_sent(
+    desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
+) -> None:
+    page = Page(desktop, address).upload(file)
+    page.at(INNER).click().perform()
+    page.until(".card .caption", "The left yellow thing.")
+    first = backend.jobs[-1].settings
+    page.wait_for('[name="question"]').send_keys("Which color is it?")
+    page.one("#options summary").click()
+    for name, value in (("max_new_tokens", "17"), ("temperature", "0.5"), ("top_p", "0.9"), ("seed", "3")):
+        page.one(f'[name="{name}"]').send_keys(value)
+    num_jobs = len(backend.jobs)
+    page.act("again")  # the caption is one of the previous settings
+    page.until(".card", "Question: Which color is it?")
+    settings = backend.jobs[num_jobs].settings
+    assert settings == first.model_copy(
+        update={"question": "Which color is it?", "max_new_tokens": 17, "temperature": 0.5, "top_p": 0.9, "seed": 3}
+    )
+    assert page.all('[data-action="again"]') == []
+    assert shlex.split(page.copied("curl"))[-1].startswith(
+        'request={"question":"Which color is it?","max_new_tokens":17'
+    )
+    page.one('[name="max_new_tokens"]').send_keys("0000")
+    page.one("#everything").click()
+    assert page.one('[name="max_new_tokens"]').get_property("validity")["rangeOverflow"]
+    assert len(backend.jobs) == num_jobs + 1
+
+
+def test_page_without_a_model_has_no_question(desktop: webdriver.Chrome, backend: PageBackend, file: Path) -> None:
+    with serving(backend, model=None) as address:
+        page = Page(desktop, address).upload(file)
+        page.wait_for("#options summary").click()
+        shown = [field.get_attribute("name") for field in page.all("#options input") if field.is_displayed()]
+        assert shown == ["max_new_tokens"]
+        page.until("#length-unit", "words")
+
+
+def test_page_polygon_creates_a_region(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("polygon")
+    for corner in ((120, 70), (180, 70), (180, 130), (120, 130)):
+        page.at(corner).click().perform()
+    page.until(".card .facts", "a polygon of 4 corners")
+    assert "Click the first corner again" in page.one(".card").text
+    page.at((121, 71)).click().perform()
+    page.wait_for('[data-action="commit"]')
+    page.one(".stage").send_keys(Keys.ENTER)
+    page.until(".card .caption", "The middle")
+    region = json.loads(page.copied("json"))
+    assert region["bbox_xywh"] == pytest.approx([120, 70, 60, 60], abs=1.5)
+    assert region["area_px"] == pytest.approx(3600, rel=0.05)
+    [request] = json.loads(shlex.split(page.copied("curl"))[-1].removeprefix("request="))["regions"]
+    assert len(request["polygon"][0]) == 8
+
+
+def test_page_brush_and_eraser_change_a_box(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("box")
+    page.at((120, 70)).click_and_hold().perform()
+    page.at((180, 130)).release().perform()
+    page.until(".card .pending", "Brush and eraser change it")
+    page.use("brush")
+    page.until(".card .facts", "painted")
+    page.at((150, 40)).click_and_hold().perform()
+    page.at((150, 60)).release().perform()
+    page.wait_for('[data-action="commit"]')
+    painted = page.outlined
+    page.use("eraser")
+    page.at((150, 100)).click().perform()
+    WebDriverWait(desktop, TIMEOUT_S).until(lambda _: page.outlined not in ("", painted))
+    erased = page.outlined
+    page.one("#undo").click()
+    WebDriverWait(desktop, TIMEOUT_S).until(lambda _: page.outlined == painted)
+    page.one(".stage").send_keys(Keys.CONTROL, Keys.SHIFT, "z")
+    WebDriverWait(desktop, TIMEOUT_S).until(lambda _: page.outlined == erased)
+    page.act("commit")
+    page.until(".card .caption", "The middle")
+    region = json.loads(page.copied("json"))
+    inside = rle_codec.decode(region["rle"])
+    expected = {(150, 45): True, (150, 75): True, (122, 128): True, (150, 100): False, (110, 100): False}
+    assert {place: bool(inside[place[1], place[0]]) for place in expected} == expected
+    page.act("edit")
+    page.until(".card .facts", "painted")
+
+
+def test_page_brush_keeps_masks_of_large_images(desktop: webdriver.Chrome, address: str) -> None:
+    desktop.get(address)
+    for seed, (height, width) in enumerate([(40, 60), (7, 500), (3001, 2003)]):
+        mask = blobs(height, width, seed)
+        rle = rle_codec.encode(mask)
+        kept = desktop.execute_script(
+            """const [width, height, rle] = arguments;
+            const brush = new Brush({ width, height });
+            brush.show(rle);
+            return brush.mask();""",
+            width,
+            height,
+            rle,
+        )
+        found = rle_codec.decode(kept)
+        assert found.shape == mask.shape
+        assert (found & mask).sum() / (found | mask).sum() > 0.97, (height, width)
+        if height * width < 4_000_000:
+            assert kept["counts"] == rle["counts"]
+
+
+def test_page_zoomed_picture_takes_points_at_their_pixels(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    stage = page.one(".stage")
+    before = stage.rect
+    for _ in range(4):
+        ActionChains(desktop).scroll_from_origin(ScrollOrigin.from_element(stage), 0, -300).perform()
+    page.until(".zoom .factor", "\N{MULTIPLICATION SIGN}")
+    assert stage.rect == before  # the page does not move
+    factor = page.one(".stage svg").size["width"] / before["width"]
+    assert factor > 3
+    page.use("point")
+    ActionChains(desktop).move_to_element(stage).click().perform()  # the middle stays where it is
+    page.act("commit")
+    page.until(".card .caption", "The middle")
+    [point] = json.loads(shlex.split(page.copied("curl"))[-1].removeprefix("request="))["regions"][0]["points"]
+    assert (point["x"], point["y"]) == pytest.approx((WIDTH / 2, HEIGHT / 2), abs=1)
+    page.use("select")
+    left = page.one(".stage svg").location["x"]
+    ActionChains(desktop).move_to_element(stage).click_and_hold().move_by_offset(90, 0).release().perform()
+    assert page.one(".stage svg").location["x"] == pytest.approx(left + 90, abs=2)
+    assert page.one("#status").text == "5 regions, 1 captioned"  # the drag is no click
+    stage.send_keys("0")
+    assert page.one(".stage svg").size["width"] == pytest.approx(before["width"], abs=1)
+    stage.send_keys("+")
+    page.until(".zoom .factor", "1.5")
+    page.one('[aria-label="Show the whole image"]').click()
+    page.until(".zoom .factor", "")
+    assert page.one(".stage svg").size["width"] == pytest.approx(before["width"], abs=1)
+
+
+def test_page_masks_and_captions_are_downloaded(
+    desktop: webdriver.Chrome, address: str, file: Path, tmp_path: Path
+) -> None:
+    desktop.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page = Page(desktop, address).upload(file)
+    page.one("#everything").click()
+    page.until("#status", "4 regions, 4 captioned")
+
+    def download(action: str, suffix: str) -> Path:
+        page.act(action)
+        WebDriverWait(desktop, TIMEOUT_S).until(lambda _: list(tmp_path.glob(f"*{suffix}")))
+        [path] = tmp_path.glob(f"*{suffix}")
+        return path
+
+    coco = COCO(str(download("save-coco", "-coco.json")))
+    masks = {mask.id: mask for mask in picture()[1]}
+    for annotation in coco.loadAnns(coco.getAnnIds()):
+        own = masks[annotation["region_id"]]
+        assert (coco.annToMask(annotation).astype(bool) == rle_codec.decode(own.rle)).all()
+        assert annotation["area"] == own.area_px
+        assert annotation["caption"].startswith("The ")
+    assert len(coco.anns) == 4
+    whole = json.loads(download("save-json", "-regions.json").read_text())
+    assert {region["region_id"] for region in whole["regions"]} == set(masks)
+    with Image.open(download("save-png", "-regions.png")) as annotated:
+        assert (annotated.format, annotated.width) == ("PNG", 1000)
+        assert annotated.height > 1000 * HEIGHT / WIDTH + 4 * 14  # the captions are below the picture
+
+
+def test_page_keyboard_order_is_the_order_on_the_screen(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("brush")
+    script = """const at = document.activeElement;
+    return at.dataset.action ?? at.dataset.id ?? (at.id || at.name || at.getAttribute("aria-label") || at.tagName);"""
+    desktop.execute_script("document.querySelector('header a').focus()")
+    names = []
+    for _ in range(14):
+        ActionChains(desktop).send_keys(Keys.TAB).perform()
+        names.append(desktop.execute_script(script))
+    assert names == [
+        "mode",
+        "diameter",
+        "everything",
+        "another",
+        "question",
+        "SUMMARY",
+        f"{file.name}: use the arrow keys to move through its regions",
+        "Zoom out",
+        "Zoom in",
+        "Show the whole image",
+        "json",
+        "curl",
+        "save-coco",
+        "save-json",
+    ]
+
+
+def test_page_on_phone_has_large_targets_and_pinches(phone: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(phone, address)
+    small = """const targets = "a, button, summary, label, input:not([type=file]), [role=treeitem]";
+    return [...document.querySelectorAll(targets)]
+    .filter((element) => element.checkVisibility() && !element.closest(".visually-hidden"))
+    .filter((element) => { const box = element.getBoundingClientRect(); return Math.min(box.width, box.height) < 24; })
+    .map((element) => element.outerHTML);"""
+    assert phone.execute_script(small) == []
+    page.upload(file)
+    tap(phone, page.one(".stage svg"), INNER[0] / WIDTH, INNER[1] / HEIGHT)
+    page.until(".card .caption", "The left yellow thing.")
+    page.one("#options summary").click()
+    for tool in ("select", "point", "box", "brush"):
+        page.use(tool)
+        assert phone.execute_script(small) == []
+    box = page.one(".stage").rect
+    middle, height = box["x"] + box["width"] / 2, box["y"] - phone.execute_script("return scrollY") + 60
+    fingers = lambda gap: [{"x": middle + side * gap, "y": height, "id": side + 1} for side in (-1, 1)]  # noqa: E731
+    for kind, points in (
+        ("touchStart", fingers(20)[:1]),
+        ("touchStart", fingers(20)),
+        ("touchMove", fingers(40)),
+        ("touchMove", fingers(60)),
+        ("touchEnd", []),
+    ):
+        phone.execute_cdp_cmd("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    page.until(".zoom .factor", "3.0")
+    assert "painted" not in page.one(".card").text  # a pinch is no stroke
     width, screen = phone.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
     assert width <= screen == 390
 

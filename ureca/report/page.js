@@ -15,12 +15,17 @@ const outlines = document.querySelector("#outlines");
 const KINDS = {
   all: () => true,
   lookalikes: (region) => region.status === "ok" && region.lookalikes.length > 0,
+  "self-checked": (region) => region.verdict === "self_checked",
   rejected: (region) => region.verdict === "rejected",
   "left-out": (region) => region.status !== "ok",
 };
 
+function searchedWords() {
+  return query.value.toLowerCase().split(/\s+/).filter(Boolean);
+}
+
 function matcher() {
-  const words = query.value.toLowerCase().split(/\s+/).filter(Boolean);
+  const words = searchedWords();
   const isKind = KINDS[kind.value];
   return (region) => {
     if (!isKind(region)) return false;
@@ -41,7 +46,7 @@ function build(panel) {
   if (panel.view !== null) return;
   panel.view = new Panel(panel.element, panel.image, panel.jpeg);
   panel.element.classList.add("built");
-  if (isSearching()) panel.view.filter(matcher(), true);
+  if (isSearching()) panel.view.filter(matcher(), true, searchedWords());
 }
 
 function search() {
@@ -54,7 +59,7 @@ function search() {
     numRegions += found;
     numImages += found > 0;
     panel.element.hidden = searching && found === 0;
-    panel.view?.filter(matches, searching);
+    panel.view?.filter(matches, searching, searchedWords());
   }
   document.querySelector("#matches").textContent = searching ? `${counted(numRegions, "region")} in ${counted(numImages, "image")}` : "";
 }

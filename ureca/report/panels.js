@@ -21,11 +21,13 @@ class Panel extends Viewer {
   }
 
   // Shows only regions for which the predicate `matches` holds; `searching` opens the list of regions without caption.
-  filter(matches, searching) {
+  // `words` of the search are marked, also where they are in a text that the list does not show.
+  filter(matches, searching, words = []) {
     let firstShown = null;
     for (const region of this.regions) {
       const shown = matches(region);
       this.items.get(region.id).hidden = !shown;
+      this.items.get(region.id).querySelector(".text").replaceChildren(...this.#listed(region, shown ? words : []));
       this.paths.get(region.id).classList.toggle("filtered", !shown);
       this.items.get(region.id).tabIndex = -1;
       if (shown && firstShown === null) firstShown = region.id;
@@ -52,11 +54,23 @@ class Panel extends Viewer {
     const captioned = region.status === "ok";
     return [
       node("span", { class: "dot", "aria-hidden": "true" }),
-      node("span", { class: "text" }, captioned ? region.short ?? region.caption : region.status),
+      node("span", { class: "text" }, ...this.#listed(region, [])),
       captioned && region.lookalikes.length > 0 ? node("span", { class: "badge", title: "look-alikes" }, `≈ ${region.lookalikes.length}`) : null,
-      region.verdict === "rejected" ? node("span", { class: "badge rejected" }, "rejected") : null,
+      ["rejected", "self_checked"].includes(region.verdict) ? node("span", { class: `badge ${region.verdict}` }, region.verdict.replace("_", "-")) : null,
       node("span", { class: "number" }, `${region.id}`),
     ];
+  }
+
+  // Returns the text of a region in the list, and the other text in which a word of the search is.
+  #listed(region, words) {
+    const text = (region.status === "ok" ? region.caption : region.status) ?? "";
+    const others = { short: region.short, detailed: region.detailed, status: region.status, verdict: region.verdict_reason };
+    const missing = words.filter((word) => !text.toLowerCase().includes(word));
+    const found = Object.entries(others).find(([, other]) => missing.length > 0 && missing.every((word) => other?.toLowerCase().includes(word)))
+      ?? Object.entries(others).find(([, other]) => missing.some((word) => other?.toLowerCase().includes(word)));
+    const parts = marked(text, words);
+    if (found === undefined) return parts;
+    return [...parts, node("small", { class: "why" }, ` ${found[0]}: `, ...marked(around(found[1], missing), words))];
   }
 
   cardParts(region) {
@@ -97,4 +111,29 @@ class Panel extends Viewer {
     }
     return rows;
   }
+}
+
+// Renders a text as nodes, with the words of a search (in lower case) in <mark> elements.
+function marked(text, words) {
+  const lower = text.toLowerCase();
+  const parts = [];
+  for (let at = 0; at < text.length;) {
+    const hits = words.map((word) => [lower.indexOf(word, at), word.length]).filter(([start]) => start >= 0);
+    // Letters whose lower case is longer would shift the places.
+    if (hits.length === 0 || lower.length !== text.length) return [...parts, text.slice(at)];
+    const [start, length] = hits.reduce((best, hit) => (hit[0] < best[0] || (hit[0] === best[0] && hit[1] > best[1]) ? hit : best));
+    if (start > at) parts.push(text.slice(at, start));
+    parts.push(node("mark", {}, text.slice(start, start + length)));
+    at = start + length;
+  }
+  return parts;
+}
+
+const CONTEXT = 40; // characters before and after a word of the search
+
+// Cuts a long text to the surroundings of the first word of the search in it.
+function around(text, words) {
+  const at = Math.min(...words.map((word) => text.toLowerCase().indexOf(word)).filter((start) => start >= 0));
+  const [first, last] = [Math.max(0, at - CONTEXT), at + CONTEXT];
+  return `${first > 0 ? "… " : ""}${text.slice(first, last)}${last < text.length ? " …" : ""}`;
 }

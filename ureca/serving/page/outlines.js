@@ -7,25 +7,6 @@ const MAX_TRACED_SIDE = 480; // cells; a larger mask is traced on a coarser grid
 const MAX_RINGS = 60;
 const TOLERANCE = 0.4; // maximum deviation of an outline, in cells
 
-// Decodes the run lengths, alternately outside and inside, in column-major order.
-function runLengths(counts) {
-  if (Array.isArray(counts)) return counts;
-  const runs = [];
-  for (let at = 0; at < counts.length;) {
-    let value = 0;
-    let shift = 0;
-    let bits;
-    do {
-      bits = counts.charCodeAt(at++) - 48;
-      value |= (bits & 31) << shift;
-      shift += 5;
-    } while (bits & 32 && at < counts.length);
-    if (bits & 16) value |= -1 << shift;
-    runs.push(runs.length > 2 ? value + runs[runs.length - 2] : value);
-  }
-  return runs;
-}
-
 // Returns the outline of a mask ({size: [height, width], counts}) with a known bounding box, for the fill rule evenodd.
 function outlineOf(rle, [left, top, width, height]) {
   const factor = Math.max(1, Math.ceil(Math.max(width, height) / MAX_TRACED_SIDE));
@@ -45,17 +26,9 @@ function coverage(rle, [left, top, width, height], factor) {
   const rows = Math.ceil(height / factor);
   const columns = Math.ceil(width / factor);
   const covered = new Uint32Array(rows * columns);
-  const imageHeight = rle.size[0];
-  let at = 0;
-  runLengths(rle.counts).forEach((length, index) => {
-    const end = at + length;
-    while (index % 2 === 1 && at < end) {
-      const column = Math.floor(at / imageHeight);
-      const stop = Math.min(end, (column + 1) * imageHeight);
-      const cell = Math.floor((column - left) / factor) * rows;
-      for (; at < stop; at++) covered[cell + Math.floor((at - column * imageHeight - top) / factor)]++;
-    }
-    at = end;
+  eachColumn(rle, (column, first, end) => {
+    const cell = Math.floor((column - left) / factor) * rows;
+    for (let row = first; row < end; row++) covered[cell + Math.floor((row - top) / factor)]++;
   });
   const least = covered.some((count) => 2 * count >= factor * factor) ? factor * factor : 1;
   const inside = (x, y) => x >= 0 && y >= 0 && x < columns && y < rows && 2 * covered[x * rows + y] >= least;

@@ -1,9 +1,11 @@
 "use strict";
 
-// The page: selection of an image, modes, error messages and the token.
+// The page: selection of an image, tools, error messages and the token.
 
 const find = (selector) => document.querySelector(selector);
 const service = new Service(askForToken);
+const options = new Options(find("#options"));
+const BRUSH_STEP = 8; // of the slider, per key press
 let workbench = null;
 
 const callbacks = {
@@ -12,6 +14,12 @@ const callbacks = {
   },
   failed: showProblem,
   spoken(text) { find("#spoken").textContent = text; },
+  drafted: updateTools,
+  edit(rle) {
+    useMode("brush");
+    workbench.pointing.begin(rle);
+    workbench.viewer.stage.focus({ preventScroll: true });
+  },
   busy(isBusy) {
     find("#stop").hidden = !isBusy;
     find("#everything").hidden = isBusy;
@@ -27,8 +35,8 @@ const callbacks = {
   },
 };
 
-// Shows an image, and segments it.
-async function openImage(file) {
+// Shows an image, and segments it; origin: as in Workbench.
+async function openImage(file, origin = null) {
   const picture = node("img", { alt: "", draggable: "false", src: URL.createObjectURL(file) });
   hideAlert();
   try {
@@ -43,7 +51,7 @@ async function openImage(file) {
   find("#start").hidden = true;
   find("#work").hidden = false;
   find("#panel").replaceChildren();
-  workbench = new Workbench(service, named, find("#panel"), size, picture, callbacks);
+  workbench = new Workbench(service, { file: named, origin }, find("#panel"), size, picture, options, callbacks);
   useMode("select");
   workbench.viewer.draw();
   workbench.viewer.stage.focus({ preventScroll: true });
@@ -69,27 +77,44 @@ async function openExample(path) {
   try {
     const response = await fetch(path);
     if (!response.ok) throw await ApiError.fromResponse(response);
-    await openImage(new File([await response.blob()], path.split("/").pop(), { type: response.headers.get("Content-Type") ?? "" }));
+    await openImage(new File([await response.blob()], path.split("/").pop(), { type: response.headers.get("Content-Type") ?? "" }), response.url);
   } catch (error) {
     showProblem(error, () => openExample(path));
   }
 }
 
-function openFirst(files) {
+function openFirst(files, origin = null) {
   const image = [...files].find((file) => file.type.startsWith("image/")) ?? files[0];
-  if (image) openImage(image);
+  if (image) openImage(image, origin);
 }
 
 function useMode(mode) {
   find(`#modes [value="${mode}"]`).checked = true;
-  find("#sides").hidden = mode !== "point";
   workbench.pointing.use(mode);
+  updateTools();
+}
+
+// Shows the tools of the current mode.
+function updateTools() {
+  if (workbench === null) return;
+  const { pointing } = workbench;
+  find("#sides").hidden = pointing.mode !== "point";
+  find("#brush").hidden = !pointing.isPainting;
+  find("#history").hidden = pointing.mode === "select";
+  find("#undo").disabled = !pointing.canUndo;
+  find("#redo").disabled = !pointing.canRedo;
+}
+
+// The slider is logarithmic: from a hundredth to a third of the image's longer side.
+function useBrush(position) {
+  find("#diameter").value = position;
+  workbench.pointing.diameter = 0.01 * 30 ** (find("#diameter").value / 100);
 }
 
 // Shows an error; retry: function of the button "Try again", or null for no button.
 function showProblem(error, retry) {
   const field = error.param ? node("code", {}, error.param) : null;
-  const parts = [node("p", {}, node("b", {}, headline(error)), " ", field, field ? ": " : null, error.message)];
+  const parts = [node("p", {}, node("b", {}, headline(error)), " ", field, field ? ": " : null, details(error))];
   const wait = error.retryAfter ?? 0;
   if (retry !== null && error.type !== "invalid_request_error") {
     const button = node("button", { type: "button" }, "Try again");
@@ -101,12 +126,6 @@ function showProblem(error, retry) {
   close.addEventListener("click", hideAlert);
   find("#alert").replaceChildren(...parts, close);
   find("#alert").hidden = false;
-}
-
-function headline({ status, type }) {
-  const ofStatus = { 413: "The image is too large for this service.", 503: "The service is not ready.", 504: "The request timed out." };
-  const ofType = { authentication_error: "A token is required.", rate_limit_error: "The service is busy.", invalid_request_error: "The request is invalid." };
-  return ofStatus[status] ?? ofType[type] ?? "The request failed.";
 }
 
 function countDown(button, seconds) {
@@ -129,12 +148,13 @@ function showText(text) {
   area.select();
 }
 
-// Shows the form for the token; resolves to the token, or to null if cancelled.
-function askForToken(reason) {
+// Shows the form for the token; resolves to the token, or to null if cancelled. rejected: the previous token, or null.
+function askForToken(rejected) {
   const form = find("#token");
   const field = find("#token-field");
   form.hidden = false;
-  find("#token label").textContent = service.token === null ? "This service requires a token" : `Token rejected: ${reason}`;
+  const say = (text) => { find("#token label").textContent = text; };
+  say(rejected === null ? "This service requires a token, which its operator gives out" : "The service does not accept this token. Is it complete, and still valid?");
   field.value = "";
   field.focus();
   return new Promise((resolve) => {
@@ -146,7 +166,9 @@ function askForToken(reason) {
     };
     form.onsubmit = (event) => {
       event.preventDefault();
-      finish(field.value.trim());
+      const token = field.value.trim().replace(/^Bearer\s+/i, "");
+      if (/^[!-~]+$/.test(token)) finish(token);
+      else say("A token consists of letters, digits and signs, without spaces. Was something else copied?");
     };
     find("#token-cancel").onclick = () => finish(null);
   });
@@ -162,6 +184,14 @@ find("#another").addEventListener("click", startAgain);
 find("#everything").addEventListener("click", () => workbench.captionEverything());
 find("#stop").addEventListener("click", () => workbench.stop());
 find("#modes").addEventListener("change", (event) => useMode(event.target.value));
+find("#undo").addEventListener("click", () => workbench.pointing.undo());
+find("#redo").addEventListener("click", () => workbench.pointing.redo());
+find("#diameter").addEventListener("input", (event) => useBrush(event.target.value));
+find("#options").addEventListener("submit", (event) => {
+  event.preventDefault();
+  if (workbench?.viewer.selected !== null) workbench?.caption([workbench.viewer.selected], true);
+});
+find("#options").addEventListener("input", () => workbench?.viewer.draw());
 find("#sides").addEventListener("change", (event) => { workbench.pointing.label = Number(event.target.value); });
 
 document.addEventListener("dragover", (event) => {
@@ -174,23 +204,46 @@ document.addEventListener("drop", (event) => {
   document.body.classList.remove("dropping");
   openFirst(event.dataTransfer.files);
 });
-document.addEventListener("paste", (event) => openFirst(event.clipboardData.files));
+document.addEventListener("paste", (event) => openFirst(event.clipboardData.files, "pasted"));
 
 // Keys of the drafted region and of captions; captured before the picture and the list handle them.
 document.addEventListener("keydown", (event) => {
-  if (workbench === null || event.altKey || event.ctrlKey || event.metaKey) return;
-  const { viewer, pointing } = workbench;
+  if (workbench === null || event.altKey) return;
+  const { viewer, pointing, zoom } = workbench;
+  if (event.ctrlKey || event.metaKey) {
+    const isText = event.target.closest?.("input:not([type=radio], [type=range]), textarea");
+    const key = event.key.toLowerCase();
+    if (isText || pointing.mode === "select" || !["z", "y"].includes(key)) return;
+    event.preventDefault();
+    if (key === "y" || event.shiftKey) pointing.redo();
+    else pointing.undo();
+    return;
+  }
   const onPicture = event.target === viewer.stage;
   const onRegions = onPicture || event.target.closest?.('[role="treeitem"]');
   if (event.key === "Escape") {
     if (!workbench.cancel()) return;
+  } else if (onPicture && (zoom.key(event) || pointing.key(event))) {
+    if (pointing.cursor) zoom.reveal([pointing.cursor.x, pointing.cursor.y, 0, 0]);
   } else if (event.key === "Enter" && onRegions) {
     if (viewer.draft?.region && viewer.selected === null) workbench.commit();
     else if (viewer.selected !== null) viewer.actions.caption([viewer.selected]);
-  } else if (!(onPicture && pointing.key(event))) {
+  } else if (onPicture && pointing.isPainting && ["[", "]"].includes(event.key)) {
+    useBrush(Number(find("#diameter").value) + (event.key === "]" ? BRUSH_STEP : -BRUSH_STEP));
+  } else {
     return;
   }
   event.preventDefault();
 }, true);
 
-service.model().then((name) => { find("#model").textContent = `model ${name}`; }, (error) => showProblem(error, null));
+async function showModel() {
+  try {
+    const model = await service.model();
+    find("#model").textContent = `model ${model.id}`;
+    options.configure(model);
+  } catch (error) {
+    showProblem(error, showModel);
+  }
+}
+
+showModel();

@@ -8,14 +8,16 @@ const CROP_PX = 160; // twice the displayed size, for high-resolution screens
 const SMALL_CROP_PX = 64;
 
 // Regions also have: caption (undefined: not captioned; null: the model generated no text), waiting (true while it is
-// being captioned), and response (the region in the service's response).
+// being captioned), partial (first words of the caption, while waiting), problem (error of the last attempt, or null),
+// options (of its caption, as JSON), and response (the region in the service's response).
 class CaptionViewer extends Viewer {
-  // actions: caption(ids), copyJson(id), copyCurl(id), remove(id), commit(), undo(), discard(), for buttons and keys.
+  // actions: caption(ids), captionAgain(id), edit(id), copyJson(id), copyCurl(id), remove(id), save(format), commit(),
+  // discard(), for buttons and keys; options(): the options of the next caption, as JSON.
   constructor(panel, image, picture, actions) {
     super(panel, image, picture);
     this.source = picture;
     this.actions = actions;
-    this.draft = null; // the drafted region: points, box, region, waiting, problem
+    this.draft = null; // the draft of Pointing, with region, waiting, problem and its error
     this.unfolded = new Set(); // ids of the regions whose look-alikes are all shown
   }
 
@@ -29,6 +31,16 @@ class CaptionViewer extends Viewer {
       this.select(id);
       this.actions.caption([id]);
     }
+  }
+
+  select(id) {
+    super.select(id);
+    if (id !== null) this.zoom?.reveal(this.byId.get(id).response.bbox_xywh);
+  }
+
+  // Shows the first words of a caption, without a new card, whose buttons may just be pressed.
+  showPartial(id, text) {
+    for (const shown of this.panel.querySelectorAll(`[data-text-of="${id}"]`)) shown.textContent = text;
   }
 
   // Redraws a region that has changed.
@@ -69,7 +81,9 @@ class CaptionViewer extends Viewer {
   }
 
   #text(region) {
-    return node("span", { class: `text ${region.caption ? "" : "none"}` }, region.caption ?? withoutCaption(region));
+    const isFinished = region.caption && !region.waiting;
+    const kind = region.problem ? "problem" : isFinished ? "" : "none";
+    return node("span", { class: `text ${kind}`, "data-text-of": region.id }, isFinished ? region.caption : withoutCaption(region));
   }
 
   cardParts(region) {
@@ -78,13 +92,24 @@ class CaptionViewer extends Viewer {
     return [
       node("p", { class: `facts ${depthColour(region)}` }, ...this.facts(region)),
       node("div", { class: "this" }, this.#crop(region), this.#caption(region)),
+      region.problem ? node("p", { class: "problem" }, explained(region.problem)) : null,
+      region.question ? node("p", { class: "hint" }, "Question: ", region.question) : null,
       ...this.#lookalikes(region),
       node("div", { class: "actions" },
-        region.caption === undefined && !region.waiting ? this.#button("caption", "Caption this region", () => this.actions.caption([region.id]), true) : null,
+        this.#captionButton(region),
+        this.#button("edit", "Edit mask", () => this.actions.edit(region.id)),
         this.#button("json", "Copy JSON", () => this.actions.copyJson(region.id)),
         this.#button("curl", "Copy curl", () => this.actions.copyCurl(region.id)),
         region.prompt ? this.#button("remove", "Remove", () => this.actions.remove(region.id)) : null),
     ];
+  }
+
+  #captionButton(region) {
+    if (region.waiting) return null;
+    if (region.problem) return this.#button("caption", "Try again", () => this.actions.captionAgain(region.id), true);
+    if (region.caption === undefined) return this.#button("caption", "Caption this region", () => this.actions.caption([region.id]), true);
+    const isOutdated = region.options !== this.actions.options();
+    return isOutdated ? this.#button("again", "Caption again", () => this.actions.captionAgain(region.id), true) : null;
   }
 
   #button(action, text, act, isPrimary = false) {
@@ -101,31 +126,43 @@ class CaptionViewer extends Viewer {
     const hint = touch ? "Tap a region to caption it." : "Hover over a region to highlight it, click to caption it.";
     return [
       ...parts,
-      node("p", { class: "hint" }, `${numCaptioned} of ${this.regions.length} regions captioned. ${hint} Use Points or Box for a region without an outline.`),
+      node("p", { class: "hint" }, `${numCaptioned} of ${this.regions.length} regions captioned. ${hint} The other tools create a region without an outline.`),
       node("div", { class: "actions" },
         this.#button("json", "Copy JSON", () => this.actions.copyJson(null)),
         this.#button("curl", "Copy curl", () => this.actions.copyCurl(null))),
+      node("h3", {}, "Download masks and captions"),
+      node("div", { class: "actions" },
+        this.#button("save-coco", "COCO", () => this.actions.save("coco")),
+        this.#button("save-json", "JSON", () => this.actions.save("json")),
+        this.#button("save-png", "Picture", () => this.actions.save("png"))),
     ];
   }
 
   #draftParts() {
-    const { points, box, region, waiting, problem } = this.draft;
+    const { points, box, corners, isClosed, mask, region, waiting, problem } = this.draft;
     const inside = points.filter((point) => point.label === 1).length;
-    const contents = [box ? "a box" : "", inside ? `${inside} inside` : "", points.length > inside ? `${points.length - inside} outside` : ""].filter(Boolean).join(", ");
-    const state = problem ?? (waiting ? "Segmenting …" : region ? "" : "Add a point inside the region, or a box.");
+    const contents = [
+      box ? "a box" : "",
+      mask ? "painted" : "",
+      corners.length ? `a polygon of ${corners.length} corner${corners.length === 1 ? "" : "s"}` : "",
+      inside ? `${inside} inside` : "",
+      points.length > inside ? `${points.length - inside} outside` : "",
+    ].filter(Boolean).join(", ");
+    const missing = corners.length > 0 && !isClosed ? "Click the first corner again, or press Enter, to close the polygon." : "Add a point inside the region.";
+    const state = problem ?? (waiting ? "Segmenting …" : region ? "" : missing);
+    const hint = box && region ? boxHint(box, region) : mask ? "Paint with the brush, remove with the eraser." : isClosed ? "The region is the polygon." : "Add points to change the mask.";
     return [
       node("p", { class: "facts" }, node("span", {}, "New region"), node("span", {}, contents)),
-      region ? node("div", { class: "this" }, this.#crop(region), node("p", { class: "caption pending" }, box ? boxHint(box, region) : "Add points to change the mask.")) : null,
+      region ? node("div", { class: "this" }, this.#crop(region), node("p", { class: "caption pending" }, hint)) : null,
       state ? node("p", { class: problem ? "problem" : "hint" }, state) : null,
       node("div", { class: "actions" },
         region ? this.#button("commit", "Caption this region", () => this.actions.commit(), true) : null,
-        points.length + (box ? 1 : 0) > 1 ? this.#button("undo", "Undo", () => this.actions.undo()) : null,
         this.#button("discard", "Discard", () => this.actions.discard())),
     ];
   }
 
   #caption(region) {
-    if (!region.caption) return node("p", { class: "caption pending" }, withoutCaption(region));
+    if (!region.caption || region.waiting) return node("p", { class: "caption pending", "data-text-of": region.id }, withoutCaption(region));
     const words = wordsOf(region.caption);
     const differs = apart(words, this.#known(region).map((other) => wordsOf(other.caption)));
     const length = region.caption.length > LONG_CAPTION ? "long" : "";
@@ -159,8 +196,8 @@ class CaptionViewer extends Viewer {
   }
 
   #lookalike(region, other) {
-    let text = [withoutCaption(other)];
-    if (other.caption) {
+    let text = [node("span", { "data-text-of": other.id }, withoutCaption(other))];
+    if (other.caption && !other.waiting) {
       const words = wordsOf(other.caption);
       const differs = region.caption ? differing(wordsOf(region.caption), words)[1] : words.map(() => false);
       text = marked(words, differs);
@@ -177,7 +214,7 @@ class CaptionViewer extends Viewer {
     const pen = canvas.getContext("2d");
     const scale = size / side;
     pen.setTransform(scale, 0, 0, scale, (side / 2 - x - width / 2) * scale, (side / 2 - y - height / 2) * scale);
-    if (this.source instanceof HTMLImageElement) pen.drawImage(this.source, 0, 0, this.image.width, this.image.height);
+    pen.drawImage(this.source, 0, 0, this.image.width, this.image.height);
     const outline = new Path2D(region.outline);
     const around = new Path2D(`M0 0H${this.image.width}V${this.image.height}H0z${region.outline}`);
     pen.fillStyle = "rgb(8 9 11 / 45%)";
@@ -197,11 +234,12 @@ function boxHint(box, region) {
   const [x, y, width, height] = region.response.bbox_xywh;
   const isRectangle = region.area_px === width * height;
   const sides = [[x, box[0]], [y, box[1]], [x + width, box[0] + box[2]], [y + height, box[1] + box[3]]];
-  if (isRectangle && sides.every(([side, drawn]) => Math.abs(side - drawn) <= 1)) return "No segment matches the box: the region is the box itself.";
+  if (isRectangle && sides.every(([side, drawn]) => Math.abs(side - drawn) <= 1)) return "No segment matches the box: the region is the box itself. Brush and eraser change it.";
   return "The region is the segment that matches the box.";
 }
 
 function withoutCaption(region) {
-  if (region.waiting) return "captioning …";
+  if (region.waiting) return region.partial || "captioning …";
+  if (region.problem) return `failed: ${region.problem.message}`;
   return region.caption === null ? "the model generated no text" : "not captioned yet";
 }

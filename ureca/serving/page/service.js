@@ -12,6 +12,11 @@ class ApiError extends Error {
     this.retryAfter = retryAfter; // seconds; null: a retry does not help
   }
 
+  // True if another request for other regions may succeed.
+  get isOfRegions() {
+    return ["invalid_request_error", "server_error"].includes(this.type) && this.status !== 413 && this.retryAfter === null;
+  }
+
   static async fromResponse(response) {
     let problem = { message: `the service responded with ${response.status} ${response.statusText}` };
     try {
@@ -24,8 +29,25 @@ class ApiError extends Error {
   }
 }
 
+// Explains the kind of an error in the words of the page's users.
+function headline({ status, type }) {
+  const ofStatus = { 413: "The image is too large for this service.", 503: "The service is not ready.", 504: "The request timed out." };
+  const ofType = { authentication_error: "This service requires a token.", rate_limit_error: "The service is busy.", invalid_request_error: "The request is invalid." };
+  return ofStatus[status] ?? ofType[type] ?? "The request failed.";
+}
+
+// Returns the description of an error, without the words that only developers need.
+function details({ type, message }) {
+  return type === "authentication_error" ? "Its operator gives out tokens." : message;
+}
+
+function explained(error) {
+  return `${headline(error)} ${error.param ? `${error.param}: ` : ""}${details(error)}`;
+}
+
 class Service {
-  // askForToken(reason): called if the service requires a token; resolves to the token, or to null if cancelled.
+  // askForToken(rejected): called if the service requires another token than the rejected one (null: none was sent);
+  // resolves to the token, or to null if cancelled.
   constructor(askForToken) {
     this.askForToken = askForToken;
     this.token = null; // in memory only
@@ -34,16 +56,16 @@ class Service {
 
   async model() {
     const response = await this.#send("v1/models", {});
-    return (await response.json()).data[0].id;
+    return (await response.json()).data[0];
   }
 
   async regions(image, request, signal) {
     return (await this.#post("v1/regions", image, request, signal)).json();
   }
 
-  // Yields [event, data] of the caption stream.
+  // Yields [event, data] of the caption stream, with the text of unfinished captions.
   async *captions(image, request, signal) {
-    const response = await this.#post("v1/captions", image, { ...request, stream: true }, signal);
+    const response = await this.#post("v1/captions", image, { ...request, stream: true, partial: true }, signal);
     for await (const [event, data] of eventsOf(response.body)) {
       if (event === "error") throw new ApiError(0, data.error, data.error.retry_after_s);
       yield [event, data];
@@ -68,7 +90,7 @@ class Service {
       const error = await ApiError.fromResponse(response);
       if (response.status !== 401) throw error;
       if (token !== this.token) continue; // another request has obtained one in the meantime
-      this.asking ??= this.askForToken(error.message).finally(() => { this.asking = null; });
+      this.asking ??= this.askForToken(token).finally(() => { this.asking = null; });
       const given = await this.asking;
       if (given === null) throw error;
       this.token = given;

@@ -101,7 +101,7 @@ class Viewer {
 
   #picture(picture) {
     const { width, height, id } = this.image;
-    this.stage = node("div", { class: "stage", tabindex: "0", role: "group", "aria-label": `${id}: use the arrow keys to move through its regions` }, picture);
+    this.stage = node("div", { class: "stage", tabindex: "0", role: "group", "aria-label": `${id}: use the arrow keys to move through its regions` });
     this.stage.style.setProperty("--ratio", width / height);
     this.svg = shape("svg", { viewBox: `0 0 ${width} ${height}`, "aria-hidden": "true", preserveAspectRatio: "none" });
     this.outlines = shape("g", {});
@@ -116,7 +116,8 @@ class Viewer {
     this.svg.addEventListener("pointerleave", () => this.hover(null));
     this.svg.addEventListener("click", (event) => this.picked(this.#under(event)));
     this.stage.addEventListener("keydown", (event) => this.#walk(event, false));
-    this.stage.append(this.svg);
+    this.plane = node("div", { class: "plane" }, picture, this.svg);
+    this.stage.append(this.plane);
     return node("div", { class: "picture" }, this.stage);
   }
 

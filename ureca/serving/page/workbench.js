@@ -2,28 +2,37 @@
 
 // State of one image: its regions, look-alikes and captions, and the requests for them.
 
-const REGIONS_PER_REQUEST = 32; // bounds the duration of a request and the cost of its failure
+const REGIONS_PER_REQUEST = 32; // bounds the duration of a request
 const NUM_CAPTIONED_LOOKALIKES = 3; // captioned together with a region, most similar first, to compare them
 
 class Workbench {
-  // callbacks: status(text, progress), failed(error, retry), spoken(text), busy(bool), copy(text).
-  constructor(service, file, panel, size, picture, callbacks) {
+  // origin: URL of an example, "pasted" for an image without a file, or null. options: the question and the settings.
+  // callbacks: status(text, progress), failed(error, retry), spoken(text), busy(bool), copy(text), edit(rle), drafted().
+  constructor(service, { file, origin }, panel, size, picture, options, callbacks) {
     this.service = service;
     this.file = file;
+    this.origin = origin;
+    this.options = options;
     this.callbacks = callbacks;
     this.segmenter = null;
     this.running = new Set(); // controllers of the requests that Stop and Escape cancel
     this.finding = null;
+    this.partials = new Map(); // first words by region id, not shown yet
     this.viewer = new CaptionViewer(panel, { id: file.name, ...size }, picture, {
       caption: (ids) => this.caption(this.#withLookalikes(ids)),
+      captionAgain: (id) => this.caption([id], true),
+      options: () => JSON.stringify(this.options.values()),
+      edit: (id) => this.callbacks.edit(this.#of(id).response.rle),
+      save: (format) => this.#save(format),
       copyJson: (id) => this.callbacks.copy(this.#json(id)),
       copyCurl: (id) => this.callbacks.copy(this.#curl(id)),
       remove: (id) => this.#remove(id),
       commit: () => this.commit(),
-      undo: () => this.pointing.undo(),
       discard: () => this.pointing.clear(),
     });
     this.pointing = new Pointing(this.viewer, (draft) => this.#drafted(draft));
+    this.zoom = new Zoom(this.viewer, () => this.pointing.mode === "select", () => this.pointing.interrupt());
+    this.viewer.zoom = this.zoom;
   }
 
   get regions() {
@@ -45,17 +54,28 @@ class Workbench {
     });
   }
 
-  // Captions the regions without a caption; each caption is shown as soon as it is finished.
-  async caption(ids) {
-    const wanted = ids.filter((id) => this.#of(id).caption === undefined && !this.#of(id).waiting);
-    if (wanted.length === 0) return;
+  // Captions the regions without a caption, or all of them again; each caption is shown word by word. The failure of a
+  // region is shown at the region, and the others are captioned all the same.
+  async caption(ids, again = false) {
+    const options = this.options.read();
+    const wanted = ids.filter((id) => (again || this.#of(id).caption === undefined) && !this.#of(id).waiting);
+    if (wanted.length === 0 || options === null) return;
     this.#wait(wanted, true);
-    await this.#run("Captioning …", () => this.caption(wanted), async (signal) => {
-      for (let at = 0; at < wanted.length; at += REGIONS_PER_REQUEST) {
-        const part = wanted.slice(at, at + REGIONS_PER_REQUEST).filter((id) => this.viewer.byId.has(id));
-        const request = { regions: part.map((id) => ({ region_id: id, rle: this.#of(id).response.rle })) };
-        for await (const [event, data] of this.service.captions(this.file, request, signal)) {
-          if (event === "caption") this.#captioned(data);
+    await this.#run("Captioning …", () => this.caption(wanted, again), async (signal) => {
+      const parts = [];
+      for (let at = 0; at < wanted.length; at += REGIONS_PER_REQUEST) parts.push(wanted.slice(at, at + REGIONS_PER_REQUEST));
+      while (parts.length > 0) {
+        const part = parts.shift().filter((id) => this.viewer.byId.has(id));
+        if (part.length === 0) continue;
+        try {
+          await this.#captionPart(part, options, signal);
+        } catch (error) {
+          if (!error.isOfRegions) throw error;
+          const unfinished = part.filter((id) => this.#of(id)?.waiting);
+          const half = Math.ceil(unfinished.length / 2);
+          // One region fails the whole request: halves find the one that fails alone.
+          if (unfinished.length > 1) parts.unshift(unfinished.slice(0, half), unfinished.slice(half));
+          else this.#failed(unfinished, error);
         }
       }
     });
@@ -63,23 +83,34 @@ class Workbench {
     this.#updateStatus();
   }
 
+  async #captionPart(ids, options, signal) {
+    const request = { ...options, regions: ids.map((id) => ({ region_id: id, rle: this.#of(id).response.rle })) };
+    for await (const [event, data] of this.service.captions(this.file, request, signal)) {
+      if (event === "partial") this.#partial(data);
+      if (event === "caption") this.#captioned(data, options);
+    }
+  }
+
+  // Captions every region without a caption, and those captioned with another question or other settings again.
   async captionEverything() {
-    const largestFirst = this.regions.toSorted((a, b) => b.area_px - a.area_px).map((region) => region.id);
+    const options = JSON.stringify(this.options.values());
+    const largestFirst = this.regions.toSorted((a, b) => b.area_px - a.area_px).filter((region) => region.options !== options).map((region) => region.id);
     const first = this.viewer.selected;
-    await this.caption(first === null ? largestFirst : [first, ...largestFirst.filter((id) => id !== first)]);
+    await this.caption(largestFirst.includes(first) ? [first, ...largestFirst.filter((id) => id !== first)] : largestFirst, true);
     const missing = this.regions.filter((region) => region.caption === undefined).length;
     if (missing === 0) this.callbacks.spoken(`All ${this.regions.length} regions are captioned.`);
   }
 
   // Adds the drafted region to the image, and captions it.
   async commit() {
-    const { region, points, box } = this.viewer.draft ?? {};
+    const { region } = this.viewer.draft ?? {};
     if (!region) return;
+    const prompt = promptOf(this.pointing.draft);
     const same = this.regions.find((other) => other.outline === region.outline);
     this.pointing.clear();
     if (same === undefined) {
       region.id = 1 + Math.max(-1, ...this.regions.map((other) => other.id));
-      region.prompt = promptOf(points, box);
+      region.prompt = prompt;
       this.#set([...this.regions, region]);
     }
     const id = same?.id ?? region.id;
@@ -140,6 +171,7 @@ class Workbench {
       outline: outlineOf(response.rle, response.bbox_xywh),
       lookalikes: response.lookalike_ids ?? [],
       waiting: false,
+      problem: null,
       response,
     };
   }
@@ -173,11 +205,33 @@ class Workbench {
     return [...ids, ...this.#of(ids[0]).lookalikes.filter((id) => this.viewer.byId.has(id)).slice(0, NUM_CAPTIONED_LOOKALIKES)];
   }
 
-  #captioned({ region_id: id, caption, num_tokens, finish_reason }) {
+  // Shows the words of unfinished captions, at most once a frame.
+  #partial({ region_id: id, text }) {
+    if (this.partials.size === 0) {
+      requestAnimationFrame(() => {
+        for (const [other, words] of this.partials) if (this.#of(other)?.waiting) this.viewer.showPartial(other, words);
+        this.partials.clear();
+      });
+    }
+    this.partials.set(id, text);
+    const region = this.#of(id);
+    if (region !== undefined) region.partial = text;
+  }
+
+  #failed(ids, error) {
+    for (const id of ids) {
+      Object.assign(this.#of(id), { problem: error, waiting: false });
+      this.viewer.refresh(id);
+      if (id === this.viewer.selected) this.callbacks.spoken(`Region ${id} failed: ${error.message}`);
+    }
+    this.#updateStatus();
+  }
+
+  #captioned({ region_id: id, caption, num_tokens, finish_reason }, options) {
     const region = this.#of(id);
     if (region === undefined) return;
-    Object.assign(region, { caption, waiting: false });
-    Object.assign(region.response, { caption, num_tokens, finish_reason });
+    Object.assign(region, { caption, waiting: false, options: JSON.stringify(options), question: options.question });
+    Object.assign(region.response, { caption, num_tokens, finish_reason }, options.question ? { question: options.question } : {});
     this.viewer.refresh(id);
     this.#updateStatus();
     if (id === this.viewer.selected) this.callbacks.spoken(`Region ${id}: ${caption ?? "the model generated no text"}`);
@@ -188,6 +242,8 @@ class Workbench {
       const region = this.#of(id);
       if (region === undefined || region.waiting === isWaiting) continue;
       region.waiting = isWaiting;
+      region.partial = "";
+      if (isWaiting) region.problem = null;
       this.viewer.refresh(id);
     }
   }
@@ -195,29 +251,32 @@ class Workbench {
   #updateStatus(text = null) {
     const numRegions = this.regions.length;
     const waiting = this.regions.filter((region) => region.waiting).length;
-    const captioned = this.regions.filter((region) => region.caption !== undefined).length;
-    const found = `${numRegions} region${numRegions === 1 ? "" : "s"}, ${captioned} captioned`;
+    const captioned = this.regions.filter((region) => region.caption !== undefined && !region.waiting).length;
+    const failed = this.regions.filter((region) => region.problem !== null).length;
+    const found = `${numRegions} region${numRegions === 1 ? "" : "s"}, ${captioned} captioned${failed ? `, ${failed} failed` : ""}`;
     if (waiting > 0) this.callbacks.status(`Captioning: ${captioned} of ${captioned + waiting}`, captioned / (captioned + waiting));
     else this.callbacks.status(text ?? (this.segmenter === null ? "" : found), null);
   }
 
   async #drafted(draft) {
     this.finding?.abort();
+    this.callbacks.drafted();
     this.viewer.draft = draft && { ...draft, region: null, waiting: false, problem: null };
     this.viewer.select(null);
     this.viewer.draw();
-    if (draft === null || !(draft.box || draft.points.some((point) => point.label === 1))) return;
+    const prompt = draft && promptOf(draft);
+    if (prompt === null) return;
     const current = this.viewer.draft;
     const controller = new AbortController();
     this.finding = controller;
     current.waiting = true;
     this.viewer.draw();
     try {
-      const response = await this.service.regions(this.file, { regions: [promptOf(draft.points, draft.box)] }, controller.signal);
+      const response = await this.service.regions(this.file, { regions: [prompt] }, controller.signal);
       current.region = this.#region(response.regions[0]);
     } catch (error) {
       if (error.name === "AbortError") return;
-      if (error.status === 422) current.problem = error.message;
+      if (error.status === 422) current.problem = explained(error);
       else this.callbacks.failed(error, () => this.#drafted(draft));
     }
     current.waiting = false;
@@ -232,13 +291,27 @@ class Workbench {
   }
 
   #curl(id) {
-    const request = id === null ? { lookalikes: true } : { regions: [this.#of(id).prompt ?? { rle: this.#of(id).response.rle }] };
-    return curlOf(new URL("v1/captions", document.baseURI).href, this.file.name, request, this.service.token !== null);
+    const regions = id === null ? { lookalikes: true } : { regions: [this.#of(id).prompt ?? { rle: this.#of(id).response.rle }] };
+    const request = { ...this.options.values(), ...regions };
+    return curlOf(new URL("v1/captions", document.baseURI).href, this.file.name, this.origin, request, this.service.token !== null);
   }
-}
 
-function promptOf(points, box) {
-  return { ...(box ? { bbox_xywh: box } : {}), ...(points.length > 0 ? { points } : {}) };
+  async #save(format) {
+    const stem = this.file.name.replace(/\.[^.]*$/, "");
+    const { viewer } = this;
+    if (format === "png") {
+      const colourOf = (region) => getComputedStyle(viewer.paths.get(region.id)).getPropertyValue("--depth-colour");
+      try {
+        save(`${stem}-regions.png`, await annotatedPicture(viewer.source, viewer.image, this.regions, colourOf));
+      } catch (error) {
+        this.callbacks.failed(error, null);
+      }
+      return;
+    }
+    const description = `Regions of ${this.file.name}, segmenter ${this.segmenter}`;
+    const text = format === "coco" ? JSON.stringify(cocoOf(viewer.image, this.regions, description)) : this.#json(null);
+    save(`${stem}-${format === "coco" ? "coco" : "regions"}.json`, new Blob([text], { type: "application/json" }));
+  }
 }
 
 // Sorts regions in depth-first order, siblings from largest to smallest; a region whose parent is missing is top level.
@@ -251,12 +324,4 @@ function inTreeOrder(regions) {
   }
   const below = (parent) => (children.get(parent) ?? []).flatMap((region) => [region, ...below(region.id)]);
   return below(-1);
-}
-
-// Formats a request as a shell command. It reads the token from the environment and does not contain it.
-function curlOf(url, fileName, request, hasToken) {
-  const quoted = (text) => `'${text.replaceAll("'", String.raw`'\''`)}'`;
-  const file = fileName.replace(/["\\]/g, String.raw`\$&`);
-  const token = hasToken ? ' -H "Authorization: Bearer $URECA_TOKEN"' : "";
-  return `curl ${quoted(url)}${token} -F ${quoted(`image=@"${file}"`)} --form-string ${quoted(`request=${JSON.stringify(request)}`)}`;
 }
