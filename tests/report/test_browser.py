@@ -216,11 +216,14 @@ def test_report_search_shows_why_a_region_matches(desktop: webdriver.Chrome, add
     query = desktop.find_element(By.ID, "query")
     query.send_keys("RIGHT lighthouse")
     item = panel.one('[role="treeitem"][data-id="12"] .text')
-    assert item.text.startswith("right half detailed: ") and item.text.endswith("with a lighthouse")
-    assert [mark.text for mark in item.find_elements(By.TAG_NAME, "mark")] == ["right", "lighthouse"]
+    # Not Selenium's text, which leaves out what the width of the list cuts off.
+    text = str(item.get_property("textContent"))
+    assert text.startswith("right half detailed: ") and text.endswith("with a lighthouse")
+    marks = [mark.get_property("textContent") for mark in item.find_elements(By.TAG_NAME, "mark")]
+    assert marks == ["right", "lighthouse"]
     query.clear()
     query.send_keys("half")
-    assert panel.one('[role="treeitem"][data-id="12"] .text').text == "right half"
+    assert panel.one('[role="treeitem"][data-id="12"] .text').get_property("textContent") == "right half"
     query.clear()
     query.send_keys(" ")
     assert panel.root.find_elements(By.CSS_SELECTOR, '[role="treeitem"] mark') == []

@@ -135,6 +135,19 @@ def test_view_page_goes_on_to_the_next_page(desktop: webdriver.Chrome, address: 
     assert len(desktop.find_elements(By.CSS_SELECTOR, ".region-card")) == 20
 
 
+def test_view_page_keys_pressed_while_a_page_loads_are_about_that_page(
+    desktop: webdriver.Chrome, address: str, run: Path
+) -> None:
+    page = ViewPage(desktop, address)
+    page.press(*"j" * 59, "a", "a", "j", "R")
+    assert [(one.action, one.original) for one in decisions(run, 3, desktop)] == [
+        ("accept", "the right box of image 29"),
+        ("accept", "the left box of image 30"),
+        ("reject", "the left box of image 31"),
+    ]
+    page.until("#grid .current .text", "the right box of image 31")
+
+
 def test_view_page_filters_and_histograms(desktop: webdriver.Chrome, address: str) -> None:
     page = ViewPage(desktop, address)
     page.press("/")
@@ -142,12 +155,12 @@ def test_view_page_filters_and_histograms(desktop: webdriver.Chrome, address: st
     page.until("#status", "7 regions of 7 images")  # 7, 17, 27, ...
     desktop.switch_to.active_element.send_keys(Keys.ESCAPE)
     page.choose('button[type="reset"]')
-    page.until("#status", "140 regions")
+    page.until("#status", "140 regions of 70 images")  # the histograms, too
     page.choose('#states input[value="accepted"]')
     page.until("#status", "70 regions of 70 images")
     page.until('#states [data-state="unchecked"]', "0")
     page.choose('#states input[value="accepted"]')
-    page.until("#status", "140 regions")
+    page.until("#status", "140 regions of 70 images")  # the histograms, too
     page.choose('#depths button[aria-label^="1:"]')  # a bar of the histogram
     page.until("#status", "70 regions of 70 images")
     assert page.current == "the right box of image 0"

@@ -47,6 +47,7 @@ class PageBackend:
     Attributes:
         text: Text of every caption; None: the facts.
         api_error: Error that the next call raises.
+        lasting_error: Error that every call raises; None: no error.
         slots: Captions that ``stream`` may yield before it waits.
         words: Words of unfinished captions that ``stream`` may yield before it waits.
         poison: Id of the region whose caption fails its whole request, whenever it is in one; None: no region.
@@ -59,6 +60,7 @@ class PageBackend:
     def __init__(self) -> None:
         self.text: str | None = None
         self.api_error: ApiError | None = None
+        self.lasting_error: ApiError | None = None
         self.slots = threading.Semaphore(10_000)
         self.words = threading.Semaphore(100_000)
         self.poison: int | None = None
@@ -107,7 +109,7 @@ class PageBackend:
         return masks if np.array_equal(pixels, known) else self._segmenter.generate(pixels)
 
     def _raise_error(self) -> None:
-        api_error, self.api_error = self.api_error, None
+        api_error, self.api_error = self.api_error or self.lasting_error, None
         if api_error is not None:
             raise api_error
 

@@ -121,7 +121,7 @@ class Page:
     def copied(self, action: str) -> str:
         """Press a button, and return the text that it copies."""
         self.act(action)
-        self.until("#status", "Copied.")
+        self.until("#notice", "Copied.")
         return str(self.browser.execute_async_script("navigator.clipboard.readText().then(arguments[0])"))
 
     def marked(self, selector: str) -> list[str]:
@@ -386,6 +386,9 @@ def test_page_copied_curl_of_an_example_needs_no_file(
         page.one('[data-example="examples/robots.png"]').click()
         page.wait_for('[role="treeitem"] .badge')
         num_regions = len(page.all(".region"))
+        # The pointer is where the example was, on the picture: the card is that of a region, and changes as it leaves.
+        ActionChains(desktop).move_to_element(page.one(".brand")).perform()
+        page.until(".card h2", "robots.png")
         assert len(pasted(page.copied("curl"), tmp_path, URECA_TOKEN=TOKEN)) == num_regions
 
 
@@ -438,8 +441,10 @@ def test_page_api_error_names_the_field(
     desktop: webdriver.Chrome, address: str, backend: PageBackend, file: Path
 ) -> None:
     page = Page(desktop, address).upload(file)
-    backend.api_error = ApiError(422, "empty_mask", "the mask has no pixel", param="regions[0].rle")
+    backend.lasting_error = ApiError(422, "empty_mask", "the mask has no pixel", param="regions[0].rle")
     page.at(INNER).click().perform()
+    page.until("#status", "4 regions, 0 captioned, 2 failed")  # it and its look-alike, each in a request of its own
+    backend.lasting_error = None
     page.until(".card .problem", "The request is invalid. regions[0].rle: the mask has no pixel")
     page.until('[role="treeitem"][data-id="5"] .text', "failed: the mask has no pixel")
     page.use("point")
@@ -707,7 +712,8 @@ def test_page_zoomed_picture_takes_points_at_their_pixels(desktop: webdriver.Chr
     left = page.one(".stage svg").location["x"]
     ActionChains(desktop).move_to_element(stage).click_and_hold().move_by_offset(90, 0).release().perform()
     assert page.one(".stage svg").location["x"] == pytest.approx(left + 90, abs=2)
-    assert page.one("#status").text == "5 regions, 1 captioned"  # the drag is no click
+    page.until("#status", "5 regions, 1 captioned")
+    assert "Region 7" in page.one(".card .facts").text  # the drag is no click
     stage.send_keys("0")
     assert page.one(".stage svg").size["width"] == pytest.approx(before["width"], abs=1)
     stage.send_keys("+")

@@ -129,7 +129,8 @@ class Review {
       "?": () => find("#help").showModal(),
     };
     if (!(event.key in acts)) return false;
-    acts[event.key]();
+    if (["n", "p", "/", "?", "Escape"].includes(event.key)) acts[event.key]();
+    else results.whenShown(acts[event.key]);
     return true;
   }
 }

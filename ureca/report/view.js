@@ -32,7 +32,9 @@ class Results {
     this.first = 0; // offset of the page
     this.regions = [];
     this.current = 0; // index within the page
-    this.loading = null;
+    this.loading = null; // controller of the request for a page
+    this.wanted = 0; // offset of the page that is being loaded, or of the shown one
+    this.waiting = []; // actions that concern the page that is being loaded
     this.changed = () => {};
   }
 
@@ -44,7 +46,12 @@ class Results {
   async search(query) {
     this.query = query;
     this.version++;
-    await this.load(0, 0);
+    this.waiting = [];
+    try {
+      await this.load(0, 0);
+    } catch (error) {
+      if (error.name !== "AbortError" || query !== this.query) throw error; // another page of the same result
+    }
     const counts = await request(`api/histograms?${parameters({ query, version: this.version })}`);
     if (query === this.query) showHistograms(counts);
   }
@@ -52,11 +59,26 @@ class Results {
   // Loads the page from an offset; index: the current region within it, -1 for the last one.
   async load(first, index) {
     this.loading?.abort();
-    this.loading = new AbortController();
-    const asked = { query: this.query, version: this.version, offset: first, limit: PAGE_SIZE };
-    const { total, regions } = await request(`api/regions?${parameters(asked)}`, { signal: this.loading.signal });
-    Object.assign(this, { total, first, regions, current: index < 0 ? regions.length - 1 : Math.min(index, Math.max(regions.length - 1, 0)) });
+    const controller = new AbortController();
+    Object.assign(this, { loading: controller, wanted: first });
+    try {
+      const asked = { query: this.query, version: this.version, offset: first, limit: PAGE_SIZE };
+      const { total, regions } = await request(`api/regions?${parameters(asked)}`, { signal: controller.signal });
+      controller.signal.throwIfAborted(); // a later request decides what is shown
+      Object.assign(this, { total, first, regions, current: index < 0 ? regions.length - 1 : Math.min(index, Math.max(regions.length - 1, 0)) });
+    } catch (error) {
+      if (this.loading === controller) Object.assign(this, { loading: null, wanted: this.first, waiting: [] });
+      throw error;
+    }
+    this.loading = null;
     showPage();
+    while (this.loading === null && this.waiting.length > 0) this.waiting.shift()();
+  }
+
+  // Runs an action about the current region: at once, or as soon as the page that is being loaded is shown.
+  whenShown(act) {
+    if (this.loading === null) act();
+    else this.waiting.push(act);
   }
 
   // Moves to a neighbour of the current region, on another page if need be; returns false at an end of the result.
@@ -71,7 +93,7 @@ class Results {
   }
 
   async turn(by) {
-    const first = this.first + by * PAGE_SIZE;
+    const first = this.wanted + by * PAGE_SIZE;
     if (first >= 0 && first < this.total) await this.load(first, 0);
   }
 }

@@ -27,7 +27,7 @@ const callbacks = {
   async copy(text) {
     try {
       await navigator.clipboard.writeText(text);
-      callbacks.status("Copied.", null);
+      find("#notice").textContent = "Copied.";
     } catch {
       // Browsers provide no clipboard without a secure connection.
       showText(text);
@@ -193,6 +193,11 @@ find("#options").addEventListener("submit", (event) => {
 });
 find("#options").addEventListener("input", () => workbench?.viewer.draw());
 find("#sides").addEventListener("change", (event) => { workbench.pointing.label = Number(event.target.value); });
+
+// A notice stays until the next action, whatever the running requests report meanwhile.
+for (const type of ["pointerdown", "keydown", "drop", "paste"]) {
+  document.addEventListener(type, () => { find("#notice").textContent = ""; }, true);
+}
 
 document.addEventListener("dragover", (event) => {
   event.preventDefault();
