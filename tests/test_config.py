@@ -6,6 +6,7 @@ import pytest
 
 from ureca.config import differences, with_absolute_paths
 from ureca.errors import SettingsError
+from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.pipelines.curate_settings import CurateSettings
 from ureca.pipelines.serve_settings import ServeSettings
 
@@ -141,3 +142,14 @@ def test_load_config_file_nested_too_deep_or_too_long_raises(tmp_path: Path, tex
     file.write_text(text)
     with pytest.raises(SettingsError, match=r"nested more than|more than \d+ bytes"):
         CurateSettings.load(["IN", "OUT", "--config", str(file)])
+
+
+def test_with_absolute_paths_of_caption_keeps_the_model_only_behind_endpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny").mkdir()
+    settings = CaptioningSettings(input="in", output="out", model="tiny")
+    assert with_absolute_paths(settings).model == str(tmp_path / "tiny")
+    behind = CaptioningSettings(input="in", output="out", model="tiny", engine="openai", base_urls=("http://a:1/v1",))
+    assert with_absolute_paths(behind).model == "tiny"

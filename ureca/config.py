@@ -423,8 +423,8 @@ def with_absolute_paths(settings: Model) -> Model:
     Inputs and outputs are paths even where nothing exists yet. A checkpoint that is no folder here is taken for a name
     on the hub and stays, as URIs do.
     """
-    # `model` is a checkpoint, except where it is the name that an engine behind HTTP gives it.
-    loaded = _LOADED_IF_THERE if "base_urls" in type(settings).model_fields else _LOADED_IF_THERE | {"model"}
+    # `model` is a checkpoint, except where it is the name that endpoints give it.
+    loaded = _LOADED_IF_THERE if getattr(settings, "base_urls", ()) else _LOADED_IF_THERE | {"model"}
     changes: dict[str, object] = {}
     for name in type(settings).model_fields:
         value = getattr(settings, name)
