@@ -22,6 +22,9 @@ IMAGE_SIZES = ((96, 96), (80, 200), (220, 90), (150, 160))
 
 QUESTION = "Describe this region in the image."
 
+NUM_SCENES = 3
+"""Number of rendered scenes whose regions the shipped checkpoint captions."""
+
 Mask = npt.NDArray[np.bool_]
 
 
@@ -102,6 +105,24 @@ def write(folder: Path, names: Sequence[str] = tuple(VARIANTS)) -> None:
         (checkpoint / "reference.json").write_text(json.dumps(reference), encoding="utf-8")
 
 
+def write_scenes(folder: Path) -> None:
+    """Write scenes with their masks and the token ids of the shipped checkpoint's captions: ``scenes.npz``."""
+    from ureca.masks.rle import decode
+    from ureca.model.checkpoints import load_checkpoint
+    from ureca.scenes.rendering import render
+
+    model, processor = load_checkpoint("scenes")
+    arrays: dict[str, Any] = {}
+    for number in range(NUM_SCENES):
+        rendering = render("test", 1, number, 112, 112)
+        masks = [decode(rendering.annotations[region.id].rle) for region in rendering.scene.regions]
+        arrays[f"image_{number}"] = rendering.pixels
+        arrays[f"masks_{number}"] = np.stack(masks)
+        captions = [generate(model, processor, rendering.pixels, [mask]) for mask in masks]
+        arrays[f"captions_{number}"] = np.array(json.dumps(captions))
+    np.savez(folder / "scenes.npz", **arrays)
+
+
 def generate(model: Any, processor: Any, image: npt.NDArray[np.uint8], masks: Sequence[Mask]) -> list[int]:
     """Generate greedily with transformers, and return the new tokens without the end token."""
     import torch
@@ -139,3 +160,4 @@ def _add_adapter(model: Any, folder: Path, checkpoint: Path) -> None:
 
 if __name__ == "__main__":
     write(Path(sys.argv[1]))
+    write_scenes(Path(sys.argv[1]))

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.vllm.reference import NUM_MASKS, NUM_NEW_TOKENS, VARIANTS, draw_inputs, prompt_of
+from tests.vllm.reference import NUM_MASKS, NUM_NEW_TOKENS, NUM_SCENES, VARIANTS, draw_inputs, prompt_of
 
 vllm = pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
@@ -143,3 +143,18 @@ def test_image_with_alpha_is_an_image_and_a_mask(engine: Engine, checkpoints: Pa
             for alpha in alphas
         ]
         assert [new_tokens(engine, output) for output in engine.generate(requests)] == expected
+
+
+def test_shipped_model_of_scenes_writes_the_captions_of_transformers(checkpoints: Path) -> None:
+    from ureca.model.checkpoint_files import folder_of
+
+    with np.load(checkpoints / "scenes.npz") as file:
+        scenes = [
+            (file[f"image_{number}"], list(file[f"masks_{number}"]), json.loads(str(file[f"captions_{number}"])))
+            for number in range(NUM_SCENES)
+        ]
+    engine = Engine(Path(folder_of("scenes")))
+    requests = [engine.request(image, [mask]) for image, masks, _ in scenes for mask in masks]
+    expected = [tokens for _, _, captions in scenes for tokens in captions]
+    assert [new_tokens(engine, output) for output in engine.generate(requests)] == expected
+    assert len({tuple(tokens) for tokens in expected}) > len(expected) // 2
