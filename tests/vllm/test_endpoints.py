@@ -18,7 +18,7 @@ from PIL import Image
 
 from tests.vllm.conftest import LIBRARY_PYTHON
 from tests.vllm.reference import NUM_NEW_TOKENS, QUESTION, draw_inputs
-from tests.vllm.test_caption import Captions, captions, command, images
+from tests.vllm.test_caption import MAX_MASKS, Captions, captions, command, images
 
 pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
@@ -62,7 +62,6 @@ class Server:
         raise AssertionError(self._log.read_text()[-4000:])
 
     def kill(self) -> None:
-
         if self._process is not None:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
@@ -125,6 +124,7 @@ def endpoint_command(images: Path, output: Path) -> list[str]:
     return [
         *(LIBRARY_PYTHON, "-m", "ureca.jobs.cli", "caption", str(images), str(output), "--model", NAME),
         *("--engine", "openai", "--base-urls", f"http://127.0.0.1:{PORT}/v1", "--captioner.max-new-tokens", "16"),
+        *("--executor", "local", "--masks.kind", "segments", "--masks.max-masks", str(MAX_MASKS)),
         *("--images-per-partition", "4", "--endpoints.max-concurrency", "8"),
         *("--endpoints.outage-timeout-s", str(LONGEST_WAIT_S)),
     ]
