@@ -67,7 +67,7 @@ def test_chat_captioner_shows_the_view_of_the_region_prompt(tmp_path: Path, prom
     model = FakeChatModel()
     empty = Mask.from_array(9, np.zeros((60, 80), np.bool_))
     rows, report = caption(tmp_path, model, prompt, (empty,))
-    assert [row["status"] for row in rows[0]["captions"]] == ["ok"] * 4 + ["failed:caption:empty_mask"]
+    assert [row["status"] for row in rows[0]["captions"]] == ["ok"] * 4 + ["skipped:empty"]
     for seed, row in enumerate(rows):
         pixels, masks = drawn_image(seed)
         expected = [f"{region_view(pixels, mask.decode(), prompt)[..., 0].mean():.6f}" for mask in masks]

@@ -67,6 +67,8 @@ def mask_ids(manifest: pa.Table) -> dict[str, list[int] | None]:
         ("a.png", "a.jpg"),
         ("a", "a.jpg"),
         ("a.b.jpg", "a.b.jpg"),
+        ("cafe\u0301.jpg", "caf\u00e9.jpg"),
+        ("caf\u00e9.jpg", "cafe\u0301.jpg"),
         ({"coco_url": "http://images.example.org/val2017/000000397133.jpg"}, "000000397133.jpg"),
         ({"file_name": None, "coco_url": "http://example.org/a.jpg"}, "a.jpg"),
         ({"file_name": "renamed.jpg", "coco_url": "http://example.org/a.jpg"}, "a.jpg"),

@@ -183,6 +183,13 @@ class TestWriteAnnotations:
 
 
 class TestInvalidAnnotations:
+    @pytest.mark.parametrize("segments", [[{"id": 5}], 7, None])
+    def test_parse_annotations_of_a_panoptic_record_says_where_its_masks_are(self, segments: object) -> None:
+        content = {"image": {"width": WIDTH, "height": HEIGHT}, "annotations": [{"segments_info": segments}]}
+        mask = only(json.dumps(content).encode())
+        assert mask.fault == "no_segmentation"
+        assert "panoptic" in mask.notes["no_segmentation"]
+
     def test_parse_annotations_beyond_max_masks_raises(self) -> None:
         assert len(parse_annotations(sa1b(*[annotation()] * MAX_MASKS))) == MAX_MASKS
         error = api_error(sa1b(*[annotation()] * (MAX_MASKS + 1)))

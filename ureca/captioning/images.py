@@ -83,7 +83,7 @@ def caption_rows(
             "category": mask.category,
             "annotation_notes": mask.notes_column(),
             **results[mask.id],
-            **({} if mask.fault is None else {"status": f"skipped:{mask.fault}"}),
+            **({} if (reason := _skip_reason(mask)) is None else {"status": f"skipped:{reason}"}),
         }
         for mask in masks
     ]
@@ -100,6 +100,11 @@ def finished_caption(text: str, num_tokens: int, finish_reason: str | None) -> d
 def failed_caption(reason: str) -> dict[str, Any]:
     """Build the columns of a region without caption, with a reason in snake_case letters."""
     return {"caption": None, "num_tokens": None, "finish_reason": None, "status": f"failed:{_STAGE}:{reason}"}
+
+
+def _skip_reason(mask: Mask) -> str | None:
+    """Return the reason for which a mask is left out, as a curation would; None: it is captioned."""
+    return "empty" if mask.fault is None and not rle_codec.area_px(mask.rle) else mask.fault
 
 
 def _depth(id: int, parents: Mapping[int, int]) -> int | None:

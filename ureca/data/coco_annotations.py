@@ -1,6 +1,7 @@
 """Annotations of many images in one COCO file: which image has which, and a file from which each is read alone."""
 
 import re
+import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -187,7 +188,8 @@ def _names(record: Mapping[str, Any]) -> Iterator[str]:
 
 def _parts(name: str) -> list[str]:
     r"""Return the folders and the name in a path or URL, which may have Windows' separators."""
-    name = re.sub(r"^[a-zA-Z][a-zA-Z0-9+.-]*://[^/]*", "", name.replace("\\", "/"))
+    name = unicodedata.normalize("NFC", name.replace("\\", "/"))  # macOS decomposes letters with accents
+    name = re.sub(r"^[a-zA-Z][a-zA-Z0-9+.-]*://[^/]*", "", name)
     return [part for part in name.strip().split("/") if part not in {"", ".", ".."}]
 
 

@@ -394,6 +394,10 @@ def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[
         if not boxes or box is None or len(box) != _BOX or min(box[2:]) <= 0:
             hint = "" if boxes else "; masks.boxes makes a filled box of it"
             has_box = box is not None and len(box) == _BOX and min(box[2:]) > 0
+            if "segments_info" in record:
+                raise AnnotationError(
+                    "no_segmentation", "a record of a panoptic file: its segments are in a PNG image of ids, not here"
+                )
             raise AnnotationError(
                 "no_segmentation", f"it has a box, but no segmentation{hint}" if has_box else "it has no segmentation"
             )
