@@ -27,6 +27,8 @@ REGION_ROWS = st.fixed_dictionaries(
         "depth": st.integers(-(2**15), 2**15 - 1),
         "predicted_iou": st.none() | FLOAT32,
         "stability_score": st.none() | FLOAT32,
+        "category": st.none() | TEXT,
+        "annotation_notes": st.none() | st.lists(st.fixed_dictionaries({"kind": TEXT, "message": TEXT}), max_size=2),
         "short_caption": st.none() | TEXT,
         "detailed_caption": st.none() | TEXT,
         "caption": st.none() | TEXT,
