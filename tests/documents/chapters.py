@@ -41,7 +41,7 @@ CHAPTERS = (
         "data to train on",
         (
             Step("ureca curate IMAGES CURATED", _ALL_CURATED, instead={"CURATED": "of-images"}),
-            Step("ureca report CURATED", leaves=("CURATED/report.html",)),
+            Step("ureca report CURATED", leaves=("of-images/report.html",), instead={"CURATED": "of-images"}),
         ),
     ),
     Chapter("a sample", (Step("ureca curate IMAGES OUTPUT --sample 1000", _ALL_CURATED),)),
