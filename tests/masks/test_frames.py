@@ -19,7 +19,7 @@ OPERATIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""What Pillow does for an EXIF orientation."""
+"""Operations of Pillow that turn an image upright, by EXIF orientation."""
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -304,7 +304,7 @@ def test_sam_mask_generator_without_the_package_names_the_extra(
 
 
 def reference_records(sam: Any, image: Any, **arguments: Any) -> list[dict[str, Any]]:
-    """What the package's own generator makes of an image."""
+    """Generate masks of an image with the package's own generator."""
     generator = segment_anything.SamAutomaticMaskGenerator(sam, output_mode="coco_rle", **arguments)
     records: list[dict[str, Any]] = generator.generate(image)
     return [record for record in records if record["area"] > 0]
