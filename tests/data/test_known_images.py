@@ -1,16 +1,21 @@
 """Images whose ids an output holds: the same ones are done, others are never taken for done."""
 
+import json
 import logging
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
 from tests.data.test_reuse import regions_row
 from ureca import io
+from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.listing import list_images
+from ureca.data.manifest import MANIFEST
 from ureca.data.output import Output
 from ureca.data.partitions import PARTITIONS, PartitionReport
 from ureca.errors import OutputError
@@ -104,3 +109,104 @@ def test_add_images_to_an_output_of_an_earlier_version_compares_contents(
     shutil.move(tmp_path / "first", tmp_path / "gone")
     assert begun.add_images(list_images(put(tmp_path / "second", b"FIRST")), None) == 0
     assert "lie elsewhere" in caplog.text
+
+
+SQUARE, TRIANGLE = [[0, 0, 4, 0, 4, 4, 0, 4]], [[0, 0, 4, 0, 4, 4]]
+
+
+def annotated(tmp_path: Path, kind: str, segmentations: Sequence[object], place: str = "first") -> pa.Table:
+    """List the images of ``begun`` with the annotations of some of them, rewritten if they were there."""
+    images = str(tmp_path / "first")
+    records = [[{"id": 1, "image_id": k, "segmentation": one}] for k, one in enumerate(segmentations)]
+    if kind == "COCO file":
+        names = [{"id": k, "file_name": f"{name}.jpg", "height": 8, "width": 8} for k, name in enumerate("xy")]
+        file = tmp_path / place / "instances.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps({"images": names[: len(records)], "annotations": [one for [one] in records]}))
+        return attach_coco_file(list_images(images, annotations=str(file)), str(tmp_path / "out/annotations"))
+    folder = tmp_path / ("first" if kind == "beside" else f"masks of {place}")
+    folder.mkdir(exist_ok=True)
+    for name, annotations in zip("xy", records, strict=False):
+        (folder / f"{name}.json").write_text(json.dumps({"annotations": annotations}))
+    return list_images(images, annotations="beside" if kind == "beside" else str(folder))
+
+
+@pytest.fixture(params=["COCO file", "beside", "folder"])
+def kind(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def done(begun: Output, tmp_path: Path, kind: str) -> Output:
+    """Process the two images of ``begun`` with annotations."""
+    output = Output(str(tmp_path / "out of annotations"))
+    assert output.add_images(annotated(tmp_path, kind, [SQUARE, SQUARE]), 2) == 2
+    output.write_partition(0, [regions_row("x", 1), regions_row("y", 2)], PartitionReport())
+    return output
+
+
+def test_add_images_with_the_same_annotations_are_done(
+    done: Output, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.WARNING)
+    assert done.add_images(annotated(tmp_path, kind, [SQUARE, SQUARE]), None) == 0
+    assert done.add_images(annotated(tmp_path, kind, [SQUARE, SQUARE], "elsewhere"), None) == 0
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("other", [TRIANGLE, [[1, 0, 4, 0, 4, 4, 0, 4]]], ids=["other size", "equal size"])
+def test_add_images_with_other_annotations_is_refused(
+    done: Output, tmp_path: Path, kind: str, other: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(OutputError, match="other annotations"):
+        done.add_images(annotated(tmp_path, kind, [SQUARE, other]), None)
+    manifest = annotated(tmp_path, kind, [SQUARE, other], "elsewhere")
+    name = r"instances\.json, image 1" if kind == "COCO file" else r"y\.json"
+    with pytest.raises(OutputError, match=rf"1 images that .* have other annotations .*'y': .*{name}.*--overwrite"):
+        done.add_images(manifest, None)
+    assert done.add_images(manifest, None, accept_changes=True) == 0
+    assert "the rows of the earlier annotations are kept" in caplog.text
+
+
+@pytest.mark.parametrize("kind", ["COCO file", "folder"], indirect=True)
+def test_add_images_without_the_annotations_of_some_warns(
+    done: Output, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert done.add_images(annotated(tmp_path, kind, [SQUARE], "elsewhere"), None) == 0
+    assert "1 images of INPUT were modified" in caplog.text
+
+
+def test_add_images_with_annotations_of_images_that_had_none_or_are_not_done_takes_them(
+    begun: Output, tmp_path: Path, kind: str
+) -> None:
+    output = Output(str(tmp_path / "out of annotations"))
+    assert output.add_images(annotated(tmp_path, kind, [SQUARE]), 1) == 2
+    missing = {"stage": "masks", "kind": "missing_annotation", "message": "none"}
+    output.write_partition(1, [regions_row("y", 1, error=missing, regions=[])], PartitionReport())
+    manifest = annotated(tmp_path, kind, [TRIANGLE, SQUARE], "elsewhere")
+    assert output.add_images(manifest, None) == 0
+    [path] = output.manifest_files()
+    stored = [image for row in output.read_manifest(path).to_pylist() for image in row["images"]]
+    assert stored == manifest.select(MANIFEST.names).to_pylist()
+    output.write_partition(0, [regions_row("x", 1)], PartitionReport())
+    output.write_partition(1, [regions_row("y", 1)], PartitionReport())
+    assert output.add_images(manifest, None) == 0
+    with pytest.raises(OutputError, match="other annotations"):
+        output.add_images(annotated(tmp_path, kind, [SQUARE, SQUARE], "elsewhere"), None)
+
+
+def test_add_images_of_changed_annotations_to_an_output_of_an_earlier_version_compares_what_is_there(
+    done: Output, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (path,) = done.manifest_files()
+    partitions = done.read_manifest(path)
+    images = pc.list_flatten(partitions["images"].combine_chunks())
+    earlier = [name for name in MANIFEST.names if name != "annotation_uri"]
+    images = pa.StructArray.from_arrays([pc.struct_field(images, name) for name in earlier], earlier)
+    column = pa.ListArray.from_arrays(partitions["images"].combine_chunks().offsets, images)
+    io.write_table(done.filesystem, path, partitions.set_column(1, "images", column), 16)
+    assert done.add_images(annotated(tmp_path, kind, [SQUARE, SQUARE]), None) == 0
+    assert not caplog.records
+    if kind != "beside":  # whose earlier content is gone
+        with pytest.raises(OutputError, match="other annotations"):
+            done.add_images(annotated(tmp_path, kind, [SQUARE, TRIANGLE], "elsewhere"), None)

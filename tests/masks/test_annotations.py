@@ -19,6 +19,7 @@ from ureca.masks.annotations import (
     parse_annotations,
     read_annotations,
     to_sa1b,
+    whole_number,
     write_annotations,
 )
 from ureca.masks.coco import CocoFile, read_coco_instances
@@ -143,6 +144,7 @@ def masks(draw: st.DrawFn, id: int) -> Mask:
         rle=mask.rle,
         bbox_xywh=mask.bbox_xywh,
         area_px=mask.area_px,
+        notes={} if mask.area_px else {"empty": f"annotation {id}: its mask has no pixel inside the image"},
         category=draw(st.none() | st.just("zebra")),
         predicted_iou=draw(st.none() | NUMBERS),
         stability_score=draw(st.none() | NUMBERS),
@@ -157,7 +159,7 @@ def annotated_images(draw: st.DrawFn) -> Annotations:
         masks=tuple(draw(masks(id)) for id in ids),
         height_px=5,
         width_px=6,
-        image_id=draw(st.none() | st.integers() | st.text()),
+        image_id=draw(st.none() | st.integers() | st.text().filter(lambda text: whole_number(text) is None)),
         file_name=draw(st.none() | st.text()),
     )
 

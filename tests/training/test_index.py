@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from tests.drawn import drawn_image
+from tests.drawn import HEIGHT, WIDTH, drawn_image, write_corpus
 from tests.training.datasets import Words, line, region, row, write_dataset, write_jsonl
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.questions import QuestionSettings
 from ureca.data.samples import open_source
-from ureca.data.settings import RegionsSource
+from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError
 from ureca.model.image_processing import num_tiles
 from ureca.training.augmentation import image_key, scaled_size
@@ -213,6 +213,22 @@ def test_prepare_index_with_other_data_raises_their_names(tmp_path: Path, datase
     (dataset / "regions" / "part-000009.parquet").write_bytes(content)
     with pytest.raises(OutputError, match=r"part-000009\.parquet: new"):
         prepare_index(str(tmp_path / "index"), settings(dataset), Words())
+
+
+def test_prepare_index_with_another_coco_file_raises_its_name(tmp_path: Path) -> None:
+    (id,) = write_corpus(tmp_path / "images", 1)
+    content = json.loads((tmp_path / "images" / f"{id}.json").read_text())
+    records = [{**record, "image_id": 1} for record in content["annotations"]]
+    images = [{"id": 1, "file_name": f"{id}.png", "height": HEIGHT, "width": WIDTH}]
+    coco = tmp_path / "coco.json"
+    coco.write_text(json.dumps({"images": images, "annotations": records}))
+    write_jsonl(tmp_path / "train.jsonl", [line(id, "2")])
+    paths = {"path": str(tmp_path / "train.jsonl"), "images": str(tmp_path / "images"), "annotations": str(coco)}
+    of_coco = settings(tmp_path).model_copy(update={"sources": (JsonlSource.model_validate(paths),)})
+    prepare_index(str(tmp_path / "index"), of_coco, Words())
+    coco.write_text(json.dumps({"images": images, "annotations": records[::-1]}))
+    with pytest.raises(OutputError, match=r"coco\.json: another content"):
+        prepare_index(str(tmp_path / "index"), of_coco, Words())
 
 
 def test_index_fingerprint_follows_content_not_location(tmp_path: Path, dataset: Path) -> None:

@@ -247,6 +247,12 @@ def test_jsonl_source_takes_masks_from_a_coco_file(tmp_path: Path) -> None:
     ((image,), bad) = read(JsonlSource.model_validate(settings))
     assert image.regions[0].counts == MASKS[1].rle["counts"]
     assert kinds(bad) == [(id, 99, "unknown_mask")]
+    assert bad[0].message.startswith(f"{tmp_path}/coco.json, image 1 has no mask '99'")
+    images[0]["file_name"] = "another.png"
+    (tmp_path / "images/another.png").write_bytes(b"")
+    (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": records}))
+    (_, bad) = read(JsonlSource.model_validate(settings))
+    assert {sample.message.partition(": ")[2] for sample in bad} == {f"{tmp_path}/coco.json has no image of this name"}
 
 
 def test_jsonl_source_reads_lines_as_tools_write_them(tmp_path: Path) -> None:

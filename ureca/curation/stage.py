@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 from ureca import __version__
@@ -77,7 +77,7 @@ class CurateStage:
         def give_up(id: str, reason: DataError) -> None:
             rows[id]["error"] = asdict(RowError.of("curate", reason))
 
-        entries = [replace(image.entry, annotation_path=None) for image in good.values()]
+        entries = [image.entry.without_annotation() for image in good.values()]
         with metered() as usage:
             await self._images.each(entries, work, give_up)
         seconds = {**partition.seconds, "curate": time.monotonic() - started}

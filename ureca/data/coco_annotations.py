@@ -12,14 +12,25 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from ureca import io
-from ureca.data.manifest import MANIFEST, left_out_of, with_left_out
+from ureca.data.manifest import ANNOTATION_DIGEST, MANIFEST, left_out_of, with_left_out
 from ureca.errors import AnnotationError, InputError
 from ureca.hashing import digest
 from ureca.io import locate
 from ureca.masks.coco import CocoFile
 
 _COCO_KEY = b"ureca.coco_file"
-_PLACES = pa.schema([("image_id", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+_LAYOUT = "2"  # of the files in the folder of annotations
+_PLACES = pa.schema(
+    [
+        ("image_id", pa.string()),
+        ("annotation_offset", pa.int64()),
+        ("annotation_size", pa.int64()),
+        ("annotation_uri", pa.string()),
+        (ANNOTATION_DIGEST, pa.string()),
+    ]
+)
+"""Places in the file of cut-out annotations; of an image that several records fit, only the reason, as the URI."""
+
 _NAME_KEYS = ("file_name", "coco_url", "flickr_url", "path", "url")
 _ROWS_PER_GROUP = 65_536
 
@@ -42,7 +53,9 @@ def attach_coco_file(manifest: pa.Table, folder: str, only_below: Sequence[str] 
         only_below: local folders that the COCO file may be read from; empty: everything.
 
     Returns:
-        The manifest; ``left_out_of`` counts records without an image, and annotations without a record.
+        The manifest, with the column ``ANNOTATION_DIGEST``; ``annotation_uri`` names the COCO file and the image in it,
+        or the reason why an image has no annotations. ``left_out_of``
+        counts records without an image, and annotations without a record.
 
     Raises:
         InputError: the file cannot be read, is no COCO file, or belongs to none of the images.
@@ -55,7 +68,7 @@ def attach_coco_file(manifest: pa.Table, folder: str, only_below: Sequence[str] 
     info = location.filesystem.get_file_info(location.name)
     # The images decide which annotations are kept, and the state of the file what they are.
     images = (text for column in ("image_id", "uri") for text in manifest[column].to_pylist())
-    name = digest(["\0".join([path, str(info.size), str(info.mtime_ns), *images])]).hex()
+    name = digest(["\0".join([_LAYOUT, path, str(info.size), str(info.mtime_ns), *images])]).hex()
     target = locate(io.below(folder, f"{name}.json"))
     index = target.name.removesuffix(".json") + ".parquet"
     if target.filesystem.get_file_info(index).type == pafs.FileType.File:
@@ -65,7 +78,7 @@ def attach_coco_file(manifest: pa.Table, folder: str, only_below: Sequence[str] 
             file = CocoFile.read(path, only_below=only_below)
         except (AnnotationError, OSError) as error:
             if len(manifest) == 1 and isinstance(error, AnnotationError):  # its file, of another format
-                return _with_annotations(manifest, pa.array([path]), *[pa.array([None], pa.int64())] * 2)
+                return _with_columns(manifest, {"annotation_path": pa.array([path])})
             reason = error.message if isinstance(error, AnnotationError) else error
             raise InputError(f"{path}: {reason}") from error
         with file:
@@ -73,15 +86,18 @@ def attach_coco_file(manifest: pa.Table, folder: str, only_below: Sequence[str] 
         io.write_table(target.filesystem, index, places, _ROWS_PER_GROUP)
     rows = pc.index_in(manifest["image_id"], value_set=places["image_id"].combine_chunks())
     cut = target.paths(pa.scalar(target.name)).as_py()  # absolute, since workers have other working folders
-    paths = pc.if_else(rows.is_valid(), cut, pa.scalar(None, pa.string()))
-    manifest = _with_annotations(manifest, paths, places["offset"].take(rows), places["size"].take(rows))
+    found = {name: places[name].take(rows) for name in _PLACES.names[1:]}
+    found["annotation_path"] = pc.if_else(found["annotation_size"].is_valid(), cut, pa.scalar(None, pa.string()))
+    found["annotation_uri"] = pc.coalesce(found["annotation_uri"], f"{path} has no image of this name")
+    digests = found.pop(ANNOTATION_DIGEST)
+    manifest = _with_columns(manifest, found).append_column(ANNOTATION_DIGEST, digests)
     left_out = Counter(left_out_of(manifest))
     left_out.update(left_out_of(places))
     return with_left_out(manifest, left_out)
 
 
-def _with_annotations(manifest: pa.Table, paths: Any, offsets: Any, sizes: Any) -> pa.Table:
-    for name, values in (("annotation_path", paths), ("annotation_offset", offsets), ("annotation_size", sizes)):
+def _with_columns(manifest: pa.Table, columns: Mapping[str, Any]) -> pa.Table:
+    for name, values in columns.items():
         column = MANIFEST.get_field_index(name)
         manifest = manifest.set_column(column, MANIFEST.field(column), values)
     return manifest
@@ -90,41 +106,62 @@ def _with_annotations(manifest: pa.Table, paths: Any, offsets: Any, sizes: Any) 
 def _cut_out(file: CocoFile, manifest: pa.Table, target: io.Location) -> pa.Table:
     """Write the annotations of each image to a file, one after another; returns where, in the schema ``_PLACES``."""
     left_out = Counter({f"{reason} in {_base(file.path)}": number for reason, number in file.left_out.items()})
-    ids_of_image = _match(file, manifest, left_out)
+    ids_of_image, ambiguous = _match(file, manifest, left_out)
+    if not ids_of_image and ambiguous:
+        raise InputError(f"{next(iter(ambiguous.values()))}, and it has no other image of INPUT")
     if not ids_of_image:
         names = [next(_names(record), str(id)) for id, record in list(file.images.items())[:3]]
         raise InputError(
             f"{file.path}: none of its {len(file.images)} images ({', '.join(names)} ...) is among the {len(manifest)} "
             f"of INPUT ({', '.join(manifest['uri'].slice(0, 3).to_pylist())} ...): they are compared by file name"
         )
-    places: list[tuple[str, int, int]] = []
+    places: list[tuple[str, int | None, int | None, str, str | None]] = []
     offset = 0
     with io.writing(target.filesystem, target.name) as stream:
         for image_id, ids in ids_of_image.items():
             data = file.image_file(*ids)
             stream.write(data)
-            places.append((image_id, offset, len(data)))
+            places.append((image_id, offset, len(data), _named(file, ids), digest([data]).hex()))
             offset += len(data)
+    places += [(image_id, None, None, reason, None) for image_id, reason in ambiguous.items()]
     columns = [pa.array([place[i] for place in places], field.type) for i, field in enumerate(_PLACES)]
     table = pa.Table.from_arrays(columns, schema=_PLACES)
     return with_left_out(table, left_out)
 
 
-def _match(file: CocoFile, manifest: pa.Table, left_out: Counter[str]) -> dict[str, list[int | str]]:
-    """Return the ids of the records that belong to each image, by the image's id; count the others."""
+def _named(file: CocoFile, ids: Sequence[int | str], names: Sequence[str] = ()) -> str:
+    """Name records of images in a file, with their names if these are given."""
+    shown = [f"{id} ({names[place]!r})" if names else f"{id}" for place, id in enumerate(ids[:3])]
+    return f"{file.path}, image{'s' if len(ids) > 1 else ''} {', '.join(shown)}{' and others' if len(ids) > 3 else ''}"
+
+
+def _match(
+    file: CocoFile, manifest: pa.Table, left_out: Counter[str]
+) -> tuple[dict[str, list[int | str]], dict[str, str]]:
+    """Return the ids of the records that belong to each image, and the reasons of ambiguous images; count the others.
+
+    Both are by the image's id.
+    """
     images = _Images(manifest["image_id"].to_pylist(), manifest["uri"].to_pylist())
     claims: defaultdict[int, list[tuple[int, str, int | str]]] = defaultdict(list)
+    ambiguous: dict[str, str] = {}
     for id, record in file.images.items():
         names = list(_names(record))
-        row, score, num_found = None, 0, 0
+        rows: list[int] = []
+        score = 0
         for name in names:
-            row, score, num_found = images.find(name)
-            if num_found:
+            rows, score = images.find(name)
+            if rows:
                 break
-        if row is not None:
-            claims[row].append((score, names[0], id))
+        if len(rows) == 1:
+            claims[rows[0]].append((score, names[0], id))
             continue
-        reason = "fits several images of INPUT" if num_found > 1 else "is not in INPUT" if names else "has no name"
+        for row in rows:
+            ambiguous[images.ids[row]] = (
+                f"{_named(file, [id], names)} fits {len(rows)} images of INPUT equally well, such as "
+                f"{images.uris[rows[0]]} and {images.uris[rows[1]]}: its file_name needs their folders"
+            )
+        reason = "fits several images of INPUT" if rows else "is not in INPUT" if names else "has no name"
         left_out[f"image of {_base(file.path)} that {reason}"] += 1
     found: dict[str, list[int | str]] = {}
     for row, records in sorted(claims.items()):
@@ -133,10 +170,16 @@ def _match(file: CocoFile, manifest: pa.Table, left_out: Counter[str]) -> dict[s
         chosen = [id for score, name, id in records if score == best and len(of_best) == 1]
         if chosen:
             found[images.ids[row]] = chosen
+        else:
+            rivals = [(id, name) for score, name, id in records if score == best]
+            named = _named(file, [id for id, _ in rivals], [name for _, name in rivals])
+            ambiguous[images.ids[row]] = (
+                f"{named} fit {images.uris[row]} equally well: name the folder above it as INPUT, or leave one of them"
+            )
         if len(records) > len(chosen):
             reason = "is not in INPUT" if chosen else "has the name of another"
             left_out[f"image of {_base(file.path)} that {reason}"] += len(records) - len(chosen)
-    return found
+    return found, {image_id: reason for image_id, reason in ambiguous.items() if image_id not in found}
 
 
 class _Images:
@@ -144,6 +187,7 @@ class _Images:
 
     def __init__(self, ids: Sequence[str], uris: Sequence[str]) -> None:
         self.ids = ids
+        self.uris = uris
         self._parts = [[*_parts(uri)] for uri in uris]
         self._by_base: dict[str, list[int]] = {}
         self._by_stem: dict[str, list[int]] = {}
@@ -152,8 +196,8 @@ class _Images:
         for row, id in enumerate(ids):
             self._by_stem.setdefault(_stem(_base(id)).casefold(), []).append(row)
 
-    def find(self, name: str) -> tuple[int | None, int, int]:
-        """Return the row of the image that a name fits best, how well it fits, and the number that fit as well."""
+    def find(self, name: str) -> tuple[list[int], int]:
+        """Return the rows of the images that a name fits best, and how well it fits them."""
         # Label Studio puts eight digits before the name of an uploaded file.
         for spelling in dict.fromkeys((name, unquote(name), re.sub(r"(^|[\\/])[0-9a-f]{8}-(?=[^\\/]+$)", r"\1", name))):
             parts = _parts(spelling)
@@ -162,9 +206,8 @@ class _Images:
             scores = [(self._score(parts, row), row) for row in rows]
             if scores:
                 best = max(score for score, _ in scores)
-                fitting = [row for score, row in scores if score == best]
-                return (fitting[0] if len(fitting) == 1 else None), best, len(fitting)
-        return None, 0, 0
+                return [row for score, row in scores if score == best], best
+        return [], 0
 
     def _score(self, parts: Sequence[str], row: int) -> int:
         """Count the equal parts of two paths from the end; an equal id, letters in equal case decide among equals."""

@@ -1,40 +1,85 @@
-"""Images of an input whose ids an output holds already: the same images, or others that only share the id."""
+"""Images of an input whose ids an output holds already: the same images and annotations, or others of the same ids."""
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ureca.data.manifest import ManifestEntry
+from ureca.data.manifest import ANNOTATION_DIGEST, MANIFEST, ManifestEntry
 from ureca.data.reading import FileReader
 from ureca.errors import DataError
 from ureca.io import local_name
 
-FILE_STATE = pa.struct([pa.field("file_bytes", pa.int64()), pa.field("modified_ns", pa.int64())])
-"""Size and modification time of the file that holds an image, when it was listed; null where it is not local."""
+IMAGE_STATE = pa.struct(
+    [
+        pa.field("file_bytes", pa.int64()),
+        pa.field("modified_ns", pa.int64()),
+        pa.field("annotation_bytes", pa.int64()),
+        pa.field("annotation_modified_ns", pa.int64()),
+        pa.field(ANNOTATION_DIGEST, pa.string()),
+    ]
+)
+"""Size and modification time of the files of an image and of its annotation, when they were listed, and a digest.
 
+Null where a file is not local. Digests are of annotations that are cut out of a COCO file, and of few other ones.
+"""
+
+_ROWS_OF_RUN = r"\.parquet(\?.*)?$"  # annotations that are rows of another run: their file changes with each of them
 _MAX_COMPARED = 256
 _MAX_COMPARED_BYTES = 2**30
+_MAX_DIGESTED = 4096
+_MAX_DIGESTED_BYTES = 2**28
 
 
-def file_states(paths: pa.ChunkedArray) -> pa.Array:
-    """Return the state of each file, of the type ``FILE_STATE``; files that are missing or not local have none."""
+def image_states(manifest: pa.Table) -> pa.StructArray:
+    """Return the state of each image of a manifest, of the type ``IMAGE_STATE``."""
+    columns = [*_file_states(manifest["path"]), *_file_states(manifest["annotation_path"])]
+    if ANNOTATION_DIGEST in manifest.schema.names:
+        columns.append(manifest[ANNOTATION_DIGEST].combine_chunks())
+    else:
+        columns.append(pa.array(_annotation_digests(manifest), pa.string()))
+    return pa.StructArray.from_arrays(columns, fields=list(IMAGE_STATE))
+
+
+def _file_states(paths: pa.ChunkedArray) -> tuple[pa.Array, pa.Array]:
+    """Return size and modification time of each file; null for those that are missing or not local."""
     names = pc.unique(paths)
-    states: list[dict[str, int] | None] = []
+    states: list[tuple[int | None, int | None]] = []
     for path in names.to_pylist():
         try:
-            name = local_name(path)
+            name = None if path is None else local_name(path)
             status = None if name is None else os.stat(name)  # noqa: PTH116 (a path object costs more)
         except (OSError, ValueError):
             status = None
-        states.append(None if status is None else {"file_bytes": status.st_size, "modified_ns": status.st_mtime_ns})
-    found = pa.array(states, FILE_STATE).take(pc.index_in(paths, value_set=names))
-    return found.combine_chunks() if isinstance(found, pa.ChunkedArray) else found
+        states.append((None, None) if status is None else (status.st_size, status.st_mtime_ns))
+    places = pc.index_in(paths, value_set=names).combine_chunks()
+    sizes, times = (pa.array([state[i] for state in states], pa.int64()).take(places) for i in range(2))
+    return sizes, times
+
+
+def _annotation_digests(manifest: pa.Table) -> list[str | None]:
+    """Return digests of the first annotations that are local files or members of archives."""
+    digests: list[str | None] = [None] * manifest.num_rows
+    num_left, bytes_left = _MAX_DIGESTED, _MAX_DIGESTED_BYTES
+    columns = (manifest[f"annotation_{name}"].to_pylist() for name in ("path", "offset", "size"))
+    with FileReader(_MAX_DIGESTED_BYTES) as files:
+        for row, (path, offset, size) in enumerate(zip(*columns, strict=True)):
+            if path is None or re.search(_ROWS_OF_RUN, path) or local_name(path) is None:
+                continue
+            data = files.read(path, offset, size)
+            if isinstance(data, bytes):
+                digests[row] = _digest(data).hex()
+                num_left, bytes_left = num_left - 1, bytes_left - len(data)
+            if min(num_left, bytes_left) <= 0:
+                break
+    return digests
 
 
 @dataclass(frozen=True)
@@ -43,70 +88,152 @@ class SameId:
 
     Attributes:
         image_id: the id.
-        uri_held: URI of the image in the output.
-        uri: URI of the image in the input.
+        held: readable name of the image, or of its annotation, in the output; "none" without annotation.
+        listed: the one in the input.
     """
 
     image_id: str
-    uri_held: str
-    uri: str
+    held: str
+    listed: str
 
 
-def compare_known(manifest: pa.Table, held: pa.Table) -> tuple[list[SameId], list[SameId]]:
-    """Find images of an input that have the id of another image in the output.
+@dataclass(frozen=True)
+class Comparison:
+    """Images of an input whose ids an output holds.
+
+    Attributes:
+        others: images that are other ones.
+        annotated_otherwise: the same images, whose annotations are others.
+        uncertain: images of which one or the other may be the case.
+        moved: ids of the images of which anything in the manifest, or in their state, is not as it was.
+    """
+
+    others: tuple[SameId, ...] = ()
+    annotated_otherwise: tuple[SameId, ...] = ()
+    uncertain: tuple[SameId, ...] = ()
+    moved: frozenset[str] = frozenset()
+
+
+def compare_known(manifest: pa.Table, held: pa.Table) -> Comparison:
+    """Compare images of an input with those of an output that have the same ids.
 
     An image is another one if its file, or its member of an archive, has another size; or, where the path differs, if
     its content does. It is uncertain if the file was modified since, or has another path and cannot be compared: the
-    earlier file is gone, and had another modification time.
+    earlier file is gone, and had another modification time. Annotations are compared by their digests, or in the same
+    way where there is none; those of an image that has none any more are uncertain.
 
     Args:
         manifest: images of the input, schema ``MANIFEST``.
-        held: images of the output, with the columns of ``MANIFEST`` and ``state`` of the type ``FILE_STATE``.
-
-    Returns:
-        The images that are others, and those that may be.
+        held: images of the output, with the columns of ``MANIFEST`` and ``state`` of the type ``IMAGE_STATE``.
     """
     places = pc.index_in(held["image_id"], value_set=manifest["image_id"].combine_chunks())
     held = held.filter(places.is_valid())
     now = manifest.take(places.drop_null())
     if not held.num_rows:
-        return [], []
-    state_now = file_states(now["path"])
-    state_then = held["state"].combine_chunks()
+        return Comparison()
+    states = (held["state"].combine_chunks(), image_states(now))
 
-    def differ(then: Any, now: Any) -> Any:
-        """Tell where two values are known and differ."""
-        return pc.fill_null(pc.not_equal(then, now), False)
+    def states_of(name: str) -> tuple[Any, Any]:
+        then, now = (pc.struct_field(state, name) for state in states)
+        return then, now
+
+    is_moved = _are_distinct(*states)
+    for name in MANIFEST.names:
+        is_moved |= _are_distinct(held[name].combine_chunks(), now[name].combine_chunks())
 
     is_file = pc.and_(now["offset"].is_null(), now["row"].is_null())
     moved = pc.not_equal(held["uri"], now["uri"])
-    resized = differ(*(pc.struct_field(state, "file_bytes") for state in (state_then, state_now)))
-    modified = differ(*(pc.struct_field(state, "modified_ns") for state in (state_then, state_now)))
-    known = pc.and_(state_then.is_valid(), state_now.is_valid())
+    resized, modified = _differ(*states_of("file_bytes")), _differ(*states_of("modified_ns"))
+    known = pc.and_(*(state.is_valid() for state in states_of("file_bytes")))
     # A table or archive that grew at the same place still holds its earlier images, of which members have sizes.
-    is_other = pc.or_(differ(held["size"], now["size"]), pc.and_(resized, pc.or_(is_file, moved)))
-    may_differ = pc.and_not(pc.or_(modified, pc.and_not(moved, known)), is_other)
-    compared = np.flatnonzero(pc.and_(pc.and_(is_file, moved), pc.invert(is_other)).to_numpy(zero_copy_only=False))
-    other = is_other.to_numpy(zero_copy_only=False).copy()
-    uncertain = may_differ.to_numpy(zero_copy_only=False).copy()
-    for row in compared[np.linspace(0, len(compared) - 1, min(len(compared), _MAX_COMPARED)).astype(int)].tolist():
-        entries = (ManifestEntry.from_row(table.slice(row, 1).to_pylist()[0]) for table in (held, now))
-        digests = list(_digests(tuple(entries)))
-        if len(digests) == 2:
-            other[row], uncertain[row] = digests[0] != digests[1], False
+    is_other = pc.or_(_differ(held["size"], now["size"]), pc.and_(resized, pc.or_(is_file, moved)))
+    may_differ = pc.or_(modified, pc.and_not(moved, known))
+    other, uncertain = _decided(
+        is_other,
+        may_differ,
+        pc.and_(is_file, moved),
+        lambda row: _same_content(held, now, row, ("path", "offset", "size")),
+    )
 
-    def pairs(rows: Any) -> list[SameId]:
+    paths = held["annotation_path"], now["annotation_path"]
+    digests = states_of(ANNOTATION_DIGEST)
+    have_digests = pc.and_(*(digest.is_valid() for digest in digests))
+    are_of_runs = pc.fill_null(pc.and_(*(pc.match_substring_regex(path, _ROWS_OF_RUN) for path in paths)), False)
+    resized = pc.or_(
+        _differ(held["annotation_size"], now["annotation_size"]),
+        pc.and_(now["annotation_offset"].is_null(), _differ(*states_of("annotation_bytes"))),
+    )
+    is_new = pc.and_(paths[0].is_null(), paths[1].is_valid())
+    is_lost = pc.and_(paths[0].is_valid(), paths[1].is_null())
+    moved = _differ(*paths)
+    modified = _differ(*states_of("annotation_modified_ns"))
+    redone, may_be_redone = _decided(
+        pc.and_not(pc.or_(is_new, pc.if_else(have_digests, _differ(*digests), resized)), are_of_runs),
+        pc.and_not(pc.or_(is_lost, pc.and_not(pc.or_(moved, modified), have_digests)), are_of_runs),
+        pc.and_not(pc.and_not(moved, have_digests), are_of_runs),
+        lambda row: _same_content(held, now, row, ("annotation_path", "annotation_offset", "annotation_size")),
+    )
+
+    def pairs(rows: npt.NDArray[np.bool_], names: Callable[[pa.Table], Sequence[str]]) -> tuple[SameId, ...]:
         chosen = pa.array(np.flatnonzero(rows))
-        columns = (held["image_id"], held["uri"], now["uri"])
-        return [SameId(*values) for values in zip(*(c.take(chosen).to_pylist() for c in columns), strict=True)]
+        tables = held.take(chosen), now.take(chosen)
+        columns = (tables[0]["image_id"].to_pylist(), *map(names, tables))
+        return tuple(SameId(*values) for values in zip(*columns, strict=True))
 
-    return pairs(other), pairs(uncertain)
+    ids = held["image_id"].filter(pa.array(is_moved)).to_pylist()
+    return Comparison(
+        others=pairs(other, lambda table: table["uri"].to_pylist()),
+        annotated_otherwise=pairs(redone & ~other, _annotation_names),
+        uncertain=pairs(uncertain | (may_be_redone & ~redone & ~other), lambda table: table["uri"].to_pylist()),
+        moved=frozenset(ids),
+    )
 
 
-def _digests(entries: Sequence[ManifestEntry]) -> Iterator[bytes]:
-    """Yield the digest of each image that can be read."""
+def _differ(then: Any, now: Any) -> Any:
+    """Tell where two values are known and differ."""
+    return pc.fill_null(pc.not_equal(then, now), False)
+
+
+def _are_distinct(then: pa.Array, now: pa.Array) -> npt.NDArray[np.bool_]:
+    """Tell where two values differ, or one of them alone is null."""
+    if pa.types.is_struct(then.type):
+        parts = [_are_distinct(*(pc.struct_field(one, field.name) for one in (then, now))) for field in then.type]
+        return np.asarray(np.logical_or.reduce(parts))
+    one_is_null = pc.xor(then.is_null(), now.is_null())
+    return np.asarray(pc.or_(one_is_null, _differ(then, now)).to_numpy(zero_copy_only=False))
+
+
+def _decided(
+    differ: Any, may_differ: Any, is_comparable: Any, has_same_content: Callable[[int], bool | None]
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return where images differ, and where they may; of the comparable ones that may, some contents are compared."""
+    differ, may_differ, is_comparable = (
+        values.to_numpy(zero_copy_only=False).copy() for values in (differ, may_differ, is_comparable)
+    )
+    rows = np.flatnonzero(is_comparable & ~differ)
+    for row in rows[np.linspace(0, len(rows) - 1, min(len(rows), _MAX_COMPARED)).astype(int)].tolist():
+        is_same = has_same_content(row)
+        if is_same is not None:
+            differ[row], may_differ[row] = not is_same, False
+    return differ, may_differ & ~differ
+
+
+def _same_content(held: pa.Table, now: pa.Table, row: int, columns: tuple[str, str, str]) -> bool | None:
+    """Tell whether two files, or parts of files, have the same content; None: one of them cannot be read."""
+    digests = []
     with FileReader(_MAX_COMPARED_BYTES) as files:
-        for entry in entries:
-            data = files.read(entry.path, entry.offset, entry.size)
-            if not isinstance(data, DataError):
-                yield hashlib.blake2b(data, digest_size=16).digest()
+        for table in (held, now):
+            path, offset, size = (table[name][row].as_py() for name in columns)
+            data = DataError("missing_file", "no path") if path is None else files.read(path, offset, size)
+            if isinstance(data, DataError):
+                return None
+            digests.append(_digest(data))
+    return digests[0] == digests[1]
+
+
+def _annotation_names(table: pa.Table) -> list[str]:
+    return [ManifestEntry.from_row(row).annotation_name or "none" for row in table.to_pylist()]
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=16).digest()

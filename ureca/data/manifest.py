@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Self
 
 import pyarrow as pa
@@ -25,9 +25,13 @@ MANIFEST = pa.schema(
         pa.field("annotation_path", pa.string()),
         pa.field("annotation_offset", pa.int64()),
         pa.field("annotation_size", pa.int64()),
+        pa.field("annotation_uri", pa.string()),
     ]
 )
 """Schema of the tables that ``list_images`` returns and ``fetch`` reads; see ``ManifestEntry`` for the columns."""
+
+ANNOTATION_DIGEST = "annotation_digest"
+"""Column that a manifest may have besides: a digest of each image's annotation, text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +49,8 @@ class ManifestEntry:
         annotation_path: file to open for the annotation; None: there is none.
         annotation_offset: offset of the annotation in its file, in bytes; None: it is the whole file.
         annotation_size: size of the annotation in its file, in bytes.
+        annotation_uri: readable name of the annotation, ``instances.json, image 42``, where the path is not one; of an
+            image without an annotation, the reason, where one is known.
     """
 
     image_id: str
@@ -57,11 +63,22 @@ class ManifestEntry:
     annotation_path: str | None = None
     annotation_offset: int | None = None
     annotation_size: int | None = None
+    annotation_uri: str | None = None
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> Self:
         """Make the entry of a manifest row, ignoring other columns."""
-        return cls(**{name: row[name] for name in MANIFEST.names})
+        return cls(**{name: row[name] for name in MANIFEST.names if name in row})
+
+    @property
+    def annotation_name(self) -> str | None:
+        """Name of the annotation for messages; None: the image has none."""
+        return None if self.annotation_path is None else self.annotation_uri or self.annotation_path
+
+    def without_annotation(self) -> "ManifestEntry":
+        """Return the entry of the image alone."""
+        nothing: dict[str, Any] = {name: None for name in MANIFEST.names if name.startswith("annotation_")}
+        return replace(self, **nothing)
 
     def to_row(self) -> dict[str, Any]:
         """Return the entry as a row of the manifest."""
@@ -97,6 +114,11 @@ def make_manifest(**columns: Any) -> pa.Table:
         return pa.repeat(pa.scalar(value, field.type), num_rows)
 
     return pa.Table.from_arrays([column(field) for field in MANIFEST], schema=MANIFEST)
+
+
+def as_manifest(images: Any) -> pa.Table:
+    """Convert the images of stored partitions, also those of earlier versions with fewer columns, to a manifest."""
+    return pa.Table.from_struct_array(images.cast(pa.struct(MANIFEST))).cast(MANIFEST)
 
 
 def rows_of_images(names: Sequence[str], manifest: pa.Table) -> list[int | None]:

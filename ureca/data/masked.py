@@ -9,6 +9,7 @@ from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
 from ureca.image_limits import ImageLimits
 from ureca.images import stored_frame, try_decode_image
+from ureca.masks.annotations import EMPTY
 from ureca.masks.generators.base import MaskGenerator, OrientedMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
@@ -112,17 +113,23 @@ def _generate_masks_of_image(fetched: Fetched, mask_generator: MaskGenerator, li
             else:
                 masks = mask_generator.generate(pixels, fetched.annotation)
     except DataError as error:
-        named = error.kind in {"missing_annotation", OUT_OF_MEMORY} or entry.annotation_path is None
-        message = error.message if named else f"{entry.annotation_path}: {error.message}"
+        message = error.message
+        if error.kind == "missing_annotation" and entry.annotation_path is None:
+            message = entry.annotation_uri or message
+        elif error.kind not in {"missing_annotation", OUT_OF_MEMORY} and entry.annotation_path is not None:
+            message = f"{entry.annotation_name}: {message}"
         return MaskedImage(entry, height, width, error=RowError("masks", error.kind, message))
     if entry.annotation_path is not None:
-        masks = [
-            mask
-            if mask.fault is None
-            else replace(mask, notes={**mask.notes, mask.fault: f"{entry.annotation_path}: {mask.notes[mask.fault]}"})
-            for mask in masks
-        ]
+        masks = [_with_named_reason(mask, entry) for mask in masks]
     return MaskedImage(entry, height, width, tuple(masks))
+
+
+def _with_named_reason(mask: Mask, entry: ManifestEntry) -> Mask:
+    """Return a mask that will be skipped with the name of its annotation before the reason."""
+    kind = mask.fault or EMPTY
+    if kind not in mask.notes:
+        return mask
+    return replace(mask, notes={**mask.notes, kind: f"{entry.annotation_name}: {mask.notes[kind]}"})
 
 
 def build_mask_trees(partition: MaskedPartition, containment: float) -> MaskedPartition:

@@ -3,7 +3,7 @@
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from typing import Any, Self
@@ -16,9 +16,9 @@ import pyarrow.fs as pafs
 
 from ureca import __version__, io
 from ureca.data.crash_log import CrashLog
-from ureca.data.known_images import FILE_STATE, compare_known, file_states
+from ureca.data.known_images import IMAGE_STATE, compare_known, image_states
 from ureca.data.lease import LeaseFile
-from ureca.data.manifest import MANIFEST, ManifestEntry, select
+from ureca.data.manifest import MANIFEST, ManifestEntry, as_manifest, select
 from ureca.data.partitions import (
     PARTITIONS,
     PartitionReport,
@@ -120,7 +120,7 @@ class Output:
         if new.num_rows:
             partitions = partitions_of(new, len(self.partition_sizes()), images_per_partition)
             offsets = partitions["images"].combine_chunks().offsets
-            states = pa.ListArray.from_arrays(offsets, file_states(new["path"]))
+            states = pa.ListArray.from_arrays(offsets, image_states(new))
             partitions = partitions.append_column(_STATES, states)
             path = f"{self._folder}/{_MANIFEST}/{len(files):06d}.parquet"
             io.write_table(self.filesystem, path, partitions, _PARTITIONS_PER_ROW_GROUP)
@@ -130,21 +130,21 @@ class Output:
         tables = []
         for path in self.manifest_files():
             partitions = io.read_table(self.filesystem, path)
-            images = pa.Table.from_struct_array(pc.list_flatten(partitions["images"])).select(MANIFEST.names)
-            if _STATES in partitions.schema.names:
-                states = pc.list_flatten(partitions[_STATES])
-            else:  # of an earlier version
-                states = pa.chunked_array([pa.nulls(images.num_rows, FILE_STATE)])
-            tables.append(images.cast(MANIFEST).append_column("state", states))
-        others, uncertain = compare_known(manifest, pa.concat_tables(tables))
-        if others:  # A file that was mended since its image failed is no other image: the image is not done.
-            failed = {id for ids in self.failed_images().values() for id in ids}
-            self._update_states(manifest, [image.image_id for image in others if image.image_id in failed])
-            others = [image for image in others if image.image_id not in failed]
+            images = as_manifest(pc.list_flatten(partitions["images"]))
+            tables.append(images.append_column("state", pa.chunked_array([_states(partitions)])))
+        known = compare_known(manifest, pa.concat_tables(tables))
+        if not known.moved:
+            return
+        # A file that was mended since its image failed is no other image: the image is not done.
+        failed = {id for ids in self.failed_images().values() for id in ids}
+        to_do = self._ids_to_do()
+        others = [image for image in known.others if image.image_id not in failed]
+        redone = [image for image in known.annotated_otherwise if image.image_id not in failed | to_do]
+        uncertain = [image for image in known.uncertain if image.image_id not in failed]
         if others:
             message = (
                 f"{len(others)} images of INPUT have the ids of other images that {self.path} holds, such as "
-                f"{others[0].uri} with the id of {others[0].uri_held}"
+                f"{others[0].listed} with the id of {others[0].held}"
             )
             if not accept_changes:
                 raise OutputError(
@@ -153,32 +153,63 @@ class Output:
                     "of the earlier images with --accept-changes"
                 )
             logger.warning("%s: the rows of the earlier images are kept", message)
+        if redone:
+            message = (
+                f"{len(redone)} images that {self.path} holds have other annotations than when they were processed, "
+                f"such as {redone[0].image_id!r}: {redone[0].listed} (then {redone[0].held})"
+            )
+            if not accept_changes:
+                raise OutputError(
+                    f"{message}. They would be taken for done: name another OUTPUT, begin again with --overwrite, or "
+                    "keep the rows of the earlier annotations with --accept-changes"
+                )
+            logger.warning("%s: the rows of the earlier annotations are kept", message)
         if uncertain:
             logger.warning(
-                "%d images of INPUT were modified, or lie elsewhere, since %s got their ids, such as %s: their rows "
-                "are kept; begin again with --overwrite if the images are others",
-                *(len(uncertain), self.path, uncertain[0].uri),
+                "%d images of INPUT were modified, or lie elsewhere, since %s got their ids, such as %s, or their "
+                "annotations: their rows are kept; begin again with --overwrite if the images are others",
+                *(len(uncertain), self.path, uncertain[0].listed),
             )
+        annotated = {image.image_id for image in known.annotated_otherwise}
+        self._update_images(manifest, known.moved & (failed | (to_do & annotated)))
 
-    def _update_states(self, manifest: pa.Table, ids: Sequence[str]) -> None:
-        """Store the present state of the files of some images, with which later runs compare."""
+    def _ids_to_do(self) -> set[str]:
+        """Return the ids of the images of the partitions without a file."""
+        done = set(self.done_partitions())
+        return {
+            image["image_id"]
+            for path in self.manifest_files()
+            for row in io.read_table(self.filesystem, path, ["partition", "images.list.element.image_id"]).to_pylist()
+            if row["partition"] not in done
+            for image in row["images"]
+        }
+
+    def _update_images(self, manifest: pa.Table, ids: Collection[str]) -> None:
+        """Store where some images are now, and the present state of their files, with which later runs compare."""
         if not ids:
             return
-        changed = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(ids)))
-        changed_ids, states = changed["image_id"].combine_chunks(), file_states(changed["path"])
+        now = manifest.filter(pc.is_in(manifest["image_id"], value_set=pa.array(sorted(ids), pa.string())))
+        now_ids, now_images = now["image_id"].combine_chunks(), now.select(MANIFEST.names).to_struct_array()
+        now_states = image_states(now)
+        if isinstance(now_images, pa.ChunkedArray):
+            now_images = pa.concat_arrays(now_images.chunks)
         for path in self.manifest_files():
             partitions = io.read_table(self.filesystem, path)
-            images = partitions["images"].combine_chunks()
-            places = pc.index_in(pc.struct_field(pc.list_flatten(images), "image_id"), value_set=changed_ids)
-            if _STATES in partitions.schema.names and places.null_count < len(places):
-                before = pc.list_flatten(partitions[_STATES].combine_chunks())
-                column = partitions.schema.get_field_index(_STATES)
-                # Places within one array of the earlier states, then the changed ones.
-                both = pa.concat_arrays([before, states])
-                chosen = pc.if_else(places.is_valid(), pc.add(places, len(before)), pa.array(np.arange(len(before))))
-                updated = pa.ListArray.from_arrays(images.offsets, both.take(chosen))
-                partitions = partitions.set_column(column, _STATES, updated)
-                io.write_table(self.filesystem, path, partitions, _PARTITIONS_PER_ROW_GROUP)
+            offsets = partitions["images"].combine_chunks().offsets
+            images = pc.list_flatten(partitions["images"].combine_chunks()).cast(pa.struct(MANIFEST))
+            places = pc.index_in(pc.struct_field(images, "image_id"), value_set=now_ids)
+            if places.null_count == len(places):
+                continue
+            # Places within one array of what was there, then of what is there now.
+            chosen = pc.if_else(places.is_valid(), pc.add(places, len(images)), pa.array(np.arange(len(images))))
+            columns = [
+                pa.ListArray.from_arrays(offsets, pa.concat_arrays([then, now]).take(chosen))
+                for then, now in ((images, now_images), (_states(partitions), now_states))
+            ]
+            updated = pa.table([partitions["partition"], columns[0]], schema=PARTITIONS).append_column(
+                _STATES, columns[1]
+            )
+            io.write_table(self.filesystem, path, updated, _PARTITIONS_PER_ROW_GROUP)
 
     def manifest_files(self) -> list[str]:
         """List the stored manifests, as names in the file system, oldest first."""
@@ -195,7 +226,7 @@ class Output:
 
     def read_manifest(self, path: str) -> pa.Table:
         """Read the partitions in one of ``manifest_files``; schema ``PARTITIONS``."""
-        return io.read_table(self.filesystem, path, PARTITIONS.names)
+        return io.read_table(self.filesystem, path, PARTITIONS.names).cast(PARTITIONS)  # of earlier versions, too
 
     def part_paths(self) -> dict[int, str]:
         """Return the path or URI of the file of each finished partition, by its number."""
@@ -206,7 +237,7 @@ class Output:
 
     def read_manifest_chunk(self, path: str, row_group: int) -> pa.Table:
         """Read the partitions in one of ``manifest_chunks``; schema ``PARTITIONS``."""
-        return io.read_row_group(self.filesystem, path, row_group).select(PARTITIONS.names)
+        return io.read_row_group(self.filesystem, path, row_group).select(PARTITIONS.names).cast(PARTITIONS)
 
     def partition_sizes(self) -> dict[int, int]:
         """Return the number of images of each partition, by its number."""
@@ -403,6 +434,13 @@ class Output:
 
     def _part(self, partition: int) -> str:
         return f"{self._parts}/part-{partition:06d}.parquet"
+
+
+def _states(partitions: pa.Table) -> pa.StructArray:
+    """Return the states of the images of a stored manifest, in their order; earlier versions wrote fewer, or none."""
+    if _STATES not in partitions.schema.names:
+        return pa.nulls(pc.sum(pc.list_value_length(partitions["images"])).as_py() or 0, IMAGE_STATE)
+    return pc.list_flatten(partitions[_STATES].combine_chunks()).cast(IMAGE_STATE)
 
 
 _NOTHING: dict[str, Any] = {field.name: None for field in REGION}

@@ -49,7 +49,7 @@ def partitions_of(manifest: pa.Table, first_partition: int, images_per_partition
     num_images = manifest.num_rows
     offsets = pa.array(partition_offsets(num_images, images_per_partition), pa.int32())
     num_partitions = len(offsets) - 1
-    images = manifest.combine_chunks().to_struct_array()
+    images = manifest.select(MANIFEST.names).combine_chunks().to_struct_array()
     if isinstance(images, pa.ChunkedArray):
         images = pa.concat_arrays(images.chunks) if images.num_chunks else pa.array([], pa.struct(MANIFEST))
     return pa.table(

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ureca.data.manifest import MANIFEST, ManifestEntry
+from ureca.data.manifest import MANIFEST, ManifestEntry, as_manifest
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.output import Output
 from ureca.data.reading import as_data_error, open_file
@@ -37,7 +37,7 @@ def list_run(output: Output, *, with_regions: bool) -> pa.Table:
         for partition, images in zip(partitions["partition"].to_pylist(), partitions["images"], strict=True):
             if with_regions and partition not in parts:
                 continue
-            table = pa.Table.from_struct_array(images.values).select(MANIFEST.names).cast(MANIFEST)
+            table = as_manifest(images.values)
             tables.append(_annotated(table, parts[partition]) if with_regions else table)
     manifest = pa.concat_tables(tables)
     if not manifest.num_rows:
@@ -67,14 +67,11 @@ def reuse_masks(number: int, entries: Sequence[ManifestEntry], *, only_below: Se
 
 
 def _annotated(table: pa.Table, path: str) -> pa.Table:
-    nothing = pa.nulls(table.num_rows, pa.int64())
-    columns = {
-        "annotation_path": pa.repeat(path, table.num_rows),
-        "annotation_offset": nothing,
-        "annotation_size": nothing,
-    }
-    for name, values in columns.items():
-        table = table.set_column(MANIFEST.get_field_index(name), MANIFEST.field(name), values)
+    for field in MANIFEST:
+        if field.name.startswith("annotation_"):
+            value = pa.scalar(path if field.name == "annotation_path" else None, field.type)
+            column = MANIFEST.get_field_index(field.name)
+            table = table.set_column(column, field, pa.repeat(value, table.num_rows))
     return table
 
 

@@ -20,13 +20,13 @@ from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.corrections import CORRECTIONS, Corrections
 from ureca.data.export import ExportReport
 from ureca.data.frames import FrameReader
-from ureca.data.listing import list_images
+from ureca.data.listing import BESIDE, list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
 from ureca.data.output import Output
 from ureca.data.reading import FileReader
 from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import AnnotationError, DataError, InputError
-from ureca.io import locate
+from ureca.io import is_file, locate
 from ureca.masks.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations, whole_number
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px
@@ -202,8 +202,7 @@ class RegionsDataset:
                 else:
                     good.append(sample)
             if good:
-                entry = replace(entries[image_id], annotation_path=None, annotation_offset=None, annotation_size=None)
-                yield TrainingImage(entry, row["height"], row["width"], tuple(good))
+                yield TrainingImage(entries[image_id].without_annotation(), row["height"], row["width"], tuple(good))
 
 
 def _row_error(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) -> tuple[str, str] | None:
@@ -274,8 +273,9 @@ class JsonlFile:
         self._location = locate(settings.path)
 
     def files(self) -> list[str]:
-        """Return the JSONL file."""
-        return [self._settings.path]
+        """Return the JSONL file, and the COCO file if the settings name one."""
+        annotations = self._settings.annotations
+        return [self._settings.path, *([annotations] if annotations != BESIDE and is_file(annotations) else [])]
 
     def samples(self) -> Iterator[Sample]:
         """Yield the images in the order in which the file first names them, after the lines that are malformed.
@@ -348,8 +348,7 @@ class JsonlFile:
             else:
                 regions.append(sample)
         if regions:
-            bare = replace(entry, annotation_path=None, annotation_offset=None, annotation_size=None)
-            yield TrainingImage(bare, annotations.height_px, annotations.width_px, tuple(regions))
+            yield TrainingImage(entry.without_annotation(), annotations.height_px, annotations.width_px, tuple(regions))
 
     def _open(self) -> BufferedReader:
         try:
@@ -396,14 +395,15 @@ def _read(
     entry: ManifestEntry, files: FileReader, frames: FrameReader, wanted: Collection[str], *, by_position: bool
 ) -> Annotations | DataError:
     if entry.annotation_path is None:
-        return DataError("missing_annotation", f"{entry.uri}: the image has no annotation file, so no masks")
+        reason = entry.annotation_uri or "the image has no annotation file, so no masks"
+        return DataError("missing_annotation", f"{entry.uri}: {reason}")
     data = files.read(entry.annotation_path, entry.annotation_offset, entry.annotation_size)
     if isinstance(data, DataError):
         return data
     try:
         return frames.upright(parse_annotations(data, only=wanted, by_position=by_position), entry)
     except AnnotationError as error:
-        return AnnotationError(error.kind, f"{entry.annotation_path}: {error.message}")
+        return AnnotationError(error.kind, f"{entry.annotation_name}: {error.message}")
 
 
 def _all_bad(lines: Sequence[_Line], kind: str, message: str) -> Iterator[BadSample]:
@@ -412,7 +412,7 @@ def _all_bad(lines: Sequence[_Line], kind: str, message: str) -> Iterator[BadSam
 
 def _unknown_mask(line: _Line, entry: ManifestEntry) -> BadSample:
     name = reprlib.repr(line.mask_id)
-    message = f"{entry.annotation_path} has no mask {name}; mask_ids sets whether that is an id or a position"
+    message = f"{entry.annotation_name} has no mask {name}; mask_ids sets whether that is an id or a position"
     return BadSample(line.image, _region_id(line), "unknown_mask", message)
 
 
@@ -423,7 +423,7 @@ def _region_id(line: _Line) -> int | None:
 
 def _sample(line: _Line, mask: Mask, entry: ManifestEntry) -> TrainingRegion | BadSample:
     if mask.fault is not None:
-        return BadSample(line.image, mask.id, mask.fault, f"{entry.annotation_path}: {mask.notes[mask.fault]}")
+        return BadSample(line.image, mask.id, mask.fault, f"{entry.annotation_name}: {mask.notes[mask.fault]}")
     question, answer = (turn.value for turn in line.conversations)
     for placeholder in _PLACEHOLDERS:
         question = question.replace(placeholder, "")

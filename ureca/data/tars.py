@@ -137,6 +137,7 @@ def _list_tar(location: Location, tar_name: str, with_annotations: bool, sieve: 
                 annotation_path=pc.if_else(pairs.is_valid(), path, pa.scalar(None, pa.string())),
                 annotation_offset=annotations["offset"].take(pairs),
                 annotation_size=annotations["size"].take(pairs),
+                annotation_uri=pc.binary_join_element_wise(uri, annotations["name"].take(pairs), "/"),
             ),
             make_manifest(
                 image_id=pc.binary_join_element_wise(

@@ -27,6 +27,8 @@ from ureca.masks.rle import Rle
 MAX_ANNOTATION_BYTES = 256 * 2**20
 MAX_MASKS = 4096
 """Largest number of masks of an image. Building a mask tree can take time proportional to its square."""
+EMPTY = "empty"
+"""Kind of the note, and status, of a mask that is well-formed and has no pixel inside the image."""
 
 _MAX_SIDE_PX = 2**16
 _MAX_ID = 2**63 - 1
@@ -37,6 +39,8 @@ _POINT, _BOX = 2, 4
 _PIECE_BYTES = 2**20
 _BRACES_PARSED_AT_ONCE = 64 * MAX_MASKS
 _NAMED_KEYS = frozenset({"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "category"})
+_SHAPES_WITHOUT_AREA = frozenset({"point", "points", "line", "linestrip"})
+_SHAPES_OF_FOUR_CORNERS = frozenset({"rotation", "oriented_rectangle", "quadrilateral"})
 _LABEL_KEYS = ("category", "category_name", "label", "class_name", "class", "name")
 
 
@@ -127,8 +131,9 @@ def parse_annotations(
         content = {"annotations": content}
     if not isinstance(content, dict):
         raise AnnotationError("malformed", f"a JSON object is expected, not {type(content).__name__}")
+    noun = "annotation"
     if "shapes" in content:
-        content = _from_labelme(content)
+        content, noun = _from_labelme(content), "shape"
     image = content.get("image")
     if image is None and isinstance(images := content.get("images"), list):
         if len(images) != 1:
@@ -149,6 +154,7 @@ def parse_annotations(
         boxes=boxes,
         only=only,
         by_position=by_position,
+        noun=noun,
     )
 
 
@@ -161,6 +167,7 @@ def image_annotations(
     boxes: bool = False,
     only: Collection[str] | None = None,
     by_position: bool = False,
+    noun: str = "annotation",
 ) -> Annotations:
     """Normalise the annotations of one image, in whatever dialect each is written.
 
@@ -172,6 +179,7 @@ def image_annotations(
         annotations: records of its annotations.
         categories: names of the categories by id.
         size, boxes, only, by_position: as in ``parse_annotations``.
+        noun: name of an annotation in messages.
 
     Raises:
         AnnotationError: as ``parse_annotations``.
@@ -188,7 +196,8 @@ def image_annotations(
         id, is_again = stated_id, stated_id in first
         if only is not None and str(position if by_position else id) not in only:
             continue
-        mask = _mask(-1 if id is None else id, record, (height, width), categories, boxes=boxes)
+        name = f"{noun} {id}" if id is not None else f"the {noun} at index {position}"
+        mask = _mask(-1 if id is None else id, record, (height, width), categories, boxes=boxes, name=name)
         if id is None:
             given = record.get("id") if isinstance(record, Mapping) else None
             notes = {} if given is None else {"renamed_id": f"its id in the file is {reprlib.repr(given)}"}
@@ -196,10 +205,10 @@ def image_annotations(
         elif is_again:
             earlier = masks[first[id]]
             if not by_position and (earlier.fault, earlier.rle) == (mask.fault, mask.rle):
-                message = f"annotation {id} is there twice, with equal masks"
+                message = f"{name} is there twice, with equal masks"
                 masks[first[id]] = replace(earlier, notes={**earlier.notes, "duplicate_mask": message})
                 continue
-            message = f"annotation {id} is there twice, with different masks; this one has an id of its own"
+            message = f"{name} is there twice, with different masks; this one has an id of its own"
             mask = replace(mask, id=next(free), notes={**mask.notes, "duplicate_id": message})
         else:
             first[id] = len(masks)
@@ -341,7 +350,15 @@ def _mask_id(record: object) -> int | None:
     return id if id is not None and 0 <= id <= _MAX_ID else None
 
 
-def _mask(id: int, record: object, size: tuple[int, int], categories: Mapping[int | str, str], *, boxes: bool) -> Mask:
+def _mask(
+    id: int,
+    record: object,
+    size: tuple[int, int],
+    categories: Mapping[int | str, str],
+    *,
+    boxes: bool,
+    name: str,
+) -> Mask:
     notes: dict[str, str] = {}
     category = None
     extra: dict[str, Any] = {}
@@ -360,10 +377,12 @@ def _mask(id: int, record: object, size: tuple[int, int], categories: Mapping[in
         except ValueError as error:
             fault, reason = "malformed", str(error)
     if rle is None:
-        notes[fault or "malformed"] = f"annotation {id}: {reason}" if id >= 0 else reason
+        notes[fault or "malformed"] = f"{name}: {reason}"
         empty = rle_codec.from_coco({"size": list(size), "counts": [size[0] * size[1]]}, *size)
         return Mask(id, empty, (0.0, 0.0, 0.0, 0.0), 0, category=category, fault=fault, notes=notes, extra=extra)
     area_px = rle_codec.area_px(rle)
+    if not area_px:
+        notes[EMPTY] = f"{name}: its mask has no pixel inside the image"
     box = rle_codec.inclusive_box_xywh(rle)
     assert isinstance(record, Mapping)  # noqa: S101
     _note_disagreement(record, area_px, rle_codec.box_xywh(rle), notes)
@@ -389,6 +408,8 @@ def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[
     """
     height, width = size
     segmentation = record.get("segmentation")
+    if isinstance(segmentation, AnnotationError):
+        raise segmentation
     if segmentation is None or segmentation in ([], [[]], {}, ""):
         box = _numbers(record.get("bbox"))
         if not boxes or box is None or len(box) != _BOX or min(box[2:]) <= 0:
@@ -568,7 +589,10 @@ def _plain(value: Any, levels: int) -> Any:
 
 
 def _from_labelme(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a LabelMe file; shapes of one ``group_id`` and label are one object, as LabelMe's converters have it."""
+    """Convert a LabelMe file; shapes of one ``group_id`` and label are one object, as LabelMe's converters have it.
+
+    The id of an annotation is the index of its first shape.
+    """
     shapes = content["shapes"]
     if not isinstance(shapes, list):
         raise AnnotationError("malformed", "shapes: a list is expected, as in files of LabelMe")
@@ -576,48 +600,48 @@ def _from_labelme(content: Mapping[str, Any]) -> dict[str, Any]:
         raise AnnotationError("too_many_masks", f"{len(shapes)} masks of one image, the limit is {MAX_MASKS}")
     records: list[dict[str, Any]] = []
     by_group: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for shape in shapes:
+    for index, shape in enumerate(shapes):
         if not isinstance(shape, dict):
-            records.append({"segmentation": None})
+            reason = f"a JSON object is expected, not {type(shape).__name__}"
+            records.append({"id": index, "segmentation": AnnotationError("malformed", reason)})
             continue
+        record: dict[str, Any] = {"id": index, "label": shape.get("label")}
         if shape.get("shape_type") == "mask" and isinstance(shape.get("mask"), str):
-            records.append(
-                {"segmentation": {"png": shape["mask"], "corners": shape.get("points")}, "label": shape.get("label")}
-            )
+            records.append({**record, "segmentation": {"png": shape["mask"], "corners": shape.get("points")}})
             continue
         polygon = _labelme_polygon(shape)
         group = (whole_number(shape.get("group_id")), str(shape.get("label")))
-        if polygon is not None and group[0] is not None and group in by_group:
+        if isinstance(polygon, AnnotationError):
+            records.append({**record, "segmentation": polygon})
+        elif group[0] is not None and group in by_group:
             by_group[group]["segmentation"].append(polygon)
-            continue
-        record: dict[str, Any] = {"segmentation": None if polygon is None else [polygon], "label": shape.get("label")}
-        if polygon is None:
-            record["shape_type"] = shape.get("shape_type")
-        elif group[0] is not None:
-            by_group[group] = record
-        records.append(record)
+        else:
+            records.append({**record, "segmentation": [polygon]})
+            if group[0] is not None:
+                by_group[group] = records[-1]
     image = {"width": content.get("imageWidth"), "height": content.get("imageHeight")}
     return {"image": {**image, "file_name": content.get("imagePath")}, "annotations": records}
 
 
-def _labelme_polygon(shape: Mapping[str, Any]) -> list[Any] | None:
-    """Return the polygon of a LabelMe shape; None: points and lines have no area."""
+def _labelme_polygon(shape: Mapping[str, Any]) -> list[Any] | AnnotationError:
+    """Return the polygon of a LabelMe shape, or its error: points and lines have no area."""
     points = shape.get("points")
     kind = shape.get("shape_type") or "polygon"
+    if kind in _SHAPES_WITHOUT_AREA:
+        return AnnotationError("no_segmentation", f"a {kind} has no area")
     if not isinstance(points, list) or not all(_is_point(point) for point in points):
-        return None
+        return AnnotationError("malformed", f"the points of a {reprlib.repr(kind)} are a list of x, y pairs in pixels")
     corners = [_point(point) for point in points]
-    if kind == "polygon":
+    if kind == "polygon" or (kind in _SHAPES_OF_FOUR_CORNERS and len(corners) == _BOX):
         return [value for corner in corners for value in corner]
     if kind == "rectangle" and len(corners) in (_POINT, _BOX):
         xs, ys = [x for x, _ in corners], [y for _, y in corners]
         return [min(xs), min(ys), max(xs), min(ys), max(xs), max(ys), min(xs), max(ys)]
-    if kind == "rotation" and len(corners) == _BOX:
-        return [value for corner in corners for value in corner]
     if kind == "circle" and len(corners) == _POINT:
         (x, y), (edge_x, edge_y) = corners
         radius = math.hypot(edge_x - x, edge_y - y)
         angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
         circle = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
         return [float(value) for value in circle.flat]
-    return None
+    reason = f"a shape {reprlib.repr(kind)} of {len(corners)} points has no area that is known"
+    return AnnotationError("no_segmentation", reason)
