@@ -7,7 +7,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings, Metavar
 from ureca.data.questions import QuestionSettings
-from ureca.data.settings import JsonlOptions, JsonlSource, RegionsSource
+from ureca.data.settings import JSONL_SUFFIXES, JsonlOptions, JsonlSource, RegionsSource
 from ureca.image_limits import ImageLimits
 from ureca.training.phases import Align, Full, Tune
 from ureca.training.settings import AugmentationSettings, FeatureCacheSettings, MicroBatchSettings
@@ -186,7 +186,7 @@ class TrainSettings(CommandSettings):
     def _sources(self, paths: tuple[str, ...] | list[str]) -> tuple[RegionsSource | JsonlSource, ...]:
         return tuple(
             JsonlSource(path=path, images=self.jsonl.images or "", **self.jsonl.model_dump(exclude={"images"}))
-            if path.endswith(".jsonl")
+            if path.endswith(JSONL_SUFFIXES)
             else RegionsSource(path=path, **self.regions.model_dump())
             for path in paths
         )
@@ -212,7 +212,7 @@ class TrainSettings(CommandSettings):
 
     @model_validator(mode="after")
     def _jsonl_has_images(self) -> Self:
-        has_jsonl = any(path.endswith(".jsonl") for path in (*self.paths[:-1], *self.validation.sources))
+        has_jsonl = any(path.endswith(JSONL_SUFFIXES) for path in (*self.paths[:-1], *self.validation.sources))
         if has_jsonl and self.jsonl.images is None:
             raise ValueError("jsonl.images must name the images of .jsonl sources")
         return self

@@ -5,19 +5,24 @@ the disk and renamed, and an object store shows an object once its upload is com
 """
 
 import base64
+import codecs
 import contextlib
 import errno
+import json
 import os
 import re
 import shutil
+import tempfile
 import uuid
+import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import islice
+from io import BufferedReader
+from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 from urllib.parse import unquote
 
 import pyarrow as pa
@@ -207,8 +212,8 @@ def is_file(path: str, only_below: Sequence[str] = ()) -> bool:
         raise InputError(f"{path}: it cannot be looked up: {error}") from error
 
 
-def has_suffix(path: str, suffix: str) -> bool:
-    """Tell whether a path, or a URI without its options, ends with a suffix."""
+def has_suffix(path: str, suffix: str | tuple[str, ...]) -> bool:
+    """Tell whether a path, or a URI without its options, ends with a suffix, or with one of several."""
     return _split_options(path)[0].endswith(suffix)
 
 
@@ -303,6 +308,115 @@ def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
     """List the files of a folder, sorted, without hidden ones; empty if the folder does not exist."""
     infos = filesystem.get_file_info(pafs.FileSelector(folder, allow_not_found=True))
     return sorted(info.base_name for info in infos if info.is_file and not info.base_name.startswith("."))
+
+
+# Reading
+
+_GZIP = b"\x1f\x8b"
+_CHUNK_BYTES = 2**20
+_MAX_TEXT_BYTES = 2**35
+
+
+def iter_chunks(
+    location: Location, *, max_bytes: int = _MAX_TEXT_BYTES, chunk_bytes: int = _CHUNK_BYTES
+) -> Iterator[bytes]:
+    """Yield the content of a file, decompressed where its extension or its first bytes say that it is compressed.
+
+    Args:
+        location: the file.
+        max_bytes: largest content, so that a small compressed file cannot fill the disk.
+        chunk_bytes: number of bytes read at a time.
+
+    Raises:
+        OSError: it cannot be read, is damaged, or is larger than ``max_bytes``.
+    """
+    # Content named .gz that is none, and gzip that is named otherwise, are told by the first bytes.
+    compression = None if location.name.lower().endswith(".gz") else "detect"
+    with location.filesystem.open_input_stream(location.name, compression=compression) as stream:
+        first = stream.read(chunk_bytes)
+        chunks: Iterator[bytes] = chain([first], iter(lambda: stream.read(chunk_bytes), b""))
+        num_bytes = 0
+        for chunk in _gunzip(chunks) if first.startswith(_GZIP) else chunks:
+            num_bytes += len(chunk)
+            if num_bytes > max_bytes:
+                raise OSError(errno.EFBIG, f"the file is larger than {max_bytes} bytes")
+            yield chunk
+
+
+def decompressed(data: bytes, *, max_bytes: int) -> bytes:
+    """Return the content of a file that may be compressed by gzip; at most ``max_bytes`` + 1 of it.
+
+    Raises:
+        OSError: it is damaged.
+    """
+    if not data.startswith(_GZIP):
+        return data
+    parts, num_left = [], max_bytes + 1
+    for chunk in _gunzip(iter([data])):
+        parts.append(chunk[:num_left])
+        num_left -= len(parts[-1])
+        if not num_left:
+            break
+    return b"".join(parts)
+
+
+def _gunzip(chunks: Iterator[bytes]) -> Iterator[bytes]:
+    decoder = zlib.decompressobj(wbits=31)
+    try:
+        for chunk in chunks:
+            left = chunk
+            while left:
+                if decoder.eof:  # another member follows
+                    decoder = zlib.decompressobj(wbits=31)
+                if part := decoder.decompress(left, _CHUNK_BYTES):
+                    yield part
+                left = decoder.unconsumed_tail or decoder.unused_data.lstrip(b"\0")
+    except zlib.error as error:
+        raise OSError(errno.EIO, f"the compressed file is damaged: {error}") from error
+    if not decoder.eof:
+        raise OSError(errno.EIO, "the compressed file ends early")
+
+
+def decode_text(data: bytes) -> str:
+    """Decode text in UTF-8, 16 or 32, with or without a mark.
+
+    Raises:
+        UnicodeDecodeError: it is in none of them.
+    """
+    return data.decode(json.detect_encoding(data))
+
+
+def open_lines(path: str) -> BinaryIO:
+    """Open a text file for reading its lines, in UTF-8, at any offset.
+
+    One that is compressed, or in UTF-16 or 32, is read from a temporary copy; what is no text in it is replaced.
+
+    Raises:
+        InputError: the scheme of the URI is unknown.
+        OSError: it cannot be read.
+    """
+    location = locate(path)
+    type = location.filesystem.get_file_info(location.name).type
+    if type not in (pafs.FileType.File, pafs.FileType.NotFound):  # opening a pipe would wait for its writer
+        raise OSError(errno.EINVAL, f"{path} is not a regular file, but {type.name}")
+    file = location.filesystem.open_input_file(location.name)
+    head = file.read(4)
+    file.seek(0)
+    encoding = json.detect_encoding(head)
+    if not head.startswith(_GZIP) and encoding in ("utf-8", "utf-8-sig") and not path.endswith(_COMPRESSED):
+        return BufferedReader(file, 1 << 16)
+    file.close()
+    copy = cast("BinaryIO", tempfile.TemporaryFile())  # noqa: SIM115 - the caller closes it
+    decoder: codecs.IncrementalDecoder | None = None
+    for chunk in iter_chunks(location):
+        if decoder is None:
+            decoder = codecs.getincrementaldecoder(json.detect_encoding(chunk))("replace")
+        copy.write(decoder.decode(chunk).encode("utf-8", "replace"))
+    copy.seek(0)
+    return copy
+
+
+_COMPRESSED = (".bz2", ".zst", ".lz4")  # extensions that Arrow decompresses
 
 
 # Atomic writing

@@ -1,5 +1,6 @@
 """COCO files of many images: each image gets its annotations, and records of none are counted."""
 
+import gzip
 import json
 from pathlib import Path
 from typing import Any
@@ -135,6 +136,23 @@ def test_attach_coco_file_reads_every_unicode_encoding(tmp_path: Path, encoding:
     file = coco(tmp_path / "coco.json", "größe.jpg")
     file.write_text(json.dumps(json.loads(file.read_text()), ensure_ascii=False), encoding=encoding)
     assert mask_ids(attached(tmp_path, images_at(tmp_path / "in", "größe.jpg"), file)) == {"größe": [10]}
+
+
+@pytest.mark.parametrize("name", ["coco.json", "coco.json.gz"])
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_attach_coco_file_tells_compression_by_the_content(tmp_path: Path, name: str, is_compressed: bool) -> None:
+    content = coco(tmp_path / "plain.json", "a.jpg").read_bytes()
+    halves = gzip.compress(content[:50]) + gzip.compress(content[50:])
+    (tmp_path / name).write_bytes(halves if is_compressed else content)
+    assert mask_ids(attached(tmp_path, images_at(tmp_path / "in", "a.jpg"), tmp_path / name)) == {"a": [10]}
+
+
+def test_attach_coco_file_that_is_damaged_is_refused(tmp_path: Path) -> None:
+    content = gzip.compress(coco(tmp_path / "plain.json", "a.jpg").read_bytes())
+    for damaged in (content[:-9], content[:20] + b"x" + content[21:]):
+        (tmp_path / "coco.json").write_bytes(damaged)
+        with pytest.raises(InputError, match=r"coco\.json: .*compressed file (is damaged|ends early)"):
+            attached(tmp_path, images_at(tmp_path / "in", "a.jpg", "b.jpg"), tmp_path / "coco.json")
 
 
 def test_attach_coco_file_reads_the_file_once(tmp_path: Path) -> None:

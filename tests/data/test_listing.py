@@ -1,6 +1,7 @@
 """Listing: every form of input, each image exactly once, and errors that say what to do."""
 
 import base64
+import gzip
 import io
 import json
 import os
@@ -15,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bad_corpus import write_bad_corpus
-from ureca.data.listing import BESIDE, list_images
+from ureca.data.listing import BESIDE, Ids, list_images
 from ureca.data.manifest import MANIFEST, ManifestEntry, left_out_of
 from ureca.data.paths import image_extensions
 from ureca.data.reading import fetch
@@ -487,6 +488,38 @@ def test_list_images_of_a_list_with_a_line_that_is_no_path_names_the_line(tmp_pa
     (tmp_path / "l2.txt").write_text(f"# labels\n\nodd/a#1.jpg\n{line}\n")
     with pytest.raises(InputError, match=r"l2\.txt, line 4: .* is no path of an image"):
         list_images(str(tmp_path / "l2.txt"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("name", ["list.txt", "list.txt.gz", "plain.txt.gz", "compressed.txt"])
+def test_list_images_of_a_list_reads_every_encoding(tmp_path: Path, encoding: str, name: str) -> None:
+    touch(tmp_path, "in/a.jpg", "in/größe.jpg")
+    content = "in/a.jpg\r\nin\\größe.jpg\r\n".encode(encoding)
+    (tmp_path / name).write_bytes(gzip.compress(content) if name in ("list.txt.gz", "compressed.txt") else content)
+    manifest = list_images(str(tmp_path / name))
+    assert manifest["path"].to_pylist() == [f"{tmp_path}/in/a.jpg", f"{tmp_path}/in/größe.jpg"]
+    assert ids(manifest) == ["a", "größe"]
+
+
+@pytest.mark.parametrize("content", ["größe.jpg\n".encode("latin-1"), gzip.compress(b"a.jpg\n" * 99)[:-12]])
+def test_list_images_of_a_list_that_is_no_text_names_it(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "list.txt").write_bytes(content)
+    with pytest.raises(InputError, match=r"list\.txt: the list (is no text in UTF-8|cannot be read.*ends early)"):
+        list_images(str(tmp_path / "list.txt"))
+
+
+@pytest.mark.parametrize("ids_by", ["stem", "path"])
+def test_list_images_of_a_table_with_windows_separators_finds_the_files(tmp_path: Path, ids_by: Ids) -> None:
+    touch(tmp_path, "im/deep/a.jpg", "im/b.jpg", "odd\\w.jpg")
+    texts = ["im\\deep\\a.jpg", "im/b.jpg", "odd\\w.jpg", "im\\gone.jpg", "s3://bucket/x\\y.jpg"]
+    pq.write_table(pa.table({"path": texts}), tmp_path / "t.parquet")
+    manifest = list_images(str(tmp_path / "t.parquet"), ids=ids_by)
+    below = ["im/deep/a.jpg", "im/b.jpg", "odd\\w.jpg", "im/gone.jpg"]
+    assert manifest["path"].to_pylist() == [*(f"{tmp_path}/{name}" for name in below), "s3://bucket/x\\y.jpg"]
+    expected = ["a", "b", "odd\\w", "gone", "x\\y"]
+    if ids_by == "path":
+        expected = ["im/deep/a", "im/b", "odd\\w", "im/gone", "bucket/x\\y"]
+    assert ids(manifest) == expected
 
 
 def test_list_images_of_a_glob_below_a_folder_with_brackets_finds_it(tmp_path: Path) -> None:

@@ -1,6 +1,8 @@
 """Existing captions from files and outputs."""
 
+import gzip
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +101,17 @@ def test_read_jsonl_captions_of_bad_line_names_it(tmp_path: Path, text: str, mes
     (tmp_path / "given.jsonl").write_text(text)
     with pytest.raises(InputError, match=message):
         read_jsonl_captions(str(tmp_path / "given.jsonl"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-le"])
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+def test_read_jsonl_captions_reads_every_encoding(
+    tmp_path: Path, encoding: str, compress: Callable[[bytes], bytes]
+) -> None:
+    text = '{"image": "in\\\\a", "mask_id": 1, "caption": "größe"}\r\n{"image": "b", "mask_id": 2, "caption": "x"}'
+    (tmp_path / "captions.jsonl").write_bytes(compress(text.encode(encoding)))
+    found = read_jsonl_captions(str(tmp_path / "captions.jsonl"))
+    assert found == {("in/a", "1"): "größe", ("b", "2"): "x"}
 
 
 def test_write_predictions_of_other_images_raises_input_error(tmp_path: Path, benchmark: StoredBenchmark) -> None:

@@ -1,5 +1,6 @@
 """Annotation files: what they say is kept, what they lack is computed, and what they cannot mean is refused."""
 
+import gzip
 import json
 import pickle
 from collections.abc import Mapping
@@ -14,6 +15,7 @@ from hypothesis.extra import numpy as arrays
 
 from ureca.errors import AnnotationError
 from ureca.masks.annotations import (
+    MAX_ANNOTATION_BYTES,
     MAX_MASKS,
     Annotations,
     parse_annotations,
@@ -278,6 +280,17 @@ class TestInvalidAnnotations:
         (mask,) = parse_annotations(sa1b(annotation(id=id)))
         assert mask.id == 0
         assert repr(id)[:4] in mask.notes["renamed_id"]
+
+    @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
+    def test_parse_annotations_of_compressed_files_reads_them(self, encoding: str) -> None:
+        plain = sa1b(annotation(id=1))
+        assert parse_annotations(gzip.compress(plain.decode().encode(encoding))) == parse_annotations(plain)
+        with pytest.raises(AnnotationError, match="compressed file ends early"):
+            parse_annotations(gzip.compress(plain)[:-5])
+
+    def test_parse_annotations_of_a_compressed_bomb_raises(self) -> None:
+        with pytest.raises(AnnotationError, match="larger than"):
+            parse_annotations(gzip.compress(b" " * (MAX_ANNOTATION_BYTES + 2), 1))
 
     def test_parse_annotations_of_a_million_annotations_raises_from_the_length(self) -> None:
         item = b'{"segmentation": {"size": [3, 4], "counts": "327"}, "bbox": [1, 0, 0, 1], "id": 1}, '

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask_images import decode_mask_image
@@ -77,6 +77,40 @@ def test_decode_regions_of_the_stored_image_are_turned_upright(orientation: int)
     for id in range(3):
         np.testing.assert_array_equal(decoded.masks[id].decode(), expected)
     assert decoded.prompts[3].bbox_xywh == decoded.masks[0].bbox_xywh
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("frame", ["stored", "upright"])
+def test_decode_regions_of_mask_files_with_orientations_of_their_own_are_turned_once(
+    orientation: int, frame: str
+) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(INSIDE.astype(np.uint8) * 255).save(file := io.BytesIO(), "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file))).astype(bool)
+    regions = [RegionInput.model_validate({"mask_png": base64.b64encode(file.getvalue()).decode()})]
+    limits = ServingLimits(max_mask_pixels=6000)
+    # Of an image that is stored as the mask is, and of one that is stored in another way.
+    for of_image in {orientation, 7 if orientation >= 5 else 2} if frame == "stored" else {1}:
+        if frame == "stored" and orientation == 1 and of_image != 1:
+            continue  # the image's orientation turns a mask file without one, as the other forms
+        decoded = decode_regions(regions, expected.shape, limits, orientation=of_image)
+        np.testing.assert_array_equal(decoded.masks[0].decode(), expected)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_decode_regions_of_the_stored_image_of_any_orientation_are_turned_as_it_is(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(INSIDE.astype(np.uint8) * 255).save(file := io.BytesIO(), "PNG", exif=exif)
+    expected = np.asarray(ImageOps.exif_transpose(Image.open(file))).astype(bool)
+    forms: list[dict[str, Any]] = [{"rle": dict(RLE)}, {"mask_png": png(INSIDE)}, {"bbox_xywh": [10, 5, 12, 10]}]
+    regions = [RegionInput.model_validate(form) for form in forms]
+    limits = ServingLimits(max_mask_pixels=6000)
+    decoded = decode_regions(regions, expected.shape, limits, orientation=orientation)
+    for id in range(2):
+        np.testing.assert_array_equal(decoded.masks[id].decode(), expected)
+    assert decoded.prompts[2].bbox_xywh == decoded.masks[0].bbox_xywh
 
 
 def test_decode_regions_boxes_and_points_give_prompts_with_ids() -> None:

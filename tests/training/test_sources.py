@@ -1,5 +1,6 @@
 """Sources of samples: all samples, and each bad one with its kind."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -253,6 +254,22 @@ def test_jsonl_source_takes_masks_from_a_coco_file(tmp_path: Path) -> None:
     (tmp_path / "coco.json").write_text(json.dumps({"images": images, "annotations": records}))
     (_, bad) = read(JsonlSource.model_validate(settings))
     assert {sample.message.partition(": ")[2] for sample in bad} == {f"{tmp_path}/coco.json has no image of this name"}
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("is_compressed", [False, True])
+def test_jsonl_source_reads_every_encoding(tmp_path: Path, encoding: str, is_compressed: bool) -> None:
+    (id,) = write_corpus(tmp_path, 1)
+    lines = [line(id, "2", answer="größe"), line(id, "99"), line(id, "1")]
+    content = "\r\n".join(json.dumps(one, ensure_ascii=False) for one in lines).encode(encoding)
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(gzip.compress(content) if is_compressed else content)
+    images, bad = read(JsonlSource(path=str(path), images=str(tmp_path)))
+    assert [(region.region_id, region.caption) for image in images for region in image.regions] == [
+        (2, "größe"),
+        (1, "a disc"),
+    ]
+    assert kinds(bad) == [(id, 99, "unknown_mask")]
 
 
 def test_jsonl_source_reads_lines_as_tools_write_them(tmp_path: Path) -> None:

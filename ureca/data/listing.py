@@ -1,7 +1,7 @@
 """Listing of the images of a job and of their annotations: from paths and URIs to a manifest."""
 
 import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -36,7 +36,18 @@ from ureca.data.paths import (
 )
 from ureca.data.tars import list_tars
 from ureca.errors import InputError
-from ureca.io import Location, is_allowed, is_file, list_entries, locate, sort_names, walk_files
+from ureca.io import (
+    OUTSIDE,
+    Location,
+    decode_text,
+    is_allowed,
+    is_file,
+    iter_chunks,
+    list_entries,
+    locate,
+    sort_names,
+    walk_files,
+)
 
 BESIDE = "beside"
 """Value of ``annotations`` for files beside the images."""
@@ -45,6 +56,9 @@ Ids = Literal["stem", "path"]
 
 _INDEX_IMAGE_EXTENSIONS = ("png", "bmp", "gif", "tif", "tiff")
 _DATA_URL = "data:"
+_IS_URI = r"^[a-zA-Z][a-zA-Z0-9+.-]*://"
+_MAX_LIST_BYTES = 2**30
+_NUM_LOOKED_UP = 64  # of paths with Windows' separators, before it is decided that none is written otherwise
 _ROWS_PER_BATCH = 64  # of a column of text, which may hold whole images
 _IMAGE_COLUMNS = ("image", "bytes", "uri", "path")  # tried in this order
 _ID_COLUMN = "image_id"
@@ -225,9 +239,12 @@ def _any(names: pa.ChunkedArray, extensions: tuple[str, ...]) -> bool:
 
 def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Table:
     try:
-        with location.open(location.name) as file:
-            text = file.read().decode("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
+        if not is_allowed(location.name, location.only_below):
+            raise PermissionError(OUTSIDE)
+        text = decode_text(b"".join(iter_chunks(location, max_bytes=_MAX_LIST_BYTES)))
+    except UnicodeDecodeError as error:
+        raise InputError(f"{input}: the list is no text in UTF-8 or UTF-16 ({error}): save it as UTF-8") from error
+    except OSError as error:
         raise InputError(f"{input}: the list cannot be read: {error}") from error
     lines = pc.utf8_trim_whitespace(pa.array(text.replace("\r\n", "\n").split("\n"), pa.string()))
     numbers = pa.array(np.arange(1, len(lines) + 1))
@@ -246,27 +263,36 @@ def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Ta
         return resolve(lines, folders(folder).as_py(), options.as_py())
 
     # Only lines that look unusual are looked up: a file system may need a request for each.
+    lines = _with_slashes(lines, places, location.only_below)
     known = has_extension(split_options(lines)[0], image_extensions() + OTHER_IMAGE_EXTENSIONS)
-    is_uri = pc.match_substring_regex(lines, r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
-    is_unusual = pc.and_not(pc.or_(pc.invert(known), pc.match_substring(lines, "\\")), is_uri)
-    rows = np.flatnonzero(is_unusual.to_numpy(zero_copy_only=False))
-    if rows.size:
-        texts, allowed = lines.to_pylist(), location.only_below
-        for row in rows.tolist():
-            slashed = texts[row].replace("\\", "/")
-            variants = dict.fromkeys((texts[row], slashed))
-            found = next((text for text in variants if _exists(places(pa.scalar(text)).as_py(), allowed)), None)
-            if found is None and not known[row].as_py():
-                raise InputError(
-                    f"{input}, line {numbers[row]}: {reprlib.repr(texts[row])} is no path of an image: there is no "
-                    "such file. A line is one path or URI and nothing else; lines that begin with # are comments"
-                )
-            texts[row] = found or texts[row]
-        lines = pa.array(texts, pa.string())
+    is_uri = pc.match_substring_regex(lines, _IS_URI)
+    for row in np.flatnonzero(pc.invert(pc.or_(known, is_uri)).to_numpy(zero_copy_only=False)).tolist():
+        line = lines[row].as_py()
+        if not _exists(places(pa.scalar(line)).as_py(), location.only_below):
+            raise InputError(
+                f"{input}, line {numbers[row]}: {reprlib.repr(line)} is no path of an image: there is no "
+                "such file. A line is one path or URI and nothing else; lines that begin with # are comments"
+            )
     lines = lines.filter(sieve.keep(lines))
     paths = places(lines)
     uris = split_options(paths)[0]
     return make_manifest(image_id=stems(uris) if ids == "stem" else _written_ids(lines), uri=uris, path=paths)
+
+
+def _with_slashes(texts: Any, places: Callable[[Any], Any], only_below: Sequence[str]) -> Any:
+    """Replace Windows' separators in paths of a list or table, except where a file has the name as it is written."""
+    has_other = pc.and_not(pc.match_substring(texts, "\\"), pc.match_substring_regex(texts, _IS_URI))
+    rows = np.flatnonzero(has_other.to_numpy(zero_copy_only=False))
+    if not rows.size:
+        return texts
+
+    def exists(row: int) -> bool:
+        return _exists(places(texts[row]).as_py(), only_below)
+
+    if any(exists(row) for row in rows[:_NUM_LOOKED_UP].tolist()):
+        as_written = [row for row in rows.tolist() if exists(row)]
+        has_other = pa.array(np.isin(np.arange(len(texts)), np.setdiff1d(rows, as_written)))
+    return pc.if_else(has_other, pc.replace_substring(texts, "\\", "/"), texts)
 
 
 def _exists(path: str, only_below: Sequence[str]) -> bool:
@@ -324,7 +350,14 @@ def list_tables(
             with pq.ParquetFile(location.open(name)) as table:
                 path = location.paths(pa.scalar(name)).as_py()
                 return _list_table(
-                    table, uri, path, image_column=image_column, id_column=id_column, sieve=sieve, prefix=prefix
+                    table,
+                    uri,
+                    path,
+                    image_column=image_column,
+                    id_column=id_column,
+                    sieve=sieve,
+                    prefix=prefix,
+                    only_below=location.only_below,
                 )
         except (OSError, pa.ArrowException) as error:
             raise InputError(f"{uri}: the Parquet file cannot be read: {error}") from error
@@ -344,6 +377,7 @@ def _list_table(
     id_column: str | None,
     sieve: Sieve,
     prefix: str | None,
+    only_below: Sequence[str],
 ) -> pa.Table:
     image_column = _choose(table, uri, (image_column,) if image_column else _IMAGE_COLUMNS)
     ids = None
@@ -358,7 +392,12 @@ def _list_table(
         texts = _read_strings(table, uri, image_column, shorten=True)
         is_data = pc.starts_with(texts, _DATA_URL)
         folder, options = split_options(pa.scalar(path))
-        paths = resolve(texts, folders(folder).as_py(), options.as_py())
+
+        def places(texts: Any) -> Any:
+            return resolve(texts, folders(folder).as_py(), options.as_py())
+
+        texts = _with_slashes(texts, places, only_below)
+        paths = places(texts)
         uris = split_options(paths)[0]
         if ids is None:
             ids = pc.if_else(is_data, row_ids, stems(uris) if prefix is None else _written_ids(texts))

@@ -41,7 +41,7 @@ OTHER_IMAGE_EXTENSIONS = ("avif", "jp2", "j2k", "jpf", "jpx", "j2c", "heic", "he
 ANNOTATION_EXTENSIONS = ("json",)
 SHARD_EXTENSIONS = ("tar",)
 TABLE_EXTENSIONS = ("parquet",)
-LIST_EXTENSIONS = ("txt",)
+LIST_EXTENSIONS = ("txt", "txt.gz")
 COMPRESSED_EXTENSIONS = ("tar.gz", "tgz", "tar.bz2", "tbz2", "tar.xz", "txz", "tar.zst", "tzst")
 
 

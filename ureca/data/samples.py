@@ -8,9 +8,8 @@ import reprlib
 from array import array
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from io import BufferedReader
 from tempfile import TemporaryDirectory
-from typing import Any, Literal, Protocol, Self
+from typing import Any, BinaryIO, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +25,7 @@ from ureca.data.output import Output
 from ureca.data.reading import FileReader
 from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import AnnotationError, DataError, InputError
-from ureca.io import is_file, locate
+from ureca.io import is_file, locate, open_lines
 from ureca.masks.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations, whole_number
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px
@@ -270,7 +269,6 @@ class JsonlFile:
     def __init__(self, settings: JsonlSource) -> None:
         self.report = ExportReport()
         self._settings = settings
-        self._location = locate(settings.path)
 
     def files(self) -> list[str]:
         """Return the JSONL file, and the COCO file if the settings name one."""
@@ -286,7 +284,11 @@ class JsonlFile:
         settings = self._settings
         codes: dict[str, int] = {}
         image_of_line, offsets = array("i"), array("q")
-        with self._open() as file:
+        try:
+            opened = open_lines(settings.path)
+        except OSError as error:
+            raise InputError(f"{settings.path}: it cannot be read: {error}") from error
+        with opened as file:
             for number, offset, data in _lines(file):
                 line = _parse(data, f"{settings.path}, line {number}")
                 if isinstance(line, BadSample):
@@ -294,11 +296,16 @@ class JsonlFile:
                 elif line is not None:
                     image_of_line.append(codes.setdefault(line.image, len(codes)))
                     offsets.append(offset)
-        with TemporaryDirectory() as folder:
-            yield from self._images(codes, image_of_line, offsets, folder)
+            with TemporaryDirectory() as folder:
+                yield from self._images(file, codes, image_of_line, offsets, folder)
 
     def _images(
-        self, codes: Mapping[str, int], image_of_line: "array[int]", offsets: "array[int]", folder: str
+        self,
+        file: BinaryIO,
+        codes: Mapping[str, int],
+        image_of_line: "array[int]",
+        offsets: "array[int]",
+        folder: str,
     ) -> Iterator[Sample]:
         """Yield the images and bad samples of the good lines; a COCO file is cut up in the folder."""
         settings = self._settings
@@ -310,7 +317,6 @@ class JsonlFile:
         ends = np.cumsum(np.bincount(images, minlength=len(codes)))
         names = list(codes)
         with (
-            self._open() as file,
             FileReader(MAX_ANNOTATION_BYTES) as annotations,
             FrameReader(settings.frame, "jsonl.frame") as frames,
         ):
@@ -318,7 +324,7 @@ class JsonlFile:
                 entries = entries_at(manifest, rows[first : first + _IMAGES_PER_CHUNK])
                 for image, entry in enumerate(entries, start=first):
                     places = by_image[ends[image - 1] if image else 0 : ends[image]]
-                    lines = [self._line_at(file, offsets[place]) for place in places.tolist()]
+                    lines = [_line_at(file, offsets[place]) for place in places.tolist()]
                     yield from self._image(entry, lines, annotations, frames)
 
     def _image(
@@ -350,18 +356,13 @@ class JsonlFile:
         if regions:
             yield TrainingImage(entry.without_annotation(), annotations.height_px, annotations.width_px, tuple(regions))
 
-    def _open(self) -> BufferedReader:
-        try:
-            return BufferedReader(self._location.filesystem.open_input_file(self._location.name), 1 << 16)
-        except OSError as error:
-            raise InputError(f"{self._settings.path}: it cannot be read: {error}") from error
 
-    def _line_at(self, file: BufferedReader, offset: int) -> _Line:
-        file.seek(offset)
-        return _Line.parse(file.readline())
+def _line_at(file: BinaryIO, offset: int) -> _Line:
+    file.seek(offset)
+    return _Line.parse(file.readline())
 
 
-def _lines(file: BufferedReader) -> Iterator[tuple[int, int, bytes]]:
+def _lines(file: BinaryIO) -> Iterator[tuple[int, int, bytes]]:
     """Yield number from 1, byte offset and content of each line; of one that is too long, only the beginning."""
     number = offset = 0
     while data := file.readline(_MAX_LINE_BYTES + 1):

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.masks.generators.settings import Frame
 
+JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
+"""Ends of the names of files in URECA's JSONL."""
+
 _SHARD = re.compile(r"([1-9]\d{0,5})/([1-9]\d{0,5})")
 
 

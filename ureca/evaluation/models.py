@@ -8,6 +8,7 @@ from pathlib import PurePosixPath
 from typing import Literal, get_args
 
 from ureca.data.output import Output
+from ureca.data.settings import JSONL_SUFFIXES
 from ureca.errors import SettingsError
 from ureca.hashing import digest
 from ureca.io import below, has_suffix
@@ -76,13 +77,13 @@ def _parse(text: str) -> EvaluatedModel:
     if not name:
         parts = PurePosixPath(path.partition("?")[0]).parts
         is_run = len(parts) > 1 and parts[-1] == _TRAINED
-        default = (parts[-2] if is_run else parts[-1]).removesuffix(".jsonl") if parts else path
+        default = (parts[-2] if is_run else parts[-1]).removesuffix(".gz").removesuffix(".jsonl") if parts else path
         name = default if prompt is None else f"{default}, {prompt}"
     return EvaluatedModel(name, kind, path, next((p for p in get_args(RegionPrompt) if p == prompt), None))
 
 
 def _kind(path: str) -> tuple[Literal["checkpoint", "output", "jsonl"], str]:
-    if has_suffix(path, ".jsonl"):
+    if has_suffix(path, JSONL_SUFFIXES):
         return "jsonl", path
     if (output := Output(path)).exists():
         if output.run().get("command") == "train":

@@ -1,6 +1,5 @@
 """Predictions: captions of a benchmark's regions with their references; and reading captions from files and outputs."""
 
-import io
 import json
 import reprlib
 from collections import Counter
@@ -13,9 +12,9 @@ from pydantic import AliasChoices, BaseModel, Field, ValidationError, model_vali
 from ureca.captioning.images import failed_caption, finished_caption
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
-from ureca.data.reading import open_file
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
+from ureca.io import open_lines
 from ureca.schema import CAPTIONS_DATASET
 
 
@@ -122,14 +121,14 @@ def read_jsonl_captions(path: str) -> Captions:
         if not data.strip():
             continue
         try:
-            line = _CaptionLine.model_validate(json.loads(data))
+            line = _CaptionLine.model_validate(json.loads(data.removeprefix(b"\xef\xbb\xbf")))
         except ValidationError as error:
             first = error.errors(include_url=False, include_input=False)[0]
             where = ".".join(map(str, first["loc"]))
             raise InputError(f"{path}, line {number}: {where}: {first['msg']}") from error
         except (ValueError, RecursionError) as error:
             raise InputError(f"{path}, line {number}: it is no JSON object ({error})") from error
-        key = (line.image, str(line.region))
+        key = (line.image.replace("\\", "/"), str(line.region))
         if key in captions:
             raise InputError(f"{path}, line {number}: mask {key[1]} of image {key[0]!r} has a caption already")
         captions[key] = line.caption
@@ -210,10 +209,10 @@ def _prediction_row(row: Mapping[str, Any], captions: Captions, source: str) -> 
 
 def _lines(path: str) -> Iterator[bytes]:
     try:
-        with io.BufferedReader(open_file(path), 1 << 16) as file:
+        with open_lines(path) as file:
             while data := file.readline(_MAX_LINE_BYTES + 1):
                 if len(data) > _MAX_LINE_BYTES:
                     raise InputError(f"{path}: a line has more than {_MAX_LINE_BYTES} bytes: {reprlib.repr(data[:40])}")
                 yield data
-    except (DataError, OSError) as error:
+    except OSError as error:
         raise InputError(f"{path} cannot be read: {error}") from error

@@ -18,6 +18,7 @@ from pydantic_core import from_json
 
 from ureca.errors import AnnotationError, ImageError
 from ureca.image_limits import ImageLimits
+from ureca.io import decode_text, decompressed
 from ureca.masks import rle as rle_codec
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.mask import Mask
@@ -122,6 +123,7 @@ def parse_annotations(
     Raises:
         AnnotationError: ``malformed`` (no such JSON, no size, over 256 MiB), ``too_many_masks`` (over 4096).
     """
+    data = _decompressed(data)
     if len(data) > MAX_ANNOTATION_BYTES:
         raise AnnotationError("malformed", f"the file is larger than {MAX_ANNOTATION_BYTES} bytes")
     if data.count(b"{") > _BRACES_PARSED_AT_ONCE:  # counted before the objects take ten times the memory of the file
@@ -256,12 +258,12 @@ def _to_sa1b_mask(mask: Mask) -> dict[str, Any]:
 
 
 def load_json(data: bytes) -> Any:
-    """Parse JSON; NaN and infinity, which several tools write, are numbers.
+    """Parse JSON, which may be compressed by gzip; NaN and infinity, which several tools write, are numbers.
 
     Raises:
         AnnotationError: ``malformed``.
     """
-    data = data.removeprefix(b"\xef\xbb\xbf")
+    data = _decompressed(data).removeprefix(b"\xef\xbb\xbf")
     try:
         return from_json(data, allow_inf_nan=True)
     except ValueError:
@@ -270,6 +272,26 @@ def load_json(data: bytes) -> Any:
         return json.loads(data)
     except (ValueError, RecursionError) as error:  # ValueError: no JSON, no Unicode, integers of thousands of digits
         raise AnnotationError("malformed", f"not JSON: {error}") from error
+
+
+def as_utf8(data: bytes) -> bytes:
+    """Return JSON, which may be compressed by gzip, or in UTF-16 or 32, in UTF-8 without a mark.
+
+    Raises:
+        AnnotationError: ``malformed``.
+    """
+    data = _decompressed(data)
+    try:
+        return data if json.detect_encoding(data) == "utf-8" else decode_text(data).encode()
+    except ValueError as error:
+        raise AnnotationError("malformed", f"not JSON: {error}") from error
+
+
+def _decompressed(data: bytes) -> bytes:
+    try:
+        return decompressed(data, max_bytes=MAX_ANNOTATION_BYTES)
+    except OSError as error:
+        raise AnnotationError("malformed", error.strerror or str(error)) from error
 
 
 def image_key(id: object) -> int | str | None:

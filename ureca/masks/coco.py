@@ -12,7 +12,7 @@ from typing import IO, Any, Self
 import numpy as np
 
 from ureca.errors import AnnotationError
-from ureca.io import locate
+from ureca.io import iter_chunks, locate
 from ureca.masks.annotations import (
     MAX_MASKS,
     Annotations,
@@ -27,7 +27,6 @@ from ureca.masks.json_stream import JsonStreamError, iter_elements
 MAX_FILE_BYTES = 2**35
 """Largest COCO file, once decompressed."""
 
-_CHUNK_BYTES = 2**20
 _IMAGE_KEYS = ("width", "height", "file_name", "coco_url", "flickr_url", "path", "url")
 
 
@@ -51,7 +50,7 @@ class CocoFile:
 
     @classmethod
     def read(cls, path: str | Path, *, only: Collection[int] | None = None, only_below: Sequence[str] = ()) -> Self:
-        """Read a file, a path or URI; one that ends with .gz is decompressed.
+        """Read a file, a path or URI, which may be compressed.
 
         Args:
             path: the file.
@@ -70,8 +69,9 @@ class CocoFile:
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with this object
         offset = 0
         keys_seen: set[str] = set()
+        chunks = iter_chunks(locate(str(path), only_below), max_bytes=MAX_FILE_BYTES)
         try:
-            for key, record, text in iter_elements(_chunks(path, only_below), {"images", "annotations", "categories"}):
+            for key, record, text in iter_elements(chunks, {"images", "annotations", "categories"}):
                 keys_seen.add(key)
                 if not isinstance(record, dict):
                     left_out[f"{key}: no object"] += 1
@@ -200,14 +200,3 @@ def coco_images(
     for id in file.images:
         if file.num_annotations(id):
             yield id, file.annotations(id)
-
-
-def _chunks(path: str | Path, only_below: Sequence[str] = ()) -> Iterator[bytes]:
-    location = locate(str(path), only_below)
-    num_bytes = 0
-    with location.filesystem.open_input_stream(location.name) as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            num_bytes += len(chunk)
-            if num_bytes > MAX_FILE_BYTES:  # a small compressed file could fill the disk
-                raise AnnotationError("malformed", f"the file is larger than {MAX_FILE_BYTES} bytes")
-            yield chunk

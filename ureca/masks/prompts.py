@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ureca.errors import AnnotationError
-from ureca.masks.annotations import MAX_MASKS
+from ureca.masks.annotations import MAX_MASKS, as_utf8
 from ureca.masks.frames import Size, turned_box, turned_point
 
 MAX_POINTS = 256
@@ -64,7 +64,7 @@ def parse_prompts(data: bytes) -> list[tuple[int, Prompt]]:
             ``duplicate_ids``.
     """
     try:
-        prompts = _PromptFile.model_validate_json(data).prompts
+        prompts = _PromptFile.model_validate_json(as_utf8(data)).prompts
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = ".".join(map(str, first["loc"])) or "file"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
 from ureca.image_structure import read_structure
-from ureca.images import Pixels, decode_layers
+from ureca.images import Pixels, decode_layers, stored_frame
 from ureca.io import decode_data_url
 from ureca.masks import rle as rle_codec
 from ureca.masks.frames import stored_size, turned_rle
@@ -91,7 +91,7 @@ def decode_regions(
         limits: Limits of a request.
         is_wanted: Function that tells, before each region, whether the result is still wanted.
         orientation: EXIF orientation, 1 to 8, of the image that the regions are in as it is stored; 1: they are in the
-            upright one.
+            upright one. A mask file with an orientation of its own is turned upright by that one alone.
 
     Raises:
         ApiError: 499 ``cancelled``: the result is no longer wanted; or 422 ``too_many_regions``, ``too_many_pixels``
@@ -128,8 +128,13 @@ def decode_regions(
         else:
             key = region.model_dump_json(exclude={"region_id"}, exclude_none=True)
             if key not in decoded:
-                rle = _decode_mask(region, size, limits.image, params[id])
-                decoded[key] = rle if orientation == 1 else turned_rle(rle, orientation)
+                rle = None
+                if region.mask_png is not None and orientation != 1:
+                    rle = _decode_oriented_file(region, upright_size, limits.image, params[id])
+                if rle is None:
+                    rle = _decode_mask(region, size, limits.image, params[id])
+                    rle = rle if orientation == 1 else turned_rle(rle, orientation)
+                decoded[key] = rle
             masks[id] = exact_mask(id, decoded[key])
     return DecodedRegions(tuple(ids), masks, prompts, params)
 
@@ -169,6 +174,18 @@ def _assign_ids(regions: Sequence[RegionInput]) -> list[int]:
             taken.add(region.region_id)
     free = (id for id in range(2 * len(regions)) if id not in taken)
     return [next(free) if region.region_id is None else region.region_id for region in regions]
+
+
+def _decode_oriented_file(
+    region: RegionInput, upright_size: tuple[int, int], limits: ImageLimits, param: str
+) -> Rle | None:
+    """Decode a mask file with an EXIF orientation of its own, which turns it upright; None: it has none."""
+    data = decode_base64(region.mask_png or "", f"{param}.mask_png")
+    try:
+        has_orientation = stored_frame(data, limits)[2] != 1
+    except ImageError:  # told in full by the decoding
+        return None
+    return _decode_mask(region, upright_size, limits, param) if has_orientation else None
 
 
 def _decode_mask(region: RegionInput, size: tuple[int, int], limits: ImageLimits, param: str) -> Rle:

@@ -1,5 +1,6 @@
 """Benchmarks in their authors' formats: regions, exclusions and errors."""
 
+import gzip
 import json
 import pickle
 from pathlib import Path
@@ -164,6 +165,8 @@ def test_read_json_array_does_not_depend_on_chunk_size(tmp_path: Path, size: int
     for text in (json.dumps(value), json.dumps(value, indent=2), " [ ]"):
         path.write_text(text, encoding="utf-8")
         assert list(read_json_array(path, chunk_bytes=size)) == json.loads(text)
+        path.write_bytes(gzip.compress(text.encode("utf-16")))
+        assert list(read_json_array(path, chunk_bytes=size + 1)) == json.loads(text)
 
 
 @pytest.mark.parametrize("text", ["", "{}", "[{}", "[{} {}]", '[{"a": ]', "[1, 2]", "[{}, x]", "[" * 100_000])

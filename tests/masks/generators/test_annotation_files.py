@@ -1,5 +1,6 @@
 """Masks of annotation files in the frame of the upright image."""
 
+import io
 import json
 
 import numpy as np
@@ -9,7 +10,7 @@ from PIL import Image
 from tests.drawn import png
 from ureca.errors import AnnotationError
 from ureca.masks.generators.annotations import AnnotationMaskGenerator
-from ureca.masks.generators.settings import AnnotationsConfig
+from ureca.masks.generators.settings import AnnotationsConfig, Frame
 
 HEIGHT, WIDTH = 30, 50
 STORED = np.zeros((HEIGHT, WIDTH), bool)
@@ -105,6 +106,29 @@ def test_index_images_have_a_mask_for_each_value_but_background_and_void() -> No
     values[:5], values[10:12], values[20] = 4, 9, 255
     masks = AnnotationMaskGenerator().generate(np.zeros((HEIGHT, WIDTH, 3), np.uint8), png(values))
     assert [(mask.id, mask.area_px) for mask in masks] == [(4, 5 * WIDTH), (9, 2 * WIDTH)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("frame", ["auto", "stored", "upright"])
+def test_index_images_with_an_orientation_of_their_own_are_turned_by_it_alone(orientation: int, frame: Frame) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(STORED.astype(np.uint8) * 3).save(file := io.BytesIO(), "PNG", exif=exif)
+    expected = STORED if orientation == 1 else upright(STORED, orientation)
+    image = np.zeros((*expected.shape, 3), np.uint8)
+    generator = AnnotationMaskGenerator(AnnotationsConfig(frame=frame))
+    (mask,) = generator.generate(image, file.getvalue(), orientation=orientation)
+    np.testing.assert_array_equal(mask.decode(), expected)
+    assert (mask.id, mask.notes) == (3, {})
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+def test_index_images_of_the_stored_frame_are_turned_with_the_image(orientation: int) -> None:
+    expected = upright(STORED, orientation)
+    generator = AnnotationMaskGenerator(AnnotationsConfig(frame="stored"))
+    image = np.zeros((*expected.shape, 3), np.uint8)
+    (mask,) = generator.generate(image, png(STORED.astype(np.uint8)), orientation=orientation)
+    np.testing.assert_array_equal(mask.decode(), expected)
 
 
 def test_index_image_of_background_alone_has_no_masks() -> None:

@@ -1,10 +1,12 @@
 """Boxes and points to masks, by the package's own predictor at a size that runs anywhere."""
 
+import io
 import json
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image, ImageOps
 
 from tests.masks.generators.test_sam import build_tiny_sam
 from ureca.errors import AnnotationError, ImageError
@@ -74,10 +76,18 @@ def test_generate_reads_prompts_from_the_annotation_file(sam: Any) -> None:
         mask_generator.generate(np.zeros((1, 900, 3), np.uint8), file)
 
 
-@pytest.mark.parametrize("orientation", [3, 6])
+@pytest.mark.parametrize("orientation", range(2, 9))
 def test_generate_turns_prompts_of_the_stored_image(sam: Any, orientation: int) -> None:
-    box = [35, 24, 20, 10] if orientation == 3 else [24, 5, 10, 20]  # of [5, 6, 20, 10] and [5, 26, 20, 10]
-    stored = [5, 6, 20, 10] if orientation == 3 else [5, 26, 20, 10]
+    box = [35, 24, 20, 10]
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels = np.zeros(IMAGE.shape[:2], np.uint8)
+    pixels[24:34, 35:55] = 255
+    # The orientation that undoes this one is the same but for quarter turns.
+    exif[0x0112] = {6: 8, 8: 6}.get(orientation, orientation)
+    Image.fromarray(pixels).save(image := io.BytesIO(), "PNG", exif=exif)
+    rows, columns = np.nonzero(np.asarray(ImageOps.exif_transpose(Image.open(image))))
+    stored = [int(value) for value in (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)]
     file, turned = (json.dumps({"prompts": [{"bbox_xywh": one}]}).encode() for one in (stored, box))
     ((expected,), (found,)) = (
         PromptedSam.from_model(sam, frame=frame).generate(IMAGE, data, orientation=orientation)

@@ -9,7 +9,7 @@ from typing import Any
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
 from ureca.data.samples import BadSample, JsonlFile, TrainingImage
-from ureca.data.settings import JsonlOptions, JsonlSource
+from ureca.data.settings import JSONL_SUFFIXES, JsonlOptions, JsonlSource
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.base import (
     Benchmark,
@@ -38,7 +38,7 @@ def open_benchmark(path: str, settings: BenchmarkSettings) -> Benchmark:
     Raises:
         InputError: there is no benchmark at the path, or files that belong to it are missing.
     """
-    if has_suffix(path, ".jsonl"):
+    if has_suffix(path, JSONL_SUFFIXES):
         return JsonlReader(path, settings.jsonl)
     if Output(path).exists():
         return RegionsReader(path, settings.regions)

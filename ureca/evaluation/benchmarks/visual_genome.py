@@ -18,6 +18,7 @@ from ureca.evaluation.benchmarks.base import (
     clean_references,
 )
 from ureca.evaluation.settings import VisualGenomeSettings
+from ureca.io import decode_text, iter_chunks, locate
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.rle import area_px, encode_box
 
@@ -72,7 +73,7 @@ class VisualGenomeReader:
         if settings.image_ids is not None:
             path = Path(settings.image_ids)
             try:
-                self._ids = {int(line) for line in path.read_text(encoding="utf-8").split()}
+                self._ids = {int(line) for line in decode_text(path.read_bytes()).split()}
             except (OSError, ValueError) as error:
                 raise InputError(f"visual_genome.image_ids {path}: it has one image id a line ({error})") from error
         self.description = "Visual Genome"
@@ -158,13 +159,9 @@ def read_json_array(path: Path, *, chunk_bytes: int = _CHUNK_BYTES) -> Iterator[
         InputError: the file cannot be read, or holds no array of objects.
     """
 
-    def chunks() -> Iterator[bytes]:
-        with path.open("rb") as file:
-            while chunk := file.read(chunk_bytes):
-                yield chunk
-
+    chunks = iter_chunks(locate(str(path)), chunk_bytes=chunk_bytes)
     try:
-        for _, element, _ in iter_elements(chunks(), None):
+        for _, element, _ in iter_elements(chunks, None):
             if not isinstance(element, dict):
                 raise InputError(f"{path} holds an array, but not of objects")
             yield element

@@ -5,6 +5,7 @@ import numpy.typing as npt
 
 from ureca.errors import AnnotationError, ImageError
 from ureca.image_limits import ImageLimits
+from ureca.images import stored_frame
 from ureca.masks.annotations import MAX_MASKS, parse_annotations
 from ureca.masks.frames import to_upright
 from ureca.masks.generators.settings import AnnotationsConfig
@@ -19,7 +20,7 @@ class AnnotationMaskGenerator:
     """Takes the masks of an image from its annotation file, in any of the dialects of ``parse_annotations``.
 
     An index image, of which every value but 0 is a region, is an annotation file, too; 255 is void where there are
-    other values.
+    other values. One with an EXIF orientation of its own is turned upright by it, whatever the frame of other files.
 
     Args:
         settings: reading of boxes and of the frame of the masks; None: the defaults.
@@ -52,18 +53,23 @@ class AnnotationMaskGenerator:
             raise AnnotationError("missing_annotation", "the image has no annotation file")
         height, width = image.shape[:2]
         if annotation.startswith(_IMAGE_SIGNATURES):
-            masks, size = _index_masks(annotation, height * width)
+            masks, size, has_orientation = _index_masks(annotation, height * width)
+            orientation = 1 if has_orientation else orientation  # its own has turned it upright
         else:
             annotations = parse_annotations(annotation, size=(height, width), boxes=self._settings.boxes)
             masks, size = list(annotations), (annotations.height_px, annotations.width_px)
         return to_upright(masks, size, (height, width), orientation, self._settings.frame)
 
 
-def _index_masks(data: bytes, num_pixels: int) -> tuple[list[Mask], tuple[int, int]]:
-    """Return a mask for each value but the background of an index image, the values being the ids; height and width."""
+def _index_masks(data: bytes, num_pixels: int) -> tuple[list[Mask], tuple[int, int], bool]:
+    """Return a mask for each value but the background of an index image, the values being the ids.
+
+    Also height and width, and whether the file has an EXIF orientation of its own, which is applied.
+    """
     limits = ImageLimits(max_pixels=max(num_pixels, 1), max_bytes=max(len(data), 1))
     try:
-        labels = decode_index_image(data, limits, upright=False)
+        has_orientation = stored_frame(data, limits)[2] != 1
+        labels = decode_index_image(data, limits, upright=has_orientation)
     except ImageError as error:
         if error.kind != "too_many_pixels":
             raise
@@ -76,4 +82,8 @@ def _index_masks(data: bytes, num_pixels: int) -> tuple[list[Mask], tuple[int, i
         raise AnnotationError("too_many_masks", f"{len(chosen)} values in an index image, the limit is {MAX_MASKS}")
     positions = inverse.reshape(labels.shape)
     height, width = labels.shape
-    return [Mask.from_array(int(values[index]), positions == index) for index in chosen], (height, width)
+    return (
+        [Mask.from_array(int(values[index]), positions == index) for index in chosen],
+        (height, width),
+        has_orientation,
+    )
