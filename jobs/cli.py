@@ -27,7 +27,8 @@ COMMANDS = {
     "data": {
         "report": "show the images, regions and captions of a run as one HTML page",
         "view": "look through all regions of a run in the browser, and correct their captions",
-        "export": "write the captions of a run as URECA JSONL, flat Parquet or COCO captions",
+        "export": "write the captions of a run as JSONL, Parquet, COCO, or for annotation tools",
+        "import-corrections": "read what people have corrected in Label Studio or FiftyOne",
         "scenes": "draw scenes with exact masks and provably unique, true captions",
     },
     "tools": {

@@ -7,7 +7,6 @@ import runpy
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -109,14 +108,11 @@ def folder_of_pages(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.timeout(200)
 @pytest.mark.parametrize("page", ["README.md", "docs/tutorial.md", "docs/masks.md", "docs/results.md"])
 def test_python_of_a_page_runs(page: str, folder_of_pages: Path, tmp_path: Path) -> None:
-    """Blocks whose packages are not installed are left out; each page has others."""
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / page).read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-    optional = [name for name in ("duckdb", "polars") if find_spec(name) is None]
-    kept = [block for block in blocks if not any(f"import {name}" in block for name in optional)]
-    assert kept
+    assert blocks
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     ran = subprocess.run(
-        [sys.executable, "-c", "\n".join(kept)],
+        [sys.executable, "-c", "\n".join(blocks)],
         cwd=folder_of_pages, capture_output=True, text=True, check=False, env=environment,
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr

@@ -3,6 +3,7 @@ from .curation.image import curate_image as curate_image
 from .curation.protocols import Annotator as Annotator
 from .curation.protocols import Embedder as Embedder
 from .curation.protocols import Listener as Listener
+from .data.decisions import import_corrections as import_corrections
 from .data.export import export as export
 from .data.reader import OutputReader as OutputReader
 from .data.reader import Region as Region

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import duckdb
 import pytest
 
 from tests.drawn import write_corpus
@@ -44,14 +45,12 @@ def test_load_dataset_of_an_output_folder_has_its_rows(curated: Path, tmp_path: 
 
 
 def test_duckdb_line_of_the_card_gives_one_row_per_region(curated: Path) -> None:
-    duckdb = pytest.importorskip("duckdb")
     (query,) = [line for line in (curated / CARD).read_text().splitlines() if line.startswith("SELECT")]
     found = duckdb.sql(query.replace("FOLDER", str(curated))).fetchall()
     assert len(found) == sum(len(row["regions"]) for row in Output(str(curated)).rows())
 
 
 def test_polars_line_of_the_card_gives_one_row_per_region(curated: Path) -> None:
-    pytest.importorskip("polars")
     (line,) = [line for line in (curated / CARD).read_text().splitlines() if line.startswith("regions = polars")]
     names: dict[str, object] = {}
     exec(f"import polars\n{line.replace('FOLDER', str(curated))}", names)  # noqa: S102

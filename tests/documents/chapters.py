@@ -34,6 +34,18 @@ CHAPTERS = (
             Step("ureca status OUTPUT --quick", says="3 of 3 done"),
             Step("ureca report OUTPUT", leaves=("OUTPUT/report.html",)),
             Step("ureca export OUTPUT --format jsonl --to train.jsonl", leaves=("train.jsonl",)),
+            Step("ureca export OUTPUT --format label-studio --to tasks.json", leaves=("tasks.json", "tasks.xml")),
+            Step(
+                "ureca import-corrections OUTPUT project.json --format label-studio",
+                says="no new decision",
+                instead={"project.json": "tasks.json"},
+            ),
+            Step("ureca export OUTPUT --format fiftyone --to samples/", leaves=("samples/samples.json",)),
+            Step(
+                "ureca import-corrections OUTPUT corrected/ --format fiftyone",
+                says="no new decision",
+                instead={"corrected/": "samples"},
+            ),
         ),
     ),
     Chapter("a tour", (Step("ureca demo", leaves=("demo/report.html",), more="--part photographs"),)),

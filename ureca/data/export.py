@@ -1,4 +1,4 @@
-"""Exports of captioned regions: URECA's training set (JSONL), Parquet with one row per region, and COCO files."""
+"""Exports of captioned regions: URECA's training set (JSONL), Parquet with one row per region, COCO and others."""
 
 import json
 import shutil
@@ -27,10 +27,11 @@ from ureca.schema import PROVENANCE, REGION, REGIONS, conform
 
 def export(
     output: str | PathLike[str],
-    format: Literal["jsonl", "parquet", "coco", "coco-captions", "hf"],
+    format: Literal["jsonl", "parquet", "coco", "coco-captions", "hf", "label-studio", "fiftyone"],
     to: str | PathLike[str],
     *,
     masks: str | PathLike[str] | None = None,
+    image_prefix: str | None = None,
     include_rejected: bool = False,
     overwrite: bool = False,
 ) -> "ExportReport":
@@ -39,10 +40,14 @@ def export(
     Args:
         output: path or URI of the output folder of ``ureca curate`` or ``ureca caption``.
         format: "jsonl" (training set of URECA, one region a line), "parquet" (one row a region), "coco" (COCO
-            instances of one category, with captions), "coco-captions" (COCO captions, without masks) or "hf" (a folder
-            with images, masks and captions that ``datasets.load_dataset`` loads).
-        to: local path of the file to write; of the folder with "hf".
+            instances of one category, with captions), "coco-captions" (COCO captions, without masks), "hf" (a folder
+            with images, masks and captions that ``datasets.load_dataset`` loads), "label-studio" (tasks, and a
+            labelling configuration beside them) or "fiftyone" (a folder in the layout FiftyOneDataset).
+            ``import_corrections`` reads the decisions of people who worked with one of the last two.
+        to: local path of the file to write; of the folder with "hf" and "fiftyone".
         masks: with "jsonl", folder for the masks, one SA-1B JSON file an image; None: no masks are written.
+        image_prefix: with "label-studio", text before the name of an image's file in its address; None: the address
+            where the image was read, that of Label Studio's local storage for a file on this machine.
         include_rejected: export captions that the verification rejected, too.
         overwrite: replace existing files.
 
@@ -51,7 +56,7 @@ def export(
 
     Raises:
         OutputError: ``output`` is not the output of a run, or ``to`` exists or cannot be written.
-        ValueError: the format is unknown, or ``masks`` is given with another format than "jsonl".
+        ValueError: the format is unknown, or ``masks`` or ``image_prefix`` are given with another one than theirs.
 
     Example:
         >>> import ureca
@@ -61,6 +66,8 @@ def export(
     """
     if masks is not None and format != "jsonl":
         raise ValueError("masks go with the format jsonl; the other formats hold the masks themselves")
+    if image_prefix is not None and format != "label-studio":
+        raise ValueError("image_prefix goes with the format label-studio")
     run = Output.of_run(fspath(output))
     corrections = Corrections.of_output(run.path)
     rows = map(corrections.apply, run.region_rows())
@@ -78,8 +85,20 @@ def export(
         from ureca.data.hub_export import export_hub
 
         export_hub(run, Path(to), report, overwrite=overwrite, corrections=corrections)
+    elif format == "label-studio":
+        from ureca.data.label_studio import export_tasks
+
+        placed = ((corrections.apply(row), entry) for partition in run.placed_partitions() for row, entry in partition)
+        export_tasks(placed, Path(to), report, image_prefix=image_prefix, overwrite=overwrite)
+    elif format == "fiftyone":
+        from ureca.data.fiftyone import export_samples
+
+        export_samples(run, Path(to), report, overwrite=overwrite, corrections=corrections)
     else:
-        raise ValueError(f"there is no format {format!r}; the formats are jsonl, parquet, coco, coco-captions and hf")
+        raise ValueError(
+            f"there is no format {format!r}; the formats are jsonl, parquet, coco, coco-captions, hf, label-studio and "
+            "fiftyone"
+        )
     report.corrections = corrections.num_applied
     corrections.warn_of_outdated()
     return report
@@ -205,12 +224,17 @@ def export_coco(
 _CATEGORY = 1
 
 
+def image_file_name(row: Mapping[str, Any]) -> str:
+    """Return the path below INPUT of a row's image where ids are paths, else the name of its file."""
+    name: str = row["uri"].rpartition("/")[2]
+    return f"{row['image_id']}.{name.rpartition('.')[2]}" if "/" in row["image_id"] else name
+
+
 def _image(number: int, row: Mapping[str, Any]) -> dict[str, Any]:
-    name = row["uri"].rpartition("/")[2]
     return {
         "id": number,
         "image_id": row["image_id"],
-        "file_name": f"{row['image_id']}.{name.rpartition('.')[2]}" if "/" in row["image_id"] else name,
+        "file_name": image_file_name(row),
         "uri": row["uri"],
         "height": row["height"],
         "width": row["width"],

@@ -19,8 +19,7 @@ from PIL import Image
 from ureca import __version__
 from ureca.data.corrections import Corrections
 from ureca.data.export import ExportReport
-from ureca.data.manifest import ManifestEntry
-from ureca.data.output import Output, as_regions_row
+from ureca.data.output import Output
 from ureca.data.reading import fetch
 from ureca.errors import DataError, ImageError, OutputError, SettingsError
 from ureca.image_limits import ImageLimits
@@ -29,7 +28,6 @@ from ureca.io import replacing_folder
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px, box_xywh
 from ureca.masks.views import Views
-from ureca.schema import REGIONS_DATASET
 
 TOKEN_VARIABLE = "HF_TOKEN"  # noqa: S105 - the name of the variable
 MAX_SAMPLE_REGIONS = 100
@@ -104,7 +102,7 @@ def export_hub(
         figures = _Figures()
         sample: list[dict[str, Any]] = []
         writer = _ShardWriter(folder / "data")
-        for row, regions, data in _images(output, report, corrections or Corrections({})):
+        for row, regions, data in images_to_export(output, report, corrections or Corrections({})):
             try:
                 pixels = decode_image(data, ImageLimits())
                 if pixels.shape[:2] != (row["height"], row["width"]):
@@ -116,7 +114,7 @@ def export_hub(
             writer.write(
                 {
                     "image_id": row["image_id"],
-                    "image": _image_file(data, pixels, row["image_id"]),
+                    "image": image_file(data, pixels, row["image_id"]),
                     "height": row["height"],
                     "width": row["width"],
                     "regions": [_region(region, masks[region["region_id"]], row["image_id"]) for region in regions],
@@ -165,27 +163,20 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
     return str(address)
 
 
-def _images(
+def images_to_export(
     output: Output, report: ExportReport, corrections: Corrections
 ) -> Iterator[tuple[Mapping[str, Any], Sequence[Mapping[str, Any]], bytes]]:
     """Yield the rows that have regions to export, with these regions and the content of the image's file."""
-    done = set(output.done_partitions())
-    for path in output.manifest_files():
-        for partition in output.read_manifest(path).to_pylist():
-            if partition["partition"] not in done:
-                continue
-            rows = output.partition_rows(partition["partition"])
-            if output.dataset is not REGIONS_DATASET:
-                rows = [as_regions_row(row) for row in rows]
-            merged = map(corrections.apply, rows)
-            selected = {row["image_id"]: (row, regions) for row, regions in report.select(merged)}
-            entries = [ManifestEntry.from_row(row) for row in partition["images"] if row["image_id"] in selected]
-            for fetched in fetch(entries, ImageLimits()):
-                row, regions = selected[fetched.entry.image_id]
-                if isinstance(fetched.image, DataError):
-                    report.drop(f"export: {fetched.image.kind}", len(regions))
-                else:
-                    yield row, regions, fetched.image
+    for partition in output.placed_partitions():
+        merged = (corrections.apply(row) for row, _ in partition)
+        selected = {row["image_id"]: (row, regions) for row, regions in report.select(merged)}
+        entries = [entry for row, entry in partition if row["image_id"] in selected]
+        for fetched in fetch(entries, ImageLimits()):
+            row, regions = selected[fetched.entry.image_id]
+            if isinstance(fetched.image, DataError):
+                report.drop(f"export: {fetched.image.kind}", len(regions))
+            else:
+                yield row, regions, fetched.image
 
 
 def _region(region: Mapping[str, Any], mask: Mask, image_id: str) -> dict[str, Any]:
@@ -204,7 +195,7 @@ def _flat(image_id: str) -> str:
     return image_id.replace("/", "_")
 
 
-def _image_file(data: bytes, pixels: Pixels, image_id: str) -> dict[str, Any]:
+def image_file(data: bytes, pixels: Pixels, image_id: str) -> dict[str, Any]:
     """Return the file of an image that has been decoded: as it is where every reader gets the same pixels."""
     with Image.open(io.BytesIO(data)) if _is_plain(data) else Image.fromarray(pixels) as image:
         if (

@@ -400,6 +400,18 @@ class Output:
         rows = self.rows()
         return rows if self.dataset is REGIONS_DATASET else map(as_regions_row, rows)
 
+    def placed_partitions(self) -> Iterator[list[tuple[dict[str, Any], ManifestEntry]]]:
+        """Yield the rows of each finished partition in the schema ``REGIONS``, with the places of their images."""
+        done = set(self.done_partitions())
+        for path in self.manifest_files():
+            for partition in self.read_manifest(path).to_pylist():
+                if partition["partition"] in done:
+                    entries = {row["image_id"]: ManifestEntry.from_row(row) for row in partition["images"]}
+                    rows = self.partition_rows(partition["partition"])
+                    if self.dataset is not REGIONS_DATASET:
+                        rows = [as_regions_row(row) for row in rows]
+                    yield [(row, entries[row["image_id"]]) for row in rows]
+
     def report(self, partitions: Iterable[int] | None = None) -> PartitionReport:
         """Add up the reports of some partitions; None: of all that are finished."""
         paths = [self._part(partition) for partition in (self.done_partitions() if partitions is None else partitions)]

@@ -18,14 +18,16 @@ class JsonStreamError(ValueError):
     """The text is not the JSON that was expected."""
 
 
-def iter_elements(chunks: Iterator[bytes], keys: Collection[str] | None) -> Iterator[tuple[str, Any, str]]:
+def iter_elements(
+    chunks: Iterator[bytes], keys: Collection[str] | None, *, max_characters: int = MAX_ELEMENT_CHARACTERS
+) -> Iterator[tuple[str, Any, str]]:
     """Yield the elements of arrays of a JSON object, in the order of the file.
 
     Args:
-        chunks: the text, UTF-8, 16 or 32, with or without a mark; elements and other values have at most 16 Mi
-            characters each.
+        chunks: the text, UTF-8, 16 or 32, with or without a mark.
         keys: keys of the object whose arrays are read; other values are passed over. A text that is an array itself
             has the key ``annotations``; None: it has to be one.
+        max_characters: largest number of characters of an element, or of another value.
 
     Yields:
         The key, the element, and its text.
@@ -33,7 +35,7 @@ def iter_elements(chunks: Iterator[bytes], keys: Collection[str] | None) -> Iter
     Raises:
         JsonStreamError: the text is no JSON object or array, or ends early.
     """
-    return _Scanner(chunks).elements(keys)
+    return _Scanner(chunks, max_characters).elements(keys)
 
 
 def _integer(text: str) -> int | float:
@@ -41,8 +43,9 @@ def _integer(text: str) -> int | float:
 
 
 class _Scanner:
-    def __init__(self, chunks: Iterator[bytes]) -> None:
+    def __init__(self, chunks: Iterator[bytes], max_characters: int) -> None:
         self._chunks = chunks
+        self._max_characters = max_characters
         self._decoder: codecs.IncrementalDecoder | None = None
         self._head = b""
         self._decode = json.JSONDecoder(parse_int=_integer).raw_decode
@@ -96,7 +99,7 @@ class _Scanner:
             try:
                 value, end = self._decode(self._text, self._place)
             except ValueError as error:
-                if len(self._text) - self._place > MAX_ELEMENT_CHARACTERS or not self._extend():
+                if len(self._text) - self._place > self._max_characters or not self._extend():
                     raise JsonStreamError(str(error)) from error
                 continue
             except RecursionError as error:
