@@ -23,13 +23,15 @@ class ExportSettings(CommandSettings):
         "ureca export curated/ --format jsonl --to train.jsonl    # URECA's training set",
         "ureca export curated/ --format coco --to instances.json",
         "ureca export curated/ --format hf --to dataset/    # for datasets.load_dataset, with the images",
-        "ureca export curated/ --format label-studio --to tasks.json    # and tasks.xml, the labelling configuration",
+        "ureca export curated/ --format label-studio --to tasks.json    # and tasks.xml, its configuration",
     )
 
     output: CliPositionalArg[str] = Field(
         description="output folder of `ureca curate` or `ureca caption`, a path or URI"
     )
-    format: Literal["jsonl", "parquet", "coco", "coco-captions", "hf", "label-studio", "fiftyone"] = Field(
+    format: Annotated[
+        Literal["jsonl", "parquet", "coco", "coco-captions", "hf", "label-studio", "fiftyone"], Metavar("FORMAT")
+    ] = Field(
         description="jsonl: URECA's training set; parquet: one row per region; coco: COCO instances of one category "
         "with captions; coco-captions: COCO captions without masks; hf: folder with images, masks, captions and a "
         "dataset card for the Hugging Face Hub; label-studio: tasks with masks and captions, and a labelling "
