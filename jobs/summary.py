@@ -13,7 +13,8 @@ _MAX_KINDS_SHOWN = 5
 
 def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name: str) -> int:
     """Print the report of an output; returns 1 and prints a remedy if too many images or regions failed, else 0."""
-    left_out = Output(settings.output).run().get("left_out") or {}
+    run = Output(settings.output).run()
+    left_out = named_counts(run.get("left_out") or {}, run.get("left_out_names"))
     print(summary(report, settings.output, dataset_name, left_out))
     too_many = report.has_too_many_failures(settings.max_error_fraction)
     if too_many:
@@ -25,8 +26,8 @@ def print_summary(report: PartitionReport, settings: BatchSettings, dataset_name
     return int(too_many)
 
 
-def summary(report: PartitionReport, output: str, dataset_name: str, left_out: Mapping[str, int] | None = None) -> str:
-    """Return the report of an output, and the files of its input that were left out by reason, as lines of text."""
+def summary(report: PartitionReport, output: str, dataset_name: str, left_out: str = "") -> str:
+    """Return the report of an output, and the files of its input that were left out, as lines of text."""
     seconds = ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in report.seconds.items())
     rows = [
         ("images", f"{report.num_images}, of which {report.num_failed} failed"),
@@ -35,7 +36,7 @@ def summary(report: PartitionReport, output: str, dataset_name: str, left_out: M
     if report.num_plain:
         rows.insert(1, ("without regions", f"{report.num_plain} images, in which no mask was found (not failures)"))
     if left_out:
-        rows.insert(1, ("files left out", named_counts(left_out)))
+        rows.insert(1, ("files left out", left_out))
     if dataset_name == "captions":
         rows += [("tokens written", f"{report.num_new_tokens}")]
     else:

@@ -1,6 +1,7 @@
 """Failures of the machine and of settings, as one line that says what to do."""
 
 import errno
+import re
 import resource
 import signal
 import subprocess
@@ -109,6 +110,25 @@ def test_curate_with_a_misspelt_flag_and_without_arguments_names_both(capsys: py
     assert "arguments are required: INPUT, OUTPUT; there is no setting --helpp; did you mean --help" in told
     assert main(["curate", "in", "--tree.containment", "0.9", "--no-overwrite"]) == 2
     assert "there is no setting" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (
+            ["caption", "in", "out", "--model", "scenes", "--masks.max-masks", "6"],
+            "masks.max_masks .* --masks.kind segments",
+        ),
+        (["curate", "in", "out", "--masks.points-per-side", "6"], "masks.points_per_side .* --masks.kind sam"),
+        (["curate", "in", "out", "--mllm.base-urls", "http://a"], "mllm.base_urls .* --mllm.kind openai"),
+    ],
+)
+def test_settings_of_another_kind_name_that_kind(
+    arguments: list[str], told: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    message = capsys.readouterr().err
+    assert re.search(f"{told}: choose that kind", message) and "did you mean" not in message
 
 
 @pytest.mark.parametrize(

@@ -197,6 +197,9 @@ def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:
         ]
     name = ".".join(names)
     if item["type"] == "extra_forbidden":
+        kinds = dict.fromkeys(each.condition for each in settings_of(settings) if each.name == name and each.condition)
+        if kinds:
+            return f"{name} is a setting of {' and of '.join(kinds)}: choose that kind as well"
         return f"there is no setting {name}{_did_you_mean(name, (each.name for each in settings_of(settings)))}"
     if item["type"] == "missing":
         return f"{name} is required"

@@ -13,7 +13,7 @@ from ureca.config import with_absolute_paths
 from ureca.data.card import write_card
 from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.listing import named_counts
-from ureca.data.manifest import left_out_of
+from ureca.data.manifest import left_out_names_of, left_out_of
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.run_record import RunRecord
@@ -77,8 +77,10 @@ def run_batch(
         for name in output.remove_damaged_parts():
             logger.warning("%s was damaged and is removed; its images are processed again", name)
         manifest = attach_coco_file(manifest, output.annotation_folder, settings.listing.only_below)
-        if left_out := left_out_of(manifest):
-            logger.warning("left out: %s", named_counts(left_out))
+        left_out, names = left_out_of(manifest), left_out_names_of(manifest)
+        listed = {"left_out": left_out, "left_out_names": names}
+        if left_out:
+            logger.warning("left out: %s", named_counts(left_out, names))
         accept = settings.accept_changes
         output.add_images(manifest, settings.images_per_partition, settings.selection, accept_changes=accept)
         done = output.done_partitions()
@@ -87,7 +89,7 @@ def run_batch(
         missing = sizes.keys() - set(done)
         num_images = sum(sizes[partition] for partition in missing) + sum(map(len, failed.values()))
         on_plan(sum(sizes.values()), num_images)
-        record.write("running", left_out=left_out)
+        record.write("running", **listed)
         progress = progress_of(num_images)
         try:
             if num_images:
@@ -107,12 +109,12 @@ def run_batch(
         except BaseException:
             progress.close()
             with contextlib.suppress(OutputError):  # a disk too full for results is too full for the record
-                record.write("stopped", left_out=left_out, session=progress.figures())
+                record.write("stopped", **listed, session=progress.figures())
             raise
         output.remove_temporary()  # of workers that died while they wrote
         report = output.report()
         write_card(output, command.name, report)
-        record.write("finished", totals=report.model_dump(), left_out=left_out, session=progress.figures())
+        record.write("finished", totals=report.model_dump(), **listed, session=progress.figures())
         return report
 
 

@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.bad_corpus import write_bad_corpus
-from ureca.data.listing import BESIDE, Ids, list_images
-from ureca.data.manifest import MANIFEST, ManifestEntry, left_out_of
+from ureca.data.listing import BESIDE, Ids, list_images, named_counts
+from ureca.data.manifest import MANIFEST, ManifestEntry, left_out_names_of, left_out_of
 from ureca.data.paths import image_extensions
 from ureca.data.reading import fetch
 from ureca.errors import DataError, InputError
@@ -240,7 +240,7 @@ class TestAnnotations:
             list_images(str(tmp_path / "images"), annotations=BESIDE)
         with pytest.raises(InputError, match=r"no annotation was found in .*masks"):
             list_images(str(tmp_path / "images"), annotations=str(tmp_path / "masks"))
-        with pytest.raises(InputError, match="no such folder"):
+        with pytest.raises(InputError, match="no such file or folder"):
             list_images(str(tmp_path / "images"), annotations=str(tmp_path / "nowhere"))
 
 
@@ -488,6 +488,33 @@ def test_list_images_of_a_list_with_a_line_that_is_no_path_names_the_line(tmp_pa
     (tmp_path / "l2.txt").write_text(f"# labels\n\nodd/a#1.jpg\n{line}\n")
     with pytest.raises(InputError, match=r"l2\.txt, line 4: .* is no path of an image"):
         list_images(str(tmp_path / "l2.txt"))
+
+
+def test_list_images_names_the_first_images_that_cannot_be_read(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", *(f"x/IMG_{k}.JXL" for k in range(5)), "b.dng", "notes.md")
+    manifest = list_images(str(tmp_path))
+    assert left_out_names_of(manifest) == {".jxl": ["IMG_0.JXL", "IMG_1.JXL", "IMG_2.JXL"], ".dng": ["b.dng"]}
+    text = named_counts(left_out_of(manifest), left_out_names_of(manifest))
+    assert text == "5 .jxl (IMG_0.JXL, IMG_1.JXL, IMG_2.JXL, ...), 1 .dng (b.dng), 1 .md"
+
+
+def test_list_images_of_one_image_twice_says_so(tmp_path: Path) -> None:
+    touch(tmp_path, "odd/a.jpg")
+    (tmp_path / "list.txt").write_text("# comment\nodd/a.jpg\n\n./odd/b.jpg\nodd/a.jpg\n")
+    with pytest.raises(InputError, match=r"list\.txt, line 5: 'odd/a\.jpg' is there already, in line 2: leave one out"):
+        list_images(str(tmp_path / "list.txt"))
+    with pytest.raises(InputError, match=r"odd/a\.jpg is listed twice: leave one out"):
+        list_images([str(tmp_path / "odd"), str(tmp_path / "odd/a.jpg")])
+
+
+def test_list_images_of_a_table_without_such_a_column_names_the_setting(tmp_path: Path) -> None:
+    pq.write_table(pa.table({"jpg": [b""], "images": [[b""]]}), tmp_path / "t.parquet")
+    with pytest.raises(InputError, match=r"name one of jpg, images by --listing\.image-column"):
+        list_images(str(tmp_path / "t.parquet"))
+    with pytest.raises(InputError, match=r"'images' is list.* by --listing\.image-column"):
+        list_images(str(tmp_path / "t.parquet"), image_column="images")
+    with pytest.raises(InputError, match=r"no column key; name one of jpg, images by --listing\.id-column"):
+        list_images(str(tmp_path / "t.parquet"), image_column="jpg", id_column="key")
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])

@@ -1,6 +1,7 @@
 """Messages about annotations: they name the user's own file, the image and the annotation, and the right reason."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -162,3 +163,69 @@ def test_messages_about_annotations_in_an_archive_name_the_member(tmp_path: Path
             tar.add(tmp_path / name, name)
     assert curate(tmp_path, "beside", images="shard.tar") == 0
     assert messages(tmp_path)["a 2"].startswith(f"{tmp_path}/shard.tar/a.json: annotation 2: ")
+
+
+VIA = {"filename": "a.jpg", "size": 9, "regions": [{"shape_attributes": {"name": "polygon"}}], "file_attributes": {}}
+OTHER_FORMATS: dict[str, tuple[object, str]] = {
+    "VIA": ({"a.jpg9": VIA}, "VIA .* Export Annotations"),
+    "VIA project": ({"_via_settings": {}, "_via_img_metadata": {"a.jpg9": VIA}}, "VIA .* Export Annotations"),
+    "VoTT asset": ({"asset": {"name": "a.jpg"}, "regions": [{"points": [{"x": 1, "y": 1}]}]}, "VoTT.*Roboflow"),
+    "VoTT export": ({"name": "p", "tags": [], "assets": {"x": {"asset": {}, "regions": []}}}, "VoTT.*Roboflow"),
+    "Supervisely": (
+        {"tags": [], "size": {"height": 80, "width": 120}, "objects": [{"classTitle": "x", "points": {}}]},
+        "Supervisely.*Export to COCO",
+    ),
+    "Label Studio": (
+        [{"id": 1, "annotations": [{"result": []}], "data": {"image": "/data/upload/a.jpg"}}],
+        "Label Studio.*export it as COCO",
+    ),
+    "Label Studio minimal": ([{"image": "a.jpg", "id": 1, "annotator": 1, "label": []}], "Label Studio"),
+    "CreateML": ([{"image": "a.jpg", "annotations": [{"label": "x", "coordinates": {}}]}], "CreateML"),
+    "Datumaro": ({"info": {}, "categories": {}, "items": [{"id": "a"}]}, "Datumaro.*datum convert"),
+    "Labelbox": ([{"data_row": {"id": "x"}, "projects": {}}], "Labelbox"),
+    "V7 Darwin": ({"version": "2.0", "item": {"name": "a.jpg"}, "annotations": []}, "V7 Darwin"),
+    "XML": ('<?xml version="1.0"?><annotation><filename>a.jpg</filename></annotation>', "XML, as CVAT and Pascal VOC"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FORMATS)
+@pytest.mark.parametrize("num_images", [1, 2])
+def test_files_of_other_tools_are_refused_by_name_with_the_export_to_use(
+    tmp_path: Path, case: str, num_images: int, capsys: pytest.CaptureFixture[str]
+) -> None:
+    content, message = OTHER_FORMATS[case]
+    for name in ("a.jpg", "b.jpg")[:num_images]:
+        write_photograph(tmp_path / "in" / name)
+    (tmp_path / "export.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    assert curate(tmp_path, tmp_path / "export.json") == 2
+    (line,) = capsys.readouterr().err.splitlines()[-1:]
+    assert re.search(rf"export\.json: it is a file of {message}.*listing\.annotations", line), line
+
+
+@pytest.mark.parametrize("case", OTHER_FORMATS)
+def test_files_of_other_tools_beside_images_name_the_format(tmp_path: Path, case: str) -> None:
+    content, message = OTHER_FORMATS[case]
+    write_photograph(tmp_path / "in" / "a.jpg")
+    (tmp_path / "in/a.json").write_text(content if isinstance(content, str) else json.dumps(content))
+    assert curate(tmp_path, "beside") == 0
+    assert re.search(message, messages(tmp_path)["a"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"images": [], "annotations": []}, "no image with an id in its list of images"),
+        ({"images": [{"file_name": "a.jpg"}]}, "no image with an id in its list of images"),
+        ({"annotations": []}, "no list of images"),
+        (None, "there is no such file or folder of annotations"),
+    ],
+)
+def test_a_coco_file_without_images_is_refused_with_the_reason(
+    tmp_path: Path, content: object, message: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("a.jpg", "b.jpg"):
+        write_photograph(tmp_path / "in" / name)
+    if content is not None:
+        (tmp_path / "coco.json").write_text(json.dumps(content))
+    assert curate(tmp_path, tmp_path / "coco.json") == 2
+    assert message in capsys.readouterr().err

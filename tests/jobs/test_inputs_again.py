@@ -34,9 +34,11 @@ def test_curate_tells_in_summary_and_record_what_it_left_out(done: Path, capsys:
     assert main(["curate", str(done / "in"), str(done / "out")]) == 0
     printed = capsys.readouterr().out
     (line,) = [line for line in printed.splitlines() if line.startswith("files left out")]
-    assert sorted(line.removeprefix("files left out").strip().split(", ")) == ["1 ._*", "1 .jxl", "1 .md", "1 __MACOSX"]
-    left_out = json.loads((done / "out/run.json").read_text())["left_out"]
-    assert left_out == {"__MACOSX": 1, "._*": 1, ".jxl": 1, ".md": 1}
+    expected = ["1 ._*", "1 .jxl (d.jxl)", "1 .md", "1 __MACOSX"]
+    assert sorted(line.removeprefix("files left out").strip().split(", ")) == expected
+    run = json.loads((done / "out/run.json").read_text())
+    assert run["left_out"] == {"__MACOSX": 1, "._*": 1, ".jxl": 1, ".md": 1}
+    assert run["left_out_names"] == {".jxl": ["d.jxl"]}
 
 
 def test_curate_of_another_image_with_the_stem_is_refused(

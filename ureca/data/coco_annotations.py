@@ -17,6 +17,7 @@ from ureca.errors import AnnotationError, InputError
 from ureca.hashing import digest
 from ureca.io import locate
 from ureca.masks.coco import CocoFile
+from ureca.masks.other_formats import OTHER_FORMAT
 
 _COCO_KEY = b"ureca.coco_file"
 _LAYOUT = "2"  # of the files in the folder of annotations
@@ -77,7 +78,8 @@ def attach_coco_file(manifest: pa.Table, folder: str, only_below: Sequence[str] 
         try:
             file = CocoFile.read(path, only_below=only_below)
         except (AnnotationError, OSError) as error:
-            if len(manifest) == 1 and isinstance(error, AnnotationError):  # its file, of another format
+            is_of_tool = isinstance(error, AnnotationError) and error.kind == OTHER_FORMAT
+            if len(manifest) == 1 and isinstance(error, AnnotationError) and not is_of_tool:  # the image's own file
                 return _with_columns(manifest, {"annotation_path": pa.array([path])})
             reason = error.message if isinstance(error, AnnotationError) else error
             raise InputError(f"{path}: {reason}") from error

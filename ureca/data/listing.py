@@ -125,6 +125,8 @@ def list_images(
     if not len(manifest):
         raise InputError("there is no input: name at least one image, folder, glob, list, .tar or .parquet")
     if (pair := first_duplicates(manifest["image_id"], manifest["uri"])) is not None:
+        if pair[0] == pair[1]:
+            raise InputError(f"{pair[0]} is listed twice: leave one out")
         raise InputError(
             f"two images have the same id: {pair[0]} and {pair[1]}. "
             + (
@@ -135,7 +137,7 @@ def list_images(
             )
             + "list them in runs of their own, or name them in a Parquet file with a column image_id"
         )
-    manifest = with_left_out(manifest, dict(sieve.left_out.most_common()))
+    manifest = with_left_out(manifest, dict(sieve.left_out.most_common()), sieve.names)
     if annotations is None:
         return manifest
     if annotations != BESIDE and is_file(annotations, only_below):
@@ -154,9 +156,14 @@ def list_images(
     return manifest
 
 
-def named_counts(counts: Mapping[str, int]) -> str:
-    """Return numbers of files by reason as text, such as "4 .heic, 1 __MACOSX"."""
-    return ", ".join(f"{count} {reason}" for reason, count in counts.items())
+def named_counts(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> str:
+    """Return numbers of files by reason as text, with names of some, such as "4 .heic (a.heic, ...), 1 __MACOSX"."""
+    texts = []
+    for reason, count in counts.items():
+        some = (names or {}).get(reason, ())
+        more = ", ..." if len(some) < count else ""
+        texts.append(f"{count} {reason}" + (f" ({', '.join(some)}{more})" if some else ""))
+    return ", ".join(texts)
 
 
 def _list_input(
@@ -273,6 +280,12 @@ def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Ta
                 f"{input}, line {numbers[row]}: {reprlib.repr(line)} is no path of an image: there is no "
                 "such file. A line is one path or URI and nothing else; lines that begin with # are comments"
             )
+    paths = places(lines)
+    if (pair := first_duplicates(paths, numbers)) is not None:
+        raise InputError(
+            f"{input}, line {pair[1]}: {reprlib.repr(lines[numbers.index(pair[1]).as_py()].as_py())} is there "
+            f"already, in line {pair[0]}: leave one out"
+        )
     lines = lines.filter(sieve.keep(lines))
     paths = places(lines)
     uris = split_options(paths)[0]
@@ -379,10 +392,10 @@ def _list_table(
     prefix: str | None,
     only_below: Sequence[str],
 ) -> pa.Table:
-    image_column = _choose(table, uri, (image_column,) if image_column else _IMAGE_COLUMNS)
+    image_column = _choose(table, uri, (image_column,) if image_column else _IMAGE_COLUMNS, "--listing.image-column")
     ids = None
     if id_column or _ID_COLUMN in table.schema_arrow.names:
-        ids = _read_strings(table, uri, _choose(table, uri, (id_column or _ID_COLUMN,)))
+        ids = _read_strings(table, uri, _choose(table, uri, (id_column or _ID_COLUMN,), "--listing.id-column"))
     type = table.schema_arrow.field(image_column).type
     rows = pa.array(np.arange(table.metadata.num_rows))
     numbers = rows.cast(pa.string())
@@ -413,7 +426,8 @@ def _list_table(
         image_column += ".bytes"
     elif not (pa.types.is_binary(type) or pa.types.is_large_binary(type)):
         raise InputError(
-            f"{uri}: the column {image_column!r} is {type}. Name one of bytes, of structs with bytes, or of paths"
+            f"{uri}: the column {image_column!r} is {type}. Name one of bytes, of structs with bytes, or of paths by "
+            "--listing.image-column"
         )
     return make_manifest(
         image_id=row_ids if ids is None else ids,
@@ -424,12 +438,14 @@ def _list_table(
     )
 
 
-def _choose(table: pq.ParquetFile, uri: str, candidates: tuple[str, ...]) -> str:
+def _choose(table: pq.ParquetFile, uri: str, candidates: tuple[str, ...], setting: str) -> str:
     names = table.schema_arrow.names
     for name in candidates:
         if name in names:
             return name
-    raise InputError(f"{uri}: there is no column {' or '.join(candidates)}; name one of {', '.join(names)}")
+    raise InputError(
+        f"{uri}: there is no column {' or '.join(candidates)}; name one of {', '.join(names)} by {setting}"
+    )
 
 
 def _read_strings(table: pq.ParquetFile, uri: str, column: str, *, shorten: bool = False) -> pa.ChunkedArray:
@@ -488,7 +504,7 @@ def attach_folder(manifest: pa.Table, folder: str, ids: Ids = "stem", only_below
     """
     location = locate(folder, only_below)
     if location.filesystem.get_file_info(location.name).type != pafs.FileType.Directory:
-        raise InputError(f"{folder}: there is no such folder of annotations")
+        raise InputError(f"{folder}: there is no such file or folder of annotations")
     names = sort_names(walk_files(location, location.name))
     extensions = ANNOTATION_EXTENSIONS if _any(names, ANNOTATION_EXTENSIONS) else _INDEX_IMAGE_EXTENSIONS
     annotations = location.paths(names.filter(has_extension(names, extensions)))

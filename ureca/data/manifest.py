@@ -86,6 +86,7 @@ class ManifestEntry:
 
 
 _LEFT_OUT_KEY = b"ureca.left_out"
+_LEFT_OUT_NAMES_KEY = b"ureca.left_out_names"
 
 
 def left_out_of(manifest: pa.Table) -> dict[str, int]:
@@ -94,9 +95,19 @@ def left_out_of(manifest: pa.Table) -> dict[str, int]:
     return found
 
 
-def with_left_out(manifest: pa.Table, left_out: Mapping[str, int]) -> pa.Table:
-    """Return a manifest that notes the numbers that its listing left out, by reason."""
+def left_out_names_of(manifest: pa.Table) -> dict[str, list[str]]:
+    """Return the names of some images that the listing of a manifest left out, by reason."""
+    found: dict[str, list[str]] = json.loads((manifest.schema.metadata or {}).get(_LEFT_OUT_NAMES_KEY, b"{}"))
+    return found
+
+
+def with_left_out(
+    manifest: pa.Table, left_out: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None
+) -> pa.Table:
+    """Return a manifest that notes the numbers that its listing left out, by reason, and the names of some."""
     metadata = {**(manifest.schema.metadata or {}), _LEFT_OUT_KEY: json.dumps(dict(left_out)).encode()}
+    if names is not None:
+        metadata[_LEFT_OUT_NAMES_KEY] = json.dumps(dict(names)).encode()
     return manifest.replace_schema_metadata(metadata)
 
 

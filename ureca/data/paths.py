@@ -38,6 +38,7 @@ IMAGE_EXTENSIONS = (
 )
 OTHER_IMAGE_EXTENSIONS = ("avif", "jp2", "j2k", "jpf", "jpx", "j2c", "heic", "heif", "hif", "jxl", "dng", "svg", "psd")
 """Extensions of images that may need a library, or are not read at all."""
+_MAX_NAMED = 3
 ANNOTATION_EXTENSIONS = ("json",)
 SHARD_EXTENSIONS = ("tar",)
 TABLE_EXTENSIONS = ("parquet",)
@@ -68,10 +69,12 @@ class Sieve:
 
     Attributes:
         left_out: number of files by reason: "excluded", a name such as ``__MACOSX``, or an extension (``.heic``).
+        names: names of the first files of extensions of images, by extension.
     """
 
     def __init__(self, exclude: Sequence[str] = ()) -> None:
         self.left_out: Counter[str] = Counter()
+        self.names: dict[str, list[str]] = {}
         self._patterns = _LEFTOVERS | ({"excluded": "|".join(map(_pattern, exclude))} if exclude else {})
         self._lock = threading.Lock()
 
@@ -95,6 +98,13 @@ class Sieve:
         extensions = pc.replace_substring_regex(paths, r"(?s)^(?:.*/)?[^/]+?(\.[^./]*)?$", r"\1")
         for item in pc.value_counts(pc.utf8_lower(extensions)).to_pylist():
             self._count(item["values"] or "no extension", item["counts"])
+        images = paths.filter(has_extension(paths, OTHER_IMAGE_EXTENSIONS)).to_pylist()
+        with self._lock:
+            for path in images:
+                name = path.rpartition("/")[2]
+                named = self.names.setdefault("." + name.rpartition(".")[2].lower(), [])
+                if len(named) < _MAX_NAMED:
+                    named.append(name)
 
     def _count(self, reason: str, number: int) -> None:
         if number:

@@ -23,6 +23,7 @@ from ureca.masks import rle as rle_codec
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.mask import Mask
 from ureca.masks.mask_images import decode_mask_image
+from ureca.masks.other_formats import check_format, check_no_xml
 from ureca.masks.rle import Rle
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
@@ -121,14 +122,17 @@ def parse_annotations(
         by_position: ``only`` holds positions in the file, from 0; no mask of these is left out.
 
     Raises:
-        AnnotationError: ``malformed`` (no such JSON, no size, over 256 MiB), ``too_many_masks`` (over 4096).
+        AnnotationError: ``malformed`` (no such JSON, no size, over 256 MiB), ``too_many_masks`` (over 4096),
+            ``other_format`` (of a tool whose files are not read).
     """
     data = _decompressed(data)
     if len(data) > MAX_ANNOTATION_BYTES:
         raise AnnotationError("malformed", f"the file is larger than {MAX_ANNOTATION_BYTES} bytes")
     if data.count(b"{") > _BRACES_PARSED_AT_ONCE:  # counted before the objects take ten times the memory of the file
         _check_number(data)
+    check_no_xml(data)
     content = load_json(data)
+    check_format(content)
     if isinstance(content, list) and any(isinstance(item, dict) and "segmentation" in item for item in content):
         content = {"annotations": content}
     if not isinstance(content, dict):
@@ -142,7 +146,9 @@ def parse_annotations(
             raise AnnotationError(
                 "malformed",
                 f"a COCO file of {len(images)} images is no annotation file of one image: name it by "
-                "listing.annotations",
+                "listing.annotations"
+                if images
+                else "a COCO file with an empty list of images",
             )
         image = images[0]
     annotations = content.get("annotations")

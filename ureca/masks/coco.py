@@ -23,7 +23,9 @@ from ureca.masks.annotations import (
     whole_number,
 )
 from ureca.masks.json_stream import JsonStreamError, iter_elements
+from ureca.masks.other_formats import check_format, check_no_xml
 
+_MAX_CHECKED_BYTES = 2**26
 MAX_FILE_BYTES = 2**35
 """Largest COCO file, once decompressed."""
 
@@ -68,11 +70,10 @@ class CocoFile:
         image_codes, offsets, lengths = array("i"), array("q"), array("i")
         spool = tempfile.TemporaryFile()  # noqa: SIM115 - it is closed with this object
         offset = 0
-        keys_seen: set[str] = set()
+        arrays: set[str] = set()
         chunks = iter_chunks(locate(str(path), only_below), max_bytes=MAX_FILE_BYTES)
         try:
-            for key, record, text in iter_elements(chunks, {"images", "annotations", "categories"}):
-                keys_seen.add(key)
+            for key, record, text in iter_elements(chunks, {"images", "annotations", "categories"}, arrays):
                 if not isinstance(record, dict):
                     left_out[f"{key}: no object"] += 1
                 elif key == "categories":
@@ -97,9 +98,11 @@ class CocoFile:
                     spool.write(data)
                     offset += len(data)
         except JsonStreamError as error:
+            _check_format(path, only_below)
             raise AnnotationError("malformed", f"not JSON: {error}") from error
         if not images:
-            missing = "an empty list of images" if "images" in keys_seen else "no list of images"
+            _check_format(path, only_below)
+            missing = "no image with an id in its list of images" if "images" in arrays else "no list of images"
             raise AnnotationError("malformed", f"it is no COCO file: it has {missing}")
         spool.flush()
         numbers = np.frombuffer(image_codes, np.int32) if codes else np.zeros(0, np.int32)
@@ -145,6 +148,21 @@ class CocoFile:
         for offset, length in places:
             self._spool.seek(offset)
             yield self._spool.read(length)
+
+
+def _check_format(path: str | Path, only_below: Sequence[str]) -> None:
+    """Refuse a file of another format by its name, if its beginning, or all of a small file, tells it."""
+    data = b""
+    for chunk in iter_chunks(locate(str(path), only_below)):
+        data += chunk
+        if len(data) > _MAX_CHECKED_BYTES:
+            return
+    check_no_xml(data)
+    try:
+        content = load_json(data)
+    except AnnotationError:
+        return
+    check_format(content)
 
 
 class _Places(Mapping[int | str, Sequence[tuple[int, int]]]):

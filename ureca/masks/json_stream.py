@@ -19,7 +19,11 @@ class JsonStreamError(ValueError):
 
 
 def iter_elements(
-    chunks: Iterator[bytes], keys: Collection[str] | None, *, max_characters: int = MAX_ELEMENT_CHARACTERS
+    chunks: Iterator[bytes],
+    keys: Collection[str] | None,
+    arrays: set[str] | None = None,
+    *,
+    max_characters: int = MAX_ELEMENT_CHARACTERS,
 ) -> Iterator[tuple[str, Any, str]]:
     """Yield the elements of arrays of a JSON object, in the order of the file.
 
@@ -28,6 +32,7 @@ def iter_elements(
         keys: keys of the object whose arrays are read; other values are passed over. A text that is an array itself
             has the key ``annotations``; None: it has to be one.
         max_characters: largest number of characters of an element, or of another value.
+        arrays: gets the keys of arrays that are there, also of empty ones.
 
     Yields:
         The key, the element, and its text.
@@ -35,7 +40,7 @@ def iter_elements(
     Raises:
         JsonStreamError: the text is no JSON object or array, or ends early.
     """
-    return _Scanner(chunks, max_characters).elements(keys)
+    return _Scanner(chunks, max_characters).elements(keys, set() if arrays is None else arrays)
 
 
 def _integer(text: str) -> int | float:
@@ -51,7 +56,7 @@ class _Scanner:
         self._decode = json.JSONDecoder(parse_int=_integer).raw_decode
         self._text, self._place, self._is_complete = "", 0, False
 
-    def elements(self, keys: Collection[str] | None) -> Iterator[tuple[str, Any, str]]:
+    def elements(self, keys: Collection[str] | None, arrays: set[str]) -> Iterator[tuple[str, Any, str]]:
         start = self._next_character()
         if start == "[":
             yield from self._array("annotations", is_read=True)
@@ -67,6 +72,7 @@ class _Scanner:
                 raise JsonStreamError("a key with a colon is missing")
             self._place += 1
             if self._next_character() == "[":
+                arrays.add(key)
                 yield from self._array(key, is_read=key in keys)
             else:
                 self._value()
