@@ -4,7 +4,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pyarrow as pa
 
@@ -78,7 +78,7 @@ def run_batch(
             logger.warning("%s was damaged and is removed; its images are processed again", name)
         manifest = attach_coco_file(manifest, output.annotation_folder, settings.listing.only_below)
         left_out, names = left_out_of(manifest), left_out_names_of(manifest)
-        listed = {"left_out": left_out, "left_out_names": names}
+        listed: dict[str, Any] = {"left_out": left_out, "left_out_names": names}
         if left_out:
             logger.warning("left out: %s", named_counts(left_out, names))
         accept = settings.accept_changes
