@@ -56,13 +56,19 @@ _EXTENTS = {
     "nearly all": 0.95,
     "three quarters": 0.75,
     "two thirds": 0.667,
+    "three fifths": 0.6,
     "half": 0.5,
     "two fifths": 0.4,
     "a third": 0.333,
     "a quarter": 0.25,
     "a fifth": 0.2,
+    "a sixth": 0.167,
+    "an eighth": 0.125,
     "a tenth": 0.1,
+    "a fifteenth": 0.067,
     "a twentieth": 0.05,
+    "a thirtieth": 0.033,
+    "a fiftieth": 0.02,
 }
 
 
@@ -183,6 +189,14 @@ def _extent(stated: float, seen: Seen) -> float:
     return _ramp(abs(np.log(seen.area / stated)), np.log(1.6), np.log(1.1))
 
 
+def _on_the_way(match: re.Match[str], seen: Seen) -> float:
+    x, y = seen.centre
+    if match[4]:
+        return _ramp({"left": x, "right": 1 - x, "top": y, "bottom": 1 - y}[match[4]], 0.12, 0.05)
+    stated = _WAYS[match[2]] + {"over": 0.03, "under": -0.03}.get(match[1], 0)
+    return _ramp(abs((x if match[3] == "across" else y) - stated), 0.12, 0.0)
+
+
 def _direction(angle_deg: float, seen: Seen) -> float:
     return _ramp(abs((seen.angle_deg - angle_deg + 90) % 180 - 90), 45, 20)
 
@@ -212,8 +226,14 @@ _PLACES = (
     r"(?:left|right)(?: corner)? of|at the (?:top|bottom) of|on the (?:left|right) side of|in the centre of"
 )
 _PLACE = re.compile(rf"\b({_PLACES}) the image\b")
-_ELSEWHERE = re.compile(rf"\b(?:{_PLACES}|within|inside|part of) (?:the|that) (?!image)[^,.]*")
+_ELSEWHERE = re.compile(rf"\b(?:{_PLACES}|within|inside|part of) (?:the|that) (?!image)[^,.;]*")
 _EXTENT = re.compile(rf"\babout (?:({'|'.join(_EXTENTS)})|([\d.]+)%) of the image")
+_WAYS = {"a tenth": 0.1, "a fifth": 0.2, "a quarter": 0.25, "a third": 0.333, "two fifths": 0.4, "halfway": 0.5}
+_WAYS |= {"three fifths": 0.6, "two thirds": 0.667, "three quarters": 0.75, "four fifths": 0.8, "nine tenths": 0.9}
+_WAY = re.compile(
+    rf"\b(?:just (over|under) )?({'|'.join(_WAYS)})(?: of the way)? (across|down)\b|"
+    r"\bclose to the (left|right|top|bottom) edge\b"
+)
 _POINT = re.compile(r"(\d+)% from the left and (\d+)% from the top")
 _COLOUR = re.compile(rf"\b(?:(?:dark|light) )?(?:{'|'.join(_COLOURS)})\b|\bmulticoloured\b")
 _RANK = re.compile(
@@ -247,7 +267,9 @@ def claims(caption: str) -> Iterator[tuple[str, Callable[[Seen], float]]]:
     for match in _POINT.finditer(first):
         x, y = int(match[1]) / 100, int(match[2]) / 100
         yield match[0], lambda seen, x=x, y=y: _ramp(np.hypot(seen.centre[0] - x, seen.centre[1] - y), 0.06, 0.01)  # type: ignore[misc]
-    own = _ELSEWHERE.sub(" ", _PLACE.sub(" ", first))
+    for match in _WAY.finditer(first):
+        yield match[0], lambda seen, match=match: _on_the_way(match, seen)  # type: ignore[misc]
+    own = _ELSEWHERE.sub(" ", _PLACE.sub(" ", _WAY.sub(" ", first)))
     for match in _COLOUR.finditer(own):
         yield match[0], lambda seen, word=match[0]: _colour(word, seen)  # type: ignore[misc]
     for word, score in _WORDS.items():

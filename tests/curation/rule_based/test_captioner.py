@@ -116,7 +116,11 @@ def _three_discs(canvas, painted, image_of):
 def test_short_caption_names_colour_shape_texture_location_and_extent(canvas, painted, image_of):
     disc = canvas.ellipse(60, 50, 25)
     assert _short(image_of(painted((disc, "e01010")), [disc]), 1) == (
-        "A smooth round red patch in the upper left of the image, about 3% of the image."
+        "A smooth round red patch in the upper left of the image."
+    )
+    larger = canvas.ellipse(100, 70, 55)
+    assert _short(image_of(painted((larger, "e01010")), [larger]), 1) == (
+        "A smooth round red area in the upper left of the image, about a sixth of the image."
     )
 
 
@@ -159,7 +163,7 @@ def test_short_caption_where_colour_and_location_fit_others_tells_its_point(canv
     spots = [canvas.ellipse(x, y, 6) for x, y in ((20, 20), (60, 45))]
     spots.append(canvas.rectangle(75, 10, 90, 14))
     image = image_of(painted(*((spot, "e01010") for spot in spots)), spots)
-    assert _short(image, 3).endswith(", centred 28% from the left and 6% from the top.")
+    assert _short(image, 3).endswith(", a quarter of the way across and close to the top edge.")
 
 
 def test_captions_of_regions_that_cover_most_of_the_image_have_no_rank(canvas, painted, image_of):
@@ -174,12 +178,14 @@ def test_captions_of_regions_that_cover_most_of_the_image_have_no_rank(canvas, p
 @pytest.mark.parametrize(
     ("claim", "reason"),
     [
+        ("A red disc, about a fiftieth of the image.", None),
         ("A red disc, about 2% of the image.", None),
         ("A red disc, about a tenth of the image.", "says about a tenth of the image; it is 2.1% of it"),
-        ("A red disc, centred 17% from the left and 50% from the top.", None),
+        ("A red disc, a fifth of the way across and halfway down.", None),
+        ("A red disc, just under a fifth of the way across and halfway down.", None),
         (
-            "A red disc, centred 50% from the left and 50% from the top.",
-            "says centred 50% from the left and 50% from the top; its centre is at 17%, 50%",
+            "A red disc, halfway across and halfway down.",
+            "says halfway across and halfway down; its centre is a fifth of the way across and halfway down",
         ),
     ],
 )

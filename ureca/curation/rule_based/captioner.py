@@ -8,7 +8,15 @@ from functools import cached_property
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rule_based.cache import IdentityCache
 from ureca.curation.rule_based.expressions import Distinction, ReferringExpression, describe, noun_phrase
-from ureca.curation.rule_based.measurement import Measurement, extent, fits_extent, measure_regions, within_it
+from ureca.curation.rule_based.measurement import (
+    Measurement,
+    extent,
+    fits_extent,
+    fits_point,
+    measure_regions,
+    point,
+    within_it,
+)
 from ureca.curation.rule_based.verification import judge
 from ureca.curation.rule_based.vocabulary import enumeration, number, ordinal, plural, sentence, with_article
 from ureca.errors import AnswerError
@@ -17,6 +25,7 @@ from ureca.masks.views import Views
 
 _MAX_PART_GROUPS = 4
 _MOST = 0.55  # of the image, from which the location says that the region covers most of it
+_NOTABLE = 0.05  # of the image, from which an extent is worth saying even if it distinguishes nothing
 
 
 class Captions:
@@ -72,8 +81,9 @@ class Captions:
         locations = "".join(f", {location}" for location in self._unsaid_locations(id, expression))
         if "point" not in expression.kinds:
             locations += self._own_extent_and_point(id, {id})
-        predicate = f" is {enumeration(adjectives)}" if adjectives else ""
-        return sentence(expression.text + locations + ("," if locations and predicate else "") + predicate)
+        # Far from its subject, a verb has a subject of its own.
+        verb = "; it is" if locations else " is"
+        return sentence(expression.text + locations + (f"{verb} {enumeration(adjectives)}" if adjectives else ""))
 
     @cached_property
     def _short_phrases(self) -> dict[int, str]:
@@ -105,15 +115,22 @@ class Captions:
 
     def _own_extent_and_point(self, id: int, ranked: Collection[int]) -> str:
         """Return the extent of a region, and its centre where colour, location and extent fit others but ``ranked``."""
-        own = self._measured[id]
-        stated = extent(own.in_image.covered)
+        own = self._measured[id].in_image
         others = self._distinction.sharing(id, ("colour", "location_in_image")) - set(ranked)
+        stated = extent(own.covered)
         if stated is not None:
-            others = {other for other in others if fits_extent(stated, self._measured[other].in_image.covered)}
+            of_that_extent = {other for other in others if fits_extent(stated, self._measured[other].in_image.covered)}
+            if own.covered < _NOTABLE and of_that_extent == others:
+                stated = None
+            others = of_that_extent
         # A location such as "covering most of" says the extent.
-        words = "" if stated is None or own.in_image.covered >= _MOST else f", about {stated} of the image"
-        x, y = round(100 * own.in_image.x), round(100 * own.in_image.y)
-        return words + (f", centred {x}% from the left and {y}% from the top" if others else "")
+        words = "" if stated is None or own.covered >= _MOST else f", about {stated} of the image"
+        if not others:
+            return words
+        named = point(own)
+        across, _, down = named.partition(" and ")
+        closely = any(fits_point(across, down, self._measured[other].in_image) for other in others)
+        return f"{words}, {point(own, closely=True) if closely else named}"
 
     def _order_among_alike(self, id: int) -> tuple[str, list[int]]:
         """Return the rank of a region among the siblings with the same phrase, empty if there are none, and their ids.
@@ -172,7 +189,7 @@ class RuleBasedCaptioner:
     Every method raises ``AnswerError`` for a region without pixels.
     """
 
-    name = "rule-based-2"
+    name = "rule-based-3"
     verifies_by_own_measurements = True
     """Its verification of its own captions is a self-check: regions get the verdict ``self_checked``."""
 

@@ -1,6 +1,6 @@
 """Measurements of the regions of an image: colours, texture, shape and location."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import ceil
 
@@ -145,32 +145,90 @@ LOCATIONS = Vocabulary[RegionLocation](
 _EXTENTS = {
     "three quarters": 0.75,
     "two thirds": 0.667,
+    "three fifths": 0.6,
     "half": 0.5,
     "two fifths": 0.4,
     "a third": 0.333,
     "a quarter": 0.25,
     "a fifth": 0.2,
+    "a sixth": 0.167,
+    "an eighth": 0.125,
     "a tenth": 0.1,
+    "a fifteenth": 0.067,
+    "a twentieth": 0.05,
+    "a thirtieth": 0.033,
+    "a fiftieth": 0.02,
 }
-_MIN_STATED = 0.015  # smaller shares are stated by sizes, as whole percentages would be rough
+_MIN_STATED = 0.015  # smaller shares are stated by sizes
+_EXTENT_TOLERANCE = 1.4
 EXTENT_PATTERN = rf"(?:{'|'.join(_EXTENTS)}|\d+%)"
 
 
 def extent(covered: float) -> str | None:
-    """Name a share of the image, 0 to 1, within a tenth of it: "a quarter", "7%"; None for very small ones."""
+    """Name a share of the image, 0 to 1, by the nearest fraction, "a quarter"; None for very small ones."""
     if covered < _MIN_STATED:
         return None
-    nearest = min(_EXTENTS, key=lambda word: abs(_EXTENTS[word] - covered))
-    return nearest if abs(_EXTENTS[nearest] / covered - 1) < 0.07 else f"{round(100 * covered)}%"
+    return min(_EXTENTS, key=lambda word: max(_EXTENTS[word] / covered, covered / _EXTENTS[word]))
 
 
 def fits_extent(stated: str, covered: float) -> bool:
-    """Return True if a share of the image is about the stated one, a result of ``extent``."""
+    """Return True if a share of the image is about the stated one, a result of ``extent`` or a percentage."""
     share = _EXTENTS.get(stated) or int(stated.removesuffix("%")) / 100
     return share / _EXTENT_TOLERANCE <= covered <= share * _EXTENT_TOLERANCE
 
 
-_EXTENT_TOLERANCE = 1.4
+_WAYS = {
+    "a tenth": 0.1,
+    "a fifth": 0.2,
+    "a quarter": 0.25,
+    "a third": 0.333,
+    "two fifths": 0.4,
+    "three fifths": 0.6,
+    "two thirds": 0.667,
+    "three quarters": 0.75,
+    "four fifths": 0.8,
+    "nine tenths": 0.9,
+}
+_AT_EDGE = 0.03
+_BESIDE = 0.03  # "just over a third"
+_WAY_TOLERANCE = 0.07
+_CLOSE_TOLERANCE = 0.04
+
+
+def _ways(start: str, end: str, direction: str) -> dict[str, float]:
+    inner = {f"halfway {direction}": 0.5, **{f"{word} of the way {direction}": _WAYS[word] for word in _WAYS}}
+    edges = {f"close to the {start} edge": _AT_EDGE, f"close to the {end} edge": 1 - _AT_EDGE}
+    over = {f"just over {words}": value + _BESIDE for words, value in inner.items()}
+    return inner | edges | over | {f"just under {words}": value - _BESIDE for words, value in inner.items()}
+
+
+_ACROSS, _DOWN = _ways("left", "right", "across"), _ways("top", "bottom", "down")
+POINT_PATTERN = rf"(?P<across>{'|'.join(_ACROSS)}) and (?P<down>{'|'.join(_DOWN)})"
+
+
+def point(location: RegionLocation, *, closely: bool = False) -> str:
+    """Name the centre of a region in the image: "two thirds of the way across and halfway down".
+
+    Args:
+        location: location in the image.
+        closely: use "just over" and "just under", too.
+    """
+
+    def nearest(ways: Mapping[str, float], value: float) -> str:
+        return min(
+            (words for words in ways if closely or not words.startswith("just")),
+            key=lambda words: abs(ways[words] - value),
+        )
+
+    return f"{nearest(_ACROSS, location.x)} and {nearest(_DOWN, location.y)}"
+
+
+def fits_point(across: str, down: str, location: RegionLocation) -> bool:
+    """Return True if the centre of a region is about where a result of ``point`` says."""
+    return all(
+        abs(ways[words] - value) <= (_CLOSE_TOLERANCE if words.startswith("just") else _WAY_TOLERANCE)
+        for ways, words, value in ((_ACROSS, across, location.x), (_DOWN, down, location.y))
+    )
 
 
 def within_it(location: str) -> str:

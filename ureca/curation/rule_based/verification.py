@@ -8,7 +8,15 @@ from functools import lru_cache
 from ureca.curation.protocols import Verdict
 from ureca.curation.rule_based.colours import FAMILIES, MULTICOLOURED
 from ureca.curation.rule_based.expressions import FITS, Traits
-from ureca.curation.rule_based.measurement import EXTENT_PATTERN, LOCATIONS, Measurement, fits_extent
+from ureca.curation.rule_based.measurement import (
+    EXTENT_PATTERN,
+    LOCATIONS,
+    POINT_PATTERN,
+    Measurement,
+    fits_extent,
+    fits_point,
+    point,
+)
 from ureca.curation.rule_based.shapes import SHAPES, SIZES, TEXTURES
 from ureca.curation.rule_based.vocabulary import enumeration
 
@@ -57,7 +65,7 @@ _COORDINATES = re.compile(
     r"and (?P<y>\d+)% from the top of the image"
 )
 _EXTENT = re.compile(rf"\babout (?P<extent>{EXTENT_PATTERN}) of the image")
-_CENTRE = re.compile(r"centred (?P<x>\d+)% from the left and (?P<y>\d+)% from the top")
+_CENTRE = re.compile(rf"\b{POINT_PATTERN}")
 _OTHER_THINGS = re.compile(
     r"\b(?:of|on|in|at|to|by|along|against|behind|near|beside|above|below|under|over|from|with|between|around|"
     r"inside|holding|wearing|next|and its|while|whose|which|that)\b"
@@ -193,9 +201,8 @@ def _check_coordinates(claims: _Claims, own: Measurement) -> Iterator[str | None
         covered = own.in_image.covered
         yield None if fits_extent(match["extent"], covered) else f"says {match[0]}; it is {100 * covered:.1f}% of it"
     for match in claims.centres:
-        x, y = round(100 * own.in_image.x), round(100 * own.in_image.y)
-        within = abs(int(match["x"]) - x) <= 2 and abs(int(match["y"]) - y) <= 2
-        yield None if within else f"says {match[0]}; its centre is at {x}%, {y}%"
+        fits = fits_point(match["across"], match["down"], own.in_image)
+        yield None if fits else f"says {match[0]}; its centre is {point(own.in_image)}"
 
 
 def _truth(kind: str, region: Measurement) -> str:
