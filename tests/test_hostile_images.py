@@ -6,6 +6,7 @@ import struct
 import zlib
 
 import numpy as np
+import psutil
 import pytest
 from PIL import Image
 
@@ -197,3 +198,14 @@ def test_formats_of_unknown_cost_survive_a_fork() -> None:
         os._exit(0 if decode_image(file.getvalue(), LIMITS).shape == (3, 4, 3) else 1)
     assert os.waitpid(child, 0)[1] == 0
     assert decode_image(file.getvalue(), LIMITS).shape == (3, 4, 3)
+
+
+def test_decoder_process_ends_when_it_is_idle_and_another_is_started() -> None:
+    decoder = IsolatedDecoder(("rgb",), LEAK, max_idle_s=0.2)
+    others = psutil.Process().children()
+    for _ in range(2):
+        with pytest.raises(ImageError, match="environment"):
+            decoder.decode(b"GIF89a", LIMITS, "rgb")
+        children = [child for child in psutil.Process().children() if child not in others]
+        _, is_alive = psutil.wait_procs(children, timeout=60)
+        assert not is_alive

@@ -34,6 +34,7 @@ from ureca.errors import InputError, OutputError
 
 _URI = re.compile(r"(?P<root>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/*(?P<name>[^?]*)(?P<options>\?.*)?", re.DOTALL)
 _TEMPORARY = ".tmp-"
+_BASE64_PIECE = 2**20  # characters
 _PARQUET_MAGIC = b"PAR1"
 _NAMES_PER_CHUNK = 65_536  # Python strings held at a time while a folder is listed
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -188,13 +189,18 @@ def decode_data_url(text: str) -> bytes:
     Raises:
         ValueError: it is neither.
     """
+    start = 0
     if text[:5].lower() == "data:":
-        head, comma, text = text.partition(",")
-        if not comma or not head.lower().endswith(";base64"):
+        start = text.find(",") + 1
+        if not text[: max(0, start - 1)].lower().endswith(";base64"):
             raise ValueError("a data: URL has the form data:image/png;base64,...")
+    encoded = bytearray()
     try:
-        # Decoded as bytes: splitting text at white space would make an object of every character between.
-        return base64.b64decode(text.encode("ascii").translate(None, b" \t\r\n\f\v"), validate=True)
+        # As bytes, because splitting text at white space would make an object of every character between; in pieces,
+        # because copies of the whole would double the memory.
+        for index in range(start, len(text), _BASE64_PIECE):
+            encoded += text[index : index + _BASE64_PIECE].encode("ascii").translate(None, b" \t\r\n\f\v")
+        return base64.b64decode(encoded, validate=True)
     except ValueError as error:
         raise ValueError(f"not base64: {error}") from error
 

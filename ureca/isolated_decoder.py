@@ -31,6 +31,7 @@ that follow, and flags."""
 
 _NUM_PROCESSES = 2  # of each process that decodes
 _MAX_IMAGES = 500  # after which a process is replaced, so that memory that its decoders leak is freed
+_MAX_IDLE_S = 30.0
 _MIN_WALL_S = 60.0
 _WALL_PER_CPU = 8.0  # a process on a busy machine waits
 _MAX_HEAD_BYTES = 65_536
@@ -61,11 +62,13 @@ class IsolatedDecoder:
     Args:
         tasks: Names of the ways to decode an image, in the order of the children's program.
         program: Python program of the children.
+        max_idle_s: Seconds after which a child that gets no further image ends, so that its memory is freed.
     """
 
-    def __init__(self, tasks: tuple[str, ...], program: str = _PROGRAM) -> None:
+    def __init__(self, tasks: tuple[str, ...], program: str = _PROGRAM, *, max_idle_s: float = _MAX_IDLE_S) -> None:
         self._tasks = tasks
         self._program = program
+        self._max_idle_s = max_idle_s
         self._open_pool()
 
     def decode(self, data: bytes, limits: ImageLimits, task: str) -> Decoded:
@@ -96,15 +99,39 @@ class IsolatedDecoder:
                 raise
             finally:
                 if child.is_usable and child.num_images < _MAX_IMAGES:
-                    with self._lock:
-                        self._idle.append(child)
+                    self._keep(child)
                 else:
                     child.end()
+
+    def _keep(self, child: "_Child") -> None:
+        """Keep a process for the next image."""
+        child.idle_since_s = time.monotonic()
+        with self._lock:
+            self._idle.append(child)
+            if not self._is_reaping:
+                self._is_reaping = True
+                threading.Thread(target=self._end_idle, name="idle-decoders", daemon=True).start()
+
+    def _end_idle(self) -> None:
+        """End the processes that get no further image, until none is left."""
+        while True:
+            time.sleep(self._max_idle_s / 2)
+            latest_s = time.monotonic() - self._max_idle_s
+            with self._lock:
+                ended = [child for child in self._idle if child.idle_since_s <= latest_s]
+                self._idle = [child for child in self._idle if child.idle_since_s > latest_s]
+                self._is_reaping = bool(self._idle)
+                is_last = not self._is_reaping
+            for child in ended:
+                child.end()
+            if is_last:
+                return
 
     def _open_pool(self) -> None:
         self._places = threading.BoundedSemaphore(_NUM_PROCESSES)
         self._lock = threading.Lock()
         self._idle: list[_Child] = []
+        self._is_reaping = False
         self._process_id = os.getpid()
 
 
@@ -113,6 +140,7 @@ class _Child:
 
     Attributes:
         num_images: Number of images that it was given.
+        idle_since_s: Time, by ``time.monotonic``, since which it has had none.
         is_usable: False once it has ended, or has to.
     """
 
@@ -133,6 +161,7 @@ class _Child:
         self._input, self._output = stdin.fileno(), stdout.fileno()
         os.set_blocking(self._input, False)
         self.num_images = 0
+        self.idle_since_s = 0.0
         self.is_usable = True
 
     def decode(self, data: bytes, limits: ImageLimits, task: int) -> Decoded:

@@ -42,6 +42,7 @@ HEADER_TIMEOUT_S = 10.0
 """Seconds in which the headers of a request must arrive, and in which a refused body may still arrive."""
 
 _MAX_CONNECTIONS = 4096
+_PIECE_BYTES = 2**20  # of a body on its way to a replica, so that neither side keeps more than one once it is there
 _PRIVATE_PREFIX = "/-/"  # of Serve's own paths
 _MARK = next(iter(SECURITY_HEADERS)).decode()  # a response without it is not the app's, but the proxy's own
 _SERVE_HEADERS = (
@@ -118,9 +119,9 @@ class FrontMiddleware:
         try:
             check_token(headers, self._token_digests)
             check_content_length(headers, self._limits.max_body_bytes)
-            async with self._bodies.receive(receive) as body:
-                if body is not None:
-                    await self._app(scope, with_body(body, receive), send)
+            async with self._bodies.receive(receive, _PIECE_BYTES) as with_received:
+                if with_received is not None:
+                    await self._app(scope, with_received, send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
 

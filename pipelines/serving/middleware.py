@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import hmac
+import io
 import logging
 import re
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
@@ -30,6 +31,7 @@ SECURITY_HEADERS = {
 }
 """Headers of every response."""
 
+_MAX_KEPT_BYTES, _LAST_PIECE_DELAY_S = 4 * 2**20, 0.05
 _LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _HEALTH_PATHS = ("/healthz", "/readyz")
 _LOG = logging.getLogger("ray.serve")
@@ -82,8 +84,15 @@ class BodyBuffer:
         self._num_arriving = 0
 
     @asynccontextmanager
-    async def receive(self, receive: Receive) -> AsyncIterator[bytes | None]:
-        """Yield the body of a request, None if its client is gone; the memory counts as taken within the context.
+    async def receive(self, receive: Receive, piece_bytes: int | None = None) -> AsyncIterator[Receive | None]:
+        """Receive the body of a request; its memory counts as taken within the context.
+
+        Args:
+            receive: The ``receive`` of the server.
+            piece_bytes: Largest piece in which the body is passed on, see ``with_body``.
+
+        Yields:
+            An ASGI ``receive`` that starts with the body; None if the client is gone.
 
         Raises:
             ApiError: 408 ``slow_body``; 413 ``too_many_bytes``; 429 ``too_many_bodies``.
@@ -92,7 +101,8 @@ class BodyBuffer:
         if self._num_arriving >= MAX_ARRIVING_BODIES:
             text = f"{self._num_arriving} requests are arriving, which is the limit"
             raise ApiError(429, "too_many_bodies", text, retry_after_s=limits.retry_after_s)
-        chunks: list[bytes] = []
+        # One growing block: a list of thousands of small ones would leave the heap in fragments.
+        buffer = io.BytesIO()
         num_bytes = 0
         self._num_arriving += 1
         is_arriving = True
@@ -112,29 +122,51 @@ class BodyBuffer:
                         if self._num_bytes > limits.max_buffered_bytes:
                             text = "the bodies of requests exceed the memory for them"
                             raise ApiError(429, "too_many_bodies", text, retry_after_s=limits.retry_after_s)
-                        chunks.append(chunk)
                         has_more = message.get("more_body", False)
+                        if not (has_more or buffer.tell()):
+                            buffer = io.BytesIO(chunk)  # without a copy
+                        else:
+                            buffer.write(chunk)
+                        del message, chunk
             except TimeoutError as error:
                 text = f"the body of the request did not arrive within {limits.body_timeout_s:g} seconds"
                 raise ApiError(408, "slow_body", text) from error
             self._num_arriving -= 1
             is_arriving = False
-            yield None if has_more else b"".join(chunks)
+            replay = None if has_more else with_body(buffer.getvalue(), receive, piece_bytes)
+            del buffer  # the body is freed as soon as the app has it
+            yield replay
         finally:
             self._num_arriving -= is_arriving
             self._num_bytes -= num_bytes
 
 
-def with_body(body: bytes, receive: Receive) -> Receive:
-    """Return an ASGI ``receive`` that starts with a body that was received already."""
+def with_body(body: bytes, receive: Receive, piece_bytes: int | None = None) -> Receive:
+    """Return an ASGI ``receive`` that starts with a body that was received already, and then forgets it.
+
+    Args:
+        body: The body.
+        receive: The ``receive`` of the server, for what follows.
+        piece_bytes: Largest piece of it in a message; None: it is one message.
+    """
+    left, num_sent = body, 0
+    del body
     is_sent = False
 
     async def replay() -> Message:
-        nonlocal is_sent
+        nonlocal left, num_sent, is_sent
         if is_sent:
             return await receive()
-        is_sent = True
-        return {"type": "http.request", "body": body, "more_body": False}
+        is_whole = piece_bytes is None or len(left) <= piece_bytes
+        piece = left if is_whole else left[num_sent : num_sent + (piece_bytes or 0)]
+        num_sent += len(piece)
+        is_sent = num_sent >= len(left)
+        if is_sent:
+            if not is_whole and num_sent > _MAX_KEPT_BYTES:
+                # Serve keeps the messages that a replica fetches until its next fetch: these are the last piece only.
+                await asyncio.sleep(_LAST_PIECE_DELAY_S)
+            left = b""
+        return {"type": "http.request", "body": piece, "more_body": not is_sent}
 
     return replay
 
@@ -222,14 +254,14 @@ class AccessMiddleware:
             check_content_length(headers, self._limits.max_body_bytes)
             if headers.get("content-encoding", "identity").strip().lower() != "identity":
                 raise ApiError(415, "unsupported_encoding", "send the body without a Content-Encoding")
-            async with self._bodies.receive(receive) as body:
-                if body is None:
+            async with self._bodies.receive(receive) as with_received:
+                if with_received is None:
                     return
                 if self._tracker.num_in_flight >= self._limits.max_in_flight:
                     message = f"{self._tracker.num_in_flight} requests are in flight, which is the limit"
                     raise ApiError(429, "too_many_requests", message, retry_after_s=self._limits.retry_after_s)
                 with self._tracker.track():
-                    await self._app(scope, with_body(body, receive), send)
+                    await self._app(scope, with_received, send)
         except ApiError as error:
             await error_response(error)(scope, receive, send)
         except Exception as error:

@@ -23,6 +23,7 @@ _MAX_FIELDS_FRACTION = 0.4
 
 _MAX_PATH_LENGTH = 200
 _MAX_PART_HEADERS_BYTES = 8192
+_MAX_PARTS = 3
 _PARSING = ThreadPoolExecutor(2, "parse")
 
 
@@ -34,7 +35,7 @@ async def parse_json(request: Request, model: type[M], limits: ServingLimits) ->
     """
     if _content_type(request) != "application/json":
         raise ApiError(415, "unsupported_media_type", "the content type must be application/json")
-    body = await request.body()
+    body = await _read_body(request)
     return await _in_thread(lambda: _validate(model, body, limits.max_json_values))
 
 
@@ -57,7 +58,7 @@ async def parse_request(request: Request, model: type[M], limits: ServingLimits)
     if _content_type(request) != "multipart/form-data":
         return await parse_json(request, model, limits), None
     _, options = parse_options_header(request.headers.get("content-type", ""))
-    body = await request.body()
+    body = await _read_body(request)
 
     def parse() -> tuple[M, bytes | None]:
         parts = _split_multipart(body, options.get(b"boundary", b""))
@@ -73,6 +74,11 @@ async def parse_request(request: Request, model: type[M], limits: ServingLimits)
         return _validate(model, text or b"{}", limits.max_json_values), image
 
     return await _in_thread(parse)
+
+
+async def _read_body(request: Request) -> bytes:
+    """Read the body, of which ``Request.body`` would keep a reference until the response."""
+    return b"".join([piece async for piece in request.stream() if piece])
 
 
 async def _in_thread(parse: Callable[[], T]) -> T:
@@ -91,17 +97,25 @@ def _split_multipart(body: bytes, boundary: bytes) -> dict[str, tuple[bytes, boo
 
     if not 0 < len(boundary) <= 200:
         raise malformed("the content type has no boundary")
-    delimiter = b"\r\n--" + boundary
-    _preamble, *parts = (b"\r\n" + body).split(delimiter, 4)
-    if not parts or not parts[-1].startswith(b"--"):
-        raise malformed("the last boundary is missing, or there are more than three parts")
+    delimiter = b"--" + boundary
+    if body.startswith(delimiter):
+        start = len(delimiter)
+    else:  # after a preamble
+        start = body.find(b"\r\n" + delimiter) + len(delimiter) + 2
+        if start < len(delimiter) + 2:
+            raise malformed("there is no boundary")
     found: dict[str, tuple[bytes, bool]] = {}
-    for part in parts[:-1]:
-        end = part.find(b"\r\n\r\n", 0, _MAX_PART_HEADERS_BYTES)
+    for _ in range(_MAX_PARTS + 1):
+        if body.startswith(b"--", start):
+            return found
+        end_of_part = body.find(b"\r\n" + delimiter, start)
+        if end_of_part < 0:
+            raise malformed("the last boundary is missing")
+        end = body.find(b"\r\n\r\n", start, min(start + _MAX_PART_HEADERS_BYTES, end_of_part))
         if end < 0:
             raise malformed("a part has no headers, or they are too long")
         disposition = b""
-        for line in part[:end].split(b"\r\n"):
+        for line in body[start:end].split(b"\r\n"):
             field, _, value = line.partition(b":")
             if field.strip().lower() == b"content-disposition":
                 disposition = value.strip()
@@ -111,8 +125,9 @@ def _split_multipart(body: bytes, boundary: bytes) -> dict[str, tuple[bytes, boo
         name = options[b"name"].decode("utf-8", "replace")
         if name in found:
             raise malformed("a part appears twice")
-        found[name] = (part[end + 4 :], bool({b"filename", b"filename*"} & set(options)))
-    return found
+        found[name] = (body[end + 4 : end_of_part], bool({b"filename", b"filename*"} & set(options)))
+        start = end_of_part + len(delimiter) + 2
+    raise malformed(f"there are more than {_MAX_PARTS} parts")
 
 
 def _content_type(request: Request) -> str:

@@ -116,3 +116,32 @@ print((resident() - before) / 2**20)
 def test_freed_blocks_leave_the_process() -> None:
     ran = subprocess.run([sys.executable, "-c", RETURN], check=True, capture_output=True, text=True)
     assert float(ran.stdout) < 10
+
+
+FRAGMENTS = """
+import ctypes
+from pathlib import Path
+from ureca.serving import memory
+memory._TRIM_PERIOD_S = 0.05
+memory.return_freed_memory()
+resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+before = resident()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+blocks = [libc.malloc(4000) for _ in range(20_000)]
+for block in blocks:
+    ctypes.memset(block, 1, 4000)
+grown = resident() - before
+for index, block in enumerate(blocks):
+    if index % 100 != 99:  # those that stay keep the others in the heap
+        libc.free(block)
+while resident() - before > grown / 4:
+    sum(range(100_000))
+print(grown / 2**20)
+"""
+
+
+def test_fragments_leave_the_process() -> None:
+    ran = subprocess.run([sys.executable, "-c", FRAGMENTS], check=True, capture_output=True, text=True, timeout=120)
+    assert float(ran.stdout) > 60

@@ -16,7 +16,8 @@ from tests.pipelines.serving.requests import DISC, IMAGE, disc, file_of, request
 from tests.serving.local import LocalBackend, scene, tiny_captioner
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving.app import build_app
-from ureca.pipelines.serving.middleware import SECURITY_HEADERS
+from ureca.pipelines.serving.middleware import SECURITY_HEADERS, BodyBuffer
+from ureca.serving.settings import ServingLimits
 
 
 def app_of(**changes: Any) -> Any:
@@ -272,3 +273,27 @@ def test_equal_prompts_share_one_mask(client: TestClient) -> None:
     assert [region["region_id"] for region in answer["regions"]] == [*range(102)]
     first, _, *others = (region["rle"] for region in answer["regions"])
     assert all(other == first for other in others)
+
+
+@pytest.mark.parametrize("piece_bytes", [None, 1, 4, 10, 100])
+def test_received_body_is_passed_on_whole_or_in_pieces(piece_bytes: int | None) -> None:
+    given = [b"abc", b"", b"defghi", b"j"]
+
+    async def run(chunks: list[bytes]) -> list[dict[str, Any]]:
+        messages = iter([{"body": chunk, "more_body": index < len(chunks)} for index, chunk in enumerate(chunks, 1)])
+
+        async def receive() -> dict[str, Any]:
+            return next(({"type": "http.request", **message} for message in messages), {"type": "http.disconnect"})
+
+        async with BodyBuffer(ServingLimits()).receive(receive, piece_bytes) as replay:
+            assert replay is not None
+            return [dict(await replay()) for _ in range(12)]
+
+    for chunks in (given, [b"abcdefghij"]):
+        messages = asyncio.run(run(chunks))
+        sent = [message for message in messages if message["type"] == "http.request"]
+        assert b"".join(message["body"] for message in sent) == b"abcdefghij"
+        assert max(len(message["body"]) for message in sent) == min(10, piece_bytes or 10)
+        assert [message["more_body"] for message in sent] == [True] * (len(sent) - 1) + [False]
+        assert messages[len(sent)]["type"] == "http.disconnect"
+    assert asyncio.run(run([b""]))[0] == {"type": "http.request", "body": b"", "more_body": False}
