@@ -55,6 +55,23 @@ def test_jpeg_with_more_scans_than_an_image_needs_is_refused() -> None:
     assert read_structure(large).is_ordinary and not read_structure(with_scans(large, 30)).is_ordinary
 
 
+@pytest.mark.parametrize("junk", [b"\xff", b"\xff\x00", b"\xff\x01", b"\xff\xd0"])
+def test_jpeg_with_junk_between_its_segments_is_refused(junk: bytes) -> None:
+    plain = jpeg(64, 48, progressive=False)
+    assert kind_of(plain[:2] + junk * 100_000 + plain[2:]) == "too_complex"
+    assert decode_image(plain[:2] + b"\xff" * 30 + plain[2:], LIMITS).shape == (48, 64, 3)
+
+
+def test_bmp_with_more_runs_than_pixels_is_refused() -> None:
+    file = io.BytesIO()
+    Image.new("P", (64, 48)).save(file, "BMP")
+    head = bytearray(file.getvalue()[: 54 + 1024])
+    head[30:34] = b"\1\0\0\0"
+    assert kind_of(bytes(head) + b"\0\0" * 1_000_000) == "too_complex"
+    rows = b"".join(bytes([64, row, 0, 0]) for row in range(48))
+    assert decode_image(bytes(head) + rows + b"\0\1", LIMITS).shape == (48, 64, 3)
+
+
 def test_jpeg_with_scans_in_its_thumbnail_is_accepted() -> None:
     thumbnail = with_scans(jpeg(16, 16, progressive=True), 300)[:60_000]
     data = jpeg(64, 48, progressive=False)

@@ -21,6 +21,13 @@ _MAX_PROFILES = 16
 
 _BYTES_PER_PIXEL = 12
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed 0xff, nor a fill byte, nor a restart marker
+_NO_FILL_BYTE = re.compile(rb"[^\xff]")
+_MAX_FILL_BYTES = 65_536
+"""Bytes of a JPEG between its segments, where it should have none: each is read alone."""
+
+_MAX_RUN_BYTES = 4
+"""Bytes of a run-length encoded BMP for each of its pixels and rows: more only repeat ends of rows."""
+
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TIFF_SIDES = (256, 257)  # tags of width and height
 _MAX_ITEM_TABLE_BYTES = 65_536
@@ -71,25 +78,30 @@ def read_structure(data: bytes) -> ImageStructure:
         return _read_png(data)
     if data.startswith(b"GIF8"):
         _check_gif(data)
+    elif data.startswith(b"BM"):
+        _check_bmp(data)
     return ImageStructure(_stated_size(data), False)
 
 
 def _read_jpeg(data: bytes) -> ImageStructure:
-    position, num_segments, num_scans = 2, 0, 0
+    position, num_segments, num_scans, num_fill_bytes = 2, 0, 0, 0
     size: tuple[int, int] | None = None
     while position + 4 <= len(data) and data[position] == 0xFF:
         marker = data[position + 1]
         if marker == 0xFF:  # a fill byte
-            following = re.compile(rb"[^\xff]").search(data, position)
+            following = _NO_FILL_BYTE.search(data, position)
+            num_fill_bytes += (len(data) if following is None else following.start() - 1) - position
             position = len(data) if following is None else following.start() - 1
+            if num_fill_bytes > _MAX_FILL_BYTES:
+                raise ImageError("too_complex", f"JPEG: more than {_MAX_FILL_BYTES} fill bytes")
             continue
         if marker == 0xD9:
             break
-        if marker == 0x01 or 0xD0 <= marker <= 0xD8:  # markers without content
-            position += 2
-            continue
         num_segments += 1
         _check_count(num_segments, len(data), "segments")
+        if marker in (0x00, 0x01) or 0xD0 <= marker <= 0xD8:  # padding, and markers without content
+            position += 2
+            continue
         (length,) = struct.unpack_from(">H", data, position + 2)
         if marker in _FRAME_HEADERS and position + 9 <= len(data):
             height, width = struct.unpack_from(">HH", data, position + 5)
@@ -143,6 +155,15 @@ def _check_gif(data: bytes) -> None:
             position += 1 + length
             if not length:
                 break
+
+
+def _check_bmp(data: bytes) -> None:
+    """Check the length of run-length encoded pixels, which are decoded one by one."""
+    if data[30:34] in (b"\1\0\0\0", b"\2\0\0\0"):
+        width, height = (abs(side) for side in _pair("<ii", data, 18))
+        most = _MAX_SEGMENTS + _MAX_RUN_BYTES * (width + 1) * (height + 1)
+        if len(data) > most:
+            raise ImageError("too_complex", f"BMP: {len(data)} bytes of runs for {width} x {height} pixels")
 
 
 def _stated_size(data: bytes) -> tuple[int, int] | None:

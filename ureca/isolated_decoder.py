@@ -71,6 +71,13 @@ class IsolatedDecoder:
         self._max_idle_s = max_idle_s
         self._open_pool()
 
+    def _open_pool(self) -> None:
+        self._places = threading.BoundedSemaphore(_NUM_PROCESSES)
+        self._lock = threading.Lock()
+        self._idle: list[_Child] = []
+        self._is_reaping = False
+        self._process_id = os.getpid()
+
     def decode(self, data: bytes, limits: ImageLimits, task: str) -> Decoded:
         """Decode an image.
 
@@ -119,20 +126,13 @@ class IsolatedDecoder:
             latest_s = time.monotonic() - self._max_idle_s
             with self._lock:
                 ended = [child for child in self._idle if child.idle_since_s <= latest_s]
-                self._idle = [child for child in self._idle if child.idle_since_s > latest_s]
+                self._idle[:] = [child for child in self._idle if child.idle_since_s > latest_s]
                 self._is_reaping = bool(self._idle)
                 is_last = not self._is_reaping
             for child in ended:
                 child.end()
             if is_last:
                 return
-
-    def _open_pool(self) -> None:
-        self._places = threading.BoundedSemaphore(_NUM_PROCESSES)
-        self._lock = threading.Lock()
-        self._idle: list[_Child] = []
-        self._is_reaping = False
-        self._process_id = os.getpid()
 
 
 class _Child:
