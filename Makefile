@@ -36,12 +36,14 @@ science: $(VENV)/.science  ## a model like the shipped one from nothing; resumab
 science-scratch: $(VENV)/.science  ## models from nothing by how they are told which region is meant; an hour on two cores
 	$(BIN)/ureca science science --tables docs/science
 
-science-compare: $(VENV)/.science  ## the ways to say which region is meant, each learned from the shipped model in equal time
-	$(BIN)/ureca science science-compare --base scenes --scenes.captions shortest --scenes.train 2000 --training.budget-s 100 \
-		--training.matrix-learning-rate 0.002 --training.learning-rate 3e-4 --training.precision fp32 \
-		--training.images 8 --training.regions-per-image 10 --training.views-per-image 3 \
-		--models '["none", "contour", "crop", "one-tile", "dynamic"]' \
-		--tables docs/science/from_base
+COMPARED := --base scenes --scenes.captions shortest --scenes.train 2000 --training.budget-s 300 \
+	--training.matrix-learning-rate 0.002 --training.learning-rate 3e-4 --training.precision fp32 \
+	--training.images 8 --training.regions-per-image 10 --training.views-per-image 3
+
+science-compare: $(VENV)/.science  ## prompts, mask tokens and mask encoders, each learned from the shipped model in equal time
+	$(BIN)/ureca science science-compare $(COMPARED) --tables docs/science/from_base
+	for seed in 1 2; do $(BIN)/ureca science science-compare-$$seed $(COMPARED) --seed $$seed \
+		--models '["one-tile", "dynamic"]' --metrics '[]' --tables docs/science/from_base/seed_$$seed || exit 1; done
 
 science-closing: $(VENV)/.dev  ## the shipped model learns on by `ureca train`; accuracy before and after
 	test -d science-closing/scenes || $(BIN)/ureca scenes science-closing/scenes --images 400 --seed 3 --size 112 --captions shortest

@@ -1,5 +1,6 @@
 """Settings of ``ureca science``, and the compared models, which differ only in how they are shown the region."""
 
+import json
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal, Self
@@ -9,6 +10,7 @@ from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
 from ureca.evaluation.settings import Metric, TableSettings
+from ureca.model.checkpoint_files import folder_of
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import ScratchSizes
 
@@ -21,17 +23,23 @@ class Variant:
         title: name of the model in the tables.
         region_prompt: prompt that shows the region; see ``ureca.model.prompt``.
         dynamic_mask: True if masks are cut into the image's grid of tiles, False if they are one tile.
-        num_mask_tokens: number of tokens of a mask tile; None for that of the settings.
+        num_mask_tokens: number of tokens of a mask tile; None for that of the settings or of the base.
+        mask_encoder: mask encoder; None for that of the settings or of the base.
     """
 
     title: str
     region_prompt: RegionPrompt = "mask"
     dynamic_mask: bool = True
     num_mask_tokens: int | None = None
+    mask_encoder: str | None = None
 
     def sizes(self, sizes: ScratchSizes) -> ScratchSizes:
         """The sizes of this model, from those of the settings."""
-        return sizes if self.num_mask_tokens is None else replace(sizes, num_mask_tokens=self.num_mask_tokens)
+        return replace(
+            sizes,
+            num_mask_tokens=self.num_mask_tokens or sizes.num_mask_tokens,
+            mask_encoder=self.mask_encoder or sizes.mask_encoder,
+        )
 
 
 DYNAMIC = "dynamic"
@@ -43,14 +51,18 @@ VARIANTS = {
     "crop": Variant("crop", region_prompt="crop"),
     "contour": Variant("contour", region_prompt="contour"),
     "tokens-1": Variant("1 mask token a tile", num_mask_tokens=1),
+    "tokens-4": Variant("4 mask tokens a tile", num_mask_tokens=4),
     "tokens-8": Variant("8 mask tokens a tile", num_mask_tokens=8),
     "tokens-16": Variant("16 mask tokens a tile", num_mask_tokens=16),
+    "convolutional": Variant("the paper's mask encoder", mask_encoder="convolutional"),
+    "fused": Variant("fused mask encoder", mask_encoder="fused"),
 }
 """Models by name, in the order of their training."""
 
 TABLES = {
     "prompts": ("none", "contour", "crop", "one-tile", DYNAMIC),
-    "mask_tokens": ("tokens-1", DYNAMIC, "tokens-8", "tokens-16"),
+    "mask_tokens": ("tokens-1", DYNAMIC, "tokens-4", "tokens-8", "tokens-16"),
+    "mask_encoders": ("convolutional", "fused", DYNAMIC),
 }
 """The models that each table compares, in the order of its rows."""
 
@@ -161,12 +173,19 @@ class ScienceSettings(CommandSettings):
     def _models_are_known(self) -> Self:
         if unknown := sorted({*self.models} - {*VARIANTS}):
             raise ValueError(f"models must be of {', '.join(VARIANTS)}, not {', '.join(unknown)}")
-        fixed = [name for name in self.models if VARIANTS[name].num_mask_tokens is not None]
-        if self.base is not None and fixed and self.models != tuple(VARIANTS):
-            raise ValueError(f"a base fixes the number of mask tokens: leave out {', '.join(fixed)} of models")
         return self
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """Models to train; of all models, those that can start from the base."""
-        return tuple(name for name in self.models if self.base is None or VARIANTS[name].num_mask_tokens is None)
+        """Models to train, without those that are the same as the model with dynamic masks."""
+        if self.base is None:
+            usual = (self.sizes.num_mask_tokens, self.sizes.mask_encoder)
+        else:
+            config = json.loads((Path(folder_of(self.base)) / "config.json").read_text(encoding="utf-8"))
+            usual = (config["num_mask_tokens"], config["mask_encoder"])
+        same = {
+            name
+            for name, variant in VARIANTS.items()
+            if (variant.num_mask_tokens, variant.mask_encoder) in ((usual[0], None), (None, usual[1]))
+        }
+        return tuple(name for name in self.models if name not in same)

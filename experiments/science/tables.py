@@ -14,6 +14,7 @@ from ureca.evaluation.tables.formats import write_table
 TITLES = {
     "prompts": "How a model is told which region is meant",
     "mask_tokens": "Mask tokens of a tile",
+    "mask_encoders": "Mask encoders",
 }
 
 _FIRST = "prompts"

@@ -4,6 +4,7 @@ Steps are those of ``ureca train``; the optimizers are Muon for weight matrices 
 learn more in little time.
 """
 
+import copy
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.science.settings import VARIANTS, ScienceSettings, ScienceTraining
+from experiments.science.settings import VARIANTS, ScienceSettings, ScienceTraining, Variant
 from ureca.data.output import Output
 from ureca.data.questions import QuestionSettings
 from ureca.data.settings import RegionsSource
@@ -120,6 +121,9 @@ def _build(name: str, settings: ScienceSettings, scenes: Path) -> tuple[UrecaFor
     if settings.base is not None:
         model, processor = load_checkpoint(settings.base, dtype=torch.float32)
         processor.region_prompt, processor.dynamic_mask = variant.region_prompt, variant.dynamic_mask
+        if variant.num_mask_tokens or variant.mask_encoder:
+            model = with_mask_encoder(model, variant, settings.seed)
+            processor.num_mask_tokens = model.config.num_mask_tokens
         return model, processor
     captions = (region["caption"] for row in Output(str(scenes)).rows() for region in row["regions"])
     return build_scratch(
@@ -129,6 +133,31 @@ def _build(name: str, settings: ScienceSettings, scenes: Path) -> tuple[UrecaFor
         dynamic_mask=variant.dynamic_mask,
         seed=settings.seed,
     )
+
+
+@torch.no_grad()
+def with_mask_encoder(
+    model: UrecaForConditionalGeneration, variant: Variant, seed: int
+) -> UrecaForConditionalGeneration:
+    """Build a model with another mask encoder or number of mask tokens, and all other weights of a base.
+
+    A mask encoder of the base's kind keeps the weights of the tokens that it has; the rest of it is initialised anew.
+    """
+    config = copy.deepcopy(model.config)
+    config.num_mask_tokens = variant.num_mask_tokens or config.num_mask_tokens
+    config.mask_encoder = variant.mask_encoder or config.mask_encoder
+    same_kind = config.mask_encoder == model.config.mask_encoder
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        other = UrecaForConditionalGeneration(config)
+    known = model.state_dict()
+    for name, values in other.state_dict().items():
+        if same_kind or not name.startswith("model.mask_encoder."):
+            base = known[name]
+            kept = tuple(slice(0, min(*sides)) for sides in zip(values.shape, base.shape, strict=True))
+            values[kept] = base[kept]
+    other.generation_config = model.generation_config
+    return other
 
 
 def _batches(processor: UrecaProcessor, settings: ScienceSettings, scenes: Path, path: Path) -> MicroBatchPacker:

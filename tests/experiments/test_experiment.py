@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from experiments.science.captions import read_captions
-from experiments.science.settings import VARIANTS
+from experiments.science.settings import VARIANTS, ScienceSettings
 from ureca.errors import OutputError, SettingsError
 from ureca.evaluation.tables.formats import read_table
 from ureca.evaluation.uniqueness import resolution
@@ -74,9 +74,11 @@ def test_science_from_a_base_trains_its_weights_on(output: Path, tmp_path: Path)
     assert "from the checkpoint model" in table.title
 
 
-def test_science_with_a_base_refuses_other_numbers_of_mask_tokens(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match="leave out tokens-8"):
-        main([str(tmp_path), "--base", "scenes", "--models", '["dynamic", "tokens-8"]'])
+def test_science_from_a_base_leaves_out_models_that_are_the_same(tmp_path: Path) -> None:
+    all_models = set(ScienceSettings.load([str(tmp_path)]).compared)
+    assert all_models == {*VARIANTS} - {"tokens-4", "fused"}  # those of the default sizes
+    from_base = set(ScienceSettings.load([str(tmp_path), "--base", "scenes"]).compared)
+    assert from_base == {*VARIANTS} - {"tokens-1"}
 
 
 def test_science_models_use_and_record_same_budget(output: Path) -> None:

@@ -5,9 +5,11 @@ from itertools import chain
 import pytest
 import torch
 
-from experiments.science.settings import TABLES, VARIANTS, ScienceSettings, ScienceTraining
-from experiments.science.training import build_optimizers, choose_precision
+from experiments.science.settings import TABLES, VARIANTS, ScienceSettings, ScienceTraining, Variant
+from experiments.science.training import build_optimizers, choose_precision, with_mask_encoder
+from ureca.model.checkpoints import load_checkpoint
 from ureca.model.initialization import build_scratch
+from ureca.model.mask_encoder import MaskEncoder
 from ureca.model.settings import ScratchSizes
 from ureca.training.phases import Full, prepare
 
@@ -60,3 +62,24 @@ def test_variants_of_prompts_table_have_equal_sizes() -> None:
     sizes = ScienceSettings.load(["out"]).sizes
     assert VARIANTS["tokens-1"].sizes(sizes).num_mask_tokens == 1
     assert all(VARIANTS[name].sizes(sizes) == sizes for name in TABLES["prompts"])
+
+
+def test_with_mask_encoder_keeps_tokens_of_the_base_and_all_other_weights() -> None:
+    base, _ = load_checkpoint("scenes", dtype=torch.float32)
+    more = with_mask_encoder(base, Variant("", num_mask_tokens=4), seed=0)
+    width = base.config.text_config.hidden_size
+    assert more.model.mask_encoder.num_tokens == more.config.num_mask_tokens == 4
+    for name, weight in base.state_dict().items():
+        if not name.startswith("model.mask_encoder."):
+            assert torch.equal(weight, more.state_dict()[name]), name
+    kept = more.model.mask_encoder.tokens.weight[:width]
+    assert torch.equal(kept, base.model.mask_encoder.tokens.weight)
+
+
+def test_with_mask_encoder_of_another_kind_keeps_all_other_weights() -> None:
+    base, _ = load_checkpoint("scenes", dtype=torch.float32)
+    other = with_mask_encoder(base, Variant("", mask_encoder="convolutional"), seed=0)
+    assert type(other.model.mask_encoder) is MaskEncoder
+    known = base.state_dict()
+    others = {name: weight for name, weight in other.state_dict().items() if "mask_encoder" not in name}
+    assert len(others) > 50 and all(torch.equal(weight, known[name]) for name, weight in others.items())
