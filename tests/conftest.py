@@ -1,6 +1,7 @@
 """What tests of several folders need."""
 
 import shutil
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,6 +10,9 @@ from hypothesis import settings
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("ureca", deadline=None)
 settings.load_profile("ureca")
+
+# A shell that starts the tests in the background has them ignore interrupts, and so all commands that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
