@@ -30,8 +30,9 @@ demo-training: $(VENV)/.science  ## two small models learn drawn scenes from not
 		--scenes.test 12 --metrics '[]'
 	@echo "the table so far: $(DEMO)/science/prompts.html; with more time: docs/science.md"
 
-science: $(VENV)/.science  ## a model like the shipped one from nothing; resumable, about 1.6 hours on one core
+science: $(VENV)/.dev  ## a model like the shipped one from nothing; resumable, about 1.7 hours on one core
 	$(BIN)/python -m experiments.science.recipe science-base
+	$(MAKE) --no-print-directory science-closing CLOSING_FROM=science-base/model
 
 science-scratch: $(VENV)/.science  ## models from nothing by how they are told which region is meant; an hour on two cores
 	$(BIN)/ureca science science --tables docs/science
@@ -45,10 +46,11 @@ science-compare: $(VENV)/.science  ## prompts, mask tokens and mask encoders, ea
 	for seed in 1 2; do $(BIN)/ureca science science-compare-$$seed $(COMPARED) --seed $$seed \
 		--models '["one-tile", "dynamic"]' --metrics '[]' --tables docs/science/from_base/seed_$$seed || exit 1; done
 
-science-closing: $(VENV)/.dev  ## the shipped model learns on by `ureca train`; accuracy before and after
-	test -d science-closing/scenes || $(BIN)/ureca scenes science-closing/scenes --images 400 --seed 3 --size 112 --captions shortest
-	$(BIN)/ureca train science-closing/scenes science-closing/run --model scenes --config experiments/science/closing.yaml
-	$(BIN)/python -m experiments.science.check scenes --split validation --scenes 40 --no-shifts
+CLOSING_FROM := scenes
+science-closing: $(VENV)/.dev  ## the shipped model, or CLOSING_FROM=MODEL, learns on by `ureca train`; accuracy before and after
+	test -d science-closing/scenes || $(BIN)/ureca scenes science-closing/scenes --images 2000 --seed 3 --size 112 --captions shortest
+	$(BIN)/ureca train science-closing/scenes science-closing/run --model $(CLOSING_FROM) --config experiments/science/closing.yaml
+	$(BIN)/python -m experiments.science.check $(CLOSING_FROM) --split validation --scenes 40 --no-shifts
 	$(BIN)/python -m experiments.science.check science-closing/run/model --split validation --scenes 40 --no-shifts
 
 science-check: $(VENV)/.science  ## the shipped model on 200 unseen scenes and on shifted ones, against its card; minutes
