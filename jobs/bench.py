@@ -13,6 +13,7 @@ BENCHMARKS = {
     "views": "render the views of a photograph, against rendering them at the photograph's size",
     "describe": "judge the rule-based captioner's captions by the pixels, with other measures than its own",
     "segments": "recall and speed of segments, against graph segmentation and another checkout",
+    "sam": "masks of everything in an image, against Segment Anything's own generator",
     "caption": "caption all regions of an image at once, against one call per region",
     "train": "train on all regions of an image at once, against one region per pass",
     "training-plan": "memory of the order of the samples of a training run, at the size of SA-1B",

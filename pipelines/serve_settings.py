@@ -10,7 +10,7 @@ from pydantic_settings import SettingsConfigDict
 from ureca.captioning.settings import Engine, VllmCaptioningSettings, check_gpus
 from ureca.config import ESSENTIAL, CommandSettings
 from ureca.errors import SettingsError
-from ureca.masks.generators.settings import SamConfig, SegmentsConfig
+from ureca.masks.generators.settings import Sam2Config, Sam3Config, SamConfig, SamHqConfig, SegmentsConfig
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.caption_settings import CaptionResources
 from ureca.pipelines.settings import AsyncActorResources, MaskResources
@@ -128,7 +128,7 @@ class ServeSettings(CommandSettings):
         description="generation settings; requests may override all but batch_size, and lower max_new_tokens",
     )
     masks: Annotated[
-        SegmentsConfig | SamConfig,
+        SegmentsConfig | SamConfig | Sam2Config | Sam3Config | SamHqConfig,
         Field(discriminator="kind", description="generator of the masks that the page offers and points select"),
         ESSENTIAL,
     ] = SegmentsConfig()

@@ -93,6 +93,9 @@ def choose_executor(settings: ExecutorSettings, resources: Any, num_images: int)
 _EXTRA_OF_KIND = {
     ("masks", "sam"): ("sam", "segment_anything", "torch"),
     ("masks", "prompts"): ("sam", "segment_anything", "torch"),
+    ("masks", "sam2"): ("model", "torch", "torchvision", "transformers"),
+    ("masks", "sam3"): ("model", "torch", "torchvision", "transformers"),
+    ("masks", "sam-hq"): ("model", "torch", "torchvision", "transformers"),
     ("embedder", "dinov2"): ("model", "torch", "transformers"),
     ("mllm", "transformers"): ("model", "torch", "transformers"),
     ("mllm", "vllm"): ("vllm", "vllm"),

@@ -108,7 +108,7 @@ class BatchProcesses:
             "image_limits": settings.limits.image.model_dump(mode="json"),
             "resources": settings.batches.resources.model_dump(mode="json"),
         }
-        if settings.masks.kind == "sam":
+        if settings.masks.kind != "segments":
             job_settings["masks"] = settings.masks.model_dump(mode="json")
         config = self._output / f"{id}.yaml"
         config.write_text(yaml.safe_dump(job_settings), encoding="utf-8")

@@ -282,6 +282,7 @@ LONG_CHAPTERS = (
 """Up to a minute or two each."""
 
 _VIT_H = "SAM's weights of 2.5 GB; tests/masks/generators/test_sam.py has the same code with the smallest of SAMs"
+_SAM2 = "weights on the hub; tests/masks/generators/test_transformers_sam.py has the same code with tiny checkpoints"
 _CLUSTER = "a cluster elsewhere; tests/jobs/test_submit.py submits every job to a head on this machine"
 
 _VLLM = "it needs the environment of vLLM; tests/vllm runs it on a CPU"
@@ -300,6 +301,9 @@ CANNOT_RUN: Mapping[str, str] = {
     "tests/experiments trains a model from a base",
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
     "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
+    "ureca curate IMAGES OUTPUT --masks.kind sam2 --masks.checkpoint facebook/sam2.1-hiera-large": _SAM2,
+    "ureca curate IMAGES OUTPUT --masks.kind sam3 --masks.checkpoint facebook/sam3 "
+    """--masks.text '["person", "red car"]'""": _SAM2,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "
     "--resources.captioner.num-gpus 0.7 --resources.segmenter.num-gpus 0.3": _VIT_H,
     "ureca serve --model CHECKPOINT --engine vllm --resources.captioner.num-gpus 1": _VLLM,

@@ -1,4 +1,4 @@
-"""Embedders of regions: a descriptor of colour, texture and shape without weights, and DINOv2 (paper)."""
+"""Embedders of regions: a descriptor of colour, texture and shape without weights, and DINOv2 (paper) or DINOv3."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ureca.curation.rule_based.colours import NUM_CELLS, cells_of, colours_of_ce
 from ureca.curation.rule_based.measurement import reduce_region
 from ureca.curation.rule_based.shapes import measure_shape, measure_texture
 from ureca.curation.settings import Dinov2Config
+from ureca.devices import torch_device
 from ureca.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Dinov2Embedder:
     checkpoint are loaded.
 
     Args:
-        settings: checkpoint, device and batch size; None: the defaults.
+        settings: checkpoint, device, precision and batch size; None: the defaults.
 
     Raises:
         SettingsError: transformers or torch is not installed, the checkpoint cannot be loaded, or there is no such
@@ -143,9 +144,14 @@ class Dinov2Embedder:
     def __init__(self, settings: Dinov2Config | None = None) -> None:
         self._settings = settings or Dinov2Config()
         self.name = f"dinov2 {self._settings.checkpoint}"
-        self._device = _device(self._settings.device)
         self._processor, model = _load(self._settings.checkpoint)
-        self._model = model.to(self._device).eval()
+        import torch
+
+        self._device = torch_device(self._settings.device)
+        name = self._settings.dtype
+        if name == "auto":
+            name = "float32" if self._device.type == "cpu" else "bfloat16"
+        self._model = model.to(self._device, getattr(torch, name)).eval()
         self._batcher: DynamicBatcher[RegionCrop, Sequence[RegionCrop], npt.NDArray[np.float32]] = DynamicBatcher(
             self._embed_batch, max_batch_size=self._settings.batch_size
         )
@@ -160,9 +166,14 @@ class Dinov2Embedder:
     ) -> None:
         import torch
 
-        images = self._processor(images=[pad_to_square(crop.pixels) for crop in crops], return_tensors="pt")
+        # Crops are padded, resized and normalized where the model is: a CPU takes longer for that than a GPU for both.
+        squares = [_padded_to_square(torch.as_tensor(crop.pixels, device=self._device)) for crop in crops]
+        images = self._processor(
+            images=squares, return_tensors="pt", input_data_format="channels_first", device=self._device
+        )
         with torch.inference_mode():
-            tokens = self._model(pixel_values=images["pixel_values"].to(self._device)).last_hidden_state
+            values = images["pixel_values"].to(self._device, self._model.dtype)
+            tokens = self._model(pixel_values=values).last_hidden_state
             vectors = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1)
         for index, vector in enumerate(vectors.cpu().numpy()):
             deliver(index, vector)
@@ -177,6 +188,16 @@ def pad_to_square(pixels: npt.NDArray[np.uint8]) -> Image.Image:
     side = max(height, width)
     mean_colour = tuple(int(channel) for channel in pixels.reshape(-1, 3).mean(axis=0))
     return ImageOps.pad(Image.fromarray(pixels), (side, side), color=mean_colour)
+
+
+def _padded_to_square(pixels: torch.Tensor) -> torch.Tensor:
+    """Pad an image, uint8 [h, w, 3], as ``pad_to_square`` does, on its device; returns [3, side, side]."""
+    height, width = pixels.shape[:2]
+    side = max(height, width)
+    top, left = round((side - height) / 2), round((side - width) / 2)
+    square = pixels.reshape(-1, 3).double().mean(dim=0).to(pixels.dtype)[:, None, None].repeat(1, side, side)
+    square[:, top : top + height, left : left + width] = pixels.permute(2, 0, 1)
+    return square
 
 
 def _load(checkpoint: str) -> tuple[Any, Any]:
@@ -195,19 +216,6 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
             f"a network and an image processor that transformers knows ({error})"
         ) from error
     return processor, model
-
-
-def _device(name: str) -> torch.device:
-    try:
-        import torch
-    except ImportError as error:
-        raise _not_installed(error) from error
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise SettingsError(f"device '{name}' cannot be used: {error}") from error
 
 
 def _not_installed(error: ImportError) -> SettingsError:

@@ -87,7 +87,7 @@ class DescriptorConfig(BaseModel):
 
 @register("embedder", "dinov2", component="ureca.curation.embedders:Dinov2Embedder")
 class Dinov2Config(BaseModel):
-    """DINOv2, as in the paper, or another vision transformer."""
+    """DINOv2, as in the paper, or another vision transformer, such as DINOv3."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -101,6 +101,9 @@ class Dinov2Config(BaseModel):
         default="auto",
         description="device of the embedder by its torch name (cpu, cuda:1); "
         "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto", description="data type of the embedder's weights; auto: bfloat16 on a GPU, float32 on a CPU"
     )
 
 

@@ -1,7 +1,9 @@
 """Images with their masks, on the way from the mask generator to the stage that captions them."""
 
 import time
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 
 from ureca.data.manifest import ManifestEntry
@@ -86,13 +88,24 @@ def generate_masks(
 ) -> MaskedPartition:
     """Read the images of a partition and generate their masks.
 
-    An unusable image or annotation, or one for which there is not enough memory, becomes an error.
+    An unusable image or annotation, or one for which there is not enough memory, becomes an error. A generator on a
+    GPU works on several images at a time (``images_in_flight``): its GPU has the next image while one is decoded, or
+    the masks of one are encoded.
     """
     started = time.monotonic()
-    masked = {
-        fetched.entry.image_id: _generate_masks_of_image(fetched, mask_generator, limits)
-        for fetched in fetch(entries, limits)
-    }
+    num_images = int(getattr(mask_generator, "images_in_flight", 1))
+    masked = {}
+    with ThreadPoolExecutor(num_images, thread_name_prefix="masks") as executor:
+        waiting: deque[Future[MaskedImage]] = deque()
+        for fetched in fetch(entries, limits):
+            if num_images == 1:
+                masked[fetched.entry.image_id] = _generate_masks_of_image(fetched, mask_generator, limits)
+                continue
+            waiting.append(executor.submit(_generate_masks_of_image, fetched, mask_generator, limits))
+            if len(waiting) == num_images:
+                image = waiting.popleft().result()
+                masked[image.entry.image_id] = image
+        masked |= {image.entry.image_id: image for image in (future.result() for future in waiting)}
     images = tuple(masked[entry.image_id] for entry in entries)
     return MaskedPartition(number, mask_generator.name, images, {"masks": time.monotonic() - started})
 

@@ -14,6 +14,7 @@ from PIL import Image
 
 from ureca.curation.embedders import pad_to_square
 from ureca.curation.rule_based.colours import FAMILIES, fits_colour, measure_colours
+from ureca.devices import torch_device
 from ureca.errors import SettingsError
 from ureca.evaluation.settings import COLOUR_WORDS, DualEncoderSettings
 
@@ -186,16 +187,9 @@ def load_encoder(checkpoint: str, companion: str, device: str) -> tuple[Any, Any
             exist.
     """
     tokenizer_or_processor = check_checkpoint(checkpoint, companion)
-    import torch
     import transformers
 
-    if device == "auto":
-        chosen = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    else:
-        try:
-            chosen = torch.empty(0, device=device).device
-        except (RuntimeError, AssertionError) as error:
-            raise SettingsError(f"device '{device}' cannot be used: {_first_line(error)}") from error
+    chosen = torch_device(device)
     with _loading_errors(checkpoint, companion):
         network = transformers.AutoModel.from_pretrained(checkpoint, trust_remote_code=False, weights_only=True)
     return network.to(chosen).eval(), tokenizer_or_processor, chosen

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,13 +17,14 @@ from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.segments import SegmentsMaskGenerator
-from ureca.masks.generators.settings import SamConfig, SegmentsConfig
+from ureca.masks.generators.settings import Sam2Config, Sam3Config, SamConfig, SamHqConfig, SegmentsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
 from ureca.masks.rle import BoolMask, Rle
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
 from ureca.memory import out_of_memory_as
+from ureca.registry import build_component
 from ureca.serving.decoding import exact_mask
 
 _NUM_CACHED_IMAGES = 8
@@ -50,7 +52,7 @@ class Segmenter:
         self._cache: OrderedDict[bytes, list[Mask]] = OrderedDict()
 
     @classmethod
-    def from_settings(cls, settings: SegmentsConfig | SamConfig) -> Segmenter:
+    def from_settings(cls, settings: SegmentsConfig | SamConfig | Sam2Config | Sam3Config | SamHqConfig) -> Segmenter:
         """Load a segmenter.
 
         Raises:
@@ -59,10 +61,11 @@ class Segmenter:
         if isinstance(settings, SegmentsConfig):
             return cls(SegmentsMaskGenerator(settings))
         from ureca.masks.generators.prompted_sam import PromptedSam
-        from ureca.masks.generators.sam import SamMaskGenerator
 
-        mask_generator = SamMaskGenerator(settings)
-        return cls(mask_generator, PromptedSam.from_model(mask_generator.model, mask_generator.name).masks)
+        mask_generator: Any = build_component("mask_generator", settings)
+        if isinstance(settings, Sam3Config) and settings.text:  # the network that text prompts takes no points
+            return cls(mask_generator)
+        return cls(mask_generator, PromptedSam.from_network(mask_generator.network, mask_generator.name).masks)
 
     def generate(self, pixels: Pixels) -> list[Mask]:
         """Segment an image, uint8 RGB [H, W, 3]; the masks are in the generator's order.

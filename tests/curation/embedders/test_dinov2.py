@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from ureca.curation.embedders import Dinov2Embedder
+from ureca.curation.embedders import Dinov2Embedder, pad_to_square
 from ureca.curation.protocols import RegionCrop
 from ureca.curation.settings import Dinov2Config
 from ureca.errors import SettingsError
@@ -131,3 +131,52 @@ def test_dinov2_missing_package_is_named(checkpoint, monkeypatch):
 def test_dinov2_config_with_unknown_key_is_rejected():
     with pytest.raises(ValidationError, match="batchsize"):
         Dinov2Config(batchsize=3)
+
+
+@pytest.fixture(scope="module")
+def dinov3(tmp_path_factory):
+    """A DINOv3 of two narrow layers with random weights."""
+    import torch
+    from transformers import DINOv3ViTConfig, DINOv3ViTImageProcessor, DINOv3ViTModel
+
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("dinov3")
+    configuration = DINOv3ViTConfig(
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        image_size=32,
+        patch_size=16,
+        num_register_tokens=2,
+    )
+    DINOv3ViTModel(configuration).save_pretrained(folder)
+    DINOv3ViTImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return str(folder)
+
+
+def test_dinov3_embedding_is_the_normalized_class_token(dinov3):
+    import torch
+    from transformers import AutoImageProcessor, AutoModel
+
+    (crop,) = _crops(1)
+    square = np.asarray(pad_to_square(crop.pixels))
+    (vector,) = Dinov2Embedder(Dinov2Config(checkpoint=dinov3, device="cpu")).embed([crop])
+    inputs = AutoImageProcessor.from_pretrained(dinov3)(images=[square], return_tensors="pt")
+    with torch.no_grad():
+        token = AutoModel.from_pretrained(dinov3)(**inputs).last_hidden_state[0, 0].numpy()
+    assert vector == pytest.approx(token / np.linalg.norm(token), abs=1e-5)
+
+
+def test_dinov2_in_bfloat16_is_close_to_float32(checkpoint):
+    import torch
+
+    crops = _crops(3)
+    full, half = (
+        Dinov2Embedder(Dinov2Config(checkpoint=checkpoint, device="cpu", dtype=dtype)) for dtype in ("auto", "bfloat16")
+    )
+    assert {parameter.dtype for parameter in half._model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in full._model.parameters()} == {torch.float32}
+    similarity = (full.embed(crops) * half.embed(crops)).sum(axis=1)
+    assert similarity == pytest.approx(1, abs=0.01)
+    assert half.embed(crops).dtype == np.float32

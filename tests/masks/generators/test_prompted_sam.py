@@ -12,6 +12,7 @@ from tests.masks.generators.test_sam import build_tiny_sam
 from ureca.errors import AnnotationError, ImageError
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.prompted_sam import PromptedSam
+from ureca.masks.generators.sam import SamNetwork
 from ureca.masks.prompts import Prompt
 
 pytest.importorskip("torch")
@@ -32,7 +33,7 @@ def test_masks_of_prompts_equal_those_of_the_predictor(sam: Any) -> None:
         Prompt(points_xy=((30, 20), (5, 5)), labels=(1, 0)),
         Prompt(bbox_xywh=(5, 6, 20, 10), points_xy=((10, 10),)),
     ]
-    masks = PromptedSam.from_model(sam).masks(IMAGE, list(zip((4, 3, 2, 1), prompts, strict=True)))
+    masks = PromptedSam.from_network(SamNetwork(sam)).masks(IMAGE, list(zip((4, 3, 2, 1), prompts, strict=True)))
     assert [mask.id for mask in masks] == [4, 3, 2, 1]
 
     predictor = segment_anything.SamPredictor(sam)
@@ -61,13 +62,13 @@ def test_masks_of_prompts_equal_those_of_the_predictor(sam: Any) -> None:
     [Prompt(bbox_xywh=(70, 0, 5, 5)), Prompt(bbox_xywh=(-9, 0, 5, 5)), Prompt(points_xy=((10, 10), (10, 41)))],
 )
 def test_masks_of_a_prompt_outside_the_image_are_empty(sam: Any, prompt: Prompt) -> None:
-    (mask,) = PromptedSam.from_model(sam).masks(IMAGE, [(0, prompt)])
+    (mask,) = PromptedSam.from_network(SamNetwork(sam)).masks(IMAGE, [(0, prompt)])
     assert mask.rle["size"] == [40, 60]
     assert mask.area_px == 0
 
 
 def test_generate_reads_prompts_from_the_annotation_file(sam: Any) -> None:
-    mask_generator: MaskGenerator = PromptedSam.from_model(sam)
+    mask_generator: MaskGenerator = PromptedSam.from_network(SamNetwork(sam))
     file = json.dumps({"prompts": [{"bbox_xywh": [5, 6, 20, 10]}]}).encode()
     assert [mask.id for mask in mask_generator.generate(IMAGE, file)] == [0]
     with pytest.raises(AnnotationError, match="missing_annotation"):
@@ -90,16 +91,16 @@ def test_generate_turns_prompts_of_the_stored_image(sam: Any, orientation: int) 
     stored = [int(value) for value in (columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1)]
     file, turned = (json.dumps({"prompts": [{"bbox_xywh": one}]}).encode() for one in (stored, box))
     ((expected,), (found,)) = (
-        PromptedSam.from_model(sam, frame=frame).generate(IMAGE, data, orientation=orientation)
+        PromptedSam.from_network(SamNetwork(sam), frame=frame).generate(IMAGE, data, orientation=orientation)
         for frame, data in (("upright", turned), ("stored", file))
     )
     assert found == expected
-    (noted,) = PromptedSam.from_model(sam).generate(IMAGE, turned, orientation=orientation)
+    (noted,) = PromptedSam.from_network(SamNetwork(sam)).generate(IMAGE, turned, orientation=orientation)
     assert noted.rle == expected.rle and list(noted.notes) == ["ambiguous_frame"]
 
 
 def test_generate_segments_the_boxes_of_an_annotation_file(sam: Any) -> None:
-    generator = PromptedSam.from_model(sam)
+    generator = PromptedSam.from_network(SamNetwork(sam))
     records = [
         {"id": 4, "category": "cat", "bbox": [5, 6, 20, 10], "segmentation": []},
         {"id": 5, "segmentation": [[0, 0, 9, 0, 9, 9, 0, 9]]},

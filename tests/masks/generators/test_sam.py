@@ -229,7 +229,7 @@ def test_sam_config_is_frozen() -> None:
 
 def test_min_mask_region_area_without_opencv_names_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cv2", None)
-    monkeypatch.setattr("ureca.masks.generators.sam.find_spec", lambda name: None)
+    monkeypatch.setattr("ureca.masks.generators.everything.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="pip install opencv-python-headless"):
         SamMaskGenerator.from_model(build_tiny_sam(), AutomaticMaskSettings(min_mask_region_area=10))
 
@@ -356,7 +356,7 @@ def test_sam_upscales_only_masks_of_sufficient_quality_and_few_at_a_time(
 
     monkeypatch.setattr(sam, "postprocess_masks", record)
     # 10 bytes for each pixel of the image and of the model's input: room for three masks.
-    monkeypatch.setattr("ureca.masks.generators.sam._MAX_UPSCALED_BYTES", 3 * 10 * (40 * 60 + 64 * 64))
+    monkeypatch.setattr("ureca.masks.generators.everything.MAX_UPSCALED_BYTES", 3 * 10 * (40 * 60 + 64 * 64))
     settings = EVERYTHING.model_copy(update={"pred_iou_thresh": max(median, 1e-9)})
     masks = SamMaskGenerator.from_model(sam, settings).generate(image)
     assert max(upscaled) <= 3

@@ -23,6 +23,7 @@ from tests.serving.local import scene
 from ureca.errors import CheckpointError, SettingsError
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.prompted_sam import PromptedSam
+from ureca.masks.generators.sam import SamNetwork
 from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
@@ -118,7 +119,7 @@ def test_service_with_sam_segments_boxes_and_points(client: httpx2.Client) -> No
         (0, Prompt(bbox_xywh=(44, 34, 16, 20))),
         (2, Prompt(points_xy=((20, 20), (70, 40)), labels=(1, 0))),
     ]
-    of_box, of_points = PromptedSam.from_model(build_tiny_sam()).masks(scene(), prompts)
+    of_box, of_points = PromptedSam.from_network(SamNetwork(build_tiny_sam())).masks(scene(), prompts)
     masks = [of_box.decode(), disc(), of_points.decode()]
     assert [rle_codec.decode(item["rle"]).tolist() for item in answer["captions"]] == [mask.tolist() for mask in masks]
     captions = endless_captioner().caption(scene(), masks, max_new_tokens=8)

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
 
 from ureca.errors import AnnotationError
+from ureca.hashing import digest
 from ureca.masks.annotations import load_json, parse_annotations
 from ureca.masks.frames import noted_as_ambiguous, to_upright
-from ureca.masks.generators.sam import check_proportions, load_sam
+from ureca.masks.generators.prompted_network import EncodedImage, PromptBatch, PromptedNetwork, check_proportions
+from ureca.masks.generators.sam import SamNetwork, load_sam
 from ureca.masks.generators.settings import Frame, PromptedSamConfig
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt, parse_prompts
 from ureca.masks.rle import box_xywh
+from ureca.memory import free_device_bytes, is_out_of_memory, release_memory
 
-if TYPE_CHECKING:
-    from segment_anything.modeling import Sam
+_MAX_CACHED_BYTES = 2**29
+"""Features of the latest images: about 100 of SAM's, which take 4 MiB each, and 60 of SAM 2's in half precision."""
 
 
 class PromptedSam:
@@ -38,22 +42,20 @@ class PromptedSam:
             SettingsError: segment-anything is missing, the checkpoint cannot be used, or there is no such device.
         """
         name = f"prompted sam {settings.model_type} {settings.checkpoint.name}"
-        self._set_up(load_sam(settings), name, settings.frame)
+        self._set_up(SamNetwork(load_sam(settings)), name, settings.frame)
 
     @classmethod
-    def from_model(cls, sam: Sam, name: str = "prompted sam", frame: Frame = "auto") -> Self:
-        """Use a network that is built already, on its present device."""
+    def from_network(cls, network: PromptedNetwork, name: str = "prompted sam", frame: Frame = "auto") -> Self:
+        """Use a network that is loaded already; of the latest images the features stay on its device."""
         prompted = cls.__new__(cls)
-        prompted._set_up(sam, name, frame)
+        prompted._set_up(network, name, frame)
         return prompted
 
-    def _set_up(self, sam: Sam, name: str, frame: Frame) -> None:
-        from segment_anything import SamPredictor
-
+    def _set_up(self, network: PromptedNetwork, name: str, frame: Frame) -> None:
         self.name = name
         self._frame = frame
-        self._sam = sam.eval()
-        self._predictor = SamPredictor(self._sam)
+        self._network = network
+        self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
 
     def generate(
         self, image: npt.NDArray[np.uint8], annotation: bytes | None = None, *, orientation: int = 1
@@ -98,12 +100,38 @@ class PromptedSam:
         Raises:
             ImageError: the image is so elongated that it vanishes at the model's input size.
         """
-        check_proportions(self._sam, image)
-        self._predictor.set_image(image)
+        check_proportions(self._network, image)
+        if not prompts:
+            return []
+        encoded = self._encode(image)
+        return [self._mask(id, prompt, encoded) for id, prompt in prompts]
+
+    def _encode(self, image: npt.NDArray[np.uint8]) -> EncodedImage:
+        """Encode an image, or find its features: clicks on one image encode it once.
+
+        The features that are kept take at most ``_MAX_CACHED_BYTES`` and a quarter of the memory that is free; where
+        an image lacks memory, it is encoded again without them.
+        """
+        key = digest([image])
+        if (found := self._encoded.get(key)) is not None:
+            self._encoded.move_to_end(key)
+            return found
         try:
-            return [self._mask(id, prompt, *image.shape[:2]) for id, prompt in prompts]
-        finally:
-            self._predictor.reset_image()
+            encoded = self._network.encode(image)
+        except Exception as error:
+            if not self._encoded or not is_out_of_memory(error):
+                raise
+            self._encoded.clear()
+            release_memory(error)
+            encoded = self._network.encode(image)
+        cached = sum(each.num_bytes for each in self._encoded.values())
+        budget = min(_MAX_CACHED_BYTES, (cached + free_device_bytes(self._network.device)) // 4)
+        while self._encoded and cached + encoded.num_bytes > budget:
+            _, oldest = self._encoded.popitem(last=False)
+            cached -= oldest.num_bytes
+        if encoded.num_bytes <= budget:
+            self._encoded[key] = encoded
+        return encoded
 
     def _masks_of_boxes(self, image: npt.NDArray[np.uint8], annotation: bytes, orientation: int) -> list[Mask]:
         upright_size = (image.shape[0], image.shape[1])
@@ -122,9 +150,10 @@ class PromptedSam:
                 masks[place] = replace(found[mask.id], category=mask.category, extra=mask.extra, notes=notes)
         return masks
 
-    def _mask(self, id: int, prompt: Prompt, height: int, width: int) -> Mask:
+    def _mask(self, id: int, prompt: Prompt, image: EncodedImage) -> Mask:
+        height, width = image.height_px, image.width_px
         points = np.array(prompt.points_xy, dtype=np.float64).reshape(-1, 2)
-        labels = np.array(prompt.labels or [1] * len(points))
+        labels = np.array(prompt.labels or [1] * len(points), dtype=np.int64)
         box = None
         if prompt.bbox_xywh is not None:
             x, y, box_width, box_height = prompt.bbox_xywh
@@ -133,11 +162,13 @@ class PromptedSam:
         inside = bool(((points >= 0) & (points <= (width, height))).all())
         if not inside or (box is not None and (box[2:] <= box[:2]).any()):
             return Mask.from_array(id, np.zeros((height, width), np.bool_))
-        candidates, ious, _ = self._predictor.predict(
-            point_coords=points if len(points) else None,
-            point_labels=labels if len(points) else None,
-            box=box,
-            multimask_output=box is None and len(points) == 1,
+        batch = PromptBatch(
+            points_xy=points[None] if len(points) else None,
+            labels=labels[None] if len(points) else None,
+            boxes_xyxy=None if box is None else box[None],
         )
-        best = int(np.argmax(ious))
-        return Mask.from_array(id, candidates[best], predicted_iou=float(ious[best]))
+        logits, qualities = self._network.decode(image, batch, several=box is None and len(points) == 1)
+        best = int(qualities[0].argmax())
+        upscaled = self._network.upscale(logits[0, best : best + 1], image)[0]
+        pixels = (upscaled > self._network.mask_threshold).cpu().numpy()
+        return Mask.from_array(id, pixels, predicted_iou=float(qualities[0, best]))

@@ -85,6 +85,19 @@ class SamModelSettings(BaseModel):
     )
 
 
+ImagesInFlight = Annotated[
+    int,
+    Field(
+        ge=1,
+        le=16,
+        description="images that an actor with a GPU works on at a time: one is segmented while others are decoded "
+        "and their masks encoded; without a GPU it is 1",
+    ),
+    MAY_CHANGE,
+]
+"""Number of images that overlap on a GPU."""
+
+
 class AutomaticMaskSettings(BaseModel):
     """Arguments of ``segment_anything.SamAutomaticMaskGenerator``, with its names and defaults."""
 
@@ -96,7 +109,10 @@ class AutomaticMaskSettings(BaseModel):
         description="number of points along one side of the grid of prompts; None: point_grids has the points",
     )
     points_per_batch: int = Field(
-        default=64, ge=1, description="points that the mask decoder takes at once; more is faster and needs more memory"
+        default=64,
+        ge=1,
+        description="points that the mask decoder takes at once; on a GPU more is faster and needs more memory, and a "
+        "CPU takes at most 4",
     )
     pred_iou_thresh: float = Field(
         default=0.88, ge=0, description="quality, as predicted by the model, above which masks are kept; 0 keeps all"
@@ -148,6 +164,68 @@ class SamConfig(AutomaticMaskSettings, SamModelSettings):
     """Masks by Segment Anything."""
 
     kind: Literal["sam"] = "sam"
+    images_in_flight: ImagesInFlight = 2
+
+
+class TransformersSamSettings(AutomaticMaskSettings):
+    """Checkpoint in transformers' format, device and precision of a promptable segmentation model."""
+
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        description="folder or name on the hub of the checkpoint, in transformers' format"
+    )
+    device: str = Field(
+        default="auto",
+        description='PyTorch device, such as "cpu" or "cuda:1"; '
+        "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+        default="auto",
+        description="data type of the encoder and the mask decoder; points are embedded in float32 always; "
+        "auto: bfloat16 on a GPU, float32 on a CPU",
+    )
+    points_per_batch: int = Field(
+        default=256,
+        ge=1,
+        description="points that the mask decoder takes at once; on a GPU more is faster and needs more memory, and a "
+        "CPU takes at most 4",
+    )
+    images_in_flight: ImagesInFlight = 2
+
+
+@register("mask_generator", "sam2", component="ureca.masks.generators.transformers_sam:Sam2MaskGenerator")
+class Sam2Config(TransformersSamSettings):
+    """Masks by SAM 2, through transformers."""
+
+    kind: Literal["sam2"] = "sam2"
+    pred_iou_thresh: float = Field(
+        default=0.8, ge=0, description="quality, as predicted by the model, above which masks are kept; 0 keeps all"
+    )
+
+
+@register("mask_generator", "sam3", component="ureca.masks.generators.transformers_sam:Sam3MaskGenerator")
+class Sam3Config(TransformersSamSettings):
+    """Masks by SAM 3, through transformers: of everything, or of the things that text names."""
+
+    kind: Literal["sam3"] = "sam3"
+    pred_iou_thresh: float = Field(
+        default=0.8, ge=0, description="quality, as predicted by the model, above which masks are kept; 0 keeps all"
+    )
+    text: tuple[Annotated[str, Field(min_length=1, max_length=200)], ...] = Field(
+        default=(),
+        max_length=1000,
+        description='short noun phrases, such as ["person", "red car"]: masks of all instances of each, with the '
+        "phrase as their class; empty: masks of everything",
+    )
+    text_score_thresh: Fraction = Field(
+        default=0.5, description="score, 0 to 1, above which an instance of a phrase is kept"
+    )
+
+
+@register("mask_generator", "sam-hq", component="ureca.masks.generators.transformers_sam:SamHqMaskGenerator")
+class SamHqConfig(TransformersSamSettings):
+    """Masks by HQ-SAM, through transformers."""
+
+    kind: Literal["sam-hq"] = "sam-hq"
 
 
 @register("mask_generator", "prompts", component="ureca.masks.generators.prompted_sam:PromptedSam")

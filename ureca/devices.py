@@ -1,0 +1,34 @@
+"""Devices of PyTorch by their names in settings."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ureca.errors import SettingsError
+
+if TYPE_CHECKING:
+    import torch
+
+
+def torch_device(name: str) -> torch.device:
+    """Return the device of a component.
+
+    Commands have replaced ``auto`` by the device that ``num_gpus`` of the actor implies before a component is built
+    (``ureca.pipelines.batch.resources.on_device``). Where it is still there, in a program of the user's own, it means
+    the first GPU that torch can use, else the CPU.
+
+    Args:
+        name: ``auto``, or a name of PyTorch such as ``cpu`` or ``cuda:1``.
+
+    Raises:
+        SettingsError: there is no such device.
+    """
+    import torch
+
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        # A small allocation proves that the device exists.
+        return torch.empty(1, device=name).device
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise SettingsError(f"device '{name}' cannot be used: {str(error).splitlines()[0]}") from error
