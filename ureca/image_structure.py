@@ -21,8 +21,8 @@ _MAX_PROFILES = 16
 
 _BYTES_PER_PIXEL = 12
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed 0xff, nor a fill byte, nor a restart marker
-_NO_FILL_BYTE = re.compile(rb"[^\xff]")
-_MAX_FILL_BYTES = 65_536
+_MARKER = re.compile(rb"\xff[^\xff]")
+_MAX_JUNK_BYTES = 65_536
 """Bytes of a JPEG between its segments, where it should have none: each is read alone."""
 
 _MAX_RUN_BYTES = 4
@@ -84,16 +84,16 @@ def read_structure(data: bytes) -> ImageStructure:
 
 
 def _read_jpeg(data: bytes) -> ImageStructure:
-    position, num_segments, num_scans, num_fill_bytes = 2, 0, 0, 0
+    position, num_segments, num_scans, num_junk_bytes = 2, 0, 0, 0
     size: tuple[int, int] | None = None
-    while position + 4 <= len(data) and data[position] == 0xFF:
+    while position + 4 <= len(data):
         marker = data[position + 1]
-        if marker == 0xFF:  # a fill byte
-            following = _NO_FILL_BYTE.search(data, position)
-            num_fill_bytes += (len(data) if following is None else following.start() - 1) - position
-            position = len(data) if following is None else following.start() - 1
-            if num_fill_bytes > _MAX_FILL_BYTES:
-                raise ImageError("too_complex", f"JPEG: more than {_MAX_FILL_BYTES} fill bytes")
+        if data[position] != 0xFF or marker == 0xFF:  # junk, or a fill byte
+            following = _MARKER.search(data, position)
+            num_junk_bytes += (len(data) if following is None else following.start()) - position
+            if num_junk_bytes > _MAX_JUNK_BYTES:
+                raise ImageError("too_complex", f"JPEG: more than {_MAX_JUNK_BYTES} bytes between its segments")
+            position = len(data) if following is None else following.start()
             continue
         if marker == 0xD9:
             break

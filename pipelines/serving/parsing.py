@@ -147,8 +147,8 @@ def _validate(model: type[M], body: bytes, max_values: int) -> M:
         # The message names the invalid field but does not repeat its value. Lists stop at their first invalid item and
         # objects at their first unknown field, so the number of errors is that of the fields of a schema.
         errors = error.errors(include_url=False, include_input=False, include_context=False)
-        # For a union, the deepest error belongs to the alternative that was meant.
-        first = max(errors, key=lambda item: len(item["loc"]))
+        # For a union, the deepest error belongs to the alternative that was meant, else the one whose type is right.
+        first = max(errors, key=lambda item: (len(item["loc"]), not item["type"].endswith("_type")))
         more = f" (and {len(errors) - 1} more)" if len(errors) > 1 else ""
         message = f"{first['msg'].removeprefix('Value error, ')}{more}"
         param = _field_path(first["loc"])[:_MAX_PATH_LENGTH]

@@ -16,12 +16,11 @@ from ureca.captioning.engine import GeneratedCaption
 from ureca.images import Pixels
 from ureca.masks import rle as rle_codec
 from ureca.masks.mask import Mask
-from ureca.model.settings import check_question
 from ureca.serving.decoding import check_region_count, decode_image, exact_mask
-from ureca.serving.schemas import ApiError, GenerationOptions, StrictNumber
+from ureca.serving.schemas import ApiError, GenerationOptions, StrictNumber, check_served_question
 from ureca.serving.settings import ServingLimits
 
-_MAX_QUESTION_LENGTH = 2000
+_MAX_TEXT_LENGTH = 1_000_000
 _MAX_CHOICES = 128
 _SEEDS_PER_CHOICE = 2**20
 """Distance of the seeds of an image's choices: more than the number of its regions."""
@@ -44,21 +43,35 @@ _IGNORED = frozenset(
 """Parameters of OpenAI's API that do not change the meaning of a response here."""
 
 _NEUTRAL_VALUES: dict[str, tuple[object, ...]] = {
+    "add_generation_prompt": (True,),
     "audio": (),
+    "best_of": (1,),
+    "chat_template_kwargs": ({},),
+    "echo": (False,),
     "frequency_penalty": (0,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "ignore_eos": (False,),
+    "length_penalty": (1,),
     "logit_bias": ({},),
     "logprobs": (False,),
+    "min_p": (0,),
+    "min_tokens": (0,),
     "modalities": (["text"],),
     "presence_penalty": (0,),
+    "repetition_penalty": (1,),
     "response_format": ({"type": "text"},),
+    "skip_special_tokens": (True,),
+    "stop_token_ids": ([],),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
+    "top_k": (-1, 0),
     "top_logprobs": (0,),
+    "use_beam_search": (False,),
     "web_search_options": (),
 }
-"""Parameters of OpenAI's API that the service does not support, with the values that change nothing."""
+"""Parameters of OpenAI's API, and of servers like vLLM, that the service does not support, with the values that change
+nothing."""
 
 _MAX_LABEL_COLORS = 32
 _MAX_SAMPLED_PIXELS = 100_000
@@ -78,24 +91,36 @@ class TextPart(_RequestModel):
     """Text of a message."""
 
     type: Literal["text"]
-    text: Annotated[str, Field(max_length=20_000)]
+    text: Annotated[str, Field(max_length=_MAX_TEXT_LENGTH)]
 
 
 class ImagePart(_RequestModel):
     """A region (pixels of at least half the largest alpha), a whole image, or a black and white mask for one."""
 
     type: Literal["image_url"]
-    image_url: ImageUrl
+    image_url: ImageUrl | str = Field(description="the image, or its URL alone")
+
+    @property
+    def url(self) -> str:
+        """URL of the image."""
+        return self.image_url if isinstance(self.image_url, str) else self.image_url.url
+
+
+class IgnoredPart(_RequestModel):
+    """A part of an earlier answer that is no text; the model sees no answers."""
+
+    type: Literal["refusal"]
 
 
 class ConversationMessage(_RequestModel):
-    """A message of the conversation."""
+    """A message of the conversation; those of tools and of the assistant are ignored."""
 
-    role: Literal["system", "developer", "user", "assistant"]
+    role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: (
-        Annotated[str, Field(max_length=20_000)]
+        Annotated[str, Field(max_length=_MAX_TEXT_LENGTH)]
         | Annotated[
-            list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], Field(fail_fast=True, max_length=1000)
+            list[Annotated[TextPart | ImagePart | IgnoredPart, Field(discriminator="type")]],
+            Field(fail_fast=True, max_length=1000),
         ]
         | None
     ) = None
@@ -314,7 +339,7 @@ class ChatQuestion:
         images: list[tuple[str, str]] = []
         for place in reversed(places):
             images = [
-                (f"messages[{place}].content[{index}].image_url", part.image_url.url)
+                (f"messages[{place}].content[{index}].image_url", part.url)
                 for index, part in enumerate(_parts(request.messages[place]))
                 if isinstance(part, ImagePart)
             ]
@@ -324,11 +349,9 @@ class ChatQuestion:
             message = "a message of the user needs an image_url: an RGBA image whose alpha channel is the region"
             raise ApiError(400, "missing_image", message, param=last)
         text = "\n".join(part.text for part in _parts(request.messages[places[-1]]) if isinstance(part, TextPart))
-        if len(text := text.strip()) > _MAX_QUESTION_LENGTH:
-            message = f"a question has at most {_MAX_QUESTION_LENGTH} characters"
-            raise ApiError(400, "malformed", message, param=last)
+        text = text.strip()
         try:
-            check_question(text)
+            check_served_question(text)
         except ValueError as error:
             raise ApiError(400, "malformed", str(error), param=last) from error
         stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop or ())
@@ -352,7 +375,7 @@ def choice_seed(seed: int, choice: int) -> int:
     return seed + choice * _SEEDS_PER_CHOICE
 
 
-def _parts(message: ConversationMessage) -> Sequence[TextPart | ImagePart]:
+def _parts(message: ConversationMessage) -> Sequence[TextPart | ImagePart | IgnoredPart]:
     if isinstance(message.content, str):
         return [TextPart.model_construct(type="text", text=message.content)]
     return message.content or []

@@ -24,6 +24,9 @@ MAX_NAME_LENGTH = 200
 MAX_COUNTS_LENGTH = 2**23
 """Maximum number of characters of all compressed run lengths of a request together."""
 
+MAX_QUESTION_BYTES = 2000
+"""Maximum length of a question in UTF-8; a tokenizer of bytes makes as many tokens of it."""
+
 _MAX_RUNS = 300_000
 _MAX_COORDINATES = 200_000
 _MAX_POLYGONS = 10_000
@@ -131,6 +134,17 @@ class RegionsRequest(_RequestModel):
     lookalikes: StrictBool = Field(default=False, description="return `lookalike_ids` for each region")
 
 
+def check_served_question(question: str) -> str:
+    """Return a question of a request.
+
+    Raises:
+        ValueError: It is too long, or has a special token of the model.
+    """
+    if len(question.encode("utf-8", "surrogatepass")) > MAX_QUESTION_BYTES:
+        raise ValueError(f"a question has at most {MAX_QUESTION_BYTES} bytes in UTF-8")
+    return check_question(question)
+
+
 class GenerationOptions(_RequestModel):
     """Generation parameters; the service's settings apply to the absent ones."""
 
@@ -146,8 +160,12 @@ class GenerationOptions(_RequestModel):
     seed: Annotated[StrictInt, Field(ge=0, lt=2**31)] | None = Field(
         default=None, description="random seed; region i of the request is sampled with seed + i"
     )
-    question: Annotated[str, Field(min_length=1, max_length=2000), AfterValidator(check_question)] | None = Field(
-        default=None, description="question to the model about each region, without its special tokens"
+    question: (
+        Annotated[str, Field(min_length=1, max_length=MAX_QUESTION_BYTES), AfterValidator(check_served_question)] | None
+    ) = Field(
+        default=None,
+        description=f"question to the model about each region, without its special tokens; at most "
+        f"{MAX_QUESTION_BYTES} bytes in UTF-8",
     )
 
     def apply_to(self, defaults: CaptionSettings, *, clamp: bool = False) -> CaptionSettings:

@@ -217,7 +217,8 @@ def test_parameters_without_effect_are_accepted(client: openai.OpenAI) -> None:
     [
         ({"role": "user", "content": "hello"}, "messages[0].content"),
         ({"role": "assistant", "content": "hello"}, "messages"),
-        ({"role": "tool", "tool_call_id": "1", "content": "x"}, "messages[0].role"),
+        ({"role": "tool", "tool_call_id": "1", "content": "x"}, "messages"),
+        ({"role": "robot", "content": "x"}, "messages[0].role"),
         ({"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}, "messages[0].content[0]"),
         (user("http://127.0.0.1/icon.svg"), "messages[0].content[0].image_url"),
         (user("data:image/png;base64,AAAA"), "messages[0].content[0].image_url"),
@@ -242,3 +243,64 @@ def test_stream_sends_words_of_each_choice_and_usage(client: openai.OpenAI) -> N
     assert num_chunks > 2  # the captions have several words
     assert set(ends) <= {"stop", "length"}
     assert usage == create(client, user(RGBA, OTHER)).usage
+
+
+def test_earlier_turns_of_any_client_are_accepted(client: openai.OpenAI) -> None:
+    call = {"id": "call_1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    answer = create(
+        client,
+        {"role": "developer", "content": [{"type": "text", "text": "Describe regions. " * 5000}]},
+        {**user(RGBA), "name": "anna"},
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "call_1", "content": "a result"},
+        {"role": "assistant", "content": [{"type": "refusal", "refusal": "No."}], "refusal": "No.", "audio": None},
+        {"role": "user", "content": [{"type": "text", "text": "And its color?"}]},
+    )
+    assert texts(answer) == DISC_CAPTION(question="And its color?")
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        {"type": "image_url", "image_url": RGBA},
+        {"type": "image_url", "image_url": {"url": RGBA, "detail": "auto"}, "cache_control": {"type": "ephemeral"}},
+        {"type": "image_url", "image_url": {"url": RGBA.replace("image/png", "image/png;charset=utf-8")}},
+        {"type": "image_url", "image_url": {"url": RGBA.replace("data:image/png", "DATA:;name=a.png")}},
+    ],
+)
+def test_forms_of_images_that_clients_send(client: openai.OpenAI, part: dict[str, Any]) -> None:
+    assert texts(create(client, {"role": "user", "content": [part]})) == DISC_CAPTION()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"user": "u", "metadata": {"a": "b"}, "store": True, "parallel_tool_calls": True, "service_tier": "auto"},
+        {"tools": [], "tool_choice": "auto", "logit_bias": {}, "response_format": {"type": "text"}, "n": 1, "stop": []},
+        {"extra_body": {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "ignore_eos": False, "best_of": 1}},
+        {"extra_body": {"chat_template_kwargs": {}, "stop_token_ids": [], "use_beam_search": False, "echo": False}},
+    ],
+)
+def test_parameters_that_change_nothing_are_accepted(client: openai.OpenAI, options: dict[str, Any]) -> None:
+    assert texts(create(client, user(RGBA), **options)) == DISC_CAPTION()
+
+
+@pytest.mark.parametrize("name, value", [("top_k", 5), ("repetition_penalty", 1.2), ("echo", True), ("best_of", 2)])
+def test_parameters_of_other_servers_that_would_change_the_response_are_refused(
+    client: openai.OpenAI, name: str, value: object
+) -> None:
+    with pytest.raises(openai.BadRequestError) as caught:
+        create(client, user(RGBA), extra_body={name: value})
+    assert (caught.value.code, caught.value.param) == ("unsupported_parameter", name)
+
+
+def test_error_of_too_many_stop_strings_tells_the_limit(client: openai.OpenAI) -> None:
+    with pytest.raises(openai.BadRequestError, match="at most 4 items") as caught:
+        create(client, user(RGBA), stop=["a"] * 5)
+    assert caught.value.param == "stop"
+
+
+def test_question_is_limited_by_its_bytes(client: openai.OpenAI) -> None:
+    assert texts(create(client, user(RGBA, text="\u8272" * 600), max_tokens=2))
+    with pytest.raises(openai.BadRequestError, match="2000 bytes"):
+        create(client, user(RGBA, text="\U0001f600" * 501))
