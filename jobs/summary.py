@@ -47,10 +47,9 @@ def summary(report: PartitionReport, output: str, dataset_name: str, left_out: s
         message = f": {report.messages[kind]}" if kind in report.messages else ""
         rows.append(("" if index else "failures", f"{count} x {kind}{message}"))
     for name, counts in (("skipped", report.skipped), ("annotations", report.annotation_notes)):
-        rows += [
-            ("" if index else name, f"{count} x {kind}")
-            for index, (kind, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0])))
-        ]
+        for index, (kind, count) in enumerate(sorted(counts.items(), key=lambda item: (-item[1], item[0]))):
+            first = report.messages.get(f"{name}:{kind}")
+            rows.append(("" if index else name, f"{count} x {kind}" + (f": {first}" if first else "")))
     notes = sorted(report.notes.items(), key=lambda item: (-item[1], item[0]))[:_MAX_KINDS_SHOWN]
     for index, (step, count) in enumerate(notes):
         message = f": {report.messages[step]}" if step in report.messages else ""

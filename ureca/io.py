@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 
 from ureca.errors import InputError, OutputError
 
+_BASE64_OF_URLS = bytes.maketrans(b"-_", b"+/")
 _URI = re.compile(r"(?P<root>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/*(?P<name>[^?]*)(?P<options>\?.*)?", re.DOTALL)
 _TEMPORARY = ".tmp-"
 _BASE64_PIECE = 2**20  # characters
@@ -184,7 +185,7 @@ def parent(path: str) -> str:
 
 
 def decode_data_url(text: str) -> bytes:
-    """Decode base64 text, or a ``data:`` URL of it.
+    """Decode base64 text, or a ``data:`` URL of it; also in the alphabet of URLs, and without the padding.
 
     Raises:
         ValueError: it is neither.
@@ -199,7 +200,8 @@ def decode_data_url(text: str) -> bytes:
         # As bytes, because splitting text at white space would make an object of every character between; in pieces,
         # because copies of the whole would double the memory.
         for index in range(start, len(text), _BASE64_PIECE):
-            encoded += text[index : index + _BASE64_PIECE].encode("ascii").translate(None, b" \t\r\n\f\v")
+            encoded += text[index : index + _BASE64_PIECE].encode("ascii").translate(_BASE64_OF_URLS, b" \t\r\n\f\v")
+        encoded += b"=" * (-len(encoded) % 4)
         return base64.b64decode(encoded, validate=True)
     except ValueError as error:
         raise ValueError(f"not base64: {error}") from error

@@ -74,6 +74,10 @@ def mask_ids(manifest: pa.Table) -> dict[str, list[int] | None]:
         ({"file_name": None, "coco_url": "http://example.org/a.jpg"}, "a.jpg"),
         ({"file_name": "renamed.jpg", "coco_url": "http://example.org/a.jpg"}, "a.jpg"),
         ({"id": "photo", "file_name": "a.jpg"}, "a.jpg"),
+        ("train/a_jpg.rf.3f2c0d9e8b7a6c5d.jpg", "a.jpg"),
+        ("a_png.rf.3f2c0d9e8b7a6c5d.jpg", "a.png"),
+        ("a_jpg.rf.3f2c0d9e8b7a6c5d.jpg", "a_jpg.rf.3f2c0d9e8b7a6c5d.jpg"),
+        ({"file_name": "b_jpg.rf.3f2c0d9e8b7a6c5d.jpg", "extra": {"name": "a.jpg"}}, "a.jpg"),
     ],
 )
 def test_attach_coco_file_finds_the_image_of_a_name(tmp_path: Path, record: object, image: str) -> None:

@@ -549,6 +549,50 @@ def test_list_images_of_a_table_with_windows_separators_finds_the_files(tmp_path
     assert ids(manifest) == expected
 
 
+def test_list_images_of_a_list_understands_escaped_file_uris(tmp_path: Path) -> None:
+    touch(tmp_path, "in/a b.jpg", "in/c.jpg")
+    (tmp_path / "list.txt").write_text(f"file://{tmp_path}/in/a%20b.jpg\n./in/./c.jpg\ns3://bucket/d%20e.jpg\n")
+    manifest = list_images(str(tmp_path / "list.txt"))
+    assert manifest["path"].to_pylist() == [f"{tmp_path}/in/a b.jpg", f"{tmp_path}/in/c.jpg", "s3://bucket/d%20e.jpg"]
+    assert ids(manifest) == ["a b", "c", "d%20e"]
+
+
+def test_list_images_of_structs_without_bytes_reads_their_files(tmp_path: Path) -> None:
+    (tmp_path / "im").mkdir()
+    (tmp_path / "im/b.jpg").write_bytes(b"of the file")
+    images = [
+        {"bytes": b"of the table", "path": "im/b.jpg"},
+        {"bytes": None, "path": "im\\b.jpg"},
+        {"bytes": None, "path": None},
+        {"bytes": b"", "path": "c.jpg"},
+    ]
+    pq.write_table(pa.table({"image": images}), tmp_path / "t.parquet", row_group_size=3)
+    manifest = list_images(str(tmp_path / "t.parquet"))
+    assert ids(manifest) == ["t-0", "t-1", "t-2", "t-3"]
+    entries = [ManifestEntry.from_row(row) for row in manifest.to_pylist()]
+    read = {one.entry.image_id: one.image for one in fetch(entries, ImageLimits())}
+    assert (read["t-0"], read["t-1"], read["t-3"]) == (b"of the table", b"of the file", b"")
+    assert isinstance(read["t-2"], DataError) and read["t-2"].kind == "no_bytes"
+
+
+@pytest.mark.parametrize("type", [pa.binary_view(), pa.large_binary()])
+def test_list_images_of_any_type_of_bytes_reads_them(tmp_path: Path, type: pa.DataType) -> None:
+    pq.write_table(pa.table({"image": pa.array([b"x", None, b"y"], type)}), tmp_path / "t.parquet")
+    entries = [ManifestEntry.from_row(row) for row in list_images(str(tmp_path / "t.parquet")).to_pylist()]
+    assert [one.image for one in fetch(entries, ImageLimits())][::2] == [b"x", b"y"]
+
+
+@pytest.mark.parametrize("type", [pa.string_view(), pa.large_string(), pa.dictionary(pa.int32(), pa.string())])
+def test_list_images_of_any_type_of_text_reads_it(tmp_path: Path, type: pa.DataType) -> None:
+    (tmp_path / "a.jpg").write_bytes(b"a")
+    url = "data:image/png;base64," + base64.b64encode(b"b").decode()
+    pq.write_table(pa.table({"path": pa.array(["a.jpg", url], pa.string()).cast(type)}), tmp_path / "t.parquet")
+    manifest = list_images(str(tmp_path / "t.parquet"))
+    assert ids(manifest) == ["a", "t-1"]
+    entries = [ManifestEntry.from_row(row) for row in manifest.to_pylist()]
+    assert {one.entry.image_id: one.image for one in fetch(entries, ImageLimits())} == {"a": b"a", "t-1": b"b"}
+
+
 def test_list_images_of_a_glob_below_a_folder_with_brackets_finds_it(tmp_path: Path) -> None:
     touch(tmp_path, "set[1]/x.jpg", "set1/y.jpg", "a/set[1]/z.jpg")
     assert ids(list_images(f"{tmp_path}/set[1]/*.jpg")) == ["x"]

@@ -187,6 +187,14 @@ COCO_CASES: dict[str, tuple[list[Any], Regions, dict[str, int]]] = {
         {"a": [RED, (2, 2000, "ok")], "b": [(3, 2000, "ok")]},
         {},
     ),
+    "run lengths in a list": (
+        [
+            annotation(1, 1, [board_rle()]),
+            annotation(3, 2, [board_rle(), {"size": [80, 120], "counts": [0, 80, 9520]}]),
+        ],
+        {"a": [RED], "b": [(3, 2080, "ok")]},
+        {},
+    ),
     "run lengths that are broken": (
         [
             annotation(1, 1, BOARD),

@@ -67,7 +67,9 @@ def test_messages_about_a_coco_file_name_it_with_image_and_annotation(
         "b": f"{file}, image 2: the annotations are of an image of 7 x 5 pixels, this one has {WIDTH} x {HEIGHT}",
         "c": f"{file} has no image of this name",
     }
-    assert f"{file} has no image of this name" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert f"{file} has no image of this name" in printed
+    assert f"1 x empty: {file}, image 1: annotation 6: its mask has no pixel inside the image" in printed
 
 
 def test_messages_about_names_that_fit_several_say_so(tmp_path: Path) -> None:
@@ -139,6 +141,9 @@ def test_curate_with_other_annotations_of_done_images_is_refused(
     message = capsys.readouterr().err
     assert "1 images that" in message and f"'b': {second}, image 2 (then {first}, image 2)" in message
     assert curate(tmp_path, second, "--overwrite") == 0
+    write_coco(second, ["a.jpg", "b.jpg"], *boards)
+    assert curate(tmp_path, second) == 2
+    assert f"'b': {second}, image 2 was changed" in capsys.readouterr().err
 
 
 def test_curate_again_takes_annotations_of_images_that_lacked_them(tmp_path: Path) -> None:

@@ -222,7 +222,6 @@ class TestInvalidAnnotations:
             (b"null", "a JSON object is expected, not NoneType"),
             (b"{}", "annotations: a list is expected"),
             (b'{"image": {"width": 4, "height": 3}}', "annotations: a list is expected"),
-            (sa1b(annotation(), width=0), "image.width"),
             (sa1b(annotation(), width=-4), "image.width"),
             (sa1b(annotation(), width=4.5), "image.width"),
             (sa1b(annotation(), width=True), "image.width"),
@@ -280,6 +279,11 @@ class TestInvalidAnnotations:
         (mask,) = parse_annotations(sa1b(annotation(id=id)))
         assert mask.id == 0
         assert repr(id)[:4] in mask.notes["renamed_id"]
+
+    @pytest.mark.parametrize("unknown", [None, 0, "", "0"])
+    def test_parse_annotations_without_a_known_size_takes_that_of_the_image(self, unknown: object) -> None:
+        data = sa1b(annotation(id=1), width=unknown, height=unknown)
+        assert parse_annotations(data, size=(HEIGHT, WIDTH)) == parse_annotations(sa1b(annotation(id=1)))
 
     @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-32-be"])
     def test_parse_annotations_of_compressed_files_reads_them(self, encoding: str) -> None:

@@ -227,6 +227,13 @@ def test_decode_regions_no_longer_wanted_stops_before_the_next_mask() -> None:
     assert raised.value.problem.code == "cancelled"
 
 
+@given(st.binary())
+def test_decode_base64_reads_the_alphabet_of_urls_and_text_without_padding(data: bytes) -> None:
+    for text in (base64.b64encode(data).decode(), base64.urlsafe_b64encode(data).decode()):
+        for form in (text, text.rstrip("="), f"data:image/png;charset=utf-8;base64,{text}"):
+            assert decode_base64(form, "image") == data
+
+
 @given(st.text())
 def test_decode_base64_any_text_decodes_or_raises(text: str) -> None:
     try:

@@ -34,6 +34,10 @@ _PLACES = pa.schema(
 
 _NAME_KEYS = ("file_name", "coco_url", "flickr_url", "path", "url")
 _ROWS_PER_GROUP = 65_536
+_RENAMED = {
+    r"(^|[\\/])[0-9a-f]{8}-(?=[^\\/]+$)": r"\1",  # Label Studio puts eight digits before the name of an uploaded file
+    r"_(jpe?g|png|webp|bmp|tiff?)\.rf\.[0-9A-Za-z]+\.\w+$": r".\1",  # Roboflow's a_jpg.rf.0123.jpg of a.jpg
+}
 
 
 def mark_coco_file(manifest: pa.Table, path: str) -> pa.Table:
@@ -200,8 +204,8 @@ class _Images:
 
     def find(self, name: str) -> tuple[list[int], int]:
         """Return the rows of the images that a name fits best, and how well it fits them."""
-        # Label Studio puts eight digits before the name of an uploaded file.
-        for spelling in dict.fromkeys((name, unquote(name), re.sub(r"(^|[\\/])[0-9a-f]{8}-(?=[^\\/]+$)", r"\1", name))):
+        spellings = (name, unquote(name), *(re.sub(pattern, form, name) for pattern, form in _RENAMED.items()))
+        for spelling in dict.fromkeys(spellings):
             parts = _parts(spelling)
             base = parts[-1].casefold()
             rows = self._by_base.get(base) or self._by_stem.get(_stem(base)) or ()
@@ -229,6 +233,9 @@ def _names(record: Mapping[str, Any]) -> Iterator[str]:
         name = record.get(key)
         if isinstance(name, str) and _parts(name):
             yield name
+    extra = record.get("extra")  # Roboflow keeps the original name here
+    if isinstance(extra, dict) and isinstance(name := extra.get("name"), str) and _parts(name):
+        yield name
 
 
 def _parts(name: str) -> list[str]:

@@ -44,6 +44,7 @@ from ureca.io import (
     is_file,
     iter_chunks,
     list_entries,
+    local_name,
     locate,
     sort_names,
     walk_files,
@@ -267,10 +268,11 @@ def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Ta
     folder, options = split_options(location.paths(pa.scalar(location.name)))
 
     def places(lines: Any) -> Any:
-        return resolve(lines, folders(folder).as_py(), options.as_py())
+        found = resolve(lines, folders(folder).as_py(), options.as_py())
+        return pc.replace_substring_regex(found, r"/(\./)+", "/")
 
     # Only lines that look unusual are looked up: a file system may need a request for each.
-    lines = _with_slashes(lines, places, location.only_below)
+    lines = _with_slashes(_without_escapes(lines), places, location.only_below)
     known = has_extension(split_options(lines)[0], image_extensions() + OTHER_IMAGE_EXTENSIONS)
     is_uri = pc.match_substring_regex(lines, _IS_URI)
     for row in np.flatnonzero(pc.invert(pc.or_(known, is_uri)).to_numpy(zero_copy_only=False)).tolist():
@@ -290,6 +292,18 @@ def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Ta
     paths = places(lines)
     uris = split_options(paths)[0]
     return make_manifest(image_id=stems(uris) if ids == "stem" else _written_ids(lines), uri=uris, path=paths)
+
+
+def _without_escapes(texts: Any) -> Any:
+    """Replace file:// URIs with escaped characters (%20) by the paths that they stand for."""
+    is_escaped = pc.match_substring_regex(texts, r"^file://[^?]*%")
+    if not pc.any(is_escaped).as_py():
+        return texts
+    paths = [
+        (local_name(text) or text) if escaped else text
+        for text, escaped in zip(texts.to_pylist(), is_escaped.to_pylist(), strict=True)
+    ]
+    return pa.array(paths, pa.string())
 
 
 def _with_slashes(texts: Any, places: Callable[[Any], Any], only_below: Sequence[str]) -> Any:
@@ -401,7 +415,9 @@ def _list_table(
     numbers = rows.cast(pa.string())
     row_uris = pc.binary_join_element_wise(uri, numbers, "#row=")
     row_ids = pc.binary_join_element_wise(stems(pa.scalar(uri)) if prefix is None else prefix, numbers, "-")
-    if pa.types.is_string(type) or pa.types.is_large_string(type):
+    if pa.types.is_dictionary(type):
+        type = type.value_type
+    if _is_text(type):
         texts = _read_strings(table, uri, image_column, shorten=True)
         is_data = pc.starts_with(texts, _DATA_URL)
         folder, options = split_options(pa.scalar(path))
@@ -409,7 +425,7 @@ def _list_table(
         def places(texts: Any) -> Any:
             return resolve(texts, folders(folder).as_py(), options.as_py())
 
-        texts = _with_slashes(texts, places, only_below)
+        texts = _with_slashes(_without_escapes(texts), places, only_below)
         paths = places(texts)
         uris = split_options(paths)[0]
         if ids is None:
@@ -424,18 +440,65 @@ def _list_table(
         return manifest.filter(sieve.keep(texts))
     if pa.types.is_struct(type) and "bytes" in type.names:
         image_column += ".bytes"
-    elif not (pa.types.is_binary(type) or pa.types.is_large_binary(type)):
+    elif not (pa.types.is_binary(type) or pa.types.is_large_binary(type) or pa.types.is_binary_view(type)):
         raise InputError(
             f"{uri}: the column {image_column!r} is {type}. Name one of bytes, of structs with bytes, or of paths by "
             "--listing.image-column"
         )
-    return make_manifest(
+    manifest = make_manifest(
         image_id=row_ids if ids is None else ids,
         uri=row_uris,
         path=pa.repeat(path, len(rows)),
         column=image_column,
         row=rows,
     )
+    if pa.types.is_struct(type) and "path" in type.names and _is_text(type.field("path").type):
+        manifest = _with_files(manifest, _paths_without_bytes(table, image_column), uri, path, only_below)
+    return manifest
+
+
+def _is_text(type: pa.DataType) -> bool:
+    return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
+
+
+def _paths_without_bytes(table: pq.ParquetFile, column: str) -> list[str | None]:
+    """Return the path of each row of Hugging Face's structs that has no bytes; None: it has bytes, or neither."""
+    found: list[str | None] = []
+    path_column = column.removesuffix("bytes") + "path"
+    for number in range(table.num_row_groups):
+        group = table.metadata.row_group(number)
+        columns = (group.column(place) for place in range(group.num_columns))
+        statistics = next(one.statistics for one in columns if one.path_in_schema == column)
+        if statistics is not None and statistics.has_null_count and not statistics.null_count:
+            found += [None] * group.num_rows
+            continue
+        for batch in table.iter_batches(_ROWS_PER_BATCH, row_groups=[number], columns=[column, path_column]):
+            has_bytes, paths = (pc.struct_field(batch.column(0), name) for name in ("bytes", "path"))
+            found += pc.if_else(has_bytes.is_valid(), pa.scalar(None, paths.type), paths).to_pylist()
+    return found
+
+
+def _with_files(
+    manifest: pa.Table, texts: Sequence[str | None], uri: str, path: str, only_below: Sequence[str]
+) -> pa.Table:
+    """Return a manifest whose rows that have a path are files, relative to the table's folder."""
+    given = pa.array(texts, pa.string())
+    if given.null_count == len(given):
+        return manifest
+    folder, options = split_options(pa.scalar(path))
+
+    def places(texts: Any) -> Any:
+        return resolve(texts, folders(folder).as_py(), options.as_py())
+
+    paths = places(_with_slashes(pc.fill_null(given, ""), places, only_below))
+    is_file = given.is_valid()
+    columns = {"uri": split_options(paths)[0], "path": paths, "column": None, "row": None}
+    for name, values in columns.items():
+        field = MANIFEST.field(name)
+        values = pa.scalar(None, field.type) if values is None else values  # noqa: PLW2901
+        column = pc.if_else(is_file, values, manifest[name])
+        manifest = manifest.set_column(MANIFEST.get_field_index(name), field, column)
+    return manifest
 
 
 def _choose(table: pq.ParquetFile, uri: str, candidates: tuple[str, ...], setting: str) -> str:
@@ -454,6 +517,9 @@ def _read_strings(table: pq.ParquetFile, uri: str, column: str, *, shorten: bool
     for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH if shorten else 65_536, columns=[column]):
         values = batch.column(0)
         try:
+            if pa.types.is_dictionary(values.type):
+                values = values.dictionary_decode()
+            values = values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
             if shorten:
                 values = pc.if_else(pc.starts_with(values, _DATA_URL), pa.scalar(_DATA_URL, values.type), values)
             chunks.append(values.cast(pa.string()))

@@ -156,7 +156,8 @@ class Output:
         if redone:
             message = (
                 f"{len(redone)} images that {self.path} holds have other annotations than when they were processed, "
-                f"such as {redone[0].image_id!r}: {redone[0].listed} (then {redone[0].held})"
+                f"such as {redone[0].image_id!r}: {redone[0].listed} "
+                + ("was changed" if redone[0].listed == redone[0].held else f"(then {redone[0].held})")
             )
             if not accept_changes:
                 raise OutputError(

@@ -107,7 +107,8 @@ class PartitionReport(BaseModel):
         retries: number of failed calls that were retried, by kind.
         latency_ms: number of calls by the upper bound of their latency, in milliseconds.
         seconds: time spent by stage, added over images, some of which are processed at the same time.
-        messages: first message of each kind in ``failures`` and ``notes``, where one is known.
+        messages: first message of each kind in ``failures`` and ``notes``, and of ``skipped:<reason>``, where one is
+            known.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -156,8 +157,12 @@ class PartitionReport(BaseModel):
             failures.update(failed)
             skipped.update(status.removeprefix("skipped:") for status in statuses if status.startswith("skipped:"))
             for region in row[dataset.name]:
-                if not region["status"].startswith("skipped:"):
-                    annotation_notes.update(note["kind"] for note in region.get("annotation_notes") or ())
+                is_skipped = region["status"].startswith("skipped:")
+                for note in region.get("annotation_notes") or ():
+                    if not is_skipped:
+                        annotation_notes[note["kind"]] += 1
+                    elif region["status"] == f"skipped:{note['kind']}":
+                        report.messages.setdefault(region["status"], note["message"][:_MAX_MESSAGE_CHARACTERS])
                 notes.update(filter(None, (region.get("note") or "").split("; ")))
                 if region.get("listener_candidates") is not None:
                     listener["captions"] += region["listener_rounds"]
@@ -215,7 +220,7 @@ def write_part(
         work = work + PartitionReport(**earlier.model_dump(include=_WORK_FIELDS))
     report = PartitionReport.of_rows(rows, dataset) + PartitionReport(**work.model_dump(include=_WORK_FIELDS))
     # A retry may have mended what an earlier message is about.
-    known = report.failures.keys() | report.notes.keys()
+    known = report.failures.keys() | report.notes.keys() | {f"skipped:{reason}" for reason in report.skipped}
     report.messages = {kind: message for kind, message in report.messages.items() if kind in known}
     table = conform(rows, dataset.schema).replace_schema_metadata({_FOOTER_KEY: report.model_dump_json().encode()})
     io.write_table(filesystem, path, table, _ROW_GROUP_ROWS)

@@ -173,6 +173,11 @@ def _read_group(
         values = batch.column(0)
         if pa.types.is_struct(values.type):
             values = pc.struct_field(values, [0])
+        if pa.types.is_dictionary(values.type):
+            values = values.dictionary_decode()
+        if pa.types.is_binary_view(values.type) or pa.types.is_string_view(values.type):
+            is_binary = pa.types.is_binary_view(values.type)
+            values = values.cast(pa.large_binary() if is_binary else pa.large_string())
         while pending and pending[-1][0] < start + len(values):
             row, entry = pending.pop()
             yield entry, _bytes(values[row - start], entry, max_bytes)

@@ -4,7 +4,6 @@ Every annotation becomes a mask. One that is unusable becomes a mask without pix
 its neighbours are kept and it is counted. Boxes and areas are computed from the run lengths, never believed.
 """
 
-import base64
 import json
 import math
 import reprlib
@@ -18,7 +17,7 @@ from pydantic_core import from_json
 
 from ureca.errors import AnnotationError, ImageError
 from ureca.image_limits import ImageLimits
-from ureca.io import decode_text, decompressed
+from ureca.io import decode_data_url, decode_text, decompressed
 from ureca.masks import rle as rle_codec
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.mask import Mask
@@ -33,6 +32,7 @@ EMPTY = "empty"
 """Kind of the note, and status, of a mask that is well-formed and has no pixel inside the image."""
 
 _MAX_SIDE_PX = 2**16
+_UNKNOWN_SIDES = (None, 0, "0", "")  # as tools write them where they do not know the size
 _MAX_ID = 2**63 - 1
 _MAX_NESTING = 32
 _MAX_DIGITS = 25
@@ -349,8 +349,8 @@ def _image_size(image: Mapping[str, Any], annotations: Sequence[Any], size: tupl
     sides = []
     for name in ("height", "width"):
         value = image.get(name)
-        side = whole_number(value)
-        if value is not None and (side is None or not 1 <= side <= _MAX_SIDE_PX):
+        side = None if value in _UNKNOWN_SIDES else whole_number(value)
+        if value not in _UNKNOWN_SIDES and (side is None or not 1 <= side <= _MAX_SIDE_PX):
             raise AnnotationError("malformed", f"image.{name}: {reprlib.repr(value)} is no side of an image in pixels")
         sides.append(side)
     height, width = sides
@@ -457,22 +457,11 @@ def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[
     if isinstance(segmentation, dict):
         if "png" in segmentation:
             return _cropped_mask(segmentation["png"], segmentation.get("corners"), size)
-        stated = _whole_numbers(segmentation.get("size"))
-        counts = segmentation.get("counts")
-        if "size" in segmentation and stated != [height, width]:
-            raise AnnotationError(
-                "size_mismatch",
-                f"the mask's size is {reprlib.repr(segmentation['size'])}, the image's [height, width] "
-                f"{[height, width]}",
-            )
-        if isinstance(counts, str) and counts[:2] in ("b'", 'b"') and counts[-1:] == counts[1] and len(counts) > 2:
-            counts = counts[2:-1].replace("\\\\", "\\")  # the text of Python's bytes
-        elif isinstance(counts, list):
-            counts = _whole_numbers(counts) or counts
-        known = {**segmentation, "counts": counts} if "counts" in segmentation else segmentation
-        return rle_codec.from_coco(known if stated is None else {**known, "size": stated}, *size)
+        return _run_lengths(segmentation, size)
     if not isinstance(segmentation, list):
         raise ValueError(f"a segmentation is an RLE or a list of polygons, not {type(segmentation).__name__}")
+    if all(isinstance(piece, dict) and "counts" in piece for piece in segmentation):
+        return rle_codec.union([_run_lengths(piece, size) for piece in segmentation])
     pieces = _pieces(segmentation)
     kept = [piece for piece in pieces if len(piece) >= _MIN_COORDINATES]
     if not kept:
@@ -482,13 +471,30 @@ def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[
     return rle_codec.from_coco(kept, height, width)
 
 
+def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> Rle:
+    height, width = size
+    stated = _whole_numbers(segmentation.get("size"))
+    counts = segmentation.get("counts")
+    if "size" in segmentation and stated != [height, width]:
+        raise AnnotationError(
+            "size_mismatch",
+            f"the mask's size is {reprlib.repr(segmentation['size'])}, the image's [height, width] {[height, width]}",
+        )
+    if isinstance(counts, str) and counts[:2] in ("b'", 'b"') and counts[-1:] == counts[1] and len(counts) > 2:
+        counts = counts[2:-1].replace("\\\\", "\\")  # the text of Python's bytes
+    elif isinstance(counts, list):
+        counts = _whole_numbers(counts) or counts
+    known = {**segmentation, "counts": counts} if "counts" in segmentation else segmentation
+    return rle_codec.from_coco(known if stated is None else {**known, "size": stated}, *size)
+
+
 def _cropped_mask(png: object, corners: object, size: tuple[int, int]) -> Rle:
     """Decode a mask of LabelMe: an image file, base64, of the pixels within a box of two corners."""
     points = [_point(point) for point in corners] if isinstance(corners, list) and all(map(_is_point, corners)) else []
     if not isinstance(png, str) or not points:
         raise ValueError("a mask of LabelMe is an image in base64, with the corners of its box as points")
     height, width = size
-    data = base64.b64decode(png, validate=True)  # a ValueError where it is none
+    data = decode_data_url(png)  # a ValueError where it is none
     try:
         inside = decode_mask_image(data, ImageLimits(max_pixels=height * width, max_bytes=max(1, len(data))))
     except ImageError as error:

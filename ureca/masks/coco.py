@@ -29,7 +29,7 @@ _MAX_CHECKED_BYTES = 2**26
 MAX_FILE_BYTES = 2**35
 """Largest COCO file, once decompressed."""
 
-_IMAGE_KEYS = ("width", "height", "file_name", "coco_url", "flickr_url", "path", "url")
+_IMAGE_KEYS = ("width", "height", "file_name", "coco_url", "flickr_url", "path", "url", "extra")
 
 
 @dataclass

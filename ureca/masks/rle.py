@@ -5,6 +5,7 @@ a list of run lengths (uncompressed) or pycocotools' compact string of it (compr
 """
 
 import reprlib
+from collections.abc import Sequence
 from typing import Any, TypedDict
 
 import numpy as np
@@ -94,6 +95,12 @@ def intersection(first: Rle, second: Rle) -> Rle:
     """Compute the pixels inside both of two masks of one image, without decoding."""
     merged = coco_mask.merge([first, second], intersect=True)
     return Rle(size=first["size"], counts=merged["counts"].decode("ascii"))
+
+
+def union(rles: Sequence[Rle]) -> Rle:
+    """Return the pixels that are in any of the masks of one image, of which there is at least one."""
+    merged = coco_mask.merge(list(rles))
+    return Rle(size=rles[0]["size"], counts=merged["counts"].decode("ascii"))
 
 
 def from_runs(runs: npt.NDArray[np.int64], height: int, width: int) -> Rle:
