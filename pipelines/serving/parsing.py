@@ -24,7 +24,9 @@ _MAX_FIELDS_FRACTION = 0.4
 _MAX_PATH_LENGTH = 200
 _MAX_PART_HEADERS_BYTES = 8192
 _MAX_PARTS = 3
+_LARGE_BODY_BYTES = 4 * 2**20
 _PARSING = ThreadPoolExecutor(2, "parse")
+_PARSING_LARGE = ThreadPoolExecutor(1, "parse-large")  # takes tenths of a second, for which small bodies do not wait
 
 
 async def parse_json(request: Request, model: type[M], limits: ServingLimits) -> M:
@@ -36,7 +38,7 @@ async def parse_json(request: Request, model: type[M], limits: ServingLimits) ->
     if _content_type(request) != "application/json":
         raise ApiError(415, "unsupported_media_type", "the content type must be application/json")
     body = await _read_body(request)
-    return await _in_thread(lambda: _validate(model, body, limits.max_json_values))
+    return await _in_thread(lambda: _validate(model, body, limits.max_json_values), len(body))
 
 
 async def parse_request(request: Request, model: type[M], limits: ServingLimits) -> tuple[M, bytes | None]:
@@ -73,7 +75,7 @@ async def parse_request(request: Request, model: type[M], limits: ServingLimits)
             raise ApiError(422, "malformed", message, param=REQUEST_PART)
         return _validate(model, text or b"{}", limits.max_json_values), image
 
-    return await _in_thread(parse)
+    return await _in_thread(parse, len(body))
 
 
 async def _read_body(request: Request) -> bytes:
@@ -81,8 +83,9 @@ async def _read_body(request: Request) -> bytes:
     return b"".join([piece async for piece in request.stream() if piece])
 
 
-async def _in_thread(parse: Callable[[], T]) -> T:
-    return await asyncio.get_running_loop().run_in_executor(_PARSING, parse)
+async def _in_thread(parse: Callable[[], T], num_bytes: int) -> T:
+    threads = _PARSING if num_bytes < _LARGE_BODY_BYTES else _PARSING_LARGE
+    return await asyncio.get_running_loop().run_in_executor(threads, parse)
 
 
 def _split_multipart(body: bytes, boundary: bytes) -> dict[str, tuple[bytes, bool]]:

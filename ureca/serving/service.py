@@ -57,6 +57,7 @@ _NUM_DECODING_THREADS = 2
 _MAX_WAIT_FRACTION = 0.25
 """Part of the time of a request that it waits for the memory for its image."""
 
+_LARGE_FILE_BYTES = 4 * 2**20
 _BASE64_OF_PNG = "iVBOR"
 _MAX_URL_HEAD = 64
 
@@ -407,13 +408,14 @@ class CaptionService:
             raise ApiError(422, "two_images", "the image is both a file and a field of the request", param="image")
         if image[:8].lower().startswith(("http://", "https://")):
             return await self._fetcher.fetch(image, param)
-        return await self._in_thread(lambda: decode_base64(image, param))
+        return await self._in_thread(lambda: decode_base64(image, param), _Price.of_file(len(image)))
 
     async def _image_price(self, data: bytes, param: str) -> "_Price":
         """Return what decoding an image costs at most, or refuse it by its header."""
         limits = self.limits.image
         try:
-            structure = await self._in_thread(lambda: read_structure(data[: limits.max_bytes]))
+            price = _Price.of_file(len(data))
+            structure = await self._in_thread(lambda: read_structure(data[: limits.max_bytes]), price)
         except ImageError as error:
             raise ApiError.from_data_error(error, param) from error
         if structure.size is not None and structure.size[0] * structure.size[1] > limits.max_pixels:
@@ -422,9 +424,9 @@ class CaptionService:
             raise ApiError(422, "too_many_pixels", message, param=param)
         return _Price(structure.num_decoding_bytes(len(data), limits.max_pixels), structure.is_ordinary)
 
-    async def _in_thread(self, function: Callable[[], T], price: "_Price | None" = None) -> T:
+    async def _in_thread(self, function: Callable[[], T], price: "_Price") -> T:
         """Run a function in a thread of those for quick or for slow work."""
-        is_quick = price is None or (price.is_ordinary and self._memory.is_small(price.num_bytes))
+        is_quick = price.is_ordinary and self._memory.is_small(price.num_bytes)
         threads = self._decoding if is_quick else self._decoding_slow
         return await asyncio.get_running_loop().run_in_executor(threads, function)
 
@@ -440,6 +442,11 @@ class _Price:
 
     num_bytes: int
     is_ordinary: bool
+
+    @classmethod
+    def of_file(cls, num_bytes: int) -> "_Price":
+        """Return the price of reading through a file, or through the base64 of one."""
+        return cls(num_bytes, num_bytes < _LARGE_FILE_BYTES)
 
 
 @dataclass

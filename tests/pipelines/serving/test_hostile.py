@@ -297,3 +297,26 @@ def test_received_body_is_passed_on_whole_or_in_pieces(piece_bytes: int | None) 
         assert [message["more_body"] for message in sent] == [True] * (len(sent) - 1) + [False]
         assert messages[len(sent)]["type"] == "http.disconnect"
     assert asyncio.run(run([b""]))[0] == {"type": "http.request", "body": b"", "more_body": False}
+
+
+@pytest.mark.parametrize("field", ["question", "image"])
+def test_small_request_does_not_wait_for_large_bodies(field: str) -> None:
+    app = app_of()
+    ended: list[str] = []
+
+    async def run() -> None:
+        transport = httpx2.ASGITransport(app=app)
+        async with httpx2.AsyncClient(transport=transport, base_url="http://127.0.0.1", timeout=2000) as client:
+
+            async def post(name: str, path: str, body: dict[str, Any] | bytes, status: int) -> None:
+                sent = {"content": body} if isinstance(body, bytes) else {"json": body}
+                answer = await client.post(f"/v1/{path}", headers={"content-type": "application/json"}, **sent)
+                assert answer.status_code == status
+                ended.append(name)
+
+            large = b'{"' + field.encode() + b'":"' + b"A " * (4 * 2**20) + b'"}'
+            requests = [post("large", "captions", large, 422) for _ in range(10)]
+            await asyncio.gather(*requests, post("small", "regions", request(DISC), 200))
+
+    asyncio.run(run())
+    assert ended.index("small") < 8
