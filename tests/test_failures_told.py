@@ -44,10 +44,13 @@ def run_with_small_files(*arguments: str, num_bytes: int = 600) -> subprocess.Co
         ("export", "RUN", "--format", "jsonl", "--to", "FOLDER/out"),
         ("export", "RUN", "--format", "parquet", "--to", "FOLDER/out"),
         ("export", "RUN", "--format", "coco", "--to", "FOLDER/out"),
+        ("export", "RUN", "--format", "hf", "--to", "FOLDER/out"),
+        ("export", "RUN", "--format", "label-studio", "--to", "FOLDER/out"),
+        ("export", "RUN", "--format", "fiftyone", "--to", "FOLDER/out"),
         ("report", "RUN", "--to", "FOLDER/out"),
         ("scenes", "FOLDER/out", "--images", "2", "--processes", "1"),
     ],
-    ids=lambda arguments: " ".join(arguments[:4:2]),
+    ids=lambda arguments: " ".join(word for word in (arguments[0], arguments[3]) if not word.startswith("-")),
 )
 def test_command_on_a_full_disk_says_so_in_one_line(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     write_scenes(tmp_path / "run", 2, split="train", seed=0, width_px=112, height_px=112)
@@ -62,6 +65,40 @@ def test_command_on_a_full_disk_says_so_in_one_line(tmp_path: Path, arguments: t
     assert "Traceback" not in ended.stderr
     if arguments[0] != "scenes":
         assert not list((tmp_path / "to").iterdir())
+
+
+@pytest.mark.skipif(not Path("/sys/kernel").is_dir(), reason="no file system that nobody may write to")
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        *(("export", "RUN", "--format", kind, "--to", "/sys/out") for kind in ("jsonl", "coco", "hf", "fiftyone")),
+        ("export", "RUN", "--format", "jsonl", "--to", "FOLDER/out", "--masks", "/sys/masks"),
+        ("report", "RUN", "--to", "/sys/out"),
+        ("scenes", "/sys/out", "--images", "1", "--processes", "1"),
+        ("curate", "RUN/images", "/sys/out", "--executor", "local"),
+    ],
+    ids=lambda arguments: " ".join(arguments[::3]),
+)
+def test_command_with_a_target_that_nobody_may_write_says_so_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_scenes(tmp_path / "run", 1, split="train", seed=0, width_px=112, height_px=112)
+    words = [word.replace("RUN", str(tmp_path / "run")).replace("FOLDER", str(tmp_path)) for word in arguments]
+    assert main(words) == 2
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("ureca:")]
+    assert len(told) == 1
+    assert "/sys/" in told[0] and "cannot be written" in told[0]
+
+
+@pytest.mark.parametrize("package", ["httpx2", "fastapi"])
+def test_serve_without_a_package_says_so_before_ray_starts(package: str) -> None:
+    code = f"import sys; sys.modules[{package!r}] = None; from ureca.jobs.cli import main; sys.exit(main(['serve']))"
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False, cwd=ROOT, timeout=120
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert f"this needs the package {package}: pip install 'ureca-ray[serve]'" in ended.stderr
+    assert len(ended.stderr.splitlines()) == 1
 
 
 @pytest.mark.parametrize("replace", [replacing, replacing_folder])
