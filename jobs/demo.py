@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     missing = [name for name in _PACKAGES_OF_THE_MODEL if importlib.util.find_spec(name) is None]
     if missing and settings.part == "all":
         print(
-            f"\nThe second part, a trained model behind the service, needs {' and '.join(missing)}:\n"
+            f"\nThe second part, a trained model behind the service, needs {', '.join(missing)}:\n"
             "pip install 'ureca-ray[serve]', and run the demo again"
         )
         return 0

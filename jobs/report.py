@@ -55,7 +55,8 @@ def main(argv: Sequence[str]) -> int:
         work=output.report(),
         max_images=settings.max_images,
     )
-    counts = f"{statistics.num_captioned} captions of {statistics.num_images} images"
+    images = "1 image" if statistics.num_images == 1 else f"{statistics.num_images} images"
+    counts = f"{statistics.num_captioned} captions of {images}"
     print(f"{to}: {counts}, {statistics.num_failed} images failed")
     return 0
 

@@ -48,7 +48,7 @@ _PROBE_TOKENS = 256
 
 def build_mask_stage(settings: CurateSettings, fetch: Fetch | None = None) -> MaskStage:
     """Build the stage that generates masks, on the device that ``resources.masks`` implies."""
-    masks = on_device(settings.masks, settings.resources.masks.num_gpus, "resources.masks")
+    masks = on_device(settings.mask_generator, settings.resources.masks.num_gpus, "resources.masks")
     generator: MaskGenerator = build_component("mask_generator", masks)
     return partial(
         generate_masks,

@@ -110,6 +110,13 @@ class CurateSettings(PlannableSettings):
             or uses_chat_model("annotator", self.verification)
         )
 
+    @property
+    def mask_generator(self) -> MaskGeneratorConfig:
+        """The settings ``masks``; ``segments`` makes no mask that ``tree`` would leave out, unless it is told to."""
+        if isinstance(self.masks, SegmentsConfig) and self.masks.min_area_fraction is None:
+            return self.masks.with_smallest(self.tree.min_area_fraction)
+        return self.masks
+
     @model_validator(mode="before")
     @classmethod
     def _given_masks_are_all_captioned(cls, values: Any) -> Any:

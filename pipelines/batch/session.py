@@ -127,8 +127,9 @@ def _start_ray(options: Mapping[str, Any]) -> None:
             if address := os.environ.get("RAY_ADDRESS"):
                 raise ClusterError(
                     f"the Ray cluster of RAY_ADDRESS={address} cannot be reached: {reason}. Check that it runs "
-                    "(`ray status`), that RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH has its token, and that it has this "
-                    "version of Ray and Python; or unset RAY_ADDRESS to start Ray on this machine"
+                    "(`ray status`), that RAY_AUTH_MODE is token where it has one and RAY_AUTH_TOKEN, "
+                    "RAY_AUTH_TOKEN_PATH or ~/.ray/auth_token holds it, and that it has this version of Ray and "
+                    "Python; or unset RAY_ADDRESS to start Ray on this machine"
                 ) from error
             raise ClusterError(
                 f"Ray did not start on this machine: {reason}. Make room in memory, /dev/shm and /tmp (`ureca doctor` "

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import ureca
 from tests.curation.fakes import EverythingAlike, NothingAlike, RecordingAnnotator, failing
 from tests.drawn import HEIGHT, WIDTH, disc, drawn_image
 from ureca.curation.curator import Curator, curate_regions
@@ -250,3 +251,11 @@ class Oblivious(RuleBasedCaptioner):
     """The same captions from a captioner of another name."""
 
     name = "oblivious"
+
+
+def test_curate_image_without_masks_makes_none_that_it_skips() -> None:
+    pixels = np.full((200, 300, 3), (40, 80, 200), np.uint8)
+    pixels[20:120, 30:150] = (200, 40, 40)
+    pixels[150:154, 200:206] = (250, 250, 250)  # 0.04 % of the image
+    regions = ureca.curate_image(pixels)
+    assert regions and all(region.status == "ok" for region in regions)

@@ -5,6 +5,7 @@ import pytest
 from ureca.curation.listener import PromptedListener
 from ureca.errors import SettingsError
 from ureca.llm.settings import TransformersConfig, VllmConfig
+from ureca.masks.generators.settings import SegmentsConfig
 from ureca.pipelines.curate import build_curator
 from ureca.pipelines.curate_settings import CurateSettings
 
@@ -59,3 +60,19 @@ def test_load_mllm_is_used_by_annotator_listener_or_verification(kind: str) -> N
     assert CurateSettings.load(["in", "out", f"--{kind}.kind", "prompted", *openai]).mllm.kind == "openai"
     with pytest.raises(SettingsError, match="set one of them"):
         CurateSettings.load(["in", "out", *openai])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "smallest"),
+    [
+        ([], 0.007),
+        (["--tree.min-area-fraction", "0.02"], 0.02),
+        (["--tree.min-area-fraction", "0.9"], 0.5),  # the largest mask
+        (["--masks.kind", "segments", "--masks.max-masks", "5"], 0.007),
+        (["--masks.kind", "segments", "--masks.min-area-fraction", "0.003"], 0.003),
+    ],
+)
+def test_segments_makes_no_mask_that_the_tree_leaves_out_unless_told(arguments: list[str], smallest: float) -> None:
+    masks = CurateSettings.load(["in", "out", *arguments]).mask_generator
+    assert isinstance(masks, SegmentsConfig)
+    assert masks.min_area_fraction == smallest

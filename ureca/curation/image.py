@@ -17,6 +17,7 @@ from ureca.image_limits import ImageLimits
 from ureca.images import decode_image
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.segments import SegmentsMaskGenerator
+from ureca.masks.generators.settings import SegmentsConfig
 from ureca.masks.mask import Mask
 
 
@@ -36,7 +37,8 @@ def curate_image(
         masks: masks of the image: ``Mask`` objects with distinct ids, or bool arrays [H, W] or [N, H, W], whose ids are
             their positions. None: ``mask_generator`` makes them.
         curator: components and settings of the curation; None: ``Curator()``, which captions by rules.
-        mask_generator: source of the masks where none are given; None: the ``segments`` generator.
+        mask_generator: source of the masks where none are given; None: the ``segments`` generator, whose
+            smallest mask is the curator's smallest region.
 
     Returns:
         A region for each mask, parents before children. Regions that are not captioned, for example because they are
@@ -55,11 +57,13 @@ def curate_image(
         ...         print(region.mask.bbox_xywh, region.caption)
     """
     pixels, name = _read(image)
+    curator = curator or Curator()
     if masks is None:
-        made = (mask_generator or SegmentsMaskGenerator()).generate(pixels)
+        matching = SegmentsConfig().with_smallest(curator.tree.min_area_fraction)
+        made = (mask_generator or SegmentsMaskGenerator(matching)).generate(pixels)
     else:
         made = [mask if isinstance(mask, Mask) else Mask.from_array(id, mask) for id, mask in enumerate(masks)]
-    curation = curate_regions(pixels, made, curator or Curator())
+    curation = curate_regions(pixels, made, curator)
     try:
         asyncio.get_running_loop()
     except RuntimeError:

@@ -87,7 +87,17 @@ def check_packages() -> Iterator[Finding]:
         remedy=f"pip install --upgrade {PROJECT}" if wrong else "",
     )
     for extra in sorted(set(project.metadata.get_all("Provides-Extra") or ()) - {_EXTRA_OF_DEVELOPERS}):
-        yield _check_extra(extra, [each for each in requirements if _applies(each, extra) and each not in needed])
+        yield _check_extra(extra, [each for each in _of_extra(extra, requirements) if each not in needed])
+
+
+def _of_extra(extra: str, requirements: list[Requirement]) -> Iterator[Requirement]:
+    """Yield the requirements of an extra of this project, and those of the extras that it brings."""
+    for each in requirements:
+        if _applies(each, extra):
+            yield each
+            if each.name == PROJECT:
+                for inner in sorted(each.extras):
+                    yield from _of_extra(inner, requirements)
 
 
 def _check_extra(extra: str, requirements: list[Requirement]) -> Finding:

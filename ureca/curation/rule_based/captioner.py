@@ -82,8 +82,8 @@ class Captions:
         if "point" not in expression.kinds:
             locations += self._own_extent_and_point(id, {id})
         # Far from its subject, a verb has a subject of its own.
-        verb = "; it is" if locations else " is"
-        return sentence(expression.text + locations + (f"{verb} {enumeration(adjectives)}" if adjectives else ""))
+        begin = "; it is" if locations else " is"
+        return sentence(expression.text + locations + (f"{begin} {enumeration(adjectives)}" if adjectives else ""))
 
     @cached_property
     def _short_phrases(self) -> dict[int, str]:

@@ -34,6 +34,7 @@ _SMOOTHING_PX = 0.8  # of the reduced copy: rounds off the stairs of its pixels,
 _SMALL_PX = 65536  # pixels to which smaller images are enlarged
 _MAX_ENLARGEMENT = 8
 _MARGIN_PX = 4  # the smoothing does not reach further
+_MIN_AREA_FRACTION = 0.001  # of the image, where the settings state none
 
 Box = tuple[int, int, int, int]
 """Left, top, right and bottom in pixels; right and bottom are exclusive."""
@@ -118,7 +119,8 @@ def _working_copy(image: npt.NDArray[np.uint8], max_pixels: int) -> npt.NDArray[
 def _salient_nodes(hierarchy: Hierarchy, settings: SegmentsConfig) -> list[int]:
     """Select the nodes of allowed size and contrast without near duplicates, those that merged last first."""
     fractions = hierarchy.areas_px / hierarchy.labels.size
-    allowed = (fractions >= settings.min_area_fraction) & (fractions <= settings.max_area_fraction)
+    smallest = _MIN_AREA_FRACTION if settings.min_area_fraction is None else settings.min_area_fraction
+    allowed = (fractions >= smallest) & (fractions <= settings.max_area_fraction)
     allowed &= (hierarchy.parents >= 0) & (hierarchy.merge_heights >= settings.min_contrast)
     order = np.argsort(-hierarchy.merge_heights, kind="stable")
     candidates = order[allowed[order]].tolist()

@@ -28,7 +28,12 @@ class SegmentsConfig(BaseModel):
         description="dissimilarity to the neighbours from which a region becomes a mask: 0.1 is that of mere noise, "
         "0.5 that of objects; 0 makes as many masks as max_masks allows",
     )
-    min_area_fraction: float = Field(default=0.001, ge=0, le=1, description="smallest mask, as a share of the image")
+    min_area_fraction: float | None = Field(
+        default=None,
+        ge=0,
+        le=1,
+        description="smallest mask, as a share of the image; None: 0.001, in `ureca curate` tree.min_area_fraction",
+    )
     # Larger regions are mostly an image less one object, and would hold everything else as their parts.
     max_area_fraction: float = Field(
         default=0.5, gt=0, le=1, description="largest mask, as a share of the image; the whole image is never a mask"
@@ -57,9 +62,13 @@ class SegmentsConfig(BaseModel):
 
     @model_validator(mode="after")
     def _check_area_bounds(self) -> Self:
-        if self.min_area_fraction > self.max_area_fraction:
+        if self.min_area_fraction is not None and self.min_area_fraction > self.max_area_fraction:
             raise ValueError("min_area_fraction is above max_area_fraction: no mask could be both")
         return self
+
+    def with_smallest(self, area_fraction: float) -> Self:
+        """Return these settings for masks of at least a share of the image, of which the largest mask is one."""
+        return self.model_copy(update={"min_area_fraction": min(area_fraction, self.max_area_fraction)})
 
 
 ModelType = Literal["vit_h", "vit_l", "vit_b"]
