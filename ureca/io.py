@@ -323,6 +323,8 @@ def list_names(filesystem: pafs.FileSystem, folder: str) -> list[str]:
 _GZIP = b"\x1f\x8b"
 _CHUNK_BYTES = 2**20
 _MAX_TEXT_BYTES = 2**35
+_MARK_BYTES = 64  # which tell the encoding
+_MIN_ZEROS = 0.3  # of the bytes of a text in UTF-16 that is mostly ASCII
 
 
 def iter_chunks(
@@ -391,7 +393,15 @@ def decode_text(data: bytes) -> str:
     Raises:
         UnicodeDecodeError: it is in none of them.
     """
-    return data.decode(json.detect_encoding(data))
+    return data.decode(_encoding(data[:_MARK_BYTES]))
+
+
+def _encoding(head: bytes) -> str:
+    """Return the encoding of a text, of which the beginning is given; a few zero bytes do not make it UTF-16 or 32."""
+    encoding = json.detect_encoding(head)
+    is_marked = head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE, codecs.BOM_UTF32_BE))
+    share_of_zeros = head.count(0) / max(1, len(head))
+    return encoding if is_marked or share_of_zeros > _MIN_ZEROS or encoding.startswith("utf-8") else "utf-8"
 
 
 def open_lines(path: str) -> BinaryIO:
@@ -408,9 +418,9 @@ def open_lines(path: str) -> BinaryIO:
     if type not in (pafs.FileType.File, pafs.FileType.NotFound):  # opening a pipe would wait for its writer
         raise OSError(errno.EINVAL, f"{path} is not a regular file, but {type.name}")
     file = location.filesystem.open_input_file(location.name)
-    head = file.read(4)
+    head = file.read(_MARK_BYTES)
     file.seek(0)
-    encoding = json.detect_encoding(head)
+    encoding = _encoding(head)
     if not head.startswith(_GZIP) and encoding in ("utf-8", "utf-8-sig") and not path.endswith(_COMPRESSED):
         return BufferedReader(file, 1 << 16)
     file.close()
@@ -418,7 +428,7 @@ def open_lines(path: str) -> BinaryIO:
     decoder: codecs.IncrementalDecoder | None = None
     for chunk in iter_chunks(location):
         if decoder is None:
-            decoder = codecs.getincrementaldecoder(json.detect_encoding(chunk))("replace")
+            decoder = codecs.getincrementaldecoder(_encoding(chunk[:_MARK_BYTES]))("replace")
         copy.write(decoder.decode(chunk).encode("utf-8", "replace"))
     copy.seek(0)
     return copy

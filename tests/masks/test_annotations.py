@@ -227,7 +227,6 @@ class TestInvalidAnnotations:
             (sa1b(annotation(), width=True), "image.width"),
             (sa1b(annotation(), height=10**400), "image.height"),
             (sa1b(annotation(), height=65536, width=65536), "too large"),
-            (b'{"annotations": [{"segmentation": [[0, 0, 4, 0, 4, 3]]}]}', "does not state width and height"),
         ],
     )
     def test_parse_annotations_of_malformed_files_names_the_field(self, data: bytes, where: str) -> None:
@@ -279,6 +278,11 @@ class TestInvalidAnnotations:
         (mask,) = parse_annotations(sa1b(annotation(id=id)))
         assert mask.id == 0
         assert repr(id)[:4] in mask.notes["renamed_id"]
+
+    def test_parse_annotations_without_any_size_raises(self) -> None:
+        with pytest.raises(AnnotationError, match="does not state width and height") as caught:
+            parse_annotations(b'{"annotations": [{"segmentation": [[0, 0, 4, 0, 4, 3]]}]}')
+        assert caught.value.kind == "no_size"
 
     @pytest.mark.parametrize("unknown", [None, 0, "", "0"])
     def test_parse_annotations_without_a_known_size_takes_that_of_the_image(self, unknown: object) -> None:

@@ -235,6 +235,36 @@ def test_jsonl_source_turns_masks_of_stored_images_upright(
     assert ("1 images have an EXIF orientation" in caplog.text) == (frame == "auto" and orientation == 3)
 
 
+@pytest.mark.parametrize(("frame", "orientation"), [("stored", 6), ("upright", 6), ("auto", 6), ("auto", 1)])
+def test_jsonl_source_of_files_without_a_size_takes_that_of_the_image(
+    tmp_path: Path, frame: str, orientation: int
+) -> None:
+    (id,) = write_corpus(tmp_path, 1)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(drawn_image(0)[0]).save(tmp_path / f"{id}.png", exif=exif)
+    polygon = [[10, 5, 40, 5, 40, 25, 10, 25]]
+    (tmp_path / f"{id}.json").write_text(json.dumps({"annotations": [{"id": 2, "segmentation": polygon}]}))
+    write_jsonl(tmp_path / "train.jsonl", [line(id, "2")])
+    settings = {"path": str(tmp_path / "train.jsonl"), "images": str(tmp_path), "frame": frame}
+    ((image,), _) = read(JsonlSource.model_validate(settings))
+    expected = np.zeros((HEIGHT, WIDTH) if orientation == 1 or frame == "stored" else (WIDTH, HEIGHT), bool)
+    expected[5:25, 10:40] = True
+    expected = np.rot90(expected, -1) if frame == "stored" else expected
+    found = decode(Rle(size=[image.height, image.width], counts=image.regions[0].counts))
+    np.testing.assert_array_equal(found, expected)
+    (tmp_path / f"{id}.png").write_bytes(b"")
+    assert kinds(read(JsonlSource.model_validate(settings))[1]) == [(id, 2, "no_size")]
+
+
+def test_jsonl_source_with_a_line_of_zero_bytes_keeps_the_others(tmp_path: Path) -> None:
+    (id,) = write_corpus(tmp_path, 1)
+    good = json.dumps(line(id, "2")).encode()
+    (tmp_path / "train.jsonl").write_bytes(b"\0\0\0" + good + b"\n" + good)
+    images, bad = read(JsonlSource(path=str(tmp_path / "train.jsonl"), images=str(tmp_path)))
+    assert (len(images), kinds(bad)) == (1, [("", None, "malformed_line")])
+
+
 def test_jsonl_source_takes_masks_from_a_coco_file(tmp_path: Path) -> None:
     (id,) = write_corpus(tmp_path / "images", 1)
     content = json.loads((tmp_path / "images" / f"{id}.json").read_text())

@@ -69,6 +69,13 @@ class FrameReader:
         self.num_ambiguous += any("ambiguous_frame" in mask.notes for mask in masks)
         return replace(annotations, masks=tuple(masks), height_px=upright_size[0], width_px=upright_size[1])
 
+    def size(self, entry: ManifestEntry) -> tuple[int, int] | None:
+        """Return height and width of an image in the frame of its masks; None: it is unreadable."""
+        height, width, orientation = self._header(entry)
+        if not height:
+            return None
+        return (height, width) if self._frame == "stored" else stored_size((height, width), orientation)
+
     def _header(self, entry: ManifestEntry) -> tuple[int, int, int]:
         """Return stored height and width of an image, and its orientation: 1 where it cannot be read."""
         limits = ImageLimits()

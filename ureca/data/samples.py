@@ -26,7 +26,13 @@ from ureca.data.reading import FileReader
 from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import AnnotationError, DataError, InputError
 from ureca.io import is_file, locate, open_lines
-from ureca.masks.annotations import MAX_ANNOTATION_BYTES, Annotations, parse_annotations, whole_number
+from ureca.masks.annotations import (
+    MAX_ANNOTATION_BYTES,
+    NO_SIZE,
+    Annotations,
+    parse_annotations,
+    whole_number,
+)
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px
 
@@ -402,7 +408,14 @@ def _read(
     if isinstance(data, DataError):
         return data
     try:
-        return frames.upright(parse_annotations(data, only=wanted, by_position=by_position), entry)
+        try:
+            annotations = parse_annotations(data, only=wanted, by_position=by_position)
+        except AnnotationError as error:
+            size = frames.size(entry) if error.kind == NO_SIZE else None
+            if size is None:
+                raise
+            annotations = parse_annotations(data, only=wanted, by_position=by_position, size=size)
+        return frames.upright(annotations, entry)
     except AnnotationError as error:
         return AnnotationError(error.kind, f"{entry.annotation_name}: {error.message}")
 

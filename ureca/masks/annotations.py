@@ -28,6 +28,8 @@ from ureca.masks.rle import Rle
 MAX_ANNOTATION_BYTES = 256 * 2**20
 MAX_MASKS = 4096
 """Largest number of masks of an image. Building a mask tree can take time proportional to its square."""
+NO_SIZE = "no_size"
+"""Kind of the error of a file that does not state the size of its image, where no other size is known."""
 EMPTY = "empty"
 """Kind of the note, and status, of a mask that is well-formed and has no pixel inside the image."""
 
@@ -122,7 +124,7 @@ def parse_annotations(
         by_position: ``only`` holds positions in the file, from 0; no mask of these is left out.
 
     Raises:
-        AnnotationError: ``malformed`` (no such JSON, no size, over 256 MiB), ``too_many_masks`` (over 4096),
+        AnnotationError: ``malformed`` (no such JSON, over 256 MiB), ``no_size``, ``too_many_masks`` (over 4096),
             ``other_format`` (of a tool whose files are not read).
     """
     data = _decompressed(data)
@@ -366,7 +368,7 @@ def _image_size(image: Mapping[str, Any], annotations: Sequence[Any], size: tupl
         )
         of_masks = {(pair[0], pair[1]) for pair in stated if pair is not None and len(pair) == _POINT}
         if len(of_masks) != 1:
-            raise AnnotationError("malformed", "image: the file does not state width and height of its image")
+            raise AnnotationError(NO_SIZE, "image: the file does not state width and height of its image")
         found = of_masks.pop()
     if found[0] * found[1] > rle_codec.MAX_PIXELS:
         raise AnnotationError("malformed", f"an image of {found[0]} x {found[1]} pixels is too large for run lengths")

@@ -153,6 +153,8 @@ def test_visual_genome_reader_with_missing_files_gives_exclusions(tmp_path: Path
         *(("1", "duplicate_region"), ("1", "empty_caption"), ("1", "empty_mask")),
         *(("2", "unknown_image"), ("3", "unknown_size"), ("4", "malformed")),
     ]
+    _, left_out_without_split = read(folder)  # of which an image without a size is no part, and yet not lost
+    assert left_out_without_split == left_out
     (folder / "image_data.json").unlink()
     with pytest.raises(InputError, match="image_data"):
         read(folder)

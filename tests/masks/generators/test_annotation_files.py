@@ -71,6 +71,18 @@ def test_annotations_in_an_unknown_frame_are_turned_where_the_size_tells_and_not
         assert list(mask.notes) == ["ambiguous_frame"]
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("frame", ["stored", "upright"])
+def test_annotations_without_a_size_are_of_the_frame_that_is_set(orientation: int, frame: Frame) -> None:
+    expected = STORED if orientation == 1 else upright(STORED, orientation)
+    content = json.loads(file_of(STORED if frame == "stored" else expected))
+    del content["image"]
+    generator = AnnotationMaskGenerator(AnnotationsConfig(frame=frame))
+    image = np.zeros((*expected.shape, 3), np.uint8)
+    (mask,) = generator.generate(image, json.dumps(content).encode(), orientation=orientation)
+    np.testing.assert_array_equal(mask.decode(), expected)
+
+
 def test_annotations_of_another_size_raise() -> None:
     with pytest.raises(AnnotationError) as caught:
         AnnotationMaskGenerator().generate(np.zeros((WIDTH, HEIGHT, 3), np.uint8), file_of(STORED))

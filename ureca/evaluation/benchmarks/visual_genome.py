@@ -109,7 +109,8 @@ class VisualGenomeReader:
                 num_regions = len(regions) if isinstance(regions := element.get("regions"), list) else 0
                 yield Exclusion(image_id, "malformed", _first_fault(error), num_regions)
                 continue
-            if str(image.id) in chosen:
+            is_of_no_split = self._ids is None and sample.limit is None and image.id not in sizes
+            if str(image.id) in chosen or is_of_no_split:
                 yield from _image(image, sizes.get(image.id), entries.get(image.id))
 
 

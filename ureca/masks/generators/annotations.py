@@ -7,7 +7,7 @@ from ureca.errors import AnnotationError, ImageError
 from ureca.image_limits import ImageLimits
 from ureca.images import stored_frame
 from ureca.masks.annotations import MAX_MASKS, parse_annotations
-from ureca.masks.frames import to_upright
+from ureca.masks.frames import stored_size, to_upright
 from ureca.masks.generators.settings import AnnotationsConfig
 from ureca.masks.mask import Mask
 from ureca.masks.mask_images import decode_index_image
@@ -56,7 +56,10 @@ class AnnotationMaskGenerator:
             masks, size, has_orientation = _index_masks(annotation, height * width)
             orientation = 1 if has_orientation else orientation  # its own has turned it upright
         else:
-            annotations = parse_annotations(annotation, size=(height, width), boxes=self._settings.boxes)
+            size = (height, width)  # where the file states none
+            if self._settings.frame == "stored":
+                size = stored_size(size, orientation)
+            annotations = parse_annotations(annotation, size=size, boxes=self._settings.boxes)
             masks, size = list(annotations), (annotations.height_px, annotations.width_px)
         return to_upright(masks, size, (height, width), orientation, self._settings.frame)
 

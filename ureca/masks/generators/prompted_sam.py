@@ -13,7 +13,7 @@ import numpy.typing as npt
 from ureca.errors import AnnotationError
 from ureca.hashing import digest
 from ureca.masks.annotations import load_json, parse_annotations
-from ureca.masks.frames import noted_as_ambiguous, to_upright
+from ureca.masks.frames import noted_as_ambiguous, stored_size, to_upright
 from ureca.masks.generators.prompted_network import EncodedImage, PromptBatch, PromptedNetwork, check_proportions
 from ureca.masks.generators.sam import SamNetwork, load_sam
 from ureca.masks.generators.settings import Frame, PromptedSamConfig
@@ -135,7 +135,8 @@ class PromptedSam:
 
     def _masks_of_boxes(self, image: npt.NDArray[np.uint8], annotation: bytes, orientation: int) -> list[Mask]:
         upright_size = (image.shape[0], image.shape[1])
-        annotations = parse_annotations(annotation, size=upright_size, boxes=True)
+        size = stored_size(upright_size, orientation) if self._frame == "stored" else upright_size
+        annotations = parse_annotations(annotation, size=size, boxes=True)
         size = (annotations.height_px, annotations.width_px)
         masks = to_upright(annotations, size, upright_size, orientation, self._frame)
         boxes = {mask.id: box_xywh(mask.rle) for mask in masks if "box_as_mask" in mask.notes and mask.area_px}
