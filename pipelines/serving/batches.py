@@ -89,7 +89,7 @@ class BatchProcesses:
             is_inside = any(path.is_relative_to(folder.resolve()) for folder in self._settings.batches.folders)
             if is_inside and path.exists():
                 return path
-        except (OSError, ValueError):  # not a valid path
+        except (OSError, ValueError, RuntimeError):  # not a valid path, or a loop of links
             is_inside = False
         # The response does not reveal whether a path outside of the folders exists.
         code = "not_found" if is_inside else "not_allowed"

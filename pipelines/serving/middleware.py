@@ -282,9 +282,8 @@ def check_same_site(headers: Headers) -> None:
     Raises:
         ApiError: 403 ``cross_site``.
     """
-    origin = headers.get("origin")
-    is_foreign = origin is not None and urlsplit(origin).netloc.lower() != headers.get("host", "").lower()
-    if is_foreign or headers.get("sec-fetch-site", "none") not in ("same-origin", "none"):
+    is_foreign = any(_authority(origin) != headers.get("host", "").lower() for origin in headers.getlist("origin"))
+    if is_foreign or not {*headers.getlist("sec-fetch-site")} <= {"same-origin", "none"}:
         raise ApiError(403, "cross_site", "requests from pages of other web sites are not accepted")
 
 
@@ -321,6 +320,13 @@ def check_content_length(headers: Headers, max_bytes: int) -> None:
 def body_too_large(max_bytes: int) -> ApiError:
     """Return the error of a body of more than ``max_bytes`` bytes, status 413."""
     return ApiError(413, "too_many_bytes", f"the body of a request has at most {max_bytes} bytes")
+
+
+def _authority(origin: str) -> str | None:
+    try:
+        return urlsplit(origin).netloc.lower()
+    except ValueError:
+        return None
 
 
 def _host_name(hosts: Sequence[str]) -> str:

@@ -85,6 +85,14 @@ def test_batch_input_outside_the_folders_is_rejected(client: TestClient, tmp_pat
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("name", ["loop", "loop/a", "x" * 4000, "/".join("ab" * 500), "~", "\n", "\u202e", "a\u0000b"])
+def test_batch_input_that_is_no_path_is_rejected(client: TestClient, tmp_path: Path, name: str) -> None:
+    (tmp_path / "in" / "loop").symlink_to("loop")
+    for path in (str(tmp_path / "in" / name), name, f"file://{tmp_path}/in/{name}", f"--config={name}"):
+        answer = client.post("/v1/batches", json={"input": path[:4096]})
+        assert (answer.status_code, answer.json()["error"]["param"]) == (422, "input")
+
+
 def test_batch_beyond_max_jobs_gets_429(client: TestClient, tmp_path: Path) -> None:
     body = {"input": str(tmp_path / "in" / "images")}
     first = client.post("/v1/batches", json=body).json()

@@ -184,6 +184,8 @@ def test_lowest_temperature_gets_captions(client: TestClient) -> None:
     [
         {"Origin": "http://evil.example"},
         {"Origin": "null"},
+        {"Origin": "http://[::1"},
+        {"Origin": "http://127.0.0.1:99999999"},
         {"Origin": "http://127.0.0.1:3000"},
         {"Sec-Fetch-Site": "cross-site"},
         {"Sec-Fetch-Site": "same-site"},
