@@ -107,8 +107,8 @@ long-curate: $(VENV)/.dev  ## a curation of which actors, a node, the endpoint o
 	$(BIN)/python -m pytest -m long tests/pipelines/test_curation_faults.py tests/pipelines/test_fault_tolerance.py \
 		tests/pipelines/test_out_of_memory.py
 
-long-train: $(VENV)/.dev  ## training whose workers and drivers are killed many times, compared with one that is not
-	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py
+long-train: $(VENV)/.dev  ## training whose workers and drivers are killed, or change in number, compared with one without
+	$(BIN)/python -m pytest -m long tests/pipelines/test_train_soak.py tests/pipelines/test_training_engine.py
 
 long-nodes: $(VENV)/.dev  ## curate, caption and train on three nodes, of which one is lost while another joins
 	$(BIN)/python -m pytest -m "long or not long" tests/pipelines/test_nodes.py

@@ -20,7 +20,7 @@ def print_padding() -> None:
 
     Packed rows have no padding; padding batches, which keep ranks in step at the end of an epoch, count as padding.
     """
-    from ureca.training.sampler import EpochPlan
+    from ureca.training.epoch_plan import EpochPlan
     from ureca.training.settings import MicroBatchSettings
     from ureca.training.token_costs import SampleCosts, TokenCosts
 

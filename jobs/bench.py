@@ -17,6 +17,7 @@ BENCHMARKS = {
     "caption": "caption all regions of an image at once, against one call per region",
     "train": "train on all regions of an image at once, against one region per pass",
     "training-plan": "memory of the order of the samples of a training run, at the size of SA-1B",
+    "training-memory": "memory of training at the shapes of real models, computed without them",
     "curate": "curate with a fake endpoint, against one question at a time",
     "endpoint": "the client of chat endpoints, against a plain aiohttp client; images after a crash",
     "local": "curate a few photographs in one process, against Ray started for them",

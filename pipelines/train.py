@@ -13,14 +13,18 @@ from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError, UrecaError
 from ureca.model.auto import UrecaProcessor
 from ureca.model.checkpoint_files import fingerprint, folder_of
+from ureca.model.configuration import UrecaConfig
+from ureca.model.image_processing import num_tiles
 from ureca.pipelines.batch.executor import user_error
 from ureca.pipelines.batch.session import ray_session
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.report import EpochReport, StepProgress, report_epochs, report_steps
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder, read_lines
 from ureca.pipelines.training.worker import train_worker
+from ureca.training.augmentation import scaled_size
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
+from ureca.training.memory_estimate import MicroBatchSizes, Sharding, alternatives, estimate_memory
 from ureca.training.sampler import RunPlan
 from ureca.training.settings import AugmentationSettings
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
@@ -67,6 +71,9 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
         return _train(settings, run, session, processor, on_plan)
 
 
+_GPU_SIZES_GIB = (24, 40, 80)
+
+
 def _train(
     settings: TrainSettings, run: RunFolder, session: str, processor: UrecaProcessor, on_plan: Callable[[str], None]
 ) -> TrainReport:
@@ -87,6 +94,7 @@ def _train(
     index = _prepare_indices(settings, run, processor)
     num_steps = _store_plans(settings, run, index, processor)
     on_plan(f"{index.info.summary()}\n{num_steps} steps, {done} done before, {num_steps - done} to do")
+    on_plan(_describe_memory(settings, run, index, processor))
     run.take_failure()  # left by a session that was killed
     _write_record(record, run, "running", num_steps, from_start=not done)
     try:
@@ -122,6 +130,7 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
     resources = settings.resources
     on_gpu = resources.gpus_per_worker > 0
     packer_cpus = resources.packers_per_worker * resources.cpus_per_packer
+    num_workers: Any = (resources.min_workers, resources.workers) if resources.is_elastic else resources.workers
     with ray_session(min_cpus=int(resources.workers * (resources.cpus_per_worker + packer_cpus)) + 2) as cluster:
         if not cluster.may_grow:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # there is only this machine
@@ -130,7 +139,7 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
             train_loop_config={"settings": _absolute(settings).model_dump_json(), "session": session},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=resources.workers,
+                num_workers=num_workers,
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
             ),
@@ -236,6 +245,63 @@ def _store_plans(settings: TrainSettings, run: RunFolder, index: TrainingIndex, 
     except ValueError as error:
         raise InputError(str(error)) from error
     return plan.num_steps
+
+
+def _describe_memory(settings: TrainSettings, run: RunFolder, index: TrainingIndex, processor: UrecaProcessor) -> str:
+    """Estimate the memory of a worker; for GPUs, say which of them have it, and which settings need less."""
+    costs, resources, deepspeed = costs_of(processor), settings.resources, settings.deepspeed
+    longest = RunPlan.open(run.plan, resources.workers).epoch_plan(0).longest_micro_batch()
+    images = index.read([group.image_number for group in longest.groups])
+    grid = {"size": processor.image_processor.tile_size_px, "max_tiles": processor.image_processor.max_tiles}
+    num_image_tiles = num_mask_tiles = num_answer_tokens = 0
+    for image, group in zip(images, longest.groups, strict=True):
+        scaled = (
+            scaled_size(image.height, image.width, scale, settings.augmentation)
+            for scale in settings.augmentation.scales
+        )
+        tiles = costs.tiles or max(num_tiles(*size, **grid) for size in scaled)
+        num_image_tiles += tiles if costs.shared else tiles * len(group.region_numbers)
+        if costs.mask_tile:
+            num_mask_tiles += (1 if costs.one_mask_tile else tiles) * len(group.region_numbers)
+        captions = [image.regions[number].caption for number in group.region_numbers]
+        num_answer_tokens += sum(len(ids) + 1 for ids in processor.tokenizer(captions).input_ids)
+    num_prefixes = sum(1 if costs.shared else len(group.region_numbers) for group in longest.groups)
+    sizes = MicroBatchSizes(
+        num_tokens=longest.num_tokens,
+        num_prefix_tokens=costs.image * num_prefixes + costs.image_tile * num_image_tiles,
+        num_image_tiles=num_image_tiles,
+        num_mask_tiles=num_mask_tiles,
+        num_answer_tokens=num_answer_tokens,
+    )
+    config, phase, bf16 = UrecaConfig.from_pretrained(settings.model), settings.phase, settings.precision == "bf16"
+    sharding = Sharding(
+        num_workers=resources.min_workers or resources.workers,
+        zero_stage=deepspeed.zero_stage,
+        offload_optimizer=deepspeed.offload_optimizer == "cpu",
+        offload_param=deepspeed.offload_param == "cpu",
+    )
+    estimate = estimate_memory(
+        config, phase, sizes, sharding, bf16=bf16, gradient_checkpointing=settings.gradient_checkpointing
+    )
+    lines = [f"memory of a worker, estimated for its longest micro-batch of {sizes.num_tokens} tokens: {estimate}"]
+    for device_gib in _GPU_SIZES_GIB if resources.gpus_per_worker else ():
+        if estimate.fits(device_gib):
+            lines.append(f"  a GPU of {device_gib} GB has it")
+            break
+        changes = alternatives(
+            config,
+            phase,
+            sizes,
+            sharding,
+            device_gib,
+            images_per_device=len(longest.groups),
+            bf16=bf16,
+            gradient_checkpointing=settings.gradient_checkpointing,
+        )
+        found = ", then ".join(f"{change} ({each.num_bytes / 2**30:.1f} GiB)" for change, each in changes)
+        outcome = "would" if changes[-1][1].fits(device_gib) else "would still not"
+        lines.append(f"  a GPU of {device_gib} GB has less; with {found} it {outcome} have it")
+    return "\n".join(lines)
 
 
 def _report(run: RunFolder, *, was_finished: bool) -> TrainReport:

@@ -85,6 +85,12 @@ class TrainResources(BaseModel):
     workers: Annotated[PositiveInt, ESSENTIAL] = Field(
         default=1, description="number of training processes, one per GPU"
     )
+    min_workers: Annotated[PositiveInt | None, MAY_CHANGE] = Field(
+        default=None,
+        description="fewest workers that the training goes on with while machines are missing; it returns to "
+        "resources.workers when they are back, and a step has the same samples with any number; "
+        "None: it waits for all workers",
+    )
     gpus_per_worker: Annotated[NonNegativeInt, MAY_CHANGE, ESSENTIAL] = Field(
         default=0, description="GPUs of each worker; 0: train on the CPU", le=1
     )
@@ -101,6 +107,17 @@ class TrainResources(BaseModel):
     max_restarts: Annotated[int, MAY_CHANGE] = Field(
         default=3, ge=-1, description="restarts of all workers after one is lost; -1: any number"
     )
+
+    @model_validator(mode="after")
+    def _min_workers_are_fewer(self) -> Self:
+        if self.min_workers is not None and self.min_workers > self.workers:
+            raise ValueError(f"min_workers {self.min_workers} is above workers {self.workers}")
+        return self
+
+    @property
+    def is_elastic(self) -> bool:
+        """True if the number of workers may change in the course of a run."""
+        return self.min_workers is not None and self.min_workers < self.workers
 
 
 class TrainSettings(CommandSettings):

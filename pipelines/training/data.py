@@ -63,7 +63,6 @@ class PackingActor:
     def __init__(self, task: PackingTask) -> None:
         torch.set_num_threads(1)
         settings = task.settings
-        self._gradient_accumulation = settings.batch.gradient_accumulation
         self._rank = task.rank
         self._packer = MicroBatchPacker.open(
             settings.model,
@@ -80,7 +79,7 @@ class PackingActor:
         """Convert numbers of a rank's micro-batches to rows of the schema ``PACKED``."""
         rows = []
         for number in numbers["number"].to_pylist():
-            step, number_in_step = divmod(number, self._gradient_accumulation)
+            step, number_in_step = divmod(number, self._packer.num_micro_batches_per_step)
             packed = self._packer.pack(step, number_in_step, self._rank)
             row = {field.name: getattr(packed, field.name) for field in fields(packed)}
             bad_samples = json.dumps([asdict(bad) for bad in packed.bad_samples])

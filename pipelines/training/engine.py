@@ -17,6 +17,7 @@ from torch import nn
 from ureca.errors import OutputError, UrecaError
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.pipelines.train_settings import TrainSettings
+from ureca.pipelines.training.portable_state import load_portable_state, save_portable_state
 from ureca.training.feature_cache import FeatureCache
 from ureca.training.packing import PackedBatch, PackedMicroBatch, from_bytes
 from ureca.training.phases import build_optimizer, learning_rate_scale
@@ -160,13 +161,26 @@ class TrainingEngine:
         settings: settings of ``ureca train``.
         num_steps: number of steps of the run, for the learning rate.
         device: device of this rank.
+        num_micro_batches: micro-batches of a rank in a step; None: ``batch.gradient_accumulation``.
+
+    Attributes:
+        trained: trained weights by name; DeepSpeed may have left a part of each on this rank.
     """
 
-    def __init__(self, module: nn.Module, settings: TrainSettings, num_steps: int, device: torch.device) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        settings: TrainSettings,
+        num_steps: int,
+        device: torch.device,
+        num_micro_batches: int | None = None,
+    ) -> None:
+        num_micro_batches = num_micro_batches or settings.batch.gradient_accumulation
         deepspeed = _import_deepspeed(device)
         self._gather = deepspeed.zero.GatheredParameters
         self._module = module
-        self._shapes = {name: list(weight.shape) for name, weight in module.named_parameters() if weight.requires_grad}
+        self.trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self._shapes = {name: list(weight.shape) for name, weight in self.trained.items()}
         self._world_size = dist.get_world_size()
         # DeepSpeed computes no norm if it does not wrap the optimizer.
         self._has_norm = settings.deepspeed.zero_stage > 0
@@ -174,14 +188,14 @@ class TrainingEngine:
         # One kernel for all weights instead of some for each; the state stays where DeepSpeed puts it.
         fused = device.type == "cuda" and settings.deepspeed.offload_optimizer == "none"
         self._optimizer = build_optimizer(module, settings.phase, fused=fused)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(
+        self._scheduler = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_scale(step, num_steps, settings.phase.warmup_fraction)
         )
         self._engine, *_ = deepspeed.initialize(
             model=module.to(device) if settings.deepspeed.zero_stage < 3 else module,
             optimizer=self._optimizer,
-            lr_scheduler=scheduler,
-            config=deepspeed_config(settings),
+            lr_scheduler=self._scheduler,
+            config=deepspeed_config(settings, num_micro_batches),
         )
 
     @property
@@ -228,6 +242,31 @@ class TrainingEngine:
         self._engine.save_checkpoint(str(folder), tag=_TAG, exclude_frozen_parameters=True, save_latest=False)
         return self._shapes
 
+    def save_portable(self, folder: Path) -> None:
+        """Write, into the folder of a checkpoint, state that any number of ranks can read."""
+        numbers = {"steps": self._engine.global_steps, "scheduler": self._scheduler.state_dict()["last_epoch"]}
+        save_portable_state(folder, self.trained, self._optimizer, numbers)
+
+    def load_portable(self, folder: Path, shapes: dict[str, list[int]]) -> None:
+        """Read the state that `save_portable` wrote, on whatever number of ranks.
+
+        Args:
+            folder: folder of the checkpoint.
+            shapes: shapes that `save` returned.
+
+        Raises:
+            OutputError: the state belongs to another model, or is damaged; on all ranks alike.
+        """
+        self._check_shapes(folder, shapes)
+        numbers = load_portable_state(folder, self.trained, self._optimizer, self._gather)
+        self._scheduler.last_epoch = numbers["scheduler"]
+        self._scheduler._last_lr = [base * scale(numbers["scheduler"]) for base, scale in zip(
+            self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True)]  # fmt: skip
+        for group, learning_rate in zip(self._optimizer.param_groups, self._scheduler.get_last_lr(), strict=True):
+            group["lr"] = learning_rate
+        self._engine.global_steps = numbers["steps"]
+        self._engine.micro_steps = numbers["steps"] * self._engine.gradient_accumulation_steps()
+
     def load(self, folder: Path, shapes: dict[str, list[int]]) -> None:
         """Read this rank's shards.
 
@@ -238,6 +277,10 @@ class TrainingEngine:
         Raises:
             OutputError: the shards belong to another model; on all ranks alike.
         """
+        self._check_shapes(folder, shapes)
+        self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
+
+    def _check_shapes(self, folder: Path, shapes: dict[str, list[int]]) -> None:
         different = sorted(
             name for name in shapes.keys() | self._shapes.keys() if shapes.get(name) != self._shapes.get(name)
         )
@@ -248,7 +291,6 @@ class TrainingEngine:
                 f"{shapes.get(name, 'missing')} there and {self._shapes.get(name, 'not trained')} here. "
                 "Give the model that the run was started with, or start anew with --overwrite"
             )
-        self._engine.load_checkpoint(str(folder), tag=_TAG, load_module_strict=False)
 
     def gathered(self, model: nn.Module) -> dict[str, torch.Tensor]:
         """Gather the unsharded tensors of a model inside the module: on the CPU of rank 0, nothing elsewhere."""
@@ -262,8 +304,8 @@ class TrainingEngine:
         return tensors
 
 
-def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
-    """Build DeepSpeed's configuration."""
+def deepspeed_config(settings: TrainSettings, num_micro_batches: int) -> dict[str, Any]:
+    """Build DeepSpeed's configuration for ranks that have so many micro-batches in a step."""
     sharding = settings.deepspeed
     zero: dict[str, Any] = {"stage": sharding.zero_stage}
     if sharding.offload_optimizer == "cpu":
@@ -272,7 +314,7 @@ def deepspeed_config(settings: TrainSettings) -> dict[str, Any]:
         zero["offload_param"] = {"device": "cpu"}
     config: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": settings.batch.gradient_accumulation,
+        "gradient_accumulation_steps": num_micro_batches,
         "gradient_clipping": settings.phase.max_gradient_norm or 0.0,
         "steps_per_print": 10**12,
         "zero_optimization": zero,

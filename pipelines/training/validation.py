@@ -60,7 +60,7 @@ class Validation:
             settings, run.validation_index, run.validation_plan, self._rank, world_size, is_validation=True
         )
         plan = RunPlan.open(run.validation_plan, world_size)
-        num_available = plan.num_steps * settings.batch.gradient_accumulation
+        num_available = plan.num_steps * plan.num_micro_batches_per_rank
         self._num_micro_batches = min(num_available, settings.validation.max_micro_batches or num_available)
         self._cached: list[tuple[PackedMicroBatch, Path]] = []
         self._folder = tempfile.TemporaryDirectory(prefix="ureca-validation-")

@@ -8,12 +8,14 @@ from typing import Any, cast
 import torch
 import torch.distributed as dist
 
-from ureca.errors import InputError, UrecaError
+from ureca.errors import InputError, OutputError, UrecaError
+from ureca.hashing import hash64
 from ureca.model.checkpoints import load_checkpoint, save_adapter, save_checkpoint
 from ureca.model.prompt import RegionPrompt
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.data import PackingTask, packed_micro_batches
 from ureca.pipelines.training.engine import InputLoader, StepMetrics, TrainingEngine, gather, run_step
+from ureca.pipelines.training.portable_state import has_portable_state
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder
 from ureca.pipelines.training.validation import Validation
 from ureca.training.feature_cache import FeatureCache, check_cacheable
@@ -69,7 +71,9 @@ class Worker:
         check_region_prompt(settings.phase, cast(RegionPrompt, self._processor.region_prompt))
         prepare(self._model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=settings.seed)
         self._plan = RunPlan.open(run.plan, self._world_size)
-        self._engine = TrainingEngine(PackedLoss(self._model), settings, self._plan.num_steps, device)
+        self._engine = TrainingEngine(
+            PackedLoss(self._model), settings, self._plan.num_steps, device, self._plan.num_micro_batches_per_rank
+        )
         self._inputs = InputLoader(self._processor.image_processor, device, self._open_feature_cache())
         self._validation = (
             Validation(settings, run, self._model, self._processor, self._engine, device)
@@ -82,7 +86,7 @@ class Worker:
     def train(self) -> None:
         """Train from the last checkpoint to the end of the run."""
         first = self._resume()
-        per_step = self._settings.batch.gradient_accumulation
+        per_step = self._plan.num_micro_batches_per_rank
         task = PackingTask(self._settings, self._run.index, self._run.plan, self._rank, self._world_size)
         micro_batches = packed_micro_batches(task, first * per_step, self._plan.num_steps * per_step)
         trackers = open_trackers(self._settings.trackers, self._run.path, first) if self._rank == 0 else []
@@ -168,12 +172,23 @@ class Worker:
         step = 0
         if checkpoint is not None:
             step = checkpoint.step
-            self._engine.load(checkpoint.path, checkpoint.state["shapes"])
             self._num_bad_in_epoch = checkpoint.state["bad_samples"]
-            state = torch.load(self._random_state_path(checkpoint.path), weights_only=True)
-            torch.set_rng_state(state["cpu"])
-            if self._device.type == "cuda":
-                torch.cuda.set_rng_state(state["cuda"], self._device)
+            saved_by = checkpoint.state.get("workers", self._world_size)
+            if saved_by == self._world_size:
+                self._engine.load(checkpoint.path, checkpoint.state["shapes"])
+                state = torch.load(self._random_state_path(checkpoint.path), weights_only=True)
+                torch.set_rng_state(state["cpu"])
+                if self._device.type == "cuda":
+                    torch.cuda.set_rng_state(state["cuda"], self._device)
+            elif has_portable_state(checkpoint.path):
+                self._engine.load_portable(checkpoint.path, checkpoint.state["shapes"])
+                torch.manual_seed(hash64(self._settings.seed, step, self._rank) >> 1)
+            else:
+                raise OutputError(
+                    f"the checkpoint {checkpoint.path} was written by {saved_by} workers, and there are "
+                    f"{self._world_size}: resume with as many, or set resources.min_workers before a run, whose "
+                    "checkpoints any number of workers can then resume"
+                )
         if self._rank == 0:
             self._run.check_lease(self._session)
             self._run.rewind(step)
@@ -187,13 +202,17 @@ class Worker:
             self._checkpoints.begin(step)
         dist.barrier()
         shapes = self._engine.save(path)
+        if self._settings.resources.is_elastic:
+            self._engine.save_portable(path)
         state = {"cpu": torch.get_rng_state()}
         if self._device.type == "cuda":
             state["cuda"] = torch.cuda.get_rng_state(self._device)
         torch.save(state, self._random_state_path(path))
         dist.barrier()
         if self._rank == 0:
-            self._checkpoints.finish(step, {"shapes": shapes, "bad_samples": self._num_bad_in_epoch})
+            self._checkpoints.finish(
+                step, {"shapes": shapes, "bad_samples": self._num_bad_in_epoch, "workers": self._world_size}
+            )
         dist.barrier()
 
     def _random_state_path(self, checkpoint: Path) -> Path:

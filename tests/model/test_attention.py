@@ -11,19 +11,13 @@ from pytest import MonkeyPatch
 from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ureca.model import attention
-from ureca.model.attention import (
-    PackedLayout,
-    PackedPrefixes,
-    PackedSegments,
-    Prefix,
-    RowsWithPrefixes,
-    enable_prefix_attention,
-)
+from ureca.model import attention_kernels, packed_attention
+from ureca.model.attention import Prefix, RowsWithPrefixes, enable_prefix_attention
 from ureca.model.initialization import build_tiny
+from ureca.model.packed_attention import PackedLayout, PackedPrefixes, PackedSegments
 
 HEADS, KEY_VALUE_HEADS, SIZE, SCALING = 6, 2, 8, 0.3
-KERNELS = {"flash": attention.CpuFlashKernel(), "plain": attention.PlainKernel()}
+KERNELS = {"flash": attention_kernels.CpuFlashKernel(), "plain": attention_kernels.PlainKernel()}
 NO_MASK = torch.ones(1, 1, 1, 1, dtype=torch.bool)
 
 Lengths = list[tuple[int, list[int]]]
@@ -41,7 +35,7 @@ def random_prefix(length: int, dtype: torch.dtype) -> Prefix:
 def test_rows_with_prefixes_equal_attention_over_repeated_prefixes(
     max_scores: int, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(attention.MAX_SCORES, "cpu", max_scores)
+    monkeypatch.setitem(attention_kernels.MAX_SCORES, "cpu", max_scores)
     torch.manual_seed(0)
     num_rows, length = (3, 1), 4
     prefixes = (random_prefix(5, dtype), random_prefix(9, dtype))
@@ -145,8 +139,8 @@ def assert_equals_separate_sequences(kernel: str, lengths: Lengths, seed: int) -
     tensors = random_tensors(lengths, seed)
     expected = attend_separately(tensors, lengths)
     with MonkeyPatch.context() as patch:
-        patch.setattr(attention, "kernel_for", lambda query: KERNELS[kernel])
-        patch.setitem(attention.MAX_SCORES, "cpu", 200)  # the plain kernel takes several parts
+        patch.setattr(packed_attention, "kernel_for", lambda query: KERNELS[kernel])
+        patch.setitem(attention_kernels.MAX_SCORES, "cpu", 200)  # the plain kernel takes several parts
         found = PackedLayout.of_lengths(lengths).attend(*tensors, NO_MASK, layer=0, scaling=SCALING)
         found_gradients = gradients(found, tensors)
     assert torch.allclose(found, expected, atol=1e-5)
@@ -156,7 +150,7 @@ def assert_equals_separate_sequences(kernel: str, lengths: Lengths, seed: int) -
 
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_packed_segments_after_prefixes_equal_one_pass(kernel: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attention, "kernel_for", lambda query: KERNELS[kernel])
+    monkeypatch.setattr(packed_attention, "kernel_for", lambda query: KERNELS[kernel])
     tensors = random_tensors(SOME_LENGTHS)
     row = PackedLayout.of_lengths(SOME_LENGTHS)
     expected = row.attend(*tensors, NO_MASK, layer=3, scaling=SCALING)
@@ -202,5 +196,7 @@ def test_packed_layout_makes_its_indices_once_for_all_layers_and_recomputations(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_kernel_for_a_gpu_is_flash_in_half_precision_only(dtype: torch.dtype) -> None:
     query = torch.empty(1, 4, 8, 64, dtype=dtype, device="meta")
-    assert isinstance(attention.kernel_for(query), attention.PlainKernel)  # no CUDA device
-    assert isinstance(attention.kernel_for(query.new_empty(1, 4, 8, 64, device="cpu")), attention.CpuFlashKernel)
+    assert isinstance(attention_kernels.kernel_for(query), attention_kernels.PlainKernel)  # no CUDA device
+    assert isinstance(
+        attention_kernels.kernel_for(query.new_empty(1, 4, 8, 64, device="cpu")), attention_kernels.CpuFlashKernel
+    )

@@ -5,6 +5,7 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,7 @@ SCENARIOS = {
         ("3 offload", "train", FP32 + zero(3, "--deepspeed.offload-param", "cpu", *OFFLOAD)),
         *((f"bf16 {stage}", "train", BF16 + zero(stage)) for stage in (1, 3)),
         *((f"resume {stage}", "resume", FP32 + zero(stage)) for stage in (0, 3)),
+        *((f"portable {stage}", "portable_again", FP32 + zero(stage)) for stage in range(4)),
         ("lora 3", "train", LORA + zero(3)),
         ("export align 3", "export", ["--phase.kind", "align", "--precision", "fp32", *zero(3)]),
         ("look 3", "look", FP32 + zero(3)),
@@ -55,14 +57,14 @@ SCENARIOS = {
 }
 
 
-def run_ranks(world_size: int, folder: Path) -> dict[str, Any]:
+def run_ranks(world_size: int, folder: Path, scenarios: Sequence[Any] | None = None) -> dict[str, Any]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ranks = []
     for rank in range(world_size):
-        arguments = [str(rank), str(world_size), json.dumps(SCENARIOS[world_size]), str(folder), str(port)]
+        arguments = [str(rank), str(world_size), json.dumps(scenarios or SCENARIOS[world_size]), str(folder), str(port)]
         with (folder / f"log-{rank}").open("wb") as log:
             command = [sys.executable, "-m", "tests.pipelines.training_ranks", *arguments]
             ranks.append(subprocess.Popen(command, cwd=ROOT, env=environment, stdout=log, stderr=log))
@@ -115,6 +117,29 @@ def test_run_step_with_sharded_adapters_has_the_same_losses(found: dict[int, dic
     assert largest_difference(found[2]["lora 3"], found[1]["lora 0"]) < 1e-4
     losses = [loss for loss, _ in found[2]["lora 3"]]
     assert losses[-1] < losses[0]
+
+
+def test_engine_load_portable_resumes_with_the_same_losses(found: dict[int, dict[str, Any]]) -> None:
+    differences = {stage: largest_difference(found[2][f"portable {stage}"], found[1]["0"]) for stage in range(4)}
+    print("largest relative difference after resuming from portable state:", differences)
+    assert max(differences.values()) < 1e-5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_training_goes_on_with_another_number_of_ranks_and_the_same_losses(
+    found: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Two ranks, then one, then two again, at another ZeRO stage each time."""
+    kinds = {"full": (FP32, found[1]["0"]), "lora": (LORA, found[1]["lora 0"])}
+    losses: dict[str, list[Any]] = {name: [] for name in kinds}
+    for world_size, stage in ((2, 1), (1, 0), (2, 3)):
+        scenarios = [(name, "portable", [*flags, *zero(stage)]) for name, (flags, _) in kinds.items()]
+        for name, of_session in run_ranks(world_size, tmp_path, scenarios).items():
+            losses[name] += of_session
+    differences = {name: largest_difference(losses[name], expected) for name, (_, expected) in kinds.items()}
+    print("largest relative difference of losses and norms, 2 -> 1 -> 2 ranks:", differences)
+    assert max(differences.values()) < 1e-4
 
 
 def test_engine_load_resumes_with_the_same_losses(found: dict[int, dict[str, Any]]) -> None:

@@ -85,6 +85,37 @@ def resume(flags: Sequence[str], folder: Path) -> Any:
         return [before + after, str(error)]
 
 
+def portable(flags: Sequence[str], folder: Path) -> Any:
+    """Train from the portable state of a folder, if there is one, to two steps further, and write it there."""
+    rank, first = Rank(flags), 0
+    numbers = folder / "step.json"
+    if numbers.is_file():
+        first, shapes = json.loads(numbers.read_text(encoding="utf-8"))
+        rank.engine.load_portable(folder, shapes)
+    losses = rank.train(first, min(NUM_STEPS, first + 2))
+    dist.barrier()
+    if dist.get_rank() == 0:
+        folder.mkdir(exist_ok=True)
+    dist.barrier()
+    rank.engine.save_portable(folder)
+    if dist.get_rank() == 0:
+        shapes = {name: list(getattr(weight, "ds_shape", weight.shape)) for name, weight in rank.engine.trained.items()}
+        numbers.write_text(json.dumps([first + len(losses), shapes]), encoding="utf-8")
+    return losses
+
+
+def portable_again(flags: Sequence[str], folder: Path) -> Any:
+    """Train from portable state, write it and read it into a fresh engine, and go on; return all losses."""
+    first = Rank(flags)
+    before = first.train(0, 3)
+    folder.mkdir(exist_ok=True)
+    shapes = first.engine.save(folder)
+    first.engine.save_portable(folder)
+    second = Rank(flags)
+    second.engine.load_portable(folder, shapes)
+    return before + second.train(3)
+
+
 def export(flags: Sequence[str], folder: Path) -> Any:
     """Sums of the weights, gathered, before training and after it, and names that are there."""
     rank = Rank(flags)

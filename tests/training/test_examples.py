@@ -18,10 +18,10 @@ from ureca.model.initialization import build_tiny
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
 from ureca.training.augmentation import draw_scale
+from ureca.training.epoch_plan import EpochPlan, Group
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
 from ureca.training.packing import ExampleSettings, ImageExample, Packer, ReadExample, read_example
-from ureca.training.sampler import EpochPlan, Group
 from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import ProcessorTextTokens, TokenCosts, costs_of
 

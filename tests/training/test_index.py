@@ -19,9 +19,10 @@ from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import InputError, OutputError
 from ureca.model.image_processing import num_tiles
 from ureca.training.augmentation import image_key, scaled_size
+from ureca.training.epoch_plan import EpochPlan
 from ureca.training.index import IndexSettings, TrainingIndex
 from ureca.training.index_writer import prepare_index
-from ureca.training.sampler import EpochPlan, too_long_regions
+from ureca.training.region_groups import too_long_regions
 from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.token_costs import TokenCosts
 

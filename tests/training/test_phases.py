@@ -227,3 +227,13 @@ def test_learning_rate_scale_rises_then_falls(num_steps: int, warmup_fraction: f
     peak = scales.index(max(scales))
     assert scales[: peak + 1] == sorted(scales[: peak + 1])
     assert scales[peak:] == sorted(scales[peak:], reverse=True)
+
+
+@pytest.mark.parametrize("phase", [Align(), Tune(rank=2, alpha=4)], ids=lambda phase: phase.kind)
+def test_prepare_with_gradient_checkpointing_runs_no_backward_pass_through_frozen_parts(phase: Align | Tune) -> None:
+    import torch
+
+    model, _ = build_tiny()
+    prepare(model, phase, gradient_checkpointing=True)
+    features = model.get_image_features(torch.zeros(1, 3, 56, 56), return_dict=True).pooler_output
+    assert not features.requires_grad

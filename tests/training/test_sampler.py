@@ -14,7 +14,9 @@ from pydantic import ValidationError
 from ureca.errors import OutputError
 from ureca.rng import IndexedRng
 from ureca.training.augmentation import draw_scales
-from ureca.training.sampler import EpochPlan, MicroBatch, Position, RunPlan, is_too_long, too_long_regions
+from ureca.training.epoch_plan import EpochPlan, MicroBatch
+from ureca.training.region_groups import is_too_long, too_long_regions
+from ureca.training.sampler import Position, RunPlan
 from ureca.training.settings import AugmentationSettings, MicroBatchSettings
 from ureca.training.stored_arrays import permuted_blocks
 from ureca.training.token_costs import SampleCosts, TokenCosts
@@ -202,7 +204,7 @@ def test_epoch_plan_order_varies_by_epoch_and_seed(large: SampleCosts) -> None:
 def test_epoch_plan_does_not_depend_on_the_chunk_size(large: SampleCosts, monkeypatch: pytest.MonkeyPatch) -> None:
     limited = MicroBatchSettings(max_length=300, max_tokens_per_device=400)
     whole = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
-    monkeypatch.setattr("ureca.training.sampler.REGIONS_PER_CHUNK", 1000)
+    monkeypatch.setattr("ureca.training.region_groups.REGIONS_PER_CHUNK", 1000)
     monkeypatch.setattr("ureca.training.stored_arrays.BLOCK", 700)
     chunked = EpochPlan(large, COSTS, limited, epoch=0, seed=0, world_size=2)
     assert all_micro_batches(whole, 2) == all_micro_batches(chunked, 2)
@@ -263,10 +265,24 @@ def test_stored_run_plan_is_the_one_in_memory_at_any_number_of_ranks(large: Samp
     alone = RunPlan.open(tmp_path / "plan", 1)
     of_ranks = [stored.micro_batches(5, rank) for rank in (0, 1)]
     assert alone.micro_batches(5, 0) == [batch for turn in zip(*of_ranks, strict=True) for batch in turn]
-    with pytest.raises(OutputError, match="4 micro-batches a step cannot be divided among 3 ranks"):
-        RunPlan.open(tmp_path / "plan", 3)
+    with pytest.raises(OutputError, match="4 micro-batches a step are too few for 5 ranks"):
+        RunPlan.open(tmp_path / "plan", 5)
     with pytest.raises(OutputError, match="holds no plan"):
         RunPlan.open(tmp_path / "none", 1)
+
+
+def test_stored_run_plan_of_ranks_that_do_not_divide_a_step_is_completed_by_padding(
+    large: SampleCosts, tmp_path: Path
+) -> None:
+    store(tmp_path / "plan", large)
+    alone, plan = RunPlan.open(tmp_path / "plan", 1), RunPlan.open(tmp_path / "plan", 3)
+    assert (alone.num_micro_batches_per_rank, plan.num_micro_batches_per_rank) == (4, 2)
+    for step in (0, 7, alone.num_steps - 1):
+        of_ranks = [plan.micro_batches(step, rank) for rank in range(3)]
+        assert [len(batches) for batches in of_ranks] == [2, 2, 2]
+        shown = [batch for turn in zip(*of_ranks, strict=True) for batch in turn]
+        weighted = [batch for batch in shown if not batch.is_padding]
+        assert weighted == [batch for batch in alone.micro_batches(step, 0) if not batch.is_padding]
 
 
 def test_stored_run_plan_is_computed_once(large: SampleCosts, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from ureca.data.settings import SourceSettings
 from ureca.errors import OutputError
 from ureca.hashing import digest
 from ureca.io import locate
-from ureca.training.sampler import TooLongRegions
+from ureca.training.region_groups import TooLongRegions
 from ureca.training.settings import AugmentationSettings
 from ureca.training.stored_arrays import GrowingArray
 from ureca.training.token_costs import SampleCosts

@@ -6,9 +6,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from ureca.model.attention import PackedPrefixes, PackedSegments, PrefixAttention, enable_prefix_attention
+from ureca.model.attention import PrefixAttention, enable_prefix_attention
 from ureca.model.mask_encoder import ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders, maps_of
+from ureca.model.packed_attention import PackedPrefixes, PackedSegments
 from ureca.training.packing import IGNORED, PackedBatch
 
 

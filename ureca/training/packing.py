@@ -2,7 +2,7 @@
 
 `MicroBatchPacker` reads the samples of a micro-batch (`read_example`), packs them (`Packer`) and serializes the result.
 A packed row holds the tokens of an image once, followed by a segment for each of its regions; see
-`ureca.model.attention.PackedLayout`.
+`ureca.model.packed_attention.PackedLayout`.
 """
 
 import math
@@ -26,9 +26,9 @@ from ureca.hashing import digest, hash64
 from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.masks.rle import decode, from_coco
-from ureca.model.attention import PackedLayout
 from ureca.model.auto import UrecaProcessor
 from ureca.model.image_processing import UrecaImageProcessor
+from ureca.model.packed_attention import PackedLayout
 from ureca.model.prepared import region_view
 from ureca.model.processing import MASK_TOKENS
 from ureca.model.prompt import QUESTION, shares_image
@@ -111,6 +111,11 @@ class MicroBatchPacker:
         processor = UrecaProcessor.from_pretrained(model)
         examples = ExampleSettings(augmentation=augmentation, questions=questions, image_limits=image_limits)
         return cls(processor, TrainingIndex(index), RunPlan.open(plan, world_size), examples, seed=seed)
+
+    @property
+    def num_micro_batches_per_step(self) -> int:
+        """Micro-batches of a rank in a step, padding batches included."""
+        return self._plan.num_micro_batches_per_rank
 
     def pack(self, step: int, number: int, rank: int) -> PackedMicroBatch:
         """Pack micro-batch ``number`` of a rank in a step of the run."""

@@ -106,6 +106,9 @@ def prepare(
     if gradient_checkpointing:
         # The inputs of the first layer may need no gradient: only the non-reentrant variant gives gradients then.
         model.activation_checkpointing_enable({"use_reentrant": False})
+        # transformers also makes the outputs of embeddings require gradients, for the reentrant variant. That would
+        # keep the activations of a frozen vision encoder, and run a backward pass through it for nothing.
+        model.disable_input_require_grads()
     train_mode(model)
     return model
 
