@@ -88,7 +88,7 @@ def _serve(folder: Path) -> int:
     with serving(ServeSettings(model="scenes", port=_free_port())) as address:
         stop = stop_signal()
         _show_scenes(address, drawn)
-        _show_photograph(address, _shipped("coffee.png"))
+        describe_photograph(address, _shipped("coffee.png"))
         if sys.stdin.isatty():
             print(f"\n{address} has a page, to point at regions yourself. Ctrl-C ends it.", flush=True)
             stop.wait()
@@ -114,18 +114,22 @@ def _show_scenes(address: str, drawn: Path) -> None:
     )
 
 
-def _show_photograph(address: str, image: Path) -> None:
-    """Print the model's captions of the largest regions that the service finds in a photograph."""
-    from ureca.serving.client import caption_regions, largest_regions
+def describe_photograph(address: str, image: Path) -> None:
+    """Print captions of the largest regions that the service finds in a photograph, by the rule-based captioner.
 
-    regions = largest_regions(address, image, _CAPTIONS_SHOWN)
-    print(f"\n{image}, a photograph; the largest regions that the service finds in it:")
-    for region, said in zip(
-        regions, caption_regions(address, image, [region["rle"] for region in regions]), strict=True
-    ):
-        x, y, width, height = map(int, region["bbox_xywh"])
-        print(f"  x {x:3}-{x + width - 1:3}, y {y:3}-{y + height - 1:3}  {said or _EMPTY}")
-    print("The model has been trained on drawn scenes only, not on photographs.")
+    The model has been trained on drawn scenes only.
+    """
+    import ureca
+    from ureca.masks.rle import Rle, decode
+    from ureca.serving.client import largest_regions
+
+    found = largest_regions(address, image, _CAPTIONS_SHOWN)
+    masks = [decode(Rle(size=region["rle"]["size"], counts=region["rle"]["counts"])) for region in found]
+    print(f"\n{image}, a photograph; the largest regions that the service finds, described by the rule-based captioner")
+    print("(the model has been trained on drawn scenes only; `ureca serve` without --model serves this one):")
+    for region in ureca.curate_image(image, masks):
+        if region.caption is not None:
+            print(f"  {region.caption}")
 
 
 def _free_port() -> int:

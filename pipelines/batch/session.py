@@ -27,6 +27,7 @@ logger = logging.getLogger(__name__)
 _NODE_GROUP_LABEL = "ray.io/node-group"
 _TASK_TIMEOUT_S = 60.0
 
+_AUTHENTICATION_LOGGER = "ray._private.authentication.authentication_token_setup"
 # Loggers with which Ray Data repeats, as errors, the exception that it also raises.
 _REPEATING_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 
@@ -83,7 +84,7 @@ def _session(min_cpus: int) -> Iterator[Cluster]:
     started_here = not ray.is_initialized()
     may_grow = not started_here or "RAY_ADDRESS" in os.environ
     with ExitStack() as stack:
-        stack.enter_context(_without_errors("ray._private.authentication", level=logging.WARNING))
+        stack.enter_context(_without_errors(_AUTHENTICATION_LOGGER, level=logging.WARNING))
         for name in _REPEATING_LOGGERS:
             stack.enter_context(_without_errors(name))
         if started_here and may_grow:
@@ -139,7 +140,7 @@ def _start_ray(options: Mapping[str, Any]) -> None:
 
 @contextmanager
 def _without_errors(logger_name: str, level: int = logging.ERROR) -> Iterator[None]:
-    """Drop the records of one logger at one level for the block; records of other levels pass."""
+    """Drop the records of one logger at one level for the block; those of other levels, and of its children, pass."""
     logger = logging.getLogger(logger_name)
 
     def passes(record: logging.LogRecord) -> bool:

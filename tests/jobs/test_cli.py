@@ -2,17 +2,20 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+import skimage
 
 from tests.drawn import write_corpus
 from ureca.data.output import Output
 from ureca.jobs import demo
 from ureca.jobs.cli import main, run_command
+from ureca.masks.rle import encode_box
 
 
 def test_main_without_arguments_groups_the_commands_in_aligned_columns(capsys: pytest.CaptureFixture[str]) -> None:
@@ -125,3 +128,16 @@ def test_main_whose_output_is_not_read_ends_quietly(arguments: list[str]) -> Non
         os.close(write_end)
     assert ended.returncode == 141
     assert ended.stderr == b""
+
+
+def test_demo_describes_the_photograph_by_rules(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The model of the demo knows drawn scenes only: of a cup of coffee it would say that it is a sky."""
+    found = [{"rle": dict(encode_box(x, 50, 150, 200, (400, 600)))} for x in (40, 300)]
+    monkeypatch.setattr("ureca.serving.client.largest_regions", lambda address, image, number: found)
+    demo.describe_photograph("http://unused", Path(skimage.__file__).parent / "data" / "coffee.png")
+    lines = capsys.readouterr().out.strip().splitlines()
+    assert "by the rule-based captioner" in lines[0]
+    assert len(lines) == 2 + len(found)
+    assert all(re.search(r"brown|red|beige|grey|black|orange", line) and "sky" not in line for line in lines[2:])

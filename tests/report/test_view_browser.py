@@ -210,3 +210,16 @@ def test_view_page_with_hostile_captions_shows_text_and_asks_no_other_host(
     assert [entry for entry in desktop.get_log("browser") if "icon" not in entry["message"]] == []
     urls = [entry["message"] for entry in desktop.get_log("performance") if "requestWillBeSent" in entry["message"]]
     assert urls and not [url for url in urls if "198.51.100.1" in url]
+
+
+def test_view_page_that_becomes_wide_shows_its_filters(desktop: webdriver.Chrome, address: str) -> None:
+    size = desktop.get_window_size()
+    try:
+        desktop.set_window_size(600, 800)
+        ViewPage(desktop, address)
+        panel = desktop.find_element(By.ID, "filter-panel")
+        assert not panel.get_property("open")
+        desktop.set_window_size(1400, 900)
+        WebDriverWait(desktop, TIMEOUT_S, poll_frequency=0.05).until(lambda _: panel.get_property("open"))
+    finally:
+        desktop.set_window_size(size["width"], size["height"])

@@ -244,7 +244,10 @@ find("#previous").addEventListener("click", () => results.turn(-1).catch(report)
 find("#next").addEventListener("click", () => results.turn(1).catch(report));
 
 async function start() {
-  find("#filter-panel").open = !matchMedia("(max-width: 56rem)").matches;
+  const narrow = matchMedia("(max-width: 56rem)");
+  const open = () => (find("#filter-panel").open = !narrow.matches);
+  narrow.addEventListener("change", open); // a wide window has no line by which closed filters could be opened
+  open();
   try {
     const summary = await request("api/summary");
     document.title = `${summary.title} · URECA`;
