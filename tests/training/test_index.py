@@ -232,6 +232,22 @@ def test_prepare_index_with_another_coco_file_raises_its_name(tmp_path: Path) ->
         prepare_index(str(tmp_path / "index"), of_coco, Words())
 
 
+def test_prepare_index_with_another_annotation_beside_an_image_raises_its_name(tmp_path: Path) -> None:
+    (id, _) = write_corpus(tmp_path / "images", 2)
+    write_jsonl(tmp_path / "train.jsonl", [line(id, "2")])
+    paths = {"path": str(tmp_path / "train.jsonl"), "images": str(tmp_path / "images")}
+    of_jsonl = settings(tmp_path).model_copy(update={"sources": (JsonlSource.model_validate(paths),)})
+    prepare_index(str(tmp_path / "index"), of_jsonl, Words())
+    annotation = tmp_path / "images" / f"{id}.json"
+    content = annotation.read_bytes()
+    annotation.write_bytes(content.replace(b'"id": 2', b'"id": 9'))
+    with pytest.raises(OutputError, match=rf"{id}\.json: another content"):
+        prepare_index(str(tmp_path / "index"), of_jsonl, Words())
+    annotation.write_bytes(content)
+    os.utime(annotation, (1, 1))
+    prepare_index(str(tmp_path / "index"), of_jsonl, Words())
+
+
 def test_index_fingerprint_follows_content_not_location(tmp_path: Path, dataset: Path) -> None:
     first = prepare_index(str(tmp_path / "index"), settings(dataset), Words())
     moved = dataset.rename(tmp_path / "moved")

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, Literal, Protocol, Self
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
 from ureca.data.coco_annotations import attach_coco_file
@@ -219,6 +220,7 @@ def _row_error(row: Mapping[str, Any], entries: Mapping[str, ManifestEntry]) -> 
     return None
 
 
+_MAX_COMPARED_FILES = 4096
 _MAX_LINE_BYTES = 1 << 20
 _MAX_ID_DIGITS = 18
 _IMAGES_PER_CHUNK = 256
@@ -277,9 +279,17 @@ class JsonlFile:
         self._settings = settings
 
     def files(self) -> list[str]:
-        """Return the JSONL file, and the COCO file if the settings name one."""
-        annotations = self._settings.annotations
-        return [self._settings.path, *([annotations] if annotations != BESIDE and is_file(annotations) else [])]
+        """Return the JSONL file and the files with the masks: the COCO file, or those of images unless there are many.
+
+        Raises:
+            InputError: the images or the annotations cannot be read at all.
+        """
+        settings = self._settings
+        if settings.annotations != BESIDE and is_file(settings.annotations):
+            return [settings.path, settings.annotations]
+        manifest = list_images(settings.images, annotations=settings.annotations, ids=settings.ids)
+        paths = pc.unique(manifest["annotation_path"].drop_null())
+        return [settings.path, *(paths.to_pylist() if len(paths) <= _MAX_COMPARED_FILES else [])]
 
     def samples(self) -> Iterator[Sample]:
         """Yield the images in the order in which the file first names them, after the lines that are malformed.
