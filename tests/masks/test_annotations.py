@@ -279,6 +279,14 @@ class TestInvalidAnnotations:
         assert mask.id == 0
         assert repr(id)[:4] in mask.notes["renamed_id"]
 
+    def test_parse_annotations_of_a_coco_file_of_one_image_skips_those_of_others(self) -> None:
+        ids = {1: 7, 2: "7", 3: None, 4: 8}
+        records = [annotation(id=id, image_id=image_id) for id, image_id in ids.items()]
+        images = [{"id": 7.0, "width": WIDTH, "height": HEIGHT}]
+        masks = parse_annotations(json.dumps({"images": images, "annotations": records}).encode())
+        assert [mask.fault for mask in masks] == [None, None, None, "other_image"]
+        assert masks[3].notes["other_image"] == "annotation 4: it is of image 8, which the file does not list"
+
     def test_parse_annotations_without_any_size_raises(self) -> None:
         with pytest.raises(AnnotationError, match="does not state width and height") as caught:
             parse_annotations(b'{"annotations": [{"segmentation": [[0, 0, 4, 0, 4, 3]]}]}')

@@ -153,6 +153,8 @@ def parse_annotations(
                 else "a COCO file with an empty list of images",
             )
         image = images[0]
+        if isinstance(image, dict) and isinstance(content.get("annotations"), list):
+            content = {**content, "annotations": [_of_image(record, image) for record in content["annotations"]]}
     annotations = content.get("annotations")
     if not isinstance(annotations, list):
         raise AnnotationError("malformed", "annotations: a list is expected, as in files of SA-1B, COCO and LabelMe")
@@ -166,6 +168,17 @@ def parse_annotations(
         by_position=by_position,
         noun=noun,
     )
+
+
+def _of_image(record: object, image: Mapping[str, Any]) -> object:
+    """Return an annotation of a COCO file of one image as it is, or as an unusable one if it is of another image."""
+    if not isinstance(record, dict):
+        return record
+    its_id, id = image_key(record.get("image_id")), image_key(image.get("id"))
+    if its_id is None or id is None or its_id == id:
+        return record
+    reason = f"it is of image {reprlib.repr(its_id)}, which the file does not list"
+    return {**record, "segmentation": AnnotationError("other_image", reason)}
 
 
 def image_annotations(
