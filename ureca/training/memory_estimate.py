@@ -102,11 +102,12 @@ class MemoryEstimate:
         return self.num_bytes * (1 + _FRAGMENTATION) + _DEVICE_BYTES_OF_CUDA <= device_gib * _GIB
 
     def __str__(self) -> str:
-        unit, name = (_GIB, "GiB") if self.num_bytes >= _GIB else (2**20, "MiB")
+        divisor, suffix = (_GIB, "GiB") if self.num_bytes >= _GIB else (2**20, "MiB")
         parts = (
-            f"{part} {getattr(self, part) / unit:.1f}" for part in ("weights", "gradients", "optimizer", "activations")
+            f"{part} {getattr(self, part) / divisor:.1f}"
+            for part in ("weights", "gradients", "optimizer", "activations")
         )
-        return f"{self.num_bytes / unit:.1f} {name} ({', '.join(parts)})"
+        return f"{self.num_bytes / divisor:.1f} {suffix} ({', '.join(parts)})"
 
 
 def estimate_memory(
