@@ -63,6 +63,14 @@ def test_jpeg_with_junk_between_its_segments_is_refused(junk: bytes) -> None:
     assert decode_image(plain[:second] + b"\xff" * 30 + plain[second:], LIMITS).shape == (48, 64, 3)
 
 
+@pytest.mark.parametrize("tag", [273, 324])
+def test_tiff_with_more_parts_than_an_image_needs_is_refused(tag: int) -> None:
+    entries = b"".join(
+        struct.pack("<HHII", *entry) for entry in [(256, 4, 1, 40), (257, 4, 1, 1_000_000), (tag, 4, 1_000_000, 8)]
+    )
+    assert kind_of(b"II*\0" + struct.pack("<IH", 8, 3) + entries + bytes(4)) == "too_complex"
+
+
 def test_bmp_with_more_runs_than_pixels_is_refused() -> None:
     file = io.BytesIO()
     Image.new("P", (64, 48)).save(file, "BMP")

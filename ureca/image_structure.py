@@ -30,6 +30,10 @@ _MAX_RUN_BYTES = 4
 
 _FRAME_HEADERS = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 _TIFF_SIDES = (256, 257)  # tags of width and height
+_TIFF_PARTS = (273, 324)  # tags of the places of strips and tiles
+_MAX_PARTS = 100_000
+"""Strips or tiles of a TIFF, which are decoded one by one."""
+
 _MAX_ITEM_TABLE_BYTES = 65_536
 _PNM_HEADER = re.compile(rb"P[1-6]\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s+(?:#[^\n]*\n\s*)*(\d{1,9})\s")
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -211,6 +215,10 @@ def _tiff_size(data: bytes) -> tuple[int, int] | None:
     sides: dict[int, int] = {}
     for index in range(num_tags):
         tag, kind = struct.unpack_from(f"{order}HH", data, place + 2 + 12 * index)
+        if tag in _TIFF_PARTS:
+            (num_parts,) = struct.unpack_from(f"{order}I", data, place + 6 + 12 * index)
+            if num_parts > _MAX_PARTS:
+                raise ImageError("too_complex", f"TIFF: {num_parts} strips or tiles")
         if tag in _TIFF_SIDES:
             (sides[tag],) = struct.unpack_from(order + ("H" if kind == 3 else "I"), data, place + 10 + 12 * index)
     return (sides[_TIFF_SIDES[0]], sides[_TIFF_SIDES[1]]) if len(sides) == len(_TIFF_SIDES) else None
