@@ -69,7 +69,8 @@ class CaptioningSettings(PlannableSettings):
         default={}, description="options for the image processor of a baseline, such as max_patches"
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ESSENTIAL] = Field(
-        default="auto", description="type of the weights; auto: as in the checkpoint"
+        default="auto",
+        description="type of the weights; auto: as in the checkpoint, in every engine, and float32 for scenes",
     )
     engine: Engine | Literal["openai"] = Field(
         default="auto",

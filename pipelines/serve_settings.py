@@ -111,7 +111,8 @@ class ServeSettings(CommandSettings):
         description="name of the model in requests; default: ureca, or rule-based without a model",
     )
     dtype: Annotated[Literal["auto", "float32", "bfloat16", "float16"], ESSENTIAL] = Field(
-        default="auto", description="data type of the weights; auto: as in the checkpoint"
+        default="auto",
+        description="data type of the weights; auto: as in the checkpoint, in every engine, and float32 for scenes",
     )
     host: Annotated[str, ESSENTIAL] = Field(
         default="127.0.0.1", description="address to listen on; any address except loopback requires tokens"

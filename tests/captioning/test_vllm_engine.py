@@ -16,6 +16,7 @@ from ureca.captioning.engine import CaptionJob, GeneratedCaption, load_engine
 from ureca.captioning.settings import VllmCaptioningSettings
 from ureca.captioning.vllm import VllmCaptionEngine
 from ureca.errors import AnswerError, EngineError
+from ureca.model.checkpoints import load_checkpoint
 from ureca.model.initialization import save_tiny
 from ureca.model.processing import UrecaProcessor
 from ureca.model.settings import CaptionSettings
@@ -106,6 +107,14 @@ def test_vllm_engine_partial_stream_grows_by_words_and_ends_at_a_stop_string(che
     assert texts == sorted(set(texts), key=len) and "A red disc" in texts
     assert all(last.text.startswith(text) for text in texts)
     assert fake.most_in_flight < len(TEXT)  # the generation is closed at the stop string
+
+
+@pytest.mark.usefixtures("answers")
+def test_vllm_engine_auto_type_is_that_of_transformers(checkpoint: Path) -> None:
+    for model in ("scenes", str(checkpoint)):  # stored in float16 and in float32
+        VllmCaptionEngine(model, VllmCaptioningSettings())
+        dtype = fake_vllm.AsyncLLM.made[-1].arguments.dtype
+        assert f"torch.{dtype}" == str(load_checkpoint(model)[0].dtype) == "torch.float32"
 
 
 def test_vllm_engine_rejected_region_fails_its_request(checkpoint: Path, answers: list[Any]) -> None:

@@ -1,6 +1,8 @@
 """The vLLM model: arguments, prompts and parameters, against a fake with vLLM's interface."""
 
 import asyncio
+import json
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -56,6 +58,29 @@ class TestVllm:
             enforce_eager=True,
         )
         assert engine_of(folder)[1].arguments.distributed_executor_backend is None
+
+    @pytest.mark.parametrize(
+        ("configuration", "dtype"),
+        [
+            ({"dtype": "float32"}, "float32"),  # vLLM's auto would halve it
+            ({"torch_dtype": "float32"}, "float32"),
+            ({"text_config": {"dtype": "float32"}}, "float32"),
+            ({"dtype": "bfloat16", "text_config": {"dtype": "float32"}}, "auto"),
+            ({"dtype": "float32", "quantization_config": {"quant_method": "fp8"}}, "auto"),
+            ({}, "auto"),
+        ],
+    )
+    def test_vllm_auto_is_the_stored_type_in_float32_too(
+        self, folder: Path, tmp_path: Path, configuration: dict[str, object], dtype: str
+    ) -> None:
+        shutil.copytree(folder, tmp_path / "model")
+        stored = json.loads((folder / "config.json").read_text())
+        stored.pop("dtype", None)
+        text = {key: value for key, value in stored.get("text_config", {}).items() if key != "dtype"}
+        text |= configuration.get("text_config", {})  # type: ignore[arg-type]
+        (tmp_path / "model/config.json").write_text(json.dumps(stored | configuration | {"text_config": text}))
+        assert engine_of(tmp_path / "model")[1].arguments.dtype == dtype
+        assert engine_of(tmp_path / "model", dtype="float16")[1].arguments.dtype == "float16"
 
     def test_vllm_request_has_prompt_images_and_parameters(self, folder: Path) -> None:
         model, engine = engine_of(folder)

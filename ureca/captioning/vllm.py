@@ -19,7 +19,7 @@ from ureca.hashing import digest
 from ureca.llm.load import process_load
 from ureca.llm.settings import VllmEngineSettings
 from ureca.llm.vllm import VllmEngine, VllmInterface
-from ureca.model.checkpoint_files import ADAPTER_CONFIG, base_of_adapter, folder_of
+from ureca.model.checkpoint_files import ADAPTER_CONFIG, base_of_adapter, default_dtype, folder_of
 from ureca.model.prepared import region_view
 from ureca.model.processing import UrecaProcessor, region_conversation
 
@@ -35,7 +35,8 @@ class VllmCaptionEngine(RequestEngine[str]):
     Args:
         checkpoint: folder of a checkpoint, or of adapters.
         settings: options of the engine.
-        dtype: data type of the weights, or "auto".
+        dtype: data type of the weights; "auto" for the checkpoint's, see ``default_dtype`` in
+            ``ureca.model.checkpoint_files``.
         region_prompt: see ``ureca.model.prompt``; None for the checkpoint's own.
         max_restarts: see ``VllmEngine``.
         clock: monotonic time in seconds, for ``check_progress``.
@@ -78,7 +79,7 @@ class VllmCaptionEngine(RequestEngine[str]):
             "model",
             folder,
             settings.model_copy(update={"engine_options": options}),
-            dtype=dtype,
+            dtype=default_dtype(checkpoint) if dtype == "auto" else dtype,
             limit_mm_per_prompt={"image": 1, "mask": 1, "video": 0},
             max_restarts=max_restarts,
         )

@@ -109,7 +109,7 @@ class VllmEngine:
         setting: name of the setting that names the checkpoint, for error messages.
         checkpoint: folder, or name on the hub.
         options: options of the engine.
-        dtype: data type of the weights, or "auto".
+        dtype: data type of the weights; "auto" for the checkpoint's, also where vLLM's own "auto" would halve float32.
         limit_mm_per_prompt: most items of a prompt by modality.
         max_restarts: number of restarts without an answer in between; None for a few. 0 leaves a dead engine to the
             owner of its process.
@@ -141,7 +141,7 @@ class VllmEngine:
             "tensor_parallel_size": options.tensor_parallel_size,
             # Ray has assigned GPUs to the actor already; by default vLLM would request others from Ray.
             "distributed_executor_backend": "mp" if options.tensor_parallel_size > 1 else None,
-            "dtype": dtype,
+            "dtype": "float32" if dtype == "auto" and vllm.stored_dtype(checkpoint) == "float32" else dtype,
             "max_model_len": options.max_model_len,
             "gpu_memory_utilization": options.gpu_memory_utilization,
             "limit_mm_per_prompt": dict(limit_mm_per_prompt),
@@ -303,6 +303,21 @@ class VllmInterface:
     crash_errors: tuple[type[Exception], ...]
     runs_on_cpu: bool
     processors: Any
+    configurations: Any
+
+    def stored_dtype(self, checkpoint: str) -> str | None:
+        """Read the data type that a checkpoint's configuration names; None if it names none, or cannot be read."""
+        try:
+            configuration, _ = self.configurations.get_config_dict(checkpoint)
+        except (OSError, ValueError):
+            return None  # vLLM will say why
+        if configuration.get("quantization_config"):
+            return None  # the type of what is not quantised is vLLM's matter
+        text = configuration.get("text_config") or {}
+        stored = next(
+            (each[key] for each in (configuration, text) for key in ("dtype", "torch_dtype") if key in each), None
+        )
+        return None if stored is None else str(stored).removeprefix("torch.")
 
     @classmethod
     def load(cls, needed_by: str, alternative: str) -> "VllmInterface":
@@ -316,7 +331,7 @@ class VllmInterface:
             SettingsError: vLLM is not installed.
         """
         try:
-            from transformers import AutoProcessor
+            from transformers import AutoProcessor, PretrainedConfig
             from vllm import AsyncEngineArgs, SamplingParams
             from vllm.sampling_params import RequestOutputKind, StructuredOutputsParams
             from vllm.v1.engine.async_llm import AsyncLLM
@@ -352,4 +367,5 @@ class VllmInterface:
             crash_errors=crash_errors,
             runs_on_cpu=runs_on_cpu,
             processors=AutoProcessor,
+            configurations=PretrainedConfig,
         )

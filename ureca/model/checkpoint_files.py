@@ -25,6 +25,16 @@ def folder_of(model: Path | str) -> Path | str:
     return model
 
 
+def default_dtype(model: Path | str) -> str:
+    """Return the data type that "auto" stands for, in all engines.
+
+    Returns:
+        "auto", the type that the checkpoint's configuration names; or "float32" for a shipped checkpoint, which is
+        stored in half precision to be small.
+    """
+    return "float32" if folder_of(model) != model else "auto"
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A model that captions regions.

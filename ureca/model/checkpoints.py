@@ -10,7 +10,7 @@ import torch
 from ureca.errors import CheckpointError
 from ureca.io import replacing_folder
 from ureca.model.auto import UrecaConfig, UrecaForConditionalGeneration, UrecaImageProcessor, UrecaProcessor
-from ureca.model.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, SHIPPED, base_of_adapter, folder_of
+from ureca.model.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_of_adapter, default_dtype, folder_of
 from ureca.model.lora import FACTOR_NAME, PEFT_PREFIX, adapter_config, merge_adapter, merge_adapter_in_place
 
 
@@ -24,15 +24,15 @@ def load_checkpoint(
     Args:
         directory: a folder written by `save_pretrained` of a URECA model and of its processor; or adapters, which are
             merged into the checkpoint that they name; or the name of a shipped checkpoint ("scenes").
-        dtype: data type of the weights; "auto" for the checkpoint's, or float32 for a shipped one, which is stored in
-            half precision to be small.
+        dtype: data type of the weights; "auto" for the checkpoint's, or float32 for a shipped one, see
+            `ureca.model.checkpoint_files.default_dtype`.
 
     Raises:
         CheckpointError: if it is no URECA checkpoint, if weights are missing, unexpected or of another shape, or if the
             base checkpoint of adapters is missing.
     """
-    if str(directory) in SHIPPED and dtype == "auto":
-        dtype = torch.float32
+    if dtype == "auto":
+        dtype = default_dtype(directory)
     directory = folder_of(directory)
     if (base := base_of_adapter(directory)) is not None:
         return load_with_adapter(base, directory, dtype=dtype)
