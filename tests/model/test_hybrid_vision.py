@@ -190,3 +190,9 @@ def _scratch() -> ScratchSizes:
         mask_encoder="pooled",
         vision_encoder="hybrid",
     )
+
+
+def test_build_tiny_hybrid_weights_follow_the_seed_alone() -> None:
+    first, again, other = (build_tiny(SIZES, seed=seed)[0].state_dict() for seed in (3, 3, 4))
+    assert all(torch.equal(values, again[name]) for name, values in first.items())
+    assert not torch.equal(first["lm_head.weight"], other["lm_head.weight"])

@@ -159,7 +159,9 @@ def build_tiny(
         config = configuration_of(sizes, processor)
     except ValueError as error:
         raise SettingsError(str(error)) from error
-    model = UrecaForConditionalGeneration(config).eval()
+    with torch.random.fork_rng(devices=[]):  # torch's own initialisation stays for what is not drawn below
+        torch.manual_seed(seed)
+        model = UrecaForConditionalGeneration(config).eval()
     model.generation_config = GenerationConfig(eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id)
     _randomise(model, seed)
     _silence_special_tokens(model, tokenizer)
