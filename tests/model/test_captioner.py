@@ -132,6 +132,47 @@ def test_describe_encodes_an_image_once_for_all_batches(captioner: RegionCaption
     assert len(passes) == 1
 
 
+def test_regions_that_join_together_are_one_call_of_the_mask_encoder(
+    captioner: RegionCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images, masks = [IMAGE, LARGER], [MASKS[:3], LARGER_MASKS]  # of different numbers of tiles
+    settings = CaptionSettings(max_new_tokens=8, batch_size=8)
+    alone = [
+        captioner.caption(image, [mask], max_new_tokens=8)
+        for image, of in zip(images, masks, strict=True)
+        for mask in of
+    ]
+    calls: list[int] = []
+    captioner.model.model.mask_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    tokenized: list[str] = []
+    tokenizer = type(captioner.processor.tokenizer)
+    tokenize = tokenizer.__call__
+
+    def counted(self: Any, text: str, **options: Any) -> Any:
+        tokenized.append(text)
+        return tokenize(self, text, **options)
+
+    monkeypatch.setattr(tokenizer, "__call__", counted)
+    together = captioner.describe(images, masks, settings)
+    assert [[region.text] for of_image in together for region in of_image] == alone
+    assert len(calls) == 1
+    assert len(tokenized) == len(images)  # of the images; those of regions are kept by question and number of tiles
+    captioner.describe(images, masks, settings.model_copy(update={"question": "Which one?"}))
+    assert len(calls) == 2
+    assert len(tokenized) == len(images) + len(images) + 2
+
+
+def test_regions_with_more_mask_tiles_than_a_call_takes_have_the_same_captions(
+    captioner: RegionCaptioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = captioner.caption(IMAGE, MASKS, max_new_tokens=8)
+    calls: list[int] = []
+    captioner.model.model.mask_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
+    monkeypatch.setattr("ureca.model.captioner._MAX_MASK_VALUES", 1)
+    assert captioner.caption(IMAGE, MASKS, max_new_tokens=8) == expected
+    assert len(calls) == len(MASKS)
+
+
 @pytest.mark.parametrize("variant", ["convolutional", "fused"])
 def test_captioner_with_cached_images_encodes_them_once(variant: str) -> None:
     captioner = RegionCaptioner(*build_tiny(TinySizes(mask_encoder=variant)), cached_images=1)

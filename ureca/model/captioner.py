@@ -4,7 +4,7 @@ import logging
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, chain, islice
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -27,7 +27,7 @@ from ureca.model.attention import Prefix, enable_prefix_attention
 from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import DecodedSequence, SequenceDecoder, SequenceInput
 from ureca.model.mask_encoder import ShownTiles
-from ureca.model.modeling import UrecaForConditionalGeneration, fill_placeholders, maps_of, sees_image
+from ureca.model.modeling import UrecaForConditionalGeneration, maps_of, sees_image
 from ureca.model.prepared import MaskTiles, Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
@@ -35,6 +35,12 @@ from ureca.model.settings import MIN_FREE_FRACTION, CaptionSettings
 
 Masks = Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_]
 Key = TypeVar("Key", bound=Hashable)
+
+_MAX_MASK_VALUES = 2**25
+"""Pixels of mask tiles that are encoded in one call of the mask encoder; regions with more take several calls."""
+
+_MAX_TOKENIZED = 256
+"""Prompts of different questions and numbers of tiles whose tokens are kept."""
 
 _FINISHED_BEFORE_GROWTH = 8
 """Regions that a batch which ran out of memory finishes in each of its places, before it has one place more."""
@@ -348,6 +354,7 @@ class RegionBatch(Generic[Key]):
         if not self._deferred:
             return
         requests: list[_RegionRequest[Key]] = []
+        images: list[EncodedImage] = []
         sequences: list[tuple[Key, SequenceInput]] = []
         try:
             while self._deferred:
@@ -358,16 +365,20 @@ class RegionBatch(Generic[Key]):
                     continue
                 requests.append(request)
                 try:
-                    sequences.append((request.key, self._sequence(request)))
+                    images.append(self._encode_view(request))
                 except Exception as error:
                     if is_out_of_memory(error):
                         raise
                     requests.pop()
                     self._failed.append(FinishedRegion(request.key, "", 0, "error", 0, error))
+            sequences = self._sequences(requests, images)
+            encoded = {key for key, _ in sequences}
+            requests = [request for request in requests if request.key in encoded]
             self._decoder.admit(sequences)
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
+            images.clear()
             sequences.clear()
             self._shrink(requests, error)
             return
@@ -375,21 +386,50 @@ class RegionBatch(Generic[Key]):
         self._decoding |= {request.key: request for request in requests}
         self._decoding = {key: request for key, request in self._decoding.items() if key in unfinished}
 
-    def _sequence(self, request: _RegionRequest[Key]) -> SequenceInput:
-        image, mask_index, settings = request.image, request.mask_index, request.settings
-        view = image.views[0 if len(image.views) == 1 else mask_index]
+    def _encode_view(self, request: _RegionRequest[Key]) -> "EncodedImage":
+        view = request.image.views[0 if len(request.image.views) == 1 else request.mask_index]
         if self._latest is None or view is not self._latest[0]:
             self._latest = None  # it may be the last to hold its image, whose memory the next one needs
             self._latest = view, self._encoder.encode_image(view)
-        mask = image.masks[mask_index] if image.masks else None
-        return SequenceInput(
-            prefix=self._latest[1].prefix,
-            suffix=self._encoder.encode_region(self._latest[1], mask, settings.question),
-            max_new_tokens=settings.max_new_tokens,
-            temperature=settings.temperature,
-            top_p=settings.top_p,
-            seed=settings.seed + mask_index,
-        )
+        return self._latest[1]
+
+    def _sequences(
+        self, requests: Sequence[_RegionRequest[Key]], images: Sequence["EncodedImage"]
+    ) -> list[tuple[Key, SequenceInput]]:
+        """Encode the masks of regions together; if that fails, one by one, so that only those fail that must."""
+        try:
+            suffixes = self._encoder.encode_regions(
+                [
+                    (
+                        image,
+                        request.image.masks[request.mask_index] if request.image.masks else None,
+                        request.settings.question,
+                    )
+                    for request, image in zip(requests, images, strict=True)
+                ]
+            )
+        except Exception as error:
+            if is_out_of_memory(error):
+                raise
+            if len(requests) == 1:
+                self._failed.append(FinishedRegion(requests[0].key, "", 0, "error", 0, error))
+                return []
+            alone = [self._sequences([request], [image]) for request, image in zip(requests, images, strict=True)]
+            return list(chain.from_iterable(alone))
+        return [
+            (
+                request.key,
+                SequenceInput(
+                    prefix=image.prefix,
+                    suffix=suffix,
+                    max_new_tokens=request.settings.max_new_tokens,
+                    temperature=request.settings.temperature,
+                    top_p=request.settings.top_p,
+                    seed=request.settings.seed + request.mask_index,
+                ),
+            )
+            for request, image, suffix in zip(requests, images, suffixes, strict=True)
+        ]
 
     def _shrink(self, admitted: list[_RegionRequest[Key]], error: Exception) -> None:
         """Release all memory of the batch, and let half as many regions be decoded together; one alone fails."""
@@ -452,6 +492,10 @@ def _num_bytes(tensor: torch.Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
+def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
+
+
 def _concatenated(parts: Sequence[BaseModelOutputWithPooling]) -> BaseModelOutputWithPooling:
     """Concatenate the outputs of the vision encoder for some tiles each."""
     if len(parts) == 1:
@@ -492,6 +536,7 @@ class PromptEncoder:
         self._cached: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self._cached_bytes = 0
         self._shown_bytes_per_tile = 0  # of the last image
+        self._token_ids: OrderedDict[tuple[str, str, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         text_config = model.config.text_config
         head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
         num_values = 2 * text_config.num_hidden_layers * text_config.num_key_value_heads * head_size
@@ -524,7 +569,8 @@ class PromptEncoder:
         processor = self._processor
         beginning, _ = processor.split_prompt(QUESTION)
         text = beginning.replace(processor.image_token, processor.image_placeholders(len(tiles)))
-        token_ids = self._tokenize(text)
+        token_ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
+        token_ids = token_ids.to(self._model.device)
         expected_bytes = token_ids.shape[1] * self._bytes_per_token + len(tiles) * self._shown_bytes_per_tile
         self._make_room(expected_bytes)
         pixel_values = processor.image_processor.normalise(torch.tensor(tiles, device=self._model.device))
@@ -560,30 +606,84 @@ class PromptEncoder:
             _, dropped = self._cached.popitem(last=False)
             self._cached_bytes -= dropped.num_bytes
 
-    def encode_region(self, image: EncodedImage, mask: MaskTiles | None, question: str) -> torch.Tensor:
-        """Embed the rest of a region's prompt.
+    def encode_regions(self, regions: Sequence[tuple[EncodedImage, MaskTiles | None, str]]) -> list[torch.Tensor]:
+        """Embed the rest of the prompts of regions; the mask encoder is called once for all that fit into a call.
 
         Args:
-            image: result of `encode_image` for the region's view.
-            mask: tiles of the region's mask; None for a region prompt without mask.
-            question: question about the region.
+            regions: result of `encode_image` for the view of each, tiles of its mask (None for a region prompt without
+                mask), and the question about it.
 
         Returns:
-            [L, D].
-        """
-        _, end = self._processor.split_prompt(question)
-        embed = self._model.get_input_embeddings()
-        if mask is None:
-            embeddings: torch.Tensor = embed(self._tokenize(end))
-            return embeddings[0]
-        token_ids = self._tokenize(self._processor.mask_placeholders(mask.num_tiles) + end)
-        shown = image.shown
-        if shown is not None and mask.num_tiles == 1:
-            shown = shown.of(shown.tiles[-1:])  # the last tile shows the whole image, as the mask's only tile does
-        features = self._model.model.get_mask_features(mask.unpack(), shown)
-        return fill_placeholders(embed(token_ids), token_ids, self._processor.mask_token_id, features, "mask")[0]
+            [L_i, D] for each.
 
-    def _tokenize(self, text: str) -> torch.Tensor:
-        token_ids = self._processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        on_device: torch.Tensor = token_ids.to(self._model.device)
-        return on_device
+        Raises:
+            ValueError: a mask has another number of tiles than one and than its image.
+        """
+        embed = self._model.get_input_embeddings()
+        suffixes: list[torch.Tensor] = []
+        start = 0
+        while start < len(regions):
+            end, num_values = start, 0
+            while end < len(regions) and (end == start or num_values < _MAX_MASK_VALUES):
+                mask = regions[end][1]
+                num_values += 0 if mask is None else int(np.prod(mask.shape))
+                end += 1
+            part, start = regions[start:end], end
+            features = self._encode_masks([(image, mask) for image, mask, _ in part if mask is not None])
+            for _, mask, question in part:
+                before, after = self._region_token_ids(question, 0 if mask is None else mask.num_tiles)
+                middle = [] if mask is None else [next(features).flatten(0, 1).to(self._model.dtype)]
+                suffixes.append(torch.cat([embed(before), *middle, embed(after)]))
+        return suffixes
+
+    def _encode_masks(self, masks: Sequence[tuple[EncodedImage, MaskTiles]]) -> Iterator[torch.Tensor]:
+        """Encode masks in one call; returns the features [N_i, T, D] of each."""
+        if not masks:
+            return iter(())
+        images = {id(image): image for image, _ in masks}
+        all_shown = [image.shown for image in images.values() if image.shown is not None]
+        shown = None
+        if all_shown:
+            num_tiles = [len(each.features) for each in all_shown]
+            first_tiles = dict(zip(images, accumulate([0, *num_tiles]), strict=False))
+            tiles: list[int] = []
+            for image, mask in masks:
+                first, count = first_tiles[id(image)], len(image.shown.features) if image.shown else 0
+                if mask.num_tiles not in {1, count}:
+                    raise ValueError(f"a mask of {mask.num_tiles} tiles does not fit its image of {count}")
+                # The last tile shows the whole image, as a mask's only tile does.
+                tiles += range(first + count - mask.num_tiles, first + count)
+            shown = ShownTiles(
+                _joined([each.features for each in all_shown]),
+                _joined([each.pixels for each in all_shown]),
+                torch.tensor(tiles, device=self._model.device),
+                tuple(map(_joined, zip(*(each.maps for each in all_shown), strict=True))),
+            )
+        values = torch.cat([mask.unpack() for _, mask in masks]).to(self._model.device)
+        features: torch.Tensor = self._model.model.get_mask_features(values, shown)
+        return iter(features.split([mask.num_tiles for _, mask in masks]))
+
+    def _region_token_ids(self, question: str, num_mask_tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the token ids before and after the mask's placeholders, [L] each; kept by question and tiles."""
+        processor = self._processor
+        key = (processor.region_prompt, question, num_mask_tiles)
+        if (kept := self._token_ids.get(key)) is not None:
+            self._token_ids.move_to_end(key)
+            return kept
+        _, end = processor.split_prompt(question)
+        text = processor.mask_placeholders(num_mask_tiles) + end if num_mask_tiles else end
+        token_ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
+        is_mask = token_ids == processor.mask_token_id
+        num_placeholders = processor.num_mask_tokens * num_mask_tiles
+        if int(is_mask.sum()) != num_placeholders:
+            raise ValueError(
+                f"the prompt of a region has {int(is_mask.sum())} placeholders of the mask, whose tiles give "
+                f"{num_placeholders} features: its question must not contain {processor.mask_token}"
+            )
+        first = int(is_mask.int().argmax()) if num_mask_tiles else 0
+        device = self._model.device
+        split = token_ids[:first].to(device), token_ids[first + num_placeholders :].to(device)
+        self._token_ids[key] = split
+        if len(self._token_ids) > _MAX_TOKENIZED:
+            self._token_ids.popitem(last=False)
+        return split
