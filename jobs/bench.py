@@ -15,6 +15,7 @@ BENCHMARKS = {
     "segments": "recall and speed of segments, against graph segmentation and another checkout",
     "sam": "masks of everything in an image, against Segment Anything's own generator",
     "caption": "caption all regions of an image at once, against one call per region",
+    "engines": "caption with transformers, and with vLLM with and without prefix caching",
     "train": "train on all regions of an image at once, against one region per pass",
     "training-plan": "memory of the order of the samples of a training run, at the size of SA-1B",
     "training-memory": "memory of training at the shapes of real models, computed without them",
