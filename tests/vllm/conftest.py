@@ -10,12 +10,11 @@ LIBRARY_PYTHON = os.environ.get("URECA_PYTHON", str(Path(__file__).parents[2] / 
 """Python of the environment with the library's own transformers, which makes checkpoints and reference captions."""
 
 
-@pytest.fixture(scope="session")
-def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Make a folder with a checkpoint and ``reference.json`` for each variant."""
+@pytest.fixture(scope="module")
+def checkpoints(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Make a folder with a checkpoint and ``reference.json`` for each variant in the module's ``CHECKPOINTS``."""
     folder = tmp_path_factory.mktemp("checkpoints")
     environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
-    subprocess.run(
-        [LIBRARY_PYTHON, "-m", "tests.vllm.reference", str(folder)], check=True, env=environment, timeout=600
-    )
+    run = [LIBRARY_PYTHON, "-m", "tests.vllm.reference", str(folder), *request.module.CHECKPOINTS]
+    subprocess.run(run, check=True, env=environment, timeout=600)
     return folder

@@ -2,7 +2,7 @@
 
 Run by the environment of the library, since vLLM's has a transformers that the model does not run on::
 
-    python -m tests.vllm.reference FOLDER
+    python -m tests.vllm.reference FOLDER VARIANT ... scenes
 """
 
 import json
@@ -71,8 +71,8 @@ def draw_inputs(seed: int = 5) -> list[tuple[npt.NDArray[np.uint8], list[Mask]]]
     return inputs
 
 
-def write(folder: Path, names: Sequence[str] = tuple(VARIANTS)) -> None:
-    """Write the checkpoint of each variant, and ``reference.json`` with the token ids of its captions."""
+def write(folder: Path, names: Sequence[str]) -> None:
+    """Write the checkpoint of each named variant, and ``reference.json`` with the token ids of its captions."""
     import torch
 
     from ureca.model.initialization import build_tiny
@@ -159,5 +159,6 @@ def _add_adapter(model: Any, folder: Path, checkpoint: Path) -> None:
 
 
 if __name__ == "__main__":
-    write(Path(sys.argv[1]))
-    write_scenes(Path(sys.argv[1]))
+    write(Path(sys.argv[1]), [name for name in sys.argv[2:] if name in VARIANTS])
+    if "scenes" in sys.argv[2:]:
+        write_scenes(Path(sys.argv[1]))

@@ -16,32 +16,28 @@ from tests.vllm.reference import draw_inputs
 
 pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
+CHECKPOINTS = ["convolutional"]
 ENGINE = '{"enforce_eager": true, "block_size": 32, "max_num_seqs": 16}'
 LONGEST_WAIT_S = 600.0
 MAX_MASKS = 6
+NUM_IMAGES = 12
 
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("images")
-    for seed in range(6):
+    for seed in range(NUM_IMAGES // 4):
         for index, (image, _) in enumerate(draw_inputs(seed)):
             Image.fromarray(image).save(folder / f"{seed}_{index}.png")
     return folder
 
 
-def command(python: str, images: Path, output: Path, checkpoint: Path, engine: str) -> list[str]:
-    """Caption by vLLM in an actor of Ray, or by transformers without Ray, for the expected captions."""
+def command(
+    python: str, images: Path, output: Path, checkpoint: Path, *, engine: str, executor: str = "local"
+) -> list[str]:
     return [
         *(python, "-m", "ureca.jobs.cli", "caption", str(images), str(output), "--model", str(checkpoint)),
-        *(
-            "--executor",
-            "ray" if engine == "vllm" else "local",
-            "--masks.kind",
-            "segments",
-            "--masks.max-masks",
-            str(MAX_MASKS),
-        ),
+        *("--executor", executor, "--masks.kind", "segments", "--masks.max-masks", str(MAX_MASKS)),
         *("--engine", engine, "--dtype", "float32", "--captioner.max-new-tokens", "16", "--images-per-partition", "4"),
         *("--vllm.max-model-len", "2048", "--vllm.engine-options", ENGINE, "--resources.caption.num-actors", "1"),
     ]
@@ -67,7 +63,7 @@ def expected(
     images: Path, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[tuple[str, int], object]:
     output = tmp_path_factory.mktemp("transformers") / "out"
-    run = command(LIBRARY_PYTHON, images, output, checkpoints / "convolutional", "transformers")
+    run = command(LIBRARY_PYTHON, images, output, checkpoints / "convolutional", engine="transformers")
     subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
     return captions(output)
 
@@ -77,7 +73,9 @@ def expected(
 def test_caption_by_vllm_writes_the_rows_of_transformers(
     images: Path, checkpoints: Path, expected: Captions, tmp_path: Path
 ) -> None:
-    run = command(sys.executable, images, tmp_path / "out", checkpoints / "convolutional", "vllm")
+    run = command(
+        sys.executable, images, tmp_path / "out", checkpoints / "convolutional", engine="vllm", executor="ray"
+    )
     subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
     assert captions(tmp_path / "out") == expected
     assert len({text for _, text, _ in captions(tmp_path / "out").values()}) > len(expected) // 2
@@ -88,7 +86,7 @@ def test_caption_by_vllm_writes_the_rows_of_transformers(
 def test_caption_by_vllm_that_is_killed_is_resumed(
     images: Path, checkpoints: Path, expected: Captions, tmp_path: Path
 ) -> None:
-    run = command(sys.executable, images, tmp_path / "out", checkpoints / "convolutional", "vllm")
+    run = command(sys.executable, images, tmp_path / "out", checkpoints / "convolutional", engine="vllm")
     process = subprocess.Popen(run, start_new_session=True)
     deadline = time.monotonic() + LONGEST_WAIT_S
     while not list((tmp_path / "out" / "captions").glob("part-*.parquet")):

@@ -24,6 +24,7 @@ pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1700)]
 
+CHECKPOINTS = ["convolutional"]
 PORT = 18462
 NAME = "ureca-tiny"
 LONGEST_WAIT_S = 600.0
@@ -33,28 +34,38 @@ __all__ = ["images"]
 class Server:
     """`vllm serve` of a checkpoint, which can be killed and started again."""
 
+    port = PORT
+
     def __init__(self, checkpoint: Path, log: Path) -> None:
-        self._checkpoint, self._log = checkpoint, log
+        self.checkpoint, self._log = checkpoint, log
         self._process: subprocess.Popen[bytes] | None = None
 
-    def start(self) -> None:
+    @property
+    def is_running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def command(self) -> list[str]:
         limits = {"image": 1, "mask": 1, "video": 0}
-        run = [
-            *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(self._checkpoint)),
+        return [
+            *(sys.executable, "-m", "vllm.entrypoints.cli.main", "serve", str(self.checkpoint)),
             *("--served-model-name", NAME, "--port", str(PORT), "--host", "127.0.0.1", "--dtype", "float32"),
             *("--enforce-eager", "--block-size", "32", "--max-num-seqs", "16", "--max-model-len", "2048"),
             *("--limit-mm-per-prompt", json.dumps(limits)),
             *("--media-io-kwargs", json.dumps({"image": {"image_mode": "RGBA"}})),
         ]
+
+    def start(self, **options: int) -> None:
         with self._log.open("ab") as out:
-            self._process = subprocess.Popen(run, stdout=out, stderr=subprocess.STDOUT, start_new_session=True)
+            self._process = subprocess.Popen(
+                self.command(**options), stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+            )
 
     def wait(self) -> None:
         deadline = time.monotonic() + LONGEST_WAIT_S
         while time.monotonic() < deadline:
             assert self._process is not None and self._process.poll() is None, self._log.read_text()[-4000:]
             try:
-                if httpx2.get(f"http://127.0.0.1:{PORT}/health", timeout=10, trust_env=False).status_code == 200:
+                if httpx2.get(f"http://127.0.0.1:{self.port}/health", timeout=10, trust_env=False).status_code == 200:
                     return
             except httpx2.HTTPError:
                 pass
@@ -115,7 +126,7 @@ def test_official_client_asks_about_a_region_by_the_alpha_channel(server: Server
 @pytest.fixture(scope="module")
 def expected(images: Path, checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Captions:
     output = tmp_path_factory.mktemp("transformers") / "out"
-    run = command(LIBRARY_PYTHON, images, output, checkpoints / "convolutional", "transformers")
+    run = command(LIBRARY_PYTHON, images, output, checkpoints / "convolutional", engine="transformers")
     subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
     return captions(output)
 

@@ -15,6 +15,7 @@ vllm = pytest.importorskip("vllm", reason="needs the environment of `make long-v
 
 pytestmark = pytest.mark.long
 
+CHECKPOINTS = [*VARIANTS, "scenes"]
 NUM_PREFIX_BLOCK_TOKENS = 32
 
 

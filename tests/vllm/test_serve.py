@@ -24,6 +24,7 @@ pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1700)]
 
+CHECKPOINTS = ["convolutional"]
 PORT = 18461
 ENGINE = '{"enforce_eager": true, "block_size": 32, "max_num_seqs": 16}'
 LONGEST_WAIT_S = 600.0
