@@ -14,6 +14,7 @@ from ureca.model.initialization import build_tiny
 from ureca.model.settings import TinySizes
 
 
+@pytest.mark.timeout(900)
 def test_bench_engines_measures_each_workload_and_writes_json(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

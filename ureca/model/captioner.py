@@ -661,7 +661,8 @@ class PromptEncoder:
             )
         values = torch.cat([mask.unpack() for _, mask in masks]).to(self._model.device)
         features: torch.Tensor = self._model.model.get_mask_features(values, shown)
-        return iter(features.split([mask.num_tiles for _, mask in masks]))
+        ends = accumulate(mask.num_tiles for _, mask in masks)
+        return (features[end - mask.num_tiles : end] for end, (_, mask) in zip(ends, masks, strict=True))
 
     def _region_token_ids(self, question: str, num_mask_tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the token ids before and after the mask's placeholders, [L] each; kept by question and tiles."""
