@@ -6,6 +6,7 @@ Label maps are handled as runs down their columns, which COCO's RLE needs, and w
 
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from math import ceil
 from typing import Self
 
@@ -90,11 +91,13 @@ def _gradient(channels: npt.NDArray[np.float32], scale_px: float) -> FloatImage:
         channels = np.stack([_resized(channel, half, Image.Resampling.BOX) for channel in channels])
         return _resized(_gradient(channels, scale_px / 2), (width, height), Image.Resampling.BILINEAR)
     xx, yy, xy = np.zeros((3, height, width), dtype=np.float32)
+    product = np.empty((height, width), dtype=np.float32)
     for channel in channels:
-        x, y = (scale_px * derivative for derivative in _derivatives(channel, scale_px))
-        xx += x * x
-        yy += y * y
-        xy += x * y
+        x, y = _derivatives(channel, scale_px)
+        x *= np.float32(scale_px)
+        y *= np.float32(scale_px)
+        for total, first, second in ((xx, x, x), (yy, y, y), (xy, x, y)):
+            total += np.multiply(first, second, out=product)
     largest = (xx + yy + np.sqrt((xx - yy) ** 2 + 4 * xy * xy)) / 2
     return np.asarray(np.sqrt(largest), dtype=np.float32)
 
@@ -162,11 +165,31 @@ class ColumnRuns:
         """Number of pixels of each run, [R]."""
         return np.diff(self.starts, append=self.height_px * self.width_px)
 
-    def encode(self, inside: Bools) -> Rle:
-        """Encode the mask of the runs that are inside, bool [R]."""
-        changes = np.flatnonzero(np.diff(inside, prepend=False))
-        bounds = np.concatenate([[0], self.starts[changes], [self.height_px * self.width_px]])
-        return rle_codec.from_runs(np.diff(bounds), self.height_px, self.width_px)
+    def encode_each(self, masks: Ints) -> dict[int, Rle]:
+        """Encode disjoint masks.
+
+        Args:
+            masks: number of the mask that each run belongs to, [R]; -1: none.
+
+        Returns:
+            The masks with at least one run, by number.
+        """
+        order = np.argsort(masks, kind="stable")
+        order = order[np.searchsorted(masks[order], 0) :]
+        numbers, firsts = np.unique(masks[order], return_index=True)
+        starts = self.starts[order]
+        ends = starts + self.lengths_px[order]
+        num_pixels = self.height_px * self.width_px
+        encoded = {}
+        for number, (first, end) in zip(numbers.tolist(), pairwise([*firsts.tolist(), len(order)]), strict=True):
+            # Runs that follow one another, also from one column to the next, are one run of the mask.
+            gaps = np.flatnonzero(starts[first + 1 : end] != ends[first : end - 1]) + first
+            borders = np.concatenate([[0], starts[first : first + 1], np.zeros(2 * len(gaps), np.int64), [ends[end - 1]]])
+            borders[2:-1:2], borders[3:-1:2] = ends[gaps], starts[gaps + 1]
+            if borders[-1] < num_pixels:
+                borders = np.append(borders, num_pixels)
+            encoded[number] = rle_codec.from_runs(np.diff(borders), self.height_px, self.width_px)
+        return encoded
 
     @cached_property
     def neighbours(self) -> tuple[Ints, Ints]:
@@ -211,12 +234,25 @@ class Patches:
     first: Ints
     second: Ints
 
-    def largest_connected(self, inside: Bools) -> Bools:
-        """Select, of the patches that are inside, [P], those of the connected part with the most pixels, [P]."""
-        both = inside[self.first] & inside[self.second]
-        num_parts, part = _components(len(self.labels), self.first[both], self.second[both])
-        areas = np.bincount(part, np.where(inside, self.areas_px, 0), minlength=num_parts)
-        largest: Bools = inside & (part == np.argmax(areas))
+    def largest_connected(self, regions: Ints) -> Bools:
+        """Select the patches of the largest connected part of each of several disjoint regions.
+
+        Args:
+            regions: number of the region that each patch belongs to, [P]; -1: none.
+
+        Returns:
+            bool [P]; of equally large parts, the one whose first patch comes first is selected.
+        """
+        joined = (regions[self.first] == regions[self.second]) & (regions[self.first] >= 0)
+        num_parts, part = _components(len(self.labels), self.first[joined], self.second[joined])
+        areas = np.bincount(part, self.areas_px, minlength=num_parts)
+        region_of_part = np.empty(num_parts, np.int64)
+        region_of_part[part] = regions
+        order = np.lexsort((-areas, region_of_part))
+        _, first = np.unique(region_of_part[order], return_index=True)
+        is_largest = np.zeros(num_parts, np.bool_)
+        is_largest[order[first]] = True
+        largest: Bools = is_largest[part] & (regions >= 0)
         return largest
 
 
@@ -278,7 +314,20 @@ class Hierarchy:
         held: npt.NDArray[np.bool_] = (leaves >= self.first_leaf[node]) & (leaves < self.end_leaf[node])
         return held
 
-    @property
+    @cached_property
+    def boxes(self) -> Ints:
+        """Box of every node: left, top, right and bottom in pixels, right and bottom exclusive, [2N - 1, 4]."""
+        from scipy.ndimage import find_objects
+
+        num_leaves = (len(self.parents) + 1) // 2
+        slices = find_objects(self.labels + 1, num_leaves)
+        corners = np.array([(x.start, y.start, -x.stop, -y.stop) for y, x in slices], np.int64).reshape(-1, 4)
+        # Leaves of a node are adjacent; an index of one past the last is not allowed where no leaf follows.
+        padded = np.concatenate([corners, np.zeros((1, 4), np.int64)])
+        bounds = np.stack([self.first_leaf, self.end_leaf], axis=1).ravel()
+        return np.asarray(np.minimum.reduceat(padded, bounds, axis=0)[::2] * (1, 1, -1, -1))
+
+    @cached_property
     def merge_heights(self) -> Floats:
         """Dissimilarity at which each node was merged into a larger one, [2N - 1]; infinite for the whole image."""
         return np.where(self.parents >= 0, self.heights[self.parents], np.inf)

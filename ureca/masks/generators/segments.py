@@ -8,17 +8,19 @@ than the object does from its surroundings. The masks are drawn at the image's o
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping, Sequence
+
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
 from ureca.masks import rle as rle_codec
-from ureca.masks.generators.base import distinct
 from ureca.masks.generators.hierarchy import (
     NUM_HISTOGRAMS,
     ColumnRuns,
     FloatImage,
     Hierarchy,
+    Ints,
     MergeRule,
     blur,
     boundary_strength,
@@ -79,18 +81,19 @@ class SegmentsMaskGenerator:
         hierarchy = merge(superpixels(strength), strength, histograms, NUM_HISTOGRAMS, rule)
         nodes = _salient_nodes(hierarchy, settings)
         upsampled = zip(nodes, upsample(hierarchy, nodes, *image.shape[:2]), strict=True)
-        drawn = [(node, rle) for node, rle in upsampled if rle is not None]
-        kept = distinct((rle for _, rle in drawn), settings.max_iou, settings.max_masks)
+        drawn = {node: rle for node, rle in upsampled if rle is not None}
+        areas_px = {node: rle_codec.area_px(rle) for node, rle in drawn.items()}
+        kept = _distinct(drawn, areas_px, hierarchy.parents.tolist(), settings)
         masks = []
-        for id, (node, rle) in enumerate((drawn[position] for position in kept), start=1):
-            end_height = hierarchy.merge_heights[node]
+        for id, node in enumerate(kept, start=1):
+            rle, end_height = drawn[node], hierarchy.merge_heights[node]
             persistence = 1 - (hierarchy.heights[node] / end_height if end_height > 0 else 1.0)
             masks.append(
                 Mask(
                     id=id,
                     rle=rle,
                     bbox_xywh=rle_codec.inclusive_box_xywh(rle),
-                    area_px=rle_codec.area_px(rle),
+                    area_px=areas_px[node],
                     stability_score=float(persistence),
                 )
             )
@@ -123,20 +126,43 @@ def _salient_nodes(hierarchy: Hierarchy, settings: SegmentsConfig) -> list[int]:
     allowed = (fractions >= smallest) & (fractions <= settings.max_area_fraction)
     allowed &= (hierarchy.parents >= 0) & (hierarchy.merge_heights >= settings.min_contrast)
     order = np.argsort(-hierarchy.merge_heights, kind="stable")
-    candidates = order[allowed[order]].tolist()
-    first, end, areas = hierarchy.first_leaf, hierarchy.end_leaf, hierarchy.areas_px
-    kept: list[int] = []
-    for node in candidates:
-        if len(kept) == settings.max_masks:
+    areas_px = dict(enumerate(hierarchy.areas_px.tolist()))
+    return _distinct(order[allowed[order]].tolist(), areas_px, hierarchy.parents.tolist(), settings)
+
+
+def _distinct(
+    nodes: Iterable[int], areas_px: Mapping[int, int], parents: Sequence[int], settings: SegmentsConfig
+) -> list[int]:
+    """Select nodes so that the IoU of any two is below ``max_iou``, at most ``max_masks``; earlier ones are preferred.
+
+    Nodes are nested or disjoint: the IoU of nested ones is the ratio of their areas, so that each is only compared with
+    the few nodes above it that are hardly larger.
+
+    Args:
+        nodes: candidates, the preferred ones first.
+        areas_px: number of pixels by node. Others than these have no pixels and are no duplicates of any.
+        parents: parent of each node; -1 for the whole image.
+        settings: largest IoU and number.
+    """
+    kept: set[int] = set()
+    too_close: set[int] = set()  # above a node that is kept
+    selected = []
+    for node in nodes:
+        if len(selected) == settings.max_masks:
             break
-        others = np.array(kept, np.int64)
-        # Nodes are nested or disjoint: the IoU of nested ones is the ratio of their areas.
-        nested = (first[others] <= first[node]) & (end[node] <= end[others])
-        nested |= (first[node] <= first[others]) & (end[others] <= end[node])
-        ratios = np.minimum(areas[others], areas[node]) / np.maximum(areas[others], areas[node])
-        if not (nested & (ratios >= settings.max_iou)).any():
-            kept.append(node)
-    return kept
+        hardly_larger = []
+        above = parents[node]
+        while above >= 0:
+            if above in areas_px:
+                if areas_px[node] / areas_px[above] < settings.max_iou:
+                    break
+                hardly_larger.append(above)
+            above = parents[above]
+        if node not in too_close and kept.isdisjoint(hardly_larger):
+            kept.add(node)
+            too_close.update(hardly_larger)
+            selected.append(node)
+    return selected
 
 
 def upsample(hierarchy: Hierarchy, nodes: list[int], height_px: int, width_px: int) -> list[Rle | None]:
@@ -161,14 +187,14 @@ def upsample(hierarchy: Hierarchy, nodes: list[int], height_px: int, width_px: i
         while above >= 0 and above not in rank:
             above = int(hierarchy.parents[above])
         parents.append(rank.get(above, 0))
-    owners = np.zeros((width_px, height_px), dtype=np.int32)  # rank of the smallest node at every pixel, 0: none
+    owners = np.zeros((height_px, width_px), dtype=np.int32)  # rank of the smallest node at every pixel, 0: none
     for position, (node, parent) in enumerate(zip(top_down, parents, strict=True), start=1):
         share, (left, top, right, bottom) = _share_of_parent(
             hierarchy, node, top_down[parent - 1] if parent else None, height_px, width_px
         )
-        area = owners[left:right, top:bottom]
-        area[(area == parent) & (share.T > 0.5)] = position
-    masks = _connected_masks(ColumnRuns.of_columns(owners), parents)
+        area = owners[top:bottom, left:right]
+        np.copyto(area, position, where=(area == parent) & (share > 0.5))
+    masks = _connected_masks(ColumnRuns.of_columns(np.ascontiguousarray(owners.T)), parents)
     return [masks[rank[node] - 1] for node in nodes]
 
 
@@ -176,15 +202,14 @@ def _share_of_parent(
     hierarchy: Hierarchy, node: int, parent: int | None, height_px: int, width_px: int
 ) -> tuple[FloatImage, Box]:
     """Compute the share, 0 to 1, of a node in its parent's smoothed mask, and the box that the share covers."""
-    inside = hierarchy.holds(node, hierarchy.labels)
-    height, width = inside.shape
-    rows, columns = np.flatnonzero(inside.any(axis=1)), np.flatnonzero(inside.any(axis=0))
-    left, right = max(0, int(columns[0]) - _MARGIN_PX), min(width, int(columns[-1]) + 1 + _MARGIN_PX)
-    top, bottom = max(0, int(rows[0]) - _MARGIN_PX), min(height, int(rows[-1]) + 1 + _MARGIN_PX)
-    crop = np.s_[top:bottom, left:right]
-    share = blur(inside[crop].astype(np.float32), _SMOOTHING_PX)
+    height, width = hierarchy.labels.shape
+    left, top, right, bottom = hierarchy.boxes[node].tolist()
+    left, right = max(0, left - _MARGIN_PX), min(width, right + _MARGIN_PX)
+    top, bottom = max(0, top - _MARGIN_PX), min(height, bottom + _MARGIN_PX)
+    leaves = hierarchy.labels[top:bottom, left:right]
+    share = blur(hierarchy.holds(node, leaves).astype(np.float32), _SMOOTHING_PX)
     if parent is not None:
-        above = hierarchy.holds(parent, hierarchy.labels[crop]).astype(np.float32)
+        above = hierarchy.holds(parent, leaves).astype(np.float32)
         share /= np.maximum(blur(above, _SMOOTHING_PX), 1e-6)
     box = (
         -(-left * width_px // width),
@@ -207,13 +232,21 @@ def _share_of_parent(
 def _connected_masks(runs: ColumnRuns, parents: list[int]) -> list[Rle | None]:
     """Keep the largest connected part of each node within its parent's, parents first; ranks count from 1."""
     patches = runs.joined()
-    within = np.eye(len(parents) + 1, dtype=np.bool_)  # [node, owner]: the owner is the node or lies below it
-    for position in range(len(parents), 0, -1):
-        within[parents[position - 1]] |= within[position]
-    kept = [np.ones(len(patches.labels), dtype=np.bool_)]
-    masks: list[Rle | None] = []
+    above = np.array([0, *parents], np.int64)
+    depths = np.zeros(len(above), np.int64)
     for position, parent in enumerate(parents, start=1):
-        inside = within[position][patches.labels] & kept[parent]
-        kept.append(patches.largest_connected(inside) if inside.any() else inside)
-        masks.append(runs.encode(kept[-1][patches.patch_of_run]) if inside.any() else None)
+        depths[position] = depths[parent] + 1
+    # Nodes of one depth are disjoint: the parts of all of them are found at once.
+    at_depth: list[Ints] = []  # number of the node of each depth, from the deepest, that each owner lies in; 0: none
+    nodes = np.arange(len(above))
+    for depth in range(int(depths.max()), 0, -1):
+        nodes = np.where(depths[nodes] > depth, above[nodes], nodes)
+        at_depth.append(np.where(depths[nodes] == depth, nodes, 0))
+    kept = np.ones(len(patches.labels), dtype=np.bool_)
+    masks: list[Rle | None] = [None] * len(parents)
+    for node_of_owner in reversed(at_depth):
+        regions = np.where(kept, node_of_owner[patches.labels], 0) - 1
+        kept = patches.largest_connected(regions)
+        for position, rle in runs.encode_each(np.where(kept, regions, -1)[patches.patch_of_run]).items():
+            masks[position] = rle
     return masks
