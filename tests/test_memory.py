@@ -80,6 +80,22 @@ def test_in_parts_item_that_fails_alone_is_named() -> None:
     assert caught.value.kind == "out_of_memory"
 
 
+def test_in_parts_item_that_fails_alone_is_left_out_where_failures_are_taken() -> None:
+    tried: list[list[int]] = []
+    left_out: list[list[int]] = []
+
+    def run(part: list[int]) -> list[int]:
+        tried.append(part)
+        if 2 in part:
+            raise MemoryError("no room for it")
+        return part
+
+    made = list(in_parts_that_fit(run, list(range(8)), 4, "an item", left_out.append))
+    assert left_out == [[2]]
+    assert [item for _, part in made for item in part] == [0, 1, 3, 4, 5, 6, 7]
+    assert tried[-2:] == [[3, 4, 5, 6], [7]]
+
+
 def test_in_parts_other_errors_are_raised() -> None:
     def run(part: Any) -> Any:
         raise KeyError("a bug")

@@ -117,7 +117,11 @@ def out_of_memory_as(error_class: type[DataError], what: str) -> Iterator[None]:
 
 
 def in_parts_that_fit(
-    run: Callable[[Any], Result], items: Sliceable, max_items: int, what: str
+    run: Callable[[Any], Result],
+    items: Sliceable,
+    max_items: int,
+    what: str,
+    on_failure: Callable[[Any], None] | None = None,
 ) -> Iterator[tuple[int, Result]]:
     """Run items part by part; a part for which there is not enough memory is run again in halves.
 
@@ -126,12 +130,14 @@ def in_parts_that_fit(
         items: sequence or array of the items.
         max_items: number of items of a part, at least 1.
         what: the work on one item, for the message.
+        on_failure: called with the part of one item for which alone there is not enough memory; that item is left out,
+            and the next parts are as large as the first. None: that is an error.
 
     Yields:
         The number of items of each part, and its result.
 
     Raises:
-        DataError: ``out_of_memory``: there is not enough memory for one item alone.
+        DataError: ``out_of_memory``: there is not enough memory for one item alone, without ``on_failure``.
     """
     start, size = 0, max_items
     while start < len(items):
@@ -143,6 +149,11 @@ def in_parts_that_fit(
                 raise
             message = first_line(error)
             release_memory(error)
+            if len(part) == 1 and on_failure is not None:
+                _log.warning("%s needs more memory than there is: %s", what, message)
+                on_failure(part)
+                start, size = start + 1, max_items
+                continue
             if len(part) == 1:
                 raise DataError(OUT_OF_MEMORY, f"{what} needs more memory than there is: {message}") from None
             size = len(part) // 2

@@ -12,7 +12,7 @@ from tests.drawn import write_corpus
 from tests.pipelines.test_caption_graph import settings_of as caption_settings
 from tests.pipelines.test_graph import settings_of
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.protocols import RegionCrop
+from ureca.curation.protocols import CurationImage
 from ureca.data.masked import MaskStage, generate_masks
 from ureca.data.output import Output
 from ureca.image_limits import ImageLimits
@@ -55,14 +55,14 @@ def build_cramped_mask_stage(settings: Any) -> MaskStage:
 
 
 class CrampedEmbedder(DescriptorEmbedder):
-    """Lacks memory for more than one crop."""
+    """Lacks memory for more than one region."""
 
-    def embed(self, crops: Sequence[RegionCrop]) -> Any:
+    def embed_regions(self, image: CurationImage, region_ids: Sequence[int]) -> Any:
         import torch
 
-        if len(crops) > 1:
+        if len(region_ids) > 1:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 1.00 GiB")
-        return super().embed(crops)
+        return super().embed_regions(image, region_ids)
 
 
 class CrampedCurateActor(CurateActor):

@@ -12,10 +12,10 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from ureca.batching import DynamicBatcher
-from ureca.curation.protocols import RegionCrop
-from ureca.curation.rule_based.colours import NUM_CELLS, cells_of, colours_of_cells, to_oklab
-from ureca.curation.rule_based.measurement import reduce_region
-from ureca.curation.rule_based.shapes import measure_shape, measure_texture
+from ureca.curation.protocols import CurationImage, RegionCrop
+from ureca.curation.rule_based.colours import Colours, colours_of_cells
+from ureca.curation.rule_based.measurement import Appearance, measure_appearance, region_appearance
+from ureca.curation.rule_based.shapes import Shape, Texture
 from ureca.curation.settings import Dinov2Config
 from ureca.devices import torch_device
 from ureca.errors import SettingsError
@@ -34,7 +34,7 @@ _STRIPE_WEIGHT = 1.2
 
 
 class DescriptorEmbedder:
-    """Descriptor whose cosine is the product of the cosines of colour, texture and shape; an ``Embedder``.
+    """Descriptor whose cosine is the product of the cosines of colour, texture and shape; a ``RegionEmbedder``.
 
     Two regions are similar only if they are similar in all three. The spreads are tuned for the paper's threshold of
     0.8: under slightly different light, noise or size a region keeps a cosine above 0.9 with itself; another plain
@@ -45,30 +45,35 @@ class DescriptorEmbedder:
     multiply the cosine by about exp(-(x - x')^2 / 8 s^2).
     """
 
-    name = "descriptor-2"
-    crop_side_px = 128
+    name = "descriptor-3"
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         """Return embeddings of length 1, float32 [len(crops), 15876]; each depends on its own crop only."""
-        return np.stack([_embed_one(crop) for crop in crops]) if crops else np.zeros((0, _NUM_DIMENSIONS), np.float32)
+        factors = [_factors(measure_appearance(crop.pixels, crop.mask)) for crop in crops]
+        vectors = [functools.reduce(np.multiply.outer, each).ravel() for each in factors]
+        return np.stack(vectors) if vectors else np.zeros((0, _NUM_DIMENSIONS), np.float32)
+
+    def embed_regions(self, image: CurationImage, region_ids: Sequence[int]) -> Sequence[npt.NDArray[np.float32]]:
+        """Return colour, texture and shape of regions, float32 [len(region_ids), 196], [..., 9] and [..., 9].
+
+        A crop would mix colours beyond the border of the mask into those of its pixels; here none is.
+        """
+        factors = [_factors(region_appearance(image, id)) for id in region_ids]
+        return [np.stack(each) for each in zip(*factors, strict=True)]
 
 
-def _embed_one(crop: RegionCrop) -> npt.NDArray[np.float32]:
-    pixels, mask, _ = reduce_region(crop.pixels, crop.mask)
-    oklab = to_oklab(pixels / 255)
-    colour = _colour_histogram(pixels[mask])
-    texture = _texture(oklab[..., 0], mask)
-    shape = _shape(mask)
-    return _products(colour, texture, shape).astype(np.float32)
+def _factors(looks: Appearance) -> tuple[npt.NDArray[np.float32], ...]:
+    """Return vectors of length 1 of which the embedding is the Kronecker product."""
+    vectors = _colour_histogram(looks.colours), _texture(looks.texture), _shape(looks.shape)
+    return tuple(vector.astype(np.float32) for vector in vectors)
 
 
-def _colour_histogram(pixels: npt.NDArray[np.uint8]) -> npt.NDArray[np.float64]:
-    """Return the square roots of a smoothed histogram of pixels, sRGB [N, 3], normalized to length 1."""
-    cells = np.bincount(cells_of(pixels), minlength=NUM_CELLS)
-    occupied = np.flatnonzero(cells)
-    lightness, a, b = (spread[:, occupied] for spread in _spread_of_cells())
-    lightness_and_a = (lightness[:, None, :] * (a * cells[occupied])).reshape(-1, len(occupied))
-    return _unit(np.sqrt(lightness_and_a @ b.T, dtype=np.float64).ravel())
+def _colour_histogram(colours: Colours) -> npt.NDArray[np.float64]:
+    """Return the square roots of a smoothed histogram of the colours, normalized to length 1."""
+    lightness, a, b = (spread[:, colours.cells] for spread in _spread_of_cells())
+    lightness_and_a = (lightness[:, None, :] * (a * colours.counts)).reshape(-1, len(colours.cells))
+    # einsum: for so few numbers the threads of BLAS cost more than they give
+    return _unit(np.sqrt(np.einsum("ic,jc->ij", lightness_and_a, b), dtype=np.float64).ravel())
 
 
 @functools.cache
@@ -82,24 +87,20 @@ def _spread_of_cells() -> tuple[npt.NDArray[np.float32], ...]:
     )
 
 
-def _texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _texture(texture: Texture) -> npt.NDArray[np.float64]:
     """Return contrast and the direction of stripes as a vector of length 1."""
-    texture = measure_texture(lightness, mask)
     contrast = np.log10(max(np.hypot(texture.fine, texture.coarse), 10 ** _LOG_CONTRAST[0][0]))
     # Without contrast, the direction is noise.
     marked = np.clip((contrast - _LOG_CONTRAST[0][0]) / 1.2, 0, 1)
     turn, stripes = 2 * np.radians(texture.stripe_angle_deg), _STRIPE_WEIGHT * marked * texture.coherence**2
     direction = _unit(np.array([1.0, stripes * np.cos(turn), stripes * np.sin(turn)]))
-    return _products(_scalar(contrast, *_LOG_CONTRAST), direction)
+    return np.multiply.outer(_scalar(contrast, *_LOG_CONTRAST), direction).ravel()
 
 
-def _shape(mask: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
+def _shape(shape: Shape) -> npt.NDArray[np.float64]:
     """Return elongation, and the overlap with the ellipse of equal moments, as a vector of length 1."""
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-    shape = measure_shape(box, int(box.sum()), float(mask.mean()))
     elongation = min(-np.log(shape.axis_ratio), _LOG_AXIS_RATIO[0][-1])
-    return _products(_scalar(elongation, *_LOG_AXIS_RATIO), _scalar(shape.ellipse_iou, *_FILL))
+    return np.multiply.outer(_scalar(elongation, *_LOG_AXIS_RATIO), _scalar(shape.ellipse_iou, *_FILL)).ravel()
 
 
 def _scalar(value: float, samples: npt.NDArray[np.float64], deviation: float) -> npt.NDArray[np.float64]:
@@ -110,11 +111,6 @@ def _spread(values: npt.NDArray[Any], samples: npt.NDArray[Any], width: float) -
     """Return exp(-distance^2 / width) of values [N] to samples [S], as [S, N]."""
     distances = np.clip(values, samples[0], samples[-1]) - samples[:, None]
     return np.asarray(np.exp(distances * distances * (-1 / width)))
-
-
-def _products(*vectors: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return the Kronecker product of vectors."""
-    return np.asarray(functools.reduce(np.multiply.outer, vectors).ravel())
 
 
 def _unit(vector: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -185,4 +185,16 @@ class Embedder(Protocol):
 
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         """Return embeddings of length 1, float32 [len(crops), D]; each depends on its own crop only."""
+        ...
+
+
+@runtime_checkable
+class RegionEmbedder(Embedder, Protocol):
+    """Embedder that measures regions in their image: it needs no crops of them, and may share what others measured."""
+
+    def embed_regions(self, image: CurationImage, region_ids: Sequence[int]) -> Sequence[npt.NDArray[np.float32]]:
+        """Return factors of the regions' embeddings, float32 [len(region_ids), D] each, with rows of length 1.
+
+        The cosine of two regions is the product of the cosines of their factors.
+        """
         ...

@@ -17,12 +17,13 @@ from ureca.curation.protocols import (
     Listener,
     LookAlike,
     RegionCrop,
+    RegionEmbedder,
     Verdict,
 )
 from ureca.curation.results import CuratedRegion, current_captions, run_concurrently, shortest_needed
 from ureca.curation.settings import ListeningSettings, UniquenessSettings
 from ureca.llm import usage
-from ureca.memory import OUT_OF_MEMORY, is_out_of_memory, release_memory
+from ureca.memory import OUT_OF_MEMORY, in_parts_that_fit
 
 _CROP_SIDE_PX = 448  # longest side of the input of an embedder without ``crop_side_px``; it resizes to 224 or less
 _MAX_CROPS = 64
@@ -62,28 +63,30 @@ def find_lookalikes(
         pixels, mask = image.views.crop_with_mask(id, max_side_px=getattr(embedder, "crop_side_px", _CROP_SIDE_PX))
         return RegionCrop(pixels=pixels, mask=mask)
 
-    def embed(ids: Sequence[int]) -> dict[int, npt.NDArray[np.float32]]:
-        """Return the vectors of regions by id, those left out for which there is not enough memory."""
-        try:
-            return dict(zip(ids, embedder.embed([crop(id) for id in ids]), strict=True))
-        except Exception as error:
-            if not is_out_of_memory(error) or (len(ids) == 1 and on_failure is None):
-                raise
-            release_memory(error)
-        if len(ids) == 1 and on_failure is not None:
-            on_failure(ids[0], OUT_OF_MEMORY)
-            return {}
-        half = len(ids) // 2
-        return embed(ids[:half]) | embed(ids[half:])
+    def embed(ids: Sequence[int]) -> tuple[Sequence[int], Sequence[npt.NDArray[np.float32]]]:
+        """Return the ids, and the factors of the regions' embeddings."""
+        if isinstance(embedder, RegionEmbedder):
+            return ids, embedder.embed_regions(image, ids)
+        return ids, [embedder.embed([crop(id) for id in ids])]
 
-    embedded: dict[int, npt.NDArray[np.float32]] = {}
-    for start in range(0, len(region_ids), _MAX_CROPS):
-        embedded |= embed(region_ids[start : start + _MAX_CROPS])
-    region_ids = list(embedded)
+    def leave_out(ids: Sequence[int]) -> None:
+        if on_failure is not None:
+            on_failure(ids[0], OUT_OF_MEMORY)
+
+    parts = [
+        part
+        for _, part in in_parts_that_fit(
+            embed, region_ids, _MAX_CROPS, "the embedding of a region", leave_out if on_failure is not None else None
+        )
+    ]
+    region_ids = [id for ids, _ in parts for id in ids]
     if len(region_ids) < 2:
         return {}
-    vectors = np.stack(list(embedded.values()))
-    cosines = vectors @ vectors.T
+    cosines = np.ones((len(region_ids), len(region_ids)), np.float32)
+    for of_parts in zip(*(factors for _, factors in parts), strict=True):
+        vectors = np.concatenate(of_parts)
+        # einsum: for so few numbers the threads of BLAS cost more than they give
+        cosines *= np.einsum("id,jd->ij", vectors, vectors)
     np.fill_diagonal(cosines, -1.0)
     found: dict[int, list[int]] = {}
     for row, id in zip(cosines, region_ids, strict=True):

@@ -8,7 +8,10 @@ from hypothesis.extra import numpy as hnp
 from PIL import Image
 
 from ureca.curation.embedders import DescriptorEmbedder
-from ureca.curation.protocols import RegionCrop
+from ureca.curation.protocols import CurationImage, RegionCrop
+from ureca.masks.mask import Mask
+from ureca.masks.tree import ROOT, MaskTree
+from ureca.masks.views import Views
 
 SIDE = 120
 Y, X = np.mgrid[:SIDE, :SIDE]
@@ -130,6 +133,36 @@ def test_descriptor_of_any_crop_has_length_one(data, height, width):
     assert alone.dtype == np.float32
     assert np.linalg.norm(alone[0]) == pytest.approx(1, abs=1e-5)
     assert np.array_equal(alone[0], among[1])
+
+
+def _image(pixels, *masks):
+    named = {id: Mask.from_array(id, mask) for id, mask in enumerate(masks)}
+    tree = MaskTree.build(list(named.values()))
+    ids = tuple(tree.walk())
+    return CurationImage(pixels, named, tree, tuple(tree.children[ROOT]), ids, Views(pixels, named))
+
+
+def test_descriptor_of_a_region_is_the_product_of_its_factors():
+    pixels = np.random.default_rng(1).integers(0, 255, (SIDE, SIDE, 3), np.uint8)
+    colour, texture, shape = DescriptorEmbedder().embed_regions(_image(pixels, STRIP, DISC), [0, 1])
+    rows, columns = np.flatnonzero(STRIP.any(axis=1)), np.flatnonzero(STRIP.any(axis=0))
+    box = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
+    vector = DescriptorEmbedder().embed([RegionCrop(pixels[box], STRIP[box])])[0]
+    assert np.kron(np.kron(colour[0], texture[0]), shape[0]) == pytest.approx(vector, abs=1e-6)
+    assert [np.linalg.norm(each, axis=1) for each in (colour, texture, shape)] == [pytest.approx(1, abs=1e-5)] * 3
+
+
+@pytest.mark.parametrize("enlarged", [1, 3])
+def test_descriptor_of_a_region_does_not_depend_on_what_lies_around(enlarged):
+    mask = STRIP.repeat(enlarged, axis=0).repeat(enlarged, axis=1)
+    mask[::7] = False  # many borders, within the squares that are averaged
+    images = []
+    for around in (0, 255):
+        pixels = np.full((*mask.shape, 3), around, np.uint8)
+        pixels[mask] = (200, 30, 30)
+        images.append(_image(pixels, mask))
+    black, white = (DescriptorEmbedder().embed_regions(image, [0]) for image in images)
+    assert all(np.array_equal(first, second) for first, second in zip(black, white, strict=True))
 
 
 def test_descriptor_without_crops_is_empty():

@@ -47,7 +47,7 @@ def test_largest_connected_is_the_largest_component_of_each_region(
     regions = np.array(region_of_label)[patches.labels]
     kept = np.where(patches.largest_connected(regions), regions, -1)
     parts = {region: rle.decode(each) for region, each in runs.encode_each(kept[patches.patch_of_run]).items()}
-    for region in {0, 1, 2}:
+    for region in (0, 1, 2):
         components, _ = label(np.array(region_of_label)[labels] == region)
         largest = max(np.bincount(components.ravel())[1:], default=0)
         assert (region in parts) == (largest > 0)

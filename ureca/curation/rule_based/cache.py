@@ -28,9 +28,10 @@ class IdentityCache(Generic[Key, Value]):
     async def get(self, key: Key) -> Value:
         """Return the value of an object; compute it on a thread if it is not cached, so that the event loop goes on."""
         entry = self._entries.get(id(key))
-        return entry[1] if entry is not None else await asyncio.to_thread(self._get_or_compute, key)
+        return entry[1] if entry is not None else await asyncio.to_thread(self.get_blocking, key)
 
-    def _get_or_compute(self, key: Key) -> Value:
+    def get_blocking(self, key: Key) -> Value:
+        """Return the value of an object; compute it on this thread if it is not cached."""
         with self._lock:
             identity = id(key)
             if identity not in self._entries:

@@ -9,7 +9,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from ureca.curation.protocols import CurationImage
-from ureca.curation.rule_based.colours import Colours, measure_colours, to_oklab
+from ureca.curation.rule_based.cache import IdentityCache
+from ureca.curation.rule_based.colours import Colours, lightness_of, measure_colours
 from ureca.curation.rule_based.shapes import Shape, Texture, measure_shape, measure_texture
 from ureca.curation.rule_based.vocabulary import Rule, Vocabulary, noun_of
 from ureca.masks import rle as rle_codec
@@ -270,44 +271,98 @@ class Measurement:
     category: str | None = None
 
 
-def measure_regions(image: CurationImage) -> dict[int, Measurement]:
-    """Measure every region with at least one pixel, in the order of ``image.regions``.
+@dataclass(frozen=True, slots=True, eq=False)
+class Appearance:
+    """Measurements of the pixels of one region.
 
-    Masks are decoded one at a time and large regions are reduced, so that memory does not grow with the number of
-    regions.
+    Attributes:
+        centre_xy_px: centre of mass, in pixels from the upper left corner of the region's box.
+        colours: colours of its pixels.
+        texture: texture of its pixels.
+        shape: shape of its mask.
     """
+
+    centre_xy_px: tuple[float, float]
+    colours: Colours
+    texture: Texture
+    shape: Shape
+
+
+def measure_regions(image: CurationImage) -> dict[int, Measurement]:
+    """Measure every region with at least one pixel, in the order of ``image.regions``."""
     height, width = image.pixels.shape[:2]
-    regions = set(image.regions)
+    regions, main_objects = set(image.regions), set(image.main_objects)
     measured: dict[int, Measurement] = {}
     for id in image.regions:
-        area_px = rle_codec.area_px(image.masks[id].rle)
-        if area_px == 0:
+        if rle_codec.area_px(image.masks[id].rle) == 0:
             continue
         box = _box(image, id)
-        left, top, right, bottom = (int(side) for side in box)
-        inside = rle_codec.decode_box(image.masks[id].rle, left, top, right, bottom)
-        pixels, mask, reduction = reduce_region(image.pixels[top:bottom, left:right], inside.view(np.bool_))
-        y, x = np.nonzero(mask)
-        centre = (box[0] + (float(x.mean()) + 0.5) * reduction, box[1] + (float(y.mean()) + 0.5) * reduction)
-        parent_id = image.tree.parents[id] if id not in image.main_objects else None
+        looks = region_appearance(image, id)
+        centre = (box[0] + looks.centre_xy_px[0], box[1] + looks.centre_xy_px[1])
+        parent_id = image.tree.parents[id] if id not in main_objects else None
         in_parent = None
         if parent_id is not None:
-            covered = area_px / rle_codec.area_px(image.masks[parent_id].rle)
+            covered = looks.shape.area_px / rle_codec.area_px(image.masks[parent_id].rle)
             in_parent = locate(box, centre, _box(image, parent_id), covered=covered, in_image=False)
-        area_fraction = area_px / (height * width)
         measured[id] = Measurement(
             parent_id=parent_id,
             child_ids=tuple(child for child in image.tree.children[id] if child in regions),
             box=box,
             centre_xy_px=centre,
-            colours=measure_colours(pixels[mask], ((x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0])),
-            texture=measure_texture(to_oklab(pixels / 255)[..., 0], mask),
-            shape=measure_shape(mask, area_px, area_fraction),
-            in_image=locate(box, centre, (0, 0, width, height), covered=area_fraction, in_image=True),
+            colours=looks.colours,
+            texture=looks.texture,
+            shape=looks.shape,
+            in_image=locate(box, centre, (0, 0, width, height), covered=looks.shape.area_fraction, in_image=True),
             in_parent=in_parent,
             category=noun_of(image.masks[id].category),
         )
     return measured
+
+
+def region_appearance(image: CurationImage, id: int) -> Appearance:
+    """Return the measurements of a region's pixels, taken once for all components that ask for them.
+
+    Masks are decoded one at a time and large regions are reduced, so that memory does not grow with the number of
+    regions.
+
+    Args:
+        image: image of the region.
+        id: id of a mask with at least one pixel.
+    """
+    known = _APPEARANCES.get_blocking(image)
+    if id not in known:
+        left, top, right, bottom = (int(side) for side in _box(image, id))
+        inside = rle_codec.decode_box(image.masks[id].rle, left, top, right, bottom)
+        num_pixels = image.pixels.shape[0] * image.pixels.shape[1]
+        known[id] = measure_appearance(image.pixels[top:bottom, left:right], inside != 0, num_pixels)
+    return known[id]
+
+
+_APPEARANCES: IdentityCache[CurationImage, dict[int, Appearance]] = IdentityCache(lambda _: {})
+
+
+def measure_appearance(
+    pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], image_size_px: int | None = None
+) -> Appearance:
+    """Measure the pixels of a region.
+
+    Args:
+        pixels: crop of the region's box, uint8 RGB [h, w, 3].
+        mask: bool [h, w], with at least one pixel.
+        image_size_px: number of pixels of the image; None: that of the crop.
+    """
+    area_px = int(np.count_nonzero(mask))
+    pixels, mask, reduction = reduce_region(pixels, mask)
+    y, x = np.nonzero(mask)
+    own = pixels[mask]
+    lightness = np.zeros(mask.shape, np.float32)
+    lightness[mask] = lightness_of(own)
+    return Appearance(
+        centre_xy_px=((float(x.mean()) + 0.5) * reduction, (float(y.mean()) + 0.5) * reduction),
+        colours=measure_colours(own, ((x + 0.5) / mask.shape[1], (y + 0.5) / mask.shape[0])),
+        texture=measure_texture(lightness, mask),
+        shape=measure_shape(mask, area_px, area_px / (image_size_px or mask.size * reduction**2)),
+    )
 
 
 def _box(image: CurationImage, id: int) -> Box:

@@ -1,6 +1,7 @@
 """Shapes of masks (strip, ring, round, vertical ...), sizes, and textures (smooth, striped, mottled ...)."""
 
 from dataclasses import dataclass
+from math import atan2, cos, degrees, hypot, pi, sin, sqrt
 
 import numpy as np
 import numpy.typing as npt
@@ -121,24 +122,35 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
     """
     import cv2
 
-    y, x = np.nonzero(mask)
-    covariance = np.cov(np.stack([x, y]).astype(np.float64), bias=True) + np.eye(2) / 12
-    variances, axes = np.linalg.eigh(covariance)
-    height, width = mask.shape
-    grid = np.stack(np.meshgrid(np.arange(width) - x.mean(), np.arange(height) - y.mean()), axis=-1)
-    along_axes = np.abs(grid @ axes) / np.sqrt(variances)
+    bits = np.ascontiguousarray(mask).view(np.uint8)
+    # These sums are whole numbers, and exact: symmetric masks have exactly equal moments.
+    moments = cv2.moments(bits)
+    num_pixels, sum_x, sum_y = moments["m00"], moments["m10"], moments["m01"]
+    variance_x = (num_pixels * moments["m20"] - sum_x * sum_x) / num_pixels**2 + 1 / 12
+    variance_y = (num_pixels * moments["m02"] - sum_y * sum_y) / num_pixels**2 + 1 / 12
+    covariance = (num_pixels * moments["m11"] - sum_x * sum_y) / num_pixels**2
+    # The eigenvalues of the covariance matrix, and the direction of the major axis, clockwise as y points down.
+    middle, radius = (variance_x + variance_y) / 2, hypot((variance_x - variance_y) / 2, covariance)
+    minor, major = middle - radius, middle + radius
+    angle = atan2(2 * covariance, variance_x - variance_y) / 2
+    x = np.arange(mask.shape[1]) - sum_x / num_pixels
+    y = np.arange(mask.shape[0])[:, None] - sum_y / num_pixels
+    along_major = (cos(angle) * x + sin(angle) * y) / sqrt(major)
+    along_minor = (cos(angle) * y - sin(angle) * x) / sqrt(minor)
+    in_rectangle = (np.abs(along_major) <= sqrt(3)) & (np.abs(along_minor) <= sqrt(3))
+    in_ellipse = along_major * along_major + along_minor * along_minor <= 4
     # The matching ellipse and rectangle may extend beyond the box of the mask.
-    ellipse_area, rectangle_area = (factor * np.sqrt(variances.prod()) for factor in (4 * np.pi, 12.0))
-    _, _, pieces, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8), connectivity=8)
-    piece_shares = pieces[1:, cv2.CC_STAT_AREA] / len(x)
+    ellipse_area, rectangle_area = (factor * sqrt(minor * major) for factor in (4 * pi, 12.0))
+    _, _, pieces, _ = cv2.connectedComponentsWithStats(bits, connectivity=8)
+    piece_shares = pieces[1:, cv2.CC_STAT_AREA] / num_pixels
     return Shape(
         area_px=area_px,
         area_fraction=area_fraction,
-        num_pixels=len(x),
-        axis_ratio=float(np.sqrt(variances[0] / variances[1])),
-        angle_deg=float(np.degrees(np.arctan2(-axes[1, 1], axes[0, 1])) % 180),
-        ellipse_iou=_iou(mask, (along_axes**2).sum(axis=-1) <= 4, ellipse_area),
-        rectangle_iou=max(_iou(mask, along_axes.max(axis=-1) <= np.sqrt(3), rectangle_area), len(x) / mask.size),
+        num_pixels=int(num_pixels),
+        axis_ratio=sqrt(minor / major),
+        angle_deg=-degrees(angle) % 180,
+        ellipse_iou=_iou(mask, in_ellipse, ellipse_area),
+        rectangle_iou=max(_iou(mask, in_rectangle, rectangle_area), num_pixels / mask.size),
         hole_share=_central_hole_share(mask),
         num_pieces=int((piece_shares >= 0.02).sum()),
         largest_piece_share=float(piece_shares.max()),
@@ -146,8 +158,8 @@ def measure_shape(mask: npt.NDArray[np.bool_], area_px: int, area_fraction: floa
 
 
 def _iou(mask: npt.NDArray[np.bool_], model: npt.NDArray[np.bool_], model_area_px: float) -> float:
-    common = float((mask & model).sum())
-    return min(1.0, common / (float(mask.sum()) + max(model_area_px, common) - common))
+    common = float(np.count_nonzero(mask & model))
+    return min(1.0, common / (float(np.count_nonzero(mask)) + max(model_area_px, common) - common))
 
 
 def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
@@ -155,7 +167,8 @@ def _central_hole_share(mask: npt.NDArray[np.bool_]) -> float:
     import cv2
 
     # The outside is one component because of the border.
-    outside = np.pad(~mask, 1, constant_values=True).astype(np.uint8)
+    outside = np.ones((mask.shape[0] + 2, mask.shape[1] + 2), np.uint8)
+    np.logical_not(mask, out=outside[1:-1, 1:-1].view(np.bool_))
     num_components, components, stats, _ = cv2.connectedComponentsWithStats(outside, connectivity=4)
     around = components[0, 0]
     if num_components <= 2:
@@ -235,30 +248,39 @@ TEXTURES = Vocabulary[Texture](
 )
 
 
-def measure_texture(lightness: npt.NDArray[np.float64], mask: npt.NDArray[np.bool_]) -> Texture:
-    """Measure the texture of lightness [h, w] (0 to 1) inside a mask, bool [h, w], without its outermost pixels."""
+def measure_texture(lightness: npt.NDArray[np.float32], mask: npt.NDArray[np.bool_]) -> Texture:
+    """Measure the texture of a region without its outermost pixels.
+
+    Args:
+        lightness: 0 to 1, float32 [h, w]; 0 outside of the mask.
+        mask: bool [h, w].
+    """
     import cv2
 
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     eroded = cv2.erode(mask.astype(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=0)
-    inside = np.asarray(eroded, np.uint8).view(np.bool_)
-    num_pixels = int(inside.sum())
-    if num_pixels < _MIN_PIXELS_TEXTURE:
-        return Texture(num_pixels, 0.0, 0.0, 0.0, 0.0, 0)
-    single = lightness.astype(np.float32)
-    slight, strong = (_blur_within(single, mask, sigma) for sigma in (_FINE_PX, _COARSE_PX))
-    residue = (single - slight)[inside]
-    dy, dx = np.gradient(slight, axis=0), np.gradient(slight, axis=1)
-    xx, yy, xy = (float(product[inside].mean()) for product in (dx * dx, dy * dy, dx * dy))
-    across = 0.5 * np.arctan2(2 * xy, xx - yy)
+    # Positions in row order. No pixel at the border of the array is among them: each has four neighbours.
+    inside = np.flatnonzero(eroded)
+    if len(inside) < _MIN_PIXELS_TEXTURE:
+        return Texture(len(inside), 0.0, 0.0, 0.0, 0.0, 0)
+    slight, strong = (_blur_within(lightness, mask, sigma).ravel() for sigma in (_FINE_PX, _COARSE_PX))
+    width = mask.shape[1]
+    own = slight[inside]
+    residue = lightness.ravel()[inside] - own
+    ripple = own - strong[inside]
+    dx = (slight[inside + 1] - slight[inside - 1]) / 2
+    dy = (slight[inside + width] - slight[inside - width]) / 2
+    xx, yy, xy = (float((first * second).mean()) for first, second in ((dx, dx), (dy, dy), (dx, dy)))
+    across = atan2(2 * xy, xx - yy) / 2
+    y, x = np.divmod(inside, width)
     return Texture(
-        num_pixels=num_pixels,
+        num_pixels=len(inside),
         fine=float(np.std(residue)),
-        coarse=float(np.std((slight - strong)[inside])),
-        coherence=float(np.hypot(xx - yy, 2 * xy) / max(xx + yy, 1e-12)),
-        stripe_angle_deg=float((90 - np.degrees(across)) % 180),
-        num_stripes=_num_bands(slight - strong, inside, across),
-        rough_share=float((np.abs(residue) > 0.02).mean()),
+        coarse=float(np.std(ripple)),
+        coherence=hypot(xx - yy, 2 * xy) / max(xx + yy, 1e-12),
+        stripe_angle_deg=(90 - degrees(across)) % 180,
+        num_stripes=_num_bands(ripple, x * cos(across) + y * sin(across)),
+        rough_share=float(np.count_nonzero(np.abs(residue) > 0.02) / len(inside)),
     )
 
 
@@ -276,12 +298,10 @@ def _blur_within(
     return np.asarray(blurred / np.maximum(weights, 1e-6), np.float32)
 
 
-def _num_bands(ripple: npt.NDArray[np.float32], inside: npt.NDArray[np.bool_], across: float) -> int:
-    """Count light and dark bands along a direction (radians, x to the right, y down)."""
-    y, x = np.nonzero(inside)
-    position = x * np.cos(across) + y * np.sin(across)
+def _num_bands(ripple: npt.NDArray[np.float32], position: npt.NDArray[np.float64]) -> int:
+    """Count light and dark bands along a direction, in which each pixel has a position in pixels."""
     bins = np.round(position - position.min()).astype(np.intp)
     counts = np.bincount(bins)
-    profile = np.bincount(bins, ripple[inside])[counts > 0] / counts[counts > 0]
+    profile = np.bincount(bins, ripple)[counts > 0] / counts[counts > 0]
     clear = profile[np.abs(profile) > 0.5 * np.abs(profile).mean()]
     return 1 + int(np.count_nonzero(np.diff(np.sign(clear)))) if clear.size else 0

@@ -96,8 +96,9 @@ def _gradient(channels: npt.NDArray[np.float32], scale_px: float) -> FloatImage:
         x, y = _derivatives(channel, scale_px)
         x *= np.float32(scale_px)
         y *= np.float32(scale_px)
-        for total, first, second in ((xx, x, x), (yy, y, y), (xy, x, y)):
-            total += np.multiply(first, second, out=product)
+        xx += np.multiply(x, x, out=product)
+        yy += np.multiply(y, y, out=product)
+        xy += np.multiply(x, y, out=product)
     largest = (xx + yy + np.sqrt((xx - yy) ** 2 + 4 * xy * xy)) / 2
     return np.asarray(np.sqrt(largest), dtype=np.float32)
 
@@ -184,7 +185,8 @@ class ColumnRuns:
         for number, (first, end) in zip(numbers.tolist(), pairwise([*firsts.tolist(), len(order)]), strict=True):
             # Runs that follow one another, also from one column to the next, are one run of the mask.
             gaps = np.flatnonzero(starts[first + 1 : end] != ends[first : end - 1]) + first
-            borders = np.concatenate([[0], starts[first : first + 1], np.zeros(2 * len(gaps), np.int64), [ends[end - 1]]])
+            borders = np.zeros(2 * len(gaps) + 3, np.int64)
+            borders[1], borders[-1] = starts[first], ends[end - 1]
             borders[2:-1:2], borders[3:-1:2] = ends[gaps], starts[gaps + 1]
             if borders[-1] < num_pixels:
                 borders = np.append(borders, num_pixels)
