@@ -93,6 +93,29 @@ def choice_of(text: str) -> Choice:
         f'{{"caption": "{DOOR}", "Caption": 3}}',
         '{"caption": "A red door with a brass\\u0020handle."}',
         f'\ufeff{{"caption": "{DOOR}"}}',
+        f'Sure! Here is the JSON:\n\n```json\n{{\n    "caption": "{DOOR}"\n}}\n```',
+        f'```JSON\n{{"caption": "{DOOR}"}}\n```',
+        f'~~~json\n{{"caption": "{DOOR}"}}\n~~~',
+        f'json\n{{"caption": "{DOOR}"}}',
+        f'{{"caption": "{DOOR}"}}<|im_end|>',
+        f'{{"caption": "{DOOR}"}}</s>',
+        f'{{"caption": "{DOOR}"}}<end_of_turn>\n',
+        f'assistant\n{{"caption": "{DOOR}"}}',
+        f'ASSISTANT: {{"caption": "{DOOR}"}}',
+        f'<think>\nIt is a door. {{"caption": "..."}}.\n</think>\n\n```json\n{{"caption": "{DOOR}"}}\n```',
+        f'<thinking>A door.</thinking>{{"caption": "{DOOR}"}}',
+        f'<reasoning>Two candidates: {{a}}, {{b}}.</reasoning>\n{{"caption": "{DOOR}"}}',
+        f'{{"reasoning": "The contour holds a door.", "caption": "{DOOR}"}}',
+        f'{{"caption": "{DOOR}", "bbox": [12, 30, 88, 120]}}',
+        f'{{ "caption" : "{DOOR}" }}',
+        f'{{\n  // the region\n  "caption": "{DOOR}"\n}}',
+        f'{{"caption": "{DOOR}" /* short */}}',
+        f'{{"result": {{"caption": "{DOOR}"}}, "status": "ok"}}',
+        f'[{{"type": "text", "text": "x"}}, {{"caption": "{DOOR}"}}]',
+        f'Attempt 1: {{"caption": "A door"}} is too vague.\nFinal answer: {{"caption": "{DOOR}"}}',
+        f'{{"caption": "  {DOOR}  "}}',
+        '{"caption": "A red door\\nwith a brass handle."}',
+        f"{{\u2018caption\u2019: \u2018{DOOR}\u2019}}",
     ],
 )
 def test_caption_is_found_in_the_forms_of_models(text: str) -> None:
@@ -111,6 +134,10 @@ def test_caption_is_found_in_the_forms_of_models(text: str) -> None:
         (r'{"caption": "The dog\'s left ear."}', "The dog's left ear."),
         (r'{"caption": "A sign that reads \"OPEN\" on a door."}', 'A sign that reads "OPEN" on a door.'),
         ('{"caption": "A {curly} bracket made of iron."}', "A {curly} bracket made of iron."),
+        (
+            '{"caption": "A sign reading \\u201cPush\\u201d on a red door."}',
+            "A sign reading \u201cPush\u201d on a red door.",
+        ),
         (r'{"caption": "A cup with \ud83d\ude3a on it\,",}', "A cup with \U0001f63a on it,"),
     ],
 )
@@ -123,6 +150,19 @@ def test_caption_with_quotes_and_escapes_is_read_whole(text: str, caption: str) 
     [
         DOOR,
         '{"caption": ["A red door."]}',
+        "The image shows a red door with a brass handle.",
+        '{"caption": 42}',
+        '{"caption": true}',
+        '{"caption": ""}',
+        '{"caption": "   "}',
+        "{}",
+        "[]",
+        "```json\n```",
+        '{"captions": ["A red door.", "A brass handle."]}',
+        '{"error": "I cannot help with identifying people."}',
+        '{"type": "object", "properties": {"caption": {"type": "string"}}}',
+        '{"caption": "A red door." "with a handle"',
+        "caption A red door with a brass handle",
         '{"caption": {"text": "A red door."}}',
         '{"caption": "{\\"caption\\": \\"A red door by a tree on a street.\\"}"}',
         "{\"caption\": \"{'caption': 'A red door by a tree.'}\"}",
@@ -321,3 +361,9 @@ def test_retry_bounds_the_refused_answer_it_shows() -> None:
     retry = str(model.requests[1].parts[-1])
     assert len(retry) < 1000
     assert "\x1b" not in retry
+
+
+def test_refusal_in_place_of_an_object_is_told_as_one() -> None:
+    with pytest.raises(AnswerError) as failed:
+        caption_of("I'm sorry, but I can't assist with that request.")
+    assert failed.value.kind == "refusal"

@@ -47,6 +47,7 @@ NEAR_MISSES = [
     ("The {} shows a cup with a handle.", ["sign", "poster", "screen"], ["image", "picture", "region"]),
     ("A cup standing on {} table.", ["the", "a", "this"], ["**the**", "`the`"]),
     ("The {} is difficult to determine.", [], ["object", "shape"]),
+    ("A girl with yellow highlights {}.", ["in her hair", "on the wings"], ["along her outline", "around its border"]),
 ]  # fmt: skip
 NUMBERED = [
     ("{} 3, beside the others.", [], ["Coin", "Object", "Region", "Cup", "Window", "Item"]),
@@ -55,6 +56,9 @@ NUMBERED = [
     ("The {} number 4, at the left.", ["bus", "billiard ball", "locker", "platform"], ["coin", "cup"]),
     ("The largest of {} cups, at the left.", ["2", "3", "the"], []),
     ("The {} in blue, left of the others.", ["runner", "woman", "dancer", "man", "skier"], ["coin", "cup", "chair"]),
+    ("The {} numbered 4, at the end.", ["door", "house", "seat"], ["cup", "window", "tree"]),
+    ("The door {} 4, at the end.", ["numbered"], ["", "marked"]),
+    ("The tile outlined in blue, unlike {}.", ["the others"], ["the one outlined in green", "that circled in red"]),
     ("The cup beside {}.", ["it", "the jug"], ["number 1", "0", "(1)", "#2"]),
 ]
 

@@ -82,6 +82,9 @@ _MARKS = tuple(
         r"(?! (?:in|by|with) (?:black|white|brown|chalk|ink|paint|profile|relief|bloom|flight))",
         # No box of the world is magenta; a red one may be.
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) (?:\w+ )?(?:magenta|cyan) {_LINE}\b",
+        # "yellow highlighting along its boundary"; not "yellow highlights in her hair"
+        rf"\b{_MARK_COLOUR} (?:highlight(?:s|ing)?|outlining|tracing|contouring) (?:along|around|on|over|at) (?:the|"
+        r"its|their|his|her) (?:\w+ )?(?:boundar(?:y|ies)|border|outline|contour|perimeter|edges?)\b",
         # "inside the yellow outline"
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) {_MARK_COLOUR} (?:contours?|outlines?|boundary|"
         rf"bounding box|polygon|mask|highlight)\b",
@@ -288,6 +291,13 @@ _NUMBERED_WITH_RELATION = re.compile(
 )
 """Things that have a number where the words before it say so: "the race car with number 3", but not "car 3"."""
 
+_NUMBERED_IN_ORDER = re.compile(
+    r"\b(?:doors?|houses?|seats?|pages?|carriages?|wagons?|stalls?|pumps?|holes?|mailbox(?:es)?|cabins?|booths?) "
+    r"(?:that is |which is )?numbered $",
+    re.IGNORECASE,
+)
+"""Things that are numbered in the world from 1, where the caption says so: "the door numbered 5", but not "door 5"."""
+
 _PRINTED_ON = re.compile(
     rf" (?:(?!(?:on|in|at|of|the|an?|and|with|near|beside|by|from|to|is)\b)[\w-]+ )?(?:{_NUMBERED_THINGS.pattern})"
     r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:\w+ )?(?:jersey|bib|shirt|vest|"
@@ -395,7 +405,7 @@ def _find_leak(text: str, highest_number: int | None) -> tuple[str, str] | None:
     candidates = [("mentions_marks", _mark(text)), ("repetition", _repetition(text))]
     if highest_number is not None:
         candidates.append(("mentions_numbers", _number_of_a_mark(text, highest_number)))
-        candidates.append(("mentions_marks", _colour_of_a_mark(text)))
+        candidates.append(("mentions_marks", _colour_of_a_mark(text) or _contrast_of_marks(text)))
     return next(((kind, words) for kind, words in candidates if words is not None), None)
 
 
@@ -438,6 +448,7 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
             and (
                 _NUMBERED_THINGS.search(before[-45:])
                 or _NUMBERED_WITH_RELATION.search(before[-60:])
+                or (found[1] != "0" and _NUMBERED_IN_ORDER.search(before[-40:]))
                 or _PRINTED_ON.match(after)
             )
         ):
@@ -480,6 +491,14 @@ def _colour_of_a_mark(text: str) -> str | None:
         if not painted and (_NOT_PEOPLE.search(noun) or not _PEOPLE.search(noun)):
             return found[0]
     return None
+
+
+def _contrast_of_marks(text: str) -> str | None:
+    """Two things told apart by the colours of their outlines, also where one alone could be painted so."""
+    found = re.findall(
+        rf"\b(?:outlined|circled|encircled|highlighted|boxed) in ({_MARK_COLOUR})\b", text, re.IGNORECASE
+    )
+    return f"outlined in {found[0]} ... {found[1]}" if len({colour.lower() for colour in found}) > 1 else None
 
 
 def _repetition(text: str) -> str | None:

@@ -1,7 +1,8 @@
 """JSON objects as chat models write them: strict JSON, or with the faults that models make.
 
 Read in addition to strict JSON: line breaks and tabs within strings, trailing commas, single and typographic quotes,
-unescaped quotes within a string, unknown escapes, keys without quotes, and Python's ``True``, ``False`` and ``None``.
+unescaped quotes within a string, unknown escapes, keys without quotes, comments, and Python's ``True``, ``False`` and
+``None``.
 An object that does not end is not read: its text may be cut off anywhere.
 """
 
@@ -15,7 +16,8 @@ _MAX_TRIES = 256
 """Largest number of opening braces from which an object is read, so that hostile text costs little."""
 _MAX_DEPTH = 16
 
-_SPACE = re.compile(r"\s*")
+_GAP = r"(?:\s|//[^\n]{0,1000}(?:\n|$)|/\*[^*]{0,1000}\*/)*+"  # white space, and the comments of JavaScript
+_SPACE = re.compile(_GAP)
 _WORD = re.compile(r"[A-Za-z_][\w-]{0,99}")
 _NUMBER = re.compile(r"[-+]?\d{1,30}(?:\.\d{1,30})?(?:[eE][-+]?\d{1,3})?")
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
@@ -23,7 +25,7 @@ _CLOSING_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
 _CODE = re.compile(r"u([0-9a-fA-F]{4})")
 _AFTER_STRING = re.compile(
-    r"\s*(?:[:}\]]|,\s*(?:[}\]]|[\"'\u201c][^\"':]{1,60}[\"'\u201d]\s*:|[A-Za-z_]\w{0,60}\s*:)|$)"
+    _GAP + r"(?:[:}\]]|,\s*(?:[}\]]|[\"'\u201c][^\"':]{1,60}[\"'\u201d]\s*:|[A-Za-z_]\w{0,60}\s*:)|$)"
 )
 
 

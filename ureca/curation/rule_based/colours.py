@@ -114,7 +114,7 @@ def measure_colours(
     occupied = np.flatnonzero(counts)
     counts = counts[occupied]
     weights = counts / len(pixels)
-    shares = np.bincount(table.family[occupied], weights, minlength=len(FAMILIES))
+    shares = np.bincount(table.family[occupied], weights, minlength=len(FAMILIES)).astype(np.float64)
     # einsum, as threads of BLAS cost more than they give for so little
     possible = table.possible[:, occupied]
     possible_shares = np.einsum("fc,c->f", possible, weights)

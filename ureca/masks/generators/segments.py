@@ -146,7 +146,7 @@ def _distinct(
     """
     kept: set[int] = set()
     too_close: set[int] = set()  # above a node that is kept
-    selected = []
+    selected: list[int] = []
     for node in nodes:
         if len(selected) == settings.max_masks:
             break
