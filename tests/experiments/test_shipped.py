@@ -60,7 +60,7 @@ def test_closing_phase_is_a_configuration_of_ureca_train() -> None:
     settings = TrainSettings.load(["SCENES", "RUN", "--model", "scenes", "--config", str(config)])
     assert settings.phase.kind == "full"
     assert settings.precision == "fp32"
-    assert settings.max_steps == 80
+    assert settings.max_steps == 400
 
 
 def test_recipe_shows_crowded_scenes_and_other_sizes_twice() -> None:
