@@ -18,6 +18,7 @@ BATCH = {
     *("executor", "max_local_images"),
 }
 PLAN = {"plan", "planning"}
+MASKS = {"masks.checkpoint", "masks.images_in_flight"}
 VLLM = {"vllm.tensor_parallel_size", "vllm.gpu_memory_utilization", "vllm.engine_options"}
 ENDPOINTS = {
     *("base_urls", "endpoints.api_key_variable", "endpoints.api_key_file", "endpoints.api_key_header"),
@@ -42,6 +43,7 @@ TRAIN = {
     *("max_error_fraction", "regions", "jsonl"),
     *("resources.gpus_per_worker", "resources.cpus_per_worker", "resources.packers_per_worker"),
     *("resources.cpus_per_packer", "resources.prefetch_bytes", "resources.max_restarts"),
+    "resources.min_workers",
 }
 IO: dict[str, Any] = {"input": "in", "output": "out"}
 
@@ -49,10 +51,10 @@ IO: dict[str, Any] = {"input": "in", "output": "out"}
 @pytest.mark.parametrize(
     ("settings", "keys"),
     [
-        (CurateSettings(**IO), BATCH | PLAN | MLLM | {"masks.checkpoint", "embedder.checkpoint"}),
+        (CurateSettings(**IO), BATCH | PLAN | MLLM | MASKS | {"embedder.checkpoint"}),
         (
             CaptioningSettings(**IO, model="m"),
-            BATCH | PLAN | VLLM | ENDPOINTS | {"model", "masks.checkpoint", "captioner.batch_size"},
+            BATCH | PLAN | VLLM | ENDPOINTS | MASKS | {"model", "captioner.batch_size"},
         ),
         (ScoringSettings(**IO), BATCH | MLLM | ENCODERS | {"captions"}),
         (TrainSettings(paths=["in", "out"], model="m"), TRAIN),

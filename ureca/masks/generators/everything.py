@@ -21,7 +21,7 @@ import numpy.typing as npt
 from ureca.errors import SettingsError
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.mask_tensors import Box, areas_px, inclusive_boxes, not_suppressed, run_lengths
-from ureca.masks.generators.prompted_network import EncodedImage, PromptBatch, PromptedNetwork, check_proportions
+from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, PromptedNetwork, check_proportions
 from ureca.masks.generators.settings import AutomaticMaskSettings
 from ureca.masks.mask import Mask
 from ureca.masks.rle import BoolMask, Rle
@@ -171,7 +171,7 @@ class EverythingGenerator:
         return found.take(not_suppressed(found.boxes, found.qualities, self._settings.box_nms_thresh))
 
     def _masks_of_points(
-        self, image: EncodedImage, points: npt.NDArray[np.float64], crop: Box, size: tuple[int, int]
+        self, image: EmbeddedImage, points: npt.NDArray[np.float64], crop: Box, size: tuple[int, int]
     ) -> list[_Found]:
         """Return the masks of some points, float64 [N, 2] in pixels of the crop."""
         prompts = PromptBatch(points_xy=points[:, None], labels=np.ones((len(points), 1), np.int64))

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class EncodedImage:
+class EmbeddedImage:
     """Features of an image, or of a crop of one, on the device of its network.
 
     Attributes:
@@ -65,11 +65,11 @@ class PromptedNetwork(Protocol):
     mask_threshold: float
     max_prompts: int | None
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> EncodedImage:
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> EmbeddedImage:
         """Encode an image, uint8 RGB [H, W, 3]."""
         ...
 
-    def decode(self, image: EncodedImage, prompts: PromptBatch, *, several: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, image: EmbeddedImage, prompts: PromptBatch, *, several: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the masks of prompts.
 
         Args:
@@ -82,7 +82,7 @@ class PromptedNetwork(Protocol):
         """
         ...
 
-    def upscale(self, logits: torch.Tensor, image: EncodedImage) -> torch.Tensor:
+    def upscale(self, logits: torch.Tensor, image: EmbeddedImage) -> torch.Tensor:
         """Upscale logits [M, h, w] to the size of the image, float32 [M, H, W]."""
         ...
 

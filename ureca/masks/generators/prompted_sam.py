@@ -14,7 +14,7 @@ from ureca.errors import AnnotationError
 from ureca.hashing import digest
 from ureca.masks.annotations import load_json, parse_annotations
 from ureca.masks.frames import noted_as_ambiguous, stored_size, to_upright
-from ureca.masks.generators.prompted_network import EncodedImage, PromptBatch, PromptedNetwork, check_proportions
+from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, PromptedNetwork, check_proportions
 from ureca.masks.generators.sam import SamNetwork, load_sam
 from ureca.masks.generators.settings import Frame, PromptedSamConfig
 from ureca.masks.mask import Mask
@@ -55,7 +55,7 @@ class PromptedSam:
         self.name = name
         self._frame = frame
         self._network = network
-        self._encoded: OrderedDict[bytes, EncodedImage] = OrderedDict()
+        self._encoded: OrderedDict[bytes, EmbeddedImage] = OrderedDict()
 
     def generate(
         self, image: npt.NDArray[np.uint8], annotation: bytes | None = None, *, orientation: int = 1
@@ -106,7 +106,7 @@ class PromptedSam:
         encoded = self._encode(image)
         return [self._mask(id, prompt, encoded) for id, prompt in prompts]
 
-    def _encode(self, image: npt.NDArray[np.uint8]) -> EncodedImage:
+    def _encode(self, image: npt.NDArray[np.uint8]) -> EmbeddedImage:
         """Encode an image, or find its features: clicks on one image encode it once.
 
         The features that are kept take at most ``_MAX_CACHED_BYTES`` and a quarter of the memory that is free; where
@@ -151,7 +151,7 @@ class PromptedSam:
                 masks[place] = replace(found[mask.id], category=mask.category, extra=mask.extra, notes=notes)
         return masks
 
-    def _mask(self, id: int, prompt: Prompt, image: EncodedImage) -> Mask:
+    def _mask(self, id: int, prompt: Prompt, image: EmbeddedImage) -> Mask:
         height, width = image.height_px, image.width_px
         points = np.array(prompt.points_xy, dtype=np.float64).reshape(-1, 2)
         labels = np.array(prompt.labels or [1] * len(points), dtype=np.int64)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from ureca.devices import torch_device
 from ureca.errors import SettingsError
 from ureca.masks.generators.everything import EverythingGenerator
-from ureca.masks.generators.prompted_network import EncodedImage, PromptBatch, vanishes_at
+from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, vanishes_at
 from ureca.masks.generators.settings import AutomaticMaskSettings, ModelType, SamConfig, SamModelSettings
 from ureca.masks.mask import Mask
 
@@ -49,16 +49,16 @@ class SamNetwork:
         self._resizing = ResizeLongestSide(self.input_side_px)
         self._positions: torch.Tensor | None = None
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> EncodedImage:
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> EmbeddedImage:
         """Encode an image, uint8 RGB [H, W, 3]."""
         import torch
 
         with torch.inference_mode():
             resized = torch.as_tensor(self._resizing.apply_image(pixels), device=self.device)
             values = self.model.preprocess(resized.permute(2, 0, 1).contiguous()[None])
-            return EncodedImage((self.model.image_encoder(values),), *pixels.shape[:2])
+            return EmbeddedImage((self.model.image_encoder(values),), *pixels.shape[:2])
 
-    def decode(self, image: EncodedImage, prompts: PromptBatch, *, several: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, image: EmbeddedImage, prompts: PromptBatch, *, several: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the masks of prompts; see ``PromptedNetwork``."""
         import torch
 
@@ -84,7 +84,7 @@ class SamNetwork:
             )
         return logits, qualities
 
-    def upscale(self, logits: torch.Tensor, image: EncodedImage) -> torch.Tensor:
+    def upscale(self, logits: torch.Tensor, image: EmbeddedImage) -> torch.Tensor:
         """Upscale logits [M, h, w] to the size of the image, float32 [M, H, W]."""
         size = (image.height_px, image.width_px)
         input_size = self._resizing.get_preprocess_shape(*size, self.input_side_px)

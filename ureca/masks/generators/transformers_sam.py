@@ -18,7 +18,7 @@ from ureca.errors import SettingsError
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.everything import MAX_UPSCALED_BYTES, EverythingGenerator
 from ureca.masks.generators.mask_tensors import inclusive_boxes, not_suppressed, run_lengths
-from ureca.masks.generators.prompted_network import EncodedImage, PromptBatch, vanishes_at
+from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, vanishes_at
 from ureca.masks.generators.settings import (
     Sam2Config,
     Sam3Config,
@@ -60,7 +60,7 @@ class TransformersSamNetwork:
         self.input_side_px = int(processor.size["longest_edge" if self._keeps_proportions else "height"])
         self.max_prompts = 4 if device.type == "cpu" else None
 
-    def encode(self, pixels: npt.NDArray[np.uint8]) -> EncodedImage:
+    def encode(self, pixels: npt.NDArray[np.uint8]) -> EmbeddedImage:
         """Encode an image, uint8 RGB [H, W, 3]; it is resized and normalized on the device."""
         import torch
 
@@ -71,9 +71,9 @@ class TransformersSamNetwork:
             encoded = self._model.get_image_embeddings(inputs["pixel_values"].to(self.device, self._dtype))
             # HQ-SAM's decoder takes the features of the first layer with global attention, too.
             features = (encoded[0], encoded[1][0]) if self._keeps_proportions else tuple(encoded)
-            return EncodedImage([each.to(self._dtype) for each in features], *pixels.shape[:2])
+            return EmbeddedImage([each.to(self._dtype) for each in features], *pixels.shape[:2])
 
-    def decode(self, image: EncodedImage, prompts: PromptBatch, *, several: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    def decode(self, image: EmbeddedImage, prompts: PromptBatch, *, several: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the masks of prompts; see ``PromptedNetwork``."""
         import torch
 
@@ -107,7 +107,7 @@ class TransformersSamNetwork:
             )
         return logits[0], qualities[0].float()
 
-    def upscale(self, logits: torch.Tensor, image: EncodedImage) -> torch.Tensor:
+    def upscale(self, logits: torch.Tensor, image: EmbeddedImage) -> torch.Tensor:
         """Upscale logits [M, h, w] to the size of the image, float32 [M, H, W]."""
         from torch.nn.functional import interpolate
 
@@ -122,7 +122,7 @@ class TransformersSamNetwork:
         """Return True if the shorter side has no pixel at the network's input size."""
         return self._keeps_proportions and vanishes_at(self.input_side_px, height_px, width_px)
 
-    def _input_size(self, image: EncodedImage) -> tuple[int, int]:
+    def _input_size(self, image: EmbeddedImage) -> tuple[int, int]:
         """Return height and width of the image at the input of the encoder, without the padding."""
         if not self._keeps_proportions:
             return self.input_side_px, self.input_side_px
@@ -130,7 +130,7 @@ class TransformersSamNetwork:
         return int(image.height_px * scale + 0.5), int(image.width_px * scale + 0.5)
 
 
-def _size(image: EncodedImage) -> tuple[int, int]:
+def _size(image: EmbeddedImage) -> tuple[int, int]:
     return image.height_px, image.width_px
 
 
