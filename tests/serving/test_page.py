@@ -752,6 +752,41 @@ def test_page_masks_and_captions_are_downloaded(
         assert annotated.height > 1000 * HEIGHT / WIDTH + 4 * 14  # the captions are below the picture
 
 
+def test_page_region_is_cut_out(desktop: webdriver.Chrome, address: str, file: Path, tmp_path: Path) -> None:
+    desktop.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
+    page = Page(desktop, address).upload(file)
+    page.at(INNER).click().perform()
+    page.until(".card .caption", "The left yellow thing.")
+    page.act("cut")
+    WebDriverWait(desktop, TIMEOUT_S).until(lambda _: list(tmp_path.glob("*-region-5.png")))
+    [path] = tmp_path.glob("*-region-5.png")
+    pixels, masks = picture()
+    [mask] = [mask for mask in masks if mask.id == 5]
+    left, top, width, height = map(int, mask.bbox_xywh)
+    inside = rle_codec.decode(mask.rle)[top : top + height, left : left + width]
+    with Image.open(path) as cut:
+        found = np.asarray(cut.convert("RGBA"))
+    assert found.shape == (height, width, 4)
+    assert (found[..., 3] == 255 * inside).all()
+    assert (found[inside][:, :3] == pixels[top : top + height, left : left + width][inside]).all()
+
+
+def test_page_pointer_previews_the_region_of_a_first_point(desktop: webdriver.Chrome, address: str, file: Path) -> None:
+    page = Page(desktop, address).upload(file)
+    page.use("point")
+
+    def previewed(place: tuple[int, int]) -> str | None:
+        page.at(place).perform()
+        return page.one(".preview").get_attribute("d")
+
+    assert previewed(INNER) == page.outline_of(5)
+    assert previewed(LEFT) == page.outline_of(1)
+    assert previewed(OUTSIDE) == ""
+    page.at(INNER).click().perform()
+    page.wait_for('[data-action="commit"]')
+    assert previewed(LEFT) == ""
+
+
 def test_page_keyboard_order_is_the_order_on_the_screen(desktop: webdriver.Chrome, address: str, file: Path) -> None:
     page = Page(desktop, address).upload(file)
     page.use("brush")

@@ -285,7 +285,7 @@ class Views:
         )
         inside = rle_codec.decode_box(self._masks[id].rle, source.left, source.top, source.right, source.bottom)
         if (scale_x, scale_y) == (1, 1):
-            return inside.view(np.bool_), x0, y0
+            return inside > 0, x0, y0
         offset_x, offset_y = crop.left - source.left, crop.top - source.top
         part = (
             max(0.0, x0 * scale_x + offset_x),

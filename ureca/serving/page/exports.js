@@ -76,6 +76,21 @@ function annotatedPicture(picture, image, regions, colourOf) {
     pen.font = font;
     pen.fillText(text, indent, y);
   });
+  return pngOf(canvas);
+}
+
+// Cuts a region out of the image in full resolution: transparent outside of its mask; resolves to a PNG file.
+function cutOut(picture, image, { bbox_xywh: [left, top, width, height], rle }) {
+  const canvas = node("canvas", { width, height });
+  const pen = canvas.getContext("2d");
+  eachColumn(rle, (column, first, end) => pen.rect(column - left, first - top, 1, end - first));
+  pen.fill();
+  pen.globalCompositeOperation = "source-in";
+  pen.drawImage(picture, -left, -top, image.width, image.height);
+  return pngOf(canvas);
+}
+
+function pngOf(canvas) {
   return new Promise((resolve, reject) => canvas.toBlob((blob) => (blob ? resolve(blob) : reject(new Error("the picture is too large for this browser"))), "image/png"));
 }
 

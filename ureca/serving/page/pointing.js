@@ -27,16 +27,20 @@ class Pointing {
     this.marks = node("div", { class: "marks", "aria-hidden": "true" });
     this.frame = shape("rect", { class: "box", width: 0, height: 0 });
     this.line = shape("polyline", { class: "box" });
+    this.preview = shape("path", { class: "preview" });
     this.tip = shape("ellipse", { class: "tip", rx: 0, ry: 0 });
     this.brush = new Brush(viewer.image);
     viewer.svg.before(this.brush.canvas);
-    viewer.svg.append(this.frame, this.line, this.tip);
+    viewer.svg.append(this.preview, this.frame, this.line, this.tip);
     viewer.plane.append(this.marks);
     viewer.svg.addEventListener("pointerdown", (event) => this.#down(event));
     viewer.svg.addEventListener("pointermove", (event) => this.#move(event));
     viewer.svg.addEventListener("pointerup", (event) => this.#up(event));
     viewer.svg.addEventListener("pointercancel", () => this.interrupt());
-    viewer.svg.addEventListener("pointerleave", () => this.#tip(null));
+    viewer.svg.addEventListener("pointerleave", () => {
+      this.#tip(null);
+      this.#previewAt(null);
+    });
   }
 
   get draft() {
@@ -172,6 +176,7 @@ class Pointing {
     if (this.last) for (const step of event.getCoalescedEvents?.() ?? []) this.#paint(this.last, this.#place(step), false);
     if (this.last) this.#paint(this.last, place, false);
     if (this.isPainting) this.#tip(place);
+    if (event.pointerType !== "touch") this.#previewAt(place);
     if (this.mode === "polygon" && !this.draft.isClosed) this.#lineTo(place);
   }
 
@@ -235,7 +240,17 @@ class Pointing {
     this.changed(this.isEmpty ? null : this.draft);
   }
 
+  // Outlines the region that a first point at a place selects: the smallest of the known ones around it.
+  #previewAt(place) {
+    const { regions, paths } = this.viewer;
+    const isAround = ({ id }) => paths.get(id).isPointInFill(new DOMPoint(place.x, place.y));
+    const around = place !== null && this.mode === "point" && this.label === 1 && this.isEmpty ? regions.filter(isAround) : [];
+    const smallest = around.toSorted((a, b) => a.area_px - b.area_px)[0];
+    this.preview.setAttribute("d", smallest?.outline ?? "");
+  }
+
   #draw() {
+    this.#previewAt(null);
     const { points, box, corners, mask } = this.draft;
     this.brush.show(mask);
     this.#frame(box ?? [0, 0, 0, 0]);

@@ -11,8 +11,8 @@ const SMALL_CROP_PX = 64;
 // being captioned), partial (first words of the caption, while waiting), problem (error of the last attempt, or null),
 // options (of its caption, as JSON), and response (the region in the service's response).
 class CaptionViewer extends Viewer {
-  // actions: caption(ids), captionAgain(id), edit(id), copyJson(id), copyCurl(id), remove(id), save(format), commit(),
-  // discard(), for buttons and keys; options(): the options of the next caption, as JSON.
+  // actions: caption(ids), captionAgain(id), edit(id), copyJson(id), copyCurl(id), cutOut(id), remove(id), save(format),
+  // commit(), discard(), for buttons and keys; options(): the options of the next caption, as JSON.
   constructor(panel, image, picture, actions) {
     super(panel, image, picture);
     this.source = picture;
@@ -100,6 +100,7 @@ class CaptionViewer extends Viewer {
         this.#button("edit", "Edit mask", () => this.actions.edit(region.id)),
         this.#button("json", "Copy JSON", () => this.actions.copyJson(region.id)),
         this.#button("curl", "Copy curl", () => this.actions.copyCurl(region.id)),
+        this.#button("cut", "Cut out", () => this.actions.cutOut(region.id)),
         region.prompt ? this.#button("remove", "Remove", () => this.actions.remove(region.id)) : null),
     ];
   }

@@ -23,6 +23,7 @@ class Workbench {
       captionAgain: (id) => this.caption([id], true),
       options: () => JSON.stringify(this.options.values()),
       edit: (id) => this.callbacks.edit(this.#of(id).response.rle),
+      cutOut: (id) => this.#cutOut(id),
       save: (format) => this.#save(format),
       copyJson: (id) => this.callbacks.copy(this.#json(id)),
       copyCurl: (id) => this.callbacks.copy(this.#curl(id)),
@@ -296,21 +297,33 @@ class Workbench {
     return curlOf(new URL("v1/captions", document.baseURI).href, this.file.name, this.origin, request, this.service.token !== null);
   }
 
-  async #save(format) {
-    const stem = this.file.name.replace(/\.[^.]*$/, "");
+  get #stem() {
+    return this.file.name.replace(/\.[^.]*$/, "");
+  }
+
+  async #savePicture(name, draw) {
+    try {
+      save(name, await draw());
+    } catch (error) {
+      this.callbacks.failed(error, null);
+    }
+  }
+
+  #cutOut(id) {
+    const { source, image } = this.viewer;
+    this.#savePicture(`${this.#stem}-region-${id}.png`, () => cutOut(source, image, this.#of(id).response));
+  }
+
+  #save(format) {
     const { viewer } = this;
     if (format === "png") {
       const colourOf = (region) => getComputedStyle(viewer.paths.get(region.id)).getPropertyValue("--depth-colour");
-      try {
-        save(`${stem}-regions.png`, await annotatedPicture(viewer.source, viewer.image, this.regions, colourOf));
-      } catch (error) {
-        this.callbacks.failed(error, null);
-      }
+      this.#savePicture(`${this.#stem}-regions.png`, () => annotatedPicture(viewer.source, viewer.image, this.regions, colourOf));
       return;
     }
     const description = `Regions of ${this.file.name}, segmenter ${this.segmenter}`;
     const text = format === "coco" ? JSON.stringify(cocoOf(viewer.image, this.regions, description)) : this.#json(null);
-    save(`${stem}-${format === "coco" ? "coco" : "regions"}.json`, new Blob([text], { type: "application/json" }));
+    save(`${this.#stem}-${format === "coco" ? "coco" : "regions"}.json`, new Blob([text], { type: "application/json" }));
   }
 }
 
