@@ -18,7 +18,7 @@ from ureca.logging import log_to_stderr
 
 COMMANDS = {
     "main": {
-        "curate": "caption the regions of images with an annotator or an MLLM, uniquely and verified",
+        "curate": "caption the regions of images uniquely and verified, by rules or an MLLM",
         "train": "train a model on captioned regions",
         "evaluate": "compare models on a benchmark, in one table",
         "caption": "caption the regions of images with a trained model",
@@ -32,7 +32,7 @@ COMMANDS = {
         "scenes": "draw scenes with exact masks and provably unique, true captions",
     },
     "tools": {
-        "demo": "caption photographs without weights or network, and scenes with a small model",
+        "demo": "caption photographs by rules and scenes by a small model, without network",
         "plan": "estimate what a run would take: calls, tokens, time, memory, storage",
         "status": "show the progress of a run and its failures",
         "doctor": "check this machine, and say how to fix what it lacks",

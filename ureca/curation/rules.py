@@ -362,7 +362,7 @@ def check_caption(rules: CaptionRules, caption: str, *, short: bool = False, hig
     if _MARKDOWN.search(caption):
         raise _fault("markdown")
     check_not_refusal(caption)
-    text = _QUOTED.sub("\u2026", caption.replace("\u2019", "'"))
+    text = _QUOTED.sub("\u2026", re.sub(r"[ \t\u00a0]{2,}|\u00a0", " ", caption.replace("\u2019", "'")))
     if found := _find_leak(text, highest_number):
         raise _fault(*found)
     if rules.language == "english" and not _may_be_english(text):
