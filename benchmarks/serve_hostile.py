@@ -12,9 +12,11 @@ double; and every process must have its memory back afterwards. Latencies depend
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import multiprocessing
+import os
 import random
 import tempfile
 import threading
@@ -270,6 +272,11 @@ def _measure_hostile(
 
 
 def _attack(port: int, ended: Any, results: Any) -> None:
+    # Attackers have machines of their own. Here they share the service's processors, and get what it leaves.
+    os.setsid()
+    os.nice(19)
+    with contextlib.suppress(OSError):  # where the kernel shares processors between sessions first
+        Path("/proc/self/autogroup").write_text("19", encoding="ascii")
     results.put(attack(port, ended))
 
 

@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import os
 import resource
 import struct
 import sys
@@ -345,11 +346,16 @@ def _decode(data: bytes, limits: ImageLimits, task: str) -> _Decoded:
     return _ISOLATED.decode(data, limits, task)
 
 
+_DECODER_NICENESS = 10
+"""Unusual images, which may be hostile, are decoded with what ordinary work leaves of the processors."""
+
+
 def run_decoder() -> None:
     """Decode the images that an ``IsolatedDecoder`` sends to this process, until it closes the pipe."""
     _CpuLimit.is_set = True
     source, target = sys.stdin.buffer, sys.stdout.buffer
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    os.nice(_DECODER_NICENESS)
     while request := source.read(REQUEST.size):
         task, num_bytes, max_bytes, max_pixels = REQUEST.unpack(request)
         limits = ImageLimits(max_bytes=max_bytes, max_pixels=max_pixels)
