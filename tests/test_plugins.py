@@ -49,7 +49,7 @@ def test_page_names_the_components_of_the_package(kind: Kind) -> None:
         "['discriminator']['mapping'])"
     )
     printed = run_python(os.environ | {"PYTHONPATH": str(ROOT)}, ROOT, "-c", code)
-    assert sorted(re.findall(r"`(\w+)`", row)) == sorted(printed.stdout.split()), printed.stderr
+    assert sorted(re.findall(r"`([\w-]+)`", row)) == sorted(printed.stdout.split()), printed.stderr
 
 
 def test_curate_image_with_the_annotator_of_the_page_without_ray(environment: dict[str, str], tmp_path: Path) -> None:

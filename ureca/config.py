@@ -197,9 +197,10 @@ def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:
         ]
     name = ".".join(names)
     if item["type"] == "extra_forbidden":
-        kinds = dict.fromkeys(each.condition for each in settings_of(settings) if each.name == name and each.condition)
-        if kinds:
-            return f"{name} is a setting of {' and of '.join(kinds)}: choose that kind as well"
+        same = (each.condition for each in settings_of(settings) if each.name == name and each.condition)
+        if kinds := list(dict.fromkeys(same)):
+            choose = "that kind" if len(kinds) == 1 else "one of these kinds"
+            return f"{name} is a setting of {' or '.join(kinds)}: choose {choose} as well"
         return f"there is no setting {name}{_did_you_mean(name, (each.name for each in settings_of(settings)))}"
     if item["type"] == "missing":
         return f"{name} is required"
