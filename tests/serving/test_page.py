@@ -762,7 +762,7 @@ def test_page_region_is_cut_out(desktop: webdriver.Chrome, address: str, file: P
     [path] = tmp_path.glob("*-region-5.png")
     pixels, masks = picture()
     [mask] = [mask for mask in masks if mask.id == 5]
-    left, top, width, height = map(int, mask.bbox_xywh)
+    left, top, width, height = map(int, rle_codec.box_xywh(mask.rle))
     inside = rle_codec.decode(mask.rle)[top : top + height, left : left + width]
     with Image.open(path) as cut:
         found = np.asarray(cut.convert("RGBA"))
