@@ -31,13 +31,15 @@ def run_science(settings: ScienceSettings) -> list[Path]:
 
     Raises:
         OutputError: the folder holds an experiment with other settings, or other files.
+        SettingsError: the base is no checkpoint of URECA.
     """
+    compared = settings.compared  # refuses a base that is no checkpoint before anything is drawn
     folder = settings.output
     folder.mkdir(parents=True, exist_ok=True)
     record = _start(settings)
     _draw(settings, "train", settings.scenes.train)
     _draw(settings, "test", settings.scenes.test)
-    missing = [name for name in settings.compared if not (folder / "models" / name / _CAPTIONS).exists()]
+    missing = [name for name in compared if not (folder / "models" / name / _CAPTIONS).exists()]
     for name in _run(missing, settings):
         _tell(f"{name}: finished")
         _tables(settings, ())

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings
+from ureca.errors import SettingsError
 from ureca.evaluation.settings import Metric, TableSettings
 from ureca.model.checkpoint_files import folder_of
 from ureca.model.prompt import RegionPrompt
@@ -177,12 +178,20 @@ class ScienceSettings(CommandSettings):
 
     @property
     def compared(self) -> tuple[str, ...]:
-        """Models to train, without those that are the same as the model with dynamic masks."""
+        """Models to train, without those that are the same as the model with dynamic masks.
+
+        Raises:
+            SettingsError: the base is no checkpoint of URECA.
+        """
         if self.base is None:
             usual = (self.sizes.num_mask_tokens, self.sizes.mask_encoder)
         else:
-            config = json.loads((Path(folder_of(self.base)) / "config.json").read_text(encoding="utf-8"))
-            usual = (config["num_mask_tokens"], config["mask_encoder"])
+            path = Path(folder_of(self.base)) / "config.json"
+            try:
+                config = json.loads(path.read_text(encoding="utf-8"))
+                usual = (config["num_mask_tokens"], config["mask_encoder"])
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise SettingsError(f"base {self.base} is no URECA checkpoint: cannot read {path} ({error})") from error
         same = {
             name
             for name, variant in VARIANTS.items()

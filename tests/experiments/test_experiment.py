@@ -81,6 +81,12 @@ def test_science_from_a_base_leaves_out_models_that_are_the_same(tmp_path: Path)
     assert from_base == {*VARIANTS} - {"tokens-1"}
 
 
+def test_science_from_a_missing_base_raises_settings_error(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"base nowhere is no URECA checkpoint: cannot read nowhere/config\.json"):
+        main([str(tmp_path / "out"), "--base", "nowhere"])
+    assert not (tmp_path / "out" / "scenes").exists()
+
+
 def test_science_models_use_and_record_same_budget(output: Path) -> None:
     recorded = json.loads((output / "settings.json").read_text())
     assert recorded["settings"]["training"]["budget_s"] == BUDGET_S
