@@ -110,6 +110,17 @@ def test_vllm_engine_partial_stream_grows_by_words_and_ends_at_a_stop_string(che
 
 
 @pytest.mark.usefixtures("answers")
+def test_vllm_engine_sampling_has_a_seed_of_each_region(checkpoint: Path) -> None:
+    engine, fake = loaded(checkpoint)
+    sampled = job(settings=CaptionSettings(max_new_tokens=64, seed=5, temperature=0.7))
+    for wanted in (sampled, job()):
+        asyncio.run(engine.caption(wanted))
+    seeds = {np.packbits(prompt["multi_modal_data"]["mask"]).tobytes(): sent.seed for prompt, sent, _ in fake.asked[:3]}
+    assert [seeds[np.packbits(mask.decode()).tobytes()] for mask in sampled.masks] == [5, 6, 7]
+    assert [sent.seed for _, sent, _ in fake.asked[3:]] == [None] * 3  # greedy
+
+
+@pytest.mark.usefixtures("answers")
 def test_vllm_engine_auto_type_is_that_of_transformers(checkpoint: Path) -> None:
     for model in ("scenes", str(checkpoint)):  # stored in float16 and in float32
         VllmCaptionEngine(model, VllmCaptioningSettings())

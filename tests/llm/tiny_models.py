@@ -102,6 +102,21 @@ def internvl(folder: Path) -> None:
     save(InternVLForConditionalGeneration(config), processor, folder)
 
 
+@torch.no_grad()
+def speaking_internvl(folder: Path) -> None:
+    """An InternVL that writes words at random, whatever it is asked; with a JSON schema they are captions."""
+    internvl(folder)
+    model = InternVLForConditionalGeneration.from_pretrained(folder)
+    vocabulary = InternVLProcessor.from_pretrained(folder).tokenizer.get_vocab()
+    # One number of each hidden state outweighs all others, and the head reads nothing else.
+    model.get_input_embeddings().weight[:, 0] = 1000.0
+    head = model.lm_head.weight.zero_()
+    head[[vocabulary[f"Ġ{word}"] for word in ("red", "tall", "parked", "brick", "car")], 0] = 6.0
+    head[vocabulary['"'], 0] = 6.1  # twice as likely as a word
+    head[vocabulary["}"], 0] = 3.0  # likelier than blanks after a string, and less likely than a word in it
+    model.save_pretrained(folder)
+
+
 def qwen2_5_vl(folder: Path) -> None:
     """Qwen2.5-VL: patches of 14 px, four of them a token, as many as the image has."""
     tokenizer = qwen_tokenizer()

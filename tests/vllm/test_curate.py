@@ -1,6 +1,7 @@
 """``ureca curate`` with a real vLLM and a tiny InternVL: ``vllm serve``, and vLLM in the actor; ``make long-vllm``.
 
-The model is random: a grammar of the requests lets it write captions of two words.
+The model of the server is random: a grammar of the requests lets it write captions of two words. Requests of the actor
+have no grammar but the JSON schema of an answer: its model writes a few words of its own at random.
 """
 
 import json
@@ -46,12 +47,15 @@ class ChatServer(Server):
         ]
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("internvl")
-    make = "import sys, pathlib; from tests.llm.tiny_models import internvl; internvl(pathlib.Path(sys.argv[1]))"
+def make_checkpoint(maker: str, folder: Path) -> Path:
+    make = f"import sys, pathlib; from tests.llm.tiny_models import {maker}; {maker}(pathlib.Path(sys.argv[1]))"
     subprocess.run([LIBRARY_PYTHON, "-c", make, str(folder)], check=True, timeout=LONGEST_WAIT_S)
     return folder
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("internvl", tmp_path_factory.mktemp("internvl"))
 
 
 @pytest.fixture(scope="module")
@@ -163,28 +167,40 @@ def test_curate_beyond_a_limit_of_the_server_stops_with_its_words(
     assert message in refused(images, tmp_path / "out", *at_endpoint())
 
 
-def test_curate_by_vllm_in_the_actor_starts_a_killed_engine_again(
-    checkpoint: Path, images: Path, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def speaking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint("speaking_internvl", tmp_path_factory.mktemp("speaking"))
+
+
+def in_the_actor(checkpoint: Path) -> list[str]:
     engine = {"enforce_eager": True, "max_num_seqs": 16, "hf_overrides": OVERRIDES}
+    return [
+        *("--mllm.kind", "vllm", "--mllm.checkpoint", str(checkpoint), "--mllm.dtype", "float32"),
+        *("--mllm.max-model-len", str(NUM_CONTEXT_TOKENS), "--mllm.engine-options", json.dumps(engine)),
+        *(
+            "--annotator.temperature",
+            "1",
+            "--annotator.max-attempts",
+            "8",
+        ),  # it ends some captions before the first word
+    ]
+
+
+def kill_engines(run: "subprocess.Popen[bytes]") -> int:
+    engines = [child for child in psutil.Process(run.pid).children(recursive=True) if "EngineCore" in child.name()]
+    for engine in engines:
+        engine.kill()
+    return len(engines)
+
+
+def test_curate_by_vllm_in_the_actor_starts_a_killed_engine_again(speaking: Path, images: Path, tmp_path: Path) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
-    options = ["--mllm.kind", "vllm", "--mllm.checkpoint", str(checkpoint), "--mllm.dtype", "float32"]
-    options += ["--mllm.max-model-len", str(NUM_CONTEXT_TOKENS), "--mllm.engine-options", json.dumps(engine)]
-    options += ["--images-per-partition", "1"]
-    with (
-        log.open("wb") as out,
-        subprocess.Popen(
-            curate(images, output, *options, python=sys.executable), stdout=out, stderr=subprocess.STDOUT
-        ) as run,
-    ):
+    command = curate(images, output, *in_the_actor(speaking), "--images-per-partition", "1", python=sys.executable)
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as run:
         try:
             wait_for_rows(run, output, log)
-            engines = [
-                child for child in psutil.Process(run.pid).children(recursive=True) if "EngineCore" in child.name()
-            ]
-            assert engines
-            for child in engines:
-                child.kill()
+            before = statuses(output)
+            assert kill_engines(run)
             assert run.wait(LONGEST_WAIT_S) == 0, log.read_text()[-4000:]
         finally:
             run.kill()
@@ -192,6 +208,30 @@ def test_curate_by_vllm_in_the_actor_starts_a_killed_engine_again(
     assert said.count("It is started again (1 of 3)") == 1
     assert len(said.splitlines()) < 2000
     found = statuses(output)
-    assert len(found) == NUM_IMAGES
-    # What a random model writes by a schema of JSON, with a seed or without, is no caption that is kept.
-    assert not {status for of_image in found.values() for status in of_image if "engine" in status}
+    assert len(before) < len(found) == NUM_IMAGES  # it was killed while there was work left
+    captioned = [status for of_image in found.values() for status in of_image]
+    assert len(captioned) >= NUM_IMAGES
+    assert set(captioned) == {"ok"}
+
+
+def test_curate_by_vllm_in_the_actor_whose_engine_cannot_live_is_a_failed_run(
+    speaking: Path, images: Path, tmp_path: Path
+) -> None:
+    output, log = tmp_path / "out", tmp_path / "log"
+    command = curate(images, output, *in_the_actor(speaking), "--images-per-partition", "1", python=sys.executable)
+    with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as run:
+        try:
+            wait_for_rows(run, output, log)
+            deadline = time.monotonic() + LONGEST_WAIT_S
+            while run.poll() is None:
+                assert time.monotonic() < deadline, log.read_text()[-4000:]
+                kill_engines(run)  # each one as soon as it is there
+                time.sleep(0.1)
+        finally:
+            run.kill()
+    said = log.read_text()
+    assert run.returncode == 2
+    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert f"vLLM's engine of mllm.checkpoint '{speaking}' died" in error
+    assert len(said.splitlines()) < 2000
+    assert len(statuses(output)) < NUM_IMAGES
