@@ -6,6 +6,7 @@ by ``ureca.pipelines.batch.graph``; this file has the parts that are specific to
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
@@ -28,12 +29,13 @@ from ureca.llm.settings import TransformersConfig
 from ureca.llm.transformers import TransformersChatModel
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.settings import SegmentsConfig
+from ureca.memory import free_device_bytes
 from ureca.model.checkpoint_files import Checkpoint, identify
 from ureca.pipelines.batch.actors import RowActor, build_fetch
-from ureca.pipelines.batch.dry_run import DryRun, estimate, with_gpus_of_this_machine
+from ureca.pipelines.batch.dry_run import DryRun, estimate, has_gpu, with_gpus_of_this_machine
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
-from ureca.pipelines.batch.resources import device_of, engine_share, on_device
+from ureca.pipelines.batch.resources import device_of, engine_share, memory_fraction, on_device
 from ureca.pipelines.batch.runner import log_plan, run_batch
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
 from ureca.pipelines.settings import ListingSettings, check_annotations_have_a_source
@@ -42,6 +44,9 @@ from ureca.schema import CAPTIONS_DATASET
 
 if TYPE_CHECKING:
     from ray.data import Dataset
+
+_BASELINE_BATCH_SIZE = 32
+"""Requests in a batch of a baseline where the settings give no number."""
 
 
 def build_mask_stage(settings: CaptioningSettings, fetch: Fetch | None = None) -> MaskStage:
@@ -111,17 +116,39 @@ def _build_engine(settings: CaptioningSettings, checkpoint: Checkpoint) -> Regio
             dtype=settings.dtype,
             on_gpu=device_of(num_gpus, "resources.caption") == "cuda",
             region_prompt=settings.region_prompt,
+            memory_fraction=memory_fraction(settings.resources.caption.num_cpus, num_gpus),
         )
+    batch_size = settings.captioner.batch_size or _BASELINE_BATCH_SIZE
     config = TransformersConfig(
         checkpoint=settings.model,
         dtype=settings.dtype,
-        max_batch_size=settings.captioner.batch_size,
+        max_batch_size=batch_size,
         image_options=settings.image_options,
     )
     model = TransformersChatModel(on_device(config, num_gpus, "resources.caption"))
     assert settings.region_prompt is not None  # noqa: S101 - checked by usable_checkpoint
     # Two batches: one is formed while the other is generated.
-    return ChatEngine(model, settings.region_prompt, 2 * settings.captioner.batch_size)
+    return ChatEngine(model, settings.region_prompt, 2 * batch_size)
+
+
+def _regions_at_once(settings: CaptioningSettings, checkpoint: Checkpoint) -> list[tuple[str, str]]:
+    """Describe for a plan how many regions an actor will decode together; nothing where another engine decides."""
+    num_gpus = settings.resources.caption.num_gpus
+    has_vllm = settings.engine == "vllm" or (settings.engine == "auto" and num_gpus and find_spec("vllm") is not None)
+    if checkpoint.kind != "ureca" or settings.engine == "openai" or has_vllm:
+        return []
+    if settings.captioner.batch_size is not None:
+        return [("regions at once", f"{settings.captioner.batch_size} in each actor, as set")]
+    from ureca.model.region_memory import RegionMemory
+
+    memory = RegionMemory.of_checkpoint(settings.model, settings.captioner, settings.dtype)
+    each = f"about {memory.num_bytes / 1e6:.1f} MB each"
+    if num_gpus and not has_gpu():
+        return [("regions at once", f"as many as half of the free memory of an actor's GPU holds, {each}")]
+    device = "cuda" if num_gpus else "cpu"
+    share = memory_fraction(settings.resources.caption.num_cpus, num_gpus)
+    number = memory.num_regions(share * free_device_bytes(device), device)
+    return [("regions at once", f"{number} in each actor, by the free memory of this machine, {each}")]
 
 
 def _engine_concurrency(settings: CaptioningSettings) -> int | None:
@@ -262,8 +289,9 @@ def plan(settings: CaptioningSettings) -> str:
         SettingsError: The model is a baseline and the settings do not say how it is shown a region.
         InputError: There is nothing to read, or nothing to do.
     """
-    usable_checkpoint(settings)
+    checkpoint = usable_checkpoint(settings)
     settings = resolve_masks(settings)
+    facts = _regions_at_once(settings, checkpoint)
     ask = settings.planning.ask_model
     settings = with_gpus_of_this_machine(settings)
     dry_run = DryRun(
@@ -273,6 +301,7 @@ def plan(settings: CaptioningSettings) -> str:
         questions={},
         asks_model=ask,
         engine=None,
+        facts=facts,
     )
     return estimate(CAPTION, settings, dry_run)
 

@@ -19,6 +19,7 @@ from ureca.data.quarantine import with_quarantine
 from ureca.data.reading import Fetch, fetch
 from ureca.errors import UrecaError
 from ureca.llm.load import process_load
+from ureca.logging import log_to_stderr
 from ureca.pipelines.batch.arrow import (
     REPORTED,
     masked_table,
@@ -167,6 +168,7 @@ class RowActor(ABC, Generic[Settings]):
         self._reporter = Reporter(self.name, session.metrics_actor_name, process_load())
         self._log: EventLog | None = None
         if session.logs_events:
+            log_to_stderr()
             self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
         crash_log = open_crash_log(self._output, self.name, settings.max_worker_crashes)
         self._stage = Eager(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))

@@ -49,6 +49,7 @@ class DryRun:
         questions: questions that ``write`` has asked a chat model, by stage.
         asks_model: ``write`` asks the real model.
         engine: chat model that ``write`` waits for; None: there is none, or a fake one in this process.
+        facts: further lines of the prediction: name and text of each.
     """
 
     generate: MaskStage
@@ -57,19 +58,21 @@ class DryRun:
     questions: Mapping[str, RequestCounts]
     asks_model: bool
     engine: EngineSlots | None
+    facts: Sequence[tuple[str, str]] = ()
 
 
 def with_gpus_of_this_machine(settings: Settings) -> Settings:
     """Return the settings of a run in this process, whose operators have no GPU where this machine has none."""
     resources: Any = settings.resources
     with_gpus = {name: operator for name, operator in resources if getattr(operator, "num_gpus", 0)}
-    if not with_gpus or _has_gpu():
+    if not with_gpus or has_gpu():
         return settings
     without = {name: operator.model_copy(update={"num_gpus": 0.0}) for name, operator in with_gpus.items()}
     return settings.model_copy(update={"resources": resources.model_copy(update=without)})
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
+    """Return True if torch can use a GPU of this machine."""
     if find_spec("torch") is None:
         return False
     import torch
@@ -147,6 +150,7 @@ def estimate(command: BatchCommand[Settings], settings: Settings, dry_run: DryRu
         ("images", f"{num_to_do} to do, estimated from {sample.report.num_images} of them; nothing is written"),
         *_regions(sample, num_to_do / sample.report.num_images),
         *_calls(sample, num_to_do / sample.report.num_images, planning),
+        *dry_run.facts,
     ]
     if dry_run.write is None:
         counts.append(("not counted", "the time of the model, which --planning.ask-model measures"))

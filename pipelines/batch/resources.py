@@ -1,6 +1,7 @@
 """The resources of a cluster, and the sizes of the actor pools that run on it side by side."""
 
 import math
+import os
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -212,6 +213,16 @@ def images_per_chunk(resources: MaskResources, num_actors: int, *, masks_are_rea
     if resources.images_per_chunk is not None:
         return resources.images_per_chunk
     return None if masks_are_read else math.ceil(num_actors / _MASK_ACTORS_PER_IMAGE_OF_A_CHUNK)
+
+
+def memory_fraction(num_cpus: float | None, num_gpus: float | None) -> float:
+    """Return the fraction of the memory of a GPU, or of a machine by its CPUs, that belongs to an actor.
+
+    Args:
+        num_cpus: CPUs of the actor; None counts as one.
+        num_gpus: GPUs of the actor; its memory is theirs if it has some.
+    """
+    return min(1.0, num_gpus or (num_cpus or 1.0) / (os.cpu_count() or 1))
 
 
 def device_of(num_gpus: float, key: str) -> str:

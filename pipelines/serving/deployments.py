@@ -16,9 +16,10 @@ from ray.serve.schema import LoggingConfig
 
 from ureca.captioning.engine import CaptionJob, GeneratedCaption, RegionEngine, load_engine
 from ureca.images import Pixels
+from ureca.logging import log_to_stderr
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
-from ureca.pipelines.batch.resources import device_of, on_device
+from ureca.pipelines.batch.resources import device_of, memory_fraction, on_device
 from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings
 from ureca.pipelines.serving.batches import BatchProcesses
 from ureca.pipelines.serving.middleware import MAX_ARRIVING_BODIES, RequestTracker, digest_token
@@ -177,15 +178,18 @@ class CaptionerReplica:
         self._max_step_s = settings.limits.timeout_s + _HANG_MARGIN_S
         self._engine: RegionEngine[Any] | RuleBasedEngine = RuleBasedEngine()
         if settings.model is not None:
+            resources = settings.resources.captioner
+            log_to_stderr()
             self._engine = load_engine(
                 settings.model,
                 settings.captioner,
                 engine=settings.engine,
                 vllm=settings.vllm,
                 dtype=settings.dtype,
-                on_gpu=device_of(settings.resources.captioner.num_gpus, "resources.captioner") == "cuda",
+                on_gpu=device_of(resources.num_gpus, "resources.captioner") == "cuda",
                 serves_requests=True,
                 cache_fraction=settings.limits.prefix_cache_fraction,
+                memory_fraction=memory_fraction(resources.num_cpus, resources.num_gpus),
                 max_failures=settings.limits.max_failures,
             )
         self._captions = SharedCaptions(self._engine)

@@ -65,7 +65,7 @@ def run(
 ) -> list[tuple[list[dict[str, Any]], PartitionReport]]:
     async def all_partitions() -> list[tuple[list[dict[str, Any]], PartitionReport]]:
         chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
-        engine = CaptionEngine(captioner, chosen.batch_size, serves_requests=False)
+        engine = CaptionEngine(captioner, captioner.choose_batch_size(chosen), serves_requests=False)
         stage = CaptionStage(EngineCaptioner(engine, chosen), "tiny 1", ImageLimits(), images_in_flight)
         return list(await asyncio.gather(*map(stage, partitions)))
 

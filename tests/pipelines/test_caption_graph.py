@@ -15,6 +15,8 @@ from tests.pipelines.test_graph import RecordingDataset, graph_of
 from ureca.data.output import Output
 from ureca.errors import InputError
 from ureca.model.initialization import save_tiny
+from ureca.model.region_memory import RegionMemory
+from ureca.model.settings import CaptionSettings
 from ureca.pipelines.batch.arrow import manifest_items
 from ureca.pipelines.batch.resources import Cluster, Work
 from ureca.pipelines.caption import CAPTION, list_input, plan, resolve_masks
@@ -109,6 +111,34 @@ def test_plan_asks_the_model_only_if_set(tmp_path: Path, checkpoint: Path) -> No
     assert "captioned regions" in asked
     assert "saturated: caption (actors that caption)" in asked
     assert not (tmp_path / "out").exists()
+
+
+def test_plan_tells_how_many_regions_are_captioned_at_once(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_corpus(tmp_path / "in", 1)
+    monkeypatch.setattr("ureca.pipelines.batch.resources.os.cpu_count", lambda: 4)
+    monkeypatch.setattr("ureca.pipelines.caption.free_device_bytes", lambda _: 60e6)
+    memory = RegionMemory.of_checkpoint(checkpoint, CaptionSettings())
+    number = int(60e6 / 8 / 2 / memory.num_bytes)  # half of the eighth that belongs to half a CPU of four
+    assert 4 < number < 32
+    settings: dict[str, Any] = {"captioner": {}}
+    expected = f"{number} in each actor, by the free memory of this machine, about {memory.num_bytes / 1e6:.1f} MB each"
+    assert expected in plan(settings_of(tmp_path, checkpoint, **settings))
+    settings = {"captioner": {"batch_size": 7}}
+    assert "7 in each actor, as set" in plan(settings_of(tmp_path, checkpoint, **settings))
+
+
+def test_caption_takes_as_many_regions_as_memory_holds_and_logs_it(
+    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_corpus(tmp_path / "in", 2)
+    rows = list(caption_here(settings_of(tmp_path, checkpoint)).rows())
+    monkeypatch.setattr("ureca.model.captioner.free_device_bytes", lambda _: 0)
+    caplog.set_level("INFO", "ureca.captioning.engine")
+    again = caption_here(settings_of(tmp_path, checkpoint, output=str(tmp_path / "again"), captioner={}))
+    assert "up to 4 regions at once, by free memory" in caplog.text
+    assert len(list(again.rows())) == len(rows)
 
 
 def test_caption_only_below_a_folder_reads_nothing_outside(tmp_path: Path, checkpoint: Path) -> None:

@@ -122,7 +122,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
     ) -> None:
         super().__init__(num_preprocessing_threads)
         self._captioner = captioner
-        self._batch_size = batch_size
+        self.batch_size = batch_size
         self._serves_requests = serves_requests
         self._min_free = 1 if serves_requests else max(1, round(MIN_FREE_FRACTION * batch_size))
         self._clock = clock
@@ -203,7 +203,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
                 if is_retry:
                     admitted = [] if batch else [key for key in retries.pop() if key[0].is_wanted_region(key[1])]
                 else:
-                    num_free = self._batch_size - len(batch)
+                    num_free = self.batch_size - len(batch)
                     admitted = self._next_sequences(num_free) if not batch or num_free >= self._min_free else []
                 in_batch = {(job, index) for job, index in in_batch if job.is_wanted_region(index)} | {*admitted}
                 batch.admit(((job, index), job.prepared.content, index, job.job.settings) for job, index in admitted)

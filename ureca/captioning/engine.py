@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -19,6 +20,11 @@ from ureca.model.settings import CaptionSettings
 
 if TYPE_CHECKING:
     from ureca.captioning.settings import Engine, VllmCaptioningSettings
+
+_MAX_CACHED_IMAGES = 32
+"""Images that a service keeps encoded, as far as their share of the memory goes."""
+
+_log = logging.getLogger(__name__)
 
 T = TypeVar("T")
 Content = TypeVar("Content")
@@ -262,13 +268,14 @@ def load_engine(
     region_prompt: str | None = None,
     serves_requests: bool = False,
     cache_fraction: float = 0.0,
+    memory_fraction: float = 1.0,
     max_failures: int = 8,
 ) -> RegionEngine[Any]:
     """Load a checkpoint of URECA into an engine of this process.
 
     Args:
         checkpoint: folder of a checkpoint, or of adapters.
-        settings: generation of captions; ``batch_size`` is that of transformers.
+        settings: generation of captions; ``batch_size`` is that of transformers, None for one that fits free memory.
         engine: engine; "auto" is vLLM if there is a GPU and vLLM is installed, else transformers.
         vllm: options of vLLM.
         dtype: data type of the weights, or "auto".
@@ -279,6 +286,7 @@ def load_engine(
             counts, and an engine that dies is started again.
         cache_fraction: share, 0 to 1, of the memory that the weights leave free, for the images that transformers'
             engine has encoded last; vLLM has a cache of its own.
+        memory_fraction: share, 0 to 1, of the free memory of the machine or the GPU that is this process's.
         max_failures: see ``CaptionEngine``.
 
     Raises:
@@ -302,9 +310,12 @@ def load_engine(
         checkpoint,
         device="cuda" if on_gpu else "cpu",
         dtype=dtype,
-        cached_images=settings.batch_size if cache_fraction else 0,
+        cached_images=_MAX_CACHED_IMAGES if cache_fraction else 0,
     )
     captioner.limit_cache(cache_fraction)  # only now is it known what the weights leave
     if region_prompt is not None:
         captioner.processor.region_prompt = region_prompt
-    return CaptionEngine(captioner, settings.batch_size, serves_requests=serves_requests, max_failures=max_failures)
+    batch_size = captioner.choose_batch_size(settings, memory_fraction * (1 - cache_fraction))
+    by_whom = "by free memory" if settings.batch_size is None else "as set"
+    _log.info("up to %d regions at once, %s (captioner.batch_size)", batch_size, by_whom)
+    return CaptionEngine(captioner, batch_size, serves_requests=serves_requests, max_failures=max_failures)

@@ -31,6 +31,7 @@ from ureca.model.modeling import UrecaForConditionalGeneration, maps_of, sees_im
 from ureca.model.prepared import MaskTiles, Picture, PreparedImage, prepare
 from ureca.model.processing import UrecaProcessor
 from ureca.model.prompt import QUESTION
+from ureca.model.region_memory import RegionMemory, values_per_token
 from ureca.model.settings import MIN_FREE_FRACTION, CaptionSettings
 
 Masks = Sequence[npt.NDArray[np.bool_]] | npt.NDArray[np.bool_]
@@ -130,6 +131,26 @@ class RegionCaptioner:
         """Bound the bytes of cached images by a fraction, 0 to 1, of the memory that is free on the model's device."""
         self._encoder.max_cached_bytes = int(fraction * free_device_bytes(self.model.device))
 
+    def choose_batch_size(self, settings: CaptionSettings, memory_fraction: float = 1.0) -> int:
+        """Return the number of regions to decode together: that of the settings, or else one for the free memory.
+
+        Half of the free memory of the model's device is for regions. If the estimate is too low, batches are halved as
+        they run out of memory.
+
+        Args:
+            settings: generation of the captions.
+            memory_fraction: fraction, 0 to 1, of the free memory that this captioner may use.
+
+        Returns:
+            Without a number in the settings, 4 to 32 on a CPU and 4 to 256 on a GPU.
+        """
+        if settings.batch_size is not None:
+            return settings.batch_size
+        device, dtype = self.model.device, self.model.dtype
+        free_bytes = memory_fraction * free_device_bytes(device)
+        memory = RegionMemory.estimate(self.model.config, self.processor, settings, dtype.itemsize)
+        return memory.num_regions(free_bytes, device.type)
+
     def caption(self, image: Picture, masks: Masks, **settings: Any) -> list[str]:
         """Caption regions of one image, in the order of the masks.
 
@@ -195,9 +216,10 @@ class RegionCaptioner:
             for image_index, image in enumerate(images)
             for mask_index in range(image.num_regions)
         )
-        min_free = max(1, round(MIN_FREE_FRACTION * settings.batch_size))
+        batch_size = self.choose_batch_size(settings)
+        min_free = max(1, round(MIN_FREE_FRACTION * batch_size))
         while True:
-            num_free = settings.batch_size - len(batch)
+            num_free = batch_size - len(batch)
             if not batch or num_free >= min_free:
                 batch.admit((key, image, key[1], settings) for key, image in islice(keyed, num_free))
             if not batch:
@@ -537,10 +559,7 @@ class PromptEncoder:
         self._cached_bytes = 0
         self._shown_bytes_per_tile = 0  # of the last image
         self._token_ids: OrderedDict[tuple[str, str, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
-        text_config = model.config.text_config
-        head_size = getattr(text_config, "head_dim", None) or text_config.hidden_size // text_config.num_attention_heads
-        num_values = 2 * text_config.num_hidden_layers * text_config.num_key_value_heads * head_size
-        self._bytes_per_token = num_values * model.dtype.itemsize
+        self._bytes_per_token = values_per_token(model.config.text_config) * model.dtype.itemsize
 
     @property
     def num_cached(self) -> int:

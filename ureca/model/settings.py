@@ -35,7 +35,8 @@ class CaptionSettings(BaseModel):
     Args:
         question: question about each region.
         max_new_tokens: limit of a caption in tokens.
-        batch_size: number of regions decoded together; memory grows with it.
+        batch_size: number of regions decoded together; memory grows with it. None: chosen from free memory, see
+            `RegionCaptioner.choose_batch_size`.
         temperature: 0 for greedy decoding, else the sampling temperature, at most 10; lower ones than 0.0001 count as
             that.
         top_p: nucleus sampling: probability mass of the likeliest tokens to draw from, above 0 and at most 1.
@@ -49,8 +50,10 @@ class CaptionSettings(BaseModel):
 
     question: str = Field(default=QUESTION, description="question about each region")
     max_new_tokens: int = Field(default=256, description="limit of a caption in tokens")
-    batch_size: Annotated[int, MAY_CHANGE] = Field(
-        default=32, description="regions decoded together; memory grows with it"
+    batch_size: Annotated[int | None, MAY_CHANGE] = Field(
+        default=None,
+        description="regions decoded together; memory grows with it; None: as many as half of the free memory holds, 4 "
+        "to 32 on a CPU and to 256 on a GPU",
     )
     temperature: float = Field(default=0.0, description="sampling temperature of captions; 0 for greedy decoding")
     top_p: float = Field(
@@ -62,7 +65,7 @@ class CaptionSettings(BaseModel):
     def _values_are_possible(self) -> Self:
         if self.max_new_tokens < 1:
             raise SettingsError(f"captioner: max_new_tokens must be at least 1, got {self.max_new_tokens}")
-        if self.batch_size < 1:
+        if self.batch_size is not None and self.batch_size < 1:
             raise SettingsError(f"captioner: batch_size must be at least 1, got {self.batch_size}")
         if not 0 <= self.temperature <= MAX_TEMPERATURE:
             raise SettingsError(
