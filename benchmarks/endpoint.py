@@ -4,6 +4,7 @@ A simulated endpoint in a separate process has a fixed number of slots and a fix
 the same requests, in alternating rounds within one process: ours with retries, breaker and counters, the plain one with
 a semaphore and nothing else. Either has a quarter more requests at a time than there are slots. The result is the CPU
 time of a request in the client, with and without images, and the time until the answers of the first second are there.
+Ratios are medians of those of adjacent rounds, which other processes on the machine disturb alike.
 
 A second part counts the seconds for which images wait after one crash of a worker (`--suspects`), against no crash.
 """
@@ -76,7 +77,7 @@ def main(argv: Sequence[str]) -> int:
         rounds: dict[str, list[Round]] = {"plain": [], "ours": []}
         with endpoint_process(slots=arguments.slots, seconds=arguments.seconds) as url:
             for number in range(2 * arguments.rounds):
-                side = ("plain", "ours")[number % 2]
+                side = ("plain", "ours", "ours", "plain")[number % 4]
                 requests = [
                     ChatRequest("Describe it.", (*parts, f"Question {number} {index}?"), _SCHEMA, 0.2, 64)
                     for index in range(arguments.requests)
@@ -84,15 +85,14 @@ def main(argv: Sequence[str]) -> int:
                 run = _plain if side == "plain" else _ours
                 rounds[side].append(asyncio.run(run(f"{url}/v1", requests, arguments.slots, num_first)))
         print(f"{name}: {arguments.requests} requests a round, {arguments.slots} slots of {arguments.seconds:g} s")
-        medians = {}
+        fields = ("cpu_ms", "first_s", "seconds")
         for side, measured in rounds.items():
-            cpu_ms, first, seconds = (
-                statistics.median(getattr(each, field) for each in measured)
-                for field in ("cpu_ms", "first_s", "seconds")
-            )
-            medians[side] = cpu_ms, first, seconds
+            cpu_ms, first, seconds = (statistics.median(getattr(each, field) for each in measured) for field in fields)
             print(f"  {side:<6} {cpu_ms:6.3f} ms CPU a request, {num_first} answers {first:.2f} s, all {seconds:.2f} s")
-        ratios = (ours / plain for ours, plain in zip(medians["ours"], medians["plain"], strict=True))
+        pairs = list(zip(rounds["ours"], rounds["plain"], strict=True))
+        ratios = (
+            statistics.median(getattr(ours, field) / getattr(plain, field) for ours, plain in pairs) for field in fields
+        )
         print("  ratio  {:6.2f} CPU, {:.2f} first answers, {:.2f} all".format(*ratios))
     for num_crashes in (0, 1):
         seconds = asyncio.run(_after_crashes(arguments.suspects, num_crashes))

@@ -104,7 +104,7 @@ class VllmCaptionEngine(RequestEngine[str]):
             self._last_progress = self._clock()
         self._num_running += 1
         try:
-            with self._load.busy(), self._load.request():
+            with self._load.busy_request():
                 outputs = self._engine.stream(
                     prompt,
                     temperature=settings.temperature,

@@ -1,8 +1,8 @@
 """Circuit breaker: stops the job when a server refuses, or fails, every request, before regions are spent on it."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, suppress
 from typing import NoReturn
 
 from ureca.errors import AnswerError, SettingsError
@@ -48,21 +48,19 @@ class CircuitBreaker:
         """Number of requests that were answered."""
         return self._num_answers
 
-    @contextmanager
-    def request(self) -> Iterator[object]:
-        """Count a request, however often it is attempted, during the block; yields its ticket.
+    def request(self) -> AbstractContextManager[object]:
+        """Count a request, however often it is attempted, during the block, which gets its ticket.
 
         Raises:
             SettingsError: the breaker is open.
         """
         self._raise_if_open()
-        ticket = object()
-        self._untried.add(ticket)
-        self._last_answer = self._last_answer or asyncio.get_running_loop().time()
-        try:
-            yield ticket
-        finally:
-            self._untried.discard(ticket)
+        if self._last_answer is None:
+            self._last_answer = asyncio.get_running_loop().time()
+        return _Ticket(self._untried, self._end)
+
+    def _end(self) -> None:
+        if not self._num_answers:  # only then requests are held
             self._notify()
 
     def record_answer(self) -> None:
@@ -168,3 +166,20 @@ class CircuitBreaker:
     def _notify(self) -> None:
         self._changed.set()
         self._changed = asyncio.Event()
+
+
+class _Ticket:
+    """A request that counts as untried until it ends, or is discarded before; hand-written, to cost little."""
+
+    __slots__ = ("_end", "_untried")
+
+    def __init__(self, untried: set[object], end: Callable[[], None]) -> None:
+        self._untried, self._end = untried, end
+
+    def __enter__(self) -> object:
+        self._untried.add(self)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._untried.discard(self)
+        self._end()

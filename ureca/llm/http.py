@@ -1,15 +1,14 @@
 """HTTP transport to a model server: one attempt at one request."""
 
-import asyncio
 import functools
 import re
 import urllib.parse
 import urllib.request
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from typing import NamedTuple
 
 import aiohttp
 from pydantic import SecretStr
@@ -21,8 +20,7 @@ _KEEP_ALIVE_S = 4.0
 """Idle connections are closed before the server closes them: uvicorn, under vLLM and SGLang, waits 5 s."""
 
 
-@dataclass(frozen=True, slots=True)
-class HttpResponse:
+class HttpResponse(NamedTuple):
     """An HTTP response.
 
     Attributes:
@@ -73,7 +71,7 @@ class HttpTransport:
         self._proxy_for = functools.cache(_proxy_for)
         self._session = aiohttp.ClientSession(
             headers=sent,
-            timeout=aiohttp.ClientTimeout(sock_connect=connect_timeout_s),
+            timeout=aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=connect_timeout_s),
             connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEP_ALIVE_S),
             cookie_jar=aiohttp.DummyCookieJar(),
             auto_decompress=False,
@@ -87,17 +85,18 @@ class HttpTransport:
         """
         method = "GET" if body is None else "POST"
         request = self._session.request(method, url, data=body, allow_redirects=False, proxy=self._proxy_for(url))
-        content = bytearray()
         try:
-            async with asyncio.timeout(self._timeout_s), request as response:
+            async with request as response:
                 if response.content_length is not None and response.content_length <= self._max_bytes:
-                    content += await response.read()
+                    content = await response.read()
                 else:
+                    received = bytearray()
                     async for chunk in response.content.iter_any():
-                        content += chunk
-                        if len(content) > self._max_bytes:
+                        received += chunk
+                        if len(received) > self._max_bytes:
                             response.close()
                             break
+                    content = bytes(received)
         except (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError, aiohttp.ClientHttpProxyError) as error:
             raise TransientError("unreachable", _describe(error)) from error
         except TimeoutError as error:
@@ -105,18 +104,18 @@ class HttpTransport:
         except aiohttp.ClientError as error:
             raise TransientError("connection_lost", _describe(error)) from error
         is_complete = len(content) <= self._max_bytes
-        received = bytes(content[: self._max_bytes])
-        if received.startswith(_GZIP):  # some servers and proxies compress although they are asked not to
-            received, is_complete = _decompressed(received, self._max_bytes, is_complete)
-        if self._key is not None and (secret := self._key.get_secret_value().encode()) in received:
+        content = content[: self._max_bytes]
+        if content.startswith(_GZIP):  # some servers and proxies compress although they are asked not to
+            content, is_complete = _decompressed(content, self._max_bytes, is_complete)
+        if self._key is not None and (secret := self._key.get_secret_value().encode()) in content:
             # Servers that reject a key tend to quote it.
-            received = received.replace(secret, b"(key)")
+            content = content.replace(secret, b"(key)")
         asked_s = None
         if not 200 <= response.status < 300:
             asked_s = retry_after_s(response.headers.get("Retry-After"))
             if (milliseconds := retry_after_s(response.headers.get("Retry-After-Ms"))) is not None:
                 asked_s = milliseconds / 1000
-        return HttpResponse(response.status, received, is_complete, asked_s, response.headers.get("Location"))
+        return HttpResponse(response.status, content, is_complete, asked_s, response.headers.get("Location"))
 
     async def close(self) -> None:
         """Close the connections."""

@@ -121,7 +121,7 @@ class OpenAIChatModel:
         """Send a request once, and record the outcome at its endpoint."""
         endpoint = slot.endpoint
         try:
-            with self._load.busy(), self._load.request():
+            with self._load.busy_request():
                 response = await session.transport.exchange(f"{endpoint.url}/chat/completions", body)
                 check_status(response.status, response.body, response.retry_after_s, response.location)
                 if not response.is_complete:

@@ -5,9 +5,9 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import PydanticSerializationError, to_json
 
 from ureca.images import encode_jpeg, encode_png
@@ -143,9 +143,6 @@ def _token_count(value: object) -> int:
     return 0
 
 
-_TokenCount = Annotated[int, BeforeValidator(_token_count)]
-
-
 class _Message(BaseModel):
     content: str | list[str | dict[str, Any]] | None = None
     refusal: str | None = None
@@ -161,8 +158,8 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: _TokenCount = 0
-    completion_tokens: _TokenCount = 0
+    prompt_tokens: Any = 0
+    completion_tokens: Any = 0
 
 
 class _Completion(BaseModel):
@@ -201,6 +198,7 @@ def read_answer(body: bytes) -> ChatAnswer:
         location = ".".join(map(str, first["loc"])) or "body"
         raise RefusedError("malformed_answer", f"no chat completion: {location}: {first['msg']}") from None
     choice, usage = completion.choices[0], completion.usage or _Usage()
+    num_prompt_tokens, num_new_tokens = _token_count(usage.prompt_tokens), _token_count(usage.completion_tokens)
     if choice.error and not choice.message.content:
         _check_reported_error(json.dumps({"error": choice.error}).encode())
     text = choice.message.refusal if choice.message.content is None else choice.message.content
@@ -213,11 +211,9 @@ def read_answer(body: bytes) -> ChatAnswer:
         text = _text_beside_content(choice.message) or text
     if text is None and not is_cut_off and not is_filtered:
         message = "no chat completion: the message has neither content nor refusal"
-        spent = ChatAnswer("", usage.prompt_tokens, usage.completion_tokens)
+        spent = ChatAnswer("", num_prompt_tokens, num_new_tokens)
         raise RefusedError("malformed_answer", message, answer=spent)
-    return ChatAnswer(
-        text or "", usage.prompt_tokens, usage.completion_tokens, is_cut_off=is_cut_off, is_filtered=is_filtered
-    )
+    return ChatAnswer(text or "", num_prompt_tokens, num_new_tokens, is_cut_off=is_cut_off, is_filtered=is_filtered)
 
 
 def _text_of(piece: Mapping[str, Any]) -> str:

@@ -69,7 +69,7 @@ class VllmChatModel:
         """
         prompt = await asyncio.to_thread(self._prompt, request)
         structured = self._structured and bool(request.answer_schema)
-        with self._load.busy(), self._load.request():
+        with self._load.busy_request():
             final = await self._engine.generate(
                 prompt,
                 temperature=request.temperature,
