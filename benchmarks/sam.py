@@ -13,13 +13,16 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ureca.masks.generators.sam import SamMaskGenerator
+from ureca.masks.generators.everything import EverythingGenerator
+from ureca.masks.generators.prompted_network import PromptedNetwork
+from ureca.masks.generators.sam import SamMaskGenerator, SamNetwork
 from ureca.masks.generators.settings import AutomaticMaskSettings
 from ureca.masks.mask import Mask
 
 _ENCODERS = {
     "vit_b": (768, 12, 12, (2, 5, 8, 11)),
     "vit_l": (1024, 24, 16, (5, 11, 17, 23)),
+    "vit_h": (1280, 32, 16, (7, 15, 23, 31)),
     "small": (192, 2, 3, (1,)),
 }
 """Width, layers, heads, and layers with global attention."""
@@ -44,8 +47,8 @@ def main(argv: Sequence[str]) -> int:
     torch.set_num_threads(1)
     sam = build_sam(options.encoder)
     images = [_image(options.height, options.width, seed) for seed in range(options.images)]
-    thresholds = _thresholds(sam, images[0])
-    settings = AutomaticMaskSettings(points_per_side=options.points, **thresholds)
+    thresholds = thresholds_of(SamNetwork(sam), images[0])
+    settings = AutomaticMaskSettings.model_validate({"points_per_side": options.points, **thresholds})
     ours, theirs = (
         SamMaskGenerator.from_model(sam, settings),
         SamAutomaticMaskGenerator(
@@ -107,9 +110,14 @@ def build_sam(encoder: str) -> Any:
     return sam
 
 
-def _thresholds(sam: Any, image: npt.NDArray[np.uint8]) -> dict[str, float]:
-    """Return thresholds that a third of the masks of some points pass, and half of these the second one."""
-    offset = 0.02
+def thresholds_of(network: PromptedNetwork, image: npt.NDArray[np.uint8], offset: float = 0.02) -> dict[str, float]:
+    """Return thresholds that a third of the masks of some points pass, and half of these the second one.
+
+    Args:
+        network: network with random weights.
+        image: uint8 RGB [H, W, 3].
+        offset: shift of the logits by which stability is measured.
+    """
     settings = AutomaticMaskSettings(
         points_per_side=4,
         pred_iou_thresh=0,
@@ -118,7 +126,7 @@ def _thresholds(sam: Any, image: npt.NDArray[np.uint8]) -> dict[str, float]:
         box_nms_thresh=1.0,
     )
     small = np.asarray(Image.fromarray(image).resize((300, 200)))
-    masks = SamMaskGenerator.from_model(sam, settings).generate(small)
+    masks = EverythingGenerator(network, settings).generate(small)
     quality = max(1e-6, float(np.quantile([mask.predicted_iou or 0 for mask in masks], 2 / 3)))
     stable = [mask.stability_score or 0 for mask in masks if (mask.predicted_iou or 0) > quality]
     return {

@@ -3,6 +3,8 @@
 #   sbatch --nodes 4 --gpus-per-node 8 cluster/slurm.sh train /data/curated /data/runs/align --model /data/start \
 #     --config cluster/configs/gpu-cluster/train.yaml
 # The job exits with the status of the command. A job that was preempted or timed out resumes when it is queued again.
+# GPUs: 40 GB or more for `tune` with 8 billion parameters (add your cluster's --constraint or --gres), driver 580 or
+# newer.
 #SBATCH --job-name=ureca
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=1
@@ -14,6 +16,9 @@ set -euo pipefail
 
 command=${1:?usage: sbatch cluster/slurm.sh COMMAND ARGUMENTS...}
 shift
+
+# RDMA pins memory. Slurm passes the limits of this script on to its steps.
+ulimit -l unlimited 2>/dev/null || echo "slurm.sh: memlock is limited to $(ulimit -l) KiB: NCCL may fail over RDMA" >&2
 
 # Isolate the clusters of concurrent jobs: each has its own token, port and folder.
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from ureca.errors import SettingsError
 
 if TYPE_CHECKING:
     import torch
+
+
+DtypeName = Literal["auto", "float32", "bfloat16", "float16"]
+"""Data type of the weights of a network; auto: bfloat16 on a GPU, float32 on a CPU."""
+
+
+def torch_dtype(name: DtypeName, device: torch.device) -> torch.dtype:
+    """Return the data type of a network's weights on its device."""
+    import torch
+
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    dtype: torch.dtype = getattr(torch, name)
+    return dtype
 
 
 def torch_device(name: str) -> torch.device:

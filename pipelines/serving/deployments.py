@@ -228,7 +228,7 @@ class SegmenterReplica:
     def __init__(self, settings: ServeSettings) -> None:
         return_freed_memory()
         masks = on_device(settings.masks, settings.resources.segmenter.num_gpus, "resources.segmenter")
-        self._segmenter = Segmenter.from_settings(masks)
+        self._segmenter = Segmenter.from_settings(masks, settings.limits.max_failures)
 
     async def name(self) -> str:
         """Return the name of the segmenter."""
@@ -249,6 +249,14 @@ class SegmenterReplica:
     async def is_ready(self) -> bool:
         """Return True: the segmenter is loaded."""
         return True
+
+    async def check_health(self) -> None:
+        """Check that images can be segmented; Serve replaces the replica if this raises.
+
+        Raises:
+            RuntimeError: Memory or the device failed for too many images in a row.
+        """
+        self._segmenter.check_health()
 
 
 class BatchReplica:

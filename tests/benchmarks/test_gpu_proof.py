@@ -13,7 +13,8 @@ PARTS = [
     "toy: recovery",
     "toy: training step, align",
     "toy: training step, tune",
-    "segment anything",
+    "Segment Anything",
+    "SAM 2",
 ]
 
 
@@ -26,7 +27,10 @@ def test_main_at_toy_sizes_reports_every_part(tmp_path: Path, capsys: pytest.Cap
     assert result["parts"]["toy: captions (transformers)"]["regions"] == 6
     assert result["parts"]["toy: recovery"]["failed allocations"] >= 1
     assert result["parts"]["toy: recovery"]["regions"] == 6
-    assert result["parts"]["segment anything"]["masks an image"] >= 1
+    for name in ("Segment Anything", "SAM 2"):
+        assert result["parts"][name]["masks an image"] >= 1
+        assert result["parts"][name]["masks of the large image"] >= 1
+        assert result["parts"][name]["images/s"] > 0
     page = (tmp_path / "result.md").read_text()
     assert all(f"| {name} |" in page for name in PARTS)
 

@@ -3,9 +3,11 @@
 import numpy as np
 import pytest
 
+from ureca.errors import DataError, ImageError
+from ureca.images import Pixels
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt
-from ureca.serving.segmenter import match_prompts
+from ureca.serving.segmenter import Segmenter, match_prompts
 
 HEIGHT, WIDTH = 40, 60
 
@@ -66,3 +68,51 @@ def test_match_prompts_point_outside_masks_selects_background_component() -> Non
 def test_match_prompts_without_masks_selects_background() -> None:
     assert find(Prompt(points_xy=((1, 1),)), []).area_px == HEIGHT * WIDTH
     assert find(Prompt(bbox_xywh=(1, 2, 3, 4)), []).area_px == 12
+
+
+class FailingGenerator:
+    """Raises its error, if it has one."""
+
+    name = "failing"
+    error: Exception | None = None
+
+    def generate(self, image: Pixels, annotation: bytes | None = None) -> list[Mask]:
+        if self.error is not None:
+            raise self.error
+        return []
+
+
+@pytest.mark.parametrize(
+    ("error", "raised", "message"),
+    [
+        (MemoryError("28.6 GiB"), DataError, "DataError: out_of_memory: the segmentation .* 28.6 GiB"),
+        (RuntimeError("CUDA error: an illegal memory access"), RuntimeError, "RuntimeError: CUDA error: an illegal"),
+    ],
+)
+def test_segmenter_after_failures_in_a_row_is_not_healthy_until_one_succeeds(
+    error: Exception, raised: type[Exception], message: str
+) -> None:
+    generator = FailingGenerator()
+
+    def prompted(pixels: Pixels, prompts: object) -> list[Mask]:
+        return generator.generate(pixels)
+
+    segmenter = Segmenter(generator, prompted, max_failures=3)
+    images = [np.full((4, 4, 3), value, np.uint8) for value in range(9)]
+    generator.error = ImageError("too_elongated", "of this image")
+    for image in images:
+        with pytest.raises(ImageError):
+            segmenter.generate(image)
+    segmenter.check_health()
+    generator.error = error
+    for image in images[:2]:
+        segmenter.check_health()
+        with pytest.raises(raised):
+            segmenter.generate(image)
+    with pytest.raises(raised):
+        segmenter.segment_prompts(images[2], {1: Prompt(points_xy=((1, 1),))})
+    with pytest.raises(RuntimeError, match=f"3 images in a row could not be segmented, the last: {message}"):
+        segmenter.check_health()
+    generator.error = None
+    segmenter.generate(images[0])
+    segmenter.check_health()

@@ -17,7 +17,7 @@ from ureca.curation.rule_based.colours import Colours, colours_of_cells
 from ureca.curation.rule_based.measurement import Appearance, measure_appearance, region_appearance
 from ureca.curation.rule_based.shapes import Shape, Texture
 from ureca.curation.settings import Dinov2Config
-from ureca.devices import torch_device
+from ureca.devices import torch_device, torch_dtype
 from ureca.errors import SettingsError
 
 if TYPE_CHECKING:
@@ -141,13 +141,8 @@ class Dinov2Embedder:
         self._settings = settings or Dinov2Config()
         self.name = f"dinov2 {self._settings.checkpoint}"
         self._processor, model = _load(self._settings.checkpoint)
-        import torch
-
         self._device = torch_device(self._settings.device)
-        name = self._settings.dtype
-        if name == "auto":
-            name = "float32" if self._device.type == "cpu" else "bfloat16"
-        self._model = model.to(self._device, getattr(torch, name)).eval()
+        self._model = model.to(self._device, torch_dtype(self._settings.dtype, self._device)).eval()
         self._batcher: DynamicBatcher[RegionCrop, Sequence[RegionCrop], npt.NDArray[np.float32]] = DynamicBatcher(
             self._embed_batch, max_batch_size=self._settings.batch_size
         )

@@ -5,6 +5,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.config import MAY_CHANGE
+from ureca.devices import DtypeName
 from ureca.registry import register
 
 
@@ -102,7 +103,7 @@ class Dinov2Config(BaseModel):
         description="device of the embedder by its torch name (cpu, cuda:1); "
         "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: DtypeName = Field(
         default="auto", description="data type of the embedder's weights; auto: bfloat16 on a GPU, float32 on a CPU"
     )
 

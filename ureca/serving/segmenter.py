@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ureca.masks.prompts import Prompt
 from ureca.masks.rle import BoolMask, Rle
 from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
-from ureca.memory import out_of_memory_as
+from ureca.memory import OUT_OF_MEMORY, first_line, out_of_memory_as
 from ureca.registry import build_component
 from ureca.serving.decoding import exact_mask
 
@@ -42,30 +43,64 @@ class Segmenter:
     Args:
         mask_generator: Generator of all masks of an image.
         prompted: Segmentation by prompts; None: prompts select from the generated masks, see ``match_prompts``.
+        max_failures: Number of images in a row, without a segmented one between them, for which memory or the device
+            failed, from which the segmenter is not healthy.
     """
 
-    def __init__(self, mask_generator: MaskGenerator, prompted: PromptedMasks | None = None) -> None:
+    def __init__(
+        self, mask_generator: MaskGenerator, prompted: PromptedMasks | None = None, max_failures: int = 8
+    ) -> None:
         self.name = mask_generator.name
         self._mask_generator = mask_generator
         self._prompted = prompted
         self._lock = threading.Lock()
         self._cache: OrderedDict[bytes, list[Mask]] = OrderedDict()
+        self._max_failures = max_failures
+        self._num_failures = 0
+        self._last_failure = ""
 
     @classmethod
-    def from_settings(cls, settings: SegmentsConfig | SamConfig | Sam2Config | Sam3Config | SamHqConfig) -> Segmenter:
+    def from_settings(
+        cls, settings: SegmentsConfig | SamConfig | Sam2Config | Sam3Config | SamHqConfig, max_failures: int = 8
+    ) -> Segmenter:
         """Load a segmenter.
 
         Raises:
             SettingsError: A package or the checkpoint is missing, or the device does not exist.
         """
         if isinstance(settings, SegmentsConfig):
-            return cls(SegmentsMaskGenerator(settings))
+            return cls(SegmentsMaskGenerator(settings), max_failures=max_failures)
         from ureca.masks.generators.prompted_sam import PromptedSam
 
         mask_generator: Any = build_component("mask_generator", settings)
         if isinstance(settings, Sam3Config) and settings.text:  # the network that text prompts takes no points
-            return cls(mask_generator)
-        return cls(mask_generator, PromptedSam.from_network(mask_generator.network, mask_generator.name).masks)
+            return cls(mask_generator, max_failures=max_failures)
+        prompted = PromptedSam.from_network(mask_generator.network, mask_generator.name)
+        return cls(mask_generator, prompted.masks, max_failures)
+
+    def check_health(self) -> None:
+        """Check that images can be segmented.
+
+        Raises:
+            RuntimeError: Memory or the device failed for ``max_failures`` images in a row.
+        """
+        if self._num_failures >= self._max_failures:
+            raise RuntimeError(
+                f"{self._num_failures} images in a row could not be segmented, the last: {self._last_failure}"
+            )
+
+    @contextmanager
+    def _counted(self, what: str) -> Iterator[None]:
+        """Count failures in a row that are not those of one image, and turn lack of memory into a ``DataError``."""
+        try:
+            with out_of_memory_as(DataError, what):
+                yield
+        except Exception as error:
+            if not isinstance(error, DataError) or error.kind == OUT_OF_MEMORY:
+                self._num_failures += 1
+                self._last_failure = f"{type(error).__name__}: {first_line(error)}"
+            raise
+        self._num_failures = 0
 
     def generate(self, pixels: Pixels) -> list[Mask]:
         """Segment an image, uint8 RGB [H, W, 3]; the masks are in the generator's order.
@@ -77,7 +112,7 @@ class Segmenter:
         key = digest([pixels])
         with self._lock:
             if key not in self._cache:
-                with out_of_memory_as(DataError, "the segmentation of the image"):
+                with self._counted("the segmentation of the image"):
                     self._cache[key] = self._mask_generator.generate(pixels)
             self._cache.move_to_end(key)
             if len(self._cache) > _NUM_CACHED_IMAGES:
@@ -100,7 +135,7 @@ class Segmenter:
         """
         if self._prompted is None:
             return match_prompts(self.generate(pixels), prompts, *pixels.shape[:2])
-        with self._lock, out_of_memory_as(DataError, "the segmentation by prompts"):
+        with self._lock, self._counted("the segmentation by prompts"):
             return self._prompted(pixels, list(prompts.items()))
 
 

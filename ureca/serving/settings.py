@@ -73,8 +73,8 @@ class ServingLimits(BaseModel):
     max_failures: int = Field(
         default=8,
         ge=1,
-        description="regions that may fail one after another before a replica of the captioner is replaced; a caption "
-        "resets the count",
+        description="failures in a row, of regions in a captioner or of the memory for images in a segmenter, before a "
+        "replica is replaced; a success resets the count",
     )
 
     @model_validator(mode="after")

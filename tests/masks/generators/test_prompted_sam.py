@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from tests.masks.generators.test_sam import build_tiny_sam
-from ureca.errors import AnnotationError, ImageError
+from ureca.errors import AnnotationError, DataError, ImageError
 from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.prompted_sam import PromptedSam
 from ureca.masks.generators.sam import SamNetwork
@@ -55,6 +55,41 @@ def test_masks_of_prompts_equal_those_of_the_predictor(sam: Any) -> None:
         best = np.argmax(ious)
         assert np.array_equal(mask.decode(), expected[best])
         assert mask.predicted_iou == pytest.approx(float(ious[best]))
+
+
+def test_prompts_of_one_form_are_decoded_together_and_equal_single_ones(
+    sam: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = {
+        **{id: Prompt(bbox_xywh=(3 + id, 6, 20, 4 + id)) for id in (9, 8, 7, 6, 5)},
+        4: Prompt(points_xy=((30, 20),)),
+        3: Prompt(points_xy=((3, 4),)),
+        2: Prompt(points_xy=((30, 20), (5, 5)), labels=(1, 0)),
+        1: Prompt(bbox_xywh=(70, 0, 5, 5)),
+    }
+    prompted = PromptedSam.from_network(SamNetwork(sam))
+    alone = [mask for item in prompts.items() for mask in prompted.masks(IMAGE, [item])]
+    sizes: list[int] = []
+    decode, most = prompted._network.decode, [99]
+
+    def decode_some(image: Any, batch: Any, *, several: bool) -> Any:
+        num_prompts = len(batch.boxes_xyxy if batch.points_xy is None else batch.points_xy)
+        if num_prompts > most[0]:
+            raise MemoryError("as on a small device")
+        sizes.append(num_prompts)
+        return decode(image, batch, several=several)
+
+    monkeypatch.setattr(prompted._network, "decode", decode_some)
+    for most[0], expected in ((99, [4, 1, 2, 1]), (2, [2, 2, 1, 2, 1]), (1, [1] * 8)):
+        sizes.clear()
+        masks = prompted.masks(IMAGE, list(prompts.items()))
+        assert sizes == expected
+        assert [mask.id for mask in masks] == list(prompts)
+        assert [mask.rle for mask in masks] == [mask.rle for mask in alone]
+        assert [mask.bbox_xywh for mask in masks] == [mask.bbox_xywh for mask in alone]
+    most[0] = 0
+    with pytest.raises(DataError, match="out_of_memory"):
+        prompted.masks(IMAGE, list(prompts.items()))
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,8 @@ from ureca.errors import ImageError, SettingsError
 from ureca.image_limits import ImageLimits
 from ureca.masks import rle
 from ureca.masks.generators.base import MaskGenerator
-from ureca.masks.generators.sam import SamMaskGenerator, load_state, read_state
+from ureca.masks.generators.prompted_network import PromptBatch
+from ureca.masks.generators.sam import SamMaskGenerator, SamNetwork, load_state, read_state, use_fused_attention
 from ureca.masks.generators.settings import AutomaticMaskSettings, SamConfig
 
 torch = pytest.importorskip("torch")
@@ -232,6 +233,88 @@ def test_min_mask_region_area_without_opencv_names_the_package(monkeypatch: pyte
     monkeypatch.setattr("ureca.masks.generators.everything.find_spec", lambda name: None)
     with pytest.raises(SettingsError, match="pip install opencv-python-headless"):
         SamMaskGenerator.from_model(build_tiny_sam(), AutomaticMaskSettings(min_mask_region_area=10))
+
+
+@pytest.mark.parametrize("window_px", [0, 2, 3])  # the whole image, windows, and windows that need padding
+def test_fused_attention_computes_what_the_layers_of_the_package_do(window_px: int) -> None:
+    sam = build_tiny_sam()
+    with torch.no_grad():
+        for parameter in sam.parameters():  # relative positions start at 0
+            parameter.normal_(std=0.3)
+    sam.image_encoder.blocks[0].window_size = window_px
+    values, prompts = torch.randn(1, 3, 64, 64), torch.randn(5, 3, 16)
+    arguments = {"image_pe": torch.randn(1, 16, 4, 4), "sparse_prompt_embeddings": prompts, "multimask_output": True}
+    dense = torch.randn(5, 16, 4, 4)
+
+    def run() -> list[Any]:
+        with torch.inference_mode():
+            embeddings = sam.image_encoder(values)
+            decoded = sam.mask_decoder(image_embeddings=embeddings, dense_prompt_embeddings=dense, **arguments)
+            return [embeddings, *decoded]
+
+    expected = run()
+    use_fused_attention(sam)
+    called: list[Any] = []
+    fused = torch.nn.functional.scaled_dot_product_attention
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            torch.nn.functional,
+            "scaled_dot_product_attention",
+            lambda *args, **named: called.append(1) or fused(*args, **named),
+        )
+        found = run()
+    assert len(called) == 1 + 4  # one in the encoder; tokens, both directions and at last tokens to image
+    for before, after in zip(expected, found, strict=True):
+        assert torch.allclose(before, after, rtol=1e-4, atol=1e-5 * float(before.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_network_in_half_precision_is_close_to_float32_and_embeds_points_in_full(image: Any, dtype: Any) -> None:
+    full, half = SamNetwork(build_tiny_sam()), SamNetwork(build_tiny_sam(), dtype)
+    model = half.model
+    for part, expected in (
+        (model.image_encoder, getattr(torch, dtype)),
+        (model.mask_decoder, getattr(torch, dtype)),
+        (model.prompt_encoder, torch.float32),
+    ):
+        assert {parameter.dtype for parameter in part.parameters()} == {expected}
+    prompts = PromptBatch(points_xy=np.array([[[30.0, 20.0]], [[5.0, 35.0]]]), labels=np.ones((2, 1), np.int64))
+    (logits, qualities), (near_logits, near_qualities) = (
+        network.decode(network.encode(image), prompts, several=True) for network in (full, half)
+    )
+    assert near_qualities.dtype == torch.float32
+    assert torch.allclose(near_qualities, qualities, atol=0.03 * float(qualities.abs().max()))
+    assert float((near_logits.float() - logits).abs().mean()) < 0.03 * float(logits.abs().mean())
+    upscaled = half.upscale(near_logits[0], half.encode(image))
+    assert upscaled.dtype == torch.float32
+    assert upscaled.shape == (3, 40, 60)
+
+
+def test_generate_in_bfloat16_makes_nearly_the_masks_of_float32(image: Any) -> None:
+    from pycocotools import mask as coco_mask
+
+    full, half = (
+        SamMaskGenerator.from_model(build_tiny_sam(), EVERYTHING, dtype=dtype).generate(image)
+        for dtype in ("float32", "bfloat16")
+    )
+    by_prompt = {(str(mask.extra["point_coords"]), round(mask.predicted_iou or 0, 1)): mask for mask in half}
+    ious = [
+        coco_mask.iou([mask.rle], [by_prompt[key].rle], [0])[0, 0]
+        for mask in full
+        if (key := (str(mask.extra["point_coords"]), round(mask.predicted_iou or 0, 1))) in by_prompt
+    ]
+    assert len(ious) > len(full) / 2
+    assert float(np.median(ious)) > 0.9
+
+
+def test_dtype_of_the_settings_is_that_of_the_network(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(segment_anything.sam_model_registry, "vit_b", build_tiny_sam)
+    settings: dict[str, Any] = {"checkpoint": checkpoint, "model_type": "vit_b", "device": "cpu"}
+    for given, expected in (({}, torch.float32), ({"dtype": "bfloat16"}, torch.bfloat16)):
+        model = SamMaskGenerator(SamConfig.model_validate(settings | given)).network.model
+        assert {parameter.dtype for parameter in model.image_encoder.parameters()} == {expected}
+    with pytest.raises(ValidationError, match="'auto', 'float32', 'bfloat16' or 'float16'"):
+        SamConfig.model_validate(settings | {"dtype": "int8"})
 
 
 def test_load_state_of_a_checkpoint_reproduces_the_masks(image: Any, checkpoint: Path) -> None:

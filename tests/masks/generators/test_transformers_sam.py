@@ -13,7 +13,13 @@ from PIL import Image
 from ureca.errors import SettingsError
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.prompted_sam import PromptedSam
-from ureca.masks.generators.settings import Sam2Config, Sam3Config, SamHqConfig, TransformersSamSettings
+from ureca.masks.generators.settings import (
+    PromptedSamConfig,
+    Sam2Config,
+    Sam3Config,
+    SamHqConfig,
+    TransformersSamSettings,
+)
 from ureca.masks.prompts import Prompt
 from ureca.registry import build_component
 
@@ -155,6 +161,70 @@ def test_prompts_are_segmented_and_an_image_is_encoded_once_for_all_clicks(
     assert len(encoded) == 1
     assert prompted.masks(second, [(1, box)]) != prompted.masks(first, [(1, box)])
     assert len(encoded) == 2
+
+
+@pytest.mark.parametrize("size", [(50, 50), (40, 60)])
+@pytest.mark.parametrize(
+    ("kind", "model_class", "processor_class"),
+    [
+        ("sam2", "Sam2Model", "Sam2Processor"),
+        ("sam3", "Sam3TrackerModel", "Sam3TrackerProcessor"),
+        ("sam-hq", "SamHQModel", "SamHQProcessor"),
+    ],
+)
+def test_prompts_of_a_file_have_the_masks_of_the_processor_of_transformers(
+    checkpoints: dict[str, str], kind: Any, model_class: str, processor_class: str, size: tuple[int, int]
+) -> None:
+    image = noise(*size)
+    settings = PromptedSamConfig(model=kind, checkpoint=checkpoints[kind], device="cpu")
+    generator = build_component("mask_generator", settings)
+    prompts = [
+        {"id": 7, "bbox_xywh": [5, 6, 20, 10]},
+        {"id": 5, "points_xy": [[30, 20]]},
+        {"id": 3, "bbox_xywh": [12, 3, 9, 30]},
+        {"id": 2, "points_xy": [[30, 20], [5, 5]], "labels": [1, 0]},
+    ]
+    masks = generator.generate(image, json.dumps({"prompts": prompts}).encode())
+
+    assert generator.name == f"prompted {kind} {checkpoints[kind]}"
+    assert [mask.id for mask in masks] == [7, 5, 3, 2]
+    model = getattr(transformers, model_class).from_pretrained(checkpoints[kind]).eval()
+    processor = getattr(transformers, processor_class)(
+        transformers.AutoImageProcessor.from_pretrained(checkpoints[kind])
+    )
+    of_boxes, of_point, of_points = (
+        {"input_boxes": [[[5.0, 6.0, 25.0, 16.0], [12.0, 3.0, 21.0, 33.0]]]},
+        {"input_points": [[[[30.0, 20.0]]]], "input_labels": [[[1]]]},
+        {"input_points": [[[[30.0, 20.0], [5.0, 5.0]]]], "input_labels": [[[1, 0]]]},
+    )
+    expected: list[Any] = []
+    for arguments, several in ((of_boxes, False), (of_point, True), (of_points, False)):
+        inputs = processor(images=Image.fromarray(image), return_tensors="pt", **arguments)
+        sizes = [inputs.pop(key) for key in ("original_sizes", "reshaped_input_sizes") if key in inputs]
+        with torch.no_grad():
+            outputs = model(**inputs, multimask_output=several)
+        pixels = processor.post_process_masks(outputs.pred_masks, *sizes)[0]
+        expected += [of_one[int(scores.argmax())] for of_one, scores in zip(pixels, outputs.iou_scores[0], strict=True)]
+    for mask, pixels in zip([masks[0], masks[2], masks[1], masks[3]], expected, strict=True):
+        assert 0 < mask.area_px < size[0] * size[1]
+        assert np.array_equal(mask.decode(), pixels.numpy())
+
+
+def test_prompts_in_half_precision_embed_points_in_full(checkpoints: dict[str, str]) -> None:
+    settings = PromptedSamConfig(model="sam2", checkpoint=checkpoints["sam2"], device="cpu", dtype="bfloat16")
+    generator = build_component("mask_generator", settings)
+    model = generator._network._model
+    assert next(model.mask_decoder.parameters()).dtype == torch.bfloat16
+    assert next(model.prompt_encoder.parameters()).dtype == torch.float32
+    (mask,) = generator.masks(noise(40, 60), [(1, Prompt(bbox_xywh=(5, 6, 20, 10)))])
+    assert mask.rle["size"] == [40, 60]
+
+
+def test_prompts_with_the_checkpoint_of_another_model_name_it(checkpoints: dict[str, str]) -> None:
+    with pytest.raises(SettingsError, match="SamHQModel reads"):
+        build_component("mask_generator", PromptedSamConfig(model="sam-hq", checkpoint=checkpoints["sam2"]))
+    with pytest.raises(SettingsError, match="does not exist or is not a file"):
+        build_component("mask_generator", PromptedSamConfig(checkpoint=checkpoints["sam2"], device="cpu"))
 
 
 def reference_of_text(checkpoint: str, image: npt.NDArray[np.uint8], phrase: str, threshold: float) -> Any:

@@ -10,11 +10,12 @@ from ray.exceptions import ActorDiedError, RayTaskError
 from ray.serve.exceptions import BackPressureError
 
 from ureca.captioning.engine import CaptionJob
-from ureca.errors import AnswerError, EngineError, ImageError
+from ureca.errors import AnswerError, DataError, EngineError, ImageError
+from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.model.settings import CaptionSettings
 from ureca.pipelines.serve_settings import BatchesSettings, ServeSettings
 from ureca.pipelines.serving.backend import HandleBackend, HandleBatchRunner
-from ureca.pipelines.serving.deployments import build_application
+from ureca.pipelines.serving.deployments import SegmenterReplica, build_application
 from ureca.pipelines.serving.routing import image_key
 from ureca.serving.schemas import ApiError
 
@@ -146,3 +147,21 @@ def test_build_application_batches_without_command_raises() -> None:
     batches = BatchesSettings(folders=("/data",), output="/out")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="no command"):
         build_application(ServeSettings(model="tiny", batches=batches))
+
+
+def test_segmenter_replica_whose_memory_fails_again_and_again_fails_its_health(monkeypatch: pytest.MonkeyPatch) -> None:
+    def generate(self: Any, image: Any, annotation: Any = None) -> Any:
+        raise MemoryError("28.6 GiB")
+
+    monkeypatch.setattr(SegmentsMaskGenerator, "generate", generate)
+
+    async def run() -> None:
+        replica = SegmenterReplica(ServeSettings.model_validate({"model": "m", "limits": {"max_failures": 2}}))
+        for value in range(2):
+            await replica.check_health()
+            with pytest.raises(DataError, match="out_of_memory"):
+                await replica.generate(np.full((4, 4, 3), value, np.uint8))
+        with pytest.raises(RuntimeError, match="2 images in a row could not be segmented"):
+            await replica.check_health()
+
+    asyncio.run(run())

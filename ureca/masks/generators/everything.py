@@ -182,15 +182,11 @@ class EverythingGenerator:
             kept = (qualities > self._settings.pred_iou_thresh).nonzero()[:, 0]
             logits, qualities, of_points = logits[kept], qualities[kept], of_points[kept.cpu().numpy()]
         host_qualities = qualities.float().cpu().numpy()
-        max_masks = 1  # one that stays in the processor's caches is upscaled and filtered in half the time of many
-        if self.network.device.type != "cpu":
-            num_pixels = size[0] * size[1] + self.network.input_side_px**2
-            max_masks = max(1, MAX_UPSCALED_BYTES // (_BYTES_PER_UPSCALED_PIXEL * num_pixels))
         parts, start = [], 0
         for length, (rows, stabilities, boxes, rles) in in_parts_that_fit(
             lambda part: self._stable_masks(self.network.upscale(part, image), crop, size),
             logits,
-            max_masks,
+            max_upscaled_masks(self.network, size),
             f"the upscaling of one mask to {size[1]} x {size[0]} px",
         ):
             crops = np.tile(np.array(crop, np.int64), (len(rows), 1))
@@ -242,6 +238,14 @@ class EverythingGenerator:
         cleaned_masks = _Found(rles, boxes, found.qualities, found.stabilities, found.points, found.crops)
         max_iou = max(self._settings.box_nms_thresh, self._settings.crop_nms_thresh)
         return cleaned_masks.take(not_suppressed(boxes, unchanged, max_iou))
+
+
+def max_upscaled_masks(network: PromptedNetwork, size: tuple[int, int]) -> int:
+    """Return the number of masks to upscale at a time to a size, (height, width)."""
+    if network.device.type == "cpu":
+        return 1  # one that stays in the processor's caches is upscaled and filtered in half the time of many
+    num_pixels = size[0] * size[1] + network.input_side_px**2
+    return max(1, MAX_UPSCALED_BYTES // (_BYTES_PER_UPSCALED_PIXEL * num_pixels))
 
 
 def _point_grids(settings: AutomaticMaskSettings) -> list[npt.NDArray[np.float64]]:

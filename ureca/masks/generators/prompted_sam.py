@@ -1,11 +1,12 @@
-"""Masks of given boxes and points by the Segment Anything Model."""
+"""Masks of given boxes and points, by Segment Anything and its successors."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import replace
-from typing import Self
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -14,16 +15,23 @@ from ureca.errors import AnnotationError
 from ureca.hashing import digest
 from ureca.masks.annotations import load_json, parse_annotations
 from ureca.masks.frames import noted_as_ambiguous, stored_size, to_upright
+from ureca.masks.generators.everything import max_upscaled_masks
+from ureca.masks.generators.mask_tensors import inclusive_boxes, run_lengths
 from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, PromptedNetwork, check_proportions
-from ureca.masks.generators.sam import SamNetwork, load_sam
-from ureca.masks.generators.settings import Frame, PromptedSamConfig
+from ureca.masks.generators.settings import Frame, PromptedSamConfig, SamModelSettings
 from ureca.masks.mask import Mask
 from ureca.masks.prompts import Prompt, parse_prompts
-from ureca.masks.rle import box_xywh
-from ureca.memory import free_device_bytes, is_out_of_memory, release_memory
+from ureca.masks.rle import Rle, area_px, box_xywh, inclusive_box_xywh
+from ureca.memory import free_device_bytes, in_parts_that_fit, is_out_of_memory, release_memory
+
+if TYPE_CHECKING:
+    import torch
 
 _MAX_CACHED_BYTES = 2**29
 """Features of the latest images: about 100 of SAM's, which take 4 MiB each, and 60 of SAM 2's in half precision."""
+
+_MAX_PROMPTS = 64
+"""Prompts of one image that are decoded at a time, on a GPU."""
 
 
 class PromptedSam:
@@ -39,10 +47,27 @@ class PromptedSam:
         """Build the model and load its weights.
 
         Raises:
-            SettingsError: segment-anything is missing, the checkpoint cannot be used, or there is no such device.
+            SettingsError: segment-anything or transformers is missing, the checkpoint cannot be used, or there is no
+                such device.
         """
-        name = f"prompted sam {settings.model_type} {settings.checkpoint.name}"
-        self._set_up(SamNetwork(load_sam(settings)), name, settings.frame)
+        if settings.model == "sam":
+            from ureca.masks.generators.sam import load_sam
+
+            network: PromptedNetwork = load_sam(
+                SamModelSettings(
+                    model_type=settings.model_type,
+                    checkpoint=Path(settings.checkpoint),
+                    device=settings.device,
+                    dtype=settings.dtype,
+                )
+            )
+            name = f"prompted sam {settings.model_type} {Path(settings.checkpoint).name}"
+        else:
+            from ureca.masks.generators.transformers_sam import load_network
+
+            network = load_network(settings.model, settings.checkpoint, settings.device, settings.dtype)
+            name = f"prompted {settings.model} {settings.checkpoint}"
+        self._set_up(network, name, settings.frame)
 
     @classmethod
     def from_network(cls, network: PromptedNetwork, name: str = "prompted sam", frame: Frame = "auto") -> Self:
@@ -91,20 +116,72 @@ class PromptedSam:
 
         A single point can mean a part, an object or a group: of SAM's three masks it gets the one with the highest
         predicted quality. A prompt outside the image has an empty mask, and so has one for which SAM sets no
-        pixel.
+        pixel. Prompts of the same form are decoded together.
 
         Args:
             image: uint8 RGB [H, W, 3].
-            prompts: prompts with their ids.
+            prompts: prompts with their ids, which are distinct.
 
         Raises:
             ImageError: the image is so elongated that it vanishes at the model's input size.
+            DataError: ``out_of_memory``: there is not enough memory even for one prompt.
         """
         check_proportions(self._network, image)
         if not prompts:
             return []
+        height, width = image.shape[:2]
+        found: dict[int, Mask] = {}
+        of_form: dict[tuple[bool, int], list[_PromptArrays]] = {}
+        for id, prompt in prompts:
+            arrays = _PromptArrays.of(id, prompt, height, width)
+            if arrays is None:
+                found[id] = Mask.from_array(id, np.zeros((height, width), np.bool_))
+            else:
+                of_form.setdefault((arrays.box_xyxy is None, len(arrays.points_xy)), []).append(arrays)
         encoded = self._encode(image)
-        return [self._mask(id, prompt, encoded) for id, prompt in prompts]
+        for same_form in of_form.values():
+            for _, masks in in_parts_that_fit(
+                lambda part: self._decode(part, encoded),
+                same_form,
+                self._network.max_prompts or _MAX_PROMPTS,
+                "the mask decoder with one prompt",
+            ):
+                found |= {mask.id: mask for mask in masks}
+        return [found[id] for id, _ in prompts]
+
+    def _decode(self, prompts: Sequence[_PromptArrays], image: EmbeddedImage) -> list[Mask]:
+        """Return the masks of prompts that have the same number of points, and all a box or none."""
+        import torch
+
+        size = (image.height_px, image.width_px)
+        num_points, boxes = len(prompts[0].points_xy), [each.box_xyxy for each in prompts if each.box_xyxy is not None]
+        batch = PromptBatch(
+            points_xy=np.stack([each.points_xy for each in prompts]) if num_points else None,
+            labels=np.stack([each.labels for each in prompts]) if num_points else None,
+            boxes_xyxy=np.stack(boxes) if boxes else None,
+        )
+        logits, qualities = self._network.decode(image, batch, several=not boxes and num_points == 1)
+        best = qualities.argmax(dim=1)
+        chosen = logits[torch.arange(len(prompts), device=logits.device), best]
+        predicted = qualities.amax(dim=1).float().cpu().numpy()
+        rles = []
+        for _, of_part in in_parts_that_fit(
+            lambda part: _run_lengths(self._network.upscale(part, image) > self._network.mask_threshold),
+            chosen,
+            max_upscaled_masks(self._network, size),
+            f"the upscaling of one mask to {size[1]} x {size[0]} px",
+        ):
+            rles += of_part
+        return [
+            Mask(
+                id=prompt.id,
+                rle=rle,
+                bbox_xywh=inclusive_box_xywh(rle),
+                area_px=area_px(rle),
+                predicted_iou=float(quality),
+            )
+            for prompt, rle, quality in zip(prompts, rles, predicted, strict=True)
+        ]
 
     def _encode(self, image: npt.NDArray[np.uint8]) -> EmbeddedImage:
         """Encode an image, or find its features: clicks on one image encode it once.
@@ -151,25 +228,40 @@ class PromptedSam:
                 masks[place] = replace(found[mask.id], category=mask.category, extra=mask.extra, notes=notes)
         return masks
 
-    def _mask(self, id: int, prompt: Prompt, image: EmbeddedImage) -> Mask:
-        height, width = image.height_px, image.width_px
+
+@dataclass(frozen=True, eq=False)
+class _PromptArrays:
+    """A prompt inside its image.
+
+    Attributes:
+        id: id of the prompt.
+        points_xy: points in pixels, float64 [P, 2].
+        labels: 1 for points inside the object and 0 for points outside, int64 [P].
+        box_xyxy: left, top, right and bottom within the image, float64 [4]; None: points alone.
+    """
+
+    id: int
+    points_xy: npt.NDArray[np.float64]
+    labels: npt.NDArray[np.int64]
+    box_xyxy: npt.NDArray[np.float64] | None
+
+    @classmethod
+    def of(cls, id: int, prompt: Prompt, height_px: int, width_px: int) -> Self | None:
+        """Return the arrays of a prompt; None if it is outside the image."""
         points = np.array(prompt.points_xy, dtype=np.float64).reshape(-1, 2)
-        labels = np.array(prompt.labels or [1] * len(points), dtype=np.int64)
+        if not ((points >= 0) & (points <= (width_px, height_px))).all():
+            return None
         box = None
         if prompt.bbox_xywh is not None:
-            x, y, box_width, box_height = prompt.bbox_xywh
-            corners = np.array([x, y, x + box_width, y + box_height], dtype=np.float64)
-            box = np.clip(corners, 0, (width, height, width, height))
-        inside = bool(((points >= 0) & (points <= (width, height))).all())
-        if not inside or (box is not None and (box[2:] <= box[:2]).any()):
-            return Mask.from_array(id, np.zeros((height, width), np.bool_))
-        batch = PromptBatch(
-            points_xy=points[None] if len(points) else None,
-            labels=labels[None] if len(points) else None,
-            boxes_xyxy=None if box is None else box[None],
-        )
-        logits, qualities = self._network.decode(image, batch, several=box is None and len(points) == 1)
-        best = int(qualities[0].argmax())
-        upscaled = self._network.upscale(logits[0, best : best + 1], image)[0]
-        pixels = (upscaled > self._network.mask_threshold).cpu().numpy()
-        return Mask.from_array(id, pixels, predicted_iou=float(qualities[0, best]))
+            x, y, width, height = prompt.bbox_xywh
+            corners = np.array([x, y, x + width, y + height], dtype=np.float64)
+            box = np.clip(corners, 0, (width_px, height_px, width_px, height_px))
+            if (box[2:] <= box[:2]).any():
+                return None
+        return cls(id, points, np.array(prompt.labels or [1] * len(points), dtype=np.int64), box)
+
+
+def _run_lengths(masks: torch.Tensor) -> list[Rle]:
+    """Encode masks of whole images, bool [M, H, W]."""
+    _, height, width = masks.shape
+    return run_lengths(masks, inclusive_boxes(masks), (0, 0, width, height), (height, width))

@@ -1,19 +1,21 @@
 """Masks from the Segment Anything Model, by its authors' own package.
 
-Checkpoints are loaded without running code that the file may contain.
+Checkpoints are loaded without running code that the file may contain. On a CPU in float32 the network computes what the
+package does, to the bit. On a GPU, and in half precision, attention runs in PyTorch's fused kernels.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 import numpy.typing as npt
 
-from ureca.devices import torch_device
+from ureca.devices import DtypeName, torch_device, torch_dtype
 from ureca.errors import SettingsError
 from ureca.masks.generators.everything import EverythingGenerator
 from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, vanishes_at
@@ -34,14 +36,22 @@ class SamNetwork:
     """Segment Anything as a ``PromptedNetwork``, by its authors' package.
 
     Args:
-        sam: network on its device.
+        sam: network on its device. Its encoder and mask decoder are converted in place.
+        dtype: data type of the encoder and the mask decoder. Prompts stay in float32: in bfloat16 a coordinate of
+            1000 px is off by up to 2 px.
     """
 
-    def __init__(self, sam: Sam) -> None:
+    def __init__(self, sam: Sam, dtype: DtypeName = "auto") -> None:
+        import torch
         from segment_anything.utils.transforms import ResizeLongestSide
 
         self.model = sam.eval()
         self.device = sam.device
+        self._dtype = torch_dtype(dtype, self.device)
+        for part in (sam.image_encoder, sam.mask_decoder):
+            part.to(self._dtype)
+        if self.device.type != "cpu" or self._dtype != torch.float32:
+            use_fused_attention(sam)
         self.input_side_px = int(sam.image_encoder.img_size)
         self.mask_threshold = float(sam.mask_threshold)
         # A decoder's activations of more points leave the caches of a processor, and its time a point doubles.
@@ -56,7 +66,7 @@ class SamNetwork:
         with torch.inference_mode():
             resized = torch.as_tensor(self._resizing.apply_image(pixels), device=self.device)
             values = self.model.preprocess(resized.permute(2, 0, 1).contiguous()[None])
-            return EmbeddedImage((self.model.image_encoder(values),), *pixels.shape[:2])
+            return EmbeddedImage((self.model.image_encoder(values.to(self._dtype)),), *pixels.shape[:2])
 
     def decode(self, image: EmbeddedImage, prompts: PromptBatch, *, several: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """Decode the masks of prompts; see ``PromptedNetwork``."""
@@ -73,22 +83,22 @@ class SamNetwork:
             boxes = torch.as_tensor(resized, dtype=torch.float, device=self.device)
         with torch.inference_mode():
             if self._positions is None:
-                self._positions = self.model.prompt_encoder.get_dense_pe()
+                self._positions = self.model.prompt_encoder.get_dense_pe().to(self._dtype)
             sparse, dense = self.model.prompt_encoder(points=points, boxes=boxes, masks=None)
             logits, qualities = self.model.mask_decoder(
                 image_embeddings=image.features[0],
                 image_pe=self._positions,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
+                sparse_prompt_embeddings=sparse.to(self._dtype),
+                dense_prompt_embeddings=dense.to(self._dtype),
                 multimask_output=several,
             )
-        return logits, qualities
+        return logits, qualities.float()
 
     def upscale(self, logits: torch.Tensor, image: EmbeddedImage) -> torch.Tensor:
         """Upscale logits [M, h, w] to the size of the image, float32 [M, H, W]."""
         size = (image.height_px, image.width_px)
         input_size = self._resizing.get_preprocess_shape(*size, self.input_side_px)
-        upscaled: torch.Tensor = self.model.postprocess_masks(logits[:, None], input_size, size)[:, 0]
+        upscaled: torch.Tensor = self.model.postprocess_masks(logits[:, None].float(), input_size, size)[:, 0]
         return upscaled
 
     def vanishes(self, height_px: int, width_px: int) -> bool:
@@ -111,23 +121,26 @@ class SamMaskGenerator:
             SettingsError: segment-anything or OpenCV is needed and missing, the checkpoint cannot be used, or the
                 device does not exist.
         """
-        self._set_up(load_sam(settings), settings, f"sam {settings.model_type} {settings.checkpoint.name}")
+        network = load_sam(settings)
+        self._set_up(network, settings, f"sam {settings.model_type} {settings.checkpoint.name}")
         self.images_in_flight = 1 if self.network.device.type == "cpu" else settings.images_in_flight
 
     @classmethod
-    def from_model(cls, sam: Sam, settings: AutomaticMaskSettings, name: str = "sam") -> Self:
-        """Use a network that is built already, on its present device.
+    def from_model(
+        cls, sam: Sam, settings: AutomaticMaskSettings, name: str = "sam", dtype: DtypeName = "auto"
+    ) -> Self:
+        """Use a network that is built already, on its present device; see ``SamNetwork``.
 
         Raises:
             SettingsError: the settings need OpenCV and it is not installed.
         """
         mask_generator = cls.__new__(cls)
-        mask_generator._set_up(sam, settings, name)
+        mask_generator._set_up(SamNetwork(sam, dtype), settings, name)
         return mask_generator
 
-    def _set_up(self, sam: Sam, settings: AutomaticMaskSettings, name: str) -> None:
+    def _set_up(self, network: SamNetwork, settings: AutomaticMaskSettings, name: str) -> None:
         self.name = name
-        self.network = SamNetwork(sam)
+        self.network = network
         self.images_in_flight = 1
         self._generator = EverythingGenerator(self.network, settings)
 
@@ -145,15 +158,70 @@ class SamMaskGenerator:
         return self._generator.generate(image)
 
 
-def load_sam(settings: SamModelSettings) -> Sam:
-    """Load the network with its weights onto its device.
+def load_sam(settings: SamModelSettings) -> SamNetwork:
+    """Load the network with its weights onto its device, in its data type.
 
     Raises:
         SettingsError: segment-anything is missing, the checkpoint cannot be used, or the device does not exist.
     """
     require_segment_anything()
     device = torch_device(settings.device)
-    return build_sam(settings.model_type, settings.checkpoint).to(device)
+    return SamNetwork(build_sam(settings.model_type, settings.checkpoint).to(device), settings.dtype)
+
+
+def use_fused_attention(sam: Sam) -> None:
+    """Have all layers of a network attend by ``scaled_dot_product_attention``, in place.
+
+    The package's own layers keep all scores of a layer, in the image encoder of vit_h 1 GiB in float32, and softmax
+    reads and writes them. The relative positions of the image encoder are a bias of the scores: the only tensor of that
+    size that is left.
+    """
+    from segment_anything.modeling import image_encoder, transformer
+
+    for module in sam.modules():
+        if isinstance(module, image_encoder.Attention):
+            module.forward = partial(_attend_within_image, module)
+        elif isinstance(module, transformer.Attention):
+            module.forward = partial(_attend_to_tokens, module)
+
+
+def _attend_within_image(layer: Any, values: torch.Tensor) -> torch.Tensor:
+    """Attend among the positions of windows or images, [B, H, W, C], as ``image_encoder.Attention`` does."""
+    import torch
+    from segment_anything.modeling.image_encoder import get_rel_pos
+
+    num, height, width, num_channels = values.shape
+    projected = layer.qkv(values).reshape(num, height * width, 3, layer.num_heads, -1).permute(2, 0, 3, 1, 4)
+    queries, keys, contents = projected.unbind(0)
+    bias = None
+    if layer.use_rel_pos:
+        if (found := getattr(layer, "positions_of_size", None)) is None or found[0] != (height, width):
+            # The package looks them up again in every pass, by indices on the host: each look-up waits for the GPU.
+            rows, columns = get_rel_pos(height, height, layer.rel_pos_h), get_rel_pos(width, width, layer.rel_pos_w)
+            layer.positions_of_size = found = (height, width), rows, columns
+        _, rows, columns = found
+        at = queries.unflatten(2, (height, width))
+        by_row = torch.einsum("bnhwc,hkc->bnhwk", at, rows)[..., :, None]
+        by_column = torch.einsum("bnhwc,wkc->bnhwk", at, columns)[..., None, :]
+        bias = (by_row + by_column).flatten(4).flatten(2, 3)
+    attended = torch.nn.functional.scaled_dot_product_attention(
+        queries, keys, contents, attn_mask=bias, scale=layer.scale
+    )
+    projected_back: torch.Tensor = layer.proj(attended.transpose(1, 2).reshape(num, height, width, num_channels))
+    return projected_back
+
+
+def _attend_to_tokens(layer: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
+    """Attend between prompts and image, [B, N, C], as ``transformer.Attention`` does, with its argument names."""
+    import torch
+
+    queries, keys, contents = (
+        projection(values).unflatten(-1, (layer.num_heads, -1)).transpose(1, 2)
+        for projection, values in ((layer.q_proj, q), (layer.k_proj, k), (layer.v_proj, v))
+    )
+    attended = torch.nn.functional.scaled_dot_product_attention(queries, keys, contents)
+    projected: torch.Tensor = layer.out_proj(attended.transpose(1, 2).flatten(2))
+    return projected
 
 
 def require_segment_anything() -> None:

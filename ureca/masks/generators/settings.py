@@ -6,6 +6,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ureca.config import MAY_CHANGE
+from ureca.devices import DtypeName
 from ureca.registry import register
 
 Frame = Literal["auto", "upright", "stored"]
@@ -79,7 +80,7 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class SamModelSettings(BaseModel):
-    """Architecture, weights and device of a Segment Anything Model."""
+    """Architecture, weights, device and precision of a Segment Anything Model."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -91,6 +92,11 @@ class SamModelSettings(BaseModel):
         default="auto",
         description='PyTorch device, such as "cpu" or "cuda:1"; '
         "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
+    )
+    dtype: DtypeName = Field(
+        default="auto",
+        description="data type of the encoder and the mask decoder; points are embedded in float32 always; "
+        "auto: bfloat16 on a GPU, float32 on a CPU",
     )
 
 
@@ -173,6 +179,12 @@ class SamConfig(AutomaticMaskSettings, SamModelSettings):
     """Masks by Segment Anything."""
 
     kind: Literal["sam"] = "sam"
+    points_per_batch: int = Field(
+        default=256,
+        ge=1,
+        description="points that the mask decoder takes at once; on a GPU more is faster and needs more memory, and a "
+        "CPU takes at most 4",
+    )
     images_in_flight: ImagesInFlight = 2
 
 
@@ -187,7 +199,7 @@ class TransformersSamSettings(AutomaticMaskSettings):
         description='PyTorch device, such as "cpu" or "cuda:1"; '
         "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
     )
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field(
+    dtype: DtypeName = Field(
         default="auto",
         description="data type of the encoder and the mask decoder; points are embedded in float32 always; "
         "auto: bfloat16 on a GPU, float32 on a CPU",
@@ -238,10 +250,34 @@ class SamHqConfig(TransformersSamSettings):
 
 
 @register("mask_generator", "prompts", component="ureca.masks.generators.prompted_sam:PromptedSam")
-class PromptedSamConfig(SamModelSettings):
-    """Masks by Segment Anything of the boxes and points in files: <image_id>.json or COCO, see listing.annotations."""
+class PromptedSamConfig(BaseModel):
+    """Masks by a model of the boxes and points in files: <image_id>.json or COCO, see listing.annotations."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["prompts"] = "prompts"
+    model: Literal["sam", "sam2", "sam3", "sam-hq"] = Field(
+        default="sam",
+        description="sam: Segment Anything, from a file of its authors; sam2, sam3 and sam-hq: SAM 2, SAM 3 and "
+        "HQ-SAM, from a folder or name on the hub in transformers' format",
+    )
+    model_type: ModelType = Field(
+        default="vit_h", description="image encoder of the Segment Anything Model; other models state it in their files"
+    )
+    checkpoint: Annotated[str, MAY_CHANGE] = Field(
+        description="weights: the file that Segment Anything's authors released, or for the other models a folder or "
+        "name on the hub"
+    )
+    device: str = Field(
+        default="auto",
+        description='PyTorch device, such as "cpu" or "cuda:1"; '
+        "auto: CUDA if its actor has a GPU (num_gpus), else the CPU",
+    )
+    dtype: DtypeName = Field(
+        default="auto",
+        description="data type of the encoder and the mask decoder; points and boxes are embedded in float32 always; "
+        "auto: bfloat16 on a GPU, float32 on a CPU",
+    )
     frame: Frame = Field(
         default="auto",
         description="frame of the prompts in images with an EXIF orientation: upright (as shown), or stored (as the "

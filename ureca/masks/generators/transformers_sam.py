@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pickle import UnpicklingError
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
-from ureca.devices import torch_device
+from ureca.devices import DtypeName, torch_device, torch_dtype
 from ureca.errors import SettingsError
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.everything import MAX_UPSCALED_BYTES, EverythingGenerator
@@ -30,6 +30,11 @@ from ureca.memory import in_parts_that_fit
 
 if TYPE_CHECKING:
     import torch
+
+ModelName = Literal["sam2", "sam3", "sam-hq"]
+
+_MODEL_CLASSES: dict[ModelName, str] = {"sam2": "Sam2Model", "sam3": "Sam3TrackerModel", "sam-hq": "SamHQModel"}
+"""Classes of transformers that take points and boxes."""
 
 _BYTES_PER_TEXT_PIXEL = 10
 """Probabilities in float32, bool masks and run lengths."""
@@ -143,7 +148,7 @@ class TransformersSamGenerator:
         images_in_flight: images that overlap.
     """
 
-    _model_class: str
+    _model: ModelName
 
     def __init__(self, settings: TransformersSamSettings) -> None:
         """Load the checkpoint.
@@ -152,11 +157,9 @@ class TransformersSamGenerator:
             SettingsError: transformers or torchvision is missing or too old, the checkpoint cannot be used, or the
                 device does not exist.
         """
-        self.name = f"{getattr(settings, 'kind', 'sam')} {settings.checkpoint}"
-        device, dtype = _device_and_dtype(settings)
-        model, processor = _load(self._model_class, settings.checkpoint, "AutoImageProcessor")
-        self.network = TransformersSamNetwork(model, processor, device, dtype)
-        self.images_in_flight = 1 if device.type == "cpu" else settings.images_in_flight
+        self.name = f"{self._model} {settings.checkpoint}"
+        self.network = load_network(self._model, settings.checkpoint, settings.device, settings.dtype)
+        self.images_in_flight = 1 if self.network.device.type == "cpu" else settings.images_in_flight
         self._generator = EverythingGenerator(self.network, settings)
 
     def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
@@ -176,7 +179,7 @@ class TransformersSamGenerator:
 class Sam2MaskGenerator(TransformersSamGenerator):
     """Masks of everything by SAM 2 (Ravi et al. 2024)."""
 
-    _model_class = "Sam2Model"
+    _model: ModelName = "sam2"
 
     def __init__(self, settings: Sam2Config) -> None:
         """Load the checkpoint; see ``TransformersSamGenerator``."""
@@ -186,7 +189,7 @@ class Sam2MaskGenerator(TransformersSamGenerator):
 class SamHqMaskGenerator(TransformersSamGenerator):
     """Masks of everything by HQ-SAM (Ke et al. 2023)."""
 
-    _model_class = "SamHQModel"
+    _model: ModelName = "sam-hq"
 
     def __init__(self, settings: SamHqConfig) -> None:
         """Load the checkpoint; see ``TransformersSamGenerator``."""
@@ -196,7 +199,7 @@ class SamHqMaskGenerator(TransformersSamGenerator):
 class Sam3MaskGenerator(TransformersSamGenerator):
     """Masks by SAM 3: of everything, or of all instances of phrases."""
 
-    _model_class = "Sam3TrackerModel"
+    _model: ModelName = "sam3"
 
     def __init__(self, settings: Sam3Config) -> None:
         """Load the checkpoint; see ``TransformersSamGenerator``."""
@@ -205,9 +208,10 @@ class Sam3MaskGenerator(TransformersSamGenerator):
             super().__init__(settings)
             return
         self.name = f"sam3 {settings.checkpoint}: {', '.join(settings.text)}"
-        device, dtype = _device_and_dtype(settings)
+        _require_packages()
+        device = torch_device(settings.device)
         model, processor = _load("Sam3Model", settings.checkpoint, "AutoProcessor")
-        self._text = _TextPrompted(model.to(device, dtype), processor, settings)
+        self._text = _TextPrompted(model.to(device, torch_dtype(settings.dtype, device)), processor, settings)
         self.images_in_flight = 1 if device.type == "cpu" else settings.images_in_flight
 
     def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
@@ -295,30 +299,34 @@ def _instances(logits: torch.Tensor, size: tuple[int, int]) -> tuple[list[rle_co
     return run_lengths(masks, boxes, (0, 0, size[1], size[0]), size), boxes
 
 
-def _device_and_dtype(settings: TransformersSamSettings) -> tuple[torch.device, torch.dtype]:
-    try:
-        import torch
-    except ImportError as error:
-        raise _not_installed(error) from error
-    device = torch_device(settings.device)
-    if settings.dtype == "auto":
-        return device, torch.float32 if device.type == "cpu" else torch.bfloat16
-    dtype: torch.dtype = getattr(torch, settings.dtype)
-    return device, dtype
+def load_network(model: ModelName, checkpoint: str, device: str, dtype: DtypeName) -> TransformersSamNetwork:
+    """Load a network that is prompted with points and boxes onto its device.
+
+    Args:
+        model: SAM 2, SAM 3 or HQ-SAM.
+        checkpoint: folder or name on the hub, in transformers' format.
+        device: ``auto`` or name of a torch device.
+        dtype: data type of the encoder and the mask decoder.
+
+    Raises:
+        SettingsError: transformers or torchvision is missing or too old, the checkpoint cannot be used, or the
+            device does not exist.
+    """
+    _require_packages()
+    on_device = torch_device(device)
+    loaded, processor = _load(_MODEL_CLASSES[model], checkpoint, "AutoImageProcessor")
+    return TransformersSamNetwork(loaded, processor, on_device, torch_dtype(dtype, on_device))
 
 
 def _load(model_class: str, checkpoint: str, companion: str) -> tuple[Any, Any]:
     """Load a model and its processor, on the CPU and in float32.
 
     Raises:
-        SettingsError: a package is missing or too old, or the checkpoint is unreadable or that of another model.
+        SettingsError: transformers is too old, or the checkpoint is unreadable or that of another model.
     """
-    try:
-        import torchvision  # noqa: F401
-        import transformers
-        from safetensors import SafetensorError
-    except ImportError as error:
-        raise _not_installed(error) from error
+    import transformers
+    from safetensors import SafetensorError
+
     if not hasattr(transformers, model_class):
         raise SettingsError(
             f"transformers {transformers.__version__} has no {model_class}: pip install --upgrade transformers"
@@ -348,7 +356,13 @@ def _cannot_be_loaded(checkpoint: str, model_class: str, reason: str) -> str:
     )
 
 
-def _not_installed(error: ImportError) -> SettingsError:
-    return SettingsError(
-        f"this mask generator needs the package '{error.name}', which is not installed: pip install 'ureca-ray[model]'"
-    )
+def _require_packages() -> None:
+    try:
+        import torch  # noqa: F401
+        import torchvision  # noqa: F401
+        import transformers  # noqa: F401
+    except ImportError as error:
+        raise SettingsError(
+            f"this mask generator needs the package '{error.name}', which is not installed: "
+            "pip install 'ureca-ray[model]'"
+        ) from error
