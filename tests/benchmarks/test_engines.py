@@ -33,12 +33,35 @@ def test_bench_engines_measures_each_workload_and_writes_json(
     assert "vLLM, prefix caching: left out" in printed
     assert "| 2 x 3 | transformers, shared prefix |" in printed
 
+    # A caption that parts at a token that transformers is sure of is no matter of rounding.
+    tiny.model.save_pretrained(tmp_path / "tiny")
+    tiny.processor.save_pretrained(tmp_path / "tiny")
+    checkpoint, sizes = str(tmp_path / "tiny"), {"image_tokens": 208, "num_new_tokens": 12}
+    gaps = [engines.logit_gap(checkpoint, (1, 3, 2), part, **sizes) for part in ("", second["captions"][2][:-1])]
+    assert all(1e-3 < gap < 10 for gap in gaps) and gaps[0] != gaps[1]
+
 
 def test_bench_engines_that_disagree_or_write_equal_captions_fail(capsys: pytest.CaptureFixture[str]) -> None:
-    ours = EngineMeasurement("transformers", 1, 4, ["a", "b", "c", "d"], 2.0, 1.0)
+    asked: list[tuple[tuple[int, int, int], str]] = []
+
+    def gap_of(region: tuple[int, int, int], caption: str) -> float:
+        asked.append((region, caption))
+        return 1e-4 if caption == "tie" else 0.5
+
+    def agree(*measurements: EngineMeasurement) -> bool:
+        return engines.print_table(measurements, gap_of)
+
+    ours = EngineMeasurement("transformers", 2, 2, ["a", "b", "c", "d"], 2.0, 1.0)
     theirs = replace(ours, engine="vllm", cpu_s=1.0)
-    assert engines.print_table([ours, theirs])
+    assert agree(ours, theirs)
     assert "| 4.00 | 2.00 | 4.00 | 4 of 4 |" in capsys.readouterr().out
-    assert not engines.print_table([ours, replace(theirs, captions=["b", "a", "c", "d"])])
-    assert not engines.print_table([replace(each, captions=["a"] * 4) for each in (ours, theirs)])
-    assert not engines.print_table([])
+    assert not agree(ours, replace(theirs, captions=["b", "a", "c", "d"]))
+    assert not agree(ours, replace(theirs, captions=["a", "b", "c"]))
+    assert not agree(*(replace(each, captions=["a"] * 4) for each in (ours, theirs)))
+    assert not agree()
+    asked.clear()
+    other = replace(ours, num_images=4, num_regions=1)
+    assert agree(ours, other, theirs, replace(other, engine="vllm", captions=["a", "b", "c", "tie"]))
+    assert asked == [((5, 1, 0), "tie")]
+    assert "caption 3 parts at a token that is the likeliest by 1.0e-04" in capsys.readouterr().out
+    assert not agree(ours, replace(theirs, captions=["a", "b", "tie", "e"]))

@@ -75,8 +75,8 @@ def tokenizer_of(*special: str, **attributes: str) -> PreTrainedTokenizerFast:
     )
 
 
-def internvl(folder: Path) -> None:
-    """InternVL2.5 and 3 in transformers' form: tiles of 28 px, each one token."""
+def internvl(folder: Path, **sizes: int) -> None:
+    """InternVL2.5 and 3 in transformers' form: tiles of 28 px, each one token; ``sizes`` are of the language model."""
     tokenizer = tokenizer_of(
         *("<img>", "</img>", "<IMG_CONTEXT>", "<video>"),
         start_image_token="<img>",
@@ -94,7 +94,7 @@ def internvl(folder: Path) -> None:
         vision_config=InternVLVisionConfig(
             hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=64, image_size=28
         ),
-        text_config=Qwen2Config(**text_sizes(tokenizer)),
+        text_config=Qwen2Config(**text_sizes(tokenizer) | sizes),
         image_token_id=tokenizer.convert_tokens_to_ids("<IMG_CONTEXT>"),
         image_seq_length=1,
         tie_word_embeddings=False,
@@ -104,8 +104,9 @@ def internvl(folder: Path) -> None:
 
 @torch.no_grad()
 def speaking_internvl(folder: Path) -> None:
-    """An InternVL that writes words at random, whatever it is asked; with a JSON schema they are captions."""
-    internvl(folder)
+    """An InternVL for vLLM that writes words at random, whatever it is asked; with a JSON schema they are captions."""
+    # vLLM for CPUs has no heads of fewer than 32 numbers.
+    internvl(folder, hidden_size=64, num_attention_heads=2, num_key_value_heads=2)
     model = InternVLForConditionalGeneration.from_pretrained(folder)
     vocabulary = InternVLProcessor.from_pretrained(folder).tokenizer.get_vocab()
     # One number of each hidden state outweighs all others, and the head reads nothing else.
@@ -114,6 +115,7 @@ def speaking_internvl(folder: Path) -> None:
     head[[vocabulary[f"Ġ{word}"] for word in ("red", "tall", "parked", "brick", "car")], 0] = 6.0
     head[vocabulary['"'], 0] = 6.1  # twice as likely as a word
     head[vocabulary["}"], 0] = 3.0  # likelier than blanks after a string, and less likely than a word in it
+    model.generation_config.update(top_k=None, temperature=1.0)
     model.save_pretrained(folder)
 
 

@@ -213,7 +213,7 @@ class Endpoint:
             self._num_sent_at_cooldown = self._num_sent
             self._in_flight.clear()
             if self._num_cooldowns & (self._num_cooldowns - 1) == 0:  # of a long outage the 1st, 2nd, 4th, 8th, ...
-                again = f", the {self._num_cooldowns}th time in a row" if self._num_cooldowns > 2 else ""
+                again = f", {self._num_cooldowns} times in a row" if self._num_cooldowns > 2 else ""
                 _log.warning("%s cools down for %.1f s%s: %s", self.url, cooldown_s, again, failure)
 
 
