@@ -221,11 +221,13 @@ def logit_gap(
     for end, logits in enumerate(generated.logits, 1):
         highest = logits[0].topk(2).values
         gaps.append(float(highest[0] - highest[1]))
+        # Unfinished characters, of one byte or another, are replacement characters.
         so_far = processor.decode(tokens[:end], skip_special_tokens=True).lstrip()
-        if other.startswith(so_far):
-            num_equal = end
-        elif not other.startswith(so_far.rstrip("\N{REPLACEMENT CHARACTER}")):  # stands for bytes of an unfinished one
+        finished = so_far.rstrip("\N{REPLACEMENT CHARACTER}")
+        if not other.startswith(finished):
             break
+        if finished == so_far:
+            num_equal = end
     return min(gaps[num_equal:], default=float("inf"))
 
 

@@ -102,6 +102,7 @@ class AsyncLLM:
         self.asked: list[tuple[Any, SamplingParams, str]] = []
         self.in_flight = self.most_in_flight = 0
         self.is_shut_down = self.is_dead = False
+        self.has_request = asyncio.Event()
         self.made.append(self)
 
     @property
@@ -130,9 +131,12 @@ class AsyncLLM:
         if self.is_dead:
             raise EngineDeadError("EngineCore encountered an issue.\nSee stack trace (above).")
         self.in_flight += 1
+        self.has_request.set()
         self.most_in_flight = max(self.most_in_flight, self.in_flight)
         await asyncio.sleep(0.001)
         self.in_flight -= 1
+        if self.is_shut_down:
+            raise EngineDeadError("EngineCore is shut down")
         said = prompt["prompt"].split("<|im_end|>")[-2].split()[-sampling_params.max_tokens :]
         yield RequestOutput([0] * len(prompt["prompt"]), [CompletionOutput(" ".join(said), [1] * len(said))])
 

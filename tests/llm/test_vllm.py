@@ -132,10 +132,21 @@ class TestVllm:
             with pytest.raises(AnswerError, match=r"unusable_request: vLLM rejects it: (too many|the prompt)"):
                 asyncio.run(model.answer(replace(REQUEST, parts=parts)))
 
-    def test_vllm_close_shuts_down_the_engine(self, folder: Path) -> None:
+    def test_vllm_close_shuts_down_the_engine_and_none_is_started_for_its_requests(self, folder: Path) -> None:
         model, engine = engine_of(folder)
+
+        async def close_with_a_request_in_flight() -> None:
+            answer = asyncio.create_task(model.answer(REQUEST))
+            await engine.has_request.wait()
+            model.close()
+            await answer
+
+        num_made = len(fake_vllm.AsyncLLM.made)
+        with pytest.raises(EngineError, match="is closed"):
+            asyncio.run(close_with_a_request_in_flight())
         model.close()
         assert engine.is_shut_down
+        assert len(fake_vllm.AsyncLLM.made) == num_made
 
     def test_vllm_unusable_checkpoint_is_named(self, folder: Path, tmp_path: Path) -> None:
         with pytest.raises(SettingsError, match="AsyncEngineArgs has no eager"):

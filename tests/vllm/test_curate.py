@@ -24,6 +24,7 @@ pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1700)]
 
 NUM_IMAGES = 8
+NUM_MANY_IMAGES = 60
 PORT = 18472
 URL = f"http://127.0.0.1:{PORT}/v1"
 NUM_CONTEXT_TOKENS = 8192
@@ -63,12 +64,21 @@ def server(checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
         server.kill()
 
 
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("images")
-    for number in range(NUM_IMAGES):
+def draw_images(folder: Path, num_images: int) -> Path:
+    for number in range(num_images):
         Image.fromarray(draw_inputs(number // 4)[number % 4][0]).save(folder / f"{number}.png")
     return folder
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return draw_images(tmp_path_factory.mktemp("images"), NUM_IMAGES)
+
+
+@pytest.fixture(scope="module")
+def many_images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Images that keep a tiny model busy for seconds."""
+    return draw_images(tmp_path_factory.mktemp("many_images"), NUM_MANY_IMAGES)
 
 
 def curate(images: Path, output: Path, *options: str, python: str = LIBRARY_PYTHON) -> list[str]:
@@ -163,6 +173,7 @@ def test_curate_beyond_a_limit_of_the_server_stops_with_its_words(
 
 
 def in_the_actor(checkpoint: Path) -> list[str]:
+    """Options for vLLM in the actor, and one image after another: there is work left when the engine dies."""
     engine = {"enforce_eager": True, "max_num_seqs": 16, "hf_overrides": OVERRIDES}
     return [
         *("--mllm.kind", "vllm", "--mllm.checkpoint", str(checkpoint), "--mllm.dtype", "float32"),
@@ -184,10 +195,10 @@ def kill_engines(run: "subprocess.Popen[bytes]") -> int:
 
 
 def test_curate_by_vllm_in_the_actor_starts_a_killed_engine_again(
-    checkpoint: Path, images: Path, tmp_path: Path
+    checkpoint: Path, many_images: Path, tmp_path: Path
 ) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
-    command = curate(images, output, *in_the_actor(checkpoint), "--images-per-partition", "1", python=sys.executable)
+    command = curate(many_images, output, *in_the_actor(checkpoint), python=sys.executable)
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as run:
         try:
             wait_for_rows(run, output, log)
@@ -198,19 +209,19 @@ def test_curate_by_vllm_in_the_actor_starts_a_killed_engine_again(
             run.kill()
     said = log.read_text()
     assert said.count("It is started again (1 of 3)") == 1
-    assert len(said.splitlines()) < 2000
+    assert said.count("Traceback") <= 1  # vLLM's own log of the engine's death
     found = statuses(output)
-    assert len(before) < len(found) == NUM_IMAGES  # it was killed while there was work left
+    assert len(before) < len(found) == NUM_MANY_IMAGES  # it was killed while there was work left
     captioned = [status for of_image in found.values() for status in of_image]
-    assert len(captioned) >= NUM_IMAGES
+    assert len(captioned) >= NUM_MANY_IMAGES
     assert set(captioned) == {"ok"}
 
 
 def test_curate_by_vllm_in_the_actor_whose_engine_cannot_live_is_a_failed_run(
-    checkpoint: Path, images: Path, tmp_path: Path
+    checkpoint: Path, many_images: Path, tmp_path: Path
 ) -> None:
     output, log = tmp_path / "out", tmp_path / "log"
-    command = curate(images, output, *in_the_actor(checkpoint), "--images-per-partition", "1", python=sys.executable)
+    command = curate(many_images, output, *in_the_actor(checkpoint), python=sys.executable)
     with log.open("wb") as out, subprocess.Popen(command, stdout=out, stderr=subprocess.STDOUT) as run:
         try:
             wait_for_rows(run, output, log)
@@ -223,7 +234,7 @@ def test_curate_by_vllm_in_the_actor_whose_engine_cannot_live_is_a_failed_run(
             run.kill()
     said = log.read_text()
     assert run.returncode == 2
-    (error,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    (error,) = [line for line in said.splitlines() if line.startswith("ureca: ")]
     assert f"vLLM's engine of mllm.checkpoint '{checkpoint}' died" in error
-    assert len(said.splitlines()) < 2000
-    assert len(statuses(output)) < NUM_IMAGES
+    assert said.count("Traceback") <= 1  # vLLM's own log of the engine's death
+    assert len(statuses(output)) < NUM_MANY_IMAGES

@@ -1,7 +1,9 @@
 """vLLM in this process (its ``AsyncLLM``): an engine that survives its crashes, and a chat model on it."""
 
 import asyncio
+import atexit
 import dataclasses
+import gc
 import itertools
 import logging
 import os
@@ -157,6 +159,7 @@ class VllmEngine:
         self._restart = asyncio.Lock()
         self._num_crashes = 0
         self._ids = itertools.count()
+        atexit.register(self.close)  # an actor ends without a last word to its model
 
     async def generate(self, prompt: Mapping[str, Any], **options: Any) -> Any:
         """Generate the answer to a prompt; arguments and errors as in ``stream``.
@@ -200,7 +203,7 @@ class VllmEngine:
 
         Raises:
             AnswerError: ``unusable_request``: vLLM rejects the prompt; ``malformed_answer``: it gave no output.
-            EngineError: the engine died again and again, or could not be started again.
+            EngineError: the engine died again and again, could not be started again, or is closed.
         """
         vllm = self._vllm
         parameters = vllm.sampling_parameters(
@@ -215,6 +218,8 @@ class VllmEngine:
         lora = {} if lora_request is None else {"lora_request": lora_request}
         while True:
             engine, has_output = self._engine, False
+            if engine is None:
+                raise EngineError(f"vLLM's engine of {self._setting} '{self._checkpoint}' is closed")
             try:
                 rendered = await self._render(engine, prompt)
                 request_id = f"ureca-{os.getpid()}-{next(self._ids)}"
@@ -245,8 +250,13 @@ class VllmEngine:
             raise RuntimeError(str(self._crash))
 
     def close(self) -> None:
-        """Shut down the engine and its processes."""
-        self._engine.shutdown()
+        """Shut down the engine and its processes; requests in flight end with an error."""
+        atexit.unregister(self.close)
+        engine, self._engine = self._engine, None
+        if engine is not None:
+            engine.shutdown()
+            del engine
+            gc.collect()  # vLLM's destructor fails where the interpreter has ended
 
     @staticmethod
     async def _render(engine: Any, prompt: Mapping[str, Any]) -> Any:
