@@ -71,14 +71,14 @@ def test_curate_with_components_of_a_plugin_by_name(environment: dict[str, str],
     assert len(list(output.regions())) == 9
     assert all("parts brightness" in (region.short_caption or "") for region in output.regions())
     assert output.run["settings"]["masks"] == {"kind": "columns", "num_columns": 3}
-    assert output.run["settings"]["annotator"] == {"kind": "brightness", "unit": "parts"}
+    assert output.run["settings"]["annotator"] == {"kind": "brightness", "scale": "parts"}
     (first, *_) = output
     assert first["provenance"]["annotator"] == "brightness 1"
 
     # The settings of a plugin are part of the configuration of a run, as all others are.
     changed = run_python(environment, tmp_path, "-m", "ureca.jobs.cli", *shlex.split(command.replace("parts", "bits")))
     assert changed.returncode == 2
-    assert "annotator.unit" in changed.stderr
+    assert "annotator.scale" in changed.stderr
 
 
 def test_help_of_a_plugin_lists_its_settings(environment: dict[str, str], tmp_path: Path) -> None:
@@ -96,9 +96,9 @@ def test_settings_of_a_plugin_come_from_file_environment_and_flags(environment: 
         "settings = CurateSettings.load(['in', 'out', '--config', 'curate.yaml', *sys.argv[1:]])\n"
         "print(pickle.loads(pickle.dumps(settings)) == settings, settings.masks, settings.annotator)\n"
     )
-    with_variable = environment | {"URECA_ANNOTATOR__UNIT": "parts"}
+    with_variable = environment | {"URECA_ANNOTATOR__SCALE": "parts"}
     printed = run_python(with_variable, tmp_path, "-c", code, "--masks.num-columns", "7")
-    assert printed.stdout == "True num_columns=7 kind='columns' unit='parts' kind='brightness'\n", printed.stderr
+    assert printed.stdout == "True num_columns=7 kind='columns' scale='parts' kind='brightness'\n", printed.stderr
 
 
 def test_settings_of_a_module_without_entry_point_reach_another_process(

@@ -88,8 +88,9 @@ on the annotation, null without any; ``listener_choice`` is the region_id that t
 and ``listener_chance`` the probability with which a guess would have been accepted; ``verdict``, of the listener and
 the verification, is unchecked, accepted, self_checked (by the captioner itself) or rejected; ``note`` names the steps
 without a usable answer, ``<stage>:<kind>`` separated by "; ", after which the last caption or verdict stayed;
-``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. All are decided in ``ureca.curation.results``. ``error`` is
-null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are null if the image could not be read.
+``status`` is ok, skipped:<reason> or failed:<stage>:<kind>. ``ureca.curation.results.region_row`` makes a region of
+what the stages decided. ``error`` is null for a good row; ``height`` and ``width`` (pixels, EXIF rotation applied) are
+null if the image could not be read.
 """
 
 CAPTION = pa.struct(

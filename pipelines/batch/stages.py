@@ -22,13 +22,13 @@ from ureca.llm.settings import RayServeConfig
 from ureca.pipelines.batch.actors import Eager
 from ureca.pipelines.batch.arrow import MASKED_IMAGE, masked_image_from_row, masked_image_to_row
 from ureca.pipelines.batch.graph import BatchCommand
+from ureca.pipelines.component_settings import WITH_GIVEN_MASKS
 from ureca.pipelines.settings import ActorResources, BatchSettings
 from ureca.schema import conform
 
 Settings = TypeVar("Settings", bound=BatchSettings)
 
 _IMAGE_COLUMNS = ("image", "bytes", "uri", "path")
-_KINDS_FROM_FILES = {"annotations", "prompts", "regions"}
 _MASKS_COLUMN = "_ureca_masks"
 _GENERATOR_COLUMN = "_ureca_mask_generator"
 _IMAGES_IN_FLIGHT = 16
@@ -46,7 +46,7 @@ def add_row_stages(ds: RayDataset, command: BatchCommand[Settings], settings: Se
         SettingsError: Masks would come from files, or the model from an application that only a command starts.
     """
     kind = getattr(getattr(settings, "masks", None), "kind", None)
-    if kind in _KINDS_FROM_FILES:
+    if kind in WITH_GIVEN_MASKS:
         raise SettingsError(f"masks.kind {kind} reads files; the images of a dataset need a mask generator")
     if isinstance(getattr(settings, "mllm", None), RayServeConfig):
         raise SettingsError("mllm.kind ray_serve: start the application yourself, and use mllm.kind openai")

@@ -30,8 +30,8 @@ class Region:
         verdict_reason: reason given for the verdict; None without one.
         note: steps without a usable answer, ``<stage>:<kind>`` separated by "; ", after which the last caption or
             verdict stayed; None if there are none.
-        status: "ok", "skipped:<reason>" (the region is not to be captioned: small, large, shallow, parent or empty)
-            or "failed:<stage>:<kind>".
+        status: "ok", "skipped:<reason>" (the region is not to be captioned: small, large, shallow, parent, empty, or
+            the kind of an unusable annotation) or "failed:<stage>:<kind>".
     """
 
     image_id: str
