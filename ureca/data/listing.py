@@ -1,8 +1,7 @@
 """Listing of the images of a job and of their annotations: from paths and URIs to a manifest."""
 
 import reprlib
-from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,18 +9,19 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
-import pyarrow.parquet as pq
 
 from ureca.data.coco_annotations import mark_coco_file
 from ureca.data.manifest import MANIFEST, make_manifest, with_left_out
 from ureca.data.paths import (
     ANNOTATION_EXTENSIONS,
     COMPRESSED_EXTENSIONS,
+    IS_URI,
     LIST_EXTENSIONS,
     OTHER_IMAGE_EXTENSIONS,
     SHARD_EXTENSIONS,
     TABLE_EXTENSIONS,
     Sieve,
+    exists,
     first_duplicates,
     folders,
     has_extension,
@@ -32,8 +32,12 @@ from ureca.data.paths import (
     split_options,
     stems,
     walk_matches,
+    with_slashes,
+    without_escapes,
     without_extensions,
+    written_ids,
 )
+from ureca.data.tables import list_tables
 from ureca.data.tars import list_tars
 from ureca.errors import InputError
 from ureca.io import (
@@ -44,7 +48,6 @@ from ureca.io import (
     is_file,
     iter_chunks,
     list_entries,
-    local_name,
     locate,
     sort_names,
     walk_files,
@@ -56,14 +59,7 @@ BESIDE = "beside"
 Ids = Literal["stem", "path"]
 
 _INDEX_IMAGE_EXTENSIONS = ("png", "bmp", "gif", "tif", "tiff")
-_DATA_URL = "data:"
-_IS_URI = r"^[a-zA-Z][a-zA-Z0-9+.-]*://"
 _MAX_LIST_BYTES = 2**30
-_NUM_LOOKED_UP = 64  # of paths with Windows' separators, before it is decided that none is written otherwise
-_ROWS_PER_BATCH = 64  # of a column of text, which may hold whole images
-_IMAGE_COLUMNS = ("image", "bytes", "uri", "path")  # tried in this order
-_ID_COLUMN = "image_id"
-_NUM_THREADS = 16
 
 
 def list_images(
@@ -267,270 +263,31 @@ def _list_lines(location: Location, input: str, ids: Ids, sieve: Sieve) -> pa.Ta
     )
     folder, options = split_options(location.paths(pa.scalar(location.name)))
 
-    def places(lines: Any) -> Any:
+    def to_paths(lines: Any) -> Any:
         found = resolve(lines, folders(folder).as_py(), options.as_py())
         return pc.replace_substring_regex(found, r"/(\./)+", "/")
 
     # Only lines that look unusual are looked up: a file system may need a request for each.
-    lines = _with_slashes(_without_escapes(lines), places, location.only_below)
+    lines = with_slashes(without_escapes(lines), to_paths, location.only_below)
     known = has_extension(split_options(lines)[0], image_extensions() + OTHER_IMAGE_EXTENSIONS)
-    is_uri = pc.match_substring_regex(lines, _IS_URI)
+    is_uri = pc.match_substring_regex(lines, IS_URI)
     for row in np.flatnonzero(pc.invert(pc.or_(known, is_uri)).to_numpy(zero_copy_only=False)).tolist():
         line = lines[row].as_py()
-        if not _exists(places(pa.scalar(line)).as_py(), location.only_below):
+        if not exists(to_paths(pa.scalar(line)).as_py(), location.only_below):
             raise InputError(
                 f"{input}, line {numbers[row]}: {reprlib.repr(line)} is no path of an image: there is no "
                 "such file. A line is one path or URI and nothing else; lines that begin with # are comments"
             )
-    paths = places(lines)
+    paths = to_paths(lines)
     if (pair := first_duplicates(paths, numbers)) is not None:
         raise InputError(
             f"{input}, line {pair[1]}: {reprlib.repr(lines[numbers.index(pair[1]).as_py()].as_py())} is there "
             f"already, in line {pair[0]}: leave one out"
         )
     lines = lines.filter(sieve.keep(lines))
-    paths = places(lines)
+    paths = to_paths(lines)
     uris = split_options(paths)[0]
-    return make_manifest(image_id=stems(uris) if ids == "stem" else _written_ids(lines), uri=uris, path=paths)
-
-
-def _without_escapes(texts: Any) -> Any:
-    """Replace file:// URIs with escaped characters (%20) by the paths that they stand for."""
-    is_escaped = pc.match_substring_regex(texts, r"^file://[^?]*%")
-    if not pc.any(is_escaped).as_py():
-        return texts
-    paths = [
-        (local_name(text) or text) if escaped else text
-        for text, escaped in zip(texts.to_pylist(), is_escaped.to_pylist(), strict=True)
-    ]
-    return pa.array(paths, pa.string())
-
-
-def _with_slashes(texts: Any, places: Callable[[Any], Any], only_below: Sequence[str]) -> Any:
-    """Replace Windows' separators in paths of a list or table, except where a file has the name as it is written."""
-    has_other = pc.and_not(pc.match_substring(texts, "\\"), pc.match_substring_regex(texts, _IS_URI))
-    rows = np.flatnonzero(has_other.to_numpy(zero_copy_only=False))
-    if not rows.size:
-        return texts
-
-    def exists(row: int) -> bool:
-        return _exists(places(texts[row]).as_py(), only_below)
-
-    if any(exists(row) for row in rows[:_NUM_LOOKED_UP].tolist()):
-        as_written = [row for row in rows.tolist() if exists(row)]
-        has_other = pa.array(np.isin(np.arange(len(texts)), np.setdiff1d(rows, as_written)))
-    return pc.if_else(has_other, pc.replace_substring(texts, "\\", "/"), texts)
-
-
-def _exists(path: str, only_below: Sequence[str]) -> bool:
-    if not is_allowed(path, only_below):
-        return True  # not looked up, so that nothing is told about it: it is refused when it is read
-    location = locate(path)
-    try:
-        return bool(location.filesystem.get_file_info(location.name).type != pafs.FileType.NotFound)
-    except OSError:
-        return False
-
-
-def _written_ids(paths: Any) -> Any:
-    """Return the paths of a list or table as ids: without scheme, leading dots and slashes, and extension."""
-    bare = split_options(paths)[0]
-    return without_extensions(pc.replace_substring_regex(bare, r"^([a-zA-Z][a-zA-Z0-9+.-]*://|\.{0,2}/)+", ""))
-
-
-def list_tables(
-    location: Location,
-    names: Any,
-    *,
-    image_column: str | None,
-    id_column: str | None,
-    sieve: Sieve | None = None,
-    prefixes: Sequence[str] | None = None,
-) -> pa.Table:
-    """List the rows of Parquet files, reading only ids and paths, never the images.
-
-    The image column holds the bytes (binary, or Hugging Face's struct of ``bytes`` and ``path``), or text: ``data:``
-    URLs, or paths and URIs, of which relative ones are resolved against the table's folder.
-
-    Args:
-        location: location whose file system holds the files.
-        names: names of the files, Arrow strings.
-        image_column: column with the images; None: the first of ``image``, ``bytes``, ``uri`` and ``path`` in a file.
-        id_column: column with the ids; None: ``image_id``, if a file has it, else the stem of the path, or
-            ``<file stem>-<row>``.
-        sieve: selection of the paths; None: those of macOS and Synology are left out.
-        prefixes: for each file, its path below the input without the extension, which takes the stem's place in ids;
-            paths are then ids as they are written. None: ids are stems.
-
-    Returns:
-        Table of the schema ``MANIFEST``, in the order of the files and their rows.
-
-    Raises:
-        InputError: a file cannot be read, has no such column, or has null paths or ids.
-    """
-
-    sieve = sieve or Sieve()
-
-    def list_one(name: str, prefix: str | None) -> pa.Table:
-        uri = location.uris(pa.scalar(name)).as_py()
-        try:
-            with pq.ParquetFile(location.open(name)) as table:
-                path = location.paths(pa.scalar(name)).as_py()
-                return _list_table(
-                    table,
-                    uri,
-                    path,
-                    image_column=image_column,
-                    id_column=id_column,
-                    sieve=sieve,
-                    prefix=prefix,
-                    only_below=location.only_below,
-                )
-        except (OSError, pa.ArrowException) as error:
-            raise InputError(f"{uri}: the Parquet file cannot be read: {error}") from error
-
-    with ThreadPoolExecutor(_NUM_THREADS) as pool:
-        return pa.concat_tables(
-            [MANIFEST.empty_table(), *pool.map(list_one, names.to_pylist(), prefixes or [None] * len(names))]
-        )
-
-
-def _list_table(
-    table: pq.ParquetFile,
-    uri: str,
-    path: str,
-    *,
-    image_column: str | None,
-    id_column: str | None,
-    sieve: Sieve,
-    prefix: str | None,
-    only_below: Sequence[str],
-) -> pa.Table:
-    image_column = _choose(table, uri, (image_column,) if image_column else _IMAGE_COLUMNS, "--listing.image-column")
-    ids = None
-    if id_column or _ID_COLUMN in table.schema_arrow.names:
-        ids = _read_strings(table, uri, _choose(table, uri, (id_column or _ID_COLUMN,), "--listing.id-column"))
-    type = table.schema_arrow.field(image_column).type
-    rows = pa.array(np.arange(table.metadata.num_rows))
-    numbers = rows.cast(pa.string())
-    row_uris = pc.binary_join_element_wise(uri, numbers, "#row=")
-    row_ids = pc.binary_join_element_wise(stems(pa.scalar(uri)) if prefix is None else prefix, numbers, "-")
-    if pa.types.is_dictionary(type):
-        type = type.value_type
-    if _is_text(type):
-        texts = _read_strings(table, uri, image_column, shorten=True)
-        is_data = pc.starts_with(texts, _DATA_URL)
-        folder, options = split_options(pa.scalar(path))
-
-        def places(texts: Any) -> Any:
-            return resolve(texts, folders(folder).as_py(), options.as_py())
-
-        texts = _with_slashes(_without_escapes(texts), places, only_below)
-        paths = places(texts)
-        uris = split_options(paths)[0]
-        if ids is None:
-            ids = pc.if_else(is_data, row_ids, stems(uris) if prefix is None else _written_ids(texts))
-        manifest = make_manifest(
-            image_id=ids,
-            uri=pc.if_else(is_data, row_uris, uris),
-            path=pc.if_else(is_data, path, paths),
-            column=pc.if_else(is_data, image_column, pa.scalar(None, pa.string())),
-            row=pc.if_else(is_data, rows, pa.scalar(None, pa.int64())),
-        )
-        return manifest.filter(sieve.keep(texts))
-    if pa.types.is_struct(type) and "bytes" in type.names:
-        image_column += ".bytes"
-    elif not (pa.types.is_binary(type) or pa.types.is_large_binary(type) or pa.types.is_binary_view(type)):
-        raise InputError(
-            f"{uri}: the column {image_column!r} is {type}. Name one of bytes, of structs with bytes, or of paths by "
-            "--listing.image-column"
-        )
-    manifest = make_manifest(
-        image_id=row_ids if ids is None else ids,
-        uri=row_uris,
-        path=pa.repeat(path, len(rows)),
-        column=image_column,
-        row=rows,
-    )
-    if pa.types.is_struct(type) and "path" in type.names and _is_text(type.field("path").type):
-        manifest = _with_files(manifest, _paths_without_bytes(table, image_column), uri, path, only_below)
-    return manifest
-
-
-def _is_text(type: pa.DataType) -> bool:
-    return bool(pa.types.is_string(type) or pa.types.is_large_string(type) or pa.types.is_string_view(type))
-
-
-def _paths_without_bytes(table: pq.ParquetFile, column: str) -> list[str | None]:
-    """Return the path of each row of Hugging Face's structs that has no bytes; None: it has bytes, or neither."""
-    found: list[str | None] = []
-    path_column = column.removesuffix("bytes") + "path"
-    for number in range(table.num_row_groups):
-        group = table.metadata.row_group(number)
-        columns = (group.column(place) for place in range(group.num_columns))
-        statistics = next(one.statistics for one in columns if one.path_in_schema == column)
-        if statistics is not None and statistics.has_null_count and not statistics.null_count:
-            found += [None] * group.num_rows
-            continue
-        for batch in table.iter_batches(_ROWS_PER_BATCH, row_groups=[number], columns=[column, path_column]):
-            has_bytes, paths = (pc.struct_field(batch.column(0), name) for name in ("bytes", "path"))
-            found += pc.if_else(has_bytes.is_valid(), pa.scalar(None, paths.type), paths).to_pylist()
-    return found
-
-
-def _with_files(
-    manifest: pa.Table, texts: Sequence[str | None], uri: str, path: str, only_below: Sequence[str]
-) -> pa.Table:
-    """Return a manifest whose rows that have a path are files, relative to the table's folder."""
-    given = pa.array(texts, pa.string())
-    if given.null_count == len(given):
-        return manifest
-    folder, options = split_options(pa.scalar(path))
-
-    def places(texts: Any) -> Any:
-        return resolve(texts, folders(folder).as_py(), options.as_py())
-
-    paths = places(_with_slashes(pc.fill_null(given, ""), places, only_below))
-    is_file = given.is_valid()
-    columns = {"uri": split_options(paths)[0], "path": paths, "column": None, "row": None}
-    for name, values in columns.items():
-        field = MANIFEST.field(name)
-        values = pa.scalar(None, field.type) if values is None else values  # noqa: PLW2901
-        column = pc.if_else(is_file, values, manifest[name])
-        manifest = manifest.set_column(MANIFEST.get_field_index(name), field, column)
-    return manifest
-
-
-def _choose(table: pq.ParquetFile, uri: str, candidates: tuple[str, ...], setting: str) -> str:
-    names = table.schema_arrow.names
-    for name in candidates:
-        if name in names:
-            return name
-    raise InputError(
-        f"{uri}: there is no column {' or '.join(candidates)}; name one of {', '.join(names)} by {setting}"
-    )
-
-
-def _read_strings(table: pq.ParquetFile, uri: str, column: str, *, shorten: bool = False) -> pa.ChunkedArray:
-    """Read a column as text; with ``shorten``, only the beginning of ``data:`` URLs, which hold whole images."""
-    chunks = []
-    for batch in table.iter_batches(batch_size=_ROWS_PER_BATCH if shorten else 65_536, columns=[column]):
-        values = batch.column(0)
-        try:
-            if pa.types.is_dictionary(values.type):
-                values = values.dictionary_decode()
-            values = values.cast(pa.large_string()) if pa.types.is_string_view(values.type) else values
-            if shorten:
-                values = pc.if_else(pc.starts_with(values, _DATA_URL), pa.scalar(_DATA_URL, values.type), values)
-            chunks.append(values.cast(pa.string()))
-        except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-            message = f"{uri}: the column {column!r} of {values.type} does not hold text: {error}"
-            raise InputError(message) from error
-    strings = pa.chunked_array(chunks, pa.string())
-    if strings.null_count:
-        row = pc.index(strings.is_null(), True).as_py()
-        raise InputError(f"{uri}: row {row} has no {column!r}. Fill it or leave the row out")
-    return strings
+    return make_manifest(image_id=stems(uris) if ids == "stem" else written_ids(lines), uri=uris, path=paths)
 
 
 def attach_beside(manifest: pa.Table, only_below: Sequence[str] = ()) -> pa.Table:

@@ -10,15 +10,16 @@ import functools
 import re
 import threading
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
 from ureca.images import optional_extensions
-from ureca.io import Location, is_allowed, list_entries, walk_files
+from ureca.io import Location, is_allowed, list_entries, local_name, locate, walk_files
 
 IMAGE_EXTENSIONS = (
     "jpg",
@@ -39,6 +40,9 @@ IMAGE_EXTENSIONS = (
 OTHER_IMAGE_EXTENSIONS = ("avif", "jp2", "j2k", "jpf", "jpx", "j2c", "heic", "heif", "hif", "jxl", "dng", "svg", "psd")
 """Extensions of images that may need a library, or are not read at all."""
 _MAX_NAMED = 3
+_NUM_LOOKED_UP = 64  # of paths with Windows' separators, before it is decided that none is written otherwise
+IS_URI = r"^[a-zA-Z][a-zA-Z0-9+.-]*://"
+"""Pattern of the beginning of a URI."""
 ANNOTATION_EXTENSIONS = ("json",)
 SHARD_EXTENSIONS = ("tar",)
 TABLE_EXTENSIONS = ("parquet",)
@@ -161,10 +165,61 @@ def resolve(paths: Any, folder: str, options: str) -> Any:
 
 def split_options(paths: Any) -> tuple[Any, Any]:
     """Split URIs from their options (``?region=x``); a local path has none, even with a question mark in its name."""
-    is_uri = pc.match_substring_regex(paths, r"^[a-zA-Z][a-zA-Z0-9+.-]*://")
+    is_uri = pc.match_substring_regex(paths, IS_URI)
     bare = pc.if_else(is_uri, pc.replace_substring_regex(paths, r"(?s)\?.*$", ""), paths)
     options = pc.if_else(is_uri, pc.replace_substring_regex(paths, r"(?s)^[^?]*", ""), "")
     return bare, options
+
+
+def without_escapes(texts: Any) -> Any:
+    """Replace file:// URIs with escaped characters (%20) by the paths that they stand for."""
+    is_escaped = pc.match_substring_regex(texts, r"^file://[^?]*%")
+    if not pc.any(is_escaped).as_py():
+        return texts
+    paths = [
+        (local_name(text) or text) if escaped else text
+        for text, escaped in zip(texts.to_pylist(), is_escaped.to_pylist(), strict=True)
+    ]
+    return pa.array(paths, pa.string())
+
+
+def with_slashes(texts: Any, to_paths: Callable[[Any], Any], only_below: Sequence[str]) -> Any:
+    """Replace Windows' separators in paths of a list or table, except where a file has the name as it is written.
+
+    Args:
+        texts: paths and URIs, Arrow strings.
+        to_paths: function that resolves them against the folder of the list or table.
+        only_below: local folders that may be read; empty: everything.
+    """
+    has_other = pc.and_not(pc.match_substring(texts, "\\"), pc.match_substring_regex(texts, IS_URI))
+    rows = np.flatnonzero(has_other.to_numpy(zero_copy_only=False))
+    if not rows.size:
+        return texts
+
+    def is_as_written(row: int) -> bool:
+        return exists(to_paths(texts[row]).as_py(), only_below)
+
+    if any(is_as_written(row) for row in rows[:_NUM_LOOKED_UP].tolist()):
+        as_written = [row for row in rows.tolist() if is_as_written(row)]
+        has_other = pa.array(np.isin(np.arange(len(texts)), np.setdiff1d(rows, as_written)))
+    return pc.if_else(has_other, pc.replace_substring(texts, "\\", "/"), texts)
+
+
+def exists(path: str, only_below: Sequence[str]) -> bool:
+    """Tell whether a path or URI is that of a file or folder; True for one that may not be looked up."""
+    if not is_allowed(path, only_below):
+        return True  # not looked up, so that nothing is told about it: it is refused when it is read
+    location = locate(path)
+    try:
+        return bool(location.filesystem.get_file_info(location.name).type != pafs.FileType.NotFound)
+    except OSError:
+        return False
+
+
+def written_ids(paths: Any) -> Any:
+    """Return the paths of a list or table as ids: without scheme, leading dots and slashes, and extension."""
+    bare = split_options(paths)[0]
+    return without_extensions(pc.replace_substring_regex(bare, r"^([a-zA-Z][a-zA-Z0-9+.-]*://|\.{0,2}/)+", ""))
 
 
 def first_duplicates(keys: Any, paths: Any) -> tuple[str, str] | None:
