@@ -10,7 +10,7 @@ import struct
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.synchronize import Event
 from threading import Thread
@@ -270,10 +270,3 @@ def _tiff_strips(number: int) -> bytes:
     entries = b"".join(struct.pack("<HHII", tag, *values) for tag, values in sorted(tags.items()))
     places = struct.pack("<I", 8) * number + struct.pack("<I", 1) * number
     return b"II*\0" + struct.pack("<I", 8 + len(places)) + places + struct.pack("<H", len(tags)) + entries + bytes(4)
-
-
-def all_requests() -> Iterator[HostileRequest]:
-    """All hostile requests."""
-    yield from image_bombs()
-    yield from invalid_bodies()
-    yield from poison_parameters()

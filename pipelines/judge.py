@@ -34,11 +34,7 @@ from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.ray_serve_llm import chat_application
 from ureca.pipelines.batch.resources import on_device
 from ureca.pipelines.batch.runner import run_batch
-from ureca.pipelines.evaluate_settings import (
-    EvaluateSettings,
-    ScoringResources,
-    ScoringSettings,
-)
+from ureca.pipelines.evaluate_settings import EvaluateSettings, ScoringResources, ScoringSettings
 from ureca.registry import build_component
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, JUDGED_DATASET
 
@@ -162,7 +158,7 @@ class Scoring:
 
     def _score(self, predictions: Sequence[Prediction] | None, captions: str | None) -> tuple[list[CaptionScores], int]:
         settings = self._settings
-        asked = ScoringSettings(
+        scoring = ScoringSettings(
             input=self._benchmark.output.path,
             output=self._folder,
             captions=captions,
@@ -176,11 +172,10 @@ class Scoring:
             executor=settings.executor,
             resources=ScoringResources(read=settings.resources.read, judge=settings.resources.judge),
         )
-        identity = _identity(asked) | {"said": _digest(predictions)}
-        config_hash = config_hash_of(asked, identity)
-        asked = asked.model_copy(update={"output": below(self._folder, config_hash)})
-        run_batch(JUDGE, asked, identity=identity)
-        return stored_scores(self._benchmark, Output(asked.output, JUDGED_DATASET))
+        identity = _identity(scoring) | {"said": _digest(predictions)}
+        scoring = scoring.model_copy(update={"output": below(self._folder, config_hash_of(scoring, identity))})
+        run_batch(JUDGE, scoring, identity=identity)
+        return stored_scores(self._benchmark, Output(scoring.output, JUDGED_DATASET))
 
 
 def _identity(settings: ScoringSettings) -> dict[str, str]:
@@ -199,11 +194,11 @@ def _digest(predictions: Sequence[Prediction] | None) -> str:
     """Return a digest of captions; None stands for the references of the benchmark."""
     if predictions is None:
         return "references"
-    said = (
+    captions = (
         repr((prediction.image_id, prediction.region_id, prediction.caption, prediction.failure))
         for prediction in predictions
     )
-    return digest(said, num_bytes=8).hex()
+    return digest(captions, num_bytes=8).hex()
 
 
 def _check_engine(settings: ScoringSettings) -> None:

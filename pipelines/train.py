@@ -31,6 +31,7 @@ from ureca.training.token_costs import ProcessorTextTokens, costs_of
 from ureca.training.tracking import check_trackers
 
 _PACKAGES = ("ray", "torch", "deepspeed", "transformers", "peft", "numpy", "pillow")
+_GPU_SIZES_GIB = (24, 40, 80)
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,6 @@ def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text:
     run = RunFolder(settings.run)
     with run.lease(on_plan) as session:
         return _train(settings, run, session, processor, on_plan)
-
-
-_GPU_SIZES_GIB = (24, 40, 80)
 
 
 def _train(

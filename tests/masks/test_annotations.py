@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
+from tests.coco import read_coco_images
 from ureca.errors import AnnotationError
 from ureca.masks.annotations import (
     MAX_ANNOTATION_BYTES,
@@ -24,7 +25,7 @@ from ureca.masks.annotations import (
     whole_number,
     write_annotations,
 )
-from ureca.masks.coco import CocoFile, read_coco_instances
+from ureca.masks.coco import CocoFile
 from ureca.masks.mask import Mask
 
 HEIGHT, WIDTH = 3, 4
@@ -356,7 +357,7 @@ class TestInvalidAnnotations:
             assert error.kind == "malformed"
 
 
-class TestReadCocoInstances:
+class TestCocoImages:
     def write(self, tmp_path: Path, images: list[dict[str, Any]], annotations: list[dict[str, Any]]) -> Path:
         path = tmp_path / "instances.json"
         path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": []}))
@@ -365,19 +366,19 @@ class TestReadCocoInstances:
     def image(self, id: object, height: int = HEIGHT, width: int = WIDTH) -> dict[str, Any]:
         return {"id": id, "height": height, "width": width, "file_name": f"{id}.jpg", "license": 3}
 
-    def test_read_coco_instances_yields_annotated_images_in_file_order(self, tmp_path: Path) -> None:
+    def test_coco_images_yields_annotated_images_in_file_order(self, tmp_path: Path) -> None:
         path = self.write(
             tmp_path,
             [self.image(9), self.image(7), self.image(8)],
             [annotation(id=1, image_id=8), annotation(id=2, image_id=9), annotation(id=3, image_id=8)],
         )
-        read = list(read_coco_instances(path))
+        read = list(read_coco_images(path))
         assert [(one.image_id, one.file_name, [mask.id for mask in one]) for one in read] == [
             (9, "9.jpg", [2]),
             (8, "8.jpg", [1, 3]),
         ]
 
-    def test_read_coco_instances_with_crowd_and_64_bit_id_keeps_them(self, tmp_path: Path) -> None:
+    def test_coco_images_with_crowd_and_64_bit_id_keeps_them(self, tmp_path: Path) -> None:
         crowd = {
             "id": 900100448263,
             "image_id": 1,
@@ -388,15 +389,15 @@ class TestReadCocoInstances:
             "bbox": [1, 0, 1, 2],
         }
         polygon = {"id": 3, "image_id": "1", "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]], "area": 4.0}
-        (read,) = read_coco_instances(self.write(tmp_path, [self.image(1)], [crowd, polygon]))
+        (read,) = read_coco_images(self.write(tmp_path, [self.image(1)], [crowd, polygon]))
         assert read[0].id == 900100448263
         assert read[0].extra == {"iscrowd": 1, "category_id": 1, "image_id": 1}
         np.testing.assert_array_equal(np.flatnonzero(read[0].decode()), [1, 5])
         assert read[1].decode()[:2, :2].all()
         assert read[1].area_px == 4
 
-    def test_read_coco_instances_without_boxes_computes_boxes(self, tmp_path: Path) -> None:
-        (read,) = read_coco_instances(self.write(tmp_path, [self.image(1)], [annotation(image_id=1)]))
+    def test_coco_images_without_boxes_computes_boxes(self, tmp_path: Path) -> None:
+        (read,) = read_coco_images(self.write(tmp_path, [self.image(1)], [annotation(image_id=1)]))
         assert read[0].bbox_xywh == (1, 0, 0, 1)
 
     def test_coco_file_counts_records_of_no_image(self, tmp_path: Path) -> None:
@@ -410,17 +411,17 @@ class TestReadCocoInstances:
             "image without an id": 1,
             "image with the id of another": 1,
         }
-        assert [[mask.id for mask in one] for one in read_coco_instances(path)] == [[7]]
+        assert [[mask.id for mask in one] for one in read_coco_images(path)] == [[7]]
         (mask,) = parse_annotations(file.image_file(1))
         assert (mask.id, mask.area_px) == (7, 2)
 
     @pytest.mark.parametrize("text", ["{}", "[]", '{"images": []}', '{"images": [{"id": 1}', "", '{"images": 3}'])
-    def test_read_coco_instances_of_no_coco_file_raises(self, tmp_path: Path, text: str) -> None:
+    def test_coco_images_of_no_coco_file_raises(self, tmp_path: Path, text: str) -> None:
         (tmp_path / "a.json").write_text(text)
         with pytest.raises(AnnotationError) as caught:
-            list(read_coco_instances(tmp_path / "a.json"))
+            list(read_coco_images(tmp_path / "a.json"))
         assert caught.value.kind == "malformed"
 
-    def test_read_coco_instances_with_one_mask_id_in_two_images_accepts_it(self, tmp_path: Path) -> None:
+    def test_coco_images_with_one_mask_id_in_two_images_accepts_it(self, tmp_path: Path) -> None:
         annotations = [annotation(id=5, image_id=1), annotation(id=5, image_id=2)]
-        assert len(list(read_coco_instances(self.write(tmp_path, [self.image(1), self.image(2)], annotations)))) == 2
+        assert len(list(read_coco_images(self.write(tmp_path, [self.image(1), self.image(2)], annotations)))) == 2

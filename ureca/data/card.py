@@ -10,8 +10,11 @@ from ureca.io import below, locate
 CARD = "README.md"
 _MARK = "<!-- Written by ureca; a file without this line is never replaced. -->"
 
-_SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
-_LARGEST = "n>1M"
+_SIZES = (
+    *((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")),
+    *((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B")),
+    *((10_000_000_000, "1B<n<10B"), (100_000_000_000, "10B<n<100B"), (1_000_000_000_000, "100B<n<1T")),
+)
 
 _TEXT = """\
 ---
@@ -68,7 +71,7 @@ def write_card(output: Output, command: str, report: PartitionReport) -> None:
         return
     text = _TEXT.format(
         dataset=output.dataset.name,
-        size=next((name for limit, name in _SIZES if report.num_images < limit), _LARGEST),
+        size=size_category(report.num_images),
         mark=_MARK,
         title=json.dumps(output.path.partition("?")[0].rstrip("/").rpartition("/")[2], ensure_ascii=False)[1:-1],
         num_images=report.num_images,
@@ -78,6 +81,11 @@ def write_card(output: Output, command: str, report: PartitionReport) -> None:
         version=__version__,
     )
     io.write_bytes(output.filesystem, locate(below(output.path, CARD)).name, text.encode())
+
+
+def size_category(num_rows: int) -> str:
+    """Return the size of a dataset as the Hugging Face Hub names it, such as ``1K<n<10K``."""
+    return next((name for limit, name in _SIZES if num_rows < limit), "n>1T")
 
 
 def is_replaceable(output: Output) -> bool:

@@ -147,6 +147,12 @@ class Corrections:
             )
 
 
+def counted_actions(counts: Mapping[str, int]) -> str:
+    """Return numbers of corrections by action as text, such as "2 accepted, 1 captions corrected"."""
+    names = {"correct": "captions corrected", "accept": "accepted", "reject": "rejected"}
+    return ", ".join(f"{count} {names[action]}" for action, count in sorted(counts.items()))
+
+
 def read_journal(path: str) -> Iterator[Correction]:
     """Yield the corrections of an output folder in the order of their decisions, also repeated ones of a region.
 

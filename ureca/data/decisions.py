@@ -10,7 +10,7 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from ureca.data.corrections import Correction, Corrections, Journal, read_journal
+from ureca.data.corrections import Correction, Corrections, Journal, counted_actions, read_journal
 from ureca.data.output import Output
 from ureca.errors import InputError, OutputError
 from ureca.io import locate
@@ -109,9 +109,7 @@ class ImportReport:
 
     def summary(self) -> str:
         """Return a readable summary."""
-        actions = {"correct": "captions corrected", "accept": "accepted", "reject": "rejected"}
-        written = ", ".join(f"{count} {actions[action]}" for action, count in sorted(self.written.items()))
-        lines = [written or "no new decision", f"without a decision: {self.num_unchanged}"]
+        lines = [counted_actions(self.written) or "no new decision", f"without a decision: {self.num_unchanged}"]
         if self.num_known:
             lines.append(f"already in the journal: {self.num_known}")
         lines += [f"left out: {count}, {reason}" for reason, count in self.left_out.most_common()]

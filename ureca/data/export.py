@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ureca import __version__
-from ureca.data.corrections import Corrections
+from ureca.data.corrections import Corrections, counted_actions
 from ureca.data.output import Output
 from ureca.data.questions import paraphrase
 from ureca.errors import OutputError
@@ -149,9 +149,7 @@ class ExportReport:
 
         lines = [f"{counted(self.num_regions, 'region')} of {counted(self.num_images, 'image')} written"]
         if self.corrections:
-            actions = {"correct": "captions corrected", "accept": "accepted", "reject": "rejected"}
-            counts = ", ".join(f"{count} {actions[action]}" for action, count in sorted(self.corrections.items()))
-            lines.append(f"corrections by people: {counts}")
+            lines.append(f"corrections by people: {counted_actions(self.corrections)}")
         for reason, count in self.left_out.most_common():
             lines.append(f"{counted(count, 'region')} left out: {reason}")
         for reason, count in self.failed_images.most_common():

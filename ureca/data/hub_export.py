@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from ureca import __version__
+from ureca.data.card import size_category
 from ureca.data.corrections import Corrections
 from ureca.data.export import ExportReport
 from ureca.data.output import Output
@@ -309,10 +310,6 @@ class _Figures:
         """Write the dataset card, README.md."""
         run = output.run()
         words, areas = np.array(self._num_words), np.array(self._areas)
-        size = next(
-            (name for bound, name in _SIZES if self.num_images < bound),
-            "n>1T",
-        )
         rows = {
             "images": f"{self.num_images}",
             "captioned regions": f"{self.num_regions}",
@@ -326,13 +323,8 @@ class _Figures:
         }
         table = "\n".join(f"| {name} | {value.replace('|', ' ')} |" for name, value in rows.items())
         left_out = "\n".join(f"- {line}" for line in report.summary().split("\n")[1:]) or "- nothing"
-        return _CARD.format(size=size, table=table, left_out=left_out)
+        return _CARD.format(size=size_category(self.num_images), table=table, left_out=left_out)
 
-
-_SIZES = (
-    *((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M")),
-    *((10_000_000, "1M<n<10M"), (100_000_000, "10M<n<100M"), (1_000_000_000, "100M<n<1B")),
-)
 
 _CARD = """---
 # license: to be filled in by the publisher; see the section on licences

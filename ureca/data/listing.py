@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.fs as pafs
 
+from ureca.content import decode_text, iter_chunks
 from ureca.data.coco_annotations import mark_coco_file
 from ureca.data.manifest import MANIFEST, make_manifest, with_left_out
 from ureca.data.paths import (
@@ -40,18 +41,7 @@ from ureca.data.paths import (
 from ureca.data.tables import list_tables
 from ureca.data.tars import list_tars
 from ureca.errors import InputError
-from ureca.io import (
-    OUTSIDE,
-    Location,
-    decode_text,
-    is_allowed,
-    is_file,
-    iter_chunks,
-    list_entries,
-    locate,
-    sort_names,
-    walk_files,
-)
+from ureca.io import OUTSIDE, Location, is_allowed, is_file, list_entries, locate, sort_names, walk_files
 
 BESIDE = "beside"
 """Value of ``annotations`` for files beside the images."""

@@ -204,8 +204,8 @@ class Output:
             # Places within one array of what was there, then of what is there now.
             chosen = pc.if_else(places.is_valid(), pc.add(places, len(images)), pa.array(np.arange(len(images))))
             columns = [
-                pa.ListArray.from_arrays(offsets, pa.concat_arrays([then, now]).take(chosen))
-                for then, now in ((images, now_images), (_states(partitions), now_states))
+                pa.ListArray.from_arrays(offsets, pa.concat_arrays([held, listed]).take(chosen))
+                for held, listed in ((images, now_images), (_states(partitions), now_states))
             ]
             updated = pa.table([partitions["partition"], columns[0]], schema=PARTITIONS).append_column(
                 _STATES, columns[1]

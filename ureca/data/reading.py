@@ -9,10 +9,11 @@ import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from ureca.content import decode_data_url
 from ureca.data.manifest import ManifestEntry
 from ureca.errors import DataError, InputError
 from ureca.image_limits import ImageLimits
-from ureca.io import OUTSIDE, decode_data_url, is_allowed, locate
+from ureca.io import OUTSIDE, is_allowed, locate
 
 _ROWS_PER_BATCH = 16  # number of rows decoded at a time
 _BUFFER_BYTES = 1 << 20  # read ahead in a column, instead of the whole column of a row group

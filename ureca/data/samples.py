@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import BaseModel, Field, ValidationError, field_validator
 
+from ureca.content import open_lines
 from ureca.data.coco_annotations import attach_coco_file
 from ureca.data.corrections import CORRECTIONS, Corrections
 from ureca.data.export import ExportReport
@@ -26,7 +27,7 @@ from ureca.data.output import Output
 from ureca.data.reading import FileReader
 from ureca.data.settings import JsonlSource, RegionsSource
 from ureca.errors import AnnotationError, DataError, InputError
-from ureca.io import is_file, locate, open_lines
+from ureca.io import is_file, locate
 from ureca.masks.annotations import (
     MAX_ANNOTATION_BYTES,
     NO_SIZE,
@@ -142,7 +143,8 @@ def checked(image_id: str, region: TrainingRegion, *, area_px: int) -> TrainingR
     return region
 
 
-_COLUMNS = {"unique": "caption", "short": "short_caption", "detailed": "detailed_caption"}
+CAPTION_COLUMNS = {"unique": "caption", "short": "short_caption", "detailed": "detailed_caption"}
+"""Columns of a regions dataset by the captions that settings name."""
 
 
 class RegionsDataset:
@@ -157,7 +159,7 @@ class RegionsDataset:
     def __init__(self, settings: RegionsSource) -> None:
         self.report = ExportReport(include_rejected=settings.include_rejected)
         self._output = Output(settings.path)
-        self._column = _COLUMNS[settings.caption]
+        self._column = CAPTION_COLUMNS[settings.caption]
 
     def files(self) -> list[str]:
         """Return the stored manifests, the files of the partitions, and the journal of corrections if there is one."""

@@ -17,6 +17,7 @@ from ureca.curation.rule_based.colours import FAMILIES, fits_colour, measure_col
 from ureca.devices import torch_device
 from ureca.errors import SettingsError
 from ureca.evaluation.settings import COLOUR_WORDS, DualEncoderSettings
+from ureca.memory import first_line
 
 if TYPE_CHECKING:
     import torch
@@ -225,9 +226,5 @@ def _loading_errors(checkpoint: str, companion: str) -> Iterator[None]:
     except (OSError, ValueError, SafetensorError, UnpicklingError, ImportError) as error:
         raise SettingsError(
             f"checkpoint '{checkpoint}' cannot be loaded: it must be a folder, or the name of a model on the hub, that "
-            f"transformers' AutoModel and {companion} read ({_first_line(error)})"
+            f"transformers' AutoModel and {companion} read ({first_line(error)})"
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

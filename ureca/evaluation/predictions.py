@@ -10,11 +10,11 @@ from typing import Any
 from pydantic import AliasChoices, BaseModel, Field, ValidationError, model_validator
 
 from ureca.captioning.images import failed_caption, finished_caption
+from ureca.content import open_lines
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
-from ureca.io import open_lines
 from ureca.schema import CAPTIONS_DATASET
 
 

@@ -15,9 +15,9 @@ from typing import Any, overload
 import numpy as np
 from pydantic_core import from_json
 
+from ureca.content import decode_data_url, decode_text, decompressed
 from ureca.errors import AnnotationError, ImageError
 from ureca.image_limits import ImageLimits
-from ureca.io import decode_data_url, decode_text, decompressed
 from ureca.masks import rle as rle_codec
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.mask import Mask

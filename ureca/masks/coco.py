@@ -11,8 +11,9 @@ from typing import IO, Any, Self
 
 import numpy as np
 
+from ureca.content import iter_chunks
 from ureca.errors import AnnotationError
-from ureca.io import iter_chunks, locate
+from ureca.io import locate
 from ureca.masks.annotations import (
     MAX_MASKS,
     Annotations,
@@ -184,21 +185,6 @@ class _Places(Mapping[int | str, Sequence[tuple[int, int]]]):
 
     def __len__(self) -> int:
         return len(self._codes)
-
-
-def read_coco_instances(path: str | Path) -> Iterator[Annotations]:
-    """Read a COCO instances JSON file, yielding the annotations of each image that has any, in the file's order.
-
-    Annotations of images that the file does not list are left out; see ``CocoFile.left_out``.
-
-    Raises:
-        AnnotationError: the file is malformed as a whole, or an image has more than 4096 annotations.
-        OSError: the file cannot be read.
-    """
-    for _, annotations in coco_images(path):
-        if isinstance(annotations, AnnotationError):
-            raise annotations
-        yield annotations
 
 
 def coco_images(

@@ -324,14 +324,14 @@ def _s(seconds: float) -> str:
 
 
 def _count(number: float) -> str:
-    for partition, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if number >= partition:
-            return f"{number / partition:.3g} {name}"
+    for factor, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if number >= factor:
+            return f"{number / factor:.3g} {name}"
     return f"{number:.0f}"
 
 
 def _bytes(number: float) -> str:
-    for partition, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
-        if number >= partition:
-            return f"{number / partition:.1f} {name}"
+    for factor, name in ((2**40, "TiB"), (2**30, "GiB"), (2**20, "MiB")):
+        if number >= factor:
+            return f"{number / factor:.1f} {name}"
     return f"{number / 2**10:.1f} KiB"

@@ -150,18 +150,13 @@ def duration(seconds: float) -> str:
 
 def _batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
     sizes = output.partition_sizes()
-    written = _written_at(output)
-    if quick:
-        return _status_of_partitions(
-            output, run, sizes, written=written, num_total=sum(sizes.values()), report=None, now_s=now_s
-        )
-    damaged = output.damaged_parts()
-    written = {partition: at for partition, at in written.items() if partition not in damaged}
-    report = output.report(written)
+    damaged = {} if quick else output.damaged_parts()
+    written = {partition: at for partition, at in _written_at(output).items() if partition not in damaged}
+    report = None if quick else output.report(written)
     status = _status_of_partitions(
         output, run, sizes, written=written, num_total=sum(sizes.values()), report=report, now_s=now_s
     )
-    return status.model_copy(update={"damaged": list(damaged.values())})
+    return status if quick else status.model_copy(update={"damaged": list(damaged.values())})
 
 
 def _evaluation_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:

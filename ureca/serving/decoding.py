@@ -4,11 +4,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from ureca.content import decode_data_url
 from ureca.errors import ImageError
 from ureca.image_limits import ImageLimits
 from ureca.image_structure import read_structure
 from ureca.images import Pixels, decode_layers, stored_frame
-from ureca.io import decode_data_url
 from ureca.masks import rle as rle_codec
 from ureca.masks.frames import stored_size, turned_rle
 from ureca.masks.mask import Mask

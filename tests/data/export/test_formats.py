@@ -13,12 +13,12 @@ from hypothesis.extra.numpy import arrays
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
+from tests.coco import read_coco_images
 from tests.data.export.conftest import HEIGHT, WIDTH, make_region, make_row
 from ureca.data.export import FLAT, ExportReport, export_coco, export_jsonl, export_parquet
 from ureca.data.questions import DETAILED_QUESTIONS, SHORT_QUESTIONS, paraphrase
 from ureca.errors import OutputError
 from ureca.masks.annotations import read_annotations
-from ureca.masks.coco import read_coco_instances
 from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle, decode
 
@@ -147,9 +147,9 @@ def test_export_coco_has_a_category_that_other_tools_find(rows: Rows, tmp_path: 
 def test_export_coco_read_again_gives_the_masks(rows: Rows, tmp_path: Path) -> None:
     rows[0]["regions"][0]["category"] = "sheep"
     export_coco(rows, tmp_path / "instances.json", ExportReport())
-    first = next(read_coco_instances(tmp_path / "instances.json"))
+    first = next(read_coco_images(tmp_path / "instances.json"))
     assert [mask.category for mask in first] == ["sheep", *["region"] * (len(first) - 1)]
-    for image, row in zip(read_coco_instances(tmp_path / "instances.json"), (rows[0], rows[3]), strict=True):
+    for image, row in zip(read_coco_images(tmp_path / "instances.json"), (rows[0], rows[3]), strict=True):
         regions = [region for region in row["regions"] if region["status"] == "ok" and region["verdict"] != "rejected"]
         assert [mask.rle["counts"] for mask in image] == [region["rle"] for region in regions]
         assert [mask.extra["caption"] for mask in image] == [region["caption"] for region in regions]
@@ -177,7 +177,7 @@ def test_export_coco_of_any_masks_read_again_by_pycocotools_and_here_gives_them(
         path = Path(folder, "instances.json")
         export_coco(made, path, ExportReport())
         coco = COCO(str(path))
-        imported = list(read_coco_instances(path))
+        imported = list(read_coco_images(path))
     for number, masks in enumerate(images, start=1):
         annotations = coco.loadAnns(coco.getAnnIds(imgIds=[number], catIds=[1]))
         assert [each["caption"] for each in annotations] == [caption] * len(masks)

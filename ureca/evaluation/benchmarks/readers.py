@@ -8,7 +8,7 @@ from typing import Any
 
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
-from ureca.data.samples import BadSample, JsonlFile, TrainingImage
+from ureca.data.samples import CAPTION_COLUMNS, BadSample, JsonlFile, TrainingImage
 from ureca.data.settings import JSONL_SUFFIXES, JsonlOptions, JsonlSource
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.base import (
@@ -28,8 +28,6 @@ from ureca.masks.mask import Mask
 from ureca.masks.rle import Rle, area_px, inclusive_box_xywh
 from ureca.masks.tree import MaskTree
 from ureca.schema import REGIONS_DATASET
-
-_COLUMNS = {"unique": "caption", "short": "short_caption", "detailed": "detailed_caption"}
 
 
 def open_benchmark(path: str, settings: BenchmarkSettings) -> Benchmark:
@@ -66,7 +64,7 @@ class RegionsReader:
     """
 
     def __init__(self, path: str, settings: RegionsBenchmarkSettings) -> None:
-        self._column = _COLUMNS[settings.references]
+        self._column = CAPTION_COLUMNS[settings.references]
         self._include_rejected = settings.include_rejected
         self._output = Output.of_run(path)
         command = self._output.run().get("command")

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import BaseModel, Field, StrictInt, ValidationError
 
+from ureca.content import decode_text, iter_chunks
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry, entries_at, rows_of_images
 from ureca.errors import InputError
@@ -18,7 +19,7 @@ from ureca.evaluation.benchmarks.base import (
     clean_references,
 )
 from ureca.evaluation.settings import VisualGenomeSettings
-from ureca.io import decode_text, iter_chunks, locate
+from ureca.io import locate
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.rle import area_px, encode_box
 
