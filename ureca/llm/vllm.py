@@ -272,6 +272,8 @@ class VllmEngine:
         async with self._restart:
             if self._engine is not dead:
                 return
+            if self._crash is not None:
+                raise self._crash from error
             self._num_crashes += 1
             cause = f"vLLM's engine of {self._setting} '{self._checkpoint}' died: {_first_line(error)}"
             if self._num_crashes > self._max_restarts:
