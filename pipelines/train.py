@@ -138,6 +138,7 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
                 num_workers=num_workers,
+                elastic_resize_monitor_interval_s=resources.resize_interval_s,
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
             ),

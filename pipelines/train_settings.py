@@ -2,7 +2,7 @@
 
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveInt, model_validator
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, PositiveFloat, PositiveInt, model_validator
 from pydantic_settings import CliPositionalArg, SettingsConfigDict
 
 from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings, Metavar
@@ -56,7 +56,9 @@ class CheckpointSettings(BaseModel):
 
     every_steps: PositiveInt = Field(default=200, description="steps between checkpoints")
     keep: PositiveInt = Field(default=2, description="number of newest checkpoints to keep")
-    export: bool = Field(default=False, description="also write RUN/model at each checkpoint, not only at the end")
+    export: bool = Field(
+        default=False, description="also write RUN/model at each checkpoint, in the background, and not only at the end"
+    )
 
 
 class ValidationSettings(BaseModel):
@@ -90,6 +92,11 @@ class TrainResources(BaseModel):
         description="fewest workers that the training goes on with while machines are missing; it returns to "
         "resources.workers when they are back, and a step has the same samples with any number; "
         "None: it waits for all workers",
+    )
+    resize_interval_s: Annotated[PositiveFloat, MAY_CHANGE] = Field(
+        default=60.0,
+        description="seconds between looks for machines that are back, with resources.min_workers; a change of the "
+        "number of workers repeats the steps since the last checkpoint",
     )
     gpus_per_worker: Annotated[NonNegativeInt, MAY_CHANGE, ESSENTIAL] = Field(
         default=0, description="GPUs of each worker; 0: train on the CPU", le=1

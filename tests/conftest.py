@@ -1,11 +1,16 @@
 """What tests of several folders need."""
 
+import os
 import shutil
 import signal
 from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
+
+# Before PyTorch is loaded, here and in the processes of tests: several threads on the small tensors of tests cost more
+# than they save, and on a machine with other work they wait for each other without end.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # How long an example takes says more of the machine than of the code.
 settings.register_profile("ureca", deadline=None)

@@ -5,10 +5,13 @@ the disk and renamed, and an object store shows an object once its upload is com
 """
 
 import contextlib
+import ctypes
 import errno
+import glob
 import os
 import re
 import shutil
+import sys
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +31,7 @@ from ureca.errors import InputError, OutputError
 
 _URI = re.compile(r"(?P<root>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/*(?P<name>[^?]*)(?P<options>\?.*)?", re.DOTALL)
 _TEMPORARY = ".tmp-"
+_WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _PARQUET_MAGIC = b"PAR1"
 _NAMES_PER_CHUNK = 65_536  # Python strings held at a time while a folder is listed
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
@@ -309,9 +313,7 @@ def _replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
                 _flush(folder)
             if temporary.is_file():
                 _flush(temporary)
-        if path.is_dir():  # a folder cannot be renamed over another one
-            path.replace(replaced)
-        temporary.replace(path)
+        _replace(path, temporary, replaced)
         if durable:
             _flush(path.parent)
     except BaseException:
@@ -325,6 +327,31 @@ def _replacing(path: Path, *, durable: bool = True) -> Iterator[Path]:
             else:
                 with contextlib.suppress(OSError):  # it may not exist; another error is under way
                     leftover.unlink()
+
+
+def _replace(path: Path, temporary: Path, replaced: Path) -> None:
+    """Rename ``temporary`` to ``path``; a folder that is there gets the name ``temporary`` or ``replaced``."""
+    if path.is_dir():  # a folder cannot be renamed over another one
+        # Linux can exchange two names at once on most of its file systems.
+        exchange = getattr(ctypes.CDLL(None), "renameat2", None) if sys.platform == "linux" else None
+        names = os.fsencode(temporary), os.fsencode(path)
+        if exchange and not exchange(_WORKING_FOLDER, names[0], _WORKING_FOLDER, names[1], _EXCHANGE):
+            return
+        path.replace(replaced)
+    temporary.replace(path)
+
+
+def clean_replaced_folder(path: Path) -> None:
+    """Remove what a process that was killed in `replacing_folder` has left beside a folder, which nobody else writes.
+
+    A former content that was moved away and has no successor comes back.
+    """
+    for leftover in sorted(path.parent.glob(f"{_TEMPORARY}*-{glob.escape(path.name[-40:])}.old")):
+        if not path.exists():
+            leftover.replace(path)
+    for pattern in ("", ".old"):
+        for leftover in path.parent.glob(f"{_TEMPORARY}*-{glob.escape(path.name[-40:])}{pattern}"):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _flush(path: str | Path) -> None:
@@ -365,7 +392,8 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
 def replacing_folder(path: Path, *, overwrite: bool) -> Iterator[Path]:
     """Yield an empty temporary folder to fill, which replaces ``path`` when the block succeeds.
 
-    After an exception, ``path`` is unchanged; a crash can leave it missing, but never half written.
+    After an exception, ``path`` is unchanged. A crash leaves the old folder or the new one, and where the file system
+    cannot exchange names, it may leave none, but never half of one; see `clean_replaced_folder`.
 
     Raises:
         OutputError: ``path`` is not empty and ``overwrite`` is not set, or it is a file.

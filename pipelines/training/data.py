@@ -1,10 +1,14 @@
 """Packed micro-batches of one rank, in order, prepared by Ray Data ahead of the steps that use them."""
 
 import json
-from collections.abc import Iterator
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import cast
+from types import TracebackType
+from typing import Generic, Self, TypeVar, cast
 
 import pyarrow as pa
 import ray
@@ -15,6 +19,9 @@ from ureca.data.samples import BadSample
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.training.packing import MicroBatchPacker, PackedMicroBatch
 from ureca.training.settings import AugmentationSettings
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
 
 PACKED = pa.schema(
     [
@@ -32,6 +39,7 @@ PACKED = pa.schema(
 """Schema of packed micro-batches between actors and worker; ``number`` counts those of a rank from the run's start."""
 
 _ROWS_PER_BLOCK = 4  # each block costs the worker about 20 ms, independent of its size
+_LONGEST_JOIN_S = 5.0
 _MAX_BLOCKS = 20_000
 """Blocks of a data graph, of which each costs the driver some memory; a graph takes seconds to start."""
 
@@ -87,7 +95,7 @@ class PackingActor:
         return pa.Table.from_pylist(rows, schema=PACKED)
 
 
-def packed_micro_batches(task: PackingTask, first: int, end: int) -> Iterator[PackedMicroBatch]:
+def packed_micro_batches(task: PackingTask, first: int, end: int) -> Generator[PackedMicroBatch, None, None]:
     """Yield a rank's micro-batches with numbers in [first, end), in order; to be called in that rank's worker.
 
     The iterator keeps no state: a resumed run creates another one at its position. A data graph has a bounded number of
@@ -128,3 +136,69 @@ def _packed_by_one_graph(task: PackingTask, first: int, end: int) -> Iterator[Pa
             values["image_ids"] = tuple(row["image_ids"])
             values["bad_samples"] = tuple(BadSample(**bad) for bad in json.loads(row["bad_samples"]))
             yield PackedMicroBatch(**values)
+
+
+class Prefetched(Generic[Item, Prepared]):
+    """Iterator and context manager over items that a thread of its own takes and prepares, in order.
+
+    A bounded number of prepared items waits. An error of the items or of the preparation is raised in place of the item
+    that it prevents. The end of the block, or an error in it, ends the thread.
+
+    Args:
+        items: used, and closed in the end, by the thread alone.
+        prepare: converts an item.
+        ahead: most prepared items that wait, at least 1.
+    """
+
+    def __init__(self, items: Generator[Item, None, None], prepare: Callable[[Item], Prepared], ahead: int) -> None:
+        self._items, self._prepare, self._ahead = items, prepare, ahead
+        self._changed = threading.Condition()
+        self._waiting: deque[Prepared] = deque()
+        self._error: BaseException | None = None
+        self._has_ended = self._is_closed = False
+        self._thread = threading.Thread(target=self._fill, name="prefetch", daemon=True)
+        self._thread.start()
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> Prepared:
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._has_ended)
+            if self._waiting:
+                self._changed.notify_all()
+                return self._waiting.popleft()
+        if self._error is not None:
+            raise self._error
+        raise StopIteration
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, type: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        with self._changed:
+            self._is_closed = True
+            self._waiting.clear()
+            self._changed.notify_all()
+        # The thread may be waiting for an item of a cluster in trouble: a failure must not wait for it, too.
+        self._thread.join(timeout=None if value is None else _LONGEST_JOIN_S)
+
+    def _fill(self) -> None:
+        try:
+            with closing(self._items) as items:
+                for item in items:
+                    prepared = self._prepare(item)
+                    with self._changed:
+                        self._changed.wait_for(lambda: len(self._waiting) < self._ahead or self._is_closed)
+                        if self._is_closed:
+                            break
+                        self._waiting.append(prepared)
+                        self._changed.notify_all()
+        except BaseException as error:
+            self._error = error
+        finally:
+            with self._changed:
+                self._has_ended = True
+                self._changed.notify_all()

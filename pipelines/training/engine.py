@@ -5,8 +5,9 @@ import logging
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -15,12 +16,13 @@ import torch.distributed as dist
 from torch import nn
 
 from ureca.errors import OutputError, UrecaError
+from ureca.model.checkpoints import WeightSharding
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.portable_state import load_portable_state, save_portable_state
 from ureca.training.feature_cache import FeatureCache
-from ureca.training.packing import PackedBatch, PackedMicroBatch, from_bytes
-from ureca.training.phases import build_optimizer, learning_rate_scale
+from ureca.training.packing import HostBatch, PackedBatch, PackedMicroBatch
+from ureca.training.phases import build_optimizer, learning_rate_scale, whole_shape
 
 _TAG = "shards"
 
@@ -47,9 +49,22 @@ class StepMetrics:
     seconds: dict[str, float]
 
 
+@dataclass(frozen=True, eq=False)
+class ReadMicroBatch:
+    """A micro-batch in the host's memory, ready to be copied to the device.
+
+    Attributes:
+        packed: its counts, without data.
+        batch: the deserialized batch.
+    """
+
+    packed: PackedMicroBatch
+    batch: HostBatch
+
+
 def run_step(
     step: int,
-    micro_batches: Sequence[PackedMicroBatch],
+    micro_batches: Sequence[ReadMicroBatch],
     data_wait_s: float,
     *,
     engine: "TrainingEngine",
@@ -60,7 +75,7 @@ def run_step(
 
     Args:
         step: step of the run, for messages.
-        micro_batches: micro-batches of this rank.
+        micro_batches: micro-batches of this rank, from ``inputs.read``.
         data_wait_s: seconds that this rank waited for them.
         engine: the engine that trains.
         inputs: loader of the module's inputs.
@@ -70,23 +85,25 @@ def run_step(
         UrecaError: the loss or the gradient is not finite; on all ranks alike.
     """
     learning_rate = engine.learning_rate
+    packed_batches = [micro_batch.packed for micro_batch in micro_batches]
     counts = sum_counts(
         {
-            "answer_tokens": sum(packed.num_answer_tokens for packed in micro_batches),
-            "tokens": sum(packed.num_tokens for packed in micro_batches if packed.weight),
-            "padding_tokens": sum(packed.num_tokens for packed in micro_batches if not packed.weight),
-            "regions": sum(packed.num_regions for packed in micro_batches),
-            "images": sum(len(packed.image_ids) for packed in micro_batches),
-            "bad_samples": sum(len(packed.bad_samples) for packed in micro_batches),
-            "samples": sum(packed.samples for packed in micro_batches) % 2**64,
+            "answer_tokens": sum(packed.num_answer_tokens for packed in packed_batches),
+            "tokens": sum(packed.num_tokens for packed in packed_batches if packed.weight),
+            "padding_tokens": sum(packed.num_tokens for packed in packed_batches if not packed.weight),
+            "regions": sum(packed.num_regions for packed in packed_batches),
+            "images": sum(len(packed.image_ids) for packed in packed_batches),
+            "bad_samples": sum(len(packed.bad_samples) for packed in packed_batches),
+            "samples": sum(packed.samples for packed in packed_batches) % 2**64,
         },
         device,
     )
     started = time.perf_counter()
     optimizer_s = 0.0
     losses = []
-    for packed in micro_batches:
-        loss = engine.forward_backward(inputs.load(packed), packed.weight, counts["answer_tokens"])
+    for micro_batch in micro_batches:
+        inputs_of_loss = inputs.load(micro_batch)
+        loss = engine.forward_backward(inputs_of_loss, micro_batch.packed.weight, counts["answer_tokens"])
         losses.append(loss.item())
         backward_ended = time.perf_counter()
         engine.step()
@@ -103,7 +120,7 @@ def run_step(
         device,
     )
     gradient_norm = engine.gradient_norm
-    _check_finite(step, sums["loss"], gradient_norm, losses, micro_batches)
+    _check_finite(step, sums["loss"], gradient_norm, losses, packed_batches)
     return StepMetrics(
         loss=sums["loss"] / max(1, counts["answer_tokens"]),
         gradient_norm=gradient_norm,
@@ -134,7 +151,7 @@ def _check_finite(
 
 
 class InputLoader:
-    """Loads the inputs of `PackedLoss`.
+    """Prepares the inputs of `PackedLoss`: `read` in the host's memory, on any thread, and `load` on the device.
 
     Args:
         image_processor: image processor of the model.
@@ -145,9 +162,14 @@ class InputLoader:
     def __init__(self, image_processor: UrecaImageProcessor, device: torch.device, cache: FeatureCache | None) -> None:
         self._image_processor, self._device, self._cache = image_processor, device, cache
 
-    def load(self, packed: PackedMicroBatch) -> tuple[PackedBatch, torch.Tensor | None]:
-        """Deserialize a micro-batch to the arguments of `PackedLoss`, on the device."""
-        batch = from_bytes(packed.data, self._image_processor, self._device)
+    def read(self, packed: PackedMicroBatch) -> ReadMicroBatch:
+        """Deserialize a micro-batch in the host's memory, which is page-locked if the device is a GPU."""
+        batch = HostBatch.read(packed.data, pin=self._device.type == "cuda")
+        return ReadMicroBatch(replace(packed, data=b""), batch)
+
+    def load(self, micro_batch: ReadMicroBatch) -> tuple[PackedBatch, torch.Tensor | None]:
+        """Copy a micro-batch to the device, and convert it there to the arguments of `PackedLoss`."""
+        batch = micro_batch.batch.to(self._image_processor, self._device)
         return batch, None if self._cache is None else self._cache.features(batch)
 
 
@@ -157,7 +179,7 @@ class TrainingEngine:
     All methods are collective.
 
     Args:
-        module: on the CPU, equal on every rank; trained parameters require a gradient.
+        module: on the CPU, equal on every rank, or sharded by `weight_sharding`; trained parameters require a gradient.
         settings: settings of ``ureca train``.
         num_steps: number of steps of the run, for the learning rate.
         device: device of this rank.
@@ -176,11 +198,11 @@ class TrainingEngine:
         num_micro_batches: int | None = None,
     ) -> None:
         num_micro_batches = num_micro_batches or settings.batch.gradient_accumulation
-        deepspeed = _import_deepspeed(device)
+        deepspeed = import_deepspeed(device)
         self._gather = deepspeed.zero.GatheredParameters
         self._module = module
         self.trained = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
-        self._shapes = {name: list(weight.shape) for name, weight in self.trained.items()}
+        self._shapes = {name: whole_shape(weight) for name, weight in self.trained.items()}
         self._world_size = dist.get_world_size()
         # DeepSpeed computes no norm if it does not wrap the optimizer.
         self._has_norm = settings.deepspeed.zero_stage > 0
@@ -258,7 +280,7 @@ class TrainingEngine:
             OutputError: the state belongs to another model, or is damaged; on all ranks alike.
         """
         self._check_shapes(folder, shapes)
-        numbers = load_portable_state(folder, self.trained, self._optimizer, self._gather)
+        numbers = load_portable_state(folder, self.trained, self._optimizer, self._gather, self._engine.optimizer)
         self._scheduler.last_epoch = numbers["scheduler"]
         self._scheduler._last_lr = [base * scale(numbers["scheduler"]) for base, scale in zip(
             self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True)]  # fmt: skip
@@ -292,11 +314,18 @@ class TrainingEngine:
                 "Give the model that the run was started with, or start anew with --overwrite"
             )
 
-    def gathered(self, model: nn.Module) -> dict[str, torch.Tensor]:
-        """Gather the unsharded tensors of a model inside the module: on the CPU of rank 0, nothing elsewhere."""
+    def gathered(self, model: nn.Module, wanted: Callable[[str], Any] = str) -> dict[str, torch.Tensor]:
+        """Gather the unsharded tensors of a model inside the module: on the CPU of rank 0, nothing elsewhere.
+
+        Args:
+            model: model inside the module.
+            wanted: true for the names of the tensors to gather, one at a time; the others stay where they are.
+        """
         is_first = dist.get_rank() == 0
         tensors: dict[str, torch.Tensor] = {}
         for name, tensor in model.state_dict(keep_vars=True).items():
+            if not wanted(name):
+                continue
             is_sharded = hasattr(tensor, "ds_id")
             with self._gather([tensor] if is_sharded else [], enabled=is_sharded):
                 if is_first:
@@ -327,7 +356,33 @@ def deepspeed_config(settings: TrainSettings, num_micro_batches: int) -> dict[st
     return config
 
 
-def _import_deepspeed(device: torch.device) -> Any:
+def weight_sharding(settings: TrainSettings, device: torch.device, num_micro_batches: int) -> WeightSharding:
+    """Return the sharding of weights by ZeRO-3, for a model that is loaded for a `TrainingEngine` with these arguments.
+
+    Each layer is sharded as soon as it is built, and filled from the checkpoint while it alone is whole. Rank 0 maps
+    the checkpoint's files, and the others read only their headers, so that a rank allocates its share of the weights
+    and one layer.
+    """
+    deepspeed = import_deepspeed(device)
+
+    @contextmanager
+    def construction() -> Iterator[None]:
+        from transformers.integrations import HfDeepSpeedConfig
+        from transformers.integrations.deepspeed import unset_hf_deepspeed_config
+
+        # transformers builds models by deepspeed.zero.Init while such an object lives.
+        alive = HfDeepSpeedConfig(deepspeed_config(settings, num_micro_batches))
+        try:
+            yield
+        finally:
+            del alive
+            unset_hf_deepspeed_config()
+
+    return WeightSharding(construction, lambda weights: deepspeed.zero.GatheredParameters(weights, modifier_rank=0))
+
+
+def import_deepspeed(device: torch.device) -> Any:
+    """Import DeepSpeed for a device: it decides on import, once for the process."""
     on_cpu = device.type == "cpu"
     if on_cpu:
         os.environ["DS_ACCELERATOR"] = "cpu"  # read on import

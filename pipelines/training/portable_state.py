@@ -4,6 +4,9 @@ DeepSpeed's own checkpoint is a file for each rank, of that rank's part of the w
 fits the same number of ranks only. Here every trained weight is whole: its float32 master copy and the optimizer's
 moments. Ranks gather one weight at a time, and each writes and holds its share of them, so that memory and files do not
 grow with the number of ranks.
+
+DeepSpeed's public functions (``deepspeed.utils.safe_*``) read and set them, except for moments of ZeRO 1 and 2 before
+the optimizer's first step, which they do not know yet.
 """
 
 import json
@@ -18,6 +21,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ureca.errors import OutputError
+from ureca.training.phases import whole_shape
 
 _FOLDER = "portable"
 _MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -66,6 +70,7 @@ def load_portable_state(
     weights: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
     gather: Callable[..., Any],
+    zero_optimizer: Any,
 ) -> dict[str, Any]:
     """Read the state of the trained weights into this rank's parts; collective.
 
@@ -74,6 +79,7 @@ def load_portable_state(
         weights: trained weights by name, as they were saved.
         optimizer: optimizer that DeepSpeed wraps.
         gather: DeepSpeed's ``GatheredParameters``.
+        zero_optimizer: optimizer of DeepSpeed, around the other one.
 
     Returns:
         The further state that was saved.
@@ -83,6 +89,8 @@ def load_portable_state(
     """
     folder = checkpoint / _FOLDER
     numbers: dict[str, Any] = json.loads((folder / _NUMBERS).read_text(encoding="utf-8"))
+    for flat in getattr(zero_optimizer, "fp32_partitioned_groups_flat", ()):  # of ZeRO-3
+        _fill_state(flat, optimizer)
     with torch.no_grad():
         for key, name, stored in _stored(folder, numbers["num_files"], weights):
             weight = weights[name]
@@ -124,38 +132,37 @@ def _stored(
 
 
 def _gather(weight: Any, key: str, optimizer: torch.optim.Optimizer) -> torch.Tensor:
-    """Return a weight, or a moment of it, whole and in float32; collective. A moment without an update is zero."""
-    if hasattr(weight, "ds_id"):  # ZeRO-3
-        whole: torch.Tensor = weight._z3_optimizer.get_full_hp_param(weight, None if key == _WEIGHT else key)
-        return whole.reshape(weight.ds_shape)
-    if not hasattr(weight, "_hp_mapping"):  # no ZeRO
-        moments = optimizer.state.get(weight, {})
-        whole = weight.data if key == _WEIGHT else moments.get(key, torch.zeros_like(weight, dtype=torch.float32))
-        return whole
-    whole = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
-    if (fragment := _fragment(weight, key, optimizer)) is not None:
-        address = weight._hp_mapping.lp_fragment_address
-        whole.narrow(0, address.start, address.numel).copy_(fragment)
-    dist.all_reduce(whole, group=weight._dp_group)
-    return whole.reshape(weight.shape)
+    """Return a weight, or a moment of it, whole and in float32; collective, after a step of the optimizer."""
+    from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+    whole = safe_get_full_fp32_param(weight) if key == _WEIGHT else safe_get_full_optimizer_state(weight, key)
+    if whole is None:  # no ZeRO
+        whole = weight.data if key == _WEIGHT else optimizer.state[weight][key]
+    reshaped: torch.Tensor = whole.reshape(whole_shape(weight))
+    return reshaped
 
 
 def _scatter(weight: Any, key: str, optimizer: torch.optim.Optimizer, whole: torch.Tensor) -> None:
     """Set this rank's part of a weight's master copy or moment."""
-    if hasattr(weight, "ds_id"):
-        sharded = weight._z3_optimizer
-        for flat in sharded.fp32_partitioned_groups_flat:
-            _fill_state(flat, optimizer)
-        part, _ = sharded._get_fp32_opt_state_partition(
-            weight, release_swap_buffers=False, optim_state_key=None if key == _WEIGHT else key
-        )
+    from deepspeed.utils import (
+        safe_set_full_fp32_param,
+        safe_set_local_fp32_param,
+        safe_set_local_optimizer_state,
+    )
+
+    if hasattr(weight, "ds_id"):  # ZeRO-3
         # The last ranks' parts may be padded, or only padding.
-        start = part.numel() * sharded._get_param_partition_rank(weight)
-        values = whole.flatten()[start : start + part.numel()]
-        part.zero_()
-        part[: values.numel()].copy_(values)
-    elif hasattr(weight, "_hp_mapping"):
-        if (fragment := _fragment(weight, key, optimizer)) is not None:
+        part = torch.zeros(weight.ds_tensor.numel(), dtype=torch.float32, device=whole.device)
+        values = whole.flatten()[part.numel() * dist.get_rank() :][: part.numel()]
+        part[: values.numel()] = values
+        if key == _WEIGHT:
+            safe_set_local_fp32_param(weight, part)
+        else:
+            safe_set_local_optimizer_state(weight, part, key)
+    elif hasattr(weight, "_hp_mapping"):  # ZeRO 1 and 2
+        if key == _WEIGHT:
+            safe_set_full_fp32_param(weight, whole)
+        elif (fragment := _moment_fragment(weight, key, optimizer)) is not None:
             address = weight._hp_mapping.lp_fragment_address
             fragment.copy_(whole.flatten().narrow(0, address.start, address.numel))
     elif key != _WEIGHT:
@@ -163,15 +170,12 @@ def _scatter(weight: Any, key: str, optimizer: torch.optim.Optimizer, whole: tor
         optimizer.state[weight][key].copy_(whole)
 
 
-def _fragment(weight: Any, key: str, optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
-    """Return this rank's part of a weight's master copy or moment in ZeRO 1 and 2; None: other ranks have it all."""
+def _moment_fragment(weight: Any, key: str, optimizer: torch.optim.Optimizer) -> torch.Tensor | None:
+    """Return this rank's part of a weight's moment in ZeRO 1 and 2; None: other ranks have it all."""
     mapping = weight._hp_mapping
     if mapping is None:
         return None
-    master: torch.Tensor = mapping.hp_fragment.data
-    if key == _WEIGHT:
-        return master
-    storage = master.untyped_storage().data_ptr()
+    storage = mapping.hp_fragment.untyped_storage().data_ptr()
     flat = next(
         each
         for group in optimizer.param_groups

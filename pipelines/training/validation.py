@@ -76,7 +76,7 @@ class Validation:
         self._model.eval()
         sums = {"loss": 0.0, "answer_tokens": 0.0, "regions": 0.0}
         for packed in self._micro_batches():
-            sums["loss"] += self._engine.evaluate(self._inputs.load(packed)) * packed.weight
+            sums["loss"] += self._engine.evaluate(self._inputs.load(self._inputs.read(packed))) * packed.weight
             sums["answer_tokens"] += packed.num_answer_tokens
             sums["regions"] += packed.num_regions
         sums = sum_metrics(sums, self._device)

@@ -10,17 +10,26 @@ import torch.distributed as dist
 
 from ureca.errors import InputError, OutputError, UrecaError
 from ureca.hashing import hash64
-from ureca.model.checkpoints import load_checkpoint, save_adapter, save_checkpoint
+from ureca.model.checkpoints import load_checkpoint
+from ureca.model.lora import FACTOR_NAME
 from ureca.model.prompt import RegionPrompt
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.pipelines.training.data import PackingTask, packed_micro_batches
-from ureca.pipelines.training.engine import InputLoader, StepMetrics, TrainingEngine, gather, run_step
+from ureca.pipelines.training.data import PackingTask, Prefetched, packed_micro_batches
+from ureca.pipelines.training.engine import (
+    InputLoader,
+    ReadMicroBatch,
+    StepMetrics,
+    TrainingEngine,
+    gather,
+    run_step,
+    weight_sharding,
+)
+from ureca.pipelines.training.export import Exporter
 from ureca.pipelines.training.portable_state import has_portable_state
 from ureca.pipelines.training.run_folder import Checkpoints, RunFolder
 from ureca.pipelines.training.validation import Validation
 from ureca.training.feature_cache import FeatureCache, check_cacheable
 from ureca.training.loss import PackedLoss
-from ureca.training.packing import PackedMicroBatch
 from ureca.training.phases import check_region_prompt, prepare
 from ureca.training.sampler import RunPlan
 from ureca.training.tracking import Tracker, open_trackers
@@ -64,22 +73,24 @@ class Worker:
     def __init__(self, settings: TrainSettings, run: RunFolder, device: torch.device, session: str) -> None:
         self._settings, self._run, self._device, self._session = settings, run, device, session
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
+        self._plan = RunPlan.open(run.plan, self._world_size)
+        per_step = self._plan.num_micro_batches_per_rank
+        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
+        sharding = weight_sharding(settings, device, per_step) if settings.deepspeed.zero_stage == 3 else None
+        self._model, self._processor = load_checkpoint(settings.model, dtype=dtype, sharding=sharding)
         # Dropout differs between ranks; every other random draw has a stream of its own.
         torch.manual_seed(settings.seed * 100_003 + self._rank)
-        dtype = torch.bfloat16 if settings.precision == "bf16" else torch.float32
-        self._model, self._processor = load_checkpoint(settings.model, dtype=dtype)
         check_region_prompt(settings.phase, cast(RegionPrompt, self._processor.region_prompt))
         prepare(self._model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=settings.seed)
-        self._plan = RunPlan.open(run.plan, self._world_size)
-        self._engine = TrainingEngine(
-            PackedLoss(self._model), settings, self._plan.num_steps, device, self._plan.num_micro_batches_per_rank
-        )
+        self._engine = TrainingEngine(PackedLoss(self._model), settings, self._plan.num_steps, device, per_step)
         self._inputs = InputLoader(self._processor.image_processor, device, self._open_feature_cache())
         self._validation = (
             Validation(settings, run, self._model, self._processor, self._engine, device)
             if settings.validation.sources
             else None
         )
+        base = settings.model if settings.export == "adapter" else None
+        self._exporter = None if self._rank else Exporter(run.model, self._model, self._processor, base=base)
         self._checkpoints = Checkpoints(run.checkpoints, settings.checkpoint.keep)
         self._num_bad_in_epoch = 0
 
@@ -88,21 +99,26 @@ class Worker:
         first = self._resume()
         per_step = self._plan.num_micro_batches_per_rank
         task = PackingTask(self._settings, self._run.index, self._run.plan, self._rank, self._world_size)
-        micro_batches = packed_micro_batches(task, first * per_step, self._plan.num_steps * per_step)
+        packed = packed_micro_batches(task, first * per_step, self._plan.num_steps * per_step)
         trackers = open_trackers(self._settings.trackers, self._run.path, first) if self._rank == 0 else []
         overhead_s: dict[str, float] = {}
-        for step in range(first, self._plan.num_steps):
-            wait_started = time.perf_counter()
-            mine = list(itertools.islice(micro_batches, per_step))
-            data_wait_s = time.perf_counter() - wait_started
-            if step == first:
-                # The start of the packing actors does not count as waiting for data.
-                overhead_s, data_wait_s = {"start": data_wait_s}, 0.0
-            metrics = run_step(step, mine, data_wait_s, engine=self._engine, inputs=self._inputs, device=self._device)
-            self._log(step, metrics, overhead_s, trackers)
-            self._check_bad_samples(step, mine, metrics.counts["bad_samples"])
-            overhead_s = self._validate_and_save(step + 1, trackers)
-        self._export()
+        # While a step runs, a thread reads the micro-batches of the next one.
+        with Prefetched(packed, self._inputs.read, ahead=per_step) as micro_batches:
+            for step in range(first, self._plan.num_steps):
+                wait_started = time.perf_counter()
+                mine = list(itertools.islice(micro_batches, per_step))
+                data_wait_s = time.perf_counter() - wait_started
+                if step == first:
+                    # The start of the packing actors does not count as waiting for data.
+                    overhead_s, data_wait_s = {"start": data_wait_s}, 0.0
+                metrics = run_step(
+                    step, mine, data_wait_s, engine=self._engine, inputs=self._inputs, device=self._device
+                )
+                self._log(step, metrics, overhead_s, trackers)
+                self._check_bad_samples(step, mine, metrics.counts["bad_samples"])
+                overhead_s = self._validate_and_save(step + 1, trackers)
+        self._export(self._plan.num_steps)
+        self._wait_for_export()
         for tracker in trackers:
             tracker.close()
 
@@ -124,20 +140,21 @@ class Worker:
                 "epoch": self._plan.position(step).epoch,
                 **scalars,
                 **metrics.counts,
+                "workers": self._world_size,
                 "seconds": {part: round(value, 4) for part, value in (metrics.seconds | overhead_s).items()},
             }
         )
         for tracker in trackers:
             tracker.add({f"train/{name}": value for name, value in scalars.items()}, step)
 
-    def _check_bad_samples(self, step: int, mine: list[PackedMicroBatch], num_bad: int) -> None:
+    def _check_bad_samples(self, step: int, mine: list[ReadMicroBatch], num_bad: int) -> None:
         """Log the bad samples of a step, and stop the run if the epoch has too many."""
         epoch, step_of_epoch = self._plan.position(step)
         if step_of_epoch == 0:
             self._num_bad_in_epoch = 0
         if not num_bad:
             return
-        bad_samples = gather([bad for packed in mine for bad in packed.bad_samples])
+        bad_samples = gather([bad for micro_batch in mine for bad in micro_batch.packed.bad_samples])
         if self._rank == 0:
             self._run.add_errors(step, bad_samples)
         self._num_bad_in_epoch += num_bad
@@ -163,7 +180,7 @@ class Worker:
         if is_last or num_steps_done % settings.checkpoint.every_steps == 0:
             self._save(num_steps_done)
             if settings.checkpoint.export and not is_last:
-                self._export()
+                self._export(num_steps_done)
         return {"validation": validated_at - started, "checkpoint": time.perf_counter() - validated_at}
 
     def _resume(self) -> int:
@@ -218,13 +235,25 @@ class Worker:
     def _random_state_path(self, checkpoint: Path) -> Path:
         return checkpoint / f"random-{self._rank}.pt"
 
-    def _export(self) -> None:
-        tensors = self._engine.gathered(self._model)
-        if self._rank == 0 and self._settings.export == "adapter":
-            save_adapter(self._model, self._run.model, base=self._settings.model, state_dict=tensors, overwrite=True)
-        elif self._rank == 0:
-            save_checkpoint(self._model, self._processor, self._run.model, state_dict=tensors, overwrite=True)
-        dist.barrier()
+    def _export(self, step: int) -> None:
+        """Start an export of the present weights, after the one before has ended."""
+        self._wait_for_export()
+        # Adapters are all that the base lacks: nothing else is gathered for them.
+        wanted = FACTOR_NAME.match if self._settings.export == "adapter" else str
+        tensors = self._engine.gathered(self._model, wanted)
+        if self._exporter is not None:
+            self._exporter.start(tensors, step)
+
+    def _wait_for_export(self) -> None:
+        """Wait on all ranks until the export has ended; a failure of rank 0 is one of all."""
+        failures = []
+        try:
+            if self._exporter is not None:
+                self._exporter.wait()
+        except OutputError as error:
+            failures.append(str(error))
+        if failures := gather(failures):
+            raise OutputError(failures[0])
 
     def _open_feature_cache(self) -> FeatureCache | None:
         cache = self._settings.feature_cache

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 from tests.model.inputs import Tiny, box_masks, generate, noise_image, region_inputs
 from ureca.errors import CheckpointError
-from ureca.model.checkpoints import load_checkpoint, save_with_code
+from ureca.model.checkpoints import WeightSharding, load_checkpoint, save_with_code
 from ureca.model.initialization import build_tiny, save_tiny
 from ureca.model.settings import TinySizes
 
@@ -135,3 +136,25 @@ def test_load_damaged_checkpoint_raises_a_checkpoint_error(name: str, content: b
     (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"cannot be loaded|do not fit"):
         load_checkpoint(tmp_path)
+
+
+def test_load_checkpoint_with_sharding_rejects_other_weights_before_ranks_meet(tmp_path: Path) -> None:
+    def meet(*_: object) -> NoReturn:
+        raise RuntimeError("ranks meet")
+
+    sharding = WeightSharding(construction=meet, gathered=meet)
+    save_tiny(tmp_path)
+    with pytest.raises(RuntimeError, match="ranks meet"):
+        load_checkpoint(tmp_path, sharding=sharding)
+    tensors = load_file(tmp_path / "model.safetensors")
+    names = sorted(tensors)
+    for changed, problem in (
+        ({names[0]: tensors[names[0]][..., :-1].contiguous()}, "shape: "),
+        ({"another.weight": tensors[names[0]].clone()}, "unexpected: another.weight"),
+    ):
+        save_file(tensors | changed, tmp_path / "model.safetensors", metadata={"format": "pt"})
+        with pytest.raises(CheckpointError, match=problem):
+            load_checkpoint(tmp_path, sharding=sharding)
+    save_file({name: tensors[name] for name in names[1:]}, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(CheckpointError, match="missing: "):
+        load_checkpoint(tmp_path, sharding=sharding)

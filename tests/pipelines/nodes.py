@@ -21,6 +21,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 import ray
+import torch
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
@@ -59,9 +60,14 @@ class Notes:
         """From now on, work waits for four nodes."""
         (self._folder / "lost").touch()
 
+    @property
+    def is_lost(self) -> bool:
+        """A node is lost."""
+        return (self._folder / "lost").exists()
+
     def may_go_on(self, work: str) -> bool:
         """All nodes that there are to be have begun such work."""
-        return len(self.nodes(work)) >= (4 if (self._folder / "lost").exists() else 3)
+        return len(self.nodes(work)) >= (4 if self.is_lost else 3)
 
 
 class NotingCurateActor(CurateActor):
@@ -83,6 +89,24 @@ class NotingCaptionActor(CaptionActor):
 def noting_train_worker(config: dict[str, Any]) -> None:
     """Notes that it works."""
     Notes.here().add("train")
+    train_worker(config)
+
+
+def elastic_train_worker(config: dict[str, Any]) -> None:
+    """Waits, with three workers, for the loss of a node, and with two for the return of the third worker."""
+    from ureca.pipelines.training import worker
+
+    run_step = worker.run_step
+
+    def run_step_or_wait(step: int, *arguments: Any, **named: Any) -> Any:
+        deadline = time.monotonic() + _LONGEST_WAIT_S
+        is_whole = torch.distributed.get_world_size() == 3
+        limit = NUM_STEPS // 3 if is_whole else NUM_STEPS // 2 + 2
+        while step >= limit and not (is_whole and Notes.here().is_lost) and time.monotonic() < deadline:
+            time.sleep(0.05)
+        return run_step(step, *arguments, **named)
+
+    worker.run_step = run_step_or_wait
     train_worker(config)
 
 
@@ -111,19 +135,26 @@ def cluster_of_three() -> Iterator[tuple[Cluster, list[Node]]]:
             cluster.shutdown()
 
 
+def _wait_until(happened: Callable[[], bool], otherwise: str) -> None:
+    deadline = time.monotonic() + _LONGEST_WAIT_S
+    while not happened():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.05)
+
+
 def add_node(cluster: Cluster) -> Node:
     """One more."""
     return cluster.add_node(num_cpus=CPUS_PER_NODE, object_store_memory=100 * 2**20)
 
 
-def lose_one_and_add_one(cluster: Cluster, node: Node, is_under_way: Callable[[], bool]) -> None:
+def lose_one_and_add_one(
+    cluster: Cluster, node: Node, is_under_way: Callable[[], bool], may_add: Callable[[], bool]
+) -> None:
     """Kill all processes of a node once all take part, and add another."""
-    deadline = time.monotonic() + _LONGEST_WAIT_S
-    while not is_under_way():
-        assert time.monotonic() < deadline, "the work was not spread over three nodes"
-        time.sleep(0.05)
+    _wait_until(is_under_way, "the work was not spread over three nodes")
     cluster.remove_node(node, allow_graceful=False)
     Notes.here().node_is_lost()
+    _wait_until(may_add, "the work did not go on with two nodes")
     cluster._shutdown_at_exit = False  # its hook is for the main thread; the end of the cluster ends the node, too
     add_node(cluster)
 
@@ -168,7 +199,7 @@ def _batch_flags(folder: Path, stage: str) -> list[str]:
     ]
 
 
-def train(folder: Path, run: str = "out") -> None:
+def train(folder: Path, run: str = "out", *flags: str, worker: Callable[..., None] = noting_train_worker) -> None:
     """A tiny checkpoint, by three workers, of which no node has room for two."""
     from ureca.model.initialization import save_tiny
     from ureca.pipelines.train import train
@@ -184,11 +215,18 @@ def train(folder: Path, run: str = "out") -> None:
             *("--checkpoint.every-steps", "2", "--deepspeed.zero-stage", "2", "--resources.workers", "3"),
             *("--resources.cpus-per-worker", "2", "--resources.packers-per-worker", "1"),
             *("--resources.cpus-per-packer", "0.5", "--resources.max-restarts", "-1"),
+            *flags,
         ]
     )
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ureca.pipelines.train.train_worker", noting_train_worker)
+        patch.setattr("ureca.pipelines.train.train_worker", worker)
         train(settings)
+
+
+def train_elastically(folder: Path) -> None:
+    """By two workers while the third one is missing."""
+    flags = ("--resources.min-workers", "2", "--resources.resize-interval-s", "2")
+    train(folder, "out", *flags, worker=elastic_train_worker)
 
 
 def main(command: str, folder: Path) -> None:
@@ -201,25 +239,31 @@ def main(command: str, folder: Path) -> None:
     os.environ["OMP_NUM_THREADS"] = "1"
     os.environ["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
 
+    def steps_of(num_workers: int) -> int:
+        return sum(line["workers"] == num_workers for line in read_lines(folder / "out" / "metrics.jsonl"))
+
     def is_under_way() -> bool:
+        if command == "elastic":
+            return steps_of(3) >= NUM_STEPS // 4
         if command == "train":
             return len(read_lines(folder / "out" / "metrics.jsonl")) > NUM_STEPS // 4
         return Notes.here().may_go_on(command) and any((folder / "out").glob("*/part-*"))
 
     with cluster_of_three() as (cluster, nodes):
-        if command == "train":
+        if command in {"train", "elastic"}:
             train(folder, "whole")
         error: list[BaseException] = []
 
         def fault() -> None:
             try:
-                lose_one_and_add_one(cluster, nodes[0], is_under_way)
+                may_add = (lambda: steps_of(2) > 0) if command == "elastic" else (lambda: True)
+                lose_one_and_add_one(cluster, nodes[0], is_under_way, may_add)
             except BaseException as raised:
                 error.append(raised)
 
         thread = threading.Thread(target=fault)
         thread.start()
-        {"curate": curate, "caption": caption, "train": train}[command](folder)
+        {"curate": curate, "caption": caption, "train": train, "elastic": train_elastically}[command](folder)
         thread.join()
         if error:
             raise error[0]

@@ -1,5 +1,6 @@
 """Three nodes, one of which is lost while a fourth joins: work spreads over all of them, and nothing is lost."""
 
+import itertools
 import subprocess
 import sys
 from collections import Counter
@@ -44,5 +45,17 @@ def test_train_after_a_lost_node_has_the_same_losses(tmp_path: Path) -> None:
     lines = {run: read_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "out")}
     assert [line["step"] for line in lines["out"]] == list(range(NUM_STEPS))
     assert [line["samples"] for line in lines["out"]] == [line["samples"] for line in lines["whole"]]
+    losses = {run: [line["loss"] for line in of_run] for run, of_run in lines.items()}
+    assert losses["out"] == pytest.approx(losses["whole"], rel=1e-4)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+def test_elastic_training_goes_on_with_two_workers_and_returns_to_three(tmp_path: Path) -> None:
+    on_nodes("elastic", tmp_path)
+    lines = {run: read_lines(tmp_path / run / "metrics.jsonl") for run in ("whole", "out")}
+    assert [line["step"] for line in lines["out"]] == list(range(NUM_STEPS))
+    assert [line["samples"] for line in lines["out"]] == [line["samples"] for line in lines["whole"]]
+    assert [number for number, _ in itertools.groupby(line["workers"] for line in lines["out"])][-3:] == [3, 2, 3]
     losses = {run: [line["loss"] for line in of_run] for run, of_run in lines.items()}
     assert losses["out"] == pytest.approx(losses["whole"], rel=1e-4)

@@ -27,7 +27,7 @@ from ureca.pipelines.train_settings import TrainSettings
 from ureca.pipelines.training.run_folder import read_lines
 from ureca.training.index import TrainingIndex
 
-NUM_IMAGES, NUM_STEPS, EPOCHS = 24, 36, 6
+NUM_IMAGES, NUM_STEPS, EPOCHS = 24, 18, 3
 BAD = "img_0003"
 
 
@@ -51,11 +51,11 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(data: Path, run: Path, *flags: str) -> list[str]:
-    """Of a run over six epochs of six steps; a step has four images with four regions each."""
+    """Of a run over three epochs of six steps; a step has four images with four regions each."""
     return [
         *(str(data / "dataset"), str(run), "--model", str(data / "tiny")),
         *("--phase.kind", "full", "--phase.epochs", str(EPOCHS), "--precision", "fp32", "--no-gradient-checkpointing"),
-        *("--batch.regions-per-image", "4", "--deepspeed.zero-stage", "1", "--checkpoint.every-steps", "5"),
+        *("--batch.regions-per-image", "4", "--deepspeed.zero-stage", "1", "--checkpoint.every-steps", "4"),
         *flags,
     ]
 
@@ -72,7 +72,7 @@ def whole(data: Path, ray_cluster: None) -> tuple[Path, Any]:
     """A run without a break, and its report."""
     run = data / "whole"
     flags = ("--validation.sources", str(data / "validation/dataset"), "--validation.captions", "2")
-    more = ("--validation.max-new-tokens", "8", "--validation.every-steps", "18")
+    more = ("--validation.max-new-tokens", "8", "--validation.every-steps", "9")
     return run, train(TrainSettings.load(arguments(data, run, *ONE_WORKER, *flags, *more)))
 
 
@@ -106,15 +106,15 @@ def test_train_writes_checkpoint_validation_and_events(whole: tuple[Path, Any], 
     captioner = RegionCaptioner.from_pretrained(run / "model", device="cpu")
     assert len(captioner.caption(pixels, [np.ones(pixels.shape[:2], np.bool_)], max_new_tokens=4)) == 1
     validations = read_lines(run / "validation.jsonl")
-    assert [line["step"] for line in validations] == [18, 36]
+    assert [line["step"] for line in validations] == [9, 18]
     assert validations[1]["loss"] < validations[0]["loss"]
     assert validations[0]["regions"] == 16
     assert "exact" in validations[0]
     assert report.validation == validations[-1]
-    captions = read_lines(run / "captions" / "step-00000036.jsonl")
+    captions = read_lines(run / "captions" / "step-00000018.jsonl")
     assert [line["reference"].startswith("the only disc") for line in captions] == [True, True]
     assert list((run / "tensorboard").glob("events*"))
-    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000035", "step-00000036"]
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step-00000016", "step-00000018"]
 
 
 def test_train_on_a_finished_run_reports_it_and_rejects_changes(
@@ -162,9 +162,9 @@ def test_train_with_killed_workers_and_drivers_has_the_same_losses(whole: tuple[
     with (data / "log").open("wb") as log:
         process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log, env=environment)
         try:
-            wait_for(7, process)
+            wait_for(5, process)
             assert kill_workers(process.pid, "RayTrainWorker")
-            wait_for(17, process)
+            wait_for(9, process)
         finally:
             kill_driver(process)
     assert len(losses(run)) < NUM_STEPS
@@ -172,7 +172,7 @@ def test_train_with_killed_workers_and_drivers_has_the_same_losses(whole: tuple[
         command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=600
     )
     assert finished.returncode == 0, finished.stderr
-    assert re.search(r"36 steps, (15|20|25|30) done before", finished.stderr)
+    assert re.search(r"18 steps, (8|12|16) done before", finished.stderr)
     assert losses(run) == pytest.approx(losses(whole[0]), rel=1e-6)
     lines = [[line["samples"] for line in read_lines(folder / "metrics.jsonl")] for folder in (run, whole[0])]
     assert lines[0] == lines[1]

@@ -4,26 +4,49 @@ import json
 import os
 import sys
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 
 from tests.training.test_packing import make_examples
 from ureca.errors import UrecaError
 from ureca.model.captioner import RegionCaptioner
+from ureca.model.checkpoints import load_checkpoint, save_adapter, save_checkpoint
 from ureca.model.initialization import build_tiny
+from ureca.model.lora import FACTOR_NAME
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.pipelines.training.engine import InputLoader, TrainingEngine, run_step
+from ureca.pipelines.training.engine import InputLoader, TrainingEngine, run_step, weight_sharding
 from ureca.training.loss import PackedLoss
+from ureca.training.memory_estimate import TensorCounter
 from ureca.training.packing import PackedMicroBatch, Packer, from_bytes, to_bytes
-from ureca.training.phases import prepare, train_mode
+from ureca.training.phases import build_optimizer, prepare, train_mode
 
 NUM_STEPS, PER_STEP = 5, 4
 DEVICE = torch.device("cpu")
 
 
+class AllocationCounter(TensorCounter):
+    """Counts the tensors that have memory of their own, which those of files that are mapped have not."""
+
+    def _add(self, storage: torch.UntypedStorage, before: set[int]) -> None:
+        if storage.device.type != "meta" and not _is_mapped_file(storage.data_ptr()):
+            super()._add(storage, before)
+
+
+def _is_mapped_file(address: int) -> bool:
+    for line in Path("/proc/self/maps").read_text(encoding="utf-8").splitlines():
+        if line.endswith(".safetensors"):
+            start, end = (int(each, 16) for each in line.split()[0].split("-"))
+            if start <= address < end:
+                return True
+    return False
+
+
+@lru_cache(maxsize=1)
 def micro_batches() -> list[PackedMicroBatch]:
     """Four micro-batches of different lengths, the last of which does not count."""
     _, processor = build_tiny()
@@ -41,20 +64,27 @@ class Rank:
 
     Args:
         flags: of ``ureca train``.
+        checkpoint: load the model from there, as ``ureca train`` does.
     """
 
-    def __init__(self, flags: Sequence[str]) -> None:
+    def __init__(self, flags: Sequence[str], checkpoint: Path | None = None) -> None:
         rank, world_size = dist.get_rank(), dist.get_world_size()
         accumulation = PER_STEP // world_size
         common = ("--batch.gradient-accumulation", str(accumulation), "--phase.warmup-fraction", "0.4")
         settings = TrainSettings.load(["source", "run", "--model", "tiny", *common, *flags])
-        self.model, processor = build_tiny()
+        if checkpoint is None:
+            self.model, self.processor = build_tiny()
+        else:
+            sharding = weight_sharding(settings, DEVICE, accumulation) if settings.deepspeed.zero_stage == 3 else None
+            with AllocationCounter() as counter:
+                self.model, self.processor = load_checkpoint(checkpoint, dtype=torch.float32, sharding=sharding)
+            self.peak_bytes = counter.peak_bytes
         if settings.precision == "bf16":
             self.model.to(torch.bfloat16)
         prepare(self.model, settings.phase, gradient_checkpointing=settings.gradient_checkpointing, seed=1)
         self.engine = TrainingEngine(PackedLoss(self.model), settings, NUM_STEPS, DEVICE)
-        self.inputs = InputLoader(processor.image_processor, DEVICE, cache=None)
-        self.mine = micro_batches()[rank::world_size]
+        self.inputs = InputLoader(self.processor.image_processor, DEVICE, cache=None)
+        self.mine = [self.inputs.read(packed) for packed in micro_batches()[rank::world_size]]
 
     def train(self, first: int = 0, end: int = NUM_STEPS) -> list[list[float]]:
         """Loss and gradient norm of each step."""
@@ -70,19 +100,81 @@ def train(flags: Sequence[str], folder: Path) -> Any:
     return Rank(flags).train()
 
 
-def resume(flags: Sequence[str], folder: Path) -> Any:
-    """Resume a training after three steps, and return the error for another model's checkpoint."""
+def train_and_resume(flags: Sequence[str], folder: Path) -> Any:
+    """Losses of a training, and of those that resume it after three steps, and the error for another model.
+
+    The first one resumes in a fresh engine from portable state; the second one in that engine, which has gone on, from
+    the ranks' shards.
+    """
     first = Rank(flags)
     before = first.train(0, 3)
+    folder.mkdir(exist_ok=True)
     shapes = first.engine.save(folder)
-    dist.barrier()
+    first.engine.save_portable(folder)
+    whole = before + first.train(3)
     second = Rank(flags)
+    second.engine.load_portable(folder, shapes)
+    portable = before + second.train(3)
     second.engine.load(folder, shapes)
-    after = second.train(3)
+    resumed = before + second.train(3)
     try:
         second.engine.load(folder, shapes | {"model.lm_head.weight": [3, 3]})
     except UrecaError as error:
-        return [before + after, str(error)]
+        return {"whole": whole, "portable": portable, "resumed": resumed, "error": str(error)}
+
+
+def fused(flags: Sequence[str], folder: Path) -> Any:
+    """Train by the optimizer that is used on GPUs."""
+
+    def build(*arguments: Any, **_: Any) -> torch.optim.AdamW:
+        return build_optimizer(*arguments, fused=True)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ureca.pipelines.training.engine.build_optimizer", build)
+        rank = Rank(flags)
+    assert rank.engine._optimizer.defaults["fused"]
+    return rank.train()
+
+
+def sharded(flags: Sequence[str], folder: Path) -> Any:
+    """Train and resume a model whose weights no rank ever holds whole, with adapters and without, and export it."""
+    base, is_first = folder / "base", dist.get_rank() == 0
+    if is_first:
+        save_checkpoint(*build_tiny(), base)
+    dist.barrier()
+    found: dict[str, Any] = {"whole_bytes": sum(4 * weight.numel() for weight in build_tiny()[0].parameters())}
+    found["plain_peak_bytes"] = Rank([*flags, "--deepspeed.zero-stage", "0"], base).peak_bytes
+    flags = [*flags, "--deepspeed.zero-stage", "3"]
+    full = Rank([*flags, "--phase.kind", "full"], base)
+    found["peak_bytes"] = full.peak_bytes
+    before = full.train(0, 3)
+    shapes = full.engine.save(folder / "checkpoint")
+    dist.barrier()
+    found["full"] = before + full.train(3)
+    resumed = Rank([*flags, "--phase.kind", "full"], base)
+    resumed.engine.load(folder / "checkpoint", shapes)
+    found["resumed"] = before + resumed.train(3)
+
+    lora = ("--phase.kind", "tune", "--phase.dropout", "0", "--phase.rank", "4", "--phase.alpha", "8")
+    tuned = Rank([*flags, *lora], base)
+    found["lora"] = tuned.train()
+    with AllocationCounter() as counter:
+        factors = tuned.engine.gathered(tuned.model, FACTOR_NAME.match)
+    found["adapter_bytes"] = sum(4 * weight.ds_numel for weight in tuned.engine.trained.values())
+    found["adapter_export_bytes"] = counter.peak_bytes
+    tensors = tuned.engine.gathered(tuned.model)
+    if is_first:
+        save_adapter(tuned.model, folder / "adapter", base=str(base), state_dict=factors)
+        save_checkpoint(tuned.model, tuned.processor, folder / "merged", state_dict=tensors)
+    dist.barrier()
+    # A training starts from the adapters as from the merged checkpoint: they are merged into sharded weights.
+    plain, _ = load_checkpoint(folder / "merged", dtype=torch.float32)
+    merged = Rank([*flags, "--phase.kind", "full"], folder / "adapter")
+    found["merged_peak_bytes"] = merged.peak_bytes
+    expected, weights = plain.state_dict(), merged.engine.gathered(merged.model)
+    found["differing"] = [name for name in weights if not torch.allclose(weights[name], expected[name], atol=1e-6)]
+    found["num_tensors"] = [len(expected), len(weights)]
+    return found
 
 
 def portable(flags: Sequence[str], folder: Path) -> Any:
@@ -102,18 +194,6 @@ def portable(flags: Sequence[str], folder: Path) -> Any:
         shapes = {name: list(getattr(weight, "ds_shape", weight.shape)) for name, weight in rank.engine.trained.items()}
         numbers.write_text(json.dumps([first + len(losses), shapes]), encoding="utf-8")
     return losses
-
-
-def portable_again(flags: Sequence[str], folder: Path) -> Any:
-    """Train from portable state, write it and read it into a fresh engine, and go on; return all losses."""
-    first = Rank(flags)
-    before = first.train(0, 3)
-    folder.mkdir(exist_ok=True)
-    shapes = first.engine.save(folder)
-    first.engine.save_portable(folder)
-    second = Rank(flags)
-    second.engine.load_portable(folder, shapes)
-    return before + second.train(3)
 
 
 def export(flags: Sequence[str], folder: Path) -> Any:

@@ -177,11 +177,11 @@ def test_load_with_adapter_merges_in_place_layer_by_layer(
                 made.append(result.numel())
             return result
 
-    def merge(model: Any, factors: Any) -> None:
+    def merge(model: Any, factors: Any, gathered: Any) -> None:
         layers = [module.base_layer for module in model.modules() if hasattr(module, "base_layer")]
         held = [layer.weight.data_ptr() for layer in layers]
         with Sizes():
-            merge_adapter_in_place(model, factors)
+            merge_adapter_in_place(model, factors, gathered)
         assert [layer.weight.data_ptr() for layer in layers] == held
         # The update and its scaled copy; and the factors in float32.
         assert len(made) <= 6 * len(layers)

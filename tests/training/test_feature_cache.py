@@ -14,7 +14,7 @@ from ureca.model.initialization import build_tiny
 from ureca.model.settings import TinySizes
 from ureca.training.feature_cache import FeatureCache, check_cacheable, vision_fingerprint
 from ureca.training.loss import PackedLoss
-from ureca.training.packing import PackedBatch, Packer, from_bytes, to_bytes
+from ureca.training.packing import ImageExample, PackedBatch, Packer, from_bytes, to_bytes
 from ureca.training.phases import Align, Full, Tune, prepare
 from ureca.training.settings import AugmentationSettings
 
@@ -28,7 +28,12 @@ def aligning() -> Built:
 
 
 def batch_of(built: Built, seed: int = 0) -> PackedBatch:
-    return Packer(built[1]).pack(make_examples(seed))
+    return serialized(built, make_examples(seed))
+
+
+def serialized(built: Built, examples: list[ImageExample]) -> PackedBatch:
+    image_processor = built[1].image_processor
+    return from_bytes(to_bytes(Packer(built[1]).pack(examples), image_processor), image_processor)
 
 
 def files(directory: Path) -> list[Path]:
@@ -71,7 +76,7 @@ def test_features_of_a_cached_batch_hit(aligning: Built, tmp_path: Path) -> None
 def test_features_of_a_repeated_image_are_computed_once(aligning: Built, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, aligning[0], max_bytes=MANY_BYTES)
     example = make_examples()[0]
-    features = cache.features(Packer(aligning[1]).pack([example, example]))
+    features = cache.features(serialized(aligning, [example, example]))
     assert cache.misses == 1
     assert torch.equal(features[: len(features) // 2], features[len(features) // 2 :])
 
@@ -123,7 +128,7 @@ def test_features_with_broken_file_are_recomputed(aligning: Built, tmp_path: Pat
 
 def test_feature_cache_after_a_kill_has_only_complete_files(aligning: Built, tmp_path: Path) -> None:
     cache = FeatureCache(tmp_path, aligning[0], max_bytes=MANY_BYTES)
-    cache.features(Packer(aligning[1]).pack(make_examples()[:1]))
+    cache.features(serialized(aligning, make_examples()[:1]))
     write = Path.write_bytes
 
     def write_half_and_die(path: Path, content: bytes) -> None:
@@ -161,10 +166,12 @@ def test_features_of_a_serialized_batch_hash_no_pixels(
     tmp_path: Path, aligning: Built, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, processor = aligning
-    batch = batch_of(aligning)
+    batch = Packer(processor).pack(make_examples())
     data = to_bytes(batch, processor.image_processor)
     cache = FeatureCache(tmp_path, model, max_bytes=MANY_BYTES)
-    monkeypatch.setattr("ureca.training.feature_cache._bytes", lambda tensor: pytest.fail("pixels are hashed"))
+    monkeypatch.setattr("ureca.training.feature_cache.digest", lambda *parts: pytest.fail("pixels are hashed"))
+    with pytest.raises(ValueError, match="digests of its images"):
+        cache.features(batch)
     first = cache.features(from_bytes(data, processor.image_processor))
     again = cache.features(from_bytes(data, processor.image_processor))
     assert torch.equal(first, again)

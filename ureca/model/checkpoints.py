@@ -1,11 +1,14 @@
 """Checkpoints on disk: loaded completely or not at all, saved with or without adapters or the code that they need."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from ureca.errors import CheckpointError
 from ureca.io import replacing_folder
@@ -14,10 +17,23 @@ from ureca.model.checkpoint_files import ADAPTER_CONFIG, ADAPTER_WEIGHTS, base_o
 from ureca.model.lora import FACTOR_NAME, PEFT_PREFIX, adapter_config, merge_adapter, merge_adapter_in_place
 
 
+@dataclass(frozen=True)
+class WeightSharding:
+    """Division of the weights among ranks while a model is loaded, so that no rank holds them all.
+
+    Attributes:
+        construction: context in which transformers builds and fills models whose weights are sharded.
+        gathered: context in which all ranks hold some weights whole; those of rank 0 are sharded again at its end.
+    """
+
+    construction: Callable[[], AbstractContextManager[Any]]
+    gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]]
+
+
 def load_checkpoint(
-    directory: Path | str, *, dtype: torch.dtype | str = "auto"
+    directory: Path | str, *, dtype: torch.dtype | str = "auto", sharding: WeightSharding | None = None
 ) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
-    """Load model and processor, on the CPU.
+    """Load model and processor, on the CPU unless the weights are sharded.
 
     `from_pretrained` of transformers only warns about missing weights and leaves them random; this raises.
 
@@ -26,25 +42,32 @@ def load_checkpoint(
             merged into the checkpoint that they name; or the name of a shipped checkpoint ("scenes").
         dtype: data type of the weights; "auto" for the checkpoint's, or float32 for a shipped one, see
             `ureca.model.checkpoint_files.default_dtype`.
+        sharding: division of the weights among ranks, which must all call; None for whole weights.
 
     Raises:
         CheckpointError: if it is no URECA checkpoint, if weights are missing, unexpected or of another shape, or if the
-            base checkpoint of adapters is missing.
+            base checkpoint of adapters is missing; on all ranks alike.
     """
     if dtype == "auto":
         dtype = default_dtype(directory)
     directory = folder_of(directory)
     if (base := base_of_adapter(directory)) is not None:
-        return load_with_adapter(base, directory, dtype=dtype)
+        return load_with_adapter(base, directory, dtype=dtype, sharding=sharding)
     model_type = read_model_type(directory)
     if model_type != UrecaConfig.model_type:
         raise CheckpointError(
             f"{directory} holds a {model_type} checkpoint, not a URECA. `ureca convert` converts the authors' weights; "
             "ureca.model.initialization.from_internvl adds a mask encoder to an InternVL-hf checkpoint."
         )
+    options: dict[str, Any] = {"dtype": dtype, "output_loading_info": True}
     try:
-        model, report = UrecaForConditionalGeneration.from_pretrained(directory, dtype=dtype, output_loading_info=True)
         processor = UrecaProcessor.from_pretrained(directory)
+        if sharding is None:
+            model, report = UrecaForConditionalGeneration.from_pretrained(directory, **options)
+        else:
+            # Sharded loading compares only names, and a rank that fails alone leaves the others waiting. On the meta
+            # device every rank compares all names and shapes by itself, without reading a weight.
+            model, report = UrecaForConditionalGeneration.from_pretrained(directory, device_map="meta", **options)
     except MemoryError:
         raise
     except Exception as error:  # the libraries raise dozens of kinds for damaged files
@@ -57,18 +80,26 @@ def load_checkpoint(
     )
     if problems:
         raise CheckpointError(f"the weights in {directory} do not fit their configuration; {problems}")
+    if sharding is not None:
+        with sharding.construction():
+            model = UrecaForConditionalGeneration.from_pretrained(directory, dtype=dtype)
     return model, processor
 
 
 def load_with_adapter(
-    base: Path | str, adapter: Path | str, *, dtype: torch.dtype | str = "auto"
+    base: Path | str,
+    adapter: Path | str,
+    *,
+    dtype: torch.dtype | str = "auto",
+    sharding: WeightSharding | None = None,
 ) -> tuple[UrecaForConditionalGeneration, UrecaProcessor]:
-    """Load a checkpoint with adapters merged into its weights, on the CPU.
+    """Load a checkpoint with adapters merged into its weights, on the CPU unless the weights are sharded.
 
     Args:
         base: the checkpoint that the adapters were trained on.
         adapter: a folder with adapter_model.safetensors and adapter_config.json, by `save_adapter` or by peft.
         dtype: data type of the weights; "auto" for the checkpoint's.
+        sharding: see `load_checkpoint`.
 
     Raises:
         CheckpointError: the base is no checkpoint, files of the adapter are missing, or it does not fit the base.
@@ -80,7 +111,7 @@ def load_with_adapter(
     for name in (ADAPTER_WEIGHTS, ADAPTER_CONFIG):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} holds no adapter: there is no {name}")
-    model, processor = load_checkpoint(base, dtype=dtype)
+    model, processor = load_checkpoint(base, dtype=dtype, sharding=sharding)
     config = LoraConfig.from_pretrained(str(folder))
     if config.use_dora or config.modules_to_save or config.bias != "none":
         raise CheckpointError(f"{folder}: only plain LoRA can be merged, without DoRA, biases and modules_to_save")
@@ -101,7 +132,7 @@ def load_with_adapter(
     if problems:
         raise CheckpointError(f"the adapter in {folder} does not fit {base}; {problems}")
     del expected
-    merge_adapter_in_place(model, found)
+    merge_adapter_in_place(model, found, nullcontext if sharding is None else sharding.gathered)
     return model.eval(), processor
 
 

@@ -1,7 +1,8 @@
 """LoRA adapters inside the language model, by peft: added, described and merged."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -82,7 +83,11 @@ def merge_adapter(
 
 
 @torch.no_grad()
-def merge_adapter_in_place(model: UrecaForConditionalGeneration, factors: Mapping[str, torch.Tensor]) -> None:
+def merge_adapter_in_place(
+    model: UrecaForConditionalGeneration,
+    factors: Mapping[str, torch.Tensor],
+    gathered: Callable[[Sequence[nn.Parameter]], AbstractContextManager[Any]] = nullcontext,
+) -> None:
     """Merge adapters into the model's own weights and remove them, layer by layer: W + alpha / rank B A.
 
     Beside the weights, memory is needed for one layer in float32 and its update.
@@ -90,6 +95,7 @@ def merge_adapter_in_place(model: UrecaForConditionalGeneration, factors: Mappin
     Args:
         model: with adapters, whose factors are replaced; changed in place.
         factors: LoRA factors by their names among the model's tensors.
+        gathered: context in which sharded weights are whole.
     """
     for name, module in model.named_modules():
         if not hasattr(module, "base_layer"):
@@ -97,7 +103,8 @@ def merge_adapter_in_place(model: UrecaForConditionalGeneration, factors: Mappin
         factor_a, factor_b = (factors[f"{name}.lora_{factor}.default.weight"] for factor in "AB")
         weight = module.base_layer.weight
         update = module.scaling["default"] * (factor_b.float() @ factor_a.float())
-        weight.copy_(update.to(weight.device).add_(weight))  # in float32, then rounded once
+        with gathered([weight]):
+            weight.copy_(update.to(weight.device).add_(weight))  # in float32, then rounded once
     remove_adapters(model)
 
 

@@ -83,18 +83,21 @@ class FeatureCache:
         """Load or compute the features of a batch's images: the ``image_features`` of `PackedLoss`.
 
         Args:
-            batch: on any device.
+            batch: on any device, from ``ureca.training.packing.from_bytes``: packing hashes its images, so that no
+                training step does.
 
         Returns:
             [image tiles, image_seq_length, D] on the model's device and of its type, without gradient.
+
+        Raises:
+            ValueError: the batch has no digests of its images.
         """
         import torch
 
+        if batch.image_digests is None:
+            raise ValueError("a batch needs the digests of its images to be cached: serialize it with to_bytes")
         tiles = torch.split(batch.pixel_values, batch.num_tiles.tolist())
-        if batch.image_digests is None:  # the batch was made in this process
-            keys = [digest([f"{image.dtype} {list(image.shape)}", _bytes(image)]).hex() for image in tiles]
-        else:
-            keys = [bytes(each).hex() for each in batch.image_digests.tolist()]
+        keys = [bytes(each).hex() for each in batch.image_digests.tolist()]
         known = {key: features for key in dict.fromkeys(keys) if (features := self._read(key)) is not None}
         new = {key: of_image for key, of_image in zip(keys, tiles, strict=True) if key not in known}
         self.hits += len(known)

@@ -465,24 +465,54 @@ def to_bytes(batch: PackedBatch, image_processor: UrecaImageProcessor) -> bytes:
 
 
 def from_bytes(data: bytes, image_processor: UrecaImageProcessor, device: torch.device | str = "cpu") -> PackedBatch:
-    """Deserialize a batch to a device, where pixels are normalised and masks unpacked, so that few bytes move."""
+    """Deserialize a batch to a device; see `HostBatch`."""
     device = torch.device(device)
-    tensors = _moved(load(data), device)
-    if _MASK_BITS in tensors:
-        shape = tensors.pop(_MASK_SHAPE).tolist()
-        shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
-        bits = (tensors.pop(_MASK_BITS)[:, None] >> shifts) & 1
-        tensors["mask_values"] = bits.flatten()[: math.prod(shape)].view(shape)
-    mean, std = _pixel_statistics(image_processor, device)
-    tensors["pixel_values"] = (tensors["pixel_values"] / 255 - mean) / std
-    return PackedBatch(**tensors)
+    return HostBatch.read(data, pin=device.type == "cuda").to(image_processor, device)
+
+
+@dataclass(frozen=True, eq=False)
+class HostBatch:
+    """A deserialized batch in the host's memory, with pixels as uint8 and masks as bits.
+
+    Attributes:
+        tensors: the tensors of a `PackedBatch` by name, as `to_bytes` stores them.
+    """
+
+    tensors: Mapping[str, torch.Tensor]
+
+    @classmethod
+    def read(cls, data: bytes, *, pin: bool = False) -> Self:
+        """Deserialize what `to_bytes` wrote.
+
+        Args:
+            data: the serialized batch.
+            pin: copy what moves to a GPU to page-locked memory, from which the GPU copies while the processor goes on.
+        """
+        tensors = load(data)
+        if pin:
+            tensors = {
+                name: tensor if name in _READ_ON_CPU else tensor.pin_memory() for name, tensor in tensors.items()
+            }
+        return cls(tensors)
+
+    def to(self, image_processor: UrecaImageProcessor, device: torch.device) -> PackedBatch:
+        """Copy the batch to a device, and normalise pixels and unpack masks there, so that few bytes move."""
+        tensors = _moved(self.tensors, device)
+        if _MASK_BITS in tensors:
+            shape = tensors.pop(_MASK_SHAPE).tolist()
+            shifts = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+            bits = (tensors.pop(_MASK_BITS)[:, None] >> shifts) & 1
+            tensors["mask_values"] = bits.flatten()[: math.prod(shape)].view(shape)
+        mean, std = _pixel_statistics(image_processor, device)
+        tensors["pixel_values"] = (tensors["pixel_values"] / 255 - mean) / std
+        return PackedBatch(**tensors)
 
 
 def _moved(tensors: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
     """Move tensors to a device, without waiting for it, but those that are read on the CPU."""
 
     def move(tensor: torch.Tensor) -> torch.Tensor:
-        if device.type == "cuda" and tensor.device.type == "cpu":
+        if device.type == "cuda" and tensor.device.type == "cpu" and not tensor.is_pinned():
             tensor = tensor.pin_memory()  # a copy from other memory makes the processor wait
         return tensor.to(device, non_blocking=True)
 

@@ -188,7 +188,8 @@ def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, 
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             is_embedding = id(parameter) in embeddings or _EMBEDDING_NAMES & {*name.split(".")}
-            (decaying if parameter.ndim > 1 and not is_embedding else constant).append(parameter)
+            num_dimensions = len(whole_shape(parameter))
+            (decaying if num_dimensions > 1 and not is_embedding else constant).append(parameter)
     groups = [
         {"params": parameters, "weight_decay": decay}
         for parameters, decay in ((decaying, weight_decay), (constant, 0.0))
@@ -197,6 +198,11 @@ def parameter_groups(model: "nn.Module", weight_decay: float) -> list[dict[str, 
     if not groups:
         raise SettingsError("no parameter of the model is trained: call ureca.training.phases.prepare first")
     return groups
+
+
+def whole_shape(parameter: "nn.Parameter") -> list[int]:
+    """Return the shape of a parameter, of which ZeRO-3 may have left a part, or nothing, on this rank."""
+    return list(getattr(parameter, "ds_shape", parameter.shape))
 
 
 def learning_rate_scale(step: int, num_steps: int, warmup_fraction: float) -> float:
