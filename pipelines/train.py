@@ -128,7 +128,10 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
     resources = settings.resources
     on_gpu = resources.gpus_per_worker > 0
     packer_cpus = resources.packers_per_worker * resources.cpus_per_packer
-    num_workers: Any = (resources.min_workers, resources.workers) if resources.is_elastic else resources.workers
+    scaling: dict[str, Any] = {"num_workers": resources.workers}
+    if resources.is_elastic:
+        scaling["num_workers"] = resources.min_workers, resources.workers
+        scaling["elastic_resize_monitor_interval_s"] = resources.resize_interval_s
     with ray_session(min_cpus=int(resources.workers * (resources.cpus_per_worker + packer_cpus)) + 2) as cluster:
         if not cluster.may_grow:
             os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # there is only this machine
@@ -137,8 +140,7 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
             train_loop_config={"settings": _absolute(settings).model_dump_json(), "session": session},
             torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
             scaling_config=ScalingConfig(
-                num_workers=num_workers,
-                elastic_resize_monitor_interval_s=resources.resize_interval_s,
+                **scaling,
                 use_gpu=on_gpu,
                 resources_per_worker={"CPU": resources.cpus_per_worker, "GPU": resources.gpus_per_worker},
             ),

@@ -43,7 +43,7 @@ TRAIN = {
     *("max_error_fraction", "regions", "jsonl"),
     *("resources.gpus_per_worker", "resources.cpus_per_worker", "resources.packers_per_worker"),
     *("resources.cpus_per_packer", "resources.prefetch_bytes", "resources.max_restarts"),
-    "resources.min_workers",
+    *("resources.min_workers", "resources.resize_interval_s"),
 }
 IO: dict[str, Any] = {"input": "in", "output": "out"}
 

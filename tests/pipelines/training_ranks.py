@@ -33,7 +33,8 @@ class AllocationCounter(TensorCounter):
     """Counts the tensors that have memory of their own, which those of files that are mapped have not."""
 
     def _add(self, storage: torch.UntypedStorage, before: set[int]) -> None:
-        if storage.device.type != "meta" and not _is_mapped_file(storage.data_ptr()):
+        # Only what PyTorch has allocated can be resized; of the rest, what is no mapped file has memory, too.
+        if storage.device.type != "meta" and (storage.resizable() or not _is_mapped_file(storage.data_ptr())):
             super()._add(storage, before)
 
 
