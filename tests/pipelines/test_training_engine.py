@@ -41,6 +41,7 @@ SCENARIOS = {
         ("1", "train", FP32 + zero(1)),
         ("lora 0", "train", LORA + zero(0)),
         ("look", "look_plainly", []),
+        ("worker", "worker", [*LORA, *zero(3), "--checkpoint.export", "--export", "adapter"]),
     ],
     2: [
         *((f"{stage}", "train_and_resume", FP32 + zero(stage)) for stage in range(4)),
@@ -192,3 +193,16 @@ def test_gathered_with_adapters_alone_leaves_other_weights_sharded(found: dict[i
     assert sharded["adapter_export_bytes"] < sharded["whole_bytes"] / 4
     assert sharded["differing"] == []
     assert sharded["num_tensors"][0] == sharded["num_tensors"][1]
+
+
+def test_worker_reads_ahead_and_exports_on_other_threads_than_that_of_the_steps(
+    found: dict[int, dict[str, Any]],
+) -> None:
+    worker = found[1]["worker"]
+    assert worker["steps"] == list(range(5))
+    assert worker["threads"]["pack"] == ["prefetch"]
+    assert worker["threads"]["export"] == ["export_0"]
+    assert len(worker["threads"]["step"]) == 1
+    assert worker["files"] == ["adapter_config.json", "adapter_model.safetensors"]
+    assert worker["left"] == []
+    assert worker["is_loaded"]

@@ -3,7 +3,8 @@
 import json
 import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Generator, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -12,14 +13,19 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.training.datasets import write_dataset
 from tests.training.test_packing import make_examples
 from ureca.errors import UrecaError
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.checkpoints import load_checkpoint, save_adapter, save_checkpoint
-from ureca.model.initialization import build_tiny
+from ureca.model.initialization import build_tiny, save_tiny
 from ureca.model.lora import FACTOR_NAME
+from ureca.pipelines.train import train as run_train
 from ureca.pipelines.train_settings import TrainSettings
+from ureca.pipelines.training.data import PackingActor, PackingTask
 from ureca.pipelines.training.engine import InputLoader, TrainingEngine, run_step, weight_sharding
+from ureca.pipelines.training.run_folder import RunFolder, read_lines
+from ureca.pipelines.training.worker import Worker
 from ureca.training.loss import PackedLoss
 from ureca.training.memory_estimate import TensorCounter
 from ureca.training.packing import PackedMicroBatch, Packer, from_bytes, to_bytes
@@ -206,6 +212,43 @@ def export(flags: Sequence[str], folder: Path) -> Any:
     moved = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
     same = sorted(after) == sorted(build_tiny()[0].state_dict())
     return [same, sorted({name.split(".")[1] for name in moved}), all(tensor.numel() for tensor in after.values())]
+
+
+def worker(flags: Sequence[str], folder: Path) -> Any:
+    """Train by the worker of ``ureca train``, without Ray, to the end; return what is done on which threads."""
+    write_dataset(folder, 4)
+    save_tiny(folder / "tiny")
+    threads: dict[str, set[str]] = {"pack": set(), "export": set(), "step": set()}
+
+    def noted(name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            threads[name].add(threading.current_thread().name)
+            return function(*arguments, **named)
+
+        return call
+
+    def pack(task: PackingTask, first: int, end: int) -> Generator[PackedMicroBatch, None, None]:
+        packer = PackingActor(task)._packer
+        for number in range(first, end):
+            yield noted("pack", packer.pack)(*divmod(number, packer.num_micro_batches_per_step), task.rank)
+
+    def fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
+        Worker(settings, run, DEVICE, session).train()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ureca.pipelines.train._fit", fit)
+        patch.setattr("ureca.pipelines.training.worker.packed_micro_batches", pack)
+        patch.setattr("ureca.pipelines.training.worker.run_step", noted("step", run_step))
+        patch.setattr("ureca.pipelines.training.export.save_adapter", noted("export", save_adapter))
+        paths = str(folder / "dataset"), str(folder / "run"), "--model", str(folder / "tiny")
+        run_train(TrainSettings.load([*paths, "--max-steps", "5", "--checkpoint.every-steps", "2", *flags]))
+    return {
+        "threads": {name: sorted(of_work) for name, of_work in threads.items()},
+        "steps": [line["step"] for line in read_lines(folder / "run" / "metrics.jsonl")],
+        "files": sorted(path.name for path in (folder / "run" / "model").iterdir()),
+        "left": [path.name for path in (folder / "run").iterdir() if path.name.startswith(".")],
+        "is_loaded": isinstance(load_checkpoint(folder / "run" / "model"), tuple),
+    }
 
 
 def look(flags: Sequence[str], folder: Path) -> Any:
