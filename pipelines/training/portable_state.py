@@ -5,8 +5,8 @@ fits the same number of ranks only. Here every trained weight is whole: its floa
 moments. Ranks gather one weight at a time, and each writes and holds its share of them, so that memory and files do not
 grow with the number of ranks.
 
-DeepSpeed's public functions (``deepspeed.utils.safe_*``) read and set them, except for moments of ZeRO 1 and 2 before
-the optimizer's first step, which they do not know yet.
+DeepSpeed's public functions (``deepspeed.utils.safe_*``) read and set them, except for the moments of ZeRO 1 and 2:
+they know none before the optimizer's first step, and later only those of its first group of weights.
 """
 
 import json
@@ -135,9 +135,19 @@ def _gather(weight: Any, key: str, optimizer: torch.optim.Optimizer) -> torch.Te
     """Return a weight, or a moment of it, whole and in float32; collective, after a step of the optimizer."""
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-    whole = safe_get_full_fp32_param(weight) if key == _WEIGHT else safe_get_full_optimizer_state(weight, key)
-    if whole is None:  # no ZeRO
-        whole = weight.data if key == _WEIGHT else optimizer.state[weight][key]
+    if key == _WEIGHT:
+        whole = safe_get_full_fp32_param(weight)
+        whole = weight.data if whole is None else whole  # no ZeRO
+    elif hasattr(weight, "ds_id"):
+        whole = safe_get_full_optimizer_state(weight, key)
+    elif hasattr(weight, "_hp_mapping"):
+        whole = torch.zeros(weight.numel(), dtype=torch.float32, device=weight.device)
+        if (fragment := _moment_fragment(weight, key, optimizer)) is not None:
+            address = weight._hp_mapping.lp_fragment_address
+            whole.narrow(0, address.start, address.numel).copy_(fragment)
+        dist.all_reduce(whole)
+    else:
+        whole = optimizer.state[weight][key]
     reshaped: torch.Tensor = whole.reshape(whole_shape(weight))
     return reshaped
 
