@@ -1,7 +1,5 @@
 """Routing of the requests for one image to the replica that has it."""
 
-import hashlib
-
 from ray.serve.request_router import PendingRequest, ReplicaID, RequestRouter, RunningReplica
 
 from ureca.hashing import digest
@@ -31,7 +29,7 @@ def rank_replicas(key: str, replica_ids: list[ReplicaID]) -> list[ReplicaID]:
     """
 
     def weight(replica_id: ReplicaID) -> bytes:
-        return hashlib.blake2b(f"{key} {replica_id.unique_id}".encode(), digest_size=8).digest()
+        return digest([f"{key} {replica_id.unique_id}"], num_bytes=8)
 
     return sorted(replica_ids, key=weight, reverse=True)
 

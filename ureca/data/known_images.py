@@ -1,6 +1,5 @@
 """Images of an input whose ids an output holds already: the same images and annotations, or others of the same ids."""
 
-import hashlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -15,6 +14,7 @@ import pyarrow.compute as pc
 from ureca.data.manifest import ANNOTATION_DIGEST, MANIFEST, ManifestEntry
 from ureca.data.reading import FileReader
 from ureca.errors import DataError
+from ureca.hashing import digest
 from ureca.io import local_name
 
 IMAGE_STATE = pa.struct(
@@ -75,7 +75,7 @@ def _annotation_digests(manifest: pa.Table) -> list[str | None]:
                 continue
             data = files.read(path, offset, size)
             if isinstance(data, bytes):
-                digests[row] = _digest(data).hex()
+                digests[row] = digest([data]).hex()
                 num_left, bytes_left = num_left - 1, bytes_left - len(data)
             if min(num_left, bytes_left) <= 0:
                 break
@@ -227,13 +227,9 @@ def _same_content(held: pa.Table, now: pa.Table, row: int, columns: tuple[str, s
             data = DataError("missing_file", "no path") if path is None else files.read(path, offset, size)
             if isinstance(data, DataError):
                 return None
-            digests.append(_digest(data))
+            digests.append(digest([data]))
     return digests[0] == digests[1]
 
 
 def _annotation_names(table: pa.Table) -> list[str]:
     return [ManifestEntry.from_row(row).annotation_name or "none" for row in table.to_pylist()]
-
-
-def _digest(data: bytes) -> bytes:
-    return hashlib.blake2b(data, digest_size=16).digest()

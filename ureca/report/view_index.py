@@ -4,7 +4,6 @@ The columns that filters need are gathered once from the Parquet files (the mask
 in the user's cache, and mapped into memory.
 """
 
-import hashlib
 import logging
 import os
 import threading
@@ -24,6 +23,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from ureca import __version__, io
 from ureca.data.corrections import Correction, Corrections
 from ureca.data.output import Output
+from ureca.hashing import digest
 
 logger = logging.getLogger(__name__)
 
@@ -375,8 +375,8 @@ def open_index(output: Output, cache: Path | None = None) -> ViewIndex:
     cache = cache or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ureca" / "view"
     infos = output.filesystem.get_file_info(output.part_files())
     parts = [(info.path, info.size, info.mtime_ns) for info in infos]
-    fingerprint = hashlib.sha256(repr((_VERSION, __version__, output.path, parts)).encode()).hexdigest()
-    name = hashlib.sha256(str(Path(output.path).absolute()).encode()).hexdigest()[:24]
+    fingerprint = digest([repr((_VERSION, __version__, output.path, parts))]).hex()
+    name = digest([str(Path(output.path).absolute())], num_bytes=12).hex()
     paths = [cache / f"{name}.{kind}.arrow" for kind in ("regions", "images")]
     regions, images = (_map_table(path, fingerprint) for path in paths)
     if regions is None or images is None:
