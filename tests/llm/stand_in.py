@@ -8,7 +8,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from tests.llm.chat_server import ChatServer, Received, Said, completion, error, json_body
 
@@ -98,10 +98,13 @@ class StandIn:
         return refusal(kind, received, self.calls[kind]) or completion(caption_for(received))
 
 
+Served = TypeVar("Served", bound=StandIn)
+
+
 @contextmanager
-def stand_in() -> Iterator[StandIn]:
+def stand_in(served: Served) -> Iterator[Served]:
     """Serve for the block, in a thread of its own."""
-    served, started, ended = StandIn(), threading.Event(), threading.Event()
+    started, ended = threading.Event(), threading.Event()
 
     async def serve() -> None:
         async with ChatServer(served.respond) as server:

@@ -2,6 +2,7 @@
 
 import asyncio
 import collections
+import gc
 import gzip
 import json
 import logging
@@ -655,6 +656,18 @@ def test_openai_each_event_loop_has_its_own_connections() -> None:
             return await model.answer(REQUEST)
 
     assert [asyncio.run(one()) for _ in range(2)] == [CAPTION] * 2
+
+
+def test_openai_connections_are_closed_with_their_event_loop(caplog: pytest.LogCaptureFixture) -> None:
+    async def one() -> OpenAIChatModel:
+        async with ChatServer() as server:
+            model = engine(server.url)
+            await model.answer(REQUEST)
+            return model
+
+    asyncio.run(one())
+    gc.collect()  # aiohttp tells of connections that were not closed
+    assert caplog.messages == []
 
 
 def test_openai_closed_model_reconnects() -> None:

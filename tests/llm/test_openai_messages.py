@@ -1,6 +1,7 @@
 """Bodies of requests and responses, including invalid ones."""
 
 import json
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -123,6 +124,10 @@ def test_read_answer_that_is_cut_off_says_so(content: str | None, text: str) -> 
         ({"content": None, "reasoning_content": 'So: {"caption": "A."}'}, 'So: {"caption": "A."}'),
         ({"content": "", "reasoning": '{"caption": "A."}'}, '{"caption": "A."}'),
         ({"content": None, "tool_calls": [{"function": {"arguments": '{"caption": "A."}'}}]}, '{"caption": "A."}'),
+        ({"content": None, "tool_calls": [{"function": {"arguments": {"caption": "A."}}}]}, '{"caption": "A."}'),
+        ({"content": None, "function_call": {"arguments": '{"caption": "A."}'}}, '{"caption": "A."}'),
+        ({"content": None, "parsed": {"caption": "A."}}, '{"caption": "A."}'),
+        ({"content": {"caption": "A."}}, '{"caption": "A."}'),
         ({"content": None, "refusal": "No.", "reasoning_content": "{}"}, "No."),
         ({"content": "A.", "reasoning_content": "{}", "tool_calls": [7, {"function": None}]}, "A."),
         ({"content": "", "reasoning_content": "I think", "tool_calls": "none"}, ""),
@@ -190,6 +195,30 @@ def test_read_answer_with_a_lasting_error_of_any_dialect_is_refused(body: bytes,
     with pytest.raises(RefusedError) as caught:
         read_answer(body)
     assert (caught.value.scope, caught.value.kind) == (scope, kind)
+
+
+@pytest.mark.parametrize(
+    ("words", "scope", "cause"),
+    [
+        ("Access denied: Arrearage", "suspect", "no credit or quota left"),
+        ("Budget has been exceeded! Max budget: 10.0", "suspect", "no credit or quota left"),
+        ("Your credit balance is too low. Go to Plans & Billing", "suspect", "no credit or quota left"),
+        ("`temperature` is deprecated for this model.", "all", "a field of the requests"),
+        ("this picture shows a bill", "request", ""),
+    ],
+)
+def test_check_status_of_a_bad_request_reads_its_words(words: str, scope: str, cause: str) -> None:
+    with pytest.raises(RefusedError, match=re.escape(words)) as caught:
+        check_status(400, json.dumps({"error": {"message": words}}).encode())
+    assert caught.value.scope == scope
+    assert cause in caught.value.cause
+    assert bool(cause) == bool(caught.value.cause)
+
+
+@pytest.mark.parametrize("status", [408, 409, 424, 425, 429, 499, 500, 520, 524])
+def test_check_status_of_passing_trouble_is_transient(status: int) -> None:
+    with pytest.raises(TransientError):
+        check_status(status, b"error code: 1015")
 
 
 def test_check_status_of_a_redirect_names_its_target() -> None:

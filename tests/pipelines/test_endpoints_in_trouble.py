@@ -14,9 +14,6 @@ from tests.llm.stand_in import StandIn, stand_in
 from ureca.data.output import Output
 from ureca.jobs.cli import main
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
-
-
 SETTINGS = {
     "masks.kind": "annotations",
     "listing.annotations": "beside",
@@ -56,7 +53,7 @@ class Trial:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[StandIn]:
-    with stand_in() as served:
+    with stand_in(StandIn()) as served:
         yield served
 
 
@@ -69,8 +66,8 @@ def trial(tmp_path: Path, server: StandIn) -> Trial:
 @pytest.mark.parametrize(
     ("kind", "options", "words"),
     [
-        ("credits", (), "the account, which has no credit or quota left: HTTP 402: Insufficient credits. Add more."),
-        ("forbidden", (), "HTTP 403: Project has no access to this model. It serves tiny-vl, other"),
+        ("credits", (), "the account, which has no credit or quota left: HTTP 402: Insufficient credits. Add more"),
+        ("forbidden", (), "HTTP 403: Project has no access to this model"),
         ("quota", (), "HTTP 429: You exceeded your current quota"),
         ("new_parameter", (), "Use 'max_completion_tokens' instead."),
         ("no_schema", (), "mllm.structured_output"),
@@ -91,6 +88,7 @@ def test_curate_with_a_server_that_refuses_ends_before_masks_are_made(
     assert not trial.has_results()
 
 
+@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize(
     ("kind", "words"),
     [
@@ -119,6 +117,7 @@ def test_curate_with_request_fields_of_a_reasoning_model_captions_all_regions(tr
     assert trial.curate("new_parameter", *fields, *extra) == 0
 
 
+@pytest.mark.usefixtures("ray_cluster")
 def test_curate_with_refused_regions_tells_the_servers_words_and_fails(
     trial: Trial, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -88,19 +88,18 @@ class CircuitBreaker:
         self._untried.discard(ticket)
         self._notify()
         if refusal.scope == "all":
-            self._open(f"{url} rejects {refusal.cause}: {refusal.message}. {_RESUME}", refusal)
+            self._open(f"{url} rejects {refusal.cause}: {refusal.message.rstrip('.')}. {_RESUME}", refusal)
         own_fault = AnswerError(refusal.kind, f"{url} rejects the request: {refusal.message}")
         if refusal.scope == "suspect" or (self._num_answers and self._num_refusals >= MAX_REFUSALS):
             cause = refusal.cause or "every request"
-            await self._check_others(f"{url} rejects {cause}: {refusal.message}. {_RESUME}", refusal)
+            await self._check_others(f"{url} rejects {cause}: {refusal.message.rstrip('.')}. {_RESUME}", refusal)
             raise own_fault from refusal
         while not self._num_answers:
             self._raise_if_open()
             is_certain = self._num_refusals >= MAX_REFUSALS
             if is_certain and not self._untried:
-                self._open(
-                    f"{url} refused all requests, {self._num_refusals} so far: {refusal.message}. {_RESUME}", refusal
-                )
+                words = refusal.message.rstrip(".")
+                self._open(f"{url} refused all requests, {self._num_refusals} so far: {words}. {_RESUME}", refusal)
             changed = self._changed
             try:
                 async with asyncio.timeout(None if is_certain else self._retry_s):
@@ -128,13 +127,13 @@ class CircuitBreaker:
         try:
             await self._probe()
         except RefusedError as refusal:
-            self._open(f"{message}. A request for a test was refused: {refusal.message}. {_RESUME}", failure)
+            words = refusal.message.rstrip(".")
+            self._open(f"{message}. A request for a test was refused: {words}. {_RESUME}", failure)
         except TransientError:
             silent_s = asyncio.get_running_loop().time() - (self._last_answer or 0.0)
             if silent_s > self._outage_timeout_s:
-                self._open(
-                    f"mllm.base_urls: no request was answered for {silent_s:.0f} s; {message}. {_RESUME}", failure
-                )
+                words = message.rstrip(".")
+                self._open(f"mllm.base_urls: no request was answered for {silent_s:.0f} s; {words}. {_RESUME}", failure)
         else:
             raise own_fault from failure
 

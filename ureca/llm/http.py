@@ -5,7 +5,7 @@ import re
 import urllib.parse
 import urllib.request
 import zlib
-from collections.abc import Mapping
+from collections.abc import AsyncGenerator, Mapping
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import NamedTuple
@@ -39,7 +39,7 @@ class HttpResponse(NamedTuple):
 
 
 class HttpTransport:
-    """A pool of connections, bound to the event loop in which it is created.
+    """A pool of connections, bound to the event loop in which it is created; they are closed with it at the latest.
 
     Args:
         key: sent for authorization and removed from responses; None: no authorization.
@@ -69,6 +69,7 @@ class HttpTransport:
             secret = key.get_secret_value()
             sent[key_header] = f"Bearer {secret}" if key_header.lower() == "authorization" else secret
         self._proxy_for = functools.cache(_proxy_for)
+        self._closing: AsyncGenerator[None] | None = None
         self._session = aiohttp.ClientSession(
             headers=sent,
             timeout=aiohttp.ClientTimeout(total=request_timeout_s, sock_connect=connect_timeout_s),
@@ -83,6 +84,10 @@ class HttpTransport:
         Raises:
             TransientError: no connection, or no whole response in time.
         """
+        if self._closing is None:
+            # An event loop that ends closes the generators that were begun in it.
+            self._closing = self._close_at_end()
+            await anext(self._closing)
         method = "GET" if body is None else "POST"
         request = self._session.request(method, url, data=body, allow_redirects=False, proxy=self._proxy_for(url))
         try:
@@ -105,7 +110,8 @@ class HttpTransport:
             raise TransientError("connection_lost", _describe(error)) from error
         is_complete = len(content) <= self._max_bytes
         content = content[: self._max_bytes]
-        if content.startswith(_GZIP):  # some servers and proxies compress although they are asked not to
+        # Some servers and proxies compress although they are asked not to.
+        if content.startswith(_GZIP) or response.headers.get("Content-Encoding") == "deflate":
             content, is_complete = _decompressed(content, self._max_bytes, is_complete)
         if self._key is not None and (secret := self._key.get_secret_value().encode()) in content:
             # Servers that reject a key tend to quote it.
@@ -117,6 +123,12 @@ class HttpTransport:
                 asked_s = milliseconds / 1000
         return HttpResponse(response.status, content, is_complete, asked_s, response.headers.get("Location"))
 
+    async def _close_at_end(self) -> AsyncGenerator[None]:
+        try:
+            yield
+        finally:
+            await self._session.close()
+
     async def close(self) -> None:
         """Close the connections."""
         await self._session.close()
@@ -124,7 +136,7 @@ class HttpTransport:
 
 def _decompressed(body: bytes, max_bytes: int, is_complete: bool) -> tuple[bytes, bool]:
     """Decompress at most ``max_bytes``; the flag is False if there are more, or the input was cut."""
-    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 16)
+    inflate = zlib.decompressobj(wbits=zlib.MAX_WBITS | 32)  # of gzip or zlib, by its header
     try:
         content = inflate.decompress(body, max_bytes)
     except zlib.error:

@@ -94,6 +94,7 @@ class OpenAIChatModel:
                     if outcome.answer is not None:
                         usage.record(outcome.answer)
                     await breaker.judge_rejection(outcome, ticket, slot.endpoint.url)
+                    self._load.record_retry(outcome.kind)
                     continue
                 failed_at = slot.endpoint
                 num_failures += 1
@@ -247,9 +248,11 @@ async def check_endpoints(settings: OpenAIConfig, *, num_images: int, max_new_to
         except (TransientError, TimeoutError) as failure:
             _log.warning("%s does not answer yet (%s)", url, failure or "timeout")
         except RefusedError as refusal:
-            cause = f" {refusal.cause}" if refusal.cause else f" a request with {num_images} images"
-            models = f". It serves {', '.join([*served][:_MAX_MODELS_SHOWN])}" if served else ""
-            raise SettingsError(f"{url} rejects{cause}: {refusal.message.rstrip('.')}{models}") from refusal
+            cause = refusal.cause or f"a request with {num_images} images"
+            models = ""
+            if served and settings.model not in served:
+                models = f". It serves {', '.join([*served][:_MAX_MODELS_SHOWN])}"
+            raise SettingsError(f"{url} rejects {cause}: {refusal.message.rstrip('.')}{models}") from refusal
         finally:
             await model.close()
 

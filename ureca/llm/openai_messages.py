@@ -22,16 +22,21 @@ _BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 _OVERLOAD_STATUSES = frozenset({408, 429, 503})
 """HTTP statuses that mean too many requests; Ray Serve answers 503 when its queue is full."""
 
-_CONFLICT_STATUSES = frozenset({409, 425})
-"""Statuses of servers that are loading a model (conflict) or do not accept early data (too early): retry later."""
+_CONFLICT_STATUSES = frozenset({409, 424, 425, 499})
+"""Statuses of servers that are loading a model (409, 424), accept no early data (425), or lost a connection (499)."""
 
 _NO_QUOTA = re.compile(
-    r"insufficient[_ ](?:quota|credit|balance|funds)|exceeded your current quota|billing", re.IGNORECASE
+    r"insufficient[_ ](?:quota|credit|balance|funds)|exceeded your current quota|billing|arrearage|"
+    r"budget[_ ](?:has been )?exceeded|(?:credit|account) balance",
+    re.IGNORECASE,
 )
+
+_NO_CREDIT = "the account, which has no credit or quota left"
 
 _UNSUPPORTED = re.compile(
     r"unsupported[_ ](?:parameter|value)|unrecognized request argument|unknown (?:parameter|field|argument)|"
-    r"extra[_ ](?:inputs|fields|forbidden)|(?:response_format|json_schema|guided|structured output).{0,60}"
+    r"extra[_ ](?:inputs|fields|forbidden)|(?:temperature|top_p|max_tokens)\W{1,3}is (?:deprecated|not supported)|"
+    r"(?:response_format|json_schema|guided|structured output).{0,60}"
     r"(?:not supported|unsupported|unavailable|not available|invalid)|(?:not support|no support for).{0,40}"
     r"(?:response_format|json_schema|temperature|max_tokens)",
     re.IGNORECASE,
@@ -144,11 +149,13 @@ def _token_count(value: object) -> int:
 
 
 class _Message(BaseModel):
-    content: str | list[str | dict[str, Any]] | None = None
+    content: str | list[str | dict[str, Any]] | dict[str, Any] | None = None
     refusal: str | None = None
     reasoning_content: Any = None
     reasoning: Any = None
+    parsed: Any = None
     tool_calls: Any = None
+    function_call: Any = None
 
 
 class _Choice(BaseModel):
@@ -180,7 +187,7 @@ def read_answer(body: bytes) -> ChatAnswer:
             spite of its HTTP status.
         TransientError: it reports an error that may be gone at a retry, or ends within its JSON.
     """
-    body = body.removeprefix(_BYTE_ORDER_MARK)
+    body = body.removeprefix(_BYTE_ORDER_MARK).rstrip(b"\0\n")
     if _STREAM.match(body):
         body = _joined_stream(body)
     try:
@@ -193,8 +200,10 @@ def read_answer(body: bytes) -> ChatAnswer:
                 "connection_lost", f"the response ends after {len(body)} bytes, within its JSON"
             ) from None
         if body.lstrip().startswith(b"<"):
-            page = error_message(body)
-            raise RefusedError("malformed_answer", f"no chat completion: body: a web page ({page})") from None
+            page = f"a web page ({error_message(body)}) instead of a chat completion; check mllm.base_urls"
+            raise RefusedError("malformed_answer", f"body: {page}") from None
+        if first["loc"] == ("choices",) and first["type"] in {"too_short", "missing"}:
+            raise RefusedError("malformed_answer", "no chat completion: it has no choices") from None
         location = ".".join(map(str, first["loc"])) or "body"
         raise RefusedError("malformed_answer", f"no chat completion: {location}: {first['msg']}") from None
     choice, usage = completion.choices[0], completion.usage or _Usage()
@@ -207,6 +216,8 @@ def read_answer(body: bytes) -> ChatAnswer:
     if isinstance(text, list):
         pieces = (piece if isinstance(piece, str) else _text_of(piece) for piece in text)
         text = "".join(pieces)
+    elif isinstance(text, dict):
+        text = json.dumps(text)
     if not text and not is_cut_off and not is_filtered:
         text = _text_beside_content(choice.message) or text
     if text is None and not is_cut_off and not is_filtered:
@@ -222,12 +233,16 @@ def _text_of(piece: Mapping[str, Any]) -> str:
 
 
 def _text_beside_content(message: _Message) -> str | None:
-    """Return the text that a server put into the reasoning (vLLM's parsers do, with a grammar) or a tool call."""
+    """Return the text that a server put into the reasoning (vLLM's parsers do, with a grammar) or a tool call.
+
+    An object that it has parsed is JSON again.
+    """
     calls = message.tool_calls if isinstance(message.tool_calls, list) else []
-    functions = [call.get("function") for call in calls if isinstance(call, dict)]
+    functions = [*(call.get("function") for call in calls if isinstance(call, dict)), message.function_call]
     arguments = [function.get("arguments") for function in functions if isinstance(function, dict)]
-    found = (message.reasoning_content, message.reasoning, *arguments)
-    return next((text for text in found if isinstance(text, str) and "{" in text), None)
+    found = (message.parsed, message.reasoning_content, message.reasoning, *arguments)
+    texts = (json.dumps(each) if isinstance(each, dict) and each else each for each in found)
+    return next((text for text in texts if isinstance(text, str) and "{" in text), None)
 
 
 def _joined_stream(body: bytes) -> bytes:
@@ -307,7 +322,9 @@ def check_status(status: int, body: bytes, retry_after_s: float | None = None, l
     words = " ".join([*_error_codes(content), message])
     kind = f"http_{status}"
     if status == 402 or (status in {403, 429} and _NO_QUOTA.search(words)):
-        raise RefusedError(kind, message, scope="all", cause="the account, which has no credit or quota left")
+        raise RefusedError(kind, message, scope="all", cause=_NO_CREDIT)
+    if status == 400 and _NO_QUOTA.search(words):
+        raise RefusedError(kind, message, scope="suspect", cause=_NO_CREDIT)
     if status in _OVERLOAD_STATUSES or status in _CONFLICT_STATUSES or status >= 500:
         raise TransientError(
             "rate_limited" if status == 429 else "server_error",

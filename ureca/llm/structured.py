@@ -1,7 +1,9 @@
 """Structured answers: requests that are retried until the answer is a valid JSON object."""
 
+import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from functools import cache
 from typing import Any, TypeVar
 
@@ -170,6 +172,9 @@ def parse_answer(
             the type.
     """
     text, is_thinking = without_thinking(answer.text)
+    if text.lstrip().startswith('"{'):  # JSON as a JSON string
+        with suppress(ValueError):
+            text = str(json.loads(text))
     is_cut_off = answer.is_cut_off or is_thinking
     if len(text) > _MAX_ANSWER_CHARACTERS:
         raise InvalidResponseError("unusable_answer", f"it has more than {_MAX_ANSWER_CHARACTERS} characters")
@@ -205,7 +210,8 @@ def parse_answer(
             raise InvalidResponseError("unusable_answer", reason) from None
     first = fault.errors(include_url=False, include_input=False)[0]
     location = ".".join(map(str, first["loc"])) or "the object"
-    raise InvalidResponseError("unusable_answer", f"{location}: {first['msg']}") from fault
+    message = first["msg"].removeprefix("Value error, ")  # pydantic's, of our own checks
+    raise InvalidResponseError("unusable_answer", f"{location}: {message}") from fault
 
 
 def _with_known_keys(expected: type[BaseModel], content: dict[str, Any]) -> dict[str, Any]:
