@@ -5,12 +5,14 @@ All methods run the same random model on the same regions in one process, and th
 model is one whose captions differ by mask, so that captions of swapped masks would be unequal.
 
 A second comparison is that of the batch job, continuous batching, with batches that run until their longest caption is
-finished, for captions of lognormal lengths.
+finished, for captions of lognormal lengths; and with continuous batching in which the thread of the model also unpacks
+masks and tokenizes questions.
 """
 
 import argparse
 import asyncio
 import json
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -54,6 +56,7 @@ class CaptionMeasurement:
         captions: captions of the measured regions in their order.
         cost: cost of the measured regions.
         num_forward_passes: passes of regions through the language model; 0 where they are not counted.
+        preparation_s: CPU seconds that the thread of the model spent on the preparation of regions.
         scale: number of all regions divided by that of the measured regions.
     """
 
@@ -63,6 +66,7 @@ class CaptionMeasurement:
     cost: Cost
     scale: float = 1.0
     num_forward_passes: int = 0
+    preparation_s: float = 0.0
 
 
 def main(argv: list[str]) -> int:
@@ -99,7 +103,7 @@ def main(argv: list[str]) -> int:
         if arguments.batching_images:
             batching = measure_batching(captioner, image_tokens, arguments)
             _print_batching(batching, arguments)
-            agree = agree and batching[0].captions == batching[1].captions
+            agree = agree and all(each.captions == batching[0].captions for each in batching)
             results.extend(batching)
     if arguments.json is not None:
         arguments.json.write_text(json.dumps([asdict(result) for result in results], indent=1), encoding="utf-8")
@@ -260,31 +264,28 @@ def _print_table(measurements: Sequence[CaptionMeasurement], num_regions: int) -
 def measure_batching(
     captioner: "RegionCaptioner", image_tokens: int, arguments: argparse.Namespace
 ) -> list[CaptionMeasurement]:
-    """Caption the regions of several images with given lengths in static batches, and with continuous batching."""
+    """Caption the regions of several images with given lengths: in static batches, with continuous batching, and with
+    continuous batching whose regions are prepared by the thread of the model."""
     from ureca.captioning.continuous import CaptionEngine
     from ureca.captioning.engine import CaptionJob, PreparedJob
+    from ureca.model.captioner import RegionCaptioner
     from ureca.model.prepared import PreparedImage
     from ureca.model.settings import CaptionSettings
 
     random = np.random.default_rng(1)
     regions: list[tuple[PreparedImage, CaptionSettings]] = []
     for seed in range(arguments.batching_images):
-        image, masks = make_scene(TILE_SIZE_PX[image_tokens], arguments.regions, seed)
-        prepared = captioner.prepare(image, masks)
+        pixels, masks = make_scene(TILE_SIZE_PX[image_tokens], arguments.regions, seed)
+        prepared = captioner.prepare(pixels, masks)
         lengths = random.lognormal(np.log(arguments.new_tokens / 2), _LENGTH_SIGMA, len(masks))
         for tiles, length in zip(prepared.masks, lengths, strict=True):
             limit = int(np.clip(round(length), 1, 8 * arguments.new_tokens))
-            regions.append((PreparedImage(prepared.views, (tiles,), 1), CaptionSettings(max_new_tokens=limit)))
-    batches = []
-    open_batch = captioner.open_batch
-
-    def counted_batch() -> "RegionBatch[Any]":
-        batches.append(open_batch())
-        return batches[-1]
+            image = replace(prepared, masks=(tiles,), num_regions=1)
+            regions.append((image, CaptionSettings(max_new_tokens=limit)))
 
     def static() -> Iterator[tuple[int, str]]:
         for start in range(0, len(regions), arguments.batch_size):
-            batch = captioner.open_batch()
+            batch = current.open_batch()
             of_batch = enumerate(regions[start : start + arguments.batch_size], start)
             batch.admit((index, image, 0, settings) for index, (image, settings) in of_batch)
             while batch:
@@ -292,7 +293,7 @@ def measure_batching(
                     yield region.key, region.text
 
     def continuous() -> Iterator[tuple[int, str]]:
-        engine = CaptionEngine(captioner, arguments.batch_size, serves_requests=False)
+        engine = CaptionEngine(current, arguments.batch_size, serves_requests=False)
         nothing = np.zeros((1, 1, 3), np.uint8)  # the tiles are cut already
 
         async def caption(image: PreparedImage, settings: CaptionSettings) -> str:
@@ -306,28 +307,48 @@ def measure_batching(
         engine.close()
 
     measurements = []
-    captioner.open_batch = counted_batch  # type: ignore[method-assign]
-    for way, run in (("static batches", static), ("continuous batching", continuous)):
-        batches.clear()
+    for way, run, num_threads in (
+        ("static batches", static, 1),
+        ("continuous batching", continuous, 1),
+        ("continuous batching, preparation by the model's thread", continuous, 0),
+    ):
+        current = RegionCaptioner(captioner.model, captioner.processor, preparation_threads=num_threads)
+        open_batch, take = current.open_batch, current.preparation.take
+        batches: list[RegionBatch[Any]] = []
+        taking_s: list[float] = []
+
+        def counted_batch() -> "RegionBatch[Any]":
+            batches.append(open_batch())  # noqa: B023 - called before the next way
+            return batches[-1]  # noqa: B023
+
+        def timed(taken: Any) -> Any:
+            started = time.thread_time()
+            inputs = take(taken)  # noqa: B023
+            taking_s.append(time.thread_time() - started)  # noqa: B023
+            return inputs
+
+        current.open_batch = counted_batch  # type: ignore[method-assign]
+        current.preparation.take = timed  # type: ignore[method-assign,assignment]
         measured = _measure(way, image_tokens, run, len(regions))
         num_passes = sum(batch.num_forward_passes for batch in batches)
-        measurements.append(replace(measured, num_forward_passes=num_passes))
-    captioner.open_batch = open_batch  # type: ignore[method-assign]
+        measurements.append(replace(measured, num_forward_passes=num_passes, preparation_s=sum(taking_s)))
     return measurements
 
 
 def _print_batching(measurements: Sequence[CaptionMeasurement], arguments: argparse.Namespace) -> None:
-    static, continuous = measurements
-    equal = sum(ours == theirs for ours, theirs in zip(static.captions, continuous.captions, strict=True))
+    static = measurements[0]
+    equal = sum(len({*captions}) == 1 for captions in zip(*(each.captions for each in measurements), strict=True))
     print(
         f"\n{len(static.captions)} regions of {arguments.batching_images} images, lognormal lengths of captions, "
         f"batches of {arguments.batch_size}"
     )
-    print("| way | passes through the language model | CPU s | captions/s (wall) |")
-    print("|---|---|---|---|")
+    preparation = "preparation by the model's thread, ms a region"
+    print(f"| way | passes through the language model | CPU s | captions/s (wall) | {preparation} |")
+    print("|---|---|---|---|---|")
     for row in measurements:
         rate = len(row.captions) / row.cost.wall_s
-        print(f"| {row.way} | {row.num_forward_passes} | {row.cost.cpu_s:.1f} | {rate:.2f} |")
+        preparation_ms = 1000 * row.preparation_s / len(row.captions)
+        print(f"| {row.way} | {row.num_forward_passes} | {row.cost.cpu_s:.1f} | {rate:.2f} | {preparation_ms:.2f} |")
     print(f"captions equal: {equal} of {len(static.captions)}")
 
 

@@ -22,8 +22,10 @@ def test_bench_caption_tells_captions_apart_and_agrees(capsys: pytest.CaptureFix
 def test_continuous_batching_needs_fewer_passes_for_the_same_captions() -> None:
     captioner = RegionCaptioner(*build_tiny())
     arguments = Namespace(batching_images=4, regions=24, new_tokens=16, batch_size=16)
-    static, continuous = caption.measure_batching(captioner, 208, arguments)
-    assert continuous.captions == static.captions and len(static.captions) == 96
+    static, continuous, inline = caption.measure_batching(captioner, 208, arguments)
+    assert continuous.captions == inline.captions == static.captions and len(static.captions) == 96
+    assert continuous.num_forward_passes == inline.num_forward_passes
+    assert continuous.preparation_s < inline.preparation_s
     assert continuous.num_forward_passes < 0.8 * static.num_forward_passes
 
 

@@ -111,7 +111,9 @@ def test_stage_encodes_an_image_once_though_its_regions_exceed_the_batch(
     encoded = []
     encode = PromptEncoder.encode_image
     monkeypatch.setattr(
-        PromptEncoder, "encode_image", lambda self, tiles: encoded.append(id(tiles)) or encode(self, tiles)
+        PromptEncoder,
+        "encode_image",
+        lambda self, tiles, *more: encoded.append(id(tiles)) or encode(self, tiles, *more),
     )
     rows, _ = run(captioner, [masked_partition(tmp_path, 0, 5)], batch_size=3)[0]
     assert all(region["status"] == "ok" for row in rows for region in row["captions"])

@@ -14,6 +14,7 @@ from ureca.model.captioner import PromptEncoder, RegionCaptioner, RegionError
 from ureca.model.decoding import SuffixCache
 from ureca.model.initialization import build_tiny, save_tiny
 from ureca.model.modeling import UrecaForConditionalGeneration
+from ureca.model.prepared import RegionPreparation
 from ureca.model.processing import UrecaProcessor
 from ureca.model.settings import CaptionSettings, TinySizes
 
@@ -156,10 +157,10 @@ def test_regions_that_join_together_are_one_call_of_the_mask_encoder(
     together = captioner.describe(images, masks, settings)
     assert [[region.text] for of_image in together for region in of_image] == alone
     assert len(calls) == 1
-    assert len(tokenized) == len(images)  # of the images; those of regions are kept by question and number of tiles
+    assert not tokenized  # those of images are kept by number of tiles, those of regions also by question
     captioner.describe(images, masks, settings.model_copy(update={"question": "Which one?"}))
     assert len(calls) == 2
-    assert len(tokenized) == len(images) + len(images) + 2
+    assert len(tokenized) == 2
 
 
 def test_regions_with_more_mask_tiles_than_a_call_takes_have_the_same_captions(
@@ -405,9 +406,10 @@ def test_encoder_with_a_byte_budget_drops_images_before_it_encodes(
         RegionCaptioner(model, processor).prepare(noise_image(60, 110, seed=seed), MASKS[:1]).views[0]
         for seed in range(4)
     ]
-    unbounded = PromptEncoder(model, processor, cached_images=9)
+    preparation = RegionPreparation(processor)
+    unbounded = PromptEncoder(model, processor, preparation, cached_images=9)
     size = unbounded.encode_image(tiles[0]).num_bytes
-    encoder = PromptEncoder(model, processor, cached_images=9, max_cached_bytes=2 * size)
+    encoder = PromptEncoder(model, processor, preparation, cached_images=9, max_cached_bytes=2 * size)
     held: list[int] = []
     encode = model.get_image_features
 
@@ -422,6 +424,6 @@ def test_encoder_with_a_byte_budget_drops_images_before_it_encodes(
     assert (encoder.num_cached, encoder.cached_bytes) == (2, 2 * size)
     encoder.clear()
     assert (encoder.num_cached, encoder.cached_bytes) == (0, 0)
-    small = PromptEncoder(model, processor, cached_images=9, max_cached_bytes=size - 1)
+    small = PromptEncoder(model, processor, preparation, cached_images=9, max_cached_bytes=size - 1)
     small.encode_image(tiles[0])
     assert small.num_cached == 0

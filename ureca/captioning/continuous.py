@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 from ureca.captioning.engine import (
@@ -25,7 +26,7 @@ from ureca.model.settings import MIN_FREE_FRACTION
 
 if TYPE_CHECKING:
     from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
-    from ureca.model.prepared import PreparedImage
+    from ureca.model.prepared import PreparedImage, Region
 
 
 @dataclass(eq=False)
@@ -207,6 +208,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
                     admitted = self._next_sequences(num_free) if not batch or num_free >= self._min_free else []
                 in_batch = {(job, index) for job, index in in_batch if job.is_wanted_region(index)} | {*admitted}
                 batch.admit(((job, index), job.prepared.content, index, job.job.settings) for job, index in admitted)
+                self._captioner.preparation.ahead(self._next_in_queue())
                 for region in batch.step(lambda key: key[0].is_wanted_region(key[1])):
                     in_batch.discard(region.key)
                     self._count_result(region.error)
@@ -256,6 +258,17 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         jobs = list(regions.values())
         half = len(jobs) // 2
         return [[key for keys in part for key in keys] for part in (jobs[half:], jobs[:half]) if part]
+
+    def _next_in_queue(self) -> list[Region]:
+        """Return the regions that join the batch next, for their preparation during a step."""
+        with self._lock:
+            regions = (
+                (job.prepared.content, index, job.job.settings.question)
+                for job in self._waiting
+                if job.is_wanted
+                for index in range(job.next_region, job.prepared.content.num_regions)
+            )
+            return list(islice(regions, self.batch_size))
 
     def _next_sequences(self, num_free: int) -> list[_Key]:
         """Take up to ``num_free`` regions from the queue, from the oldest job on."""

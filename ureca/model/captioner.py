@@ -28,9 +28,8 @@ from ureca.model.checkpoints import load_checkpoint
 from ureca.model.decoding import DecodedSequence, SequenceDecoder, SequenceInput
 from ureca.model.mask_encoder import ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, maps_of, sees_image
-from ureca.model.prepared import MaskTiles, Picture, PreparedImage, prepare
+from ureca.model.prepared import Picture, PreparedImage, Region, RegionPreparation
 from ureca.model.processing import UrecaProcessor
-from ureca.model.prompt import QUESTION
 from ureca.model.region_memory import RegionMemory, values_per_token
 from ureca.model.settings import MIN_FREE_FRACTION, CaptionSettings
 
@@ -39,9 +38,6 @@ Key = TypeVar("Key", bound=Hashable)
 
 _MAX_MASK_VALUES = 2**25
 """Pixels of mask tiles that are encoded in one call of the mask encoder; regions with more take several calls."""
-
-_MAX_TOKENIZED = 256
-"""Prompts of different questions and numbers of tiles whose tokens are kept."""
 
 _FINISHED_BEFORE_GROWTH = 8
 """Regions that a batch which ran out of memory finishes in each of its places, before it has one place more."""
@@ -83,6 +79,8 @@ class RegionCaptioner:
         cached_images: number of encoded images to keep for later calls (the most recently used), so that more regions
             of the same pixels need no further vision pass. Each holds the keys and values of its prompt's beginning.
         max_cached_bytes: bytes that they may take on the model's device; None: bounded by their number only.
+        preparation_threads: threads that unpack masks and tokenize questions while the model is running; 0: the thread
+            of the model does it.
 
     Raises:
         ValueError: if a layer of the language model has other than full attention.
@@ -95,11 +93,20 @@ class RegionCaptioner:
         *,
         cached_images: int = 0,
         max_cached_bytes: int | None = None,
+        preparation_threads: int = 1,
     ) -> None:
         enable_prefix_attention(model.model.language_model.config)
         self.model = model.eval()
         self.processor = processor
-        self._encoder = PromptEncoder(model, processor, cached_images=cached_images, max_cached_bytes=max_cached_bytes)
+        self.preparation = RegionPreparation(
+            processor,
+            dtype=model.dtype if model.device.type == "cpu" else None,
+            keeps_images=cached_images > 0,
+            num_threads=preparation_threads,
+        )
+        self._encoder = PromptEncoder(
+            model, processor, self.preparation, cached_images=cached_images, max_cached_bytes=max_cached_bytes
+        )
 
     @classmethod
     def from_pretrained(
@@ -198,11 +205,11 @@ class RegionCaptioner:
             yield region
 
     def prepare(self, image: Picture, masks: Iterable[npt.NDArray[np.bool_]]) -> PreparedImage:
-        """Cut an image and its masks into tiles, without the model and in any thread; see `ureca.model.prepared`.
+        """Cut an image and its masks into tiles, without the model and in any thread; see `RegionPreparation.image`.
 
         Masks are not checked: each must be bool [H, W] of the image's size, with at least one pixel set.
         """
-        return prepare(self.processor, image, masks)
+        return self.preparation.image(image, masks)
 
     @torch.inference_mode()
     def stream_prepared(self, images: Iterable[PreparedImage], settings: CaptionSettings) -> Iterator[RegionCaption]:
@@ -221,7 +228,11 @@ class RegionCaptioner:
         while True:
             num_free = batch_size - len(batch)
             if not batch or num_free >= min_free:
-                batch.admit((key, image, key[1], settings) for key, image in islice(keyed, num_free))
+                admitted = list(islice(keyed, num_free))
+                batch.admit((key, image, key[1], settings) for key, image in admitted)
+                for (_, mask_index), image in admitted[-1:]:
+                    others = range(mask_index + 1, image.num_regions)
+                    self.preparation.ahead((image, other, settings.question) for other in others)
             if not batch:
                 return
             for region in batch.step():
@@ -409,10 +420,14 @@ class RegionBatch(Generic[Key]):
         self._decoding = {key: request for key, request in self._decoding.items() if key in unfinished}
 
     def _encode_view(self, request: _RegionRequest[Key]) -> "EncodedImage":
-        view = request.image.views[0 if len(request.image.views) == 1 else request.mask_index]
+        image = request.image
+        index = 0 if len(image.views) == 1 else request.mask_index
+        view = image.views[index]
         if self._latest is None or view is not self._latest[0]:
             self._latest = None  # it may be the last to hold its image, whose memory the next one needs
-            self._latest = view, self._encoder.encode_image(view)
+            prompt = image.prompts[index] if image.prompts else None
+            key = image.digests[index] if image.digests else None
+            self._latest = view, self._encoder.encode_image(view, prompt, key)
         return self._latest[1]
 
     def _sequences(
@@ -421,14 +436,7 @@ class RegionBatch(Generic[Key]):
         """Encode the masks of regions together; if that fails, one by one, so that only those fail that must."""
         try:
             suffixes = self._encoder.encode_regions(
-                [
-                    (
-                        image,
-                        request.image.masks[request.mask_index] if request.image.masks else None,
-                        request.settings.question,
-                    )
-                    for request, image in zip(requests, images, strict=True)
-                ]
+                [(request.image, request.mask_index, request.settings.question) for request in requests], images
             )
         except Exception as error:
             if is_out_of_memory(error):
@@ -539,6 +547,7 @@ class PromptEncoder:
     Args:
         model: model that the prompts are for.
         processor: processor of the model.
+        preparation: preparation of the regions.
         cached_images: number of encoded images to keep, the most recently used; 0 keeps none.
         max_cached_bytes: bytes that the kept images may take together with the one that is being encoded; None: any.
     """
@@ -547,18 +556,19 @@ class PromptEncoder:
         self,
         model: UrecaForConditionalGeneration,
         processor: UrecaProcessor,
+        preparation: RegionPreparation,
         *,
         cached_images: int,
         max_cached_bytes: int | None = None,
     ) -> None:
         self._model = model
         self._processor = processor
+        self._preparation = preparation
         self._max_cached = cached_images
         self.max_cached_bytes = max_cached_bytes
         self._cached: OrderedDict[bytes, EncodedImage] = OrderedDict()
         self._cached_bytes = 0
         self._shown_bytes_per_tile = 0  # of the last image
-        self._token_ids: OrderedDict[tuple[str, str, int], tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._bytes_per_token = values_per_token(model.config.text_config) * model.dtype.itemsize
 
     @property
@@ -572,27 +582,33 @@ class PromptEncoder:
         return self._cached_bytes
 
     def clear(self) -> None:
-        """Drop the images that are kept."""
+        """Drop the images that are kept, and the regions that are prepared."""
+        self._preparation.clear()
         self._cached.clear()
         self._cached_bytes = 0
 
-    def encode_image(self, tiles: npt.NDArray[np.uint8]) -> EncodedImage:
-        """Run vision encoder and language model on an image's tiles, uint8 [N, S, S, 3], or return a cached result.
+    def encode_image(
+        self, tiles: npt.NDArray[np.uint8], prompt: torch.Tensor | None = None, key: bytes | None = None
+    ) -> EncodedImage:
+        """Run vision encoder and language model on an image, or return a cached result.
 
         Images are dropped before one is encoded that would not fit beside them.
+
+        Args:
+            tiles: tiles of the image, uint8 [N, S, S, 3].
+            prompt: tokens of the prompt up to and including the image, int64 [L], if they are known.
+            key: digest of the tiles, if it is known.
         """
-        key = digest([tiles]) if self._max_cached else b""
+        if key is None:
+            key = digest([tiles]) if self._max_cached else b""
         if encoded := self._cached.get(key):
             self._cached.move_to_end(key)
             return encoded
-        processor = self._processor
-        beginning, _ = processor.split_prompt(QUESTION)
-        text = beginning.replace(processor.image_token, processor.image_placeholders(len(tiles)))
-        token_ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids
-        token_ids = token_ids.to(self._model.device)
+        token_ids = self._preparation.prompt(len(tiles)) if prompt is None else prompt
+        token_ids = token_ids[None].to(self._model.device)
         expected_bytes = token_ids.shape[1] * self._bytes_per_token + len(tiles) * self._shown_bytes_per_tile
         self._make_room(expected_bytes)
-        pixel_values = processor.image_processor.normalise(torch.tensor(tiles, device=self._model.device))
+        pixel_values = self._processor.image_processor.normalise(torch.tensor(tiles, device=self._model.device))
         parts = in_parts_that_fit(
             lambda part: self._model.get_image_features(part, return_dict=True),
             pixel_values,
@@ -625,12 +641,12 @@ class PromptEncoder:
             _, dropped = self._cached.popitem(last=False)
             self._cached_bytes -= dropped.num_bytes
 
-    def encode_regions(self, regions: Sequence[tuple[EncodedImage, MaskTiles | None, str]]) -> list[torch.Tensor]:
+    def encode_regions(self, regions: Sequence[Region], images: Sequence[EncodedImage]) -> list[torch.Tensor]:
         """Embed the rest of the prompts of regions; the mask encoder is called once for all that fit into a call.
 
         Args:
-            regions: result of `encode_image` for the view of each, tiles of its mask (None for a region prompt without
-                mask), and the question about it.
+            regions: the regions.
+            images: result of `encode_image` for the view of each.
 
         Returns:
             [L_i, D] for each.
@@ -638,25 +654,36 @@ class PromptEncoder:
         Raises:
             ValueError: a mask has another number of tiles than one and than its image.
         """
-        embed = self._model.get_input_embeddings()
-        suffixes: list[torch.Tensor] = []
+        parts: list[slice] = []
         start = 0
         while start < len(regions):
             end, num_values = start, 0
             while end < len(regions) and (end == start or num_values < _MAX_MASK_VALUES):
-                mask = regions[end][1]
-                num_values += 0 if mask is None else int(np.prod(mask.shape))
+                image, index, _ = regions[end]
+                tiles = image.mask_of(index)
+                num_values += 0 if tiles is None else tiles.num_values
                 end += 1
-            part, start = regions[start:end], end
-            features = self._encode_masks([(image, mask) for image, mask, _ in part if mask is not None])
-            for _, mask, question in part:
-                before, after = self._region_token_ids(question, 0 if mask is None else mask.num_tiles)
+            parts.append(slice(start, end))
+            start = end
+        suffixes: list[torch.Tensor] = []
+        for part in parts:
+            inputs = self._preparation.take(regions[part])
+            self._preparation.ahead(regions[part.stop :])  # while the model encodes these
+            masks = [each.mask_values for each in inputs]
+            features = self._encode_masks(
+                [(image, mask) for image, mask in zip(images[part], masks, strict=True) if mask is not None]
+            )
+            texts = [ids for each in inputs for ids in (each.before, each.after)]
+            embedded = self._model.get_input_embeddings()(torch.cat(texts).to(self._model.device))
+            pieces = iter(embedded.split([len(ids) for ids in texts]))
+            for mask in masks:
+                before, after = next(pieces), next(pieces)
                 middle = [] if mask is None else [next(features).flatten(0, 1).to(self._model.dtype)]
-                suffixes.append(torch.cat([embed(before), *middle, embed(after)]))
+                suffixes.append(torch.cat([before, *middle, after]))
         return suffixes
 
-    def _encode_masks(self, masks: Sequence[tuple[EncodedImage, MaskTiles]]) -> Iterator[torch.Tensor]:
-        """Encode masks in one call; returns the features [N_i, T, D] of each."""
+    def _encode_masks(self, masks: Sequence[tuple[EncodedImage, torch.Tensor]]) -> Iterator[torch.Tensor]:
+        """Encode the tiles of masks, [N_i, 1, S, S] each, in one call; returns the features [N_i, T, D] of each."""
         if not masks:
             return iter(())
         images = {id(image): image for image, _ in masks}
@@ -668,42 +695,17 @@ class PromptEncoder:
             tiles: list[int] = []
             for image, mask in masks:
                 first, count = first_tiles[id(image)], len(image.shown.features) if image.shown else 0
-                if mask.num_tiles not in {1, count}:
-                    raise ValueError(f"a mask of {mask.num_tiles} tiles does not fit its image of {count}")
+                if len(mask) not in {1, count}:
+                    raise ValueError(f"a mask of {len(mask)} tiles does not fit its image of {count}")
                 # The last tile shows the whole image, as a mask's only tile does.
-                tiles += range(first + count - mask.num_tiles, first + count)
+                tiles += range(first + count - len(mask), first + count)
             shown = ShownTiles(
                 _joined([each.features for each in all_shown]),
                 _joined([each.pixels for each in all_shown]),
                 torch.tensor(tiles, device=self._model.device),
                 tuple(map(_joined, zip(*(each.maps for each in all_shown), strict=True))),
             )
-        values = torch.cat([mask.unpack() for _, mask in masks]).to(self._model.device)
+        values = torch.cat([mask for _, mask in masks]).to(self._model.device)
         features: torch.Tensor = self._model.model.get_mask_features(values, shown)
-        ends = accumulate(mask.num_tiles for _, mask in masks)
-        return (features[end - mask.num_tiles : end] for end, (_, mask) in zip(ends, masks, strict=True))
-
-    def _region_token_ids(self, question: str, num_mask_tiles: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the token ids before and after the mask's placeholders, [L] each; kept by question and tiles."""
-        processor = self._processor
-        key = (processor.region_prompt, question, num_mask_tiles)
-        if (kept := self._token_ids.get(key)) is not None:
-            self._token_ids.move_to_end(key)
-            return kept
-        _, end = processor.split_prompt(question)
-        text = processor.mask_placeholders(num_mask_tiles) + end if num_mask_tiles else end
-        token_ids = processor.tokenizer(text, add_special_tokens=False, return_tensors="pt").input_ids[0]
-        is_mask = token_ids == processor.mask_token_id
-        num_placeholders = processor.num_mask_tokens * num_mask_tiles
-        if int(is_mask.sum()) != num_placeholders:
-            raise ValueError(
-                f"the prompt of a region has {int(is_mask.sum())} placeholders of the mask, whose tiles give "
-                f"{num_placeholders} features: its question must not contain {processor.mask_token}"
-            )
-        first = int(is_mask.int().argmax()) if num_mask_tiles else 0
-        device = self._model.device
-        split = token_ids[:first].to(device), token_ids[first + num_placeholders :].to(device)
-        self._token_ids[key] = split
-        if len(self._token_ids) > _MAX_TOKENIZED:
-            self._token_ids.popitem(last=False)
-        return split
+        ends = accumulate(len(mask) for _, mask in masks)
+        return (features[end - len(mask) : end] for end, (_, mask) in zip(ends, masks, strict=True))
