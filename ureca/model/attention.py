@@ -154,8 +154,10 @@ class RowsWithPrefixes:
             prefixes_per_call, rows_per_call = max(1, max_rows // num_rows), min(num_rows, max_rows)
             for index in range(0, len(prefixes), prefixes_per_call):
                 batch = prefixes[index : index + prefixes_per_call]
-                prefix_keys = torch.stack([prefix.keys[layer][0] for prefix in batch])
-                prefix_values = torch.stack([prefix.values[layer][0] for prefix in batch])
+                prefix_keys, prefix_values = batch[0].keys[layer], batch[0].values[layer]
+                if len(batch) > 1:  # a single prefix is not copied in each layer of each step
+                    prefix_keys = torch.cat([prefix.keys[layer] for prefix in batch])
+                    prefix_values = torch.cat([prefix.values[layer] for prefix in batch])
                 stop = start + len(batch) * num_rows
                 for first in range(start, stop, len(batch) * rows_per_call):
                     rows = slice(first, min(first + len(batch) * rows_per_call, stop))

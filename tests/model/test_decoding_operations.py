@@ -1,0 +1,69 @@
+"""Operations of a decoding step: caches are not copied for a token, and the device is waited for once."""
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tests.model.inputs import box_masks, noise_image
+from ureca.model.captioner import RegionCaptioner
+from ureca.model.initialization import build_tiny
+from ureca.model.settings import CaptionSettings
+
+IMAGE = noise_image(60, 110)
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts operations, and those that concatenate keys or values of a prefix or longer."""
+
+    def __init__(self, prefix_length: int) -> None:
+        super().__init__()
+        self.prefix_length = prefix_length
+        self.counts: Counter[str] = Counter()
+        self.num_copied_prefixes = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = operation.overloadpacket.__name__
+        self.counts[name] += 1
+        result = operation(*args, **(kwargs or {}))
+        is_joined = name in {"cat", "stack", "clone"} and isinstance(result, torch.Tensor)
+        if is_joined and result.dim() == 4 and result.shape[2] == self.prefix_length:
+            self.num_copied_prefixes += 1
+        return result
+
+
+def operations_of_steps(num_regions: int, **settings: Any) -> list[CountedOperations]:
+    """Count the operations of a few steps without joins."""
+    model, processor = build_tiny()
+    model.generation_config.eos_token_id = 511  # not written
+    captioner = RegionCaptioner(model, processor)
+    image = captioner.prepare(IMAGE, box_masks(60, 110, num_regions))
+    chosen = CaptionSettings(max_new_tokens=100, **settings)
+    batch = captioner.open_batch()
+    batch.admit((index, image, index, chosen) for index in range(num_regions))
+    prefix_length = captioner._encoder.encode_image(image.views[0]).prefix.length
+    for _ in range(2):
+        list(batch.step())
+    counted = []
+    for _ in range(4):
+        with CountedOperations(prefix_length) as operations:
+            assert not list(batch.step())
+        counted.append(operations)
+    return counted
+
+
+def test_step_copies_no_prefix_and_waits_for_the_device_independent_of_rows() -> None:
+    few, many = operations_of_steps(2), operations_of_steps(9)
+    for operations in (*few, *many):
+        assert operations.num_copied_prefixes == 0
+        assert operations.counts["_local_scalar_dense"] <= 1
+    # Concatenated are scores and masks, a fixed number of times in each layer.
+    assert [each.counts["cat"] for each in few] == [each.counts["cat"] for each in many]
+
+
+def test_step_that_samples_waits_for_no_row() -> None:
+    few, many = (operations_of_steps(number, temperature=0.8, top_p=0.9) for number in (2, 9))
+    assert all(operations.counts["_local_scalar_dense"] <= 1 for operations in (*few, *many))
+    assert few[0].counts["multinomial"] == 2  # each row has random numbers of its own
+    assert many[0].counts["multinomial"] == 9
