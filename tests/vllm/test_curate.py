@@ -18,6 +18,7 @@ from PIL import Image
 from tests.vllm.conftest import LIBRARY_PYTHON
 from tests.vllm.reference import draw_inputs
 from tests.vllm.test_endpoints import LONGEST_WAIT_S, NAME, Server
+from tests.vllm.test_serve import ENGINE_NAME
 
 pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
@@ -188,7 +189,7 @@ def in_the_actor(checkpoint: Path) -> list[str]:
 
 
 def kill_engines(run: "subprocess.Popen[bytes]") -> int:
-    engines = [child for child in psutil.Process(run.pid).children(recursive=True) if "EngineCore" in child.name()]
+    engines = [child for child in psutil.Process(run.pid).children(recursive=True) if ENGINE_NAME in child.name()]
     for engine in engines:
         engine.kill()
     return len(engines)
