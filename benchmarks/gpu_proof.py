@@ -131,7 +131,7 @@ class Proof:
         on_gpu = self.device == "cuda"
         if on_gpu:
             torch.cuda.reset_peak_memory_stats()
-        started = time.monotonic()
+        started, cpu_started = time.monotonic(), time.process_time()
         try:
             figures = part()
         except Exception as error:
@@ -140,6 +140,8 @@ class Proof:
         figures["seconds"] = round(time.monotonic() - started, 1)
         if on_gpu:
             figures["peak GiB"] = round(torch.cuda.max_memory_allocated() / _GIB, 2)
+        else:
+            figures["CPU seconds"] = round(time.process_time() - cpu_started, 1)
         self.parts[name] = figures
         print(f"  {_line(figures)}", flush=True)
 

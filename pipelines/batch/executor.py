@@ -92,7 +92,6 @@ def choose_executor(settings: ExecutorSettings, resources: Any, num_images: int)
 
 _EXTRA_OF_KIND = {
     ("masks", "sam"): ("sam", "segment_anything", "torch"),
-    ("masks", "prompts"): ("sam", "segment_anything", "torch"),
     ("masks", "sam2"): ("model", "torch", "torchvision", "transformers"),
     ("masks", "sam3"): ("model", "torch", "torchvision", "transformers"),
     ("masks", "sam-hq"): ("model", "torch", "torchvision", "transformers"),
@@ -115,12 +114,15 @@ def check_packages(settings: ExecutorSettings) -> None:
     if os.environ.get("RAY_ADDRESS") or ray_is_running():
         return
     for (section, kind), (extra, *packages) in _EXTRA_OF_KIND.items():
-        if getattr(getattr(settings, section, None), "kind", None) != kind:
+        config = getattr(settings, section, None)
+        # Prompts are segmented by a network that a kind of its own has, too.
+        if getattr(config, "network", getattr(config, "kind", None)) != kind:
             continue
         for package in packages:
             if importlib.util.find_spec(package) is None:
                 raise SettingsError(
-                    f"{section}.kind {kind} needs the package {package}: pip install 'ureca-ray[{extra}]'"
+                    f"{section}.kind {getattr(config, 'kind', kind)} needs the package {package}: "
+                    f"pip install 'ureca-ray[{extra}]'"
                 )
 
 

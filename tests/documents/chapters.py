@@ -302,8 +302,8 @@ CANNOT_RUN: Mapping[str, str] = {
     "ureca science OUT": "an hour of training; the chapter 'science' has its command",
     "ureca curate IMAGES OUTPUT --masks.kind sam --masks.checkpoint sam_vit_h.pth": _VIT_H,
     "ureca curate IMAGES OUTPUT --masks.kind sam2 --masks.checkpoint facebook/sam2.1-hiera-large": _SAM2,
-    "ureca curate IMAGES OUTPUT --masks.kind prompts --masks.model sam2 --masks.checkpoint facebook/sam2.1-hiera-large "
-    "--listing.annotations beside": _SAM2,
+    "ureca caption IMAGES OUTPUT --model CHECKPOINT --masks.kind prompts --masks.network sam2 "
+    "--masks.checkpoint facebook/sam2.1-hiera-large --listing.annotations beside": _SAM2,
     "ureca curate IMAGES OUTPUT --masks.kind sam3 --masks.checkpoint facebook/sam3 "
     """--masks.text '["person", "red car"]'""": _SAM2,
     "ureca serve --model CHECKPOINT --masks.kind sam --masks.checkpoint sam_vit_h.pth "

@@ -201,6 +201,31 @@ class TestInvalidRequests:
         assert isinstance(second, AnswerError) and second.kind == "unusable_request"
         assert "aspect ratio" in second.message
 
+    def test_transformers_out_of_memory_gives_the_same_answers_in_smaller_batches(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        FAMILIES["qwen3-vl"](tmp_path)
+        model = engine_of(tmp_path)
+        requests = [question(picture(seed), "What?") for seed in range(5)]
+        expected = answers(model, requests)
+        generate, most = model._model._model.generate, [2]
+        sizes: list[int] = []
+
+        def generate_some(**inputs: Any) -> Any:
+            if len(inputs["input_ids"]) > most[0]:
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+            sizes.append(len(inputs["input_ids"]))
+            return generate(**inputs)
+
+        monkeypatch.setattr(model._model._model, "generate", generate_some)
+        assert answers(model, requests) == expected
+        assert max(sizes) <= 2
+        most[0] = 0
+        with pytest.raises(AnswerError, match="out_of_memory: one request needs more memory than there is"):
+            answers(model, requests[:1])
+        most[0] = 9
+        assert answers(model, requests[:1]) == expected[:1]
+
     def test_transformers_invalid_answers_fail_regions_only(self, model: TransformersChatModel) -> None:
         prompting = PromptedConfig(max_new_tokens=16, max_attempts=2)
         annotator = PromptedAnnotator(model, prompting)

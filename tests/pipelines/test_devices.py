@@ -1,6 +1,9 @@
 """The device of models follows from the GPUs of their actors, and never from those that happen to be there."""
 
+import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -8,8 +11,9 @@ from tests.pipelines.test_graph import settings_of
 from ureca.curation.settings import Dinov2Config
 from ureca.errors import SettingsError
 from ureca.llm.settings import FakeConfig, TransformersConfig
-from ureca.masks.generators.settings import SamConfig, SegmentsConfig
+from ureca.masks.generators.settings import PromptedSamConfig, SamConfig, SegmentsConfig
 from ureca.pipelines.batch.dry_run import with_gpus_of_this_machine
+from ureca.pipelines.batch.executor import check_packages
 from ureca.pipelines.batch.resources import device_of, on_device
 from ureca.pipelines.curate import build_mask_stage
 
@@ -46,6 +50,20 @@ def test_on_device_with_a_gpu_that_is_missing_is_an_error_that_names_the_setting
     with pytest.raises(SettingsError, match=r"resources\.captioner\.num_gpus is 1"):
         device_of(1, "resources.captioner")
     assert device_of(0, "resources.captioner") == "cpu"
+
+
+@pytest.mark.parametrize(
+    ("network", "package", "extra"), [("sam", "segment_anything", "sam"), ("sam2", "transformers", "model")]
+)
+def test_check_packages_of_prompts_are_those_of_their_network(
+    monkeypatch: pytest.MonkeyPatch, network: Any, package: str, extra: str
+) -> None:
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    settings = SimpleNamespace(masks=PromptedSamConfig(network=network, checkpoint="c"), embedder=None, mllm=None)
+    with pytest.raises(SettingsError, match=rf"masks\.kind prompts needs the package {package}: .*\[{extra}\]"):
+        check_packages(settings)  # type: ignore[arg-type]  # the sections that it looks at
 
 
 @pytest.mark.usefixtures("gpus")

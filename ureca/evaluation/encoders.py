@@ -17,7 +17,7 @@ from ureca.curation.rule_based.colours import FAMILIES, fits_colour, measure_col
 from ureca.devices import torch_device
 from ureca.errors import SettingsError
 from ureca.evaluation.settings import COLOUR_WORDS, DualEncoderSettings
-from ureca.memory import first_line
+from ureca.memory import first_line, in_parts_that_fit
 
 if TYPE_CHECKING:
     import torch
@@ -96,12 +96,18 @@ class DualEncoder:
     def _in_batches(self, items: Sequence[Any], encode: Callable[[Sequence[Any]], Any]) -> Vectors:
         import torch
 
-        batches = []
+        def vectors(batch: Sequence[Any]) -> Vectors:
+            encoded = encode(batch)
+            features = encoded if isinstance(encoded, torch.Tensor) else encoded.pooler_output
+            return np.asarray(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy(), np.float32)
+
         with torch.inference_mode():
-            for start in range(0, len(items), self._batch_size):
-                encoded = encode(items[start : start + self._batch_size])
-                features = encoded if isinstance(encoded, torch.Tensor) else encoded.pooler_output
-                batches.append(torch.nn.functional.normalize(features.float(), dim=-1).cpu().numpy())
+            batches = [
+                batch
+                for _, batch in in_parts_that_fit(
+                    vectors, items, self._batch_size, f"the encoding of one image or text by {self.name}"
+                )
+            ]
         return np.concatenate(batches) if batches else np.zeros((0, 0), np.float32)
 
 

@@ -22,6 +22,7 @@ from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.views import Views
+from ureca.memory import out_of_memory_as
 from ureca.scenes.scene import Scene, read_scene
 
 Row = dict[str, Any]
@@ -65,13 +66,14 @@ class ScoringStage:
         async def score(fetched: Fetched) -> None:
             image_id = fetched.entry.image_id
             try:
-                if self._captions is not None:
-                    await self._scorer.compare_references(captions[image_id])
-                    if (path := scene_paths[image_id]) is not None:
-                        self._scorer.resolve(captions[image_id], await asyncio.to_thread(_read_scene, path))
-                if self._scorer.needs_pixels:
-                    views = await asyncio.to_thread(self._views, images[image_id], fetched)
-                    await self._scorer.score_views(captions[image_id], views)
+                with out_of_memory_as(DataError, f"the scores of {len(captions[image_id])} captions"):
+                    if self._captions is not None:
+                        await self._scorer.compare_references(captions[image_id])
+                        if (path := scene_paths[image_id]) is not None:
+                            self._scorer.resolve(captions[image_id], await asyncio.to_thread(_read_scene, path))
+                    if self._scorer.needs_pixels:
+                        views = await asyncio.to_thread(self._views, images[image_id], fetched)
+                        await self._scorer.score_views(captions[image_id], views)
             except DataError as error:
                 give_up(image_id, error)
 

@@ -2,11 +2,12 @@
 
 from pathlib import Path
 from statistics import mean
+from typing import Any
 
 import pytest
 
 from tests.evaluation.tiny_encoders import save_bert
-from ureca.errors import SettingsError
+from ureca.errors import DataError, SettingsError
 from ureca.evaluation.metrics.bert_score import measure_bert_score
 from ureca.evaluation.metrics.references import score
 from ureca.evaluation.settings import BertScoreSettings
@@ -42,6 +43,32 @@ def test_bert_score_f1_matches_best_alignment(model: str) -> None:
     found = score(hypotheses, references, bert_score=settings, metrics=["BERTScore"])
     assert found["BERTScore"] == pytest.approx(sum(expected) / 5, abs=1e-5)
     assert found["missing"] == {}
+
+
+def test_bert_score_out_of_memory_has_the_same_scores_in_smaller_batches(
+    model: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from transformers import BertModel
+
+    hypotheses = ["a red car", "the blue house of the car", "a car", "the house"]
+    references = [["a house"], ["a blue house"], ["the house"], ["a red car", "a car"]]
+    settings = BertScoreSettings(model=model, layer=1, batch_size=8, device="cpu")
+    expected = measure_bert_score(hypotheses, references, settings).each()
+    forward, most = BertModel.forward, [3]
+    sizes: list[int] = []
+
+    def forward_some(self: BertModel, **inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > most[0]:
+            raise MemoryError("as on a small device")
+        sizes.append(len(inputs["input_ids"]))
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(BertModel, "forward", forward_some)
+    assert measure_bert_score(hypotheses, references, settings).each() == pytest.approx(expected, abs=1e-5)
+    assert sizes == [3, 3]  # of six different texts
+    most[0] = 0
+    with pytest.raises(DataError, match="out_of_memory: the encoding of one caption"):
+        measure_bert_score(hypotheses, references, settings)
 
 
 def test_bert_score_of_unknown_model_uses_last_layer(model: str) -> None:

@@ -1,5 +1,6 @@
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.evaluation.tiny_encoders import save_dual_encoder
-from ureca.errors import SettingsError
+from ureca.errors import DataError, SettingsError
 from ureca.evaluation.encoders import DualEncoder
 from ureca.evaluation.settings import DualEncoderSettings
 from ureca.evaluation.uniqueness import Retrieved, retrieval_measures, retrieve
@@ -119,3 +120,27 @@ def test_dual_encoder_cosines_agree_with_network_logits(checkpoint: str) -> None
 def test_dual_encoder_of_folder_without_model_raises_settings_error(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="cannot be loaded"):
         DualEncoder(DualEncoderSettings(checkpoint=str(tmp_path), device="cpu"))
+
+
+def test_dual_encoder_out_of_memory_encodes_the_same_in_smaller_batches(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = DualEncoderSettings(checkpoint=save_dual_encoder(tmp_path), batch_size=8, device="cpu")
+    encoder = DualEncoder(settings)
+    images, texts = grey(0, 50, 100, 150, 200), ["a", "b c", "d", "e", "f"]
+    expected = encoder.encode_images(images), encoder.encode_texts(texts)
+    most = [2]
+    for kind in ("image", "text"):
+        encode = getattr(encoder._network, f"get_{kind}_features")
+
+        def encode_some(encode: Any = encode, **inputs: Any) -> Any:
+            if len(next(iter(inputs.values()))) > most[0]:
+                raise MemoryError("as on a small device")
+            return encode(**inputs)
+
+        monkeypatch.setattr(encoder._network, f"get_{kind}_features", encode_some)
+    assert encoder.encode_images(images) == pytest.approx(expected[0], abs=1e-5)
+    assert encoder.encode_texts(texts) == pytest.approx(expected[1], abs=1e-5)
+    most[0] = 0
+    with pytest.raises(DataError, match="out_of_memory: the encoding of one image or text"):
+        encoder.encode_images(images)

@@ -176,7 +176,7 @@ def test_prompts_of_a_file_have_the_masks_of_the_processor_of_transformers(
     checkpoints: dict[str, str], kind: Any, model_class: str, processor_class: str, size: tuple[int, int]
 ) -> None:
     image = noise(*size)
-    settings = PromptedSamConfig(model=kind, checkpoint=checkpoints[kind], device="cpu")
+    settings = PromptedSamConfig(network=kind, checkpoint=checkpoints[kind], device="cpu")
     generator = build_component("mask_generator", settings)
     prompts = [
         {"id": 7, "bbox_xywh": [5, 6, 20, 10]},
@@ -211,7 +211,7 @@ def test_prompts_of_a_file_have_the_masks_of_the_processor_of_transformers(
 
 
 def test_prompts_in_half_precision_embed_points_in_full(checkpoints: dict[str, str]) -> None:
-    settings = PromptedSamConfig(model="sam2", checkpoint=checkpoints["sam2"], device="cpu", dtype="bfloat16")
+    settings = PromptedSamConfig(network="sam2", checkpoint=checkpoints["sam2"], device="cpu", dtype="bfloat16")
     generator = build_component("mask_generator", settings)
     model = generator._network._model
     assert next(model.mask_decoder.parameters()).dtype == torch.bfloat16
@@ -222,7 +222,7 @@ def test_prompts_in_half_precision_embed_points_in_full(checkpoints: dict[str, s
 
 def test_prompts_with_the_checkpoint_of_another_model_name_it(checkpoints: dict[str, str]) -> None:
     with pytest.raises(SettingsError, match="SamHQModel reads"):
-        build_component("mask_generator", PromptedSamConfig(model="sam-hq", checkpoint=checkpoints["sam2"]))
+        build_component("mask_generator", PromptedSamConfig(network="sam-hq", checkpoint=checkpoints["sam2"]))
     with pytest.raises(SettingsError, match="does not exist or is not a file"):
         build_component("mask_generator", PromptedSamConfig(checkpoint=checkpoints["sam2"], device="cpu"))
 

@@ -10,6 +10,7 @@ from ureca.errors import SettingsError
 from ureca.evaluation.encoders import check_checkpoint, load_encoder
 from ureca.evaluation.measures import Measure, mean_of
 from ureca.evaluation.settings import BertScoreSettings
+from ureca.memory import in_parts_that_fit
 
 if TYPE_CHECKING:
     import torch
@@ -117,26 +118,34 @@ class _Encoder:
         self._max_tokens = min(int(self._tokenizer.model_max_length), positions - padding - 1)
 
     def embed(self, texts: Sequence[str]) -> Iterator[tuple[str, Tokens]]:
-        """Each text with the vectors of its tokens."""
+        """Yield each text with the vectors of its tokens.
+
+        Raises:
+            DataError: ``out_of_memory``: there is not enough memory even for one text.
+        """
+        for _, embedded in in_parts_that_fit(
+            self._embed_batch, texts, self._batch_size, "the encoding of one caption for BERTScore"
+        ):
+            yield from embedded
+
+    def _embed_batch(self, texts: Sequence[str]) -> list[tuple[str, Tokens]]:
         import torch
 
-        for start in range(0, len(texts), self._batch_size):
-            batch = texts[start : start + self._batch_size]
-            inputs: Mapping[str, Any] = self._tokenizer(
-                batch,
-                padding=True,
-                truncation=True,
-                max_length=self._max_tokens,
-                return_special_tokens_mask=True,
-                return_tensors="pt",
-            )
-            tensors = {
-                name: values.to(self._device) for name, values in inputs.items() if name != "special_tokens_mask"
-            }
-            with torch.inference_mode():
-                hidden = self._network(**tensors, output_hidden_states=True).hidden_states[self.layer]
-            vectors = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
-            for row, text in enumerate(batch):
-                is_token = inputs["attention_mask"][row] == 1
-                is_word = inputs["special_tokens_mask"][row] == 0
-                yield text, (vectors[row][is_token], is_word[is_token])
+        inputs: Mapping[str, Any] = self._tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self._max_tokens,
+            return_special_tokens_mask=True,
+            return_tensors="pt",
+        )
+        tensors = {name: values.to(self._device) for name, values in inputs.items() if name != "special_tokens_mask"}
+        with torch.inference_mode():
+            hidden = self._network(**tensors, output_hidden_states=True).hidden_states[self.layer]
+        vectors = torch.nn.functional.normalize(hidden.float(), dim=-1).cpu()
+        embedded = []
+        for row, text in enumerate(texts):
+            is_token = inputs["attention_mask"][row] == 1
+            is_word = inputs["special_tokens_mask"][row] == 0
+            embedded.append((text, (vectors[row][is_token], is_word[is_token])))
+        return embedded

@@ -50,7 +50,7 @@ class PromptedSam:
             SettingsError: segment-anything or transformers is missing, the checkpoint cannot be used, or there is no
                 such device.
         """
-        if settings.model == "sam":
+        if settings.network == "sam":
             from ureca.masks.generators.sam import load_sam
 
             network: PromptedNetwork = load_sam(
@@ -65,8 +65,8 @@ class PromptedSam:
         else:
             from ureca.masks.generators.transformers_sam import load_network
 
-            network = load_network(settings.model, settings.checkpoint, settings.device, settings.dtype)
-            name = f"prompted {settings.model} {settings.checkpoint}"
+            network = load_network(settings.network, settings.checkpoint, settings.device, settings.dtype)
+            name = f"prompted {settings.network} {settings.checkpoint}"
         self._set_up(network, name, settings.frame)
 
     @classmethod

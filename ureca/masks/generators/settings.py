@@ -256,7 +256,7 @@ class PromptedSamConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     kind: Literal["prompts"] = "prompts"
-    model: Literal["sam", "sam2", "sam3", "sam-hq"] = Field(
+    network: Literal["sam", "sam2", "sam3", "sam-hq"] = Field(
         default="sam",
         description="sam: Segment Anything, from a file of its authors; sam2, sam3 and sam-hq: SAM 2, SAM 3 and "
         "HQ-SAM, from a folder or name on the hub in transformers' format",
