@@ -150,9 +150,9 @@ def sharded(flags: Sequence[str], folder: Path) -> Any:
         save_checkpoint(*build_tiny(), base)
     dist.barrier()
     found: dict[str, Any] = {"whole_bytes": sum(4 * weight.numel() for weight in build_tiny()[0].parameters())}
-    with AllocationCounter() as counter:  # whole weights of the stored type would be mapped
-        load_checkpoint(base, dtype=torch.bfloat16)
-    found["peak_bytes_of_halves"] = counter.peak_bytes
+    with AllocationCounter() as counter:
+        build_tiny()
+    found["built_peak_bytes"] = counter.peak_bytes
     flags = [*flags, "--deepspeed.zero-stage", "3"]
     full = Rank([*flags, "--phase.kind", "full"], base)
     found["peak_bytes"] = full.peak_bytes
