@@ -1,9 +1,10 @@
 """``ureca bench describe``: captions of the rule-based captioner, judged by other measures of the pixels than its own.
 
 A listener gets a caption and all regions of its image, scores each region by each claim of the first sentence (colours,
-shape, texture, size, extent, place in the image, rank among those that fit as well), and chooses the best: the share of
-captions from which it finds the region. A second check tells which captions are true of their region: no claim may be
-false. Colours are ranges of CIELAB's lightness, chroma and hue; outlines are measured with OpenCV's contours.
+shape, texture, size, extent, place in the image, what it is beside, rank among those that fit as well), and chooses the
+best: the share of captions from which it finds the region. A second check tells which captions are true of their
+region: no claim may be false. Colours are ranges of CIELAB's lightness, chroma and hue; outlines are measured with
+OpenCV's contours, relations in a grid over the image.
 """
 
 import argparse
@@ -33,6 +34,7 @@ _TRUE = 0.5
 """Score from which a claim counts as true; scores go from 0, clearly false, to 1, clearly true."""
 
 _MAX_SIDE_PX = 160
+_GRID = 64
 
 # Ranges of CIELAB: lightness, chroma and hue in degrees; a hue range may wrap around 360. Neighbours overlap.
 _COLOURS = {
@@ -87,6 +89,7 @@ class Seen:
         angle_deg: direction of its longer side, 0 (horizontal) to 180.
         roughness: mean contrast of neighbouring pixels' lightness, 0 to 100.
         spread: standard deviation of the lightness.
+        cells: bool [64, 64], the cells of a grid over the image in which it has pixels.
     """
 
     centre: tuple[float, float]
@@ -101,13 +104,15 @@ class Seen:
     angle_deg: float
     roughness: float
     spread: float
+    cells: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, pixels: npt.NDArray[np.uint8], mask: Mask) -> "Seen":
         """Measure a region of an image, uint8 RGB [H, W, 3]."""
         height, width = pixels.shape[:2]
         box = Box.around([mask])
-        inside = mask.decode()[box.rows_and_columns].astype(np.uint8)
+        whole = mask.decode().astype(np.uint8)
+        inside = whole[box.rows_and_columns]
         rows, columns = np.nonzero(inside)
         step = max(1, max(inside.shape) // _MAX_SIDE_PX)
         crop = pixels[box.rows_and_columns][::step, ::step]
@@ -134,6 +139,7 @@ class Seen:
             angle_deg=float(-angle if sides[0] >= sides[1] else 90 - angle) % 180,
             roughness=float(contrast.mean()) if contrast.size else 0.0,
             spread=float(lightness.std()),
+            cells=cv2.resize(whole * 255, (_GRID, _GRID), interpolation=cv2.INTER_AREA) > 0,
         )
 
 
@@ -197,6 +203,29 @@ def _on_the_way(match: re.Match[str], seen: Seen) -> float:
     return _ramp(abs((x if match[3] == "across" else y) - stated), 0.12, 0.0)
 
 
+def _beside(direction: str, landmark: str, seen: Seen, regions: Sequence[Seen]) -> float:
+    """Score a relation to the region that the name of the landmark fits best.
+
+    Left of it is a cell from which one comes to the landmark on the way to the right, and does not on the way to the
+    left.
+    """
+    attributes = [
+        *(lambda other, word=match[0]: _colour(word, other) for match in _COLOUR.finditer(landmark)),
+        *(score for word, score in _WORDS.items() if re.search(rf"\b{word}\b", landmark)),
+    ]
+    turned = {"left of": 0, "above": 1, "right of": 2, "below": 3}[direction]
+    own = np.rot90(seen.cells, turned)
+    best = 0.0
+    for other in regions:
+        if other is not seen:
+            its = np.rot90(other.cells, turned)
+            ahead = np.maximum.accumulate(its[:, ::-1], axis=1)[:, ::-1]
+            passed = np.maximum.accumulate(its, axis=1)
+            share = float((own & ahead & ~passed).sum() / own.sum())
+            best = max(best, min([_ramp(share, 0.2, 0.4), *(score(other) for score in attributes)]))
+    return best
+
+
 def _direction(angle_deg: float, seen: Seen) -> float:
     return _ramp(abs((seen.angle_deg - angle_deg + 90) % 180 - 90), 45, 20)
 
@@ -227,6 +256,7 @@ _PLACES = (
 )
 _PLACE = re.compile(rf"\b({_PLACES}) the image\b")
 _ELSEWHERE = re.compile(rf"\b(?:{_PLACES}|within|inside|part of) (?:the|that) (?!image)[^,.;]*")
+_BESIDE = re.compile(r"(?<!upper )(?<!lower )\b(left of|right of|above|below) (?:the|an?) (?!image)([^,.;]+)")
 _EXTENT = re.compile(rf"\babout (?:({'|'.join(_EXTENTS)})|([\d.]+)%) of the image")
 _WAYS = {"a tenth": 0.1, "a fifth": 0.2, "a quarter": 0.25, "a third": 0.333, "two fifths": 0.4, "halfway": 0.5}
 _WAYS |= {"three fifths": 0.6, "two thirds": 0.667, "three quarters": 0.75, "four fifths": 0.8, "nine tenths": 0.9}
@@ -256,9 +286,17 @@ _KEYS: dict[str, Callable[[Seen], float]] = {
 }
 
 
-def claims(caption: str) -> Iterator[tuple[str, Callable[[Seen], float]]]:
-    """Find the claims of a caption's first sentence on its region itself, each with its score."""
+def claims(caption: str, regions: Sequence[Seen] = ()) -> Iterator[tuple[str, Callable[[Seen], float]]]:
+    """Find the claims of a caption's first sentence on its region itself, each with its score.
+
+    Args:
+        caption: caption of a region.
+        regions: all regions of the image, for relations; none: those are left out.
+    """
     first = re.sub(r"(?<!\d)\. .*", "", caption.lower())
+    for match in _BESIDE.finditer(first) if regions else ():
+        yield match[0], lambda seen, match=match: _beside(match[1], match[2], seen, regions)  # type: ignore[misc]
+    first = _BESIDE.sub(" ", first)
     for match in _PLACE.finditer(first):
         yield match[1], lambda seen, word=match[1]: _place(word, seen)  # type: ignore[misc]
     for match in _EXTENT.finditer(first):
@@ -279,7 +317,7 @@ def claims(caption: str) -> Iterator[tuple[str, Callable[[Seen], float]]]:
 
 def listen(caption: str, regions: Sequence[Seen]) -> int | None:
     """Choose the region that a caption fits best; None if there is no single one."""
-    stated = list(claims(caption))
+    stated = list(claims(caption, regions))
     scores = np.array([sum(np.log(max(score(seen), 0.02)) for _, score in stated) for seen in regions])
     fitting = [index for index, score in enumerate(scores) if score >= scores.max() - np.log(2)]
     rank = _RANK.search(re.sub(r"(?<!\d)\. .*", "", caption.lower()))
@@ -296,9 +334,9 @@ def listen(caption: str, regions: Sequence[Seen]) -> int | None:
     return best if not others.size or scores[best] > others.max() + 1e-6 else None
 
 
-def false_claims(caption: str, seen: Seen) -> list[str]:
-    """Return the claims of a caption that its region does not bear out."""
-    return [word for word, score in claims(caption) if score(seen) < _TRUE]
+def false_claims(caption: str, seen: Seen, regions: Sequence[Seen] = ()) -> list[str]:
+    """Return the claims of a caption that its region, among those of its image, does not bear out."""
+    return [word for word, score in claims(caption, regions) if score(seen) < _TRUE]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -331,7 +369,7 @@ def main(argv: Sequence[str]) -> int:
             by_id = {mask.id: mask for mask in masks}
             regions = [Seen.of(pixels, by_id[row["region_id"]]) for row in rows]
             for index, row in enumerate(rows):
-                choice, false = listen(row["caption"], regions), false_claims(row["caption"], regions[index])
+                choice, false = listen(row["caption"], regions), false_claims(row["caption"], regions[index], regions)
                 found, true, total = found + (choice == index), true + (not false), total + 1
                 wrong.update(false)
                 if choice != index or false:

@@ -57,11 +57,21 @@ def test_false_claims_are_those_that_the_pixels_do_not_bear_out(caption: str, fa
         ("A patch a third of the way across and halfway down.", 1),
         ("A patch just under a fifth of the way across.", 0),
         ("A patch halfway across and halfway down; it is blue.", 1),
+        ("A red patch, left of the blue patch.", 0),
+        ("A red patch, right of a blue patch.", 2),
+        ("A red patch, above the blue patch.", None),
         ("A thing.", None),
     ],
 )
 def test_listen_chooses_the_only_region_that_fits_best(caption: str, chosen: int | None) -> None:
     assert bench.listen(caption, seen(*ROW)) == chosen
+
+
+@pytest.mark.parametrize(("direction", "holds"), [("left of", True), ("right of", False), ("above", False)])
+def test_relations_are_claims(direction: str, holds: bool) -> None:
+    regions = seen(*ROW)
+    caption = f"A red patch on the left side of the image, {direction} the blue patch."
+    assert bench.false_claims(caption, regions[0], regions) == ([] if holds else [f"{direction} the blue patch"])
 
 
 def test_bench_describe_of_scenes_meets_its_minima(capsys: pytest.CaptureFixture[str]) -> None:

@@ -11,7 +11,6 @@ from hypothesis.extra import numpy as hnp
 
 from ureca.curation.protocols import LookAlike
 from ureca.curation.rule_based.captioner import Captions, RuleBasedCaptioner
-from ureca.curation.rule_based.expressions import Distinction, describe
 from ureca.curation.rule_based.measurement import measure_regions
 from ureca.errors import AnswerError
 
@@ -219,20 +218,73 @@ def test_detailed_caption_lists_at_most_four_groups_of_parts(canvas, painted, im
 @pytest.mark.parametrize(
     ("shapes", "expected"),
     [
-        ({"colours": ("e01010", "2050d0", "ffd700")}, "The red patch "),
-        ({"radii": (30, 20, 12)}, "The largest patch "),
-        ({}, "The leftmost patch "),
+        ({"colours": ("e01010", "2050d0", "ffd700")}, "The smooth round red patch on the left side of the image"),
+        ({"radii": (30, 20, 12)}, "The largest smooth round red patch on the left side of the image"),
+        ({}, "The leftmost smooth round red patch on the left side of the image"),
     ],
 )
-def test_unique_caption_prefers_the_simplest_distinction(canvas, painted, image_of, shapes, expected):
+def test_unique_caption_ranks_only_what_attributes_do_not_distinguish(canvas, painted, image_of, shapes, expected):
     radii, colours = shapes.get("radii", (20, 20, 20)), shapes.get("colours", ("e01010",) * 3)
-    discs = [canvas.ellipse(x, y, radius) for x, y, radius in zip((60, 115, 150), (80, 100, 100), radii, strict=True)]
-    discs = [discs[0], discs[1] & ~discs[0], discs[2] & ~discs[1]]
+    discs = [canvas.ellipse(x, 100, radius) for x, radius in zip((35, 70, 105), radii, strict=True)]
+    discs = [discs[0], discs[1] & ~discs[0], discs[2] & ~discs[1] & ~discs[0]]
     image = image_of(painted(*zip(discs, colours, strict=True)), discs)
-    expressions = Distinction(
-        measured := measure_regions(image), describe(measured), image.pixels.shape[1::-1]
-    ).expressions
-    assert f"{expressions[1].text} ".startswith(expected)
+    assert _unique(image, 1).startswith(expected), _unique(image, 1)
+
+
+def test_short_caption_names_a_neighbour_of_another_colour(canvas, painted, image_of):
+    left, right = canvas.rectangle(20, 60, 120, 140), canvas.rectangle(125, 50, 260, 150)
+    image = image_of(painted((left, "e01010"), (right, "2050d0")), [left, right])
+    assert ", left of the blue area" in _short(image, 1)
+    assert ", right of the red area" in _short(image, 2)
+    above, below = canvas.rectangle(20, 20, 200, 80), canvas.rectangle(20, 85, 220, 180)
+    image = image_of(painted((above, "e01010"), (below, "2050d0")), [above, below])
+    assert ", above the blue area" in _short(image, 1)
+    assert ", below the red" in _short(image, 2)
+
+
+def test_caption_of_several_possible_neighbours_says_a_not_the(canvas, painted, image_of):
+    left = canvas.rectangle(20, 60, 80, 140)
+    right, other = canvas.rectangle(85, 60, 145, 140), canvas.rectangle(220, 60, 280, 140)
+    image = image_of(painted((left, "e01010"), (right, "2050d0"), (other, "2050d0")), [left, right, other])
+    assert ", left of a blue patch" in _short(image, 1)
+
+
+def test_caption_names_no_neighbour_that_is_around_it_beyond_its_rows_or_far_away(canvas, painted, image_of):
+    bracket = canvas.rectangle(100, 20, 220, 180) & ~canvas.rectangle(120, 60, 220, 140)
+    inside, low, far = canvas.ellipse(150, 100, 20), canvas.rectangle(60, 185, 95, 200), canvas.ellipse(290, 100, 8)
+    colours = ["2050d0", "e01010", "ffd700", "32a032"]
+    image = image_of(painted(*zip([bracket, inside, low, far], colours, strict=True)), [bracket, inside, low, far])
+    assert re.findall("(left of|right of|above|below) the blue", _short(image, 2)) in ([], ["right of"])
+    for id in (3, 4):
+        assert not re.search("(?<!upper )(?<!lower )(left of|right of|above|below) (the|a) ", _short(image, id))
+
+
+def test_caption_of_nested_areas_does_not_repeat_that_one_covers_most_of_the_other(canvas, painted, image_of):
+    nested = [canvas.rectangle(10 + step, 10 + step, 250 - step, 170 - step) for step in (0, 12, 24)]
+    spot = canvas.ellipse(90, 60, 12)
+    image = image_of(painted((nested[0], "2050d0"), (spot, "ffffff")), [*nested, spot])
+    for id in (1, 2, 3):
+        _, detailed, final = (captions[id] for captions in asyncio.run(_walk(image, all_alike=True)))
+        for caption in (detailed, final):
+            assert "covering most of it" not in caption and "covering most of the larger" not in caption, caption
+            assert "It holds a small white patch in its upper left." in caption, caption
+
+
+@pytest.mark.parametrize(
+    ("claim", "reason"),
+    [
+        ("A red disc, left of a red patch.", None),
+        ("A red disc in the upper left of the image, left of the red patch.", "says in the upper left"),
+        ("A red disc, right of the red patch.", "says right of the red patch; it is not right of one"),
+        ("A red disc, below the red patch; it is smooth.", "says below the red patch"),
+        ("A red disc, right of the green car.", None),  # no region is called so: it cannot be checked
+    ],
+)
+def test_verify_checks_relations_to_regions(canvas, painted, image_of, claim, reason):
+    discs = [canvas.ellipse(x, 100, 30) for x in (50, 130, 210)]
+    verdict = _verdict(image_of(painted(*((disc, "e01010") for disc in discs)), discs), 1, claim)
+    assert verdict.accepted == (reason is None)
+    assert reason is None or verdict.reason.startswith(reason)
 
 
 def test_unique_caption_ranks_among_the_same_description(canvas, painted, image_of):
@@ -241,7 +293,7 @@ def test_unique_caption_ranks_among_the_same_description(canvas, painted, image_
     image = image_of(painted(*zip(row, colours, strict=True)), row)
     assert _unique(image, 3).startswith("The second red patch from the left, ")
     assert _unique(image, 4).startswith("The second blue patch from the left, ")
-    assert _unique(image, 6).startswith("The rightmost blue patch, ")
+    assert _unique(image, 6).startswith("The rightmost small smooth round blue patch on the left side of the image")
 
 
 def test_unique_caption_of_duplicate_masks_ranks_by_size(canvas, painted, image_of):

@@ -1,6 +1,5 @@
 """Rule-based annotator and listener: captions composed from measurements, and choices by measuring them again."""
 
-from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,14 +8,18 @@ from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
 from ureca.curation.rule_based.cache import IdentityCache
 from ureca.curation.rule_based.expressions import Distinction, ReferringExpression, describe, noun_phrase
 from ureca.curation.rule_based.measurement import (
+    LOCATIONS,
     Measurement,
     extent,
     fits_extent,
     fits_point,
+    locate,
     measure_regions,
+    parts_of,
     point,
     within_it,
 )
+from ureca.curation.rule_based.relations import Relations
 from ureca.curation.rule_based.verification import judge
 from ureca.curation.rule_based.vocabulary import enumeration, number, ordinal, plural, sentence, with_article
 from ureca.errors import AnswerError
@@ -41,35 +44,38 @@ class Captions:
 
     def __init__(self, measured: Mapping[int, Measurement], size_px: tuple[int, int]) -> None:
         self._measured = measured
-        self._traits = describe(measured)
-        self._distinction = Distinction(measured, self._traits, size_px)
+        relations = Relations({id: region.spans for id, region in measured.items()})
+        self._traits = describe(measured, relations)
+        self._distinction = Distinction(measured, self._traits, size_px, relations)
 
     def short(self, id: int) -> str:
-        """Return one sentence: the region's looks, its location in the image and in its parent, and what is its own.
+        """Return one sentence: the region's looks, its location in the image, a relation, and what is its own.
+
+        The relation is the location in its parent, or beside a neighbour.
 
         The last part, where looks and location fit other regions: its extent, its rank among those with the same
         phrase, or the point around which it lies.
         """
         order, alike = self._order_among_alike(id)
-        return sentence(self._short_phrases[id] + order + self._own_extent_and_point(id, alike))
+        return sentence(self._short_phrases[id] + order + self._own_extent_and_point(id, alike, self._relations[id][1]))
 
     def parts(self, id: int) -> str:
         """Return a sentence on the region's parts, the largest first, similar ones together; empty without parts."""
-        children = self._measured[id].child_ids
-        groups = Counter(self._part_phrase(child) for child in children)
+        parts = parts_of(id, self._measured)
+        groups: dict[str, list[int]] = {}
+        for part in parts:
+            traits = self._traits[part]
+            groups.setdefault(noun_phrase(traits.noun, size=traits.size, colours=traits.colours), []).append(part)
         if not groups:
             return ""
-        named = list(groups)[:_MAX_PART_GROUPS]
         items = []
-        for phrase in named:
-            alike = [child for child in children if self._part_phrase(child) == phrase]
+        for phrase, alike in list(groups.items())[:_MAX_PART_GROUPS]:
             if len(alike) == 1:
-                location = within_it(self._traits[alike[0]].location_in_parent or "")
-                items.append(f"{with_article(phrase)} {location}")
+                items.append(f"{with_article(phrase)} {within_it(self._location_within(alike[0], id))}")
             else:
                 noun = self._traits[alike[0]].noun
                 items.append(f"{number(len(alike))} {phrase.removesuffix(noun)}{plural(noun)}")
-        left = len(children) - sum(groups[phrase] for phrase in named)
+        left = sum(map(len, list(groups.values())[_MAX_PART_GROUPS:]))
         if left:
             items.append("one smaller part" if left == 1 else f"{number(left)} smaller parts")
         return sentence(f"it holds {enumeration(items)}")
@@ -77,13 +83,51 @@ class Captions:
     def unique(self, id: int) -> str:
         """Return a sentence that fits the region and no other one of the image."""
         expression = self._distinction.expressions[id]
+        said = expression.kinds
+        traits = self._traits[id]
+        words = expression.text
+        if "location_in_image" not in said and not ("size" in said and "covering" in traits.location_in_image):
+            words += f", {traits.location_in_image} the image"
+        kinds: tuple[str, ...] = ("beside",) if "beside" in said else ()
+        if not {"parent", "location_in_parent", "beside"} & said:
+            relation, kinds = self._relations[id]
+            words += relation
+        if "point" not in said:
+            words += self._own_extent_and_point(id, {id}, kinds)
         adjectives = self._unsaid_adjectives(id, expression)
-        locations = "".join(f", {location}" for location in self._unsaid_locations(id, expression))
-        if "point" not in expression.kinds:
-            locations += self._own_extent_and_point(id, {id})
-        # Far from its subject, a verb has a subject of its own.
-        begin = "; it is" if locations else " is"
-        return sentence(expression.text + locations + (f"{begin} {enumeration(adjectives)}" if adjectives else ""))
+        return sentence(words + (f"; it is {enumeration(adjectives)}" if adjectives else ""))
+
+    @cached_property
+    def _relations(self) -> dict[int, tuple[str, tuple[str, ...]]]:
+        """The relation of each region to one other, with a comma before it, and the kind of attribute that it is.
+
+        A part of something else is located in it. Other regions are located beside a neighbour, if one is worth naming.
+        """
+        relations: dict[int, tuple[str, tuple[str, ...]]] = {}
+        for id, traits in self._traits.items():
+            in_parent = ""
+            if traits.parent is not None and "covering" not in (traits.location_in_parent or ""):
+                in_parent = f", {traits.location_in_parent} the {traits.parent}"
+            if traits.neighbour is not None and (not in_parent or self._looks_like_parent(id)):
+                relations[id] = f", {traits.neighbour}", ("beside",)
+            else:
+                relations[id] = in_parent, ()
+        return relations
+
+    def _looks_like_parent(self, id: int) -> bool:
+        parent_id = self._measured[id].parent_id
+        if parent_id is None or self._measured[parent_id].category is not None:
+            return False
+        return self._traits[parent_id].colours[0].split()[-1] == self._traits[id].colours[0].split()[-1]
+
+    def _location_within(self, part: int, id: int) -> str:
+        """Return the location of a part, or of a part of a part, in the region's box."""
+        own = self._measured[part]
+        if own.parent_id == id:
+            return self._traits[part].location_in_parent or ""
+        covered = own.shape.area_px / self._measured[id].shape.area_px
+        place = locate(own.box, own.centre_xy_px, self._measured[id].box, covered=covered, in_image=False)
+        return LOCATIONS.name(place) or ""
 
     @cached_property
     def _short_phrases(self) -> dict[int, str]:
@@ -94,12 +138,11 @@ class Captions:
                 traits.noun,
                 size=traits.size,
                 texture=traits.texture,
-                shape=traits.shape,
+                shape=traits.shape if traits.is_shapely else None,
                 colours=traits.colours,
             )
-            parent = "" if traits.parent is None else f", {traits.location_in_parent} the {traits.parent}"
             layout = f", {traits.layout}" if traits.layout else ""
-            phrases[id] = f"{with_article(phrase)} {traits.location_in_image} the image{parent}{layout}"
+            phrases[id] = f"{with_article(phrase)} {traits.location_in_image} the image{self._relations[id][0]}{layout}"
         return phrases
 
     @cached_property
@@ -109,14 +152,16 @@ class Captions:
             siblings.setdefault((self._measured[id].parent_id, phrase), []).append(id)
         return siblings
 
-    def _part_phrase(self, id: int) -> str:
-        traits = self._traits[id]
-        return noun_phrase(traits.noun, size=traits.size, colours=traits.colours)
+    def _own_extent_and_point(self, id: int, ranked: Collection[int], kinds: tuple[str, ...]) -> str:
+        """Return the extent of a region, and its centre where colour, location and extent fit others but ``ranked``.
 
-    def _own_extent_and_point(self, id: int, ranked: Collection[int]) -> str:
-        """Return the extent of a region, and its centre where colour, location and extent fit others but ``ranked``."""
+        Args:
+            id: region.
+            ranked: regions from which a rank tells it apart.
+            kinds: further attributes that are said.
+        """
         own = self._measured[id].in_image
-        others = self._distinction.sharing(id, ("colour", "location_in_image")) - set(ranked)
+        others = self._distinction.sharing(id, ("colour", "location_in_image", *kinds)) - set(ranked)
         stated = extent(own.covered)
         if stated is not None:
             of_that_extent = {other for other in others if fits_extent(stated, self._measured[other].in_image.covered)}
@@ -140,7 +185,7 @@ class Captions:
         alike = self._siblings_with_phrase[self._measured[id].parent_id, self._short_phrases[id]]
         if len(alike) == 1:
             return "", alike
-        tails = [self._own_extent_and_point(other, ()) for other in alike]
+        tails = [self._own_extent_and_point(other, (), self._relations[other][1]) for other in alike]
         if "covering" in self._short_phrases[id] and len(set(tails)) == len(alike):
             return "", []
         centres = {other: self._measured[other].centre_xy_px for other in alike}
@@ -157,22 +202,13 @@ class Captions:
         adjectives = [
             word
             for kind, word in (("size", traits.size), ("texture", traits.texture), ("shape", traits.shape))
-            if word and kind not in said
+            if word and kind not in said and (kind != "shape" or traits.is_shapely)
         ]
         if not {"colour", "colours"} & said:
             adjectives.append(traits.colours[0])
         if "colours" not in said:
             adjectives += [f"partly {colour}" for colour in traits.colours[1:]]
         return adjectives
-
-    def _unsaid_locations(self, id: int, expression: ReferringExpression) -> list[str]:
-        traits, parent_id = self._traits[id], self._measured[id].parent_id
-        locations = [] if "location_in_image" in expression.kinds else [f"{traits.location_in_image} the image"]
-        if parent_id is None or "location_in_parent" in expression.kinds:
-            return locations
-        if "parent" in expression.kinds:  # beside what it says
-            return [f"{traits.location_in_parent} that {self._traits[parent_id].noun}", *locations]
-        return [*locations, f"{traits.location_in_parent} the {traits.parent}"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,14 +218,14 @@ class _DescribedImage:
 
 
 class RuleBasedCaptioner:
-    """Captions regions by colour, brightness, texture, shape, size, location and order; an ``Annotator``.
+    """Captions regions by colour, texture, shape, size, location, neighbours and order; an ``Annotator``.
 
     All regions of an image are measured at the first call for it. Captions depend on pixels and masks alone: the
     captions of parents, siblings and look-alikes that a method gets are ignored, as those regions are measured, too.
     Every method raises ``AnswerError`` for a region without pixels.
     """
 
-    name = "rule-based-3"
+    name = "rule-based-4"
     verifies_by_own_measurements = True
     """Its verification of its own captions is a self-check: regions get the verdict ``self_checked``."""
 
@@ -255,7 +291,7 @@ class RuleBasedListener:
     ``"several"``.
     """
 
-    name = "rule-based-listener-1"
+    name = "rule-based-listener-2"
 
     def __init__(self) -> None:
         self._cache = IdentityCache(_measure_views)

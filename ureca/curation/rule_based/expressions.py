@@ -1,25 +1,28 @@
 """Words for regions, and referring expressions, which distinguish a region from all others of its image.
 
 After R. Dale and E. Reiter, "Computational interpretations of the Gricean maxims in the generation of referring
-expressions" (1995): the smallest set of attributes, in an order of preference, that rules out every other region. A
+expressions" (1995): the first set of attributes, in an order of preference, that rules out every other region. A
 region is ruled out only if a word does not fit it even with tolerance: a colour that may be called red is no contrast
-to red. If attributes do not suffice, a region is ranked by position, size or brightness among those with the same
-description.
+to red. If attributes do not suffice, a region is ranked by size, brightness or position among those with the same
+description, or told apart by its extent and centre.
 """
 
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import combinations
+from math import sqrt
 from typing import Self
 
-from ureca.curation.rule_based.colours import fits_brightness, fits_colour, name_colours, name_layout
-from ureca.curation.rule_based.measurement import LOCATIONS, Measurement
+from ureca.curation.rule_based.colours import MULTICOLOURED, fits_brightness, fits_colour, name_colours, name_layout
+from ureca.curation.rule_based.measurement import LOCATIONS, Measurement, extent, fits_extent, fits_point, point
+from ureca.curation.rule_based.relations import Relations
 from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES
-from ureca.curation.rule_based.vocabulary import enumeration, ordinal
+from ureca.curation.rule_based.vocabulary import enumeration, ordinal, with_article
 
 _CLEARLY_LARGER = 1.25
+_MIN_LANDMARK, _MAX_LANDMARK = 0.002, 0.5
+"""Fractions of the image that a landmark covers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +49,8 @@ class Traits:
     location_in_image: str
     location_in_parent: str | None
     parent: str | None = None
+    beside: tuple[str, str] | None = None
+    neighbour: str | None = None
     layout: str | None = None
 
     @classmethod
@@ -64,14 +69,48 @@ class Traits:
         )
 
     @property
+    def is_shapely(self) -> bool:
+        """True if the shape is worth a word where nothing depends on it: most regions of photographs are irregular."""
+        return self.shape not in (None, "irregular")
+
+    @property
     def brief(self) -> str:
         """Colours and noun, without article."""
         return noun_phrase(self.noun, colours=self.colours)
 
 
-def describe(measured: Mapping[int, Measurement]) -> dict[int, Traits]:
-    """Choose the words for all regions of an image; every parent is among them."""
+def describe(measured: Mapping[int, Measurement], relations: Relations) -> dict[int, Traits]:
+    """Choose the words for all regions of an image; every parent is among them.
+
+    Args:
+        measured: measurements by region id.
+        relations: relations between the regions.
+    """
     described = {id: Traits.of(region) for id, region in measured.items()}
+    called: dict[tuple[str, str], set[int]] = {}
+    for id, traits in described.items():
+        called.setdefault((traits.noun, traits.colours[0]), set()).add(id)
+    for id in measured:
+        neighbours = relations.neighbours(id)
+        best = max(
+            (
+                (_salience(id, other, described, measured, called), direction, other)
+                for direction, others in neighbours.items()
+                for other in others
+            ),
+            default=(0.0, "", 0),
+            key=lambda ranked: ranked[0],
+        )
+        if best[0] > 0:
+            _, direction, other = best
+            noun, colour = described[other].noun, described[other].colours[0]
+            name = noun_phrase(noun, colours=(colour,))
+            the_only_one = called[noun, colour] <= {*neighbours[direction]}
+            described[id] = replace(
+                described[id],
+                beside=(direction, colour),
+                neighbour=f"{direction} {f'the {name}' if the_only_one else with_article(name)}",
+            )
     for id, region in measured.items():
         if region.parent_id is not None:
             parent = _parent_name(id, region.parent_id, described, measured)
@@ -104,7 +143,33 @@ def noun_phrase(
 ) -> str:
     """Join adjectives and noun in the order of English."""
     colour = enumeration(colours) if colours else None
+    if texture and shape and texture.startswith(shape):  # "horizontally striped horizontal"
+        shape = None
     return " ".join(word for word in (size, texture, shape, colour, noun) if word)
+
+
+def _salience(
+    id: int,
+    other: int,
+    traits: Mapping[int, Traits],
+    measured: Mapping[int, Measurement],
+    called: Mapping[tuple[str, str], set[int]],
+) -> float:
+    """Return the worth of a neighbour as a landmark, above 0: few have its name, and it is not much smaller.
+
+    A region of the same colour and noun, a tiny one, one of many colours, and one that covers most of the image are
+    none.
+    """
+    own, landmark = traits[id], traits[other]
+    area, own_area = (measured[each].shape.area_fraction for each in (other, id))
+    colour = landmark.colours[0]
+    has_class = measured[other].category is not None
+    if colour == MULTICOLOURED:
+        return 0.0
+    alike = landmark.noun == own.noun if has_class else fits_colour(colour.split()[-1], measured[id].colours)
+    if alike or not _MIN_LANDMARK <= area <= _MAX_LANDMARK or area < 0.2 * own_area:
+        return 0.0
+    return (2 if has_class else 1) * sqrt(min(1.0, area / own_area)) / len(called[landmark.noun, colour])
 
 
 def _parent_name(id: int, parent_id: int, traits: Mapping[int, Traits], measured: Mapping[int, Measurement]) -> str:
@@ -126,9 +191,11 @@ def _certain(word: str | None) -> str:
     return word
 
 
-_PREFERENCE = ("colour", "shape", "texture", "parent", "location_in_parent", "size", "colours", "location_in_image")
-_MAX_ATTRIBUTES = 4
-_EASY_COUNT, _LONGEST_COUNT = 5, 12
+_RANKED_BY = ("colour", "shape", "texture", "parent", "location_in_parent", "size", "colours", "location_in_image")
+"""Attributes that describe the regions among which one is ranked, in order of preference."""
+_ALWAYS = ("colour", "colours", "texture", "size", "location_in_image")
+"""Attributes that are said of every region."""
+_LOW_COUNT, _EASY_COUNT, _LONGEST_COUNT = 3, 5, 12
 _FIRST = {"left": "leftmost", "right": "rightmost", "top": "topmost", "bottom": "lowest"}
 _CLEAR_AREA_RATIO = 1.25
 _CLEAR_LIGHTNESS = 0.06  # OKLab
@@ -150,13 +217,19 @@ class Distinction:
         measured: measurements by region id.
         traits: words for the regions by id.
         size_px: width and height of the image.
+        relations: relations between the regions.
     """
 
     def __init__(
-        self, measured: Mapping[int, Measurement], traits: Mapping[int, Traits], size_px: tuple[int, int]
+        self,
+        measured: Mapping[int, Measurement],
+        traits: Mapping[int, Traits],
+        size_px: tuple[int, int],
+        relations: Relations,
     ) -> None:
         self._measured = measured
         self._traits = traits
+        self._relations = relations
         self._size_px = size_px
         self._ids = list(measured)
         self._fitting: dict[tuple[str, object], frozenset[int]] = {}
@@ -169,10 +242,12 @@ class Distinction:
         expressions = {
             id: self._by_attributes(id) or self._among_alike(id) or self._by_coordinates(id) for id in self._ids
         }
-        uses = Counter(expression.text for expression in expressions.values())
+        uses = Counter(expression.text for expression in expressions.values() if "centre" not in expression.kinds)
         ranked = sorted(self._ids, key=lambda id: -self._measured[id].shape.area_px)
         for rank, id in enumerate(ranked, start=1):
-            if uses[expressions[id].text] > 1:  # not even coordinates distinguish it, such as a duplicate mask
+            if (
+                uses[expressions[id].text] > 1 and "centre" not in expressions[id].kinds
+            ):  # not even coordinates distinguish it, such as a duplicate mask
                 text = f"The {ordinal(rank)} of the image's {len(self._ids)} regions in order of size"
                 expressions[id] = ReferringExpression(text, frozenset())
         return expressions
@@ -185,23 +260,45 @@ class Distinction:
         return set(shared) - {id}
 
     def _by_attributes(self, id: int) -> ReferringExpression | None:
-        """Use the smallest set of attributes that no other region shares; of several, the preferred one."""
-        available = [kind for kind in _PREFERENCE if self._has(id, kind)]
-        for count in range(_MAX_ATTRIBUTES + 1):
-            for kinds in combinations(available, count):
-                if self._sharing(id, kinds) == {id}:
-                    return self._expression(id, kinds)
+        """Use the first set of attributes that no other region shares; the location in the image is in each of them."""
+        available = [kind for kind in _ALWAYS if self._has(id, kind)]
+        if self._traits[id].is_shapely:
+            available.append("shape")
+        in_parent = (
+            () if "covering" in (self._traits[id].location_in_parent or "") else ("location_in_parent", "parent")
+        )
+        for further in ((), ("beside",), ("shape",), ("beside", "shape"), in_parent, ("beside", "shape", *in_parent)):
+            kinds = (*available, *(kind for kind in further if kind not in available and self._has(id, kind)))
+            if self._sharing(id, kinds) == {id}:
+                return self._expression(id, kinds)
         return None
 
+    def _by_extent_and_centre(self, id: int) -> ReferringExpression | None:
+        """Rely on the extent and the centre, which the caption adds, where they tell all others apart."""
+        own = self._measured[id].in_image
+        stated, (across, _, down) = extent(own.covered), point(own, closely=True).partition(" and ")
+        for other in self.sharing(id, ("colour", "location_in_image")):
+            location = self._measured[other].in_image
+            if (stated is None or fits_extent(stated, location.covered)) and fits_point(across, down, location):
+                return None
+        expression = self._expression(id, ("colour",))
+        return ReferringExpression(expression.text, expression.kinds | {"centre"})
+
     def _among_alike(self, id: int) -> ReferringExpression | None:
-        """Rank the region among those with the same description: a short one if its rank is low, else a full one."""
-        descriptions = [self._shared_by_fewest(id, kinds) for kinds in (("colour", "shape", "parent"), _PREFERENCE)]
+        """Rank the region among those with the same description; extent and centre replace a high rank."""
+        descriptions = [self._shared_by_fewest(id, kinds) for kinds in (("colour", "shape", "parent"), _RANKED_BY)]
+        for kinds in descriptions:
+            if self._called_alike(id, kinds) == {id}:
+                return self._expression(id, kinds)
+            if expression := self._by_extreme(id, kinds):
+                return expression
+        if "parent" not in descriptions[0] and (expression := self._by_order(id, descriptions[0], _LOW_COUNT)):
+            return expression
+        if expression := self._by_extent_and_centre(id):
+            return expression
         for longest_count in (_EASY_COUNT, _LONGEST_COUNT):
             for kinds in descriptions:
-                if self._called_alike(id, kinds) == {id}:
-                    return self._expression(id, kinds)
-                expression = self._by_extreme(id, kinds) or self._by_order(id, kinds, longest_count)
-                if expression is not None:
+                if expression := self._by_order(id, kinds, longest_count):
                     return expression
         return None
 
@@ -324,12 +421,24 @@ class Distinction:
                 return self._fitting_all("colour", traits.colours[0])
             case "colours":
                 return frozenset.intersection(*(self._fitting_all("colour", word) for word in traits.colours))
+            case "beside":
+                return self._beside_alike(traits.beside)
             case "parent":
                 return self._parts_of_alike(id)
             case "location_in_parent":
                 return self._parts_of_alike(id) & self._fitting_all(kind, traits.location_in_parent or "")
             case _:
                 return self._fitting_all(kind, getattr(traits, kind))
+
+    def _beside_alike(self, beside: tuple[str, str] | None) -> frozenset[int]:
+        """Return the regions that lie in a direction of something that a colour fits, whatever its noun."""
+        if beside is None:
+            return frozenset(self._ids)
+        direction, colour = beside
+        key = ("beside", beside)
+        if key not in self._fitting:
+            self._fitting[key] = self._relations.beside_any(direction, self._fitting_all("colour", colour))
+        return self._fitting[key]
 
     def _parts_of_alike(self, id: int) -> frozenset[int]:
         """Return the regions whose parent fits the name of this one's parent."""
@@ -350,20 +459,34 @@ class Distinction:
         return self._fitting[key]
 
     def _expression(self, id: int, kinds: tuple[str, ...], before: str = "", after: str = "") -> ReferringExpression:
+        """Compose an expression; all adjectives and the location in the image are said, except beside an ordinal.
+
+        What is unique, or the first by a rank, remains so with more attributes. An ordinal would count other regions.
+        """
         traits = self._traits[id]
+        said = {*kinds}
+        if not after:
+            said |= {"texture", "colour", "colours"} | ({"shape"} if traits.is_shapely else set())
+            said |= {"size"} if before not in ("largest", "smallest") else set()
+            if not before or "covering" not in traits.location_in_image:
+                said.add("location_in_image")
+            if "parent" in said and "covering" not in (traits.location_in_parent or ""):
+                said.add("location_in_parent")
         phrase = noun_phrase(
             traits.noun,
-            size=traits.size if "size" in kinds else None,
-            texture=traits.texture if "texture" in kinds else None,
-            shape=traits.shape if "shape" in kinds else None,
-            colours=traits.colours if "colours" in kinds else traits.colours[:1] if "colour" in kinds else (),
+            size=traits.size if "size" in said else None,
+            texture=traits.texture if "texture" in said else None,
+            shape=traits.shape if "shape" in said else None,
+            colours=traits.colours if "colours" in said else traits.colours[:1] if "colour" in said else (),
         )
-        locations = []
-        if {"parent", "location_in_parent"} & set(kinds):
-            preposition = traits.location_in_parent if "location_in_parent" in kinds else "within"
-            locations.append(f"{preposition} the {traits.parent}")
-        if "location_in_image" in kinds:
-            locations.append(f"{traits.location_in_image} the image")
-        text = " ".join(word for word in ("The", before, phrase, after, *locations) if word)
-        said = {*kinds, "size"} if before in ("largest", "smallest") else kinds
+        text = " ".join(word for word in ("The", before, phrase, after) if word)
+        if "location_in_image" in said:
+            text += f" {traits.location_in_image} the image"
+        if {"parent", "location_in_parent"} & said:
+            location = traits.location_in_parent if "location_in_parent" in said else "within"
+            text += f"{', ' if 'location_in_image' in said else ' '}{location} the {traits.parent}"
+        if "beside" in said:
+            text += f", {traits.neighbour}"
+        if before in ("largest", "smallest"):
+            said.add("size")
         return ReferringExpression(text, frozenset(said))

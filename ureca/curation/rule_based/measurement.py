@@ -1,4 +1,4 @@
-"""Measurements of the regions of an image: colours, texture, shape and location."""
+"""Measurements of the regions of an image: colours, texture, shape, location and spans."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -10,7 +10,8 @@ from PIL import Image
 
 from ureca.curation.protocols import CurationImage
 from ureca.curation.rule_based.cache import IdentityCache
-from ureca.curation.rule_based.colours import Colours, lightness_of, measure_colours
+from ureca.curation.rule_based.colours import Colours, lightness_of, measure_colours, name_colours
+from ureca.curation.rule_based.relations import Spans
 from ureca.curation.rule_based.shapes import Shape, Texture, measure_shape, measure_texture
 from ureca.curation.rule_based.vocabulary import Rule, Vocabulary, noun_of
 from ureca.masks import rle as rle_codec
@@ -237,6 +238,7 @@ def within_it(location: str) -> str:
     return location.removesuffix(" of").replace(" the ", " its ") if " the " in location else f"{location} it"
 
 
+_MAIN_PART = 0.55  # of a region, from which a part covers most of it
 _MAX_BLOCK_PX = 8
 _SIDE_PX = 128
 """Longest side at which a region is measured, enough for colour, texture and outline."""
@@ -256,6 +258,7 @@ class Measurement:
         shape: shape of its mask.
         in_image: location in the image.
         in_parent: location in its parent's box; None for a main object.
+        spans: its ends along rows and columns of the image.
         category: noun of its class in the annotation file; None: it has none.
     """
 
@@ -268,6 +271,7 @@ class Measurement:
     shape: Shape
     in_image: RegionLocation
     in_parent: RegionLocation | None
+    spans: Spans
     category: str | None = None
 
 
@@ -288,6 +292,27 @@ class Appearance:
     shape: Shape
 
 
+def parts_of(id: int, measured: Mapping[int, Measurement]) -> list[int]:
+    """Return the parts of a region, the largest first.
+
+    A part without class that covers most of the region and has its colour is no news: its own parts take its place.
+    """
+    parts: list[int] = []
+    waiting = list(measured[id].child_ids)
+    while waiting:
+        part = waiting.pop()
+        if part not in measured:
+            continue
+        own, its = (name_colours(measured[each].colours) for each in (id, part))
+        looks_like_it = own[0].split()[-1] == its[0].split()[-1] or set(own) == set(its)
+        covers_most = measured[part].shape.area_px >= _MAIN_PART * measured[id].shape.area_px
+        if looks_like_it and covers_most and measured[part].category is None:
+            waiting.extend(measured[part].child_ids)
+        else:
+            parts.append(part)
+    return sorted(parts, key=lambda part: -measured[part].shape.area_px)
+
+
 def measure_regions(image: CurationImage) -> dict[int, Measurement]:
     """Measure every region with at least one pixel, in the order of ``image.regions``."""
     height, width = image.pixels.shape[:2]
@@ -297,7 +322,7 @@ def measure_regions(image: CurationImage) -> dict[int, Measurement]:
         if rle_codec.area_px(image.masks[id].rle) == 0:
             continue
         box = _box(image, id)
-        looks = region_appearance(image, id)
+        looks, spans = _appearance_and_spans(image, id)
         centre = (box[0] + looks.centre_xy_px[0], box[1] + looks.centre_xy_px[1])
         parent_id = image.tree.parents[id] if id not in main_objects else None
         in_parent = None
@@ -314,6 +339,7 @@ def measure_regions(image: CurationImage) -> dict[int, Measurement]:
             shape=looks.shape,
             in_image=locate(box, centre, (0, 0, width, height), covered=looks.shape.area_fraction, in_image=True),
             in_parent=in_parent,
+            spans=spans,
             category=noun_of(image.masks[id].category),
         )
     return measured
@@ -329,16 +355,21 @@ def region_appearance(image: CurationImage, id: int) -> Appearance:
         image: image of the region.
         id: id of a mask with at least one pixel.
     """
+    return _appearance_and_spans(image, id)[0]
+
+
+def _appearance_and_spans(image: CurationImage, id: int) -> tuple[Appearance, Spans]:
     known = _APPEARANCES.get_blocking(image)
     if id not in known:
         left, top, right, bottom = (int(side) for side in _box(image, id))
-        inside = rle_codec.decode_box(image.masks[id].rle, left, top, right, bottom)
-        num_pixels = image.pixels.shape[0] * image.pixels.shape[1]
-        known[id] = measure_appearance(image.pixels[top:bottom, left:right], inside != 0, num_pixels)
+        inside = rle_codec.decode_box(image.masks[id].rle, left, top, right, bottom) != 0
+        height, width = image.pixels.shape[:2]
+        looks = measure_appearance(image.pixels[top:bottom, left:right], inside, height * width)
+        known[id] = looks, Spans.of(inside, left, top, (width, height))
     return known[id]
 
 
-_APPEARANCES: IdentityCache[CurationImage, dict[int, Appearance]] = IdentityCache(lambda _: {})
+_APPEARANCES: IdentityCache[CurationImage, dict[int, tuple[Appearance, Spans]]] = IdentityCache(lambda _: {})
 
 
 def measure_appearance(

@@ -15,9 +15,11 @@ from ureca.curation.rule_based.measurement import (
     Measurement,
     fits_extent,
     fits_point,
+    parts_of,
     point,
 )
-from ureca.curation.rule_based.shapes import SHAPES, SIZES, TEXTURES
+from ureca.curation.rule_based.relations import DIRECTIONS, is_beside
+from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES
 from ureca.curation.rule_based.vocabulary import enumeration
 
 _SYNONYMS = {
@@ -66,6 +68,10 @@ _COORDINATES = re.compile(
 )
 _EXTENT = re.compile(rf"\babout (?P<extent>{EXTENT_PATTERN}) of the image")
 _CENTRE = re.compile(rf"\b{POINT_PATTERN}")
+_BESIDE = re.compile(
+    rf"(?<!upper )(?<!lower )\b(?P<direction>{'|'.join(DIRECTIONS)}) (?:the|an?) (?P<landmark>[^,.;]*?)"
+    rf"(?= is |[,.;]|$| (?:{'|'.join(LOCATIONS.words)}) )"
+)
 _OTHER_THINGS = re.compile(
     r"\b(?:of|on|in|at|to|by|along|against|behind|near|beside|above|below|under|over|from|with|between|around|"
     r"inside|holding|wearing|next|and its|while|whose|which|that)\b"
@@ -88,6 +94,7 @@ class _Claims:
         extents: matches of a share of the image in it.
         centres: matches of a centre in it.
         locations: locations in it, each with the words for what it is a location in, and the claims in those.
+        neighbours: directions in it, each with the name of what the region lies beside, and the claims in that.
         own: other claims of the first sentence on the region itself.
         later: claims of later sentences.
         classes: classes of annotation files with which it begins.
@@ -97,6 +104,7 @@ class _Claims:
     extents: tuple[re.Match[str], ...]
     centres: tuple[re.Match[str], ...]
     locations: tuple[tuple[str, str, tuple[_Claim, ...]], ...]
+    neighbours: tuple[tuple[str, str, tuple[_Claim, ...]], ...]
     own: tuple[_Claim, ...]
     later: tuple[_Claim, ...]
     classes: frozenset[str]
@@ -126,10 +134,12 @@ def judge(
     checked = [
         *_check_coordinates(claims, own),
         *_check_locations(claims, own, measured),
+        *_check_neighbours(claims, own, measured),
         *(_check(claim, [own]) for claim in claims.own),
     ]
     if claims.later:
-        regions = [own, *(measured[child] for child in own.child_ids if child in measured)]
+        parts = {*own.child_ids, *parts_of(region_id, measured)}
+        regions = [own, *(measured[part] for part in parts if part in measured)]
         checked += [_check(claim, regions) for claim in claims.later]
     if not checked:
         return Verdict(False, "says nothing that pixels could show")
@@ -144,6 +154,13 @@ def _parsed(caption: str, categories: tuple[str, ...]) -> _Claims:
     text = _SYNONYM.sub(lambda match: _SYNONYMS[match[0]], " ".join(caption.lower().split()))
     subject = re.split(r"[,;.]| is | within ", _OTHER_THINGS.split(text, maxsplit=1)[0], maxsplit=1)[0]
     classes = frozenset(name for name in categories if re.search(rf"\b{re.escape(name)}\b", subject))
+    neighbours = []
+    for match in _BESIDE.finditer(text.partition(". ")[0]):
+        landmark = match["landmark"]
+        nouns = [name for name in (*categories, *NOUNS.words) if re.search(rf"\b{re.escape(name)}$", landmark)]
+        if nouns:  # others are no regions, as far as one can tell
+            attributes = landmark.removesuffix(nouns[0])
+            neighbours.append((match["direction"], nouns[0], tuple(_claims(attributes))))
     for name in categories:  # words of a name, such as orange, are no claims
         text = re.sub(rf"\b{re.escape(name)}\b", "thing", text)
     first, _, rest = text.partition(". ")
@@ -155,6 +172,7 @@ def _parsed(caption: str, categories: tuple[str, ...]) -> _Claims:
         locations=tuple(
             (match["location"], match["frame"], tuple(_claims(match["frame"]))) for match in _LOCATION.finditer(first)
         ),
+        neighbours=tuple(neighbours),
         own=tuple(
             claim
             for clause in re.split(r"[,;.]| is ", bare)
@@ -188,6 +206,22 @@ def _check_locations(claims: _Claims, own: Measurement, measured: Mapping[int, M
             for claim in parent_claims:
                 problem = _check(claim, [measured[own.parent_id]])
                 yield problem and f"of what it is part of, {problem}"
+
+
+def _check_neighbours(claims: _Claims, own: Measurement, measured: Mapping[int, Measurement]) -> Iterator[str | None]:
+    """Check relations to regions that their names fit; what is named but has no mask cannot be checked."""
+    for direction, noun, attributes in claims.neighbours:
+        landmarks = [
+            region
+            for region in measured.values()
+            if region is not own
+            and (FITS["noun"](noun, region) if noun in NOUNS.words else region.category == noun)
+            and all(FITS[claim.kind](claim.word, region) for claim in attributes)
+        ]
+        if landmarks:
+            fits = is_beside(direction, own.spans, [region.spans for region in landmarks]).any()
+            name = " ".join([*(claim.word for claim in attributes), noun])
+            yield None if fits else f"says {direction} the {name}; it is not {direction} one"
 
 
 def _check_coordinates(claims: _Claims, own: Measurement) -> Iterator[str | None]:
