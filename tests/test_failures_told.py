@@ -109,6 +109,20 @@ def test_replacing_names_the_target_of_a_failed_write(tmp_path: Path, replace: C
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("replace", [replacing, replacing_folder])
+def test_replacing_names_the_target_whose_folder_has_gone(tmp_path: Path, replace: Callable[..., Any]) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    with (
+        pytest.raises(OutputError, match="target cannot be written"),
+        replace(folder / "target", overwrite=False) as temporary,
+    ):
+        if temporary.is_dir():
+            temporary.rmdir()
+        folder.rmdir()
+        temporary.write_text("")
+
+
 def test_replacing_passes_errors_of_files_that_are_read(tmp_path: Path) -> None:
     with pytest.raises(PermissionError), replacing(tmp_path / "target", overwrite=False):
         raise PermissionError(errno.EACCES, "no", "/elsewhere/image.png")

@@ -416,9 +416,11 @@ def naming_unwritable(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        names = [name for name in (error.filename, error.filename2) if isinstance(name, str)]
-        is_of_target = any(Path(name).is_relative_to(path.parent) for name in names)
-        if error.errno in _DISK_FULL | _READ_ONLY or (is_of_target and error.errno in _REFUSED):
+        names = [Path(name) for name in (error.filename, error.filename2) if isinstance(name, str)]
+        is_of_target = any(name.is_relative_to(path.parent) for name in names)
+        # Some file systems, such as /proc, and folders that are removed meanwhile, have no such file to be written.
+        is_missing = error.errno == errno.ENOENT and any(name.name.startswith(_TEMPORARY) for name in names)
+        if error.errno in _DISK_FULL | _READ_ONLY or is_missing or (is_of_target and error.errno in _REFUSED):
             raise _unwritable(str(path), error) from error
         raise
 

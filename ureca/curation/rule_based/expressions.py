@@ -8,7 +8,7 @@ description, or told apart by its extent and centre.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import sqrt
@@ -240,7 +240,8 @@ class Distinction:
     def expressions(self) -> dict[int, ReferringExpression]:
         """Expression of each region by id; no two have the same text."""
         expressions = {
-            id: self._by_attributes(id) or self._among_alike(id) or self._by_coordinates(id) for id in self._ids
+            id: self._by_attributes(id) or next(filter(None, self._among_alike(id)), None) or self._by_coordinates(id)
+            for id in self._ids
         }
         uses = Counter(expression.text for expression in expressions.values() if "centre" not in expression.kinds)
         ranked = sorted(self._ids, key=lambda id: -self._measured[id].shape.area_px)
@@ -284,23 +285,27 @@ class Distinction:
         expression = self._expression(id, ("colour",))
         return ReferringExpression(expression.text, expression.kinds | {"centre"})
 
-    def _among_alike(self, id: int) -> ReferringExpression | None:
-        """Rank the region among those with the same description; extent and centre replace a high rank."""
+    def _among_alike(self, id: int) -> Iterator[ReferringExpression | None]:
+        """Rank the region among those with the same description; extent and centre replace a high rank.
+
+        Yields expressions, or None, in order of preference.
+        """
         descriptions = [self._shared_by_fewest(id, kinds) for kinds in (("colour", "shape", "parent"), _RANKED_BY)]
+        has_class = self._measured[id].category is not None  # "the smallest car" is hard to see, "the leftmost" is not
         for kinds in descriptions:
             if self._called_alike(id, kinds) == {id}:
-                return self._expression(id, kinds)
-            if expression := self._by_extreme(id, kinds):
-                return expression
-        if "parent" not in descriptions[0] and (expression := self._by_order(id, descriptions[0], _LOW_COUNT)):
-            return expression
-        if expression := self._by_extent_and_centre(id):
-            return expression
+                yield self._expression(id, kinds)
+                return
+            if not has_class:
+                yield self._by_extreme(id, kinds)
+        if "parent" not in descriptions[0]:
+            yield self._by_order(id, descriptions[0], 1 if has_class else _LOW_COUNT)
+        yield self._by_extent_and_centre(id)
+        for kinds in descriptions:
+            yield self._by_extreme(id, kinds)
         for longest_count in (_EASY_COUNT, _LONGEST_COUNT):
             for kinds in descriptions:
-                if expression := self._by_order(id, kinds, longest_count):
-                    return expression
-        return None
+                yield self._by_order(id, kinds, longest_count)
 
     def _shared_by_fewest(self, id: int, kinds: tuple[str, ...]) -> tuple[str, ...]:
         """Select greedily the attributes that reduce the number of regions with the same description."""
