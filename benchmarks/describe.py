@@ -220,7 +220,7 @@ def _beside(direction: str, landmark: str, seen: Seen, regions: Sequence[Seen]) 
         if other is not seen:
             its = np.rot90(other.cells, turned)
             ahead = np.maximum.accumulate(its[:, ::-1], axis=1)[:, ::-1]
-            passed = np.maximum.accumulate(its, axis=1)
+            passed = np.pad(np.maximum.accumulate(its, axis=1)[:, :-1], ((0, 0), (1, 0)))  # they share cells at borders
             share = float((own & ahead & ~passed).sum() / own.sum())
             best = max(best, min([_ramp(share, 0.2, 0.4), *(score(other) for score in attributes)]))
     return best

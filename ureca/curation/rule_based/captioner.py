@@ -57,7 +57,7 @@ class Captions:
         phrase, or the point around which it lies.
         """
         order, alike = self._order_among_alike(id)
-        return sentence(self._short_phrases[id] + order + self._own_extent_and_point(id, alike, self._relations[id][1]))
+        return sentence(self._short_phrases[id] + order + self._own_extent_and_point(id, alike))
 
     def parts(self, id: int) -> str:
         """Return a sentence on the region's parts, the largest first, similar ones together; empty without parts."""
@@ -88,30 +88,28 @@ class Captions:
         words = expression.text
         if "location_in_image" not in said and not ("size" in said and "covering" in traits.location_in_image):
             words += f", {traits.location_in_image} the image"
-        kinds: tuple[str, ...] = ("beside",) if "beside" in said else ()
         if not {"parent", "location_in_parent", "beside"} & said:
-            relation, kinds = self._relations[id]
-            words += relation
+            words += self._relations[id]
         if "point" not in said:
-            words += self._own_extent_and_point(id, {id}, kinds)
+            words += self._own_extent_and_point(id, {id})
         adjectives = self._unsaid_adjectives(id, expression)
         return sentence(words + (f"; it is {enumeration(adjectives)}" if adjectives else ""))
 
     @cached_property
-    def _relations(self) -> dict[int, tuple[str, tuple[str, ...]]]:
-        """The relation of each region to one other, with a comma before it, and the kind of attribute that it is.
+    def _relations(self) -> dict[int, str]:
+        """The relation of each region to one other, with a comma before it; empty if there is none worth naming.
 
         A part of something else is located in it. Other regions are located beside a neighbour, if one is worth naming.
         """
-        relations: dict[int, tuple[str, tuple[str, ...]]] = {}
+        relations: dict[int, str] = {}
         for id, traits in self._traits.items():
             in_parent = ""
             if traits.parent is not None and "covering" not in (traits.location_in_parent or ""):
                 in_parent = f", {traits.location_in_parent} the {traits.parent}"
             if traits.neighbour is not None and (not in_parent or self._looks_like_parent(id)):
-                relations[id] = f", {traits.neighbour}", ("beside",)
+                relations[id] = f", {traits.neighbour}"
             else:
-                relations[id] = in_parent, ()
+                relations[id] = in_parent
         return relations
 
     def _looks_like_parent(self, id: int) -> bool:
@@ -142,7 +140,7 @@ class Captions:
                 colours=traits.colours,
             )
             layout = f", {traits.layout}" if traits.layout else ""
-            phrases[id] = f"{with_article(phrase)} {traits.location_in_image} the image{self._relations[id][0]}{layout}"
+            phrases[id] = f"{with_article(phrase)} {traits.location_in_image} the image{self._relations[id]}{layout}"
         return phrases
 
     @cached_property
@@ -152,16 +150,10 @@ class Captions:
             siblings.setdefault((self._measured[id].parent_id, phrase), []).append(id)
         return siblings
 
-    def _own_extent_and_point(self, id: int, ranked: Collection[int], kinds: tuple[str, ...]) -> str:
-        """Return the extent of a region, and its centre where colour, location and extent fit others but ``ranked``.
-
-        Args:
-            id: region.
-            ranked: regions from which a rank tells it apart.
-            kinds: further attributes that are said.
-        """
+    def _own_extent_and_point(self, id: int, ranked: Collection[int]) -> str:
+        """Return the extent of a region, and its centre where colour, location and extent fit others but ``ranked``."""
         own = self._measured[id].in_image
-        others = self._distinction.sharing(id, ("colour", "location_in_image", *kinds)) - set(ranked)
+        others = self._distinction.sharing(id, ("colour", "location_in_image")) - set(ranked)
         stated = extent(own.covered)
         if stated is not None:
             of_that_extent = {other for other in others if fits_extent(stated, self._measured[other].in_image.covered)}
@@ -185,7 +177,7 @@ class Captions:
         alike = self._siblings_with_phrase[self._measured[id].parent_id, self._short_phrases[id]]
         if len(alike) == 1:
             return "", alike
-        tails = [self._own_extent_and_point(other, (), self._relations[other][1]) for other in alike]
+        tails = [self._own_extent_and_point(other, ()) for other in alike]
         if "covering" in self._short_phrases[id] and len(set(tails)) == len(alike):
             return "", []
         centres = {other: self._measured[other].centre_xy_px for other in alike}
