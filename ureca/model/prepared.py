@@ -130,7 +130,7 @@ Region = tuple[PreparedImage, int, str]
 
 
 class RegionPreparation:
-    """Cuts, unpacks and tokenizes what a model is given, so that the model's thread does none of it; thread-safe.
+    """Cuts, unpacks and tokenizes the input of a model, so that the model's thread does none of it; thread-safe.
 
     Regions are prepared in a thread of this object, which may begin with those that the model takes next while it is
     computing. A mask is kept as bits until then, so that only a few are in memory as the model takes them.
@@ -216,7 +216,7 @@ class RegionPreparation:
                 inputs[index, question] = self._threads.submit(self._region, image.mask_of(index), question)
 
     def take(self, regions: Sequence[Region]) -> list[PreparedRegion]:
-        """Return what the model is given of regions; waits for those that are not prepared yet.
+        """Return the input of the model for regions; waits for those that are not prepared yet.
 
         Raises:
             ValueError: a question has a placeholder of the mask.

@@ -20,7 +20,7 @@ MAX_REGIONS = {"cpu": 32, "cuda": 256}
 each caption takes longer; a GPU is busy with some hundreds."""
 
 _USED_FRACTION = 0.5
-"""Fraction of the free memory that regions may take; the rest is for encoders, images and what the estimate omits."""
+"""Fraction of the free memory that regions may take; the rest is for encoders, images and all else."""
 
 _ROOM_FACTOR = 1.5
 """Length of a suffix's cache with its room for further tokens, relative to its tokens (`ureca.model.decoding`)."""
