@@ -1,6 +1,6 @@
 """Lack of memory, of a GPU or of the host: recognition, release, and work in smaller parts.
 
-An allocation that fails is no reason to end a run: what a smaller batch can do is done in a smaller batch, and what
+An allocation that fails is no reason to end a run: it is done in smaller batches, and an item that
 fails alone becomes an error row of the kind ``out_of_memory``. Nothing here imports torch: a process that has not
 imported it has no GPU memory to release.
 """
@@ -68,7 +68,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def release_memory(error: BaseException | None = None) -> None:
-    """Release what can be released after an allocation has failed: so that a smaller one may succeed.
+    """Release unused memory after an allocation has failed: so that a smaller one may succeed.
 
     Args:
         error: the failure, whose traceback holds the tensors of the functions that it ended. They are released.

@@ -198,7 +198,7 @@ class TextSoFar:
         return text[: min(ends)].rstrip() if ends else None
 
     def words(self, text: str) -> str | None:
-        """Return the text up to its last complete word; None if that is not longer than what was delivered."""
+        """Return the text up to its last complete word; None if that is not longer than the delivered text."""
         if not self._partial:
             return None
         words = text[: max(text.rfind(" "), text.rfind("\n"), 0)]

@@ -218,7 +218,7 @@ def _agreement(
 
 
 class PooledMaskEncoder(nn.Module):
-    """Tokens of a mask tile from what a hybrid vision encoder's maps show under it.
+    """Tokens of a mask tile from the maps of a hybrid vision encoder under it.
 
     They combine the means of all maps inside the mask and in a band around it, the mask's box and coverage, its layout
     as in `MaskEncoder`, and the `LookAlikes` of the thing that the region belongs to.
