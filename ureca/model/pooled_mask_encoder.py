@@ -257,7 +257,8 @@ class PooledMaskEncoder(nn.Module):
                 f"the pooled mask encoder needs the vision encoder's maps of the image where each mask tile is: "
                 f"{len(mask_values)} mask tiles, {found} shown"
             )
-        with torch.autocast(mask_values.device.type, enabled=False):  # places need more digits than bfloat16 has
+        device_type = "cpu" if mask_values.is_meta else mask_values.device.type  # autocast knows no meta device
+        with torch.autocast(device_type, enabled=False):  # places need more digits than bfloat16 has
             return self._encode(mask_values, tuple(values.to(mask_values.dtype) for values in shown.maps), shown.tiles)
 
     def _encode(self, mask_values: torch.Tensor, maps: tuple[torch.Tensor, ...], tiles: torch.Tensor) -> torch.Tensor:

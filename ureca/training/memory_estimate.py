@@ -255,7 +255,7 @@ def _measure_activations(model: UrecaForConditionalGeneration, sizes: MicroBatch
         inputs = [features.flatten(0, 1)]
         if sizes.num_mask_tiles:
             masks = torch.empty(sizes.num_mask_tiles, 1, side, side, dtype=dtype)
-            tiles = torch.zeros(sizes.num_mask_tiles, dtype=torch.long)
+            tiles = torch.arange(sizes.num_mask_tiles, device="cpu") % sizes.num_image_tiles  # pooled masks read them
             shown = ShownTiles(features, pixels, tiles, maps_of(encoded))
             inputs.append(parts.mask_encoder(masks, shown).flatten(0, 1))
         num_features = sum(map(len, inputs))
