@@ -114,12 +114,13 @@ def _parser() -> argparse.ArgumentParser:
 def _measure_phase(phase: str, arguments: argparse.Namespace) -> list[TrainingMeasurement]:
     from ureca.training.feature_cache import FeatureCache
     from ureca.training.loss import PackedLoss
-    from ureca.training.packing import ImageExample, Packer
+    from ureca.training.packing import ImageExample, Packer, from_bytes, to_bytes
 
     model, processor = _build(phase, arguments)
     example = _example(arguments.regions, arguments.tile_size_px)
     packer, training = Packer(processor), PackedLoss(model)
-    packed = packer.pack([example])
+    # Through the stored form, as `ureca train` reads it: that has the digests by which features are cached.
+    packed = from_bytes(to_bytes(packer.pack([example]), processor.image_processor), processor.image_processor)
     alone = [packer.pack([ImageExample(example.pixels, (region,))]) for region in example.regions]
     prompts = [_prompt(processor, example, number) for number in range(len(example.regions))]
     _print_setting(phase, model, packed, arguments)
