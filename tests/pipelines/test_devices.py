@@ -61,6 +61,7 @@ def test_check_packages_of_prompts_are_those_of_their_network(
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("ureca.pipelines.batch.executor.ray_is_running", lambda: False)  # other tests start it
     settings = SimpleNamespace(masks=PromptedSamConfig(network=network, checkpoint="c"), embedder=None, mllm=None)
     with pytest.raises(SettingsError, match=rf"masks\.kind prompts needs the package {package}: .*\[{extra}\]"):
         check_packages(settings)  # type: ignore[arg-type]  # the sections that it looks at
