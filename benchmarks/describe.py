@@ -252,7 +252,7 @@ _WORDS: dict[str, Callable[[Seen], float]] = {
 }
 _PLACES = (
     r"along the \w+ edge of|reaching all four edges of|covering (?:nearly all|most) of|in the (?:upper|lower) "
-    r"(?:left|right)(?: corner)? of|at the (?:top|bottom) of|on the (?:left|right) side of|in the centre of"
+    r"(?:left|right|part)(?: corner)? of|at the (?:top|bottom) of|on the (?:left|right) side of|in the centre of"
 )
 _PLACE = re.compile(rf"\b({_PLACES}) the image\b")
 _ELSEWHERE = re.compile(rf"\b(?:{_PLACES}|within|inside|part of) (?:the|that) (?!image)[^,.;]*")

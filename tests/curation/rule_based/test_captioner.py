@@ -83,7 +83,7 @@ def test_annotator_final_captions_are_distinct_and_true(image_of, scene, all_ali
         for caption in captions:
             verdict = _verdict(image, id, caption)
             assert verdict.accepted, (caption, verdict.reason)
-            assert re.fullmatch(r"(A|An|The) [^.]+\.( It holds [^.]+\.)?", caption)
+            assert re.fullmatch(r"(A|An|The) [^.]+\.( It has [^.]+\.)?", caption)
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large])
@@ -119,7 +119,7 @@ def test_short_caption_names_colour_shape_texture_location_and_extent(canvas, pa
     )
     larger = canvas.ellipse(100, 70, 55)
     assert _short(image_of(painted((larger, "e01010")), [larger]), 1) == (
-        "A smooth round red area in the upper left of the image, about a sixth of the image."
+        "A smooth round red area in the upper left of the image, covering about a sixth of the image."
     )
 
 
@@ -127,7 +127,7 @@ def test_short_caption_of_a_part_locates_it_in_its_parent(canvas, painted, image
     plate, spot = canvas.ellipse(150, 100, 80), canvas.ellipse(115, 65, 15)
     image = image_of(painted((plate, "2050d0"), (spot, "ffffff")), [plate, spot])
     assert _short(image, 2) == (
-        "A small smooth round white patch at the top of the image, in the upper left of the blue area."
+        "A small smooth round white patch in the upper part of the image, in the upper left of the blue area."
     )
 
 
@@ -162,7 +162,7 @@ def test_short_caption_where_colour_and_location_fit_others_tells_its_point(canv
     spots = [canvas.ellipse(x, y, 6) for x, y in ((20, 20), (60, 45))]
     spots.append(canvas.rectangle(75, 10, 90, 14))
     image = image_of(painted(*((spot, "e01010") for spot in spots)), spots)
-    assert _short(image, 3).endswith(", a quarter of the way across and close to the top edge.")
+    assert _short(image, 3).endswith(", centred a quarter of the way across and close to the top edge.")
 
 
 def test_captions_of_regions_that_cover_most_of_the_image_have_no_rank(canvas, painted, image_of):
@@ -203,7 +203,7 @@ def test_detailed_caption_lists_parts_largest_first_and_similar_ones_together(ca
     detailed = asyncio.run(
         RuleBasedCaptioner().detailed_caption(image, 1, short_caption="A blue area.", child_captions=["any"])
     )
-    assert detailed == "A blue area. It holds a green strip along its bottom edge and three small white patches."
+    assert detailed == "A blue area. It has a green strip along its bottom edge and three small white patches."
 
 
 def test_detailed_caption_lists_at_most_four_groups_of_parts(canvas, painted, image_of):
@@ -249,6 +249,38 @@ def test_caption_of_several_possible_neighbours_says_a_not_the(canvas, painted, 
     assert ", left of a blue patch" in _short(image, 1)
 
 
+def test_caption_names_no_neighbour_of_which_there_are_many(canvas, painted, image_of):
+    spot = canvas.rectangle(10, 60, 60, 140)
+    others = [canvas.rectangle(65 + 55 * index, 60, 110 + 55 * index, 140) for index in range(4)]
+    image = image_of(painted((spot, "e01010"), *((other, "2050d0") for other in others)), [spot, *others])
+    assert "left of a blue" not in _short(image, 1)
+    few = image_of(painted((spot, "e01010"), *((other, "2050d0") for other in others[:3])), [spot, *others[:3]])
+    assert "left of a blue" in _short(few, 1)
+
+
+def test_caption_of_a_part_does_not_repeat_its_location(canvas, painted, image_of):
+    band, end = canvas.rectangle(0, 0, 200, 200), canvas.rectangle(0, 20, 40, 180)
+    image = image_of(painted((band, "2050d0"), (end, "ffffff")), [band, end])
+    for caption in (_short(image, 2), _unique(image, 2)):
+        assert "along the left edge of the image, within the blue area" in caption, caption
+
+
+def test_unique_caption_of_the_largest_part_in_a_larger_region_of_its_colour_has_no_rank(canvas, painted, image_of):
+    plate = canvas.rectangle(60, 20, 240, 180)
+    spots = [canvas.ellipse(x, y, radius) for x, y, radius in ((120, 100, 22), (170, 100, 14), (140, 140, 8))]
+    image = image_of(painted((plate, "e01010")), [plate, *spots])
+    for id in (2, 3):
+        assert not re.search(r"\b(largest|brightest|darkest)\b", _unique(image, id)), _unique(image, id)
+
+
+def test_unique_caption_calls_no_dark_region_the_brightest_and_no_light_one_the_darkest(canvas, painted, image_of):
+    for tones, wrong in ((("505050", "303030", "282828"), "brightest"), (("e8e8e8", "c8c8c8", "f8f8f8"), "darkest")):
+        discs = [canvas.ellipse(x, 100, 12) for x in (120, 150, 180)]
+        image = image_of(painted(*zip(discs, tones, strict=True)), discs)
+        for id in image.regions:
+            assert wrong not in _unique(image, id), _unique(image, id)
+
+
 def test_caption_names_no_neighbour_that_is_around_it_beyond_its_rows_or_far_away(canvas, painted, image_of):
     bracket = canvas.rectangle(100, 20, 220, 180) & ~canvas.rectangle(120, 60, 220, 140)
     inside, low, far = canvas.ellipse(150, 100, 20), canvas.rectangle(60, 185, 95, 200), canvas.ellipse(290, 100, 8)
@@ -267,7 +299,7 @@ def test_caption_of_nested_areas_does_not_repeat_that_one_covers_most_of_the_oth
         _, detailed, final = (captions[id] for captions in asyncio.run(_walk(image, all_alike=True)))
         for caption in (detailed, final):
             assert "covering most of it" not in caption and "covering most of the larger" not in caption, caption
-            assert "It holds a small white patch in its upper left." in caption, caption
+            assert "It has a small white patch in its upper left." in caption, caption
 
 
 @pytest.mark.parametrize(

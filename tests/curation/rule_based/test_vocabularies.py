@@ -176,6 +176,12 @@ def test_texture_stripes_have_a_direction(angle, word):
     assert [other for other in TEXTURES.words if "striped" in other and TEXTURES.fits(other, texture)] == [word]
 
 
+def test_shape_of_a_large_part_of_the_image_is_no_strip(canvas):
+    ground = canvas.rectangle(0, 110, 300, 200)
+    assert NOUNS.name(measure_shape(ground, int(ground.sum()), 0.45)) == "area"
+    assert NOUNS.name(measure_shape(ground, int(ground.sum()), 0.2)) == "strip"
+
+
 def test_texture_edge_or_slope_is_no_stripe():
     step = np.where(np.arange(100) < 50, 0.2, 0.8) * np.ones((100, 1))
     slope = np.linspace(0.2, 0.8, 100) * np.ones((100, 1))
@@ -230,6 +236,8 @@ def _location(left, top, right, bottom, *, in_image=True):
         ((260, 160, 300, 200), "in the lower right corner of"),
         ((10, 10, 50, 50), "in the upper left of"),
         ((130, 10, 170, 50), "at the top of"),
+        ((130, 45, 170, 85), "in the upper part of"),
+        ((130, 115, 170, 155), "in the lower part of"),
         ((250, 10, 290, 50), "in the upper right of"),
         ((10, 80, 50, 120), "on the left side of"),
         ((130, 80, 170, 120), "in the centre of"),

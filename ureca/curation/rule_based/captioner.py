@@ -78,7 +78,7 @@ class Captions:
         left = sum(map(len, list(groups.values())[_MAX_PART_GROUPS:]))
         if left:
             items.append("one smaller part" if left == 1 else f"{number(left)} smaller parts")
-        return sentence(f"it holds {enumeration(items)}")
+        return sentence(f"it has {enumeration(items)}")
 
     def unique(self, id: int) -> str:
         """Return a sentence that fits the region and no other one of the image."""
@@ -105,7 +105,9 @@ class Captions:
         for id, traits in self._traits.items():
             in_parent = ""
             if traits.parent is not None and "covering" not in (traits.location_in_parent or ""):
-                in_parent = f", {traits.location_in_parent} the {traits.parent}"
+                # "Along the left edge of the image, along the left edge of the strip" says twice what is said best once.
+                repeated = traits.location_in_parent == traits.location_in_image
+                in_parent = f", {'within' if repeated else traits.location_in_parent} the {traits.parent}"
             if traits.neighbour is not None and (not in_parent or self._looks_like_parent(id)):
                 relations[id] = f", {traits.neighbour}"
             else:
@@ -161,13 +163,13 @@ class Captions:
                 stated = None
             others = of_that_extent
         # A location such as "covering most of" says the extent.
-        words = "" if stated is None or own.covered >= _MOST else f", about {stated} of the image"
+        words = "" if stated is None or own.covered >= _MOST else f", covering about {stated} of the image"
         if not others:
             return words
         named = point(own)
         across, _, down = named.partition(" and ")
         closely = any(fits_point(across, down, self._measured[other].in_image) for other in others)
-        return f"{words}, {point(own, closely=True) if closely else named}"
+        return f"{words}, centred {point(own, closely=True) if closely else named}"
 
     def _order_among_alike(self, id: int) -> tuple[str, list[int]]:
         """Return the rank of a region among the siblings with the same phrase, empty if there are none, and their ids.
@@ -217,7 +219,7 @@ class RuleBasedCaptioner:
     Every method raises ``AnswerError`` for a region without pixels.
     """
 
-    name = "rule-based-4"
+    name = "rule-based-5"
     verifies_by_own_measurements = True
     """Its verification of its own captions is a self-check: regions get the verdict ``self_checked``."""
 

@@ -23,6 +23,8 @@ from ureca.curation.rule_based.vocabulary import enumeration, ordinal, with_arti
 _CLEARLY_LARGER = 1.25
 _MIN_LANDMARK, _MAX_LANDMARK = 0.002, 0.5
 """Fractions of the image that a landmark covers."""
+_MAX_LANDMARKS_ALIKE = 3
+"""Regions with the name of a landmark; a relation to one of more leads nowhere."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +159,14 @@ def _salience(
 ) -> float:
     """Return the worth of a neighbour as a landmark, above 0: few have its name, and it is not much smaller.
 
-    A region of the same colour and noun, a tiny one, one of many colours, and one that covers most of the image are
-    none.
+    A region of the same colour and noun, a tiny one, one of many colours, one that covers most of the image, and one of
+    many with its name are none.
     """
     own, landmark = traits[id], traits[other]
     area, own_area = (measured[each].shape.area_fraction for each in (other, id))
     colour = landmark.colours[0]
     has_class = measured[other].category is not None
-    if colour == MULTICOLOURED:
+    if colour == MULTICOLOURED or len(called[landmark.noun, colour]) > _MAX_LANDMARKS_ALIKE:
         return 0.0
     alike = landmark.noun == own.noun if has_class else fits_colour(colour.split()[-1], measured[id].colours)
     if alike or not _MIN_LANDMARK <= area <= _MAX_LANDMARK or area < 0.2 * own_area:
@@ -319,19 +321,27 @@ class Distinction:
         return telling
 
     def _by_extreme(self, id: int, kinds: tuple[str, ...]) -> ReferringExpression | None:
-        """Rank by size or brightness: "The largest red patch", by a clear margin."""
+        """Rank by size or brightness: "The largest red patch", by a clear margin.
+
+        The rank must hold among all regions that the colour and the location fit, too: of a red patch within a larger
+        one nobody would say that it is the largest.
+        """
         kinds = tuple(kind for kind in kinds if kind != "size")
-        others = [self._measured[other] for other in self._called_alike(id, kinds) - {id}]
+        alike = set(self._called_alike(id, kinds))
+        if self._measured[id].category is None:
+            alike |= self.sharing(id, ("colour", "location_in_image"))
+        others = [self._measured[other] for other in alike - {id}]
         own = self._measured[id]
+        modifier = self._traits[id].colours[0].split()[0]
         areas = [other.shape.area_px for other in others]
         tones = [other.colours.mean_lightness for other in others]
         if own.shape.area_px > _CLEAR_AREA_RATIO * max(areas):
             return self._expression(id, kinds, before="largest")
         if own.shape.area_px * _CLEAR_AREA_RATIO < min(areas):
             return self._expression(id, kinds, before="smallest")
-        if own.colours.mean_lightness > max(tones) + _CLEAR_LIGHTNESS:
+        if modifier not in ("dark", "black") and own.colours.mean_lightness > max(tones) + _CLEAR_LIGHTNESS:
             return self._expression(id, kinds, before="brightest")
-        if own.colours.mean_lightness < min(tones) - _CLEAR_LIGHTNESS:
+        if modifier not in ("light", "white") and own.colours.mean_lightness < min(tones) - _CLEAR_LIGHTNESS:
             return self._expression(id, kinds, before="darkest")
         return None
 
@@ -488,7 +498,8 @@ class Distinction:
         if "location_in_image" in said:
             text += f" {traits.location_in_image} the image"
         if {"parent", "location_in_parent"} & said:
-            location = traits.location_in_parent if "location_in_parent" in said else "within"
+            repeated = "location_in_parent" not in kinds and traits.location_in_parent == traits.location_in_image
+            location = traits.location_in_parent if "location_in_parent" in said and not repeated else "within"
             text += f"{', ' if 'location_in_image' in said else ' '}{location} the {traits.parent}"
         if "beside" in said:
             text += f", {traits.neighbour}"

@@ -105,6 +105,12 @@ def _cell(column: int, row: int) -> Rule[RegionLocation]:
     return lambda location, slack: _third(location.x, column, slack) and _third(location.y, row, slack)
 
 
+def _end(vertical: str) -> Rule[RegionLocation]:
+    """Accept the middle third at the top or at the bottom, where the region reaches close to that edge."""
+    cell = _cell(1, 0 if vertical == "top" else 2)
+    return lambda location, slack: cell(location, slack) and _EDGES[vertical][0](location) <= 0.1 + 2 * slack
+
+
 def _corner(horizontal: str, vertical: str) -> Rule[RegionLocation]:
     cell = _cell(0 if horizontal == "left" else 2, 0 if vertical == "top" else 2)
     return lambda location, slack: (
@@ -131,13 +137,15 @@ LOCATIONS = Vocabulary[RegionLocation](
         "in the lower left corner of": _corner("left", "bottom"),
         "in the lower right corner of": _corner("right", "bottom"),
         "in the upper left of": _cell(0, 0),
-        "at the top of": _cell(1, 0),
+        "at the top of": _end("top"),
+        "in the upper part of": _cell(1, 0),
         "in the upper right of": _cell(2, 0),
         "on the left side of": _cell(0, 1),
         "in the centre of": _cell(1, 1),
         "on the right side of": _cell(2, 1),
         "in the lower left of": _cell(0, 2),
-        "at the bottom of": _cell(1, 2),
+        "at the bottom of": _end("bottom"),
+        "in the lower part of": _cell(1, 2),
         "in the lower right of": _cell(2, 2),
     }
 )

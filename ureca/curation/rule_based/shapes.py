@@ -44,6 +44,11 @@ def _strip_like(shape: Shape, slack: float) -> bool:
     return shape.num_pixels >= _MIN_PIXELS * (1 - slack) and shape.axis_ratio < 0.38 + slack
 
 
+def _is_strip(shape: Shape, slack: float) -> bool:
+    """Accept elongated outlines; a third of the image is none, unless it is narrow."""
+    return _strip_like(shape, slack) and (shape.area_fraction < 0.25 + slack or shape.axis_ratio < 0.2 + slack)
+
+
 def _is_ring(shape: Shape, slack: float) -> bool:
     return shape.hole_share > 0.15 - slack and shape.num_pixels >= _MIN_PIXELS
 
@@ -54,7 +59,7 @@ NOUNS = Vocabulary[Shape](
         "cluster": lambda shape, slack: shape.num_pieces >= 3 - 10 * slack and shape.largest_piece_share < 0.6 + slack,
         "ring": _is_ring,
         "line": lambda shape, slack: shape.num_pixels >= _MIN_PIXELS and shape.axis_ratio < 0.09 + 0.6 * slack,
-        "strip": _strip_like,
+        "strip": _is_strip,
         "area": lambda shape, slack: shape.area_fraction >= 0.10 - 0.3 * slack,
         "patch": lambda shape, slack: shape.area_fraction < 0.10 + 0.6 * slack,
     }
