@@ -32,6 +32,7 @@ ROW = [(10 + 30 * index, 40, 30 + 30 * index, 60, (RED, BLUE, RED)[index]) for i
         ("A blue patch on the left side of the image.", ["blue"]),
         ("A red patch on the right side of the image.", ["on the right side of"]),
         ("A red patch, about a quarter of the image.", ["about a quarter of the image"]),
+        ("A red patch in the lower part of the image.", ["in the lower part of"]),
         ("A red patch, about a thirtieth of the image, a tenth of the way across and halfway down.", []),
         (
             "A red patch, just over a tenth of the way across and just under a third of the way down.",

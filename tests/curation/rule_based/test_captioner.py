@@ -273,6 +273,14 @@ def test_unique_caption_of_the_largest_part_in_a_larger_region_of_its_colour_has
         assert not re.search(r"\b(largest|brightest|darkest)\b", _unique(image, id)), _unique(image, id)
 
 
+def test_unique_caption_counts_only_where_all_regions_of_its_colour_and_place_are_counted(canvas, painted, image_of):
+    discs = [canvas.ellipse(x, 100, 8) for x in (115, 150, 185)]
+    bar = canvas.rectangle(110, 120, 190, 124)
+    image = image_of(painted(*((mask, "e01010") for mask in (*discs, bar))), [*discs, bar])
+    for id in (1, 2, 3):
+        assert not re.search(r"\b(leftmost|rightmost|second)\b", _unique(image, id)), _unique(image, id)
+
+
 def test_unique_caption_calls_no_dark_region_the_brightest_and_no_light_one_the_darkest(canvas, painted, image_of):
     for tones, wrong in ((("505050", "303030", "282828"), "brightest"), (("e8e8e8", "c8c8c8", "f8f8f8"), "darkest")):
         discs = [canvas.ellipse(x, 100, 12) for x in (120, 150, 180)]

@@ -35,6 +35,10 @@ def _flat(*codes):
         ("a8d8f0", "light blue"),
         ("800080", "purple"),
         ("ff69b4", "pink"),
+        ("cdd8cd", "light grey"),
+        ("30252c", "black"),
+        ("d85428", "orange"),
+        ("a1637a", "dark pink"),
     ],
 )
 def test_colour_plain_has_its_name(code, name):

@@ -105,7 +105,7 @@ class Captions:
         for id, traits in self._traits.items():
             in_parent = ""
             if traits.parent is not None and "covering" not in (traits.location_in_parent or ""):
-                # "Along the left edge of the image, along the left edge of the strip" says twice what is said best once.
+                # "Along the left edge of the image, along the left edge of the strip" says the same place twice.
                 repeated = traits.location_in_parent == traits.location_in_image
                 in_parent = f", {'within' if repeated else traits.location_in_parent} the {traits.parent}"
             if traits.neighbour is not None and (not in_parent or self._looks_like_parent(id)):

@@ -13,11 +13,11 @@ import numpy.typing as npt
 from ureca.curation.rule_based.vocabulary import TOLERANCE
 
 _EXAMPLES = {
-    "black": "000000 101010 1c1c1e 15100c 0c1018",
-    "grey": "303234 4a4a4a 686868 888888 a8a8a8 c4c4c4 58554e 8f949c a39f97",
+    "black": "000000 101010 1c1c1e 15100c 0c1018 2c2228",
+    "grey": "303234 4a4a4a 686868 888888 a8a8a8 c4c4c4 58554e 8f949c a39f97 d4d4d4 ccd6cc",
     "white": "ffffff f2f2f2 e6e6e6 f8f5ee eef2f6",
     "red": "ff0000 c80000 8b0000 d83a34 b02a2a 600c0c e05a50",
-    "orange": "ff8000 ff9a3c e2711d ffb066 d06a20 f08858",
+    "orange": "ff8000 ff9a3c e2711d ffb066 d06a20 f08858 c4502a e0582c",
     "brown": "8b4513 5c3317 6b4a2f 3b2314 a0623a 2c1c12 7d5a45 966f50 b07840",
     "beige": "f5deb3 d2b48c e8d8c0 c8ad8d b89a78 dcc0a4 ecc894 dcb080",
     "yellow": "ffff00 ffd700 f0e060 e0c020 fff59a c8a818",
@@ -25,7 +25,7 @@ _EXAMPLES = {
     "turquoise": "00ffff 40e0d0 008080 2f6f6f a0e8e8 48b0b0",
     "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec 1b2a49 5b7da8 3060ff",
     "purple": "800080 6a3fa0 4b0082 b090d8 3a2045 d8b0ff 9a50c0 75608c 673147",
-    "pink": "ffc0cb ff69b4 ff1493 e8a0b0 d070a0 ff00ff f0b8b0 c08088",
+    "pink": "ffc0cb ff69b4 ff1493 e8a0b0 d070a0 ff00ff f0b8b0 c08088 a8647c",
 }
 """Typical sRGB values of each family; a colour belongs to the family of the nearest one."""
 

@@ -300,7 +300,10 @@ class Distinction:
                 return
             if not has_class:
                 yield self._by_extreme(id, kinds)
-        if "parent" not in descriptions[0]:
+        # A reader would count the others of its colour and place, too, as their shapes and textures hardly differ.
+        counted = self.sharing(id, ("colour", "location_in_image"))
+        is_countable = has_class or counted <= self._called_alike(id, descriptions[0])
+        if "parent" not in descriptions[0] and is_countable:
             yield self._by_order(id, descriptions[0], 1 if has_class else _LOW_COUNT)
         yield self._by_extent_and_centre(id)
         for kinds in descriptions:
