@@ -1,10 +1,15 @@
 """`ureca bench endpoint`: the client of chat endpoints, against a plain aiohttp client.
 
 A simulated endpoint in a separate process has a fixed number of slots and a fixed time per request. Both clients send
-the same requests, in alternating rounds within one process: ours with retries, breaker and counters, the plain one with
-a semaphore and nothing else. Either has a quarter more requests at a time than there are slots. The result is the CPU
-time of a request in the client, with and without images, and the time until the answers of the first second are there.
-Ratios are medians of those of adjacent rounds, which other processes on the machine disturb alike.
+the same requests within one process: ours with retries, breaker and counters, the plain one with a semaphore and
+nothing else. Either has a quarter more requests at a time than there are slots. The results, with and without images:
+
+- the time until the answers of the first second are there, and until all are: alternating rounds of new clients;
+- the CPU time of a request in the client: short alternating turns of two clients whose connections are open, after a
+  garbage collection each.
+
+Ratios are medians of those of adjacent rounds or turns, which other processes on the machine disturb alike. One turn
+says little on a busy machine; the median of many does.
 
 A second part counts the seconds for which images wait after one crash of a worker (`--suspects`), against no crash.
 """
@@ -12,12 +17,14 @@ A second part counts the seconds for which images wait after one crash of a work
 import argparse
 import asyncio
 import base64
+import gc
 import json
 import os
 import statistics
 import tempfile
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +44,9 @@ from ureca.llm.protocol import ChatRequest
 from ureca.llm.settings import OpenAIConfig
 
 _SCHEMA = {"type": "object", "properties": {"caption": {"type": "string"}}, "required": ["caption"]}
+
+_WAVES_PER_TURN = 4
+"""Requests of a turn, in multiples of the slots: a turn is as short as it can be without the ends dominating it."""
 
 Send = Callable[[ChatRequest], Awaitable[object]]
 
@@ -63,6 +73,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--requests", type=int, default=1000, help="requests in each round (default 1000)")
     parser.add_argument("--rounds", type=int, default=5, help="rounds of each client (default 5)")
+    parser.add_argument("--turns", type=int, default=24, help="turns of each client for the CPU time (default 24)")
     parser.add_argument("--slots", type=int, default=64, help="slots of the endpoint (default 64)")
     parser.add_argument("--seconds", type=float, default=0.2, help="seconds per answer (default 0.2)")
     parser.add_argument("--side", type=int, default=512, help="side of the two images in pixels (default 512)")
@@ -75,25 +86,32 @@ def main(argv: Sequence[str]) -> int:
     images = [np.kron(image, np.ones((arguments.side // 16, arguments.side // 16, 1), np.uint8)) for image in small]
     for name, parts in (("text only", ()), (f"two images of {arguments.side} px", tuple(images))):
         rounds: dict[str, list[Round]] = {"plain": [], "ours": []}
-        with endpoint_process(slots=arguments.slots, seconds=arguments.seconds) as url:
+
+        def requests(label: str, number: int, parts: tuple[np.ndarray, ...] = parts) -> list[ChatRequest]:
+            texts = (f"Question {label} {index}?" for index in range(number))
+            return [ChatRequest("Describe it.", (*parts, text), _SCHEMA, 0.2, 64) for text in texts]
+
+        with endpoint_process(slots=arguments.slots, seconds=arguments.seconds) as address:
+            url = f"{address}/v1"
             for number in range(2 * arguments.rounds):
-                side = ("plain", "ours", "ours", "plain")[number % 4]
-                requests = [
-                    ChatRequest("Describe it.", (*parts, f"Question {number} {index}?"), _SCHEMA, 0.2, 64)
-                    for index in range(arguments.requests)
-                ]
-                run = _plain if side == "plain" else _ours
-                rounds[side].append(asyncio.run(run(f"{url}/v1", requests, arguments.slots, num_first)))
+                side = _SIDES[number % 4]
+                sent = requests(f"of round {number}", arguments.requests)
+                rounds[side].append(asyncio.run(_round(side, url, sent, arguments.slots, num_first)))
+            cpu_ms = asyncio.run(_turns(url, requests, arguments.slots, arguments.turns))
         print(f"{name}: {arguments.requests} requests a round, {arguments.slots} slots of {arguments.seconds:g} s")
-        fields = ("cpu_ms", "first_s", "seconds")
         for side, measured in rounds.items():
-            cpu_ms, first, seconds = (statistics.median(getattr(each, field) for each in measured) for field in fields)
-            print(f"  {side:<6} {cpu_ms:6.3f} ms CPU a request, {num_first} answers {first:.2f} s, all {seconds:.2f} s")
+            first_s, seconds = (statistics.median(getattr(each, field) for each in measured) for field in _FIELDS)
+            each_ms = statistics.median(cpu_ms[side])
+            print(
+                f"  {side:<6} {each_ms:6.3f} ms CPU a request, {num_first} answers {first_s:.2f} s, all {seconds:.2f} s"
+            )
         pairs = list(zip(rounds["ours"], rounds["plain"], strict=True))
         ratios = (
-            statistics.median(getattr(ours, field) / getattr(plain, field) for ours, plain in pairs) for field in fields
+            statistics.median(getattr(ours, field) / getattr(plain, field) for ours, plain in pairs)
+            for field in _FIELDS
         )
-        print("  ratio  {:6.2f} CPU, {:.2f} first answers, {:.2f} all".format(*ratios))
+        cpu_ratio = statistics.median(ours / plain for ours, plain in zip(cpu_ms["ours"], cpu_ms["plain"], strict=True))
+        print("  ratio  {:6.2f} CPU, {:.2f} first answers, {:.2f} all".format(cpu_ratio, *ratios))
     for num_crashes in (0, 1):
         seconds = asyncio.run(_after_crashes(arguments.suspects, num_crashes))
         print(f"{2 * arguments.suspects} images of 0.2 s, {num_crashes} crashes before: {seconds:.1f} s")
@@ -102,7 +120,6 @@ def main(argv: Sequence[str]) -> int:
 
 async def _measured(send: Send, requests: Sequence[ChatRequest], max_pending: int, num_first: int) -> Round:
     answered_at: list[float] = []
-
     at_once = asyncio.Semaphore(max_pending)
 
     async def one(request: ChatRequest) -> None:
@@ -110,6 +127,7 @@ async def _measured(send: Send, requests: Sequence[ChatRequest], max_pending: in
             await send(request)
         answered_at.append(time.perf_counter())
 
+    gc.collect()
     began, cpu_s = time.perf_counter(), time.process_time()
     await asyncio.gather(*map(one, requests))
     cpu_s = time.process_time() - cpu_s
@@ -117,24 +135,54 @@ async def _measured(send: Send, requests: Sequence[ChatRequest], max_pending: in
     return Round(1000 * cpu_s / len(requests), first_s, answered_at[-1] - began)
 
 
-async def _ours(url: str, requests: Sequence[ChatRequest], slots: int, num_first: int) -> Round:
+async def _round(side: str, url: str, requests: Sequence[ChatRequest], slots: int, num_first: int) -> Round:
+    async with _CLIENTS[side](url, slots) as send:
+        return await _measured(send, requests, slots + slots // 4, num_first)
+
+
+async def _turns(
+    url: str, requests: Callable[[str, int], list[ChatRequest]], slots: int, num_turns: int
+) -> dict[str, list[float]]:
+    """Measure both clients in turn, with connections that are open; returns the CPU milliseconds of a request."""
+    cpu_ms: dict[str, list[float]] = {side: [] for side in _CLIENTS}
+    async with _plain(url, slots) as plain, _ours(url, slots) as ours:
+        sends = {"plain": plain, "ours": ours}
+        for number in range(-2, 2 * num_turns):  # the first turn of each opens the connections
+            side = _SIDES[number % 4]
+            sent = requests(f"of turn {number}", _WAVES_PER_TURN * slots)
+            measured = await _measured(sends[side], sent, slots + slots // 4, 1)
+            if number >= 0:
+                cpu_ms[side].append(measured.cpu_ms)
+    return cpu_ms
+
+
+@asynccontextmanager
+async def _ours(url: str, slots: int) -> AsyncIterator[Send]:
     model = OpenAIChatModel(OpenAIConfig.model_validate({"model": "m", "base_urls": [url], "max_concurrency": slots}))
     try:
-        return await _measured(model.answer, requests, slots + slots // 4, num_first)
+        yield model.answer
     finally:
         await model.close()
 
 
-async def _plain(url: str, requests: Sequence[ChatRequest], slots: int, num_first: int) -> Round:
+@asynccontextmanager
+async def _plain(url: str, slots: int) -> AsyncIterator[Send]:
     free = asyncio.Semaphore(slots)
-    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
+    # Idle connections last as long as ours, so that a slow machine makes both clients open new ones.
+    connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=4)
+    async with aiohttp.ClientSession(connector=connector) as session:
 
         async def send(request: ChatRequest) -> str:
             body = await asyncio.to_thread(_plain_body, request) if request.images else _plain_body(request)
             async with free, session.post(f"{url}/chat/completions", data=body) as response:
                 return str(json.loads(await response.read())["choices"][0]["message"]["content"])
 
-        return await _measured(send, requests, slots + slots // 4, num_first)
+        yield send
+
+
+_CLIENTS = {"plain": _plain, "ours": _ours}
+_SIDES = ("plain", "ours", "ours", "plain")
+_FIELDS = ("first_s", "seconds")
 
 
 def _plain_body(request: ChatRequest) -> bytes:

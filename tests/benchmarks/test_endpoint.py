@@ -8,20 +8,7 @@ from benchmarks.endpoint import main
 
 
 def test_benchmark_of_the_endpoint_compares_both_clients(capsys: pytest.CaptureFixture[str]) -> None:
-    small = [
-        "--requests",
-        "12",
-        "--rounds",
-        "1",
-        "--slots",
-        "4",
-        "--seconds",
-        "0.01",
-        "--side",
-        "32",
-        "--suspects",
-        "4",
-    ]
+    small = ["--requests", "12", "--rounds", "1", "--turns", "2", "--slots", "4", "--seconds", "0.01", "--side", "32"]
     assert main([*small, "--suspects", "4"]) == 0
     shown = capsys.readouterr().out
     assert len(re.findall(r"plain +[0-9.]+ ms CPU a request, 400 answers", shown)) == 2

@@ -47,6 +47,11 @@ NEAR_MISSES = [
     ("The {} shows a cup with a handle.", ["sign", "poster", "screen"], ["image", "picture", "region"]),
     ("A cup standing on {} table.", ["the", "a", "this"], ["**the**", "`the`"]),
     ("The {} is difficult to determine.", [], ["object", "shape"]),
+    ("A woman in a green-bordered {} with a tray.", ["sari", "dress", "robe"], ["chair", "area"]),
+    ("The {} inside the blue box.", ["toy", "doll", "toy car", "puzzle"], ["person", "car", "tree", "bench"]),
+    ("The man in the red {}.", ["telephone box", "shirt", "circle of chairs"], ["box", "circle", "rectangle"]),
+    ("A device with a blurry picture {}.", ["on its screen", "on the display"], ["", "of a cup"]),
+    ("The {} is a yellow taxi with a dented door.", ["first car", "vehicle"], ["answer", "best answer", "response"]),
     ("A girl with yellow highlights {}.", ["in her hair", "on the wings"], ["along her outline", "around its border"]),
 ]  # fmt: skip
 NUMBERED = [
@@ -58,6 +63,10 @@ NUMBERED = [
     ("The {} in blue, left of the others.", ["runner", "woman", "dancer", "man", "skier"], ["coin", "cup", "chair"]),
     ("The {} numbered 4, at the end.", ["door", "house", "seat"], ["cup", "window", "tree"]),
     ("The door {} 4, at the end.", ["numbered"], ["", "marked"]),
+    ("The {} marked 5, above the others.", ["elevator button", "calculator key", "parking space"], ["coat button"]),
+    ("The {} marked 5, above the one marked 4.", ["elevator button", "keypad button"], ["cup", "drawer"]),
+    ("The coin marked 5, beside the {}.", [], ["elevator button", "parking space"]),
+    ("{} 2: a red cup.", [], ["Mask", "Segment", "Object", "Region", "Instance"]),
     ("The tile outlined in blue, unlike {}.", ["the others"], ["the one outlined in green", "that circled in red"]),
     ("The cup beside {}.", ["it", "the jug"], ["number 1", "0", "(1)", "#2"]),
 ]

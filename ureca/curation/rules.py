@@ -41,6 +41,19 @@ _DRAWN = (
     r"(?:outlined|circled|encircled|marked|enclosed|surrounded|highlighted|bordered|delineated|"
     r"traced|boxed|ringed|bounded|framed|indicated)"
 )
+_WITH_BORDERS = (
+    r" (?:[\w-]+ )?(?:saris?|sarees?|shawls?|scar(?:f|ves)|dress(?:es)?|skirts?|robes?|aprons?|kimonos?|"
+    r"(?:table)?cloths?|napkins?|towels?|rugs?|carpets?|mats?|blankets?|quilts?|bedspreads?|curtains?|handkerchie(?:f|ves)|"
+    r"pillowcases?|plates?|platters?|dish(?:es)?|bowls?|saucers?|trays?|signs?|posters?|cards?|stamps?|envelopes?|pages?|labels?|"
+    r"certificates?|flags?|banners?|pennants?|flower ?beds?|lawns?|paths?)\b"
+)
+"""Textiles, dishes, printed things and flower beds, which have borders of their own ("a red-bordered rug")."""
+_NOT_IN_BOXES = (
+    r"(?:person|people|man|woman|men|women|player|rider|cyclist|pedestrian|runner|driver|worker|figure|car|truck|bus|"
+    r"van|taxi|vehicle|motorcycle|bicycle|bike|scooter|train|boat|ship|plane|airplane|tree|bush|building|house|tower|window|"
+    r"door|bench|table|chair|sofa|couch|bed|horse|cow|elephant|giraffe|zebra|sheep|lamp ?post|street ?light|object)"
+)
+"""Things that no coloured box, circle or rectangle of the world encloses."""
 # What really has coloured lines around or on it.
 _PAINTED = re.compile(
     r"\b(?:parking|lane|lanes|road|roadway|street|court|field|pitch|runway|crosswalk|crossing|curb|"
@@ -64,7 +77,8 @@ _MARKS = tuple(
         rf"near|by|for|"
         r"with|from|to|is|are|that|which|stands?|sits?|lies|hangs?|next|behind|above|below|beside|against|left|right|"
         r"inside)\b)",
-        rf"\b{_MARK_COLOUR}-(?:outlined|circled|bordered|marked|boxed|highlighted)\b|\b{_MARK_COLOUR} outlines?\b",
+        rf"\b{_MARK_COLOUR}-(?:outlined|circled|bordered(?!{_WITH_BORDERS})|marked|boxed|highlighted)\b|"
+        rf"\b{_MARK_COLOUR} outlines?\b",
         # "with a blue ring around it"
         rf"\b{_MARK_COLOUR} (?:\w+ )?(?:{_LINE}(?<!s)|boxes|contours|outlines|lines) (?:drawn |that goes |going |is )?"
         r"(?:around|surrounding|encircling|enclosing|outlining|marking|highlighting)\b"
@@ -85,6 +99,11 @@ _MARKS = tuple(
         # "yellow highlighting along its boundary"; not "yellow highlights in her hair"
         rf"\b{_MARK_COLOUR} (?:highlight(?:s|ing)?|outlining|tracing|contouring) (?:along|around|on|over|at) (?:the|"
         r"its|their|his|her) (?:\w+ )?(?:boundar(?:y|ies)|border|outline|contour|perimeter|edges?)\b",
+        # "the person inside the blue box"; not "a toy inside the blue box"
+        rf"(?<!toy )(?<!model )(?<!miniature )(?<!plastic )\b{_NOT_IN_BOXES}s? (?:(?:(?:that|which|who) )?"
+        r"(?:is|are) )?(?:(?:standing|sitting|parked|shown|seen|located|visible|alone) )?"
+        rf"(?:inside|within|in|enclosed (?:in|by|within)) (?:a|an|the) {_MARK_COLOUR} "
+        r"(?:box|circle|square|rectangle|ring|oval|ellipse)\b(?!-| (?:seat|of|office)\b)",
         # "inside the yellow outline"
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) {_MARK_COLOUR} (?:contours?|outlines?|boundary|"
         rf"bounding box|polygon|mask|highlight)\b",
@@ -112,7 +131,9 @@ _BLUR = tuple(
         r"\b(?:blurred|blurry|blurring|out[- ]of[- ]focus|obscured|gr[ae]yed[- ]out|faded[- ]out|"
         r"masked[- ]out) (?:out )?(?:\w+ )?"
         r"(?:background|surroundings?|backdrop|environment|rest|area|region|image|photo|picture|crop|"
-        r"section|edges?)\b",
+        r"section|edges?)\b(?! (?:on|of|in|across) (?:(?:the|its|his|her|their|a|an) )?(?:[\w-]+ )?(?:screens?|"
+        r"displays?|monitors?|viewfinders?|televisions?|tv|phones?|tablets?|laptops?|walls?|posters?|frames?|magazines?|pages?|"
+        r"billboards?|newspapers?|lens(?:es)?|mirrors?)\b)",
         r"\b(?:background|surroundings?|surrounding (?:area|region|scene|parts?)|backdrop|rest of (?:the|"
         r"it)(?: \w+)?|everything(?: else| around it)?|environment|area around (?:it|them)|edges) "
         r"(?:(?:is|are|was|were|has been|have been|being|appears?|all|completely|heavily|slightly|mostly|"
@@ -179,8 +200,10 @@ _META = tuple(
         r"new|revised|refined|"
         r"updated|rewritten|"
         r"one[- ]sentence) )*(?:caption|description|answer|output|response|label|title|result|rewrite|"
-        r"summary|note|target|region|object|candidate)(?: (?:of|for) (?:the|"
+        r"summary|note|target|region|object|candidate|mask|segment|instance)(?: (?:of|for) (?:the|"
         r"this) (?:\w+ )?\w+)?\s*(?:\d+ ?)?(?:[:\u2013\u2014=]|-+\s)",
+        r"^\W*(?:my|our|your|the) (?:(?:final|short|best|correct|right) )?(?:answer|description|response|output) "
+        r"(?:is|would be|could be|should be|reads)(?:\W+(?:an?|the|one|two|that|as follows)\b|:)",
         r"\b(?:suitable|possible|good|better|accurate|appropriate|fitting|concise) (?:caption|description)\b",
         r"\b(?:object|region|item|area|thing|element|part) in question\b|\b(?:shown|pictured|depicted|seen|"
         r"visible) here\b|"
@@ -269,8 +292,8 @@ _MARKDOWN = re.compile(
 )
 
 _NUMBERED_THINGS = re.compile(
-    r"\b(?:jerseys?|bibs?|(?<!cotton )(?<!snow )(?<!meat)balls?|signs?|shirts?|vests?|singlets?|players?|runners?|"
-    r"riders?|"
+    r"\b(?:jerseys?|bibs?|(?<!cotton )(?<!snow )(?<!meat)balls?|signs?|shirts?(?! buttons?)|vests?|"
+    r"singlets?|players?|runners?|riders?|"
     r"racers?|bus(?:es)?|routes?|(?:number|license|licence|door|name) ?plates?|platforms?|gates?|lanes?|tracks?|"
     r"locomotives?|engines?|jockeys?|dice|die|domino(?:e?s)?|lockers?|channels?|terminals?|piers?|exits?|highways?|"
     r"interstates?|rooms?|apartments?|floors?|uniforms?|kits?|scoreboards?|berths?|docks?|courts?|numerals?|digits?|"
@@ -297,6 +320,22 @@ _NUMBERED_IN_ORDER = re.compile(
     re.IGNORECASE,
 )
 """Things that are numbered in the world from 1, where the caption says so: "the door numbered 5", but not "door 5"."""
+
+_NUMBERED_BY_MAKERS = re.compile(
+    r"\b(?:elevator|lift|calculator|keypad|keyboard|telephone|phone|remote(?: control)?|microwave|number) "
+    r"(?:\w+ )?(?:buttons?|keys?)\b|"
+    r"\b(?:buttons?|keys?) (?:\w+ ){0,3}(?:of|on|in) (?:the|an?|its) (?:\w+ )?(?:elevator|lift|calculator|keypad|"
+    r"keyboard|telephone|phone|remote|microwave|panel)\b|"
+    r"\b(?:parking|car park) (?:space|spot|bay|stall|slot|lot)s?\b|\b(?:swimming|starting) (?:block|lane)s?\b|"
+    r"\bplaying cards?\b",
+    re.IGNORECASE,
+)
+"""Things that have numbers as they are made, anywhere in the caption, where the words before a number refer to them."""
+_REFERS_TO_MADE = re.compile(
+    r"\b(?:buttons?|keys?|spaces?|spots?|bays?|stalls?|slots?|lots?|blocks?|lanes?|cards?|ones?) "
+    r"(?:(?:that is |which is |is )?(?:marked|labell?ed|numbered|with)(?: the)?(?: (?:number|digit))? )?$",
+    re.IGNORECASE,
+)
 
 _PRINTED_ON = re.compile(
     rf" (?:(?!(?:on|in|at|of|the|an?|and|with|near|beside|by|from|to|is)\b)[\w-]+ )?(?:{_NUMBERED_THINGS.pattern})"
@@ -430,7 +469,7 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
     Numbers on jerseys, bibs, balls, signs and the like are in the world and stay.
     """
     for found in re.finditer(
-        r"(?<![\d.:/$€£-])(\d{1,2})(?![\d:/%]|[.,]\d|\s?(?:cm|mm|m|km|kg|px|inch|inches|feet|ft|am|pm|"
+        r"(?<![\d.:/$€£-])(\d{1,2})(?![\d/%]|[:.,]\d|\s?(?:cm|mm|m|km|kg|px|inch|inches|feet|ft|am|pm|"
         r"percent|years?|to \d|o'clock|minutes?|hours?|seconds?)\b|st\b|nd\b|rd\b|th\b|-)",
         text,
     ):
@@ -450,6 +489,7 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
                 or _NUMBERED_WITH_RELATION.search(before[-60:])
                 or (found[1] != "0" and _NUMBERED_IN_ORDER.search(before[-40:]))
                 or _PRINTED_ON.match(after)
+                or (_NUMBERED_BY_MAKERS.search(text) and _REFERS_TO_MADE.search(before[-45:]))
             )
         ):
             continue
