@@ -4,6 +4,8 @@ import base64
 import io
 import json
 import os
+import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -14,8 +16,10 @@ from pathlib import Path
 import httpx2
 import numpy as np
 import pytest
+import yaml
 from PIL import Image
 
+from tests.cluster.manifests import CLUSTER, ROOT
 from tests.vllm.conftest import LIBRARY_PYTHON
 from tests.vllm.reference import NUM_NEW_TOKENS, QUESTION, draw_inputs
 from tests.vllm.test_caption import MAX_MASKS, Captions, captions, command, images
@@ -171,3 +175,33 @@ def test_caption_by_endpoint_that_is_killed_mid_run_goes_on_when_it_is_back(
         server.wait()
         assert run.wait(LONGEST_WAIT_S) == 0
     assert texts(captions(tmp_path / "out")) == texts(expected)
+
+
+def documented_commands() -> list[list[str]]:
+    """Return each command `vllm serve` of the pods and of the pages."""
+    manifest = yaml.safe_load((CLUSTER / "kuberay/vllm/servers.yaml").read_text(encoding="utf-8"))
+    pods = [item["spec"]["template"]["spec"] for item in manifest["items"] if item["kind"] == "StatefulSet"]
+    found = [[*container["command"], *container["args"]] for pod in pods for container in pod["containers"]]
+    for page in sorted((ROOT / "docs").glob("*.md")):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        found += [shlex.split(line) for line in re.findall(r"^vllm serve .*$", text, re.MULTILINE)]
+    return found
+
+
+def test_documented_arguments_are_those_of_vllm_serve() -> None:
+    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    commands = documented_commands()
+    assert len(commands) == 3  # servers.yaml, caption.md, mllm.md
+    for command in commands:
+        assert command[:2] == ["vllm", "serve"]
+        arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(command[2:])
+        validate_parsed_serve_args(arguments)
+        assert arguments.model_tag == command[2]
+        assert arguments.limit_mm_per_prompt["image"] >= 1
+        if "mask" in arguments.limit_mm_per_prompt:
+            assert arguments.media_io_kwargs == {"image": {"image_mode": "RGBA"}}
+            assert arguments.served_model_name == ["ureca"]
+    with pytest.raises(SystemExit):
+        make_arg_parser(FlexibleArgumentParser()).parse_args([*commands[0][2:], "--media-io-kwarg-s=1"])
