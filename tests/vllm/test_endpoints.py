@@ -194,11 +194,11 @@ def test_documented_arguments_are_those_of_vllm_serve() -> None:
 
     commands = documented_commands()
     assert len(commands) == 3  # servers.yaml, caption.md, mllm.md
-    for command in commands:
-        assert command[:2] == ["vllm", "serve"]
-        arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(command[2:])
+    for words in commands:
+        assert words[:2] == ["vllm", "serve"]
+        arguments = make_arg_parser(FlexibleArgumentParser()).parse_args(words[2:])
         validate_parsed_serve_args(arguments)
-        assert arguments.model_tag == command[2]
+        assert arguments.model_tag == words[2]
         assert arguments.limit_mm_per_prompt["image"] >= 1
         if "mask" in arguments.limit_mm_per_prompt:
             assert arguments.media_io_kwargs == {"image": {"image_mode": "RGBA"}}

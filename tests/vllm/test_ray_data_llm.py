@@ -1,0 +1,112 @@
+"""`examples/ray_data_llm.py`: ``ray.data.llm`` with a checkpoint, against transformers; run by ``make long-vllm``."""
+
+import json
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.vllm.reference import NUM_NEW_TOKENS, NUM_SCENES, QUESTION, draw_inputs
+
+pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(1700)]
+
+CHECKPOINTS = ["fused", "scenes"]
+EXAMPLE = Path(__file__).parents[2] / "examples/ray_data_llm.py"
+ENGINE = {"dtype": "float32", "block_size": 32, "max_num_seqs": 16, "max_model_len": 2048}
+
+
+@pytest.fixture(scope="module")
+def example() -> Iterator[dict[str, Any]]:
+    import ray
+
+    ray.init(address="local", num_cpus=6, include_dashboard=False, object_store_memory=200 * 2**20)
+    yield runpy.run_path(str(EXAMPLE))
+    ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def rows() -> list[dict[str, Any]]:
+    return [
+        {"region_id": f"{number}/{index}", "image": image, "mask": mask}
+        for number, (image, masks) in enumerate(draw_inputs())
+        for index, mask in enumerate(masks)
+    ]
+
+
+@pytest.fixture(scope="module")
+def expected(checkpoints: Path) -> dict[str, list[int]]:
+    reference = json.loads((checkpoints / "fused/reference.json").read_text())
+    return {
+        f"{number}/{index}": tokens
+        for number, of_image in enumerate(reference["regions"])
+        for index, tokens in enumerate(of_image)
+    }
+
+
+def new_tokens(checkpoint: Path, token_ids: Any) -> list[int]:
+    """Return the tokens before the end, at most as many as the reference has."""
+    from transformers import AutoTokenizer
+
+    tokens, end = list(token_ids), AutoTokenizer.from_pretrained(checkpoint).eos_token_id
+    return (tokens[: tokens.index(end)] if end in tokens else tokens)[:NUM_NEW_TOKENS]
+
+
+def test_ray_data_llm_generates_the_token_ids_of_transformers(
+    example: dict[str, Any], rows: list[dict[str, Any]], expected: dict[str, list[int]], checkpoints: Path
+) -> None:
+    import ray
+
+    checkpoint = checkpoints / "fused"
+    captioned = example["add_captions"](ray.data.from_items(rows), str(checkpoint), **ENGINE).take_all()
+    assert len(captioned) == len(rows)
+    assert {row["region_id"]: new_tokens(checkpoint, row["token_ids"]) for row in captioned} == expected
+    assert len({tuple(tokens) for tokens in expected.values()}) > len(expected) // 2
+
+
+def test_ray_data_llm_with_rays_own_stages_generates_the_token_ids_of_transformers(
+    example: dict[str, Any], rows: list[dict[str, Any]], expected: dict[str, list[int]], checkpoints: Path
+) -> None:
+    import ray
+    from ray.data.llm import build_processor, vLLMEngineProcessorConfig
+
+    checkpoint = checkpoints / "fused"
+    content = [{"type": "image"}, {"type": "mask"}, {"type": "text", "text": QUESTION}]
+    processor = build_processor(
+        vLLMEngineProcessorConfig(
+            model_source=str(checkpoint),
+            engine_kwargs={**ENGINE, "enforce_eager": True, "limit_mm_per_prompt": {"image": 1, "mask": 1}},
+            placement_group_config={"bundles": [{"CPU": 1}]},
+        ),
+        preprocess=lambda row: {
+            "messages": [{"role": "user", "content": content}],
+            "multimodal_data": {"image": Image.fromarray(row["image"]), "mask": row["mask"]},
+            "sampling_params": {"temperature": 0.0, "max_tokens": NUM_NEW_TOKENS},
+        },
+        postprocess=lambda row: {name: row[name] for name in ("region_id", "generated_tokens")},
+    )
+    captioned = processor(ray.data.from_items(rows)).take_all()
+    assert {row["region_id"]: new_tokens(checkpoint, row["generated_tokens"]) for row in captioned} == expected
+
+
+def test_ray_data_llm_example_prints_the_captions_of_transformers(
+    example: dict[str, Any], checkpoints: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    from ureca.model.checkpoint_files import folder_of
+
+    tokenizer = AutoTokenizer.from_pretrained(folder_of("scenes"))
+    with np.load(checkpoints / "scenes.npz") as file:
+        ids = [tokens for number in range(NUM_SCENES) for tokens in json.loads(str(file[f"captions_{number}"]))]
+    expected = [tokenizer.decode(tokens, skip_special_tokens=True).strip() for tokens in ids]
+    assert example["main"]([]) == 0
+    printed = re.findall(r"^\d+/\d+: (.*)$", capsys.readouterr().out, re.MULTILINE)
+    assert sorted(printed) == sorted(expected)
+    assert len(set(expected)) > len(expected) // 2
