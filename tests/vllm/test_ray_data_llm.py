@@ -26,7 +26,13 @@ ENGINE = {"dtype": "float32", "block_size": 32, "max_num_seqs": 16, "max_model_l
 def example() -> Iterator[dict[str, Any]]:
     import ray
 
-    ray.init(address="local", num_cpus=6, include_dashboard=False, object_store_memory=200 * 2**20)
+    ray.init(
+        address="local",
+        num_cpus=6,  # an actor for each of Ray's stages
+        include_dashboard=False,
+        object_store_memory=200 * 2**20,
+        log_to_driver=False,
+    )
     yield runpy.run_path(str(EXAMPLE))
     ray.shutdown()
 
@@ -59,7 +65,7 @@ def new_tokens(checkpoint: Path, token_ids: Any) -> list[int]:
 
 
 def test_ray_data_llm_generates_the_token_ids_of_transformers(
-    example: dict[str, Any], rows: list[dict[str, Any]], expected: dict[str, list[int]], checkpoints: Path
+    checkpoints: Path, rows: list[dict[str, Any]], expected: dict[str, list[int]], example: dict[str, Any]
 ) -> None:
     import ray
 
@@ -71,7 +77,7 @@ def test_ray_data_llm_generates_the_token_ids_of_transformers(
 
 
 def test_ray_data_llm_with_rays_own_stages_generates_the_token_ids_of_transformers(
-    example: dict[str, Any], rows: list[dict[str, Any]], expected: dict[str, list[int]], checkpoints: Path
+    checkpoints: Path, rows: list[dict[str, Any]], expected: dict[str, list[int]], example: dict[str, Any]
 ) -> None:
     import ray
     from ray.data.llm import build_processor, vLLMEngineProcessorConfig
@@ -96,7 +102,7 @@ def test_ray_data_llm_with_rays_own_stages_generates_the_token_ids_of_transforme
 
 
 def test_ray_data_llm_example_prints_the_captions_of_transformers(
-    example: dict[str, Any], checkpoints: Path, capsys: pytest.CaptureFixture[str]
+    checkpoints: Path, example: dict[str, Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     from transformers import AutoTokenizer
 
