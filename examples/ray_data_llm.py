@@ -86,7 +86,7 @@ def main(argv: list[str]) -> int:
         for number, scene in enumerate(scenes)
         for region in scene.scene.regions
     ]
-    captions = add_captions(ray.data.from_items(rows), argv[0] if argv else "scenes")
+    captions = add_captions(ray.data.from_items(rows, override_num_blocks=NUM_SCENES), argv[0] if argv else "scenes")
     for row in captions.iter_rows():
         print(f"{row['region_id']}: {row['caption']}")
     return 0
