@@ -1,6 +1,7 @@
 """Progress of batch commands."""
 
 import io
+from itertools import chain, repeat
 
 from ureca.data.partitions import PartitionReport
 from ureca.llm.load import EngineLoad, LoadReport
@@ -104,7 +105,7 @@ def test_progress_on_a_terminal_updates_in_place() -> None:
 
 def _bound(seconds: float) -> str:
     """Return the name of a latency in load reports."""
-    load = EngineLoad(iter([0.0, seconds]).__next__)
+    load = EngineLoad(chain([0.0], repeat(seconds)).__next__)
     with load.request():
         pass
     return next(iter(load.report().latency_ms))
