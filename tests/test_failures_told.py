@@ -219,6 +219,24 @@ def test_load_with_a_misspelt_variable_suggests_the_right_one(
     assert f"{variable} is no setting of ureca curate; did you mean {suggestion}?" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("variable", "suggestion"),
+    [("URECA_TREE__CONTAINMNT", "URECA_TREE__CONTAINMENT"), ("URECA_LISTENER__KND", "URECA_LISTENER__KIND"),
+     ("URECA_EXECUTER", "URECA_EXECUTOR")],
+)  # fmt: skip
+def test_misspelt_variable_is_told_once(
+    variable: str, suggestion: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setenv(variable, "1")
+    assert main(["curate", str(tmp_path / "missing"), str(tmp_path / "out"), "--executor", "local"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        told.count(f"the environment variable {variable} is no setting of ureca curate; did you mean {suggestion}?")
+        == 1
+    )
+    assert told.count("did you mean") == 1
+
+
 @pytest.mark.parametrize("variable", ["URECA_TREE__CONTAINMENT", "URECA_PYTHON", "URECA_PHASE__LEARNING_RATE"])
 def test_load_with_a_right_or_a_foreign_variable_says_nothing(
     variable: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture

@@ -142,12 +142,17 @@ class CommandSettings(BaseSettings):
             raise SettingsError(f"--config {known.config}: there is no such file")
         if known.config is not None:
             _check_nesting(known.config)
-        _warn_of_misspelt_variables(cls)
+        misspelt = _misspelt_variables(cls)
         token = _config_file.set(known.config)
         try:
             return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.command}")
         except ValidationError as error:
-            raise SettingsError("; ".join(_explain(cls, item) for item in error.errors())) from error
+            told = []
+            for item in error.errors():
+                name = _name_at(cls, item["loc"])
+                # A misspelt variable of a section is a setting that the section lacks.
+                told.append(misspelt.pop(_variable(cls, name), "") or _explain(cls, name, item))
+            raise SettingsError("; ".join(told)) from error
         except yaml.YAMLError as error:
             raise SettingsError(f"--config {known.config} is not YAML: {' '.join(str(error).split())}") from error
         except (UnreadableSettings, OSError, ValueError) as error:
@@ -155,6 +160,8 @@ class CommandSettings(BaseSettings):
             raise SettingsError(_with_suggestion(cls, message, rest)) from error
         finally:
             _config_file.reset(token)
+            for message in misspelt.values():
+                logger.warning(message)
 
 
 def _check_nesting(file: str) -> None:
@@ -182,11 +189,11 @@ def _check_nesting(file: str) -> None:
         raise SettingsError(f"--config {file} is nested more than {_MAX_CONFIG_DEPTH} levels deep")
 
 
-def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:
-    """Describe one validation error by the dotted name of its setting."""
+def _name_at(settings: type[CommandSettings], location: Sequence[str | int]) -> str:
+    """Return the dotted name of the setting at the location of a validation error."""
     names: list[str] = []
     members: Sequence[type] = (settings,)
-    for part in item["loc"]:
+    for part in location:
         tagged = [each for each in members if part in kinds_of(each)]
         if tagged:  # pydantic inserts the kind of a union's member into the location
             members = tagged
@@ -195,7 +202,11 @@ def _explain(settings: type[CommandSettings], item: Mapping[str, Any]) -> str:
         members = [
             nested for each in members if (field := fields_of(each).get(str(part))) for nested in models_in(field)
         ]
-    name = ".".join(names)
+    return ".".join(names)
+
+
+def _explain(settings: type[CommandSettings], name: str, item: Mapping[str, Any]) -> str:
+    """Describe one validation error of a setting."""
     if item["type"] == "extra_forbidden":
         same = (each.condition for each in settings_of(settings) if each.name == name and each.condition)
         if kinds := list(dict.fromkeys(same)):
@@ -238,22 +249,30 @@ def _with_suggestion(settings: type[CommandSettings], message: str, arguments: S
     )
 
 
-def _warn_of_misspelt_variables(settings: type[CommandSettings]) -> None:
-    """Log the environment variables that are almost settings; others may be settings of other commands."""
+def _misspelt_variables(settings: type[CommandSettings]) -> dict[str, str]:
+    """Return a message for each environment variable that is almost a setting, by its name in capitals.
+
+    Others may be settings of other commands.
+    """
     prefix = settings.model_config["env_prefix"]
-    known = {f"{prefix}{each.name.replace('.', '__')}".upper() for each in settings_of(settings)}
+    known = {_variable(settings, each.name) for each in settings_of(settings)}
     sections = {name.rpartition("__")[0] for name in known}
+    messages = {}
     for variable in os.environ:
         name = variable.upper()
         if name.startswith(prefix) and name not in known | sections:
             close = difflib.get_close_matches(name, known, n=1, cutoff=_CUTOFF_OF_VARIABLES)
             if close:
-                logger.warning(
-                    "the environment variable %s is no setting of ureca %s; did you mean %s?",
-                    variable,
-                    settings.command,
-                    close[0],
+                messages[name] = (
+                    f"the environment variable {variable} is no setting of ureca {settings.command}; "
+                    f"did you mean {close[0]}?"
                 )
+    return messages
+
+
+def _variable(settings: type[CommandSettings], name: str) -> str:
+    """Return the name of the environment variable of a setting, in capitals."""
+    return f"{settings.model_config['env_prefix']}{name.replace('.', '__')}".upper()
 
 
 def _did_you_mean(name: str, known: Iterator[str] | Sequence[str]) -> str:

@@ -1,6 +1,6 @@
 """Lack of memory, of a GPU or of the host: recognition, release, and work in smaller parts.
 
-An allocation that fails is no reason to end a run: it is done in smaller batches, and an item that
+An allocation that fails does not end a run: the work that needed it is repeated in smaller batches, and an item that
 fails alone becomes an error row of the kind ``out_of_memory``. Nothing here imports torch: a process that has not
 imported it has no GPU memory to release.
 """

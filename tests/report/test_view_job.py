@@ -31,6 +31,19 @@ def test_view_command_prints_its_address_and_ends_on_a_signal(tmp_path: Path) ->
         assert process.stderr.read() == ""
 
 
-def test_view_command_of_no_run_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["view", str(tmp_path), "--no-browser"]) == 2
-    assert "is not the output of a run" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [("missing", "there is no such folder"), ("folder", "it has no run.json"), ("file", "it is a file"),
+     ("broken", "run.json is not JSON (")],
+)  # fmt: skip
+def test_view_command_of_no_run_says_what_is_there_instead(
+    name: str, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for folder in ("folder", "broken"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "broken" / "run.json").write_text("{")
+    (tmp_path / "file").touch()
+    assert main(["view", str(tmp_path / name), "--no-browser"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"ureca: {tmp_path / name} is not the output of a run: {reason}")
+    assert told.count("\n") == 1 and "Errno" not in told and "Detail" not in told

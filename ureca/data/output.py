@@ -376,10 +376,19 @@ class Output:
         try:
             with self.filesystem.open_input_stream(f"{self._folder}/{_RUN}") as stream:
                 run = json.loads(stream.read())
-        except (OSError, ValueError) as error:
-            raise OutputError(f"{self.path} is not the output of a run: run.json cannot be read ({error})") from error
+        except (FileNotFoundError, NotADirectoryError) as error:
+            found = self.filesystem.get_file_info(self._folder)
+            reason = (
+                "it is a file" if found.is_file else f"it has no {_RUN}" if found.type else "there is no such folder"
+            )
+            raise OutputError(f"{self.path} is not the output of a run: {reason}") from error
+        except OSError as error:
+            reason = str(error).partition(". Detail:")[0]  # Arrow repeats the error there
+            raise OutputError(f"{self.path} is not the output of a run: {_RUN} cannot be read ({reason})") from error
+        except ValueError as error:
+            raise OutputError(f"{self.path} is not the output of a run: {_RUN} is not JSON ({error})") from error
         if not isinstance(run, dict):
-            raise OutputError(f"{self.path} is not the output of a run: run.json holds no object")
+            raise OutputError(f"{self.path} is not the output of a run: {_RUN} holds no object")
         return run
 
     def rows(self) -> Iterator[dict[str, Any]]:
