@@ -80,17 +80,18 @@ def captions_of(rows: list[dict[str, Any]]) -> list[list[str]]:
 def test_endpoint_engine_sends_the_mask_as_alpha_and_an_image_to_one_server(tmp_path: Path) -> None:
     async def all_rows() -> tuple[list[dict[str, Any]], list[list[Received]]]:
         async with ChatServer(caption) as first, ChatServer(caption) as second:
-            rows = await run(tmp_path, [first, second], 8)
+            rows = await run(tmp_path, [first, second], 20)
             return rows, [first.received, second.received]
 
     rows, received = asyncio.run(all_rows())
-    assert captions_of(rows) == [expected_captions(seed) for seed in range(8)]
+    assert captions_of(rows) == [expected_captions(seed) for seed in range(20)]
     assert all(len(set(captions)) == len(captions) for captions in captions_of(rows))  # a swap would be seen
     body = received[0][0].body
     assert [message["role"] for message in body["messages"]] == ["user"]
     assert body["messages"][0]["content"][1] == {"type": "text", "text": "What is it?"}
     assert (body["model"], body["temperature"], body["top_p"], body["max_tokens"]) == ("ureca", 0.5, 0.8, 7)
     assert "response_format" not in body
+    # Which server has an image follows from their addresses, whose ports are random.
     images = [{sent_pixels(each)[..., :3].tobytes() for each in of_server} for of_server in received]
     assert images[0] and images[1] and not images[0] & images[1]
 

@@ -130,7 +130,7 @@ def test_estimate_of_the_state_is_the_sum_of_the_data_types() -> None:
 
 
 def test_alternatives_end_with_settings_that_fit() -> None:
-    _, sizes = packed_row()
+    _, sizes = packed_row(build_plain)
     config = build_tiny(SIZES)[0].config
     sharding = Sharding(num_workers=4)
     full = estimate_memory(config, Full(), sizes, sharding)
