@@ -220,3 +220,19 @@ def test_status_text_shortens_many_kinds_of_failures(tmp_path: Path) -> None:
     text = status_text(status)
     assert text.count("1 x read:") == 10
     assert "and 20 other kinds" in text
+
+
+def test_status_text_of_a_session_without_work_has_no_rate() -> None:
+    status = Status(
+        output="out",
+        command="curate",
+        state="finished",
+        counted="images",
+        num_total=2,
+        num_done=2,
+        rate_per_s=0.0,
+        session_started=NAMED,
+        num_sessions=2,
+    )
+    assert "images/s" not in status_text(status)
+    assert "0.50 images/s" in status_text(status.model_copy(update={"rate_per_s": 0.5}))

@@ -129,7 +129,7 @@ def status_text(status: Status) -> str:
     for name, counts in (("skipped", status.skipped), ("annotations", status.annotation_notes)):
         listed = sorted((counts or {}).items(), key=lambda item: (-item[1], item[0]))
         rows += [("" if index else name, f"{number} x {kind}") for index, (kind, number) in enumerate(listed)]
-    if status.rate_per_s is not None:
+    if status.rate_per_s:  # a session that found nothing to do has none worth a line
         rows.append(("rate", f"{status.rate_per_s:.2f} {status.counted}/s in the last session"))
     if status.state == "running":
         rows.append(("ETA", "unknown" if status.left_s is None else duration(status.left_s)))
