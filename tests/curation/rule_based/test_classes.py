@@ -66,6 +66,12 @@ def test_noun_of_a_class(category: str | None, noun: str | None) -> None:
     assert noun_of(category) == noun
 
 
+def test_with_article_of_plurals_and_masses_is_some() -> None:
+    nouns = ("small grey cars", "stairs", "people", "green grass", "bus", "glass", "iris", "canvas", "fish")
+    assert [with_article(noun).split()[0] for noun in nouns] == ["some"] * 4 + ["a", "a", "an", "a", "a"]
+    assert [plural(noun) for noun in nouns[:4]] == list(nouns[:4])
+
+
 def test_nouns_have_articles_and_plurals() -> None:
     phrases = [with_article(noun) for noun in ("umbrella", "unicycle", "sheep", "apple")]
     assert phrases == ["an umbrella", "a unicycle", "a sheep", "an apple"]

@@ -74,6 +74,10 @@ _IRREGULAR = {
     "shelf": "shelves",
     **{same: same for same in ("sheep", "fish", "deer", "bison", "aircraft", "people", "furniture", "grass", "water")},
 }
+_WITHOUT_SINGULAR = frozenset(
+    {"furniture", "grass", "people", "water", *_IRREGULAR.values()} - {"sheep", "fish", "deer", "bison", "aircraft"}
+)
+_SINGULAR_IN_S = frozenset({"atlas", "canvas", "gas", "lens"})
 _CONSONANT_U = re.compile(r"u(?:ni|se|su|te|ti|re)")
 
 
@@ -90,9 +94,17 @@ def noun_of(category: str | None) -> str | None:
 
 
 def with_article(phrase: str) -> str:
-    """Prefix a phrase with "a" or "an"; correct for the words of the captions."""
+    """Prefix a phrase with "a" or "an", or "some" if it is of a class whose name is a plural ("cars") or a mass ("grass")."""
+    if _is_plural_or_mass(phrase.rpartition(" ")[2]):
+        return f"some {phrase}"
     is_vowel = phrase[0] in "aeio" or (phrase[0] == "u" and _CONSONANT_U.match(phrase) is None)
     return f"{'an' if is_vowel else 'a'} {phrase}"
+
+
+def _is_plural_or_mass(noun: str) -> bool:
+    return noun in _WITHOUT_SINGULAR or (
+        noun.endswith("s") and not noun.endswith(("ss", "us", "is")) and noun not in _SINGULAR_IN_S
+    )
 
 
 def number(value: int) -> str:
@@ -111,6 +123,8 @@ def ordinal(value: int) -> str:
 def plural(noun: str) -> str:
     """Return the plural; correct for the nouns of the captions, and for most names of classes."""
     before, space, last = noun.rpartition(" ")
+    if _is_plural_or_mass(last):
+        return noun
     if last in _IRREGULAR:
         return f"{before}{space}{_IRREGULAR[last]}"
     if last.endswith("y") and last[-2:-1] not in ("", *"aeiou"):
