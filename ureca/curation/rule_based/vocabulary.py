@@ -94,7 +94,7 @@ def noun_of(category: str | None) -> str | None:
 
 
 def with_article(phrase: str) -> str:
-    """Prefix a phrase with "a" or "an", or "some" if it is of a class whose name is a plural ("cars") or a mass ("grass")."""
+    """Prefix a phrase with "a" or "an", or with "some" if its noun is a plural ("cars") or a mass ("grass")."""
     if _is_plural_or_mass(phrase.rpartition(" ")[2]):
         return f"some {phrase}"
     is_vowel = phrase[0] in "aeio" or (phrase[0] == "u" and _CONSONANT_U.match(phrase) is None)
