@@ -242,7 +242,7 @@ def _with_suggestion(settings: type[CommandSettings], message: str, arguments: S
     words = message.removeprefix("unrecognized arguments: ").split()
     flags = [word.partition("=")[0] for word in words if word.startswith("--")]
     if not flags:
-        return f"too many arguments: {' '.join(words)}"
+        return f"too many arguments: {' '.join(words)} (ureca {settings.command} --help shows which ones it takes)"
     known = [each.flag for each in settings_of(settings) if not each.is_positional]
     return "; ".join(f"there is no setting {flag}{_did_you_mean(flag, known)}" for flag in flags) + (
         f" (ureca {settings.command} --help-all lists them)"

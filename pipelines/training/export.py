@@ -59,6 +59,6 @@ class Exporter:
                 save_checkpoint(self._model, self._processor, self._folder, state_dict=tensors, overwrite=True)
         except Exception as error:
             raise OutputError(
-                f"the export to {self._folder} after step {step} failed: {error}. What was there before still is; mend "
-                "the cause, and the same command resumes from the last checkpoint"
+                f"the export to {self._folder} after step {step} failed: {error}. An earlier export in that folder is "
+                "unchanged. Remove the cause and run the same command again: it resumes from the last checkpoint"
             ) from error

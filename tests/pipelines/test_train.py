@@ -51,7 +51,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def arguments(data: Path, run: Path, *flags: str) -> list[str]:
-    """Of a run over three epochs of six steps; a step has four images with four regions each."""
+    """Return the arguments of a run over three epochs of six steps; a step has four images with four regions each."""
     return [
         *(str(data / "dataset"), str(run), "--model", str(data / "tiny")),
         *("--phase.kind", "full", "--phase.epochs", str(EPOCHS), "--precision", "fp32", "--no-gradient-checkpointing"),
