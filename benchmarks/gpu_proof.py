@@ -433,9 +433,13 @@ def _segment(work: Workload, network: "PromptedNetwork") -> Figures:
     rng = np.random.default_rng(0)
     height, width = (1500, 2250) if work.sam else (60, 90)
     images = [rng.integers(0, 256, (height, width, 3), np.uint8) for _ in range(work.sam_images + 1)]
-    # As many masks are upscaled, and kept, as with trained weights: random ones predict no quality.
-    settings = {"points_per_side": work.points_per_side, "points_per_batch": 256, **thresholds_of(network, images[0])}
-    generator = EverythingGenerator(network, AutomaticMaskSettings.model_validate(settings))
+    settings = {"points_per_side": work.points_per_side, "points_per_batch": 256}
+
+    def generator_of(thresholds: dict[str, float]) -> EverythingGenerator:
+        # As many masks are upscaled, and kept, as with trained weights: random ones predict no quality.
+        return EverythingGenerator(network, AutomaticMaskSettings.model_validate(settings | thresholds))
+
+    generator = generator_of(thresholds_of(network, images[0]))
     generator.generate(images[0])
     on_gpu = network.device.type != "cpu"
     started = time.monotonic()
@@ -443,7 +447,8 @@ def _segment(work: Workload, network: "PromptedNetwork") -> Figures:
         num_masks = sum(map(len, executor.map(generator.generate, images[1:])))
     seconds = time.monotonic() - started
     side = work.large_image_px
-    large = len(generator.generate(rng.integers(0, 256, (side, side, 3), np.uint8)))
+    large_image = rng.integers(0, 256, (side, side, 3), np.uint8)
+    large = len(generator_of(thresholds_of(network, large_image, size=None)).generate(large_image))
     return {
         "images/s": round(work.sam_images / seconds, 3),
         "masks an image": num_masks // work.sam_images,

@@ -110,13 +110,19 @@ def build_sam(encoder: str) -> Any:
     return sam
 
 
-def thresholds_of(network: PromptedNetwork, image: npt.NDArray[np.uint8], offset: float = 0.02) -> dict[str, float]:
-    """Return thresholds that a third of the masks of some points pass, and half of these the second one.
+def thresholds_of(
+    network: PromptedNetwork,
+    image: npt.NDArray[np.uint8],
+    offset: float = 0.02,
+    size: tuple[int, int] | None = (300, 200),
+) -> dict[str, float]:
+    """Return thresholds that a third of the masks of 4 x 4 points pass, and half of these the second one.
 
     Args:
         network: network with random weights.
         image: uint8 RGB [H, W, 3].
         offset: shift of the logits by which stability is measured.
+        size: width and height (px) to which the image is resized before; None: as it is.
     """
     settings = AutomaticMaskSettings(
         points_per_side=4,
@@ -125,8 +131,9 @@ def thresholds_of(network: PromptedNetwork, image: npt.NDArray[np.uint8], offset
         stability_score_offset=offset,
         box_nms_thresh=1.0,
     )
-    small = np.asarray(Image.fromarray(image).resize((300, 200)))
-    masks = EverythingGenerator(network, settings).generate(small)
+    if size is not None:
+        image = np.asarray(Image.fromarray(image).resize(size))
+    masks = EverythingGenerator(network, settings).generate(image)
     quality = max(1e-6, float(np.quantile([mask.predicted_iou or 0 for mask in masks], 2 / 3)))
     stable = [mask.stability_score or 0 for mask in masks if (mask.predicted_iou or 0) > quality]
     return {
