@@ -44,7 +44,7 @@ def test_remove_with_other_content_raises(tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="output of 'curate'"):
         RunFolder(tmp_path).remove()
     (tmp_path / "run.json").write_text("{", encoding="utf-8")
-    with pytest.raises(OutputError, match="run.json is not JSON"):
+    with pytest.raises(OutputError, match=r"run\.json is not JSON"):
         RunFolder(tmp_path).remove()
     RunFolder(tmp_path).output.write_run({"command": "train"})
     RunFolder(tmp_path).remove()
