@@ -24,7 +24,8 @@ import numpy.typing as npt
 from benchmarks.cost import Cost, measure
 
 if TYPE_CHECKING:
-    from ureca.model.captioner import RegionBatch, RegionCaptioner
+    from ureca.model.captioner import RegionCaptioner
+    from ureca.model.region_batch import RegionBatch
 
 NUM_TILES = 13
 TILE_SIZE_PX = {208: 112, 832: 224, 2548: 392}

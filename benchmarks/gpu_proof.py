@@ -328,10 +328,10 @@ def _little_memory(model: "UrecaForConditionalGeneration", device: str, batch_si
 
     from ureca.model.decoding import SuffixCache
 
-    captioner: Any = import_module("ureca.model.captioner")
+    region_batch: Any = import_module("ureca.model.region_batch")
 
     failures: list[int] = []
-    release, prefill = captioner.release_memory, SuffixCache.prefill
+    release, prefill = region_batch.release_memory, SuffixCache.prefill
 
     def counted(error: BaseException | None = None) -> None:
         failures.append(1)
@@ -342,7 +342,7 @@ def _little_memory(model: "UrecaForConditionalGeneration", device: str, batch_si
             raise MemoryError("as on a small device")
         return prefill(model, prefixes, suffixes)
 
-    captioner.release_memory = counted
+    region_batch.release_memory = counted
     try:
         if device == "cuda":
             torch.cuda.empty_cache()
@@ -352,7 +352,7 @@ def _little_memory(model: "UrecaForConditionalGeneration", device: str, batch_si
             SuffixCache.prefill = limited  # type: ignore[method-assign]
         yield failures
     finally:
-        captioner.release_memory = release
+        region_batch.release_memory = release
         SuffixCache.prefill = prefill  # type: ignore[method-assign]
         if device == "cuda":
             torch.cuda.set_per_process_memory_fraction(1.0)

@@ -14,8 +14,9 @@ from tests.serving.local import scene, tiny_captioner
 from ureca.captioning.continuous import CaptionEngine
 from ureca.captioning.engine import CaptionJob, GeneratedCaption, cut_at_stop
 from ureca.masks.mask import Mask
-from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
+from ureca.model.captioner import RegionCaptioner
 from ureca.model.prepared import PreparedImage
+from ureca.model.region_batch import FinishedRegion, RegionBatch
 from ureca.model.settings import CaptionSettings
 
 SETTINGS = CaptionSettings(max_new_tokens=6)
@@ -341,7 +342,7 @@ def test_engine_out_of_memory_drops_cached_images_and_goes_on(monkeypatch: pytes
     """A device that has room for no more than two encoded images, wherever they are kept."""
     model, processor = tiny_captioner().model, tiny_captioner().processor
     captioner = RegionCaptioner(model, processor, cached_images=64)
-    encoder = captioner._encoder
+    encoder = captioner.encoder
     encode = model.get_image_features
     failures = []
 

@@ -18,9 +18,11 @@ from ureca.captioning.stage import CaptionStage
 from ureca.data.masked import MaskedPartition
 from ureca.data.partitions import PartitionReport
 from ureca.image_limits import ImageLimits
-from ureca.model.captioner import FinishedRegion, PromptEncoder, RegionBatch, RegionCaptioner
+from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
 from ureca.model.prepared import PreparedImage
+from ureca.model.prompt_encoder import PromptEncoder
+from ureca.model.region_batch import FinishedRegion, RegionBatch
 from ureca.model.settings import CaptionSettings
 
 
@@ -50,7 +52,7 @@ class Recording(RegionCaptioner):
                     self.held = tuple(key for key in self.held if key != region.key)
                     yield region
 
-        return RecordingBatch(self.model, self.processor, self._encoder)
+        return RecordingBatch(self.model, self.processor, self.encoder)
 
 
 @pytest.fixture

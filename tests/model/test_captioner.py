@@ -10,12 +10,13 @@ import torch
 
 from tests.model.inputs import box_masks, generate, noise_image, region_inputs
 from ureca.errors import CheckpointError, DataError, SettingsError
-from ureca.model.captioner import PromptEncoder, RegionCaptioner, RegionError
+from ureca.model.captioner import RegionCaptioner, RegionError
 from ureca.model.decoding import SuffixCache
 from ureca.model.initialization import build_tiny, save_tiny
 from ureca.model.modeling import UrecaForConditionalGeneration
 from ureca.model.prepared import RegionPreparation
 from ureca.model.processing import UrecaProcessor
+from ureca.model.prompt_encoder import PromptEncoder
 from ureca.model.settings import CaptionSettings, TinySizes
 
 IMAGE, MASKS = noise_image(60, 110), box_masks(60, 110, 7)
@@ -169,7 +170,7 @@ def test_regions_with_more_mask_tiles_than_a_call_takes_have_the_same_captions(
     expected = captioner.caption(IMAGE, MASKS, max_new_tokens=8)
     calls: list[int] = []
     captioner.model.model.mask_encoder.register_forward_pre_hook(lambda _, inputs: calls.append(len(inputs[0])))
-    monkeypatch.setattr("ureca.model.captioner._MAX_MASK_VALUES", 1)
+    monkeypatch.setattr("ureca.model.prompt_encoder._MAX_MASK_VALUES", 1)
     assert captioner.caption(IMAGE, MASKS, max_new_tokens=8) == expected
     assert len(calls) == len(MASKS)
 
@@ -364,7 +365,7 @@ def test_caption_region_that_does_not_fit_alone_fails_alone(
     captioner = RegionCaptioner(*tiny)
     images = [captioner.prepare(IMAGE, MASKS[:2]), captioner.prepare(LARGER, LARGER_MASKS)]
     prefill = SuffixCache.prefill
-    small, huge = (captioner._encoder.encode_image(image.views[0]).prefix.length for image in images)
+    small, huge = (captioner.encoder.encode_image(image.views[0]).prefix.length for image in images)
 
     def refuse(model: Any, prefixes: Any, suffixes: Any) -> SuffixCache:
         if any(prefix.length == huge for prefix in prefixes):

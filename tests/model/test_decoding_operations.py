@@ -42,7 +42,7 @@ def operations_of_steps(num_regions: int, **settings: Any) -> list[CountedOperat
     chosen = CaptionSettings(max_new_tokens=100, **settings)
     batch = captioner.open_batch()
     batch.admit((index, image, index, chosen) for index in range(num_regions))
-    prefix_length = captioner._encoder.encode_image(image.views[0]).prefix.length
+    prefix_length = captioner.encoder.encode_image(image.views[0]).prefix.length
     for _ in range(2):
         list(batch.step())
     counted = []

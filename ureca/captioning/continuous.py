@@ -25,8 +25,9 @@ from ureca.memory import first_line, is_out_of_memory
 from ureca.model.settings import MIN_FREE_FRACTION
 
 if TYPE_CHECKING:
-    from ureca.model.captioner import FinishedRegion, RegionBatch, RegionCaptioner
+    from ureca.model.captioner import RegionCaptioner
     from ureca.model.prepared import PreparedImage, Region
+    from ureca.model.region_batch import FinishedRegion, RegionBatch
 
 
 @dataclass(eq=False)
