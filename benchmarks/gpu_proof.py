@@ -9,6 +9,7 @@ import argparse
 import json
 import platform
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from benchmarks import engines
 
 if TYPE_CHECKING:
     from ureca.masks.generators.prompted_network import PromptedNetwork
@@ -47,6 +50,7 @@ class Workload:
         sam_images: images to segment.
         points_per_side: points along one side of the grid of prompts.
         large_image_px: side of a square image whose masks must fit, too.
+        engines: arguments of `ureca bench engines`.
     """
 
     shapes: dict[str, dict[str, int]]
@@ -59,6 +63,7 @@ class Workload:
     sam_images: int
     points_per_side: int
     large_image_px: int
+    engines: tuple[str, ...]
 
 
 _VISION = {"image_size": 448, "vision_width": 1024, "vision_layers": 24, "vision_heads": 16, "num_mask_tokens": 16}
@@ -89,6 +94,7 @@ ON_GPU = Workload(
     sam_images=4,
     points_per_side=32,
     large_image_px=6400,
+    engines=("--workloads", "8x16"),
 )
 TOY = Workload(
     shapes={"toy": {}},
@@ -101,6 +107,7 @@ TOY = Workload(
     sam_images=2,
     points_per_side=4,
     large_image_px=300,
+    engines=("--workloads", "1x6", "--image-tokens", "208", "--new-tokens", "12"),
 )
 
 
@@ -165,12 +172,16 @@ def main(argv: Sequence[str]) -> int:
         "--minutes", type=float, default=8.0, help="time after which no further part begins (default 8)"
     )
     parser.add_argument("--toy", action="store_true", help="toy sizes, also where there is a GPU")
+    parser.add_argument("--vllm-python", help="Python of the environment with vLLM, as of `ureca bench engines`")
     arguments = parser.parse_args(argv)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     work = TOY if arguments.toy or device == "cpu" else ON_GPU
     proof = Proof(device, time.monotonic() + 60 * arguments.minutes)
     for name, sizes in work.shapes.items():
         prove_model(proof, work, name, sizes)
+    vllm_python = engines.pythons(arguments.vllm_python)["vllm"]
+    if vllm_python is not None:
+        proof.run("engines", lambda: compare_engines(work, vllm_python), needs_s=0.0 if work is TOY else 120.0)
     needs_s = 45.0 if work.sam else 0.0
     proof.run("Segment Anything", lambda: _segment(work, _sam(work, device)), needs_s=needs_s)
     proof.run("SAM 2", lambda: _segment(work, _sam2(work, device)), needs_s=needs_s)
@@ -285,7 +296,6 @@ def _caption(model: "UrecaForConditionalGeneration", processor: "UrecaProcessor"
 
 def _caption_by_vllm(model: "UrecaForConditionalGeneration", processor: "UrecaProcessor", work: Workload) -> Figures:
     import asyncio
-    import tempfile
 
     from ureca.captioning.engine import CaptionJob, load_engine
     from ureca.captioning.settings import VllmCaptioningSettings
@@ -319,6 +329,28 @@ def _caption_by_vllm(model: "UrecaForConditionalGeneration", processor: "UrecaPr
         "regions/s": round(len(texts) / seconds, 2),
         "tokens/s": round(num_tokens / seconds, 1),
     }
+
+
+def compare_engines(work: Workload, vllm_python: str) -> Figures:
+    """Caption the same regions by transformers and by vLLM, each in a process of its own, and count equal captions.
+
+    Raises:
+        RuntimeError: captions differ by more than rounding.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "engines.json")
+        agree = engines.main([*work.engines, "--vllm-python", vllm_python, "--json", str(file)]) == 0
+        measured = [engines.EngineMeasurement(**each) for each in json.loads(file.read_text(encoding="utf-8"))]
+    expected = measured[0].captions
+    figures: Figures = {"regions": len(expected)}
+    for each in measured:
+        figures[f"{each.engine}, regions/s"] = round(len(each.captions) / each.wall_s, 2)
+        if each is not measured[0]:
+            pairs = zip(each.captions, expected, strict=False)
+            figures[f"{each.engine}, equal captions"] = sum(ours == theirs for ours, theirs in pairs)
+    if not agree:
+        raise RuntimeError(f"captions differ by more than rounding: {figures}")
+    return figures
 
 
 @contextmanager

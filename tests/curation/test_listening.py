@@ -3,7 +3,9 @@
 import asyncio
 import json
 import random
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,8 +16,11 @@ from tests.curation.fakes import EverythingAlike, RecordingAnnotator, image_of
 from tests.curation.test_listener import RecordingListener, understands, walk
 from ureca.curation.listener import PromptedListener, shuffled_candidates
 from ureca.curation.listening import chance, plan_hearing
+from ureca.curation.results import region_row
 from ureca.curation.settings import ListeningSettings, PromptedListenerSettings, UniquenessSettings
 from ureca.curation.walk import caption_regions
+from ureca.data.partitions import PartitionReport
+from ureca.jobs.summary import summary
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 from ureca.masks.tree import ROOT
 
@@ -37,14 +42,13 @@ class Guessing:
         return ChatAnswer(json.dumps({"choice": self.guess(highest)}), 0, 0)
 
 
-def acceptance(
+def curated_rows(
     num_lookalikes: int, num_images: int, guess: Callable[[int], object], settings: ListeningSettings
-) -> float:
-    """Fraction of captions that are accepted for regions of which all look alike."""
+) -> Iterator[dict[str, Any]]:
+    """Curate images whose regions all look alike, each with new captions."""
     model = Guessing(guess)
     image = image_of(dict.fromkeys(range(num_lookalikes), ROOT))
     count = iter(range(10**9))
-    num_accepted = 0
     for _ in range(num_images):
         regions = asyncio.run(
             caption_regions(
@@ -56,7 +60,16 @@ def acceptance(
                 listening=settings,
             )
         )
-        num_accepted += sum(region.verdict is not None and region.verdict.accepted for region in regions.values())
+        rows = [region_row(image.masks[id], image.tree, region, None) for id, region in regions.items()]
+        yield {"error": None, "regions": rows}
+
+
+def acceptance(
+    num_lookalikes: int, num_images: int, guess: Callable[[int], object], settings: ListeningSettings
+) -> float:
+    """Fraction of captions that are accepted for regions of which all look alike."""
+    rows = curated_rows(num_lookalikes, num_images, guess, settings)
+    num_accepted = sum(region["verdict"] == "accepted" for row in rows for region in row["regions"])
     return num_accepted / num_images / num_lookalikes
 
 
@@ -81,6 +94,22 @@ class TestChance:
         accepted = acceptance(num_regions, 150, guesses[kind], ListeningSettings())
         assert stated < 0.05
         assert accepted == pytest.approx(stated if kind == "answers" else 0, abs=0.03)
+
+    def test_summary_compares_guesses_with_chance_by_kappa(self) -> None:
+        generator = random.Random(7)
+        rows = curated_rows(
+            2, 100, lambda highest: generator.choice([*range(highest + 1), "none", "several"]), ListeningSettings()
+        )
+        report = PartitionReport.of_rows(rows)
+        assert report.listener["regions"] == 200
+        assert report.listener["chosen_by_chance"] / 200 == pytest.approx(0.041, abs=0.001)
+        printed = re.search(
+            r"% of 200 regions chosen, a guess 4.1%, kappa (-?[0-9.]+); ", summary(report, "o", "regions")
+        )
+        assert printed is not None
+        assert float(printed[1]) == pytest.approx(0, abs=0.06)
+        understood = report.model_copy(update={"listener": {**report.listener, "chosen": 200.0}})
+        assert "100.0% of 200 regions chosen, a guess 4.1%, kappa 1.00; " in summary(understood, "o", "regions")
 
     def test_listen_cheap_mode_states_its_higher_chance(self) -> None:
         generator = random.Random(7)

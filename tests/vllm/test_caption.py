@@ -1,5 +1,6 @@
-"""`ureca caption --engine vllm` against `--engine transformers`, and killed and resumed; run by ``make long-vllm``."""
+"""Captions by vLLM against those by transformers, by command and benchmark; run by ``make long-vllm``."""
 
+import json
 import os
 import signal
 import subprocess
@@ -99,3 +100,20 @@ def test_caption_by_vllm_that_is_killed_is_resumed(
     subprocess.run(run, check=True, timeout=LONGEST_WAIT_S)
     assert captions(tmp_path / "out") == expected
     assert before.items() <= captions(tmp_path / "out").items()
+
+
+GPU_PROOF = """
+import json, sys
+from benchmarks.gpu_proof import TOY, compare_engines
+print(json.dumps(compare_engines(TOY, sys.argv[1])))
+"""
+
+
+@pytest.mark.timeout(1700)
+@pytest.mark.long
+def test_gpu_proof_at_toy_sizes_counts_the_equal_captions_of_the_engines() -> None:
+    run = [LIBRARY_PYTHON, "-c", GPU_PROOF, sys.executable]
+    printed = subprocess.run(run, check=True, timeout=LONGEST_WAIT_S, stdout=subprocess.PIPE, text=True).stdout
+    figures = json.loads(printed.splitlines()[-1])
+    assert figures["regions"] == figures["vllm, equal captions"] == figures["vllm-uncached, equal captions"] == 6
+    assert all(figures[f"{engine}, regions/s"] > 0 for engine in ("transformers", "vllm", "vllm-uncached"))

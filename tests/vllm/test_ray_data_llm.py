@@ -1,5 +1,6 @@
 """`examples/ray_data_llm.py`: ``ray.data.llm`` with a checkpoint, against transformers; run by ``make long-vllm``."""
 
+import io
 import json
 import re
 import runpy
@@ -17,7 +18,7 @@ pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(1700)]
 
-CHECKPOINTS = ["fused", "scenes"]
+CHECKPOINTS = ["fused", "adapter", "scenes"]
 EXAMPLE = Path(__file__).parents[2] / "examples/ray_data_llm.py"
 ENGINE = {"dtype": "float32", "block_size": 32, "max_num_seqs": 16, "max_model_len": 2048}
 
@@ -48,7 +49,12 @@ def rows() -> list[dict[str, Any]]:
 
 @pytest.fixture(scope="module")
 def expected(checkpoints: Path) -> dict[str, list[int]]:
-    reference = json.loads((checkpoints / "fused/reference.json").read_text())
+    return tokens_of_regions(checkpoints / "fused")
+
+
+def tokens_of_regions(checkpoint: Path) -> dict[str, list[int]]:
+    """Return the tokens that transformers generates, by the ids of ``rows``."""
+    reference = json.loads((checkpoint / "reference.json").read_text())
     return {
         f"{number}/{index}": tokens
         for number, of_image in enumerate(reference["regions"])
@@ -74,6 +80,56 @@ def test_ray_data_llm_generates_the_token_ids_of_transformers(
     assert len(captioned) == len(rows)
     assert {row["region_id"]: new_tokens(checkpoint, row["token_ids"]) for row in captioned} == expected
     assert len({tuple(tokens) for tokens in expected.values()}) > len(expected) // 2
+
+
+def png(image: Any, mask: Any = None) -> bytes:
+    """Return a PNG file; the mask is its alpha channel."""
+    file = io.BytesIO()
+    Image.fromarray(image if mask is None else np.dstack([image, mask.astype(np.uint8) * 255])).save(file, "PNG")
+    return file.getvalue()
+
+
+def test_ray_data_llm_captions_image_files_and_alpha_channels_and_names_the_regions_that_it_cannot_caption(
+    checkpoints: Path, rows: list[dict[str, Any]], expected: dict[str, list[int]], example: dict[str, Any]
+) -> None:
+    import ray
+
+    files = [
+        {**row, "image": png(row["image"])}
+        if index % 2
+        else {**row, "image": png(row["image"], row["mask"]), "mask": None}
+        for index, row in enumerate(rows)
+    ]
+    image, mask = rows[0]["image"], rows[0]["mask"]
+    bad = {
+        "cut off": ({"image": png(image)[:200], "mask": mask}, "image: .*truncated|image: .*corrupt"),
+        "no image": ({"image": b"<html>", "mask": mask}, "image: .*not an image|image: .*not_an_image"),
+        "size": ({"image": png(image), "mask": mask[:-1]}, r"mask 0 is \[95, 96\] .*its image \[96, 96\]"),
+        "empty": ({"image": png(image), "mask": np.zeros_like(mask)}, "mask 0 has no pixel set"),
+        "kind": ({"image": png(image), "mask": mask.astype(np.uint8)}, "mask 0 must be a bool array"),
+        "no mask": ({"image": png(image), "mask": None}, "1 placeholders of the modality mask, but 0 items"),
+    }
+    mixed = [*files[:3], *({"region_id": name, **row} for name, (row, _) in bad.items()), *files[3:]]
+    checkpoint = checkpoints / "fused"
+    captioned = example["add_captions"](ray.data.from_items(mixed), str(checkpoint), **ENGINE).take_all()
+    assert sorted(row["region_id"] for row in captioned) == sorted(row["region_id"] for row in mixed)
+    good = {row["region_id"]: new_tokens(checkpoint, row["token_ids"]) for row in captioned if not row["error"]}
+    assert good == expected
+    errors = {row["region_id"]: row["error"] for row in captioned if row["error"]}
+    assert errors.keys() == bad.keys()
+    for name, (_, message) in bad.items():
+        assert re.search(message, errors[name]), errors[name]
+
+
+def test_ray_data_llm_with_an_adapter_generates_the_token_ids_of_transformers(
+    checkpoints: Path, rows: list[dict[str, Any]], example: dict[str, Any]
+) -> None:
+    import ray
+
+    adapter = checkpoints / "adapter_lora"
+    captioned = example["add_captions"](ray.data.from_items(rows), str(adapter), **ENGINE).take_all()
+    tokens = {row["region_id"]: new_tokens(checkpoints / "adapter", row["token_ids"]) for row in captioned}
+    assert tokens == tokens_of_regions(checkpoints / "adapter")
 
 
 def test_ray_data_llm_with_rays_own_stages_generates_the_token_ids_of_transformers(
