@@ -37,6 +37,7 @@ def main(argv: Sequence[str]) -> int:
     settings = ReportSettings.load(argv)
 
     from ureca.data.corrections import Corrections
+    from ureca.data.listing import counted
     from ureca.data.output import Output
     from ureca.io import locate
     from ureca.report.page import write_report
@@ -55,9 +56,8 @@ def main(argv: Sequence[str]) -> int:
         work=output.report(),
         max_images=settings.max_images,
     )
-    images = "1 image" if statistics.num_images == 1 else f"{statistics.num_images} images"
-    counts = f"{statistics.num_captioned} captions of {images}"
-    print(f"{to}: {counts}, {statistics.num_failed} images failed")
+    counts = f"{counted(statistics.num_captioned, 'caption')} of {counted(statistics.num_images, 'image')}"
+    print(f"{to}: {counts}, {counted(statistics.num_failed, 'image')} failed")
     return 0
 
 

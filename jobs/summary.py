@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Mapping
 
-from ureca.data.listing import named_counts
+from ureca.data.listing import counted, named_counts
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.pipelines.settings import BatchSettings
@@ -34,7 +34,9 @@ def summary(report: PartitionReport, output: str, dataset_name: str, left_out: s
         ("captioned regions", f"{report.num_regions}, and {report.num_failed_regions} that failed"),
     ]
     if report.num_plain:
-        rows.insert(1, ("without regions", f"{report.num_plain} images, in which no mask was found (not failures)"))
+        rows.insert(
+            1, ("without regions", f"{counted(report.num_plain, 'image')}, in which no mask was found (not failures)")
+        )
     if left_out:
         rows.insert(1, ("files left out", left_out))
     if dataset_name == "captions":

@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
     import threading
     import webbrowser
 
+    from ureca.data.listing import counted
     from ureca.report.view_server import RunView, ViewServer
 
     view = RunView.of_run(settings.output)
@@ -47,7 +48,8 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise SettingsError(f"port {settings.port} cannot be used: {error.strerror}") from error
     summary = view.summary()
-    print(f"{summary['num_regions']:,} regions of {summary['num_images']:,} images; {server.address}", flush=True)
+    regions, images = (counted(summary[f"num_{noun}s"], noun) for noun in ("region", "image"))
+    print(f"{regions} of {images}; {server.address}", flush=True)
     if not view.is_writable:
         print("the output is not on this machine: nothing can be corrected", flush=True)
     if settings.browser:

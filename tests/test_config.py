@@ -38,7 +38,7 @@ def test_load_flags_override_environment_override_file_override_defaults(
         (["in", "out", "more"], "too many arguments: more"),
         (["in", "out", "--config"], "--config"),
         (["in", "out", "--masks.kind", "magic"], "masks.kind: 'magic' is none of"),
-        (["in", "out", "--masks.kind", "sam"], "masks.checkpoint is required"),
+        (["in", "out", "--masks.kind", "sam"], "--masks.checkpoint is required"),
         (["in"], "OUTPUT"),
         (["in", "out", "--config", "nowhere.yaml"], "nowhere.yaml"),
         (["in", "out", "--listing.annotations", "beside"], "listing.annotations"),
@@ -54,6 +54,20 @@ def test_load_unknown_key_in_the_file_names_it(tmp_path: Path) -> None:
     config.write_text("tree: {containmant: 0.5}\n")
     with pytest.raises(SettingsError, match=r"tree\.containmant; did you mean tree\.containment\?"):
         CurateSettings.load(["in", "out", "--config", str(config)])
+
+
+def test_load_unknown_section_in_the_file_suggests_the_nearest(tmp_path: Path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text("tre: {containment: 0.5}\n")
+    with pytest.raises(SettingsError, match=r"there is no setting tre; did you mean tree\?"):
+        CurateSettings.load(["in", "out", "--config", str(config)])
+
+
+def test_load_list_with_one_wrong_item_names_the_item_alone() -> None:
+    flags = ["--mllm.kind", "openai", "--mllm.model", "m", "--mllm.base-urls", "htp://a"]
+    with pytest.raises(SettingsError) as raised:
+        CurateSettings.load(["in", "out", *flags])
+    assert str(raised.value) == "mllm.base_urls.0: URL scheme should be 'http' or 'https'"
 
 
 def test_load_file_that_is_not_yaml_raises(tmp_path: Path) -> None:
@@ -81,6 +95,12 @@ def test_differences_names_dotted_keys_and_both_values() -> None:
         "d: 3 then, None now",
         "e: None then, 4 now",
     ]
+
+
+def test_differences_of_sections_of_different_kinds_names_the_kinds_alone() -> None:
+    before = {"masks": {"kind": "segments", "max_masks": 300}, "tree": {"containment": 0.8}}
+    now = {"masks": {"kind": "sam", "checkpoint": "sam.pth"}, "tree": {"containment": 0.8}}
+    assert differences(before, now) == ["masks.kind: 'segments' then, 'sam' now"]
 
 
 def test_differences_with_ignored_keys_leaves_them_out() -> None:

@@ -148,7 +148,11 @@ class CommandSettings(BaseSettings):
             return cls(_cli_parse_args=rest, _cli_prog_name=f"ureca {cls.command}")
         except ValidationError as error:
             told = []
-            for item in error.errors():
+            errors = error.errors()
+            for item in errors:
+                inner = [each["loc"] for each in errors if each is not item and item["loc"]]
+                if any(location[: len(item["loc"])] == item["loc"] for location in inner):
+                    continue  # a list of which one item is wrong is too short without it
                 name = _name_at(cls, item["loc"])
                 # A misspelt variable of a section is a setting that the section lacks.
                 told.append(misspelt.pop(_variable(cls, name), "") or _explain(cls, name, item))
@@ -212,9 +216,11 @@ def _explain(settings: type[CommandSettings], name: str, item: Mapping[str, Any]
         if kinds := list(dict.fromkeys(same)):
             choose = "that kind" if len(kinds) == 1 else "one of these kinds"
             return f"{name} is a setting of {' or '.join(kinds)}: choose {choose} as well"
-        return f"there is no setting {name}{_did_you_mean(name, (each.name for each in settings_of(settings)))}"
+        names = [each.name for each in settings_of(settings)]
+        sections = [each.section for each in settings_of(settings) if each.section]
+        return f"there is no setting {name}{_did_you_mean(name, [*names, *sections])}"
     if item["type"] == "missing":
-        return f"{name} is required"
+        return f"--{name.replace('_', '-')} is required"
     if item["type"] == "union_tag_invalid":
         tag, expected = item["ctx"]["tag"], item["ctx"]["expected_tags"]
         suggestion = _did_you_mean(str(tag), re.findall(r"'([^']*)'", expected))
@@ -416,6 +422,8 @@ def differences(
 ) -> list[str]:
     """List the dotted keys in which two dumps of settings differ, each with both values.
 
+    Of sections of different kinds, only the kinds are listed.
+
     Args:
         before: earlier dump.
         now: present dump.
@@ -428,6 +436,9 @@ def differences(
         if f"{prefix}{key}" in ignore:
             continue
         if isinstance(old, dict) and isinstance(new, dict):
+            kinds = [{"kind": each.get("kind")} for each in (old, new)]
+            if kinds[0] != kinds[1]:
+                old, new = kinds
             lines += differences(old, new, ignore, f"{prefix}{key}.")
         elif old != new:
             lines.append(f"{prefix}{key}: {old!r} then, {new!r} now")

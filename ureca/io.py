@@ -383,7 +383,7 @@ def replacing(path: Path, *, overwrite: bool) -> Iterator[Path]:
     if not path.parent.is_dir():
         raise OutputError(f"the folder {path.parent} does not exist; make it first")
     if not os.access(path.parent, os.W_OK):
-        raise OutputError(f"the folder {path.parent} cannot be written to")
+        raise OutputError(f"the folder {path.parent} cannot be written to; name a file elsewhere with --to")
     with naming_unwritable(path), _replacing(path) as temporary:
         yield temporary
 

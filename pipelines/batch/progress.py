@@ -94,6 +94,7 @@ class Progress:
         self._began: tuple[float, int] | None = None
         self._last_at = self._started
         self._loads: deque[tuple[float, LoadReport]] = deque()
+        self._is_shown = False
         self._lock = threading.Lock()
         self.done = PartitionReport()
 
@@ -108,18 +109,18 @@ class Progress:
                 seconds = sum(report.seconds.values())
                 began_at = max(self._started, self._last_at - seconds)
                 self._began = began_at, 0 if seconds else self.done.num_images
-            if self._display.is_due:
-                self._display.show(self.line(), self.done.num_images)
+            self._is_shown = False
+            self._show_if_due()
 
     def add_load(self, load: LoadReport | None) -> None:
         """Take the load of all engines so far, None if it is unknown, and show a line if one is due."""
         with self._lock:
             if load is not None:
                 self._loads.append((self._clock(), load))
+                self._is_shown = False
             while len(self._loads) > 2 and self._clock() - self._loads[1][0] > _RECENT_S:
                 self._loads.popleft()
-            if self._display.is_due:
-                self._display.show(self.line(), self.done.num_images)
+            self._show_if_due()
 
     @contextmanager
     def watching(self, engines: Callable[[], LoadReport | None]) -> Iterator[None]:
@@ -143,10 +144,16 @@ class Progress:
             thread.join()
 
     def close(self) -> None:
-        """Show the last line."""
+        """Show the last line, unless it is shown already."""
         with self._lock:
-            self._display.show(self.line(), self.done.num_images)
+            if not self._is_shown:
+                self._display.show(self.line(), self.done.num_images)
             self._display.close()
+
+    def _show_if_due(self) -> None:
+        if self._display.is_due:
+            self._display.show(self.line(), self.done.num_images)
+            self._is_shown = True
 
     def line(self) -> str:
         """Return the present line."""

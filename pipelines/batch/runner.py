@@ -12,7 +12,7 @@ from ureca import __version__
 from ureca.config import with_absolute_paths
 from ureca.data.card import write_card
 from ureca.data.coco_annotations import attach_coco_file
-from ureca.data.listing import named_counts
+from ureca.data.listing import counted, named_counts
 from ureca.data.manifest import left_out_names_of, left_out_of
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
@@ -37,7 +37,7 @@ _PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
 
 def log_plan(num_images: int, num_to_do: int) -> None:
     """Log how many images there are, and how many of them earlier sessions have done."""
-    logger.info("%d images, %d done before, %d to do", num_images, num_images - num_to_do, num_to_do)
+    logger.info("%s, %d done before, %d to do", counted(num_images, "image"), num_images - num_to_do, num_to_do)
 
 
 def run_batch(
@@ -80,7 +80,10 @@ def run_batch(
         left_out, names = left_out_of(manifest), left_out_names_of(manifest)
         listed: dict[str, Any] = {"left_out": left_out, "left_out_names": names}
         if left_out:
-            logger.warning("left out: %s", named_counts(left_out, names))
+            # The user's own masks would otherwise be passed over unnoticed.
+            unread = ".json" in left_out and settings.listing.annotations is None
+            hint = "; masks of the images? --masks.kind annotations --listing.annotations beside reads them"
+            logger.warning("left out: %s%s", named_counts(left_out, names), hint if unread else "")
         accept = settings.accept_changes
         output.add_images(manifest, settings.images_per_partition, settings.selection, accept_changes=accept)
         done = output.done_partitions()

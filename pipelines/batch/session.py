@@ -2,6 +2,8 @@
 
 import logging
 import os
+import sys
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from contextvars import ContextVar
@@ -28,6 +30,8 @@ _NODE_GROUP_LABEL = "ray.io/node-group"
 _TASK_TIMEOUT_S = 60.0
 
 _AUTHENTICATION_LOGGER = "ray._private.authentication.authentication_token_setup"
+# Ray's core reports that it has read RAY_BACKEND_LOG_LEVEL, whatever the level is.
+_LOG_LEVEL_LINE = b"Set ray log level from environment variable"
 # Loggers with which Ray Data repeats, as errors, the exception that it also raises.
 _REPEATING_LOGGERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
 
@@ -108,6 +112,25 @@ def _session(min_cpus: int) -> Iterator[Cluster]:
                 ray.shutdown()
 
 
+@contextmanager
+def _without_lines(text: bytes) -> Iterator[None]:
+    """Leave the lines with a text out of standard error, also of native code; all others are written at the end."""
+    sys.stderr.flush()
+    stderr = os.dup(2)
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), 2)
+        try:
+            yield
+        finally:
+            sys.stderr.flush()
+            os.dup2(stderr, 2)
+            os.close(stderr)
+            file.seek(0)
+            for line in file:
+                if text not in line:
+                    os.write(2, line)
+
+
 def _start_ray(options: Mapping[str, Any]) -> None:
     """Start or connect to Ray, in a second attempt if the first fails.
 
@@ -116,7 +139,7 @@ def _start_ray(options: Mapping[str, Any]) -> None:
     """
     for is_last in (False, True):
         try:
-            with own_signal_handlers():
+            with own_signal_handlers(), _without_lines(_LOG_LEVEL_LINE):
                 ray.init(log_to_driver=False, logging_level=logging.WARNING, **options)
             return
         except Exception as error:  # of many kinds, some of them plain

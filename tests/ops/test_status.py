@@ -59,6 +59,14 @@ def test_status_counts_failures_by_kind_unless_quick(tmp_path: Path) -> None:
     assert (quick.num_done, quick.num_failed, quick.failures) == (4, None, None)
 
 
+def test_status_tells_files_left_out_and_images_without_masks(tmp_path: Path) -> None:
+    output = begin(tmp_path, left_out={".heic": 2, "excluded": 1})
+    output.write_partition(0, [row("i0"), row("i1", statuses=("ok",))], PartitionReport())
+    text = status_text(status_of(str(tmp_path)))
+    assert "left out     2 .heic, 1 excluded" in text
+    assert "no regions   1 image, in which no mask was found (not failures)" in text
+
+
 def test_status_with_a_damaged_part_names_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = begin(tmp_path)
     do(output, 0, 1010)

@@ -52,6 +52,15 @@ def test_progress_without_terminal_writes_a_line_per_interval() -> None:
     assert lines[-1].startswith("1000/1000 images")
 
 
+def test_progress_that_ends_with_a_line_does_not_repeat_it() -> None:
+    stream, clock = io.StringIO(), Clock()
+    progress = Progress(num_images=1, stream=stream, interval_s=10, clock=clock)
+    progress.add(PartitionReport(num_images=1))
+    clock.now_s += 0.1
+    progress.close()
+    assert stream.getvalue().count("1/1 images") == 1
+
+
 def test_line_shows_the_load_of_engines() -> None:
     clock = Clock()
     stream = io.StringIO()

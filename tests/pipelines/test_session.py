@@ -1,6 +1,7 @@
 """Sessions of Ray, and errors of workers that the user can fix."""
 
 import asyncio
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -186,11 +187,14 @@ def test_start_of_ray_is_retried_once_and_told_in_one_line(
     assert "\n" not in str(raised.value)
 
 
-def test_start_of_ray_that_succeeds_the_second_time_is_used(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_start_of_ray_that_succeeds_the_second_time_is_used(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
     attempts: list[dict[str, Any]] = []
 
     def fail_once(**options: Any) -> None:
         attempts.append(options)
+        os.write(2, b"Set ray log level from environment variable RAY_BACKEND_LOG_LEVEL to 3\na port is taken\n")
         if len(attempts) == 1:
             raise RuntimeError("a port is taken")
 
@@ -202,3 +206,6 @@ def test_start_of_ray_that_succeeds_the_second_time_is_used(monkeypatch: pytest.
     with ray_session() as cluster:
         assert cluster.num_cpus == 2
     assert len(attempts) == 2
+    said = capfd.readouterr().err
+    assert "log level" not in said
+    assert said.count("a port is taken\n") == 2

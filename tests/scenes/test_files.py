@@ -1,7 +1,9 @@
 """``ureca scenes``: files that the rest of the project reads, the same bytes every time."""
 
+import errno
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -44,6 +46,21 @@ def test_scenes_command_writes_each_image_with_its_scene(folder: Path) -> None:
         path = folder / "images" / f"{id}.json"
         assert read_scene(path) == made.scene
         assert read_annotations(path) == made.annotations
+
+
+def test_scenes_command_after_a_full_disk_begins_the_same_set_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    full = OSError(errno.ENOSPC, "No space left on device", str(tmp_path / "set" / "images" / "a.png"))
+    with monkeypatch.context() as patched:
+        patched.setattr(Image.Image, "save", Mock(side_effect=full))
+        assert main(["scenes", str(tmp_path / "set"), *ARGUMENTS]) == 2
+    assert "give the same command again" in capsys.readouterr().err
+    assert main(["scenes", str(tmp_path / "set"), *ARGUMENTS[:-2]]) == 2  # of another size
+    assert "not empty" in capsys.readouterr().err
+    assert main(["scenes", str(tmp_path / "set"), *ARGUMENTS]) == 0
+    names = sorted(path.name for path in folder.rglob("*.png"))
+    assert sorted(path.name for path in (tmp_path / "set").rglob("*.png")) == names
 
 
 def test_scenes_command_rows_fit_schema_and_resolve(folder: Path) -> None:

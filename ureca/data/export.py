@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ureca import __version__
 from ureca.data.corrections import Corrections, counted_actions
+from ureca.data.listing import counted
 from ureca.data.output import Output
 from ureca.data.questions import paraphrase
 from ureca.errors import OutputError
@@ -143,9 +144,6 @@ class ExportReport:
 
     def summary(self) -> str:
         """Return a readable summary of the regions that were written and left out."""
-
-        def counted(count: int, noun: str) -> str:
-            return f"{count} {noun}{'' if count == 1 else 's'}"
 
         lines = [f"{counted(self.num_regions, 'region')} of {counted(self.num_images, 'image')} written"]
         if self.corrections:

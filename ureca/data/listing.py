@@ -143,6 +143,11 @@ def list_images(
     return manifest
 
 
+def counted(count: int, noun: str) -> str:
+    """Return a number of things, such as "1 image" or "1,200 images"."""
+    return f"{count:,} {noun}{'' if count == 1 else 's'}"
+
+
 def named_counts(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> str:
     """Return numbers of files by reason as text, with names of some, such as "4 .heic (a.heic, ...), 1 __MACOSX"."""
     texts = []

@@ -15,6 +15,7 @@ from typing import Any, Literal, TypeVar
 import pyarrow.fs as pafs
 from pydantic import BaseModel, ConfigDict
 
+from ureca.data.listing import counted, named_counts
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
@@ -50,6 +51,8 @@ class Status(BaseModel):
         damaged: names of parts that are damaged, whose images count as not done; None: not looked up.
         skipped: count of the regions that are skipped, by reason; None: not looked up.
         annotation_notes: count of the regions with a remark on their annotation, by kind; None: not looked up.
+        left_out: count of the files of the input that are not used, by reason.
+        num_plain: images in which no mask was found, which are no failures; None: not looked up.
         rate_per_s: things per second in the last session; None: too few are done to tell.
         left_s: seconds left at that rate; None: unknown, or the run is not running.
         silent_s: seconds since the last result; None: there is none.
@@ -71,6 +74,8 @@ class Status(BaseModel):
     damaged: list[str] | None = None
     skipped: dict[str, int] | None = None
     annotation_notes: dict[str, int] | None = None
+    left_out: dict[str, int] = {}
+    num_plain: int | None = None
     rate_per_s: float | None = None
     left_s: float | None = None
     silent_s: float | None = None
@@ -116,7 +121,7 @@ def status_text(status: Status) -> str:
         progress = f"{status.num_done} of {status.num_total} done ({status.num_done / status.num_total:.1%})"
     rows = [("state", states.get(status.state, status.state)), (status.counted, progress)]
     if status.num_failed is not None:
-        rows.append(("failed", f"{status.num_failed} {'images' if status.counted == 'images' else 'samples'}"))
+        rows.append(("failed", f"{counted(status.num_failed, 'image' if status.counted == 'images' else 'sample')}"))
         failures = sorted((status.failures or {}).items(), key=lambda item: (-item[1], item[0]))
         for index, (kind, number) in enumerate(failures[:_KINDS_SHOWN]):
             message = f": {status.messages[kind]}" if kind in status.messages else ""
@@ -126,6 +131,10 @@ def status_text(status: Status) -> str:
     for index, name in enumerate((status.damaged or [])[:_KINDS_SHOWN]):
         remedy = "" if index else "; the same command processes its images again"
         rows.append(("" if index else "damaged", f"{name}{remedy}"))
+    if status.left_out:
+        rows.append(("left out", named_counts(status.left_out)))
+    if status.num_plain:
+        rows.append(("no regions", f"{counted(status.num_plain, 'image')}, in which no mask was found (not failures)"))
     for name, counts in (("skipped", status.skipped), ("annotations", status.annotation_notes)):
         listed = sorted((counts or {}).items(), key=lambda item: (-item[1], item[0]))
         rows += [("" if index else name, f"{number} x {kind}") for index, (kind, number) in enumerate(listed)]
@@ -233,6 +242,8 @@ def _status_of_partitions(
         messages={} if report is None else report.messages,
         skipped=None if report is None else report.skipped,
         annotation_notes=None if report is None else report.annotation_notes,
+        left_out={} if run["command"] == "evaluate" else run.get("left_out") or {},
+        num_plain=None if report is None else report.num_plain,
         rate_per_s=rate,
         left_s=(num_total - num_done) / rate if rate and num_total and state == "running" else None,
         silent_s=max(0.0, now_s - max(written.values())) if written else None,

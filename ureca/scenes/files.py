@@ -5,7 +5,7 @@
 """
 
 import multiprocessing
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
 from itertools import islice
@@ -67,13 +67,11 @@ def write_scenes(
         The counts of images and captions.
 
     Raises:
-        OutputError: the folder is not empty, and ``overwrite`` is not set or the folder holds no scenes.
+        OutputError: the folder is not empty, and it holds no scenes, or others than an interrupted set of the same
+            parameters while ``overwrite`` is not set.
     """
     output = Output(str(destination))
-    _prepare_folder(destination, output, overwrite=overwrite)
     images = destination / _IMAGES
-    with naming_unwritable(images):
-        images.mkdir(parents=True, exist_ok=True)
     settings = {
         "split": split,
         "seed": seed,
@@ -82,6 +80,9 @@ def write_scenes(
         "height_px": height_px,
         "captions": captions,
     }
+    _prepare_folder(destination, output, settings, overwrite=overwrite)
+    with naming_unwritable(images):
+        images.mkdir(parents=True, exist_ok=True)
     record = RunRecord(
         output, _COMMAND, settings, versions={"scenes": VERSION}, dataset=REGIONS_DATASET, has_sessions=False
     )
@@ -172,12 +173,15 @@ def _manifest(images: Path, ids: list[str]) -> pa.Table:
     )
 
 
-def _prepare_folder(destination: Path, output: Output, *, overwrite: bool) -> None:
+def _prepare_folder(destination: Path, output: Output, settings: Mapping[str, Any], *, overwrite: bool) -> None:
+    """Remove an earlier set; one that was interrupted, by a full disk for example, is begun again unasked."""
     if destination.is_file():
         raise OutputError(f"{destination} is a file; name a folder")
     if not destination.is_dir() or not any(destination.iterdir()):
         return
-    if not overwrite:
+    before = output.run() if output.exists() else {}
+    is_interrupted = before.get("state") == "running" and before.get("settings") == settings
+    if not (overwrite or is_interrupted):
         raise OutputError(
             f"the folder {destination} is not empty; name another one, or replace scenes with --overwrite"
         )
