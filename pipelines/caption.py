@@ -15,9 +15,9 @@ from ureca.captioning.captioners import EngineCaptioner
 from ureca.captioning.chat import ChatEngine, EndpointEngine, check_caption_endpoints
 from ureca.captioning.engine import RegionEngine, load_engine
 from ureca.captioning.stage import CaptionStage
-from ureca.data.crash_log import CrashLog
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.listing import list_images
-from ureca.data.masked import MaskStage, generate_masks
+from ureca.data.masked import MaskStage
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch
@@ -27,19 +27,18 @@ from ureca.errors import InputError, SettingsError
 from ureca.io import check_links, locate
 from ureca.llm.settings import TransformersConfig
 from ureca.llm.transformers import TransformersChatModel
-from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.settings import SegmentsConfig
 from ureca.memory import free_device_bytes
 from ureca.model.checkpoint_files import Checkpoint, identify
-from ureca.pipelines.batch.actors import RowActor, build_fetch
+from ureca.pipelines.batch.actors import RowActor, build_fetch, build_generator_stage
+from ureca.pipelines.batch.arrangement import with_actor_share
 from ureca.pipelines.batch.dry_run import DryRun, estimate, has_gpu, with_gpus_of_this_machine
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.batch.progress import Progress
-from ureca.pipelines.batch.resources import device_of, engine_share, memory_fraction, on_device
+from ureca.pipelines.batch.resources import device_of, memory_fraction, on_device
 from ureca.pipelines.batch.runner import log_plan, run_batch
 from ureca.pipelines.caption_settings import AutoMasksConfig, CaptioningSettings
 from ureca.pipelines.settings import ListingSettings, check_annotations_have_a_source
-from ureca.registry import build_component
 from ureca.schema import CAPTIONS_DATASET
 
 if TYPE_CHECKING:
@@ -60,11 +59,7 @@ def build_mask_stage(settings: CaptioningSettings, fetch: Fetch | None = None) -
         raise SettingsError("masks.kind auto stands for another kind, which is chosen when the input is known")
     if isinstance(masks, ReusedMasksConfig):
         return partial(reuse_masks, only_below=settings.listing.only_below)
-    masks = on_device(masks, settings.resources.masks.num_gpus, "resources.masks")
-    generator: MaskGenerator = build_component("mask_generator", masks)
-    return partial(
-        generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch or build_fetch(settings)
-    )
+    return build_generator_stage(masks, settings, fetch)
 
 
 class CaptionActor(RowActor[CaptioningSettings]):
@@ -75,25 +70,13 @@ class CaptionActor(RowActor[CaptioningSettings]):
 
     @classmethod
     def build(
-        cls,
-        settings: CaptioningSettings,
-        images_in_flight: int,
-        crash_log: CrashLog | None = None,
-        config_hash: str | None = None,
-        fetch: Fetch | None = None,
+        cls, settings: CaptioningSettings, images: ImagesInFlight, config_hash: str | None = None
     ) -> CaptionStage[Any]:
         """Build the stage and load the checkpoint."""
         checkpoint = _identify(settings)
         name = checkpoint.name if settings.region_prompt is None else f"{checkpoint.name} {settings.region_prompt}"
-        return CaptionStage(
-            EngineCaptioner(_build_engine(settings, checkpoint), settings.captioner),
-            name,
-            settings.image_limits,
-            images_in_flight,
-            crash_log=crash_log,
-            config_hash=config_hash,
-            fetch=fetch or build_fetch(settings),
-        )
+        captioner = EngineCaptioner(_build_engine(settings, checkpoint), settings.captioner)
+        return CaptionStage(captioner, name, images, config_hash=config_hash)
 
 
 def _identify(settings: CaptioningSettings) -> Checkpoint:
@@ -155,14 +138,6 @@ def _engine_concurrency(settings: CaptioningSettings) -> int | None:
     return settings.endpoints.max_concurrency * len(settings.base_urls) or None
 
 
-def _with_actor_share(settings: CaptioningSettings, num_actors: int) -> CaptioningSettings:
-    """Divide the concurrency at an endpoint among the actors, as they begin."""
-    if not settings.base_urls:
-        return settings
-    share = {"max_concurrency": engine_share(settings.endpoints.max_concurrency, num_actors)}
-    return settings.model_copy(update={"endpoints": settings.endpoints.model_copy(update=share)})
-
-
 def check_engine(settings: CaptioningSettings) -> None:
     """Ask the endpoints for the model and for the description of one image, once.
 
@@ -210,7 +185,7 @@ CAPTION: BatchCommand[CaptioningSettings] = BatchCommand(
     row_actor=CaptionActor,
     build_mask_stage=build_mask_stage,
     engine_concurrency=_engine_concurrency,
-    actor_settings=_with_actor_share,
+    actor_settings=partial(with_actor_share, section="endpoints"),
     check_engine=check_engine,
     packages=("torch", "transformers"),
 )
@@ -294,10 +269,11 @@ def plan(settings: CaptioningSettings) -> str:
     facts = _regions_at_once(settings, checkpoint)
     ask = settings.planning.ask_model
     settings = with_gpus_of_this_machine(settings)
+    images = ImagesInFlight(settings.planning.images, settings.image_limits, fetch=build_fetch(settings))
     dry_run = DryRun(
         generate=build_mask_stage(settings),
         prepare=lambda partition: partition,
-        write=CaptionActor.build(settings, settings.planning.images) if ask else None,
+        write=CaptionActor.build(settings, images) if ask else None,
         questions={},
         asks_model=ask,
         engine=None,

@@ -9,9 +9,9 @@ from ureca.captioning.settings import CaptioningEndpoints, Engine, VllmCaptionin
 from ureca.config import ESSENTIAL, MAY_CHANGE
 from ureca.data.settings import ReusedMasksConfig
 from ureca.llm.settings import BaseUrls
+from ureca.masks.generators.settings import MaskSource
 from ureca.model.prompt import RegionPrompt
 from ureca.model.settings import CaptionSettings
-from ureca.pipelines.component_settings import WITHOUT_ANNOTATIONS
 from ureca.pipelines.settings import AsyncActorResources, MaskResources, PlannableSettings, TaskResources
 from ureca.registry import ComponentConfig, config_union
 
@@ -21,13 +21,15 @@ class AutoMasksConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    mask_source: ClassVar[MaskSource] = "images"
+
     kind: Literal["auto"] = "auto"
 
 
 if TYPE_CHECKING:
-    MaskSource = ComponentConfig
+    MaskSettings = ComponentConfig
 else:  # Known only at run time
-    MaskSource = config_union("mask_generator", AutoMasksConfig, ReusedMasksConfig)
+    MaskSettings = config_union("mask_generator", AutoMasksConfig, ReusedMasksConfig)
 
 
 class CaptionResources(BaseModel):
@@ -85,7 +87,7 @@ class CaptioningSettings(PlannableSettings):
     endpoints: CaptioningEndpoints = CaptioningEndpoints()
     vllm: VllmCaptioningSettings = VllmCaptioningSettings()
     masks: Annotated[
-        MaskSource,
+        MaskSettings,
         Field(description="source of the masks; auto: those of INPUT where it is a run, else segments"),
         ESSENTIAL,
     ] = AutoMasksConfig()
@@ -105,6 +107,6 @@ class CaptioningSettings(PlannableSettings):
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:
-        if self.listing.annotations is not None and self.masks.kind in WITHOUT_ANNOTATIONS | {"auto", "regions"}:
+        if self.listing.annotations is not None and getattr(self.masks, "mask_source", None) in {"images", "run"}:
             raise ValueError("listing.annotations is for masks.kind annotations or prompts; set both or none")
         return self

@@ -9,12 +9,6 @@ import ureca.scenes.settings  # noqa: F401
 from ureca.curation.settings import NoListenerConfig, NoVerificationConfig
 from ureca.registry import ComponentConfig, config_union
 
-WITH_GIVEN_MASKS = frozenset({"annotations", "prompts", "regions"})
-"""Sources of masks that the user made, in files: no size rule applies to them unless it is set."""
-
-WITHOUT_ANNOTATIONS = frozenset({"segments", "sam", "sam2", "sam3", "sam-hq"})
-"""Mask generators that do not read the annotation files of ``listing.annotations``."""
-
 if TYPE_CHECKING:
     MaskGeneratorConfig = ComponentConfig
     AnnotatorConfig = ComponentConfig

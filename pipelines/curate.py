@@ -17,17 +17,16 @@ from ureca.curation.dry_run import DryRunListener, counting_model
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
 from ureca.curation.settings import ListeningSettings
 from ureca.curation.stage import CurateStage
-from ureca.data.crash_log import CrashLog
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.listing import list_images
-from ureca.data.masked import MaskStage, build_mask_trees, generate_masks
+from ureca.data.masked import MaskStage, build_mask_trees
 from ureca.data.partitions import PartitionReport
 from ureca.data.reading import Fetch
 from ureca.hashing import checkpoint_digest
 from ureca.llm.openai import check_endpoints
 from ureca.llm.protocol import ChatModel
 from ureca.llm.settings import FakeConfig, OpenAIConfig
-from ureca.masks.generators.base import MaskGenerator
-from ureca.pipelines.batch.actors import RowActor, build_fetch
+from ureca.pipelines.batch.actors import RowActor, build_generator_stage
 from ureca.pipelines.batch.arrangement import EngineSlots, engine_concurrency, with_actor_share
 from ureca.pipelines.batch.dry_run import DryRun, estimate, with_gpus_of_this_machine
 from ureca.pipelines.batch.graph import BatchCommand
@@ -48,14 +47,7 @@ _PROBE_TOKENS = 256
 
 def build_mask_stage(settings: CurateSettings, fetch: Fetch | None = None) -> MaskStage:
     """Build the stage that generates masks, on the device that ``resources.masks`` implies."""
-    masks = on_device(settings.mask_generator, settings.resources.masks.num_gpus, "resources.masks")
-    generator: MaskGenerator = build_component("mask_generator", masks)
-    return partial(
-        generate_masks,
-        mask_generator=generator,
-        limits=settings.image_limits,
-        fetch=fetch or build_fetch(settings),
-    )
+    return build_generator_stage(settings.mask_generator, settings, fetch)
 
 
 def build_curator(settings: CurateSettings, model: ChatModel | None = None) -> Curator:
@@ -93,23 +85,13 @@ class CurateActor(RowActor[CurateSettings]):
     dataset = REGIONS_DATASET
 
     @classmethod
-    def build(
-        cls,
-        settings: CurateSettings,
-        images_in_flight: int,
-        crash_log: CrashLog | None = None,
-        config_hash: str | None = None,
-        fetch: Fetch | None = None,
-    ) -> CurateStage:
+    def build(cls, settings: CurateSettings, images: ImagesInFlight, config_hash: str | None = None) -> CurateStage:
         """Build the stage and load its models."""
         return CurateStage(
             build_curator(settings),
-            settings.image_limits,
-            images_in_flight,
-            crash_log=crash_log,
+            images,
             config_hash=config_hash,
             pixels_in_flight=settings.resources.curate.pixels_in_flight,
-            fetch=fetch or build_fetch(settings),
         )
 
 
@@ -234,7 +216,7 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
     return DryRun(
         generate=build_mask_stage(settings),
         prepare=partial(build_mask_trees, containment=settings.tree.containment),
-        write=CurateStage(curator, settings.image_limits, settings.planning.images),
+        write=CurateStage(curator, ImagesInFlight(settings.planning.images, settings.image_limits)),
         questions=model.counts,
         asks_model=ask,
         engine=EngineSlots.of_settings(settings.mllm) if has_engine else None,

@@ -20,8 +20,6 @@ from ureca.data.settings import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.llm.settings import FakeConfig
 from ureca.masks.generators.settings import SegmentsConfig
 from ureca.pipelines.component_settings import (
-    WITH_GIVEN_MASKS,
-    WITHOUT_ANNOTATIONS,
     AnnotatorConfig,
     ChatModelConfig,
     EmbedderConfig,
@@ -36,7 +34,7 @@ from ureca.pipelines.settings import (
     TaskResources,
     check_actors_can_hold,
 )
-from ureca.registry import uses_chat_model
+from ureca.registry import settings_model, uses_chat_model
 
 
 class CuratingResources(AsyncActorResources):
@@ -126,13 +124,14 @@ class CurateSettings(PlannableSettings):
             kind = masks.get("kind") if isinstance(masks, dict) else getattr(masks, "kind", None)
             if isinstance(tree, TreeSettings):
                 tree = tree.model_dump(exclude_unset=True)
-            if kind in WITH_GIVEN_MASKS and isinstance(tree, dict):
+            is_given = getattr(settings_model("mask_generator", str(kind)), "mask_source", "images") != "images"
+            if is_given and isinstance(tree, dict):
                 values = {**values, "tree": {"min_area_fraction": 0.0, "max_area_fraction": 1.0, **tree}}
         return values
 
     @model_validator(mode="after")
     def _annotations_are_used(self) -> Self:
-        if self.listing.annotations is not None and self.masks.kind in WITHOUT_ANNOTATIONS:
+        if self.listing.annotations is not None and getattr(self.masks, "mask_source", None) == "images":
             raise ValueError("listing.annotations is for masks.kind annotations; set both or none")
         return self
 

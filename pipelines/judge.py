@@ -10,7 +10,7 @@ import pyarrow as pa
 
 from ureca.curation.listener import PromptedListener
 from ureca.curation.prompts import VERSION as PROMPTS_VERSION
-from ureca.data.crash_log import CrashLog
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.masked import MaskedPartition
 from ureca.data.output import Output
 from ureca.data.reuse import list_run, reuse_masks
@@ -46,21 +46,13 @@ class ScoringActor(RowActor[ScoringSettings]):
     dataset = JUDGED_DATASET
 
     @classmethod
-    def build(
-        cls,
-        settings: ScoringSettings,
-        images_in_flight: int,
-        crash_log: CrashLog | None = None,
-        config_hash: str | None = None,
-    ) -> ScoringStage:
+    def build(cls, settings: ScoringSettings, images: ImagesInFlight, config_hash: str | None = None) -> ScoringStage:
         """Build the stage and load its models."""
         return ScoringStage(
             Output(settings.input, BENCHMARK_DATASET),
             None if settings.captions is None else Output(settings.captions, CAPTIONS_DATASET),
             build_scorer(settings, settings.resources.judge.num_gpus),
-            settings.image_limits,
-            images_in_flight,
-            crash_log,
+            images,
         )
 
     def partitions(self, batch: pa.Table) -> Iterable[MaskedPartition]:

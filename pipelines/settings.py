@@ -1,6 +1,6 @@
 """Settings that batch commands share: input and output, the resources of each operator, and planning."""
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from pydantic_settings import CliPositionalArg
@@ -203,10 +203,10 @@ def check_annotations_have_a_source(settings: BatchSettings) -> None:
     Raises:
         SettingsError: it does not, so that every image would fail.
     """
-    kind = getattr(getattr(settings, "masks", None), "kind", None)
-    if kind in {"annotations", "prompts"} and settings.listing.annotations is None:
+    masks: Any = getattr(settings, "masks", None)
+    if getattr(masks, "mask_source", None) == "annotations" and settings.listing.annotations is None:
         raise SettingsError(
-            f"masks.kind {kind} reads files: say where by listing.annotations (beside, a folder, or a COCO file)"
+            f"masks.kind {masks.kind} reads files: say where by listing.annotations (beside, a folder, or a COCO file)"
         )
 
 

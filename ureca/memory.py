@@ -174,16 +174,31 @@ def free_device_bytes(device: Any) -> int:
     return free_host_bytes()
 
 
-def free_host_bytes(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = Path("/sys/fs/cgroup")) -> int:
-    """Return the bytes of memory that this machine, or this container if it has less, can still give to processes."""
-    amounts = []
-    if meminfo.is_file():
-        match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"), re.MULTILINE)
-        amounts += [] if match is None else [1024 * int(match[1])]
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def host_bytes(cgroups: Path = _CGROUPS) -> int:
+    """Return the bytes of memory of this machine, or of this container if its limit is less."""
+    limits = [limit for limit, _ in _cgroup_limits(cgroups)]
+    return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"), *limits])
+
+
+def _cgroup_limits(cgroups: Path) -> Iterator[tuple[int, Path]]:
+    """Yield the limit of this container in bytes, and the file that tells what is used of it; of version 2 and 1."""
     for limit, used in (
         (cgroups / "memory.max", cgroups / "memory.current"),
         (cgroups / "memory/memory.limit_in_bytes", cgroups / "memory/memory.usage_in_bytes"),
     ):
         if limit.is_file() and (text := limit.read_text(encoding="ascii").strip()).isdecimal():
-            amounts.append(max(0, int(text) - int(used.read_text(encoding="ascii"))))
-    return min(amounts, default=os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+            yield int(text), used
+
+
+def free_host_bytes(meminfo: Path = Path("/proc/meminfo"), cgroups: Path = _CGROUPS) -> int:
+    """Return the bytes of memory that this machine, or this container if it has less, can still give to processes."""
+    amounts = []
+    if meminfo.is_file():
+        match = re.search(r"^MemAvailable:\s+(\d+) kB", meminfo.read_text(encoding="ascii"), re.MULTILINE)
+        amounts += [] if match is None else [1024 * int(match[1])]
+    for limit, used in _cgroup_limits(cgroups):
+        amounts.append(max(0, limit - int(used.read_text(encoding="ascii"))))
+    return min(amounts, default=host_bytes(cgroups))

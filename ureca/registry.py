@@ -129,6 +129,12 @@ def build_component(kind: Kind, config: ComponentConfig, model: Any = None) -> A
     return component(**{name: value for name, value in arguments.items() if name in _parameters(component)})
 
 
+def settings_model(kind: Kind, name: str) -> type[BaseModel] | None:
+    """Return the settings model of a registered component; None if no component has the name."""
+    registration = _registrations.get((kind, name))
+    return None if registration is None else registration.config
+
+
 def uses_chat_model(kind: Kind, config: ComponentConfig) -> bool:
     """Tell whether the component that a section of the settings names asks the chat model of the run."""
     registration = _registrations.get((kind, config.kind))

@@ -12,7 +12,8 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 import pyarrow as pa
 
 from ureca.data.crash_log import CrashLog
-from ureca.data.masked import MaskedPartition, MaskStage
+from ureca.data.in_flight import ImagesInFlight
+from ureca.data.masked import MaskedPartition, MaskStage, generate_masks
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.data.quarantine import with_quarantine
@@ -20,6 +21,7 @@ from ureca.data.reading import Fetch, fetch
 from ureca.errors import UrecaError
 from ureca.llm.load import process_load
 from ureca.logging import log_to_stderr
+from ureca.masks.generators.base import MaskGenerator
 from ureca.pipelines.batch.arrow import (
     REPORTED,
     masked_table,
@@ -30,7 +32,9 @@ from ureca.pipelines.batch.arrow import (
 )
 from ureca.pipelines.batch.executor import ray_is_running
 from ureca.pipelines.batch.metrics import EventLog, Reporter
+from ureca.pipelines.batch.resources import on_device
 from ureca.pipelines.settings import BatchSettings
+from ureca.registry import ComponentConfig, build_component
 from ureca.schema import Dataset, conform
 
 Component = TypeVar("Component")
@@ -84,6 +88,22 @@ def build_fetch(settings: BatchSettings) -> Fetch:
     if only_below:  # the annotations of each image that are cut out of a COCO file
         only_below += (Output(settings.output).annotation_folder,)
     return partial(fetch, only_below=only_below)
+
+
+def build_generator_stage(masks: ComponentConfig, settings: BatchSettings, fetch: Fetch | None = None) -> MaskStage:
+    """Build the stage of a mask generator, on the device that ``resources.masks`` implies.
+
+    Args:
+        masks: Settings of the mask generator.
+        settings: Settings of the command.
+        fetch: Function that reads the images; None: that of ``build_fetch``.
+    """
+    resources: Any = settings.resources  # of the command's own type
+    masks = on_device(masks, resources.masks.num_gpus, "resources.masks")
+    generator: MaskGenerator = build_component("mask_generator", masks)
+    return partial(
+        generate_masks, mask_generator=generator, limits=settings.image_limits, fetch=fetch or build_fetch(settings)
+    )
 
 
 class RowStage(Protocol):
@@ -171,19 +191,17 @@ class RowActor(ABC, Generic[Settings]):
             log_to_stderr()
             self._log = EventLog(self.name, settings.output, session.lease, session.config_hash)
         crash_log = open_crash_log(self._output, self.name, settings.max_worker_crashes)
-        self._stage = Eager(lambda: self.build(settings, images_in_flight, crash_log, session.config_hash))
+        images = ImagesInFlight(images_in_flight, settings.image_limits, crash_log, build_fetch(settings))
+        self._stage = Eager(lambda: self.build(settings, images, session.config_hash))
 
     @classmethod
     @abstractmethod
-    def build(
-        cls, settings: Settings, images_in_flight: int, crash_log: CrashLog | None, config_hash: str | None
-    ) -> RowStage:
+    def build(cls, settings: Settings, images: ImagesInFlight, config_hash: str | None = None) -> RowStage:
         """Build the stage and load its models.
 
         Args:
             settings: Settings of the command.
-            images_in_flight: Decoded images that the stage may hold at a time.
-            crash_log: Crash log of the stage; None if crashes are not tracked.
+            images: Images in flight, which the stage reads.
             config_hash: Config hash for the provenance of the rows.
         """
 

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel
 
+from ureca.captioning.settings import CaptioningEndpoints
 from ureca.llm.settings import OpenAIConfig, RayServeConfig, TransformersConfig, VllmConfig
 from ureca.ops.forecast import partition_sizes
 from ureca.ops.simulator import Arrangement
@@ -58,13 +59,13 @@ def engine_concurrency(mllm: ComponentConfig) -> int | None:
     return mllm.max_concurrency * len(mllm.base_urls) if isinstance(mllm, OpenAIConfig) else None
 
 
-def with_actor_share(settings: Settings, num_actors: int) -> Settings:
-    """Divide the concurrency that ``settings.mllm`` allows at an endpoint among the actors, as they begin."""
-    mllm = getattr(settings, "mllm", None)
-    if not isinstance(mllm, OpenAIConfig):
+def with_actor_share(settings: Settings, num_actors: int, section: str = "mllm") -> Settings:
+    """Divide the concurrency that a section of the settings allows at endpoints among the actors, as they begin."""
+    endpoints = getattr(settings, section, None)
+    if not isinstance(endpoints, OpenAIConfig | CaptioningEndpoints):
         return settings
-    share = {"max_concurrency": engine_share(mllm.max_concurrency, num_actors)}
-    return settings.model_copy(update={"mllm": mllm.model_copy(update=share)})
+    share = {"max_concurrency": engine_share(endpoints.max_concurrency, num_actors)}
+    return settings.model_copy(update={section: endpoints.model_copy(update=share)})
 
 
 def arrange(

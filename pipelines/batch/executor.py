@@ -18,11 +18,11 @@ from typing import Any, Literal
 import pyarrow as pa
 
 from ureca.errors import DataError, SettingsError, UrecaError
+from ureca.extras import Requirement, install_command
 from ureca.pipelines.batch.resources import Pool
 from ureca.pipelines.settings import ExecutorSettings
 
 TableFunction = Callable[[pa.Table], pa.Table]
-
 
 _RETRY_NOTE = re.compile(r"\nFailed to .+ after \d+/\d+ attempts")  # Ray Data appends it to the messages of errors
 
@@ -90,19 +90,6 @@ def choose_executor(settings: ExecutorSettings, resources: Any, num_images: int)
     return "ray" if is_for_cluster or num_images > settings.max_local_images else "local"
 
 
-_EXTRA_OF_KIND = {
-    ("masks", "sam"): ("sam", "segment_anything", "torch"),
-    ("masks", "sam2"): ("model", "torch", "torchvision", "transformers"),
-    ("masks", "sam3"): ("model", "torch", "torchvision", "transformers"),
-    ("masks", "sam-hq"): ("model", "torch", "torchvision", "transformers"),
-    ("embedder", "dinov2"): ("model", "torch", "transformers"),
-    ("mllm", "transformers"): ("model", "torch", "transformers"),
-    ("mllm", "vllm"): ("vllm", "vllm"),
-    ("mllm", "ray_serve"): ("ray-serve", "vllm"),
-}
-"""The extra that a component needs, and the packages of it that are looked for, by section and kind."""
-
-
 def check_packages(settings: ExecutorSettings) -> None:
     """Check, before anything starts, that the packages of the components are installed.
 
@@ -113,16 +100,14 @@ def check_packages(settings: ExecutorSettings) -> None:
     """
     if os.environ.get("RAY_ADDRESS") or ray_is_running():
         return
-    for (section, kind), (extra, *packages) in _EXTRA_OF_KIND.items():
-        config = getattr(settings, section, None)
-        # Prompts are segmented by a network that a kind of its own has, too.
-        if getattr(config, "network", getattr(config, "kind", None)) != kind:
+    for section, config in settings:
+        requirement: Requirement | None = getattr(config, "requires", None)
+        if requirement is None:
             continue
-        for package in packages:
+        for package in requirement.packages:
             if importlib.util.find_spec(package) is None:
                 raise SettingsError(
-                    f"{section}.kind {getattr(config, 'kind', kind)} needs the package {package}: "
-                    f"pip install 'ureca-ray[{extra}]'"
+                    f"{section}.kind {config.kind} needs the package {package}: {install_command(requirement.extra)}"
                 )
 
 

@@ -14,7 +14,7 @@ from rich.progress import Progress as RichProgress
 
 from ureca.data.partitions import PartitionReport
 from ureca.llm.load import LoadReport, percentile_s
-from ureca.ops.status import duration
+from ureca.wording import duration
 
 _TERMINAL_INTERVAL_S = 0.5
 _RECENT_S = 10.0

@@ -12,6 +12,7 @@ from PIL import Image
 from ray.data import ActorPoolStrategy
 from ray.data import Dataset as RayDataset
 
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition
 from ureca.data.reading import Fetched, fetch
@@ -22,7 +23,6 @@ from ureca.llm.settings import RayServeConfig
 from ureca.pipelines.batch.actors import Eager
 from ureca.pipelines.batch.arrow import MASKED_IMAGE, masked_image_from_row, masked_image_to_row
 from ureca.pipelines.batch.graph import BatchCommand
-from ureca.pipelines.component_settings import WITH_GIVEN_MASKS
 from ureca.pipelines.settings import ActorResources, BatchSettings
 from ureca.schema import conform
 
@@ -45,9 +45,9 @@ def add_row_stages(ds: RayDataset, command: BatchCommand[Settings], settings: Se
     Raises:
         SettingsError: Masks would come from files, or the model from an application that only a command starts.
     """
-    kind = getattr(getattr(settings, "masks", None), "kind", None)
-    if kind in WITH_GIVEN_MASKS:
-        raise SettingsError(f"masks.kind {kind} reads files; the images of a dataset need a mask generator")
+    masks: Any = getattr(settings, "masks", None)
+    if getattr(masks, "mask_source", "images") != "images":
+        raise SettingsError(f"masks.kind {masks.kind} reads files; the images of a dataset need a mask generator")
     if isinstance(getattr(settings, "mllm", None), RayServeConfig):
         raise SettingsError("mllm.kind ray_serve: start the application yourself, and use mllm.kind openai")
     resources: Any = settings.resources
@@ -195,7 +195,8 @@ class RowColumns:
         self._images = DatasetImages(
             settings.listing.image_column, settings.listing.id_column, settings.listing.only_below
         )
-        self._stage = Eager(lambda: row_actor.build(settings, images_in_flight, fetch=self._images.fetch))
+        images = ImagesInFlight(images_in_flight, settings.image_limits, fetch=self._images.fetch)
+        self._stage = Eager(lambda: row_actor.build(settings, images))
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
         """Process a batch of ``MaskColumn``.

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
 
-from ureca.ops.status import duration
 from ureca.pipelines.batch.progress import ProgressDisplay
+from ureca.wording import duration
 
 _COUNTS = ("regions", "images", "bad_samples", "answer_tokens", "tokens", "padding_tokens")
 _POLL_INTERVAL_S = 0.5

@@ -24,13 +24,13 @@ from typing import Any
 
 from pyarrow.fs import LocalFileSystem
 
-from ureca.data.lease import LeaseFile
+from ureca.data.lease import LEASE_NAME, LeaseFile
 from ureca.data.output import Output
 from ureca.data.samples import BadSample
 from ureca.errors import OutputError
 from ureca.io import replacing
 
-_FAILURE, _LEASE, _COMPLETE = "failure.json", "lease.json", "complete.json"
+_FAILURE, _COMPLETE = "failure.json", "complete.json"
 _CHECKPOINT_NAME = re.compile(r"step-(\d{8,})")
 
 
@@ -54,7 +54,7 @@ class RunFolder:
         self.errors = self.path / "errors.jsonl"
         self.validation = self.path / "validation.jsonl"
         self.captions = self.path / "captions"
-        self._lease = LeaseFile(LocalFileSystem(), str(self.path / _LEASE), str(self.path))
+        self._lease = LeaseFile(LocalFileSystem(), str(self.path / LEASE_NAME), str(self.path))
 
     def remove(self) -> None:
         """Remove a run, but keep its lease.
@@ -78,7 +78,7 @@ class RunFolder:
         return not self._contents()
 
     def _contents(self) -> list[Path]:
-        return [path for path in self.path.iterdir() if path.name != _LEASE] if self.path.is_dir() else []
+        return [path for path in self.path.iterdir() if path.name != LEASE_NAME] if self.path.is_dir() else []
 
     def lease(self, on_wait: Callable[[str], None] = lambda text: None) -> AbstractContextManager[str]:
         """Hold the lease of the run for the block; see ``ureca.data.lease.LeaseFile.hold``.

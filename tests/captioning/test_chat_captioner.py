@@ -15,6 +15,7 @@ from tests.llm.tiny_models import internvl
 from ureca.captioning.captioners import EngineCaptioner
 from ureca.captioning.chat import ChatEngine
 from ureca.captioning.stage import CaptionStage
+from ureca.data.in_flight import ImagesInFlight
 from ureca.errors import AnswerError, CheckpointError
 from ureca.image_limits import ImageLimits
 from ureca.llm.protocol import ChatAnswer, ChatRequest
@@ -58,7 +59,7 @@ def caption(tmp_path: Path, model: Any, prompt: RegionPrompt, masks: tuple[Mask,
     first, second = partition.images
     partition = replace(partition, images=(replace(first, masks=(*first.masks, *masks)), second))
     captioner = EngineCaptioner(ChatEngine(model, prompt, 2 * SETTINGS.batch_size), SETTINGS)
-    stage = CaptionStage(captioner, "asked", ImageLimits(), 2)
+    stage = CaptionStage(captioner, "asked", ImagesInFlight(2, ImageLimits()))
     return asyncio.run(stage(partition))  # type: ignore[return-value]
 
 

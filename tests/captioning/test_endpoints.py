@@ -19,6 +19,7 @@ from ureca.captioning.captioners import EngineCaptioner
 from ureca.captioning.chat import EndpointEngine, check_caption_endpoints
 from ureca.captioning.settings import CaptioningEndpoints
 from ureca.captioning.stage import CaptionStage
+from ureca.data.in_flight import ImagesInFlight
 from ureca.errors import SettingsError
 from ureca.image_limits import ImageLimits
 from ureca.model.settings import CaptionSettings
@@ -68,7 +69,7 @@ def expected_captions(seed: int) -> list[str]:
 async def run(folder: Path, servers: list[ChatServer], num_images: int, **settings: Any) -> list[dict[str, Any]]:
     endpoints = CaptioningEndpoints.model_validate(IMPATIENT | settings)
     engine = EndpointEngine("ureca", [HttpUrl(server.url) for server in servers], endpoints, None)
-    stage = CaptionStage(EngineCaptioner(engine, SETTINGS), "ureca", ImageLimits(), 4)
+    stage = CaptionStage(EngineCaptioner(engine, SETTINGS), "ureca", ImagesInFlight(4, ImageLimits()))
     rows, _ = await stage(masked_partition(folder, 0, num_images))
     return rows
 

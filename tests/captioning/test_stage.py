@@ -15,6 +15,7 @@ from tests.captioning.fakes import masked_partition
 from ureca.captioning.captioners import EngineCaptioner
 from ureca.captioning.continuous import CaptionEngine
 from ureca.captioning.stage import CaptionStage
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.masked import MaskedPartition
 from ureca.data.partitions import PartitionReport
 from ureca.image_limits import ImageLimits
@@ -68,7 +69,7 @@ def run(
     async def all_partitions() -> list[tuple[list[dict[str, Any]], PartitionReport]]:
         chosen = CaptionSettings(**{"max_new_tokens": 4} | settings)
         engine = CaptionEngine(captioner, captioner.choose_batch_size(chosen), serves_requests=False)
-        stage = CaptionStage(EngineCaptioner(engine, chosen), "tiny 1", ImageLimits(), images_in_flight)
+        stage = CaptionStage(EngineCaptioner(engine, chosen), "tiny 1", ImagesInFlight(images_in_flight, ImageLimits()))
         return list(await asyncio.gather(*map(stage, partitions)))
 
     return asyncio.run(all_partitions())

@@ -18,6 +18,7 @@ from ureca.curation.prompted import PromptedAnnotator
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, RegionCrop, Verdict
 from ureca.curation.settings import ListeningSettings, PromptedConfig, PromptedListenerSettings
 from ureca.curation.stage import CurateStage
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, build_mask_trees, generate_masks
@@ -112,7 +113,7 @@ def proposed_unit(entries: Sequence[ManifestEntry]) -> MaskedPartition:
 def stage_of(annotator: CountingAnnotator | None = None, images_in_flight: int = 16) -> CurateStage:
     """A stage that captions by counting."""
     curator = Curator(annotator=annotator or CountingAnnotator(), embedder=OneHotEmbedder())
-    return CurateStage(curator, LIMITS, images_in_flight)
+    return CurateStage(curator, ImagesInFlight(images_in_flight, LIMITS))
 
 
 def test_stage_rows_keep_the_order_and_have_provenance(tmp_path: Path) -> None:
@@ -137,7 +138,7 @@ def test_stage_invalid_responses_are_in_the_report(tmp_path: Path) -> None:
     annotator = PromptedAnnotator(model, PromptedConfig(max_attempts=9))
     listener = PromptedListener(model, PromptedListenerSettings())
     curator = Curator(annotator, OneHotEmbedder(), listener=listener, listening=ListeningSettings(include_all=True))
-    rows, work = asyncio.run(CurateStage(curator, LIMITS, 4)(proposed_unit(entries_of(tmp_path))))
+    rows, work = asyncio.run(CurateStage(curator, ImagesInFlight(4, LIMITS))(proposed_unit(entries_of(tmp_path))))
     assert {row["provenance"]["listener"] for row in rows} == {listener.name}
     assert work.invalid_responses["unusable_answer"] > 0
     assert work.num_calls > sum(work.invalid_responses.values())
@@ -194,7 +195,7 @@ def test_stage_errors_of_mask_generation_pass_through(tmp_path: Path) -> None:
 def test_stage_bug_is_raised_and_frees_its_slot(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
     partition = proposed_unit(entries_of(tmp_path))
-    stage = CurateStage(Curator(annotator=CountingAnnotator(), embedder=BuggyEmbedder()), LIMITS, images_in_flight=1)
+    stage = CurateStage(Curator(annotator=CountingAnnotator(), embedder=BuggyEmbedder()), ImagesInFlight(1, LIMITS))
 
     async def twice() -> list[BaseException]:
         failures = []

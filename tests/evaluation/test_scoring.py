@@ -8,6 +8,7 @@ import pytest
 
 from tests.evaluation.tiny_encoders import save_bert, save_dual_encoder
 from ureca.curation.protocols import Choice
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.manifest import ManifestEntry
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
@@ -62,7 +63,7 @@ def score(
 ) -> tuple[list[CaptionScores], int, PartitionReport]:
     """Score the benchmark partition by partition; the scores as they are read back, failed images, and the work."""
     scored = Output(str(tmp_path / f"scored-{captions is None}"), JUDGED_DATASET)
-    stage = ScoringStage(benchmark.output, captions, scorer, ImageLimits(), 2)
+    stage = ScoringStage(benchmark.output, captions, scorer, ImagesInFlight(2, ImageLimits()))
     entries = [ManifestEntry.from_row(row) for row in list_run(benchmark.output, with_regions=True).to_pylist()]
     total = PartitionReport()
 

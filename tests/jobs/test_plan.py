@@ -9,6 +9,7 @@ import pytest
 
 from tests.drawn import write_corpus
 from ureca.curation.stage import CurateStage
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import build_mask_trees, generate_masks
@@ -36,7 +37,7 @@ def measured(tmp_path_factory: pytest.TempPathFactory) -> Path:
         resources={"curate": {"num_actors": 1, "images_in_flight": 1, "partitions_in_flight": 1}},
     )
     output = Output(settings.output)
-    stage = CurateStage(build_curator(settings), settings.image_limits, 1)
+    stage = CurateStage(build_curator(settings), ImagesInFlight(1, settings.image_limits))
     mask_generator = build_component("mask_generator", settings.masks)
     manifest = list_images(settings.input, **settings.listing.model_dump())
     for number, row in enumerate(manifest.to_pylist()):

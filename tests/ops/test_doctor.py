@@ -11,8 +11,9 @@ import pytest
 
 from ureca.errors import SettingsError
 from ureca.jobs.doctor import main
+from ureca.memory import host_bytes
 from ureca.ops import doctor
-from ureca.ops.doctor import Finding, Level, check_machine, check_packages, check_places, check_programs, memory_bytes
+from ureca.ops.doctor import Finding, Level, check_machine, check_packages, check_places, check_programs
 
 
 def by_name(findings: list[Finding]) -> dict[str, Finding]:
@@ -67,7 +68,7 @@ def test_check_places_unknown_scheme_is_a_problem() -> None:
 
 def test_check_machine_in_a_small_container_names_each_lack(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "memory.max").write_text(str(2 * 2**30))
-    monkeypatch.setattr(doctor, "CGROUPS", (tmp_path / "memory.max",))
+    monkeypatch.setattr(doctor, "host_bytes", lambda: host_bytes(tmp_path))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 2**20, 2**20))  # type: ignore[attr-defined]
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
@@ -80,10 +81,9 @@ def test_check_machine_in_a_small_container_names_each_lack(tmp_path: Path, monk
     assert by_name(list(check_machine(tmp_path / "none")))["shared memory"].level == Level.NOTE
 
 
-def test_memory_bytes_without_a_limit_is_the_machines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_host_bytes_without_a_limit_is_the_machines(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
-    monkeypatch.setattr(doctor, "CGROUPS", (tmp_path / "memory.max",))
-    assert memory_bytes() == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert host_bytes(tmp_path) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
 
 
 def test_check_packages_names_missing_and_old_ones(monkeypatch: pytest.MonkeyPatch) -> None:

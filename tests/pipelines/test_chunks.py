@@ -10,6 +10,7 @@ import pytest
 
 from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import MaskedPartition, MaskStage
 from ureca.data.output import Output
@@ -46,14 +47,15 @@ class NotingCurateActor(CurateActor):
     """Writes a note for each image that it reads, as it starts it."""
 
     @classmethod
-    def build(cls, settings: CurateSettings, *arguments: Any, **more: Any) -> Any:
+    def build(cls, settings: CurateSettings, images: ImagesInFlight, config_hash: str | None = None) -> Any:
         def fetch_and_note(entries: Sequence[ManifestEntry], limits: ImageLimits) -> Iterator[Fetched]:
             for fetched in fetch(entries, limits):
                 (notes_of(settings) / fetched.entry.image_id).touch()
                 (Path(settings.output) / "manifest" / ".tmp-of-one-that-died").touch()
                 yield fetched
 
-        return super().build(settings, *arguments, **more, fetch=fetch_and_note)
+        noting = ImagesInFlight(4, images.limits, fetch=fetch_and_note)
+        return super().build(settings, noting, config_hash)
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -2,7 +2,6 @@
 
 import importlib.util
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,7 +14,9 @@ from ureca.masks.generators.settings import PromptedSamConfig, SamConfig, Segmen
 from ureca.pipelines.batch.dry_run import with_gpus_of_this_machine
 from ureca.pipelines.batch.executor import check_packages
 from ureca.pipelines.batch.resources import device_of, on_device
+from ureca.pipelines.caption_settings import CaptioningSettings
 from ureca.pipelines.curate import build_mask_stage
+from ureca.pipelines.settings import ListingSettings
 
 torch = pytest.importorskip("torch")
 
@@ -62,9 +63,12 @@ def test_check_packages_of_prompts_are_those_of_their_network(
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == package else find(name))
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("ureca.pipelines.batch.executor.ray_is_running", lambda: False)  # other tests start it
-    settings = SimpleNamespace(masks=PromptedSamConfig(network=network, checkpoint="c"), embedder=None, mllm=None)
+    masks = PromptedSamConfig(network=network, checkpoint="c")
+    settings = CaptioningSettings(
+        input="in", output="out", model="m", masks=masks, listing=ListingSettings(annotations="beside")
+    )
     with pytest.raises(SettingsError, match=rf"masks\.kind prompts needs the package {package}: .*\[{extra}\]"):
-        check_packages(settings)  # type: ignore[arg-type]  # the sections that it looks at
+        check_packages(settings)
 
 
 @pytest.mark.usefixtures("gpus")

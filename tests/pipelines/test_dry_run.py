@@ -12,6 +12,7 @@ from tests.llm.chat_server import ChatServer
 from tests.llm.test_openai_curation import by_content
 from tests.pipelines.test_graph import settings_of
 from ureca.curation.stage import CurateStage
+from ureca.data.in_flight import ImagesInFlight
 from ureca.data.listing import list_images
 from ureca.data.manifest import ManifestEntry
 from ureca.data.masked import build_mask_trees, generate_masks
@@ -46,7 +47,7 @@ def really(settings: CurateSettings) -> PartitionReport:
     ]
     masked = generate_masks(0, entries, AnnotationMaskGenerator(), settings.image_limits)
     partition = build_mask_trees(masked, settings.tree.containment)
-    rows, work = asyncio.run(CurateStage(build_curator(settings), settings.image_limits, 4)(partition))
+    rows, work = asyncio.run(CurateStage(build_curator(settings), ImagesInFlight(4, settings.image_limits))(partition))
     return PartitionReport.of_rows(rows) + work
 
 

@@ -87,7 +87,24 @@ class PreparedJob(Generic[Content]):
     model_s: float = 0.0
 
 
-class RegionEngine(ABC, Generic[Content]):
+class StreamingCaptioner(ABC):
+    """Captions the regions of jobs, each as soon as it is finished."""
+
+    @abstractmethod
+    def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
+        """Caption the regions of a job; yields each caption once, or more often with ``job.partial``, in any order.
+
+        Raises:
+            AnswerError: a region has no caption, for example because its prompt is longer than the model's context.
+        """
+
+    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
+        """Caption all regions of a job, in the order of its masks; errors as in ``stream``."""
+        async with aclosing(self.stream(job)) as captions:
+            return sorted([caption async for caption in captions], key=lambda caption: caption.index)
+
+
+class RegionEngine(StreamingCaptioner, Generic[Content]):
     """Captions the regions of concurrent jobs.
 
     Args:
@@ -120,11 +137,6 @@ class RegionEngine(ABC, Generic[Content]):
     def close(self) -> None:
         """Free the resources that the engine holds beside this process."""
         self._preprocessing.shutdown(wait=False)
-
-    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
-        """Caption all regions of a job, in the order of its masks; errors as in ``stream``."""
-        async with aclosing(self.stream(job)) as captions:
-            return sorted([caption async for caption in captions], key=lambda caption: caption.index)
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
         """Prepare a job in another thread, and caption its regions; see ``stream_prepared``.

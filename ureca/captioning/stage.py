@@ -3,16 +3,14 @@
 import asyncio
 import time
 from collections import defaultdict
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any, Generic, Protocol, TypeVar
 
-from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.in_flight import ImagesInFlight
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
-from ureca.data.reading import Fetch, Fetched, fetch
+from ureca.data.reading import Fetched
 from ureca.errors import DataError
-from ureca.image_limits import ImageLimits
 from ureca.images import Pixels, try_decode_image
 from ureca.llm.usage import metered
 from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
@@ -37,34 +35,27 @@ class ImageCaptioner(Protocol[Prepared]):
 
 
 class CaptionStage(Generic[Prepared]):
-    """Captions partitions of images, with at most ``images_in_flight`` images in memory over all partitions.
+    """Captions partitions of images, of which a bounded number is in memory at a time.
 
     Args:
         captioner: captioner of single images, loaded.
         model_name: name of the model in the rows.
-        limits: limits of images.
-        images_in_flight: most images in memory, at least 1.
-        crash_log: crash log of this stage; None if processes are not replaced after a crash.
-        config_hash: hash of the config in the rows.
-        fetch: function that reads the images.
+        images: images in flight, which it reads.
+        config_hash: hash of the settings, for the rows.
     """
 
     def __init__(
         self,
         captioner: ImageCaptioner[Prepared],
         model_name: str,
-        limits: ImageLimits,
-        images_in_flight: int,
+        images: ImagesInFlight,
         *,
-        crash_log: CrashLog | None = None,
         config_hash: str | None = None,
-        fetch: Fetch = fetch,
     ) -> None:
         self._captioner = captioner
         self._model_name = model_name
-        self._limits = limits
         self._config_hash = config_hash
-        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog(), fetch)
+        self._images = images
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
         """Return rows of the schema ``CAPTIONS``, in the order of the partition's images, and the work they took."""
@@ -93,15 +84,13 @@ class CaptionStage(Generic[Prepared]):
             rows[id]["error"] = asdict(RowError.of("caption", reason))
 
         with metered() as usage:
-            await self._images.each(
-                [replace(image.entry, annotation_path=None) for image in good.values()], work, give_up
-            )
+            await self._images.each([image.entry.without_annotation() for image in good.values()], work, give_up)
         num_tokens = sum(region["num_tokens"] or 0 for row in rows.values() for region in row["captions"])
         spent = asdict(usage) | {"num_new_tokens": num_tokens}
         return list(rows.values()), PartitionReport(**spent, seconds=dict(seconds))
 
     def _prepare(self, image: MaskedImage, fetched: Fetched) -> Prepared | RowError:
-        pixels = try_decode_image(fetched.image, self._limits)
+        pixels = try_decode_image(fetched.image, self._images.limits)
         if isinstance(pixels, DataError):
             return RowError.of("read", pixels)
         if pixels.shape[:2] != (image.height_px, image.width_px):

@@ -37,18 +37,19 @@ def select_regions(tree: MaskTree, settings: TreeSettings) -> tuple[list[int], l
     for id in main_objects:
         regions += [id, *tree.parts(id, min_area_fraction=settings.min_area_fraction)]
     kept = set(regions)
-    skipped = {id: _skip_reason(id, tree, kept, settings) for id in tree.walk() if id not in kept}
+    skipped: dict[int, str] = {}
+    for id in tree.walk():
+        if id in kept:
+            continue
+        if tree.area_fractions[id] == 0:
+            skipped[id] = "empty"
+        elif tree.area_fractions[id] < settings.min_area_fraction:
+            skipped[id] = "small"
+        elif tree.parents[id] != ROOT:
+            skipped[id] = "parent"
+        else:
+            skipped[id] = "large" if tree.area_fractions[id] > settings.max_area_fraction else "shallow"
     return main_objects, regions, skipped
-
-
-def _skip_reason(id: int, tree: MaskTree, kept: set[int], settings: TreeSettings) -> str:
-    if tree.area_fractions[id] == 0:
-        return "empty"
-    if tree.area_fractions[id] < settings.min_area_fraction:
-        return "small"
-    if tree.parents[id] != ROOT:
-        return "parent"
-    return "large" if tree.area_fractions[id] > settings.max_area_fraction else "shallow"
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from ureca.curation.rule_based.shapes import Shape, Texture
 from ureca.curation.settings import Dinov2Config
 from ureca.devices import torch_device, torch_dtype
 from ureca.errors import SettingsError
+from ureca.extras import not_installed
 
 if TYPE_CHECKING:
     import torch
@@ -197,7 +198,7 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
         from safetensors import SafetensorError
         from transformers import AutoImageProcessor, AutoModel
     except ImportError as error:
-        raise _not_installed(error) from error
+        raise not_installed("the embedder 'dinov2'", error, "model") from error
     try:
         processor = AutoImageProcessor.from_pretrained(checkpoint, trust_remote_code=False)
         model = AutoModel.from_pretrained(checkpoint, trust_remote_code=False, weights_only=True)
@@ -207,10 +208,3 @@ def _load(checkpoint: str) -> tuple[Any, Any]:
             f"a network and an image processor that transformers knows ({error})"
         ) from error
     return processor, model
-
-
-def _not_installed(error: ImportError) -> SettingsError:
-    return SettingsError(
-        f"the embedder 'dinov2' needs the package '{error.name}', which is not installed: "
-        "pip install 'ureca-ray[model]'"
-    )

@@ -1,11 +1,12 @@
 """Settings of the curation and of its components; importing them loads no component."""
 
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from ureca.config import MAY_CHANGE
 from ureca.devices import DtypeName
+from ureca.extras import Requirement
 from ureca.registry import register
 
 
@@ -91,6 +92,8 @@ class Dinov2Config(BaseModel):
     """DINOv2, as in the paper, or another vision transformer, such as DINOv3."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requires: ClassVar[Requirement] = Requirement("model", ("torch", "transformers"))
 
     kind: Literal["dinov2"] = "dinov2"
     checkpoint: Annotated[str, MAY_CHANGE] = Field(

@@ -7,14 +7,12 @@ from typing import Any
 
 from ureca import __version__
 from ureca.curation.curator import Curator, curate_regions
-from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.in_flight import ImagesInFlight, PixelBudget
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.partitions import PartitionReport
-from ureca.data.reading import Fetch, Fetched, fetch
+from ureca.data.reading import Fetched
 from ureca.data.settings import DEFAULT_PIXELS_IN_FLIGHT
 from ureca.errors import DataError
-from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.tree import MaskTree
@@ -22,33 +20,26 @@ from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
 
 
 class CurateStage:
-    """Captions partitions of images, of which at most ``images_in_flight`` are in memory at a time.
+    """Captions partitions of images, of which a bounded number is in memory at a time.
 
     Args:
         curator: components and settings of the curation.
-        limits: limits of images to decode.
-        images_in_flight: maximum number of decoded images, over all partitions; at least 1.
-        crash_log: log of images during which worker processes crashed; None: crashes are not logged.
+        images: images in flight, which it reads.
         config_hash: hash of the settings, for the provenance of rows.
         pixels_in_flight: maximum number of decoded pixels, in addition to the number of images.
-        fetch: function that reads the images.
     """
 
     def __init__(
         self,
         curator: Curator,
-        limits: ImageLimits,
-        images_in_flight: int,
+        images: ImagesInFlight,
         *,
-        crash_log: CrashLog | None = None,
         config_hash: str | None = None,
         pixels_in_flight: int = DEFAULT_PIXELS_IN_FLIGHT,
-        fetch: Fetch = fetch,
     ) -> None:
         self._curator = curator
-        self._limits = limits
         self._config_hash = config_hash
-        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog(), fetch)
+        self._images = images
         self._pixels = PixelBudget(pixels_in_flight)
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
@@ -84,7 +75,7 @@ class CurateStage:
         return list(rows.values()), PartitionReport(**asdict(usage), seconds=seconds)
 
     async def _curate(self, image: MaskedImage, fetched: Fetched, row: dict[str, Any]) -> None:
-        pixels = await asyncio.to_thread(try_decode_image, fetched.image, self._limits)
+        pixels = await asyncio.to_thread(try_decode_image, fetched.image, self._images.limits)
         if isinstance(pixels, DataError):
             row["error"] = asdict(RowError.of("curate", pixels))
         elif pixels.shape[:2] != (image.height_px, image.width_px):

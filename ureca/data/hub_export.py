@@ -23,6 +23,7 @@ from ureca.data.export import ExportReport
 from ureca.data.output import Output
 from ureca.data.reading import fetch
 from ureca.errors import DataError, ImageError, OutputError, SettingsError
+from ureca.extras import not_installed
 from ureca.image_limits import ImageLimits
 from ureca.images import Pixels, decode_image
 from ureca.io import replacing_folder
@@ -154,7 +155,7 @@ def push(folder: Path, repository: str, *, private: bool = True) -> str:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError
     except ImportError as error:
-        raise SettingsError("--push: pip install 'ureca-ray[hub]'") from error
+        raise not_installed("--push", error, "hub") from error
     api = HfApi(token=token)
     try:
         address = api.create_repo(repository, repo_type="dataset", private=private, exist_ok=True)

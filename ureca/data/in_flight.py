@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 
-from ureca.data.crash_log import CrashLog
+from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.manifest import ManifestEntry
 from ureca.data.reading import Fetch, Fetched, fetch
 from ureca.errors import DataError
@@ -91,14 +91,16 @@ class ImagesInFlight:
     Args:
         max_images: number of images in flight, at least 1.
         limits: limits of an image's size.
-        crash_log: crash log of the stage.
+        crash_log: crash log of the stage; None: crashes are not logged.
         fetch: function that reads the images.
     """
 
-    def __init__(self, max_images: int, limits: ImageLimits, crash_log: CrashLog, fetch: Fetch = fetch) -> None:
+    def __init__(
+        self, max_images: int, limits: ImageLimits, crash_log: CrashLog | None = None, fetch: Fetch = fetch
+    ) -> None:
+        self.limits = limits
         self._max_images = max_images
-        self._limits = limits
-        self._crash_log = crash_log
+        self._crash_log: CrashLog = crash_log or NullCrashLog()
         self._fetch = fetch
         self._slots = asyncio.Semaphore(max_images)
         self._suspects = _SuspectRoom()
@@ -125,7 +127,7 @@ class ImagesInFlight:
         suspect_ids = {entry.image_id for entry in suspects}
         others = [entry for entry in entries if entry.image_id not in suspect_ids]
         # One generator per partition: images that lie together in a file are read together, in an order of its own.
-        fetching = self._fetch(others, self._limits)
+        fetching = self._fetch(others, self.limits)
         # Images are begun partition after partition: the first one is complete, and written, while the next are in
         # flight.
         async with asyncio.TaskGroup() as group, self._partition_order:
@@ -136,7 +138,7 @@ class ImagesInFlight:
         max_together = min(self._max_images, self._crash_log.max_together(entry.image_id))
         async with self._suspects.enter(max_together, self._all_slots):
             await asyncio.to_thread(self._crash_log.begin, entry.image_id)
-            await self._finish(await asyncio.to_thread(next, self._fetch([entry], self._limits)), work)
+            await self._finish(await asyncio.to_thread(next, self._fetch([entry], self.limits)), work)
 
     @asynccontextmanager
     async def _all_slots(self) -> AsyncIterator[None]:

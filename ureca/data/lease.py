@@ -91,6 +91,10 @@ def process_start_time(process: int) -> str:
     return "unknown"
 
 
+LEASE_NAME = "lease.json"
+"""Name of the lease in an output folder."""
+
+
 class LeaseFile:
     """Lease of one output folder. It holds no state: any process can have one.
 

@@ -17,7 +17,7 @@ import pyarrow.fs as pafs
 from ureca import __version__, io
 from ureca.data.crash_log import CrashLog
 from ureca.data.known_images import IMAGE_STATE, compare_known, image_states
-from ureca.data.lease import LeaseFile
+from ureca.data.lease import LEASE_NAME, LeaseFile
 from ureca.data.manifest import MANIFEST, ManifestEntry, as_manifest, select
 from ureca.data.partitions import (
     PARTITIONS,
@@ -43,7 +43,6 @@ _ANNOTATIONS = "annotations"
 _STATES = "files"  # column of a stored manifest, beside those of ``PARTITIONS``
 _CRASH_LOG = "crash_log"
 _RUN = "run.json"
-_LEASE = "lease.json"
 _PART_NAME = re.compile(r"part-(\d+)\.parquet")
 _PARTITIONS_PER_ROW_GROUP = 256
 
@@ -308,9 +307,14 @@ class Output:
         """
         self.lease_file().check(session)
 
+    def heartbeat_s(self) -> float | None:
+        """Return the time of the last heartbeat of the lease, in seconds since 1970; None: nobody holds it."""
+        lease = self.filesystem.get_file_info(f"{self._folder}/{LEASE_NAME}")
+        return lease.mtime_ns / 1e9 if lease.is_file else None
+
     def lease_file(self, **options: Any) -> LeaseFile:
         """Return the lease of the folder; ``options`` are those of ``ureca.data.lease.LeaseFile``."""
-        return LeaseFile(self.filesystem, f"{self._folder}/{_LEASE}", self.path, **options)
+        return LeaseFile(self.filesystem, f"{self._folder}/{LEASE_NAME}", self.path, **options)
 
     def crash_log(self, stage: str, max_crashes: int, **options: Any) -> CrashLog:
         """Open the crash log of a stage.

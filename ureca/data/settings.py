@@ -2,11 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from ureca.masks.generators.settings import Frame
+from ureca.masks.generators.settings import Frame, MaskSource
 
 JSONL_SUFFIXES = (".jsonl", ".jsonl.gz")
 """Ends of the names of files in URECA's JSONL."""
@@ -54,6 +54,8 @@ class ReusedMasksConfig(BaseModel):
     """The masks and ids of INPUT, which is the output of a run."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mask_source: ClassVar[MaskSource] = "run"
 
     kind: Literal["regions"] = "regions"
 

@@ -17,6 +17,7 @@ from ureca.curation.rule_based.colours import FAMILIES, fits_colour, measure_col
 from ureca.devices import torch_device
 from ureca.errors import SettingsError
 from ureca.evaluation.settings import COLOUR_WORDS, DualEncoderSettings
+from ureca.extras import not_installed
 from ureca.memory import first_line, in_parts_that_fit
 
 if TYPE_CHECKING:
@@ -215,9 +216,7 @@ def check_checkpoint(checkpoint: str, companion: str) -> Any:
         import torch  # noqa: F401
         import transformers
     except ImportError as error:
-        raise SettingsError(
-            f"an encoder needs the package '{error.name}', which is not installed: pip install 'ureca-ray[model]'"
-        ) from error
+        raise not_installed("an encoder", error, "model") from error
     with _loading_errors(checkpoint, companion):
         transformers.AutoConfig.from_pretrained(checkpoint, trust_remote_code=False)
         return getattr(transformers, companion).from_pretrained(checkpoint, trust_remote_code=False)

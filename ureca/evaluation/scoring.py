@@ -3,11 +3,10 @@
 import asyncio
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from ureca.data.crash_log import CrashLog, NullCrashLog
 from ureca.data.in_flight import ImagesInFlight
 from ureca.data.masked import MaskedImage, MaskedPartition, RowError
 from ureca.data.output import Output
@@ -18,7 +17,6 @@ from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.evaluation.predictions import Prediction
 from ureca.evaluation.scorer import CaptionScorer, CaptionScores, ScoredCaption
 from ureca.evaluation.uniqueness import Retrieved
-from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.views import Views
@@ -36,25 +34,16 @@ class ScoringStage:
         captions: output with captions of the benchmark's regions, in the same partitions; None scores the first
             reference of each region by encoder and listener, which gives their ceilings.
         scorer: scorer of each image's captions.
-        limits: limits of images.
-        images_in_flight: largest number of decoded images held at a time.
-        crash_log: crash log of this stage, where processes may die and be replaced.
+        images: images in flight, which it reads.
     """
 
-    def __init__(  # noqa: PLR0917
-        self,
-        benchmark: Output,
-        captions: Output | None,
-        scorer: CaptionScorer,
-        limits: ImageLimits,
-        images_in_flight: int,
-        crash_log: CrashLog | None = None,
+    def __init__(
+        self, benchmark: Output, captions: Output | None, scorer: CaptionScorer, images: ImagesInFlight
     ) -> None:
         self._benchmark = benchmark
         self._captions = captions
         self._scorer = scorer
-        self._limits = limits
-        self._images = ImagesInFlight(images_in_flight, limits, crash_log or NullCrashLog())
+        self._images = images
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[Row], PartitionReport]:
         """Rows of the schema ``JUDGED``, in the order of the partition's images, and the work they took."""
@@ -80,7 +69,7 @@ class ScoringStage:
         def give_up(image_id: str, reason: DataError) -> None:
             errors[image_id] = RowError.of("judge", reason)
 
-        entries = [replace(image.entry, annotation_path=None) for image in partition.images]
+        entries = [image.entry.without_annotation() for image in partition.images]
         with metered() as usage:
             await self._images.each(entries, score, give_up)
         rows = [
@@ -129,7 +118,7 @@ class ScoringStage:
         """
         if image.error is not None:
             raise DataError(image.error.kind, image.error.message)
-        pixels = try_decode_image(fetched.image, self._limits)
+        pixels = try_decode_image(fetched.image, self._images.limits)
         if isinstance(pixels, DataError):
             raise pixels
         if pixels.shape[:2] != (image.height_px, image.width_px):

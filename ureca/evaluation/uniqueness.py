@@ -13,11 +13,12 @@ import numpy.typing as npt
 
 from ureca.curation.protocols import Listener
 from ureca.curation.uniqueness import equal_captions
-from ureca.errors import AnswerError, SettingsError
+from ureca.errors import AnswerError
 from ureca.evaluation.encoders import ImageTextEncoder
 from ureca.evaluation.measures import Measure, mean_of
 from ureca.evaluation.predictions import Prediction, by_image
 from ureca.evaluation.settings import DuplicateSettings
+from ureca.extras import not_installed
 from ureca.masks.mask import Mask
 from ureca.masks.rle import box_xywh
 from ureca.masks.views import Views
@@ -57,10 +58,7 @@ def _near_duplicates(captions: dict[int, str], threshold: float) -> set[int]:
     try:
         from rapidfuzz.distance import Indel
     except ImportError as error:
-        raise SettingsError(
-            f"near-duplicates need the package '{error.name}', which is not installed: "
-            "pip install 'ureca-ray[evaluate]'"
-        ) from error
+        raise not_installed("the measure of near-duplicates", error, "evaluate") from error
     words: dict[int, list[str]] = {}
     for place, caption in captions.items():
         folded = unicodedata.normalize("NFKC", caption).casefold()

@@ -2,7 +2,7 @@
 
 import json
 import re
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -16,6 +16,7 @@ from pydantic import (
 )
 
 from ureca.config import MAY_CHANGE
+from ureca.extras import Requirement
 from ureca.registry import register
 
 
@@ -221,6 +222,8 @@ EngineOptions = Annotated[Options, AfterValidator(_check_not_reserved)]
 class RayServeConfig(RequestSettings):
     """A checkpoint in a Ray Serve application that is started for the run and scales with the requests in flight."""
 
+    requires: ClassVar[Requirement] = Requirement("ray-serve", ("vllm",))
+
     kind: Literal["ray_serve"] = "ray_serve"
     checkpoint: Annotated[str, MAY_CHANGE] = Field(
         min_length=1, description="name on the hub, or a path that exists on all nodes"
@@ -261,6 +264,8 @@ class TransformersConfig(BaseModel):
     """A checkpoint of any family that transformers supports, loaded in each actor."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    requires: ClassVar[Requirement] = Requirement("model", ("torch", "transformers"))
 
     kind: Literal["transformers"] = "transformers"
     checkpoint: Annotated[str, MAY_CHANGE] = Field(
@@ -306,6 +311,8 @@ class VllmEngineSettings(BaseModel):
 @register("chat_model", "vllm", component="ureca.llm.vllm:VllmChatModel")
 class VllmConfig(VllmEngineSettings):
     """A checkpoint in a vLLM engine, one engine in each actor."""
+
+    requires: ClassVar[Requirement] = Requirement("vllm", ("vllm",))
 
     kind: Literal["vllm"] = "vllm"
     checkpoint: Annotated[str, MAY_CHANGE] = Field(

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ureca.batching import DynamicBatcher
-from ureca.errors import SettingsError
+from ureca.extras import not_installed
 from ureca.llm.load import process_load
 from ureca.llm.protocol import ChatAnswer, ChatRequest
 from ureca.llm.settings import TransformersConfig
@@ -34,10 +34,7 @@ class TransformersChatModel:
         try:
             from ureca.llm.transformers_model import LocalModel
         except ImportError as error:
-            raise SettingsError(
-                f"mllm.kind transformers needs the package '{error.name}', which is not installed: "
-                "pip install 'ureca-ray[model]'"
-            ) from error
+            raise not_installed("mllm.kind transformers", error, "model") from error
         self.name = settings.checkpoint
         self._load = process_load()
         self._load.set_slots(self, 1)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ureca.errors import SettingsError
+from ureca.extras import not_installed
 from ureca.model.modeling import UrecaForConditionalGeneration
 
 FACTOR_NAME = re.compile(r"^(?P<layer>.+)\.lora_(?P<factor>[AB])\.default\.weight$")
@@ -34,7 +34,7 @@ def add_adapter(model: UrecaForConditionalGeneration, *, rank: int, alpha: int, 
     try:
         from peft import LoraConfig, inject_adapter_in_model
     except ImportError as error:
-        raise SettingsError("phase.kind: tune needs peft: pip install 'ureca-ray[train]'") from error
+        raise not_installed("phase.kind tune", error, "train") from error
     config = LoraConfig(r=rank, lora_alpha=alpha, lora_dropout=dropout, target_modules=linear_layers(model))
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -21,6 +21,7 @@ from pydantic import BaseModel, ConfigDict
 from ureca import io
 from ureca.errors import InputError, OutputError
 from ureca.io import locate
+from ureca.memory import host_bytes
 
 PROJECT = "ureca-ray"
 _EXTRA_OF_DEVELOPERS = "dev"
@@ -31,7 +32,6 @@ _MIN_FREE_BYTES = 5 * _GIB
 _OBJECT_STORE_FRACTION = 0.3
 """Fraction of the memory that Ray's object store takes in /dev/shm by default."""
 _RECOMMENDED_OPEN_FILES = 65_536
-CGROUPS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 _PROGRAM_TIMEOUT_S = 30
 MIN_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 """Oldest driver for Linux by the major version of CUDA; newer minor versions need no newer driver."""
@@ -152,7 +152,7 @@ def check_machine(shm: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S
         value=str(cpus),
         remedy="jobs run slowly, as all operators share one CPU" if few else "",
     )
-    memory = memory_bytes()
+    memory = host_bytes()
     little = memory < _MIN_MEMORY_BYTES
     yield Finding(
         name="memory",
@@ -175,15 +175,6 @@ def check_machine(shm: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S
             if full
             else "",
         )
-
-
-def memory_bytes() -> int:
-    """Return the bytes of memory that processes may use: the machine's, or the container's limit if that is less."""
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in CGROUPS:
-        if path.is_file() and (text := path.read_text(encoding="ascii").strip()).isdecimal():
-            total = min(total, int(text))
-    return total
 
 
 def _check_shm(shm: Path, memory: int) -> Finding:

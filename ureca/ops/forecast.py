@@ -10,7 +10,7 @@ from ureca.data.partitions import partition_offsets
 from ureca.errors import InputError
 from ureca.ops.measured import Measured
 from ureca.ops.simulator import Arrangement, Moment, Service, Simulated, simulate
-from ureca.ops.status import duration
+from ureca.wording import duration
 
 _LONGEST_STEP_S = 100.0
 _NUM_BISECTIONS = 12

@@ -21,11 +21,11 @@ from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 from ureca.io import Location, below, locate
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, DATASETS
+from ureca.wording import duration
 
 SILENCE_S = 60.0
 """Seconds without a heartbeat or result after which a running session counts as lost."""
 
-_LEASE = "lease.json"
 _RECENT_STEPS = 50
 """Steps of a training that its rate is taken from: their durations vary over an epoch."""
 _LOST_AFTER_STEPS = 10
@@ -148,15 +148,6 @@ def status_text(status: Status) -> str:
     return f"{status.output} ({status.command})\n" + "\n".join(f"{name:<12} {value}" for name, value in rows)
 
 
-def duration(seconds: float) -> str:
-    """Format seconds as ``1h02m``, ``3m05s`` or ``9s``."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours}h{minutes:02d}m"
-    return f"{minutes}m{seconds:02d}s" if minutes else f"{seconds}s"
-
-
 def _batch_status(output: Output, run: Mapping[str, Any], quick: bool, now_s: float) -> Status:
     sizes = output.partition_sizes()
     damaged = {} if quick else output.damaged_parts()
@@ -217,11 +208,8 @@ def _status_of_partitions(
     began_s = datetime.datetime.fromisoformat(session["started"]).timestamp()
     num_done = sum(sizes[partition] for partition in written)
     state = run["state"]
-    if state == "running":
-        lease = output.filesystem.get_file_info(f"{locate(output.path).name}/{_LEASE}")
-        heartbeat_s = lease.mtime_ns / 1e9 if lease.is_file else 0.0
-        if now_s - max(began_s, heartbeat_s, *written.values()) > SILENCE_S:
-            state = "lost"
+    if state == "running" and now_s - max(began_s, output.heartbeat_s() or 0.0, *written.values()) > SILENCE_S:
+        state = "lost"
     # A session that has ended has recorded its own rate. In one that runs, the first partition has waited for the
     # actors to start, so the rate counts from its end.
     rate = session.get("images_per_s") if state != "running" else None

@@ -14,6 +14,7 @@ from ureca.errors import DataError
 from ureca.html import read_asset, render_page
 from ureca.io import replacing
 from ureca.report.panels import EvenSample, image_panel
+from ureca.wording import duration
 
 ReadPixels: TypeAlias = Callable[[Sequence[str]], Iterable[tuple[str, npt.NDArray[np.uint8] | DataError]]]
 """Reader of images: from ids to the pixels of each (uint8 RGB [H, W, 3]) or the reason for none, in any order."""
@@ -167,18 +168,10 @@ def _stage_shares(seconds: Mapping[str, float]) -> list[dict[str, Any]]:
         shares.append(
             {
                 "name": stage,
-                "duration": _duration_text(stage_s),
+                "duration": duration(stage_s, decimals=1),
                 "start_percent": start_percent,
                 "share_percent": share_percent,
             }
         )
         start_percent += share_percent
     return shares
-
-
-def _duration_text(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"

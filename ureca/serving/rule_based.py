@@ -5,12 +5,11 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
 from dataclasses import dataclass
 
 from pycocotools import mask as coco_mask
 
-from ureca.captioning.engine import CaptionJob, GeneratedCaption, cut_at_stop
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, StreamingCaptioner, cut_at_stop
 from ureca.curation.embedders import DescriptorEmbedder
 from ureca.curation.protocols import CurationImage
 from ureca.curation.rule_based.captioner import RuleBasedCaptioner
@@ -36,8 +35,8 @@ class _DescribedImage:
     captions: Mapping[str, str]  # by run lengths
 
 
-class RuleBasedEngine:
-    """Captions regions by measured facts, with the interface of ``RegionEngine`` for requests.
+class RuleBasedEngine(StreamingCaptioner):
+    """Captions regions by measured facts.
 
     A caption distinguishes its region from the other regions of the image: those of the ``segments`` generator, unless
     the request has many regions of its own. Generation settings do not apply, except ``max_new_tokens``, which counts
@@ -54,11 +53,6 @@ class RuleBasedEngine:
         self._thread = ThreadPoolExecutor(1, "describe")
         self._cache: OrderedDict[bytes, _DescribedImage] = OrderedDict()  # used by the thread only
         self._started: float | None = None
-
-    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
-        """Caption all regions of a job, in the order of its masks."""
-        async with aclosing(self.stream(job)) as captions:
-            return [caption async for caption in captions]
 
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
         """Caption the regions of a job, and yield them in the order of its masks."""

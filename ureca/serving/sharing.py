@@ -3,21 +3,12 @@
 import asyncio
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, suppress
-from typing import Protocol
 
-from ureca.captioning.engine import CaptionJob, GeneratedCaption
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, StreamingCaptioner
 from ureca.hashing import digest
 
 
-class StreamingEngine(Protocol):
-    """An engine that captions jobs."""
-
-    def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
-        """Yield each caption of a job as soon as it is finished."""
-        ...
-
-
-class SharedCaptions:
+class SharedCaptions(StreamingCaptioner):
     """Captions jobs by an engine, and equal ones that are in flight at the same time once.
 
     A job that joins a running one gets what that one has yielded already, and then the rest. The computation ends when
@@ -27,17 +18,12 @@ class SharedCaptions:
         engine: The engine.
     """
 
-    def __init__(self, engine: StreamingEngine) -> None:
+    def __init__(self, engine: StreamingCaptioner) -> None:
         self._engine = engine
         self._running: dict[bytes, _Computation] = {}
 
-    async def caption(self, job: CaptionJob) -> list[GeneratedCaption]:
-        """Caption all regions of a job, in the order of its masks."""
-        async with aclosing(self.stream(job)) as captions:
-            return sorted([caption async for caption in captions], key=lambda caption: caption.index)
-
     async def stream(self, job: CaptionJob) -> AsyncGenerator[GeneratedCaption]:
-        """Yield the captions of a job, see ``CaptionEngine.stream``."""
+        """Yield the captions of a job; see ``StreamingCaptioner``."""
         key = await asyncio.to_thread(_job_digest, job)
         computation = self._running.get(key)
         if computation is None:

@@ -12,7 +12,7 @@ from selenium import webdriver
 from tests.browser import start
 from tests.drawn import write_corpus
 from tests.pipelines.serving.test_serve import PORT
-from tests.serving.test_page import Page
+from tests.serving.page.page import Page
 from ureca.data.output import Output
 from ureca.model.initialization import save_tiny
 from ureca.pipelines.serve import serving

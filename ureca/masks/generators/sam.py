@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from ureca.devices import DtypeName, torch_device, torch_dtype
 from ureca.errors import SettingsError
+from ureca.extras import not_installed
 from ureca.masks.generators.everything import EverythingGenerator
 from ureca.masks.generators.prompted_network import EmbeddedImage, PromptBatch, vanishes_at
 from ureca.masks.generators.settings import AutomaticMaskSettings, ModelType, SamConfig, SamModelSettings
@@ -234,10 +235,7 @@ def require_segment_anything() -> None:
         import segment_anything  # noqa: F401
         import torch  # noqa: F401
     except ImportError as error:
-        raise SettingsError(
-            f"the mask generator 'sam' needs the package '{error.name}', which is not installed: "
-            "pip install 'ureca-ray[sam]'"
-        ) from error
+        raise not_installed("the mask generator 'sam'", error, "sam") from error
 
 
 def build_sam(model_type: ModelType, checkpoint: Path) -> Sam:

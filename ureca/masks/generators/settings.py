@@ -1,16 +1,28 @@
 """Settings of the mask generators; importing them loads no generator."""
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from ureca.config import MAY_CHANGE
 from ureca.devices import DtypeName
+from ureca.extras import Requirement
 from ureca.registry import register
 
 Frame = Literal["auto", "upright", "stored"]
 """Frame of masks in images with an EXIF orientation; auto: the one that fits the sizes."""
+
+MaskSource = Literal["images", "annotations", "run"]
+"""Origin of the masks of a generator, as the class attribute ``mask_source`` of its settings model.
+
+images: the pixels alone; annotations: files that the user names by ``listing.annotations``; run: an earlier run. Masks
+of the latter two are captioned whatever their size. Without the attribute, annotation files are neither needed nor
+refused.
+"""
+
+_TRANSFORMERS = Requirement("model", ("torch", "torchvision", "transformers"))
+_SEGMENT_ANYTHING = Requirement("sam", ("segment_anything", "torch"))
 
 
 @register("mask_generator", "segments", component="ureca.masks.generators.segments:SegmentsMaskGenerator")
@@ -18,6 +30,8 @@ class SegmentsConfig(BaseModel):
     """Masks of several granularities without weights."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mask_source: ClassVar[MaskSource] = "images"
 
     kind: Literal["segments"] = "segments"
     max_masks: int = Field(
@@ -178,6 +192,9 @@ class AutomaticMaskSettings(BaseModel):
 class SamConfig(AutomaticMaskSettings, SamModelSettings):
     """Masks by Segment Anything."""
 
+    mask_source: ClassVar[MaskSource] = "images"
+    requires: ClassVar[Requirement] = _SEGMENT_ANYTHING
+
     kind: Literal["sam"] = "sam"
     points_per_batch: int = Field(
         default=256,
@@ -190,6 +207,9 @@ class SamConfig(AutomaticMaskSettings, SamModelSettings):
 
 class TransformersSamSettings(AutomaticMaskSettings):
     """Checkpoint in transformers' format, device and precision of a promptable segmentation model."""
+
+    mask_source: ClassVar[MaskSource] = "images"
+    requires: ClassVar[Requirement] = _TRANSFORMERS
 
     checkpoint: Annotated[str, MAY_CHANGE] = Field(
         description="folder or name on the hub of the checkpoint, in transformers' format"
@@ -255,6 +275,8 @@ class PromptedSamConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    mask_source: ClassVar[MaskSource] = "annotations"
+
     kind: Literal["prompts"] = "prompts"
     network: Literal["sam", "sam2", "sam3", "sam-hq"] = Field(
         default="sam",
@@ -284,12 +306,19 @@ class PromptedSamConfig(BaseModel):
         "pixels lie in the file); auto: upright, with a note",
     )
 
+    @property
+    def requires(self) -> Requirement:
+        """Packages of the network."""
+        return _SEGMENT_ANYTHING if self.network == "sam" else _TRANSFORMERS
+
 
 @register("mask_generator", "annotations", component="ureca.masks.generators.annotations:AnnotationMaskGenerator")
 class AnnotationsConfig(BaseModel):
     """Masks from annotation files: SA-1B, COCO, LabelMe, or index images; see listing.annotations."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mask_source: ClassVar[MaskSource] = "annotations"
 
     kind: Literal["annotations"] = "annotations"
     boxes: bool = Field(

@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from ureca.devices import DtypeName, torch_device, torch_dtype
 from ureca.errors import SettingsError
+from ureca.extras import not_installed
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.everything import MAX_UPSCALED_BYTES, EverythingGenerator
 from ureca.masks.generators.mask_tensors import inclusive_boxes, not_suppressed, run_lengths
@@ -362,7 +363,4 @@ def _require_packages() -> None:
         import torchvision  # noqa: F401
         import transformers  # noqa: F401
     except ImportError as error:
-        raise SettingsError(
-            f"this mask generator needs the package '{error.name}', which is not installed: "
-            "pip install 'ureca-ray[model]'"
-        ) from error
+        raise not_installed("this mask generator", error, "model") from error
