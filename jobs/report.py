@@ -10,6 +10,7 @@ from pydantic_settings import CliPositionalArg
 
 from ureca.config import CommandSettings, Metavar
 from ureca.errors import SettingsError
+from ureca.wording import plural
 
 
 class ReportSettings(CommandSettings):
@@ -37,7 +38,6 @@ def main(argv: Sequence[str]) -> int:
     settings = ReportSettings.load(argv)
 
     from ureca.data.corrections import Corrections
-    from ureca.data.listing import counted
     from ureca.data.output import Output
     from ureca.io import locate
     from ureca.report.page import write_report
@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
         work=output.report(),
         max_images=settings.max_images,
     )
-    counts = f"{counted(statistics.num_captioned, 'caption')} of {counted(statistics.num_images, 'image')}"
-    print(f"{to}: {counts}, {counted(statistics.num_failed, 'image')} failed")
+    counts = f"{plural(statistics.num_captioned, 'caption')} of {plural(statistics.num_images, 'image')}"
+    print(f"{to}: {counts}, {plural(statistics.num_failed, 'image')} failed")
     return 0
 
 

@@ -3,10 +3,11 @@
 import sys
 from collections.abc import Mapping
 
-from ureca.data.listing import counted, named_counts
+from ureca.data.listing import named_counts
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.pipelines.settings import BatchSettings
+from ureca.wording import plural
 
 _MAX_KINDS_SHOWN = 5
 
@@ -35,7 +36,7 @@ def summary(report: PartitionReport, output: str, dataset_name: str, left_out: s
     ]
     if report.num_plain:
         rows.insert(
-            1, ("without regions", f"{counted(report.num_plain, 'image')}, in which no mask was found (not failures)")
+            1, ("without regions", f"{plural(report.num_plain, 'image')}, in which no mask was found (not failures)")
         )
     if left_out:
         rows.insert(1, ("files left out", left_out))
@@ -67,7 +68,8 @@ def _agreement(listener: Mapping[str, float]) -> str:
     """Compare the listener's choices with guesses; kappa is 1 if it chose all regions, 0 if it did no better."""
     chosen, by_chance = (listener[name] / listener["regions"] for name in ("chosen", "chosen_by_chance"))
     kappa = (chosen - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
-    return (
-        f"{chosen:.1%} of {listener['regions']:.0f} regions chosen, a guess {by_chance:.1%}, kappa {kappa:.2f}; "
-        f"{listener['questions']:.0f} questions about {listener['captions']:.0f} captions"
+    regions, questions, captions = (
+        plural(round(listener[name]), noun)
+        for name, noun in (("regions", "region"), ("questions", "question"), ("captions", "caption"))
     )
+    return f"{chosen:.1%} of {regions} chosen, a guess {by_chance:.1%}, kappa {kappa:.2f}; {questions} about {captions}"

@@ -9,6 +9,7 @@ from pydantic_settings import CliPositionalArg
 
 from ureca.config import CommandSettings
 from ureca.errors import SettingsError
+from ureca.wording import plural
 
 
 class RunViewSettings(CommandSettings):
@@ -39,7 +40,6 @@ def main(argv: Sequence[str]) -> int:
     import threading
     import webbrowser
 
-    from ureca.data.listing import counted
     from ureca.report.view_server import RunView, ViewServer
 
     view = RunView.of_run(settings.output)
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise SettingsError(f"port {settings.port} cannot be used: {error.strerror}") from error
     summary = view.summary()
-    regions, images = (counted(summary[f"num_{noun}s"], noun) for noun in ("region", "image"))
+    regions, images = plural(summary["num_regions"], "region"), plural(summary["num_images"], "image")
     print(f"{regions} of {images}; {server.address}", flush=True)
     if not view.is_writable:
         print("the output is not on this machine: nothing can be corrected", flush=True)

@@ -17,7 +17,7 @@ _MAX_SCANNED_PIXELS = 2_500_000_000
 
 _MAX_SCANNED_PIXELS_HERE = 600_000_000
 _MAX_PROFILES = 16
-"""Color profiles of a PNG, which should have one: each is decompressed, to as much as a megabyte."""
+"""Colour profiles of a PNG, which should have one: each is decompressed, to as much as a megabyte."""
 
 _BYTES_PER_PIXEL = 12
 _SCAN_END = re.compile(rb"\xff[\x01-\xcf\xd8-\xfe]")  # neither a stuffed 0xff, nor a fill byte, nor a restart marker
@@ -140,7 +140,7 @@ def _read_png(data: bytes) -> ImageStructure:
             break
         num_profiles += kind == b"iCCP"
         if num_profiles > _MAX_PROFILES:
-            raise ImageError("too_complex", f"PNG: more than {_MAX_PROFILES} color profiles")
+            raise ImageError("too_complex", f"PNG: more than {_MAX_PROFILES} colour profiles")
         position += 12 + int.from_bytes(data[position : position + 4], "big")
     return ImageStructure((size[0], size[1]), True)
 

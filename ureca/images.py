@@ -150,7 +150,7 @@ def decode_layers(data: bytes, limits: ImageLimits) -> tuple[Pixels, Pixels | No
 def encode_png(pixels: Pixels) -> bytes:
     """Encode RGBA pixels, uint8 [H, W, 4], as a PNG file, quickly rather than to the smallest size.
 
-    Colors are kept where alpha is 0, too. Threads encode in parallel, see ``encode_jpeg``.
+    Colours are kept where alpha is 0, too. Threads encode in parallel, see ``encode_jpeg``.
     """
     import cv2
 
@@ -517,7 +517,7 @@ def _to_rgb(image: Image.Image) -> Pixels:
 
 
 def _to_layers(image: Image.Image) -> list[Pixels]:
-    """Convert to the stored colors, uint8 RGB [H, W, 3], and, where there is transparency, alpha, uint8 [H, W]."""
+    """Convert to the stored colours, uint8 RGB [H, W, 3], and, where there is transparency, alpha, uint8 [H, W]."""
     if not image.has_transparency_data:
         return [_to_rgb(image)]
     colors = np.empty((image.height, image.width, 3), np.uint8)

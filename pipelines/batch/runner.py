@@ -12,7 +12,7 @@ from ureca import __version__
 from ureca.config import with_absolute_paths
 from ureca.data.card import write_card
 from ureca.data.coco_annotations import attach_coco_file
-from ureca.data.listing import counted, named_counts
+from ureca.data.listing import named_counts
 from ureca.data.manifest import left_out_names_of, left_out_of
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
@@ -27,6 +27,7 @@ from ureca.pipelines.batch.interrupts import noted_interrupts
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.resources import Work, local_pools, missing_resources
 from ureca.pipelines.settings import BatchSettings
+from ureca.wording import plural
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +38,7 @@ _PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
 
 def log_plan(num_images: int, num_to_do: int) -> None:
     """Log how many images there are, and how many of them earlier sessions have done."""
-    logger.info("%s, %d done before, %d to do", counted(num_images, "image"), num_images - num_to_do, num_to_do)
+    logger.info("%s, %d done before, %d to do", plural(num_images, "image"), num_images - num_to_do, num_to_do)
 
 
 def run_batch(

@@ -183,7 +183,7 @@ def test_attach_coco_file_takes_a_file_of_one_image_for_one_image(tmp_path: Path
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": []}', "none of its 1 images .x.jpg ...."),
+        ('{"images": [{"id": 1, "file_name": "x.jpg"}], "annotations": []}', "none of its 1 image .x.jpg ...."),
         ('{"images": [{"id": 1, "file_name": "x.j', "not JSON"),
         ("[1, 2]", "it has no list of images"),
     ],

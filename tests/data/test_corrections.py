@@ -94,7 +94,7 @@ def test_corrections_are_counted_in_the_summary_of_an_export(
     Journal(dataset).append(decide(image, one, "correct", caption="another"))
     Journal(dataset).append(decide(image, two, "reject"))
     report = ureca.export(dataset, "jsonl", tmp_path / "train.jsonl")
-    assert "corrections by people: 1 captions corrected, 1 rejected" in report.summary()
+    assert "corrections by people: 1 caption corrected, 1 rejected" in report.summary()
     assert "1 region left out: rejected" in report.summary()
 
 

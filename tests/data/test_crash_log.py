@@ -44,7 +44,7 @@ def test_num_crashes_after_killed_processes_counts_the_items_in_progress(tmp_pat
         crash(tmp_path)
     error = output.crash_log("curate", 3).quarantine_error("c")
     assert error is not None
-    assert str(error) == "worker_died: 3 workers of the stage curate died while they worked on it"
+    assert str(error) == "worker_died: 3 workers of the stage curate died while working on it"
     assert output.crash_log("masks", 3).num_crashes("c") == 0
     output.remove_crash_log()
     assert output.crash_log("curate", 3).quarantine_error("c") is None

@@ -48,7 +48,9 @@ def test_add_images_of_the_same_files_are_done(begun: Output, tmp_path: Path, ca
 @pytest.mark.parametrize("content", [b"longer content", b"FIRST"], ids=["other size", "other content"])
 def test_add_images_of_another_file_with_the_stem_is_refused(begun: Output, tmp_path: Path, content: bytes) -> None:
     manifest = list_images(put(tmp_path / "second", content))
-    with pytest.raises(OutputError, match=r"1 images of INPUT.*second/x\.jpg with the id of .*first/x\.jpg.*ids path"):
+    with pytest.raises(
+        OutputError, match=r"1 image of INPUT has the ids.*second/x\.jpg with the id of .*first/x\.jpg.*ids path"
+    ):
         begun.add_images(manifest, None)
 
 
@@ -83,7 +85,7 @@ def test_add_images_of_a_modified_file_of_the_same_size_warns(
     put(tmp_path / "first", b"FIRST")
     os.utime(tmp_path / "first/x.jpg", ns=(1, 1))
     assert begun.add_images(list_images(str(tmp_path / "first")), None) == 0
-    assert "1 images of INPUT were modified" in caplog.text
+    assert "1 image of INPUT was modified" in caplog.text
 
 
 @pytest.mark.parametrize("move", [shutil.move, shutil.copytree], ids=["moved", "copied"])
@@ -162,7 +164,7 @@ def test_add_images_with_other_annotations_is_refused(
         done.add_images(annotated(tmp_path, kind, [SQUARE, other]), None)
     manifest = annotated(tmp_path, kind, [SQUARE, other], "elsewhere")
     name = r"instances\.json, image 1" if kind == "COCO file" else r"y\.json"
-    with pytest.raises(OutputError, match=rf"1 images that .* have other annotations .*'y': .*{name}.*--overwrite"):
+    with pytest.raises(OutputError, match=rf"1 image that .* has other annotations .*'y': .*{name}.*--overwrite"):
         done.add_images(manifest, None)
     assert done.add_images(manifest, None, accept_changes=True) == 0
     assert "the rows of the earlier annotations are kept" in caplog.text
@@ -173,7 +175,7 @@ def test_add_images_without_the_annotations_of_some_warns(
     done: Output, tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
 ) -> None:
     assert done.add_images(annotated(tmp_path, kind, [SQUARE], "elsewhere"), None) == 0
-    assert "1 images of INPUT were modified" in caplog.text
+    assert "1 image of INPUT was modified" in caplog.text
 
 
 def test_add_images_with_annotations_of_images_that_had_none_or_are_not_done_takes_them(

@@ -161,8 +161,8 @@ def test_list_images_with_duplicate_ids_names_both_files(tmp_path: Path) -> None
     [
         ("missing", "no such file or folder"),
         ("missing/*.jpg", "cannot be read"),
-        ("empty", "no image among the 0 files"),
-        ("text", "no image among the 1 files"),
+        ("empty", "no image among 0 files"),
+        ("text", "no image among 1 file"),
         ("text/notes.md", "no image"),
         ("zipped", "Unpack it"),
         ("zipped/a.tar.gz", "Unpack it"),

@@ -162,7 +162,7 @@ def test_images_in_flight_after_crashes_quarantines_only_the_guilty_image(tmp_pa
             pass
     assert len(processes) == 4
     assert {id: str(error) for id, error in given_up.items()} == {
-        "img_0002": "worker_died: 3 workers of the stage curate died while they worked on it"
+        "img_0002": "worker_died: 3 workers of the stage curate died while working on it"
     }
     assert set().union(*processes[3]) == {entry.image_id for entry in entries} - {"img_0002"}
     # After the first death few suspects are together, after the second each is alone, until they are done or dead.

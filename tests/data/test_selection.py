@@ -72,7 +72,7 @@ def test_select_with_more_held_images_than_selected_is_an_error(selection: dict[
 
 
 def test_select_of_an_empty_shard_is_an_error() -> None:
-    with pytest.raises(InputError, match="of 1 images, none is of the shard"):
+    with pytest.raises(InputError, match="of 1 image, none is of the shard"):
         for number in range(1, 3):
             selected(ImageSelection(shard=f"{number}/2"), ids=["a"])
 

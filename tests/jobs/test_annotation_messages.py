@@ -89,7 +89,7 @@ def test_messages_about_names_that_fit_several_say_so(tmp_path: Path) -> None:
     [
         (["001.jpg"], "image 1 ('001.jpg') fits 2 images of INPUT equally well"),
         (["a/flat.jpg", "b/flat.jpg"], "images 1 ('a/flat.jpg'), 2 ('b/flat.jpg') fit"),
-        (["other.jpg"], "none of its 1 images (other.jpg ...) is among the 3 of INPUT"),
+        (["other.jpg"], "none of its 1 image (other.jpg ...) is among the 3 of INPUT"),
     ],
 )
 def test_a_coco_file_whose_names_fit_nothing_alone_is_refused_with_the_reason(
@@ -139,7 +139,7 @@ def test_curate_with_other_annotations_of_done_images_is_refused(
     capsys.readouterr()
     assert curate(tmp_path, second) == 2
     message = capsys.readouterr().err
-    assert "1 images that" in message and f"'b': {second}, image 2 (then {first}, image 2)" in message
+    assert "1 image that" in message and f"'b': {second}, image 2 (then {first}, image 2)" in message
     assert curate(tmp_path, second, "--overwrite") == 0
     write_coco(second, ["a.jpg", "b.jpg"], *boards)
     assert curate(tmp_path, second) == 2

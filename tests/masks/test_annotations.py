@@ -17,16 +17,15 @@ from tests.coco import read_coco_images
 from ureca.errors import AnnotationError
 from ureca.masks.annotations import (
     MAX_ANNOTATION_BYTES,
-    MAX_MASKS,
     Annotations,
     parse_annotations,
     read_annotations,
     to_sa1b,
-    whole_number,
     write_annotations,
 )
 from ureca.masks.coco import CocoFile
-from ureca.masks.mask import Mask
+from ureca.masks.mask import MAX_MASKS, Mask
+from ureca.masks.segmentations import whole_number
 
 HEIGHT, WIDTH = 3, 4
 SEGMENTATION = {"size": [HEIGHT, WIDTH], "counts": "327"}

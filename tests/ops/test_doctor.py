@@ -160,7 +160,7 @@ def test_check_all_reduce_of_two_ranks_measures_a_right_sum() -> None:
 
     finding = check_all_reduce(2)
     assert finding.level == Level.OK, finding
-    assert re.fullmatch(r"\d+\.\d\d GB/s between 2 ranks on 1 nodes by gloo", finding.value)
+    assert re.fullmatch(r"\d+\.\d\d GB/s between 2 ranks on 1 node by gloo", finding.value)
 
 
 @pytest.mark.usefixtures("ray_cluster")

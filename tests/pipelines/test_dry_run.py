@@ -58,7 +58,7 @@ def test_plan_of_all_images_counts_the_questions_of_the_run(tmp_path: Path) -> N
     planned, report = lines_of(settings), really(settings)
     assert planned["images"].startswith(f"{NUM_IMAGES} to do, estimated from {NUM_IMAGES} of them")
     assert planned["captioned regions"] == f"about {report.num_regions} (3.6 an image)"
-    assert planned["failures"] == "about 1 images; in the sample: 1 x masks:malformed"
+    assert planned["failures"] == "about 1 image; in the sample: 1 x masks:malformed"
     calls = dict(re.findall(r"(\w+) (\d+)", planned["model calls"].split(": ")[1]))
     assert sum(map(int, calls.values())) == report.num_calls
     assert (calls["short_caption"], calls["detailed_caption"], calls["verify"]) == ("36", "9", "36")

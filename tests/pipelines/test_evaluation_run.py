@@ -152,7 +152,7 @@ def test_evaluate_of_existing_captions_starts_no_cluster(tmp_path: Path, monkeyp
         evaluate(settings.model_copy(update={"limit": 1}), tell)
     evaluation = evaluate(settings.model_copy(update={"limit": 1, "overwrite": True}), tell)
     assert evaluation.table.models[0].groups[0].num_images == 1
-    assert evaluation.table.remarks == ("A sample of the benchmark: 1 images, by seed 0.",)
+    assert evaluation.table.remarks == ("A sample of the benchmark: 1 image, by seed 0.",)
     assert len(list((tmp_path / "out" / "models").rglob("part-*"))) == 1
 
 

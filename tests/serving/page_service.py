@@ -42,7 +42,7 @@ def picture() -> tuple[Pixels, list[Mask]]:
 
 
 class PageBackend:
-    """A ``Backend`` whose captions name the color and the side of a region. It knows the masks of ``picture``.
+    """A ``Backend`` whose captions name the colour and the side of a region. It knows the masks of ``picture``.
 
     Attributes:
         text: Text of every caption; None: the facts.
@@ -115,7 +115,7 @@ class PageBackend:
 
 
 def describe(pixels: Pixels, mask: Mask) -> str:
-    """Describe a region by its side and its most frequent color."""
+    """Describe a region by its side and its most frequent colour."""
     inside = rle_codec.decode(mask.rle)
     named = {
         name: int((pixels[inside] == np.array(colour, np.uint8)).all(axis=1).sum()) for name, colour in COLOURS.items()

@@ -148,9 +148,9 @@ def test_index_summary_names_samples_that_are_left_out(tmp_path: Path) -> None:
     (tmp_path / "data" / "dataset" / "regions" / "part-000001.parquet").unlink()
     index = prepare_index(str(tmp_path / "index"), settings(Path(output.path)), Words())
     assert index.info.summary().split("\n") == [
-        "1 regions of 1 images to train on",
-        "1 regions left out: rejected",
-        "1 images left out: not curated yet",
+        "1 region of 1 image to train on",
+        "1 region left out: rejected",
+        "1 image left out: not curated yet",
     ]
 
 

@@ -232,7 +232,7 @@ def test_jsonl_source_turns_masks_of_stored_images_upright(
     found = decode(Rle(size=[image.height, image.width], counts=image.regions[0].counts))
     np.testing.assert_array_equal(found, expected)
     assert not bad
-    assert ("1 images have an EXIF orientation" in caplog.text) == (frame == "auto" and orientation == 3)
+    assert ("1 image has an EXIF orientation" in caplog.text) == (frame == "auto" and orientation == 3)
 
 
 @pytest.mark.parametrize(("frame", "orientation"), [("stored", 6), ("upright", 6), ("auto", 6), ("auto", 1)])

@@ -23,6 +23,7 @@ from ureca.errors import DataError
 from ureca.llm.load import process_load
 from ureca.memory import first_line, is_out_of_memory
 from ureca.model.settings import MIN_FREE_FRACTION
+from ureca.wording import plural
 
 if TYPE_CHECKING:
     from ureca.model.captioner import RegionCaptioner
@@ -173,7 +174,9 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
                 row have failed.
         """
         if self._num_failures >= self._max_failures:
-            raise RuntimeError(f"{self._num_failures} regions in a row have failed, the last: {self._last_failure}")
+            raise RuntimeError(
+                f"{plural(self._num_failures, 'region')} in a row have failed, the last: {self._last_failure}"
+            )
         started = self._step_started
         if started is not None and self._clock() - started > max_step_s:
             raise RuntimeError(f"the current decoding step takes more than {max_step_s:g} seconds")

@@ -14,6 +14,7 @@ from ureca.errors import DataError
 from ureca.images import Pixels, try_decode_image
 from ureca.llm.usage import metered
 from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
+from ureca.wording import plural
 
 Prepared = TypeVar("Prepared")
 
@@ -67,7 +68,7 @@ class CaptionStage(Generic[Prepared]):
             id = fetched.entry.image_id
             started = time.monotonic()
             try:
-                with out_of_memory_as(DataError, f"captions of {len(good[id].masks)} regions"):
+                with out_of_memory_as(DataError, f"captions of {plural(len(good[id].masks), 'region')}"):
                     prepared = await asyncio.to_thread(self._prepare, good[id], fetched)
                     seconds["prepare"] += time.monotonic() - started
                     if isinstance(prepared, RowError):

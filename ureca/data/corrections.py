@@ -18,6 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from ureca.errors import OutputError
 from ureca.io import locate
+from ureca.wording import plural
 
 logger = logging.getLogger(__name__)
 
@@ -148,9 +149,12 @@ class Corrections:
 
 
 def counted_actions(counts: Mapping[str, int]) -> str:
-    """Return numbers of corrections by action as text, such as "2 accepted, 1 captions corrected"."""
-    names = {"correct": "captions corrected", "accept": "accepted", "reject": "rejected"}
-    return ", ".join(f"{count} {names[action]}" for action, count in sorted(counts.items()))
+    """Return numbers of corrections by action as text, such as "2 accepted, 1 caption corrected"."""
+    names = {"accept": "{} accepted", "correct": "{} corrected", "reject": "{} rejected"}
+    return ", ".join(
+        names[action].format(plural(count, "caption") if action == "correct" else count)
+        for action, count in sorted(counts.items())
+    )
 
 
 def read_journal(path: str) -> Iterator[Correction]:

@@ -15,7 +15,6 @@ import pyarrow.parquet as pq
 
 from ureca import __version__
 from ureca.data.corrections import Corrections, counted_actions
-from ureca.data.listing import counted
 from ureca.data.output import Output
 from ureca.data.questions import paraphrase
 from ureca.errors import OutputError
@@ -24,6 +23,7 @@ from ureca.masks.annotations import Annotations, write_annotations
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px, box_xywh
 from ureca.schema import PROVENANCE, REGION, REGIONS, conform
+from ureca.wording import plural
 
 
 def export(
@@ -145,13 +145,13 @@ class ExportReport:
     def summary(self) -> str:
         """Return a readable summary of the regions that were written and left out."""
 
-        lines = [f"{counted(self.num_regions, 'region')} of {counted(self.num_images, 'image')} written"]
+        lines = [f"{plural(self.num_regions, 'region')} of {plural(self.num_images, 'image')} written"]
         if self.corrections:
             lines.append(f"corrections by people: {counted_actions(self.corrections)}")
         for reason, count in self.left_out.most_common():
-            lines.append(f"{counted(count, 'region')} left out: {reason}")
+            lines.append(f"{plural(count, 'region')} left out: {reason}")
         for reason, count in self.failed_images.most_common():
-            lines.append(f"{counted(count, 'image')} left out: {reason}")
+            lines.append(f"{plural(count, 'image')} left out: {reason}")
         return "\n".join(lines)
 
     def _takes(self, region: Mapping[str, Any]) -> bool:

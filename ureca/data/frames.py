@@ -13,6 +13,7 @@ from ureca.images import stored_frame
 from ureca.masks.annotations import Annotations
 from ureca.masks.frames import stored_size, to_upright
 from ureca.masks.generators.settings import Frame
+from ureca.wording import plural
 
 logger = logging.getLogger(__name__)
 
@@ -46,9 +47,9 @@ class FrameReader:
         self._files.__exit__(type, value, traceback)
         if self.num_ambiguous:
             logger.warning(
-                "%d images have an EXIF orientation, and masks that fit them both as they are stored and upright; the "
-                "masks are taken for upright: %s says which they are",
-                self.num_ambiguous,
+                "%s an EXIF orientation, and masks that fit both as stored and upright; the masks are "
+                "taken for upright: %s says which they are",
+                plural(self.num_ambiguous, "image has", "images have"),
                 self._setting,
             )
 

@@ -42,6 +42,7 @@ from ureca.data.tables import list_tables
 from ureca.data.tars import list_tars
 from ureca.errors import InputError
 from ureca.io import OUTSIDE, Location, is_allowed, is_file, list_entries, locate, sort_names, walk_files
+from ureca.wording import plural
 
 BESIDE = "beside"
 """Value of ``annotations`` for files beside the images."""
@@ -143,11 +144,6 @@ def list_images(
     return manifest
 
 
-def counted(count: int, noun: str) -> str:
-    """Return a number of things, such as "1 image" or "1,200 images"."""
-    return f"{count:,} {noun}{'' if count == 1 else 's'}"
-
-
 def named_counts(counts: Mapping[str, int], names: Mapping[str, Sequence[str]] | None = None) -> str:
     """Return numbers of files by reason as text, with names of some, such as "4 .heic (a.heic, ...), 1 __MACOSX"."""
     texts = []
@@ -181,7 +177,8 @@ def _list_input(
         others.count_extensions(names)
         counted = named_counts(dict(others.left_out.most_common(10)))
         raise InputError(
-            f"{input}: there is no image among the {len(names)} files{f' ({counted})' if counted else ''}. Looked for "
+            f"{input}: there is no image among {plural(len(names), 'file')}"
+            f"{f' ({counted})' if counted else ''}. Looked for "
             f"{', '.join(image_extensions())}, else .tar shards, else .parquet files"
         )
     if extensions == COMPRESSED_EXTENSIONS:

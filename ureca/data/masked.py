@@ -16,6 +16,7 @@ from ureca.masks.generators.base import MaskGenerator, OrientedMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
+from ureca.wording import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +152,7 @@ def build_mask_trees(partition: MaskedPartition, containment: float) -> MaskedPa
     images = []
     for image in partition.images:
         try:
-            with out_of_memory_as(DataError, f"the mask tree of {len(image.masks)} masks"):
+            with out_of_memory_as(DataError, f"the mask tree of {plural(len(image.masks), 'mask')}"):
                 parents = MaskTree.build(image.masks, containment).parents
         except DataError as error:
             images.append(replace(image, masks=(), parents={}, error=RowError.of("tree", error)))

@@ -35,6 +35,7 @@ from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.io import locate
 from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
+from ureca.wording import plural
 
 logger = logging.getLogger(__name__)
 
@@ -142,7 +143,8 @@ class Output:
         uncertain = [image for image in known.uncertain if image.image_id not in failed]
         if others:
             message = (
-                f"{len(others)} images of INPUT have the ids of other images that {self.path} holds, such as "
+                f"{plural(len(others), 'image of INPUT has', 'images of INPUT have')} the ids of other images that "
+                f"{self.path} holds, such as "
                 f"{others[0].listed} with the id of {others[0].held}"
             )
             if not accept_changes:
@@ -154,7 +156,8 @@ class Output:
             logger.warning("%s: the rows of the earlier images are kept", message)
         if redone:
             message = (
-                f"{len(redone)} images that {self.path} holds have other annotations than when they were processed, "
+                f"{plural(len(redone), 'image')} that {self.path} holds {'has' if len(redone) == 1 else 'have'} other "
+                "annotations than when it was processed, "
                 f"such as {redone[0].image_id!r}: {redone[0].listed} "
                 + ("was changed" if redone[0].listed == redone[0].held else f"(then {redone[0].held})")
             )
@@ -166,9 +169,11 @@ class Output:
             logger.warning("%s: the rows of the earlier annotations are kept", message)
         if uncertain:
             logger.warning(
-                "%d images of INPUT were modified, or lie elsewhere, since %s got their ids, such as %s, or their "
-                "annotations: their rows are kept; begin again with --overwrite if the images are others",
-                *(len(uncertain), self.path, uncertain[0].listed),
+                "%s modified, or moved elsewhere, since %s got their ids, such as %s, or their annotations: their rows "
+                "are kept; begin again with --overwrite if the images are others",
+                plural(len(uncertain), "image of INPUT was", "images of INPUT were"),
+                self.path,
+                uncertain[0].listed,
             )
         annotated = {image.image_id for image in known.annotated_otherwise}
         self._update_images(manifest, known.moved & (failed | (to_do & annotated)))

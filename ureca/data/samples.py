@@ -33,10 +33,10 @@ from ureca.masks.annotations import (
     NO_SIZE,
     Annotations,
     parse_annotations,
-    whole_number,
 )
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px
+from ureca.masks.segmentations import whole_number
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from ureca.data.partitions import PartitionReport
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.schema import CAPTIONS_DATASET
+from ureca.wording import plural
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,8 +175,8 @@ def write_predictions(
             for region in row["benchmark"][:3]
         )
         raise InputError(
-            f"{source} has a caption of none of the {benchmark.num_regions} regions: it has {theirs}; the benchmark "
-            f"has {ours}"
+            f"{source} has a caption of none of {plural(benchmark.num_regions, 'region')}: it has {theirs}; "
+            f"the benchmark has {ours}"
         )
     return report
 

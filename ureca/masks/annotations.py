@@ -12,39 +12,38 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, overload
 
-import numpy as np
 from pydantic_core import from_json
 
-from ureca.content import decode_data_url, decode_text, decompressed
-from ureca.errors import AnnotationError, ImageError
-from ureca.image_limits import ImageLimits
+from ureca.content import decode_text, decompressed
+from ureca.errors import AnnotationError
 from ureca.masks import rle as rle_codec
 from ureca.masks.json_stream import JsonStreamError, iter_elements
-from ureca.masks.mask import Mask
-from ureca.masks.mask_images import decode_mask_image
+from ureca.masks.mask import MAX_MASKS, Mask
 from ureca.masks.other_formats import check_format, check_no_xml
-from ureca.masks.rle import Rle
+from ureca.masks.segmentations import (
+    BOX_LENGTH,
+    MAX_SIDE_PX,
+    POINT_LENGTH,
+    encode_segmentation,
+    finite_number,
+    finite_numbers,
+    from_labelme,
+    whole_number,
+    whole_numbers,
+)
 
 MAX_ANNOTATION_BYTES = 256 * 2**20
-MAX_MASKS = 4096
-"""Largest number of masks of an image. Building a mask tree can take time proportional to its square."""
 NO_SIZE = "no_size"
 """Kind of the error of a file that does not state the size of its image, where no other size is known."""
 EMPTY = "empty"
 """Kind of the note, and status, of a mask that is well-formed and has no pixel inside the image."""
 
-_MAX_SIDE_PX = 2**16
 _UNKNOWN_SIDES = (None, 0, "0", "")  # as tools write them where they do not know the size
 _MAX_ID = 2**63 - 1
 _MAX_NESTING = 32
-_MAX_DIGITS = 25
-_MIN_COORDINATES = 6
-_POINT, _BOX = 2, 4
 _PIECE_BYTES = 2**20
 _BRACES_PARSED_AT_ONCE = 64 * MAX_MASKS
 _NAMED_KEYS = frozenset({"id", "segmentation", "bbox", "area", "predicted_iou", "stability_score", "category"})
-_SHAPES_WITHOUT_AREA = frozenset({"point", "points", "line", "linestrip"})
-_SHAPES_OF_FOUR_CORNERS = frozenset({"rotation", "oriented_rectangle", "quadrilateral"})
 _LABEL_KEYS = ("category", "category_name", "label", "class_name", "class", "name")
 
 
@@ -141,7 +140,7 @@ def parse_annotations(
         raise AnnotationError("malformed", f"a JSON object is expected, not {type(content).__name__}")
     noun = "annotation"
     if "shapes" in content:
-        content, noun = _from_labelme(content), "shape"
+        content, noun = from_labelme(content), "shape"
     image = content.get("image")
     if image is None and isinstance(images := content.get("images"), list):
         if len(images) != 1:
@@ -321,23 +320,6 @@ def image_key(id: object) -> int | str | None:
     return number if number is not None else (id if isinstance(id, str) else None)
 
 
-def whole_number(value: object) -> int | None:
-    """Return the integer that a number or a text of one stands for; None: it is none."""
-    if isinstance(value, bool):
-        return None
-    if isinstance(value, str):
-        text = value.strip()
-        if len(text) > _MAX_DIGITS or not text.isascii():
-            return None
-        try:
-            value = float(text) if "." in text else int(text)
-        except ValueError:
-            return None
-    if isinstance(value, float):
-        return int(value) if value.is_integer() else None
-    return value if isinstance(value, int) else None
-
-
 def category_names(categories: object) -> dict[int | str, str]:
     """Return the names of a COCO file's ``categories`` by id; records without id or name are left out."""
     names: dict[int | str, str] = {}
@@ -365,7 +347,7 @@ def _image_size(image: Mapping[str, Any], annotations: Sequence[Any], size: tupl
     for name in ("height", "width"):
         value = image.get(name)
         side = None if value in _UNKNOWN_SIDES else whole_number(value)
-        if value not in _UNKNOWN_SIDES and (side is None or not 1 <= side <= _MAX_SIDE_PX):
+        if value not in _UNKNOWN_SIDES and (side is None or not 1 <= side <= MAX_SIDE_PX):
             raise AnnotationError("malformed", f"image.{name}: {reprlib.repr(value)} is no side of an image in pixels")
         sides.append(side)
     height, width = sides
@@ -375,11 +357,11 @@ def _image_size(image: Mapping[str, Any], annotations: Sequence[Any], size: tupl
         found = size
     else:
         stated = (
-            _whole_numbers(record["segmentation"].get("size"))
+            whole_numbers(record["segmentation"].get("size"))
             for record in annotations
             if isinstance(record, dict) and isinstance(record.get("segmentation"), dict)
         )
-        of_masks = {(pair[0], pair[1]) for pair in stated if pair is not None and len(pair) == _POINT}
+        of_masks = {(pair[0], pair[1]) for pair in stated if pair is not None and len(pair) == POINT_LENGTH}
         if len(of_masks) != 1:
             raise AnnotationError(NO_SIZE, "image: the file does not state width and height of its image")
         found = of_masks.pop()
@@ -412,9 +394,10 @@ def _mask(
     else:
         category = _category(record, categories)
         extra = _extra(record, notes)
-        predicted_iou, stability_score = (_finite(record.get(name)) for name in ("predicted_iou", "stability_score"))
+        predicted_iou = finite_number(record.get("predicted_iou"))
+        stability_score = finite_number(record.get("stability_score"))
         try:
-            rle = _segmentation(record, size, notes, boxes=boxes)
+            rle = encode_segmentation(record, size, notes, boxes=boxes)
         except AnnotationError as error:
             fault, reason = error.kind, error.message
         except ValueError as error:
@@ -442,145 +425,6 @@ def _mask(
     )
 
 
-def _segmentation(record: Mapping[str, Any], size: tuple[int, int], notes: dict[str, str], *, boxes: bool) -> Rle:
-    """Return the run lengths of an annotation.
-
-    Raises:
-        AnnotationError: ``no_segmentation`` or ``size_mismatch``.
-        ValueError: the segmentation is malformed.
-    """
-    height, width = size
-    segmentation = record.get("segmentation")
-    if isinstance(segmentation, AnnotationError):
-        raise segmentation
-    if segmentation is None or segmentation in ([], [[]], {}, ""):
-        box = _numbers(record.get("bbox"))
-        if not boxes or box is None or len(box) != _BOX or min(box[2:]) <= 0:
-            hint = "" if boxes else "; masks.boxes makes a filled box of it"
-            has_box = box is not None and len(box) == _BOX and min(box[2:]) > 0
-            if "segments_info" in record:
-                raise AnnotationError(
-                    "no_segmentation", "a record of a panoptic file: its segments are in a PNG image of ids, not here"
-                )
-            raise AnnotationError(
-                "no_segmentation", f"it has a box, but no segmentation{hint}" if has_box else "it has no segmentation"
-            )
-        x, y, box_width, box_height = (min(max(value, -_MAX_SIDE_PX), 2 * _MAX_SIDE_PX) for value in box)
-        left, top, right, bottom = round(x), round(y), round(x + box_width), round(y + box_height)
-        notes["box_as_mask"] = "the mask is its filled box"
-        return rle_codec.encode_box(left, top, max(1, right - left), max(1, bottom - top), size)
-    if isinstance(segmentation, dict):
-        if "png" in segmentation:
-            return _cropped_mask(segmentation["png"], segmentation.get("corners"), size)
-        return _run_lengths(segmentation, size)
-    if not isinstance(segmentation, list):
-        raise ValueError(f"a segmentation is an RLE or a list of polygons, not {type(segmentation).__name__}")
-    if all(isinstance(piece, dict) and "counts" in piece for piece in segmentation):
-        return rle_codec.union([_run_lengths(piece, size) for piece in segmentation])
-    pieces = _pieces(segmentation)
-    kept = [piece for piece in pieces if len(piece) >= _MIN_COORDINATES]
-    if not kept:
-        raise AnnotationError("malformed", "a polygon has at least three points, no piece of this one has")
-    if len(kept) < len(pieces):
-        notes["dropped_pieces"] = f"{len(pieces) - len(kept)} of {len(pieces)} polygons have under three points"
-    return rle_codec.from_coco(kept, height, width)
-
-
-def _run_lengths(segmentation: dict[str, Any], size: tuple[int, int]) -> Rle:
-    height, width = size
-    stated = _whole_numbers(segmentation.get("size"))
-    counts = segmentation.get("counts")
-    if "size" in segmentation and stated != [height, width]:
-        raise AnnotationError(
-            "size_mismatch",
-            f"the mask's size is {reprlib.repr(segmentation['size'])}, the image's [height, width] {[height, width]}",
-        )
-    if isinstance(counts, str) and counts[:2] in ("b'", 'b"') and counts[-1:] == counts[1] and len(counts) > 2:
-        counts = counts[2:-1].replace("\\\\", "\\")  # the text of Python's bytes
-    elif isinstance(counts, list):
-        counts = _whole_numbers(counts) or counts
-    known = {**segmentation, "counts": counts} if "counts" in segmentation else segmentation
-    return rle_codec.from_coco(known if stated is None else {**known, "size": stated}, *size)
-
-
-def _cropped_mask(png: object, corners: object, size: tuple[int, int]) -> Rle:
-    """Decode a mask of LabelMe: an image file, base64, of the pixels within a box of two corners."""
-    points = [_point(point) for point in corners] if isinstance(corners, list) and all(map(_is_point, corners)) else []
-    if not isinstance(png, str) or not points:
-        raise ValueError("a mask of LabelMe is an image in base64, with the corners of its box as points")
-    height, width = size
-    data = decode_data_url(png)  # a ValueError where it is none
-    try:
-        inside = decode_mask_image(data, ImageLimits(max_pixels=height * width, max_bytes=max(1, len(data))))
-    except ImageError as error:
-        raise ValueError(f"the image of the mask cannot be read: {error.message}") from error
-    left, top = round(min(x for x, _ in points)), round(min(y for _, y in points))
-    pixels = np.zeros(size, np.bool_)
-    part = inside[max(0, -top) : max(0, height - top), max(0, -left) : max(0, width - left)]
-    pixels[max(0, top) : max(0, top) + part.shape[0], max(0, left) : max(0, left) + part.shape[1]] = part
-    return rle_codec.encode(pixels)
-
-
-def _pieces(segmentation: list[Any]) -> list[list[float]]:
-    """Return polygons as flat lists x0, y0, x1, y1, ...; given flat, as points, or as one polygon not in a list."""
-    if all(_is_point(item) for item in segmentation) and 2 * len(segmentation) >= _MIN_COORDINATES:
-        return [[float(value) for point in segmentation for value in _point(point)]]
-    if not isinstance(segmentation[0], list):
-        segmentation = [segmentation]
-    pieces = []
-    for piece in segmentation:
-        if isinstance(piece, list) and piece and all(_is_point(item) for item in piece):
-            piece = [value for point in piece for value in _point(point)]  # noqa: PLW2901
-        numbers = _numbers(piece)
-        if numbers is None:
-            raise ValueError("a polygon holds finite numbers only: a flat list x0, y0, x1, y1, ... in pixels")
-        if len(numbers) % 2:
-            raise ValueError(f"a polygon of {len(numbers)} numbers is no list of x, y pairs")
-        pieces.append(numbers)
-    return pieces
-
-
-def _is_point(item: object) -> bool:
-    if isinstance(item, dict):
-        return {"x", "y"} <= item.keys()
-    return isinstance(item, list) and len(item) == _POINT and _numbers(item) is not None
-
-
-def _point(item: Any) -> list[float]:
-    return _numbers([item["x"], item["y"]] if isinstance(item, dict) else item) or [math.nan, math.nan]
-
-
-def _numbers(values: object) -> list[float] | None:
-    if not isinstance(values, list):
-        return None
-    if all(type(value) in (int, float) for value in values):
-        try:
-            if all(map(math.isfinite, values)):
-                return values
-        except OverflowError:
-            return None
-        return None
-    numbers = [_finite(value) for value in values]
-    return None if None in numbers else [number for number in numbers if number is not None]
-
-
-def _whole_numbers(values: object) -> list[int] | None:
-    if not isinstance(values, list):
-        return None
-    numbers = [whole_number(value) for value in values]
-    return None if None in numbers else [number for number in numbers if number is not None]
-
-
-def _finite(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float | str):
-        return None
-    try:
-        number = float(value)
-    except (ValueError, OverflowError):
-        return None
-    return number if math.isfinite(number) else None
-
-
 def _category(record: Mapping[str, Any], categories: Mapping[int | str, str]) -> str | None:
     key = image_key(record.get("category_id"))
     if isinstance(label := record.get("category"), str) and label.strip():  # beside an id of a general category
@@ -599,11 +443,11 @@ def _note_disagreement(
     x, y, width, height = box
     # The area within a polygon and the pixels that it covers differ by up to a pixel along the outline.
     tolerance = 2 * (width + height) + 0.1 * area_px
-    area = _finite(record.get("area"))
+    area = finite_number(record.get("area"))
     if area is not None and abs(area - area_px) > tolerance:
         notes["stated_area"] = f"the file states an area of {area:g} px, the mask has {area_px}"
-    stated = _numbers(record.get("bbox"))
-    if stated is None or len(stated) != _BOX or not area_px:
+    stated = finite_numbers(record.get("bbox"))
+    if stated is None or len(stated) != BOX_LENGTH or not area_px:
         return
     # COCO's width counts pixels, SA-1B's is one less; boxes of polygons end between pixels.
     limits = (2, 2, 2.5, 2.5)
@@ -635,62 +479,3 @@ def _plain(value: Any, levels: int) -> Any:
     if isinstance(value, dict):
         return {key: _plain(inner, levels - 1) for key, inner in value.items()}
     return [_plain(inner, levels - 1) for inner in value]
-
-
-def _from_labelme(content: Mapping[str, Any]) -> dict[str, Any]:
-    """Convert a LabelMe file; shapes of one ``group_id`` and label are one object, as LabelMe's converters have it.
-
-    The id of an annotation is the index of its first shape.
-    """
-    shapes = content["shapes"]
-    if not isinstance(shapes, list):
-        raise AnnotationError("malformed", "shapes: a list is expected, as in files of LabelMe")
-    if len(shapes) > MAX_MASKS:
-        raise AnnotationError("too_many_masks", f"{len(shapes)} masks of one image, the limit is {MAX_MASKS}")
-    records: list[dict[str, Any]] = []
-    by_group: dict[tuple[Any, Any], dict[str, Any]] = {}
-    for index, shape in enumerate(shapes):
-        if not isinstance(shape, dict):
-            reason = f"a JSON object is expected, not {type(shape).__name__}"
-            records.append({"id": index, "segmentation": AnnotationError("malformed", reason)})
-            continue
-        record: dict[str, Any] = {"id": index, "label": shape.get("label")}
-        if shape.get("shape_type") == "mask" and isinstance(shape.get("mask"), str):
-            records.append({**record, "segmentation": {"png": shape["mask"], "corners": shape.get("points")}})
-            continue
-        polygon = _labelme_polygon(shape)
-        group = (whole_number(shape.get("group_id")), str(shape.get("label")))
-        if isinstance(polygon, AnnotationError):
-            records.append({**record, "segmentation": polygon})
-        elif group[0] is not None and group in by_group:
-            by_group[group]["segmentation"].append(polygon)
-        else:
-            records.append({**record, "segmentation": [polygon]})
-            if group[0] is not None:
-                by_group[group] = records[-1]
-    image = {"width": content.get("imageWidth"), "height": content.get("imageHeight")}
-    return {"image": {**image, "file_name": content.get("imagePath")}, "annotations": records}
-
-
-def _labelme_polygon(shape: Mapping[str, Any]) -> list[Any] | AnnotationError:
-    """Return the polygon of a LabelMe shape, or its error: points and lines have no area."""
-    points = shape.get("points")
-    kind = shape.get("shape_type") or "polygon"
-    if kind in _SHAPES_WITHOUT_AREA:
-        return AnnotationError("no_segmentation", f"a {kind} has no area")
-    if not isinstance(points, list) or not all(_is_point(point) for point in points):
-        return AnnotationError("malformed", f"the points of a {reprlib.repr(kind)} are a list of x, y pairs in pixels")
-    corners = [_point(point) for point in points]
-    if kind == "polygon" or (kind in _SHAPES_OF_FOUR_CORNERS and len(corners) == _BOX):
-        return [value for corner in corners for value in corner]
-    if kind == "rectangle" and len(corners) in (_POINT, _BOX):
-        xs, ys = [x for x, _ in corners], [y for _, y in corners]
-        return [min(xs), min(ys), max(xs), min(ys), max(xs), max(ys), min(xs), max(ys)]
-    if kind == "circle" and len(corners) == _POINT:
-        (x, y), (edge_x, edge_y) = corners
-        radius = math.hypot(edge_x - x, edge_y - y)
-        angles = np.linspace(0, 2 * math.pi, 64, endpoint=False)
-        circle = np.stack([x + radius * np.cos(angles), y + radius * np.sin(angles)], axis=1)
-        return [float(value) for value in circle.flat]
-    reason = f"a shape {reprlib.repr(kind)} of {len(corners)} points has no area that is known"
-    return AnnotationError("no_segmentation", reason)

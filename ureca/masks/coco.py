@@ -15,16 +15,16 @@ from ureca.content import iter_chunks
 from ureca.errors import AnnotationError
 from ureca.io import locate
 from ureca.masks.annotations import (
-    MAX_MASKS,
     Annotations,
     category_names,
     image_annotations,
     image_key,
     load_json,
-    whole_number,
 )
 from ureca.masks.json_stream import JsonStreamError, iter_elements
+from ureca.masks.mask import MAX_MASKS
 from ureca.masks.other_formats import check_format, check_no_xml
+from ureca.masks.segmentations import whole_number
 
 _MAX_CHECKED_BYTES = 2**26
 MAX_FILE_BYTES = 2**35

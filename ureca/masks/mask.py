@@ -10,6 +10,9 @@ from ureca.errors import AnnotationError
 from ureca.masks import rle as rle_codec
 from ureca.masks.rle import BoolMask, Rle
 
+MAX_MASKS = 4096
+"""Largest number of masks of an image. Building a mask tree can take time proportional to its square."""
+
 
 @dataclass(frozen=True, slots=True)
 class Mask:

@@ -5,8 +5,9 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from ureca.errors import AnnotationError
-from ureca.masks.annotations import MAX_MASKS, as_utf8
+from ureca.masks.annotations import as_utf8
 from ureca.masks.frames import Size, turned_box, turned_point
+from ureca.masks.mask import MAX_MASKS
 
 MAX_POINTS = 256
 """Largest number of points of a prompt."""

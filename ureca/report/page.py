@@ -19,6 +19,7 @@ from ureca.wording import duration
 ReadPixels: TypeAlias = Callable[[Sequence[str]], Iterable[tuple[str, npt.NDArray[np.uint8] | DataError]]]
 """Reader of images: from ids to the pixels of each (uint8 RGB [H, W, 3]) or the reason for none, in any order."""
 
+_NAMES_OF_COLUMNS = {"proposer": "mask generator", "recipe": "config hash"}
 _MAX_FAILURES_LISTED = 200  # the counts cover all of them
 
 
@@ -136,7 +137,7 @@ class RunStatistics:
                 self.failures.append(ImageFailure(image_id=row["image_id"], uri=row["uri"], **error))
         for name, value in (row["provenance"] or {}).items():
             if value is not None:
-                self.provenance.setdefault(name, set()).add(value)
+                self.provenance.setdefault(_NAMES_OF_COLUMNS.get(name, name), set()).add(value)
         self.num_regions += len(row["regions"])
         for region in row["regions"]:
             if region["status"] != "ok":

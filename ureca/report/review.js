@@ -2,7 +2,7 @@
 
 // Decisions about captions, by keyboard or pointer, and the image of the current region.
 
-const REASONS = ["false: not what the region shows", "not unique: fits another region, too", "wrong attribute, such as the color", "wrong place or relation", "about another part of the image", "bad mask"];
+const REASONS = ["false: not what the region shows", "not unique: fits another region, too", "wrong attribute, such as the colour", "wrong place or relation", "about another part of the image", "bad mask"];
 const KEYS = [
   ["j, ↓", "next region"], ["k, ↑", "previous region"], ["a", "accept, and go on"], ["r", "reject, with a reason; 1 to 6 choose it"],
   ["R", "reject at once, and go on"], ["e", "correct the caption"], ["u", "take the decision back"], ["Enter", "show the image; Escape: back to the grid"],

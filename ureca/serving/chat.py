@@ -387,7 +387,7 @@ def _is_bool(value: object) -> bool:
 
 @dataclass(frozen=True, eq=False)
 class ChatImage:
-    """An image and its regions, merged from the images of a request with equal colors.
+    """An image and its regions, merged from the images of a request with equal colours.
 
     Attributes:
         pixels: uint8 RGB [H, W, 3].
@@ -399,7 +399,7 @@ class ChatImage:
 
 
 def decode_chat_images(files: Sequence[bytes], params: Sequence[str], limits: ServingLimits) -> list[ChatImage]:
-    """Decode the images of a request to regions, and merge those with equal colors.
+    """Decode the images of a request to regions, and merge those with equal colours.
 
     An image whose alpha differs is a region: its pixels of at least half the largest alpha. Another is a region as a
     whole, unless the request also has black and white images: each of them is the mask of the previous (else the next)
@@ -417,7 +417,7 @@ def decode_chat_images(files: Sequence[bytes], params: Sequence[str], limits: Se
     check_region_count(len(files), (1, 1), limits)
     images: list[Pixels] = []
     insides: list[rle_codec.Rle | None] = []  # by file: None for an image without transparent pixels
-    places: list[int] = []  # by file: index of its colors in ``images``
+    places: list[int] = []  # by file: index of its colours in ``images``
     num_pixels_left = limits.image.max_pixels
     for data, param in zip(files, params, strict=True):
         pixels, alpha = decode_image(data, limits.image, param)
@@ -478,7 +478,7 @@ def _assign_mask_images(images: Mapping[int, Pixels], params: Sequence[str]) -> 
 
 
 def _is_black_and_white(pixels: Pixels) -> bool:
-    """Return True for black and one other color, or for grey levels near black and white, as JPEG makes them."""
+    """Return True for black and one other colour, or for grey levels near black and white, as JPEG makes them."""
     colored = pixels.any(axis=2)
     if not colored.all() and (not colored.any() or bool((pixels[colored] == pixels[colored][0]).all())):
         return True
@@ -488,7 +488,7 @@ def _is_black_and_white(pixels: Pixels) -> bool:
 
 
 def _may_be_labels(pixels: Pixels) -> bool:
-    """Return True for grey levels, and for few colors with black: a soft mask, or a map of labels."""
+    """Return True for grey levels, and for few colours with black: a soft mask, or a map of labels."""
     step = max(1, round((pixels.shape[0] * pixels.shape[1] / _MAX_SAMPLED_PIXELS) ** 0.5))
     sample: Any = pixels[::step, ::step].reshape(-1, 3).astype(np.int32)
     if not (sample - sample[:, :1]).any():

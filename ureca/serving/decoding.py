@@ -64,7 +64,7 @@ def decode_image(data: bytes, limits: ImageLimits, param: str) -> tuple[Pixels, 
         param: Path of the field in the request, for error messages.
 
     Returns:
-        The colors, uint8 RGB [H, W, 3], and the alpha channel, uint8 [H, W]; None if the file has none.
+        The colours, uint8 RGB [H, W, 3], and the alpha channel, uint8 [H, W]; None if the file has none.
 
     Raises:
         ApiError: 422 with the kind of the ``ImageError`` as its code.

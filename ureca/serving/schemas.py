@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from ureca.errors import DataError, UrecaError
-from ureca.masks.annotations import MAX_MASKS
+from ureca.masks.mask import MAX_MASKS
 from ureca.masks.prompts import MAX_POINTS
 from ureca.model.settings import MAX_TEMPERATURE, CaptionSettings, check_question
 

@@ -27,6 +27,7 @@ from ureca.masks.views import Views
 from ureca.memory import OUT_OF_MEMORY, first_line, out_of_memory_as
 from ureca.registry import build_component
 from ureca.serving.decoding import exact_mask
+from ureca.wording import plural
 
 _NUM_CACHED_IMAGES = 8
 _MIN_BOX_IOU = 0.5
@@ -86,7 +87,7 @@ class Segmenter:
         """
         if self._num_failures >= self._max_failures:
             raise RuntimeError(
-                f"{self._num_failures} images in a row could not be segmented, the last: {self._last_failure}"
+                f"{plural(self._num_failures, 'image')} in a row could not be segmented, the last: {self._last_failure}"
             )
 
     @contextmanager
@@ -161,7 +162,7 @@ def match_prompts(masks: Sequence[Mask], prompts: Mapping[int, Prompt], height: 
 
 
 def lookalike_ids(pixels: Pixels, masks: Sequence[Mask]) -> dict[int, list[int]]:
-    """Find the look-alikes of each region by color, texture and shape.
+    """Find the look-alikes of each region by colour, texture and shape.
 
     Args:
         pixels: uint8 RGB [H, W, 3].

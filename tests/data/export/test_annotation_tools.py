@@ -342,7 +342,7 @@ def test_import_corrections_command_prints_what_became_of_each_region(
 ) -> None:
     source = label_studio(output, {("a b", 1): {"caption": "better"}})
     assert main(["import-corrections", str(output), str(source), "--format", "label-studio"]) == 0
-    assert capsys.readouterr().out == "1 captions corrected\nwithout a decision: 2\n"
+    assert capsys.readouterr().out == "1 caption corrected\nwithout a decision: 2\n"
 
 
 @pytest.mark.parametrize("kind", ["label-studio", "fiftyone"])

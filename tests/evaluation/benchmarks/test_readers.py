@@ -69,7 +69,7 @@ def test_refcoco_reader_turns_masks_of_stored_images_upright(
     turned = np.rot90(stored, -1) if orientation == 6 else stored[::-1, ::-1]
     expected = turned if orientation == 6 or frame == "stored" else stored
     np.testing.assert_array_equal(pixels_of(images[1], 0), expected)
-    assert ("1 images have an EXIF orientation" in caplog.text) == (frame == "auto" and orientation == 3)
+    assert ("1 image has an EXIF orientation" in caplog.text) == (frame == "auto" and orientation == 3)
 
 
 def test_refcoco_reader_with_missing_files_gives_exclusions(tmp_path: Path) -> None:

@@ -6,10 +6,10 @@ import numpy.typing as npt
 from ureca.errors import AnnotationError, ImageError
 from ureca.image_limits import ImageLimits
 from ureca.images import stored_frame
-from ureca.masks.annotations import MAX_MASKS, parse_annotations
+from ureca.masks.annotations import parse_annotations
 from ureca.masks.frames import stored_size, to_upright
 from ureca.masks.generators.settings import AnnotationsConfig
-from ureca.masks.mask import Mask
+from ureca.masks.mask import MAX_MASKS, Mask
 from ureca.masks.mask_images import decode_index_image
 
 _IMAGE_SIGNATURES = (b"\x89PNG", b"BM", b"GIF8", b"II*\0", b"MM\0*", b"\xff\xd8\xff", b"RIFF")
