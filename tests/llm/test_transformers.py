@@ -208,7 +208,7 @@ class TestInvalidRequests:
         model = engine_of(tmp_path)
         requests = [question(picture(seed), "What?") for seed in range(5)]
         expected = answers(model, requests)
-        generate, most = model._model._model.generate, [2]
+        generate, most = model.local_model.model.generate, [2]
         sizes: list[int] = []
 
         def generate_some(**inputs: Any) -> Any:
@@ -217,7 +217,7 @@ class TestInvalidRequests:
             sizes.append(len(inputs["input_ids"]))
             return generate(**inputs)
 
-        monkeypatch.setattr(model._model._model, "generate", generate_some)
+        monkeypatch.setattr(model.local_model.model, "generate", generate_some)
         assert answers(model, requests) == expected
         assert max(sizes) <= 2
         most[0] = 0

@@ -71,7 +71,7 @@ class CrampedCurateActor(CurateActor):
     @classmethod
     def build(cls, *arguments: Any, **options: Any) -> Any:
         stage = super().build(*arguments, **options)
-        stage._curator = replace(stage._curator, embedder=CrampedEmbedder())
+        stage.curator = replace(stage.curator, embedder=CrampedEmbedder())
         return stage
 
 

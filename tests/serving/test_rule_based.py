@@ -73,12 +73,12 @@ def test_engine_image_too_small_to_segment_is_captioned() -> None:
 
 def test_check_progress_raises_for_an_image_that_takes_too_long() -> None:
     now = 0.0
-    engine = RuleBasedEngine(clock=lambda: now)
-    engine.check_progress(1)
     raised = []
 
     class Slow:
-        def generate(self, pixels: np.ndarray) -> list[Mask]:
+        name = "slow"
+
+        def generate(self, image: np.ndarray, annotation: bytes | None = None) -> list[Mask]:
             nonlocal now
             now = 5.0
             with pytest.raises(RuntimeError, match="more than 1 seconds"):
@@ -86,7 +86,8 @@ def test_check_progress_raises_for_an_image_that_takes_too_long() -> None:
             raised.append(True)
             return []
 
-    engine._generator = Slow()  # type: ignore[assignment]
+    engine = RuleBasedEngine(clock=lambda: now, generator=Slow())
+    engine.check_progress(1)
     captions(engine, CaptionJob(scene(), boxes(RED), SETTINGS))
     assert raised
     engine.check_progress(1)

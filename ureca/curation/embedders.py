@@ -143,7 +143,7 @@ class Dinov2Embedder:
         self.name = f"dinov2 {self._settings.checkpoint}"
         self._processor, model = _load(self._settings.checkpoint)
         self._device = torch_device(self._settings.device)
-        self._model = model.to(self._device, torch_dtype(self._settings.dtype, self._device)).eval()
+        self.model = model.to(self._device, torch_dtype(self._settings.dtype, self._device)).eval()
         self._batcher: DynamicBatcher[RegionCrop, Sequence[RegionCrop], npt.NDArray[np.float32]] = DynamicBatcher(
             self._embed_batch, max_batch_size=self._settings.batch_size
         )
@@ -151,7 +151,7 @@ class Dinov2Embedder:
     def embed(self, crops: Sequence[RegionCrop]) -> npt.NDArray[np.float32]:
         """Return embeddings of length 1, float32 [len(crops), hidden size]; masks are not used."""
         vectors = self._batcher.results(crops)
-        return np.stack(vectors) if vectors else np.zeros((0, self._model.config.hidden_size), np.float32)
+        return np.stack(vectors) if vectors else np.zeros((0, self.model.config.hidden_size), np.float32)
 
     def _embed_batch(
         self, crops: Sequence[RegionCrop], deliver: Callable[[int, npt.NDArray[np.float32]], None]
@@ -164,8 +164,8 @@ class Dinov2Embedder:
             images=squares, return_tensors="pt", input_data_format="channels_first", device=self._device
         )
         with torch.inference_mode():
-            values = images["pixel_values"].to(self._device, self._model.dtype)
-            tokens = self._model(pixel_values=values).last_hidden_state
+            values = images["pixel_values"].to(self._device, self.model.dtype)
+            tokens = self.model(pixel_values=values).last_hidden_state
             vectors = torch.nn.functional.normalize(tokens[:, 0].float(), dim=-1)
         for index, vector in enumerate(vectors.cpu().numpy()):
             deliver(index, vector)

@@ -38,7 +38,7 @@ class CurateStage:
         config_hash: str | None = None,
         pixels_in_flight: int = DEFAULT_PIXELS_IN_FLIGHT,
     ) -> None:
-        self._curator = curator
+        self.curator = curator
         self._config_hash = config_hash
         self._images = images
         self._pixels = PixelBudget(pixels_in_flight)
@@ -46,7 +46,7 @@ class CurateStage:
     async def __call__(self, partition: MaskedPartition) -> tuple[list[dict[str, Any]], PartitionReport]:
         """Return rows of the schema ``REGIONS``, in the order of the partition's images, and the work for them."""
         started = time.monotonic()
-        origin = provenance(self._curator, partition.mask_generator, self._config_hash)
+        origin = provenance(self.curator, partition.mask_generator, self._config_hash)
         rows: dict[str, dict[str, Any]] = {
             image.entry.image_id: {
                 "image_id": image.entry.image_id,
@@ -86,7 +86,7 @@ class CurateStage:
             tree = MaskTree.from_parents(image.masks, image.parents)
             try:
                 with out_of_memory_as(DataError, f"the curation of {plural(len(image.masks), 'mask')}"):
-                    row["regions"] = await curate_regions(pixels, image.masks, self._curator, tree)
+                    row["regions"] = await curate_regions(pixels, image.masks, self.curator, tree)
             except DataError as error:
                 if error.kind != OUT_OF_MEMORY:
                     raise

@@ -169,9 +169,13 @@ class Output:
             logger.warning("%s: the rows of the earlier annotations are kept", message)
         if uncertain:
             logger.warning(
-                "%s modified, or moved elsewhere, since %s got their ids, such as %s, or their annotations: their rows "
+                "%s since %s got their ids, such as %s, or their annotations: their rows "
                 "are kept; begin again with --overwrite if the images are others",
-                plural(len(uncertain), "image of INPUT was", "images of INPUT were"),
+                plural(
+                    len(uncertain),
+                    "image of INPUT was modified, or lies elsewhere,",
+                    "images of INPUT were modified, or lie elsewhere,",
+                ),
                 self.path,
                 uncertain[0].listed,
             )

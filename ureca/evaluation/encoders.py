@@ -58,24 +58,24 @@ class DualEncoder:
     def __init__(self, settings: DualEncoderSettings) -> None:
         self.name = settings.checkpoint
         self._batch_size = settings.batch_size
-        self._network, self._processor, self._device = load_encoder(
+        self.network, self._processor, self._device = load_encoder(
             settings.checkpoint, "AutoProcessor", settings.device
         )
-        if not all(hasattr(self._network, f"get_{kind}_features") for kind in ("image", "text")):
+        if not all(hasattr(self.network, f"get_{kind}_features") for kind in ("image", "text")):
             raise SettingsError(
-                f"checkpoint '{settings.checkpoint}' is a {type(self._network).__name__}; an encoder of images and "
+                f"checkpoint '{settings.checkpoint}' is a {type(self.network).__name__}; an encoder of images and "
                 "texts is needed, such as CLIP or SigLIP"
             )
         # SigLIP was trained on texts padded to full length; its features of shorter ones are poor.
-        self._padding = "max_length" if "siglip" in self._network.config.model_type else "longest"
-        self._max_tokens = int(self._network.config.text_config.max_position_embeddings)
+        self._padding = "max_length" if "siglip" in self.network.config.model_type else "longest"
+        self._max_tokens = int(self.network.config.text_config.max_position_embeddings)
 
     def encode_images(self, images: Sequence[npt.NDArray[np.uint8]]) -> Vectors:
         """Encode uint8 RGB images [h, w, 3] of any size as vectors of length 1, [len(images), D]."""
 
         def encode(batch: Sequence[npt.NDArray[np.uint8]]) -> Any:
             inputs = self._processor(images=[pad_to_square(pixels) for pixels in batch], return_tensors="pt")
-            return self._network.get_image_features(**inputs.to(self._device))
+            return self.network.get_image_features(**inputs.to(self._device))
 
         return self._in_batches(images, encode)
 
@@ -90,7 +90,7 @@ class DualEncoder:
                 max_length=self._max_tokens,
                 return_tensors="pt",
             )
-            return self._network.get_text_features(**inputs.to(self._device))
+            return self.network.get_text_features(**inputs.to(self._device))
 
         return self._in_batches(texts, encode)
 

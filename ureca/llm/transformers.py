@@ -38,11 +38,11 @@ class TransformersChatModel:
         self.name = settings.checkpoint
         self._load = process_load()
         self._load.set_slots(self, 1)
-        self._model = LocalModel(settings)
+        self.local_model = LocalModel(settings)
         self._batcher = DynamicBatcher(
             self._generate,
             max_batch_size=settings.max_batch_size,
-            prepare=self._model.prepare,
+            prepare=self.local_model.prepare,
             length=_num_prompt_tokens,
         )
 
@@ -61,7 +61,7 @@ class TransformersChatModel:
 
     def _generate(self, batch: "PreparedBatch", deliver: Callable[[int, ChatAnswer], None]) -> None:
         with self._load.busy():
-            answers = self._model.generate(batch)
+            answers = self.local_model.generate(batch)
         for index, answer in enumerate(answers):
             deliver(index, answer)
 

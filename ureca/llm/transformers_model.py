@@ -38,12 +38,12 @@ class LocalModel:
     """
 
     def __init__(self, config: TransformersConfig) -> None:
-        self._processor, self._model = _load(config)
+        self._processor, self.model = _load(config)
         self._processor.tokenizer.padding_side = "left"
         self._template = ChatTemplate(self._processor, config.checkpoint)
-        self._config, self._end_token_ids = _generation_config(self._model, self._processor.tokenizer)
-        self._model.generation_config = self._config  # transformers takes from it the fields that a batch does not set
-        text_config = self._model.config.get_text_config()
+        self._config, self._end_token_ids = _generation_config(self.model, self._processor.tokenizer)
+        self.model.generation_config = self._config  # transformers takes from it the fields that a batch does not set
+        text_config = self.model.config.get_text_config()
         self._max_tokens: int = getattr(text_config, "max_position_embeddings", None) or 2**31
 
     def prepare(self, requests: Sequence[ChatRequest]) -> tuple[PreparedBatch | None, dict[int, AnswerError]]:
@@ -84,15 +84,15 @@ class LocalModel:
         Raises:
             BatchTooLargeError: the GPU has not enough memory for it.
         """
-        requests, device = batch.requests, self._model.device
+        requests, device = batch.requests, self.model.device
         try:
-            inputs = batch.inputs.to(device, dtype=self._model.dtype)
+            inputs = batch.inputs.to(device, dtype=self.model.dtype)
             prompt_length = inputs["input_ids"].shape[1]
             limits = torch.tensor([request.max_new_tokens for request in requests], device=device)
             config = copy.copy(self._config)
             config.max_new_tokens = int(limits.max())
             seeds = [request_digest(request) for request in requests]
-            tokens = self._model.generate(
+            tokens = self.model.generate(
                 **inputs,
                 generation_config=config,
                 logits_processor=LogitsProcessorList(

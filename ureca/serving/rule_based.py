@@ -18,6 +18,7 @@ from ureca.curation.walk import caption_regions
 from ureca.errors import DataError
 from ureca.hashing import digest
 from ureca.images import Pixels
+from ureca.masks.generators.base import MaskGenerator
 from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import ROOT, MaskTree
@@ -44,10 +45,11 @@ class RuleBasedEngine(StreamingCaptioner):
 
     Args:
         clock: Monotonic time in seconds, for ``check_progress``.
+        generator: Mask generator of the other regions of an image; None: ``segments``.
     """
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._generator = SegmentsMaskGenerator()
+    def __init__(self, clock: Callable[[], float] = time.monotonic, generator: MaskGenerator | None = None) -> None:
+        self._generator = generator or SegmentsMaskGenerator()
         self._embedder = DescriptorEmbedder()
         self._clock = clock
         self._thread = ThreadPoolExecutor(1, "describe")

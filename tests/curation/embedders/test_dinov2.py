@@ -175,8 +175,8 @@ def test_dinov2_in_bfloat16_is_close_to_float32(checkpoint):
     full, half = (
         Dinov2Embedder(Dinov2Config(checkpoint=checkpoint, device="cpu", dtype=dtype)) for dtype in ("auto", "bfloat16")
     )
-    assert {parameter.dtype for parameter in half._model.parameters()} == {torch.bfloat16}
-    assert {parameter.dtype for parameter in full._model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+    assert {parameter.dtype for parameter in full.model.parameters()} == {torch.float32}
     similarity = (full.embed(crops) * half.embed(crops)).sum(axis=1)
     assert similarity == pytest.approx(1, abs=0.01)
     assert half.embed(crops).dtype == np.float32

@@ -131,14 +131,14 @@ def test_dual_encoder_out_of_memory_encodes_the_same_in_smaller_batches(
     expected = encoder.encode_images(images), encoder.encode_texts(texts)
     most = [2]
     for kind in ("image", "text"):
-        encode = getattr(encoder._network, f"get_{kind}_features")
+        encode = getattr(encoder.network, f"get_{kind}_features")
 
         def encode_some(encode: Any = encode, **inputs: Any) -> Any:
             if len(next(iter(inputs.values()))) > most[0]:
                 raise MemoryError("as on a small device")
             return encode(**inputs)
 
-        monkeypatch.setattr(encoder._network, f"get_{kind}_features", encode_some)
+        monkeypatch.setattr(encoder.network, f"get_{kind}_features", encode_some)
     assert encoder.encode_images(images) == pytest.approx(expected[0], abs=1e-5)
     assert encoder.encode_texts(texts) == pytest.approx(expected[1], abs=1e-5)
     most[0] = 0

@@ -70,7 +70,7 @@ def test_prompts_of_one_form_are_decoded_together_and_equal_single_ones(
     prompted = PromptedSam.from_network(SamNetwork(sam))
     alone = [mask for item in prompts.items() for mask in prompted.masks(IMAGE, [item])]
     sizes: list[int] = []
-    decode, most = prompted._network.decode, [99]
+    decode, most = prompted.network.decode, [99]
 
     def decode_some(image: Any, batch: Any, *, several: bool) -> Any:
         num_prompts = len(batch.boxes_xyxy if batch.points_xy is None else batch.points_xy)
@@ -79,7 +79,7 @@ def test_prompts_of_one_form_are_decoded_together_and_equal_single_ones(
         sizes.append(num_prompts)
         return decode(image, batch, several=several)
 
-    monkeypatch.setattr(prompted._network, "decode", decode_some)
+    monkeypatch.setattr(prompted.network, "decode", decode_some)
     for most[0], expected in ((99, [4, 1, 2, 1]), (2, [2, 2, 1, 2, 1]), (1, [1] * 8)):
         sizes.clear()
         masks = prompted.masks(IMAGE, list(prompts.items()))

@@ -99,7 +99,7 @@ def test_generate_makes_the_masks_of_the_pipeline_of_transformers(
 def test_points_of_an_image_that_is_stretched_cover_all_of_it(checkpoints: dict[str, str], kind: str) -> None:
     generator = build(kind, checkpoints[kind])
     seen: list[Any] = []
-    encoder = generator.network._model.prompt_encoder
+    encoder = generator.network.model.prompt_encoder
     encoder.register_forward_pre_hook(
         lambda module, inputs, named: seen.append(named["input_points"]), with_kwargs=True
     )
@@ -114,7 +114,7 @@ def test_generate_in_half_precision_embeds_points_in_full(checkpoints: dict[str,
     generator = build(kind, checkpoints[kind], dtype="bfloat16")
     seen: dict[str, set[Any]] = {"vision_encoder": set(), "prompt_encoder": set(), "mask_decoder": set()}
     for name, types in seen.items():
-        part = getattr(generator.network._model, name)
+        part = getattr(generator.network.model, name)
         types |= {parameter.dtype for parameter in part.parameters()}
     masks = generator.generate(noise(40, 60))
     assert seen == {
@@ -132,7 +132,7 @@ def test_generate_with_crops_and_small_parts_keeps_masks_within_the_image(
 ) -> None:
     generator = build(kind, checkpoints[kind], crop_n_layers=1, min_mask_region_area=4, points_per_side=2)
     encoded: list[Any] = []
-    generator.network._model.vision_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(1))
+    generator.network.model.vision_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(1))
     masks = generator.generate(noise(60, 90))
     assert len(encoded) == 1 + 4
     assert masks
@@ -147,7 +147,7 @@ def test_prompts_are_segmented_and_an_image_is_encoded_once_for_all_clicks(
 ) -> None:
     network = build(kind, checkpoints[kind]).network
     encoded: list[Any] = []
-    network._model.vision_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(1))
+    network.model.vision_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(1))
     prompted = PromptedSam.from_network(network)
     first, second = noise(40, 60), noise(40, 60)[::-1].copy()
     box = Prompt(bbox_xywh=(5, 6, 20, 10))
@@ -213,7 +213,7 @@ def test_prompts_of_a_file_have_the_masks_of_the_processor_of_transformers(
 def test_prompts_in_half_precision_embed_points_in_full(checkpoints: dict[str, str]) -> None:
     settings = PromptedSamConfig(network="sam2", checkpoint=checkpoints["sam2"], device="cpu", dtype="bfloat16")
     generator = build_component("mask_generator", settings)
-    model = generator._network._model
+    model = generator.network.model
     assert next(model.mask_decoder.parameters()).dtype == torch.bfloat16
     assert next(model.prompt_encoder.parameters()).dtype == torch.float32
     (mask,) = generator.masks(noise(40, 60), [(1, Prompt(bbox_xywh=(5, 6, 20, 10)))])
@@ -261,7 +261,7 @@ def test_generate_of_two_phrases_gives_one_class_to_what_fits_both(text_checkpoi
     settings = {"checkpoint": text_checkpoint, "device": "cpu", "text_score_thresh": 0.0}
     encoded: list[Any] = []
     both = build_component("mask_generator", Sam3Config(**settings, text=("wheel", "tree"), box_nms_thresh=1.0))
-    both._text._model.vision_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(1))
+    both.text_network.model.vision_encoder.register_forward_hook(lambda module, inputs, output: encoded.append(1))
     masks = both.generate(image)
     assert {mask.category for mask in masks} == {"wheel", "tree"}
     assert [mask.id for mask in masks] == list(range(1, len(masks) + 1))
@@ -302,7 +302,7 @@ def test_out_of_memory_makes_the_same_masks_in_smaller_parts(
 ) -> None:
     generator = build("sam2", checkpoints["sam2"])
     expected = generator.generate(noise(40, 60))
-    decoder = generator.network._model.mask_decoder
+    decoder = generator.network.model.mask_decoder
     decode = decoder.forward
 
     def decode_one(**inputs: Any) -> Any:

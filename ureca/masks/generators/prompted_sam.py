@@ -79,7 +79,7 @@ class PromptedSam:
     def _set_up(self, network: PromptedNetwork, name: str, frame: Frame) -> None:
         self.name = name
         self._frame = frame
-        self._network = network
+        self.network = network
         self._encoded: OrderedDict[bytes, EmbeddedImage] = OrderedDict()
 
     def generate(
@@ -126,7 +126,7 @@ class PromptedSam:
             ImageError: the image is so elongated that it vanishes at the model's input size.
             DataError: ``out_of_memory``: there is not enough memory even for one prompt.
         """
-        check_proportions(self._network, image)
+        check_proportions(self.network, image)
         if not prompts:
             return []
         height, width = image.shape[:2]
@@ -143,7 +143,7 @@ class PromptedSam:
             for _, masks in in_parts_that_fit(
                 lambda part: self._decode(part, encoded),
                 same_form,
-                self._network.max_prompts or _MAX_PROMPTS,
+                self.network.max_prompts or _MAX_PROMPTS,
                 "the mask decoder with one prompt",
             ):
                 found |= {mask.id: mask for mask in masks}
@@ -160,15 +160,15 @@ class PromptedSam:
             labels=np.stack([each.labels for each in prompts]) if num_points else None,
             boxes_xyxy=np.stack(boxes) if boxes else None,
         )
-        logits, qualities = self._network.decode(image, batch, several=not boxes and num_points == 1)
+        logits, qualities = self.network.decode(image, batch, several=not boxes and num_points == 1)
         best = qualities.argmax(dim=1)
         chosen = logits[torch.arange(len(prompts), device=logits.device), best]
         predicted = qualities.amax(dim=1).float().cpu().numpy()
         rles = []
         for _, of_part in in_parts_that_fit(
-            lambda part: _run_lengths(self._network.upscale(part, image) > self._network.mask_threshold),
+            lambda part: _run_lengths(self.network.upscale(part, image) > self.network.mask_threshold),
             chosen,
-            max_upscaled_masks(self._network, size),
+            max_upscaled_masks(self.network, size),
             f"the upscaling of one mask to {size[1]} x {size[0]} px",
         ):
             rles += of_part
@@ -194,15 +194,15 @@ class PromptedSam:
             self._encoded.move_to_end(key)
             return found
         try:
-            encoded = self._network.encode(image)
+            encoded = self.network.encode(image)
         except Exception as error:
             if not self._encoded or not is_out_of_memory(error):
                 raise
             self._encoded.clear()
             release_memory(error)
-            encoded = self._network.encode(image)
+            encoded = self.network.encode(image)
         cached = sum(each.num_bytes for each in self._encoded.values())
-        budget = min(_MAX_CACHED_BYTES, (cached + free_device_bytes(self._network.device)) // 4)
+        budget = min(_MAX_CACHED_BYTES, (cached + free_device_bytes(self.network.device)) // 4)
         while self._encoded and cached + encoded.num_bytes > budget:
             _, oldest = self._encoded.popitem(last=False)
             cached -= oldest.num_bytes

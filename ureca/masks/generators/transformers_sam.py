@@ -54,7 +54,7 @@ class TransformersSamNetwork:
     mask_threshold = 0.0
 
     def __init__(self, model: Any, processor: Any, device: torch.device, dtype: torch.dtype) -> None:
-        self._model = model.to(device).eval()
+        self.model = model.to(device).eval()
         for part in (model.vision_encoder, model.mask_decoder):
             part.to(dtype)
         self._processor = processor
@@ -74,7 +74,7 @@ class TransformersSamNetwork:
             inputs = self._processor(
                 images=pixels, return_tensors="pt", input_data_format="channels_last", device=self.device
             )
-            encoded = self._model.get_image_embeddings(inputs["pixel_values"].to(self.device, self._dtype))
+            encoded = self.model.get_image_embeddings(inputs["pixel_values"].to(self.device, self._dtype))
             # HQ-SAM's decoder takes the features of the first layer with global attention, too.
             features = (encoded[0], encoded[1][0]) if self._keeps_proportions else tuple(encoded)
             return EmbeddedImage([each.to(self._dtype) for each in features], *pixels.shape[:2])
@@ -93,8 +93,8 @@ class TransformersSamNetwork:
             boxes = torch.as_tensor(corners, dtype=torch.float32, device=self.device)[None]
         with torch.inference_mode():
             if self._positions is None:
-                self._positions = self._model.get_image_wide_positional_embeddings().to(self._dtype)
-            sparse, dense = self._model.prompt_encoder(
+                self._positions = self.model.get_image_wide_positional_embeddings().to(self._dtype)
+            sparse, dense = self.model.prompt_encoder(
                 input_points=points, input_labels=labels, input_boxes=boxes, input_masks=None
             )
             if self._keeps_proportions:
@@ -103,7 +103,7 @@ class TransformersSamNetwork:
             else:
                 *more, first = image.features
                 arguments = {"high_resolution_features": more}
-            logits, qualities, *_ = self._model.mask_decoder(
+            logits, qualities, *_ = self.model.mask_decoder(
                 image_embeddings=first,
                 image_positional_embeddings=self._positions,
                 sparse_prompt_embeddings=sparse.to(self._dtype),
@@ -204,7 +204,7 @@ class Sam3MaskGenerator(TransformersSamGenerator):
 
     def __init__(self, settings: Sam3Config) -> None:
         """Load the checkpoint; see ``TransformersSamGenerator``."""
-        self._text = None
+        self.text_network = None
         if not settings.text:
             super().__init__(settings)
             return
@@ -212,7 +212,7 @@ class Sam3MaskGenerator(TransformersSamGenerator):
         _require_packages()
         device = torch_device(settings.device)
         model, processor = _load("Sam3Model", settings.checkpoint, "AutoProcessor")
-        self._text = _TextPrompted(model.to(device, torch_dtype(settings.dtype, device)), processor, settings)
+        self.text_network = _TextPrompted(model.to(device, torch_dtype(settings.dtype, device)), processor, settings)
         self.images_in_flight = 1 if device.type == "cpu" else settings.images_in_flight
 
     def generate(self, image: npt.NDArray[np.uint8], annotation: bytes | None = None) -> list[Mask]:
@@ -227,7 +227,7 @@ class Sam3MaskGenerator(TransformersSamGenerator):
         Raises:
             DataError: ``out_of_memory``.
         """
-        return self._generator.generate(image) if self._text is None else self._text.generate(image)
+        return self._generator.generate(image) if self.text_network is None else self.text_network.generate(image)
 
 
 class _TextPrompted:
@@ -236,7 +236,7 @@ class _TextPrompted:
     def __init__(self, model: Any, processor: Any, settings: Sam3Config) -> None:
         import torch
 
-        self._model, self._processor, self._settings = model.eval(), processor, settings
+        self.model, self._processor, self._settings = model.eval(), processor, settings
         self._phrases = []
         with torch.inference_mode():
             for phrase in settings.text:
@@ -254,12 +254,12 @@ class _TextPrompted:
         rles, boxes, scores, classes = [], [np.zeros((0, 4), np.int64)], [np.zeros(0, np.float32)], []
         with torch.inference_mode():
             inputs = self._processor.image_processor(
-                images=pixels, return_tensors="pt", input_data_format="channels_last", device=self._model.device
+                images=pixels, return_tensors="pt", input_data_format="channels_last", device=self.model.device
             )
-            values = inputs["pixel_values"].to(self._model.device, self._model.dtype)
-            features = self._model.get_vision_features(pixel_values=values)
+            values = inputs["pixel_values"].to(self.model.device, self.model.dtype)
+            features = self.model.get_vision_features(pixel_values=values)
             for phrase, embedded, attended in self._phrases:
-                outputs = self._model(vision_embeds=features, text_embeds=embedded, attention_mask=attended)
+                outputs = self.model(vision_embeds=features, text_embeds=embedded, attention_mask=attended)
                 found = outputs.pred_logits[0].float().sigmoid()
                 if outputs.presence_logits is not None:
                     found = found * outputs.presence_logits[0].float().sigmoid()
