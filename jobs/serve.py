@@ -29,13 +29,13 @@ def build(args: Mapping[str, object]) -> Any:
     """Build the application for a Serve config (``serve deploy``, KubeRay's RayService).
 
     Args:
-        args: Flags of ``ureca serve`` by name, such as ``config`` and ``model``.
+        args: flags of ``ureca serve`` by name, such as ``config`` and ``model``.
 
     Returns:
         A ``ray.serve.Application``.
 
     Raises:
-        SettingsError: A setting is unknown or invalid, or tokens are missing or cannot be read.
+        SettingsError: a setting is unknown or invalid, or tokens are missing or cannot be read.
     """
     from ureca.pipelines.serving.deployments import build_application
 

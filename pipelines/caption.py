@@ -154,7 +154,7 @@ def list_input(settings: CaptioningSettings) -> pa.Table:
     """List the images of INPUT as a manifest, with their regions where masks are reused.
 
     Raises:
-        InputError: There is nothing to read, or INPUT and ``masks`` or ``listing`` do not fit each other.
+        InputError: there is nothing to read, or INPUT and ``masks`` or ``listing`` do not fit each other.
     """
     check_annotations_have_a_source(settings)
     from_regions = isinstance(settings.masks, ReusedMasksConfig)
@@ -200,19 +200,19 @@ def caption(
     """Caption the images that the output lacks, and retry failed ones if the settings say so.
 
     Args:
-        settings: Settings of the command.
-        on_plan: Callback that gets the number of images in the output's manifest, and of those to process now.
-        progress_of: Function that makes the progress display for a number of images.
-        command: Definition of the command, with other operators for example.
+        settings: settings of the command.
+        on_plan: callback that gets the number of images in the output's manifest, and of those to process now.
+        progress_of: function that makes the progress display for a number of images.
+        command: definition of the command, with other operators for example.
 
     Returns:
         The report of the whole output, including earlier sessions.
 
     Raises:
-        CheckpointError: The model is not a checkpoint.
-        InputError: There is nothing to read, or ids are not unique.
-        OutputError: The folder belongs to another run, was started with other settings, or cannot be written to.
-        SettingsError: The model is a baseline and the settings do not say how it is shown a region, or the operators
+        CheckpointError: the model is not a checkpoint.
+        InputError: there is nothing to read, or ids are not unique.
+        OutputError: the folder belongs to another run, was started with other settings, or cannot be written to.
+        SettingsError: the model is a baseline and the settings do not say how it is shown a region, or the operators
             do not fit the cluster.
     """
     identity = {"model": usable_checkpoint(settings).identity}
@@ -227,9 +227,9 @@ def add_stages(ds: "Dataset", settings: CaptioningSettings | Mapping[str, Any]) 
     no output folder and no resume; fault tolerance is Ray Data's own.
 
     Args:
-        ds: Dataset with a column of images: encoded files as bytes, paths or URIs as strings, or uint8 RGB arrays
+        ds: dataset with a column of images: encoded files as bytes, paths or URIs as strings, or uint8 RGB arrays
             [H, W, 3]. Columns are found as by ``ureca.pipelines.curate.add_stages``.
-        settings: Settings of ``ureca caption``, or a mapping of those that differ from the defaults, with ``model`` at
+        settings: settings of ``ureca caption``, or a mapping of those that differ from the defaults, with ``model`` at
             least. ``input``, ``output`` and all settings of resuming and selecting are not used; ``masks.kind auto``
             means ``segments``.
 
@@ -237,8 +237,8 @@ def add_stages(ds: "Dataset", settings: CaptioningSettings | Mapping[str, Any]) 
         A lazy dataset with the columns of ``ds`` and those of ``ureca.schema.CAPTIONS``.
 
     Raises:
-        CheckpointError: The model is not a checkpoint.
-        SettingsError: Masks would come from files or an earlier run, or the model is a baseline and the settings do
+        CheckpointError: the model is not a checkpoint.
+        SettingsError: masks would come from files or an earlier run, or the model is a baseline and the settings do
             not say how it is shown a region.
 
     Example:
@@ -260,9 +260,9 @@ def plan(settings: CaptioningSettings) -> str:
     The model is loaded and asked only if ``planning.ask_model`` is set.
 
     Raises:
-        CheckpointError: The model is not a checkpoint.
-        SettingsError: The model is a baseline and the settings do not say how it is shown a region.
-        InputError: There is nothing to read, or nothing to do.
+        CheckpointError: the model is not a checkpoint.
+        SettingsError: the model is a baseline and the settings do not say how it is shown a region.
+        InputError: there is nothing to read, or nothing to do.
     """
     checkpoint = usable_checkpoint(settings)
     settings = resolve_masks(settings)
@@ -286,8 +286,8 @@ def usable_checkpoint(settings: CaptioningSettings) -> Checkpoint:
     """Identify the model, and check that it can be shown regions as the settings say.
 
     Raises:
-        CheckpointError: It is not a checkpoint.
-        SettingsError: The settings do not fit the model.
+        CheckpointError: it is not a checkpoint.
+        SettingsError: the settings do not fit the model.
     """
     checkpoint = _identify(settings)
     if settings.engine == "openai":

@@ -136,18 +136,18 @@ def curate(
     """Caption the regions of the images that the output lacks, and retry failed ones if the settings say so.
 
     Args:
-        settings: Settings of the command.
-        on_plan: Callback that gets the number of images in the output's manifest, and of those to process now.
-        progress_of: Function that makes the progress display for a number of images.
-        command: Definition of the command, with other operators for example.
+        settings: settings of the command.
+        on_plan: callback that gets the number of images in the output's manifest, and of those to process now.
+        progress_of: function that makes the progress display for a number of images.
+        command: definition of the command, with other operators for example.
 
     Returns:
         The report of the whole output, including earlier sessions.
 
     Raises:
-        InputError: There is nothing to read, or ids are not unique.
-        OutputError: The folder belongs to another run, was started with other settings, or cannot be written to.
-        SettingsError: A checkpoint, a package or the MLLM's key is missing, or the operators do not fit the cluster.
+        InputError: there is nothing to read, or ids are not unique.
+        OutputError: the folder belongs to another run, was started with other settings, or cannot be written to.
+        SettingsError: a checkpoint, a package or the MLLM's key is missing, or the operators do not fit the cluster.
     """
     checkpoints = {
         f"{name}.checkpoint": checkpoint_digest(checkpoint)
@@ -165,11 +165,11 @@ def add_stages(ds: "Dataset", settings: CurateSettings | Mapping[str, Any]) -> "
     ``error``. There is no output folder and no resume; fault tolerance is Ray Data's own.
 
     Args:
-        ds: Dataset with a column of images: encoded files as bytes, paths or URIs as strings, or uint8 RGB arrays
+        ds: dataset with a column of images: encoded files as bytes, paths or URIs as strings, or uint8 RGB arrays
             [H, W, 3]. ``settings.listing.image_column`` names the column; by default it is the first of ``image``,
             ``bytes``, ``uri`` and ``path``. ``settings.listing.id_column`` names a column of unique ids; by default it
             is ``image_id`` if there is one, else the id is the path, or a hash of the image.
-        settings: Settings of ``ureca curate``, or a mapping of those that differ from the defaults. ``input``,
+        settings: settings of ``ureca curate``, or a mapping of those that differ from the defaults. ``input``,
             ``output`` and all settings of resuming and selecting are not used; ``images_per_partition`` is the batch
             size, by default that of the blocks.
 
@@ -177,7 +177,7 @@ def add_stages(ds: "Dataset", settings: CurateSettings | Mapping[str, Any]) -> "
         A lazy dataset with the columns of ``ds`` and those of ``ureca.schema.REGIONS``.
 
     Raises:
-        SettingsError: Masks would come from annotation files, or the model from ``mllm.kind ray_serve``.
+        SettingsError: masks would come from annotation files, or the model from ``mllm.kind ray_serve``.
 
     Example:
         >>> ds = ray.data.read_images("photos", include_paths=True)  # doctest: +SKIP
@@ -195,7 +195,7 @@ def plan(settings: CurateSettings) -> str:
     """Estimate what ``curate`` would take, as lines of text; nothing is started or written.
 
     Raises:
-        InputError: There is nothing to read, or nothing to do.
+        InputError: there is nothing to read, or nothing to do.
     """
     return estimate(CURATE, settings, curate_dry_run(settings))
 
@@ -204,7 +204,7 @@ def curate_dry_run(settings: CurateSettings) -> DryRun:
     """Build the curation for an estimate, with a chat model that only counts unless ``planning.ask_model`` is set.
 
     Raises:
-        SettingsError: A checkpoint, a package or the MLLM's key is missing, or the model needs a cluster.
+        SettingsError: a checkpoint, a package or the MLLM's key is missing, or the model needs a cluster.
     """
     settings = with_gpus_of_this_machine(settings)
     ask = settings.planning.ask_model

@@ -42,8 +42,8 @@ class Evaluation:
     """Results of an evaluation.
 
     Attributes:
-        table: Table of all models.
-        reports: Reports of the captions, by name of the model.
+        table: table of all models.
+        reports: reports of the captions, by name of the model.
     """
 
     table: EvaluationTable
@@ -54,8 +54,8 @@ def evaluate(settings: EvaluateSettings, tell: Tell) -> Evaluation:
     """Run the steps that the output lacks, and write the table.
 
     Args:
-        settings: Settings of the command.
-        tell: Callback that gets a message about the next step.
+        settings: settings of the command.
+        tell: callback that gets a message about the next step.
 
     Raises:
         InputError: the benchmark, or captions that are there, cannot be read.

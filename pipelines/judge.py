@@ -64,11 +64,11 @@ def build_scorer(settings: ScoringSettings, num_gpus: float) -> CaptionScorer:
     """Load the encoder, the listener and BERTScore's model.
 
     Args:
-        settings: Settings of the scores.
+        settings: settings of the scores.
         num_gpus: GPUs of this actor.
 
     Raises:
-        SettingsError: A checkpoint or a package is missing, or a model needs a GPU that is not there.
+        SettingsError: a checkpoint or a package is missing, or a model needs a GPU that is not there.
     """
     key = "resources.judge"
     encoder = build_encoder(settings.retrieval and on_device(settings.retrieval, num_gpus, key))
@@ -85,11 +85,11 @@ class Scoring:
     """Scores the captions of a benchmark; scores of the same captions under the same config are reused.
 
     Args:
-        settings: Settings of the evaluation.
-        benchmark: Stored benchmark.
-        folder: Folder of the scores, with one folder for each config and set of captions.
-        bert_score: Settings of BERTScore; None if it is not measured or its model is missing.
-        tell: Callback that gets a message about the next step.
+        settings: settings of the evaluation.
+        benchmark: stored benchmark.
+        folder: folder of the scores, with one folder for each config and set of captions.
+        bert_score: settings of BERTScore; None if it is not measured or its model is missing.
+        tell: callback that gets a message about the next step.
     """
 
     def __init__(

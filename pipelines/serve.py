@@ -38,17 +38,17 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
     """Run the service within the context; at exit, requests in flight are finished first.
 
     Args:
-        settings: Settings of the service.
-        batch_command: Command line of ``ureca caption`` for batch jobs; required if ``batches.folders`` is set.
+        settings: settings of the service.
+        batch_command: command line of ``ureca caption`` for batch jobs; required if ``batches.folders`` is set.
         log: True to print the logs of replicas in this process, too.
 
     Yields:
         The base URL of the service, such as http://127.0.0.1:8765.
 
     Raises:
-        CheckpointError: The model is not a checkpoint of URECA.
-        ModuleNotFoundError: A package that replicas need is missing.
-        SettingsError: Tokens are missing or cannot be read, the port is in use, or a deployment cannot start.
+        CheckpointError: the model is not a checkpoint of URECA.
+        ModuleNotFoundError: a package that replicas need is missing.
+        SettingsError: tokens are missing or cannot be read, the port is in use, or a deployment cannot start.
     """
     for package in _PACKAGES_OF_REPLICAS:
         if importlib.util.find_spec(package) is None:

@@ -171,7 +171,7 @@ class ServeSettings(CommandSettings):
         """Read the bearer tokens; a service that other machines can reach must have one.
 
         Raises:
-            SettingsError: As in ``AccessSettings.read_tokens``; or there is no token and the host is not loopback.
+            SettingsError: as in ``AccessSettings.read_tokens``; or there is no token and the host is not loopback.
         """
         tokens = self.access.read_tokens()
         if not tokens and not self.is_local:

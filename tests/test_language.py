@@ -117,3 +117,45 @@ def test_only_entry_points_print() -> None:
         if token.type == tokenize.NAME and token.string == "print"
     ]
     assert not wrong
+
+
+SECTION = re.compile(r"^(Args|Attributes|Raises):\n((?:(?:    .*)?\n)*)", re.MULTILINE)
+ENTRY = re.compile(r"^    [\w*`][\w*`, .]*?(?: \(.*?\))?: ([A-Z][a-z]+|A)(?=[\s,.;:])", re.MULTILINE)
+PROPER_NOUNS = {
+    "Arrow",
+    "Chromium",
+    "False",
+    "Hugging",
+    "Java",
+    "Jinja",
+    "Kubernetes",
+    "None",
+    "Parquet",
+    "Ray",
+    "True",
+}
+
+
+def test_entries_of_docstrings_begin_with_a_small_letter() -> None:
+    """``Args:``, ``Attributes:`` and ``Raises:`` continue their names: "path: path of the file"."""
+    wrong = [
+        f"{file.path}:{line}: {word}"
+        for file in FILES
+        for line, text in docstrings(file)
+        for section in SECTION.finditer(text + "\n")
+        for word in ENTRY.findall(section[2])
+        if word not in PROPER_NOUNS
+    ]
+    assert not wrong
+
+
+def test_prose_spells_colour_in_one_way() -> None:
+    """As most of the prose has it, "colour"; names of CSS and of libraries stand in backquotes."""
+    texts = [
+        (file.path, text) for file in FILES for text in [*comments(file), *(found for _, found in docstrings(file))]
+    ]
+    pages = [path for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")] if path.name != "licences.md"]
+    texts += [(path, re.sub(r"^```.*?^```", "", path.read_text(), flags=re.MULTILINE | re.DOTALL)) for path in pages]
+    code = re.compile(r"`[^`]*`|\"[^\"\n]*\"")
+    wrong = [(str(path), text) for path, text in texts if re.search(r"\b[Cc]olor(s|ed)?\b", code.sub("", text))]
+    assert not wrong

@@ -44,7 +44,7 @@ class ImageStructure:
     """Structure of an image file.
 
     Attributes:
-        size: Width and height as the header states them; None if it states none.
+        size: width and height as the header states them; None if it states none.
         is_ordinary: True if the cost of decoding is bounded by the length of the file and the number of pixels, so that
             it needs no process of its own.
     """
@@ -56,8 +56,8 @@ class ImageStructure:
         """Return the memory that decoding takes at most.
 
         Args:
-            num_file_bytes: Length of the file.
-            max_pixels: Largest number of pixels that is decoded; assumed where the header is not read.
+            num_file_bytes: length of the file.
+            max_pixels: largest number of pixels that is decoded; assumed where the header is not read.
         """
         num_pixels = max_pixels if self.size is None else min(max_pixels, self.size[0] * self.size[1])
         return num_decoding_bytes(num_file_bytes, num_pixels)

@@ -269,7 +269,7 @@ def sort_names(names: Iterable[str]) -> pa.ChunkedArray:
     """Collect the file names that a walk yields into Arrow strings, sorted by their bytes.
 
     Raises:
-        InputError: A folder cannot be read, or a name is not UTF-8.
+        InputError: a folder cannot be read, or a name is not UTF-8.
     """
     chunks = []
     walk = iter(names)

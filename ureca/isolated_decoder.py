@@ -60,9 +60,9 @@ class IsolatedDecoder:
     both end in an ``ImageError``. Its environment has no secrets of this process, and what it sends is not unpickled.
 
     Args:
-        tasks: Names of the ways to decode an image, in the order of the children's program.
+        tasks: names of the ways to decode an image, in the order of the children's program.
         program: Python program of the children.
-        max_idle_s: Seconds after which a child that gets no further image ends, so that its memory is freed.
+        max_idle_s: seconds after which a child that gets no further image ends, so that its memory is freed.
     """
 
     def __init__(self, tasks: tuple[str, ...], program: str = _PROGRAM, *, max_idle_s: float = _MAX_IDLE_S) -> None:
@@ -82,15 +82,15 @@ class IsolatedDecoder:
         """Decode an image.
 
         Args:
-            data: Content of the file.
-            limits: Limits of the image.
-            task: Name of the way to decode it.
+            data: content of the file.
+            limits: limits of the image.
+            task: name of the way to decode it.
 
         Returns:
             The arrays and flags of the task.
 
         Raises:
-            ImageError: That of the decoder; ``too_complex``: the decoder took too long and was killed; ``corrupt``: it
+            ImageError: that of the decoder; ``too_complex``: the decoder took too long and was killed; ``corrupt``: it
                 crashed.
         """
         if self._process_id != os.getpid():  # a fork: the children belong to the parent
@@ -139,8 +139,8 @@ class _Child:
     """A child process.
 
     Attributes:
-        num_images: Number of images that it was given.
-        idle_since_s: Time, by ``time.monotonic``, since which it has had none.
+        num_images: number of images that it was given.
+        idle_since_s: time, by ``time.monotonic``, since which it has had none.
         is_usable: False once it has ended, or has to.
     """
 

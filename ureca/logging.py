@@ -32,8 +32,8 @@ def json_logger(name: str, stream: TextIO | None = None) -> logging.Logger:
     """Return a logger that writes lines of JSON, and passes nothing on to other handlers.
 
     Args:
-        name: Name of the logger; a second call with the same name replaces the stream.
-        stream: Stream to write to; None means standard error.
+        name: name of the logger; a second call with the same name replaces the stream.
+        stream: stream to write to; None means standard error.
     """
     handler = logging.StreamHandler(stream)
     handler.setFormatter(JsonFormatter())

@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments.science.base import BaseRun, BaseSettings, DrawnScene
+from experiments.science.base import BaseRun, BaseSettings
 from experiments.science.check import SIDE_PX, judge, rate
+from experiments.science.views import DrawnScene
 from ureca.masks.rle import decode
 from ureca.masks.tree import ROOT
 from ureca.model.settings import ScratchSizes

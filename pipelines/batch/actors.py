@@ -49,9 +49,9 @@ class Session:
     """The session that actors work for.
 
     Attributes:
-        lease: Session id in the lease of the output; None if no other session can write to it.
-        config_hash: Hash of all that decides the rows' content, for their provenance.
-        logs_events: Actors log partitions and failures on standard error, which Ray keeps in files. In the process of
+        lease: session id in the lease of the output; None if no other session can write to it.
+        config_hash: hash of all that decides the rows' content, for their provenance.
+        logs_events: actors log partitions and failures on standard error, which Ray keeps in files. In the process of
             the user it is a terminal.
     """
 
@@ -69,9 +69,9 @@ def open_crash_log(output: Output, stage: str, max_crashes: int) -> CrashLog:
     """Open the crash log of a stage for this worker; crashes of machines that have left the cluster do not count.
 
     Args:
-        output: Output folder.
-        stage: Name of the stage.
-        max_crashes: Number of crashes after which an image is quarantined.
+        output: output folder.
+        stage: name of the stage.
+        max_crashes: number of crashes after which an image is quarantined.
     """
     if not ray_is_running():
         return output.crash_log(stage, max_crashes)
@@ -94,9 +94,9 @@ def build_generator_stage(masks: ComponentConfig, settings: BatchSettings, fetch
     """Build the stage of a mask generator, on the device that ``resources.masks`` implies.
 
     Args:
-        masks: Settings of the mask generator.
-        settings: Settings of the command.
-        fetch: Function that reads the images; None: that of ``build_fetch``.
+        masks: settings of the mask generator.
+        settings: settings of the command.
+        fetch: function that reads the images; None: that of ``build_fetch``.
     """
     resources: Any = settings.resources  # of the command's own type
     masks = on_device(masks, resources.masks.num_gpus, "resources.masks")
@@ -120,7 +120,7 @@ class Eager(Generic[Component]):
     An error in a constructor would make Ray restart the actor again and again, instead of failing the job.
 
     Args:
-        build: Function that builds the component.
+        build: function that builds the component.
     """
 
     def __init__(self, build: Callable[[], Component]) -> None:
@@ -134,7 +134,7 @@ class Eager(Generic[Component]):
         """Return the component.
 
         Raises:
-            UrecaError: It could not be built.
+            UrecaError: it could not be built.
         """
         if isinstance(self._component, UrecaError):
             raise self._component
@@ -145,9 +145,9 @@ class MaskActor:
     """Makes or reads the masks of partitions, and passes on chunks as soon as they are ready.
 
     Args:
-        build: Function that builds the stage from the settings, in the actor.
-        settings: Settings of the command.
-        images_per_chunk: Images in a chunk; None passes on whole partitions.
+        build: function that builds the stage from the settings, in the actor.
+        settings: settings of the command.
+        images_per_chunk: images in a chunk; None passes on whole partitions.
     """
 
     def __init__(
@@ -172,9 +172,9 @@ class RowActor(ABC, Generic[Settings]):
     Rows of chunks are returned to the driver, because the chunks of one partition may be in several actors.
 
     Args:
-        settings: Settings of the command.
-        images_in_flight: Decoded images that the actor holds at a time.
-        session: Session that the actor works for.
+        settings: settings of the command.
+        images_in_flight: decoded images that the actor holds at a time.
+        session: session that the actor works for.
     """
 
     name: ClassVar[str]
@@ -200,9 +200,9 @@ class RowActor(ABC, Generic[Settings]):
         """Build the stage and load its models.
 
         Args:
-            settings: Settings of the command.
-            images: Images in flight, which the stage reads.
-            config_hash: Config hash for the provenance of the rows.
+            settings: settings of the command.
+            images: images in flight, which the stage reads.
+            config_hash: config hash for the provenance of the rows.
         """
 
     async def __call__(self, batch: pa.Table) -> pa.Table:
@@ -245,18 +245,18 @@ def write_chunked_partitions(
     Only partitions that operators are working on are incomplete, so memory does not grow with the corpus.
 
     Args:
-        reported: Rows of the schema ``REPORTED``.
-        output: Output folder to write to.
-        lease: Session id in the lease of the output; None if no other session can write to it.
-        on_written: Callback that gets each of the reports as soon as the partition is on disk, in any thread. The next
+        reported: rows of the schema ``REPORTED``.
+        output: output folder to write to.
+        lease: session id in the lease of the output; None if no other session can write to it.
+        on_written: callback that gets each of the reports as soon as the partition is on disk, in any thread. The next
             row, with which the generator goes on, may come much later.
 
     Yields:
         The report of each partition on disk, whether this function or an actor wrote it.
 
     Raises:
-        OutputError: A partition cannot be written.
-        RuntimeError: Another session has taken over the output, or chunks are missing at the end.
+        OutputError: a partition cannot be written.
+        RuntimeError: another session has taken over the output, or chunks are missing at the end.
     """
     incomplete: dict[int, dict[int, tuple[pa.Table, PartitionReport]]] = {}
     writing: deque[Future[PartitionReport]] = deque()

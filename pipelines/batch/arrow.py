@@ -79,8 +79,8 @@ def manifest_reader(output_path: str, keep: TableFunction) -> TableFunction:
     threads that race for an import.
 
     Args:
-        output_path: Output folder of the manifests.
-        keep: Filter of the partitions, from ``pending_partitions``.
+        output_path: output folder of the manifests.
+        keep: filter of the partitions, from ``pending_partitions``.
 
     Returns:
         A function from rows of ``manifest_items`` to a table of the schema ``PARTITIONS``.
@@ -98,8 +98,8 @@ def pending_partitions(failed: Mapping[int, set[str]], done: Sequence[int]) -> T
     """Return a filter of stored manifests that keeps unfinished partitions, and the failed images of finished ones.
 
     Args:
-        failed: Ids of images to process again, by partition.
-        done: Partitions that have their file.
+        failed: ids of images to process again, by partition.
+        done: partitions that have their file.
     """
     finished = frozenset(done)
 

@@ -32,13 +32,13 @@ class Operator:
     """A step of a batch command, from tables to tables.
 
     Attributes:
-        function: Function of stateless tasks, or class of actors, whose instances map a table to a table, to an
+        function: function of stateless tasks, or class of actors, whose instances map a table to a table, to an
             iterator of tables, or, if asynchronous, to an awaitable table.
-        num_cpus: Logical CPUs of each task or actor.
+        num_cpus: logical CPUs of each task or actor.
         num_gpus: GPUs of each actor.
-        pool: Size of the actor pool; None for tasks.
-        constructor_args: Arguments of the constructor of actors.
-        calls_in_flight: Tables that an actor works on at a time; None for one by one.
+        pool: size of the actor pool; None for tasks.
+        constructor_args: arguments of the constructor of actors.
+        calls_in_flight: tables that an actor works on at a time; None for one by one.
     """
 
     function: Any
@@ -69,12 +69,12 @@ def choose_executor(settings: ExecutorSettings, resources: Any, num_images: int)
     operators, or a chat model that Ray serves.
 
     Args:
-        settings: Settings of the command.
-        resources: Resources of its operators.
-        num_images: Images to process.
+        settings: settings of the command.
+        resources: resources of its operators.
+        num_images: images to process.
 
     Raises:
-        SettingsError: The executor is local, and the chat model needs Ray.
+        SettingsError: the executor is local, and the chat model needs Ray.
     """
     is_served_by_ray = getattr(getattr(settings, "mllm", None), "kind", None) == "ray_serve"
     if settings.executor == "local" and is_served_by_ray:
@@ -118,14 +118,14 @@ def run_locally(operators: Sequence[Operator], tables: Iterable[pa.Table]) -> It
     thread, one table ahead of it.
 
     Args:
-        operators: Operators in their order, each constructed once.
-        tables: Input of the first operator.
+        operators: operators in their order, each constructed once.
+        tables: input of the first operator.
 
     Yields:
         Rows of the results of the last operator, as soon as they are made.
 
     Raises:
-        UrecaError: An operator failed with this error, if the user can fix it; see ``user_error``.
+        UrecaError: an operator failed with this error, if the user can fix it; see ``user_error``.
     """
     made: queue.SimpleQueue[pa.Table | BaseException | None] = queue.SimpleQueue()
     loop = asyncio.new_event_loop()
@@ -203,7 +203,7 @@ def user_error(error: BaseException) -> UrecaError | None:
     """Find the error that a worker failed with, if the user can fix it.
 
     Args:
-        error: Error of an operator, or of Ray, such as a ``RayTaskError`` or a ``TrainingFailedError``. Its causes are
+        error: error of an operator, or of Ray, such as a ``RayTaskError`` or a ``TrainingFailedError``. Its causes are
             searched, and the members of exception groups, which concurrent tasks raise.
 
     Returns:

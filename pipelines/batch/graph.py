@@ -31,22 +31,22 @@ class BatchCommand(Generic[Settings]):
     """Definition of a batch command.
 
     Attributes:
-        name: Name of the command.
-        dataset: Dataset that it writes.
-        list_input: Function that lists the images of INPUT as a manifest.
-        row_actor: Actor class that makes the rows; its name is also that of its section in ``settings.resources``.
-        build_mask_stage: Function that builds the stage that makes masks, called in each actor; None if the row
+        name: name of the command.
+        dataset: dataset that it writes.
+        list_input: function that lists the images of INPUT as a manifest.
+        row_actor: actor class that makes the rows; its name is also that of its section in ``settings.resources``.
+        build_mask_stage: function that builds the stage that makes masks, called in each actor; None if the row
             actor reads stored masks.
-        build_trees: Function that builds the mask trees of a partition with the containment of ``settings.tree``; None
+        build_trees: function that builds the mask trees of a partition with the containment of ``settings.tree``; None
             if the rows need no tree.
-        engine_concurrency: Function that returns the requests that an engine shared by all actors serves at a time;
+        engine_concurrency: function that returns the requests that an engine shared by all actors serves at a time;
             None if each actor has its own engine.
-        actor_settings: Function that derives the settings of one of several row actors, such as its share of an
+        actor_settings: function that derives the settings of one of several row actors, such as its share of an
             engine's concurrency.
-        running: Context manager for services that run on the cluster beside the operators; yields the settings to use.
-        check_engine: Function that checks the engine with the settings that ``running`` yields, before the operators
+        running: context manager for services that run on the cluster beside the operators; yields the settings to use.
+        check_engine: function that checks the engine with the settings that ``running`` yields, before the operators
             start; called on the cluster, where the requests are sent from. None if there is nothing to check.
-        packages: Installed distributions whose versions are recorded besides those that every command uses.
+        packages: installed distributions whose versions are recorded besides those that every command uses.
     """
 
     name: str
@@ -86,19 +86,19 @@ def build_graph(
     """Chain the operators of a command on Ray Data.
 
     Args:
-        command: Command to run.
-        chunks: Chunks of stored manifests, from ``manifest_dataset``.
-        keep: Filter of the partitions to process, from ``pending_partitions``.
-        settings: Settings of the command.
-        work: Work of the session.
-        cluster: Cluster to run on.
-        session: Session that actors work for.
+        command: command to run.
+        chunks: chunks of stored manifests, from ``manifest_dataset``.
+        keep: filter of the partitions to process, from ``pending_partitions``.
+        settings: settings of the command.
+        work: work of the session.
+        cluster: cluster to run on.
+        session: session that actors work for.
 
     Returns:
         A lazy dataset of the schema ``REPORTED``, with one row for each written partition, or chunk of one.
 
     Raises:
-        SettingsError: The operators cannot run side by side on this cluster.
+        SettingsError: the operators cannot run side by side on this cluster.
     """
     pools = plan_pools(settings.resources, work, cluster, command.engine_concurrency(settings))
     read, *others = build_operators(command, keep, settings, pools=pools, work=work, session=session)
@@ -132,12 +132,12 @@ def build_operators(
     """List the operators of a command, from rows of ``manifest_items`` to rows of the schema ``REPORTED``.
 
     Args:
-        command: Command to run.
-        keep: Filter of the partitions to process, from ``pending_partitions``.
-        settings: Settings of the command.
-        pools: Actor pools by name of the operator, from ``plan_pools`` or ``local_pools``.
-        work: Work of the session.
-        session: Session that actors work for.
+        command: command to run.
+        keep: filter of the partitions to process, from ``pending_partitions``.
+        settings: settings of the command.
+        pools: actor pools by name of the operator, from ``plan_pools`` or ``local_pools``.
+        work: work of the session.
+        session: session that actors work for.
     """
     resources: Any = settings.resources
     operators = [Operator(manifest_reader(settings.output, keep), resources.read.num_cpus)]

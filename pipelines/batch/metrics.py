@@ -24,11 +24,11 @@ class EventLog:
     By default the lines go to the worker's standard error, which Ray keeps in ``logs/worker-*.err`` of its session.
 
     Args:
-        operator: Name of the operator that the worker runs.
-        output: Output folder of the run.
-        session: Id of the session; None if there is none.
-        config_hash: Config hash of the rows.
-        stream: Stream to write to; None means standard error.
+        operator: name of the operator that the worker runs.
+        output: output folder of the run.
+        session: id of the session; None if there is none.
+        config_hash: config hash of the rows.
+        stream: stream to write to; None means standard error.
     """
 
     def __init__(
@@ -92,8 +92,8 @@ class MetricsActor:
     It also divides the slots of an engine that the workers share by their need.
 
     Args:
-        clock: Monotonic clock in seconds.
-        num_slots: Requests that all workers together may have in flight at a shared engine; None if there is none.
+        clock: monotonic clock in seconds.
+        num_slots: requests that all workers together may have in flight at a shared engine; None if there is none.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, num_slots: int | None = None) -> None:
@@ -107,10 +107,10 @@ class MetricsActor:
         """Replace a worker's report, which is JSON.
 
         Args:
-            worker: Name of the worker.
-            report: Its load.
-            own_share: Slots of the shared engine that the settings give it.
-            share: Slots that it was last allowed; None if it has its own share.
+            worker: name of the worker.
+            report: its load.
+            own_share: slots of the shared engine that the settings give it.
+            share: slots that it was last allowed; None if it has its own share.
 
         Returns:
             Slots that it may use from now on; None for its own share. A worker gives slots up before another gets them,
@@ -150,8 +150,8 @@ def metrics_actor(name: str, num_slots: int | None = None) -> Iterator[Callable[
     """Run a metrics actor for the block, which workers find by its name.
 
     Args:
-        name: Name of the actor.
-        num_slots: Requests that all workers together may have in flight at a shared engine; None if there is none.
+        name: name of the actor.
+        num_slots: requests that all workers together may have in flight at a shared engine; None if there is none.
 
     Yields:
         A function that returns the sum of all reports, or None if the actor does not answer, for example because its
@@ -180,9 +180,9 @@ class Reporter:
     """Reports the load of this process's engines and its finished images; does nothing outside a Ray actor.
 
     Args:
-        operator: Name of the operator that the process runs.
-        metrics_actor_name: Name of the metrics actor.
-        load: Load of the process's engines.
+        operator: name of the operator that the process runs.
+        metrics_actor_name: name of the metrics actor.
+        load: load of the process's engines.
     """
 
     def __init__(self, operator: str, metrics_actor_name: str, load: EngineLoad) -> None:

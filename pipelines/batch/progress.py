@@ -25,10 +25,10 @@ class ProgressDisplay:
     """Shows how far a run is, as one line of text and, on a terminal, a bar.
 
     Args:
-        total: Number of images or steps.
-        stream: Stream to write to; None means standard error.
-        interval_s: Seconds between lines if the stream is no terminal.
-        clock: Monotonic clock in seconds.
+        total: number of images or steps.
+        stream: stream to write to; None means standard error.
+        interval_s: seconds between lines if the stream is no terminal.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -74,10 +74,10 @@ class Progress:
     """Progress of a batch command: images and regions done, throughput, failures, time left, and load of the engines.
 
     Args:
-        num_images: Images to process in this session.
-        stream: Stream to write to; None means standard error.
-        interval_s: Seconds between lines if the stream is no terminal.
-        clock: Monotonic clock in seconds.
+        num_images: images to process in this session.
+        stream: stream to write to; None means standard error.
+        interval_s: seconds between lines if the stream is no terminal.
+        clock: monotonic clock in seconds.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class Progress:
         """Poll the load of the engines during the block, so that lines are shown also while no partition is complete.
 
         Args:
-            engines: Function that returns the load of all engines so far, or None if it is unknown.
+            engines: function that returns the load of all engines so far, or None if it is unknown.
         """
         ended = threading.Event()
 

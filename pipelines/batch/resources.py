@@ -30,7 +30,7 @@ class NodeResources:
     """Resources of a node, or of an actor.
 
     Attributes:
-        num_cpus: Logical CPUs.
+        num_cpus: logical CPUs.
         num_gpus: GPUs.
     """
 
@@ -54,13 +54,13 @@ class Cluster:
     """Resources of the cluster that a command runs on.
 
     Attributes:
-        num_cpus: Logical CPUs.
+        num_cpus: logical CPUs.
         num_gpus: GPUs.
         may_grow: True for a cluster that existed before the command: nodes may join, and other jobs may leave it.
             False for one started on this machine.
-        nodes: Resources of each node of a cluster without autoscaler; empty otherwise.
-        free: Resources that no other job holds; None means all of them.
-        free_nodes: The same for each of ``nodes``, in their order.
+        nodes: resources of each node of a cluster without autoscaler; empty otherwise.
+        free: resources that no other job holds; None means all of them.
+        free_nodes: the same for each of ``nodes``, in their order.
     """
 
     num_cpus: float
@@ -76,8 +76,8 @@ class Work:
     """Amount of work in a session.
 
     Attributes:
-        num_partitions: Partitions to process.
-        num_images: Images in them.
+        num_partitions: partitions to process.
+        num_images: images in them.
         are_read_together: True if images share input files (Parquet), so that partitions are not split into chunks.
     """
 
@@ -97,10 +97,10 @@ class Pool:
     """Size of the actor pool of an operator.
 
     Attributes:
-        num_actors: Actors at the start.
-        max_actors: Largest number of actors.
-        images_in_flight: Decoded images that an actor holds at a time; None for operators that work one by one.
-        partitions_in_flight: Partitions that an actor works on at a time, if set by the user.
+        num_actors: actors at the start.
+        max_actors: largest number of actors.
+        images_in_flight: decoded images that an actor holds at a time; None for operators that work one by one.
+        partitions_in_flight: partitions that an actor works on at a time, if set by the user.
     """
 
     num_actors: int
@@ -143,16 +143,16 @@ def plan_pools(
     that may grow.
 
     Args:
-        resources: Settings with an ``ActorResources`` or ``TaskResources`` for each operator.
-        work: Work of the session; no pool has more actors than there are partitions.
-        cluster: Cluster to run on.
-        engine_concurrency: Requests that an engine shared by all actors serves at a time; None if there is none.
+        resources: settings with an ``ActorResources`` or ``TaskResources`` for each operator.
+        work: work of the session; no pool has more actors than there are partitions.
+        cluster: cluster to run on.
+        engine_concurrency: requests that an engine shared by all actors serves at a time; None if there is none.
 
     Returns:
         The pools by name of the operator, in the order of the settings.
 
     Raises:
-        SettingsError: One actor of each operator does not fit on the machine or fixed cluster, or an actor fits on no
+        SettingsError: one actor of each operator does not fit on the machine or fixed cluster, or an actor fits on no
             node.
     """
     operators = _actor_operators(resources)
@@ -205,8 +205,8 @@ def images_per_chunk(resources: MaskResources, num_actors: int, *, masks_are_rea
     """Return the number of images of a partition that go on together once they have masks; None for all of them.
 
     Args:
-        resources: Resources of the operator that makes or reads masks.
-        num_actors: Actors of the operator. Where there are hundreds, some image is ready at any moment, and larger
+        resources: resources of the operator that makes or reads masks.
+        num_actors: actors of the operator. Where there are hundreds, some image is ready at any moment, and larger
             chunks cost the driver less: it spends some milliseconds on each chunk.
         masks_are_read: True if masks come from files, which takes so little time that chunks are of no use.
     """
@@ -235,7 +235,7 @@ def device_of(num_gpus: float, key: str) -> str:
         key: key of the actor's resources in the settings, for messages.
 
     Raises:
-        SettingsError: The actor has a GPU, and torch finds none where it runs.
+        SettingsError: the actor has a GPU, and torch finds none where it runs.
     """
     if not num_gpus:
         return "cpu"
@@ -258,7 +258,7 @@ def on_device(config: Config, num_gpus: float, key: str) -> Config:
         num_gpus, key: see ``device_of``.
 
     Raises:
-        SettingsError: As ``device_of``; or the configuration names a GPU, and the actor has none.
+        SettingsError: as ``device_of``; or the configuration names a GPU, and the actor has none.
     """
     device = getattr(config, "device", None)
     if device is None:
@@ -283,8 +283,8 @@ def missing_resources(resources: BaseModel, cluster: Cluster) -> str | None:
     """Return a message about the resources that a run waits for, or None if enough are free to start.
 
     Args:
-        resources: Settings as for ``plan_pools``.
-        cluster: Cluster to run on.
+        resources: settings as for ``plan_pools``.
+        cluster: cluster to run on.
     """
     if cluster.free is None:
         return None

@@ -51,20 +51,20 @@ def run_batch(
     """Process the partitions that the output lacks and, if ``retry_errors`` is set, the images that failed.
 
     Args:
-        command: Command to run.
-        settings: Settings of the command.
-        on_plan: Callback that gets the number of images in the output's manifest, and of those to process now.
-        progress_of: Function that makes the progress display for a number of images.
-        identity: Content of what the settings only name, such as the fingerprint of a checkpoint. All sessions of an
+        command: command to run.
+        settings: settings of the command.
+        on_plan: callback that gets the number of images in the output's manifest, and of those to process now.
+        progress_of: function that makes the progress display for a number of images.
+        identity: content of what the settings only name, such as the fingerprint of a checkpoint. All sessions of an
             output must agree in it.
 
     Returns:
         The report of the whole output, including earlier sessions.
 
     Raises:
-        InputError: There is nothing to read, or ids are not unique.
-        OutputError: The folder belongs to another run, was started with other settings, or cannot be written to.
-        SettingsError: A package that a component needs is missing.
+        InputError: there is nothing to read, or ids are not unique.
+        OutputError: the folder belongs to another run, was started with other settings, or cannot be written to.
+        SettingsError: a package that a component needs is missing.
     """
     check_packages(settings)
     output = Output(settings.output, command.dataset)
@@ -190,7 +190,7 @@ def _checked_record(
     """Make the record of this session.
 
     Raises:
-        OutputError: The output holds results of another command or config, which the settings do not allow to keep.
+        OutputError: the output holds results of another command or config, which the settings do not allow to keep.
     """
     record = RunRecord(
         output,

@@ -64,7 +64,7 @@ def ray_session(min_cpus: int = 2) -> Iterator[Cluster]:
     """Use the cluster of a submitted job or of ``RAY_ADDRESS``; without one, start Ray here and stop it afterwards.
 
     Args:
-        min_cpus: Logical CPUs of a Ray started here, however few the machine has; operators that must run side by
+        min_cpus: logical CPUs of a Ray started here, however few the machine has; operators that must run side by
             side then share them. The default leaves one for actors and one for Ray Data's own tasks.
 
     Yields:
@@ -72,7 +72,7 @@ def ray_session(min_cpus: int = 2) -> Iterator[Cluster]:
 
     Raises:
         ClusterError: Ray does not start, or the cluster cannot be reached.
-        UrecaError: A worker failed with this error; see ``user_error``.
+        UrecaError: a worker failed with this error; see ``user_error``.
     """
     shared = _shared.get()
     if shared is None:
@@ -136,7 +136,7 @@ def _start_ray(options: Mapping[str, Any]) -> None:
     """Start or connect to Ray, in a second attempt if the first fails.
 
     Raises:
-        ClusterError: Both attempts failed.
+        ClusterError: both attempts failed.
     """
     for is_last in (False, True):
         try:
@@ -210,7 +210,7 @@ def cluster_of_nodes(nodes: Sequence[Any]) -> Cluster:
     """Add up the resources of a cluster's nodes.
 
     Args:
-        nodes: Nodes as in ``ray.autoscaler.v2.sdk.get_cluster_status``. Where nodes have a node group, an autoscaler
+        nodes: nodes as in ``ray.autoscaler.v2.sdk.get_cluster_status``. Where nodes have a node group, an autoscaler
             (KubeRay, ``ray up``) started them and may start others, so that they are not taken as fixed.
     """
     totals, free = [], []

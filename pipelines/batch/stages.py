@@ -38,12 +38,12 @@ def add_row_stages(ds: RayDataset, command: BatchCommand[Settings], settings: Se
     """Add the operators of a command that make masks and rows; see ``ureca.pipelines.curate.add_stages``.
 
     Args:
-        ds: Dataset of images.
-        command: Command with the operators.
-        settings: Settings of the command; ``resources`` and ``listing`` apply.
+        ds: dataset of images.
+        command: command with the operators.
+        settings: settings of the command; ``resources`` and ``listing`` apply.
 
     Raises:
-        SettingsError: Masks would come from files, or the model from an application that only a command starts.
+        SettingsError: masks would come from files, or the model from an application that only a command starts.
     """
     masks: Any = getattr(settings, "masks", None)
     if getattr(masks, "mask_source", "images") != "images":
@@ -86,9 +86,9 @@ class DatasetImages:
     """Images of batches of a user's dataset, read as if by ``ureca.data.reading.fetch``.
 
     Args:
-        image_column: Column of images; None finds it among the usual names.
-        id_column: Column of ids; None takes ``image_id`` if there is one, else derives ids from the images.
-        only_below: Local folders that images are read from, links resolved; empty: everything.
+        image_column: column of images; None finds it among the usual names.
+        id_column: column of ids; None takes ``image_id`` if there is one, else derives ids from the images.
+        only_below: local folders that images are read from, links resolved; empty: everything.
     """
 
     def __init__(self, image_column: str | None, id_column: str | None, only_below: Sequence[str] = ()) -> None:
@@ -106,7 +106,7 @@ class DatasetImages:
             are unique within the batch; ``image_id`` of the row's result is that of ``ids``.
 
         Raises:
-            SettingsError: There is no such column.
+            SettingsError: there is no such column.
         """
         values = self._column(batch, self._image_column, _IMAGE_COLUMNS)
         entries = []
@@ -156,9 +156,9 @@ class MaskColumn:
     """Operator that adds masks, with the mask tree if the command has one, as columns for ``RowColumns``.
 
     Args:
-        build_mask_stage: Function that builds the stage that makes masks.
-        build_trees: Function that builds mask trees; None if the rows need none.
-        settings: Settings of the command.
+        build_mask_stage: function that builds the stage that makes masks.
+        build_trees: function that builds mask trees; None if the rows need none.
+        settings: settings of the command.
     """
 
     def __init__(self, build_mask_stage: Any, build_trees: Any, settings: Any) -> None:
@@ -185,9 +185,9 @@ class RowColumns:
     """Operator that replaces the columns of ``MaskColumn`` by those of the command's dataset.
 
     Args:
-        row_actor: Actor class that builds the stage that makes rows.
-        settings: Settings of the command.
-        images_in_flight: Decoded images that the actor holds at a time.
+        row_actor: actor class that builds the stage that makes rows.
+        settings: settings of the command.
+        images_in_flight: decoded images that the actor holds at a time.
     """
 
     def __init__(self, row_actor: Any, settings: Any, images_in_flight: int) -> None:
@@ -202,7 +202,7 @@ class RowColumns:
         """Process a batch of ``MaskColumn``.
 
         Raises:
-            SettingsError: The user's dataset has a column with the name of a result.
+            SettingsError: the user's dataset has a column with the name of a result.
         """
         users = batch.drop_columns([_MASKS_COLUMN, _GENERATOR_COLUMN])
         results = [name for name in self._schema.names if name != "image_id"]

@@ -56,12 +56,12 @@ def build_app(
     """Build the app.
 
     Args:
-        settings: Settings of the service.
-        backend: The segmenter and the captioner.
-        token_digests: Digests of the valid tokens, see ``digest_token``; empty: no token is required.
-        page: Folder of the web page; the app has no page if it does not exist.
-        batches: Runner of batch jobs; None: the app has no routes for them.
-        tracker: Tracker of the requests below ``/v1``.
+        settings: settings of the service.
+        backend: the segmenter and the captioner.
+        token_digests: digests of the valid tokens, see ``digest_token``; empty: no token is required.
+        page: folder of the web page; the app has no page if it does not exist.
+        batches: runner of batch jobs; None: the app has no routes for them.
+        tracker: tracker of the requests below ``/v1``.
     """
     service = CaptionService(
         backend,

@@ -25,10 +25,10 @@ class HandleBackend:
     """A ``Backend`` that calls deployments through their handles.
 
     Args:
-        captioner: Handle of the deployment ``CaptionerReplica``.
-        segmenter: Handle of the deployment ``SegmenterReplica``.
-        segmenter_name: Name of the segmenter in responses.
-        retry_after_s: Seconds that a client should wait if a queue is full or a replica was lost.
+        captioner: handle of the deployment ``CaptionerReplica``.
+        segmenter: handle of the deployment ``SegmenterReplica``.
+        segmenter_name: name of the segmenter in responses.
+        retry_after_s: seconds that a client should wait if a queue is full or a replica was lost.
     """
 
     def __init__(
@@ -101,8 +101,8 @@ class HandleBatchRunner:
     """A ``BatchRunner`` that calls a deployment through its handle.
 
     Args:
-        handle: Handle of the deployment ``BatchReplica``.
-        retry_after_s: Seconds that a client should wait if the replica was lost.
+        handle: handle of the deployment ``BatchReplica``.
+        retry_after_s: seconds that a client should wait if the replica was lost.
     """
 
     def __init__(self, handle: DeploymentHandle[Any], retry_after_s: int) -> None:
@@ -124,8 +124,8 @@ async def call_deployment(method: DeploymentHandle[Any], *arguments: Any, retry_
     """Call a method of a deployment; cancelling the caller cancels the call.
 
     Raises:
-        DataError: Raised by the method.
-        ApiError: Raised by the method; or 429, a queue is full; or 503, the replica was lost or lacks memory.
+        DataError: raised by the method.
+        ApiError: raised by the method; or 429, a queue is full; or 503, the replica was lost or lacks memory.
     """
     with _as_api_errors(retry_after_s):
         response: Any = method.remote(*arguments)

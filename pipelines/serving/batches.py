@@ -28,9 +28,9 @@ class BatchProcesses:
     """A ``BatchRunner`` that runs each job in a subprocess, which ends with this process.
 
     Args:
-        settings: Settings of the service, with ``batches`` enabled.
-        command: Command line of ``ureca caption``, without arguments.
-        environment: Environment variables of the subprocesses.
+        settings: settings of the service, with ``batches`` enabled.
+        command: command line of ``ureca caption``, without arguments.
+        environment: environment variables of the subprocesses.
     """
 
     def __init__(self, settings: ServeSettings, command: Sequence[str], environment: Mapping[str, str]) -> None:

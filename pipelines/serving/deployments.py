@@ -46,13 +46,13 @@ def build_application(
     """Build the Serve application.
 
     Args:
-        settings: Settings of the service, with absolute paths.
-        batch_command: Command line of ``ureca caption`` for batch jobs; required if ``batches.folders`` is set.
-        token_digests: Digests of the valid tokens, see ``digest_token``; None: of those that the settings name.
+        settings: settings of the service, with absolute paths.
+        batch_command: command line of ``ureca caption`` for batch jobs; required if ``batches.folders`` is set.
+        token_digests: digests of the valid tokens, see ``digest_token``; None: of those that the settings name.
 
     Raises:
-        SettingsError: Tokens are missing or cannot be read.
-        ValueError: Batch jobs are enabled without a command.
+        SettingsError: tokens are missing or cannot be read.
+        ValueError: batch jobs are enabled without a command.
     """
     retry_after_s = settings.limits.retry_after_s
 
@@ -89,9 +89,9 @@ def deployment_options(name: str, replicas: ReplicaSettings, retry_after_s: int)
     """Return the options of ``ray.serve.deployment``.
 
     Args:
-        name: Name of the deployment.
-        replicas: Resources, queues and autoscaling of its replicas.
-        retry_after_s: Seconds in the Retry-After header if its queue is full.
+        name: name of the deployment.
+        replicas: resources, queues and autoscaling of its replicas.
+        retry_after_s: seconds in the Retry-After header if its queue is full.
     """
     return {
         "name": name,
@@ -121,11 +121,11 @@ class IngressReplica:
     """A replica of the ingress, which runs the HTTP app.
 
     Args:
-        settings: Settings of the service.
-        token_digests: Digests of the valid tokens; empty: no token is required.
-        captioner: Handle of the deployment ``CaptionerReplica``.
-        segmenter: Handle of the deployment ``SegmenterReplica``.
-        batches: Handle of the deployment ``BatchReplica``; None: batch jobs are disabled.
+        settings: settings of the service.
+        token_digests: digests of the valid tokens; empty: no token is required.
+        captioner: handle of the deployment ``CaptionerReplica``.
+        segmenter: handle of the deployment ``SegmenterReplica``.
+        batches: handle of the deployment ``BatchReplica``; None: batch jobs are disabled.
     """
 
     async def __init__(  # type: ignore[misc]  # Serve awaits it
@@ -170,7 +170,7 @@ class CaptionerReplica:
     Without a model, the rule-based captioner.
 
     Args:
-        settings: Settings of the service.
+        settings: settings of the service.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -212,7 +212,7 @@ class CaptionerReplica:
         """Check that the model makes progress; Serve replaces the replica if this raises or times out.
 
         Raises:
-            RuntimeError: The engine has died, a decoding step takes longer than any request may, or too many regions
+            RuntimeError: the engine has died, a decoding step takes longer than any request may, or too many regions
                 in a row have failed.
         """
         self._engine.check_progress(self._max_step_s)
@@ -222,7 +222,7 @@ class SegmenterReplica:
     """A replica of the segmenter.
 
     Args:
-        settings: Settings of the service.
+        settings: settings of the service.
     """
 
     def __init__(self, settings: ServeSettings) -> None:
@@ -254,7 +254,7 @@ class SegmenterReplica:
         """Check that images can be segmented; Serve replaces the replica if this raises.
 
         Raises:
-            RuntimeError: Memory or the device failed for too many images in a row.
+            RuntimeError: memory or the device failed for too many images in a row.
         """
         self._segmenter.check_health()
 
@@ -263,8 +263,8 @@ class BatchReplica:
     """The only replica for batch jobs, which run on the cluster of the service.
 
     Args:
-        settings: Settings of the service.
-        command: Command line of ``ureca caption``, without arguments.
+        settings: settings of the service.
+        command: command line of ``ureca caption``, without arguments.
     """
 
     def __init__(self, settings: ServeSettings, command: Sequence[str]) -> None:

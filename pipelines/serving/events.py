@@ -30,14 +30,14 @@ async def stream_response(
     An error before the first item is raised, so that the response has its status; a later error becomes an event.
 
     Args:
-        stream: The stream; closed at the end in every case.
-        to_events: Conversion of an item to events.
-        on_error: Conversion of an error to an event.
-        end: The last event of a stream without errors.
-        timeout_s: Seconds until the whole stream times out.
+        stream: the stream; closed at the end in every case.
+        to_events: conversion of an item to events.
+        on_error: conversion of an error to an event.
+        end: the last event of a stream without errors.
+        timeout_s: seconds until the whole stream times out.
 
     Raises:
-        ApiError: The stream failed or timed out before its first item.
+        ApiError: the stream failed or timed out before its first item.
     """
     deadline = asyncio.get_running_loop().time() + timeout_s
     try:
@@ -100,7 +100,7 @@ class CaptionEvents:
     """Converts the items of ``CaptionService.stream`` to the events of ``POST /v1/captions``.
 
     Args:
-        model: Name of the model.
+        model: name of the model.
     """
 
     def __init__(self, model: str) -> None:

@@ -58,8 +58,8 @@ class FrontSettings(BaseModel):
     """Settings of the proxies.
 
     Attributes:
-        limits: Limits of a request.
-        token_digests: Digests of the valid tokens in hexadecimal digits; empty: the proxies check no token.
+        limits: limits of a request.
+        token_digests: digests of the valid tokens in hexadecimal digits; empty: the proxies check no token.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -80,8 +80,8 @@ class FrontMiddleware:
     """Receives a request as a whole before a replica is asked, and turns the proxy's own errors into documented ones.
 
     Args:
-        app: The proxy.
-        settings: Its settings.
+        app: the proxy.
+        settings: its settings.
     """
 
     def __init__(self, app: ASGIApp, settings: FrontSettings) -> None:

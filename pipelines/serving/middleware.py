@@ -41,7 +41,7 @@ class RequestTracker:
     """Counts the requests in flight, and drains them at shutdown.
 
     Attributes:
-        num_in_flight: Number of requests in flight.
+        num_in_flight: number of requests in flight.
         is_draining: True once no further requests are accepted.
     """
 
@@ -75,7 +75,7 @@ class BodyBuffer:
     A request takes a place only once its body has arrived, so that slow clients hold none.
 
     Args:
-        limits: Limits of a request.
+        limits: limits of a request.
     """
 
     def __init__(self, limits: ServingLimits) -> None:
@@ -88,8 +88,8 @@ class BodyBuffer:
         """Receive the body of a request; its memory counts as taken within the context.
 
         Args:
-            receive: The ``receive`` of the server.
-            piece_bytes: Largest piece in which the body is passed on, see ``with_body``.
+            receive: the ``receive`` of the server.
+            piece_bytes: largest piece in which the body is passed on, see ``with_body``.
 
         Yields:
             An ASGI ``receive`` that starts with the body; None if the client is gone.
@@ -145,9 +145,9 @@ def with_body(body: bytes, receive: Receive, piece_bytes: int | None = None) -> 
     """Return an ASGI ``receive`` that starts with a body that was received already, and then forgets it.
 
     Args:
-        body: The body.
-        receive: The ``receive`` of the server, for what follows.
-        piece_bytes: Largest piece of it in a message; None: it is one message.
+        body: the body.
+        receive: the ``receive`` of the server, for what follows.
+        piece_bytes: largest piece of it in a message; None: it is one message.
     """
     left, num_sent = body, 0
     del body
@@ -175,8 +175,8 @@ def with_documented_errors(send: Send, convert: Callable[[int, Headers], ApiErro
     """Return an ASGI ``send`` that adds the headers of every response, and replaces the body of some errors.
 
     Args:
-        send: The ``send`` of the server.
-        convert: Returns the error for the status and the headers of a response; None: the response stays as it is.
+        send: the ``send`` of the server.
+        convert: returns the error for the status and the headers of a response; None: the response stays as it is.
     """
     replaced = False
 
@@ -202,11 +202,11 @@ class AccessMiddleware:
     too slow a body, or under overload. Every response of status 400 or above gets the documented body.
 
     Args:
-        app: The wrapped ASGI app.
-        limits: Limits of a request.
-        token_digests: Digests of the valid tokens, see ``digest_token``; empty: no token is required.
-        tracker: Tracker of the requests in flight.
-        host_names: Names that the header Host may have besides those of this machine; None: any.
+        app: the wrapped ASGI app.
+        limits: limits of a request.
+        token_digests: digests of the valid tokens, see ``digest_token``; empty: no token is required.
+        tracker: tracker of the requests in flight.
+        host_names: names that the header Host may have besides those of this machine; None: any.
     """
 
     def __init__(
@@ -291,8 +291,8 @@ def check_token(headers: Headers, digests: Collection[bytes]) -> None:
     """Check the bearer token of a request.
 
     Args:
-        headers: Headers of the request.
-        digests: Digests of the valid tokens; empty: no token is required.
+        headers: headers of the request.
+        digests: digests of the valid tokens; empty: no token is required.
 
     Raises:
         ApiError: 401 ``unauthorized``.

@@ -48,9 +48,9 @@ async def parse_request(request: Request, model: type[M], limits: ServingLimits)
     Names are decoded as UTF-8, whatever charset the request states.
 
     Args:
-        request: The HTTP request.
-        model: Model of the JSON.
-        limits: Limits of a request.
+        request: the HTTP request.
+        model: model of the JSON.
+        limits: limits of a request.
 
     Returns:
         The parsed model, and the image file; None for a JSON body.

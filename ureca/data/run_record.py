@@ -26,21 +26,21 @@ class RunRecord:
     whatever the settings only name, such as prompts and checkpoints. ``config_hash`` is its hash.
 
     Args:
-        output: Output folder that holds the record.
-        command: Name of the command that writes the folder.
-        settings: Settings of the command. A mapping is taken as a dump, of which every key decides the results.
-        identity: Content of what the settings only name, by name.
-        versions: Versions to record besides those of Python, this library and ``packages``.
-        packages: Installed distributions whose versions are recorded.
-        dataset: Dataset that the folder holds; None if it holds none.
-        has_sessions: Record when each session started and ended. False makes the file a function of the arguments.
+        output: output folder that holds the record.
+        command: name of the command that writes the folder.
+        settings: settings of the command. A mapping is taken as a dump, of which every key decides the results.
+        identity: content of what the settings only name, by name.
+        versions: versions to record besides those of Python, this library and ``packages``.
+        packages: installed distributions whose versions are recorded.
+        dataset: dataset that the folder holds; None if it holds none.
+        has_sessions: record when each session started and ended. False makes the file a function of the arguments.
 
     Attributes:
-        before: Content of ``run.json`` when this object was made; empty if there was none.
+        before: content of ``run.json`` when this object was made; empty if there was none.
         config_hash: 16 hexadecimal digits.
 
     Raises:
-        OutputError: The folder belongs to another command, or its record cannot be read.
+        OutputError: the folder belongs to another command, or its record cannot be read.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class RunRecord:
         """Refuse a config that differs from the recorded one.
 
         Args:
-            remedy: Sentence that tells the user what to do about it.
+            remedy: sentence that tells the user what to do about it.
 
         Raises:
-            OutputError: Settings or identities differ; the message lists each of them with both values.
+            OutputError: settings or identities differ; the message lists each of them with both values.
         """
         if not self.before:
             return
@@ -102,10 +102,10 @@ class RunRecord:
         """Replace ``run.json``.
 
         Args:
-            state: State of the run.
-            totals: Counts over the whole output, from all sessions.
-            session: Figures of this session, such as its throughput.
-            **fields: Further top-level keys.
+            state: state of the run.
+            totals: counts over the whole output, from all sessions.
+            session: figures of this session, such as its throughput.
+            **fields: further top-level keys.
         """
         config = {"settings": self._settings, "identity": self._identity}
         run: dict[str, Any] = {

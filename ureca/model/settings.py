@@ -22,7 +22,7 @@ def check_question(question: str) -> str:
     """Return a question, unless it has a special token of the model, for which the prompt has no image or mask.
 
     Raises:
-        ValueError: It has one.
+        ValueError: it has one.
     """
     if found := _SPECIAL_TOKEN.search(question):
         raise ValueError(f"a question must not contain {found[0]}, which is a special token of the model")

@@ -243,9 +243,9 @@ class ChatCompletion(BaseModel):
         """Build a response.
 
         Args:
-            model: Name of the model.
-            captions: Captions by the index of their choice.
-            num_choices: Number of choices per region.
+            model: name of the model.
+            captions: captions by the index of their choice.
+            num_choices: number of choices per region.
         """
         return cls(
             id=f"chatcmpl-{uuid.uuid4().hex}",
@@ -267,8 +267,8 @@ class ChatCompletionChunks:
     """Chunks of a streamed chat completion, as JSON objects.
 
     Args:
-        model: Name of the model.
-        num_choices: Number of choices per region.
+        model: name of the model.
+        num_choices: number of choices per region.
     """
 
     def __init__(self, model: str, num_choices: int = 1) -> None:
@@ -312,10 +312,10 @@ class ChatQuestion:
 
     Attributes:
         image_urls: URLs of the images of the latest user message that has any.
-        params: Path of each image in the request, for error messages.
-        options: Generation parameters; the text of the last user message is the question.
-        stop: Strings before which a caption ends.
-        num_choices: Number of choices per region.
+        params: path of each image in the request, for error messages.
+        options: generation parameters; the text of the last user message is the question.
+        stop: strings before which a caption ends.
+        num_choices: number of choices per region.
     """
 
     image_urls: tuple[str, ...]
@@ -391,7 +391,7 @@ class ChatImage:
 
     Attributes:
         pixels: uint8 RGB [H, W, 3].
-        masks: Regions; the id of a mask is the index of the region in the request.
+        masks: regions; the id of a mask is the index of the region in the request.
     """
 
     pixels: Pixels
@@ -406,9 +406,9 @@ def decode_chat_images(files: Sequence[bytes], params: Sequence[str], limits: Se
     image of its size, which then is no region itself.
 
     Args:
-        files: Image files.
-        params: Path of each image in the request, for error messages.
-        limits: Limits of a request.
+        files: image files.
+        params: path of each image in the request, for error messages.
+        limits: limits of a request.
 
     Raises:
         ApiError: 422 ``too_many_regions``, ``too_many_pixels``, ``empty_mask``, ``size_mismatch`` or ``ambiguous_mask``

@@ -12,12 +12,12 @@ def largest_regions(address: str, image: Path, num_regions: int) -> list[dict[st
     """Return the largest regions that the service finds in an image, largest first, as JSON objects.
 
     Args:
-        address: Base URL of the service, such as http://127.0.0.1:8765.
-        image: Image file.
-        num_regions: Maximum number of regions.
+        address: base URL of the service, such as http://127.0.0.1:8765.
+        image: image file.
+        num_regions: maximum number of regions.
 
     Raises:
-        httpx2.HTTPError: The service is unreachable, or responds with an error.
+        httpx2.HTTPError: the service is unreachable, or responds with an error.
     """
     found: list[dict[str, Any]] = _post(address, "regions", image, {})["regions"]
     return sorted(found, key=lambda region: -region["area_px"])[:num_regions]
@@ -27,12 +27,12 @@ def caption_regions(address: str, image: Path, rles: Sequence[Mapping[str, Any]]
     """Return the captions of regions of an image, in order.
 
     Args:
-        address: Base URL of the service.
-        image: Image file.
+        address: base URL of the service.
+        image: image file.
         rles: Non-empty masks of the image's size in COCO run-length encoding.
 
     Raises:
-        httpx2.HTTPError: The service is unreachable, or responds with an error.
+        httpx2.HTTPError: the service is unreachable, or responds with an error.
     """
     response = _post(address, "captions", image, {"regions": [{"rle": dict(rle)} for rle in rles]})
     return [item["caption"] for item in response["captions"]]

@@ -27,10 +27,10 @@ class DecodedRegions:
     """The regions of a request.
 
     Attributes:
-        ids: Ids of all regions, in the order of the request.
-        masks: Regions given as masks, by id.
-        prompts: Regions given as boxes or points, by id.
-        params: Path of each region in the request, by id, for error messages.
+        ids: ids of all regions, in the order of the request.
+        masks: regions given as masks, by id.
+        prompts: regions given as boxes or points, by id.
+        params: path of each region in the request, by id, for error messages.
     """
 
     ids: tuple[int, ...]
@@ -43,8 +43,8 @@ def decode_base64(text: str, param: str) -> bytes:
     """Decode base64 text or a ``data:`` URL.
 
     Args:
-        text: The text.
-        param: Path of the field in the request, for error messages.
+        text: the text.
+        param: path of the field in the request, for error messages.
 
     Raises:
         ApiError: 422 ``not_base64``.
@@ -59,9 +59,9 @@ def decode_image(data: bytes, limits: ImageLimits, param: str) -> tuple[Pixels, 
     """Decode an image file.
 
     Args:
-        data: Contents of the file.
-        limits: Limits of the file size and of the number of pixels.
-        param: Path of the field in the request, for error messages.
+        data: contents of the file.
+        limits: limits of the file size and of the number of pixels.
+        param: path of the field in the request, for error messages.
 
     Returns:
         The colours, uint8 RGB [H, W, 3], and the alpha channel, uint8 [H, W]; None if the file has none.
@@ -86,10 +86,10 @@ def decode_regions(
     """Validate and decode the regions of a request. Equal masks are decoded once.
 
     Args:
-        regions: The regions.
-        size: Height and width of the upright image in pixels.
-        limits: Limits of a request.
-        is_wanted: Function that tells, before each region, whether the result is still wanted.
+        regions: the regions.
+        size: height and width of the upright image in pixels.
+        limits: limits of a request.
+        is_wanted: function that tells, before each region, whether the result is still wanted.
         orientation: EXIF orientation, 1 to 8, of the image that the regions are in as it is stored; 1: they are in the
             upright one. A mask file with an orientation of its own is turned upright by that one alone.
 
@@ -143,9 +143,9 @@ def check_region_count(num_regions: int, size: tuple[int, int], limits: ServingL
     """Check the number of regions and of their mask pixels against the limits.
 
     Args:
-        num_regions: Number of regions in the request.
-        size: Height and width of each mask in pixels.
-        limits: Limits of a request.
+        num_regions: number of regions in the request.
+        size: height and width of each mask in pixels.
+        limits: limits of a request.
 
     Raises:
         ApiError: 422 ``too_many_regions`` or ``too_many_pixels``.

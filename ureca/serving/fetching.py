@@ -21,10 +21,10 @@ class ImageFetcher:
     bypass the check.
 
     Args:
-        allowed_hosts: Host names in lower case; empty: every URL is rejected.
-        max_bytes: Largest file in bytes.
-        resolver: Name resolution; default: the system's.
-        is_public: Predicate that accepts an IP address; default: ``is_public_address``.
+        allowed_hosts: host names in lower case; empty: every URL is rejected.
+        max_bytes: largest file in bytes.
+        resolver: name resolution; default: the system's.
+        is_public: predicate that accepts an IP address; default: ``is_public_address``.
     """
 
     def __init__(
@@ -44,8 +44,8 @@ class ImageFetcher:
         """Fetch a file.
 
         Args:
-            url: An ``http`` or ``https`` URL.
-            param: Path of the field in the request, for error messages.
+            url: an ``http`` or ``https`` URL.
+            param: path of the field in the request, for error messages.
 
         Raises:
             ApiError: 422 ``host_not_allowed``, ``private_address``, ``too_many_bytes`` or ``not_fetched``.

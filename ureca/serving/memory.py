@@ -51,9 +51,9 @@ class MemoryBudget:
     arrival. Belongs to one event loop.
 
     Args:
-        num_bytes: Size of the budget.
-        max_wait_s: Seconds that a request waits at most.
-        retry_after_s: Seconds that a client should wait after a request was not admitted.
+        num_bytes: size of the budget.
+        max_wait_s: seconds that a request waits at most.
+        retry_after_s: seconds that a client should wait after a request was not admitted.
     """
 
     def __init__(self, num_bytes: int, max_wait_s: float, retry_after_s: int) -> None:
@@ -101,7 +101,7 @@ class MemoryLease:
     """Memory that the images of one request take.
 
     Args:
-        budget: The budget that it is taken from.
+        budget: the budget that it is taken from.
     """
 
     def __init__(self, budget: MemoryBudget) -> None:
@@ -114,7 +114,7 @@ class MemoryLease:
 
         Raises:
             ApiError: 503 ``no_memory``, see ``MemoryBudget.take``.
-            RuntimeError: The request has memory already.
+            RuntimeError: the request has memory already.
         """
         if self._share is not None:
             raise RuntimeError("a request takes its memory at once")

@@ -44,8 +44,8 @@ class RuleBasedEngine(StreamingCaptioner):
     words, and stop strings. The latest images are cached, and concurrent requests for one image describe it once.
 
     Args:
-        clock: Monotonic time in seconds, for ``check_progress``.
-        generator: Mask generator of the other regions of an image; None: ``segments``.
+        clock: monotonic time in seconds, for ``check_progress``.
+        generator: mask generator of the other regions of an image; None: ``segments``.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic, generator: MaskGenerator | None = None) -> None:
@@ -71,7 +71,7 @@ class RuleBasedEngine(StreamingCaptioner):
         """Check that no image takes longer than ``max_step_s`` seconds.
 
         Raises:
-            RuntimeError: The current image takes longer.
+            RuntimeError: the current image takes longer.
         """
         started = self._started
         if started is not None and self._clock() - started > max_step_s:

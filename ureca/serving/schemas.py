@@ -138,7 +138,7 @@ def check_served_question(question: str) -> str:
     """Return a question of a request.
 
     Raises:
-        ValueError: It is too long, or has a special token of the model.
+        ValueError: it is too long, or has a special token of the model.
     """
     if len(question.encode("utf-8", "surrogatepass")) > MAX_QUESTION_BYTES:
         raise ValueError(f"a question has at most {MAX_QUESTION_BYTES} bytes in UTF-8")
@@ -172,7 +172,7 @@ class GenerationOptions(_RequestModel):
         """Return the settings with these parameters.
 
         Args:
-            defaults: Settings for absent parameters; ``max_new_tokens`` is also the upper limit.
+            defaults: settings for absent parameters; ``max_new_tokens`` is also the upper limit.
             clamp: True to reduce a higher number of tokens to the limit, as clients of OpenAI's API expect.
 
         Raises:
@@ -368,9 +368,9 @@ class ApiError(UrecaError):
     Args:
         status: HTTP status of the response.
         code: Machine-readable error code in snake_case.
-        message: Description for people; contains neither images nor tokens.
-        param: Path of the invalid field in the request.
-        retry_after_s: Seconds to wait before a retry; None if a retry does not help.
+        message: description for people; contains neither images nor tokens.
+        param: path of the invalid field in the request.
+        retry_after_s: seconds to wait before a retry; None if a retry does not help.
     """
 
     def __init__(

@@ -42,9 +42,9 @@ class Segmenter:
     The masks of the latest images are cached, so that several prompts for one image segment it once.
 
     Args:
-        mask_generator: Generator of all masks of an image.
-        prompted: Segmentation by prompts; None: prompts select from the generated masks, see ``match_prompts``.
-        max_failures: Number of images in a row, without a segmented one between them, for which memory or the device
+        mask_generator: generator of all masks of an image.
+        prompted: segmentation by prompts; None: prompts select from the generated masks, see ``match_prompts``.
+        max_failures: number of images in a row, without a segmented one between them, for which memory or the device
             failed, from which the segmenter is not healthy.
     """
 
@@ -67,7 +67,7 @@ class Segmenter:
         """Load a segmenter.
 
         Raises:
-            SettingsError: A package or the checkpoint is missing, or the device does not exist.
+            SettingsError: a package or the checkpoint is missing, or the device does not exist.
         """
         if isinstance(settings, SegmentsConfig):
             return cls(SegmentsMaskGenerator(settings), max_failures=max_failures)
@@ -83,7 +83,7 @@ class Segmenter:
         """Check that images can be segmented.
 
         Raises:
-            RuntimeError: Memory or the device failed for ``max_failures`` images in a row.
+            RuntimeError: memory or the device failed for ``max_failures`` images in a row.
         """
         if self._num_failures >= self._max_failures:
             raise RuntimeError(
@@ -107,7 +107,7 @@ class Segmenter:
         """Segment an image, uint8 RGB [H, W, 3]; the masks are in the generator's order.
 
         Raises:
-            ImageError: The generator does not support an image of this shape.
+            ImageError: the generator does not support an image of this shape.
             DataError: ``out_of_memory``.
         """
         key = digest([pixels])
@@ -125,13 +125,13 @@ class Segmenter:
 
         Args:
             pixels: uint8 RGB [H, W, 3].
-            prompts: Prompts by region id.
+            prompts: prompts by region id.
 
         Returns:
             A mask for each prompt, in order and with its id; an empty mask if no region matches.
 
         Raises:
-            ImageError: The segmenter does not support an image of this shape.
+            ImageError: the segmenter does not support an image of this shape.
             DataError: ``out_of_memory``.
         """
         if self._prompted is None:
@@ -149,10 +149,10 @@ def match_prompts(masks: Sequence[Mask], prompts: Mapping[int, Prompt], height: 
     points; if that IoU is below 0.5, the box itself is the region.
 
     Args:
-        masks: Masks of the image.
-        prompts: Prompts by region id; their points are inside the image.
-        height: Height of the image in pixels.
-        width: Width of the image in pixels.
+        masks: masks of the image.
+        prompts: prompts by region id; their points are inside the image.
+        height: height of the image in pixels.
+        width: width of the image in pixels.
 
     Returns:
         A mask for each prompt, in order and with its id; an empty mask if no region matches.

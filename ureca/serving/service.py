@@ -121,9 +121,9 @@ class ImageRegions:
 
     Attributes:
         pixels: uint8 RGB [H, W, 3].
-        masks: Masks in the order of the response.
-        regions: The same regions as they are in the response.
-        segmenter: Name of the segmenter; None if all regions were given as masks.
+        masks: masks in the order of the response.
+        regions: the same regions as they are in the response.
+        segmenter: name of the segmenter; None if all regions were given as masks.
     """
 
     pixels: Pixels
@@ -141,12 +141,12 @@ class CaptionService:
     """Processes requests with a backend.
 
     Args:
-        backend: The segmenter and the captioner.
-        model_name: Name of the model in requests and responses.
-        defaults: Generation settings for requests without their own; ``max_new_tokens`` is also the upper limit.
-        limits: Limits of a request.
+        backend: the segmenter and the captioner.
+        model_name: name of the model in requests and responses.
+        defaults: generation settings for requests without their own; ``max_new_tokens`` is also the upper limit.
+        limits: limits of a request.
         has_model: False if the captioner has no model, so that it answers no questions.
-        allowed_hosts: Hosts that images are fetched from.
+        allowed_hosts: hosts that images are fetched from.
     """
 
     def __init__(
@@ -177,11 +177,11 @@ class CaptionService:
         """Return the regions of an image, without captions.
 
         Args:
-            request: The request.
-            file: The image file, if it is not a field of the request.
+            request: the request.
+            file: the image file, if it is not a field of the request.
 
         Raises:
-            ApiError: The request is invalid, or the service cannot process it now.
+            ApiError: the request is invalid, or the service cannot process it now.
         """
         timer = _RequestTimer()
         async with self._memory.request() as lease:
@@ -436,7 +436,7 @@ class _Price:
     """Cost of decoding images.
 
     Attributes:
-        num_bytes: Memory that it takes at most.
+        num_bytes: memory that it takes at most.
         is_ordinary: True if its time follows from the number of pixels, see ``ImageStructure``.
     """
 

@@ -130,7 +130,7 @@ class AccessSettings(BaseModel):
             The tokens; empty if neither source is configured.
 
         Raises:
-            SettingsError: A configured source has no token, or a token is too short or not valid in a header.
+            SettingsError: a configured source has no token, or a token is too short or not valid in a header.
         """
         sources: dict[str, list[str]] = {}
         if self.tokens_file is not None:

@@ -15,7 +15,7 @@ class SharedCaptions(StreamingCaptioner):
     the last job that waits for it is cancelled. Belongs to one event loop.
 
     Args:
-        engine: The engine.
+        engine: the engine.
     """
 
     def __init__(self, engine: StreamingCaptioner) -> None:
