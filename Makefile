@@ -59,8 +59,10 @@ science-check: $(VENV)/.science  ## the shipped model on 200 unseen scenes and o
 science-picture: $(VENV)/.science  ## captions of 40 unseen scenes by the shipped model, with the truth, as a picture
 	$(BIN)/python -m experiments.science.picture captions docs/science/captions.png
 
+# Two processes: one has the tests of the Ray cluster, first; the other one takes the rest, file by file.
+PYTEST := -m pytest --numprocesses 2 --dist loadscope --no-loadscope-reorder
 test: $(VENV)/.dev browser lint types  ## lint, types and all tests that run in minutes
-	$(BIN)/python -m pytest
+	$(BIN)/python $(PYTEST)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check .
@@ -142,13 +144,13 @@ test-lowest: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lowest
 	$(PYTHON) -m tests.lowest > $(VENV)-lowest/constraints.txt
 	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
-	$(VENV)-lowest/bin/python -m pytest
+	$(VENV)-lowest/bin/python $(PYTEST)
 
 # The newest versions that pyproject.toml allows. What passes is what everybody installs from then on.
 test-latest: pyproject.toml
 	$(PYTHON) -m venv --clear $(VENV)-latest
 	$(VENV)-latest/bin/python -m pip install --quiet --editable '.[dev]'
-	$(VENV)-latest/bin/python -m pytest
+	$(VENV)-latest/bin/python $(PYTEST)
 	(grep '^#' $(CONSTRAINTS); $(VENV)-latest/bin/python -m pip freeze --all --exclude-editable --exclude pip) > $(VENV)-latest/constraints.txt
 	mv $(VENV)-latest/constraints.txt $(CONSTRAINTS)
 

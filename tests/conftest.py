@@ -4,6 +4,9 @@ import os
 import shutil
 import signal
 from collections.abc import Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -18,6 +21,30 @@ settings.load_profile("ureca")
 
 # A shell that starts the tests in the background has them ignore interrupts, and so all commands that they start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@cache
+def _is_on_ray(path: str) -> bool:
+    return "ray_cluster" in Path(path).read_text(encoding="utf-8")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the tests of the one Ray cluster, which take longest."""
+    items.sort(key=lambda item: not _is_on_ray(str(item.path)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
+    """Keep the tests of the one Ray cluster in one process, and those of each other file, which share fixtures."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduling(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.partition("::")[0]
+            return "ray" if _is_on_ray(str(config.rootpath / file)) else file
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

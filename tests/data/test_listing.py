@@ -528,7 +528,13 @@ def test_list_images_of_a_list_reads_every_encoding(tmp_path: Path, encoding: st
     assert ids(manifest) == ["a", "größe"]
 
 
-@pytest.mark.parametrize("content", ["größe.jpg\n".encode("latin-1"), gzip.compress(b"a.jpg\n" * 99)[:-12]])
+@pytest.mark.parametrize(
+    "content",
+    [
+        pytest.param("größe.jpg\n".encode("latin-1"), id="latin-1"),
+        pytest.param(gzip.compress(b"a.jpg\n" * 99)[:-12], id="gzip, truncated"),
+    ],
+)
 def test_list_images_of_a_list_that_is_no_text_names_it(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "list.txt").write_bytes(content)
     with pytest.raises(InputError, match=r"list\.txt: the list (is no text in UTF-8|cannot be read.*ends early)"):
