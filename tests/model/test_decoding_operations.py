@@ -8,6 +8,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.model.inputs import box_masks, noise_image
 from ureca.model.captioner import RegionCaptioner
+from ureca.model.decoding import SuffixCache
 from ureca.model.initialization import build_tiny
 from ureca.model.settings import CaptionSettings
 
@@ -31,6 +32,43 @@ class CountedOperations(TorchDispatchMode):
         if is_joined and result.dim() == 4 and result.shape[2] == self.prefix_length:
             self.num_copied_prefixes += 1
         return result
+
+
+class Copies(TorchDispatchMode):
+    """Counts the elements that are written by copies, and tensors that are made from Python values."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_elements = 0
+        self.num_made = 0
+
+    def __torch_dispatch__(self, operation: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = operation(*args, **(kwargs or {}))
+        name = operation.overloadpacket.__name__
+        self.num_made += name == "lift_fresh"
+        if name in {"cat", "clone", "constant_pad_nd", "copy_"} and result.dim() == 4:
+            self.num_elements += result.numel()
+        return result
+
+
+def test_join_copies_each_cache_once_and_makes_no_tensor_for_each_region() -> None:
+    model, processor = build_tiny()
+    prefix = RegionCaptioner(model, processor)._encoder.encode_image(processor.image_processor.cut(IMAGE)).prefix
+
+    def prefill(*lengths: int) -> tuple[SuffixCache, int]:
+        suffixes = [torch.randn(length, 64) for length in lengths]
+        with Copies() as copies:
+            cache = SuffixCache.prefill(model, [prefix] * len(lengths), suffixes)
+        return cache, copies.num_made
+
+    (few, num_made), (many, num_made_by_many) = prefill(7), prefill(5, 6, 4, 6, 6)
+    assert num_made_by_many == num_made
+    num_elements = sum(layer.keys.numel() + layer.values.numel() for each in (few, many) for layer in each.cache.layers)
+    with Copies() as copies:
+        both = few.concatenated(many)
+    assert copies.num_elements == num_elements
+    assert both.visible.sum(1).tolist() == [7, 5, 6, 4, 6, 6]
+    assert both.positions.flatten().tolist() == [prefix.length + length - 1 for length in (7, 5, 6, 4, 6, 6)]
 
 
 def operations_of_steps(num_regions: int, **settings: Any) -> list[CountedOperations]:

@@ -6,7 +6,7 @@ from itertools import groupby
 from typing import Any, Generic, TypeVar
 
 import torch
-from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.generation.logits_process import TemperatureLogitsWarper, TopPLogitsWarper
 
@@ -250,13 +250,14 @@ class SuffixCache:
     ) -> "SuffixCache":
         """Compute the suffixes of prompts, [L_i, D] each, behind their prefixes."""
         length = max(len(suffix) for suffix in suffixes)
-        embeddings = suffixes[0].new_zeros(len(suffixes), length, suffixes[0].shape[1])
-        visible = torch.zeros(len(suffixes), length, dtype=torch.bool, device=embeddings.device)
-        for row, suffix in enumerate(suffixes):
-            embeddings[row, length - len(suffix) :] = suffix
-            visible[row, length - len(suffix) :] = True
-        starts = torch.tensor([[prefix.length] for prefix in prefixes], device=model.device)
-        positions = starts + (visible.long().cumsum(1) - 1).clamp(min=0)
+        embeddings = pad_sequence(list(suffixes), batch_first=True, padding_side="left")
+        # One copy to the device: each would make the processor wait for it.
+        lengths = torch.tensor(
+            [[len(suffix), prefix.length] for suffix, prefix in zip(suffixes, prefixes, strict=True)],
+            device=model.device,
+        )
+        offsets = torch.arange(length, device=model.device) - (length - lengths[:, :1])
+        visible, positions = offsets >= 0, lengths[:, 1:] + offsets.clamp(min=0)
         causal = torch.ones(length, length, dtype=torch.bool, device=model.device).tril()
         cache = DynamicCache(config=model.config.text_config)
         cache.layers = [_GrowingLayer() for _ in cache.layers]
@@ -289,16 +290,18 @@ class SuffixCache:
         """Append the sequences of another cache."""
         length = max(self.visible.shape[1], other.visible.shape[1])
 
-        def padded(states: torch.Tensor) -> torch.Tensor:
-            return pad(states, (0, 0, length - states.shape[2], 0))
+        def joined(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+            """Write the states [B, ..., S, size] of both, each once, one below the other and aligned at their ends."""
+            both = first.new_zeros(len(first) + len(second), *first.shape[1:-2], length, first.shape[-1])
+            both[: len(first), ..., length - first.shape[-2] :, :] = first
+            both[len(first) :, ..., length - second.shape[-2] :, :] = second
+            return both
 
         for own, others in zip(self.cache.layers, other.cache.layers, strict=True):
-            own.keys = torch.cat([padded(own.keys), padded(others.keys)])
-            own.values = torch.cat([padded(own.values), padded(others.values)])
-        visible = [pad(state.visible, (length - state.visible.shape[1], 0)) for state in (self, other)]
+            own.keys, own.values = joined(own.keys, others.keys), joined(own.values, others.values)
         return SuffixCache(
             self.cache,
-            torch.cat(visible),
+            joined(self.visible[..., None], other.visible[..., None])[..., 0],
             torch.cat([self.positions, other.positions]),
             torch.cat([self.hidden, other.hidden]),
         )
