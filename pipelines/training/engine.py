@@ -19,7 +19,7 @@ from ureca.errors import OutputError, UrecaError
 from ureca.model.checkpoints import WeightSharding
 from ureca.model.image_processing import UrecaImageProcessor
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.pipelines.training.portable_state import load_portable_state, save_portable_state
+from ureca.pipelines.training.portable_state import TrainedState, load_portable_state, save_portable_state
 from ureca.training.feature_cache import FeatureCache
 from ureca.training.packing import HostBatch, PackedBatch, PackedMicroBatch
 from ureca.training.phases import build_optimizer, learning_rate_scale, whole_shape
@@ -210,6 +210,7 @@ class TrainingEngine:
         # One kernel for all weights instead of some for each; the state stays where DeepSpeed puts it.
         fused = device.type == "cuda" and settings.deepspeed.offload_optimizer == "none"
         self._optimizer = build_optimizer(module, settings.phase, fused=fused)
+        groups = [list(group["params"]) for group in self._optimizer.param_groups]
         self._scheduler = torch.optim.lr_scheduler.LambdaLR(
             self._optimizer, lambda step: learning_rate_scale(step, num_steps, settings.phase.warmup_fraction)
         )
@@ -219,6 +220,7 @@ class TrainingEngine:
             lr_scheduler=self._scheduler,
             config=deepspeed_config(settings, num_micro_batches),
         )
+        self._state = TrainedState(self.trained, groups, self._optimizer, self._engine.optimizer)
 
     @property
     def learning_rate(self) -> float:
@@ -267,7 +269,7 @@ class TrainingEngine:
     def save_portable(self, folder: Path) -> None:
         """Write, into the folder of a checkpoint, state that any number of ranks can read."""
         numbers = {"steps": self._engine.global_steps, "scheduler": self._scheduler.state_dict()["last_epoch"]}
-        save_portable_state(folder, self.trained, self._optimizer, numbers)
+        save_portable_state(folder, self._state, numbers)
 
     def load_portable(self, folder: Path, shapes: dict[str, list[int]]) -> None:
         """Read the state that `save_portable` wrote, on whatever number of ranks.
@@ -280,7 +282,7 @@ class TrainingEngine:
             OutputError: the state belongs to another model, or is damaged; on all ranks alike.
         """
         self._check_shapes(folder, shapes)
-        numbers = load_portable_state(folder, self.trained, self._optimizer, self._gather, self._engine.optimizer)
+        numbers = load_portable_state(folder, self._state, self._gather)
         self._scheduler.last_epoch = numbers["scheduler"]
         self._scheduler._last_lr = [base * scale(numbers["scheduler"]) for base, scale in zip(
             self._scheduler.base_lrs, self._scheduler.lr_lambdas, strict=True)]  # fmt: skip

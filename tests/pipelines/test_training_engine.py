@@ -7,9 +7,14 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, Self
 
 import pytest
+import torch
+
+from ureca.pipelines.train_settings import TrainSettings
+from ureca.pipelines.training.engine import TrainingEngine
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -48,7 +53,7 @@ SCENARIOS = {
         ("fused", "fused", FP32 + zero(2)),
         ("2 offload", "train", FP32 + zero(2, *OFFLOAD)),
         ("3 offload", "train", FP32 + zero(3, "--deepspeed.offload-param", "cpu", *OFFLOAD)),
-        *((f"bf16 {stage}", "train", BF16 + zero(stage)) for stage in (1, 3)),
+        *((f"bf16 {stage}", "train_and_resume", BF16 + zero(stage)) for stage in (1, 2, 3)),
         ("lora 3", "train", LORA + zero(3)),
         ("sharded", "sharded", ["--precision", "fp32", "--no-gradient-checkpointing"]),
         ("export align 3", "export", ["--phase.kind", "align", "--precision", "fp32", *zero(3)]),
@@ -107,10 +112,50 @@ def test_run_step_gives_the_same_losses_for_all_zero_stages_and_ranks(found: dic
     assert max(differences.values()) < 1e-5
 
 
+class Moved(torch.nn.Linear):
+    """A module that notes the device that it is moved to, and stays."""
+
+    def to(self, device: torch.device) -> Self:  # type: ignore[override]
+        self.device = device
+        return self
+
+
+@pytest.mark.parametrize(
+    ("device", "flags", "is_fused"),
+    [("cuda", [], True), ("cuda", OFFLOAD, False), ("cpu", [], False)],
+)
+def test_engine_fuses_adamw_where_weights_and_moments_are_on_a_gpu(
+    monkeypatch: pytest.MonkeyPatch, device: str, flags: Sequence[str], is_fused: bool
+) -> None:
+    initialized: dict[str, Any] = {}
+
+    def initialize(**arguments: Any) -> tuple[Any, ...]:
+        initialized.update(arguments)
+        return SimpleNamespace(optimizer=arguments["optimizer"]), None
+
+    deepspeed = SimpleNamespace(initialize=initialize, zero=SimpleNamespace(GatheredParameters=None))
+    monkeypatch.setattr("ureca.pipelines.training.engine.import_deepspeed", lambda device: deepspeed)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    module = Moved(2, 2)
+    settings = TrainSettings.load(["source", "run", "--model", "tiny", "--precision", "bf16", *zero(2, *flags)])
+    TrainingEngine(module, settings, 5, torch.device(device))
+    optimizer, config = initialized["optimizer"], initialized["config"]
+    assert type(optimizer) is torch.optim.AdamW
+    assert bool(optimizer.defaults["fused"]) is is_fused
+    assert module.device.type == device
+    # DeepSpeed keeps this optimizer, on the device of its state.
+    assert config["zero_allow_untested_optimizer"] and not config["zero_force_ds_cpu_optimizer"]
+    offload = {"device": "cpu"} if flags else None
+    assert config["zero_optimization"].get("offload_optimizer") == offload
+
+
 def test_run_step_in_bfloat16_has_similar_losses(found: dict[int, dict[str, Any]]) -> None:
     expected = [loss for loss, _ in found[1]["0"]]
-    for stage in (1, 3):
-        assert [loss for loss, _ in found[2][f"bf16 {stage}"]] == pytest.approx(expected, rel=0.03), stage
+    for stage in (1, 2, 3):
+        of_stage = found[2][f"bf16 {stage}"]
+        assert [loss for loss, _ in of_stage["whole"]] == pytest.approx(expected, rel=0.03), stage
+        # Portable state has the float32 copies of the weights: nothing is rounded once more.
+        assert largest_difference(of_stage["portable"], of_stage["whole"]) < 1e-5, stage
 
 
 def test_run_step_with_sharded_adapters_has_the_same_losses(found: dict[int, dict[str, Any]]) -> None:
