@@ -160,8 +160,9 @@ gpu-proof: $(VENV)/.dev  ## figures of this machine's GPU at the sizes of real m
 bench-serve: $(VENV)/.dev
 	$(BIN)/ureca bench serve
 
-soak-serve: $(VENV)/.dev  ## the service scales, drains, outlives kills, and does not grow in five minutes; takes twelve
-	$(BIN)/python -m pytest -s -m long tests/pipelines/serving/test_draining.py tests/pipelines/serving/test_soak.py
+soak-serve: $(VENV)/.dev  ## the service scales, drains, outlives kills and lack of memory, and does not grow in five minutes; takes thirteen
+	$(BIN)/python -m pytest -s -m long tests/pipelines/serving/test_draining.py \
+		tests/pipelines/serving/test_out_of_memory.py tests/pipelines/serving/test_soak.py
 
 soak-hostile: $(VENV)/.dev  ## the service under bombs, floods, slow clients, poison parameters and kills; takes fifteen minutes, SECONDS=120 less
 	$(BIN)/ureca bench serve-hostile --seconds $(or $(SECONDS),600) --output $(or $(OUTPUT),soak-hostile.json)

@@ -26,6 +26,9 @@ def _print(evaluation: "Evaluation", settings: EvaluateSettings) -> int:
     print(to_text(evaluation.table))
     folder = settings.output.partition("?")[0].rstrip("/")
     print(f"{folder}/table.html, {folder}/table.md, {folder}/table.json")
+    for model in evaluation.table.models:
+        for remark in model.remarks:
+            print(f"{model.model}: {remark}")
     status = 0
     for name, report in evaluation.reports.items():
         if report.has_too_many_failures(settings.max_error_fraction):

@@ -112,7 +112,7 @@ class Scoring:
     ) -> tuple[list[Measure | Unmeasured], list[str]]:
         """Measures of predictions whose captions are in the output at ``captions``, and remarks for the reader."""
         settings = self._settings
-        scores, num_failed = self._score(predictions, captions) if self._has_scorers() else (None, 0)
+        scores, failures = self._score(predictions, captions) if self._has_scorers() else (None, {})
         encoder_name = None if settings.retrieval is None else settings.retrieval.checkpoint
         listener_name = None
         if isinstance(settings.listener, ScoringListenerConfig):
@@ -128,8 +128,10 @@ class Scoring:
             listener_name=listener_name,
             reference_scores=self._references() if encoder_name or listener_name else None,
         )
-        remarks = [f"Images that could not be looked at to judge captions by: {num_failed:,}."] if num_failed else []
-        return measures, remarks
+        if not failures:
+            return measures, []
+        reasons = ", ".join(f"{count:,} x {kind}" for kind, count in failures.items())
+        return measures, [f"Images that could not be looked at to judge captions by: {reasons} (--retry-errors)."]
 
     def _has_scorers(self) -> bool:
         settings = self._settings
@@ -148,7 +150,9 @@ class Scoring:
             self._reference_scores, _ = self._score(None, None)
         return self._reference_scores
 
-    def _score(self, predictions: Sequence[Prediction] | None, captions: str | None) -> tuple[list[CaptionScores], int]:
+    def _score(
+        self, predictions: Sequence[Prediction] | None, captions: str | None
+    ) -> tuple[list[CaptionScores], dict[str, int]]:
         settings = self._settings
         scoring = ScoringSettings(
             input=self._benchmark.output.path,

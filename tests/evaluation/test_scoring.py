@@ -60,7 +60,7 @@ def benchmark(tmp_path: Path) -> StoredBenchmark:
 
 def score(
     tmp_path: Path, benchmark: StoredBenchmark, captions: Output | None, scorer: CaptionScorer
-) -> tuple[list[CaptionScores], int, PartitionReport]:
+) -> tuple[list[CaptionScores], dict[str, int], PartitionReport]:
     """Score the benchmark partition by partition; the scores as they are read back, failed images, and the work."""
     scored = Output(str(tmp_path / f"scored-{captions is None}"), JUDGED_DATASET)
     stage = ScoringStage(benchmark.output, captions, scorer, ImagesInFlight(2, ImageLimits()))
@@ -98,8 +98,8 @@ def test_stage_with_captions_and_references_fills_in_all_scores(tmp_path: Path, 
         max_distractors=3,
     )
     predictions = stored_predictions(benchmark, captions)
-    scores, num_failed, report = score(tmp_path, benchmark, captions, scorer)
-    assert num_failed == 1
+    scores, failures, report = score(tmp_path, benchmark, captions, scorer)
+    assert failures == {"judge:truncated": 1}
     assert report.seconds["judge"] > 0
     assert len(scores) == len(predictions) == benchmark.num_regions
     unseen = sum(item.image_id == "test_0_000001" for item in predictions)
@@ -109,8 +109,8 @@ def test_stage_with_captions_and_references_fills_in_all_scores(tmp_path: Path, 
     assert f1[(second[0], int(second[1]))] == 0
     assert sum(value == pytest.approx(1, abs=1e-4) for value in f1.values()) >= benchmark.num_regions - 3
 
-    reference_scores, num_failed, _ = score(tmp_path, benchmark, None, scorer)
-    assert num_failed == 1
+    reference_scores, failures, _ = score(tmp_path, benchmark, None, scorer)
+    assert failures == {"judge:truncated": 1}
     assert {of.resolution for of in reference_scores} == {of.bert_f1 for of in reference_scores} == {None}
     found = by_name(
         measure_predictions(
@@ -153,6 +153,6 @@ def test_measures_region_without_caption_in_unreadable_image_counts_as_failure(
     assert found["Listener"].statistics[:, 1].sum() == blank > 0
     assert found["Wrong"].value() == pytest.approx(blank / benchmark.num_regions)
     (Path(benchmark.rows(0)[0]["scene"])).unlink()
-    scores, num_failed, _ = score(tmp_path, benchmark, captions, CaptionScorer())
-    assert num_failed == 1
+    scores, failures, _ = score(tmp_path, benchmark, captions, CaptionScorer())
+    assert failures == {"judge:missing_scene": 1}
     assert scores[0].resolution is None

@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -154,8 +155,8 @@ def stored_predictions(benchmark: StoredBenchmark, captions: Output) -> list[Pre
     return predictions
 
 
-def stored_scores(benchmark: StoredBenchmark, scored: Output) -> tuple[list[CaptionScores], int]:
-    """The scores of all regions of a benchmark, in its order, and the number of images that failed.
+def stored_scores(benchmark: StoredBenchmark, scored: Output) -> tuple[list[CaptionScores], dict[str, int]]:
+    """The scores of all regions of a benchmark, in its order, and the images that failed, by ``<stage>:<kind>``.
 
     Args:
         benchmark: the stored benchmark.
@@ -165,11 +166,12 @@ def stored_scores(benchmark: StoredBenchmark, scored: Output) -> tuple[list[Capt
         OutputError: an image of the benchmark has no row.
     """
     scores: list[CaptionScores] = []
-    num_failed = 0
+    failures: Counter[str] = Counter()
     for row, of_image in _paired_rows(benchmark, scored):
         if of_image is None:
             raise OutputError(f"{scored.path} lacks image {row['image_id']!r}: run the same command again")
-        num_failed += of_image["error"] is not None
+        if (error := of_image["error"]) is not None:
+            failures[f"{error['stage']}:{error['kind']}"] += 1
         by_id = {region["region_id"]: region for region in of_image["judged"]}
         for region in row["benchmark"]:
             stored = by_id[region["region_id"]]
@@ -182,7 +184,7 @@ def stored_scores(benchmark: StoredBenchmark, scored: Output) -> tuple[list[Capt
                     resolution=stored["resolution"],
                 )
             )
-    return scores, num_failed
+    return scores, dict(failures)
 
 
 def _score_row(caption: ScoredCaption) -> Row:
