@@ -131,6 +131,7 @@ PROPER_NOUNS = {
     "Kubernetes",
     "None",
     "Parquet",
+    "Python",
     "Ray",
     "True",
 }
