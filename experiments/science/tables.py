@@ -10,6 +10,7 @@ from ureca.evaluation.scorer import measure_predictions
 from ureca.evaluation.settings import DuplicateSettings, Metric
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import write_table
+from ureca.wording import plural
 
 TITLES = {
     "prompts": "How a model is told which region is meant",
@@ -39,9 +40,7 @@ def write_tables(
     Returns:
         The paths of the files.
     """
-    evaluated = {
-        name: _evaluate(name, of_model, figures[name], settings, metrics) for name, of_model in captions.items()
-    }
+    evaluated = {name: _evaluate(name, of_model, figures[name], metrics) for name, of_model in captions.items()}
     paths = []
     for table, names in TABLES.items():
         models = [evaluated[name] for name in names if name in evaluated]
@@ -64,7 +63,6 @@ def _evaluate(
     name: str,
     captions: list[SceneCaption],
     figures: dict[str, Any],
-    settings: ScienceSettings,
     metrics: Sequence[Metric],
 ) -> Evaluated:
     variant = VARIANTS[name]
@@ -76,7 +74,7 @@ def _evaluate(
         duplicates=DuplicateSettings() if metrics else None,
     )
     tokens = figures["mask_tokens"]
-    of_mask = f"{tokens} mask token{'' if tokens == 1 else 's'} a tile, "
+    of_mask = f"{plural(tokens, 'mask token')} a tile, "
     mask_tokens = of_mask if variant.region_prompt == "mask" else ""
     remark = (
         f"{mask_tokens}{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "

@@ -129,9 +129,8 @@ def check_caption_endpoints(
 
 
 def _config(model: str, base_urls: Sequence[HttpUrl], settings: CaptioningEndpoints) -> OpenAIConfig:
-    shared = {name: getattr(settings, name) for name in CaptioningEndpoints.model_fields}
     # Captions are plain text: no schema is sent.
-    return OpenAIConfig(model=model, base_urls=tuple(base_urls), structured_output=False, **shared)
+    return OpenAIConfig.of_requests(settings, model, base_urls, structured_output=False)
 
 
 @contextmanager

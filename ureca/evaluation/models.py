@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import PurePosixPath
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 from ureca.data.output import Output
 from ureca.data.settings import JSONL_SUFFIXES
@@ -79,7 +79,7 @@ def _parse(text: str) -> EvaluatedModel:
         is_run = len(parts) > 1 and parts[-1] == _TRAINED
         default = (parts[-2] if is_run else parts[-1]).removesuffix(".gz").removesuffix(".jsonl") if parts else path
         name = default if prompt is None else f"{default}, {prompt}"
-    return EvaluatedModel(name, kind, path, next((p for p in get_args(RegionPrompt) if p == prompt), None))
+    return EvaluatedModel(name, kind, path, cast("RegionPrompt | None", prompt))
 
 
 def _kind(path: str) -> tuple[Literal["checkpoint", "output", "jsonl"], str]:

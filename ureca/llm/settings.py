@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import (
@@ -201,6 +202,22 @@ class OpenAIConfig(KeySettings, RequestSettings):
         min_length=1, description="endpoints that serve the model, such as http://localhost:8000/v1"
     )
 
+    @classmethod
+    def of_requests(
+        cls, requests: TransportSettings, model: str, base_urls: Sequence[HttpUrl], **changes: object
+    ) -> Self:
+        """Make the config of a model at endpoints from the settings of requests that another model has.
+
+        Args:
+            requests: settings of the requests, of which the fields that this config has, too, are taken.
+            model: name of the model at the endpoints.
+            base_urls: addresses of the endpoints.
+            **changes: other values of fields.
+        """
+        names = cls.model_fields.keys() & type(requests).model_fields.keys() - {"kind"}
+        shared = {name: getattr(requests, name) for name in names}
+        return cls.model_validate({**shared, "model": model, "base_urls": tuple(base_urls), **changes})
+
 
 _RESERVED_OPTIONS = {
     *("model", "tokenizer", "tensor_parallel_size", "distributed_executor_backend", "dtype", "max_model_len"),
@@ -255,8 +272,7 @@ class RayServeConfig(RequestSettings):
 
     def openai_config(self, url: str) -> OpenAIConfig:
         """Return the config by which clients call the application, once it listens at ``url``."""
-        shared = {name: getattr(self, name) for name in RequestSettings.model_fields}
-        return OpenAIConfig(model=self.checkpoint, base_urls=(HttpUrl(url),), **shared)
+        return OpenAIConfig.of_requests(self, self.checkpoint, [HttpUrl(url)])
 
 
 @register("chat_model", "transformers", component="ureca.llm.transformers:TransformersChatModel")

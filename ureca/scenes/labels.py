@@ -1,4 +1,4 @@
-"""Labels of a scene's regions and pixels as arrays, exact because the scene was drawn: targets for learning to see."""
+"""Labels of a scene's regions and pixels as arrays, exact because the scene was drawn: targets of vision encoders."""
 
 from dataclasses import dataclass
 

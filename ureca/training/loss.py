@@ -51,16 +51,16 @@ class PackedLoss(nn.Module):
         model = self.model.model
         parts = (model.vision_tower, model.multi_modal_projector, model.language_model)
         if any(parameter.requires_grad for part in parts for parameter in part.parameters()):
-            hidden = self._read(embeddings, positions, layout)
+            hidden = read_packed(model.language_model, embeddings, positions, layout)
         else:
             # Only the mask encoder or the head is trained, and a prefix depends on neither.
             in_prefix = layout.prefix_mask(batch.input_ids.device)
             prefixes = PackedPrefixes.of_row(layout)
             with torch.no_grad():
-                self._read(embeddings[:, in_prefix], positions[:, in_prefix], prefixes)
+                read_packed(model.language_model, embeddings[:, in_prefix], positions[:, in_prefix], prefixes)
             segments = PackedSegments.of_row(layout, prefixes)
             labels = labels[~in_prefix]
-            hidden = self._read(embeddings[:, ~in_prefix], positions[:, ~in_prefix], segments)
+            hidden = read_packed(model.language_model, embeddings[:, ~in_prefix], positions[:, ~in_prefix], segments)
         answers = (labels != IGNORED).nonzero()[:, 0]
         return self.model.lm_head(hidden[0, answers]), labels[answers]
 
@@ -82,15 +82,25 @@ class PackedLoss(nn.Module):
             embeddings = fill_placeholders(embeddings, token_ids, config.mask_token_id, features, "mask")
         return embeddings
 
-    def _read(self, embeddings: torch.Tensor, positions: torch.Tensor, attention: PrefixAttention) -> torch.Tensor:
-        """Compute the last hidden states [1, L, D]."""
-        outputs = self.model.model.language_model(
-            inputs_embeds=embeddings,
-            # transformers passes a 4-dimensional mask on unchanged; the attention of packed rows ignores it.
-            attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device),
-            position_ids=positions,
-            use_cache=False,
-            prefix_attention=attention,
-        )
-        hidden: torch.Tensor = outputs.last_hidden_state
-        return hidden
+
+def read_packed(
+    language_model: nn.Module, embeddings: torch.Tensor, positions: torch.Tensor, attention: PrefixAttention
+) -> torch.Tensor:
+    """Compute the last hidden states [1, L, D] of a packed row.
+
+    Args:
+        language_model: language model with `enable_prefix_attention`.
+        embeddings: inputs, [1, L, D].
+        positions: position of each within its sequence, int64 [1, L].
+        attention: attention that the layers use.
+    """
+    outputs = language_model(
+        inputs_embeds=embeddings,
+        # transformers passes a 4-dimensional mask on unchanged; the attention of packed rows ignores it.
+        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool, device=embeddings.device),
+        position_ids=positions,
+        use_cache=False,
+        prefix_attention=attention,
+    )
+    hidden: torch.Tensor = outputs.last_hidden_state
+    return hidden

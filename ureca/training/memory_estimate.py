@@ -25,6 +25,7 @@ from ureca.model.attention import enable_prefix_attention
 from ureca.model.configuration import UrecaConfig
 from ureca.model.mask_encoder import ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, maps_of
+from ureca.training.loss import read_packed
 from ureca.training.phases import Align, Full, Tune, prepare
 
 _GIB = 2**30
@@ -261,14 +262,15 @@ def _measure_activations(model: UrecaForConditionalGeneration, sizes: MicroBatch
         num_features = sum(map(len, inputs))
         inputs.append(torch.empty(max(0, sizes.num_tokens - num_features), width, dtype=dtype))
         embeddings = torch.cat(inputs)[None, : sizes.num_tokens]
+        positions = torch.zeros(1, sizes.num_tokens, dtype=torch.long)
         if trains_language:
-            hidden = _read(language_model, embeddings, _FusedAttention())
+            hidden = read_packed(language_model, embeddings, positions, _FusedAttention())
         else:
-            prefixes = _FusedAttention(keeps=True)
+            prefixes, end = _FusedAttention(keeps=True), sizes.num_prefix_tokens
             with torch.no_grad():
-                _read(language_model, embeddings[:, : sizes.num_prefix_tokens], prefixes)
+                read_packed(language_model, embeddings[:, :end], positions[:, :end], prefixes)
             segments = _FusedAttention(before=prefixes)
-            hidden = _read(language_model, embeddings[:, sizes.num_prefix_tokens :], segments)
+            hidden = read_packed(language_model, embeddings[:, end:], positions[:, end:], segments)
         logits = model.lm_head(hidden[0, : sizes.num_answer_tokens])
         labels = torch.zeros(len(logits), dtype=torch.long)
         loss = functional.cross_entropy(logits.float(), labels, reduction="sum")
@@ -279,18 +281,6 @@ def _measure_activations(model: UrecaForConditionalGeneration, sizes: MicroBatch
 
 def _drop_gradient(weight: torch.Tensor) -> None:
     weight.grad = None
-
-
-def _read(language_model: nn.Module, embeddings: torch.Tensor, attention: "_FusedAttention") -> torch.Tensor:
-    outputs = language_model(
-        inputs_embeds=embeddings,
-        attention_mask=torch.ones(1, 1, 1, 1, dtype=torch.bool),
-        position_ids=torch.zeros(1, embeddings.shape[1], dtype=torch.long),
-        use_cache=False,
-        prefix_attention=attention,
-    )
-    hidden: torch.Tensor = outputs.last_hidden_state
-    return hidden
 
 
 class _FusedAttention:

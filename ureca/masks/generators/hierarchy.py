@@ -19,6 +19,9 @@ from ureca.masks.rle import Rle
 
 FloatImage = npt.NDArray[np.float32]
 """float32 [H, W]"""
+Bools = npt.NDArray[np.bool_]
+Floats = npt.NDArray[np.float64]
+Ints = npt.NDArray[np.int64]
 
 NUM_HISTOGRAMS = 5  # lightness, green-red, blue-yellow, and texture at two scales
 
@@ -28,6 +31,8 @@ _HISTOGRAM_SCALES_PX = (2.0, 4.0)
 _TEXTURE_SCALES_PX = (1.0, 2.0)
 _MAX_LOG_TEXTURE = 2.5  # log(1 + gradient of lightness a scale); the strongest textures of photographs reach it
 _MINIMUM_WINDOW_PX = 5
+_SIZE_EXPONENT = 0.75
+_MIN_STRENGTH = 1e-3  # of a boundary; far below that of mere noise
 
 
 def histogram_channels(lab: npt.NDArray[np.float32]) -> npt.NDArray[np.float32]:
@@ -128,10 +133,6 @@ def _derivatives(channel: FloatImage, scale_px: float) -> tuple[FloatImage, Floa
 
 def _resized(channel: FloatImage, size: tuple[int, int], method: Image.Resampling) -> FloatImage:
     return np.asarray(Image.fromarray(channel).resize(size, method))
-
-
-Bools = npt.NDArray[np.bool_]
-Ints = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -265,12 +266,6 @@ def _components(num_nodes: int, first: Ints, second: Ints) -> tuple[int, Ints]:
     graph = coo_array((np.ones(len(first), dtype=np.int8), (first, second)), shape=(num_nodes, num_nodes))
     count, component = connected_components(graph.tocsr(), directed=False)
     return int(count), component.astype(np.int64)
-
-
-Floats = npt.NDArray[np.float64]
-
-_SIZE_EXPONENT = 0.75
-_MIN_STRENGTH = 1e-3  # of a boundary; far below that of mere noise
 
 
 @dataclass(frozen=True)
