@@ -36,7 +36,7 @@ def test_report_command_writes_into_output_folder(output: str, capsys: pytest.Ca
     assert [panel["id"] for panel in page.panels] == ["a", "b", "gone"]
     assert [jpeg != "" for jpeg in page.data["jpeg"]] == [True, True, False]
     assert page.panels[2]["problem"]
-    assert "my run" in page.text and "masks 3.0 s" in page.text and "MLLM calls" in page.text
+    assert "my run" in page.text and "masks 3.0s" in page.text and "MLLM calls" in page.text
 
 
 def test_report_command_with_options_writes_elsewhere_with_fewer_images(output: str, tmp_path: Path) -> None:
