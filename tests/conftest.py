@@ -1,4 +1,4 @@
-"""What tests of several folders need."""
+"""Fixtures and settings of tests in several folders."""
 
 import os
 import shutil

@@ -27,7 +27,7 @@ class Store:
     client: Any
 
     def uri(self, name: str) -> str:
-        """Of an object or folder in the bucket."""
+        """Return the URI of an object or folder in the bucket."""
         return f"s3://{BUCKET}/{name}?endpoint_override={self.endpoint}&scheme=http"
 
     def put(self, name: str, data: bytes) -> None:
@@ -35,7 +35,7 @@ class Store:
         self.client.put_object(Bucket=BUCKET, Key=name, Body=data)
 
     def names(self, below: str = "") -> list[str]:
-        """Of all objects, in order."""
+        """Return the names of all objects, in order."""
         pages = self.client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=below)
         return sorted(item["Key"] for page in pages for item in page.get("Contents", ()))
 

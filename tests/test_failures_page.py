@@ -1,4 +1,4 @@
-"""What the page on failures names is what the code says."""
+"""The page on failures: kinds, flags and messages that the code has."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ SOURCES = "\n".join(
 )
 # Strings that go on in the next line are one.
 TEXT = re.sub(r'"\s*\n\s*f?"', "", SOURCES)
-VERBS = ("curate", "caption", "evaluate", "serve", "train")
+PIPELINE_COMMANDS = ("curate", "caption", "evaluate", "serve", "train")
 
 
 def flags_of(model: type[BaseModel], before: str = "") -> set[str]:
@@ -42,7 +42,7 @@ def test_failures_page_names_existing_kinds() -> None:
 
 def test_failures_page_names_existing_flags() -> None:
     flags = set(re.findall(r"(?<=[` ])--([a-z.*-]+)", PAGE)) - {"requeue", "shm-size", "working-dir"}
-    known = set().union(*(flags_of(settings_of(command)) for command in VERBS))
+    known = set().union(*(flags_of(settings_of(command)) for command in PIPELINE_COMMANDS))
     assert len(flags) >= 10
     unknown = {flag for flag in flags if not any(name == flag or name.startswith(flag.rstrip("*")) for name in known)}
     assert not unknown

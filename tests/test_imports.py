@@ -1,4 +1,4 @@
-"""Who may import whom: jobs -> pipelines -> ureca, and the library imports no engine of distribution or serving."""
+"""Layers of imports: jobs -> pipelines -> ureca, and the library imports no engine of distribution or serving."""
 
 import ast
 import subprocess

@@ -13,6 +13,11 @@ from benchmarks.structure import RIDDLES, SourceFile, comments, docstrings, sour
 
 ROOT = Path(__file__).parents[1]
 FILES = source_files(ROOT)
+TESTS = [
+    SourceFile(path.relative_to(ROOT), text, ast.parse(text))
+    for path in sorted(ROOT.glob("tests/**/*.py"))
+    if (text := path.read_text(encoding="utf-8")).strip()
+]
 
 # Parts of identifiers that the glossary replaces, and the term that is meant.
 REPLACED = {
@@ -68,7 +73,7 @@ def defined_names(file: SourceFile) -> set[str]:
     return names
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.path))
+@pytest.mark.parametrize("file", FILES + TESTS, ids=lambda file: str(file.path))
 def test_identifiers_use_the_glossary(file: SourceFile) -> None:
     wrong = {
         name: REPLACED[part]
@@ -79,8 +84,8 @@ def test_identifiers_use_the_glossary(file: SourceFile) -> None:
     assert not wrong
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda file: str(file.path))
-def test_docstrings_begin_with_a_verb_or_a_noun_phrase(file: SourceFile) -> None:
+@pytest.mark.parametrize("file", FILES + TESTS, ids=lambda file: str(file.path))
+def test_docstrings_begin_with_an_imperative_or_a_noun_phrase(file: SourceFile) -> None:
     wrong = [
         f"line {line}: {text.splitlines()[0]}"
         for line, text in docstrings(file)
@@ -141,7 +146,7 @@ def test_entries_of_docstrings_begin_with_a_small_letter() -> None:
     """``Args:``, ``Attributes:`` and ``Raises:`` continue their names: "path: path of the file"."""
     wrong = [
         f"{file.path}:{line}: {word}"
-        for file in FILES
+        for file in FILES + TESTS
         for line, text in docstrings(file)
         for section in SECTION.finditer(text + "\n")
         for word in ENTRY.findall(section[2])

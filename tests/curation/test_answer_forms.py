@@ -363,7 +363,7 @@ def test_retry_bounds_the_refused_answer_it_shows() -> None:
     assert "\x1b" not in retry
 
 
-def test_refusal_in_place_of_an_object_is_told_as_one() -> None:
+def test_answer_that_declines_in_place_of_an_object_is_told_as_such() -> None:
     with pytest.raises(AnswerError) as failed:
         caption_of("I'm sorry, but I can't assist with that request.")
     assert failed.value.kind == "refusal"

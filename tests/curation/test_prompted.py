@@ -357,7 +357,7 @@ class TestAnswers:
 
 
 class TestRules:
-    """What breaks a rule is asked again; which rules apply depends on the question."""
+    """An answer that breaks a rule is asked for again; which rules apply depends on the question."""
 
     def test_short_caption_must_be_one_sentence_and_unique_caption_need_not(self, image: CurationImage) -> None:
         two, one = caption_json("A red cup. It stands left."), caption_json("A red cup.")

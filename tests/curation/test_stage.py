@@ -91,7 +91,7 @@ class BuggyEmbedder:
         raise ZeroDivisionError
 
 
-class FixedProposer:
+class FixedMaskGenerator:
     """The drawn image's masks for any image."""
 
     name = "fixed"
@@ -105,8 +105,8 @@ def entries_of(folder: Path, annotations: str | None = "beside") -> list[Manifes
     return [ManifestEntry.from_row(row) for row in list_images(str(folder), annotations=annotations).to_pylist()]
 
 
-def proposed_unit(entries: Sequence[ManifestEntry]) -> MaskedPartition:
-    """A unit with planted trees."""
+def masked_partition(entries: Sequence[ManifestEntry]) -> MaskedPartition:
+    """Build a partition with masks and trees."""
     return build_mask_trees(generate_masks(7, entries, AnnotationMaskGenerator(), LIMITS), 0.8)
 
 
@@ -118,7 +118,7 @@ def stage_of(annotator: CountingAnnotator | None = None, images_in_flight: int =
 
 def test_stage_rows_keep_the_order_and_have_provenance(tmp_path: Path) -> None:
     ids = write_corpus(tmp_path, 5)
-    rows, work = asyncio.run(stage_of()(proposed_unit(entries_of(tmp_path))))
+    rows, work = asyncio.run(stage_of()(masked_partition(entries_of(tmp_path))))
     assert [row["image_id"] for row in rows] == ids
     assert rows[0]["provenance"] | {"ureca": ""} == {
         "proposer": "annotations",
@@ -138,7 +138,7 @@ def test_stage_invalid_responses_are_in_the_report(tmp_path: Path) -> None:
     annotator = PromptedAnnotator(model, PromptedConfig(max_attempts=9))
     listener = PromptedListener(model, PromptedListenerSettings())
     curator = Curator(annotator, OneHotEmbedder(), listener=listener, listening=ListeningSettings(include_all=True))
-    rows, work = asyncio.run(CurateStage(curator, ImagesInFlight(4, LIMITS))(proposed_unit(entries_of(tmp_path))))
+    rows, work = asyncio.run(CurateStage(curator, ImagesInFlight(4, LIMITS))(masked_partition(entries_of(tmp_path))))
     assert {row["provenance"]["listener"] for row in rows} == {listener.name}
     assert work.invalid_responses["unusable_answer"] > 0
     assert work.num_calls > sum(work.invalid_responses.values())
@@ -152,7 +152,7 @@ def test_stage_images_in_flight_are_limited_over_all_partitions(tmp_path: Path, 
     stage = stage_of(annotator, limit)
 
     async def both() -> None:
-        await asyncio.gather(stage(proposed_unit(entries[:4])), stage(proposed_unit(entries[4:])))
+        await asyncio.gather(stage(masked_partition(entries[:4])), stage(masked_partition(entries[4:])))
 
     asyncio.run(both())
     assert 1 <= annotator.most_images <= limit
@@ -165,7 +165,7 @@ def test_stage_rows_of_parquet_files_keep_the_order_of_the_manifest(tmp_path: Pa
     table = pa.table({"image_id": [f"row{index}" for index in range(6)], "image": images})
     pq.write_table(table, tmp_path / "images.parquet", row_group_size=2)
     entries = entries_of(tmp_path, annotations=None)[::-1]
-    partition = build_mask_trees(generate_masks(0, entries, FixedProposer(), LIMITS), 0.8)
+    partition = build_mask_trees(generate_masks(0, entries, FixedMaskGenerator(), LIMITS), 0.8)
     assert [image.entry.image_id for image in partition.images] == [f"row{index}" for index in range(5, -1, -1)]
     rows, _ = asyncio.run(stage_of()(partition))
     assert [row["image_id"] for row in rows] == [f"row{index}" for index in range(5, -1, -1)]
@@ -174,7 +174,7 @@ def test_stage_rows_of_parquet_files_keep_the_order_of_the_manifest(tmp_path: Pa
 
 def test_stage_missing_or_changed_image_is_an_error_row(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
-    partition = proposed_unit(entries_of(tmp_path))
+    partition = masked_partition(entries_of(tmp_path))
     (tmp_path / "img_0000.png").unlink()
     (tmp_path / "img_0001.png").write_bytes(png(np.zeros((3, 3, 3), np.uint8)))
     rows, _ = asyncio.run(stage_of()(partition))
@@ -186,7 +186,7 @@ def test_stage_missing_or_changed_image_is_an_error_row(tmp_path: Path) -> None:
 def test_stage_errors_of_mask_generation_pass_through(tmp_path: Path) -> None:
     write_corpus(tmp_path, 2)
     (tmp_path / "img_0000.json").write_text("{")
-    rows, _ = asyncio.run(stage_of()(proposed_unit(entries_of(tmp_path))))
+    rows, _ = asyncio.run(stage_of()(masked_partition(entries_of(tmp_path))))
     assert rows[0]["error"]["stage"] == "masks"
     assert (rows[0]["height"], rows[0]["width"]) == (60, 80)
     assert rows[1]["error"] is None
@@ -194,7 +194,7 @@ def test_stage_errors_of_mask_generation_pass_through(tmp_path: Path) -> None:
 
 def test_stage_bug_is_raised_and_frees_its_slot(tmp_path: Path) -> None:
     write_corpus(tmp_path, 3)
-    partition = proposed_unit(entries_of(tmp_path))
+    partition = masked_partition(entries_of(tmp_path))
     stage = CurateStage(Curator(annotator=CountingAnnotator(), embedder=BuggyEmbedder()), ImagesInFlight(1, LIMITS))
 
     async def twice() -> list[BaseException]:
@@ -211,7 +211,7 @@ def test_stage_bug_is_raised_and_frees_its_slot(tmp_path: Path) -> None:
 
 def test_stage_partition_without_good_images_makes_no_request(tmp_path: Path) -> None:
     write_corpus(tmp_path, 1)
-    partition = proposed_unit(entries_of(tmp_path))
+    partition = masked_partition(entries_of(tmp_path))
     (tmp_path / "img_0000.png").write_bytes(b"")
     failed = generate_masks(0, [partition.images[0].entry], AnnotationMaskGenerator(), LIMITS)
     annotator = CountingAnnotator()

@@ -368,7 +368,7 @@ def test_below_and_parent_join_and_split_paths(folder: str, child: str, up: str)
 
 
 class TestIds:
-    def test_folders_of_classes_need_ids_by_path_and_the_refusal_names_them(self, tmp_path: Path) -> None:
+    def test_folders_of_classes_need_ids_by_path_and_the_error_names_them(self, tmp_path: Path) -> None:
         touch(tmp_path, "dog/001.jpg", "cat/001.jpg")
         with pytest.raises(InputError, match=r"--listing\.ids path"):
             list_images(str(tmp_path))

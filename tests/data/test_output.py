@@ -1,4 +1,4 @@
-"""Output folders: units for good, files that are whole or absent, reports that add up."""
+"""Output folders: partitions for good, files that are whole or absent, reports that add up."""
 
 import json
 import os

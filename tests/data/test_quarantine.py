@@ -110,14 +110,14 @@ def test_build_with_quarantine_after_crashes_quarantines_the_guilty_image(tmp_pa
     for _ in range(4):
         crash_log = crash_log_of(tmp_path, "tree")
 
-        def plant_mortally(some: MaskedPartition, crash_log: CrashingCrashLog = crash_log) -> MaskedPartition:
+        def build_and_crash(some: MaskedPartition, crash_log: CrashingCrashLog = crash_log) -> MaskedPartition:
             if entries[1] in [image.entry for image in some.images]:
                 crash_log.crashed = True
                 raise Crash
             return build_mask_trees(some, 0.8)
 
         try:
-            built = build_with_quarantine(partition, plant_mortally, crash_log)
+            built = build_with_quarantine(partition, build_and_crash, crash_log)
         except Crash:
             continue
     assert [image.error and image.error.stage for image in built.images] == [None, "tree", None]
@@ -173,7 +173,7 @@ def test_images_in_flight_after_crashes_quarantines_only_the_guilty_image(tmp_pa
 
 
 async def _together(entries: Sequence[ManifestEntry], images: ImagesInFlight, most: int) -> None:
-    """Whoever was in company of a death is no suspect once it was done: all but the guilty one go together again."""
+    """Images beside the one that crashed are no suspects once done: all but the guilty one go together again."""
     company: set[str] = set()
     together = asyncio.Event()
 

@@ -37,7 +37,7 @@ def regions_row(image_id: str, seed: int, statuses: dict[int, str] | None = None
 
 @pytest.fixture
 def output(tmp_path: Path) -> Output:
-    """Three units of two images, the last of which has no rows yet."""
+    """Three partitions of two images, the last of which has no rows yet."""
     output = Output(str(tmp_path / "run"))
     output.add_images(manifest(["a", "b", "c", "d", "e", "f"]), 2)
     error = {"stage": "read", "kind": "truncated", "message": "ends early"}

@@ -1,4 +1,4 @@
-"""What the pages suppose is there, as small as it can be and under the names that the pages give it."""
+"""Inputs that the pages suppose, as small as they can be and under the names that the pages give them."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""What the pages show as commands."""
+"""Commands that the pages show."""
 
 import re
 from collections.abc import Iterator
@@ -27,12 +27,12 @@ class Command:
 
 
 def commands() -> list[Command]:
-    """Of all pages, each once a page, in their order."""
+    """Return the commands of all pages in their order, each once a page."""
     return list(dict.fromkeys(command for page in PAGES for command in commands_of(page)))
 
 
 def commands_of(page: Path) -> Iterator[Command]:
-    """Of one page: every line of its shell blocks, what is ours in other blocks, and spans that are ours."""
+    """Yield the commands of a page: all lines of its shell blocks, and ours in other blocks and in spans of code."""
     text = page.read_text(encoding="utf-8")
     for language, block in re.findall(r"^```(\w*)[^\n]*\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         if language in {"sh", "bash", ""}:

@@ -63,7 +63,7 @@ def test_closing_phase_is_a_configuration_of_ureca_train() -> None:
     assert settings.max_steps == 400
 
 
-def test_recipe_shows_crowded_scenes_and_other_sizes_twice() -> None:
+def test_training_shows_crowded_scenes_and_other_sizes_twice() -> None:
     scenes = draw_all(6, 2)
     shapes = [scene.region_map.shape for scene in scenes]
     assert shapes[:6] == [(112, 112)] * 6

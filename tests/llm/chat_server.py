@@ -50,7 +50,7 @@ def _decoded(url: str) -> Pixels:
 
 @dataclass(frozen=True)
 class Said:
-    """What the server answers.
+    """An answer of the server.
 
     Attributes:
         cut_at: bytes of the body after which the connection is closed.

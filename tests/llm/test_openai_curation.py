@@ -23,7 +23,7 @@ from ureca.schema import REGIONS, conform
 
 
 async def by_content(received: Received) -> Said:
-    """What a model would do: an answer that fits the schema, another one for another picture or question."""
+    """Answer as a model would: in the schema, and differently for another picture or question."""
     properties = received.body["response_format"]["json_schema"]["schema"]["properties"]
     if "is_true" in properties:
         return completion(json.dumps({"is_true": True, "reason": "So it is."}))

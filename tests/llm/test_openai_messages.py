@@ -227,7 +227,7 @@ def test_check_status_of_a_redirect_names_its_target() -> None:
     assert "\x1b" not in caught.value.message
 
 
-def test_read_answer_of_a_refusal_returns_its_text() -> None:
+def test_read_answer_that_declines_returns_its_text() -> None:
     body = b'{"choices": [{"message": {"content": null, "refusal": "I cannot."}}]}'
     assert read_answer(body).text == "I cannot."
 

@@ -178,7 +178,7 @@ def test_vllm_config_with_impossible_value_is_rejected(settings: dict[str, objec
 
 
 @pytest.mark.usefixtures("vllm")
-class TestEngineDeath:
+class TestEngineCrash:
     def test_engine_that_dies_is_started_again_and_the_request_is_answered(self, folder: Path) -> None:
         model, engine = engine_of(folder)
         fake_vllm.AsyncLLM.deadly.append("red cup")
@@ -188,7 +188,7 @@ class TestEngineDeath:
         assert len(fake_vllm.AsyncLLM.made) >= 2
         assert fake_vllm.AsyncLLM.made[-1] is not engine
 
-    def test_requests_in_flight_at_a_death_share_one_restart(self, folder: Path) -> None:
+    def test_requests_in_flight_at_a_crash_share_one_restart(self, folder: Path) -> None:
         model, _ = engine_of(folder)
         before = len(fake_vllm.AsyncLLM.made)
         fake_vllm.AsyncLLM.deadly.append("red cup")

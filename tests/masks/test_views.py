@@ -173,7 +173,7 @@ class TestLookalikes:
         return [rectangle(20, 50, 10 + 40 * index, 40 + 40 * index, 80, 40 * count + 20) for index in range(count)]
 
     def colours_of(self, view: Pixels, masks: list[BoolMask]) -> list[tuple[int, ...]]:
-        """Of each mask's contour, at the middle of its upper side; masks are in the coordinates of the view."""
+        """Return the colour of each contour at the middle of its upper side; masks have the view's coordinates."""
         return [tuple(int(value) for value in view[1, int(np.flatnonzero(mask.any(axis=0)).mean())]) for mask in masks]
 
     def test_lookalikes_crops_the_union_with_the_target_in_blue(self) -> None:

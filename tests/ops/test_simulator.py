@@ -28,7 +28,7 @@ def test_slots_are_acquired_in_the_order_of_requests() -> None:
         ({"engine_slots": 4}, {}, 15),
         ({"requests_per_actor": 4}, {}, 15),
         ({"images_in_flight": 5}, {}, 12),
-        ({"partitions_in_flight": 1}, {}, 15),  # units of 4
+        ({"partitions_in_flight": 1}, {}, 15),  # partitions of 4
         ({"row_actors": 5, "partitions_in_flight": 1}, {}, 3),
         # A processor that has 4 steps an image: to decode it, and its questions.
         ({}, {"step_s": 1.0, "answer_s": (0.0,)}, 80),

@@ -27,7 +27,7 @@ from ureca.pipelines.curate import CURATE, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
 ROOT = Path(__file__).parent.parent.parent
-NUM_IMAGES, NUM_UNITS = 24, 12
+NUM_IMAGES, NUM_PARTITIONS = 24, 12
 ENDPOINT = """
 import asyncio, sys
 from benchmarks.chat_endpoint import SimulatedEngine, serve
@@ -38,7 +38,7 @@ asyncio.run(serve(engine, lambda port: print(port, flush=True), int(sys.argv[1])
 
 
 def flags(corpus: Path, out: Path, port: int | None = None, seed: int = 0) -> list[str]:
-    """The curation of a corpus, with captions that take their time; by odd seeds units come in pieces."""
+    """The curation of a corpus, with captions that take their time; with odd seeds partitions come in chunks."""
     model = ["--mllm.seconds-per-answer", "0.1"]
     if port is not None:
         urls = f"http://127.0.0.1:{port}/v1"
@@ -46,7 +46,7 @@ def flags(corpus: Path, out: Path, port: int | None = None, seed: int = 0) -> li
     return [
         *(str(corpus), str(out), "--annotator.kind", "prompted", *model),
         *("--listing.annotations", "beside", "--masks.kind", "annotations"),
-        *("--images-per-partition", str(NUM_IMAGES // NUM_UNITS), "--max-worker-crashes", "5"),
+        *("--images-per-partition", str(NUM_IMAGES // NUM_PARTITIONS), "--max-worker-crashes", "5"),
         *("--resources.masks.num-actors", "1", "--resources.curate.num-actors", "2"),
         *("--resources.curate.partitions-in-flight", "2", "--resources.curate.images-in-flight", "3"),
         *(("--resources.masks.images-per-chunk", "1") if seed % 2 else ()),
@@ -138,7 +138,7 @@ def kill_stage_at_random(output: Output, stage: str, rng: random.Random) -> list
     """Kill the workers of a stage below this process at a random moment; none: they had done their work."""
     wait_until(lambda: any(stage in command(child) for child in psutil.Process().children(recursive=True)))
     if stage == "CurateActor":
-        at_least = rng.randrange(NUM_UNITS // 2)
+        at_least = rng.randrange(NUM_PARTITIONS // 2)
         wait_until(lambda: len(output.done_partitions()) >= at_least)
         time.sleep(rng.uniform(0, 0.3))
     else:
@@ -155,7 +155,7 @@ def wait_until(true: Callable[[], bool]) -> None:
 
 
 def command(process: psutil.Process) -> str:
-    """What a process is called; empty: it is gone."""
+    """Return the command line of a process; empty: it is gone."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

@@ -11,7 +11,7 @@ _AGENTS = ("RuntimeEnvAgent", "DashboardAgent")
 
 
 def kill_driver(driver: subprocess.Popen[bytes]) -> None:
-    """Kill a driver, if it still runs, and wait for the end of its workers, which may write a unit until then."""
+    """Kill a driver, if it still runs, and wait for the end of its workers, which may write a partition until then."""
     with contextlib.suppress(psutil.NoSuchProcess):
         children = psutil.Process(driver.pid).children(recursive=True)
         agents = [child for child in children if any(agent in _command(child) for agent in _AGENTS)]

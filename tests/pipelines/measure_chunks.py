@@ -22,7 +22,7 @@ from ureca.pipelines.batch.session import shared_session
 from ureca.pipelines.curate import CURATE, build_mask_stage, curate
 from ureca.pipelines.curate_settings import CurateSettings
 
-NUM_IMAGES, IMAGES_PER_UNIT = 128, 16
+NUM_IMAGES, IMAGES_PER_PARTITION = 128, 16
 _SECONDS = (0.2, 0.2, 0.2, 0.3, 0.3, 0.3, 0.4, 0.4, 0.7, 2.0)
 
 
@@ -52,7 +52,7 @@ def measure(folder: Path, images_per_chunk: int | None) -> dict[str, float]:
         masks={"kind": "annotations"},
         annotator={"kind": "prompted"},
         mllm={"kind": "standin", "seconds_per_answer": 0.1},
-        images_per_partition=IMAGES_PER_UNIT,
+        images_per_partition=IMAGES_PER_PARTITION,
         resources=resources,
     )
     notes_of(settings).mkdir(parents=True)
@@ -81,7 +81,7 @@ def main() -> None:
         folder = Path(name)
         write_corpus(folder / "in", NUM_IMAGES)
         figures: dict[str, dict[str, Any]] = {
-            f"units of {IMAGES_PER_UNIT}": measure(folder, IMAGES_PER_UNIT),
+            f"partitions of {IMAGES_PER_PARTITION}": measure(folder, IMAGES_PER_PARTITION),
             "one by one": measure(folder, 1),
         }
     print(f"| seconds | {' | '.join(figures)} |\n|---|{'---|' * len(figures)}")

@@ -15,7 +15,7 @@ import ray
 from ray._private.node import Node
 from ray.cluster_utils import Cluster
 
-from tests.pipelines.curation_faults import NUM_UNITS, Corpus, flags, meanwhile, run_here, wait_until
+from tests.pipelines.curation_faults import NUM_PARTITIONS, Corpus, flags, meanwhile, run_here, wait_until
 from ureca.data.output import Output
 
 
@@ -44,7 +44,7 @@ def main(folder: Path, seeds: list[int]) -> None:
 
 def kill_at_random(cluster: Cluster, node: Node, output: Output, rng: random.Random) -> None:
     """Kill all processes of a node at a random moment of a curation."""
-    at_least = rng.randrange(NUM_UNITS // 2)
+    at_least = rng.randrange(NUM_PARTITIONS // 2)
     wait_until(lambda: len(output.done_partitions()) >= at_least)
     time.sleep(rng.uniform(0, 0.5))
     cluster.remove_node(node, allow_graceful=False)

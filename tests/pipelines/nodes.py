@@ -31,7 +31,7 @@ from ureca.pipelines.caption import CaptionActor
 from ureca.pipelines.curate import CurateActor
 from ureca.pipelines.training.worker import train_worker
 
-NUM_IMAGES, NUM_UNITS, NUM_STEPS = 48, 24, 24
+NUM_IMAGES, NUM_PARTITIONS, NUM_STEPS = 48, 24, 24
 CPUS_PER_NODE = 3
 _LONGEST_WAIT_S = 240.0
 
@@ -160,7 +160,7 @@ def lose_one_and_add_one(
 
 
 def curate(folder: Path) -> None:
-    """48 images in 24 units, by three actors, of which no node has room for two."""
+    """48 images in 24 partitions, by three actors, of which no node has room for two."""
     from ureca.pipelines.curate import CURATE, curate
     from ureca.pipelines.curate_settings import CurateSettings
 
@@ -190,7 +190,7 @@ def caption(folder: Path) -> None:
 
 def _batch_flags(folder: Path, stage: str) -> list[str]:
     return [
-        *(str(folder / "in"), str(folder / "out"), "--images-per-partition", str(NUM_IMAGES // NUM_UNITS)),
+        *(str(folder / "in"), str(folder / "out"), "--images-per-partition", str(NUM_IMAGES // NUM_PARTITIONS)),
         *("--listing.annotations", "beside", "--masks.kind", "annotations", "--max-worker-crashes", "5"),
         # A whole CPU of a node must stay free for what Ray Data does itself.
         *("--resources.masks.num-actors", "3", "--resources.masks.num-cpus", "0"),

@@ -1,4 +1,4 @@
-"""What the driver keeps of the blocks of a run."""
+"""Statistics of the blocks of a run that the driver keeps."""
 
 from typing import Any, ClassVar
 
@@ -32,7 +32,7 @@ class Same:
 
 @pytest.fixture
 def context(ray_cluster: None) -> DataContext:
-    """That of a test, with which the run is made."""
+    """Context with which the run of a test is made."""
     context = DataContext.get_current().copy()
     context.target_max_block_size = 1
     context.enable_progress_bars = False

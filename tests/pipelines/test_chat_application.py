@@ -21,7 +21,7 @@ def settings_of(*arguments: str) -> CurateSettings:
 
 @pytest.fixture
 def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
-    """What Ray Serve was told, in order."""
+    """Calls of Ray Serve, in order."""
     told: list[tuple[str, Any]] = []
     llm = ModuleType("ray.serve.llm")
     llm.LLMConfig = SimpleNamespace  # type: ignore[attr-defined]

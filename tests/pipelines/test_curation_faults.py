@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.pipelines.curation_faults import (
-    NUM_UNITS,
+    NUM_PARTITIONS,
     ROOT,
     Corpus,
     endpoint,
@@ -80,7 +80,7 @@ def test_curate_with_a_restarted_endpoint_is_complete(asked_corpus: Corpus, seed
         with endpoint() as (first, port):
 
             def die_and_come_back() -> None:
-                at_least = rng.randrange(NUM_UNITS // 2)
+                at_least = rng.randrange(NUM_PARTITIONS // 2)
                 wait_until(lambda: len(Output(str(out)).done_partitions()) >= at_least)
                 if ended.wait(rng.uniform(0, 0.5)):
                     return
@@ -113,7 +113,7 @@ def test_curate_resumed_after_a_killed_driver_is_complete(corpus: Corpus, seed: 
         command = [sys.executable, "-m", "ureca.jobs.curate", *flags(corpus.images, out, seed=seed)]
         with (tmp_path / "log").open("wb") as log:
             driver = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
-            at_least = rng.randrange(NUM_UNITS // 2)
+            at_least = rng.randrange(NUM_PARTITIONS // 2)
             wait_until(lambda: output.exists() and len(output.done_partitions()) >= at_least)
             time.sleep(rng.uniform(0, 0.5))
             was_killed = driver.poll() is None and output.run()["state"] == "running"

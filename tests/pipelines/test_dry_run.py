@@ -36,8 +36,8 @@ def lines_of(settings: CurateSettings) -> dict[str, str]:
 
 def _seconds(text: str) -> float:
     """Convert a duration as 1h02m, 3m05s or 9s."""
-    units = {"h": 3600, "m": 60, "s": 1}
-    return sum(units[unit] * int(number) for number, unit in re.findall(r"(\d+)([hms])", text.partition(",")[0]))
+    seconds = {"h": 3600, "m": 60, "s": 1}
+    return sum(seconds[letter] * int(number) for number, letter in re.findall(r"(\d+)([hms])", text.partition(",")[0]))
 
 
 def really(settings: CurateSettings) -> PartitionReport:

@@ -32,7 +32,7 @@ FATAL_FOR_MASKS, FATAL_FOR_TREES, FATAL_FOR_CAPTIONS = "img_0003", "img_0006", "
 
 
 def ignore_plan(num_images: int, num_to_do: int) -> None:
-    """Of the plan."""
+    """Take the plan, and do nothing."""
 
 
 def build_crashing_mask_stage(settings: CurateSettings) -> MaskStage:

@@ -86,7 +86,7 @@ def test_build_graph_gives_operators_their_resources(tmp_path: Path) -> None:
     assert (proposing["num_cpus"], proposing["num_gpus"], proposing["compute"].max_size) == (2, 0.5, 3)
     assert planting["num_cpus"] == 0.7
     assert "compute" not in planting  # tasks
-    assert (curating["num_gpus"], curating["compute"].max_size) == (1, 5)  # no more actors than units
+    assert (curating["num_gpus"], curating["compute"].max_size) == (1, 5)  # no more actors than partitions
     assert curating["compute"].max_concurrent_calls_per_actor == 6
     for _, options in dataset.stages:
         assert (options["batch_format"], options["batch_size"]) == ("pyarrow", None)
@@ -241,7 +241,7 @@ def test_build_graph_divides_the_concurrency_of_an_endpoint(tmp_path: Path) -> N
         told, images, _ = options["fn_constructor_args"]
         return told.mllm.max_concurrency, images, options["compute"].max_concurrent_calls_per_actor
 
-    # 16 requests an actor at each of two endpoints; a quarter more images than requests; units of 10 images.
+    # 16 requests an actor at each of two endpoints; a quarter more images than requests; partitions of 10 images.
     assert planned() == (16, 40, 4 + 1)
     assert planned(images_in_flight=5) == (16, 5, 1 + 1)
     assert planned(images_in_flight=5, partitions_in_flight=9) == (16, 5, 9)
@@ -279,5 +279,5 @@ def test_build_graph_with_generated_masks_makes_chunks(
     per_chunk, calls = graphed(Work(num_partitions=120, num_images=1200))
     assert per_chunk == expected
     assert calls == math.ceil(10 / (expected or 10)) + 1  # pieces that have the ten images which an actor works on
-    # Images that lie together in files are read unit by unit.
+    # Images that lie together in files are read partition by partition.
     assert graphed(Work(num_partitions=120, num_images=1200, are_read_together=True))[1] == 2

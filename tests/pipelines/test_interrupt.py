@@ -102,7 +102,7 @@ def test_curate_after_an_interrupt_keeps_its_rows_and_resumes(tmp_path: Path) ->
     record = output.run()
     stopped, this = record["sessions"]
     assert (stopped["state"], this["state"]) == ("stopped", "finished")
-    assert 0 <= stopped["num_images"] <= 2 * len(done)  # of the last units the driver may not have heard
+    assert 0 <= stopped["num_images"] <= 2 * len(done)  # of the last partitions the driver may not have heard
     assert this["num_images"] == LIMIT - 2 * len(done)
     assert this["images_per_s"] > 0
     assert 0.04 < this["latency_p50_s"] <= this["latency_p95_s"]

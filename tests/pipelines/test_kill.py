@@ -29,7 +29,7 @@ def command(tmp_path: Path) -> list[str]:
 
 
 def wait_for_parts(output: Output, at_least: int, process: subprocess.Popen[bytes]) -> None:
-    """Wait until so many units are written while the process still runs."""
+    """Wait until so many partitions are written while the process still runs."""
     deadline = time.monotonic() + 150
     while len(output.done_partitions()) < at_least:
         assert process.poll() is None, "the job ended before it could be killed"

@@ -91,7 +91,7 @@ def test_line_shows_the_load_of_engines() -> None:
         clock.now_s += 5
         progress.add_load(now.model_copy(update={"slots_s": 510.0, "num_in_flight": 1}))
     assert "busy" not in progress.line()
-    assert len(stream.getvalue().splitlines()) >= 20  # though no unit was complete
+    assert len(stream.getvalue().splitlines()) >= 20  # though no partition was complete
     figures = progress.figures()
     assert (figures["num_images"], figures["engine_utilisation"]) == (10, round(240 / 510, 4))
 

@@ -87,7 +87,7 @@ def run_ranks(world_size: int, folder: Path, scenarios: Sequence[Any] | None = N
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[int, dict[str, Any]]:
-    """What ranks found, by their number; they take long to start, so that they do all at once."""
+    """Findings of the ranks by their number; they take long to start, so that they do all at once."""
     return {world_size: run_ranks(world_size, tmp_path_factory.mktemp("ranks")) for world_size in SCENARIOS}
 
 

@@ -45,14 +45,14 @@ class PageBackend:
     """A ``Backend`` whose captions name the colour and the side of a region. It knows the masks of ``picture``.
 
     Attributes:
-        text: Text of every caption; None: the facts.
-        api_error: Error that the next call raises.
-        lasting_error: Error that every call raises; None: no error.
-        slots: Captions that ``stream`` may yield before it waits.
-        words: Words of unfinished captions that ``stream`` may yield before it waits.
-        poison: Id of the region whose caption fails its whole request, whenever it is in one; None: no region.
-        jobs: The jobs of all captions so far.
-        stopped: Number of streams that were closed before their end.
+        text: text of every caption; None: the facts.
+        api_error: error that the next call raises.
+        lasting_error: error that every call raises; None: no error.
+        slots: captions that ``stream`` may yield before it waits.
+        words: words of unfinished captions that ``stream`` may yield before it waits.
+        poison: id of the region whose caption fails its whole request, whenever it is in one; None: no region.
+        jobs: the jobs of all captions so far.
+        stopped: number of streams that were closed before their end.
     """
 
     segmenter_name = "drawn"

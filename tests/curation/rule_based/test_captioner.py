@@ -371,7 +371,7 @@ def test_unique_caption_attributes_are_false_of_every_other_region(canvas, paint
         ("", "says nothing that pixels could show"),
     ],
 )
-def test_verify_names_the_false_claim(canvas, painted, image_of, claim, reason):
+def test_verify_names_the_false_statement(canvas, painted, image_of, claim, reason):
     verdict = _verdict(_three_discs(canvas, painted, image_of), 1, claim)
     assert verdict.accepted == (reason is None)
     assert reason is None or verdict.reason == reason
