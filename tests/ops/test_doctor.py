@@ -81,6 +81,29 @@ def test_check_machine_in_a_small_container_names_each_lack(tmp_path: Path, monk
     assert by_name(list(check_machine(tmp_path / "none")))["shared memory"].level == Level.NOTE
 
 
+@pytest.mark.parametrize(
+    ("memlock", "capabilities", "level"),
+    [
+        (resource.RLIM_INFINITY, "0000000000000000", Level.OK),
+        (64 * 1024, "00000000a80465fb", Level.OK),  # IPC_LOCK beside Docker's own
+        (64 * 1024, "00000000a80425fb", Level.NOTE),
+    ],
+)
+def test_check_machine_with_rdma_notes_limits_of_pinned_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, memlock: int, capabilities: str, level: Level
+) -> None:
+    (tmp_path / "rdma" / "mlx5_0").mkdir(parents=True)
+    (tmp_path / "status").write_text(f"Name:\tpython\nCapEff:\t{capabilities}\n")
+    limits = {resource.RLIMIT_MEMLOCK: memlock}
+    monkeypatch.setattr(resource, "getrlimit", lambda which: (limits.get(which, 65536),) * 2)
+    found = by_name(list(check_machine(tmp_path, tmp_path / "rdma", tmp_path / "status")))["RDMA"]
+    assert found.level == level
+    assert "mlx5_0" in found.value
+    assert ("at most 64 KiB" in found.value) == (level == Level.NOTE) == ("memlock" in found.remedy)
+    alone = by_name(list(check_machine(tmp_path, tmp_path / "none", tmp_path / "status")))["RDMA"]
+    assert (alone.level, "TCP" in alone.value) == (Level.OK, True)
+
+
 def test_host_bytes_without_a_limit_is_the_machines(tmp_path: Path) -> None:
     (tmp_path / "memory.max").write_text("max\n")
     assert host_bytes(tmp_path) == os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
@@ -122,9 +145,15 @@ def test_check_programs_gpus_unusable_by_torch_are_a_problem(monkeypatch: pytest
     assert by_name(list(check_programs()))["GPUs"].level == Level.PROBLEM
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-    found = by_name(list(check_programs()))["GPUs"]
-    assert found.level == Level.OK
-    assert "A100" in found.value
+    monkeypatch.setenv("CC", "")
+    found = by_name(list(check_programs()))
+    assert found["GPUs"].level == Level.OK
+    assert "A100" in found["GPUs"].value
+    monkeypatch.setattr(doctor, "_output", lambda *command: "NVIDIA A100, 40960 MiB, 580.95.05")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert by_name(list(check_programs()))["compiler"].remedy.startswith("Triton")
+    monkeypatch.setenv("CC", "/opt/bin/clang")
+    assert by_name(list(check_programs()))["compiler"].value == "/opt/bin/clang"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import importlib.util
 import os
 import platform
+import re
 import resource
 import shutil
 import subprocess
@@ -32,6 +33,8 @@ _MIN_FREE_BYTES = 5 * _GIB
 _OBJECT_STORE_FRACTION = 0.3
 """Fraction of the memory that Ray's object store takes in /dev/shm by default."""
 _RECOMMENDED_OPEN_FILES = 65_536
+_CAP_IPC_LOCK = 1 << 14
+"""Bit of the capability that pins memory without limit."""
 _PROGRAM_TIMEOUT_S = 30
 MIN_DRIVERS = {"11": "450.80.02", "12": "525.60.13", "13": "580.65.06"}
 """Oldest driver for Linux by the major version of CUDA; newer minor versions need no newer driver."""
@@ -142,8 +145,18 @@ def _is_of_extra(requirement: Requirement, extra: str) -> bool:
     return marker is not None and marker.evaluate({"extra": extra}) and not marker.evaluate({"extra": ""})
 
 
-def check_machine(shm: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S108 (Ray's object store is there)
-    """Check processors, memory, disks and limits of this machine, or of the container that runs this."""
+def check_machine(
+    shm: Path = Path("/dev/shm"),  # noqa: S108 (Ray's object store is there)
+    rdma: Path = Path("/sys/class/infiniband"),
+    status: Path = Path("/proc/self/status"),
+) -> Iterator[Finding]:
+    """Check processors, memory, disks and limits of this machine, or of the container that runs this.
+
+    Args:
+        shm: folder of shared memory.
+        rdma: folder with an entry for each RDMA device: InfiniBand, RoCE and EFA.
+        status: status of this process, with its capabilities.
+    """
     cpus = os.cpu_count() or 1
     few = cpus < 2
     yield Finding(
@@ -164,6 +177,7 @@ def check_machine(shm: Path = Path("/dev/shm")) -> Iterator[Finding]:  # noqa: S
     )
     yield _check_shm(shm, memory)
     yield _check_open_files()
+    yield _check_rdma(rdma, status)
     for name, folder in (("temporary folder", Path(tempfile.gettempdir())), ("working folder", Path.cwd())):
         free = shutil.disk_usage(folder).free
         full = free < _MIN_FREE_BYTES
@@ -207,6 +221,25 @@ def _check_open_files() -> Finding:
     )
 
 
+def _check_rdma(rdma: Path, status: Path) -> Finding:
+    devices = sorted(path.name for path in rdma.iterdir()) if rdma.is_dir() else []
+    if not devices:
+        return Finding(name="RDMA", level=Level.OK, value="no devices: between machines, NCCL uses TCP")
+    limit, _ = resource.getrlimit(resource.RLIMIT_MEMLOCK)
+    match = re.search(r"^CapEff:\s+([0-9a-f]+)$", status.read_text(encoding="ascii"), re.MULTILINE)
+    may_pin = limit == resource.RLIM_INFINITY or (match is not None and bool(int(match[1], 16) & _CAP_IPC_LOCK))
+    pinned = "any memory" if may_pin else f"at most {limit // 1024} KiB"
+    return Finding(
+        name="RDMA",
+        level=Level.OK if may_pin else Level.NOTE,
+        value=f"{', '.join(devices)}; {pinned} may be pinned",
+        remedy=""
+        if may_pin
+        else "NCCL pins memory for RDMA and fails: ulimit -l unlimited, docker run --ulimit memlock=-1:-1, or the "
+        "capability IPC_LOCK in Kubernetes",
+    )
+
+
 def check_places(paths: Iterable[str]) -> Iterator[Finding]:
     """Check write access to folders and URIs: write a small file to each, read it, and remove it."""
     for path in paths:
@@ -236,8 +269,17 @@ def _write_and_read(path: str) -> None:
 
 
 def check_programs() -> Iterator[Finding]:
-    """Check the GPUs and their driver, and the programs that some commands start: Java and a browser."""
-    yield _check_gpus()
+    """Check the GPUs and their driver, and the programs that some commands start: a compiler, Java and a browser."""
+    gpus = _check_gpus()
+    yield gpus
+    if gpus.level == Level.OK:
+        compiler = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang", "cc"))), None)
+        yield Finding(
+            name="compiler",
+            level=Level.OK if compiler else Level.NOTE,
+            value=compiler or "none",
+            remedy="" if compiler else "Triton, which vLLM uses on GPUs, needs one: apt-get install gcc libc6-dev",
+        )
     yield _check_java()
     browser = shutil.which("chromedriver")
     yield Finding(
