@@ -5,6 +5,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,9 +13,11 @@ import pytest
 
 from tests.serving.local import scene, tiny_captioner
 from ureca.captioning.continuous import CaptionEngine
-from ureca.captioning.engine import CaptionJob, GeneratedCaption, cut_at_stop
+from ureca.captioning.engine import CaptionJob, GeneratedCaption, cut_at_stop, load_engine
+from ureca.captioning.settings import VllmCaptioningSettings
 from ureca.masks.mask import Mask
 from ureca.model.captioner import RegionCaptioner
+from ureca.model.initialization import save_tiny
 from ureca.model.prepared import PreparedImage
 from ureca.model.region_batch import FinishedRegion, RegionBatch
 from ureca.model.settings import CaptionSettings
@@ -336,6 +339,25 @@ def test_check_progress_after_failures_in_a_row_raises_until_one_succeeds() -> N
         engine.check_progress(60)
 
     asyncio.run(run())
+
+
+def test_load_engine_bounds_cached_images_by_this_process_s_part_of_the_free_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_tiny(tmp_path)
+    monkeypatch.setattr("ureca.model.captioner.free_device_bytes", lambda device: 10 * 2**30)
+    engine: Any = load_engine(
+        str(tmp_path),
+        CaptionSettings(),
+        engine="transformers",
+        vllm=VllmCaptioningSettings(),
+        dtype="auto",
+        on_gpu=False,
+        serves_requests=True,
+        cache_fraction=0.3,
+        memory_fraction=0.25,
+    )
+    assert engine._captioner.encoder.max_cached_bytes == int(0.3 * 0.25 * 10 * 2**30)
 
 
 def test_engine_out_of_memory_drops_cached_images_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -53,7 +53,7 @@ class Copies(TorchDispatchMode):
 
 def test_join_copies_each_cache_once_and_makes_no_tensor_for_each_region() -> None:
     model, processor = build_tiny()
-    prefix = RegionCaptioner(model, processor)._encoder.encode_image(processor.image_processor.cut(IMAGE)).prefix
+    prefix = RegionCaptioner(model, processor).encoder.encode_image(processor.image_processor.cut(IMAGE)).prefix
 
     def prefill(*lengths: int) -> tuple[SuffixCache, int]:
         suffixes = [torch.randn(length, 64) for length in lengths]

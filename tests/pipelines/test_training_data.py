@@ -1,7 +1,7 @@
 """Micro-batches are read ahead on a thread of their own, and reach the device as bytes."""
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import pytest
@@ -9,7 +9,7 @@ import torch
 
 from tests.training.test_packing import make_examples
 from ureca.model.initialization import build_tiny
-from ureca.pipelines.training.data import Prefetched
+from ureca.pipelines.training.data import Prefetched, packed_micro_batches
 from ureca.pipelines.training.engine import InputLoader
 from ureca.training.packing import HostBatch, PackedMicroBatch, Packer, from_bytes, to_bytes
 
@@ -94,6 +94,23 @@ def micro_batch() -> tuple[PackedMicroBatch, InputLoader]:
     processor = build_tiny()[1]
     data = to_bytes(Packer(processor).pack(make_examples()), processor.image_processor)
     return PackedMicroBatch(data, 1.0, 1, 1, 1, ("image",), 0, ()), InputLoader(processor.image_processor, CPU, None)
+
+
+def test_packed_micro_batches_of_any_number_come_from_graphs_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    graphs: list[tuple[int, int]] = []
+
+    def packed(task: Any, first: int, end: int) -> Iterator[Any]:
+        graphs.append((first, end))
+        return iter(())
+
+    monkeypatch.setattr("ureca.pipelines.training.data._packed_by_one_graph", packed)
+    end = 7 + 20_000_000  # of a rank of 128: an epoch of SA-1B has fewer
+    task: Any = None
+    assert list(packed_micro_batches(task, 7, end)) == []
+    assert [first for first, _ in graphs] == [7, *(of_graph for _, of_graph in graphs[:-1])]
+    assert graphs[-1][1] == end
+    assert {last - first for first, last in graphs[:-1]} == {graphs[0][1] - 7}
+    assert graphs[0][1] - 7 <= 80_000
 
 
 def test_input_loader_reads_pixels_as_bytes_and_masks_as_bits() -> None:

@@ -296,8 +296,8 @@ def load_engine(
         serves_requests: True for a replica of a service: jobs are admitted at once and share the engine fairly, and
             an engine that dies stays dead, so that the replica is replaced. False for a batch job: the throughput
             counts, and an engine that dies is started again.
-        cache_fraction: share, 0 to 1, of the memory that the weights leave free, for the images that transformers'
-            engine has encoded last; vLLM has a cache of its own.
+        cache_fraction: share, 0 to 1, of this process's part of the memory that the weights leave free, for the images
+            that transformers' engine has encoded last; vLLM has a cache of its own.
         memory_fraction: share, 0 to 1, of the free memory of the machine or the GPU that is this process's.
         max_failures: see ``CaptionEngine``.
 
@@ -324,7 +324,7 @@ def load_engine(
         dtype=dtype,
         cached_images=_MAX_CACHED_IMAGES if cache_fraction else 0,
     )
-    captioner.limit_cache(cache_fraction)  # only now is it known what the weights leave
+    captioner.limit_cache(memory_fraction * cache_fraction)  # only now is it known what the weights leave
     if region_prompt is not None:
         captioner.processor.region_prompt = region_prompt
     batch_size = captioner.choose_batch_size(settings, memory_fraction * (1 - cache_fraction))

@@ -67,8 +67,9 @@ class ServingLimits(BaseModel):
         default=0.3,
         ge=0,
         le=1,
-        description="share of the memory that is free once the model is loaded, on its GPU or on the machine, that the "
-        "latest images may take, which need no further pass through the model; 0 keeps none",
+        description="share of a replica's part of the memory that is free once the model is loaded, on its GPU (by "
+        "num_gpus) or on the machine (by num_cpus), that the latest images may take, which need no further pass "
+        "through the model; 0 keeps none",
     )
     max_failures: int = Field(
         default=8,

@@ -18,8 +18,8 @@ from tests.serving.local import scene
 from ureca.images import Pixels
 from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
-from ureca.model.captioner import EncodedImage, PromptEncoder
 from ureca.model.initialization import save_tiny
+from ureca.model.prompt_encoder import EncodedImage, PromptEncoder
 from ureca.pipelines.serve import APPLICATION, serving
 from ureca.pipelines.serve_settings import ServeSettings
 from ureca.pipelines.serving import deployments as serving_deployments
