@@ -27,7 +27,7 @@ class HostileRequest:
     """A request that should be refused, or answered at a bounded cost.
 
     Attributes:
-        name: what is wrong with it.
+        name: defect of the request.
         path: path below ``/v1``.
         body: body of a POST request.
         content_type: its type.

@@ -54,6 +54,7 @@ KEPT = {
     "_unit_vectors": "vectors of length 1",
     "_LAB_UNIT": "a unit of measure",
 }
+OPENINGS_OF_CLAUSES = {*RIDDLES, "Where", "When", "Why", "Which"}
 NAMED = re.compile(r"[A-Z]+(?=[A-Z][a-z])|[A-Z]?[a-z]+|[A-Z]+|\d+")
 
 
@@ -89,7 +90,7 @@ def test_docstrings_begin_with_an_imperative_or_a_noun_phrase(file: SourceFile) 
     wrong = [
         f"line {line}: {text.splitlines()[0]}"
         for line, text in docstrings(file)
-        if text.strip() and text.split(maxsplit=1)[0].rstrip(",:") in RIDDLES
+        if text.strip() and text.split(maxsplit=1)[0].rstrip(",:") in OPENINGS_OF_CLAUSES
     ]
     assert not wrong
 
@@ -125,7 +126,7 @@ def test_only_entry_points_print() -> None:
 
 
 SECTION = re.compile(r"^(Args|Attributes|Raises):\n((?:(?:    .*)?\n)*)", re.MULTILINE)
-ENTRY = re.compile(r"^    [\w*`][\w*`, .]*?(?: \(.*?\))?: ([A-Z][a-z]+|A)(?=[\s,.;:])", re.MULTILINE)
+ENTRY = re.compile(r"^    [\w*`][\w*`, .]*?(?: \(.*?\))?: ([A-Z][a-z]+|A|[a-z]+)(?=[\s,.;:])", re.MULTILINE)
 PROPER_NOUNS = {
     "Arrow",
     "Chromium",
@@ -142,7 +143,7 @@ PROPER_NOUNS = {
 }
 
 
-def test_entries_of_docstrings_begin_with_a_small_letter() -> None:
+def test_entries_of_docstrings_are_noun_phrases_with_a_small_letter() -> None:
     """``Args:``, ``Attributes:`` and ``Raises:`` continue their names: "path: path of the file"."""
     wrong = [
         f"{file.path}:{line}: {word}"
@@ -150,7 +151,7 @@ def test_entries_of_docstrings_begin_with_a_small_letter() -> None:
         for line, text in docstrings(file)
         for section in SECTION.finditer(text + "\n")
         for word in ENTRY.findall(section[2])
-        if word not in PROPER_NOUNS
+        if (word[0].isupper() and word not in PROPER_NOUNS) or word.title() in OPENINGS_OF_CLAUSES
     ]
     assert not wrong
 

@@ -428,7 +428,7 @@ def differences(
         before: earlier dump.
         now: present dump.
         ignore: dotted keys that may differ.
-        prefix: what the keys begin with.
+        prefix: beginning of the keys.
     """
     lines: list[str] = []
     for key in sorted(before.keys() | now.keys()):

@@ -90,7 +90,7 @@ class IsolatedDecoder:
             The arrays and flags of the task.
 
         Raises:
-            ImageError: that of the decoder; ``too_complex``: the decoder took too long and was killed; ``corrupt``: it
+            ImageError: the decoder's own; ``too_complex``: the decoder took too long and was killed; ``corrupt``: it
                 crashed.
         """
         if self._process_id != os.getpid():  # a fork: the children belong to the parent

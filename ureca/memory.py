@@ -104,7 +104,7 @@ def out_of_memory_as(error_class: type[DataError], what: str) -> Iterator[None]:
         what: the work that needs more memory than there is, for the message.
 
     Raises:
-        DataError: of the class: an allocation failed.
+        DataError: an allocation failed; it has the given class.
     """
     try:
         yield

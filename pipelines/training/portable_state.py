@@ -44,7 +44,7 @@ class TrainedState:
         weights: trained weights by name, in the same order on every rank.
         groups: the same weights in the groups of the optimizer.
         optimizer: AdamW, whose groups DeepSpeed replaces by its own parts of the weights.
-        zero_optimizer: what DeepSpeed uses: an optimizer around the other one, or the other one.
+        zero_optimizer: optimizer that DeepSpeed uses: one around the other one, or the other one.
     """
 
     weights: Mapping[str, nn.Parameter]

@@ -72,7 +72,7 @@ class RecordingAnnotator:
 
     Attributes:
         script: the caption of a call; raises ``AnswerError`` where the annotator shall have none.
-        delay_s: of each answer, in seconds.
+        delay_s: delay of each answer in seconds.
         accepts: the verdict on a caption.
         calls: in the order in which they were asked.
         finished: the same calls in the order in which they were answered, failures too.

@@ -1,4 +1,4 @@
-"""Which commands of the pages are run, and which cannot be."""
+"""Commands of the pages that are run, and those that cannot be."""
 
 from collections.abc import Mapping
 

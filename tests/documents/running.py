@@ -21,7 +21,7 @@ from tests.documents.inputs import BUILDERS
 from ureca.jobs.cli import main
 
 PORT = 18437
-"""Where Serve listens for all tests of one cluster: it stays where it was first started."""
+"""Port on which Serve listens for all tests of one cluster: it stays as it was first started."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,11 @@ class Step:
 
     Attributes:
         text: as a page has it.
-        says: what it prints, as a regular expression.
+        says: regular expression of its output.
         leaves: files that there are afterwards.
-        instead: what stands for parts of the text.
+        instead: replacements of parts of the text.
         more: further flags, which make it small.
-        meanwhile: of a service: a command that is run while it answers, and its ``says``.
+        meanwhile: command that is run while a service answers, and its ``says``.
     """
 
     text: str
@@ -50,7 +50,7 @@ class Chapter:
     """Commands that are run one after another in one folder, so that later ones find what earlier ones have left.
 
     Attributes:
-        name: of the test.
+        name: name of the test.
         steps: in order.
         variables: variables of the shell that the page has set.
     """

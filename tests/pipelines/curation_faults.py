@@ -75,7 +75,7 @@ class Corpus:
     Args:
         folder: to write to.
         run: curates, given the flags.
-        port: of an endpoint; None: the stand-in in the actors is asked.
+        port: port of an endpoint; None: the stand-in in the actors is asked.
     """
 
     def __init__(self, folder: Path, run: Callable[[list[str]], Any], port: int | None = None) -> None:

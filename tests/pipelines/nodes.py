@@ -37,7 +37,7 @@ _LONGEST_WAIT_S = 240.0
 
 
 class Notes:
-    """Which node has begun what, for every process to see."""
+    """Work that each node has begun, for every process to see."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

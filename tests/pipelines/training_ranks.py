@@ -70,7 +70,7 @@ class Rank:
     """A rank that trains the tiny model.
 
     Args:
-        flags: of ``ureca train``.
+        flags: flags of ``ureca train``.
         checkpoint: load the model from there, as ``ureca train`` does.
     """
 

@@ -99,7 +99,7 @@ def region_row(mask: Mask, tree: MaskTree, region: CuratedRegion | None, skip_re
         mask: mask of the region.
         tree: mask tree of the image.
         region: results of the region; None: the mask was skipped.
-        skip_reason: why the mask was skipped: a reason of ``select_regions``, or ``Mask.fault``; None: it is a region.
+        skip_reason: reason of ``select_regions``, or ``Mask.fault``, for a skipped mask; None: it is a region.
 
     Returns:
         The row. Its ``status`` is ``skipped:<reason>``, ``failed:<stage>:<kind>`` (it has no caption) or ``ok``, its

@@ -100,7 +100,7 @@ class Output:
         Args:
             manifest: images of the input, schema ``MANIFEST``.
             images_per_partition: size of the new partitions; None: chosen by ``ureca.data.partitions.partitions_of``.
-            selection: which images of the input are processed.
+            selection: selection of the images of the input to process.
             accept_changes: keep the rows of images that the input no longer has under their ids, with a warning.
 
         Returns:

@@ -26,6 +26,15 @@ if TYPE_CHECKING:
 
 Vectors = npt.NDArray[np.float32]
 
+_SIDE_PX = 64  # longest side of the images whose colours are counted
+_MODIFIERS = ("", "dark ", "light ")
+_SYNONYMS = {"gray": "grey", "tan": "beige", "teal": "turquoise", "cyan": "turquoise", "violet": "purple"}
+_MODIFIER_SYNONYMS = {"pale ": "light ", "bright ": "light ", "deep ": "dark "}
+_COLOUR_WORD = re.compile(
+    rf"\b(?P<modifier>(?:{'|'.join(map(str.strip, (*_MODIFIERS[1:], *_MODIFIER_SYNONYMS)))})[ -])?"
+    rf"(?P<family>{'|'.join((*FAMILIES, *_SYNONYMS))})\b"
+)
+
 
 class ImageTextEncoder(Protocol):
     """Encodes images and texts so that the cosine of two vectors measures how well image and text fit."""
@@ -110,16 +119,6 @@ class DualEncoder:
                 )
             ]
         return np.concatenate(batches) if batches else np.zeros((0, 0), np.float32)
-
-
-_SIDE_PX = 64  # longest side of the images whose colours are counted
-_MODIFIERS = ("", "dark ", "light ")
-_SYNONYMS = {"gray": "grey", "tan": "beige", "teal": "turquoise", "cyan": "turquoise", "violet": "purple"}
-_MODIFIER_SYNONYMS = {"pale ": "light ", "bright ": "light ", "deep ": "dark "}
-_COLOUR_WORD = re.compile(
-    rf"\b(?P<modifier>(?:{'|'.join(map(str.strip, (*_MODIFIERS[1:], *_MODIFIER_SYNONYMS)))})[ -])?"
-    rf"(?P<family>{'|'.join((*FAMILIES, *_SYNONYMS))})\b"
-)
 
 
 class ColourWordEncoder:

@@ -40,7 +40,7 @@ class CaptionScores:
         retrieved: rank of the caption's region for the image-text encoder.
         heard: the listener's choice.
         bert_f1: F1 of BERTScore with the best reference, 0 to 1.
-        resolution: whether the caption fits its region, and only it, in the scene.
+        resolution: verdict of the scene: the caption fits its region alone, others too, or not its region.
     """
 
     retrieved: Retrieved | None = None

@@ -110,7 +110,9 @@ class Doubling(nn.Module):
 
     def forward(self, coarse: torch.Tensor, fine: torch.Tensor) -> torch.Tensor:
         """Add [N, C, H/2, W/2] to [N, C', H, W]."""
-        doubled: torch.Tensor = self.block(fine + _enlarge(self.norm(self.convolution(coarse)), 2))
+        doubled: torch.Tensor = self.block(
+            fine + functional.interpolate(self.norm(self.convolution(coarse)), scale_factor=2)
+        )
         return doubled
 
 
@@ -216,8 +218,3 @@ class HybridVisionModel(PreTrainedModel):
             last_hidden_state=torch.cat([tokens[:, :1], tokens], dim=1),
             hidden_states=(maps[0], at_stride_2, at_stride_4, attended),
         )
-
-
-def _enlarge(values: torch.Tensor, factor: int) -> torch.Tensor:
-    """Repeat the values of a map [N, C, H, W] to [N, C, factor H, factor W]."""
-    return functional.interpolate(values, scale_factor=factor)

@@ -49,7 +49,7 @@ _DARK_LIGHT = {
 MULTICOLOURED = "multicoloured"
 _SECOND_SHARE = 0.25
 _ONE_COLOUR_SHARE = 0.85
-"""If at least this share may be called by the first colour's name, the second one is a shade of it."""
+"""Share that may be called by the first colour's name from which the second colour is a shade of it."""
 
 _APART = 0.3
 """Distance between the mean places of two colours from which a caption tells where they are, of the box's side."""

@@ -56,7 +56,7 @@ def _ends(
 
 @dataclass(frozen=True, slots=True)
 class _Thresholds:
-    """When a region counts as beside another one; distances are fractions of the image's side.
+    """Thresholds from which a region counts as beside another one; distances are fractions of the image's side.
 
     Attributes:
         facing: least share of its lines on which the other one lies.
@@ -110,7 +110,7 @@ def _in_order(
         ends: ends of all regions along the lines, [N, 2, 48].
         first: indices of the first regions, [P].
         second: indices of the second regions, [P].
-        thresholds: when a region counts as beside another one.
+        thresholds: thresholds from which a region counts as beside another one.
     """
     has_pixels = ends[:, 1] > ends[:, 0]
     facing = has_pixels[first] & has_pixels[second]
