@@ -28,7 +28,7 @@ class UrecaConfig(InternVLConfig):
         pooled_width: hidden width of the pooled mask encoder.
         thing_groups: for the pooled mask encoder, numbers of kinds of things and of values of further properties;
             look-alikes are counted among things of the same kind and property.
-        vision_config: config of InternViT by default, or of any vision encoder that transformers' AutoConfig knows, such
+        vision_config: config of InternViT by default, or of another vision encoder that AutoConfig knows, such
             as ``ureca.model.hybrid_vision``.
     """
 
