@@ -8,6 +8,7 @@ import json
 import logging
 import re
 import socket
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -17,6 +18,7 @@ import pytest
 
 from tests.llm.chat_server import HANG_UP, ChatServer, Received, Said, completion, error, json_body, saying
 from ureca.errors import AnswerError, SettingsError
+from ureca.llm import openai_messages
 from ureca.llm.breaker import MAX_REFUSALS
 from ureca.llm.openai import OpenAIChatModel
 from ureca.llm.protocol import ChatAnswer, ChatRequest
@@ -87,6 +89,29 @@ def test_openai_request_is_answered() -> None:
     (picture,) = received.images
     assert picture.shape == PICTURE.shape
     assert np.abs(picture.astype(int) - PICTURE).max() < 8
+
+
+def test_openai_pictures_are_encoded_at_once_on_threads_beside_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    encode, threads = openai_messages.encode_jpeg, set()
+    both = threading.Barrier(2)
+
+    def encode_with_another(pixels: Any, quality: int) -> bytes:
+        threads.add(threading.get_ident())
+        both.wait(30)  # breaks if the event loop is held
+        return encode(pixels, quality)
+
+    monkeypatch.setattr(openai_messages, "encode_jpeg", encode_with_another)
+
+    async def two() -> list[ChatAnswer]:
+        async with ChatServer(saying(completion(), completion())) as server:
+            model = engine(server.url)
+            try:
+                return await asyncio.gather(model.answer(REQUEST), model.answer(replace(REQUEST, temperature=0.3)))
+            finally:
+                await model.close()
+
+    assert asyncio.run(two()) == [CAPTION, CAPTION]
+    assert len(threads) == 2 and threading.get_ident() not in threads
 
 
 @pytest.mark.parametrize(

@@ -241,14 +241,15 @@ COLOUR_VISION = {
 
 
 class TestMarkColours:
+    @pytest.mark.parametrize(("count", "between", "from_target"), [(9, 20, 40), (24, 12, 25)])
     @pytest.mark.parametrize("vision", COLOUR_VISION)
-    def test_mark_colours_of_nine_marks_are_far_apart(self, vision: str) -> None:
+    def test_mark_colours_are_far_apart(self, vision: str, count: int, between: float, from_target: float) -> None:
         """In CIELAB, in which a difference of 2 is just visible and the primary colours are 100 apart."""
-        seen = (np.array(mark_colours(9)) / 255) ** 2.2 @ COLOUR_VISION[vision].T
+        seen = (np.array(mark_colours(count)) / 255) ** 2.2 @ COLOUR_VISION[vision].T
         lab = rgb2lab(np.clip(seen, 0, 1)[None] ** (1 / 2.2))[0]
-        distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(9)
-        assert distances.min() > 20
-        assert distances[0].min() > 40  # the target
+        distances = np.linalg.norm(lab[:, None] - lab[None], axis=-1) + 1000 * np.eye(count)
+        assert distances.min() > between
+        assert distances[0].min() > from_target
 
     @pytest.mark.parametrize("count", [1, 2, 24, 60])
     def test_mark_colours_begin_with_the_targets_blue_and_are_distinct(self, count: int) -> None:
