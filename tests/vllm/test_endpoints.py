@@ -1,7 +1,5 @@
 """A real `vllm serve` of a checkpoint: the official client, and `ureca caption --engine openai`; ``make long-vllm``."""
 
-import base64
-import io
 import json
 import os
 import re
@@ -12,16 +10,16 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx2
-import numpy as np
 import pytest
 import yaml
-from PIL import Image
 
 from tests.cluster.manifests import CLUSTER, ROOT
+from tests.vllm.clients import Client, check_regions, image_part, png, with_alpha
 from tests.vllm.conftest import LIBRARY_PYTHON
-from tests.vllm.reference import NUM_NEW_TOKENS, QUESTION, draw_inputs
+from tests.vllm.reference import QUESTION, draw_inputs
 from tests.vllm.test_caption import MAX_MASKS, Captions, captions, command, images
 
 pytest.importorskip("vllm", reason="needs the environment of `make long-vllm`")
@@ -94,37 +92,46 @@ def server(checkpoints: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
         server.kill()
 
 
-def test_official_client_asks_about_a_region_by_the_alpha_channel(server: Server, checkpoints: Path) -> None:
+@pytest.fixture
+def client(server: Server, checkpoints: Path) -> Client:
+    return Client(PORT, NAME, checkpoints / "convolutional")
+
+
+def test_official_client_asks_about_a_region_by_the_alpha_channel(client: Client, checkpoints: Path) -> None:
+    check_regions(client, checkpoints / "convolutional")
+
+
+IMAGE, (REGION, *_) = draw_inputs()[0]
+MARKED = image_part(png(with_alpha(IMAGE, REGION)))
+TEXT = {"type": "text", "text": QUESTION}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([MARKED, MARKED, TEXT], r"At most 1 image\(s\) may be provided"),
+        (
+            [MARKED, {"type": "text", "text": f"<MASK_CONTEXT><MASK_CONTEXT>{QUESTION}"}],
+            "the prompt has 2 placeholders of the modality mask, but 1 items were given",
+        ),
+        (
+            [MARKED, {"type": "text", "text": f"<IMG_CONTEXT>{QUESTION}"}],
+            "the prompt has 2 placeholders of the modality image, but 1 items were given",
+        ),
+        ([MARKED, {"type": "mask", "mask": REGION.tolist()}, TEXT], "Unsupported chat content part type: 'mask'"),
+        ([image_part(b"<html></html>"), TEXT], "Failed to load image: cannot identify image file"),
+        ([image_part(png(IMAGE)[:300]), TEXT], "Failed to load image: image file is truncated"),
+    ],
+    ids=["two images", "masks without items", "image without item", "mask as a part", "no image file", "cut off"],
+)
+def test_official_client_with_a_wrong_mask_or_image_gets_400_by_name(
+    client: Client, content: list[dict[str, Any]], message: str
+) -> None:
     import openai
 
-    from ureca.model.processing import UrecaProcessor
-    from ureca.model.vllm import register
-
-    checkpoint = checkpoints / "convolutional"
-    reference = json.loads((checkpoint / "reference.json").read_text())
-    register()  # vLLM does so in its own processes
-    processor = UrecaProcessor.from_pretrained(checkpoint)
-    client = openai.OpenAI(base_url=f"http://127.0.0.1:{PORT}/v1", api_key="none", timeout=400)
-
-    def ask(picture: Image.Image) -> list[int]:
-        file = io.BytesIO()
-        picture.save(file, "PNG")
-        url = f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": QUESTION}]
-        completion = client.chat.completions.create(
-            model=NAME,
-            messages=[{"role": "user", "content": content}],  # type: ignore[misc,list-item]
-            temperature=0,
-            max_tokens=NUM_NEW_TOKENS,
-            extra_body={"return_token_ids": True},  # texts of invalid bytes, which a random model writes, may differ
-        )
-        token_ids = list(completion.choices[0].token_ids)  # type: ignore[attr-defined]
-        return token_ids[:-1] if token_ids[-1:] == [processor.tokenizer.eos_token_id] else token_ids
-
-    for (image, masks), regions, whole in zip(draw_inputs(), reference["regions"], reference["whole"], strict=True):
-        for mask, expected in zip(masks, regions, strict=True):
-            assert ask(Image.fromarray(np.dstack([image, mask.astype(np.uint8) * 255]), "RGBA")) == expected
-        assert ask(Image.fromarray(image)) == whole
+    with pytest.raises(openai.BadRequestError, match=message):
+        client.send(content)
+    assert client.send([MARKED, TEXT])  # the server goes on
 
 
 @pytest.fixture(scope="module")

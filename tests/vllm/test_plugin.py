@@ -27,13 +27,15 @@ def variant(request: pytest.FixtureRequest) -> str:
 class Engine:
     """A vLLM engine of a checkpoint, in this process."""
 
-    def __init__(self, checkpoint: Path, adapter: Path | None = None, **options: Any) -> None:
+    def __init__(
+        self, checkpoint: Path, adapter: Path | None = None, *, dtype: str = "float32", **options: Any
+    ) -> None:
         from ureca.model.processing import UrecaProcessor
 
         self.adapter = adapter
         self.llm = vllm.LLM(
             str(checkpoint),
-            dtype="float32",
+            dtype=dtype,
             enforce_eager=True,
             max_model_len=2048,
             block_size=NUM_PREFIX_BLOCK_TOKENS,
