@@ -1,6 +1,7 @@
 """Layers of imports: jobs -> pipelines -> ureca, and the library imports no engine of distribution or serving."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -80,3 +81,14 @@ def test_help_of_a_command_loads_nothing_heavy(command: str) -> None:
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert printed.rstrip().endswith("[]")
+
+
+def test_processors_are_loaded_where_the_image_processor_is_registered() -> None:
+    """``UrecaProcessor.from_pretrained`` finds its image processor by the registration of ``ureca.model.auto``."""
+    texts = [
+        path.read_text(encoding="utf-8") for name in ("ureca", "pipelines") for path in (ROOT / name).rglob("*.py")
+    ]
+    loading = [text for text in texts if "UrecaProcessor.from_pretrained(" in text]
+    assert len(loading) >= 4
+    # The plugin of vLLM registers it, too.
+    assert all(re.search(r"ureca\.model\.auto import|ureca\.model\.vllm import register", text) for text in loading)

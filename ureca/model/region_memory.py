@@ -7,9 +7,8 @@ from typing import Any
 import torch
 
 from ureca.errors import CheckpointError
+from ureca.model.auto import UrecaConfig, UrecaProcessor
 from ureca.model.checkpoint_files import base_of_adapter, default_dtype, folder_of
-from ureca.model.configuration import UrecaConfig
-from ureca.model.processing import UrecaProcessor
 from ureca.model.settings import CaptionSettings
 
 MIN_REGIONS = 4
