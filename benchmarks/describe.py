@@ -198,9 +198,14 @@ def _extent(stated: float, seen: Seen) -> float:
 def _on_the_way(match: re.Match[str], seen: Seen) -> float:
     x, y = seen.centre
     if match[4]:
-        return _ramp({"left": x, "right": 1 - x, "top": y, "bottom": 1 - y}[match[4]], 0.12, 0.05)
+        distance = {"left": x, "right": 1 - x, "top": y, "bottom": 1 - y}[match[4]]
+        return _ramp(distance, 0.12, 0.05) if match[0].startswith("close") else _ramp(distance, 0.22, 0.12)
+    if match[5]:
+        offset = {"left of": 0.5 - x, "right of": x - 0.5, "above": 0.5 - y, "below": y - 0.5}[match[5]]
+        return _ramp(abs(offset - 0.08), 0.12, 0.0)
     stated = _WAYS[match[2]] + {"over": 0.03, "under": -0.03}.get(match[1], 0)
-    return _ramp(abs((x if match[3] == "across" else y) - stated), 0.12, 0.0)
+    value = {"across": x, "down": y, "from the left": x, "from the right": 1 - x}[match[3]]
+    return _ramp(abs(value - stated), 0.12, 0.0)
 
 
 def _beside(direction: str, landmark: str, seen: Seen, regions: Sequence[Seen]) -> float:
@@ -261,8 +266,8 @@ _EXTENT = re.compile(rf"\babout (?:({'|'.join(_EXTENTS)})|([\d.]+)%) of the imag
 _WAYS = {"a tenth": 0.1, "a fifth": 0.2, "a quarter": 0.25, "a third": 0.333, "two fifths": 0.4, "halfway": 0.5}
 _WAYS |= {"three fifths": 0.6, "two thirds": 0.667, "three quarters": 0.75, "four fifths": 0.8, "nine tenths": 0.9}
 _WAY = re.compile(
-    rf"\b(?:just (over|under) )?({'|'.join(_WAYS)})(?: of the way)? (across|down)\b|"
-    r"\bclose to the (left|right|top|bottom) edge\b"
+    rf"\b(?:just (over|under) )?({'|'.join(_WAYS)})(?: of the way)? (across|down|from the left|from the right)\b|"
+    r"\b(?:close to|near) the (left|right|top|bottom) edge\b|\bslightly (left of|right of|above|below) centre\b"
 )
 _POINT = re.compile(r"(\d+)% from the left and (\d+)% from the top")
 _COLOUR = re.compile(rf"\b(?:(?:dark|light) )?(?:{'|'.join(_COLOURS)})\b|\bmulticoloured\b")

@@ -16,7 +16,7 @@ from ureca.curation.rule_based.measurement import (
     locate,
     measure_regions,
     parts_of,
-    point,
+    points,
     within_it,
 )
 from ureca.curation.rule_based.relations import Relations
@@ -27,6 +27,9 @@ from ureca.masks.tree import ROOT, MaskTree
 from ureca.masks.views import Views
 
 _MAX_PART_GROUPS = 4
+_CLEAR = 2.0
+"""Times the tolerance by which all others differ where one axis is enough: readers estimate fractions roughly."""
+_WIDE = 0.25  # of the image, from which a place of a region is said of its centre
 _MOST = 0.55  # of the image, from which the location says that the region covers most of it
 _NOTABLE = 0.05  # of the image, from which an extent is worth saying even if it distinguishes nothing
 
@@ -54,7 +57,7 @@ class Captions:
         The relation is the location in its parent, or beside a neighbour.
 
         The last part, where looks and location fit other regions: its extent, its rank among those with the same
-        phrase, or the point around which it lies.
+        phrase, or a closer place.
         """
         order, alike = self._order_among_alike(id)
         return sentence(self._short_phrases[id] + order + self._own_extent_and_point(id, alike))
@@ -137,7 +140,7 @@ class Captions:
             phrase = noun_phrase(
                 traits.noun,
                 size=traits.size,
-                texture=traits.texture,
+                texture=traits.clear_texture,
                 shape=traits.shape if traits.is_shapely else None,
                 colours=traits.colours,
             )
@@ -153,23 +156,35 @@ class Captions:
         return siblings
 
     def _own_extent_and_point(self, id: int, ranked: Collection[int]) -> str:
-        """Return the extent of a region, and its centre where colour, location and extent fit others but ``ranked``."""
+        """Return the extent of a region, and a closer place where colour, location and extent fit others, too.
+
+        The extent of a small region is said only where no place alone tells it from all others but ``ranked``.
+        """
         own = self._measured[id].in_image
         others = self._distinction.sharing(id, ("colour", "location_in_image")) - set(ranked)
         stated = extent(own.covered)
         if stated is not None:
             of_that_extent = {other for other in others if fits_extent(stated, self._measured[other].in_image.covered)}
-            if own.covered < _NOTABLE and of_that_extent == others:
+            is_notable = own.covered >= _NOTABLE
+            if not is_notable and (of_that_extent == others or self._place_among(id, others) is not None):
                 stated = None
-            others = of_that_extent
+            else:
+                others = of_that_extent
         # A location such as "covering most of" says the extent.
-        words = "" if stated is None or own.covered >= _MOST else f", covering about {stated} of the image"
+        words = "" if stated is None or own.covered >= _MOST else f", filling about {stated} of the image"
         if not others:
             return words
-        named = point(own)
-        across, _, down = named.partition(" and ")
-        closely = any(fits_point(across, down, self._measured[other].in_image) for other in others)
-        return f"{words}, centred {point(own, closely=True) if closely else named}"
+        is_wide = max(own.width, own.height) > _WIDE
+        place = self._place_among(id, others) or list(points(own))[-1]
+        return f"{words}, {'centred ' if is_wide else ''}{place}"
+
+    def _place_among(self, id: int, others: Collection[int]) -> str | None:
+        """Return the shortest words for the centre of a region that fit none of the others; None if all fit one."""
+        for words in points(self._measured[id].in_image):
+            slack = 1.0 if " and " in words else _CLEAR
+            if not any(fits_point(words, self._measured[other].in_image, slack=slack) for other in others):
+                return words
+        return None
 
     def _order_among_alike(self, id: int) -> tuple[str, list[int]]:
         """Return the rank of a region among the siblings with the same phrase, empty if there are none, and their ids.
@@ -195,7 +210,7 @@ class Captions:
         said = expression.kinds
         adjectives = [
             word
-            for kind, word in (("size", traits.size), ("texture", traits.texture), ("shape", traits.shape))
+            for kind, word in (("size", traits.size), ("texture", traits.clear_texture), ("shape", traits.shape))
             if word and kind not in said and (kind != "shape" or traits.is_shapely)
         ]
         if not {"colour", "colours"} & said:
@@ -219,7 +234,7 @@ class RuleBasedCaptioner:
     Every method raises ``AnswerError`` for a region without pixels.
     """
 
-    name = "rule-based-5"
+    name = "rule-based-6"
     verifies_by_own_measurements = True
     """Its verification of its own captions is a self-check: regions get the verdict ``self_checked``."""
 

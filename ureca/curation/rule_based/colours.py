@@ -18,7 +18,7 @@ _EXAMPLES = {
     "white": "ffffff f2f2f2 e6e6e6 f8f5ee eef2f6",
     "red": "ff0000 c80000 8b0000 d83a34 b02a2a 600c0c e05a50",
     "orange": "ff8000 ff9a3c e2711d ffb066 d06a20 f08858 c4502a e0582c",
-    "brown": "8b4513 5c3317 6b4a2f 3b2314 a0623a 2c1c12 7d5a45 966f50 b07840",
+    "brown": "8b4513 5c3317 6b4a2f 3b2314 a0623a 2c1c12 7d5a45 966f50 b07840 b4622e a85a24",
     "beige": "f5deb3 d2b48c e8d8c0 c8ad8d b89a78 dcc0a4 ecc894 dcb080",
     "yellow": "ffff00 ffd700 f0e060 e0c020 fff59a c8a818",
     "green": "00ff00 008000 2e5d2e 6b8e23 90ee90 556b2f 1f3a1f 9acd32 5f7f5f 8fb080 66703c",
@@ -36,7 +36,7 @@ _DARK_LIGHT = {
     "red": (0.45, 1.0),
     "orange": (0.62, 0.80),
     "brown": (0.38, 0.55),
-    "beige": (0.70, 0.88),
+    "beige": (0.0, 0.88),
     "yellow": (0.75, 0.95),
     "green": (0.45, 0.75),
     "turquoise": (0.52, 0.85),
@@ -44,7 +44,7 @@ _DARK_LIGHT = {
     "purple": (0.38, 0.66),
     "pink": (0.64, 0.84),
 }
-"""OKLab lightness (0 to 1) below which a family is called dark, and above which light."""
+"""OKLab lightness (0 to 1) below which a family is called dark, and above which light; nothing is "dark beige"."""
 
 MULTICOLOURED = "multicoloured"
 _SECOND_SHARE = 0.25

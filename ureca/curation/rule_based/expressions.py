@@ -15,12 +15,13 @@ from math import sqrt
 from typing import Self
 
 from ureca.curation.rule_based.colours import MULTICOLOURED, fits_brightness, fits_colour, name_colours, name_layout
-from ureca.curation.rule_based.measurement import LOCATIONS, Measurement, extent, fits_extent, fits_point, point
+from ureca.curation.rule_based.measurement import LOCATIONS, Measurement, extent, fits_extent, fits_point, points
 from ureca.curation.rule_based.relations import Relations
 from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES
 from ureca.curation.rule_based.vocabulary import enumeration, ordinal, with_article
 
 _CLEARLY_LARGER = 1.25
+_COMMON_TEXTURE = "finely textured"
 _MIN_LANDMARK, _MAX_LANDMARK = 0.002, 0.5
 """Fractions of the image that a landmark covers."""
 _MAX_LANDMARKS_ALIKE = 3
@@ -59,12 +60,15 @@ class Traits:
     def of(cls, measured: Measurement) -> Self:
         """Choose the words for a region, except for its parent's name."""
         noun = measured.category or _certain(NOUNS.name(measured.shape))
+        shape, texture = SHAPES.name(measured.shape), TEXTURES.name(measured.texture)
+        if shape is not None and texture is not None and texture.startswith(shape):
+            texture = None  # along an elongated thing run its shadings and folds, too, which are no stripes
         return cls(
             noun=noun,
             size=SIZES.name(measured.shape) if noun != "dot" else None,
-            shape=SHAPES.name(measured.shape),
+            shape=shape,
             colours=name_colours(measured.colours),
-            texture=TEXTURES.name(measured.texture),
+            texture=texture,
             location_in_image=_certain(LOCATIONS.name(measured.in_image)),
             location_in_parent=LOCATIONS.name(measured.in_parent) if measured.in_parent is not None else None,
             layout=name_layout(measured.colours),
@@ -74,6 +78,11 @@ class Traits:
     def is_shapely(self) -> bool:
         """True if the shape is worth a word where nothing depends on it: most regions of photographs are irregular."""
         return self.shape not in (None, "irregular")
+
+    @property
+    def clear_texture(self) -> str | None:
+        """Texture that is worth a word where nothing depends on it: most things are finely textured."""
+        return self.texture if self.texture != _COMMON_TEXTURE else None
 
     @property
     def brief(self) -> str:
@@ -145,8 +154,6 @@ def noun_phrase(
 ) -> str:
     """Join adjectives and noun in the order of English."""
     colour = enumeration(colours) if colours else None
-    if texture and shape and texture.startswith(shape):  # "horizontally striped horizontal"
-        shape = None
     return " ".join(word for word in (size, texture, shape, colour, noun) if word)
 
 
@@ -265,12 +272,23 @@ class Distinction:
     def _by_attributes(self, id: int) -> ReferringExpression | None:
         """Use the first set of attributes that no other region shares; the location in the image is in each of them."""
         available = [kind for kind in _ALWAYS if self._has(id, kind)]
+        if self._traits[id].clear_texture is None and "texture" in available:
+            available.remove("texture")
         if self._traits[id].is_shapely:
             available.append("shape")
         in_parent = (
             () if "covering" in (self._traits[id].location_in_parent or "") else ("location_in_parent", "parent")
         )
-        for further in ((), ("beside",), ("shape",), ("beside", "shape"), in_parent, ("beside", "shape", *in_parent)):
+        for further in (
+            (),
+            ("beside",),
+            ("texture",),
+            ("shape",),
+            ("beside", "texture"),
+            ("beside", "shape"),
+            in_parent,
+            ("beside", "texture", "shape", *in_parent),
+        ):
             kinds = (*available, *(kind for kind in further if kind not in available and self._has(id, kind)))
             if self._sharing(id, kinds) == {id}:
                 return self._expression(id, kinds)
@@ -279,10 +297,10 @@ class Distinction:
     def _by_extent_and_centre(self, id: int) -> ReferringExpression | None:
         """Rely on the extent and the centre, which the caption adds, where they tell all others apart."""
         own = self._measured[id].in_image
-        stated, (across, _, down) = extent(own.covered), point(own, closely=True).partition(" and ")
+        stated, closest = extent(own.covered), list(points(own))[-1]
         for other in self.sharing(id, ("colour", "location_in_image")):
             location = self._measured[other].in_image
-            if (stated is None or fits_extent(stated, location.covered)) and fits_point(across, down, location):
+            if (stated is None or fits_extent(stated, location.covered)) and fits_point(closest, location):
                 return None
         expression = self._expression(id, ("colour",))
         return ReferringExpression(expression.text, expression.kinds | {"centre"})
@@ -484,7 +502,8 @@ class Distinction:
         traits = self._traits[id]
         said = {*kinds}
         if not after:
-            said |= {"texture", "colour", "colours"} | ({"shape"} if traits.is_shapely else set())
+            said |= {"colour", "colours"} | ({"shape"} if traits.is_shapely else set())
+            said |= {"texture"} if traits.clear_texture else set()
             said |= {"size"} if before not in ("largest", "smallest") else set()
             if not before or "covering" not in traits.location_in_image:
                 said.add("location_in_image")

@@ -1,6 +1,6 @@
 """Measurements of the regions of an image: colours, texture, shape, location and spans."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import ceil
 
@@ -187,58 +187,80 @@ def fits_extent(stated: str, covered: float) -> bool:
     return share / _EXTENT_TOLERANCE <= covered <= share * _EXTENT_TOLERANCE
 
 
-_WAYS = {
-    "a tenth": 0.1,
-    "a fifth": 0.2,
-    "a quarter": 0.25,
-    "a third": 0.333,
-    "two fifths": 0.4,
-    "three fifths": 0.6,
-    "two thirds": 0.667,
-    "three quarters": 0.75,
-    "four fifths": 0.8,
-    "nine tenths": 0.9,
-}
-_AT_EDGE = 0.03
+_AT_EDGE, _NEAR_EDGE, _OFF_CENTRE = 0.03, 0.1, 0.08
+_FRACTIONS = {"a tenth": 0.1, "a fifth": 0.2, "a quarter": 0.25, "a third": 0.333, "two fifths": 0.4}
+_FAR_FRACTIONS = {"three fifths": 0.6, "two thirds": 0.667, "three quarters": 0.75, "four fifths": 0.8}
+_EXACT = ("just", "a tenth", "two fifths", "three fifths", "nine tenths")
+"""Beginnings of words that are said only where rougher ones, such as "slightly above centre", are not enough."""
 _BESIDE = 0.03  # "just over a third"
-_WAY_TOLERANCE = 0.07
+_WAY_TOLERANCE = 0.08
 _CLOSE_TOLERANCE = 0.04
 
 
-def _ways(start: str, end: str, direction: str) -> dict[str, float]:
-    inner = {f"halfway {direction}": 0.5, **{f"{word} of the way {direction}": _WAYS[word] for word in _WAYS}}
-    edges = {f"close to the {start} edge": _AT_EDGE, f"close to the {end} edge": 1 - _AT_EDGE}
-    over = {f"just over {words}": value + _BESIDE for words, value in inner.items()}
-    return inner | edges | over | {f"just under {words}": value - _BESIDE for words, value in inner.items()}
+def _ways(ends: Sequence[str], sides: Sequence[str], halfway: str, inner: Mapping[str, float]) -> dict[str, float]:
+    """Name points on an axis, 0 to 1, by their distances from its ends; ``just over`` and ``just under`` are close."""
+    (start, end), (before, after) = ends, sides
+    named = {
+        f"close to the {start} edge": _AT_EDGE,
+        f"near the {start} edge": _NEAR_EDGE,
+        **inner,
+        f"slightly {before} centre": 0.5 - _OFF_CENTRE,
+        halfway: 0.5,
+        f"slightly {after} centre": 0.5 + _OFF_CENTRE,
+        f"near the {end} edge": 1 - _NEAR_EDGE,
+        f"close to the {end} edge": 1 - _AT_EDGE,
+    }
+    for words, value in {**inner, halfway: 0.5}.items():
+        step = -_BESIDE if words.endswith("from the right") else _BESIDE
+        named |= {f"just over {words}": value + step, f"just under {words}": value - step}
+    return named
 
 
-_ACROSS, _DOWN = _ways("left", "right", "across"), _ways("top", "bottom", "down")
-POINT_PATTERN = rf"(?P<across>{'|'.join(_ACROSS)}) and (?P<down>{'|'.join(_DOWN)})"
+_ACROSS = _ways(
+    ("left", "right"),
+    ("left of", "right of"),
+    "halfway across",
+    {f"{words} of the way from the left": value for words, value in _FRACTIONS.items()}
+    | {f"{words} of the way from the right": 1 - value for words, value in _FRACTIONS.items()},
+)
+_DOWN = _ways(
+    ("top", "bottom"),
+    ("above", "below"),
+    "halfway down",
+    {
+        f"{words} of the way down": value
+        for words, value in (_FRACTIONS | _FAR_FRACTIONS | {"nine tenths": 0.9}).items()
+    },
+)
+POINT_PATTERN = rf"(?:(?P<across>{'|'.join(_ACROSS)})|(?P<down>{'|'.join(_DOWN)}))(?! of)"
 
 
-def point(location: RegionLocation, *, closely: bool = False) -> str:
-    """Name the centre of a region in the image: "two thirds of the way across and halfway down".
+def points(location: RegionLocation) -> Iterator[str]:
+    """Name the centre of a region in the image, from the shortest words to the closest ones.
 
-    Args:
-        location: location in the image.
-        closely: use "just over" and "just under", too.
+    By one axis, "near the left edge", at first that in which it is farther from the centre; then by both, "near the
+    left edge and halfway down"; then with "just over" and "just under".
     """
 
-    def nearest(ways: Mapping[str, float], value: float) -> str:
+    def nearest(ways: Mapping[str, float], value: float, closely: bool) -> str:
         return min(
-            (words for words in ways if closely or not words.startswith("just")),
+            (words for words in ways if not words.startswith("slightly" if closely else _EXACT)),
             key=lambda words: abs(ways[words] - value),
         )
 
-    return f"{nearest(_ACROSS, location.x)} and {nearest(_DOWN, location.y)}"
+    across, down = nearest(_ACROSS, location.x, False), nearest(_DOWN, location.y, False)
+    yield from (across, down) if abs(location.x - 0.5) >= abs(location.y - 0.5) else (down, across)
+    yield f"{across} and {down}"
+    yield f"{nearest(_ACROSS, location.x, True)} and {nearest(_DOWN, location.y, True)}"
 
 
-def fits_point(across: str, down: str, location: RegionLocation) -> bool:
-    """Return True if the centre of a region is about where a result of ``point`` says."""
-    return all(
-        abs(ways[words] - value) <= (_CLOSE_TOLERANCE if words.startswith("just") else _WAY_TOLERANCE)
-        for ways, words, value in ((_ACROSS, across, location.x), (_DOWN, down, location.y))
-    )
+def fits_point(words: str, location: RegionLocation, *, slack: float = 1.0) -> bool:
+    """Return True if the centre of a region is about where words of ``points`` say; ``slack`` scales the tolerance."""
+    for part in words.split(" and "):
+        value, stated = (location.x, _ACROSS[part]) if part in _ACROSS else (location.y, _DOWN[part])
+        if abs(stated - value) > slack * (_CLOSE_TOLERANCE if part.startswith("just") else _WAY_TOLERANCE):
+            return False
+    return True
 
 
 def within_it(location: str) -> str:

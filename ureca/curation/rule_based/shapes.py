@@ -221,7 +221,7 @@ def _axis_distance_deg(angle: float, other: float) -> float:
 def _striped(angle_deg: float, within_deg: float) -> Rule[Texture]:
     return lambda texture, slack: (
         texture.num_pixels >= _MIN_PIXELS_TEXTURE
-        and texture.num_stripes >= 5 - 10 * slack
+        and texture.num_stripes >= 7 - 10 * slack
         and texture.coherence > 0.6 - 2 * slack
         and texture.coarse + texture.fine > 0.05 - 0.2 * slack
         and _axis_distance_deg(texture.stripe_angle_deg, angle_deg) <= within_deg + 100 * slack

@@ -16,7 +16,7 @@ from ureca.curation.rule_based.measurement import (
     fits_extent,
     fits_point,
     parts_of,
-    point,
+    points,
 )
 from ureca.curation.rule_based.relations import DIRECTIONS, is_beside
 from ureca.curation.rule_based.shapes import NOUNS, SHAPES, SIZES, TEXTURES
@@ -235,8 +235,8 @@ def _check_coordinates(claims: _Claims, own: Measurement) -> Iterator[str | None
         covered = own.in_image.covered
         yield None if fits_extent(match["extent"], covered) else f"says {match[0]}; it is {100 * covered:.1f}% of it"
     for match in claims.centres:
-        fits = fits_point(match["across"], match["down"], own.in_image)
-        yield None if fits else f"says {match[0]}; its centre is {point(own.in_image)}"
+        fits = fits_point(match[0], own.in_image)
+        yield None if fits else f"says {match[0]}; its centre is {list(points(own.in_image))[2]}"
 
 
 def _truth(kind: str, region: Measurement) -> str:
