@@ -53,7 +53,7 @@ SCENARIOS = {
         ("fused", "fused", FP32 + zero(2)),
         ("2 offload", "train", FP32 + zero(2, *OFFLOAD)),
         ("3 offload", "train", FP32 + zero(3, "--deepspeed.offload-param", "cpu", *OFFLOAD)),
-        *((f"bf16 {stage}", "train_and_resume", BF16 + zero(stage)) for stage in (1, 2, 3)),
+        *((f"bf16 {stage}", "train_and_resume", BF16 + zero(stage)) for stage in (1, 3)),
         ("lora 3", "train", LORA + zero(3)),
         ("sharded", "sharded", ["--precision", "fp32", "--no-gradient-checkpointing"]),
         ("export align 3", "export", ["--phase.kind", "align", "--precision", "fp32", *zero(3)]),
@@ -151,7 +151,7 @@ def test_engine_fuses_adamw_where_weights_and_moments_are_on_a_gpu(
 
 def test_run_step_in_bfloat16_has_similar_losses(found: dict[int, dict[str, Any]]) -> None:
     expected = [loss for loss, _ in found[1]["0"]]
-    for stage in (1, 2, 3):
+    for stage in (1, 3):
         of_stage = found[2][f"bf16 {stage}"]
         assert [loss for loss, _ in of_stage["whole"]] == pytest.approx(expected, rel=0.03), stage
         # Portable state has the float32 copies of the weights: nothing is rounded once more.
