@@ -30,7 +30,6 @@ from ureca.pipelines import judge as judge_pipeline
 from ureca.pipelines.batch.actors import build_fetch
 from ureca.pipelines.caption import CAPTION, CaptionActor, caption
 from ureca.pipelines.curate import CURATE, CurateActor, curate
-from ureca.pipelines.evaluate_settings import ScoringSettings
 from ureca.pipelines.judge import JUDGE, ScoringActor
 from ureca.scenes.files import write_scenes
 from ureca.schema import CAPTIONS_DATASET
@@ -216,9 +215,9 @@ class CrampedScoringActor(ScoringActor):
     """Scores with such an encoder."""
 
     @classmethod
-    def build(cls, settings: ScoringSettings, images_in_flight: int, *rest: Any, **options: Any) -> Any:
-        stage = super().build(settings, images_in_flight, *rest, **options)
-        stage._scorer = CaptionScorer(CrampedEncoder())
+    def build(cls, *arguments: Any, **options: Any) -> Any:
+        stage = super().build(*arguments, **options)
+        stage.scorer = CaptionScorer(CrampedEncoder())
         return stage
 
 

@@ -44,7 +44,7 @@ class ScoringStage:
     ) -> None:
         self._benchmark = benchmark
         self._captions = captions
-        self._scorer = scorer
+        self.scorer = scorer
         self._images = images
 
     async def __call__(self, partition: MaskedPartition) -> tuple[list[Row], PartitionReport]:
@@ -59,12 +59,12 @@ class ScoringStage:
             try:
                 with out_of_memory_as(DataError, f"the scores of {plural(len(captions[image_id]), 'caption')}"):
                     if self._captions is not None:
-                        await self._scorer.compare_references(captions[image_id])
+                        await self.scorer.compare_references(captions[image_id])
                         if (path := scene_paths[image_id]) is not None:
-                            self._scorer.resolve(captions[image_id], await asyncio.to_thread(_read_scene, path))
-                    if self._scorer.needs_pixels:
+                            self.scorer.resolve(captions[image_id], await asyncio.to_thread(_read_scene, path))
+                    if self.scorer.needs_pixels:
                         views = await asyncio.to_thread(self._views, images[image_id], fetched)
-                        await self._scorer.score_views(captions[image_id], views)
+                        await self.scorer.score_views(captions[image_id], views)
             except DataError as error:
                 give_up(image_id, error)
 
