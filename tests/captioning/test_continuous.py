@@ -357,7 +357,7 @@ def test_load_engine_bounds_cached_images_by_this_process_s_part_of_the_free_mem
         cache_fraction=0.3,
         memory_fraction=0.25,
     )
-    assert engine._captioner.encoder.max_cached_bytes == int(0.3 * 0.25 * 10 * 2**30)
+    assert engine.captioner.encoder.max_cached_bytes == int(0.3 * 0.25 * 10 * 2**30)
 
 
 def test_engine_out_of_memory_drops_cached_images_and_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:

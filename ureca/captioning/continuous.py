@@ -124,7 +124,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         max_failures: int = 8,
     ) -> None:
         super().__init__(num_preprocessing_threads)
-        self._captioner = captioner
+        self.captioner = captioner
         self.batch_size = batch_size
         self._serves_requests = serves_requests
         self._min_free = 1 if serves_requests else max(1, round(MIN_FREE_FRACTION * batch_size))
@@ -142,7 +142,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
 
     def prepare(self, job: CaptionJob) -> PreparedJob[PreparedImage]:
         """Cut an image and its masks into tiles, one mask in memory at a time."""
-        return PreparedJob(job, self._captioner.prepare(job.pixels, (mask.decode() for mask in job.masks)))
+        return PreparedJob(job, self.captioner.prepare(job.pixels, (mask.decode() for mask in job.masks)))
 
     async def stream_prepared(self, prepared: PreparedJob[PreparedImage]) -> AsyncGenerator[GeneratedCaption]:
         """Caption the regions of a job, see ``RegionEngine.stream_prepared``."""
@@ -196,7 +196,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         An error of one region fails its job alone. If a batch fails as a whole, its jobs are decoded again, in halves
         that are separate batches, until those that fail alone are found; only these get the error.
         """
-        batch: RegionBatch[_Key] = self._captioner.open_batch()
+        batch: RegionBatch[_Key] = self.captioner.open_batch()
         in_batch: set[_Key] = set()
         retries: list[list[_Key]] = []
         is_retry = False
@@ -212,7 +212,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
                     admitted = self._next_sequences(num_free) if not batch or num_free >= self._min_free else []
                 in_batch = {(job, index) for job, index in in_batch if job.is_wanted_region(index)} | {*admitted}
                 batch.admit(((job, index), job.prepared.content, index, job.job.settings) for job, index in admitted)
-                self._captioner.preparation.ahead(self._next_in_queue())
+                self.captioner.preparation.ahead(self._next_in_queue())
                 for region in batch.step(lambda key: key[0].is_wanted_region(key[1])):
                     in_batch.discard(region.key)
                     self._count_result(region.error)
@@ -225,7 +225,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
             except Exception as error:
                 retries += self._isolate_failure(in_batch, error)
                 in_batch = set()
-                batch = self._captioner.open_batch()
+                batch = self.captioner.open_batch()
             finally:
                 self._step_started = None
             with self._lock:

@@ -225,7 +225,8 @@ class RegionBatch(Generic[Key]):
         unfinished = {decoded.key for decoded in self._decoder.unfinished()}
         unfinished -= {request.key for request in admitted}
         together = [request for key, request in self._decoding.items() if key in unfinished] + admitted
-        message, num_dropped = first_line(error), self._encoder.num_cached
+        message = first_line(error)
+        num_dropped, dropped_bytes = self._encoder.num_cached, self._encoder.cached_bytes
         self._decoder = SequenceDecoder(self._model, self._end_token_ids)
         self._decoding, self._latest = {}, None
         self._encoder.clear()
@@ -233,9 +234,10 @@ class RegionBatch(Generic[Key]):
         self._max_together, self._num_finished = max(1, len(together) // 2), 0
         if len(together) > 1:
             _log.warning(
-                "out of memory with %d regions and %d encoded images kept; going on with %d at a time: %s",
+                "out of memory with %d regions, and %d encoded images of %d MiB kept; going on with %d at a time: %s",
                 len(together),
                 num_dropped,
+                dropped_bytes >> 20,
                 self._max_together,
                 message,
             )
