@@ -107,9 +107,19 @@ def test_view_pictures_are_of_the_image_and_the_region(client: Client, dataset: 
     shown = np.asarray(Image.open(io.BytesIO(data)), np.float64)
     assert np.corrcoef(shown.ravel(), source.ravel())[0, 1] > 0.9
     with Image.open(io.BytesIO(client.send(f"crop?number={region['position']}")[2])) as crop:
-        assert crop.size == (224, 224)
+        assert max(crop.size) == 224
         shades = np.asarray(crop.convert("L"), np.float64)
         assert shades[100:124, 100:124].mean() > 1.5 * shades[:12].mean()  # outside is darkened
+
+
+def test_view_crop_of_a_large_region_shows_the_image_without_padding(client: Client) -> None:
+    large = client.regions(query={"sort": "size", "descending": True}, limit=1)["regions"][0]
+    with Image.open(io.BytesIO(client.send(f"image?number={large['image']}")[2])) as image:
+        proportion = image.width / image.height
+    with Image.open(io.BytesIO(client.send(f"crop?number={large['position']}")[2])) as crop:
+        assert 1 <= crop.width / crop.height <= proportion + 0.02
+        edges = np.asarray(crop.convert("L"), np.float64)
+    assert min(edges[0].mean(), edges[-1].mean(), edges[:, 0].mean(), edges[:, -1].mean()) > 5
 
 
 def test_view_decisions_are_written_and_shown(client: Client, dataset: Path) -> None:

@@ -166,7 +166,10 @@ class RunView:
         return _jpeg(self._pixels(image))
 
     def crop(self, position: int) -> bytes:
-        """Return the surroundings of a region as a square JPEG, the rest of them darkened; errors as ``picture``."""
+        """Return a region with its surroundings, which are darkened, as a JPEG; errors as ``picture``.
+
+        The picture is square, or flatter where the image does not reach so far around the region.
+        """
         image = int(self.index.regions([position])[0].image)
         region_id = self.index.regions([position])[0].region_id
         row = self._row(image)
@@ -176,8 +179,12 @@ class RunView:
         scale = pixels.shape[1] / row["width"]
         x, y, width, height = rle_codec.box_xywh(mask.rle)
         side = max(width, height, 8) * _CROP_MARGIN
-        box = (x + width / 2 - side / 2, y + height / 2 - side / 2, x + width / 2 + side / 2, y + height / 2 + side / 2)
-        size = (_CROP_PX, _CROP_PX)
+        width_px, height_px = (min(side, length) for length in (row["width"], row["height"]))
+        left = min(max(x + width / 2 - width_px / 2, 0), row["width"] - width_px)
+        top = min(max(y + height / 2 - height_px / 2, 0), row["height"] - height_px)
+        box = (left, top, left + width_px, top + height_px)
+        longest = max(width_px, height_px)
+        size = max(1, round(_CROP_PX * width_px / longest)), max(1, round(_CROP_PX * height_px / longest))
         scaled = tuple(edge * scale for edge in box)
         crop = Image.fromarray(pixels).transform(size, Image.Transform.EXTENT, scaled, Image.Resampling.BILINEAR)
         inside = Image.fromarray(rle_codec.decode(mask.rle)).convert("L")

@@ -16,7 +16,7 @@ _EXAMPLES = {
     "black": "000000 101010 1c1c1e 15100c 0c1018 2c2228",
     "grey": "303234 4a4a4a 686868 888888 a8a8a8 c4c4c4 58554e 8f949c a39f97 d4d4d4 ccd6cc",
     "white": "ffffff f2f2f2 e6e6e6 f8f5ee eef2f6",
-    "red": "ff0000 c80000 8b0000 d83a34 b02a2a 600c0c e05a50",
+    "red": "ff0000 c80000 8b0000 d83a34 b02a2a 600c0c e05a50 451611 5a1c16",
     "orange": "ff8000 ff9a3c e2711d ffb066 d06a20 f08858 c4502a e0582c",
     "brown": "8b4513 5c3317 6b4a2f 3b2314 a0623a 2c1c12 7d5a45 966f50 b07840 b4622e a85a24",
     "beige": "f5deb3 d2b48c e8d8c0 c8ad8d b89a78 dcc0a4 ecc894 dcb080",
