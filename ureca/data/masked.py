@@ -3,7 +3,7 @@
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field, replace
 
 from ureca.data.manifest import ManifestEntry
@@ -91,22 +91,31 @@ def generate_masks(
 
     An unusable image or annotation, or one for which there is not enough memory, becomes an error. A generator on a
     GPU works on several images at a time (``images_in_flight``): its GPU has the next image while one is decoded, or
-    the masks of one are encoded.
+    the masks of one are encoded. One that lacks memory beside others is worked on again, alone.
     """
     started = time.monotonic()
     num_images = int(getattr(mask_generator, "images_in_flight", 1))
     masked = {}
     with ThreadPoolExecutor(num_images, thread_name_prefix="masks") as executor:
-        waiting: deque[Future[MaskedImage]] = deque()
+        waiting: deque[tuple[Fetched, Future[MaskedImage]]] = deque()
+
+        def finish_oldest() -> None:
+            fetched, future = waiting.popleft()
+            image = future.result()
+            if image.error is not None and image.error.kind == OUT_OF_MEMORY:
+                wait([of_other for _, of_other in waiting])
+                image = _generate_masks_of_image(fetched, mask_generator, limits)
+            masked[image.entry.image_id] = image
+
         for fetched in fetch(entries, limits):
             if num_images == 1:
                 masked[fetched.entry.image_id] = _generate_masks_of_image(fetched, mask_generator, limits)
                 continue
-            waiting.append(executor.submit(_generate_masks_of_image, fetched, mask_generator, limits))
+            waiting.append((fetched, executor.submit(_generate_masks_of_image, fetched, mask_generator, limits)))
             if len(waiting) == num_images:
-                image = waiting.popleft().result()
-                masked[image.entry.image_id] = image
-        masked |= {image.entry.image_id: image for image in (future.result() for future in waiting)}
+                finish_oldest()
+        while waiting:
+            finish_oldest()
     images = tuple(masked[entry.image_id] for entry in entries)
     return MaskedPartition(number, mask_generator.name, images, {"masks": time.monotonic() - started})
 
