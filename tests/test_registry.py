@@ -1,13 +1,13 @@
 """Registration of components and the settings types that name them."""
 
 import uuid
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pytest
 from pydantic import BaseModel, TypeAdapter, ValidationError
 
 from ureca.errors import SettingsError
-from ureca.registry import build_component, config_union, register, uses_chat_model
+from ureca.registry import build_component, config_union, register, settings_model, uses_chat_model
 
 
 class Settings(BaseModel):
@@ -98,3 +98,16 @@ def test_taken_names_and_unknown_kinds_are_refused(name: str) -> None:
         register("annotators", name)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="give settings when"):
         register("embedder", name, settings=Settings, component="module:First")
+
+
+def test_settings_model_of_a_registered_name_keeps_its_class_attributes(name: str) -> None:
+    class OwnSettings(BaseModel):
+        mask_source: ClassVar[str] = "annotations"
+
+    @register("mask_generator", name, settings=OwnSettings)
+    class Own:
+        pass
+
+    found = settings_model("mask_generator", name)
+    assert found is not None and getattr(found, "mask_source", None) == "annotations"
+    assert settings_model("mask_generator", f"{name}-that-is-not") is None
