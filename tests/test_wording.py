@@ -31,5 +31,5 @@ def test_plural_of_a_count_agrees_with_its_noun(number: int, nouns: tuple[str, .
         (3720, 0, "1h02m"),
     ],
 )
-def test_duration_of_seconds_has_the_two_largest_units(seconds: float, decimals: int, text: str) -> None:
+def test_duration_of_seconds_has_at_most_two_parts(seconds: float, decimals: int, text: str) -> None:
     assert duration(seconds, decimals=decimals) == text
