@@ -49,7 +49,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object:
 
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
-    """The one Ray cluster of all tests that need one; pipelines find it and leave it running."""
+    """The one Ray cluster of all tests that need one; pipelines find it and leave it running.
+
+    The scheduler above finds the files of these tests by this name in their text.
+    """
     import ray
 
     ray.init(
