@@ -33,6 +33,8 @@ def _flat(*codes):
         ("2050d0", "blue"),
         ("000070", "dark blue"),
         ("a8d8f0", "light blue"),
+        ("a5e7fe", "light blue"),
+        ("4e5e92", "blue"),
         ("800080", "purple"),
         ("ff69b4", "pink"),
         ("cdd8cd", "light grey"),
@@ -64,6 +66,25 @@ def test_colour_shade_is_no_second_colour():
     # Both can be called brown; only one is nearest to it.
     colours = measure_colours(_flat(*["5c3317"] * 6, *["2c1c12"] * 4))
     assert len(name_colours(colours)) == 1
+
+
+def test_colour_vivid_one_beside_grey_is_named_below_a_quarter():
+    silver_and_blue = measure_colours(_flat(*["8c8c90"] * 8, *["3c468c"] * 2))
+    grey_and_faintly_blue = measure_colours(_flat(*["8c8c90"] * 8, *["80889c"] * 2))
+    assert name_colours(silver_and_blue) == ("grey", "blue")
+    assert fits_colour("blue", silver_and_blue)
+    assert name_colours(grey_and_faintly_blue) == ("grey",)
+    assert not fits_colour("red", silver_and_blue)
+
+
+def test_colour_vivid_one_replaces_a_second_shade_of_grey():
+    scooter = measure_colours(_flat(*["101010"] * 5, *["404040"] * 3, *["d01818"] * 2))
+    assert name_colours(scooter) == ("black", "red")
+
+
+def test_colour_near_two_families_is_one_colour():
+    # All of it can be called black, though half is nearest to brown.
+    assert len(name_colours(measure_colours(_flat(*["2a1301"] * 5, *["1e0d02"] * 5)))) == 1
 
 
 def test_colour_many_colours_are_multicoloured():

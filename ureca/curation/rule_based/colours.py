@@ -23,7 +23,7 @@ _EXAMPLES = {
     "yellow": "ffff00 ffd700 f0e060 e0c020 fff59a c8a818",
     "green": "00ff00 008000 2e5d2e 6b8e23 90ee90 556b2f 1f3a1f 9acd32 5f7f5f 8fb080 66703c",
     "turquoise": "00ffff 40e0d0 008080 2f6f6f a0e8e8 48b0b0",
-    "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec 1b2a49 5b7da8 3060ff",
+    "blue": "0000ff 1e50c8 000080 4682b4 87ceeb b4d4ec a4e4fc 1b2a49 43548c 5b7da8 3060ff",
     "purple": "800080 6a3fa0 4b0082 b090d8 3a2045 d8b0ff 9a50c0 75608c 673147",
     "pink": "ffc0cb ff69b4 ff1493 e8a0b0 d070a0 ff00ff f0b8b0 c08088 a8647c",
 }
@@ -49,7 +49,12 @@ _DARK_LIGHT = {
 MULTICOLOURED = "multicoloured"
 _SECOND_SHARE = 0.25
 _ONE_COLOUR_SHARE = 0.85
-"""Share that may be called by the first colour's name from which the second colour is a shade of it."""
+"""Share that may be called by one of two colours' names from which the other colour is a shade of it."""
+_NEUTRAL = ("black", "grey", "white")
+_IS_MUTED = np.array([family in (*_NEUTRAL, "brown", "beige") for family in FAMILIES])
+_VIVID_CHROMA = 0.07  # OKLab
+_VIVID_SHARE = 0.14
+"""Share of a vivid colour from which it is named beside a neutral one: people call a silver and blue car blue."""
 
 _APART = 0.3
 """Distance between the mean places of two colours from which a caption tells where they are, of the box's side."""
@@ -66,6 +71,7 @@ class Colours:
     Attributes:
         shares: fraction of the pixels in each family, float64 [len(FAMILIES)], with the sum 1.
         possible_shares: fraction of the pixels that may be called by each family's name, same shape; they overlap.
+        vivid_shares: the same, of pixels far from grey; 0 for black, grey, white, brown and beige.
         lightness: mean OKLab lightness of those pixels, 0 to 1, same shape; 0 for families without pixels.
         mean_lightness: mean OKLab lightness of all pixels, 0 (black) to 1 (white).
         cells: occupied cells of the RGB cube, ascending, see ``cells_of``.
@@ -75,6 +81,7 @@ class Colours:
 
     shares: npt.NDArray[np.float64]
     possible_shares: npt.NDArray[np.float64]
+    vivid_shares: npt.NDArray[np.float64]
     lightness: npt.NDArray[np.float64]
     mean_lightness: float
     cells: npt.NDArray[np.intp]
@@ -118,6 +125,7 @@ def measure_colours(
     # einsum, as threads of BLAS cost more than they give for so little
     possible = table.possible[:, occupied]
     possible_shares = np.einsum("fc,c->f", possible, weights)
+    vivid_shares = np.where(_IS_MUTED, 0, np.einsum("fc,c->f", possible, weights * table.vivid[occupied]))
     own_lightness = weights * table.lightness[occupied]
     lightness = np.einsum("fc,c->f", possible, own_lightness) / np.maximum(possible_shares, 1e-9)
     centres = None
@@ -126,14 +134,16 @@ def measure_colours(
         nums = np.maximum(np.bincount(family, minlength=len(FAMILIES)), 1)
         sums = [np.bincount(family, place, minlength=len(FAMILIES)) for place in places_xy]
         centres = np.stack(sums, axis=1) / nums[:, None]
-    return Colours(shares, possible_shares, lightness, float(own_lightness.sum()), occupied, counts, centres)
+    mean_lightness = float(own_lightness.sum())
+    return Colours(shares, possible_shares, vivid_shares, lightness, mean_lightness, occupied, counts, centres)
 
 
 def name_colours(colours: Colours) -> tuple[str, ...]:
-    """Name the dominant colour, and a second one that clearly covers a quarter or more; or ``MULTICOLOURED`` alone."""
-    return tuple(_with_modifier(FAMILIES[family], colours.lightness[family]) for family in _named(colours)) or (
-        MULTICOLOURED,
-    )
+    """Name the dominant colour, and a second one; or ``MULTICOLOURED`` alone.
+
+    The second one clearly covers a quarter or more, or is a vivid one beside black, grey or white.
+    """
+    return tuple(_named(colours).values()) or (MULTICOLOURED,)
 
 
 def name_layout(colours: Colours) -> str | None:
@@ -141,25 +151,29 @@ def name_layout(colours: Colours) -> str | None:
     named = _named(colours)
     if len(named) != 2 or colours.centres_xy is None:
         return None
-    step = colours.centres_xy[named[1]] - colours.centres_xy[named[0]]
+    first, second = named
+    step = colours.centres_xy[second] - colours.centres_xy[first]
     axis = int(np.argmax(np.abs(step)))
     if abs(step[axis]) < _APART:
         return None
     places = (("on the left", "on the right"), ("at the top", "at the bottom"))[axis]
-    in_order = named if step[axis] > 0 else named[::-1]
-    return " and ".join(
-        f"{_with_modifier(FAMILIES[family], colours.lightness[family])} {place}"
-        for family, place in zip(in_order, places, strict=True)
-    )
+    in_order = (first, second) if step[axis] > 0 else (second, first)
+    return " and ".join(f"{named[family]} {place}" for family, place in zip(in_order, places, strict=True))
 
 
-def _named(colours: Colours) -> tuple[int, ...]:
-    """Return the families by which a region is called; none if it has many colours."""
+def _named(colours: Colours) -> dict[int, str]:
+    """Return the families by which a region is called, and their names; none if it has many colours."""
     first, second = (int(family) for family in np.argsort(-colours.shares, kind="stable")[:2])
     if colours.shares[first] < _MULTICOLOURED_SHARE:
-        return ()
-    distinct = colours.shares[second] >= _SECOND_SHARE and colours.possible_shares[first] <= _ONE_COLOUR_SHARE
-    return (first, second) if distinct else (first,)
+        return {}
+    names = {first: _with_modifier(FAMILIES[first], colours.lightness[first])}
+    vivid = int(colours.vivid_shares.argmax())
+    if FAMILIES[first] in _NEUTRAL and colours.vivid_shares[vivid] >= _VIVID_SHARE:
+        return names | {vivid: FAMILIES[vivid]}
+    is_shade = max(colours.possible_shares[first], colours.possible_shares[second]) > _ONE_COLOUR_SHARE
+    if colours.shares[second] >= _SECOND_SHARE and not is_shade:
+        names[second] = _with_modifier(FAMILIES[second], colours.lightness[second])
+    return names
 
 
 def fits_colour(word: str, colours: Colours) -> bool:
@@ -168,7 +182,8 @@ def fits_colour(word: str, colours: Colours) -> bool:
         return bool(colours.shares.max() < _MULTICOLOURED_SHARE + TOLERANCE)
     *modifier, family = word.split()
     index = FAMILIES.index(family)
-    if colours.possible_shares[index] < _SECOND_SHARE - TOLERANCE / 2:
+    is_vivid = colours.vivid_shares[index] >= _VIVID_SHARE - TOLERANCE / 2
+    if colours.possible_shares[index] < _SECOND_SHARE - TOLERANCE / 2 and not is_vivid:
         return False
     dark, light = _DARK_LIGHT.get(family, (1.0, 0.0))
     if modifier == ["dark"]:
@@ -234,10 +249,11 @@ def _with_modifier(family: str, lightness: float) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Table:
-    """Lookup table of the 32 x 32 x 32 cells of the RGB cube: nearest family, possible families (0 or 1), lightness."""
+    """Lookup table of the cells of the RGB cube: nearest family, possible families (0 or 1), vivid (0 or 1), lightness."""
 
     family: npt.NDArray[np.intp]
     possible: npt.NDArray[np.float64]
+    vivid: npt.NDArray[np.bool_]
     lightness: npt.NDArray[np.float64]
 
 
@@ -254,4 +270,6 @@ def _table() -> _Table:
     distances = np.sqrt(np.maximum(np.minimum.reduceat(squared, starts, axis=1), 0))
     nearest = distances.min(axis=1, keepdims=True)
     possible = np.ascontiguousarray((distances <= nearest + _SECOND_NAME_DISTANCE).T, np.float64)
-    return _Table(distances.argmin(axis=1), possible, cells[:, 0])
+    family = distances.argmin(axis=1)
+    vivid = (np.hypot(cells[:, 1], cells[:, 2]) >= _VIVID_CHROMA) & ~_IS_MUTED[family]
+    return _Table(family, possible, vivid, cells[:, 0])
