@@ -23,7 +23,7 @@ from urllib.parse import parse_qs, urlsplit
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
-from PIL import Image
+from PIL import Image, ImageFilter
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from ureca import io
@@ -49,6 +49,7 @@ MAX_PAGE_SIZE = 200
 _MAX_BODY_BYTES = 65_536
 _MAX_SIDE_PX = 1600
 _CROP_PX = 224
+_OUTLINE_RGB = (255, 190, 50)
 _CROP_MARGIN = 1.4
 _NUM_CACHED_IMAGES = 24
 _NUM_CACHED_PARTS = 8
@@ -166,9 +167,9 @@ class RunView:
         return _jpeg(self._pixels(image))
 
     def crop(self, position: int) -> bytes:
-        """Return a region with its surroundings, which are darkened, as a JPEG; errors as ``picture``.
+        """Return a region, outlined, with its surroundings, which are darkened, as a JPEG; errors as ``picture``.
 
-        The picture is square, or flatter where the image does not reach so far around the region.
+        The outline shows where a dark region ends. The picture is square, or flatter where the image does not reach so far around the region.
         """
         image = int(self.index.regions([position])[0].image)
         region_id = self.index.regions([position])[0].region_id
@@ -189,8 +190,10 @@ class RunView:
         crop = Image.fromarray(pixels).transform(size, Image.Transform.EXTENT, scaled, Image.Resampling.BILINEAR)
         inside = Image.fromarray(rle_codec.decode(mask.rle)).convert("L")
         inside = inside.transform(size, Image.Transform.EXTENT, box, Image.Resampling.NEAREST)
-        shade = np.where(np.asarray(inside)[..., None] > 0, 1.0, 0.35)
-        return _jpeg((np.asarray(crop) * shade).astype(np.uint8))
+        is_inside = np.asarray(inside)[..., None] > 0
+        is_near = np.asarray(inside.filter(ImageFilter.MaxFilter(3)))[..., None] > 0
+        surroundings = np.where(is_near, _OUTLINE_RGB, np.asarray(crop) * 0.35)
+        return _jpeg(np.where(is_inside, np.asarray(crop), surroundings).astype(np.uint8))
 
     def correct(self, decision: _Decision) -> dict[str, Any]:
         """Write a decision about a region to the journal; returns the region.
