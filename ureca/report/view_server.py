@@ -169,7 +169,7 @@ class RunView:
     def crop(self, position: int) -> bytes:
         """Return a region, outlined, with its surroundings, which are darkened, as a JPEG; errors as ``picture``.
 
-        The outline shows where a dark region ends. The picture is square, or flatter where the image does not reach so far around the region.
+        The picture is square, or flatter where the image does not reach so far around the region.
         """
         image = int(self.index.regions([position])[0].image)
         region_id = self.index.regions([position])[0].region_id
@@ -192,6 +192,7 @@ class RunView:
         inside = inside.transform(size, Image.Transform.EXTENT, box, Image.Resampling.NEAREST)
         is_inside = np.asarray(inside)[..., None] > 0
         is_near = np.asarray(inside.filter(ImageFilter.MaxFilter(3)))[..., None] > 0
+        # the shade alone does not show where a dark region ends
         surroundings = np.where(is_near, _OUTLINE_RGB, np.asarray(crop) * 0.35)
         return _jpeg(np.where(is_inside, np.asarray(crop), surroundings).astype(np.uint8))
 

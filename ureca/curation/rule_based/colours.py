@@ -249,7 +249,7 @@ def _with_modifier(family: str, lightness: float) -> str:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Table:
-    """Lookup table of the cells of the RGB cube: nearest family, possible families (0 or 1), vivid (0 or 1), lightness."""
+    """Lookup table of the RGB cube's cells: nearest family, possible families (0 or 1), if it is vivid, lightness."""
 
     family: npt.NDArray[np.intp]
     possible: npt.NDArray[np.float64]

@@ -127,7 +127,7 @@ class CaptionViewer extends Viewer {
     const hint = touch ? "Tap a region to caption it." : "Hover over a region to highlight it, click to caption it.";
     return [
       ...parts,
-      node("p", { class: "hint" }, `${numCaptioned} of ${this.regions.length} regions captioned. ${hint} The other tools create a region without an outline.`),
+      node("p", { class: "hint" }, `${numCaptioned} of ${this.regions.length} regions captioned. ${hint} The other tools mark a region that has no outline yet.`),
       node("div", { class: "actions" },
         this.#button("json", "Copy JSON", () => this.actions.copyJson(null)),
         this.#button("curl", "Copy curl", () => this.actions.copyCurl(null))),
