@@ -80,7 +80,7 @@ def test_plan_of_a_sample_is_scaled_to_the_images_to_do(tmp_path: Path) -> None:
     assert lines_of(settings.model_copy(update={"limit": None}))["images"].startswith("8 to do")
     for partition in range(5):
         output.write_partition(partition, [], PartitionReport())
-    with pytest.raises(InputError, match="all 9 images are done"):
+    with pytest.raises(InputError, match="9 images of INPUT, all done"):
         plan(settings)
 
 

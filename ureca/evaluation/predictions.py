@@ -175,7 +175,7 @@ def write_predictions(
             for region in row["benchmark"][:3]
         )
         raise InputError(
-            f"{source} has a caption of none of {plural(benchmark.num_regions, 'region')}: it has {theirs}; "
+            f"{source} has no caption of the benchmark's {plural(benchmark.num_regions, 'region')}: it has {theirs}; "
             f"the benchmark has {ours}"
         )
     return report

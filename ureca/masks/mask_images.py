@@ -127,7 +127,8 @@ def _is_fractional(values: npt.NDArray[Any]) -> bool:
     """Tell whether floats are no labels: fractions, or beyond the range of integers of 32 bits."""
     if not np.issubdtype(values.dtype, np.floating):
         return False
-    return not bool(((np.abs(values) < 2**32) & (values == np.rint(values))).all())
+    with np.errstate(invalid="ignore"):  # NaN is no label, either
+        return not bool(((np.abs(values) < 2**32) & (values == np.rint(values))).all())
 
 
 def _is_constant(values: npt.NDArray[Any]) -> bool:
