@@ -186,6 +186,19 @@ def test_view_page_shows_images_and_decides_there(desktop: webdriver.Chrome, add
     assert desktop.find_element(By.ID, "grid").is_displayed()
 
 
+def test_view_page_buttons_decide_without_keys(desktop: webdriver.Chrome, address: str, run: Path) -> None:
+    page = ViewPage(desktop, address)
+    page.choose('#decide [data-key="a"]')
+    assert page.current == "the right box of image 0"
+    page.choose('#decide [data-key="r"]')
+    page.choose("#reasons li:nth-child(6) button")
+    assert page.current == "the left box of image 1"
+    page.press("k")
+    page.choose('#decide [data-key="u"]')
+    made = decisions(run, 3, desktop)
+    assert [(one.action, one.reason) for one in made] == [("accept", None), ("reject", "bad mask"), ("restore", None)]
+
+
 def test_view_page_lists_its_keys(desktop: webdriver.Chrome, address: str) -> None:
     page = ViewPage(desktop, address)
     page.press("?")

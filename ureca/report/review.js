@@ -155,6 +155,12 @@ find("#edit textarea").addEventListener("keydown", (event) => {
 });
 for (const button of document.querySelectorAll("[data-close]")) button.addEventListener("click", () => button.closest("dialog").close());
 find("#help-button").addEventListener("click", () => find("#help").showModal());
+for (const button of document.querySelectorAll("#decide button")) {
+  button.addEventListener("click", (event) => {
+    if (event.detail > 0) button.blur(); // the keys are about the regions again
+    review.key({ key: button.dataset.key });
+  });
+}
 find("#mode").addEventListener("click", () => review.toggleImage(!review.showsImage));
 
 document.addEventListener("keydown", (event) => {

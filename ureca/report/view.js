@@ -252,6 +252,7 @@ async function start() {
     const summary = await request("api/summary");
     document.title = `${summary.title} · URECA`;
     find("#title").textContent = summary.title;
+    find("#decide").hidden = !summary.is_writable;
     const failed = summary.num_failed_images > 0 ? `, ${summary.num_failed_images.toLocaleString("en")} images failed` : "";
     find("#figures").textContent = `${summary.num_regions.toLocaleString("en")} regions of ${summary.num_images.toLocaleString("en")} images${failed}${summary.is_writable ? "" : "; not on this machine, so nothing can be corrected"}`;
   } catch (error) {
