@@ -182,7 +182,8 @@ def fits_colour(word: str, colours: Colours) -> bool:
         return bool(colours.shares.max() < _MULTICOLOURED_SHARE + TOLERANCE)
     *modifier, family = word.split()
     index = FAMILIES.index(family)
-    is_vivid = colours.vivid_shares[index] >= _VIVID_SHARE - TOLERANCE / 2
+    is_beside_neutral = FAMILIES[int(colours.shares.argmax())] in _NEUTRAL
+    is_vivid = colours.vivid_shares[index] >= _VIVID_SHARE - TOLERANCE / 2 and is_beside_neutral
     if colours.possible_shares[index] < _SECOND_SHARE - TOLERANCE / 2 and not is_vivid:
         return False
     dark, light = _DARK_LIGHT.get(family, (1.0, 0.0))
