@@ -100,7 +100,8 @@ class VisualGenomeReader:
         located = entries_at(manifest, rows_of_images([str(id) for id in ids], manifest))
         entries = {id: entry for id, entry in zip(ids, located, strict=True) if entry is not None}
         if not entries:
-            raise InputError(f"none of {plural(len(ids), 'image')} of Visual Genome is in {', '.join(self._images)}")
+            sought = plural(len(ids), "image")
+            raise InputError(f"no image of Visual Genome is in {', '.join(self._images)}: {sought} sought by image_id")
         # A sample is drawn from the images that exist, so that it has as many as were asked for.
         chosen = sample.choose(map(str, ids if sample.limit is None else entries.keys() & sizes.keys()))
         for element in read_json_array(self._descriptions):
