@@ -8,10 +8,12 @@ import contextlib
 import ctypes
 import errno
 import glob
+import logging
 import os
 import re
 import shutil
 import sys
+import time
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -29,10 +31,14 @@ import pyarrow.parquet as pq
 
 from ureca.errors import InputError, OutputError
 
+logger = logging.getLogger(__name__)
+
 _URI = re.compile(r"(?P<root>[a-zA-Z][a-zA-Z0-9+.-]*://[^/?]*)/*(?P<name>[^?]*)(?P<options>\?.*)?", re.DOTALL)
 _TEMPORARY = ".tmp-"
 _WORKING_FOLDER, _EXCHANGE = -100, 2  # AT_FDCWD and RENAME_EXCHANGE of Linux
 _PARQUET_MAGIC = b"PAR1"
+_INITIAL_BACKOFF_S = 0.2
+_LASTING_ERRORS = (FileNotFoundError, NotADirectoryError, IsADirectoryError, PermissionError)
 _NAMES_PER_CHUNK = 65_536  # Python strings held at a time while a folder is listed
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
 _READ_ONLY = {errno.EROFS}
@@ -450,6 +456,36 @@ def write_bytes(
         filesystem.open_output_stream(target) as stream,
     ):
         stream.write(data)
+
+
+def read_bytes(filesystem: pafs.FileSystem, path: str, num_attempts: int = 5) -> bytes:
+    """Read a small file that other processes may replace or delete meanwhile; stores that are busy are read again.
+
+    Arrow asks an object store for the size first and then for that many bytes: an object that is deleted in between
+    raises an unspecific error, and one that is replaced in between is cut or padded with zeros.
+
+    Args:
+        filesystem: Arrow file system.
+        path: name of the file within it.
+        num_attempts: number of attempts, at least 1, with increasing waits between them.
+
+    Raises:
+        FileNotFoundError: the file does not exist, or no longer.
+        OSError: the file cannot be read, or was replaced at each attempt.
+    """
+    for attempt in range(num_attempts):
+        if attempt:
+            time.sleep(_INITIAL_BACKOFF_S * 2 ** (attempt - 1))
+        try:
+            with filesystem.open_input_stream(path) as stream:
+                data: bytes = stream.read()
+            if filesystem.get_file_info(path).size == len(data):
+                return data
+        except OSError as error:
+            if attempt == num_attempts - 1 or isinstance(error, _LASTING_ERRORS):
+                raise
+            logger.info("%s cannot be read: %s; it is read again", path, error)
+    raise OSError(f"{path} was replaced at each attempt to read it")
 
 
 @contextmanager

@@ -223,7 +223,7 @@ def test_lease_is_renewed_after_failed_reads(tmp_path: Path) -> None:
 
 def test_lease_check_that_cannot_be_read_for_long_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
-    monkeypatch.setattr("ureca.data.lease.time.sleep", waits.append)
+    monkeypatch.setattr("ureca.io.time.sleep", waits.append)
     filesystem: Any = FlakyFilesystem()
     filesystem.num_failures = 1000
     lease = LeaseFile(filesystem, str(tmp_path / "lease.json"), "out")

@@ -4,7 +4,7 @@ import signal
 import threading
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from tests.drawn import write_corpus
 from tests.pipelines.test_graph import settings_of
 from tests.s3 import BUCKET, CREDENTIALS, Store, s3_server
 from ureca import io
+from ureca.data.crash_log import CrashLog
 from ureca.data.lease import LeaseTiming
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
@@ -74,6 +75,51 @@ def test_write_bytes_of_a_small_object_is_one_request(store: Store) -> None:
     stream.close()
     io.write_bytes(place.filesystem, f"{place.name}/whole", b"all")
     assert store.names("small/whole") == ["small/whole"]
+
+
+class ChangingFilesystem:
+    """A file system on which something happens to an object each time that one is opened."""
+
+    def __init__(self, filesystem: pafs.FileSystem, changes: list[Callable[[], Any]]) -> None:
+        self._filesystem = filesystem
+        self._changes = changes
+
+    def open_input_stream(self, path: str) -> Any:
+        stream = self._filesystem.open_input_stream(path)
+        if self._changes:
+            self._changes.pop(0)()
+        return stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._filesystem, name)
+
+
+@pytest.mark.parametrize("content", [b"short", b"more than it was"])
+def test_read_bytes_of_an_object_that_is_replaced_meanwhile_is_the_new_one(store: Store, content: bytes) -> None:
+    place = locate(store.uri("replaced"))
+    store.put("replaced", b"as it was")
+    filesystem: Any = ChangingFilesystem(place.filesystem, [lambda: store.put("replaced", content)])
+    assert io.read_bytes(filesystem, place.name) == content
+
+
+def test_read_bytes_of_an_object_that_is_replaced_at_each_attempt_is_an_error(store: Store) -> None:
+    place = locate(store.uri("unsteady"))
+    store.put("unsteady", b"")
+    filesystem: Any = ChangingFilesystem(
+        place.filesystem, [lambda length=length: store.put("unsteady", b"x" * length) for length in (1, 2)]
+    )
+    with pytest.raises(OSError, match="unsteady was replaced at each attempt"):
+        io.read_bytes(filesystem, place.name, num_attempts=2)
+
+
+def test_crash_log_of_a_marker_that_is_deleted_meanwhile_leaves_it_out(store: Store) -> None:
+    """Processes of a stage begin, and read the markers of others, while these end their work."""
+    output = Output(store.uri("crashes"))
+    other = output.crash_log("curate", 3)
+    other.begin("image")
+    assert output.crash_log("curate", 3).num_crashes("image") == 1
+    filesystem: Any = ChangingFilesystem(output.filesystem, [lambda: other.end("image", completed=True)])
+    assert CrashLog(filesystem, f"{BUCKET}/crashes/crash_log", "curate", 3).num_crashes("image") == 0
 
 
 def test_write_table_after_an_error_leaves_no_object(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -171,8 +171,7 @@ class CrashLog:
 
     def _read(self, marker: str) -> list[str]:
         try:
-            with self._filesystem.open_input_stream(marker) as stream:
-                return [str(key) for key in stream.read().decode().split()]
+            return io.read_bytes(self._filesystem, marker).decode().split()
         except FileNotFoundError:  # its process has no items in progress any more
             return []
 

@@ -26,8 +26,6 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 from ureca import io
 from ureca.errors import OutputError
 
-_INITIAL_BACKOFF_S = 0.2
-
 _log = logging.getLogger(__name__)
 
 
@@ -147,13 +145,13 @@ class LeaseFile:
             since=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         )
         with self._exclusively() as is_locked:
-            other = self._read_patiently(num_attempts=2)
+            other = self._read(num_attempts=2)
             if other is not None and not self._has_expired(other, on_wait):
                 raise self._held_error(other)
             self._write(lease)
         if not is_locked:
             time.sleep(self._timing.settling_s)
-            other = self._read_patiently(num_attempts=5)
+            other = self._read(num_attempts=5)
             if other is None or other.session != lease.session:
                 raise self._held_error(other)
         ended = threading.Event()
@@ -176,7 +174,7 @@ class LeaseFile:
             OutputError: the lease cannot be read, at several attempts.
             RuntimeError: another session has taken over the folder; this one must not write any more.
         """
-        lease = self._read_patiently(num_attempts=5)
+        lease = self._read(num_attempts=5)
         if lease is None or lease.session != session:
             raise RuntimeError(f"another session has taken over {self._folder}; this one ends")
 
@@ -206,21 +204,9 @@ class LeaseFile:
             with contextlib.suppress(OutputError):  # a full disk ends the session where it writes results
                 self._write(lease)
 
-    def _read_patiently(self, num_attempts: int) -> _LeaseRecord | None:
-        """Read the lease, at several attempts: stores are busy at times, and network file systems hiccup."""
-        for attempt in range(num_attempts - 1):
-            try:
-                return self._read()
-            except OutputError as error:
-                wait_s = _INITIAL_BACKOFF_S * 2**attempt
-                _log.info("%s; trying again in %.1f s", error, wait_s)
-                time.sleep(wait_s)
-        return self._read()
-
-    def _read(self) -> _LeaseRecord | None:
+    def _read(self, num_attempts: int = 1) -> _LeaseRecord | None:
         try:
-            with self._filesystem.open_input_stream(self._path) as stream:
-                return _LeaseRecord.model_validate_json(stream.read())
+            return _LeaseRecord.model_validate_json(io.read_bytes(self._filesystem, self._path, num_attempts))
         except FileNotFoundError:
             return None
         except (OSError, ValidationError) as error:

@@ -387,8 +387,7 @@ class Output:
             OutputError: it does not exist, or cannot be read.
         """
         try:
-            with self.filesystem.open_input_stream(f"{self._folder}/{_RUN}") as stream:
-                run = json.loads(stream.read())
+            run = json.loads(io.read_bytes(self.filesystem, f"{self._folder}/{_RUN}"))
         except (FileNotFoundError, NotADirectoryError) as error:
             found = self.filesystem.get_file_info(self._folder)
             reason = (
