@@ -139,11 +139,13 @@ $(VENV)-vllm/.done: cluster/constraints-vllm.txt cluster/requirements-vllm.txt t
 	$(VENV)-vllm/bin/python tests/vllm/environment.py
 	touch $@
 
-# The oldest versions that pyproject.toml allows, in an environment of their own.
+# The oldest versions that pyproject.toml and each other's requirements allow, in an environment of their own.
 test-lowest: pyproject.toml
 	$(PYTHON) -m venv $(VENV)-lowest
-	$(PYTHON) -m tests.lowest > $(VENV)-lowest/constraints.txt
-	$(VENV)-lowest/bin/python -m pip install --quiet --constraint $(VENV)-lowest/constraints.txt --editable '.[dev]'
+	$(VENV)-lowest/bin/python -m pip install --quiet uv==0.13.9
+	$(VENV)-lowest/bin/uv pip compile --quiet --resolution lowest-direct --extra dev pyproject.toml --output-file $(VENV)-lowest/requirements.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --requirement $(VENV)-lowest/requirements.txt
+	$(VENV)-lowest/bin/python -m pip install --quiet --no-deps --editable .
 	$(VENV)-lowest/bin/python $(PYTEST)
 
 # The newest versions that pyproject.toml allows. What passes is what everybody installs from then on.
