@@ -195,8 +195,9 @@ class TestQuestions:
         assert shortened.endswith("word47 ...")
 
     def test_short_caption_that_repeats_the_example_is_invalid(self, image: CurationImage) -> None:
-        model = ScriptedChatModel([caption_json(prompts.EXAMPLE), caption_json("A cat.")])
-        assert short_caption(annotator_of(model), image) == "A cat."
+        for repeated in (prompts.EXAMPLE, f"a{prompts.EXAMPLE[3:-1]}"):
+            model = ScriptedChatModel([caption_json(repeated), caption_json("A cat.")])
+            assert short_caption(annotator_of(model), image) == "A cat."
         check_caption(CaptionRules(), prompts.EXAMPLE, short=True)
 
     @pytest.mark.parametrize(

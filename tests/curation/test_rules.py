@@ -53,6 +53,17 @@ NEAR_MISSES = [
     ("A device with a blurry picture {}.", ["on its screen", "on the display"], ["", "of a cup"]),
     ("The {} is a yellow taxi with a dented door.", ["first car", "vehicle"], ["answer", "best answer", "response"]),
     ("A girl with yellow highlights {}.", ["in her hair", "on the wings"], ["along her outline", "around its border"]),
+    ("The thing inside the {}.", ["drawer", "line of trees"], ["line", "thin outline", "yellow ring"]),
+    ("A lamp indicated by the {}.", ["arrow", "signpost"], ["outline", "bright yellow line", "line"]),
+    ("The highlighted {}, white on blue.", ["menu entry", "row", "tab", "cell"], ["lamp", "area", "door"]),
+    ("{} is a wooden bench under a tree.", ["Beside it", "In front"], ["Pictured", "Shown", "The object", "The item"]),
+    ("The ball is slightly blurred by its {}.", ["speed", "fast motion"], ["surroundings"]),
+    ("A thin gold circle around {}.", ["the saint's head", "her wrist", "its neck"], ["it", "the lamp"]),
+    ("A sign {} 出口 above the stairs.", ["reading", "that says"], ["beside", ""]),
+    ("The mask {}.", ["is carved from dark wood", "has narrow eyes"], ["shows a dog", "is over the lamp"]),
+    ("{}.", ["A wheel", "A red object", "A part of the fence"], ["An object", "An item on a surface", "The region"]),
+    ("Colours of the {}: red, blue, green.", ["flag"], []),
+    ("{}: red, blue, green.", [], ["Lamp", "Desk lamp", "Colours"]),
 ]  # fmt: skip
 NUMBERED = [
     ("{} 3, beside the others.", [], ["Coin", "Object", "Region", "Cup", "Window", "Item"]),
@@ -68,6 +79,9 @@ NUMBERED = [
     ("The coin marked 5, beside the {}.", [], ["elevator button", "parking space"]),
     ("{} 2: a red cup.", [], ["Mask", "Segment", "Object", "Region", "Instance"]),
     ("The tile outlined in blue, unlike {}.", ["the others"], ["the one outlined in green", "that circled in red"]),
+    ("The rower in {} 3.", ["seat", "lane"], ["boat", "index"]),
+    ("The horse with the number 3 {}.", ["on its saddlecloth"], ["next to it", "drawn above it"]),
+    ("The 2 of {}.", ["hearts", "spades"], ["candidates"]),
     ("The cup beside {}.", ["it", "the jug"], ["number 1", "0", "(1)", "#2"]),
 ]
 
@@ -100,11 +114,13 @@ def test_check_near_miss_one_word_decides(text: str, kind: str, accept: bool) ->
         ("meta", "Here is a caption: a cup."),
         ("markdown", "**Cup**, red"),
         ("placeholder", "one sentence caption"),
+        ("generic", "An object in the image."),
+        ("markdown", 'A red cup."}'),
         ("repetition", "a red cup a red cup a red cup a red cup"),
         ("empty", "..."),
         ("other_language", "Eine rote Tasse steht auf einem Tisch neben der Kanne."),
         ("other_language", "\u7ea2\u8272\u7684\u676f\u5b50 \u5728\u684c\u5b50\u4e0a"),
-        ("too_many_words", " ".join(f"word{number}" for number in range(81))),
+        ("too_many_words", " ".join(f"{number} of" for number in range(41))),
         ("several_sentences", "A red cup. It stands on a table."),
     ],
 )

@@ -22,6 +22,9 @@ from ureca.masks.views import Views
 
 _NONE = frozenset({"none", "none of them", "none of these", "none of the above", "neither", "no one", "null"})
 _SEVERAL = frozenset({"several", "several of them", "multiple", "more than one", "both", "two or more"})
+_LEAD = re.compile(
+    r"^(?:the )?(?:(?:final |correct |best )?(?:answer|choice)|caption)(?: (?:is|fits|matches|describes))?\b[ :*_`]*"
+)
 
 
 class _Choice(BaseModel):
@@ -43,9 +46,8 @@ class _Choice(BaseModel):
         if not isinstance(choice, str):
             return choice
         word = " ".join(choice.casefold().split()).strip(" .!*_`'\"")
-        if number := re.fullmatch(
-            r"(?:(?:number|no\.?|nr\.?|candidate|region|object|choice:?) ?)?#?(\d{1,6})(?:\.0+)?", word
-        ):
+        word = _LEAD.sub("", word).strip(" .!*_`'\"")
+        if number := re.fullmatch(r"(?:(?:number|no\.?|nr\.?|candidate|region|object) ?)?#?(\d{1,6})(?:\.0+)?", word):
             return int(number[1])
         return "none" if word in _NONE else "several" if word in _SEVERAL else choice
 

@@ -10,8 +10,9 @@ from pydantic import BaseModel, field_validator, model_validator
 
 from ureca.curation import prompts
 from ureca.curation.protocols import Choice, CurationImage, LookAlike, Verdict
-from ureca.curation.rules import check_caption
+from ureca.curation.rules import JSON_IN_TEXT, check_caption
 from ureca.curation.settings import PromptedConfig
+from ureca.curation.uniqueness import equal_captions
 from ureca.llm.protocol import ChatModel, Pixels
 from ureca.llm.structured import InvalidResponseError, ask
 
@@ -21,9 +22,9 @@ Answer = TypeVar("Answer")
 
 _MAX_CAPTION_CHARACTERS = 8000
 _MAX_REASON_CHARACTERS = 2000
-_JSON_IN_TEXT = re.compile(r"[{\[]\s*\\?[\"']?[\w -]{1,60}\\?[\"']?\s*:|^\W*caption\W*[\"']\s*:", re.IGNORECASE)
 _BARE_VERDICT = re.compile(
-    r"(?:(?:the )?(?:answer|verdict|judge?ment|final answer|is_true|caption)(?: is)?\W*)?\b(true|false)\b"
+    r"(?:(?:the )?(?:answer|verdict|judge?ment|final answer|is_true|caption|statement|description)(?: is)?\W*)?"
+    r"\b(true|false)\b"
     r"[\s*_.,:;!()\u2013-]*",
     re.IGNORECASE,
 )
@@ -39,9 +40,10 @@ class _Caption(BaseModel):
             raise ValueError(f"it has more than {_MAX_CAPTION_CHARACTERS} characters")
         if any(_is_control(character) for character in caption):
             raise ValueError("it has control characters")
-        if _JSON_IN_TEXT.search(caption):
+        if JSON_IN_TEXT.search(caption):
             raise ValueError("it has a JSON object in it instead of plain text")
-        caption = " ".join(caption.split())
+        # Line breaks and quotes that were escaped twice.
+        caption = " ".join(re.sub(r"\\[nrt]", " ", caption).replace('\\"', '"').split())
         if not re.search(r"\w", caption):
             raise ValueError("it has no words")
         return caption
@@ -187,7 +189,7 @@ class PromptedAnnotator:
         self, system: str, parts: tuple[str | Pixels, ...], *, short: bool = False, highest_number: int | None = None
     ) -> str:
         def read(answer: _Caption) -> str:
-            if answer.caption == prompts.EXAMPLE:
+            if equal_captions({0: answer.caption, 1: prompts.EXAMPLE}):
                 raise InvalidResponseError("placeholder", "it repeats the example")
             check_caption(self._settings.rules, answer.caption, short=short, highest_number=highest_number)
             return answer.caption

@@ -16,6 +16,11 @@ from ureca.llm.structured import InvalidResponseError, check_not_refusal
 _MIN_WORDS_OF_A_LANGUAGE = 5
 _MIN_LANGUAGE_PROBABILITY = 0.6
 _MIN_ENGLISH_PROBABILITY = 0.2
+_LANGUAGES = re.findall(
+    r"\w+",
+    "af ca cs cy da de en es et eu fi fr ga hr hu id is it lt lv ms nl no pl pt ro sk sl sq sv sw tl tr vi",
+)
+"""Languages in Latin letters that chat models answer in; rarer ones would share the probability of their relatives."""
 _MIN_ENGLISH_FRACTION = 0.15
 _ENGLISH_WORDS = re.compile(
     r"\b(?:the|of|with|and|its|his|her|their|from|behind|beside|near|above|below|under|next|standing|holding|wearing|"
@@ -25,12 +30,20 @@ _ENGLISH_WORDS = re.compile(
 )
 """Words that are frequent in English captions and rare in other languages in Latin letters."""
 
+_WRITTEN_IN_ANOTHER_SCRIPT = re.compile(
+    r"(?<=[A-Za-z])(?: (?:reading|reads?|saying|says?|labell?ed|inscribed|lettered|words?|text|characters?|lettering|"
+    r"kanji|"
+    r"hanzi|title|name)):?(?: (?:with|as))? [^\W\d_A-Za-z\u0000-\u024f][^\W_A-Za-z\u00c0-\u024f]{0,39}(?=[\s.,;:!?)]|"
+    r"$)",
+    re.IGNORECASE,
+)
+
 _QUOTED = re.compile(
     r"\"[^\"\n]{1,200}\"|\u201c[^\u201d\n]{1,200}\u201d|(?<!\w)['\u2018][^'\u2019\n]{1,200}['\u2019](?!\w)"
 )
 
 _MARK_COLOUR = (
-    r"(?:(?:bright|light|dark|thin|thick|solid|dashed|vivid|neon)[ -])*"
+    r"(?:(?:bright|light|dark|thin|thick|solid|dashed|vivid|neon)[ -]){0,4}"
     r"(?:yellow|blue|red|orange|green|magenta|cyan|purple|violet|pink|lime|teal|turquoise|gold|colou?red)"
 )
 _LINE = (
@@ -43,14 +56,17 @@ _DRAWN = (
 )
 _WITH_BORDERS = (
     r" (?:[\w-]+ )?(?:saris?|sarees?|shawls?|scar(?:f|ves)|dress(?:es)?|skirts?|robes?|aprons?|kimonos?|"
-    r"(?:table)?cloths?|napkins?|towels?|rugs?|carpets?|mats?|blankets?|quilts?|bedspreads?|curtains?|handkerchie(?:f|ves)|"
-    r"pillowcases?|plates?|platters?|dish(?:es)?|bowls?|saucers?|trays?|signs?|posters?|cards?|stamps?|envelopes?|pages?|labels?|"
+    r"(?:table)?cloths?|napkins?|towels?|rugs?|carpets?|mats?|blankets?|quilts?|bedspreads?|curtains?|"
+    r"handkerchie(?:f|ves)|"
+    r"pillowcases?|plates?|platters?|dish(?:es)?|bowls?|saucers?|trays?|signs?|posters?|cards?|stamps?|envelopes?|"
+    r"pages?|labels?|"
     r"certificates?|flags?|banners?|pennants?|flower ?beds?|lawns?|paths?)\b"
 )
 """Textiles, dishes, printed things and flower beds, which have borders of their own ("a red-bordered rug")."""
 _NOT_IN_BOXES = (
     r"(?:person|people|man|woman|men|women|player|rider|cyclist|pedestrian|runner|driver|worker|figure|car|truck|bus|"
-    r"van|taxi|vehicle|motorcycle|bicycle|bike|scooter|train|boat|ship|plane|airplane|tree|bush|building|house|tower|window|"
+    r"van|taxi|vehicle|motorcycle|bicycle|bike|scooter|train|boat|ship|plane|airplane|tree|bush|building|house|tower|"
+    r"window|"
     r"door|bench|table|chair|sofa|couch|bed|horse|cow|elephant|giraffe|zebra|sheep|lamp ?post|street ?light|object)"
 )
 """Things that no coloured box, circle or rectangle of the world encloses."""
@@ -67,7 +83,7 @@ _MARKS = tuple(
     for pattern in (
         # "outlined in blue", "surrounded by a thin yellow line"; not "surrounded by green grass"
         rf"\b{_DRAWN} (?:\w+ly )?(?:in|by|with|within|inside|using) (?:(?:a|an|the|its) )?(?:(?:thin|thick|"
-        rf"bold|faint|narrow) )*{_MARK_COLOUR}"
+        rf"bold|faint|narrow) ){{0,3}}{_MARK_COLOUR}"
         rf"(?: (?:thin |thick |solid |dashed )*{_LINE}\b|(?=\s*(?:[.,;:!?)]|$|and\b|or\b|is\b|"
         rf"on (?!all\b|both\b|each\b|every\b)|in\b|at\b|near\b|from\b|stands?\b|that\b|which\b)))",
         # "highlighted in yellow"; not "outlined in blue ink"
@@ -75,20 +91,27 @@ _MARKS = tuple(
         rf"with) (?:a |an |the )?{_MARK_COLOUR}\b"
         rf"(?=\s*(?:[.,;:!?)]|$)|\s+(?:\w+ )?{_LINE}\b(?! (?:of|on) the (?:road|street|court))|\s+(?:and|or|on|in|at|"
         rf"near|by|for|"
-        r"with|from|to|is|are|that|which|stands?|sits?|lies|hangs?|next|behind|above|below|beside|against|left|right|"
+        r"with|from|to|is|are|has|have|that|which|stands?|sits?|lies|hangs?|next|behind|above|below|beside|against|"
+        r"left|right|"
         r"inside)\b)",
         rf"\b{_MARK_COLOUR}-(?:outlined|circled|bordered(?!{_WITH_BORDERS})|marked|boxed|highlighted)\b|"
         rf"\b{_MARK_COLOUR} outlines?\b",
         # "with a blue ring around it"
         rf"\b{_MARK_COLOUR} (?:\w+ )?(?:{_LINE}(?<!s)|boxes|contours|outlines|lines) (?:drawn |that goes |going |is )?"
         r"(?:around|surrounding|encircling|enclosing|outlining|marking|highlighting)\b"
-        r"(?! (?:each|every|(?:the|its|their) (?:edges?|rims?|hem|neck|collar|cuffs?|sleeves?|brim|base|lip|top)))",
+        r"(?! (?:each|every|(?:(?:the|its|their|his|her|an?) )?(?:[\w-]+'s )?(?:left |right )?(?:edges?|rims?|hem|"
+        r"neck|collar|"
+        r"cuffs?|sleeves?|brim|base|lip|top|heads?|eyes?|wrists?|waists?|ankles?|fingers?|arms?|legs?|tails?|mouth|"
+        r"nose|"
+        r"bottom|foot|stem|trunk|throat|chest|beak)\b))",
         rf"\b{_MARK_COLOUR} (?:\w+ )?{_LINE} (?:drawn |that goes |going )?(?:around|surrounding|encircling) (?:it|"
-        rf"them|him|her|"
+        r"them|him|her(?! (?!is\b|and\b|in\b|on\b|at\b|as\b)[a-z])|"
         r"the (?:object|region|item|thing|area))\b",
         r"\b(?:indicating|marking|highlighting|denoting|delimiting) (?:the|this|that) (?:\w+ )?(?:region|"
         r"area of interest|object|target)\b",
-        rf"\bthe {_MARK_COLOUR} {_LINE} (?:surrounds?|encloses?|outlines?|encircles?|indicates?|highlights?|"
+        rf"\bthe {_MARK_COLOUR} {_LINE} (?:surrounds?|encloses?|outlines?|encircles?|indicates?|highlights?|traces?|"
+        rf"delineates?|borders|"
+        r"runs around|goes around|"
         rf"marks? an?)\b",
         rf"\b(?:inside|within) (?:a|an|the) {_MARK_COLOUR} lines?\b",
         r"\b(?:item|object|region|area|thing|part|portion) (?:highlighted|outlined|circled|indicated|shown|selected|"
@@ -107,18 +130,33 @@ _MARKS = tuple(
         # "inside the yellow outline"
         rf"\b(?:in|inside|within|by|with) (?:a|an|the) {_MARK_COLOUR} (?:contours?|outlines?|boundary|"
         rf"bounding box|polygon|mask|highlight)\b",
+        rf"\b(?:inside|within) (?:a|an|the) {_MARK_COLOUR} marking\b",
         rf"\b{_MARK_COLOUR} (?:contours?|bounding box(?:es)?)\b",
         r"\bbounding box(?:es)?\b|\bcontour lines? (?:around|of the (?:region|object))\b|\b(?:the|its|"
         r"this|a) contour\b(?! of\b)",
         r"\b(?:the|this|that|an?) (?:selected|chosen|specified|queried) (?:area|region|object|part|portion|segment|"
         r"item)\b",
+        # "the thing inside the line", "indicated by the outline"; not "bounded by a line of trees"
+        r"\b(?:thing|object|item|person|area|part|region|one|everything|what is) (?:that is |which is )?(?:inside|"
+        r"within|"
+        r"enclosed (?:by|in|within)|bounded by|surrounded by) (?:the|a|an) (?:[\w-]+ )?(?:line|outline|contour|border|"
+        r"boundary|box|ring|polygon)\b(?! of\b)",
+        r"\b(?:indicated|outlined|circled|encircled|highlighted|delineated|emphasi[sz]ed|traced|denoted|marked out) "
+        r"(?:by|with|in|using|through) (?:the|a|an) (?:(?:bright|thin|thick|bold|visible|glowing|drawn|solid|vivid|"
+        rf"{_MARK_COLOUR}) ){{0,4}}(?:line|outline|contour|boundary|border|ring|box|highlight|annotation)s?\b(?! of\b)",
+        rf"^\W*(?:the|an?) (?:area|region|object|part|portion|section|item|thing|"
+        rf"shape) in {_MARK_COLOUR}(?=\s*(?:[.,;:]|$)| (?:is|are|"
+        r"shows?|contains?|covers?|includes?|depicts?|has)\b)",
         r"\bcontoured (?:area|region|object|part)\b",
-        r"\b(?:outlined|circled|encircled|marked|masked|segmented|boxed|annotated|enclosed|delineated) "
+        r"\b(?:outlined|circled|encircled|marked|masked|segmented|boxed|annotated|enclosed|delineated|bounded|"
+        r"delimited) "
         r"(?:area|region|object|item|thing|element|subject|instance|part|portion)\b(?! of (?:the|"
         r"a) (?:curb|road|street|wall|trail|map|floor))",
-        r"\b(?:the|this|that|a|an) (?:highlighted|indicated|circled|annotated|specified|designated|target) "
+        r"\b(?:the|this|that|a|an) (?:highlighted|indicated|circled|annotated|specified|designated|"
+        r"target(?! (?:with|on|in|at|of|has|and|for|from|hangs?|stands?|leans?|painted|board|practice|shooting)\b)) "
         r"(?!hair|text|words?\b|passages?\b|routes?\b|sentences?\b|letters?\b|strands?\b|locks\b|dates?\b|"
-        r"answers?\b|lines?\b|numbers?\b|board\b)\w+",
+        r"answers?\b|lines?\b|numbers?\b|board\b|menu\b|entry\b|tab\b|option\b|rows?\b|columns?\b|cells?\b|"
+        r"link\b)\w+",
         r"\bis (?:highlighted|outlined|circled|encircled)(?=\s*(?:[.,;]|$|in\b|by\b|with\b))(?! (?:in|by|"
         r"with) (?:black|white|grey|gray|brown|ink|charcoal|chalk|pencil|sunlight|light|the (?:sun|"
         r"light)))",
@@ -132,14 +170,18 @@ _BLUR = tuple(
         r"masked[- ]out) (?:out )?(?:\w+ )?"
         r"(?:background|surroundings?|backdrop|environment|rest|area|region|image|photo|picture|crop|"
         r"section|edges?)\b(?! (?:on|of|in|across) (?:(?:the|its|his|her|their|a|an) )?(?:[\w-]+ )?(?:screens?|"
-        r"displays?|monitors?|viewfinders?|televisions?|tv|phones?|tablets?|laptops?|walls?|posters?|frames?|magazines?|pages?|"
+        r"displays?|monitors?|viewfinders?|televisions?|tv|phones?|tablets?|laptops?|walls?|posters?|frames?|"
+        r"magazines?|pages?|"
         r"billboards?|newspapers?|lens(?:es)?|mirrors?)\b)",
         r"\b(?:background|surroundings?|surrounding (?:area|region|scene|parts?)|backdrop|rest of (?:the|"
-        r"it)(?: \w+)?|everything(?: else| around it)?|environment|area around (?:it|them)|edges) "
+        r"it)(?: \w+)?|(?:everything|all)(?: else| around it)?|environment|area around (?:it|them)|edges) "
         r"(?:(?:is|are|was|were|has been|have been|being|appears?|all|completely|heavily|slightly|mostly|"
         r"intentionally|partly) )*(?:un)?(?:blurred|blurry|blurring|out of focus|obscured|gr[ae]yed|"
         r"removed|masked|faded|hidden)\b",
-        r"\b(?:is|are|being|partially|heavily|slightly|completely) blurred (?:out|by|for)\b|"
+        r"\b(?:is|are|being|partially|heavily|slightly|completely|not) blurred (?:out|by|for)\b"
+        r"(?!(?<=by) (?:[\w-]+ ){0,3}(?:speed|motion|movements?|spin\w*|rain\w*|wind|water|fog|mist|heat|steam|"
+        r"exposure|"
+        r"tears|vibration|turning|rotation|flight)\b)|\b(?:is|are|was) not blurred\b|"
         r"\bblurred out\b|\bunblurred\b|\bthe blur\b|\bblur(?:ring)? effect\b",
         r"\b(?:on|against|in front of|over|with|upon) (?:an? |the )?(?:\w+ )?(?:plain|solid|uniform|blank|"
         r"neutral|flat|empty|featureless|monochrome|smooth)(?:[ ,-]+(?:plain|solid|light|dark|gr[ae]y|"
@@ -151,7 +193,10 @@ _BLUR = tuple(
         r"hazy)(?:[, -]+(?!and\b|of\b|with\b)[\w-]+){0,2}[, -]+(?:background|backdrop)(?=\s*(?:[.,;:!?)]|$|and\b|"
         r"with\b|"
         r"that\b|which\b|is\b|in\b|behind\b))",
-        r"\b(?:rest|remainder) of the (?:image|picture|photo|photograph|view|scene|frame) (?:is|being|was|has)\b",
+        r"\b(?:faded|gr[ae]y(?:ed)?|blurr\w+|hazy|obscured|featureless),? (?:and )?(?:\w+,? ){0,2}surround(?:ings?|"
+        r"s)\b",
+        r"\b(?:rest|remainder) of the (?:image|picture|photo|photograph|view|scene|frame) (?:is|being|was|has|"
+        r"(?:\w+ly )?(?:blurred|blurry|out of focus|gr[ae]yed|faded|hidden|masked))\b",
         r"\b(?:the rest|all else|everything else)(?: is| being| are| was)? (?:\w+ly )?(?:blurred|blurry|out of focus|"
         r"gr[ae]yed|faded)\b",
         r"\b(?:image|picture|photo|photograph|scene|view) (?:is|was|has been|appears) (?:\w+ )?(?:blurred|blurry|"
@@ -166,11 +211,17 @@ _PICTURE = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         r"\bclose[- ]?up (?:view|shot|image|photo|photograph|picture|crop|look|of)\b|\bzoomed[- ]in\b|"
-        r"^\W*(?:an? )?(?:extreme )?close[- ]?up\b",
+        r"^\W*(?:an? )?(?:extreme )?close[- ]?up\b|\b(?:in|as) (?:an? )?(?:extreme )?close[- ]?up\b",
         r"^\W*(?:the|this) (?:\w+ )?(?:image|photo|photograph|picture|crop|view|snippet|"
         r"screenshot)s? (?:shows?|depicts?|displays?|features?|contains?|captures?|presents?|provides?|"
         r"illustrates?|reveals?|focuses|is (?:of|a)|are|appears?)\b",
-        r"^\W*an? (?:cropped|partial|detailed|full|high[- ]angle|low[- ]angle|side|front|rear|top|"
+        r"^\W*(?:the|this) (?:image|photo|photograph|picture|crop) (?:is|was|has been) (?:\w+ )?(?:divided|split|"
+        r"cropped|taken|"
+        r"zoomed|composed|made up|focused|centred|centered|too|very|not|of)\b",
+        r"^\W*(?:this|it|that) is (?:an?|the) (?:[\w-]+ ){0,2}(?:image|photo|photograph|picture|crop|view|shot|"
+        r"screenshot) (?:of|showing|depicting)\b",
+        r"^\W*(?:an? |(?=\w+ (?:image|view|shot|crop)\b))(?:cropped|partial|detailed|isolated|magnified|enlarged|"
+        r"blurred|full|high[- ]angle|low[- ]angle|side|front|rear|top|"
         r"aerial)? ?(?:image|view|shot|crop) (?:of|showing|depicting)\b",
         r"\bcropped (?:image|photo|picture|view|version|section|area|region|part)\b|\bthis crop\b|"
         r"\bis cropped\b|\b(?:in|of) the crop\b(?! (?:field|rows?|circle))",
@@ -187,26 +238,43 @@ _PICTURE = tuple(
         r"hung|pinned|taped|album|mounted|shelf|fridge|refrigerator|board|magazine|poster|printed|stuck|display\w*|"
         r"screen|"
         r"held|leaning|propped|billboard|newspaper|book|cover|mantel\w*)\b)",
+        r"^\W*(?:the|an?|this) (?:[\w-]+ )?(?:object|item|thing|subject|region|area|part|section|portion|segment|"
+        r"element|focus) "
+        r"(?:(?:that is |which is )?(?:shown|seen|visible|depicted) )?(?:in|of|within|from) (?:the|"
+        r"this) (?:\w+ )?(?:image|photo|"
+        r"photograph|picture|crop|view|scene)\b(?! (?:frame|album|book|window|rail|hang\w+|on the wall))",
         r"(?:^|[.!?]\s+)(?:the|this) image (?:does(?: not|n't)|also|only|shows?|depicts?|itself)\b",
         r"(?:^|[.!?]\s+)\W*(?:in|within|across) (?:the|that) (?:\w+ )?(?:image|photo|photograph|picture|crop|view|"
         r"scene),",
     )
 )
 
+_WORN_MASK = (
+    r"(?=.{0,300}\b(?:carved|wood(?:en)?|surgical|fac(?:e|ial)|eyes?|eye ?holes?|mouth|nose|chin|beard|ears?|straps?|"
+    r"elastic|worn|wears?|"
+    r"wearing|ceremonial|tribal|carnival|costume|theatre|theater|diving|snorkel|gas|ski|welding|venetian|feathers?|"
+    r"raffia|paint(?:ed)?|"
+    r"papier|fabric|cloth|rubber|latex|plastic|cotton|hangs?|hanging|nail)\b)"
+)
+"""Words of a caption whose mask is one that people wear or hang on a wall."""
+
 _META = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         r"^\W*(?:(?:my|our|your|the|a|an|suggested|target|selected|main|proposed|possible|short|detailed|final|unique|"
         r"new|revised|refined|"
-        r"updated|rewritten|"
+        r"updated|rewritten|region|object|image|one-line|described|depicted|shown|pictured|given|indicated|marked|"
         r"one[- ]sentence) )*(?:caption|description|answer|output|response|label|title|result|rewrite|"
         r"summary|note|target|region|object|candidate|mask|segment|instance)(?: (?:of|for) (?:the|"
         r"this) (?:\w+ )?\w+)?\s*(?:\d+ ?)?(?:[:\u2013\u2014=]|-+\s)",
         r"^\W*(?:my|our|your|the) (?:(?:final|short|best|correct|right) )?(?:answer|description|response|output) "
         r"(?:is|would be|could be|should be|reads)(?:\W+(?:an?|the|one|two|that|as follows)\b|:)",
         r"\b(?:suitable|possible|good|better|accurate|appropriate|fitting|concise) (?:caption|description)\b",
-        r"\b(?:object|region|item|area|thing|element|part) in question\b|\b(?:shown|pictured|depicted|seen|"
+        r"\b(?:object|region|item|area|thing|element|part) in question\b|"
+        r"\b(?:object|region|item|area|thing|subject|part) of (?:interest|focus)\b|\blet(?:'s| us)\b|\b(?:shown|"
+        r"pictured|depicted|seen|"
         r"visible) here\b|"
+        r"^\W*(?:pictured|shown|depicted|seen|displayed|visible) (?:is|are)\b|"
         r"^\W*what (?:is|we see|you see|can be) (?:shown|seen|visible|depicted|here|is)\b",
         r"\bas (?:described|mentioned|noted|stated|specified|indicated|requested|instructed|depicted|provided)\b",
         r"\b(?:the )?user (?:asked|wants|requested|provided|says|needs)\b|^\W*(?:user|assistant|system|human|"
@@ -229,9 +297,14 @@ _META = tuple(
         r"\b(?:based on|according to|given|as described in|combining|from) (?:the|these|those|your|its|"
         r"all) (?:\w+ ){0,3}(?:captions?|descriptions?|information|prompts?|instructions?|"
         r"details provided|views?|images?)\b",
-        r"\b(?:the|this|that|target|indicated|selected|specified|given|shown|described) (?:region|segment|"
-        r"mask(?:ed area)?) (?:shows?|depicts?|contains?|displays?|features?|includes?|represents?|"
-        r"consists?|captures?|is|in|appears?|of interest|can|corresponds?)\b",
+        rf"\b(?:the|this|that|target|indicated|selected|specified|given|shown|described) (?:region|segment|"
+        rf"masked area|mask(?!{_WORN_MASK})) (?:shows?|depicts?|contains?|displays?|features?|includes?|represents?|"
+        r"consists?|captures?|covers?|is|in|appears?|of interest|can|corresponds?)\b",
+        r"^\W*(?:the|this) (?:object|item|thing|subject) (?:is|appears|seems|looks|shows?|depicts?|can be|could be|"
+        r"may be)\b",
+        r"^\W*it is (?:an? )?part of this\b|\bcaptioned (?:so|as)\b|\bcaptions? (?:could|would|might|should|may|can|"
+        r"must)\b|"
+        r"\b(?:we|you)(?:'re| are) (?:looking|seeing|shown|given|asked)\b",
         r"^\W*(?:this|the (?:target|main|central|depicted|described|pictured)) (?:region|area|segment|"
         r"object|part|section|item|subject) (?:shows?|depicts?|contains?|displays?|features?|includes?|"
         r"represents?|consists?|captures?|is)\b",
@@ -250,18 +323,20 @@ _HEDGES = re.compile(
     r"which)\b|\bnot clear (?:what|whether|if|which)\b"
     r"|\b(?:cannot|can't|can not|could not|couldn't) be (?:\w+ly )?(?:determined|identified|discerned|seen clearly|"
     r"made out|recogni[sz]ed|described|discerned|ascertained|distinguished)\b|\bcannot be clearly seen\b"
-    r"|\btoo (?:\w+ (?:and|or) )?(?:small|tiny|blurry|dark|indistinct|blurred|unclear|vague|low|pixelated|distant) "
+    r"|\btoo (?:\w+ (?:and|or) )?(?:small|tiny|blurry|dark|indistinct|blurred|unclear|vague|low|pixelated|distant|"
+    r"limited|grainy|narrow|close|low[- ]res(?:olution)?) "
     r"to (?:be )?(?:determined?|tell|see|seen|say|identify|identified|discern(?:ed)?|make out|made out|describ(?:e|ed)|"
     r"recogni[sz]ed?|know|distinguish(?:ed)?|provide|give|read)\b|\bwithout (?:more|further|"
     r"additional) (?:context|information|detail)\b"
     r"|\b(?:possibly|perhaps|maybe|likely|"
     r"probably) (?:an? )?(?:\w+ ){0,3}or (?:an? )?(?:\w+ ){0,2}(?:something|similar|other)\b|"
-    r"\bsome (?:kind|sort|type) of (?:object|thing|item|shape|structure)\b"
+    r"\bsome (?:kind|sort|type) of (?:object|thing|item|shape|structure)\b|\bof some (?:kind|sort|type)\b"
     r"|\b(?:unidentified|unidentifiable|unknown|indiscernible|unrecogni[sz]able|indistinct|undefined|ambiguous|unclear)"
     r" (?:\w+,? ){0,2}(?:object|thing|item|shape|form|structure|element|material)s?\b"
     r"|\b(?:of|an?) (?:unknown|unclear|uncertain|undetermined) (?:\w+ )?(?:nature|type|kind|origin|purpose|identity|"
     r"material)\b"
-    r"|\b(?:is|are|remains?|seems?|appears?) (?:\w+ )?(?:unclear|ambiguous|indeterminate|unidentifiable|"
+    r"|\b(?:is|are|remains?|seems?|appears?) (?:\w+ )?(?:unclear|ambiguous|uncertain|undetermined|unknown|"
+    r"indeterminate|unidentifiable|"
     r"indiscernible)\b"
     r"|\b(?:this|that|it|which) (?:is|are) not (?:very |entirely |quite )?clear\b"
     r"|\b(?:low|poor) (?:image )?(?:resolution|quality)\b|\bor something else\b|\bsomething that (?:cannot|can't|"
@@ -277,7 +352,9 @@ _PLACEHOLDER = re.compile(
     r"^\W*(?:(?:a |one |the |your )?(?:single |short |one[- ])?(?:sentence|detailed|"
     r"unique)? ?(?:sentence )?captions?(?: here| goes here| text| of the (?:region|object))?|string|text|"
     r"none|null|n/?a|nan|undefined|unknown|todo|tbd|example|placeholder|lorem ipsum.*|(?:your |"
-    r"the )?(?:answer|description|text|output)(?: here| goes here)?|one (?:sentence|paragraph)|no caption|"
+    r"the )?(?:answer|description|text|output)(?: here| goes here)?|one (?:sentence|paragraph)|"
+    r"no (?:caption|description|answer|text|object|region)(?: (?:is )?(?:available|provided|given|found|possible|"
+    r"needed))?|"
     r"not applicable|insert .* here)\W*$"
     r"|<(?:caption|description|answer|object|color|colour|text|region|name|noun|image|mask|attribute)s?>|"
     r"\[(?:insert|object|colou?r|description|caption|noun|name|attribute|text|your)\b[^\]]*\]|\{(?:object|"
@@ -285,8 +362,28 @@ _PLACEHOLDER = re.compile(
     re.IGNORECASE,
 )
 
+_GENERIC = re.compile(
+    r"^\W*(?:(?:an?|the|this|that|some|one|single|small|large|big|main|certain|visible|other|part|piece|portion|"
+    r"section|"
+    r"view|bit|of) )*"
+    r"(?:objects?|items?|something|regions?|areas?|parts?|segments?|elements?|stuff|"
+    r"(?:image|picture|photo|photograph|scene|background|foreground|surface))"
+    r"(?: (?:of|in|on|at|within|from) (?:(?:an?|the|this) )?(?:(?:left|right|top|bottom|upper|lower|middle|center|"
+    r"centre) )?"
+    r"(?:image|picture|photo|photograph|scene|background|foreground|surface|frame|view|something|object|thing|"
+    r"left|right|top|bottom|middle|center|centre|side|corner|edge))*\W*$",
+    re.IGNORECASE,
+)
+"""Captions that would fit anything: "An object.", "A part of the image."."""
+
+JSON_IN_TEXT = re.compile(
+    r"[{\[]\s*\\?[\"']?[\w -]{1,60}\\?[\"']?\s*:|^\W*caption\W*[\"']\s*:|[\"']\s*\}\W*$", re.IGNORECASE
+)
+"""A JSON object or a piece of one, such as of one whose end was doubled."""
+
 _MARKDOWN = re.compile(
     r"\*\*|__\w|`|^\s*#{1,6}\s|^\s*[-*\u2022+]\s+\S.*$|^\s*\d+[.)]\s+\S|</?[a-z][a-z0-9]*(?:\s[^<>]*)?/?>|"
+    r"^\s*[\w-]+(?: [\w-]+)?: [\w-]+(?:, [\w-]+){2,}\W*$|\A(?:\s*[A-Z][\w -]{0,30}: [^\n]+\n){2}|"
     r"\|.*\|.*\||^\s*>\s|^\s*[\[{]\s*[\"']|\[[^\]]+\]\([^)]+\)|(?<![\w*])\*\w[^*\n]*\w\*(?![\w*])",
     re.IGNORECASE | re.MULTILINE,
 )
@@ -296,7 +393,8 @@ _NUMBERED_THINGS = re.compile(
     r"singlets?|players?|runners?|riders?|"
     r"racers?|bus(?:es)?|routes?|(?:number|license|licence|door|name) ?plates?|platforms?|gates?|lanes?|tracks?|"
     r"locomotives?|engines?|jockeys?|dice|die|domino(?:e?s)?|lockers?|channels?|terminals?|piers?|exits?|highways?|"
-    r"interstates?|rooms?|apartments?|floors?|uniforms?|kits?|scoreboards?|berths?|docks?|courts?|numerals?|digits?|"
+    r"interstates?|(?:ear|dog|name|price) tags?|collars?|wristbands?|rooms?|apartments?|floors?|uniforms?|kits?|"
+    r"scoreboards?|berths?|docks?|courts?|numerals?|digits?|"
     r"labels? reads?|reads|reading|painted|printed|written)\b",
     re.IGNORECASE,
 )
@@ -321,6 +419,19 @@ _NUMBERED_IN_ORDER = re.compile(
 )
 """Things that are numbered in the world from 1, where the caption says so: "the door numbered 5", but not "door 5"."""
 
+_PLACED_IN_NUMBERED = re.compile(
+    r"\b(?:in|at|on) (?:seat|stall|booth|bay|box|slot|row|column|aisle|position|bed|cabin|berth) $", re.IGNORECASE
+)
+"""Numbered places where the described thing is: "the rower in seat 3", but not "seat 3"."""
+
+_DRAWN_NEXT_TO = re.compile(
+    r"^,? (?:that is |which is |drawn |placed |shown |written )?(?:next to|beside|above|below|over|near|on top of|"
+    r"inside|"
+    r"within|at) (?:it|him|her|them)\b",
+    re.IGNORECASE,
+)
+"""Words after a number that is drawn there, whatever the thing is: "the horse with the number 0 next to it"."""
+
 _NUMBERED_BY_MAKERS = re.compile(
     r"\b(?:elevator|lift|calculator|keypad|keyboard|telephone|phone|remote(?: control)?|microwave|number) "
     r"(?:\w+ )?(?:buttons?|keys?)\b|"
@@ -337,6 +448,7 @@ _REFERS_TO_MADE = re.compile(
     re.IGNORECASE,
 )
 
+_SUIT = re.compile(r"^ of (?:hearts|spades|clubs|diamonds)\b", re.IGNORECASE)
 _PRINTED_ON = re.compile(
     rf" (?:(?!(?:on|in|at|of|the|an?|and|with|near|beside|by|from|to|is)\b)[\w-]+ )?(?:{_NUMBERED_THINGS.pattern})"
     r"|,? (?:\w+ )?(?:on|to|across|onto) (?:the |his |her |its |their |a |an )?(?:\w+ )?(?:jersey|bib|shirt|vest|"
@@ -365,8 +477,9 @@ _NOT_PEOPLE = re.compile(
 
 _REASONS = {
     "empty": "it has no words",
+    "generic": "it would fit any thing; name what can be seen",
     "placeholder": "it repeats a placeholder of the question instead of a caption",
-    "markdown": "it has Markdown or markup; write plain sentences",
+    "markdown": "it has Markdown, markup or a piece of JSON; write plain sentences",
     "meta": "it speaks about the task; begin with the thing itself",
     "hedge": "it says that the thing cannot be told; say what can be seen",
     "mentions_marks": "it mentions the line or mark that shows which thing is meant",
@@ -398,8 +511,10 @@ def check_caption(rules: CaptionRules, caption: str, *, short: bool = False, hig
         raise _fault("empty")
     if _PLACEHOLDER.search(caption):
         raise _fault("placeholder")
-    if _MARKDOWN.search(caption):
+    if _MARKDOWN.search(caption) or JSON_IN_TEXT.search(caption):
         raise _fault("markdown")
+    if _GENERIC.search(caption):
+        raise _fault("generic")
     check_not_refusal(caption)
     text = _QUOTED.sub("\u2026", re.sub(r"[ \t\u00a0]{2,}|\u00a0", " ", caption.replace("\u2019", "'")))
     if found := _find_leak(text, highest_number):
@@ -473,9 +588,9 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
         r"percent|years?|to \d|o'clock|minutes?|hours?|seconds?)\b|st\b|nd\b|rd\b|th\b|-)",
         text,
     ):
-        if int(found[1]) > highest:
-            continue
         before, after = text[: found.start()], text[found.end() :]
+        if int(found[1]) > highest or _SUIT.match(after):
+            continue
         if re.search(r"\b(?:of the|all|these|those) $", before):
             continue  # a count: "the only one of the 4 that is full"
         is_bracketed = before.endswith(("(", "[", "#")) and not re.search(r"\b(?:number|jersey|bib)", before[-20:])
@@ -483,11 +598,13 @@ def _number_of_a_mark(text: str, highest: int) -> str | None:
         if (
             not is_bracketed
             and not is_index
+            and not _DRAWN_NEXT_TO.match(after)
             and not re.search(r"\b(?:at|as) (?:number |no\. |position )?$", before, re.IGNORECASE)
             and (
                 _NUMBERED_THINGS.search(before[-45:])
                 or _NUMBERED_WITH_RELATION.search(before[-60:])
                 or (found[1] != "0" and _NUMBERED_IN_ORDER.search(before[-40:]))
+                or (found[1] != "0" and _PLACED_IN_NUMBERED.search(before[-20:]))
                 or _PRINTED_ON.match(after)
                 or (_NUMBERED_BY_MAKERS.search(text) and _REFERS_TO_MADE.search(before[-45:]))
             )
@@ -521,6 +638,8 @@ def _colour_of_a_mark(text: str) -> str | None:
     )
     for found in re.finditer(pattern, text):
         noun = found[1]
+        if noun == "one" and re.fullmatch(r"\W*the ", text[: found.start()], re.IGNORECASE):
+            return found[0]
         painted = re.search(
             r"(?:painted|written|printed|dressed|clad|drawn|lit|decorated|colou?red|covered|dyed|wrapped|"
             r"done|upholstered|finished|glowing|shown|bathed|blooming|bloom|parts?|details?|letters?|text|"
@@ -557,6 +676,8 @@ def _repetition(text: str) -> str | None:
 
 
 def _may_be_english(text: str) -> bool:
+    # A sign may be in any script: "a Japanese sign reading ..."; elsewhere such letters are the model's own.
+    text = _WRITTEN_IN_ANOTHER_SCRIPT.sub("\u2026", text)
     letters = [character for character in text if character.isalpha()]
     if any(character > "\u024f" for character in letters):
         return False
@@ -574,4 +695,6 @@ def _may_be_english(text: str) -> bool:
 def _language_identifier() -> Any:
     from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
-    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+    identifier.set_languages(_LANGUAGES)
+    return identifier

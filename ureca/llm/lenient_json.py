@@ -9,6 +9,7 @@ An object that does not end is not read: its text may be cut off anywhere.
 import json
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 _STRICT = json.JSONDecoder(strict=False)
@@ -19,7 +20,7 @@ _MAX_DEPTH = 16
 _GAP = r"(?:\s|//[^\n]{0,1000}(?:\n|$)|/\*[^*]{0,1000}\*/)*+"  # white space, and the comments of JavaScript
 _SPACE = re.compile(_GAP)
 _WORD = re.compile(r"[A-Za-z_][\w-]{0,99}")
-_NUMBER = re.compile(r"[-+]?\d{1,30}(?:\.\d{1,30})?(?:[eE][-+]?\d{1,3})?")
+_NUMBER = re.compile(r"[-+]?(?:\d{1,30}(?:\.\d{0,30})?|\.\d{1,30})(?:[eE][-+]?\d{1,3})?")
 _CONSTANTS = {"true": True, "false": False, "null": None, "none": None}
 _CLOSING_QUOTES = {'"': '"', "'": "'", "\u201c": "\u201d", "\u2018": "\u2019"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f"}
@@ -30,7 +31,9 @@ _AFTER_STRING = re.compile(
 
 
 def read_objects(text: str, take: Callable[[dict[str, Any]], bool]) -> int:
-    """Read the objects in a text in order, and those within an object or list that is not taken; none in a string.
+    """Read the objects in a text in order, and those within an object or list that is not taken.
+
+    None in a string is read, except in that of the key ``arguments``, as of a function call.
 
     Args:
         text: text with objects anywhere.
@@ -61,6 +64,10 @@ def read_objects(text: str, take: Callable[[dict[str, Any]], bool]) -> int:
             else:
                 inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
                 pending.extend(reversed(list(inner)))
+                # A call of a function has its arguments as a string of JSON.
+                if isinstance(value, dict) and isinstance(arguments := value.get("arguments"), str):
+                    with suppress(ValueError, RecursionError):
+                        pending.append(_STRICT.decode(arguments))
     return end_of_taken
 
 

@@ -175,6 +175,8 @@ def parse_answer(
     if text.lstrip().startswith('"{'):  # JSON as a JSON string
         with suppress(ValueError):
             text = str(json.loads(text))
+    elif '{\\"' in text and not re.search(r'(?<!\\)"', text):  # the same without its quotes
+        text = text.replace('\\"', '"')
     is_cut_off = answer.is_cut_off or is_thinking
     if len(text) > _MAX_ANSWER_CHARACTERS:
         raise InvalidResponseError("unusable_answer", f"it has more than {_MAX_ANSWER_CHARACTERS} characters")
