@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from ureca.pipelines.evaluate_settings import EvaluateSettings
-from ureca.wording import plural
+from ureca.wording import quantity
 
 if TYPE_CHECKING:
     from ureca.pipelines.evaluate import Evaluation
@@ -34,8 +34,8 @@ def _print(evaluation: "Evaluation", settings: EvaluateSettings) -> int:
         if report.has_too_many_failures(settings.max_error_fraction):
             status = 1
             reasons = ", ".join(f"{count} x {kind}" for kind, count in report.failures.items())
-            failed = f"{report.num_failed} of {plural(report.num_images, 'image')}"
-            failed_regions = plural(report.num_failed_regions, "region")
+            failed = f"{report.num_failed} of {quantity(report.num_images, 'image')}"
+            failed_regions = quantity(report.num_failed_regions, "region")
             print(
                 f"{name}: {failed} and {failed_regions} failed ({reasons}); fix the causes and run the same command "
                 "with --retry-errors, or allow more with --max-error-fraction",

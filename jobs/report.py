@@ -10,7 +10,7 @@ from pydantic_settings import CliPositionalArg
 
 from ureca.config import CommandSettings, Metavar
 from ureca.errors import SettingsError
-from ureca.wording import plural
+from ureca.wording import quantity
 
 
 class ReportSettings(CommandSettings):
@@ -56,8 +56,8 @@ def main(argv: Sequence[str]) -> int:
         work=output.report(),
         max_images=settings.max_images,
     )
-    counts = f"{plural(statistics.num_captioned, 'caption')} of {plural(statistics.num_images, 'image')}"
-    print(f"{to}: {counts}, {plural(statistics.num_failed, 'image')} failed")
+    counts = f"{quantity(statistics.num_captioned, 'caption')} of {quantity(statistics.num_images, 'image')}"
+    print(f"{to}: {counts}, {quantity(statistics.num_failed, 'image')} failed")
     return 0
 
 

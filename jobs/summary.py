@@ -7,7 +7,7 @@ from ureca.data.listing import named_counts
 from ureca.data.output import Output
 from ureca.data.partitions import PartitionReport
 from ureca.pipelines.settings import BatchSettings
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _MAX_KINDS_SHOWN = 5
 
@@ -36,7 +36,7 @@ def summary(report: PartitionReport, output: str, dataset_name: str, left_out: s
     ]
     if report.num_plain:
         rows.insert(
-            1, ("without regions", f"{plural(report.num_plain, 'image')}, in which no mask was found (not failures)")
+            1, ("without regions", f"{quantity(report.num_plain, 'image')}, in which no mask was found (not failures)")
         )
     if left_out:
         rows.insert(1, ("files left out", left_out))
@@ -69,7 +69,7 @@ def _agreement(listener: Mapping[str, float]) -> str:
     chosen, by_chance = (listener[name] / listener["regions"] for name in ("chosen", "chosen_by_chance"))
     kappa = (chosen - by_chance) / (1 - by_chance) if by_chance < 1 else 0.0
     regions, questions, captions = (
-        plural(round(listener[name]), noun)
+        quantity(round(listener[name]), noun)
         for name, noun in (("regions", "region"), ("questions", "question"), ("captions", "caption"))
     )
     return f"{chosen:.1%} of {regions} chosen, a guess {by_chance:.1%}, kappa {kappa:.2f}; {questions} about {captions}"

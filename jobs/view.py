@@ -9,7 +9,7 @@ from pydantic_settings import CliPositionalArg
 
 from ureca.config import CommandSettings
 from ureca.errors import SettingsError
-from ureca.wording import plural
+from ureca.wording import quantity
 
 
 class RunViewSettings(CommandSettings):
@@ -48,7 +48,7 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         raise SettingsError(f"port {settings.port} cannot be used: {error.strerror}") from error
     summary = view.summary()
-    regions, images = plural(summary["num_regions"], "region"), plural(summary["num_images"], "image")
+    regions, images = quantity(summary["num_regions"], "region"), quantity(summary["num_images"], "image")
     print(f"{regions} of {images}; {server.address}", flush=True)
     if not view.is_writable:
         print("the output is not on this machine: nothing can be corrected", flush=True)

@@ -30,7 +30,7 @@ from ureca.pipelines.caption_settings import CaptioningSettings, CaptionResource
 from ureca.pipelines.evaluate_settings import EvaluateSettings
 from ureca.pipelines.judge import Scoring
 from ureca.schema import CAPTIONS_DATASET
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _BENCHMARK, _MODELS, _JUDGED, _TABLE = "benchmark", "models", "judged", "table"
 
@@ -128,7 +128,7 @@ class _Run:
             ImageSample(settings.limit, settings.seed),
             {"limit": settings.limit, "seed": settings.seed, **settings.benchmark.model_dump(mode="json")},
         )
-        regions, images = plural(stored.num_regions, "region"), plural(stored.num_images, "image")
+        regions, images = quantity(stored.num_regions, "region"), quantity(stored.num_images, "image")
         self._tell(f"{stored.description}: {regions} of {images}")
         return stored
 
@@ -156,7 +156,7 @@ class _Run:
         remarks = []
         if self._settings.limit is not None:
             remarks.append(
-                f"A sample of the benchmark: {plural(benchmark.num_images, 'image')}, by seed {self._settings.seed}."
+                f"A sample of the benchmark: {quantity(benchmark.num_images, 'image')}, by seed {self._settings.seed}."
             )
         if benchmark.left_out:
             reasons = ", ".join(f"{reason}: {count:,}" for reason, count in benchmark.left_out.items())

@@ -29,7 +29,7 @@ from ureca.training.sampler import RunPlan
 from ureca.training.settings import AugmentationSettings
 from ureca.training.token_costs import ProcessorTextTokens, costs_of
 from ureca.training.tracking import check_trackers
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _PACKAGES = ("ray", "torch", "deepspeed", "transformers", "peft", "numpy", "pillow")
 _GPU_SIZES_GIB = (24, 40, 80)
@@ -92,7 +92,7 @@ def _train(
         return _report(run, was_finished=True)
     index = _prepare_indices(settings, run, processor)
     num_steps = _store_plans(settings, run, index, processor)
-    on_plan(f"{index.info.summary()}\n{plural(num_steps, 'step')}, {done} done before, {num_steps - done} to do")
+    on_plan(f"{index.info.summary()}\n{quantity(num_steps, 'step')}, {done} done before, {num_steps - done} to do")
     on_plan(_describe_memory(settings, run, index, processor))
     run.take_failure()  # left by a session that was killed
     _write_record(record, run, "running", num_steps, from_start=not done)

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ureca.wording import duration, plural
+from ureca.wording import duration, quantity
 
 
 @pytest.mark.parametrize(
@@ -15,8 +15,8 @@ from ureca.wording import duration, plural
         (2, ("image has", "images have"), "2 images have"),
     ],
 )
-def test_plural_of_a_count_agrees_with_its_noun(number: int, nouns: tuple[str, ...], text: str) -> None:
-    assert plural(number, *nouns) == text
+def test_quantity_with_any_number_agrees_with_its_noun(number: int, nouns: tuple[str, ...], text: str) -> None:
+    assert quantity(number, *nouns) == text
 
 
 @pytest.mark.parametrize(

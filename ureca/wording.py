@@ -1,15 +1,15 @@
-"""Numbers in messages: a count with its noun, and durations."""
+"""Numbers in messages: quantities (a count with its noun) and durations."""
 
 
-def plural(number: int, noun: str, plural_noun: str | None = None) -> str:
+def quantity(number: int, noun: str, plural: str | None = None) -> str:
     """Return a number with its noun, such as ``1 image`` or ``2,000 images``.
 
     Args:
         number: the count.
         noun: the noun in the singular.
-        plural_noun: the noun in the plural; None: with an "s".
+        plural: the noun in the plural; None: with an "s".
     """
-    return f"{number:,} {noun if number == 1 else plural_noun or noun + 's'}"
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def duration(seconds: float, *, decimals: int = 0) -> str:

@@ -10,7 +10,7 @@ from ureca.evaluation.scorer import measure_predictions
 from ureca.evaluation.settings import DuplicateSettings, Metric
 from ureca.evaluation.tables.build import Evaluated, EvaluationTable, build_table
 from ureca.evaluation.tables.formats import write_table
-from ureca.wording import plural
+from ureca.wording import quantity
 
 TITLES = {
     "prompts": "How a model is told which region is meant",
@@ -74,7 +74,7 @@ def _evaluate(
         duplicates=DuplicateSettings() if metrics else None,
     )
     tokens = figures["mask_tokens"]
-    of_mask = f"{plural(tokens, 'mask token')} a tile, "
+    of_mask = f"{quantity(tokens, 'mask token')} a tile, "
     mask_tokens = of_mask if variant.region_prompt == "mask" else ""
     remark = (
         f"{mask_tokens}{figures['parameters'] / 1e6:.2f} million parameters; {figures['steps']} steps, "

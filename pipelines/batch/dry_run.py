@@ -29,7 +29,7 @@ from ureca.pipelines.batch.arrangement import EngineSlots, arrange
 from ureca.pipelines.batch.graph import BatchCommand
 from ureca.pipelines.settings import PlannableSettings, PlanningSettings
 from ureca.schema import REGIONS_DATASET, Dataset, conform
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _CHARACTERS_PER_TOKEN = 4.0
 """Typical of tokenizers for English text."""
@@ -172,7 +172,7 @@ def _images_to_do(command: BatchCommand[Settings], settings: Settings) -> tuple[
     sizes = output.partition_sizes() if held.length() else {}
     num_missing = sum(sizes[partition] for partition in sizes.keys() - set(output.done_partitions()))
     if not num_new + num_missing:
-        raise InputError(f"{plural(selected.num_rows, 'image')} of INPUT, all done: there is nothing to plan")
+        raise InputError(f"{quantity(selected.num_rows, 'image')} of INPUT, all done: there is nothing to plan")
     return selected, num_new + num_missing
 
 
@@ -256,7 +256,7 @@ def _regions(sample: Sample, times: float) -> Iterator[tuple[str, str]]:
         yield "captioned regions", f"about {times * report.num_regions:.0f} ({each:.1f} an image)"
     if report.failures:
         reasons = ", ".join(f"{number} x {reason}" for reason, number in sorted(report.failures.items()))
-        yield "failures", f"about {plural(round(times * report.num_failed), 'image')}; in the sample: {reasons}"
+        yield "failures", f"about {quantity(round(times * report.num_failed), 'image')}; in the sample: {reasons}"
 
 
 def _calls(sample: Sample, times: float, planning: PlanningSettings) -> Iterator[tuple[str, str]]:

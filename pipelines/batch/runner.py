@@ -27,7 +27,7 @@ from ureca.pipelines.batch.interrupts import noted_interrupts
 from ureca.pipelines.batch.progress import Progress
 from ureca.pipelines.batch.resources import Work, local_pools, missing_resources
 from ureca.pipelines.settings import BatchSettings
-from ureca.wording import plural
+from ureca.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -38,7 +38,7 @@ _PACKAGES = ("ray", "pyarrow", "numpy", "pillow")
 
 def log_plan(num_images: int, num_to_do: int) -> None:
     """Log how many images there are, and how many of them earlier sessions have done."""
-    logger.info("%s, %d done before, %d to do", plural(num_images, "image"), num_images - num_to_do, num_to_do)
+    logger.info("%s, %d done before, %d to do", quantity(num_images, "image"), num_images - num_to_do, num_to_do)
 
 
 def run_batch(

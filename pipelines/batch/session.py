@@ -23,7 +23,7 @@ from ureca.ops.doctor import Finding, Level
 from ureca.pipelines.batch.executor import user_error
 from ureca.pipelines.batch.interrupts import own_signal_handlers
 from ureca.pipelines.batch.resources import Cluster, NodeResources
-from ureca.wording import plural
+from ureca.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -254,7 +254,7 @@ def check_ray() -> Finding:
         return Finding(name="Ray", level=Level.PROBLEM, value=f"a task did not run: {error}", remedy=remedy)
     where = "the cluster" if cluster.may_grow else "this machine"
     value = (
-        f"{ray.__version__}, a task ran on {where}: {plural(num_nodes, 'node')}, {cluster.num_cpus:g} CPUs, "
+        f"{ray.__version__}, a task ran on {where}: {quantity(num_nodes, 'node')}, {cluster.num_cpus:g} CPUs, "
         f"{cluster.num_gpus:g} GPUs"
     )
     if found != __version__:

@@ -9,7 +9,7 @@ from typing import Any
 import ray
 
 from ureca.ops.doctor import Finding, Level
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _NUM_BYTES = 64 * 2**20
 _NUM_REPEATS = 5
@@ -93,7 +93,7 @@ def check_all_reduce(num_ranks: int) -> Finding:
     return Finding(
         name="all-reduce",
         level=Level.NOTE if is_slow else Level.OK,
-        value=f"{bytes_per_s / 1e9:.2f} GB/s between {num_ranks} ranks on {plural(nodes, 'node')} by {backend}",
+        value=f"{bytes_per_s / 1e9:.2f} GB/s between {num_ranks} ranks on {quantity(nodes, 'node')} by {backend}",
         remedy="training will wait for the network: NCCL_DEBUG=INFO shows the one that NCCL uses (docs/cluster.md)"
         if is_slow
         else "",

@@ -23,7 +23,7 @@ from ureca.errors import DataError
 from ureca.llm.load import process_load
 from ureca.memory import first_line, is_out_of_memory
 from ureca.model.settings import MIN_FREE_FRACTION
-from ureca.wording import plural
+from ureca.wording import quantity
 
 if TYPE_CHECKING:
     from ureca.model.captioner import RegionCaptioner
@@ -175,7 +175,7 @@ class CaptionEngine(RegionEngine["PreparedImage"]):
         """
         if self._num_failures >= self._max_failures:
             raise RuntimeError(
-                f"{plural(self._num_failures, 'region')} in a row have failed, the last: {self._last_failure}"
+                f"{quantity(self._num_failures, 'region')} in a row have failed, the last: {self._last_failure}"
             )
         started = self._step_started
         if started is not None and self._clock() - started > max_step_s:

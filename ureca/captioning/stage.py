@@ -14,7 +14,7 @@ from ureca.errors import DataError
 from ureca.images import Pixels, try_decode_image
 from ureca.llm.usage import metered
 from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
-from ureca.wording import plural
+from ureca.wording import quantity
 
 Prepared = TypeVar("Prepared")
 
@@ -68,7 +68,7 @@ class CaptionStage(Generic[Prepared]):
             id = fetched.entry.image_id
             started = time.monotonic()
             try:
-                with out_of_memory_as(DataError, f"captions of {plural(len(good[id].masks), 'region')}"):
+                with out_of_memory_as(DataError, f"captions of {quantity(len(good[id].masks), 'region')}"):
                     prepared = await asyncio.to_thread(self._prepare, good[id], fetched)
                     seconds["prepare"] += time.monotonic() - started
                     if isinstance(prepared, RowError):

@@ -17,7 +17,7 @@ from ureca.images import try_decode_image
 from ureca.llm.usage import metered
 from ureca.masks.tree import MaskTree
 from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
-from ureca.wording import plural
+from ureca.wording import quantity
 
 
 class CurateStage:
@@ -85,7 +85,7 @@ class CurateStage:
         else:
             tree = MaskTree.from_parents(image.masks, image.parents)
             try:
-                with out_of_memory_as(DataError, f"the curation of {plural(len(image.masks), 'mask')}"):
+                with out_of_memory_as(DataError, f"the curation of {quantity(len(image.masks), 'mask')}"):
                     row["regions"] = await curate_regions(pixels, image.masks, self.curator, tree)
             except DataError as error:
                 if error.kind != OUT_OF_MEMORY:

@@ -18,7 +18,7 @@ from ureca.hashing import digest
 from ureca.io import locate
 from ureca.masks.coco import CocoFile
 from ureca.masks.other_formats import OTHER_FORMAT
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _COCO_KEY = b"ureca.coco_file"
 _LAYOUT = "2"  # of the files in the folder of annotations
@@ -118,7 +118,7 @@ def _cut_out(file: CocoFile, manifest: pa.Table, target: io.Location) -> pa.Tabl
         raise InputError(f"{next(iter(ambiguous.values()))}, and it has no other image of INPUT")
     if not ids_of_image:
         names = [next(_names(record), str(id)) for id, record in list(file.images.items())[:3]]
-        images = plural(len(file.images), "image")
+        images = quantity(len(file.images), "image")
         raise InputError(
             f"{file.path}: none of its {images} ({', '.join(names)} ...) is among the {len(manifest)} "
             f"of INPUT ({', '.join(manifest['uri'].slice(0, 3).to_pylist())} ...): they are compared by file name"

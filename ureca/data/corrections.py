@@ -18,7 +18,7 @@ from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, StringConstrai
 
 from ureca.errors import OutputError
 from ureca.io import locate
-from ureca.wording import plural
+from ureca.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -152,7 +152,7 @@ def counted_actions(counts: Mapping[str, int]) -> str:
     """Return numbers of corrections by action as text, such as "2 accepted, 1 caption corrected"."""
     names = {"accept": "{} accepted", "correct": "{} corrected", "reject": "{} rejected"}
     return ", ".join(
-        names[action].format(plural(count, "caption") if action == "correct" else count)
+        names[action].format(quantity(count, "caption") if action == "correct" else count)
         for action, count in sorted(counts.items())
     )
 

@@ -18,7 +18,7 @@ import pyarrow.fs as pafs
 from ureca import io
 from ureca.errors import DataError
 from ureca.hashing import digest
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _MAX_LOST_NODES = 10
 """Machines lost with the same image after which the image counts as the cause."""
@@ -107,7 +107,7 @@ class CrashLog:
         if num_crashes < self._max_crashes:
             return None
         return DataError(
-            "worker_died", f"{plural(num_crashes, 'worker')} of the stage {self._stage} died while working on it"
+            "worker_died", f"{quantity(num_crashes, 'worker')} of the stage {self._stage} died while working on it"
         )
 
     @contextlib.contextmanager

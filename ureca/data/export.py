@@ -23,7 +23,7 @@ from ureca.masks.annotations import Annotations, write_annotations
 from ureca.masks.mask import Mask
 from ureca.masks.rle import area_px, box_xywh
 from ureca.schema import PROVENANCE, REGION, REGIONS, conform
-from ureca.wording import plural
+from ureca.wording import quantity
 
 
 def export(
@@ -145,13 +145,13 @@ class ExportReport:
     def summary(self) -> str:
         """Return a readable summary of the regions that were written and left out."""
 
-        lines = [f"{plural(self.num_regions, 'region')} of {plural(self.num_images, 'image')} written"]
+        lines = [f"{quantity(self.num_regions, 'region')} of {quantity(self.num_images, 'image')} written"]
         if self.corrections:
             lines.append(f"corrections by people: {counted_actions(self.corrections)}")
         for reason, count in self.left_out.most_common():
-            lines.append(f"{plural(count, 'region')} left out: {reason}")
+            lines.append(f"{quantity(count, 'region')} left out: {reason}")
         for reason, count in self.failed_images.most_common():
-            lines.append(f"{plural(count, 'image')} left out: {reason}")
+            lines.append(f"{quantity(count, 'image')} left out: {reason}")
         return "\n".join(lines)
 
     def _takes(self, region: Mapping[str, Any]) -> bool:

@@ -13,7 +13,7 @@ from ureca.images import stored_frame
 from ureca.masks.annotations import Annotations
 from ureca.masks.frames import stored_size, to_upright
 from ureca.masks.generators.settings import Frame
-from ureca.wording import plural
+from ureca.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ class FrameReader:
             logger.warning(
                 "%s an EXIF orientation, and masks that fit both as stored and upright; the masks are "
                 "taken for upright: %s says which they are",
-                plural(self.num_ambiguous, "image has", "images have"),
+                quantity(self.num_ambiguous, "image has", "images have"),
                 self._setting,
             )
 

@@ -42,7 +42,7 @@ from ureca.data.tables import list_tables
 from ureca.data.tars import list_tars
 from ureca.errors import InputError
 from ureca.io import OUTSIDE, Location, is_allowed, is_file, list_entries, locate, sort_names, walk_files
-from ureca.wording import plural
+from ureca.wording import quantity
 
 BESIDE = "beside"
 """Value of ``annotations`` for files beside the images."""
@@ -177,7 +177,7 @@ def _list_input(
         others.count_extensions(names)
         counted = named_counts(dict(others.left_out.most_common(10)))
         raise InputError(
-            f"{input}: there is no image among {plural(len(names), 'file')}"
+            f"{input}: there is no image among {quantity(len(names), 'file')}"
             f"{f' ({counted})' if counted else ''}. Looked for "
             f"{', '.join(image_extensions())}, else .tar shards, else .parquet files"
         )

@@ -12,7 +12,7 @@ from ureca.data.paths import stems, without_extensions
 from ureca.data.settings import ALL_IMAGES, ImageSelection
 from ureca.errors import InputError, OutputError
 from ureca.hashing import digest
-from ureca.wording import plural
+from ureca.wording import quantity
 
 MANIFEST = pa.schema(
     [
@@ -174,7 +174,7 @@ def select(manifest: pa.Table, selection: ImageSelection, held_ids: pa.ChunkedAr
         others = [index for index in chosen if _hash(ids[index], b"shard") % count != number - 1]
         if strays := [ids[index] for index in others if ids[index] in held]:
             raise OutputError(
-                f"OUTPUT holds {plural(len(strays), 'image that is', 'images that are')} not of the shard "
+                f"OUTPUT holds {quantity(len(strays), 'image that is', 'images that are')} not of the shard "
                 f"{selection.shard}, such as "
                 f"'{strays[0]}': give the shard that it was begun with, or name another folder"
             )
@@ -187,7 +187,7 @@ def select(manifest: pa.Table, selection: ImageSelection, held_ids: pa.ChunkedAr
         chosen.sort(key=lambda index: (ids[index] not in held, index))
         chosen = sorted(_first(chosen, selection.limit, "limit", ids, held))
     if not chosen:
-        raise InputError(f"of {plural(len(ids), 'image')}, none is of the shard {selection.shard}")
+        raise InputError(f"of {quantity(len(ids), 'image')}, none is of the shard {selection.shard}")
     return manifest if len(chosen) == len(ids) else manifest.take(pa.array(chosen, pa.int64()))
 
 

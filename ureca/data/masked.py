@@ -16,7 +16,7 @@ from ureca.masks.generators.base import MaskGenerator, OrientedMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 from ureca.memory import OUT_OF_MEMORY, out_of_memory_as
-from ureca.wording import plural
+from ureca.wording import quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +161,7 @@ def build_mask_trees(partition: MaskedPartition, containment: float) -> MaskedPa
     images = []
     for image in partition.images:
         try:
-            with out_of_memory_as(DataError, f"the mask tree of {plural(len(image.masks), 'mask')}"):
+            with out_of_memory_as(DataError, f"the mask tree of {quantity(len(image.masks), 'mask')}"):
                 parents = MaskTree.build(image.masks, containment).parents
         except DataError as error:
             images.append(replace(image, masks=(), parents={}, error=RowError.of("tree", error)))

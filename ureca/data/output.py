@@ -35,7 +35,7 @@ from ureca.image_limits import ImageLimits
 from ureca.images import try_decode_image
 from ureca.io import locate
 from ureca.schema import DATASETS, PROVENANCE, REGION, REGIONS_DATASET, Dataset
-from ureca.wording import plural
+from ureca.wording import quantity
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class Output:
         uncertain = [image for image in known.uncertain if image.image_id not in failed]
         if others:
             message = (
-                f"{plural(len(others), 'image of INPUT has', 'images of INPUT have')} the ids of other images that "
+                f"{quantity(len(others), 'image of INPUT has', 'images of INPUT have')} the ids of other images that "
                 f"{self.path} holds, such as "
                 f"{others[0].listed} with the id of {others[0].held}"
             )
@@ -156,8 +156,8 @@ class Output:
             logger.warning("%s: the rows of the earlier images are kept", message)
         if redone:
             message = (
-                f"{plural(len(redone), 'image')} that {self.path} holds {'has' if len(redone) == 1 else 'have'} other "
-                "annotations than when it was processed, "
+                f"{quantity(len(redone), 'image')} that {self.path} holds {'has' if len(redone) == 1 else 'have'} "
+                "other annotations than when it was processed, "
                 f"such as {redone[0].image_id!r}: {redone[0].listed} "
                 + ("was changed" if redone[0].listed == redone[0].held else f"(then {redone[0].held})")
             )
@@ -171,7 +171,7 @@ class Output:
             logger.warning(
                 "%s since %s got their ids, such as %s, or their annotations: their rows "
                 "are kept; begin again with --overwrite if the images are others",
-                plural(
+                quantity(
                     len(uncertain),
                     "image of INPUT was modified, or lies elsewhere,",
                     "images of INPUT were modified, or lie elsewhere,",

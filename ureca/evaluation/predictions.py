@@ -16,7 +16,7 @@ from ureca.data.partitions import PartitionReport
 from ureca.errors import DataError, InputError
 from ureca.evaluation.benchmarks.stored import StoredBenchmark
 from ureca.schema import CAPTIONS_DATASET
-from ureca.wording import plural
+from ureca.wording import quantity
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,7 +175,7 @@ def write_predictions(
             for region in row["benchmark"][:3]
         )
         raise InputError(
-            f"{source} has no caption of the benchmark's {plural(benchmark.num_regions, 'region')}: it has {theirs}; "
+            f"{source} has no caption of the benchmark's {quantity(benchmark.num_regions, 'region')}: it has {theirs}; "
             f"the benchmark has {ours}"
         )
     return report

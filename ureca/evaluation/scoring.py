@@ -23,7 +23,7 @@ from ureca.llm.usage import metered
 from ureca.masks.views import Views
 from ureca.memory import out_of_memory_as
 from ureca.scenes.scene import Scene, read_scene
-from ureca.wording import plural
+from ureca.wording import quantity
 
 Row = dict[str, Any]
 
@@ -57,7 +57,7 @@ class ScoringStage:
         async def score(fetched: Fetched) -> None:
             image_id = fetched.entry.image_id
             try:
-                with out_of_memory_as(DataError, f"the scores of {plural(len(captions[image_id]), 'caption')}"):
+                with out_of_memory_as(DataError, f"the scores of {quantity(len(captions[image_id]), 'caption')}"):
                     if self._captions is not None:
                         await self.scorer.compare_references(captions[image_id])
                         if (path := scene_paths[image_id]) is not None:

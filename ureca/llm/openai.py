@@ -21,7 +21,7 @@ from ureca.llm.load import process_load
 from ureca.llm.openai_messages import RefusedError, check_status, read_answer, request_body
 from ureca.llm.protocol import ChatAnswer, ChatRequest, Pixels
 from ureca.llm.settings import OpenAIConfig
-from ureca.wording import plural
+from ureca.wording import quantity
 
 if TYPE_CHECKING:
     from ureca.llm.http import HttpTransport
@@ -249,7 +249,7 @@ async def check_endpoints(settings: OpenAIConfig, *, num_images: int, max_new_to
         except (TransientError, TimeoutError) as failure:
             _log.warning("%s does not answer yet (%s)", url, failure or "timeout")
         except RefusedError as refusal:
-            cause = refusal.cause or f"a request with {plural(num_images, 'image')}"
+            cause = refusal.cause or f"a request with {quantity(num_images, 'image')}"
             models = ""
             if served and settings.model not in served:
                 models = f". It serves {', '.join([*served][:_MAX_MODELS_SHOWN])}"

@@ -10,7 +10,7 @@ from ureca.data.partitions import partition_offsets
 from ureca.errors import InputError
 from ureca.ops.measured import Measured
 from ureca.ops.simulator import Arrangement, Moment, Service, Simulated, simulate
-from ureca.wording import duration, plural
+from ureca.wording import duration, quantity
 
 _LONGEST_STEP_S = 100.0
 _NUM_BISECTIONS = 12
@@ -275,7 +275,7 @@ def forecast_text(
             f"{forecast.num_calls / forecast.num_images:.1f} calls; masks {_s(service.generate_s)}, "
             f"tree {_s(service.tree_s)}, each step of curate {_s(service.step_s)}, each answer {_s(answer_s)}",
         ),
-        ("images", f"{forecast.num_images} in {plural(forecast.num_partitions, 'partition')}" + _how_far(forecast)),
+        ("images", f"{forecast.num_images} in {quantity(forecast.num_partitions, 'partition')}" + _how_far(forecast)),
         ("calls", f"{_count(forecast.num_calls)}: {_count(forecast.num_prompt_tokens)} tokens in, "
                   f"{_count(forecast.num_new_tokens)} out"),
     ]  # fmt: skip
@@ -283,8 +283,8 @@ def forecast_text(
     rows += [
         ("duration", f"{duration(forecast.duration_s)}{startup}"),
         ("rate", f"{forecast.images_per_s:.3g} images/s in the steady state"),
-        ("output", f"{_bytes(forecast.stored_bytes)} of Parquet in {plural(forecast.num_partitions, 'file')}"),
-        ("memory", f"{_bytes(forecast.decoded_bytes)} of decoded images at a time in {plural(actors, 'actor')}, "
+        ("output", f"{_bytes(forecast.stored_bytes)} of Parquet in {quantity(forecast.num_partitions, 'file')}"),
+        ("memory", f"{_bytes(forecast.decoded_bytes)} of decoded images at a time in {quantity(actors, 'actor')}, "
                    f"{_bytes(forecast.decoded_bytes / actors)} in each"),
         ("object store", f"{_bytes(forecast.waiting_bytes)} of waiting masks, without backpressure"),
     ]  # fmt: skip

@@ -21,7 +21,7 @@ from ureca.data.partitions import PartitionReport
 from ureca.errors import OutputError
 from ureca.io import Location, below, locate
 from ureca.schema import BENCHMARK_DATASET, CAPTIONS_DATASET, DATASETS
-from ureca.wording import duration, plural
+from ureca.wording import duration, quantity
 
 SILENCE_S = 60.0
 """Seconds without a heartbeat or result after which a running session counts as lost."""
@@ -121,7 +121,7 @@ def status_text(status: Status) -> str:
         progress = f"{status.num_done} of {status.num_total} done ({status.num_done / status.num_total:.1%})"
     rows = [("state", states.get(status.state, status.state)), (status.counted, progress)]
     if status.num_failed is not None:
-        rows.append(("failed", f"{plural(status.num_failed, 'image' if status.counted == 'images' else 'sample')}"))
+        rows.append(("failed", f"{quantity(status.num_failed, 'image' if status.counted == 'images' else 'sample')}"))
         failures = sorted((status.failures or {}).items(), key=lambda item: (-item[1], item[0]))
         for index, (kind, number) in enumerate(failures[:_KINDS_SHOWN]):
             message = f": {status.messages[kind]}" if kind in status.messages else ""
@@ -134,7 +134,7 @@ def status_text(status: Status) -> str:
     if status.left_out:
         rows.append(("left out", named_counts(status.left_out)))
     if status.num_plain:
-        rows.append(("no regions", f"{plural(status.num_plain, 'image')}, in which no mask was found (not failures)"))
+        rows.append(("no regions", f"{quantity(status.num_plain, 'image')}, in which no mask was found (not failures)"))
     for name, counts in (("skipped", status.skipped), ("annotations", status.annotation_notes)):
         listed = sorted((counts or {}).items(), key=lambda item: (-item[1], item[0]))
         rows += [("" if index else name, f"{number} x {kind}") for index, (kind, number) in enumerate(listed)]

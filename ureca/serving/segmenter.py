@@ -27,7 +27,7 @@ from ureca.masks.views import Views
 from ureca.memory import OUT_OF_MEMORY, first_line, out_of_memory_as
 from ureca.registry import build_component
 from ureca.serving.decoding import exact_mask
-from ureca.wording import plural
+from ureca.wording import quantity
 
 _NUM_CACHED_IMAGES = 8
 _MIN_BOX_IOU = 0.5
@@ -87,7 +87,8 @@ class Segmenter:
         """
         if self._num_failures >= self._max_failures:
             raise RuntimeError(
-                f"{plural(self._num_failures, 'image')} in a row could not be segmented, the last: {self._last_failure}"
+                f"{quantity(self._num_failures, 'image')} in a row could not be segmented, "
+                f"the last: {self._last_failure}"
             )
 
     @contextmanager

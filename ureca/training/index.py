@@ -32,7 +32,7 @@ from ureca.training.region_groups import TooLongRegions
 from ureca.training.settings import AugmentationSettings
 from ureca.training.stored_arrays import GrowingArray
 from ureca.training.token_costs import SampleCosts
-from ureca.wording import plural
+from ureca.wording import quantity
 
 IMAGES_PER_FILE = 4096
 IMAGES_PER_ROW_GROUP = 16
@@ -169,13 +169,13 @@ class IndexInfo(BaseModel):
 
     def summary(self) -> str:
         """Summarize the samples and those that are left out, one line each."""
-        lines = [f"{plural(self.num_regions, 'region')} of {plural(self.num_images, 'image')} to train on"]
+        lines = [f"{quantity(self.num_regions, 'region')} of {quantity(self.num_images, 'image')} to train on"]
         for reasons, noun, outcome in (
             (self.bad_samples, "bad sample", ""),
             (self.left_out, "region", " left out"),
             (self.failed_images, "image", " left out"),
         ):
-            lines += [f"{plural(count, noun)}{outcome}: {reason}" for reason, count in sorted(reasons.items())]
+            lines += [f"{quantity(count, noun)}{outcome}: {reason}" for reason, count in sorted(reasons.items())]
         return "\n".join(lines)
 
 

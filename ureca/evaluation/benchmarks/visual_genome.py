@@ -22,7 +22,7 @@ from ureca.evaluation.settings import VisualGenomeSettings
 from ureca.io import locate
 from ureca.masks.json_stream import JsonStreamError, iter_elements
 from ureca.masks.rle import area_px, encode_box
-from ureca.wording import plural
+from ureca.wording import quantity
 
 REGION_DESCRIPTIONS = "region_descriptions.json"
 _IMAGE_DATA = "image_data.json"
@@ -100,7 +100,7 @@ class VisualGenomeReader:
         located = entries_at(manifest, rows_of_images([str(id) for id in ids], manifest))
         entries = {id: entry for id, entry in zip(ids, located, strict=True) if entry is not None}
         if not entries:
-            sought = plural(len(ids), "image")
+            sought = quantity(len(ids), "image")
             raise InputError(f"no image of Visual Genome is in {', '.join(self._images)}: {sought} sought by image_id")
         # A sample is drawn from the images that exist, so that it has as many as were asked for.
         chosen = sample.choose(map(str, ids if sample.limit is None else entries.keys() & sizes.keys()))
