@@ -61,6 +61,22 @@ def captions_of(row: Any) -> list[Any]:
     return [region["caption"] for region in row.get("regions", row.get("captions"))]
 
 
+def rerun_then_retry_with_room(
+    arguments: list[str], num_images: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> tuple[str, str]:
+    """Repeat a command that one image had too little memory for: as it was, then with ``--retry-errors`` and room.
+
+    The first leaves the image alone, the second does it; what the second printed and logged is returned.
+    """
+    assert main(arguments) == 1
+    assert f"{num_images} images, {num_images} done before, 0 to do" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main([*arguments, "--retry-errors"]) == 0
+    told = capsys.readouterr()
+    assert f"{num_images} images, {num_images - 1} done before, 1 to do" in told.err
+    return told.out, told.err
+
+
 class CrampedMaskGenerator(AnnotationMaskGenerator):
     """Lacks memory for one image, as a GPU does for a very large one."""
 
@@ -129,13 +145,8 @@ def test_curate_out_of_memory_is_a_row_and_smaller_parts_and_no_loop(
         assert captions_of(rows[id]) == captions_of(roomy[id])
     assert None not in captions_of(rows["img_0003"])
 
-    # The same command again meets the image no more; with --retry-errors it does, and there is room by then.
-    assert main(arguments) == 1
-    assert "5 images, 5 done before, 0 to do" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert main([*arguments, "--retry-errors"]) == 0
-    told = capsys.readouterr()
-    assert "5 images, 4 done before, 1 to do" in told.err and "failures" not in told.out
+    printed, _ = rerun_then_retry_with_room(arguments, 5, monkeypatch, capsys)
+    assert "failures" not in printed
     assert captions_of(rows_of(out)["img_0002"]) == captions_of(roomy["img_0002"])
 
 
@@ -194,12 +205,8 @@ def test_caption_out_of_memory_captions_the_rest_in_smaller_batches(
     }
     assert statuses == {"img_0000": {"ok"}, "img_0001": {"failed:caption:out_of_memory"}, "img_0002": {"ok"}}
 
-    assert main(arguments) == 1
-    assert "3 images, 3 done before, 0 to do" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert main([*arguments, "--retry-errors"]) == 0
-    told = capsys.readouterr()
-    assert "3 images, 2 done before, 1 to do" in told.err and "failures" not in told.out
+    printed, _ = rerun_then_retry_with_room(arguments, 3, monkeypatch, capsys)
+    assert "failures" not in printed
 
 
 class CrampedEncoder(ColourWordEncoder):
@@ -251,11 +258,6 @@ def test_evaluate_out_of_memory_is_named_in_the_table_and_retried(
     ]  # blanks are not looked at
     assert (out / "table.html").is_file()
 
-    assert main(arguments) == 1
-    assert "2 images, 2 done before, 0 to do" in capsys.readouterr().err
-    monkeypatch.undo()
-    assert main([*arguments, "--retry-errors"]) == 0
-    told = capsys.readouterr()
-    assert "2 images, 1 done before, 1 to do" in told.err
-    assert ":out_of_memory" not in told.out + told.err
+    printed, logged = rerun_then_retry_with_room(arguments, 2, monkeypatch, capsys)
+    assert ":out_of_memory" not in printed + logged
     assert '"People"' in (table := (out / "table.json").read_text()) and "out_of_memory" not in table
