@@ -1,7 +1,6 @@
 """Fixtures and settings of tests in several folders."""
 
 import os
-import shutil
 import signal
 from collections.abc import Iterator
 from functools import cache
@@ -10,6 +9,8 @@ from typing import Any
 
 import pytest
 from hypothesis import settings
+
+pytest_plugins = ["tests.browser"]
 
 # Before PyTorch is loaded, here and in the processes of tests: several threads on the small tensors of tests cost more
 # than they save, and on a machine with other work they wait for each other without end.
@@ -65,14 +66,3 @@ def ray_cluster() -> Iterator[None]:
     )
     yield
     ray.shutdown()
-
-
-@pytest.fixture(scope="session")
-def chromium() -> tuple[str, str]:
-    """Paths of a Chromium and of its driver."""
-    names = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-    browser = next((path for name in names if (path := shutil.which(name))), None)
-    driver = shutil.which("chromedriver")
-    if browser is None or driver is None:
-        pytest.skip("needs a Chromium and its chromedriver on the PATH (Debian: apt-get install chromium-driver)")
-    return browser, driver

@@ -1,7 +1,6 @@
 """Interaction with the report in headless Chromium."""
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -12,7 +11,7 @@ from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.browser import contrast, start, tap
+from tests.browser import contrast, tap
 from tests.report.rows import drawn, failed_row, grey_pixels, make_region, make_row
 from ureca.data.partitions import PartitionReport
 from ureca.report.page import write_report
@@ -44,20 +43,6 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> str:
     to = tmp_path_factory.mktemp("report") / "report.html"
     write_report(rows(), grey_pixels, to, title="a run", work=PartitionReport(seconds={"masks": 3.0}))
     return to.as_uri()
-
-
-@pytest.fixture(scope="module")
-def desktop(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
-    browser = start(chromium, phone=False)
-    yield browser
-    browser.quit()
-
-
-@pytest.fixture(scope="module")
-def phone(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
-    browser = start(chromium, phone=True)
-    yield browser
-    browser.quit()
 
 
 class Panel:

@@ -12,7 +12,6 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from selenium.webdriver.support.wait import WebDriverWait
 
-from tests.browser import start
 from tests.report.rows import HEIGHT, WIDTH, drawn, make_region, make_row
 from ureca.data.corrections import Correction, read_journal
 from ureca.data.listing import list_images
@@ -54,13 +53,6 @@ def address(run: Path, tmp_path: Path) -> Iterator[str]:
         yield server.address
         server.shutdown()
         thread.join()
-
-
-@pytest.fixture(scope="module")
-def desktop(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
-    browser = start(chromium, phone=False)
-    yield browser
-    browser.quit()
 
 
 class ViewPage:

@@ -7,7 +7,6 @@ import pytest
 from selenium import webdriver
 from selenium.webdriver.common.by import By
 
-from tests.browser import start
 from tests.evaluation.tables.conftest import HOSTILE
 from ureca.evaluation.measures import mean_of
 from ureca.evaluation.predictions import Prediction
@@ -100,29 +99,25 @@ def address(hostile_table: EvaluationTable, tmp_path_factory: pytest.TempPathFac
     return (folder / "table.html").as_uri()
 
 
-@pytest.mark.parametrize("is_phone", [False, True])
+@pytest.mark.parametrize("device", ["desktop", "phone"])
 def test_html_page_in_browser_shows_names_as_text_and_requests_nothing(
-    chromium: tuple[str, str], hostile_table: EvaluationTable, address: str, is_phone: bool
+    request: pytest.FixtureRequest, hostile_table: EvaluationTable, address: str, device: str
 ) -> None:
-    browser: webdriver.Chrome = start(chromium, phone=is_phone)
-    try:
-        browser.get_log("performance")
-        browser.get(address)
-        assert browser.title == " ".join(HOSTILE.split())
-        assert browser.find_element(By.TAG_NAME, "h1").text == " ".join(HOSTILE.split())
-        messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-        asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
-        assert asked == {address}
-        assert browser.get_log("browser") == []  # nothing that the page's policy had to stop
-        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
-        rows = browser.find_elements(By.CSS_SELECTOR, "tbody tr:not(.group)")
-        assert len(rows) == sum(len(model.groups) for model in hostile_table.models)
-        # The models' names stay in view when the figures move aside.
-        moved = browser.execute_script(
-            "const box = document.querySelector('.scroll'), name = box.querySelector('tbody th');"
-            "const before = name.getBoundingClientRect().left; box.scrollLeft = 300;"
-            "return [box.scrollLeft, name.getBoundingClientRect().left - before]"
-        )
-        assert moved == [300, 0]
-    finally:
-        browser.quit()
+    browser: webdriver.Chrome = request.getfixturevalue(device)
+    browser.get(address)
+    assert browser.title == " ".join(HOSTILE.split())
+    assert browser.find_element(By.TAG_NAME, "h1").text == " ".join(HOSTILE.split())
+    messages = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = {m["params"]["request"]["url"] for m in messages if m["method"] == "Network.requestWillBeSent"}
+    assert asked == {address}
+    assert browser.get_log("browser") == []  # nothing that the page's policy had to stop
+    assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+    rows = browser.find_elements(By.CSS_SELECTOR, "tbody tr:not(.group)")
+    assert len(rows) == sum(len(model.groups) for model in hostile_table.models)
+    # The models' names stay in view when the figures move aside.
+    moved = browser.execute_script(
+        "const box = document.querySelector('.scroll'), name = box.querySelector('tbody th');"
+        "const before = name.getBoundingClientRect().left; box.scrollLeft = 300;"
+        "return [box.scrollLeft, name.getBoundingClientRect().left - before]"
+    )
+    assert moved == [300, 0]

@@ -9,7 +9,6 @@ import httpx2
 import pytest
 from selenium import webdriver
 
-from tests.browser import start
 from tests.drawn import write_corpus
 from tests.pipelines.serving.test_serve import PORT
 from tests.serving.page.page import Page
@@ -41,15 +40,8 @@ def address(ray_cluster: None, corpora: Path, tmp_path_factory: pytest.TempPathF
         yield address
 
 
-@pytest.fixture
-def browser(chromium: tuple[str, str]) -> Iterator[webdriver.Chrome]:
-    browser = start(chromium, phone=False)
-    yield browser
-    browser.quit()
-
-
-def test_page_click_on_example_captions_the_region(browser: webdriver.Chrome, address: str) -> None:
-    page = Page(browser, address)
+def test_page_click_on_example_captions_the_region(desktop: webdriver.Chrome, address: str) -> None:
+    page = Page(desktop, address)
     page.one('[data-example="examples/flowers.png"]').click()
     page.wait_for('[role="treeitem"] .badge')
     page.at((150, 20)).click().perform()
