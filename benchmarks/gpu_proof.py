@@ -183,8 +183,8 @@ def main(argv: Sequence[str]) -> int:
     if vllm_python is not None:
         proof.run("engines", lambda: compare_engines(work, vllm_python), needs_s=0.0 if work is TOY else 120.0)
     needs_s = 45.0 if work.sam else 0.0
-    proof.run("Segment Anything", lambda: _segment(work, _sam(work, device)), needs_s=needs_s)
-    proof.run("SAM 2", lambda: _segment(work, _sam2(work, device)), needs_s=needs_s)
+    proof.run("Segment Anything", lambda: segment(work, _sam(work, device)), needs_s=needs_s)
+    proof.run("SAM 2", lambda: segment(work, _sam2(work, device)), needs_s=needs_s)
     result = {
         "machine": _machine(device),
         "sizes": "toy" if work is TOY else "real",
@@ -456,7 +456,7 @@ def _wait(device: str) -> None:
         torch.cuda.synchronize()
 
 
-def _segment(work: Workload, network: "PromptedNetwork") -> Figures:
+def segment(work: Workload, network: "PromptedNetwork") -> Figures:
     """Segment images of 1500 x 2250 px, two at a time on a GPU, and one large image whose masks do not fit at once."""
     from benchmarks.sam import thresholds_of
     from ureca.masks.generators.everything import EverythingGenerator

@@ -52,74 +52,16 @@ class TrainReport:
     run: Path
 
 
-def train(settings: TrainSettings, on_plan: Callable[[str], None] = lambda text: None) -> TrainReport:
-    """Start or resume a run and train to its end.
+Fit = Callable[[TrainSettings, RunFolder, str], None]
+"""Execution of a run to its end, from its last checkpoint, by settings, folder and id of the session."""
 
-    Args:
-        settings: settings of ``ureca train``.
-        on_plan: called before training with a summary of the samples and the progress of the run.
+
+def fit_by_ray(settings: TrainSettings, run: RunFolder, session: str) -> None:
+    """Train by Ray Train, which starts the workers and restarts them after a failure.
 
     Raises:
-        InputError: there are no samples to train on, or too many bad ones.
-        OutputError: the folder belongs to another run.
-        SettingsError, CheckpointError: the model cannot be trained with these settings.
-        UrecaError: the loss or a gradient is not finite.
+        UrecaError: a worker has met an error of the user.
     """
-    check_trackers(settings.trackers)
-    settings = settings.model_copy(update={"model": str(folder_of(settings.model))})
-    processor = UrecaProcessor.from_pretrained(settings.model)
-    run = RunFolder(settings.run)
-    with run.lease(on_plan) as session:
-        return _train(settings, run, session, processor, on_plan)
-
-
-def _train(
-    settings: TrainSettings, run: RunFolder, session: str, processor: UrecaProcessor, on_plan: Callable[[str], None]
-) -> TrainReport:
-    if settings.overwrite:
-        run.remove()
-    record = RunRecord(
-        run.output, settings.command, settings, identity={"model": fingerprint(settings.model)}, packages=_PACKAGES
-    )
-    if not record.before and not run.is_empty:
-        raise OutputError(f"{run.path} is not empty and no run; name another folder")
-    checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).latest()
-    done = 0 if checkpoint is None else checkpoint.step
-    if done:
-        record.check_unchanged("Use the same settings to resume, name another folder, or start anew with --overwrite")
-    if record.is_finished:
-        on_plan(f"{run.path} is finished; there is nothing to do")
-        return _report(run, was_finished=True)
-    index = _prepare_indices(settings, run, processor)
-    num_steps = _store_plans(settings, run, index, processor)
-    on_plan(f"{index.info.summary()}\n{quantity(num_steps, 'step')}, {done} done before, {num_steps - done} to do")
-    on_plan(_describe_memory(settings, run, index, processor))
-    run.take_failure()  # left by a session that was killed
-    _write_record(record, run, "running", num_steps, from_start=not done)
-    try:
-        with StepProgress(run.metrics, num_steps):
-            _fit(settings, run, session)
-        _raise_failure(run)
-    except BaseException:
-        _write_record(record, run, "stopped", num_steps)
-        raise
-    _write_record(record, run, "finished", num_steps)
-    return _report(run, was_finished=False)
-
-
-def _write_record(record: RunRecord, run: RunFolder, state: State, num_steps: int, *, from_start: bool = False) -> None:
-    """Write run.json with the metrics of the steps done so far; none if the run starts from its first step."""
-    lines = [] if from_start else read_lines(run.metrics)
-    record.write(
-        state,
-        num_steps=num_steps,
-        data=TrainingIndex(run.index).info.model_dump(mode="json", exclude={"files", "settings"}),
-        totals=report_steps(lines).dump(),
-        epochs=[epoch.dump() for epoch in report_epochs(lines)],
-    )
-
-
-def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
     # Workers keep their working directory and print once.
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
@@ -155,6 +97,82 @@ def _fit(settings: TrainSettings, run: RunFolder, session: str) -> None:
             trainer.fit()
         except TrainingFailedError as error:
             raise user_error(error) or error from error
+
+
+def train(
+    settings: TrainSettings, on_plan: Callable[[str], None] = lambda text: None, *, fit: Fit = fit_by_ray
+) -> TrainReport:
+    """Start or resume a run and train to its end.
+
+    Args:
+        settings: settings of ``ureca train``.
+        on_plan: called before training with a summary of the samples and the progress of the run.
+        fit: execution of the workers.
+
+    Raises:
+        InputError: there are no samples to train on, or too many bad ones.
+        OutputError: the folder belongs to another run.
+        SettingsError, CheckpointError: the model cannot be trained with these settings.
+        UrecaError: the loss or a gradient is not finite.
+    """
+    check_trackers(settings.trackers)
+    settings = settings.model_copy(update={"model": str(folder_of(settings.model))})
+    processor = UrecaProcessor.from_pretrained(settings.model)
+    run = RunFolder(settings.run)
+    with run.lease(on_plan) as session:
+        return _train(settings, run, session, processor, on_plan, fit=fit)
+
+
+def _train(
+    settings: TrainSettings,
+    run: RunFolder,
+    session: str,
+    processor: UrecaProcessor,
+    on_plan: Callable[[str], None],
+    *,
+    fit: Fit,
+) -> TrainReport:
+    if settings.overwrite:
+        run.remove()
+    record = RunRecord(
+        run.output, settings.command, settings, identity={"model": fingerprint(settings.model)}, packages=_PACKAGES
+    )
+    if not record.before and not run.is_empty:
+        raise OutputError(f"{run.path} is not empty and no run; name another folder")
+    checkpoint = Checkpoints(run.checkpoints, settings.checkpoint.keep).latest()
+    done = 0 if checkpoint is None else checkpoint.step
+    if done:
+        record.check_unchanged("Use the same settings to resume, name another folder, or start anew with --overwrite")
+    if record.is_finished:
+        on_plan(f"{run.path} is finished; there is nothing to do")
+        return _report(run, was_finished=True)
+    index = _prepare_indices(settings, run, processor)
+    num_steps = _store_plans(settings, run, index, processor)
+    on_plan(f"{index.info.summary()}\n{quantity(num_steps, 'step')}, {done} done before, {num_steps - done} to do")
+    on_plan(_describe_memory(settings, run, index, processor))
+    run.take_failure()  # left by a session that was killed
+    _write_record(record, run, "running", num_steps, from_start=not done)
+    try:
+        with StepProgress(run.metrics, num_steps):
+            fit(settings, run, session)
+        _raise_failure(run)
+    except BaseException:
+        _write_record(record, run, "stopped", num_steps)
+        raise
+    _write_record(record, run, "finished", num_steps)
+    return _report(run, was_finished=False)
+
+
+def _write_record(record: RunRecord, run: RunFolder, state: State, num_steps: int, *, from_start: bool = False) -> None:
+    """Write run.json with the metrics of the steps done so far; none if the run starts from its first step."""
+    lines = [] if from_start else read_lines(run.metrics)
+    record.write(
+        state,
+        num_steps=num_steps,
+        data=TrainingIndex(run.index).info.model_dump(mode="json", exclude={"files", "settings"}),
+        totals=report_steps(lines).dump(),
+        epochs=[epoch.dump() for epoch in report_epochs(lines)],
+    )
 
 
 def _absolute(settings: TrainSettings) -> TrainSettings:

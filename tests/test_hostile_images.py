@@ -181,17 +181,20 @@ def test_decoding_costs_are_known_before_decoding() -> None:
 
 LOOP = "import resource; resource.setrlimit(resource.RLIMIT_CPU, (1, 2))\nwhile True: pass"
 MEMORY = """
-import ureca.images
-ureca.images._TASKS["rgb"] = lambda data, limits: ([bytearray(2**40)], {})
-ureca.images.run_decoder()
+from PIL.GifImagePlugin import GifImageFile
+from ureca.images import run_decoder
+GifImageFile.__init__ = lambda self, file: bytearray(2**40)
+run_decoder()
 """
 LEAK = """
-import os, ureca.images
+import os
+from PIL.GifImagePlugin import GifImageFile
 from ureca.errors import ImageError
-def fail(data, limits):
+from ureca.images import run_decoder
+def fail(self, file):
     raise ImageError("environment", " ".join(sorted(os.environ)))
-ureca.images._TASKS["rgb"] = fail
-ureca.images.run_decoder()
+GifImageFile.__init__ = fail
+run_decoder()
 """
 
 

@@ -2,6 +2,7 @@
 
 import io
 import struct
+import sys
 import warnings
 from typing import Any
 
@@ -289,7 +290,7 @@ def test_decode_image_of_newer_formats_gives_the_pixels(format: str) -> None:
 
 
 def test_decode_image_of_heic_without_its_library_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("ureca.images._heif_format", lambda: None)
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
     with pytest.raises(ImageError, match="the extra heif"):
         decode_image(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", LIMITS)
     with pytest.raises(ImageError, match="no image format"):

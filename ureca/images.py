@@ -1,6 +1,5 @@
 """Decoding of image files from untrusted sources."""
 
-import functools
 import io
 import json
 import math
@@ -432,7 +431,6 @@ def _brands(data: bytes) -> set[bytes]:
     return {data[8:12], *(data[place : place + 4] for place in range(16, end, 4))}
 
 
-@functools.cache
 def _avif_format() -> type[ImageFile] | None:
     try:
         from PIL.AvifImagePlugin import AvifImageFile
@@ -441,7 +439,6 @@ def _avif_format() -> type[ImageFile] | None:
     return AvifImageFile if features.check("avif") else None
 
 
-@functools.cache
 def _heif_format() -> type[ImageFile] | None:
     try:
         from pillow_heif import HeifImageFile

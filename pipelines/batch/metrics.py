@@ -187,14 +187,14 @@ class Reporter:
 
     def __init__(self, operator: str, metrics_actor_name: str, load: EngineLoad) -> None:
         self._load = load
-        self._metrics: _Metrics | None = None
+        self._metrics: RunMetrics | None = None
         if not ray_is_running():
             return
         import ray
 
         if ray.get_runtime_context().get_actor_id() is None:
             return
-        self._metrics = _Metrics(operator)
+        self._metrics = RunMetrics(operator)
         self._worker = f"{ray.util.get_node_ip_address()}:{os.getpid()}"  # type: ignore[no-untyped-call]
         threading.Thread(target=self._run, args=(metrics_actor_name,), name="reporter", daemon=True).start()
 
@@ -223,7 +223,7 @@ class Reporter:
                 handle = self._load.share = None
 
 
-class _Metrics:
+class RunMetrics:
     """Ray metrics, which Ray serves to Prometheus with the prefix ``ray_``."""
 
     def __init__(self, command: str) -> None:

@@ -64,24 +64,28 @@ class PackingTask:
     world_size: int
     is_validation: bool = False
 
+    def open_packer(self) -> MicroBatchPacker:
+        """Open the packer of the micro-batches."""
+        settings = self.settings
+        return MicroBatchPacker.open(
+            settings.model,
+            self.index,
+            self.plan,
+            augmentation=AugmentationSettings() if self.is_validation else settings.augmentation,
+            questions=settings.questions,
+            image_limits=settings.image_limits,
+            seed=settings.seed,
+            world_size=self.world_size,
+        )
+
 
 class PackingActor:
     """Reads, decodes, tiles, tokenizes and packs micro-batches."""
 
     def __init__(self, task: PackingTask) -> None:
         torch.set_num_threads(1)
-        settings = task.settings
         self._rank = task.rank
-        self._packer = MicroBatchPacker.open(
-            settings.model,
-            task.index,
-            task.plan,
-            augmentation=AugmentationSettings() if task.is_validation else settings.augmentation,
-            questions=settings.questions,
-            image_limits=settings.image_limits,
-            seed=settings.seed,
-            world_size=task.world_size,
-        )
+        self._packer = task.open_packer()
 
     def __call__(self, numbers: pa.Table) -> pa.Table:
         """Convert numbers of a rank's micro-batches to rows of the schema ``PACKED``."""

@@ -57,7 +57,7 @@ def test_main_with_vllm_compares_the_captions_of_the_engines(
 
     monkeypatch.setattr(engines, "main", bench_engines)
     monkeypatch.setattr(gpu_proof, "prove_model", lambda *_: None)
-    monkeypatch.setattr(gpu_proof, "_segment", lambda *_: {})
+    monkeypatch.setattr(gpu_proof, "segment", lambda *_: {})
     assert gpu_proof.main([str(tmp_path), "--toy", "--vllm-python", "/vllm/python"]) == (0 if agree else 1)
     figures = json.loads((tmp_path / "result.json").read_text())["parts"]["engines"]
     if agree:

@@ -9,7 +9,7 @@ import pytest
 from ray.util import metrics
 
 from tests.cluster.manifests import CLUSTER
-from ureca.pipelines.batch import metrics as monitor
+from ureca.pipelines.batch.metrics import RunMetrics
 
 DASHBOARD = json.loads((CLUSTER / "grafana.json").read_text(encoding="utf-8"))
 QUERIES = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
@@ -34,7 +34,7 @@ def exported(monkeypatch: pytest.MonkeyPatch) -> dict[str, set[str]]:
     monkeypatch.setattr(metrics, "Counter", kind_of("Counter", ("_total",), set()))
     monkeypatch.setattr(metrics, "Gauge", kind_of("Gauge", ("",), set()))
     monkeypatch.setattr(metrics, "Histogram", kind_of("Histogram", ("_bucket",), {"le"}))
-    monitor._Metrics("curate")
+    RunMetrics("curate")
     return made
 
 

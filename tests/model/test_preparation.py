@@ -3,7 +3,7 @@
 import asyncio
 import gc
 import threading
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -108,17 +108,17 @@ def test_preparation_goes_on_while_the_model_computes(monkeypatch: pytest.Monkey
 
 def test_ahead_is_bounded_by_regions_and_by_values(monkeypatch: pytest.MonkeyPatch) -> None:
     _, processor = build_tiny()
-    preparation = RegionPreparation(processor)
     submitted: list[Any] = []
-    monkeypatch.setattr(prepared, "_MAX_AHEAD_REGIONS", 5)
 
-    def submit(*call: Any) -> Future[Any]:
-        submitted.append(call)
-        future: Future[Any] = Future()
-        future.set_result("region")
-        return future
+    class Threads(ThreadPoolExecutor):
+        def submit(self, *call: Any, **_: Any) -> Future[Any]:
+            submitted.append(call)
+            future: Future[Any] = Future()
+            future.set_result("region")
+            return future
 
-    monkeypatch.setattr(preparation._threads, "submit", submit)
+    monkeypatch.setattr(prepared, "ThreadPoolExecutor", Threads)
+    preparation = RegionPreparation(processor, max_ahead_regions=5)
     image = preparation.image(IMAGE, MASKS)
     regions = [(image, index, "What?") for index in range(len(MASKS))]
     preparation.ahead(regions)
@@ -133,12 +133,11 @@ def test_ahead_is_bounded_by_regions_and_by_values(monkeypatch: pytest.MonkeyPat
     submitted.clear()
     gc.collect()
     each = int(np.prod(preparation.image(IMAGE, MASKS[:1]).masks[0].shape))
-    monkeypatch.setattr(prepared, "_MAX_AHEAD_VALUES", 3 * each)
+    preparation = RegionPreparation(processor, max_ahead_values=3 * each)
     other = preparation.image(IMAGE, MASKS)
     preparation.ahead((other, index, "What?") for index in range(len(MASKS)))
     assert len(submitted) == 3
-    preparation.clear()
-    monkeypatch.setattr(prepared, "_MAX_AHEAD_VALUES", 1)
+    preparation = RegionPreparation(processor, max_ahead_values=1)
     preparation.ahead((other, index, "What?") for index in range(len(MASKS)))
     assert len(submitted) == 4  # one at least
 

@@ -5,7 +5,10 @@ import os
 import re
 import resource
 import shutil
+import subprocess
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +73,8 @@ def test_check_machine_in_a_small_container_names_each_lack(tmp_path: Path, monk
     (tmp_path / "memory.max").write_text(str(2 * 2**30))
     monkeypatch.setattr(doctor, "host_bytes", lambda: host_bytes(tmp_path))
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(2**30, 2**30 - 2**20, 2**20))  # type: ignore[attr-defined]
+    usage = type(shutil.disk_usage(tmp_path))(total=2**30, used=2**30 - 2**20, free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     monkeypatch.setattr(resource, "getrlimit", lambda which: (1024, 4096))
     found = by_name(list(check_machine(tmp_path)))
     assert found["memory"].level == Level.PROBLEM
@@ -149,7 +153,6 @@ def test_check_programs_gpus_unusable_by_torch_are_a_problem(monkeypatch: pytest
     found = by_name(list(check_programs()))
     assert found["GPUs"].level == Level.OK
     assert "A100" in found["GPUs"].value
-    monkeypatch.setattr(doctor, "_output", lambda *command: "NVIDIA A100, 40960 MiB, 580.95.05")
     monkeypatch.setenv("PATH", str(tmp_path))
     assert by_name(list(check_programs()))["compiler"].remedy.startswith("Triton")
     monkeypatch.setenv("CC", "/opt/bin/clang")
@@ -176,7 +179,11 @@ def test_check_programs_compares_driver_and_cuda_of_torch(
     monkeypatch.setattr(torch.cuda, "is_available", lambda: not is_old)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     listed = f"NVIDIA L40S, 46068 MiB, {driver}\nNVIDIA L40S, 46068 MiB, {driver}"
-    monkeypatch.setattr(doctor, "_output", lambda *command: listed if command[0] == "nvidia-smi" else "")
+
+    def run(command: Sequence[str], **_: Any) -> subprocess.CompletedProcess[str]:
+        return subprocess.CompletedProcess(command, 0, listed if command[0] == "nvidia-smi" else "")
+
+    monkeypatch.setattr(subprocess, "run", run)
     finding = by_name(list(check_programs()))["GPUs"]
     assert finding.level == (Level.PROBLEM if is_old else Level.OK)
     assert ("needs driver" in finding.remedy) == is_old

@@ -2,13 +2,17 @@
 
 import threading
 from collections.abc import Generator, Iterator
+from types import SimpleNamespace
 from typing import Any
 
+import pyarrow as pa
 import pytest
+import ray
 import torch
 
 from tests.training.test_packing import make_examples
 from ureca.model.initialization import build_tiny
+from ureca.pipelines.train_settings import TrainResources
 from ureca.pipelines.training.data import Prefetched, packed_micro_batches
 from ureca.pipelines.training.engine import InputLoader
 from ureca.training.packing import HostBatch, PackedMicroBatch, Packer, from_bytes, to_bytes
@@ -97,20 +101,26 @@ def micro_batch() -> tuple[PackedMicroBatch, InputLoader]:
 
 
 def test_packed_micro_batches_of_any_number_come_from_graphs_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    graphs: list[tuple[int, int]] = []
+    class Graph:
+        """A data graph that packs nothing."""
 
-    def packed(task: Any, first: int, end: int) -> Iterator[Any]:
-        graphs.append((first, end))
-        return iter(())
+        def __init__(self, blocks: list[pa.Table]) -> None:
+            graphs.append([number for block in blocks for number in block["number"].to_pylist()])
 
-    monkeypatch.setattr("ureca.pipelines.training.data._packed_by_one_graph", packed)
-    end = 7 + 20_000_000  # of a rank of 128: an epoch of SA-1B has fewer
-    task: Any = None
+        def map_batches(self, *_: Any, **__: Any) -> "Graph":
+            return self
+
+        def iter_batches(self, **_: Any) -> Iterator[Any]:
+            return iter(())
+
+    graphs: list[list[int]] = []
+    monkeypatch.setattr(ray.data, "from_arrow", Graph)
+    end = 7 + 250_000
+    task: Any = SimpleNamespace(settings=SimpleNamespace(resources=TrainResources()))
     assert list(packed_micro_batches(task, 7, end)) == []
-    assert [first for first, _ in graphs] == [7, *(of_graph for _, of_graph in graphs[:-1])]
-    assert graphs[-1][1] == end
-    assert {last - first for first, last in graphs[:-1]} == {graphs[0][1] - 7}
-    assert graphs[0][1] - 7 <= 80_000
+    assert [number for graph in graphs for number in graph] == list(range(7, end))
+    assert {len(graph) for graph in graphs[:-1]} == {len(graphs[0])}
+    assert len(graphs[0]) <= 80_000
 
 
 def test_input_loader_reads_pixels_as_bytes_and_masks_as_bits() -> None:

@@ -22,7 +22,7 @@ from ureca.model.initialization import build_tiny, save_tiny
 from ureca.model.lora import FACTOR_NAME
 from ureca.pipelines.train import train as run_train
 from ureca.pipelines.train_settings import TrainSettings
-from ureca.pipelines.training.data import PackingActor, PackingTask
+from ureca.pipelines.training.data import PackingTask
 from ureca.pipelines.training.engine import InputLoader, TrainingEngine, run_step, weight_sharding
 from ureca.pipelines.training.run_folder import RunFolder, read_lines
 from ureca.pipelines.training.worker import Worker
@@ -133,13 +133,17 @@ def train_and_resume(flags: Sequence[str], folder: Path) -> Any:
 def fused(flags: Sequence[str], folder: Path) -> Any:
     """Train by the optimizer that is used on GPUs."""
 
+    built: list[torch.optim.AdamW] = []
+
     def build(*arguments: Any, **_: Any) -> torch.optim.AdamW:
-        return build_optimizer(*arguments, fused=True)
+        built.append(build_optimizer(*arguments, fused=True))
+        return built[-1]
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("ureca.pipelines.training.engine.build_optimizer", build)
         rank = Rank(flags)
-    assert rank.engine._optimizer.defaults["fused"]
+    (optimizer,) = built
+    assert optimizer.defaults["fused"]
     return rank.train()
 
 
@@ -230,7 +234,7 @@ def worker(flags: Sequence[str], folder: Path) -> Any:
         return call
 
     def pack(task: PackingTask, first: int, end: int) -> Generator[PackedMicroBatch, None, None]:
-        packer = PackingActor(task)._packer
+        packer = task.open_packer()
         for number in range(first, end):
             yield noted("pack", packer.pack)(*divmod(number, packer.num_micro_batches_per_step), task.rank)
 
@@ -238,12 +242,11 @@ def worker(flags: Sequence[str], folder: Path) -> Any:
         Worker(settings, run, DEVICE, session).train()
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ureca.pipelines.train._fit", fit)
         patch.setattr("ureca.pipelines.training.worker.packed_micro_batches", pack)
         patch.setattr("ureca.pipelines.training.worker.run_step", noted("step", run_step))
         patch.setattr("ureca.pipelines.training.export.save_adapter", noted("export", save_adapter))
         paths = str(folder / "dataset"), str(folder / "run"), "--model", str(folder / "tiny")
-        run_train(TrainSettings.load([*paths, "--max-steps", "5", "--checkpoint.every-steps", "2", *flags]))
+        run_train(TrainSettings.load([*paths, "--max-steps", "5", "--checkpoint.every-steps", "2", *flags]), fit=fit)
     return {
         "threads": {name: sorted(of_work) for name, of_work in threads.items()},
         "steps": [line["step"] for line in read_lines(folder / "run" / "metrics.jsonl")],

@@ -121,9 +121,8 @@ def test_freed_blocks_leave_the_process() -> None:
 FRAGMENTS = """
 import ctypes
 from pathlib import Path
-from ureca.serving import memory
-memory._TRIM_PERIOD_S = 0.05
-memory.return_freed_memory()
+from ureca.serving.memory import return_freed_memory
+return_freed_memory(trim_period_s=0.05)
 resident = lambda: int(Path("/proc/self/statm").read_text().split()[1]) * 4096
 before = resident()
 libc = ctypes.CDLL(None)

@@ -23,12 +23,6 @@ Picture = Image.Image | npt.NDArray[np.uint8]
 _MAX_TOKENIZED = 256
 """Prompts of different questions and numbers of tiles whose tokens are kept."""
 
-_MAX_AHEAD_VALUES = 2**25
-"""Pixels of mask tiles that are unpacked and wait for the model, unless a single mask has more."""
-
-_MAX_AHEAD_REGIONS = 64
-"""Regions that are prepared and wait for the model."""
-
 
 def region_view(
     pixels: npt.NDArray[np.uint8], mask: npt.NDArray[np.bool_], region_prompt: str
@@ -140,6 +134,8 @@ class RegionPreparation:
         dtype: type of the tiles of masks; None keeps uint8, which is faster to copy to a GPU.
         keeps_images: True if images are recognized by their digests.
         num_threads: number of threads; 0 prepares regions in the thread that takes them.
+        max_ahead_regions: number of regions that are prepared and wait for the model at most.
+        max_ahead_values: pixels of mask tiles that are unpacked and wait for the model, unless a single mask has more.
     """
 
     def __init__(
@@ -149,11 +145,15 @@ class RegionPreparation:
         dtype: torch.dtype | None = None,
         keeps_images: bool = False,
         num_threads: int = 1,
+        max_ahead_regions: int = 64,
+        max_ahead_values: int = 2**25,
     ) -> None:
         self._processor = processor
         self._dtype = dtype
         self._keeps_images = keeps_images
         self._threads = ThreadPoolExecutor(num_threads, "prepare") if num_threads else None
+        self._max_ahead_regions = max_ahead_regions
+        self._max_ahead_values = max_ahead_values
         self._tokenizing = threading.Lock()  # tokenizers are not thread-safe; guards the tokens, too
         self._tokens: OrderedDict[Hashable, tuple[torch.Tensor, ...]] = OrderedDict()
         self._lock = threading.Lock()  # guards the regions
@@ -211,7 +211,7 @@ class RegionPreparation:
                 if (index, question) in inputs:
                     continue
                 num_regions, num_values = num_regions + 1, num_values + _num_values(image, index)
-                if num_regions > _MAX_AHEAD_REGIONS or (num_regions > 1 and num_values > _MAX_AHEAD_VALUES):
+                if num_regions > self._max_ahead_regions or (num_regions > 1 and num_values > self._max_ahead_values):
                     return
                 inputs[index, question] = self._threads.submit(self._region, image.mask_of(index), question)
 

@@ -17,16 +17,18 @@ _MAX_SMALL = 1 / 8
 """Largest part of its share that a small image takes."""
 
 _MMAP_THRESHOLD, _MAPPED_BYTES = -3, 2**20  # of glibc's mallopt
-_TRIM_PERIOD_S = 5.0
 _MIN_CPU_S = 0.02  # since the last time; a process that has done less has nothing to return
 
 
-def return_freed_memory() -> None:
+def return_freed_memory(trim_period_s: float = 5.0) -> None:
     """Let this process return freed memory to the system, with glibc.
 
     Blocks of a megabyte and more are returned at once: by default that limit rises to 32 MB once such a block was
     freed, and a process that has decoded a few large images keeps hundreds of megabytes. Smaller ones are returned by a
     thread every few seconds, unless the process is idle: between two that are in use, they would stay for good.
+
+    Args:
+        trim_period_s: seconds between two returns of smaller blocks.
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt") or not hasattr(libc, "malloc_trim"):
@@ -36,7 +38,7 @@ def return_freed_memory() -> None:
     def trim_periodically() -> None:
         used_s = 0.0
         while True:
-            time.sleep(_TRIM_PERIOD_S)
+            time.sleep(trim_period_s)
             if time.process_time() > used_s + _MIN_CPU_S:
                 libc.malloc_trim(0)
                 used_s = time.process_time()
