@@ -134,10 +134,6 @@ def _regions_at_once(settings: CaptioningSettings, checkpoint: Checkpoint) -> li
     return [("regions at once", f"{number} in each actor, by the free memory of this machine, {each}")]
 
 
-def _engine_concurrency(settings: CaptioningSettings) -> int | None:
-    return settings.endpoints.max_concurrency * len(settings.base_urls) or None
-
-
 def check_engine(settings: CaptioningSettings) -> None:
     """Ask the endpoints for the model and for the description of one image, once.
 
@@ -184,7 +180,7 @@ CAPTION: BatchCommand[CaptioningSettings] = BatchCommand(
     list_input=list_input,
     row_actor=CaptionActor,
     build_mask_stage=build_mask_stage,
-    engine_concurrency=_engine_concurrency,
+    engine_concurrency=lambda settings: settings.endpoints.max_concurrency * len(settings.base_urls) or None,
     actor_settings=partial(with_actor_share, section="endpoints"),
     check_engine=check_engine,
     packages=("torch", "transformers"),

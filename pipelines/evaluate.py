@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from ureca import io
 from ureca.data.output import Output
@@ -169,8 +168,9 @@ class _Run:
 
     def write_record(self, state: State, reports: Mapping[str, PartitionReport]) -> None:
         """Write run.json."""
+        totals = {name: report.model_dump() for name, report in reports.items()}
         models = [
-            {**asdict(model), "captions": f"{_MODELS}/{model.folder}", "totals": _dumped(reports.get(model.name))}
+            {**asdict(model), "captions": f"{_MODELS}/{model.folder}", "totals": totals.get(model.name)}
             for model in self.models
         ]
         self._record.write(state, benchmark=_BENCHMARK, models=models)
@@ -218,7 +218,3 @@ def _check_metrics(settings: EvaluateSettings) -> list[Unmeasured]:
     except SettingsError as error:
         return [Unmeasured("BERTScore", str(error))]
     return []
-
-
-def _dumped(report: PartitionReport | None) -> dict[str, Any] | None:
-    return None if report is None else report.model_dump()

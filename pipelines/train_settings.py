@@ -9,7 +9,7 @@ from ureca.config import ESSENTIAL, MAY_CHANGE, CommandSettings, Metavar
 from ureca.data.questions import QuestionSettings
 from ureca.data.settings import JSONL_SUFFIXES, JsonlOptions, JsonlSource, RegionsSource
 from ureca.image_limits import ImageLimits
-from ureca.training.phases import Align, Full, Tune
+from ureca.training.phases import Align, Phase
 from ureca.training.settings import AugmentationSettings, FeatureCacheSettings, MicroBatchSettings
 
 Tracker = Literal["tensorboard", "mlflow", "wandb"]
@@ -149,7 +149,7 @@ class TrainSettings(CommandSettings):
         description="checkpoint to start from: a folder with model and processor, or scenes, the one of this package"
     )
     phase: Annotated[
-        Align | Tune | Full,
+        Phase,
         Field(discriminator="kind", description="weights to train: phase 1 or 2 of the paper, or all"),
         ESSENTIAL,
     ] = Align()

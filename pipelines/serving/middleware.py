@@ -6,7 +6,7 @@ import hmac
 import io
 import logging
 import re
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from http import HTTPStatus
 from urllib.parse import urlsplit
@@ -191,7 +191,9 @@ def with_documented_errors(send: Send, convert: Callable[[int, Headers], ApiErro
                 await send({"type": "http.response.start", "status": error.status, "headers": response.raw_headers})
                 await send({"type": "http.response.body", "body": response.body})
                 return
-            message = {**message, "headers": [*message["headers"], *_missing(message["headers"])]}
+            given = {name.lower() for name, _ in message["headers"]}
+            added = [(name, value) for name, value in SECURITY_HEADERS.items() if name not in given]
+            message = {**message, "headers": [*message["headers"], *added]}
         await send(message)
 
     return converted
@@ -350,11 +352,6 @@ def plain_error(status: int, retry_after_s: int | None = None) -> ApiError:
 
 def _code(phrase: str) -> str:
     return phrase.lower().replace(" ", "_").replace("-", "_")
-
-
-def _missing(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    given = {name.lower() for name, _ in headers}
-    return [(name, value) for name, value in SECURITY_HEADERS.items() if name not in given]
 
 
 def digest_token(token: str) -> bytes:

@@ -131,48 +131,12 @@ def compare_known(manifest: pa.Table, held: pa.Table) -> Comparison:
     now = manifest.take(places.drop_null())
     if not held.num_rows:
         return Comparison()
-    states = (held["state"].combine_chunks(), image_states(now))
-
-    def states_of(name: str) -> tuple[Any, Any]:
-        then, now = (pc.struct_field(state, name) for state in states)
-        return then, now
-
+    states = held["state"].combine_chunks(), image_states(now)
     is_moved = _are_distinct(*states)
     for name in MANIFEST.names:
         is_moved |= _are_distinct(held[name].combine_chunks(), now[name].combine_chunks())
-
-    is_file = pc.and_(now["offset"].is_null(), now["row"].is_null())
-    moved = pc.not_equal(held["uri"], now["uri"])
-    resized, modified = _differ(*states_of("file_bytes")), _differ(*states_of("modified_ns"))
-    known = pc.and_(*(state.is_valid() for state in states_of("file_bytes")))
-    # A table or archive that grew at the same place still holds its earlier images, of which members have sizes.
-    is_other = pc.or_(_differ(held["size"], now["size"]), pc.and_(resized, pc.or_(is_file, moved)))
-    may_differ = pc.or_(modified, pc.and_not(moved, known))
-    other, uncertain = _decided(
-        is_other,
-        may_differ,
-        pc.and_(is_file, moved),
-        lambda row: _same_content(held, now, row, ("path", "offset", "size")),
-    )
-
-    paths = held["annotation_path"], now["annotation_path"]
-    digests = states_of(ANNOTATION_DIGEST)
-    have_digests = pc.and_(*(digest.is_valid() for digest in digests))
-    are_of_runs = pc.fill_null(pc.and_(*(pc.match_substring_regex(path, _ROWS_OF_RUN) for path in paths)), False)
-    resized = pc.or_(
-        _differ(held["annotation_size"], now["annotation_size"]),
-        pc.and_(now["annotation_offset"].is_null(), _differ(*states_of("annotation_bytes"))),
-    )
-    is_new = pc.and_(paths[0].is_null(), paths[1].is_valid())
-    is_lost = pc.and_(paths[0].is_valid(), paths[1].is_null())
-    moved = _differ(*paths)
-    modified = _differ(*states_of("annotation_modified_ns"))
-    redone, may_be_redone = _decided(
-        pc.and_not(pc.or_(is_new, pc.if_else(have_digests, _differ(*digests), resized)), are_of_runs),
-        pc.and_not(pc.or_(is_lost, pc.and_not(pc.or_(moved, modified), have_digests)), are_of_runs),
-        pc.and_not(pc.and_not(moved, have_digests), are_of_runs),
-        lambda row: _same_content(held, now, row, ("annotation_path", "annotation_offset", "annotation_size")),
-    )
+    other, uncertain = _compare_images(held, now, states)
+    redone, may_be_redone = _compare_annotations(held, now, states)
 
     def pairs(rows: npt.NDArray[np.bool_], names: Callable[[pa.Table], Sequence[str]]) -> tuple[SameId, ...]:
         chosen = pa.array(np.flatnonzero(rows))
@@ -187,6 +151,58 @@ def compare_known(manifest: pa.Table, held: pa.Table) -> Comparison:
         uncertain=pairs(uncertain | (may_be_redone & ~redone & ~other), lambda table: table["uri"].to_pylist()),
         moved=frozenset(ids),
     )
+
+
+_States = tuple[pa.StructArray, pa.StructArray]
+"""States of the images when the output listed them, and now."""
+
+
+def _compare_images(
+    held: pa.Table, now: pa.Table, states: _States
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return where the images are others, and where they may be."""
+    is_file = pc.and_(now["offset"].is_null(), now["row"].is_null())
+    moved = pc.not_equal(held["uri"], now["uri"])
+    resized, modified = _differ(*_fields(states, "file_bytes")), _differ(*_fields(states, "modified_ns"))
+    known = pc.and_(*(state.is_valid() for state in _fields(states, "file_bytes")))
+    # A table or archive that grew at the same place still holds its earlier images, of which members have sizes.
+    is_other = pc.or_(_differ(held["size"], now["size"]), pc.and_(resized, pc.or_(is_file, moved)))
+    may_differ = pc.or_(modified, pc.and_not(moved, known))
+    return _decided(
+        is_other,
+        may_differ,
+        pc.and_(is_file, moved),
+        lambda row: _same_content(held, now, row, ("path", "offset", "size")),
+    )
+
+
+def _compare_annotations(
+    held: pa.Table, now: pa.Table, states: _States
+) -> tuple[npt.NDArray[np.bool_], npt.NDArray[np.bool_]]:
+    """Return where the annotations are others, and where they may be."""
+    paths = held["annotation_path"], now["annotation_path"]
+    digests = _fields(states, ANNOTATION_DIGEST)
+    have_digests = pc.and_(*(digest.is_valid() for digest in digests))
+    are_of_runs = pc.fill_null(pc.and_(*(pc.match_substring_regex(path, _ROWS_OF_RUN) for path in paths)), False)
+    resized = pc.or_(
+        _differ(held["annotation_size"], now["annotation_size"]),
+        pc.and_(now["annotation_offset"].is_null(), _differ(*_fields(states, "annotation_bytes"))),
+    )
+    is_new = pc.and_(paths[0].is_null(), paths[1].is_valid())
+    is_lost = pc.and_(paths[0].is_valid(), paths[1].is_null())
+    moved = _differ(*paths)
+    modified = _differ(*_fields(states, "annotation_modified_ns"))
+    return _decided(
+        pc.and_not(pc.or_(is_new, pc.if_else(have_digests, _differ(*digests), resized)), are_of_runs),
+        pc.and_not(pc.or_(is_lost, pc.and_not(pc.or_(moved, modified), have_digests)), are_of_runs),
+        pc.and_not(pc.and_not(moved, have_digests), are_of_runs),
+        lambda row: _same_content(held, now, row, ("annotation_path", "annotation_offset", "annotation_size")),
+    )
+
+
+def _fields(states: _States, name: str) -> tuple[pa.Array, pa.Array]:
+    then, now = (pc.struct_field(state, name) for state in states)
+    return then, now
 
 
 def _differ(then: Any, now: Any) -> Any:

@@ -38,7 +38,7 @@ def list_run(output: Output, *, with_regions: bool) -> pa.Table:
             if with_regions and partition not in parts:
                 continue
             table = as_manifest(images.values)
-            tables.append(_annotated(table, parts[partition]) if with_regions else table)
+            tables.append(_with_annotation_file(table, parts[partition]) if with_regions else table)
     manifest = pa.concat_tables(tables)
     if not manifest.num_rows:
         raise InputError(f"{output.path} is the output of a run that has no {'rows' if with_regions else 'images'} yet")
@@ -66,7 +66,8 @@ def reuse_masks(number: int, entries: Sequence[ManifestEntry], *, only_below: Se
     return MaskedPartition(number, "regions", images, {"masks": time.monotonic() - started})
 
 
-def _annotated(table: pa.Table, path: str) -> pa.Table:
+def _with_annotation_file(table: pa.Table, path: str) -> pa.Table:
+    """Name one file as the annotation of all images of a manifest."""
     for field in MANIFEST:
         if field.name.startswith("annotation_"):
             value = pa.scalar(path if field.name == "annotation_path" else None, field.type)

@@ -136,6 +136,8 @@ async def ask(
 
 @cache
 def _schema(expected: type[BaseModel]) -> dict[str, Any]:
+    """Return the JSON schema that a request carries; a property may have the name of a keyword that is not sent."""
+
     def sent(value: Any, *, is_properties: bool = False) -> Any:
         if isinstance(value, list):
             return [sent(each) for each in value]

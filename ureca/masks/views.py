@@ -97,6 +97,9 @@ class Views:
         max_side_px: longest side of a view; larger crops are shrunk.
         min_crop_px: longest side to which smaller crops are enlarged, within max_side_px, before contours are drawn:
             contours hide less of a small region. The full image is never enlarged. 0: crops are not enlarged.
+
+    Attributes:
+        pixels, masks: the arguments.
     """
 
     def __init__(
@@ -109,8 +112,8 @@ class Views:
     ) -> None:
         if max_side_px < 1:
             raise ValueError(f"max_side_px is at least 1, not {max_side_px}")
-        self.pixels = self._pixels = pixels
-        self.masks = self._masks = masks
+        self.pixels = pixels
+        self.masks = masks
         self._max_side_px = max_side_px
         self._min_crop_px = min(min_crop_px, max_side_px)
         self._boxes: dict[int, Box] = {}
@@ -173,7 +176,7 @@ class Views:
 
     @property
     def _image_box(self) -> Box:
-        return Box(0, 0, self._pixels.shape[1], self._pixels.shape[0])
+        return Box(0, 0, self.pixels.shape[1], self.pixels.shape[0])
 
     @cached_property
     def _whole(self) -> Pixels:
@@ -182,13 +185,13 @@ class Views:
     @cached_property
     def _small_blurred(self) -> Image.Image:
         """The blurred background at an eighth of the image's resolution."""
-        height, width = self._pixels.shape[:2]
+        height, width = self.pixels.shape[:2]
         small = (max(1, height // _BLUR_SHRINK), max(1, width // _BLUR_SHRINK))
-        return _shrunk(self._pixels, small).filter(ImageFilter.GaussianBlur(_BLUR_SIGMA_PX / _BLUR_SHRINK))
+        return _shrunk(self.pixels, small).filter(ImageFilter.GaussianBlur(_BLUR_SIGMA_PX / _BLUR_SHRINK))
 
     def _box(self, id: int) -> Box:
         if id not in self._boxes:
-            self._boxes[id] = Box.around([self._masks[id]])
+            self._boxes[id] = Box.around([self.masks[id]])
         return self._boxes[id]
 
     def _size(self, crop: Box) -> tuple[int, int]:
@@ -201,7 +204,7 @@ class Views:
 
     def _resized_crop(self, crop: Box, size: tuple[int, int]) -> Pixels:
         """Crop the image and resize it to (height, width)."""
-        pixels = self._pixels[crop.rows_and_columns]
+        pixels = self.pixels[crop.rows_and_columns]
         if pixels.shape[:2] == size:
             return pixels.copy()
         if size[0] < crop.height or size[1] < crop.width:
@@ -218,10 +221,10 @@ class Views:
         crop = self._box(id)
         with self._once:
             blurred = self._small_blurred
-        inside = rle_codec.decode_box(self._masks[id].rle, crop.left, crop.top, crop.right, crop.bottom)
-        scale_x, scale_y = blurred.width / self._pixels.shape[1], blurred.height / self._pixels.shape[0]
+        inside = rle_codec.decode_box(self.masks[id].rle, crop.left, crop.top, crop.right, crop.bottom)
+        scale_x, scale_y = blurred.width / self.pixels.shape[1], blurred.height / self.pixels.shape[0]
         background_box = (crop.left * scale_x, crop.top * scale_y, crop.right * scale_x, crop.bottom * scale_y)
-        pixels = self._pixels[crop.rows_and_columns]
+        pixels = self.pixels[crop.rows_and_columns]
         if size[0] < crop.height or size[1] < crop.width:
             background = np.asarray(
                 blurred.resize((size[1], size[0]), Image.Resampling.BILINEAR, box=background_box)
@@ -283,7 +286,7 @@ class Views:
             right=min(crop.right, crop.left + ceil(x1 * scale_x)),
             bottom=min(crop.bottom, crop.top + ceil(y1 * scale_y)),
         )
-        inside = rle_codec.decode_box(self._masks[id].rle, source.left, source.top, source.right, source.bottom)
+        inside = rle_codec.decode_box(self.masks[id].rle, source.left, source.top, source.right, source.bottom)
         if (scale_x, scale_y) == (1, 1):
             return inside > 0, x0, y0
         offset_x, offset_y = crop.left - source.left, crop.top - source.top

@@ -2,9 +2,10 @@
 
 import json
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from ureca.data.partitions import partition_offsets
 from ureca.errors import InputError
@@ -158,7 +159,7 @@ def forecast(
     sizes = partition_sizes(num_images, images_per_partition)
     in_flight = arrangement.row_actors * arrangement.images_in_flight
     enough = max(_MIN_SIMULATED_IMAGES, _NUM_REFILLS * in_flight)
-    num_partitions = _partitions_with(sizes, enough)
+    num_partitions = min(len(sizes), 1 + bisect_left(list(accumulate(sizes)), enough))
     whole = simulate(measured, calibrated.service, arrangement, sizes[:num_partitions])
     num_simulated = sum(sizes[:num_partitions])
     images_per_s = _rate(whole)
@@ -185,16 +186,6 @@ def partition_sizes(num_images: int, images_per_partition: int | None) -> list[i
     """Return the number of images of each partition, as a run would cut them."""
     offsets = partition_offsets(num_images, images_per_partition)
     return [end - start for start, end in pairwise(offsets)]
-
-
-def _partitions_with(sizes: Sequence[int], num_images: int) -> int:
-    """Return the number of leading partitions that together have at least ``num_images``."""
-    counted = 0
-    for number, size in enumerate(sizes):
-        if counted >= num_images:
-            return number
-        counted += size
-    return len(sizes)
 
 
 def _steady_state(simulated: Simulated) -> tuple[Moment, Moment]:
@@ -268,6 +259,8 @@ def forecast_text(
     service = calibrated.service
     answer_s = sum(service.answer_s) / len(service.answer_s)
     actors = arrangement.row_actors
+    is_whole = forecast.num_simulated == forecast.num_images
+    simulated = ", all simulated" if is_whole else f"; {forecast.num_simulated} simulated, the rest at the same rate"
     rows = list(counts) or [
         (
             "an image takes",
@@ -275,7 +268,7 @@ def forecast_text(
             f"{forecast.num_calls / forecast.num_images:.1f} calls; masks {_s(service.generate_s)}, "
             f"tree {_s(service.tree_s)}, each step of curate {_s(service.step_s)}, each answer {_s(answer_s)}",
         ),
-        ("images", f"{forecast.num_images} in {quantity(forecast.num_partitions, 'partition')}" + _how_far(forecast)),
+        ("images", f"{forecast.num_images} in {quantity(forecast.num_partitions, 'partition')}{simulated}"),
         ("calls", f"{_count(forecast.num_calls)}: {_count(forecast.num_prompt_tokens)} tokens in, "
                   f"{_count(forecast.num_new_tokens)} out"),
     ]  # fmt: skip
@@ -296,21 +289,14 @@ def forecast_text(
 
 def advice(forecast: Forecast) -> str:
     """Name the part that limits the run, and the setting that would make it faster."""
-    by_name = {part.name: part for part in forecast.parts}
     full = [part for part in forecast.parts if part.busy_fraction >= SATURATED]
     # Images in flight wait for everything else: they limit a run only where nothing else is saturated.
     limiting = [part for part in full if part.name != "images_in_flight"] or full
     if limiting:
         purpose, remedy = _PURPOSES[limiting[0].name]
         return f"saturated: {limiting[0].name} ({purpose}); for more, {remedy}"
-    busiest = max(by_name.values(), key=lambda part: part.busy_fraction)
+    busiest = max(forecast.parts, key=lambda part: part.busy_fraction)
     return f"nothing is saturated: the run is too short for its resources; the busiest part is {busiest.name}"
-
-
-def _how_far(forecast: Forecast) -> str:
-    if forecast.num_simulated == forecast.num_images:
-        return ", all simulated"
-    return f"; {forecast.num_simulated} simulated, the rest at the same rate"
 
 
 def _part_line(part: PartLoad) -> str:

@@ -201,6 +201,7 @@ def questions_of(row: Mapping[str, Any]) -> Questions:
 
 
 def _is_verified(region: Mapping[str, Any]) -> bool:
+    """Return True for a region whose caption reached the verification: the listener has not rejected it."""
     understood = region["listener_choice"] in (None, str(region["region_id"]))
     return region["status"] == "ok" and understood
 

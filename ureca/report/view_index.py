@@ -66,12 +66,12 @@ class Query(BaseModel):
 
     states: tuple[Literal["accepted", "self_checked", "unchecked", "rejected", "failed", "skipped"], ...] = ()
     unique: bool | None = Field(default=None, description="false: another region of the image has the same caption")
-    lookalikes: bool | None = None
-    corrected: bool | None = None
+    lookalikes: bool | None = Field(default=None, description="true: the region has look-alikes; false: it has none")
+    corrected: bool | None = Field(default=None, description="true: the journal has a correction; false: it has none")
     min_depth: int | None = Field(default=None, ge=0)
     max_depth: int | None = Field(default=None, ge=0)
-    min_size: float | None = Field(default=None, ge=0, le=1)
-    max_size: float | None = Field(default=None, ge=0, le=1)
+    min_size: float | None = Field(default=None, ge=0, le=1, description="smallest area, as a fraction of the image")
+    max_size: float | None = Field(default=None, ge=0, le=1, description="largest area, as a fraction of the image")
     min_words: int | None = Field(default=None, ge=0)
     max_words: int | None = Field(default=None, ge=0)
     category: str | None = Field(default=None, max_length=200)
@@ -450,16 +450,14 @@ def _regions_of_part(output: Output, path: str) -> tuple[npt.NDArray[np.int64], 
         return pc.struct_field(structs, name).cast(type) if name in fields else pa.nulls(num_regions, type)
 
     height, width = (table[side].cast(pa.float64()).fill_null(0).to_numpy() for side in ("height", "width"))
-    pixels = np.maximum(height * width, 1)
+    image_area_px = np.maximum(height * width, 1)
     caption = column("caption", pa.string())
     if "references" in fields:  # of a benchmark: the first reference
         references = pc.struct_field(structs, "references")
         lengths = pc.list_value_length(references).fill_null(0).to_numpy(zero_copy_only=False)
         first = [texts[0].as_py() if length else None for texts, length in zip(references, lengths, strict=True)]
         caption = pa.array(first, pa.string())
-    size = column("area_px", pa.int64()).to_numpy(zero_copy_only=False) / pixels[row_of_region]
-    words = pc.list_value_length(pc.utf8_split_whitespace(pc.utf8_trim_whitespace(caption))).fill_null(0)
-    words = pc.if_else(pc.equal(pc.utf8_length(pc.utf8_trim_whitespace(caption)), 0).fill_null(False), 0, words)
+    size = column("area_px", pa.int64()).to_numpy(zero_copy_only=False) / image_area_px[row_of_region]
     lookalikes = (
         pc.greater(pc.list_value_length(pc.struct_field(structs, "lookalike_ids")), 0).fill_null(False)
         if "lookalike_ids" in fields
@@ -471,7 +469,7 @@ def _regions_of_part(output: Output, path: str) -> tuple[npt.NDArray[np.int64], 
             column("region_id", pa.int64()),
             column("depth", pa.int16()).fill_null(0),
             pa.array(np.minimum(np.nan_to_num(size), 1), pa.float32()),
-            pc.min_element_wise(words, 65535).cast(pa.uint16()),
+            _num_words(caption),
             pa.array(_states(column("verdict", pa.string()), column("status", pa.string())), pa.uint8()),
             lookalikes,
             pa.array(_repeated(row_of_region, caption)),
@@ -483,7 +481,17 @@ def _regions_of_part(output: Output, path: str) -> tuple[npt.NDArray[np.int64], 
     return row_of_region, regions, _one_chunk(table["image_id"])
 
 
+def _num_words(caption: pa.Array) -> pa.Array:
+    """Count the words of each caption, uint16; 0 without one."""
+    trimmed = pc.utf8_trim_whitespace(caption)
+    words = pc.list_value_length(pc.utf8_split_whitespace(trimmed)).fill_null(0)
+    # Arrow splits an empty text into one empty word.
+    words = pc.if_else(pc.equal(pc.utf8_length(trimmed), 0).fill_null(False), 0, words)
+    return pc.min_element_wise(words, 65535).cast(pa.uint16())
+
+
 def _states(verdict: pa.Array, status: pa.Array) -> npt.NDArray[np.uint8]:
+    """Return the index in ``STATES`` of the state of each region, from columns of strings."""
     codes = pc.index_in(verdict.fill_null("unchecked"), value_set=pa.array(STATES)).fill_null(STATES.index("unchecked"))
     states: npt.NDArray[np.uint8] = codes.to_numpy(zero_copy_only=False).astype(np.uint8)
     states[pc.starts_with(status, "failed").to_numpy(zero_copy_only=False)] = STATES.index("failed")

@@ -15,9 +15,6 @@ NUM_LEVELS = 4
 NUM_PLACES = 6
 """Flags of a region's place among its siblings of its kind: only one, leftmost, rightmost, highest, lowest, middle."""
 
-NUM_SIDES = 5
-"""Counts of look-alikes: in all, to the left, to the right, above, below."""
-
 WORDS = {
     name: {word: number for number, word in enumerate(words, start=1)}
     for name, words in (("kind", KINDS), ("colour", COLOURS), ("pattern", PATTERNS), ("size", SIZES))

@@ -56,6 +56,9 @@ class FeatureCache:
         num_writers: number of processes that write to the folder at the same time; each gets an equal share of the
             free space.
 
+    Attributes:
+        hits, misses: numbers of images whose features were read, and computed, so far.
+
     Raises:
         OutputError: the folder cannot be created or written to.
     """
@@ -157,12 +160,12 @@ def vision_fingerprint(model: UrecaForConditionalGeneration) -> str:
         for part in (parts.vision_tower, parts.multi_modal_projector):
             for name, tensor in part.state_dict().items():
                 yield f"{name} {tensor.dtype} {list(tensor.shape)}"
-                yield _bytes(tensor)
+                yield _raw_bytes(tensor)
 
     return digest(content()).hex()
 
 
-def _bytes(tensor: torch.Tensor) -> memoryview:
+def _raw_bytes(tensor: torch.Tensor) -> memoryview:
     import torch
 
     return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data

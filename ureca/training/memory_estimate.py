@@ -26,7 +26,7 @@ from ureca.model.configuration import UrecaConfig
 from ureca.model.mask_encoder import ShownTiles
 from ureca.model.modeling import UrecaForConditionalGeneration, maps_of
 from ureca.training.loss import read_packed
-from ureca.training.phases import Align, Full, Tune, prepare
+from ureca.training.phases import Phase, prepare
 
 _GIB = 2**30
 _BUCKET_ELEMENTS = 5 * 10**8
@@ -113,7 +113,7 @@ class MemoryEstimate:
 
 def estimate_memory(
     config: UrecaConfig,
-    phase: Align | Tune | Full,
+    phase: Phase,
     sizes: MicroBatchSizes,
     sharding: Sharding,
     *,
@@ -148,7 +148,7 @@ def estimate_memory(
 
 def alternatives(
     config: UrecaConfig,
-    phase: Align | Tune | Full,
+    phase: Phase,
     sizes: MicroBatchSizes,
     sharding: Sharding,
     device_gib: float,
@@ -209,7 +209,7 @@ class _MetaPass:
 
 @lru_cache(maxsize=32)
 def _run_on_meta(
-    config: str, phase: Align | Tune | Full, sizes: MicroBatchSizes, bf16: bool, gradient_checkpointing: bool
+    config: str, phase: Phase, sizes: MicroBatchSizes, bf16: bool, gradient_checkpointing: bool
 ) -> _MetaPass:
     """Make a training pass on the meta device, with the model of a configuration in JSON."""
     dtype = torch.bfloat16 if bf16 else torch.float32

@@ -1,7 +1,7 @@
 """Training phases: trained parameters, optimizer and learning rate (paper, implementation details)."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt
 
@@ -65,12 +65,13 @@ class Full(PhaseSettings):
 
 _EMBEDDING_NAMES = {"position_embeddings", "cls_token", "mask_token"}
 
-Phase = Annotated[Align | Tune | Full, Field(discriminator="kind")]
+Phase: TypeAlias = Align | Tune | Full
+"""Settings of the phase that a run trains."""
 
 
 def prepare(
     model: "UrecaForConditionalGeneration",
-    phase: Align | Tune | Full,
+    phase: Phase,
     *,
     gradient_checkpointing: bool = False,
     seed: int = 0,
@@ -136,7 +137,7 @@ def vision_is_frozen(model: "UrecaForConditionalGeneration") -> bool:
     return not _has_trainable(model.model.vision_tower) and not _has_trainable(model.model.multi_modal_projector)
 
 
-def check_region_prompt(phase: Align | Tune | Full, region_prompt: RegionPrompt) -> None:
+def check_region_prompt(phase: Phase, region_prompt: RegionPrompt) -> None:
     """Reject training a mask encoder that no prompt uses.
 
     Raises:

@@ -135,7 +135,7 @@ def build_table(
     if not models or len(set(names)) < len(names):
         raise InputError(f"a table needs models of different names, not {names}")
     for model in models:
-        _check(model)
+        _check_measures(model)
     measured = {measure.name for model in models for measure in model.measures}
     rows = [_rows(model, settings, measured) for model in models]
     occurring = {(group.dimension, group.name) for row in rows for group in row.groups}
@@ -151,13 +151,13 @@ def build_table(
         confidence=settings.confidence,
         num_resamples=settings.num_resamples,
         seed=settings.seed,
-        remarks=(*remarks, *_remarks(models)),
+        remarks=(*remarks, *_remarks_on_regions(models)),
     )
 
 
-def _check(model: Evaluated) -> None:
+def _check_measures(model: Evaluated) -> None:
     if not model.predictions:
-        raise InputError(f"model {model.model!r} has no predictions; nothing can be said of it")
+        raise InputError(f"model {model.model!r} has no predictions for regions of the benchmark: leave it out")
     names = [measure.name for measure in model.measures]
     if unknown := sorted({*names} - {*COLUMNS}):
         raise ValueError(f"no columns of a table: {unknown}")
@@ -252,7 +252,8 @@ def _sizes(settings: TableSettings) -> tuple[str, ...]:
     return (f"< {bounds[0]} %", *(f"{low}-{high} %" for low, high in pairwise(bounds)), f"≥ {bounds[-1]} %")
 
 
-def _remarks(models: Sequence[Evaluated]) -> tuple[str, ...]:
+def _remarks_on_regions(models: Sequence[Evaluated]) -> tuple[str, ...]:
+    """Warn the reader of models that were not evaluated on the same regions."""
     regions = [{(prediction.image_id, prediction.region_id) for prediction in model.predictions} for model in models]
     if all(of_model == regions[0] for of_model in regions):
         return ()
@@ -261,6 +262,7 @@ def _remarks(models: Sequence[Evaluated]) -> tuple[str, ...]:
 
 
 _MAX_WEIGHTS = 4_000_000
+"""Multiplicities of images that are in memory at once: 32 MB."""
 
 
 class ImageBootstrap:
