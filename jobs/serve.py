@@ -16,6 +16,7 @@ def main(argv: Sequence[str]) -> int:
     settings = ServeSettings.load(argv)
     from ureca.pipelines.serve import serving
 
+    print("starting the service", flush=True)
     with serving(settings, _BATCH_COMMAND) as address:
         stop = stop_signal()
         served = settings.model or "the rule-based captioner (set --model to serve a checkpoint)"

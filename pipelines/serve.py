@@ -12,7 +12,7 @@ from ray import serve
 from ray.exceptions import RayError
 
 from ureca.config import with_absolute_paths
-from ureca.errors import SettingsError
+from ureca.errors import ClusterError, SettingsError
 from ureca.model.checkpoint_files import fingerprint
 from ureca.pipelines.batch.executor import user_error
 from ureca.pipelines.batch.session import ray_session
@@ -47,6 +47,7 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
 
     Raises:
         CheckpointError: the model is not a checkpoint of URECA.
+        ClusterError: Ray or Ray Serve does not start.
         ModuleNotFoundError: a package that replicas need is missing.
         SettingsError: tokens are missing or cannot be read, the port is in use, or a deployment cannot start.
     """
@@ -64,17 +65,25 @@ def serving(settings: ServeSettings, batch_command: Sequence[str] = (), *, log: 
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # Serve replaces a proxy after three failed health checks: after half a minute with its default period.
     os.environ.setdefault("RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S", "2")
+    # A proxy that is not ready in time is killed, which ends the start; a busy machine takes longer than 5 s.
+    os.environ.setdefault("RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "30")
     with ray_session(_MIN_CPUS_SERVE + _MIN_CPUS_BATCHES * bool(settings.batches.folders)) as cluster:
         if not cluster.may_grow:  # on an existing cluster, Serve itself may listen on the port
             _check_port(settings)
-        serve.start(
-            http_options={
-                "host": settings.host,
-                "port": settings.port,
-                # Longer than the service's own timeout: applies only if the ingress does not respond.
-                "request_timeout_s": settings.limits.timeout_s + _PROXY_TIMEOUT_MARGIN_S,
-            }
-        )
+        try:
+            serve.start(
+                http_options={
+                    "host": settings.host,
+                    "port": settings.port,
+                    # Longer than the service's own timeout: applies only if the ingress does not respond.
+                    "request_timeout_s": settings.limits.timeout_s + _PROXY_TIMEOUT_MARGIN_S,
+                }
+            )
+        except (RayError, TimeoutError) as error:
+            raise ClusterError(
+                f"Ray Serve did not start: {str(error).splitlines()[0]} The machine may be too busy, or short of "
+                "memory (`ureca doctor` checks it); try again, or read /tmp/ray/session_latest/logs/serve"
+            ) from error
         try:
             application = build_application(with_absolute_paths(settings), batch_command, token_digests)
             serve.run(application, name=APPLICATION, route_prefix="/")

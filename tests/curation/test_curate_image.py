@@ -19,6 +19,7 @@ from ureca.curation.rule_based.captioner import RuleBasedCaptioner
 from ureca.curation.settings import PromptedConfig, TreeSettings, UniquenessSettings, ViewSettings
 from ureca.llm.fake import FakeChatModel
 from ureca.llm.settings import FakeConfig
+from ureca.masks.generators.segments import SegmentsMaskGenerator
 from ureca.masks.mask import Mask
 from ureca.masks.tree import MaskTree
 from ureca.schema import REGIONS, conform
@@ -259,3 +260,17 @@ def test_curate_image_without_masks_makes_none_that_it_skips() -> None:
     pixels[150:154, 200:206] = (250, 250, 250)  # 0.04 % of the image
     regions = ureca.curate_image(pixels)
     assert regions and all(region.status == "ok" for region in regions)
+
+
+@pytest.mark.parametrize("smallest", [0.004, 0.02])
+def test_curate_image_generates_no_mask_that_curation_leaves_out_as_small(smallest: float) -> None:
+    pixels = np.full((120, 160, 3), 200, np.uint8)
+    sides_px = [6, 9, 14, 20, 28, 40]  # 0.2 to 8 % of the image
+    for number, side_px in enumerate(sides_px):
+        left = 4 + sum(sides_px[:number]) + 6 * number
+        pixels[20 : 20 + side_px, left : left + side_px] = [[200, 30, 30], [30, 60, 200]][number % 2]
+    regions = ureca.curate_image(pixels, curator=Curator(tree=TreeSettings(min_area_fraction=smallest)))
+    assert regions and {region.status for region in regions} == {"ok"}
+    areas = [mask.area_px for mask in SegmentsMaskGenerator().generate(pixels)]
+    is_large_enough = [area >= smallest * pixels.shape[0] * pixels.shape[1] for area in areas]
+    assert len(regions) == sum(is_large_enough) < len(areas)  # those of no setting of its own include smaller ones

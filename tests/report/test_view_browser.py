@@ -46,8 +46,13 @@ def run(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def address(run: Path, tmp_path: Path) -> Iterator[str]:
-    with ViewServer(RunView.of_run(str(run), tmp_path / "cache")) as server:
+def view(run: Path, tmp_path: Path) -> RunView:
+    return RunView.of_run(str(run), tmp_path / "cache")
+
+
+@pytest.fixture
+def address(view: RunView) -> Iterator[str]:
+    with ViewServer(view) as server:
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
         thread.start()
         yield server.address
@@ -176,6 +181,39 @@ def test_view_page_shows_images_and_decides_there(desktop: webdriver.Chrome, add
     page.until('#panel [role="treeitem"][data-id="1"] .badge', "rejected")
     page.press(Keys.ESCAPE)
     assert desktop.find_element(By.ID, "grid").is_displayed()
+
+
+def test_view_page_while_an_image_loads_says_so_and_decides_about_the_new_region(
+    desktop: webdriver.Chrome, address: str, run: Path, view: RunView, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    regions_may_come, pictures_may_come = threading.Event(), threading.Event()
+    image, picture = view.image, view.picture
+    monkeypatch.setattr(view, "image", lambda number: regions_may_come.wait(TIMEOUT_S) and image(number))
+    monkeypatch.setattr(view, "picture", lambda number: pictures_may_come.wait(TIMEOUT_S) and picture(number))
+    try:
+        page = ViewPage(desktop, address)
+        page.press("j", Keys.ENTER)
+        panel = desktop.find_element(By.ID, "panel")
+        assert panel.get_attribute("aria-busy") == "true"
+        page.until("#panel", "Loading image-00 …")
+        page.until("#spoken", "Loading image-00 …")
+        page.press("a")  # the current region, though its image is not there yet
+        assert decisions(run, 1, desktop)[0].original == "the right box of image 0"
+        regions_may_come.set()
+        page.until("#panel .card .caption", "the left box of image 1")
+        page.until("#panel .plane .loading", "Loading image-01 …")  # its picture is to come
+        pictures_may_come.set()
+        WebDriverWait(desktop, TIMEOUT_S, poll_frequency=0.05).until(
+            lambda _: panel.get_attribute("aria-busy") == "false"
+        )
+        assert not desktop.find_elements(By.CSS_SELECTOR, ".loading")
+        regions_may_come.clear()
+        page.press("j", "j", "a", "a")  # the image of the region before is still shown
+        made = [one.original for one in decisions(run, 3, desktop)[1:]]
+        assert made == ["the left box of image 2", "the right box of image 2"]
+    finally:
+        regions_may_come.set()
+        pictures_may_come.set()
 
 
 def test_view_page_buttons_decide_without_keys(desktop: webdriver.Chrome, address: str, run: Path) -> None:

@@ -30,6 +30,7 @@ class Review {
   constructor() {
     this.panel = null;
     this.image = null; // row of the shown image
+    this.loading = new AbortController(); // of the image that is being loaded, or of the last one
     this.showsImage = false;
     this.pending = Promise.resolve(); // decisions are sent one after the other
     results.changed = () => this.showImage();
@@ -53,22 +54,48 @@ class Review {
   async showImage() {
     const { region } = results;
     if (!this.showsImage || region === null) return;
-    if (this.image !== region.image) {
-      this.image = region.image;
-      try {
-        const image = await request(`api/image?number=${region.image}`);
-        if (this.image !== region.image) return; // another region has become the current one
-        find("#panel").replaceChildren();
-        this.panel = new ReviewPanel(find("#panel"), image, `image?number=${region.image}`);
-        const picture = find("#panel .stage img");
-        picture.addEventListener("error", () => picture.replaceWith(node("p", { class: "missing" }, "The picture cannot be read.")));
-      } catch (error) {
-        this.image = null;
-        report(error);
-        return;
-      }
+    if (this.image === region.image) {
+      this.panel?.select(region.region_id); // an image that is being loaded selects it when it is there
+      return;
     }
-    if (results.region === region) this.panel.select(region.region_id);
+    this.loading.abort();
+    const { signal } = (this.loading = new AbortController());
+    this.image = region.image;
+    this.panel = null; // keys are about the current region, not about one of the image that is still shown
+    const element = find("#panel");
+    const hint = node("p", { class: "loading" }, `Loading ${region.image_id} …`);
+    const slow = setTimeout(() => {
+      if (this.panel === null) element.replaceChildren(hint);
+      else this.panel.plane.append(hint);
+      find("#spoken").textContent = hint.textContent;
+    }, SLOW_MS);
+    element.setAttribute("aria-busy", "true");
+    try {
+      const image = await request(`api/image?number=${region.image}`, { signal });
+      signal.throwIfAborted();
+      const isSlow = hint.isConnected;
+      element.replaceChildren();
+      this.panel = new ReviewPanel(element, image, `image?number=${region.image}`);
+      if (isSlow) this.panel.plane.append(hint);
+      if (results.region?.image === region.image) this.panel.select(results.region.region_id);
+      const picture = element.querySelector(".stage img");
+      await new Promise((resolve) => {
+        picture.addEventListener("load", resolve);
+        picture.addEventListener("error", () => {
+          picture.replaceWith(node("p", { class: "missing" }, "The picture cannot be read."));
+          resolve();
+        });
+      });
+    } catch (error) {
+      if (signal.aborted) return;
+      this.image = null;
+      element.replaceChildren();
+      report(error);
+    } finally {
+      clearTimeout(slow);
+      hint.remove();
+      if (!signal.aborted) element.setAttribute("aria-busy", "false");
+    }
   }
 
   // Sends a decision about the region; goes on to the next one at once, without waiting.

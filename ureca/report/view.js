@@ -6,6 +6,7 @@ const PAGE_SIZE = 60;
 const STATES = { accepted: "accepted", self_checked: "self-checked", unchecked: "unchecked", rejected: "rejected", failed: "failed", skipped: "skipped" };
 const RANGES = { words: ["min_words", "max_words", 1], sizes: ["min_size", "max_size", 100], depths: ["min_depth", "max_depth", 1] };
 const TYPING_PAUSE_MS = 200;
+const SLOW_MS = 300; // a page or image that is there sooner needs no hint
 
 const find = (selector) => document.querySelector(selector);
 
@@ -61,14 +62,21 @@ class Results {
     this.loading?.abort();
     const controller = new AbortController();
     Object.assign(this, { loading: controller, wanted: first });
+    find("#grid").setAttribute("aria-busy", "true");
+    const slow = setTimeout(() => (find("#page").textContent = "loading …"), SLOW_MS);
     try {
       const asked = { query: this.query, version: this.version, offset: first, limit: PAGE_SIZE };
       const { total, regions } = await request(`api/regions?${parameters(asked)}`, { signal: controller.signal });
       controller.signal.throwIfAborted(); // a later request decides what is shown
       Object.assign(this, { total, first, regions, current: index < 0 ? regions.length - 1 : Math.min(index, Math.max(regions.length - 1, 0)) });
     } catch (error) {
-      if (this.loading === controller) Object.assign(this, { loading: null, wanted: this.first, waiting: [] });
+      if (this.loading === controller) {
+        Object.assign(this, { loading: null, wanted: this.first, waiting: [] });
+        showPageNumber();
+      }
       throw error;
+    } finally {
+      clearTimeout(slow);
     }
     this.loading = null;
     showPage();
@@ -164,10 +172,16 @@ function showPage() {
   find("#grid").scrollTop = 0;
   const number = (value) => value.toLocaleString("en");
   find("#status").textContent = `${number(results.total)} region${results.total === 1 ? "" : "s"}`;
-  find("#page").textContent = results.total === 0 ? "" : `${number(results.first / PAGE_SIZE + 1)} of ${number(Math.ceil(results.total / PAGE_SIZE))}`;
+  showPageNumber();
   find("#previous").disabled = results.first === 0;
   find("#next").disabled = results.first + results.regions.length >= results.total;
   showCurrent(false);
+}
+
+function showPageNumber() {
+  const number = (value) => value.toLocaleString("en");
+  find("#grid").setAttribute("aria-busy", "false");
+  find("#page").textContent = results.total === 0 ? "" : `${number(results.first / PAGE_SIZE + 1)} of ${number(Math.ceil(results.total / PAGE_SIZE))}`;
 }
 
 // Marks the current region, and shows its image where images are shown.

@@ -5,6 +5,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -14,19 +15,22 @@ import psutil
 import pytest
 import torch
 from ray import serve
+from ray.exceptions import ActorDiedError
 
 from tests.masks.generators.test_sam import build_tiny_sam
 from tests.pipelines.serving.replicas import CAPTIONER, processes
 from tests.pipelines.serving.requests import DISC, IMAGE, SQUARE, disc, events_of, request, square, with_alpha
 from tests.pipelines.serving.tiny_sam import TinySamReplica, save_tiny_sam
 from tests.serving.local import scene
-from ureca.errors import CheckpointError, SettingsError
+from ureca.errors import CheckpointError, ClusterError, SettingsError
 from ureca.masks import rle as rle_codec
 from ureca.masks.generators.prompted_sam import PromptedSam
 from ureca.masks.generators.sam import SamNetwork
 from ureca.masks.prompts import Prompt
 from ureca.model.captioner import RegionCaptioner
 from ureca.model.initialization import build_tiny
+from ureca.pipelines import serve as serve_pipeline
+from ureca.pipelines.batch.resources import Cluster
 from ureca.pipelines.serve import APPLICATION, serving
 from ureca.pipelines.serve_settings import ReplicaSettings, ServeSettings, ServingResources
 from ureca.pipelines.serving import deployments as serving_deployments
@@ -214,6 +218,19 @@ def test_killed_replica_fails_only_its_own_requests(client: httpx2.Client) -> No
     assert set(statuses) <= {(200, None), (503, "replica_lost")}
     assert statuses[503, "replica_lost"] <= SLOTS
     assert client.get("/readyz").status_code == 200
+
+
+def test_serving_where_serve_does_not_start_raises_cluster_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def start(**_: object) -> None:
+        raise ActorDiedError
+
+    monkeypatch.setattr(serve, "start", start)
+    monkeypatch.setattr(serve_pipeline, "ray_session", lambda _: nullcontext(Cluster(2, 0, may_grow=True)))
+    with (
+        pytest.raises(ClusterError, match=r"Ray Serve did not start: The actor died.*; try again"),
+        serving(ServeSettings()),
+    ):
+        pass
 
 
 def test_serving_invalid_settings_raises_before_start(tmp_path: Path, model: Path) -> None:
