@@ -189,6 +189,7 @@ def test_read_answer_with_a_passing_error_of_any_dialect_is_transient(body: byte
         (b'{"error": {"message": "Incorrect key", "code": "invalid_api_key"}}', "all", "http_401"),
         (b'{"error": {"message": "blocked", "code": "content_filter"}}', "request", "content_filter"),
         (b'{"message": "maximum context length is 4096 tokens"}', "request", "too_long"),
+        (b'{"error": "`inputs` tokens + `max_new_tokens` must be <= 4096"}', "request", "too_long"),
     ],
 )
 def test_read_answer_with_a_lasting_error_of_any_dialect_is_refused(body: bytes, scope: str, kind: str) -> None:
@@ -219,6 +220,23 @@ def test_check_status_of_a_bad_request_reads_its_words(words: str, scope: str, c
 def test_check_status_of_passing_trouble_is_transient(status: int) -> None:
     with pytest.raises(TransientError):
         check_status(status, b"error code: 1015")
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (500, "image input is not supported - hint: you may need to provide the mmproj"),  # llama.cpp
+        (500, "model requires more system memory (12.0 GiB) than is available (7.5 GiB)"),  # Ollama
+        (502, "the model does not support images"),
+        (501, "Unsupported method ('POST')"),
+        (200, "Unexpected endpoint or method. (POST /chat/completions). Returning 200 anyway"),  # LM Studio
+    ],
+)
+def test_error_of_a_server_that_can_answer_no_request_is_suspect(status: int, words: str) -> None:
+    body = json.dumps({"error": words}).encode()
+    with pytest.raises(RefusedError, match=re.escape(words)) as caught:
+        check_status(status, body) if status != 200 else read_answer(body)
+    assert caught.value.scope == "suspect"
 
 
 def test_check_status_of_a_redirect_names_its_target() -> None:

@@ -44,10 +44,17 @@ _UNSUPPORTED = re.compile(
 
 _TOO_LONG = re.compile(
     r"context[_ ](?:length|size|window)|maximum (?:model|context|input|prompt) length|max_model_len|max_seq_len|"
-    r"prompt is too long|too many (?:input )?tokens|input token count|longer than the (?:maximum )?model",
+    r"prompt is too long|too many (?:input )?tokens|`?inputs`? tokens|input token count|longer than the (?:maximum )?model",
     re.IGNORECASE,
 )
 
+
+_INCAPABLE = re.compile(
+    r"(?:image|vision|multi-?modal)[ \w]{0,30}(?:not supported|unsupported)|not support (?:image|vision|multi-?modal)|mmproj|"
+    r"requires more (?:system )?memory|unexpected endpoint",
+    re.IGNORECASE,
+)
+"""Words by which local servers tell, as an error of their own or as a success, that they cannot answer any request."""
 
 _FILTERED = re.compile(
     r"content[_ ](?:filter|policy|management)|responsible[_ ]?ai|safety (?:system|filter|policy)|data_inspection",
@@ -325,6 +332,9 @@ def check_status(status: int, body: bytes, retry_after_s: float | None = None, l
         raise RefusedError(kind, message, scope="all", cause=_NO_CREDIT)
     if status == 400 and _NO_QUOTA.search(words):
         raise RefusedError(kind, message, scope="suspect", cause=_NO_CREDIT)
+    if status in {501, 505} or (status in {500, 502} and _INCAPABLE.search(words)):
+        cause = "the requests, which it cannot answer (see mllm.model, mllm.base_urls)"
+        raise RefusedError(kind, message, scope="suspect", cause=cause)
     if status in _OVERLOAD_STATUSES or status in _CONFLICT_STATUSES or status >= 500:
         raise TransientError(
             "rate_limited" if status == 429 else "server_error",
